@@ -1,0 +1,51 @@
+# Everything a person types. `make` without a target prints this list.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+RESULTS ?= results
+STORE ?= sqlite:///$(CURDIR)/$(RESULTS)/mlflow.db
+PORT ?= 5000
+
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce-table5 test check mlflow clean
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## create .venv and install everything, at the exact versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version). Name one: make PYTHON=python3.12 setup"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+reproduce-table5: $(STAMP)  ## Table 5 (a) on the embedded benchmark: four blocks, three seeds, a table, a report
+	$(RUN) sweeps/layer_ablation.py --storage $(RESULTS) --tracking-uri $(STORE)
+
+test: $(STAMP)  ## everything that CI runs: lint, types, import contracts, all tests
+	$(MAKE) --no-print-directory lint
+	$(VENV)/bin/pytest
+
+check: $(STAMP)  ## lint, types, import contracts and the fast tests
+	$(MAKE) --no-print-directory lint
+	$(VENV)/bin/pytest -m 'not slow'
+
+.PHONY: lint
+lint:
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+mlflow: $(STAMP)  ## open the MLflow UI on loopback over the results of this folder
+	@echo "http://127.0.0.1:$(PORT)  (Ctrl-C ends it)"
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --backend-store-uri $(STORE) \
+		--artifacts-destination $(CURDIR)/$(RESULTS)/mlartifacts --host 127.0.0.1 --port $(PORT)
+
+clean:  ## delete the environment and caches; results stay
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

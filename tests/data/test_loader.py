@@ -1,0 +1,121 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from toco.data import ColourConfig, Dataset, TrainLoader, ViewsConfig, denormalise_255
+from toco.data._loader import epoch_order, sample_generator
+from toco.data.voc import Config, open_split
+from toco.types import Batch
+
+VIEWS = ViewsConfig(crop_size_px=32)
+STILL = ColourConfig(jitter_probability=0, grey_probability=0, blur_probability=0)
+
+
+@pytest.fixture
+def dataset(folder: Path) -> Dataset:
+    return open_split(Config(root=folder, train_list="train"), "train")
+
+
+def loader(dataset: Dataset, seed: int = 3, num_workers: int = 0, views: ViewsConfig = VIEWS) -> TrainLoader:
+    return TrainLoader(dataset, views, batch_size=2, seed=seed, num_workers=num_workers)
+
+
+def assert_same(left: Sequence[Batch], right: Sequence[Batch]) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.names == b.names
+        for name in ("images", "second_view", "crop_source", "class_labels", "valid_box"):
+            torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0)
+
+
+def test_batch(dataset: Dataset) -> None:
+    (batch,) = loader(dataset).batches(0, 1)
+    assert batch.images.shape == batch.second_view.shape == batch.crop_source.shape == (2, 3, 32, 32)
+    assert batch.images.dtype == batch.class_labels.dtype == torch.float32
+    assert batch.valid_box.dtype == torch.int64
+    for name, label in zip(batch.names, batch.class_labels, strict=True):
+        assert label.tolist() == dataset.class_labels(dataset.names.index(name)).tolist()
+
+
+def test_pixels_of_a_batch_are_the_images(dataset: Dataset) -> None:
+    views = ViewsConfig(crop_size_px=48, rescale=(1, 1), flip_probability=0, first_view=STILL, second_view=STILL)
+    (batch,) = loader(dataset, views=views).batches(0, 1)
+    y0, y1, x0, x1 = batch.valid_box[0].tolist()
+    assert (y1 - y0, x1 - x0) == (40, 48)
+    pixels = denormalise_255(batch.images, truncate=False)[0, :, y0:y1, x0:x1].permute(1, 2, 0)
+    image = dataset.image(dataset.names.index(batch.names[0]))
+    np.testing.assert_allclose(pixels.numpy(), image, atol=1e-3)
+
+
+def test_an_epoch_shows_every_image_once_and_epochs_differ(dataset: Dataset) -> None:
+    assert loader(dataset).steps_per_epoch == 2
+    names = [name for batch in loader(dataset).batches(0, 8) for name in batch.names]
+    epochs = [tuple(names[i : i + 4]) for i in range(0, 16, 4)]
+    assert all(len(set(epoch)) == 4 for epoch in epochs)
+    assert len(set(epochs)) > 1
+
+
+def test_views_of_an_image_change_with_epoch_and_seed(dataset: Dataset) -> None:
+    def views_of(seed: int) -> list[torch.Tensor]:
+        return [b.images[b.names.index("a1")] for b in loader(dataset, seed).batches(0, 16) if "a1" in b.names]
+
+    first, second, *_ = views_of(3)
+    other, *_ = views_of(4)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_resumed_batches_are_the_uninterrupted_ones(dataset: Dataset) -> None:
+    whole = list(loader(dataset).batches(0, 7))
+    assert_same(whole[3:], list(loader(dataset).batches(3, 4)))
+
+
+@pytest.mark.slow
+def test_loader_processes_give_the_same_batches_and_draw_no_global_random_numbers(dataset: Dataset) -> None:
+    state = torch.get_rng_state()
+    with_processes = list(loader(dataset, num_workers=2).batches(1, 5))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same(list(loader(dataset).batches(1, 5)), with_processes)
+
+
+@pytest.mark.slow
+def test_fault_in_a_loader_process_names_the_file(dataset: Dataset, folder: Path) -> None:
+    for path in (folder / "JPEGImages").iterdir():
+        path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        list(loader(dataset, num_workers=1).batches(0, 1))
+
+
+def test_without_processes_no_multiprocessing_is_used(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("toco.data._loader.DataLoader", refuse)
+    assert len(list(loader(dataset).batches(0, 2))) == 2
+
+
+def test_pinning_reaches_every_tensor(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Page-locked memory needs a GPU; which tensors ask for it does not.
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    (batch,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, pin_memory=True).batches(0, 1)
+    assert {id(tensor) for tensor in pinned} == {
+        id(getattr(batch, name)) for name in ("images", "second_view", "crop_source", "class_labels", "valid_box")
+    }
+
+
+def test_generators_of_order_and_samples_are_apart() -> None:
+    # A plain SeedSequence([3, 0]) and SeedSequence([3, 0, 0]) are one stream.
+    order = np.random.default_rng(np.random.SeedSequence([3, 0])).permutation(100)
+    assert not np.array_equal(epoch_order(100, 3, 0), order)
+    draws = {sample_generator(s, e, i).integers(2**60) for s in range(4) for e in range(4) for i in range(4)}
+    assert len(draws) == 64
+
+
+@pytest.mark.parametrize(("batch_size", "seed", "message"), [(6, 0, "5 images"), (0, 0, "5 images"), (2, -1, "seed")])
+def test_settings_out_of_range_are_refused(dataset: Dataset, batch_size: int, seed: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainLoader(dataset, VIEWS, batch_size, seed)

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from toco.evaluate.pictures import draw_panel, draw_similarity_curve, draw_threshold_curve, save_panels, voc_palette
+from toco.evaluate.report import Picture, ThresholdCurve
+
+NAMES = ("background", "cat", "dog")
+
+
+@pytest.fixture
+def picture():
+    rng = np.random.default_rng(0)
+    label = np.array([[0, 1, 255], [0, 2, 2]])
+    return Picture(
+        name="2007/a b",
+        class_labels=np.array([0, 1], np.float32),
+        image=rng.integers(0, 256, (2, 3, 3), dtype=np.uint8),
+        cam=np.array([[0, 0.25, 0.5], [0.6, 0.8, 1]], np.float32),
+        aux_cam=np.zeros((2, 3), np.float32),
+        pseudo_label=label,
+        prediction=np.array([[0, 0, 0], [0, 2, 2]]),
+        mask=np.array([[0, 0, 0], [2, 2, 2]], np.uint8),
+    )
+
+
+def test_the_palette_is_that_of_voc():
+    # The first colours of the development kit's table, and the cream of void.
+    assert voc_palette()[:6].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [128, 128, 0],
+        [0, 0, 128],
+        [128, 0, 128],
+    ]
+    assert voc_palette()[20].tolist() == [0, 64, 128]
+    assert voc_palette()[255].tolist() == [224, 224, 192]
+    assert len(np.unique(voc_palette(), axis=0)) == 256
+
+
+def test_a_panel_shows_the_six_maps_in_order_with_a_legend_of_what_is_there(picture):
+    figure = draw_panel(picture, NAMES, background_threshold=0.5)
+    image, cam, aux_cam, pseudo_label, prediction, mask = figure.axes[:6]
+    titles = [axes.get_title() for axes in figure.axes[:6]]
+    assert titles == [
+        "image",
+        "CAM (line at 0.5)",
+        "auxiliary CAM (line at 0.5)",
+        "pseudo label",
+        "prediction",
+        "ground truth",
+    ]
+    assert np.array_equal(image.images[0].get_array(), picture.image)
+    assert np.array_equal(cam.images[1].get_array(), picture.cam)
+    assert np.array_equal(aux_cam.images[1].get_array(), picture.aux_cam)
+    assert np.array_equal(pseudo_label.images[0].get_array(), voc_palette()[picture.pseudo_label])
+    assert np.array_equal(prediction.images[0].get_array(), voc_palette()[picture.prediction])
+    assert np.array_equal(mask.images[0].get_array(), voc_palette()[picture.mask])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*NAMES, "void / uncertain"]
+    assert figure.get_suptitle() == "2007/a b: dog"
+
+
+def test_cams_of_every_picture_share_one_scale(picture):
+    figure = draw_panel(picture, NAMES, background_threshold=0.5)
+    assert [axes.images[1].get_clim() for axes in figure.axes[1:3]] == [(0, 1), (0, 1)]
+
+
+def test_panels_are_written_under_safe_names(picture, tmp_path):
+    (path,) = save_panels([picture], NAMES, 0.5, tmp_path / "pictures")
+    assert path == tmp_path / "pictures" / "2007_a_b.png"
+    with Image.open(path) as image:
+        assert image.width > 1000
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 100
+
+
+def test_the_similarity_curve_counts_blocks_from_one():
+    figure = draw_similarity_curve({"classification": [0.2, 0.4, 0.8], "PTC": [0.2, None, 0.5]})
+    lines = figure.axes[0].get_lines()
+    assert [line.get_label() for line in lines] == ["classification", "PTC"]
+    assert lines[0].get_xdata().tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(lines[1].get_ydata(), [0.2, np.nan, 0.5])
+
+
+def test_the_threshold_curve_marks_the_best_thresholds():
+    curve = ThresholdCurve((0.0, 0.25, 0.5), cam_miou=(0.1, 0.456, 0.3), aux_cam_miou=(0.4, 0.2, 0.1))
+    figure = draw_threshold_curve(curve, background_threshold=0.5)
+    lines = figure.axes[0].get_lines()
+    assert lines[0].get_ydata().tolist() == pytest.approx([10, 45.6, 30])
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "CAM: best 45.6 at 0.25",
+        "auxiliary CAM: best 40.0 at 0.00",
+        "fixed threshold 0.5",
+    ]
+    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in lines[1:4:2]] == [
+        ([0.25], pytest.approx([45.6])),
+        ([0.0], pytest.approx([40.0])),
+    ]
+
+
+def test_curves_without_a_defined_value_can_be_drawn():
+    figure = draw_threshold_curve(ThresholdCurve((0.0,), (None,), (None,)), background_threshold=0.5)
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["CAM", "auxiliary CAM", "fixed threshold 0.5"]

@@ -1,0 +1,58 @@
+import pytest
+from pydantic import Field
+
+from toco.config import RUN_ONLY, Config, diff, digest, flatten, replace
+
+
+class Inner(Config):
+    rate: float = Field(default=0.1, gt=0)
+    sizes: tuple[int, ...] = (1, 2)
+    folder: str = Field(default="here", json_schema_extra={RUN_ONLY: True})
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    name: str = "a"
+    limit: int | None = None
+
+
+def test_a_leaf_is_set_by_its_path_and_text_is_read_by_its_type():
+    changed = replace(Outer(), {"inner.rate": "0.5", "inner.sizes": "[3]", "limit": "7", "name": "b"})
+    assert changed == Outer(inner=Inner(rate=0.5, sizes=(3,)), limit=7, name="b")
+    assert replace(changed, {"limit": "null"}).limit is None
+
+
+def test_an_unknown_path_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match=r"no field 'inner.rat'. Did you mean 'inner.rate'\?"):
+        replace(Outer(), {"inner.rat": 1})
+    with pytest.raises(ValueError, match="no field 'iner'"):
+        replace(Outer(), {"iner.rate": 1})
+
+
+def test_a_bad_value_is_refused_with_path_and_value():
+    with pytest.raises(ValueError, match=r"inner.rate: .*greater than 0 \(got -1\)"):
+        replace(Outer(), {"inner.rate": -1})
+    with pytest.raises(ValueError, match=r"inner.rate: .*\(got 'fast'\)"):
+        replace(Outer(), {"inner.rate": "fast"})
+
+
+def test_values_are_frozen_and_not_a_number_is_refused():
+    with pytest.raises(ValueError, match="frozen"):
+        Outer().name = "b"
+    with pytest.raises(ValueError, match="finite"):
+        replace(Outer(), {"inner.rate": "NaN"})
+
+
+def test_the_digest_sees_results_only():
+    assert digest(Outer()) == digest(replace(Outer(), {"inner.folder": "elsewhere"}))
+    assert digest(Outer()) != digest(replace(Outer(), {"inner.rate": 0.2}))
+    assert digest(Outer()) != digest(replace(Outer(), {"inner.sizes": [2, 1]}))
+
+
+def test_the_digest_is_the_same_everywhere():
+    assert digest(Outer()) == "deee4f35f742559f"
+
+
+def test_diff_and_flatten_name_leaves_by_path():
+    assert flatten(Outer())["inner.sizes"] == [1, 2]
+    assert diff(Outer(), replace(Outer(), {"inner.rate": 0.2})) == {"inner.rate": (0.1, 0.2)}

@@ -1,0 +1,255 @@
+"""The real MLflow over sqlite: what stands in it after a run folder was tracked once, twice, in pieces."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toco.tracking import client_uri, ensure_parent, finish_parent, open_store, track_run
+from toco.tracking.mlflow_store import public_uri
+from toco.tracking.training_run import MAX_PARAM_CHARACTERS
+
+
+def history(uri: str, experiment: str, run_id: str, key: str) -> list[tuple[int, float, int]]:
+    found = open_store(uri, experiment).client.get_metric_history(run_id, key)
+    return sorted((metric.step, metric.value, metric.timestamp) for metric in found)
+
+
+def artifacts(uri: str, experiment: str, run_id: str, folder: str = "") -> set[str]:
+    return {item.path for item in open_store(uri, experiment).client.list_artifacts(run_id, folder)}
+
+
+def test_a_finished_run_in_full(run_folder, sqlite_uri: str, tmp_path: Path):
+    training = run_folder()
+    training.add_evaluation(2, 0.25)
+    training.end("finished", 2)
+    where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "full"}
+    run_id = track_run(training.path, **where, run_name="aux_block=#10, seed 0", tags={"study": "layer_ablation"})
+    client = open_store(**where).client
+    run = client.get_run(run_id)
+    assert run.info.run_name == "aux_block=#10, seed 0"
+    assert run.info.status == "FINISHED"
+    assert run.info.start_time == 1767323045000
+    assert run.info.end_time == 1767323045000 + 10_000
+    assert run.data.params == {
+        "seed": "0",
+        "method.aux_block": "9",
+        "method.scales": "[1.0, 0.5]",
+        "data.root": "null",
+        "evaluate.background_threshold": "0.5",
+    }
+    expected = {"study": "layer_ablation", "seed": "0", "digest": "0123456789abcdef", "commit": "c0ffee"}
+    assert expected.items() <= run.data.tags.items()
+    assert run.data.tags["dirty"] == "false"
+    assert run.data.tags["version.torch"] == "2.13.0"
+    assert history(sqlite_uri, "full", run_id, "train/ptc") == [(1, 0.5, 1767323045500), (2, 0.25, 1767323046000)]
+    assert history(sqlite_uri, "full", run_id, "val/cam_miou") == [(2, 0.25, 1767323046000)]
+    assert "val/aux_cam_miou" not in run.data.metrics
+    assert history(sqlite_uri, "full", run_id, "final/cam_miou") == [(2, 0.4375, 1767323055000)]
+    assert [row[:2] for row in history(sqlite_uri, "full", run_id, "blocks/patch_similarity")] == [
+        (1, 0.5),
+        (2, 0.625),
+        (3, 0.75),
+    ]
+    assert artifacts(sqlite_uri, "full", run_id) == {
+        "config.json",
+        "provenance.json",
+        "result.json",
+        "pictures",
+        "evaluation",
+    }
+    assert artifacts(sqlite_uri, "full", run_id, "evaluation") == {
+        "evaluation/per_class.json",
+        "evaluation/patch_similarity.png",
+        "evaluation/cam_thresholds.png",
+    }
+    fetched = client.download_artifacts(run_id, "pictures/step_00000002/scene_0001.png", str(tmp_path))
+    assert Path(fetched).read_bytes() == (training.path / "pictures/step_00000002/scene_0001.png").read_bytes()
+    table = json.loads(Path(client.download_artifacts(run_id, "evaluation/per_class.json", str(tmp_path))).read_text())
+    assert table["columns"] == ["class", "seg_iou", "cam_iou"]
+    assert table["data"] == [["background", 0.9, 0.8], ["disc", 0.5, 0.4], ["star", None, 0.2]]
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "evaluation/per_class.json", "type": "table"}
+    ]
+
+
+def test_artifacts_lie_beside_the_database(run_folder, sqlite_uri: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    training = run_folder()
+    before = sorted(tmp_path.iterdir())
+    track_run(training.path, tracking_uri=sqlite_uri, experiment="beside / the database")
+    assert sorted(tmp_path.iterdir()) == before
+    folder = Path(sqlite_uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+    assert list(folder.glob("beside*/*/artifacts/config.json")) != []
+
+
+def test_in_pieces_gives_one_run_and_no_row_twice(run_folder, sqlite_uri: str, tmp_path: Path):
+    training = run_folder()
+    where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "pieces"}
+    client = open_store(**where).client
+    run_id = track_run(training.path, **where)
+    assert client.get_run(run_id).info.status == "RUNNING"
+    training.add_rows(range(3, 5))
+    training.add_evaluation(4, 0.5)
+    # Another process, as after a crash of the first.
+    code = (
+        f"from toco.tracking import *; from pathlib import Path; track_run(Path({str(training.path)!r}), **{where!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
+    training.end("stopped", 4, "Interrupted by SIGTERM.")
+    assert track_run(training.path, **where) == run_id
+    stopped = client.get_run(run_id)
+    assert stopped.info.status == "KILLED"
+    assert stopped.data.tags["mlflow.note.content"] == "Interrupted by SIGTERM."
+    assert "final/cam_miou" not in stopped.data.metrics
+    # Resumed: running again, then finished.
+    (training.path / "result.json").unlink()
+    training.add_rows(range(5, 6))
+    track_run(training.path, **where)
+    assert client.get_run(run_id).info.status == "RUNNING"
+    training.end("finished", 5)
+    track_run(training.path, **where)
+    assert track_run(training.path, **where) == run_id
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert [row[:2] for row in history(sqlite_uri, "pieces", run_id, "train/loss_total")] == [
+        (step, 2.0 / step) for step in range(1, 6)
+    ]
+    assert len(history(sqlite_uri, "pieces", run_id, "final/cam_miou")) == 1
+    assert len(client.search_runs([open_store(**where).experiment_id])) == 1
+    table = Path(client.download_artifacts(run_id, "evaluation/per_class.json", str(tmp_path)))
+    assert len(json.loads(table.read_text())["data"]) == 3
+
+
+def test_a_training_begun_anew_is_another_run(run_folder, sqlite_uri: str):
+    training = run_folder()
+    where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "anew"}
+    first = track_run(training.path, **where)
+    provenance = json.loads((training.path / "provenance.json").read_text())
+    provenance["started"] = "2026-01-02T09:00:00+00:00"
+    (training.path / "provenance.json").write_text(json.dumps(provenance))
+    assert track_run(training.path, **where) != first
+
+
+def test_a_picture_cut_off_by_a_crash_is_sent_again(run_folder, sqlite_uri: str, tmp_path: Path):
+    training = run_folder()
+    training.add_evaluation(2, 0.25)
+    where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "torn"}
+    run_id = track_run(training.path, **where)
+    client = open_store(**where).client
+    torn = tmp_path / "torn" / "scene_0001.png"
+    torn.parent.mkdir()
+    torn.write_bytes(b"\x89PNG")
+    client.log_artifact(run_id, str(torn), "pictures/step_00000002")
+    track_run(training.path, **where)
+    fetched = client.download_artifacts(run_id, "pictures/step_00000002/scene_0001.png", str(torn.parent))
+    assert Path(fetched).read_bytes() == (training.path / "pictures/step_00000002/scene_0001.png").read_bytes()
+
+
+def test_more_metrics_and_params_than_one_call_takes(run_folder, sqlite_uri: str, monkeypatch):
+    training = run_folder(many={f"field_{i}": i for i in range(150)})
+    training.add_rows(range(3, 1203))  # 1202 rows of 2 metrics
+    where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "many"}
+    from mlflow import MlflowClient
+
+    sizes: list[tuple[int, int]] = []
+    log_batch = MlflowClient.log_batch
+
+    def counting(self: MlflowClient, run_id: str, metrics: Any = (), params: Any = (), tags: Any = (), **more: Any):
+        sizes.append((len(metrics), len(params)))
+        return log_batch(self, run_id, metrics, params, tags, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counting)
+    run_id = track_run(training.path, **where)
+    assert [size for size in sizes if size != (0, 0)] == [(0, 100), (0, 55), (1000, 0), (1000, 0), (404, 0)]
+    assert len(history(sqlite_uri, "many", run_id, "train/ptc")) == 1202
+    sizes.clear()
+    track_run(training.path, **where)
+    assert sizes == []
+
+
+def test_a_long_param_is_cut_with_a_sentence(run_folder, sqlite_uri: str):
+    training = run_folder(names="x" * 7000)
+    where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "long"}
+    value = open_store(**where).client.get_run(track_run(training.path, **where)).data.params["names"]
+    assert len(value) == MAX_PARAM_CHARACTERS
+    assert value.endswith("xxx ... Cut from 7000 characters: the whole value stands in config.json.")
+
+
+def test_a_number_that_is_not_finite_is_tracked_too(run_folder, sqlite_uri: str):
+    training = run_folder()
+    with (training.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "kind": "train", "time_s": 1.5, "values": {"train/ptc": NaN}}\n')
+    training.end("diverged", 3, "The loss ptc is not finite at step 3.")
+    where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "diverged"}
+    run_id = track_run(training.path, **where)
+    track_run(training.path, **where)
+    rows = history(sqlite_uri, "diverged", run_id, "train/ptc")
+    assert [row[0] for row in rows] == [1, 2, 3]
+    assert rows[2][1] != rows[2][1]
+    assert open_store(**where).client.get_run(run_id).info.status == "FAILED"
+
+
+def test_an_unknown_status_is_refused(run_folder, sqlite_uri: str):
+    training = run_folder()
+    training.end("tired", 2)
+    with pytest.raises(ValueError, match="status 'tired', expected finished, stopped, diverged"):
+        track_run(training.path, tracking_uri=sqlite_uri, experiment="status")
+
+
+def test_a_study_has_one_parent_and_its_children(run_folder, sqlite_uri: str, tmp_path: Path):
+    where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "study"}
+    parent = ensure_parent(**where, study_id="layer_ablation it's", run_name="layer ablation")
+    children = [
+        track_run(
+            run_folder(f"aux_block={block}-seed=0").path, **where, parent_run_id=parent, tags={"cell": f"b={block}"}
+        )
+        for block in (8, 9)
+    ]
+    (tmp_path / "table.md").write_text("| a |")
+    finish_parent(parent, **where, files=[tmp_path / "table.md"], note="| a |")
+    client = open_store(**where).client
+    assert client.get_run(parent).info.status == "FINISHED"
+    assert artifacts(sqlite_uri, "study", parent) == {"table.md"}
+    # A restored driver: same study, same run, running again.
+    assert ensure_parent(**where, study_id="layer_ablation it's", run_name="layer ablation") == parent
+    assert client.get_run(parent).info.status == "RUNNING"
+    assert ensure_parent(**where, study_id="another", run_name="another") != parent
+    assert {client.get_run(child).data.tags["mlflow.parentRunId"] for child in children} == {parent}
+    # The same trial in another study is another run; filled again by itself, it is found without its parent.
+    other = ensure_parent(**where, study_id="another", run_name="another")
+    assert track_run(tmp_path / "aux_block=9-seed=0", **where, parent_run_id=other) not in children
+    assert track_run(tmp_path / "aux_block=8-seed=0", **where) == children[0]
+
+
+def test_a_folder_name_with_a_quote(run_folder, sqlite_uri: str):
+    training = run_folder('it\'s a "run" `x`')
+    where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "quotes"}
+    assert track_run(training.path, **where) == track_run(training.path, **where)
+
+
+def test_a_deleted_experiment_is_named(run_folder, sqlite_uri: str):
+    store = open_store(sqlite_uri, "deleted")
+    store.client.delete_experiment(store.experiment_id)
+    with pytest.raises(ValueError, match="The MLflow experiment 'deleted' was deleted"):
+        track_run(run_folder().path, tracking_uri=sqlite_uri, experiment="deleted")
+
+
+def test_uris(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert client_uri("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert client_uri(f"sqlite:///{tmp_path}/a.db") == f"sqlite:///{tmp_path}/a.db"
+    assert client_uri("http://127.0.0.1:5000/") == "http://127.0.0.1:5000"
+    for wrong in ("mlruns", "file:///tmp/mlruns", "sqlite:///", "postgresql://me:secret@host/db"):
+        with pytest.raises(ValueError, match="is neither sqlite:///PATH nor http") as caught:
+            client_uri(wrong)
+        assert "secret" not in str(caught.value)
+    assert public_uri("http://me:secret@host/a") == "http://host/a"
+
+
+def test_importing_the_package_does_not_import_mlflow():
+    code = "import sys, json, toco.tracking; print(json.dumps('mlflow' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603
+    assert json.loads(done.stdout) is False

@@ -1,0 +1,95 @@
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from toco.train import checkpoint
+
+
+def network(width=3):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(width, 4), nn.Linear(4, 1))
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def train_once(model, optimizer):
+    optimizer.zero_grad()
+    (model(torch.randn(8, model[0].in_features)) ** 2).mean().backward()
+    optimizer.step()
+
+
+def save(tmp_path, step, model, optimizer):
+    return checkpoint.save(tmp_path, step, "digest", model, optimizer, {})
+
+
+def test_a_restored_run_goes_on_bit_for_bit(tmp_path):
+    model, optimizer = network()
+    train_once(model, optimizer)
+    path = save(tmp_path, 1, model, optimizer)
+    train_once(model, optimizer)
+    expected = [p.clone() for p in model.parameters()]
+
+    other, other_optimizer = network()
+    torch.manual_seed(99)
+    checkpoint.restore(checkpoint.read(path), other, other_optimizer)
+    train_once(other, other_optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(expected, other.parameters(), strict=True))
+
+
+def test_extra_parts_come_back(tmp_path):
+    model, optimizer = network()
+    path = checkpoint.save(tmp_path, 1, "d", model, optimizer, {"averages": {"train/ptc": torch.tensor([3.0, 2.0])}})
+    assert checkpoint.read(path).part("averages")["train/ptc"].tolist() == [3.0, 2.0]
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_taken(tmp_path, caplog):
+    model, optimizer = network()
+    save(tmp_path, 1, model, optimizer)
+    path = save(tmp_path, 2, model, optimizer)
+    tensors = path / checkpoint.TENSORS
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+        checkpoint.read(path)
+    assert checkpoint.latest(tmp_path).step == 1
+    assert "Passing over" in caplog.text
+
+
+def test_a_crash_while_writing_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    model, optimizer = network()
+    save(tmp_path, 1, model, optimizer)
+
+    def crash(*_, **__):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", crash)
+        with pytest.raises(OSError, match="disk full"):
+            save(tmp_path, 2, model, optimizer)
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["step_00000001"]
+    assert checkpoint.latest(tmp_path).step == 1
+    save(tmp_path, 2, model, optimizer)
+    checkpoint.prune(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
+
+
+def test_a_model_of_other_shapes_is_refused_by_name(tmp_path):
+    path = save(tmp_path, 1, *network())
+    with pytest.raises(checkpoint.CheckpointError, match=r"0.weight has shape \(4, 3\), expected \(4, 5\)"):
+        checkpoint.restore(checkpoint.read(path), network(width=5)[0])
+
+
+def test_an_unknown_format_is_refused(tmp_path):
+    path = save(tmp_path, 1, *network())
+    state = json.loads((path / checkpoint.STATE).read_text())
+    (path / checkpoint.STATE).write_text(json.dumps(state | {"format_version": 99}))
+    with pytest.raises(checkpoint.CheckpointError, match="format version 99"):
+        checkpoint.read(path)
+
+
+def test_folder_names_sort_by_step():
+    names = [checkpoint.folder_name(step) for step in (9, 10, 20_000, 100_000)]
+    assert names == sorted(names)

@@ -1,0 +1,216 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from toco.backbones import vit_nano
+from toco.config import replace
+from toco.data import ViewsConfig, shapes
+from toco.evaluate import EvaluateConfig
+from toco.methods import toco
+from toco.train import checkpoint
+from toco.train.loop import DivergedError, train
+from toco.train.optim import OptimConfig
+from toco.train.run_config import RunConfig
+from toco.train.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return RunConfig(
+        data=shapes.Config(root=tmp_path_factory.mktemp("data") / "shapes", num_train=12, num_val=4),
+        views=ViewsConfig(crop_size_px=32),
+        backbone=vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=32, weights=None),
+        method=toco.Config(
+            aux_block=1,
+            cam_scales=(1.0,),
+            num_local_crops=2,
+            local_crop_size_px=16,
+            decoder_width=8,
+            projection=toco.ProjectionConfig(hidden_width=16, bottleneck_width=8, output_width=16),
+            segmentation=toco.Term(weight=0.1, start_step=2),
+            energy=toco.Term(weight=0.05, start_step=2),
+        ),
+        optim=OptimConfig(lr=1e-3, warmup_steps=2),
+        evaluate=EvaluateConfig(size_px=32, cam_scales=(1.0,), cam_flip=False, curve_step=0.1, num_pictures=1),
+        num_steps=6,
+        batch_size=4,
+        evaluate_every=2,
+        log_every=1,
+        keep_checkpoints=3,
+        num_workers=0,
+    )
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptAt:
+    """Stands for a crash right after an evaluation."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_evaluation(self, step, metrics, checkpoint):
+        if step == self.step:
+            raise Interrupted
+
+
+def rows(run_dir):
+    """Metrics without times."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["time_s"]
+        line["values"].pop("train/step_time_s", None)
+    return lines
+
+
+def tensors(run_dir, step):
+    return load_file(run_dir / "checkpoints" / checkpoint.folder_name(step) / checkpoint.TENSORS)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "finished"
+    train(config, run_dir, recipe="test", progress=False)
+    return run_dir
+
+
+def test_a_run_folder_is_complete(config, finished):
+    folder = RunFolder(finished)
+    result = folder.result()
+    assert result["status"] == "finished"
+    assert result["step"] == 6
+    assert folder.config() == config.resolved()
+    assert folder.config().method.dense_energy.filter_name == "exact"
+    provenance = json.loads((finished / "provenance.json").read_text())
+    assert len(provenance["data_manifest"]["train"]) == 64
+    assert [(row["step"], row["kind"]) for row in rows(finished) if row["kind"] == "val"] == [
+        (2, "val"),
+        (4, "val"),
+        (6, "val"),
+    ]
+    steps = [row["step"] for row in rows(finished) if row["kind"] == "train"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert result["metrics"] == rows(finished)[-1]["values"]
+    assert len(list((finished / "pictures" / "step_00000006").glob("*.png"))) == 1
+    evaluation = json.loads((finished / "evaluations" / "step_00000006.json").read_text())
+    assert len(evaluation["patch_similarity"]) == 3
+
+
+def test_terms_join_at_their_step(finished):
+    first, *_, last = [row["values"] for row in rows(finished) if row["kind"] == "train"]
+    assert "train/segmentation" not in first
+    assert "train/segmentation" in last
+    assert {"train/classification", "train/aux_classification", "train/ptc", "train/ctc"} <= first.keys()
+
+
+@pytest.mark.parametrize("interrupted_at", [2, 4])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(config, finished, tmp_path, interrupted_at):
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, progress=False, observer=InterruptAt(interrupted_at))
+    torch.manual_seed(12345)
+    train(config, tmp_path, resume=True, progress=False)
+    assert rows(tmp_path) == rows(finished)
+    ours, theirs = tensors(tmp_path, 6), tensors(finished, 6)
+    assert ours.keys() == theirs.keys()
+    different = [
+        name for name in ours if not torch.equal(ours[name], theirs[name]) and name != "averages/train/step_time_s"
+    ]
+    assert not different
+
+
+def test_resuming_forgets_what_the_last_checkpoint_does_not_know(config, finished, tmp_path):
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, progress=False, observer=InterruptAt(2))
+    RunFolder(tmp_path).add_metrics(3, "train", 1.0, {"train/ptc": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "kind": "tr')
+    train(config, tmp_path, resume=True, progress=False)
+    assert rows(tmp_path) == rows(finished)
+
+
+def test_a_finished_run_is_not_run_again(config, finished):
+    before = (finished / "metrics.jsonl").stat().st_mtime_ns
+    result = train(config, finished, resume=True, progress=False)
+    assert result.status == "finished"
+    assert (finished / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_used_folder_and_another_config_are_refused(config, finished):
+    with pytest.raises(FileExistsError, match="--resume"):
+        train(config, finished, progress=False)
+    with pytest.raises(ValueError, match=r"seed \(0 -> 1\)"):
+        train(replace(config, {"seed": 1}), finished, resume=True, progress=False)
+
+
+def test_seeds_differ_and_repeat(config, finished, tmp_path):
+    train(replace(config, {"seed": 1}), tmp_path / "other", progress=False)
+    train(config, tmp_path / "same", progress=False)
+    assert rows(tmp_path / "same") == rows(finished)
+    assert rows(tmp_path / "other") != rows(finished)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(config, tmp_path, monkeypatch):
+    real, calls = toco.patch_token_contrast_loss, []
+
+    def broken(features, pairs):
+        calls.append(None)
+        return real(features, pairs) * (float("nan") if len(calls) > 6 else 1.0)
+
+    monkeypatch.setattr(toco, "patch_token_contrast_loss", broken)
+    with pytest.raises(DivergedError, match="At step 3, ptc is nan"):
+        train(config, tmp_path, progress=False)
+    result = RunFolder(tmp_path).result()
+    assert result["status"] == "diverged"
+    assert "ptc" in result["message"]
+    assert checkpoint.latest(tmp_path / "checkpoints").step == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 5}, "not a multiple of method.loss_group_size 2"),
+        ({"method.local_crop_size_px": 64}, "larger than views.crop_size_px 32"),
+        ({"optim.warmup_steps": 6}, "leaves nothing of num_steps 6"),
+        ({"method.low_threshold": 0.8}, "above high_threshold"),
+        ({"method.name": "tocco"}, "Did you mean 'toco'"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_the_run(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(config, changes)
+
+
+def test_a_block_that_the_backbone_lacks_is_refused(config, tmp_path):
+    with pytest.raises(ValueError, match="blocks 0 to 2"):
+        train(replace(config, {"method.aux_block": 3}), tmp_path, progress=False)
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_makes_a_checkpoint_and_ends(config, tmp_path, number):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "toco", "train", "shapes_nano", "--run-dir", str(run_dir), "--no-progress"]
+    command += ["--set", "num_steps=5000", "--set", "evaluate_every=5000", "--set", "log_every=1"]
+    command += ["--set", f"data.root={config.data.root}", "--set", "data.num_train=12", "--set", "data.num_val=4"]
+    command += ["--set", "batch_size=4", "--set", "num_workers=0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    metrics = run_dir / "metrics.jsonl"
+    while process.poll() is None and not metrics.exists():
+        time.sleep(0.2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    result = RunFolder(run_dir).result()
+    assert result["status"] == "stopped"
+    assert checkpoint.latest(run_dir / "checkpoints").step == result["step"]
+    assert f"stopped after step {result['step']}" in output

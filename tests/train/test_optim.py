@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import torch
+
+from toco.train.optim import OptimConfig, build_optimizer, fill_missing_gradients, lr_factor, set_lr
+
+NUM_STEPS = 20_000
+
+
+def test_the_rate_of_every_step_is_the_official_one(golden):
+    arrays = golden("lr_schedule")
+    for group, peak in (("backbone", 6e-5), ("heads", 6e-4)):
+        expected = arrays[f"lr_used_at_step_0_to_20002_group_{group}"]
+        rates = [peak * lr_factor(step, NUM_STEPS, OptimConfig()) for step in range(len(expected))]
+        np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("start", [0, 1495, 3000])
+def test_ten_steps_equal_the_official_optimizer(golden, start):
+    arrays = golden("adamw_steps")
+    p, q = (torch.nn.Parameter(torch.from_numpy(arrays[f"s{start}__{name}0"])) for name in "pq")
+    optimizer = build_optimizer({"backbone": [p], "heads": [q]}, OptimConfig())
+    for index in range(10):
+        set_lr(optimizer, start + index, NUM_STEPS, OptimConfig())
+        p.grad, q.grad = (torch.from_numpy(arrays[f"s{start}__grads_{name}"][index]) for name in "pq")
+        optimizer.step()
+        for parameter, name in ((p, "p"), (q, "q")):
+            expected = torch.from_numpy(arrays[f"s{start}__{name}_after"][index])
+            torch.testing.assert_close(parameter.detach(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_parameter_without_gradient_still_decays():
+    config = OptimConfig(lr=0.1, weight_decay=0.5)
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    optimizer = build_optimizer({"decoder": [weight]}, config)
+    fill_missing_gradients(optimizer)
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.step()
+    assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5))
+
+
+def test_heads_and_decoder_learn_faster_and_empty_groups_are_left_out():
+    groups = {name: [torch.nn.Parameter(torch.zeros(1))] for name in ("backbone", "heads", "decoder")}
+    optimizer = build_optimizer(groups | {"backbone_norms": []}, OptimConfig(lr=1.0, head_lr_multiplier=7))
+    assert {group["name"]: group["peak_lr"] for group in optimizer.param_groups} == {
+        "backbone": 1.0,
+        "heads": 7.0,
+        "decoder": 7.0,
+    }

@@ -1,0 +1,65 @@
+"""A small ViT for the embedded benchmark and for tests; it trains on one CPU core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from toco.backbones._backbone import BackboneConfig
+from toco.backbones._weights import load_file
+from toco.backbones.vit import ViT
+
+from timm.models import VisionTransformer  # isort: skip - after toco.backbones.vit, which makes timm importable
+
+BUNDLED = "bundled"
+BUNDLED_WEIGHTS = Path(__file__).with_suffix(".safetensors")
+
+
+class Config(BackboneConfig):
+    """A ViT by its dimensions.
+
+    Attributes:
+        image_size_px: Side of the image that the position embeddings are made for.
+        weights: ``bundled`` are those that ship with the package, for the default dimensions, made by
+            ``python -m toco pretrain``; a path reads a file; ``null`` starts from random weights.
+    """
+
+    name: Literal["vit_nano"] = "vit_nano"
+    width: int = Field(default=64, gt=0)
+    depth: int = Field(default=12, gt=0)
+    num_heads: int = Field(default=4, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    patch_size_px: int = Field(default=8, gt=0)
+    image_size_px: int = Field(default=64, gt=0)
+    weights: str | None = BUNDLED
+
+
+def build(config: Config) -> ViT:
+    """The backbone that ``config`` describes.
+
+    Raises:
+        ValueError: The weights do not fit the dimensions.
+    """
+    vit = VisionTransformer(
+        img_size=config.image_size_px,
+        patch_size=config.patch_size_px,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        mlp_ratio=config.mlp_ratio,
+        num_classes=0,
+        dynamic_img_size=True,
+    )
+    backbone = ViT(vit)
+    if (path := weights_path(config)) is not None:
+        load_file(vit, path)
+    return backbone
+
+
+def weights_path(config: Config) -> Path | None:
+    """The file that the weights are read from, if they are read from one."""
+    if config.weights is None:
+        return None
+    return BUNDLED_WEIGHTS if config.weights == BUNDLED else Path(config.weights)

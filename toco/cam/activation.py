@@ -1,0 +1,86 @@
+"""Class activation maps: one resolution, several scales with their mirror images, and the normalisation to [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from toco.types import Cams
+
+Forward = Callable[[Float[Tensor, "b 3 h w"]], tuple[Float[Tensor, "b k p q"], Float[Tensor, "b k p q"]]]
+"""Images to the activation maps of the last block and of the auxiliary block, on the patch grid."""
+
+
+def activation_maps(
+    features: Float[Tensor, "b c p q"], classifier_weight: Float[Tensor, "k c"]
+) -> Float[Tensor, "b k p q"]:
+    """Score of every class at every patch: the classifier applied to each token instead of to the pooled one."""
+    return torch.einsum("bcpq,kc->bkpq", features, classifier_weight)
+
+
+def normalise_cam(activation_sum: Float[Tensor, "b k h w"], epsilon: float = 1e-5) -> Float[Tensor, "b k h w"]:
+    """Min-max normalise every map of every image to [0, 1).
+
+    ``epsilon`` is added to the range, so a constant map becomes 0 and the maximum stays just below 1.
+
+    Source: official camutils.py, ``multi_scale_cam2``.
+    """
+    shifted = activation_sum - activation_sum.amin(dim=(2, 3), keepdim=True)
+    return shifted / (shifted.amax(dim=(2, 3), keepdim=True) + epsilon)
+
+
+def multi_scale_cams(
+    forward: Forward,
+    images: Float[Tensor, "b 3 h w"],
+    scales: Sequence[float],
+    flip: bool = True,
+    base: tuple[Float[Tensor, "b k p q"], Float[Tensor, "b k p q"]] | None = None,
+) -> Cams:
+    """CAM and auxiliary CAM at the images' size, summed over scales and normalised.
+
+    Per scale: the larger of image and mirror image (mirrored back) at every pixel, then ReLU. The maximum is taken
+    after the resize to pixels, as the official code does. Everything is computed in the images' dtype, even where
+    ``forward`` runs in a lower one.
+
+    Args:
+        forward: Maps images of any size to (activation, auxiliary activation).
+        images: Normalised images.
+        scales: Sizes relative to the images'; a scaled side is floored. 1.0 is always used, first, listed or not.
+        flip: Also look at the mirror images.
+        base: What ``forward(images)`` returned, where the caller has it already; that pass is then not repeated.
+
+    Raises:
+        ValueError: A scale is not positive.
+
+    Source: official camutils.py, ``multi_scale_cam2``.
+    """
+    if any(scale <= 0 for scale in scales):
+        raise ValueError(f"CAM scales are positive factors of the image size, but got {list(scales)}.")
+    height, width = images.shape[-2:]
+
+    def to_pixels(activations: tuple[Tensor, Tensor]) -> Tensor:
+        # Main and auxiliary maps take the same road: side by side as channels.
+        maps = torch.cat(activations, dim=1).to(images.dtype)
+        return F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
+
+    def at_one_scale(scaled: Tensor, known: tuple[Tensor, Tensor] | None) -> Tensor:
+        if known is None and flip:
+            upright, mirrored = to_pixels(forward(torch.cat([scaled, scaled.flip(-1)]))).chunk(2)
+            return torch.maximum(upright, mirrored.flip(-1)).relu()
+        upright = to_pixels(forward(scaled) if known is None else known)
+        if flip:
+            upright = torch.maximum(upright, to_pixels(forward(scaled.flip(-1))).flip(-1))
+        return upright.relu()
+
+    total = at_one_scale(images, base)
+    for scale in scales:
+        if scale != 1.0:
+            size = (int(scale * height), int(scale * width))
+            scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+            total = total + at_one_scale(scaled, None)
+    cam, aux_cam = normalise_cam(total).chunk(2, dim=1)
+    return Cams(cam=cam, aux_cam=aux_cam)

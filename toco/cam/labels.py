@@ -1,0 +1,118 @@
+"""From CAMs to labels: the threshold of the evaluation, the two thresholds of training, and the valid box.
+
+A score is compared with a threshold in the CAM's dtype, and equal counts as below: a float32 CAM of exactly
+``float32(0.7)`` is not above 0.7.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from toco.types import IGNORE_INDEX
+
+
+class Region(IntEnum):
+    """What a CAM says about a pixel. The values matter: positive crops are found by their mean."""
+
+    BACKGROUND = 0
+    UNCERTAIN = 1
+    FOREGROUND = 2
+
+
+def mask_absent_classes(cam: Float[Tensor, "b k h w"], class_labels: Float[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+    """The CAM with the maps of the classes that the image does not contain set to 0."""
+    return cam * class_labels[:, :, None, None]
+
+
+def cam_to_label(
+    cam: Float[Tensor, "b k h w"], class_labels: Float[Tensor, "b k"], background_threshold: float
+) -> Integer[Tensor, "b h w"]:
+    """The present class with the highest score, or 0 where that is not above the threshold.
+
+    Ids are 1..k; the first class wins a tie. This is the label that the evaluation compares with the ground truth.
+
+    Source: official camutils.py, ``cam_to_label`` without a box.
+    """
+    score, class_index = mask_absent_classes(cam, class_labels).max(dim=1)
+    return torch.where(score <= background_threshold, 0, class_index + 1)
+
+
+def cam_to_pseudo_label(
+    cam: Float[Tensor, "b k h w"],
+    class_labels: Float[Tensor, "b k"],
+    low_threshold: float,
+    high_threshold: float,
+    valid_box: Integer[Tensor, "b 4"] | None = None,
+) -> Integer[Tensor, "b h w"]:
+    """The best present class above ``high_threshold``, 0 up to ``low_threshold``, 255 between and outside the box.
+
+    This is the label that the affinity of patch tokens is read from.
+
+    Raises:
+        ValueError: The low threshold exceeds the high one.
+
+    Source: official camutils.py, ``cam_to_label`` with a box and ``ignore_mid``.
+    """
+    check_thresholds(low_threshold, high_threshold)
+    score, class_index = mask_absent_classes(cam, class_labels).max(dim=1)
+    label = torch.where(score <= high_threshold, IGNORE_INDEX, class_index + 1)
+    label = torch.where(score <= low_threshold, 0, label)
+    return label if valid_box is None else ignore_outside(label, valid_box)
+
+
+def ignore_outside(label: Integer[Tensor, "b h w"], valid_box: Integer[Tensor, "b 4"]) -> Integer[Tensor, "b h w"]:
+    """The label with everything outside the box set to 255."""
+    height, width = label.shape[-2:]
+    return label.masked_fill(outside_box(valid_box, (height, width)), IGNORE_INDEX)
+
+
+def outside_box(valid_box: Integer[Tensor, "b 4"], size: tuple[int, int]) -> Bool[Tensor, "b h w"]:
+    """True outside rows ``y0 y1`` and columns ``x0 x1`` (half-open); a box may be empty or reach beyond the grid.
+
+    >>> outside_box(torch.tensor([[0, 1, 1, 3]]), (2, 3)).int().tolist()
+    [[[1, 0, 0], [1, 1, 1]]]
+    """
+    y0, y1, x0, x1 = valid_box.long()[:, :, None].unbind(dim=1)
+    rows = torch.arange(size[0], device=valid_box.device)
+    columns = torch.arange(size[1], device=valid_box.device)
+    row_inside = (rows >= y0) & (rows < y1)
+    column_inside = (columns >= x0) & (columns < x1)
+    return ~(row_inside[:, :, None] & column_inside[:, None, :])
+
+
+def scale_box(
+    valid_box: Integer[Tensor, "b 4"], from_size: tuple[int, int], to_size: tuple[int, int]
+) -> Integer[Tensor, "b 4"]:
+    """The box on another grid over the same image: a cell belongs to it if the cell's centre does.
+
+    The official code applies the pixel box to the token grid unscaled, which ignores almost every token of a padded
+    image; this is the correction of it.
+
+    >>> scale_box(torch.tensor([[60, 448, 0, 100]]), from_size=(448, 448), to_size=(28, 28)).tolist()
+    [[4, 28, 0, 6]]
+    """
+
+    def first_cell(edge: Tensor, source: int, target: int) -> Tensor:
+        # The first cell i with its centre (i + 1/2) * source / target >= edge is ceil(edge * target / source - 1/2).
+        # In whole numbers, so that a centre exactly on the edge does not depend on rounding; -(-a // b) is the ceiling.
+        return -((source - 2 * edge * target) // (2 * source))
+
+    rows, columns = valid_box[:, :2].long(), valid_box[:, 2:].long()
+    return torch.cat([first_cell(rows, from_size[0], to_size[0]), first_cell(columns, from_size[1], to_size[1])], dim=1)
+
+
+def check_thresholds(low_threshold: float, high_threshold: float) -> None:
+    """Refuse thresholds in the wrong order.
+
+    Raises:
+        ValueError: The low threshold exceeds the high one.
+    """
+    if low_threshold > high_threshold:
+        raise ValueError(
+            f"Background is below the low threshold and foreground above the high one, but low is {low_threshold} "
+            f"and high is {high_threshold}. Swap them."
+        )

@@ -1,0 +1,171 @@
+"""Pixel-adaptive refinement (PAR): probabilities spread to pixels nearby of similar colour, and labels from them.
+
+Source: Ru et al., "Learning Affinity from Attention" (CVPR 2022), and the official PAR.py and camutils.py
+(``refine_cams_with_bkg_v2``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from toco.cam.labels import check_thresholds, ignore_outside
+from toco.types import IGNORE_INDEX
+
+DILATIONS = (1, 2, 4, 8, 12, 24)
+"""Distances of the eight neighbours, in pixels of the refined (half-size) map."""
+
+
+def neighbour_affinity(
+    images: Float[Tensor, "b 3 h w"],
+    dilations: Sequence[int] = DILATIONS,
+    colour_weight: float = 0.3,
+    position_weight: float = 0.01,
+) -> Float[Tensor, "b m h w"]:
+    """How much every pixel listens to each of its ``m = 8 * len(dilations)`` neighbours.
+
+    A softmax over the neighbours of the squared colour difference, in units of the local standard deviation times
+    ``colour_weight``, averaged over channels; plus ``position_weight`` times the same of the distance. The weights of
+    a pixel therefore sum to ``1 + position_weight``.
+
+    Args:
+        images: Colours in [0, 1].
+        dilations: Distances of the rings of eight neighbours; the centre is not its own neighbour.
+        colour_weight: Width of the kernel: smaller listens only to more similar colours. The width of the distance
+            kernel, too.
+        position_weight: Share of the distance term.
+    """
+    neighbours = torch.stack(list(_neighbours(images, dilations)), dim=2)
+    spread = neighbours.std(dim=2, keepdim=True) + 1e-8
+    difference = (neighbours - images[:, :, None]) / spread / colour_weight
+    from_colour = (-difference.square()).mean(dim=1).softmax(dim=1)
+
+    distance = torch.tensor([math.hypot(dy, dx) for dy, dx in _offsets(dilations)]).to(images)
+    from_position = (-(distance / (distance.std() + 1e-8) / colour_weight).square()).softmax(dim=0)
+    return from_colour + position_weight * from_position[:, None, None]
+
+
+def propagate(
+    maps: Float[Tensor, "b c h w"],
+    affinity: Float[Tensor, "b m h w"],
+    dilations: Sequence[int] = DILATIONS,
+    iterations: int = 10,
+) -> Float[Tensor, "b c h w"]:
+    """Replace every value by the affinity-weighted sum of its neighbours' values, ``iterations`` times."""
+    for _ in range(iterations):
+        refined = torch.zeros_like(maps)
+        # One neighbour at a time: all of them at once would need 48 times the memory of the maps.
+        for index, neighbour in enumerate(_neighbours(maps, dilations)):
+            refined.addcmul_(affinity[:, index, None], neighbour)
+        maps = refined
+    return maps
+
+
+def refined_probabilities(
+    images: Float[Tensor, "b 3 h w"],
+    cam: Float[Tensor, "b k h w"],
+    class_labels: Float[Tensor, "b k"],
+    backgrounds: Sequence[float],
+    *,
+    iterations: int = 10,
+    dilations: Sequence[int] = DILATIONS,
+    colour_weight: float = 0.3,
+    position_weight: float = 0.01,
+    scale: float = 0.5,
+) -> Float[Tensor, "b t s p q"]:
+    """Refined class probabilities at the reduced size, for every constant background score in ``backgrounds``.
+
+    The probabilities are a softmax over the background score and the CAMs (values in [0, 1], so it is nearly flat)
+    of the classes in the image; an absent class has probability 0. The position term lets them grow by
+    ``1 + position_weight`` an iteration, the same for all classes.
+
+    The image's affinity is computed once and the ``t`` backgrounds travel side by side as channels. Absent classes
+    travel too, so that the shapes do not depend on the labels.
+    """
+    size = (int(images.shape[-2] * scale), int(images.shape[-1] * scale))
+    small_images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    small_cam = F.interpolate(cam, size=size, mode="bilinear", align_corners=False)
+    small_cam = small_cam.masked_fill((class_labels == 0)[:, :, None, None], -torch.inf)
+    probabilities = torch.stack(
+        [F.pad(small_cam, (0, 0, 0, 0, 1, 0), value=background).softmax(dim=1) for background in backgrounds], dim=1
+    )
+    affinity = neighbour_affinity(small_images, dilations, colour_weight, position_weight)
+    return propagate(probabilities.flatten(1, 2), affinity, dilations, iterations).view_as(probabilities)
+
+
+@torch.no_grad()
+def refine_pseudo_label(
+    images: Float[Tensor, "b 3 h w"],
+    cam: Float[Tensor, "b k h w"],
+    class_labels: Float[Tensor, "b k"],
+    valid_box: Integer[Tensor, "b 4"] | None,
+    low_threshold: float,
+    high_threshold: float,
+    *,
+    iterations: int = 10,
+    dilations: Sequence[int] = DILATIONS,
+    colour_weight: float = 0.3,
+    position_weight: float = 0.01,
+    scale: float = 0.5,
+) -> Integer[Tensor, "b h w"]:
+    """The label that the decoder learns, from the CAM refined against a high and a low background score.
+
+    A class where it wins against the high background; 0 where the background wins even with the low score; 255 where
+    they disagree, and outside the box.
+
+    Args:
+        images: Colours in [0, 1]. The official code truncates them to the 256 levels of a byte first; that belongs to
+            the caller.
+        cam: Scores in [0, 1] at the images' size; absent classes need not be masked.
+        class_labels: Which classes the image contains.
+        valid_box: Image area of a padded crop, or None if all of it counts.
+        low_threshold: Background score that certain background wins with.
+        high_threshold: Background score that certain foreground wins against.
+        iterations: Steps of propagation.
+        dilations: Distances of the neighbours, in pixels at the reduced size.
+        colour_weight: Width of the colour and distance kernels.
+        position_weight: Share of the distance term.
+        scale: Size of the refined map relative to the image; sides are floored.
+
+    Raises:
+        ValueError: The low threshold exceeds the high one.
+    """
+    check_thresholds(low_threshold, high_threshold)
+    refined = refined_probabilities(
+        images,
+        cam,
+        class_labels,
+        (low_threshold, high_threshold),
+        iterations=iterations,
+        dilations=dilations,
+        colour_weight=colour_weight,
+        position_weight=position_weight,
+        scale=scale,
+    )
+    winners = []
+    for probabilities in refined.unbind(dim=1):
+        full_size = F.interpolate(probabilities, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        winners.append(full_size.argmax(dim=1))
+    against_low, against_high = winners
+    background_or_not = torch.where(against_low == 0, 0, IGNORE_INDEX)
+    label = torch.where(against_high == 0, background_or_not, against_high)
+    return label if valid_box is None else ignore_outside(label, valid_box)
+
+
+def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:
+    """Rows and columns from a pixel to its neighbours, ring by ring."""
+    return [(d * y, d * x) for d in dilations for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+
+
+def _neighbours(maps: Float[Tensor, "b c h w"], dilations: Sequence[int]) -> Iterator[Float[Tensor, "b c h w"]]:
+    """Every pixel's neighbour in one direction after the other; beyond the border the border's value goes on."""
+    height, width = maps.shape[-2:]
+    reach = max(dilations)
+    padded = F.pad(maps, (reach, reach, reach, reach), mode="replicate")
+    for dy, dx in _offsets(dilations):
+        yield padded[..., reach + dy : reach + dy + height, reach + dx : reach + dx + width]

@@ -1,0 +1,106 @@
+"""Regions of a CAM, and the local crops that the contrast of class tokens cuts from its uncertain and background ones.
+
+Nothing here waits for the device: shapes are static and no mask is used as an index.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Integer, Num
+from torch import Tensor
+
+from toco.cam.labels import Region, check_thresholds, mask_absent_classes
+
+
+def regions(
+    cam: Float[Tensor, "b k h w"], class_labels: Float[Tensor, "b k"], low_threshold: float, high_threshold: float
+) -> Integer[Tensor, "b h w"]:
+    """The :class:`Region` of every pixel by the best score of a present class.
+
+    Background up to and including ``low_threshold``, foreground from ``high_threshold`` on (including it, unlike in
+    a pseudo label), uncertain between them.
+
+    Raises:
+        ValueError: The low threshold exceeds the high one.
+
+    Source: official camutils.py, ``cam_to_roi_mask2``.
+    """
+    check_thresholds(low_threshold, high_threshold)
+    score = mask_absent_classes(cam, class_labels).amax(dim=1)
+    region = torch.full_like(score, Region.UNCERTAIN, dtype=torch.uint8)
+    region = region.masked_fill(score <= low_threshold, Region.BACKGROUND)
+    return region.masked_fill(score >= high_threshold, Region.FOREGROUND)
+
+
+def sample_crop_corners(
+    regions: Integer[Tensor, "b h w"], num_crops: int, crop_size_px: int, generator: torch.Generator
+) -> Integer[Tensor, "b v 2"]:
+    """Top-left corners (y, x) of square crops whose centres are drawn from uncertain and background pixels.
+
+    Per image ``num_crops`` distinct centres, all equally likely, in random order, at least half a crop from the
+    border. An image with fewer candidates than crops is cut anywhere. Padding counts as background, as in the
+    official code.
+
+    Every position gets a uniform random key and the largest keys among the candidates win: the distribution of a
+    random permutation of the candidates, without a loop over images and without counting them on the host.
+
+    Args:
+        regions: Region of every pixel.
+        num_crops: Crops per image.
+        crop_size_px: Side of a crop.
+        generator: Source of the keys, which are drawn on its device, so that a CPU generator gives the same crops on
+            every machine.
+
+    Raises:
+        ValueError: The image has no room for so many crops of this size.
+
+    Source: official camutils.py, ``crop_from_roi_neg``.
+    """
+    height, width = regions.shape[-2:]
+    margin = crop_size_px // 2
+    inner_height, inner_width = height - 2 * margin, width - 2 * margin
+    if min(inner_height, inner_width) < 1 or inner_height * inner_width < num_crops:
+        raise ValueError(
+            f"{num_crops} different crops of {crop_size_px} px do not fit into an image of {height} x {width} px. "
+            "Choose smaller or fewer local crops, or larger images."
+        )
+    inner = regions[:, margin : margin + inner_height, margin : margin + inner_width]
+    is_candidate = (inner <= Region.UNCERTAIN).flatten(1)
+    too_few = is_candidate.sum(dim=1, keepdim=True) < num_crops
+    keys = torch.rand(is_candidate.shape, generator=generator, device=generator.device).to(regions.device)
+    chosen = keys.masked_fill(~(is_candidate | too_few), -1.0).topk(num_crops, dim=1).indices
+    # The centre is ``margin`` below and right of the corner, so an index into the inner part is the corner itself.
+    return torch.stack([chosen // inner_width, chosen % inner_width], dim=-1)
+
+
+def crop(
+    images: Num[Tensor, "b c h w"], corners: Integer[Tensor, "b v 2"], crop_size_px: int
+) -> Num[Tensor, "v b c {crop_size_px} {crop_size_px}"]:
+    """Cut the squares at ``corners`` (y, x of the top-left pixel): crop-major, all images of the first crop first."""
+    num_images, num_channels = images.shape[:2]
+    device = images.device
+    offsets = torch.arange(crop_size_px, device=device)
+    y, x = corners.transpose(0, 1).unbind(dim=-1)
+    image = torch.arange(num_images, device=device)[None, :, None, None, None]
+    channel = torch.arange(num_channels, device=device)[None, None, :, None, None]
+    row = y[:, :, None, None, None] + offsets[:, None]
+    column = x[:, :, None, None, None] + offsets
+    return images[image, channel, row, column]
+
+
+def positive_crops(
+    regions: Integer[Tensor, "b h w"],
+    corners: Integer[Tensor, "b v 2"],
+    crop_size_px: int,
+    min_mean_region: float = 0.2,
+) -> Bool[Tensor, "b v"]:
+    """Whether a crop shows enough of an object to be a positive of its image.
+
+    Positive means that the mean of the region VALUES in the crop is above ``min_mean_region``: sure foreground (2)
+    counts twice as much as uncertain pixels (1). Any other crop is background, a negative.
+
+    Source: official camutils.py, ``crop_from_roi_neg``.
+    """
+    cropped = crop(regions[:, None], corners, crop_size_px)
+    total = cropped.sum(dim=(2, 3, 4), dtype=torch.float32).T
+    return total / crop_size_px**2 > min_mean_region

@@ -1,0 +1,156 @@
+"""Typed, frozen configuration: change a field by its dotted path, compare two configs, digest one.
+
+A config is a tree of frozen pydantic models. There is no other way to set anything: recipes build a tree in Python,
+``--set a.b=value`` changes a leaf, and every name that does not exist is refused with the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+RUN_ONLY = "run_only"
+"""Key in a field's ``json_schema_extra`` that marks it as without effect on results, so that no digest contains it."""
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, strict about names, validated with its defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+T = TypeVar("T", bound="Config")
+
+
+class Component(Config):
+    """Config of an entry of a registry: ``name`` says which."""
+
+    name: str
+
+
+def replace(config: T, changes: dict[str, Any]) -> T:
+    """A copy of ``config`` with the fields at dotted paths set and everything validated again.
+
+    Text values are read as JSON where they are JSON ("3", "true", "[1, 2]", "null") and as plain text otherwise.
+    Setting a component's ``name`` to another entry starts from that entry's defaults.
+
+    Raises:
+        ValueError: A path does not exist (the nearest is named), or a value does not fit its field.
+    """
+    tree = config.model_dump(mode="json")
+    # Names first: they decide which other paths exist.
+    for path, value in sorted(changes.items(), key=lambda item: not item[0].endswith(".name")):
+        _set(config, tree, path, _parse(value))
+    try:
+        return type(config).model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(sentences(error)) from error
+
+
+def diff(left: Config, right: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted paths whose values differ, with both values; a path missing on one side reads ``None`` there."""
+    a, b = flatten(left), flatten(right)
+    return {path: (a.get(path), b.get(path)) for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)}
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All leaves as ``{dotted path: JSON value}``; lists are leaves."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, node: Any) -> None:  # noqa: ANN401 - any JSON value
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                visit(f"{prefix}.{key}" if prefix else key, value)
+        else:
+            flat[prefix] = node
+
+    visit("", config.model_dump(mode="json"))
+    return flat
+
+
+def digest(config: Config) -> str:
+    """SHA-256 (hex, 16 digits) of the fields that affect results: everything but those marked run-only.
+
+    >>> class Example(Config):
+    ...     rate: float = 0.1
+    >>> digest(Example()) == digest(Example(rate=0.1)) != digest(Example(rate=0.2))
+    True
+    """
+    text = json.dumps(_without_run_only(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sentences(error: ValidationError) -> str:
+    """A validation error as sentences: path, what is wrong, what came, and the nearest name for an unknown one."""
+    lines = []
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"]) or "config"
+        came = "" if isinstance(item["input"], dict | BaseModel) else f" (got {item['input']!r})"
+        lines.append(f"{path}: {item['msg']}{came}.")
+    return " ".join(lines)
+
+
+class _Unset:
+    """Marks a path that does not exist."""
+
+
+def _parse(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if not isinstance(value, str):
+        return TypeAdapter(Any).dump_python(value, mode="json")
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def _set(config: Config, tree: dict[str, Any], path: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
+    *parents, leaf = path.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        if not isinstance(node, dict) or part not in node:
+            _refuse(tree, ".".join(parents[: depth + 1]), path)
+        node = node[part]
+    if not isinstance(node, dict) or leaf not in node:
+        _refuse(tree, path, path)
+    if parents and leaf == "name" and node["name"] != value:
+        node.clear()
+    node[leaf] = value
+
+
+def _refuse(tree: dict[str, Any], missing: str, path: str) -> None:
+    known: list[str] = []
+
+    def visit(prefix: str, node: Any) -> None:  # noqa: ANN401 - any JSON value
+        for key, value in node.items() if isinstance(node, dict) else ():
+            known.append(f"{prefix}{key}")
+            visit(f"{prefix}{key}.", value)
+
+    visit("", tree)
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"The config has no field {missing!r}.{hint}")
+
+
+def _without_run_only(config: BaseModel) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, info in type(config).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get(RUN_ONLY):
+            continue
+        value = getattr(config, name)
+        kept[name] = _without_run_only(value) if isinstance(value, BaseModel) else _plain(value)
+    return kept
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, BaseModel):
+        return _without_run_only(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return TypeAdapter(Any).dump_python(value, mode="json")

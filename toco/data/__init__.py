@@ -1,0 +1,26 @@
+"""Data sets, one file each, and the way from an image to a training batch."""
+
+from toco.data._check import Fault, Report, check_folder
+from toco.data._colour import ColourConfig
+from toco.data._dataset import DataConfig, Dataset, Split
+from toco.data._label_conversion import convert_labels
+from toco.data._loader import TrainLoader
+from toco.data._normalize import denormalise_255, normalise
+from toco.data._views import Views, ViewsConfig, make_views
+
+__all__ = [
+    "ColourConfig",
+    "DataConfig",
+    "Dataset",
+    "Fault",
+    "Report",
+    "Split",
+    "TrainLoader",
+    "Views",
+    "ViewsConfig",
+    "check_folder",
+    "convert_labels",
+    "denormalise_255",
+    "make_views",
+    "normalise",
+]

@@ -1,0 +1,148 @@
+"""Training batches as a pure function of the step.
+
+Which images a step sees follows from (seed, step), and how an image is changed from (seed, epoch, index), so that
+neither the number of loader processes nor a resume changes a batch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from toco.data._dataset import Dataset
+from toco.data._normalize import normalise
+from toco.data._views import Views, ViewsConfig, make_views
+from toco.types import Batch
+
+_Key = tuple[int, int]  # (epoch, index)
+_Sample = tuple[Views, Float32[np.ndarray, " k"], str]
+_ORDER = 1
+"""Spawn key of the generators of orders: ``SeedSequence([a, b])`` alone equals ``SeedSequence([a, b, 0])``."""
+_MAX_SEED = 2**32
+"""A larger seed takes two words of the sequence, which another (seed, epoch) could also give."""
+
+
+class TrainLoader:
+    """Endless shuffled epochs over a data set; the last, incomplete batch of an epoch is dropped.
+
+    Args:
+        dataset: Images and labels. With ``num_workers`` > 0 it is pickled into every process.
+        views: How views are made.
+        batch_size: Images a batch.
+        seed: Seed of order and views, 0 to 2^32 - 1.
+        num_workers: Processes that make batches; 0 makes them here, without multiprocessing.
+        pin_memory: Return page-locked tensors, for copies to a GPU that do not wait.
+
+    Raises:
+        ValueError: The data set has fewer images than a batch, or the seed is out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        views: ViewsConfig,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        if not 0 < batch_size <= len(dataset):
+            raise ValueError(f"Expected a batch size from 1 to the {len(dataset)} images there are, got {batch_size}.")
+        if not 0 <= seed < _MAX_SEED:
+            raise ValueError(f"Expected a seed from 0 to {_MAX_SEED - 1}, got {seed}.")
+        self._samples = _Samples(dataset, views, seed)
+        self._batch_size, self._seed = batch_size, seed
+        self._num_workers, self._pin_memory = num_workers, pin_memory
+        self.steps_per_epoch = len(dataset) // batch_size
+
+    def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
+        """The batches of steps ``start_step`` to ``start_step + num_steps - 1``.
+
+        Loader processes live as long as this iterator: ask once for a whole run.
+        """
+        keys = self._keys(start_step, num_steps)
+        if self._num_workers == 0:
+            for batch_keys in keys:
+                tensors = _collate([self._samples[key] for key in batch_keys])
+                yield _batch({k: _pinned(v) for k, v in tensors.items()} if self._pin_memory else tensors)
+            return
+        loader = DataLoader(
+            self._samples,
+            batch_sampler=keys,
+            num_workers=self._num_workers,
+            collate_fn=_collate,
+            pin_memory=self._pin_memory,
+            # A fork would copy the locks of a process that has started threads or CUDA, and hang on them.
+            multiprocessing_context=_start_method(),
+            # Its own generator: the default would draw from torch's global one, unlike num_workers=0.
+            generator=torch.Generator(),
+        )
+        for tensors in loader:
+            yield _batch(tensors)
+
+    def _keys(self, start_step: int, num_steps: int) -> Iterator[list[_Key]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(start_step, start_step + num_steps):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = epoch_order(len(self._samples), self._seed, epoch)
+            first = step % self.steps_per_epoch * self._batch_size
+            yield [(epoch, int(index)) for index in order[first : first + self._batch_size]]
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of the images in an epoch."""
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(_ORDER,))).permutation(num_images)
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator that draws the views of image ``index`` in ``epoch``."""
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch, index]))
+
+
+class _Samples(TorchDataset[_Sample]):
+    def __init__(self, dataset: Dataset, views: ViewsConfig, seed: int) -> None:
+        self._dataset, self._views, self._seed = dataset, views, seed
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, key: _Key) -> _Sample:
+        epoch, index = key
+        views = make_views(self._dataset.image(index), sample_generator(self._seed, epoch, index), self._views)
+        return views, self._dataset.class_labels(index), self._dataset.names[index]
+
+
+def _collate(samples: Sequence[_Sample]) -> dict[str, Any]:
+    views, labels, names = zip(*samples, strict=True)
+
+    def stacked(field: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([getattr(view, field) for view in views]))
+
+    return {
+        **{f: normalise(stacked(f).permute(0, 3, 1, 2)).contiguous() for f in ("images", "second_view", "crop_source")},
+        "class_labels": torch.from_numpy(np.stack(labels)),
+        "valid_box": stacked("valid_box"),
+        "names": list(names),
+    }
+
+
+def _batch(tensors: dict[str, Any]) -> Batch:
+    # A list on the way, since torch pins the tensors of containers that it knows.
+    return Batch(**{f.name: tensors[f.name] for f in fields(Batch) if f.name != "names"}, names=tuple(tensors["names"]))
+
+
+def _pinned(value: Any) -> Any:  # noqa: ANN401 - a tensor or the names
+    return value.pin_memory() if isinstance(value, torch.Tensor) else value
+
+
+def _start_method() -> str:
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

@@ -1,0 +1,38 @@
+"""ImageNet normalisation and its inverse."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_MEAN_255 = (123.675, 116.28, 103.53)
+_STD_255 = (58.395, 57.12, 57.375)
+
+
+def normalise(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """Pixels 0..255 to what the pretrained backbones expect.
+
+    Black padding becomes a negative colour here, not zero: it is put on before, as in the official code.
+    """
+    mean, std = _column(images, IMAGENET_MEAN), _column(images, IMAGENET_STD)
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+def denormalise_255(images: Float[Tensor, "*b 3 h w"], truncate: bool) -> Float[Tensor, "*b 3 h w"]:
+    """Back to 0..255, as float.
+
+    Args:
+        images: Normalised images.
+        truncate: Cut to whole levels, which puts some levels one lower (19, 7 and 6 of 256 in R, G and B). The
+            official refinement sees this image (``imutils.denormalize_img`` casts to uint8), the energy loss the other.
+    """
+    levels = images * _column(images, _STD_255) + _column(images, _MEAN_255)
+    return levels.clamp(0, 255).trunc() if truncate else levels
+
+
+def _column(images: Tensor, values: tuple[float, float, float]) -> Float[Tensor, "3 1 1"]:
+    dtype = images.dtype if images.is_floating_point() else torch.float32
+    return torch.tensor(values, dtype=dtype, device=images.device).view(3, 1, 1)

@@ -1,0 +1,160 @@
+"""Panels and curves as figures.
+
+Figures are made without pyplot, whose global state would leak one figure per picture and is not safe in threads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Integer, UInt8
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
+
+from toco.evaluate.report import Picture, ThresholdCurve
+from toco.types import IGNORE_INDEX
+
+_CAM_COLOURS = "viridis"  # perceptually uniform, and readable without colour vision
+_CAM_OPACITY = 0.65  # the grey image shows through
+_PANEL_INCHES = 2.1
+_DPI = 110
+_CLASSES_IN_A_LEGEND_ROW = 7
+
+
+def voc_palette(num_colours: int = 256) -> UInt8[np.ndarray, "num_colours 3"]:
+    """The colours that PASCAL VOC paints classes with: the bits of the index, dealt to red, green and blue in turn.
+
+    >>> voc_palette()[[0, 1, 15, 255]].tolist()
+    [[0, 0, 0], [128, 0, 0], [192, 128, 128], [224, 224, 192]]
+    """
+    palette = np.zeros((num_colours, 3), dtype=np.uint8)
+    index = np.arange(num_colours)
+    for significance in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((index >> (3 * significance + channel)) & 1) << (7 - significance)).astype(
+                np.uint8
+            )
+    return palette
+
+
+def draw_panel(picture: Picture, class_names: Sequence[str], background_threshold: float) -> Figure:
+    """Image, CAM, auxiliary CAM, pseudo label, prediction and ground truth side by side, with a legend of the classes.
+
+    Args:
+        picture: What to draw.
+        class_names: The background first.
+        background_threshold: Drawn as a line into both CAMs: inside it the evaluation sees foreground.
+    """
+    height, width = picture.mask.shape
+    figure = Figure(figsize=(6 * _PANEL_INCHES + 0.5, _PANEL_INCHES * min(height / width, 1.6) + 0.85), dpi=_DPI)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", h_pad=0.03, w_pad=0.02)
+    image, cam, aux_cam, pseudo_label, prediction, mask = figure.subplots(1, 6)
+    _show_image(image, picture.image, "image")
+    _show_cam(cam, picture.image, picture.cam, "CAM", background_threshold)
+    heat = _show_cam(aux_cam, picture.image, picture.aux_cam, "auxiliary CAM", background_threshold)
+    beside = aux_cam.inset_axes((1.02, 0, 0.05, 1))  # as high as the map, whatever its aspect ratio
+    colour_bar = figure.colorbar(heat, cax=beside, ticks=[0, background_threshold, 1])
+    colour_bar.ax.tick_params(labelsize=7, length=2)
+    palette = voc_palette()
+    _show_image(pseudo_label, palette[picture.pseudo_label], "pseudo label")
+    _show_image(prediction, palette[picture.prediction], "prediction")
+    _show_image(mask, palette[picture.mask], "ground truth")
+    present = [class_names[k] for k in (np.flatnonzero(picture.class_labels) + 1).tolist()]
+    figure.suptitle(f"{picture.name}: {', '.join(present) or 'no class'}", fontsize=10, x=0.01, ha="left")
+    _legend(figure, picture, class_names, palette)
+    return figure
+
+
+def save_panels(
+    pictures: Sequence[Picture], class_names: Sequence[str], background_threshold: float, folder: Path
+) -> list[Path]:
+    """Write one PNG for every picture into ``folder``, named as the image is, and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for picture in pictures:
+        path = folder / f"{re.sub(r'[^0-9A-Za-z._-]', '_', picture.name)}.png"
+        draw_panel(picture, class_names, background_threshold).savefig(path)
+        paths.append(path)
+    return paths
+
+
+def draw_similarity_curve(curves: Mapping[str, Sequence[float | None]]) -> Figure:
+    """Mean patch similarity after every block, one line for each named curve; blocks are counted from 1 as in print."""
+    figure, axes = _curve_figure()
+    for name, values in curves.items():
+        axes.plot(range(1, len(values) + 1), [np.nan if v is None else v for v in values], marker="o", ms=4, label=name)
+    axes.set_xticks(range(1, max((len(values) for values in curves.values()), default=0) + 1))
+    axes.set_xlabel("block")
+    axes.set_ylabel("mean patch similarity (cosine)")
+    axes.set_title("Over-smoothing: similarity of patches by block", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_threshold_curve(curve: ThresholdCurve, background_threshold: float) -> Figure:
+    """CAM and auxiliary CAM mIoU over the background threshold, with the fixed threshold and the best ones marked."""
+    figure, axes = _curve_figure()
+    for name, values in {"CAM": curve.cam_miou, "auxiliary CAM": curve.aux_cam_miou}.items():
+        percent = np.array([np.nan if v is None else 100 * v for v in values])
+        (line,) = axes.plot(curve.thresholds, percent, label=name)
+        if np.isfinite(percent).any():
+            best = int(np.nanargmax(percent))
+            line.set_label(f"{name}: best {percent[best]:.1f} at {curve.thresholds[best]:.2f}")
+            axes.plot(curve.thresholds[best], percent[best], "o", ms=5, color=line.get_color())
+    axes.axvline(background_threshold, color="grey", lw=1, ls="--", label=f"fixed threshold {background_threshold:g}")
+    axes.set_xlabel("background threshold")
+    axes.set_ylabel("mIoU (%)")
+    axes.set_title("CAM quality by background threshold", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _curve_figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, 3.4), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _show_image(axes: Axes, image: UInt8[np.ndarray, "h w 3"], title: str) -> None:
+    # Nearest: an interpolated label map would show classes that are not there, and a small image would look sharp.
+    axes.imshow(image, interpolation="nearest")
+    axes.set_title(title, fontsize=9, pad=3)
+    axes.set_axis_off()
+
+
+def _show_cam(
+    axes: Axes, image: UInt8[np.ndarray, "h w 3"], cam: Float[np.ndarray, "h w"], title: str, threshold: float
+) -> AxesImage:
+    grey = image.astype(np.float32).mean(-1) / 255
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    heat = axes.imshow(cam, cmap=_CAM_COLOURS, vmin=0, vmax=1, alpha=_CAM_OPACITY, interpolation="nearest")
+    if cam.min() <= threshold < cam.max():
+        axes.contour(cam, levels=[threshold], colors="white", linewidths=0.9)
+    axes.set_title(f"{title} (line at {threshold:g})", fontsize=9, pad=3)
+    axes.set_axis_off()
+    return heat
+
+
+def _legend(figure: Figure, picture: Picture, class_names: Sequence[str], palette: UInt8[np.ndarray, "256 3"]) -> None:
+    maps: list[Integer[np.ndarray, "h w"]] = [picture.pseudo_label, picture.prediction, picture.mask]
+    shown = sorted({int(value) for label in maps for value in np.unique(label)})
+    names = {value: "void / uncertain" if value == IGNORE_INDEX else class_names[value] for value in shown}
+    patches = [Patch(facecolor=palette[v] / 255, edgecolor="grey", lw=0.5, label=name) for v, name in names.items()]
+    figure.legend(
+        handles=patches,
+        loc="outside lower left",
+        ncols=_CLASSES_IN_A_LEGEND_ROW,
+        frameon=False,
+        fontsize=8,
+        handlelength=1.2,
+    )

@@ -1,0 +1,156 @@
+"""The result of an evaluation: numbers, the protocol that they stand for, a file format and a table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Integer, UInt8
+from tabulate import SEPARATING_LINE, tabulate
+
+FORMAT_VERSION = 1
+"""Version of the JSON format; a reader refuses another one."""
+
+
+_TITLES = {
+    "seg_iou": "segmentation IoU",
+    "cam_iou": "CAM IoU",
+    "aux_cam_iou": "aux CAM IoU",
+    "cam_precision": "CAM precision",
+    "cam_recall": "CAM recall",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What one panel shows, at the size of the mask.
+
+    Attributes:
+        name: Name of the image.
+        class_labels: Multi-hot ground truth, foreground classes.
+        image: The image itself.
+        cam: Maximum over the ground truth classes.
+        aux_cam: The same of the auxiliary CAM.
+        pseudo_label: What the decoder would be trained on; 255 is uncertain.
+        prediction: What the decoder predicts.
+        mask: Ground truth; 255 is void.
+    """
+
+    name: str
+    class_labels: Float[np.ndarray, " k"]
+    image: UInt8[np.ndarray, "h w 3"]
+    cam: Float[np.ndarray, "h w"]
+    aux_cam: Float[np.ndarray, "h w"]
+    pseudo_label: Integer[np.ndarray, "h w"]
+    prediction: Integer[np.ndarray, "h w"]
+    mask: Integer[np.ndarray, "h w"]
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdCurve:
+    """CAM mIoU where a pixel is background at or below each threshold."""
+
+    thresholds: tuple[float, ...]
+    cam_miou: tuple[float | None, ...]
+    aux_cam_miou: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What one evaluation found. All scores but the confusion ratios are fractions in [0, 1].
+
+    Attributes:
+        step: Optimizer updates before it, or ``None`` where it does not belong to a training.
+        protocol: How it was measured, in words.
+        metrics: Flat, by key. A metric that is not defined on the split (no such pixel, no such label) is absent.
+        class_names: The background first.
+        per_class: Scores in the order of ``class_names``; ``None`` for a class that the ground truth does not contain.
+        threshold_curve: CAM mIoU by threshold.
+        patch_similarity: Mean cosine similarity of the patches after every block, first to last.
+        pictures: What the panels are drawn from; not part of the JSON.
+    """
+
+    step: int | None
+    protocol: str
+    metrics: dict[str, float]
+    class_names: tuple[str, ...]
+    per_class: dict[str, tuple[float | None, ...]]
+    threshold_curve: ThresholdCurve
+    patch_similarity: tuple[float | None, ...]
+    pictures: tuple[Picture, ...] = field(default=(), repr=False, compare=False)
+
+    def to_json(self) -> str:
+        """The content of ``evaluations/step_*.json``: strict JSON, ``null`` for what is not defined."""
+        curve = self.threshold_curve
+        content = {
+            "format_version": FORMAT_VERSION,
+            "step": self.step,
+            "protocol": self.protocol,
+            "metrics": self.metrics,
+            "class_names": self.class_names,
+            "per_class": self.per_class,
+            "threshold_curve": {
+                "thresholds": curve.thresholds,
+                "cam_miou": curve.cam_miou,
+                "aux_cam_miou": curve.aux_cam_miou,
+            },
+            "patch_similarity": self.patch_similarity,
+        }
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Evaluation:
+        """Read what :meth:`to_json` wrote; the pictures are not in it.
+
+        Raises:
+            ValueError: It is not such a file, or of another version.
+        """
+        try:
+            content = json.loads(text)
+            if content["format_version"] != FORMAT_VERSION:
+                found = content["format_version"]
+                raise ValueError(f"The evaluation has format version {found}; this program reads {FORMAT_VERSION}.")
+            return cls(
+                step=content["step"],
+                protocol=content["protocol"],
+                metrics=content["metrics"],
+                class_names=tuple(content["class_names"]),
+                per_class={name: tuple(values) for name, values in content["per_class"].items()},
+                threshold_curve=ThresholdCurve(**{n: tuple(v) for n, v in content["threshold_curve"].items()}),
+                patch_similarity=tuple(content["patch_similarity"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"This is not an evaluation written by this program: {error!r}.") from error
+
+    def table(self) -> str:
+        """The scores per class as text, in percent, with their means; ``-`` marks a class that is absent."""
+        columns = list(self.per_class)
+        rows: list[list[str]] = [
+            [name, *(_percent(self.per_class[column][i]) for column in columns)]
+            for i, name in enumerate(self.class_names)
+        ]
+        means = ["mean", *(_percent(_mean(self.per_class[column])) for column in columns)]
+        headers = ["class", *(_TITLES.get(column, column) for column in columns)]
+        aligned = ("left", *("right" for _ in columns))
+        return tabulate([*rows, SEPARATING_LINE, means], headers=headers, colalign=aligned, disable_numparse=True)
+
+
+def undefined_to_none(values: Sequence[float]) -> tuple[float | None, ...]:
+    """NaN as ``None``, which JSON can hold.
+
+    >>> undefined_to_none([0.5, float("nan")])
+    (0.5, None)
+    """
+    return tuple(value if math.isfinite(value) else None for value in values)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,1 @@
+"""What sits on tokens: classifiers, decoder, projection head."""

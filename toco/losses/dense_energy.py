@@ -1,0 +1,169 @@
+"""Dense energy loss: pixels that are near and of one colour should get one class, over all pairs of pixels.
+
+Source: Tang et al., "On Regularized Losses for Weakly-supervised CNN Segmentation", ECCV 2018, with the gate of the
+official ToCo code (``DenseEnergyLoss``, ``get_energy_loss``), whose gradient is not the derivative of its value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Integer
+from torch import Tensor
+
+from toco import filters
+from toco.types import IGNORE_INDEX
+
+
+def dense_energy_loss(
+    images255: Float[Tensor, "b 3 h w"],
+    logits: Float[Tensor, "b s h w"],
+    label: Integer[Tensor, "b h w"],
+    valid_box: Int[Tensor, "b 4"],
+    *,
+    filter_name: filters.FilterName,
+    weight: float = 1e-7,
+    sigma_rgb: float = 15.0,
+    sigma_xy: float = 100.0,
+    scale: float = 0.5,
+    energy_scale: float = 1.0,
+) -> Float[Tensor, ""]:
+    """The regularised loss of a training step: ``dense_energy`` of the softmax of full-size logits, inside the box.
+
+    Args:
+        images255: Images that the logits belong to, 0 to 255, not rounded to integers (the official loss is not).
+        logits: Segmentation logits at the size of the images. The softmax is taken here, before the down-scaling.
+        label: Class of every pixel; 255 opens the gate.
+        valid_box: Rows ``y0 y1`` and columns ``x0 x1`` of the image inside its padding, as slices (clipped).
+        filter_name: See ``dense_energy``.
+        weight: See ``dense_energy``.
+        sigma_rgb: See ``dense_energy``.
+        sigma_xy: See ``dense_energy``.
+        scale: See ``dense_energy``.
+        energy_scale: See ``dense_energy``.
+    """
+    return dense_energy(
+        images255,
+        logits.softmax(dim=1),
+        _inside_box(valid_box, label),
+        label,
+        filter_name=filter_name,
+        weight=weight,
+        sigma_rgb=sigma_rgb,
+        sigma_xy=sigma_xy,
+        scale=scale,
+        energy_scale=energy_scale,
+    )
+
+
+def dense_energy(
+    images255: Float[Tensor, "b 3 h w"],
+    probabilities: Float[Tensor, "b s h w"],
+    inside: Bool[Tensor, "b h w"],
+    label: Integer[Tensor, "b h w"],
+    *,
+    filter_name: filters.FilterName,
+    weight: float = 1e-7,
+    sigma_rgb: float = 15.0,
+    sigma_xy: float = 100.0,
+    scale: float = 0.5,
+    energy_scale: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Gated bilateral affinity of class probabilities with themselves, negative: more agreement, lower energy.
+
+    With S the down-scaled probabilities inside the box, G the gate and A the filter of one image, the loss is
+    ``-weight / b * sum(S * G * (A S))``. It is divided by the number of images only, so it grows with the square of the
+    number of pixels; the official weight of 1e-7 is for 448 px.
+
+    The gradient handed back is the official one, ``-2 * weight / b * G * (A S)`` inside the box, with respect to the
+    down-scaled probabilities. The derivative of the value differs: it has ``A (G S)`` in the place of one
+    ``G * (A S)``, and the gate depends on the probabilities too.
+
+    Args:
+        images255: Images, 0 to 255, not rounded to integers.
+        probabilities: Class probabilities of every pixel.
+        inside: Pixels that count, on either side of a pair.
+        label: Class of every pixel. The gate is 1 where it is 255, else one minus the largest probability (0 outside):
+            labelled pixels take part as far as the prediction is unsure.
+        filter_name: "exact" or "lattice", see ``toco.filters.resolve``.
+        weight: Of the term before the weight of the method.
+        sigma_rgb: Standard deviation of the kernel in colour.
+        sigma_xy: Standard deviation in position, in pixels before the down-scaling.
+        scale: Size at which the energy is computed, as a part of the size of the images.
+        energy_scale: Factor on the value and the gradient, to compare the filters. The lattice, which the official
+            weight of the term was found with, gives less than the Gaussian sum, by nearly the same factor everywhere
+            (the directions of the gradients have a cosine of 0.997). Measured with sigmas of 15 and 50 pixels: on
+            photographs 0.58 to 0.63 at 224 x 224 pixels after down-scaling, 0.60 at 112 x 112, 0.56 at 56 x 56, 0.51 at
+            32 x 32; 0.54 on a smooth generated image, 0.44 on one of a single colour. With ``energy_scale=0.6`` the
+            exact energy of photographs of 448 px therefore weighs what the official one weighs.
+
+    Raises:
+        ValueError: An image has no pixel left after down-scaling, or there is no such filter.
+    """
+    height, width = (int(side * scale) for side in images255.shape[2:])
+    if min(height, width) < 1:
+        raise ValueError(f"images of {tuple(images255.shape[2:])} pixels are empty at scale {scale}: raise the scale")
+    small_images = F.interpolate(images255, size=(height, width), mode="nearest")
+    small_probabilities = F.interpolate(probabilities, size=(height, width), mode="bilinear", align_corners=False)
+    small_inside = _nearest(inside, height, width)
+    small_label = _nearest(label, height, width)
+
+    with torch.no_grad():
+        region = small_inside.to(small_probabilities.dtype)
+        gate = (region - small_probabilities.amax(dim=1)).clamp(min=0)
+        gate = gate.masked_fill(small_label == IGNORE_INDEX, 1.0)
+        masked = small_probabilities * region[:, None]
+        filtered = torch.stack(
+            [
+                filters.build(filter_name, image, sigma_rgb, sigma_xy * scale)(values)
+                for image, values in zip(small_images, masked, strict=True)
+            ]
+        )
+        attraction = filtered * (gate * region)[:, None]
+    energy: Float[Tensor, ""] = _OfficialEnergy.apply(  # type: ignore[no-untyped-call]
+        small_probabilities, attraction, weight * energy_scale / len(images255)
+    )
+    return energy
+
+
+class _OfficialEnergy(torch.autograd.Function):
+    """``-factor * sum(probabilities * attraction)``, with the gradient ``-2 * factor * attraction``.
+
+    The energy is quadratic in the probabilities, hence the 2; the official code counts the second half as equal to the
+    first, which holds for a symmetric kernel without a gate. ToCo's gate makes it untrue, and its results are with it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, probabilities: Tensor, attraction: Tensor, factor: float) -> Tensor:  # noqa: ANN401 - torch's
+        ctx.save_for_backward(attraction)
+        ctx.factor = factor
+        energy: Tensor = -factor * (probabilities * attraction).sum()
+        return energy
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        (attraction,) = ctx.saved_tensors
+        gradient: Tensor = -2 * ctx.factor * grad_output * attraction
+        return gradient, None, None
+
+
+def _inside_box(valid_box: Int[Tensor, "b 4"], label: Integer[Tensor, "b h w"]) -> Bool[Tensor, "b h w"]:
+    """Pixels inside each box; what lies beyond the image is cut off."""
+    y0, y1, x0, x1 = valid_box.T[:, :, None]
+    row = torch.arange(label.shape[1], device=label.device)
+    column = torch.arange(label.shape[2], device=label.device)
+    in_rows = (row >= y0) & (row < y1)
+    in_columns = (column >= x0) & (column < x1)
+    inside: Tensor = in_rows[:, :, None] & in_columns[:, None, :]
+    return inside
+
+
+def _nearest(
+    maps: Integer[Tensor, "b h w"] | Bool[Tensor, "b h w"], height: int, width: int
+) -> Integer[Tensor, "b height width"] | Bool[Tensor, "b height width"]:
+    """Nearest neighbour by the rule of ``F.interpolate``, which takes no integers: index floor(i * in / out)."""
+    row = torch.arange(height, device=maps.device) * maps.shape[1] // height
+    column = torch.arange(width, device=maps.device) * maps.shape[2] // width
+    return maps[:, row[:, None], column]

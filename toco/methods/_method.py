@@ -1,0 +1,66 @@
+"""What a method is to the training loop and to the evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from toco.config import Component
+from toco.types import Batch, Cams, StepOutput
+
+
+class MethodConfig(Component):
+    """Base of the configs of ``toco.methods``."""
+
+    def resolved(self, device: torch.device, crop_size_px: int) -> MethodConfig:
+        """The config with every choice that depends on the machine made (``auto`` replaced by what it stands for)."""
+        return self
+
+
+class Method(nn.Module, ABC):
+    """A network and the losses that train it. State (a teacher, a memory) is parameters or buffers.
+
+    Attributes:
+        num_foreground_classes: Classes without the background.
+        autocast_dtype: Type that the network's passes are autocast to, or ``None``; losses are float32 always.
+    """
+
+    num_foreground_classes: int
+    autocast_dtype: torch.dtype | None = None
+
+    @abstractmethod
+    def training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
+        """The named losses of one step (0-based), with the weights that hold at it."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by group: ``backbone``, ``backbone_norms``, ``heads``, ``decoder``."""
+
+    @abstractmethod
+    def cams(self, images: Float[Tensor, "b 3 h w"], scales: Sequence[float], flip: bool) -> Cams:
+        """Multi-scale CAMs of all classes; which classes are present is for the caller to say. No gradient."""
+
+    @abstractmethod
+    def class_logits(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """Logits of the classifier and of the auxiliary classifier."""
+
+    @abstractmethod
+    def segmentation_logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b s p q"]:
+        """Logits of the decoder on the patch grid, background first."""
+
+    @abstractmethod
+    def block_tokens(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n c"]]:
+        """Patch tokens after every block."""
+
+    @abstractmethod
+    def pseudo_labels(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        class_labels: Float[Tensor, "b k"],
+        valid_box: Int[Tensor, "b 4"] | None = None,
+    ) -> Int[Tensor, "b h w"]:
+        """What the decoder would be trained on: refined labels, 0 background, 1..k, 255 void. No gradient."""

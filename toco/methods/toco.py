@@ -1,0 +1,363 @@
+"""Token Contrast (ToCo): Ru et al., "Token Contrast for Weakly-Supervised Semantic Segmentation", CVPR 2023.
+
+An auxiliary classifier on an intermediate block gives a CAM that is less over-smoothed than the last block's. It says
+which pairs of final patch tokens should agree (patch token contrast, PTC) and where an image is uncertain or background,
+so that crops from there can be contrasted with the whole image (class token contrast, CTC).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from toco.backbones import Backbone
+from toco.cam.activation import activation_maps, multi_scale_cams
+from toco.cam.affinity import affinity
+from toco.cam.labels import cam_to_pseudo_label, scale_box
+from toco.cam.par import DILATIONS, refine_pseudo_label
+from toco.cam.regions import crop, positive_crops, regions, sample_crop_corners
+from toco.config import Config as BaseConfig
+from toco.data import denormalise_255
+from toco.filters import resolve
+from toco.heads.classifier import Classifier
+from toco.heads.large_fov import LargeFov
+from toco.heads.projection import ProjectionHead, ema_update_
+from toco.losses.classification import classification_loss
+from toco.losses.ctc import class_token_contrast_loss
+from toco.losses.dense_energy import dense_energy_loss
+from toco.losses.ptc import patch_token_contrast_loss
+from toco.losses.segmentation import segmentation_loss
+from toco.methods._method import Method, MethodConfig
+from toco.types import Batch, Cams, Features, StepOutput
+
+
+class Term(BaseConfig):
+    """One loss term: its weight, and the first step (0-based) at which it counts."""
+
+    weight: float = Field(ge=0)
+    start_step: int = Field(default=0, ge=0)
+
+    def at(self, step: int) -> float:
+        """Weight at ``step``."""
+        return self.weight if step >= self.start_step else 0.0
+
+
+class ProjectionConfig(BaseConfig):
+    """The projection head of CTC (official: 768-2048-2048-256-1024)."""
+
+    num_layers: int = Field(default=3, ge=1)
+    hidden_width: int = Field(default=2048, gt=0)
+    bottleneck_width: int = Field(default=256, gt=0)
+    output_width: int = Field(default=1024, gt=0)
+
+
+class ParConfig(BaseConfig):
+    """Pixel-adaptive refinement of the pseudo labels; see :func:`toco.cam.par.refine_pseudo_label`."""
+
+    iterations: int = Field(default=10, ge=0)
+    dilations: tuple[int, ...] = DILATIONS
+    colour_weight: float = Field(default=0.3, gt=0)
+    position_weight: float = Field(default=0.01, ge=0)
+    scale: float = Field(default=0.5, gt=0, le=1)
+
+
+class DenseEnergyConfig(BaseConfig):
+    """The regularised loss; see :func:`toco.losses.dense_energy.dense_energy_loss`."""
+
+    filter_name: Literal["auto", "exact", "lattice"] = "auto"
+    weight: float = Field(default=1e-7, gt=0)
+    sigma_rgb: float = Field(default=15.0, gt=0)
+    sigma_xy: float = Field(default=100.0, gt=0)
+    scale: float = Field(default=0.5, gt=0, le=1)
+    energy_scale: float = Field(default=1.0, gt=0)
+
+
+class Config(MethodConfig):
+    """Settings of ToCo; the defaults are the paper's for VOC.
+
+    Attributes:
+        aux_block: 0-based block of the auxiliary classifier; 9 is what the paper prints as #10.
+        low_threshold: CAM values up to this are certain background.
+        high_threshold: CAM values from this on are certain foreground.
+        cam_scales: Input scales of the CAM in training; scale 1 is always among them.
+        cam_flip: Also take the CAM of the mirrored image.
+        token_box: How the image area of a padded crop reaches the token grid for PTC. ``scaled`` divides the pixel box
+            by the patch size. ``official`` slices the token grid with the pixel box, which ignores every pair as soon
+            as the border is as wide as the grid and so silences PTC on padded images (a quirk of the official code).
+        loss_group_size: Losses are computed over groups of this many images and averaged, as on the official GPUs with
+            two images each, so that sums over a batch do not depend on the number of GPUs. ``null`` takes
+            the whole batch as one group.
+        temperature: Tau of CTC.
+        ema_decay: Weight of the OLD value in the teacher's moving average (the paper says momentum).
+        min_crop_region: A local crop is positive if the mean of its region values (0, 1, 2) exceeds this.
+        aux_pseudo_labels_until_step: Before this step the decoder learns from the auxiliary CAM (official for COCO).
+        ptc, ctc, segmentation, energy: Weight and first step of each term. Both classification losses have weight 1.
+    """
+
+    name: Literal["toco"] = "toco"
+    aux_block: int = Field(default=9, ge=0)
+    low_threshold: float = Field(default=0.25, ge=0, le=1)
+    high_threshold: float = Field(default=0.7, ge=0, le=1)
+    cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5)
+    cam_flip: bool = True
+    token_box: Literal["scaled", "official"] = "scaled"  # noqa: S105 - not a password
+    loss_group_size: int | None = Field(default=2, gt=0)
+    temperature: float = Field(default=0.5, gt=0)
+    ema_decay: float = Field(default=0.9, ge=0, le=1)
+    num_local_crops: int = Field(default=8, gt=0)
+    local_crop_size_px: int = Field(default=96, gt=0)
+    min_crop_region: float = Field(default=0.2, ge=0, le=2)
+    aux_pseudo_labels_until_step: int = Field(default=0, ge=0)
+    projection: ProjectionConfig = ProjectionConfig()
+    decoder_width: int = Field(default=512, gt=0)
+    decoder_dilation: int = Field(default=5, gt=0)
+    par: ParConfig = ParConfig()
+    ptc: Term = Term(weight=0.2)
+    ctc: Term = Term(weight=0.5)
+    segmentation: Term = Term(weight=0.1, start_step=2001)
+    energy: Term = Term(weight=0.05, start_step=2001)
+    dense_energy: DenseEnergyConfig = DenseEnergyConfig()
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> Config:
+        if self.low_threshold > self.high_threshold:
+            raise ValueError(
+                f"low_threshold is {self.low_threshold}, above high_threshold {self.high_threshold}: "
+                "nothing would be uncertain and labels would overwrite each other"
+            )
+        if any(scale <= 0 for scale in self.cam_scales):
+            raise ValueError(f"cam_scales must be positive, got {self.cam_scales}")
+        return self
+
+    def resolved(self, device: torch.device, crop_size_px: int) -> Config:
+        """The bilateral filter chosen for ``device``."""
+        size = int(crop_size_px * self.dense_energy.scale)
+        chosen = resolve(self.dense_energy.filter_name, device, size * size)
+        return self.model_copy(update={"dense_energy": self.dense_energy.model_copy(update={"filter_name": chosen})})
+
+
+def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> ToCo:
+    """The method on ``backbone``.
+
+    Raises:
+        ValueError: The backbone has no block ``aux_block``.
+    """
+    return ToCo(config, backbone, num_foreground_classes)
+
+
+class ToCo(Method):
+    """The network of ToCo and one training step of it."""
+
+    def __init__(self, config: Config, backbone: Backbone, num_foreground_classes: int) -> None:
+        super().__init__()
+        if config.aux_block >= backbone.depth:
+            raise ValueError(
+                f"aux_block is {config.aux_block}, but this backbone has blocks 0 to {backbone.depth - 1} "
+                "(the paper counts from 1)."
+            )
+        self.config = config
+        self.num_foreground_classes = num_foreground_classes
+        self.backbone = backbone
+        self.classifier = Classifier(backbone.width, num_foreground_classes)
+        self.aux_classifier = Classifier(backbone.width, num_foreground_classes)
+        self.decoder = LargeFov(
+            backbone.width, num_foreground_classes + 1, config.decoder_width, config.decoder_dilation
+        )
+        self.projection, self.teacher = self._projection(), self._projection()
+        self.teacher.load_state_dict(self.projection.state_dict())
+        self.teacher.requires_grad_(False)
+
+    def _projection(self) -> ProjectionHead:
+        head = self.config.projection
+        return ProjectionHead(
+            self.backbone.width, head.output_width, head.hidden_width, head.bottleneck_width, head.num_layers
+        )
+
+    def training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
+        """Losses of one step.
+
+        One pass over both global views serves the classifiers, the scale-1 CAM, the decoder, the student and the
+        teacher, whose encoder is the student's: the values are those of the official five passes.
+        Terms that do not count at this step are not computed.
+        Source: official ``scripts/dist_train_voc_seg_neg.py``.
+        """
+        config = self.config
+        weights = {
+            "classification": 1.0,
+            "aux_classification": 1.0,
+            "ptc": config.ptc.at(step),
+            "ctc": config.ctc.at(step),
+            "segmentation": config.segmentation.at(step),
+            "energy": config.energy.at(step),
+        }
+        weights = {name: weight for name, weight in weights.items() if weight > 0}
+        # The official teacher moves at the start of a step, towards the student that the previous step left.
+        ema_update_(self.teacher, self.projection, config.ema_decay)
+
+        views = [batch.images, batch.second_view] if "ctc" in weights else [batch.images]
+        everything = self._encode(torch.cat(views))
+        main = Features(*(part[: len(batch.images)] for part in _parts(everything)))
+        losses = {
+            "classification": self._by_group(classification_loss, self.classifier(main.features), batch.class_labels),
+            "aux_classification": self._by_group(
+                classification_loss, self.aux_classifier(main.aux_features), batch.class_labels
+            ),
+        }
+        counts: dict[str, Tensor] = {}
+        if weights.keys() & {"ptc", "ctc", "segmentation", "energy"}:
+            with torch.no_grad():
+                base = self._activations(main)
+                cams = multi_scale_cams(
+                    self._encode_activations, batch.images, config.cam_scales, config.cam_flip, base=base
+                )
+        if "ptc" in weights:
+            label = self._token_labels(cams.aux_cam, batch, _size(main.features))
+            pairs = affinity(label)
+            losses["ptc"] = self._by_group(patch_token_contrast_loss, main.features, pairs)
+            counts["ptc_positive_pairs"] = (pairs == 1).float().mean()
+            counts["ptc_negative_pairs"] = (pairs == 0).float().mean()
+        if "ctc" in weights:
+            losses["ctc"], counts["ctc_positive_crops"] = self._class_token_contrast(
+                everything.class_token, cams.aux_cam, batch, generator
+            )
+        if "segmentation" in weights or "energy" in weights:
+            source = cams.aux_cam if step < config.aux_pseudo_labels_until_step else cams.cam
+            label = self._refine(batch.images, source, batch.class_labels, batch.valid_box)
+            logits = self._decode(main.features)
+            logits = F.interpolate(logits, size=_size(batch.images), mode="bilinear", align_corners=False)
+            if "segmentation" in weights:
+                losses["segmentation"] = self._by_group(segmentation_loss, logits, label)
+            if "energy" in weights:
+                losses["energy"] = dense_energy_loss(
+                    denormalise_255(batch.images, truncate=False),
+                    logits,
+                    label,
+                    batch.valid_box,
+                    **config.dense_energy.model_dump(),
+                )
+            counts["pseudo_label_foreground"] = ((label > 0) & (label <= self.num_foreground_classes)).float().mean()
+        return StepOutput(losses, weights, counts)
+
+    def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
+        """The official four groups; the frozen position embeddings and the teacher are in none."""
+        norms = self.backbone.norm_parameters()
+        in_norms = {id(parameter) for parameter in norms}
+        heads = [self.classifier, self.aux_classifier, self.projection]
+        groups = {
+            "backbone": [p for p in self.backbone.parameters() if id(p) not in in_norms],
+            "backbone_norms": norms,
+            "heads": [p for head in heads for p in head.parameters()],
+            "decoder": list(self.decoder.parameters()),
+        }
+        return {name: [p for p in group if p.requires_grad] for name, group in groups.items()}
+
+    @torch.no_grad()
+    def cams(self, images: Float[Tensor, "b 3 h w"], scales: Sequence[float], flip: bool) -> Cams:
+        """See the base class."""
+        return multi_scale_cams(self._encode_activations, images, scales, flip)
+
+    def class_logits(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """See the base class."""
+        features = self._encode(images)
+        return self.classifier(features.features), self.aux_classifier(features.aux_features)
+
+    def segmentation_logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b s p q"]:
+        """See the base class."""
+        return self._decode(self._encode(images).features)
+
+    def block_tokens(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n c"]]:
+        """See the base class."""
+        with self._autocast(images.device):
+            tokens = self.backbone.block_tokens(images)
+        return [block.float() for block in tokens] if self.autocast_dtype else tokens
+
+    @torch.no_grad()
+    def pseudo_labels(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        class_labels: Float[Tensor, "b k"],
+        valid_box: Int[Tensor, "b 4"] | None = None,
+    ) -> Int[Tensor, "b h w"]:
+        """See the base class; from the final CAM."""
+        cams = self.cams(images, self.config.cam_scales, self.config.cam_flip)
+        return self._refine(images, cams.cam, class_labels, valid_box)
+
+    def _token_labels(self, aux_cam: Tensor, batch: Batch, grid: tuple[int, int]) -> Tensor:
+        """Pseudo labels of the patches, from the auxiliary CAM."""
+        config = self.config
+        on_grid = F.interpolate(aux_cam, size=grid, mode="bilinear", align_corners=False)
+        box = batch.valid_box
+        if config.token_box == "scaled":  # noqa: S105
+            box = scale_box(box, _size(batch.images), grid)
+        return cam_to_pseudo_label(on_grid, batch.class_labels, config.low_threshold, config.high_threshold, box)
+
+    def _class_token_contrast(
+        self, class_tokens: Tensor, aux_cam: Tensor, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """CTC of both global views and the local crops, and the fraction of crops that are positive."""
+        config, num_images = self.config, len(batch.images)
+        region = regions(aux_cam, batch.class_labels, config.low_threshold, config.high_threshold)
+        corners = sample_crop_corners(region, config.num_local_crops, config.local_crop_size_px, generator)
+        crops = crop(batch.crop_source, corners, config.local_crop_size_px)
+        positive = positive_crops(region, corners, config.local_crop_size_px, config.min_crop_region)
+        # Both global views show the whole image, so they are positive by definition.
+        is_positive = torch.cat([positive.new_ones(num_images, 2), positive], dim=1)
+
+        local_tokens = self._encode(crops.flatten(0, 1)).class_token
+        student = self.projection(torch.cat([class_tokens, local_tokens])).unflatten(0, (-1, num_images))
+        with torch.no_grad():
+            teacher = self.teacher(class_tokens.detach()).unflatten(0, (-1, num_images))
+
+        def contrast(student: Tensor, teacher: Tensor, is_positive: Tensor) -> Tensor:
+            by_view = student.transpose(0, 1).flatten(0, 1), teacher.transpose(0, 1).flatten(0, 1)
+            return class_token_contrast_loss(*by_view, is_positive, config.temperature)
+
+        loss = self._by_group(contrast, student.transpose(0, 1), teacher.transpose(0, 1), is_positive)
+        return loss, positive.float().mean()
+
+    def _refine(self, images: Tensor, cam: Tensor, class_labels: Tensor, valid_box: Tensor | None) -> Tensor:
+        pixels = denormalise_255(images, truncate=True) / 255
+        low, high = self.config.low_threshold, self.config.high_threshold
+        return refine_pseudo_label(pixels, cam, class_labels, valid_box, low, high, **self.config.par.model_dump())
+
+    def _by_group(self, loss: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
+        """Mean of ``loss`` over groups of ``loss_group_size`` images; the first axis of every tensor is the image."""
+        size = self.config.loss_group_size or len(per_image[0])
+        groups = zip(*(tensor.split(size) for tensor in per_image), strict=True)
+        return torch.stack([loss(*group) for group in groups]).mean()
+
+    def _encode_activations(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self._activations(self._encode(images))
+
+    def _activations(self, features: Features) -> tuple[Tensor, Tensor]:
+        return (
+            activation_maps(features.features, self.classifier.weight),
+            activation_maps(features.aux_features, self.aux_classifier.weight),
+        )
+
+    def _encode(self, images: Tensor) -> Features:
+        with self._autocast(images.device):
+            features: Features = self.backbone(images, self.config.aux_block)
+        return Features(*(part.float() for part in _parts(features))) if self.autocast_dtype else features
+
+    def _decode(self, features: Tensor) -> Tensor:
+        with self._autocast(features.device):
+            logits: Tensor = self.decoder(features)
+        return logits.float() if self.autocast_dtype else logits
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+
+def _parts(features: Features) -> tuple[Tensor, Tensor, Tensor]:
+    return features.class_token, features.features, features.aux_features
+
+
+def _size(maps: Tensor) -> tuple[int, int]:
+    return maps.shape[-2], maps.shape[-1]

@@ -1,0 +1,1 @@
+"""Metrics: pure accumulators over tensors."""

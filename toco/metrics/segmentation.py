@@ -1,0 +1,113 @@
+"""Semantic segmentation scores from one confusion matrix over a whole split.
+
+The mIoU of PASCAL VOC is one matrix over all pixels of the split; an average of per-image IoUs is another number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from toco.types import IGNORE_INDEX
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScores:
+    """Scores per class; NaN for a class that the ground truth does not contain. Leading axes are those of the matrix.
+
+    With P the pixels predicted as a class, T those that are it, and TP both:
+
+    Attributes:
+        iou: TP / (P + T - TP).
+        precision: TP / P, and 0 for a class that is never predicted.
+        recall: TP / T.
+        fp_rate: (P - TP) / (P + T - TP): over-activation; it sums with ``fn_rate`` and ``iou`` to 1.
+        fn_rate: (T - TP) / (P + T - TP): under-activation.
+        confusion_ratio: (P - TP) / TP, not bounded by 1; NaN where TP is 0.
+        pixel_accuracy: Share of the counted pixels that is right, over all classes.
+
+    Source: MCTformer ``evaluation.py`` (the two rates), SeCo ``utils/evaluate.py`` (the confusion ratio).
+    """
+
+    iou: Float[Tensor, "*t s"]
+    precision: Float[Tensor, "*t s"]
+    recall: Float[Tensor, "*t s"]
+    fp_rate: Float[Tensor, "*t s"]
+    fn_rate: Float[Tensor, "*t s"]
+    confusion_ratio: Float[Tensor, "*t s"]
+    pixel_accuracy: Float[Tensor, "*t"]
+
+
+class ConfusionMatrix:
+    """Counts of (ground truth, prediction) pairs of pixels, exact (int64), on the device of its inputs.
+
+    >>> confusion = ConfusionMatrix(num_classes=2)
+    >>> confusion.update(torch.tensor([0, 1, 1, 255]), torch.tensor([0, 1, 0, 1]))
+    >>> confusion.matrix.tolist()
+    [[1, 0], [1, 1]]
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.num_classes = num_classes
+        self.matrix: Integer[Tensor, "s s"] = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+
+    def update(self, label: Integer[Tensor, "*pixels"], prediction: Integer[Tensor, "*pixels"]) -> None:
+        """Add pixels. Where either side is 255 a pixel is not counted.
+
+        A prediction may be 255 so that incomplete pseudo labels can be scored; read their coverage beside the score.
+
+        Raises:
+            ValueError: A label or a prediction is neither a class nor 255.
+        """
+        counted = valid_pixels(label, self.num_classes, "ground truth")
+        counted &= valid_pixels(prediction, self.num_classes, "prediction")
+        pairs = label[counted].long() * self.num_classes + prediction[counted].long()
+        self.matrix += torch.bincount(pairs, minlength=self.num_classes**2).reshape(self.matrix.shape)
+
+    def scores(self) -> ClassScores:
+        """All scores so far."""
+        return class_scores(self.matrix)
+
+
+def class_scores(matrix: Integer[Tensor, "*t s s"]) -> ClassScores:
+    """Scores of one confusion matrix or of a stack of them (rows: ground truth), in float64 on the CPU."""
+    counts = matrix.cpu().double()
+    right = counts.diagonal(dim1=-2, dim2=-1)
+    true, predicted = counts.sum(-1), counts.sum(-2)
+    # 0/0 is NaN, which marks the absent classes; an absent class that was predicted has to be marked as well.
+    true = torch.where(true > 0, true, torch.nan)
+    union = true + predicted - right
+    wrong = predicted - right
+    return ClassScores(
+        iou=right / union,
+        precision=torch.where(true > 0, right / predicted.clamp(min=1), torch.nan),
+        recall=right / true,
+        fp_rate=wrong / union,
+        fn_rate=(true - right) / union,
+        confusion_ratio=torch.where((true > 0) & (right > 0), wrong / right, torch.nan),
+        pixel_accuracy=right.sum(-1) / counts.sum((-2, -1)),
+    )
+
+
+def mean_over_classes(values: Float[Tensor, "*t s"]) -> Float[Tensor, "*t"]:
+    """Mean over the classes that have a value; NaN where none has."""
+    return values.nanmean(-1)
+
+
+def valid_pixels(label: Integer[Tensor, "*pixels"], num_classes: int, what: str) -> Bool[Tensor, "*pixels"]:
+    """True where a pixel is to be counted: everywhere but at 255.
+
+    Raises:
+        ValueError: A value is neither a class nor 255. Leaving such pixels out would hide a wrong class list.
+    """
+    valid = label != IGNORE_INDEX
+    outside = valid & ((label < 0) | (label >= num_classes))
+    if bool(outside.any()):
+        raise ValueError(
+            f"The {what} holds the value {int(label[outside][0])}; expected 0 to {num_classes - 1} or "
+            f"{IGNORE_INDEX} (void). Check the list of classes, or the masks with `python -m toco data check`."
+        )
+    return valid

@@ -1,0 +1,1 @@
+"""Experiments: one short file each, with the command, the hardware, the hours and the expected number."""

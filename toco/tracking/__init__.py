@@ -1,0 +1,24 @@
+"""From a run folder to MLflow. The folder is the record: MLflow is filled from it, and can be filled again.
+
+The only package that imports MLflow, and only when something is tracked: its import takes seconds.
+"""
+
+from toco.tracking.mlflow_store import Store, client_uri, open_store
+from toco.tracking.run_record import MetricRow, RunRecord, read_run_record
+from toco.tracking.study_run import ensure_parent, finish_parent
+from toco.tracking.tracker import Tracker, TrackingWarning
+from toco.tracking.training_run import track_run
+
+__all__ = [
+    "MetricRow",
+    "RunRecord",
+    "Store",
+    "Tracker",
+    "TrackingWarning",
+    "client_uri",
+    "ensure_parent",
+    "finish_parent",
+    "open_store",
+    "read_run_record",
+    "track_run",
+]

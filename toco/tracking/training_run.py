@@ -1,0 +1,202 @@
+"""One training in MLflow: params, metrics by step, tags, pictures, tables, filled from its run folder."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toco.tracking.mlflow_store import RUN_TAG, STARTED_TAG, Store, open_store, tag_value
+from toco.tracking.run_record import RunRecord, read_run_record
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+# MLflow's own limits (mlflow/utils/validation.py, 3.17): a longer param is an error on some stores.
+MAX_PARAM_CHARACTERS = 6000
+MAX_TAG_CHARACTERS = 8000
+MAX_METRICS_PER_CALL = 1000
+MAX_PARAMS_PER_CALL = 100
+
+STATUS = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED"}
+"""MLflow's run status by the status in ``result.json``."""
+
+_SEEN_TAG = "toco.artifacts_of_step"
+
+
+def track_run(
+    run_dir: Path,
+    *,
+    tracking_uri: str,
+    experiment: str,
+    parent_run_id: str | None = None,
+    run_name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Fill one MLflow run from a run folder, finished or not, and return its id.
+
+    May be called again at any time, from any process: the run is found by digest, folder name and start (tags
+    ``toco.run`` and ``toco.started``), under the same parent if one is given, and only what is missing is added.
+    Checkpoints stay in the run folder.
+
+    Args:
+        run_dir: The run folder.
+        tracking_uri: ``sqlite:///PATH`` or the address of an MLflow server.
+        experiment: Name of the experiment; made where it does not exist.
+        parent_run_id: Run that this one is shown under, see ``ensure_parent``.
+        run_name: Name in the UI, what varies in a study; by default the folder's name.
+        tags: Further tags, such as ``study`` and ``cell``.
+
+    Raises:
+        ValueError: ``run_dir`` is no run folder, or the URI is of no supported kind.
+    """
+    record = read_run_record(run_dir)
+    store = open_store(tracking_uri, experiment)
+    wanted = {**_tags(record), **{key: str(value)[:MAX_TAG_CHARACTERS] for key, value in (tags or {}).items()}}
+    run = store.find_run({tag: wanted[tag] for tag in (RUN_TAG, STARTED_TAG)}, parent_run_id)
+    if run is None:
+        run = store.create_run(run_name or record.path.resolve().name, wanted, record.started_ms, parent_run_id)
+    store.set_tags(run, wanted)
+    _add_params(store, run, record)
+    _add_metrics(store, run, record)
+    _add_artifacts(store, run, record)
+    _set_status(store, run, record)
+    run_id: str = run.info.run_id
+    return run_id
+
+
+def _tags(record: RunRecord) -> dict[str, str]:
+    provenance, result = record.provenance, record.result or {}
+    commit = provenance.get("commit")
+    tags = {
+        RUN_TAG: tag_value(f"{record.digest}/{record.path.resolve().name}"),
+        STARTED_TAG: str(record.started_ms),
+        "digest": record.digest,
+        "recipe": record.recipe,
+        "seed": record.config.get("seed"),
+        "commit": commit,
+        "mlflow.source.git.commit": commit,
+        "dirty": provenance.get("dirty"),
+        "device": provenance.get("device"),
+        "platform": provenance.get("platform"),
+        "run_dir": record.path.resolve(),
+        **{f"version.{name}": version for name, version in provenance.get("versions", {}).items()},
+        **{f"data.{split}": digest for split, digest in provenance.get("data_manifest", {}).items()},
+        "mlflow.note.content": result.get("message"),
+    }
+    return {key: _text(value)[:MAX_TAG_CHARACTERS] for key, value in tags.items() if value is not None}
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    return json.dumps(value) if isinstance(value, bool | list | dict) or value is None else str(value)
+
+
+def _param_text(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    text = _text(value)
+    if len(text) <= MAX_PARAM_CHARACTERS:
+        return text
+    remark = f" ... Cut from {len(text)} characters: the whole value stands in config.json."
+    return text[: MAX_PARAM_CHARACTERS - len(remark)] + remark
+
+
+def _add_params(store: Store, run: Run, record: RunRecord) -> None:
+    from mlflow.entities import Param
+
+    # MLflow never changes a param. Only fields without effect on results can differ within one digest (a device after
+    # a resume, say), so what stands there stays and config.json tells the newest.
+    missing = [Param(key, _param_text(value)) for key, value in record.parameters.items() if key not in run.data.params]
+    for start in range(0, len(missing), MAX_PARAMS_PER_CALL):
+        store.client.log_batch(run.info.run_id, params=missing[start : start + MAX_PARAMS_PER_CALL])
+
+
+def _metric_rows(record: RunRecord) -> list[tuple[str, float, int, int]]:
+    """Key, value, time in ms and step of everything the folder has to say.
+
+    The time comes from the folder and not from the clock, so that the same row is the same row whoever sends it.
+    """
+    rows = [
+        (key, value, record.started_ms + round(row.time_s * 1000), row.step)
+        for row in record.rows
+        for key, value in row.values.items()
+    ]
+    if record.result is None or record.result["status"] == "stopped":
+        return rows
+    result = record.result
+    ended_ms = record.started_ms + round(1000 * (result.get("wall_time_s") or 0))
+    final = {f"final/{key.rpartition('/')[2]}": value for key, value in result.get("metrics", {}).items()}
+    final |= {f"final/{key}": result.get(key) for key in ("step_time_s", "wall_time_s", "peak_memory_bytes")}
+    rows += [(key, float(value), ended_ms, result["step"]) for key, value in final.items() if value is not None]
+    if record.last_evaluation is not None:
+        # A curve over blocks, for the UI to lay those of several runs over each other: its "step" is the block, from 1.
+        similarity = record.last_evaluation.get("patch_similarity") or []
+        rows += [
+            ("blocks/patch_similarity", float(value), ended_ms, block)
+            for block, value in enumerate(similarity, start=1)
+            if value is not None
+        ]
+    return rows
+
+
+def _add_metrics(store: Store, run: Run, record: RunRecord) -> None:
+    from mlflow.entities import Metric
+
+    run_id = run.info.run_id
+    rows = _metric_rows(record)
+    there = {
+        (key, metric.step)
+        for key in {key for key, *_ in rows} & run.data.metrics.keys()
+        for metric in store.client.get_metric_history(run_id, key)
+    }
+    missing = [Metric(key, value, time, step) for key, value, time, step in rows if (key, step) not in there]
+    for start in range(0, len(missing), MAX_METRICS_PER_CALL):
+        store.client.log_batch(run_id, metrics=missing[start : start + MAX_METRICS_PER_CALL])
+
+
+def _add_artifacts(store: Store, run: Run, record: RunRecord) -> None:
+    run_id = run.info.run_id
+    written = ("config.json", "provenance.json", "result.json")
+    store.upload(run_id, [record.path / name for name in written if (record.path / name).is_file()])
+    seen = int(run.data.tags.get(_SEEN_TAG, -1))
+    for step, pictures in record.pictures.items():
+        if step >= seen:
+            store.upload(run_id, pictures, f"pictures/step_{step:08d}", overwrite=False)
+    evaluation = record.last_evaluation
+    if evaluation is None or evaluation["step"] <= seen:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        files = _evaluation_files(evaluation, record.config, Path(scratch))
+        store.upload(run_id, files, "evaluation")
+    tables = json.dumps([{"path": "evaluation/per_class.json", "type": "table"}])
+    # Last of all, so that a crash before here makes the next call send everything of this step again.
+    store.set_tags(run, {"mlflow.loggedArtifacts": tables, _SEEN_TAG: str(evaluation["step"])})
+
+
+def _evaluation_files(evaluation: dict[str, Any], config: dict[str, Any], scratch: Path) -> list[Path]:
+    """Per-class table in the form of ``mlflow.log_table`` (which appends, and so would double), and two curves."""
+    from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve
+    from toco.evaluate.report import ThresholdCurve
+
+    columns = evaluation["per_class"]
+    table = [list(row) for row in zip(evaluation["class_names"], *columns.values(), strict=True)]
+    files = [scratch / name for name in ("per_class.json", "patch_similarity.png", "cam_thresholds.png")]
+    files[0].write_text(json.dumps({"columns": ["class", *columns], "data": table}), encoding="utf-8")
+    draw_similarity_curve({f"step {evaluation['step']}": evaluation["patch_similarity"]}).savefig(files[1])
+    curve = ThresholdCurve(**{name: tuple(values) for name, values in evaluation["threshold_curve"].items()})
+    draw_threshold_curve(curve, config["evaluate"]["background_threshold"]).savefig(files[2])
+    return files
+
+
+def _set_status(store: Store, run: Run, record: RunRecord) -> None:
+    if record.result is None:
+        if run.info.status != "RUNNING":
+            store.client.update_run(run.info.run_id, status="RUNNING")
+        return
+    status = STATUS.get(record.result["status"])
+    if status is None:
+        known = ", ".join(STATUS)
+        raise ValueError(f"{record.path / 'result.json'} has status {record.result['status']!r}, expected {known}.")
+    if run.info.status != status:
+        ended_ms = record.started_ms + round(1000 * (record.result.get("wall_time_s") or 0))
+        store.client.set_terminated(run.info.run_id, status, ended_ms)

@@ -1,0 +1,355 @@
+"""The training loop, from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from toco.config import diff, digest, replace
+from toco.data import Dataset, TrainLoader
+from toco.evaluate import evaluate, save_panels
+from toco.methods import Method
+from toco.registry import load
+from toco.train import checkpoint
+from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
+from toco.train.run_config import RunConfig
+from toco.train.run_folder import RunFolder, provenance
+from toco.types import StepOutput
+
+logger = logging.getLogger(__name__)
+
+
+class DivergedError(RuntimeError):
+    """A loss became infinite or not a number; the message names the terms and the step."""
+
+
+class Observer(Protocol):
+    """Somebody who watches a run, such as a sweep."""
+
+    def on_evaluation(self, step: int, metrics: dict[str, float], checkpoint: Path) -> None:
+        """Called when the evaluation after ``step`` updates, its row and its checkpoint are on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        status: ``finished``, or ``stopped`` by a signal after a checkpoint.
+        metrics: Mean over the last ``evaluate.average_last`` evaluations.
+    """
+
+    status: str
+    step: int
+    metrics: dict[str, float]
+
+
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    recipe: str | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+    progress: bool = True,
+) -> Result:
+    """Train, evaluate and keep everything in ``run_dir``.
+
+    Args:
+        config: The run.
+        run_dir: The run folder.
+        recipe: Name of the recipe that ``config`` came from, for the record.
+        resume: Continue the run that ``run_dir`` holds, or start one if it holds none. On a CPU the result is that of
+            the uninterrupted run, bit for bit.
+        observer: Told of every evaluation.
+        progress: Show a progress bar.
+
+    Raises:
+        FileExistsError: ``run_dir`` holds a run and ``resume`` is not set.
+        ValueError: ``run_dir`` holds a run of another config.
+        DivergedError: A loss is not finite. ``result.json`` says so, and the last checkpoint is kept.
+    """
+    started = time.monotonic()
+    config = config.resolved()
+    device = config.torch_device()
+    folder = RunFolder(run_dir)
+    train_set, val_set = open_data(config)
+    method = build_method(config, len(train_set.class_names)).to(device)
+    optimizer = build_optimizer(method.parameter_groups(), config.optim)
+    loader = TrainLoader(
+        train_set, config.views, batch_size=config.batch_size, seed=config.seed, num_workers=config.num_workers
+    )
+    generator = torch.Generator()
+
+    restored = None
+    if resume and folder.exists():
+        restored = _continue(folder, config, method, optimizer)
+    else:
+        manifest = {"train": train_set.manifest_digest(), "val": val_set.manifest_digest()}
+        folder.create(config, recipe, provenance(device, manifest, weights_sha256(config)))
+    if (done := folder.result()) and done["status"] == "finished":
+        return Result("finished", done["step"], done["metrics"])
+    step = restored.step if restored else 0
+
+    averages = _Averages(restored.part("averages") if restored else {}, device)
+    before_s = max((row["time_s"] for row in folder.metrics()), default=0.0)
+    bar = tqdm(total=config.num_steps, initial=step, unit="step", disable=not progress, dynamic_ncols=True)
+    with _stop_signals() as stop, bar:
+        try:
+            for batch in loader.batches(start_step=step, num_steps=config.num_steps):
+                step_started = time.monotonic()
+                last = step + 1 == config.num_steps
+                # Seeded by the step, so that a resumed run draws what the uninterrupted one draws.
+                generator.manual_seed(config.seed * 1_000_003 + step)
+                set_lr(optimizer, step, config.num_steps, config.optim)
+                method.train()
+                output = method.training_losses(batch.to(device), step, generator)
+                optimizer.zero_grad(set_to_none=True)
+                output.total.backward()
+                fill_missing_gradients(optimizer)
+                optimizer.step()
+                averages.add(output, step, time.monotonic() - step_started)
+                step += 1
+                bar.update()
+                elapsed_s = before_s + time.monotonic() - started
+
+                if step % config.log_every == 0 or last:
+                    values = averages.take() | {"train/lr": optimizer.param_groups[0]["lr"]}
+                    folder.add_metrics(step, "train", elapsed_s, values)
+                    bar.set_postfix(loss=f"{values['train/loss_total']:.3f}")
+                if step % config.evaluate_every == 0 or last:
+                    averages.check()
+                    metrics = _evaluate(method, val_set, config, folder, step, device, elapsed_s)
+                    bar.set_postfix(seg=_percent(metrics, "seg"), cam=_percent(metrics, "cam"))
+                if step % config.evaluate_every == 0 or last or stop.is_set():
+                    path = checkpoint.save(
+                        folder.checkpoints, step, digest(config), method, optimizer, {"averages": averages.state()}
+                    )
+                    checkpoint.prune(folder.checkpoints, config.keep_checkpoints)
+                    if observer is not None and not stop.is_set():
+                        observer.on_evaluation(step, metrics, path)
+                if stop.is_set() and not last:
+                    break
+            averages.check()
+        except DivergedError as error:
+            folder.finish(_result("diverged", step, config, folder, before_s + time.monotonic() - started, str(error)))
+            raise
+    status = "finished" if step == config.num_steps else "stopped"
+    message = None if status == "finished" else f"Stopped by a signal after step {step}; --resume continues."
+    result = _result(status, step, config, folder, before_s + time.monotonic() - started, message)
+    folder.finish(result)
+    return Result(status, step, result["metrics"])
+
+
+def restore(run_dir: Path, changes: Mapping[str, Any]) -> tuple[Method, RunConfig, int]:
+    """The trained method of a run folder, from its newest checkpoint, with the run's config and the checkpoint's step.
+
+    Args:
+        run_dir: The run folder.
+        changes: Settings to change by their dotted paths, as for :func:`toco.config.replace`.
+
+    Raises:
+        ValueError: There is no run or no whole checkpoint, or a change does not fit.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.exists():
+        raise ValueError(f"{run_dir} holds no run: expected a config.json in it.")
+    config = replace(folder.config(), dict(changes)).resolved()
+    saved = checkpoint.latest(folder.checkpoints)
+    if saved is None:
+        raise ValueError(f"{run_dir} holds no whole checkpoint to restore.")
+    # The checkpoint holds the backbone, so pretrained weights need not be there any more.
+    config_without_weights = config.model_copy(update={"backbone": config.backbone.model_copy(update={"weights": None})})
+    _, val_set = open_data(config)
+    method = build_method(config_without_weights, len(val_set.class_names))
+    checkpoint.load_model(saved, method)
+    return method.to(config.torch_device()), config, saved.step
+
+
+def open_data(config: RunConfig) -> tuple[Dataset, Dataset]:
+    """The training and the validation split."""
+    module = load("toco.data", config.data.name)
+    return module.open_split(config.data, "train"), module.open_split(config.data, "val")
+
+
+def build_method(config: RunConfig, num_foreground_classes: int) -> Method:
+    """Backbone and method with the run's seed and precision."""
+    torch.manual_seed(config.seed)
+    backbone = load("toco.backbones", config.backbone.name).build(config.backbone)
+    method: Method = load("toco.methods", config.method.name).build(config.method, backbone, num_foreground_classes)
+    method.autocast_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
+    return method
+
+
+def weights_sha256(config: RunConfig) -> str | None:
+    """Hash of the file the backbone's weights are read from, if they come from a file."""
+    path = load("toco.backbones", config.backbone.name).weights_path(config.backbone)
+    return None if path is None else checkpoint.file_sha256(path)
+
+
+def _continue(
+    folder: RunFolder, config: RunConfig, method: Method, optimizer: torch.optim.Optimizer
+) -> checkpoint.Checkpoint | None:
+    """Restore the newest checkpoint and forget what came after it."""
+    if folder.digest() != digest(config):
+        changed = ", ".join(
+            f"{path} ({was!r} -> {now!r})" for path, (was, now) in diff(folder.config(), config).items()
+        )
+        raise ValueError(f"{folder.path} holds a run of another config: {changed}. Use another folder for this one.")
+    restored = checkpoint.latest(folder.checkpoints)
+    if restored is None:
+        folder.forget_after(0)
+        return None
+    if restored.step < config.num_steps:
+        folder.forget_after(restored.step)
+    checkpoint.restore(restored, method, optimizer)
+    return restored
+
+
+def _evaluate(
+    method: Method,
+    val_set: Dataset,
+    config: RunConfig,
+    folder: RunFolder,
+    step: int,
+    device: torch.device,
+    time_s: float,
+) -> dict[str, float]:
+    evaluation = evaluate(method, val_set, config.evaluate, device, step=step)
+    folder.add_evaluation(step, evaluation)
+    threshold = config.evaluate.background_threshold
+    save_panels(evaluation.pictures, evaluation.class_names, threshold, folder.pictures(step))
+    folder.add_metrics(step, "val", time_s, evaluation.metrics)
+    return evaluation.metrics
+
+
+class _Averages:
+    """Means between two log steps, read from the device only there, and the watch for losses that are not finite."""
+
+    def __init__(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._numbers: dict[str, int] = {}
+        for name, (total, number) in state.items():
+            self._sums[name], self._numbers[name] = total.to(device), int(number)
+        self._pending: tuple[int, list[str], Tensor] | None = None
+
+    def add(self, output: StepOutput, step: int, time_s: float) -> None:
+        """Add a step's losses, and check those of the step before: by now they are there without waiting."""
+        self.check()
+        names, values = list(output.losses), torch.stack(list(output.losses.values())).detach()
+        self._pending = step, names, values
+        for name, value in zip(names, values, strict=True):
+            self._add(f"train/{name}", value)
+        for name, value in output.counts.items():
+            self._add(f"train/{name}", value.detach())
+        self._add("train/loss_total", output.total.detach())
+        self._add("train/step_time_s", torch.tensor(time_s))
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call."""
+        self.check()
+        means = {name: float(total) / self._numbers[name] for name, total in self._sums.items()}
+        self._sums, self._numbers = {}, {}
+        return means
+
+    def check(self) -> None:
+        """Raise if the last step added has a loss that is not finite."""
+        if self._pending is None:
+            return
+        step, names, values = self._pending
+        self._pending = None
+        bad = [
+            f"{name} is {value}" for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)
+        ]
+        if bad:
+            raise DivergedError(
+                f"At step {step}, {' and '.join(bad)}. The last checkpoint is from before it; try a lower optim.lr."
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """Sum and number of everything added since the last log step, for a checkpoint."""
+        return {
+            name: torch.stack([total.double().cpu(), torch.tensor(float(self._numbers[name]), dtype=torch.float64)])
+            for name, total in self._sums.items()
+        }
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums.get(name, value.new_zeros((), dtype=torch.float64)) + value
+        self._numbers[name] = self._numbers.get(name, 0) + 1
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; a second one acts as usual.
+
+    Only the main thread may handle signals; a run in another thread is stopped by whoever started it.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _result(
+    status: str,
+    step: int,
+    config: RunConfig,
+    folder: RunFolder,
+    wall_time_s: float,
+    message: str | None,
+) -> dict[str, Any]:
+    rows = folder.metrics()
+    evaluations = [row["values"] for row in rows if row["kind"] == "val"]
+    step_times_s = [row["values"]["train/step_time_s"] for row in rows if row["kind"] == "train"]
+    last = evaluations[-config.evaluate.average_last :]
+    return {
+        "status": status,
+        "step": step,
+        "digest": digest(config),
+        "metrics": {name: sum(row[name] for row in last) / len(last) for name in (last[-1] if last else {})},
+        "last_metrics": evaluations[-1] if evaluations else {},
+        "averaged_evaluations": len(last),
+        "message": message,
+        "step_time_s": sum(step_times_s) / len(step_times_s) if step_times_s else None,
+        "wall_time_s": round(wall_time_s, 3),
+        "peak_memory_bytes": _peak_memory_bytes(config.torch_device()),
+    }
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    """Of the device where it is CUDA, of this process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _percent(metrics: dict[str, float], what: str) -> str:
+    return f"{100 * metrics[f'val/{what}_miou']:.1f}"

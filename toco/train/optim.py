@@ -1,0 +1,84 @@
+"""AdamW in the official four groups, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from toco.config import Config
+
+HEAD_GROUPS = frozenset({"heads", "decoder"})
+"""Groups that start from random weights and so learn at ``head_lr_multiplier`` times the rate."""
+
+
+class OptimConfig(Config):
+    """AdamW with linear warm-up and polynomial decay.
+
+    Attributes:
+        lr: Peak rate of the backbone, per step.
+        head_lr_multiplier: Classifiers, projection and decoder learn this many times faster.
+        weight_decay: Decoupled decay, officially on everything, norms and biases too.
+        warmup_steps: Steps of linear warm-up.
+        warmup_ratio: The warm-up starts at this fraction of ``lr``.
+        power: Exponent of the decay. It counts from step 0, so the rate jumps down when the warm-up ends.
+    """
+
+    lr: float = Field(default=6e-5, gt=0)
+    head_lr_multiplier: float = Field(default=10.0, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(default=1e-8, gt=0)
+    warmup_steps: int = Field(default=1500, ge=0)
+    warmup_ratio: float = Field(default=1e-6, ge=0, le=1)
+    power: float = Field(default=0.9, gt=0)
+
+
+def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
+    """Fraction of the peak rate used at optimizer step ``step`` (0-based) of ``num_steps``.
+
+    >>> round(lr_factor(1500, 20_000, OptimConfig()), 4)
+    0.9322
+
+    Source: official ``utils/optimizer.py`` (PolyWarmupAdamW).
+    """
+    if step < config.warmup_steps:
+        return 1 - (1 - step / config.warmup_steps) * (1 - config.warmup_ratio)
+    last = min(step, num_steps - 1)
+    return float((1 - last / num_steps) ** config.power)
+
+
+def build_optimizer(groups: Mapping[str, Sequence[nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with one parameter group per non-empty entry of ``groups``; each remembers its name and its peak rate."""
+    settings = [
+        {"params": list(parameters), "name": name, "peak_lr": config.lr * _multiplier(name, config)}
+        for name, parameters in groups.items()
+        if parameters
+    ]
+    return torch.optim.AdamW(
+        settings, lr=config.lr, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, step: int, num_steps: int, config: OptimConfig) -> None:
+    """Set every group's rate to what step ``step`` uses."""
+    factor = lr_factor(step, num_steps, config)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def fill_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Give a zero gradient to parameters that got none, so that they decay and their step counts advance.
+
+    A term that does not count yet is not computed here; officially it is, and multiplied by zero.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+
+def _multiplier(name: str, config: OptimConfig) -> float:
+    return config.head_lr_multiplier if name in HEAD_GROUPS else 1.0

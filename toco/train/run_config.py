@@ -1,0 +1,89 @@
+"""Everything that one run is made of, as one value."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from toco.backbones import BackboneConfig
+from toco.config import RUN_ONLY, Config
+from toco.data import DataConfig, ViewsConfig
+from toco.evaluate import EvaluateConfig
+from toco.methods import MethodConfig
+from toco.registry import choice
+from toco.train.optim import OptimConfig
+
+
+def _run_only(default: Any, **limits: Any) -> Any:  # noqa: ANN401 - as pydantic's own Field
+    """A field that has no effect on results, and so is in no digest."""
+    return Field(default=default, json_schema_extra={RUN_ONLY: True}, **limits)
+
+
+class RunConfig(Config):
+    """One training with its evaluations.
+
+    Attributes:
+        num_steps: Optimizer updates.
+        batch_size: Images per update over all devices; a changed number of devices does not change it.
+        precision: ``bfloat16`` autocasts the passes through the network; losses are float32 always.
+        evaluate_every: Steps between evaluations; the last step is always evaluated.
+        device: ``auto`` takes CUDA where there is one. Does not enter the digest; provenance records it.
+        log_every: Steps between training rows in ``metrics.jsonl``, whose values are means over them.
+        keep_checkpoints: Newest checkpoints that are kept; one is made at every evaluation.
+    """
+
+    data: choice("toco.data", DataConfig)  # type: ignore[valid-type]
+    views: ViewsConfig = ViewsConfig()
+    backbone: choice("toco.backbones", BackboneConfig)  # type: ignore[valid-type]
+    method: choice("toco.methods", MethodConfig)  # type: ignore[valid-type]
+    optim: OptimConfig = OptimConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    num_steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    evaluate_every: int = Field(gt=0)
+    device: str = _run_only("auto")
+    num_workers: int = _run_only(2, ge=0)
+    log_every: int = _run_only(50, gt=0)
+    keep_checkpoints: int = _run_only(2, gt=0)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RunConfig:
+        group = getattr(self.method, "loss_group_size", None)
+        if group is not None and self.batch_size % group:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of method.loss_group_size {group}; "
+                "choose one that is, or set the group size to null"
+            )
+        local = getattr(self.method, "local_crop_size_px", 0)
+        if local > self.views.crop_size_px:
+            raise ValueError(
+                f"method.local_crop_size_px {local} is larger than views.crop_size_px {self.views.crop_size_px}"
+            )
+        if self.optim.warmup_steps >= self.num_steps:
+            raise ValueError(
+                f"optim.warmup_steps {self.optim.warmup_steps} leaves nothing of num_steps {self.num_steps}; shorten it"
+            )
+        return self
+
+    def torch_device(self) -> torch.device:
+        """The device that ``device`` names.
+
+        Raises:
+            ValueError: CUDA is asked for and there is none.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(self.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device is {self.device!r}, but torch sees no CUDA device; set device to cpu or auto.")
+        return device
+
+    def resolved(self) -> RunConfig:
+        """The config with every ``auto`` replaced by what it means on this machine."""
+        device = self.torch_device()
+        method = self.method.resolved(device, self.views.crop_size_px)
+        return self.model_copy(update={"device": str(device), "method": method})

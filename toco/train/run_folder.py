@@ -1,0 +1,178 @@
+"""The run folder: the record of a run, from which trackers and reports are filled.
+
+::
+
+    config.json        the resolved config and its digest
+    provenance.json    commit, versions, data, weights, device
+    metrics.jsonl      one row a line, unique by (kind, step)
+    evaluations/       everything an evaluation measured, by step
+    pictures/          panels of fixed validation images, by step
+    checkpoints/       see toco.train.checkpoint
+    result.json        how the run ended and its metrics
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import toco
+from toco.config import digest
+from toco.evaluate import Evaluation
+from toco.train.checkpoint import folder_name, sync
+from toco.train.run_config import RunConfig
+
+FORMAT_VERSION = 1
+_PACKAGES = ("torch", "timm", "numpy", "pillow")
+
+
+class RunFolder:
+    """Reads and writes one run folder; every file appears whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._metrics = path / "metrics.jsonl"
+
+    def create(self, config: RunConfig, recipe: str | None, provenance: Mapping[str, Any]) -> None:
+        """Start a new run.
+
+        Raises:
+            FileExistsError: The folder already holds a run.
+        """
+        if (self.path / "config.json").exists():
+            raise FileExistsError(
+                f"{self.path} already holds a run. Give --resume to continue it, or another folder to start a new one."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write("provenance.json", provenance)
+        resolved = config.model_dump(mode="json")
+        self._write("config.json", {"digest": digest(config), "recipe": recipe, "config": resolved})
+
+    def config(self) -> RunConfig:
+        """The resolved config of the run."""
+        return RunConfig.model_validate(self._read("config.json")["config"])
+
+    def digest(self) -> str:
+        """Digest of the config the run was started with."""
+        return str(self._read("config.json")["digest"])
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "config.json").is_file()
+
+    def result(self) -> dict[str, Any] | None:
+        """How the run ended, or ``None`` while it has not."""
+        return self._read("result.json") if (self.path / "result.json").is_file() else None
+
+    def add_metrics(self, step: int, kind: str, time_s: float, values: Mapping[str, float]) -> None:
+        """Append a row; durable when this returns."""
+        row = {"step": step, "kind": kind, "time_s": round(time_s, 3), "values": dict(values)}
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows; a last line that a crash cut off is left out."""
+        if not self._metrics.is_file():
+            return []
+        rows = []
+        for line in self._metrics.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def forget_after(self, step: int) -> None:
+        """Drop rows, evaluations and pictures of later steps, which a resumed run makes again, and the result."""
+        kept = [row for row in self.metrics() if row["step"] <= step]
+        self._replace(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        for evaluation in (self.path / "evaluations").glob("step_*.json"):
+            if evaluation.stem > folder_name(step):
+                evaluation.unlink()
+        for pictures in (self.path / "pictures").glob("step_*"):
+            if pictures.name > folder_name(step):
+                shutil.rmtree(pictures, ignore_errors=True)
+        (self.path / "result.json").unlink(missing_ok=True)
+
+    def add_evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Keep everything an evaluation measured."""
+        (self.path / "evaluations").mkdir(exist_ok=True)
+        self._write(f"evaluations/{folder_name(step)}.json", {**evaluation.to_json(), "step": step})
+
+    def pictures(self, step: int) -> Path:
+        """Folder for the pictures of ``step``, made."""
+        folder = self.path / "pictures" / folder_name(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write how the run ended."""
+        self._write("result.json", result)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.path / name).read_text())
+        if content.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{self.path / name} has format version {content.get('format_version')}; "
+                f"this version of toco reads {FORMAT_VERSION}."
+            )
+        return content
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        self._replace(self.path / name, json.dumps({"format_version": FORMAT_VERSION, **content}, indent=2) + "\n")
+
+    def _replace(self, path: Path, text: str) -> None:
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_text(text)
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+
+
+def provenance(device: torch.device, data_manifest: Mapping[str, str], weights_sha256: str | None) -> dict[str, Any]:
+    """What a reader needs to know to run it again: code, versions, machine, data, weights."""
+    commit, dirty = _commit()
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {"python": platform.python_version(), "toco": toco.__version__, **versions},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",
+        "num_threads": torch.get_num_threads(),
+        "data_manifest": dict(data_manifest),
+        "weights_sha256": weights_sha256,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Commit of the source tree this package is imported from, and whether it has uncommitted changes."""
+    source = Path(toco.__file__).parent
+    git = shutil.which("git")
+    if git is None:
+        return None, None
+
+    def ask(*command: str) -> str | None:
+        done = subprocess.run([git, "-C", str(source), *command], capture_output=True, text=True, check=False)  # noqa: S603
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed copy inside somebody else's repository must not report that repository's commit.
+    if ask("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, None
+    return ask("rev-parse", "HEAD"), bool(ask("status", "--porcelain", "--untracked-files=no"))

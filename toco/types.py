@@ -1,0 +1,89 @@
+"""Shapes, axis letters and the values that travel between the parts of a run.
+
+Axis letters, everywhere in this project: ``b`` image, ``k`` foreground class, ``s`` = k + 1 classes with the
+background first, ``c`` channel, ``h w`` pixels, ``p q`` patch grid, ``n`` = p * q patches, ``v`` view.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+IGNORE_INDEX = 255
+"""Label of a pixel (or of a pair of patches) that no loss and no metric counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one training step gets from the loader. Images are normalised with the ImageNet mean and std.
+
+    Attributes:
+        images: First global view; the classifier, the CAMs and the decoder see this one.
+        second_view: Second global view, for the contrast of class tokens only.
+        crop_source: The image that the local crops are cut from, same size as ``images``.
+        class_labels: Multi-hot image-level labels without background, 0.0 or 1.0.
+        valid_box: Rows ``y0 y1`` and columns ``x0 x1`` (half-open, pixels) of the image inside its padded crop.
+        names: Name of every image, for messages.
+    """
+
+    images: Float[Tensor, "b 3 h w"]
+    second_view: Float[Tensor, "b 3 h w"]
+    crop_source: Float[Tensor, "b 3 h w"]
+    class_labels: Float[Tensor, "b k"]
+    valid_box: Int[Tensor, "b 4"]
+    names: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device`` (copies are asynchronous where the memory is pinned)."""
+        moved: dict[str, Any] = {
+            f.name: value.to(device, non_blocking=True) if isinstance(value := getattr(self, f.name), Tensor) else value
+            for f in fields(self)
+        }
+        return Batch(**moved)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """One forward pass of a backbone.
+
+    Attributes:
+        class_token: Class token after the final norm.
+        features: Patch tokens of the last block after the final norm, as a map.
+        aux_features: Patch tokens of the auxiliary block, before the final norm (after it, if that block is the last).
+    """
+
+    class_token: Float[Tensor, "b c"]
+    features: Float[Tensor, "b c p q"]
+    aux_features: Float[Tensor, "b c p q"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cams:
+    """Class activation maps in [0, 1], min-max normalised per class: of the last block and of the auxiliary block."""
+
+    cam: Float[Tensor, "b k h w"]
+    aux_cam: Float[Tensor, "b k h w"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """Named losses of one training step, before weighting, with the weights that hold at this step.
+
+    Attributes:
+        losses: Scalar tensors by term. A term whose weight is 0 at this step may be absent.
+        weights: Weight of every term present in ``losses``.
+        counts: Numbers worth logging that are not losses (ignored affinities, positive crops, ...).
+    """
+
+    losses: dict[str, Float[Tensor, ""]]
+    weights: dict[str, float]
+    counts: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """Weighted sum of all terms: what is differentiated."""
+        return torch.stack([self.weights[name] * loss for name, loss in self.losses.items()]).sum()
