@@ -56,3 +56,13 @@ def test_the_digest_is_the_same_everywhere():
 def test_diff_and_flatten_name_leaves_by_path():
     assert flatten(Outer())["inner.sizes"] == [1, 2]
     assert diff(Outer(), replace(Outer(), {"inner.rate": 0.2})) == {"inner.rate": (0.1, 0.2)}
+
+
+def test_another_component_starts_from_its_own_defaults_and_can_be_set_at_once():
+    from toco.recipes import voc_deit_b
+
+    changed = replace(voc_deit_b.recipe(), {"backbone.weights": "null", "backbone.name": "vit_nano", "seed": 3})
+    assert changed.backbone.name == "vit_nano"
+    assert changed.backbone.weights is None
+    assert changed.backbone.width == 64
+    assert changed.seed == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -121,7 +120,7 @@ def evaluate(run_dir: Path, changes: tuple[str, ...], out: Path | None) -> None:
         save_panels(evaluation.pictures, evaluation.class_names, threshold, out / "pictures")
         draw_similarity_curve({run_dir.name: evaluation.patch_similarity}).savefig(out / "patch_similarity.png")
         draw_threshold_curve(evaluation.threshold_curve, threshold).savefig(out / "threshold_curve.png")
-        (out / "evaluation.json").write_text(json.dumps(evaluation.to_json(), indent=2) + "\n")
+        (out / "evaluation.json").write_text(evaluation.to_json() + "\n")
         click.echo(f"Written to {out}")
 
 
@@ -131,7 +130,7 @@ def evaluate(run_dir: Path, changes: tuple[str, ...], out: Path | None) -> None:
 @click.option("--experiment", default="toco", show_default=True)
 def track(run_dirs: tuple[Path, ...], tracking_uri: str, experiment: str) -> None:
     """Fill MLflow from run folders; what is there already is not written twice."""
-    from toco.tracking.mlflow_store import track_run
+    from toco.tracking import track_run
 
     for run_dir in run_dirs:
         run_id = track_run(run_dir, tracking_uri=tracking_uri, experiment=experiment)

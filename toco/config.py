@@ -41,14 +41,12 @@ def replace(config: T, changes: dict[str, Any]) -> T:
     Raises:
         ValueError: A path does not exist (the nearest is named), or a value does not fit its field.
     """
-    tree = config.model_dump(mode="json")
-    # Names first: they decide which other paths exist.
-    for path, value in sorted(changes.items(), key=lambda item: not item[0].endswith(".name")):
-        _set(config, tree, path, _parse(value))
-    try:
-        return type(config).model_validate(tree)
-    except ValidationError as error:
-        raise ValueError(sentences(error)) from error
+    names = {path: value for path, value in changes.items() if path.endswith(".name")}
+    # Names first, on their own: they decide which other paths there are.
+    for part in (names, {path: value for path, value in changes.items() if path not in names}):
+        if part:
+            config = _replace(config, part)
+    return config
 
 
 def diff(left: Config, right: Config) -> dict[str, tuple[Any, Any]]:
@@ -94,8 +92,14 @@ def sentences(error: ValidationError) -> str:
     return " ".join(lines)
 
 
-class _Unset:
-    """Marks a path that does not exist."""
+def _replace(config: T, changes: dict[str, Any]) -> T:
+    tree = config.model_dump(mode="json")
+    for path, value in changes.items():
+        _set(tree, path, _parse(value))
+    try:
+        return type(config).model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(sentences(error)) from error
 
 
 def _parse(value: Any) -> Any:  # noqa: ANN401 - any JSON value
@@ -107,7 +111,7 @@ def _parse(value: Any) -> Any:  # noqa: ANN401 - any JSON value
         return value
 
 
-def _set(config: Config, tree: dict[str, Any], path: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
     *parents, leaf = path.split(".")
     node: Any = tree
     for depth, part in enumerate(parents):

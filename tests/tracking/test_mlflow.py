@@ -1,8 +1,10 @@
 """The real MLflow over sqlite: what stands in it after a run folder was tracked once, twice, in pieces."""
 
+import base64
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,24 @@ def test_a_study_has_one_parent_and_its_children(run_folder, sqlite_uri: str, tm
     other = ensure_parent(**where, study_id="another", run_name="another")
     assert track_run(tmp_path / "aux_block=9-seed=0", **where, parent_run_id=other) not in children
     assert track_run(tmp_path / "aux_block=8-seed=0", **where) == children[0]
+
+
+def test_a_study_brings_a_view_of_its_trainings(sqlite_uri: str):
+    where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "view"}
+
+    def saved() -> dict[str, str]:
+        store = open_store(**where)
+        tags = store.client.get_experiment(store.experiment_id).tags
+        return {key: value for key, value in tags.items() if key.startswith("mlflow.sharedViewState.")}
+
+    ensure_parent(**where, study_id="one", run_name="one")
+    first = saved()
+    (view,) = (json.loads(value) for value in first.values())
+    assert view["name"] == "Trainings by row"
+    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+    assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "cell"}]
+    ensure_parent(**where, study_id="two", run_name="two")
+    assert saved() == first
 
 
 def test_a_folder_name_with_a_quote(run_folder, sqlite_uri: str):

@@ -5,13 +5,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from toco.backbones import vit_nano
 from toco.config import replace
-from toco.data import ViewsConfig, shapes
+from toco.data import ViewsConfig, voc
 from toco.evaluate import EvaluateConfig
 from toco.methods import toco
 from toco.train import checkpoint
@@ -22,9 +24,30 @@ from toco.train.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def data_root(tmp_path_factory):
+    """Sixteen small images of two classes, one quadrant each."""
+    root = tmp_path_factory.mktemp("data")
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("background\nred\nblue\n")
+    rng = np.random.default_rng(0)
+    names = [f"image{i:02}" for i in range(16)]
+    for i, name in enumerate(names):
+        image = rng.integers(60, 120, (40, 48, 3), dtype=np.uint8)
+        mask = np.zeros((40, 48), np.uint8)
+        mask[10 : 10 + 20, 4 * (i % 5) : 4 * (i % 5) + 20] = i % 2 + 1
+        image[mask > 0, 2 * (i % 2)] = 220
+        Image.fromarray(image).save(root / "JPEGImages" / f"{name}.png")
+        Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
+    for split, part in (("train", names[:12]), ("val", names[12:])):
+        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(part) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(data_root):
     return RunConfig(
-        data=shapes.Config(root=tmp_path_factory.mktemp("data") / "shapes", num_train=12, num_val=4),
+        data=voc.Config(root=data_root, train_list="train"),
         views=ViewsConfig(crop_size_px=32),
         backbone=vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=32, weights=None),
         method=toco.Config(
@@ -199,10 +222,21 @@ def test_a_block_that_the_backbone_lacks_is_refused(config, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_makes_a_checkpoint_and_ends(config, tmp_path, number):
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "toco", "train", "shapes_nano", "--run-dir", str(run_dir), "--no-progress"]
-    command += ["--set", "num_steps=5000", "--set", "evaluate_every=5000", "--set", "log_every=1"]
-    command += ["--set", f"data.root={config.data.root}", "--set", "data.num_train=12", "--set", "data.num_val=4"]
-    command += ["--set", "batch_size=4", "--set", "num_workers=0"]
+    settings = {
+        "data.root": config.data.root,
+        "data.train_list": "train",
+        "backbone.name": "vit_nano",
+        "backbone.weights": "null",
+        "views.crop_size_px": 32,
+        "method.local_crop_size_px": 16,
+        "num_steps": 5000,
+        "evaluate_every": 5000,
+        "log_every": 1,
+        "num_workers": 0,
+    }
+    command = [sys.executable, "-m", "toco", "train", "voc_deit_b", "--run-dir", str(run_dir), "--no-progress"]
+    for path, value in settings.items():
+        command += ["--set", f"{path}={value}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     metrics = run_dir / "metrics.jsonl"
     while process.poll() is None and not metrics.exists():

@@ -25,9 +25,12 @@ STUDY_TAG = "toco.study"
 
 _PARENT_TAG = "mlflow.parentRunId"
 
-# A tracker must not hold a training up: MLflow's own defaults retry for minutes and wait two minutes a request.
-_PATIENCE = {
+# A tracker must not hold a training up: MLflow itself retries for minutes and waits two minutes a request. Nor must it
+# talk: it would print a line for every run that ends, into the middle of a progress bar.
+_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -113,7 +116,7 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
         ValueError: The URI is of no supported kind, or the experiment was deleted.
     """
     uri = client_uri(tracking_uri)
-    for name, value in _PATIENCE.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from toco.tracking.chart_view import save_chart_view
 from toco.tracking.mlflow_store import STUDY_TAG, open_store, tag_value
 
 
@@ -30,6 +31,7 @@ def ensure_parent(
     """
     store = open_store(tracking_uri, experiment)
     wanted = {**(tags or {}), STUDY_TAG: tag_value(study_id)}
+    save_chart_view(store)
     run = store.find_run({STUDY_TAG: wanted[STUDY_TAG]})
     if run is None:
         run = store.create_run(run_name, wanted)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class DivergedError(RuntimeError):
     """A loss became infinite or not a number; the message names the terms and the step."""
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Somebody who watches a run, such as a sweep."""
 
@@ -110,7 +111,7 @@ def train(
     bar = tqdm(total=config.num_steps, initial=step, unit="step", disable=not progress, dynamic_ncols=True)
     with _stop_signals() as stop, bar:
         try:
-            for batch in loader.batches(start_step=step, num_steps=config.num_steps):
+            for batch in loader.batches(start_step=step, num_steps=config.num_steps - step):
                 step_started = time.monotonic()
                 last = step + 1 == config.num_steps
                 # Seeded by the step, so that a resumed run draws what the uninterrupted one draws.
@@ -173,7 +174,9 @@ def restore(run_dir: Path, changes: Mapping[str, Any]) -> tuple[Method, RunConfi
     if saved is None:
         raise ValueError(f"{run_dir} holds no whole checkpoint to restore.")
     # The checkpoint holds the backbone, so pretrained weights need not be there any more.
-    config_without_weights = config.model_copy(update={"backbone": config.backbone.model_copy(update={"weights": None})})
+    config_without_weights = config.model_copy(
+        update={"backbone": config.backbone.model_copy(update={"weights": None})}
+    )
     _, val_set = open_data(config)
     method = build_method(config_without_weights, len(val_set.class_names))
     checkpoint.load_model(saved, method)

@@ -111,7 +111,7 @@ class RunFolder:
     def add_evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Keep everything an evaluation measured."""
         (self.path / "evaluations").mkdir(exist_ok=True)
-        self._write(f"evaluations/{folder_name(step)}.json", {**evaluation.to_json(), "step": step})
+        self._write(f"evaluations/{folder_name(step)}.json", {**json.loads(evaluation.to_json()), "step": step})
 
     def pictures(self, step: int) -> Path:
         """Folder for the pictures of ``step``, made."""

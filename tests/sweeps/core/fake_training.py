@@ -10,7 +10,7 @@ from pathlib import Path
 
 from toco.train.loop import DivergedError, Result
 
-STEP_S = 0.05
+STEP_S = 0.02
 
 
 def chain(seed: int, aux_block: int, step: int) -> str:
@@ -29,8 +29,9 @@ def metrics_of(state: str) -> dict[str, float]:
 def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress=True):
     """Writes a run folder as ``toco.train.loop.train`` does.
 
-    A file ``kill-SEED-BLOCK-STEP`` in the data folder makes the process kill itself before that step, once, as the
-    out-of-memory killer would; ``diverge-SEED-BLOCK`` makes every attempt end as diverged.
+    A file ``kill-SEED-BLOCK-STEP`` in the folder ``FAKE_ORDERS`` makes the process kill itself before that step, once, as the
+    out-of-memory killer would; ``diverge-SEED-BLOCK`` makes every attempt end as diverged; ``wait-STEP`` holds every
+    training before that step for as long as the file is there. ``starts`` gets a line for every attempt.
     """
     seed, block = config.seed, config.method.aux_block
     checkpoints = run_dir / "checkpoints"
@@ -44,8 +45,12 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
         run_dir.mkdir()
         head = {"format_version": 1, "digest": "0" * 16, "recipe": recipe, "config": config.model_dump(mode="json")}
         (run_dir / "config.json").write_text(json.dumps(head))
-        (run_dir / "provenance.json").write_text(json.dumps({"format_version": 1, "commit": None, "pids": []}))
+        (run_dir / "provenance.json").write_text(
+            json.dumps({"format_version": 1, "commit": None, "started": "2026-01-01T00:00:00+00:00"})
+        )
     orders = Path(os.environ["FAKE_ORDERS"])
+    with (orders / "starts").open("a") as starts:
+        starts.write(f"{seed} {block} {step} {os.getpid()}\n")
     while step < config.num_steps:
         order = orders / f"kill-{seed}-{block}-{step}"
         if order.exists():
@@ -54,6 +59,8 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
         if step and (orders / f"diverge-{seed}-{block}").exists():
             finish(run_dir, "diverged", step, {})
             raise DivergedError("ptc is nan")
+        while (orders / f"wait-{step}").exists():
+            time.sleep(0.05)
         time.sleep(STEP_S)
         state = hashlib.sha256(f"{state}/{step}".encode()).hexdigest()[:16]
         step += 1

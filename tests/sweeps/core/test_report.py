@@ -113,13 +113,15 @@ def make_study(tmp_path: Path) -> Callable[..., Path]:
 def test_the_printed_table(make_study):
     text = write_report(make_study()).text
     table = [re.split(r"\s{2,}", line.strip()) for line in text.split("\n\n")[1].splitlines()]
-    assert table[0] == ["aux_block", "M", "M_m", "n", "paper's row", "paper M", "paper M_m"]
+    assert table[0] == ["block", "M", "M_m", "n", "paper's row", "paper M", "paper M_m"]
     assert table[2:] == [
         ["#4", "50.0 ± 14.1", "30.0 ± 0.0", "2", "#8", "63.5", "48.1"],
         ["#5", "61.0 ± 1.4", "52.0 ± 2.8", "2", "#9", "67.6", "55.1"],
         ["#6", "20.0", "10.0", "1", "-", "-", "-"],
     ]
     assert "M: mIoU of the CAM of the last block, in percent." in text
+    text = " ".join(text.split())
+    assert "block: the block that feeds the auxiliary classifier; #n counts from 1, the config from 0." in text
     assert "It is not PASCAL VOC" in text
     assert "#6, seed 1: diverged; it does not count. The loss ptc is not finite at step 20." in text
     assert (
@@ -152,7 +154,7 @@ def test_csv_holds_fractions(make_study):
 def test_one_seed_has_no_spread(make_study):
     text = write_report(make_study(seeds=(0,))).text
     assert "±" not in text.split("\n\n")[1]
-    assert "With one seed a row nothing is known about the spread" in text
+    assert "With one seed a row nothing is known about the spread" in " ".join(text.split())
 
 
 def test_rows_that_the_seeds_tell_apart(make_study):
