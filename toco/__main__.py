@@ -105,7 +105,7 @@ def train(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, pr
 @option_set
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the evaluation and its pictures.")
 def evaluate(run_dir: Path, changes: tuple[str, ...], out: Path | None) -> None:
-    """Evaluate the newest checkpoint of RUN_DIR; paths of --set start at the run's config, as in evaluate.size_px=224."""
+    """Evaluate the newest checkpoint of RUN_DIR; --set changes the run's config, as in evaluate.size_px=224."""
     from toco.evaluate import draw_similarity_curve, draw_threshold_curve, save_panels
     from toco.evaluate import evaluate as run
     from toco.train.loop import open_data, restore
@@ -159,7 +159,7 @@ def check(
     mask_folder: str | None,
     allow_empty_labels: bool,
 ) -> None:
-    """Decode every image and mask of the VOC-shaped folder ROOT and report every fault; exits with 1 if there is one."""
+    """Decode all of the VOC-shaped folder ROOT and report every fault; exits with 1 if there is one."""
     from toco.data import check_folder
 
     with tqdm(unit="image", leave=False) as bar:
@@ -172,7 +172,7 @@ def check(
             root,
             train_list=train_list,
             val_list=val_list,
-            labels=labels,
+            labels=Path(labels) if labels not in ("masks", "xml") else labels,  # type: ignore[arg-type]
             classes=classes,
             mask_folder=mask_folder,
             allow_empty_labels=allow_empty_labels,
@@ -186,7 +186,7 @@ def check(
 @click.argument("source", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
 def convert_labels_(source: Path, target: Path) -> None:
-    """Convert the official pickled label file SOURCE to TARGET (.npz or .json), without running what a pickle can run."""
+    """Convert the official pickled labels in SOURCE to TARGET (.npz or .json), running nothing that it holds."""
     from toco.data import convert_labels
 
     click.echo(f"{convert_labels(source, target)} labels written to {target}")

@@ -100,7 +100,7 @@ def test_in_pieces_gives_one_run_and_no_row_twice(run_folder, sqlite_uri: str, t
     code = (
         f"from toco.tracking import *; from pathlib import Path; track_run(Path({str(training.path)!r}), **{where!r})"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-c", code], check=True)
     training.end("stopped", 4, "Interrupted by SIGTERM.")
     assert track_run(training.path, **where) == run_id
     stopped = client.get_run(run_id)
@@ -271,5 +271,5 @@ def test_uris(tmp_path: Path, monkeypatch):
 
 def test_importing_the_package_does_not_import_mlflow():
     code = "import sys, json, toco.tracking; print(json.dumps('mlflow' in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert json.loads(done.stdout) is False

@@ -35,7 +35,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (tmp_path / "server.log").open("w") as log:
         # A session of its own, so that its workers end with it.
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
         )
     try:

@@ -71,7 +71,7 @@ def config(data_root):
     )
 
 
-class Interrupted(Exception):
+class CrashError(Exception):
     pass
 
 
@@ -83,7 +83,7 @@ class InterruptAt:
 
     def on_evaluation(self, step, metrics, checkpoint):
         if step == self.step:
-            raise Interrupted
+            raise CrashError
 
 
 def rows(run_dir):
@@ -137,7 +137,7 @@ def test_terms_join_at_their_step(finished):
 
 @pytest.mark.parametrize("interrupted_at", [2, 4])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(config, finished, tmp_path, interrupted_at):
-    with pytest.raises(Interrupted):
+    with pytest.raises(CrashError):
         train(config, tmp_path, progress=False, observer=InterruptAt(interrupted_at))
     torch.manual_seed(12345)
     train(config, tmp_path, resume=True, progress=False)
@@ -151,7 +151,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(config, finished
 
 
 def test_resuming_forgets_what_the_last_checkpoint_does_not_know(config, finished, tmp_path):
-    with pytest.raises(Interrupted):
+    with pytest.raises(CrashError):
         train(config, tmp_path, progress=False, observer=InterruptAt(2))
     RunFolder(tmp_path).add_metrics(3, "train", 1.0, {"train/ptc": 1.0})
     with (tmp_path / "metrics.jsonl").open("a") as file:

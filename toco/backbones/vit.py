@@ -85,14 +85,11 @@ class ViT(Backbone):
         if not 0 <= aux_block < self.depth:
             raise ValueError(f"aux_block is {aux_block}, but this backbone has blocks 0 to {self.depth - 1}.")
         grid = self._grid(images)
-        class_token, features, aux_features = None, None, None
         for index, tokens in enumerate(self._blocks(images)):
-            if index == self.depth - 1:
-                class_token, features = tokens[:, 0], _as_map(tokens, grid)
             if index == aux_block:
                 aux_features = _as_map(tokens, grid)
-        assert class_token is not None and features is not None and aux_features is not None  # noqa: S101 - for mypy
-        return Features(class_token, features, aux_features)
+        # After the loop, these are the tokens of the last block.
+        return Features(tokens[:, 0], _as_map(tokens, grid), aux_features)
 
     def block_tokens(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n c"]]:
         """See the base class."""

@@ -1,8 +1,8 @@
 """Token Contrast (ToCo): Ru et al., "Token Contrast for Weakly-Supervised Semantic Segmentation", CVPR 2023.
 
 An auxiliary classifier on an intermediate block gives a CAM that is less over-smoothed than the last block's. It says
-which pairs of final patch tokens should agree (patch token contrast, PTC) and where an image is uncertain or background,
-so that crops from there can be contrasted with the whole image (class token contrast, CTC).
+which pairs of final patch tokens should agree (patch token contrast, PTC) and where an image is uncertain or
+background, so that crops from there can be contrasted with the whole image (class token contrast, CTC).
 """
 
 from __future__ import annotations

@@ -1,21 +1,23 @@
-"""A study of fake trainings as a command: python fake_study.py STORAGE."""
+"""A study of fake trainings as a command: python fake_study.py STORAGE [CPUS_PER_TRIAL]."""
 
-import dataclasses
 import sys
 from pathlib import Path
 
 from sweeps.core.launch import Launch, run_study
-from sweeps.core.study import Factor
-from sweeps.layer_ablation import STUDY
+from sweeps.core.study import Factor, Metric, Study
+
+STUDY = Study(
+    name="fake",
+    title="Fake trainings",
+    recipe="voc_deit_b",
+    factors=(Factor("method.aux_block", (7, 9), ("#8", "#10")),),
+    seeds=(0, 1),
+    metrics=(Metric("val/cam_miou", "M"),),
+    changes={"num_steps": 20, "evaluate_every": 5, "optim.warmup_steps": 0},
+    train="fake_training:train",
+)
 
 if __name__ == "__main__":
-    study = dataclasses.replace(
-        STUDY,
-        name="fake",
-        factors=(Factor("method.aux_block", (7, 9)),),
-        paper_rows={},
-        seeds=(0, 1),
-        changes={"num_steps": 20, "evaluate_every": 5, "optim.warmup_steps": 0},
-        train="fake_training:train",
-    )
-    sys.exit(0 if run_study(study, Launch(Path(sys.argv[1]))) else 1)
+    storage, *cpus = sys.argv[1:]
+    launch = Launch(Path(storage), concurrent=2, cpus_per_trial=float(cpus[0]) if cpus else 1.0)
+    sys.exit(0 if run_study(STUDY, launch) else 1)

@@ -1,4 +1,4 @@
-"""A training that computes nothing but can be checked to the last row: its state is a chain of hashes over the steps."""
+"""A training that computes nothing, but can be checked to the last row: its state is a chain of hashes."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def metrics_of(state: str) -> dict[str, float]:
 def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress=True):
     """Writes a run folder as ``toco.train.loop.train`` does.
 
-    A file ``kill-SEED-BLOCK-STEP`` in the folder ``FAKE_ORDERS`` makes the process kill itself before that step, once, as the
+    A file ``kill-SEED-BLOCK-STEP`` in ``FAKE_ORDERS`` makes the process kill itself before that step, once, as the
     out-of-memory killer would; ``diverge-SEED-BLOCK`` makes every attempt end as diverged; ``wait-STEP`` holds every
     training before that step for as long as the file is there. ``starts`` gets a line for every attempt.
     """

@@ -1,0 +1,139 @@
+"""Start the nodes of a Ray cluster with token authentication, and stop them with Ctrl-C.
+
+    python cluster/ray_nodes.py local --workers 2               # a head and two workers, all on this machine's loopback
+    python cluster/ray_nodes.py head --ip 10.0.0.1              # on the first of several machines
+    python cluster/ray_nodes.py worker --head 10.0.0.1:6379     # on each of the others
+
+Each command stays in the foreground and ends the processes that it started, and no others, when it is stopped (``ray
+stop`` would end every Ray process on the machine). README.md says how a study gets there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NoReturn
+
+import click
+
+from sweeps.core import ray_environment
+
+DASHBOARD_PORT = 8265
+HEAD_PORT = 6379
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    """Commands."""
+
+
+@main.command()
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(0), help="Worker nodes beside the head.")
+@click.option("--cpus", default=1, show_default=True, type=click.IntRange(1), help="CPUs of each worker.")
+@click.option("--head-cpus", default=0, show_default=True, type=click.IntRange(0), help="CPUs of the head for trials.")
+@click.option("--port", default=HEAD_PORT, show_default=True)
+@click.option("--dashboard-port", default=DASHBOARD_PORT, show_default=True, help="Where jobs are submitted.")
+def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: int) -> None:
+    """A head and several workers on this machine; nothing listens outside of it."""
+    ray_environment.prepare("local")
+    _lend_interpreter()
+    # Only now: Ray reads its environment when it is imported. `ray start` refuses workers on loopback; this does not.
+    from ray.cluster_utils import Cluster
+
+    head = {
+        "num_cpus": head_cpus,
+        "gcs_server_port": port,
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": dashboard_port,
+    }
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folders:
+        cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=True)
+        # A folder each, as if on machines of their own: in a shared one, a lost node takes the jobs' code along.
+        nodes = {n: cluster.add_node(num_cpus=cpus, temp_dir=f"{folders}/{n}") for n in range(1, workers + 1)}
+        # After the nodes: for each, Ray sets a handler of its own that would end this process as a failure.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            _say_where(cluster.address, dashboard_port)
+            _watch({number: node.all_processes["raylet"][0].process for number, node in nodes.items()})
+        finally:
+            cluster.shutdown()
+
+
+@main.command()
+@click.option(
+    "--ip", required=True, help="This machine's address in a network that only the cluster's machines are in."
+)
+@click.option("--cpus", default=0, show_default=True, help="CPUs of this machine for trials.")
+@click.option("--gpus", default=0, show_default=True, help="GPUs of this machine for trials.")
+@click.option("--port", default=HEAD_PORT, show_default=True)
+@click.option(
+    "--dashboard-port", default=DASHBOARD_PORT, show_default=True, help="Where jobs are submitted, on loopback."
+)
+def head(ip: str, cpus: int, gpus: int, port: int, dashboard_port: int) -> None:
+    """The head of a cluster of several machines. It makes a token, which every other machine must be given."""
+    ray_environment.ensure_token()
+    click.echo(f"Copy {ray_environment.token_path()} to the same place on every machine, readable by its owner only.")
+    _say_where(f"{ip}:{port}", dashboard_port)
+    dashboard = ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
+    _ray_start("--head", "--port", str(port), *dashboard, ip=ip, cpus=cpus, gpus=gpus)
+
+
+@main.command()
+@click.option("--head", "address", required=True, help="HOST:PORT of the head.")
+@click.option("--ip", help="This machine's address in the cluster's network.  [default: the one that reaches the head]")
+@click.option("--cpus", type=int, help="CPUs for trials.  [default: all]")
+@click.option("--gpus", type=int, help="GPUs for trials.  [default: all]")
+def worker(address: str, ip: str | None, cpus: int | None, gpus: int | None) -> None:
+    """Another machine of the cluster."""
+    if not ray_environment.has_token():
+        raise click.ClickException(
+            f"There is no token at {ray_environment.token_path()}. Copy the head's to that place, readable by its "
+            "owner only: without it the head refuses this node."
+        )
+    _ray_start("--address", address, ip=ip, cpus=cpus, gpus=gpus)
+
+
+def _ray_start(*arguments: str, ip: str | None, cpus: int | None, gpus: int | None) -> NoReturn:
+    """Become ``ray start --block``, which ends its node when it is ended."""
+    options = {"--node-ip-address": ip, "--num-cpus": cpus, "--num-gpus": gpus}
+    given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    os.environ["RAY_AUTH_MODE"] = "token"
+    _lend_interpreter()
+    ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*ray, *arguments, *given, "--block", "--disable-usage-stats"])  # noqa: S606
+
+
+def _lend_interpreter() -> None:
+    """Let the ``python`` of a job be this one: a job finds it in the PATH of the head node."""
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def _watch(raylets: dict[int, subprocess.Popen[bytes]]) -> None:
+    """Say which process each worker node hangs on, and when one is lost, until Ctrl-C."""
+    for number, raylet in raylets.items():
+        click.echo(f"worker {number}: raylet is process {raylet.pid}")
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(1)
+            for number in [number for number, raylet in raylets.items() if raylet.poll() is not None]:
+                click.echo(f"worker {number} is lost")
+                del raylets[number]
+
+
+def _say_where(address: str, dashboard_port: int) -> None:
+    submit = f"ray job submit --address http://127.0.0.1:{dashboard_port} --working-dir ."
+    click.echo(f"Cluster at {address}. Submit a study from the repository's root on this machine:")
+    click.echo(f"  export RAY_AUTH_MODE=token\n  {submit} -- python sweeps/layer_ablation.py")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

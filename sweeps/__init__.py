@@ -1,0 +1,1 @@
+"""Studies: sweeps that are values, run on Ray Tune, reported as tables."""

@@ -1,0 +1,1 @@
+"""What every study shares: the study as a value, the trial, the runner, the report."""

@@ -1,0 +1,124 @@
+"""One line that says how far a study is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Set
+from typing import TextIO
+
+
+class Progress:
+    """Counts trials and steps, and prints a line: in place on a terminal, else when a trial ended and every 30 s.
+
+    The time left is that of the steps left at the rate of this start, evaluations included; steps are known from the
+    evaluations, so there is none before the first.
+
+    Args:
+        title: Begins every line.
+        steps: Optimizer updates of every trial, by name.
+        stream: Where to; standard error unless given.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        steps: Mapping[str, int],
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._title = title
+        self._steps = dict(steps)
+        self._stream = stream or sys.stderr
+        self._clock = clock
+        self._started = clock()
+        self._running: Set[str] = set()
+        self._ended: dict[str, bool] = {}
+        self._step = dict.fromkeys(steps, 0)
+        self._earlier = dict.fromkeys(steps, 0)
+        self._printed = float("-inf")
+        self._print_by = float("inf")
+        self._width = 0
+
+    def resumed(self, name: str, step: int) -> None:
+        """``name`` had done ``step`` steps before this start; they say nothing about the rate."""
+        self._step[name] = self._earlier[name] = step
+
+    def ended_before(self, name: str, *, failed: bool) -> None:
+        """``name`` had ended before this start."""
+        self._step[name] = self._earlier[name] = self._steps[name]
+        self._ended[name] = failed
+
+    def running(self, names: Set[str]) -> None:
+        """These trials run now, and no others."""
+        self._running = names
+        self.print()
+
+    def reported(self, name: str, step: int) -> None:
+        """``name`` has evaluated after ``step`` steps."""
+        self._step[name] = max(self._step[name], step)
+
+    def ended(self, name: str, *, failed: bool) -> None:
+        """``name`` has ended."""
+        self._running = self._running - {name}
+        if not failed:
+            self._step[name] = self._steps[name]
+        self._ended[name] = failed
+        # Not at once: a moment later the next one runs, and the line says so.
+        self._print_by = min(self._print_by, self._clock() + 1.0)
+
+    def line(self) -> str:
+        """The line as it is now."""
+        failed = sum(self._ended.values())
+        total, done, running = len(self._steps), len(self._ended) - failed, len(self._running)
+        waiting = total - done - failed - running
+        counts = f"{done}/{total} trials done, {running} running, {failed} failed, {waiting} waiting"
+        return f"{self._title}: {counts}, {_duration(self._clock() - self._started)} gone, {self._time_left()} left"
+
+    def print(self, *, now: bool = False) -> None:
+        """Print the line, if it is time to."""
+        in_place = self._stream.isatty()
+        due = min(self._print_by, self._printed + (1.0 if in_place else 30.0))
+        if not now and self._clock() < due:
+            return
+        self._printed, self._print_by = self._clock(), float("inf")
+        line = self.line()
+        self._stream.write(f"\r{line.ljust(self._width)}" if in_place else f"{line}\n")
+        self._width = len(line)
+        self._stream.flush()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._stream.write(f"\r{text.ljust(self._width)}\n" if self._stream.isatty() else f"{text}\n")
+        self.print(now=True)
+
+    def close(self) -> None:
+        """Print the last line and leave it."""
+        self.print(now=True)
+        if self._stream.isatty():
+            self._stream.write("\n")
+
+    def _time_left(self) -> str:
+        failed = {name for name, is_failed in self._ended.items() if is_failed}
+        left = sum(self._steps[name] - step for name, step in self._step.items() if name not in failed)
+        done = sum(self._step[name] - self._earlier[name] for name in self._step)
+        if left == 0:
+            return "0s"
+        if done == 0:
+            return "unknown time"
+        return f"about {_duration((self._clock() - self._started) * left / done)}"
+
+
+def _duration(seconds: float) -> str:
+    """Rounded to seconds.
+
+    >>> _duration(3725)
+    '1h02m'
+    >>> _duration(65.4)
+    '1m05s'
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"

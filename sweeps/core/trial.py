@@ -1,0 +1,131 @@
+"""One trial: a training that may lose its worker at any moment and goes on elsewhere.
+
+The training writes its run folder on the worker's own disk, where nobody else writes, not even a lost worker's ghost.
+After every evaluation a snapshot of that folder, with its newest checkpoint, is reported; whoever starts the trial
+again hands the last reported snapshot in. So nothing is lost but the steps since the last evaluation, and nothing is
+doubled: rows, evaluations and checkpoint of a snapshot always belong together.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from toco.train.checkpoint import all_in
+from toco.train.loop import DivergedError, Result
+from toco.train.run_config import RunConfig
+
+
+class Channel(Protocol):
+    """How a trial talks to whoever started it."""
+
+    def restored(self) -> AbstractContextManager[Path | None]:
+        """The snapshot that was reported last, readable while the context is open; ``None`` on a first start."""
+
+    def report(self, row: dict[str, Any], snapshot: Path) -> None:
+        """Hand over a row and a snapshot; the snapshot is safe when this returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a worker must know to run a trial; plain JSON values, so that it outlives processes and versions.
+
+    Attributes:
+        name: Name of the trial.
+        recipe: Name of the recipe, for the record.
+        train: ``module:function`` with the signature of ``toco.train.loop.train``.
+        config: The ``RunConfig`` as JSON.
+    """
+
+    name: str
+    recipe: str
+    train: str
+    config: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def run_trial(spec: Spec, channel: Channel) -> None:
+    """Train what ``spec`` says from where the last snapshot left it, and report every evaluation once.
+
+    The last report's snapshot holds ``result.json``; its row has the status ``finished`` or ``diverged``.
+
+    Raises:
+        RuntimeError: The training was stopped by a signal, which a restart can make up for.
+    """
+    train = _function(spec.train)
+    config = RunConfig.model_validate(spec.config)
+    with _scratch(spec.name) as scratch:
+        run_dir = scratch / spec.name
+        with channel.restored() as snapshot:
+            if snapshot is not None:
+                shutil.copytree(snapshot, run_dir)
+        reporter = _Reporter(channel, run_dir, scratch / "snapshot", config.num_steps)
+        try:
+            result = train(config, run_dir, recipe=spec.recipe, resume=True, observer=reporter, progress=False)
+        except DivergedError:
+            # Deterministic, so that a restart would only diverge again: the result, not a failure of the machine.
+            reporter.report({"status": "diverged"})
+            return
+        if result.status != "finished":
+            raise RuntimeError(f"{spec.name} was {result.status} by a signal after step {result.step}.")
+        reporter.report({"status": result.status, "step": result.step, **result.metrics})
+
+
+class _Reporter:
+    """The training's observer."""
+
+    def __init__(self, channel: Channel, run_dir: Path, snapshot: Path, num_steps: int) -> None:
+        self._channel = channel
+        self._run_dir = run_dir
+        self._snapshot = snapshot
+        self._num_steps = num_steps
+
+    def on_evaluation(self, step: int, metrics: dict[str, float], checkpoint: Path) -> None:
+        """Report the evaluation. That after the last step waits for ``result.json``, which follows at once."""
+        if step < self._num_steps:
+            self.report({"status": "running", "step": step, **metrics})
+
+    def report(self, row: dict[str, Any]) -> None:
+        """Report ``row`` with the run folder as it is now."""
+        shutil.rmtree(self._snapshot, ignore_errors=True)
+        older = all_in(self._run_dir / "checkpoints")[:-1]
+        # Links: a copy of a large checkpoint would hold the training up for nothing.
+        shutil.copytree(
+            self._run_dir,
+            self._snapshot,
+            copy_function=os.link,
+            ignore=lambda folder, names: [name for name in names if Path(folder, name) in older],
+        )
+        self._channel.report(row, self._snapshot)
+
+
+@contextmanager
+def _scratch(name: str) -> Iterator[Path]:
+    """A folder of this process alone, under ``TMPDIR``; those that killed workers left for this trial are removed."""
+    root = Path(tempfile.gettempdir())
+    prefix = f"toco-{name}-"
+    for left in root.glob(f"{prefix}*"):
+        pid = left.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _function(path: str) -> Callable[..., Result]:
+    """Import ``module:function``."""
+    module, _, name = path.partition(":")
+    function: Callable[..., Result] = getattr(importlib.import_module(module), name)
+    return function

@@ -1,0 +1,196 @@
+"""The layer ablation as a job on a cluster of two nodes, one of which is lost on the way."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from toco.train.loop import train
+from toco.train.run_folder import RunFolder
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "backbone.name": "vit_nano",
+    "backbone.width": 16,
+    "backbone.depth": 3,
+    "backbone.num_heads": 2,
+    "backbone.image_size_px": 32,
+    "backbone.weights": "null",
+    "views.crop_size_px": 32,
+    "data.train_list": "train",
+    "method.cam_scales": "[1.0]",
+    "method.local_crop_size_px": 16,
+    "method.decoder_width": 8,
+    "method.projection.hidden_width": 16,
+    "method.projection.bottleneck_width": 8,
+    "method.projection.output_width": 16,
+    "method.segmentation.start_step": 2,
+    "method.energy.start_step": 2,
+    "optim.warmup_steps": 2,
+    "evaluate.size_px": 32,
+    "evaluate.cam_scales": "[1.0]",
+    "evaluate.cam_flip": "false",
+    "evaluate.num_pictures": 1,
+    "num_steps": 240,
+    "evaluate_every": 20,
+    "log_every": 10,
+    "num_workers": 0,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    """Twelve small images of two classes."""
+    root = tmp_path_factory.mktemp("data")
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("background\nred\nblue\n")
+    rng = np.random.default_rng(0)
+    names = [f"image{number:02}" for number in range(12)]
+    for number, name in enumerate(names):
+        image = rng.integers(60, 120, (40, 48, 3), dtype=np.uint8)
+        mask = np.zeros((40, 48), np.uint8)
+        mask[10:30, 4 * (number % 5) : 4 * (number % 5) + 20] = number % 2 + 1
+        image[mask > 0, 2 * (number % 2)] = 220
+        Image.fromarray(image).save(root / "JPEGImages" / f"{name}.png")
+        Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
+    for split, part in (("train", names[:8]), ("val", names[8:])):
+        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(part) + "\n")
+    return root
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A head and two workers with a token of their own: the environment to use it, its dashboard, its processes."""
+    dashboard = free_port()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
+    environment["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "token")
+    command = [sys.executable, "-u", str(ROOT / "cluster" / "ray_nodes.py"), "local", "--workers", "2"]
+    command += ["--port", str(free_port()), "--dashboard-port", str(dashboard)]
+    log = tmp_path / "cluster.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    children = []
+    try:
+        wait_for(lambda: "worker 2: raylet" in log.read_text(), process, 60)
+        children = psutil.Process(process.pid).children(recursive=True)
+        yield {**environment, "RAY_AUTH_MODE": "token"}, f"http://127.0.0.1:{dashboard}", children, log
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        # Everything it started goes with it, at the latest when its reaper has seen that.
+        deadline = time.monotonic() + 20
+        while any(map(is_alive, children)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        for child in [process, *filter(is_alive, children)]:
+            child.kill()
+
+
+def is_alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_for(condition, process, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "it ended early"
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.1)
+
+
+def lose_node(log):
+    """Kill the raylet of the second worker and everything that runs on that node."""
+    (line,) = (line for line in log.read_text().splitlines() if line.startswith("worker 2: raylet is process"))
+    raylet = psutil.Process(int(line.split()[-1]))
+    for process in [raylet, *raylet.children(recursive=True)]:
+        process.kill()
+
+
+def test_a_job_on_a_cluster_that_loses_a_node(cluster, data_root, tmp_path):
+    environment, dashboard, children, log = cluster
+    listening = {
+        item.laddr.ip.removeprefix("::ffff:")
+        for child in children
+        for item in child.net_connections(kind="inet")
+        if item.status == "LISTEN"
+    }
+    assert listening == {"127.0.0.1"}
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=10)  # noqa: S310
+
+    storage = tmp_path / "results"
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "job",
+        "submit",
+        "--address",
+        dashboard,
+        "--working-dir",
+        ".",
+    ]
+    command += ["--", "python", "sweeps/layer_ablation.py", "--recipe", "voc_deit_b", "--data", str(data_root)]
+    command += ["--layers", "0,1", "--seeds", "3", "--storage", str(storage)]
+    command += [part for path, value in TINY.items() for part in ("--set", f"{path}={value}")]
+    job_log = tmp_path / "job.log"
+    with job_log.open("w") as file:
+        job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        wait_for(lambda: len(list(storage.glob("*/trials/*/checkpoints/step_*"))) == 2, job, 90)
+        lose_node(log)
+        status = job.wait(150)
+    finally:
+        job.kill()
+    text = job_log.read_text()
+    assert status == 0, text
+    assert text.count("is started again: its worker process is gone") == 1
+    assert "2/2 trials done, 0 running, 0 failed, 0 waiting" in text
+    assert "worker 2 is lost" in log.read_text()
+
+    (study,) = storage.glob("layer_ablation-*")
+    for trial in json.loads((study / "study.json").read_text())["trials"]:
+        run = RunFolder(study / "trials" / trial["name"])
+        assert run.result()["status"] == "finished"
+        check_against_uninterrupted(run, tmp_path / trial["name"])
+    assert (study / "report.html").is_file()
+
+
+def check_against_uninterrupted(run, run_dir):
+    """The same training in this process, in one go: every number of every row is the same, but for durations."""
+    threads = torch.get_num_threads()
+    # As many as a trial with one CPU has: the order of a sum is part of its result.
+    torch.set_num_threads(1)
+    try:
+        train(run.config(), run_dir, progress=False)
+    finally:
+        torch.set_num_threads(threads)
+    expected = RunFolder(run_dir)
+    assert [row_of(row) for row in run.metrics()] == [row_of(row) for row in expected.metrics()]
+    assert run.result()["metrics"] == expected.result()["metrics"]
+
+
+def row_of(row):
+    return row["step"], row["kind"], {name: value for name, value in row["values"].items() if "time" not in name}

@@ -1,0 +1,201 @@
+"""Studies of fake trainings on a real, local Ray: workers and drivers are killed, and not a row is lost or doubled."""
+
+import csv
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from sweeps.core import ray_environment
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_study import STUDY
+from fake_training import chain, metrics_of
+
+pytestmark = pytest.mark.slow
+PLAN = STUDY.resolve()
+
+
+class Driver:
+    """Runs the study as a user would, in processes of its own, with a token of its own."""
+
+    def __init__(self, root):
+        self.storage, self.orders = root / "results", root / "orders"
+        self.orders.mkdir()
+        self.token = root / "token"
+        self.folder = self.storage / PLAN.folder_name
+        self.log = root / "log"
+        self.orphans = []
+
+    def start(self, *arguments):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
+        environment |= {"FAKE_ORDERS": str(self.orders), "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        command = [sys.executable, str(Path(__file__).with_name("fake_study.py")), str(self.storage), *arguments]
+        with self.log.open("w") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def finish(self, *arguments):
+        process = self.start(*arguments)
+        try:
+            return process.wait(120), self.log.read_text()
+        finally:
+            process.kill()
+
+    def kill_when_published(self, step, *arguments):
+        """Kill the driver when the first two trainings, which wait there, have published their rows up to ``step``."""
+        process = self.start(*arguments)
+        try:
+            wait_for(lambda: all(self.steps(trial)[-1:] == [step] for trial in PLAN.trials[:2]), process)
+            children = psutil.Process(process.pid).children(recursive=True)
+            listening = listening_addresses(children)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        self.orphans += children
+        return listening
+
+    def end_orphans(self):
+        """Ray's agents outlive a killed driver by a minute or two; these are ours."""
+        for process in self.orphans:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def steps(self, trial):
+        path = self.folder / "trials" / trial.name / "metrics.jsonl"
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def starts(self):
+        """Step that every attempt began at, by (seed, block)."""
+        starts = {}
+        for line in (self.orders / "starts").read_text().splitlines():
+            seed, block, step, _ = map(int, line.split())
+            starts.setdefault((seed, block), []).append(step)
+        return starts
+
+
+@pytest.fixture
+def driver(tmp_path):
+    driver = Driver(tmp_path)
+    yield driver
+    driver.end_orphans()
+
+
+def listening_addresses(processes):
+    addresses = set()
+    for process in processes:
+        try:
+            connections = process.net_connections(kind="inet")
+        except psutil.Error:
+            continue
+        addresses |= {item.laddr.ip.removeprefix("::ffff:") for item in connections if item.status == "LISTEN"}
+    return addresses
+
+
+def wait_for(condition, process, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the driver ended early"
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.1)
+
+
+def check_rows(driver, trials=PLAN.trials):
+    for trial in trials:
+        run_dir = driver.folder / "trials" / trial.name
+        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        assert [(row["step"], row["kind"]) for row in rows] == [(step, "val") for step in (5, 10, 15, 20)]
+        for row in rows:
+            # The state of an uninterrupted training: a step done twice or left out would change the whole chain.
+            assert row["values"] == metrics_of(chain(trial.seed, trial.config.method.aux_block, row["step"]))
+        result = json.loads((run_dir / "result.json").read_text())
+        assert (result["status"], result["step"]) == ("finished", 20)
+        assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_00000020"]
+
+
+def check_tracked(driver, status, trials=PLAN.trials):
+    client = MlflowClient(f"sqlite:///{driver.storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("fake").experiment_id
+    runs = client.search_runs([experiment], max_results=100)
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.info.status == status
+    children = {run.info.run_name: run for run in runs if run is not parent}
+    assert len(children) == len(runs) - 1 == len(PLAN.trials)
+    for trial in trials:
+        run = children[f"{trial.label} seed {trial.seed}"]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.info.status == "FINISHED"
+        history = client.get_metric_history(run.info.run_id, "val/cam_miou")
+        assert sorted(metric.step for metric in history) == [5, 10, 15, 20]
+
+
+def test_a_killed_worker_and_a_diverging_training(driver):
+    (driver.orders / "kill-0-7-12").touch()
+    (driver.orders / "diverge-1-9").touch()
+    status, log = driver.finish()
+    # Not every training finished, and the command says which.
+    assert status == 1
+    diverged = PLAN.trials[3]
+    assert f"{diverged.name} diverged" in log
+    assert f"{PLAN.trials[0].name} is started again: its worker process is gone" in log
+    assert "3/4 trials done, 0 running, 1 failed, 0 waiting" in log
+    assert "Traceback" not in log
+    check_rows(driver, PLAN.trials[:3])
+    check_tracked(driver, "FAILED", PLAN.trials[:3])
+    # Killed before step 12, it went on from its last evaluation; the diverging one was not tried again.
+    assert driver.starts() == {(0, 7): [0, 10], (1, 7): [0], (0, 9): [0], (1, 9): [0]}
+    with (driver.folder / "table.csv").open() as table:
+        assert len(list(csv.DictReader(table))) >= 2
+    assert stat.S_IMODE(driver.token.stat().st_mode) == 0o600
+
+
+def test_killed_drivers(driver):
+    # First loss: Tune is restored.
+    (driver.orders / "wait-11").touch()
+    listening = driver.kill_when_published(10)
+    assert listening == {"127.0.0.1"}
+    (driver.orders / "wait-11").rename(driver.orders / "wait-16")
+    # Second loss, after which Tune's state cannot be read: trainings go on from their run folders.
+    driver.kill_when_published(15)
+    assert driver.starts() == {(0, 7): [0, 10], (1, 7): [0, 10]}
+    assert not list(driver.folder.glob("tune-replaced-*"))
+    (driver.folder / "tune" / "tuner.pkl").write_bytes(b"of another version")
+    (driver.orders / "wait-16").unlink()
+    status, log = driver.finish()
+    assert status == 0, log
+    assert "2 go on from a checkpoint" in log
+    assert driver.starts() == {(0, 7): [0, 10, 15], (1, 7): [0, 10, 15], (0, 9): [0], (1, 9): [0]}
+    assert list(driver.folder.glob("tune-replaced-*"))
+    check_rows(driver)
+    check_tracked(driver, "FINISHED")
+    # Nothing is left to do: no Ray, the same table.
+    table = (driver.folder / "table.csv").read_text()
+    status, log = driver.finish()
+    assert status == 0, log
+    assert "of which 4 have ended" in log
+    assert len(driver.starts()[0, 7]) == 3
+    assert (driver.folder / "table.csv").read_text() == table
+    check_tracked(driver, "FINISHED")
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [(9, 0), (5, 1), (1, 3)])
+def test_a_trial_that_no_node_can_hold_is_refused(monkeypatch, cpus, gpus):
+    ray_environment.prepare("local")
+    from sweeps.core import runner
+
+    nodes = [({"CPU": 8.0}, True), ({"CPU": 4.0, "GPU": 2.0}, True), ({"CPU": 64.0, "GPU": 8.0}, False)]
+    monkeypatch.setattr(runner.ray, "nodes", lambda: [{"Resources": has, "Alive": alive} for has, alive in nodes])
+    resources = runner.Resources(2, cpus, gpus, 3)
+    with pytest.raises(ValueError, match=f"A trial wants {cpus} CPUs and {gpus} GPUs"):
+        runner.check_resources(resources, may_grow=False)
+    # A cluster may get another node; it is waited for.
+    runner.check_resources(resources, may_grow=True)
+    runner.check_resources(runner.Resources(2, 4, 2, 3), may_grow=False)

@@ -1,0 +1,146 @@
+"""A trial, with a channel that keeps everything and, where a test says so, breaks at a report."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sweeps.core.trial import Spec, run_trial
+from toco.config import replace
+from toco.recipes.voc_deit_b import recipe
+from toco.train.loop import Result
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_training import chain, metrics_of
+
+STEPS = {"num_steps": 20, "evaluate_every": 5, "optim.warmup_steps": 0, "seed": 3}
+
+
+class Lost(BaseException):
+    """The worker is gone."""
+
+
+class Channel:
+    """Keeps rows and snapshots in a folder; the report number ``breaks_at`` does not come back, before or after."""
+
+    def __init__(self, folder, newest=None, breaks_at=None, after=False):
+        self.folder, self.newest, self.breaks_at, self.after = folder, newest, breaks_at, after
+        self.rows = []
+
+    @contextmanager
+    def restored(self):
+        yield self.newest
+
+    def report(self, row, snapshot):
+        breaks = len(self.rows) == self.breaks_at
+        if breaks and not self.after:
+            raise Lost
+        self.newest = self.folder / f"{len(list(self.folder.iterdir())):06d}"
+        shutil.copytree(snapshot, self.newest)
+        self.rows.append(row)
+        if breaks:
+            raise Lost
+
+
+@pytest.fixture
+def spec(monkeypatch, tmp_path):
+    monkeypatch.setenv("FAKE_ORDERS", str(tmp_path / "orders"))
+    (tmp_path / "orders").mkdir()
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "kept").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    config = replace(recipe(), STEPS)
+    return Spec("block_9-seed_3", "voc_deit_b", "fake_training:train", config.model_dump(mode="json"))
+
+
+def row(step, status="running"):
+    return {"status": status, "step": step, **metrics_of(chain(3, 9, step))}
+
+
+def metric_rows(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+EXPECTED = [row(5), row(10), row(15), row(20, "finished")]
+
+
+def test_every_evaluation_is_reported_once_and_the_last_with_the_result(spec, tmp_path):
+    channel = Channel(tmp_path / "kept")
+    run_trial(spec, channel)
+    assert channel.rows == EXPECTED
+    assert json.loads((channel.newest / "result.json").read_text())["status"] == "finished"
+    assert [item["step"] for item in metric_rows(channel.newest)] == [5, 10, 15, 20]
+    assert json.loads((channel.newest / "config.json").read_text())["recipe"] == "voc_deit_b"
+
+
+def test_a_snapshot_holds_the_newest_checkpoint_only_and_its_own_rows(spec, tmp_path):
+    channel = Channel(tmp_path / "kept")
+    run_trial(spec, channel)
+    for number, snapshot in enumerate(sorted((tmp_path / "kept").iterdir())):
+        step = 5 * (number + 1)
+        assert [path.name for path in (snapshot / "checkpoints").iterdir()] == [f"step_{step:08d}"]
+        assert [item["step"] for item in metric_rows(snapshot)] == list(range(5, step + 1, 5))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("breaks_at", range(4))
+def test_a_trial_whose_worker_is_lost_at_a_report_goes_on_from_the_last_one_kept(spec, tmp_path, breaks_at, after):
+    first = Channel(tmp_path / "kept", breaks_at=breaks_at, after=after)
+    with pytest.raises(Lost):
+        run_trial(spec, first)
+    second = Channel(tmp_path / "kept", newest=first.newest)
+    run_trial(spec, second)
+    # Lost after its very last report it has nothing to do but to say so again.
+    assert first.rows + second.rows == EXPECTED + ([EXPECTED[-1]] if len(first.rows) == 4 else [])
+    assert [item["step"] for item in metric_rows(second.newest)] == [5, 10, 15, 20]
+    starts = (tmp_path / "orders" / "starts").read_text().splitlines()
+    assert [int(line.split()[2]) for line in starts] == [0, 5 * len(first.rows)]
+
+
+def test_a_diverged_training_is_a_result_and_is_not_tried_again(spec, tmp_path):
+    (tmp_path / "orders" / "diverge-3-9").touch()
+    channel = Channel(tmp_path / "kept")
+    run_trial(spec, channel)
+    assert channel.rows == [{"status": "diverged"}]
+    assert json.loads((channel.newest / "result.json").read_text())["status"] == "diverged"
+
+
+def stopped(config, run_dir, **_):
+    run_dir.mkdir()
+    return Result("stopped", 7, {})
+
+
+def test_a_training_that_a_signal_stopped_is_a_failure_that_a_restart_makes_up_for(spec, tmp_path):
+    spec = Spec(spec.name, spec.recipe, f"{__name__}:stopped", spec.config)
+    with pytest.raises(RuntimeError, match="stopped by a signal after step 7"):
+        run_trial(spec, Channel(tmp_path / "kept"))
+
+
+def test_nothing_stays_on_the_workers_disk(spec, tmp_path):
+    with pytest.raises(Lost):
+        run_trial(spec, Channel(tmp_path / "kept", breaks_at=1))
+    run_trial(spec, Channel(tmp_path / "kept"))
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_what_a_killed_worker_left_is_removed_and_what_a_living_one_uses_is_not(spec, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        dead = process.pid
+    left, used, other = (
+        tmp_path / "scratch" / name
+        for name in (f"toco-{spec.name}-{dead}-x", f"toco-{spec.name}-{os.getppid()}-x", f"toco-other-{dead}-x")
+    )
+    for folder in (left, used, other):
+        folder.mkdir()
+    run_trial(spec, Channel(tmp_path / "kept"))
+    assert set((tmp_path / "scratch").iterdir()) == {used, other}
+
+
+def test_a_spec_survives_json(spec):
+    assert Spec(**json.loads(json.dumps(spec.to_json()))) == spec

@@ -1,0 +1,202 @@
+"""Draw the scenes of the generated benchmark, in whole numbers only, so that every machine draws the same pixels.
+
+What makes them hard for image-level labels is built in. An object is a plain *body* with a weak tint of its class and
+a small *part* in the class's full colour and pattern, so that a classifier needs the part only. Half of the classes
+mostly stand before a background of their own, which a classifier can take for evidence. Objects occlude one another.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int64, UInt8
+from pydantic import Field, model_validator
+
+from toco.config import Config
+
+CLASS_NAMES = (
+    "red_oval",
+    "green_box",
+    "blue_kite",
+    "yellow_cone",
+    "purple_oval",
+    "cyan_box",
+    "orange_kite",
+    "brown_cone",
+)
+_PART_COLOURS = np.array(
+    [
+        (216, 56, 48),
+        (48, 168, 64),
+        (56, 88, 224),
+        (224, 200, 40),
+        (192, 64, 200),
+        (48, 192, 200),
+        (240, 128, 32),
+        (128, 80, 48),
+    ],
+    dtype=np.int64,
+)
+_BACKGROUND_COLOURS = np.array([(104, 124, 96), (132, 120, 100), (100, 116, 136), (124, 124, 124)], dtype=np.int64)
+_NUM_BACKGROUNDS = len(_BACKGROUND_COLOURS)
+_GREY = 128
+_PLACEMENT_ATTEMPTS = 12
+_UNIT = 256  # noise lies in [-_UNIT, _UNIT]
+
+_Plane = Int64[np.ndarray, "h w"]
+_Pixels = Int64[np.ndarray, "h w 3"]
+_Region = Bool[np.ndarray, "h w"]
+
+
+class SceneConfig(Config):
+    """What a scene shows. Fractions are whole percentages, since scenes are drawn in whole numbers.
+
+    Attributes:
+        num_objects: Least and most objects that are tried; one that finds no place is left out, but for the first.
+        context_percent: How often a scene of one of the first four classes has that class's own background.
+        tint_percent: Strength of the class's colour in a body, of that in a part.
+        body_jitter: Largest random change of a body's brightness, in levels of 255.
+        hidden_part_percent: How often an object lacks its part.
+    """
+
+    num_objects: tuple[int, int] = (1, 3)
+    context_percent: int = Field(default=80, ge=0, le=100)
+    tint_percent: int = Field(default=31, ge=0, le=100)
+    body_jitter: int = Field(default=30, ge=0, le=100)
+    hidden_part_percent: int = Field(default=0, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SceneConfig:
+        low, high = self.num_objects
+        if not 1 <= low <= high:
+            raise ValueError(f"num_objects: expected 1 <= least <= most, got {self.num_objects}")
+        return self
+
+
+class Scene(NamedTuple):
+    """An image and its mask (0 background, 1..k)."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    mask: UInt8[np.ndarray, "h w"]
+
+
+def draw_scene(key: tuple[int, ...], size_px: int, num_classes: int, config: SceneConfig) -> Scene:
+    """Draw one scene.
+
+    Args:
+        key: Whole numbers in [0, 2^32) that name the scene, such as seed, split and index.
+        size_px: Side of the square image, at least 32.
+        num_classes: The classes are the first ``num_classes`` of ``CLASS_NAMES``.
+        config: What it shows.
+    """
+    # The stream of this old generator is frozen by numpy's compatibility policy; Generator's is not.
+    random = np.random.RandomState(list(key))
+    classes = [_between(random, 0, num_classes - 1) for _ in range(_between(random, *config.num_objects))]
+    background = _between(random, 0, _NUM_BACKGROUNDS - 1)
+    if classes[0] < _NUM_BACKGROUNDS and _chance(random, config.context_percent):
+        background = classes[0]
+    image = _draw_background(random, size_px, background)
+    mask = np.zeros((size_px, size_px), dtype=np.uint8)
+    parts = np.zeros((size_px, size_px), dtype=bool)
+    for label, class_index in enumerate(classes):
+        for _ in range(_PLACEMENT_ATTEMPTS):
+            body, part = _place(random, size_px, class_index)
+            covers = np.count_nonzero(body & (mask > 0))
+            # Occlusion is wanted, but neither of parts nor of most of another object.
+            if label == 0 or (3 * covers <= np.count_nonzero(body) and not (body & parts).any()):
+                break
+        else:
+            continue
+        image[body] = _body_pixels(random, size_px, class_index, config)[body]
+        mask[body] = class_index + 1
+        if not _chance(random, config.hidden_part_percent):
+            image[part] = _part_pixels(size_px, class_index)[part]
+            parts |= part
+    return Scene(np.clip(image, 0, 255).astype(np.uint8), mask)
+
+
+def _between(random: np.random.RandomState, low: int, high: int) -> int:
+    return int(random.randint(low, high + 1, dtype=np.int64))
+
+
+def _chance(random: np.random.RandomState, percent: int) -> bool:
+    return _between(random, 0, 99) < percent
+
+
+def _noise(random: np.random.RandomState, size_px: int, cell_px: int) -> _Plane:
+    """Random values on a grid of cells, bilinear in between."""
+    knots = size_px // cell_px + 2
+    grid = random.randint(-_UNIT, _UNIT + 1, (knots, knots), dtype=np.int64)
+    for _ in range(2):
+        at = np.arange(size_px) + _between(random, 0, cell_px - 1)
+        cell, within = at // cell_px, (at % cell_px)[:, None]
+        grid = (grid[cell] * (cell_px - within) + grid[cell + 1] * within).T
+    plane: _Plane = grid // cell_px**2
+    return plane
+
+
+def _draw_background(random: np.random.RandomState, size_px: int, kind: int) -> _Pixels:
+    """Waves, diagonals, blotches or checks, with uneven light and grain."""
+    y, x = np.mgrid[:size_px, :size_px]
+    phase = _between(random, 0, 15)
+    if kind == 0:
+        bright = (y + phase + _noise(random, size_px, 16) // 64) // 3 % 2 == 0
+    elif kind == 1:
+        bright = (x + y + phase) // 4 % 2 == 0
+    elif kind == 2:
+        bright = _noise(random, size_px, 4) > 0
+    else:
+        bright = ((x + phase) // 4 + (y + phase) // 4) % 2 == 0
+    contrast = _between(random, 24, 48)
+    light, grain = _noise(random, size_px, 16) * 40, _noise(random, size_px, 2) * 24
+    plane = np.where(bright, contrast, -contrast) + (light + grain) // _UNIT
+    colour = _BACKGROUND_COLOURS[kind] + random.randint(-16, 17, 3, dtype=np.int64)
+    pixels: _Pixels = colour + plane[..., None]
+    return pixels
+
+
+def _place(random: np.random.RandomState, size_px: int, class_index: int) -> tuple[_Region, _Region]:
+    """Where a body and its part lie; their centres are in the image."""
+    half_height, half_width = (_between(random, 3 * size_px // 16, 17 * size_px // 64) for _ in range(2))
+    centre_y, centre_x = (_between(random, size_px // 8, size_px - size_px // 8 - 1) for _ in range(2))
+    y, x = np.mgrid[:size_px, :size_px]
+    dy, dx = y - centre_y, x - centre_x
+    outline = class_index % 4
+    if outline == 0:
+        body = dy**2 * half_width**2 + dx**2 * half_height**2 <= half_height**2 * half_width**2
+    elif outline == 1:
+        body = (8 * abs(dy) <= 7 * half_height) & (8 * abs(dx) <= 7 * half_width)
+    elif outline == 2:
+        body = 4 * (abs(dy) * half_width + abs(dx) * half_height) <= 5 * half_height * half_width
+    else:
+        body = (abs(dy) <= half_height) & (2 * half_height * abs(dx) <= half_width * (dy + half_height + 2))
+    radius = _between(random, size_px // 16, 3 * size_px // 32)
+    margin = size_px // 32
+    part_y = _inside(centre_y + _between(random, -(half_height // 2), half_height // 2), margin, size_px)
+    part_x = _inside(centre_x + _between(random, -(half_width // 2), half_width // 2), margin, size_px)
+    return body, body & ((y - part_y) ** 2 + (x - part_x) ** 2 <= radius**2)
+
+
+def _inside(value: int, margin: int, size_px: int) -> int:
+    return min(max(value, margin), size_px - 1 - margin)
+
+
+def _body_pixels(random: np.random.RandomState, size_px: int, class_index: int, config: SceneConfig) -> _Pixels:
+    """Nearly plain; brightness and hue vary between objects about as much as between classes."""
+    colour = _PART_COLOURS[class_index]
+    tint = (colour - colour.sum() // 3) * config.tint_percent // 100
+    brightness = _between(random, -config.body_jitter, config.body_jitter)
+    hue = random.randint(-config.body_jitter, config.body_jitter + 1, 3, dtype=np.int64) // 3
+    shade = _noise(random, size_px, 8) * 10 // _UNIT
+    pixels: _Pixels = _GREY + tint + brightness + hue + shade[..., None]
+    return pixels
+
+
+def _part_pixels(size_px: int, class_index: int) -> _Pixels:
+    """Stripes for even classes, checks for odd ones."""
+    y, x = np.mgrid[:size_px, :size_px]
+    bright = (x // 2 + y // 2) % 2 == 0 if class_index % 2 else y // 2 % 2 == 0
+    colour = _PART_COLOURS[class_index]
+    pixels: _Pixels = np.where(bright[..., None], colour, colour // 3)
+    return pixels

@@ -1,0 +1,140 @@
+"""The generated benchmark: small scenes on which weak supervision fails as it does on photographs.
+
+The data set is written once, as a VOC-shaped folder, and then read as any other. The same config gives the same bytes
+on every machine: see ``_scene`` (whole numbers only) and ``_png`` (nothing compressed).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from toco.config import RUN_ONLY, digest
+from toco.data import _png, _scene
+from toco.data._dataset import DataConfig, Split
+from toco.data._layout import Layout, read_class_names, read_names
+from toco.data._png import png_bytes
+from toco.data._scene import CLASS_NAMES, SceneConfig, draw_scene
+from toco.data.voc import VocFolder
+
+__all__ = ["Config", "SceneConfig", "draw_scene", "folder_digest", "generated_folder", "open_split", "write_folder"]
+
+_LABELS = Path("image_labels.csv")
+_SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+class Config(DataConfig):
+    """The generated benchmark.
+
+    Attributes:
+        num_train: Training images.
+        num_val: Validation images.
+        image_size_px: Side of the square images.
+        num_classes: Foreground classes.
+        seed: Seed of all scenes. An image depends on it, its split and its index only, not on the counts.
+        scene: What the scenes show.
+        root: Folder under which the data set is generated, in a folder of its own; by default ``toco`` in the user's
+            cache (``XDG_CACHE_HOME``, else ``~/.cache``).
+    """
+
+    name: Literal["shapes"] = "shapes"
+    cache: bool = Field(default=True, json_schema_extra={RUN_ONLY: True})
+    num_train: int = Field(default=1000, gt=0, le=100_000)
+    num_val: int = Field(default=300, gt=0, le=100_000)
+    image_size_px: int = Field(default=64, ge=32, le=512)
+    num_classes: int = Field(default=8, ge=1, le=len(CLASS_NAMES))
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    scene: SceneConfig = SceneConfig()
+    root: Path | None = Field(default=None, json_schema_extra={RUN_ONLY: True})
+
+
+def open_split(config: Config, split: Split) -> VocFolder:
+    """Open the training or the validation images; generate both first, if they are not there.
+
+    Raises:
+        ValueError: The folder cannot be written.
+    """
+    layout = Layout(generated_folder(config))
+    return VocFolder(
+        layout,
+        read_names(layout, split),
+        read_class_names(layout),
+        _LABELS,
+        cache=config.cache,
+    )
+
+
+def generated_folder(config: Config) -> Path:
+    """The folder of the generated data set, written first if need be.
+
+    Its name says what generated it, code included, so a changed generator never meets old images. It appears by one
+    rename when it is complete; processes that generate it at once write the same bytes, and the first rename counts.
+
+    Raises:
+        ValueError: The folder cannot be written.
+    """
+    root = config.root if config.root is not None else _user_cache()
+    folder = root / f"shapes-{_generator_digest(config)}"
+    if folder.is_dir():
+        return folder
+    unfinished = root / f".{folder.name}.{uuid.uuid4().hex}"
+    try:
+        write_folder(config, unfinished)
+        unfinished.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # else another process was first
+            raise ValueError(
+                f"{root}: the generated data set cannot be written there ({error}); set data.root to another folder."
+            ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def write_folder(config: Config, folder: Path) -> None:
+    """Generate the data set into ``folder``, in VOC layout."""
+    images, masks, lists = (folder / part for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"))
+    for part in (images, masks, lists):
+        part.mkdir(parents=True)
+    rows = ["name,class_ids"]
+    for split_key, (split, count) in enumerate(zip(_SPLITS, (config.num_train, config.num_val), strict=True)):
+        names = [f"{split}_{index:05d}" for index in range(count)]
+        for index, name in enumerate(names):
+            scene = draw_scene((config.seed, split_key, index), config.image_size_px, config.num_classes, config.scene)
+            (images / f"{name}.png").write_bytes(png_bytes(scene.image))
+            (masks / f"{name}.png").write_bytes(png_bytes(scene.mask))
+            rows.append(f"{name},{' '.join(str(i) for i in np.unique(scene.mask) if i)}")
+        _write_lines(lists / f"{split}.txt", names)
+    _write_lines(folder / "classes.txt", CLASS_NAMES[: config.num_classes])
+    _write_lines(folder / _LABELS, rows)
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 (hex) of the paths and bytes of all files under ``folder``."""
+    total = hashlib.sha256()
+    for path in sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()):
+        total.update(f"{path}\0{hashlib.sha256((folder / path).read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _write_lines(path: Path, lines: list[str] | tuple[str, ...]) -> None:
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+
+
+def _generator_digest(config: Config) -> str:
+    sources = (str(module) for module in (__file__, _png.__file__, _scene.__file__))
+    total = hashlib.sha256(digest(config).encode())
+    for source in sources:
+        total.update(Path(source).read_bytes())
+    return total.hexdigest()[:16]
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "toco"

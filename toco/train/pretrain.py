@@ -1,0 +1,239 @@
+"""Pretrain the nano ViT on generated scenes, so that it stands to the benchmark as an ImageNet ViT stands to VOC.
+
+A ViT pretrained on ImageNet has two properties that weak supervision lives and suffers by: the patch tokens of its
+middle blocks are local and know what they show, and those of its last blocks have become alike. A nano ViT trained
+briefly has neither (with the class token alone supervised, its last block's patch similarity stays near 0.5). So both
+are asked for, by image-level labels only; no loss sees a mask:
+
+- the class token predicts the classes in the image;
+- so does the maximum over the patch tokens of one middle block (the *local* block);
+- so does every single patch token of the last blocks (the *smooth* blocks), which all have to say the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from pydantic import Field, model_validator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from toco import __version__
+from toco.backbones import vit_nano
+from toco.backbones.vit import ViT
+from toco.config import Config
+from toco.data import normalise
+from toco.data.shapes import SceneConfig, draw_scene
+from toco.metrics.smoothness import patch_similarity
+
+FORMAT_VERSION = 1
+_STREAM = 2
+"""Second number of a scene's key; the benchmark's splits have 0 and 1, so no seed gives a scene of theirs."""
+_MAX_GRADIENT_NORM = 1.0
+
+
+class PretrainConfig(Config):
+    """A pretraining.
+
+    Attributes:
+        backbone: The ViT, from random weights.
+        scene: What the scenes show. Hidden parts make the bodies known as well, and backgrounds tell less than in the
+            benchmark.
+        num_classes: Foreground classes.
+        num_steps: Optimizer updates.
+        batch_size: Scenes per update; none is seen twice.
+        lr: Peak learning rate, after ``warmup_steps``; it falls to 0 as half a cosine.
+        weight_decay: Of AdamW, on every parameter.
+        local_block: 0-based block whose maximum over patch tokens predicts the labels.
+        smooth_weights: Weights of the loss of every single patch token, of the last block, the one before it, ...
+        seed: Of the scenes and of the initial weights.
+    """
+
+    backbone: vit_nano.Config = vit_nano.Config(weights=None)
+    scene: SceneConfig = SceneConfig(context_percent=25, hidden_part_percent=50)
+    num_classes: int = Field(default=8, gt=0)
+    num_steps: int = Field(default=700, gt=0)
+    batch_size: int = Field(default=48, gt=0)
+    lr: float = Field(default=1.5e-3, gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    local_block: int = Field(default=9, ge=0)
+    smooth_weights: tuple[float, ...] = (0.3, 0.3)
+    seed: int = Field(default=9000, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> PretrainConfig:
+        depth = self.backbone.depth
+        if self.local_block >= depth or len(self.smooth_weights) > depth:
+            raise ValueError(f"local_block and smooth_weights reach beyond the {depth} blocks of the backbone")
+        if self.backbone.weights is not None:
+            raise ValueError("a pretraining starts from random weights: set backbone.weights to null")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainResult:
+    """What came out.
+
+    Attributes:
+        weights: The safetensors file; beside it lies a JSON file of the same name that says how it was made.
+        label_accuracy: Part of the last scenes whose classes the class token named exactly.
+        patch_similarity: Mean pairwise cosine of patch tokens after each block, on the last batch.
+    """
+
+    weights: Path
+    label_accuracy: float
+    patch_similarity: list[float]
+
+
+def pretrain(
+    config: PretrainConfig, weights: Path, *, command: str | None = None, progress: bool = True
+) -> PretrainResult:
+    """Train from random weights and write ``weights`` and, beside it, a JSON file that says how they were made.
+
+    Args:
+        config: The pretraining.
+        weights: A ``.safetensors`` file to write.
+        command: The command line, for the record.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: ``weights`` is not a safetensors file by its name.
+    """
+    if weights.suffix != ".safetensors":
+        raise ValueError(f"{weights}: expected a file name that ends in .safetensors.")
+    model = _build(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    steps = tqdm(range(config.num_steps), unit="step", disable=not progress, dynamic_ncols=True)
+    correct: list[float] = []
+    for step in steps:
+        images, labels = draw_batch(config, step)
+        output = model(normalise(images))
+        loss = pretraining_loss(output, labels, config)
+        optimizer.param_groups[0]["lr"] = learning_rate(config, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRADIENT_NORM)
+        optimizer.step()
+        correct.append(((output.class_logits > 0) == (labels > 0)).all(dim=1).float().mean().item())
+        steps.set_postfix(loss=f"{loss.item():.3f}", exact=f"{_recent_mean(correct):.3f}")
+    result = PretrainResult(
+        weights, _recent_mean(correct), [patch_similarity(t).mean().item() for t in output.block_tokens]
+    )
+    _write(config, model.backbone, result, command)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainOutput:
+    """One forward pass.
+
+    Attributes:
+        class_logits: From the class token.
+        local_logits: From the maximum over the patch tokens of the local block.
+        smooth_logits: From every patch token of the last block, the one before it, ...
+        block_tokens: Patch tokens after every block, the last after the final norm; detached.
+    """
+
+    class_logits: Float[Tensor, "b k"]
+    local_logits: Float[Tensor, "b k"]
+    smooth_logits: list[Float[Tensor, "b n k"]]
+    block_tokens: list[Float[Tensor, "b n c"]]
+
+
+class Pretraining(nn.Module):
+    """The ViT with the heads that it is pretrained with, which are thrown away afterwards."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__()
+        self.backbone = vit_nano.build(config.backbone)
+        # Frozen for everybody else, as in the official encoder; here they are made.
+        self.backbone.vit.pos_embed.requires_grad_(True)
+        width, num_classes = config.backbone.width, config.num_classes
+        self.local_block = config.local_block
+        self.class_head = nn.Linear(width, num_classes)
+        self.local_head = nn.Linear(width, num_classes)
+        # The last block's tokens come out of the final norm; those before it are normalised by their head.
+        self.smooth_heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width) if before_last else nn.Identity(), nn.Linear(width, num_classes))
+            for before_last in range(len(config.smooth_weights))
+        )
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> PretrainOutput:
+        """Predict the labels from all of these tokens."""
+        final, blocks = self.backbone.vit.forward_intermediates(images, output_fmt="NLC")
+        blocks[-1] = final[:, 1:]
+        return PretrainOutput(
+            class_logits=self.class_head(final[:, 0]),
+            local_logits=self.local_head(blocks[self.local_block].amax(dim=1)),
+            smooth_logits=[head(blocks[-1 - index]) for index, head in enumerate(self.smooth_heads)],
+            block_tokens=[tokens.detach() for tokens in blocks],
+        )
+
+
+def pretraining_loss(output: PretrainOutput, labels: Float[Tensor, "b k"], config: PretrainConfig) -> Float[Tensor, ""]:
+    """Sum of the binary cross-entropies of all predictions, the smooth ones weighted."""
+    loss = F.binary_cross_entropy_with_logits(output.class_logits, labels)
+    loss = loss + F.binary_cross_entropy_with_logits(output.local_logits, labels)
+    for weight, logits in zip(config.smooth_weights, output.smooth_logits, strict=True):
+        loss = loss + weight * F.binary_cross_entropy_with_logits(logits, labels[:, None].expand_as(logits))
+    return loss
+
+
+def draw_batch(config: PretrainConfig, step: int) -> tuple[UInt8[Tensor, "b 3 h w"], Float[Tensor, "b k"]]:
+    """Scenes that no other step sees, and their image-level labels."""
+    first = step * config.batch_size
+    size_px = config.backbone.image_size_px
+    scenes = [
+        draw_scene((config.seed, _STREAM, index), size_px, config.num_classes, config.scene)
+        for index in range(first, first + config.batch_size)
+    ]
+    images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
+    present = [[bool((scene.mask == label).any()) for label in range(1, config.num_classes + 1)] for scene in scenes]
+    return images, torch.tensor(present, dtype=torch.float32)
+
+
+def learning_rate(config: PretrainConfig, step: int) -> float:
+    """Linear warm-up, then half a cosine down to 0 after the last step."""
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
+
+
+def _build(config: PretrainConfig) -> Pretraining:
+    # Initial values come from torch's global generator, which is put back afterwards.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Pretraining(config)
+
+
+def _recent_mean(values: list[float]) -> float:
+    recent = values[-20:]
+    return sum(recent) / len(recent)
+
+
+def _write(config: PretrainConfig, backbone: ViT, result: PretrainResult, command: str | None) -> None:
+    result.weights.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous() for name, tensor in backbone.vit.state_dict().items()}
+    save_file(state, result.weights)
+    record = {
+        "format_version": FORMAT_VERSION,
+        "command": command,
+        "seed": config.seed,
+        "num_steps": config.num_steps,
+        "config": config.model_dump(mode="json"),
+        "sha256": hashlib.sha256(result.weights.read_bytes()).hexdigest(),
+        "versions": {"toco": __version__, "torch": torch.__version__},
+        "label_accuracy": round(result.label_accuracy, 4),
+        "patch_similarity": [round(value, 4) for value in result.patch_similarity],
+    }
+    text = json.dumps(record, indent=2) + "\n"
+    result.weights.with_suffix(".json").write_text(text, encoding="utf-8")
