@@ -79,7 +79,7 @@ def run_study(study: Study, launch: Launch) -> bool:
         )
     click.echo(_closing_text(plan, folder, report, complete=complete))
     if mirrored:
-        click.echo(f"MLflow: experiment {study.name} in {public_uri(uri)}")
+        click.echo(f"MLflow: experiment {study.name} in {public_uri(uri)}. {_how_to_open(uri)}")
     return finished
 
 
@@ -94,6 +94,15 @@ def _run(plan: Plan, folder: StudyFolder, launch: Launch, address: str, watch: W
     with runner.connected(address):
         runner.check_resources(resources, may_grow=address != "local")
         return runner.run_trials(plan, folder, resources, watch)
+
+
+def _how_to_open(uri: str) -> str:
+    if uri.startswith("http"):
+        return "Open that address in a browser."
+    return (
+        "To open it: make mlflow, or mlflow server --host 127.0.0.1 --backend-store-uri "
+        f"{uri}, then http://127.0.0.1:5000"
+    )
 
 
 def _in_ray_job() -> bool:
