@@ -137,6 +137,21 @@ def track(run_dirs: tuple[Path, ...], tracking_uri: str, experiment: str) -> Non
         click.echo(f"{run_dir} is MLflow run {run_id}")
 
 
+@main.command()
+@click.argument("weights", type=click.Path(path_type=Path, dir_okay=False))
+@option_set
+@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+def pretrain(weights: Path, changes: tuple[str, ...], progress: bool) -> None:
+    """Pretrain the nano ViT on generated scenes; writes WEIGHTS (.safetensors) and a JSON file that says how."""
+    from toco.train.pretrain import PretrainConfig
+    from toco.train.pretrain import pretrain as run
+
+    command = " ".join(["python -m toco pretrain", weights.name, *(f"--set {change}" for change in changes)])
+    result = run(replace(PretrainConfig(), parse_changes(changes)), weights, command=command, progress=progress)
+    similarity = ", ".join(f"{value:.2f}" for value in result.patch_similarity)
+    click.echo(f"{weights}: label accuracy {result.label_accuracy:.3f}; patch similarity by block {similarity}")
+
+
 @main.group(name="data")
 def data_() -> None:
     """Check data sets and convert labels."""

@@ -26,7 +26,8 @@ def recipe() -> RunConfig:
         blur_probability=0.0,
     )
     return RunConfig(
-        data=shapes.Config(),
+        # Scenes that nothing here was tuned on; the values below were chosen on those of seeds 0 and 7.
+        data=shapes.Config(seed=1),
         views=ViewsConfig(crop_size_px=64, rescale=(0.9, 1.2), first_view=colour, second_view=colour),
         backbone=vit_nano.Config(),
         method=toco.Config(
@@ -34,21 +35,21 @@ def recipe() -> RunConfig:
             cam_scales=(1.0,),
             loss_group_size=None,
             num_local_crops=4,
-            local_crop_size_px=24,
+            local_crop_size_px=32,
             projection=toco.ProjectionConfig(hidden_width=128, bottleneck_width=64, output_width=128),
             decoder_width=64,
             decoder_dilation=2,
             par=toco.ParConfig(dilations=(1, 2, 4)),
-            ptc=toco.Term(weight=2.0),
+            ptc=toco.Term(weight=8.0),
             ctc=toco.Term(weight=0.1),
-            segmentation=toco.Term(weight=0.1, start_step=100),
-            energy=toco.Term(weight=0.05, start_step=100),
+            segmentation=toco.Term(weight=0.1, start_step=80),
+            energy=toco.Term(weight=0.05, start_step=80),
         ),
-        optim=OptimConfig(lr=2e-3, warmup_steps=10),
+        optim=OptimConfig(lr=7e-4, warmup_steps=10),
         evaluate=EvaluateConfig(size_px=64, cam_scales=(1.0,), num_pictures=4, batch_size=50),
-        num_steps=200,
+        num_steps=160,
         batch_size=16,
-        evaluate_every=50,
+        evaluate_every=40,
         log_every=10,
         num_workers=0,
     )

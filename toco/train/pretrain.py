@@ -67,7 +67,7 @@ class PretrainConfig(Config):
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.05, ge=0)
     local_block: int = Field(default=9, ge=0)
-    smooth_weights: tuple[float, ...] = (0.3, 0.3)
+    smooth_weights: tuple[float, ...] = (1.0, 1.0)
     seed: int = Field(default=9000, ge=0, lt=2**32)
 
     @model_validator(mode="after")
