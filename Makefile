@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 RESULTS ?= results
-STORE ?= sqlite:///$(CURDIR)/$(RESULTS)/mlflow.db
+STORE ?= sqlite:///$(abspath $(RESULTS))/mlflow.db
 PORT ?= 5000
 
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -45,7 +45,7 @@ lint:
 mlflow: $(STAMP)  ## open the MLflow UI on loopback over the results of this folder
 	@echo "http://127.0.0.1:$(PORT)  (Ctrl-C ends it)"
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --backend-store-uri $(STORE) \
-		--artifacts-destination $(CURDIR)/$(RESULTS)/mlartifacts --host 127.0.0.1 --port $(PORT)
+		--artifacts-destination $(abspath $(RESULTS))/mlartifacts --host 127.0.0.1 --port $(PORT)
 
 clean:  ## delete the environment and caches; results stay
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -23,7 +23,7 @@ class Sentences(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (ValueError, LookupError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise click.ClickException(str(error)) from error
 
 
@@ -120,7 +120,7 @@ def evaluate(run_dir: Path, changes: tuple[str, ...], out: Path | None) -> None:
         save_panels(evaluation.pictures, evaluation.class_names, threshold, out / "pictures")
         draw_similarity_curve({run_dir.name: evaluation.patch_similarity}).savefig(out / "patch_similarity.png")
         draw_threshold_curve(evaluation.threshold_curve, threshold).savefig(out / "threshold_curve.png")
-        (out / "evaluation.json").write_text(evaluation.to_json() + "\n")
+        (out / "evaluation.json").write_text(evaluation.to_json())
         click.echo(f"Written to {out}")
 
 

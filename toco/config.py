@@ -83,7 +83,7 @@ def digest(config: Config) -> str:
 
 
 def sentences(error: ValidationError) -> str:
-    """A validation error as sentences: path, what is wrong, what came, and the nearest name for an unknown one."""
+    """A validation error as sentences: path, what is wrong, what came."""
     lines = []
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"]) or "config"

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,6 +198,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(config, tmp_path, 
     assert checkpoint.latest(tmp_path / "checkpoints").step == 2
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
+    real = toco.patch_token_contrast_loss
+
+    def steep(features, pairs):
+        # sqrt has a finite value and an infinite slope at 0.
+        return real(features, pairs) + (features - features.detach()).sum().square().sqrt()
+
+    monkeypatch.setattr(toco, "patch_token_contrast_loss", steep)
+    with pytest.raises(DivergedError, match="At step 0, gradient_norm is nan"):
+        train(config, tmp_path, progress=False)
+    assert checkpoint.latest(tmp_path / "checkpoints") is None
+
+
+def test_the_same_config_on_other_data_is_not_the_same_run(config, tmp_path, data_root):
+    with pytest.raises(CrashError):
+        train(config, tmp_path / "run", progress=False, observer=InterruptAt(2))
+    other = tmp_path / "other"
+    shutil.copytree(data_root, other)
+    (other / "ImageSets/Segmentation/train.txt").write_text(
+        "\n".join(f"image{i:02}" for i in reversed(range(12))) + "\n"
+    )
+    with pytest.raises(ValueError, match="train_data differ"):
+        train(replace(config, {"data.root": str(other)}), tmp_path / "run", resume=True, progress=False)
+
+
+def test_two_processes_do_not_train_in_one_folder(config, tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.locked(), pytest.raises(ValueError, match="Another process is training"):
+        train(config, tmp_path, progress=False)
+
+
+def test_a_damaged_newest_checkpoint_costs_only_itself(config, finished, tmp_path):
+    with pytest.raises(CrashError):
+        train(config, tmp_path, progress=False, observer=InterruptAt(4))
+    newest = tmp_path / "checkpoints" / checkpoint.folder_name(4)
+    (newest / checkpoint.TENSORS).write_bytes(b"damaged")
+    train(replace(config, {"keep_checkpoints": 1}), tmp_path, resume=True, progress=False)
+    assert rows(tmp_path) == rows(finished)
+    assert checkpoint.latest(tmp_path / "checkpoints").step == 6
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -219,8 +261,9 @@ def test_a_block_that_the_backbone_lacks_is_refused(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_makes_a_checkpoint_and_ends(config, tmp_path, number):
+@pytest.mark.parametrize(("number", "num_workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
+def test_the_first_signal_makes_a_checkpoint_and_ends(config, tmp_path, number, num_workers):
+    """A terminal and a scheduler signal the whole process group, loader processes too."""
     run_dir = tmp_path / "run"
     settings = {
         "data.root": config.data.root,
@@ -232,16 +275,18 @@ def test_the_first_signal_makes_a_checkpoint_and_ends(config, tmp_path, number):
         "num_steps": 5000,
         "evaluate_every": 5000,
         "log_every": 1,
-        "num_workers": 0,
+        "num_workers": num_workers,
     }
     command = [sys.executable, "-m", "toco", "train", "voc_deit_b", "--run-dir", str(run_dir), "--no-progress"]
     for path, value in settings.items():
         command += ["--set", f"{path}={value}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
+    )
     metrics = run_dir / "metrics.jsonl"
     while process.poll() is None and not metrics.exists():
         time.sleep(0.2)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     result = RunFolder(run_dir).result()

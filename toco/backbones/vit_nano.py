@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from toco.backbones._backbone import BackboneConfig
 from toco.backbones._weights import load_file
@@ -34,6 +34,14 @@ class Config(BackboneConfig):
     patch_size_px: int = Field(default=8, gt=0)
     image_size_px: int = Field(default=64, gt=0)
     weights: str | None = BUNDLED
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Config:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} cannot be divided among num_heads {self.num_heads}")
+        if self.image_size_px % self.patch_size_px:
+            raise ValueError(f"image_size_px {self.image_size_px} is no multiple of patch_size_px {self.patch_size_px}")
+        return self
 
 
 def build(config: Config) -> ViT:

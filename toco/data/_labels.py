@@ -127,7 +127,7 @@ def read_table(path: Path, class_names: tuple[str, ...]) -> dict[str, tuple[int,
         raise ValueError(f"{path}: there is no such file of labels.")
     try:
         rows = readers[path.suffix](path, len(class_names))
-    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, zipfile.BadZipFile, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as labels ({error}).") from error
     table: dict[str, tuple[int, ...]] = {}
     for name, ids in rows:

@@ -7,7 +7,9 @@ neither the number of loader processes nor a resume changes a batch.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -85,7 +87,9 @@ class TrainLoader:
             # Its own generator: the default would draw from torch's global one, unlike num_workers=0.
             generator=torch.Generator(),
         )
-        for tensors in loader:
+        with _signals_blocked():
+            processes = iter(loader)
+        for tensors in processes:
             yield _batch(tensors)
 
     def _keys(self, start_step: int, num_steps: int) -> Iterator[list[_Key]]:
@@ -96,6 +100,20 @@ class TrainLoader:
                 order = epoch_order(len(self._samples), self._seed, epoch)
             first = step % self.steps_per_epoch * self._batch_size
             yield [(epoch, int(index)) for index in order[first : first + self._batch_size]]
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes started in here inherit the block, also through the fork server, from their first instruction on.
+
+    A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process group. The training process answers them with
+    a checkpoint, for which it still needs its loader.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:

@@ -243,7 +243,7 @@ class _Scores:
 def _cam_metrics(prefix: str, scores: ClassScores, thresholds: tuple[float, ...], fixed: int) -> dict[str, float]:
     """Scores at the fixed threshold, and the best threshold of the curve (the lowest one on ties)."""
     miou = mean_over_classes(scores.iou)
-    best = int(miou.argmax())
+    best = int(miou.nan_to_num(-1.0).argmax())
     return {
         f"{prefix}_miou": miou[fixed].item(),
         f"{prefix}_best_miou": miou[best].item(),

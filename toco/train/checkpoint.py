@@ -129,6 +129,13 @@ def all_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*")) if folder.is_dir() else []
 
 
+def drop_after(folder: Path, step: int) -> None:
+    """Delete checkpoints of later steps: a run that goes on from ``step`` makes them again, and they may be damaged."""
+    for path in all_in(folder):
+        if path.name > folder_name(step):
+            shutil.rmtree(path)
+
+
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints and what crashed writers left."""
     for path in all_in(folder)[:-keep]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from toco.config import diff, digest, replace
+from toco.config import digest, replace
 from toco.data import Dataset, TrainLoader
 from toco.evaluate import evaluate, save_panels
 from toco.methods import Method
@@ -27,14 +27,14 @@ from toco.registry import load
 from toco.train import checkpoint
 from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import RunFolder, provenance
+from toco.train.run_folder import Inputs, RunFolder, provenance
 from toco.types import StepOutput
 
 logger = logging.getLogger(__name__)
 
 
 class DivergedError(RuntimeError):
-    """A loss became infinite or not a number; the message names the terms and the step."""
+    """A loss or a gradient became infinite or not a number; the message names the terms and the step."""
 
 
 @runtime_checkable
@@ -81,7 +81,7 @@ def train(
 
     Raises:
         FileExistsError: ``run_dir`` holds a run and ``resume`` is not set.
-        ValueError: ``run_dir`` holds a run of another config.
+        ValueError: ``run_dir`` holds a run of another config, of other data or weights, or is in use.
         DivergedError: A loss is not finite. ``result.json`` says so, and the last checkpoint is kept.
     """
     started = time.monotonic()
@@ -89,21 +89,46 @@ def train(
     device = config.torch_device()
     folder = RunFolder(run_dir)
     train_set, val_set = open_data(config)
+    inputs = Inputs(train_set.manifest_digest(), val_set.manifest_digest(), weights_sha256(config))
     method = build_method(config, len(train_set.class_names)).to(device)
     optimizer = build_optimizer(method.parameter_groups(), config.optim)
     loader = TrainLoader(
-        train_set, config.views, batch_size=config.batch_size, seed=config.seed, num_workers=config.num_workers
+        train_set,
+        config.views,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        pin_memory=device.type == "cuda",
     )
-    generator = torch.Generator()
+    with folder.locked():
+        restored = None
+        if resume and folder.exists():
+            folder.check_same_run(config, inputs)
+            restored = _continue(folder, config, method, optimizer)
+        else:
+            folder.create(config, recipe, provenance(device, inputs))
+        if (done := folder.result()) and done["status"] == "finished":
+            return Result("finished", done["step"], done["metrics"])
+        return _run(config, folder, method, optimizer, loader, val_set, restored, observer, progress, started)
 
-    restored = None
-    if resume and folder.exists():
-        restored = _continue(folder, config, method, optimizer)
-    else:
-        manifest = {"train": train_set.manifest_digest(), "val": val_set.manifest_digest()}
-        folder.create(config, recipe, provenance(device, manifest, weights_sha256(config)))
-    if (done := folder.result()) and done["status"] == "finished":
-        return Result("finished", done["step"], done["metrics"])
+
+def _run(
+    config: RunConfig,
+    folder: RunFolder,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    loader: TrainLoader,
+    val_set: Dataset,
+    restored: checkpoint.Checkpoint | None,
+    observer: Observer | None,
+    progress: bool,
+    started: float,
+) -> Result:
+    """The loop itself."""
+    device = config.torch_device()
+    generator = torch.Generator()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     step = restored.step if restored else 0
 
     averages = _Averages(restored.part("averages") if restored else {}, device)
@@ -122,28 +147,33 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 output.total.backward()
                 fill_missing_gradients(optimizer)
+                averages.add(output, gradient_norm(optimizer), step)
                 optimizer.step()
-                averages.add(output, step, time.monotonic() - step_started)
+                averages.add_time(time.monotonic() - step_started)
                 step += 1
                 bar.update()
                 elapsed_s = before_s + time.monotonic() - started
+                # Read once a step: it may be set at any moment.
+                stopping = stop.is_set()
+                due = step % config.evaluate_every == 0 or last
 
                 if step % config.log_every == 0 or last:
                     values = averages.take() | {"train/lr": optimizer.param_groups[0]["lr"]}
                     folder.add_metrics(step, "train", elapsed_s, values)
                     bar.set_postfix(loss=f"{values['train/loss_total']:.3f}")
-                if step % config.evaluate_every == 0 or last:
+                if due or stopping:
                     averages.check()
+                if due:
                     metrics = _evaluate(method, val_set, config, folder, step, device, elapsed_s)
                     bar.set_postfix(seg=_percent(metrics, "seg"), cam=_percent(metrics, "cam"))
-                if step % config.evaluate_every == 0 or last or stop.is_set():
+                if due or stopping:
                     path = checkpoint.save(
                         folder.checkpoints, step, digest(config), method, optimizer, {"averages": averages.state()}
                     )
                     checkpoint.prune(folder.checkpoints, config.keep_checkpoints)
-                    if observer is not None and not stop.is_set():
-                        observer.on_evaluation(step, metrics, path)
-                if stop.is_set() and not last:
+                if due and observer is not None:
+                    observer.on_evaluation(step, metrics, path)
+                if stopping:
                     break
             averages.check()
         except DivergedError as error:
@@ -198,6 +228,12 @@ def build_method(config: RunConfig, num_foreground_classes: int) -> Method:
     return method
 
 
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Norm of all gradients together: not finite as soon as one of them is not."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
 def weights_sha256(config: RunConfig) -> str | None:
     """Hash of the file the backbone's weights are read from, if they come from a file."""
     path = load("toco.backbones", config.backbone.name).weights_path(config.backbone)
@@ -207,13 +243,9 @@ def weights_sha256(config: RunConfig) -> str | None:
 def _continue(
     folder: RunFolder, config: RunConfig, method: Method, optimizer: torch.optim.Optimizer
 ) -> checkpoint.Checkpoint | None:
-    """Restore the newest checkpoint and forget what came after it."""
-    if folder.digest() != digest(config):
-        changed = ", ".join(
-            f"{path} ({was!r} -> {now!r})" for path, (was, now) in diff(folder.config(), config).items()
-        )
-        raise ValueError(f"{folder.path} holds a run of another config: {changed}. Use another folder for this one.")
+    """Restore the newest whole checkpoint and forget what came after it."""
     restored = checkpoint.latest(folder.checkpoints)
+    checkpoint.drop_after(folder.checkpoints, restored.step if restored else 0)
     if restored is None:
         folder.forget_after(0)
         return None
@@ -250,16 +282,20 @@ class _Averages:
             self._sums[name], self._numbers[name] = total.to(device), int(number)
         self._pending: tuple[int, list[str], Tensor] | None = None
 
-    def add(self, output: StepOutput, step: int, time_s: float) -> None:
+    def add(self, output: StepOutput, gradient_norm: Tensor, step: int) -> None:
         """Add a step's losses, and check those of the step before: by now they are there without waiting."""
         self.check()
-        names, values = list(output.losses), torch.stack(list(output.losses.values())).detach()
-        self._pending = step, names, values
-        for name, value in zip(names, values, strict=True):
+        named = {name: loss.detach() for name, loss in output.losses.items()} | {"gradient_norm": gradient_norm}
+        values = torch.stack(list(named.values()))
+        self._pending = step, list(named), values
+        for name, value in zip(named, values, strict=True):
             self._add(f"train/{name}", value)
         for name, value in output.counts.items():
             self._add(f"train/{name}", value.detach())
         self._add("train/loss_total", output.total.detach())
+
+    def add_time(self, time_s: float) -> None:
+        """Add what a step took on the host."""
         self._add("train/step_time_s", torch.tensor(time_s))
 
     def take(self) -> dict[str, float]:
@@ -347,7 +383,7 @@ def _result(
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
-    """Of the device where it is CUDA, of this process otherwise."""
+    """Of the device where it is CUDA; otherwise of this process, which may have done more than this run."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

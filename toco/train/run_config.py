@@ -77,7 +77,10 @@ class RunConfig(Config):
         """
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = torch.device(self.device)
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device is {self.device!r}; expected auto, cpu, cuda or cuda:N.") from error
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device is {self.device!r}, but torch sees no CUDA device; set device to cpu or auto.")
         return device

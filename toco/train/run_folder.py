@@ -13,13 +13,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,13 +31,23 @@ from typing import Any
 import torch
 
 import toco
-from toco.config import digest
+from toco.config import diff, digest
 from toco.evaluate import Evaluation
 from toco.train.checkpoint import folder_name, sync
 from toco.train.run_config import RunConfig
 
 FORMAT_VERSION = 1
+LOCK = ".lock"
 _PACKAGES = ("torch", "timm", "numpy", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run depends on besides its config: digests of the data, and of the file of weights where there is one."""
+
+    train_data: str
+    val_data: str
+    weights_sha256: str | None
 
 
 class RunFolder:
@@ -59,6 +72,40 @@ class RunFolder:
         self._write("provenance.json", provenance)
         resolved = config.model_dump(mode="json")
         self._write("config.json", {"digest": digest(config), "recipe": recipe, "config": resolved})
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder at the same time.
+
+        Raises:
+            ValueError: One does.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"Another process is training in {self.path}. Wait for it, or end it.") from None
+            yield
+
+    def check_same_run(self, config: RunConfig, inputs: Inputs) -> None:
+        """See that the run here is the one that ``config`` and ``inputs`` describe.
+
+        Raises:
+            ValueError: It is not; the message names what differs.
+        """
+        if self.digest() != digest(config):
+            changes = diff(self.config(), config).items()
+            changed = ", ".join(f"{path} ({was!r} -> {now!r})" for path, (was, now) in changes)
+            raise ValueError(f"{self.path} holds a run of another config: {changed}. Use another folder for this one.")
+        recorded = self._read("provenance.json")
+        was = Inputs(recorded["data_manifest"]["train"], recorded["data_manifest"]["val"], recorded["weights_sha256"])
+        if was != inputs:
+            names = [field.name for field in fields(Inputs) if getattr(was, field.name) != getattr(inputs, field.name)]
+            raise ValueError(
+                f"{self.path} holds a run of the same config on other inputs ({', '.join(names)} differ from what "
+                "provenance.json records). Use another folder for this one."
+            )
 
     def config(self) -> RunConfig:
         """The resolved config of the run."""
@@ -143,7 +190,7 @@ class RunFolder:
         sync(path.parent)
 
 
-def provenance(device: torch.device, data_manifest: Mapping[str, str], weights_sha256: str | None) -> dict[str, Any]:
+def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:
     """What a reader needs to know to run it again: code, versions, machine, data, weights."""
     commit, dirty = _commit()
     versions = {name: metadata.version(name) for name in _PACKAGES}
@@ -154,8 +201,8 @@ def provenance(device: torch.device, data_manifest: Mapping[str, str], weights_s
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",
         "num_threads": torch.get_num_threads(),
-        "data_manifest": dict(data_manifest),
-        "weights_sha256": weights_sha256,
+        "data_manifest": {"train": inputs.train_data, "val": inputs.val_data},
+        "weights_sha256": inputs.weights_sha256,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
