@@ -71,7 +71,7 @@ def study_options(function: Callable[..., Study]) -> Callable[..., None]:
             changes = {**changes, "data.root": str(data.expanduser().resolve())}
         try:
             finished = run_study(function(changes=changes, **own), launch)
-        except (ValueError, ConnectionError) as error:
+        except (ValueError, OSError) as error:
             raise click.ClickException(str(error)) from error
         sys.exit(0 if finished else 1)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from sweeps.core import ray_environment
+from sweeps.core.inputs import training_inputs
 from sweeps.core.mirror import Mirror
 from sweeps.core.progress import Progress
 from sweeps.core.report import StudyReport, write_report
@@ -50,7 +51,8 @@ def run_study(study: Study, launch: Launch) -> bool:
     """Run what is left of ``study``, write its report and print the table; says whether every training finished.
 
     Raises:
-        ValueError: The study or the launch is not valid.
+        ValueError: The study, its data or the launch is not valid, or the folder holds results of other data.
+        OSError: A folder or file cannot be read or written, or there is no cluster at the address.
     """
     plan = study.resolve()
     address = ray_environment.resolve_address(launch.address)
@@ -62,7 +64,7 @@ def run_study(study: Study, launch: Launch) -> bool:
     storage = launch.storage.expanduser().resolve()
     uri = client_uri(launch.tracking_uri or f"sqlite:///{storage / 'mlflow.db'}")
     folder = StudyFolder(storage / plan.folder_name)
-    with folder.opened(plan):
+    with folder.opened(plan, training_inputs(plan)):
         progress = _progress(plan, folder)
         click.echo(_plan_text(plan, folder))
         mirror = Mirror(Tracker(uri, study.name), folder, plan)
@@ -88,12 +90,17 @@ def _run(plan: Plan, folder: StudyFolder, launch: Launch, address: str, watch: W
     # Only now: Ray reads its environment when it is imported.
     from sweeps.core import runner
 
-    # Not before: its thread imports MLflow, which shares packages with Ray; both at once would be asking for trouble.
-    mirror.start()
     resources = runner.Resources(launch.concurrent, launch.cpus_per_trial, launch.gpus_per_trial, launch.max_failures)
     with runner.connected(address):
         runner.check_resources(resources, may_grow=address != "local")
-        return runner.run_trials(plan, folder, resources, watch)
+        # Not before Ray is imported: its thread imports MLflow, which shares packages with Ray; both at once would be
+        # asking for trouble. Not before Ray is connected: a study that never began would leave a run for ever RUNNING.
+        mirror.start()
+        try:
+            return runner.run_trials(plan, folder, resources, watch)
+        except BaseException:
+            mirror.close((), "FAILED")
+            raise
 
 
 def _how_to_open(uri: str) -> str:

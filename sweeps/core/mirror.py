@@ -47,17 +47,15 @@ class Mirror:
             self._closing = True
             self._wake.notify()
         self._thread.join()
-        self._open_parent()
-        while self._changed and self._parent is not None:
-            name = next(iter(self._changed))
-            if not self._send(name, last=True):
-                break
-            del self._changed[name]
-        ended = self._parent is not None and self._tracker.finish_parent(self._parent, files, status)
-        return ended and not self._changed
+        # Even with a parent: a store that is gone by now would cost every trial its time limits.
+        self._parent = self._ensure_parent(last=True)
+        if self._parent is None:
+            return False
+        sent = [self._send(name, last=True) for name in self._changed]
+        return self._tracker.finish_parent(self._parent, files, status) and all(sent)
 
     def _work(self) -> None:
-        self._open_parent()
+        self._parent = self._ensure_parent(last=False)
         failed: dict[str, None] = {}
         while True:
             with self._wake:
@@ -72,16 +70,19 @@ class Mirror:
             else:
                 failed.pop(name, None)
 
-    def _open_parent(self) -> None:
-        if self._parent is None:
-            study = self._plan.study
-            self._parent = self._tracker.ensure_parent(
-                self._folder.start_id,
-                self._plan.folder_name,
-                {"study": study.name, "digest": self._plan.digest, "recipe": study.recipe, "role": "study"},
-            )
+    def _ensure_parent(self, *, last: bool) -> str | None:
+        study = self._plan.study
+        return self._tracker.ensure_parent(
+            self._folder.start_id,
+            self._plan.folder_name,
+            {"study": study.name, "digest": self._plan.digest, "recipe": study.recipe, "role": "study"},
+            last=last,
+        )
 
     def _send(self, name: str, *, last: bool) -> bool:
+        if self._parent is None:
+            # The store was gone at the start and may be back.
+            self._parent = self._ensure_parent(last=last)
         if self._parent is None:
             return False
         trial = self._trials[name]

@@ -30,6 +30,7 @@ logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERRO
 _OBJECT_STORE_BYTES = 200 * 1024**2
 
 _WATCH: ContextVar[Watch] = ContextVar("watch")
+_HOPELESS = "hopeless"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Resources:
 
     Attributes:
         concurrent: Trials at once, at most.
-        max_failures: Restarts of one trial, whatever the reason; -1 for any number.
+        max_failures: Restarts of one trial, whatever the reason but a ``ValueError``; -1 for any number.
     """
 
     concurrent: int
@@ -198,6 +199,10 @@ class _TuneChannel:
         """Copy the snapshot to Tune's storage and hand the row to the driver."""
         tune.report(row, checkpoint=tune.Checkpoint.from_directory(snapshot))
 
+    def give_up(self) -> None:
+        """Announce the failure to the driver, see ``_Events``."""
+        tune.report({"status": _HOPELESS})
+
 
 class _Events(tune.Callback):
     """Passes Tune's events on to the watch of this process.
@@ -208,6 +213,9 @@ class _Events(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: object
     ) -> None:
+        if result.get("status") == _HOPELESS:
+            # Tune restarts after every exception alike; it asks the trial how often.
+            trial.max_failures = 0
         _WATCH.get().reported(_trial_name(trial), result)
 
     def on_checkpoint(
@@ -233,9 +241,12 @@ def _reason(trial: Trial) -> str:
     """What went wrong last, in a line; Tune keeps the whole trace in the trial's ``error.txt``."""
     # Written by this process a moment ago. `trial.get_pickled_error` looks in storage, where it comes later.
     path = trial.pickled_error_file
-    error = ray.cloudpickle.loads(Path(path).read_bytes()) if path else None
-    if isinstance(error, ray.exceptions.RayTaskError):
-        error = error.as_instanceof_cause()
+    try:
+        error = ray.cloudpickle.loads(Path(path).read_bytes()) if path else None
+        if isinstance(error, ray.exceptions.RayTaskError):
+            error = error.as_instanceof_cause()
+    except Exception as unreadable:  # a class that only the worker can import, a full disk
+        return f"its error cannot be read here ({unreadable!r}), see {trial.error_file}"
     if isinstance(error, ray.exceptions.RayActorError):
         return "its worker process is gone"
     # Ray's versions of an exception end with the original's own message.

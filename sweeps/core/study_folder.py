@@ -2,7 +2,7 @@
 
 ::
 
-    study.json       the study with its cells, seeds and trials
+    study.json       the study with its cells, seeds and trials, and what these read
     trials/NAME/     run folders, see toco.train.run_folder
     report.html ...  see sweeps.core.report
     tune-resources.json  what its trials get
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,8 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sweeps.core.inputs import Inputs
+from sweeps.core.links import link_or_copy
 from sweeps.core.study import Plan
-from toco.train.checkpoint import all_in, sync
+from toco.train.checkpoint import STATE, all_in, sync
 
 STUDY_FILE = "study.json"
 RESOURCES_FILE = "tune-resources.json"
@@ -36,11 +37,15 @@ class StudyFolder:
         self.tune = path / "tune"
 
     @contextmanager
-    def opened(self, plan: Plan) -> Iterator[None]:
+    def opened(self, plan: Plan, inputs: Inputs) -> Iterator[None]:
         """Make the folder, or find it as an earlier driver left it, and keep other drivers out.
 
+        Args:
+            plan: The study.
+            inputs: What its trainings read, see ``training_inputs``.
+
         Raises:
-            ValueError: Another driver runs this study.
+            ValueError: Another driver runs this study, or what is there comes from other ``inputs``.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
@@ -52,7 +57,12 @@ class StudyFolder:
                     f"Another process is running the study in {self.path}. Wait for it, or give another --storage."
                 ) from None
             if not (self.path / STUDY_FILE).is_file():
-                self._write(STUDY_FILE, {**plan.to_json(), "start_id": uuid.uuid4().hex})
+                self._write(STUDY_FILE, {**plan.to_json(), "inputs": inputs, "start_id": uuid.uuid4().hex})
+            elif self._study().get("inputs") != inputs:
+                raise ValueError(
+                    f"{self.path} holds results of other data or other weights: what the trainings would read now is "
+                    "not what it says in study.json. Give the data that it was started with, or another --storage."
+                )
             yield
 
     @property
@@ -65,9 +75,9 @@ class StudyFolder:
         return self.path / "trials" / trial_name
 
     def status(self, trial_name: str) -> str | None:
-        """How a trial ended, ``None`` while it has not."""
-        result = self.run_dir(trial_name) / "result.json"
-        return str(json.loads(result.read_text())["status"]) if result.is_file() else None
+        """How a trial ended, ``None`` while it has not, or where a damaged file leaves no way to know."""
+        status = _read(self.run_dir(trial_name) / "result.json").get("status")
+        return None if status is None else str(status)
 
     def publish(self, trial_name: str, snapshot: Path) -> None:
         """Bring a trial's run folder to the state of ``snapshot``.
@@ -118,9 +128,23 @@ class StudyFolder:
 
 
 def newest_step(run_dir: Path) -> int:
-    """Step of the newest checkpoint in a run folder; -1 before the first."""
-    checkpoints = all_in(run_dir / "checkpoints")
-    return int(checkpoints[-1].name.removeprefix("step_")) if checkpoints else -1
+    """Step of the newest checkpoint in a run folder that can be read; -1 before the first."""
+    return max((_step(checkpoint) for checkpoint in all_in(run_dir / "checkpoints")), default=-1)
+
+
+def _step(checkpoint: Path) -> int:
+    """What a checkpoint says of itself; -1 for one that is not there or is damaged."""
+    step = _read(checkpoint / STATE).get("step")
+    return step if isinstance(step, int) else -1
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no such file or object."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -131,17 +155,11 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _link_folder(source: Path, target: Path) -> None:
-    """Make ``target`` with links to the files of ``source``, or copies where the file system cannot link."""
-    if target.exists():
+    """Make ``target``, a checkpoint, with links to the files of ``source``; one that is whole stays."""
+    if _step(target) >= 0:
         return
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-
-    def link(file: str, to: str) -> None:
-        try:
-            os.link(file, to)
-        except OSError:
-            shutil.copy2(file, to)
-
-    shutil.copytree(source, partial, copy_function=link)
+    shutil.copytree(source, partial, copy_function=link_or_copy)
+    shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import psutil
 
+from sweeps.core.links import link_or_copy
 from toco.train.checkpoint import all_in
 from toco.train.loop import DivergedError, Result
 from toco.train.run_config import RunConfig
@@ -33,6 +34,9 @@ class Channel(Protocol):
 
     def report(self, row: dict[str, Any], snapshot: Path) -> None:
         """Hand over a row and a snapshot; the snapshot is safe when this returns."""
+
+    def give_up(self) -> None:
+        """Say that the trial is about to fail, and that it would fail again in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,17 @@ def run_trial(spec: Spec, channel: Channel) -> None:
     The last report's snapshot holds ``result.json``; its row has the status ``finished`` or ``diverged``.
 
     Raises:
+        ValueError: The config or the data is wrong, which no restart can make up for; the channel is told.
         RuntimeError: The training was stopped by a signal, which a restart can make up for.
     """
+    try:
+        _run(spec, channel)
+    except ValueError:
+        channel.give_up()
+        raise
+
+
+def _run(spec: Spec, channel: Channel) -> None:
     train = _function(spec.train)
     config = RunConfig.model_validate(spec.config)
     with _scratch(spec.name) as scratch:
@@ -105,7 +118,7 @@ class _Reporter:
         shutil.copytree(
             self._run_dir,
             self._snapshot,
-            copy_function=os.link,
+            copy_function=link_or_copy,
             ignore=lambda folder, names: [name for name in names if Path(folder, name) in older],
         )
         self._channel.report(row, self._snapshot)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +25,45 @@ class Watch:
 
     def running(self, names: Set[str]) -> None:
         """These trials run now; called all the time."""
-        self._progress.running(names)
+        with _carrying_on("The progress line cannot be printed"):
+            self._progress.running(names)
 
     def reported(self, name: str, row: Mapping[str, Any]) -> None:
         """A trial has reported an evaluation."""
-        if "step" in row:
-            self._progress.reported(name, int(row["step"]))
+        with _carrying_on(f"The progress of {name} is unknown"):
+            if "step" in row:
+                self._progress.reported(name, int(row["step"]))
 
     def snapshot(self, name: str, snapshot: Path) -> None:
         """A trial's snapshot is in storage."""
-        try:
+        with _carrying_on(f"The run folder of {name} could not be updated, which is tried again later"):
             self._folder.publish(name, snapshot)
-        except OSError as error:
-            logger.warning("The run folder of %s could not be updated, which is tried again later: %s", name, error)
-            return
-        if self._mirror is not None:
-            self._mirror.changed(name)
+            if self._mirror is not None:
+                self._mirror.changed(name)
 
     def lost(self, name: str, reason: str) -> None:
         """A trial failed or lost its worker and will be started again."""
-        self._progress.say(f"{name} is started again: {reason}")
+        self._say(f"{name} is started again: {reason}")
 
     def failed(self, name: str, reason: str) -> None:
         """A trial has failed as often as it may."""
-        self._progress.say(f"{name} failed: {reason}")
+        self._say(f"{name} failed: {reason}")
         self.ended(name)
 
     def ended(self, name: str) -> None:
         """A trial will not run any more, however it ended."""
-        self._progress.ended(name, failed=self._folder.status(name) != "finished")
+        with _carrying_on(f"The end of {name} could not be noted"):
+            self._progress.ended(name, failed=self._folder.status(name) != "finished")
+
+    def _say(self, text: str) -> None:
+        with _carrying_on(f"A line could not be printed ({text})"):
+            self._progress.say(text)
+
+
+@contextmanager
+def _carrying_on(problem: str) -> Iterator[None]:
+    """Turn any exception into a warning."""
+    try:
+        yield
+    except Exception as error:  # whatever it was, the trainings are worth more
+        logger.warning("%s: %r", problem, error)

@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from sweeps import layer_ablation
 from sweeps.core import launch
@@ -59,6 +61,25 @@ def started(monkeypatch):
     return plans
 
 
+@pytest.fixture
+def voc(tmp_path):
+    """Makes a VOC folder of one image, with a dog of ``width`` pixels."""
+
+    def make(width=2):
+        root = tmp_path / f"voc{width}"
+        for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+            (root / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(root / "JPEGImages" / "a.png")
+        mask = np.zeros((8, 8), np.uint8)
+        mask[:, :width] = 12
+        Image.fromarray(mask).save(root / "SegmentationClass" / "a.png")
+        for split in ("train_aug", "val"):
+            (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("a\n")
+        return root
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -77,6 +98,7 @@ def started(monkeypatch):
         (["--address", "http://127.0.0.1:8265"], "ray job submit"),
         (["--concurrent", "0"], "--concurrent"),
         (["--data", "no/such/folder"], "does not exist"),
+        (["--data", "."], "there is no such list of names"),
     ],
 )
 def test_a_mistake_is_refused_before_ray_starts_and_leaves_nothing(started, tmp_path, arguments, message):
@@ -88,11 +110,33 @@ def test_a_mistake_is_refused_before_ray_starts_and_leaves_nothing(started, tmp_
     assert not (tmp_path / "results").exists()
 
 
-def test_the_options_arrive(started, tmp_path):
+def test_a_storage_that_cannot_be_is_a_sentence(started, voc):
+    result = CliRunner().invoke(main, ["--recipe", "voc_deit_b", "--data", str(voc()), "--storage", "/dev/null/x"])
+    assert result.exit_code == 1
+    assert "Error: [Errno 20] Not a directory" in result.output
+    assert started == []
+
+
+def test_a_study_does_not_go_on_with_other_data(started, tmp_path, voc):
+    def run(data):
+        command = ["--recipe", "voc_deit_b", "--storage", str(tmp_path / "results"), "--data", str(data)]
+        return CliRunner().invoke(main, command).output
+
+    first, other = voc(width=2), voc(width=5)
+    run(first)
+    assert len(started) == 1
+    assert "holds results of other data or other weights" in run(other)
+    assert len(started) == 1
+    # The same data elsewhere is the same data.
+    run(first.rename(tmp_path / "moved"))
+    assert len(started) == 2
+
+
+def test_the_options_arrive(started, tmp_path, voc):
     options = ["--seeds", "4,2", "--layers", "3,11", "--set", "num_steps=3000", "--concurrent", "5"]
     options += ["--cpus-per-trial", "0.5", "--gpus-per-trial", "0.25", "--max-failures", "-1", "--address", "h:1"]
     options += ["--storage", str(tmp_path / "results"), "--tracking-uri", f"sqlite:///{tmp_path / 'm.db'}"]
-    result = CliRunner().invoke(main, [*VOC, *options])
+    result = CliRunner().invoke(main, ["--recipe", "voc_deit_b", "--data", str(voc()), *options])
     # Nothing was run, so nothing is finished.
     assert result.exit_code == 1
     ((plan, launched, address),) = started

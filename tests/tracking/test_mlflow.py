@@ -257,6 +257,19 @@ def test_a_deleted_experiment_is_named(run_folder, sqlite_uri: str):
         track_run(run_folder().path, tracking_uri=sqlite_uri, experiment="deleted")
 
 
+def test_a_server_out_of_reach_is_a_sentence_without_the_password(run_folder):
+    with pytest.raises(ConnectionError, match=r"MLflow at http://127\.0\.0\.1:1 does not answer") as caught:
+        track_run(run_folder().path, tracking_uri="http://me:secret@127.0.0.1:1", experiment="x")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_refused_at_once(run_folder, tmp_path: Path):
+    (tmp_path / "notes.db").write_text("Not a database, but a text that is long enough for one." * 4)
+    for path, problem in ((tmp_path / "notes.db", "not a database"), (tmp_path, "unable to open")):
+        with pytest.raises(ConnectionError, match=problem):
+            track_run(run_folder().path, tracking_uri=f"sqlite:///{path}", experiment="x")
+
+
 def test_uris(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert client_uri("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"

@@ -54,8 +54,26 @@ def test_what_a_failure_left_out_is_caught_up(run_folder, sqlite_uri: str, monke
 
 
 def test_a_broken_run_folder_does_not_stop_a_study(sqlite_uri: str, tmp_path: Path):
+    tracker = Tracker(sqlite_uri, "broken", clock=Clock())
     with pytest.warns(TrackingWarning, match="is not a run folder"):
-        assert Tracker(sqlite_uri, "broken").track(tmp_path) is None
+        assert tracker.track(tmp_path) is None
+
+
+def test_a_broken_run_folder_does_not_keep_the_others_out(run_folder, sqlite_uri: str, tmp_path: Path):
+    tracker = Tracker(sqlite_uri, "one broken", clock=Clock())
+    with pytest.warns(TrackingWarning, match="is not a run folder"):
+        assert tracker.track(tmp_path) is None
+    assert tracker.track(run_folder().path) is not None
+
+
+def test_a_parent_is_asked_for_again_only_after_the_pause_or_at_the_end(sqlite_uri: str, monkeypatch):
+    tracker = Tracker(sqlite_uri, "parent", clock=Clock())
+    with monkeypatch.context() as broken:
+        broken.setattr("toco.tracking.study_run.open_store", lambda *_: (_ for _ in ()).throw(ConnectionError("down")))
+        with pytest.warns(TrackingWarning, match="ConnectionError: down"):
+            assert tracker.ensure_parent("s", "s") is None
+    assert tracker.ensure_parent("s", "s") is None
+    assert tracker.ensure_parent("s", "s", last=True) is not None
 
 
 def test_a_wrong_uri_is_heard_of_at_once():

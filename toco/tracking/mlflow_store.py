@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import urllib.parse
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 RUN_TAG = "toco.run"
 """Tag by which a training finds its MLflow run again: digest and name of its folder."""
@@ -114,6 +116,7 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
 
     Raises:
         ValueError: The URI is of no supported kind, or the experiment was deleted.
+        ConnectionError: The store cannot be reached or read.
     """
     uri = client_uri(tracking_uri)
     for name, value in _ENVIRONMENT.items():
@@ -125,20 +128,44 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///"))
         database.parent.mkdir(parents=True, exist_ok=True)
+        _check_database(database)
         location = (database.parent / "mlartifacts" / urllib.parse.quote(experiment, safe="")).as_uri()
     client = MlflowClient(tracking_uri=uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        try:
-            return Store(client, client.create_experiment(experiment, artifact_location=location))
-        except MlflowException:
-            # Another process may have made it in between.
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                raise
+    try:
+        found = _find_or_create(client, experiment, location)
+    except MlflowException as error:
+        raise ConnectionError(
+            f"MLflow at {public_uri(uri)} does not answer as it should; see that it runs, or give another address. "
+            f"MLflow says: {public_uri(str(error))[:300]}"
+        ) from error
     if found.lifecycle_stage != "active":
         raise ValueError(f"The MLflow experiment {experiment!r} was deleted. Restore it, or give another name.")
     return Store(client, found.experiment_id)
+
+
+def _check_database(database: Path) -> None:
+    """Refuse at once a file that cannot be opened: MLflow would try for 100 s."""
+    try:
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise ConnectionError(f"{database} cannot be used as MLflow's database: {error}. Give another path.") from error
+
+
+def _find_or_create(client: MlflowClient, name: str, artifact_location: str | None) -> Experiment:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found
+    try:
+        return client.get_experiment(client.create_experiment(name, artifact_location=artifact_location))
+    except MlflowException:
+        # Another process may have made it in between.
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found
 
 
 def tag_value(text: str) -> str:

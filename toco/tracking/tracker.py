@@ -22,9 +22,9 @@ class TrackingWarning(UserWarning):
 class Tracker:
     """Fills one experiment of one store, as far as the store lets it.
 
-    After a failure it leaves the store alone for a while (30 s, doubled with every further failure, at most 10 minutes)
-    so that a dead server costs a training seconds and not minutes. Calls in between do nothing; since every call sends
-    all that is missing, nothing is lost by it.
+    After a failure of the store it leaves it alone for a while (30 s, doubled with every further failure, at most 10
+    minutes) so that a dead server costs a training seconds and not minutes. Calls in between do nothing; since every
+    call sends all that is missing, nothing is lost by it.
 
     Attributes:
         tracking_uri: Absolute, see ``client_uri``.
@@ -44,8 +44,10 @@ class Tracker:
         self._clock = clock
         self._silent_until = float("-inf")
 
-    def ensure_parent(self, study_id: str, run_name: str, tags: Mapping[str, str] | None = None) -> str | None:
-        """``ensure_parent``; ``None`` where the store could not be reached."""
+    def ensure_parent(
+        self, study_id: str, run_name: str, tags: Mapping[str, str] | None = None, *, last: bool = False
+    ) -> str | None:
+        """``ensure_parent``; ``None`` where it could not be done. ``last`` tries even within the pause."""
         return self._guarded(
             lambda: ensure_parent(
                 tracking_uri=self.tracking_uri,
@@ -55,7 +57,7 @@ class Tracker:
                 tags=tags,
             ),
             f"study {study_id}",
-            last=True,
+            last=last,
         )
 
     def track(
@@ -105,8 +107,10 @@ class Tracker:
         try:
             value = call()
         except Exception as error:  # whatever MLflow, its database or the network came up with
-            self._silent_until = self._clock() + self._pause_s
-            self._pause_s = min(2 * self._pause_s, 600.0)
+            # A ValueError is about a run folder or a name, and says nothing about the store.
+            if not isinstance(error, ValueError):
+                self._silent_until = self._clock() + self._pause_s
+                self._pause_s = min(2 * self._pause_s, 600.0)
             warnings.warn(
                 f"MLflow at {public_uri(self.tracking_uri)} could not be filled from {what}: "
                 f"{type(error).__name__}: {public_uri(str(error))[:300]} The run folder has everything; "

@@ -51,6 +51,7 @@ def track_run(
 
     Raises:
         ValueError: ``run_dir`` is no run folder, or the URI is of no supported kind.
+        ConnectionError: The store cannot be reached or read.
     """
     record = read_run_record(run_dir)
     store = open_store(tracking_uri, experiment)

@@ -9,11 +9,12 @@ from sweeps.core.study import Factor, Metric, Study
 STUDY = Study(
     name="fake",
     title="Fake trainings",
-    recipe="voc_deit_b",
+    recipe="shapes_nano",
     factors=(Factor("method.aux_block", (7, 9), ("#8", "#10")),),
     seeds=(0, 1),
     metrics=(Metric("val/cam_miou", "M"),),
-    changes={"num_steps": 20, "evaluate_every": 5, "optim.warmup_steps": 0},
+    # Data and weights are read by the driver alone, to know what they are.
+    changes={"data.num_train": 1, "data.num_val": 1, "num_steps": 20, "evaluate_every": 5, "optim.warmup_steps": 0},
     train="fake_training:train",
 )
 

@@ -30,7 +30,8 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
     """Writes a run folder as ``toco.train.loop.train`` does.
 
     A file ``kill-SEED-BLOCK-STEP`` in ``FAKE_ORDERS`` makes the process kill itself before that step, once, as the
-    out-of-memory killer would; ``diverge-SEED-BLOCK`` makes every attempt end as diverged; ``wait-STEP`` holds every
+    out-of-memory killer would; ``diverge-SEED-BLOCK`` makes every attempt end as diverged;
+    ``refuse-SEED-BLOCK`` makes it fail as bad data would, after two evaluations; ``wait-STEP`` holds every
     training before that step for as long as the file is there. ``starts`` gets a line for every attempt.
     """
     seed, block = config.seed, config.method.aux_block
@@ -59,6 +60,8 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
         if step and (orders / f"diverge-{seed}-{block}").exists():
             finish(run_dir, "diverged", step, {})
             raise DivergedError("ptc is nan")
+        if step == 10 and (orders / f"refuse-{seed}-{block}").exists():
+            raise ValueError("image7.png cannot be decoded.")
         while (orders / f"wait-{step}").exists():
             time.sleep(0.05)
         time.sleep(STEP_S)

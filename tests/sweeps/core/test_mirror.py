@@ -10,15 +10,18 @@ from sweeps.core.study_folder import StudyFolder
 
 
 class Tracker:
-    """Keeps what it is told. ``gone`` refuses everything; ``gate`` holds ``track`` until it is set."""
+    """Keeps what it is told.
 
-    def __init__(self, gone=False):
-        self.gone, self.gate = gone, threading.Event()
+    ``gone`` refuses everything, ``refused`` one trial; ``gate`` holds ``track`` until it is set.
+    """
+
+    def __init__(self, gone=False, refused=None):
+        self.gone, self.refused, self.gate = gone, refused, threading.Event()
         self.gate.set()
         self.entered = threading.Event()
         self.parents, self.tracked, self.finished = [], [], []
 
-    def ensure_parent(self, study_id, run_name, tags=None):
+    def ensure_parent(self, study_id, run_name, tags=None, *, last=False):
         if self.gone:
             return None
         self.parents.append((study_id, run_name))
@@ -27,7 +30,7 @@ class Tracker:
     def track(self, run_dir, *, parent_run_id=None, run_name=None, tags=None, last=False):
         self.entered.set()
         assert self.gate.wait(10)
-        if self.gone:
+        if self.gone or run_dir.name == self.refused:
             return None
         self.tracked.append((run_dir.name, parent_run_id, run_name, tags["cell"]))
         return "run"
@@ -44,7 +47,7 @@ def study(tmp_path):
     factor = Factor("method.aux_block", (7, 9), ("#8", "#10"))
     plan = Study("example", "An example", "voc_deit_b", (factor,), (0,), (Metric("val/cam_miou", "M"),)).resolve()
     folder = StudyFolder(tmp_path / "study")
-    with folder.opened(plan):
+    with folder.opened(plan, [{"train": "aa", "val": "bb", "weights": None}]):
         yield plan, folder
 
 
@@ -60,7 +63,7 @@ def test_every_change_arrives_under_the_studys_run(study):
     for name in names(plan):
         mirror.changed(name)
     assert mirror.close([folder.path / "table.md"], "FINISHED")
-    assert tracker.parents == [(folder.start_id, plan.folder_name)]
+    assert set(tracker.parents) == {(folder.start_id, plan.folder_name)}
     first, second = names(plan)
     assert tracker.tracked == [(first, "parent", "#8 seed 0", "#8"), (second, "parent", "#10 seed 0", "#10")]
     assert tracker.finished == [("parent", [folder.path / "table.md"], "FINISHED")]
@@ -117,3 +120,34 @@ def test_a_restart_sends_what_earlier_starts_left(study):
     mirror.start()
     assert mirror.close([], "FINISHED")
     assert [name for name, *_ in tracker.tracked] == [first]
+
+
+def test_a_trial_that_cannot_be_sent_does_not_keep_the_others_out(study):
+    plan, folder = study
+    first, second = names(plan)
+    tracker = Tracker(gone=True, refused=first)
+    mirror = Mirror(tracker, folder, plan)
+    mirror.start()
+    mirror.changed(first)
+    mirror.changed(second)
+    mirror._thread.join(0.2)
+    tracker.gone = False
+    assert not mirror.close([], "FINISHED")
+    assert [name for name, *_ in tracker.tracked] == [second]
+    assert tracker.finished == [("parent", [], "FINISHED")]
+
+
+def test_a_store_that_was_down_at_the_start_is_used_when_it_comes_back(study):
+    plan, folder = study
+    first, _ = names(plan)
+    tracker = Tracker(gone=True)
+    mirror = Mirror(tracker, folder, plan)
+    mirror.start()
+    mirror._thread.join(0.2)
+    assert tracker.parents == []
+    tracker.gone = False
+    mirror.changed(first)
+    # Before the study ends.
+    assert tracker.entered.wait(10)
+    mirror.close([], "FINISHED")
+    assert tracker.tracked[0][:2] == (first, "parent")

@@ -1,24 +1,17 @@
 """The paper's numbers against what its authors' own logs and text say of them."""
 
-import pytest
-
-from sweeps.core.paper import FIGURE_2, TABLE_4, TABLE_5A, TABLE_5B, TABLE_5C
-
-TABLES = (TABLE_4, TABLE_5A, TABLE_5B, TABLE_5C)
+from sweeps.core.paper import FIGURE_2, TABLE_5A
 
 
-@pytest.mark.parametrize("paper", TABLES, ids=lambda paper: paper.source)
-def test_the_default_row_is_the_authors_log(paper):
-    (default,) = (row for row in paper.rows if row.default)
+def test_the_default_row_is_the_authors_log():
+    (default,) = (row for row in TABLE_5A.rows if row.default)
     # Last evaluation of the published DeiT-B log: 70.487, 62.472, 68.097.
     logged = {"val/cam_miou": 0.70487, "val/aux_cam_miou": 0.62472, "val/seg_miou": 0.68097}
-    for key, value in default.metrics.items():
-        assert value == round(logged[key], 3)
+    assert default.metrics == {key: round(value, 3) for key, value in logged.items()}
 
 
-@pytest.mark.parametrize("paper", TABLES, ids=lambda paper: paper.source)
-def test_the_default_row_has_the_best_cam(paper):
-    assert max(paper.rows, key=lambda row: row.metrics["val/cam_miou"]).default
+def test_the_default_row_has_the_best_cam():
+    assert max(TABLE_5A.rows, key=lambda row: row.metrics["val/cam_miou"]).default
 
 
 def test_table_5a_as_printed():
@@ -29,12 +22,6 @@ def test_table_5a_as_printed():
         ("#10", [70.5, 62.5, 68.1]),
         ("#11", [43.1, 45.2, 40.3]),
     ]
-
-
-def test_components_each_raise_the_cam():
-    cams = [row.metrics["val/cam_miou"] for row in TABLE_4.rows]
-    assert cams == sorted(cams)
-    assert "val/seg_miou" not in TABLE_4.rows[0].metrics  # no decoder is trained there
 
 
 def test_figure_2_has_the_twelve_blocks_and_ptc_lowers_the_last():

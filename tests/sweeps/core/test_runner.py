@@ -7,15 +7,20 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from sweeps.core import ray_environment
+from toco.train.loop import train
+from toco.train.run_folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_study import STUDY
@@ -23,6 +28,7 @@ from fake_training import chain, metrics_of
 
 pytestmark = pytest.mark.slow
 PLAN = STUDY.resolve()
+ROOT = Path(__file__).parents[3]
 
 
 class Driver:
@@ -32,6 +38,7 @@ class Driver:
         self.storage, self.orders = root / "results", root / "orders"
         self.orders.mkdir()
         self.token = root / "token"
+        self.command = [Path(__file__).with_name("fake_study.py"), self.storage]
         self.folder = self.storage / PLAN.folder_name
         self.log = root / "log"
         self.orphans = []
@@ -39,7 +46,8 @@ class Driver:
     def start(self, *arguments):
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
         environment |= {"FAKE_ORDERS": str(self.orders), "RAY_AUTH_TOKEN_PATH": str(self.token)}
-        command = [sys.executable, str(Path(__file__).with_name("fake_study.py")), str(self.storage), *arguments]
+        environment["XDG_CACHE_HOME"] = str(self.orders / "cache")
+        command = [sys.executable, *map(str, self.command), *arguments]
         with self.log.open("w") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
@@ -137,8 +145,9 @@ def check_tracked(driver, status, trials=PLAN.trials):
         assert sorted(metric.step for metric in history) == [5, 10, 15, 20]
 
 
-def test_a_killed_worker_and_a_diverging_training(driver):
+def test_a_killed_worker_a_diverging_training_and_bad_data(driver):
     (driver.orders / "kill-0-7-12").touch()
+    (driver.orders / "refuse-0-9").touch()
     (driver.orders / "diverge-1-9").touch()
     status, log = driver.finish()
     # Not every training finished, and the command says which.
@@ -146,15 +155,23 @@ def test_a_killed_worker_and_a_diverging_training(driver):
     diverged = PLAN.trials[3]
     assert f"{diverged.name} diverged" in log
     assert f"{PLAN.trials[0].name} is started again: its worker process is gone" in log
-    assert "3/4 trials done, 0 running, 1 failed, 0 waiting" in log
+    assert f"{PLAN.trials[2].name} failed: ValueError: image7.png cannot be decoded." in log
+    assert "2/4 trials done, 0 running, 2 failed, 0 waiting" in log
     assert "Traceback" not in log
-    check_rows(driver, PLAN.trials[:3])
-    check_tracked(driver, "FAILED", PLAN.trials[:3])
-    # Killed before step 12, it went on from its last evaluation; the diverging one was not tried again.
+    check_rows(driver, PLAN.trials[:2])
+    check_tracked(driver, "FAILED", PLAN.trials[:2])
+    # Killed before step 12, it went on from its last evaluation; what would go wrong again was not tried again.
     assert driver.starts() == {(0, 7): [0, 10], (1, 7): [0], (0, 9): [0], (1, 9): [0]}
     with (driver.folder / "table.csv").open() as table:
         assert len(list(csv.DictReader(table))) >= 2
     assert stat.S_IMODE(driver.token.stat().st_mode) == 0o600
+    # When the data is right, the same command goes on; what diverged stays a result.
+    (driver.orders / "refuse-0-9").unlink()
+    status, log = driver.finish()
+    assert status == 1
+    assert "3/4 trials done, 0 running, 1 failed, 0 waiting" in log
+    assert driver.starts()[0, 9] == [0, 10]
+    check_rows(driver, PLAN.trials[:3])
 
 
 def test_killed_drivers(driver):
@@ -184,6 +201,56 @@ def test_killed_drivers(driver):
     assert len(driver.starts()[0, 7]) == 3
     assert (driver.folder / "table.csv").read_text() == table
     check_tracked(driver, "FINISHED")
+
+
+SMALL = {"data.num_train": 32, "data.num_val": 8, "num_steps": 20, "evaluate_every": 5, "log_every": 2}
+SMALL |= {"method.segmentation.start_step": 4, "method.energy.start_step": 4, "evaluate.num_pictures": 1}
+
+
+def test_a_real_training_whose_worker_is_killed_is_the_uninterrupted_one(driver, tmp_path):
+    driver.command = [ROOT / "sweeps" / "layer_ablation.py", "--storage", driver.storage, "--layers", 9, "--seeds", 0]
+    driver.command += [part for path, value in SMALL.items() for part in ("--set", f"{path}={value}")]
+    process = driver.start()
+    try:
+        wait_for(lambda: list(driver.storage.glob("*/trials/*/checkpoints/step_*")), process)
+        # A worker's scratch folder says which process it is.
+        (run_dir,) = driver.storage.glob("*/trials/*")
+        (scratch,) = Path(tempfile.gettempdir()).glob(f"toco-{run_dir.name}-*")
+        worker = psutil.Process(int(scratch.name.removeprefix(f"toco-{run_dir.name}-").partition("-")[0]))
+        assert process.pid in [parent.pid for parent in worker.parents()]
+        worker.kill()
+        assert process.wait(90) == 0, driver.log.read_text()
+    finally:
+        process.kill()
+    assert driver.log.read_text().count("is started again: its worker process is gone") == 1
+    run, expected = RunFolder(run_dir), RunFolder(tmp_path / "uninterrupted")
+    threads = torch.get_num_threads()
+    # As many as a trial with one CPU has: the order of a sum is part of its result.
+    torch.set_num_threads(1)
+    try:
+        train(run.config(), expected.path, progress=False)
+    finally:
+        torch.set_num_threads(threads)
+    assert [row["step"] for row in run.metrics() if row["kind"] == "val"] == [5, 10, 15, 20]
+    assert [without_times(row) for row in run.metrics()] == [without_times(row) for row in expected.metrics()]
+    assert run.result()["metrics"] == expected.result()["metrics"]
+
+
+def without_times(row):
+    return row["step"], row["kind"], {name: value for name, value in row["values"].items() if "time" not in name}
+
+
+def test_an_error_that_cannot_be_read_here_is_said_to_be_one(tmp_path):
+    ray_environment.prepare("local")
+    from sweeps.core import runner
+
+    pickled = tmp_path / "error.pkl"
+    for content in (b"cno_such_module\nError\n.", b"", None):
+        pickled.unlink(missing_ok=True)
+        if content is not None:
+            pickled.write_bytes(content)
+        trial = SimpleNamespace(pickled_error_file=str(pickled), error_file="error.txt")
+        assert runner._reason(trial).startswith("its error cannot be read here")
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(9, 0), (5, 1), (1, 3)])

@@ -7,11 +7,12 @@ import sys
 
 import pytest
 
-from sweeps.core import study_folder
+from sweeps.core import links, study_folder
 from sweeps.core.study import Factor, Metric, Study
 from sweeps.core.study_folder import StudyFolder, newest_step
 
 NAME = "aux_block_7-seed_0-abcdef12"
+INPUTS = [{"train": "aa", "val": "bb", "weights": None}]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def plan():
 @pytest.fixture
 def folder(tmp_path, plan):
     folder = StudyFolder(tmp_path / plan.folder_name)
-    with folder.opened(plan):
+    with folder.opened(plan, INPUTS):
         yield folder
 
 
@@ -125,7 +126,7 @@ def test_checkpoints_are_links_where_the_file_system_has_them_and_copies_where_n
     folder.publish(NAME, first)
     tensors = folder.run_dir(NAME) / "checkpoints" / "step_00000010" / "tensors.safetensors"
     assert tensors.samefile(first / "checkpoints" / "step_00000010" / "tensors.safetensors")
-    monkeypatch.setattr(study_folder.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
+    monkeypatch.setattr(links.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
     folder.publish(NAME, second)
     assert files(folder.run_dir(NAME)) == files(second)
 
@@ -133,7 +134,7 @@ def test_checkpoints_are_links_where_the_file_system_has_them_and_copies_where_n
 def test_a_second_driver_is_refused_and_a_dead_one_is_not_in_the_way(folder, plan):
     with (
         pytest.raises(ValueError, match="Another process is running the study"),
-        StudyFolder(folder.path).opened(plan),
+        StudyFolder(folder.path).opened(plan, INPUTS),
     ):
         pass
     program = (
@@ -142,18 +143,52 @@ def test_a_second_driver_is_refused_and_a_dead_one_is_not_in_the_way(folder, pla
     other = folder.path.parent / "other"
     other.mkdir()
     subprocess.run([sys.executable, "-c", program, str(other / ".lock")], check=False)
-    with StudyFolder(other).opened(plan):
+    with StudyFolder(other).opened(plan, INPUTS):
         pass
 
 
 def test_a_restart_finds_the_study_as_it_was_started(tmp_path, plan):
     folder = StudyFolder(tmp_path / "study")
-    with folder.opened(plan):
+    with folder.opened(plan, INPUTS):
         first = (folder.path / "study.json").read_text(), folder.start_id
-    with folder.opened(plan):
+    with folder.opened(plan, INPUTS):
         assert ((folder.path / "study.json").read_text(), folder.start_id) == first
-    with StudyFolder(tmp_path / "elsewhere").opened(plan):
+    with StudyFolder(tmp_path / "elsewhere").opened(plan, INPUTS):
         assert StudyFolder(tmp_path / "elsewhere").start_id != first[1]
     content = json.loads(first[0])
     assert content["trials"][0]["name"] == plan.trials[0].name
     assert content["digest"] == plan.digest
+
+
+@pytest.mark.parametrize("kind", ["train", "val", "weights"])
+def test_a_folder_with_results_of_other_data_is_refused(folder, plan, tmp_path, kind):
+    path = tmp_path / "study"
+    with StudyFolder(path).opened(plan, INPUTS):
+        before = files(path)
+    with (
+        pytest.raises(ValueError, match="holds results of other data or other weights"),
+        StudyFolder(path).opened(plan, [{**INPUTS[0], kind: "cc"}]),
+    ):
+        pass
+    assert files(path) == before
+
+
+@pytest.mark.parametrize("damage", ["", "[30]", "{}", None])
+def test_a_damaged_checkpoint_does_not_count_and_is_replaced(folder, tmp_path, damage):
+    folder.publish(NAME, snapshot(tmp_path, 20))
+    run_dir = folder.run_dir(NAME)
+    damaged = run_dir / "checkpoints" / "step_00000030"
+    damaged.mkdir()
+    if damage is not None:
+        (damaged / "state.json").write_text(damage)
+    assert newest_step(run_dir) == 20
+    newest = snapshot(tmp_path, 30)
+    folder.publish(NAME, newest)
+    assert newest_step(run_dir) == 30
+    assert files(run_dir) == files(newest)
+
+
+def test_a_damaged_result_is_none(folder, tmp_path):
+    folder.publish(NAME, snapshot(tmp_path, 20, finished=True))
+    (folder.run_dir(NAME) / "result.json").write_text('{"status": "fin')
+    assert folder.status(NAME) is None

@@ -32,6 +32,7 @@ class Channel:
     def __init__(self, folder, newest=None, breaks_at=None, after=False):
         self.folder, self.newest, self.breaks_at, self.after = folder, newest, breaks_at, after
         self.rows = []
+        self.gave_up = False
 
     @contextmanager
     def restored(self):
@@ -46,6 +47,9 @@ class Channel:
         self.rows.append(row)
         if breaks:
             raise Lost
+
+    def give_up(self):
+        self.gave_up = True
 
 
 @pytest.fixture
@@ -118,8 +122,31 @@ def stopped(config, run_dir, **_):
 
 def test_a_training_that_a_signal_stopped_is_a_failure_that_a_restart_makes_up_for(spec, tmp_path):
     spec = Spec(spec.name, spec.recipe, f"{__name__}:stopped", spec.config)
+    channel = Channel(tmp_path / "kept")
     with pytest.raises(RuntimeError, match="stopped by a signal after step 7"):
-        run_trial(spec, Channel(tmp_path / "kept"))
+        run_trial(spec, channel)
+    assert not channel.gave_up
+
+
+def refused(config, run_dir, **_):
+    raise ValueError("image7.png cannot be decoded")
+
+
+def test_a_config_or_data_that_is_wrong_is_a_failure_that_no_restart_makes_up_for(spec, tmp_path):
+    wrong_data = Spec(spec.name, spec.recipe, f"{__name__}:refused", spec.config)
+    wrong_config = Spec(spec.name, spec.recipe, spec.train, {**spec.config, "num_steps": -1})
+    for wrong, message in ((wrong_data, r"image7\.png"), (wrong_config, "num_steps")):
+        channel = Channel(tmp_path / "kept")
+        with pytest.raises(ValueError, match=message):
+            run_trial(wrong, channel)
+        assert channel.gave_up
+
+
+def test_a_file_system_without_links_has_copies(spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
+    channel = Channel(tmp_path / "kept")
+    run_trial(spec, channel)
+    assert channel.rows == EXPECTED
 
 
 def test_nothing_stays_on_the_workers_disk(spec, tmp_path):
