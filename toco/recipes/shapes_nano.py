@@ -2,8 +2,9 @@
 
     python -m toco train shapes_nano --run-dir runs/shapes_nano
 
-Hardware: one CPU core, under a minute, evaluation included.
-Expected: see the README's section on the embedded benchmark (mIoU on generated scenes; not VOC).
+Hardware: one CPU core, about a minute, evaluation included.
+Expected over seeds 0, 1, 2 (mIoU in percent on 300 generated scenes; not VOC): CAM 56.6 +- 6.1, auxiliary CAM
+58.4 +- 3.8, segmentation 56.4 +- 5.1. With the classification losses alone the CAM is at 37.6 +- 4.4.
 """
 
 from toco.backbones import vit_nano
@@ -46,10 +47,10 @@ def recipe() -> RunConfig:
             energy=toco.Term(weight=0.05, start_step=80),
         ),
         optim=OptimConfig(lr=7e-4, warmup_steps=10),
-        evaluate=EvaluateConfig(size_px=64, cam_scales=(1.0,), num_pictures=4, batch_size=50),
+        evaluate=EvaluateConfig(size_px=64, cam_scales=(1.0,), num_pictures=3, batch_size=50),
         num_steps=160,
         batch_size=16,
-        evaluate_every=40,
+        evaluate_every=80,
         log_every=10,
         num_workers=0,
     )
