@@ -38,7 +38,7 @@ def prepare(address: str) -> None:
         # Failures and progress are printed by sweeps.core, in a line each.
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
-        # Tune runs every trial in a new thread, and glibc gives every thread a heap of its own that it seldom gives back.
+        # Tune runs every trial in a new thread, and glibc gives each thread a heap of its own and seldom takes it back.
         "MALLOC_ARENA_MAX": "2",
         # Short trials report often; that the state is saved as often is what we want.
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
