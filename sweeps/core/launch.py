@@ -93,8 +93,7 @@ def _run(plan: Plan, folder: StudyFolder, launch: Launch, address: str, watch: W
     resources = runner.Resources(launch.concurrent, launch.cpus_per_trial, launch.gpus_per_trial, launch.max_failures)
     with runner.connected(address):
         runner.check_resources(resources, may_grow=address != "local")
-        # Not before Ray is imported: its thread imports MLflow, which shares packages with Ray; both at once would be
-        # asking for trouble. Not before Ray is connected: a study that never began would leave a run for ever RUNNING.
+        # Not before Ray is connected: a study that never began would leave a run for ever RUNNING.
         mirror.start()
         try:
             return runner.run_trials(plan, folder, resources, watch)

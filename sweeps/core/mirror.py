@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sweeps.core.study import Plan
 from sweeps.core.study_folder import StudyFolder
-from toco.tracking import Tracker
+from toco.tracking import Tracker, import_mlflow
 
 
 class Mirror:
@@ -33,6 +33,7 @@ class Mirror:
         for name in self._trials:
             if self._folder.run_dir(name).is_dir():
                 self.changed(name)
+        import_mlflow()
         self._thread.start()
 
     def changed(self, trial_name: str) -> None:

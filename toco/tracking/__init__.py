@@ -3,7 +3,7 @@
 The only package that imports MLflow, and only when something is tracked: its import takes seconds.
 """
 
-from toco.tracking.mlflow_store import Store, client_uri, open_store
+from toco.tracking.mlflow_store import Store, client_uri, import_mlflow, open_store
 from toco.tracking.run_record import MetricRow, RunRecord, read_run_record
 from toco.tracking.study_run import ensure_parent, finish_parent
 from toco.tracking.tracker import Tracker, TrackingWarning
@@ -18,6 +18,7 @@ __all__ = [
     "client_uri",
     "ensure_parent",
     "finish_parent",
+    "import_mlflow",
     "open_store",
     "read_run_record",
     "track_run",

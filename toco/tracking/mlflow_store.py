@@ -109,6 +109,18 @@ class Store:
                 self.client.log_artifact(run_id, str(file), folder or None)
 
 
+def import_mlflow() -> None:
+    """Import MLflow with the environment that it is to have.
+
+    Who is going to track from a thread calls this first: MLflow brings compiled packages (pandas, pyarrow) that others
+    import, too, and two threads that load them at once can crash the process.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow.entities
+    import mlflow.tracking  # noqa: F401
+
+
 def open_store(tracking_uri: str, experiment: str) -> Store:
     """Open an experiment, making it where it does not exist.
 
@@ -119,8 +131,7 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
         ConnectionError: The store cannot be reached or read.
     """
     uri = client_uri(tracking_uri)
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    import_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
