@@ -10,7 +10,7 @@ import click
 from tqdm import tqdm
 
 from toco import __version__
-from toco.config import digest, replace
+from toco.config import digest, parse_assignments, replace
 from toco.registry import available, load
 
 PACKAGES = ("recipes", "methods", "backbones", "data", "metrics")
@@ -25,23 +25,6 @@ class Sentences(click.Group):
             return super().invoke(ctx)
         except (ValueError, OSError) as error:
             raise click.ClickException(str(error)) from error
-
-
-def parse_changes(values: tuple[str, ...]) -> dict[str, str]:
-    """``a.b=value`` items as ``{path: text}``.
-
-    Raises:
-        ValueError: An item has no equals sign, or a path is given twice.
-    """
-    changes: dict[str, str] = {}
-    for item in values:
-        path, equals, text = item.partition("=")
-        if not equals or not path:
-            raise ValueError(f"--set expects a.b=value, got {item!r}.")
-        if path in changes:
-            raise ValueError(f"--set names {path} twice ({changes[path]!r} and {text!r}); give one of them.")
-        changes[path] = text
-    return changes
 
 
 option_set = click.option(
@@ -70,7 +53,7 @@ def list_() -> None:
 @option_set
 def config(recipe: str, changes: tuple[str, ...]) -> None:
     """Print the config of RECIPE as JSON, with every default."""
-    value = replace(load("toco.recipes", recipe).recipe(), parse_changes(changes))
+    value = replace(load("toco.recipes", recipe).recipe(), parse_assignments(changes))
     click.echo(value.model_dump_json(indent=2))
     click.echo(f"digest {digest(value)}", err=True)
 
@@ -89,7 +72,7 @@ def train(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, pr
     from toco.train.loop import DivergedError
     from toco.train.loop import train as run
 
-    value = replace(load("toco.recipes", recipe).recipe(), parse_changes(changes))
+    value = replace(load("toco.recipes", recipe).recipe(), parse_assignments(changes))
     try:
         result = run(value, run_dir, recipe=recipe, resume=resume, progress=progress)
     except DivergedError as error:
@@ -110,7 +93,7 @@ def evaluate(run_dir: Path, changes: tuple[str, ...], out: Path | None) -> None:
     from toco.evaluate import evaluate as run
     from toco.train.loop import open_data, restore
 
-    method, value, step = restore(run_dir, parse_changes(changes))
+    method, value, step = restore(run_dir, parse_assignments(changes))
     _, val_set = open_data(value)
     evaluation = run(method, val_set, value.evaluate, value.torch_device(), progress=True, step=step)
     click.echo(evaluation.table())
@@ -126,7 +109,13 @@ def evaluate(run_dir: Path, changes: tuple[str, ...], out: Path | None) -> None:
 
 @main.command()
 @click.argument("run_dirs", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
-@click.option("--tracking-uri", required=True, help="An MLflow store: sqlite:///PATH or http://HOST:PORT.")
+@click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    default="sqlite:///results/mlflow.db",
+    show_default=True,
+    help="An MLflow store: sqlite:///PATH or http://HOST:PORT.",
+)
 @click.option("--experiment", default="toco", show_default=True)
 def track(run_dirs: tuple[Path, ...], tracking_uri: str, experiment: str) -> None:
     """Fill MLflow from run folders; what is there already is not written twice."""
@@ -147,7 +136,7 @@ def pretrain(weights: Path, changes: tuple[str, ...], progress: bool) -> None:
     from toco.train.pretrain import pretrain as run
 
     command = " ".join(["python -m toco pretrain", weights.name, *(f"--set {change}" for change in changes)])
-    result = run(replace(PretrainConfig(), parse_changes(changes)), weights, command=command, progress=progress)
+    result = run(replace(PretrainConfig(), parse_assignments(changes)), weights, command=command, progress=progress)
     similarity = ", ".join(f"{value:.2f}" for value in result.patch_similarity)
     click.echo(f"{weights}: label accuracy {result.label_accuracy:.3f}; patch similarity by block {similarity}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -47,6 +48,26 @@ def replace(config: T, changes: dict[str, Any]) -> T:
         if part:
             config = _replace(config, part)
     return config
+
+
+def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
+    """Items ``a.b=value`` as ``{path: text}``, for :func:`replace`.
+
+    Raises:
+        ValueError: An item has no equals sign, or a path is given twice.
+
+    >>> parse_assignments(["method.temperature=0.3"])
+    {'method.temperature': '0.3'}
+    """
+    changes: dict[str, str] = {}
+    for item in texts:
+        path, equals, text = item.partition("=")
+        if not equals or not path:
+            raise ValueError(f"--set expects a.b=value, got {item!r}.")
+        if path in changes:
+            raise ValueError(f"--set names {path} twice ({changes[path]!r} and {text!r}); give one of them.")
+        changes[path] = text
+    return changes
 
 
 def diff(left: Config, right: Config) -> dict[str, tuple[Any, Any]]:

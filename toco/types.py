@@ -70,6 +70,23 @@ class Cams:
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """All that a method says of a batch of images, in float32, without knowledge of their labels.
+
+    Attributes:
+        cams: CAMs of all classes at the size of the input; which classes are present is for the caller to say.
+        class_logits: Logits of the classifier.
+        segmentation_logits: Logits of the decoder on the patch grid, background first.
+        block_tokens: Patch tokens after every block, before the final norm except for the last.
+    """
+
+    cams: Cams
+    class_logits: Float[Tensor, "b k"]
+    segmentation_logits: Float[Tensor, "b s p q"]
+    block_tokens: tuple[Float[Tensor, "b _ _"], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """Named losses of one training step, before weighting, with the weights that hold at this step.
 

@@ -12,6 +12,7 @@ import click
 
 from sweeps.core.launch import Launch, default_storage, run_study
 from sweeps.core.study import Study
+from toco.config import parse_assignments
 
 
 def integers(_context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -26,15 +27,10 @@ def integers(_context: click.Context, option: click.Parameter, text: str | None)
 
 def assignments(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
     """Read ``a.b=value`` given several times; a click callback."""
-    changes = {}
-    for text in texts:
-        path, equals, value = text.partition("=")
-        if not equals or not path:
-            raise click.BadParameter(f"expected a.b=value, got {text!r}")
-        if path in changes:
-            raise click.BadParameter(f"{path} is set twice")
-        changes[path] = value
-    return changes
+    try:
+        return parse_assignments(texts)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def study_options(function: Callable[..., Study]) -> Callable[..., None]:

@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from toco.config import digest, replace
@@ -272,11 +271,6 @@ class Plan:
                 for trial in self.trials
             ],
         }
-
-
-def run_dir(study_dir: Path, trial_name: str) -> Path:
-    """The run folder of a trial."""
-    return study_dir / "trials" / trial_name
 
 
 def _refuse_repeats(what: str, values: Any) -> None:  # noqa: ANN401 - any sequence of printable values

@@ -73,10 +73,13 @@ def test_predictions_have_the_documented_shapes_and_no_gradient(method):
         assert not cam.requires_grad
         assert cam.min() >= 0
         assert cam.max() <= 1
-    with torch.no_grad():
-        assert all(logits.shape == (4, NUM_FOREGROUND_CLASSES) for logits in method.class_logits(images))
-        assert method.segmentation_logits(images).shape == (4, NUM_FOREGROUND_CLASSES + 1, 4, 4)
-        assert len(method.block_tokens(images)) == 3
+    prediction = method.predict(images, (1.0, 0.5), flip=True)
+    torch.testing.assert_close(prediction.cams.cam, cams.cam, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(prediction.cams.aux_cam, cams.aux_cam, atol=1e-5, rtol=1e-4)
+    assert prediction.class_logits.shape == (4, NUM_FOREGROUND_CLASSES)
+    assert prediction.segmentation_logits.shape == (4, NUM_FOREGROUND_CLASSES + 1, 4, 4)
+    assert len(prediction.block_tokens) == 3
+    assert not prediction.segmentation_logits.requires_grad
     pseudo = method.pseudo_labels(images, labels)
     assert pseudo.shape == (4, SIZE, SIZE)
     present = {0: {0, 1}, 1: {0, 2, 3}, 3: {0, 3}}

@@ -7,7 +7,7 @@ import torch
 from toco.data._dataset import Dataset
 from toco.data._normalize import denormalise_255
 from toco.methods._method import Method
-from toco.types import Cams
+from toco.types import Cams, Prediction
 
 
 class ArrayDataset(Dataset):
@@ -45,16 +45,14 @@ class PixelMethod(Method):
         cam = denormalise_255(images, truncate=False)[:, :2] / 255
         return Cams(cam=cam, aux_cam=1 - cam)
 
-    def class_logits(self, images):
-        logits = images[:, :2].amax((2, 3))
-        return logits, -logits
-
-    def segmentation_logits(self, images):
-        return denormalise_255(images, truncate=False)[:, [2, 0, 1]]
-
-    def block_tokens(self, images):
+    def predict(self, images, scales, flip):
         batch = len(images)
-        return [torch.eye(3).expand(batch, 3, 3), torch.ones(batch, 3, 2)]
+        return Prediction(
+            cams=self.cams(images, scales, flip),
+            class_logits=images[:, :2].amax((2, 3)),
+            segmentation_logits=denormalise_255(images, truncate=False)[:, [2, 0, 1]],
+            block_tokens=(torch.eye(3).expand(batch, 3, 3), torch.ones(batch, 3, 2)),
+        )
 
     def pseudo_labels(self, images, class_labels, valid_box=None):
         return images[:, :2].argmax(1) + 1

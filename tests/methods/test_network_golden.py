@@ -46,9 +46,10 @@ def test_recorded_cases_are_the_tested_ones(recorded):
 def test_multi_scale_cams(recorded, network, case):
     """Scale 1 takes part whether the list names it or not."""
     a = recorded[case]
-    cams = network.cams(a["in"], a["scales"].tolist(), flip=True)
-    assert_close(cams.cam, a["cam"], **TOLERANCE)
-    assert_close(cams.aux_cam, a["cam_aux"], **TOLERANCE)
+    scales = a["scales"].tolist()
+    for cams in (network.cams(a["in"], scales, flip=True), network.predict(a["in"], scales, flip=True).cams):
+        assert_close(cams.cam, a["cam"], **TOLERANCE)
+        assert_close(cams.aux_cam, a["cam_aux"], **TOLERANCE)
 
 
 @torch.no_grad()
@@ -56,10 +57,10 @@ def test_plain_forward(recorded, network):
     a = recorded["fwd"]
     features = network.backbone(a["in"], network.config.aux_block)
     assert_close(features.features, a["fmap"], **TOLERANCE)
-    logits, aux_logits = network.class_logits(a["in"])
-    assert_close(logits, a["cls"], **TOLERANCE)
-    assert_close(aux_logits, a["cls_aux"], **TOLERANCE)
-    assert_close(network.segmentation_logits(a["in"]), a["seg"], **TOLERANCE)
+    prediction = network.predict(a["in"], (1.0,), flip=False)
+    assert_close(prediction.class_logits, a["cls"], **TOLERANCE)
+    assert_close(network.aux_classifier(features.aux_features), a["cls_aux"], **TOLERANCE)
+    assert_close(prediction.segmentation_logits, a["seg"], **TOLERANCE)
     maps = activation_maps(features.features, network.classifier.weight)
     assert_close(maps, a["camonly_second_is_final"], **TOLERANCE)
     aux_maps = activation_maps(features.aux_features, network.aux_classifier.weight)

@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from toco.config import RUN_ONLY, Config
 from toco.data._dataset import Dataset
-from toco.evaluate.predict import Prediction, network_input, predict, resize_bilinear, resize_nearest
 from toco.evaluate.report import Evaluation, Picture, ThresholdCurve, undefined_to_none
+from toco.evaluate.sizes import network_input, resize_bilinear, resize_nearest
 from toco.methods._method import Method
 from toco.metrics.cam_quality import CamQuality
 from toco.metrics.multilabel import f1_per_image, mean_average_precision
 from toco.metrics.segmentation import ClassScores, ConfusionMatrix, class_scores, mean_over_classes
 from toco.metrics.smoothness import patch_similarity
+from toco.types import Prediction
 
 _OFFICIAL_SIZE_PX = 448
 _OFFICIAL_SCALES = {0.5, 1.0, 1.5}
@@ -119,7 +120,7 @@ def evaluate(
             for samples in _batches(dataset, indices, config.batch_size, one_size=config.size_px is None):
                 images = network_input([sample.image for sample in samples], config.size_px, device)
                 class_labels = torch.from_numpy(np.stack([sample.class_labels for sample in samples])).to(device)
-                prediction = predict(method, images, config.cam_scales, config.cam_flip)
+                prediction = method.predict(images, config.cam_scales, config.cam_flip)
                 scores.update(samples, class_labels, prediction)
                 drawn = [row for row, sample in enumerate(samples) if sample.index in pictured]
                 if drawn:

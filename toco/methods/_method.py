@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from toco.config import Component
-from toco.types import Batch, Cams, StepOutput
+from toco.types import Batch, Cams, Prediction, StepOutput
 
 
 class MethodConfig(Component):
@@ -45,16 +45,8 @@ class Method(nn.Module, ABC):
         """Multi-scale CAMs of all classes; which classes are present is for the caller to say. No gradient."""
 
     @abstractmethod
-    def class_logits(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
-        """Logits of the classifier and of the auxiliary classifier."""
-
-    @abstractmethod
-    def segmentation_logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b s p q"]:
-        """Logits of the decoder on the patch grid, background first."""
-
-    @abstractmethod
-    def block_tokens(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n c"]]:
-        """Patch tokens after every block."""
+    def predict(self, images: Float[Tensor, "b 3 h w"], scales: Sequence[float], flip: bool) -> Prediction:
+        """Everything an evaluation needs, with the CAMs that ``cams`` gives. No gradient."""
 
     @abstractmethod
     def pseudo_labels(

@@ -34,7 +34,7 @@ from toco.losses.dense_energy import dense_energy_loss
 from toco.losses.ptc import patch_token_contrast_loss
 from toco.losses.segmentation import segmentation_loss
 from toco.methods._method import Method, MethodConfig
-from toco.types import Batch, Cams, Features, StepOutput
+from toco.types import Batch, Cams, Features, Prediction, StepOutput
 
 
 class Term(BaseConfig):
@@ -212,7 +212,7 @@ class ToCo(Method):
         counts: dict[str, Tensor] = {}
         if weights.keys() & {"ptc", "ctc", "segmentation", "energy"}:
             with torch.no_grad():
-                base = self._activations(main)
+                base = self._activations(main.features, main.aux_features)
                 cams = multi_scale_cams(
                     self._encode_activations, batch.images, config.cam_scales, config.cam_flip, base=base
                 )
@@ -262,20 +262,24 @@ class ToCo(Method):
         """See the base class."""
         return multi_scale_cams(self._encode_activations, images, scales, flip)
 
-    def class_logits(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
-        """See the base class."""
-        features = self._encode(images)
-        return self.classifier(features.features), self.aux_classifier(features.aux_features)
-
-    def segmentation_logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b s p q"]:
-        """See the base class."""
-        return self._decode(self._encode(images).features)
-
-    def block_tokens(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n c"]]:
-        """See the base class."""
+    @torch.no_grad()
+    def predict(self, images: Float[Tensor, "b 3 h w"], scales: Sequence[float], flip: bool) -> Prediction:
+        """See the base class; one pass gives everything but the rescaled and mirrored CAMs."""
         with self._autocast(images.device):
-            tokens = self.backbone.block_tokens(images)
-        return [block.float() for block in tokens] if self.autocast_dtype else tokens
+            blocks: list[Tensor] = self.backbone.block_tokens(images)
+        blocks = [tokens.float() for tokens in blocks] if self.autocast_dtype else blocks
+        height, width = (side // self.backbone.patch_size_px for side in _size(images))
+        features, aux_features = (
+            tokens.transpose(1, 2).unflatten(2, (height, width))
+            for tokens in (blocks[-1], blocks[self.config.aux_block])
+        )
+        base = self._activations(features, aux_features)
+        return Prediction(
+            cams=multi_scale_cams(self._encode_activations, images, scales, flip, base=base),
+            class_logits=self.classifier(features),
+            segmentation_logits=self._decode(features),
+            block_tokens=tuple(blocks),
+        )
 
     @torch.no_grad()
     def pseudo_labels(
@@ -333,12 +337,13 @@ class ToCo(Method):
         return torch.stack([loss(*group) for group in groups]).mean()
 
     def _encode_activations(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self._activations(self._encode(images))
+        features = self._encode(images)
+        return self._activations(features.features, features.aux_features)
 
-    def _activations(self, features: Features) -> tuple[Tensor, Tensor]:
+    def _activations(self, features: Tensor, aux_features: Tensor) -> tuple[Tensor, Tensor]:
         return (
-            activation_maps(features.features, self.classifier.weight),
-            activation_maps(features.aux_features, self.aux_classifier.weight),
+            activation_maps(features, self.classifier.weight),
+            activation_maps(aux_features, self.aux_classifier.weight),
         )
 
     def _encode(self, images: Tensor) -> Features:

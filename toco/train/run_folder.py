@@ -125,7 +125,13 @@ class RunFolder:
 
     def add_metrics(self, step: int, kind: str, time_s: float, values: Mapping[str, float]) -> None:
         """Append a row; durable when this returns."""
-        row = {"step": step, "kind": kind, "time_s": round(time_s, 3), "values": dict(values)}
+        row = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "kind": kind,
+            "time_s": round(time_s, 3),
+            "values": dict(values),
+        }
         with self._metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()

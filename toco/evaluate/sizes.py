@@ -1,9 +1,8 @@
-"""From images of any size to what a method says of them, and from maps of any size to the size of a mask."""
+"""From images of any size to the input of a network, and from maps of any size to the size of a mask."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,37 +11,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from toco.data._normalize import normalise
-from toco.methods._method import Method
-from toco.types import Cams
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """All that a method says of a batch of images, in float32, without knowledge of their labels.
-
-    Attributes:
-        cams: CAMs of all classes at the size of the input.
-        class_logits: Logits of the classifier.
-        segmentation_logits: Logits of the decoder on the patch grid, background first.
-        block_tokens: Patch tokens after every block; their number and width may change from block to block.
-    """
-
-    cams: Cams
-    class_logits: Float[Tensor, "b k"]
-    segmentation_logits: Float[Tensor, "b s p q"]
-    block_tokens: tuple[Float[Tensor, "b _ _"], ...]
-
-
-def predict(method: Method, images: Float[Tensor, "b 3 h w"], scales: Sequence[float], flip: bool) -> Prediction:
-    """Run ``method`` on normalised images. The caller has put it into evaluation mode and switched gradients off."""
-    cams = method.cams(images, scales, flip)
-    class_logits, _ = method.class_logits(images)
-    return Prediction(
-        cams=Cams(cam=cams.cam.float(), aux_cam=cams.aux_cam.float()),
-        class_logits=class_logits.float(),
-        segmentation_logits=method.segmentation_logits(images).float(),
-        block_tokens=tuple(tokens.float() for tokens in method.block_tokens(images)),
-    )
 
 
 def network_input(
