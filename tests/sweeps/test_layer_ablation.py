@@ -85,8 +85,8 @@ def voc(tmp_path):
     [
         (["--set", "method.aux_blok=3"], "Did you mean 'method.aux_block'"),
         (["--set", "method.aux_block=3"], "varies in this study"),
-        (["--set", "num_steps"], "expected a.b=value"),
-        (["--set", "num_steps=2", "--set", "num_steps=3"], "set twice"),
+        (["--set", "num_steps"], "expects a.b=value"),
+        (["--set", "num_steps=2", "--set", "num_steps=3"], "twice"),
         (["--set", "num_steps=many"], "num_steps"),
         (["--seeds", "0,1,0"], "occurs twice"),
         (["--seeds", "a"], "expected integers"),
