@@ -1,32 +1,74 @@
-"""``python -m sweeps list``: the studies there are."""
+"""``python -m sweeps``: the studies there are, and every verb for each of them."""
 
 from __future__ import annotations
 
 import click
 
 import sweeps
+from sweeps.core.search import SearchStudy
 from sweeps.core.study import Study
 from toco.registry import available, load
 
+VERBS = {
+    "plan": "Say what would run, what it would cost and what it could show.",
+    "run": "Run what is missing, write the report, print the table.",
+    "status": "Say what is there, what runs and what failed.",
+    "report": "Write the report of the study as it stands and print its table.",
+    "diff": "Compare with an earlier state of the study, or with another study.",
+    "sync": "Fill MLflow again from the ledger.",
+}
 
-@click.group(help="Sweeps. Each study is a file in sweeps/ and runs as python sweeps/NAME.py.")
+
+@click.group(help="Studies. Each is a file in sweeps/; python sweeps/NAME.py is short for python -m sweeps run NAME.")
 def main() -> None:
     """Commands."""
 
 
 @main.command("list")
 def list_studies() -> None:
-    """List the studies: name, what varies, trainings, title."""
+    """List the studies: name, design, rows, trials, title."""
+    for name, search in searches().items():
+        settings = ", ".join(search.space)
+        click.echo(f"{name}\n  {search.title}\n  search, {search.num_trials} trials, seed {search.seed}: {settings}")
     for name, study in studies().items():
-        varied = ", ".join(f"{factor.path} in {list(factor.values)}" for factor in study.factors)
-        click.echo(f"{name}\n  {study.title}\n  {varied}; seeds {list(study.seeds)}; {study.num_trials} trainings")
+        blocks = study.design.blocks()
+        rows = sum(len(block.rows) for block in blocks)
+        varied = ", ".join(dict.fromkeys(path for block in blocks for path in block.factors))
+        click.echo(f"{name}\n  {study.title}\n  {study.design.name}, {rows} rows, seeds {list(study.seeds)}: {varied}")
 
 
 def studies() -> dict[str, Study]:
-    """Every public module in ``sweeps`` that has a ``STUDY``."""
+    """Every public module in ``sweeps`` whose ``STUDY`` is a table."""
+    return {name: value for name, value in _values().items() if isinstance(value, Study)}
+
+
+def searches() -> dict[str, SearchStudy]:
+    """Every public module in ``sweeps`` whose ``STUDY`` is a search."""
+    return {name: value for name, value in _values().items() if isinstance(value, SearchStudy)}
+
+
+def _values() -> dict[str, Study | SearchStudy]:
     modules = {name: load(sweeps.__name__, name) for name in available(sweeps.__name__) if name != "core"}
     return {name: module.STUDY for name, module in modules.items() if hasattr(module, "STUDY")}
 
+
+def _add(verb: str, text: str) -> None:
+    # Everything after the study's name is the study's own command line, --help included.
+    @main.command(verb, help=text, add_help_option=False, context_settings={"ignore_unknown_options": True})
+    @click.argument("study")
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def command(study: str, arguments: tuple[str, ...]) -> None:
+        try:
+            module = load(sweeps.__name__, study)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        if verb not in module.main.commands:
+            raise click.UsageError(f"{study} has no {verb}; it has {', '.join(module.main.commands)}.")
+        module.main.main([verb, *arguments], prog_name=f"python sweeps/{study}.py")
+
+
+for _verb, _text in VERBS.items():
+    _add(_verb, _text)
 
 if __name__ == "__main__":
     main()

@@ -53,6 +53,34 @@ def test_the_digest_is_the_same_everywhere():
     assert digest(Outer()) == "deee4f35f742559f"
 
 
+class Holder(Config):
+    parts: tuple[Inner, ...] = ()
+    named: dict[str, Inner] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        lambda inner: Holder(parts=(Inner(), inner)),
+        lambda inner: Holder(named={"first": inner}),
+        lambda inner: Holder(named={"b": Inner(), "a": inner}),
+    ],
+)
+def test_the_digest_leaves_out_run_only_fields_however_deep(holder):
+    here, there, other = Inner(folder="here"), Inner(folder="there"), Inner(rate=0.2)
+    assert digest(holder(here)) == digest(holder(there)) != digest(holder(other))
+
+
+def test_the_digest_can_leave_out_further_fields():
+    left, right = Outer(), Outer(inner=Inner(rate=0.2, sizes=(3,)), limit=7)
+    paths = ["inner.rate", "inner.sizes", "limit"]
+    assert digest(left, without=paths) == digest(right, without=paths) != digest(left)
+    assert digest(left, without=paths[:2]) != digest(right, without=paths[:2])
+    assert digest(left, without=["inner"]) != digest(right, without=["inner"])
+    with pytest.raises(ValueError, match=r"no field 'inner.rat'. Did you mean 'inner.rate'"):
+        digest(left, without=["inner.rat"])
+
+
 def test_diff_and_flatten_name_leaves_by_path():
     assert flatten(Outer())["inner.sizes"] == [1, 2]
     assert diff(Outer(), replace(Outer(), {"inner.rate": 0.2})) == {"inner.rate": (0.1, 0.2)}

@@ -89,8 +89,8 @@ def train(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, pr
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the evaluation and its pictures.")
 def evaluate(run_dir: Path, changes: tuple[str, ...], out: Path | None) -> None:
     """Evaluate the newest checkpoint of RUN_DIR; --set changes the run's config, as in evaluate.size_px=224."""
-    from toco.evaluate import draw_similarity_curve, draw_threshold_curve, save_panels
     from toco.evaluate import evaluate as run
+    from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve, save_panels
     from toco.train.loop import open_data, restore
 
     method, value, step = restore(run_dir, parse_assignments(changes))

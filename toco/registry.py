@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import sys
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -31,6 +32,8 @@ def load(package: str, name: str) -> ModuleType:
     Raises:
         ValueError: There is no such entry; the message names the nearest one.
     """
+    if not name.startswith("_") and (entry := sys.modules.get(f"{package}.{name}")) is not None:
+        return entry  # without listing the folder: every validation of a config comes here
     entries = available(package)
     if name not in entries:
         near = difflib.get_close_matches(name, entries, n=1)

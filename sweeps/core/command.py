@@ -1,8 +1,8 @@
-"""What the command lines of all studies share: options for where and how, and errors as sentences."""
+"""The command line of a study: the same verbs and options for all, and errors as sentences."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 
-from sweeps.core.launch import Launch, default_storage, run_study
+from sweeps.core.options import Launch, checked_storage, default_storage
 from sweeps.core.study import Study
 from toco.config import parse_assignments
+
+RUN = "run"
 
 
 def integers(_context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -33,65 +35,192 @@ def assignments(_context: click.Context, _option: click.Parameter, texts: Sequen
         raise click.BadParameter(str(error)) from None
 
 
-def study_options(function: Callable[..., Study]) -> Callable[..., None]:
-    """Options that every study has, around a function that makes the study from the others.
+def study_command(
+    study: Study,
+    text: str | None,
+    adapt: Callable[..., Study] | None = None,
+    options: Sequence[Callable[[Any], Any]] = (),
+) -> click.Group:
+    """The verbs of a study; without a verb it runs.
 
-    ``function`` gets ``recipe``, ``data``, ``seeds`` and ``changes`` besides its own options.
+    Args:
+        study: The study as it is without options.
+        text: Its help: the docstring of its file.
+        adapt: Called with the study after ``--recipe``, ``--seeds`` and ``--set``, and with ``options`` by name;
+            returns the study to use. For what depends on the recipe, such as the depth of its backbone.
+        options: Options of its own, as made by ``click.option``.
     """
 
-    @functools.wraps(function)
+    def build(
+        recipe: str | None,
+        data: Path | None,
+        weights: Path | None,
+        seeds: tuple[int, ...] | None,
+        changes: dict[str, Any],
+        own: dict[str, Any],
+    ) -> Study:
+        paths = {"data.root": data, "backbone.weights": weights}
+        # Workers run in other folders.
+        read = {path: str(value.expanduser().resolve()) for path, value in paths.items() if value is not None}
+        built = dataclasses.replace(
+            study,
+            recipe=recipe or study.recipe,
+            seeds=seeds or study.seeds,
+            changes={**study.changes, **changes, **read},
+        )
+        return adapt(built, **own) if adapt else built
+
+    group = VerbGroup(study.name, help=text)
+    for verb in (_run, _plan, _status, _report, _diff, _sync):
+        group.add_command(_command(verb, build, options))
+    return group
+
+
+class VerbGroup(click.Group):
+    """A group whose verb may be left out."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put ``run`` before options without a verb."""
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = [RUN, *args]
+        return super().parse_args(ctx, args)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Verb:
+    """A verb: its help, its options, and what it does with the study; returns the exit status."""
+
+    name: str
+    text: str
+    do: Callable[..., int]
+    options: tuple[Callable[[Any], Any], ...]
+
+
+def _command(verb: _Verb, build: Callable[..., Study], own_options: Sequence[Callable[[Any], Any]]) -> click.Command:
     def command(
         *,
-        storage: Path | None,
-        tracking_uri: str | None,
-        address: str | None,
-        concurrent: int,
-        cpus_per_trial: float,
-        gpus_per_trial: float,
-        max_failures: int,
+        recipe: str | None,
         data: Path | None,
+        weights: Path | None,
+        seeds: tuple[int, ...] | None,
         changes: dict[str, Any],
-        **own: Any,  # noqa: ANN401 - the study's own options
+        storage: Path | None,
+        **rest: Any,  # noqa: ANN401 - the verb's and the study's own options
     ) -> None:
-        launch = Launch(
-            storage or default_storage(),
-            tracking_uri,
-            address,
-            concurrent,
-            cpus_per_trial,
-            gpus_per_trial,
-            max_failures,
-        )
-        if data is not None:
-            # Workers run in other folders.
-            changes = {**changes, "data.root": str(data.expanduser().resolve())}
+        own = {name: rest.pop(name) for name in own_names}
         try:
-            finished = run_study(function(changes=changes, **own), launch)
+            where = checked_storage(storage or default_storage())
+            status = verb.do(build(recipe, data, weights, seeds, changes, own), where, **rest)
         except (ValueError, OSError) as error:
             raise click.ClickException(str(error)) from error
-        sys.exit(0 if finished else 1)
+        sys.exit(status)
 
-    options = [
-        click.option("--recipe", default="shapes_nano", show_default=True, help="What every training starts from."),
-        click.option(
-            "--data",
-            type=click.Path(exists=True, file_okay=False, path_type=Path),
-            help="Folder of the data set (data.root).",
-        ),
-        click.option("--seeds", default="0,1,2", show_default=True, callback=integers, help="A row is their mean."),
-        click.option("--set", "changes", multiple=True, callback=assignments, help="Set a field in all: a.b=value."),
-        click.option("--concurrent", default=2, show_default=True, type=click.IntRange(1), help="Trainings at once."),
-        click.option("--cpus-per-trial", default=1.0, show_default=True, type=click.FloatRange(0)),
-        click.option("--gpus-per-trial", default=0.0, show_default=True, type=click.FloatRange(0)),
-        click.option("--max-failures", default=3, show_default=True, help="Restarts of one training; -1: any number."),
-        click.option(
-            "--storage",
-            type=click.Path(path_type=Path),
-            help="Folder of studies, seen by all nodes. [default: ./results; in a Ray job ~/toco-results]",
-        ),
-        click.option("--tracking-uri", help="MLflow store. [default: sqlite:///STORAGE/mlflow.db]"),
-        click.option("--address", help="Ray cluster: HOST:PORT or auto. [default: RAY_ADDRESS, else a new local one]"),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    made: Any = command
+    for option in reversed((*COMMON, _SEEDS, *verb.options)):
+        made = option(made)
+    before = {parameter.name for parameter in getattr(made, "__click_params__", [])}
+    for option in reversed(own_options):
+        made = option(made)
+    own_names = [p.name for p in getattr(made, "__click_params__", []) if p.name not in before]
+    return click.command(verb.name, help=verb.text)(made)
+
+
+def _run_it(study: Study, storage: Path, **options: Any) -> int:  # noqa: ANN401 - fields of Launch
+    from sweeps.core.launch import run_study
+
+    return run_study(study, Launch(storage, **options))
+
+
+def _plan_it(study: Study, storage: Path, **options: Any) -> int:  # noqa: ANN401 - fields of Launch
+    from sweeps.core.planning import print_plan
+
+    return print_plan(study, Launch(storage, **options))
+
+
+def _status_it(study: Study, storage: Path) -> int:
+    from sweeps.core.status import print_status
+
+    return print_status(study, storage)
+
+
+def _report_it(study: Study, storage: Path, bundle: Path | None) -> int:
+    from sweeps.core.status import print_report
+
+    return print_report(study, storage, bundle)
+
+
+def _diff_it(study: Study, storage: Path, other: Path | None) -> int:
+    from sweeps.core.diff import print_diff
+
+    return print_diff(study, storage, other)
+
+
+def _sync_it(study: Study, storage: Path, tracking_uri: str | None) -> int:
+    from sweeps.core.status import sync
+
+    return sync(study, Launch(storage, tracking_uri))
+
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+COMMON = (
+    click.option("--recipe", help="What every training starts from. [default: shapes_nano, the embedded benchmark]"),
+    click.option("--data", type=_FOLDER, help="Folder of the data set (data.root)."),
+    click.option(
+        "--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="backbone.weights, a file."
+    ),
+    click.option("--set", "changes", multiple=True, callback=assignments, help="Set a field in all: a.b=value."),
+    click.option(
+        "--storage",
+        type=click.Path(path_type=Path),
+        help="Folder of studies, seen by all nodes. [default: ./results; in a Ray job ~/toco-results]",
+    ),
+)
+
+_SEEDS = click.option("--seeds", callback=integers, help="A row is their mean, as in 0,1,2.  [default: the study's]")
+
+TRACKING = click.option("--tracking-uri", help="MLflow store. [default: sqlite:///STORAGE/mlflow.db]")
+
+RESOURCES = (
+    click.option("--concurrent", default=2, show_default=True, type=click.IntRange(1), help="Trainings at once."),
+    click.option("--cpus-per-trial", default=1.0, show_default=True, type=click.FloatRange(0)),
+    click.option("--gpus-per-trial", default=0.0, show_default=True, type=click.FloatRange(0)),
+    click.option(
+        "--price-per-hour", type=click.FloatRange(0), help="Of the resources of one training, to foretell the cost."
+    ),
+)
+
+RUNNING = (
+    click.option("--max-failures", default=3, show_default=True, help="Restarts of a training; -1: any number."),
+    click.option("--address", help="Ray cluster: HOST:PORT or auto. [default: RAY_ADDRESS, else a new local one]"),
+)
+
+_run = _Verb(
+    RUN,
+    "Run what is missing, write the report, print the table. Exit status: 0, or 3 where a claim of the paper is "
+    "contradicted, 4 where cells failed, 130 where it was stopped, 1 or 2 where it could not run.",
+    _run_it,
+    (
+        *RESOURCES,
+        *RUNNING,
+        click.option("--accept-underpowered", is_flag=True, help="Run although the seeds cannot answer the question."),
+        TRACKING,
+    ),
+)
+_plan = _Verb(
+    "plan", "Say what would run, what it would cost and what it could show. Runs nothing.", _plan_it, RESOURCES
+)
+_status = _Verb("status", "Say what is there, what runs and what failed.", _status_it, ())
+_report = _Verb(
+    "report",
+    "Write the report of the study as it stands and print its table. Exit status as of run.",
+    _report_it,
+    (click.option("--bundle", type=click.Path(dir_okay=False, path_type=Path), help="Also make a reviewer's zip."),),
+)
+_diff = _Verb(
+    "diff",
+    "Compare with an earlier state of the study, or with another study's folder: cell by cell.",
+    _diff_it,
+    (click.option("--with", "other", type=_FOLDER, help="Folder to compare with.  [default: the state before]"),),
+)
+_sync = _Verb("sync", "Fill MLflow again from the ledger.", _sync_it, (TRACKING,))

@@ -1,33 +1,42 @@
-"""What trainings read besides their config: the data and the weights.
+"""What trials read besides their config: the data and the weights.
 
-Where these lie is in no digest, so that results do not depend on a path. What they hold must be in the study's record,
-or one folder would mix results of several data sets.
+Where these lie is in no digest, so that results do not depend on a path; what they hold is part of a trial's identity.
 """
 
 from __future__ import annotations
 
-from sweeps.core.study import Plan
+from collections.abc import Sequence
+
+from sweeps.core.study import Trial
 from toco.train.loop import open_data, weights_sha256
 
-Inputs = list[dict[str, str | None]]
-"""Digests by ``train``, ``val`` and ``weights``; one item unless the study varies what is read."""
+Inputs = dict[str, str | None]
+"""Digests by ``train``, ``val`` and ``weights``."""
 
 
-def training_inputs(plan: Plan) -> Inputs:
-    """Open everything that the trainings of ``plan`` will read, and say what it is.
+def trial_inputs(trials: Sequence[Trial]) -> list[Inputs]:
+    """Open everything that ``trials`` will read, and say what it is, for each of them.
 
     Raises:
         ValueError: A data set is not there or is wrong.
         OSError: A file cannot be read.
     """
-    inputs: dict[str, dict[str, str | None]] = {}
-    for config in (trial.config for trial in plan.trials):
-        read = config.model_dump_json(include={"data", "backbone"})
-        if read not in inputs:
-            train, val = open_data(config)
-            inputs[read] = {
-                "train": train.manifest_digest(),
-                "val": val.manifest_digest(),
-                "weights": weights_sha256(config),
-            }
-    return list(inputs.values())
+    known: dict[tuple[object, object], Inputs] = {}
+    by_identity: dict[tuple[int, int], Inputs] = {}
+    inputs = []
+    for trial in trials:
+        config = trial.config
+        # Most trials share these parts as objects, and comparing thousands of configs by value takes seconds.
+        identity = (id(config.data), id(config.backbone))
+        if identity not in by_identity:
+            read = (config.data.model_dump_json(), config.backbone.model_dump_json())
+            if read not in known:
+                train, val = open_data(config)
+                known[read] = {
+                    "train": train.manifest_digest(),
+                    "val": val.manifest_digest(),
+                    "weights": weights_sha256(config),
+                }
+            by_identity[identity] = known[read]
+        inputs.append(by_identity[identity])
+    return inputs

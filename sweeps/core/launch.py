@@ -2,104 +2,280 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import shutil
+import time
+import uuid
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sweeps.core import ray_environment
-from sweeps.core.inputs import training_inputs
+from sweeps.core.forecast import Forecast, scorecard
+from sweeps.core.lease import Leases
+from sweeps.core.live_page import LivePage
 from sweeps.core.mirror import Mirror
+from sweeps.core.options import Launch
+from sweeps.core.planning import foretell, plan_text, power_of
 from sweeps.core.progress import Progress
 from sweeps.core.report import StudyReport, write_report
-from sweeps.core.study import Plan, Study
-from sweeps.core.study_folder import StudyFolder, newest_step
+from sweeps.core.runs import SESSIONS, newest_step
+from sweeps.core.situation import Situation, Task, survey
+from sweeps.core.study import Study
+from sweeps.core.study_folder import StudyFolder
+from sweeps.core.trial import Spec
 from sweeps.core.watch import Watch
-from toco.tracking import Tracker, client_uri
+from toco.tracking import Tracker
 from toco.tracking.mlflow_store import public_uri
+from toco.train.reevaluate import is_rescored, reevaluate
 
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """Where and how a study runs; none of it affects results.
-
-    Attributes:
-        storage: Folder of studies; every node of a cluster must see it under this path.
-        tracking_uri: MLflow store; a database in ``storage`` unless given.
-        address: Ray cluster; see ``ray_environment.resolve_address``.
-        concurrent: Trials at once.
-        max_failures: Restarts of one trial; -1 for any number.
-    """
-
-    storage: Path
-    tracking_uri: str | None = None
-    address: str | None = None
-    concurrent: int = 2
-    cpus_per_trial: float = 1.0
-    gpus_per_trial: float = 0.0
-    max_failures: int = 3
-
-
-def default_storage() -> Path:
-    """``results`` in the current folder. A Ray job's is thrown away with the job, so there it is ``~/toco-results``."""
-    return Path.home() / "toco-results" if _in_ray_job() else Path("results")
-
-
-def run_study(study: Study, launch: Launch) -> bool:
-    """Run what is left of ``study``, write its report and print the table; says whether every training finished.
-
-    Raises:
-        ValueError: The study, its data or the launch is not valid, or the folder holds results of other data.
-        OSError: A folder or file cannot be read or written, or there is no cluster at the address.
-    """
-    plan = study.resolve()
-    address = ray_environment.resolve_address(launch.address)
-    if _in_ray_job() and not launch.storage.expanduser().is_absolute():
-        raise ValueError(
-            f"A Ray job runs in a copy of the working folder that is thrown away, and --storage {launch.storage} would "
-            "be with it: give an absolute path that every node sees."
-        )
-    storage = launch.storage.expanduser().resolve()
-    uri = client_uri(launch.tracking_uri or f"sqlite:///{storage / 'mlflow.db'}")
-    folder = StudyFolder(storage / plan.folder_name)
-    with folder.opened(plan, training_inputs(plan)):
-        progress = _progress(plan, folder)
-        click.echo(_plan_text(plan, folder))
-        mirror = Mirror(Tracker(uri, study.name), folder, plan)
-        if all(folder.status(trial.name) for trial in plan.trials):
-            mirror.start()
-            complete = True
-        else:
-            complete = _run(plan, folder, launch, address, Watch(folder, progress, mirror), mirror)
-        progress.close()
-        finished = all(folder.status(trial.name) == "finished" for trial in plan.trials)
-        report = _report(folder) if complete else None
-        mirrored = mirror.close(
-            report.files if report else (), "FINISHED" if finished else "FAILED" if complete else "KILLED"
-        )
-    click.echo(_closing_text(plan, folder, report, complete=complete))
-    if mirrored:
-        click.echo(f"MLflow: experiment {study.name} in {public_uri(uri)}. {_how_to_open(uri)}")
-    return finished
-
-
-def _run(plan: Plan, folder: StudyFolder, launch: Launch, address: str, watch: Watch, mirror: Mirror) -> bool:
-    ray_environment.prepare(address)
-    # Only now: Ray reads its environment when it is imported.
+if TYPE_CHECKING:
     from sweeps.core import runner
 
-    resources = runner.Resources(launch.concurrent, launch.cpus_per_trial, launch.gpus_per_trial, launch.max_failures)
-    with runner.connected(address):
-        runner.check_resources(resources, may_grow=address != "local")
-        # Not before Ray is connected: a study that never began would leave a run for ever RUNNING.
-        mirror.start()
-        try:
-            return runner.run_trials(plan, folder, resources, watch)
-        except BaseException:
-            mirror.close((), "FAILED")
-            raise
+STOPPED = 130
+"""Exit status of a study that was interrupted."""
+FAILED = 4
+"""Exit status of a study with cells that failed."""
+_POLL_S = 5.0
+
+
+def run_study(study: Study, launch: Launch) -> int:
+    """Run what is missing of ``study``, write its report and print the table; returns the exit status.
+
+    Returns:
+        0 where no claim of the paper is contradicted, 3 where one is, 4 where cells failed, 130 where it was stopped.
+
+    Raises:
+        ValueError: The study, its data or the launch is not valid, or its seeds cannot answer what it asks.
+        OSError: A folder or file cannot be read or written, or there is no cluster at the address.
+    """
+    address = ray_environment.resolve_address(launch.address)
+    uri = launch.tracking
+    situation = survey(study, launch.storage)
+    folder = StudyFolder(launch.storage / situation.plan.folder_name)
+    now, later = situation.tasks()
+    if not now:
+        folder.write_study(situation.plan, situation.keys, situation.inputs, None)
+        report = write_report(folder.path)
+        click.echo(f"All {len(situation.plan.trials)} trials are there.\n\n{report.text}\n\nReport: {report.page}")
+        return report.exit_code
+    power = power_of(situation, launch)
+    if power.refusal is not None:
+        raise ValueError(power.refusal)
+    foretold = foretell(situation, now + later, launch)
+    folder.write_study(situation.plan, situation.keys, situation.inputs, foretold.to_json())
+    click.echo(plan_text(situation, now, later, foretold, power, folder.path))
+    return _Driver(situation, folder, launch, address).run(uri, foretold)
+
+
+class _Driver:
+    """One process that runs a study, perhaps beside others that run it too."""
+
+    def __init__(self, situation: Situation, folder: StudyFolder, launch: Launch, address: str) -> None:
+        self._situation = situation
+        self._folder = folder
+        self._launch = launch
+        self._address = address
+        self._leases = Leases(launch.storage, f"the study {situation.plan.study.name}")
+        self._session = situation.runs.sessions / uuid.uuid4().hex[:12]
+        self._planned = [identity.key for _, identity in situation.missing()]
+        self._given_up: set[str] = set()
+        self._leased: set[str] = set()
+        self._started = time.monotonic()
+        self._is_shown = False
+
+    def run(self, uri: str, foretold: Forecast) -> int:
+        situation, launch = self._situation, self._launch
+        tracker = Tracker(uri, situation.plan.study.name)
+        mirror = Mirror(tracker, self._folder, situation)
+        progress = self._progress()
+        with contextlib.ExitStack() as stack:
+            owner = stack.enter_context(self._folder.locked())
+            stack.enter_context(self._leases)
+            self._leases.acquire([self._session_lease(self._session.name)])
+            page = LivePage(self._folder) if owner else None
+            resources = {"cpus": launch.cpus_per_trial, "gpus": launch.gpus_per_trial, "world_size": 1}
+            watch = Watch(situation, progress, mirror, page, resources)
+            outcome = "FAILED"
+            try:
+                complete = self._run_all(watch, mirror, page)
+                outcome = "FINISHED" if complete else "KILLED"
+            finally:
+                progress.close()
+                if page is not None and self._is_shown:
+                    page.close()
+                shutil.rmtree(self._session, ignore_errors=True)
+                if self._is_shown and outcome != "FINISHED":
+                    mirror.close((), outcome)
+            if not complete:
+                click.echo("Stopped. The same command goes on from here.")
+                return STOPPED
+            report = _report(self._folder)
+            mirrored = mirror.close(
+                report.files if report else (),
+                "FAILED" if situation.missing() else "FINISHED",
+                report.note if report else None,
+            )
+        click.echo(self._closing_text(report, foretold))
+        if mirrored:
+            click.echo(f"MLflow: experiment {situation.plan.study.name} in {public_uri(uri)}. {_how_to_open(uri)}")
+        return report.exit_code if report else FAILED
+
+    def _run_all(self, watch: Watch, mirror: Mirror, page: LivePage | None) -> bool:
+        """Run until the ledger has every trial or this driver has given it up; says whether that was reached."""
+        with contextlib.ExitStack() as ray:
+            is_connected = False
+            while True:
+                now, _ = self._situation.tasks(self._given_up)
+                if not now:
+                    self._show(mirror, page)
+                    return True
+                mine, others = self._lease(now)
+                work = list(self._without_work(mine, watch))
+                if work and not is_connected:
+                    ray.enter_context(self._connected())
+                    is_connected = True
+                if work:
+                    self._show(mirror, page)
+                    if not self._run(work, watch):
+                        return False
+                elif others and not mine:
+                    self._show(mirror, page)
+                    watch.waiting_for(others[0].key, len(others), self._leases.holder(others[0].key))
+                    time.sleep(_POLL_S)
+
+    def _show(self, mirror: Mirror, page: LivePage | None) -> None:
+        """Begin to fill MLflow and the page. Not before Ray is there: a study that never began would seem to run."""
+        if not self._is_shown:
+            self._is_shown = True
+            if page is not None:
+                page.start()
+            mirror.start()
+
+    def _lease(self, tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+        """The tasks that this driver may run, and those that another one runs."""
+        self._leased |= self._leases.acquire([task.key for task in tasks if task.key not in self._leased])
+        mine = [task for task in tasks if task.key in self._leased]
+        return mine, [task for task in tasks if task.key not in self._leased]
+
+    def _without_work(self, tasks: Sequence[Task], watch: Watch) -> Iterator[Task]:
+        """The tasks that need a worker; the others are brought to their end here.
+
+        These are trials that ended when their driver was lost, and those that a threshold curve answers.
+        """
+        situation = self._situation
+        watch.expect(tasks)
+        dead = self._dead_sessions()
+        for task in tasks:
+            situation.runs.salvage(task.key, dead)
+            if watch.settle(task):
+                continue
+            if task.source is not None:
+                source = situation.ledger.run_dir(task.source)
+                if is_rescored(source, task.trial.config):
+                    scratch = self._session / "rescored" / task.key
+                    reevaluate(source, scratch, task.trial.config, recipe=situation.plan.study.recipe)
+                    watch.snapshot(task.key, scratch)
+                    watch.ended(task.key)
+                    continue
+            yield task
+        for session in dead:
+            shutil.rmtree(session, ignore_errors=True)
+
+    def _run(self, tasks: Sequence[Task], watch: Watch) -> bool:
+        """Run ``tasks`` on Ray; says whether they were let run to their end."""
+        from sweeps.core import runner
+
+        resources = self._resources()
+        name = self._situation.plan.study.name
+        session = self._session / uuid.uuid4().hex[:8]
+        failed, complete = runner.run_trials(
+            [self._spec(task) for task in tasks], self._situation.runs, session, resources, watch, name
+        )
+        self._given_up |= failed
+        # Another driver may have better luck with them.
+        self._leases.release(failed)
+        self._leased -= failed
+        return complete
+
+    def _resources(self) -> runner.Resources:
+        from sweeps.core import runner
+
+        launch = self._launch
+        return runner.Resources(launch.concurrent, launch.cpus_per_trial, launch.gpus_per_trial, launch.max_failures)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        ray_environment.prepare(self._address)
+        # Only now: Ray reads its environment when it is imported.
+        from sweeps.core import runner
+
+        with runner.connected(self._address):
+            runner.check_resources(self._resources(), may_grow=self._address != "local")
+            yield
+
+    def _spec(self, task: Task) -> Spec:
+        study, ledger = self._situation.plan.study, self._situation.ledger
+        return Spec(
+            task.key,
+            study.recipe,
+            study.train,
+            task.trial.config.model_dump(mode="json"),
+            None if task.source is None else str(ledger.run_dir(task.source)),
+            str(self._prefixes(task)) if task.prefix_shared else None,
+        )
+
+    def _prefixes(self, task: Task) -> Path:
+        """Checkpoints that trainings of the same code, data and versions share."""
+        return self._launch.storage / "prefixes" / task.surroundings
+
+    def _session_lease(self, name: str) -> str:
+        return f"{SESSIONS}-{name}"
+
+    def _dead_sessions(self) -> list[Path]:
+        """What Tune kept for drivers that are gone: the folders of their experiments."""
+        sessions = [path for path in self._situation.runs.sessions.glob("*") if path != self._session]
+        dead = self._leases.acquire([self._session_lease(path.name) for path in sessions])
+        return [
+            experiment
+            for path in sessions
+            if self._session_lease(path.name) in dead
+            for experiment in (*path.glob("*"), path)
+        ]
+
+    def _progress(self) -> Progress:
+        situation = self._situation
+        missing = {identity.key for _, identity in situation.missing()}
+        steps = {
+            identity.key: trial.config.num_steps
+            for trial, identity in zip(situation.plan.trials, situation.identities, strict=True)
+        }
+        progress = Progress(situation.plan.study.name, steps)
+        for key in steps:
+            if key in missing:
+                progress.resumed(key, max(newest_step(situation.ledger.run_dir(key)), 0))
+            else:
+                progress.ended_before(key, failed=False)
+        return progress
+
+    def _closing_text(self, report: StudyReport | None, foretold: Forecast) -> str:
+        situation = self._situation
+        lines = []
+        for trial, identity in situation.missing():
+            failures = situation.ledger.failures(identity.key)
+            reason = failures[-1]["reason"] if failures else "unknown"
+            lines.append(
+                f"{trial.name} failed {len(failures)} times, at last: {reason}. The report has its trace; "
+                "the same command tries again."
+            )
+        if report is not None:
+            lines += [f"\n{report.text}\n", f"Report: {report.page}"]
+        entries = [entry for key in self._planned if (entry := situation.ledger.entry(key)) is not None]
+        lines += scorecard(foretold.to_json(), entries, time.monotonic() - self._started)
+        return "\n".join(lines)
 
 
 def _how_to_open(uri: str) -> str:
@@ -111,50 +287,9 @@ def _how_to_open(uri: str) -> str:
     )
 
 
-def _in_ray_job() -> bool:
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def _progress(plan: Plan, folder: StudyFolder) -> Progress:
-    progress = Progress(plan.study.name, {trial.name: trial.config.num_steps for trial in plan.trials})
-    for trial in plan.trials:
-        status = folder.status(trial.name)
-        if status is None:
-            progress.resumed(trial.name, max(newest_step(folder.run_dir(trial.name)), 0))
-        else:
-            progress.ended_before(trial.name, failed=status != "finished")
-    return progress
-
-
-def _plan_text(plan: Plan, folder: StudyFolder) -> str:
-    left = [trial.name for trial in plan.trials if folder.status(trial.name) is None]
-    ended = len(plan.trials) - len(left)
-    begun = sum(newest_step(folder.run_dir(name)) >= 0 for name in left)
-    counts = f"{len(plan.cells)} rows x {len(plan.study.seeds)} seeds = {len(plan.trials)} trainings"
-    done = f", of which {ended} have ended and {begun} go on from a checkpoint" if ended or begun else ""
-    return f"{plan.study.title}\n{counts}{done}, in {folder.path}"
-
-
 def _report(folder: StudyFolder) -> StudyReport | None:
     try:
         return write_report(folder.path)
     except Exception as error:  # the trainings are done and kept; the report can be written again
         warnings.warn(f"The report could not be written: {error!r}", stacklevel=2)
         return None
-
-
-def _closing_text(plan: Plan, folder: StudyFolder, report: StudyReport | None, *, complete: bool) -> str:
-    if not complete:
-        return "Stopped. The same command goes on from here."
-    lines = []
-    for trial in plan.trials:
-        status = folder.status(trial.name)
-        if status is None:
-            lines.append(
-                f"{trial.name} failed, see {folder.tune / trial.name / 'error.txt'}; the same command tries again."
-            )
-        elif status != "finished":
-            lines.append(f"{trial.name} {status}, see {folder.run_dir(trial.name) / 'result.json'}.")
-    if report is not None:
-        lines += [f"\n{report.text}\n", f"Report: {report.page}"]
-    return "\n".join(lines)

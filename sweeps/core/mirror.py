@@ -3,47 +3,62 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
-from sweeps.core.study import Plan
+from sweeps.core.situation import Situation
 from sweeps.core.study_folder import StudyFolder
 from toco.tracking import Tracker, import_mlflow
 
 
-class Mirror:
-    """Keeps a parent run for the study and a child run for every trial up to date with the study's folder.
+class Sender(ABC):
+    """Keeps a parent run and a child run for every trial up to date with the run folders.
 
-    The folder is the record. What cannot be sent is sent with the next change of that trial, and once more at the end.
+    The ledger is the record. What cannot be sent is sent with the next change of that trial, and once more at the end.
     """
 
-    def __init__(self, tracker: Tracker, folder: StudyFolder, plan: Plan) -> None:
+    def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
-        self._folder = folder
-        self._plan = plan
-        self._trials = {trial.name: trial for trial in plan.trials}
         self._parent: str | None = None
         self._changed: dict[str, None] = {}
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
 
+    @abstractmethod
+    def _begun(self) -> Iterable[str]:
+        """Keys of the trials that have a run folder."""
+
+    @abstractmethod
+    def _ensure_parent(self, *, last: bool) -> str | None:
+        """The id of the parent run; ``None`` where the store is gone."""
+
+    @abstractmethod
+    def _track(self, key: str, parent: str, *, last: bool) -> bool:
+        """Send a trial; says whether it could be done."""
+
     def start(self) -> None:
         """Open the store and begin, with what earlier starts left."""
-        for name in self._trials:
-            if self._folder.run_dir(name).is_dir():
-                self.changed(name)
+        for key in self._begun():
+            self.changed(key)
         import_mlflow()
         self._thread.start()
 
-    def changed(self, trial_name: str) -> None:
+    def changed(self, key: str) -> None:
         """The run folder of a trial has something new."""
         with self._wake:
-            self._changed[trial_name] = None
+            self._changed[key] = None
             self._wake.notify()
 
-    def close(self, files: Iterable[Path], status: str) -> bool:
-        """Send what is left and end the parent run with MLflow's ``status``; says whether MLflow has everything."""
+    def close(self, files: Iterable[Path], status: str, note: str | None = None) -> bool:
+        """Send what is left and end the parent run; says whether MLflow has everything.
+
+        Args:
+            files: Report and table.
+            status: MLflow's own: ``FINISHED``, ``FAILED`` or ``KILLED``.
+            note: The run's description, in Markdown.
+        """
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -53,7 +68,7 @@ class Mirror:
         if self._parent is None:
             return False
         sent = [self._send(name, last=True) for name in self._changed]
-        return self._tracker.finish_parent(self._parent, files, status) and all(sent)
+        return self._tracker.finish_parent(self._parent, files, status, note) and all(sent)
 
     def _work(self) -> None:
         self._parent = self._ensure_parent(last=False)
@@ -71,6 +86,26 @@ class Mirror:
             else:
                 failed.pop(name, None)
 
+    def _send(self, key: str, *, last: bool) -> bool:
+        if self._parent is None:
+            # The store was gone at the start and may be back.
+            self._parent = self._ensure_parent(last=last)
+        return self._parent is not None and self._track(key, self._parent, last=last)
+
+
+class Mirror(Sender):
+    """Sends a study."""
+
+    def __init__(self, tracker: Tracker, folder: StudyFolder, situation: Situation) -> None:
+        super().__init__(tracker)
+        self._folder = folder
+        self._plan = situation.plan
+        self._run_dir = situation.ledger.run_dir
+        self._trials = dict(zip(situation.keys, situation.plan.trials, strict=True))
+
+    def _begun(self) -> Iterable[str]:
+        return [key for key in self._trials if self._run_dir(key).is_dir()]
+
     def _ensure_parent(self, *, last: bool) -> str | None:
         study = self._plan.study
         return self._tracker.ensure_parent(
@@ -80,18 +115,16 @@ class Mirror:
             last=last,
         )
 
-    def _send(self, name: str, *, last: bool) -> bool:
-        if self._parent is None:
-            # The store was gone at the start and may be back.
-            self._parent = self._ensure_parent(last=last)
-        if self._parent is None:
-            return False
-        trial = self._trials[name]
+    def _track(self, key: str, parent: str, *, last: bool) -> bool:
+        trial = self._trials[key]
+        cell = self._plan.cells[trial.cell]
+        # Tags by which the runs of a study can be grouped in MLflow; parameters have them too, among sixty others.
+        factors = {f"factor.{path}": str(value) for path, value in cell.changes.items()}
         sent = self._tracker.track(
-            self._folder.run_dir(name),
-            parent_run_id=self._parent,
-            run_name=f"{trial.label} seed {trial.seed}",
-            tags={"study": self._plan.study.name, "cell": trial.label, "role": "trial"},
+            self._run_dir(key),
+            parent_run_id=parent,
+            run_name=trial.name,
+            tags={"study": self._plan.study.name, "cell": trial.label, "role": "trial", "key": key, **factors},
             last=last,
         )
         return sent is not None

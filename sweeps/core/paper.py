@@ -1,5 +1,5 @@
 """The paper's numbers: Ru et al., "Token Contrast for Weakly-Supervised Semantic Segmentation", CVPR 2023,
-arXiv 2303.01267, table 5 (a) and figure 2.
+arXiv 2303.01267, tables 4 and 5 and figure 2.
 
 One seed everywhere: the paper reports no spread. Inside the authors' own training, consecutive evaluations after 14 000
 iterations move by up to 1.1 points (decoder) and 0.5 points (CAM).
@@ -7,7 +7,11 @@ iterations move by up to 1.1 points (decoder) and 0.5 points (CAM).
 
 from __future__ import annotations
 
-from sweeps.core.study import Paper, PaperRow
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+M, M_AUX, SEG = "val/cam_miou", "val/aux_cam_miou", "val/seg_miou"
 
 SETTING = (
     "PASCAL VOC 2012 val, DeiT-B, 20 000 iterations of 4 images, one seed. CAMs: raw, ground-truth image labels, "
@@ -15,11 +19,82 @@ SETTING = (
 )
 
 
-def _row(label: str, cam: float, aux_cam: float, seg: float, *, default: bool = False) -> PaperRow:
-    """A row as printed, in percent, turned into fractions under our own keys."""
-    percent = {"val/cam_miou": cam, "val/aux_cam_miou": aux_cam, "val/seg_miou": seg}
-    return PaperRow(label, {key: round(value / 100, 4) for key, value in percent.items()}, default)
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Something the paper says about two rows, that a study can confirm or contradict.
 
+    Attributes:
+        name: Short name.
+        metric: Key of the metric.
+        better: Label of the published row that is said to be better.
+        than: Labels of the rows it is said to be better than.
+        by: By how much at least, in percentage points, as published.
+        size: How large the paper's own effect is beside its noise.
+    """
+
+    name: str
+    metric: str
+    better: str
+    than: tuple[str, ...]
+    by: float
+    size: Literal["large", "small"]
+
+
+@dataclass(frozen=True, slots=True)
+class PaperRow:
+    """A published row. Metrics are fractions under the same keys as ours; ``default`` marks the paper's own choice."""
+
+    label: str
+    metrics: Mapping[str, float]
+    default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """A published table, and what its setting was, so that nobody takes it for ours.
+
+    Attributes:
+        source: Where it is printed.
+        setting: How it was measured, in words.
+        data: Entry of ``toco.data`` and ``recipe`` of ``toco.recipes`` that a study must use for its numbers to be
+            comparable; with others only the direction of a claim can be confirmed.
+        rows: As printed, in order.
+        claims: What a re-run should confirm or contradict.
+    """
+
+    source: str
+    setting: str
+    rows: tuple[PaperRow, ...]
+    claims: tuple[Claim, ...] = ()
+    data: str = "voc"
+    recipe: str = "voc_deit_b"
+
+    def __post_init__(self) -> None:
+        metrics = {row.label: row.metrics for row in self.rows}
+        for claim in self.claims:
+            for label in (claim.better, *claim.than):
+                if claim.metric not in metrics.get(label, {}):
+                    raise ValueError(f"{claim.name} speaks of {claim.metric} of {label!r}, which {self.source} lacks.")
+
+
+def _row(label: str, cam: float, aux_cam: float | None, seg: float | None, *, default: bool = False) -> PaperRow:
+    """A row as printed, in percent, turned into fractions under our own keys."""
+    percent = {M: cam, M_AUX: aux_cam, SEG: seg}
+    return PaperRow(label, {key: round(value / 100, 4) for key, value in percent.items() if value is not None}, default)
+
+
+TABLE_4 = Paper(
+    source="Ru et al., CVPR 2023, Table 4: components, each row with one more than the row above",
+    setting=SETTING,
+    rows=(
+        _row("cls", 27.8, None, None),
+        _row("+ aux cls", 27.9, 53.8, None),
+        _row("+ PTC", 62.5, 57.8, None),
+        _row("+ CTC", 67.2, 60.7, None),
+        _row("+ seg", 69.9, 61.2, 66.6),
+        _row("+ reg", 70.5, 62.5, 68.1, default=True),
+    ),
+)
 
 TABLE_5A = Paper(
     source="Ru et al., CVPR 2023, Table 5 (a): index of the auxiliary block, counted from 1",
@@ -30,6 +105,35 @@ TABLE_5A = Paper(
         _row("#10", 70.5, 62.5, 68.1, default=True),
         _row("#11", 43.1, 45.2, 40.3),
     ),
+    claims=(
+        Claim("rises to block #10", M, "#10", ("#8",), by=7.0, size="large"),
+        Claim("collapses at block #11", M, "#10", ("#11",), by=27.4, size="large"),
+        Claim("auxiliary CAM is best at block #10", M_AUX, "#10", ("#8", "#9", "#11"), by=7.4, size="large"),
+    ),
+)
+
+TABLE_5B = Paper(
+    source="Ru et al., CVPR 2023, Table 5 (b): side of the local crops",
+    setting=SETTING,
+    rows=(
+        _row("64 px", 68.1, None, 65.5),
+        _row("80 px", 69.3, None, 67.3),
+        _row("96 px", 70.5, None, 68.1, default=True),
+        _row("112 px", 69.4, None, 67.0),
+    ),
+    claims=(Claim("crops of 96 px are best", SEG, "96 px", ("64 px", "80 px", "112 px"), by=0.8, size="small"),),
+)
+
+TABLE_5C = Paper(
+    source='Ru et al., CVPR 2023, Table 5 (c): "momentum" of the teacher, the weight of its old value',
+    setting=SETTING,
+    rows=(
+        _row("0", 69.2, None, 66.9),
+        _row("0.1", 69.0, None, 67.1),
+        _row("0.9", 70.5, None, 68.1, default=True),
+        _row("0.99", 68.7, None, 66.6),
+    ),
+    claims=(Claim("a decay of 0.9 is best", SEG, "0.9", ("0", "0.1", "0.99"), by=1.0, size="small"),),
 )
 
 FIGURE_2 = {

@@ -67,6 +67,19 @@ class Progress:
         # Not at once: a moment later the next one runs, and the line says so.
         self._print_by = min(self._print_by, self._clock() + 1.0)
 
+    def steps_of_running(self) -> dict[str, int]:
+        """Steps done, as far as known, of the trials that run now."""
+        return {name: self._step[name] for name in sorted(self._running)}
+
+    def eta_s(self) -> float | None:
+        """Seconds to the end at the rate of this start; ``None`` before anything is known."""
+        failed = {name for name, is_failed in self._ended.items() if is_failed}
+        left = sum(self._steps[name] - step for name, step in self._step.items() if name not in failed)
+        done = sum(self._step[name] - self._earlier[name] for name in self._step)
+        if left == 0:
+            return 0.0
+        return (self._clock() - self._started) * left / done if done else None
+
     def line(self) -> str:
         """The line as it is now."""
         failed = sum(self._ended.values())
@@ -99,14 +112,10 @@ class Progress:
             self._stream.write("\n")
 
     def _time_left(self) -> str:
-        failed = {name for name, is_failed in self._ended.items() if is_failed}
-        left = sum(self._steps[name] - step for name, step in self._step.items() if name not in failed)
-        done = sum(self._step[name] - self._earlier[name] for name in self._step)
-        if left == 0:
-            return "0s"
-        if done == 0:
+        eta_s = self.eta_s()
+        if eta_s is None:
             return "unknown time"
-        return f"about {_duration((self._clock() - self._started) * left / done)}"
+        return f"about {_duration(eta_s)}" if eta_s else "0s"
 
 
 def _duration(seconds: float) -> str:

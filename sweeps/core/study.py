@@ -1,64 +1,26 @@
-"""A study is a value: a base recipe, the factors that vary, the seeds, the metrics of its table.
+"""A study is a value: a base recipe, a design, the seeds, the metrics of its table.
 
 It can be counted, checked and written down before anything runs. ``resolve`` turns it into a ``Plan``: every config of
-every training, validated, with its name. The plan is what the runner runs and, as ``study.json``, what the report
-reads.
+every trial, validated.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from toco.config import digest, replace
+from sweeps.core.designs import Block, Design
+from sweeps.core.factors import SEED_PATH, refuse_repeats
+from toco.config import digest, flatten, replace
 from toco.registry import load
 from toco.train.run_config import RunConfig
 
-FORMAT_VERSION = 1
-SEED_PATH = "seed"
+FORMAT_VERSION = 2
 TRAIN = "toco.train.loop:train"
-
-Scalar = bool | int | float | str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Factor:
-    """One varied field.
-
-    Attributes:
-        path: Dotted path in the ``RunConfig``.
-        values: What it is set to, in the order of the table's rows.
-        labels: How the values are printed, where that differs from the values themselves.
-    """
-
-    path: str
-    values: tuple[Scalar, ...]
-    labels: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.path == SEED_PATH:
-            raise ValueError(f"{SEED_PATH!r} cannot be a factor: rows are means over seeds. List seeds in Study.seeds.")
-        if not self.values:
-            raise ValueError(f"The factor {self.path} has no values.")
-        _refuse_repeats(f"values of the factor {self.path}", self.values)
-        if self.labels and len(self.labels) != len(self.values):
-            raise ValueError(f"The factor {self.path} has {len(self.values)} values but {len(self.labels)} labels.")
-
-    @property
-    def name(self) -> str:
-        """The last part of the path, by which rows and trials are named."""
-        return self.path.rpartition(".")[2]
-
-    def label(self, value: Scalar) -> str:
-        """How ``value`` is printed."""
-        if self.labels:
-            return self.labels[self.values.index(value)]
-        return f"{self.name} {value}"
+A_A = "base again (A/A)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,51 +29,60 @@ class Metric:
 
     key: str
     title: str
-
-
-@dataclass(frozen=True, slots=True)
-class PaperRow:
-    """A published row. Metrics are fractions under the same keys as ours; ``default`` marks the paper's own choice."""
-
-    label: str
-    metrics: Mapping[str, float]
-    default: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Paper:
-    """A published table, and what its setting was, so that nobody takes it for ours."""
-
-    source: str
-    setting: str
-    rows: tuple[PaperRow, ...]
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One combination of the factors' values.
+    """One config with all its seeds; rows of several blocks may show it.
 
     Attributes:
-        label: How its row is printed.
-        values: Value by dotted path.
-        paper_row: Label of the published row that it stands beside.
+        label: What it is called outside of its table.
+        changes: Fields that the design sets in the study's recipe.
+        seeds: One trial each. The n-th trial of every cell is paired with the n-th of its base.
     """
 
     label: str
-    values: Mapping[str, Scalar]
-    paper_row: str | None = None
+    changes: Mapping[str, Any]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """A row of the table.
+
+    Attributes:
+        block: Index of its block.
+        label: First column.
+        cell: Index of its cell.
+        versus: Index, in the plan, of the row that it is compared with; ``None`` for a base.
+        role: ``a/a`` is the base once more with other seeds.
+        paper_row: Label of the published row it stands beside.
+    """
+
+    block: int
+    label: str
+    cell: int
+    versus: int | None
+    role: Literal["base", "row", "a/a"]
+    paper_row: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One training of a cell with one seed. ``digest`` is the config's before a machine says what ``auto`` means."""
+    """One cell with one seed. ``digest`` is the config's before a machine says what ``auto`` means."""
 
-    name: str
     cell: int
+    replicate: int
     label: str
     seed: int
     digest: str
     config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"{self.label}, seed {self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,57 +90,61 @@ class Study:
     """A sweep before it is resolved.
 
     Attributes:
-        name: Name of its folder and of its MLflow experiment.
+        name: Name of its file, of its folder and of its MLflow experiment.
         recipe: Entry of ``toco.recipes`` that every training starts from.
-        factors: What varies; the cells are all combinations, the last factor varies fastest.
+        design: What varies, see ``sweeps.core.designs``.
         seeds: Every cell is trained once with each.
         metrics: Columns of the table; the first is the one that the study is about.
         changes: Fields of the recipe set for all trainings, by dotted path.
-        paper: Published rows to print beside ours.
-        paper_rows: Label of the published row by the label of a cell.
+        purpose: ``effect`` asks for differences of a size, and is refused where the seeds cannot show them;
+            ``direction`` asks which way things go and may run with fewer seeds: its rows can read "underpowered".
+        a_a: Train the base once more with other seeds, to see what differs where nothing does.
+        smallest_effect: Difference worth detecting, as a fraction (0.005 is half a point of mIoU).
+        largest_blind_effect: With no seed noise known yet, the largest effect, in standard deviations of a paired
+            difference, that a study with the purpose ``effect`` may be unable to detect.
+        significance: Family-wise error rate of the declared comparisons.
+        power: Probability of detecting an effect of that size.
         train: ``module:function`` that a trial calls, with the signature of ``toco.train.loop.train``.
     """
 
     name: str
     title: str
     recipe: str
-    factors: tuple[Factor, ...]
+    design: Design
     seeds: tuple[int, ...]
     metrics: tuple[Metric, ...]
     changes: Mapping[str, Any] = field(default_factory=dict)
-    paper: Paper | None = None
-    paper_rows: Mapping[str, str] = field(default_factory=dict)
+    purpose: Literal["effect", "direction"] = "effect"
+    a_a: bool = True
+    smallest_effect: float = 0.005
+    largest_blind_effect: float = 5.0
+    significance: float = 0.05
+    power: float = 0.8
     train: str = TRAIN
 
     def __post_init__(self) -> None:
         if not self.seeds:
             raise ValueError("A study needs at least one seed.")
-        _refuse_repeats("seeds", self.seeds)
+        refuse_repeats("seeds", self.seeds)
+        if min(self.seeds) < 0:
+            raise ValueError(f"A seed is 0 or more, got {self.seeds}.")
         if not self.metrics:
             raise ValueError("A study needs at least one metric for its table.")
-        _refuse_repeats("paths of the factors", [factor.path for factor in self.factors])
-        varied = {factor.path for factor in self.factors} | {SEED_PATH}
+        if self.smallest_effect <= 0:
+            raise ValueError(f"The smallest effect worth detecting has to be positive, got {self.smallest_effect}.")
+        refuse_repeats("metrics", [metric.key for metric in self.metrics])
+        blocks = self.design.blocks()
+        refuse_repeats("titles of the blocks", [block.title for block in blocks])
+        varied = {path for block in blocks for row in block.rows for path in row.changes} | {SEED_PATH}
         for path in sorted(varied & self.changes.keys()):
             raise ValueError(
                 f"{path} varies in this study, so it cannot be set to {self.changes[path]!r} for all trials."
             )
-        known = {row.label for row in self.paper.rows} if self.paper else set()
-        for label in sorted(set(self.paper_rows.values()) - known):
-            raise ValueError(f"There is no published row {label!r} in this study; there are {sorted(known)}.")
-
-    @property
-    def num_trials(self) -> int:
-        """Trainings in all."""
-        return len(self.seeds) * math.prod(len(factor.values) for factor in self.factors)
-
-    def cells(self) -> tuple[Cell, ...]:
-        """All combinations of the factors' values."""
-        cells = []
-        for values in itertools.product(*(factor.values for factor in self.factors)):
-            label = ", ".join(factor.label(value) for factor, value in zip(self.factors, values, strict=True))
-            by_path = {factor.path: value for factor, value in zip(self.factors, values, strict=True)}
-            cells.append(Cell(label or self.recipe, by_path, self.paper_rows.get(label)))
-        return tuple(cells)
+        keys = {metric.key for metric in self.metrics}
+        for block in blocks:
+            for key in (*block.metrics, *(claim.metric for claim in (block.paper.claims if block.paper else ()))):
+                if key not in keys:
+                    raise ValueError(f"{block.title}: {key} is compared but is no column of the table {sorted(keys)}.")
 
     def base(self) -> RunConfig:
         """The recipe with the changes that hold for all trainings.
@@ -180,38 +155,76 @@ class Study:
         recipe: RunConfig = load("toco.recipes", self.recipe).recipe()
         return replace(recipe, dict(self.changes))
 
-    def resolve(self) -> Plan:
-        """Every config of every training, validated.
+    def value(self, path: str) -> Any:  # noqa: ANN401 - any JSON value
+        """What the recipe, with the changes that hold for all trainings, has at a dotted path.
 
         Raises:
-            ValueError: A config is not valid, or two trainings would be the same.
+            ValueError: It has no such field.
         """
-        base, cells = self.base(), self.cells()
-        trials: list[Trial] = []
-        for number, cell in enumerate(cells):
-            for seed in self.seeds:
-                config = replace(base, {**cell.values, SEED_PATH: seed})
+        values = flatten(self.base())
+        if path not in values:
+            raise ValueError(f"{self.name} varies {path}, which the recipe {self.recipe} does not have.")
+        return values[path]
+
+    def resolve(self) -> Plan:
+        """Every config of every trial, validated.
+
+        Raises:
+            ValueError: A config is not valid, or two rows of a block would be the same.
+        """
+        base = self.base()
+        blocks = self.design.blocks()
+        cells: list[Cell] = []
+        configs: list[RunConfig] = []
+        number_of: dict[str, int] = {}
+        rows: list[PlannedRow] = []
+        for index, block in enumerate(blocks):
+            first = len(rows)
+            seen: dict[str, str] = {}
+            for row in block.rows:
+                try:
+                    config = replace(base, {**row.changes, SEED_PATH: self.seeds[0]})
+                except ValueError as error:
+                    raise ValueError(f"{block.title}: {row.label}: {error}") from error
                 identity = digest(config)
-                varied = [f"{path.rpartition('.')[2]}_{value}" for path, value in cell.values.items()]
-                name = "-".join([*varied, f"seed_{seed}", identity[:8]]).replace("/", "_")
-                trials.append(Trial(name, number, cell.label, seed, identity, config))
-        first: dict[str, Trial] = {}
-        for trial in trials:
-            same = first.setdefault(trial.digest, trial)
-            if same is not trial:
-                raise ValueError(
-                    f"{trial.label} and {same.label} are the same training (digest {trial.digest}): "
-                    "a factor of this study has no effect on results."
-                )
-        return Plan(self, cells, tuple(trials))
+                if (same := seen.setdefault(identity, row.label)) != row.label:
+                    raise ValueError(
+                        f"{row.label} and {same} are the same training (digest {identity}): what varies in "
+                        f"{block.title!r} has no effect on results."
+                    )
+                if identity not in number_of:
+                    number_of[identity] = len(cells)
+                    label = row.label if len(blocks) == 1 else f"{block.title}: {row.label}"
+                    cells.append(Cell(label, dict(row.changes), self.seeds))
+                    configs.append(config)
+                versus = None if row.versus is None else first + row.versus
+                role: Literal["base", "row"] = "base" if versus is None else "row"
+                rows.append(PlannedRow(index, row.label, number_of[identity], versus, role, row.paper_row))
+        if self.a_a:
+            base_row = next(number for number, row in enumerate(rows) if row.role == "base")
+            cell = cells[rows[base_row].cell]
+            shift = max(self.seeds) + 1 - min(self.seeds)
+            rows.append(PlannedRow(rows[base_row].block, A_A, len(cells), base_row, "a/a", None))
+            cells.append(Cell(A_A, cell.changes, tuple(seed + shift for seed in self.seeds)))
+            configs.append(configs[rows[base_row].cell])
+        known = dict(zip(number_of.values(), number_of, strict=True))
+        trials = []
+        for number, (cell, config) in enumerate(zip(cells, configs, strict=True)):
+            for replicate, seed in enumerate(cell.seeds):
+                seeded = config if seed == config.seed else config.model_copy(update={SEED_PATH: seed})
+                identity = known[number] if seeded is config else digest(seeded)
+                trials.append(Trial(number, replicate, cell.label, seed, identity, seeded))
+        return Plan(self, blocks, tuple(cells), tuple(rows), tuple(trials))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A study with its cells and trials."""
+    """A study with its table and its trials."""
 
     study: Study
+    blocks: tuple[Block, ...]
     cells: tuple[Cell, ...]
+    rows: tuple[PlannedRow, ...]
     trials: tuple[Trial, ...]
 
     @property
@@ -225,8 +238,17 @@ class Plan:
         """Name of the study's folder."""
         return f"{self.study.name}-{self.digest[:8]}"
 
+    def comparisons(self) -> tuple[tuple[int, str], ...]:
+        """The declared comparisons: (row, key of the metric); the A/A row is none of them."""
+        return tuple(
+            (number, key)
+            for number, row in enumerate(self.rows)
+            if row.role == "row"
+            for key in (self.blocks[row.block].metrics or (self.study.metrics[0].key,))
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """What ``study.json`` holds. Configs are left out: each run folder has its own."""
+        """What ``study.json`` holds of the plan; ``sweeps.core.study_record`` reads it."""
         study = self.study
         return {
             "format_version": FORMAT_VERSION,
@@ -236,46 +258,25 @@ class Plan:
             "recipe": study.recipe,
             "changes": dict(study.changes),
             "data": study.base().data.name,
-            "factors": [
-                {
-                    "path": factor.path,
-                    "name": factor.name,
-                    "values": list(factor.values),
-                    "labels": [factor.label(value) for value in factor.values],
-                }
-                for factor in study.factors
-            ],
+            "design": study.design.name,
+            "notes": list(study.design.notes()),
             "seeds": list(study.seeds),
+            "purpose": study.purpose,
+            "significance": study.significance,
+            "power": study.power,
+            "smallest_effect": study.smallest_effect,
             "metrics": [asdict(metric) for metric in study.metrics],
-            "paper": None
-            if study.paper is None
-            else {
-                "source": study.paper.source,
-                "setting": study.paper.setting,
-                "rows": [
-                    {"label": row.label, "metrics": dict(row.metrics), "default": row.default}
-                    for row in study.paper.rows
-                ],
-            },
-            "cells": [
-                {"label": cell.label, "values": dict(cell.values), "paper_row": cell.paper_row} for cell in self.cells
-            ],
-            "trials": [
+            "blocks": [
                 {
-                    "name": trial.name,
-                    "cell": trial.cell,
-                    "label": trial.label,
-                    "seed": trial.seed,
-                    "digest": trial.digest,
+                    "title": block.title,
+                    "factors": list(block.factors),
+                    "metrics": list(block.metrics or (study.metrics[0].key,)),
+                    "paper": None if block.paper is None else asdict(block.paper),
                 }
-                for trial in self.trials
+                for block in self.blocks
+            ],
+            "rows": [asdict(row) for row in self.rows],
+            "cells": [
+                {"label": cell.label, "changes": dict(cell.changes), "seeds": list(cell.seeds)} for cell in self.cells
             ],
         }
-
-
-def _refuse_repeats(what: str, values: Any) -> None:  # noqa: ANN401 - any sequence of printable values
-    seen = set()
-    for value in values:
-        if (key := (type(value), value)) in seen:
-            raise ValueError(f"{value!r} occurs twice in the {what}.")
-        seen.add(key)

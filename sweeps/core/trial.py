@@ -23,6 +23,7 @@ import psutil
 from sweeps.core.links import link_or_copy
 from toco.train.checkpoint import all_in
 from toco.train.loop import DivergedError, Result
+from toco.train.reevaluate import reevaluate
 from toco.train.run_config import RunConfig
 
 
@@ -44,16 +45,20 @@ class Spec:
     """What a worker must know to run a trial; plain JSON values, so that it outlives processes and versions.
 
     Attributes:
-        name: Name of the trial.
+        key: Key of the trial in the ledger.
         recipe: Name of the recipe, for the record.
         train: ``module:function`` with the signature of ``toco.train.loop.train``.
         config: The ``RunConfig`` as JSON.
+        source: Run folder whose training is evaluated again, instead of a training.
+        prefixes: Folder of the checkpoints that trainings with the same first steps share.
     """
 
-    name: str
+    key: str
     recipe: str
     train: str
     config: Mapping[str, Any]
+    source: str | None = None
+    prefixes: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -61,7 +66,7 @@ class Spec:
 
 
 def run_trial(spec: Spec, channel: Channel) -> None:
-    """Train what ``spec`` says from where the last snapshot left it, and report every evaluation once.
+    """Run what ``spec`` says from where the last snapshot left it, and report every evaluation once.
 
     The last report's snapshot holds ``result.json``; its row has the status ``finished`` or ``diverged``.
 
@@ -77,22 +82,29 @@ def run_trial(spec: Spec, channel: Channel) -> None:
 
 
 def _run(spec: Spec, channel: Channel) -> None:
-    train = _function(spec.train)
     config = RunConfig.model_validate(spec.config)
-    with _scratch(spec.name) as scratch:
-        run_dir = scratch / spec.name
+    with _scratch(spec.key) as scratch:
+        run_dir = scratch / spec.key
+        reporter = _Reporter(channel, run_dir, scratch / "snapshot", config.num_steps)
+        if spec.source is not None:
+            result = reevaluate(Path(spec.source), run_dir, config, recipe=spec.recipe)
+            reporter.report({"status": result.status, "step": result.step, **result.metrics})
+            return
+        train = _function(spec.train)
         with channel.restored() as snapshot:
             if snapshot is not None:
                 shutil.copytree(snapshot, run_dir)
-        reporter = _Reporter(channel, run_dir, scratch / "snapshot", config.num_steps)
+        options: dict[str, Any] = {} if spec.prefixes is None else {"prefixes": Path(spec.prefixes)}
         try:
-            result = train(config, run_dir, recipe=spec.recipe, resume=True, observer=reporter, progress=False)
+            result = train(
+                config, run_dir, recipe=spec.recipe, resume=True, observer=reporter, progress=False, **options
+            )
         except DivergedError:
             # Deterministic, so that a restart would only diverge again: the result, not a failure of the machine.
             reporter.report({"status": "diverged"})
             return
         if result.status != "finished":
-            raise RuntimeError(f"{spec.name} was {result.status} by a signal after step {result.step}.")
+            raise RuntimeError(f"The training was {result.status} by a signal after step {result.step}.")
         reporter.report({"status": result.status, "step": result.step, **result.metrics})
 
 

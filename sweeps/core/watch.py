@@ -3,65 +3,111 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sweeps.core.live_page import LivePage
 from sweeps.core.mirror import Mirror
 from sweeps.core.progress import Progress
-from sweeps.core.study_folder import StudyFolder
+from sweeps.core.runs import Origin
+from sweeps.core.situation import Situation, Task
 
 logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """Told of every event of a study. No method raises: a full disk or a lost tracker must not end the trainings."""
+    """Told of every event of a study. No method raises: a full disk or a lost tracker must not end the trainings.
 
-    def __init__(self, folder: StudyFolder, progress: Progress, mirror: Mirror | None) -> None:
-        self._folder = folder
+    Args:
+        situation: The study and its ledger.
+        progress: Prints the progress line.
+        mirror: Fills MLflow.
+        page: Keeps the page up to date; ``None`` where another driver does.
+        resources: What a trial gets, for the record.
+    """
+
+    def __init__(
+        self,
+        situation: Situation,
+        progress: Progress,
+        mirror: Mirror,
+        page: LivePage | None,
+        resources: Mapping[str, Any],
+    ) -> None:
+        self._runs = situation.runs
+        self._names = {key: trial.name for key, trial in zip(situation.keys, situation.plan.trials, strict=True)}
+        self._tasks: dict[str, Task] = {}
+        self._study = situation.plan.study
         self._progress = progress
         self._mirror = mirror
+        self._page = page
+        self._resources = dict(resources)
+        self._waiting = False
 
-    def running(self, names: Set[str]) -> None:
+    def expect(self, tasks: Iterable[Task]) -> None:
+        """These tasks are about to run."""
+        self._tasks |= {task.key: task for task in tasks}
+
+    def running(self, keys: Set[str]) -> None:
         """These trials run now; called all the time."""
-        with _carrying_on("The progress line cannot be printed"):
-            self._progress.running(names)
+        with carrying_on("The progress line cannot be printed"):
+            self._progress.running(keys)
+            if self._page is not None:
+                self._page.progress(self._progress.steps_of_running(), self._progress.eta_s())
 
-    def reported(self, name: str, row: Mapping[str, Any]) -> None:
+    def reported(self, key: str, row: Mapping[str, Any]) -> None:
         """A trial has reported an evaluation."""
-        with _carrying_on(f"The progress of {name} is unknown"):
+        with carrying_on(f"The progress of {self._names[key]} is unknown"):
             if "step" in row:
-                self._progress.reported(name, int(row["step"]))
+                self._progress.reported(key, int(row["step"]))
 
-    def snapshot(self, name: str, snapshot: Path) -> None:
+    def snapshot(self, key: str, snapshot: Path) -> None:
         """A trial's snapshot is in storage."""
-        with _carrying_on(f"The run folder of {name} could not be updated, which is tried again later"):
-            self._folder.publish(name, snapshot)
-            if self._mirror is not None:
-                self._mirror.changed(name)
+        with carrying_on(f"The run folder of {self._names[key]} could not be updated, which is tried again later"):
+            self._runs.publish(key, snapshot)
+            self._mirror.changed(key)
+            self.settle(self._tasks[key])
 
-    def lost(self, name: str, reason: str) -> None:
+    def settle(self, task: Task) -> bool:
+        """Enter a trial into the ledger if its run folder says that it has ended; says whether it is there."""
+        origin = Origin(self._study.name, self._study.recipe, derived_from=task.source)
+        return self._runs.settle(task.key, task.identity, origin, self._resources)
+
+    def waiting_for(self, key: str, number: int, holder: str | None) -> None:
+        """Everything left, ``number`` trials, is run by other drivers; called every few seconds."""
+        if not self._waiting:
+            self._waiting = True
+            self._say(f"{number} trials, {self._names[key]} among them, are run by another driver: {holder}. Waiting.")
+
+    def lost(self, key: str, reason: str, trace: str) -> None:
         """A trial failed or lost its worker and will be started again."""
-        self._say(f"{name} is started again: {reason}")
+        with carrying_on(f"A failure of {self._names[key]} could not be noted"):
+            self._runs.ledger.add_failure(key, reason, trace)
+        self._say(f"{self._names[key]} is started again: {reason}")
 
-    def failed(self, name: str, reason: str) -> None:
+    def failed(self, key: str, reason: str, trace: str) -> None:
         """A trial has failed as often as it may."""
-        self._say(f"{name} failed: {reason}")
-        self.ended(name)
+        with carrying_on(f"A failure of {self._names[key]} could not be noted"):
+            self._runs.ledger.add_failure(key, reason, trace)
+        self._say(f"{self._names[key]} failed: {reason}")
+        self.ended(key)
 
-    def ended(self, name: str) -> None:
+    def ended(self, key: str) -> None:
         """A trial will not run any more, however it ended."""
-        with _carrying_on(f"The end of {name} could not be noted"):
-            self._progress.ended(name, failed=self._folder.status(name) != "finished")
+        with carrying_on(f"The end of {self._names[key]} could not be noted"):
+            self._progress.ended(key, failed=self._runs.status(key) != "finished")
+            if self._page is not None:
+                self._page.changed()
 
     def _say(self, text: str) -> None:
-        with _carrying_on(f"A line could not be printed ({text})"):
+        with carrying_on(f"A line could not be printed ({text})"):
             self._progress.say(text)
 
 
 @contextmanager
-def _carrying_on(problem: str) -> Iterator[None]:
+def carrying_on(problem: str) -> Iterator[None]:
     """Turn any exception into a warning."""
     try:
         yield

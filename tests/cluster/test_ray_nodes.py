@@ -162,7 +162,7 @@ def test_a_job_on_a_cluster_that_loses_a_node(cluster, data_root, tmp_path):
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
     def both_have_begun():
-        return len({path.parent for path in storage.glob("*/trials/*/checkpoints/step_*")}) == 2
+        return len({path.parent for path in storage.glob("runs/*/checkpoints/step_*")}) == 2
 
     job = submit()
     try:
@@ -187,10 +187,11 @@ def test_a_job_on_a_cluster_that_loses_a_node(cluster, data_root, tmp_path):
     assert "worker 2 is lost" in log.read_text()
 
     (study,) = storage.glob("layer_ablation-*")
-    for trial in json.loads((study / "study.json").read_text())["trials"]:
-        run = RunFolder(study / "trials" / trial["name"])
+    cells = json.loads((study / "study.json").read_text())["cells"]
+    for key in (key for cell in cells for key in cell["keys"]):
+        run = RunFolder(storage / "runs" / key)
         assert run.result()["status"] == "finished"
-        check_against_uninterrupted(run, tmp_path / trial["name"])
+        check_against_uninterrupted(run, tmp_path / key)
     assert (study / "report.html").is_file()
 
 

@@ -1,26 +1,62 @@
-"""Every study is a value that can be counted and resolved before anything runs."""
+"""Every study is a value that can be resolved before anything runs, from every recipe, and says what to expect."""
 
+import dataclasses
 import importlib
 
 import pytest
 
 from sweeps.__main__ import studies
+from sweeps.core.designs import Design
 from toco.config import digest
+from toco.registry import available
+
+NAMES = sorted(studies())
 
 
-@pytest.fixture(params=sorted(studies()))
-def study(request):
-    return studies()[request.param]
+def adapted(name, recipe):
+    """The study as ``--recipe`` makes it."""
+    module = importlib.import_module(f"sweeps.{name}")
+    study = dataclasses.replace(module.STUDY, recipe=recipe)
+    return module.for_recipe(study) if hasattr(module, "for_recipe") else study
 
 
-def test_a_study_resolves_to_the_trainings_it_counts(study):
+@pytest.mark.parametrize("recipe", available("toco.recipes"))
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_resolves_from_every_recipe(name, recipe):
+    study = adapted(name, recipe)
+    assert study.name == name
+    assert isinstance(study.design, Design)
     plan = study.resolve()
-    assert len(plan.trials) == study.num_trials == len(plan.cells) * len(study.seeds)
-    assert len({trial.name for trial in plan.trials}) == study.num_trials
+    assert {trial.config.data.name for trial in plan.trials} == {study.base().data.name}
+    assert len(plan.trials) == len(plan.cells) * len(study.seeds)
+    assert (
+        len({trial.name for trial in plan.trials}) == len({trial.digest for trial in plan.trials}) == len(plan.trials)
+    )
     assert all(trial.digest == digest(trial.config) for trial in plan.trials)
 
 
-def test_a_study_says_command_hardware_and_what_to_expect(study):
-    text = importlib.import_module(f"sweeps.{study.name}").__doc__
-    assert f"python sweeps/{study.name}.py" in text
+@pytest.mark.parametrize("name", NAMES)
+def test_the_study_in_the_file_is_that_of_its_own_recipe(name):
+    study = studies()[name]
+    assert adapted(name, study.recipe) == study
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_published_claim_compares_is_declared(name):
+    plan = studies()[name].resolve()
+    declared = set(plan.comparisons())
+    for index, block in enumerate(plan.blocks):
+        number = {row.paper_row: n for n, row in enumerate(plan.rows) if row.block == index and row.paper_row}
+        for claim in block.paper.claims if block.paper else ():
+            for label in claim.than:
+                assert plan.rows[number[label]].versus == number[claim.better]
+                assert (number[label], claim.metric) in declared
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_says_command_hardware_and_what_to_expect(name):
+    text = importlib.import_module(f"sweeps.{name}").__doc__
+    assert f"python -m sweeps run {name}\n" in text
+    assert "core" in text
     assert "minute" in text or "hour" in text
+    assert "Expected" in text

@@ -1,3 +1,5 @@
+import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -62,6 +64,29 @@ def test_splits_and_seeds_differ(tmp_path: Path) -> None:
     assert (train.image(0) != val.image(0)).any()
     assert (train.image(0) != other.image(0)).any()
     assert train.manifest_digest() != other.manifest_digest()
+
+
+def test_the_manifest_says_what_was_written(tmp_path: Path) -> None:
+    def digests(config: shapes.Config) -> tuple[str, str]:
+        return tuple(shapes.open_split(config, split).manifest_digest() for split in ("train", "val"))
+
+    here, there = (shapes.Config(root=tmp_path / name, num_train=9, num_val=3) for name in ("here", "there"))
+    before = digests(here)
+    assert digests(there) == before  # of what was generated, not of where it lies
+    manifest = shapes.generated_folder(there) / "manifest.json"
+    written = json.loads(manifest.read_text())
+    content = b"".join(
+        (manifest.parent / folder / f"val_0000{index}.png").read_bytes()
+        for index in range(3)
+        for folder in ("JPEGImages", "SegmentationClass")
+    )
+    assert written["val"] == hashlib.sha256(content).hexdigest()
+    manifest.write_text(json.dumps(written | {"val": "0" * 64}))
+    assert digests(there)[0] == before[0]
+    assert digests(there)[1] != before[1]
+    image = shapes.generated_folder(here) / "JPEGImages" / "val_00000.png"
+    image.write_bytes(image.read_bytes()[:-1])
+    assert digests(here)[1] != before[1]
 
 
 def test_generation_at_once_gives_one_whole_folder(tmp_path: Path) -> None:

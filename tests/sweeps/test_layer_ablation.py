@@ -1,4 +1,4 @@
-"""The layer ablation's rows, and that its command line refuses mistakes before Ray starts."""
+"""The layer ablation's command line: it refuses mistakes before Ray starts, and its options arrive."""
 
 import dataclasses
 
@@ -7,58 +7,25 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from sweeps import layer_ablation
-from sweeps.core import launch
-from sweeps.layer_ablation import STUDY, backbone_depth, main, with_blocks
-from toco.registry import load
+from sweeps.core import launch, options
+from sweeps.layer_ablation import main
 
 VOC = ["--recipe", "voc_deit_b", "--data", "."]
-
-
-def test_in_a_backbone_of_twelve_blocks_the_rows_are_the_papers():
-    study = with_blocks(STUDY, None, depth=12)
-    assert study == STUDY
-    assert [cell.label for cell in study.cells()] == ["#8", "#9", "#10", "#11"]
-    assert all(cell.paper_row == cell.label for cell in study.cells())
-
-
-@pytest.mark.parametrize(("depth", "blocks"), [(6, [1, 2, 3, 4]), (8, [3, 4, 5, 6]), (24, [19, 20, 21, 22])])
-def test_in_another_backbone_a_row_stands_beside_the_papers_at_the_same_distance_from_the_end(depth, blocks):
-    cells = with_blocks(STUDY, None, depth).cells()
-    assert [cell.values["method.aux_block"] for cell in cells] == blocks
-    assert [cell.label for cell in cells] == [f"#{block + 1}" for block in blocks]
-    assert [cell.paper_row for cell in cells] == ["#8", "#9", "#10", "#11"]
-
-
-def test_a_block_that_the_paper_did_not_try_has_no_published_row():
-    cells = with_blocks(STUDY, (2, 9, 11), depth=12).cells()
-    assert [cell.paper_row for cell in cells] == [None, "#10", None]
-
-
-def test_a_backbone_too_shallow_for_the_papers_rows_needs_layers():
-    with pytest.raises(ValueError, match="Give others with --layers"):
-        with_blocks(STUDY, None, depth=4)
-    assert len(with_blocks(STUDY, (0, 3), depth=4).cells()) == 2
-
-
-def test_the_depth_is_known_without_weights():
-    assert backbone_depth(load("toco.recipes", "voc_deit_b").recipe()) == 12
 
 
 @pytest.fixture
 def started(monkeypatch):
     """What would have been run."""
-    plans = []
+    drivers = []
 
-    def run(plan, folder, launched, address, watch, mirror):
-        plans.append((plan, launched, address))
-        mirror.start()
-        return False
+    def run(driver, uri, foretold):
+        drivers.append((driver._situation, driver._launch, driver._address))
+        return 0
 
-    monkeypatch.setattr(launch, "_run", run)
-    monkeypatch.setattr(layer_ablation, "backbone_depth", lambda config: 12)
+    monkeypatch.setattr(launch._Driver, "run", run)
+    monkeypatch.setattr("sweeps.core.planning.probe", lambda *_, **__: ())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return plans
+    return drivers
 
 
 @pytest.fixture
@@ -117,19 +84,16 @@ def test_a_storage_that_cannot_be_is_a_sentence(started, voc):
     assert started == []
 
 
-def test_a_study_does_not_go_on_with_other_data(started, tmp_path, voc):
-    def run(data):
+def test_other_data_are_other_trainings_and_the_same_data_elsewhere_are_the_same(started, tmp_path, voc):
+    def keys(data):
         command = ["--recipe", "voc_deit_b", "--storage", str(tmp_path / "results"), "--data", str(data)]
-        return CliRunner().invoke(main, command).output
+        assert CliRunner().invoke(main, command).exit_code == 0
+        return started.pop()[0].keys
 
     first, other = voc(width=2), voc(width=5)
-    run(first)
-    assert len(started) == 1
-    assert "holds results of other data or other weights" in run(other)
-    assert len(started) == 1
-    # The same data elsewhere is the same data.
-    run(first.rename(tmp_path / "moved"))
-    assert len(started) == 2
+    before = keys(first)
+    assert not set(before) & set(keys(other))
+    assert keys(first.rename(tmp_path / "moved")) == before
 
 
 def test_the_options_arrive(started, tmp_path, voc):
@@ -137,10 +101,12 @@ def test_the_options_arrive(started, tmp_path, voc):
     options += ["--cpus-per-trial", "0.5", "--gpus-per-trial", "0.25", "--max-failures", "-1", "--address", "h:1"]
     options += ["--storage", str(tmp_path / "results"), "--tracking-uri", f"sqlite:///{tmp_path / 'm.db'}"]
     result = CliRunner().invoke(main, ["--recipe", "voc_deit_b", "--data", str(voc()), *options])
-    # Nothing was run, so nothing is finished.
-    assert result.exit_code == 1
-    ((plan, launched, address),) = started
-    assert [(trial.config.method.aux_block, trial.seed) for trial in plan.trials] == [(3, 4), (3, 2), (11, 4), (11, 2)]
+    assert result.exit_code == 0, result.output
+    ((situation, launched, address),) = started
+    plan = situation.plan
+    trained = [(trial.config.method.aux_block, trial.seed) for trial in plan.trials]
+    # The last two are the base again, with other seeds.
+    assert trained == [(3, 4), (3, 2), (11, 4), (11, 2), (3, 7), (3, 5)]
     assert {trial.config.num_steps for trial in plan.trials} == {3000}
     assert all(trial.config.data.root.is_absolute() for trial in plan.trials)
     values = dataclasses.asdict(launched)
@@ -159,4 +125,4 @@ def test_in_a_ray_job_results_cannot_lie_in_the_job_s_own_folder(started, monkey
     result = CliRunner().invoke(main, [*VOC, "--storage", "results"])
     assert "thrown away" in result.output
     assert started == []
-    assert launch.default_storage() == tmp_path / "toco-results"
+    assert options.default_storage() == tmp_path / "toco-results"

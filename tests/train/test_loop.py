@@ -6,70 +6,16 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from toco.backbones import vit_nano
 from toco.config import replace
-from toco.data import ViewsConfig, voc
-from toco.evaluate import EvaluateConfig
+from toco.evaluate import read_confusions
 from toco.methods import toco
 from toco.train import checkpoint
 from toco.train.loop import DivergedError, train
-from toco.train.optim import OptimConfig
-from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    """Sixteen small images of two classes, one quadrant each."""
-    root = tmp_path_factory.mktemp("data")
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True)
-    (root / "classes.txt").write_text("background\nred\nblue\n")
-    rng = np.random.default_rng(0)
-    names = [f"image{i:02}" for i in range(16)]
-    for i, name in enumerate(names):
-        image = rng.integers(60, 120, (40, 48, 3), dtype=np.uint8)
-        mask = np.zeros((40, 48), np.uint8)
-        mask[10 : 10 + 20, 4 * (i % 5) : 4 * (i % 5) + 20] = i % 2 + 1
-        image[mask > 0, 2 * (i % 2)] = 220
-        Image.fromarray(image).save(root / "JPEGImages" / f"{name}.png")
-        Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
-    for split, part in (("train", names[:12]), ("val", names[12:])):
-        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(part) + "\n")
-    return root
-
-
-@pytest.fixture(scope="module")
-def config(data_root):
-    return RunConfig(
-        data=voc.Config(root=data_root, train_list="train"),
-        views=ViewsConfig(crop_size_px=32),
-        backbone=vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=32, weights=None),
-        method=toco.Config(
-            aux_block=1,
-            cam_scales=(1.0,),
-            num_local_crops=2,
-            local_crop_size_px=16,
-            decoder_width=8,
-            projection=toco.ProjectionConfig(hidden_width=16, bottleneck_width=8, output_width=16),
-            segmentation=toco.Term(weight=0.1, start_step=2),
-            energy=toco.Term(weight=0.05, start_step=2),
-        ),
-        optim=OptimConfig(lr=1e-3, warmup_steps=2),
-        evaluate=EvaluateConfig(size_px=32, cam_scales=(1.0,), cam_flip=False, curve_step=0.1, num_pictures=1),
-        num_steps=6,
-        batch_size=4,
-        evaluate_every=2,
-        log_every=1,
-        keep_checkpoints=3,
-        num_workers=0,
-    )
 
 
 class CrashError(Exception):
@@ -159,6 +105,28 @@ def test_resuming_forgets_what_the_last_checkpoint_does_not_know(config, finishe
         file.write('{"step": 4, "kind": "tr')
     train(config, tmp_path, resume=True, progress=False)
     assert rows(tmp_path) == rows(finished)
+
+
+def test_the_counts_of_the_averaged_evaluations_are_kept_through_a_crash(config, tmp_path):
+    averaging = replace(config, {"evaluate.average_last": 2})
+    train(averaging, tmp_path / "whole", progress=False)
+    with pytest.raises(CrashError):
+        train(averaging, tmp_path / "cut", progress=False, observer=InterruptAt(4))
+    folder = RunFolder(tmp_path / "cut")
+    folder.counts(6).write_bytes(b"of a step that the checkpoint does not know")
+    folder.forget_after(4)
+    assert [path.name for path in sorted(tmp_path.glob("cut/evaluations/*.npz"))] == [
+        "step_00000002.npz",
+        "step_00000004.npz",
+    ]
+    train(averaging, tmp_path / "cut", resume=True, progress=False)
+    whole, cut = (sorted((tmp_path / name / "evaluations").iterdir()) for name in ("whole", "cut"))
+    assert [path.name for path in cut] == [path.name for path in whole]
+    assert [path.name for path in cut if path.suffix == ".npz"] == ["step_00000004.npz", "step_00000006.npz"]
+    assert [path.read_bytes() for path in cut] == [path.read_bytes() for path in whole]
+    counted = read_confusions(folder.counts(6))
+    assert counted.names == tuple(f"image{i}" for i in (12, 13, 14, 15))
+    assert counted.seg.shape == (4, 3, 3)
 
 
 def test_a_finished_run_is_not_run_again(config, finished):

@@ -11,11 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-import toco.backbones._torchvision  # noqa: F401 - must come before timm
-
-from timm import create_model  # isort: skip
-from timm.models import VisionTransformer  # isort: skip
-
 from toco.backbones._backbone import Backbone, BackboneConfig
 from toco.backbones._weights import load_file
 from toco.types import Features
@@ -43,6 +38,12 @@ def build(config: Config) -> ViT:
     Raises:
         ValueError: timm has no such model, it is not a plain ViT with a class token, or the weights do not fit.
     """
+    # timm takes seconds to import, and what only counts or reports trainings needs the config alone.
+    import toco.backbones._torchvision  # noqa: F401 - must come before timm
+
+    from timm import create_model  # isort: skip
+    from timm.models import VisionTransformer  # isort: skip
+
     # dynamic_img_size only changes the layout of the patch embedding's output; positions are interpolated below.
     options: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
     try:
@@ -70,11 +71,11 @@ class ViT(Backbone):
     columns (timm pads). Source: official ``model/vit.py``.
     """
 
-    def __init__(self, vit: VisionTransformer) -> None:
+    def __init__(self, vit: Any) -> None:  # noqa: ANN401 - a VisionTransformer, whose attributes timm types as optional
         super().__init__()
         if vit.cls_token is None or vit.pos_embed is None or vit.num_prefix_tokens != 1 or vit.no_embed_class:
             raise ValueError("Expected a ViT with one class token that has a position of its own, and no registers.")
-        self.vit: Any = vit  # timm's attributes are optional; the check above says which are there
+        self.vit = vit
         self.width = vit.embed_dim
         self.depth = len(vit.blocks)
         self.patch_size_px = vit.patch_embed.patch_size[0]

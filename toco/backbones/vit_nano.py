@@ -11,8 +11,6 @@ from toco.backbones._backbone import BackboneConfig
 from toco.backbones._weights import load_file
 from toco.backbones.vit import ViT
 
-from timm.models import VisionTransformer  # isort: skip - after toco.backbones.vit, which makes timm importable
-
 BUNDLED = "bundled"
 BUNDLED_WEIGHTS = Path(__file__).with_suffix(".safetensors")
 
@@ -50,6 +48,11 @@ def build(config: Config) -> ViT:
     Raises:
         ValueError: The weights do not fit the dimensions.
     """
+    # timm takes seconds to import, and what only counts or reports trainings needs the config alone.
+    import toco.backbones._torchvision  # noqa: F401 - must come before timm
+
+    from timm.models import VisionTransformer  # isort: skip
+
     vit = VisionTransformer(
         img_size=config.image_size_px,
         patch_size=config.patch_size_px,

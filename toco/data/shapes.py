@@ -7,6 +7,7 @@ on every machine: see ``_scene`` (whole numbers only) and ``_png`` (nothing comp
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -27,6 +28,8 @@ from toco.data.voc import VocFolder
 __all__ = ["Config", "SceneConfig", "draw_scene", "folder_digest", "generated_folder", "open_split", "write_folder"]
 
 _LABELS = Path("image_labels.csv")
+_MANIFEST = "manifest.json"
+_NUM_READ = 4
 _SPLITS: tuple[Split, ...] = ("train", "val")
 
 
@@ -55,20 +58,36 @@ class Config(DataConfig):
     root: Path | None = Field(default=None, json_schema_extra={RUN_ONLY: True})
 
 
-def open_split(config: Config, split: Split) -> VocFolder:
+class ShapesFolder(VocFolder):
+    """A split of a generated folder, which holds a digest of all that was written to it."""
+
+    def __init__(self, folder: Path, split: Split, *, cache: bool) -> None:
+        layout = Layout(folder)
+        super().__init__(layout, read_names(layout, split), read_class_names(layout), _LABELS, cache=cache)
+        self._split = split
+
+    def manifest_digest(self) -> str:
+        """Digest of names, classes, labels, and all images and masks as they were generated.
+
+        Of the files themselves only a few are read, to see that they still are what they were: to read all takes
+        seconds on a cold disk, and every start of a study asks for this digest.
+        """
+        written = json.loads((self.layout.root / _MANIFEST).read_text())[self._split]
+        digest = hashlib.sha256(repr((self.class_names, self.names, written)).encode())
+        for index in range(len(self)):
+            digest.update(self.class_labels(index).tobytes())
+        for name in self.names[:: -(-len(self) // _NUM_READ)]:
+            digest.update(self.layout.image_path(name).read_bytes() + self.layout.mask_path(name).read_bytes())
+        return digest.hexdigest()
+
+
+def open_split(config: Config, split: Split) -> ShapesFolder:
     """Open the training or the validation images; generate both first, if they are not there.
 
     Raises:
         ValueError: The folder cannot be written.
     """
-    layout = Layout(generated_folder(config))
-    return VocFolder(
-        layout,
-        read_names(layout, split),
-        read_class_names(layout),
-        _LABELS,
-        cache=config.cache,
-    )
+    return ShapesFolder(generated_folder(config), split, cache=config.cache)
 
 
 def generated_folder(config: Config) -> Path:
@@ -104,22 +123,29 @@ def write_folder(config: Config, folder: Path) -> None:
     for part in (images, masks, lists):
         part.mkdir(parents=True)
     rows = ["name,class_ids"]
+    digests: dict[str, str] = {}
     for split_key, (split, count) in enumerate(zip(_SPLITS, (config.num_train, config.num_val), strict=True)):
         names = [f"{split}_{index:05d}" for index in range(count)]
+        total = hashlib.sha256()
         for index, name in enumerate(names):
             scene = draw_scene((config.seed, split_key, index), config.image_size_px, config.num_classes, config.scene)
-            (images / f"{name}.png").write_bytes(png_bytes(scene.image))
-            (masks / f"{name}.png").write_bytes(png_bytes(scene.mask))
+            for folder_of_kind, pixels in ((images, scene.image), (masks, scene.mask)):
+                content = png_bytes(pixels)
+                (folder_of_kind / f"{name}.png").write_bytes(content)
+                total.update(content)
             rows.append(f"{name},{' '.join(str(i) for i in np.unique(scene.mask) if i)}")
         _write_lines(lists / f"{split}.txt", names)
+        digests[split] = total.hexdigest()
     _write_lines(folder / "classes.txt", CLASS_NAMES[: config.num_classes])
     _write_lines(folder / _LABELS, rows)
+    _write_lines(folder / _MANIFEST, [json.dumps(digests)])
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 (hex) of the paths and bytes of all files under ``folder``."""
+    """SHA-256 (hex) of the paths and bytes of all files under ``folder``, the manifest aside."""
     total = hashlib.sha256()
-    for path in sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()):
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
+    for path in sorted(path.relative_to(folder).as_posix() for path in files):
         total.update(f"{path}\0{hashlib.sha256((folder / path).read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
 

@@ -1,16 +1,17 @@
-"""Evaluation of a trained method on a split."""
+"""Evaluation of a trained method on a split. What draws is in ``pictures``, apart because it imports matplotlib."""
 
-from toco.evaluate.evaluator import EvaluateConfig, evaluate
-from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve, save_panels
+from toco.evaluate.confusions import Confusions, read_confusions
+from toco.evaluate.evaluator import EvaluateConfig, can_rescore, evaluate, rescore
 from toco.evaluate.report import Evaluation, Picture, ThresholdCurve
 
 __all__ = [
+    "Confusions",
     "EvaluateConfig",
     "Evaluation",
     "Picture",
     "ThresholdCurve",
-    "draw_similarity_curve",
-    "draw_threshold_curve",
+    "can_rescore",
     "evaluate",
-    "save_panels",
+    "read_confusions",
+    "rescore",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,14 +12,17 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
+from toco.cam.labels import cam_to_label
 from toco.config import RUN_ONLY, Config
 from toco.data._dataset import Dataset
-from toco.evaluate.report import Evaluation, Picture, ThresholdCurve, undefined_to_none
+from toco.evaluate.cam_scores import score_cams
+from toco.evaluate.confusions import Confusions
+from toco.evaluate.report import Evaluation, Picture, undefined_to_none
 from toco.evaluate.sizes import network_input, resize_bilinear, resize_nearest
 from toco.methods._method import Method
 from toco.metrics.cam_quality import CamQuality
 from toco.metrics.multilabel import f1_per_image, mean_average_precision
-from toco.metrics.segmentation import ClassScores, ConfusionMatrix, class_scores, mean_over_classes
+from toco.metrics.segmentation import class_scores, confusion_by_image, mean_over_classes
 from toco.metrics.smoothness import patch_similarity
 from toco.types import Prediction
 
@@ -135,6 +138,43 @@ def evaluate(
     return scores.evaluation(("background", *dataset.class_names), step, tuple(pictures))
 
 
+def can_rescore(confusions: Confusions, config: EvaluateConfig) -> bool:
+    """Whether the pixels were counted at every threshold of ``config``."""
+    return set(config.thresholds()) <= set(confusions.thresholds.tolist())
+
+
+def rescore(evaluation: Evaluation, confusions: Confusions, config: EvaluateConfig) -> Evaluation:
+    """What an evaluation with other thresholds would have found, exactly, from what this one counted.
+
+    Args:
+        evaluation: An evaluation whose config differs from ``config`` in the background threshold and the curve only.
+        confusions: What it counted.
+        config: How it would have been evaluated.
+
+    Raises:
+        ValueError: The pixels were not counted at a threshold of ``config``.
+    """
+    thresholds = config.thresholds()
+
+    def counted(histogram: Integer[np.ndarray, "s k bins"]) -> CamQuality:
+        quality = CamQuality(histogram.shape[1], confusions.thresholds.tolist())
+        quality.histogram += torch.from_numpy(histogram)
+        return quality.at(thresholds)
+
+    cam, aux_cam = counted(confusions.cam_histogram), counted(confusions.aux_cam_histogram)
+    cams = score_cams(cam, aux_cam, thresholds, config.background_threshold)
+    kept = {name: v for name, v in evaluation.metrics.items() if not name.startswith(("val/cam_", "val/aux_cam_"))}
+    return replace(
+        evaluation,
+        protocol=config.protocol(),
+        metrics=kept | cams.metrics,
+        per_class={"seg_iou": evaluation.per_class["seg_iou"]} | cams.per_class,
+        threshold_curve=cams.threshold_curve,
+        pictures=(),
+        confusions=None,
+    )
+
+
 def evenly_spaced(total: int, count: int) -> list[int]:
     """At most ``count`` different indices below ``total``, evenly spaced, the first and the last among them.
 
@@ -180,9 +220,12 @@ class _Scores:
 
     def __init__(self, num_foreground_classes: int, config: EvaluateConfig, device: torch.device | str) -> None:
         self.config = config
-        self.segmentation = ConfusionMatrix(num_foreground_classes + 1, device)
+        self.num_classes = num_foreground_classes + 1
         self.cam = CamQuality(num_foreground_classes, config.thresholds(), device)
         self.aux_cam = CamQuality(num_foreground_classes, config.thresholds(), device)
+        self.indices: list[int] = []
+        self.names: list[str] = []
+        self.confusions: list[Integer[Tensor, "b maps s s"]] = []
         self.class_labels: list[Tensor] = []
         self.class_logits: list[Tensor] = []
         self.similarities: list[Tensor] = []
@@ -197,64 +240,54 @@ class _Scores:
             rows_by_size.setdefault(_size(sample), []).append(row)
         for size, rows in rows_by_size.items():
             mask = torch.from_numpy(np.stack([samples[row].mask for row in rows])).to(class_labels.device)
-            logits = resize_bilinear(prediction.segmentation_logits[rows], size)
-            self.segmentation.update(mask, logits.argmax(1))
-            self.cam.update(mask, resize_bilinear(prediction.cams.cam[rows], size), class_labels[rows])
-            self.aux_cam.update(mask, resize_bilinear(prediction.cams.aux_cam[rows], size), class_labels[rows])
+            present = class_labels[rows]
+            labels = [resize_bilinear(prediction.segmentation_logits[rows], size).argmax(1)]
+            for quality, maps in ((self.cam, prediction.cams.cam), (self.aux_cam, prediction.cams.aux_cam)):
+                cam = resize_bilinear(maps[rows], size)
+                quality.update(mask, cam, present)
+                labels.append(cam_to_label(cam, present, self.config.background_threshold))
+            self.indices += [samples[row].index for row in rows]
+            self.names += [samples[row].name for row in rows]
+            matrices = [confusion_by_image(mask, label, self.num_classes) for label in labels]
+            self.confusions.append(torch.stack(matrices, dim=1).int().cpu())
 
     def evaluation(self, class_names: tuple[str, ...], step: int | None, pictures: tuple[Picture, ...]) -> Evaluation:
+        # Back in the order of the split, which does not depend on the batches.
+        order = np.argsort(self.indices)
+        matrices = torch.cat(self.confusions)[order]
+        segmentation = class_scores(matrices[:, 0].sum(0))
         thresholds = self.config.thresholds()
-        fixed = thresholds.index(round(self.config.background_threshold, 6))
-        segmentation = self.segmentation.scores()
-        cam = class_scores(self.cam.confusion_matrices())
-        aux_cam = class_scores(self.aux_cam.confusion_matrices())
+        cams = score_cams(self.cam, self.aux_cam, thresholds, self.config.background_threshold)
         class_labels, class_logits = torch.cat(self.class_labels), torch.cat(self.class_logits)
         similarity = torch.cat(self.similarities, dim=1).double().mean(1).tolist()
         metrics = {
             "seg_miou": mean_over_classes(segmentation.iou).item(),
             "seg_pixel_accuracy": segmentation.pixel_accuracy.item(),
-            **_cam_metrics("cam", cam, thresholds, fixed),
-            **_cam_metrics("aux_cam", aux_cam, thresholds, fixed),
             "label_f1": f1_per_image(class_labels, class_logits > 0).mean().item(),
             "label_map": mean_average_precision(class_labels, class_logits),
             "patch_similarity_last": similarity[-1],
         }
+        seg, cam, aux_cam = matrices.numpy().swapaxes(0, 1)
         return Evaluation(
             step=step,
             protocol=self.config.protocol(),
-            metrics={f"val/{name}": value for name, value in metrics.items() if np.isfinite(value)},
+            metrics={f"val/{name}": value for name, value in metrics.items() if np.isfinite(value)} | cams.metrics,
             class_names=class_names,
-            per_class={
-                "seg_iou": undefined_to_none(segmentation.iou.tolist()),
-                "cam_iou": undefined_to_none(cam.iou[fixed].tolist()),
-                "aux_cam_iou": undefined_to_none(aux_cam.iou[fixed].tolist()),
-                "cam_precision": undefined_to_none(cam.precision[fixed].tolist()),
-                "cam_recall": undefined_to_none(cam.recall[fixed].tolist()),
-            },
-            threshold_curve=ThresholdCurve(
-                thresholds=thresholds,
-                cam_miou=undefined_to_none(mean_over_classes(cam.iou).tolist()),
-                aux_cam_miou=undefined_to_none(mean_over_classes(aux_cam.iou).tolist()),
-            ),
+            per_class={"seg_iou": undefined_to_none(segmentation.iou.tolist())} | cams.per_class,
+            threshold_curve=cams.threshold_curve,
             patch_similarity=undefined_to_none(similarity),
             pictures=pictures,
+            confusions=Confusions(
+                names=tuple(self.names[i] for i in order),
+                class_names=class_names,
+                seg=seg,
+                cam=cam,
+                aux_cam=aux_cam,
+                thresholds=np.array(thresholds),
+                cam_histogram=self.cam.histogram.cpu().numpy(),
+                aux_cam_histogram=self.aux_cam.histogram.cpu().numpy(),
+            ),
         )
-
-
-def _cam_metrics(prefix: str, scores: ClassScores, thresholds: tuple[float, ...], fixed: int) -> dict[str, float]:
-    """Scores at the fixed threshold, and the best threshold of the curve (the lowest one on ties)."""
-    miou = mean_over_classes(scores.iou)
-    best = int(miou.nan_to_num(-1.0).argmax())
-    return {
-        f"{prefix}_miou": miou[fixed].item(),
-        f"{prefix}_best_miou": miou[best].item(),
-        f"{prefix}_best_threshold": thresholds[best],
-        f"{prefix}_precision": mean_over_classes(scores.precision[fixed]).item(),
-        f"{prefix}_recall": mean_over_classes(scores.recall[fixed]).item(),
-        f"{prefix}_fp_rate": mean_over_classes(scores.fp_rate[fixed]).item(),
-        f"{prefix}_fn_rate": mean_over_classes(scores.fn_rate[fixed]).item(),
-        f"{prefix}_confusion_ratio": mean_over_classes(scores.confusion_ratio[fixed]).item(),
-    }
 
 
 def _picture(

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 from tabulate import SEPARATING_LINE, tabulate
 
+from toco.evaluate.confusions import Confusions
+
 FORMAT_VERSION = 1
 """Version of the JSON format; a reader refuses another one."""
 
@@ -71,6 +73,7 @@ class Evaluation:
         threshold_curve: CAM mIoU by threshold.
         patch_similarity: Mean cosine similarity of the patches after every block, first to last.
         pictures: What the panels are drawn from; not part of the JSON.
+        confusions: What was counted; ``None`` where it was not kept, and not part of the JSON either.
     """
 
     step: int | None
@@ -81,6 +84,7 @@ class Evaluation:
     threshold_curve: ThresholdCurve
     patch_similarity: tuple[float | None, ...]
     pictures: tuple[Picture, ...] = field(default=(), repr=False, compare=False)
+    confusions: Confusions | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:
         """The content of ``evaluations/step_*.json``: strict JSON, ``null`` for what is not defined."""
@@ -103,7 +107,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, text: str) -> Evaluation:
-        """Read what :meth:`to_json` wrote; the pictures are not in it.
+        """Read what :meth:`to_json` wrote; pictures and counts are not in it.
 
         Raises:
             ValueError: It is not such a file, or of another version.

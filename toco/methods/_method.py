@@ -20,6 +20,17 @@ class MethodConfig(Component):
         """The config with every choice that depends on the machine made (``auto`` replaced by what it stands for)."""
         return self
 
+    def late_step(self) -> int | None:
+        """First step (0-based) at which terms join that had no part in the training until then, if any join late."""
+        return None
+
+    def inert_until(self, step: int) -> frozenset[str]:
+        """Paths below ``method.`` that have no effect, to the bit, on the first ``step`` updates.
+
+        Neither have they any on the optimizer's state after them, nor on evaluations and pictures until then.
+        """
+        return frozenset()
+
 
 class Method(nn.Module, ABC):
     """A network and the losses that train it. State (a teacher, a memory) is parameters or buffers.

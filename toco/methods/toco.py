@@ -141,6 +141,20 @@ class Config(MethodConfig):
         chosen = resolve(self.dense_energy.filter_name, device, size * size)
         return self.model_copy(update={"dense_energy": self.dense_energy.model_copy(update={"filter_name": chosen})})
 
+    def late_step(self) -> int | None:
+        """Where the decoder's terms join. One without weight never joins, but a study may give it one."""
+        starts = [t.start_step for t in (self.segmentation, self.energy) if t.weight > 0 or t.start_step > 0]
+        return min(starts, default=0) or None
+
+    def inert_until(self, step: int) -> frozenset[str]:
+        """Everything about the decoder's terms, as long as none of them counts.
+
+        Until then the decoder gets zero gradients whatever the settings are: it decays, and its moments stay zero.
+        """
+        if any(term.weight > 0 and term.start_step < step for term in (self.segmentation, self.energy)):
+            return frozenset()
+        return frozenset({"segmentation", "energy", "dense_energy", "aux_pseudo_labels_until_step"})
+
 
 def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> ToCo:
     """The method on ``backbone``.

@@ -67,3 +67,18 @@ class CamQuality:
         above = self.histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:]
         background = self.histogram.sum((1, 2))[:, None] - above.sum(1)
         return torch.cat([background[:, None], above], dim=1).permute(2, 0, 1)
+
+    def at(self, thresholds: Sequence[float]) -> CamQuality:
+        """The same pixels at fewer thresholds: exactly what an evaluation with these alone would have counted.
+
+        Raises:
+            ValueError: One of them is not among those that were counted at.
+        """
+        fewer = CamQuality(self.num_foreground_classes, thresholds, self.histogram.device)
+        if not bool(torch.isin(fewer.thresholds, self.thresholds).all()):
+            raise ValueError(f"Counted at {self.thresholds.tolist()}; expected some of these, got {list(thresholds)}.")
+        # The bin of a score is the number of thresholds below it.
+        bins = torch.searchsorted(fewer.thresholds, self.thresholds, right=True)
+        bins = torch.cat([bins.new_zeros(1), bins])
+        fewer.histogram.index_add_(-1, bins, self.histogram)
+        return fewer

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 
 from jaxtyping import Bool, Float
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 
@@ -31,6 +30,8 @@ def mean_average_precision(class_labels: Float[Tensor, "b k"], scores: Float[Ten
     if not bool(scores.isfinite().all()):
         bad = int((~scores.isfinite()).any(1).sum())
         raise ValueError(f"The class logits of {bad} of {len(scores)} images are not finite; they cannot be ranked.")
+    from sklearn.metrics import average_precision_score  # brings scipy and pandas, seconds that only a training needs
+
     true = (class_labels > 0).cpu()
     present = true.any(0)
     if not bool(present.any()):

@@ -55,21 +55,29 @@ class ConfusionMatrix:
         self.matrix: Integer[Tensor, "s s"] = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, label: Integer[Tensor, "*pixels"], prediction: Integer[Tensor, "*pixels"]) -> None:
-        """Add pixels. Where either side is 255 a pixel is not counted.
-
-        A prediction may be 255 so that incomplete pseudo labels can be scored; read their coverage beside the score.
-
-        Raises:
-            ValueError: A label or a prediction is neither a class nor 255.
-        """
-        counted = valid_pixels(label, self.num_classes, "ground truth")
-        counted &= valid_pixels(prediction, self.num_classes, "prediction")
-        pairs = label[counted].long() * self.num_classes + prediction[counted].long()
-        self.matrix += torch.bincount(pairs, minlength=self.num_classes**2).reshape(self.matrix.shape)
+        """Add pixels, counted as in :func:`confusion_by_image`."""
+        self.matrix += confusion_by_image(label.reshape(1, 1, -1), prediction.reshape(1, 1, -1), self.num_classes)[0]
 
     def scores(self) -> ClassScores:
         """All scores so far."""
         return class_scores(self.matrix)
+
+
+def confusion_by_image(
+    label: Integer[Tensor, "b h w"], prediction: Integer[Tensor, "b h w"], num_classes: int
+) -> Integer[Tensor, "b s s"]:
+    """Pixels by (ground truth, prediction) of every image. Where either side is 255 a pixel is not counted.
+
+    A prediction may be 255 so that incomplete pseudo labels can be scored; read their coverage beside the score.
+
+    Raises:
+        ValueError: A label or a prediction is neither a class nor 255.
+    """
+    counted = valid_pixels(label, num_classes, "ground truth") & valid_pixels(prediction, num_classes, "prediction")
+    image = torch.arange(len(label), device=label.device)[:, None, None].expand_as(label)
+    cells = (image[counted] * num_classes + label[counted].long()) * num_classes + prediction[counted].long()
+    counts = torch.bincount(cells, minlength=len(label) * num_classes**2)
+    return counts.reshape(len(label), num_classes, num_classes)
 
 
 def class_scores(matrix: Integer[Tensor, "*t s s"]) -> ClassScores:

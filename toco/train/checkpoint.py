@@ -68,9 +68,7 @@ def save(
     their prefix; :meth:`Checkpoint.part` gives them back.
     """
     target = folder / folder_name(step)
-    partial = folder / f".{target.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = _partial(target)
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= _optimizer_tensors(model, optimizer)
     tensors |= _random_states()
@@ -82,12 +80,16 @@ def save(
         "digest": digest,
         "sha256": file_sha256(partial / TENSORS),
     }
-    (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
-    for path in (partial / TENSORS, partial / STATE, partial):
-        sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    sync(folder)
+    _publish(partial, state, target)
+    return target
+
+
+def adopt(path: Path, folder: Path, digest: str) -> Path:
+    """Copy the checkpoint ``path`` of another run into ``folder`` as one of the run with ``digest``."""
+    target = folder / path.name
+    partial = _partial(target)
+    shutil.copyfile(path / TENSORS, partial / TENSORS)
+    _publish(partial, {**json.loads((path / STATE).read_text()), "digest": digest}, target)
     return target
 
 
@@ -202,6 +204,24 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _partial(target: Path) -> Path:
+    """An empty folder beside ``target``, to be written first."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def _publish(partial: Path, state: Mapping[str, Any], target: Path) -> None:
+    """Complete ``partial``, which holds the tensors, and give it its name."""
+    (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
+    for path in (partial / TENSORS, partial / STATE, partial):
+        sync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    sync(target.parent)
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Mapping[str, Tensor]:

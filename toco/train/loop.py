@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from toco.config import digest, replace
 from toco.data import Dataset, TrainLoader
-from toco.evaluate import evaluate, save_panels
+from toco.evaluate import evaluate
 from toco.methods import Method
 from toco.registry import load
 from toco.train import checkpoint
+from toco.train.fork import Prefixes
 from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import Inputs, RunFolder, provenance
@@ -67,6 +68,7 @@ def train(
     resume: bool = False,
     observer: Observer | None = None,
     progress: bool = True,
+    prefixes: Path | None = None,
 ) -> Result:
     """Train, evaluate and keep everything in ``run_dir``.
 
@@ -78,6 +80,8 @@ def train(
             the uninterrupted run, bit for bit.
         observer: Told of every evaluation.
         progress: Show a progress bar.
+        prefixes: Folder of trainings' beginnings; see :mod:`toco.train.fork`. The training starts from one of them
+            where it can, and leaves its own there. All that share the folder must run the same code.
 
     Raises:
         FileExistsError: ``run_dir`` holds a run and ``resume`` is not set.
@@ -109,7 +113,11 @@ def train(
             folder.create(config, recipe, provenance(device, inputs))
         if (done := folder.result()) and done["status"] == "finished":
             return Result("finished", done["step"], done["metrics"])
-        return _run(config, folder, method, optimizer, loader, val_set, restored, observer, progress, started)
+        shared = None if prefixes is None else Prefixes(prefixes, config, provenance(device, inputs))
+        if restored is None and shared is not None and (restored := shared.begin(folder)) is not None:
+            checkpoint.restore(restored, method, optimizer)
+            _tell_of_evaluation(observer, folder, restored.step)
+        return _run(config, folder, method, optimizer, loader, val_set, restored, shared, observer, progress, started)
 
 
 def _run(
@@ -120,6 +128,7 @@ def _run(
     loader: TrainLoader,
     val_set: Dataset,
     restored: checkpoint.Checkpoint | None,
+    shared: Prefixes | None,
     observer: Observer | None,
     progress: bool,
     started: float,
@@ -164,13 +173,16 @@ def _run(
                 if due or stopping:
                     averages.check()
                 if due:
-                    metrics = _evaluate(method, val_set, config, folder, step, device, elapsed_s)
+                    metrics = evaluate_into(folder, method, val_set, config, step, elapsed_s)
                     bar.set_postfix(seg=_percent(metrics, "seg"), cam=_percent(metrics, "cam"))
                 if due or stopping:
                     path = checkpoint.save(
                         folder.checkpoints, step, digest(config), method, optimizer, {"averages": averages.state()}
                     )
                     checkpoint.prune(folder.checkpoints, config.keep_checkpoints)
+                if shared is not None and step == shared.step:
+                    averages.check()
+                    shared.leave(folder, method, optimizer, {"averages": averages.state()})
                 if due and observer is not None:
                     observer.on_evaluation(step, metrics, path)
                 if stopping:
@@ -203,14 +215,23 @@ def restore(run_dir: Path, changes: Mapping[str, Any]) -> tuple[Method, RunConfi
     saved = checkpoint.latest(folder.checkpoints)
     if saved is None:
         raise ValueError(f"{run_dir} holds no whole checkpoint to restore.")
+    _, val_set = open_data(config)
+    return method_of(saved, config, len(val_set.class_names)), config, saved.step
+
+
+def method_of(saved: checkpoint.Checkpoint, config: RunConfig, num_foreground_classes: int) -> Method:
+    """The method that a checkpoint holds, on the run's device.
+
+    Raises:
+        CheckpointError: It holds a method of another config.
+    """
     # The checkpoint holds the backbone, so pretrained weights need not be there any more.
     config_without_weights = config.model_copy(
         update={"backbone": config.backbone.model_copy(update={"weights": None})}
     )
-    _, val_set = open_data(config)
-    method = build_method(config_without_weights, len(val_set.class_names))
+    method = build_method(config_without_weights, num_foreground_classes)
     checkpoint.load_model(saved, method)
-    return method.to(config.torch_device()), config, saved.step
+    return method.to(config.torch_device())
 
 
 def open_data(config: RunConfig) -> tuple[Dataset, Dataset]:
@@ -255,17 +276,35 @@ def _continue(
     return restored
 
 
-def _evaluate(
+def _tell_of_evaluation(observer: Observer | None, folder: RunFolder, step: int) -> None:
+    """Tell of the evaluation after ``step``, which another training made, if there was one."""
+    for row in folder.metrics():
+        if observer is not None and (row["kind"], row["step"]) == ("val", step):
+            observer.on_evaluation(step, row["values"], folder.checkpoints / checkpoint.folder_name(step))
+
+
+def evaluate_into(
+    folder: RunFolder,
     method: Method,
     val_set: Dataset,
     config: RunConfig,
-    folder: RunFolder,
     step: int,
-    device: torch.device,
     time_s: float,
 ) -> dict[str, float]:
-    evaluation = evaluate(method, val_set, config.evaluate, device, step=step)
-    folder.add_evaluation(step, evaluation)
+    """Evaluate ``method`` as it is after ``step`` updates, keep what was found in ``folder``, and return the metrics.
+
+    Args:
+        folder: The run folder.
+        method: The method, on the run's device.
+        val_set: The validation split.
+        config: The run.
+        step: Optimizer updates so far.
+        time_s: Seconds since the start of the run.
+    """
+    from toco.evaluate.pictures import save_panels  # matplotlib
+
+    evaluation = evaluate(method, val_set, config.evaluate, config.torch_device(), step=step)
+    folder.add_evaluation(step, evaluation, config.evaluate.average_last)
     threshold = config.evaluate.background_threshold
     save_panels(evaluation.pictures, evaluation.class_names, threshold, folder.pictures(step))
     folder.add_metrics(step, "val", time_s, evaluation.metrics)
@@ -365,20 +404,27 @@ def _result(
     message: str | None,
 ) -> dict[str, Any]:
     rows = folder.metrics()
-    evaluations = [row["values"] for row in rows if row["kind"] == "val"]
     step_times_s = [row["values"]["train/step_time_s"] for row in rows if row["kind"] == "train"]
-    last = evaluations[-config.evaluate.average_last :]
     return {
         "status": status,
         "step": step,
         "digest": digest(config),
-        "metrics": {name: sum(row[name] for row in last) / len(last) for name in (last[-1] if last else {})},
-        "last_metrics": evaluations[-1] if evaluations else {},
-        "averaged_evaluations": len(last),
+        **averaged(rows, config.evaluate.average_last),
         "message": message,
         "step_time_s": sum(step_times_s) / len(step_times_s) if step_times_s else None,
         "wall_time_s": round(wall_time_s, 3),
         "peak_memory_bytes": _peak_memory_bytes(config.torch_device()),
+    }
+
+
+def averaged(rows: Sequence[Mapping[str, Any]], average_last: int) -> dict[str, Any]:
+    """What the rows of ``metrics.jsonl`` say of a run's evaluations, for ``result.json``."""
+    evaluations = [row["values"] for row in rows if row["kind"] == "val"]
+    last = evaluations[-average_last:]
+    return {
+        "metrics": {name: sum(row[name] for row in last) / len(last) for name in (last[-1] if last else {})},
+        "last_metrics": evaluations[-1] if evaluations else {},
+        "averaged_evaluations": len(last),
     }
 
 

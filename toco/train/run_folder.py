@@ -5,7 +5,7 @@
     config.json        the resolved config and its digest
     provenance.json    commit, versions, data, weights, device
     metrics.jsonl      one row a line, unique by (kind, step)
-    evaluations/       everything an evaluation measured, by step
+    evaluations/       everything an evaluation measured, by step; the .npz of those that the result is the mean of
     pictures/          panels of fixed validation images, by step
     checkpoints/       see toco.train.checkpoint
     result.json        how the run ended and its metrics
@@ -20,7 +20,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import toco
@@ -94,18 +95,39 @@ class RunFolder:
         Raises:
             ValueError: It is not; the message names what differs.
         """
-        if self.digest() != digest(config):
-            changes = diff(self.config(), config).items()
-            changed = ", ".join(f"{path} ({was!r} -> {now!r})" for path, (was, now) in changes)
-            raise ValueError(f"{self.path} holds a run of another config: {changed}. Use another folder for this one.")
-        recorded = self._read("provenance.json")
-        was = Inputs(recorded["data_manifest"]["train"], recorded["data_manifest"]["val"], recorded["weights_sha256"])
+        self.check_same_config(config)
+        was = self.inputs()
         if was != inputs:
             names = [field.name for field in fields(Inputs) if getattr(was, field.name) != getattr(inputs, field.name)]
             raise ValueError(
                 f"{self.path} holds a run of the same config on other inputs ({', '.join(names)} differ from what "
                 "provenance.json records). Use another folder for this one."
             )
+
+    def check_same_config(self, config: RunConfig) -> None:
+        """See that the run here has the config ``config``.
+
+        Raises:
+            ValueError: It has not; the message names what differs.
+        """
+        if self.digest() != digest(config):
+            changes = diff(self.config(), config).items()
+            changed = ", ".join(f"{path} ({was!r} -> {now!r})" for path, (was, now) in changes)
+            raise ValueError(f"{self.path} holds a run of another config: {changed}. Use another folder for this one.")
+
+    def inputs(self) -> Inputs:
+        """What the run was started on."""
+        recorded = self.provenance()
+        data = recorded["data_manifest"]
+        return Inputs(data["train"], data["val"], recorded["weights_sha256"])
+
+    def provenance(self) -> dict[str, Any]:
+        """Code, versions, machine and inputs that the run was started with."""
+        return self._read("provenance.json")
+
+    def set_forked_at(self, step: int) -> None:
+        """Record that the first ``step`` updates were another training's."""
+        self._write("provenance.json", {**self.provenance(), "forked_at": step})
 
     def config(self) -> RunConfig:
         """The resolved config of the run."""
@@ -149,11 +171,14 @@ class RunFolder:
                 break
         return rows
 
+    def set_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Put ``rows``, as :meth:`metrics` gives them, in the place of all rows."""
+        self._replace(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
     def forget_after(self, step: int) -> None:
         """Drop rows, evaluations and pictures of later steps, which a resumed run makes again, and the result."""
-        kept = [row for row in self.metrics() if row["step"] <= step]
-        self._replace(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
-        for evaluation in (self.path / "evaluations").glob("step_*.json"):
+        self.set_metrics([row for row in self.metrics() if row["step"] <= step])
+        for evaluation in (self.path / "evaluations").glob("step_*.*"):
             if evaluation.stem > folder_name(step):
                 evaluation.unlink()
         for pictures in (self.path / "pictures").glob("step_*"):
@@ -161,10 +186,34 @@ class RunFolder:
                 shutil.rmtree(pictures, ignore_errors=True)
         (self.path / "result.json").unlink(missing_ok=True)
 
-    def add_evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Keep everything an evaluation measured."""
-        (self.path / "evaluations").mkdir(exist_ok=True)
+    def add_evaluation(self, step: int, evaluation: Evaluation, keep_counts: int) -> None:
+        """Keep everything an evaluation measured, and what it counted for as long as it is one of the last few.
+
+        Args:
+            step: Optimizer updates before it.
+            evaluation: What was measured.
+            keep_counts: Newest evaluations whose confusion matrices are kept, which are larger than all the rest.
+        """
+        folder = self.path / "evaluations"
+        folder.mkdir(exist_ok=True)
+        if (counted := evaluation.confusions) is not None:
+            with self._whole(self.counts(step)) as partial, partial.open("wb") as file:
+                np.savez_compressed(file, **counted.arrays())
+            for older in sorted(folder.glob("step_*.npz"))[:-keep_counts]:
+                older.unlink()
         self._write(f"evaluations/{folder_name(step)}.json", {**json.loads(evaluation.to_json()), "step": step})
+
+    def evaluation(self, step: int) -> Evaluation:
+        """The evaluation after ``step`` updates, without pictures and counts.
+
+        Raises:
+            FileNotFoundError: There was none.
+        """
+        return Evaluation.from_json((self.path / "evaluations" / f"{folder_name(step)}.json").read_text())
+
+    def counts(self, step: int) -> Path:
+        """File of what the evaluation after ``step`` updates counted; see :func:`toco.evaluate.read_confusions`."""
+        return self.path / "evaluations" / f"{folder_name(step)}.npz"
 
     def pictures(self, step: int) -> Path:
         """Folder for the pictures of ``step``, made."""
@@ -189,8 +238,14 @@ class RunFolder:
         self._replace(self.path / name, json.dumps({"format_version": FORMAT_VERSION, **content}, indent=2) + "\n")
 
     def _replace(self, path: Path, text: str) -> None:
+        with self._whole(path) as partial:
+            partial.write_text(text)
+
+    @contextmanager
+    def _whole(self, path: Path) -> Iterator[Path]:
+        """Another name to write ``path`` under; the file gets its own name when it is complete and on disk."""
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(text)
+        yield partial
         sync(partial)
         partial.replace(path)
         sync(path.parent)

@@ -1,10 +1,16 @@
-"""The report's curves as SVG that takes its colours and its font from the page, so that it follows light and dark."""
+"""The report's figures as SVG that takes its colours and its font from the page, so that it follows light and dark.
+
+Every plot has the noise band: between the base and the base once more with other seeds (A/A) nothing differs, so a
+difference inside the band is one that the seeds make by themselves.
+"""
 
 from __future__ import annotations
 
+import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,25 +19,39 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sweeps.core.analysis import Analysis, Crossing
 from sweeps.core.paper import FIGURE_2
-from sweeps.core.report.study_record import CellRecord, MetricRecord, StudyRecord
-from sweeps.core.report.table import paper_metrics, summarise
+from sweeps.core.report.table import Column, Table
+from sweeps.core.statistics import noise_floor
+from sweeps.core.study_record import RowRecord, StudyRecord
+from toco.tracking import RunRecord
+
+MAX_LINES = 8
+"""Lines in a panel: as many as there are colours that can be told apart."""
+MAX_BLOCKS = 6
+MAX_ROWS = 40
+"""Rows of the figure of differences."""
+MAX_CROSSINGS = 9
+"""Panels of the figure of interactions."""
 
 # Matplotlib knows no CSS: these stand in for the page's variables until the SVG is written.
-_INK, _MUTED, _RULE = "#010101", "#020202", "#030303"
-_SERIES = tuple(f"#0400{number:02x}" for number in range(8))
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _RULE: "--rule"} | {c: f"--series-{i}" for i, c in enumerate(_SERIES)}
+INK, MUTED, _RULE, PAPER = "#010101", "#020202", "#030303", "#050505"
+SERIES = tuple(f"#0400{number:02x}" for number in range(MAX_LINES))
+_VARIABLES = {INK: "--ink", MUTED: "--muted", _RULE: "--rule", PAPER: "--paper"} | {
+    colour: f"--series-{number}" for number, colour in enumerate(SERIES)
+}
 _MARKERS = "osD^vP*X"
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.size": 9.5,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
-    "axes.edgecolor": _MUTED,
+    "axes.edgecolor": MUTED,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
@@ -39,122 +59,458 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": _RULE,
     "grid.linewidth": 0.7,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "legend.frameon": False,
+    "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
 }
 
+Curve = dict[float, list[float]]
+"""Values of all seeds, by position."""
 
-def curve_over_rows(study: StudyRecord) -> str | None:
-    """Every metric over the rows: ours with error bars and seeds, the paper's in a panel with a scale of its own."""
-    shown = [metric for metric in study.metrics if metric.is_percent]
-    if not any(cell.finished for cell in study.cells) or not shown:
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row with the run folders of its finished trials."""
+
+    row: RowRecord
+    runs: tuple[RunRecord, ...]
+
+    def curve(self, points: Points) -> Curve:
+        """What ``points`` finds in the runs."""
+        curve: Curve = {}
+        for run in self.runs:
+            for x, y in points(run):
+                if y is not None:
+                    curve.setdefault(x, []).append(y)
+        return dict(sorted(curve.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLines:
+    """What the panels of a block draw.
+
+    Attributes:
+        title: Heading of the block.
+        lines: Its rows, the base first where it has one; at most ``MAX_LINES``.
+        left_out: How many rows are not among them.
+    """
+
+    title: str
+    lines: tuple[Line, ...]
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """The run folders that the curves are drawn from, read once.
+
+    Attributes:
+        blocks: At most ``MAX_BLOCKS``.
+        twins: The base and the base once more, whose difference is the noise band; ``None`` without an A/A row.
+    """
+
+    blocks: tuple[BlockLines, ...]
+    twins: tuple[Line, Line] | None
+
+
+Points = Callable[[RunRecord], Iterable[tuple[float, float | None]]]
+"""Finds the points of a curve in a run."""
+
+
+def read_lines(study: StudyRecord) -> Lines:
+    """Run folders of the rows that curves show: of a block with many rows the base and the best by the first metric."""
+    known: dict[str, RunRecord | None] = {}
+
+    def line(row: RowRecord) -> Line:
+        counted = [trial for trial in row.cell.trials if trial.counts]
+        for trial in counted:
+            if trial.key not in known:
+                known[trial.key] = trial.run()
+        return Line(row, tuple(run for trial in counted if (run := known[trial.key]) is not None))
+
+    blocks = []
+    for index, block in enumerate(study.blocks[:MAX_BLOCKS]):
+        rows = [row for row in study.rows if row.block == index and row.role != "a/a"]
+        shown = _shown(study, rows)
+        blocks.append(BlockLines(block.title, tuple(map(line, shown)), len(rows) - len(shown)))
+    again = next((row for row in study.rows if row.role == "a/a" and row.versus is not None), None)
+    twins = None
+    if again is not None and again.versus is not None:
+        twins = (line(study.rows[again.versus]), line(again))
+    return Lines(tuple(blocks), twins)
+
+
+def _shown(study: StudyRecord, rows: Sequence[RowRecord]) -> list[RowRecord]:
+    metric = study.metrics[0]
+
+    def rank(row: RowRecord) -> tuple[bool, float]:
+        values = list(row.cell.by_replicate(metric.key).values())
+        mean = float(np.mean(values)) if values else -np.inf
+        return row.role != "base", -mean if metric.higher_is_better or not values else mean
+
+    return sorted(sorted(rows, key=rank)[:MAX_LINES], key=lambda row: row.number)
+
+
+def differences(study: StudyRecord, analysis: Analysis, table: Table) -> str | None:
+    """Every declared comparison: the paired difference with its interval, the one over images, the paper's."""
+    keys = [column for column in table.columns if any(column.key in block.metrics for block in study.blocks)]
+    rows = [
+        row
+        for row in study.rows
+        if row.versus is not None and any(analysis.rows[row.number].figures[c.key].paired for c in keys)
+    ]
+    if not rows or not keys:
         return None
-    published = [metric for metric in paper_metrics(study) if metric.is_percent]
-    with rc_context(_STYLE):
-        figure, axes = _panels(2 if published else 1)
-        positions = np.arange(len(study.cells))
-        for number, metric in enumerate(shown):
-            _draw_ours(axes[0], study.cells, metric, number, len(shown))
-        _label_rows(axes[0], positions, [cell.label for cell in study.cells])
-        axes[0].set(title=f"Ours: {study.recipe} on {study.data}", ylabel="mIoU (%)")
-        axes[0].legend()
-        if published:
-            for number, metric in enumerate(shown):
-                values = [100 * cell.paper.get(metric.key, np.nan) for cell in study.cells]
-                axes[1].plot(positions, values, marker=_MARKERS[number], color=_SERIES[number], label=metric.title)
-            _label_rows(axes[1], positions, [cell.paper_label or "" for cell in study.cells])
-            axes[1].set(title="Paper: PASCAL VOC, its own scale", ylabel="mIoU (%)")
-            axes[1].legend()
-        return _svg(figure, "rows", "Metrics over the rows of the table, ours and the paper's")
+    first = keys[0].key
+    if len(rows) > MAX_ROWS:
+        sizes = {row.number: _size(analysis, row, first) for row in rows}
+        kept = set(sorted(sizes, key=sizes.__getitem__, reverse=True)[:MAX_ROWS])
+        rows = [row for row in rows if row.number in kept or row.role == "a/a"]
+    places, labels, headings = _places(study, rows)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1.6 + 3.1 * len(keys), 0.9 + 0.27 * len(labels)), layout="constrained")
+        panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+        for axes, column in zip(panels, keys, strict=True):
+            _draw_differences(axes, study, analysis, column, rows, places)
+            axes.set(title=column.title, xlabel="difference (points)" if column.percent else "difference")
+            axes.set_yticks(range(len(labels)), labels)
+            axes.tick_params(axis="y", length=0)
+            axes.grid(visible=False, axis="y")
+            for place, text in enumerate(axes.get_yticklabels()):
+                text.set_fontweight("bold" if place in headings else "normal")
+                text.set_color(INK)
+            axes.set_ylim(len(labels) - 0.4, -0.6)
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower left", ncols=5, columnspacing=1.4)
+        return svg(figure, "differences", "Differences to the base with their intervals, over the noise band")
 
 
-def similarity_over_blocks(study: StudyRecord) -> str | None:
-    """Patch similarity after every block, the mean over seeds of the last evaluation, beside the paper's figure 2."""
-    curves: dict[str, list[list[float]]] = {}
-    for cell in study.cells:
-        for run in cell.finished:
-            values = (run.last_evaluation or {}).get("patch_similarity") or []
-            if values and None not in values:
-                curves.setdefault(cell.label, []).append(values)
-    if not curves:
+def _size(analysis: Analysis, row: RowRecord, key: str) -> float:
+    paired = analysis.rows[row.number].figures[key].paired
+    return abs(paired.difference) if paired else 0.0
+
+
+def _places(study: StudyRecord, rows: Sequence[RowRecord]) -> tuple[dict[int, int], list[str], set[int]]:
+    """Place of every row from the top, and the labels, where the block's headings stand between the rows."""
+    places: dict[int, int] = {}
+    labels: list[str] = []
+    headings: set[int] = set()
+    several = len({row.block for row in rows}) > 1
+    # The A/A row belongs to the whole study: last, without a heading.
+    for row in sorted(rows, key=lambda row: (row.role == "a/a", row.block, row.number)):
+        heading = study.blocks[row.block].title
+        if several and row.role != "a/a" and (not labels or heading not in {labels[place] for place in headings}):
+            headings.add(len(labels))
+            labels.append(heading)
+        places[row.number] = len(labels)
+        labels.append(row.label)
+    return places, labels, headings
+
+
+def _draw_differences(
+    axes: Axes,
+    study: StudyRecord,
+    analysis: Analysis,
+    column: Column,
+    rows: Sequence[RowRecord],
+    places: Mapping[int, int],
+) -> None:
+    scale = 100 if column.percent else 1
+    floor = analysis.floors.get(column.key)
+    if floor is not None:
+        axes.axvspan(-scale * floor, scale * floor, color=MUTED, alpha=0.16, lw=0, label="noise band (A/A)")
+    axes.axvline(0, color=MUTED, lw=0.9)
+    shown: set[str] = set()
+
+    def once(name: str) -> str | None:
+        return None if name in shown or shown.add(name) else name  # type: ignore[func-returns-value]
+
+    for row in rows:
+        figures, y = analysis.rows[row.number].figures[column.key], places[row.number]
+        paired, images = figures.paired, figures.images
+        if paired is not None:
+            if paired.low is not None and paired.high is not None:
+                axes.plot(
+                    [scale * paired.low, scale * paired.high],
+                    [y, y],
+                    color=SERIES[0],
+                    lw=2.2,
+                    label=once("95 % over seeds"),
+                )
+            axes.plot(
+                scale * paired.difference,
+                y,
+                "o",
+                color=SERIES[0],
+                mfc=SERIES[0] if figures.significant else PAPER,
+                alpha=1 if figures.declared else 0.6,
+                label=once("significant (Holm)" if figures.significant else "not significant"),
+            )
+        if images is not None:
+            axes.plot(
+                [scale * images.low, scale * images.high],
+                [y + 0.28, y + 0.28],
+                color=SERIES[2],
+                lw=1.1,
+                label=once("95 % over images"),
+            )
+        published = _published_difference(study, row, column.key)
+        if published is not None:
+            axes.plot(scale * published, y - 0.24, "D", ms=4, color=SERIES[1], mfc="none", label=once("paper"))
+
+
+def _published_difference(study: StudyRecord, row: RowRecord, key: str) -> float | None:
+    base = study.rows[row.versus].paper if row.versus is not None else None
+    if row.paper is None or base is None or key not in row.paper.metrics or key not in base.metrics:
         return None
-    with rc_context(_STYLE):
-        figure, axes = _panels(2)
-        for number, (label, values) in enumerate(curves.items()):
-            _draw_blocks(axes[0], np.mean(values, axis=0).tolist(), label, number)
-        axes[0].set(title=f"Ours: {study.recipe} on {study.data}", ylabel="mean cosine similarity of patches")
-        for number, (label, published) in enumerate(FIGURE_2.items()):
-            _draw_blocks(axes[1], published, label, number)
-        axes[1].set_title("Paper, figure 2: ViT-B, VOC train")
-        for panel in axes:
-            panel.set_xlabel("after block")
-            panel.legend()
-        return _svg(figure, "similarity", "Patch similarity after every block, ours and the paper's")
+    return row.paper.metrics[key] - base.metrics[key]
 
 
-def training_curves(study: StudyRecord) -> str | None:
-    """Every metric at every evaluation and the total loss, one colour a row, one line a seed."""
-    keys = [(metric.key, metric.title, metric.is_percent) for metric in study.metrics]
-    keys.append(("train/loss_total", "total training loss", False))
-    if not any(run.rows for cell in study.cells for run in cell.finished):
+def means(study: StudyRecord, analysis: Analysis, table: Table) -> str | None:
+    """Means over the rows with t intervals and seeds, block by block; the paper's in a panel of its own scale."""
+    columns = [column for column in table.columns if column.percent][:MAX_LINES]
+    blocks = []
+    for index, block in enumerate(study.blocks[:MAX_BLOCKS]):
+        rows = [row for row in study.rows if row.block == index and row.role != "a/a"]
+        if 1 < len(rows) <= MAX_ROWS and any(_has_mean(analysis, row, columns) for row in rows):
+            blocks.append((block.title, rows, any(row.paper for row in rows)))
+    if not blocks or not columns:
         return None
-    with rc_context(_STYLE):
-        figure, axes = _panels(len(keys), columns=2)
-        for panel, (key, title, is_percent) in zip(axes, keys, strict=True):
-            for number, cell in enumerate(study.cells):
-                for seed, run in enumerate(cell.finished):
-                    points = [(row.step, row.values[key]) for row in run.rows if key in row.values]
-                    x, y = np.array(points).reshape(-1, 2).T
-                    panel.plot(
-                        x,
-                        100 * y if is_percent else y,
-                        color=_SERIES[number % 8],
-                        lw=1.1,
-                        label=cell.label if seed == 0 else None,
-                    )
-            panel.set(title=f"{title} (%)" if is_percent else title, xlabel="step")
-        axes[0].legend()
-        return _svg(figure, "training", "Metrics and total loss over the steps of every training")
+    wide = 1 + any(published for _, _, published in blocks)
+    with rc_context(STYLE):
+        figure, panels = _grid(len(blocks), wide)
+        for (title, rows, published), axes in zip(blocks, panels, strict=True):
+            for number, column in enumerate(columns):
+                _draw_means(axes[0], analysis, column, rows, number, len(columns))
+            _label_rows(axes[0], [row.label for row in rows])
+            axes[0].set(title=f"{title}: {study.recipe} on {study.data}", ylabel="mIoU (%)")
+            axes[0].legend()
+            if wide == 2 and not published:
+                axes[1].remove()
+            elif wide == 2:
+                for number, column in enumerate(columns):
+                    values = [100 * row.paper.metrics.get(column.key, np.nan) if row.paper else np.nan for row in rows]
+                    if np.isfinite(values).any():
+                        axes[1].plot(values, marker=_MARKERS[number], color=SERIES[number], label=column.title)
+                _label_rows(axes[1], [row.paper.label if row.paper else "" for row in rows])
+                axes[1].set(title="Paper, its own scale (one seed: no band)", ylabel="mIoU (%)")
+                axes[1].legend()
+        return svg(figure, "means", "Metrics over the rows of the table, ours and the paper's")
 
 
-def _panels(count: int, columns: int = 2) -> tuple[Figure, list[Axes]]:
-    rows = -(-count // columns)
-    columns = min(columns, count)
-    figure = Figure(figsize=(4.6 * columns, 3.1 * rows), layout="constrained")
-    grid = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
-    for spare in grid[count:]:
-        spare.remove()
-    return figure, list(grid[:count])
+def _has_mean(analysis: Analysis, row: RowRecord, columns: Sequence[Column]) -> bool:
+    return any(analysis.rows[row.number].figures[column.key].summary for column in columns)
 
 
-def _draw_ours(axes: Axes, cells: Sequence[CellRecord], metric: MetricRecord, number: int, count: int) -> None:
-    # Side by side, so that error bars of different metrics do not hide each other.
-    positions = np.arange(len(cells)) + 0.12 * (number - (count - 1) / 2)
-    summaries = [summarise(cell.metric(metric.key)) for cell in cells]
-    means = [100 * summary.mean if summary else np.nan for summary in summaries]
-    stds = [100 * (summary.std or 0.0) if summary else np.nan for summary in summaries]
-    colour = _SERIES[number]
-    axes.errorbar(positions, means, stds, marker=_MARKERS[number], color=colour, capsize=3, label=metric.title)
-    for position, cell in zip(positions, cells, strict=True):
-        values = [100 * value for value in cell.metric(metric.key)]
-        axes.plot([position] * len(values), values, ls="", marker="_", ms=7, color=colour, alpha=0.55)
+def _draw_means(
+    axes: Axes, analysis: Analysis, column: Column, rows: Sequence[RowRecord], number: int, count: int
+) -> None:
+    colour = SERIES[number]
+    base = next((row for row in rows if row.role == "base"), rows[0])
+    centre, floor = analysis.rows[base.number].figures[column.key].summary, analysis.floors.get(column.key)
+    if centre is not None and floor is not None:
+        axes.axhspan(100 * (centre.mean - floor), 100 * (centre.mean + floor), color=colour, alpha=0.12, lw=0)
+    # Side by side, so that intervals of different metrics do not hide each other.
+    positions = np.arange(len(rows)) + 0.12 * (number - (count - 1) / 2)
+    summaries = [analysis.rows[row.number].figures[column.key].summary for row in rows]
+    axes.plot(
+        positions,
+        [100 * summary.mean if summary else np.nan for summary in summaries],
+        marker=_MARKERS[number],
+        color=colour,
+        label=column.title,
+    )
+    for position, row, summary in zip(positions, rows, summaries, strict=True):
+        if summary is not None and summary.low is not None and summary.high is not None:
+            axes.plot([position] * 2, [100 * summary.low, 100 * summary.high], color=colour, lw=1.1)
+        seeds = [100 * value for value in row.cell.by_replicate(column.key).values()]
+        axes.plot([position] * len(seeds), seeds, ls="", marker="_", ms=7, color=colour, alpha=0.55)
 
 
-def _draw_blocks(axes: Axes, values: Sequence[float], label: str, number: int) -> None:
-    blocks = range(1, len(values) + 1)
-    axes.plot(blocks, values, marker=_MARKERS[number % 8], color=_SERIES[number % 8], label=label)
+def interactions(analysis: Analysis, table: Table) -> str | None:
+    """Means over the levels of a factor, one line for each level of another that was varied with it."""
+    percent = {column.key: column for column in table.columns if column.percent}
+    found: list[tuple[Crossing, tuple[str, str]]] = []
+    for crossing in analysis.crossings:
+        pairs = dict.fromkeys((mean.factor, mean.other) for mean in crossing.means if mean.other is not None)
+        order = crossing.factors.index
+        if crossing.metric in percent:
+            found += [(crossing, (one, other)) for one, other in pairs if other and order(one) < order(other)]
+    found = found[:MAX_CROSSINGS]
+    if not found:
+        return None
+    columns = 3 if len(found) > 2 else len(found)
+    with rc_context(STYLE):
+        figure, panels = _grid(-(-len(found) // columns), columns)
+        flat = [axes for row in panels for axes in row]
+        for spare in flat[len(found) :]:
+            spare.remove()
+        for axes, (crossing, (factor, other)) in zip(flat, found, strict=False):
+            column = percent[crossing.metric]
+            _draw_interaction(axes, crossing, factor, other, analysis.floors.get(column.key))
+            name, lines = factor.rpartition(".")[2], other.rpartition(".")[2]
+            axes.set(title=f"{column.title}: {name} and {lines}", xlabel=name, ylabel="mIoU (%)")
+            axes.legend(title=lines)
+        return svg(figure, "interactions", "Means by two factors: lines that are not parallel show an interaction")
+
+
+def _draw_interaction(axes: Axes, crossing: Crossing, factor: str, other: str, floor: float | None) -> None:
+    means = {
+        (str(mean.level), str(mean.other_level)): 100 * mean.mean
+        for mean in crossing.means
+        if mean.factor == factor and mean.other == other
+    }
+    levels, lines = (list(dict.fromkeys(pair[number] for pair in means)) for number in (0, 1))
+    for number, line in enumerate(lines[:MAX_LINES]):
+        values = [means.get((level, line), np.nan) for level in levels]
+        axes.plot(values, marker=_MARKERS[number], color=SERIES[number], label=line)
+        if floor is not None and number == 0:
+            # Around the first line: another one inside the band is not told apart from it there.
+            low, high = (np.array(values) + sign * 100 * floor for sign in (-1, 1))
+            axes.fill_between(range(len(levels)), low, high, color=MUTED, alpha=0.16, lw=0, label="noise band (A/A)")
+    _label_rows(axes, levels)
+
+
+def thresholds(lines: Lines) -> str | None:
+    """CAM mIoU over the background threshold, last block and auxiliary block."""
+
+    def points(name: str) -> Points:
+        def find(run: RunRecord) -> Iterable[tuple[float, float | None]]:
+            curve = (run.last_evaluation or {}).get("threshold_curve") or {}
+            return zip(curve.get("thresholds", ()), curve.get(name, ()), strict=True)
+
+        return find
+
+    columns = [_Panel("CAM mIoU (%)", points("cam_miou"), 100), _Panel("aux CAM mIoU (%)", points("aux_cam_miou"), 100)]
+    return _curves(lines, columns, "background threshold", "thresholds", "CAM mIoU over the background threshold")
+
+
+def similarity(lines: Lines, published: bool) -> str | None:
+    """Patch similarity after every block, the mean over seeds of the last evaluation; ``published`` adds figure 2."""
+
+    def points(run: RunRecord) -> Iterable[tuple[float, float | None]]:
+        return enumerate((run.last_evaluation or {}).get("patch_similarity") or (), start=1)
+
+    columns = [_Panel("cosine similarity", points, 1, ticks=True)]
+    beside = {f"paper, {name}": values for name, values in FIGURE_2.items()} if published else {}
+    return _curves(lines, columns, "after block", "similarity", "Patch similarity after every block", beside)
+
+
+def training(study: StudyRecord, table: Table, lines: Lines) -> str | None:
+    """Every metric at every evaluation and the total loss; means over seeds, and the seeds themselves faintly."""
+
+    def points(key: str) -> Points:
+        return lambda run: ((row.step, row.values.get(key)) for row in run.rows)
+
+    columns = [
+        _Panel(
+            f"{column.title} (%)" if column.percent else column.title, points(column.key), 100 if column.percent else 1
+        )
+        for column in table.columns
+    ]
+    columns.append(_Panel("total training loss", points("train/loss_total"), 1))
+    return _curves(lines, columns, "step", "training", f"Metrics and loss over the steps of {study.name}", seeds=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """One column of panels: what is drawn, and times what. ``ticks``: positions are whole numbers."""
+
+    title: str
+    points: Points
+    scale: float
+    ticks: bool = False
+
+
+def _curves(
+    lines: Lines,
+    columns: Sequence[_Panel],
+    xlabel: str,
+    name: str,
+    description: str,
+    beside: Mapping[str, Sequence[float]] | None = None,
+    seeds: bool = False,
+) -> str | None:
+    columns = [panel for panel in columns if any(line.curve(panel.points) for b in lines.blocks for line in b.lines)]
+    blocks = [b for b in lines.blocks if any(line.curve(panel.points) for panel in columns for line in b.lines)]
+    if not blocks or not columns:
+        return None
+    with rc_context(STYLE):
+        figure, panels = _grid(len(blocks), len(columns) + bool(beside))
+        for block, row_of_panels in zip(blocks, panels, strict=True):
+            for axes, panel in zip(row_of_panels, columns, strict=False):
+                _draw_band(axes, block, lines, panel)
+                for number, line in enumerate(block.lines):
+                    _draw_line(axes, line, number, panel, seeds)
+                axes.set(title=f"{block.title}: {panel.title}" if len(blocks) > 1 else panel.title, xlabel=xlabel)
+                if panel.ticks:
+                    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            # One legend a block: its colours are the same in all its panels.
+            row_of_panels[0].legend()
+        if beside:
+            _draw_beside(panels[0][-1], beside, xlabel)
+            for row_of_panels in panels[1:]:
+                row_of_panels[-1].remove()
+        return svg(figure, name, description)
+
+
+def _draw_beside(axes: Axes, published: Mapping[str, Sequence[float]], xlabel: str) -> None:
+    for number, (label, values) in enumerate(published.items()):
+        places = range(1, len(values) + 1)
+        axes.plot(places, values, marker=_MARKERS[number], color=SERIES[-1 - number], label=label)
+    axes.set(title="Paper, figure 2: ViT-B, VOC train", xlabel=xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
 
 
-def _label_rows(axes: Axes, positions: Sequence[float] | np.ndarray, labels: Sequence[str]) -> None:
-    axes.set_xticks(positions, labels, rotation=30 if max(map(len, labels)) > 12 else 0)
+def _draw_line(axes: Axes, line: Line, number: int, panel: _Panel, seeds: bool) -> None:
+    curve = line.curve(panel.points)
+    colour = SERIES[number]
+    if seeds:
+        for run in line.runs:
+            single = Line(line.row, (run,)).curve(panel.points)
+            axes.plot(list(single), [panel.scale * y[0] for y in single.values()], color=colour, lw=0.7, alpha=0.35)
+    axes.plot(
+        list(curve),
+        [panel.scale * float(np.mean(values)) for values in curve.values()],
+        marker=_MARKERS[number] if len(curve) <= 24 else None,
+        ms=4,
+        color=colour,
+        label=line.row.label,
+    )
+
+
+def _draw_band(axes: Axes, block: BlockLines, lines: Lines, panel: _Panel) -> None:
+    """Around the block's base: as far as base and A/A may be apart at each position."""
+    base = next((line for line in block.lines if line.row.role == "base"), None)
+    if base is None or lines.twins is None:
+        return
+    first, again = (twin.curve(panel.points) for twin in lines.twins)
+    band = [
+        (x, panel.scale * float(np.mean(values)), panel.scale * floor)
+        for x, values in base.curve(panel.points).items()
+        if x in first and x in again and (floor := noise_floor(first[x], again[x])) is not None
+    ]
+    if band:
+        x, centre, floor = np.array(band).T
+        axes.fill_between(x, centre - floor, centre + floor, color=MUTED, alpha=0.16, lw=0, label="noise band (A/A)")
+
+
+def _grid(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+    figure = Figure(figsize=(4.6 * columns, 3.1 * rows), layout="constrained")
+    panels: list[list[Axes]] = figure.subplots(rows, columns, squeeze=False).tolist()
+    return figure, panels
+
+
+def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_xticks(range(len(labels)), labels, rotation=30 if max(map(len, labels)) > 12 or len(labels) > 8 else 0)
     axes.grid(visible=False, axis="x")
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def svg(figure: Figure, name: str, description: str) -> str:
     """``figure`` as an SVG element for a page; ``name`` keeps its ids apart from those of other figures."""
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": name}):
@@ -170,5 +526,5 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     return re.sub(
         r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt"|width="[\d.]+pt"',
         "",
-        text.replace("<svg ", f'<svg role="img" aria-label="{description}" style="{size}" ', 1),
+        text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" style="{size}" ', 1),
     )

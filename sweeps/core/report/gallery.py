@@ -1,63 +1,224 @@
-"""CAMs by row: for a few validation images, the picture of every row under each other, packed into the page."""
+"""CAMs as a matrix: a few validation images down, the rows of a block across, the IoU of that image under each."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from sweeps.core.report.study_record import StudyRecord
+from sweeps.core.study_record import RowRecord, StudyRecord, TrialRecord
+from toco.evaluate.confusions import Confusions, read_confusions
 
-MAX_WIDTH_PX = 1600
-"""Wider pictures are scaled down: a page of 448 px panels would have tens of megabytes."""
+MAX_WIDTH_PX = 240
+"""Larger pictures are scaled down: a page of 448 px maps would have tens of megabytes."""
+MAX_STRIP_PX = 1200
+"""The same for a whole strip of panels, where a picture does not say where its panels are."""
+MAX_IMAGES, MAX_COLUMNS, MAX_BLOCKS = 4, 8, 6
+
+PANELS = "toco.panels"
+"""Text in a picture's PNG: the pixels ``[left, top, right, bottom]`` of its panels, by name."""
+MAPS = {"cam": "CAM", "aux_cam": "auxiliary CAM", "pseudo_label": "pseudo label", "prediction": "prediction"}
+"""Panels of a picture that differ between rows, with what they are called; the others are shown once."""
+STRIP = "all"
+_IOU_OF = {"cam": "cam", "aux_cam": "aux_cam", "prediction": "seg", STRIP: "cam"}
 
 
 @dataclass(frozen=True, slots=True)
-class GalleryImage:
+class Shown:
+    """One map: a data URI, and the mean IoU over the classes in that image's ground truth, where it is known."""
+
+    uri: str
+    iou: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
     """One validation image.
 
     Attributes:
         name: Its name.
-        pictures: Label of the row, seed, step and the picture as a data URI, row by row.
+        beside: Data URIs of the image itself and of its ground truth; empty where the pictures do not tell them.
+        maps: By name of the map: one for each column.
     """
 
     name: str
-    pictures: tuple[tuple[str, int, int, str], ...]
+    beside: tuple[str, ...]
+    maps: Mapping[str, tuple[Shown, ...]]
 
 
-def gallery(study: StudyRecord, max_images: int = 4) -> list[GalleryImage]:
-    """Pictures of the last evaluation of the first finished seed of every row, for images that all those rows have.
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The pictures of a block.
 
-    The first images in the order of their names are taken, not the prettiest.
+    Attributes:
+        title: Heading of the block.
+        columns: Labels of the rows that have pictures, the base among them.
+        left_out: Number of those that are not shown.
+        seed: Seed of the base's trial; the others' are those paired with it.
+        step: Optimizer updates done.
+        maps: Names and titles of the maps.
+        lines: The images.
     """
-    by_row: dict[str, tuple[int, int, dict[str, Path]]] = {}
-    for cell in study.cells:
-        for trial in cell.trials:
-            if trial.counts and trial.run is not None and trial.run.pictures:
-                step = max(trial.run.pictures)
-                by_row[cell.label] = (trial.seed, step, {path.stem: path for path in trial.run.pictures[step]})
-                break
-    if not by_row:
+
+    title: str
+    columns: tuple[str, ...]
+    left_out: int
+    seed: int
+    step: int
+    maps: Mapping[str, str]
+    lines: tuple[Line, ...]
+
+
+def gallery(study: StudyRecord) -> list[Matrix]:
+    """A matrix for each block that has pictures of at least one row.
+
+    The images are the first in the order of their names that all columns of all blocks have, not the prettiest. All
+    columns show trials of the same place among the seeds, so that what is paired in the table is paired here.
+    """
+    found = [
+        (block.title, *_columns([row for row in study.rows if row.block == index and row.role != "a/a"]))
+        for index, block in enumerate(study.blocks[:MAX_BLOCKS])
+    ]
+    found = [(title, columns, left_out) for title, columns, left_out in found if columns]
+    if not found:
         return []
-    common = set.intersection(*(set(paths) for _, _, paths in by_row.values()))
+    names = set.intersection(*(set(column.pictures) for _, columns, _ in found for column in columns))
     return [
-        GalleryImage(
-            name,
-            tuple((label, seed, step, data_uri(paths[name])) for label, (seed, step, paths) in by_row.items()),
-        )
-        for name in sorted(common)[:max_images]
+        _matrix(title, columns, left_out, sorted(names)[:MAX_IMAGES]) for title, columns, left_out in found if names
     ]
 
 
-def data_uri(path: Path) -> str:
-    """The picture as WebP in a data URI, at most ``MAX_WIDTH_PX`` wide."""
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
-    if image.width > MAX_WIDTH_PX:
-        image = image.resize((MAX_WIDTH_PX, round(image.height * MAX_WIDTH_PX / image.width)), Image.Resampling.LANCZOS)
+@dataclass(frozen=True, slots=True)
+class _Column:
+    label: str
+    seed: int
+    step: int
+    pictures: Mapping[str, Path]
+    ious: Mapping[str, Mapping[str, float]]
+
+
+def _columns(rows: Sequence[RowRecord]) -> tuple[list[_Column], int]:
+    """Columns of the place among the seeds that most rows have pictures of, and how many were left out."""
+    ended = [(row, [trial for trial in row.cell.trials if trial.counts]) for row in rows]
+    places = [trial.replicate for _, trials in ended for trial in trials]
+    if not places:
+        return [], 0
+    place = min(set(places), key=lambda replicate: (-places.count(replicate), replicate))
+    columns: list[_Column] = []
+    left_out = 0
+    for row, trials in ended:
+        trial = next((trial for trial in trials if trial.replicate == place), None)
+        if trial is not None and len(columns) < MAX_COLUMNS:
+            column = _column(row.label, trial)
+            columns += [column] if column else []
+        elif trial is not None:
+            left_out += 1
+    return columns, left_out
+
+
+def _column(label: str, trial: TrialRecord) -> _Column | None:
+    folders = sorted((trial.run_dir / "pictures").glob("step_*"))
+    pictures = {path.stem: path for path in folders[-1].glob("*.png")} if folders else {}
+    if not pictures:
+        return None
+    step = int(folders[-1].name.removeprefix("step_"))
+    return _Column(label, trial.seed, step, pictures, _ious(trial.run_dir / "evaluations" / f"{folders[-1].name}.npz"))
+
+
+def _ious(path: Path) -> dict[str, dict[str, float]]:
+    """IoU by map and image; empty where the confusion matrices by image are not there."""
+    try:
+        confusions: Confusions = read_confusions(path)
+    except (OSError, ValueError):
+        return {}
+    return {
+        name: dict(zip(confusions.names, image_iou(getattr(confusions, name)).tolist(), strict=True))
+        for name in ("seg", "cam", "aux_cam")
+    }
+
+
+def image_iou(confusions: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Mean IoU of every image over the classes in its ground truth.
+
+    Args:
+        confusions: ``[images, classes, classes]``, rows are ground truth; void pixels are not counted.
+    """
+    counts = confusions.astype(np.float64)
+    true = counts.sum(2)
+    union = true + counts.sum(1) - np.diagonal(counts, axis1=1, axis2=2)
+    iou = np.divide(np.diagonal(counts, axis1=1, axis2=2), union, out=np.zeros_like(union), where=union > 0)
+    present = true > 0
+    total = present.sum(1)
+    mean: NDArray[np.float64] = np.divide(
+        (iou * present).sum(1), total, out=np.full(len(total), np.nan), where=total > 0
+    )
+    return mean
+
+
+def _matrix(title: str, columns: Sequence[_Column], left_out: int, names: Sequence[str]) -> Matrix:
+    lines = []
+    for name in names:
+        panels = [_panels(column.pictures[name]) for column in columns]
+        if all(set(MAPS) <= set(panel) for panel in panels):
+            beside = tuple(panels[0][known] for known in ("image", "mask") if known in panels[0])
+            maps = tuple(MAPS)
+        else:
+            panels = [{STRIP: data_uri(column.pictures[name], MAX_STRIP_PX)} for column in columns]
+            beside, maps = (), (STRIP,)
+        shown = {
+            one: tuple(
+                Shown(panel[one], _iou(column, one, name)) for column, panel in zip(columns, panels, strict=True)
+            )
+            for one in maps
+        }
+        lines.append(Line(name, beside, shown))
+    titles = {one: MAPS.get(one, "all panels") for line in lines for one in line.maps}
+    return Matrix(
+        title,
+        tuple(column.label for column in columns),
+        left_out,
+        columns[0].seed,
+        columns[0].step,
+        titles,
+        tuple(lines),
+    )
+
+
+def _iou(column: _Column, name: str, image: str) -> float | None:
+    # A picture's file is named as its image is, with other characters than letters, digits, dots and dashes replaced.
+    for known, value in column.ious.get(_IOU_OF.get(name, ""), {}).items():
+        if known == image or re.sub(r"[^0-9A-Za-z._-]", "_", known) == image:
+            return value if np.isfinite(value) else None
+    return None
+
+
+def _panels(path: Path) -> dict[str, str]:
+    """Panels of a picture as data URIs; empty where it does not say where they are."""
+    with Image.open(path) as image:
+        text = getattr(image, "text", {}).get(PANELS)
+        if text is None:
+            return {}
+        boxes: dict[str, tuple[float, float, float, float]] = json.loads(text)
+        return {name: _encoded(image.convert("RGB").crop(box), MAX_WIDTH_PX) for name, box in boxes.items()}
+
+
+def data_uri(path: Path, max_width: int = MAX_WIDTH_PX) -> str:
+    """The picture as WebP in a data URI, at most ``max_width`` wide."""
+    with Image.open(path) as image:
+        return _encoded(image.convert("RGB"), max_width)
+
+
+def _encoded(image: Image.Image, max_width: int) -> str:
+    if image.width > max_width:
+        image = image.resize((max_width, round(image.height * max_width / image.width)), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=86, method=4)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -4,8 +4,14 @@ import threading
 
 import pytest
 
+from sweeps.core.designs import OneFactor
+from sweeps.core.factors import Factor
+from sweeps.core.identity import Identity
+from sweeps.core.ledger import Ledger
 from sweeps.core.mirror import Mirror
-from sweeps.core.study import Factor, Metric, Study
+from sweeps.core.runs import Runs
+from sweeps.core.situation import Situation
+from sweeps.core.study import Metric, Study
 from sweeps.core.study_folder import StudyFolder
 
 
@@ -33,6 +39,7 @@ class Tracker:
         if self.gone or run_dir.name == self.refused:
             return None
         self.tracked.append((run_dir.name, parent_run_id, run_name, tags["cell"]))
+        self.tags = tags
         return "run"
 
     def finish_parent(self, parent_run_id, files=(), status="FINISHED", note=None):
@@ -44,37 +51,43 @@ class Tracker:
 
 @pytest.fixture
 def study(tmp_path):
-    factor = Factor("method.aux_block", (7, 9), ("#8", "#10"))
-    plan = Study("example", "An example", "voc_deit_b", (factor,), (0,), (Metric("val/cam_miou", "M"),)).resolve()
+    design = OneFactor((Factor("method.aux_block", (7, 9), labels=("#8", "#10")),))
+    metrics = (Metric("val/cam_miou", "M"),)
+    plan = Study("example", "An example", "voc_deit_b", design, (0,), metrics, a_a=False).resolve()
+    inputs = ({"train": "aa", "val": "bb", "weights": None},) * 2
+    identities = tuple(Identity(f"{number:020x}", f"{number:020x}", {}) for number in range(2))
     folder = StudyFolder(tmp_path / "study")
-    with folder.opened(plan, [{"train": "aa", "val": "bb", "weights": None}]):
-        yield plan, folder
+    folder.write_study(plan, [identity.key for identity in identities], inputs, None)
+    return Situation(plan, Runs(Ledger(tmp_path)), inputs, identities), folder
 
 
-def names(plan):
-    return [trial.name for trial in plan.trials]
+def names(situation):
+    return list(situation.keys)
 
 
 def test_every_change_arrives_under_the_studys_run(study):
-    plan, folder = study
+    situation, folder = study
     tracker = Tracker()
-    mirror = Mirror(tracker, folder, plan)
+    mirror = Mirror(tracker, folder, situation)
     mirror.start()
-    for name in names(plan):
+    for name in names(situation):
         mirror.changed(name)
     assert mirror.close([folder.path / "table.md"], "FINISHED")
-    assert set(tracker.parents) == {(folder.start_id, plan.folder_name)}
-    first, second = names(plan)
-    assert tracker.tracked == [(first, "parent", "#8 seed 0", "#8"), (second, "parent", "#10 seed 0", "#10")]
+    assert set(tracker.parents) == {(folder.start_id, situation.plan.folder_name)}
+    first, second = names(situation)
+    assert tracker.tracked == [(first, "parent", "#8, seed 0", "#8"), (second, "parent", "#10, seed 0", "#10")]
     assert tracker.finished == [("parent", [folder.path / "table.md"], "FINISHED")]
+    # What MLflow's UI can group by.
+    expected = {"study": "example", "cell": "#10", "role": "trial", "key": second, "factor.method.aux_block": "9"}
+    assert tracker.tags == expected
 
 
 def test_a_slow_store_holds_nobody_up_and_gets_the_newest_state_once(study):
-    plan, folder = study
-    first, second = names(plan)
+    situation, folder = study
+    first, second = names(situation)
     tracker = Tracker()
     tracker.gate.clear()
-    mirror = Mirror(tracker, folder, plan)
+    mirror = Mirror(tracker, folder, situation)
     mirror.start()
     mirror.changed(first)
     assert tracker.entered.wait(10)
@@ -88,45 +101,45 @@ def test_a_slow_store_holds_nobody_up_and_gets_the_newest_state_once(study):
 
 
 def test_a_store_that_was_gone_gets_everything_at_the_end(study):
-    plan, folder = study
+    situation, folder = study
     tracker = Tracker(gone=True)
-    mirror = Mirror(tracker, folder, plan)
+    mirror = Mirror(tracker, folder, situation)
     mirror.start()
-    for name in names(plan):
+    for name in names(situation):
         mirror.changed(name)
     mirror._thread.join(0.2)
     tracker.gone = False
     assert mirror.close([], "FAILED")
-    assert sorted(name for name, *_ in tracker.tracked) == sorted(names(plan))
+    assert sorted(name for name, *_ in tracker.tracked) == sorted(names(situation))
     assert tracker.finished == [("parent", [], "FAILED")]
 
 
 def test_a_store_that_stays_gone_is_said_and_ends(study):
-    plan, folder = study
+    situation, folder = study
     tracker = Tracker(gone=True)
-    mirror = Mirror(tracker, folder, plan)
+    mirror = Mirror(tracker, folder, situation)
     mirror.start()
-    mirror.changed(names(plan)[0])
+    mirror.changed(names(situation)[0])
     assert not mirror.close([], "FINISHED")
     assert tracker.finished == []
 
 
 def test_a_restart_sends_what_earlier_starts_left(study):
-    plan, folder = study
-    first, _ = names(plan)
-    folder.run_dir(first).mkdir(parents=True)
+    situation, folder = study
+    first, _ = names(situation)
+    situation.ledger.run_dir(first).mkdir(parents=True)
     tracker = Tracker()
-    mirror = Mirror(tracker, folder, plan)
+    mirror = Mirror(tracker, folder, situation)
     mirror.start()
     assert mirror.close([], "FINISHED")
     assert [name for name, *_ in tracker.tracked] == [first]
 
 
 def test_a_trial_that_cannot_be_sent_does_not_keep_the_others_out(study):
-    plan, folder = study
-    first, second = names(plan)
+    situation, folder = study
+    first, second = names(situation)
     tracker = Tracker(gone=True, refused=first)
-    mirror = Mirror(tracker, folder, plan)
+    mirror = Mirror(tracker, folder, situation)
     mirror.start()
     mirror.changed(first)
     mirror.changed(second)
@@ -138,10 +151,10 @@ def test_a_trial_that_cannot_be_sent_does_not_keep_the_others_out(study):
 
 
 def test_a_store_that_was_down_at_the_start_is_used_when_it_comes_back(study):
-    plan, folder = study
-    first, _ = names(plan)
+    situation, folder = study
+    first, _ = names(situation)
     tracker = Tracker(gone=True)
-    mirror = Mirror(tracker, folder, plan)
+    mirror = Mirror(tracker, folder, situation)
     mirror.start()
     mirror._thread.join(0.2)
     assert tracker.parents == []

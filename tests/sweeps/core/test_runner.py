@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -19,6 +20,7 @@ import torch
 from mlflow import MlflowClient
 
 from sweeps.core import ray_environment
+from sweeps.core.ledger import Ledger
 from toco.train.loop import train
 from toco.train.run_folder import RunFolder
 
@@ -28,6 +30,7 @@ from fake_training import chain, metrics_of
 
 pytestmark = pytest.mark.slow
 PLAN = STUDY.resolve()
+NAMES = [trial.name for trial in PLAN.trials]
 ROOT = Path(__file__).parents[3]
 
 
@@ -71,14 +74,25 @@ class Driver:
         self.orphans += children
         return listening
 
+    def move(self, storage):
+        self.storage = storage
+        self.command[1] = storage
+        self.folder = storage / PLAN.folder_name
+
     def end_orphans(self):
         """Ray's agents outlive a killed driver by a minute or two; these are ours."""
         for process in self.orphans:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
+    def run_dir(self, trial):
+        """The run folder of a trial, by its place in the plan; where there is no study yet, one that is not there."""
+        file = self.folder / "study.json"
+        keys = [key for cell in json.loads(file.read_text())["cells"] for key in cell["keys"]] if file.exists() else []
+        return self.storage / "runs" / (keys[PLAN.trials.index(trial)] if keys else "none")
+
     def steps(self, trial):
-        path = self.folder / "trials" / trial.name / "metrics.jsonl"
+        path = self.run_dir(trial) / "metrics.jsonl"
         return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
     def starts(self):
@@ -118,7 +132,7 @@ def wait_for(condition, process, seconds=90):
 
 def check_rows(driver, trials=PLAN.trials):
     for trial in trials:
-        run_dir = driver.folder / "trials" / trial.name
+        run_dir = driver.run_dir(trial)
         rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         assert [(row["step"], row["kind"]) for row in rows] == [(step, "val") for step in (5, 10, 15, 20)]
         for row in rows:
@@ -138,7 +152,7 @@ def check_tracked(driver, status, trials=PLAN.trials):
     children = {run.info.run_name: run for run in runs if run is not parent}
     assert len(children) == len(runs) - 1 == len(PLAN.trials)
     for trial in trials:
-        run = children[f"{trial.label} seed {trial.seed}"]
+        run = children[trial.name]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.info.status == "FINISHED"
         history = client.get_metric_history(run.info.run_id, "val/cam_miou")
@@ -151,56 +165,92 @@ def test_a_killed_worker_a_diverging_training_and_bad_data(driver):
     (driver.orders / "diverge-1-9").touch()
     status, log = driver.finish()
     # Not every training finished, and the command says which.
-    assert status == 1
-    diverged = PLAN.trials[3]
-    assert f"{diverged.name} diverged" in log
-    assert f"{PLAN.trials[0].name} is started again: its worker process is gone" in log
-    assert f"{PLAN.trials[2].name} failed: ValueError: image7.png cannot be decoded." in log
+    assert status == 4, log
+    assert f"{NAMES[0]} is started again: its worker process is gone" in log
+    assert f"{NAMES[2]} failed: ValueError: image7.png cannot be decoded." in log
     assert "2/4 trials done, 0 running, 2 failed, 0 waiting" in log
     assert "Traceback" not in log
     check_rows(driver, PLAN.trials[:2])
     check_tracked(driver, "FAILED", PLAN.trials[:2])
     # Killed before step 12, it went on from its last evaluation; what would go wrong again was not tried again.
     assert driver.starts() == {(0, 7): [0, 10], (1, 7): [0], (0, 9): [0], (1, 9): [0]}
+    # What went wrong is part of the record: the trace of the failure, the retry of the killed one, how one diverged.
+    ledger = Ledger(driver.storage)
+    keys = [driver.run_dir(trial).name for trial in PLAN.trials]
+    assert [ledger.entry(key) and ledger.entry(key)["status"] for key in keys] == [
+        "finished",
+        "finished",
+        None,
+        "diverged",
+    ]
+    assert [len(ledger.failures(key)) for key in keys] == [1, 0, 1, 0]
+    assert "image7.png cannot be decoded" in ledger.failures(keys[2])[0]["traceback"]
+    assert ledger.entry(keys[0])["attempts"] == 1
     with (driver.folder / "table.csv").open() as table:
         assert len(list(csv.DictReader(table))) >= 2
+    page = (driver.folder / "report.html").read_text()
+    assert "image7.png cannot be decoded" in page
     assert stat.S_IMODE(driver.token.stat().st_mode) == 0o600
     # When the data is right, the same command goes on; what diverged stays a result.
     (driver.orders / "refuse-0-9").unlink()
     status, log = driver.finish()
-    assert status == 1
-    assert "3/4 trials done, 0 running, 1 failed, 0 waiting" in log
+    assert status == 4
+    assert "4/4 trials done, 0 running, 0 failed, 0 waiting" in log
     assert driver.starts()[0, 9] == [0, 10]
+    assert len(driver.starts()[1, 9]) == 1
     check_rows(driver, PLAN.trials[:3])
 
 
 def test_killed_drivers(driver):
-    # First loss: Tune is restored.
     (driver.orders / "wait-11").touch()
     listening = driver.kill_when_published(10)
     assert listening == {"127.0.0.1"}
     (driver.orders / "wait-11").rename(driver.orders / "wait-16")
-    # Second loss, after which Tune's state cannot be read: trainings go on from their run folders.
+    # The second one begins without Ray's state, and with the study in another place.
+    shutil.rmtree(driver.storage / "tune")
+    moved = driver.storage.rename(driver.storage.with_name("moved"))
+    driver.move(moved)
     driver.kill_when_published(15)
     assert driver.starts() == {(0, 7): [0, 10], (1, 7): [0, 10]}
-    assert not list(driver.folder.glob("tune-replaced-*"))
-    (driver.folder / "tune" / "tuner.pkl").write_bytes(b"of another version")
     (driver.orders / "wait-16").unlink()
     status, log = driver.finish()
     assert status == 0, log
     assert "2 go on from a checkpoint" in log
     assert driver.starts() == {(0, 7): [0, 10, 15], (1, 7): [0, 10, 15], (0, 9): [0], (1, 9): [0]}
-    assert list(driver.folder.glob("tune-replaced-*"))
     check_rows(driver)
     check_tracked(driver, "FINISHED")
+    # What Tune keeps is a cache of one driver, and goes with the last.
+    assert list((driver.storage / "tune").iterdir()) == []
     # Nothing is left to do: no Ray, the same table.
     table = (driver.folder / "table.csv").read_text()
     status, log = driver.finish()
     assert status == 0, log
-    assert "of which 4 have ended" in log
+    assert "All 4 trials are there." in log
     assert len(driver.starts()[0, 7]) == 3
     assert (driver.folder / "table.csv").read_text() == table
     check_tracked(driver, "FINISHED")
+
+
+def test_two_drivers_of_one_study(driver):
+    """The second one waits for the first, takes over what that left when it was killed, and trains nothing twice."""
+    (driver.orders / "wait-11").touch()
+    first = driver.start()
+    try:
+        wait_for(lambda: all(driver.steps(trial)[-1:] == [10] for trial in PLAN.trials[:2]), first)
+        second = driver.start()
+        try:
+            wait_for(lambda: "another driver" in driver.log.read_text(), second)
+            driver.orphans += psutil.Process(first.pid).children(recursive=True)
+            first.kill()
+            first.wait()
+            (driver.orders / "wait-11").unlink()
+            assert second.wait(120) == 0, driver.log.read_text()
+        finally:
+            second.kill()
+    finally:
+        first.kill()
+    assert driver.starts() == {(0, 7): [0, 10], (1, 7): [0, 10], (0, 9): [0], (1, 9): [0]}
+    check_rows(driver)
 
 
 SMALL = {"data.num_train": 32, "data.num_val": 8, "num_steps": 20, "evaluate_every": 5, "log_every": 2}
@@ -212,9 +262,9 @@ def test_a_real_training_whose_worker_is_killed_is_the_uninterrupted_one(driver,
     driver.command += [part for path, value in SMALL.items() for part in ("--set", f"{path}={value}")]
     process = driver.start()
     try:
-        wait_for(lambda: list(driver.storage.glob("*/trials/*/checkpoints/step_*")), process)
+        wait_for(lambda: list(driver.storage.glob("runs/*/checkpoints/step_*")), process)
         # A worker's scratch folder says which process it is.
-        (run_dir,) = driver.storage.glob("*/trials/*")
+        (run_dir,) = (path.parents[1] for path in list(driver.storage.glob("runs/*/checkpoints/step_*"))[:1])
         (scratch,) = Path(tempfile.gettempdir()).glob(f"toco-{run_dir.name}-*")
         worker = psutil.Process(int(scratch.name.removeprefix(f"toco-{run_dir.name}-").partition("-")[0]))
         assert process.pid in [parent.pid for parent in worker.parents()]

@@ -121,7 +121,7 @@ def stopped(config, run_dir, **_):
 
 
 def test_a_training_that_a_signal_stopped_is_a_failure_that_a_restart_makes_up_for(spec, tmp_path):
-    spec = Spec(spec.name, spec.recipe, f"{__name__}:stopped", spec.config)
+    spec = Spec(spec.key, spec.recipe, f"{__name__}:stopped", spec.config)
     channel = Channel(tmp_path / "kept")
     with pytest.raises(RuntimeError, match="stopped by a signal after step 7"):
         run_trial(spec, channel)
@@ -133,8 +133,8 @@ def refused(config, run_dir, **_):
 
 
 def test_a_config_or_data_that_is_wrong_is_a_failure_that_no_restart_makes_up_for(spec, tmp_path):
-    wrong_data = Spec(spec.name, spec.recipe, f"{__name__}:refused", spec.config)
-    wrong_config = Spec(spec.name, spec.recipe, spec.train, {**spec.config, "num_steps": -1})
+    wrong_data = Spec(spec.key, spec.recipe, f"{__name__}:refused", spec.config)
+    wrong_config = Spec(spec.key, spec.recipe, spec.train, {**spec.config, "num_steps": -1})
     for wrong, message in ((wrong_data, r"image7\.png"), (wrong_config, "num_steps")):
         channel = Channel(tmp_path / "kept")
         with pytest.raises(ValueError, match=message):
@@ -161,7 +161,7 @@ def test_what_a_killed_worker_left_is_removed_and_what_a_living_one_uses_is_not(
         dead = process.pid
     left, used, other = (
         tmp_path / "scratch" / name
-        for name in (f"toco-{spec.name}-{dead}-x", f"toco-{spec.name}-{os.getppid()}-x", f"toco-other-{dead}-x")
+        for name in (f"toco-{spec.key}-{dead}-x", f"toco-{spec.key}-{os.getppid()}-x", f"toco-other-{dead}-x")
     )
     for folder in (left, used, other):
         folder.mkdir()

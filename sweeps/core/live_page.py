@@ -1,0 +1,66 @@
+"""The report while its study runs: written again in a thread of its own, so that no training waits for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+
+from sweeps.core.report import write_report
+from sweeps.core.study_folder import StudyFolder
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_EVERY_S = 5.0
+_PAGE_EVERY_S = 30.0
+
+
+class LivePage:
+    """Keeps ``progress.json`` and the report of a study up to date while it runs.
+
+    The report is written at most every ``every_s`` seconds, and only after something has changed.
+    """
+
+    def __init__(self, folder: StudyFolder, every_s: float = _PAGE_EVERY_S) -> None:
+        self._folder = folder
+        self._every_s = every_s
+        self._progress_written = float("-inf")
+        self._changed = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="live-page", daemon=True)
+
+    def start(self) -> None:
+        """Begin, with the study as it stands."""
+        self._folder.write_progress({}, None, running=True)
+        self._changed.set()
+        self._thread.start()
+
+    def progress(self, steps: Mapping[str, int], eta_s: float | None) -> None:
+        """Running trials with the steps they have done, and the seconds to the end; may be called all the time."""
+        if time.monotonic() - self._progress_written >= _PROGRESS_EVERY_S:
+            self._progress_written = time.monotonic()
+            self._folder.write_progress(steps, eta_s, running=True)
+
+    def changed(self) -> None:
+        """The ledger has something new of this study."""
+        self._changed.set()
+
+    def close(self) -> None:
+        """Stop; whoever calls this writes the last report."""
+        self._closing.set()
+        self._changed.set()
+        self._thread.join()
+        self._folder.write_progress({}, None, running=False)
+
+    def _work(self) -> None:
+        while True:
+            self._changed.wait()
+            if self._closing.is_set():
+                return
+            self._changed.clear()
+            try:
+                write_report(self._folder.path)
+            except Exception as error:  # the page is for looking at; the trainings are worth more
+                logger.warning("The report could not be written, which is tried again later: %r", error)
+            self._closing.wait(self._every_s)

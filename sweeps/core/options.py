@@ -1,0 +1,66 @@
+"""Where and how a study runs: nothing here affects results."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from toco.tracking import client_uri
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Where and how a study runs; none of it affects results.
+
+    Attributes:
+        storage: Folder of studies; every node of a cluster must see it under this path.
+        tracking_uri: MLflow store; a database in ``storage`` unless given.
+        address: Ray cluster; see ``ray_environment.resolve_address``.
+        concurrent: Trials at once.
+        max_failures: Restarts of one trial; -1 for any number.
+        accept_underpowered: Run a study although its seeds cannot answer its comparisons.
+        price_per_hour: Of one trial's resources, in any currency.
+    """
+
+    storage: Path
+    tracking_uri: str | None = None
+    address: str | None = None
+    concurrent: int = 2
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
+    max_failures: int = 3
+    accept_underpowered: bool = False
+    price_per_hour: float | None = None
+
+    @property
+    def tracking(self) -> str:
+        """MLflow store.
+
+        Raises:
+            ValueError: It is none.
+        """
+        return client_uri(self.tracking_uri or f"sqlite:///{self.storage / 'mlflow.db'}")
+
+
+def default_storage() -> Path:
+    """``results`` in the current folder. A Ray job's is thrown away with the job, so there it is ``~/toco-results``."""
+    return Path.home() / "toco-results" if _in_ray_job() else Path("results")
+
+
+def checked_storage(storage: Path) -> Path:
+    """``storage``, absolute.
+
+    Raises:
+        ValueError: It would be lost with the Ray job.
+    """
+    if _in_ray_job() and not storage.expanduser().is_absolute():
+        raise ValueError(
+            f"A Ray job runs in a copy of the working folder that is thrown away, and --storage {storage} would "
+            "be with it: give an absolute path that every node sees."
+        )
+    return storage.expanduser().resolve()
+
+
+def _in_ray_job() -> bool:
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

@@ -1,0 +1,116 @@
+"""What a study would run, cost and be able to show, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from sweeps.core.forecast import Forecast, forecast, work_left
+from sweeps.core.options import Launch
+from sweeps.core.power import PowerCheck, power_check, seed_noise
+from sweeps.core.probe import Cost, ProbeError, probe
+from sweeps.core.situation import Situation, Task, survey
+from sweeps.core.study import TRAIN, Study
+
+PROBED = 3
+"""Different trainings that are probed, where there is no history."""
+
+
+def print_plan(study: Study, launch: Launch) -> int:
+    """Print the plan of ``study``; returns 0, or 1 where it would be refused."""
+    situation = survey(study, launch.storage)
+    now, later = situation.tasks()
+    power = power_of(situation, launch)
+    foretold = foretell(situation, now + later, launch)
+    folder = launch.storage / situation.plan.folder_name
+    click.echo(plan_text(situation, now, later, foretold, power, folder))
+    if power.refusal is not None:
+        click.echo(f"It would be refused. {power.refusal}")
+        return 1
+    return 0
+
+
+def power_of(situation: Situation, launch: Launch) -> PowerCheck:
+    """What the seeds of the study can show, with the seed noise that the ledger knows."""
+    plan = situation.plan
+    noise = {}
+    for key in {key for _, key in plan.comparisons()}:
+        found = seed_noise(situation.ledger.history(plan.study.recipe), plan.study.base(), key)
+        if found is not None:
+            noise[key] = found
+    return power_check(plan, noise, accept_underpowered=launch.accept_underpowered)
+
+
+def foretell(situation: Situation, tasks: Sequence[Task], launch: Launch) -> Forecast:
+    """What ``tasks`` will cost, from the ledger and, where that knows nothing like them, from a probe."""
+    ledger, recipe = situation.ledger, situation.plan.study.recipe
+    trained = {}
+    for task in tasks:
+        if task.source is not None and (entry := ledger.entry(task.source)) is not None:
+            trained[task.identity.training_key] = type(task.trial.config).model_validate(entry["config"])
+    begun = situation.begun(tasks)
+    works = work_left(
+        [(task.trial.config, task.identity.training_key) for task in tasks],
+        trained,
+        {task.identity.training_key: begun[task.key] for task in tasks if task.key in begun},
+    )
+
+    def foretold(costs: Sequence[Cost]) -> Forecast:
+        return forecast(
+            works,
+            concurrent=launch.concurrent,
+            cpus=launch.cpus_per_trial,
+            gpus=launch.gpus_per_trial,
+            costs=costs,
+            history=ledger.history(recipe),
+            price_per_gpu_hour=launch.price_per_hour,
+        )
+
+    first = foretold(())
+    if first.wall_s is not None or situation.plan.study.train != TRAIN:
+        return first
+    click.echo("There is no history of such trainings, so a few steps are timed first.", err=True)
+    configs = list({task.trial.cell: task.trial.config for task in tasks if task.source is None}.values())
+    try:
+        return foretold(probe(configs[:PROBED], num_threads=max(round(launch.cpus_per_trial), 1)))
+    except ProbeError as error:
+        click.echo(f"Nothing can be foretold: {error}", err=True)
+        return first
+
+
+def plan_text(
+    situation: Situation,
+    now: Sequence[Task],
+    later: Sequence[Task],
+    foretold: Forecast,
+    power: PowerCheck,
+    folder: Path,
+) -> str:
+    """The plan for people."""
+    plan = situation.plan
+    tasks = [*now, *later]
+    there = len(plan.trials) - len(tasks)
+    cells = len(plan.cells)
+    seeds = len(plan.study.seeds)
+    lines = [
+        plan.study.title,
+        f"{plan.study.design.name}: {cells} cells x {seeds} seeds = {len(plan.trials)} trials, {there} of them there, "
+        f"in {folder}",
+        *plan.study.design.notes(),
+    ]
+    begun = situation.begun(tasks)
+    if begun:
+        lines.append(f"{len(begun)} go on from a checkpoint.")
+    shared = sum(task.prefix_shared for task in tasks)
+    if shared:
+        lines.append(f"{shared} trainings share their first steps with others and begin where these have been there.")
+    lines += [
+        f"{number} of them because of this, although their settings are in the ledger: {reason}"
+        for reason, number in situation.reasons(tasks).items()
+    ]
+    lines += foretold.sentences(datetime.now())
+    lines += power.sentences
+    return "\n".join(lines)

@@ -1,0 +1,214 @@
+"""The reviewer's archive: raw values by seed, configs, environments, figures, and a script that makes the table again.
+
+Nothing in it says who ran the study where: no hosts, users, folders, commands or times. The same results give the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from sweeps.core.analysis import Analysis
+from sweeps.core.report import figures, rebuild_table
+from sweeps.core.report.latex import latex
+from sweeps.core.report.markdown import markdown
+from sweeps.core.report.table import Table, study_table
+from sweeps.core.report.table_csv import HEADINGS, changes_text, table_csv
+from sweeps.core.study_record import StudyRecord
+from sweeps.core.verdict import Verdict
+
+ENVIRONMENT = ("commit", "dirty", "versions", "platform", "device", "num_threads", "data_manifest", "weights_sha256")
+"""Parts of a trial's provenance that are no trace of a person or a place."""
+_MOMENT = (1980, 1, 1, 0, 0, 0)
+
+README = """# {title}
+
+- `table.csv`, `table.md`, `table.tex`: the table.
+- `values.csv`: the result of every trial, by cell, seed and metric. `trials.csv`: how each ended.
+- `table.json`: rows, cells and the comparisons that were declared before anything was run.
+- `rebuild_table.py`: makes `table.csv` again from `values.csv` and compares; needs Python, numpy and scipy.
+- `configs/`: the whole config of every cell. `environments.json`: versions and hardware, with the trials each ran.
+- `figures/`: the figures of the report.
+- `SHA256SUMS`: checksums, for `sha256sum -c SHA256SUMS`.
+"""
+
+
+def bundle_files(study: StudyRecord, analysis: Analysis, verdict: Verdict) -> dict[str, str]:
+    """Content of the archive by relative path, ``SHA256SUMS`` last."""
+    table = study_table(study, analysis, verdict)
+    files = {
+        "README.md": README.format(title=study.title),
+        **rebuild_files(study, analysis),
+        "table.md": markdown(table),
+        "table.tex": latex(table),
+        "trials.csv": _trials(study),
+        "environments.json": _json(_environments(study)),
+        **_configs(study),
+        **_figures(study, analysis, table),
+    }
+    sums = [f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in sorted(files.items())]
+    return files | {"SHA256SUMS": "".join(sums)}
+
+
+def rebuild_files(study: StudyRecord, analysis: Analysis) -> dict[str, str]:
+    """The table for programs, what it is made of, and the script that makes it."""
+    return {
+        "table.csv": table_csv(study, analysis),
+        "values.csv": _values(study),
+        "table.json": _json(_description(study, analysis)),
+        "rebuild_table.py": Path(rebuild_table.__file__).read_text(encoding="utf-8"),
+    }
+
+
+def write_zip(target: Path, folder: str, files: Mapping[str, str]) -> None:
+    """Write ``files`` under ``folder`` into the zip file ``target``, which appears whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, text in files.items():
+                entry = zipfile.ZipInfo(f"{folder}/{name}", _MOMENT)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, text.encode())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _values(study: StudyRecord) -> str:
+    lines = [
+        (number, trial.replicate, trial.seed, metric.key, repr(value))
+        for number, cell in enumerate(study.cells)
+        for trial in cell.trials
+        for metric in study.metrics
+        if (value := trial.value(metric.key)) is not None
+    ]
+    return _csv(("cell", "replicate", "seed", "metric", "value"), lines)
+
+
+def _trials(study: StudyRecord) -> str:
+    lines = [
+        (number, cell.label, trial.replicate, trial.seed, trial.state, trial.step, trial.key)
+        for number, cell in enumerate(study.cells)
+        for trial in cell.trials
+    ]
+    return _csv(("cell", "label", "replicate", "seed", "state", "step", "key"), lines)
+
+
+def _description(study: StudyRecord, analysis: Analysis) -> dict[str, Any]:
+    """What ``rebuild_table`` needs to know besides the values."""
+    cells = {id(cell): number for number, cell in enumerate(study.cells)}
+    rows = []
+    for row, numbers in zip(study.rows, analysis.rows, strict=True):
+        images = {key: found.images for key, found in numbers.figures.items()}
+        rows.append(
+            {
+                "number": row.number,
+                "block": row.block,
+                "label": row.label,
+                "role": row.role,
+                "versus": row.versus,
+                "cell": cells[id(row.cell)],
+                "changes": changes_text(row.cell.changes),
+                "planned": numbers.planned,
+                "declared": [key for key, found in numbers.figures.items() if found.declared],
+                "paper": dict(row.paper.metrics) if row.paper else {},
+                "differs_in": "; ".join(numbers.daggers),
+                "images": {key: [found.low, found.high] for key, found in images.items() if found is not None},
+            }
+        )
+    return {
+        "headings": list(HEADINGS),
+        "title": study.title,
+        "design": study.design,
+        "recipe": study.recipe,
+        "data": study.data,
+        "purpose": study.purpose,
+        "significance": study.significance,
+        "metrics": [
+            {"key": metric.key, "title": metric.title, "higher_is_better": metric.higher_is_better}
+            for metric in study.metrics
+        ],
+        "blocks": [block.title for block in study.blocks],
+        "rows": rows,
+    }
+
+
+def _environments(study: StudyRecord) -> list[dict[str, Any]]:
+    """Every environment that a trial ran in, with the keys of its trials."""
+    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for trial in study.trials:
+        if trial.entry:
+            provenance = {name: trial.entry["provenance"].get(name) for name in ENVIRONMENT}
+            described = {**provenance, "resources": trial.entry["resources"], "code": trial.entry["identity"]["code"]}
+            found.setdefault(json.dumps(described, sort_keys=True), (described, []))[1].append(trial.key)
+    return [{**described, "trials": keys} for described, keys in found.values()]
+
+
+def _configs(study: StudyRecord) -> dict[str, str]:
+    files = {}
+    for number, cell in enumerate(study.cells):
+        config = next((trial.entry["config"] for trial in cell.trials if trial.entry), None)
+        if config is not None:
+            files[f"configs/cell_{number:05d}.json"] = _json(_without_folders(config))
+    return files
+
+
+def _without_folders(node: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """``node`` with the name alone of whatever is an absolute path."""
+    if isinstance(node, Mapping):
+        return {name: _without_folders(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_without_folders(value) for value in node]
+    if isinstance(node, str):
+        for kind in (PurePosixPath(node), PureWindowsPath(node)):
+            if kind.is_absolute() or node.startswith("~"):
+                return kind.name
+    return node
+
+
+def _figures(study: StudyRecord, analysis: Analysis, table: Table) -> dict[str, str]:
+    lines = figures.read_lines(study)
+    drawn = {
+        "differences": figures.differences(study, analysis, table),
+        "means": figures.means(study, analysis, table),
+        "interactions": figures.interactions(analysis, table),
+        "thresholds": figures.thresholds(lines),
+        "similarity": figures.similarity(lines, published=any(block.paper for block in study.blocks)),
+        "training": figures.training(study, table, lines),
+    }
+    return {f"figures/{name}.svg": _alone(svg) for name, svg in drawn.items() if svg is not None}
+
+
+def _alone(svg: str) -> str:
+    """A figure of the page as a file of its own: with the page's colours, which it takes from variables."""
+    style = (Path(figures.__file__).parent / "style.html.j2").read_text(encoding="utf-8")
+    # The first of each name: those of the light page.
+    variables: dict[str, str] = {}
+    for name, value in re.findall(r"(--[\w-]+):\s*([^;{}]+);", style):
+        variables.setdefault(name, value)
+    used = sorted(set(re.findall(r"var\((--[\w-]+)\)", svg)) & variables.keys())
+    rules = " ".join(f"{name}: {variables[name]};" for name in used)
+    return re.sub(r"(<svg[^>]*>)", lambda tag: f"{tag[1]}<style>svg {{ {rules} }}</style>", svg, count=1)
+
+
+def _csv(headings: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(headings)
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

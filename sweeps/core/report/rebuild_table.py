@@ -1,0 +1,193 @@
+"""Make table.csv again from values.csv, and say whether it is the same. Needs Python 3.10, numpy and scipy.
+
+    python rebuild_table.py            compare with the table.csv beside it; exit status 1 where they differ
+    python rebuild_table.py --print    print what was made
+
+values.csv has the result of every trial, table.json says which cells are rows, what each is compared with and which
+comparisons were declared before anything was run. Intervals over images are copied from table.json: they come of the
+confusion matrices of single images, which are not in this archive.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+ROUNDING = 1e-12
+"""Standard deviations below this part of the largest value are rounding: such values count as equal."""
+
+Values = dict[tuple[int, str], dict[int, float]]
+"""By cell and metric: by place among the seeds."""
+
+
+def read_values(text: str) -> Values:
+    """The values that count, of the text of values.csv."""
+    values: Values = {}
+    for line in csv.DictReader(io.StringIO(text)):
+        of_cell = values.setdefault((int(line["cell"]), line["metric"]), {})
+        of_cell[int(line["replicate"])] = float(line["value"])
+    return values
+
+
+def rebuilt(table: dict[str, Any], values: Values) -> str:
+    """The text of table.csv."""
+    lines = [
+        line for row in table["rows"] for line in (row_line(table, row, m["key"], values) for m in table["metrics"])
+    ]
+    correct_by_holm(lines)
+    for metric in table["metrics"]:
+        for block in range(len(table["blocks"])):
+            rows = [row for row in table["rows"] if row["block"] == block and row["role"] != "a/a"]
+            marks = marked(rows, metric, values, table["significance"])
+            for line in lines:
+                if line["metric"] == metric["key"] and line["number"] in marks:
+                    line["mark"] = marks[line["number"]]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, table["headings"], lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows({name: printed(value) for name, value in line.items()} for line in lines)
+    return text.getvalue()
+
+
+def row_line(table: dict[str, Any], row: dict[str, Any], key: str, values: Values) -> dict[str, Any]:
+    """One line, without the mark and without Holm's correction."""
+    ours = values.get((row["cell"], key), {})
+    low, high = row["images"].get(key, (None, None))
+    line: dict[str, Any] = {
+        "number": row["number"],
+        "block": table["blocks"][row["block"]],
+        "row": row["label"],
+        "role": row["role"],
+        "versus": "" if row["versus"] is None else table["rows"][row["versus"]]["label"],
+        "changes": row["changes"],
+        "metric": key,
+        "declared": "yes" if key in row["declared"] else "no",
+        "planned": row["planned"],
+        "mark": "",
+        "images_low": low,
+        "images_high": high,
+        "paper": row["paper"].get(key),
+        "differs_in": row["differs_in"],
+    }
+    line |= dict(zip(("n", "mean", "sd", "low", "high"), interval(ours), strict=True))
+    theirs = {} if row["versus"] is None else values.get((table["rows"][row["versus"]]["cell"], key), {})
+    return line | paired(ours, theirs)
+
+
+def spread(values: np.ndarray, scale: float) -> float | None:
+    """Sample standard deviation; 0 where it is rounding, ``None`` of one value."""
+    if len(values) < 2:
+        return None
+    sd = float(np.std(values, ddof=1))
+    return sd if sd > ROUNDING * scale else 0.0
+
+
+def interval(ours: dict[int, float]) -> tuple[int, float | None, float | None, float | None, float | None]:
+    """Number, mean, standard deviation and the t interval of the mean."""
+    if not ours:
+        return 0, None, None, None, None
+    values = np.array(list(ours.values()))
+    sd = spread(values, float(np.abs(values).max()))
+    if not sd:
+        return len(values), float(values.mean()), sd, None, None
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    return len(values), float(values.mean()), sd, float(low), float(high)
+
+
+def paired(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any]:
+    """The difference paired by place among the seeds, its t interval, the paired t test and Hedges' effect size."""
+    names = ("difference", "difference_low", "difference_high", "p", "effect_size")
+    line: dict[str, Any] = {"pairs": 0, "p_holm": None, **dict.fromkeys(names)}
+    common = sorted(ours.keys() & theirs.keys())
+    if not common:
+        return line
+    first, second = (np.array([side[key] for key in common]) for side in (ours, theirs))
+    n, differences = len(common), first - second
+    scale = float(max(np.abs(first).max(), np.abs(second).max()))
+    mean, sd = float(differences.mean()), spread(differences, scale)
+    line |= {"pairs": n, "difference": mean}
+    if sd is None:
+        return line
+    if sd == 0:
+        # Nothing scatters: the t test has no scale. All signs equal is what the exact sign-flip test counts.
+        return line | {"p": 1.0 if abs(mean) <= ROUNDING * scale else 2.0 ** (1 - n)}
+    low, high = stats.t.interval(0.95, n - 1, mean, stats.sem(differences))
+    line |= {"difference_low": float(low), "difference_high": float(high)}
+    line["p"] = float(stats.ttest_rel(first, second).pvalue)
+    if n > 2:
+        df = n - 1
+        correction = math.gamma(df / 2) / (math.sqrt(df / 2) * math.gamma((df - 1) / 2)) if df < 300 else 1 - 0.75 / df
+        line["effect_size"] = mean / sd * correction
+    return line
+
+
+def correct_by_holm(lines: list[dict[str, Any]]) -> None:
+    """Holm's step-down over all declared comparisons; one without a result yet counts as p = 1."""
+    family = [line for line in lines if line["declared"] == "yes"]
+    family.sort(key=lambda line: 1.0 if line["p"] is None else line["p"])
+    largest = 0.0
+    for place, line in enumerate(family):
+        if line["p"] is not None:
+            largest = max(largest, min(1.0, line["p"] * (len(family) - place)))
+            line["p_holm"] = largest
+
+
+def marked(rows: list[dict[str, Any]], metric: dict[str, Any], values: Values, significance: float) -> dict[int, str]:
+    """Bold: the best row and all that a paired t test, corrected over all pairs, cannot tell from it; then the next."""
+    shown = {row["number"]: found for row in rows if (found := values.get((row["cell"], metric["key"])))}
+    if not shown:
+        return {}
+    sign = 1 if metric["higher_is_better"] else -1
+    means = {number: sign * float(np.mean(list(found.values()))) for number, found in shown.items()}
+    best = max(means, key=lambda number: means[number])
+    pairs = math.comb(len(shown), 2)
+    marks = {}
+    for number, found in shown.items():
+        p = paired(found, shown[best])["p"]
+        if number == best or p is None or p * pairs > significance:
+            marks[number] = "bold"
+    others = [number for number in shown if number not in marks]
+    if others:
+        marks[max(others, key=lambda number: means[number])] = "underlined"
+    return marks
+
+
+def printed(value: Any) -> str:  # noqa: ANN401 - a cell of the table
+    """Fractions with six digits."""
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    text = f"{value:.6f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def main() -> int:
+    """The script."""
+    folder = Path(__file__).parent
+    table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    made = rebuilt(table, read_values((folder / "values.csv").read_text(encoding="utf-8")))
+    if "--print" in sys.argv[1:]:
+        sys.stdout.write(made)
+        return 0
+    stored = (folder / "table.csv").read_text(encoding="utf-8")
+    if made == stored:
+        sys.stdout.write(f"table.csv was made again from values.csv: {made.count(chr(10)) - 1} lines, all the same.\n")
+        return 0
+    sys.stdout.writelines(
+        difflib.unified_diff(stored.splitlines(True), made.splitlines(True), "table.csv", "made from values.csv")
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

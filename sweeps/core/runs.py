@@ -1,0 +1,158 @@
+"""The run folders of all studies, ``runs/KEY``: published by drivers that hold the trial's lease, and by nobody else.
+
+::
+
+    runs/KEY/        see toco.train.run_folder
+    tune/SESSION/    what one driver's Ray Tune keeps, the newest snapshots of its trials: a cache, gone with it
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.core.identity import Identity
+from sweeps.core.ledger import Ledger
+from sweeps.core.links import link_or_copy
+from toco.train.checkpoint import STATE, CheckpointError, all_in, read
+
+logger = logging.getLogger(__name__)
+
+SESSIONS = "tune"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a ledger entry came from; none of it affects its numbers.
+
+    Attributes:
+        study: Name of the study that had it trained.
+        recipe: What its config started from.
+        search: Whether a search chose its config, after looking at other trials.
+        derived_from: Key of the trial whose training it evaluates again.
+    """
+
+    study: str
+    recipe: str
+    search: bool = False
+    derived_from: str | None = None
+
+
+class Runs:
+    """Reads and writes the run folders beside a ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.sessions = ledger.storage / SESSIONS
+
+    def status(self, key: str) -> str | None:
+        """How a trial ended by its run folder, ``None`` while it has not, or where a damaged file hides it."""
+        status = _read(self.ledger.run_dir(key) / "result.json").get("status")
+        return None if status in (None, "stopped") else str(status)
+
+    def publish(self, key: str, snapshot: Path) -> None:
+        """Bring a run folder to the state of ``snapshot``.
+
+        A snapshot older than what is there changes nothing: after the loss of a driver, one may be handed out again.
+        At every moment of this the folder can be resumed: a checkpoint never appears before the rows that belong to it.
+        """
+        target = self.ledger.run_dir(key)
+        if self.status(key) == "finished" or newest_step(snapshot) < newest_step(target):
+            return
+        last = Path("result.json")
+        files = [path.relative_to(snapshot) for path in snapshot.rglob("*") if path.is_file()]
+        for relative in sorted(set(files) - {last}):
+            if relative.parts[0] != "checkpoints":
+                _copy(snapshot / relative, target / relative)
+        checkpoints = all_in(snapshot / "checkpoints")
+        for checkpoint in checkpoints:
+            _link_folder(checkpoint, target / "checkpoints" / checkpoint.name)
+        for old in {path.name for path in all_in(target / "checkpoints")} - {path.name for path in checkpoints}:
+            shutil.rmtree(target / "checkpoints" / old)
+        if last in files:
+            _copy(snapshot / last, target / last)
+
+    def salvage(self, key: str, dead_sessions: Iterable[Path]) -> None:
+        """Publish what drivers that are gone had received and not yet published."""
+        for session in dead_sessions:
+            for snapshot in sorted((session / key).glob("checkpoint_*"), key=newest_step):
+                # The copy may have been cut off: only a checkpoint whose hash is right replaces another.
+                newest = all_in(snapshot / "checkpoints")[-1:]
+                try:
+                    if newest and newest_step(snapshot) > newest_step(self.ledger.run_dir(key)):
+                        read(newest[0])
+                    self.publish(key, snapshot)
+                except (CheckpointError, OSError) as error:
+                    logger.warning("Passing over a snapshot of %s: %s", key, error)
+
+    def settle(self, key: str, identity: Identity, origin: Origin, resources: Mapping[str, Any]) -> bool:
+        """Enter a trial whose run folder says how it ended into the ledger; says whether it is there now."""
+        if self.status(key) is None:
+            return False
+        run_dir = self.ledger.run_dir(key)
+        result, provenance = _read(run_dir / "result.json"), _read(run_dir / "provenance.json")
+        self.ledger.write(
+            {
+                "format_version": 1,
+                "key": key,
+                "training_key": identity.training_key,
+                "status": result["status"],
+                "step": result["step"],
+                "attempts": len(self.ledger.failures(key)),
+                "message": result.get("message"),
+                "identity": dict(identity.parts),
+                "config": _read(run_dir / "config.json").get("config", {}),
+                "metrics": result.get("metrics", {}),
+                "wall_time_s": result.get("wall_time_s"),
+                "step_time_s": result.get("step_time_s"),
+                "peak_memory_bytes": result.get("peak_memory_bytes"),
+                "provenance": provenance,
+                "resources": dict(resources),
+                "origin": {**asdict(origin), "forked_at": provenance.get("forked_at")},
+                "run": str(run_dir.relative_to(self.ledger.storage)),
+            }
+        )
+        return True
+
+
+def newest_step(run_dir: Path) -> int:
+    """Step of the newest checkpoint in a run folder that can be read; -1 before the first."""
+    return max((_step(checkpoint) for checkpoint in all_in(run_dir / "checkpoints")), default=-1)
+
+
+def _step(checkpoint: Path) -> int:
+    """What a checkpoint says of itself; -1 for one that is not there or is damaged."""
+    step = _read(checkpoint / STATE).get("step")
+    return step if isinstance(step, int) else -1
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no such file or object."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.copy2(source, partial)
+    partial.replace(target)
+
+
+def _link_folder(source: Path, target: Path) -> None:
+    """Make ``target``, a checkpoint, with links to the files of ``source``; one that is whole stays."""
+    if _step(target) >= 0:
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, copy_function=link_or_copy)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)

@@ -1,0 +1,56 @@
+"""Weights of the two contrasts, lambda1 (PTC) x lambda2 (CTC): half, once and twice those of the recipe.
+
+    python -m sweeps run loss_weights
+    python -m sweeps run loss_weights --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1
+
+By default the embedded benchmark, lambda1 in 4, 8, 16 and lambda2 in 0.05, 0.1, 0.2: 9 combinations and the base again
+with other seeds (A/A), with 3 seeds each: 30 trainings of about a minute on one core, about 16 minutes on two.
+Expected on the embedded benchmark (mIoU in percent): EXPECTED-TO-BE-MEASURED
+
+With ``voc_deit_b`` lambda1 in 0.1, 0.2, 0.4 and lambda2 in 0.25, 0.5, 1: 3.7 hours on two A100 for each training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sweeps.core.command import study_command
+from sweeps.core.designs import Grid
+from sweeps.core.factors import Factor
+from sweeps.core.paper import M_AUX, SEG, M
+from sweeps.core.study import Metric, Study
+
+PTC, CTC = "method.ptc.weight", "method.ctc.weight"
+NANO_PTC, NANO_CTC = 8.0, 0.1
+
+
+def design(ptc: float, ctc: float) -> Grid:
+    """Half, once and twice these weights, in all combinations."""
+    return Grid(
+        (
+            Factor(PTC, (ptc / 2, ptc, 2 * ptc), ptc, title="lambda1"),
+            Factor(CTC, (ctc / 2, ctc, 2 * ctc), ctc, title="lambda2"),
+        )
+    )
+
+
+STUDY = Study(
+    name="loss_weights",
+    title="Weights of the contrasts: lambda1 (PTC) x lambda2 (CTC)",
+    recipe="shapes_nano",
+    design=design(NANO_PTC, NANO_CTC),
+    seeds=(0, 1, 2),
+    metrics=(Metric(M, "M"), Metric(M_AUX, "M_m"), Metric(SEG, "seg")),
+    purpose="direction",
+)
+
+
+def for_recipe(study: Study) -> Study:
+    """``study`` around the weights of its recipe."""
+    return dataclasses.replace(study, design=design(study.value(PTC), study.value(CTC)))
+
+
+main = study_command(STUDY, __doc__, adapt=for_recipe)
+
+if __name__ == "__main__":
+    main()

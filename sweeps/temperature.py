@@ -1,0 +1,34 @@
+"""Temperature tau of the class token contrast.
+
+    python -m sweeps run temperature
+    python -m sweeps run temperature --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1
+
+By default the embedded benchmark: 5 temperatures and the base again with other seeds (A/A), with 3 seeds each: 18
+trainings of about a minute on one core, about 10 minutes on two.
+Expected on the embedded benchmark (mIoU in percent): EXPECTED-TO-BE-MEASURED
+
+With ``voc_deit_b`` 3.7 hours on two A100 for each training. The paper gives no table of it; it uses 0.5 for VOC.
+"""
+
+from __future__ import annotations
+
+from sweeps.core.command import study_command
+from sweeps.core.designs import OneFactor
+from sweeps.core.factors import Factor
+from sweeps.core.paper import M_AUX, SEG, M
+from sweeps.core.study import Metric, Study
+
+STUDY = Study(
+    name="temperature",
+    title="Temperature of the class token contrast",
+    recipe="shapes_nano",
+    design=OneFactor((Factor("method.temperature", (0.1, 0.25, 0.5, 1.0, 2.0), 0.5, title="tau"),)),
+    seeds=(0, 1, 2),
+    metrics=(Metric(M, "M"), Metric(M_AUX, "M_m"), Metric(SEG, "seg")),
+    purpose="direction",
+)
+
+main = study_command(STUDY, __doc__)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""What is drawn, read back from Matplotlib's own objects, and the SVG that comes of it."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from sweeps.core.analysis import analyse
+from sweeps.core.paper import Paper, PaperRow
+from sweeps.core.report import figures
+from sweeps.core.report.table import study_table
+from sweeps.core.statistics import noise_floor
+from sweeps.core.study import A_A
+from sweeps.core.study_record import BlockRecord
+from sweeps.core.verdict import judge
+from tests.sweeps.core.records import SEG, M, make_study
+from tests.sweeps.core.report.run_folders import write_runs
+
+BASE, AGAIN = (0.60, 0.62, 0.64), (0.61, 0.60, 0.66)
+ROWS = {"#10": BASE, "#8": (0.50, 0.53, 0.53), "<#9>": (0.61, 0.60, 0.65), A_A: AGAIN}
+PAPER = Paper("Table 5 (a)", "VOC", (PaperRow("#10", {M: 0.7}), PaperRow("#8", {M: 0.6})))
+FLOOR = noise_floor(BASE, AGAIN)
+
+
+@pytest.fixture
+def study(tmp_path: Path):
+    made = make_study(ROWS, path=tmp_path / "fake-01234567", paper=PAPER)
+    write_runs(made)
+    return made
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """Every figure that becomes an SVG."""
+    kept: list[Figure] = []
+    to_svg = figures.svg
+    monkeypatch.setattr(figures, "svg", lambda figure, *names: (kept.append(figure), to_svg(figure, *names))[1])
+    return kept
+
+
+def parts(study):
+    analysis = analyse(study)
+    return analysis, study_table(study, analysis, judge(study, analysis))
+
+
+def band(axes) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper edge of the band that is filled between curves, over its positions."""
+    (found,) = [c for c in axes.collections if c.get_label() == "noise band (A/A)"]
+    corners = np.unique(found.get_paths()[0].vertices, axis=0)
+    xs = np.unique(corners[:, 0])
+    return tuple(np.array([edge(corners[corners[:, 0] == x, 1]) for x in xs]) for edge in (np.min, np.max))
+
+
+def line(axes, label: str):
+    (found,) = [one for one in axes.lines if one.get_label() == label]
+    return found
+
+
+def test_differences_lie_over_a_band_as_wide_as_the_noise_floor(study, drawn):
+    assert figures.differences(study, *parts(study))
+    (axes,) = drawn[0].axes
+    (patch,) = [patch for patch in axes.patches if patch.get_label() == "noise band (A/A)"]
+    assert (patch.get_x(), patch.get_x() + patch.get_width()) == pytest.approx((-100 * FLOOR, 100 * FLOOR))
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["#8", "<#9>", A_A]
+    points = [one for one in axes.lines if one.get_marker() == "o"]
+    assert [float(p.get_xdata()[0]) for p in points] == pytest.approx([-10.0, 0.0, 100 * (1.87 - 1.86) / 3], abs=1e-9)
+    assert line(axes, "paper").get_xdata()[0] == pytest.approx(-10.0)
+
+
+def test_without_an_a_a_row_there_is_no_band(tmp_path, drawn):
+    study = make_study({"#10": BASE, "#8": (0.5, 0.5, 0.6)}, path=tmp_path / "fake-01234567")
+    assert figures.differences(study, *parts(study))
+    assert [patch for patch in drawn[0].axes[0].patches if "noise" in str(patch.get_label())] == []
+
+
+def test_only_significant_points_are_filled(tmp_path, drawn):
+    rows = {"#10": (0.60, 0.62, 0.64, 0.61), "#8": (0.401, 0.421, 0.439, 0.410), "#9": (0.61, 0.60, 0.66, 0.60)}
+    study = make_study(rows, path=tmp_path / "fake-01234567")
+    figures.differences(study, *parts(study))
+    filled, empty = [one for one in drawn[0].axes[0].lines if one.get_marker() == "o"]
+    assert filled.get_markerfacecolor() == filled.get_color()
+    assert empty.get_markerfacecolor() == figures.PAPER
+
+
+def test_of_many_rows_the_largest_differences_are_drawn(tmp_path, drawn):
+    rows = {"base": BASE} | {f"row {n}": tuple(value - n / 100 for value in BASE) for n in range(1, 46)} | {A_A: AGAIN}
+    study = make_study(rows, path=tmp_path / "fake-01234567")
+    figures.differences(study, *parts(study))
+    labels = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]
+    assert labels == [f"row {n}" for n in range(6, 46)] + [A_A]
+
+
+def test_means_have_the_band_around_the_base(study, drawn):
+    assert figures.means(study, *parts(study))
+    ours, paper = drawn[0].axes
+    (patch,) = ours.patches
+    assert (patch.get_y(), patch.get_y() + patch.get_height()) == pytest.approx((62 - 100 * FLOOR, 62 + 100 * FLOOR))
+    assert line(ours, "M").get_ydata().tolist() == pytest.approx([62, 52, 62])
+    assert line(paper, "M").get_ydata()[:2].tolist() == pytest.approx([70, 60])
+
+
+def test_curves_are_means_over_seeds_with_a_band_at_every_position(study, drawn):
+    assert figures.thresholds(figures.read_lines(study))
+    cam, aux_cam = drawn[0].axes
+    assert line(cam, "#8").get_xdata() == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert line(cam, "#8").get_ydata() == pytest.approx([52, 39, 26, 13])
+    low, high = band(cam)
+    widths = np.array([1, 0.75, 0.5, 0.25]) * 100 * FLOOR
+    assert low == pytest.approx(np.array([62, 46.5, 31, 15.5]) - widths)
+    assert high == pytest.approx(np.array([62, 46.5, 31, 15.5]) + widths)
+    assert line(aux_cam, "#8").get_xdata() == pytest.approx([0.25, 0.5, 0.75])  # undefined at 0
+
+
+def test_similarity_stands_beside_figure_2_only_where_the_paper_does(study, drawn):
+    lines = figures.read_lines(study)
+    assert figures.similarity(lines, published=True)
+    assert figures.similarity(lines, published=False)
+    with_paper, without = drawn
+    assert line(with_paper.axes[0], "#10").get_ydata() == pytest.approx([0.31, 0.62])
+    assert line(with_paper.axes[1], "paper, ToCo").get_ydata()[-1] == 0.586
+    assert len(without.axes) == 1
+
+
+def test_training_shows_every_seed_and_their_mean(study, drawn):
+    _, table = parts(study)
+    assert figures.training(study, table, figures.read_lines(study))
+    metric, loss = drawn[0].axes
+    assert line(metric, "#8").get_ydata() == pytest.approx([26, 52])
+    seeds = [one.get_ydata()[-1] for one in metric.lines if one.get_alpha() == 0.35]
+    assert seeds == pytest.approx([100 * value for label in ("#10", "#8", "<#9>") for value in ROWS[label]])
+    assert line(loss, "#10").get_ydata() == pytest.approx([2.5, 1.25, 100 / 120, 0.625])
+
+
+def test_interactions_draw_a_line_for_each_level_of_the_other_factor(tmp_path, drawn):
+    factors = ("method.low", "method.high")
+    cells = {"a": (1, 1, 0.1), "b": (1, 2, 0.2), "c": (2, 1, 0.3), "d": (2, 2, 0.6)}
+    study = make_study(
+        {label: (mean, mean + 0.01, mean + 0.02) for label, (_, _, mean) in cells.items()} | {A_A: (0.1, 0.12, 0.12)},
+        changes={label: dict(zip(factors, levels[:2], strict=True)) for label, levels in cells.items()},
+        factors=factors,
+        path=tmp_path / "fake-01234567",
+    )
+    assert figures.interactions(*parts(study))
+    (axes,) = drawn[0].axes
+    assert line(axes, "1").get_ydata() == pytest.approx([11, 31])
+    assert line(axes, "2").get_ydata() == pytest.approx([21, 61])
+    low, high = band(axes)
+    floor = 100 * noise_floor((0.1, 0.11, 0.12), (0.1, 0.12, 0.12))
+    assert low == pytest.approx([11 - floor, 31 - floor])
+    assert high == pytest.approx([11 + floor, 31 + floor])
+
+
+def test_a_block_with_many_rows_shows_the_base_and_the_best(tmp_path):
+    rows = {"base": (0.1,)} | {f"row {number}": (0.2 + number / 100,) for number in range(20)}
+    study = make_study(rows, path=tmp_path / "fake-01234567")
+    (block,) = figures.read_lines(study).blocks
+    assert [one.row.label for one in block.lines] == ["base", *(f"row {number}" for number in range(13, 20))]
+    assert block.left_out == 13
+
+
+def test_headings_of_blocks_stand_between_their_rows(tmp_path, drawn):
+    blocks = [
+        (BlockRecord("layer", ("method.aux_block",), (M,), None), ["#10", "#8"]),
+        (BlockRecord("crop", ("method.crop",), (M, SEG), None), ["#10", "<#9>"]),
+    ]
+    study = make_study(ROWS, blocks=blocks, more={SEG: ROWS}, path=tmp_path / "fake-01234567")
+    figures.differences(study, *parts(study))
+    labels = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]
+    assert labels == ["layer", "#8", "crop", "<#9>", A_A]
+    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == ["M", "seg_miou"]
+
+
+def test_colours_come_from_the_page_and_ids_are_unique(study):
+    analysis, table = parts(study)
+    lines = figures.read_lines(study)
+    drawn = [
+        figures.differences(study, analysis, table),
+        figures.means(study, analysis, table),
+        figures.thresholds(lines),
+        figures.training(study, table, lines),
+    ]
+    svg = "".join(filter(None, drawn))
+    assert svg.count("<svg") == 4
+    assert re.findall(r"#0[1-5]0[0-9a-f]{3}\b", svg) == []
+    assert {"var(--ink)", "var(--series-1)", "var(--muted)"} <= set(re.findall(r"var\(--[a-z0-9-]+\)", svg))
+    ids = re.findall(r'<clipPath id="(\w+)"', svg)
+    assert len(ids) == len(set(ids)) > 0
+    assert "<#9>" not in svg
+    assert "&lt;#9&gt;" in svg
+
+
+def test_nothing_to_draw_is_no_figure(tmp_path):
+    states = {("#10", 0): "waiting", ("#8", 0): "failed"}
+    study = make_study({"#10": (0.6,), "#8": (0.5,)}, states=states, path=tmp_path / "fake-01234567")
+    analysis, table = parts(study)
+    lines = figures.read_lines(study)
+    assert figures.differences(study, analysis, table) is None
+    assert figures.means(study, analysis, table) is None
+    assert figures.interactions(analysis, table) is None
+    assert figures.thresholds(lines) is None
+    assert figures.similarity(lines, published=True) is None
+    assert figures.training(study, table, lines) is None

@@ -1,0 +1,102 @@
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sweeps.core.report import gallery as gallery_module
+from sweeps.core.report.gallery import MAX_WIDTH_PX, data_uri, gallery, image_iou
+from sweeps.core.study import A_A
+from tests.sweeps.core.records import make_study
+from tests.sweeps.core.report.run_folders import SIZE, STEP, write_confusions, write_runs
+
+# Image "a": class 0 is 2 of 2 + 1 pixels right, class 1 is 1 of 2; image "b": class 0 alone, all of it right.
+CONFUSIONS = np.array([[[2, 0], [1, 1]], [[4, 0], [0, 0]]])
+
+
+def decoded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")
+
+
+@pytest.fixture
+def study(tmp_path: Path):
+    """The second row's first trial failed, so that seed 1 is the place with most pictures."""
+    values = {"#10": (0.6, 0.6), "#8": (0.5, 0.5), A_A: (0.6, 0.6)}
+    made = make_study(values, path=tmp_path / "fake-01234567", states={("#8", 0): "failed"})
+    write_runs(made)
+    return made
+
+
+def test_iou_of_an_image_is_over_the_classes_that_it_shows():
+    assert image_iou(CONFUSIONS).tolist() == pytest.approx([(2 / 3 + 1 / 2) / 2, 1.0])
+    assert np.isnan(image_iou(np.zeros((1, 2, 2), int))).all()
+
+
+def test_images_down_rows_across(study):
+    (matrix,) = gallery(study)
+    assert matrix.columns == ("#10", "#8")
+    assert (matrix.seed, matrix.step, matrix.left_out) == (1, STEP, 0)
+    assert [line.name for line in matrix.lines] == ["a", "b"]
+    assert list(matrix.maps) == ["cam", "aux_cam", "pseudo_label", "prediction"]
+
+
+def test_a_map_is_cut_out_of_its_picture(study):
+    line = gallery(study)[0].lines[0]  # "a" was written second: its green is 40, and its blue the seed
+    for name, red in (("cam", 10), ("prediction", 40)):
+        picture = decoded(line.maps[name][0].uri)
+        assert picture.size == (SIZE, SIZE)
+        assert np.abs(np.asarray(picture, int) - (red, 40, 1)).max() <= 6  # WebP is not exact
+    image, mask = (np.asarray(decoded(uri), int) for uri in line.beside)
+    assert np.abs(image - (0, 40, 1)).max() <= 6
+    assert np.abs(mask - (50, 40, 1)).max() <= 6
+
+
+def test_the_iou_under_a_map_is_of_that_image_and_row(study):
+    trial = study.cells[0].trials[1]
+    write_confusions(trial, ["a", "b"], CONFUSIONS)
+    first, second = gallery(study)[0].lines
+    assert first.maps["cam"][0].iou == pytest.approx(7 / 12)
+    assert second.maps["cam"][0].iou == pytest.approx(1.0)
+    assert first.maps["prediction"][0].iou == pytest.approx(1.0)
+    assert first.maps["pseudo_label"][0].iou is None
+    assert first.maps["cam"][1].iou is None  # the other row has no matrices
+
+
+def test_an_image_whose_name_is_no_file_name(tmp_path: Path):
+    study = make_study({"#10": (0.6,)}, path=tmp_path / "fake-01234567")
+    write_runs(study, images=["x_1"])
+    write_confusions(study.cells[0].trials[0], ["x/1"], CONFUSIONS[:1])
+    assert gallery(study)[0].lines[0].maps["cam"][0].iou == pytest.approx(7 / 12)
+
+
+def test_pictures_that_do_not_say_where_their_panels_are_stay_whole(tmp_path: Path):
+    study = make_study({"#10": (0.6,)}, path=tmp_path / "fake-01234567")
+    write_runs(study, panels=False)
+    (matrix,) = gallery(study)
+    assert list(matrix.maps) == ["all"]
+    assert matrix.lines[0].beside == ()
+    assert decoded(matrix.lines[0].maps["all"][0].uri).size == (6 * (SIZE + 2), SIZE + 8)
+
+
+def test_rows_beyond_the_last_column_are_counted(study, monkeypatch):
+    monkeypatch.setattr(gallery_module, "MAX_COLUMNS", 1)
+    (matrix,) = gallery(study)
+    assert matrix.columns == ("#10",)
+    assert matrix.left_out == 1
+
+
+def test_only_images_that_all_rows_have(study):
+    for path in study.cells[1].trials[1].run_dir.glob("pictures/*/a.png"):
+        path.unlink()
+    assert [line.name for line in gallery(study)[0].lines] == ["b"]
+
+
+def test_no_pictures_no_gallery(tmp_path: Path):
+    assert gallery(make_study({"#10": (0.6,)}, path=tmp_path / "fake-01234567")) == []
+
+
+def test_a_wide_picture_is_scaled_down(tmp_path: Path):
+    Image.new("RGB", (4 * MAX_WIDTH_PX, 100)).save(tmp_path / "wide.png")
+    assert decoded(data_uri(tmp_path / "wide.png")).size == (MAX_WIDTH_PX, 25)

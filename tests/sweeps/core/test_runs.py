@@ -1,0 +1,194 @@
+"""Run folders: what is published, in which order, and how they enter the ledger."""
+
+import json
+import shutil
+
+import pytest
+
+from sweeps.core import links
+from sweeps.core import runs as runs_module
+from sweeps.core.identity import Identity
+from sweeps.core.ledger import Ledger
+from sweeps.core.runs import Origin, Runs, newest_step
+from toco.train import checkpoint
+
+KEY = "0123456789abcdef0123"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return Runs(Ledger(tmp_path / "results"))
+
+
+def snapshot(root, step, finished=False):
+    """A snapshot after ``step``: rows 10, 20, ... with the checkpoint of the last."""
+    path = root / f"snapshot_{step}_{finished}"
+    checkpoint = path / "checkpoints" / f"step_{step:08d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "tensors.safetensors").write_text(f"tensors after {step}")
+    (checkpoint / "state.json").write_text(json.dumps({"step": step}))
+    (path / "config.json").write_text("{}")
+    rows = [json.dumps({"step": row, "kind": "val"}) + "\n" for row in range(10, step + 1, 10)]
+    (path / "metrics.jsonl").write_text("".join(rows))
+    for row in range(10, step + 1, 10):
+        (path / "evaluations").mkdir(exist_ok=True)
+        (path / "evaluations" / f"step_{row:08d}.json").write_text("{}")
+    if finished:
+        (path / "result.json").write_text(json.dumps({"status": "finished", "step": step}))
+    return path
+
+
+def files(path):
+    return {str(file.relative_to(path)): file.read_text() for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_run_folder_follows_its_snapshots(runs, tmp_path):
+    for step, finished in ((10, False), (20, False), (30, False), (30, True)):
+        published = snapshot(tmp_path, step, finished)
+        runs.publish(KEY, published)
+        assert files(runs.ledger.run_dir(KEY)) == files(published)
+        assert runs.status(KEY) == ("finished" if finished else None)
+        assert newest_step(runs.ledger.run_dir(KEY)) == step
+
+
+def test_it_outlives_the_snapshot_that_tune_deletes(runs, tmp_path):
+    published = snapshot(tmp_path, 10)
+    expected = files(published)
+    runs.publish(KEY, published)
+    shutil.rmtree(published)
+    assert files(runs.ledger.run_dir(KEY)) == expected
+
+
+def test_an_older_snapshot_changes_nothing(runs, tmp_path):
+    newer = snapshot(tmp_path, 20)
+    runs.publish(KEY, newer)
+    runs.publish(KEY, snapshot(tmp_path, 10))
+    assert files(runs.ledger.run_dir(KEY)) == files(newer)
+
+
+def test_a_finished_training_is_never_touched_again(runs, tmp_path):
+    finished = snapshot(tmp_path, 20, finished=True)
+    runs.publish(KEY, finished)
+    runs.publish(KEY, snapshot(tmp_path, 20))
+    runs.publish(KEY, snapshot(tmp_path, 30))
+    assert files(runs.ledger.run_dir(KEY)) == files(finished)
+
+
+def resumable_step(run_dir):
+    """The step that a training would go on from: every row up to it must be there."""
+    step = newest_step(run_dir)
+    for folder in (run_dir / "checkpoints").glob("step_*"):
+        assert {path.name for path in folder.iterdir()} == {"tensors.safetensors", "state.json"}
+    rows = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row for row in rows if row <= step] == list(range(10, step + 1, 10))
+    return step
+
+
+@pytest.mark.parametrize("dies_at", range(6))
+def test_a_driver_that_dies_while_publishing_leaves_a_folder_to_go_on_from(runs, tmp_path, monkeypatch, dies_at):
+    runs.publish(KEY, snapshot(tmp_path, 10))
+    left = dies_at
+
+    def fragile(function):
+        def call(source, target):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            function(source, target)
+
+        return call
+
+    final = snapshot(tmp_path, 20, finished=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs_module, "_copy", fragile(runs_module._copy))
+        patch.setattr(runs_module, "_link_folder", fragile(runs_module._link_folder))
+        with pytest.raises(KeyboardInterrupt):
+            runs.publish(KEY, final)
+    assert resumable_step(runs.ledger.run_dir(KEY)) in (10, 20)
+    assert runs.status(KEY) is None
+    runs.publish(KEY, final)
+    assert files(runs.ledger.run_dir(KEY)) == files(final)
+
+
+def test_checkpoints_are_links_where_the_file_system_has_them_and_copies_where_not(runs, tmp_path, monkeypatch):
+    first, second = snapshot(tmp_path, 10), snapshot(tmp_path, 20)
+    runs.publish(KEY, first)
+    tensors = runs.ledger.run_dir(KEY) / "checkpoints" / "step_00000010" / "tensors.safetensors"
+    assert tensors.samefile(first / "checkpoints" / "step_00000010" / "tensors.safetensors")
+    monkeypatch.setattr(links.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
+    runs.publish(KEY, second)
+    assert files(runs.ledger.run_dir(KEY)) == files(second)
+
+
+@pytest.mark.parametrize("damage", ["", "[30]", "{}", None])
+def test_a_damaged_checkpoint_does_not_count_and_is_replaced(runs, tmp_path, damage):
+    runs.publish(KEY, snapshot(tmp_path, 20))
+    run_dir = runs.ledger.run_dir(KEY)
+    damaged = run_dir / "checkpoints" / "step_00000030"
+    damaged.mkdir()
+    if damage is not None:
+        (damaged / "state.json").write_text(damage)
+    assert newest_step(run_dir) == 20
+    newest = snapshot(tmp_path, 30)
+    runs.publish(KEY, newest)
+    assert newest_step(run_dir) == 30
+    assert files(run_dir) == files(newest)
+
+
+def test_a_damaged_result_is_none(runs, tmp_path):
+    runs.publish(KEY, snapshot(tmp_path, 20, finished=True))
+    (runs.ledger.run_dir(KEY) / "result.json").write_text('{"status": "fin')
+    assert runs.status(KEY) is None
+
+
+IDENTITY = Identity(KEY, KEY[::-1], {"config": "c" * 16, "training_config": "d" * 16, "seed": 3})
+
+
+def settle(runs):
+    return runs.settle(KEY, IDENTITY, Origin("example", "shapes_nano"), {"cpus": 1.0, "gpus": 0.0, "world_size": 1})
+
+
+def test_a_run_that_has_ended_enters_the_ledger_once(runs, tmp_path):
+    assert not settle(runs)
+    runs.publish(KEY, snapshot(tmp_path, 10))
+    assert not settle(runs)
+    assert runs.ledger.entry(KEY) is None
+    runs.ledger.add_failure(KEY, "its worker process is gone", "trace")
+    runs.publish(KEY, snapshot(tmp_path, 20, finished=True))
+    assert settle(runs)
+    entry = runs.ledger.entry(KEY)
+    assert (entry["status"], entry["step"], entry["attempts"]) == ("finished", 20, 1)
+    assert entry["training_key"] == IDENTITY.training_key
+    assert entry["run"] == f"runs/{KEY}"
+    assert settle(runs)
+    assert runs.ledger.entry(KEY) == entry
+
+
+def test_a_training_that_a_signal_stopped_has_not_ended(runs, tmp_path):
+    stopped = snapshot(tmp_path, 10)
+    (stopped / "result.json").write_text(json.dumps({"status": "stopped", "step": 10}))
+    runs.publish(KEY, stopped)
+    assert runs.status(KEY) is None
+    assert not settle(runs)
+
+
+def real_checkpoint(folder, step):
+    """A snapshot with a checkpoint whose hash is right."""
+    path = snapshot(folder, step)
+    tensors = path / "checkpoints" / f"step_{step:08d}" / checkpoint.TENSORS
+    tensors.write_bytes((8).to_bytes(8, "little") + b"{}      ")
+    state = {"format_version": checkpoint.FORMAT_VERSION, "step": step, "digest": "d"}
+    (tensors.parent / checkpoint.STATE).write_text(json.dumps({**state, "sha256": checkpoint.file_sha256(tensors)}))
+    return path
+
+
+def test_what_a_lost_driver_had_received_is_published_and_what_was_cut_off_is_not(runs, tmp_path):
+    runs.publish(KEY, snapshot(tmp_path, 10))
+    session = tmp_path / "session"
+    for number, step in enumerate((20, 30)):
+        target = session / KEY / f"checkpoint_{number:06d}"
+        shutil.copytree(real_checkpoint(tmp_path, step), target)
+    (target / "checkpoints" / "step_00000030" / checkpoint.TENSORS).write_bytes(b"cut")
+    runs.salvage(KEY, [tmp_path / "none", session])
+    assert newest_step(runs.ledger.run_dir(KEY)) == 20

@@ -1,0 +1,58 @@
+"""Everything that an evaluation says of the CAMs, from their histograms alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from toco.evaluate.report import ThresholdCurve, undefined_to_none
+from toco.metrics.cam_quality import CamQuality
+from toco.metrics.segmentation import ClassScores, class_scores, mean_over_classes
+
+
+@dataclass(frozen=True, slots=True)
+class CamScores:
+    """The part of an :class:`toco.evaluate.Evaluation` that depends on the thresholds."""
+
+    metrics: dict[str, float]
+    per_class: dict[str, tuple[float | None, ...]]
+    threshold_curve: ThresholdCurve
+
+
+def score_cams(
+    cam: CamQuality, aux_cam: CamQuality, thresholds: tuple[float, ...], background_threshold: float
+) -> CamScores:
+    """Score both CAMs at the fixed threshold, which is one of ``thresholds``, and over all of them."""
+    fixed = thresholds.index(round(background_threshold, 6))
+    scores, aux_scores = (class_scores(quality.confusion_matrices()) for quality in (cam, aux_cam))
+    metrics = _metrics("cam", scores, thresholds, fixed) | _metrics("aux_cam", aux_scores, thresholds, fixed)
+    return CamScores(
+        metrics={f"val/{name}": value for name, value in metrics.items() if math.isfinite(value)},
+        per_class={
+            "cam_iou": undefined_to_none(scores.iou[fixed].tolist()),
+            "aux_cam_iou": undefined_to_none(aux_scores.iou[fixed].tolist()),
+            "cam_precision": undefined_to_none(scores.precision[fixed].tolist()),
+            "cam_recall": undefined_to_none(scores.recall[fixed].tolist()),
+        },
+        threshold_curve=ThresholdCurve(
+            thresholds=thresholds,
+            cam_miou=undefined_to_none(mean_over_classes(scores.iou).tolist()),
+            aux_cam_miou=undefined_to_none(mean_over_classes(aux_scores.iou).tolist()),
+        ),
+    )
+
+
+def _metrics(prefix: str, scores: ClassScores, thresholds: tuple[float, ...], fixed: int) -> dict[str, float]:
+    """Scores at the fixed threshold, and the best threshold of the curve (the lowest one on ties)."""
+    miou = mean_over_classes(scores.iou)
+    best = int(miou.nan_to_num(-1.0).argmax())
+    return {
+        f"{prefix}_miou": miou[fixed].item(),
+        f"{prefix}_best_miou": miou[best].item(),
+        f"{prefix}_best_threshold": thresholds[best],
+        f"{prefix}_precision": mean_over_classes(scores.precision[fixed]).item(),
+        f"{prefix}_recall": mean_over_classes(scores.recall[fixed]).item(),
+        f"{prefix}_fp_rate": mean_over_classes(scores.fp_rate[fixed]).item(),
+        f"{prefix}_fn_rate": mean_over_classes(scores.fn_rate[fixed]).item(),
+        f"{prefix}_confusion_ratio": mean_over_classes(scores.confusion_ratio[fixed]).item(),
+    }

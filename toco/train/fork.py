@@ -1,0 +1,108 @@
+"""Trainings that are the same until a step are trained until there once.
+
+The decoder's terms join late, so trainings that differ only in these share all updates before. The first one leaves a
+snapshot of its run folder at that step, and the others begin from it. On a CPU they become, bit for bit, what they
+would have become alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toco.config import digest
+from toco.methods import Method
+from toco.train import checkpoint
+from toco.train.run_config import RunConfig
+from toco.train.run_folder import LOCK, RunFolder
+
+_CONDITIONS = ("versions", "platform", "device", "num_threads", "data_manifest", "weights_sha256")
+"""Keys of the provenance on which bits depend."""
+
+
+def prefix_step(config: RunConfig) -> int | None:
+    """How many updates this training may share with others, or ``None`` where nothing joins late."""
+    late: int | None = config.method.late_step()
+    return late if late is not None and late < config.num_steps else None
+
+
+def prefix_digest(config: RunConfig, step: int) -> str:
+    """Digest (16 digits) of all settings that have an effect on the run folder after ``step`` updates."""
+    inert = [f"method.{path}" for path in sorted(config.method.inert_until(step))]
+    # Run-only, but rows, pictures and the last bits do depend on these.
+    recorded = (config.device, config.log_every, config.evaluate.batch_size, config.evaluate.num_pictures)
+    return _digest(digest(config, without=inert), step, recorded)
+
+
+class Prefixes:
+    """Snapshots of run folders, each complete up to the step at which late terms join.
+
+    A snapshot is found by its settings and by the data, weights, versions and machine it was made with; which code
+    made it is not known here.
+
+    Args:
+        folder: Where the snapshots lie. All trainings that share it must run the same code.
+        config: The training at hand, resolved.
+        provenance: What it runs with; see :func:`toco.train.run_folder.provenance`.
+
+    Attributes:
+        step: Updates that the training may share, or ``None``.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
+        self.step = prefix_step(config)
+        self._digest = digest(config)
+        self._path: Path | None = None
+        if self.step is not None:
+            conditions = [provenance[key] for key in _CONDITIONS]
+            self._path = folder / f"{_digest(prefix_digest(config, self.step), conditions)}-{self.step}"
+
+    def begin(self, folder: RunFolder) -> checkpoint.Checkpoint | None:
+        """Bring ``folder``, a run without a checkpoint, to the shared step; ``None`` if there is no whole snapshot."""
+        if self._path is None:
+            return None
+        prefix = RunFolder(self._path)
+        if (saved := checkpoint.latest(prefix.checkpoints)) is None:
+            return None
+        for name in ("evaluations", "pictures"):
+            if (self._path / name).is_dir():
+                shutil.copytree(self._path / name, folder.path / name, dirs_exist_ok=True)
+        folder.set_metrics(prefix.metrics())
+        folder.set_forked_at(saved.step)
+        # Last, because a run with a checkpoint goes on from it.
+        checkpoint.adopt(
+            self._path / "checkpoints" / checkpoint.folder_name(saved.step), folder.checkpoints, self._digest
+        )
+        return saved
+
+    def leave(
+        self,
+        folder: RunFolder,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        extra: Mapping[str, Mapping[str, Tensor]],
+    ) -> None:
+        """Keep ``folder`` as it is after the shared step, unless another training did so before."""
+        if self._path is None or self.step is None or self._path.is_dir():
+            return
+        partial = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            shutil.copytree(folder.path, partial, ignore=shutil.ignore_patterns("checkpoints", LOCK, "*.partial"))
+            checkpoint.save(partial / "checkpoints", self.step, self._digest, method, optimizer, extra)
+            partial.rename(self._path)
+        except OSError:
+            if not self._path.is_dir():  # else another training was first
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _digest(*parts: Any) -> str:  # noqa: ANN401 - anything with a repr that says all
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
