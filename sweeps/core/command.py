@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from sweeps.core.options import Launch, checked_storage, default_storage
+from sweeps.core.ray_environment import resolve_address
 from sweeps.core.study import Study
 from toco.config import parse_assignments
 
@@ -126,9 +127,17 @@ def _command(verb: _Verb, build: Callable[..., Study], own_options: Sequence[Cal
 
 
 def _run_it(study: Study, storage: Path, **options: Any) -> int:  # noqa: ANN401 - fields of Launch
+    from sweeps.core.finished import recall
+
+    launch = Launch(storage, **options)
+    resolve_address(launch.address)
+    if launch.tracking and (ending := recall(study, storage)):
+        click.echo(f"{ending.text}\n\nReport: {ending.page}\nAll of its trials are there; nothing was run.")
+        return ending.exit_code
+    # Only now: this imports what plots and fits, which takes longer than looking.
     from sweeps.core.launch import run_study
 
-    return run_study(study, Launch(storage, **options))
+    return run_study(study, launch)
 
 
 def _plan_it(study: Study, storage: Path, **options: Any) -> int:  # noqa: ANN401 - fields of Launch

@@ -9,9 +9,21 @@ from collections.abc import Sequence
 
 from sweeps.core.study import Trial
 from toco.train.loop import open_data, weights_sha256
+from toco.train.run_config import RunConfig
 
 Inputs = dict[str, str | None]
 """Digests by ``train``, ``val`` and ``weights``."""
+
+
+def config_inputs(config: RunConfig) -> Inputs:
+    """What a training of ``config`` reads.
+
+    Raises:
+        ValueError: A data set is not there or is wrong.
+        OSError: A file cannot be read.
+    """
+    train, val = open_data(config)
+    return {"train": train.manifest_digest(), "val": val.manifest_digest(), "weights": weights_sha256(config)}
 
 
 def trial_inputs(trials: Sequence[Trial]) -> list[Inputs]:
@@ -31,12 +43,7 @@ def trial_inputs(trials: Sequence[Trial]) -> list[Inputs]:
         if identity not in by_identity:
             read = (config.data.model_dump_json(), config.backbone.model_dump_json())
             if read not in known:
-                train, val = open_data(config)
-                known[read] = {
-                    "train": train.manifest_digest(),
-                    "val": val.manifest_digest(),
-                    "weights": weights_sha256(config),
-                }
+                known[read] = config_inputs(config)
             by_identity[identity] = known[read]
         inputs.append(by_identity[identity])
     return inputs

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sweeps.core import ray_environment
+from sweeps.core.finished import remember
 from sweeps.core.forecast import Forecast, scorecard
 from sweeps.core.lease import Leases
 from sweeps.core.live_page import LivePage
@@ -60,6 +61,7 @@ def run_study(study: Study, launch: Launch) -> int:
     if not now:
         folder.write_study(situation.plan, situation.keys, situation.inputs, None)
         report = write_report(folder.path)
+        _remember(situation, launch, folder, report)
         click.echo(f"All {len(situation.plan.trials)} trials are there.\n\n{report.text}\n\nReport: {report.page}")
         return report.exit_code
     power = power_of(situation, launch)
@@ -82,6 +84,7 @@ class _Driver:
         self._leases = Leases(launch.storage, f"the study {situation.plan.study.name}")
         self._session = situation.runs.sessions / uuid.uuid4().hex[:12]
         self._planned = [identity.key for _, identity in situation.missing()]
+        self._inputs = dict(zip(situation.keys, situation.inputs, strict=True))
         self._given_up: set[str] = set()
         self._leased: set[str] = set()
         self._started = time.monotonic()
@@ -98,7 +101,7 @@ class _Driver:
             self._leases.acquire([self._session_lease(self._session.name)])
             page = LivePage(self._folder) if owner else None
             resources = {"cpus": launch.cpus_per_trial, "gpus": launch.gpus_per_trial, "world_size": 1}
-            watch = Watch(situation, progress, mirror, page, resources)
+            watch = Watch(situation, progress, mirror, page, resources, self._leases.holds)
             outcome = "FAILED"
             try:
                 complete = self._run_all(watch, mirror, page)
@@ -114,6 +117,8 @@ class _Driver:
                 click.echo("Stopped. The same command goes on from here.")
                 return STOPPED
             report = _report(self._folder)
+            if report is not None and not situation.missing():
+                _remember(situation, launch, self._folder, report)
             mirrored = mirror.close(
                 report.files if report else (),
                 "FAILED" if situation.missing() else "FINISHED",
@@ -226,6 +231,7 @@ class _Driver:
             task.trial.config.model_dump(mode="json"),
             None if task.source is None else str(ledger.run_dir(task.source)),
             str(self._prefixes(task)) if task.prefix_shared else None,
+            self._inputs[task.key],
         )
 
     def _prefixes(self, task: Task) -> Path:
@@ -276,6 +282,11 @@ class _Driver:
         entries = [entry for key in self._planned if (entry := situation.ledger.entry(key)) is not None]
         lines += scorecard(foretold.to_json(), entries, time.monotonic() - self._started)
         return "\n".join(lines)
+
+
+def _remember(situation: Situation, launch: Launch, folder: StudyFolder, report: StudyReport) -> None:
+    study, inputs = situation.plan.study, situation.inputs
+    remember(study, launch.storage, folder.path, situation.keys, inputs, report.text, report.exit_code)
 
 
 def _how_to_open(uri: str) -> str:

@@ -19,7 +19,8 @@ _PAGE_EVERY_S = 30.0
 class LivePage:
     """Keeps ``progress.json`` and the report of a study up to date while it runs.
 
-    The report is written at most every ``every_s`` seconds, and only after something has changed.
+    The report is written at most every ``every_s`` seconds, and of a study so large that writing takes long at most a
+    quarter of the time; and only after something has changed.
     """
 
     def __init__(self, folder: StudyFolder, every_s: float = _PAGE_EVERY_S) -> None:
@@ -59,8 +60,9 @@ class LivePage:
             if self._closing.is_set():
                 return
             self._changed.clear()
+            began = time.monotonic()
             try:
                 write_report(self._folder.path)
             except Exception as error:  # the page is for looking at; the trainings are worth more
                 logger.warning("The report could not be written, which is tried again later: %r", error)
-            self._closing.wait(self._every_s)
+            self._closing.wait(max(self._every_s, 3 * (time.monotonic() - began)))

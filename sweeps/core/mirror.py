@@ -108,12 +108,15 @@ class Mirror(Sender):
 
     def _ensure_parent(self, *, last: bool) -> str | None:
         study = self._plan.study
-        return self._tracker.ensure_parent(
+        parent = self._tracker.ensure_parent(
             self._folder.start_id,
             self._plan.folder_name,
             {"study": study.name, "digest": self._plan.digest, "recipe": study.recipe, "role": "study"},
             last=last,
         )
+        if parent is not None and (page := self._tracker.page()) is not None:
+            self._folder.write_mlflow_page(page)
+        return parent
 
     def _track(self, key: str, parent: str, *, last: bool) -> bool:
         trial = self._trials[key]

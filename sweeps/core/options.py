@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeps.core.ledger import mounted
 from toco.tracking import client_uri
 
 
@@ -59,7 +60,7 @@ def checked_storage(storage: Path) -> Path:
             f"A Ray job runs in a copy of the working folder that is thrown away, and --storage {storage} would "
             "be with it: give an absolute path that every node sees."
         )
-    return storage.expanduser().resolve()
+    return mounted(storage).expanduser().resolve()
 
 
 def _in_ray_job() -> bool:

@@ -4,6 +4,7 @@
 
     study.json       the study with its rows, cells, seeds, keys in the ledger, and what its trials read
     progress.json    how far a running driver is
+    mlflow.json      where MLflow shows it
     history/         earlier states of study.json: other code or other data
     report.html ...  see sweeps.core.report
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 from sweeps.core.inputs import Inputs
 from sweeps.core.study import Plan
-from sweeps.core.study_record import PROGRESS_FILE, STUDY_FILE, read_study_file
+from sweeps.core.study_record import MLFLOW_FILE, PROGRESS_FILE, STUDY_FILE, read_json, read_study_file
 from toco.train.checkpoint import sync
 
 
@@ -71,6 +72,11 @@ class StudyFolder:
     def write_progress(self, steps: Mapping[str, int], eta_s: float | None, *, running: bool) -> None:
         """Say how far the running trials are, by key."""
         _write(self.path / PROGRESS_FILE, {"running": running, "steps": dict(steps), "eta_s": eta_s}, durable=False)
+
+    def write_mlflow_page(self, address: str) -> None:
+        """Say where MLflow shows the study, for the links of the report."""
+        if read_json(self.path / MLFLOW_FILE) != {"page": address}:
+            _write(self.path / MLFLOW_FILE, {"page": address}, durable=False)
 
     @property
     def start_id(self) -> str:

@@ -16,6 +16,7 @@ from toco.tracking import RunRecord, read_run_record
 
 STUDY_FILE = "study.json"
 PROGRESS_FILE = "progress.json"
+MLFLOW_FILE = "mlflow.json"
 
 State = Literal["finished", "diverged", "failed", "running", "waiting"]
 
@@ -110,6 +111,7 @@ class StudyRecord:
         forecast: What was foretold when the study was first run; ``None`` where nothing was.
         eta_s: Seconds to the end, while it runs and that is known.
         running: Whether a driver runs it now.
+        mlflow: Address of its experiment in MLflow's UI, where that is known.
     """
 
     path: Path
@@ -134,6 +136,7 @@ class StudyRecord:
     forecast: Mapping[str, Any] | None
     eta_s: float | None
     running: bool
+    mlflow: str | None
 
     @property
     def trials(self) -> tuple[TrialRecord, ...]:
@@ -160,7 +163,7 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
     """
     study = read_study_file(file or study_dir / STUDY_FILE)
     ledger = Ledger(study_dir.parent)
-    progress = _read(study_dir / PROGRESS_FILE)
+    progress = read_json(study_dir / PROGRESS_FILE)
     steps: Mapping[str, int] = progress.get("steps", {})
     cells = tuple(
         CellRecord(
@@ -211,6 +214,7 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
         forecast=study.get("forecast"),
         eta_s=progress.get("eta_s"),
         running=bool(progress.get("running")),
+        mlflow=read_json(study_dir / MLFLOW_FILE).get("page"),
     )
 
 
@@ -256,7 +260,8 @@ def _paper_row(paper: Paper | None, label: str | None) -> PaperRow | None:
     return next((row for row in paper.rows if row.label == label), None) if paper else None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no such file or object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

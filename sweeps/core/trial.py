@@ -14,12 +14,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 
+from sweeps.core.identity import identify
 from sweeps.core.links import link_or_copy
 from toco.train.checkpoint import all_in
 from toco.train.loop import DivergedError, Result
@@ -51,6 +52,7 @@ class Spec:
         config: The ``RunConfig`` as JSON.
         source: Run folder whose training is evaluated again, instead of a training.
         prefixes: Folder of the checkpoints that trainings with the same first steps share.
+        inputs: Digests of what the trial reads, as the driver found them.
     """
 
     key: str
@@ -59,6 +61,7 @@ class Spec:
     config: Mapping[str, Any]
     source: str | None = None
     prefixes: str | None = None
+    inputs: Mapping[str, str | None] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -83,6 +86,12 @@ def run_trial(spec: Spec, channel: Channel) -> None:
 
 def _run(spec: Spec, channel: Channel) -> None:
     config = RunConfig.model_validate(spec.config)
+    if identify(config, spec.train, spec.inputs).key != spec.key:
+        raise ValueError(
+            "The code that this worker has imported is not the code that the study was planned with, so its result "
+            "would be entered under a wrong name. Bring the same code to every node, or start the study again if the "
+            "code was changed while it ran."
+        )
     with _scratch(spec.key) as scratch:
         run_dir = scratch / spec.key
         reporter = _Reporter(channel, run_dir, scratch / "snapshot", config.num_steps)

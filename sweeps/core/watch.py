@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ class Watch:
         mirror: Fills MLflow.
         page: Keeps the page up to date; ``None`` where another driver does.
         resources: What a trial gets, for the record.
+        holds: Whether this driver still has the lease of a key; one that was suspended may have lost it.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Watch:
         mirror: Mirror,
         page: LivePage | None,
         resources: Mapping[str, Any],
+        holds: Callable[[str], bool],
     ) -> None:
         self._runs = situation.runs
         self._names = {key: trial.name for key, trial in zip(situation.keys, situation.plan.trials, strict=True)}
@@ -44,6 +46,7 @@ class Watch:
         self._mirror = mirror
         self._page = page
         self._resources = dict(resources)
+        self._holds = holds
         self._waiting = False
 
     def expect(self, tasks: Iterable[Task]) -> None:
@@ -66,6 +69,8 @@ class Watch:
     def snapshot(self, key: str, snapshot: Path) -> None:
         """A trial's snapshot is in storage."""
         with carrying_on(f"The run folder of {self._names[key]} could not be updated, which is tried again later"):
+            if not self._holds(key):
+                raise RuntimeError("another driver has taken it over")
             self._runs.publish(key, snapshot)
             self._mirror.changed(key)
             self.settle(self._tasks[key])

@@ -1,8 +1,17 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from toco.evaluate.pictures import draw_panel, draw_similarity_curve, draw_threshold_curve, save_panels, voc_palette
+from toco.evaluate.pictures import (
+    PANELS,
+    draw_panel,
+    draw_similarity_curve,
+    draw_threshold_curve,
+    save_panels,
+    voc_palette,
+)
 from toco.evaluate.report import Picture, ThresholdCurve
 
 NAMES = ("background", "cat", "dog")
@@ -102,3 +111,17 @@ def test_curves_without_a_defined_value_can_be_drawn():
     figure = draw_threshold_curve(ThresholdCurve((0.0,), (None,), (None,)), background_threshold=0.5)
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["CAM", "auxiliary CAM", "fixed threshold 0.5"]
+
+
+def test_a_picture_says_where_its_panels_are(picture, tmp_path):
+    (path,) = save_panels([picture], NAMES, 0.5, tmp_path)
+    with Image.open(path) as opened:
+        boxes, image = json.loads(opened.text[PANELS]), opened.convert("RGB")
+    assert list(boxes) == ["image", "cam", "aux_cam", "pseudo_label", "prediction", "mask"]
+    for name, shown in (("image", picture.image), ("mask", voc_palette()[picture.mask])):
+        # One pixel in the middle of each of the 2 x 3 cells.
+        left, top, right, bottom = boxes[name]
+        cut = np.asarray(image.crop((left, top, right, bottom)))
+        height, width = cut.shape[:2]
+        rows, columns = [height // 4, 3 * height // 4], [width // 6, width // 2, 5 * width // 6]
+        assert np.array_equal(cut[np.ix_(rows, columns)], shown)

@@ -5,6 +5,8 @@ Figures are made without pyplot, whose global state would leak one figure per pi
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,9 @@ _CAM_OPACITY = 0.65  # the grey image shows through
 _PANEL_INCHES = 2.1
 _DPI = 110
 _CLASSES_IN_A_LEGEND_ROW = 7
+PANEL_NAMES = ("image", "cam", "aux_cam", "pseudo_label", "prediction", "mask")
+PANELS = "toco.panels"
+"""Text in a picture's PNG: the pixels ``[left, top, right, bottom]`` of its panels, by name, as JSON."""
 
 
 def voc_palette(num_colours: int = 256) -> UInt8[np.ndarray, "num_colours 3"]:
@@ -55,7 +60,10 @@ def draw_panel(picture: Picture, class_names: Sequence[str], background_threshol
     figure = Figure(figsize=(6 * _PANEL_INCHES + 0.5, _PANEL_INCHES * min(height / width, 1.6) + 0.85), dpi=_DPI)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", h_pad=0.03, w_pad=0.02)
-    image, cam, aux_cam, pseudo_label, prediction, mask = figure.subplots(1, 6)
+    panels = figure.subplots(1, 6)
+    for name, axes in zip(PANEL_NAMES, panels, strict=True):
+        axes.set_gid(name)
+    image, cam, aux_cam, pseudo_label, prediction, mask = panels
     _show_image(image, picture.image, "image")
     _show_cam(cam, picture.image, picture.cam, "CAM", background_threshold)
     heat = _show_cam(aux_cam, picture.image, picture.aux_cam, "auxiliary CAM", background_threshold)
@@ -80,9 +88,21 @@ def save_panels(
     paths = []
     for picture in pictures:
         path = folder / f"{re.sub(r'[^0-9A-Za-z._-]', '_', picture.name)}.png"
-        draw_panel(picture, class_names, background_threshold).savefig(path)
+        figure = draw_panel(picture, class_names, background_threshold)
+        figure.savefig(path, metadata={PANELS: json.dumps(_boxes(figure))})
         paths.append(path)
     return paths
+
+
+def _boxes(figure: Figure) -> dict[str, list[int]]:
+    """Where the panels lie, so that a single one can be cut out."""
+    figure.draw_without_rendering()  # the layout is not known before
+    height = round(figure.bbox.height)
+    extents = {str(axes.get_gid()): axes.get_window_extent() for axes in figure.axes if axes.get_gid() in PANEL_NAMES}
+    return {
+        name: [math.ceil(box.x0), height - math.floor(box.y1), math.floor(box.x1), height - math.ceil(box.y0)]
+        for name, box in extents.items()
+    }
 
 
 def draw_similarity_curve(curves: Mapping[str, Sequence[float | None]]) -> Figure:

@@ -6,7 +6,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from toco.tracking.chart_view import save_chart_view
-from toco.tracking.mlflow_store import STUDY_TAG, open_store, tag_value
+from toco.tracking.mlflow_store import STUDY_TAG, open_store, public_uri, tag_value
+
+LOCAL_UI = "http://127.0.0.1:5000"
+"""Where ``make mlflow`` shows a database file."""
+
+
+def experiment_page(*, tracking_uri: str, experiment: str) -> str:
+    """Address of an experiment in MLflow's UI; of a database file's where a server on this machine shows it."""
+    store = open_store(tracking_uri, experiment)
+    host = public_uri(tracking_uri).rstrip("/") if tracking_uri.startswith("http") else LOCAL_UI
+    return f"{host}/#/experiments/{store.experiment_id}"
 
 
 def ensure_parent(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from toco.tracking.mlflow_store import client_uri, public_uri
-from toco.tracking.study_run import ensure_parent, finish_parent
+from toco.tracking.study_run import ensure_parent, experiment_page, finish_parent
 from toco.tracking.training_run import track_run
 
 T = TypeVar("T")
@@ -58,6 +58,14 @@ class Tracker:
             ),
             f"study {study_id}",
             last=last,
+        )
+
+    def page(self) -> str | None:
+        """``experiment_page``; ``None`` where it is not known."""
+        return self._guarded(
+            lambda: experiment_page(tracking_uri=self.tracking_uri, experiment=self.experiment),
+            f"experiment {self.experiment}",
+            last=False,
         )
 
     def track(

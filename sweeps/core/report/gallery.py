@@ -16,6 +16,7 @@ from PIL import Image
 
 from sweeps.core.study_record import RowRecord, StudyRecord, TrialRecord
 from toco.evaluate.confusions import Confusions, read_confusions
+from toco.evaluate.pictures import PANELS
 
 MAX_WIDTH_PX = 240
 """Larger pictures are scaled down: a page of 448 px maps would have tens of megabytes."""
@@ -23,8 +24,6 @@ MAX_STRIP_PX = 1200
 """The same for a whole strip of panels, where a picture does not say where its panels are."""
 MAX_IMAGES, MAX_COLUMNS, MAX_BLOCKS = 4, 8, 6
 
-PANELS = "toco.panels"
-"""Text in a picture's PNG: the pixels ``[left, top, right, bottom]`` of its panels, by name."""
 MAPS = {"cam": "CAM", "aux_cam": "auxiliary CAM", "pseudo_label": "pseudo label", "prediction": "prediction"}
 """Panels of a picture that differ between rows, with what they are called; the others are shown once."""
 STRIP = "all"

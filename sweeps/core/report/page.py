@@ -56,7 +56,7 @@ class Page:
     details: Mapping[str, str]
 
 
-def page(study: StudyRecord, analysis: Analysis, table: Table, written: str, mlflow: str | None = None) -> Page:
+def page(study: StudyRecord, analysis: Analysis, table: Table, written: str) -> Page:
     """The page of a study as it stands, which may be unfinished.
 
     Args:
@@ -64,7 +64,6 @@ def page(study: StudyRecord, analysis: Analysis, table: Table, written: str, mlf
         analysis: Its numbers, for the figures.
         table: Its numbers in words: what the page prints is what the other forms print.
         written: When, for the reader of a page that is still being written.
-        mlflow: Address of the study's experiment in MLflow's UI, as in ``http://HOST/#/experiments/1``.
     """
     environment = _environment()
     is_small = len(study.trials) <= INLINE_TRIALS
@@ -122,7 +121,7 @@ def page(study: StudyRecord, analysis: Analysis, table: Table, written: str, mlf
                     [column.title, metric.higher_is_better]
                     for column, metric in zip(table.columns, study.metrics, strict=True)
                 ],
-                "mlflow": mlflow if mlflow and mlflow.startswith(("http://", "https://")) else None,
+                "mlflow": study.mlflow if study.mlflow and study.mlflow.startswith(("http://", "https://")) else None,
             }
         ),
         details=_json(details if is_small else {}),

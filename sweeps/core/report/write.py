@@ -41,12 +41,11 @@ class StudyReport:
     exit_code: int
 
 
-def write_report(study_dir: Path, mlflow: str | None = None) -> StudyReport:
+def write_report(study_dir: Path) -> StudyReport:
     """Write the tables and the page of the study as it stands, which may be unfinished.
 
     Args:
         study_dir: The study's folder.
-        mlflow: Address of the study's experiment in MLflow's UI, for the page's links.
 
     Raises:
         ValueError: ``study_dir`` is not a study's folder.
@@ -55,7 +54,7 @@ def write_report(study_dir: Path, mlflow: str | None = None) -> StudyReport:
     analysis = analyse(study)
     verdict = judge(study, analysis)
     table = study_table(study, analysis, verdict)
-    written = page(study, analysis, table, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), mlflow)
+    written = page(study, analysis, table, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     # What the page loads is there before the page is.
     _write(study_dir, written.details)
     _drop_details(study_dir, written.details)

@@ -122,6 +122,7 @@ def make_study(
         "forecast": None,
         "eta_s": None,
         "running": False,
+        "mlflow": None,
     }
     return StudyRecord(**{**record, **fields})
 

@@ -177,6 +177,9 @@ def test_another_process_with_the_same_number_is_another_process(tmp_path):
         path.write_text(json.dumps(content))
         assert leases.acquire([KEY]) == set()
         content["process"]["started"] = "1"
+        # Nor does a number say anything about another machine's processes.
+        path.write_text(json.dumps({**content, "process": {**content["process"], "machine": "another machine"}}))
+        assert leases.acquire([KEY]) == set()
         path.write_text(json.dumps(content))
         assert leases.acquire([KEY]) == {KEY}
 

@@ -13,6 +13,7 @@ from sweeps.core.runs import Runs
 from sweeps.core.situation import Situation
 from sweeps.core.study import Metric, Study
 from sweeps.core.study_folder import StudyFolder
+from sweeps.core.study_record import read_study_record
 
 
 class Tracker:
@@ -32,6 +33,9 @@ class Tracker:
             return None
         self.parents.append((study_id, run_name))
         return "parent"
+
+    def page(self):
+        return "http://127.0.0.1:5000/#/experiments/1"
 
     def track(self, run_dir, *, parent_run_id=None, run_name=None, tags=None, last=False):
         self.entered.set()
@@ -73,6 +77,7 @@ def test_every_change_arrives_under_the_studys_run(study):
     for name in names(situation):
         mirror.changed(name)
     assert mirror.close([folder.path / "table.md"], "FINISHED")
+    assert read_study_record(folder.path).mlflow == "http://127.0.0.1:5000/#/experiments/1"
     assert set(tracker.parents) == {(folder.start_id, situation.plan.folder_name)}
     first, second = names(situation)
     assert tracker.tracked == [(first, "parent", "#8, seed 0", "#8"), (second, "parent", "#10, seed 0", "#10")]

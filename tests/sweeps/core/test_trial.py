@@ -11,15 +11,25 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.core.identity import identify
 from sweeps.core.trial import Spec, run_trial
 from toco.config import replace
 from toco.recipes.voc_deit_b import recipe
 from toco.train.loop import Result
+from toco.train.run_config import RunConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_training import chain, metrics_of
 
 STEPS = {"num_steps": 20, "evaluate_every": 5, "optim.warmup_steps": 0, "seed": 3}
+
+
+INPUTS = {"train": "aa", "val": "bb", "weights": None}
+
+
+def make_spec(config, train="fake_training:train"):
+    key = identify(RunConfig.model_validate(config), train, INPUTS).key
+    return Spec(key, "voc_deit_b", train, config, inputs=INPUTS)
 
 
 class Lost(BaseException):
@@ -60,7 +70,7 @@ def spec(monkeypatch, tmp_path):
     (tmp_path / "kept").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     config = replace(recipe(), STEPS)
-    return Spec("block_9-seed_3", "voc_deit_b", "fake_training:train", config.model_dump(mode="json"))
+    return make_spec(config.model_dump(mode="json"))
 
 
 def row(step, status="running"):
@@ -121,7 +131,7 @@ def stopped(config, run_dir, **_):
 
 
 def test_a_training_that_a_signal_stopped_is_a_failure_that_a_restart_makes_up_for(spec, tmp_path):
-    spec = Spec(spec.key, spec.recipe, f"{__name__}:stopped", spec.config)
+    spec = make_spec(spec.config, f"{__name__}:stopped")
     channel = Channel(tmp_path / "kept")
     with pytest.raises(RuntimeError, match="stopped by a signal after step 7"):
         run_trial(spec, channel)
@@ -133,7 +143,7 @@ def refused(config, run_dir, **_):
 
 
 def test_a_config_or_data_that_is_wrong_is_a_failure_that_no_restart_makes_up_for(spec, tmp_path):
-    wrong_data = Spec(spec.key, spec.recipe, f"{__name__}:refused", spec.config)
+    wrong_data = make_spec(spec.config, f"{__name__}:refused")
     wrong_config = Spec(spec.key, spec.recipe, spec.train, {**spec.config, "num_steps": -1})
     for wrong, message in ((wrong_data, r"image7\.png"), (wrong_config, "num_steps")):
         channel = Channel(tmp_path / "kept")
@@ -171,3 +181,11 @@ def test_what_a_killed_worker_left_is_removed_and_what_a_living_one_uses_is_not(
 
 def test_a_spec_survives_json(spec):
     assert Spec(**json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_a_worker_with_other_code_than_the_drivers_is_refused(spec, tmp_path):
+    channel = Channel(tmp_path / "kept")
+    with pytest.raises(ValueError, match="is not the code that the study was planned with"):
+        run_trial(Spec("0" * 20, spec.recipe, spec.train, spec.config, inputs=INPUTS), channel)
+    assert channel.gave_up
+    assert channel.rows == []

@@ -38,7 +38,14 @@ def make(tmp_path, progress, **parts):
     identity = Identity(KEY, KEY, {})
     runs = parts.pop("runs", Runs(Ledger(tmp_path)))
     situation = Situation(plan, runs, ({},), (identity,))
-    watch = Watch(situation, progress, parts.get("mirror", Silent()), parts.get("page", Silent()), {"cpus": 1.0})
+    watch = Watch(
+        situation,
+        progress,
+        parts.get("mirror", Silent()),
+        parts.get("page", Silent()),
+        {"cpus": 1.0},
+        parts.get("holds", lambda key: True),
+    )
     watch.expect([Task(plan.trials[0], identity)])
     return watch
 
@@ -80,3 +87,14 @@ def test_waiting_for_another_driver_is_said_once(tmp_path, capsys):
     for _ in range(3):
         watch.waiting_for(KEY, 4, "the study table5, process 7")
     assert capsys.readouterr().err.count("run by another driver: the study table5, process 7") == 1
+
+
+def test_a_driver_that_lost_its_lease_publishes_nothing(tmp_path, caplog):
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "config.json").write_text("{}")
+    make(tmp_path, Progress("fake", {KEY: 20}), holds=lambda key: False).snapshot(KEY, snapshot)
+    assert "another driver has taken it over" in caplog.text
+    assert not Ledger(tmp_path).run_dir(KEY).exists()
+    make(tmp_path, Progress("fake", {KEY: 20})).snapshot(KEY, snapshot)
+    assert (Ledger(tmp_path).run_dir(KEY) / "config.json").is_file()

@@ -1,6 +1,7 @@
 """The page of made-up studies, taken apart: what it says, what it would load, what opens under a row."""
 
 import base64
+import dataclasses
 import hashlib
 import html as entities
 import json
@@ -69,9 +70,9 @@ class Parsed(HTMLParser):
         return found["content"] or ""
 
 
-def made(study, **options: Any) -> Page:
+def made(study) -> Page:
     analysis = analyse(study)
-    return page(study, analysis, study_table(study, analysis, judge(study, analysis)), WRITTEN, **options)
+    return page(study, analysis, study_table(study, analysis, judge(study, analysis)), WRITTEN)
 
 
 def details(of: Page) -> dict[int, dict[str, Any]]:
@@ -206,7 +207,7 @@ def test_a_study_that_has_not_begun(tmp_path):
 
 def test_links_to_mlflow_only_where_it_is_a_web_address(study):
     def told(address: str | None) -> object:
-        return json.loads(Parsed(made(study, mlflow=address).html).scripts["page"])["mlflow"]
+        return json.loads(Parsed(made(dataclasses.replace(study, mlflow=address)).html).scripts["page"])["mlflow"]
 
     assert told("http://127.0.0.1:5000/#/experiments/1") == "http://127.0.0.1:5000/#/experiments/1"
     assert told("javascript:alert(1)") is None

@@ -1,0 +1,98 @@
+"""Finished studies, remembered by how they were asked for: asking again costs reading, not resolving, them.
+
+A study of thousands of cells takes seconds to resolve and to report. Here lies what was printed at its end, under a
+digest of everything that could change it; whether its results are still there is looked up each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from sweeps.core.inputs import Inputs, config_inputs
+from sweeps.core.ledger import Ledger, partial_file
+from sweeps.core.study import Study
+from toco.config import digest
+
+FOLDER = "finished"
+FORMAT_VERSION = 1
+_PACKAGES = ("torch", "timm")
+_SOURCES = ("toco", "sweeps")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a finished study printed, its page, and its exit status."""
+
+    text: str
+    page: Path
+    exit_code: int
+
+
+def recall(study: Study, storage: Path) -> Ending | None:
+    """How ``study`` ended, if it has been finished in ``storage`` by this very code and its results are all there."""
+    path = _path(study, storage)
+    try:
+        was = json.loads(path.read_text())
+        folder, keys = storage / was["folder"], was["keys"]
+    except (OSError, ValueError, KeyError):
+        return None
+    page = folder / "report.html"
+    if was.get("format_version") != FORMAT_VERSION or not page.is_file():
+        return None
+    if len(Ledger(storage).finished_keys(keys)) != len(set(keys)):
+        return None
+    return Ending(was["text"], page, was["exit_code"])
+
+
+def remember(
+    study: Study, storage: Path, folder: Path, keys: Sequence[str], inputs: Sequence[Inputs], text: str, exit_code: int
+) -> None:
+    """Keep how ``study``, all of whose ``keys`` are in the ledger, ended.
+
+    Where its trials read different ``inputs`` nothing is kept: only those of its base are looked at by ``recall``.
+    """
+    if len({json.dumps(read, sort_keys=True) for read in inputs}) != 1:
+        return
+    path = _path(study, storage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "folder": folder.name,
+        "keys": list(keys),
+        "text": text,
+        "exit_code": exit_code,
+    }
+    with partial_file(path, json.dumps(content)) as partial:
+        partial.replace(path)
+
+
+def _path(study: Study, storage: Path) -> Path:
+    base = study.base()
+    parts = [
+        repr(study),
+        digest(base),
+        config_inputs(base),
+        [metadata.version(name) for name in _PACKAGES],
+        _sources(study.train.partition(":")[0]),
+    ]
+    return storage / FOLDER / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]}.json"
+
+
+def _sources(train: str) -> str:
+    """Digest of the bytes of all code that has to do with it; a comment counts, since this only saves time."""
+    sha256 = hashlib.sha256()
+    spec = find_spec(train)
+    files = [Path(spec.origin)] if spec and spec.origin else []
+    for package in _SOURCES:
+        found = find_spec(package)
+        for root in (found.submodule_search_locations or ()) if found else ():
+            files += sorted(path for path in Path(root).rglob("*") if path.suffix in (".py", ".j2"))
+    for path in files:
+        sha256.update(path.read_bytes())
+    return sha256.hexdigest()

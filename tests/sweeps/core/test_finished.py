@@ -1,0 +1,77 @@
+"""Finished studies are remembered, and forgotten as soon as anything is different."""
+
+import dataclasses
+import hashlib
+
+import pytest
+
+from sweeps.core import finished
+from sweeps.core.designs import OneFactor
+from sweeps.core.factors import Factor
+from sweeps.core.finished import recall, remember
+from sweeps.core.inputs import trial_inputs
+from sweeps.core.ledger import Ledger
+from sweeps.core.study import Metric, Study
+
+
+@pytest.fixture
+def study(tmp_path):
+    changes = {"data.num_train": 2, "data.num_val": 1, "data.root": str(tmp_path / "data")}
+    design = OneFactor((Factor("method.temperature", (0.4, 0.5)),))
+    return Study("example", "An example", "shapes_nano", design, (0, 1), (Metric("val/cam_miou", "M"),), changes)
+
+
+def finish(study, storage):
+    """Enter every trial, and remember that."""
+    trials = study.resolve().trials
+    keys = [hashlib.sha256(trial.digest.encode()).hexdigest()[:20] for trial in trials]
+    for key in keys:
+        Ledger(storage).write(
+            {
+                "key": key,
+                "training_key": key,
+                "status": "finished",
+                "attempts": 0,
+                "step": 1,
+                "metrics": {},
+                "identity": {"config": "c" * 16},
+                "origin": {"recipe": "shapes_nano"},
+            }
+        )
+    folder = storage / "example-01234567"
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("")
+    remember(study, storage, folder, keys, trial_inputs(trials), "the table", 3)
+    return keys
+
+
+def test_a_finished_study_is_recalled_until_something_differs(study, tmp_path, monkeypatch):
+    storage = tmp_path / "results"
+    assert recall(study, storage) is None
+    keys = finish(study, storage)
+    ending = recall(study, storage)
+    assert (ending.text, ending.exit_code) == ("the table", 3)
+    assert ending.page == storage / "example-01234567" / "report.html"
+    # Moved elsewhere it is still there.
+    assert recall(study, storage.rename(tmp_path / "moved")).exit_code == 3
+    (tmp_path / "moved").rename(storage)
+    for change in ({"seeds": (0, 2)}, {"title": "Another"}, {"changes": {**study.changes, "num_steps": 100}}):
+        assert recall(dataclasses.replace(study, **change), storage) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(finished, "_sources", lambda train: "other code")
+        assert recall(study, storage) is None
+    (image,) = (path for path in (tmp_path / "data").glob("shapes-*/SegmentationClass/val_00000.png"))
+    kept = image.read_bytes()
+    image.write_bytes(kept + b"x")
+    assert recall(study, storage) is None
+    image.write_bytes(kept)
+    assert recall(study, storage) is not None
+    (entry,) = storage.glob(f"ledger/??/{keys[0]}.json")
+    entry.unlink()
+    assert recall(study, storage) is None
+
+
+def test_a_study_that_varies_its_data_is_not_remembered(study, tmp_path):
+    varied = dataclasses.replace(study, design=OneFactor((Factor("data.seed", (3, 4)),)))
+    finish(varied, tmp_path / "results")
+    assert recall(varied, tmp_path / "results") is None
