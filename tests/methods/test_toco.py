@@ -104,6 +104,23 @@ def test_without_the_contrasts_only_the_classifiers_train():
     assert set(losses(model, batch(2))) == {"classification", "aux_classification"}
 
 
+def test_without_the_auxiliary_loss_its_classifier_learns_nothing_and_nothing_may_use_its_cam():
+    off = toco.Term(weight=0.0)
+    model = method(ptc=off, ctc=off, aux_weight=0.0, segmentation=off, energy=off)
+    output = model.training_losses(batch(2), 0, torch.Generator())
+    assert set(output.losses) == {"classification"}
+    output.total.backward()
+    assert model.aux_classifier.weight.grad is None
+    assert model.classifier.weight.grad.abs().max() > 0
+    half = method(ptc=off, ctc=off, aux_weight=0.5, segmentation=off, energy=off)
+    both = half.training_losses(batch(2), 0, torch.Generator())
+    expected = both.losses["classification"] + 0.5 * both.losses["aux_classification"]
+    assert both.total.item() == pytest.approx(expected.item(), rel=1e-6)
+    for used in ({"ptc": toco.Term(weight=0.2)}, {"ctc": toco.Term(weight=0.2)}, {"aux_pseudo_labels_until_step": 5}):
+        with pytest.raises(ValueError, match="untrained classifier"):
+            toco.Config(**{"ptc": off, "ctc": off, "aux_weight": 0.0, **used})
+
+
 def test_the_decoder_first_learns_from_the_auxiliary_cam(monkeypatch):
     seen = []
 

@@ -142,14 +142,15 @@ def test_components_are_added_one_at_a_time_up_to_the_recipe():
     plan = components.STUDY.resolve()
     method = load("toco.recipes", "shapes_nano").recipe().method
     terms = ("ptc", "ctc", "segmentation", "energy")
-    weights = [
-        tuple(getattr(method, term).weight * (number < on) for number, term in enumerate(terms)) for on in range(5)
-    ]
-    cells = list(zip(*(varied(plan, f"method.{term}.weight") for term in terms), strict=True))
+    all_on = (method.aux_weight, *(getattr(method, term).weight for term in terms))
+    weights = [tuple(weight * (number < on) for number, weight in enumerate(all_on)) for on in range(6)]
+    paths = ("method.aux_weight", *(f"method.{term}.weight" for term in terms))
+    cells = list(zip(*(varied(plan, path) for path in paths), strict=True))
     assert cells == [*weights, weights[0]]
     assert in_block(plan, 0) == [
-        ("cls + aux cls", None, "+ aux cls"),
-        ("+ PTC", "cls + aux cls", "+ PTC"),
+        ("cls", None, "cls"),
+        ("+ aux cls", "cls", "+ aux cls"),
+        ("+ PTC", "+ aux cls", "+ PTC"),
         ("+ CTC", "+ PTC", "+ CTC"),
         ("+ seg", "+ CTC", "+ seg"),
         ("+ reg", "+ seg", "+ reg"),

@@ -97,7 +97,9 @@ class Config(MethodConfig):
         ema_decay: Weight of the OLD value in the teacher's moving average (the paper says momentum).
         min_crop_region: A local crop is positive if the mean of its region values (0, 1, 2) exceeds this.
         aux_pseudo_labels_until_step: Before this step the decoder learns from the auxiliary CAM (official for COCO).
-        ptc, ctc, segmentation, energy: Weight and first step of each term. Both classification losses have weight 1.
+        aux_weight: Weight of the auxiliary classification loss. 0 leaves it out, and with it an auxiliary CAM that says
+            anything, so nothing else may use that CAM then.
+        ptc, ctc, segmentation, energy: Weight and first step of each term. The classification loss has weight 1.
     """
 
     name: Literal["toco"] = "toco"
@@ -118,6 +120,7 @@ class Config(MethodConfig):
     decoder_width: int = Field(default=512, gt=0)
     decoder_dilation: int = Field(default=5, gt=0)
     par: ParConfig = ParConfig()
+    aux_weight: float = Field(default=1.0, ge=0)
     ptc: Term = Term(weight=0.2)
     ctc: Term = Term(weight=0.5)
     segmentation: Term = Term(weight=0.1, start_step=2001)
@@ -133,6 +136,21 @@ class Config(MethodConfig):
             )
         if any(scale <= 0 for scale in self.cam_scales):
             raise ValueError(f"cam_scales must be positive, got {self.cam_scales}")
+        return self
+
+    @model_validator(mode="after")
+    def _aux_cam_is_trained(self) -> Config:
+        uses = {
+            "ptc.weight": self.ptc.weight,
+            "ctc.weight": self.ctc.weight,
+            "aux_pseudo_labels_until_step": self.aux_pseudo_labels_until_step,
+        }
+        if self.aux_weight == 0 and (used := {name: value for name, value in uses.items() if value}):
+            raise ValueError(
+                "aux_weight is 0, so the auxiliary CAM is that of an untrained classifier, but "
+                f"{' and '.join(f'{name} is {value}' for name, value in used.items())}, which would learn from it; "
+                "set these to 0, too"
+            )
         return self
 
     def resolved(self, device: torch.device, crop_size_px: int) -> Config:
@@ -204,7 +222,7 @@ class ToCo(Method):
         config = self.config
         weights = {
             "classification": 1.0,
-            "aux_classification": 1.0,
+            "aux_classification": config.aux_weight,
             "ptc": config.ptc.at(step),
             "ctc": config.ctc.at(step),
             "segmentation": config.segmentation.at(step),
@@ -218,11 +236,12 @@ class ToCo(Method):
         everything = self._encode(torch.cat(views))
         main = Features(*(part[: len(batch.images)] for part in _parts(everything)))
         losses = {
-            "classification": self._by_group(classification_loss, self.classifier(main.features), batch.class_labels),
-            "aux_classification": self._by_group(
-                classification_loss, self.aux_classifier(main.aux_features), batch.class_labels
-            ),
+            "classification": self._by_group(classification_loss, self.classifier(main.features), batch.class_labels)
         }
+        if "aux_classification" in weights:
+            losses["aux_classification"] = self._by_group(
+                classification_loss, self.aux_classifier(main.aux_features), batch.class_labels
+            )
         counts: dict[str, Tensor] = {}
         if weights.keys() & {"ptc", "ctc", "segmentation", "energy"}:
             with torch.no_grad():
