@@ -1,0 +1,396 @@
+"""Runs a search: what its journal has begun first, then new proposals, on Ray; the journal outlives any driver."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from optuna.trial import FrozenTrial
+
+from sweeps.core import ray_environment
+from sweeps.core.identity import Identity
+from sweeps.core.lease import Leases
+from sweeps.core.mirror import Sender
+from sweeps.core.options import Launch
+from sweeps.core.progress import Progress
+from sweeps.core.report.search_report import SearchReport, write_search_report
+from sweeps.core.runs import SESSIONS, Origin, newest_step
+from sweeps.core.search_record import SEARCH_FILE, read_search_file
+from sweeps.core.search_situation import SearchSituation
+from sweeps.core.search_trials import SearchTrials
+from sweeps.core.trial import Spec
+from sweeps.core.watch import carrying_on
+from toco.tracking import Tracker, read_run_record
+from toco.train.loop import averaged
+from toco.train.run_config import RunConfig
+from toco.train.run_folder import RunFolder
+
+_REPORT_EVERY_S = 30.0
+_WAIT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A trial of the search with what it stands for; equal values that were proposed twice have the same key."""
+
+    number: int
+    config: RunConfig
+    identity: Identity
+
+    @property
+    def key(self) -> str:
+        """Key in the ledger."""
+        return self.identity.key
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"trial {self.number}"
+
+
+class SearchMirror(Sender):
+    """Sends a search to MLflow."""
+
+    def __init__(self, tracker: Tracker, situation: SearchSituation, proposals: Mapping[str, Proposal]) -> None:
+        super().__init__(tracker)
+        self._situation = situation
+        self._proposals = proposals
+
+    def _begun(self) -> Iterable[str]:
+        return [key for key in self._proposals if self._situation.ledger.run_dir(key).is_dir()]
+
+    def _ensure_parent(self, *, last: bool) -> str | None:
+        plan = self._situation.plan
+        tags = {"study": plan.study.name, "digest": plan.digest, "recipe": plan.study.recipe, "role": "search"}
+        start = read_search_file(self._situation.path / SEARCH_FILE)["start_id"]
+        return self._tracker.ensure_parent(start, plan.folder_name, tags, last=last)
+
+    def _track(self, key: str, parent: str, *, last: bool) -> bool:
+        proposal, study = self._proposals[key], self._situation.plan.study
+        run_dir = self._situation.ledger.run_dir(key)
+        tags = {"study": study.name, "cell": proposal.name, "role": "search trial", "key": key}
+        sent = self._tracker.track(run_dir, parent_run_id=parent, run_name=proposal.name, tags=tags, last=last)
+        return sent is not None
+
+
+class SearchDriver:
+    """One process that runs a search. It is what Ray's runner asks for trials, and what it tells of every event.
+
+    The search's lease is to be held. What is told never raises: a full disk must not end the trainings.
+    """
+
+    def __init__(self, situation: SearchSituation, launch: Launch, leases: Leases) -> None:
+        self._situation = situation
+        self._launch = launch
+        self._leases = leases
+        self._runs = situation.runs
+        self._trials = SearchTrials(situation.journal, situation.plan)
+        self._session = situation.runs.sessions / uuid.uuid4().hex[:12]
+        self._resources = {"cpus": launch.cpus_per_trial, "gpus": launch.gpus_per_trial, "world_size": 1}
+        self.proposals: dict[str, Proposal] = {}
+        self._numbers: dict[str, list[int]] = {}
+        self._begun: list[Proposal] = []
+        self._held: list[Proposal] = []
+        self._stopped: dict[str, int] = {}
+        self._ready: Spec | None = None
+        self._error: ValueError | None = None
+        self._reported_at = float("-inf")
+        self._progress: Progress | None = None
+        self._mirror: SearchMirror | None = None
+
+    def recover(self) -> bool:
+        """Bring what an earlier driver began to where it stands; says whether there is anything to run.
+
+        Raises:
+            ValueError: The space holds settings that do not go together.
+        """
+        leased = self._leases.acquire([f"{SESSIONS}-{path.name}" for path in self._runs.sessions.glob("*")])
+        sessions = [self._runs.sessions / lease.removeprefix(f"{SESSIONS}-") for lease in leased]
+        left = [experiment for session in sessions for experiment in (*session.glob("*"), session)]
+        for trial in self._trials.unfinished():
+            proposal = self._proposal(trial)
+            if self._leases.acquire([proposal.key]):
+                self._runs.salvage(proposal.key, left)
+            if self._passes_rungs(proposal):
+                self._begun.append(proposal)
+        for session in sessions:
+            shutil.rmtree(session, ignore_errors=True)
+        self._leases.release(leased)
+        self._ready = self.next()
+        if self._error is not None:
+            raise self._error
+        return self._ready is not None or bool(self._held)
+
+    @property
+    def num_begun(self) -> int:
+        """Trials that go on from a checkpoint."""
+        return sum(newest_step(self._situation.ledger.run_dir(key)) > 0 for key in self._numbers) + sum(
+            newest_step(self._situation.ledger.run_dir(proposal.key)) > 0 for proposal in self._begun
+        )
+
+    @property
+    def num_left(self) -> int:
+        """Trials that are to run, as far as is known now."""
+        return self._trials.num_planned - len(self._trials.ended())
+
+    def run(self, tracker: Tracker, address: str) -> tuple[bool, set[str]]:
+        """Run to the end of the search; says whether it came to it, and the keys of the trials that failed."""
+        plan = self._situation.plan
+        steps = {str(number): plan.base.num_steps for number in range(self._trials.num_planned)}
+        self._progress = Progress(plan.study.name, steps)
+        self._mirror = SearchMirror(tracker, self._situation, self.proposals)
+        for number in self._trials.ended():
+            self._progress.ended_before(str(number), failed=False)
+        for proposal in self.proposals.values():
+            step = newest_step(self._situation.ledger.run_dir(proposal.key))
+            self._progress.resumed(str(proposal.number), max(step, 0))
+        failed: frozenset[str] = frozenset()
+        self._leases.acquire([f"{SESSIONS}-{self._session.name}"])
+        try:
+            self._mirror.start()
+            self._report()
+            with self._connected(address) as runner:
+                launch = self._launch
+                resources = runner.Resources(
+                    launch.concurrent, launch.cpus_per_trial, launch.gpus_per_trial, launch.max_failures
+                )
+                runner.check_resources(resources, may_grow=address != "local")
+                failed = runner.run_search(
+                    self, self._runs, self._session / uuid.uuid4().hex[:8], resources, self, plan.study.name
+                )
+            for key in tuple(self._numbers):
+                self._finish(key)
+            if self._error is not None:
+                raise self._error
+        finally:
+            self._progress.close()
+            shutil.rmtree(self._session, ignore_errors=True)
+            self._leases.release(tuple(self.proposals))
+            complete = self.is_done and len(self._trials.unfinished()) <= sum(
+                len(self._numbers.get(key, ())) for key in failed
+            )
+            if not complete:
+                self._mirror.close((), "KILLED")
+        return complete, set(failed)
+
+    def close(self, report: SearchReport, *, failed: bool) -> bool:
+        """Send the report; says whether MLflow has everything."""
+        assert self._mirror is not None  # noqa: S101 - run() comes first
+        return self._mirror.close(report.files, "FAILED" if failed else "FINISHED", report.note)
+
+    # What the runner asks.
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing more to begin."""
+        left = self._ready is not None or self._begun or self._held or not self._trials.is_full
+        return self._error is not None or not left
+
+    def next(self) -> Spec | None:
+        """The next trial that needs a worker; others are brought to their end here."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            return ready
+        try:
+            while (proposal := self._take()) is not None:
+                spec = self._spec(proposal)
+                if spec is not None:
+                    return spec
+        except ValueError as error:
+            # Raised again by `run`: Ray would bury it in a trace of its own.
+            self._error = error
+        return None
+
+    def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
+        """Whether a trial goes on after what it has reported."""
+        with carrying_on(f"The rung of {self._name(key)} could not be judged, so it goes on"):
+            numbers = self._numbers[key]
+            step = row.get("step")
+            if row.get("status") != "running" or step is None:
+                return True
+            # The first alone is compared: equal values that were proposed twice are one training.
+            if not self._trials.reached(numbers[0], int(step), row):
+                self._stopped[key] = int(step)
+                self._say(f"{self._name(key)} is stopped at rung {step}.")
+                return False
+        return True
+
+    # What the runner tells.
+
+    def running(self, keys: Set[str]) -> None:
+        """These trials run now; called all the time."""
+        with carrying_on("The progress line cannot be printed"):
+            if self._progress is not None:
+                self._progress.running({str(self.proposals[key].number) for key in keys})
+
+    def reported(self, key: str, row: Mapping[str, Any]) -> None:
+        """A trial has reported an evaluation."""
+        with carrying_on(f"The progress of {self._name(key)} is unknown"):
+            if "step" in row and self._progress is not None:
+                self._progress.reported(str(self.proposals[key].number), int(row["step"]))
+
+    def snapshot(self, key: str, snapshot: Path) -> None:
+        """A trial's snapshot is in storage."""
+        with carrying_on(f"The run folder of {self._name(key)} could not be updated, which is tried again later"):
+            self._runs.publish(key, snapshot)
+            self._settle(self.proposals[key])
+            self._changed(key)
+
+    def lost(self, key: str, reason: str, trace: str) -> None:
+        """A trial failed or lost its worker and will be started again."""
+        with carrying_on(f"A failure of {self._name(key)} could not be noted"):
+            self._situation.ledger.add_failure(key, reason, trace)
+            self._say(f"{self._name(key)} is started again: {reason}")
+
+    def failed(self, key: str, reason: str, trace: str) -> None:
+        """A trial has failed as often as it may; it stays unfinished, for the next start of the search."""
+        with carrying_on(f"A failure of {self._name(key)} could not be noted"):
+            self._situation.ledger.add_failure(key, reason, trace)
+            self._say(f"{self._name(key)} failed: {reason}")
+        self._end(key, failed=True)
+
+    def ended(self, key: str) -> None:
+        """A trial will not run any more, however it ended."""
+        with carrying_on(f"The end of {self._name(key)} could not be noted"):
+            if key in self._stopped:
+                self._mark_stopped(key)
+            else:
+                self._finish(key)
+        self._end(key, failed=False)
+
+    # The trials.
+
+    def _take(self) -> Proposal | None:
+        """What was begun before, then what is new, then what another driver has held."""
+        if self._begun:
+            return self._begun.pop(0)
+        trial = self._trials.ask()
+        if trial is not None:
+            return self._proposal(trial)
+        if self._held:
+            if not self._leases.acquire([self._held[0].key]):
+                time.sleep(_WAIT_S)
+                return None
+            return self._held.pop(0)
+        return None
+
+    def _spec(self, proposal: Proposal) -> Spec | None:
+        """What a worker is to run; ``None`` where the trial has ended, is running already, or another driver has it."""
+        key = proposal.key
+        runs_already = bool(self._numbers.get(key))
+        self._numbers.setdefault(key, []).append(proposal.number)
+        if self._situation.ledger.entry(key) is not None:
+            self._finish(key)
+            return None
+        if runs_already:
+            return None
+        if not self._leases.acquire([key]):
+            self._numbers.pop(key)
+            self._held.append(proposal)
+            return None
+        if self._settle(proposal):
+            self._finish(key)
+            return None
+        study = self._situation.plan.study
+        config = proposal.config.model_dump(mode="json")
+        return Spec(key, study.recipe, study.train, config, inputs=self._situation.inputs)
+
+    def _proposal(self, trial: FrozenTrial) -> Proposal:
+        config, identity = self._situation.proposal(trial.params)
+        proposal = Proposal(trial.number, config, identity)
+        self._trials.set_key(trial.number, identity.key)
+        self.proposals.setdefault(identity.key, proposal)
+        return proposal
+
+    def _passes_rungs(self, proposal: Proposal) -> bool:
+        """Judge the rungs that a trial had reached when its driver was lost; says whether it goes on."""
+        run_dir = self._situation.ledger.run_dir(proposal.key)
+        step = newest_step(run_dir)
+        try:
+            rows = read_run_record(run_dir).rows if step > 0 else ()
+        except ValueError:
+            return True
+        for row in rows:
+            reached = row.kind == "val" and row.step <= min(step, proposal.config.num_steps - 1)
+            if reached and not self._trials.reached(proposal.number, row.step, row.values):
+                self._stopped[proposal.key] = row.step
+                self._mark_stopped(proposal.key)
+                return False
+        return True
+
+    def _settle(self, proposal: Proposal) -> bool:
+        study = self._situation.plan.study
+        origin = Origin(study.name, study.recipe, search=True)
+        return self._runs.settle(proposal.key, proposal.identity, origin, self._resources)
+
+    def _finish(self, key: str) -> None:
+        """Tell the trials of a key what the ledger has of it."""
+        entry = self._situation.ledger.entry(key)
+        if entry is None:
+            return
+        for number in self._numbers.pop(key, []):
+            self._trials.finish(number, entry)
+            self._note_end(number, failed=False)
+
+    def _mark_stopped(self, key: str) -> None:
+        """Say in a run folder that its training was stopped; whoever needs the whole one goes on from there."""
+        for number in self._numbers.pop(key, []):
+            self._trials.stop(number, self._stopped[key])
+            self._note_end(number, failed=False)
+        folder = RunFolder(self._situation.ledger.run_dir(key))
+        if folder.exists() and self._runs.status(key) is None:
+            step, rows = self._stopped[key], folder.metrics()
+            message = f"Stopped at rung {step} by the search {self._situation.plan.study.name}."
+            digest = read_run_record(folder.path).digest
+            folder.finish(
+                {"status": "stopped", "step": step, "digest": digest, **averaged(rows, 1), "message": message}
+            )
+
+    def _end(self, key: str, *, failed: bool) -> None:
+        with carrying_on(f"The end of {self._name(key)} could not be noted"):
+            self._leases.release([key])
+            if failed:
+                for number in self._numbers.get(key, ()):
+                    self._note_end(number, failed=True)
+            self._changed(key)
+            if time.monotonic() - self._reported_at > _REPORT_EVERY_S:
+                self._report()
+
+    def _note_end(self, number: int, *, failed: bool) -> None:
+        if self._progress is not None:
+            self._progress.ended(str(number), failed=failed)
+
+    def _changed(self, key: str) -> None:
+        begun = (self._situation.ledger.run_dir(key) / "config.json").is_file()
+        if self._mirror is not None and begun:
+            self._mirror.changed(key)
+
+    def _report(self) -> None:
+        with carrying_on("The report could not be written, which is tried again later"):
+            self._reported_at = time.monotonic()
+            write_search_report(self._situation.path)
+
+    def _say(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress.say(text)
+        else:
+            click.echo(text, err=True)
+
+    def _name(self, key: str) -> str:
+        return self.proposals[key].name if key in self.proposals else key
+
+    @contextlib.contextmanager
+    def _connected(self, address: str) -> Iterator[Any]:
+        ray_environment.prepare(address)
+        # Only now: Ray reads its environment when it is imported.
+        from sweeps.core import runner
+
+        with runner.connected(address):
+            yield runner

@@ -1,0 +1,235 @@
+"""A search's folder, written by its driver and read by its report; the search may still run.
+
+::
+
+    search.json          the search
+    trials-CODE.jsonl    Optuna's journal; another one begins where code, data or versions are others
+    report.html, search.md, trials.csv
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.core.lease import Leases
+from sweeps.core.ledger import Ledger, partial_file
+from sweeps.core.search import FORMAT_VERSION, Objective, SearchPlan
+from sweeps.core.search_trials import KEY, MESSAGE, RUNGS, read_study
+
+SEARCH_FILE = "search.json"
+FEWEST_FOR_IMPORTANCE = 4
+"""Complete trials without which nothing is said of the importance of settings."""
+
+State = Literal["finished", "stopped", "diverged", "failed", "running", "unfinished"]
+_STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "stopped",
+    TrialState.FAIL: "diverged",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SearchTrial:
+    """One trial.
+
+    Attributes:
+        number: In the order of the proposals, from 0.
+        key: Its key in the ledger; empty where its driver was lost before it was known.
+        values: What was proposed, by path.
+        state: ``finished`` alone has results; what was ``stopped`` at a rung is censored: it could have become better.
+        results: By key of the objective; empty for all others.
+        rungs: What it reached at each rung, by step.
+        stopped_at: Step of the rung that stopped it.
+        message: How it diverged or failed.
+        on_front: Whether no other finished trial is better in something and nowhere worse.
+    """
+
+    number: int
+    key: str
+    values: Mapping[str, Any]
+    state: State
+    results: Mapping[str, float]
+    rungs: Mapping[int, Mapping[str, float | None]]
+    stopped_at: int | None
+    message: str | None
+    on_front: bool
+
+    @property
+    def state_text(self) -> str:
+        """For people."""
+        return self.state if self.stopped_at is None else f"stopped at rung {self.stopped_at}"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRecord:
+    """A search as it stands.
+
+    Attributes:
+        importance: Share of the variance of each objective, by its key, that each setting explains (fANOVA); empty for
+            an objective of which too few trials tell.
+        importance_n: Finished trials that this is from.
+    """
+
+    path: Path
+    name: str
+    title: str
+    recipe: str
+    data: str
+    digest: str
+    changes: Mapping[str, Any]
+    space: Mapping[str, BaseDistribution]
+    objectives: tuple[Objective, ...]
+    rungs: tuple[int, ...]
+    reduction: int | None
+    seed: int
+    num_steps: int
+    num_trials: int
+    num_random: int
+    trials: tuple[SearchTrial, ...]
+    importance: Mapping[str, Mapping[str, float]]
+    importance_n: int
+
+    @property
+    def front(self) -> tuple[SearchTrial, ...]:
+        """The trials on the Pareto front, the best of the first objective first."""
+        first = self.objectives[0]
+        sign = -1 if first.higher_is_better else 1
+        return tuple(sorted((t for t in self.trials if t.on_front), key=lambda t: sign * t.results[first.key]))
+
+
+def write_search(
+    path: Path, plan: SearchPlan, journal: str, inputs: Mapping[str, Any], forecast: Mapping[str, Any] | None
+) -> None:
+    """Write ``search.json``, unless it says the same. A forecast of the same journal stays: it is compared afterwards.
+
+    Args:
+        path: The search's folder.
+        plan: The search.
+        journal: File name of its journal.
+        inputs: What its trials read, see ``sweeps.core.inputs``.
+        forecast: What was foretold.
+    """
+    file = path / SEARCH_FILE
+    was = read_search_file(file) if file.is_file() else {}
+    kept = was.get("forecast") if was.get("journal") == journal else None
+    content = {
+        **plan.to_json(),
+        "journal": journal,
+        "inputs": dict(inputs),
+        "start_id": was.get("start_id") or uuid.uuid4().hex,
+        "forecast": kept or forecast,
+    }
+    if content != was:
+        with partial_file(file, json.dumps(content, indent=1) + "\n") as partial:
+            partial.replace(file)
+
+
+def read_search_file(file: Path) -> dict[str, Any]:
+    """The content of a ``search.json``.
+
+    Raises:
+        ValueError: There is no such file, or it is of another version.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file.parent} is not a search's folder: it has no {file.name}.")
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{file} has format version {content.get('format_version')}; this program reads {FORMAT_VERSION}. "
+            "Give another --storage."
+        )
+    return content
+
+
+def read_search_record(path: Path) -> SearchRecord:
+    """Read ``search.json``, its journal and the failures in the ledger beside the search's folder.
+
+    Raises:
+        ValueError: It is no search's folder, or of another version.
+    """
+    content = read_search_file(path / SEARCH_FILE)
+    objectives = tuple(Objective(**objective) for objective in content["objectives"])
+    study = read_study(path / content["journal"])
+    known = [] if study is None else study.get_trials(deepcopy=False)
+    asked = [trial for trial in known if trial.params.keys() == content["space"].keys()]
+    best = set() if study is None else {trial.number for trial in study.best_trials}
+    ledger = Ledger(path.parent)
+    complete = [trial for trial in asked if trial.state is TrialState.COMPLETE]
+    return SearchRecord(
+        path=path,
+        name=content["name"],
+        title=content["title"],
+        recipe=content["recipe"],
+        data=content["data"],
+        digest=content["digest"],
+        changes=content["changes"],
+        space={name: json_to_distribution(json.dumps(text)) for name, text in content["space"].items()},
+        objectives=objectives,
+        rungs=tuple(content["rungs"]),
+        reduction=content["reduction"],
+        seed=content["seed"],
+        num_steps=content["num_steps"],
+        num_trials=content["num_trials"],
+        num_random=content["num_random"],
+        trials=tuple(_trial(trial, objectives, best, ledger) for trial in asked),
+        importance={} if study is None else importance(study, objectives),
+        importance_n=len(complete),
+    )
+
+
+def importance(study: optuna.Study, objectives: tuple[Objective, ...]) -> dict[str, dict[str, float]]:
+    """Share of the variance of each objective that each setting explains, by the objective's key.
+
+    fANOVA is named on purpose: Optuna's default is PED-ANOVA, which found a setting of by far the largest effect to be
+    without any. An objective is left out where there are too few complete trials or they are all equal in it.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    found = {}
+    for index, objective in enumerate(objectives):
+        values = [trial.values[index] for trial in complete]
+        if len(values) < FEWEST_FOR_IMPORTANCE or min(values) == max(values):
+            continue
+        found[objective.key] = get_param_importances(
+            study, evaluator=FanovaImportanceEvaluator(seed=0), target=partial(_value, index)
+        )
+    return found
+
+
+def _value(index: int, trial: FrozenTrial) -> float:
+    return float(trial.values[index])
+
+
+def _trial(trial: FrozenTrial, objectives: tuple[Objective, ...], best: set[int], ledger: Ledger) -> SearchTrial:
+    key = trial.user_attrs.get(KEY, "")
+    rungs = trial.user_attrs.get(RUNGS, {"reached": {}, "stopped_at": None})
+    state = _STATES.get(trial.state, "unfinished")
+    message = trial.user_attrs.get(MESSAGE)
+    if key and state == "unfinished":
+        failures = ledger.failures(key)
+        if Leases(ledger.storage, "somebody who reads the search").holder(key) is not None:
+            state = "running"
+        elif failures:
+            state, message = "failed", failures[-1]["reason"]
+    values = trial.values if state == "finished" else ()
+    return SearchTrial(
+        number=trial.number,
+        key=key,
+        values=dict(trial.params),
+        state=state,
+        results={objective.key: value for objective, value in zip(objectives, values, strict=False)},
+        rungs={int(step): reached for step, reached in rungs["reached"].items()},
+        stopped_at=rungs["stopped_at"],
+        message=message,
+        on_front=trial.number in best,
+    )

@@ -1,0 +1,191 @@
+"""The trials of a search as Optuna keeps them: a journal, one JSON object a line, that outlives its driver.
+
+A trial is asked for, runs, and is told to be complete, stopped at a rung (Optuna calls that pruned) or failed. One that
+was asked for and not told runs again with the same values before another is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.core.search import SearchPlan
+
+RUNGS = "rungs"
+"""Attribute of a trial: what it reached at each rung, by step, and ``stopped_at``."""
+MESSAGE = "message"
+"""Attribute of a trial: why it failed."""
+KEY = "key"
+"""Attribute of a trial: its key in the ledger."""
+
+_ENDED = {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+_STUDY = "search"
+
+logger = logging.getLogger(__name__)
+
+
+class SearchTrials:
+    """Asks for trials and tells how they ended. For one process at a time."""
+
+    def __init__(self, journal: Path, plan: SearchPlan) -> None:
+        """Open the journal, or begin it with the recipe's own values as the first trial."""
+        self._plan = plan
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(journal)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = optuna.create_study(
+            storage=_storage(journal),
+            study_name=_STUDY,
+            directions=[objective.direction for objective in plan.study.objectives],
+            load_if_exists=True,
+        )
+        if plan.start and not self._asked and not any(trial.state is TrialState.WAITING for trial in self._trials()):
+            self._study.enqueue_trial(dict(plan.start))
+
+    def unfinished(self) -> list[FrozenTrial]:
+        """Trials that were asked for and did not end; those that a rung had stopped are told so now."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in running:
+            if trial.user_attrs.get(RUNGS, {}).get("stopped_at") is not None:
+                self._study.tell(trial.number, state=TrialState.PRUNED)
+            elif not self._is_whole(trial):
+                self._fail(trial, "Its driver was lost before it had all its values.")
+        return [trial for trial in self._trials() if trial.state is TrialState.RUNNING]
+
+    def ended(self) -> list[int]:
+        """Numbers of the trials that ended, with their values complete."""
+        return [trial.number for trial in self._trials() if trial.state in _ENDED and self._is_whole(trial)]
+
+    @property
+    def num_planned(self) -> int:
+        """Numbers that are taken or will be."""
+        taken = [trial.number + 1 for trial in self._trials() if trial.state is not TrialState.WAITING]
+        return max(taken, default=0) + max(self._plan.study.num_trials - self._asked, 0)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many trials were asked for as the search is to have."""
+        return self._asked >= self._plan.study.num_trials
+
+    def ask(self) -> FrozenTrial | None:
+        """The next trial; ``None`` where there are as many as the search is to have."""
+        if self.is_full:
+            return None
+        asked = self._asked
+        # Of this number alone: a sampler that began anew with its driver would propose again what it had proposed.
+        seed = int.from_bytes(hashlib.sha256(f"{self._plan.study.seed}/{asked}".encode()).digest()[:4], "big")
+        self._study.sampler = TPESampler(n_startup_trials=self._plan.study.num_random, seed=seed, multivariate=True)
+        trial = self._study.ask(dict(self._plan.study.space))
+        return self._trial(trial.number)
+
+    def set_key(self, number: int, key: str) -> None:
+        """Note the key of a trial in the ledger, where it is not known yet."""
+        trial = self._trial(number)
+        if trial.user_attrs.get(KEY) != key and trial.state not in _ENDED:
+            self._set(trial, KEY, key)
+
+    def reached(self, number: int, step: int, metrics: Mapping[str, Any]) -> bool:
+        """An evaluation of a running trial; says whether the trial goes on.
+
+        A rung is judged once: a trial that goes on from a checkpoint behind it is not asked there again.
+        """
+        trial = self._trial(number)
+        known = trial.user_attrs.get(RUNGS, {"reached": {}, "stopped_at": None})
+        if step not in self._plan.rungs or trial.state is not TrialState.RUNNING or str(step) in known["reached"]:
+            return trial.state is not TrialState.PRUNED
+        others = [
+            other.user_attrs[RUNGS]["reached"][str(step)]
+            for other in self._trials()
+            if other.number != number and str(step) in other.user_attrs.get(RUNGS, {}).get("reached", {})
+        ]
+        keys = [objective.key for objective in self._plan.study.objectives if objective.is_evaluated]
+        found = {key: metrics.get(key) for key in keys}
+        goes_on = self._plan.goes_on(found, others)
+        reached = {**known["reached"], str(step): found}
+        # One line of the journal: either the trial was there and was judged, or it was not there.
+        self._set(trial, RUNGS, {"reached": reached, "stopped_at": None if goes_on else step})
+        if not goes_on:
+            self._study.tell(number, state=TrialState.PRUNED)
+        return goes_on
+
+    def stop(self, number: int, step: int) -> None:
+        """A rung has stopped this trial, or another one of the same values."""
+        if self._trial(number).state in _ENDED:
+            return
+        self._set(self._trial(number), RUNGS, {"reached": {}, "stopped_at": step})
+        self._study.tell(number, state=TrialState.PRUNED)
+
+    def finish(self, number: int, entry: Mapping[str, Any]) -> None:
+        """The ledger has an entry of a trial. One that diverged, or has no value of an objective, counts as failed."""
+        trial = self._trial(number)
+        if trial.state in _ENDED:
+            return
+        values = {objective.key: objective.value(entry) for objective in self._plan.study.objectives}
+        missing = [key for key, value in values.items() if value is None]
+        if entry["status"] != "finished":
+            self._fail(trial, str(entry.get("message") or entry["status"]))
+        elif missing:
+            self._fail(trial, f"Its result has no finite {', '.join(missing)}.")
+        else:
+            self._study.tell(number, [value for value in values.values() if value is not None])
+
+    @property
+    def _asked(self) -> int:
+        return sum(map(self._is_whole, self._trials()))
+
+    def _is_whole(self, trial: FrozenTrial) -> bool:
+        """Whether the trial has all its values: else its driver was lost while it asked, or it waits to be asked."""
+        return trial.params.keys() == self._plan.study.space.keys()
+
+    def _fail(self, trial: FrozenTrial, message: str) -> None:
+        self._set(trial, MESSAGE, message)
+        self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def _set(self, trial: FrozenTrial, name: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
+        optuna.Trial(self._study, trial._trial_id).set_user_attr(name, value)
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self._trials()[number]
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+
+def read_study(journal: Path) -> optuna.Study | None:
+    """What a journal holds; ``None`` where there is none yet. Writes nothing, so that a running driver may go on."""
+    if not journal.is_file():
+        return None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.load_study(study_name=_STUDY, storage=_storage(journal))
+    except KeyError:
+        return None
+
+
+def _storage(journal: Path) -> JournalStorage:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return JournalStorage(JournalFileBackend(str(journal)))
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Cut off what a killed driver had begun to write: with a line after it, the journal could not be read."""
+    try:
+        content = journal.read_bytes()
+    except FileNotFoundError:
+        return
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        logger.warning("The last line of %s is torn, which loses one event of the search.", journal)
+        os.truncate(journal, whole)

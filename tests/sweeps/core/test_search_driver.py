@@ -1,0 +1,244 @@
+"""A driver of a search without Ray: what a lost one left goes on, what ended does not run again."""
+
+import csv
+import io
+import json
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sweeps.core.daggers import CHOSEN, daggers
+from sweeps.core.lease import Leases
+from sweeps.core.ledger import Ledger
+from sweeps.core.options import Launch
+from sweeps.core.report.search_report import SELECTED, write_search_report
+from sweeps.core.runs import newest_step
+from sweeps.core.search_driver import SearchDriver
+from sweeps.core.search_launch import print_search_status, run_search_study
+from sweeps.core.search_record import read_search_record
+from sweeps.core.search_situation import survey_search
+from sweeps.core.study_record import CellRecord, TrialRecord
+from sweeps.core.trial import Spec, run_trial
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fake_training
+from fake_search import STUDY
+from fake_training import chain, metrics_of
+
+
+class Lost(BaseException):
+    """The process is gone; no code of the driver may catch it."""
+
+
+class Stopped(BaseException):
+    """Ray ends the worker of a trial that is stopped."""
+
+
+class Channel:
+    def __init__(self, driver, key, run_dir, lost_at):
+        self.driver, self.key, self.run_dir, self.lost_at = driver, key, run_dir, lost_at
+
+    @contextmanager
+    def restored(self):
+        yield self.run_dir if newest_step(self.run_dir) >= 0 else None
+
+    def report(self, row, snapshot):
+        # In Ray's order: the decision comes before the snapshot is kept.
+        goes_on = self.driver.goes_on(self.key, row)
+        self.driver.snapshot(self.key, snapshot)
+        if self.lost_at is not None and row.get("step") == self.lost_at:
+            raise Lost
+        if not goes_on:
+            raise Stopped
+
+    def give_up(self):
+        raise AssertionError("no fake training fails in this way")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "orders").mkdir()
+    monkeypatch.setenv("FAKE_ORDERS", str(tmp_path / "orders"))
+    monkeypatch.setattr(fake_training, "STEP_S", 0.0)
+    return tmp_path
+
+
+def drive(storage, study=STUDY, lose=()):
+    """Run the search one trial after the other; ``lose`` has the (place in this start, step) to be lost at."""
+    situation = survey_search(study, storage)
+    situation.write(None)
+    with Leases(storage, "a test") as leases:
+        driver = SearchDriver(situation, Launch(storage), leases)
+        if driver.recover():
+            number = 0
+            while not driver.is_done:
+                spec = driver.next()
+                if spec is None:
+                    continue
+                lost_at = dict(lose).get(number)
+                number += 1
+                try:
+                    run_trial(spec, Channel(driver, spec.key, situation.ledger.run_dir(spec.key), lost_at))
+                except Stopped:
+                    pass
+                except Lost:
+                    return situation
+                driver.ended(spec.key)
+    return situation
+
+
+def starts(place):
+    """(block, step) that every attempt began at."""
+    lines = (place / "orders" / "starts").read_text().splitlines()
+    return [(int(block), int(step)) for _, block, step, _ in map(str.split, lines)]
+
+
+def table(situation):
+    """What does not depend on when and where it ran."""
+    return read_search_record(situation.path).trials
+
+
+def test_a_search_that_is_lost_again_and_again_ends_as_the_uninterrupted_one(place):
+    whole = table(drive(place / "whole"))
+    attempts = starts(place)
+    (place / "orders" / "starts").unlink()
+    assert {trial.state for trial in whole} == {"finished", "stopped"}
+    storage = place / "lost"
+    # Between rungs, at the rung, after it, and at the end before anything was told.
+    for lose in ([(0, 5)], [(0, 10)], [(0, 15)], [(1, 10)], [(1, 20)], [(0, 5)]):
+        drive(storage, lose=lose)
+    assert table(drive(storage)) == whole
+    # Nobody began anew: every attempt after the first is from a checkpoint.
+    assert sorted(block for block, step in starts(place) if step == 0) == sorted(block for block, _ in attempts)
+    assert len(starts(place)) > len(attempts)
+    assert drive(storage).path == drive(storage).path
+    before = len(starts(place))
+    drive(storage)
+    assert len(starts(place)) == before
+
+
+def test_full_trials_enter_the_ledger_as_chosen_by_a_search_and_stopped_ones_do_not(place):
+    situation = drive(place / "results")
+    ledger = Ledger(place / "results")
+    trials = table(situation)
+    finished = [trial for trial in trials if trial.state == "finished"]
+    stopped = [trial for trial in trials if trial.state == "stopped"]
+    assert finished
+    assert stopped
+    for trial in finished:
+        entry = ledger.entry(trial.key)
+        assert (entry["status"], entry["origin"]["search"], entry["origin"]["study"]) == ("finished", True, STUDY.name)
+        block = trial.values["method.aux_block"]
+        assert entry["metrics"] == metrics_of(chain(STUDY.seed, block, 20))
+        assert trial.results == {o.key: entry["metrics"][o.key] for o in STUDY.objectives}
+        # A table that finds it says so.
+        record = TrialRecord(trial.key, STUDY.seed, 0, "finished", None, 0, 20, entry, ledger.run_dir(trial.key))
+        assert daggers(CellRecord("cell", {}, (record,)), None, "base", (), {})[0] == CHOSEN
+    for trial in stopped:
+        run_dir = ledger.run_dir(trial.key)
+        assert (trial.stopped_at, trial.results, trial.on_front) == (10, {}, False)
+        if ledger.entry(trial.key) is None:
+            result = json.loads((run_dir / "result.json").read_text())
+            assert (result["status"], result["step"]) == ("stopped", 10)
+            assert newest_step(run_dir) == 10
+
+
+def test_a_stopped_trial_was_not_among_the_best_when_it_was_stopped(place):
+    trials = table(drive(place / "results"))
+    for trial in trials:
+        block = trial.values["method.aux_block"]
+        if 10 in trial.rungs:
+            expected = metrics_of(chain(STUDY.seed, block, 10))
+            assert trial.rungs[10] == {o.key: expected[o.key] for o in STUDY.objectives}
+    for number, trial in enumerate(trials):
+        there = [other.rungs[10]["val/cam_miou"] for other in trials[:number] if 10 in other.rungs]
+        if 10 in trial.rungs:
+            better = sum(value > trial.rungs[10]["val/cam_miou"] for value in there)
+            assert (trial.state == "stopped") is (2 * better >= len(there) + 1)
+
+
+def test_what_the_ledger_has_is_not_trained(place):
+    storage = place / "results"
+    first = drive(storage, replace(STUDY, rungs=None))
+    (place / "orders" / "starts").rename(place / "orders" / "before")
+    # Another search with other rungs: the same first proposals, which are random.
+    drive(storage, replace(STUDY, rungs=None, num_random=4, num_trials=3))
+    assert not (place / "orders" / "starts").exists()
+    assert [trial.state for trial in table(first)] == ["finished"] * 6
+
+
+def test_other_code_begins_another_journal(place, monkeypatch):
+    situation = drive(place / "results")
+    other = replace(situation, inputs={**situation.inputs, "train": "other data"})
+    assert other.path == situation.path
+    assert other.journal != situation.journal
+
+
+def test_a_diverging_trial_is_a_result_and_its_values_are_not_tried_again(place):
+    block = table(drive(place / "probe"))[0].values["method.aux_block"]
+    (place / "orders" / f"diverge-{STUDY.seed}-{block}").touch()
+    situation = drive(place / "results")
+    first = table(situation)[0]
+    assert (first.state, first.results) == ("diverged", {})
+    assert Ledger(place / "results").entry(first.key)["status"] == "diverged"
+
+
+def test_two_drivers_of_a_search_are_refused(place):
+    situation = survey_search(STUDY, place / "results")
+    with Leases(place / "results", "somebody") as leases:
+        leases.acquire([f"search-{situation.plan.folder_name}"])
+        with pytest.raises(ValueError, match=r"somebody on .* runs this search now"):
+            run_search_study(STUDY, Launch(place / "results"))
+
+
+def test_the_report(place, capsys):
+    situation = drive(place / "results")
+    trials = table(situation)
+    report = write_search_report(situation.path)
+    assert report.is_complete
+    assert [path.name for path in report.files] == ["search.md", "trials.csv", "report.html"]
+    page = report.page.read_text()
+    for text in (report.text, page, report.note):
+        assert SELECTED in text
+        assert "stopped at rung 10" in text
+    assert "<svg" in page
+    assert "<script" not in page
+    rows = list(csv.DictReader(io.StringIO((situation.path / "trials.csv").read_text())))
+    assert [row["state"] for row in rows] == [trial.state for trial in trials]
+    for row, trial in zip(rows, trials, strict=True):
+        assert int(row["method.aux_block"]) == trial.values["method.aux_block"]
+        assert row["val/cam_miou"] == ("" if trial.state == "stopped" else str(trial.results["val/cam_miou"]))
+    assert print_search_status(STUDY, Launch(place / "results")) == 0
+    printed = capsys.readouterr().out
+    assert "Nobody runs it now." in printed
+    assert printed.count("stopped at rung 10") == sum(trial.state == "stopped" for trial in trials)
+
+
+def test_a_report_of_a_search_that_has_not_begun(place):
+    situation = survey_search(STUDY, place / "results")
+    situation.write(None)
+    report = write_search_report(situation.path)
+    assert not report.is_complete
+    assert "0 of 6 trials: none begun." in report.text
+    assert "Nothing can be said from 0 finished trials" in report.text
+
+
+def test_a_spec_is_what_an_ablation_would_train(place):
+    """So that either finds the other's entry."""
+    situation = survey_search(STUDY, place / "results")
+    with Leases(place / "results", "a test") as leases:
+        driver = SearchDriver(situation, Launch(place / "results"), leases)
+        assert driver.recover()
+        spec = driver.next()
+    values = read_values(situation)
+    config, identity = situation.proposal(values)
+    dumped = config.model_dump(mode="json")
+    assert spec == Spec(identity.key, "shapes_nano", STUDY.train, dumped, inputs=situation.inputs)
+
+
+def read_values(situation):
+    situation.write(None)
+    return read_search_record(situation.path).trials[0].values

@@ -1,0 +1,182 @@
+"""The journal of a search: proposals, rungs and ends survive their driver; front and importance of made-up numbers."""
+
+import dataclasses
+
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+
+from sweeps.core.search import Objective, SearchStudy
+from sweeps.core.search_record import importance, read_search_record, write_search
+from sweeps.core.search_trials import SearchTrials, read_study
+
+STUDY = SearchStudy(
+    name="s",
+    title="S",
+    recipe="shapes_nano",
+    space={f"method.{name}.weight": FloatDistribution(0.0, 20.0) for name in ("ptc", "ctc")},
+    num_trials=6,
+    num_random=2,
+    objectives=(
+        Objective("val/cam_miou", "M"),
+        Objective("val/seg_miou", "seg"),
+        Objective("step_time_s", "cost", higher_is_better=False),
+    ),
+    changes={"evaluate_every": 20},
+)
+PLAN = STUDY.resolve()
+
+
+def metrics(value):
+    return {"val/cam_miou": value, "val/seg_miou": value, "val/other": 1.0}
+
+
+def entry(cam, seg, cost, status="finished"):
+    return {"status": status, "metrics": {"val/cam_miou": cam, "val/seg_miou": seg}, "step_time_s": cost}
+
+
+def states(trials):
+    return [trial.state for trial in trials._trials()]
+
+
+def run(journal, values, again):
+    """Run a search whose objectives are ``values(params)``; with ``again`` every step is another process's."""
+    trials = SearchTrials(journal, PLAN)
+    while True:
+        trials = SearchTrials(journal, PLAN) if again else trials
+        asked = trials.ask()
+        if asked is None:
+            return [trial.params for trial in trials._trials()]
+        trials = SearchTrials(journal, PLAN) if again else trials
+        trials.finish(asked.number, entry(*values(asked.params)))
+
+
+def test_the_proposals_are_those_of_an_uninterrupted_search(tmp_path):
+    def values(params):
+        ptc, ctc = params["method.ptc.weight"], params["method.ctc.weight"]
+        return ptc / 20, ctc / 20, ptc + ctc
+
+    whole = run(tmp_path / "whole.jsonl", values, again=False)
+    assert run(tmp_path / "lost.jsonl", values, again=True) == whole
+    # The first has the recipe's own values, and none is proposed twice.
+    assert whole[0] == {"method.ptc.weight": 8.0, "method.ctc.weight": 0.1}
+    assert len({tuple(params.values()) for params in whole}) == len(whole) == 6
+
+
+def test_what_was_not_told_is_unfinished(tmp_path):
+    journal = tmp_path / "trials.jsonl"
+    trials = SearchTrials(journal, PLAN)
+    first, second = trials.ask(), trials.ask()
+    trials.finish(first.number, entry(0.5, 0.4, 1.0))
+    # Once more changes nothing.
+    trials.finish(first.number, entry(0.9, 0.9, 9.0))
+    (left,) = SearchTrials(journal, PLAN).unfinished()
+    assert (left.number, left.params) == (second.number, second.params)
+    assert read_study(journal).trials[0].values == [0.5, 0.4, 1.0]
+
+
+def test_rungs_are_judged_once_and_the_stopped_are_censored(tmp_path):
+    journal = tmp_path / "trials.jsonl"
+    trials = SearchTrials(journal, PLAN)
+    numbers = [trials.ask().number for _ in range(4)]
+    # No rung: no question.
+    assert trials.reached(numbers[0], 80, metrics(0.0))
+    assert [trials.reached(n, 100, metrics(v)) for n, v in zip(numbers[:3], (0.5, 0.4, 0.6), strict=True)] == [
+        True,
+        False,
+        True,
+    ]
+    again = SearchTrials(journal, PLAN)
+    # It went on from a checkpoint before the rung; in the meantime it would not be among the best any more.
+    assert again.reached(numbers[0], 100, metrics(0.1))
+    assert not again.reached(numbers[3], 100, metrics(0.45))
+    assert not again.reached(numbers[1], 120, metrics(0.9))
+    assert states(again) == [TrialState.RUNNING, TrialState.PRUNED, TrialState.RUNNING, TrialState.PRUNED]
+    stopped = again._trials()[numbers[1]]
+    assert stopped.values is None
+    assert stopped.user_attrs["rungs"] == {
+        "reached": {"100": {"val/cam_miou": 0.4, "val/seg_miou": 0.4}},
+        "stopped_at": 100,
+    }
+
+
+def test_a_driver_lost_between_judging_and_telling(tmp_path, monkeypatch):
+    journal = tmp_path / "trials.jsonl"
+    trials = SearchTrials(journal, PLAN)
+    good, bad = trials.ask().number, trials.ask().number
+    assert trials.reached(good, 100, metrics(0.6))
+    monkeypatch.setattr(trials._study, "tell", lambda *_, **__: pytest.fail("never told"))
+    with pytest.raises(BaseException, match="never told"):
+        trials.reached(bad, 100, metrics(0.5))
+    again = SearchTrials(journal, PLAN)
+    assert [trial.number for trial in again.unfinished()] == [good]
+    assert states(again) == [TrialState.RUNNING, TrialState.PRUNED]
+
+
+def test_a_torn_line_is_cut_off(tmp_path):
+    journal = tmp_path / "trials.jsonl"
+    number = SearchTrials(journal, PLAN).ask().number
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code":6,"worker')
+    SearchTrials(journal, PLAN).finish(number, entry(0.5, 0.4, 1.0))
+    assert journal.read_bytes().startswith(whole + b'{"op')
+    assert [trial.state for trial in read_study(journal).trials] == [TrialState.COMPLETE]
+
+
+def test_diverged_and_undefined_results_are_failures_with_a_reason(tmp_path):
+    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN)
+    numbers = [trials.ask().number for _ in range(2)]
+    trials.finish(numbers[0], entry(0.5, 0.4, 1.0, "diverged") | {"message": "ptc is nan"})
+    trials.finish(numbers[1], entry(0.5, float("nan"), 1.0))
+    assert states(trials) == [TrialState.FAIL, TrialState.FAIL]
+    assert [trial.user_attrs["message"] for trial in trials._trials()] == [
+        "ptc is nan",
+        "Its result has no finite val/seg_miou.",
+    ]
+
+
+def test_more_trials_go_on_with_the_same_search(tmp_path):
+    journal = tmp_path / "trials.jsonl"
+    trials = SearchTrials(journal, PLAN)
+    while (asked := trials.ask()) is not None:
+        trials.finish(asked.number, entry(0.5, 0.4, 1.0))
+    assert trials.is_full
+    more = SearchTrials(journal, dataclasses.replace(STUDY, num_trials=8).resolve())
+    assert (more.num_planned, len(more.ended())) == (8, 6)
+    assert [more.ask().number, more.ask().number, more.ask()] == [6, 7, None]
+
+
+def test_the_front_of_numbers_by_hand(tmp_path):
+    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN)
+    # Trial 2 is worse than 0 in everything, 3 equal to 0 but dearer; 4 equals 1; 5 is stopped.
+    values = [(0.6, 0.5, 2.0), (0.5, 0.6, 2.0), (0.5, 0.4, 3.0), (0.6, 0.5, 2.5), (0.5, 0.6, 2.0)]
+    for value in values:
+        trials.finish(trials.ask().number, entry(*value))
+    trials.stop(trials.ask().number, 100)
+    write_search(tmp_path, PLAN, "trials.jsonl", {}, None)
+    record = read_search_record(tmp_path)
+    # The best of the first objective comes first.
+    assert [trial.number for trial in record.front] == [0, 1, 4]
+    assert [trial.state_text for trial in record.trials] == ["finished"] * 5 + ["stopped at rung 100"]
+    assert record.trials[5].results == {}
+
+
+def test_importance_finds_the_setting_that_matters(tmp_path):
+    many = dataclasses.replace(STUDY, num_trials=40, num_random=40)
+    trials = SearchTrials(tmp_path / "trials.jsonl", many.resolve())
+    while (asked := trials.ask()) is not None:
+        ptc, ctc = asked.params["method.ptc.weight"], asked.params["method.ctc.weight"]
+        trials.finish(asked.number, entry(ptc / 20, ctc**2 / 400, 1.0))
+    found = importance(trials._study, STUDY.objectives)
+    assert found["val/cam_miou"]["method.ptc.weight"] > 0.9
+    assert found["val/seg_miou"]["method.ctc.weight"] > 0.9
+    assert sum(found["val/cam_miou"].values()) == pytest.approx(1)
+    # All trials cost the same: nothing explains it.
+    assert "step_time_s" not in found
+
+
+def test_too_few_trials_say_nothing_of_importance(tmp_path):
+    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN)
+    for cam in (0.1, 0.2, 0.3):
+        trials.finish(trials.ask().number, entry(cam, cam, cam))
+    assert importance(trials._study, STUDY.objectives) == {}
