@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 Cases = dict[str, dict[str, Any]]
 GOLDEN = Path(__file__).parent / "golden"
@@ -37,3 +38,24 @@ def golden_cases(golden: Callable[[str], Mapping[str, Any]]) -> Callable[[str], 
         return cases
 
     return load
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen small images of two classes in the folders of VOC, twelve to train on."""
+    root = tmp_path_factory.mktemp("data")
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("background\nred\nblue\n")
+    rng = np.random.default_rng(0)
+    names = [f"image{i:02}" for i in range(16)]
+    for i, name in enumerate(names):
+        image = rng.integers(60, 120, (40, 48, 3), dtype=np.uint8)
+        mask = np.zeros((40, 48), np.uint8)
+        mask[10:30, 4 * (i % 5) : 4 * (i % 5) + 20] = i % 2 + 1
+        image[mask > 0, 2 * (i % 2)] = 220
+        Image.fromarray(image).save(root / "JPEGImages" / f"{name}.png")
+        Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
+    for split, part in (("train", names[:12]), ("val", names[12:])):
+        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(part) + "\n")
+    return root

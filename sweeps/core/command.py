@@ -53,28 +53,52 @@ def study_command(
     """
 
     def build(
+        *,
         recipe: str | None,
         data: Path | None,
         weights: Path | None,
-        seeds: tuple[int, ...] | None,
         changes: dict[str, Any],
-        own: dict[str, Any],
+        seeds: tuple[int, ...] | None,
+        **own: Any,  # noqa: ANN401 - the study's own options
     ) -> Study:
-        paths = {"data.root": data, "backbone.weights": weights}
-        # Workers run in other folders.
-        read = {path: str(value.expanduser().resolve()) for path, value in paths.items() if value is not None}
         built = dataclasses.replace(
             study,
             recipe=recipe or study.recipe,
             seeds=seeds or study.seeds,
-            changes={**study.changes, **changes, **read},
+            changes={**study.changes, **changes, **read_from(data, weights)},
         )
         return adapt(built, **own) if adapt else built
 
-    group = VerbGroup(study.name, help=text)
-    for verb in (_run, _plan, _status, _report, _diff, _sync):
+    verbs = (_run, _plan, _status, _report, _diff, _sync)
+    return verb_group(study.name, text, verbs, build, (*COMMON, _SEEDS, *options))
+
+
+def verb_group(
+    name: str,
+    text: str | None,
+    verbs: Sequence[Verb],
+    build: Callable[..., Any],
+    options: Sequence[Callable[[Any], Any]],
+) -> click.Group:
+    """Commands for ``verbs``, which all take ``options``, and ``--storage``.
+
+    Args:
+        name: Of the study.
+        text: Its help.
+        verbs: What can be done with it.
+        build: Makes the study of ``options``, given by name.
+        options: What says which study it is.
+    """
+    group = VerbGroup(name, help=text)
+    for verb in verbs:
         group.add_command(_command(verb, build, options))
     return group
+
+
+def read_from(data: Path | None, weights: Path | None) -> dict[str, str]:
+    """Changes of a config that come of ``--data`` and ``--weights``; absolute, as workers run in other folders."""
+    paths = {"data.root": data, "backbone.weights": weights}
+    return {path: str(value.expanduser().resolve()) for path, value in paths.items() if value is not None}
 
 
 class VerbGroup(click.Group):
@@ -88,41 +112,38 @@ class VerbGroup(click.Group):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Verb:
-    """A verb: its help, its options, and what it does with the study; returns the exit status."""
+class Verb:
+    """A verb.
+
+    Attributes:
+        text: Its help.
+        do: Called with the study, the storage and ``options`` by name; returns the exit status.
+        options: Options of this verb alone.
+    """
 
     name: str
     text: str
     do: Callable[..., int]
-    options: tuple[Callable[[Any], Any], ...]
+    options: tuple[Callable[[Any], Any], ...] = ()
 
 
-def _command(verb: _Verb, build: Callable[..., Study], own_options: Sequence[Callable[[Any], Any]]) -> click.Command:
-    def command(
-        *,
-        recipe: str | None,
-        data: Path | None,
-        weights: Path | None,
-        seeds: tuple[int, ...] | None,
-        changes: dict[str, Any],
-        storage: Path | None,
-        **rest: Any,  # noqa: ANN401 - the verb's and the study's own options
-    ) -> None:
-        own = {name: rest.pop(name) for name in own_names}
+def _command(verb: Verb, build: Callable[..., Any], options: Sequence[Callable[[Any], Any]]) -> click.Command:
+    def command(*, storage: Path | None, **given: Any) -> None:  # noqa: ANN401 - all other options
+        which = {name: given.pop(name) for name in names}
         try:
             where = checked_storage(storage or default_storage())
-            status = verb.do(build(recipe, data, weights, seeds, changes, own), where, **rest)
+            status = verb.do(build(**which), where, **given)
         except (ValueError, OSError) as error:
             raise click.ClickException(str(error)) from error
         sys.exit(status)
 
     made: Any = command
-    for option in reversed((*COMMON, _SEEDS, *verb.options)):
+    for option in reversed((_STORAGE, *verb.options)):
         made = option(made)
-    before = {parameter.name for parameter in getattr(made, "__click_params__", [])}
-    for option in reversed(own_options):
+    number = len(made.__click_params__)
+    for option in reversed(options):
         made = option(made)
-    own_names = [p.name for p in getattr(made, "__click_params__", []) if p.name not in before]
+    names = [parameter.name for parameter in made.__click_params__[number:]]
     return click.command(verb.name, help=verb.text)(made)
 
 
@@ -179,11 +200,12 @@ COMMON = (
         "--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="backbone.weights, a file."
     ),
     click.option("--set", "changes", multiple=True, callback=assignments, help="Set a field in all: a.b=value."),
-    click.option(
-        "--storage",
-        type=click.Path(path_type=Path),
-        help="Folder of studies, seen by all nodes. [default: ./results; in a Ray job ~/toco-results]",
-    ),
+)
+
+_STORAGE = click.option(
+    "--storage",
+    type=click.Path(path_type=Path),
+    help="Folder of studies, seen by all nodes. [default: ./results; in a Ray job ~/toco-results]",
 )
 
 _SEEDS = click.option("--seeds", callback=integers, help="A row is their mean, as in 0,1,2.  [default: the study's]")
@@ -195,7 +217,9 @@ RESOURCES = (
     click.option("--cpus-per-trial", default=1.0, show_default=True, type=click.FloatRange(0)),
     click.option("--gpus-per-trial", default=0.0, show_default=True, type=click.FloatRange(0)),
     click.option(
-        "--price-per-hour", type=click.FloatRange(0), help="Of the resources of one training, to foretell the cost."
+        "--price-per-hour",
+        type=click.FloatRange(0),
+        help="Of a GPU, or of a CPU core where trainings have no GPU, to foretell the cost.",
     ),
 )
 
@@ -204,7 +228,7 @@ RUNNING = (
     click.option("--address", help="Ray cluster: HOST:PORT or auto. [default: RAY_ADDRESS, else a new local one]"),
 )
 
-_run = _Verb(
+_run = Verb(
     RUN,
     "Run what is missing, write the report, print the table. Exit status: 0, or 3 where a claim of the paper is "
     "contradicted, 4 where cells failed, 130 where it was stopped, 1 or 2 where it could not run.",
@@ -216,20 +240,20 @@ _run = _Verb(
         TRACKING,
     ),
 )
-_plan = _Verb(
+_plan = Verb(
     "plan", "Say what would run, what it would cost and what it could show. Runs nothing.", _plan_it, RESOURCES
 )
-_status = _Verb("status", "Say what is there, what runs and what failed.", _status_it, ())
-_report = _Verb(
+_status = Verb("status", "Say what is there, what runs and what failed.", _status_it)
+_report = Verb(
     "report",
     "Write the report of the study as it stands and print its table. Exit status as of run.",
     _report_it,
     (click.option("--bundle", type=click.Path(dir_okay=False, path_type=Path), help="Also make a reviewer's zip."),),
 )
-_diff = _Verb(
+_diff = Verb(
     "diff",
     "Compare with an earlier state of the study, or with another study's folder: cell by cell.",
     _diff_it,
     (click.option("--with", "other", type=_FOLDER, help="Folder to compare with.  [default: the state before]"),),
 )
-_sync = _Verb("sync", "Fill MLflow again from the ledger.", _sync_it, (TRACKING,))
+_sync = Verb("sync", "Fill MLflow again from the ledger.", _sync_it, (TRACKING,))

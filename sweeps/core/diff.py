@@ -12,11 +12,12 @@ from tabulate import tabulate
 
 from sweeps.core.identity import why
 from sweeps.core.report import write_report
+from sweeps.core.report.table import is_percent, printed_difference
 from sweeps.core.situation import survey
 from sweeps.core.statistics import Paired, paired
 from sweeps.core.study import Study
 from sweeps.core.study_folder import StudyFolder
-from sweeps.core.study_record import STUDY_FILE, CellRecord, StudyRecord, read_study_record
+from sweeps.core.study_record import CellRecord, StudyRecord, read_study_record
 
 
 def print_diff(study: Study, storage: Path, other: Path | None) -> int:
@@ -34,7 +35,8 @@ def print_diff(study: Study, storage: Path, other: Path | None) -> int:
             f"{folder.path} has no earlier state: neither code nor data changed since it was first run. "
             "Give another study's folder with --with."
         )
-    before = read_study_record(folder.path, folder.history()[-1] if other is None else other / STUDY_FILE)
+    # Another study has its results in the storage that it lies in.
+    before = read_study_record(folder.path, folder.history()[-1]) if other is None else read_study_record(other)
     click.echo(diff_text(before, read_study_record(folder.path)))
     return 0
 
@@ -52,8 +54,11 @@ def diff_text(before: StudyRecord, after: StudyRecord) -> str:
             change = paired(cell.by_replicate(metric.key), old.by_replicate(metric.key))
             if change is None:
                 continue
-            interval = _interval(change)
-            rows.append([cell.label, metric.title, f"{100 * change.difference:+.1f}", interval, change.n])
+            percent = is_percent(metric.key)
+            interval = _interval(change, percent)
+            rows.append(
+                [cell.label, metric.title, printed_difference(change.difference, percent=percent), interval, change.n]
+            )
         broken = [trial for trial in cell.trials if trial.state in ("failed", "diverged")]
         if broken and all(trial.counts for trial in old.trials):
             remarks.append(f"{cell.label} is newly broken: {len(broken)} of its trials have no result.")
@@ -63,10 +68,10 @@ def diff_text(before: StudyRecord, after: StudyRecord) -> str:
     return "\n".join([f"{after.title}: since {before.path.name}", "", table, "", *remarks])
 
 
-def _interval(change: Paired) -> str:
+def _interval(change: Paired, percent: bool) -> str:
     if change.low is None or change.high is None:
         return "-"
-    return f"{100 * change.low:+.1f} to {100 * change.high:+.1f}"
+    return " to ".join(printed_difference(end, percent=percent) for end in (change.low, change.high))
 
 
 def _causes(before: StudyRecord, after: StudyRecord) -> list[str]:

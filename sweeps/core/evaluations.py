@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,16 @@ def resampled(trial: TrialRecord, keys: tuple[str, ...]) -> tuple[tuple[str, ...
     return whole[0][0], {key: np.concatenate([iou[key] for _, iou in whole]) for key in keys}
 
 
+def num_images(trials: Iterable[TrialRecord]) -> int | None:
+    """Images that the first trial that says so was evaluated on."""
+    for trial in trials:
+        for path in _evaluations(trial, ".npz"):
+            found = _num_images(path, path.stat().st_mtime_ns)
+            if found is not None:
+                return found
+    return None
+
+
 def _evaluations(trial: TrialRecord, suffix: str) -> list[Path]:
     """Files of the evaluations that count, first to last; empty where one is missing."""
     last = int(trial.entry.get("config", {}).get("evaluate", {}).get("average_last", 1)) if trial.counts else 0
@@ -78,3 +88,11 @@ def _resampled(path: Path, modified_ns: int, keys: tuple[str, ...]) -> tuple[tup
         return None
     counts = {key: getattr(confusions, PER_IMAGE[key]) for key in keys}
     return tuple(confusions.names), {key: resampled_iou(array[None], RESAMPLES) for key, array in counts.items()}
+
+
+@lru_cache(maxsize=_KEPT)
+def _num_images(path: Path, modified_ns: int) -> int | None:
+    try:
+        return len(read_confusions(path).names)
+    except (OSError, ValueError):
+        return None

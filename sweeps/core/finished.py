@@ -1,7 +1,7 @@
 """Finished studies, remembered by how they were asked for: asking again costs reading, not resolving, them.
 
 A study of thousands of cells takes seconds to resolve and to report. Here lies what was printed at its end, under a
-digest of everything that could change it; whether its results are still there is looked up each time.
+digest of everything that could change it; whether its results are still the same is looked up each time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sweeps.core.study import Study
 from toco.config import digest
 
 FOLDER = "finished"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _PACKAGES = ("torch", "timm")
 _SOURCES = ("toco", "sweeps")
 
@@ -35,17 +35,18 @@ class Ending:
 
 
 def recall(study: Study, storage: Path) -> Ending | None:
-    """How ``study`` ended, if it has been finished in ``storage`` by this very code and its results are all there."""
+    """How ``study`` ended, if it was finished in ``storage`` by this very code and its results are those of then."""
     path = _path(study, storage)
     try:
         was = json.loads(path.read_text())
-        folder, keys = storage / was["folder"], was["keys"]
+        folder, keys, entries = storage / was["folder"], was["keys"], was["entries"]
     except (OSError, ValueError, KeyError):
         return None
     page = folder / "report.html"
     if was.get("format_version") != FORMAT_VERSION or not page.is_file():
         return None
-    if len(Ledger(storage).finished_keys(keys)) != len(set(keys)):
+    # Not just that they are there: an entry that was deleted may have been computed again for another study.
+    if Ledger(storage).content_digest(keys) != entries:
         return None
     return Ending(was["text"], page, was["exit_code"])
 
@@ -53,11 +54,12 @@ def recall(study: Study, storage: Path) -> Ending | None:
 def remember(
     study: Study, storage: Path, folder: Path, keys: Sequence[str], inputs: Sequence[Inputs], text: str, exit_code: int
 ) -> None:
-    """Keep how ``study``, all of whose ``keys`` are in the ledger, ended.
+    """Keep how ``study`` ended, if all of its ``keys`` are in the ledger.
 
     Where its trials read different ``inputs`` nothing is kept: only those of its base are looked at by ``recall``.
     """
-    if len({json.dumps(read, sort_keys=True) for read in inputs}) != 1:
+    entries = Ledger(storage).content_digest(keys)
+    if entries is None or len({json.dumps(read, sort_keys=True) for read in inputs}) != 1:
         return
     path = _path(study, storage)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +67,7 @@ def remember(
         "format_version": FORMAT_VERSION,
         "folder": folder.name,
         "keys": list(keys),
+        "entries": entries,
         "text": text,
         "exit_code": exit_code,
     }
@@ -79,18 +82,23 @@ def _path(study: Study, storage: Path) -> Path:
         digest(base),
         config_inputs(base),
         [metadata.version(name) for name in _PACKAGES],
-        _sources(study.train.partition(":")[0]),
+        _sources(study.train.partition(".")[0].partition(":")[0]),
     ]
     return storage / FOLDER / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]}.json"
 
 
-def _sources(train: str) -> str:
-    """Digest of the bytes of all code that has to do with it; a comment counts, since this only saves time."""
+def _sources(trainer: str) -> str:
+    """Digest of the bytes of all code that has to do with it; a comment counts, since this only saves time.
+
+    Args:
+        trainer: Top-level package or module of the function that trains.
+    """
     sha256 = hashlib.sha256()
-    spec = find_spec(train)
-    files = [Path(spec.origin)] if spec and spec.origin else []
-    for package in _SOURCES:
+    files = []
+    for package in (*_SOURCES, *({trainer} - {*_SOURCES})):
         found = find_spec(package)
+        if found and found.submodule_search_locations is None and found.origin:
+            files.append(Path(found.origin))
         for root in (found.submodule_search_locations or ()) if found else ():
             files += sorted(path for path in Path(root).rglob("*") if path.suffix in (".py", ".j2"))
     for path in files:

@@ -26,8 +26,10 @@ START_S = 6.0
 SPREAD = 0.1
 """Nothing is foretold better than this fraction to either side."""
 SLOW_DOWN = 1.6
-"""At most this many times longer takes a training on CPU cores beside others than alone: an assumption, no measurement.
-Caches, memory and, on virtual machines, cores are shared. Finished trainings in the ledger replace it."""
+"""At most this many times longer takes a training on CPU cores beside others than alone. Measured for two trainings at
+once on a machine of two cores only: 1.0 to 1.6 times, of which this is the upper end. Caches, memory and, on virtual
+machines, cores are shared, so that it depends on the machine; with more trainings at once it is a guess. Finished
+trainings in the ledger, which ran beside others, replace it."""
 HISTORY = 500
 """Newest entries that are looked at."""
 SIMILAR = 3
@@ -75,7 +77,7 @@ class Forecast:
         training_s: Mean seconds of a training from where it is now, without the start of its process.
         cpu_hours: CPU cores held, times hours.
         gpu_hours: GPUs held, times hours.
-        money: Price of ``gpu_hours``.
+        money: Price of ``gpu_hours``, or of ``cpu_hours`` where trials have no GPU.
         disk_bytes: Run folders of the trainings.
         memory_bytes: Of all trials that run at once; of the GPU, where they have one.
         basis: Where this comes from, in sentences.
@@ -127,7 +129,7 @@ def forecast(
     gpus: float = 0.0,
     costs: Sequence[Cost] = (),
     history: Iterable[Mapping[str, Any]] = (),
-    price_per_gpu_hour: float | None = None,
+    price_per_hour: float | None = None,
 ) -> Forecast:
     """Foretell what ``works``, started in this order, will cost.
 
@@ -138,7 +140,7 @@ def forecast(
         gpus: GPUs of a trial, also a part of one.
         costs: From a probe, made where the trials will run.
         history: Entries of the ledger, newest first, of the same recipe.
-        price_per_gpu_hour: In any currency; CPU cores cost nothing here.
+        price_per_hour: Of a GPU, or of a CPU core where trials have no GPU; in any currency.
     """
     # Costs and entries hold configs as a machine resolved them.
     device = torch.device("cuda" if gpus else "cpu")
@@ -166,7 +168,7 @@ def forecast(
         return Forecast(**common, **nothing, basis=basis)
     setup_s = estimator.setup_s
     hours = sum(setup_s + estimate.likely for _, estimate in known) / 3600
-    money = None if price_per_gpu_hour is None else hours * gpus * price_per_gpu_hour
+    money = None if price_per_hour is None else hours * (gpus or cpus) * price_per_hour
     times_s = [estimate.likely for work, estimate in known if work.kind == "train"]
     wall_s = Range(
         makespan([setup_s + estimate.low for _, estimate in known], concurrent),
@@ -217,27 +219,6 @@ def scorecard(
         each = foretold["memory_bytes"] / max(min(foretold["concurrent"], foretold["trainings"]), 1)
         lines.append(f"Memory of a trial: foretold {size(round(each))}, took at most {size(peak)}.")
     return tuple(lines)
-
-
-def work_left(
-    left: Iterable[tuple[RunConfig, str]], trained: Mapping[str, RunConfig], steps_done: Mapping[str, int]
-) -> tuple[Work, ...]:
-    """What is left of trials that have no entry in the ledger.
-
-    Args:
-        left: Config and training key of every such trial.
-        trained: Config of a finished trial, by training key.
-        steps_done: Steps of the newest checkpoint, by training key.
-    """
-    trains = dict(trained)
-    works = []
-    for config, key in left:
-        if key in trains:
-            works.append(Work(config, "rescore" if _same_pass(trains[key], config) else "evaluate"))
-        else:
-            trains[key] = config
-            works.append(Work(config, "train", steps_done.get(key, 0)))
-    return tuple(works)
 
 
 def makespan(times_s: Sequence[float], concurrent: int) -> float:
@@ -402,13 +383,6 @@ def _resolved(config: RunConfig, device: torch.device) -> RunConfig:
 def _similar(config: RunConfig) -> str:
     """Equal for trainings that differ in the method or the optimizer alone."""
     return json.dumps(config.model_dump(mode="json", include=set(_SIMILAR_FIELDS)), sort_keys=True)
-
-
-def _same_pass(left: RunConfig, right: RunConfig) -> bool:
-    """Whether one pass over the images serves both evaluations: only thresholds differ."""
-    thresholds = ("background_threshold", "curve_stop", "curve_step")
-    update = {name: getattr(left.evaluate, name) for name in thresholds}
-    return left.evaluate == right.evaluate.model_copy(update=update)
 
 
 def _range(past: Sequence[_Past]) -> Range:

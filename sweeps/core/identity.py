@@ -19,10 +19,13 @@ from toco.config import RUN_ONLY, Config, digest
 from toco.train.run_config import RunConfig
 
 FORMAT_VERSION = 1
-EVALUATION_FIELDS = frozenset({"evaluate", "evaluate_every"})
-"""Fields of a ``RunConfig`` that no training depends on."""
+EVALUATION_FIELD = "evaluate"
+"""The field of a ``RunConfig`` that no training depends on. How often it evaluates is no such field: that says which
+checkpoints and evaluations there are."""
 EVALUATION_CODE = ("toco.evaluate", "toco.metrics")
 """Code that no training depends on."""
+SURROUNDINGS = ("code", "data", "weights", "versions")
+"""Parts of an identity that no config holds."""
 _PACKAGES = ("torch", "timm")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 
@@ -90,6 +93,11 @@ def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) ->
     return Identity(key, _sha256(training)[:20], parts)
 
 
+def same_surroundings(parts: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether two results were made by the same code and versions from the same data and weights."""
+    return all(parts[name] == known.get(name) for name in SURROUNDINGS)
+
+
 def why(parts: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     """In which respects a trial is another one than a known one, in words; empty where in none.
 
@@ -142,7 +150,7 @@ def _versions() -> dict[str, str]:
 def _config_digests(config: RunConfig) -> tuple[str, str]:
     """Of all fields that affect results, and of those that affect the training."""
     values = {name: _value(getattr(config, name)) for name in _fields(type(config))}
-    training = {name: value for name, value in values.items() if name not in EVALUATION_FIELDS}
+    training = {name: value for name, value in values.items() if name != EVALUATION_FIELD}
     return _sha256(values)[:16], _sha256(training)[:16]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+import traceback
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,8 @@ from sweeps.core.options import Launch
 from sweeps.core.planning import foretell, plan_text, power_of
 from sweeps.core.progress import Progress
 from sweeps.core.report import StudyReport, write_report
-from sweeps.core.runs import SESSIONS, newest_step
+from sweeps.core.runs import newest_step
+from sweeps.core.sessions import salvage, session_lease
 from sweeps.core.situation import Situation, Task, survey
 from sweeps.core.study import Study
 from sweeps.core.study_folder import StudyFolder
@@ -31,7 +33,7 @@ from sweeps.core.trial import Spec
 from sweeps.core.watch import Watch
 from toco.tracking import Tracker
 from toco.tracking.mlflow_store import public_uri
-from toco.train.reevaluate import is_rescored, reevaluate
+from toco.train.reevaluate import reevaluate
 
 if TYPE_CHECKING:
     from sweeps.core import runner
@@ -86,7 +88,8 @@ class _Driver:
         self._planned = [identity.key for _, identity in situation.missing()]
         self._inputs = dict(zip(situation.keys, situation.inputs, strict=True))
         self._given_up: set[str] = set()
-        self._leased: set[str] = set()
+        # Whose evaluation from a stored training failed.
+        self._afresh: set[str] = set()
         self._started = time.monotonic()
         self._is_shown = False
 
@@ -98,7 +101,7 @@ class _Driver:
         with contextlib.ExitStack() as stack:
             owner = stack.enter_context(self._folder.locked())
             stack.enter_context(self._leases)
-            self._leases.acquire([self._session_lease(self._session.name)])
+            self._leases.acquire([session_lease(self._session)])
             page = LivePage(self._folder) if owner else None
             resources = {"cpus": launch.cpus_per_trial, "gpus": launch.gpus_per_trial, "world_size": 1}
             watch = Watch(situation, progress, mirror, page, resources, self._leases.holds)
@@ -134,7 +137,7 @@ class _Driver:
         with contextlib.ExitStack() as ray:
             is_connected = False
             while True:
-                now, _ = self._situation.tasks(self._given_up)
+                now, _ = self._situation.tasks(self._given_up, self._afresh)
                 if not now:
                     self._show(mirror, page)
                     return True
@@ -162,33 +165,39 @@ class _Driver:
 
     def _lease(self, tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
         """The tasks that this driver may run, and those that another one runs."""
-        self._leased |= self._leases.acquire([task.key for task in tasks if task.key not in self._leased])
-        mine = [task for task in tasks if task.key in self._leased]
-        return mine, [task for task in tasks if task.key not in self._leased]
+        held = self._leases.acquire([task.key for task in tasks])
+        return [task for task in tasks if task.key in held], [task for task in tasks if task.key not in held]
 
     def _without_work(self, tasks: Sequence[Task], watch: Watch) -> Iterator[Task]:
         """The tasks that need a worker; the others are brought to their end here.
 
         These are trials that ended when their driver was lost, and those that a threshold curve answers.
         """
-        situation = self._situation
         watch.expect(tasks)
-        dead = self._dead_sessions()
+        salvage(self._situation.runs, self._leases, self._session)
         for task in tasks:
-            situation.runs.salvage(task.key, dead)
             if watch.settle(task):
                 continue
-            if task.source is not None:
-                source = situation.ledger.run_dir(task.source)
-                if is_rescored(source, task.trial.config):
-                    scratch = self._session / "rescored" / task.key
-                    reevaluate(source, scratch, task.trial.config, recipe=situation.plan.study.recipe)
-                    watch.snapshot(task.key, scratch)
-                    watch.ended(task.key)
-                    continue
-            yield task
-        for session in dead:
-            shutil.rmtree(session, ignore_errors=True)
+            if task.source is not None and task.way == "rescore":
+                self._rescore(task, task.source, watch)
+            else:
+                yield task
+
+    def _rescore(self, task: Task, key: str, watch: Watch) -> None:
+        """Enter what the evaluations of the trial ``key`` say of ``task``."""
+        situation = self._situation
+        source, scratch = situation.ledger.run_dir(key), self._session / "rescored" / task.key
+        try:
+            reevaluate(source, scratch, task.trial.config, "rescore", recipe=situation.plan.study.recipe)
+        except Exception as error:  # a damaged file of the source, a full disk: no reason to end the study
+            watch.failed(task.key, f"{type(error).__name__}: {error}", traceback.format_exc())
+            self._afresh.add(task.key)
+            return
+        watch.snapshot(task.key, scratch)
+        watch.ended(task.key)
+        # Else another driver has the lease by now, and is waited for.
+        if situation.ledger.entry(task.key) is None and self._leases.holds(task.key):
+            self._given_up.add(task.key)
 
     def _run(self, tasks: Sequence[Task], watch: Watch) -> bool:
         """Run ``tasks`` on Ray; says whether they were let run to their end."""
@@ -200,10 +209,11 @@ class _Driver:
         failed, complete = runner.run_trials(
             [self._spec(task) for task in tasks], self._situation.runs, session, resources, watch, name
         )
-        self._given_up |= failed
+        evaluated = {task.key for task in tasks if task.source is not None}
+        self._afresh |= failed & evaluated
+        self._given_up |= failed - evaluated
         # Another driver may have better luck with them.
-        self._leases.release(failed)
-        self._leased -= failed
+        self._leases.release(failed - evaluated)
         return complete
 
     def _resources(self) -> runner.Resources:
@@ -237,20 +247,6 @@ class _Driver:
     def _prefixes(self, task: Task) -> Path:
         """Checkpoints that trainings of the same code, data and versions share."""
         return self._launch.storage / "prefixes" / task.surroundings
-
-    def _session_lease(self, name: str) -> str:
-        return f"{SESSIONS}-{name}"
-
-    def _dead_sessions(self) -> list[Path]:
-        """What Tune kept for drivers that are gone: the folders of their experiments."""
-        sessions = [path for path in self._situation.runs.sessions.glob("*") if path != self._session]
-        dead = self._leases.acquire([self._session_lease(path.name) for path in sessions])
-        return [
-            experiment
-            for path in sessions
-            if self._session_lease(path.name) in dead
-            for experiment in (*path.glob("*"), path)
-        ]
 
     def _progress(self) -> Progress:
         situation = self._situation

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -69,6 +70,16 @@ class Ledger:
             finished |= {key for key in there if _is_whole(self._path(key))}
         return finished
 
+    def content_digest(self, keys: Iterable[str]) -> str | None:
+        """SHA-256 over the entries of ``keys``, byte by byte; ``None`` where one is not there."""
+        sha256 = hashlib.sha256()
+        try:
+            for key in keys:
+                sha256.update(self._path(key).read_bytes())
+        except FileNotFoundError:
+            return None
+        return sha256.hexdigest()
+
     def write(self, entry: Mapping[str, Any]) -> bool:
         """Enter how a trial ended; durable when this returns. Says whether it is this entry that stands there now.
 
@@ -110,9 +121,9 @@ class Ledger:
             partial.replace(path)
             sync(path.parent)
 
-    def by_training(self, training_key: str) -> list[str]:
-        """Keys of the finished entries with this training, sorted."""
-        return [entry["key"] for entry in self._found(self._training(training_key)) if entry["status"] == "finished"]
+    def by_training(self, training_key: str) -> list[dict[str, Any]]:
+        """The finished entries with this training, sorted by key."""
+        return [entry for entry in self._found(self._training(training_key)) if entry["status"] == "finished"]
 
     def nearest(self, config_digest: str) -> list[dict[str, Any]]:
         """Entries with this config, whatever their code, data and versions; the newest is the last."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from sweeps.core.report import write_report
 from sweeps.core.study_folder import StudyFolder
@@ -16,35 +17,27 @@ _PROGRESS_EVERY_S = 5.0
 _PAGE_EVERY_S = 30.0
 
 
-class LivePage:
-    """Keeps ``progress.json`` and the report of a study up to date while it runs.
+class LiveReport:
+    """Keeps a report up to date while what it is of runs.
 
-    The report is written at most every ``every_s`` seconds, and of a study so large that writing takes long at most a
-    quarter of the time; and only after something has changed.
+    It is written at most every ``every_s`` seconds, and one so large that writing takes long at most a quarter of the
+    time; and only after something has changed.
     """
 
-    def __init__(self, folder: StudyFolder, every_s: float = _PAGE_EVERY_S) -> None:
-        self._folder = folder
+    def __init__(self, write: Callable[[], object], every_s: float = _PAGE_EVERY_S) -> None:
+        self._write = write
         self._every_s = every_s
-        self._progress_written = float("-inf")
         self._changed = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="live-page", daemon=True)
 
     def start(self) -> None:
-        """Begin, with the study as it stands."""
-        self._folder.write_progress({}, None, running=True)
+        """Begin, with everything as it stands."""
         self._changed.set()
         self._thread.start()
 
-    def progress(self, steps: Mapping[str, int], eta_s: float | None) -> None:
-        """Running trials with the steps they have done, and the seconds to the end; may be called all the time."""
-        if time.monotonic() - self._progress_written >= _PROGRESS_EVERY_S:
-            self._progress_written = time.monotonic()
-            self._folder.write_progress(steps, eta_s, running=True)
-
     def changed(self) -> None:
-        """The ledger has something new of this study."""
+        """There is something new to report."""
         self._changed.set()
 
     def close(self) -> None:
@@ -52,7 +45,6 @@ class LivePage:
         self._closing.set()
         self._changed.set()
         self._thread.join()
-        self._folder.write_progress({}, None, running=False)
 
     def _work(self) -> None:
         while True:
@@ -62,7 +54,32 @@ class LivePage:
             self._changed.clear()
             began = time.monotonic()
             try:
-                write_report(self._folder.path)
+                self._write()
             except Exception as error:  # the page is for looking at; the trainings are worth more
                 logger.warning("The report could not be written, which is tried again later: %r", error)
             self._closing.wait(max(self._every_s, 3 * (time.monotonic() - began)))
+
+
+class LivePage(LiveReport):
+    """Keeps ``progress.json`` and the report of a study up to date while it runs."""
+
+    def __init__(self, folder: StudyFolder, every_s: float = _PAGE_EVERY_S) -> None:
+        super().__init__(partial(write_report, folder.path), every_s)
+        self._folder = folder
+        self._progress_written = float("-inf")
+
+    def start(self) -> None:
+        """Begin, with the study as it stands."""
+        self._folder.write_progress({}, None, running=True)
+        super().start()
+
+    def progress(self, steps: Mapping[str, int], eta_s: float | None) -> None:
+        """Running trials with the steps they have done, and the seconds to the end; may be called all the time."""
+        if time.monotonic() - self._progress_written >= _PROGRESS_EVERY_S:
+            self._progress_written = time.monotonic()
+            self._folder.write_progress(steps, eta_s, running=True)
+
+    def close(self) -> None:
+        """Stop; whoever calls this writes the last report."""
+        super().close()
+        self._folder.write_progress({}, None, running=False)

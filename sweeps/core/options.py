@@ -21,7 +21,7 @@ class Launch:
         concurrent: Trials at once.
         max_failures: Restarts of one trial; -1 for any number.
         accept_underpowered: Run a study although its seeds cannot answer its comparisons.
-        price_per_hour: Of one trial's resources, in any currency.
+        price_per_hour: Of a GPU, or of a CPU core where trials have no GPU; in any currency.
     """
 
     storage: Path

@@ -58,6 +58,7 @@ class Paper:
         setting: How it was measured, in words.
         data: Entry of ``toco.data`` and ``recipe`` of ``toco.recipes`` that a study must use for its numbers to be
             comparable; with others only the direction of a claim can be confirmed.
+        num_images: Validation images that it must be evaluated on for that.
         rows: As printed, in order.
         claims: What a re-run should confirm or contradict.
     """
@@ -68,6 +69,7 @@ class Paper:
     claims: tuple[Claim, ...] = ()
     data: str = "voc"
     recipe: str = "voc_deit_b"
+    num_images: int = 1449
 
     def __post_init__(self) -> None:
         metrics = {row.label: row.metrics for row in self.rows}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from sweeps.core.forecast import Forecast, forecast, work_left
+from sweeps.core.forecast import Forecast, Work, forecast
 from sweeps.core.options import Launch
 from sweeps.core.power import PowerCheck, power_check, seed_noise
 from sweeps.core.probe import Cost, ProbeError, probe
@@ -47,16 +47,8 @@ def power_of(situation: Situation, launch: Launch) -> PowerCheck:
 def foretell(situation: Situation, tasks: Sequence[Task], launch: Launch) -> Forecast:
     """What ``tasks`` will cost, from the ledger and, where that knows nothing like them, from a probe."""
     ledger, recipe = situation.ledger, situation.plan.study.recipe
-    trained = {}
-    for task in tasks:
-        if task.source is not None and (entry := ledger.entry(task.source)) is not None:
-            trained[task.identity.training_key] = type(task.trial.config).model_validate(entry["config"])
     begun = situation.begun(tasks)
-    works = work_left(
-        [(task.trial.config, task.identity.training_key) for task in tasks],
-        trained,
-        {task.identity.training_key: begun[task.key] for task in tasks if task.key in begun},
-    )
+    works = [Work(task.trial.config, task.way or "train", begun.get(task.key, 0)) for task in tasks]
 
     def foretold(costs: Sequence[Cost]) -> Forecast:
         return forecast(
@@ -66,7 +58,7 @@ def foretell(situation: Situation, tasks: Sequence[Task], launch: Launch) -> For
             gpus=launch.gpus_per_trial,
             costs=costs,
             history=ledger.history(recipe),
-            price_per_gpu_hour=launch.price_per_hour,
+            price_per_hour=launch.price_per_hour,
         )
 
     first = foretold(())

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 import shutil
@@ -19,11 +20,13 @@ from typing import Any
 from sweeps.core.identity import Identity
 from sweeps.core.ledger import Ledger
 from sweeps.core.links import link_or_copy
-from toco.train.checkpoint import STATE, CheckpointError, all_in, read
+from toco.train.checkpoint import STATE, TENSORS, CheckpointError, all_in, file_sha256, read, sync
 
 logger = logging.getLogger(__name__)
 
 SESSIONS = "tune"
+SEAL = "snapshot.json"
+"""File of a snapshot that says what else belongs to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +37,11 @@ class Origin:
         study: Name of the study that had it trained.
         recipe: What its config started from.
         search: Whether a search chose its config, after looking at other trials.
-        derived_from: Key of the trial whose training it evaluates again.
     """
 
     study: str
     recipe: str
     search: bool = False
-    derived_from: str | None = None
 
 
 class Runs:
@@ -52,21 +53,22 @@ class Runs:
 
     def status(self, key: str) -> str | None:
         """How a trial ended by its run folder, ``None`` while it has not, or where a damaged file hides it."""
-        status = _read(self.ledger.run_dir(key) / "result.json").get("status")
-        return None if status in (None, "stopped") else str(status)
+        return _status(self.ledger.run_dir(key))
 
     def publish(self, key: str, snapshot: Path) -> None:
-        """Bring a run folder to the state of ``snapshot``.
+        """Bring a run folder to the state of ``snapshot``; durable when this returns.
 
         A snapshot older than what is there changes nothing: after the loss of a driver, one may be handed out again.
         At every moment of this the folder can be resumed: a checkpoint never appears before the rows that belong to it.
         """
         target = self.ledger.run_dir(key)
-        if self.status(key) == "finished" or newest_step(snapshot) < newest_step(target):
+        # An evaluation of a stored training has no checkpoint, and yet ends what was begun here.
+        is_older = newest_step(snapshot) < newest_step(target) and _status(snapshot) != "finished"
+        if self.status(key) == "finished" or is_older:
             return
         last = Path("result.json")
-        files = [path.relative_to(snapshot) for path in snapshot.rglob("*") if path.is_file()]
-        for relative in sorted(set(files) - {last}):
+        files = _files(snapshot)
+        for relative in sorted(files - {last}):
             if relative.parts[0] != "checkpoints":
                 _copy(snapshot / relative, target / relative)
         checkpoints = all_in(snapshot / "checkpoints")
@@ -74,6 +76,10 @@ class Runs:
             _link_folder(checkpoint, target / "checkpoints" / checkpoint.name)
         for old in {path.name for path in all_in(target / "checkpoints")} - {path.name for path in checkpoints}:
             shutil.rmtree(target / "checkpoints" / old)
+        # Such as counts of evaluations that are not among the last any more.
+        for path in [path for path in target.rglob("*") if path.is_file()]:
+            if path.relative_to(target) not in files:
+                path.unlink()
         if last in files:
             _copy(snapshot / last, target / last)
 
@@ -81,9 +87,11 @@ class Runs:
         """Publish what drivers that are gone had received and not yet published."""
         for session in dead_sessions:
             for snapshot in sorted((session / key).glob("checkpoint_*"), key=newest_step):
-                # The copy may have been cut off: only a checkpoint whose hash is right replaces another.
                 newest = all_in(snapshot / "checkpoints")[-1:]
                 try:
+                    # The copy may have been cut off, at any file.
+                    if not _is_sealed(snapshot):
+                        continue
                     if newest and newest_step(snapshot) > newest_step(self.ledger.run_dir(key)):
                         read(newest[0])
                     self.publish(key, snapshot)
@@ -113,16 +121,59 @@ class Runs:
                 "peak_memory_bytes": result.get("peak_memory_bytes"),
                 "provenance": provenance,
                 "resources": dict(resources),
-                "origin": {**asdict(origin), "forked_at": provenance.get("forked_at")},
+                "origin": {
+                    **asdict(origin),
+                    "derived_from": provenance.get("reevaluated", {}).get("run"),
+                    "forked_at": provenance.get("forked_at"),
+                },
                 "run": str(run_dir.relative_to(self.ledger.storage)),
             }
         )
         return True
 
 
+def seal(snapshot: Path) -> None:
+    """Write into a snapshot what belongs to it, for who finds it after a crash."""
+    hashes = {str(relative): _hash(snapshot / relative) for relative in sorted(_files(snapshot))}
+    path = snapshot / SEAL
+    # It may be a link into the run folder.
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(hashes))
+
+
+def mend(run_dir: Path) -> None:
+    """Take what is damaged out of a copy of a run folder, so that its training goes on; all of it, if it cannot."""
+    if not _read(run_dir / "result.json"):
+        (run_dir / "result.json").unlink(missing_ok=True)
+    if not all(_read(run_dir / name) for name in ("config.json", "provenance.json")):
+        logger.warning("The run folder of %s is damaged, so the training begins again.", run_dir.name)
+        shutil.rmtree(run_dir)
+
+
+def _is_sealed(snapshot: Path) -> bool:
+    """Whether all of a snapshot is there."""
+    hashes = _read(snapshot / SEAL)
+    return bool(hashes) and hashes == {str(relative): _hash(snapshot / relative) for relative in _files(snapshot)}
+
+
+def _files(snapshot: Path) -> set[Path]:
+    found = (path.relative_to(snapshot) for path in snapshot.rglob("*") if path.is_file())
+    return {path for path in found if path != Path(SEAL)}
+
+
+def _hash(path: Path) -> str:
+    # Large, and the checkpoint itself says what its hash is.
+    return str(path.stat().st_size) if path.name == TENSORS else file_sha256(path)
+
+
 def newest_step(run_dir: Path) -> int:
     """Step of the newest checkpoint in a run folder that can be read; -1 before the first."""
     return max((_step(checkpoint) for checkpoint in all_in(run_dir / "checkpoints")), default=-1)
+
+
+def _status(run_dir: Path) -> str | None:
+    status = _read(run_dir / "result.json").get("status")
+    return None if status in (None, "stopped") else str(status)
 
 
 def _step(checkpoint: Path) -> int:
@@ -141,10 +192,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Bring ``target`` to the content of ``source``; durable when this returns."""
+    if target.is_file() and filecmp.cmp(source, target, shallow=False):
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     shutil.copy2(source, partial)
+    sync(partial)
     partial.replace(target)
+    sync(target.parent)
 
 
 def _link_folder(source: Path, target: Path) -> None:
@@ -154,5 +210,8 @@ def _link_folder(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, copy_function=link_or_copy)
+    for path in (*partial.iterdir(), partial):
+        sync(path)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
+    sync(target.parent)

@@ -46,13 +46,20 @@ class Objective:
     Attributes:
         key: A key of the evaluation's metrics (``val/...``), or one of ``COSTS``.
         title: What it is called in print.
+        resolution: Values are rounded to powers of one more than this, so that smaller differences decide nothing; 0
+            for none.
     """
 
     key: str
     title: str
     higher_is_better: bool = True
+    resolution: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.resolution < 0:
+            raise ValueError(
+                f"The resolution of {self.key} is a fraction of its value, 0 or more, got {self.resolution}."
+            )
         if not self.is_evaluated and self.key not in COSTS:
             raise ValueError(
                 f"The objective {self.key!r} is neither a metric of the evaluation ({_EVALUATED}...) nor one of "
@@ -72,7 +79,19 @@ class Objective:
     def value(self, entry: Mapping[str, Any]) -> float | None:
         """What an entry of the ledger has of it; ``None`` where that is no finite number."""
         value = entry["metrics"].get(self.key) if self.is_evaluated else entry.get(self.key)
-        return float(value) if value is not None and math.isfinite(value) else None
+        return self._rounded(float(value)) if value is not None and math.isfinite(value) else None
+
+    def _rounded(self, value: float) -> float:
+        """To the nearest power of one more than the resolution.
+
+        >>> cost = Objective("step_time_s", "cost", higher_is_better=False, resolution=0.1)
+        >>> cost._rounded(0.205) == cost._rounded(0.195), cost._rounded(0.205) == cost._rounded(0.18)
+        (True, False)
+        """
+        if not self.resolution or value <= 0:
+            return value
+        base = 1 + self.resolution
+        return float(base ** round(math.log(value, base)))
 
     def at_rung(self, metrics: Mapping[str, Any]) -> float:
         """What an evaluation found, the larger the better; what it did not measure is worse than anything."""

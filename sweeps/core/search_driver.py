@@ -17,14 +17,16 @@ from optuna.trial import FrozenTrial
 from sweeps.core import ray_environment
 from sweeps.core.identity import Identity
 from sweeps.core.lease import Leases
+from sweeps.core.live_page import LiveReport
 from sweeps.core.mirror import Sender
 from sweeps.core.options import Launch
 from sweeps.core.progress import Progress
 from sweeps.core.report.search_report import SearchReport, write_search_report
-from sweeps.core.runs import SESSIONS, Origin, newest_step
+from sweeps.core.runs import Origin, newest_step
 from sweeps.core.search_record import SEARCH_FILE, read_search_file
 from sweeps.core.search_situation import SearchSituation
 from sweeps.core.search_trials import SearchTrials
+from sweeps.core.sessions import salvage, session_lease
 from sweeps.core.trial import Spec
 from sweeps.core.watch import carrying_on
 from toco.tracking import Tracker, read_run_record
@@ -32,7 +34,6 @@ from toco.train.loop import averaged
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
 
-_REPORT_EVERY_S = 30.0
 _WAIT_S = 2.0
 
 
@@ -100,29 +101,23 @@ class SearchDriver:
         self._held: list[Proposal] = []
         self._stopped: dict[str, int] = {}
         self._ready: Spec | None = None
-        self._error: ValueError | None = None
-        self._reported_at = float("-inf")
+        self._error: ValueError | OSError | None = None
         self._progress: Progress | None = None
         self._mirror: SearchMirror | None = None
+        self._page = LiveReport(self.write_report)
 
     def recover(self) -> bool:
         """Bring what an earlier driver began to where it stands; says whether there is anything to run.
 
         Raises:
             ValueError: The space holds settings that do not go together.
+            OSError: A file cannot be read or written.
         """
-        leased = self._leases.acquire([f"{SESSIONS}-{path.name}" for path in self._runs.sessions.glob("*")])
-        sessions = [self._runs.sessions / lease.removeprefix(f"{SESSIONS}-") for lease in leased]
-        left = [experiment for session in sessions for experiment in (*session.glob("*"), session)]
+        salvage(self._runs, self._leases, self._session)
         for trial in self._trials.unfinished():
             proposal = self._proposal(trial)
-            if self._leases.acquire([proposal.key]):
-                self._runs.salvage(proposal.key, left)
-            if self._passes_rungs(proposal):
-                self._begun.append(proposal)
-        for session in sessions:
-            shutil.rmtree(session, ignore_errors=True)
-        self._leases.release(leased)
+            self._leases.acquire([proposal.key])
+            self._begun.append(proposal)
         self._ready = self.next()
         if self._error is not None:
             raise self._error
@@ -138,52 +133,55 @@ class SearchDriver:
     @property
     def num_left(self) -> int:
         """Trials that are to run, as far as is known now."""
-        return self._trials.num_planned - len(self._trials.ended())
+        return len(self._trials.planned()) - len(self._trials.ended())
 
-    def run(self, tracker: Tracker, address: str) -> tuple[bool, set[str]]:
+    def run(self, tracker: Tracker, address: str) -> tuple[bool, frozenset[str]]:
         """Run to the end of the search; says whether it came to it, and the keys of the trials that failed."""
-        plan = self._situation.plan
-        steps = {str(number): plan.base.num_steps for number in range(self._trials.num_planned)}
-        self._progress = Progress(plan.study.name, steps)
-        self._mirror = SearchMirror(tracker, self._situation, self.proposals)
-        for number in self._trials.ended():
-            self._progress.ended_before(str(number), failed=False)
-        for proposal in self.proposals.values():
-            step = newest_step(self._situation.ledger.run_dir(proposal.key))
-            self._progress.resumed(str(proposal.number), max(step, 0))
-        failed: frozenset[str] = frozenset()
-        self._leases.acquire([f"{SESSIONS}-{self._session.name}"])
+        name = self._situation.plan.study.name
+        self._progress = progress = self._progress_so_far()
+        self._mirror = mirror = SearchMirror(tracker, self._situation, self.proposals)
+        self._leases.acquire([session_lease(self._session)])
+        complete, is_shown = False, False
         try:
-            self._mirror.start()
-            self._report()
             with self._connected(address) as runner:
                 launch = self._launch
                 resources = runner.Resources(
                     launch.concurrent, launch.cpus_per_trial, launch.gpus_per_trial, launch.max_failures
                 )
                 runner.check_resources(resources, may_grow=address != "local")
-                failed = runner.run_search(
-                    self, self._runs, self._session / uuid.uuid4().hex[:8], resources, self, plan.study.name
+                # Not before Ray is there: a search that never began would seem to run.
+                is_shown = True
+                self._page.start()
+                mirror.start()
+                failed: frozenset[str] = runner.run_search(
+                    self, self._runs, self._session / uuid.uuid4().hex[:8], resources, self, name
                 )
             for key in tuple(self._numbers):
                 self._finish(key)
             if self._error is not None:
                 raise self._error
+            given_up = sum(len(self._numbers.get(key, ())) for key in failed)
+            complete = self.is_done and len(self._trials.unfinished()) <= given_up
         finally:
-            self._progress.close()
+            progress.close()
             shutil.rmtree(self._session, ignore_errors=True)
             self._leases.release(tuple(self.proposals))
-            complete = self.is_done and len(self._trials.unfinished()) <= sum(
-                len(self._numbers.get(key, ())) for key in failed
-            )
-            if not complete:
-                self._mirror.close((), "KILLED")
-        return complete, set(failed)
+            if is_shown:
+                self._page.close()
+            if is_shown and not complete:
+                mirror.close((), "KILLED")
+        return complete, failed
 
     def close(self, report: SearchReport, *, failed: bool) -> bool:
         """Send the report; says whether MLflow has everything."""
         assert self._mirror is not None  # noqa: S101 - run() comes first
         return self._mirror.close(report.files, "FAILED" if failed else "FINISHED", report.note)
+
+    def write_report(self, *, running: bool = True) -> SearchReport:
+        """Write the report as of now; ``running`` makes the page load itself again."""
+        # Whoever asks for a report with other code or another number of trials has left that in the search's file.
+        self._situation.write()
+        return write_search_report(self._situation.path, running=running)
 
     # What the runner asks.
 
@@ -203,7 +201,7 @@ class SearchDriver:
                 spec = self._spec(proposal)
                 if spec is not None:
                     return spec
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             # Raised again by `run`: Ray would bury it in a trace of its own.
             self._error = error
         return None
@@ -216,6 +214,7 @@ class SearchDriver:
             if row.get("status") != "running" or step is None:
                 return True
             # The first alone is compared: equal values that were proposed twice are one training.
+            self._check_lease()
             if not self._trials.reached(numbers[0], int(step), row):
                 self._stopped[key] = int(step)
                 self._say(f"{self._name(key)} is stopped at rung {step}.")
@@ -239,6 +238,11 @@ class SearchDriver:
     def snapshot(self, key: str, snapshot: Path) -> None:
         """A trial's snapshot is in storage."""
         with carrying_on(f"The run folder of {self._name(key)} could not be updated, which is tried again later"):
+            if key not in self._numbers:
+                # It has ended; Tune hands out the last snapshots once more when it closes.
+                return
+            if not self._leases.holds(key):
+                raise RuntimeError("another driver has taken it over")
             self._runs.publish(key, snapshot)
             self._settle(self.proposals[key])
             self._changed(key)
@@ -271,6 +275,7 @@ class SearchDriver:
         """What was begun before, then what is new, then what another driver has held."""
         if self._begun:
             return self._begun.pop(0)
+        self._check_lease()
         trial = self._trials.ask()
         if trial is not None:
             return self._proposal(trial)
@@ -298,6 +303,9 @@ class SearchDriver:
         if self._settle(proposal):
             self._finish(key)
             return None
+        if not self._passes_rungs(proposal):
+            self._mark_stopped(key)
+            return None
         study = self._situation.plan.study
         config = proposal.config.model_dump(mode="json")
         return Spec(key, study.recipe, study.train, config, inputs=self._situation.inputs)
@@ -310,7 +318,10 @@ class SearchDriver:
         return proposal
 
     def _passes_rungs(self, proposal: Proposal) -> bool:
-        """Judge the rungs that a trial had reached when its driver was lost; says whether it goes on."""
+        """Judge the rungs that a trial is at already; says whether it goes on.
+
+        Its driver was lost there, or it has the values of a trial that was stopped.
+        """
         run_dir = self._situation.ledger.run_dir(proposal.key)
         step = newest_step(run_dir)
         try:
@@ -321,7 +332,6 @@ class SearchDriver:
             reached = row.kind == "val" and row.step <= min(step, proposal.config.num_steps - 1)
             if reached and not self._trials.reached(proposal.number, row.step, row.values):
                 self._stopped[proposal.key] = row.step
-                self._mark_stopped(proposal.key)
                 return False
         return True
 
@@ -341,12 +351,13 @@ class SearchDriver:
 
     def _mark_stopped(self, key: str) -> None:
         """Say in a run folder that its training was stopped; whoever needs the whole one goes on from there."""
+        step = self._stopped.pop(key)
         for number in self._numbers.pop(key, []):
-            self._trials.stop(number, self._stopped[key])
+            self._trials.stop(number, step)
             self._note_end(number, failed=False)
         folder = RunFolder(self._situation.ledger.run_dir(key))
         if folder.exists() and self._runs.status(key) is None:
-            step, rows = self._stopped[key], folder.metrics()
+            rows = folder.metrics()
             message = f"Stopped at rung {step} by the search {self._situation.plan.study.name}."
             digest = read_run_record(folder.path).digest
             folder.finish(
@@ -355,13 +366,11 @@ class SearchDriver:
 
     def _end(self, key: str, *, failed: bool) -> None:
         with carrying_on(f"The end of {self._name(key)} could not be noted"):
-            self._leases.release([key])
             if failed:
                 for number in self._numbers.get(key, ()):
                     self._note_end(number, failed=True)
             self._changed(key)
-            if time.monotonic() - self._reported_at > _REPORT_EVERY_S:
-                self._report()
+            self._page.changed()
 
     def _note_end(self, number: int, *, failed: bool) -> None:
         if self._progress is not None:
@@ -372,10 +381,21 @@ class SearchDriver:
         if self._mirror is not None and begun:
             self._mirror.changed(key)
 
-    def _report(self) -> None:
-        with carrying_on("The report could not be written, which is tried again later"):
-            self._reported_at = time.monotonic()
-            write_search_report(self._situation.path)
+    def _check_lease(self) -> None:
+        """A driver that was suspended for long may not be the search's any more; it must not write to the journal."""
+        if not self._leases.holds(self._situation.lease):
+            holder = self._leases.holder(self._situation.lease)
+            raise ValueError(f"This driver was suspended, and {holder or 'another one'} has taken the search over.")
+
+    def _progress_so_far(self) -> Progress:
+        plan = self._situation.plan
+        progress = Progress(plan.study.name, {str(number): plan.base.num_steps for number in self._trials.planned()})
+        for number in self._trials.ended():
+            progress.ended_before(str(number), failed=False)
+        for proposal in self.proposals.values():
+            step = newest_step(self._situation.ledger.run_dir(proposal.key))
+            progress.resumed(str(proposal.number), max(step, 0))
+        return progress
 
     def _say(self, text: str) -> None:
         if self._progress is not None:

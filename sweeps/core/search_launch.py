@@ -9,7 +9,7 @@ from datetime import datetime
 import click
 
 from sweeps.core import ray_environment
-from sweeps.core.forecast import Forecast, Work, forecast
+from sweeps.core.forecast import Forecast, Work, forecast, scorecard
 from sweeps.core.launch import FAILED, STOPPED
 from sweeps.core.lease import Leases
 from sweeps.core.options import Launch
@@ -17,7 +17,7 @@ from sweeps.core.probe import Cost, ProbeError, probe
 from sweeps.core.report.search_report import write_search_report
 from sweeps.core.search import SearchPlan, SearchStudy
 from sweeps.core.search_driver import Proposal, SearchDriver, SearchMirror
-from sweeps.core.search_record import read_search_record
+from sweeps.core.search_record import ENDED, SearchRecord, read_search_record
 from sweeps.core.search_situation import SearchSituation, survey_search
 from sweeps.core.study import TRAIN
 from toco.tracking import Tracker
@@ -37,30 +37,31 @@ def run_search_study(study: SearchStudy, launch: Launch) -> int:
     address = ray_environment.resolve_address(launch.address)
     tracker = Tracker(launch.tracking, study.name)
     situation = survey_search(study, launch.storage)
-    lease = f"search-{situation.plan.folder_name}"
     started = time.monotonic()
     with Leases(launch.storage, f"the search {study.name}") as leases:
-        if not leases.acquire([lease]):
+        if not leases.acquire([situation.lease]):
             raise ValueError(
-                f"{leases.holder(lease)} runs this search now, and proposals depend on what came before: one driver "
-                "asks for them. Wait for it, or give it more trainings at once with --concurrent."
+                f"{leases.holder(situation.lease)} runs this search now, and proposals depend on what came before: one "
+                "driver asks for them. Wait for it, or give it more trainings at once with --concurrent."
             )
-        situation.write(None)
+        situation.write()
         driver = SearchDriver(situation, launch, leases)
         if not driver.recover():
-            report = write_search_report(situation.path)
+            report = driver.write_report(running=False)
             click.echo(f"All {study.num_trials} trials have ended.\n\n{report.text}\n\nReport: {report.page}")
             return 0
         foretold = _foretell(situation, driver.num_left, launch)
-        situation.write(foretold.to_json())
         click.echo(_plan_text(situation, foretold, driver.num_left, driver.num_begun))
         complete, failed = driver.run(tracker, address)
         if not complete:
             click.echo("Stopped. The same command goes on from here.")
             return STOPPED
-        report = write_search_report(situation.path)
+        report = driver.write_report(running=False)
         mirrored = driver.close(report, failed=bool(failed))
-    click.echo(f"\n{report.text}\n\nReport: {report.page}\nIt took {time.monotonic() - started:.0f} s.")
+    click.echo(f"\n{report.text}\n\nReport: {report.page}")
+    entries = [entry for key in driver.proposals if (entry := situation.ledger.entry(key)) is not None]
+    for line in scorecard(foretold.to_json(), entries, time.monotonic() - started):
+        click.echo(line)
     if mirrored:
         click.echo(f"MLflow: experiment {study.name} in {public_uri(launch.tracking)}.")
     if failed:
@@ -71,9 +72,9 @@ def run_search_study(study: SearchStudy, launch: Launch) -> int:
 def print_search_plan(study: SearchStudy, launch: Launch) -> int:
     """Print what ``study`` would run and what that would cost, if no trial were stopped early; returns 0."""
     situation = survey_search(study, launch.storage)
-    states = _states(situation)
-    ended = states["finished"] + states["stopped"] + states["diverged"]
-    left = max(study.num_trials, sum(states.values())) - ended
+    record = _record(situation)
+    trials = record.trials if record else ()
+    left = max(study.num_trials, len(trials)) - sum(trial.state in ENDED for trial in trials)
     click.echo(_plan_text(situation, _foretell(situation, left, launch), left, None))
     return 0
 
@@ -81,16 +82,13 @@ def print_search_plan(study: SearchStudy, launch: Launch) -> int:
 def print_search_status(study: SearchStudy, launch: Launch) -> int:
     """Print how many trials are in which state, and what failed; returns 0."""
     situation = survey_search(study, launch.storage)
-    states = _states(situation)
-    holder = Leases(launch.storage, "somebody who asks for the status").holder(f"search-{situation.plan.folder_name}")
+    record, holder = _record(situation), _holder(situation)
+    trials = record.trials if record else ()
+    states = Counter(trial.state for trial in trials)
     counted = ", ".join(f"{number} {state}" for state, number in states.items()) or "none begun"
-    lines = [f"{study.title}: {counted}, of {study.num_trials} trials."]
+    lines = [f"{study.title}: {counted}, of {max(study.num_trials, len(trials))} trials."]
     lines.append(f"It is run by {holder}." if holder else "Nobody runs it now.")
-    if states:
-        record = read_search_record(situation.path)
-        lines += [
-            f"  trial {t.number}: {t.state_text}" + (f", {t.message}" if t.message else "") for t in record.trials
-        ]
+    lines += [f"  trial {t.number}: {t.state_text}" + (f", {t.message}" if t.message else "") for t in trials]
     click.echo("\n".join(lines))
     return 0
 
@@ -98,17 +96,17 @@ def print_search_status(study: SearchStudy, launch: Launch) -> int:
 def print_search_report(study: SearchStudy, launch: Launch) -> int:
     """Write the report of the search as it stands, and print it; returns 0, or 4 where trials failed."""
     situation = survey_search(study, launch.storage)
-    situation.write(None)
-    report = write_search_report(situation.path)
+    situation.write()
+    report = write_search_report(situation.path, running=_holder(situation) is not None)
     click.echo(f"{report.text}\n\nReport: {report.page}")
-    return FAILED if _states(situation)["failed"] else 0
+    return FAILED if any(trial.state == "failed" for trial in read_search_record(situation.path).trials) else 0
 
 
 def sync_search(study: SearchStudy, launch: Launch) -> int:
     """Fill MLflow from the run folders; returns 0 where it has everything, else 1."""
     situation = survey_search(study, launch.storage)
-    situation.write(None)
-    report = write_search_report(situation.path)
+    situation.write()
+    report = write_search_report(situation.path, running=_holder(situation) is not None)
     proposals: dict[str, Proposal] = {}
     for trial in read_search_record(situation.path).trials:
         config, identity = situation.proposal(trial.values)
@@ -120,11 +118,15 @@ def sync_search(study: SearchStudy, launch: Launch) -> int:
     return 0 if complete else 1
 
 
-def _states(situation: SearchSituation) -> Counter[str]:
-    if not situation.journal.is_file():
-        return Counter()
-    situation.write(None)
-    return Counter(trial.state for trial in read_search_record(situation.path).trials)
+def _record(situation: SearchSituation) -> SearchRecord | None:
+    """The search as it stands; ``None`` where it has not begun with this code and data."""
+    journal = situation.journal
+    return read_search_record(situation.path, journal.name) if journal.is_file() else None
+
+
+def _holder(situation: SearchSituation) -> str | None:
+    """Who runs the search now, in words."""
+    return Leases(situation.ledger.storage, "somebody who asks for the search").holder(situation.lease)
 
 
 def _foretell(situation: SearchSituation, left: int, launch: Launch) -> Forecast:
@@ -139,7 +141,7 @@ def _foretell(situation: SearchSituation, left: int, launch: Launch) -> Forecast
             gpus=launch.gpus_per_trial,
             costs=costs,
             history=ledger.history(plan.study.recipe),
-            price_per_gpu_hour=launch.price_per_hour,
+            price_per_hour=launch.price_per_hour,
         )
 
     first = foretold(())

@@ -32,11 +32,8 @@ FEWEST_FOR_IMPORTANCE = 4
 """Complete trials without which nothing is said of the importance of settings."""
 
 State = Literal["finished", "stopped", "diverged", "failed", "running", "unfinished"]
-_STATES: dict[TrialState, State] = {
-    TrialState.COMPLETE: "finished",
-    TrialState.PRUNED: "stopped",
-    TrialState.FAIL: "diverged",
-}
+ENDED: tuple[State, ...] = ("finished", "stopped", "diverged")
+"""States of trials that are not run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +73,7 @@ class SearchRecord:
     """A search as it stands.
 
     Attributes:
+        start: The recipe's own values of the settings, which the first trial has; empty where the space has them not.
         importance: Share of the variance of each objective, by its key, that each setting explains (fANOVA); empty for
             an objective of which too few trials tell.
         importance_n: Finished trials that this is from.
@@ -89,6 +87,7 @@ class SearchRecord:
     digest: str
     changes: Mapping[str, Any]
     space: Mapping[str, BaseDistribution]
+    start: Mapping[str, Any]
     objectives: tuple[Objective, ...]
     rungs: tuple[int, ...]
     reduction: int | None
@@ -100,6 +99,10 @@ class SearchRecord:
     importance: Mapping[str, Mapping[str, float]]
     importance_n: int
 
+    def is_start(self, trial: SearchTrial) -> bool:
+        """Whether ``trial`` has the recipe's own values."""
+        return trial.values == self.start
+
     @property
     def front(self) -> tuple[SearchTrial, ...]:
         """The trials on the Pareto front, the best of the first objective first."""
@@ -108,27 +111,22 @@ class SearchRecord:
         return tuple(sorted((t for t in self.trials if t.on_front), key=lambda t: sign * t.results[first.key]))
 
 
-def write_search(
-    path: Path, plan: SearchPlan, journal: str, inputs: Mapping[str, Any], forecast: Mapping[str, Any] | None
-) -> None:
-    """Write ``search.json``, unless it says the same. A forecast of the same journal stays: it is compared afterwards.
+def write_search(path: Path, plan: SearchPlan, journal: str, inputs: Mapping[str, Any]) -> None:
+    """Write ``search.json``, unless it says the same.
 
     Args:
         path: The search's folder.
         plan: The search.
         journal: File name of its journal.
         inputs: What its trials read, see ``sweeps.core.inputs``.
-        forecast: What was foretold.
     """
     file = path / SEARCH_FILE
     was = read_search_file(file) if file.is_file() else {}
-    kept = was.get("forecast") if was.get("journal") == journal else None
     content = {
         **plan.to_json(),
         "journal": journal,
         "inputs": dict(inputs),
         "start_id": was.get("start_id") or uuid.uuid4().hex,
-        "forecast": kept or forecast,
     }
     if content != was:
         with partial_file(file, json.dumps(content, indent=1) + "\n") as partial:
@@ -152,15 +150,19 @@ def read_search_file(file: Path) -> dict[str, Any]:
     return content
 
 
-def read_search_record(path: Path) -> SearchRecord:
+def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
     """Read ``search.json``, its journal and the failures in the ledger beside the search's folder.
+
+    Args:
+        path: The search's folder.
+        journal: Another journal in it than that which ``search.json`` names.
 
     Raises:
         ValueError: It is no search's folder, or of another version.
     """
     content = read_search_file(path / SEARCH_FILE)
     objectives = tuple(Objective(**objective) for objective in content["objectives"])
-    study = read_study(path / content["journal"])
+    study = read_study(path / (journal or content["journal"]))
     known = [] if study is None else study.get_trials(deepcopy=False)
     asked = [trial for trial in known if trial.params.keys() == content["space"].keys()]
     best = set() if study is None else {trial.number for trial in study.best_trials}
@@ -175,6 +177,7 @@ def read_search_record(path: Path) -> SearchRecord:
         digest=content["digest"],
         changes=content["changes"],
         space={name: json_to_distribution(json.dumps(text)) for name, text in content["space"].items()},
+        start=content["start"],
         objectives=objectives,
         rungs=tuple(content["rungs"]),
         reduction=content["reduction"],
@@ -213,14 +216,7 @@ def _value(index: int, trial: FrozenTrial) -> float:
 def _trial(trial: FrozenTrial, objectives: tuple[Objective, ...], best: set[int], ledger: Ledger) -> SearchTrial:
     key = trial.user_attrs.get(KEY, "")
     rungs = trial.user_attrs.get(RUNGS, {"reached": {}, "stopped_at": None})
-    state = _STATES.get(trial.state, "unfinished")
-    message = trial.user_attrs.get(MESSAGE)
-    if key and state == "unfinished":
-        failures = ledger.failures(key)
-        if Leases(ledger.storage, "somebody who reads the search").holder(key) is not None:
-            state = "running"
-        elif failures:
-            state, message = "failed", failures[-1]["reason"]
+    state, message = _state(trial, key, rungs["stopped_at"], ledger)
     values = trial.values if state == "finished" else ()
     return SearchTrial(
         number=trial.number,
@@ -233,3 +229,16 @@ def _trial(trial: FrozenTrial, objectives: tuple[Objective, ...], best: set[int]
         message=message,
         on_front=trial.number in best,
     )
+
+
+def _state(trial: FrozenTrial, key: str, stopped_at: int | None, ledger: Ledger) -> tuple[State, str | None]:
+    """How a trial stands, and what there is to say of it."""
+    message = trial.user_attrs.get(MESSAGE)
+    if trial.state is TrialState.COMPLETE:
+        return "finished", message
+    if trial.state is TrialState.PRUNED:
+        return "diverged" if stopped_at is None else "stopped", message
+    if key and Leases(ledger.storage, "somebody who reads the search").holder(key) is not None:
+        return "running", message
+    failures = ledger.failures(key) if key else []
+    return ("failed", failures[-1]["reason"]) if failures else ("unfinished", message)

@@ -39,6 +39,11 @@ class SearchSituation:
         return self.ledger.storage / self.plan.folder_name
 
     @property
+    def lease(self) -> str:
+        """What the driver of the search holds: proposals depend on what came before, so one driver asks for them."""
+        return f"search-{self.plan.folder_name}"
+
+    @property
     def journal(self) -> Path:
         """The trials, which are those of this code, data and versions: results of others would not compare."""
         parts = self.identify(self.plan.base).parts
@@ -59,10 +64,10 @@ class SearchSituation:
         config = self.plan.config(values)
         return config, self.identify(config)
 
-    def write(self, forecast: Mapping[str, Any] | None) -> None:
+    def write(self) -> None:
         """Write ``search.json``."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_search(self.path, self.plan, self.journal.name, self.inputs, forecast)
+        write_search(self.path, self.plan, self.journal.name, self.inputs)
 
 
 def survey_search(study: SearchStudy, storage: Path) -> SearchSituation:

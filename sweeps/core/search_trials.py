@@ -1,7 +1,8 @@
 """The trials of a search as Optuna keeps them: a journal, one JSON object a line, that outlives its driver.
 
-A trial is asked for, runs, and is told to be complete, stopped at a rung (Optuna calls that pruned) or failed. One that
-was asked for and not told runs again with the same values before another is asked for.
+A trial is asked for, runs, and is told to be complete or pruned, as Optuna calls those without a result: stopped at a
+rung, or diverged, so that proposals keep away from what diverged, too. One that was asked for and not told goes on with
+the same values before another is asked for.
 """
 
 from __future__ import annotations
@@ -25,27 +26,28 @@ from sweeps.core.search import SearchPlan
 RUNGS = "rungs"
 """Attribute of a trial: what it reached at each rung, by step, and ``stopped_at``."""
 MESSAGE = "message"
-"""Attribute of a trial: why it failed."""
+"""Attribute of a trial: why it has no result although no rung stopped it."""
 KEY = "key"
 """Attribute of a trial: its key in the ledger."""
 
-_ENDED = {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+_ENDED = {TrialState.COMPLETE, TrialState.PRUNED}
 _STUDY = "search"
 
 logger = logging.getLogger(__name__)
 
 
 class SearchTrials:
-    """Asks for trials and tells how they ended. For one process at a time."""
+    """Asks for trials and tells how they ended. For one process at a time: that which holds the search's lease."""
 
     def __init__(self, journal: Path, plan: SearchPlan) -> None:
         """Open the journal, or begin it with the recipe's own values as the first trial."""
         self._plan = plan
         journal.parent.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(journal)
+        _repair(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._storage = _storage(journal)
         self._study = optuna.create_study(
-            storage=_storage(journal),
+            storage=self._storage,
             study_name=_STUDY,
             directions=[objective.direction for objective in plan.study.objectives],
             load_if_exists=True,
@@ -60,18 +62,20 @@ class SearchTrials:
             if trial.user_attrs.get(RUNGS, {}).get("stopped_at") is not None:
                 self._study.tell(trial.number, state=TrialState.PRUNED)
             elif not self._is_whole(trial):
-                self._fail(trial, "Its driver was lost before it had all its values.")
+                # Its driver was lost while it asked. It is asked for again, by another number.
+                self._study.tell(trial.number, state=TrialState.FAIL)
         return [trial for trial in self._trials() if trial.state is TrialState.RUNNING]
 
     def ended(self) -> list[int]:
-        """Numbers of the trials that ended, with their values complete."""
-        return [trial.number for trial in self._trials() if trial.state in _ENDED and self._is_whole(trial)]
+        """Numbers of the trials that ended."""
+        return [trial.number for trial in self._trials() if trial.state in _ENDED]
 
-    @property
-    def num_planned(self) -> int:
-        """Numbers that are taken or will be."""
-        taken = [trial.number + 1 for trial in self._trials() if trial.state is not TrialState.WAITING]
-        return max(taken, default=0) + max(self._plan.study.num_trials - self._asked, 0)
+    def planned(self) -> list[int]:
+        """Numbers of all trials, those included that are still to be asked for."""
+        known = self._trials()
+        asked = [trial.number for trial in known if self._is_whole(trial)]
+        following = sum(trial.state is not TrialState.WAITING for trial in known)
+        return asked + list(range(following, following + max(self._plan.study.num_trials - len(asked), 0)))
 
     @property
     def is_full(self) -> bool:
@@ -103,11 +107,12 @@ class SearchTrials:
         trial = self._trial(number)
         known = trial.user_attrs.get(RUNGS, {"reached": {}, "stopped_at": None})
         if step not in self._plan.rungs or trial.state is not TrialState.RUNNING or str(step) in known["reached"]:
-            return trial.state is not TrialState.PRUNED
+            return bool(known["stopped_at"] is None)
         others = [
             other.user_attrs[RUNGS]["reached"][str(step)]
             for other in self._trials()
-            if other.number != number and str(step) in other.user_attrs.get(RUNGS, {}).get("reached", {})
+            # The same values are the same training, which competes with others and not with itself.
+            if other.params != trial.params and str(step) in other.user_attrs.get(RUNGS, {}).get("reached", {})
         ]
         keys = [objective.key for objective in self._plan.study.objectives if objective.is_evaluated]
         found = {key: metrics.get(key) for key in keys}
@@ -121,22 +126,22 @@ class SearchTrials:
 
     def stop(self, number: int, step: int) -> None:
         """A rung has stopped this trial, or another one of the same values."""
-        if self._trial(number).state in _ENDED:
-            return
-        self._set(self._trial(number), RUNGS, {"reached": {}, "stopped_at": step})
-        self._study.tell(number, state=TrialState.PRUNED)
+        trial = self._trial(number)
+        if trial.state not in _ENDED:
+            self._set(trial, RUNGS, {"reached": {}, "stopped_at": step})
+            self._study.tell(number, state=TrialState.PRUNED)
 
     def finish(self, number: int, entry: Mapping[str, Any]) -> None:
-        """The ledger has an entry of a trial. One that diverged, or has no value of an objective, counts as failed."""
+        """The ledger has an entry of a trial. One that diverged, or has no value of an objective, has no result."""
         trial = self._trial(number)
         if trial.state in _ENDED:
             return
         values = {objective.key: objective.value(entry) for objective in self._plan.study.objectives}
         missing = [key for key, value in values.items() if value is None]
         if entry["status"] != "finished":
-            self._fail(trial, str(entry.get("message") or entry["status"]))
+            self._drop(trial, str(entry.get("message") or entry["status"]))
         elif missing:
-            self._fail(trial, f"Its result has no finite {', '.join(missing)}.")
+            self._drop(trial, f"Its result has no finite {', '.join(missing)}.")
         else:
             self._study.tell(number, [value for value in values.values() if value is not None])
 
@@ -148,12 +153,12 @@ class SearchTrials:
         """Whether the trial has all its values: else its driver was lost while it asked, or it waits to be asked."""
         return trial.params.keys() == self._plan.study.space.keys()
 
-    def _fail(self, trial: FrozenTrial, message: str) -> None:
+    def _drop(self, trial: FrozenTrial, message: str) -> None:
         self._set(trial, MESSAGE, message)
-        self._study.tell(trial.number, state=TrialState.FAIL)
+        self._study.tell(trial.number, state=TrialState.PRUNED)
 
     def _set(self, trial: FrozenTrial, name: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
-        optuna.Trial(self._study, trial._trial_id).set_user_attr(name, value)
+        self._storage.set_trial_user_attr(trial._trial_id, name, value)
 
     def _trial(self, number: int) -> FrozenTrial:
         return self._trials()[number]
@@ -179,8 +184,14 @@ def _storage(journal: Path) -> JournalStorage:
         return JournalStorage(JournalFileBackend(str(journal)))
 
 
-def _drop_torn_line(journal: Path) -> None:
-    """Cut off what a killed driver had begun to write: with a line after it, the journal could not be read."""
+def _repair(journal: Path) -> None:
+    """Remove what a killed driver left: a line that it had begun to write, and Optuna's lock.
+
+    With a line after a torn one, the journal could not be read. The lock would be waited for, half a minute where it
+    was left and forever where the folder was moved, as it is a link to the journal by its full path.
+    """
+    for lock in journal.parent.glob(f"{journal.name}.lock*"):
+        lock.unlink()
     try:
         content = journal.read_bytes()
     except FileNotFoundError:

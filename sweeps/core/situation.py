@@ -5,30 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from sweeps.core.factors import EVALUATION
-from sweeps.core.identity import Identity, identify, why
+from sweeps.core.identity import SURROUNDINGS, Identity, identify, same_surroundings, why
 from sweeps.core.inputs import Inputs, trial_inputs
 from sweeps.core.ledger import Ledger
 from sweeps.core.runs import Runs, newest_step
 from sweeps.core.study import TRAIN, Plan, Study, Trial
 from toco.train.fork import prefix_digest, prefix_step
+from toco.train.reevaluate import Way, way_expected, way_from
+
+_KEPT_CHECKPOINTS = 1
+"""Of a training, in its run folder: a snapshot has the newest alone, see ``sweeps.core.trial``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something to run for a trial: a training, or with ``source`` (a key) the evaluation of one that is there.
+    """Something to run for a trial: a training, or another evaluation of one.
 
     Attributes:
+        source: Key of the trial whose training is evaluated again.
+        way: How it is.
         prefix_shared: Whether other tasks have the same first steps, so that these need to be done once only.
     """
 
     trial: Trial
     identity: Identity
     source: str | None = None
+    way: Way | None = None
     prefix_shared: bool = False
 
     @property
@@ -39,7 +46,7 @@ class Task:
     @property
     def surroundings(self) -> str:
         """Digest (hex, 12 digits) of the code, data and versions, without the config."""
-        parts = {name: self.identity.parts[name] for name in ("code", "data", "weights", "versions")}
+        parts = {name: self.identity.parts[name] for name in SURROUNDINGS}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -71,30 +78,38 @@ class Situation:
             if identity.key not in there
         ]
 
-    def tasks(self, without: Iterable[str] = ()) -> tuple[list[Task], list[Task]]:
+    def tasks(self, without: Iterable[str] = (), afresh: Iterable[str] = ()) -> tuple[list[Task], list[Task]]:
         """What can be started now, and what waits for a training among them.
 
-        Trials that differ in their evaluation alone share one training: that of the first of them that is there, else
-        of the one that changes the evaluation least.
+        Trials that differ in their evaluation alone share one training where that can serve them: one that is there,
+        else that of the trial among them which has come furthest, else that of the base, which then has pictures.
+
+        Args:
+            without: Keys that are left out.
+            afresh: Keys that are trained, although there is a training that seems to serve.
         """
         groups: dict[str, list[tuple[Trial, Identity]]] = defaultdict(list)
-        given_up = set(without)
-        for trial, identity in self.missing(given_up):
+        for trial, identity in self.missing(without):
             groups[identity.training_key].append((trial, identity))
+        afresh = set(afresh)
         now, later = [], []
         for training_key, members in groups.items():
             there = self.ledger.by_training(training_key)
-            if there:
-                now += [Task(trial, identity, source=there[0]) for trial, identity in members]
-                continue
-            first, *others = sorted(members, key=lambda member: self._evaluation_changes(member[0]))
-            now.append(Task(*first))
-            later += [Task(trial, identity, source=first[1].key) for trial, identity in others]
+            trained: list[tuple[Trial, Identity]] = []
+            for trial, identity in sorted(members, key=self._precedence) if len(members) > 1 else members:
+                served = identity.key not in afresh
+                if served and (task := self._from_stored(trial, identity, there)) is not None:
+                    now.append(task)
+                elif served and (task := _from_planned(trial, identity, trained)) is not None:
+                    later.append(task)
+                else:
+                    trained.append((trial, identity))
+                    now.append(Task(trial, identity))
         return self._with_prefixes(now), later
 
     def begun(self, tasks: Iterable[Task]) -> dict[str, int]:
-        """Steps done by trials that have a checkpoint, by key."""
-        steps = {task.key: newest_step(self.ledger.run_dir(task.key)) for task in tasks}
+        """Steps done by trainings that have a checkpoint, by key."""
+        steps = {task.key: newest_step(self.ledger.run_dir(task.key)) for task in tasks if task.source is None}
         return {key: step for key, step in steps.items() if step > 0}
 
     def reasons(self, tasks: Iterable[Task]) -> Counter[str]:
@@ -106,8 +121,25 @@ class Situation:
                 reasons.update(why(task.identity.parts, nearest[-1]["identity"]))
         return reasons
 
-    def _evaluation_changes(self, trial: Trial) -> int:
-        return sum(path.startswith(EVALUATION) for path in self.plan.cells[trial.cell].changes)
+    def _from_stored(self, trial: Trial, identity: Identity, there: Iterable[Mapping[str, Any]]) -> Task | None:
+        """The evaluation of one of the trainings that are there; without the network rather than with it."""
+        evaluated = None
+        for entry in there:
+            known = entry["identity"]
+            if known["data"] != identity.parts["data"]:
+                continue
+            source = self.ledger.run_dir(entry["key"])
+            way = way_from(source, trial.config, same_code=same_surroundings(identity.parts, known))
+            if way == "rescore":
+                return Task(trial, identity, entry["key"], way)
+            if way is not None and evaluated is None:
+                evaluated = Task(trial, identity, entry["key"], way)
+        return evaluated
+
+    def _precedence(self, member: tuple[Trial, Identity]) -> tuple[int, int]:
+        trial, identity = member
+        is_base = any(row.cell == trial.cell for row in self.plan.rows if row.role == "base")
+        return -newest_step(self.ledger.run_dir(identity.key)), 0 if is_base else 1
 
     def _with_prefixes(self, tasks: list[Task]) -> list[Task]:
         if self.plan.study.train != TRAIN:
@@ -118,10 +150,17 @@ class Situation:
             if task.source is None and step is not None:
                 digests[task.key] = prefix_digest(task.trial.config, step)
         counts = Counter(digests.values())
-        return [
-            Task(task.trial, task.identity, task.source, prefix_shared=counts[digests.get(task.key, "")] > 1)
-            for task in tasks
-        ]
+        return [replace(task, prefix_shared=counts[digests.get(task.key, "")] > 1) for task in tasks]
+
+
+def _from_planned(trial: Trial, identity: Identity, trained: Iterable[tuple[Trial, Identity]]) -> Task | None:
+    """The evaluation of a training that will be there."""
+    for first, known in trained:
+        if known.parts["data"] == identity.parts["data"]:
+            way = way_expected(first.config, trial.config, _KEPT_CHECKPOINTS)
+            if way is not None:
+                return Task(trial, identity, known.key, way)
+    return None
 
 
 def survey(study: Study, storage: Path) -> Situation:

@@ -100,6 +100,8 @@ class Term:
         f: F statistic.
         p: Its p value.
         partial_eta_squared: Share of what the term and the noise explain together that is the term's.
+        aliases: Interactions that were left out since these rows do not tell them from this one: each of them, too, may
+            be what is seen here.
     """
 
     factors: tuple[str, ...]
@@ -108,6 +110,7 @@ class Term:
     f: float
     p: float
     partial_eta_squared: float
+    aliases: tuple[tuple[str, ...], ...] = ()
 
     @property
     def name(self) -> str:
@@ -138,7 +141,7 @@ class Anova:
         """A warning for each interaction that is significant after Holm's correction over all of them."""
         corrected = holm([term.p for term in self.interactions])
         return tuple(
-            f"The effect of {term.factors[0]} depends on {term.factors[1]} (interaction: F({term.df}, "
+            f"{_dependent(term)} (interaction: F({term.df}, "
             f"{self.residual_df}) = {term.f:.2f}, p = {p:.2g} after Holm): a row that varies one of them alone "
             "holds only at the value that the other has there."
             for term, p in zip(self.interactions, corrected, strict=True)
@@ -290,20 +293,25 @@ def not_distinguishable(
 ) -> set[str]:
     """Labels of the best row of a column and of every row that is not distinguishable from it: those in bold.
 
-    A row is distinguishable where its paired t test against the best is significant after Bonferroni's correction over
-    all pairs of rows. All pairs, because which row is the best was found by looking. So, with probability ``1 -
-    significance``, the set holds every row whose expectation is that of the row shown as the best, and the truly best
-    row. Rows that cannot be tested, for want of a second pair, are in the set; rows without values are not.
+    A row is distinguishable where it is worse than the best by a one-sided paired t test, after Bonferroni's correction
+    over all other rows, since any of them could have come out as the best. So the truly best row, and each that is as
+    good, is in the set with probability ``1 - significance`` (subset selection, Gupta 1965). Rows that cannot be
+    tested, for want of a second pair, are in the set; rows without values are not.
     """
     means = {label: float(_finite(by_seed.values()).mean()) for label, by_seed in values.items() if by_seed}
     if not means:
         return set()
-    best = (max if higher_is_better else min)(means, key=means.__getitem__)
-    pairs = math.comb(len(means), 2)
+    sign = 1 if higher_is_better else -1
+    best = max(means, key=lambda label: sign * means[label])
     kept = {best}
     for label in means.keys() - kept:
         compared = paired(values[label], values[best])
-        if compared is None or compared.p is None or compared.p * pairs > significance:
+        if compared is None or compared.p is None:
+            kept.add(label)
+            continue
+        # Over the pairs that there are, a row may be ahead of one with the better mean.
+        p = compared.p / 2 if sign * compared.difference < 0 else 1 - compared.p / 2
+        if p * (len(means) - 1) > significance:
             kept.add(label)
     return kept
 
@@ -428,6 +436,7 @@ def anova(table: pd.DataFrame) -> Anova:
     notes: list[str] = []
     columns = np.ones((len(data), 1))
     kept: list[tuple[str, ...]] = []
+    left_out: list[tuple[str, ...]] = []
     candidates: list[tuple[str, ...]] = [(name,) for name in short_names]
     candidates += list(combinations([name for name in short_names if name != SEED], 2))
     for term in candidates:
@@ -436,6 +445,7 @@ def anova(table: pd.DataFrame) -> Anova:
         wider = np.hstack([columns, own])
         if np.linalg.matrix_rank(wider) < np.linalg.matrix_rank(columns) + own.shape[1]:
             notes.append(f"{label} is left out: these rows cannot tell it from other terms.")
+            left_out.append(term)
             continue
         columns = wider
         kept.append(term)
@@ -453,7 +463,12 @@ def anova(table: pd.DataFrame) -> Anova:
     result = anova_lm(fit, typ=2)
     return Anova(
         tuple(
-            _term(tuple(names[name][0] for name in term), result.loc[written], noise)
+            _term(
+                tuple(names[name][0] for name in term),
+                result.loc[written],
+                noise,
+                tuple(tuple(names[name][0] for name in other) for other in left_out if _mixed(data, term, other)),
+            )
             for term, written in in_formula.items()
         ),
         residual_df,
@@ -607,7 +622,27 @@ def _interval(differences: Floats, confidence: float) -> ImageInterval | None:
     return ImageInterval(float(differences[0]), float(low), float(high))
 
 
-def _term(factors: tuple[str, ...], row: pd.Series[Any], noise: float) -> Term:
+def _dependent(term: Term) -> str:
+    pairs = [f"that of {one} on {other}" for one, other in term.aliases]
+    depends = f"The effect of {term.factors[0]} depends on {term.factors[1]}"
+    return f"{depends}, or {', or '.join(pairs)}: these rows cannot tell which" if pairs else depends
+
+
+def _mixed(data: pd.DataFrame, term: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether two interactions are correlated over these rows, beyond what their factors explain one by one."""
+    if min(len(term), len(other)) < 2:
+        return False
+    mains = dict.fromkeys((*term, *other))
+    known = np.hstack([np.ones((len(data), 1)), *(_contrasts(data, (name,)) for name in mains)])
+
+    def rest(columns: Floats) -> Floats:
+        fitted: Floats = known @ np.linalg.lstsq(known, columns, rcond=None)[0]
+        return columns - fitted
+
+    return bool(np.abs(rest(_contrasts(data, term)).T @ rest(_contrasts(data, other))).max() > 1e-6)
+
+
+def _term(factors: tuple[str, ...], row: pd.Series[Any], noise: float, aliases: tuple[tuple[str, ...], ...]) -> Term:
     explained = float(row["sum_sq"])
     return Term(
         factors,
@@ -616,6 +651,7 @@ def _term(factors: tuple[str, ...], row: pd.Series[Any], noise: float) -> Term:
         float(row["F"]),
         float(row["PR(>F)"]),
         explained / (explained + noise),
+        aliases,
     )
 
 

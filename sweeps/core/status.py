@@ -25,7 +25,8 @@ def print_status(study: Study, storage: Path) -> int:
     missing = situation.missing()
     leases = Leases(storage, "somebody who asks for the status")
     total = len(situation.plan.trials)
-    lines = [f"{situation.plan.study.title}: {total - len(missing)} of {total} trials are there."]
+    there = total - len(missing)
+    lines = [f"{situation.plan.study.title}: {there} of {total} trials {'is' if there == 1 else 'are'} there."]
     states: Counter[str] = Counter()
     for trial, identity in missing:
         step = max(newest_step(situation.ledger.run_dir(identity.key)), 0)
@@ -36,7 +37,8 @@ def print_status(study: Study, storage: Path) -> int:
             lines.append(f"  {trial.name}: step {step} of {trial.config.num_steps}, {holder}")
         elif failures:
             states["failed"] += 1
-            lines.append(f"  {trial.name}: failed {len(failures)} times, at last: {failures[-1]['reason']}")
+            times = "once" if len(failures) == 1 else f"{len(failures)} times, at last"
+            lines.append(f"  {trial.name}: failed {times}: {failures[-1]['reason']}")
         elif step:
             states["begun"] += 1
             lines.append(f"  {trial.name}: step {step} of {trial.config.num_steps}, nobody runs it")
@@ -68,7 +70,8 @@ def sync(study: Study, launch: Launch) -> int:
     mirror.start()
     complete = mirror.close(report.files, "KILLED" if situation.missing() else "FINISHED", report.note)
     there = len(situation.plan.trials) - len(situation.missing())
-    click.echo(f"MLflow has {there} trials of {study.name}." if complete else "MLflow does not have everything.")
+    text = f"MLflow has {there} trial{'' if there == 1 else 's'} of {study.name}."
+    click.echo(text if complete else "MLflow does not have everything.")
     return 0 if complete else 1
 
 

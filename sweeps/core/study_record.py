@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sweeps.core.lease import Leases
 from sweeps.core.ledger import Ledger
 from sweeps.core.paper import Claim, Paper, PaperRow
 from sweeps.core.study import FORMAT_VERSION, Metric
@@ -109,7 +110,7 @@ class StudyRecord:
     Attributes:
         inputs: Digests of what was read, see ``sweeps.core.inputs``.
         forecast: What was foretold when the study was first run; ``None`` where nothing was.
-        eta_s: Seconds to the end, while it runs and that is known.
+        eta_s: Seconds to the end, while trials run and that is known.
         running: Whether a driver runs it now.
         mlflow: Address of its experiment in MLflow's UI, where that is known.
     """
@@ -164,7 +165,9 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
     study = read_study_file(file or study_dir / STUDY_FILE)
     ledger = Ledger(study_dir.parent)
     progress = read_json(study_dir / PROGRESS_FILE)
-    steps: Mapping[str, int] = progress.get("steps", {})
+    written: Mapping[str, int] = progress.get("steps", {})
+    leases = Leases(study_dir.parent, "somebody who reads the study")
+    steps = {key: step for key, step in written.items() if _is_held(leases, key)}
     cells = tuple(
         CellRecord(
             cell["label"],
@@ -212,8 +215,9 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
         cells=cells,
         inputs=tuple(study["inputs"]),
         forecast=study.get("forecast"),
-        eta_s=progress.get("eta_s"),
-        running=bool(progress.get("running")),
+        eta_s=progress.get("eta_s") if steps else None,
+        # A driver that was killed leaves what it wrote last.
+        running=bool(progress.get("running")) and (bool(steps) or not written),
         mlflow=read_json(study_dir / MLFLOW_FILE).get("page"),
     )
 
@@ -233,6 +237,14 @@ def read_study_file(path: Path) -> dict[str, Any]:
             "Give another --storage."
         )
     return study
+
+
+def _is_held(leases: Leases, key: str) -> bool:
+    """Whether a driver that is still there works on a trial; where that cannot be asked, what it wrote counts."""
+    try:
+        return leases.holder(key) is not None
+    except OSError:
+        return True
 
 
 def _trial(ledger: Ledger, key: str, seed: int, replicate: int, steps: Mapping[str, int]) -> TrialRecord:

@@ -22,6 +22,7 @@ import psutil
 
 from sweeps.core.identity import identify
 from sweeps.core.links import link_or_copy
+from sweeps.core.runs import mend, seal
 from toco.train.checkpoint import all_in
 from toco.train.loop import DivergedError, Result
 from toco.train.reevaluate import reevaluate
@@ -50,7 +51,7 @@ class Spec:
         recipe: Name of the recipe, for the record.
         train: ``module:function`` with the signature of ``toco.train.loop.train``.
         config: The ``RunConfig`` as JSON.
-        source: Run folder whose training is evaluated again, instead of a training.
+        source: Run folder whose checkpoints are evaluated again, instead of a training.
         prefixes: Folder of the checkpoints that trainings with the same first steps share.
         inputs: Digests of what the trial reads, as the driver found them.
     """
@@ -96,13 +97,14 @@ def _run(spec: Spec, channel: Channel) -> None:
         run_dir = scratch / spec.key
         reporter = _Reporter(channel, run_dir, scratch / "snapshot", config.num_steps)
         if spec.source is not None:
-            result = reevaluate(Path(spec.source), run_dir, config, recipe=spec.recipe)
+            result = reevaluate(Path(spec.source), run_dir, config, "evaluate", recipe=spec.recipe)
             reporter.report({"status": result.status, "step": result.step, **result.metrics})
             return
         train = _function(spec.train)
         with channel.restored() as snapshot:
             if snapshot is not None:
                 shutil.copytree(snapshot, run_dir)
+                mend(run_dir)
         options: dict[str, Any] = {} if spec.prefixes is None else {"prefixes": Path(spec.prefixes)}
         try:
             result = train(
@@ -142,6 +144,7 @@ class _Reporter:
             copy_function=link_or_copy,
             ignore=lambda folder, names: [name for name in names if Path(folder, name) in older],
         )
+        seal(self._snapshot)
         self._channel.report(row, self._snapshot)
 
 

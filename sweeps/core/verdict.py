@@ -16,6 +16,7 @@ from scipy import special
 
 from sweeps.core.analysis import Analysis, Figures
 from sweeps.core.daggers import is_run_only
+from sweeps.core.evaluations import num_images
 from sweeps.core.paper import Claim, Paper
 from sweeps.core.statistics import CONFIDENCE, Summary
 from sweeps.core.study_record import RowRecord, StudyRecord
@@ -56,10 +57,12 @@ class RowVerdict:
 
     @property
     def text(self) -> str:
-        """The outcome as printed: ``reproduced``, ``off by -1.3``, ``not tested at this scale``."""
+        """The outcome as printed: ``reproduced``, ``off by -1.3``, ``not tested at this scale``, ``no result``."""
         if self.outcome == "off" and self.off_by is not None:
             return f"off by {100 * self.off_by:+.1f}"
-        return "reproduced" if self.outcome == "reproduced" else "not tested at this scale"
+        if self.outcome == "reproduced":
+            return "reproduced"
+        return "no result" if self.ours is None else "not tested at this scale"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,9 @@ def judge(study: StudyRecord, analysis: Analysis) -> Verdict:
 
 def same_setting(study: StudyRecord, paper: Paper) -> bool:
     """Whether the study's numbers can be held against the paper's: its data, its recipe, nothing of it changed."""
-    return study.data == paper.data and study.recipe == paper.recipe and not _changed(study)
+    is_same = study.data == paper.data and study.recipe == paper.recipe and not _changed(study)
+    # A part of the data, in the same layout.
+    return is_same and num_images(study.trials) in (None, paper.num_images)
 
 
 def _changed(study: StudyRecord) -> list[str]:
@@ -226,7 +231,12 @@ class _Judge:
         if wrong:
             # A study that only asks for directions, or that could not have found the effect, contradicts nobody.
             if self.study.purpose == "direction" or all(item in blind for item in wrong):
-                sentence = f"{numbers}: the other way, but the study is too small to contradict a claim with it.{scope}"
+                why = (
+                    "the study asks for directions and was not planned to contradict a claim"
+                    if self.study.purpose == "direction"
+                    else "the study is too small to contradict a claim with it"
+                )
+                sentence = f"{numbers}: the other way, but {why}.{scope}"
                 return self._verdict(claim, "underpowered", None, sentence)
             return self._verdict(claim, "contradicted", None, f"{numbers}: the other way.{scope}")
         if not shown:
@@ -253,8 +263,8 @@ class _Judge:
         if any(item in blind for item in unclear):
             agree = sum(item.advantage > 0 for item in comparisons)
             sentence = (
-                f"{numbers}: {agree} of {len(comparisons)} point the claimed way, and the study is too small to tell "
-                f"that from chance.{scope}"
+                f"{numbers}: {agree} of {len(comparisons)} {'points' if agree == 1 else 'point'} the claimed way, and "
+                f"the study is too small to tell that from chance.{scope}"
             )
             return self._verdict(claim, "underpowered", None, sentence)
         smallest = _points(self.study.smallest_effect)
@@ -292,7 +302,10 @@ class _Judge:
     def _setting(self) -> str:
         changed = _changed(self.study)
         differs = f", with other {', '.join(changed)}" if changed else ""
-        return f"{self.study.recipe} on {self.study.data}{differs}, not {self.paper.recipe} on {self.paper.data}"
+        images = num_images(self.study.trials)
+        on = self.study.data if images is None else f"{images} images of {self.study.data}"
+        paper = f"{self.paper.recipe} on {self.paper.num_images} images of {self.paper.data}"
+        return f"{self.study.recipe} on {on}{differs}, not {paper}"
 
     def _verdict(self, claim: Claim, outcome: ClaimOutcome, off_by: float | None, sentence: str) -> ClaimVerdict:
         return ClaimVerdict(self.block, claim.name, claim.metric, outcome, off_by, sentence)
@@ -305,10 +318,12 @@ def _sees(figures: Figures, study: StudyRecord) -> bool:
 
 def _whole(study: StudyRecord, claims: Sequence[ClaimVerdict], without_result: int) -> str:
     counts = Counter(claim.outcome for claim in claims)
-    said = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
-    of_claims = f"Of {len(claims)} claims of the paper: {said}." if claims else "The study stands beside no claim."
+    said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    number = f"{len(claims)} claim{'' if len(claims) == 1 else 's'}"
+    of_claims = f"Of {number} of the paper: {said}." if claims else "The study stands beside no claim."
+    have = "has" if without_result == 1 else "have"
     missing = (
-        f" {without_result} of {len(study.trials)} trials have no result, so this is not the last word."
+        f" {without_result} of {len(study.trials)} trials {have} no result, so this is not the last word."
         if without_result
         else ""
     )

@@ -77,7 +77,7 @@ class Watch:
 
     def settle(self, task: Task) -> bool:
         """Enter a trial into the ledger if its run folder says that it has ended; says whether it is there."""
-        origin = Origin(self._study.name, self._study.recipe, derived_from=task.source)
+        origin = Origin(self._study.name, self._study.recipe)
         return self._runs.settle(task.key, task.identity, origin, self._resources)
 
     def waiting_for(self, key: str, number: int, holder: str | None) -> None:

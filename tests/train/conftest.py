@@ -1,8 +1,6 @@
 """A training of two seconds: sixteen images, three blocks, six steps, three evaluations."""
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from toco.backbones import vit_nano
 from toco.data import ViewsConfig, voc
@@ -10,27 +8,6 @@ from toco.evaluate import EvaluateConfig
 from toco.methods import toco
 from toco.train.optim import OptimConfig
 from toco.train.run_config import RunConfig
-
-
-@pytest.fixture(scope="session")
-def data_root(tmp_path_factory):
-    """Sixteen small images of two classes, one quadrant each."""
-    root = tmp_path_factory.mktemp("data")
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True)
-    (root / "classes.txt").write_text("background\nred\nblue\n")
-    rng = np.random.default_rng(0)
-    names = [f"image{i:02}" for i in range(16)]
-    for i, name in enumerate(names):
-        image = rng.integers(60, 120, (40, 48, 3), dtype=np.uint8)
-        mask = np.zeros((40, 48), np.uint8)
-        mask[10 : 10 + 20, 4 * (i % 5) : 4 * (i % 5) + 20] = i % 2 + 1
-        image[mask > 0, 2 * (i % 2)] = 220
-        Image.fromarray(image).save(root / "JPEGImages" / f"{name}.png")
-        Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
-    for split, part in (("train", names[:12]), ("val", names[12:])):
-        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(part) + "\n")
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,11 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from toco.config import digest, replace
 from toco.train.loop import train
-from toco.train.reevaluate import reevaluate
+from toco.train.reevaluate import reevaluate, way_expected, way_from
 from toco.train.run_folder import RunFolder
 
 
@@ -48,8 +49,10 @@ def evaluations(run_dir, suffix):
 def test_another_threshold_gives_what_a_training_with_it_gives(averaging, source, trained_with, tmp_path, monkeypatch):
     changes = {"evaluate.background_threshold": 0.3, "evaluate.curve_stop": 0.8}
     afresh = trained_with(changes)
+    config = replace(averaging, changes)
+    assert way_from(source, config, same_code=True) == way_expected(averaging, config, 0) == "rescore"
     monkeypatch.setattr("toco.train.reevaluate.open_data", None)  # no images, no network
-    result = reevaluate(source, tmp_path / "target", replace(averaging, changes), recipe="test")
+    result = reevaluate(source, tmp_path / "target", config, "rescore", recipe="test")
     expected = RunFolder(afresh).result()
     written = RunFolder(tmp_path / "target").result()
     assert result.metrics == written["metrics"] == expected["metrics"] != RunFolder(source).result()["metrics"]
@@ -73,7 +76,8 @@ def test_another_threshold_gives_what_a_training_with_it_gives(averaging, source
 def test_what_was_not_counted_is_evaluated_from_the_checkpoints(averaging, source, trained_with, tmp_path, changes):
     afresh = trained_with(changes)
     config = replace(averaging, changes)
-    result = reevaluate(source, tmp_path / "target", config)
+    assert way_from(source, config, same_code=True) == way_expected(averaging, config, 3) == "evaluate"
+    result = reevaluate(source, tmp_path / "target", config, "evaluate")
     count = config.evaluate.average_last
     assert result.metrics == RunFolder(afresh).result()["metrics"] != RunFolder(source).result()["metrics"]
     assert values(tmp_path / "target", "val") == values(afresh, "val")[-count:]
@@ -86,14 +90,14 @@ def test_what_was_not_counted_is_evaluated_from_the_checkpoints(averaging, sourc
 
 def test_the_record_says_what_was_evaluated_and_where(averaging, source, tmp_path):
     config = replace(averaging, {"evaluate.background_threshold": 0.3})
-    reevaluate(source, tmp_path / "rescored", config, recipe="test")
-    reevaluate(source, tmp_path / "evaluated", replace(averaging, {"evaluate.cam_flip": True}))
+    reevaluate(source, tmp_path / "rescored", config, "rescore", recipe="test")
+    reevaluate(source, tmp_path / "evaluated", replace(averaging, {"evaluate.cam_flip": True}), "evaluate")
     trained = json.loads((source / "provenance.json").read_text())
     for name, rescored in (("rescored", True), ("evaluated", False)):
         recorded = json.loads((tmp_path / name / "provenance.json").read_text())
         origin = recorded.pop("reevaluated")
         assert recorded == trained
-        assert origin["of"] == digest(averaging.resolved())
+        assert (origin["of"], origin["run"]) == (digest(averaging.resolved()), source.name)
         assert origin["rescored"] is rescored
         assert (origin["environment"] is None) is rescored
     assert RunFolder(tmp_path / "rescored").config() == config.resolved()
@@ -102,12 +106,12 @@ def test_the_record_says_what_was_evaluated_and_where(averaging, source, tmp_pat
 
 def test_another_training_is_refused(averaging, source, tmp_path):
     with pytest.raises(ValueError, match=r"another config: method.temperature \(0.5 -> 0.3\)"):
-        reevaluate(source, tmp_path / "target", replace(averaging, {"method.temperature": 0.3}))
+        reevaluate(source, tmp_path / "target", replace(averaging, {"method.temperature": 0.3}), "evaluate")
     with pytest.raises(ValueError, match="holds no finished training"):
-        reevaluate(tmp_path / "nothing", tmp_path / "target", averaging)
+        reevaluate(tmp_path / "nothing", tmp_path / "target", averaging, "evaluate")
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match="there already"):
-        reevaluate(source, tmp_path / "there", averaging)
+        reevaluate(source, tmp_path / "there", averaging, "evaluate")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
 
 
@@ -116,7 +120,7 @@ def test_a_checkpoint_that_is_gone_is_named_and_nothing_is_left(averaging, sourc
     shutil.rmtree(tmp_path / "source/checkpoints/step_00000004")
     config = replace(averaging, {"evaluate.cam_flip": True})
     with pytest.raises(ValueError, match=r"no checkpoint of step 4, .* with keep_checkpoints=2 or more"):
-        reevaluate(tmp_path / "source", tmp_path / "target", config)
+        reevaluate(tmp_path / "source", tmp_path / "target", config, "evaluate")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -125,4 +129,83 @@ def test_other_validation_data_is_refused(averaging, source, data_root, tmp_path
     (tmp_path / "data/ImageSets/Segmentation/val.txt").write_text("image12\nimage13\n")
     config = replace(averaging, {"evaluate.cam_flip": True, "data.root": str(tmp_path / "data")})
     with pytest.raises(ValueError, match="other validation data"):
-        reevaluate(source, tmp_path / "target", config)
+        reevaluate(source, tmp_path / "target", config, "evaluate")
+
+
+FLIPPED, OTHER_THRESHOLD = {"evaluate.cam_flip": True}, {"evaluate.background_threshold": 0.3}
+
+
+def test_what_other_code_counted_is_not_used(averaging, source, tmp_path):
+    config = replace(averaging, OTHER_THRESHOLD)
+    assert way_from(source, config, same_code=True) == "rescore"
+    assert way_from(source, config, same_code=False) == "evaluate"
+    shutil.copytree(source, tmp_path / "source")
+    for path in (tmp_path / "source/evaluations").iterdir():
+        path.unlink()
+    # Not even looked at.
+    expected = reevaluate(source, tmp_path / "rescored", config, "rescore").metrics
+    assert reevaluate(tmp_path / "source", tmp_path / "evaluated", config, "evaluate").metrics == expected
+
+
+def unfinished(run_dir):
+    (run_dir / "result.json").write_text(json.dumps({"format_version": 1, "status": "stopped"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "rescored", "evaluated"),
+    [
+        (shutil.rmtree, None, None),
+        (unfinished, None, None),
+        (lambda run_dir: (run_dir / "result.json").write_text("{"), None, None),
+        (lambda run_dir: (run_dir / "config.json").write_bytes(b""), None, None),
+        (lambda run_dir: (run_dir / "evaluations/step_00000004.npz").write_bytes(b"PK"), "evaluate", "evaluate"),
+        (lambda run_dir: (run_dir / "evaluations/step_00000006.npz").unlink(), "evaluate", "evaluate"),
+        (lambda run_dir: shutil.rmtree(run_dir / "checkpoints/step_00000004"), "rescore", None),
+        (lambda run_dir: (run_dir / "checkpoints/step_00000006/state.json").unlink(), "rescore", None),
+        (lambda run_dir: (run_dir / "checkpoints/step_00000002/state.json").unlink(), "rescore", "evaluate"),
+    ],
+)
+def test_a_source_that_lacks_what_is_needed_is_none(averaging, source, tmp_path, damage, rescored, evaluated):
+    run_dir = tmp_path / "source"
+    shutil.copytree(source, run_dir)
+    damage(run_dir)
+    assert way_from(run_dir, replace(averaging, OTHER_THRESHOLD), same_code=True) == rescored
+    assert way_from(run_dir, replace(averaging, FLIPPED), same_code=True) == evaluated
+
+
+def test_another_training_is_no_source(averaging, source):
+    for changes in ({"evaluate_every": 3}, {"method.temperature": 0.3}):
+        assert way_from(source, replace(averaging, {**changes, **OTHER_THRESHOLD}), same_code=True) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "checkpoints", "way"),
+    [
+        (OTHER_THRESHOLD, 0, "rescore"),
+        ({"evaluate.background_threshold": 0.33}, 1, None),  # will not be counted at, and it averages two
+        ({"evaluate.background_threshold": 0.33}, 2, "evaluate"),
+        ({**OTHER_THRESHOLD, "evaluate.average_last": 1}, 0, "rescore"),
+        ({**OTHER_THRESHOLD, "evaluate.average_last": 3}, 2, None),
+        ({**FLIPPED, "evaluate.average_last": 1}, 1, "evaluate"),
+        ({**FLIPPED, "evaluate.average_last": 1}, 0, None),
+        # There are three evaluations in all.
+        ({**FLIPPED, "evaluate.average_last": 9}, 3, "evaluate"),
+    ],
+)
+def test_what_a_training_to_come_will_serve(averaging, changes, checkpoints, way):
+    assert way_expected(averaging, replace(averaging, changes), checkpoints) == way
+
+
+def test_a_run_of_another_machine_keeps_the_choices_that_were_made_there(averaging, source, tmp_path):
+    """On CUDA the bilateral filter of large crops is another one; this machine need not have CUDA."""
+    large = replace(averaging, {"views.crop_size_px": 448, "method.dense_energy.scale": 1.0})
+    here = large.resolved()
+    there = large.model_copy(update={"device": "cuda", "method": large.method.resolved(torch.device("cuda"), 448)})
+    assert digest(here) != digest(there)
+    shutil.copytree(source, tmp_path / "source")
+    content = {"format_version": 1, "digest": digest(there), "config": there.model_dump(mode="json")}
+    (tmp_path / "source/config.json").write_text(json.dumps(content))
+    config = replace(large, OTHER_THRESHOLD)
+    assert way_from(tmp_path / "source", config, same_code=True) == "rescore"
+    reevaluate(tmp_path / "source", tmp_path / "target", config, "rescore")
+    assert RunFolder(tmp_path / "target").config() == there.model_copy(update={"evaluate": config.evaluate})

@@ -6,59 +6,63 @@ the network is not needed. Otherwise the kept checkpoints are evaluated.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from toco.config import digest
-from toco.evaluate import can_rescore, read_confusions, rescore
+from toco.evaluate import Confusions, can_rescore, read_confusions, rescore
 from toco.train import checkpoint
 from toco.train.loop import Result, averaged, evaluate_into, method_of, open_data
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder, provenance
 
+Way = Literal["rescore", "evaluate"]
+"""From what the evaluations counted, without the network, or from the checkpoints."""
 _THRESHOLDS = ("background_threshold", "curve_stop", "curve_step")
 
 
-def reevaluate(source: Path, target: Path, config: RunConfig, *, recipe: str | None = None) -> Result:
+def reevaluate(source: Path, target: Path, config: RunConfig, way: Way, *, recipe: str | None = None) -> Result:
     """Make ``target`` the run folder that a training of ``config`` would have left, but for its checkpoints.
 
-    It has the training rows of ``source`` and those evaluations that the result is the mean of; with other thresholds
-    alone it has neither pictures nor confusion matrices. ``target`` appears when it is complete.
+    It has the training rows of ``source`` and those evaluations that the result is the mean of; rescored, it has
+    neither pictures nor confusion matrices. ``target`` appears when it is complete.
 
     Args:
         source: The run folder of a finished training that differs from ``config`` in ``evaluate`` only.
         target: The folder to make.
         config: The run whose result is wanted.
+        way: See :func:`way_from`.
         recipe: Name of the recipe that ``config`` came from, for the record.
 
     Raises:
-        ValueError: ``source`` is not finished, is of another training or of other data, or lacks a checkpoint.
+        ValueError: ``source`` is not finished, is of another training or of other data, or lacks what ``way`` needs.
         FileExistsError: ``target`` is there.
     """
     started = time.monotonic()
-    config = config.resolved()
     trained = RunFolder(source)
     result = trained.result() if trained.exists() else None
     if result is None or result["status"] != "finished":
         raise ValueError(f"{source} holds no finished training; only a finished one can be evaluated in another way.")
-    with_its_evaluation = config.model_copy(update={"evaluate": trained.config().evaluate})
-    trained.check_same_config(with_its_evaluation)
+    config = _as_trained(config, trained, way)
     if target.exists():
         raise FileExistsError(f"{target} is there already; name a new folder for the evaluation.")
 
     rows = trained.metrics()
     evaluations = [row for row in rows if row["kind"] == "val"][-config.evaluate.average_last :]
-    rescored = _is_counted(trained, config, [row["step"] for row in evaluations])
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         folder = RunFolder(partial)
-        evaluate_step, now = (_rescoring if rescored else _evaluating)(trained, folder, config)
-        origin = {"of": trained.digest(), "rescored": rescored, "environment": now}
+        evaluate_step, now = (_rescoring if way == "rescore" else _evaluating)(trained, folder, config)
+        origin = {"of": trained.digest(), "run": source.name, "rescored": way == "rescore", "environment": now}
         folder.create(config, recipe, {**trained.provenance(), "reevaluated": origin})
         folder.set_metrics([row for row in rows if row["kind"] != "val"])
         for row in evaluations:
@@ -72,27 +76,82 @@ def reevaluate(source: Path, target: Path, config: RunConfig, *, recipe: str | N
     return Result("finished", result["step"], found["metrics"])
 
 
-def is_rescored(source: Path, config: RunConfig) -> bool:
-    """Whether :func:`reevaluate` needs no network: only thresholds differ, and all of them were counted."""
+def way_from(source: Path, config: RunConfig, *, same_code: bool) -> Way | None:
+    """How :func:`reevaluate` can make a run of ``config`` from ``source``; ``None`` where it has to be trained.
+
+    Args:
+        source: A run folder, which need not be there or whole.
+        config: The run whose result is wanted.
+        same_code: Whether the evaluations of ``source`` were made by the code that is here now: what other code
+            counted is not what this one would count.
+    """
     trained = RunFolder(source)
-    if not trained.exists():
-        return False
-    steps = [row["step"] for row in trained.metrics() if row["kind"] == "val"]
-    return _is_counted(trained, config, steps[-config.evaluate.average_last :])
+    try:
+        result = trained.result() if trained.exists() else None
+        if result is None or result["status"] != "finished":
+            return None
+        was = trained.config()
+        _as_trained(config, trained, "rescore")
+        steps = [row["step"] for row in trained.metrics() if row["kind"] == "val"][-config.evaluate.average_last :]
+    except (OSError, ValueError, KeyError):
+        return None
+    if same_code and _is_same_pass(was, config) and all(_is_counted(trained, config, step) for step in steps):
+        return "rescore"
+    kept = [trained.checkpoints / checkpoint.folder_name(step) for step in steps]
+    whole = all((path / name).is_file() for path in kept for name in (checkpoint.STATE, checkpoint.TENSORS))
+    return "evaluate" if steps and whole else None
+
+
+def way_expected(trained: RunConfig, config: RunConfig, checkpoints: int) -> Way | None:
+    """What :func:`way_from` will say of a training that is still to be done, of which so many checkpoints will be kept.
+
+    ``config`` has to differ from ``trained`` in ``evaluate`` only.
+    """
+    was, wanted = trained.evaluate, config.evaluate
+    counted = wanted.average_last <= was.average_last and set(wanted.thresholds()) <= set(was.thresholds())
+    if counted and _is_same_pass(trained, config):
+        return "rescore"
+    needed = min(wanted.average_last, math.ceil(trained.num_steps / trained.evaluate_every))
+    return "evaluate" if needed <= checkpoints else None
 
 
 _EvaluateStep = Callable[[int, float], object]
 """Makes the evaluation after a step, whose row has a time, in the new folder."""
 
 
-def _is_counted(trained: RunFolder, config: RunConfig, steps: Sequence[int]) -> bool:
-    """Whether ``config`` differs from the run in thresholds only, and the evaluations counted at all of them."""
-    was = trained.config().evaluate
-    same = {name: getattr(was, name) for name in (*_THRESHOLDS, "average_last")}
-    if digest(config.evaluate.model_copy(update=same)) != digest(was):
+def _as_trained(config: RunConfig, trained: RunFolder, way: Way) -> RunConfig:
+    """``config`` with the choices that were made where it was trained, which may have been another machine.
+
+    Raises:
+        ValueError: It was another training.
+    """
+    was = trained.config()
+    method = config.method.resolved(torch.device(was.device), config.views.crop_size_px)
+    device = was.device if way == "rescore" else str(config.torch_device())
+    config = config.model_copy(update={"method": method, "device": device})
+    trained.check_same_config(config.model_copy(update={"evaluate": was.evaluate}))
+    return config
+
+
+def _is_same_pass(was: RunConfig, config: RunConfig) -> bool:
+    """Whether the evaluations differ at most in thresholds and in how many of them are averaged."""
+    same = {name: getattr(was.evaluate, name) for name in (*_THRESHOLDS, "average_last")}
+    return digest(config.evaluate.model_copy(update=same)) == digest(was.evaluate)
+
+
+def _is_counted(trained: RunFolder, config: RunConfig, step: int) -> bool:
+    """Whether the evaluation after ``step`` counted at all thresholds of ``config``."""
+    file = trained.counts(step)
+    try:
+        return can_rescore(_counts(file, file.stat().st_mtime_ns), config.evaluate)
+    except (OSError, ValueError):
         return False
-    files = [trained.counts(step) for step in steps]
-    return all(file.is_file() and can_rescore(read_confusions(file), config.evaluate) for file in files)
+
+
+# The thresholds of a study are asked for one after the other, each of the same few files.
+@lru_cache(maxsize=8)
+def _counts(file: Path, modified_ns: int) -> Confusions:
+    return read_confusions(file)
 
 
 def _rescoring(trained: RunFolder, folder: RunFolder, config: RunConfig) -> tuple[_EvaluateStep, None]:

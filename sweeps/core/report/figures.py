@@ -31,6 +31,8 @@ MAX_LINES = 8
 MAX_BLOCKS = 6
 MAX_ROWS = 40
 """Rows of the figure of differences."""
+MANY_PANELS = 4
+"""Panels beside each other from which on they are drawn narrower."""
 MAX_CROSSINGS = 9
 """Panels of the figure of interactions."""
 
@@ -61,7 +63,10 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
-    "legend.frameon": False,
+    # Where no corner is free, a legend lies over lines, and has to be read there.
+    "legend.facecolor": PAPER,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.8,
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
@@ -184,8 +189,11 @@ def differences(study: StudyRecord, analysis: Analysis, table: Table) -> str | N
                 text.set_color(INK)
             axes.set_ylim(len(labels) - 0.4, -0.6)
         handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower left", ncols=5, columnspacing=1.4)
-        return svg(figure, "differences", "Differences to the base with their intervals, over the noise band")
+        # A legend that is wider than the figure is cut off, and its lines take their height from the panels.
+        columns = min(2 * len(keys), 5)
+        figure.legend(handles, names, loc="outside lower left", ncols=columns, columnspacing=1.4)
+        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
+        return svg(figure, "differences", "Differences with their intervals, over the noise band")
 
 
 def _size(analysis: Analysis, row: RowRecord, key: str) -> float:
@@ -286,8 +294,7 @@ def means(study: StudyRecord, analysis: Analysis, table: Table) -> str | None:
             for number, column in enumerate(columns):
                 _draw_means(axes[0], analysis, column, rows, number, len(columns))
             _label_rows(axes[0], [row.label for row in rows])
-            axes[0].set(title=f"{title}: {study.recipe} on {study.data}", ylabel="mIoU (%)")
-            axes[0].legend()
+            axes[0].set(title=f"{title}\n{study.recipe} on {study.data}", ylabel="mIoU (%)")
             if wide == 2 and not published:
                 axes[1].remove()
             elif wide == 2:
@@ -297,7 +304,8 @@ def means(study: StudyRecord, analysis: Analysis, table: Table) -> str | None:
                         axes[1].plot(values, marker=_MARKERS[number], color=SERIES[number], label=column.title)
                 _label_rows(axes[1], [row.paper.label if row.paper else "" for row in rows])
                 axes[1].set(title="Paper, its own scale (one seed: no band)", ylabel="mIoU (%)")
-                axes[1].legend()
+        # One for all panels, and under them: lines over all of a panel's width leave no free corner.
+        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=len(columns))
         return svg(figure, "means", "Metrics over the rows of the table, ours and the paper's")
 
 
@@ -439,22 +447,32 @@ def _curves(
     if not blocks or not columns:
         return None
     with rc_context(STYLE):
-        figure, panels = _grid(len(blocks), len(columns) + bool(beside))
+        num_panels = len(columns) + bool(beside)
+        # The page scales a wide figure down, and its letters with it.
+        figure, panels = _grid(len(blocks), num_panels, 4.6 if num_panels < MANY_PANELS else 3.4)
         for block, row_of_panels in zip(blocks, panels, strict=True):
             for axes, panel in zip(row_of_panels, columns, strict=False):
                 _draw_band(axes, block, lines, panel)
                 for number, line in enumerate(block.lines):
                     _draw_line(axes, line, number, panel, seeds)
-                axes.set(title=f"{block.title}: {panel.title}" if len(blocks) > 1 else panel.title, xlabel=xlabel)
+                # Said once in a row of panels, over the first, since it may be wider than a panel.
+                heading = f"{block.title}\n" if panel is columns[0] else "\n"
+                axes.set(title=f"{heading if len(blocks) > 1 else ''}{panel.title}", xlabel=xlabel)
                 if panel.ticks:
                     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             # One legend a block: its colours are the same in all its panels.
-            row_of_panels[0].legend()
+            row_of_panels[0].legend(*_of_all(row_of_panels[: len(columns)]))
         if beside:
             _draw_beside(panels[0][-1], beside, xlabel)
             for row_of_panels in panels[1:]:
                 row_of_panels[-1].remove()
         return svg(figure, name, description)
+
+
+def _of_all(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
+    """What a legend of several panels says: a line may have a curve in one of them only."""
+    found = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    return list(found.values()), list(found)
 
 
 def _draw_beside(axes: Axes, published: Mapping[str, Sequence[float]], xlabel: str) -> None:
@@ -468,6 +486,8 @@ def _draw_beside(axes: Axes, published: Mapping[str, Sequence[float]], xlabel: s
 
 def _draw_line(axes: Axes, line: Line, number: int, panel: _Panel, seeds: bool) -> None:
     curve = line.curve(panel.points)
+    if not curve:
+        return
     colour = SERIES[number]
     if seeds:
         for run in line.runs:
@@ -499,14 +519,17 @@ def _draw_band(axes: Axes, block: BlockLines, lines: Lines, panel: _Panel) -> No
         axes.fill_between(x, centre - floor, centre + floor, color=MUTED, alpha=0.16, lw=0, label="noise band (A/A)")
 
 
-def _grid(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(figsize=(4.6 * columns, 3.1 * rows), layout="constrained")
+def _grid(rows: int, columns: int, width: float = 4.6) -> tuple[Figure, list[list[Axes]]]:
+    figure = Figure(figsize=(width * columns, 3.1 * rows), layout="constrained")
     panels: list[list[Axes]] = figure.subplots(rows, columns, squeeze=False).tolist()
     return figure, panels
 
 
 def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
-    axes.set_xticks(range(len(labels)), labels, rotation=30 if max(map(len, labels)) > 12 or len(labels) > 8 else 0)
+    if max(map(len, labels)) > 12 or len(labels) > 8:
+        axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right", rotation_mode="anchor")
+    else:
+        axes.set_xticks(range(len(labels)), labels)
     axes.grid(visible=False, axis="x")
 
 

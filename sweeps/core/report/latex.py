@@ -157,7 +157,9 @@ def _legend(table: Table) -> list[str]:
 def _notes(table: Table) -> list[str]:
     """What follows the table in the text: a float must fit on a page."""
     notes = [f"{claim.name}: {claim.outcome}. {claim.sentence}" for claim in table.claims]
-    notes += [*([table.verdict] if table.verdict else []), *table.warnings, *table.captions, *table.states]
+    notes += [*([table.verdict] if table.verdict else []), *table.warnings]
+    notes += [f"{terms.title}: {note}" for terms in table.terms for note in terms.notes]
+    notes += [*table.captions, *table.states]
     return _small([escaped(note) for note in notes])
 
 

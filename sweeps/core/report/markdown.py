@@ -25,6 +25,7 @@ def markdown(table: Table) -> str:
         parts.append(_pipe(("the paper's claim", "outcome", "because"), claims, left=3, marked=True))
     for terms in table.terms:
         parts += [escaped(terms.title) + ":", _pipe(TERM_HEADINGS, terms.lines)]
+        parts += [_list(terms.notes)] if terms.notes else []
     if table.warnings:
         parts.append(_list(table.warnings))
     parts.append(_list(["Bold: the best, or not distinguishable from it; underlined: the second.", *table.captions]))

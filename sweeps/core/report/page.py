@@ -343,7 +343,8 @@ def _forecast(study: StudyRecord) -> tuple[str, ...]:
     """What was foretold beside what happened, in sentences."""
     if study.forecast is None:
         return ()
-    entries = [trial.entry for trial in study.trials if trial.entry]
+    # What another study had trained before was not foretold.
+    entries = [trial.entry for trial in study.trials if trial.entry and trial.entry["origin"]["study"] == study.name]
     return scorecard(study.forecast, entries, None)
 
 

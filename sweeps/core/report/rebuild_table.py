@@ -142,18 +142,18 @@ def correct_by_holm(lines: list[dict[str, Any]]) -> None:
 
 
 def marked(rows: list[dict[str, Any]], metric: dict[str, Any], values: Values, significance: float) -> dict[int, str]:
-    """Bold: the best row and all that a paired t test, corrected over all pairs, cannot tell from it; then the next."""
+    """Bold: the best row and all that a one-sided paired t test, corrected over the others, cannot tell from it."""
     shown = {row["number"]: found for row in rows if (found := values.get((row["cell"], metric["key"])))}
     if not shown:
         return {}
     sign = 1 if metric["higher_is_better"] else -1
     means = {number: sign * float(np.mean(list(found.values()))) for number, found in shown.items()}
     best = max(means, key=lambda number: means[number])
-    pairs = math.comb(len(shown), 2)
     marks = {}
     for number, found in shown.items():
-        p = paired(found, shown[best])["p"]
-        if number == best or p is None or p * pairs > significance:
+        test = paired(found, shown[best])
+        worse = test["p"] is not None and sign * test["difference"] < 0
+        if number == best or not worse or test["p"] / 2 * (len(shown) - 1) > significance:
             marks[number] = "bold"
     others = [number for number in shown if number not in marks]
     if others:

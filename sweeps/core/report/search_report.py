@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,13 +17,14 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from tabulate import tabulate
 
 from sweeps.core.ledger import partial_file
 from sweeps.core.report.figures import MUTED, SERIES, STYLE, svg
 from sweeps.core.report.markdown import escaped
-from sweeps.core.search import STEP_TIME, Objective
-from sweeps.core.search_record import FEWEST_FOR_IMPORTANCE, SearchRecord, SearchTrial, read_search_record
+from sweeps.core.search import Objective
+from sweeps.core.search_record import ENDED, FEWEST_FOR_IMPORTANCE, SearchRecord, SearchTrial, read_search_record
 
 PAGE = "report.html"
 SELECTED = (
@@ -57,16 +59,21 @@ class SearchReport:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What all forms print; the first column is text."""
+    """What all forms print; the first ``texts`` columns are text."""
 
     title: str
     headings: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     caption: str
+    texts: int = 1
 
 
-def write_search_report(path: Path) -> SearchReport:
+def write_search_report(path: Path, *, running: bool = False) -> SearchReport:
     """Write the report of the search as it stands, which may be unfinished.
+
+    Args:
+        path: The search's folder.
+        running: Whether a driver runs it, so that the page is to load itself again.
 
     Raises:
         ValueError: ``path`` is not a search's folder.
@@ -77,12 +84,12 @@ def write_search_report(path: Path) -> SearchReport:
     contents = {
         "search.md": _markdown(record, summary, tables),
         "trials.csv": trials_csv(record),
-        PAGE: _page(record, summary, tables),
+        PAGE: _page(record, summary, tables, running=running),
     }
     for name, content in contents.items():
         with partial_file(path / name, content) as partial:
             partial.replace(path / name)
-    ended = sum(trial.state in ("finished", "stopped", "diverged") for trial in record.trials)
+    ended = sum(trial.state in ENDED for trial in record.trials)
     return SearchReport(
         text=_text(record, summary, tables),
         note=contents["search.md"],
@@ -114,9 +121,10 @@ def _front(record: SearchRecord) -> _Table:
     settings = [_short(path) for path in record.space]
     lines = tuple((str(trial.number), *_results(record, trial), *_settings(record, trial)) for trial in record.front)
     caption = (
-        "The Pareto front: finished trials that no other finished trial is at least as good as in everything. With one "
-        "seed each, neighbours on it may have changed places by chance."
+        "The Pareto front: no other finished trial is better than one of these in something and nowhere worse. With "
+        "one seed each, neighbours on it may have changed places by chance."
     )
+    caption += "".join(map(_reservation, record.objectives)) + _recipe_note(record)
     headings = ("trial", *map(_heading, record.objectives), *settings)
     return _Table("Pareto front", headings, lines, caption)
 
@@ -125,7 +133,7 @@ def _importance(record: SearchRecord) -> _Table:
     known = [objective for objective in record.objectives if objective.key in record.importance]
     first = record.importance[known[0].key] if known else {}
     lines = tuple(
-        (path, *(f"{100 * record.importance[objective.key][path]:.0f} %" for objective in known))
+        (_short(path), *(f"{100 * record.importance[objective.key][path]:.0f} %" for objective in known))
         for path in sorted(first, key=lambda path: -first[path])
     )
     number = record.importance_n
@@ -151,7 +159,8 @@ def _all(record: SearchRecord) -> _Table:
         for trial in record.trials
     )
     caption = (
-        "* on the front. What was stopped at a rung is censored: it has no result, as it could have become better."
+        "* on the front. What was stopped at a rung is censored: it has no result, as it could have become better; in "
+        "brackets is what it had reached there."
     )
     reasons: dict[str, list[str]] = {}
     for trial in record.trials:
@@ -159,14 +168,51 @@ def _all(record: SearchRecord) -> _Table:
             reasons.setdefault(f"{trial.state}: {trial.message}", []).append(str(trial.number))
     failures = [f" Trial {', '.join(numbers)} {reason}" for reason, numbers in reasons.items()]
     headings = ("trial", "state", *map(_heading, record.objectives), *map(_short, record.space))
-    return _Table("All trials", headings, lines, caption + "".join(failures))
+    return _Table("All trials", headings, lines, caption + _recipe_note(record) + "".join(failures), texts=2)
 
 
 def _results(record: SearchRecord, trial: SearchTrial) -> list[str]:
-    return [
-        objective.text(trial.results[objective.key]) if objective.key in trial.results else "-"
-        for objective in record.objectives
-    ]
+    """The results; of a stopped trial, what it had reached at the rung."""
+    reached = {} if trial.stopped_at is None else trial.rungs.get(trial.stopped_at, {})
+
+    def text(objective: Objective) -> str:
+        if objective.key in trial.results:
+            return objective.text(trial.results[objective.key])
+        value = reached.get(objective.key)
+        return "-" if value is None else f"({objective.text(value)})"
+
+    return list(map(text, record.objectives))
+
+
+def _reservation(objective: Objective) -> str:
+    """What a reader must know of a cost that is measured with a clock."""
+    if not objective.key.endswith("_s"):
+        return ""
+    rounded = f", rounded to steps of {100 * objective.resolution:g} %" if objective.resolution else ""
+    return (
+        f" The {objective.title} is that of the machine it was measured on, beside whatever else ran there{rounded}: a "
+        "trial may be on the front for having run in a quiet hour."
+    )
+
+
+def _recipe_note(record: SearchRecord) -> str:
+    own = [str(trial.number) for trial in record.trials if record.is_start(trial)]
+    return f" Trial {', '.join(own)} has the recipe's own settings." if own else ""
+
+
+def _space(distribution: BaseDistribution) -> str:
+    """For people.
+
+    >>> _space(FloatDistribution(2, 32, log=True)), _space(IntDistribution(7, 10))
+    ('2 to 32, logarithmic', '7 to 10, integers')
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return f"one of {', '.join(map(str, distribution.choices))}"
+    if not isinstance(distribution, FloatDistribution | IntDistribution):
+        return str(distribution)
+    text = f"{distribution.low:g} to {distribution.high:g}"
+    text += ", integers" if isinstance(distribution, IntDistribution) else ""
+    return text + (", logarithmic" if distribution.log else "")
 
 
 def _settings(record: SearchRecord, trial: SearchTrial) -> list[str]:
@@ -209,12 +255,16 @@ def _markdown(record: SearchRecord, summary: str, tables: Sequence[_Table]) -> s
 
 
 def _printed(table: _Table, form: str) -> str:
-    lines = [[escaped(cell) for cell in line] for line in table.lines] if form == "pipe" else table.lines
-    align = ["left", *["right"] * (len(table.headings) - 1)]
-    return tabulate(lines, headers=table.headings, tablefmt=form, colalign=align, disable_numparse=True)
+    if form == "pipe":
+        lines, headings = [tuple(map(escaped, line)) for line in table.lines], list(map(escaped, table.headings))
+    else:
+        # A dozen settings fit a terminal only with headings that are broken.
+        lines, headings = list(table.lines), [re.sub(r"[ ]|(?<=[._])", "\n", text) for text in table.headings]
+    align = ["left" if column < table.texts else "right" for column in range(len(table.headings))]
+    return tabulate(lines, headers=headings, tablefmt=form, colalign=align, disable_numparse=True)
 
 
-def _page(record: SearchRecord, summary: str, tables: Sequence[_Table]) -> str:
+def _page(record: SearchRecord, summary: str, tables: Sequence[_Table], *, running: bool) -> str:
     environment = Environment(
         loader=PackageLoader("sweeps.core.report", "."),
         autoescape=True,
@@ -222,7 +272,7 @@ def _page(record: SearchRecord, summary: str, tables: Sequence[_Table]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    running = any(trial.state == "running" for trial in record.trials)
+    environment.filters["breakable"] = _breakable
     plot = _plot(record)
     facts = {
         "Recipe": record.recipe,
@@ -230,8 +280,9 @@ def _page(record: SearchRecord, summary: str, tables: Sequence[_Table]) -> str:
         "Seed": str(record.seed),
         "Digest": record.digest,
         "Random trials before proposals": str(record.num_random),
+        **{f"Objective: {o.title}": f"{o.key}, {_better(o)}" for o in record.objectives},
         **{f"For all trials: {path}": str(value) for path, value in record.changes.items()},
-        **{f"Space of {path}": str(distribution) for path, distribution in record.space.items()},
+        **{f"Space of {path}": _space(distribution) for path, distribution in record.space.items()},
     }
     return environment.get_template("search.html.j2").render(
         title=record.title,
@@ -239,7 +290,6 @@ def _page(record: SearchRecord, summary: str, tables: Sequence[_Table]) -> str:
         selected=SELECTED,
         summary=summary,
         plot=None if plot is None else Markup(plot),  # noqa: S704 - made by Matplotlib, which escapes the texts in it
-        has_cost=any(objective.key == STEP_TIME for objective in record.objectives),
         tables=tables,
         facts=facts,
         refresh_s=_REFRESH_S if running else None,
@@ -247,24 +297,32 @@ def _page(record: SearchRecord, summary: str, tables: Sequence[_Table]) -> str:
     )
 
 
+def _breakable(heading: str) -> Markup:
+    """HTML that may be broken after every dot and underscore."""
+    return Markup("<wbr>").join(re.split(r"(?<=[._])", heading))
+
+
 def _plot(record: SearchRecord) -> str | None:
-    """Every pair of objectives with all finished trials; the front in colour, with the numbers of its trials."""
-    finished = [trial for trial in record.trials if trial.results]
-    if not finished:
+    """Every pair of objectives with all finished trials; the front in colour, the recipe's own settings as a square."""
+    if not any(trial.results for trial in record.trials):
         return None
     pairs = list(itertools.combinations(record.objectives, 2))
     with rc_context(STYLE):
         figure = Figure(figsize=(3.6 * len(pairs), 3.2), layout="constrained")
         for axes, (across, up) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
-            _pair(axes, finished, across, up)
+            _pair(axes, record, across, up)
         return svg(figure, "front", "Finished trials by every pair of objectives, the Pareto front in colour")
 
 
-def _pair(axes: Axes, finished: Sequence[SearchTrial], across: Objective, up: Objective) -> None:
-    for trial in finished:
+def _pair(axes: Axes, record: SearchRecord, across: Objective, up: Objective) -> None:
+    for trial in record.trials:
+        if not trial.results:
+            continue
         x, y = (100 * trial.results[o.key] if o.is_evaluated else trial.results[o.key] for o in (across, up))
-        axes.plot(x, y, "o", color=SERIES[0] if trial.on_front else MUTED, ms=6 if trial.on_front else 4)
-        if trial.on_front:
+        is_start = record.is_start(trial)
+        marker, size = ("s", 7) if is_start else ("o", 6 if trial.on_front else 4)
+        axes.plot(x, y, marker, color=SERIES[0] if trial.on_front else MUTED, ms=size)
+        if trial.on_front or is_start:
             axes.annotate(str(trial.number), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel(f"{_heading(across)}, {_better(across)}")
     axes.set_ylabel(f"{_heading(up)}, {_better(up)}")

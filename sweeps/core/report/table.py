@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sweeps.core.analysis import Analysis, Crossing, Figures, RowAnalysis
-from sweeps.core.statistics import ImageInterval, Paired, Summary
+from sweeps.core.statistics import Effect, ImageInterval, Paired, Summary
 from sweeps.core.study import Metric
 from sweeps.core.study_record import CellRecord, RowRecord, StudyRecord, TrialRecord
 from sweeps.core.verdict import Verdict
@@ -123,7 +123,8 @@ class TableRow:
         versus: Label of the row it is compared with.
         values: One for each column.
         differences: One for each column that can be compared, in the columns' order.
-        n: Seeds behind it, as ``3`` or, where some are missing, ``2 of 3``.
+        n: Seeds behind it, as ``3`` or, where some are missing, ``2 of 3``; ``3 (seg 2)`` where a metric of a finished
+            trial is not a number.
         footnotes: Numbers of its daggers, see ``Table.footnotes``.
         paper_label: Label of the published row beside it.
         paper: The published values by key of the metric.
@@ -171,6 +172,16 @@ class TableBlock:
     source: str
 
     @property
+    def against(self) -> str:
+        """What the rows are compared with, in words: the base, or on a ladder the row above."""
+        compared = [row for row in self.rows if row.role == "row"]
+        of_base = {row.label for row in self.rows if row.role == "base"}
+        if all(row.versus in of_base for row in compared):
+            return "the base"
+        above = dict(zip((row.label for row in self.rows[1:]), (row.label for row in self.rows), strict=False))
+        return "the row above" if all(above.get(row.label) == row.versus for row in compared) else "another row"
+
+    @property
     def renamed(self) -> bool:
         """Whether a row stands beside a published one of another label, so that the table must say which."""
         return any(row.paper_label not in (None, row.label) for row in self.rows)
@@ -212,10 +223,11 @@ class PerClass:
 
 @dataclass(frozen=True, slots=True)
 class TermsTable:
-    """An analysis of variance, a line a term under ``TERM_HEADINGS``."""
+    """An analysis of variance, a line a term under ``TERM_HEADINGS``; ``notes`` say what it leaves out and why."""
 
     title: str
     lines: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +393,7 @@ def _row(
         versus=None if row.versus is None else study.rows[row.versus].label,
         values=tuple(_value(column, numbers.figures[column.key]) for column in columns),
         differences=tuple(differences),
-        n=_seeds(numbers),
+        n=_seeds(numbers, columns),
         footnotes=tuple(footnotes[f"{text}."] for text in numbers.daggers),
         paper_label=row.paper.label if row.paper else None,
         paper={c.key: printed(paper[c.key], percent=c.percent) for c in columns if c.key in paper},
@@ -423,10 +435,18 @@ def _interval(column: Column, found: Paired | ImageInterval | None) -> str | Non
     return " to ".join(printed_difference(value, percent=column.percent) for value in (found.low, found.high))
 
 
-def _seeds(numbers: RowAnalysis) -> str:
+def _seeds(numbers: RowAnalysis, columns: Iterable[Column]) -> str:
     """Shown beside every row, since a mean of one seed must not look like a mean of ten."""
     count = numbers.finished
-    return str(count) if count == numbers.planned else f"{count} of {numbers.planned}"
+    text = str(count) if count == numbers.planned else f"{count} of {numbers.planned}"
+    fewer = [f"{column.title} {n}" for column, n in _missing(numbers, columns)]
+    return f"{text} ({', '.join(fewer)})" if fewer else text
+
+
+def _missing(numbers: RowAnalysis, columns: Iterable[Column]) -> list[tuple[Column, int]]:
+    """Metrics that some finished trials of the row lack, with the number of those that have them."""
+    summaries = [(column, numbers.figures[column.key].summary) for column in columns]
+    return [(column, found.n) for column, found in summaries if found is not None and found.n < numbers.finished]
 
 
 def _row_verdict(columns: Iterable[Column], verdicts: Mapping[str, str]) -> str:
@@ -448,7 +468,26 @@ def _terms(crossing: Crossing, study: StudyRecord) -> TermsTable:
         for term in crossing.anova.terms
     ]
     lines.append(("noise", str(crossing.anova.residual_df), "", "", ""))
-    return TermsTable(f"{study.blocks[crossing.block].title}: analysis of variance of {title}", tuple(lines))
+    return TermsTable(
+        f"{study.blocks[crossing.block].title}: analysis of variance of {title}",
+        tuple(lines),
+        (*crossing.anova.notes, *(_effect(effect, is_percent(crossing.metric)) for effect in crossing.effects)),
+    )
+
+
+def _effect(effect: Effect, percent: bool) -> str:
+    """An effect in a two-level design with what it cannot be told from, as a sentence."""
+    estimate = effect.estimate
+    steps = ", ".join(
+        f"{factor} from {low} to {high}" for factor, (low, high) in zip(effect.factors, effect.levels, strict=True)
+    )
+    interval = ""
+    if estimate.low is not None and estimate.high is not None:
+        ends = (printed_difference(end, percent=percent) for end in (estimate.low, estimate.high))
+        interval = f" ({' to '.join(ends)})"
+    mixed = f"; not told from {', '.join(' x '.join(alias) for alias in effect.aliases)}" if effect.aliases else ""
+    kind = "Effect of" if len(effect.factors) == 1 else "Interaction of"
+    return f"{kind} {steps}: {printed_difference(estimate.difference, percent=percent)}{interval}{mixed}."
 
 
 def _states(study: StudyRecord) -> tuple[str, ...]:
@@ -498,7 +537,16 @@ def _captions(study: StudyRecord, analysis: Analysis, columns: tuple[Column, ...
         if (floor := analysis.floors.get(column.key)) is not None
     ]
     if floors:
-        lines.append(f"Noise floor, from the base and the base again (A/A): {', '.join(floors)}.")
+        lines.append(
+            f"Noise floor, from the base and the base again (A/A): {', '.join(floors)}. Within noise: a difference "
+            "smaller than that; a paired test may find it all the same, since pairing takes out what a seed does to "
+            "both rows."
+        )
+    if any(figures.underpowered for numbers in analysis.rows for figures in numbers.figures.values()):
+        lines.append(
+            "Underpowered: not significant, in a study that could not have shown a difference of "
+            f"{100 * study.smallest_effect:g} points."
+        )
     lines += _power(study, analysis, columns)
     settings: dict[str, list[str]] = {}
     for block in study.blocks:
@@ -519,7 +567,7 @@ def _power(study: StudyRecord, analysis: Analysis, columns: tuple[Column, ...]) 
         f"power, an effect of {power.detectable_sd:.1f} standard deviations of a paired difference"
     )
     points = [
-        f"{column.title} {_detectable(column, found.detectable)}"
+        f"{column.title} {_detectable(column, found.detectable)}{' points' if column.percent else ''}"
         for column in columns
         if (found := power.metrics.get(column.key)) and found.detectable is not None and math.isfinite(found.detectable)
     ]

@@ -61,6 +61,7 @@ def terminal(table: Table, *, width: int = WIDTH, styled: bool = False) -> str:
         console.print()
         console.print(Text(terms.title, "bold"))
         console.print(_terms(terms))
+        _sentences(console, "", terms.notes)
     if table.claims:
         console.print()
         console.print(_claims(table))

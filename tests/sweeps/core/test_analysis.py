@@ -15,6 +15,7 @@ from records import FACTOR, SEG, M, make_study
 
 from sweeps.core import analysis as module
 from sweeps.core.analysis import analyse
+from sweeps.core.evaluations import num_images
 from sweeps.core.statistics import detectable_effect
 from sweeps.core.study import A_A, Metric
 from sweeps.core.study_record import BlockRecord
@@ -277,6 +278,15 @@ def imaged(tmp_path, change=lambda trial, evaluations: evaluations, steps=(160,)
         for trial in row.cell.trials:
             write(trial, change((row.label, trial.seed), results[row.label, trial.seed]))
     return study, results
+
+
+def test_how_many_images_trials_were_evaluated_on(tmp_path):
+    study, _ = imaged(tmp_path)
+    assert num_images(study.trials) == 12
+    assert num_images(make_study({"#10": [0.5]}).trials) is None
+    study.trials[0].run_dir.joinpath("evaluations", "step_00000160.npz").write_bytes(b"damaged")
+    assert num_images(study.trials[:1]) is None
+    assert num_images(study.trials) == 12
 
 
 def test_the_interval_over_images_is_of_the_same_difference(tmp_path):

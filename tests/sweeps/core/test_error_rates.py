@@ -58,24 +58,26 @@ def test_family_wise_error_of_null_studies(noise, n):
 
 @pytest.mark.parametrize("noise", ["normal", "unequal spread"])
 @pytest.mark.parametrize("n", [3, 5, 10])
-def test_rows_that_are_as_good_as_the_best_are_bold(noise, n):
+def test_a_row_that_is_as_good_as_the_best_is_bold(noise, n):
     left_out = 0
     for study in null_studies(noise, n, ROWS - 1):
         values = {f"row {index}": by_seed(row) for index, row in enumerate(study)}
-        left_out += not_distinguishable(values, True, LEVEL) != set(values)
-    assert left_out / STUDIES <= bound(LEVEL, STUDIES)
+        left_out += len(values) - len(not_distinguishable(values, True, LEVEL))
+    assert left_out / (STUDIES * ROWS) <= bound(LEVEL, STUDIES)
 
 
-def test_the_truly_best_rows_are_bold_beside_worse_ones():
-    """Three rows tie, the others fall behind by growing steps: the tied are kept, most of the others are not."""
-    lost = kept_worse = 0
+def test_each_of_the_truly_best_rows_is_bold_beside_worse_ones():
+    """Three rows tie, the others fall behind by growing steps: each of the tied is kept, most of the others are not."""
+    lost = dict.fromkeys("012", 0)
+    kept_worse = 0
     truth = np.array([0, 0, 0, 1, 2, 4, 8, 16, 32, 64]) * 0.01
     for study in null_studies("normal", 5, ROWS - 1):
         values = {str(index): by_seed(row - truth[index]) for index, row in enumerate(study)}
         bold = not_distinguishable(values, True, LEVEL)
-        lost += not {"0", "1", "2"} <= bold
+        for label in lost.keys() - bold:
+            lost[label] += 1
         kept_worse += bool(bold & {"8", "9"})
-    assert lost / STUDIES <= bound(LEVEL, STUDIES)
+    assert max(lost.values()) / STUDIES <= bound(LEVEL, STUDIES)
     assert kept_worse / STUDIES < 0.01
 
 

@@ -67,11 +67,39 @@ def test_a_finished_study_is_recalled_until_something_differs(study, tmp_path, m
     image.write_bytes(kept)
     assert recall(study, storage) is not None
     (entry,) = storage.glob(f"ledger/??/{keys[0]}.json")
+    kept = entry.read_text()
     entry.unlink()
     assert recall(study, storage) is None
+    # Computed again, for another study, it is another result, and the table is out of date.
+    entry.write_text(kept.replace('"step":1', '"step":2'))
+    assert recall(study, storage) is None
+    entry.write_text(kept)
+    assert recall(study, storage) is not None
 
 
 def test_a_study_that_varies_its_data_is_not_remembered(study, tmp_path):
     varied = dataclasses.replace(study, design=OneFactor((Factor("data.seed", (3, 4)),)))
     finish(varied, tmp_path / "results")
     assert recall(varied, tmp_path / "results") is None
+
+
+def test_all_code_of_a_trainer_of_its_own_counts(study, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "own_trainer"
+    package.mkdir()
+    for name in ("__init__", "loop", "loss"):
+        (package / f"{name}.py").write_text("")
+    owned = dataclasses.replace(study, train="own_trainer.loop:train")
+    finish(owned, tmp_path / "results")
+    assert recall(owned, tmp_path / "results") is not None
+    (package / "loss.py").write_text("WEIGHT = 2\n")
+    assert recall(owned, tmp_path / "results") is None
+
+
+def test_nothing_is_remembered_of_a_study_that_lacks_a_result(study, tmp_path):
+    folder = tmp_path / "results" / "example-01234567"
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("")
+    trials = study.resolve().trials
+    remember(study, tmp_path / "results", folder, ["0" * 20], trial_inputs(trials), "the table", 0)
+    assert recall(study, tmp_path / "results") is None

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from sweeps.core.forecast import START_S, Range, Work, forecast, makespan, scorecard, work_left
+from sweeps.core.forecast import START_S, Range, Work, forecast, makespan, scorecard
 from sweeps.core.probe import Cost, Phase
 from toco.config import replace
 from toco.registry import load
@@ -83,14 +83,24 @@ def test_beside_others_a_probed_training_may_take_longer_but_not_shorter():
 
 def test_trials_that_share_a_gpu_may_wait_for_each_other():
     cost = dataclasses.replace(COST, device="NVIDIA A100")
-    shared = forecast([Work(NANO)] * 4, concurrent=4, gpus=0.25, costs=[cost], price_per_gpu_hour=2.0)
-    own = forecast([Work(NANO)] * 4, concurrent=4, gpus=1.0, costs=[cost], price_per_gpu_hour=2.0)
+    shared = forecast([Work(NANO)] * 4, concurrent=4, gpus=0.25, costs=[cost], price_per_hour=2.0)
+    own = forecast([Work(NANO)] * 4, concurrent=4, gpus=1.0, costs=[cost], price_per_hour=2.0)
     assert own.wall_s.high == pytest.approx(5 + 1.1 * TRAINING_S)
     assert shared.wall_s.high == pytest.approx(5 + 4 * 1.1 * TRAINING_S)
     assert own.gpu_hours == pytest.approx(4 * (5 + TRAINING_S) / 3600)
     assert own.money == pytest.approx(2 * own.gpu_hours)
     # A quarter of a GPU for up to four times as long: likely for twice as long.
     assert shared.gpu_hours == pytest.approx(4 * 0.25 * (5 + 2 * TRAINING_S) / 3600)
+
+
+def test_a_price_is_of_a_gpu_or_of_a_core_where_there_is_no_gpu():
+    on_cores = forecast([Work(NANO)] * 4, concurrent=2, cpus=3.0, costs=[COST], price_per_hour=0.5)
+    assert on_cores.money == pytest.approx(0.5 * on_cores.cpu_hours)
+    assert on_cores.money > 0
+    cost = dataclasses.replace(COST, device="NVIDIA A100")
+    # Cores beside a GPU are in its price.
+    shared = forecast([Work(NANO)] * 4, concurrent=4, cpus=3.0, gpus=0.25, costs=[cost], price_per_hour=2.0)
+    assert shared.money == pytest.approx(2 * shared.gpu_hours)
 
 
 def test_a_probe_on_a_cpu_says_nothing_of_a_gpu():
@@ -153,16 +163,6 @@ def test_cells_that_are_only_evaluated_cost_an_evaluation_or_nothing():
     # Without a probe: at most half of a training with two evaluations.
     past = forecast([Work(NANO, "evaluate")], concurrent=1, history=[entry()])
     assert dataclasses.astuple(past.wall_s) == pytest.approx((START_S, START_S + 27.5, START_S + 55))
-
-
-def test_trials_of_one_training_train_it_once():
-    threshold = replace(NANO, {"evaluate.background_threshold": 0.4})
-    scales = replace(NANO, {"evaluate.cam_scales": [1.0, 0.5]})
-    left = [(NANO, "a"), (threshold, "a"), (scales, "a"), (OTHER, "b"), (seeded(NANO, 1), "c")]
-    works = work_left(left, trained={"b": OTHER}, steps_done={"c": 80, "b": 160})
-    assert [(work.kind, work.steps_done) for work in works] == [
-        ("train", 0), ("rescore", 0), ("evaluate", 0), ("rescore", 0), ("train", 80),
-    ]  # fmt: skip
 
 
 def test_nothing_left_costs_nothing():

@@ -57,7 +57,6 @@ def test_what_changes_no_result_changes_no_key(changes):
         {"evaluate.background_threshold": 0.4},
         {"evaluate.cam_flip": False},
         {"evaluate.average_last": 2},
-        {"evaluate_every": 40},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -69,9 +68,10 @@ def test_settings_of_the_evaluation_share_a_training(changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"seed": 1}, {"method.ptc.weight": 1.0}, {"data.num_train": 500}, {"num_steps": 170}, {"precision": "bfloat16"}],
+    [{"seed": 1}, {"method.ptc.weight": 1.0}, {"data.num_train": 500}, {"num_steps": 170}, {"precision": "bfloat16"},
+     {"evaluate_every": 40}],
     ids=lambda changes: next(iter(changes)),
-)
+)  # fmt: skip
 def test_settings_of_the_training_change_both_keys(changes):
     (key, training_key), (base, base_training) = keys(changes), keys()
     assert key != base

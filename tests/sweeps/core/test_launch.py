@@ -1,20 +1,27 @@
 """How a launch that breaks leaves MLflow, with a runner that breaks, and what needs no runner at all."""
 
+import dataclasses
+import shutil
+import time
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import sweeps.core
-from sweeps.core import launch, ray_environment
+from sweeps.core import identity, launch, ray_environment
 from sweeps.core.designs import OneFactor, SideBySide
 from sweeps.core.factors import Factor, Stage
 from sweeps.core.launch import run_study
+from sweeps.core.lease import Leases
 from sweeps.core.ledger import Ledger
 from sweeps.core.options import Launch
+from sweeps.core.runs import Runs, newest_step, seal
 from sweeps.core.situation import survey
 from sweeps.core.study import Metric, Study
 from toco.train.loop import train
+from toco.train.reevaluate import reevaluate
 
 
 class Tracker:
@@ -105,18 +112,26 @@ class Trainer:
     """Trains in this process what the runner is given, and keeps the keys."""
 
     def __init__(self):
-        self.trained, self.rounds = [], 0
+        self.trained, self.evaluated = [], []
 
     def __call__(self, specs, runs, session, resources, watch, name):
-        self.rounds += 1
+        failed = set()
         for spec in specs:
-            assert spec.source is None
             folder = session / spec.key
             config = launch_config(spec)
-            train(config, folder, recipe=spec.recipe, progress=False)
+            if spec.source is None:
+                train(config, folder, recipe=spec.recipe, progress=False)
+                self.trained.append(spec.key)
+            else:
+                self.evaluated.append(spec.key)
+                try:
+                    reevaluate(Path(spec.source), folder, config, "evaluate", recipe=spec.recipe)
+                except ValueError as error:
+                    watch.failed(spec.key, str(error), "trace")
+                    failed.add(spec.key)
+                    continue
             watch.snapshot(spec.key, folder)
-            self.trained.append(spec.key)
-        return frozenset(), True
+        return frozenset(failed), True
 
 
 def launch_config(spec):
@@ -165,3 +180,151 @@ def test_an_underpowered_study_is_refused_unless_that_is_accepted(tmp_path, monk
     assert not (tmp_path / "results" / study.resolve().folder_name).exists()
     assert run_study(study, Launch(tmp_path / "results", address="local", accept_underpowered=True)) == 0
     assert len(trainer.trained) == 2
+
+
+ONE = OneFactor((Factor("method.aux_block", (9,)),))
+THRESHOLDS = OneFactor((Factor("evaluate.background_threshold", (0.3, 0.5), 0.5, stage=Stage.EVALUATE),))
+
+
+def entries(study, storage):
+    situation = survey(study, storage)
+    return [situation.ledger.entry(key) for key in situation.keys]
+
+
+def test_another_rhythm_of_evaluations_is_another_training(tmp_path, monkeypatch, tracker):
+    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
+    use(monkeypatch, run_trials=trainer)
+    study = make(tmp_path, ONE)
+    assert run_study(study, start) == 0
+    assert run_study(dataclasses.replace(study, changes={**study.changes, "evaluate_every": 1}), start) == 0
+    assert len(trainer.trained) == 2
+    assert trainer.evaluated == []
+
+
+def test_changed_code_of_the_evaluation_evaluates_again(tmp_path, monkeypatch, tracker):
+    """What the old code counted says nothing of what the new code would find."""
+    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
+    use(monkeypatch, run_trials=trainer)
+    study = make(tmp_path, THRESHOLDS)
+    assert run_study(study, start) == 0
+    before = entries(study, start.storage)
+    real = identity.code_digests
+    identity._code.cache_clear()
+    monkeypatch.setattr(
+        identity,
+        "code_digests",
+        lambda roots, without: real(roots, without) | ({} if without else {"toco.evaluate.evaluator": "0" * 16}),
+    )
+    try:
+        assert run_study(study, start) == 0
+        after = entries(study, start.storage)
+    finally:
+        identity._code.cache_clear()
+    assert len(trainer.trained) == 1
+    assert len(trainer.evaluated) == 2
+    assert not {entry["key"] for entry in before} & {entry["key"] for entry in after}
+    for entry in after:
+        assert entry["provenance"]["reevaluated"]["rescored"] is False
+        assert entry["origin"]["derived_from"] == trainer.trained[0]
+
+
+def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_study(tmp_path, monkeypatch, tracker):
+    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
+    use(monkeypatch, run_trials=trainer)
+    assert run_study(make(tmp_path, ONE), start) == 0
+    scales = OneFactor((Factor("evaluate.cam_flip", (True, False), True, stage=Stage.EVALUATE),))
+    for study, evaluated in ((make(tmp_path, THRESHOLDS), 0), (make(tmp_path, scales), 1)):
+        for key in trainer.trained:
+            run_dir = Ledger(start.storage).run_dir(key)
+            (tensors,) = run_dir.glob("checkpoints/*/tensors.safetensors")
+            tensors.write_bytes(b"damaged")
+            (evaluation,) = run_dir.glob("evaluations/*.json")
+            evaluation.write_text("{")
+        assert run_study(study, start) == 0
+        assert len(trainer.evaluated) == evaluated
+        entry = next(entry for entry in entries(study, start.storage) if entry["key"] != trainer.trained[0])
+        assert entry["attempts"] == 1
+        assert entry["origin"]["derived_from"] is None
+        assert trainer.trained[-1] == entry["key"]
+    assert len(trainer.trained) == 3
+
+
+def test_a_cell_that_was_begun_as_a_training_may_end_as_an_evaluation(tmp_path, monkeypatch, tracker):
+    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
+    use(monkeypatch, run_trials=trainer)
+    assert run_study(make(tmp_path, ONE), start) == 0
+    study = make(tmp_path, THRESHOLDS)
+    situation = survey(study, start.storage)
+    ((_, missing),) = situation.missing()
+    shutil.copytree(situation.ledger.run_dir(trainer.trained[0]), situation.ledger.run_dir(missing.key))
+    (situation.ledger.run_dir(missing.key) / "result.json").unlink()
+    assert run_study(study, start) == 0
+    assert len(trainer.trained) == 1
+    assert situation.ledger.entry(missing.key)["origin"]["derived_from"] == trainer.trained[0]
+
+
+def test_what_cannot_be_published_is_given_up(tmp_path, monkeypatch, tracker):
+    """Such as with a full disk: the driver says so instead of trying for ever."""
+    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
+    use(monkeypatch, run_trials=trainer)
+    assert run_study(make(tmp_path, ONE), start) == 0
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Runs, "publish", full)
+    assert run_study(make(tmp_path, THRESHOLDS), start) == 4
+    monkeypatch.undo()
+
+
+def test_what_a_lost_driver_of_another_study_had_received_is_not_lost(tmp_path, monkeypatch, tracker):
+    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
+    use(monkeypatch, run_trials=trainer)
+    assert run_study(make(tmp_path, ONE), start) == 0
+    ledger = Ledger(start.storage)
+    other, held = "ab" * 10, "cd" * 10
+    for key in (other, held):
+        snapshot = start.storage / "tune" / "gone" / "experiment" / key / "checkpoint_000000"
+        shutil.copytree(ledger.run_dir(trainer.trained[0]), snapshot)
+        seal(snapshot)
+    with Leases(start.storage, "another driver") as leases:
+        leases.acquire([held])
+        assert run_study(make(tmp_path, OneFactor((Factor("method.aux_block", (8,)),))), start) == 0
+        assert newest_step(ledger.run_dir(other)) == 2
+        # Whoever runs it now publishes it.
+        assert newest_step(ledger.run_dir(held)) == -1
+        assert leases.acquire([other]) == {other}
+    assert list((start.storage / "tune").iterdir()) == []
+
+
+def test_a_driver_that_lost_a_lease_leaves_the_trial_to_the_other(tmp_path, monkeypatch, tracker):
+    """It was suspended for long; the other driver has the trial now, and enters it."""
+    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
+    use(monkeypatch, run_trials=trainer)
+    assert run_study(make(tmp_path, ONE), start) == 0
+    study = make(tmp_path, THRESHOLDS)
+    situation = survey(study, start.storage)
+    ((_, missing),) = situation.missing()
+    asked = []
+
+    def acquire(self, keys):
+        got = set(real(self, keys))
+        if missing.key in keys:
+            asked.append(missing.key)
+        return got if len(asked) < 2 else got - {missing.key}
+
+    def wait(_):
+        # The other one ends its work.
+        entry = situation.ledger.entry(trainer.trained[0])
+        assert situation.ledger.write({**entry, "key": missing.key})
+
+    real = Leases.acquire
+    monkeypatch.setattr(Leases, "acquire", acquire)
+    # It holds the lease when it takes it, and not any more when it has evaluated.
+    held = iter([True])
+    monkeypatch.setattr(Leases, "holds", lambda self, key: key != missing.key or next(held, False))
+    monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=wait, monotonic=time.monotonic))
+    assert run_study(study, start) == 0
+    assert len(asked) == 2
+    assert len(trainer.trained) == 1
+    assert not situation.ledger.run_dir(missing.key).exists()

@@ -50,6 +50,18 @@ def test_the_first_entry_stays(ledger):
     assert ledger.entry(KEYS[0])["step"] == 1
 
 
+def test_the_content_of_entries_has_a_digest_that_knows_every_byte(ledger):
+    assert ledger.content_digest(KEYS[:1]) is None
+    for key in KEYS[:2]:
+        ledger.write(entry(key))
+    digest = ledger.content_digest(KEYS[:2])
+    assert digest == ledger.content_digest(KEYS[:2])
+    assert len({digest, ledger.content_digest(KEYS[:1]), ledger.content_digest(KEYS[1::-1])}) == 3
+    path_of(ledger, KEYS[0]).unlink()
+    ledger.write(entry(KEYS[0], step=2))
+    assert ledger.content_digest(KEYS[:2]) not in (None, digest)
+
+
 @pytest.mark.parametrize("damage", [lambda text: text[:-30], lambda text: b"", lambda text: b"\0" * len(text)])
 def test_a_damaged_entry_is_none_and_can_be_written_again(ledger, damage, caplog):
     ledger.write(entry(KEYS[0]))
@@ -107,11 +119,11 @@ def test_trainings_are_found_by_their_key(ledger):
     ledger.write(entry(KEYS[1]))
     ledger.write(entry(KEYS[3], status="diverged"))
     ledger.write(entry(KEYS[4], training_key="e" * 20))
-    assert ledger.by_training("c" * 20) == [KEYS[1], KEYS[2]]
+    assert ledger.by_training("c" * 20) == [entry(KEYS[1]), entry(KEYS[2])]
     assert ledger.by_training("f" * 20) == []
     # As a crash between marker and entry leaves it.
     path_of(ledger, KEYS[1]).unlink()
-    assert ledger.by_training("c" * 20) == [KEYS[2]]
+    assert ledger.by_training("c" * 20) == [entry(KEYS[2])]
 
 
 def test_the_nearest_are_those_of_the_same_config_the_newest_last(ledger):
@@ -137,7 +149,7 @@ def test_a_moved_ledger_is_the_same(ledger, tmp_path):
         ledger.write(entry(key))
     moved = Ledger(ledger.storage.rename(tmp_path / "elsewhere"))
     assert moved.finished_keys(KEYS) == set(KEYS[:4])
-    assert moved.by_training("c" * 20) == KEYS[:4]
+    assert [found["key"] for found in moved.by_training("c" * 20)] == KEYS[:4]
 
 
 @pytest.mark.parametrize("storage", ["s3://bucket/results", "gs://bucket", "file:///results", "abfs://a@b/c"])

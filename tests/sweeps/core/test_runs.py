@@ -9,7 +9,7 @@ from sweeps.core import links
 from sweeps.core import runs as runs_module
 from sweeps.core.identity import Identity
 from sweeps.core.ledger import Ledger
-from sweeps.core.runs import Origin, Runs, newest_step
+from sweeps.core.runs import SEAL, Origin, Runs, mend, newest_step, seal
 from toco.train import checkpoint
 
 KEY = "0123456789abcdef0123"
@@ -189,6 +189,86 @@ def test_what_a_lost_driver_had_received_is_published_and_what_was_cut_off_is_no
     for number, step in enumerate((20, 30)):
         target = session / KEY / f"checkpoint_{number:06d}"
         shutil.copytree(real_checkpoint(tmp_path, step), target)
-    (target / "checkpoints" / "step_00000030" / checkpoint.TENSORS).write_bytes(b"cut")
+        seal(target)
+    tensors = target / "checkpoints" / "step_00000030" / checkpoint.TENSORS
+    tensors.write_bytes(b"x" * tensors.stat().st_size)
     runs.salvage(KEY, [tmp_path / "none", session])
     assert newest_step(runs.ledger.run_dir(KEY)) == 20
+    # Whatever it was sealed with stays behind.
+    assert not (runs.ledger.run_dir(KEY) / SEAL).exists()
+
+
+@pytest.mark.parametrize("cut_off", ["metrics.jsonl", "evaluations/step_00000020.json", "result.json", SEAL, None])
+def test_a_snapshot_that_was_cut_off_at_any_file_is_left(runs, tmp_path, cut_off):
+    runs.publish(KEY, snapshot(tmp_path, 10))
+    before = files(runs.ledger.run_dir(KEY))
+    target = tmp_path / "session" / KEY / "checkpoint_000001"
+    shutil.copytree(real_checkpoint(tmp_path, 20), target)
+    (target / "result.json").write_text(json.dumps({"status": "finished", "step": 20}))
+    seal(target)
+    if cut_off:
+        (target / cut_off).write_bytes(b"")
+    runs.salvage(KEY, [tmp_path / "session"])
+    if cut_off:
+        assert files(runs.ledger.run_dir(KEY)) == before
+    else:
+        assert runs.status(KEY) == "finished"
+
+
+def test_a_seal_does_not_reach_what_its_file_is_linked_to(tmp_path):
+    first, second = snapshot(tmp_path, 10), tmp_path / "second"
+    seal(first)
+    shutil.copytree(first, second, copy_function=links.link_or_copy)
+    (second / "metrics.jsonl").unlink()
+    sealed = (first / SEAL).read_text()
+    seal(second)
+    assert (first / SEAL).read_text() == sealed
+    assert SEAL not in json.loads((second / SEAL).read_text())
+
+
+def test_what_a_training_dropped_is_dropped(runs, tmp_path):
+    """Counts of older evaluations are large, and only the last few are kept."""
+    first, second = snapshot(tmp_path, 10), snapshot(tmp_path, 20, finished=True)
+    for path, step in ((first, 10), (second, 20)):
+        (path / "evaluations" / f"step_{step:08d}.npz").write_text("counts")
+    runs.publish(KEY, first)
+    (runs.ledger.run_dir(KEY) / ".metrics.jsonl.partial").write_text("cut off")
+    runs.publish(KEY, second)
+    assert files(runs.ledger.run_dir(KEY)) == files(second)
+
+
+def test_an_evaluation_ends_what_was_begun_as_a_training(runs, tmp_path):
+    """It has no checkpoint, so that it looks older than what is there."""
+    runs.publish(KEY, snapshot(tmp_path, 10))
+    evaluated = snapshot(tmp_path, 20, finished=True)
+    shutil.rmtree(evaluated / "checkpoints")
+    runs.publish(KEY, evaluated)
+    assert runs.status(KEY) == "finished"
+    assert files(runs.ledger.run_dir(KEY)) == files(evaluated)
+
+
+def test_an_entry_says_which_training_it_evaluates_by_its_run_folder(runs, tmp_path):
+    trained = snapshot(tmp_path, 20, finished=True)
+    (trained / "provenance.json").write_text(json.dumps({"forked_at": 4, "reevaluated": {"run": KEY[::-1]}}))
+    runs.publish(KEY, trained)
+    assert settle(runs)
+    origin = {"study": "example", "recipe": "shapes_nano", "search": False}
+    assert runs.ledger.entry(KEY)["origin"] == {**origin, "derived_from": KEY[::-1], "forked_at": 4}
+
+
+@pytest.mark.parametrize(
+    ("damaged", "left"),
+    [
+        ("result.json", {"config.json", "provenance.json"}),
+        ("config.json", None),
+        ("provenance.json", None),
+        (None, {"config.json", "provenance.json", "result.json"}),
+    ],
+)
+def test_what_is_damaged_is_taken_out_before_a_training_goes_on(tmp_path, damaged, left):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for name in ("config.json", "provenance.json", "result.json"):
+        (run_dir / name).write_text('{"status": "fin' if name == damaged else '{"format_version": 1}')
+    mend(run_dir)
+    assert ({path.name for path in run_dir.iterdir()} if run_dir.exists() else None) == left

@@ -179,6 +179,20 @@ def test_values_of_an_entry():
     assert COST.value({"metrics": {}, "step_time_s": None}) is None
 
 
+def test_a_coarse_objective_tells_apart_what_differs_by_more_than_its_resolution():
+    coarse = dataclasses.replace(COST, resolution=0.1)
+    rng = random.Random(0)  # noqa: S311 - numbers, not secrets
+    for _ in range(100):
+        value = 10 ** rng.uniform(-3, 2)
+        rounded = coarse.value({"step_time_s": value})
+        assert 1.1**-0.5001 <= rounded / value <= 1.1**0.5001
+        assert coarse.value({"step_time_s": rounded}) == rounded
+        assert coarse.value({"step_time_s": 1.2 * value}) > rounded
+    assert coarse.value({"step_time_s": 0.0}) == 0.0
+    with pytest.raises(ValueError, match="0 or more, got -1"):
+        dataclasses.replace(COST, resolution=-1)
+
+
 @pytest.mark.parametrize("name", available("toco.recipes"))
 def test_the_shipped_search_fits_every_recipe(name):
     study = for_recipe(dataclasses.replace(PLAIN, recipe=name))

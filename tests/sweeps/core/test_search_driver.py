@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from optuna.distributions import IntDistribution
 
 from sweeps.core.daggers import CHOSEN, daggers
 from sweeps.core.lease import Leases
@@ -17,7 +18,7 @@ from sweeps.core.options import Launch
 from sweeps.core.report.search_report import SELECTED, write_search_report
 from sweeps.core.runs import newest_step
 from sweeps.core.search_driver import SearchDriver
-from sweeps.core.search_launch import print_search_status, run_search_study
+from sweeps.core.search_launch import print_search_plan, print_search_status, run_search_study
 from sweeps.core.search_record import read_search_record
 from sweeps.core.search_situation import survey_search
 from sweeps.core.study_record import CellRecord, TrialRecord
@@ -69,8 +70,9 @@ def place(tmp_path, monkeypatch):
 def drive(storage, study=STUDY, lose=()):
     """Run the search one trial after the other; ``lose`` has the (place in this start, step) to be lost at."""
     situation = survey_search(study, storage)
-    situation.write(None)
+    situation.write()
     with Leases(storage, "a test") as leases:
+        assert leases.acquire([situation.lease])
         driver = SearchDriver(situation, Launch(storage), leases)
         if driver.recover():
             number = 0
@@ -186,10 +188,82 @@ def test_a_diverging_trial_is_a_result_and_its_values_are_not_tried_again(place)
     assert Ledger(place / "results").entry(first.key)["status"] == "diverged"
 
 
+def test_a_search_all_of_whose_trials_diverge(place):
+    for block in range(12):
+        (place / "orders" / f"diverge-{STUDY.seed}-{block}").touch()
+    situation = drive(place / "results")
+    trials = table(situation)
+    assert [trial.state for trial in trials] == ["diverged"] * STUDY.num_trials
+    assert {trial.message for trial in trials} == {"diverged"}
+    report = write_search_report(situation.path)
+    assert report.is_complete
+    assert "6 of 6 trials: 6 diverged." in report.text
+    assert "<svg" not in report.page.read_text()
+
+
+SAME = IntDistribution(7, 8)
+"""Two values only, so that they are proposed again."""
+
+
+def test_values_that_are_proposed_again_are_not_trained_again(place):
+    study = replace(STUDY, space={"method.aux_block": SAME}, num_trials=8, rungs=None)
+    situation = drive(place / "results", study)
+    trials = table(situation)
+    assert len(trials) == 8
+    assert sorted(starts(place)) == [(7, 0), (8, 0)]
+    for trial in trials:
+        found = metrics_of(chain(STUDY.seed, trial.values["method.aux_block"], 20))
+        assert trial.results == {o.key: found[o.key] for o in STUDY.objectives}
+
+
+def test_values_that_a_rung_has_stopped_are_not_trained_to_the_end_when_proposed_again(place):
+    # With this seed block 8 is better at the rung, and comes first.
+    study = replace(STUDY, space={"method.aux_block": SAME}, num_trials=8, seed=8)
+    trials = table(drive(place / "results", study))
+    there = [metrics_of(chain(study.seed, block, 10))["val/cam_miou"] for block in (7, 8)]
+    assert there[0] < there[1]
+    states = [(trial.values["method.aux_block"], trial.state) for trial in trials]
+    assert states[0] == (8, "finished")
+    assert set(states) == {(7, "stopped"), (8, "finished")}
+    assert states.count((7, "stopped")) > 1
+    assert starts(place) == [(8, 0), (7, 0)]
+
+
+def test_a_driver_that_was_suspended_and_replaced_writes_nothing(place):
+    situation = survey_search(STUDY, place / "results")
+    situation.write()
+    with Leases(place / "results", "the first") as first, Leases(place / "results", "the second") as second:
+        first.acquire([situation.lease])
+        driver = SearchDriver(situation, Launch(place / "results"), first)
+        assert driver.recover()
+        spec = driver.next()
+        # As after its heart-beat has stopped for a minute.
+        first.release([situation.lease, spec.key])
+        assert second.acquire([situation.lease, spec.key]) == {situation.lease, spec.key}
+        journal = situation.journal.read_bytes()
+        run_trial(spec, Channel(driver, spec.key, situation.ledger.run_dir(spec.key), None))
+        assert driver.next() is None
+        assert driver.is_done
+        assert situation.journal.read_bytes() == journal
+        assert not situation.ledger.run_dir(spec.key).exists()
+        with pytest.raises(ValueError, match=r"suspended, and the second on .* has taken the search over"):
+            driver._check_lease()
+
+
+def test_who_asks_changes_nothing_for_who_runs(place):
+    situation = drive(place / "results")
+    file = situation.path / "search.json"
+    before = file.read_bytes()
+    fewer = replace(STUDY, num_trials=2)
+    assert print_search_status(fewer, Launch(place / "results")) == 0
+    assert print_search_plan(fewer, Launch(place / "results")) == 0
+    assert file.read_bytes() == before
+
+
 def test_two_drivers_of_a_search_are_refused(place):
     situation = survey_search(STUDY, place / "results")
     with Leases(place / "results", "somebody") as leases:
-        leases.acquire([f"search-{situation.plan.folder_name}"])
+        leases.acquire([situation.lease])
         with pytest.raises(ValueError, match=r"somebody on .* runs this search now"):
             run_search_study(STUDY, Launch(place / "results"))
 
@@ -206,6 +280,18 @@ def test_the_report(place, capsys):
         assert "stopped at rung 10" in text
     assert "<svg" in page
     assert "<script" not in page
+    # It loads itself again only while a driver runs the search.
+    assert 'http-equiv="refresh"' not in page
+    assert 'http-equiv="refresh"' in write_search_report(situation.path, running=True).page.read_text()
+    # A stopped trial has no result; what it had reached stands in brackets.
+    stopped = next(trial for trial in trials if trial.state == "stopped")
+    (line,) = (line for line in report.note.splitlines() if line.startswith(f"| {stopped.number} "))
+    reached = metrics_of(chain(STUDY.seed, stopped.values["method.aux_block"], 10))
+    assert [cell.strip() for cell in line.split("|")[3:5]] == [
+        f"({100 * reached[objective.key]:.1f})" for objective in STUDY.objectives
+    ]
+    assert "Trial 0 has the recipe's own settings." in report.text
+    assert "0 to 11, integers" in page
     rows = list(csv.DictReader(io.StringIO((situation.path / "trials.csv").read_text())))
     assert [row["state"] for row in rows] == [trial.state for trial in trials]
     for row, trial in zip(rows, trials, strict=True):
@@ -219,7 +305,7 @@ def test_the_report(place, capsys):
 
 def test_a_report_of_a_search_that_has_not_begun(place):
     situation = survey_search(STUDY, place / "results")
-    situation.write(None)
+    situation.write()
     report = write_search_report(situation.path)
     assert not report.is_complete
     assert "0 of 6 trials: none begun." in report.text
@@ -230,6 +316,7 @@ def test_a_spec_is_what_an_ablation_would_train(place):
     """So that either finds the other's entry."""
     situation = survey_search(STUDY, place / "results")
     with Leases(place / "results", "a test") as leases:
+        assert leases.acquire([situation.lease])
         driver = SearchDriver(situation, Launch(place / "results"), leases)
         assert driver.recover()
         spec = driver.next()
@@ -240,5 +327,5 @@ def test_a_spec_is_what_an_ablation_would_train(place):
 
 
 def read_values(situation):
-    situation.write(None)
+    situation.write()
     return read_search_record(situation.path).trials[0].values

@@ -284,14 +284,24 @@ def test_bold_is_the_best_and_what_is_not_distinguishable():
     assert not_distinguishable(values, False, 0.05) == {"c"}
 
 
-def test_bold_is_corrected_for_all_pairs():
+def test_bold_is_corrected_for_the_other_rows_and_one_sided():
     base, noise = dict.fromkeys(range(5), 0.0), [1.0, -1.0, 2.0, -2.0, 0.5]
-    rows = {"best": base} | {f"row {k}": {seed: k / 10 - 3.0 + noise[seed] for seed in base} for k in (1, 2, 3, 4)}
-    p = {label: paired(values, base).p for label, values in rows.items() if label != "best"}
-    assert 0.05 / 10 < min(p.values()) < max(p.values()) < 0.05
+    rows = {"best": base} | {f"row {k}": {seed: k / 10 - 2.2 + noise[seed] for seed in base} for k in (1, 2, 3, 4)}
+    worst_first = sorted(
+        stats.ttest_rel([*values.values()], [*base.values()], alternative="less").pvalue
+        for label, values in rows.items()
+        if label != "best"
+    )
+    assert 0.05 / 4 < worst_first[0] < worst_first[-1] < 0.05
     assert not_distinguishable(rows, True, 0.05) == set(rows)
-    level = sorted(p.values())[1] * 10
-    assert len(not_distinguishable(rows, True, level * 1.001)) == 3
+    level = worst_first[1] * 4
+    assert not_distinguishable(rows, True, level * 1.001) == {"best", "row 3", "row 4"}
+    assert not_distinguishable(rows, True, level * 0.999) == {"best", "row 2", "row 3", "row 4"}
+
+
+def test_bold_of_a_row_that_is_ahead_where_both_have_values():
+    values = {"mean": {0: 0.5, 1: 0.51, 2: 0.5, 3: 0.9}, "ahead": {0: 0.55, 1: 0.56, 2: 0.5501}}
+    assert not_distinguishable(values, True, 0.05) == {"mean", "ahead"}
 
 
 def test_bold_of_rows_with_few_values():
@@ -473,3 +483,21 @@ def test_seeds_that_lack_a_row_do_not_count():
         two_level_effects(pd.concat([table, table.iloc[:1]]))
     with pytest.raises(ValueError, match=r"method.f1 has 3"):
         two_level_effects(random_table((2, 3)))
+
+
+def test_an_interaction_that_may_be_another_one_is_not_said_to_be_the_first():
+    """D = ABC, so AB = CD in these rows; what acts is C x D alone."""
+    generator = np.random.default_rng(0)
+    lines = []
+    for a, b, c, seed in itertools.product((0, 1), (0, 1), (0, 1), range(4)):
+        d = (a + b + c) % 2
+        value = 0.5 + 0.05 * (c == d) + generator.normal(0, 0.003)
+        lines.append({"value": value, "seed": seed, "A": a, "B": b, "C": c, "D": d})
+    found = anova(pd.DataFrame(lines))
+    assert {term.factors: term.aliases for term in found.interactions} == {
+        ("A", "B"): (("C", "D"),),
+        ("A", "C"): (("B", "D"),),
+        ("A", "D"): (("B", "C"),),
+    }
+    (warning,) = found.dependencies(0.05)
+    assert warning.startswith("The effect of A depends on B, or that of C on D: these rows cannot tell which (")

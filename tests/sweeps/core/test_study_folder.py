@@ -8,6 +8,7 @@ import pytest
 
 from sweeps.core.designs import OneFactor
 from sweeps.core.factors import Factor
+from sweeps.core.lease import Leases
 from sweeps.core.study import Metric, Study
 from sweeps.core.study_folder import StudyFolder
 from sweeps.core.study_record import read_study_record
@@ -72,13 +73,19 @@ def test_running_trials_are_known_from_the_progress(tmp_path, plan):
     folder = StudyFolder(tmp_path / "study")
     write(folder, plan)
     folder.write_progress({keys(plan)[1]: 40}, 90.0, running=True)
-    record = read_study_record(folder.path)
+    with Leases(tmp_path, "a driver") as leases:
+        leases.acquire([keys(plan)[1]])
+        record = read_study_record(folder.path)
     assert [(trial.state, trial.step) for trial in record.trials][:3] == [
         ("waiting", 0),
         ("running", 40),
         ("waiting", 0),
     ]
     assert (record.running, record.eta_s) == (True, 90.0)
+    # As a driver leaves it that was killed.
+    record = read_study_record(folder.path)
+    assert {trial.state for trial in record.trials} == {"waiting"}
+    assert (record.running, record.eta_s) == (False, None)
 
 
 def test_one_driver_writes_and_a_dead_one_is_not_in_the_way(tmp_path):

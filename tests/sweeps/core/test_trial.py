@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.core.identity import identify
+from sweeps.core.runs import SEAL
 from sweeps.core.trial import Spec, run_trial
 from toco.config import replace
 from toco.recipes.voc_deit_b import recipe
@@ -177,6 +178,26 @@ def test_what_a_killed_worker_left_is_removed_and_what_a_living_one_uses_is_not(
         folder.mkdir()
     run_trial(spec, Channel(tmp_path / "kept"))
     assert set((tmp_path / "scratch").iterdir()) == {used, other}
+
+
+@pytest.mark.parametrize(("damaged", "starts"), [("result.json", [20]), ("config.json", [0]), (None, [20])])
+def test_a_run_folder_with_a_damaged_file_does_not_end_its_trial_for_good(spec, tmp_path, damaged, starts):
+    channel = Channel(tmp_path / "kept")
+    run_trial(spec, channel)
+    if damaged:
+        (channel.newest / damaged).write_bytes(b"")
+    (tmp_path / "orders" / "starts").unlink()
+    again = Channel(tmp_path / "kept", newest=channel.newest)
+    run_trial(spec, again)
+    assert again.rows[-1] == EXPECTED[-1]
+    assert [int(line.split()[2]) for line in (tmp_path / "orders" / "starts").read_text().splitlines()] == starts
+
+
+def test_every_snapshot_is_sealed(spec, tmp_path):
+    run_trial(spec, Channel(tmp_path / "kept"))
+    for snapshot in (tmp_path / "kept").iterdir():
+        found = {str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()}
+        assert json.loads((snapshot / SEAL).read_text()).keys() == found - {SEAL}
 
 
 def test_a_spec_survives_json(spec):

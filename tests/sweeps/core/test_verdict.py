@@ -9,6 +9,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parent))
 from records import SEG, M, make_study
 
+from sweeps.core import verdict as verdicts
 from sweeps.core.analysis import analyse
 from sweeps.core.paper import Claim, Paper, PaperRow
 from sweeps.core.study import A_A, Metric
@@ -77,6 +78,21 @@ def test_in_another_setting_no_number_is_tested_and_claims_are_of_direction(sett
     assert found.exit_code == 0
 
 
+@pytest.mark.parametrize(("images", "outcome"), [(1449, "reproduced"), (461, "direction confirmed")])
+def test_a_part_of_the_papers_images_is_another_setting(monkeypatch, images, outcome):
+    monkeypatch.setattr(verdicts, "num_images", lambda trials: images)
+    found = verdict(AS_PUBLISHED, **OURS)
+    assert found.claims[0].outcome == outcome
+    assert {row.text for row in found.rows} == {"reproduced" if images == 1449 else "not tested at this scale"}
+    assert ("voc_deit_b on 461 images of voc, not" in found.claims[0].sentence) == (images == 461)
+
+
+def test_a_row_without_a_result_is_not_said_to_be_of_another_scale():
+    states = {("#8", replicate): "failed" for replicate in range(5)}
+    found = {row.row: row.text for row in verdict(AS_PUBLISHED, states=states, **OURS).rows}
+    assert found == {0: "reproduced", 1: "no result", 2: "reproduced"}
+
+
 def test_where_files_lie_is_no_other_setting():
     found = verdict(AS_PUBLISHED, **OURS, changes_for_all={"backbone.weights": "deit.safetensors"})
     assert found.claims[0].outcome == "reproduced"
@@ -101,6 +117,8 @@ def test_a_claim_that_chance_may_have_made_is_underpowered():
     found = claim(values, **OURS)
     assert found.outcome == "underpowered"
     assert "2 of 2 point the claimed way" in found.sentence
+    values["#11"] = above(+0.02, scatter=0.03)
+    assert "1 of 2 points the claimed way" in claim(values, **OURS).sentence
 
 
 def test_a_study_that_could_have_seen_a_difference_and_did_not_confirms_nothing():
@@ -123,6 +141,11 @@ def test_only_a_study_that_can_answer_contradicts(options, outcome, exit_code):
     found = verdict({"#10": BASE, "#8": above(+0.03), "#11": above(-0.2)}, **options)
     assert found.claims[0].outcome == outcome
     assert "the other way" in found.claims[0].sentence
+    # A direction found in spite of few seeds was not too small to be seen: the study just did not plan to contradict.
+    small, direction = "too small to contradict", "was not planned to contradict"
+    said = {text for text in (small, direction) if text in found.claims[0].sentence}
+    expected = direction if options.get("purpose") == "direction" else small
+    assert said == (set() if outcome == "contradicted" else {expected})
     assert found.exit_code == exit_code
 
 
@@ -182,7 +205,10 @@ def test_a_trial_without_a_result_is_exit_code_4_even_beside_a_contradiction(sta
     found = verdict(values, smallest_effect=0.02, states={(A_A, 4): state})
     assert found.claims[0].outcome == "contradicted"
     assert found.exit_code == 4
-    assert "1 of 20 trials have no result" in found.sentence
+    assert "1 of 20 trials has no result" in found.sentence
+    assert found.sentence.startswith("Of 1 claim of the paper: ")
+    found = verdict(values, smallest_effect=0.02, states={(A_A, 4): state, (A_A, 3): state})
+    assert "2 of 20 trials have no result" in found.sentence
 
 
 def test_a_study_without_a_paper_is_judged_by_its_trials():

@@ -1,5 +1,6 @@
 """What is drawn, read back from Matplotlib's own objects, and the SVG that comes of it."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -202,3 +203,54 @@ def test_nothing_to_draw_is_no_figure(tmp_path):
     assert figures.thresholds(lines) is None
     assert figures.similarity(lines, published=True) is None
     assert figures.training(study, table, lines) is None
+
+
+@pytest.mark.parametrize("metrics", [1, 2, 3])
+def test_the_legend_of_the_differences_fits_on_the_figure(tmp_path, drawn, metrics):
+    keys = [f"val/metric_{number}" for number in range(metrics - 1)]
+    block = BlockRecord("Row", ("method.aux_block",), (M, *keys), PAPER)
+    made = make_study(
+        ROWS, path=tmp_path / "fake-01234567", blocks=[(block, ["#10", "#8", "<#9>"])], more=dict.fromkeys(keys, ROWS)
+    )
+    assert figures.differences(made, *parts(made)) is not None
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x1 <= figure.bbox.x1 + 1
+
+
+def test_the_rows_of_the_differences_keep_their_height_beside_a_long_legend(tmp_path, drawn):
+    """Labels of 9.5 points need that much from row to row, however many lines the legend has."""
+    made = make_study(ROWS, path=tmp_path / "fake-01234567", paper=PAPER)
+    figures.differences(made, *parts(made))
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    labels = [text.get_window_extent() for text in figure.axes[0].get_yticklabels()]
+    assert len(labels) == 3
+    assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(labels))
+
+
+def test_labels_and_legend_of_the_means_do_not_cover_each_other(tmp_path, drawn):
+    rows = {f"background threshold 0.{number}": BASE for number in range(1, 8)}
+    block = BlockRecord("threshold of the background", ("method.aux_block",), (M,), None)
+    made = make_study(rows, path=tmp_path / "fake-01234567", blocks=[(block, list(rows))])
+    figures.means(made, *parts(made))
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    labels = [text.get_window_extent() for text in figure.axes[0].get_xticklabels()]
+    assert all(label.y0 >= legend.get_window_extent().y1 for label in labels)
+    assert all(label.x1 <= figure.bbox.x1 for label in labels)
+    assert figure.axes[0].get_legend() is None
+    # Titles stand on the left.
+    assert figure.axes[0]._left_title.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_a_row_without_a_curve_is_not_in_the_legend(tmp_path, drawn):
+    rows = {"#10": BASE, "#8": BASE}
+    states = {("#8", number): "waiting" for number in range(3)}
+    made = make_study(rows, states=states, path=tmp_path / "fake-01234567")
+    write_runs(made)
+    figures.thresholds(figures.read_lines(made))
+    (figure,) = drawn
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["#10"]

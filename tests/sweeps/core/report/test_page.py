@@ -248,3 +248,23 @@ def test_what_was_run(study):
     assert "method.ptc.weight 8.0" in text
     assert f"{FACTOR} varies" in text
     assert "seed varies" in text
+
+
+def test_a_ladder_is_not_said_to_be_compared_with_the_base(tmp_path):
+    values = {"cls": (0.4, 0.41), "+ PTC": (0.5, 0.52), "+ CTC": (0.6, 0.61)}
+    ladder = make_study(values, versus={"+ CTC": "+ PTC"}, path=tmp_path / "fake-01234567")
+    text = Parsed(made(ladder).html).text
+    assert "against the row above" in text
+    assert "against the base" not in text
+    assert re.search(r"cls 40\.5 ± 0\.7 2 base", text)
+
+
+def test_what_another_study_had_trained_is_not_held_against_the_forecast(tmp_path):
+    foretold = {"wall_s": None, "training_s": 60.0, "resumed": 0, "trainings": 2, "memory_bytes": None}
+    rows = {"#10": (0.6, 0.6), "#8": (0.5, 0.5)}
+    path = tmp_path / "fake-01234567"
+    alone = made(make_study(rows, path=path, forecast=foretold))
+    assert "Trainings: foretold 2, ended 4." in Parsed(alone.html).text
+    shared = made(make_study(rows, path=path, forecast=foretold, amend={"#10": {"origin": {"study": "other"}}}))
+    assert "A training: foretold 60 s, took 60 s on average over 2: as foretold." in Parsed(shared.html).text
+    assert "Trainings: foretold" not in Parsed(shared.html).text

@@ -218,3 +218,50 @@ def test_markdown_is_not_read_as_markup():
     assert lines[0] == r"# Index of the \<auxiliary\> block"
     assert any(line.startswith(r"| a\|b ") for line in lines)
     assert any(line.startswith(r"| \<i\>\*x\* ") for line in lines)
+
+
+def test_a_fraction_says_what_it_left_out_and_what_it_cannot_tell_apart():
+    letters = "abc"
+    values, changes = {}, {}
+    for a, b in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        levels = (a, b, (a + b) % 2)
+        label = "".join(map(str, levels))
+        values[label] = tuple(0.5 + 0.1 * a + 0.001 * number * (number - a) for number in range(3))
+        changes[label] = {f"method.{name}": level for name, level in zip(letters, levels, strict=True)}
+    found = table(make_study(values, factors=tuple(f"method.{name}" for name in letters), changes=changes))
+    (terms,) = found.terms
+    left_out = "method.a x method.b is left out: these rows cannot tell it from other terms."
+    # 0.6 and 0.5, and over the seeds 0.001 x (0 + 1 + 2) / 3 less at a = 1.
+    effect = "Effect of method.a from 0 to 1: +9.90 (+9.65 to +10.15); not told from method.b x method.c."
+    assert left_out in terms.notes
+    assert effect in terms.notes
+    for form in (terminal, markdown, latex):
+        text = re.sub(r"\s+", " ", form(found).replace("\\_", "_"))
+        assert left_out in text
+        assert effect in text
+
+
+def test_a_finished_trial_without_a_number_is_not_counted_behind_its_mean():
+    seg = {"#10": (0.5, 0.52, 0.51), "#8": (0.4, float("nan"), 0.5), A_A: (0.5, 0.5, 0.51)}
+    found = table(make_study(VALUES, more={SEG: seg}))
+    assert [row.n for row in found.blocks[0].rows] == ["3", "3 (seg_miou 2)", "3"]
+    never = {**seg, "#8": (float("nan"),) * 3}
+    row = table(make_study(VALUES, more={SEG: never})).blocks[0].rows[1]
+    assert (row.n, row.values[1].text) == ("3", "-")
+
+
+def test_a_ladder_is_compared_with_the_row_above():
+    values = {label: (0.5 + number / 100, 0.52) for number, label in enumerate(("a", "b", "c"))}
+    assert table(make_study(values)).blocks[0].against == "the base"
+    assert table(make_study(values, versus={"c": "b"})).blocks[0].against == "the row above"
+    values["d"] = (0.4, 0.41)
+    assert table(make_study(values, versus={"d": "b"})).blocks[0].against == "another row"
+
+
+def test_remarks_are_explained_and_points_are_points():
+    captions = " ".join(table(make_study(VALUES)).captions)
+    assert "Within noise: a difference smaller than that" in captions
+    assert re.search(r"which is M [\d.]+ points\.", captions)
+    assert "Underpowered" not in captions
+    weak = make_study({"#10": (0.60, 0.62, 0.64), "#8": (0.61, 0.60, 0.66)})
+    assert "could not have shown a difference of 0.5 points" in " ".join(table(weak).captions)
