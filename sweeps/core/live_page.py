@@ -15,13 +15,15 @@ logger = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 5.0
 _PAGE_EVERY_S = 30.0
+SHARE = 0.05
+"""Of the time that may go into writing."""
 
 
 class LiveReport:
     """Keeps a report up to date while what it is of runs.
 
-    It is written at most every ``every_s`` seconds, and one so large that writing takes long at most a quarter of the
-    time; and only after something has changed.
+    It is written at most every ``every_s`` seconds, less often where writing takes long, so that at most ``SHARE`` of
+    a core is taken from the trainings; and only after something has changed.
     """
 
     def __init__(self, write: Callable[[], object], every_s: float = _PAGE_EVERY_S) -> None:
@@ -57,7 +59,7 @@ class LiveReport:
                 self._write()
             except Exception as error:  # the page is for looking at; the trainings are worth more
                 logger.warning("The report could not be written, which is tried again later: %r", error)
-            self._closing.wait(max(self._every_s, 3 * (time.monotonic() - began)))
+            self._closing.wait(max(self._every_s, (time.monotonic() - began) * (1 / SHARE - 1)))
 
 
 class LivePage(LiveReport):
