@@ -52,6 +52,8 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
         "dashboard_port": dashboard_port,
+        # Any free one: Ray's default is taken where another study runs on this machine, and then all jobs are refused.
+        "dashboard_agent_listen_port": 0,
     }
     with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folders:
         cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=True)
