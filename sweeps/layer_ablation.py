@@ -5,8 +5,9 @@
     python -m sweeps run layer_ablation --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1
 
 By default the embedded benchmark: 4 blocks and the default one again with other seeds (A/A), with 3 seeds each: 15
-trainings of about a minute on one core, 8 minutes on two; none where table5 has run in the same storage.
-Expected on the embedded benchmark (mIoU in percent): EXPECTED-TO-BE-MEASURED
+trainings of a minute or somewhat more on one core, 11 minutes on two; none where table5 has run in the same storage.
+Expected on the embedded benchmark (mIoU in percent, mean of three seeds whose standard deviation is 2 to 15): CAM 61.8,
+58.9, 56.6, 46.3 and auxiliary CAM 55.2, 59.9, 58.4, 51.7 for blocks #8 to #11, none significantly different from #10.
 
 With ``voc_deit_b`` the paper's own setting: 3.7 hours on two A100 for each training, as the authors' log says. Expected
 there (mIoU of the CAM on VOC val): 63.5, 67.6, 70.5, 43.1 for blocks #8 to #11. Blocks are counted from 0 in
