@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sweeps.core.forecast import Forecast, Work, forecast
+from sweeps.core.ledger import Ledger
 from sweeps.core.options import Launch
 from sweeps.core.power import PowerCheck, power_check, seed_noise
 from sweeps.core.probe import Cost, ProbeError, probe
 from sweeps.core.situation import Situation, Task, survey
 from sweeps.core.study import TRAIN, Study
+from toco.train.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from sweeps.core.search import SearchStudy
 
 PROBED = 3
 """Different trainings that are probed, where there is no history."""
@@ -45,10 +51,25 @@ def power_of(situation: Situation, launch: Launch) -> PowerCheck:
 
 
 def foretell(situation: Situation, tasks: Sequence[Task], launch: Launch) -> Forecast:
-    """What ``tasks`` will cost, from the ledger and, where that knows nothing like them, from a probe."""
-    ledger, recipe = situation.ledger, situation.plan.study.recipe
+    """What ``tasks`` will cost."""
     begun = situation.begun(tasks)
     works = [Work(task.trial.config, task.way or "train", begun.get(task.key, 0)) for task in tasks]
+    configs = list({task.trial.cell: task.trial.config for task in tasks if task.source is None}.values())
+    return foretell_works(works, configs[:PROBED], situation.plan.study, situation.ledger, launch)
+
+
+def foretell_works(
+    works: Sequence[Work], probed: Sequence[RunConfig], study: Study | SearchStudy, ledger: Ledger, launch: Launch
+) -> Forecast:
+    """What ``works`` will cost, from the ledger and, where that knows nothing like them, from a probe.
+
+    Args:
+        works: What is left to run.
+        probed: The trainings that are probed then.
+        study: What asks for them: its recipe's history counts.
+        ledger: Of the trials that ended.
+        launch: The resources.
+    """
 
     def foretold(costs: Sequence[Cost]) -> Forecast:
         return forecast(
@@ -57,17 +78,16 @@ def foretell(situation: Situation, tasks: Sequence[Task], launch: Launch) -> For
             cpus=launch.cpus_per_trial,
             gpus=launch.gpus_per_trial,
             costs=costs,
-            history=ledger.history(recipe),
+            history=ledger.history(study.recipe),
             price_per_hour=launch.price_per_hour,
         )
 
     first = foretold(())
-    if first.wall_s is not None or situation.plan.study.train != TRAIN:
+    if first.wall_s is not None or study.train != TRAIN:
         return first
     click.echo("There is no history of such trainings, so a few steps are timed first.", err=True)
-    configs = list({task.trial.cell: task.trial.config for task in tasks if task.source is None}.values())
     try:
-        return foretold(probe(configs[:PROBED], num_threads=max(round(launch.cpus_per_trial), 1)))
+        return foretold(probe(probed, num_threads=max(round(launch.cpus_per_trial), 1)))
     except ProbeError as error:
         click.echo(f"Nothing can be foretold: {error}", err=True)
         return first

@@ -9,17 +9,16 @@ from datetime import datetime
 import click
 
 from sweeps.core import ray_environment
-from sweeps.core.forecast import Forecast, Work, forecast, scorecard
+from sweeps.core.forecast import Forecast, Work, scorecard
 from sweeps.core.launch import FAILED, STOPPED
 from sweeps.core.lease import Leases
 from sweeps.core.options import Launch
-from sweeps.core.probe import Cost, ProbeError, probe
+from sweeps.core.planning import foretell_works
 from sweeps.core.report.search_report import write_search_report
 from sweeps.core.search import SearchPlan, SearchStudy
 from sweeps.core.search_driver import Proposal, SearchDriver, SearchMirror
 from sweeps.core.search_record import ENDED, SearchRecord, read_search_record
 from sweeps.core.search_situation import SearchSituation, survey_search
-from sweeps.core.study import TRAIN
 from toco.tracking import Tracker
 from toco.tracking.mlflow_store import public_uri
 
@@ -131,28 +130,8 @@ def _holder(situation: SearchSituation) -> str | None:
 
 def _foretell(situation: SearchSituation, left: int, launch: Launch) -> Forecast:
     """What ``left`` full trainings with the recipe's own settings cost."""
-    plan, ledger = situation.plan, situation.ledger
-
-    def foretold(costs: tuple[Cost, ...]) -> Forecast:
-        return forecast(
-            [Work(plan.base)] * left,
-            concurrent=launch.concurrent,
-            cpus=launch.cpus_per_trial,
-            gpus=launch.gpus_per_trial,
-            costs=costs,
-            history=ledger.history(plan.study.recipe),
-            price_per_hour=launch.price_per_hour,
-        )
-
-    first = foretold(())
-    if not left or first.wall_s is not None or plan.study.train != TRAIN:
-        return first
-    click.echo("There is no history of such trainings, so a few steps are timed first.", err=True)
-    try:
-        return foretold(probe([plan.base], num_threads=max(round(launch.cpus_per_trial), 1)))
-    except ProbeError as error:
-        click.echo(f"Nothing can be foretold: {error}", err=True)
-        return first
+    base = situation.plan.base
+    return foretell_works([Work(base)] * left, [base], situation.plan.study, situation.ledger, launch)
 
 
 def _plan_text(situation: SearchSituation, foretold: Forecast, left: int, begun: int | None) -> str:
