@@ -57,11 +57,17 @@ def _add(verb: str, text: str) -> None:
     @main.command(verb, help=text, add_help_option=False, context_settings={"ignore_unknown_options": True})
     @click.argument("study")
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-    def command(study: str, arguments: tuple[str, ...]) -> None:
+    @click.pass_context
+    def command(context: click.Context, study: str, arguments: tuple[str, ...]) -> None:
+        if study == "--help":
+            click.echo(context.get_help())
+            return
         try:
             module = load(sweeps.__name__, study)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
+        if not hasattr(module, "STUDY"):
+            raise click.UsageError(f"{study} is no study; there are {', '.join(sorted(_values()))}.")
         if verb not in module.main.commands:
             raise click.UsageError(f"{study} has no {verb}; it has {', '.join(module.main.commands)}.")
         module.main.main([verb, *arguments], prog_name=f"python sweeps/{study}.py")

@@ -231,7 +231,7 @@ RUNNING = (
 _run = Verb(
     RUN,
     "Run what is missing, write the report, print the table. Exit status: 0, or 3 where a claim of the paper is "
-    "contradicted, 4 where cells failed, 130 where it was stopped, 1 or 2 where it could not run.",
+    "contradicted, 4 where trials have no result, 130 where it was stopped, 1 or 2 where it could not run.",
     _run_it,
     (
         *RESOURCES,

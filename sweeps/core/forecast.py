@@ -303,7 +303,7 @@ class _Estimator:
         """Where the estimates came from."""
         texts = {
             "same": "finished trainings of the same settings",
-            "similar": "finished trainings of other settings of this study",
+            "similar": "finished trainings of other settings of this recipe",
             "probe": "a probe",
             "nothing": "nothing: there is neither a probe nor a finished training like them",
         }

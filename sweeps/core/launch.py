@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 import traceback
 import uuid
@@ -25,12 +24,12 @@ from sweeps.core.planning import foretell, plan_text, power_of
 from sweeps.core.progress import Progress
 from sweeps.core.report import StudyReport, write_report
 from sweeps.core.runs import newest_step
-from sweeps.core.sessions import salvage, session_lease
+from sweeps.core.sessions import leave, salvage, session_lease
 from sweeps.core.situation import Situation, Task, survey
 from sweeps.core.study import Study
 from sweeps.core.study_folder import StudyFolder
 from sweeps.core.trial import Spec
-from sweeps.core.watch import Watch
+from sweeps.core.watch import Watch, carrying_on
 from toco.tracking import Tracker
 from toco.tracking.mlflow_store import public_uri
 from toco.train.reevaluate import reevaluate
@@ -49,7 +48,8 @@ def run_study(study: Study, launch: Launch) -> int:
     """Run what is missing of ``study``, write its report and print the table; returns the exit status.
 
     Returns:
-        0 where no claim of the paper is contradicted, 3 where one is, 4 where cells failed, 130 where it was stopped.
+        0 where no claim of the paper is contradicted, 3 where one is, 4 where trials have no result, 130 where it was
+        stopped.
 
     Raises:
         ValueError: The study, its data or the launch is not valid, or its seeds cannot answer what it asks.
@@ -90,6 +90,7 @@ class _Driver:
         self._given_up: set[str] = set()
         # Whose evaluation from a stored training failed.
         self._afresh: set[str] = set()
+        self._leased: set[str] = set()
         self._started = time.monotonic()
         self._is_shown = False
 
@@ -113,7 +114,7 @@ class _Driver:
                 progress.close()
                 if page is not None and self._is_shown:
                     page.close()
-                shutil.rmtree(self._session, ignore_errors=True)
+                leave(situation.runs, self._session)
                 if self._is_shown and outcome != "FINISHED":
                     mirror.close((), outcome)
             if not complete:
@@ -121,7 +122,8 @@ class _Driver:
                 return STOPPED
             report = _report(self._folder)
             if report is not None and not situation.missing():
-                _remember(situation, launch, self._folder, report)
+                with carrying_on("The next start of this finished study will take a little longer"):
+                    _remember(situation, launch, self._folder, report)
             mirrored = mirror.close(
                 report.files if report else (),
                 "FAILED" if situation.missing() else "FINISHED",
@@ -165,7 +167,10 @@ class _Driver:
 
     def _lease(self, tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
         """The tasks that this driver may run, and those that another one runs."""
-        held = self._leases.acquire([task.key for task in tasks])
+        keys = {task.key for task in tasks}
+        # What has ended, or was given up: another driver may be waiting for it.
+        self._leases.release(self._leased - keys)
+        self._leased = held = self._leases.acquire(keys)
         return [task for task in tasks if task.key in held], [task for task in tasks if task.key not in held]
 
     def _without_work(self, tasks: Sequence[Task], watch: Watch) -> Iterator[Task]:
@@ -176,7 +181,12 @@ class _Driver:
         watch.expect(tasks)
         salvage(self._situation.runs, self._leases, self._session)
         for task in tasks:
-            if watch.settle(task):
+            try:
+                if watch.settle(task):
+                    continue
+            except OSError as error:  # a ledger that cannot be written, for this trial at least
+                watch.failed(task.key, f"{type(error).__name__}: {error}", traceback.format_exc())
+                self._given_up.add(task.key)
                 continue
             if task.source is not None and task.way == "rescore":
                 self._rescore(task, task.source, watch)

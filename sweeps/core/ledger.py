@@ -67,7 +67,7 @@ class Ledger:
         for folder, wanted in by_folder.items():
             # One listing instead of a question for every key, which a network file system would take long to answer.
             there = wanted & {name.removesuffix(".json") for name in _names(folder)}
-            finished |= {key for key in there if _is_whole(self._path(key))}
+            finished |= {key for key in there if _is_whole(self._path(key)) or self.entry(key) is not None}
         return finished
 
     def content_digest(self, keys: Iterable[str]) -> str | None:

@@ -53,14 +53,17 @@ def checked_storage(storage: Path) -> Path:
     """``storage``, absolute.
 
     Raises:
-        ValueError: It would be lost with the Ray job.
+        ValueError: It would be lost with the Ray job, or is a file.
     """
     if _in_ray_job() and not storage.expanduser().is_absolute():
         raise ValueError(
             f"A Ray job runs in a copy of the working folder that is thrown away, and --storage {storage} would "
             "be with it: give an absolute path that every node sees."
         )
-    return mounted(storage).expanduser().resolve()
+    found = mounted(storage).expanduser().resolve()
+    if found.exists() and not found.is_dir():
+        raise ValueError(f"--storage {storage} is a file; give a folder, which need not be there yet.")
+    return found
 
 
 def _in_ray_job() -> bool:

@@ -118,7 +118,9 @@ def plan_text(
         lines.append(f"{len(begun)} go on from a checkpoint.")
     shared = sum(task.prefix_shared for task in tasks)
     if shared:
-        lines.append(f"{shared} trainings share their first steps with others and begin where these have been there.")
+        lines.append(
+            f"{shared} trainings have their first steps in common with others, and only one of each does them."
+        )
     lines += [
         f"{number} of them because of this, although their settings are in the ledger: {reason}"
         for reason, number in situation.reasons(tasks).items()

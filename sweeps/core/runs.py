@@ -62,9 +62,11 @@ class Runs:
         At every moment of this the folder can be resumed: a checkpoint never appears before the rows that belong to it.
         """
         target = self.ledger.run_dir(key)
+        ended, status = self.status(key), _status(snapshot)
+        step, newest = newest_step(snapshot), newest_step(target)
+        is_older = step < newest or (step == newest and ended is not None and status is None)
         # An evaluation of a stored training has no checkpoint, and yet ends what was begun here.
-        is_older = newest_step(snapshot) < newest_step(target) and _status(snapshot) != "finished"
-        if self.status(key) == "finished" or is_older:
+        if ended == "finished" or (is_older and status != "finished"):
             return
         last = Path("result.json")
         files = _files(snapshot)
@@ -83,10 +85,23 @@ class Runs:
         if last in files:
             _copy(snapshot / last, target / last)
 
-    def salvage(self, key: str, dead_sessions: Iterable[Path]) -> None:
-        """Publish what drivers that are gone had received and not yet published."""
+    def is_published(self, key: str, snapshot: Path) -> bool:
+        """Whether a run folder has what ``snapshot`` has, or more."""
+        ended, status = self.status(key), _status(snapshot)
+        if ended == "finished" or status is not None:
+            return ended in ("finished", status)
+        return newest_step(snapshot) <= newest_step(self.ledger.run_dir(key))
+
+    def salvage(self, key: str, dead_sessions: Iterable[Path]) -> bool:
+        """Publish what drivers that are gone had received and not yet published; says whether all of it could be read.
+
+        What was cut off or is damaged is passed over. What could not be read or written, on a full disk for example,
+        may be there the next time.
+        """
+        complete = True
         for session in dead_sessions:
-            for snapshot in sorted((session / key).glob("checkpoint_*"), key=newest_step):
+            snapshots = (session / key).glob("checkpoint_*")
+            for snapshot in sorted(snapshots, key=lambda path: (newest_step(path), path.name)):
                 newest = all_in(snapshot / "checkpoints")[-1:]
                 try:
                     # The copy may have been cut off, at any file.
@@ -95,8 +110,12 @@ class Runs:
                     if newest and newest_step(snapshot) > newest_step(self.ledger.run_dir(key)):
                         read(newest[0])
                     self.publish(key, snapshot)
-                except (CheckpointError, OSError) as error:
+                except CheckpointError as error:
                     logger.warning("Passing over a snapshot of %s: %s", key, error)
+                except OSError as error:
+                    complete = False
+                    logger.warning("A snapshot of %s could not be published and is left: %s", key, error)
+        return complete
 
     def settle(self, key: str, identity: Identity, origin: Origin, resources: Mapping[str, Any]) -> bool:
         """Enter a trial whose run folder says how it ended into the ledger; says whether it is there now."""

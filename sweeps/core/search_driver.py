@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -26,7 +25,7 @@ from sweeps.core.runs import Origin, newest_step
 from sweeps.core.search_record import SEARCH_FILE, read_search_file
 from sweeps.core.search_situation import SearchSituation
 from sweeps.core.search_trials import SearchTrials
-from sweeps.core.sessions import salvage, session_lease
+from sweeps.core.sessions import leave, salvage, session_lease
 from sweeps.core.trial import Spec
 from sweeps.core.watch import carrying_on
 from toco.tracking import Tracker, read_run_record
@@ -164,7 +163,7 @@ class SearchDriver:
             complete = self.is_done and len(self._trials.unfinished()) <= given_up
         finally:
             progress.close()
-            shutil.rmtree(self._session, ignore_errors=True)
+            leave(self._runs, self._session)
             self._leases.release(tuple(self.proposals))
             if is_shown:
                 self._page.close()
@@ -280,7 +279,9 @@ class SearchDriver:
         if trial is not None:
             return self._proposal(trial)
         if self._held:
-            if not self._leases.acquire([self._held[0].key]):
+            key = self._held[0].key
+            # One that has ended may be leased for long by a driver that does other things now.
+            if self._situation.ledger.entry(key) is None and not self._leases.acquire([key]):
                 time.sleep(_WAIT_S)
                 return None
             return self._held.pop(0)
@@ -348,6 +349,7 @@ class SearchDriver:
         for number in self._numbers.pop(key, []):
             self._trials.finish(number, entry)
             self._note_end(number, failed=False)
+        self._leases.release([key])
 
     def _mark_stopped(self, key: str) -> None:
         """Say in a run folder that its training was stopped; whoever needs the whole one goes on from there."""
@@ -363,12 +365,14 @@ class SearchDriver:
             folder.finish(
                 {"status": "stopped", "step": step, "digest": digest, **averaged(rows, 1), "message": message}
             )
+        self._leases.release([key])
 
     def _end(self, key: str, *, failed: bool) -> None:
         with carrying_on(f"The end of {self._name(key)} could not be noted"):
             if failed:
                 for number in self._numbers.get(key, ()):
                     self._note_end(number, failed=True)
+                self._leases.release([key])
             self._changed(key)
             self._page.changed()
 

@@ -126,7 +126,9 @@ class Situation:
         evaluated = None
         for entry in there:
             known = entry["identity"]
-            if known["data"] != identity.parts["data"]:
+            # One that was rescored itself has neither counts nor checkpoints, and there may be hundreds of them.
+            is_rescored = entry["provenance"].get("reevaluated", {}).get("rescored", False)
+            if is_rescored or known["data"] != identity.parts["data"]:
                 continue
             source = self.ledger.run_dir(entry["key"])
             way = way_from(source, trial.config, same_code=same_surroundings(identity.parts, known))

@@ -11,6 +11,7 @@ import pytest
 
 import sweeps.core
 from sweeps.core import identity, launch, ray_environment
+from sweeps.core import situation as situations
 from sweeps.core.designs import OneFactor, SideBySide
 from sweeps.core.factors import Factor, Stage
 from sweeps.core.launch import run_study
@@ -291,10 +292,11 @@ def test_what_a_lost_driver_of_another_study_had_received_is_not_lost(tmp_path, 
         leases.acquire([held])
         assert run_study(make(tmp_path, OneFactor((Factor("method.aux_block", (8,)),))), start) == 0
         assert newest_step(ledger.run_dir(other)) == 2
-        # Whoever runs it now publishes it.
+        # Whoever runs it now publishes it, if need be later.
         assert newest_step(ledger.run_dir(held)) == -1
         assert leases.acquire([other]) == {other}
-    assert list((start.storage / "tune").iterdir()) == []
+    left = [path.name for path in (start.storage / "tune" / "gone" / "experiment").iterdir()]
+    assert left == [held]
 
 
 def test_a_driver_that_lost_a_lease_leaves_the_trial_to_the_other(tmp_path, monkeypatch, tracker):
@@ -328,3 +330,45 @@ def test_a_driver_that_lost_a_lease_leaves_the_trial_to_the_other(tmp_path, monk
     assert len(asked) == 2
     assert len(trainer.trained) == 1
     assert not situation.ledger.run_dir(missing.key).exists()
+
+
+def test_a_driver_that_waits_lets_go_of_what_has_ended(tmp_path, monkeypatch, tracker):
+    """Two drivers that wait for each other's finished trials would wait for ever."""
+    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
+    use(monkeypatch, run_trials=trainer)
+    study = make(tmp_path, OneFactor((Factor("method.aux_block", (9, 8)),)))
+    situation = survey(study, start.storage)
+    first, second = situation.keys
+    free = []
+    with Leases(start.storage, "another driver") as other:
+        assert other.acquire([second])
+
+        def wait(_):
+            free.append(other.acquire([first]) == {first})
+            entry = situation.ledger.entry(first)
+            assert situation.ledger.write({**entry, "key": second})
+
+        monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=wait, monotonic=time.monotonic))
+        assert run_study(study, start) == 0
+    assert free == [True]
+    assert trainer.trained == [first]
+
+
+def test_many_rescored_trials_are_no_sources(tmp_path, monkeypatch, tracker):
+    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
+    use(monkeypatch, run_trials=trainer)
+    assert run_study(make(tmp_path, ONE), start) == 0
+    assert run_study(make(tmp_path, THRESHOLDS), start) == 0
+    asked = []
+    real = situations.way_from
+
+    def way_from(source, *arguments, **options):
+        asked.append(source.name)
+        return real(source, *arguments, **options)
+
+    monkeypatch.setattr(situations, "way_from", way_from)
+    more = make(tmp_path, OneFactor((Factor("evaluate.background_threshold", (0.1, 0.6), stage=Stage.EVALUATE),)))
+    now, later = survey(more, start.storage).tasks()
+    assert not later
+    assert now
+    assert set(asked) == {trainer.trained[0]}

@@ -329,3 +329,35 @@ def test_a_spec_is_what_an_ablation_would_train(place):
 def read_values(situation):
     situation.write()
     return read_search_record(situation.path).trials[0].values
+
+
+def test_a_trial_that_another_driver_has_ended_is_not_waited_for_and_stopped_ones_are_free(place, monkeypatch):
+    """That driver keeps its lease for as long as it runs, and may be waiting for one of ours."""
+    monkeypatch.setattr("sweeps.core.search_driver._WAIT_S", 0.0)
+    drive(place / "elsewhere")
+    situation = survey_search(STUDY, place / "here")
+    situation.write()
+    key = situation.proposal(situation.plan.start)[1].key
+    stopped, waited = [], 0
+    with Leases(place / "here", "a study") as other, Leases(place / "here", "a search") as leases:
+        assert other.acquire([key])
+        assert leases.acquire([situation.lease])
+        driver = SearchDriver(situation, Launch(place / "here"), leases)
+        driver.recover()
+        while not driver.is_done and waited < 50:
+            spec = driver.next()
+            if spec is None:
+                waited += 1
+                if waited == 2:
+                    situation.ledger.write(Ledger(place / "elsewhere").entry(key))
+                continue
+            assert spec.key != key
+            try:
+                run_trial(spec, Channel(driver, spec.key, situation.ledger.run_dir(spec.key), None))
+            except Stopped:
+                stopped.append(spec.key)
+            driver.ended(spec.key)
+        assert driver.is_done
+        assert other.holds(key)
+        assert stopped
+        assert other.acquire(stopped) == set(stopped)
