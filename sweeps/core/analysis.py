@@ -14,29 +14,22 @@ from itertools import combinations, permutations
 
 import numpy as np
 
+from sweeps.core.anova import SEED, VALUE, Anova, Effect, anova, two_level_effects
 from sweeps.core.daggers import daggers
 from sweeps.core.evaluations import PER_IMAGE, Resampled, class_iou, resampled
 from sweeps.core.factors import Scalar
+from sweeps.core.image_noise import ImageInterval, class_difference_intervals, difference_interval
 from sweeps.core.statistics import (
-    SEED,
-    VALUE,
-    Anova,
-    Effect,
     Floats,
-    ImageInterval,
     Paired,
     Summary,
-    anova,
-    class_difference_intervals,
     detectable_effect,
-    difference_interval,
     holm,
     noise_floor,
     not_distinguishable,
     paired,
     seeds_needed,
     summarise,
-    two_level_effects,
 )
 from sweeps.core.study_record import CellRecord, RowRecord, StudyRecord, TrialRecord
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sweeps.core.statistics import Floats, resampled_iou
+from sweeps.core.image_noise import resampled_iou
+from sweeps.core.statistics import Floats
 from sweeps.core.study_record import TrialRecord
 from toco.evaluate.confusions import read_confusions
 
@@ -21,7 +22,7 @@ _KEPT = 256
 """Files whose content stays in memory: about 1 MB each for 21 classes and three metrics."""
 
 Resampled = Mapping[str, Floats]
-"""By metric: ``[evaluations, 1 + RESAMPLES, classes]``, see ``sweeps.core.statistics.resampled_iou``."""
+"""By metric: ``[evaluations, 1 + RESAMPLES, classes]``, see ``sweeps.core.image_noise.resampled_iou``."""
 
 
 def class_iou(trial: TrialRecord) -> Mapping[str, Mapping[str, float | None]]:

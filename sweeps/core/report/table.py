@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sweeps.core.analysis import Analysis, Crossing, Figures, RowAnalysis
-from sweeps.core.statistics import Effect, ImageInterval, Paired, Summary
+from sweeps.core.anova import Effect
+from sweeps.core.image_noise import ImageInterval
+from sweeps.core.statistics import Paired, Summary
 from sweeps.core.study import Metric
 from sweeps.core.study_record import CellRecord, RowRecord, StudyRecord, TrialRecord
 from sweeps.core.verdict import Verdict

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from sweeps.core.statistics import holm, image_interval, noise_floor, not_distinguishable, paired, summarise
+from sweeps.core.image_noise import difference_interval, resampled_iou
+from sweeps.core.statistics import holm, noise_floor, not_distinguishable, paired, summarise
 
 STUDIES, ROWS, LEVEL = 2000, 10, 0.05
 
@@ -96,6 +97,10 @@ def test_intervals_cover_the_truth(n):
         floors += abs(first.mean() - second.mean()) <= noise_floor(first, second)
     for covered in (summaries, differences, floors):
         assert 0.93 <= covered / studies <= 0.97
+
+
+def image_interval(row, base, resamples):
+    return difference_interval(resampled_iou(row, resamples), resampled_iou(base, resamples))
 
 
 def test_intervals_over_images_cover_what_other_images_would_give():
