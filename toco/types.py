@@ -18,6 +18,14 @@ IGNORE_INDEX = 255
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """Which of ``world_size`` equal parts of a whole (a global batch, a split) a process works on."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What one training step gets from the loader. Images are normalised with the ImageNet mean and std.
 
@@ -28,6 +36,8 @@ class Batch:
         class_labels: Multi-hot image-level labels without background, 0.0 or 1.0.
         valid_box: Rows ``y0 y1`` and columns ``x0 x1`` (half-open, pixels) of the image inside its padded crop.
         names: Name of every image, for messages.
+        present: What :func:`present_classes` says of the labels, found on the host so that no device is waited for.
+        shard: Which consecutive part of the global batch these images are.
     """
 
     images: Float[Tensor, "b 3 h w"]
@@ -36,6 +46,8 @@ class Batch:
     class_labels: Float[Tensor, "b k"]
     valid_box: Int[Tensor, "b 4"]
     names: tuple[str, ...]
+    present: Int[Tensor, "b m"]
+    shard: Shard = Shard()
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device`` (copies are asynchronous where the memory is pinned)."""
@@ -44,6 +56,19 @@ class Batch:
             for f in fields(self)
         }
         return Batch(**moved)
+
+
+def present_classes(class_labels: Float[Tensor, "b k"]) -> Int[Tensor, "b m"]:
+    """0-based classes of every image, ascending; ``m`` is the most that one image has, at least 1.
+
+    Images with fewer are filled up with absent classes, whose label is 0 and whose maps therefore count for nothing.
+
+    >>> present_classes(torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]])).tolist()
+    [[1, 3], [0, 2]]
+    """
+    most = max(int(class_labels.count_nonzero(dim=1).max()), 1)
+    first = (class_labels == 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    return first.sort(dim=1).values
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import torch
 from toco.backbones import vit_nano
 from toco.methods import Method, MethodConfig
 from toco.registry import available, load
-from toco.types import Batch
+from toco.types import Batch, present_classes
 
 NUM_FOREGROUND_CLASSES, SIZE = 3, 32
 
@@ -19,7 +19,7 @@ def batch():
 
     box = torch.tensor([[0, SIZE, 0, SIZE], [0, SIZE, 8, SIZE], [4, 20, 0, 24], [0, SIZE, 0, SIZE]])
     labels = torch.tensor([[1.0, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 1]])
-    return Batch(views(), views(), views(), labels, box, tuple("abcd"))
+    return Batch(views(), views(), views(), labels, box, tuple("abcd"), present_classes(labels))
 
 
 @pytest.fixture(params=available("toco.methods"))

@@ -3,7 +3,7 @@ import torch
 
 from toco.backbones import vit_nano
 from toco.methods import toco
-from toco.types import Batch
+from toco.types import Batch, present_classes
 
 SIZE, PATCH = 64, 8
 
@@ -28,7 +28,7 @@ def batch(images=4, box=None):
     views = [torch.randn(images, 3, SIZE, SIZE, generator=generator) for _ in range(3)]
     labels = torch.eye(3)[torch.arange(images) % 3]
     box = torch.tensor(box or [[0, SIZE, 0, SIZE]]).expand(images, 4)
-    return Batch(*views, labels, box, tuple(map(str, range(images))))
+    return Batch(*views, labels, box, tuple(map(str, range(images))), present_classes(labels))
 
 
 def part(whole, start, stop):
@@ -39,6 +39,7 @@ def part(whole, start, stop):
         whole.class_labels[start:stop],
         whole.valid_box[start:stop],
         whole.names[start:stop],
+        whole.present[start:stop],
     )
 
 

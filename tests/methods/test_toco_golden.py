@@ -7,7 +7,7 @@ import torch
 from toco.data import denormalise_255, normalise
 from toco.methods import toco
 from toco.train.optim import OptimConfig, build_optimizer, fill_missing_gradients, set_lr
-from toco.types import Batch
+from toco.types import Batch, present_classes
 
 NUM_STEPS = 20_000
 LOSSES = {
@@ -56,6 +56,7 @@ def batch_of(arrays, dtype=torch.float32):
         class_labels=tensor("data__cls_label"),
         valid_box=torch.from_numpy(arrays["data__img_box"].astype(np.int64)),
         names=("a", "b"),
+        present=present_classes(tensor("data__cls_label")),
     )
 
 
@@ -144,6 +145,7 @@ def test_four_iterations_equal_the_official_ones(golden, tiny_method, official_n
             class_labels=torch.from_numpy(recorded["cls_label"]),
             valid_box=torch.from_numpy(recorded["img_box"].astype(np.int64)),
             names=("a", "b"),
+            present=present_classes(torch.from_numpy(recorded["cls_label"])),
         )
         fixed_corners(recorded["corners_yx"])
         step = int(recorded["n_iter"])

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 from toco.data._dataset import Dataset
 from toco.data._normalize import normalise
 from toco.data._views import Views, ViewsConfig, make_views
-from toco.types import Batch
+from toco.types import Batch, present_classes
 
 _Key = tuple[int, int]  # (epoch, index)
 _Sample = tuple[Views, Float32[np.ndarray, " k"], str]
@@ -147,7 +147,8 @@ def _collate(samples: Sequence[_Sample]) -> dict[str, Any]:
 
     return {
         **{f: normalise(stacked(f).permute(0, 3, 1, 2)).contiguous() for f in ("images", "second_view", "crop_source")},
-        "class_labels": torch.from_numpy(np.stack(labels)),
+        "class_labels": (class_labels := torch.from_numpy(np.stack(labels))),
+        "present": present_classes(class_labels),
         "valid_box": stacked("valid_box"),
         "names": list(names),
     }
@@ -155,7 +156,8 @@ def _collate(samples: Sequence[_Sample]) -> dict[str, Any]:
 
 def _batch(tensors: dict[str, Any]) -> Batch:
     # A list on the way, since torch pins the tensors of containers that it knows.
-    return Batch(**{f.name: tensors[f.name] for f in fields(Batch) if f.name != "names"}, names=tuple(tensors["names"]))
+    given = {f.name: tensors[f.name] for f in fields(Batch) if f.name in tensors}
+    return Batch(**given | {"names": tuple(tensors["names"])})
 
 
 def _pinned(value: Any) -> Any:  # noqa: ANN401 - a tensor or the names
