@@ -76,19 +76,23 @@ class Features:
     """One forward pass of a backbone.
 
     Attributes:
-        class_token: Class token after the final norm.
-        features: Patch tokens of the last block after the final norm, as a map.
-        aux_features: Patch tokens of the auxiliary block, before the final norm (after it, if that block is the last).
+        class_token: Class token of every image, after the final norm.
+        features: Patch tokens of the last block after the final norm, as a map, of the images whose maps were wanted.
+        aux_features: Patch tokens of the auxiliary block of these images, before the final norm (after it, if that
+            block is the last).
     """
 
-    class_token: Float[Tensor, "b c"]
+    class_token: Float[Tensor, "images c"]
     features: Float[Tensor, "b c p q"]
     aux_features: Float[Tensor, "b c p q"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cams:
-    """Class activation maps in [0, 1], min-max normalised per class: of the last block and of the auxiliary block."""
+    """Class activation maps in [0, 1], min-max normalised per class: of the last block and of the auxiliary block.
+
+    The maps are those of all classes or, where a caller named some, of these in the order in which they were named.
+    """
 
     cam: Float[Tensor, "b k h w"]
     aux_cam: Float[Tensor, "b k h w"]
@@ -99,7 +103,7 @@ class Prediction:
     """All that a method says of a batch of images, in float32, without knowledge of their labels.
 
     Attributes:
-        cams: CAMs of all classes at the size of the input; which classes are present is for the caller to say.
+        cams: CAMs at the size of the input, of the classes that the caller named, or of all.
         class_logits: Logits of the classifier.
         segmentation_logits: Logits of the decoder on the patch grid, background first.
         block_tokens: Patch tokens after every block, before the final norm except for the last.

@@ -54,8 +54,8 @@ def test_recorded_neighbours_in_their_order(golden):
     image = torch.from_numpy(golden("par")["default__img"][:1])
     picked = []
     for index in range(48):
-        one_hot = torch.zeros(1, 48, 32, 40)
-        one_hot[:, index] = 1
+        one_hot = torch.zeros(1, 32, 40, 48)
+        one_hot[..., index] = 1
         picked.append(propagate(image, one_hot, DILATIONS, 1)[0, :, 5, 6])
     assert torch.equal(
         torch.stack(picked, dim=1), torch.from_numpy(golden("par")["default__neighbours_of_img0_at_r5c6"])
@@ -66,7 +66,7 @@ def test_affinity_by_hand():
     """A bright column right of a dark image; one ring of neighbours; the pixel left of the column."""
     image = torch.zeros(1, 3, 3, 3, dtype=torch.float64)
     image[..., 2] = 1
-    affinity = neighbour_affinity(image, (1,))[0, :, 1, 1]
+    affinity = neighbour_affinity(image, (1,))[0, 1, 1]
     spread = math.sqrt((3 * (5 / 8) ** 2 + 5 * (3 / 8) ** 2) / 7)
     bright, dark = math.exp(-((1 / spread / 0.3) ** 2)), 1.0
     root = math.sqrt(2)

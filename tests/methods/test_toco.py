@@ -47,7 +47,7 @@ def part(whole, start, stop):
 def same_corners(monkeypatch):
     """Local crops at the same places whatever the batch."""
 
-    def corners(regions, num_crops, _size, _generator):
+    def corners(regions, num_crops, *_others):
         return torch.arange(num_crops)[None, :, None].expand(len(regions), -1, 2) * 4
 
     monkeypatch.setattr(toco, "sample_crop_corners", corners)
@@ -131,7 +131,7 @@ def test_the_decoder_first_learns_from_the_auxiliary_cam(monkeypatch):
 
     monkeypatch.setattr(toco, "refine_pseudo_label", refine)
     model, data = method(aux_pseudo_labels_until_step=5), batch(2)
-    cams = model.cams(data.images, model.config.cam_scales, flip=True)
+    cams = model.cams(data.images, model.config.cam_scales, flip=True, present=data.present)
     losses(model, data, step=4)
     losses(model, data, step=5)
     torch.testing.assert_close(seen[0], cams.aux_cam, atol=1e-4, rtol=1e-4)

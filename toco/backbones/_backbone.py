@@ -29,11 +29,25 @@ class Backbone(nn.Module, ABC):
     patch_size_px: int
 
     @abstractmethod
-    def forward(self, images: Float[Tensor, "b 3 h w"], aux_block: int) -> Features:
+    def forward(self, images: Float[Tensor, "b 3 h w"], aux_block: int, num_maps: int | None = None) -> Features:
         """Tokens of the last block and of block ``aux_block`` (0-based).
+
+        Args:
+            images: Normalised images.
+            aux_block: Block of the auxiliary features.
+            num_maps: Patch tokens are wanted of this many images, the first ones; of the others the class token alone,
+                for which much of the last block need not be computed. ``None`` means all of them.
 
         Raises:
             ValueError: The image is smaller than a patch, or there is no such block.
+        """
+
+    @abstractmethod
+    def aux_features(self, images: Float[Tensor, "b 3 h w"], aux_block: int) -> Float[Tensor, "b c p q"]:
+        """The auxiliary features of :meth:`forward` alone; the blocks after ``aux_block`` are not computed.
+
+        Raises:
+            ValueError: As for :meth:`forward`.
         """
 
     @abstractmethod

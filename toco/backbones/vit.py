@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -81,16 +82,30 @@ class ViT(Backbone):
         self.patch_size_px = vit.patch_embed.patch_size[0]
         vit.pos_embed.requires_grad_(False)
 
-    def forward(self, images: Float[Tensor, "b 3 h w"], aux_block: int) -> Features:
+    def forward(self, images: Float[Tensor, "b 3 h w"], aux_block: int, num_maps: int | None = None) -> Features:
         """See the base class."""
-        if not 0 <= aux_block < self.depth:
-            raise ValueError(f"aux_block is {aux_block}, but this backbone has blocks 0 to {self.depth - 1}.")
+        self._check_block(aux_block)
         grid = self._grid(images)
-        for index, tokens in enumerate(self._blocks(images)):
+        num_maps = len(images) if num_maps is None else num_maps
+        tokens = self._embed(images)
+        for index, block in enumerate(self.vit.blocks[:-1]):
+            tokens = block(tokens)
             if index == aux_block:
-                aux_features = _as_map(tokens, grid)
-        # After the loop, these are the tokens of the last block.
-        return Features(tokens[:, 0], _as_map(tokens, grid), aux_features)
+                aux_features = _as_map(tokens[:num_maps], grid)
+        last = self.vit.blocks[-1]
+        whole = self.vit.norm(last(tokens[:num_maps]))
+        class_token = whole[:, 0]
+        if num_maps < len(images):
+            alone = self.vit.norm(_class_token_after(last, tokens[num_maps:]))
+            class_token = torch.cat([class_token, alone])
+        features = _as_map(whole, grid)
+        return Features(class_token, features, features if aux_block == self.depth - 1 else aux_features)
+
+    def aux_features(self, images: Float[Tensor, "b 3 h w"], aux_block: int) -> Float[Tensor, "b c p q"]:
+        """See the base class."""
+        self._check_block(aux_block)
+        tokens = next(itertools.islice(self._blocks(images), aux_block, None))
+        return _as_map(tokens, self._grid(images))
 
     def block_tokens(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n c"]]:
         """See the base class."""
@@ -101,6 +116,10 @@ class ViT(Backbone):
         norms = (module for module in self.vit.modules() if isinstance(module, nn.LayerNorm))
         return [parameter for norm in norms for parameter in norm.parameters()]
 
+    def _check_block(self, aux_block: int) -> None:
+        if not 0 <= aux_block < self.depth:
+            raise ValueError(f"aux_block is {aux_block}, but this backbone has blocks 0 to {self.depth - 1}.")
+
     def _grid(self, images: Tensor) -> tuple[int, int]:
         height, width = images.shape[-2:]
         grid = height // self.patch_size_px, width // self.patch_size_px
@@ -108,14 +127,19 @@ class ViT(Backbone):
             raise ValueError(f"The image is {height}x{width} px, smaller than one patch of {self.patch_size_px} px.")
         return grid
 
-    def _blocks(self, images: Tensor) -> Iterator[Tensor]:
-        """Tokens after each block, class token first; the last ones after the final norm."""
+    def _embed(self, images: Tensor) -> Tensor:
+        """Tokens before the first block, class token first."""
         p, q = self._grid(images)
         images = images[..., : p * self.patch_size_px, : q * self.patch_size_px]
         patches = self.vit.patch_embed(images).flatten(1, 2)
         class_token = self.vit.cls_token.expand(len(images), -1, -1)
         tokens = torch.cat([class_token, patches], dim=1) + self._positions(p, q)
-        tokens = self.vit.norm_pre(tokens)
+        embedded: Tensor = self.vit.norm_pre(tokens)
+        return embedded
+
+    def _blocks(self, images: Tensor) -> Iterator[Tensor]:
+        """Tokens after each block, class token first; the last ones after the final norm."""
+        tokens = self._embed(images)
         for index, block in enumerate(self.vit.blocks):
             tokens = block(tokens)
             yield self.vit.norm(tokens) if index == self.depth - 1 else tokens
@@ -129,6 +153,35 @@ class ViT(Backbone):
         grid = positions[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=(p, q), mode="bicubic", align_corners=False)
         return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _class_token_after(block: Any, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b c"]:  # noqa: ANN401 - timm's
+    """The class token of ``block(tokens)``.
+
+    It looks at the keys and values of all tokens. Queries, projection and MLP of the others are
+    nobody's input any more.
+    """
+    from timm.layers.attention import Attention
+
+    attention = block.attn
+    if type(attention) is not Attention or getattr(attention, "gate", None) is not None:
+        after: Tensor = block(tokens)[:, 0]
+        return after
+    normed = block.norm1(tokens)
+    num_queries = attention.num_heads * attention.head_dim
+    sizes = [num_queries, 2 * num_queries]
+    weights = attention.qkv.weight.split(sizes)
+    biases = (None, None) if attention.qkv.bias is None else attention.qkv.bias.split(sizes)
+    query = F.linear(normed[:, :1], weights[0], biases[0])
+    key, value = F.linear(normed, weights[1], biases[1]).chunk(2, dim=-1)
+    query, key, value = (
+        part.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2) for part in (query, key, value)
+    )
+    seen = F.scaled_dot_product_attention(attention.q_norm(query), attention.k_norm(key), value)
+    seen = attention.proj(attention.norm(seen.transpose(1, 2).flatten(2)))
+    class_token: Tensor = tokens[:, :1] + block.drop_path1(block.ls1(seen))
+    class_token = class_token + block.drop_path2(block.ls2(block.mlp(block.norm2(class_token))))
+    return class_token[:, 0]
 
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

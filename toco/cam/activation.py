@@ -6,20 +6,28 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
-from toco.types import Cams
-
-Forward = Callable[[Float[Tensor, "b 3 h w"]], tuple[Float[Tensor, "b k p q"], Float[Tensor, "b k p q"]]]
-"""Images to the activation maps of the last block and of the auxiliary block, on the patch grid."""
+Forward = Callable[[Float[Tensor, "images 3 h w"]], Float[Tensor, "images k p q"]]
+"""Images to activation maps on the patch grid."""
 
 
 def activation_maps(
-    features: Float[Tensor, "b c p q"], classifier_weight: Float[Tensor, "k c"]
-) -> Float[Tensor, "b k p q"]:
-    """Score of every class at every patch: the classifier applied to each token instead of to the pooled one."""
-    return torch.einsum("bcpq,kc->bkpq", features, classifier_weight)
+    features: Float[Tensor, "b c p q"],
+    classifier_weight: Float[Tensor, "k c"],
+    present: Integer[Tensor, "b m"] | None = None,
+) -> Float[Tensor, "b _ p q"]:
+    """Score of classes at every patch: the classifier applied to each token instead of to the pooled one.
+
+    Args:
+        features: Patch tokens.
+        classifier_weight: One row for every class.
+        present: Classes (0-based) whose maps are wanted, image by image; ``None`` means all ``k``.
+    """
+    if present is None:
+        return torch.einsum("bcpq,kc->bkpq", features, classifier_weight)
+    return torch.einsum("bcpq,bmc->bmpq", features, classifier_weight[present])
 
 
 def normalise_cam(activation_sum: Float[Tensor, "b k h w"], epsilon: float = 1e-5) -> Float[Tensor, "b k h w"]:
@@ -38,16 +46,17 @@ def multi_scale_cams(
     images: Float[Tensor, "b 3 h w"],
     scales: Sequence[float],
     flip: bool = True,
-    base: tuple[Float[Tensor, "b k p q"], Float[Tensor, "b k p q"]] | None = None,
-) -> Cams:
-    """CAM and auxiliary CAM at the images' size, summed over scales and normalised.
+    base: Float[Tensor, "b k p q"] | None = None,
+) -> Float[Tensor, "b k h w"]:
+    """CAMs at the images' size, summed over scales and normalised.
 
     Per scale: the larger of image and mirror image (mirrored back) at every pixel, then ReLU. The maximum is taken
     after the resize to pixels, as the official code does. Everything is computed in the images' dtype, even where
     ``forward`` runs in a lower one.
 
     Args:
-        forward: Maps images of any size to (activation, auxiliary activation).
+        forward: Maps images of any size to activations; several sorts of them go side by side as channels. It is given
+            all images of one scale at once, and all their mirror images after them.
         images: Normalised images.
         scales: Sizes relative to the images'; a scaled side is floored. 1.0 is always used, first, listed or not.
         flip: Also look at the mirror images.
@@ -62,12 +71,10 @@ def multi_scale_cams(
         raise ValueError(f"CAM scales are positive factors of the image size, but got {list(scales)}.")
     height, width = images.shape[-2:]
 
-    def to_pixels(activations: tuple[Tensor, Tensor]) -> Tensor:
-        # Main and auxiliary maps take the same road: side by side as channels.
-        maps = torch.cat(activations, dim=1).to(images.dtype)
-        return F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
+    def to_pixels(maps: Tensor) -> Tensor:
+        return F.interpolate(maps.to(images.dtype), size=(height, width), mode="bilinear", align_corners=False)
 
-    def at_one_scale(scaled: Tensor, known: tuple[Tensor, Tensor] | None) -> Tensor:
+    def at_one_scale(scaled: Tensor, known: Tensor | None) -> Tensor:
         if known is None and flip:
             upright, mirrored = to_pixels(forward(torch.cat([scaled, scaled.flip(-1)]))).chunk(2)
             return torch.maximum(upright, mirrored.flip(-1)).relu()
@@ -82,5 +89,4 @@ def multi_scale_cams(
             size = (int(scale * height), int(scale * width))
             scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
             total = total + at_one_scale(scaled, None)
-    cam, aux_cam = normalise_cam(total).chunk(2, dim=1)
-    return Cams(cam=cam, aux_cam=aux_cam)
+    return normalise_cam(total)

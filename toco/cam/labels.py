@@ -64,6 +64,18 @@ def cam_to_pseudo_label(
     return label if valid_box is None else ignore_outside(label, valid_box)
 
 
+def class_ids(label: Integer[Tensor, "b h w"], present: Integer[Tensor, "b m"]) -> Integer[Tensor, "b h w"]:
+    """Labels that number the present classes of each image from 1, as ids of all classes; 0 and 255 stay.
+
+    >>> class_ids(torch.tensor([[[0, 1, 2, 255]]]), torch.tensor([[3, 7]])).tolist()
+    [[[0, 4, 8, 255]]]
+    """
+    ids = torch.cat([torch.zeros_like(present[:, :1]), present + 1], dim=1)
+    is_class = label != IGNORE_INDEX
+    found = ids.gather(1, torch.where(is_class, label, 0).flatten(1).long()).view_as(label)
+    return torch.where(is_class, found, IGNORE_INDEX)
+
+
 def ignore_outside(label: Integer[Tensor, "b h w"], valid_box: Integer[Tensor, "b 4"]) -> Integer[Tensor, "b h w"]:
     """The label with everything outside the box set to 255."""
     height, width = label.shape[-2:]

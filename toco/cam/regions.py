@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Integer, Num
 from torch import Tensor
 
 from toco.cam.labels import Region, check_thresholds, mask_absent_classes
+from toco.types import Shard
 
 
 def regions(
@@ -33,7 +34,11 @@ def regions(
 
 
 def sample_crop_corners(
-    regions: Integer[Tensor, "b h w"], num_crops: int, crop_size_px: int, generator: torch.Generator
+    regions: Integer[Tensor, "b h w"],
+    num_crops: int,
+    crop_size_px: int,
+    generator: torch.Generator,
+    shard: Shard = Shard(),
 ) -> Integer[Tensor, "b v 2"]:
     """Top-left corners (y, x) of square crops whose centres are drawn from uncertain and background pixels.
 
@@ -50,6 +55,8 @@ def sample_crop_corners(
         crop_size_px: Side of a crop.
         generator: Source of the keys, which are drawn on its device, so that a CPU generator gives the same crops on
             every machine.
+        shard: Which part of a global batch the images are. Keys are drawn for all of it, so that an image's crops do
+            not depend on the number of processes.
 
     Raises:
         ValueError: The image has no room for so many crops of this size.
@@ -67,7 +74,9 @@ def sample_crop_corners(
     inner = regions[:, margin : margin + inner_height, margin : margin + inner_width]
     is_candidate = (inner <= Region.UNCERTAIN).flatten(1)
     too_few = is_candidate.sum(dim=1, keepdim=True) < num_crops
-    keys = torch.rand(is_candidate.shape, generator=generator, device=generator.device).to(regions.device)
+    num_images, num_positions = is_candidate.shape
+    keys = torch.rand(shard.world_size * num_images, num_positions, generator=generator, device=generator.device)
+    keys = keys[shard.rank * num_images :][:num_images].to(regions.device, non_blocking=True)
     chosen = keys.masked_fill(~(is_candidate | too_few), -1.0).topk(num_crops, dim=1).indices
     # The centre is ``margin`` below and right of the corner, so an index into the inner part is the corner itself.
     return torch.stack([chosen // inner_width, chosen % inner_width], dim=-1)

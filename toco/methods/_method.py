@@ -52,11 +52,23 @@ class Method(nn.Module, ABC):
         """Trainable parameters by group: ``backbone``, ``backbone_norms``, ``heads``, ``decoder``."""
 
     @abstractmethod
-    def cams(self, images: Float[Tensor, "b 3 h w"], scales: Sequence[float], flip: bool) -> Cams:
-        """Multi-scale CAMs of all classes; which classes are present is for the caller to say. No gradient."""
+    def cams(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        scales: Sequence[float],
+        flip: bool,
+        present: Int[Tensor, "b m"] | None = None,
+    ) -> Cams:
+        """Multi-scale CAMs of the classes ``present`` names (0-based, image by image), or of all. No gradient."""
 
     @abstractmethod
-    def predict(self, images: Float[Tensor, "b 3 h w"], scales: Sequence[float], flip: bool) -> Prediction:
+    def predict(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        scales: Sequence[float],
+        flip: bool,
+        present: Int[Tensor, "b m"] | None = None,
+    ) -> Prediction:
         """Everything an evaluation needs, with the CAMs that ``cams`` gives. No gradient."""
 
     @abstractmethod

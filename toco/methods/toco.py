@@ -7,7 +7,7 @@ background, so that crops from there can be contrasted with the whole image (cla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from toco.backbones import Backbone
 from toco.cam.activation import activation_maps, multi_scale_cams
 from toco.cam.affinity import affinity
-from toco.cam.labels import cam_to_pseudo_label, scale_box
+from toco.cam.labels import cam_to_pseudo_label, class_ids, scale_box
 from toco.cam.par import DILATIONS, refine_pseudo_label
 from toco.cam.regions import crop, positive_crops, regions, sample_crop_corners
 from toco.config import Config as BaseConfig
@@ -34,7 +34,7 @@ from toco.losses.dense_energy import dense_energy_loss
 from toco.losses.ptc import patch_token_contrast_loss
 from toco.losses.segmentation import segmentation_loss
 from toco.methods._method import Method, MethodConfig
-from toco.types import Batch, Cams, Features, Prediction, StepOutput
+from toco.types import Batch, Cams, Features, Prediction, StepOutput, present_classes
 
 
 class Term(BaseConfig):
@@ -215,10 +215,17 @@ class ToCo(Method):
         """Losses of one step.
 
         One pass over both global views serves the classifiers, the scale-1 CAM, the decoder, the student and the
-        teacher, whose encoder is the student's: the values are those of the official five passes.
-        Terms that do not count at this step are not computed.
+        teacher, whose encoder is the student's: the values are those of the official five passes. Views that are only
+        there for their class token take a cheaper last block, and maps are made for the classes in the image alone.
+        Terms that do not count at this step are not computed, nor the CAM that only they would use.
         Source: official ``scripts/dist_train_voc_seg_neg.py``.
         """
+        # A disabled context around all passes: weights that one of them casts are there for the next. The first pass is
+        # one with gradients, as it has to be: what is cast without them would stay without them.
+        with torch.autocast(batch.images.device.type, enabled=False):
+            return self._training_losses(batch, step, generator)
+
+    def _training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
         config = self.config
         weights = {
             "classification": 1.0,
@@ -233,8 +240,7 @@ class ToCo(Method):
         ema_update_(self.teacher, self.projection, config.ema_decay)
 
         views = [batch.images, batch.second_view] if "ctc" in weights else [batch.images]
-        everything = self._encode(torch.cat(views))
-        main = Features(*(part[: len(batch.images)] for part in _parts(everything)))
+        main = self._encode(torch.cat(views), num_maps=len(batch.images))
         losses = {
             "classification": self._by_group(classification_loss, self.classifier(main.features), batch.class_labels)
         }
@@ -243,25 +249,32 @@ class ToCo(Method):
                 classification_loss, self.aux_classifier(main.aux_features), batch.class_labels
             )
         counts: dict[str, Tensor] = {}
-        if weights.keys() & {"ptc", "ctc", "segmentation", "energy"}:
-            with torch.no_grad():
-                base = self._activations(main.features, main.aux_features)
-                cams = multi_scale_cams(
-                    self._encode_activations, batch.images, config.cam_scales, config.cam_flip, base=base
-                )
+        pseudo_labels_from = "aux_cam" if step < config.aux_pseudo_labels_until_step else "cam"
+        wanted = ["aux_cam"] if weights.keys() & {"ptc", "ctc"} else []
+        if weights.keys() & {"segmentation", "energy"} and pseudo_labels_from not in wanted:
+            wanted.append(pseudo_labels_from)
+        cams = self._cams(
+            batch.images,
+            config.cam_scales,
+            config.cam_flip,
+            wanted,
+            batch.present,
+            base={"cam": main.features, "aux_cam": main.aux_features},
+        )
+        class_labels = batch.class_labels.gather(1, batch.present)
         if "ptc" in weights:
-            label = self._token_labels(cams.aux_cam, batch, _size(main.features))
+            label = self._token_labels(cams["aux_cam"], class_labels, batch, _size(main.features))
             pairs = affinity(label)
             losses["ptc"] = self._by_group(patch_token_contrast_loss, main.features, pairs)
             counts["ptc_positive_pairs"] = (pairs == 1).float().mean()
             counts["ptc_negative_pairs"] = (pairs == 0).float().mean()
         if "ctc" in weights:
             losses["ctc"], counts["ctc_positive_crops"] = self._class_token_contrast(
-                everything.class_token, cams.aux_cam, batch, generator
+                main.class_token, cams["aux_cam"], class_labels, batch, generator
             )
         if "segmentation" in weights or "energy" in weights:
-            source = cams.aux_cam if step < config.aux_pseudo_labels_until_step else cams.cam
-            label = self._refine(batch.images, source, batch.class_labels, batch.valid_box)
+            label = self._refine(batch.images, cams[pseudo_labels_from], class_labels, batch.valid_box)
+            label = class_ids(label, batch.present)
             logits = self._decode(main.features)
             logits = F.interpolate(logits, size=_size(batch.images), mode="bilinear", align_corners=False)
             if "segmentation" in weights:
@@ -290,13 +303,24 @@ class ToCo(Method):
         }
         return {name: [p for p in group if p.requires_grad] for name, group in groups.items()}
 
-    @torch.no_grad()
-    def cams(self, images: Float[Tensor, "b 3 h w"], scales: Sequence[float], flip: bool) -> Cams:
+    def cams(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        scales: Sequence[float],
+        flip: bool,
+        present: Int[Tensor, "b m"] | None = None,
+    ) -> Cams:
         """See the base class."""
-        return multi_scale_cams(self._encode_activations, images, scales, flip)
+        return Cams(**self._cams(images, scales, flip, ("cam", "aux_cam"), present))
 
     @torch.no_grad()
-    def predict(self, images: Float[Tensor, "b 3 h w"], scales: Sequence[float], flip: bool) -> Prediction:
+    def predict(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        scales: Sequence[float],
+        flip: bool,
+        present: Int[Tensor, "b m"] | None = None,
+    ) -> Prediction:
         """See the base class; one pass gives everything but the rescaled and mirrored CAMs."""
         with self._autocast(images.device):
             blocks: list[Tensor] = self.backbone.block_tokens(images)
@@ -306,9 +330,9 @@ class ToCo(Method):
             tokens.transpose(1, 2).unflatten(2, (height, width))
             for tokens in (blocks[-1], blocks[self.config.aux_block])
         )
-        base = self._activations(features, aux_features)
+        base = {"cam": features, "aux_cam": aux_features}
         return Prediction(
-            cams=multi_scale_cams(self._encode_activations, images, scales, flip, base=base),
+            cams=Cams(**self._cams(images, scales, flip, ("cam", "aux_cam"), present, base)),
             class_logits=self.classifier(features),
             segmentation_logits=self._decode(features),
             block_tokens=tuple(blocks),
@@ -322,31 +346,34 @@ class ToCo(Method):
         valid_box: Int[Tensor, "b 4"] | None = None,
     ) -> Int[Tensor, "b h w"]:
         """See the base class; from the final CAM."""
-        cams = self.cams(images, self.config.cam_scales, self.config.cam_flip)
-        return self._refine(images, cams.cam, class_labels, valid_box)
+        present = present_classes(class_labels)
+        cams = self._cams(images, self.config.cam_scales, self.config.cam_flip, ("cam",), present)
+        label = self._refine(images, cams["cam"], class_labels.gather(1, present), valid_box)
+        return class_ids(label, present)
 
-    def _token_labels(self, aux_cam: Tensor, batch: Batch, grid: tuple[int, int]) -> Tensor:
+    def _token_labels(self, aux_cam: Tensor, class_labels: Tensor, batch: Batch, grid: tuple[int, int]) -> Tensor:
         """Pseudo labels of the patches, from the auxiliary CAM."""
         config = self.config
         on_grid = F.interpolate(aux_cam, size=grid, mode="bilinear", align_corners=False)
         box = batch.valid_box
         if config.token_box == "scaled":  # noqa: S105
             box = scale_box(box, _size(batch.images), grid)
-        return cam_to_pseudo_label(on_grid, batch.class_labels, config.low_threshold, config.high_threshold, box)
+        # Numbers of the image's own classes: all that counts is whether two patches have the same.
+        return cam_to_pseudo_label(on_grid, class_labels, config.low_threshold, config.high_threshold, box)
 
     def _class_token_contrast(
-        self, class_tokens: Tensor, aux_cam: Tensor, batch: Batch, generator: torch.Generator
+        self, class_tokens: Tensor, aux_cam: Tensor, class_labels: Tensor, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """CTC of both global views and the local crops, and the fraction of crops that are positive."""
         config, num_images = self.config, len(batch.images)
-        region = regions(aux_cam, batch.class_labels, config.low_threshold, config.high_threshold)
-        corners = sample_crop_corners(region, config.num_local_crops, config.local_crop_size_px, generator)
+        region = regions(aux_cam, class_labels, config.low_threshold, config.high_threshold)
+        corners = sample_crop_corners(region, config.num_local_crops, config.local_crop_size_px, generator, batch.shard)
         crops = crop(batch.crop_source, corners, config.local_crop_size_px)
         positive = positive_crops(region, corners, config.local_crop_size_px, config.min_crop_region)
         # Both global views show the whole image, so they are positive by definition.
         is_positive = torch.cat([positive.new_ones(num_images, 2), positive], dim=1)
 
-        local_tokens = self._encode(crops.flatten(0, 1)).class_token
+        local_tokens = self._encode(crops.flatten(0, 1), num_maps=0).class_token
         student = self.projection(torch.cat([class_tokens, local_tokens])).unflatten(0, (-1, num_images))
         with torch.no_grad():
             teacher = self.teacher(class_tokens.detach()).unflatten(0, (-1, num_images))
@@ -369,20 +396,48 @@ class ToCo(Method):
         groups = zip(*(tensor.split(size) for tensor in per_image), strict=True)
         return torch.stack([loss(*group) for group in groups]).mean()
 
-    def _encode_activations(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self._encode(images)
-        return self._activations(features.features, features.aux_features)
+    @torch.no_grad()
+    def _cams(
+        self,
+        images: Tensor,
+        scales: Sequence[float],
+        flip: bool,
+        wanted: Collection[str],
+        present: Tensor | None = None,
+        base: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The ``wanted`` of ``cam`` and ``aux_cam``; the auxiliary one alone takes no block after its own."""
+        if not wanted:
+            return {}
 
-    def _activations(self, features: Tensor, aux_features: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            activation_maps(features, self.classifier.weight),
-            activation_maps(aux_features, self.aux_classifier.weight),
-        )
+        heads = {"cam": self.classifier, "aux_cam": self.aux_classifier}
 
-    def _encode(self, images: Tensor) -> Features:
+        def maps_of(tokens: Mapping[str, Tensor]) -> Tensor:
+            # All images, and after them their mirror images, of which the same classes are wanted.
+            num_images = len(next(iter(tokens.values())))
+            classes = None if present is None else present.repeat(num_images // len(present), 1)
+            return torch.cat([activation_maps(tokens[name], heads[name].weight, classes) for name in wanted], dim=1)
+
+        def forward(images: Tensor) -> Tensor:
+            if "cam" not in wanted:
+                return maps_of({"aux_cam": self._encode_aux(images)})
+            encoded = self._encode(images)
+            return maps_of({"cam": encoded.features, "aux_cam": encoded.aux_features})
+
+        known = None if base is None else maps_of(base)
+        cams = multi_scale_cams(forward, images, scales, flip, known)
+        return dict(zip(wanted, cams.chunk(len(wanted), dim=1), strict=True))
+
+    def _encode(self, images: Tensor, num_maps: int | None = None) -> Features:
         with self._autocast(images.device):
-            features: Features = self.backbone(images, self.config.aux_block)
-        return Features(*(part.float() for part in _parts(features))) if self.autocast_dtype else features
+            features: Features = self.backbone(images, self.config.aux_block, num_maps)
+        parts = (features.class_token, features.features, features.aux_features)
+        return Features(*(part.float() for part in parts)) if self.autocast_dtype else features
+
+    def _encode_aux(self, images: Tensor) -> Tensor:
+        with self._autocast(images.device):
+            features: Tensor = self.backbone.aux_features(images, self.config.aux_block)
+        return features.float() if self.autocast_dtype else features
 
     def _decode(self, features: Tensor) -> Tensor:
         with self._autocast(features.device):
@@ -391,10 +446,6 @@ class ToCo(Method):
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
-
-
-def _parts(features: Features) -> tuple[Tensor, Tensor, Tensor]:
-    return features.class_token, features.features, features.aux_features
 
 
 def _size(maps: Tensor) -> tuple[int, int]:

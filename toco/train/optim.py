@@ -58,7 +58,7 @@ def build_optimizer(groups: Mapping[str, Sequence[nn.Parameter]], config: OptimC
         if parameters
     ]
     return torch.optim.AdamW(
-        settings, lr=config.lr, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay
+        settings, lr=config.lr, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay, fused=True
     )
 
 
