@@ -3,8 +3,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import toco.backbones._torchvision  # noqa: F401 - must come before timm
 from toco.backbones import vit, vit_nano
 from toco.backbones._weights import load_file
+
+from timm.layers.attention import Attention  # isort: skip
+from timm.models import VisionTransformer  # isort: skip
 
 TINY = vit_nano.Config(width=48, depth=4, num_heads=3, patch_size_px=16, image_size_px=64, weights=None)
 SIZES = ["64x64", "96x96", "64x96", "32x32", "128x48", "70x83"]
@@ -98,6 +102,59 @@ def test_block_tokens_are_the_aux_features_of_each_block(golden):
     with torch.no_grad():
         for index, tokens in enumerate(backbone.block_tokens(images)):
             torch.testing.assert_close(tokens, as_tokens(backbone(images, index).aux_features))
+
+
+class OtherAttention(Attention):
+    """What is not timm's own attention takes the whole block."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"init_values": 0.3, "qk_norm": True, "qkv_bias": False},
+        {"scale_attn_norm": True, "scale_mlp_norm": True},
+        {"attn_layer": OtherAttention},
+    ],
+)
+@pytest.mark.parametrize("num_maps", [0, 2, 3, 5])
+def test_class_tokens_without_maps_are_those_with_them(settings, num_maps):
+    """Values, and the gradient of every parameter."""
+    torch.manual_seed(0)
+    network = VisionTransformer(
+        img_size=64, patch_size=16, embed_dim=48, depth=3, num_heads=3, num_classes=0, dynamic_img_size=True, **settings
+    )
+    backbone = vit.ViT(network).double()
+    images = torch.randn(5, 3, 64, 48, dtype=torch.float64)
+    weights = torch.randn(5, 48, dtype=torch.float64)
+    found = []
+    for cut in (None, num_maps):
+        backbone.zero_grad()
+        out = backbone(images, 1, cut)
+        objective = (out.class_token * weights).sum() + out.features[:num_maps].square().sum()
+        (objective + out.aux_features[:num_maps].square().sum()).backward()
+        gradients = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+        found.append((out, gradients))
+    (whole, expected), (out, gradients) = found
+    assert len(out.features) == len(out.aux_features) == num_maps
+    torch.testing.assert_close(out.class_token, whole.class_token)
+    torch.testing.assert_close(out.features, whole.features[:num_maps])
+    torch.testing.assert_close(out.aux_features, whole.aux_features[:num_maps])
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], msg=name)
+
+
+@pytest.mark.parametrize("aux_block", [0, 2, 3])
+def test_aux_features_alone_are_those_of_the_whole_pass(aux_block):
+    backbone = vit_nano.build(TINY).eval()
+    images = torch.randn(2, 3, 64, 96)
+    run = []
+    for index, block in enumerate(backbone.vit.blocks):
+        block.register_forward_hook(lambda *_, index=index: run.append(index))
+    alone = backbone.aux_features(images, aux_block)
+    assert run == list(range(aux_block + 1))
+    torch.testing.assert_close(alone, backbone(images, aux_block).aux_features)
 
 
 def test_positions_are_frozen_and_norms_are_a_group_of_their_own():

@@ -3,7 +3,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toco.cam.regions import crop, positive_crops, regions, sample_crop_corners
+from toco.cam.regions import crop, draw_keys, positive_crops, regions, sample_crop_corners
+from toco.types import Shard
+
+
+def corners_of(region, num_crops, size, generator, shard=Shard()):
+    keys = draw_keys(len(region), region.shape[1:], size, generator, shard)
+    return sample_crop_corners(region, keys.to(region.device), num_crops, size)
 
 
 def test_every_recorded_region(golden_cases):
@@ -34,7 +40,7 @@ def test_recorded_corners_are_among_the_possible_ones(golden_cases):
             # Asking for every candidate in turn gives exactly the candidates.
             generator = torch.Generator().manual_seed(0)
             if (region[size // 2 : -(size // 2), size // 2 : -(size // 2)] <= 1).sum() >= num_crops:
-                drawn = sample_crop_corners(region[None], num_candidates, size, generator)[0]
+                drawn = corners_of(region[None], num_candidates, size, generator)[0]
                 possible = {tuple(corner) for corner in drawn.tolist()}
                 assert len(possible) == num_candidates, case
                 assert {tuple(corner) for corner in a["corners_yx"][index].tolist()} <= possible, case
@@ -57,7 +63,7 @@ def test_corners_are_a_uniform_ordered_sample_without_replacement():
         region[y, x] = (y + x) % 2  # background and uncertain alike
     region[0, 0] = 0  # too near to the border to be a centre
     images = region.expand(num_draws, 9, 9)
-    corners = sample_crop_corners(images, 3, 4, torch.Generator().manual_seed(1))
+    corners = corners_of(images, 3, 4, torch.Generator().manual_seed(1))
     centres = [tuple(tuple(c) for c in triple) for triple in (corners + 2).tolist()]
     counts: dict[object, int] = {}
     for triple in centres:
@@ -74,7 +80,7 @@ def test_corners_are_a_uniform_ordered_sample_without_replacement():
 def test_fewer_candidates_than_crops_means_anywhere():
     region = torch.full((400, 8, 8), 2)
     region[:, 4, 4] = region[:, 4, 5] = 0  # two candidates, three crops
-    corners = sample_crop_corners(region, 3, 4, torch.Generator().manual_seed(2))
+    corners = corners_of(region, 3, 4, torch.Generator().manual_seed(2))
     counts = torch.zeros(4, 4)
     for y, x in corners.flatten(0, 1).tolist():
         counts[y, x] += 1
@@ -86,16 +92,23 @@ def test_fewer_candidates_than_crops_means_anywhere():
 def test_exactly_as_many_candidates_as_crops_takes_them_all():
     region = torch.full((1, 8, 8), 2)
     region[0, 3, 3:6] = 1
-    corners = sample_crop_corners(region, 3, 4, torch.Generator().manual_seed(3))
+    corners = corners_of(region, 3, 4, torch.Generator().manual_seed(3))
     assert sorted(corners[0].tolist()) == [[1, 1], [1, 2], [1, 3]]
 
 
 def test_the_generator_decides_the_corners():
     region = torch.zeros(2, 20, 24, dtype=torch.uint8)
-    first, again, other = (sample_crop_corners(region, 5, 6, torch.Generator().manual_seed(seed)) for seed in (4, 4, 5))
+    first, again, other = (corners_of(region, 5, 6, torch.Generator().manual_seed(seed)) for seed in (4, 4, 5))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first[0], first[1])
+
+
+def test_crops_do_not_depend_on_the_number_of_processes():
+    region = torch.zeros(4, 20, 24, dtype=torch.uint8)
+    whole = corners_of(region, 5, 6, torch.Generator().manual_seed(4))
+    parts = [corners_of(region[:2], 5, 6, torch.Generator().manual_seed(4), Shard(rank, 2)) for rank in (0, 1)]
+    assert torch.equal(torch.cat(parts), whole)
 
 
 @given(st.integers(1, 9), st.integers(9, 14), st.integers(9, 14))
@@ -103,7 +116,7 @@ def test_crops_stay_inside_and_show_what_slices_show(size, height, width):
     generator = torch.Generator().manual_seed(size)
     images = torch.rand(2, 3, height, width, generator=generator)
     region = torch.randint(0, 3, (2, height, width), generator=generator)
-    corners = sample_crop_corners(region, 1, size, generator)
+    corners = corners_of(region, 1, size, generator)
     crops = crop(images, corners, size)
     for index, (y, x) in enumerate(corners[:, 0].tolist()):
         assert 0 <= y <= height - size
@@ -129,12 +142,12 @@ def test_sure_foreground_counts_double():
 
 def test_crops_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="8 different crops of 96 px do not fit into an image of 96 x 120 px"):
-        sample_crop_corners(torch.zeros(1, 96, 120, dtype=torch.int64), 8, 96, torch.Generator())
+        corners_of(torch.zeros(1, 96, 120, dtype=torch.int64), 8, 96, torch.Generator())
 
 
 def test_does_not_wait_for_the_device():
     """Tensors without data: whatever reads a value on the host, or shapes a tensor by one, raises."""
     region = regions(torch.zeros(2, 3, 20, 24, device="meta"), torch.zeros(2, 3, device="meta"), 0.25, 0.7)
-    corners = sample_crop_corners(region, 5, 6, torch.Generator())
+    corners = corners_of(region, 5, 6, torch.Generator())
     assert positive_crops(region, corners, 6).shape == (2, 5)
     assert crop(torch.zeros(2, 3, 20, 24, device="meta"), corners, 6).shape == (5, 2, 3, 6, 6)

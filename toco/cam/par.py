@@ -48,7 +48,7 @@ def neighbour_affinity(
     difference = (neighbours - images.flatten(2)[..., None]) / width_of_kernel[..., None]
     from_colour = difference.square_().mean(dim=1).neg_().softmax(dim=2)
 
-    distance = torch.tensor([math.hypot(dy, dx) for dy, dx in _offsets(dilations)]).to(images)
+    distance = torch.tensor([math.hypot(dy, dx) for dy, dx in _offsets(dilations)]).to(images, non_blocking=True)
     from_position = (-(distance / (distance.std() + 1e-8) / colour_weight).square()).softmax(dim=0)
     weights: Tensor = from_colour + position_weight * from_position
     return weights.view(len(images), height, width, -1)
@@ -169,11 +169,10 @@ def refine_pseudo_label(
 
 def _first_largest(maps: Float[Tensor, "b s h w"]) -> Int[Tensor, "b h w"]:
     """``maps.argmax(dim=1)``; on a CPU several times as fast for the few maps that there are."""
-    largest, winner = maps[:, 0], torch.zeros_like(maps[:, 0], dtype=torch.int64)
-    for index in range(1, maps.shape[1]):
-        winner = torch.where(maps[:, index] > largest, index, winner)
-        largest = torch.maximum(maps[:, index], largest)
-    return winner
+    num_maps = maps.shape[1]
+    from_the_end = torch.arange(num_maps, 0, -1, device=maps.device)[:, None, None]
+    is_largest = maps == maps.amax(dim=1, keepdim=True)
+    return num_maps - torch.where(is_largest, from_the_end, 0).amax(dim=1)
 
 
 def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:

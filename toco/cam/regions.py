@@ -28,17 +28,33 @@ def regions(
     """
     check_thresholds(low_threshold, high_threshold)
     score = mask_absent_classes(cam, class_labels).amax(dim=1)
-    region = torch.full_like(score, Region.UNCERTAIN, dtype=torch.uint8)
-    region = region.masked_fill(score <= low_threshold, Region.BACKGROUND)
-    return region.masked_fill(score >= high_threshold, Region.FOREGROUND)
+    region = torch.full_like(score, Region.UNCERTAIN.value, dtype=torch.uint8)
+    region = region.masked_fill(score <= low_threshold, Region.BACKGROUND.value)
+    return region.masked_fill(score >= high_threshold, Region.FOREGROUND.value)
+
+
+def draw_keys(
+    num_images: int, size: tuple[int, int], crop_size_px: int, generator: torch.Generator, shard: Shard = Shard()
+) -> Float[Tensor, "b n"]:
+    """A random key for every place where a crop's centre may be, which :func:`sample_crop_corners` chooses by.
+
+    Args:
+        num_images: Images of this part of the batch.
+        size: Rows and columns of the images.
+        crop_size_px: Side of a crop; its centre is at least half of it from the border.
+        generator: Source of the keys, which are drawn on its device, so that a CPU generator gives the same crops on
+            every machine.
+        shard: Which part of a global batch the images are. Keys are drawn for all of it, so that an image's crops do
+            not depend on the number of processes.
+    """
+    height, width = _inner_size(size, crop_size_px)
+    num_drawn = shard.world_size * num_images
+    keys = torch.rand(num_drawn, max(height, 0) * max(width, 0), generator=generator, device=generator.device)
+    return keys[shard.rank * num_images :][:num_images]
 
 
 def sample_crop_corners(
-    regions: Integer[Tensor, "b h w"],
-    num_crops: int,
-    crop_size_px: int,
-    generator: torch.Generator,
-    shard: Shard = Shard(),
+    regions: Integer[Tensor, "b h w"], keys: Float[Tensor, "b n"], num_crops: int, crop_size_px: int
 ) -> Integer[Tensor, "b v 2"]:
     """Top-left corners (y, x) of square crops whose centres are drawn from uncertain and background pixels.
 
@@ -46,17 +62,14 @@ def sample_crop_corners(
     border. An image with fewer candidates than crops is cut anywhere. Padding counts as background, as in the
     official code.
 
-    Every position gets a uniform random key and the largest keys among the candidates win: the distribution of a
-    random permutation of the candidates, without a loop over images and without counting them on the host.
+    The largest of the random keys among the candidates win: the distribution of a random permutation of the
+    candidates, without a loop over images and without counting them on the host.
 
     Args:
         regions: Region of every pixel.
+        keys: What :func:`draw_keys` drew for these images.
         num_crops: Crops per image.
         crop_size_px: Side of a crop.
-        generator: Source of the keys, which are drawn on its device, so that a CPU generator gives the same crops on
-            every machine.
-        shard: Which part of a global batch the images are. Keys are drawn for all of it, so that an image's crops do
-            not depend on the number of processes.
 
     Raises:
         ValueError: The image has no room for so many crops of this size.
@@ -64,37 +77,37 @@ def sample_crop_corners(
     Source: official camutils.py, ``crop_from_roi_neg``.
     """
     height, width = regions.shape[-2:]
-    margin = crop_size_px // 2
-    inner_height, inner_width = height - 2 * margin, width - 2 * margin
+    inner_height, inner_width = _inner_size((height, width), crop_size_px)
     if min(inner_height, inner_width) < 1 or inner_height * inner_width < num_crops:
         raise ValueError(
             f"{num_crops} different crops of {crop_size_px} px do not fit into an image of {height} x {width} px. "
             "Choose smaller or fewer local crops, or larger images."
         )
+    margin = crop_size_px // 2
     inner = regions[:, margin : margin + inner_height, margin : margin + inner_width]
-    is_candidate = (inner <= Region.UNCERTAIN).flatten(1)
+    is_candidate = (inner <= Region.UNCERTAIN.value).flatten(1)
     too_few = is_candidate.sum(dim=1, keepdim=True) < num_crops
-    num_images, num_positions = is_candidate.shape
-    keys = torch.rand(shard.world_size * num_images, num_positions, generator=generator, device=generator.device)
-    keys = keys[shard.rank * num_images :][:num_images].to(regions.device, non_blocking=True)
     chosen = keys.masked_fill(~(is_candidate | too_few), -1.0).topk(num_crops, dim=1).indices
     # The centre is ``margin`` below and right of the corner, so an index into the inner part is the corner itself.
     return torch.stack([chosen // inner_width, chosen % inner_width], dim=-1)
+
+
+def _inner_size(size: tuple[int, int], crop_size_px: int) -> tuple[int, int]:
+    """Rows and columns of the places where a crop's centre may be."""
+    margin = crop_size_px // 2
+    return size[0] - 2 * margin, size[1] - 2 * margin
 
 
 def crop(
     images: Num[Tensor, "b c h w"], corners: Integer[Tensor, "b v 2"], crop_size_px: int
 ) -> Num[Tensor, "v b c {crop_size_px} {crop_size_px}"]:
     """Cut the squares at ``corners`` (y, x of the top-left pixel): crop-major, all images of the first crop first."""
-    num_images, num_channels = images.shape[:2]
-    device = images.device
-    offsets = torch.arange(crop_size_px, device=device)
-    y, x = corners.transpose(0, 1).unbind(dim=-1)
-    image = torch.arange(num_images, device=device)[None, :, None, None, None]
-    channel = torch.arange(num_channels, device=device)[None, None, :, None, None]
-    row = y[:, :, None, None, None] + offsets[:, None]
-    column = x[:, :, None, None, None] + offsets
-    return images[image, channel, row, column]
+    num_channels, _, width = images.shape[1:]
+    offset = torch.arange(crop_size_px, device=images.device)
+    y, x = corners.long()[..., None, None].unbind(dim=2)
+    pixel = (y + offset[:, None]) * width + x + offset
+    squares: Tensor = images.flatten(2).gather(2, pixel.flatten(1)[:, None].expand(-1, num_channels, -1))
+    return squares.unflatten(2, pixel.shape[1:]).permute(2, 0, 1, 3, 4)
 
 
 def positive_crops(

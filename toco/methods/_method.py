@@ -48,6 +48,10 @@ class Method(nn.Module, ABC):
         """The named losses of one step (0-based), with the weights that hold at it."""
 
     @abstractmethod
+    def compile_step(self) -> None:
+        """Have torch compile what a step computes; its values stay the same within rounding."""
+
+    @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by group: ``backbone``, ``backbone_norms``, ``heads``, ``decoder``."""
 

@@ -8,7 +8,7 @@ background, so that crops from there can be contrasted with the whole image (cla
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from toco.cam.activation import activation_maps, multi_scale_cams
 from toco.cam.affinity import affinity
 from toco.cam.labels import cam_to_pseudo_label, class_ids, scale_box
 from toco.cam.par import DILATIONS, refine_pseudo_label
-from toco.cam.regions import crop, positive_crops, regions, sample_crop_corners
+from toco.cam.regions import crop, draw_keys, positive_crops, regions, sample_crop_corners
 from toco.config import Config as BaseConfig
 from toco.data import denormalise_255
 from toco.filters import resolve
@@ -183,6 +183,15 @@ def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> To
     return ToCo(config, backbone, num_foreground_classes)
 
 
+class _Outcome(NamedTuple):
+    """What the tensors of a step give: losses, counts and, where the decoder learns, its logits and its label."""
+
+    losses: dict[str, Tensor]
+    counts: dict[str, Tensor]
+    logits: Tensor | None
+    label: Tensor | None
+
+
 class ToCo(Method):
     """The network of ToCo and one training step of it."""
 
@@ -220,12 +229,6 @@ class ToCo(Method):
         Terms that do not count at this step are not computed, nor the CAM that only they would use.
         Source: official ``scripts/dist_train_voc_seg_neg.py``.
         """
-        # A disabled context around all passes: weights that one of them casts are there for the next. The first pass is
-        # one with gradients, as it has to be: what is cast without them would stay without them.
-        with torch.autocast(batch.images.device.type, enabled=False):
-            return self._training_losses(batch, step, generator)
-
-    def _training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
         config = self.config
         weights = {
             "classification": 1.0,
@@ -238,57 +241,104 @@ class ToCo(Method):
         weights = {name: weight for name, weight in weights.items() if weight > 0}
         # The official teacher moves at the start of a step, towards the student that the previous step left.
         ema_update_(self.teacher, self.projection, config.ema_decay)
-
-        views = [batch.images, batch.second_view] if "ctc" in weights else [batch.images]
-        main = self._encode(torch.cat(views), num_maps=len(batch.images))
-        losses = {
-            "classification": self._by_group(classification_loss, self.classifier(main.features), batch.class_labels)
-        }
-        if "aux_classification" in weights:
-            losses["aux_classification"] = self._by_group(
-                classification_loss, self.aux_classifier(main.aux_features), batch.class_labels
-            )
-        counts: dict[str, Tensor] = {}
-        pseudo_labels_from = "aux_cam" if step < config.aux_pseudo_labels_until_step else "cam"
-        wanted = ["aux_cam"] if weights.keys() & {"ptc", "ctc"} else []
-        if weights.keys() & {"segmentation", "energy"} and pseudo_labels_from not in wanted:
-            wanted.append(pseudo_labels_from)
-        cams = self._cams(
-            batch.images,
-            config.cam_scales,
-            config.cam_flip,
-            wanted,
-            batch.present,
-            base={"cam": main.features, "aux_cam": main.aux_features},
-        )
-        class_labels = batch.class_labels.gather(1, batch.present)
-        if "ptc" in weights:
-            label = self._token_labels(cams["aux_cam"], class_labels, batch, _size(main.features))
-            pairs = affinity(label)
-            losses["ptc"] = self._by_group(patch_token_contrast_loss, main.features, pairs)
-            counts["ptc_positive_pairs"] = (pairs == 1).float().mean()
-            counts["ptc_negative_pairs"] = (pairs == 0).float().mean()
+        keys = None
         if "ctc" in weights:
-            losses["ctc"], counts["ctc_positive_crops"] = self._class_token_contrast(
-                main.class_token, cams["aux_cam"], class_labels, batch, generator
+            size, device = _size(batch.images), batch.images.device
+            keys = draw_keys(len(batch.images), size, config.local_crop_size_px, generator, batch.shard)
+            keys = keys.to(device, non_blocking=True)
+        outcome = self._outcome(
+            batch.images,
+            batch.second_view,
+            batch.crop_source,
+            batch.class_labels,
+            batch.present,
+            batch.valid_box,
+            keys,
+            terms=frozenset(weights),
+            from_aux_cam=step < config.aux_pseudo_labels_until_step,
+        )
+        losses, counts = outcome.losses, outcome.counts
+        if outcome.logits is not None and outcome.label is not None and "energy" in weights:
+            losses["energy"] = dense_energy_loss(
+                denormalise_255(batch.images, truncate=False),
+                outcome.logits,
+                outcome.label,
+                batch.valid_box,
+                **config.dense_energy.model_dump(),
             )
-        if "segmentation" in weights or "energy" in weights:
-            label = self._refine(batch.images, cams[pseudo_labels_from], class_labels, batch.valid_box)
-            label = class_ids(label, batch.present)
-            logits = self._decode(main.features)
-            logits = F.interpolate(logits, size=_size(batch.images), mode="bilinear", align_corners=False)
-            if "segmentation" in weights:
-                losses["segmentation"] = self._by_group(segmentation_loss, logits, label)
-            if "energy" in weights:
-                losses["energy"] = dense_energy_loss(
-                    denormalise_255(batch.images, truncate=False),
-                    logits,
-                    label,
-                    batch.valid_box,
-                    **config.dense_energy.model_dump(),
-                )
-            counts["pseudo_label_foreground"] = ((label > 0) & (label <= self.num_foreground_classes)).float().mean()
         return StepOutput(losses, weights, counts)
+
+    def compile_step(self) -> None:
+        """See the base class: all but the energy is one graph in each phase, which CUDA replays as one."""
+        self._outcome = torch.compile(self._outcome, fullgraph=True, mode="reduce-overhead")  # type: ignore[method-assign]
+
+    def _outcome(
+        self,
+        images: Tensor,
+        second_view: Tensor,
+        crop_source: Tensor,
+        class_labels: Tensor,
+        present: Tensor,
+        valid_box: Tensor,
+        keys: Tensor | None,
+        *,
+        terms: Collection[str],
+        from_aux_cam: bool,
+    ) -> _Outcome:
+        """All losses among ``terms`` but the energy: tensors to tensors, without a look at any value.
+
+        Args:
+            images: See :class:`toco.types.Batch` for this and the five that follow.
+            second_view: Second view.
+            crop_source: What local crops are cut from.
+            class_labels: Labels.
+            present: Classes.
+            valid_box: Image area.
+            keys: Random keys of the local crops, if class tokens are to be contrasted.
+            terms: Losses that count.
+            from_aux_cam: The decoder learns from the auxiliary CAM.
+        """
+        config = self.config
+        # A disabled context around all passes: weights that one of them casts are there for the next. The first pass is
+        # one with gradients, as it has to be: what is cast without them would stay without them.
+        with torch.autocast(images.device.type, enabled=False):
+            views = [images] if keys is None else [images, second_view]
+            main = self._encode(torch.cat(views), num_maps=len(images))
+            losses = {
+                "classification": self._by_group(classification_loss, self.classifier(main.features), class_labels)
+            }
+            if "aux_classification" in terms:
+                losses["aux_classification"] = self._by_group(
+                    classification_loss, self.aux_classifier(main.aux_features), class_labels
+                )
+            counts: dict[str, Tensor] = {}
+            decoder_learns = "segmentation" in terms or "energy" in terms
+            source = "aux_cam" if from_aux_cam else "cam"
+            wanted = ["aux_cam"] if "ptc" in terms or keys is not None else []
+            if decoder_learns and source not in wanted:
+                wanted.append(source)
+            base = {"cam": main.features, "aux_cam": main.aux_features}
+            cams = self._cams(images, config.cam_scales, config.cam_flip, wanted, present, base)
+            present_labels = class_labels.gather(1, present)
+            if "ptc" in terms:
+                label = self._token_labels(cams["aux_cam"], present_labels, valid_box, _size(main.features))
+                pairs = affinity(label)
+                losses["ptc"] = self._by_group(patch_token_contrast_loss, main.features, pairs)
+                counts["ptc_positive_pairs"] = (pairs == 1).float().mean()
+                counts["ptc_negative_pairs"] = (pairs == 0).float().mean()
+            if keys is not None:
+                losses["ctc"], counts["ctc_positive_crops"] = self._class_token_contrast(
+                    main.class_token, cams["aux_cam"], present_labels, crop_source, keys
+                )
+            if not decoder_learns:
+                return _Outcome(losses, counts, None, None)
+            label = class_ids(self._refine(images, cams[source], present_labels, valid_box), present)
+            logits = self._decode(main.features)
+            logits = F.interpolate(logits, size=_size(images), mode="bilinear", align_corners=False)
+            if "segmentation" in terms:
+                losses["segmentation"] = self._by_group(segmentation_loss, logits, label)
+            counts["pseudo_label_foreground"] = ((label > 0) & (label <= self.num_foreground_classes)).float().mean()
+            return _Outcome(losses, counts, logits, label)
 
     def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
         """The official four groups; the frozen position embeddings and the teacher are in none."""
@@ -351,24 +401,23 @@ class ToCo(Method):
         label = self._refine(images, cams["cam"], class_labels.gather(1, present), valid_box)
         return class_ids(label, present)
 
-    def _token_labels(self, aux_cam: Tensor, class_labels: Tensor, batch: Batch, grid: tuple[int, int]) -> Tensor:
+    def _token_labels(self, aux_cam: Tensor, class_labels: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
         """Pseudo labels of the patches, from the auxiliary CAM."""
         config = self.config
         on_grid = F.interpolate(aux_cam, size=grid, mode="bilinear", align_corners=False)
-        box = batch.valid_box
         if config.token_box == "scaled":  # noqa: S105
-            box = scale_box(box, _size(batch.images), grid)
+            box = scale_box(box, _size(aux_cam), grid)
         # Numbers of the image's own classes: all that counts is whether two patches have the same.
         return cam_to_pseudo_label(on_grid, class_labels, config.low_threshold, config.high_threshold, box)
 
     def _class_token_contrast(
-        self, class_tokens: Tensor, aux_cam: Tensor, class_labels: Tensor, batch: Batch, generator: torch.Generator
+        self, class_tokens: Tensor, aux_cam: Tensor, class_labels: Tensor, crop_source: Tensor, keys: Tensor
     ) -> tuple[Tensor, Tensor]:
         """CTC of both global views and the local crops, and the fraction of crops that are positive."""
-        config, num_images = self.config, len(batch.images)
+        config, num_images = self.config, len(aux_cam)
         region = regions(aux_cam, class_labels, config.low_threshold, config.high_threshold)
-        corners = sample_crop_corners(region, config.num_local_crops, config.local_crop_size_px, generator, batch.shard)
-        crops = crop(batch.crop_source, corners, config.local_crop_size_px)
+        corners = sample_crop_corners(region, keys, config.num_local_crops, config.local_crop_size_px)
+        crops = crop(crop_source, corners, config.local_crop_size_px)
         positive = positive_crops(region, corners, config.local_crop_size_px, config.min_crop_region)
         # Both global views show the whole image, so they are positive by definition.
         is_positive = torch.cat([positive.new_ones(num_images, 2), positive], dim=1)
@@ -387,8 +436,20 @@ class ToCo(Method):
 
     def _refine(self, images: Tensor, cam: Tensor, class_labels: Tensor, valid_box: Tensor | None) -> Tensor:
         pixels = denormalise_255(images, truncate=True) / 255
-        low, high = self.config.low_threshold, self.config.high_threshold
-        return refine_pseudo_label(pixels, cam, class_labels, valid_box, low, high, **self.config.par.model_dump())
+        config, par = self.config, self.config.par
+        return refine_pseudo_label(
+            pixels,
+            cam,
+            class_labels,
+            valid_box,
+            config.low_threshold,
+            config.high_threshold,
+            iterations=par.iterations,
+            dilations=par.dilations,
+            colour_weight=par.colour_weight,
+            position_weight=par.position_weight,
+            scale=par.scale,
+        )
 
     def _by_group(self, loss: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
         """Mean of ``loss`` over groups of ``loss_group_size`` images; the first axis of every tensor is the image."""

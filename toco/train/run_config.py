@@ -30,6 +30,7 @@ class RunConfig(Config):
         precision: ``bfloat16`` autocasts the passes through the network; losses are float32 always.
         evaluate_every: Steps between evaluations; the last step is always evaluated.
         device: ``auto`` takes CUDA where there is one. Does not enter the digest; provenance records it.
+        compile: Compile the step, which takes minutes and pays on a GPU. Values stay the same within rounding.
         log_every: Steps between training rows in ``metrics.jsonl``, whose values are means over them.
         keep_checkpoints: Newest checkpoints that are kept; one is made at every evaluation.
     """
@@ -46,6 +47,7 @@ class RunConfig(Config):
     precision: Literal["float32", "bfloat16"] = "float32"
     evaluate_every: int = Field(gt=0)
     device: str = _run_only("auto")
+    compile: bool = _run_only(False)
     num_workers: int = _run_only(2, ge=0)
     log_every: int = _run_only(50, gt=0)
     keep_checkpoints: int = _run_only(2, gt=0)

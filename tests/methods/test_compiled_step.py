@@ -1,0 +1,69 @@
+"""That torch can hold the step in one graph, in each of its phases, and that the graph computes the same."""
+
+import subprocess
+import sys
+
+import pytest
+
+# In a process of its own: the checks of shapes that run under pytest are not for a compiler to see.
+SCRIPT = """
+import torch
+from torch._dynamo.utils import counters
+
+from toco.backbones import vit_nano
+from toco.methods import toco
+from toco.types import Batch, present_classes
+
+torch.manual_seed(0)
+config = vit_nano.Config(width=16, depth=2, num_heads=2, patch_size_px=8, image_size_px=32, weights=None)
+method = toco.build(
+    toco.Config(
+        aux_block=0,
+        cam_scales=(1.0,),
+        local_crop_size_px=16,
+        num_local_crops=2,
+        par=toco.ParConfig(iterations=2, dilations=(1, 2)),
+        segmentation=toco.Term(weight=0.1, start_step=10),
+        energy=toco.Term(weight=0.0),
+    ),
+    vit_nano.build(config),
+    num_foreground_classes=3,
+)
+
+
+def batch(labels):
+    labels = torch.tensor(labels)
+    generator = torch.Generator().manual_seed(1)
+    views = [torch.randn(2, 3, 32, 32, generator=generator) for _ in range(3)]
+    box = torch.tensor([[0, 32, 0, 32], [4, 32, 0, 20]])
+    return Batch(*views, labels, box, ("a", "b"), present_classes(labels))
+
+
+def run(data, step):
+    method.zero_grad()
+    method.teacher.load_state_dict(method.projection.state_dict())
+    output = method.training_losses(data, step, torch.Generator().manual_seed(0))
+    output.total.backward()
+    losses = {name: loss.detach() for name, loss in output.losses.items()}
+    return losses, {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+
+
+batches = [batch(labels) for labels in ([[1.0, 0, 0], [0, 1, 0]], [[1.0, 1, 0], [0, 0, 1]], [[1.0, 1, 1], [0, 0, 1]])]
+expected = [run(data, step) for step in (0, 10) for data in batches]
+method._outcome = torch.compile(method._outcome, fullgraph=True, backend="aot_eager")
+found = [run(data, step) for step in (0, 10) for data in batches]
+for (losses, gradients), (plain_losses, plain_gradients) in zip(found, expected):
+    assert losses.keys() == plain_losses.keys() and gradients.keys() == plain_gradients.keys()
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, plain_losses[name], rtol=1e-5, atol=1e-6)
+    error = sum((gradients[name] - plain_gradients[name]).square().sum() for name in gradients).sqrt()
+    assert error <= 1e-5 * sum(gradient.square().sum() for gradient in gradients.values()).sqrt(), error
+# One for each phase, and one more of each for any number of classes in an image.
+assert counters["stats"]["unique_graphs"] == 4, counters
+"""
+
+
+@pytest.mark.slow
+def test_one_graph_holds_each_phase():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
