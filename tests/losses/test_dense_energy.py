@@ -6,24 +6,34 @@ import pytest
 import torch
 from torch import Tensor
 
-from toco.losses.dense_energy import dense_energy, dense_energy_loss
+from toco.filters import inside
+from toco.losses.dense_energy import _nearest_box, dense_energy, dense_energy_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = [entry["case"] for entry in json.loads((GOLDEN / "energy_lattice_vs_exact.json").read_text())]
 FILTERS = ["exact", "lattice"]
 
 
+def box_of(region: Tensor) -> list[int]:
+    """The rectangle that a recorded region is."""
+    (rows,), (columns,) = (region.any(dim).nonzero(as_tuple=True) for dim in (1, 0))
+    box = [rows[0], rows[-1] + 1, columns[0], columns[-1] + 1] if len(rows) else [0, 0, 0, 0]
+    y0, y1, x0, x1 = map(int, box)
+    assert region.sum() == (y1 - y0) * (x1 - x0), "the region is no rectangle"
+    return [y0, y1, x0, x1]
+
+
 def run_case(arrays, case: str, filter_name: str, **settings: float) -> tuple[Tensor, Tensor]:
     """Loss and gradient of a recorded case."""
-    images, probabilities, inside, label = (
+    images, probabilities, regions, label = (
         torch.tensor(arrays[f"{case}__{name}"]) for name in ("images255", "seg_prob", "roi", "label")
     )
     scale, weight, sigma_rgb, sigma_xy = (float(value) for value in arrays[f"{case}__scale_weight_srgb_sxy"])
     loss = dense_energy(
         images,
         probabilities.requires_grad_(),
-        inside.bool(),
         label,
+        torch.tensor([box_of(region) for region in regions.bool()]),
         filter_name=filter_name,
         weight=weight,
         sigma_rgb=sigma_rgb,
@@ -81,8 +91,8 @@ def two_pixels(label: list[int], **settings: float) -> tuple[Tensor, Tensor]:
     loss = dense_energy(
         torch.full((1, 3, 1, 2), 100.0, dtype=torch.float64),
         probabilities,
-        torch.ones(1, 1, 2, dtype=torch.bool),
         torch.tensor([[label]]),
+        torch.tensor([[0, 1, 0, 2]]),
         filter_name="exact",
         sigma_xy=1.0,
         scale=1.0,
@@ -161,6 +171,18 @@ def test_a_box_beyond_the_image_is_cut_and_an_empty_box_gives_zero():
     assert (empty["logits"].grad == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "small"), [((24, 20), (12, 10)), ((13, 11), (6, 5)), ((9, 7), (4, 3)), ((8, 8), (8, 8))]
+)
+def test_small_pixels_of_a_box_are_those_whose_nearest_neighbours_are_in_it(size, small):
+    edges = [torch.randint(-3, side + 4, (200, 2), generator=torch.Generator().manual_seed(side)) for side in size]
+    boxes = torch.cat(edges, dim=1)
+    result = inside(_nearest_box(boxes, size, small), *small)
+    row, column = (torch.arange(out) * side // out for side, out in zip(size, small, strict=True))
+    assert torch.equal(result, inside(boxes, *size)[:, row[:, None], column])
+    assert result.any()
+
+
 def test_mean_over_images_and_sum_over_pixels():
     batch = random_batch()
     single = [
@@ -225,3 +247,19 @@ def test_an_image_that_scales_to_nothing_is_refused():
     batch = random_batch()
     with pytest.raises(ValueError, match=r"empty at scale 0\.01"):
         dense_energy_loss(**batch, filter_name="exact", scale=0.01)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_the_exact_loss_is_that_of_the_cpu_and_waits_for_nothing():
+    batch = {name: value.cuda() for name, value in random_batch().items()}
+    expected = dense_energy_loss(**random_batch(), filter_name="exact")
+    dense_energy_loss(**batch, filter_name="exact")  # what is compiled is waited for, once
+    torch.cuda.synchronize()
+    batch["logits"].requires_grad_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = dense_energy_loss(**batch, filter_name="exact")
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)

@@ -1,7 +1,7 @@
 """Bilateral filters over all pixels behind one interface: the exact Gaussian sum and the permutohedral lattice.
 
-A module of this package is a filter, named as the file is, and defines ``build(image, sigma_rgb, sigma_xy)``: what
-depends on the image is computed there, once, and the filter that comes back takes any number of maps in one call.
+A module of this package is a filter, named as the file is, and defines ``build(images, sigma_rgb, sigma_xy, boxes)``:
+what depends on the images is computed there, once, and the filter that comes back takes any number of maps in one call.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from toco.filters._grid import inside
 from toco.registry import load
 
 FilterName = Literal["exact", "lattice"]
@@ -19,35 +20,47 @@ FilterName = Literal["exact", "lattice"]
 EXACT_MAX_PIXELS = 64 * 64
 """Largest image that ``resolve("auto", ...)`` filters exactly on a CPU.
 
-Measured on one thread of an AVX-512 CPU with 21 maps, build and filtering together, best of several (exact | lattice):
-28 x 28 0.8 | 0.9 ms, 32 x 32 1.2 | 1.0 ms, 56 x 56 9.6 | 2 ms, 112 x 112 141 | 6 to 10 ms, 224 x 224 2.4 s | 23 ms.
+Measured on one thread of an AVX-512 CPU that others used as well, with 21 maps, building and filtering together, the
+fastest of several (exact | lattice; ``python -m benchmarks energy``): 32 x 32 1.9 | 2.3 ms, 56 x 56 15 | 4 ms,
+112 x 112 215 | 9 ms, 224 x 224 4.2 s | 28 ms.
 """
 
 
 @runtime_checkable
 class BilateralFilter(Protocol):
-    """Unnormalised Gaussian sum over all pixels of one image, the pixel itself included, for each map in ``values``."""
+    """Unnormalised Gaussian sums over all pixels of an image, the pixel itself included, for each map in ``values``.
 
-    def __call__(self, values: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
-        """Filter ``k`` maps of the size of the image; the result has their dtype and no gradient."""
+    One filter takes maps as often as wanted, as the iterations of a conditional random field do.
+    """
+
+    def __call__(self, values: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
+        """Filter ``k`` maps of the size of each image; the result has their dtype and no gradient."""
         ...
 
 
-def build(name: str, image: Float[Tensor, "3 h w"], sigma_rgb: float, sigma_xy: float) -> BilateralFilter:
-    """The filter ``name`` for one image.
+def build(
+    name: str,
+    images: Float[Tensor, "b 3 h w"],
+    sigma_rgb: float,
+    sigma_xy: float,
+    boxes: Int[Tensor, "b 4"] | None = None,
+) -> BilateralFilter:
+    """The filter ``name`` for some images.
 
     Args:
         name: "exact" or "lattice" (``resolve`` turns "auto" into one of them).
-        image: Colours in the unit of ``sigma_rgb``, usually 0 to 255.
+        images: Colours in the unit of ``sigma_rgb``, usually 0 to 255.
         sigma_rgb: Standard deviation of the kernel in colour.
-        sigma_xy: Standard deviation of the kernel in position, in pixels of this image.
+        sigma_xy: Standard deviation of the kernel in position, in pixels of these images.
+        boxes: Rows ``y0 y1`` and columns ``x0 x1`` of each image, half-open, on its pixels; what lies beyond the image
+            is cut off. Outside of the box values count as 0, whatever they are, and the result is 0.
 
     Raises:
         ValueError: There is no such filter, or a standard deviation is not positive.
     """
     if not (sigma_rgb > 0 and sigma_xy > 0):
         raise ValueError(f"expected positive standard deviations, got sigma_rgb={sigma_rgb} and sigma_xy={sigma_xy}")
-    return cast(BilateralFilter, load(__name__, name).build(image, sigma_rgb, sigma_xy))
+    return cast(BilateralFilter, load(__name__, name).build(images, sigma_rgb, sigma_xy, boxes))
 
 
 def resolve(
@@ -77,4 +90,4 @@ def resolve(
     return name
 
 
-__all__ = ["EXACT_MAX_PIXELS", "BilateralFilter", "FilterName", "build", "resolve"]
+__all__ = ["EXACT_MAX_PIXELS", "BilateralFilter", "FilterName", "build", "inside", "resolve"]

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from toco.filters._features import bilateral_features
+from toco.filters._grid import check_maps, inside
 
 _DIMENSIONS = 5
 _CORNERS = _DIMENSIONS + 1
@@ -33,6 +34,32 @@ _SLICE_GAIN = 1 / (1 + 2**-_DIMENSIONS)
 
 @dataclass(frozen=True, slots=True)
 class LatticeFilter:
+    """The lattice of each image.
+
+    Attributes:
+        images: One for every image.
+        inside: Pixels that count, if not all do. The others are in the lattice all the same, as in the compiled filter.
+        shape: Number of images, rows and columns.
+    """
+
+    images: tuple[_Lattice, ...]
+    inside: Bool[Tensor, "b h w"] | None
+    shape: tuple[int, int, int]
+
+    @torch.no_grad()
+    def __call__(self, values: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
+        """Filter all maps of an image at once."""
+        check_maps(values, *self.shape)
+        if self.inside is not None:
+            values = values.where(self.inside[:, None], 0)
+        result = torch.empty_like(values, memory_format=torch.contiguous_format)
+        for image, maps, target in zip(self.images, values.flatten(2), result.flatten(2), strict=True):
+            target.copy_(image.filtered(maps))
+        return result if self.inside is None else result.where(self.inside[:, None], 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lattice:
     """The lattice of one image, as index tables for weighted sums of rows.
 
     Attributes:
@@ -43,8 +70,6 @@ class LatticeFilter:
         splat_offsets: Where the pixels of each vertex begin in ``splat_pixels``.
         neighbours: For each direction and vertex: the vertex itself and its two neighbours. The number of vertices
             stands for a neighbour that does not exist.
-        height: Rows of the image.
-        width: Columns of the image.
     """
 
     corners: Int[Tensor, "pixels 6"]
@@ -53,22 +78,15 @@ class LatticeFilter:
     splat_weights: Float[Tensor, " entries"]
     splat_offsets: Int[Tensor, " vertices"]
     neighbours: Int[Tensor, "6 vertices 3"]
-    height: int
-    width: int
 
-    @torch.no_grad()
-    def __call__(self, values: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
-        """Filter all maps at once."""
-        if values.shape[1:] != (self.height, self.width):
-            raise ValueError(f"expected maps of {self.height} x {self.width} pixels, got {tuple(values.shape)}")
-        by_pixel = values.float().flatten(1).T.contiguous()
+    def filtered(self, values: Float[Tensor, "k pixels"]) -> Float[Tensor, "k pixels"]:
+        by_pixel = values.float().T.contiguous()
         by_vertex = _weighted_sum(self.splat_pixels, by_pixel, self.splat_weights, self.splat_offsets)
         blur = by_vertex.new_tensor([1.0, 0.5, 0.5]).repeat(len(by_vertex), 1)
         for neighbours in self.neighbours:
             # One more row of zeros: the value of every neighbour that does not exist.
             by_vertex = _weighted_sum(neighbours, F.pad(by_vertex, (0, 0, 0, 1)), blur)
-        sliced = _weighted_sum(self.corners, by_vertex, self.weights * _SLICE_GAIN)
-        return sliced.T.reshape(values.shape).to(values.dtype)
+        return _weighted_sum(self.corners, by_vertex, self.weights * _SLICE_GAIN).T
 
 
 def _weighted_sum(
@@ -86,39 +104,49 @@ def _weighted_sum(
 
 
 @torch.no_grad()
-def build(image: Float[Tensor, "3 h w"], sigma_rgb: float, sigma_xy: float) -> LatticeFilter:
-    """Build the lattice of one image; it serves any number of maps.
+def build(
+    images: Float[Tensor, "b 3 h w"], sigma_rgb: float, sigma_xy: float, boxes: Int[Tensor, "b 4"] | None = None
+) -> LatticeFilter:
+    """Build the lattice of each image; it serves any number of maps.
 
     Raises:
         ValueError: The standard deviations are so small that the lattice has more cells than 63 bits can count.
     """
-    height, width = image.shape[1:]
-    keys, weights = _simplices(bilateral_features(image.float(), sigma_rgb, sigma_xy))
-    packed, steps = _pack(keys)
+    num_images, _, height, width = images.shape
+    return LatticeFilter(
+        images=tuple(_lattice(bilateral_features(image.float(), sigma_rgb, sigma_xy)) for image in images),
+        inside=None if boxes is None else inside(boxes, height, width),
+        shape=(num_images, height, width),
+    )
+
+
+def _lattice(features: Float[Tensor, "5 pixels"]) -> _Lattice:
+    nearest, rank, weights = _simplices(features)
+    packed, steps = _pack(nearest, rank)
     num_pixels = weights.shape[1]
 
     # One sort gives the vertices, the corner -> vertex table and, for the splat, the pixels of each vertex.
     in_order, order = packed.flatten().sort(stable=True)
     is_first = torch.ones_like(in_order, dtype=torch.bool)
     torch.ne(in_order[1:], in_order[:-1], out=is_first[1:])
-    vertex = torch.empty_like(order)
-    vertex[order] = is_first.cumsum(0) - 1
-    return LatticeFilter(
+    vertex = torch.empty_like(order).scatter_(0, order, is_first.cumsum(0) - 1)
+    return _Lattice(
         corners=vertex.view(_CORNERS, num_pixels).T.contiguous(),
         weights=weights.T.contiguous(),
-        splat_pixels=torch.arange(num_pixels, device=image.device).repeat(_CORNERS)[order],
+        splat_pixels=order % num_pixels,
         splat_weights=weights.flatten()[order],
         splat_offsets=is_first.nonzero()[:, 0],
         neighbours=_neighbours(in_order[is_first], steps),
-        height=height,
-        width=width,
     )
 
 
 def _simplices(
     features: Float[Tensor, "5 pixels"],
-) -> tuple[Int[Tensor, "6 5 pixels"], Float[Tensor, "6 pixels"]]:
-    """First five coordinates of the six vertices around every point (the sixth makes the sum zero), and their weights.
+) -> tuple[Float[Tensor, "6 pixels"], Int[Tensor, "6 pixels"], Float[Tensor, "6 pixels"]]:
+    """The simplex around every point, and the weights of its six vertices.
+
+    Coordinates, of which there are six with the sum zero, come first, their ranks next. Vertex 0 is at the coordinates,
+    vertex c at c more in each of them, less 6 in those of the c highest ranks.
 
     The order of the operations is that of the compiled filter, because a point on the face of a simplex goes to one
     side or the other by its rounding.
@@ -155,30 +183,30 @@ def _simplices(
     weights = torch.empty_like(offset)
     weights[0] = descending[-1] + (1 - descending[0])
     weights[1:] = (descending[:-1] - descending[1:]).flip(0)
-
-    # Corner c is c added to every coordinate, less 6 in those of the c highest ranks.
-    corner = torch.arange(_CORNERS, device=features.device)[:, None, None]
-    nearest, rank = nearest[:_DIMENSIONS].long(), rank[:_DIMENSIONS]
-    keys = nearest + corner - _CORNERS * (rank > _DIMENSIONS - corner)
-    return keys, weights
+    return nearest, rank, weights
 
 
-def _pack(keys: Int[Tensor, "6 5 pixels"]) -> tuple[Int[Tensor, "6 pixels"], Int[Tensor, " 6"]]:
-    """The five coordinates of each vertex as one integer, and what a step in each lattice direction adds to it.
+def _pack(
+    nearest: Float[Tensor, "6 pixels"], rank: Int[Tensor, "6 pixels"]
+) -> tuple[Int[Tensor, "6 pixels"], Int[Tensor, " 6"]]:
+    """The vertices of each simplex as one integer each, and what a step in each lattice direction adds to it.
 
-    A step adds 5 to one coordinate and takes 1 from the others (the sixth being implied). The extent of every
-    coordinate has room for a step both ways, so that it cannot carry over into the next coordinate.
+    Five coordinates make the integer, the sixth being implied. A step adds 5 to one of the six and takes 1 from the
+    others. The extent of every coordinate has room for a step both ways, so that it cannot carry over into the next.
     """
-    by_axis = keys.transpose(0, 1).flatten(1)
-    lowest, highest = by_axis.aminmax(dim=1)
-    room = _DIMENSIONS
-    extents = (highest - lowest + 1 + 2 * room).tolist()
+    # A coordinate of rank r goes, over the vertices, from its r less to 5 - r more.
+    lowest, highest = (nearest - rank)[:_DIMENSIONS].long().aminmax(dim=1)
+    lowest, highest = lowest - _DIMENSIONS, highest + 2 * _DIMENSIONS
+    extents = (highest - lowest + 1).tolist()
     if math.prod(extents) >= 2**63:
         raise ValueError(f"the lattice has {extents} cells, too many to number: use larger standard deviations")
-    strides = torch.tensor([math.prod(extents[axis + 1 :]) for axis in range(_DIMENSIONS)], device=keys.device)
-    packed = ((by_axis - lowest[:, None] + room) * strides[:, None]).sum(0).view(_CORNERS, -1)
-    implied = torch.zeros(1, dtype=torch.long, device=keys.device)
-    return packed, _CORNERS * torch.cat([strides, implied]) - strides.sum()
+    strides = torch.tensor([*(math.prod(extents[axis + 1 :]) for axis in range(_DIMENSIONS)), 0], device=nearest.device)
+    first = ((nearest[:_DIMENSIONS].long() - lowest[:, None]) * strides[:_DIMENSIONS, None]).sum(0)
+    # From each vertex to the next one coordinate falls by 6, the one of the highest rank first, and all rise by 1.
+    by_rank = torch.zeros_like(rank).scatter_(0, rank, strides[:, None].expand_as(rank))
+    steps = _CORNERS * strides - strides.sum()
+    falls = strides.sum() - _CORNERS * by_rank[1:].flip(0)
+    return torch.cat([first[None], first + falls.cumsum(0)]), steps
 
 
 def _neighbours(vertices: Int[Tensor, " vertices"], steps: Int[Tensor, " 6"]) -> Int[Tensor, "6 vertices 3"]:
@@ -190,5 +218,5 @@ def _neighbours(vertices: Int[Tensor, " vertices"], steps: Int[Tensor, " 6"]) ->
     exists = vertices[found] == wanted
     after = torch.where(exists, found, missing)
     # Whoever is after me has me before it. The extra column takes the writes of those with nobody after them.
-    before = torch.full((_CORNERS, missing + 1), missing, device=vertices.device).scatter_(1, after, here)
+    before = here.new_full((_CORNERS, missing + 1), missing).scatter_(1, after, here)
     return torch.stack([here, before[:, :missing], after], dim=-1)

@@ -6,11 +6,12 @@ official ToCo code (``DenseEnergyLoss``, ``get_energy_loss``), whose gradient is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from toco import filters
@@ -36,7 +37,7 @@ def dense_energy_loss(
         images255: Images that the logits belong to, 0 to 255, not rounded to integers (the official loss is not).
         logits: Segmentation logits at the size of the images. The softmax is taken here, before the down-scaling.
         label: Class of every pixel; 255 opens the gate.
-        valid_box: Rows ``y0 y1`` and columns ``x0 x1`` of the image inside its padding, as slices (clipped).
+        valid_box: See ``dense_energy``.
         filter_name: See ``dense_energy``.
         weight: See ``dense_energy``.
         sigma_rgb: See ``dense_energy``.
@@ -47,8 +48,8 @@ def dense_energy_loss(
     return dense_energy(
         images255,
         logits.softmax(dim=1),
-        _inside_box(valid_box, label),
         label,
+        valid_box,
         filter_name=filter_name,
         weight=weight,
         sigma_rgb=sigma_rgb,
@@ -61,8 +62,8 @@ def dense_energy_loss(
 def dense_energy(
     images255: Float[Tensor, "b 3 h w"],
     probabilities: Float[Tensor, "b s h w"],
-    inside: Bool[Tensor, "b h w"],
     label: Integer[Tensor, "b h w"],
+    valid_box: Int[Tensor, "b 4"],
     *,
     filter_name: filters.FilterName,
     weight: float = 1e-7,
@@ -84,9 +85,10 @@ def dense_energy(
     Args:
         images255: Images, 0 to 255, not rounded to integers.
         probabilities: Class probabilities of every pixel.
-        inside: Pixels that count, on either side of a pair.
         label: Class of every pixel. The gate is 1 where it is 255, else one minus the largest probability (0 outside):
             labelled pixels take part as far as the prediction is unsure.
+        valid_box: Rows ``y0 y1`` and columns ``x0 x1`` of the image inside its padding, as slices (clipped): the pixels
+            that count, on either side of a pair.
         filter_name: "exact" or "lattice", see ``toco.filters.resolve``.
         weight: Of the term before the weight of the method.
         sigma_rgb: Standard deviation of the kernel in colour.
@@ -107,21 +109,15 @@ def dense_energy(
         raise ValueError(f"images of {tuple(images255.shape[2:])} pixels are empty at scale {scale}: raise the scale")
     small_images = F.interpolate(images255, size=(height, width), mode="nearest")
     small_probabilities = F.interpolate(probabilities, size=(height, width), mode="bilinear", align_corners=False)
-    small_inside = _nearest(inside, height, width)
+    boxes = _nearest_box(valid_box, label.shape[1:], (height, width))
     small_label = _nearest(label, height, width)
 
     with torch.no_grad():
-        region = small_inside.to(small_probabilities.dtype)
+        region = filters.inside(boxes, height, width).to(small_probabilities.dtype)
         gate = (region - small_probabilities.amax(dim=1)).clamp(min=0)
         gate = gate.masked_fill(small_label == IGNORE_INDEX, 1.0)
-        masked = small_probabilities * region[:, None]
-        filtered = torch.stack(
-            [
-                filters.build(filter_name, image, sigma_rgb, sigma_xy * scale)(values)
-                for image, values in zip(small_images, masked, strict=True)
-            ]
-        )
-        attraction = filtered * (gate * region)[:, None]
+        filtered = filters.build(filter_name, small_images, sigma_rgb, sigma_xy * scale, boxes)(small_probabilities)
+        attraction = filtered * gate[:, None]
     energy: Float[Tensor, ""] = _OfficialEnergy.apply(  # type: ignore[no-untyped-call]
         small_probabilities, attraction, weight * energy_scale / len(images255)
     )
@@ -149,21 +145,17 @@ class _OfficialEnergy(torch.autograd.Function):
         return gradient, None, None
 
 
-def _inside_box(valid_box: Int[Tensor, "b 4"], label: Integer[Tensor, "b h w"]) -> Bool[Tensor, "b h w"]:
-    """Pixels inside each box; what lies beyond the image is cut off."""
-    y0, y1, x0, x1 = valid_box.T[:, :, None]
-    row = torch.arange(label.shape[1], device=label.device)
-    column = torch.arange(label.shape[2], device=label.device)
-    in_rows = (row >= y0) & (row < y1)
-    in_columns = (column >= x0) & (column < x1)
-    inside: Tensor = in_rows[:, :, None] & in_columns[:, None, :]
-    return inside
-
-
-def _nearest(
-    maps: Integer[Tensor, "b h w"] | Bool[Tensor, "b h w"], height: int, width: int
-) -> Integer[Tensor, "b height width"] | Bool[Tensor, "b height width"]:
+def _nearest(maps: Integer[Tensor, "b h w"], height: int, width: int) -> Integer[Tensor, "b height width"]:
     """Nearest neighbour by the rule of ``F.interpolate``, which takes no integers: index floor(i * in / out)."""
     row = torch.arange(height, device=maps.device) * maps.shape[1] // height
     column = torch.arange(width, device=maps.device) * maps.shape[2] // width
     return maps[:, row[:, None], column]
+
+
+def _nearest_box(boxes: Int[Tensor, "b 4"], size: Sequence[int], small_size: Sequence[int]) -> Int[Tensor, "b 4"]:
+    """The small pixels whose nearest neighbours, by the same rule, lie in each box.
+
+    Those are the i with y0 <= floor(i * in / out) < y1, that is from ceil(y0 * out / in) to before ceil(y1 * out / in).
+    """
+    edges = [-(-boxes[:, edge] * small_size[edge // 2] // size[edge // 2]) for edge in range(4)]
+    return torch.stack(edges, dim=1)

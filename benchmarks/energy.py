@@ -1,0 +1,98 @@
+"""Bilateral filters: milliseconds an image, building and filtering apart, and how exact the exact one is.
+
+    python -m benchmarks energy --out benchmarks/results/energy_cpu.json
+    python -m benchmarks energy --device cuda --images 8 --out benchmarks/results/energy_h200.json
+
+Smooth images with some texture, made up; 21 maps, as the classes of VOC with the background. 224 x 224 pixels are what
+the energy of images of 448 px is taken at. Figures are those of the fastest of some runs, so that other load counts
+least.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from tabulate import tabulate
+from torch import Tensor
+
+from benchmarks._record import measure, out_option, write
+from toco import filters
+from toco.filters import exact
+
+SIDES = (32, 56, 112, 224)
+ERROR_SIDE = 56
+LARGE = 224
+"""From this side on the exact filter takes seconds on a CPU."""
+SIGMA_RGB, SIGMA_XY = 15.0, 50.0
+
+
+@click.command()
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--images", "num_images", default=1, show_default=True, type=click.IntRange(1), help="Images at once.")
+@click.option("--maps", "num_maps", default=21, show_default=True, type=click.IntRange(1), help="Maps of each image.")
+@click.option("--threads", type=click.IntRange(1), help="Threads on a CPU.  [default: torch's]")
+@click.option("--times", default=10, show_default=True, type=click.IntRange(1), help="Timed runs of each.")
+@click.option("--large", is_flag=True, help="On a CPU, the exact filter of 224 x 224 pixels too.")
+@out_option
+def energy(
+    device: str, num_images: int, num_maps: int, threads: int | None, times: int, large: bool, out: Path | None
+) -> None:
+    """Milliseconds an image of both bilateral filters, and the error of the exact one."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    rows = []
+    for side in SIDES:
+        images, values = _made_up(num_images, num_maps, side, device)
+        for name in ("exact", "lattice"):
+            if name == "exact" and side >= LARGE and torch.device(device).type == "cpu" and not large:
+                continue
+            rows.append({"filter": name, "side_px": side} | _milliseconds(name, images, values, times))
+    images, values = _made_up(1, num_maps, ERROR_SIDE, device)
+    expected = exact.build(images.double(), SIGMA_RGB, SIGMA_XY)(values.double())
+    sums = exact.build(images, SIGMA_RGB, SIGMA_XY)(values).double()
+    result: dict[str, Any] = {
+        "device": device,
+        "fused_kernel": exact.has_fused_kernel(images),
+        "images": num_images,
+        "maps": num_maps,
+        "sigma_rgb": SIGMA_RGB,
+        "sigma_xy": SIGMA_XY,
+        "filters": rows,
+        "largest_relative_error_of_exact": {
+            "side_px": ERROR_SIDE,
+            "against": "the same in float64",
+            "value": ((sums - expected).abs() / expected).max().item(),
+        },
+    }
+    click.echo(tabulate(rows, headers="keys", floatfmt=".2f"))
+    error = result["largest_relative_error_of_exact"]
+    click.echo(
+        f"largest relative error of exact at {error['side_px']} px against {error['against']}: {error['value']:.1e}"
+    )
+    write(out, "energy", result)
+
+
+def _milliseconds(
+    name: str, images: Float[Tensor, "b 3 h w"], values: Float[Tensor, "b k h w"], times: int
+) -> dict[str, float]:
+    """Of building the filter and of using it, for each image."""
+    build = partial(filters.build, name, images, SIGMA_RGB, SIGMA_XY)
+    seconds = measure({"build_ms": build, "filter_ms": partial(build(), values)}, times, images.device)
+    return {part: 1000 * min(taken) / len(images) for part, taken in seconds.items()}
+
+
+def _made_up(
+    num_images: int, num_maps: int, side: int, device: str
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b k h w"]]:
+    """Images of 0 to 255, and maps of 0 to 1."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(num_images, 3, 5, 5, generator=generator)
+    smooth = F.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
+    images = 235 * smooth + 20 * torch.rand(num_images, 3, side, side, generator=generator)
+    return images.to(device), torch.rand(num_images, num_maps, side, side, generator=generator).to(device)

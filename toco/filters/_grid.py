@@ -1,0 +1,45 @@
+"""Boxes of pixels (rows y0 y1 and columns x0 x1, half-open) and maps, on the grid of the images of a filter."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def clip(boxes: Int[Tensor, "b 4"], height: int, width: int) -> Int[Tensor, "b 4"]:
+    """The boxes without what lies beyond ``height x width`` pixels; one that ends before it begins is empty."""
+    y0, y1, x0, x1 = boxes.T
+    y0, x0 = y0.clamp(0, height), x0.clamp(0, width)
+    return torch.stack([y0, torch.maximum(y1.clamp(max=height), y0), x0, torch.maximum(x1.clamp(max=width), x0)], dim=1)
+
+
+def whole(num_images: int, height: int, width: int, device: torch.device) -> Int[Tensor, "b 4"]:
+    """Boxes with all pixels; made on the device, so that it is not waited for."""
+    boxes = torch.zeros(num_images, 4, dtype=torch.long, device=device)
+    boxes[:, 1], boxes[:, 3] = height, width
+    return boxes
+
+
+def inside(boxes: Int[Tensor, "b 4"], height: int, width: int) -> Bool[Tensor, "b h w"]:
+    """Pixels inside each box."""
+    y0, y1, x0, x1 = boxes.T[:, :, None]
+    row = torch.arange(height, device=boxes.device)
+    column = torch.arange(width, device=boxes.device)
+    in_rows = (row >= y0) & (row < y1)
+    in_columns = (column >= x0) & (column < x1)
+    pixels: Tensor = in_rows[:, :, None] & in_columns[:, None, :]
+    return pixels
+
+
+def check_maps(values: Float[Tensor, "b k h w"], num_images: int, height: int, width: int) -> None:
+    """Refuse maps that do not lie on the pixels of the images.
+
+    Raises:
+        ValueError: They are of another number or size.
+    """
+    if len(values) != num_images or values.shape[2:] != (height, width):
+        raise ValueError(
+            f"expected maps of {height} x {width} pixels for {num_images} images, as the filter was built for, "
+            f"got {tuple(values.shape)}"
+        )
