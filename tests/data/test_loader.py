@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from toco.data import ColourConfig, Dataset, TrainLoader, ViewsConfig, denormalise_255
 from toco.data._loader import epoch_order, sample_generator
 from toco.data.voc import Config, open_split
-from toco.types import Batch
+from toco.types import Batch, Shard
 
 VIEWS = ViewsConfig(crop_size_px=32)
 STILL = ColourConfig(jitter_probability=0, grey_probability=0, blur_probability=0)
@@ -19,20 +20,23 @@ def dataset(folder: Path) -> Dataset:
     return open_split(Config(root=folder, train_list="train"), "train")
 
 
-def loader(dataset: Dataset, seed: int = 3, num_workers: int = 0, views: ViewsConfig = VIEWS) -> TrainLoader:
-    return TrainLoader(dataset, views, batch_size=2, seed=seed, num_workers=num_workers)
+def batches(
+    dataset: Dataset, start: int, num: int, seed: int = 3, num_workers: int = 0, views: ViewsConfig = VIEWS
+) -> list[Batch]:
+    loader = TrainLoader(dataset, views, batch_size=2, seed=seed, num_workers=num_workers)
+    return [batch.to("cpu") for batch in loader.batches(start, num)]
 
 
 def assert_same(left: Sequence[Batch], right: Sequence[Batch]) -> None:
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         assert a.names == b.names
-        for name in ("images", "second_view", "crop_source", "class_labels", "valid_box"):
+        for name in ("images", "second_view", "crop_source", "class_labels", "valid_box", "present"):
             torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0)
 
 
 def test_batch(dataset: Dataset) -> None:
-    (batch,) = loader(dataset).batches(0, 1)
+    (batch,) = batches(dataset, 0, 1)
     assert batch.images.shape == batch.second_view.shape == batch.crop_source.shape == (2, 3, 32, 32)
     assert batch.images.dtype == batch.class_labels.dtype == torch.float32
     assert batch.valid_box.dtype == torch.int64
@@ -42,7 +46,7 @@ def test_batch(dataset: Dataset) -> None:
 
 def test_pixels_of_a_batch_are_the_images(dataset: Dataset) -> None:
     views = ViewsConfig(crop_size_px=48, rescale=(1, 1), flip_probability=0, first_view=STILL, second_view=STILL)
-    (batch,) = loader(dataset, views=views).batches(0, 1)
+    (batch,) = batches(dataset, 0, 1, views=views)
     y0, y1, x0, x1 = batch.valid_box[0].tolist()
     assert (y1 - y0, x1 - x0) == (40, 48)
     pixels = denormalise_255(batch.images, truncate=False)[0, :, y0:y1, x0:x1].permute(1, 2, 0)
@@ -51,8 +55,8 @@ def test_pixels_of_a_batch_are_the_images(dataset: Dataset) -> None:
 
 
 def test_an_epoch_shows_every_image_once_and_epochs_differ(dataset: Dataset) -> None:
-    assert loader(dataset).steps_per_epoch == 2
-    names = [name for batch in loader(dataset).batches(0, 8) for name in batch.names]
+    assert TrainLoader(dataset, VIEWS, batch_size=2, seed=3).steps_per_epoch == 2
+    names = [name for batch in batches(dataset, 0, 8) for name in batch.names]
     epochs = [tuple(names[i : i + 4]) for i in range(0, 16, 4)]
     assert all(len(set(epoch)) == 4 for epoch in epochs)
     assert len(set(epochs)) > 1
@@ -60,7 +64,7 @@ def test_an_epoch_shows_every_image_once_and_epochs_differ(dataset: Dataset) -> 
 
 def test_views_of_an_image_change_with_epoch_and_seed(dataset: Dataset) -> None:
     def views_of(seed: int) -> list[torch.Tensor]:
-        return [b.images[b.names.index("a1")] for b in loader(dataset, seed).batches(0, 16) if "a1" in b.names]
+        return [b.images[b.names.index("a1")] for b in batches(dataset, 0, 16, seed) if "a1" in b.names]
 
     first, second, *_ = views_of(3)
     other, *_ = views_of(4)
@@ -69,16 +73,16 @@ def test_views_of_an_image_change_with_epoch_and_seed(dataset: Dataset) -> None:
 
 
 def test_resumed_batches_are_the_uninterrupted_ones(dataset: Dataset) -> None:
-    whole = list(loader(dataset).batches(0, 7))
-    assert_same(whole[3:], list(loader(dataset).batches(3, 4)))
+    whole = batches(dataset, 0, 7)
+    assert_same(whole[3:], batches(dataset, 3, 4))
 
 
 @pytest.mark.slow
 def test_loader_processes_give_the_same_batches_and_draw_no_global_random_numbers(dataset: Dataset) -> None:
     state = torch.get_rng_state()
-    with_processes = list(loader(dataset, num_workers=2).batches(1, 5))
+    with_processes = batches(dataset, 1, 5, num_workers=2)
     assert torch.equal(torch.get_rng_state(), state)
-    assert_same(list(loader(dataset).batches(1, 5)), with_processes)
+    assert_same(batches(dataset, 1, 5), with_processes)
 
 
 @pytest.mark.slow
@@ -86,7 +90,7 @@ def test_fault_in_a_loader_process_names_the_file(dataset: Dataset, folder: Path
     for path in (folder / "JPEGImages").iterdir():
         path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match="truncated or damaged"):
-        list(loader(dataset, num_workers=1).batches(0, 1))
+        batches(dataset, 0, 1, num_workers=1)
 
 
 def test_without_processes_no_multiprocessing_is_used(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,17 +98,62 @@ def test_without_processes_no_multiprocessing_is_used(dataset: Dataset, monkeypa
         raise AssertionError
 
     monkeypatch.setattr("toco.data._loader.DataLoader", refuse)
-    assert len(list(loader(dataset).batches(0, 2))) == 2
+    assert len(batches(dataset, 0, 2)) == 2
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_what_travels_is_whole_levels(dataset: Dataset, num_workers: int) -> None:
+    (raw,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, num_workers=num_workers).batches(0, 1)
+    batch = raw.to("cpu")
+    assert raw.views.dtype == torch.uint8
+    pixels = [batch.images, batch.second_view, batch.crop_source]
+    assert 4 * raw.views.nbytes == sum(view.nbytes for view in pixels)
+    assert torch.equal(denormalise_255(batch.crop_source, truncate=False).round().to(torch.uint8), raw.views[2])
 
 
 def test_pinning_reaches_every_tensor(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     # Page-locked memory needs a GPU; which tensors ask for it does not.
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
-    (batch,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, pin_memory=True).batches(0, 1)
-    assert {id(tensor) for tensor in pinned} == {
-        id(getattr(batch, name)) for name in ("images", "second_view", "crop_source", "class_labels", "valid_box")
-    }
+    (raw,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, pin_memory=True).batches(0, 1)
+    colours = [getattr(raw.colours, f.name) for f in fields(raw.colours)]
+    expected = [*colours, *(value for f in fields(raw) if isinstance(value := getattr(raw, f.name), torch.Tensor))]
+    assert len(expected) == 8
+    assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in expected}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_cuda_device_gets_the_same_batches(dataset: Dataset, num_workers: int) -> None:
+    loader = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, num_workers=num_workers, pin_memory=True)
+    for raw, expected in zip(loader.batches(0, 3), batches(dataset, 0, 3), strict=True):
+        assert raw.views.is_pinned()
+        batch = raw.to("cuda")
+        for name in ("images", "second_view", "crop_source"):
+            levels = [denormalise_255(getattr(b, name).cpu(), truncate=False).round() for b in (batch, expected)]
+            torch.testing.assert_close(*levels, rtol=0, atol=1)
+        for name in ("class_labels", "valid_box", "present"):
+            assert torch.equal(getattr(batch, name).cpu(), getattr(expected, name))
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_shards_are_the_rows_of_the_global_batch(dataset: Dataset, num_workers: int) -> None:
+    def of(shard: Shard) -> list[Batch]:
+        loader = TrainLoader(dataset, VIEWS, batch_size=4, seed=3, num_workers=num_workers, shard=shard)
+        assert loader.steps_per_epoch == 1
+        return [batch.to("cpu") for batch in loader.batches(1, 3)]
+
+    shards = [of(Shard(rank, 2)) for rank in range(2)]
+    for whole, left, right in zip(of(Shard()), *shards, strict=True):
+        assert (whole.shard, left.shard, right.shard) == (Shard(), Shard(0, 2), Shard(1, 2))
+        assert whole.names == left.names + right.names
+        for name in ("images", "second_view", "crop_source", "class_labels", "valid_box"):
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(left, name), getattr(right, name)]))
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="3 processes can share equally, got 4"):
+        TrainLoader(dataset, VIEWS, batch_size=4, seed=0, shard=Shard(0, 3))
 
 
 def test_generators_of_order_and_samples_are_apart() -> None:

@@ -226,7 +226,7 @@ def test_exif_orientation_is_ignored(folder: Path) -> None:
 
 
 def test_cache_holds_pixels_here_and_not_in_a_pickle(folder: Path) -> None:
-    dataset = open_split(config(folder, cache=True), "train")
+    dataset = open_split(config(folder, cache="memory"), "train")
     image, mask = dataset.image(0), dataset.mask(0)
     size = len(pickle.dumps(dataset))
     assert dataset.image(0) is image
@@ -256,7 +256,7 @@ def test_config_survives_json_and_cache_is_outside_the_digest(folder: Path) -> N
     first = config(folder, labels="image_labels.csv")
     assert Config.model_validate_json(first.model_dump_json()) == first
     assert replace(first, {"labels": "xml"}).labels == "xml"
-    assert digest(first) == digest(replace(first, {"cache": True}))
+    assert digest(first) == digest(replace(first, {"cache": "node", "cache_root": "/somewhere"}))
     assert digest(first) != digest(replace(first, {"labels": "xml"}))
 
 

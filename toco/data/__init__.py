@@ -6,6 +6,7 @@ from toco.data._dataset import DataConfig, Dataset, Split
 from toco.data._label_conversion import convert_labels
 from toco.data._loader import TrainLoader
 from toco.data._normalize import denormalise_255, normalise
+from toco.data._raw_batch import RawBatch
 from toco.data._views import Views, ViewsConfig, make_views
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "DataConfig",
     "Dataset",
     "Fault",
+    "RawBatch",
     "Report",
     "Split",
     "TrainLoader",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,16 +16,23 @@ Split = Literal["train", "val"]
 """The two parts of a data set that a run uses; a data set's config says which list or which seed each stands for."""
 
 
+Cache = Literal["none", "memory", "node"]
+
+
 class DataConfig(Component):
     """Base of the configs of ``toco.data``.
 
     A module there defines ``Config(DataConfig)`` and ``open_split(config, split) -> Dataset``.
 
     Attributes:
-        cache: Keep every decoded image and mask in memory (of each process that reads them).
+        cache: What is kept of decoded images: nothing; in the ``memory`` of each process that reads them, masks too; or
+            once for the ``node``, in a file that all its processes map into their memory.
+        cache_root: Folder of the files of ``node``; by default ``toco`` in the user's cache (``XDG_CACHE_HOME``, else
+            ``~/.cache``). It should be on a disk of the node; in ``/dev/shm`` it takes the node's memory.
     """
 
-    cache: bool = Field(default=False, json_schema_extra={RUN_ONLY: True})
+    cache: Cache = Field(default="none", json_schema_extra={RUN_ONLY: True})
+    cache_root: Path | None = Field(default=None, json_schema_extra={RUN_ONLY: True})
 
 
 class Dataset(ABC):
@@ -42,6 +50,9 @@ class Dataset(ABC):
         """Number of images."""
         return len(self.names)
 
+    def prepare(self) -> None:  # noqa: B027 - most data sets have nothing to do
+        """Do what all processes that are given this data set would otherwise do first."""
+
     @abstractmethod
     def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """The decoded RGB image; not to be written to.
@@ -49,6 +60,11 @@ class Dataset(ABC):
         Raises:
             ValueError: The file cannot be decoded.
         """
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image; a data set of files reads no more than the header for it."""
+        height, width, _ = self.image(index).shape
+        return height, width
 
     @abstractmethod
     def class_labels(self, index: int) -> Float32[np.ndarray, " k"]:

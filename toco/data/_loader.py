@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float32
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from toco.data._dataset import Dataset
-from toco.data._normalize import normalise
-from toco.data._views import Views, ViewsConfig, make_views
-from toco.types import Batch, present_classes
+from toco.data._raw_batch import RawBatch, Sample
+from toco.data._views import ViewsConfig, make_views
+from toco.types import Shard
 
 _Key = tuple[int, int]  # (epoch, index)
-_Sample = tuple[Views, Float32[np.ndarray, " k"], str]
+_WHOLE = Shard()
 _ORDER = 1
 """Spawn key of the generators of orders: ``SeedSequence([a, b])`` alone equals ``SeedSequence([a, b, 0])``."""
 _MAX_SEED = 2**32
@@ -38,13 +36,15 @@ class TrainLoader:
     Args:
         dataset: Images and labels. With ``num_workers`` > 0 it is pickled into every process.
         views: How views are made.
-        batch_size: Images a batch.
+        batch_size: Images of a global batch, of all shards together.
         seed: Seed of order and views, 0 to 2^32 - 1.
         num_workers: Processes that make batches; 0 makes them here, without multiprocessing.
         pin_memory: Return page-locked tensors, for copies to a GPU that do not wait.
+        shard: Which part of every global batch this process gets: so many consecutive images of it.
 
     Raises:
-        ValueError: The data set has fewer images than a batch, or the seed is out of range.
+        ValueError: The data set has fewer images than a batch, the batch cannot be parted among the processes, or the
+            seed is out of range.
     """
 
     def __init__(
@@ -55,32 +55,39 @@ class TrainLoader:
         seed: int,
         num_workers: int = 0,
         pin_memory: bool = False,
+        shard: Shard = _WHOLE,
     ) -> None:
         if not 0 < batch_size <= len(dataset):
             raise ValueError(f"Expected a batch size from 1 to the {len(dataset)} images there are, got {batch_size}.")
         if not 0 <= seed < _MAX_SEED:
             raise ValueError(f"Expected a seed from 0 to {_MAX_SEED - 1}, got {seed}.")
+        if batch_size % shard.world_size:
+            raise ValueError(
+                f"Expected a batch size that {shard.world_size} processes can share equally, got {batch_size}; "
+                "change the batch size or the number of processes."
+            )
         self._samples = _Samples(dataset, views, seed)
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._seed, self._shard = batch_size, seed, shard
         self._num_workers, self._pin_memory = num_workers, pin_memory
         self.steps_per_epoch = len(dataset) // batch_size
 
-    def batches(self, start_step: int, num_steps: int) -> Iterator[Batch]:
-        """The batches of steps ``start_step`` to ``start_step + num_steps - 1``.
+    def batches(self, start_step: int, num_steps: int) -> Iterator[RawBatch]:
+        """This shard's part of the batches of steps ``start_step`` to ``start_step + num_steps - 1``.
 
         Loader processes live as long as this iterator: ask once for a whole run.
         """
         keys = self._keys(start_step, num_steps)
         if self._num_workers == 0:
             for batch_keys in keys:
-                tensors = _collate([self._samples[key] for key in batch_keys])
-                yield _batch({k: _pinned(v) for k, v in tensors.items()} if self._pin_memory else tensors)
+                batch = RawBatch.of([self._samples[key] for key in batch_keys], self._shard)
+                yield batch.pin_memory() if self._pin_memory else batch
             return
+        self._samples.dataset.prepare()
         loader = DataLoader(
             self._samples,
             batch_sampler=keys,
             num_workers=self._num_workers,
-            collate_fn=_collate,
+            collate_fn=partial(RawBatch.of, shard=self._shard),
             pin_memory=self._pin_memory,
             # A fork would copy the locks of a process that has started threads or CUDA, and hang on them.
             multiprocessing_context=_start_method(),
@@ -89,8 +96,7 @@ class TrainLoader:
         )
         with _signals_blocked():
             processes = iter(loader)
-        for tensors in processes:
-            yield _batch(tensors)
+        yield from processes
 
     def _keys(self, start_step: int, num_steps: int) -> Iterator[list[_Key]]:
         epoch, order = -1, np.empty(0, dtype=np.int64)
@@ -98,8 +104,9 @@ class TrainLoader:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = epoch_order(len(self._samples), self._seed, epoch)
-            first = step % self.steps_per_epoch * self._batch_size
-            yield [(epoch, int(index)) for index in order[first : first + self._batch_size]]
+            part = self._batch_size // self._shard.world_size
+            first = step % self.steps_per_epoch * self._batch_size + self._shard.rank * part
+            yield [(epoch, int(index)) for index in order[first : first + part]]
 
 
 @contextmanager
@@ -126,42 +133,17 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, epoch, index]))
 
 
-class _Samples(TorchDataset[_Sample]):
+class _Samples(TorchDataset[Sample]):
     def __init__(self, dataset: Dataset, views: ViewsConfig, seed: int) -> None:
-        self._dataset, self._views, self._seed = dataset, views, seed
+        self.dataset, self._views, self._seed = dataset, views, seed
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.dataset)
 
-    def __getitem__(self, key: _Key) -> _Sample:
+    def __getitem__(self, key: _Key) -> Sample:
         epoch, index = key
-        views = make_views(self._dataset.image(index), sample_generator(self._seed, epoch, index), self._views)
-        return views, self._dataset.class_labels(index), self._dataset.names[index]
-
-
-def _collate(samples: Sequence[_Sample]) -> dict[str, Any]:
-    views, labels, names = zip(*samples, strict=True)
-
-    def stacked(field: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([getattr(view, field) for view in views]))
-
-    return {
-        **{f: normalise(stacked(f).permute(0, 3, 1, 2)).contiguous() for f in ("images", "second_view", "crop_source")},
-        "class_labels": (class_labels := torch.from_numpy(np.stack(labels))),
-        "present": present_classes(class_labels),
-        "valid_box": stacked("valid_box"),
-        "names": list(names),
-    }
-
-
-def _batch(tensors: dict[str, Any]) -> Batch:
-    # A list on the way, since torch pins the tensors of containers that it knows.
-    given = {f.name: tensors[f.name] for f in fields(Batch) if f.name in tensors}
-    return Batch(**given | {"names": tuple(tensors["names"])})
-
-
-def _pinned(value: Any) -> Any:  # noqa: ANN401 - a tensor or the names
-    return value.pin_memory() if isinstance(value, torch.Tensor) else value
+        views = make_views(self.dataset.image(index), sample_generator(self._seed, epoch, index), self._views)
+        return Sample(views, self.dataset.class_labels(index), self.dataset.names[index])
 
 
 def _start_method() -> str:

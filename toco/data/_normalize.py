@@ -35,4 +35,5 @@ def denormalise_255(images: Float[Tensor, "*b 3 h w"], truncate: bool) -> Float[
 
 def _column(images: Tensor, values: tuple[float, float, float]) -> Float[Tensor, "3 1 1"]:
     dtype = images.dtype if images.is_floating_point() else torch.float32
-    return torch.tensor(values, dtype=dtype, device=images.device).view(3, 1, 1)
+    # Filled in on the device: a copy from the host would wait for it.
+    return torch.stack([torch.full((1, 1), value, dtype=dtype, device=images.device) for value in values])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -19,8 +18,9 @@ from pydantic import Field
 
 from toco.config import RUN_ONLY, digest
 from toco.data import _png, _scene
-from toco.data._dataset import DataConfig, Split
+from toco.data._dataset import Cache, DataConfig, Split
 from toco.data._layout import Layout, read_class_names, read_names
+from toco.data._node_cache import user_cache
 from toco.data._png import png_bytes
 from toco.data._scene import CLASS_NAMES, SceneConfig, draw_scene
 from toco.data.voc import VocFolder
@@ -48,7 +48,7 @@ class Config(DataConfig):
     """
 
     name: Literal["shapes"] = "shapes"
-    cache: bool = Field(default=True, json_schema_extra={RUN_ONLY: True})
+    cache: Cache = Field(default="memory", json_schema_extra={RUN_ONLY: True})
     num_train: int = Field(default=1000, gt=0, le=100_000)
     num_val: int = Field(default=300, gt=0, le=100_000)
     image_size_px: int = Field(default=64, ge=32, le=512)
@@ -61,9 +61,10 @@ class Config(DataConfig):
 class ShapesFolder(VocFolder):
     """A split of a generated folder, which holds a digest of all that was written to it."""
 
-    def __init__(self, folder: Path, split: Split, *, cache: bool) -> None:
+    def __init__(self, folder: Path, split: Split, *, cache: Cache, cache_root: Path | None) -> None:
         layout = Layout(folder)
-        super().__init__(layout, read_names(layout, split), read_class_names(layout), _LABELS, cache=cache)
+        names, class_names = read_names(layout, split), read_class_names(layout)
+        super().__init__(layout, names, class_names, _LABELS, cache=cache, cache_root=cache_root)
         self._split = split
 
     def manifest_digest(self) -> str:
@@ -87,7 +88,7 @@ def open_split(config: Config, split: Split) -> ShapesFolder:
     Raises:
         ValueError: The folder cannot be written.
     """
-    return ShapesFolder(generated_folder(config), split, cache=config.cache)
+    return ShapesFolder(generated_folder(config), split, cache=config.cache, cache_root=config.cache_root)
 
 
 def generated_folder(config: Config) -> Path:
@@ -99,7 +100,7 @@ def generated_folder(config: Config) -> Path:
     Raises:
         ValueError: The folder cannot be written.
     """
-    root = config.root if config.root is not None else _user_cache()
+    root = config.root if config.root is not None else user_cache()
     folder = root / f"shapes-{_generator_digest(config)}"
     if folder.is_dir():
         return folder
@@ -160,7 +161,3 @@ def _generator_digest(config: Config) -> str:
     for source in sources:
         total.update(Path(source).read_bytes())
     return total.hexdigest()[:16]
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "toco"

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import PIL
 from jaxtyping import Float32, UInt8
 from pydantic import Field
 
 from toco.config import RUN_ONLY
-from toco.data._dataset import DataConfig, Dataset, Split
+from toco.data._dataset import Cache, DataConfig, Dataset, Split
 from toco.data._images import open_checked, read_image, read_mask
 from toco.data._labels import LabelsFrom, Table, label_source, multi_hot
 from toco.data._layout import Layout, read_class_names, read_names
+from toco.data._node_cache import NodeCache, node_cache, user_cache
 
 MAX_PIXELS = 50_000_000
 """Default cap on an image's pixels: a hundred times the largest image of VOC or COCO."""
@@ -58,7 +60,8 @@ class VocFolder(Dataset):
         class_names: Foreground classes in the order of their ids.
         labels: Where image-level labels come from.
         allow_empty_labels: Whether an image may show no class.
-        cache: Keep decoded images and masks in memory.
+        cache: What is kept of decoded images; see :class:`toco.data.DataConfig`.
+        cache_root: Folder of the decoded images of a node; by default in the user's cache.
         max_pixels: Larger images are refused before they are decoded.
 
     Raises:
@@ -73,16 +76,20 @@ class VocFolder(Dataset):
         labels: LabelsFrom = "masks",
         *,
         allow_empty_labels: bool = True,
-        cache: bool = False,
+        cache: Cache = "none",
+        cache_root: Path | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.layout, self.names, self.class_names = layout, names, class_names
         self._labels_from = labels
         self._source = label_source(layout, labels, class_names, max_pixels)
-        self._allow_empty_labels, self._cache, self._max_pixels = allow_empty_labels, cache, max_pixels
+        self._allow_empty_labels, self._max_pixels = allow_empty_labels, max_pixels
+        self._cache, self._cache_root = cache, user_cache() if cache_root is None else cache_root
         self._labels: dict[int, Float32[np.ndarray, " k"]] = {}
         self._images: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
         self._masks: dict[int, UInt8[np.ndarray, "h w"]] = {}
+        self._of_node: NodeCache | None = None
+        self._prepared = cache != "node"
         if isinstance(self._source, Table):
             # A fault of a label file is said before the first step; masks and XML would all have to be opened for it.
             for index in range(len(names)):
@@ -96,10 +103,24 @@ class VocFolder(Dataset):
         """The decoded RGB image."""
         if index in self._images:
             return self._images[index]
-        image = read_image(self.layout.image_path(self.names[index]), self._max_pixels)
-        if self._cache:
+        self.prepare()
+        if self._of_node is not None and (image := self._of_node[index]) is not None:
+            return image
+        image = self._decode(index)
+        if self._cache == "memory":
             self._images[index] = image
         return image
+
+    def prepare(self) -> None:
+        """Decode all images into the node's cache, if there is to be one and they are not in it."""
+        if not self._prepared:
+            self._prepared = True
+            self._of_node = node_cache(self._cache_root, self._files_digest(), len(self), self.size, self._decode)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width, from the image's header."""
+        with open_checked(self.layout.image_path(self.names[index]), self._max_pixels) as image:
+            return image.height, image.width
 
     def class_labels(self, index: int) -> Float32[np.ndarray, " k"]:
         """The image-level label."""
@@ -122,11 +143,10 @@ class VocFolder(Dataset):
         if not path.is_file():
             raise LookupError(f"{path}: there is no mask of {self.names[index]!r}.")
         mask = read_mask(path, len(self.class_names), self._max_pixels)
-        with open_checked(self.layout.image_path(self.names[index]), self._max_pixels) as image:
-            size = (image.height, image.width)
+        size = self.size(index)
         if mask.shape != size:
             raise ValueError(f"{path}: expected a mask of the image's size {size}, but it has {mask.shape}.")
-        if self._cache:
+        if self._cache == "memory":
             self._masks[index] = mask
         return mask
 
@@ -144,6 +164,18 @@ class VocFolder(Dataset):
                 digest.update(self.layout.annotation_path(name).read_bytes())
             if (mask := self.layout.mask_path(name)).is_file():
                 digest.update(hashlib.sha256(mask.read_bytes()).digest())
+        return digest.hexdigest()
+
+    def _decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return read_image(self.layout.image_path(self.names[index]), self._max_pixels)
+
+    def _files_digest(self) -> str:
+        """Digest of all that decoded images depend on, by the times of the files and not by their bytes."""
+        digest = hashlib.sha256(repr((str(self.layout.root.resolve()), PIL.__version__, self._max_pixels)).encode())
+        for name in self.names:
+            path = self.layout.image_path(name)
+            known = path.stat()
+            digest.update(f"{path.name}\0{known.st_size}\0{known.st_mtime_ns}\0".encode())
         return digest.hexdigest()
 
 
@@ -170,5 +202,6 @@ def open_split(config: Config, split: Split) -> VocFolder:
         config.labels,
         allow_empty_labels=config.allow_empty_labels or split == "val",
         cache=config.cache,
+        cache_root=config.cache_root,
         max_pixels=config.max_pixels,
     )

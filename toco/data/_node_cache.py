@@ -1,0 +1,159 @@
+"""Decoded images in one file, which all processes of a node map into their memory instead of decoding.
+
+The file is written once, by whichever process comes first, and the page cache of the system holds it once, however many
+trainings and loader processes read it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+_FORMAT_VERSION = 1
+_INDEX, _PIXELS = "index.json", "pixels.bin"
+_NOT_THERE = (0, 0)
+_SPARE_BYTES = 2**30
+"""Space that is left free: a run next to a full disk cannot keep its checkpoints."""
+_Place = tuple[int, int, int]
+"""Where an image begins, its height and its width."""
+
+
+def user_cache() -> Path:
+    """``toco`` in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "toco"
+
+
+class NodeCache:
+    """The decoded images of one list of files. A pickle holds no pixels and maps the file again.
+
+    Raises:
+        OSError: The files cannot be read.
+        ValueError: They are not the whole cache of this manifest.
+    """
+
+    def __init__(self, folder: Path, manifest: str) -> None:
+        self._folder, self._manifest = folder, manifest
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        expected = {"format_version": _FORMAT_VERSION, "manifest": manifest, "bytes": (folder / _PIXELS).stat().st_size}
+        if {key: index[key] for key in expected} != expected:
+            raise ValueError("its index is of other images, or of another length of the file")
+        self._places: list[_Place] = index["places"]
+        self._pixels = np.memmap(folder / _PIXELS, dtype=np.uint8, mode="r")
+
+    def __reduce__(self) -> tuple[Callable[[Path, str], NodeCache | None], tuple[Path, str]]:
+        return _opened, (self._folder, self._manifest)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
+        """Image ``index``, or ``None`` where it could not be decoded."""
+        start, height, width = self._places[index]
+        if not height:
+            return None
+        return np.asarray(self._pixels[start : start + height * width * 3]).reshape(height, width, 3)
+
+
+def node_cache(
+    root: Path,
+    manifest: str,
+    count: int,
+    size: Callable[[int], tuple[int, int]],
+    decode: Callable[[int], UInt8[np.ndarray, "h w 3"]],
+) -> NodeCache | None:
+    """The cache of some images under ``root``, written first if it is not there.
+
+    Args:
+        root: Folder of the caches, on a disk of the node or in its memory.
+        manifest: Hexadecimal digest that changes when a pixel of the images may.
+        count: How many images there are.
+        size: Height and width of an image, without decoding it.
+        decode: Decodes an image. One that raises ``ValueError`` is left out, and refused when it is asked for.
+
+    Returns:
+        The cache, or ``None`` where it cannot be written or read; a log entry says why. Images are decoded then.
+    """
+    folder = root / f"decoded-{manifest[:16]}"
+    try:
+        if not folder.is_dir():
+            root.mkdir(parents=True, exist_ok=True)
+            # Whoever waits here finds the folder afterwards. The lock goes with its process, however that ends.
+            with (root / f".{folder.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not folder.is_dir():
+                    _write(folder, manifest, count, size, decode)
+    except OSError as error:
+        logger.warning("%s: the decoded images cannot be kept there (%s); they are decoded each time.", root, error)
+        return None
+    return _opened(folder, manifest)
+
+
+def _opened(folder: Path, manifest: str) -> NodeCache | None:
+    try:
+        return NodeCache(folder, manifest)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning(
+            "%s: expected decoded images, but they cannot be read (%s); images are decoded each time. "
+            "Delete the folder to have it written again.",
+            folder,
+            error,
+        )
+        return None
+
+
+def _write(
+    folder: Path,
+    manifest: str,
+    count: int,
+    size: Callable[[int], tuple[int, int]],
+    decode: Callable[[int], UInt8[np.ndarray, "h w 3"]],
+) -> None:
+    places: list[_Place] = []
+    end = 0
+    for index in range(count):
+        try:
+            height, width = size(index)
+        except ValueError:
+            height, width = _NOT_THERE
+        places.append((end, height, width))
+        end += height * width * 3
+    free = shutil.disk_usage(folder.parent).free
+    if free < end + _SPARE_BYTES:
+        raise OSError(errno.ENOSPC, f"{end} bytes and {_SPARE_BYTES} to spare are needed, {free} are free")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed: only who has the lock writes here
+    unfinished.mkdir()
+    try:
+        with (unfinished / _PIXELS).open("wb") as pixels, ThreadPoolExecutor() as threads:
+
+            def put(index: int) -> None:
+                start, *_ = places[index]
+                try:
+                    image = decode(index)
+                except ValueError:
+                    places[index] = (start, *_NOT_THERE)
+                    return
+                if os.pwrite(pixels.fileno(), image.tobytes(), start) < image.nbytes:
+                    raise OSError(errno.ENOSPC, "an image could not be written whole")
+
+            bar = tqdm(total=count, desc="decoding once for this node", unit="image", disable=None, dynamic_ncols=True)
+            with bar:
+                for _ in threads.map(put, range(count)):
+                    bar.update()
+            pixels.truncate(end)
+            os.fsync(pixels.fileno())
+        whole = {"format_version": _FORMAT_VERSION, "manifest": manifest, "bytes": end, "places": places}
+        (unfinished / _INDEX).write_text(json.dumps(whole), encoding="utf-8")
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
