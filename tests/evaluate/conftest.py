@@ -37,18 +37,22 @@ class PixelMethod(Method):
         super().__init__()
         self.num_foreground_classes = 2
         self.calls = []
+        self.present = []
 
-    def cams(self, images, scales, flip):
+    def cams(self, images, scales, flip, present=None):
         assert not self.training
         assert not torch.is_grad_enabled()
         self.calls.append((tuple(images.shape), tuple(scales), flip))
         cam = denormalise_255(images, truncate=False)[:, :2] / 255
+        if present is not None:
+            self.present.append(present)
+            cam = cam.take_along_dim(present[:, :, None, None], 1)
         return Cams(cam=cam, aux_cam=1 - cam)
 
-    def predict(self, images, scales, flip):
+    def predict(self, images, scales, flip, present=None):
         batch = len(images)
         return Prediction(
-            cams=self.cams(images, scales, flip),
+            cams=self.cams(images, scales, flip, present),
             class_logits=images[:, :2].amax((2, 3)),
             segmentation_logits=denormalise_255(images, truncate=False)[:, [2, 0, 1]],
             block_tokens=(torch.eye(3).expand(batch, 3, 3), torch.ones(batch, 3, 2)),
@@ -61,6 +65,9 @@ class PixelMethod(Method):
         raise NotImplementedError
 
     def parameter_groups(self):
+        raise NotImplementedError
+
+    def compile_step(self):
         raise NotImplementedError
 
 

@@ -89,10 +89,23 @@ def test_the_batch_size_changes_nothing(method, random_dataset, size_px):
     assert many.threshold_curve.cam_miou == pytest.approx(one.threshold_curve.cam_miou)
 
 
-def test_native_size_passes_only_equal_sizes_together(method, random_dataset):
-    dataset = random_dataset([(20, 31), (20, 31), (33, 18), (20, 31)])
-    evaluate(method, dataset, NATIVE, "cpu")
-    assert [shape for shape, _, _ in method.calls] == [(2, 3, 20, 31), (1, 3, 33, 18), (1, 3, 20, 31)]
+def test_native_size_passes_equal_sizes_together_and_no_others(method, random_dataset):
+    dataset = random_dataset([(20, 31), (20, 31), (33, 18), (20, 31), (20, 31), (33, 18)])
+    evaluation = evaluate(method, dataset, replace(NATIVE, {"batch_size": 3, "num_pictures": 6}), "cpu")
+    assert [shape for shape, _, _ in method.calls] == [(3, 3, 20, 31), (1, 3, 20, 31), (2, 3, 33, 18)]
+    assert tuple(picture.name for picture in evaluation.pictures) == evaluation.confusions.names == dataset.names
+    for picture, image in zip(evaluation.pictures, dataset.images, strict=True):
+        assert picture.image is image
+
+
+def test_the_maps_of_the_present_classes_are_all_that_is_asked_for(method, dataset_of):
+    masks = [np.full((2, 2), value, np.uint8) for value in (0, 2, 1)]
+    evaluation = evaluate(method, dataset_of([np.zeros((2, 2, 3), np.uint8)] * 3, masks), NATIVE, "cpu")
+    (present,) = method.present
+    assert present.tolist() == [[0], [1], [0]]
+    # The auxiliary CAM is 1 everywhere, so it says the class of the image wherever it has one.
+    assert evaluation.confusions.aux_cam.sum(0).tolist() == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
+    assert evaluation.confusions.cam.sum(0).tolist() == [[4, 0, 0], [4, 0, 0], [4, 0, 0]]
 
 
 def test_the_curve_holds_the_fixed_threshold_and_the_best(method, random_dataset):
@@ -135,6 +148,15 @@ def test_the_mode_is_restored_after_a_failure(method, by_hand):
     with pytest.raises(ValueError, match="holds the value 7"):
         evaluate(method.train(), by_hand, NATIVE, "cpu")
     assert method.training
+
+
+def test_a_wrong_mask_is_found_before_the_network_sees_its_image(method, dataset_of):
+    masks = [np.zeros((2, 2), np.uint8)] * 2 + [np.full((2, 2), 9, np.uint8)]
+    dataset = dataset_of([np.zeros((2, 2, 3), np.uint8)] * 3, masks)
+    sentence = r"The ground truth holds the value 9; expected 0 to 2 or 255 \(void\)"
+    with pytest.raises(ValueError, match=sentence):
+        evaluate(method, dataset, replace(NATIVE, {"batch_size": 2}), "cpu")
+    assert [shape for shape, _, _ in method.calls] == [(2, 3, 2, 2)]
 
 
 def test_an_image_without_a_mask_is_named(method, by_hand):

@@ -4,7 +4,8 @@ import torch
 
 from toco.cam.labels import cam_to_label
 from toco.metrics.cam_quality import CamQuality
-from toco.metrics.segmentation import ConfusionMatrix, class_scores, mean_over_classes
+from toco.metrics.segmentation import ConfusionMatrix, class_scores, confusion_by_image, mean_over_classes
+from toco.types import present_classes
 
 HUNDREDTHS = tuple(i / 100 for i in range(96))
 
@@ -49,6 +50,72 @@ def test_a_score_on_the_threshold_is_background_in_float32():
             torch.ones(1, 1, 3, dtype=torch.int64), torch.tensor(np.array(values))[None, None, None], torch.ones(1, 1)
         )
         assert quality.confusion_matrices().tolist() == [[[0, 0], [2, 1]]]
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_maps_of_the_present_classes_count_as_those_of_all(seed, zeros):
+    label, cam, class_labels = _images(seed)
+    # Many equal scores, zeros among them, and an image of all classes beside one of none.
+    cam = (cam * 4).round() / 4
+    class_labels[1] = 1
+    if zeros:
+        cam[2] = 0
+    present = present_classes(class_labels)
+    full, compact = CamQuality(4, HUNDREDTHS), CamQuality(4, HUNDREDTHS)
+    full.update(label, cam, class_labels)
+    compact.update(label, cam.take_along_dim(present[:, :, None, None], 1), class_labels, present)
+    assert torch.equal(full.histogram, compact.histogram)
+    # The histogram by its definition.
+    score, best = (cam * class_labels[:, :, None, None]).max(dim=1)
+    bins = (score[..., None] > torch.tensor(HUNDREDTHS)).sum(-1)
+    expected = torch.zeros_like(full.histogram)
+    counted = label != 255
+    one = torch.ones((), dtype=torch.int64)
+    expected.index_put_((label[counted], best[counted], bins[counted]), one, accumulate=True)
+    assert torch.equal(full.histogram, expected)
+
+
+def test_one_class_of_many_and_padding_that_is_absent():
+    class_labels = torch.tensor([[0.0, 0, 1, 0, 0], [0, 1, 0, 0, 1]])
+    present = present_classes(class_labels)
+    assert present.tolist() == [[0, 2], [1, 4]]
+    cam = torch.tensor([[0.9, 0.4], [0.6, 0.6]])[..., None, None]
+    quality = CamQuality(5, [0.25, 0.5])
+    # The absent class 0 has the highest map of the first image; in the second the first of two equal maps wins.
+    counts = quality.count(torch.tensor([[[3]], [[0]]]), cam, class_labels, present)
+    assert counts.confusions(0).nonzero().tolist() == [[0, 3, 3], [1, 0, 2]]
+    assert counts.confusions(1).nonzero().tolist() == [[0, 3, 0], [1, 0, 2]]
+    assert quality.histogram.sum() == 0
+    quality.add(counts)
+    assert quality.histogram.nonzero().tolist() == [[0, 1, 2], [3, 2, 1]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("index", [0, 30, 95])
+def test_images_by_themselves_are_counted_as_their_labels(seed, index):
+    label, cam, class_labels = _images(seed)
+    present = present_classes(class_labels)
+    counts = CamQuality(4, HUNDREDTHS).count(
+        label, cam.take_along_dim(present[:, :, None, None], 1), class_labels, present
+    )
+    expected = confusion_by_image(label, cam_to_label(cam, class_labels, HUNDREDTHS[index]), 5)
+    assert torch.equal(counts.confusions(index), expected)
+
+
+def test_counting_asks_no_device_for_a_value():
+    # Tensors on this device have shapes and no values: whatever needs one of them fails.
+    quality = CamQuality(20, HUNDREDTHS, device="cpu")
+    quality.thresholds, quality.histogram = quality.thresholds.to("meta"), quality.histogram.to("meta")
+    label, cam, class_labels, present = (
+        torch.empty(2, 5, 7, dtype=torch.uint8, device="meta"),
+        torch.empty(2, 3, 5, 7, device="meta"),
+        torch.empty(2, 20, device="meta"),
+        torch.empty(2, 3, dtype=torch.int64, device="meta"),
+    )
+    counts = quality.count(label, cam, class_labels, present)
+    quality.add(counts)
+    assert counts.confusions(50).shape == (2, 21, 21)
 
 
 @pytest.mark.parametrize("case", ["nobox", "nofg_nobox", "exact_thr_voc_nobox"])

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from toco.metrics.segmentation import ConfusionMatrix, class_scores, mean_over_classes
+from toco.metrics.segmentation import (
+    ConfusionMatrix,
+    class_scores,
+    confusion_by_image,
+    count_by_image,
+    mean_over_classes,
+)
 
 
 def _accumulate(arrays, case):
@@ -85,3 +91,21 @@ def test_without_pixels_nothing_is_defined():
     assert scores.iou.isnan().all()
     assert mean_over_classes(scores.iou).isnan()
     assert scores.pixel_accuracy.isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_images_are_counted_apart(dtype):
+    rng = np.random.default_rng(0)
+    label, prediction = (rng.choice(np.array([0, 1, 2, 20, 255]), (3, 11, 7)) for _ in range(2))
+    label[1] = 255
+    counted = confusion_by_image(torch.from_numpy(label).to(dtype), torch.from_numpy(prediction).to(dtype), 21)
+    for image in range(3):
+        valid = (label[image] != 255) & (prediction[image] != 255)
+        cells = label[image][valid] * 21 + prediction[image][valid]
+        assert counted[image].tolist() == np.bincount(cells, minlength=441).reshape(21, 21).tolist()
+
+
+def test_values_need_not_be_classes():
+    label = torch.tensor([[[0, 1, 255], [1, 1, 0]]])
+    value = torch.tensor([[[4, 0, 2], [4, 4, 1]]])
+    assert count_by_image(label, value, num_classes=2, num_values=5).tolist() == [[[0, 1, 0, 0, 1], [1, 0, 0, 0, 2]]]

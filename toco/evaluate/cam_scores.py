@@ -19,11 +19,8 @@ class CamScores:
     threshold_curve: ThresholdCurve
 
 
-def score_cams(
-    cam: CamQuality, aux_cam: CamQuality, thresholds: tuple[float, ...], background_threshold: float
-) -> CamScores:
-    """Score both CAMs at the fixed threshold, which is one of ``thresholds``, and over all of them."""
-    fixed = thresholds.index(round(background_threshold, 6))
+def score_cams(cam: CamQuality, aux_cam: CamQuality, thresholds: tuple[float, ...], fixed: int) -> CamScores:
+    """Score both CAMs at the fixed threshold, which is the one with index ``fixed``, and over all of them."""
     scores, aux_scores = (class_scores(quality.confusion_matrices()) for quality in (cam, aux_cam))
     metrics = _metrics("cam", scores, thresholds, fixed) | _metrics("aux_cam", aux_scores, thresholds, fixed)
     return CamScores(

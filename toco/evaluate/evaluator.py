@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Integer
 from pydantic import Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
-from toco.cam.labels import cam_to_label
 from toco.config import RUN_ONLY, Config
 from toco.data._dataset import Dataset
+from toco.evaluate.batches import in_order, plan_batches, read_ahead, read_batch
 from toco.evaluate.cam_scores import score_cams
 from toco.evaluate.confusions import Confusions
-from toco.evaluate.report import Evaluation, Picture, undefined_to_none
-from toco.evaluate.sizes import network_input, resize_bilinear, resize_nearest
+from toco.evaluate.report import Evaluation, undefined_to_none
+from toco.evaluate.scores import Part, Scores, gather
+from toco.evaluate.sizes import network_input
 from toco.methods._method import Method
 from toco.metrics.cam_quality import CamQuality
 from toco.metrics.multilabel import f1_per_image, mean_average_precision
-from toco.metrics.segmentation import class_scores, confusion_by_image, mean_over_classes
-from toco.metrics.smoothness import patch_similarity
-from toco.types import Prediction
+from toco.metrics.segmentation import class_scores, mean_over_classes
+from toco.types import Shard
 
 _OFFICIAL_SIZE_PX = 448
 _OFFICIAL_SCALES = {0.5, 1.0, 1.5}
@@ -69,6 +70,10 @@ class EvaluateConfig(Config):
         grid = (round(i * self.curve_step, 6) for i in range(round(self.curve_stop / self.curve_step) + 1))
         return tuple(sorted({*grid, round(self.background_threshold, 6)}))
 
+    def fixed_threshold_index(self) -> int:
+        """Where the background threshold stands among :meth:`thresholds`."""
+        return self.thresholds().index(round(self.background_threshold, 6))
+
     def protocol(self) -> str:
         """The protocol in words, to stand beside every number."""
         size = "at their own size" if self.size_px is None else f"squashed to {self.size_px} x {self.size_px} px"
@@ -98,11 +103,23 @@ def evaluate(
     device: torch.device | str,
     progress: bool = False,
     step: int | None = None,
+    shard: Shard = Shard(),
 ) -> Evaluation:
     """Evaluate ``method``, which has to be on ``device``, and leave it in the mode it was in.
 
+    Args:
+        method: The method.
+        dataset: The split.
+        config: How.
+        device: Where ``method`` is.
+        progress: Show a bar.
+        step: Optimizer updates so far.
+        shard: Which of the processes of the default group of ``torch.distributed`` this is. Each of them has to call;
+            they divide the images among them, and each gets the whole evaluation, the same as that of one process.
+
     Raises:
         ValueError: The data set has other classes than the method, no images, or an image without a mask.
+        RuntimeError: Another process of the group failed.
     """
     num_classes = len(dataset.class_names)
     if num_classes != method.num_foreground_classes:
@@ -111,31 +128,8 @@ def evaluate(
         )
     if len(dataset) == 0:
         raise ValueError("There is no image to evaluate: the split is empty.")
-    indices = evenly_spaced(len(dataset), config.max_images or len(dataset))
-    pictured = {indices[i] for i in evenly_spaced(len(indices), config.num_pictures)}
-    scores = _Scores(num_classes, config, device)
-    pictures: list[Picture] = []
-
-    was_training = method.training
-    method.eval()
-    try:
-        with torch.no_grad(), tqdm(total=len(indices), desc="evaluate", unit="image", disable=not progress) as bar:
-            for samples in _batches(dataset, indices, config.batch_size, one_size=config.size_px is None):
-                images = network_input([sample.image for sample in samples], config.size_px, device)
-                class_labels = torch.from_numpy(np.stack([sample.class_labels for sample in samples])).to(device)
-                prediction = method.predict(images, config.cam_scales, config.cam_flip)
-                scores.update(samples, class_labels, prediction)
-                drawn = [row for row, sample in enumerate(samples) if sample.index in pictured]
-                if drawn:
-                    labels = method.pseudo_labels(images[drawn], class_labels[drawn])
-                    pictures += [
-                        _picture(samples[row], class_labels[row], prediction, row, labels[i : i + 1])
-                        for i, row in enumerate(drawn)
-                    ]
-                bar.update(len(samples))
-    finally:
-        method.train(was_training)
-    return scores.evaluation(("background", *dataset.class_names), step, tuple(pictures))
+    parts = gather(lambda: _evaluate_part(method, dataset, config, device, progress, shard), shard)
+    return _whole(parts, dataset, config, step)
 
 
 def can_rescore(confusions: Confusions, config: EvaluateConfig) -> bool:
@@ -157,12 +151,10 @@ def rescore(evaluation: Evaluation, confusions: Confusions, config: EvaluateConf
     thresholds = config.thresholds()
 
     def counted(histogram: Integer[np.ndarray, "s k bins"]) -> CamQuality:
-        quality = CamQuality(histogram.shape[1], confusions.thresholds.tolist())
-        quality.histogram += torch.from_numpy(histogram)
-        return quality.at(thresholds)
+        return _counted(torch.from_numpy(histogram), confusions.thresholds.tolist()).at(thresholds)
 
     cam, aux_cam = counted(confusions.cam_histogram), counted(confusions.aux_cam_histogram)
-    cams = score_cams(cam, aux_cam, thresholds, config.background_threshold)
+    cams = score_cams(cam, aux_cam, thresholds, config.fixed_threshold_index())
     kept = {name: v for name, v in evaluation.metrics.items() if not name.startswith(("val/cam_", "val/aux_cam_"))}
     return replace(
         evaluation,
@@ -184,135 +176,95 @@ def evenly_spaced(total: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    index: int
-    name: str
-    image: UInt8[np.ndarray, "h w 3"]
-    mask: UInt8[np.ndarray, "h w"]
-    class_labels: Float[np.ndarray, " k"]
+def _evaluate_part(
+    method: Method,
+    dataset: Dataset,
+    config: EvaluateConfig,
+    device: torch.device | str,
+    progress: bool,
+    shard: Shard,
+) -> Part:
+    """Evaluate every ``world_size``-th batch."""
+    indices = evenly_spaced(len(dataset), config.max_images or len(dataset))
+    pictured = {indices[i] for i in evenly_spaced(len(indices), config.num_pictures)}
+    batches = plan_batches(dataset, indices, config.batch_size, one_size=config.size_px is None)
+    batches = batches[shard.rank :: shard.world_size]
+    pin = torch.device(device).type == "cuda"
+    scores = Scores(len(dataset.class_names), config.thresholds(), config.fixed_threshold_index(), device)
+    was_training = method.training
+    method.eval()
+    try:
+        with (
+            torch.no_grad(),
+            tqdm(total=sum(map(len, batches)), desc="evaluate", unit="image", disable=not progress) as bar,
+        ):
+            for on_host in read_ahead(read_batch(dataset, batch, pin) for batch in batches):
+                batch = on_host.to(device)
+                images = in_order([network_input(stack, config.size_px) for stack in batch.images], batch.rows)
+                prediction = method.predict(images, config.cam_scales, config.cam_flip, batch.present)
+                scores.update(batch, prediction)
+                drawn = [row for row, sample in enumerate(batch.samples) if sample.index in pictured]
+                if drawn:
+                    scores.draw(
+                        batch, prediction, drawn, method.pseudo_labels(images[drawn], batch.class_labels[drawn])
+                    )
+                bar.update(len(batch.samples))
+    finally:
+        method.train(was_training)
+    return scores.part()
 
 
-def _batches(dataset: Dataset, indices: Sequence[int], batch_size: int, one_size: bool) -> Iterator[list[_Sample]]:
-    """Consecutive samples, at most ``batch_size``, and with ``one_size`` only as far as their images agree in size."""
-    batch: list[_Sample] = []
-    for index in indices:
-        name = dataset.names[index]
-        try:
-            mask = dataset.mask(index)
-        except LookupError as error:
-            raise ValueError(f"Evaluation needs a mask of every image; {name!r} has none. {error}") from error
-        sample = _Sample(index, name, dataset.image(index), mask, dataset.class_labels(index))
-        if batch and (len(batch) == batch_size or (one_size and sample.image.shape != batch[0].image.shape)):
-            yield batch
-            batch = []
-        batch.append(sample)
-    yield batch
-
-
-def _size(sample: _Sample) -> tuple[int, int]:
-    height, width = sample.mask.shape
-    return height, width
-
-
-class _Scores:
-    """All accumulators of one evaluation."""
-
-    def __init__(self, num_foreground_classes: int, config: EvaluateConfig, device: torch.device | str) -> None:
-        self.config = config
-        self.num_classes = num_foreground_classes + 1
-        self.cam = CamQuality(num_foreground_classes, config.thresholds(), device)
-        self.aux_cam = CamQuality(num_foreground_classes, config.thresholds(), device)
-        self.indices: list[int] = []
-        self.names: list[str] = []
-        self.confusions: list[Integer[Tensor, "b maps s s"]] = []
-        self.class_labels: list[Tensor] = []
-        self.class_logits: list[Tensor] = []
-        self.similarities: list[Tensor] = []
-
-    def update(self, samples: Sequence[_Sample], class_labels: Float[Tensor, "b k"], prediction: Prediction) -> None:
-        self.class_labels.append(class_labels)
-        self.class_logits.append(prediction.class_logits)
-        self.similarities.append(torch.stack([patch_similarity(tokens) for tokens in prediction.block_tokens]))
-        # Masks keep their own resolution; those of one size are scored together.
-        rows_by_size: dict[tuple[int, int], list[int]] = {}
-        for row, sample in enumerate(samples):
-            rows_by_size.setdefault(_size(sample), []).append(row)
-        for size, rows in rows_by_size.items():
-            mask = torch.from_numpy(np.stack([samples[row].mask for row in rows])).to(class_labels.device)
-            present = class_labels[rows]
-            labels = [resize_bilinear(prediction.segmentation_logits[rows], size).argmax(1)]
-            for quality, maps in ((self.cam, prediction.cams.cam), (self.aux_cam, prediction.cams.aux_cam)):
-                cam = resize_bilinear(maps[rows], size)
-                quality.update(mask, cam, present)
-                labels.append(cam_to_label(cam, present, self.config.background_threshold))
-            self.indices += [samples[row].index for row in rows]
-            self.names += [samples[row].name for row in rows]
-            matrices = [confusion_by_image(mask, label, self.num_classes) for label in labels]
-            self.confusions.append(torch.stack(matrices, dim=1).int().cpu())
-
-    def evaluation(self, class_names: tuple[str, ...], step: int | None, pictures: tuple[Picture, ...]) -> Evaluation:
-        # Back in the order of the split, which does not depend on the batches.
-        order = np.argsort(self.indices)
-        matrices = torch.cat(self.confusions)[order]
-        segmentation = class_scores(matrices[:, 0].sum(0))
-        thresholds = self.config.thresholds()
-        cams = score_cams(self.cam, self.aux_cam, thresholds, self.config.background_threshold)
-        class_labels, class_logits = torch.cat(self.class_labels), torch.cat(self.class_logits)
-        similarity = torch.cat(self.similarities, dim=1).double().mean(1).tolist()
-        metrics = {
-            "seg_miou": mean_over_classes(segmentation.iou).item(),
-            "seg_pixel_accuracy": segmentation.pixel_accuracy.item(),
-            "label_f1": f1_per_image(class_labels, class_logits > 0).mean().item(),
-            "label_map": mean_average_precision(class_labels, class_logits),
-            "patch_similarity_last": similarity[-1],
-        }
-        seg, cam, aux_cam = matrices.numpy().swapaxes(0, 1)
-        return Evaluation(
-            step=step,
-            protocol=self.config.protocol(),
-            metrics={f"val/{name}": value for name, value in metrics.items() if np.isfinite(value)} | cams.metrics,
-            class_names=class_names,
-            per_class={"seg_iou": undefined_to_none(segmentation.iou.tolist())} | cams.per_class,
-            threshold_curve=cams.threshold_curve,
-            patch_similarity=undefined_to_none(similarity),
-            pictures=pictures,
-            confusions=Confusions(
-                names=tuple(self.names[i] for i in order),
-                class_names=class_names,
-                seg=seg,
-                cam=cam,
-                aux_cam=aux_cam,
-                thresholds=np.array(thresholds),
-                cam_histogram=self.cam.histogram.cpu().numpy(),
-                aux_cam_histogram=self.aux_cam.histogram.cpu().numpy(),
-            ),
-        )
-
-
-def _picture(
-    sample: _Sample,
-    class_labels: Float[Tensor, " k"],
-    prediction: Prediction,
-    row: int,
-    pseudo_label: Integer[Tensor, "1 p q"],
-) -> Picture:
-    size = _size(sample)
-
-    def strongest(cam: Tensor) -> Float[np.ndarray, "h w"]:
-        shown: Float[np.ndarray, "h w"] = (
-            (resize_bilinear(cam[row : row + 1], size)[0] * class_labels[:, None, None]).amax(0).cpu().numpy()
-        )
-        return shown
-
-    logits = resize_bilinear(prediction.segmentation_logits[row : row + 1], size)
-    return Picture(
-        name=sample.name,
-        class_labels=sample.class_labels,
-        image=sample.image,
-        cam=strongest(prediction.cams.cam),
-        aux_cam=strongest(prediction.cams.aux_cam),
-        pseudo_label=resize_nearest(pseudo_label, size)[0].cpu().numpy(),
-        prediction=logits.argmax(1)[0].cpu().numpy(),
-        mask=sample.mask,
+def _whole(parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step: int | None) -> Evaluation:
+    """The evaluation, from all its parts."""
+    # In the order of the split, which depends neither on the batches nor on the processes.
+    batches = [batch for part in parts for batch in part.batches]
+    indices = [index for batch in batches for index in batch.indices]
+    order = np.argsort(indices)
+    class_labels, class_logits, similarities, confusions = (
+        torch.cat([getattr(batch, name) for batch in batches])[order]
+        for name in ("class_labels", "class_logits", "similarities", "confusions")
     )
+    pictures = dict(sorted(chain.from_iterable(part.pictures.items() for part in parts)))
+    thresholds = config.thresholds()
+    cam, aux_cam = (
+        _counted(torch.stack([getattr(part, name) for part in parts]).sum(0), thresholds)
+        for name in ("cam_histogram", "aux_cam_histogram")
+    )
+    cams = score_cams(cam, aux_cam, thresholds, config.fixed_threshold_index())
+    segmentation = class_scores(confusions[:, 0].sum(0))
+    similarity = similarities.T.contiguous().double().mean(1).tolist()
+    metrics = {
+        "seg_miou": mean_over_classes(segmentation.iou).item(),
+        "seg_pixel_accuracy": segmentation.pixel_accuracy.item(),
+        "label_f1": f1_per_image(class_labels, class_logits > 0).mean().item(),
+        "label_map": mean_average_precision(class_labels, class_logits),
+        "patch_similarity_last": similarity[-1],
+    }
+    class_names = ("background", *dataset.class_names)
+    seg_counts, cam_counts, aux_cam_counts = confusions.numpy().swapaxes(0, 1)
+    return Evaluation(
+        step=step,
+        protocol=config.protocol(),
+        metrics={f"val/{name}": value for name, value in metrics.items() if np.isfinite(value)} | cams.metrics,
+        class_names=class_names,
+        per_class={"seg_iou": undefined_to_none(segmentation.iou.tolist())} | cams.per_class,
+        threshold_curve=cams.threshold_curve,
+        patch_similarity=undefined_to_none(similarity),
+        pictures=tuple(pictures.values()),
+        confusions=Confusions(
+            names=tuple(dataset.names[indices[row]] for row in order),
+            class_names=class_names,
+            seg=seg_counts,
+            cam=cam_counts,
+            aux_cam=aux_cam_counts,
+            thresholds=np.array(thresholds),
+            cam_histogram=cam.histogram.numpy(),
+            aux_cam_histogram=aux_cam.histogram.numpy(),
+        ),
+    )
+
+
+def _counted(histogram: Integer[Tensor, "s k bins"], thresholds: Sequence[float]) -> CamQuality:
+    quality = CamQuality(histogram.shape[1], thresholds)
+    quality.histogram += histogram
+    return quality

@@ -7,12 +7,36 @@ maximum per (ground truth, arg max) holds the confusion matrices of all threshol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from toco.metrics.segmentation import valid_pixels
+from toco.metrics.segmentation import check_labels, count_by_image
+
+
+@dataclass(frozen=True, slots=True)
+class CamCounts:
+    """Pixels of a batch, void excluded, by image. A slot is one of the maps of an image, or the first one: no map.
+
+    Attributes:
+        pixels: Pixels by ground truth, slot of the highest CAM, and number of thresholds below that CAM.
+        classes: 0-based class of every slot. Where all CAMs are 0 the absent classes tie with the present ones, and
+            class 0 wins, as it would among the maps of all classes.
+    """
+
+    pixels: Integer[Tensor, "b s slots bins"]
+    classes: Integer[Tensor, "b slots"]
+
+    def confusions(self, threshold_index: int) -> Integer[Tensor, "b s s"]:
+        """Confusion matrix (rows: ground truth) of every image at one of the thresholds."""
+        num_images, num_classes = self.pixels.shape[:2]
+        above = self.pixels[..., threshold_index + 1 :].sum(-1)
+        matrices = above.new_zeros(num_images, num_classes, num_classes)
+        matrices.scatter_add_(2, (self.classes.long() + 1)[:, None].expand_as(above), above)
+        matrices[..., 0] = self.pixels.sum((2, 3)) - above.sum(2)
+        return matrices
 
 
 class CamQuality:
@@ -47,20 +71,53 @@ class CamQuality:
         )
 
     def update(
-        self, label: Integer[Tensor, "b h w"], cam: Float[Tensor, "b k h w"], class_labels: Float[Tensor, "b k"]
+        self,
+        label: Integer[Tensor, "b h w"],
+        cam: Float[Tensor, "b m h w"],
+        class_labels: Float[Tensor, "b k"],
+        present: Int[Tensor, "b m"] | None = None,
     ) -> None:
-        """Add images. ``class_labels`` says which classes of the CAM take part (the ground truth at validation).
+        """Count images and add them; see :meth:`count`.
 
         Raises:
             ValueError: A label is neither a class nor 255.
         """
-        counted = valid_pixels(label, self.num_foreground_classes + 1, "ground truth")
-        score, best = (cam.float() * class_labels[:, :, None, None].float()).max(dim=1)
+        check_labels(label, self.num_foreground_classes + 1, "ground truth")
+        self.add(self.count(label, cam, class_labels, present))
+
+    def count(
+        self,
+        label: Integer[Tensor, "b h w"],
+        cam: Float[Tensor, "b m h w"],
+        class_labels: Float[Tensor, "b k"],
+        present: Int[Tensor, "b m"] | None = None,
+    ) -> CamCounts:
+        """Count images without adding them. Nothing waits for the device, so labels are not checked.
+
+        Args:
+            label: Ground truth, 255 where a pixel is not counted.
+            cam: CAMs in [0, 1].
+            class_labels: Which classes take part (the ground truth at validation).
+            present: 0-based classes of the maps, ascending; every class that takes part is among them. ``None`` stands
+                for all ``k``.
+        """
+        if present is None:
+            present = torch.arange(self.num_foreground_classes, device=cam.device).expand(len(cam), -1)
+        present = present.long()
+        score, best = (cam.float() * class_labels.gather(1, present)[:, :, None, None].float()).max(dim=1)
+        slot = torch.where(score <= 0, 0, best + 1)
         # right=False: a score equal to a threshold stays on its lower side, which is the background's.
-        bins = torch.bucketize(score[counted], self.thresholds)
-        _, num_best, num_bins = self.histogram.shape
-        cells = (label[counted].long() * num_best + best[counted]) * num_bins + bins
-        self.histogram += torch.bincount(cells, minlength=self.histogram.numel()).reshape(self.histogram.shape)
+        bins = torch.bucketize(score, self.thresholds)
+        num_slots, num_bins = cam.shape[1] + 1, len(self.thresholds) + 1
+        pixels = count_by_image(label, slot * num_bins + bins, self.num_foreground_classes + 1, num_slots * num_bins)
+        return CamCounts(
+            pixels=pixels.unflatten(2, (num_slots, num_bins)),
+            classes=torch.cat([torch.zeros_like(present[:, :1]), present], dim=1),
+        )
+
+    def add(self, counts: CamCounts) -> None:
+        """Add images that were counted."""
+        self.histogram.index_add_(1, counts.classes.flatten(), counts.pixels.transpose(0, 1).flatten(1, 2))
 
     def confusion_matrices(self) -> Integer[Tensor, "t s s"]:
         """One confusion matrix (rows: ground truth) for every threshold."""

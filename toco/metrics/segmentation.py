@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from toco.types import IGNORE_INDEX
@@ -73,11 +73,29 @@ def confusion_by_image(
     Raises:
         ValueError: A label or a prediction is neither a class nor 255.
     """
-    counted = valid_pixels(label, num_classes, "ground truth") & valid_pixels(prediction, num_classes, "prediction")
-    image = torch.arange(len(label), device=label.device)[:, None, None].expand_as(label)
-    cells = (image[counted] * num_classes + label[counted].long()) * num_classes + prediction[counted].long()
-    counts = torch.bincount(cells, minlength=len(label) * num_classes**2)
-    return counts.reshape(len(label), num_classes, num_classes)
+    for side, what in ((label, "ground truth"), (prediction, "prediction")):
+        check_labels(side, num_classes, what)
+    void = prediction == IGNORE_INDEX
+    label = torch.where(void, IGNORE_INDEX, label.long())
+    return count_by_image(label, prediction.long().masked_fill(void, 0), num_classes, num_classes)
+
+
+def count_by_image(
+    label: Integer[Tensor, "b h w"], value: Integer[Tensor, "b h w"], num_classes: int, num_values: int
+) -> Integer[Tensor, "b s values"]:
+    """Pixels of every image by (ground truth, value). Where the ground truth is 255 a pixel is not counted.
+
+    Nothing here waits for the device, so nothing is checked: labels are below ``num_classes`` or 255 (see
+    :func:`check_labels`), values below ``num_values``.
+    """
+    # Void pixels are counted in a row of their own, which is dropped: to leave them out would need their number first.
+    row = torch.where(label == IGNORE_INDEX, num_classes, label.long())
+    image = torch.arange(len(label), device=label.device)[:, None, None]
+    cells = ((image * (num_classes + 1) + row) * num_values + value).flatten()
+    counts = torch.zeros(len(label) * (num_classes + 1) * num_values, dtype=torch.int64, device=label.device)
+    # Not a bincount, which waits for the device to know its own length. Whole numbers: the order of adding is nothing.
+    counts.scatter_add_(0, cells, cells.new_ones(()).expand_as(cells))
+    return counts.view(len(label), num_classes + 1, num_values)[:, :num_classes]
 
 
 def class_scores(matrix: Integer[Tensor, "*t s s"]) -> ClassScores:
@@ -105,17 +123,15 @@ def mean_over_classes(values: Float[Tensor, "*t s"]) -> Float[Tensor, "*t"]:
     return values.nanmean(-1)
 
 
-def valid_pixels(label: Integer[Tensor, "*pixels"], num_classes: int, what: str) -> Bool[Tensor, "*pixels"]:
-    """True where a pixel is to be counted: everywhere but at 255.
+def check_labels(label: Integer[Tensor, "*pixels"], num_classes: int, what: str) -> None:
+    """Refuse what is neither a class nor 255. On a GPU this waits for all that came before.
 
     Raises:
-        ValueError: A value is neither a class nor 255. Leaving such pixels out would hide a wrong class list.
+        ValueError: There is such a value. Leaving such pixels out would hide a wrong class list.
     """
-    valid = label != IGNORE_INDEX
-    outside = valid & ((label < 0) | (label >= num_classes))
+    outside = (label != IGNORE_INDEX) & ((label < 0) | (label >= num_classes))
     if bool(outside.any()):
         raise ValueError(
             f"The {what} holds the value {int(label[outside][0])}; expected 0 to {num_classes - 1} or "
             f"{IGNORE_INDEX} (void). Check the list of classes, or the masks with `python -m toco data check`."
         )
-    return valid

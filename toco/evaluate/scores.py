@@ -1,0 +1,171 @@
+"""What one process counts of its batches, and the exchange of it with the other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32, Int64, Integer
+from torch import Tensor
+
+from toco.evaluate.batches import Sample, SampleBatch, in_order, take
+from toco.evaluate.report import Picture
+from toco.evaluate.sizes import resize_bilinear, resize_nearest
+from toco.metrics.cam_quality import CamQuality
+from toco.metrics.segmentation import count_by_image
+from toco.metrics.smoothness import patch_similarity
+from toco.types import Prediction, Shard
+
+
+@dataclass(frozen=True, slots=True)
+class CountedBatch:
+    """What is kept of the images of one batch, on the host.
+
+    Attributes:
+        indices: Of the images, row by row.
+        class_labels: Multi-hot ground truth.
+        class_logits: What the classifier says.
+        similarities: Mean cosine similarity of the patches after every block.
+        confusions: Of the segmentation, and of the CAM and the auxiliary CAM at the fixed threshold.
+    """
+
+    indices: tuple[int, ...]
+    class_labels: Float[Tensor, "b k"]
+    class_logits: Float[Tensor, "b k"]
+    similarities: Float[Tensor, "b blocks"]
+    confusions: Int32[Tensor, "b 3 s s"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """All that one process found, on the host."""
+
+    batches: tuple[CountedBatch, ...]
+    cam_histogram: Int64[Tensor, "s k bins"]
+    aux_cam_histogram: Int64[Tensor, "s k bins"]
+    pictures: dict[int, Picture]
+
+
+class Scores:
+    """All accumulators of one process. Counting a batch does not wait for the device; drawing one does."""
+
+    def __init__(
+        self,
+        num_foreground_classes: int,
+        thresholds: Sequence[float],
+        fixed_threshold_index: int,
+        device: torch.device | str,
+    ) -> None:
+        self.num_classes = num_foreground_classes + 1
+        self.fixed = fixed_threshold_index
+        self.cam = CamQuality(num_foreground_classes, thresholds, device)
+        self.aux_cam = CamQuality(num_foreground_classes, thresholds, device)
+        self.batches: list[CountedBatch] = []
+        self.pictures: dict[int, Picture] = {}
+
+    def update(self, batch: SampleBatch, prediction: Prediction) -> None:
+        """Count a batch whose tensors are on the device. Its CAMs are those of the classes that are present."""
+        cams = torch.cat([prediction.cams.cam, prediction.cams.aux_cam], dim=1)
+        confusions: list[Integer[Tensor, "_ 3 s s"]] = []
+        # Masks keep their own resolution; those of one size are scored together.
+        for mask, rows in zip(batch.masks, batch.rows, strict=True):
+            height, width = mask.shape[1:]
+            logits = resize_bilinear(take(prediction.segmentation_logits, rows), (height, width))
+            # On a CPU several times faster than argmax, and the first class wins here, too.
+            predicted = logits.max(dim=1).indices
+            matrices = [count_by_image(mask, predicted, self.num_classes, self.num_classes)]
+            both = resize_bilinear(take(cams, rows), (height, width)).chunk(2, dim=1)
+            class_labels, present = take(batch.class_labels, rows), take(batch.present, rows)
+            for quality, cam in zip((self.cam, self.aux_cam), both, strict=True):
+                counts = quality.count(mask, cam, class_labels, present)
+                quality.add(counts)
+                matrices.append(counts.confusions(self.fixed))
+            confusions.append(torch.stack(matrices, dim=1))
+        similarities = [patch_similarity(tokens) for tokens in prediction.block_tokens]
+        self.batches.append(
+            CountedBatch(
+                indices=tuple(sample.index for sample in batch.samples),
+                class_labels=_to_host(batch.class_labels),
+                class_logits=_to_host(prediction.class_logits),
+                similarities=_to_host(torch.stack(similarities, dim=1)),
+                confusions=_to_host(in_order(confusions, batch.rows).int()),
+            )
+        )
+
+    def draw(
+        self,
+        batch: SampleBatch,
+        prediction: Prediction,
+        rows: Sequence[int],
+        pseudo_labels: Integer[Tensor, "_ p q"],
+    ) -> None:
+        """Keep what the pictures of some rows show."""
+        for row, pseudo_label in zip(rows, pseudo_labels, strict=True):
+            sample = batch.samples[row]
+            present_labels = batch.class_labels[row, batch.present[row].long()]
+            self.pictures[sample.index] = _picture(sample, present_labels, prediction, row, pseudo_label)
+
+    def part(self) -> Part:
+        """What was found, once the device has found it."""
+        # These copies wait for the device, and so for the copies that came before.
+        return Part(tuple(self.batches), self.cam.histogram.cpu(), self.aux_cam.histogram.cpu(), self.pictures)
+
+
+def gather(find: Callable[[], Part], shard: Shard) -> list[Part]:
+    """The parts of all processes of the default group of ``torch.distributed``, in the order of their ranks.
+
+    Raises:
+        RuntimeError: Another process failed to find its part; what failed in this one is raised as it is.
+    """
+    if shard.world_size == 1:
+        return [find()]
+    found: Part | str
+    error: Exception | None = None
+    try:
+        found = find()
+    except Exception as raised:  # whatever it is, the others wait to hear of it
+        error, found = raised, f"{type(raised).__name__}: {raised}"
+    everything: list[Part | str | None] = [None] * shard.world_size
+    torch.distributed.all_gather_object(everything, found)
+    if error is not None:
+        raise error
+    for rank, part in enumerate(everything):
+        if not isinstance(part, Part):
+            raise RuntimeError(f"Process {rank} could not evaluate its part of the images: {part}")
+    return [part for part in everything if isinstance(part, Part)]
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    # From a GPU this goes to pinned memory, behind the kernels; it may be read once the device has been waited for.
+    return tensor.to("cpu", non_blocking=True)
+
+
+def _picture(
+    sample: Sample,
+    present_labels: Float[Tensor, " m"],
+    prediction: Prediction,
+    row: int,
+    pseudo_label: Integer[Tensor, "p q"],
+) -> Picture:
+    height, width = sample.mask.shape
+    size = (height, width)
+
+    def strongest(cam: Tensor) -> Float[np.ndarray, "h w"]:
+        shown: Float[np.ndarray, "h w"] = (
+            (resize_bilinear(cam[row : row + 1], size)[0] * present_labels[:, None, None]).amax(0).cpu().numpy()
+        )
+        return shown
+
+    logits = resize_bilinear(prediction.segmentation_logits[row : row + 1], size)
+    return Picture(
+        name=sample.name,
+        class_labels=sample.class_labels,
+        image=sample.image,
+        cam=strongest(prediction.cams.cam),
+        aux_cam=strongest(prediction.cams.aux_cam),
+        pseudo_label=resize_nearest(pseudo_label[None], size)[0].cpu().numpy(),
+        prediction=logits.argmax(1)[0].cpu().numpy(),
+        mask=sample.mask,
+    )
