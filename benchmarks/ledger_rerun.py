@@ -1,17 +1,15 @@
 """How long the command of a finished study of 10,000 trials takes, when there is nothing left to run.
 
-    python benchmarks/ledger_rerun.py
+    python -m benchmarks ledger-rerun --out benchmarks/results/ledger_rerun.json
 
-Fills a ledger with invented results, runs the study's own command a few times in new processes, and writes
-``benchmarks/results/ledger_rerun.json``. Hardware: one CPU core and 300 MB of disk. Filling takes a few minutes, as
-every entry is synced; ``--storage`` keeps the ledger for the next time.
+Fills a ledger with invented results and runs the study's own command a few times in new processes. Hardware: one CPU
+core and 300 MB of disk. Filling takes a few minutes, as every entry is synced; ``--storage`` keeps the ledger for the
+next time.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import random
 import runpy
 import statistics
@@ -25,11 +23,11 @@ from typing import Any
 
 import click
 
+from benchmarks._record import out_option, write
 from sweeps.core.ledger import Ledger
 from sweeps.core.situation import survey
 from sweeps.core.study import Study
 
-RESULT = Path(__file__).parent / "results" / "ledger_rerun.json"
 LIMIT_S = 5.0
 STUDY_FILE = '''"""A study of {cells} cells, made up to time its command."""
 
@@ -114,13 +112,13 @@ def rerun(file: Path, storage: Path) -> float:
     return took_s
 
 
-@click.command(help=__doc__)
+@click.command("ledger-rerun", help=__doc__)
 @click.option("--trials", default=10_000, show_default=True, type=click.IntRange(20))
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--times", default=5, show_default=True, type=click.IntRange(1), help="Runs of the command.")
 @click.option("--storage", type=click.Path(path_type=Path), help="Folder of the ledger. [default: a temporary one]")
-@click.option("--output", default=RESULT, show_default=True, type=click.Path(path_type=Path))
-def main(trials: int, seeds: int, times: int, storage: Path | None, output: Path) -> None:
+@out_option
+def ledger_rerun(trials: int, seeds: int, times: int, storage: Path | None, out: Path | None) -> None:
     """Fill, run, write."""
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="toco-ledger-rerun-")))
@@ -132,7 +130,6 @@ def main(trials: int, seeds: int, times: int, storage: Path | None, output: Path
         filled_s = time.perf_counter() - started
         times_s = [rerun(file, storage) for _ in range(times)]
     result: dict[str, Any] = {
-        "format_version": 1,
         "trials": number,
         "cells": number // seeds,
         "seeds": seeds,
@@ -140,15 +137,6 @@ def main(trials: int, seeds: int, times: int, storage: Path | None, output: Path
         "reruns_s": [round(took_s, 2) for took_s in times_s],
         "median_s": round(statistics.median(times_s), 2),
         "limit_s": LIMIT_S,
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "cpu_cores": os.cpu_count(),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
-    click.echo(f"{number} trials: {result['median_s']} s (limit {LIMIT_S:g} s), each {result['reruns_s']}; {output}")
-
-
-if __name__ == "__main__":
-    main()
+    write(out, "ledger-rerun", result)
+    click.echo(f"{number} trials: {result['median_s']} s (limit {LIMIT_S:g} s), each {result['reruns_s']}")

@@ -1,9 +1,9 @@
 """How large the page of a study of 50,000 trials is, and how long it takes to write, to open and to use.
 
-    python benchmarks/report_scale.py
+    python -m benchmarks report-scale --out benchmarks/results/report_scale.json
 
-Makes a ledger of invented results up, writes the study's report, opens the page in headless Chromium a few times, and
-writes ``benchmarks/results/report_scale.json``. Hardware: one CPU core, 300 MB of disk, Chromium.
+Makes a ledger of invented results up, writes the study's report, and opens the page in headless Chromium a few times.
+Hardware: one CPU core, 300 MB of disk, Chromium.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import random
 import statistics
 import tempfile
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from browser import ask
 
+from benchmarks._browser import ask
+from benchmarks._record import out_option, write
 from sweeps.core.report import write_report
 from sweeps.core.study import A_A, FORMAT_VERSION
 
-RESULT = Path(__file__).parent / "results" / "report_scale.json"
 LIMIT_S, LIMIT_BYTES = 3.0, 20_000_000
 METRICS = {"val/cam_miou": "M", "val/aux_cam_miou": "M_m", "val/seg_miou": "Seg"}
 SEEDS = 3
@@ -52,10 +51,11 @@ FIND = TIMED.format(
 )
 
 
-@click.command()
+@click.command("report-scale", help=__doc__)
 @click.option("--trials", default=50_000, show_default=True, help="Trials of the study, three for every row.")
 @click.option("--times", default=5, show_default=True, help="How often the page is opened.")
-def main(trials: int, times: int) -> None:
+@out_option
+def report_scale(trials: int, times: int, out: Path | None) -> None:
     """Measure, print, write."""
     with tempfile.TemporaryDirectory() as folder:
         study_dir = make_up(Path(folder), trials)
@@ -77,9 +77,7 @@ def main(trials: int, times: int) -> None:
         ("open_s", "expand_row_s", "turn_page_s", "find_s"), zip(*opened, strict=True), strict=True
     ):
         numbers[name] = {"median": round(statistics.median(values), 3), "longest": round(max(values), 3)}
-    numbers["cpus"] = os.cpu_count()
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    write(out, "report-scale", numbers)
     click.echo(json.dumps(numbers, indent=2))
     if numbers["open_s"]["longest"] >= LIMIT_S or numbers["page_bytes"] >= LIMIT_BYTES:
         raise click.ClickException(f"Expected less than {LIMIT_S} s and {LIMIT_BYTES} bytes.")
@@ -154,7 +152,12 @@ def write_trial(
         "method": {"ptc": {"weight": changes["method.ptc.weight"]}},
     }
     config["method"] |= {f"field_{number}": number for number in range(60)}
-    identity = {"config": key, "training_config": key, "code": {"toco.train.loop": "1" * 16}, "weights": None}
+    identity: dict[str, Any] = {
+        "config": key,
+        "training_config": key,
+        "code": {"toco.train.loop": "1" * 16},
+        "weights": None,
+    }
     identity |= {"data": {"train": "a", "val": "b"}, "versions": {"torch": "2.13", "timm": "1.0"}, "seed": seed}
     versions = {"python": "3.11", "toco": "0.1", "torch": "2.13", "timm": "1.0"}
     provenance = {"commit": "0" * 40, "dirty": False, "versions": versions, "platform": "Linux", "device": "CPU"}
@@ -179,7 +182,3 @@ def write_trial(
         "run": f"runs/{key}",
     }
     (folder / f"{key}.json").write_text(json.dumps(entry))
-
-
-if __name__ == "__main__":
-    main()

@@ -106,8 +106,9 @@ def crop(
     offset = torch.arange(crop_size_px, device=images.device)
     y, x = corners.long()[..., None, None].unbind(dim=2)
     pixel = (y + offset[:, None]) * width + x + offset
-    squares: Tensor = images.flatten(2).gather(2, pixel.flatten(1)[:, None].expand(-1, num_channels, -1))
-    return squares.unflatten(2, pixel.shape[1:]).permute(2, 0, 1, 3, 4)
+    cut = images.flatten(2).gather(2, pixel.flatten(1)[:, None].expand(-1, num_channels, -1))
+    squares: Tensor = cut.unflatten(2, pixel.shape[1:])
+    return squares.permute(2, 0, 1, 3, 4)
 
 
 def positive_crops(

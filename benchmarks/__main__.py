@@ -1,0 +1,51 @@
+"""``python -m benchmarks COMMAND [--out FILE.json]``, from the root of the repository.
+
+A module of this folder whose name has no leading underscore is a command, named as the file is.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+
+class _Folder(click.Group):
+    """The commands of this folder, imported when they are asked for: each needs other packages."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+        return sorted(module.name.replace("_", "-") for module in modules if not module.name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        try:
+            module = import_module(f"benchmarks.{cmd_name.replace('-', '_')}")
+        except ModuleNotFoundError as error:
+            return _Unavailable(cmd_name, error)
+        named = (value for value in vars(module).values() if isinstance(value, click.Command))
+        return next(command for command in named if command.name == cmd_name)
+
+
+class _Unavailable(click.Command):
+    """A command whose packages are not installed here, which keeps no other from working."""
+
+    def __init__(self, name: str, error: ModuleNotFoundError) -> None:
+        self._sentence = f"{name} needs the package {error.name!r}, which is not installed here."
+        super().__init__(name, short_help=self._sentence, add_help_option=False)
+        self.ignore_unknown_options = self.allow_extra_args = True
+
+    def invoke(self, ctx: click.Context) -> None:
+        raise click.ClickException(self._sentence)
+
+
+@click.command(cls=_Folder, help=__doc__)
+def main() -> None:
+    """See the module."""
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")

@@ -1,0 +1,117 @@
+"""What all benchmarks share: the machine, fair timing, the peak of the matrix units, peak memory, the JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+FORMAT_VERSION = 1
+RESULTS = Path(__file__).parent / "results"
+
+_MATRIX_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+_PEAK_SIDE = {"cpu": 2048, "cuda": 8192}
+_PEAK_TIMES = 10
+
+
+def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``--out FILE.json`` that every benchmark has."""
+    return click.option("--out", type=click.Path(path_type=Path), help="Write the result here, as JSON.")(command)
+
+
+def machine(device: torch.device | str) -> dict[str, Any]:
+    """What the figures depend on besides the code. Contains neither a date nor a name of the host."""
+    found: dict[str, Any] = {
+        "processor": _processor() or platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "matrix_instructions": [flag for flag in _MATRIX_FLAGS if flag in _cpuinfo("flags").split()],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
+        found |= {"cuda": torch.version.cuda, "float32_matmul_precision": torch.get_float32_matmul_precision()}
+    return found
+
+
+def write(out: Path | None, name: str, result: dict[str, Any]) -> None:
+    """Write ``result`` with what it was measured on to ``out``, if there is an ``out``.
+
+    Args:
+        out: The file.
+        name: The benchmark's command.
+        result: What was measured. Where it has a ``device``, that is the device that is described, else the CPU.
+    """
+    if out is None:
+        return
+    record = {"format_version": FORMAT_VERSION, "name": name, "machine": machine(result.get("device", "cpu"))}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record | result, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(
+    functions: Mapping[str, Callable[[], object]], times: int, device: torch.device | str
+) -> dict[str, list[float]]:
+    """Seconds of every function, ``times`` each, after one call of each that is not counted.
+
+    The functions take turns, so that other load on the machine hits all of them alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for count in (False,) + (True,) * times:
+        for name, function in functions.items():
+            synchronise(device)
+            started = time.perf_counter()
+            function()
+            synchronise(device)
+            if count:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def matrix_peak(dtype: torch.dtype, device: torch.device | str) -> float:
+    """FLOP/s of the best of several products of two large matrices: what the chip can really do, with these threads."""
+    side = _PEAK_SIDE[torch.device(device).type]
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    seconds = measure({"product": lambda: left @ right}, _PEAK_TIMES, device)["product"]
+    return 2 * side**3 / min(seconds)
+
+
+def peak_memory_bytes(device: torch.device | str) -> int:
+    """Most memory so far: allocated on a CUDA device since its last reset, or resident in this process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def synchronise(device: torch.device | str) -> None:
+    """Wait until a CUDA device has done all that it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _processor() -> str:
+    return _cpuinfo("model name")
+
+
+def _cpuinfo(field: str) -> str:
+    """What Linux says of the first processor, or nothing elsewhere."""
+    file = Path("/proc/cpuinfo")
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""

@@ -1,0 +1,174 @@
+"""The summary of all results in ``benchmarks/results``, as its ``README.md``; every figure in it is from a JSON there.
+
+python -m benchmarks table
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from tabulate import tabulate
+
+from benchmarks._record import FORMAT_VERSION, RESULTS
+
+README = "README.md"
+HEAD = """# What was measured
+
+Written by `python -m benchmarks table` from the JSON files of this folder; `python -m benchmarks --help` lists what
+measures them. Times are medians unless they say otherwise.
+"""
+STEP_TEXT = """\
+One training step, the plain way (every pass of the official iteration, float32, explicit attention) against ours, in
+one run with the same weights and images. The ratio is the plain median over ours. Without the energy term unless the
+phase says so; the term alone, forward and backward, has columns of its own. The peak is that of a large matrix product
+in the same precision, measured in the same run; the arithmetic is that of matrix products and convolutions."""
+_ABOUT = ("format_version", "name", "machine")
+_GIB = 2**30
+
+
+@click.command("table", help=__doc__)
+@click.option(
+    "--results", default=RESULTS, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Another folder."
+)
+def table(results: Path) -> None:
+    """Read, write."""
+    try:
+        text = render(results)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    (results / README).write_text(text, encoding="utf-8")
+    click.echo(f"wrote {results / README}")
+
+
+def render(results: Path) -> str:
+    """The text for the JSON files in ``results``.
+
+    Raises:
+        ValueError: A file is not one of ours, or is of another version.
+    """
+    by_name: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for file in sorted(results.glob("*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if not set(_ABOUT) <= record.keys() or record["format_version"] != FORMAT_VERSION:
+            raise ValueError(
+                f"{file} is not a result in version {FORMAT_VERSION} of the format (with {', '.join(_ABOUT)}); "
+                "measure it again with --out."
+            )
+        by_name.setdefault(record["name"], {})[file.name] = record
+    parts = [HEAD]
+    for name, records in sorted(by_name.items()):
+        parts += [f"## {name}", *(_steps(records) if name == "step" else _anything(records))]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _steps(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """All steps in one table, and their phases in another."""
+    steps, phases = [], []
+    names = dict.fromkeys(
+        name for record in records.values() for side in ("plain", "ours") for name in record[side]["phases_s"]
+    )
+    for record in records.values():
+        plain, ours = record["plain"], record["ours"]
+        what = {
+            "backbone": record["backbone"],
+            "px": record["size_px"],
+            "batch": record["batch"],
+            "phase": record["phase"] + (" + energy" if record["energy"] else ""),
+            "ours in": record["precision"] + (", compiled" if record["compiled"] else ""),
+        }
+        steps.append(
+            what
+            | {
+                "plain s": plain["median_s"],
+                "ours s": ours["median_s"],
+                "ratio": f"**{record['ratio']:.2f}**",
+                "of the shortest": f"{record['ratio_of_minima']:.2f}",
+                "images/s": _two(plain["images_per_s"], ours["images_per_s"]),
+                "GFLOP/image": _two(plain["gflop_per_image"], ours["gflop_per_image"]),
+                "TFLOP/s": _two(plain["tflop_per_s"], ours["tflop_per_s"]),
+                "of the matrix peak": f"{plain['share_of_matrix_peak']:.0%} → {ours['share_of_matrix_peak']:.0%}",
+                "peak GiB": _two(plain["peak_memory_bytes"] / _GIB, ours["peak_memory_bytes"] / _GIB),
+                **{
+                    f"energy {name}": f"{term['median_s']:.3g} s ({term['filter']})"
+                    for name, term in record["energy_term"].items()
+                },
+                "on": _machine(record["machine"]),
+            }
+        )
+        of = {name: _two(*(side["phases_s"].get(name, 0.0) for side in (plain, ours))) for name in names}
+        phases.append(what | of)
+    return [STEP_TEXT, _markdown(steps), "Seconds by phase, plain → ours, in one step of each:", _markdown(phases)]
+
+
+def _anything(records: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    """Every figure of every file: numbers in one table, lists of rows in tables of their own."""
+    for file, record in records.items():
+        numbers, tables = _flat({name: value for name, value in record.items() if name not in _ABOUT})
+        yield f"`{file}`, on {_machine(record['machine'])}:"
+        if numbers:
+            yield _markdown([{"figure": name, "value": value} for name, value in numbers.items()])
+        for name, rows in tables.items():
+            yield f"{name}:"
+            yield _markdown(rows)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """Numbers and texts by their dotted names, and lists of mappings by theirs."""
+    numbers: dict[str, Any] = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict):
+            inner = _flat(value, f"{path}.")
+            numbers |= inner[0]
+            tables |= inner[1]
+        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            tables[path] = [_flat(row)[0] for row in value]
+        elif isinstance(value, list) and len(value) > 1 and all(_is_number(item) for item in value):
+            low, high = _written(path, min(value)), _written(path, max(value))
+            numbers[path] = f"{_written(path, statistics.median(value))} ({low} to {high}, {len(value)} values)"
+        elif isinstance(value, list):
+            numbers[path] = ", ".join(_written(path, item) for item in value)
+        else:
+            numbers[path] = _written(path, value)
+    return numbers, tables
+
+
+def _written(name: str, value: object) -> str:
+    if not _is_number(value):
+        return str(value)
+    if name.endswith("_bytes"):
+        return f"{float(str(value)) / 1e6:,.1f} MB"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _two(plain: float, ours: float) -> str:
+    return f"{_short(plain)} → {_short(ours)}"
+
+
+def _short(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    said = {
+        "{}": machine.get("gpu") or machine.get("processor"),
+        "{} cores": machine.get("cores"),
+        "{} threads": machine.get("threads"),
+        "torch {}": machine.get("torch"),
+    }
+    return ", ".join(words.format(value) for words, value in said.items() if value is not None)
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=False, floatfmt=".3g")
