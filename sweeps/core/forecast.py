@@ -80,6 +80,7 @@ class Forecast:
         money: Price of ``gpu_hours``, or of ``cpu_hours`` where trials have no GPU.
         disk_bytes: Run folders of the trainings.
         memory_bytes: Of all trials that run at once; of the GPU, where they have one.
+        trial_memory_bytes: The most that one training was measured to need, by a probe or in the past.
         basis: Where this comes from, in sentences.
     """
 
@@ -94,6 +95,7 @@ class Forecast:
     money: float | None
     disk_bytes: int | None
     memory_bytes: int | None
+    trial_memory_bytes: int | None
     basis: str
 
     def to_json(self) -> dict[str, Any]:
@@ -146,22 +148,24 @@ def forecast(
     device = torch.device("cuda" if gpus else "cpu")
     works = [replace(work, config=_resolved(work.config, device)) for work in works]
     usable = [cost for cost in costs if (gpus > 0) != cost.device.startswith("CPU")]
-    estimator = _Estimator(usable, list(_comparable(history, cpus, gpus, usable)), concurrent, gpus)
+    past = list(_comparable(history, cpus, gpus, usable))
+    estimator = _Estimator(usable, past, concurrent, gpus)
     estimates = [(work, estimator.seconds(work)) for work in works if work.kind != "rescore"]
     known = [(work, estimate) for work, estimate in estimates if estimate is not None]
     trainings = [work for work in works if work.kind == "train"]
     basis = estimator.basis()
     if costs and not usable:
         basis += f" The probe ran on {costs[0].device}, where the trials will not run, and is left out."
+    peaks = [cost.peak_memory_bytes for cost in usable] or [one.peak_memory_bytes for one in past]
+    peak = max(peaks, default=0) or None
     common: dict[str, Any] = {
         "trainings": len(trainings),
         "resumed": sum(work.steps_done > 0 for work in trainings),
         "evaluations": len(works) - len(trainings),
         "concurrent": concurrent,
         "disk_bytes": sum(estimator.nearest(work.config).run_bytes for work in trainings) if usable else None,
-        "memory_bytes": (
-            max(cost.peak_memory_bytes for cost in usable) * min(concurrent, len(estimates)) if usable else None
-        ),
+        "memory_bytes": None if peak is None else peak * min(concurrent, len(estimates)),
+        "trial_memory_bytes": peak,
     }
     if len(known) < len(estimates):
         nothing: dict[str, Any] = dict.fromkeys(("wall_s", "training_s", "cpu_hours", "gpu_hours", "money"))
@@ -265,6 +269,7 @@ class _Past:
     kind: str
     similar: str
     time_s: float
+    peak_memory_bytes: int
 
 
 class _Estimator:
@@ -372,7 +377,8 @@ def _comparable(
             continue  # of another version of the code
         device = device or entry["provenance"]["device"]
         if entry["provenance"]["device"] == device and entry["step"] == config.num_steps:
-            yield _Past(kind(config), _similar(config), float(entry["wall_time_s"]))
+            peak = entry["peak_memory_bytes"] or 0
+            yield _Past(kind(config), _similar(config), float(entry["wall_time_s"]), peak)
 
 
 def _resolved(config: RunConfig, device: torch.device) -> RunConfig:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sweeps.core import ray_environment
+from sweeps.core import admission, ray_environment
 from sweeps.core.finished import remember
 from sweeps.core.forecast import Forecast, scorecard
 from sweeps.core.lease import Leases
@@ -70,6 +70,8 @@ def run_study(study: Study, launch: Launch) -> int:
     if power.refusal is not None:
         raise ValueError(power.refusal)
     foretold = foretell(situation, now + later, launch)
+    if (refusal := admission.refusal(foretold, launch)) is not None:
+        raise ValueError(refusal)
     folder.write_study(situation.plan, situation.keys, situation.inputs, foretold.to_json())
     click.echo(plan_text(situation, now, later, foretold, power, folder.path))
     return _Driver(situation, folder, launch, address).run(uri, foretold)
@@ -104,8 +106,7 @@ class _Driver:
             stack.enter_context(self._leases)
             self._leases.acquire([session_lease(self._session)])
             page = LivePage(self._folder) if owner else None
-            resources = {"cpus": launch.cpus_per_trial, "gpus": launch.gpus_per_trial, "world_size": 1}
-            watch = Watch(situation, progress, mirror, page, resources, self._leases.holds)
+            watch = Watch(situation, progress, mirror, page, launch.resources, self._leases.holds)
             outcome = "FAILED"
             try:
                 complete = self._run_all(watch, mirror, page)
@@ -252,6 +253,7 @@ class _Driver:
             None if task.source is None else str(ledger.run_dir(task.source)),
             str(self._prefixes(task)) if task.prefix_shared else None,
             self._inputs[task.key],
+            self._launch.world_size,
         )
 
     def _prefixes(self, task: Task) -> Path:

@@ -19,6 +19,7 @@ class Launch:
         tracking_uri: MLflow store; a database in ``storage`` unless given.
         address: Ray cluster; see ``ray_environment.resolve_address``.
         concurrent: Trials at once.
+        gpus_per_trial: A part of one, or whole ones; with several, a trial is trained by a rank on each.
         max_failures: Restarts of one trial; -1 for any number.
         accept_underpowered: Run a study although its seeds cannot answer its comparisons.
         price_per_hour: Of a GPU, or of a CPU core where trials have no GPU; in any currency.
@@ -33,6 +34,23 @@ class Launch:
     max_failures: int = 3
     accept_underpowered: bool = False
     price_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ValueError(
+                f"--gpus-per-trial {self.gpus_per_trial:g} is neither a part of a GPU nor a number of GPUs; give 0.5, "
+                "1 or 2, for example."
+            )
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of a training, see ``toco.train.distributed``."""
+        return max(int(self.gpus_per_trial), 1)
+
+    @property
+    def resources(self) -> dict[str, float | int]:
+        """What a trial gets, for the record."""
+        return {"cpus": self.cpus_per_trial, "gpus": self.gpus_per_trial, "world_size": self.world_size}
 
     @property
     def tracking(self) -> str:

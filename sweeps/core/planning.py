@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sweeps.core import admission
 from sweeps.core.forecast import Forecast, Work, forecast
 from sweeps.core.ledger import Ledger
 from sweeps.core.options import Launch
@@ -16,6 +17,7 @@ from sweeps.core.power import PowerCheck, power_check, seed_noise
 from sweeps.core.probe import Cost, ProbeError, probe
 from sweeps.core.situation import Situation, Task, survey
 from sweeps.core.study import TRAIN, Study
+from toco.train.distributed import check_shares
 from toco.train.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -33,10 +35,10 @@ def print_plan(study: Study, launch: Launch) -> int:
     foretold = foretell(situation, now + later, launch)
     folder = launch.storage / situation.plan.folder_name
     click.echo(plan_text(situation, now, later, foretold, power, folder))
-    if power.refusal is not None:
-        click.echo(f"It would be refused. {power.refusal}")
-        return 1
-    return 0
+    refusals = [reason for reason in (power.refusal, admission.refusal(foretold, launch)) if reason is not None]
+    for reason in refusals:
+        click.echo(f"It would be refused. {reason}")
+    return 1 if refusals else 0
 
 
 def power_of(situation: Situation, launch: Launch) -> PowerCheck:
@@ -51,7 +53,14 @@ def power_of(situation: Situation, launch: Launch) -> PowerCheck:
 
 
 def foretell(situation: Situation, tasks: Sequence[Task], launch: Launch) -> Forecast:
-    """What ``tasks`` will cost."""
+    """What ``tasks`` will cost.
+
+    Raises:
+        ValueError: There are trainings among them that cannot be shared by as many GPUs as a trial gets.
+    """
+    for task in tasks:
+        if task.source is None:
+            check_shares(task.trial.config, launch.world_size)
     begun = situation.begun(tasks)
     works = [Work(task.trial.config, task.way or "train", begun.get(task.key, 0)) for task in tasks]
     configs = list({task.trial.cell: task.trial.config for task in tasks if task.source is None}.values())

@@ -93,7 +93,7 @@ class SearchDriver:
         self._runs = situation.runs
         self._trials = SearchTrials(situation.journal, situation.plan)
         self._session = situation.runs.sessions / uuid.uuid4().hex[:12]
-        self._resources = {"cpus": launch.cpus_per_trial, "gpus": launch.gpus_per_trial, "world_size": 1}
+        self._resources = launch.resources
         self.proposals: dict[str, Proposal] = {}
         self._numbers: dict[str, list[int]] = {}
         self._begun: list[Proposal] = []
@@ -309,7 +309,9 @@ class SearchDriver:
             return None
         study = self._situation.plan.study
         config = proposal.config.model_dump(mode="json")
-        return Spec(key, study.recipe, study.train, config, inputs=self._situation.inputs)
+        return Spec(
+            key, study.recipe, study.train, config, inputs=self._situation.inputs, world_size=self._launch.world_size
+        )
 
     def _proposal(self, trial: FrozenTrial) -> Proposal:
         config, identity = self._situation.proposal(trial.params)

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import click
 
-from sweeps.core import ray_environment
+from sweeps.core import admission, ray_environment
 from sweeps.core.forecast import Forecast, Work, scorecard
 from sweeps.core.launch import FAILED, STOPPED
 from sweeps.core.lease import Leases
@@ -21,6 +21,7 @@ from sweeps.core.search_record import ENDED, SearchRecord, read_search_record
 from sweeps.core.search_situation import SearchSituation, survey_search
 from toco.tracking import Tracker
 from toco.tracking.mlflow_store import public_uri
+from toco.train.distributed import check_shares
 
 
 def run_search_study(study: SearchStudy, launch: Launch) -> int:
@@ -50,6 +51,8 @@ def run_search_study(study: SearchStudy, launch: Launch) -> int:
             click.echo(f"All {study.num_trials} trials have ended.\n\n{report.text}\n\nReport: {report.page}")
             return 0
         foretold = _foretell(situation, driver.num_left, launch)
+        if (refusal := admission.refusal(foretold, launch)) is not None:
+            raise ValueError(refusal)
         click.echo(_plan_text(situation, foretold, driver.num_left, driver.num_begun))
         complete, failed = driver.run(tracker, address)
         if not complete:
@@ -69,12 +72,20 @@ def run_search_study(study: SearchStudy, launch: Launch) -> int:
 
 
 def print_search_plan(study: SearchStudy, launch: Launch) -> int:
-    """Print what ``study`` would run and what that would cost, if no trial were stopped early; returns 0."""
+    """Print what ``study`` would run and what that would cost, if no trial were stopped early.
+
+    Returns:
+        0, or 1 where it would be refused.
+    """
     situation = survey_search(study, launch.storage)
     record = _record(situation)
     trials = record.trials if record else ()
     left = max(study.num_trials, len(trials)) - sum(trial.state in ENDED for trial in trials)
-    click.echo(_plan_text(situation, _foretell(situation, left, launch), left, None))
+    foretold = _foretell(situation, left, launch)
+    click.echo(_plan_text(situation, foretold, left, None))
+    if (refusal := admission.refusal(foretold, launch)) is not None:
+        click.echo(f"It would be refused. {refusal}")
+        return 1
     return 0
 
 
@@ -131,6 +142,7 @@ def _holder(situation: SearchSituation) -> str | None:
 def _foretell(situation: SearchSituation, left: int, launch: Launch) -> Forecast:
     """What ``left`` full trainings with the recipe's own settings cost."""
     base = situation.plan.base
+    check_shares(base, launch.world_size)
     return foretell_works([Work(base)] * left, [base], situation.plan.study, situation.ledger, launch)
 
 

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,10 +24,13 @@ import psutil
 from sweeps.core.identity import identify
 from sweeps.core.links import link_or_copy
 from sweeps.core.runs import mend, seal
+from toco.train.averages import DivergedError
 from toco.train.checkpoint import all_in
-from toco.train.loop import DivergedError, Result
+from toco.train.loop import Result
+from toco.train.ranks import train_on_ranks
 from toco.train.reevaluate import reevaluate
 from toco.train.run_config import RunConfig
+from toco.train.run_folder import METRICS, RunFolder
 
 
 class Channel(Protocol):
@@ -54,6 +58,7 @@ class Spec:
         source: Run folder whose checkpoints are evaluated again, instead of a training.
         prefixes: Folder of the checkpoints that trainings with the same first steps share.
         inputs: Digests of what the trial reads, as the driver found them.
+        world_size: Processes that train it together, one a GPU.
     """
 
     key: str
@@ -63,6 +68,7 @@ class Spec:
     source: str | None = None
     prefixes: str | None = None
     inputs: Mapping[str, str | None] = field(default_factory=dict)
+    world_size: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -101,6 +107,8 @@ def _run(spec: Spec, channel: Channel) -> None:
             reporter.report({"status": result.status, "step": result.step, **result.metrics})
             return
         train = _function(spec.train)
+        if spec.world_size > 1:
+            train = partial(train_on_ranks, spec.world_size, train)
         with channel.restored() as snapshot:
             if snapshot is not None:
                 shutil.copytree(snapshot, run_dir)
@@ -131,19 +139,24 @@ class _Reporter:
     def on_evaluation(self, step: int, metrics: dict[str, float], checkpoint: Path) -> None:
         """Report the evaluation. That after the last step waits for ``result.json``, which follows at once."""
         if step < self._num_steps:
-            self.report({"status": "running", "step": step, **metrics})
+            self.report({"status": "running", "step": step, **metrics}, until_step=step)
 
-    def report(self, row: dict[str, Any]) -> None:
-        """Report ``row`` with the run folder as it is now."""
+    def report(self, row: dict[str, Any], until_step: int | None = None) -> None:
+        """Report ``row`` with the run folder as it is now, without rows of steps after ``until_step``.
+
+        The training goes on meanwhile, and adds nothing else until this returns.
+        """
         shutil.rmtree(self._snapshot, ignore_errors=True)
-        older = all_in(self._run_dir / "checkpoints")[:-1]
+        left_out = [*all_in(self._run_dir / "checkpoints")[:-1], self._run_dir / METRICS]
         # Links: a copy of a large checkpoint would hold the training up for nothing.
         shutil.copytree(
             self._run_dir,
             self._snapshot,
             copy_function=link_or_copy,
-            ignore=lambda folder, names: [name for name in names if Path(folder, name) in older],
+            ignore=lambda folder, names: [name for name in names if Path(folder, name) in left_out],
         )
+        rows = RunFolder(self._run_dir).metrics()
+        RunFolder(self._snapshot).set_metrics([one for one in rows if until_step is None or one["step"] <= until_step])
         seal(self._snapshot)
         self._channel.report(row, self._snapshot)
 

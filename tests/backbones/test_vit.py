@@ -9,6 +9,7 @@ from toco.backbones._weights import load_file
 
 from timm.layers.attention import Attention  # isort: skip
 from timm.models import VisionTransformer  # isort: skip
+from timm.models.vision_transformer import ParallelThingsBlock, ResPostBlock  # isort: skip
 
 TINY = vit_nano.Config(width=48, depth=4, num_heads=3, patch_size_px=16, image_size_px=64, weights=None)
 SIZES = ["64x64", "96x96", "64x96", "32x32", "128x48", "70x83"]
@@ -115,6 +116,8 @@ class OtherAttention(Attention):
         {"init_values": 0.3, "qk_norm": True, "qkv_bias": False},
         {"scale_attn_norm": True, "scale_mlp_norm": True},
         {"attn_layer": OtherAttention},
+        {"block_fn": ResPostBlock, "init_values": 0.3},
+        {"block_fn": ParallelThingsBlock},
     ],
 )
 @pytest.mark.parametrize("num_maps", [0, 2, 3, 5])
@@ -143,6 +146,19 @@ def test_class_tokens_without_maps_are_those_with_them(settings, num_maps):
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], msg=name)
+
+
+def test_no_block_is_given_an_empty_batch():
+    """Which attention on CUDA may refuse."""
+    network = VisionTransformer(
+        img_size=32, patch_size=16, embed_dim=48, depth=2, num_heads=3, num_classes=0, dynamic_img_size=True
+    )
+    sizes = []
+    for block in network.blocks:
+        block.register_forward_pre_hook(lambda _block, inputs: sizes.append(len(inputs[0])))
+    out = vit.ViT(network)(torch.randn(5, 3, 32, 48), 0, 0)
+    assert sizes == [5], "the last block is there for class tokens alone"
+    assert out.features.shape == out.aux_features.shape == (0, 48, 2, 3)
 
 
 @pytest.mark.parametrize("aux_block", [0, 2, 3])

@@ -15,6 +15,7 @@ SMALL = {
     "evaluate": "--size 64 --images 2 --batch 2 --times 1",
     "input": "--images 8 --size 64 --batch 2 --workers 0 --times 1",
     "ledger-rerun": "--trials 20 --seeds 2 --times 1",
+    "overhead": "--times 1 --steps 1 --threads 1 --no-ray --no-voc",
     "report-scale": "--trials 2000 --times 1",
     "step": "--size 48 --batch 2 --times 1 --threads 1",
 }

@@ -3,12 +3,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toco.boxes import inside
 from toco.cam.labels import (
     cam_to_label,
     cam_to_pseudo_label,
     ignore_outside,
     mask_absent_classes,
-    outside_box,
     scale_box,
 )
 
@@ -66,16 +66,6 @@ def test_thresholds_in_the_wrong_order_are_refused():
         cam_to_pseudo_label(torch.rand(1, 1, 2, 2), torch.ones(1, 1), 0.7, 0.25)
 
 
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int64])
-def test_outside_box_is_the_complement_of_a_slice(dtype):
-    boxes = [[0, 4, 0, 6], [1, 3, 2, 5], [2, 2, 0, 6], [0, 4, 5, 99], [100, 348, 0, 448]]
-    outside = outside_box(torch.tensor(boxes, dtype=dtype), (4, 6))
-    for mask, (y0, y1, x0, x1) in zip(outside, boxes, strict=True):
-        expected = torch.ones(4, 6, dtype=torch.bool)
-        expected[y0:y1, x0:x1] = False
-        assert torch.equal(mask, expected)
-
-
 def test_scale_box_by_hand():
     # 16 px per token: a token is inside when its centre (8, 24, 40, ...) is.
     boxes = torch.tensor([[0, 448, 0, 448], [8, 9, 9, 24], [7, 25, 60, 388], [100, 100, 0, 8]], dtype=torch.int16)
@@ -91,10 +81,10 @@ def test_scale_box_by_hand():
 def test_scale_box_keeps_exactly_the_cells_with_their_centre_inside(edges, from_size, to_size):
     y0, y1, x0, x1 = edges
     scaled = scale_box(torch.tensor([edges]), from_size, to_size)
-    inside = ~outside_box(scaled, to_size)[0]
+    is_inside = inside(scaled, *to_size)[0]
     for row in range(to_size[0]):
         for column in range(to_size[1]):
             # Centre * 2 * to_size, in whole numbers.
             y, x = (2 * row + 1) * from_size[0], (2 * column + 1) * from_size[1]
             expected = 2 * to_size[0] * y0 <= y < 2 * to_size[0] * y1 and 2 * to_size[1] * x0 <= x < 2 * to_size[1] * x1
-            assert bool(inside[row, column]) is expected
+            assert bool(is_inside[row, column]) is expected

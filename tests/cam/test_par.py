@@ -144,3 +144,12 @@ def test_shapes_do_not_depend_on_the_labels():
     box = torch.zeros(2, 4, dtype=torch.int64, device="meta")
     label = refine_pseudo_label(images, cam, torch.zeros(2, 4, device="meta"), box, 0.25, 0.7)
     assert label.shape == (2, 20, 24)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2])
+def test_a_cam_that_is_not_a_number_gives_classes_all_the_same(num_classes):
+    """A diverged step is to be ended by its losses, not by an index that does not exist."""
+    cam = torch.rand(1, num_classes, 8, 8)
+    cam[0, 0, :, 4:] = torch.nan
+    label = refine_pseudo_label(torch.rand(1, 3, 8, 8), cam, torch.ones(1, num_classes), None, 0.25, 0.7)
+    assert set(label.unique().tolist()) <= {*range(num_classes + 1), 255}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from toco.boxes import inside, whole
 from toco.filters import exact
-from toco.filters._grid import inside, whole
 
 triton = pytest.importorskip("triton", reason="Triton is for Linux only")
 CASES = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toco.filters import inside
+from toco.boxes import inside
 from toco.losses.dense_energy import _nearest_box, dense_energy, dense_energy_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -62,8 +62,32 @@ for (losses, gradients), (plain_losses, plain_gradients) in zip(found, expected)
 assert counters["stats"]["unique_graphs"] == 4, counters
 """
 
+# A sweep trains several methods in one process, each with its own settings: graphs of its own.
+SEVERAL = """
+from unittest.mock import patch
+
+compiled, kept = torch.compile, []
+with patch("torch.compile", lambda function, fullgraph, mode: compiled(function, fullgraph=fullgraph, backend="eager")):
+    for token_box, cam_flip in (("scaled", True), ("scaled", False), ("official", True)):
+        config = method.config.model_copy(update={"token_box": token_box, "cam_flip": cam_flip})
+        encoder = vit_nano.Config(width=16, depth=2, num_heads=2, patch_size_px=8, image_size_px=32, weights=None)
+        method = toco.build(config, vit_nano.build(encoder), num_foreground_classes=3)
+        method.compile_step()
+        kept.append(method)  # as whatever refers to it would: its graphs would go with it
+        for step in (0, 10):
+            for data in batches:
+                method.training_losses(data, step, torch.Generator())
+"""
+
 
 @pytest.mark.slow
 def test_one_graph_holds_each_phase():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_one_process_compiles_one_method_after_the_other():
+    begin, _ = SCRIPT.split("expected = ")
+    done = subprocess.run([sys.executable, "-c", begin + SEVERAL], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

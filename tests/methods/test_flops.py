@@ -9,7 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks import _steps
 from benchmarks import step as benchmark
+from benchmarks._flops import count_flops
 from toco.backbones import vit, vit_nano
 from toco.methods import toco
 from toco.train.optim import OptimConfig
@@ -120,7 +122,7 @@ def vit_base_on_meta(batch_size=2, size=448):
 @pytest.mark.parametrize(("step", "tflop"), [(FULL, 2.14), (WARM_UP, 1.94)])
 def test_vit_base_at_448_takes_no_more_arithmetic_than_the_terms_need(step, tflop):
     method, batch = vit_base_on_meta()
-    counted = benchmark.count_flops(step_of(method, batch, step)) / len(batch.images)
+    counted = count_flops(step_of(method, batch, step)) / len(batch.images)
     assert counted == pytest.approx(Formula(768, 12, 16, VOC).ours(448, step), rel=1e-3)
     # The figures that the count of the official step, 3.19, is held against; two decimals, so half of the last one.
     assert counted / 1e12 == pytest.approx(tflop, abs=5e-3)
@@ -129,18 +131,18 @@ def test_vit_base_at_448_takes_no_more_arithmetic_than_the_terms_need(step, tflo
 
 # At this width the CAMs of 20 classes weigh more: the plain step makes all of them, twice, in every pass.
 def test_both_steps_do_the_arithmetic_of_the_formula(monkeypatch):
-    monkeypatch.setattr(benchmark, "refined_by_convolutions", lambda _images, maps, _par: maps)
+    monkeypatch.setattr(_steps, "refined_by_convolutions", lambda _images, maps, _par: maps)
     config = VOC.model_copy(update={"aux_block": 1, "local_crop_size_px": 32, "decoder_width": 64})
     backbone = vit_nano.Config(width=96, depth=3, num_heads=3, patch_size_px=16, image_size_px=64, weights=None)
     ours = toco.build(config, vit_nano.build(backbone), CLASSES)
-    plain = benchmark.PlainStep(copy.deepcopy(ours), OptimConfig(), 20_000, energy=False)
+    plain = _steps.PlainStep(copy.deepcopy(ours), OptimConfig(), 20_000, energy=False)
     batch = benchmark.generated_batch(2, 96, CLASSES, seed=0)
     formula = Formula(96, 3, 16, config)
 
     def run(losses):
         return lambda: losses(batch, FULL, torch.Generator()).total.backward()
 
-    of_plain, of_ours = (benchmark.count_flops(run(losses)) / 2 for losses in (plain.losses, ours.training_losses))
+    of_plain, of_ours = (count_flops(run(losses)) / 2 for losses in (plain.losses, ours.training_losses))
     maps = sum(2 * 2 * 2 * formula.patches(size) * 96 * CLASSES for size in formula.cam_sizes(96))
     assert of_plain == pytest.approx(formula.plain(96) + maps, rel=2e-3)
     assert of_ours == pytest.approx(formula.ours(96, FULL), rel=5e-3)
@@ -151,8 +153,8 @@ def test_a_backward_pass_of_fused_attention_counts_twice_the_forward_pass():
     query, key, value = (heads.clone().requires_grad_() for _ in range(3))
     forward = 2 * 2 * 2 * 3 * 40 * 40 * 16  # two products
     attend = torch.nn.functional.scaled_dot_product_attention
-    assert benchmark.count_flops(lambda: attend(heads, heads, heads)) == forward
-    assert benchmark.count_flops(lambda: attend(query, key, value).sum().backward()) == 3 * forward
+    assert count_flops(lambda: attend(heads, heads, heads)) == forward
+    assert count_flops(lambda: attend(query, key, value).sum().backward()) == 3 * forward
 
 
 class BlockingCopies(TorchDispatchMode):

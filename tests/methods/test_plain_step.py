@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import step as benchmark
+from benchmarks import _steps
+from benchmarks.step import generated_batch
 from toco.backbones import vit_nano
 from toco.cam.par import neighbour_affinity, propagate
 from toco.methods import toco
@@ -42,7 +43,7 @@ def method():
 
 @pytest.fixture
 def batch():
-    made = benchmark.generated_batch(BATCH, SIZE, CLASSES, seed=3)
+    made = generated_batch(BATCH, SIZE, CLASSES, seed=3)
     made.valid_box[2] = torch.tensor([16, SIZE, 24, 90])
     return made
 
@@ -54,15 +55,15 @@ def corners(monkeypatch):
     drawn = torch.randint(SIZE - LOCAL + 1, (BATCH, toco.Config().num_local_crops, 2), generator=generator)
     one_after_the_other = iter(drawn)
     monkeypatch.setattr(toco, "sample_crop_corners", lambda *_: drawn)
-    monkeypatch.setattr(benchmark, "random_corners", lambda *_: next(one_after_the_other))
+    monkeypatch.setattr(_steps, "random_corners", lambda *_: next(one_after_the_other))
 
 
 def both(method, batch, dtype):
     """The two steps with the same weights, and the batch, in ``dtype``."""
     method = method.to(dtype)
     images = {view: getattr(batch, view).to(dtype) for view in ("images", "second_view", "crop_source", "class_labels")}
-    plain = benchmark.PlainStep(copy.deepcopy(method), OptimConfig(), NUM_STEPS, energy=True)
-    return plain, benchmark.OurStep(method, OptimConfig(), NUM_STEPS), replace(batch, **images)
+    plain = _steps.PlainStep(copy.deepcopy(method), OptimConfig(), NUM_STEPS, energy=True)
+    return plain, _steps.OurStep(method, OptimConfig(), NUM_STEPS), replace(batch, **images)
 
 
 def norm(tensors):
@@ -120,11 +121,11 @@ def test_a_whole_step_leaves_the_same_network(method, batch, phase):
 def test_random_corners_are_candidates_or_anywhere():
     region = torch.full((40, 40), 2)
     region[16:20, 16:26] = 1
-    corners = benchmark.random_corners(region, 8, 16, torch.Generator().manual_seed(0))
+    corners = _steps.random_corners(region, 8, 16, torch.Generator().manual_seed(0))
     assert len({tuple(corner) for corner in corners.tolist()}) == 8
     assert (region[corners[:, 0] + 8, corners[:, 1] + 8] == 1).all()
 
-    anywhere = benchmark.random_corners(torch.full((40, 40), 2), 8, 16, torch.Generator().manual_seed(0))
+    anywhere = _steps.random_corners(torch.full((40, 40), 2), 8, 16, torch.Generator().manual_seed(0))
     assert anywhere.shape == (8, 2)
     assert anywhere.min() >= 0
     assert anywhere.max() <= 40 - 16
@@ -136,4 +137,4 @@ def test_refined_by_convolutions_is_the_refinement_of_the_library():
     par = toco.ParConfig(dilations=(1, 2, 4), iterations=3)
     weights = neighbour_affinity(images, par.dilations, par.colour_weight, par.position_weight)
     expected = propagate(maps, weights, par.dilations, par.iterations)
-    torch.testing.assert_close(benchmark.refined_by_convolutions(images, maps, par), expected)
+    torch.testing.assert_close(_steps.refined_by_convolutions(images, maps, par), expected)

@@ -1,5 +1,8 @@
 import json
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -93,3 +96,74 @@ def test_an_unknown_format_is_refused(tmp_path):
 def test_folder_names_sort_by_step():
     names = [checkpoint.folder_name(step) for step in (9, 10, 20_000, 100_000)]
     assert names == sorted(names)
+
+
+def test_a_checkpoint_written_beside_the_training_has_the_bytes_of_one_written_at_once(tmp_path):
+    model, optimizer = network()
+    with checkpoint.Writer(tmp_path / "beside", "digest", keep=2) as writer:
+        for step in (1, 2):
+            train_once(model, optimizer)
+            saved = checkpoint.save(tmp_path / "at once", step, "digest", model, optimizer, {"a": {"b": torch.ones(2)}})
+            writer.start(step, model, optimizer, {"a": {"b": torch.ones(2)}}, then=lambda path: None)
+            # The training goes on while it is written.
+            for parameter in model.parameters():
+                parameter.data.zero_()
+            checkpoint.restore(checkpoint.read(saved), model, optimizer)
+    for left, right in zip(
+        checkpoint.all_in(tmp_path / "beside"), checkpoint.all_in(tmp_path / "at once"), strict=True
+    ):
+        for name in (checkpoint.TENSORS, checkpoint.STATE):
+            assert (left / name).read_bytes() == (right / name).read_bytes()
+
+
+def test_who_is_told_of_a_checkpoint_finds_it_whole_and_the_next_one_waits(tmp_path):
+    model, optimizer = network()
+    told, may_go_on = [], threading.Event()
+
+    def tell(path):
+        may_go_on.wait(10)
+        told.append((checkpoint.read(path).step, [other.name for other in checkpoint.all_in(tmp_path)]))
+
+    with checkpoint.Writer(tmp_path, "digest", keep=1) as writer:
+        writer.start(1, model, optimizer, {}, tell)
+        writer.check()
+        assert told == []
+        may_go_on.set()
+        writer.start(2, model, optimizer, {}, tell)
+        assert told == [(1, ["step_00000001"])]
+    assert told[1:] == [(2, ["step_00000002"])]
+
+
+def test_what_goes_wrong_beside_the_training_is_raised_in_it_and_once(tmp_path, monkeypatch):
+    model, optimizer = network()
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with checkpoint.Writer(tmp_path, "digest", keep=1) as writer:
+        writer.start(1, model, optimizer, {}, then=lambda path: None)
+        with pytest.raises(OSError, match="disk full"):
+            writer.wait()
+        writer.wait()
+        writer.check()
+    assert checkpoint.all_in(tmp_path) == []
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_the_checkpoint_before_it(tmp_path):
+    code = """
+import os, sys, threading, torch
+from pathlib import Path
+from toco.train import checkpoint
+model = torch.nn.Linear(3, 4)
+with checkpoint.Writer(Path(sys.argv[1]), "digest", keep=2) as writer:
+    for step in (1, 2):
+        if step == 2:
+            checkpoint.file_sha256 = lambda path: os.kill(os.getpid(), 9)
+        writer.start(step, model, torch.optim.AdamW(model.parameters()), {}, then=lambda path: None)
+        writer.wait()
+"""
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert killed.returncode == -9
+    assert checkpoint.latest(tmp_path).step == 1
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith(".step_00000002")]) == 1

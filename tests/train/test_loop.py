@@ -14,7 +14,8 @@ from toco.config import replace
 from toco.evaluate import read_confusions
 from toco.methods import toco
 from toco.train import checkpoint
-from toco.train.loop import DivergedError, train
+from toco.train.averages import DivergedError
+from toco.train.loop import train
 from toco.train.run_folder import RunFolder
 
 

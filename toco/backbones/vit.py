@@ -93,7 +93,8 @@ class ViT(Backbone):
             if index == aux_block:
                 aux_features = _as_map(tokens[:num_maps], grid)
         last = self.vit.blocks[-1]
-        whole = self.vit.norm(last(tokens[:num_maps]))
+        # Not of no image: attention kernels of CUDA need not take an empty batch.
+        whole = self.vit.norm(last(tokens[:num_maps])) if num_maps else tokens[:0]
         class_token = whole[:, 0]
         if num_maps < len(images):
             alone = self.vit.norm(_class_token_after(last, tokens[num_maps:]))
@@ -158,15 +159,16 @@ class ViT(Backbone):
 def _class_token_after(block: Any, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b c"]:  # noqa: ANN401 - timm's
     """The class token of ``block(tokens)``.
 
-    It looks at the keys and values of all tokens. Queries, projection and MLP of the others are
-    nobody's input any more.
+    It needs the keys and values of all tokens, but only its own query, projection and MLP. A block that is not built
+    as timm's plain one is computed whole.
     """
     from timm.layers.attention import Attention
+    from timm.models.vision_transformer import Block
 
-    attention = block.attn
-    if type(attention) is not Attention or getattr(attention, "gate", None) is not None:
+    if type(block) is not Block or type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
         after: Tensor = block(tokens)[:, 0]
         return after
+    attention = block.attn
     normed = block.norm1(tokens)
     num_queries = attention.num_heads * attention.head_dim
     sizes = [num_queries, 2 * num_queries]

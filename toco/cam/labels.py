@@ -9,9 +9,10 @@ from __future__ import annotations
 from enum import IntEnum
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float, Integer
 from torch import Tensor
 
+from toco.boxes import inside
 from toco.types import IGNORE_INDEX
 
 
@@ -79,21 +80,7 @@ def class_ids(label: Integer[Tensor, "b h w"], present: Integer[Tensor, "b m"]) 
 def ignore_outside(label: Integer[Tensor, "b h w"], valid_box: Integer[Tensor, "b 4"]) -> Integer[Tensor, "b h w"]:
     """The label with everything outside the box set to 255."""
     height, width = label.shape[-2:]
-    return label.masked_fill(outside_box(valid_box, (height, width)), IGNORE_INDEX)
-
-
-def outside_box(valid_box: Integer[Tensor, "b 4"], size: tuple[int, int]) -> Bool[Tensor, "b h w"]:
-    """True outside rows ``y0 y1`` and columns ``x0 x1`` (half-open); a box may be empty or reach beyond the grid.
-
-    >>> outside_box(torch.tensor([[0, 1, 1, 3]]), (2, 3)).int().tolist()
-    [[[1, 0, 0], [1, 1, 1]]]
-    """
-    y0, y1, x0, x1 = valid_box.long()[:, :, None].unbind(dim=1)
-    rows = torch.arange(size[0], device=valid_box.device)
-    columns = torch.arange(size[1], device=valid_box.device)
-    row_inside = (rows >= y0) & (rows < y1)
-    column_inside = (columns >= x0) & (columns < x1)
-    return ~(row_inside[:, :, None] & column_inside[:, None, :])
+    return label.masked_fill(~inside(valid_box, height, width), IGNORE_INDEX)
 
 
 def scale_box(

@@ -6,7 +6,6 @@ Source: Ru et al., "Learning Affinity from Attention" (CVPR 2022), and the offic
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -48,7 +47,8 @@ def neighbour_affinity(
     difference = (neighbours - images.flatten(2)[..., None]) / width_of_kernel[..., None]
     from_colour = difference.square_().mean(dim=1).neg_().softmax(dim=2)
 
-    distance = torch.tensor([math.hypot(dy, dx) for dy, dx in _offsets(dilations)]).to(images, non_blocking=True)
+    distance = _offsets(dilations, images.device).double().square().sum(dim=0).sqrt()
+    distance = distance.float().to(images.dtype)  # single precision, whatever the images have: as officially
     from_position = (-(distance / (distance.std() + 1e-8) / colour_weight).square()).softmax(dim=0)
     weights: Tensor = from_colour + position_weight * from_position
     return weights.view(len(images), height, width, -1)
@@ -172,17 +172,24 @@ def _first_largest(maps: Float[Tensor, "b s h w"]) -> Int[Tensor, "b h w"]:
     num_maps = maps.shape[1]
     from_the_end = torch.arange(num_maps, 0, -1, device=maps.device)[:, None, None]
     is_largest = maps == maps.amax(dim=1, keepdim=True)
-    return num_maps - torch.where(is_largest, from_the_end, 0).amax(dim=1)
+    # Not a number equals nothing, not even itself: 1, the last map, so that a diverged step still has a label.
+    return num_maps - torch.where(is_largest, from_the_end, 1).amax(dim=1)
 
 
-def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:
-    """Rows and columns from a pixel to its neighbours, ring by ring."""
-    return [(d * y, d * x) for d in dilations for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+def _offsets(dilations: Sequence[int], device: torch.device) -> Int[Tensor, "2 m"]:
+    """Rows and columns from a pixel to its neighbours, ring by ring.
+
+    Computed on the device: a copy from the host could wait for it, and would part the CUDA graph of a compiled step.
+    """
+    ring = torch.arange(8, device=device)
+    ring = ring + (ring >= 4).long()  # of the 3 x 3 pixels, without the one in the middle
+    distance = torch.stack([torch.full((1,), dilation, device=device) for dilation in dilations])
+    return torch.stack([(distance * (ring // 3 - 1)).flatten(), (distance * (ring % 3 - 1)).flatten()])
 
 
 def _neighbours(height: int, width: int, dilations: Sequence[int], device: torch.device) -> Int[Tensor, "n m"]:
     """Numbers of every pixel's neighbours; beyond the border the border's pixel goes on."""
-    offset_y, offset_x = torch.tensor(_offsets(dilations)).T.to(device, non_blocking=True)
+    offset_y, offset_x = _offsets(dilations, device)
     row = (torch.arange(height, device=device)[:, None] + offset_y).clamp_(0, height - 1)
     column = (torch.arange(width, device=device)[:, None] + offset_x).clamp_(0, width - 1)
     numbers: Tensor = row[:, None] * width + column

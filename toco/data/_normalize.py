@@ -18,7 +18,10 @@ def normalise(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
     Black padding becomes a negative colour here, not zero: it is put on before, as in the official code.
     """
     mean, std = _column(images, IMAGENET_MEAN), _column(images, IMAGENET_STD)
-    return images.float().div_(255).sub_(mean).div_(std)
+    # By a tensor, because CUDA divides by a Python number through its reciprocal: the last bit would differ from the
+    # CPU's, and with it which levels ``denormalise_255`` puts one lower.
+    whole = torch.full((), 255.0, device=images.device)
+    return images.float().div_(whole).sub_(mean).div_(std)
 
 
 def denormalise_255(images: Float[Tensor, "*b 3 h w"], truncate: bool) -> Float[Tensor, "*b 3 h w"]:

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from toco.filters._grid import inside
 from toco.registry import load
 
 FilterName = Literal["exact", "lattice"]
@@ -63,12 +62,7 @@ def build(
     return cast(BilateralFilter, load(__name__, name).build(images, sigma_rgb, sigma_xy, boxes))
 
 
-def resolve(
-    name: Literal["auto", "exact", "lattice"],
-    device: torch.device | str,
-    num_pixels: int,
-    exact_max_pixels: int = EXACT_MAX_PIXELS,
-) -> FilterName:
+def resolve(name: Literal["auto", "exact", "lattice"], device: torch.device | str, num_pixels: int) -> FilterName:
     """The filter that ``name`` means for images of ``num_pixels`` on ``device``.
 
     "auto" is exact where that is cheap, on any device that is not a CPU and for small images, and the lattice
@@ -78,16 +72,18 @@ def resolve(
         name: "auto", "exact" or "lattice".
         device: Where the images are.
         num_pixels: Pixels of the image that is filtered, after any down-scaling.
-        exact_max_pixels: Largest image that "auto" filters exactly on a CPU.
+
+    Raises:
+        ValueError: There is no such filter.
 
     >>> resolve("auto", "cpu", 32 * 32), resolve("auto", "cpu", 224 * 224), resolve("auto", "cuda", 224 * 224)
     ('exact', 'lattice', 'exact')
     """
     if name == "auto":
-        return "exact" if torch.device(device).type != "cpu" or num_pixels <= exact_max_pixels else "lattice"
+        return "exact" if torch.device(device).type != "cpu" or num_pixels <= EXACT_MAX_PIXELS else "lattice"
     if name not in ("exact", "lattice"):
         raise ValueError(f"{name!r} is not a filter: expected 'auto', 'exact' or 'lattice'")
     return name
 
 
-__all__ = ["EXACT_MAX_PIXELS", "BilateralFilter", "FilterName", "build", "inside", "resolve"]
+__all__ = ["EXACT_MAX_PIXELS", "BilateralFilter", "FilterName", "build", "resolve"]

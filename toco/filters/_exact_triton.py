@@ -31,8 +31,9 @@ import triton.language as tl
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from toco.boxes import inside, whole
 from toco.filters._features import bilateral_features
-from toco.filters._grid import check_maps, inside, whole
+from toco.filters._maps import check_maps
 
 _TARGETS = 128
 _SOURCES = 32

@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from toco.boxes import inside
 from toco.filters._features import bilateral_features
-from toco.filters._grid import check_maps, inside
+from toco.filters._maps import check_maps
 
 _DIMENSIONS = 5
 _CORNERS = _DIMENSIONS + 1

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from toco import filters
+from toco.boxes import inside
 from toco.types import IGNORE_INDEX
 
 
@@ -113,7 +114,7 @@ def dense_energy(
     small_label = _nearest(label, height, width)
 
     with torch.no_grad():
-        region = filters.inside(boxes, height, width).to(small_probabilities.dtype)
+        region = inside(boxes, height, width).to(small_probabilities.dtype)
         gate = (region - small_probabilities.amax(dim=1)).clamp(min=0)
         gate = gate.masked_fill(small_label == IGNORE_INDEX, 1.0)
         filtered = filters.build(filter_name, small_images, sigma_rgb, sigma_xy * scale, boxes)(small_probabilities)

@@ -36,6 +36,9 @@ from toco.losses.segmentation import segmentation_loss
 from toco.methods._method import Method, MethodConfig
 from toco.types import Batch, Cams, Features, Prediction, StepOutput, present_classes
 
+_MAX_GRAPHS = 64
+"""Of a compiled step: far more than there are phases of a training."""
+
 
 class Term(BaseConfig):
     """One loss term: its weight, and the first step (0-based) at which it counts."""
@@ -245,7 +248,12 @@ class ToCo(Method):
         if "ctc" in weights:
             size, device = _size(batch.images), batch.images.device
             keys = draw_keys(len(batch.images), size, config.local_crop_size_px, generator, batch.shard)
-            keys = keys.to(device, non_blocking=True)
+            # A copy from memory that is not pinned would wait for all that the device has still to do.
+            keys = (keys.pin_memory() if device.type == "cuda" else keys).to(device, non_blocking=True)
+        levels = None
+        if "segmentation" in weights or "energy" in weights:
+            # Not in the compiled part, which would round once where two operations round twice: levels are cut here.
+            levels = denormalise_255(batch.images, truncate=True)
         outcome = self._outcome(
             batch.images,
             batch.second_view,
@@ -254,6 +262,7 @@ class ToCo(Method):
             batch.present,
             batch.valid_box,
             keys,
+            levels,
             terms=frozenset(weights),
             from_aux_cam=step < config.aux_pseudo_labels_until_step,
         )
@@ -270,6 +279,10 @@ class ToCo(Method):
 
     def compile_step(self) -> None:
         """See the base class: all but the energy is one graph in each phase, which CUDA replays as one."""
+        # Each set of terms is a graph, for images of one class and of several. Torch allows 8, and counts those of the
+        # methods that this process trained before.
+        torch.compiler.reset()
+        torch._dynamo.config.recompile_limit = _MAX_GRAPHS
         self._outcome = torch.compile(self._outcome, fullgraph=True, mode="reduce-overhead")  # type: ignore[method-assign]
 
     def _outcome(
@@ -281,6 +294,7 @@ class ToCo(Method):
         present: Tensor,
         valid_box: Tensor,
         keys: Tensor | None,
+        levels: Tensor | None,
         *,
         terms: Collection[str],
         from_aux_cam: bool,
@@ -295,6 +309,7 @@ class ToCo(Method):
             present: Classes.
             valid_box: Image area.
             keys: Random keys of the local crops, if class tokens are to be contrasted.
+            levels: ``images`` as whole levels 0 to 255, if the decoder learns.
             terms: Losses that count.
             from_aux_cam: The decoder learns from the auxiliary CAM.
         """
@@ -312,10 +327,9 @@ class ToCo(Method):
                     classification_loss, self.aux_classifier(main.aux_features), class_labels
                 )
             counts: dict[str, Tensor] = {}
-            decoder_learns = "segmentation" in terms or "energy" in terms
             source = "aux_cam" if from_aux_cam else "cam"
             wanted = ["aux_cam"] if "ptc" in terms or keys is not None else []
-            if decoder_learns and source not in wanted:
+            if levels is not None and source not in wanted:
                 wanted.append(source)
             base = {"cam": main.features, "aux_cam": main.aux_features}
             cams = self._cams(images, config.cam_scales, config.cam_flip, wanted, present, base)
@@ -330,9 +344,9 @@ class ToCo(Method):
                 losses["ctc"], counts["ctc_positive_crops"] = self._class_token_contrast(
                     main.class_token, cams["aux_cam"], present_labels, crop_source, keys
                 )
-            if not decoder_learns:
+            if levels is None:
                 return _Outcome(losses, counts, None, None)
-            label = class_ids(self._refine(images, cams[source], present_labels, valid_box), present)
+            label = class_ids(self._refine(levels, cams[source], present_labels, valid_box), present)
             logits = self._decode(main.features)
             logits = F.interpolate(logits, size=_size(images), mode="bilinear", align_corners=False)
             if "segmentation" in terms:
@@ -398,7 +412,8 @@ class ToCo(Method):
         """See the base class; from the final CAM."""
         present = present_classes(class_labels)
         cams = self._cams(images, self.config.cam_scales, self.config.cam_flip, ("cam",), present)
-        label = self._refine(images, cams["cam"], class_labels.gather(1, present), valid_box)
+        levels = denormalise_255(images, truncate=True)
+        label = self._refine(levels, cams["cam"], class_labels.gather(1, present), valid_box)
         return class_ids(label, present)
 
     def _token_labels(self, aux_cam: Tensor, class_labels: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -434,11 +449,10 @@ class ToCo(Method):
         loss = self._by_group(contrast, student.transpose(0, 1), teacher.transpose(0, 1), is_positive)
         return loss, positive.float().mean()
 
-    def _refine(self, images: Tensor, cam: Tensor, class_labels: Tensor, valid_box: Tensor | None) -> Tensor:
-        pixels = denormalise_255(images, truncate=True) / 255
+    def _refine(self, levels: Tensor, cam: Tensor, class_labels: Tensor, valid_box: Tensor | None) -> Tensor:
         config, par = self.config, self.config.par
         return refine_pseudo_label(
-            pixels,
+            levels / 255,
             cam,
             class_labels,
             valid_box,

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,100 @@ def save(
     A crash at any moment leaves either no checkpoint of this step or a whole one. ``extra`` holds further parts by
     their prefix; :meth:`Checkpoint.part` gives them back.
     """
-    target = folder / folder_name(step)
-    partial = _partial(target)
+    tensors = _tensors(model, optimizer, extra)
+    return _write(folder, step, digest, {name: value.cpu().contiguous() for name, value in tensors.items()})
+
+
+class Writer:
+    """Writes checkpoints while the training goes on, one at a time.
+
+    The training waits only for a copy of its state in host memory. That memory is kept from one checkpoint to the next.
+    Leaving the context waits for what is being written.
+
+    Args:
+        folder: Where the checkpoints lie.
+        digest: Of the run's config.
+        keep: Newest checkpoints that are kept.
+    """
+
+    def __init__(self, folder: Path, digest: str, keep: int) -> None:
+        self._folder, self._digest, self._keep = folder, digest, keep
+        self._copies: dict[str, Tensor] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def start(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        extra: Mapping[str, Mapping[str, Tensor]],
+        then: Callable[[Path], None],
+    ) -> None:
+        """Write the state as it is now, as :func:`save` does, and call ``then`` in the writing thread when it is whole.
+
+        Raises:
+            Exception: As :meth:`wait`.
+        """
+        self.wait()
+        tensors = self._copied(_tensors(model, optimizer, extra))
+
+        def write() -> None:
+            path = _write(self._folder, step, self._digest, tensors)
+            prune(self._folder, self._keep)
+            then(path)
+
+        self._writing = self._thread.submit(write)
+
+    def check(self) -> None:
+        """Raise what went wrong with the last checkpoint, if it is known by now."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is on disk.
+
+        Raises:
+            Exception: What writing it raised, or what was called then.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        copies = {}
+        for name, value in tensors.items():
+            copy = self._copies.get(name)
+            if copy is None:
+                copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            copies[name] = copy.copy_(value, non_blocking=value.is_cuda)
+        for device in {value.device for value in tensors.values() if value.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()
+        self._copies = copies
+        return copies
+
+
+def _tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """All that a checkpoint holds, where it is."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= _optimizer_tensors(model, optimizer)
     tensors |= _random_states()
     tensors |= {f"{prefix}/{name}": value for prefix, part in extra.items() for name, value in part.items()}
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial / TENSORS)
+    return {name: value.detach() for name, value in tensors.items()}
+
+
+def _write(folder: Path, step: int, digest: str, tensors: Mapping[str, Tensor]) -> Path:
+    target = folder / folder_name(step)
+    partial = _partial(target)
+    save_file(dict(tensors), partial / TENSORS)
     state = {
         "format_version": FORMAT_VERSION,
         "step": step,
@@ -161,8 +249,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
             key: moments[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in moments
         }
         if entries:
-            on_device = {key: value.to(parameter.device) for key, value in entries.items() if key != "step"}
-            optimizer.state[parameter] = {"step": entries["step"], **on_device}
+            # The fused optimizer has its number of steps beside the parameter, too.
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in entries.items()}
     random = checkpoint.part("random")
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():

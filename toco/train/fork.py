@@ -23,7 +23,7 @@ from toco.train import checkpoint
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import LOCK, RunFolder
 
-_CONDITIONS = ("versions", "platform", "device", "num_threads", "data_manifest", "weights_sha256")
+_CONDITIONS = ("versions", "platform", "device", "num_threads", "world_size", "data_manifest", "weights_sha256")
 """Keys of the provenance on which bits depend."""
 
 

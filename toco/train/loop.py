@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 import resource
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,18 +24,14 @@ from toco.data import Dataset, TrainLoader
 from toco.evaluate import evaluate
 from toco.methods import Method
 from toco.registry import load
-from toco.train import checkpoint
+from toco.train import checkpoint, distributed
+from toco.train.averages import Averages, DivergedError
 from toco.train.fork import Prefixes
 from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import Inputs, RunFolder, provenance
-from toco.types import StepOutput
 
 logger = logging.getLogger(__name__)
-
-
-class DivergedError(RuntimeError):
-    """A loss or a gradient became infinite or not a number; the message names the terms and the step."""
 
 
 @runtime_checkable
@@ -43,7 +39,11 @@ class Observer(Protocol):
     """Somebody who watches a run, such as a sweep."""
 
     def on_evaluation(self, step: int, metrics: dict[str, float], checkpoint: Path) -> None:
-        """Called when the evaluation after ``step`` updates, its row and its checkpoint are on disk."""
+        """Called when the evaluation after ``step`` updates, its row and its checkpoint are on disk.
+
+        It is called in another thread than the training's, which goes on and may have rows of later steps by then; the
+        next evaluation and the end of the run wait for it.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,8 @@ def train(
 ) -> Result:
     """Train, evaluate and keep everything in ``run_dir``.
 
+    Of the ranks of :mod:`toco.train.distributed`, all of which call this, the first writes ``run_dir``; all see it.
+
     Args:
         config: The run.
         run_dir: The run folder.
@@ -91,10 +93,13 @@ def train(
     started = time.monotonic()
     config = config.resolved()
     device = config.torch_device()
+    shard = distributed.shard()
     folder = RunFolder(run_dir)
     train_set, val_set = open_data(config)
     inputs = Inputs(train_set.manifest_digest(), val_set.manifest_digest(), weights_sha256(config))
     method = build_method(config, len(train_set.class_names)).to(device)
+    if config.compile:
+        method.compile_step()
     optimizer = build_optimizer(method.parameter_groups(), config.optim)
     loader = TrainLoader(
         train_set,
@@ -103,20 +108,27 @@ def train(
         seed=config.seed,
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda",
+        shard=shard,
     )
-    with folder.locked():
-        restored = None
-        if resume and folder.exists():
-            folder.check_same_run(config, inputs)
-            restored = _continue(folder, config, method, optimizer)
-        else:
-            folder.create(config, recipe, provenance(device, inputs))
-        if (done := folder.result()) and done["status"] == "finished":
+    with folder.locked() if shard.rank == 0 else nullcontext():
+        restored, shared = None, None
+        if shard.rank == 0:
+            known = provenance(device, inputs)
+            if resume and folder.exists():
+                folder.check_same_run(config, inputs)
+                restored = _continue(folder, config)
+            else:
+                folder.create(config, recipe, known)
+            shared = None if prefixes is None else Prefixes(prefixes, config, known)
+        done = distributed.from_first(folder.result)
+        if done is not None and done["status"] == "finished":
             return Result("finished", done["step"], done["metrics"])
-        shared = None if prefixes is None else Prefixes(prefixes, config, provenance(device, inputs))
         if restored is None and shared is not None and (restored := shared.begin(folder)) is not None:
-            checkpoint.restore(restored, method, optimizer)
             _tell_of_evaluation(observer, folder, restored.step)
+        step = distributed.from_first(lambda: None if restored is None else restored.step)
+        if step is not None:
+            restored = restored or checkpoint.read(folder.checkpoints / checkpoint.folder_name(step))
+            checkpoint.restore(restored, method, optimizer)
         return _run(config, folder, method, optimizer, loader, val_set, restored, shared, observer, progress, started)
 
 
@@ -135,15 +147,21 @@ def _run(
 ) -> Result:
     """The loop itself."""
     device = config.torch_device()
+    shard = distributed.shard()
+    first = shard.rank == 0
     generator = torch.Generator()
     if device.type == "cuda":
+        # Of this training alone, in a process that may have done others.
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     step = restored.step if restored else 0
+    training_losses = distributed.averaging(method)
 
-    averages = _Averages(restored.part("averages") if restored else {}, device)
+    averages = Averages(restored.part("averages") if restored else {})
     before_s = max((row["time_s"] for row in folder.metrics()), default=0.0)
-    bar = tqdm(total=config.num_steps, initial=step, unit="step", disable=not progress, dynamic_ncols=True)
-    with _stop_signals() as stop, bar:
+    bar = tqdm(total=config.num_steps, initial=step, unit="step", disable=not (progress and first), dynamic_ncols=True)
+    writer = checkpoint.Writer(folder.checkpoints, digest(config), config.keep_checkpoints)
+    with _stop_signals() as stop, writer, bar:
         try:
             for batch in loader.batches(start_step=step, num_steps=config.num_steps - step):
                 step_started = time.monotonic()
@@ -152,50 +170,62 @@ def _run(
                 generator.manual_seed(config.seed * 1_000_003 + step)
                 set_lr(optimizer, step, config.num_steps, config.optim)
                 method.train()
-                output = method.training_losses(batch.to(device), step, generator)
+                output = training_losses(batch.to(device), step, generator)
                 optimizer.zero_grad(set_to_none=True)
                 output.total.backward()
                 fill_missing_gradients(optimizer)
-                averages.add(output, gradient_norm(optimizer), step)
+                averages.add(output, gradient_norm(optimizer), step, stop.is_set())
                 optimizer.step()
                 averages.add_time(time.monotonic() - step_started)
                 step += 1
                 bar.update()
                 elapsed_s = before_s + time.monotonic() - started
-                # Read once a step: it may be set at any moment.
-                stopping = stop.is_set()
+                # Read once a step: it may be set at any moment. Several ranks stop when all of them know.
+                stopping = stop.is_set() if shard.world_size == 1 else averages.stop_was_set
+                writer.check()
                 due = step % config.evaluate_every == 0 or last
 
                 if step % config.log_every == 0 or last:
                     values = averages.take() | {"train/lr": optimizer.param_groups[0]["lr"]}
-                    folder.add_metrics(step, "train", elapsed_s, values)
+                    if first:
+                        folder.add_metrics(step, "train", elapsed_s, values)
                     bar.set_postfix(loss=f"{values['train/loss_total']:.3f}")
                 if due or stopping:
                     averages.check()
+                told: Callable[[Path], None] = _nobody
                 if due:
+                    # Who is told of the last evaluation may be reading the folder.
+                    writer.wait()
                     metrics = evaluate_into(folder, method, val_set, config, step, elapsed_s)
                     bar.set_postfix(seg=_percent(metrics, "seg"), cam=_percent(metrics, "cam"))
-                if due or stopping:
-                    path = checkpoint.save(
-                        folder.checkpoints, step, digest(config), method, optimizer, {"averages": averages.state()}
-                    )
-                    checkpoint.prune(folder.checkpoints, config.keep_checkpoints)
+                    if observer is not None:
+                        told = partial(observer.on_evaluation, step, metrics)
+                if (due or stopping) and first:
+                    writer.start(step, method, optimizer, {"averages": averages.state()}, told)
                 if shared is not None and step == shared.step:
                     averages.check()
                     shared.leave(folder, method, optimizer, {"averages": averages.state()})
-                if due and observer is not None:
-                    observer.on_evaluation(step, metrics, path)
                 if stopping:
                     break
             averages.check()
+            writer.wait()
         except DivergedError as error:
-            folder.finish(_result("diverged", step, config, folder, before_s + time.monotonic() - started, str(error)))
+            # Whoever is told of the last evaluation must not find the end of the run beside it.
+            writer.wait()
+            if first:
+                wall_time_s = before_s + time.monotonic() - started
+                folder.finish(_result("diverged", step, config, folder, wall_time_s, str(error)))
             raise
     status = "finished" if step == config.num_steps else "stopped"
     message = None if status == "finished" else f"Stopped by a signal after step {step}; --resume continues."
-    result = _result(status, step, config, folder, before_s + time.monotonic() - started, message)
-    folder.finish(result)
-    return Result(status, step, result["metrics"])
+
+    def finish() -> dict[str, float]:
+        result = _result(status, step, config, folder, before_s + time.monotonic() - started, message)
+        folder.finish(result)
+        metrics: dict[str, float] = result["metrics"]
+        return metrics
+
+    return Result(status, step, distributed.from_first(finish))
 
 
 def restore(run_dir: Path, changes: Mapping[str, Any]) -> tuple[Method, RunConfig, int]:
@@ -261,10 +291,8 @@ def weights_sha256(config: RunConfig) -> str | None:
     return None if path is None else checkpoint.file_sha256(path)
 
 
-def _continue(
-    folder: RunFolder, config: RunConfig, method: Method, optimizer: torch.optim.Optimizer
-) -> checkpoint.Checkpoint | None:
-    """Restore the newest whole checkpoint and forget what came after it."""
+def _continue(folder: RunFolder, config: RunConfig) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint; what came after it is forgotten."""
     restored = checkpoint.latest(folder.checkpoints)
     checkpoint.drop_after(folder.checkpoints, restored.step if restored else 0)
     if restored is None:
@@ -272,7 +300,6 @@ def _continue(
         return None
     if restored.step < config.num_steps:
         folder.forget_after(restored.step)
-    checkpoint.restore(restored, method, optimizer)
     return restored
 
 
@@ -293,6 +320,8 @@ def evaluate_into(
 ) -> dict[str, float]:
     """Evaluate ``method`` as it is after ``step`` updates, keep what was found in ``folder``, and return the metrics.
 
+    Several ranks do it together, and the first keeps it.
+
     Args:
         folder: The run folder.
         method: The method, on the run's device.
@@ -303,71 +332,14 @@ def evaluate_into(
     """
     from toco.evaluate.pictures import save_panels  # matplotlib
 
-    evaluation = evaluate(method, val_set, config.evaluate, config.torch_device(), step=step)
-    folder.add_evaluation(step, evaluation, config.evaluate.average_last)
-    threshold = config.evaluate.background_threshold
-    save_panels(evaluation.pictures, evaluation.class_names, threshold, folder.pictures(step))
-    folder.add_metrics(step, "val", time_s, evaluation.metrics)
+    shard = distributed.shard()
+    evaluation = evaluate(method, val_set, config.evaluate, config.torch_device(), step=step, shard=shard)
+    if shard.rank == 0:
+        folder.add_evaluation(step, evaluation, config.evaluate.average_last)
+        threshold = config.evaluate.background_threshold
+        save_panels(evaluation.pictures, evaluation.class_names, threshold, folder.pictures(step))
+        folder.add_metrics(step, "val", time_s, evaluation.metrics)
     return evaluation.metrics
-
-
-class _Averages:
-    """Means between two log steps, read from the device only there, and the watch for losses that are not finite."""
-
-    def __init__(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._numbers: dict[str, int] = {}
-        for name, (total, number) in state.items():
-            self._sums[name], self._numbers[name] = total.to(device), int(number)
-        self._pending: tuple[int, list[str], Tensor] | None = None
-
-    def add(self, output: StepOutput, gradient_norm: Tensor, step: int) -> None:
-        """Add a step's losses, and check those of the step before: by now they are there without waiting."""
-        self.check()
-        named = {name: loss.detach() for name, loss in output.losses.items()} | {"gradient_norm": gradient_norm}
-        values = torch.stack(list(named.values()))
-        self._pending = step, list(named), values
-        for name, value in zip(named, values, strict=True):
-            self._add(f"train/{name}", value)
-        for name, value in output.counts.items():
-            self._add(f"train/{name}", value.detach())
-        self._add("train/loss_total", output.total.detach())
-
-    def add_time(self, time_s: float) -> None:
-        """Add what a step took on the host."""
-        self._add("train/step_time_s", torch.tensor(time_s))
-
-    def take(self) -> dict[str, float]:
-        """The means since the last call."""
-        self.check()
-        means = {name: float(total) / self._numbers[name] for name, total in self._sums.items()}
-        self._sums, self._numbers = {}, {}
-        return means
-
-    def check(self) -> None:
-        """Raise if the last step added has a loss that is not finite."""
-        if self._pending is None:
-            return
-        step, names, values = self._pending
-        self._pending = None
-        bad = [
-            f"{name} is {value}" for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)
-        ]
-        if bad:
-            raise DivergedError(
-                f"At step {step}, {' and '.join(bad)}. The last checkpoint is from before it; try a lower optim.lr."
-            )
-
-    def state(self) -> dict[str, Tensor]:
-        """Sum and number of everything added since the last log step, for a checkpoint."""
-        return {
-            name: torch.stack([total.double().cpu(), torch.tensor(float(self._numbers[name]), dtype=torch.float64)])
-            for name, total in self._sums.items()
-        }
-
-    def _add(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums.get(name, value.new_zeros((), dtype=torch.float64)) + value
-        self._numbers[name] = self._numbers.get(name, 0) + 1
 
 
 @contextmanager
@@ -429,11 +401,15 @@ def averaged(rows: Sequence[Mapping[str, Any]], average_last: int) -> dict[str, 
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
-    """Of the device where it is CUDA; otherwise of this process, which may have done more than this run."""
+    """What torch reserved of a GPU, which nobody else can use; else of this process, which may have done more."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _nobody(_: Path) -> None:
+    """Nobody is told of a checkpoint."""
 
 
 def _percent(metrics: dict[str, float], what: str) -> str:

@@ -34,11 +34,13 @@ import torch
 import toco
 from toco.config import diff, digest
 from toco.evaluate import Evaluation
+from toco.train import distributed
 from toco.train.checkpoint import folder_name, sync
 from toco.train.run_config import RunConfig
 
 FORMAT_VERSION = 1
 LOCK = ".lock"
+METRICS = "metrics.jsonl"
 _PACKAGES = ("torch", "timm", "numpy", "pillow")
 
 
@@ -57,7 +59,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._metrics = path / "metrics.jsonl"
+        self._metrics = path / METRICS
 
     def create(self, config: RunConfig, recipe: str | None, provenance: Mapping[str, Any]) -> None:
         """Start a new run.
@@ -262,6 +264,7 @@ def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",
         "num_threads": torch.get_num_threads(),
+        "world_size": distributed.shard().world_size,
         "data_manifest": {"train": inputs.train_data, "val": inputs.val_data},
         "weights_sha256": inputs.weights_sha256,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

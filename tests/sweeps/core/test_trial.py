@@ -1,5 +1,7 @@
 """A trial, with a channel that keeps everything and, where a test says so, breaks at a report."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -198,6 +200,37 @@ def test_every_snapshot_is_sealed(spec, tmp_path):
     for snapshot in (tmp_path / "kept").iterdir():
         found = {str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()}
         assert json.loads((snapshot / SEAL).read_text()).keys() == found - {SEAL}
+
+
+def test_rows_of_steps_after_the_evaluation_are_not_in_its_snapshot(spec, tmp_path):
+    """A training goes on while its evaluation is reported."""
+    channel = Channel(tmp_path / "kept")
+    run_trial(make_spec(spec.config, f"{__name__}:going_on"), channel)
+    seen = [[item["step"] for item in metric_rows(snapshot)] for snapshot in sorted((tmp_path / "kept").iterdir())]
+    assert seen == [[3, 5], [3, 5, 8]]
+    for snapshot in (tmp_path / "kept").iterdir():
+        sealed = json.loads((snapshot / SEAL).read_text())
+        assert sealed["metrics.jsonl"] == hashlib.sha256((snapshot / "metrics.jsonl").read_bytes()).hexdigest()
+
+
+def going_on(config, run_dir, *, observer, **_):
+    def rows(*steps):
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in steps))
+
+    (run_dir / "checkpoints" / "step_00000005").mkdir(parents=True)
+    rows(3, 5, 8)
+    observer.on_evaluation(5, {}, run_dir / "checkpoints" / "step_00000005")
+    return Result("finished", 8, {})
+
+
+@pytest.mark.slow
+def test_a_trial_of_several_gpus_is_trained_by_as_many_ranks(spec, tmp_path):
+    channel = Channel(tmp_path / "kept")
+    together = make_spec(spec.config, "fake_training:train_together")
+    run_trial(dataclasses.replace(together, world_size=2), channel)
+    assert channel.rows == EXPECTED
+    (start,) = (tmp_path / "orders" / "starts").read_text().splitlines()
+    assert len({os.getpid(), int(start.split()[3]), int((tmp_path / "orders" / "beside").read_text())}) == 3
 
 
 def test_a_spec_survives_json(spec):

@@ -1,9 +1,9 @@
-"""Boxes of pixels (rows y0 y1 and columns x0 x1, half-open) and maps, on the grid of the images of a filter."""
+"""Boxes on a grid of ``height x width`` pixels: rows ``y0 y1`` and columns ``x0 x1``, half-open."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -22,7 +22,11 @@ def whole(num_images: int, height: int, width: int, device: torch.device) -> Int
 
 
 def inside(boxes: Int[Tensor, "b 4"], height: int, width: int) -> Bool[Tensor, "b h w"]:
-    """Pixels inside each box."""
+    """True for the pixels inside each box, which may be empty or reach beyond the grid.
+
+    >>> inside(torch.tensor([[0, 1, 1, 3]]), height=2, width=3).int().tolist()
+    [[[0, 1, 1], [0, 0, 0]]]
+    """
     y0, y1, x0, x1 = boxes.T[:, :, None]
     row = torch.arange(height, device=boxes.device)
     column = torch.arange(width, device=boxes.device)
@@ -30,16 +34,3 @@ def inside(boxes: Int[Tensor, "b 4"], height: int, width: int) -> Bool[Tensor, "
     in_columns = (column >= x0) & (column < x1)
     pixels: Tensor = in_rows[:, :, None] & in_columns[:, None, :]
     return pixels
-
-
-def check_maps(values: Float[Tensor, "b k h w"], num_images: int, height: int, width: int) -> None:
-    """Refuse maps that do not lie on the pixels of the images.
-
-    Raises:
-        ValueError: They are of another number or size.
-    """
-    if len(values) != num_images or values.shape[2:] != (height, width):
-        raise ValueError(
-            f"expected maps of {height} x {width} pixels for {num_images} images, as the filter was built for, "
-            f"got {tuple(values.shape)}"
-        )

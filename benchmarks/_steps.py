@@ -1,0 +1,303 @@
+"""One training step in two ways: as the official iteration computes it, and as the training loop does.
+
+Their losses and gradients are the same (``tests/methods/test_plain_step.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks._phases import Phase, untimed
+from toco.cam.activation import normalise_cam
+from toco.cam.affinity import affinity
+from toco.cam.labels import Region, cam_to_pseudo_label, ignore_outside, scale_box
+from toco.cam.regions import regions
+from toco.data import denormalise_255
+from toco.heads.projection import ema_update_
+from toco.losses.classification import classification_loss
+from toco.losses.ctc import class_token_contrast_loss
+from toco.losses.dense_energy import dense_energy_loss
+from toco.losses.ptc import patch_token_contrast_loss
+from toco.losses.segmentation import segmentation_loss
+from toco.methods import toco
+from toco.train.optim import HEAD_GROUPS, OptimConfig, build_optimizer, fill_missing_gradients, set_lr
+from toco.types import IGNORE_INDEX, Batch, StepOutput
+
+
+class OurStep:
+    """The step of the training loop."""
+
+    def __init__(self, method: toco.ToCo, optim: OptimConfig, num_steps: int) -> None:
+        self.method, self._optim, self._num_steps = method, optim, num_steps
+        self._optimizer = build_optimizer(method.parameter_groups(), optim)
+
+    def compile(self, run: Callable[[], None]) -> None:
+        """Compile the step, and ``run`` it until that is done and its graph is recorded."""
+        self.method.compile_step()
+        for _ in range(3):
+            run()
+
+    def __call__(self, batch: Batch, step: int, generator: torch.Generator, phase: Phase = untimed) -> None:
+        """One update with a batch of the loader."""
+        set_lr(self._optimizer, step, self._num_steps, self._optim)
+        self.method.train()
+        output = self.method.training_losses(batch.to(self.method.classifier.weight.device), step, generator)
+        self._optimizer.zero_grad(set_to_none=True)
+        total = output.total
+        with phase("backward"):
+            total.backward()
+        with phase("optimizer"):
+            fill_missing_gradients(self._optimizer)
+            gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.get_total_norm(gradients)
+            self._optimizer.step()
+
+
+class PlainStep:
+    """The same step, computed as the official iteration computes it: every pass of its own, nothing kept or skipped.
+
+    In float32, with explicit attention. The global views are encoded for the CAM (twice: upright, mirrored), for the
+    classifiers and the decoder, for the teacher (with a graph that nobody uses) and for the student. The decoder runs
+    inside the CAM passes, too. All classes' maps are brought to pixels. Crops are cut image by image on the host. PAR
+    runs once for each threshold, each time with an affinity of its own. All terms are computed at all steps and count
+    zero before their first. Every loss is read from the device at every step.
+
+    The losses, the normalisation of the CAM and the lattice are the library's, since they are the same thing.
+
+    Args:
+        method: Settings and weights. Its attention is made explicit, so give a copy.
+        optim: Settings of the optimizer, which is torch's AdamW with its defaults.
+        num_steps: Length of the training, for the learning rate.
+        energy: Whether the energy term is computed.
+    """
+
+    def __init__(self, method: toco.ToCo, optim: OptimConfig, num_steps: int, *, energy: bool) -> None:
+        self.network = method
+        self._config, self._optim, self._num_steps, self._energy = method.config, optim, num_steps, energy
+        self._vit = cast(Any, method.backbone.vit)
+        for block in self._vit.blocks:
+            block.attn.fused_attn = False
+        groups: list[dict[str, Any]] = [
+            {"params": params, "peak_lr": optim.lr * (optim.head_lr_multiplier if name in HEAD_GROUPS else 1.0)}
+            for name, params in self.network.parameter_groups().items()
+        ]
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=optim.lr, betas=optim.betas, eps=optim.epsilon, weight_decay=optim.weight_decay
+        )
+
+    def __call__(self, batch: Batch, step: int, generator: torch.Generator, phase: Phase = untimed) -> None:
+        """One update with a batch on the host."""
+        set_lr(self._optimizer, step, self._num_steps, self._optim)
+        output = self.losses(batch, step, generator, phase)
+        self._optimizer.zero_grad()
+        total = output.total
+        with phase("backward"):
+            total.backward()
+        with phase("optimizer"):
+            self._optimizer.step()
+        for loss in output.losses.values():
+            loss.item()
+
+    def losses(self, batch: Batch, step: int, generator: torch.Generator, phase: Phase = untimed) -> StepOutput:
+        """Losses of the step and their weights, zero for those that do not count yet."""
+        config, network = self._config, self.network
+        device = network.classifier.weight.device
+        images, second_view, class_labels, box = (
+            tensor.to(device) for tensor in (batch.images, batch.second_view, batch.class_labels, batch.valid_box)
+        )
+        size = images.shape[-2], images.shape[-1]
+        losses: dict[str, Tensor] = {}
+
+        with phase("CAM passes"):
+            cam, aux_cam = self._cams(images)
+        with phase("regions, crops"):
+            region = regions(aux_cam, class_labels, config.low_threshold, config.high_threshold)
+            crops, positive = self._crops(region, batch.crop_source, generator)
+
+        with phase("global views"):
+            _, features, aux_features = self._encode(images)
+        with phase("segmentation"):
+            logits = network.decoder(features)
+        with phase("CTC"):
+            ema_update_(network.teacher, network.projection, config.ema_decay)
+        with phase("global views"):
+            teacher_tokens, _, _ = self._encode(torch.cat([images, second_view]))
+        with phase("CTC"):
+            teacher = network.teacher(teacher_tokens).detach()
+        with phase("global views"):
+            student_tokens, _, _ = self._encode(torch.cat([images, second_view]))
+        with phase("local crops"):
+            local_tokens, _, _ = self._encode(crops.flatten(0, 1))
+
+        losses["classification"] = self._by_group(classification_loss, network.classifier(features), class_labels)
+        losses["aux_classification"] = self._by_group(
+            classification_loss, network.aux_classifier(aux_features), class_labels
+        )
+        with phase("CTC"):
+            student = network.projection(torch.cat([student_tokens, local_tokens]))
+            by_image = (rows.unflatten(0, (-1, len(images))).transpose(0, 1) for rows in (student, teacher))
+            losses["ctc"] = self._by_group(self._contrast, *by_image, positive.to(device))
+        with phase("PTC"):
+            grid = features.shape[-2], features.shape[-1]
+            on_grid = F.interpolate(aux_cam, size=grid, mode="bilinear", align_corners=False)
+            token_box = scale_box(box, size, grid) if config.token_box == "scaled" else box  # noqa: S105
+            thresholds = config.low_threshold, config.high_threshold
+            pairs = affinity(cam_to_pseudo_label(on_grid, class_labels, *thresholds, token_box)).long()
+            losses["ptc"] = self._by_group(patch_token_contrast_loss, features, pairs)
+        with phase("PAR"):
+            source = aux_cam if step < config.aux_pseudo_labels_until_step else cam
+            label = self._pseudo_label(images, source, class_labels, box)
+        with phase("segmentation"):
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            losses["segmentation"] = self._by_group(segmentation_loss, logits, label)
+        if self._energy:
+            with phase("energy"):
+                # The official filter is on the CPU wherever the network is.
+                inputs = (denormalise_255(images, truncate=False), logits, label, box)
+                settings = config.dense_energy.model_dump() | {"filter_name": "lattice"}
+                losses["energy"] = dense_energy_loss(*(tensor.cpu() for tensor in inputs), **settings).to(device)
+        terms = {name: getattr(config, name).at(step) for name in ("ptc", "ctc", "segmentation", "energy")}
+        weights = {"classification": 1.0, "aux_classification": config.aux_weight, **terms}
+        return StepOutput(losses, {name: weights[name] for name in losses})
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Class token, patch tokens of the last block, patch tokens of the auxiliary block."""
+        patch = self.network.backbone.patch_size_px
+        height, width = (side // patch * patch for side in images.shape[-2:])
+        patches = self._vit.patch_embed(images[..., :height, :width])
+        grid = patches.shape[1], patches.shape[2]
+        class_token = self._vit.cls_token.expand(len(images), -1, -1)
+        tokens = torch.cat([class_token, patches.flatten(1, 2)], dim=1) + self._positions(grid)
+        tokens = self._vit.norm_pre(tokens)
+        by_block = []
+        for block in self._vit.blocks:
+            tokens = block(tokens)
+            by_block.append(tokens)
+        by_block[-1] = self._vit.norm(tokens)
+        last, aux = (
+            by_block[index][:, 1:].transpose(1, 2).reshape(len(images), -1, *grid)
+            for index in (-1, self._config.aux_block)
+        )
+        return by_block[-1][:, 0], last, aux
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        positions: Tensor = self._vit.pos_embed
+        of_patches = positions[:, 1:].transpose(1, 2).unflatten(2, self._vit.patch_embed.grid_size)
+        of_patches = F.interpolate(of_patches, size=grid, mode="bicubic", align_corners=False)
+        return torch.cat([positions[:, :1], of_patches.flatten(2).transpose(1, 2)], dim=1)
+
+    @torch.no_grad()
+    def _cams(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """CAM and auxiliary CAM of all classes."""
+        network = self.network
+        sums: dict[str, list[Tensor]] = {"cam": [], "aux_cam": []}
+        for scale in (1.0, *(scale for scale in self._config.cam_scales if scale != 1.0)):
+            size = tuple(int(scale * side) for side in images.shape[-2:])
+            scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=False) if scale != 1.0 else images
+            _, features, aux_features = self._encode(torch.cat([scaled, scaled.flip(-1)]))
+            network.decoder(features)
+            for name, tokens, head in (
+                ("cam", features, network.classifier),
+                ("aux_cam", aux_features, network.aux_classifier),
+            ):
+                maps = F.conv2d(tokens, head.weight[:, :, None, None])
+                maps = F.interpolate(maps, size=images.shape[-2:], mode="bilinear", align_corners=False)
+                upright, mirrored = maps.chunk(2)
+                sums[name].append(torch.maximum(upright, mirrored.flip(-1)).relu())
+        cam, aux_cam = (normalise_cam(torch.stack(maps).sum(dim=0)) for maps in sums.values())
+        return cam, aux_cam
+
+    def _crops(self, region: Tensor, source: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Local crops, crop-major, on the device, and which views are positive (the global ones are)."""
+        config = self._config
+        side = config.local_crop_size_px
+        crops, positive = [], []
+        for image, of_image in zip(source, region, strict=True):
+            corners = random_corners(of_image.cpu(), config.num_local_crops, side, generator).tolist()
+            crops.append(torch.stack([image[:, y : y + side, x : x + side] for y, x in corners]))
+            means = [float(of_image[y : y + side, x : x + side].sum()) / side**2 for y, x in corners]
+            positive.append([True, True, *(mean > config.min_crop_region for mean in means)])
+        return torch.stack(crops, dim=1).to(region.device), torch.tensor(positive)
+
+    def _contrast(self, student: Tensor, teacher: Tensor, is_positive: Tensor) -> Tensor:
+        by_view = student.transpose(0, 1).flatten(0, 1), teacher.transpose(0, 1).flatten(0, 1)
+        return class_token_contrast_loss(*by_view, is_positive, self._config.temperature)
+
+    @torch.no_grad()
+    def _pseudo_label(self, images: Tensor, cams: Tensor, class_labels: Tensor, box: Tensor) -> Tensor:
+        """Image by image, and once for each threshold."""
+        config = self._config
+        colours = denormalise_255(images, truncate=True) / 255
+        size = images.shape[-2], images.shape[-1]
+        small = [int(side * config.par.scale) for side in size]
+        labels = []
+        for image, cam, present in zip(colours[:, None], cams[:, None], class_labels, strict=True):
+            classes = present.nonzero().flatten()
+            # Entry 0 is the background.
+            ids = torch.cat([classes.new_zeros(1), classes + 1])
+            small_image = F.interpolate(image, size=small, mode="bilinear", align_corners=False)
+            small_cam = F.interpolate(cam[:, classes], size=small, mode="bilinear", align_corners=False)
+            winners = []
+            for background in (config.low_threshold, config.high_threshold):
+                maps = F.pad(small_cam, (0, 0, 0, 0, 1, 0), value=background).softmax(dim=1)
+                refined = refined_by_convolutions(small_image, maps, config.par)
+                refined = F.interpolate(refined, size=size, mode="bilinear", align_corners=False)
+                winners.append(ids[refined.argmax(dim=1)])
+            against_low, against_high = winners
+            label = torch.where((against_high == 0) & (against_low != 0), IGNORE_INDEX, against_high)
+            labels.append(label)
+        return ignore_outside(torch.cat(labels), box)
+
+    def _by_group(self, loss: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
+        """Mean over the groups of images that share a device in the official run."""
+        size = self._config.loss_group_size or len(per_image[0])
+        groups = zip(*(tensor.split(size) for tensor in per_image), strict=True)
+        return torch.stack([loss(*group) for group in groups]).mean()
+
+
+def random_corners(region: Tensor, num_crops: int, side: int, generator: torch.Generator) -> Tensor:
+    """Corners of one image's crops: a random permutation of all centres that are not sure foreground."""
+    margin = side // 2
+    height, width = region.shape
+    inner = region[margin : height - margin, margin : width - margin]
+    candidates = (inner <= Region.UNCERTAIN).nonzero()
+    if len(candidates) < num_crops:
+        candidates = torch.ones_like(inner).nonzero()
+    return candidates[torch.randperm(len(candidates), generator=generator)[:num_crops]]
+
+
+def refined_by_convolutions(images: Tensor, maps: Tensor, par: toco.ParConfig) -> Tensor:
+    """PAR with one-hot convolutions for neighbours and copies for centres: ``b c h w`` to ``b c h w``."""
+    offsets = [offset for offset in product((-1, 0, 1), repeat=2) if offset != (0, 0)]
+    kernel = images.new_zeros(len(offsets), 1, 3, 3)
+    for index, (dy, dx) in enumerate(offsets):
+        kernel[index, 0, 1 + dy, 1 + dx] = 1
+
+    def neighbours(values: Tensor) -> Tensor:
+        planes: Tensor = values.flatten(0, 1)[:, None]
+        rings = [
+            F.conv2d(F.pad(planes, (reach, reach, reach, reach), mode="replicate"), kernel, dilation=reach)
+            for reach in par.dilations
+        ]
+        stacked: Tensor = torch.cat(rings, dim=1).unflatten(0, values.shape[:2])
+        return stacked
+
+    around = neighbours(images)
+    centre = images[:, :, None].repeat(1, 1, around.shape[2], 1, 1)
+    spread = around.std(dim=2, keepdim=True).repeat(1, 1, around.shape[2], 1, 1)
+    from_colour = -((around - centre).abs() / (spread + 1e-8) / par.colour_weight).square()
+
+    ring = torch.tensor(offsets, dtype=images.dtype, device=images.device).norm(dim=1)
+    distance = torch.cat([ring * reach for reach in par.dilations])
+    from_position = -(distance / (distance.std() + 1e-8) / par.colour_weight).square()
+    weights = from_colour.mean(dim=1, keepdim=True).softmax(dim=2)
+    weights = weights + par.position_weight * from_position.softmax(dim=0)[:, None, None]
+    for _ in range(par.iterations):
+        maps = (neighbours(maps) * weights).sum(dim=2)
+    return maps

@@ -1,0 +1,337 @@
+"""What a training costs besides its steps: its start, its log, its checkpoints; and what several at once gain.
+
+    python -m benchmarks overhead --out benchmarks/results/overhead.json
+
+Of the embedded benchmark, but for the checkpoints, which are also measured with the state of DeiT-B on VOC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import get_context
+from multiprocessing.context import SpawnContext
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import click
+import torch
+from tabulate import tabulate
+
+from benchmarks._record import measure, out_option, synchronise, write
+from sweeps.core.designs import OneFactor
+from sweeps.core.factors import Factor
+from sweeps.core.launch import run_study
+from sweeps.core.options import Launch
+from sweeps.core.study import Metric, Study
+from toco.config import replace
+from toco.data import TrainLoader
+from toco.methods.toco import ToCo
+from toco.recipes import shapes_nano, voc_deit_b
+from toco.tracking import import_mlflow, track_run
+from toco.train import checkpoint, loop
+from toco.train.averages import Averages
+from toco.train.loop import build_method, gradient_norm, open_data
+from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
+from toco.train.run_config import RunConfig
+from toco.train.run_folder import RunFolder
+from toco.types import StepOutput
+
+MOMENTS = "TOCO_BENCHMARK_MOMENTS"
+"""Environment variable with the file that trainings note their moments in."""
+SHORT = {"num_steps": 4, "evaluate_every": 4, "optim.warmup_steps": 0, "evaluate.max_images": 20}
+SHAPES_CLASSES, VOC_CLASSES = 8, 20
+_LONGEST_S = 300.0
+"""So long may the start of all processes take."""
+
+
+class Training:
+    """The steps of a training and nothing else.
+
+    Args:
+        config: The training.
+        num_threads: CPU threads.
+    """
+
+    def __init__(self, config: RunConfig, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self._config = config = config.resolved()
+        self.device = config.torch_device()
+        train_set, _ = open_data(config)
+        self.method = build_method(config, len(train_set.class_names)).to(self.device)
+        self.optimizer = build_optimizer(self.method.parameter_groups(), config.optim)
+        loader = TrainLoader(train_set, config.views, config.batch_size, config.seed)
+        # All terms count in the last step.
+        self._batches = itertools.cycle(list(loader.batches(start_step=0, num_steps=4)))
+        self._step = config.num_steps - 1
+        self.output: StepOutput
+
+    def step(self) -> None:
+        """The last step, as ``toco.train.loop`` does it."""
+        generator = torch.Generator().manual_seed(self._step)
+        set_lr(self.optimizer, self._step, self._config.num_steps, self._config.optim)
+        self.method.train()
+        self.output = self.method.training_losses(next(self._batches).to(self.device), self._step, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.output.total.backward()
+        fill_missing_gradients(self.optimizer)
+        self.optimizer.step()
+
+
+def train_noting(config: RunConfig, run_dir: Path, **options: Any) -> loop.Result:  # noqa: ANN401 - as loop.train
+    """A training that notes when it was called, when its steps began, and when it returned."""
+    real = ToCo.training_losses
+
+    def noting(*arguments: Any) -> StepOutput:  # noqa: ANN401 - as training_losses
+        _note("step")
+        return real(*arguments)
+
+    _note("call")
+    with patch.object(ToCo, "training_losses", noting):
+        result = loop.train(config, run_dir, **options)
+    _note("return")
+    return result
+
+
+def _note(what: str) -> None:
+    with Path(os.environ[MOMENTS]).open("a") as file:
+        file.write(f"{os.getpid()} {what} {time.time()}\n")
+
+
+@contextlib.contextmanager
+def _moments(folder: Path) -> Iterator[Callable[[], list[tuple[str, str, float]]]]:
+    """A file for the moments; what is yielded reads process, moment and time from it."""
+    file = folder / "moments"
+
+    def read() -> list[tuple[str, str, float]]:
+        lines = (line.split() for line in file.read_text().splitlines())
+        return [(process, what, float(moment)) for process, what, moment in lines]
+
+    with patch.dict(os.environ, {MOMENTS: str(file)}):
+        yield read
+
+
+def starts_in_a_process(times: int) -> list[float]:
+    """Seconds from the call of a training to its first step, of all but the first training of this process."""
+    with tempfile.TemporaryDirectory() as scratch, _moments(Path(scratch)) as moments:
+        for seed in range(times + 1):
+            config = replace(shapes_nano.recipe(), {**SHORT, "seed": seed})
+            train_noting(config, Path(scratch) / str(seed), progress=False)
+        called, first = 0.0, []
+        for _, what, moment in moments():
+            if what == "call":
+                called = moment
+            elif what == "step" and called:
+                first.append(moment - called)
+                called = 0.0
+    return first[1:]
+
+
+def starts_in_a_worker(times: int) -> list[float]:
+    """Seconds from the end of a training to the first step of the next in the same Ray worker.
+
+    The last checkpoint is reported in between, and the driver enters the result into the ledger.
+    """
+    study = Study(
+        name="overhead",
+        title="Short trainings",
+        recipe="shapes_nano",
+        design=OneFactor((Factor("method.aux_block", (9,)),)),
+        seeds=tuple(range(times + 1)),
+        metrics=(Metric("val/cam_miou", "M"),),
+        changes=SHORT,
+        purpose="direction",
+        a_a=False,
+        train=f"{__name__}:train_noting",
+    )
+    with tempfile.TemporaryDirectory() as scratch, _moments(Path(scratch)) as moments:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            status = run_study(study, Launch(Path(scratch) / "results", address="local", concurrent=1))
+        if status:
+            raise click.ClickException(f"The study of short trainings ended with status {status}.")
+        ended: dict[str, float] = {}
+        first = []
+        for process, what, moment in moments():
+            if what == "return":
+                ended[process] = moment
+            elif what == "step" and process in ended:
+                first.append(moment - ended.pop(process))
+    return first
+
+
+def log_seconds(training: Training, config: RunConfig, steps: int) -> dict[str, float]:
+    """Seconds a step that the log costs, and those of the step itself."""
+    step_s = statistics.median(measure({"step": training.step}, 10, training.device)["step"])
+    norm = gradient_norm(training.optimizer)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, averages = RunFolder(Path(scratch)), Averages({})
+
+        def log() -> None:
+            for step in range(steps):
+                averages.add(training.output, norm, step, False)
+                averages.add_time(step_s)
+                if (step + 1) % config.log_every == 0:
+                    folder.add_metrics(step, "train", 0.0, averages.take())
+
+        log_s = statistics.median(measure({"log": log}, 5, training.device)["log"]) / steps
+    return {"step_s": step_s, "log_s": log_s, "share": log_s / step_s}
+
+
+def mirror_seconds(config: RunConfig) -> dict[str, float]:
+    """Seconds in which a finished training is sent to a new and then again to a filled MLflow database."""
+    import_mlflow()
+    with tempfile.TemporaryDirectory() as scratch:
+        loop.train(config, Path(scratch) / "run", progress=False)
+
+        def send() -> None:
+            track_run(Path(scratch) / "run", tracking_uri=f"sqlite:///{scratch}/mlflow.db", experiment="overhead")
+
+        started = time.perf_counter()
+        send()
+        return {"first_s": time.perf_counter() - started, "again_s": measure({"send": send}, 3, "cpu")["send"][0]}
+
+
+def stall_seconds(config: RunConfig, num_foreground_classes: int, times: int) -> dict[str, float]:
+    """Seconds that a training waits for a checkpoint, written beside it and written at once, and its bytes."""
+    device = config.torch_device()
+    method = build_method(config, num_foreground_classes).to(device)
+    optimizer = build_optimizer(method.parameter_groups(), config.optim)
+    fill_missing_gradients(optimizer)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        with checkpoint.Writer(folder / "beside", "digest", keep=1) as writer:
+            stalls = []
+            for step in range(times + 1):
+                synchronise(device)
+                started = time.perf_counter()
+                writer.start(step, method, optimizer, {}, then=lambda path: None)
+                stalls.append(time.perf_counter() - started)
+                writer.wait()
+
+        def save() -> None:
+            path = checkpoint.save(folder / "at once", 1, "digest", method, optimizer, {})
+            checkpoint.prune(path.parent, 1)
+
+        at_once_s = statistics.median(measure({"save": save}, times, device)["save"])
+        (written,) = (folder / "beside").iterdir()
+        size = sum(path.stat().st_size for path in written.iterdir())
+    # The first one also gets the memory for the copies.
+    stall_s = statistics.median(stalls[1:])
+    return {
+        "bytes": size,
+        "first_stall_s": stalls[0],
+        "stall_s": stall_s,
+        "stall_written_at_once_s": at_once_s,
+        "steps_between": config.evaluate_every,
+        "step_s_from_which_it_is_below_1_percent": stall_s / (0.01 * config.evaluate_every),
+    }
+
+
+def packing(config: RunConfig, steps: int, trainings: int, threads: int) -> dict[str, Any]:
+    """Images per second of one training with all threads, and of several at once that share them."""
+    context = get_context("spawn")
+
+    def rate(number: int, num_threads: int) -> float:
+        return number * config.batch_size * steps / _seconds_at_once(context, config, steps, number, num_threads)
+
+    turns = [(rate(1, threads), rate(trainings, max(threads // trainings, 1))) for _ in range(3)]
+    alone, together = (statistics.median(rates) for rates in zip(*turns, strict=True))
+    return {
+        "trainings": trainings,
+        "threads_of_one": threads,
+        "threads_of_each": max(threads // trainings, 1),
+        "images_per_s_of_one": alone,
+        "images_per_s_of_all": together,
+        "gain": together / alone,
+    }
+
+
+def _seconds_at_once(context: SpawnContext, config: RunConfig, steps: int, number: int, num_threads: int) -> float:
+    """Seconds from the common start of ``number`` processes to the end of the last."""
+    barrier = context.Barrier(number)
+    times = context.SimpleQueue()
+    arguments = config, steps, num_threads, barrier, times
+    processes = [context.Process(target=_take_steps, args=arguments) for _ in range(number)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        if process.exitcode:
+            raise click.ClickException(f"A training that was timed ended with exit code {process.exitcode}.")
+    starts, ends = zip(*(times.get() for _ in processes), strict=True)
+    return float(max(ends) - min(starts))
+
+
+def _take_steps(config: RunConfig, steps: int, num_threads: int, barrier: Barrier, times: Any) -> None:  # noqa: ANN401
+    training = Training(config, num_threads)
+    for _ in range(3):
+        training.step()
+    synchronise(training.device)
+    barrier.wait(timeout=_LONGEST_S)
+    started = time.time()
+    for _ in range(steps):
+        training.step()
+    synchronise(training.device)
+    times.put((started, time.time()))
+
+
+@click.command()
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--times", default=5, show_default=True, help="Trainings and checkpoints that count.")
+@click.option("--steps", default=20, show_default=True, help="Steps of the trainings at once.")
+@click.option("--trainings", default=2, show_default=True, help="Trainings at once.")
+@click.option("--threads", default=2, show_default=True, help="CPU threads of all trainings together.")
+@click.option("--ray/--no-ray", default=True, help="Also measure starts in a reused Ray worker.")
+@click.option("--voc/--no-voc", default=True, help="Also measure checkpoints of DeiT-B on VOC; 1.2 GB of disk.")
+@out_option
+def overhead(
+    device: str, times: int, steps: int, trainings: int, threads: int, ray: bool, voc: bool, out: Path | None
+) -> None:
+    """Start, log and checkpoints of a training, and several trainings at once."""
+    torch.set_num_threads(1)
+    config = replace(shapes_nano.recipe(), {"device": device})
+    on = config.torch_device()
+    starts = {"in_a_process_s": starts_in_a_process(times)}
+    if ray:
+        starts["in_a_ray_worker_s"] = starts_in_a_worker(times)
+    checkpoints = {"shapes_nano": stall_seconds(config, SHAPES_CLASSES, times)}
+    if voc:
+        large = replace(voc_deit_b.recipe(), {"device": device, "backbone.weights": None})
+        checkpoints["voc_deit_b"] = stall_seconds(large, VOC_CLASSES, times)
+    result = {
+        "device": str(on),
+        "start": starts,
+        "log": log_seconds(Training(config, 1), config, steps=10 * config.log_every),
+        "mlflow": mirror_seconds(replace(config, SHORT)),
+        "checkpoint": checkpoints,
+        "packing": packing(config, steps, trainings, threads),
+    }
+    click.echo(tabulate(_rows(result), headers=("", "")))
+    write(out, "overhead", result)
+
+
+def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for where, seconds in result["start"].items():
+        yield f"warm start {where.removesuffix('_s').replace('_', ' ')}", f"{statistics.median(seconds):.3f} s"
+    log = result["log"]
+    yield "log, of a step", f"{1e6 * log['log_s']:.0f} us = {log['share']:.2%} of {1e3 * log['step_s']:.0f} ms"
+    yield "MLflow, a training, beside it", f"{result['mlflow']['first_s']:.2f} s"
+    for name, found in result["checkpoint"].items():
+        yield (
+            f"checkpoint of {name}, {found['bytes'] / 1e6:.0f} MB",
+            f"stalls {found['stall_s']:.3f} s; written at once {found['stall_written_at_once_s']:.3f} s",
+        )
+    packed = result["packing"]
+    alone, together = packed["images_per_s_of_one"], packed["images_per_s_of_all"]
+    at_once = f"{packed['trainings']} trainings at once"
+    yield at_once, f"{together:.1f} images/s; one {alone:.1f}: x {packed['gain']:.2f}"

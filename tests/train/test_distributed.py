@@ -1,0 +1,239 @@
+"""Two ranks on a CPU, which find each other through gloo."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from toco.config import replace
+from toco.train import checkpoint, loop
+from toco.train.averages import DivergedError
+from toco.train.distributed import Place, RankError, check_shares
+from toco.train.loop import train
+from toco.train.ranks import train_on_ranks
+from toco.train.run_folder import RunFolder
+
+TIME = "train/step_time_s"
+
+
+def values(run_dir):
+    """Step, kind and numbers of every row, without times."""
+    return [
+        (row["step"], row["kind"], {name: value for name, value in row["values"].items() if name != TIME})
+        for row in RunFolder(run_dir).metrics()
+    ]
+
+
+def assert_same_rows(left, right):
+    left, right = values(left), values(right)
+    assert [row[:2] for row in left] == [row[:2] for row in right]
+    for (step, kind, ours), (_, _, theirs) in zip(left, right, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            # Counted pixels: one on the edge of a class may fall to the other side of it.
+            bound = pytest.approx(theirs[name], rel=1e-4, abs=2e-4 if kind == "val" else 1e-6)
+            assert ours[name] == bound, (step, kind, name)
+
+
+def assert_same_tensors(left, right, step):
+    left, right = (
+        load_file(run_dir / "checkpoints" / checkpoint.folder_name(step) / checkpoint.TENSORS)
+        for run_dir in (left, right)
+    )
+    assert left.keys() == right.keys()
+    for part in ("model/", "optimizer/exp_avg/", "optimizer/exp_avg_sq/"):
+        names = [name for name in left if name.startswith(part)]
+        ours, theirs = (torch.cat([state[name].double().flatten() for name in names]) for state in (left, right))
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm(), part
+        for name in names:
+            # Of one rank alone they would be other ones altogether; those of the biases of keys are 0 but for rounding.
+            bound = 1e-2 * right[name].double().norm() + 1e-9
+            assert (left[name].double() - right[name].double()).norm() <= bound, name
+    assert all(torch.equal(left[name], right[name]) for name in left if name.startswith("optimizer/step/"))
+
+
+class Told:
+    """Remembers what it was told, and whether the checkpoint was whole by then."""
+
+    def __init__(self):
+        self.evaluations = []
+
+    def on_evaluation(self, step, metrics, path):
+        self.evaluations.append((step, sorted(metrics), checkpoint.read(path).step, os.getpid()))
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "alone"
+    train(config, run_dir, progress=False)
+    return run_dir
+
+
+@pytest.mark.slow
+def test_two_ranks_compute_what_one_process_does(config, alone, tmp_path):
+    told = Told()
+    result = train_on_ranks(2, train, config, tmp_path / "two", observer=told, recipe="test", progress=False)
+    assert (result.status, result.step) == ("finished", 6)
+    assert_same_rows(tmp_path / "two", alone)
+    for step in (2, 4, 6):
+        assert_same_tensors(tmp_path / "two", alone, step)
+    folder, single = RunFolder(tmp_path / "two"), RunFolder(alone)
+    assert result.metrics == folder.result()["metrics"]
+    assert folder.digest() == single.digest()
+    assert (folder.provenance()["world_size"], single.provenance()["world_size"]) == (2, 1)
+    assert [(step, whole, pid) for step, _, whole, pid in told.evaluations] == [(s, s, os.getpid()) for s in (2, 4, 6)]
+    assert told.evaluations[-1][1] == sorted(result.metrics)
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_by_another_number_of_ranks(config, alone, tmp_path):
+    class Crash:
+        def on_evaluation(self, step, metrics, path):
+            raise OSError("the disk is gone")
+
+    for first, second in ((1, 2), (2, 1)):
+        run_dir = tmp_path / str(first)
+        with pytest.raises(OSError, match="the disk is gone"):
+            start(first, config, run_dir, observer=Crash())
+        start(second, config, run_dir, resume=True)
+        assert_same_rows(run_dir, alone)
+        assert_same_tensors(run_dir, alone, 6)
+
+
+def start(world_size, config, run_dir, **options):
+    if world_size == 1:
+        return train(config, run_dir, progress=False, **options)
+    return train_on_ranks(world_size, train, config, run_dir, progress=False, **options)
+
+
+def failing(config, run_dir, *, observer=None, **options):
+    """A training in which the second rank fails after a while."""
+    if torch.distributed.get_rank() == 1:
+        real, number = loop.set_lr, []
+
+        def set_lr(*arguments):
+            number.append(None)
+            if len(number) == 3:
+                raise FAILURES[config.seed]()
+            real(*arguments)
+
+        loop.set_lr = set_lr
+    return train(config, run_dir, observer=observer, **options)
+
+
+class UnreadableError(Exception):
+    """Cannot be read back from a pickle: it needs two arguments."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
+FAILURES = (
+    lambda: ValueError("image7.png cannot be decoded."),
+    lambda: os.kill(os.getpid(), 9),
+    lambda: UnreadableError("the rack", "burns"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seed", "error", "message"),
+    [
+        (0, ValueError, r"^image7.png cannot be decoded\.\nOn rank 1:\n"),
+        (1, RankError, r"^Rank 1 of 2 was killed, exit code -9\.$"),
+        (2, RuntimeError, "^UnreadableError: the rack: burns$"),
+    ],
+)
+def test_a_rank_that_fails_ends_all_with_what_it_says(config, tmp_path, seed, error, message):
+    started = time.monotonic()
+    with pytest.raises(error, match=message):
+        train_on_ranks(2, failing, replace(config, {"seed": seed}), tmp_path / "run", progress=False)
+    assert time.monotonic() - started < 100
+    assert not [child for child in psutil.Process().children() if "multiprocessing.spawn" in " ".join(child.cmdline())]
+    with RunFolder(tmp_path / "run").locked():
+        assert checkpoint.latest(tmp_path / "run" / "checkpoints").step == 2
+
+
+def diverging(config, run_dir, **options):
+    """A training in which one rank alone has a loss that is not a number."""
+    from toco.methods import toco
+
+    if torch.distributed.get_rank() == 1:
+        real, calls = toco.patch_token_contrast_loss, []
+
+        def broken(features, pairs):
+            calls.append(None)
+            return real(features, pairs) * (float("nan") if len(calls) > 3 else 1.0)
+
+        toco.patch_token_contrast_loss = broken
+    return train(config, run_dir, **options)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_one_rank_is_the_end_of_the_run(config, tmp_path):
+    with pytest.raises(DivergedError, match="At step 3, ptc is nan and gradient_norm is nan"):
+        train_on_ranks(2, diverging, config, tmp_path / "run", progress=False)
+    assert RunFolder(tmp_path / "run").result()["status"] == "diverged"
+
+
+@pytest.mark.slow
+def test_torchrun_trains_one_run_and_a_signal_stops_all_ranks_at_one_step(config, tmp_path):
+    run_dir = tmp_path / "run"
+    settings = {
+        "data.root": config.data.root,
+        "data.train_list": "train",
+        "backbone.name": "vit_nano",
+        "backbone.weights": "null",
+        "views.crop_size_px": 32,
+        "method.local_crop_size_px": 16,
+        "num_steps": 5000,
+        "evaluate_every": 5000,
+        "log_every": 1,
+        "num_workers": 0,
+    }
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "toco", "train", "voc_deit_b", "--run-dir", str(run_dir), "--no-progress"]
+    for path, value in settings.items():
+        command += ["--set", f"{path}={value}"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
+    )
+    while process.poll() is None and not (run_dir / "metrics.jsonl").exists():
+        time.sleep(0.2)
+    # As a scheduler does; torchrun passes it on.
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    result = RunFolder(run_dir).result()
+    assert result["status"] == "stopped", output
+    assert checkpoint.latest(run_dir / "checkpoints").step == result["step"]
+    assert output.count(f"stopped after step {result['step']}") == 1
+    assert json.loads((run_dir / "provenance.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size", "message"),
+    [
+        ({}, 4, "batch_size 4, the images of all 4 ranks together, is not a multiple of 4 ranks x .*size 2"),
+        ({"method.loss_group_size": None}, 2, "loss_group_size is null"),
+        ({"batch_size": 6}, 2, "batch_size 6"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(config, changes, world_size, message):
+    with pytest.raises(ValueError, match=message):
+        check_shares(replace(config, changes), world_size)
+    check_shares(replace(config, changes), 1)
+
+
+def test_half_of_an_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set"):
+        Place.of_torchrun()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert Place.of_torchrun() is None

@@ -1,0 +1,180 @@
+"""Starts the ranks of a training on this machine, one process a GPU, and is told by them how it goes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from toco.train.distributed import Place, RankError, check_shares, joined
+from toco.train.loop import Observer, Result
+from toco.train.run_config import RunConfig
+
+_PATIENCE_S = 10.0
+"""So long may pass from the first sign of a failure to its reason, and then to the end of all processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    step: int
+    metrics: dict[str, float]
+    checkpoint: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    rank: int
+    result: Result
+
+
+def train_on_ranks(
+    world_size: int,
+    train: Callable[..., Result],
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    observer: Observer | None = None,
+    **options: Any,  # noqa: ANN401 - as train takes them
+) -> Result:
+    """Call ``train`` in ``world_size`` processes that train ``config`` together, and return what rank 0 returns.
+
+    However it ends, no process is left.
+
+    Args:
+        world_size: Number of ranks; each takes the GPU of its number, where ``config`` is trained on GPUs.
+        train: :func:`toco.train.loop.train`, or another function of a module with its signature.
+        config: The run.
+        run_dir: The run folder.
+        observer: Told here of every evaluation.
+        options: Further arguments of ``train``, which can be pickled.
+
+    Raises:
+        ValueError: The config cannot be trained by so many ranks.
+        RankError: A rank was killed.
+        Exception: Whatever the first rank that failed raised.
+    """
+    check_shares(config, world_size)
+    with tempfile.TemporaryDirectory(prefix="toco-ranks-") as folder:
+        rendezvous = (Path(folder) / "rendezvous").as_uri()
+        places = [Place(rank, world_size, rank, world_size, rendezvous) for rank in range(world_size)]
+        with _started([(place, train, config, run_dir, options) for place in places]) as ranks:
+            return _until_the_end(ranks, observer)
+
+
+def _until_the_end(ranks: Mapping[Connection, SpawnProcess], observer: Observer | None) -> Result:
+    """Answer the ranks until all have ended; returns the result of the first."""
+    results: dict[int, Result] = {}
+    open_ = dict.fromkeys(ranks)
+    lost: BaseException | None = None
+    deadline = 0.0
+    while open_:
+        ready: list[Any] = wait(list(open_), timeout=max(deadline - time.monotonic(), 0) if lost else None)
+        if not ready:
+            break
+        for connection in ready:
+            try:
+                message = connection.recv()
+            except EOFError:
+                process = ranks[connection]
+                process.join()
+                raise RankError(f"{process.name} was killed, exit code {process.exitcode}.") from lost
+            match message:
+                case _Evaluated():
+                    if observer is not None:
+                        observer.on_evaluation(message.step, message.metrics, message.checkpoint)
+                    connection.send(None)
+                case _Ended():
+                    results[message.rank] = message.result
+                    del open_[connection]
+                case RankError():
+                    lost, deadline = message, time.monotonic() + _PATIENCE_S
+                    del open_[connection]
+                case _:
+                    raise message
+    if lost is not None:
+        raise lost
+    return results[0]
+
+
+@contextmanager
+def _started(calls: list[tuple[Any, ...]]) -> Iterator[dict[Connection, SpawnProcess]]:
+    """A process for each of ``calls`` of :func:`_be_rank`, by its connection; none is left in the end."""
+    # A fork would copy the locks of a process that has started threads or CUDA.
+    context = multiprocessing.get_context("spawn")
+    ranks: dict[Connection, SpawnProcess] = {}
+    try:
+        for number, call in enumerate(calls):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_be_rank, args=(theirs, *call), name=f"Rank {number} of {len(calls)}")
+            process.start()
+            # The end of the process is the end of the connection only if nobody else holds it.
+            theirs.close()
+            ranks[ours] = process
+        yield ranks
+    finally:
+        # Who has lost another rank, or this process, ends by itself; the first rank ends what it is writing before.
+        for connection in ranks:
+            connection.close()
+        deadline = time.monotonic() + _PATIENCE_S
+        for process in ranks.values():
+            process.join(max(deadline - time.monotonic(), 0))
+            process.kill()
+            process.join()
+
+
+def _be_rank(
+    parent: Connection,
+    place: Place,
+    train: Callable[..., Result],
+    config: RunConfig,
+    run_dir: Path,
+    options: Mapping[str, Any],
+) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        with joined(config, place):
+            observer = _Teller(parent) if place.rank == 0 else None
+            ended = _Ended(place.rank, train(config, run_dir, observer=observer, **options))
+    except Exception as error:
+        error.add_note(f"On rank {place.rank}:\n{traceback.format_exc()}")
+        with suppress(BrokenPipeError):  # somebody else was the first to fail
+            parent.send(_sendable(error))
+    else:
+        parent.send(ended)
+
+
+def _sendable(error: Exception) -> Exception:
+    """``error``, or what it says where it is of a class that cannot be pickled and read back."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
+class _Teller:
+    """Hands evaluations to the process that started this one, and waits until it has seen to them."""
+
+    def __init__(self, parent: Connection) -> None:
+        self._parent = parent
+
+    def on_evaluation(self, step: int, metrics: dict[str, float], checkpoint: Path) -> None:
+        self._parent.send(_Evaluated(step, metrics, checkpoint))
+        self._parent.recv()
