@@ -167,9 +167,9 @@ def starts_in_a_worker(times: int) -> list[float]:
     return first
 
 
-def log_seconds(training: Training, config: RunConfig, steps: int) -> dict[str, float]:
+def log_seconds(training: Training, config: RunConfig, steps: int, times: int) -> dict[str, float]:
     """Seconds a step that the log costs, and those of the step itself."""
-    step_s = statistics.median(measure({"step": training.step}, 10, training.device)["step"])
+    step_s = statistics.median(measure({"step": training.step}, times, training.device)["step"])
     norm = gradient_norm(training.optimizer)
     with tempfile.TemporaryDirectory() as scratch:
         folder, averages = RunFolder(Path(scratch)), Averages({})
@@ -181,7 +181,7 @@ def log_seconds(training: Training, config: RunConfig, steps: int) -> dict[str, 
                 if (step + 1) % config.log_every == 0:
                     folder.add_metrics(step, "train", 0.0, averages.take())
 
-        log_s = statistics.median(measure({"log": log}, 5, training.device)["log"]) / steps
+        log_s = statistics.median(measure({"log": log}, times, training.device)["log"]) / steps
     return {"step_s": step_s, "log_s": log_s, "share": log_s / step_s}
 
 
@@ -237,14 +237,14 @@ def stall_seconds(config: RunConfig, num_foreground_classes: int, times: int) ->
     }
 
 
-def packing(config: RunConfig, steps: int, trainings: int, threads: int) -> dict[str, Any]:
+def packing(config: RunConfig, steps: int, trainings: int, threads: int, times: int) -> dict[str, Any]:
     """Images per second of one training with all threads, and of several at once that share them."""
     context = get_context("spawn")
 
     def rate(number: int, num_threads: int) -> float:
         return number * config.batch_size * steps / _seconds_at_once(context, config, steps, number, num_threads)
 
-    turns = [(rate(1, threads), rate(trainings, max(threads // trainings, 1))) for _ in range(3)]
+    turns = [(rate(1, threads), rate(trainings, max(threads // trainings, 1))) for _ in range(times)]
     alone, together = (statistics.median(rates) for rates in zip(*turns, strict=True))
     return {
         "trainings": trainings,
@@ -287,7 +287,7 @@ def _take_steps(config: RunConfig, steps: int, num_threads: int, barrier: Barrie
 
 @click.command()
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--times", default=5, show_default=True, help="Trainings and checkpoints that count.")
+@click.option("--times", default=5, show_default=True, help="How often everything is measured.")
 @click.option("--steps", default=20, show_default=True, help="Steps of the trainings at once.")
 @click.option("--trainings", default=2, show_default=True, help="Trainings at once.")
 @click.option("--threads", default=2, show_default=True, help="CPU threads of all trainings together.")
@@ -311,10 +311,10 @@ def overhead(
     result = {
         "device": str(on),
         "start": starts,
-        "log": log_seconds(Training(config, 1), config, steps=10 * config.log_every),
+        "log": log_seconds(Training(config, 1), config, 10 * config.log_every, times),
         "mlflow": mirror_seconds(replace(config, SHORT)),
         "checkpoint": checkpoints,
-        "packing": packing(config, steps, trainings, threads),
+        "packing": packing(config, steps, trainings, threads, times),
     }
     click.echo(tabulate(_rows(result), headers=("", "")))
     write(out, "overhead", result)
