@@ -1,3 +1,6 @@
+import multiprocessing
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -89,8 +92,28 @@ def test_loader_processes_give_the_same_batches_and_draw_no_global_random_number
 def test_fault_in_a_loader_process_names_the_file(dataset: Dataset, folder: Path) -> None:
     for path in (folder / "JPEGImages").iterdir():
         path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match="truncated or damaged"):
+    with pytest.raises(ValueError, match="truncated or damaged") as raised:
         batches(dataset, 0, 1, num_workers=1)
+    assert raised.tb is not None, "which keeps all frames alive"
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_python_exits_while_loader_processes_are_at_work(folder: Path, tmp_path: Path) -> None:
+    # They block SIGTERM, by which Python would end them before it waits for them.
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from pathlib import Path
+from toco.data import TrainLoader, ViewsConfig
+from toco.data.voc import Config, open_split
+
+if __name__ == "__main__":
+    dataset = open_split(Config(root=Path({str(folder)!r}), train_list="train"), "train")
+    kept = TrainLoader(dataset, ViewsConfig(crop_size_px=32), 2, seed=0, num_workers=1).batches(0, 1000)
+    print(next(kept).views.shape[0])
+""")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split()) == (0, ["3"]), done.stderr
 
 
 def test_without_processes_no_multiprocessing_is_used(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,16 +6,20 @@ neither the number of loader processes nor a resume changes a batch.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
+from typing import cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from toco.data._dataset import Dataset
 from toco.data._raw_batch import RawBatch, Sample
@@ -96,7 +100,14 @@ class TrainLoader:
         )
         with _signals_blocked():
             processes = iter(loader)
-        yield from processes
+        # They ignore the signal with which Python ends what is left of them, and would be waited for without end: an
+        # iterator that a traceback keeps also keeps them. So they are ended here, at the latest when Python exits.
+        end = atexit.register(cast(_MultiProcessingDataLoaderIter, processes)._shutdown_workers)
+        try:
+            yield from processes
+        finally:
+            atexit.unregister(end)
+            end()
 
     def _keys(self, start_step: int, num_steps: int) -> Iterator[list[_Key]]:
         epoch, order = -1, np.empty(0, dtype=np.int64)
@@ -116,6 +127,8 @@ def _signals_blocked() -> Iterator[None]:
     A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process group. The training process answers them with
     a checkpoint, for which it still needs its loader.
     """
+    # The fork server starts it, and it would end the block before the fork server has inherited it.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
