@@ -203,8 +203,9 @@ def test_a_run_of_another_machine_keeps_the_choices_that_were_made_there(averagi
     there = large.model_copy(update={"device": "cuda", "method": large.method.resolved(torch.device("cuda"), 448)})
     assert digest(here) != digest(there)
     shutil.copytree(source, tmp_path / "source")
-    content = {"format_version": 1, "digest": digest(there), "config": there.model_dump(mode="json")}
-    (tmp_path / "source/config.json").write_text(json.dumps(content))
+    head = json.loads((tmp_path / "source/config.json").read_text())
+    head |= {"digest": digest(there), "config": there.model_dump(mode="json")}
+    (tmp_path / "source/config.json").write_text(json.dumps(head))
     config = replace(large, OTHER_THRESHOLD)
     assert way_from(tmp_path / "source", config, same_code=True) == "rescore"
     reevaluate(tmp_path / "source", tmp_path / "target", config, "rescore")

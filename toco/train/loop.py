@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from toco.config import digest, replace
+from toco.config import digest
 from toco.data import Dataset, TrainLoader
 from toco.evaluate import evaluate
 from toco.methods import Method
@@ -118,7 +118,7 @@ def train(
                 folder.check_same_run(config, inputs)
                 restored = _continue(folder, config)
             else:
-                folder.create(config, recipe, known)
+                folder.create(config, recipe, train_set.class_names, known)
             shared = None if prefixes is None else Prefixes(prefixes, config, known)
         done = distributed.from_first(folder.result)
         if done is not None and done["status"] == "finished":
@@ -226,27 +226,6 @@ def _run(
         return metrics
 
     return Result(status, step, distributed.from_first(finish))
-
-
-def restore(run_dir: Path, changes: Mapping[str, Any]) -> tuple[Method, RunConfig, int]:
-    """The trained method of a run folder, from its newest checkpoint, with the run's config and the checkpoint's step.
-
-    Args:
-        run_dir: The run folder.
-        changes: Settings to change by their dotted paths, as for :func:`toco.config.replace`.
-
-    Raises:
-        ValueError: There is no run or no whole checkpoint, or a change does not fit.
-    """
-    folder = RunFolder(run_dir)
-    if not folder.exists():
-        raise ValueError(f"{run_dir} holds no run: expected a config.json in it.")
-    config = replace(folder.config(), dict(changes)).resolved()
-    saved = checkpoint.latest(folder.checkpoints)
-    if saved is None:
-        raise ValueError(f"{run_dir} holds no whole checkpoint to restore.")
-    _, val_set = open_data(config)
-    return method_of(saved, config, len(val_set.class_names)), config, saved.step
 
 
 def method_of(saved: checkpoint.Checkpoint, config: RunConfig, num_foreground_classes: int) -> Method:

@@ -63,7 +63,7 @@ def reevaluate(source: Path, target: Path, config: RunConfig, way: Way, *, recip
         folder = RunFolder(partial)
         evaluate_step, now = (_rescoring if way == "rescore" else _evaluating)(trained, folder, config)
         origin = {"of": trained.digest(), "run": source.name, "rescored": way == "rescore", "environment": now}
-        folder.create(config, recipe, {**trained.provenance(), "reevaluated": origin})
+        folder.create(config, recipe, trained.class_names(), {**trained.provenance(), "reevaluated": origin})
         folder.set_metrics([row for row in rows if row["kind"] != "val"])
         for row in evaluations:
             evaluate_step(row["step"], row["time_s"])

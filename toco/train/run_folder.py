@@ -61,7 +61,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self._metrics = path / METRICS
 
-    def create(self, config: RunConfig, recipe: str | None, provenance: Mapping[str, Any]) -> None:
+    def create(
+        self, config: RunConfig, recipe: str | None, class_names: Sequence[str], provenance: Mapping[str, Any]
+    ) -> None:
         """Start a new run.
 
         Raises:
@@ -74,7 +76,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._write("provenance.json", provenance)
         resolved = config.model_dump(mode="json")
-        self._write("config.json", {"digest": digest(config), "recipe": recipe, "config": resolved})
+        head = {"digest": digest(config), "recipe": recipe, "class_names": list(class_names)}
+        self._write("config.json", {**head, "config": resolved})
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -138,6 +141,24 @@ class RunFolder:
     def digest(self) -> str:
         """Digest of the config the run was started with."""
         return str(self._read("config.json")["digest"])
+
+    def recipe(self) -> str | None:
+        """Name of the recipe that the run came from."""
+        recipe: str | None = self._read("config.json")["recipe"]
+        return recipe
+
+    def class_names(self) -> tuple[str, ...]:
+        """Foreground classes of the run's data.
+
+        Raises:
+            ValueError: A version before 0.4 made the run, which did not record them.
+        """
+        names = self._read("config.json").get("class_names")
+        if names is None:
+            raise ValueError(
+                f"{self.path} was made by a version before 0.4 and does not name its classes; train again."
+            )
+        return tuple(names)
 
     def exists(self) -> bool:
         """Whether a run was started here."""

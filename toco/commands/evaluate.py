@@ -1,0 +1,36 @@
+"""Evaluate a run by the protocol of the validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from toco.commands import _options
+from toco.config import parse_assignments
+
+
+@click.command()
+@_options.run_dir
+@_options.changes
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the evaluation and its pictures.")
+def command(run_dir: Path, changes: tuple[str, ...], out: Path | None) -> None:
+    """Evaluate the newest checkpoint of RUN_DIR; --set changes the run's config, as in evaluate.size_px=224."""
+    from toco.evaluate import evaluate as run
+    from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve, save_panels
+    from toco.train.loop import open_data
+    from toco.train.trained import open_trained
+
+    trained = open_trained(run_dir, parse_assignments(changes))
+    value = trained.config
+    _, val_set = open_data(value)
+    evaluation = run(trained.method, val_set, value.evaluate, value.torch_device(), progress=True, step=trained.step)
+    click.echo(evaluation.table())
+    click.echo(evaluation.protocol)
+    if out is not None:
+        threshold = value.evaluate.background_threshold
+        save_panels(evaluation.pictures, evaluation.class_names, threshold, out / "pictures")
+        draw_similarity_curve({run_dir.name: evaluation.patch_similarity}).savefig(out / "patch_similarity.png")
+        draw_threshold_curve(evaluation.threshold_curve, threshold).savefig(out / "threshold_curve.png")
+        (out / "evaluation.json").write_text(evaluation.to_json())
+        click.echo(f"Written to {out}")

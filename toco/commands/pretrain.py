@@ -1,0 +1,25 @@
+"""Pretrain the nano ViT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from toco.commands import _options
+from toco.config import parse_assignments, replace
+
+
+@click.command()
+@click.argument("weights", type=click.Path(path_type=Path, dir_okay=False))
+@_options.changes
+@_options.progress
+def command(weights: Path, changes: tuple[str, ...], progress: bool) -> None:
+    """Pretrain the nano ViT on generated scenes; writes WEIGHTS (.safetensors) and a JSON file that says how."""
+    from toco.train.pretrain import PretrainConfig
+    from toco.train.pretrain import pretrain as run
+
+    command = " ".join(["python -m toco pretrain", weights.name, *(f"--set {change}" for change in changes)])
+    result = run(replace(PretrainConfig(), parse_assignments(changes)), weights, command=command, progress=progress)
+    similarity = ", ".join(f"{value:.2f}" for value in result.patch_similarity)
+    click.echo(f"{weights}: label accuracy {result.label_accuracy:.3f}; patch similarity by block {similarity}")

@@ -1,0 +1,41 @@
+"""Train a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from toco.commands import _options
+from toco.config import parse_assignments, replace
+from toco.registry import load
+
+
+@click.command()
+@click.argument("recipe")
+@_options.changes
+@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Folder that keeps the run.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, if there is one.")
+@_options.progress
+def command(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, progress: bool) -> None:
+    """Train RECIPE, evaluate it, and keep everything in a run folder.
+
+    Ctrl-C or SIGTERM makes a checkpoint and ends; --resume goes on from it. Under torchrun, all processes train the one
+    run together: torchrun --standalone --nproc-per-node 2 -m toco train RECIPE --run-dir DIR
+    """
+    from toco.train.averages import DivergedError
+    from toco.train.distributed import Place, RankError, joined
+    from toco.train.loop import train as run
+
+    value = replace(load("toco.recipes", recipe).recipe(), parse_assignments(changes))
+    try:
+        with joined(value, Place.of_torchrun()) as shard:
+            result = run(value, run_dir, recipe=recipe, resume=resume, progress=progress)
+    except (DivergedError, RankError) as error:
+        raise click.ClickException(str(error)) from error
+    if shard.rank:
+        return
+    click.echo(f"{result.status} after step {result.step}: {run_dir}")
+    for name in ("seg", "cam", "aux_cam"):
+        if (miou := result.metrics.get(f"val/{name}_miou")) is not None:
+            click.echo(f"  {name + ' mIoU':<13} {100 * miou:5.1f} %")

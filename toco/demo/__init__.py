@@ -1,0 +1,1 @@
+"""A page on loopback that shows what a trained method sees."""

@@ -1,0 +1,1 @@
+"""Trained methods in the formats of others."""

@@ -1,0 +1,1 @@
+"""Compatibility with the official ToCo code: its checkpoints and its command lines."""

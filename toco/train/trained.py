@@ -1,0 +1,58 @@
+"""A trained method with all that its use needs, from a run folder: no data set and no pretrained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toco.config import replace
+from toco.methods import Method
+from toco.train import checkpoint
+from toco.train.loop import method_of
+from toco.train.run_config import RunConfig
+from toco.train.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A method as a run left it.
+
+    Attributes:
+        method: On the device of ``config``, in evaluation mode.
+        config: Config of the run, with the changes that were asked for.
+        step: Optimizer updates before the checkpoint.
+        class_names: Foreground classes; ``class_names[j]`` has the label ``j + 1``.
+        recipe: Name of the recipe that the run came from, where it came from one.
+        digest: Digest of the config that the run was started with.
+    """
+
+    method: Method
+    config: RunConfig
+    step: int
+    class_names: tuple[str, ...]
+    recipe: str | None
+    digest: str
+
+
+def open_trained(run_dir: Path, changes: Mapping[str, Any] | None = None) -> Trained:
+    """The trained method of a run folder, from its newest checkpoint.
+
+    Args:
+        run_dir: The run folder.
+        changes: Settings to change by their dotted paths, as for :func:`toco.config.replace`.
+
+    Raises:
+        ValueError: There is no run or no whole checkpoint, or a change does not fit.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.exists():
+        raise ValueError(f"{run_dir} holds no run: expected a config.json in it.")
+    config = replace(folder.config(), dict(changes or {})).resolved()
+    saved = checkpoint.latest(folder.checkpoints)
+    if saved is None:
+        raise ValueError(f"{run_dir} holds no whole checkpoint to restore.")
+    class_names = folder.class_names()
+    method = method_of(saved, config, len(class_names)).eval()
+    return Trained(method, config, saved.step, class_names, folder.recipe(), folder.digest())
