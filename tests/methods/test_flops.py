@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -211,9 +212,13 @@ def test_no_device_synchronisation_between_log_steps(precision):
     )
     for _ in range(2):  # the first steps set up libraries and the optimizer
         ours(pinned, prepared.step, torch.Generator())
+    before = parameters_to_vector(ours.method.parameters())
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
             ours(pinned, prepared.step, torch.Generator())
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    after = parameters_to_vector(ours.method.parameters())
+    assert after.isfinite().all()
+    assert not torch.equal(after, before)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 
@@ -183,29 +182,10 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_the_end_of_the_run(config, tmp
 
 
 @pytest.mark.slow
-def test_torchrun_trains_one_run_and_a_signal_stops_all_ranks_at_one_step(config, tmp_path):
+def test_torchrun_trains_one_run_and_a_signal_stops_all_ranks_at_one_step(long_training, tmp_path):
     run_dir = tmp_path / "run"
-    settings = {
-        "data.root": config.data.root,
-        "data.train_list": "train",
-        "backbone.name": "vit_nano",
-        "backbone.weights": "null",
-        "views.crop_size_px": 32,
-        "method.local_crop_size_px": 16,
-        "num_steps": 5000,
-        "evaluate_every": 5000,
-        "log_every": 1,
-        "num_workers": 0,
-    }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "toco", "train", "voc_deit_b", "--run-dir", str(run_dir), "--no-progress"]
-    for path, value in settings.items():
-        command += ["--set", f"{path}={value}"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
-    )
-    while process.poll() is None and not (run_dir / "metrics.jsonl").exists():
-        time.sleep(0.2)
+    process = long_training(run_dir, *launcher)
     # As a scheduler does; torchrun passes it on.
     process.terminate()
     output, _ = process.communicate(timeout=120)

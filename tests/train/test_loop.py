@@ -2,9 +2,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -231,30 +229,10 @@ def test_a_block_that_the_backbone_lacks_is_refused(config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "num_workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
-def test_the_first_signal_makes_a_checkpoint_and_ends(config, tmp_path, number, num_workers):
+def test_the_first_signal_makes_a_checkpoint_and_ends(long_training, tmp_path, number, num_workers):
     """A terminal and a scheduler signal the whole process group, loader processes too."""
     run_dir = tmp_path / "run"
-    settings = {
-        "data.root": config.data.root,
-        "data.train_list": "train",
-        "backbone.name": "vit_nano",
-        "backbone.weights": "null",
-        "views.crop_size_px": 32,
-        "method.local_crop_size_px": 16,
-        "num_steps": 5000,
-        "evaluate_every": 5000,
-        "log_every": 1,
-        "num_workers": num_workers,
-    }
-    command = [sys.executable, "-m", "toco", "train", "voc_deit_b", "--run-dir", str(run_dir), "--no-progress"]
-    for path, value in settings.items():
-        command += ["--set", f"{path}={value}"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
-    )
-    metrics = run_dir / "metrics.jsonl"
-    while process.poll() is None and not metrics.exists():
-        time.sleep(0.2)
+    process = long_training(run_dir, sys.executable, num_workers=num_workers)
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output

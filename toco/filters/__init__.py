@@ -19,9 +19,9 @@ FilterName = Literal["exact", "lattice"]
 EXACT_MAX_PIXELS = 64 * 64
 """Largest image that ``resolve("auto", ...)`` filters exactly on a CPU.
 
-Measured on one thread of an AVX-512 CPU that others used as well, with 21 maps, building and filtering together, the
-fastest of several (exact | lattice; ``python -m benchmarks energy``): 32 x 32 1.9 | 2.3 ms, 56 x 56 15 | 4 ms,
-112 x 112 215 | 9 ms, 224 x 224 4.2 s | 28 ms.
+Measured on two threads of a quiet AVX-512 CPU, with 21 maps, building and filtering together, the fastest of several
+(exact | lattice; ``python -m benchmarks energy``): 32 x 32 1.8 | 2.1 ms, 56 x 56 13 | 3.8 ms, 112 x 112 196 | 7.9 ms;
+224 x 224 27 ms on the lattice.
 """
 
 

@@ -1,8 +1,12 @@
-"""What a filter asks of the maps that it is called on."""
+"""What filters share about the maps that they are called on: the check, the box, one image after the other."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -17,3 +21,33 @@ def check_maps(values: Float[Tensor, "b k h w"], num_images: int, height: int, w
             f"expected maps of {height} x {width} pixels for {num_images} images, as the filter was built for, "
             f"got {tuple(values.shape)}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageByImage:
+    """A filter of several images, one after the other.
+
+    Attributes:
+        images: For each image, what filters its maps ``k h w``; the dtype of its result does not matter.
+        inside: Pixels that count; ``None`` if all do, or if ``images`` see to it themselves.
+        size: Rows and columns.
+    """
+
+    images: tuple[Callable[[Tensor], Tensor], ...]
+    inside: Bool[Tensor, "b h w"] | None
+    size: tuple[int, int]
+
+    @torch.no_grad()
+    def __call__(self, values: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
+        """Filter all maps of an image at once.
+
+        Raises:
+            ValueError: The maps are of another number or size than the images.
+        """
+        check_maps(values, len(self.images), *self.size)
+        if self.inside is not None:
+            values = values.where(self.inside[:, None], 0)
+        result = torch.empty_like(values, memory_format=torch.contiguous_format)
+        for image, maps, target in zip(self.images, values, result, strict=True):
+            target.copy_(image(maps))
+        return result if self.inside is None else result.where(self.inside[:, None], 0)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from toco.boxes import clip, inside
 from toco.filters import BilateralFilter
 from toco.filters._features import bilateral_features
-from toco.filters._maps import check_maps
+from toco.filters._maps import ImageByImage
 
 # exp(-60) is 1e-26: nothing in a sum of float32. Below about -87 exp returns denormal numbers, 10 to 20 times slower.
 _MIN_EXPONENT = -60.0
@@ -48,41 +48,14 @@ def _full_precision(device_type: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class ExactFilter:
-    """All pairs of pixels inside the box of each image, in torch.
-
-    Attributes:
-        images: One for every image.
-        inside: Pixels that count; ``None`` where the images are cropped to them already, as on a CPU.
-        shape: Number of images, rows and columns.
-    """
-
-    images: tuple[_Image, ...]
-    inside: Bool[Tensor, "b h w"] | None
-    shape: tuple[int, int, int]
-
-    @torch.no_grad()
-    def __call__(self, values: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
-        """Filter the maps; relative error below 1e-4 of a float64 sum also in float32."""
-        check_maps(values, *self.shape)
-        if self.inside is not None:
-            values = values.where(self.inside[:, None], 0)
-        result = torch.zeros_like(values, memory_format=torch.contiguous_format)
-        with _full_precision(values.device.type):
-            for image, maps, target in zip(self.images, values, result, strict=True):
-                target[:, image.rows, image.columns] = image.filtered(maps[:, image.rows, image.columns])
-        return result if self.inside is None else result.where(self.inside[:, None], 0)
-
-
-@dataclass(frozen=True, slots=True)
 class _Image:
-    """All pairs of pixels of one image.
+    """All pairs of pixels inside the box of one image; relative error below 1e-4 of a float64 sum also in float32.
 
     Attributes:
         left: First factor of the matrix of exponents, to base 2, in float64: entry i, j of ``left @ right`` is
             -|f_i - f_j|^2 / 2 * log2(e).
         right: Second factor.
-        rows: Which rows of the image the pixels are.
+        rows: Which rows of the image the pixels are; the result is 0 elsewhere.
         columns: Which columns.
         dtype: In which the weights and the sums are.
         tile_rows: Side of the square tile of weights that is in memory at a time.
@@ -95,8 +68,14 @@ class _Image:
     dtype: torch.dtype
     tile_rows: int
 
-    def filtered(self, values: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
-        flat = values.to(self.dtype).flatten(1)
+    def __call__(self, values: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
+        cropped = values[:, self.rows, self.columns].to(self.dtype)
+        result = values.new_zeros(values.shape, dtype=self.dtype)
+        with _full_precision(values.device.type):
+            result[:, self.rows, self.columns] = self._sums(cropped.flatten(1)).view_as(cropped)
+        return result
+
+    def _sums(self, flat: Float[Tensor, "k pixels"]) -> Float[Tensor, "k pixels"]:
         result = torch.zeros_like(flat)
         num_pixels = flat.shape[1]
         tile_size = min(self.tile_rows, num_pixels) ** 2
@@ -110,7 +89,7 @@ class _Image:
                 result[:, columns].addmm_(flat[:, rows], weights)
                 if second > first:  # the kernel is symmetric: the tile serves its mirror image too
                     result[:, rows].addmm_(flat[:, columns], weights.T)
-        return result.view_as(values)
+        return result
 
     def _weights(
         self, rows: slice, columns: slice, exponents: Float[Tensor, " size"], tile: Float[Tensor, " size"]
@@ -156,13 +135,14 @@ def build(
     tile_rows = tile_rows or (_CPU_TILE_ROWS if on_cpu else _ACCELERATOR_TILE_ROWS)
     num_images, _, height, width = images.shape
     crops = boxes.tolist() if boxes is not None and on_cpu else [(0, height, 0, width)] * num_images
-    return ExactFilter(
+    return ImageByImage(
         images=tuple(
             _prepare(image, slice(y0, y1), slice(x0, x1), sigma_rgb, sigma_xy, tile_rows)
             for image, (y0, y1, x0, x1) in zip(images, crops, strict=True)
         ),
+        # On a CPU the images are cropped to their boxes already.
         inside=None if boxes is None or on_cpu else inside(boxes, height, width),
-        shape=(num_images, height, width),
+        size=(height, width),
     )
 
 

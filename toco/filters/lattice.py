@@ -21,42 +21,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from toco.boxes import inside
 from toco.filters._features import bilateral_features
-from toco.filters._maps import check_maps
+from toco.filters._maps import ImageByImage
 
 _DIMENSIONS = 5
 _CORNERS = _DIMENSIONS + 1
 _SLICE_GAIN = 1 / (1 + 2**-_DIMENSIONS)
-
-
-@dataclass(frozen=True, slots=True)
-class LatticeFilter:
-    """The lattice of each image.
-
-    Attributes:
-        images: One for every image.
-        inside: Pixels that count, if not all do. The others are in the lattice all the same, as in the compiled filter.
-        shape: Number of images, rows and columns.
-    """
-
-    images: tuple[_Lattice, ...]
-    inside: Bool[Tensor, "b h w"] | None
-    shape: tuple[int, int, int]
-
-    @torch.no_grad()
-    def __call__(self, values: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
-        """Filter all maps of an image at once."""
-        check_maps(values, *self.shape)
-        if self.inside is not None:
-            values = values.where(self.inside[:, None], 0)
-        result = torch.empty_like(values, memory_format=torch.contiguous_format)
-        for image, maps, target in zip(self.images, values.flatten(2), result.flatten(2), strict=True):
-            target.copy_(image.filtered(maps))
-        return result if self.inside is None else result.where(self.inside[:, None], 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +54,14 @@ class _Lattice:
     splat_offsets: Int[Tensor, " vertices"]
     neighbours: Int[Tensor, "6 vertices 3"]
 
-    def filtered(self, values: Float[Tensor, "k pixels"]) -> Float[Tensor, "k pixels"]:
-        by_pixel = values.float().T.contiguous()
+    def __call__(self, values: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
+        by_pixel = values.float().flatten(1).T.contiguous()
         by_vertex = _weighted_sum(self.splat_pixels, by_pixel, self.splat_weights, self.splat_offsets)
         blur = by_vertex.new_tensor([1.0, 0.5, 0.5]).repeat(len(by_vertex), 1)
         for neighbours in self.neighbours:
             # One more row of zeros: the value of every neighbour that does not exist.
             by_vertex = _weighted_sum(neighbours, F.pad(by_vertex, (0, 0, 0, 1)), blur)
-        return _weighted_sum(self.corners, by_vertex, self.weights * _SLICE_GAIN).T
+        return _weighted_sum(self.corners, by_vertex, self.weights * _SLICE_GAIN).T.reshape(values.shape)
 
 
 def _weighted_sum(
@@ -107,17 +81,19 @@ def _weighted_sum(
 @torch.no_grad()
 def build(
     images: Float[Tensor, "b 3 h w"], sigma_rgb: float, sigma_xy: float, boxes: Int[Tensor, "b 4"] | None = None
-) -> LatticeFilter:
+) -> ImageByImage:
     """Build the lattice of each image; it serves any number of maps.
+
+    Pixels outside of their box are in the lattice all the same, as in the compiled filter.
 
     Raises:
         ValueError: The standard deviations are so small that the lattice has more cells than 63 bits can count.
     """
-    num_images, _, height, width = images.shape
-    return LatticeFilter(
+    height, width = images.shape[2:]
+    return ImageByImage(
         images=tuple(_lattice(bilateral_features(image.float(), sigma_rgb, sigma_xy)) for image in images),
         inside=None if boxes is None else inside(boxes, height, width),
-        shape=(num_images, height, width),
+        size=(height, width),
     )
 
 

@@ -8,23 +8,20 @@ background, so that crops from there can be contrasted with the whole image (cla
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from toco.backbones import Backbone
 from toco.cam.activation import activation_maps, multi_scale_cams
 from toco.cam.affinity import affinity
 from toco.cam.labels import cam_to_pseudo_label, class_ids, scale_box
-from toco.cam.par import DILATIONS, refine_pseudo_label
+from toco.cam.par import refine_pseudo_label
 from toco.cam.regions import crop, draw_keys, positive_crops, regions, sample_crop_corners
-from toco.config import Config as BaseConfig
 from toco.data import denormalise_255
-from toco.filters import resolve
 from toco.heads.classifier import Classifier
 from toco.heads.large_fov import LargeFov
 from toco.heads.projection import ProjectionHead, ema_update_
@@ -33,148 +30,12 @@ from toco.losses.ctc import class_token_contrast_loss
 from toco.losses.dense_energy import dense_energy_loss
 from toco.losses.ptc import patch_token_contrast_loss
 from toco.losses.segmentation import segmentation_loss
-from toco.methods._method import Method, MethodConfig
+from toco.methods._method import Method
+from toco.methods._toco_config import Config, DenseEnergyConfig, ParConfig, ProjectionConfig, Term
 from toco.types import Batch, Cams, Features, Prediction, StepOutput, present_classes
 
 _MAX_GRAPHS = 64
 """Of a compiled step: far more than there are phases of a training."""
-
-
-class Term(BaseConfig):
-    """One loss term: its weight, and the first step (0-based) at which it counts."""
-
-    weight: float = Field(ge=0)
-    start_step: int = Field(default=0, ge=0)
-
-    def at(self, step: int) -> float:
-        """Weight at ``step``."""
-        return self.weight if step >= self.start_step else 0.0
-
-
-class ProjectionConfig(BaseConfig):
-    """The projection head of CTC (official: 768-2048-2048-256-1024)."""
-
-    num_layers: int = Field(default=3, ge=1)
-    hidden_width: int = Field(default=2048, gt=0)
-    bottleneck_width: int = Field(default=256, gt=0)
-    output_width: int = Field(default=1024, gt=0)
-
-
-class ParConfig(BaseConfig):
-    """Pixel-adaptive refinement of the pseudo labels; see :func:`toco.cam.par.refine_pseudo_label`."""
-
-    iterations: int = Field(default=10, ge=0)
-    dilations: tuple[int, ...] = DILATIONS
-    colour_weight: float = Field(default=0.3, gt=0)
-    position_weight: float = Field(default=0.01, ge=0)
-    scale: float = Field(default=0.5, gt=0, le=1)
-
-
-class DenseEnergyConfig(BaseConfig):
-    """The regularised loss; see :func:`toco.losses.dense_energy.dense_energy_loss`."""
-
-    filter_name: Literal["auto", "exact", "lattice"] = "auto"
-    weight: float = Field(default=1e-7, gt=0)
-    sigma_rgb: float = Field(default=15.0, gt=0)
-    sigma_xy: float = Field(default=100.0, gt=0)
-    scale: float = Field(default=0.5, gt=0, le=1)
-    energy_scale: float = Field(default=1.0, gt=0)
-
-
-class Config(MethodConfig):
-    """Settings of ToCo; the defaults are the paper's for VOC.
-
-    Attributes:
-        aux_block: 0-based block of the auxiliary classifier; 9 is what the paper prints as #10.
-        low_threshold: CAM values up to this are certain background.
-        high_threshold: CAM values from this on are certain foreground.
-        cam_scales: Input scales of the CAM in training; scale 1 is always among them.
-        cam_flip: Also take the CAM of the mirrored image.
-        token_box: How the image area of a padded crop reaches the token grid for PTC. ``scaled`` divides the pixel box
-            by the patch size. ``official`` slices the token grid with the pixel box, which ignores every pair as soon
-            as the border is as wide as the grid and so silences PTC on padded images (a quirk of the official code).
-        loss_group_size: Losses are computed over groups of this many images and averaged, as on the official GPUs with
-            two images each, so that sums over a batch do not depend on the number of GPUs. ``null`` takes
-            the whole batch as one group.
-        temperature: Tau of CTC.
-        ema_decay: Weight of the OLD value in the teacher's moving average (the paper says momentum).
-        min_crop_region: A local crop is positive if the mean of its region values (0, 1, 2) exceeds this.
-        aux_pseudo_labels_until_step: Before this step the decoder learns from the auxiliary CAM (official for COCO).
-        aux_weight: Weight of the auxiliary classification loss. 0 leaves it out, and with it an auxiliary CAM that says
-            anything, so nothing else may use that CAM then.
-        ptc, ctc, segmentation, energy: Weight and first step of each term. The classification loss has weight 1.
-    """
-
-    name: Literal["toco"] = "toco"
-    aux_block: int = Field(default=9, ge=0)
-    low_threshold: float = Field(default=0.25, ge=0, le=1)
-    high_threshold: float = Field(default=0.7, ge=0, le=1)
-    cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5)
-    cam_flip: bool = True
-    token_box: Literal["scaled", "official"] = "scaled"  # noqa: S105 - not a password
-    loss_group_size: int | None = Field(default=2, gt=0)
-    temperature: float = Field(default=0.5, gt=0)
-    ema_decay: float = Field(default=0.9, ge=0, le=1)
-    num_local_crops: int = Field(default=8, gt=0)
-    local_crop_size_px: int = Field(default=96, gt=0)
-    min_crop_region: float = Field(default=0.2, ge=0, le=2)
-    aux_pseudo_labels_until_step: int = Field(default=0, ge=0)
-    projection: ProjectionConfig = ProjectionConfig()
-    decoder_width: int = Field(default=512, gt=0)
-    decoder_dilation: int = Field(default=5, gt=0)
-    par: ParConfig = ParConfig()
-    aux_weight: float = Field(default=1.0, ge=0)
-    ptc: Term = Term(weight=0.2)
-    ctc: Term = Term(weight=0.5)
-    segmentation: Term = Term(weight=0.1, start_step=2001)
-    energy: Term = Term(weight=0.05, start_step=2001)
-    dense_energy: DenseEnergyConfig = DenseEnergyConfig()
-
-    @model_validator(mode="after")
-    def _thresholds_in_order(self) -> Config:
-        if self.low_threshold > self.high_threshold:
-            raise ValueError(
-                f"low_threshold is {self.low_threshold}, above high_threshold {self.high_threshold}: "
-                "nothing would be uncertain and labels would overwrite each other"
-            )
-        if any(scale <= 0 for scale in self.cam_scales):
-            raise ValueError(f"cam_scales must be positive, got {self.cam_scales}")
-        return self
-
-    @model_validator(mode="after")
-    def _aux_cam_is_trained(self) -> Config:
-        uses = {
-            "ptc.weight": self.ptc.weight,
-            "ctc.weight": self.ctc.weight,
-            "aux_pseudo_labels_until_step": self.aux_pseudo_labels_until_step,
-        }
-        if self.aux_weight == 0 and (used := {name: value for name, value in uses.items() if value}):
-            raise ValueError(
-                "aux_weight is 0, so the auxiliary CAM is that of an untrained classifier, but "
-                f"{' and '.join(f'{name} is {value}' for name, value in used.items())}, which would learn from it; "
-                "set these to 0, too"
-            )
-        return self
-
-    def resolved(self, device: torch.device, crop_size_px: int) -> Config:
-        """The bilateral filter chosen for ``device``."""
-        size = int(crop_size_px * self.dense_energy.scale)
-        chosen = resolve(self.dense_energy.filter_name, device, size * size)
-        return self.model_copy(update={"dense_energy": self.dense_energy.model_copy(update={"filter_name": chosen})})
-
-    def late_step(self) -> int | None:
-        """Where the decoder's terms join. One without weight never joins, but a study may give it one."""
-        starts = [t.start_step for t in (self.segmentation, self.energy) if t.weight > 0 or t.start_step > 0]
-        return min(starts, default=0) or None
-
-    def inert_until(self, step: int) -> frozenset[str]:
-        """Everything about the decoder's terms, as long as none of them counts.
-
-        Until then the decoder gets zero gradients whatever the settings are: it decays, and its moments stay zero.
-        """
-        if any(term.weight > 0 and term.start_step < step for term in (self.segmentation, self.energy)):
-            return frozenset()
-        return frozenset({"segmentation", "energy", "dense_energy", "aux_pseudo_labels_until_step"})
 
 
 def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> ToCo:
@@ -525,3 +386,6 @@ class ToCo(Method):
 
 def _size(maps: Tensor) -> tuple[int, int]:
     return maps.shape[-2], maps.shape[-1]
+
+
+__all__ = ["Config", "DenseEnergyConfig", "ParConfig", "ProjectionConfig", "Term", "ToCo", "build"]

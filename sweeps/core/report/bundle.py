@@ -18,10 +18,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from sweeps.core.analysis import Analysis
-from sweeps.core.report import figures, rebuild_table
+from sweeps.core.report import curves, figures, rebuild_table
 from sweeps.core.report.latex import latex
 from sweeps.core.report.markdown import markdown
-from sweeps.core.report.table import Table, study_table
+from sweeps.core.report.study_table import study_table
+from sweeps.core.report.table import Table
 from sweeps.core.report.table_csv import HEADINGS, changes_text, table_csv
 from sweeps.core.study_record import StudyRecord
 from sweeps.core.verdict import Verdict
@@ -178,14 +179,14 @@ def _without_folders(node: Any) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def _figures(study: StudyRecord, analysis: Analysis, table: Table) -> dict[str, str]:
-    lines = figures.read_lines(study)
+    lines = curves.read_lines(study)
     drawn = {
         "differences": figures.differences(study, analysis, table),
         "means": figures.means(study, analysis, table),
         "interactions": figures.interactions(analysis, table),
-        "thresholds": figures.thresholds(lines),
-        "similarity": figures.similarity(lines, published=any(block.paper for block in study.blocks)),
-        "training": figures.training(study, table, lines),
+        "thresholds": curves.thresholds(lines),
+        "similarity": curves.similarity(lines, published=any(block.paper for block in study.blocks)),
+        "training": curves.training(study, table, lines),
     }
     return {f"figures/{name}.svg": _alone(svg) for name, svg in drawn.items() if svg is not None}
 

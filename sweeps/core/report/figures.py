@@ -1,162 +1,39 @@
-"""The report's figures as SVG that takes its colours and its font from the page, so that it follows light and dark.
+"""The report's figures of what the analysis found: differences, means, interactions.
 
-Every plot has the noise band: between the base and the base once more with other seeds (A/A) nothing differs, so a
+Each has the noise band: between the base and the base once more with other seeds (A/A) nothing differs, so a
 difference inside the band is one that the seeds make by themselves.
 """
 
 from __future__ import annotations
 
-import html
-import io
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from sweeps.core.analysis import Analysis, Crossing
-from sweeps.core.paper import FIGURE_2
+from sweeps.core.report.drawing import (
+    INK,
+    MARKERS,
+    MAX_BLOCKS,
+    MAX_LINES,
+    MUTED,
+    PAPER,
+    SERIES,
+    STYLE,
+    grid,
+    label_rows,
+    svg,
+)
 from sweeps.core.report.table import Column, Table
-from sweeps.core.statistics import noise_floor
 from sweeps.core.study_record import RowRecord, StudyRecord
-from toco.tracking import RunRecord
 
-MAX_LINES = 8
-"""Lines in a panel: as many as there are colours that can be told apart."""
-MAX_BLOCKS = 6
 MAX_ROWS = 40
 """Rows of the figure of differences."""
-MANY_PANELS = 4
-"""Panels beside each other from which on they are drawn narrower."""
 MAX_CROSSINGS = 9
 """Panels of the figure of interactions."""
-
-# Matplotlib knows no CSS: these stand in for the page's variables until the SVG is written.
-INK, MUTED, _RULE, PAPER = "#010101", "#020202", "#030303", "#050505"
-SERIES = tuple(f"#0400{number:02x}" for number in range(MAX_LINES))
-_VARIABLES = {INK: "--ink", MUTED: "--muted", _RULE: "--rule", PAPER: "--paper"} | {
-    colour: f"--series-{number}" for number, colour in enumerate(SERIES)
-}
-_MARKERS = "osD^vP*X"
-
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.edgecolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _RULE,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    # Where no corner is free, a legend lies over lines, and has to be read there.
-    "legend.facecolor": PAPER,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.8,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-}
-
-Curve = dict[float, list[float]]
-"""Values of all seeds, by position."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A row with the run folders of its finished trials."""
-
-    row: RowRecord
-    runs: tuple[RunRecord, ...]
-
-    def curve(self, points: Points) -> Curve:
-        """What ``points`` finds in the runs."""
-        curve: Curve = {}
-        for run in self.runs:
-            for x, y in points(run):
-                if y is not None:
-                    curve.setdefault(x, []).append(y)
-        return dict(sorted(curve.items()))
-
-
-@dataclass(frozen=True, slots=True)
-class BlockLines:
-    """What the panels of a block draw.
-
-    Attributes:
-        title: Heading of the block.
-        lines: Its rows, the base first where it has one; at most ``MAX_LINES``.
-        left_out: How many rows are not among them.
-    """
-
-    title: str
-    lines: tuple[Line, ...]
-    left_out: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lines:
-    """The run folders that the curves are drawn from, read once.
-
-    Attributes:
-        blocks: At most ``MAX_BLOCKS``.
-        twins: The base and the base once more, whose difference is the noise band; ``None`` without an A/A row.
-    """
-
-    blocks: tuple[BlockLines, ...]
-    twins: tuple[Line, Line] | None
-
-
-Points = Callable[[RunRecord], Iterable[tuple[float, float | None]]]
-"""Finds the points of a curve in a run."""
-
-
-def read_lines(study: StudyRecord) -> Lines:
-    """Run folders of the rows that curves show: of a block with many rows the base and the best by the first metric."""
-    known: dict[str, RunRecord | None] = {}
-
-    def line(row: RowRecord) -> Line:
-        counted = [trial for trial in row.cell.trials if trial.counts]
-        for trial in counted:
-            if trial.key not in known:
-                known[trial.key] = trial.run()
-        return Line(row, tuple(run for trial in counted if (run := known[trial.key]) is not None))
-
-    blocks = []
-    for index, block in enumerate(study.blocks[:MAX_BLOCKS]):
-        rows = [row for row in study.rows if row.block == index and row.role != "a/a"]
-        shown = _shown(study, rows)
-        blocks.append(BlockLines(block.title, tuple(map(line, shown)), len(rows) - len(shown)))
-    again = next((row for row in study.rows if row.role == "a/a" and row.versus is not None), None)
-    twins = None
-    if again is not None and again.versus is not None:
-        twins = (line(study.rows[again.versus]), line(again))
-    return Lines(tuple(blocks), twins)
-
-
-def _shown(study: StudyRecord, rows: Sequence[RowRecord]) -> list[RowRecord]:
-    metric = study.metrics[0]
-
-    def rank(row: RowRecord) -> tuple[bool, float]:
-        values = list(row.cell.by_replicate(metric.key).values())
-        mean = float(np.mean(values)) if values else -np.inf
-        return row.role != "base", -mean if metric.higher_is_better or not values else mean
-
-    return sorted(sorted(rows, key=rank)[:MAX_LINES], key=lambda row: row.number)
 
 
 def differences(study: StudyRecord, analysis: Analysis, table: Table) -> str | None:
@@ -289,11 +166,11 @@ def means(study: StudyRecord, analysis: Analysis, table: Table) -> str | None:
         return None
     wide = 1 + any(published for _, _, published in blocks)
     with rc_context(STYLE):
-        figure, panels = _grid(len(blocks), wide)
+        figure, panels = grid(len(blocks), wide)
         for (title, rows, published), axes in zip(blocks, panels, strict=True):
             for number, column in enumerate(columns):
                 _draw_means(axes[0], analysis, column, rows, number, len(columns))
-            _label_rows(axes[0], [row.label for row in rows])
+            label_rows(axes[0], [row.label for row in rows])
             axes[0].set(title=f"{title}\n{study.recipe} on {study.data}", ylabel="mIoU (%)")
             if wide == 2 and not published:
                 axes[1].remove()
@@ -301,8 +178,8 @@ def means(study: StudyRecord, analysis: Analysis, table: Table) -> str | None:
                 for number, column in enumerate(columns):
                     values = [100 * row.paper.metrics.get(column.key, np.nan) if row.paper else np.nan for row in rows]
                     if np.isfinite(values).any():
-                        axes[1].plot(values, marker=_MARKERS[number], color=SERIES[number], label=column.title)
-                _label_rows(axes[1], [row.paper.label if row.paper else "" for row in rows])
+                        axes[1].plot(values, marker=MARKERS[number], color=SERIES[number], label=column.title)
+                label_rows(axes[1], [row.paper.label if row.paper else "" for row in rows])
                 axes[1].set(title="Paper, its own scale (one seed: no band)", ylabel="mIoU (%)")
         # One for all panels, and under them: lines over all of a panel's width leave no free corner.
         figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=len(columns))
@@ -327,7 +204,7 @@ def _draw_means(
     axes.plot(
         positions,
         [100 * summary.mean if summary else np.nan for summary in summaries],
-        marker=_MARKERS[number],
+        marker=MARKERS[number],
         color=colour,
         label=column.title,
     )
@@ -352,7 +229,7 @@ def interactions(analysis: Analysis, table: Table) -> str | None:
         return None
     columns = 3 if len(found) > 2 else len(found)
     with rc_context(STYLE):
-        figure, panels = _grid(-(-len(found) // columns), columns)
+        figure, panels = grid(-(-len(found) // columns), columns)
         flat = [axes for row in panels for axes in row]
         for spare in flat[len(found) :]:
             spare.remove()
@@ -374,180 +251,9 @@ def _draw_interaction(axes: Axes, crossing: Crossing, factor: str, other: str, f
     levels, lines = (list(dict.fromkeys(pair[number] for pair in means)) for number in (0, 1))
     for number, line in enumerate(lines[:MAX_LINES]):
         values = [means.get((level, line), np.nan) for level in levels]
-        axes.plot(values, marker=_MARKERS[number], color=SERIES[number], label=line)
+        axes.plot(values, marker=MARKERS[number], color=SERIES[number], label=line)
         if floor is not None and number == 0:
             # Around the first line: another one inside the band is not told apart from it there.
             low, high = (np.array(values) + sign * 100 * floor for sign in (-1, 1))
             axes.fill_between(range(len(levels)), low, high, color=MUTED, alpha=0.16, lw=0, label="noise band (A/A)")
-    _label_rows(axes, levels)
-
-
-def thresholds(lines: Lines) -> str | None:
-    """CAM mIoU over the background threshold, last block and auxiliary block."""
-
-    def points(name: str) -> Points:
-        def find(run: RunRecord) -> Iterable[tuple[float, float | None]]:
-            curve = (run.last_evaluation or {}).get("threshold_curve") or {}
-            return zip(curve.get("thresholds", ()), curve.get(name, ()), strict=True)
-
-        return find
-
-    columns = [_Panel("CAM mIoU (%)", points("cam_miou"), 100), _Panel("aux CAM mIoU (%)", points("aux_cam_miou"), 100)]
-    return _curves(lines, columns, "background threshold", "thresholds", "CAM mIoU over the background threshold")
-
-
-def similarity(lines: Lines, published: bool) -> str | None:
-    """Patch similarity after every block, the mean over seeds of the last evaluation; ``published`` adds figure 2."""
-
-    def points(run: RunRecord) -> Iterable[tuple[float, float | None]]:
-        return enumerate((run.last_evaluation or {}).get("patch_similarity") or (), start=1)
-
-    columns = [_Panel("cosine similarity", points, 1, ticks=True)]
-    beside = {f"paper, {name}": values for name, values in FIGURE_2.items()} if published else {}
-    return _curves(lines, columns, "after block", "similarity", "Patch similarity after every block", beside)
-
-
-def training(study: StudyRecord, table: Table, lines: Lines) -> str | None:
-    """Every metric at every evaluation and the total loss; means over seeds, and the seeds themselves faintly."""
-
-    def points(key: str) -> Points:
-        return lambda run: ((row.step, row.values.get(key)) for row in run.rows)
-
-    columns = [
-        _Panel(
-            f"{column.title} (%)" if column.percent else column.title, points(column.key), 100 if column.percent else 1
-        )
-        for column in table.columns
-    ]
-    columns.append(_Panel("total training loss", points("train/loss_total"), 1))
-    return _curves(lines, columns, "step", "training", f"Metrics and loss over the steps of {study.name}", seeds=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Panel:
-    """One column of panels: what is drawn, and times what. ``ticks``: positions are whole numbers."""
-
-    title: str
-    points: Points
-    scale: float
-    ticks: bool = False
-
-
-def _curves(
-    lines: Lines,
-    columns: Sequence[_Panel],
-    xlabel: str,
-    name: str,
-    description: str,
-    beside: Mapping[str, Sequence[float]] | None = None,
-    seeds: bool = False,
-) -> str | None:
-    columns = [panel for panel in columns if any(line.curve(panel.points) for b in lines.blocks for line in b.lines)]
-    blocks = [b for b in lines.blocks if any(line.curve(panel.points) for panel in columns for line in b.lines)]
-    if not blocks or not columns:
-        return None
-    with rc_context(STYLE):
-        num_panels = len(columns) + bool(beside)
-        # The page scales a wide figure down, and its letters with it.
-        figure, panels = _grid(len(blocks), num_panels, 4.6 if num_panels < MANY_PANELS else 3.4)
-        for block, row_of_panels in zip(blocks, panels, strict=True):
-            for axes, panel in zip(row_of_panels, columns, strict=False):
-                _draw_band(axes, block, lines, panel)
-                for number, line in enumerate(block.lines):
-                    _draw_line(axes, line, number, panel, seeds)
-                # Said once in a row of panels, over the first, since it may be wider than a panel.
-                heading = f"{block.title}\n" if panel is columns[0] else "\n"
-                axes.set(title=f"{heading if len(blocks) > 1 else ''}{panel.title}", xlabel=xlabel)
-                if panel.ticks:
-                    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            # One legend a block: its colours are the same in all its panels.
-            row_of_panels[0].legend(*_of_all(row_of_panels[: len(columns)]))
-        if beside:
-            _draw_beside(panels[0][-1], beside, xlabel)
-            for row_of_panels in panels[1:]:
-                row_of_panels[-1].remove()
-        return svg(figure, name, description)
-
-
-def _of_all(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
-    """What a legend of several panels says: a line may have a curve in one of them only."""
-    found = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    return list(found.values()), list(found)
-
-
-def _draw_beside(axes: Axes, published: Mapping[str, Sequence[float]], xlabel: str) -> None:
-    for number, (label, values) in enumerate(published.items()):
-        places = range(1, len(values) + 1)
-        axes.plot(places, values, marker=_MARKERS[number], color=SERIES[-1 - number], label=label)
-    axes.set(title="Paper, figure 2: ViT-B, VOC train", xlabel=xlabel)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
-
-
-def _draw_line(axes: Axes, line: Line, number: int, panel: _Panel, seeds: bool) -> None:
-    curve = line.curve(panel.points)
-    if not curve:
-        return
-    colour = SERIES[number]
-    if seeds:
-        for run in line.runs:
-            single = Line(line.row, (run,)).curve(panel.points)
-            axes.plot(list(single), [panel.scale * y[0] for y in single.values()], color=colour, lw=0.7, alpha=0.35)
-    axes.plot(
-        list(curve),
-        [panel.scale * float(np.mean(values)) for values in curve.values()],
-        marker=_MARKERS[number] if len(curve) <= 24 else None,
-        ms=4,
-        color=colour,
-        label=line.row.label,
-    )
-
-
-def _draw_band(axes: Axes, block: BlockLines, lines: Lines, panel: _Panel) -> None:
-    """Around the block's base: as far as base and A/A may be apart at each position."""
-    base = next((line for line in block.lines if line.row.role == "base"), None)
-    if base is None or lines.twins is None:
-        return
-    first, again = (twin.curve(panel.points) for twin in lines.twins)
-    band = [
-        (x, panel.scale * float(np.mean(values)), panel.scale * floor)
-        for x, values in base.curve(panel.points).items()
-        if x in first and x in again and (floor := noise_floor(first[x], again[x])) is not None
-    ]
-    if band:
-        x, centre, floor = np.array(band).T
-        axes.fill_between(x, centre - floor, centre + floor, color=MUTED, alpha=0.16, lw=0, label="noise band (A/A)")
-
-
-def _grid(rows: int, columns: int, width: float = 4.6) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(figsize=(width * columns, 3.1 * rows), layout="constrained")
-    panels: list[list[Axes]] = figure.subplots(rows, columns, squeeze=False).tolist()
-    return figure, panels
-
-
-def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
-    if max(map(len, labels)) > 12 or len(labels) > 8:
-        axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right", rotation_mode="anchor")
-    else:
-        axes.set_xticks(range(len(labels)), labels)
-    axes.grid(visible=False, axis="x")
-
-
-def svg(figure: Figure, name: str, description: str) -> str:
-    """``figure`` as an SVG element for a page; ``name`` keeps its ids apart from those of other figures."""
-    buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
-    text = re.sub(r"(font: (?:\w+ )?[\d.]+px) [^;\"]*", r"\1 var(--sans)", text)
-    width = re.search(r'width="([\d.]+)pt"', text)
-    size = f"max-width: {float(width[1]) * 1.35:.0f}px" if width else ""
-    return re.sub(
-        r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt"|width="[\d.]+pt"',
-        "",
-        text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" style="{size}" ', 1),
-    )
+    label_rows(axes, levels)

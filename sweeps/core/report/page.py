@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from sweeps.core.analysis import Analysis
 from sweeps.core.forecast import duration, scorecard, size
-from sweeps.core.report import figures
+from sweeps.core.report import curves, figures
 from sweeps.core.report.gallery import gallery
 from sweeps.core.report.table import (
     DIFFERENCE_HEADINGS,
@@ -69,7 +69,7 @@ def page(study: StudyRecord, analysis: Analysis, table: Table, written: str) -> 
     is_small = len(study.trials) <= INLINE_TRIALS
     details = _details(study, table, logs=is_small)
     script = environment.get_template("script.html.j2").render()
-    lines = figures.read_lines(study)
+    lines = curves.read_lines(study)
     counts = Counter(trial.state for trial in study.trials)
     blocks = [_block(environment, analysis, table, block) for block in table.blocks]
     html = environment.get_template(
@@ -97,9 +97,9 @@ def page(study: StudyRecord, analysis: Analysis, table: Table, written: str) -> 
             "differences": _safe(figures.differences(study, analysis, table)),
             "means": _safe(figures.means(study, analysis, table)),
             "interactions": _safe(figures.interactions(analysis, table)),
-            "thresholds": _safe(figures.thresholds(lines)),
-            "similarity": _safe(figures.similarity(lines, published=any(block.paper for block in study.blocks))),
-            "training": _safe(figures.training(study, table, lines)),
+            "thresholds": _safe(curves.thresholds(lines)),
+            "similarity": _safe(curves.similarity(lines, published=any(block.paper for block in study.blocks))),
+            "training": _safe(curves.training(study, table, lines)),
         },
         left_out=[(block.title, block.left_out) for block in lines.blocks if block.left_out],
         gallery=gallery(study),

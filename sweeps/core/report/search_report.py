@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from tabulate import tabulate
 
 from sweeps.core.ledger import partial_file
-from sweeps.core.report.figures import MUTED, SERIES, STYLE, svg
+from sweeps.core.report.drawing import MUTED, SERIES, STYLE, svg
 from sweeps.core.report.markdown import escaped
 from sweeps.core.search import Objective
 from sweeps.core.search_record import ENDED, FEWEST_FOR_IMPORTANCE, SearchRecord, SearchTrial, read_search_record

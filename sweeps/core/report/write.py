@@ -13,7 +13,7 @@ from sweeps.core.report.bundle import bundle_files, write_zip
 from sweeps.core.report.latex import latex
 from sweeps.core.report.markdown import markdown
 from sweeps.core.report.page import page
-from sweeps.core.report.table import study_table
+from sweeps.core.report.study_table import study_table
 from sweeps.core.report.table_csv import table_csv
 from sweeps.core.report.terminal import terminal
 from sweeps.core.study_record import read_study_record

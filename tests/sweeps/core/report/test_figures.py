@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from sweeps.core.analysis import analyse
 from sweeps.core.paper import Paper, PaperRow
-from sweeps.core.report import figures
-from sweeps.core.report.table import study_table
+from sweeps.core.report import curves, drawing, figures
+from sweeps.core.report.study_table import study_table
 from sweeps.core.statistics import noise_floor
 from sweeps.core.study import A_A
 from sweeps.core.study_record import BlockRecord
@@ -36,8 +36,8 @@ def study(tmp_path: Path):
 def drawn(monkeypatch) -> list[Figure]:
     """Every figure that becomes an SVG."""
     kept: list[Figure] = []
-    to_svg = figures.svg
-    monkeypatch.setattr(figures, "svg", lambda figure, *names: (kept.append(figure), to_svg(figure, *names))[1])
+    for module in (curves, figures):
+        monkeypatch.setattr(module, "svg", lambda figure, *names: (kept.append(figure), drawing.svg(figure, *names))[1])
     return kept
 
 
@@ -82,7 +82,7 @@ def test_only_significant_points_are_filled(tmp_path, drawn):
     figures.differences(study, *parts(study))
     filled, empty = [one for one in drawn[0].axes[0].lines if one.get_marker() == "o"]
     assert filled.get_markerfacecolor() == filled.get_color()
-    assert empty.get_markerfacecolor() == figures.PAPER
+    assert empty.get_markerfacecolor() == drawing.PAPER
 
 
 def test_of_many_rows_the_largest_differences_are_drawn(tmp_path, drawn):
@@ -103,7 +103,7 @@ def test_means_have_the_band_around_the_base(study, drawn):
 
 
 def test_curves_are_means_over_seeds_with_a_band_at_every_position(study, drawn):
-    assert figures.thresholds(figures.read_lines(study))
+    assert curves.thresholds(curves.read_lines(study))
     cam, aux_cam = drawn[0].axes
     assert line(cam, "#8").get_xdata() == pytest.approx([0, 0.25, 0.5, 0.75])
     assert line(cam, "#8").get_ydata() == pytest.approx([52, 39, 26, 13])
@@ -115,9 +115,9 @@ def test_curves_are_means_over_seeds_with_a_band_at_every_position(study, drawn)
 
 
 def test_similarity_stands_beside_figure_2_only_where_the_paper_does(study, drawn):
-    lines = figures.read_lines(study)
-    assert figures.similarity(lines, published=True)
-    assert figures.similarity(lines, published=False)
+    lines = curves.read_lines(study)
+    assert curves.similarity(lines, published=True)
+    assert curves.similarity(lines, published=False)
     with_paper, without = drawn
     assert line(with_paper.axes[0], "#10").get_ydata() == pytest.approx([0.31, 0.62])
     assert line(with_paper.axes[1], "paper, ToCo").get_ydata()[-1] == 0.586
@@ -126,7 +126,7 @@ def test_similarity_stands_beside_figure_2_only_where_the_paper_does(study, draw
 
 def test_training_shows_every_seed_and_their_mean(study, drawn):
     _, table = parts(study)
-    assert figures.training(study, table, figures.read_lines(study))
+    assert curves.training(study, table, curves.read_lines(study))
     metric, loss = drawn[0].axes
     assert line(metric, "#8").get_ydata() == pytest.approx([26, 52])
     seeds = [one.get_ydata()[-1] for one in metric.lines if one.get_alpha() == 0.35]
@@ -156,7 +156,7 @@ def test_interactions_draw_a_line_for_each_level_of_the_other_factor(tmp_path, d
 def test_a_block_with_many_rows_shows_the_base_and_the_best(tmp_path):
     rows = {"base": (0.1,)} | {f"row {number}": (0.2 + number / 100,) for number in range(20)}
     study = make_study(rows, path=tmp_path / "fake-01234567")
-    (block,) = figures.read_lines(study).blocks
+    (block,) = curves.read_lines(study).blocks
     assert [one.row.label for one in block.lines] == ["base", *(f"row {number}" for number in range(13, 20))]
     assert block.left_out == 13
 
@@ -175,12 +175,12 @@ def test_headings_of_blocks_stand_between_their_rows(tmp_path, drawn):
 
 def test_colours_come_from_the_page_and_ids_are_unique(study):
     analysis, table = parts(study)
-    lines = figures.read_lines(study)
+    lines = curves.read_lines(study)
     drawn = [
         figures.differences(study, analysis, table),
         figures.means(study, analysis, table),
-        figures.thresholds(lines),
-        figures.training(study, table, lines),
+        curves.thresholds(lines),
+        curves.training(study, table, lines),
     ]
     svg = "".join(filter(None, drawn))
     assert svg.count("<svg") == 4
@@ -196,13 +196,13 @@ def test_nothing_to_draw_is_no_figure(tmp_path):
     states = {("#10", 0): "waiting", ("#8", 0): "failed"}
     study = make_study({"#10": (0.6,), "#8": (0.5,)}, states=states, path=tmp_path / "fake-01234567")
     analysis, table = parts(study)
-    lines = figures.read_lines(study)
+    lines = curves.read_lines(study)
     assert figures.differences(study, analysis, table) is None
     assert figures.means(study, analysis, table) is None
     assert figures.interactions(analysis, table) is None
-    assert figures.thresholds(lines) is None
-    assert figures.similarity(lines, published=True) is None
-    assert figures.training(study, table, lines) is None
+    assert curves.thresholds(lines) is None
+    assert curves.similarity(lines, published=True) is None
+    assert curves.training(study, table, lines) is None
 
 
 @pytest.mark.parametrize("metrics", [1, 2, 3])
@@ -251,6 +251,6 @@ def test_a_row_without_a_curve_is_not_in_the_legend(tmp_path, drawn):
     states = {("#8", number): "waiting" for number in range(3)}
     made = make_study(rows, states=states, path=tmp_path / "fake-01234567")
     write_runs(made)
-    figures.thresholds(figures.read_lines(made))
+    curves.thresholds(curves.read_lines(made))
     (figure,) = drawn
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["#10"]

@@ -8,7 +8,7 @@ import pytest
 from sweeps.core.analysis import analyse
 from sweeps.core.paper import Paper, PaperRow
 from sweeps.core.report.latex import escaped, latex
-from sweeps.core.report.table import study_table
+from sweeps.core.report.study_table import study_table
 from sweeps.core.study import A_A
 from sweeps.core.verdict import judge
 from tests.sweeps.core.records import SEG, M, make_study

@@ -16,7 +16,8 @@ from sweeps.core.analysis import analyse
 from sweeps.core.paper import Claim, Paper, PaperRow
 from sweeps.core.report import page as page_module
 from sweeps.core.report.page import ROWS_PER_FILE, ROWS_PER_PAGE, Page, page
-from sweeps.core.report.table import NOT_VOC, study_table
+from sweeps.core.report.study_table import study_table
+from sweeps.core.report.table import NOT_VOC
 from sweeps.core.study import A_A
 from sweeps.core.verdict import judge
 from tests.sweeps.core.records import FACTOR, M, make_study

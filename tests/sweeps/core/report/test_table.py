@@ -10,7 +10,8 @@ from sweeps.core.analysis import analyse
 from sweeps.core.paper import Claim, Paper, PaperRow
 from sweeps.core.report.latex import latex
 from sweeps.core.report.markdown import markdown
-from sweeps.core.report.table import Table, printed_p, study_table
+from sweeps.core.report.study_table import study_table
+from sweeps.core.report.table import Table, printed_p
 from sweeps.core.report.table_csv import table_csv
 from sweeps.core.report.terminal import MAX_ROWS, terminal
 from sweeps.core.study import A_A, Metric

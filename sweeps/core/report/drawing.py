@@ -1,0 +1,93 @@
+"""How the report's figures look: SVG that takes its colours and its font from the page.
+
+So a figure follows light and dark.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+MAX_LINES = 8
+"""Lines in a panel: as many as there are colours that can be told apart."""
+MAX_BLOCKS = 6
+"""Blocks of a study that have panels."""
+
+# Matplotlib knows no CSS: these stand in for the page's variables until the SVG is written.
+INK, MUTED, _RULE, PAPER = "#010101", "#020202", "#030303", "#050505"
+SERIES = tuple(f"#0400{number:02x}" for number in range(MAX_LINES))
+_VARIABLES = {INK: "--ink", MUTED: "--muted", _RULE: "--rule", PAPER: "--paper"} | {
+    colour: f"--series-{number}" for number, colour in enumerate(SERIES)
+}
+MARKERS = "osD^vP*X"
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _RULE,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    # Where no corner is free, a legend lies over lines, and has to be read there.
+    "legend.facecolor": PAPER,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.8,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+}
+
+
+def grid(rows: int, columns: int, width: float = 4.6) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with panels, row by row; ``width`` of each in inches, the height being 3.1."""
+    figure = Figure(figsize=(width * columns, 3.1 * rows), layout="constrained")
+    panels: list[list[Axes]] = figure.subplots(rows, columns, squeeze=False).tolist()
+    return figure, panels
+
+
+def label_rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Write ``labels`` under the positions 0, 1, ...; aslant where they would run into each other."""
+    if max(map(len, labels)) > 12 or len(labels) > 8:
+        axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right", rotation_mode="anchor")
+    else:
+        axes.set_xticks(range(len(labels)), labels)
+    axes.grid(visible=False, axis="x")
+
+
+def svg(figure: Figure, name: str, description: str) -> str:
+    """``figure`` as an SVG element for a page; ``name`` keeps its ids apart from those of other figures."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    text = re.sub(r"(font: (?:\w+ )?[\d.]+px) [^;\"]*", r"\1 var(--sans)", text)
+    width = re.search(r'width="([\d.]+)pt"', text)
+    size = f"max-width: {float(width[1]) * 1.35:.0f}px" if width else ""
+    return re.sub(
+        r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt"|width="[\d.]+pt"',
+        "",
+        text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" style="{size}" ', 1),
+    )
