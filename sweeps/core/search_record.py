@@ -26,6 +26,7 @@ from sweeps.core.lease import Leases
 from sweeps.core.ledger import Ledger, partial_file
 from sweeps.core.search import FORMAT_VERSION, Objective, SearchPlan
 from sweeps.core.search_trials import KEY, MESSAGE, RUNGS, read_study
+from sweeps.core.versioned_file import read_versioned
 
 SEARCH_FILE = "search.json"
 FEWEST_FOR_IMPORTANCE = 4
@@ -121,7 +122,7 @@ def write_search(path: Path, plan: SearchPlan, journal: str, inputs: Mapping[str
         inputs: What its trials read, see ``sweeps.core.inputs``.
     """
     file = path / SEARCH_FILE
-    was = read_search_file(file) if file.is_file() else {}
+    was = read_versioned(file, "search", FORMAT_VERSION) if file.is_file() else {}
     content = {
         **plan.to_json(),
         "journal": journal,
@@ -131,23 +132,6 @@ def write_search(path: Path, plan: SearchPlan, journal: str, inputs: Mapping[str
     if content != was:
         with partial_file(file, json.dumps(content, indent=1) + "\n") as partial:
             partial.replace(file)
-
-
-def read_search_file(file: Path) -> dict[str, Any]:
-    """The content of a ``search.json``.
-
-    Raises:
-        ValueError: There is no such file, or it is of another version.
-    """
-    if not file.is_file():
-        raise ValueError(f"{file.parent} is not a search's folder: it has no {file.name}.")
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if content.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{file} has format version {content.get('format_version')}; this program reads {FORMAT_VERSION}. "
-            "Give another --storage."
-        )
-    return content
 
 
 def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
@@ -160,7 +144,7 @@ def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
     Raises:
         ValueError: It is no search's folder, or of another version.
     """
-    content = read_search_file(path / SEARCH_FILE)
+    content = read_versioned(path / SEARCH_FILE, "search", FORMAT_VERSION)
     objectives = tuple(Objective(**objective) for objective in content["objectives"])
     study = read_study(path / (journal or content["journal"]))
     known = [] if study is None else study.get_trials(deepcopy=False)

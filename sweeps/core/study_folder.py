@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.core.inputs import Inputs
-from sweeps.core.study import Plan
-from sweeps.core.study_record import MLFLOW_FILE, PROGRESS_FILE, STUDY_FILE, read_json, read_study_file
+from sweeps.core.study import FORMAT_VERSION, Plan
+from sweeps.core.study_record import MLFLOW_FILE, PROGRESS_FILE, STUDY_FILE, read_json
+from sweeps.core.versioned_file import read_versioned
 from toco.train.checkpoint import sync
 
 
@@ -81,14 +82,15 @@ class StudyFolder:
     @property
     def start_id(self) -> str:
         """Identifies this start of the study: the same after a restart, another one in another folder."""
-        return str(read_study_file(self.path / STUDY_FILE)["start_id"])
+        return str(read_versioned(self.path / STUDY_FILE, "study", FORMAT_VERSION)["start_id"])
 
     def history(self) -> list[Path]:
         """Earlier states of ``study.json``, oldest first."""
         return sorted((self.path / "history").glob("*.json"))
 
     def _study(self) -> dict[str, Any]:
-        return read_study_file(self.path / STUDY_FILE) if (self.path / STUDY_FILE).is_file() else {}
+        file = self.path / STUDY_FILE
+        return read_versioned(file, "study", FORMAT_VERSION) if file.is_file() else {}
 
     def _keep(self, study: Mapping[str, Any]) -> None:
         (self.path / "history").mkdir(exist_ok=True)

@@ -13,6 +13,7 @@ from sweeps.core.lease import Leases
 from sweeps.core.ledger import Ledger
 from sweeps.core.paper import Claim, Paper, PaperRow
 from sweeps.core.study import FORMAT_VERSION, Metric
+from sweeps.core.versioned_file import read_versioned
 from toco.tracking import RunRecord, read_run_record
 
 STUDY_FILE = "study.json"
@@ -162,7 +163,7 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
     Raises:
         ValueError: There is no such file, or it is of another version.
     """
-    study = read_study_file(file or study_dir / STUDY_FILE)
+    study = read_versioned(file or study_dir / STUDY_FILE, "study", FORMAT_VERSION)
     ledger = Ledger(study_dir.parent)
     progress = read_json(study_dir / PROGRESS_FILE)
     written: Mapping[str, int] = progress.get("steps", {})
@@ -220,23 +221,6 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
         running=bool(progress.get("running")) and (bool(steps) or not written),
         mlflow=read_json(study_dir / MLFLOW_FILE).get("page"),
     )
-
-
-def read_study_file(path: Path) -> dict[str, Any]:
-    """The content of a ``study.json``.
-
-    Raises:
-        ValueError: There is no such file, or it is of another version.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path.parent} is not a study's folder: it has no {path.name}.")
-    study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if study.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {study.get('format_version')}; this program reads {FORMAT_VERSION}. "
-            "Give another --storage."
-        )
-    return study
 
 
 def _is_held(leases: Leases, key: str) -> bool:
