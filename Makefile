@@ -30,6 +30,7 @@ reproduce-table5: $(STAMP)  ## all of Table 5: ten cells, three seeds, an A/A ro
 		$(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(GPUS),--gpus-per-trial 1 --concurrent $(GPUS)) || [ $$? -eq 3 ]
 
 test: $(STAMP)  ## everything that CI runs: lint, types, import contracts, all tests
+	@$(MAKE) --no-print-directory browser
 	$(MAKE) --no-print-directory lint
 	$(VENV)/bin/pytest
 
@@ -39,6 +40,16 @@ test-kill: $(STAMP)  ## the long kill test: ten kills of workers, drivers and he
 check: $(STAMP)  ## lint, types, import contracts and the fast tests
 	$(MAKE) --no-print-directory lint
 	$(VENV)/bin/pytest -m 'not slow'
+
+# Tests of the demo's page drive a Chromium. One is installed only where nobody's machine is changed by it: as root, with apt-get, as in a container.
+.PHONY: browser
+browser:
+	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing Chromium by apt-get, for the tests of the demo's page."; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends chromium \
+			|| echo "Chromium could not be installed: the tests of the demo's page are skipped."; \
+	else echo "There is no Chromium: the tests of the demo's page are skipped."; fi
 
 .PHONY: lint
 lint:

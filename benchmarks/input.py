@@ -23,7 +23,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from benchmarks._record import measure, out_option, synchronise, write
-from toco.data import TrainLoader, ViewsConfig, make_views, voc
+from toco.data import Dataset, TrainLoader, ViewsConfig, make_views, voc
 
 HEIGHT, WIDTH = 375, 500
 GOAL_CORES = 4
@@ -79,9 +79,7 @@ def write_folder(root: Path, num: int) -> None:
     (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(names) + "\n")
 
 
-def _parts(
-    files: voc.VocFolder, node: voc.VocFolder, views: ViewsConfig, batch: int, times: int, device: str
-) -> dict[str, float]:
+def _parts(files: Dataset, node: Dataset, views: ViewsConfig, batch: int, times: int, device: str) -> dict[str, float]:
     """Milliseconds an image of each part: on one core, except for the colours."""
     rng = np.random.default_rng(0)
     cuda = torch.device(device).type == "cuda"
@@ -106,9 +104,7 @@ def _core_ms(do: Callable[[int], object], num: int, times: int) -> float:
     return 1e3 * (time.thread_time() - started) / times
 
 
-def _loader_rate(
-    dataset: voc.VocFolder, views: ViewsConfig, batch: int, workers: int, times: int, device: str
-) -> float:
+def _loader_rate(dataset: Dataset, views: ViewsConfig, batch: int, workers: int, times: int, device: str) -> float:
     """Images a second of the whole loader, colours and copies included, once its processes are at work."""
     pin = torch.device(device).type == "cuda"
     loader = TrainLoader(dataset, views, batch, seed=0, num_workers=workers, pin_memory=pin)

@@ -74,14 +74,14 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
     return changes
 
 
-def diff(left: Config, right: Config) -> dict[str, tuple[Any, Any]]:
+def diff(left: Config, right: Config, *, run_only: bool = True) -> dict[str, tuple[Any, Any]]:
     """Dotted paths whose values differ, with both values; a path missing on one side reads ``None`` there."""
-    a, b = flatten(left), flatten(right)
+    a, b = flatten(left, run_only=run_only), flatten(right, run_only=run_only)
     return {path: (a.get(path), b.get(path)) for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)}
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """All leaves as ``{dotted path: JSON value}``; lists are leaves."""
+def flatten(config: Config, *, run_only: bool = True) -> dict[str, Any]:
+    """All leaves as ``{dotted path: JSON value}``; lists are leaves. Without the ``run_only`` ones if told so."""
     flat: dict[str, Any] = {}
 
     def visit(prefix: str, node: Any) -> None:  # noqa: ANN401 - any JSON value
@@ -91,7 +91,10 @@ def flatten(config: Config) -> dict[str, Any]:
         else:
             flat[prefix] = node
 
-    visit("", config.model_dump(mode="json"))
+    dumped = config.model_dump(mode="json")
+    if not run_only:
+        _drop_run_only(config, dumped)
+    visit("", dumped)
     return flat
 
 

@@ -16,6 +16,10 @@ from torch import Tensor
 IGNORE_INDEX = 255
 """Label of a pixel (or of a pair of patches) that no loss and no metric counts."""
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Every batch is normalised with these, of pixels in [0, 1], R, G and B."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -79,12 +83,12 @@ class Features:
         class_token: Class token of every image, after the final norm.
         features: Patch tokens of the last block after the final norm, as a map, of the images whose maps were wanted.
         aux_features: Patch tokens of the auxiliary block of these images, before the final norm (after it, if that
-            block is the last).
+            block is the last). They may have other channels, but lie on the same grid.
     """
 
     class_token: Float[Tensor, "images c"]
     features: Float[Tensor, "b c p q"]
-    aux_features: Float[Tensor, "b c p q"]
+    aux_features: Float[Tensor, "b d p q"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def test_block_tokens_are_the_aux_features_of_each_block(golden):
     backbone = tiny(arrays)
     images = torch.from_numpy(arrays["in_64x96"])
     with torch.no_grad():
-        for index, tokens in enumerate(backbone.block_tokens(images)):
+        for index, tokens in enumerate(backbone.forward_blocks(images, 0)[1]):
             torch.testing.assert_close(tokens, as_tokens(backbone(images, index).aux_features))
 
 

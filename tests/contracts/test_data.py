@@ -1,10 +1,14 @@
 """Every data set keeps the contract of the loader and of the evaluation."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from tests.data.coco_folder import TRAIN, make_coco
+from toco.commands.data import command
 from toco.data import DataConfig, Dataset, shapes
 from toco.registry import available, load
 
@@ -16,13 +20,39 @@ def generated(tmp_path_factory):
     return shapes.generated_folder(shapes.Config(root=tmp_path_factory.mktemp("generated"), **SMALL))
 
 
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    root = make_coco(tmp_path_factory.mktemp("coco") / "coco", TRAIN[:5])  # a label hidden in the mask is left out
+    CliRunner().invoke(command, ["prepare-coco", str(root), "--no-progress"], catch_exceptions=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(generated, tmp_path_factory):
+    """The generated images in one folder, as somebody who has no lists keeps them."""
+    root = tmp_path_factory.mktemp("folder")
+    shutil.copytree(generated / "JPEGImages", root / "images")
+    shutil.copytree(generated / "SegmentationClass", root / "masks/images")
+    shutil.copy(generated / "classes.txt", root)
+    return root
+
+
 @pytest.fixture(params=available("toco.data"))
-def config(request, generated):
+def config(request, generated, coco, folder):
     """Each on its smallest data: the generator makes its own, readers read what it made."""
     module = load("toco.data", request.param)
     assert issubclass(module.Config, DataConfig)
-    settings = {"shapes": {"root": generated.parent, **SMALL}, "voc": {"root": generated, "train_list": "train"}}
+    settings = {
+        "coco": {"root": coco},
+        "folder": {"root": folder, "labels": "masks", "masks": "masks", "val_share": 0.4},
+        "shapes": {"root": generated.parent, **SMALL},
+        "voc": {"root": generated, "train_list": "train"},
+    }
     return module.Config(**settings[request.param])
+
+
+def test_the_defaults_are_a_config(config):
+    assert type(config)().name == config.name
 
 
 @pytest.fixture

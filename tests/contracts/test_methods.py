@@ -78,6 +78,10 @@ def test_predictions_have_the_documented_shapes_and_no_gradient(method):
     torch.testing.assert_close(prediction.cams.aux_cam, cams.aux_cam, atol=1e-5, rtol=1e-4)
     assert prediction.class_logits.shape == (4, NUM_FOREGROUND_CLASSES)
     assert prediction.segmentation_logits.shape == (4, NUM_FOREGROUND_CLASSES + 1, 4, 4)
+    assert method.patch_size_px == SIZE // 4
+    logits = method.segmentation_logits(images)
+    assert not logits.requires_grad
+    torch.testing.assert_close(logits, prediction.segmentation_logits, atol=1e-5, rtol=1e-4)
     assert len(prediction.block_tokens) == 3
     assert not prediction.segmentation_logits.requires_grad
     pseudo = method.pseudo_labels(images, labels)

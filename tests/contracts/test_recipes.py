@@ -1,9 +1,12 @@
 """Every recipe is a whole, valid, documented experiment."""
 
+import hashlib
 import json
 
 import pytest
+import torch
 
+from toco.backbones import vit
 from toco.config import digest, flatten, replace
 from toco.registry import available, load
 from toco.train.run_config import RunConfig
@@ -38,3 +41,32 @@ def test_paths_and_machines_do_not_enter_the_digest(recipe):
     assert digest(moved) == digest(config)
     assert digest(replace(config, {"seed": 1})) != digest(config)
     assert digest(replace(config, {"method.ptc.weight": 0.123})) != digest(config)
+
+
+def test_a_recipe_with_pretrained_weights_names_their_file_as_timm_does(recipe):
+    """By the first digits of its SHA-256, which are the last of its name."""
+    module = load("toco.recipes", recipe)
+    backbone = module.recipe().backbone
+    if getattr(backbone, "weights", None) != "hub":
+        return
+    vit.build(backbone.model_copy(update={"weights": None}))  # timm, with what has to be imported before it
+    from timm.models import get_pretrained_cfg
+
+    file = get_pretrained_cfg(backbone.model).url.rpartition("/")[2]
+    assert file.endswith(f"-{backbone.weights_sha256}.pth")
+    assert file in module.__doc__
+    assert backbone.model in module.__doc__
+
+
+def test_a_file_of_other_weights_than_the_recipes_is_refused(tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save({"cls_token": torch.zeros(1)}, file)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    backbone = vit.Config(model="deit_tiny_patch16_224", weights=str(file), weights_sha256="b5f2ef4d")
+    with pytest.raises(ValueError, match=f"has SHA-256 {sha256[:8]}.* but backbone.weights_sha256 is b5f2ef4d"):
+        vit.build(backbone)
+    # The right file is read; that it does not fit is another sentence.
+    with pytest.raises(ValueError, match="does not fit this backbone"):
+        vit.build(backbone.model_copy(update={"weights_sha256": sha256[:12]}))
+    with pytest.raises(ValueError, match="weights_sha256"):
+        vit.Config(weights_sha256="B5F2")

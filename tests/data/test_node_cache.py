@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from toco.data import TrainLoader, ViewsConfig
-from toco.data import voc as voc_module
-from toco.data.voc import Config, VocFolder, open_split
+from toco.data import _files as files_module
+from toco.data._files import FileDataset
+from toco.data.voc import Config, open_split
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def caches(config: Config) -> list[Path]:
     return sorted(config.cache_root.glob("decoded-*"))
 
 
-def pixels(dataset: VocFolder) -> list[np.ndarray]:
+def pixels(dataset: FileDataset) -> list[np.ndarray]:
     return [dataset.image(i) for i in range(len(dataset))]
 
 
@@ -36,10 +37,10 @@ def assert_decoded(config: Config) -> None:
 
 
 def refuse_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, max_pixels: int) -> None:
+    def refuse(path: Path, *_: object) -> None:
         raise AssertionError(path)
 
-    monkeypatch.setattr(voc_module, "read_image", refuse)
+    monkeypatch.setattr(files_module, "read_image", refuse)
 
 
 def test_every_image_is_decoded_once_and_read_from_the_file(cached: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +168,7 @@ def _write(config: Config, barrier: object, written: object) -> None:
         number += 1
         return original(*arguments)
 
-    original, voc_module.read_image = voc_module.read_image, count
+    original, files_module.read_image = files_module.read_image, count
     dataset = open_split(config, "train")
     barrier.wait()
     dataset.prepare()

@@ -100,7 +100,7 @@ def test_crlf_list_reads_as_lf(folder: Path) -> None:
         ({}, "/etc/passwd\n", "leads out"),
         ({}, "/JPEGImages/a1.png /SegmentationClass/a1.png\n", "leads out"),
         ({}, "a1 1\n", "is not one name"),
-        ({}, "a1\nzz\n", "1 images of the train list are missing: zz"),
+        ({}, "a1\nzz\n", "1 of 2 images are missing: zz"),
         ({}, "\n", "the list is empty"),
         ({"labels": "labels.csv"}, None, "no such file of labels"),
         ({"labels": "labels.txt"}, None, "convert-labels"),

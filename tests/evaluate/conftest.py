@@ -36,6 +36,7 @@ class PixelMethod(Method):
     def __init__(self):
         super().__init__()
         self.num_foreground_classes = 2
+        self.patch_size_px = 1
         self.calls = []
         self.present = []
 
@@ -57,6 +58,9 @@ class PixelMethod(Method):
             segmentation_logits=denormalise_255(images, truncate=False)[:, [2, 0, 1]],
             block_tokens=(torch.eye(3).expand(batch, 3, 3), torch.ones(batch, 3, 2)),
         )
+
+    def segmentation_logits(self, images):
+        return denormalise_255(images, truncate=False)[:, [2, 0, 1]]
 
     def pseudo_labels(self, images, class_labels, valid_box=None):
         return images[:, :2].argmax(1) + 1

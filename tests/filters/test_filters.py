@@ -126,3 +126,26 @@ def test_wrong_settings_are_refused():
         filters.build("exact", images, 0.0, 50.0)
     with pytest.raises(ValueError, match="positive"):
         filters.build("lattice", images, 15.0, float("nan"))
+
+
+def test_the_gaussian_of_position_is_the_bilateral_sum_where_all_has_one_colour():
+    images, values = torch.full((2, 3, 9, 7), 80.0), noise(2, 3, 9, 7)
+    expected = filters.build("exact", images, 5.0, 2.5)(values)
+    torch.testing.assert_close(filters.build_gaussian("exact", images, 2.5)(values), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 3.0])
+def test_on_the_lattice_the_mean_by_position_is_near_the_exact_one(sigma):
+    images, values = noise(1, 3, 24, 30), noise(1, 2, 24, 30, seed=1)
+    exact, lattice = (filters.build_gaussian(name, images, sigma) for name in ("exact", "lattice"))
+
+    def mean(apply):
+        return apply(values) / apply(torch.ones_like(values))
+
+    deviation = (mean(lattice) - mean(exact)).std() / mean(exact).std()
+    assert deviation < 0.15  # found: 0.095 and 0.096
+
+
+def test_a_gaussian_has_a_positive_standard_deviation():
+    with pytest.raises(ValueError, match=r"positive standard deviation, got sigma_xy=0\.0"):
+        filters.build_gaussian("exact", noise(1, 3, 4, 4), 0.0)

@@ -36,6 +36,11 @@ def test_one_pixel_by_hand():
     assert result.item() == pytest.approx(2 * (1 + 2**-6) / (1 + 2**-5), rel=1e-6)
 
 
+def test_one_pixel_by_hand_in_two_dimensions():
+    result = lattice.build_gaussian(torch.zeros(1, 3, 1, 1), 1.0)(torch.tensor([[[[2.0]]]]))
+    assert result.item() == pytest.approx(2 * (1 + 2**-3) / (1 + 2**-2), rel=1e-6)
+
+
 def vertices_of(nearest: Tensor, rank: Tensor) -> Tensor:
     """All six coordinates of the six vertices around every point, by the rule that ``_simplices`` states."""
     corner = torch.arange(6)[:, None, None]

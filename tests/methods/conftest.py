@@ -6,30 +6,11 @@ import torch
 
 from toco.backbones import vit_nano
 from toco.methods import toco
-
-OFFICIAL_PREFIXES = {
-    "backbone.vit": "encoder",
-    "projection": "proj_head",
-    "teacher": "proj_head_t",
-    "decoder": "decoder",
-    "classifier": "classifier",
-    "aux_classifier": "aux_classifier",
-}
+from toco.official.names import from_official
 
 
 @pytest.fixture(scope="session")
-def official_name():
-    """Maps the name of one of our parameters to the official one."""
-
-    def official(name):
-        prefix = next(p for p in OFFICIAL_PREFIXES if name.startswith(f"{p}."))
-        return OFFICIAL_PREFIXES[prefix] + name.removeprefix(prefix)
-
-    return official
-
-
-@pytest.fixture(scope="session")
-def tiny_method(official_name):
+def tiny_method():
     """Builds ToCo with the official settings on the recorded tiny network."""
 
     def build(state):
@@ -43,11 +24,8 @@ def tiny_method(official_name):
             dense_energy=toco.DenseEnergyConfig(filter_name="lattice"),
         )
         method = toco.build(config, vit_nano.build(backbone), num_foreground_classes=len(state["classifier.weight"]))
-        ours = {}
-        for name, value in method.state_dict().items():
-            recorded = torch.from_numpy(np.asarray(state[official_name(name)]))
-            ours[name] = recorded.reshape(value.shape)  # a classifier is a 1x1 convolution there
-        method.load_state_dict(ours)
+        recorded = {name: torch.from_numpy(np.asarray(value)) for name, value in state.items()}
+        method.load_state_dict(from_official(recorded, method.state_dict()))
         return method
 
     return build

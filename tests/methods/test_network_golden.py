@@ -11,6 +11,7 @@ from toco.backbones import vit
 from toco.cam.activation import activation_maps
 from toco.heads.projection import ema_update_
 from toco.methods import toco
+from toco.official.names import official_name
 
 # By how much the official tokens differ between float32 and float64; what is computed from them stays within it too.
 TOLERANCE = {"atol": 5e-6, "rtol": 1e-5}
@@ -86,7 +87,7 @@ def test_projections_of_crops_and_the_teacher_that_moves_first(recorded, network
 
 @pytest.mark.parametrize("model", ["vit_base_patch16_224", "deit_base_patch16_224"])
 @pytest.mark.parametrize("num_classes", [21, 81])
-def test_parameter_groups_of_the_full_network_are_the_official_ones(official_name, model, num_classes):
+def test_parameter_groups_of_the_full_network_are_the_official_ones(model, num_classes):
     """Every trainable parameter but the unused 1000-class layer, in its group and with its number of elements."""
     official = [{} for _ in GROUPS]
     for parameter in PARAMETER_NAMES[f"{model}__classes{num_classes}"]["parameters"]:

@@ -6,6 +6,7 @@ import torch
 
 from toco.data import denormalise_255, normalise
 from toco.methods import toco
+from toco.official.names import official_name
 from toco.train.optim import OptimConfig, build_optimizer, fill_missing_gradients, set_lr
 from toco.types import Batch, present_classes
 
@@ -65,7 +66,7 @@ def part(arrays, prefix):
 
 
 @pytest.mark.parametrize("run", ["iter0_f32", "iter2001_f32", "iter2001_f64"])
-def test_one_iteration_equals_the_official_one(golden, tiny_method, official_name, fixed_corners, monkeypatch, run):
+def test_one_iteration_equals_the_official_one(golden, tiny_method, fixed_corners, monkeypatch, run):
     arrays = golden("train_iteration")
     recorded = part(arrays, f"{run}__")
     dtype = torch.float64 if run.endswith("f64") else torch.float32
@@ -107,10 +108,10 @@ def test_one_iteration_equals_the_official_one(golden, tiny_method, official_nam
         error = (gradients[name] - expected).norm() / expected.norm().clamp_min(1e-12)
         assert error < 2e-6, f"{official}: {error}"
 
-    check_state(method, optimizer, part(recorded, "state_after/"), official_name)
+    check_state(method, optimizer, part(recorded, "state_after/"))
 
 
-def check_state(method, optimizer, expected, official_name, slack=1.0):
+def check_state(method, optimizer, expected, slack=1.0):
     """Compare with the official state after Adam.
 
     Where a gradient is rounding noise around zero, Adam's first step is the sign of that noise times the rate, so a
@@ -128,7 +129,7 @@ def check_state(method, optimizer, expected, official_name, slack=1.0):
     assert off / total < 2e-3 * slack, f"{off} of {total} elements differ by more than rounding"
 
 
-def test_four_iterations_equal_the_official_ones(golden, tiny_method, official_name, fixed_corners):
+def test_four_iterations_equal_the_official_ones(golden, tiny_method, fixed_corners):
     arrays = golden("train_four_iterations")
     method = tiny_method(part(golden("train_iteration"), "state_before/"))
     optimizer = optimizer_of(method)
@@ -156,4 +157,4 @@ def test_four_iterations_equal_the_official_ones(golden, tiny_method, official_n
             if np.isnan(expected):
                 continue  # an empty half of the segmentation loss; the gradient is compared through the state
             assert loss.item() == pytest.approx(expected, rel=2e-3), f"{name} at {step}"
-    check_state(method, optimizer, part(arrays, "state_after/"), official_name, slack=4.0)
+    check_state(method, optimizer, part(arrays, "state_after/"), slack=4.0)

@@ -3,37 +3,65 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Annotated
 
+import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from toco.config import Component
-from toco.types import Features
+from toco.types import IMAGENET_MEAN, IMAGENET_STD, Features
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class BackboneConfig(Component):
-    """Base of the configs of ``toco.backbones``."""
+    """Base of the configs of ``toco.backbones``.
+
+    Attributes:
+        pixel_mean, pixel_std: Normalisation that the weights expect, of pixels in [0, 1], R, G and B. Batches have
+            ImageNet's everywhere; a backbone with another one converts them in its forward pass. The official ViT-B
+            takes ImageNet's, although its weights were made with 0.5 and 0.5, so nothing is taken from the weights.
+    """
+
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
+    pixel_std: tuple[Positive, Positive, Positive] = IMAGENET_STD
 
 
 class Backbone(nn.Module, ABC):
     """An encoder with a class token and patch tokens.
 
+    Args:
+        pixel_mean: Mean of the pixels that the weights expect.
+        pixel_std: Their standard deviation.
+
     Attributes:
-        width: Channels of every token.
+        width: Channels of the class token and of the final patch tokens.
         depth: Number of blocks.
-        patch_size_px: Side of a square patch.
+        patch_size_px: Side of the square of pixels that an entry of the maps stands for.
     """
 
     width: int
     depth: int
     patch_size_px: int
 
+    def __init__(
+        self,
+        pixel_mean: tuple[float, float, float] = IMAGENET_MEAN,
+        pixel_std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        same = (pixel_mean, pixel_std) == (IMAGENET_MEAN, IMAGENET_STD)
+        self.renormalise = nn.Identity() if same else _Renormalise(pixel_mean, pixel_std)
+
     @abstractmethod
     def forward(self, images: Float[Tensor, "b 3 h w"], aux_block: int, num_maps: int | None = None) -> Features:
         """Tokens of the last block and of block ``aux_block`` (0-based).
 
         Args:
-            images: Normalised images.
+            images: Images, normalised with the ImageNet mean and std. Rows and columns beyond the last whole patch are
+                not looked at.
             aux_block: Block of the auxiliary features.
             num_maps: Patch tokens are wanted of this many images, the first ones; of the others the class token alone,
                 for which much of the last block need not be computed. ``None`` means all of them.
@@ -51,9 +79,64 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def block_tokens(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n c"]]:
-        """Patch tokens after every block, before the final norm except for the last, which is after it."""
+    def forward_blocks(
+        self, images: Float[Tensor, "b 3 h w"], aux_block: int
+    ) -> tuple[Features, list[Float[Tensor, "b _ _"]]]:
+        """What :meth:`forward` gives, and from the same pass the patch tokens after every block.
 
-    @abstractmethod
+        These are before the final norm, except for the last block's, which are after it. Neither their number nor
+        their width need be the same for all blocks.
+
+        Raises:
+            ValueError: As for :meth:`forward`.
+        """
+
+    def aux_width(self, aux_block: int) -> int:
+        """Channels of the auxiliary features of ``aux_block``.
+
+        Raises:
+            ValueError: There is no such block, or it cannot be the auxiliary one.
+        """
+        if not 0 <= aux_block < self.depth:
+            raise ValueError(
+                f"aux_block is {aux_block}, but this backbone has blocks 0 to {self.depth - 1} (the paper counts from "
+                "1)."
+            )
+        return self.width
+
     def norm_parameters(self) -> list[nn.Parameter]:
         """Parameters of the normalisation layers; the optimizer keeps them in a group of their own."""
+        from timm.layers.norm import RmsNorm
+
+        norms = (module for module in self.modules() if isinstance(module, (nn.LayerNorm, RmsNorm)))
+        return [parameter for norm in norms for parameter in norm.parameters()]
+
+    def _prepare(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The part of ``images`` that whole patches cover, as the weights expect it, and the grid of these patches."""
+        height, width = images.shape[-2:]
+        p, q = height // self.patch_size_px, width // self.patch_size_px
+        if min(p, q) == 0:
+            raise ValueError(f"The image is {height}x{width} px, smaller than one patch of {self.patch_size_px} px.")
+        whole = images[..., : p * self.patch_size_px, : q * self.patch_size_px]
+        return self.renormalise(whole), (p, q)
+
+
+class _Renormalise(nn.Module):
+    """From the ImageNet normalisation to another one."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        new_mean, new_std, old_mean, old_std = (
+            torch.tensor(values, dtype=torch.float64)[:, None, None]
+            for values in (mean, std, IMAGENET_MEAN, IMAGENET_STD)
+        )
+        # Not persistent: the config says it, and checkpoints stay those of the weights.
+        self.register_buffer("scale", (old_std / new_std).float(), persistent=False)
+        self.register_buffer("shift", ((old_mean - new_mean) / new_std).float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``images`` with the other normalisation."""
+        return images * self.scale + self.shift

@@ -1,10 +1,9 @@
-"""Plain vision transformers of timm: ``vit_*`` and ``deit_*`` by their timm names."""
+"""Vision transformers of timm with a class token, by their names there: ViT, DeiT, DINO (v1 to v3), EVA, CLIP."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,152 +11,174 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from toco.backbones._backbone import Backbone, BackboneConfig
-from toco.backbones._weights import load_file
-from toco.types import Features
-
-HUB = "hub"
+from toco.backbones._backbone import Backbone
+from toco.backbones._timm import TimmConfig, create, load, weights_path
+from toco.types import IMAGENET_MEAN, IMAGENET_STD, Features
 
 
-class Config(BackboneConfig):
-    """A ViT of timm.
-
-    Attributes:
-        model: Name in timm, with its tag where weights come from the hub, as in ``deit_base_patch16_224.fb_in1k``.
-        weights: ``hub`` downloads timm's weights; a path reads a file (safetensors, or a torch file of plain tensors);
-            ``null`` starts from random weights.
-    """
+class Config(TimmConfig):
+    """A ViT of timm."""
 
     name: Literal["vit"] = "vit"
     model: str = "deit_base_patch16_224.fb_in1k"
-    weights: str | None = HUB
 
 
 def build(config: Config) -> ViT:
     """The backbone that ``config`` describes.
 
     Raises:
-        ValueError: timm has no such model, it is not a plain ViT with a class token, or the weights do not fit.
+        ValueError: timm has no such model, it is no ViT with a class token, or the weights do not fit.
     """
-    # timm takes seconds to import, and what only counts or reports trainings needs the config alone.
-    import toco.backbones._torchvision  # noqa: F401 - must come before timm
-
-    from timm import create_model  # isort: skip
-    from timm.models import VisionTransformer  # isort: skip
-
     # dynamic_img_size only changes the layout of the patch embedding's output; positions are interpolated below.
-    options: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
+    network = create(config, "ViT", dynamic_img_size=True)
     try:
-        vit = create_model(config.model, pretrained=config.weights == HUB, **options)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"timm could not create {config.model!r} as a plain ViT: {error}") from error
-    if not isinstance(vit, VisionTransformer):
-        raise ValueError(f"{config.model!r} is a {type(vit).__name__}; this backbone takes timm's VisionTransformer.")
-    backbone = ViT(vit)
-    if (path := weights_path(config)) is not None:
-        load_file(vit, path)
+        backbone = ViT(network, config.pixel_mean, config.pixel_std)
+    except ValueError as error:
+        raise ValueError(f"{config.model!r} cannot be a backbone: {error}") from error
+    load(config, network)
     return backbone
 
 
-def weights_path(config: Config) -> Path | None:
-    """The file that the weights are read from, if they are read from one."""
-    return None if config.weights in (None, HUB) else Path(str(config.weights))
-
-
 class ViT(Backbone):
-    """A timm ``VisionTransformer`` that takes any input size and hands out the tokens of any block.
+    """A ``VisionTransformer`` or an ``Eva`` of timm that takes any input size and hands out the tokens of any block.
 
-    Two things follow the official encoder rather than timm: position embeddings are frozen and interpolated bicubically
-    without anti-aliasing (timm anti-aliases), and an input that is not a multiple of the patch loses its last rows and
-    columns (timm pads). Source: official ``model/vit.py``.
+    The class token is the first one. Tokens between it and the patches (registers, the distillation token of DeiT) take
+    part in every block and are in no map.
+
+    Three things follow the official encoder rather than timm: positions are frozen; their embeddings are interpolated
+    bicubically without anti-aliasing (timm anti-aliases), while rotary ones are computed for the grid at hand, as in
+    timm; and an input that is not a multiple of the patch loses its last rows and columns (timm pads).
+    Source: official ``model/vit.py``.
+
+    Where timm normalises what it pools instead of the tokens (``fc_norm``), this norm is the final norm of every token.
+
+    Raises:
+        ValueError: The network is no such ViT, or it has no class token.
     """
 
-    def __init__(self, vit: Any) -> None:  # noqa: ANN401 - a VisionTransformer, whose attributes timm types as optional
-        super().__init__()
-        if vit.cls_token is None or vit.pos_embed is None or vit.num_prefix_tokens != 1 or vit.no_embed_class:
-            raise ValueError("Expected a ViT with one class token that has a position of its own, and no registers.")
+    def __init__(
+        self,
+        vit: Any,  # noqa: ANN401 - whose attributes timm types as optional
+        pixel_mean: tuple[float, float, float] = IMAGENET_MEAN,
+        pixel_std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__(pixel_mean, pixel_std)
+        _check(vit)
+        # Of pooled tokens, of which there are none here; parameters without a gradient are in the way of DDP.
+        vit.attn_pool = None
+        if isinstance(vit.norm, nn.Identity):
+            vit.norm, vit.fc_norm = vit.fc_norm, nn.Identity()
         self.vit = vit
         self.width = vit.embed_dim
         self.depth = len(vit.blocks)
         self.patch_size_px = vit.patch_embed.patch_size[0]
-        vit.pos_embed.requires_grad_(False)
+        self.num_prefix_tokens = vit.num_prefix_tokens
+        if vit.pos_embed is not None:
+            vit.pos_embed.requires_grad_(False)
+        if (rope := getattr(vit, "rope", None)) is not None:
+            rope.requires_grad_(False)
+            # timm can jitter coordinates in training, with the global random state.
+            rope.aug_active = False
 
     def forward(self, images: Float[Tensor, "b 3 h w"], aux_block: int, num_maps: int | None = None) -> Features:
         """See the base class."""
-        self._check_block(aux_block)
-        grid = self._grid(images)
+        self.aux_width(aux_block)
+        tokens, grid = self._embed(images)
+        *rotations, last_rotation = self._rotations(grid)
         num_maps = len(images) if num_maps is None else num_maps
-        tokens = self._embed(images)
-        for index, block in enumerate(self.vit.blocks[:-1]):
-            tokens = block(tokens)
+        for index, (block, rotation) in enumerate(zip(self.vit.blocks[:-1], rotations, strict=True)):
+            tokens = block(tokens, **rotation)
             if index == aux_block:
-                aux_features = _as_map(tokens[:num_maps], grid)
+                aux_features = self._as_map(tokens[:num_maps], grid)
         last = self.vit.blocks[-1]
         # Not of no image: attention kernels of CUDA need not take an empty batch.
-        whole = self.vit.norm(last(tokens[:num_maps])) if num_maps else tokens[:0]
+        whole = self.vit.norm(last(tokens[:num_maps], **last_rotation)) if num_maps else tokens[:0]
         class_token = whole[:, 0]
         if num_maps < len(images):
-            alone = self.vit.norm(_class_token_after(last, tokens[num_maps:]))
+            alone = self.vit.norm(_class_token_after(last, tokens[num_maps:], last_rotation))
             class_token = torch.cat([class_token, alone])
-        features = _as_map(whole, grid)
+        features = self._as_map(whole, grid)
         return Features(class_token, features, features if aux_block == self.depth - 1 else aux_features)
 
     def aux_features(self, images: Float[Tensor, "b 3 h w"], aux_block: int) -> Float[Tensor, "b c p q"]:
         """See the base class."""
-        self._check_block(aux_block)
-        tokens = next(itertools.islice(self._blocks(images), aux_block, None))
-        return _as_map(tokens, self._grid(images))
+        self.aux_width(aux_block)
+        tokens, grid = self._embed(images)
+        return self._as_map(next(itertools.islice(self._blocks(tokens, grid), aux_block, None)), grid)
 
-    def block_tokens(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b n c"]]:
+    def forward_blocks(
+        self, images: Float[Tensor, "b 3 h w"], aux_block: int
+    ) -> tuple[Features, list[Float[Tensor, "b _ _"]]]:
         """See the base class."""
-        return [tokens[:, 1:] for tokens in self._blocks(images)]
+        self.aux_width(aux_block)
+        tokens, grid = self._embed(images)
+        blocks = list(self._blocks(tokens, grid))
+        features, aux_features = (self._as_map(tokens, grid) for tokens in (blocks[-1], blocks[aux_block]))
+        return Features(blocks[-1][:, 0], features, aux_features), [t[:, self.num_prefix_tokens :] for t in blocks]
 
-    def norm_parameters(self) -> list[nn.Parameter]:
-        """See the base class."""
-        norms = (module for module in self.vit.modules() if isinstance(module, nn.LayerNorm))
-        return [parameter for norm in norms for parameter in norm.parameters()]
-
-    def _check_block(self, aux_block: int) -> None:
-        if not 0 <= aux_block < self.depth:
-            raise ValueError(f"aux_block is {aux_block}, but this backbone has blocks 0 to {self.depth - 1}.")
-
-    def _grid(self, images: Tensor) -> tuple[int, int]:
-        height, width = images.shape[-2:]
-        grid = height // self.patch_size_px, width // self.patch_size_px
-        if min(grid) == 0:
-            raise ValueError(f"The image is {height}x{width} px, smaller than one patch of {self.patch_size_px} px.")
-        return grid
-
-    def _embed(self, images: Tensor) -> Tensor:
-        """Tokens before the first block, class token first."""
-        p, q = self._grid(images)
-        images = images[..., : p * self.patch_size_px, : q * self.patch_size_px]
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens before the first block, class token first, and the grid of the patches."""
+        images, grid = self._prepare(images)
         patches = self.vit.patch_embed(images).flatten(1, 2)
-        class_token = self.vit.cls_token.expand(len(images), -1, -1)
-        tokens = torch.cat([class_token, patches], dim=1) + self._positions(p, q)
-        embedded: Tensor = self.vit.norm_pre(tokens)
-        return embedded
+        given = (getattr(self.vit, name, None) for name in ("cls_token", "dist_token", "reg_token"))
+        prefix = [token.expand(len(images), -1, -1) for token in given if token is not None]
+        positions = self._positions(*grid)
+        if positions is None:
+            tokens = torch.cat([*prefix, patches], dim=1)
+        elif positions.shape[1] == patches.shape[1]:
+            tokens = torch.cat([*prefix, patches + positions], dim=1)
+        else:
+            tokens = torch.cat([*prefix, patches], dim=1) + positions
+        return self.vit.norm_pre(tokens), grid
 
-    def _blocks(self, images: Tensor) -> Iterator[Tensor]:
+    def _blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
         """Tokens after each block, class token first; the last ones after the final norm."""
-        tokens = self._embed(images)
-        for index, block in enumerate(self.vit.blocks):
-            tokens = block(tokens)
+        for index, (block, rotation) in enumerate(zip(self.vit.blocks, self._rotations(grid), strict=True)):
+            tokens = block(tokens, **rotation)
             yield self.vit.norm(tokens) if index == self.depth - 1 else tokens
 
-    def _positions(self, p: int, q: int) -> Tensor:
-        """Position embeddings for a grid of ``p`` by ``q`` patches; those of the class token stay as they are."""
-        positions: Tensor = self.vit.pos_embed
+    def _positions(self, p: int, q: int) -> Tensor | None:
+        """Position embeddings for a grid of ``p`` by ``q`` patches; those of the tokens before them stay."""
+        positions: Tensor | None = self.vit.pos_embed
         rows, columns = self.vit.patch_embed.grid_size
-        if (p, q) == (rows, columns):
+        if positions is None or (p, q) == (rows, columns):
             return positions
-        grid = positions[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+        prefix, grid = positions.split([positions.shape[1] - rows * columns, rows * columns], dim=1)
+        grid = grid.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, size=(p, q), mode="bicubic", align_corners=False)
-        return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        return torch.cat([prefix, grid.flatten(2).transpose(1, 2)], dim=1)
+
+    def _rotations(self, grid: tuple[int, int]) -> list[dict[str, Tensor]]:
+        """What every block is told of the positions: nothing, or their rotary embedding."""
+        if (rope := getattr(self.vit, "rope", None)) is None:
+            return [{}] * self.depth
+        rotation = rope.get_embed(grid)
+        return [{"rope": rotation[index] if self.vit.rope_mixed else rotation} for index in range(self.depth)]
+
+    def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The patches among the tokens ``b n c``, as ``b c p q``."""
+        patches = tokens[:, self.num_prefix_tokens :].transpose(1, 2)
+        return patches.reshape(*patches.shape[:2], *grid)
 
 
-def _class_token_after(block: Any, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b c"]:  # noqa: ANN401 - timm's
-    """The class token of ``block(tokens)``.
+def _check(vit: nn.Module) -> None:
+    from timm.layers.patch_embed import PatchEmbed
+    from timm.models import Eva, VisionTransformer
+
+    if not isinstance(vit, (Eva, VisionTransformer)):
+        raise ValueError(f"it is a {type(vit).__name__}; expected a VisionTransformer or an Eva of timm.")
+    if vit.cls_token is None:
+        raise ValueError("it has no class token, which ToCo contrasts; expected a ViT with one (SigLIP has none).")
+    if type(vit.patch_embed) is not PatchEmbed or len(set(vit.patch_embed.patch_size)) > 1:
+        raise ValueError("its patches are not embedded by one square convolution; expected a plain patch embedding.")
+
+
+def _class_token_after(
+    block: Any,  # noqa: ANN401 - timm's
+    tokens: Float[Tensor, "b n c"],
+    rotation: dict[str, Tensor],
+) -> Float[Tensor, "b c"]:
+    """The class token of ``block(tokens, **rotation)``.
 
     It needs the keys and values of all tokens, but only its own query, projection and MLP. A block that is not built
     as timm's plain one is computed whole.
@@ -166,7 +187,7 @@ def _class_token_after(block: Any, tokens: Float[Tensor, "b n c"]) -> Float[Tens
     from timm.models.vision_transformer import Block
 
     if type(block) is not Block or type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
-        after: Tensor = block(tokens)[:, 0]
+        after: Tensor = block(tokens, **rotation)[:, 0]
         return after
     attention = block.attn
     normed = block.norm1(tokens)
@@ -186,7 +207,4 @@ def _class_token_after(block: Any, tokens: Float[Tensor, "b n c"]) -> Float[Tens
     return class_token[:, 0]
 
 
-def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Patch tokens ``b 1+n c`` as ``b c p q``."""
-    patches = tokens[:, 1:].transpose(1, 2)
-    return patches.reshape(*patches.shape[:2], *grid)
+__all__ = ["Config", "ViT", "build", "weights_path"]

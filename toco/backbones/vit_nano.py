@@ -63,7 +63,7 @@ def build(config: Config) -> ViT:
         num_classes=0,
         dynamic_img_size=True,
     )
-    backbone = ViT(vit)
+    backbone = ViT(vit, config.pixel_mean, config.pixel_std)
     if (path := weights_path(config)) is not None:
         load_file(vit, path)
     return backbone

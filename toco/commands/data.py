@@ -1,17 +1,23 @@
-"""Check data sets and convert labels."""
+"""Check and prepare data sets."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from tqdm import tqdm
 
+from toco.commands import _options
+from toco.config import parse_assignments, replace
+from toco.registry import load
+
 
 @click.group()
 def command() -> None:
-    """Check data sets and convert labels."""
+    """Check and prepare data sets."""
 
 
 @command.command()
@@ -34,12 +40,7 @@ def check(
     """Decode all of the VOC-shaped folder ROOT and report every fault; exits with 1 if there is one."""
     from toco.data import check_folder
 
-    with tqdm(unit="image", leave=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with _bar() as show:
         report = check_folder(
             root,
             train_list=train_list,
@@ -54,6 +55,35 @@ def check(
     sys.exit(1 if report.faults else 0)
 
 
+@command.command(name="check-set")
+@click.argument("name")
+@_options.changes
+def check_set(name: str, changes: tuple[str, ...]) -> None:
+    """Decode all of the data set NAME (coco, folder, ...) and report every fault; exits with 1 if there is one.
+
+    Its settings are those of a run, without "data.": data check-set folder --set root=tiles --set labels=folders
+    """
+    from toco.data import check_splits
+
+    module = load("toco.data", name)
+    config = replace(module.Config(), parse_assignments(changes))
+    with _bar() as show:
+        report = check_splits(module.open_split(config, "train"), module.open_split(config, "val"), on_progress=show)
+    click.echo(str(report))
+    sys.exit(1 if report.faults else 0)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    with tqdm(unit="image", leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
 @command.command(name="convert-labels")
 @click.argument("source", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
@@ -62,3 +92,53 @@ def convert_labels_(source: Path, target: Path) -> None:
     from toco.data import convert_labels
 
     click.echo(f"{convert_labels(source, target)} labels written to {target}")
+
+
+@command.command(name="prepare-coco")
+@click.argument("root", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--annotations", type=click.Path(path_type=Path), help="Folder of the files; default: ROOT/annotations.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: ROOT/masks80.")
+@click.option("--split", "splits", type=click.Choice(("train", "val")), multiple=True, default=("train", "val"))
+@_options.progress
+def prepare_coco(
+    root: Path, annotations: Path | None, out: Path | None, splits: tuple[str, ...], progress: bool
+) -> None:
+    """Write labels and masks of COCO 2014 in ROOT from instances_train2014.json and instances_val2014.json.
+
+    Masks hold the classes 1 to 80 and 255 (void) where there is but a crowd; smaller objects lie over larger ones.
+    Labels are the classes of all objects that are no crowds. What was stopped goes on when it is called again.
+    """
+    from toco.data._coco_annotations import RULES, read_annotations
+    from toco.evaluate.output_folder import OutputFolder
+
+    out = root / "masks80" if out is None else out
+    for split in splits:
+        part = f"{split}2014"
+        found = read_annotations((annotations or root / "annotations") / f"instances_{part}.json")
+        names = [image.name for image in found.images]
+        folder = OutputFolder(out / part, {"annotations_sha256": found.sha256, "rules": RULES}, names, ".png")
+        found.write_labels(out / f"labels_{part}.json")
+        folder.fill(found.mask_png, doing=part, progress=progress)
+        click.echo(
+            f"{part}: {len(names)} images with objects, {found.num_without_objects} without are left out; labels and "
+            f"masks are in {out}"
+        )
+        missing = [name for name in names if not (root / part / f"{name}.jpg").is_file()]
+        if missing:
+            examples = f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+            click.echo(f"{root / part}: {len(missing)} of these images are missing: {examples}")
+
+
+@command.command(name="convert-coco-masks")
+@click.argument("source", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("target", type=click.Path(path_type=Path, file_okay=False))
+@_options.progress
+def convert_coco_masks(source: Path, target: Path, progress: bool) -> None:
+    """Renumber the masks in SOURCE, which hold COCO's categories (1 to 90), to its classes 1 to 80, in TARGET."""
+    from toco.data._coco_masks import Renumbering
+    from toco.evaluate.output_folder import OutputFolder
+
+    masks = Renumbering(source)
+    about = {"converted_from": "COCO's categories"}
+    OutputFolder(target, about, masks.names, ".png").fill(masks.png, doing="convert", progress=progress)
+    click.echo(f"{len(masks.names)} masks written to {target}")

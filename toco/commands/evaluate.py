@@ -8,6 +8,7 @@ import click
 
 from toco.commands import _options
 from toco.config import parse_assignments
+from toco.registry import load
 
 
 @click.command()
@@ -15,18 +16,23 @@ from toco.config import parse_assignments
 @_options.changes
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the evaluation and its pictures.")
 def command(run_dir: Path, changes: tuple[str, ...], out: Path | None) -> None:
-    """Evaluate the newest checkpoint of RUN_DIR; --set changes the run's config, as in evaluate.size_px=224."""
+    """Evaluate the newest checkpoint of RUN_DIR; --set changes the run's config, as in evaluate.size_px=224.
+
+    Where the run is of a recipe of the paper, the authors' scores stand beside.
+    """
     from toco.evaluate import evaluate as run
     from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve, save_panels
-    from toco.train.loop import open_data
+    from toco.recipes._expected import beside_expected
     from toco.train.trained import open_trained
 
     trained = open_trained(run_dir, parse_assignments(changes))
     value = trained.config
-    _, val_set = open_data(value)
+    val_set = load("toco.data", value.data.name).open_split(value.data, "val")
     evaluation = run(trained.method, val_set, value.evaluate, value.torch_device(), progress=True, step=trained.step)
     click.echo(evaluation.table())
     click.echo(evaluation.protocol)
+    if beside := beside_expected(evaluation, trained.recipe, value, len(val_set), trained.step):
+        click.echo(f"\nBeside the last evaluation of the authors' log of {trained.recipe}:\n{beside}")
     if out is not None:
         threshold = value.evaluate.background_threshold
         save_panels(evaluation.pictures, evaluation.class_names, threshold, out / "pictures")

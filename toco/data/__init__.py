@@ -1,6 +1,6 @@
 """Data sets, one file each, and the way from an image to a training batch."""
 
-from toco.data._check import Fault, Report, check_folder
+from toco.data._check import Fault, Report, check_folder, check_splits
 from toco.data._colour import ColourConfig
 from toco.data._dataset import DataConfig, Dataset, Split
 from toco.data._label_conversion import convert_labels
@@ -21,6 +21,7 @@ __all__ = [
     "Views",
     "ViewsConfig",
     "check_folder",
+    "check_splits",
     "convert_labels",
     "denormalise_255",
     "make_views",

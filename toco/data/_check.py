@@ -1,4 +1,4 @@
-"""Decode a whole VOC-shaped folder once and report every fault, before a training meets one."""
+"""Decode a whole data set once and report every fault, before a training meets one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toco.data._dataset import Dataset
 from toco.data._images import ids_in, open_checked, read_image, read_mask
 from toco.data._labels import LabelsFrom, LabelSource, label_source
 from toco.data._layout import Layout, list_lines, name_fault, read_class_names
@@ -97,7 +98,7 @@ def check_folder(
         max_pixels: Larger images are faults and are not decoded.
         on_progress: Called with the number of images done and of all images.
     """
-    layout, found = Layout(root, mask_folder), _Findings()
+    layout, found = Layout.of_voc(root, mask_folder), _Findings()
     try:
         class_names = read_class_names(layout, None if classes is None else root / classes)
     except ValueError as error:
@@ -149,6 +150,73 @@ def check_folder(
     )
 
 
+def check_splits(
+    train: Dataset,
+    val: Dataset,
+    *,
+    min_side_px: int = 32,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Decode every image and mask of an opened data set of any kind and report all faults.
+
+    What opening it refuses (lists, classes, missing images) is not looked for again. Faults are an image in both
+    splits, one that cannot be decoded or has a side under ``min_side_px``, a missing or wrong label, a mask that is
+    wrong, and one that is missing in validation. Notes are as in :func:`check_folder`.
+
+    Args:
+        train: The training images.
+        val: The validation images.
+        min_side_px: Smaller images are faults.
+        on_progress: Called with the number of images done and of all images.
+    """
+    found = _Findings()
+    for name in sorted(set(train.names) & set(val.names)):
+        found.fault(Path(name), "is for training and for validation.")
+    by_class = Counter[int]()
+    total, done = len(train) + len(val), 0
+    for dataset in (train, val):
+        for index in range(len(dataset)):
+            ids = _check_sample(dataset, index, dataset is val, min_side_px, found)
+            if dataset is train:
+                by_class.update(ids)
+            done += 1
+            if on_progress is not None:
+                on_progress(done, total)
+    return Report(
+        tuple(found.faults),
+        tuple(found.notes),
+        {"train": len(train), "val": len(val)},
+        {name: by_class[i] for i, name in enumerate(train.class_names, start=1)},
+    )
+
+
+def _check_sample(dataset: Dataset, index: int, mask_needed: bool, min_side_px: int, found: _Findings) -> set[int]:
+    """Classes of an image that its label names."""
+    path = Path(dataset.names[index])
+    ids: set[int] | None = None
+    try:
+        height, width, _ = dataset.image(index).shape
+        if min(height, width) < min_side_px:
+            found.fault(path, f"expected at least {min_side_px} px a side, but it has {width} x {height}.")
+    except ValueError as error:
+        found.fault(path, error)
+    try:
+        ids = {int(i) + 1 for i in np.flatnonzero(dataset.class_labels(index))}
+    except ValueError as error:
+        found.fault(path, error)
+    try:
+        in_mask = set(ids_in(dataset.mask(index))) - {0, IGNORE_INDEX}
+        if ids is not None and in_mask - ids:
+            reason = f"its mask shows the classes {sorted(in_mask - ids)} that the label does not name."
+            found.notes.append(Fault(path, reason))
+    except ValueError as error:
+        found.fault(path, error)
+    except LookupError as error:
+        if mask_needed:
+            found.fault(path, str(error))
+    return ids or set()
+
+
 def _names(layout: Layout, list_name: str, found: _Findings) -> Iterator[str]:
     """Usable names of a list, once each; everything else in it is a fault."""
     path = layout.list_path(list_name)
@@ -182,7 +250,7 @@ def _check_image(
     """Height and width, or ``None`` where there is no image to compare with."""
     paths = layout.image_paths(name)
     if len(paths) != 1:
-        path = layout.root / "JPEGImages" / name
+        path = layout.images / name
         found.fault(path, f"expected one image, found {', '.join(p.name for p in paths) or 'none'}.")
     if not paths:
         return None

@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from toco.types import IGNORE_INDEX
 
+MAX_PIXELS = 50_000_000
+"""Default cap on an image's pixels: a hundred times the largest image of VOC or COCO."""
 FORMATS = ("JPEG", "PNG")
 """Only these decoders of PIL are ever started, whatever a file's name says."""
+Levels = tuple[int, int]
+"""Levels of a grey image of more than 8 bits that become 0 and 255."""
+_DEEP = ("I;16", "I;16B", "I;16L", "I")
 _CONVERTIBLE = ("RGB", "L", "LA", "P", "RGBA", "CMYK")
 _MASK_MODES = ("L", "P")
 
 
-def read_image(path: Path, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(
+    path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS, levels: Levels | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an image as RGB, pixels as they are stored: an EXIF orientation is ignored.
 
     VOC's masks lie on the stored pixels, so turning the image would move it away from its mask. Grey, palette, alpha
-    and CMYK images are converted; 16-bit ones are refused, since PIL would wrap or clip them.
+    (which is dropped) and CMYK images are converted. Grey images of more than 8 bits need ``levels``: PIL would wrap or
+    clip them. A level v becomes 255 (v - low) / (high - low), rounded to even and clipped to 0..255.
 
     Raises:
-        ValueError: The file is missing, truncated, no JPEG or PNG, too large, or of a mode that has no 8-bit RGB form.
+        ValueError: The file is missing, truncated, of another format, too large, of several pages, or of a mode that
+            has no 8-bit RGB form.
     """
-    image = _decode(path, max_pixels)
-    if image.mode not in _CONVERTIBLE:
-        raise ValueError(f"{path}: expected an 8-bit RGB image, but its mode is {image.mode}; convert it.")
-    return _frozen(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
+    image = _decode(path, max_pixels, formats)
+    if image.mode in _DEEP and levels is not None:
+        low, high = levels
+        scaled = (np.asarray(image).astype(np.float64) - low) * 255 / (high - low)
+        grey = np.rint(scaled.clip(0, 255)).astype(np.uint8)
+        return _frozen(np.repeat(grey[..., None], 3, axis=2))
+    if image.mode in _DEEP:
+        raise ValueError(
+            f"{path}: expected an 8-bit image, but its mode is {image.mode} (16 bits or more); convert it, or read it "
+            "as data.name=folder with data.levels=[low,high], the levels that become black and white."
+        )
+    return _rgb(image, str(path))
+
+
+def decode_image(content: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode what somebody sent as RGB, upright: it has no mask that the stored pixels would have to lie under.
+
+    Args:
+        content: Content of a file.
+        name: What messages call it.
+        max_pixels: Larger images are refused before they are decoded.
+
+    Raises:
+        ValueError: As in :func:`read_image`.
+    """
+    image = _decode(Path(name), max_pixels, FORMATS, BytesIO(content))
+    return _rgb(ImageOps.exif_transpose(image), name)
 
 
 def read_mask(path: Path, num_foreground_classes: int, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
@@ -37,20 +70,36 @@ def read_mask(path: Path, num_foreground_classes: int, max_pixels: int) -> UInt8
     Raises:
         ValueError: The file is missing or broken, holds colours instead of ids, or has ids beyond 0..k and 255.
     """
-    image = _decode(path, max_pixels)
-    if image.mode not in _MASK_MODES:
-        raise ValueError(
-            f"{path}: expected a mask of class ids (8-bit grey or palette), but its mode is {image.mode}; "
-            "a mask drawn in colours has to be converted to ids first."
-        )
-    mask = np.asarray(image)
+    mask = read_ids(path, max_pixels)
     out_of_range = ids_out_of_range(mask, num_foreground_classes)
     if out_of_range:
         raise ValueError(
             f"{path}: expected ids 0..{num_foreground_classes} and {IGNORE_INDEX}, "
             f"but it also has {', '.join(map(str, out_of_range))}; check the class list."
         )
-    return _frozen(mask)
+    return mask
+
+
+def read_ids(path: Path, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
+    """Decode a mask whatever its ids are.
+
+    Raises:
+        ValueError: The file is missing or broken, or holds colours instead of ids.
+    """
+    image = _decode(path, max_pixels, FORMATS)
+    if image.mode not in _MASK_MODES:
+        raise ValueError(
+            f"{path}: expected a mask of class ids (8-bit grey or palette), but its mode is {image.mode}; "
+            "a mask drawn in colours has to be converted to ids first."
+        )
+    return _frozen(np.asarray(image))
+
+
+def png(mask: UInt8[np.ndarray, "h w"]) -> bytes:
+    """A mask as a grey PNG."""
+    file = BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return file.getvalue()
 
 
 def ids_out_of_range(mask: UInt8[np.ndarray, "h w"], num_foreground_classes: int) -> list[int]:
@@ -63,22 +112,30 @@ def ids_in(mask: UInt8[np.ndarray, "h w"]) -> list[int]:
     return np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
 
 
-def open_checked(path: Path, max_pixels: int) -> Image.Image:
+def open_checked(
+    path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS, content: BytesIO | None = None
+) -> Image.Image:
     """Open a file's header: format and size are known, no pixel is decoded yet.
 
+    Args:
+        path: The file.
+        max_pixels: Most pixels that it may have.
+        formats: Formats that are decoded.
+        content: What would be in the file, where there is none; ``path`` is then only what messages call it.
+
     Raises:
-        ValueError: The file is missing, no JPEG or PNG, or has more than ``max_pixels`` pixels.
+        ValueError: The file is missing, of another format, or has more than ``max_pixels`` pixels.
     """
     try:
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(path if content is None else content, formats=formats)
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file.") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{path}: cannot be read as {' or '.join(FORMATS)}, whatever its name says.") from None
+        raise ValueError(f"{path}: cannot be read as {' or '.join(formats)}, whatever its name says.") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: expected at most {max_pixels} pixels ({error}).") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as {' or '.join(FORMATS)} ({error}).") from error
+        raise ValueError(f"{path}: cannot be read as {' or '.join(formats)} ({error}).") from error
     width, height = image.size
     if width * height > max_pixels:
         image.close()
@@ -86,14 +143,23 @@ def open_checked(path: Path, max_pixels: int) -> Image.Image:
     return image
 
 
-def _decode(path: Path, max_pixels: int) -> Image.Image:
-    with open_checked(path, max_pixels) as image:
+def _decode(path: Path, max_pixels: int, formats: tuple[str, ...], content: BytesIO | None = None) -> Image.Image:
+    with open_checked(path, max_pixels, formats, content) as image:
+        # A JPEG of a camera may carry a preview, and a PNG an animation; the pages of a TIFF are all images.
+        if image.format == "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
+            raise ValueError(f"{path}: expected one image, but it has {pages} pages; split it.")
         try:
             image.load()
         # PIL reports a broken file by any of these, depending on the decoder.
         except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
             raise ValueError(f"{path}: cannot be decoded ({error}); the file is truncated or damaged.") from error
         return image
+
+
+def _rgb(image: Image.Image, path: str) -> UInt8[np.ndarray, "h w 3"]:
+    if image.mode not in _CONVERTIBLE:
+        raise ValueError(f"{path}: expected an 8-bit RGB image, but its mode is {image.mode}; convert it.")
+    return _frozen(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
 
 
 def _frozen(array: UInt8[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:

@@ -1,4 +1,4 @@
-"""Image-level labels from masks, XML annotations, a CSV, a JSON or an npz file."""
+"""Image-level labels from masks, XML annotations, the names of folders, a CSV, a JSON or an npz file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 from xml.etree import ElementTree
 
@@ -18,8 +18,9 @@ from toco.data._images import ids_in, read_mask
 from toco.data._layout import Layout
 from toco.types import IGNORE_INDEX
 
-LabelsFrom = Literal["masks", "xml"] | Path
-"""``masks``, ``xml`` (``Annotations``), or a ``.csv``, ``.json`` or ``.npz`` file (relative to the folder)."""
+LabelsFrom = Literal["masks", "xml", "folders"] | Path
+"""``masks``, ``xml`` (VOC's annotations), ``folders`` (one of the folders that an image is in has the name of its
+class), or a ``.csv``, ``.json`` or ``.npz`` file (relative to the root)."""
 
 
 class LabelSource(ABC):
@@ -44,6 +45,8 @@ def label_source(layout: Layout, labels: LabelsFrom, class_names: tuple[str, ...
         return _Masks(layout, len(class_names), max_pixels)
     if labels == "xml":
         return _Annotations(layout, class_names)
+    if labels == "folders":
+        return _Folders(class_names)
     return Table(read_table(layout.root / labels, class_names), str(layout.root / labels))
 
 
@@ -105,6 +108,21 @@ class _Annotations(LabelSource):
                 f"{path}: {', '.join(map(repr, unknown))} is not in the class list: {', '.join(self._ids)}."
             )
         return tuple(sorted({self._ids[item] for item in found}))
+
+
+class _Folders(LabelSource):
+    def __init__(self, class_names: tuple[str, ...]) -> None:
+        self._ids = {name: i for i, name in enumerate(class_names, start=1)}
+
+    def class_ids(self, name: str) -> tuple[int, ...]:
+        folders = PurePosixPath(name).parent.parts
+        ids = {self._ids[folder] for folder in folders if folder in self._ids}
+        if len(ids) != 1:
+            raise ValueError(
+                f"{name!r}: expected one folder with the name of a class, found {len(ids)} among "
+                f"{', '.join(folders) or 'none'}; the classes are {', '.join(self._ids)}."
+            )
+        return tuple(ids)
 
 
 def read_table(path: Path, class_names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

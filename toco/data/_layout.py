@@ -1,8 +1,9 @@
-"""Where things lie in a VOC-shaped folder, and its lists of names and classes."""
+"""Where the files of a data set lie, and its lists of names and classes."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -13,28 +14,50 @@ VOC_CLASSES = (
 )
 # fmt: on
 """Foreground classes of PASCAL VOC 2012, in the order of their ids 1 to 20."""
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _BACKGROUND_NAMES = ("background", "_background_")
 _MAX_CLASSES = 254  # 0 is the background and 255 is void
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The folders of PASCAL VOC 2012 under ``root``.
+    """Where the files of the image ``name`` are. A name may hold slashes: the image then lies in a subfolder.
 
     Attributes:
-        root: Folder that holds ``JPEGImages``, ``ImageSets/Segmentation`` and the masks.
-        mask_folder: Name of the folder of masks; by default ``SegmentationClassAug`` where it exists (its masks cover
-            the images of ``train_aug``, VOC's own only those of ``train`` and ``val``), else ``SegmentationClass``.
+        root: Folder of the whole data set, in which files of labels are looked for.
+        images: Folder of the images.
+        masks: Folder of the masks; ``None`` where there are none at all.
+        lists: Folder of the lists of names.
+        annotations: Folder of the XML annotations.
+        suffixes: Of images, in the order in which they are looked for.
     """
 
     root: Path
-    mask_folder: str | None = None
+    images: Path
+    masks: Path | None
+    lists: Path
+    annotations: Path
+    suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".png")
+
+    @classmethod
+    def of_voc(cls, root: Path, mask_folder: str | None = None) -> Layout:
+        """The folders of PASCAL VOC 2012 under ``root``.
+
+        Args:
+            root: Folder that holds ``JPEGImages``, ``ImageSets/Segmentation`` and the masks.
+            mask_folder: Name of the folder of masks; by default ``SegmentationClassAug`` where it exists (its masks
+                cover the images of ``train_aug``, VOC's own only those of ``train`` and ``val``), else
+                ``SegmentationClass``.
+        """
+        if mask_folder is None:
+            aug = "SegmentationClassAug"
+            mask_folder = aug if (root / aug).is_dir() else "SegmentationClass"
+        lists = root / "ImageSets" / "Segmentation"
+        return cls(root, root / "JPEGImages", root / mask_folder, lists, root / "Annotations")
 
     def image_paths(self, name: str) -> list[Path]:
         """Files that are the image ``name``: exactly one in a sound folder."""
-        stem = self.root / "JPEGImages" / name
-        return [path for suffix in _IMAGE_SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()]
+        stem = self.images / name
+        return [path for suffix in self.suffixes if (path := stem.with_name(stem.name + suffix)).is_file()]
 
     def image_path(self, name: str) -> Path:
         """The image's file.
@@ -42,32 +65,57 @@ class Layout:
         Raises:
             ValueError: There is none.
         """
-        paths = self.image_paths(name)
-        if not paths:
-            raise ValueError(
-                f"{self.root / 'JPEGImages' / name}: expected an image with {' or '.join(_IMAGE_SUFFIXES)}."
-            )
-        return paths[0]
+        stem = self.images / name
+        for suffix in self.suffixes:
+            if (path := stem.with_name(stem.name + suffix)).is_file():
+                return path
+        raise ValueError(f"{stem}: expected an image with {' or '.join(self.suffixes)}.")
 
     def mask_path(self, name: str) -> Path:
-        """Where the mask of ``name`` is, if it has one."""
-        folder = self.mask_folder
-        if folder is None:
-            aug = "SegmentationClassAug"
-            folder = aug if (self.root / aug).is_dir() else "SegmentationClass"
-        return self.root / folder / f"{name}.png"
+        """Where the mask of ``name`` is, if it has one.
+
+        Raises:
+            LookupError: The data set has no masks.
+        """
+        if self.masks is None:
+            raise LookupError(f"{self.root}: the data set has no masks.")
+        return self.masks / f"{name}.png"
 
     def annotation_path(self, name: str) -> Path:
         """Where the XML annotation of ``name`` is, if it has one."""
-        return self.root / "Annotations" / f"{name}.xml"
+        return self.annotations / f"{name}.xml"
 
     def list_path(self, list_name: str) -> Path:
         """The file of the list ``list_name``."""
-        return self.root / "ImageSets" / "Segmentation" / f"{list_name}.txt"
+        return self.lists / f"{list_name}.txt"
 
 
-def read_names(layout: Layout, list_name: str) -> tuple[str, ...]:
+def leads_out(name: str) -> str | None:
+    """Why ``name`` cannot be an image's name, or ``None``: it must stay inside the data set's folder."""
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or "\\" in name or PureWindowsPath(name).drive or ".." in parts:
+        return "leads out of the data set's folder"
+    return None
+
+
+def name_fault(name: str) -> str | None:
+    """The same, and that it is one word: what is not is a line of another kind of list.
+
+    >>> name_fault("2007_000063"), name_fault("../secret")
+    (None, "leads out of the data set's folder")
+    """
+    if any(character.isspace() or not character.isprintable() for character in name):
+        return leads_out(name) or "is not one name (a list holds one name a line, without paths or labels)"
+    return leads_out(name)
+
+
+def read_names(layout: Layout, list_name: str, fault: Callable[[str], str | None] = name_fault) -> tuple[str, ...]:
     """The names in a list, in its order. Blank lines and carriage returns are dropped.
+
+    Args:
+        layout: Says where the list is.
+        list_name: Its name.
+        fault: Why a line cannot be a name, or ``None``.
 
     Raises:
         ValueError: There is no such list, it is empty, or a name is doubled or leads out of the folder.
@@ -76,7 +124,7 @@ def read_names(layout: Layout, list_name: str) -> tuple[str, ...]:
     names = tuple(line for line in map(str.strip, list_lines(path)) if line)
     if not names:
         raise ValueError(f"{path}: expected one name a line, but the list is empty.")
-    problems = [f"{name!r} {reason}" for name in names if (reason := name_fault(name))]
+    problems = [f"{name!r} {reason}" for name in names if (reason := fault(name))]
     problems += [f"{name!r} is there {count} times" for name, count in Counter(names).items() if count > 1]
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems[:5])} ({len(problems)} faults in all).")
@@ -98,22 +146,8 @@ def list_lines(path: Path) -> list[str]:
         raise ValueError(f"{path}: expected UTF-8 text ({error}).") from error
 
 
-def name_fault(name: str) -> str | None:
-    """Why ``name`` cannot be an image's name, or ``None``: it must stay inside the folder and be one word.
-
-    >>> name_fault("2007_000063"), name_fault("../secret")
-    (None, "leads out of the data set's folder")
-    """
-    parts = PurePosixPath(name).parts
-    if name.startswith("/") or "\\" in name or PureWindowsPath(name).drive or ".." in parts:
-        return "leads out of the data set's folder"
-    if any(character.isspace() or not character.isprintable() for character in name):
-        return "is not one name (a list holds one name a line, without paths or labels)"
-    return None
-
-
 def read_class_names(layout: Layout, path: Path | None = None) -> tuple[str, ...]:
-    """Foreground classes: from ``path``, from the folder's ``classes.txt``, or else VOC's twenty.
+    """Foreground classes: from ``path``, from the ``classes.txt`` of the root, or else VOC's twenty.
 
     The file has one name a line in the order of the ids; a first line that names the background is left out.
 

@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from toco.types import IMAGENET_MEAN, IMAGENET_STD
+
 _MEAN_255 = (123.675, 116.28, 103.53)
 _STD_255 = (58.395, 57.12, 57.375)
 
 
 def normalise(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
-    """Pixels 0..255 to what the pretrained backbones expect.
+    """Pixels 0..255 to what every backbone takes; one whose weights expect other pixels converts them itself.
 
     Black padding becomes a negative colour here, not zero: it is put on before, as in the official code.
     """

@@ -19,11 +19,11 @@ from pydantic import Field
 from toco.config import RUN_ONLY, digest
 from toco.data import _png, _scene
 from toco.data._dataset import Cache, DataConfig, Split
+from toco.data._files import FileDataset
 from toco.data._layout import Layout, read_class_names, read_names
 from toco.data._node_cache import user_cache
 from toco.data._png import png_bytes
 from toco.data._scene import CLASS_NAMES, SceneConfig, draw_scene
-from toco.data.voc import VocFolder
 
 __all__ = ["Config", "SceneConfig", "draw_scene", "folder_digest", "generated_folder", "open_split", "write_folder"]
 
@@ -58,13 +58,13 @@ class Config(DataConfig):
     root: Path | None = Field(default=None, json_schema_extra={RUN_ONLY: True})
 
 
-class ShapesFolder(VocFolder):
+class ShapesFolder(FileDataset):
     """A split of a generated folder, which holds a digest of all that was written to it."""
 
-    def __init__(self, folder: Path, split: Split, *, cache: Cache, cache_root: Path | None) -> None:
-        layout = Layout(folder)
+    def __init__(self, folder: Path, split: Split, config: Config) -> None:
+        layout = Layout.of_voc(folder)
         names, class_names = read_names(layout, split), read_class_names(layout)
-        super().__init__(layout, names, class_names, _LABELS, cache=cache, cache_root=cache_root)
+        super().__init__(layout, names, class_names, _LABELS, config)
         self._split = split
 
     def manifest_digest(self) -> str:
@@ -88,7 +88,7 @@ def open_split(config: Config, split: Split) -> ShapesFolder:
     Raises:
         ValueError: The folder cannot be written.
     """
-    return ShapesFolder(generated_folder(config), split, cache=config.cache, cache_root=config.cache_root)
+    return ShapesFolder(generated_folder(config), split, config)
 
 
 def generated_folder(config: Config) -> Path:

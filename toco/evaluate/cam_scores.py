@@ -46,7 +46,7 @@ def _metrics(prefix: str, scores: ClassScores, thresholds: tuple[float, ...], fi
     return {
         f"{prefix}_miou": miou[fixed].item(),
         f"{prefix}_best_miou": miou[best].item(),
-        f"{prefix}_best_threshold": thresholds[best],
+        f"{prefix}_best_threshold": thresholds[best] if miou[best].isfinite() else math.nan,
         f"{prefix}_precision": mean_over_classes(scores.precision[fixed]).item(),
         f"{prefix}_recall": mean_over_classes(scores.recall[fixed]).item(),
         f"{prefix}_fp_rate": mean_over_classes(scores.fp_rate[fixed]).item(),

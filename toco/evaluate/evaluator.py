@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 import torch
-from jaxtyping import Integer
+from jaxtyping import Int32, Integer
 from pydantic import Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
@@ -158,7 +158,7 @@ def rescore(evaluation: Evaluation, confusions: Confusions, config: EvaluateConf
     kept = {name: v for name, v in evaluation.metrics.items() if not name.startswith(("val/cam_", "val/aux_cam_"))}
     return replace(
         evaluation,
-        protocol=config.protocol(),
+        protocol=_protocol(config, confusions.seg),
         metrics=kept | cams.metrics,
         per_class={"seg_iou": evaluation.per_class["seg_iou"]} | cams.per_class,
         threshold_curve=cams.threshold_curve,
@@ -244,7 +244,7 @@ def _whole(parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step
     seg_counts, cam_counts, aux_cam_counts = confusions.numpy().swapaxes(0, 1)
     return Evaluation(
         step=step,
-        protocol=config.protocol(),
+        protocol=_protocol(config, seg_counts),
         metrics={f"val/{name}": value for name, value in metrics.items() if np.isfinite(value)} | cams.metrics,
         class_names=class_names,
         per_class={"seg_iou": undefined_to_none(segmentation.iou.tolist())} | cams.per_class,
@@ -262,6 +262,12 @@ def _whole(parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step
             aux_cam_histogram=aux_cam.histogram.numpy(),
         ),
     )
+
+
+def _protocol(config: EvaluateConfig, seg_counts: Int32[np.ndarray, "n s s"]) -> str:
+    """The protocol in words; of a split without masks it says so."""
+    no_masks = " No pixel of the split has a ground truth, so there are no scores of pixels."
+    return config.protocol() + ("" if seg_counts.any() else no_masks)
 
 
 def _counted(histogram: Integer[Tensor, "s k bins"], thresholds: Sequence[float]) -> CamQuality:

@@ -44,7 +44,8 @@ class OutputFolder:
             twice = next(name for i, name in enumerate(names) if name in names[:i])
             raise ValueError(f"{twice!r} is there twice, so that two images would have one output; rename one.")
         path.mkdir(parents=True, exist_ok=True)
-        self._check_same(json.loads(json.dumps(about)))
+        self.about: dict[str, Any] = json.loads(json.dumps(about))
+        self._check_same(self.about)
 
     def output(self, index: int) -> Path:
         """File of the output of image ``index``."""
@@ -70,8 +71,12 @@ class OutputFolder:
         own = len(range(shard.rank, len(self.names), shard.world_size))
         with tqdm(total=own, initial=own - len(missing), desc=doing, unit="image", disable=not progress) as bar:
             for index in missing:
-                self._write(self.output(index), make(index))
+                self.write(index, make(index))
                 bar.update()
+
+    def write(self, index: int, content: bytes) -> None:
+        """Write the output of image ``index``; it appears whole or not at all."""
+        self._write(self.output(index), content)
 
     def _check_same(self, about: dict[str, Any]) -> None:
         file = self.path / ABOUT

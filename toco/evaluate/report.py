@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -130,16 +130,24 @@ class Evaluation:
             raise ValueError(f"This is not an evaluation written by this program: {error!r}.") from error
 
     def table(self) -> str:
-        """The scores per class as text, in percent, with their means; ``-`` marks a class that is absent."""
-        columns = list(self.per_class)
-        rows: list[list[str]] = [
-            [name, *(_percent(self.per_class[column][i]) for column in columns)]
-            for i, name in enumerate(self.class_names)
-        ]
-        means = ["mean", *(_percent(_mean(self.per_class[column])) for column in columns)]
-        headers = ["class", *(_TITLES.get(column, column) for column in columns)]
-        aligned = ("left", *("right" for _ in columns))
-        return tabulate([*rows, SEPARATING_LINE, means], headers=headers, colalign=aligned, disable_numparse=True)
+        """The scores per class as text: see :func:`class_table`."""
+        return class_table(self.class_names, self.per_class)
+
+
+def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[float | None]]) -> str:
+    """Scores per class as text, in percent, with their means; ``-`` marks a class that is absent.
+
+    Args:
+        class_names: One for each row.
+        per_class: Scores by column.
+    """
+    rows: list[list[str]] = [
+        [name, *(_percent(values[i]) for values in per_class.values())] for i, name in enumerate(class_names)
+    ]
+    means = ["mean", *(_percent(_mean(values)) for values in per_class.values())]
+    headers = ["class", *(_TITLES.get(column, column) for column in per_class)]
+    aligned = ("left", *("right" for _ in per_class))
+    return tabulate([*rows, SEPARATING_LINE, means], headers=headers, colalign=aligned, disable_numparse=True)
 
 
 def undefined_to_none(values: Sequence[float]) -> tuple[float | None, ...]:

@@ -1,7 +1,8 @@
-"""Bilateral filters over all pixels behind one interface: the exact Gaussian sum and the permutohedral lattice.
+"""Gaussian filters over all pixels behind one interface: the exact sum and the permutohedral lattice.
 
-A module of this package is a filter, named as the file is, and defines ``build(images, sigma_rgb, sigma_xy, boxes)``:
-what depends on the images is computed there, once, and the filter that comes back takes any number of maps in one call.
+A module of this package is a filter, named as the file is, and defines ``build(images, sigma_rgb, sigma_xy, boxes)``,
+the bilateral filter, and ``build_gaussian(images, sigma_xy)``, that of position alone: what depends on the images is
+computed there, once, and the filter that comes back takes any number of maps in one call.
 """
 
 from __future__ import annotations
@@ -62,6 +63,22 @@ def build(
     return cast(BilateralFilter, load(__name__, name).build(images, sigma_rgb, sigma_xy, boxes))
 
 
+def build_gaussian(name: str, images: Float[Tensor, "b 3 h w"], sigma_xy: float) -> BilateralFilter:
+    """The filter ``name`` with the kernel of position alone.
+
+    Args:
+        name: "exact" or "lattice".
+        images: Of the size, the number, the dtype and on the device of what is to be filtered.
+        sigma_xy: Standard deviation, in pixels.
+
+    Raises:
+        ValueError: There is no such filter, or the standard deviation is not positive.
+    """
+    if not sigma_xy > 0:
+        raise ValueError(f"expected a positive standard deviation, got sigma_xy={sigma_xy}")
+    return cast(BilateralFilter, load(__name__, name).build_gaussian(images, sigma_xy))
+
+
 def resolve(name: Literal["auto", "exact", "lattice"], device: torch.device | str, num_pixels: int) -> FilterName:
     """The filter that ``name`` means for images of ``num_pixels`` on ``device``.
 
@@ -86,4 +103,4 @@ def resolve(name: Literal["auto", "exact", "lattice"], device: torch.device | st
     return name
 
 
-__all__ = ["EXACT_MAX_PIXELS", "BilateralFilter", "FilterName", "build", "resolve"]
+__all__ = ["EXACT_MAX_PIXELS", "BilateralFilter", "FilterName", "build", "build_gaussian", "resolve"]

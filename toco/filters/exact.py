@@ -146,6 +146,32 @@ def build(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Separable:
+    """The Gaussian of position alone: one matrix of weights between rows, another between columns."""
+
+    rows: Float[Tensor, "h h"]
+    columns: Float[Tensor, "w w"]
+
+    def __call__(self, values: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
+        with _full_precision(values.device.type):
+            return self.rows @ values.to(self.rows.dtype) @ self.columns
+
+
+@torch.no_grad()
+def build_gaussian(images: Float[Tensor, "b 3 h w"], sigma_xy: float) -> ImageByImage:
+    """Prepare the exact filter of position, which all images have in common; cheap, as it is separable."""
+    height, width = images.shape[2:]
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+
+    def weights(length: int) -> Float[Tensor, "length length"]:
+        place = torch.arange(length, dtype=torch.float64, device=images.device) / sigma_xy
+        return (-(place[:, None] - place).square() / 2).exp().to(dtype)
+
+    image = _Separable(weights(height), weights(width))
+    return ImageByImage(images=(image,) * len(images), inside=None, size=(height, width))
+
+
 def has_fused_kernel(images: Float[Tensor, "b 3 h w"]) -> bool:
     """Whether the exact filter of these images is the kernel of Triton, which multiplies in bfloat16."""
     if not images.is_cuda or images.dtype == torch.float64 or importlib.util.find_spec("triton") is None:

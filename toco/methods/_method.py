@@ -37,10 +37,12 @@ class Method(nn.Module, ABC):
 
     Attributes:
         num_foreground_classes: Classes without the background.
+        patch_size_px: Side of the square of pixels that an entry of :meth:`segmentation_logits` stands for.
         autocast_dtype: Type that the network's passes are autocast to, or ``None``; losses are float32 always.
     """
 
     num_foreground_classes: int
+    patch_size_px: int
     autocast_dtype: torch.dtype | None = None
 
     @abstractmethod
@@ -74,6 +76,10 @@ class Method(nn.Module, ABC):
         present: Int[Tensor, "b m"] | None = None,
     ) -> Prediction:
         """Everything an evaluation needs, with the CAMs that ``cams`` gives. No gradient."""
+
+    @abstractmethod
+    def segmentation_logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b s p q"]:
+        """Logits of the decoder alone, on the patch grid, background first. No gradient."""
 
     @abstractmethod
     def pseudo_labels(

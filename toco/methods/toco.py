@@ -42,7 +42,7 @@ def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> To
     """The method on ``backbone``.
 
     Raises:
-        ValueError: The backbone has no block ``aux_block``.
+        ValueError: The backbone has no block ``aux_block``, or none that can be the auxiliary one.
     """
     return ToCo(config, backbone, num_foreground_classes)
 
@@ -61,16 +61,13 @@ class ToCo(Method):
 
     def __init__(self, config: Config, backbone: Backbone, num_foreground_classes: int) -> None:
         super().__init__()
-        if config.aux_block >= backbone.depth:
-            raise ValueError(
-                f"aux_block is {config.aux_block}, but this backbone has blocks 0 to {backbone.depth - 1} "
-                "(the paper counts from 1)."
-            )
+        aux_width = backbone.aux_width(config.aux_block)
         self.config = config
         self.num_foreground_classes = num_foreground_classes
+        self.patch_size_px = backbone.patch_size_px
         self.backbone = backbone
         self.classifier = Classifier(backbone.width, num_foreground_classes)
-        self.aux_classifier = Classifier(backbone.width, num_foreground_classes)
+        self.aux_classifier = Classifier(aux_width, num_foreground_classes)
         self.decoder = LargeFov(
             backbone.width, num_foreground_classes + 1, config.decoder_width, config.decoder_dilation
         )
@@ -248,20 +245,21 @@ class ToCo(Method):
     ) -> Prediction:
         """See the base class; one pass gives everything but the rescaled and mirrored CAMs."""
         with self._autocast(images.device):
-            blocks: list[Tensor] = self.backbone.block_tokens(images)
-        blocks = [tokens.float() for tokens in blocks] if self.autocast_dtype else blocks
-        height, width = (side // self.backbone.patch_size_px for side in _size(images))
-        features, aux_features = (
-            tokens.transpose(1, 2).unflatten(2, (height, width))
-            for tokens in (blocks[-1], blocks[self.config.aux_block])
-        )
-        base = {"cam": features, "aux_cam": aux_features}
+            encoded, blocks = self.backbone.forward_blocks(images, self.config.aux_block)
+        if self.autocast_dtype:
+            encoded, blocks = _in_float32(encoded), [tokens.float() for tokens in blocks]
+        base = {"cam": encoded.features, "aux_cam": encoded.aux_features}
         return Prediction(
             cams=Cams(**self._cams(images, scales, flip, ("cam", "aux_cam"), present, base)),
-            class_logits=self.classifier(features),
-            segmentation_logits=self._decode(features),
+            class_logits=self.classifier(encoded.features),
+            segmentation_logits=self._decode(encoded.features),
             block_tokens=tuple(blocks),
         )
+
+    @torch.no_grad()
+    def segmentation_logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b s p q"]:
+        """See the base class."""
+        return self._decode(self._encode(images).features)
 
     @torch.no_grad()
     def pseudo_labels(
@@ -367,8 +365,7 @@ class ToCo(Method):
     def _encode(self, images: Tensor, num_maps: int | None = None) -> Features:
         with self._autocast(images.device):
             features: Features = self.backbone(images, self.config.aux_block, num_maps)
-        parts = (features.class_token, features.features, features.aux_features)
-        return Features(*(part.float() for part in parts)) if self.autocast_dtype else features
+        return _in_float32(features) if self.autocast_dtype else features
 
     def _encode_aux(self, images: Tensor) -> Tensor:
         with self._autocast(images.device):
@@ -382,6 +379,10 @@ class ToCo(Method):
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+
+def _in_float32(features: Features) -> Features:
+    return Features(features.class_token.float(), features.features.float(), features.aux_features.float())
 
 
 def _size(maps: Tensor) -> tuple[int, int]:

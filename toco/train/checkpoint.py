@@ -72,6 +72,12 @@ def save(
     return _write(folder, step, digest, {name: value.cpu().contiguous() for name, value in tensors.items()})
 
 
+def save_model(folder: Path, step: int, digest: str, model: nn.Module) -> Path:
+    """Write a model alone, as :func:`save` does: enough to use it, not to train it on."""
+    tensors = {f"model/{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    return _write(folder, step, digest, tensors)
+
+
 class Writer:
     """Writes checkpoints while the training goes on, one at a time.
 

@@ -113,6 +113,19 @@ def joined(config: RunConfig, place: Place | None) -> Iterator[Shard]:
     dist.destroy_process_group()
 
 
+def own_share() -> Shard:
+    """The share of this process of work that the processes of torchrun divide without a word to each other.
+
+    Each takes a GPU of its machine, where there are any; processes beyond their number share them in turn.
+    """
+    place = Place.of_torchrun()
+    if place is None:
+        return Shard()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+    return Shard(place.rank, place.world_size)
+
+
 def _take_gpu(device: torch.device, place: Place) -> None:
     if device.index is not None:
         raise ValueError(

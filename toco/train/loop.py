@@ -392,4 +392,5 @@ def _nobody(_: Path) -> None:
 
 
 def _percent(metrics: dict[str, float], what: str) -> str:
-    return f"{100 * metrics[f'val/{what}_miou']:.1f}"
+    miou = metrics.get(f"val/{what}_miou")
+    return "-" if miou is None else f"{100 * miou:.1f}"

@@ -170,7 +170,7 @@ class Pretraining(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> PretrainOutput:
         """Predict the labels from all of these tokens."""
-        final, blocks = self.backbone.vit.forward_intermediates(images, output_fmt="NLC")
+        final, blocks = self.backbone.vit.forward_intermediates(self.backbone.renormalise(images), output_fmt="NLC")
         blocks[-1] = final[:, 1:]
         return PretrainOutput(
             class_logits=self.class_head(final[:, 0]),

@@ -11,6 +11,7 @@ from toco.backbones import BackboneConfig
 from toco.config import RUN_ONLY, Config
 from toco.data import DataConfig, ViewsConfig
 from toco.evaluate import EvaluateConfig
+from toco.evaluate.inference import InferenceConfig
 from toco.methods import MethodConfig
 from toco.registry import choice
 from toco.train.optim import OptimConfig
@@ -29,6 +30,7 @@ class RunConfig(Config):
         batch_size: Images per update over all devices; a changed number of devices does not change it.
         precision: ``bfloat16`` autocasts the passes through the network; losses are float32 always.
         evaluate_every: Steps between evaluations; the last step is always evaluated.
+        inference: How images are segmented once it is trained, by ``test`` and by all that predicts.
         device: ``auto`` takes CUDA where there is one. Does not enter the digest; provenance records it.
         compile: Compile the step, which takes minutes and pays on a GPU. Values stay the same within rounding.
         log_every: Steps between training rows in ``metrics.jsonl``, whose values are means over them.
@@ -46,6 +48,7 @@ class RunConfig(Config):
     seed: int = Field(default=0, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     evaluate_every: int = Field(gt=0)
+    inference: InferenceConfig = _run_only(InferenceConfig())
     device: str = _run_only("auto")
     compile: bool = _run_only(False)
     num_workers: int = _run_only(2, ge=0)

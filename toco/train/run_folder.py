@@ -98,8 +98,13 @@ class RunFolder:
         """See that the run here is the one that ``config`` and ``inputs`` describe.
 
         Raises:
-            ValueError: It is not; the message names what differs.
+            ValueError: It is not (the message names what differs), or it was trained elsewhere and cannot go on here.
         """
+        if (imported := self.provenance().get("imported")) is not None:
+            raise ValueError(
+                f"{self.path} was made of {imported['file']}, which holds a network and no state of its optimizer: "
+                "it can be used, but not trained on. Start a training in another folder."
+            )
         self.check_same_config(config)
         was = self.inputs()
         if was != inputs:

@@ -1,0 +1,183 @@
+"""The verbs that write one file an image, as a user calls them, on a run of one step."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from toco.__main__ import main
+from toco.backbones import vit_nano
+from toco.data import ViewsConfig, voc
+from toco.data._images import read_image
+from toco.evaluate import EvaluateConfig
+from toco.evaluate.inference import class_probabilities
+from toco.evaluate.outputs.formats import read_index_png
+from toco.evaluate.sizes import network_input
+from toco.methods import toco
+from toco.train.loop import train
+from toco.train.optim import OptimConfig
+from toco.train.run_config import RunConfig
+from toco.train.trained import open_trained
+
+NO_CRF = ("--set", "inference.crf=null", "--set", "inference.scales=[1]")
+
+
+@pytest.fixture(scope="module")
+def run_dir(data_root, tmp_path_factory):
+    config = RunConfig(
+        data=voc.Config(root=data_root, train_list="train"),
+        views=ViewsConfig(crop_size_px=32),
+        backbone=vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=32, weights=None),
+        method=toco.Config(
+            aux_block=1,
+            cam_scales=(1.0,),
+            num_local_crops=2,
+            local_crop_size_px=16,
+            decoder_width=8,
+            projection=toco.ProjectionConfig(hidden_width=16, bottleneck_width=8, output_width=16),
+        ),
+        optim=OptimConfig(warmup_steps=0),
+        evaluate=EvaluateConfig(size_px=None, cam_scales=(1.0,), max_images=1, num_pictures=0),
+        num_steps=1,
+        batch_size=2,
+        evaluate_every=1,
+        num_workers=0,
+        device="cpu",
+    )
+    path = tmp_path_factory.mktemp("outputs") / "run"
+    train(config, path, progress=False)
+    return path
+
+
+def call(*words, code=0):
+    result = CliRunner().invoke(main, [*map(str, words), "--no-progress"])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def files_under(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_predict_files_and_folders(run_dir, data_root, tmp_path):
+    images, out = tmp_path / "images", tmp_path / "out"
+    (images / "sub").mkdir(parents=True)
+    shutil.copy(data_root / "JPEGImages" / "image00.png", images / "sub" / "colour.png")
+    with Image.open(images / "sub" / "colour.png") as image:
+        image.convert("L").save(images / "grey.jpg")
+    words = ("predict", run_dir, images, "--out", out, "--overlay", "--soft", "--coco-json")
+    assert f"2 of 2 images have a label: {out / 'labels'}" in call(*words, *NO_CRF)
+    trained = open_trained(run_dir, {"inference.crf": None, "inference.scales": [1]})
+    for name, file in (("grey", "grey.jpg"), ("sub/colour", "sub/colour.png")):
+        image = read_image(images / file, max_pixels=10_000)
+        expected = class_probabilities(trained.method, image, trained.config.inference, "cpu").numpy()
+        np.testing.assert_array_equal(read_index_png(out / "labels" / f"{name}.png"), expected.argmax(0))
+        with np.load(out / "probabilities" / f"{name}.npz", allow_pickle=False) as arrays:
+            np.testing.assert_array_equal(arrays["probabilities"], expected.astype(np.float16))
+        assert (out / "overlays" / f"{name}.png").is_file()
+    annotations = json.loads((out / "coco.json").read_text())
+    assert [category["name"] for category in annotations["categories"]] == ["red", "blue"]
+    assert [image["file_name"] for image in annotations["images"]] == ["grey.jpg", "sub/colour.png"]
+    assert "scales was" not in call(*words, *NO_CRF)
+    assert "made in another way: inference was" in call(*words, "--set", "inference.crf=null", code=1)
+
+
+def test_predict_with_a_crf_and_in_tiles(run_dir, data_root, tmp_path):
+    image = data_root / "JPEGImages" / "image01.png"
+    tiles = (*NO_CRF, "--set", "inference.tile_px=32", "--set", "inference.tile_overlap_px=8")
+    for name, changes in {"crf": ("--set", "inference.scales=[1]"), "tiles": tiles}.items():
+        call("predict", run_dir, image, "--out", tmp_path / name, "--soft", *changes)
+        with np.load(tmp_path / name / "probabilities" / "image01.npz", allow_pickle=False) as arrays:
+            probabilities = arrays["probabilities"]
+        assert probabilities.shape == (3, 40, 48)
+        np.testing.assert_allclose(probabilities.astype(np.float32).sum(0), 1, atol=2e-3)
+
+
+def test_predict_a_split_by_two_processes(run_dir, tmp_path, monkeypatch):
+    settings = ("--split", "val", "--coco-json", *NO_CRF)
+    call("predict", run_dir, "--out", tmp_path / "whole", *settings)
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    outputs = []
+    for rank in ("0", "1"):
+        for name, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, value)
+        outputs.append(call("predict", run_dir, "--out", tmp_path / "parts", *settings))
+    assert "2 of 4 images have a label" in outputs[0]
+    assert "coco.json is written by the process that finds all labels" in outputs[0]
+    assert "4 of 4 images have a label" in outputs[1]
+    assert files_under(tmp_path / "whole") == files_under(tmp_path / "parts")
+
+
+def test_predict_refuses_what_cannot_work_before_it_starts(run_dir, data_root, tmp_path):
+    out = tmp_path / "out"
+    image = data_root / "JPEGImages" / "image00.png"
+    assert "Name the images" in call("predict", run_dir, "--out", out, code=2)
+    assert "Name the images" in call("predict", run_dir, image, "--split", "val", "--out", out, code=2)
+    inside = data_root / "JPEGImages" / "out"
+    assert "lies in a folder of INPUT" in call("predict", run_dir, inside.parent, "--out", inside, code=2)
+    assert not inside.exists()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(image.read_bytes()[:-200])
+    said = call("predict", run_dir, image, broken, "--out", out, code=1)
+    assert "1 of 2 images cannot be used" in said
+    assert "broken.png: cannot be decoded" in said
+    assert "expected at most 100 pixels" in call("predict", run_dir, image, "--max-pixels", 100, "--out", out, code=1)
+    assert not out.exists()
+
+
+def test_more_files_of_a_folder_join_its_predictions_and_those_of_another_do_not(run_dir, data_root, tmp_path):
+    first, second = (data_root / "JPEGImages" / f"image0{i}.png" for i in range(2))
+    call("predict", run_dir, first, "--out", tmp_path / "out", *NO_CRF)
+    assert "1 of 1 images have a label" in call("predict", run_dir, second, "--out", tmp_path / "out", *NO_CRF)
+    assert len(list((tmp_path / "out" / "labels").glob("*.png"))) == 2
+    other = shutil.copy(second, tmp_path / "image00.png")
+    assert "inputs was" in call("predict", run_dir, other, "--out", tmp_path / "out", *NO_CRF, code=1)
+
+
+def test_export_cams(run_dir, tmp_path):
+    out = tmp_path / "cams"
+    assert "12 of 12 images have CAMs" in call("export-cams", run_dir, "--out", out, "--dtype", "float16")
+    trained = open_trained(run_dir)
+    dataset = voc.open_split(trained.config.data, "train")
+    for index, name in enumerate(dataset.names):
+        cams = trained.method.cams(network_input(torch.tensor(dataset.image(index))[None], None), (1.0,), True)
+        with np.load(out / f"{name}.npz", allow_pickle=False) as arrays:
+            keys = arrays["keys"]
+            assert keys.tolist() == [index % 2]
+            np.testing.assert_allclose(arrays["high_res"], cams.cam[0, keys].numpy(), atol=1e-3)
+            np.testing.assert_allclose(arrays["aux_high_res"], cams.aux_cam[0, keys].numpy(), atol=1e-3)
+    assert "dtype was 'float16' and is 'float32'" in call("export-cams", run_dir, "--out", out, code=1)
+
+
+def test_export_pseudo_labels(run_dir, tmp_path):
+    out = tmp_path / "par"
+    said = call("export-pseudo-labels", run_dir, "--split", "val", "--out", out)
+    assert "4 of 4 images have a pseudo label" in said
+    assert "mIoU of the pseudo labels" in said
+    assert "images with a mask: 4" in said
+    trained = open_trained(run_dir)
+    dataset = voc.open_split(trained.config.data, "val")
+    for index, name in enumerate(dataset.names):
+        images = network_input(torch.tensor(dataset.image(index))[None], None)
+        expected = trained.method.pseudo_labels(images, torch.from_numpy(dataset.class_labels(index))[None])
+        np.testing.assert_array_equal(read_index_png(out / f"{name}.png"), expected[0].numpy())
+    words = ("export-pseudo-labels", run_dir, "--split", "val", "--out")
+    crf = ("--refine", "par+crf", "--crf", "bilateral_sigma_xy=9", "--threshold", 0.4)
+    assert " 0.00 % of the pixels are uncertain" in call(*words, tmp_path / "crf", *crf)
+    assert json.loads((tmp_path / "crf" / "about.json").read_text())["crf"]["bilateral_sigma_xy"] == 9
+    assert "--crf changes a CRF, but --refine none has none" in call(
+        *words, out, "--refine", "none", "--crf", "iterations=1", code=2
+    )
+    assert "par was" in call(*words, out, "--refine", "none", code=1)
+
+
+def test_a_data_set_of_other_classes_is_refused(run_dir, data_root, tmp_path):
+    other = tmp_path / "data"
+    shutil.copytree(data_root, other)
+    (other / "classes.txt").write_text("red\ngreen\n")
+    said = call("export-cams", run_dir, "--out", tmp_path / "out", "--set", f"data.root={other}", code=1)
+    assert "trained for the classes red, blue, but the data set has red, green" in said

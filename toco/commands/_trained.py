@@ -1,0 +1,56 @@
+"""What the verbs share that let a trained method work on many images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toco.data import Dataset, Split
+    from toco.train.trained import Trained
+    from toco.types import Shard
+
+
+def open_for_share(run_dir: Path, changes: Sequence[str]) -> tuple[Trained, Shard]:
+    """The trained method, and the share of the images that is this process's among those that torchrun started."""
+    from toco.config import parse_assignments
+    from toco.train.distributed import own_share
+    from toco.train.trained import open_trained
+
+    shard = own_share()
+    return open_trained(run_dir, parse_assignments(changes)), shard
+
+
+def identity(trained: Trained) -> dict[str, Any]:
+    """What a trained method's outputs depend on, whatever they are: its weights and how it computes."""
+    from toco.config import digest
+    from toco.evaluate.split_predictions import weights_digest
+
+    config = trained.config
+    return {
+        "weights": weights_digest(trained.method),
+        "step": trained.step,
+        "backbone": digest(config.backbone),
+        "method": digest(config.method),
+        "precision": config.precision,
+        "class_names": trained.class_names,
+    }
+
+
+def open_images(trained: Trained, split: Split) -> tuple[Dataset, dict[str, Any]]:
+    """A split of the run's data, and what to say of it.
+
+    Raises:
+        ValueError: There is none, or its classes are not those that the method was trained for.
+    """
+    from toco.config import digest
+    from toco.registry import load
+
+    dataset: Dataset = load("toco.data", trained.config.data.name).open_split(trained.config.data, split)
+    if dataset.class_names != trained.class_names:
+        raise ValueError(
+            f"The method was trained for the classes {', '.join(trained.class_names)}, but the data set has "
+            f"{', '.join(dataset.class_names)}. Name the right one with --set data.root=FOLDER."
+        )
+    return dataset, {"data": digest(trained.config.data), "split": split}

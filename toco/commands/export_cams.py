@@ -1,0 +1,54 @@
+"""CAMs of a run, for a second stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from toco.commands import _options
+
+if TYPE_CHECKING:
+    from toco.data import Split
+
+
+@click.command()
+@_options.run_dir
+@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the outputs.")
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
+@_options.changes
+@_options.progress
+def command(
+    run_dir: Path,
+    split: Split,
+    out: Path,
+    dtype: Literal["float32", "float16"],
+    changes: tuple[str, ...],
+    progress: bool,
+) -> None:
+    """Write the CAMs of a split, one NPZ file an image, with the newest checkpoint of RUN_DIR.
+
+    Arrays, by the names that IRN uses: keys (classes of the image, from 0), high_res (their CAMs at the image's size),
+    cam (at a quarter of it), and aux_high_res and aux_cam of the auxiliary CAM. They follow the evaluation of the run,
+    with the image-level labels of the data; --set changes how, as in evaluate.size_px=null for the image's own size.
+    The work goes on where it was stopped, and torchrun shares it among processes.
+    """
+    from toco.commands._trained import identity, open_for_share, open_images
+    from toco.evaluate.outputs import export_cams
+
+    trained, shard = open_for_share(run_dir, changes)
+    dataset, of_data = open_images(trained, split)
+    folder = export_cams(
+        trained.method,
+        dataset,
+        trained.config.evaluate,
+        out,
+        {**identity(trained), **of_data},
+        shard,
+        device=trained.config.torch_device(),
+        dtype=dtype,
+        progress=progress and shard.rank == 0,
+    )
+    click.echo(f"{len(dataset) - len(folder.missing())} of {len(dataset)} images have CAMs: {out}")

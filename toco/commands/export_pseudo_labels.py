@@ -1,0 +1,92 @@
+"""Pseudo labels of a run, as masks for a second training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from toco.commands import _options
+
+if TYPE_CHECKING:
+    from toco.data import Split
+
+
+@click.command()
+@_options.run_dir
+@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the outputs.")
+@click.option(
+    "--refine",
+    type=click.Choice(["none", "par", "crf", "par+crf"]),
+    default="par",
+    show_default=True,
+    help="What refines the CAM; par is what the decoder is trained on.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="One background score, so that nothing is uncertain.  [default: method.low_threshold and .high_threshold]",
+)
+@click.option(
+    "--crf",
+    "crf_changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change a setting of the CRF, as in bilateral_sigma_xy=50; repeatable.  [default: the official ones for CAMs]",
+)
+@_options.changes
+@_options.progress
+def command(
+    run_dir: Path,
+    split: Split,
+    out: Path,
+    refine: str,
+    threshold: float | None,
+    crf_changes: tuple[str, ...],
+    changes: tuple[str, ...],
+    progress: bool,
+) -> None:
+    """Write the pseudo labels of a split as index PNGs in VOC's palette, with the newest checkpoint of RUN_DIR.
+
+    They are made of the final CAM, which follows the evaluation of the run, and of the image-level labels of the data:
+    0 background, 1 and up classes, 255 uncertain. If the data has masks, the mIoU is printed at the end. --set changes
+    how, as in method.high_threshold=0.6 or evaluate.size_px=null. The work goes on where it was stopped, and torchrun
+    shares it among processes.
+    """
+    from toco.commands._trained import identity, open_for_share, open_images
+    from toco.config import parse_assignments, replace
+    from toco.evaluate.outputs import PseudoLabelConfig, export_pseudo_labels, score_pseudo_labels
+    from toco.evaluate.outputs.pseudo_labels import OFFICIAL_CAM_CRF
+    from toco.methods import toco
+
+    if crf_changes and "crf" not in refine:
+        raise click.UsageError(f"--crf changes a CRF, but --refine {refine} has none.")
+    crf = replace(OFFICIAL_CAM_CRF, dict(parse_assignments(crf_changes))) if "crf" in refine else None
+    trained, shard = open_for_share(run_dir, changes)
+    method, device = trained.config.method, trained.config.torch_device()
+    if not isinstance(method, toco.Config):
+        raise click.UsageError(f"Pseudo labels are those of toco, but the run's method is {method.name}.")
+    config = PseudoLabelConfig(
+        low_threshold=method.low_threshold if threshold is None else threshold,
+        high_threshold=method.high_threshold if threshold is None else threshold,
+        par=method.par if "par" in refine else None,
+        crf=None if crf is None else crf.resolved(device),
+    )
+    dataset, of_data = open_images(trained, split)
+    folder = export_pseudo_labels(
+        trained.method,
+        dataset,
+        trained.config.evaluate,
+        config,
+        out,
+        {**identity(trained), **of_data},
+        shard,
+        device=device,
+        progress=progress and shard.rank == 0,
+    )
+    missing = len(folder.missing())
+    click.echo(f"{len(dataset) - missing} of {len(dataset)} images have a pseudo label: {out}")
+    if not missing and (scores := score_pseudo_labels(folder, dataset, progress=progress)) is not None:
+        click.echo(scores)

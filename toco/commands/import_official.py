@@ -1,0 +1,30 @@
+"""A run folder from a checkpoint of the official code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from toco.commands import _options
+from toco.config import parse_assignments, replace
+from toco.registry import load
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--recipe", required=True, help="What it was trained with, as voc_deit_b.")
+@_options.changes
+@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option("--step", type=click.IntRange(min=0), help="Updates it was saved after; by default all of the recipe.")
+def command(file: Path, recipe: str, changes: tuple[str, ...], run_dir: Path, step: int | None) -> None:
+    """Make a run folder of FILE, a checkpoint that the official ToCo code saved.
+
+    All verbs that take a trained run take it: evaluate, predict, test. It cannot be trained on.
+    """
+    from toco.official.checkpoint import import_checkpoint
+
+    value = replace(load("toco.recipes", recipe).recipe(), parse_assignments(changes))
+    step = value.num_steps if step is None else step
+    count = import_checkpoint(file, run_dir, value, recipe, step)
+    click.echo(f"{count} tensors of {file}, as the run of {recipe} after step {step}: {run_dir}")

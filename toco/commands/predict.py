@@ -1,0 +1,85 @@
+"""Segment images with a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from toco.commands import _options
+
+if TYPE_CHECKING:
+    from toco.data import Split
+
+
+@click.command()
+@_options.run_dir
+@click.argument("inputs", metavar="[INPUT]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--split", type=click.Choice(["train", "val"]), help="Take a split of the run's data instead of INPUT.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the outputs.")
+@click.option("--overlay", is_flag=True, help="Also paint the classes over the images, with a legend: OUT/overlays.")
+@click.option("--soft", is_flag=True, help="Also keep the class probabilities, float16: OUT/probabilities.")
+@click.option("--coco-json", is_flag=True, help="Also write all labels as COCO annotations: OUT/coco.json.")
+@click.option("--max-pixels", type=click.IntRange(min=1), help="Refuse larger INPUT images.  [default: 50000000]")
+@_options.changes
+@_options.progress
+def command(
+    run_dir: Path,
+    inputs: tuple[Path, ...],
+    split: Split | None,
+    out: Path,
+    overlay: bool,
+    soft: bool,
+    coco_json: bool,
+    max_pixels: int | None,
+    changes: tuple[str, ...],
+    progress: bool,
+) -> None:
+    """Segment INPUT with the newest checkpoint of RUN_DIR: JPEG and PNG files, and folders of them.
+
+    OUT/labels gets an index PNG for each image, in VOC's palette. The work goes on where it was stopped, and torchrun
+    shares it among processes. --set changes how, as in inference.crf=null (no CRF, faster),
+    'inference.scales=[1]' or inference.tile_px=1024 (large images).
+    """
+    from functools import partial
+
+    from toco.commands._trained import identity, open_for_share, open_images
+    from toco.data._images import MAX_PIXELS
+    from toco.evaluate.inference import class_probabilities
+    from toco.evaluate.outputs import Images, find_images, predict
+
+    if bool(inputs) == bool(split):
+        raise click.UsageError("Name the images: either as INPUT, or with --split as those of the run's data.")
+    images: Images
+    if inputs:
+        if any(out.resolve().is_relative_to(path.resolve()) for path in inputs):
+            raise click.UsageError(f"--out {out} lies in a folder of INPUT and would add images to it; name another.")
+        images = files = find_images(inputs, MAX_PIXELS if max_pixels is None else max_pixels)
+        file_names = files.file_names
+    trained, shard = open_for_share(run_dir, changes)
+    device = trained.config.torch_device()
+    inference = trained.config.inference.resolved(device)
+    about = {**identity(trained), "inference": inference.model_dump(mode="json")}
+    if split:
+        images, of_data = open_images(trained, split)
+        about, file_names = {**about, **of_data}, images.names
+    else:
+        about["inputs"] = sorted(map(str, files.roots))
+    network = partial(class_probabilities, trained.method, config=inference, device=device)
+    labels = predict(
+        network,
+        images,
+        trained.class_names,
+        out,
+        about,
+        shard,
+        overlay=overlay,
+        soft=soft,
+        coco_json=file_names if coco_json else None,
+        progress=progress and shard.rank == 0,
+    )
+    missing = len(labels.missing())
+    click.echo(f"{len(labels.names) - missing} of {len(labels.names)} images have a label: {labels.path}")
+    if missing and coco_json:
+        click.echo(f"{out / 'coco.json'} is written by the process that finds all labels.")

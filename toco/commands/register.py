@@ -1,0 +1,41 @@
+"""Log the network of a run to MLflow, and register it under a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from toco.commands import _options
+
+
+@click.command()
+@_options.run_dir
+@click.option("--name", help="Make a new version of this registered model.  [default: logged, not registered]")
+@click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    default="sqlite:///results/mlflow.db",
+    show_default=True,
+    help="An MLflow store: sqlite:///PATH or http://HOST:PORT.",
+)
+@click.option("--experiment", default="toco", show_default=True, help="Experiment of the run.")
+def command(run_dir: Path, name: str | None, tracking_uri: str, experiment: str) -> None:
+    """Log the network of RUN_DIR's newest checkpoint to its MLflow run, as a model that MLflow loads and serves.
+
+    The run is filled first, as `track` does it. The model takes encoded images and gives label maps; whoever loads it
+    needs neither toco nor torch.
+    """
+    import tempfile
+
+    from toco.export.onnx import export_onnx
+    from toco.tracking import client_uri, open_store, track_run
+    from toco.tracking.model import log_network
+
+    client_uri(tracking_uri)  # a wrong one is heard of at once
+    with tempfile.TemporaryDirectory() as scratch:
+        exported = export_onnx(run_dir, Path(scratch) / "network.onnx")
+        run_id = track_run(run_dir, tracking_uri=tracking_uri, experiment=experiment)
+        store = open_store(tracking_uri, experiment)
+        logged = log_network(store, run_id, exported.path, exported.metadata, exported.step, name)
+    click.echo(f"{run_dir} is MLflow run {run_id}; its network is {logged.uri}")

@@ -1,0 +1,77 @@
+"""Test a run as the paper's final numbers are made: several scales, mirror images and a dense CRF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from toco.commands import _options
+
+if TYPE_CHECKING:
+    from toco.data import Split
+
+
+@click.command()
+@_options.run_dir
+@_options.changes
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for predictions and scores.")
+@click.option("--split", type=click.Choice(["train", "val"]), default="val", show_default=True)
+@click.option("--also-without-crf", is_flag=True, help="Keep and score the predictions before the CRF, too.")
+@_options.progress
+def command(
+    run_dir: Path, changes: tuple[str, ...], out: Path, split: Split, also_without_crf: bool, progress: bool
+) -> None:
+    """Segment every image of a split with the newest checkpoint of RUN_DIR, and score the predictions.
+
+    --set inference.NAME=VALUE changes how, as in inference.crf=null; --set data.val_list=test takes another list. Each
+    prediction is written as it is made, a PNG of class ids in OUT/predictions; what is there is not made again. Where
+    there are masks, the scores go to OUT/scores.json. Under torchrun the processes share the images:
+    torchrun --standalone --nproc-per-node 4 -m toco test RUN_DIR --out DIR
+    """
+    from toco.commands._trained import identity, open_for_share, open_images
+    from toco.evaluate.split_predictions import open_predictions, predict_split, score_predictions
+    from toco.recipes._expected import beside_table2
+
+    trained, shard = open_for_share(run_dir, changes)
+    progress = progress and shard.rank == 0
+    device = trained.config.torch_device()
+    config = trained.config.inference.resolved(device)
+    if also_without_crf and config.crf is None:
+        raise click.UsageError("--also-without-crf goes with a CRF, but inference.crf is null.")
+    if config.crf is not None and config.crf.filter_name == "exact" and device.type == "cpu":
+        click.echo("The exact filter takes minutes an image on a CPU; inference.crf.filter_name=lattice takes seconds.")
+    dataset, _ = open_images(trained, split)
+
+    about = {**identity(trained), "split": split, "data": dataset.manifest_digest()}
+    ways = {"": config}
+    if also_without_crf:
+        ways["_without_crf"] = config.model_copy(update={"crf": None})
+    folders = {name: open_predictions(out / f"predictions{name}", dataset, way, about) for name, way in ways.items()}
+    predict_split(
+        trained.method,
+        dataset,
+        config,
+        device,
+        folders[""],
+        without_crf=folders.get("_without_crf"),
+        shard=shard,
+        progress=progress,
+    )
+    missing = {index for folder in folders.values() for index in folder.missing()}
+    if missing:
+        click.echo(f"Process {shard.rank} is done; {len(missing)} images of the others are not. The last one scores.")
+        return
+    for name, way in ways.items():
+        scores = score_predictions(folders[name], dataset, way, progress)
+        if scores is None:
+            click.echo(f"{len(dataset)} predictions: {folders[name].path}. There are no masks to score them by.")
+            continue
+        file = out / f"scores{name}.json"
+        file.write_text(scores.to_json())
+        click.echo(f"{scores.table()}\n{scores.protocol}")
+        miou = scores.metrics["miou"]
+        if beside := beside_table2(miou, trained.recipe, split, way, scores.num_images):
+            click.echo(beside)
+        click.echo(f"mIoU {100 * miou:.2f} %: {file}\n")

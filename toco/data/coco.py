@@ -1,0 +1,181 @@
+"""COCO 2014: 80 classes, 82 081 training and 40 137 validation images with objects.
+
+Run ``python -m toco data prepare-coco ROOT`` once: it writes labels and masks from the official annotations. Ready
+masks are read, too, if they number the classes from 1 to 80.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from toco.config import RUN_ONLY
+from toco.data._coco_classes import CATEGORY_IDS, COCO_CLASSES
+from toco.data._coco_masks import numberings
+from toco.data._dataset import DataConfig, Split
+from toco.data._files import FileDataset
+from toco.data._images import MAX_PIXELS, ids_in, read_ids
+from toco.data._labels import LabelsFrom, read_table
+from toco.data._layout import Layout, read_names
+from toco.types import IGNORE_INDEX
+
+_NUM_READ = 4
+"""Prepared masks whose pixels enter the digest of a manifest."""
+_NUM_NUMBERED = 100
+"""Ready masks that tell how classes are numbered: one of COCO's images in seven or so shows a class that does."""
+
+
+class Config(DataConfig):
+    """COCO 2014.
+
+    Attributes:
+        root: Folder with ``train2014``, ``val2014`` and, for ``prepare-coco``, ``annotations``.
+        train_list: Name of a list of training images, ``NAME.txt`` in ``root``; ``None`` takes all that have a label.
+        val_list: The same of validation images (``val_part`` of the official code has 5 000).
+        mask_folder: Folder with ``train2014`` and ``val2014`` of masks, relative to ``root``.
+        labels: Where image-level labels come from: ``prepared`` by ``prepare-coco`` into ``mask_folder``, ``masks``, or
+            a ``.csv``, ``.json`` or ``.npz`` file of both splits, relative to ``root``.
+        allow_empty_labels: Take training images without any class, which are trained as pure background.
+        max_pixels: Larger images are refused before they are decoded.
+    """
+
+    name: Literal["coco"] = "coco"
+    root: Path = Field(default=Path("coco"), json_schema_extra={RUN_ONLY: True})
+    train_list: str | None = None
+    val_list: str | None = None
+    mask_folder: Path = Path("masks80")
+    labels: Literal["prepared", "masks"] | Path = "prepared"
+    allow_empty_labels: bool = False
+    max_pixels: int = Field(default=MAX_PIXELS, gt=0, json_schema_extra={RUN_ONLY: True})
+
+
+class CocoFolder(FileDataset):
+    """A split of COCO.
+
+    Args:
+        layout: Where its files are.
+        names: Its images.
+        labels: Where image-level labels come from.
+        config: The config.
+        allow_empty_labels: Whether an image may show no class.
+        annotations_sha256: Of the annotation file that the masks were prepared from; ``None`` for ready masks.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        names: tuple[str, ...],
+        labels: LabelsFrom,
+        config: Config,
+        allow_empty_labels: bool,
+        annotations_sha256: str | None,
+    ) -> None:
+        super().__init__(
+            layout,
+            names,
+            COCO_CLASSES,
+            labels,
+            config,
+            allow_empty_labels=allow_empty_labels,
+            max_pixels=config.max_pixels,
+        )
+        self.annotations_sha256 = annotations_sha256
+
+    def _mask_digest(self, index: int) -> bytes:
+        """Prepared masks follow from the annotation file; of these only a few are read."""
+        if self.annotations_sha256 is None:
+            return super()._mask_digest(index)
+        is_read = index % -(-len(self) // _NUM_READ) == 0
+        return self.annotations_sha256.encode() + (self.mask(index).tobytes() if is_read else b"")
+
+
+def open_split(config: Config, split: Split) -> CocoFolder:
+    """Open the training or the validation images.
+
+    Raises:
+        ValueError: Images, labels or masks are missing, or masks number their classes in another way.
+    """
+    part, root = f"{split}2014", config.root
+    masks = root / config.mask_folder / part
+    layout = Layout(root, root / part, masks, root, root / "annotations", (".jpg",))
+    if not layout.images.is_dir():
+        raise ValueError(f"{layout.images}: expected the images of COCO 2014, but there is no folder; set data.root.")
+    labels: LabelsFrom
+    if config.labels == "prepared":
+        labels = config.mask_folder / f"labels_{part}.json"
+        if not (root / labels).is_file():
+            raise ValueError(
+                f"{root / labels}: there are no labels yet; `python -m toco data prepare-coco {root}` writes them and "
+                f"masks from annotations/instances_{part}.json. With ready masks set data.mask_folder, and data.labels "
+                "to masks or to a file."
+            )
+    else:
+        labels = config.labels
+    list_name = config.train_list if split == "train" else config.val_list
+    if list_name is not None:
+        names = read_names(layout, list_name)
+    elif config.labels == "prepared":
+        names = tuple(read_table(root / labels, COCO_CLASSES))
+    else:
+        names = tuple(sorted(path.stem for path in masks.glob("*.png")))
+    if not names:
+        raise ValueError(f"{masks}: there are no masks; set data.mask_folder, or data.{split}_list to a list of names.")
+    allow_empty_labels = config.allow_empty_labels or split == "val"
+    annotations_sha256 = _prepared_from(masks / "about.json")
+    dataset = CocoFolder(layout, names, labels, config, allow_empty_labels, annotations_sha256)
+    without = [name for name in names if not layout.mask_path(name).is_file()]
+    if without and (split == "val" or config.labels == "masks"):
+        raise ValueError(
+            f"{masks}: {len(without)} of {len(names)} masks are missing: {', '.join(without[:5])}"
+            f"{', ...' if len(without) > 5 else ''}. `prepare-coco` goes on where it was stopped."
+        )
+    if annotations_sha256 is None:
+        _refuse_other_numbering(dataset, masks, config)
+    return dataset
+
+
+def _prepared_from(about: Path) -> str | None:
+    """SHA-256 of the annotation file that masks were prepared from, or ``None`` where they are somebody else's."""
+    try:
+        found = json.loads(about.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    sha256 = found.get("annotations_sha256") if isinstance(found, dict) else None
+    return sha256 if isinstance(sha256, str) else None
+
+
+def _refuse_other_numbering(dataset: CocoFolder, masks: Path, config: Config) -> None:
+    """Masks that number classes as the annotation files do look right, and call most objects by another's name."""
+    present = [index for index, name in enumerate(dataset.names) if dataset.layout.mask_path(name).is_file()]
+    by_image: dict[int, set[int]] = {}
+    try:
+        for index in present[:: -(-len(present) // _NUM_NUMBERED) or 1]:
+            ids = ids_in(read_ids(dataset.layout.mask_path(dataset.names[index]), config.max_pixels))
+            by_image[index] = set(ids) - {0, IGNORE_INDEX}
+    except ValueError as error:
+        raise ValueError(f"{error} `prepare-coco` writes masks of ids from the official annotations.") from error
+    ids_found = sorted(set[int]().union(*by_image.values()))
+    possible = numberings(ids_found)
+    if len(possible) > 1 and config.labels != "masks":
+        numbers = {80: range(1, len(COCO_CLASSES) + 1), 91: CATEGORY_IDS}
+        labels = {index: dataset.class_labels(index) for index in by_image}
+
+        def agrees(numbering: int) -> bool:
+            return all(labels[index][numbers[numbering].index(i)] for index, ids in by_image.items() for i in ids)
+
+        possible = tuple(filter(agrees, possible))
+    if possible == (80,):
+        return
+    found = f"{masks}: expected masks with the classes 1 to 80, but their ids {ids_found}"
+    mend = "`prepare-coco` writes masks that are numbered so from the official annotations."
+    if possible == (91,):
+        raise ValueError(
+            f"{found} are COCO's categories (1 to 90, with gaps). Read as they are, most classes would stand for "
+            "others, which costs a result most of its mIoU. `python -m toco data "
+            f"convert-coco-masks {masks} NEW_FOLDER` renumbers them, and {mend}"
+        )
+    what = "could as well be COCO's categories (1 to 90, with gaps)" if possible else "are neither these nor categories"
+    raise ValueError(f"{found} {what}; {mend}")

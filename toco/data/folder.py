@@ -1,0 +1,133 @@
+"""Any images with image-level labels: a folder, a ``classes.txt``, and a file of labels or one folder for each class.
+
+Masks are needed neither to train nor to evaluate. Without them an evaluation holds label metrics and pictures, and no
+score of pixels. Grey images of 16 bits, as in medicine and remote sensing, are read once ``levels`` says how.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from toco.config import RUN_ONLY
+from toco.data._dataset import DataConfig, Split
+from toco.data._files import FileDataset
+from toco.data._images import FORMATS, MAX_PIXELS, Levels
+from toco.data._layout import Layout, leads_out, read_class_names, read_names
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+_ANY_CASE = (*_SUFFIXES, *(suffix.upper() for suffix in _SUFFIXES))
+_HASH_BYTES = 8
+
+
+class Config(DataConfig):
+    """A folder of images. The name of an image is its path below ``root`` without suffix, as in ``north/2021/tile_7``.
+
+    Attributes:
+        root: The folder. JPEG, PNG and TIFF images lie in it or in folders below; hidden folders are left alone.
+        classes: File of class names, one a line, relative to ``root``.
+        labels: Where image-level labels come from: a ``.csv``, ``.json`` or ``.npz`` file relative to ``root``,
+            ``folders`` (one of the folders that an image is in has the name of its class), or ``masks``.
+        train_list: Name of a list of training images, ``NAME.txt`` in ``root``. Without lists ``train.txt`` and
+            ``val.txt`` are taken where they are, and else all images are split.
+        val_list: The same of validation images; both lists or none.
+        val_share: Share of images that validate where there are no lists. Which ones follows from their names alone,
+            so that a new image moves no other.
+        masks: Folder of masks, relative to ``root``: index PNGs with the names of the images. ``None`` if there are
+            none: then there are no scores of pixels.
+        levels: Levels of grey images of more than 8 bits that become 0 and 255, as ``[0, 4095]``; levels between are
+            scaled linearly, others clipped. Such images are refused without it. Images of 8 bits stay as they are.
+        allow_empty_labels: Take training images without any class, which are trained as pure background.
+        max_pixels: Larger images are refused before they are decoded.
+    """
+
+    name: Literal["folder"] = "folder"
+    root: Path = Field(default=Path("images"), json_schema_extra={RUN_ONLY: True})
+    classes: Path = Path("classes.txt")
+    labels: Literal["folders", "masks"] | Path = Path("labels.csv")
+    train_list: str | None = None
+    val_list: str | None = None
+    val_share: float = Field(default=0.2, gt=0, lt=1)
+    masks: Path | None = None
+    levels: Levels | None = None
+    allow_empty_labels: bool = False
+    max_pixels: int = Field(default=MAX_PIXELS, gt=0, json_schema_extra={RUN_ONLY: True})
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Config:
+        if (self.train_list is None) != (self.val_list is None):
+            raise ValueError("train_list and val_list belong together; set both or none")
+        if self.labels == "masks" and self.masks is None:
+            raise ValueError("labels from masks need a folder of masks; set data.masks")
+        if self.levels is not None and self.levels[0] >= self.levels[1]:
+            raise ValueError(f"levels have to be the lower and the higher one; got {list(self.levels)}")
+        return self
+
+
+def open_split(config: Config, split: Split) -> FileDataset:
+    """Open the training or the validation images.
+
+    Raises:
+        ValueError: The folder, the classes, a list, an image or a label is missing or wrong.
+    """
+    root = config.root
+    if not root.is_dir():
+        raise ValueError(f"{root}: expected a folder of images, but there is none; set data.root.")
+    masks = None if config.masks is None else root / config.masks
+    if masks is not None and not masks.is_dir():
+        raise ValueError(f"{masks}: expected a folder of masks, but there is none; set data.masks, or null if none.")
+    layout = Layout(root, root, masks, root, root, _ANY_CASE)
+    class_names = read_class_names(layout, root / config.classes)
+    return FileDataset(
+        layout,
+        _names(config, layout, split),
+        class_names,
+        config.labels,
+        config,
+        allow_empty_labels=config.allow_empty_labels or split == "val",
+        max_pixels=config.max_pixels,
+        formats=(*FORMATS, "TIFF"),
+        levels=config.levels,
+    )
+
+
+def is_for_validation(name: str, val_share: float) -> bool:
+    """Whether an image validates where there are no lists.
+
+    >>> [name for name in map(str, range(8)) if is_for_validation(name, 0.4)]
+    ['0', '3', '4']
+    """
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:_HASH_BYTES])
+    return number < val_share * float(256**_HASH_BYTES)
+
+
+def _names(config: Config, layout: Layout, split: Split) -> tuple[str, ...]:
+    lists: dict[Split, str] = {"train": config.train_list or "train", "val": config.val_list or "val"}
+    if config.train_list is not None or any(layout.list_path(name).is_file() for name in lists.values()):
+        return read_names(layout, lists[split], leads_out)
+    found = Counter(_images_below(layout))
+    if twice := [name for name, count in found.items() if count > 1]:
+        raise ValueError(f"{layout.root}: {twice[0]!r} is the name of several images; rename them or write lists.")
+    names = tuple(name for name in sorted(found) if is_for_validation(name, config.val_share) == (split == "val"))
+    if not names:
+        raise ValueError(
+            f"{layout.root}: of the {len(found)} images there ({', '.join(_SUFFIXES)}), none is for {split}; change "
+            "data.val_share, or write train.txt and val.txt."
+        )
+    return names
+
+
+def _images_below(layout: Layout) -> Iterator[str]:
+    """Names of all images. Links to folders are not followed: one could lead back up."""
+    for folder, below, files in os.walk(layout.root):
+        below[:] = [name for name in below if not name.startswith(".") and Path(folder) / name != layout.masks]
+        for file in files:
+            path = Path(folder, file)
+            if path.suffix.lower() in _SUFFIXES and not file.startswith("."):
+                yield path.relative_to(layout.root).with_suffix("").as_posix()

@@ -1,0 +1,155 @@
+"""What a trained ToCo makes of one image, kept, so that thresholds, classes and patches change without the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from toco.cam.labels import class_ids
+from toco.cam.par import refine_pseudo_label
+from toco.data import denormalise_255
+from toco.evaluate.sizes import network_input, resize_bilinear
+from toco.methods import toco
+from toco.metrics.smoothness import patch_similarity
+from toco.train.trained import Trained
+from toco.types import Cams
+
+CamName = Literal["cam", "aux_cam"]
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """One image through the network. All maps have the size of the network's input.
+
+    Attributes:
+        image: What was looked at: the image, shrunk if it was too large.
+        full_size: Height and width of the image before that.
+        network_input: It as the network got it.
+        cams: Both CAMs of all classes.
+        class_logits: Logits of the classifier.
+        segmentation: The decoder's label, 0 background, 1..k.
+        unit_tokens: Patch tokens after every block, of length 1.
+        mean_similarity: Mean cosine similarity of different patches after every block.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    full_size: tuple[int, int]
+    network_input: Float[Tensor, "1 3 h2 w2"]
+    cams: Cams
+    class_logits: Float[np.ndarray, " k"]
+    segmentation: UInt8[np.ndarray, "h2 w2"]
+    unit_tokens: tuple[Float[Tensor, "_ _ _"], ...]
+    mean_similarity: tuple[float, ...]
+
+    def cam_maps(self, class_index: int) -> Float[np.ndarray, "2 h2 w2"]:
+        """CAM and auxiliary CAM of a class (0-based)."""
+        both = torch.stack([self.cams.cam[0, class_index], self.cams.aux_cam[0, class_index]])
+        maps: Float[np.ndarray, "2 h2 w2"] = both.cpu().numpy()
+        return maps
+
+    def similarity(self, y: float, x: float) -> list[Float[np.ndarray, "_ _"]]:
+        """Cosine similarity of every patch with the one at ``y x`` (fractions of the sides), by block."""
+        maps = []
+        for tokens in self.unit_tokens:
+            rows, columns, _ = tokens.shape
+            chosen = tokens[min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)]
+            maps.append((tokens @ chosen).cpu().numpy())
+        return maps
+
+
+class Analyst:
+    """Puts images through a trained ToCo as its evaluation does, one at a time.
+
+    Args:
+        trained: The method; ``evaluate`` of its config says at which size and scales it looks.
+        max_side_px: Longer images are shrunk to this side first.
+
+    Raises:
+        ValueError: Another method was trained, which has no such thresholds.
+    """
+
+    def __init__(self, trained: Trained, max_side_px: int) -> None:
+        if not isinstance(trained.config.method, toco.Config):
+            name = trained.config.method.name
+            raise ValueError(f"The demo shows the thresholds of the method 'toco', but this run trained {name!r}.")
+        self.trained, self.max_side_px = trained, max_side_px
+        self.settings = trained.config.method
+
+    @torch.no_grad()
+    def analyse(self, image: UInt8[np.ndarray, "h w 3"]) -> Analysis:
+        """What the network makes of an image.
+
+        Raises:
+            ValueError: The image is too small for the network.
+        """
+        shown = _shrunk(image, self.max_side_px)
+        method, evaluate = self.trained.method, self.trained.config.evaluate
+        pixels = torch.from_numpy(shown.copy())[None].to(self.trained.config.torch_device())
+        inputs = network_input(pixels, evaluate.size_px)
+        height, width = inputs.shape[-2:]
+        prediction = method.predict(inputs, evaluate.cam_scales, evaluate.cam_flip)
+        logits = resize_bilinear(prediction.segmentation_logits, (height, width))
+        return Analysis(
+            image=shown,
+            full_size=(image.shape[0], image.shape[1]),
+            network_input=inputs,
+            cams=prediction.cams,
+            class_logits=prediction.class_logits[0].cpu().numpy(),
+            segmentation=logits[0].argmax(0).byte().cpu().numpy(),
+            unit_tokens=tuple(
+                normalize(tokens[0], dim=-1).unflatten(0, patch_grid(tokens.shape[1], height / width))
+                for tokens in prediction.block_tokens
+            ),
+            mean_similarity=tuple(patch_similarity(tokens).item() for tokens in prediction.block_tokens),
+        )
+
+    def refined_label(
+        self, analysis: Analysis, cam: CamName, present: Sequence[int], low: float, high: float
+    ) -> UInt8[np.ndarray, "h w"]:
+        """The label that the decoder would learn from these CAMs: 0 background, 1..k, 255 where it would not.
+
+        Args:
+            analysis: Of the image.
+            cam: Which of its CAMs.
+            present: Classes (0-based) that count as present.
+            low: Background score that certain background wins with.
+            high: Background score that certain foreground wins against.
+
+        Raises:
+            ValueError: The low threshold exceeds the high one.
+        """
+        maps: Tensor = getattr(analysis.cams, cam)
+        # Without any class, one that is absent: the refinement has the background win everywhere then.
+        classes = torch.tensor(sorted(present) or [0], device=maps.device)
+        is_present = torch.full((1, len(classes)), float(bool(present)), device=maps.device)
+        levels = denormalise_255(analysis.network_input, truncate=True)
+        label = refine_pseudo_label(
+            levels / 255, maps[:, classes], is_present, None, low, high, **self.settings.par.model_dump()
+        )
+        refined: UInt8[np.ndarray, "h w"] = class_ids(label, classes[None])[0].byte().cpu().numpy()
+        return refined
+
+
+def patch_grid(num_patches: int, aspect: float) -> tuple[int, int]:
+    """Rows and columns of a grid of ``num_patches`` over an image whose height is ``aspect`` times its width.
+
+    >>> patch_grid(31 * 23, 500 / 375)
+    (31, 23)
+    """
+    grids = ((rows, num_patches // rows) for rows in range(1, num_patches + 1) if num_patches % rows == 0)
+    return min(grids, key=lambda grid: abs(math.log(grid[0] / grid[1] / aspect)))
+
+
+def _shrunk(image: UInt8[np.ndarray, "h w 3"], max_side_px: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    small = Image.fromarray(image)
+    small.thumbnail((max_side_px, max_side_px), Image.Resampling.LANCZOS)
+    return np.asarray(small)

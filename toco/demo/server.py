@@ -1,0 +1,319 @@
+"""The page and what it asks for, over HTTP on loopback.
+
+Other users of the machine reach its loopback, too, and so do pages of other sites in the visitor's browser. So whoever
+asks has to know a token, which is made anew for every server; the page gets it in its address and sends it in a header,
+as no other site can. Host names other than the loopback's are refused, so that no foreign name can be made to point
+here. Nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import re
+import secrets
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from io import BytesIO
+from typing import Any, TypeVar
+
+import numpy as np
+import uvicorn
+from jaxtyping import Shaped, UInt8
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders, QueryParams
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from toco.data import Dataset
+from toco.data._images import MAX_PIXELS, decode_image
+from toco.demo.analysis import Analysis, Analyst, CamName
+from toco.evaluate.evaluator import evenly_spaced
+
+HOST = "127.0.0.1"
+_NUM_EXAMPLES = 8
+_THUMBNAIL_PX = 96
+_NUM_KEPT = 3
+"""Analyses in memory: those of the newest images of a few tabs. One takes 60 MB with VOC's classes, 160 with COCO's."""
+
+T = TypeVar("T")
+
+
+def listen(port: int) -> socket.socket:
+    """A socket on loopback; 0 takes any free port.
+
+    Raises:
+        ValueError: The port is taken, or not for this user.
+    """
+    try:
+        return socket.create_server((HOST, port))
+    except OSError as error:
+        raise ValueError(
+            f"Cannot serve on port {port} of {HOST} ({error.strerror}). Give another by --port, or 0 for any free one."
+        ) from error
+
+
+def serve(demo: Demo, listening: socket.socket) -> None:
+    """Serve until interrupted."""
+    # An access log would print the token with every address.
+    config = uvicorn.Config(demo.application(), access_log=False, log_level="warning", timeout_graceful_shutdown=1)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+class Demo:
+    """What the routes answer.
+
+    Args:
+        analyst: Looks at images; one at a time, in a thread of its own.
+        title: What was trained, for the head of the page.
+        token: What a visitor has to know.
+        dataset: A few of its images are offered as examples, if there is one.
+        max_upload_bytes: Larger files are refused.
+
+    Raises:
+        ValueError: An image of ``dataset`` cannot be read.
+    """
+
+    def __init__(
+        self, analyst: Analyst, title: str, token: str, dataset: Dataset | None, max_upload_bytes: int
+    ) -> None:
+        self.analyst, self.token, self.dataset, self.max_upload_bytes = analyst, token, dataset, max_upload_bytes
+        self.examples = [] if dataset is None else evenly_spaced(len(dataset), _NUM_EXAMPLES)
+        trained, settings, evaluate = analyst.trained, analyst.settings, analyst.trained.config.evaluate
+        self.class_names = trained.class_names
+        self._about = {
+            "title": title,
+            "recipe": trained.recipe,
+            "step": trained.step,
+            "class_names": self.class_names,
+            "low": settings.low_threshold,
+            "high": settings.high_threshold,
+            "aux_block": settings.aux_block,
+            "size_px": evaluate.size_px,
+            "scales": list(dict.fromkeys((1.0, *evaluate.cam_scales))),
+            "flip": evaluate.cam_flip,
+            "max_upload_bytes": max_upload_bytes,
+            "examples": [{"name": dataset.names[i], "thumbnail": _thumbnail(dataset.image(i))} for i in self.examples]
+            if dataset is not None
+            else [],
+        }
+        self._page = resources.files("toco.demo").joinpath("page.html").read_text("utf-8")
+        self._policy = _policy(self._page)
+        self._kept: OrderedDict[str, Analysis] = OrderedDict()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
+
+    def application(self) -> Starlette:
+        """The demo as an ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/", self.page),
+                Route("/api/about", self.about),
+                Route("/api/images", self.upload, methods=["POST"]),
+                Route("/api/examples/{number:int}", self.example, methods=["POST"]),
+                Route("/api/images/{id}/cams/{class_index:int}", self.cams),
+                Route("/api/images/{id}/refined", self.refined),
+                Route("/api/images/{id}/similarity", self.similarity),
+            ],
+            middleware=[
+                Middleware(_SecurityHeaders),
+                Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False),
+                Middleware(_Token, token=self.token),
+            ],
+            exception_handlers={HTTPException: _refused, ValueError: _invalid, Exception: _failed},
+        )
+
+    async def page(self, request: Request) -> Response:
+        """The page, the same for every run."""
+        return HTMLResponse(self._page, headers={"Content-Security-Policy": self._policy})
+
+    async def about(self, request: Request) -> Response:
+        """What the page has to know of the run."""
+        return JSONResponse(self._about)
+
+    async def upload(self, request: Request) -> Response:
+        """Look at an image that comes as the body, the bytes of a file."""
+        content = bytearray()
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > self.max_upload_bytes:
+                limit = self.max_upload_bytes / 2**20
+                raise HTTPException(413, f"Expected a file of at most {limit:g} MiB; take a smaller one.")
+        name = request.query_params.get("name") or "The image"
+        return await self._look(lambda: decode_image(bytes(content), name, MAX_PIXELS))
+
+    async def example(self, request: Request) -> Response:
+        """Look at an image of the data set."""
+        number = request.path_params["number"]
+        if self.dataset is None or number >= len(self.examples):
+            raise HTTPException(404, f"There are {len(self.examples)} examples, and no number {number} among them.")
+        dataset = self.dataset
+        return await self._look(lambda: dataset.image(self.examples[number]))
+
+    async def cams(self, request: Request) -> Response:
+        """CAM and auxiliary CAM of a class: float32, little-endian, one after the other."""
+        analysis, class_index = self._analysis(request), request.path_params["class_index"]
+        if class_index >= len(self.class_names):
+            raise HTTPException(404, f"There are {len(self.class_names)} classes, and no number {class_index}.")
+        return _bytes(analysis.cam_maps(class_index))
+
+    async def refined(self, request: Request) -> Response:
+        """The refined pseudo label: a byte for every pixel."""
+        analysis, query = self._analysis(request), request.query_params
+        cam: CamName = "aux_cam" if query.get("cam") == "aux_cam" else "cam"
+        low, high = _fraction(query, "low"), _fraction(query, "high")
+        known = {str(number): number for number in range(len(self.class_names))}
+        present = [text for text in query.get("present", "").split(",") if text]
+        if not set(present) <= known.keys():
+            raise ValueError(f"present is {query['present']!r}; expected numbers below {len(known)}.")
+        classes = [known[text] for text in set(present)]
+        return _bytes(await self._work(lambda: self.analyst.refined_label(analysis, cam, classes, low, high)))
+
+    async def similarity(self, request: Request) -> Response:
+        """Similarity of all patches with one: the maps of all blocks, float32, little-endian, one after the other."""
+        analysis, query = self._analysis(request), request.query_params
+        y, x = _fraction(query, "y"), _fraction(query, "x")
+        return _bytes(np.concatenate([m.ravel() for m in await self._work(lambda: analysis.similarity(y, x))]))
+
+    async def _look(self, read: Callable[[], UInt8[np.ndarray, "h w 3"]]) -> Response:
+        analysis = await self._work(lambda: self.analyst.analyse(read()))
+        name = secrets.token_hex(8)
+        self._kept[name] = analysis
+        while len(self._kept) > _NUM_KEPT:
+            self._kept.popitem(last=False)
+        return JSONResponse({"id": name, **_for_page(analysis)})
+
+    def _analysis(self, request: Request) -> Analysis:
+        name = request.path_params["id"]
+        if name not in self._kept:
+            raise HTTPException(404, f"Only the last {_NUM_KEPT} images are kept, and not this one; load it again.")
+        self._kept.move_to_end(name)
+        return self._kept[name]
+
+    async def _work(self, task: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, task)
+
+
+class _SecurityHeaders:
+    """Puts headers on every answer that keep it from being stored, framed, or read by another site."""
+
+    _HEADERS: Mapping[str, str] = {
+        "Cache-Control": "no-store",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+    }
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self._HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+class _Token:
+    """Refuses whoever does not know the token: the page wants it in its address, everything else in a header."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            asked = HTTPConnection(scope)
+            if asked.url.path == "/":
+                said = asked.query_params.get("token", "")
+            else:
+                said = asked.headers.get("authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(said.encode(), self.token.encode()):
+                sentence = "The token is missing or wrong: open the address that `python -m toco demo` printed last."
+                await JSONResponse({"error": sentence}, 403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def _for_page(analysis: Analysis) -> dict[str, Any]:
+    height, width = analysis.segmentation.shape
+    return {
+        "image": _pixels(analysis.image),
+        "full_size": analysis.full_size,
+        "segmentation": _pixels(analysis.segmentation),
+        "map_size": (height, width),
+        "logits": analysis.class_logits.tolist(),
+        "mean_similarity": analysis.mean_similarity,
+        "grids": [tuple(tokens.shape[:2]) for tokens in analysis.unit_tokens],
+    }
+
+
+def _pixels(pixels: UInt8[np.ndarray, "h w *c"]) -> dict[str, Any]:
+    height, width = pixels.shape[:2]
+    return {"height": height, "width": width, "bytes": base64.b64encode(pixels.tobytes()).decode()}
+
+
+def _thumbnail(image: UInt8[np.ndarray, "h w 3"]) -> str:
+    small = Image.fromarray(image)
+    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    file = BytesIO()
+    small.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _bytes(array: Shaped[np.ndarray, "*shape"]) -> Response:
+    return Response(array.astype(array.dtype.newbyteorder("<")).tobytes(), media_type="application/octet-stream")
+
+
+def _fraction(query: QueryParams, name: str) -> float:
+    try:
+        value = float(query.get(name, ""))
+    except ValueError:
+        value = np.nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {query.get(name)!r}; expected a number from 0 to 1.")
+    return value
+
+
+def _policy(page: str) -> str:
+    """A content security policy under which nothing runs but this page's own style and script, and nothing leaves."""
+
+    def hashes(element: str) -> str:
+        contents: Sequence[str] = re.findall(rf"<{element}>(.*?)</{element}>", page, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents)
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'"
+    )
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
+    return JSONResponse({"error": detail}, status)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 422)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    sentence = f"The server failed ({type(error).__name__}); where it was started stands why."
+    return JSONResponse({"error": sentence}, 500)

@@ -1,0 +1,170 @@
+"""From one image to class probabilities at its own size: several scales, mirror images, then a dense CRF.
+
+This is how the final numbers of the paper (its Table 2) are made, on VOC and on COCO by different rules. Sources:
+official ``tools/infer_seg_voc.py`` and ``tools/infer_seg_coco_ddp.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from typing import Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from toco.cam.crf import CrfConfig, dense_crf
+from toco.config import Config
+from toco.evaluate.sizes import network_input, resize_bilinear
+from toco.methods import Method
+
+
+class InferenceConfig(Config):
+    """How an image is segmented. The defaults are the official test on PASCAL VOC.
+
+    That on COCO is ``size_px=448, scales=(1.0, 1.25, 1.5), merge_flips="max", merge_scales="sum"``.
+
+    Attributes:
+        size_px: The image is squashed to a square of this side before it is scaled; ``None`` keeps its own size.
+        scales: Factors of both sides at which the image passes the network.
+        flip: Each scale has the mirror image pass, too.
+        merge_flips: How the logits of an image and of its mirror image become one.
+        merge_scales: How those of the scales do.
+        crf: What refines the probabilities; ``None`` leaves them.
+        tile_px: A scaled image with a longer side passes the network in square tiles of this side, rounded down to
+            whole patches; ``None`` never cuts. For images that are too large for the memory: a network sees less of
+            the image around a tile, so the result is another one.
+        tile_overlap_px: Least overlap of neighbouring tiles, rounded down to whole patches. Logits there go over from
+            one tile to the other.
+    """
+
+    size_px: int | None = Field(default=None, ge=16)
+    scales: tuple[float, ...] = Field(default=(1.0, 1.5, 1.25), min_length=1)
+    flip: bool = True
+    merge_flips: Literal["sum", "max"] = "sum"
+    merge_scales: Literal["sum", "max"] = "max"
+    crf: CrfConfig | None = CrfConfig()
+    tile_px: int | None = Field(default=None, ge=32)
+    tile_overlap_px: int = Field(default=64, ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> InferenceConfig:
+        if any(scale <= 0 for scale in self.scales):
+            raise ValueError(f"scales have to be positive; got {self.scales}")
+        if self.tile_px is not None and 2 * self.tile_overlap_px > self.tile_px:
+            raise ValueError(
+                f"tile_overlap_px {self.tile_overlap_px} is more than half of tile_px {self.tile_px}; make the tiles "
+                "larger or the overlap smaller"
+            )
+        return self
+
+    def resolved(self, device: torch.device | str) -> InferenceConfig:
+        """The config with every ``auto`` replaced by what it means on ``device``."""
+        return self if self.crf is None else self.model_copy(update={"crf": self.crf.resolved(device)})
+
+    def protocol(self) -> str:
+        """The protocol in words, to stand beside every number."""
+        size = "their own size" if self.size_px is None else f"{self.size_px} x {self.size_px} px"
+        scales = ", ".join(f"{scale:g}" for scale in self.scales)
+        flips = f"with mirror images, merged by {self.merge_flips} of the logits" if self.flip else "no mirror images"
+        tiles = (
+            ""
+            if self.tile_px is None
+            else f" in tiles of {self.tile_px} px that overlap by {self.tile_overlap_px} px where they are larger,"
+        )
+        crf = "no CRF" if self.crf is None else self.crf.protocol()
+        return (
+            f"Images at {size}, scaled by {scales},{tiles} {flips}; scales merged by {self.merge_scales} of the logits "
+            f"at the size of the image; softmax; {crf}."
+        )
+
+
+def class_probabilities(
+    method: Method, image: UInt8[ndarray, "h w 3"], config: InferenceConfig, device: torch.device | str
+) -> Float[Tensor, "s h w"]:
+    """Probabilities of the background and the classes at every pixel of an image, on ``device``.
+
+    Args:
+        method: In evaluation mode, on ``device``.
+        image: RGB levels, of any size from one patch on.
+        config: How.
+        device: Where the network is, and where the CRF is computed.
+
+    Raises:
+        ValueError: The image is smaller than a patch at one of the scales.
+    """
+    levels = torch.tensor(image, device=device)
+    probabilities = network_probabilities(method, levels, config)
+    return probabilities if config.crf is None else refined(levels, probabilities, config.crf)
+
+
+@torch.no_grad()
+def network_probabilities(
+    method: Method, image: UInt8[Tensor, "h w 3"], config: InferenceConfig
+) -> Float[Tensor, "s h w"]:
+    """What the network says of an image, which is on its device: :func:`class_probabilities` without the CRF."""
+    height, width, _ = image.shape
+    normalised = network_input(image[None], config.size_px)
+
+    def at_scale(scale: float) -> Float[Tensor, "1 s h w"]:
+        scaled = resize_bilinear(normalised, (int(normalised.shape[2] * scale), int(normalised.shape[3] * scale)))
+        both = torch.cat([scaled, scaled.flip(-1)]) if config.flip else scaled
+        logits = resize_bilinear(_logits(method, both, config), (height, width))
+        return _merge(logits[:1], logits[1:].flip(-1), config.merge_flips) if config.flip else logits
+
+    def merge(left: Tensor, right: Tensor) -> Tensor:
+        return _merge(left, right, config.merge_scales)
+
+    return reduce(merge, map(at_scale, config.scales))[0].softmax(0)
+
+
+def refined(
+    image: UInt8[Tensor, "h w 3"], probabilities: Float[Tensor, "s h w"], config: CrfConfig
+) -> Float[Tensor, "s h w"]:
+    """Probabilities after the CRF on the image that they are of."""
+    return dense_crf(image.permute(2, 0, 1)[None].float(), probabilities[None], config)[0]
+
+
+def _merge(left: Tensor, right: Tensor, rule: Literal["sum", "max"]) -> Tensor:
+    return left + right if rule == "sum" else torch.maximum(left, right)
+
+
+def _logits(method: Method, images: Float[Tensor, "b 3 h w"], config: InferenceConfig) -> Float[Tensor, "b s p q"]:
+    """Logits on the patch grid, tile by tile where an image is larger than a tile."""
+    height, width = images.shape[2:]
+    if config.tile_px is None or max(height, width) <= config.tile_px:
+        return method.segmentation_logits(images)
+    patch = method.patch_size_px
+    rows, columns = height // patch, width // patch
+    tile, overlap = max(config.tile_px // patch, 1), config.tile_overlap_px // patch
+    tile_rows, tile_columns = min(tile, rows), min(tile, columns)
+    # Falls to the edges of a tile: in an overlap each tile counts the more the further inside it is.
+    weight = _ramp(tile_rows, images)[:, None] * _ramp(tile_columns, images)
+    total = images.new_zeros(len(images), method.num_foreground_classes + 1, rows, columns)
+    weights = images.new_zeros(rows, columns)
+    for top in _starts(rows, tile_rows, overlap):
+        for left in _starts(columns, tile_columns, overlap):
+            cut = images[..., top * patch : (top + tile_rows) * patch, left * patch : (left + tile_columns) * patch]
+            place = (..., slice(top, top + tile_rows), slice(left, left + tile_columns))
+            total[place] += weight * method.segmentation_logits(cut)
+            weights[place] += weight
+    return total / weights
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin that cover a length, evenly spaced, so that neighbours overlap by at least ``overlap``.
+
+    >>> _starts(10, tile=4, overlap=1), _starts(4, tile=4, overlap=1)
+    ([0, 3, 6], [0])
+    """
+    count = math.ceil((length - overlap) / (tile - overlap)) if length > tile else 1
+    return [round(i * (length - tile) / max(count - 1, 1)) for i in range(count)]
+
+
+def _ramp(length: int, like: Tensor) -> Float[Tensor, " length"]:
+    """1, 2, ..., 2, 1: distances to the next end."""
+    up = torch.arange(1, length + 1, device=like.device, dtype=like.dtype)
+    return torch.minimum(up, up.flip(0))

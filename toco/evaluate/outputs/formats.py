@@ -1,0 +1,43 @@
+"""The bytes of output files, and labels read back from them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from toco.evaluate.pictures import voc_palette
+
+
+def index_png(label: UInt8[np.ndarray, "h w"]) -> bytes:
+    """A PNG whose pixels are class ids, painted with VOC's palette: the format of VOC's own masks."""
+    image = Image.fromarray(label)
+    image.putpalette(voc_palette().tobytes())
+    return _png(image)
+
+
+def read_index_png(path: Path) -> UInt8[np.ndarray, "h w"]:
+    """The class ids of :func:`index_png`."""
+    with Image.open(path, formats=("PNG",)) as image:
+        return np.asarray(image)
+
+
+def rgb_png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """A PNG of colours."""
+    return _png(Image.fromarray(pixels))
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    """A compressed NPZ of arrays, none of which is one of objects."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,258 @@
+"""A trained network as one ONNX file: pixels in, labels out, for programs that know neither this library nor Python.
+
+The file is made by ``torch.export`` and today's exporter of torch; the older one, by TorchScript, is deprecated. It
+holds weights and a graph, and nothing that is run when it is read. (A ``.pt2`` file of torch is unpickled, so there is
+none here.) Before it is written it is run by ONNX Runtime and held against the network.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+import toco
+from toco.evaluate.sizes import network_input, resize_bilinear
+from toco.methods import Method
+from toco.train.checkpoint import sync
+from toco.train.trained import Trained, open_trained
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+INPUT = "images"
+PREFIX = "toco."
+"""Of the keys that the metadata of a file has from here."""
+
+_DESCRIPTIONS = {
+    INPUT: "RGB levels 0 to 255: image, row, column, channel. Not normalised: the graph does that.",
+    "logits": "Scores before the softmax: image, class (background first), row, column, at the size of the input.",
+    "labels": "Class of the highest score: image, row, column. 0 is the background.",
+    "cams": "Class activation maps in [0, 1] at one scale: image, foreground class, row, column.",
+    "class_logits": "Scores of the image's foreground classes before the sigmoid: image, class.",
+}
+_BATCH = "batch"
+
+_ONE_SIZE_ONLY = frozenset({"swin"})
+"""Backbones whose windows torch cannot follow, in any bearable time, for an unknown height and width."""
+
+# The same operations in another order round otherwise; a wrong graph is wrong by far more than this.
+_TOLERANCE = 1e-3
+_LEAST_AGREEMENT = 0.999
+_WHAT_TO_DO = "No file was written; give the size that images will have (--size), or try another version of torch."
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An exported file, and how ONNX Runtime agreed with torch on it.
+
+    Attributes:
+        path: The file.
+        size_bytes: Its size.
+        step: Optimizer updates before the checkpoint that was taken.
+        max_difference: Largest absolute difference of a score, which are the outputs but the labels.
+        max_score: Largest absolute score of torch.
+        label_agreement: Fraction of pixels with the same label.
+        metadata: What the file says of itself.
+    """
+
+    path: Path
+    size_bytes: int
+    step: int
+    max_difference: float
+    max_score: float
+    label_agreement: float
+    metadata: Mapping[str, str]
+
+
+class Segmenter(nn.Module):
+    """What is exported: levels in; logits and labels at their size out, and with ``cams`` those, too."""
+
+    def __init__(self, method: Method, cams: bool) -> None:
+        super().__init__()
+        self.method = method
+        self.cams = cams
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return ("logits", "labels", "cams", "class_logits") if self.cams else ("logits", "labels")
+
+    def forward(self, images: UInt8[Tensor, "b h w 3"]) -> tuple[Tensor, ...]:
+        """The outputs, in the order of their names."""
+        normalised = network_input(images, None)
+        size = (images.shape[1], images.shape[2])
+        if not self.cams:
+            return _at(size, self.method.segmentation_logits(normalised))
+        prediction = self.method.predict(normalised, scales=(1.0,), flip=False)
+        return *_at(size, prediction.segmentation_logits), prediction.cams.cam, prediction.class_logits
+
+
+def _at(size: tuple[int, int], logits: Float[Tensor, "b s p q"]) -> tuple[Tensor, Tensor]:
+    logits = resize_bilinear(logits, size)
+    return logits, logits.argmax(1).to(torch.uint8)
+
+
+def export_onnx(run_dir: Path, path: Path, *, size_px: int | None = None, cams: bool = False) -> Exported:
+    """Write the network of a run to ``path``, in float32 whatever it was trained in.
+
+    Args:
+        run_dir: The run folder; its newest checkpoint is taken.
+        path: File to write, ``.onnx``; it appears whole or not at all.
+        size_px: Images are squares of this side. ``None`` leaves height and width free, from one patch on; as in the
+            official code, what is over a whole number of patches is not looked at.
+        cams: Have two more outputs: CAMs and the logits of the image-level classes.
+
+    Raises:
+        ValueError: ``path`` is not ``.onnx``, ``size_px`` is no multiple of the patch or is missing where the backbone
+            needs it, there is no run or checkpoint, or what was exported does not compute what the network does.
+    """
+    if path.suffix != ".onnx":
+        raise ValueError(f"Expected the name of an .onnx file, got {path}; no other format is written.")
+    trained = open_trained(run_dir, {"precision": "float32", "device": "cpu"})
+    patch = trained.method.patch_size_px
+    if size_px is not None and (size_px <= 0 or size_px % patch):
+        raise ValueError(f"size is {size_px} px; expected a positive multiple of the patch of {patch} px.")
+    if size_px is None and trained.config.backbone.name in _ONE_SIZE_ONLY:
+        raise ValueError(
+            f"A network on {trained.config.backbone.name} can be exported for one size of image only; give that to "
+            f"export-model, as in --size {trained.config.views.crop_size_px}."
+        )
+    network = Segmenter(trained.method, cams).requires_grad_(False)
+    crop = trained.config.views.crop_size_px
+    if size_px is None:
+        # Two images, and sides that nothing else has: a length of 1 or of something else would be taken for a constant.
+        model = _convert(network, (2, crop + patch, crop + 2 * patch), (_BATCH, "height", "width"))
+        checked = [(1, crop, crop), (2, crop + 3 * patch + 1, crop - 1)]
+    else:
+        model = _convert(network, (2, size_px, size_px), (_BATCH,))
+        checked = [(1, size_px, size_px), (3, size_px, size_px)]
+    metadata = {f"{PREFIX}{key}": _text(value) for key, value in describe(trained, size_px).items()}
+    _annotate(model, metadata)
+    content = model.SerializeToString()
+    difference, highest, agreement = _compare(network, content, checked)
+    if not difference <= _TOLERANCE * max(highest, 1.0) or agreement < _LEAST_AGREEMENT:
+        raise ValueError(
+            f"The exported network differs from the one of {run_dir}: logits by up to {difference:.3g} (the largest is "
+            f"{highest:.3g}), and {1 - agreement:.2%} of the labels. {_WHAT_TO_DO}"
+        )
+    _write(path, content)
+    return Exported(path, len(content), trained.step, difference, highest, agreement, metadata)
+
+
+def describe(trained: Trained, size_px: int | None) -> dict[str, Any]:
+    """What a file says of itself, under keys with the prefix ``toco.``: JSON values, text as it is."""
+    return {
+        "version": toco.__version__,
+        "run_digest": trained.digest,
+        "step": trained.step,
+        "recipe": trained.recipe,
+        "class_names": ["background", *trained.class_names],
+        "size_px": size_px,
+        "patch_size_px": trained.method.patch_size_px,
+        "pixel_mean": trained.config.backbone.pixel_mean,
+        "pixel_std": trained.config.backbone.pixel_std,
+    }
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _convert(network: Segmenter, example: tuple[int, int, int], free: tuple[str, ...]) -> ModelProto:
+    """The network as an ONNX model.
+
+    Args:
+        network: The network.
+        example: Number, height and width of the images that it is followed on.
+        free: Names of the leading axes that may have another length.
+    """
+    names = dict(enumerate(free))
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of constants that it leaves as they are
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        # Strict, which keeps the lengths of tensors as unknowns; without it ``len(images)`` becomes a constant.
+        program = torch.export.export(
+            network,
+            (torch.zeros(*example, 3, dtype=torch.uint8),),
+            dynamic_shapes=(dict.fromkeys(names, torch.export.Dim.AUTO),),
+            strict=True,
+        )
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=list(network.outputs),
+            dynamic_shapes=(names,),
+            verbose=False,
+        )
+    model: ModelProto = converted.model_proto  # type: ignore[union-attr] # not None with dynamo
+    return model
+
+
+def _annotate(model: ModelProto, metadata: Mapping[str, str]) -> None:
+    """Say what goes in and out; and take out what the exporter notes of every node, such as paths on this machine."""
+    from onnx.helper import set_model_props
+
+    set_model_props(model, dict(metadata))
+    model.doc_string = "Semantic segmentation network, exported by toco. Pixels in, labels out."
+    for value in (*model.graph.input, *model.graph.output):
+        value.doc_string = _DESCRIPTIONS[value.name]
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer, model.graph):
+        part.ClearField("metadata_props")
+    model.graph.ClearField("value_info")
+
+
+def _compare(network: Segmenter, content: bytes, shapes: Sequence[tuple[int, int, int]]) -> tuple[float, float, float]:
+    """Torch against ONNX Runtime on noise: largest difference of a score, largest score, agreement of the labels.
+
+    Args:
+        network: The network.
+        content: The model that was made of it.
+        shapes: Numbers, heights and widths of the images to compare on.
+
+    Raises:
+        ValueError: ONNX Runtime cannot run the model on one of these.
+    """
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(content, providers=["CPUExecutionProvider"])
+    generator = np.random.default_rng(0)
+    difference, highest, agreement = 0.0, 0.0, 1.0
+    for shape in shapes:
+        images = generator.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        with torch.no_grad():
+            expected = [output.numpy() for output in network(torch.from_numpy(images))]
+        try:
+            got = session.run(network.outputs, {INPUT: images})
+        except Exception as error:  # the errors of ONNX Runtime have no class in common
+            raise ValueError(
+                f"ONNX Runtime cannot run the exported network on images of shape {images.shape} ({error}). "
+                f"{_WHAT_TO_DO}"
+            ) from error
+        for name, ours, theirs in zip(network.outputs, expected, got, strict=True):
+            if name == "labels":
+                agreement = min(agreement, float((ours == theirs).mean()))
+            else:
+                difference = max(difference, float(np.abs(ours - theirs).max()))
+                highest = max(highest, float(np.abs(ours).max()))
+    return difference, highest, agreement
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)

@@ -1,0 +1,257 @@
+"""Command lines of the official training scripts as recipes with settings."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from toco.config import flatten, replace
+from toco.registry import load
+
+
+class _Script(NamedTuple):
+    """What an official script fixes.
+
+    Attributes:
+        data: First part of the names of its recipes.
+        num_gpus: How many the authors started it on.
+        ignored: Flags whose values are written into it, with these values.
+        whole: Names of its lists that hold a whole split, for which our data set needs no list.
+        settings: What it does otherwise than the recipe with DeiT-B, which follows the authors' log.
+    """
+
+    data: str
+    num_gpus: int
+    ignored: Mapping[str, str]
+    whole: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+_SCRIPTS = {
+    "dist_train_voc_seg_neg.py": _Script("voc", 2, {}, (), {}),
+    "dist_train_coco_seg_neg.py": _Script(
+        "coco",
+        4,
+        {"temp": "1.0", "aux_layer": "9"},
+        ("train", "val"),
+        {"method.ptc.start_step": 12_001, "method.ctc.start_step": 12_001},
+    ),
+}
+_BACKBONES = {"deit_base_patch16_224": "deit_b", "vit_base_patch16_224": "vit_b"}
+_DEFAULT_BACKBONE = "deit_base_patch16_224"
+_SAMPLES_PER_GPU = 2
+_DEPTH = 12
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in re.split(r"[\s,()\[\]]+", text) if part]
+
+
+def _aux_block(text: str) -> int:
+    """Officially an index into the outputs of the blocks, which may count from the end."""
+    index = int(text)
+    if not -_DEPTH <= index < _DEPTH:
+        raise ValueError(f"the network has {_DEPTH} blocks")
+    return index % _DEPTH
+
+
+_SETTINGS: Mapping[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
+    "seed": (int, ("seed",)),
+    "max_iters": (int, ("num_steps",)),
+    "eval_iters": (int, ("evaluate_every",)),
+    "log_iters": (int, ("log_every",)),
+    "num_workers": (int, ("num_workers",)),
+    "lr": (float, ("optim.lr",)),
+    # A fraction of lr, whatever its name says.
+    "warmup_lr": (float, ("optim.warmup_ratio",)),
+    "warmup_iters": (int, ("optim.warmup_steps",)),
+    "wt_decay": (float, ("optim.weight_decay",)),
+    "betas": (_numbers, ("optim.betas",)),
+    "power": (float, ("optim.power",)),
+    "crop_size": (int, ("views.crop_size_px",)),
+    "scales": (_numbers, ("views.rescale",)),
+    "local_crop_size": (int, ("method.local_crop_size_px",)),
+    "high_thre": (float, ("method.high_threshold",)),
+    "low_thre": (float, ("method.low_threshold",)),
+    "bkg_thre": (float, ("evaluate.background_threshold",)),
+    "cam_scales": (_numbers, ("method.cam_scales", "evaluate.cam_scales")),
+    "temp": (float, ("method.temperature",)),
+    # The weight of the old value.
+    "momentum": (float, ("method.ema_decay",)),
+    "aux_layer": (_aux_block, ("method.aux_block",)),
+    "w_ptc": (float, ("method.ptc.weight",)),
+    "w_ctc": (float, ("method.ctc.weight",)),
+    "w_seg": (float, ("method.segmentation.weight",)),
+    "w_reg": (float, ("method.energy.weight",)),
+    "train_set": (str, ("data.train_list",)),
+    "val_set": (str, ("data.val_list",)),
+    "data_folder": (str, ("data.root",)),
+}
+_NOTES = {
+    "pooling": "had no effect: the script reads it and then pools by the maximum always, as the recipe does",
+    "pretrained": "has no counterpart: recipes start from pretrained weights, with backbone.weights=null from random",
+    "num_classes": "has no counterpart: the classes are those of the data set",
+    "ignore_index": "has no counterpart: void is 255 in every mask",
+    "optimizer": "has no counterpart: AdamW with warm-up and polynomial decay is the only one",
+    "backend": "has no counterpart: it follows from the device",
+    "local_rank": "has no counterpart: torchrun says it",
+    "save_ckpt": "has no counterpart: a checkpoint is kept at every evaluation",
+    "list_folder": "has no counterpart: lists are read from the data set's folder",
+    "img_folder": "has no counterpart: data.root is the one folder of COCO; see `python -m toco data prepare-coco`",
+    "label_folder": "has no counterpart: data.root is the one folder of COCO; see `python -m toco data prepare-coco`",
+}
+_FLAGS = {*_SETTINGS, *_NOTES, "spg", "backbone", "work_dir"}
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """An official command line in our words.
+
+    Attributes:
+        recipe: The recipe to train.
+        settings: What differs from it, by dotted path.
+        run_dir: Folder for the run.
+        num_gpus: Processes of the official command.
+        notes: Sentences on what has no counterpart, had no effect, or was assumed.
+    """
+
+    recipe: str
+    settings: Mapping[str, Any]
+    run_dir: str
+    num_gpus: int
+    notes: tuple[str, ...]
+
+    def command(self) -> str:
+        """The line to type."""
+        values = [
+            f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in self.settings.items()
+        ]
+        words = [word for value in values for word in ("--set", value)]
+        return shlex.join(["python", "-m", "toco", "train", self.recipe, *words, "--run-dir", self.run_dir])
+
+
+def translate(words: Sequence[str]) -> Translation:
+    """What an official command line trains, as a recipe and settings.
+
+    Args:
+        words: The command, with or without its launcher: ``python -m torch.distributed.launch --nproc_per_node=2
+            scripts/dist_train_voc_seg_neg.py --work_dir DIR``.
+
+    Raises:
+        ValueError: There is no official training script in it, a flag is unknown (the nearest is named), or a value
+            does not fit.
+    """
+    launcher, name, rest = _split(words)
+    script = _SCRIPTS[name]
+    flags = _flags(rest)
+    notes = []
+
+    backbone = flags.pop("backbone", None)
+    if backbone is None:
+        backbone = _DEFAULT_BACKBONE
+        notes.append(
+            f"The command names no --backbone, and this is for {backbone}. If the log of your run says "
+            f"vit_base_patch16_224, the recipe is {script.data}_vit_b."
+        )
+    if backbone not in _BACKBONES:
+        raise ValueError(f"--backbone is {backbone!r}, but there are recipes for {' and '.join(_BACKBONES)} only.")
+    recipe = f"{script.data}_{_BACKBONES[backbone]}"
+    base = load("toco.recipes", recipe).recipe()
+
+    num_gpus = _num_processes(launcher)
+    if num_gpus is None:
+        num_gpus = script.num_gpus
+        notes.append(f"The command names no number of GPUs, and this is for {num_gpus}, as the authors had.")
+    per_gpu = _value("spg", flags.pop("spg", str(_SAMPLES_PER_GPU)), int)
+    settings: dict[str, Any] = {"batch_size": num_gpus * per_gpu, "method.loss_group_size": per_gpu, **script.settings}
+    run_dir = flags.pop("work_dir", f"runs/{recipe}")
+
+    for flag, text in flags.items():
+        if flag in script.ignored:
+            notes.append(f"--{flag} had no effect: {name} has {script.ignored[flag]} written in it, as the recipe.")
+        elif flag in _NOTES:
+            notes.append(f"--{flag} {_NOTES[flag]}.")
+        else:
+            parse, paths = _SETTINGS[flag]
+            is_whole = flag.endswith("_set") and text in script.whole
+            settings |= dict.fromkeys(paths, None if is_whole else _value(flag, text, parse))
+    if "crop_size" in flags:
+        notes.append(f"--crop_size is the training's; evaluations stay at evaluate.size_px={base.evaluate.size_px}.")
+
+    config, official = flatten(replace(base, settings)), flatten(base)
+    different = {path: config[path] for path in settings if config[path] != official[path]}
+    if "method.ptc.start_step" in different:
+        notes.append(
+            f"{name} adds PTC and CTC after step 12000. In the authors' log of this very training they act from the "
+            f"beginning, as in {recipe}: leave both start_step out to train what the log shows."
+        )
+    if num_gpus > 1:
+        notes.append(
+            f"On {num_gpus} GPUs: torchrun --standalone --nproc-per-node {num_gpus} -m toco train ..., with the same "
+            "settings; batch_size is over all of them."
+        )
+    return Translation(recipe, different, run_dir, num_gpus, tuple(notes))
+
+
+def _split(words: Sequence[str]) -> tuple[Sequence[str], str, Sequence[str]]:
+    """Launcher, name of the script, its arguments."""
+    for index, word in enumerate(words):
+        if (name := PurePosixPath(word).name) in _SCRIPTS:
+            return words[:index], name, words[index + 1 :]
+    scripts = [word for word in words if word.endswith(".py")]
+    raise ValueError(
+        f"Expected a command with {' or '.join(_SCRIPTS)}, got {' '.join(scripts) or 'no script'}. "
+        "For the official tools that test there is `python -m toco test`."
+    )
+
+
+def _num_processes(launcher: Sequence[str]) -> int | None:
+    """How many processes the launcher starts; ``None`` where there is none."""
+    text = " ".join(launcher)
+    if not re.search(r"torchrun|torch\.distributed", text):
+        return None
+    counts = 1
+    for option in ("nproc", "nnodes"):
+        found = re.search(rf"--{option}(?:[_-]per[_-]node)?[= ](\S+)", text)
+        counts *= _value(option, found.group(1), int) if found else 1
+    return counts
+
+
+def _flags(words: Sequence[str]) -> dict[str, str]:
+    """Flags with their values as one text; like argparse, beginnings of names are taken, and the last of two values."""
+    flags: dict[str, str] = {}
+    current = None
+    for word in words:
+        if word.startswith("--"):
+            given, equals, value = word[2:].partition("=")
+            current = _known(given)
+            flags[current] = value if equals else ""
+        elif current is None:
+            raise ValueError(f"Expected a flag of the official script, got {word!r}.")
+        else:
+            flags[current] = f"{flags[current]} {word}".strip()
+    return flags
+
+
+def _known(given: str) -> str:
+    if given in _FLAGS:
+        return given
+    beginnings = [flag for flag in _FLAGS if flag.startswith(given)]
+    if len(beginnings) == 1:
+        return beginnings[0]
+    near = difflib.get_close_matches(given, _FLAGS, n=1)
+    hint = f" Did you mean --{near[0]}?" if near else ""
+    raise ValueError(f"The official scripts have no flag --{given}.{hint}")
+
+
+def _value(flag: str, text: str, parse: Callable[[str], Any]) -> Any:  # noqa: ANN401 - what the flag holds
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"--{flag} is {text!r}, which it cannot be: {error}.") from error

@@ -1,0 +1,110 @@
+"""Checkpoints of the official code, made into run folders and made of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from toco.backbones._weights import read_tensors
+from toco.config import digest
+from toco.data import DataConfig
+from toco.data._coco_classes import COCO_CLASSES
+from toco.data._layout import VOC_CLASSES
+from toco.official.names import MODULE, from_official, to_official
+from toco.registry import load
+from toco.train import checkpoint
+from toco.train.loop import build_method
+from toco.train.run_config import RunConfig
+from toco.train.run_folder import Inputs, RunFolder, provenance
+from toco.train.trained import open_trained
+
+_CLASSES = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
+_SEGMENTATION = "decoder.conv8.weight"
+"""The official parameter with one row for each class, the background among them."""
+
+
+def import_checkpoint(path: Path, run_dir: Path, config: RunConfig, recipe: str | None, step: int) -> int:
+    """Make ``run_dir`` the folder of a run that ended with an official checkpoint; returns its number of tensors.
+
+    The network is there, with the teacher's head; the state of the optimizer is not, so that nothing can be trained
+    on from it. No data set and no pretrained weights are needed.
+
+    Args:
+        path: A file that the official code saved: tensors by name, opened without running anything in it.
+        run_dir: Folder to make; it must not hold a run.
+        config: The run. That it says how this checkpoint was trained is the word of whoever imports it: DeiT-B and
+            ViT-B have the same shapes.
+        recipe: Name of the recipe that ``config`` came from, for the record.
+        step: Optimizer updates that the checkpoint was saved after.
+
+    Raises:
+        FileExistsError: ``run_dir`` holds a run.
+        ValueError: The file cannot be read as tensors, or they are not those of the network that ``config`` describes.
+    """
+    folder = RunFolder(run_dir)
+    if folder.exists():
+        raise FileExistsError(f"{run_dir} already holds a run; name a new folder.")
+    tensors = {name.removeprefix(MODULE): value for name, value in read_tensors(path).items()}
+    if _SEGMENTATION not in tensors:
+        raise ValueError(
+            f"{path} is no checkpoint of the official network: it has {len(tensors)} tensors, but no {_SEGMENTATION}. "
+            "Weights of an encoder alone are given to a training as backbone.weights."
+        )
+    class_names = _class_names(config.data)
+    found = len(tensors[_SEGMENTATION])
+    if found != len(class_names) + 1:
+        raise ValueError(_other_classes(path, found, len(class_names) + 1, recipe))
+    without_weights = config.backbone.model_copy(update={"weights": None})
+    method = build_method(config.model_copy(update={"backbone": without_weights}), len(class_names))
+    try:
+        method.load_state_dict(from_official(tensors, method.state_dict()))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: {error} Take the recipe that it was trained with, or give its sizes with --set."
+        ) from error
+    source = {"file": path.name, "sha256": checkpoint.file_sha256(path), "size_bytes": path.stat().st_size}
+    known = provenance(torch.device("cpu"), Inputs("", "", None))
+    checkpoint.save_model(folder.checkpoints, step, digest(config), method)
+    folder.create(config, recipe, class_names, {**known, "data_manifest": {}, "imported": source})
+    return len(tensors)
+
+
+def export_checkpoint(run_dir: Path, path: Path) -> int:
+    """Write the newest checkpoint of a run as the official code would have saved it; returns its number of tensors.
+
+    Every name starts with ``module.``. The 1000-class layer, which the official code keeps but never uses, is zeros.
+
+    Raises:
+        FileExistsError: ``path`` is there.
+        ValueError: There is no whole checkpoint, or the network has parts that the official one has not.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; name a new file.")
+    state = open_trained(run_dir, {"device": "cpu"}).method.state_dict()
+    official = {f"{MODULE}{name}": value.clone() for name, value in to_official(state).items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.save(official, partial)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return len(official)
+
+
+def _class_names(data: DataConfig) -> tuple[str, ...]:
+    """Foreground classes. Those of VOC and COCO are known without the images."""
+    if data.name in _CLASSES and getattr(data, "classes", None) is None:
+        return _CLASSES[data.name]
+    names: tuple[str, ...] = load("toco.data", data.name).open_split(data, "val").class_names
+    return names
+
+
+def _other_classes(path: Path, found: int, expected: int, recipe: str | None) -> str:
+    sentence = f"{path} has {found} classes with the background, the recipe {recipe} has {expected}; "
+    for name, classes in _CLASSES.items():
+        if found == len(classes) + 1:
+            return f"{sentence}take --recipe {name}_deit_b or {name}_vit_b."
+    return f"{sentence}name those of your data set, as in --set data.root=FOLDER --set data.classes=classes.txt."

@@ -1,0 +1,91 @@
+"""Names and shapes of the official network's parameters, against those of :class:`toco.methods.toco.ToCo`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+MODULE = "module."
+"""What official checkpoints put before every name, because they were saved from a distributed wrapper."""
+UNUSED = "encoder.head."
+"""The 1000-class layer of the pretraining, which the official network keeps and never uses."""
+
+_PREFIXES = {
+    "backbone.vit": "encoder",
+    "projection": "proj_head",
+    "teacher": "proj_head_t",
+    "decoder": "decoder",
+    "classifier": "classifier",
+    "aux_classifier": "aux_classifier",
+}
+_CONVOLUTIONS = frozenset({"classifier.weight", "aux_classifier.weight"})
+"""1x1 convolutions there, matrices here."""
+_NUM_PRETRAINED_CLASSES = 1000
+_SHOWN = 6
+
+
+def official_name(name: str) -> str:
+    """The official name of one of our parameters, without ``module.``.
+
+    >>> official_name("backbone.vit.cls_token"), official_name("teacher.mlp.0.bias")
+    ('encoder.cls_token', 'proj_head_t.mlp.0.bias')
+
+    Raises:
+        ValueError: The official network has no such parameter.
+    """
+    for ours, official in _PREFIXES.items():
+        if name.startswith(f"{ours}."):
+            return official + name.removeprefix(ours)
+    raise ValueError(f"The official network has no counterpart of {name}: it is ToCo on a plain ViT.")
+
+
+def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict as that of the official network, without ``module.``.
+
+    The 1000-class layer, which ours does not have, is zeros: it never gets a gradient and nothing reads it.
+
+    Raises:
+        ValueError: The official network has no such parameter.
+    """
+    official = {official_name(name): value.reshape(_official_shape(name, value)) for name, value in state.items()}
+    width = official["encoder.cls_token"].shape[-1]
+    like = official["encoder.cls_token"]
+    official[f"{UNUSED}weight"] = like.new_zeros(_NUM_PRETRAINED_CLASSES, width)
+    official[f"{UNUSED}bias"] = like.new_zeros(_NUM_PRETRAINED_CLASSES)
+    return official
+
+
+def from_official(official: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The official network's state dict as ours.
+
+    Args:
+        official: State dict, with or without ``module.`` and the unused layer.
+        wanted: Our state dict, for its names and shapes.
+
+    Raises:
+        ValueError: Names, shapes or types differ, or a value is not finite; the message names the first few.
+    """
+    given = {name.removeprefix(MODULE): value for name, value in official.items()}
+    given = {name: value for name, value in given.items() if not name.startswith(UNUSED)}
+    ours = {official_name(name): name for name in wanted}
+    shapes = {name: _official_shape(ours[name], wanted[ours[name]]) for name in ours}
+    problems = [f"{name} {list(shapes[name])} is missing" for name in ours.keys() - given.keys()]
+    problems += [f"{name} {list(given[name].shape)} is unknown" for name in given.keys() - ours.keys()]
+    for name in ours.keys() & given.keys():
+        value = given[name]
+        if tuple(value.shape) != shapes[name]:
+            problems.append(f"{name} has shape {list(value.shape)}, expected {list(shapes[name])}")
+        elif value.dtype != torch.float32:
+            problems.append(f"{name} is {value.dtype}, expected torch.float32")
+        elif not value.isfinite().all():
+            problems.append(f"{name} holds values that are not finite")
+    if problems:
+        shown = "; ".join(sorted(problems)[:_SHOWN])
+        raise ValueError(f"{len(problems)} differences from the official network of this config: {shown}.")
+    return {name: given[theirs].reshape(wanted[name].shape) for theirs, name in ours.items()}
+
+
+def _official_shape(name: str, value: Tensor) -> tuple[int, ...]:
+    return (*value.shape, 1, 1) if name in _CONVOLUTIONS else tuple(value.shape)

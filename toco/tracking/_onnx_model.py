@@ -1,0 +1,65 @@
+"""What MLflow runs of a logged network: encoded images in, label maps out.
+
+MLflow copies this file into the model and executes it where the model is loaded ("models from code": nothing is
+unpickled). It imports nothing of this library, which need not be installed there.
+"""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from onnxruntime import InferenceSession
+from PIL import Image, ImageOps
+
+
+class OnnxSegmenter(PythonModel):
+    """An exported network, see ``toco.export.onnx``, on images of any size."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Open the network that lies beside this file."""
+        self._session = InferenceSession(context.artifacts["network"], providers=["CPUExecutionProvider"])
+        about = self._session.get_modelmeta().custom_metadata_map
+        self._class_names: list[str] = json.loads(about["toco.class_names"])
+        self._patch_size_px = int(about["toco.patch_size_px"])
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Label every pixel of every image.
+
+        Args:
+            context: Not looked at.
+            model_input: Column ``image``: content of a JPEG or PNG file, in any size from one patch on.
+            params: None are known.
+
+        Returns:
+            Columns ``labels``, uint8 ``h w`` at the size of the upright image, and ``classes``, the names of those in
+            it, background first.
+
+        Raises:
+            ValueError: An image cannot be read, or is smaller than a patch.
+        """
+        labels = [self._label(content) for content in model_input["image"]]
+        classes = [[self._class_names[label] for label in np.unique(image)] for image in labels]
+        return pd.DataFrame({"labels": labels, "classes": classes}, index=model_input.index)
+
+    def _label(self, content: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        try:
+            image = ImageOps.exif_transpose(Image.open(BytesIO(content), formats=["JPEG", "PNG"])).convert("RGB")
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError("Expected the content of a JPEG or PNG file, but it cannot be read as one.") from error
+        if min(image.size) < self._patch_size_px:
+            raise ValueError(f"The image has {image.size} px; expected {self._patch_size_px} px or more on each side.")
+        labels: np.ndarray[Any, np.dtype[np.uint8]] = self._session.run(
+            ["labels"], {"images": np.asarray(image)[None]}
+        )[0][0]
+        return labels
+
+
+set_model(OnnxSegmenter())
