@@ -35,7 +35,8 @@ STUDY = Study(
     design=Ladder(
         START,
         (
-            Component("aux cls", {"method.aux_weight": 0.0}),
+            # Without it the decoder cannot learn from its CAM first, as it does on COCO.
+            Component("aux cls", {"method.aux_weight": 0.0, "method.aux_pseudo_labels_until_step": 0}),
             Component("PTC", {"method.ptc.weight": 0.0}),
             Component("CTC", {"method.ctc.weight": 0.0}),
             Component("seg", {"method.segmentation.weight": 0.0}),
