@@ -10,6 +10,7 @@ from toco.cam.labels import (
     ignore_outside,
     mask_absent_classes,
     scale_box,
+    where_certain,
 )
 
 
@@ -88,3 +89,10 @@ def test_scale_box_keeps_exactly_the_cells_with_their_centre_inside(edges, from_
             y, x = (2 * row + 1) * from_size[0], (2 * column + 1) * from_size[1]
             expected = 2 * to_size[0] * y0 <= y < 2 * to_size[0] * y1 and 2 * to_size[1] * x0 <= x < 2 * to_size[1] * x1
             assert bool(is_inside[row, column]) is expected
+
+
+def test_a_label_is_certain_where_both_background_scores_agree():
+    # Class 2 against the low score and 1 against the high one: the high one decides.
+    against_low = torch.tensor([[[0, 2, 2, 2]]])
+    against_high = torch.tensor([[[0, 0, 2, 1]]])
+    assert where_certain(against_low, against_high).tolist() == [[[0, 255, 2, 1]]]

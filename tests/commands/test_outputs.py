@@ -120,6 +120,13 @@ def test_predict_refuses_what_cannot_work_before_it_starts(run_dir, data_root, t
     inside = data_root / "JPEGImages" / "out"
     assert "lies in a folder of INPUT" in call("predict", run_dir, inside.parent, "--out", inside, code=2)
     assert not inside.exists()
+    assert "--set data.max_pixels=NUMBER" in call(
+        "predict", run_dir, "--split", "val", "--max-pixels", 100, "--out", out, code=2
+    )
+    small = tmp_path / "small.png"
+    Image.new("RGB", (40, 9)).save(small)
+    said = call("predict", run_dir, small, "--out", out, "--set", "inference.scales=[1,0.5]", code=1)
+    assert "'small': expected sides of at least 16 px, a patch at the smallest of inference.scales" in said
     broken = tmp_path / "broken.png"
     broken.write_bytes(image.read_bytes()[:-200])
     said = call("predict", run_dir, image, broken, "--out", out, code=1)
@@ -173,6 +180,16 @@ def test_export_pseudo_labels(run_dir, tmp_path):
         *words, out, "--refine", "none", "--crf", "iterations=1", code=2
     )
     assert "par was" in call(*words, out, "--refine", "none", code=1)
+
+
+def test_outputs_of_the_same_names_in_other_files_are_not_mixed(run_dir, data_root, tmp_path):
+    other, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(data_root, other)
+    with Image.open(other / "JPEGImages" / "image00.png") as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other / "JPEGImages" / "image00.png", compress_level=0)
+    words = ("export-cams", run_dir, "--out", out, "--set")
+    call(*words, f"data.root={data_root}")
+    assert "images was" in call(*words, f"data.root={other}", code=1)
 
 
 def test_a_data_set_of_other_classes_is_refused(run_dir, data_root, tmp_path):

@@ -75,6 +75,14 @@ def test_processes_of_torchrun_share_the_images_and_the_last_one_scores(run_dir,
         assert path.read_bytes() == (tested[0] / "predictions" / path.name).read_bytes()
 
 
+def test_a_broken_or_too_small_image_is_known_before_anything_is_made(run_dir, tmp_path):
+    words = ("test", run_dir, "--out", tmp_path, "--set", "inference.scales=[1,0.1]", "--no-progress")
+    refused = toco(*words)
+    assert refused.exit_code == 1
+    assert "5 of 5 images cannot be used. 'val_00000': expected sides of at least 80 px" in refused.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_it_refuses_what_makes_no_sense(run_dir, tested, tmp_path):
     refused = toco("test", run_dir, "--out", tmp_path, "--also-without-crf", "--set", "inference.crf=null")
     assert refused.exit_code == 2

@@ -1,4 +1,6 @@
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from PIL import Image
 
 from toco.commands.data import command as data_command
 from toco.config import digest, replace
-from toco.data._images import MAX_PIXELS, read_image
+from toco.data._images import MAX_PIXELS, read_ids, read_image
 from toco.data.folder import Config, is_for_validation, open_split
 from toco.train.run_folder import RunFolder
 
@@ -143,6 +145,60 @@ def test_tiff_is_for_this_reader_alone_and_has_one_page(tmp_path: Path) -> None:
         read_image(path, MAX_PIXELS, TIFF, (0, 9))
 
 
+def png_of(bits: int, colour: int, size: tuple[int, int], row: bytes) -> bytes:
+    """A PNG as PIL does not write it: all rows the same."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress((b"\0" + row) * size[1]))
+    return b"\x89PNG\r\n\x1a\n" + head + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("colour", "channels", "stored"), [(2, 3, "RGB"), (4, 2, "LA"), (6, 4, "RGBA")])
+def test_colours_of_sixteen_bits_are_refused_since_half_of_them_would_be_dropped(
+    tmp_path: Path, colour: int, channels: int, stored: str
+) -> None:
+    path = tmp_path / "deep.png"
+    path.write_bytes(png_of(16, colour, (2, 2), b"\x03\xff" * channels * 2))
+    for levels in (None, (0, 1023)):
+        with pytest.raises(ValueError, match=rf"colours are of 16 bits \({stored};16B\)"):
+            read_image(path, MAX_PIXELS, TIFF, levels)
+    path.write_bytes(png_of(8, colour, (2, 2), b"\x03" * channels * 2))
+    np.testing.assert_array_equal(read_image(path, MAX_PIXELS), np.full((2, 2, 3), 3))
+
+
+@pytest.mark.parametrize(("bits", "row"), [(2, b"\x1b"), (4, b"\x01\x23")])
+def test_masks_of_few_bits_are_ids_only_in_a_palette(tmp_path: Path, bits: int, row: bytes) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(png_of(bits, 0, (4, 1), row))
+    with pytest.raises(ValueError, match=f"stored as L;{bits} and scaled to"):
+        read_ids(path, MAX_PIXELS)
+    of_palette = Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8)).convert("P")
+    of_palette.putpalette([0, 0, 0, 9, 9, 9, 8, 8, 8, 7, 7, 7])
+    of_palette.save(path, bits=bits)
+    np.testing.assert_array_equal(read_ids(path, MAX_PIXELS), [[0, 1, 2, 3]])
+
+
+def test_a_mask_that_was_saved_as_jpeg_is_refused(tmp_path: Path) -> None:
+    Image.new("L", SIZE, 1).save(tmp_path / "mask.png", "JPEG")
+    with pytest.raises(ValueError, match="cannot be read as PNG"):
+        read_ids(tmp_path / "mask.png", MAX_PIXELS)
+
+
+def test_a_damaged_second_page_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "scan.tif"
+    Image.new("L", SIZE).save(path)
+    content = bytearray(path.read_bytes())
+    (directory,) = struct.unpack_from("<I", content, 4)
+    (num_entries,) = struct.unpack_from("<H", content, directory)
+    struct.pack_into("<I", content, directory + 2 + 12 * num_entries, len(content))
+    path.write_bytes(content + bytes(6))  # a page that says nothing of itself
+    with pytest.raises(ValueError, match=r"scan\.tif: cannot be decoded"):
+        read_image(path, MAX_PIXELS, TIFF)
+
+
 def test_levels_are_part_of_the_digest_and_of_the_node_cache(root: Path, tmp_path: Path) -> None:
     save_tiff(root / "town/scan.tiff", [[0, 50], [100, 200]])
     for split in ("train", "val"):
@@ -226,6 +282,7 @@ def test_training_on_a_folder_without_masks(root: Path, tmp_path: Path) -> None:
         "batch_size": 4,
         "evaluate.num_pictures": 1,
         "num_steps": 2,
+        "num_workers": 0,
         "evaluate_every": 2,
         "optim.warmup_steps": 1,
         "device": "cpu",

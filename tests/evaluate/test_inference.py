@@ -6,7 +6,7 @@ from torch.nn.functional import avg_pool2d
 from toco.cam.crf import CrfConfig, dense_crf
 from toco.config import digest, replace
 from toco.data._normalize import denormalise_255
-from toco.evaluate.inference import InferenceConfig, class_probabilities
+from toco.evaluate.inference import InferenceConfig, class_probabilities, least_side_px
 from toco.recipes import shapes_nano
 
 OFFICIAL_COCO = {"size_px": 448, "scales": (1.0, 1.25, 1.5), "merge_flips": "max", "merge_scales": "sum"}
@@ -143,6 +143,19 @@ def test_a_small_image_is_not_cut(method):
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         InferenceConfig(**settings)
+
+
+def test_the_least_side_is_that_of_a_patch_at_every_scale(method):
+    method.patch_size_px = 16
+    assert least_side_px(method, InferenceConfig(scales=(1.0, 0.6))) == 27  # int(27 * 0.6) is 16, int(26 * 0.6) is 15
+    assert least_side_px(method, InferenceConfig(scales=(2.0, 1.5))) == 11
+    assert least_side_px(method, InferenceConfig(size_px=64)) == 1
+
+
+def test_a_scaled_image_keeps_a_pixel_for_the_network_to_refuse(method):
+    seen = with_logits(method, of_width)
+    probabilities_of(method, image_of(1, 9), scales=(0.5,), crf=None)
+    assert seen == [(2, 3, 1, 4)]
 
 
 def test_it_is_a_setting_of_a_run_without_effect_on_its_training():

@@ -214,3 +214,5 @@ def test_uncertain_pixels_count_for_nothing(method, dataset_of, tmp_path):
     )
     dataset.masks = [None, None]
     assert score_pseudo_labels(folder, dataset) is None
+    dataset.masks = [np.full(dataset.image(i).shape[:2], 255, np.uint8) for i in range(2)]
+    assert score_pseudo_labels(folder, dataset) is None

@@ -143,9 +143,10 @@ def test_without_ground_truth_there_is_no_score(tmp_path, soft, random_dataset):
     assert score_predictions(folder, dataset, CRF) is None
     dataset.masks = [None] * 5
     assert score_predictions(folder, dataset, CRF) is None
-    dataset.masks = [*masks[:4], None]
-    with pytest.raises(ValueError, match="4 images have a mask, but then there is one without"):
-        score_predictions(folder, dataset, CRF)
+    for some in ([*masks[:4], None], [None, *masks[1:]]):
+        dataset.masks = some
+        with pytest.raises(ValueError, match="1 of 5 images have no mask, as '"):
+            score_predictions(folder, dataset, CRF)
 
 
 def test_the_digest_of_weights_is_of_their_names_and_values(method):

@@ -207,6 +207,19 @@ def test_another_network_is_not_exported():
         to_official({"backbone.stages.0.weight": torch.zeros(1)})
 
 
+@pytest.mark.parametrize("name", ["reg_token", "dist_token", "blocks.0.ls1.gamma", "blocks.0.attn.q_norm.weight"])
+def test_a_vit_with_more_than_the_official_one_is_not_exported(name):
+    with pytest.raises(ValueError, match=f"no counterpart of backbone.vit.{name}"):
+        to_official({f"backbone.vit.{name}": torch.zeros(1)})
+
+
+def test_a_network_of_pixels_normalised_in_another_way_is_not_exported(official_state, write, import_tiny, toco):
+    _, run_dir = import_tiny(write(official_state), changes={"backbone.pixel_mean": "[0.5,0.5,0.5]"})
+    target = run_dir.parent / "other.pth"
+    assert "normalises pixels by mean (0.485, 0.456, 0.406)" in toco("export-official", run_dir, target, fails=True)
+    assert not target.exists()
+
+
 def test_an_imported_run_is_not_trained_on(official_state, write, import_tiny, tiny_settings, toco, data_root):
     of_two = {"decoder.conv8.weight": 3, "classifier.weight": 2, "aux_classifier.weight": 2}
     file = write({**official_state, **{name: official_state[name][:count] for name, count in of_two.items()}})

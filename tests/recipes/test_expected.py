@@ -125,11 +125,28 @@ def test_other_classes_and_recipes_have_nothing_beside_them(config):
 
 
 def test_one_number_of_table_2(config):
-    sentence = beside_table2(0.687, "voc_deit_b", "val", config.inference, 1449)
+    sentence = beside_table2(0.687, "voc_deit_b", "val", config, config.inference, 1449, 20_000)
     assert sentence.startswith("Table 2 of the paper has 69.8 mIoU for voc_deit_b on val; this is 68.7 (-1.1).")
     assert sentence.endswith("are comparable: the same images, protocol and settings (one seed each).")
     plain = config.inference.model_copy(update={"crf": None, "flip": False})
-    changed = beside_table2(0.687, "voc_deit_b", "test", plain, 1449)
+    changed = beside_table2(0.687, "voc_deit_b", "test", config, plain, 1449, 20_000)
     assert "1449 images were evaluated instead of 1456; the images were segmented in another way (crf" in changed
-    assert beside_table2(0.4, "coco_vit_b", "test", config.inference, 1) is None
-    assert beside_table2(0.4, "shapes_nano", "val", config.inference, 1) is None
+    assert beside_table2(0.4, "coco_vit_b", "test", config, config.inference, 1, 20_000) is None
+    assert beside_table2(0.4, "shapes_nano", "val", config, config.inference, 1, 20_000) is None
+
+
+def test_another_training_is_not_that_of_table_2(config):
+    trained = replace(config, {"method.temperature": 0.3, "seed": 2, "evaluate.size_px": 224})
+    text = beside_table2(0.5, "voc_deit_b", "val", trained, config.inference, 1449, 500)
+    assert text.endswith(
+        "not comparable: the checkpoint is of step 500 and not 20000; it was trained with other settings "
+        "(method.temperature)."
+    )
+
+
+def test_table_2_of_coco_is_of_all_its_validation_images_and_the_log_of_some():
+    config = replace(load("toco.recipes", "coco_vit_b").recipe().resolved(), {"data.val_list": None})
+    text = beside_table2(0.423, "coco_vit_b", "val", config, config.inference, 40_137, 80_000)
+    assert "are comparable" in text
+    text = beside_expected(evaluation("coco_vit_b"), "coco_vit_b", config, 40_137, 80_000)
+    assert "40137 images were evaluated instead of 5000; the protocol is not that of the log (data.val_list)." in text

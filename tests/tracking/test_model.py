@@ -121,9 +121,10 @@ def test_a_logged_network_needs_neither_this_library_nor_torch_nor_pickle(regist
     assert done.stdout.strip() == "(64, 96) False False", done.stderr
 
 
-def test_what_is_no_image_is_refused(exported):
+def test_what_is_no_image_is_refused(exported, monkeypatch):
     from mlflow.pyfunc import PythonModelContext
 
+    from toco.tracking import _onnx_model
     from toco.tracking._onnx_model import OnnxSegmenter
 
     model = OnnxSegmenter()
@@ -133,6 +134,11 @@ def test_what_is_no_image_is_refused(exported):
         model.predict(context, pd.DataFrame({"image": [b"GIF89a"]}))
     with pytest.raises(ValueError, match=r"The image has \(9, 7\) px; expected 8 px or more on each side"):
         model.predict(context, pd.DataFrame({"image": [png(np.zeros((7, 9, 3), np.uint8))]}))
+    with pytest.raises(ValueError, match="has the mode I;16; expected one of 8 bits: RGB, L"):
+        model.predict(context, pd.DataFrame({"image": [png(np.zeros((8, 8), np.uint16))]}))
+    monkeypatch.setattr(_onnx_model, "_MAX_PIXELS", 80)
+    with pytest.raises(ValueError, match=r"The image has \(9, 9\) px; expected 80 pixels or fewer"):
+        model.predict(context, pd.DataFrame({"image": [png(np.zeros((9, 9, 3), np.uint8))]}))
 
 
 def test_what_mlflow_does_not_take_is_a_sentence(register):

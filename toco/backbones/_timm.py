@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 from torch import nn
 
-from toco.backbones._backbone import BackboneConfig
+from toco.backbones._backbone import Backbone, BackboneConfig
 from toco.backbones._weights import load_file
 from toco.config import RUN_ONLY
 
 HUB = "hub"
+Triple = tuple[float, float, float]
+B = TypeVar("B", bound=Backbone)
 logger = logging.getLogger(__name__)
 
 
@@ -33,11 +36,23 @@ class TimmConfig(BackboneConfig):
     weights_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{8,64}$", json_schema_extra={RUN_ONLY: True})
 
 
-def create(config: TimmConfig, kind: str, **options: Any) -> nn.Module:  # noqa: ANN401 - of any model of timm
-    """The network that ``config`` names, without a classifier, with the hub's weights if it asks for them.
+def build(
+    config: TimmConfig,
+    kind: str,
+    backbone_of: Callable[[Any, Triple, Triple], B],
+    **options: Any,  # noqa: ANN401 - of any model of timm
+) -> B:
+    """The backbone of the network that ``config`` names, without a classifier, and with its weights.
+
+    Args:
+        config: The config.
+        kind: What messages call such networks.
+        backbone_of: Takes a network of timm, and mean and standard deviation of the pixels that its weights expect.
+        options: Of the network; one that does not take them is none of the kind.
 
     Raises:
-        ValueError: timm has no such model, or it is none of the ``kind``, which alone takes the ``options``.
+        FileNotFoundError: There is no such file of weights.
+        ValueError: timm has no such model, it is none of the kind, or the weights do not fit.
     """
     # timm takes seconds to import, and what only counts or reports trainings needs the config alone.
     import toco.backbones._torchvision  # noqa: F401 - must come before timm
@@ -50,18 +65,13 @@ def create(config: TimmConfig, kind: str, **options: Any) -> nn.Module:  # noqa:
         raise ValueError(f"timm could not create {config.model!r} as a {kind}: {error}") from error
     if config.weights == HUB:
         _compare_pixels(config, network)
-    return network
-
-
-def load(config: TimmConfig, network: nn.Module) -> None:
-    """Load the weights of a file into ``network``, if ``config`` names one.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is another file than ``config`` says, or the weights do not fit.
-    """
+    try:
+        backbone = backbone_of(network, config.pixel_mean, config.pixel_std)
+    except ValueError as error:
+        raise ValueError(f"{config.model!r} cannot be a backbone: {error}") from error
     if (path := weights_path(config)) is not None:
         load_file(network, path, config.weights_sha256)
+    return backbone
 
 
 def weights_path(config: TimmConfig) -> Path | None:

@@ -69,9 +69,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except (
-        Exception
-    ) as error:  # on what is no file of tensors, such as a page that says "quota exceeded", all can happen
+    except Exception as error:  # on what is no file of tensors (a page that says "quota exceeded") all can happen
         raise ValueError(
             f"{path} cannot be read as plain tensors: expected a safetensors file, or a torch file that holds nothing "
             "but tensors. Nothing in it was run."

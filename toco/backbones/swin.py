@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from toco.backbones import _timm
 from toco.backbones._backbone import Backbone
-from toco.backbones._timm import TimmConfig, create, load, weights_path
+from toco.backbones._timm import TimmConfig, weights_path
 from toco.types import IMAGENET_MEAN, IMAGENET_STD, Features
 
 
@@ -37,13 +38,8 @@ def build(config: Config) -> Swin:
     """
     # Any size, and windows that stay as large as they were pretrained. Without stochastic depth, timm's default here:
     # it would draw from the global random state, and the ViTs have none.
-    network = create(config, "Swin", strict_img_size=False, always_partition=True, drop_path_rate=0.0)
-    try:
-        backbone = Swin(network, config.pixel_mean, config.pixel_std)
-    except ValueError as error:
-        raise ValueError(f"{config.model!r} cannot be a backbone: {error}") from error
-    load(config, network)
-    return backbone
+    options = {"strict_img_size": False, "always_partition": True, "drop_path_rate": 0.0}
+    return _timm.build(config, "Swin", Swin, **options)
 
 
 class Swin(Backbone):

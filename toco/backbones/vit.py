@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from toco.backbones import _timm
 from toco.backbones._backbone import Backbone
-from toco.backbones._timm import TimmConfig, create, load, weights_path
+from toco.backbones._timm import TimmConfig, weights_path
 from toco.types import IMAGENET_MEAN, IMAGENET_STD, Features
 
 
@@ -30,13 +31,7 @@ def build(config: Config) -> ViT:
         ValueError: timm has no such model, it is no ViT with a class token, or the weights do not fit.
     """
     # dynamic_img_size only changes the layout of the patch embedding's output; positions are interpolated below.
-    network = create(config, "ViT", dynamic_img_size=True)
-    try:
-        backbone = ViT(network, config.pixel_mean, config.pixel_std)
-    except ValueError as error:
-        raise ValueError(f"{config.model!r} cannot be a backbone: {error}") from error
-    load(config, network)
-    return backbone
+    return _timm.build(config, "ViT", ViT, dynamic_img_size=True)
 
 
 class ViT(Backbone):

@@ -65,6 +65,23 @@ def cam_to_pseudo_label(
     return label if valid_box is None else ignore_outside(label, valid_box)
 
 
+def where_certain(
+    against_low: Integer[Tensor, "b h w"], against_high: Integer[Tensor, "b h w"]
+) -> Integer[Tensor, "b h w"]:
+    """The labels that win against a low and against a high background score, as one label.
+
+    A class where it wins against the high score; 0 where the background wins even with the low one; 255 where they
+    disagree.
+
+    Source: official camutils.py, ``refine_cams_with_bkg_v2``, and ``tools/infer_cam_crf_label.py``.
+
+    >>> where_certain(torch.tensor([[[0, 2, 2]]]), torch.tensor([[[0, 0, 2]]])).tolist()
+    [[[0, 255, 2]]]
+    """
+    background_or_not = torch.where(against_low == 0, 0, IGNORE_INDEX)
+    return torch.where(against_high == 0, background_or_not, against_high)
+
+
 def class_ids(label: Integer[Tensor, "b h w"], present: Integer[Tensor, "b m"]) -> Integer[Tensor, "b h w"]:
     """Labels that number the present classes of each image from 1, as ids of all classes; 0 and 255 stay.
 

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from toco.cam.labels import check_thresholds, ignore_outside
-from toco.types import IGNORE_INDEX
+from toco.cam.labels import check_thresholds, ignore_outside, where_certain
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 """Distances of the eight neighbours, in pixels of the refined (half-size) map."""
@@ -161,9 +160,7 @@ def refine_pseudo_label(
     for probabilities in refined.unbind(dim=1):
         full_size = F.interpolate(probabilities, size=images.shape[-2:], mode="bilinear", align_corners=False)
         winners.append(_first_largest(full_size))
-    against_low, against_high = winners
-    background_or_not = torch.where(against_low == 0, 0, IGNORE_INDEX)
-    label = torch.where(against_high == 0, background_or_not, against_high)
+    label = where_certain(*winners)
     return label if valid_box is None else ignore_outside(label, valid_box)
 
 

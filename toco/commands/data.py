@@ -37,7 +37,10 @@ def check(
     mask_folder: str | None,
     allow_empty_labels: bool,
 ) -> None:
-    """Decode all of the VOC-shaped folder ROOT and report every fault; exits with 1 if there is one."""
+    """Report every fault of a folder of VOC's shape.
+
+    All of ROOT is decoded. Exits with 1 if there is a fault.
+    """
     from toco.data import check_folder
 
     with _bar() as show:
@@ -59,9 +62,10 @@ def check(
 @click.argument("name")
 @_options.changes
 def check_set(name: str, changes: tuple[str, ...]) -> None:
-    """Decode all of the data set NAME (coco, folder, ...) and report every fault; exits with 1 if there is one.
+    """Report every fault of the data set NAME.
 
-    Its settings are those of a run, without "data.": data check-set folder --set root=tiles --set labels=folders
+    NAME is that of a kind (coco, folder, ...); all of it is decoded. Exits with 1 if there is a fault. Its settings are
+    those of a run, without "data.": data check-set folder --set root=tiles --set labels=folders
     """
     from toco.data import check_splits
 
@@ -88,7 +92,10 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
 @click.argument("source", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
 def convert_labels_(source: Path, target: Path) -> None:
-    """Convert the official pickled labels in SOURCE to TARGET (.npz or .json), running nothing that it holds."""
+    """Convert the official pickled labels in SOURCE.
+
+    TARGET is .npz or .json. Nothing that the pickle holds is run.
+    """
     from toco.data import convert_labels
 
     click.echo(f"{convert_labels(source, target)} labels written to {target}")
@@ -103,10 +110,11 @@ def convert_labels_(source: Path, target: Path) -> None:
 def prepare_coco(
     root: Path, annotations: Path | None, out: Path | None, splits: tuple[str, ...], progress: bool
 ) -> None:
-    """Write labels and masks of COCO 2014 in ROOT from instances_train2014.json and instances_val2014.json.
+    """Write labels and masks of COCO 2014 in ROOT.
 
-    Masks hold the classes 1 to 80 and 255 (void) where there is but a crowd; smaller objects lie over larger ones.
-    Labels are the classes of all objects that are no crowds. What was stopped goes on when it is called again.
+    They are made from instances_train2014.json and instances_val2014.json. Masks hold the classes 1 to 80 and 255
+    (void) where there is but a crowd; smaller objects lie over larger ones. Labels are the classes of all objects that
+    are no crowds. What was stopped goes on when it is called again.
     """
     from toco.data._coco_annotations import RULES, read_annotations
     from toco.evaluate.output_folder import OutputFolder
@@ -134,7 +142,10 @@ def prepare_coco(
 @click.argument("target", type=click.Path(path_type=Path, file_okay=False))
 @_options.progress
 def convert_coco_masks(source: Path, target: Path, progress: bool) -> None:
-    """Renumber the masks in SOURCE, which hold COCO's categories (1 to 90), to its classes 1 to 80, in TARGET."""
+    """Renumber COCO's masks to its 80 classes.
+
+    SOURCE holds masks of COCO's categories (1 to 90); TARGET gets those of its classes, 1 to 80.
+    """
     from toco.data._coco_masks import Renumbering
     from toco.evaluate.output_folder import OutputFolder
 

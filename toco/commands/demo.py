@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 def command(
     run_dir: Path, changes: tuple[str, ...], port: int, open_page: bool, max_side_px: int, max_upload_mib: int
 ) -> None:
-    """Serve a page on loopback that shows what the newest checkpoint of RUN_DIR sees in an image.
+    """Serve a page that shows what a run sees in an image.
 
-    CAM, auxiliary CAM, pseudo labels at any two thresholds, segmentation, and how alike patches are after every block.
-    It looks as the run's evaluation does; --set changes how, as in evaluate.size_px=224.
+    It is served on loopback alone, with the newest checkpoint of RUN_DIR. CAM, auxiliary CAM, pseudo labels at any two
+    thresholds, segmentation, and how alike patches are after every block. It looks as the run's evaluation does; --set
+    changes how, as in evaluate.size_px=224.
     """
     from toco.demo.analysis import Analyst
     from toco.demo.server import HOST, Demo, listen, serve

@@ -16,9 +16,10 @@ from toco.registry import load
 @_options.changes
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the evaluation and its pictures.")
 def command(run_dir: Path, changes: tuple[str, ...], out: Path | None) -> None:
-    """Evaluate the newest checkpoint of RUN_DIR; --set changes the run's config, as in evaluate.size_px=224.
+    """Evaluate the newest checkpoint of RUN_DIR.
 
-    Where the run is of a recipe of the paper, the authors' scores stand beside.
+    --set changes the run's config, as in evaluate.size_px=224. Where the run is of a recipe of the paper, the authors'
+    scores stand beside.
     """
     from toco.evaluate import evaluate as run
     from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve, save_panels

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @_options.run_dir
-@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the outputs.")
+@_options.labelled_split
+@_options.out
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @_options.changes
 @_options.progress
@@ -28,12 +28,13 @@ def command(
     changes: tuple[str, ...],
     progress: bool,
 ) -> None:
-    """Write the CAMs of a split, one NPZ file an image, with the newest checkpoint of RUN_DIR.
+    """Write the CAMs of a split, one NPZ file an image.
 
-    Arrays, by the names that IRN uses: keys (classes of the image, from 0), high_res (their CAMs at the image's size),
-    cam (at a quarter of it), and aux_high_res and aux_cam of the auxiliary CAM. They follow the evaluation of the run,
-    with the image-level labels of the data; --set changes how, as in evaluate.size_px=null for the image's own size.
-    The work goes on where it was stopped, and torchrun shares it among processes.
+    They are made with the newest checkpoint of RUN_DIR. Arrays, by the names that IRN uses: keys (classes of the image,
+    from 0), high_res (their CAMs at the image's size), cam (at a quarter of it), and aux_high_res and aux_cam of the
+    auxiliary CAM. They follow the evaluation of the run, with the image-level labels of the data; --set changes how, as
+    in evaluate.size_px=null for the image's own size. The work goes on where it was stopped, and torchrun shares it
+    among processes.
     """
     from toco.commands._trained import identity, open_for_share, open_images
     from toco.evaluate.outputs import export_cams

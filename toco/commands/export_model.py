@@ -17,10 +17,10 @@ from toco.commands import _options
 )
 @click.option("--cams", is_flag=True, help="Have class activation maps and image-level class scores as outputs, too.")
 def command(run_dir: Path, file: Path, size_px: int | None, cams: bool) -> None:
-    """Write the network of RUN_DIR's newest checkpoint to FILE.onnx: RGB levels in, scores and labels out.
+    """Write the network of RUN_DIR to FILE.onnx.
 
-    The file says what its inputs and outputs are and names the classes; it is checked in ONNX Runtime before it is
-    written.
+    It is that of the newest checkpoint: RGB levels in, scores and labels out. The file says what its inputs and outputs
+    are and names the classes; it is checked in ONNX Runtime before it is written.
     """
     from toco.export.onnx import export_onnx
 

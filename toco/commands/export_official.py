@@ -13,7 +13,10 @@ from toco.commands import _options
 @_options.run_dir
 @click.argument("file", type=click.Path(path_type=Path))
 def command(run_dir: Path, file: Path) -> None:
-    """Write the newest checkpoint of RUN_DIR to FILE as the official ToCo code would have saved it."""
+    """Write a checkpoint for the official ToCo code.
+
+    FILE is the newest checkpoint of RUN_DIR as that code would have saved it.
+    """
     from toco.official.checkpoint import export_checkpoint
 
     count = export_checkpoint(run_dir, file)

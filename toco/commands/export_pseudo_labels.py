@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @_options.run_dir
-@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the outputs.")
+@_options.labelled_split
+@_options.out
 @click.option(
     "--refine",
     type=click.Choice(["none", "par", "crf", "par+crf"]),
@@ -48,12 +48,12 @@ def command(
     changes: tuple[str, ...],
     progress: bool,
 ) -> None:
-    """Write the pseudo labels of a split as index PNGs in VOC's palette, with the newest checkpoint of RUN_DIR.
+    """Write the pseudo labels of a split as index PNGs.
 
-    They are made of the final CAM, which follows the evaluation of the run, and of the image-level labels of the data:
-    0 background, 1 and up classes, 255 uncertain. If the data has masks, the mIoU is printed at the end. --set changes
-    how, as in method.high_threshold=0.6 or evaluate.size_px=null. The work goes on where it was stopped, and torchrun
-    shares it among processes.
+    In VOC's palette, with the newest checkpoint of RUN_DIR. They are made of the final CAM, which follows the
+    evaluation of the run, and of the image-level labels of the data: 0 background, 1 and up classes, 255 uncertain. If
+    the data has masks, the mIoU is printed at the end. --set changes how, as in method.high_threshold=0.6 or
+    evaluate.size_px=null. The work goes on where it was stopped, and torchrun shares it among processes.
     """
     from toco.commands._trained import identity, open_for_share, open_images
     from toco.config import parse_assignments, replace

@@ -8,10 +8,11 @@ import click
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(words: tuple[str, ...]) -> None:
-    """Print the `toco train` command that trains what WORDS, a command of the official ToCo code, trains.
+    """Translate a command of the official ToCo code.
 
-    As in: from-official-args -- python -m torch.distributed.launch --nproc_per_node=2
-    scripts/dist_train_voc_seg_neg.py --backbone deit_base_patch16_224 --temp 0.3
+    Prints the `toco train` command that trains what WORDS train, and what of them has no counterpart. As in:
+    from-official-args -- python -m torch.distributed.launch --nproc_per_node=2 scripts/dist_train_voc_seg_neg.py
+    --backbone deit_base_patch16_224 --temp 0.3
     """
     from toco.official.arguments import translate
 

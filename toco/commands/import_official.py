@@ -18,9 +18,10 @@ from toco.registry import load
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Folder to make.")
 @click.option("--step", type=click.IntRange(min=0), help="Updates it was saved after; by default all of the recipe.")
 def command(file: Path, recipe: str, changes: tuple[str, ...], run_dir: Path, step: int | None) -> None:
-    """Make a run folder of FILE, a checkpoint that the official ToCo code saved.
+    """Make a run folder of an official checkpoint.
 
-    All verbs that take a trained run take it: evaluate, predict, test. It cannot be trained on.
+    FILE is one that the official ToCo code saved. All verbs that take a trained run take it: evaluate, predict, test.
+    It cannot be trained on.
     """
     from toco.official.checkpoint import import_checkpoint
 

@@ -11,7 +11,7 @@ PACKAGES = ("recipes", "methods", "backbones", "data", "metrics")
 
 @click.command()
 def command() -> None:
-    """List recipes, methods, backbones, data sets and metrics."""
+    """List recipes, methods, backbones, data and metrics."""
     for package in PACKAGES:
         click.echo(f"{package}:")
         for name in available(f"toco.{package}"):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @_options.run_dir
 @click.argument("inputs", metavar="[INPUT]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(["train", "val"]), help="Take a split of the run's data instead of INPUT.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the outputs.")
+@_options.out
 @click.option("--overlay", is_flag=True, help="Also paint the classes over the images, with a legend: OUT/overlays.")
 @click.option("--soft", is_flag=True, help="Also keep the class probabilities, float16: OUT/probabilities.")
 @click.option("--coco-json", is_flag=True, help="Also write all labels as COCO annotations: OUT/coco.json.")
@@ -36,21 +36,24 @@ def command(
     changes: tuple[str, ...],
     progress: bool,
 ) -> None:
-    """Segment INPUT with the newest checkpoint of RUN_DIR: JPEG and PNG files, and folders of them.
+    """Segment any images.
 
+    INPUT are JPEG and PNG files, and folders of them; they are segmented with the newest checkpoint of RUN_DIR.
     OUT/labels gets an index PNG for each image, in VOC's palette. The work goes on where it was stopped, and torchrun
-    shares it among processes. --set changes how, as in inference.crf=null (no CRF, faster),
-    'inference.scales=[1]' or inference.tile_px=1024 (large images).
+    shares it among processes. --set changes how, as in inference.crf=null (no CRF, faster), 'inference.scales=[1]' or
+    inference.tile_px=1024 (large images).
     """
     from functools import partial
 
     from toco.commands._trained import identity, open_for_share, open_images
     from toco.data._images import MAX_PIXELS
-    from toco.evaluate.inference import class_probabilities
+    from toco.evaluate.inference import class_probabilities, least_side_px
     from toco.evaluate.outputs import Images, find_images, predict
 
     if bool(inputs) == bool(split):
         raise click.UsageError("Name the images: either as INPUT, or with --split as those of the run's data.")
+    if split and max_pixels is not None:
+        raise click.UsageError("--max-pixels goes with INPUT; for a split it is --set data.max_pixels=NUMBER.")
     images: Images
     if inputs:
         if any(out.resolve().is_relative_to(path.resolve()) for path in inputs):
@@ -77,6 +80,7 @@ def command(
         overlay=overlay,
         soft=soft,
         coco_json=file_names if coco_json else None,
+        least_side_px=least_side_px(trained.method, inference),
         progress=progress and shard.rank == 0,
     )
     missing = len(labels.missing())

@@ -15,7 +15,10 @@ from toco.config import parse_assignments, replace
 @_options.changes
 @_options.progress
 def command(weights: Path, changes: tuple[str, ...], progress: bool) -> None:
-    """Pretrain the nano ViT on generated scenes; writes WEIGHTS (.safetensors) and a JSON file that says how."""
+    """Pretrain the nano ViT on generated scenes.
+
+    Writes WEIGHTS (.safetensors) and a JSON file that says how.
+    """
     from toco.train.pretrain import PretrainConfig
     from toco.train.pretrain import pretrain as run
 

@@ -12,19 +12,13 @@ from toco.commands import _options
 @click.command()
 @_options.run_dir
 @click.option("--name", help="Make a new version of this registered model.  [default: logged, not registered]")
-@click.option(
-    "--tracking-uri",
-    envvar="MLFLOW_TRACKING_URI",
-    default="sqlite:///results/mlflow.db",
-    show_default=True,
-    help="An MLflow store: sqlite:///PATH or http://HOST:PORT.",
-)
-@click.option("--experiment", default="toco", show_default=True, help="Experiment of the run.")
+@_options.tracking_uri
+@_options.experiment
 def command(run_dir: Path, name: str | None, tracking_uri: str, experiment: str) -> None:
-    """Log the network of RUN_DIR's newest checkpoint to its MLflow run, as a model that MLflow loads and serves.
+    """Log the network of a run to MLflow, as a model.
 
-    The run is filled first, as `track` does it. The model takes encoded images and gives label maps; whoever loads it
-    needs neither toco nor torch.
+    It is that of RUN_DIR's newest checkpoint; MLflow loads and serves it. Its run is filled first, as `track` does it.
+    The model takes encoded images and gives label maps; whoever loads it needs neither toco nor torch.
     """
     import tempfile
 

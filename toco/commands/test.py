@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 def command(
     run_dir: Path, changes: tuple[str, ...], out: Path, split: Split, also_without_crf: bool, progress: bool
 ) -> None:
-    """Segment every image of a split with the newest checkpoint of RUN_DIR, and score the predictions.
+    """Segment a split as in Table 2, and score it.
 
+    Every image is segmented with the newest checkpoint of RUN_DIR, at several scales, with mirror images and a CRF.
     --set inference.NAME=VALUE changes how, as in inference.crf=null; --set data.val_list=test takes another list. Each
     prediction is written as it is made, a PNG of class ids in OUT/predictions; what is there is not made again. Where
     there are masks, the scores go to OUT/scores.json. Under torchrun the processes share the images:
     torchrun --standalone --nproc-per-node 4 -m toco test RUN_DIR --out DIR
     """
     from toco.commands._trained import identity, open_for_share, open_images
+    from toco.evaluate.inference import least_side_px
+    from toco.evaluate.outputs import check_images
     from toco.evaluate.split_predictions import open_predictions, predict_split, score_predictions
     from toco.recipes._expected import beside_table2
 
@@ -42,13 +45,16 @@ def command(
         raise click.UsageError("--also-without-crf goes with a CRF, but inference.crf is null.")
     if config.crf is not None and config.crf.filter_name == "exact" and device.type == "cpu":
         click.echo("The exact filter takes minutes an image on a CPU; inference.crf.filter_name=lattice takes seconds.")
-    dataset, _ = open_images(trained, split)
+    dataset, of_data = open_images(trained, split)
 
-    about = {**identity(trained), "split": split, "data": dataset.manifest_digest()}
+    about = {**identity(trained), **of_data}
     ways = {"": config}
     if also_without_crf:
         ways["_without_crf"] = config.model_copy(update={"crf": None})
-    folders = {name: open_predictions(out / f"predictions{name}", dataset, way, about) for name, way in ways.items()}
+    paths = {name: out / f"predictions{name}" for name in ways}
+    least_side = least_side_px(trained.method, config)
+    check_images(dataset, dict.fromkeys(paths.values(), ".png"), least_side, shard, progress=progress)
+    folders = {name: open_predictions(paths[name], dataset, way, about) for name, way in ways.items()}
     predict_split(
         trained.method,
         dataset,
@@ -72,6 +78,6 @@ def command(
         file.write_text(scores.to_json())
         click.echo(f"{scores.table()}\n{scores.protocol}")
         miou = scores.metrics["miou"]
-        if beside := beside_table2(miou, trained.recipe, split, way, scores.num_images):
+        if beside := beside_table2(miou, trained.recipe, split, trained.config, way, scores.num_images, trained.step):
             click.echo(beside)
         click.echo(f"mIoU {100 * miou:.2f} %: {file}\n")

@@ -6,19 +6,18 @@ from pathlib import Path
 
 import click
 
+from toco.commands import _options
+
 
 @click.command()
 @click.argument("run_dirs", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
-@click.option(
-    "--tracking-uri",
-    envvar="MLFLOW_TRACKING_URI",
-    default="sqlite:///results/mlflow.db",
-    show_default=True,
-    help="An MLflow store: sqlite:///PATH or http://HOST:PORT.",
-)
-@click.option("--experiment", default="toco", show_default=True)
+@_options.tracking_uri
+@_options.experiment
 def command(run_dirs: tuple[Path, ...], tracking_uri: str, experiment: str) -> None:
-    """Fill MLflow from run folders; what is there already is not written twice."""
+    """Fill MLflow from run folders.
+
+    What is there already is not written twice.
+    """
     from toco.tracking import track_run
 
     for run_dir in run_dirs:

@@ -18,10 +18,11 @@ from toco.registry import load
 @click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, if there is one.")
 @_options.progress
 def command(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, progress: bool) -> None:
-    """Train RECIPE, evaluate it, and keep everything in a run folder.
+    """Train RECIPE and evaluate it, in a run folder.
 
-    Ctrl-C or SIGTERM makes a checkpoint and ends; --resume goes on from it. Under torchrun, all processes train the one
-    run together: torchrun --standalone --nproc-per-node 2 -m toco train RECIPE --run-dir DIR
+    The folder keeps everything. Ctrl-C or SIGTERM makes a checkpoint and ends; --resume goes on from it. Under
+    torchrun, all processes train the one run together: torchrun --standalone --nproc-per-node 2 -m toco train RECIPE
+    --run-dir DIR
     """
     from toco.train.averages import DivergedError
     from toco.train.distributed import Place, RankError, joined

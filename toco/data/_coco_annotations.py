@@ -139,7 +139,7 @@ def read_annotations(path: Path) -> Annotations:
                 raise ValueError(f"expected annotations with a segmentation, found {_short(item)}")
             by_image.setdefault(item.image_id, []).append(item)
         images = dict(_image(row, by_image) for row in root["images"])
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as COCO's annotations ({error}).") from error
     if len(images) != len(root["images"]) or len({image.name for image in images.values()}) != len(images):
         raise ValueError(f"{path}: two images have one id or one name.")
@@ -169,7 +169,7 @@ def _object_or_dict(row: dict[str, Any]) -> CocoObject | dict[str, Any]:
         if not all(type(count) is int and 0 <= count < 2**31 for count in counts):
             raise ValueError("expected runs of so many pixels")
         return CocoObject(image_id, class_id, bool(is_crowd), (), np.array(counts, dtype=np.int64))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"annotation {_short(row.get('id'))}: {error!r}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from io import BytesIO
 from pathlib import Path
 
@@ -20,6 +21,8 @@ Levels = tuple[int, int]
 _DEEP = ("I;16", "I;16B", "I;16L", "I")
 _CONVERTIBLE = ("RGB", "L", "LA", "P", "RGBA", "CMYK")
 _MASK_MODES = ("L", "P")
+_MASK_FORMATS = ("PNG",)
+"""JPEG would blur ids into others."""
 
 
 def read_image(
@@ -32,10 +35,10 @@ def read_image(
     clip them. A level v becomes 255 (v - low) / (high - low), rounded to even and clipped to 0..255.
 
     Raises:
-        ValueError: The file is missing, truncated, of another format, too large, of several pages, or of a mode that
-            has no 8-bit RGB form.
+        ValueError: The file is missing, truncated, of another format, too large, of several pages, of a mode that
+            has no 8-bit RGB form, or in colours of 16 bits, of which PIL would drop the lower 8.
     """
-    image = _decode(path, max_pixels, formats)
+    image, stored = _decode(path, max_pixels, formats)
     if image.mode in _DEEP and levels is not None:
         low, high = levels
         scaled = (np.asarray(image).astype(np.float64) - low) * 255 / (high - low)
@@ -46,7 +49,7 @@ def read_image(
             f"{path}: expected an 8-bit image, but its mode is {image.mode} (16 bits or more); convert it, or read it "
             "as data.name=folder with data.levels=[low,high], the levels that become black and white."
         )
-    return _rgb(image, str(path))
+    return _rgb(image, stored, str(path))
 
 
 def decode_image(content: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -60,15 +63,21 @@ def decode_image(content: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray
     Raises:
         ValueError: As in :func:`read_image`.
     """
-    image = _decode(Path(name), max_pixels, FORMATS, BytesIO(content))
-    return _rgb(ImageOps.exif_transpose(image), name)
+    image, stored = _decode(Path(name), max_pixels, FORMATS, BytesIO(content))
+    try:
+        upright = ImageOps.exif_transpose(image)
+    # It writes the EXIF data anew, which may hold anything.
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:
+        raise ValueError(f"{name}: its EXIF data is damaged ({error}); save it without.") from error
+    return _rgb(upright, stored, name)
 
 
 def read_mask(path: Path, num_foreground_classes: int, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
-    """Decode a mask of class ids: a palette image's indices, or a grey image's levels.
+    """Decode a mask of class ids: a palette image's indices, or the levels of a grey image of 8 bits.
 
     Raises:
-        ValueError: The file is missing or broken, holds colours instead of ids, or has ids beyond 0..k and 255.
+        ValueError: The file is missing, broken or no PNG, holds colours or scaled levels instead of ids, or has ids
+            beyond 0..k and 255.
     """
     mask = read_ids(path, max_pixels)
     out_of_range = ids_out_of_range(mask, num_foreground_classes)
@@ -84,13 +93,19 @@ def read_ids(path: Path, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
     """Decode a mask whatever its ids are.
 
     Raises:
-        ValueError: The file is missing or broken, or holds colours instead of ids.
+        ValueError: The file is missing, broken or no PNG, or holds colours or scaled levels instead of ids.
     """
-    image = _decode(path, max_pixels, FORMATS)
+    image, stored = _decode(path, max_pixels, _MASK_FORMATS)
     if image.mode not in _MASK_MODES:
         raise ValueError(
             f"{path}: expected a mask of class ids (8-bit grey or palette), but its mode is {image.mode}; "
             "a mask drawn in colours has to be converted to ids first."
+        )
+    if image.mode == "L" and stored != "L":
+        # PIL makes 0, 85, 170 and 255 of the ids 0 to 3 in two bits: 3 would be void, and 1 in four bits the class 17.
+        raise ValueError(
+            f"{path}: expected a mask of class ids in 8 bits, but its grey levels are stored as {stored} and scaled to "
+            "0..255 when they are read; save it with 8 bits or as a palette image."
         )
     return _frozen(np.asarray(image))
 
@@ -143,22 +158,38 @@ def open_checked(
     return image
 
 
-def _decode(path: Path, max_pixels: int, formats: tuple[str, ...], content: BytesIO | None = None) -> Image.Image:
+def _decode(
+    path: Path, max_pixels: int, formats: tuple[str, ...], content: BytesIO | None = None
+) -> tuple[Image.Image, str]:
+    """A file's image, and how PIL calls the way its pixels are stored: its mode, or ``RGB;16B`` and the like."""
     with open_checked(path, max_pixels, formats, content) as image:
-        # A JPEG of a camera may carry a preview, and a PNG an animation; the pages of a TIFF are all images.
-        if image.format == "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
-            raise ValueError(f"{path}: expected one image, but it has {pages} pages; split it.")
         try:
+            # A JPEG of a camera may carry a preview, and a PNG an animation; the pages of a TIFF are all images.
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            stored = _stored_as(image)
             image.load()
         # PIL reports a broken file by any of these, depending on the decoder.
-        except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
+        except (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, struct.error) as error:
             raise ValueError(f"{path}: cannot be decoded ({error}); the file is truncated or damaged.") from error
-        return image
+        if pages > 1:
+            raise ValueError(f"{path}: expected one image, but it has {pages} pages; split it.")
+        return image, stored
 
 
-def _rgb(image: Image.Image, path: str) -> UInt8[np.ndarray, "h w 3"]:
+def _stored_as(image: Image.Image) -> str:
+    tiles = getattr(image, "tile", ())
+    arguments: object = tiles[0].args if tiles else image.mode
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _rgb(image: Image.Image, stored: str, path: str) -> UInt8[np.ndarray, "h w 3"]:
     if image.mode not in _CONVERTIBLE:
         raise ValueError(f"{path}: expected an 8-bit RGB image, but its mode is {image.mode}; convert it.")
+    if ";16" in stored:
+        raise ValueError(
+            f"{path}: expected an 8-bit RGB image, but its colours are of 16 bits ({stored}), of which the lower 8 "
+            "would be dropped; scale and convert it."
+        )
     return _frozen(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
 
 

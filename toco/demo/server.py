@@ -115,9 +115,9 @@ class Demo:
         self._kept: OrderedDict[str, Analysis] = OrderedDict()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
 
-    def application(self) -> Starlette:
+    def application(self) -> ASGIApp:
         """The demo as an ASGI application."""
-        return Starlette(
+        application = Starlette(
             routes=[
                 Route("/", self.page),
                 Route("/api/about", self.about),
@@ -128,12 +128,13 @@ class Demo:
                 Route("/api/images/{id}/similarity", self.similarity),
             ],
             middleware=[
-                Middleware(_SecurityHeaders),
                 Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False),
                 Middleware(_Token, token=self.token),
             ],
             exception_handlers={HTTPException: _refused, ValueError: _invalid, Exception: _failed},
         )
+        # Around all of it: what Starlette answers to an unexpected error passes none of its middleware.
+        return _SecurityHeaders(application)
 
     async def page(self, request: Request) -> Response:
         """The page, the same for every run."""
@@ -239,7 +240,8 @@ class _Token:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             asked = HTTPConnection(scope)
-            if asked.url.path == "/":
+            # Not the path of its URL, which is put together with what the visitor says the host is.
+            if scope["path"] == "/":
                 said = asked.query_params.get("token", "")
             else:
                 said = asked.headers.get("authorization", "").removeprefix("Bearer ")

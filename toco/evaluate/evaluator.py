@@ -217,11 +217,11 @@ def _evaluate_part(
 def _whole(parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step: int | None) -> Evaluation:
     """The evaluation, from all its parts."""
     # In the order of the split, which depends neither on the batches nor on the processes.
-    batches = [batch for part in parts for batch in part.batches]
-    indices = [index for batch in batches for index in batch.indices]
-    order = np.argsort(indices)
+    rows = {index: (batch, row) for part in parts for batch in part.batches for row, index in enumerate(batch.indices)}
+    order = sorted(rows)
+    # Stacked row by row: the matrices of a large split are gigabytes, which cat and then an index would copy twice.
     class_labels, class_logits, similarities, confusions = (
-        torch.cat([getattr(batch, name) for batch in batches])[order]
+        torch.stack([getattr(batch, name)[row] for batch, row in map(rows.__getitem__, order)])
         for name in ("class_labels", "class_logits", "similarities", "confusions")
     )
     pictures = dict(sorted(chain.from_iterable(part.pictures.items() for part in parts)))
@@ -252,7 +252,7 @@ def _whole(parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step
         patch_similarity=undefined_to_none(similarity),
         pictures=tuple(pictures.values()),
         confusions=Confusions(
-            names=tuple(dataset.names[indices[row]] for row in order),
+            names=tuple(dataset.names[index] for index in order),
             class_names=class_names,
             seg=seg_counts,
             cam=cam_counts,

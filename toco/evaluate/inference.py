@@ -94,11 +94,16 @@ def class_probabilities(
         device: Where the network is, and where the CRF is computed.
 
     Raises:
-        ValueError: The image is smaller than a patch at one of the scales.
+        ValueError: The image is smaller than a patch at one of the scales; see :func:`least_side_px`.
     """
     levels = torch.tensor(image, device=device)
     probabilities = network_probabilities(method, levels, config)
     return probabilities if config.crf is None else refined(levels, probabilities, config.crf)
+
+
+def least_side_px(method: Method, config: InferenceConfig) -> int:
+    """From which side on an image holds a patch at every scale."""
+    return 1 if config.size_px is not None else math.ceil(method.patch_size_px / min(config.scales))
 
 
 @torch.no_grad()
@@ -110,7 +115,8 @@ def network_probabilities(
     normalised = network_input(image[None], config.size_px)
 
     def at_scale(scale: float) -> Float[Tensor, "1 s h w"]:
-        scaled = resize_bilinear(normalised, (int(normalised.shape[2] * scale), int(normalised.shape[3] * scale)))
+        rows, columns = (max(int(side * scale), 1) for side in normalised.shape[2:])
+        scaled = resize_bilinear(normalised, (rows, columns))
         both = torch.cat([scaled, scaled.flip(-1)]) if config.flip else scaled
         logits = resize_bilinear(_logits(method, both, config), (height, width))
         return _merge(logits[:1], logits[1:].flip(-1), config.merge_flips) if config.flip else logits

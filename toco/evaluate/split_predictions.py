@@ -19,7 +19,7 @@ from toco.data._dataset import Dataset
 from toco.evaluate.batches import read_ahead
 from toco.evaluate.inference import InferenceConfig, network_probabilities, refined
 from toco.evaluate.output_folder import OutputFolder
-from toco.evaluate.outputs.formats import index_png, read_index_png
+from toco.evaluate.outputs.formats import label_png, read_index_png
 from toco.evaluate.report import class_table, undefined_to_none
 from toco.methods import Method
 from toco.metrics.segmentation import ConfusionMatrix, mean_over_classes
@@ -102,15 +102,15 @@ def predict_split(
     def predict(index: int) -> bytes:
         image, probabilities = before_crf(index)
         if without_crf is not None:
-            without_crf.write(index, _png(probabilities))
+            without_crf.write(index, label_png(probabilities))
         if config.crf is not None:
             probabilities = refined(image, probabilities, config.crf)
-        return _png(probabilities)
+        return label_png(probabilities)
 
     folder.fill(predict, shard, doing="predict", progress=progress)
     if without_crf is not None:
         # Those of images whose other prediction was there before.
-        without_crf.fill(lambda index: _png(before_crf(index)[1]), shard, doing="without CRF", progress=progress)
+        without_crf.fill(lambda index: label_png(before_crf(index)[1]), shard, doing="without CRF", progress=progress)
 
 
 def score_predictions(
@@ -119,24 +119,32 @@ def score_predictions(
     """The scores of all predictions, from their files; ``None`` if there is no ground truth.
 
     Raises:
-        ValueError: A prediction is missing or cannot be read, or some images have a mask and others have none.
+        OSError: A prediction is missing or cannot be read.
+        ValueError: A mask cannot be read, or some images have one and others have none.
     """
-    num_classes = len(dataset.class_names) + 1
+    confusion, without_mask = ConfusionMatrix(len(dataset.class_names) + 1), []
 
-    def pairs() -> Iterator[tuple[UInt8[ndarray, "h w"], UInt8[ndarray, "h w"]]]:
+    def pairs() -> Iterator[tuple[UInt8[ndarray, "h w"], UInt8[ndarray, "h w"]] | None]:
         for index in range(len(dataset)):
-            yield dataset.mask(index), read_index_png(folder.output(index))
+            try:
+                mask = dataset.mask(index)
+            except LookupError:
+                without_mask.append(dataset.names[index])
+                yield None
+            else:
+                yield mask, read_index_png(folder.output(index))
 
-    confusion, num_images = ConfusionMatrix(num_classes), 0
-    try:
-        for mask, prediction in tqdm(
-            read_ahead(pairs()), total=len(dataset), desc="score", unit="image", disable=not progress
-        ):
+    bar = tqdm(read_ahead(pairs()), total=len(dataset), desc="score", unit="image", disable=not progress)
+    for pair in bar:
+        if pair is not None:
+            mask, prediction = pair
             confusion.update(torch.tensor(mask), torch.tensor(prediction))
-            num_images += 1
-    except LookupError as error:
-        if num_images:
-            raise ValueError(f"{num_images} images have a mask, but then there is one without: {error}") from error
+    num_images = len(dataset) - len(without_mask)
+    if num_images and without_mask:
+        raise ValueError(
+            f"{len(without_mask)} of {len(dataset)} images have no mask, as {without_mask[0]!r}, so that the scores "
+            "would not be those of the split; add the masks, or take the images off the list."
+        )
     if not confusion.matrix.any():
         return None
     scores = confusion.scores()
@@ -162,8 +170,3 @@ def weights_digest(method: Method) -> str:
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()[:16]
-
-
-def _png(probabilities: Float[Tensor, "s h w"]) -> bytes:
-    # On a CPU several times faster than argmax, and the first class wins here, too.
-    return index_png(probabilities.max(0).indices.byte().cpu().numpy())

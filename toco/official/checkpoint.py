@@ -19,6 +19,7 @@ from toco.train.loop import build_method
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import Inputs, RunFolder, provenance
 from toco.train.trained import open_trained
+from toco.types import IMAGENET_MEAN, IMAGENET_STD
 
 _CLASSES = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
 _SEGMENTATION = "decoder.conv8.weight"
@@ -78,12 +79,19 @@ def export_checkpoint(run_dir: Path, path: Path) -> int:
 
     Raises:
         FileExistsError: ``path`` is there.
-        ValueError: There is no whole checkpoint, or the network has parts that the official one has not.
+        ValueError: There is no whole checkpoint, the network has parts that the official one has not, or its pixels are
+            normalised in another way.
     """
     if path.exists():
         raise FileExistsError(f"{path} is there already; name a new file.")
-    state = open_trained(run_dir, {"device": "cpu"}).method.state_dict()
-    official = {f"{MODULE}{name}": value.clone() for name, value in to_official(state).items()}
+    trained = open_trained(run_dir, {"device": "cpu"})
+    backbone = trained.config.backbone
+    if (backbone.pixel_mean, backbone.pixel_std) != (IMAGENET_MEAN, IMAGENET_STD):
+        raise ValueError(
+            f"The official code normalises pixels by mean {IMAGENET_MEAN} and deviation {IMAGENET_STD} always, but "
+            f"this network was trained with {backbone.pixel_mean} and {backbone.pixel_std}, and would see others there."
+        )
+    official = {f"{MODULE}{name}": value.clone() for name, value in to_official(trained.method.state_dict()).items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

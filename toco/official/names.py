@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -20,6 +21,10 @@ _PREFIXES = {
     "classifier": "classifier",
     "aux_classifier": "aux_classifier",
 }
+_ENCODER = re.compile(
+    r"cls_token|pos_embed|(patch_embed\.proj|norm|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"
+)
+"""The parameters of a plain ViT: no registers, no scales of layers, no second token."""
 _CONVOLUTIONS = frozenset({"classifier.weight", "aux_classifier.weight"})
 """1x1 convolutions there, matrices here."""
 _NUM_PRETRAINED_CLASSES = 1000
@@ -36,8 +41,9 @@ def official_name(name: str) -> str:
         ValueError: The official network has no such parameter.
     """
     for ours, official in _PREFIXES.items():
-        if name.startswith(f"{ours}."):
-            return official + name.removeprefix(ours)
+        within = name.removeprefix(f"{ours}.")
+        if within != name and (official != "encoder" or _ENCODER.fullmatch(within)):
+            return f"{official}.{within}"
     raise ValueError(f"The official network has no counterpart of {name}: it is ToCo on a plain ViT.")
 
 

@@ -124,16 +124,24 @@ def beside_expected(
 
 
 def beside_table2(
-    miou: float, recipe: str | None, split: str, inference: InferenceConfig, num_images: int
+    miou: float,
+    recipe: str | None,
+    split: str,
+    config: RunConfig,
+    inference: InferenceConfig,
+    num_images: int,
+    step: int,
 ) -> str | None:
-    """A sentence that puts our mIoU (a fraction) beside that of Table 2; ``None`` where the table has none.
+    """Sentences that put our mIoU (a fraction) beside that of Table 2; ``None`` where the table has none.
 
     Args:
         miou: Of the segmentation, over the split.
         recipe: The recipe that the run came from.
-        split: ``val`` or ``test``.
+        split: As the table calls it: ``val`` or ``test``.
+        config: Config of the run.
         inference: How the images were segmented.
         num_images: How many they were.
+        step: Updates before the checkpoint.
     """
     theirs = expected(recipe)
     if recipe is None or theirs is None or split not in theirs.table2:
@@ -142,10 +150,11 @@ def beside_table2(
     differences = []
     if num_images != table.num_images:
         differences.append(f"{num_images} images were evaluated instead of {table.num_images}")
-    official = load("toco.recipes", recipe).recipe().inference
+    official: RunConfig = load("toco.recipes", recipe).recipe()
     # Which of its filters the CRF takes is chosen for the machine.
-    if changed := [path for path in diff(official, inference, run_only=False) if path != "crf.filter_name"]:
+    if changed := [path for path in diff(official.inference, inference) if path != "crf.filter_name"]:
         differences.append(f"the images were segmented in another way ({_listed(changed)})")
+    differences += _of_training(official, config, step)
     difference = 100 * miou - table.miou
     return (
         f"Table 2 of the paper has {table.miou:.1f} mIoU for {recipe} on {split}; this is {100 * miou:.1f} "
@@ -160,13 +169,24 @@ def _differences(theirs: Expected, config: RunConfig, num_images: int, step: int
     if (evaluated := min(num_images, config.evaluate.max_images or num_images)) != theirs.num_images:
         found.append(f"{evaluated} images were evaluated instead of {theirs.num_images}")
     changes = diff(official, config, run_only=False)
-    if protocol := [path for path in changes if path.startswith("evaluate.") and path not in _SAME_EVALUATION]:
+    if protocol := [path for path in changes if _is_of_evaluation(path) and path not in _SAME_EVALUATION]:
         found.append(f"the protocol is not that of the log ({_listed(protocol)})")
+    return found + _of_training(official, config, step)
+
+
+def _of_training(official: RunConfig, config: RunConfig, step: int) -> list[str]:
+    """How the network came about otherwise."""
+    found = []
     if step != official.num_steps:
         found.append(f"the checkpoint is of step {step} and not {official.num_steps}")
-    if training := [path for path in changes if not path.startswith("evaluate.") and not _is_same(path, config)]:
+    changes = diff(official, config, run_only=False)
+    if training := [path for path in changes if not _is_of_evaluation(path) and not _is_same(path, config)]:
         found.append(f"it was trained with other settings ({_listed(training)})")
     return found
+
+
+def _is_of_evaluation(path: str) -> bool:
+    return path.startswith("evaluate.") or path == "data.val_list"
 
 
 def _is_same(path: str, config: RunConfig) -> bool:
@@ -174,7 +194,7 @@ def _is_same(path: str, config: RunConfig) -> bool:
     if path == "backbone.weights":
         return config.backbone.weights is not None
     if path.startswith("data."):
-        return path not in ("data.name", "data.train_list", "data.val_list")
+        return path not in ("data.name", "data.train_list")
     return path in ("seed", "method.dense_energy.filter_name")
 
 

@@ -7,6 +7,7 @@ unpickled). It imports nothing of this library, which need not be installed ther
 from __future__ import annotations
 
 import json
+import struct
 from io import BytesIO
 from typing import Any
 
@@ -16,6 +17,10 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from onnxruntime import InferenceSession
 from PIL import Image, ImageOps
+
+_MAX_PIXELS = 50_000_000
+_MODES = ("RGB", "L", "LA", "P", "RGBA", "CMYK")
+"""Others, such as grey of 16 bits, would be clipped on the way to RGB."""
 
 
 class OnnxSegmenter(PythonModel):
@@ -43,7 +48,7 @@ class OnnxSegmenter(PythonModel):
             it, background first.
 
         Raises:
-            ValueError: An image cannot be read, or is smaller than a patch.
+            ValueError: An image cannot be read, is too large or smaller than a patch, or has no 8-bit RGB form.
         """
         labels = [self._label(content) for content in model_input["image"]]
         classes = [[self._class_names[label] for label in np.unique(image)] for image in labels]
@@ -51,13 +56,19 @@ class OnnxSegmenter(PythonModel):
 
     def _label(self, content: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         try:
-            image = ImageOps.exif_transpose(Image.open(BytesIO(content), formats=["JPEG", "PNG"])).convert("RGB")
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            image: Image.Image = Image.open(BytesIO(content), formats=["JPEG", "PNG"])
+            if image.width * image.height <= _MAX_PIXELS:
+                image = ImageOps.exif_transpose(image)
+        except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
             raise ValueError("Expected the content of a JPEG or PNG file, but it cannot be read as one.") from error
+        if image.width * image.height > _MAX_PIXELS:
+            raise ValueError(f"The image has {image.size} px; expected {_MAX_PIXELS} pixels or fewer.")
+        if image.mode not in _MODES:
+            raise ValueError(f"The image has the mode {image.mode}; expected one of 8 bits: {', '.join(_MODES)}.")
         if min(image.size) < self._patch_size_px:
             raise ValueError(f"The image has {image.size} px; expected {self._patch_size_px} px or more on each side.")
         labels: np.ndarray[Any, np.dtype[np.uint8]] = self._session.run(
-            ["labels"], {"images": np.asarray(image)[None]}
+            ["labels"], {"images": np.asarray(image.convert("RGB"))[None]}
         )[0][0]
         return labels
 

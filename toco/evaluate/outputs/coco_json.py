@@ -11,7 +11,7 @@ from pycocotools import mask as run_lengths
 
 
 def coco_annotations(
-    file_names: Sequence[str], labels: Iterable[UInt8[np.ndarray, "h w"]], class_names: Sequence[str]
+    file_names: Sequence[str], labels: Iterable[UInt8[np.ndarray, "_ _"]], class_names: Sequence[str]
 ) -> dict[str, Any]:
     """What :class:`pycocotools.coco.COCO` reads: one annotation for every class in every image.
 
@@ -21,7 +21,7 @@ def coco_annotations(
 
     Args:
         file_names: Of the images.
-        labels: Of the images, in the same order: 0 background, 1..k.
+        labels: Of the images, in the same order and each of its image's size: 0 background, 1..k.
         class_names: Foreground classes.
     """
     images: list[dict[str, Any]] = []

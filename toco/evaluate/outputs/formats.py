@@ -6,8 +6,9 @@ import io
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
+from torch import Tensor
 
 from toco.evaluate.pictures import voc_palette
 
@@ -17,6 +18,12 @@ def index_png(label: UInt8[np.ndarray, "h w"]) -> bytes:
     image = Image.fromarray(label)
     image.putpalette(voc_palette().tobytes())
     return _png(image)
+
+
+def label_png(probabilities: Float[Tensor, "s h w"]) -> bytes:
+    """The most probable class of every pixel, the first of equal ones, as :func:`index_png`."""
+    # On a CPU several times faster than argmax.
+    return index_png(probabilities.max(0).indices.byte().cpu().numpy())
 
 
 def read_index_png(path: Path) -> UInt8[np.ndarray, "h w"]:

@@ -79,6 +79,26 @@ def find_images(inputs: Sequence[Path], max_pixels: int) -> ImageFiles:
     return ImageFiles(tuple(found), file_names, paths, roots, max_pixels)
 
 
+def check_images(
+    images: Images, outputs: Mapping[Path, str], least_side_px: int, shard: Shard = Shard(), *, progress: bool = False
+) -> None:
+    """Decode images once, as :func:`check_readable` does, and refuse those with a side shorter than ``least_side_px``.
+
+    Raises:
+        ValueError: Some cannot be read or are too small; the message says which and why.
+    """
+
+    def read(index: int) -> None:
+        height, width, _ = images.image(index).shape
+        if min(height, width) < least_side_px:
+            raise ValueError(
+                f"{images.names[index]!r}: expected sides of at least {least_side_px} px, a patch at the smallest of "
+                f"inference.scales, but it has {height} x {width} px."
+            )
+
+    check_readable(read, images.names, outputs, shard, progress=progress)
+
+
 def check_readable(
     read: Callable[[int], object],
     names: Sequence[str],

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from toco.evaluate.output_folder import OutputFolder
 from toco.evaluate.outputs.coco_json import coco_annotations
-from toco.evaluate.outputs.formats import index_png, npz, read_index_png, rgb_png
-from toco.evaluate.outputs.image_files import Images, check_readable
+from toco.evaluate.outputs.formats import label_png, npz, read_index_png, rgb_png
+from toco.evaluate.outputs.image_files import Images, check_images
 from toco.evaluate.outputs.overlay import overlay as painted
 from toco.types import Shard
 
@@ -31,6 +31,7 @@ def predict(
     overlay: bool = False,
     soft: bool = False,
     coco_json: Sequence[str] | None = None,
+    least_side_px: int = 1,
     progress: bool = False,
 ) -> OutputFolder:
     """Segment images; what ``out`` holds already is not made again.
@@ -50,17 +51,18 @@ def predict(
         soft: Keep the probabilities.
         coco_json: File names of the images in ``out/coco.json``; without them there is none. It is written by a process
             that finds all labels, as the last of several does.
+        least_side_px: Images with a shorter side are refused.
         progress: Show a bar.
 
     Returns:
         The folder of labels.
 
     Raises:
-        ValueError: An image cannot be read (all are tried first), or ``out`` was made in another way.
+        ValueError: An image cannot be read or is too small (all are tried first), or ``out`` was made in another way.
     """
     kinds = {"labels": ".png"} | ({"probabilities": ".npz"} if soft else {}) | ({"overlays": ".png"} if overlay else {})
     outputs = {out / kind: suffix for kind, suffix in kinds.items()}
-    check_readable(images.image, images.names, outputs, shard, progress=progress)
+    check_images(images, outputs, least_side_px, shard, progress=progress)
     folders = {kind: OutputFolder(out / kind, about, images.names, suffix) for kind, suffix in kinds.items()}
     labels, probabilities, overlays = folders["labels"], folders.get("probabilities"), folders.get("overlays")
     by_network = {*labels.missing(shard), *(probabilities.missing(shard) if probabilities is not None else ())}
@@ -68,8 +70,7 @@ def predict(
         found = probabilities_of(images.image(index))
         if probabilities is not None:
             probabilities.write(index, npz(probabilities=found.half().cpu().numpy()))
-        # On a CPU several times faster than argmax, and the first class wins here, too.
-        labels.write(index, index_png(found.max(0).indices.byte().cpu().numpy()))
+        labels.write(index, label_png(found))
     if overlays is not None:
 
         def paint(index: int) -> bytes:

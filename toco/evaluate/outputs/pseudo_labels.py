@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toco.cam.crf import CrfConfig, dense_crf
-from toco.cam.labels import cam_to_pseudo_label, check_thresholds, class_ids
+from toco.cam.labels import cam_to_pseudo_label, check_thresholds, class_ids, where_certain
 from toco.cam.par import refine_pseudo_label, refined_probabilities
 from toco.config import Config
 from toco.data import denormalise_255
@@ -142,7 +142,7 @@ def export_pseudo_labels(
 
 
 def score_pseudo_labels(folder: OutputFolder, dataset: Dataset, *, progress: bool = False) -> str | None:
-    """The mIoU of exported pseudo labels in a sentence, or ``None`` if the data set has no masks.
+    """The mIoU of exported pseudo labels in a sentence, or ``None`` if the data set has no masks, or only void ones.
 
     One confusion matrix over all images with a mask, and the mean over the classes in the ground truth. A pixel that
     is 255 in the mask or in the pseudo label counts for nothing, so the sentence says how many of the latter there are.
@@ -159,7 +159,7 @@ def score_pseudo_labels(folder: OutputFolder, dataset: Dataset, *, progress: boo
         confusion.update(torch.tensor(mask), torch.tensor(label))
         num_masks += 1
         num_pixels += int((mask != IGNORE_INDEX).sum())
-    if not num_masks:
+    if not num_pixels:
         return None
     miou = mean_over_classes(confusion.scores().iou).item()
     uncertain = 1 - int(confusion.matrix.sum()) / num_pixels
@@ -176,4 +176,4 @@ def _refined_by_crf(
     # PAR's maps sum to more than 1, all to the same.
     probabilities = low_and_high / low_and_high.sum(1, keepdim=True)
     with_low, with_high = (dense_crf(levels, maps[None], config).max(1).indices for maps in probabilities)
-    return torch.where(with_high > 0, with_high, torch.where(with_low == 0, 0, IGNORE_INDEX))
+    return where_certain(with_low, with_high)
