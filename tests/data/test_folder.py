@@ -93,6 +93,14 @@ def test_lists_and_hidden_files(root: Path) -> None:
         config(root, train_list="train")
 
 
+def test_a_suffix_may_be_spelt_as_cameras_do(root: Path) -> None:
+    before = names(config(root))
+    (root / "town/tile 3.PNG").rename(root / "town/tile 3.Png")
+    assert names(config(root)) == before
+    dataset = open_split(config(root), "train" if "town/tile 3" in before[0] else "val")
+    assert dataset.image(dataset.names.index("town/tile 3")).shape == (*SIZE, 3)
+
+
 def test_a_name_of_two_images_is_refused(root: Path) -> None:
     Image.new("RGB", SIZE).save(root / "town/tile 3.jpg")
     with pytest.raises(ValueError, match="'town/tile 3' is the name of several images"):

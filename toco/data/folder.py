@@ -22,7 +22,7 @@ from toco.data._images import FORMATS, MAX_PIXELS, Levels
 from toco.data._layout import Layout, leads_out, read_class_names, read_names
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-_ANY_CASE = (*_SUFFIXES, *(suffix.upper() for suffix in _SUFFIXES))
+_ANY_CASE = tuple(spelt for suffix in _SUFFIXES for spelt in (suffix, suffix.upper(), suffix.title()))
 _HASH_BYTES = 8
 
 
@@ -113,7 +113,7 @@ def _names(config: Config, layout: Layout, split: Split) -> tuple[str, ...]:
         return read_names(layout, lists[split], leads_out)
     found = Counter(_images_below(layout))
     if twice := [name for name, count in found.items() if count > 1]:
-        raise ValueError(f"{layout.root}: {twice[0]!r} is the name of several images; rename them or write lists.")
+        raise ValueError(f"{layout.root}: {twice[0]!r} is the name of several images; rename all but one.")
     names = tuple(name for name in sorted(found) if is_for_validation(name, config.val_share) == (split == "val"))
     if not names:
         raise ValueError(
@@ -129,5 +129,5 @@ def _images_below(layout: Layout) -> Iterator[str]:
         below[:] = [name for name in below if not name.startswith(".") and Path(folder) / name != layout.masks]
         for file in files:
             path = Path(folder, file)
-            if path.suffix.lower() in _SUFFIXES and not file.startswith("."):
+            if path.suffix in _ANY_CASE and not file.startswith("."):
                 yield path.relative_to(layout.root).with_suffix("").as_posix()
