@@ -83,7 +83,7 @@ def test_predict_files_and_folders(run_dir, data_root, tmp_path):
     assert [category["name"] for category in annotations["categories"]] == ["red", "blue"]
     assert [image["file_name"] for image in annotations["images"]] == ["grey.jpg", "sub/colour.png"]
     assert "scales was" not in call(*words, *NO_CRF)
-    assert "made in another way: inference was" in call(*words, "--set", "inference.crf=null", code=1)
+    assert "made in another way: inference." in call(*words, "--set", "inference.crf=null", code=1)
 
 
 def test_predict_with_a_crf_and_in_tiles(run_dir, data_root, tmp_path):

@@ -45,6 +45,11 @@ def test_outputs_of_other_settings_are_not_mixed(tmp_path):
     assert json.loads((tmp_path / "about.json").read_text()) == {"scales": [1.0, 0.5]}
     with pytest.raises(ValueError, match=r"made in another way: flip was None and is True"):
         folder(tmp_path, flip=True)
+    nested = {"crf": {"iterations": 10, "filter_name": "lattice"}}
+    OutputFolder(tmp_path / "crf", nested, NAMES, ".png")
+    nested["crf"]["iterations"] = 5
+    with pytest.raises(ValueError, match=r"another way: crf\.iterations was 10 and is 5\. Give"):
+        OutputFolder(tmp_path / "crf", nested, NAMES, ".png")
 
 
 def test_files_of_unknown_origin_are_left_alone(tmp_path):

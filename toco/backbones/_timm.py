@@ -52,7 +52,7 @@ def build(
 
     Raises:
         FileNotFoundError: There is no such file of weights.
-        ValueError: timm has no such model, it is none of the kind, or the weights do not fit.
+        ValueError: timm has no such model, it is none of the kind, or its weights cannot be had or do not fit.
     """
     # timm takes seconds to import, and what only counts or reports trainings needs the config alone.
     import toco.backbones._torchvision  # noqa: F401 - must come before timm
@@ -61,6 +61,11 @@ def build(
 
     try:
         network: nn.Module = create_model(config.model, pretrained=config.weights == HUB, num_classes=0, **options)
+    except OSError as error:
+        raise ValueError(
+            f"The weights of {config.model!r} could not be had from the hub: {error}. Name a file of them as "
+            "backbone.weights, or null to start from random weights."
+        ) from error
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"timm could not create {config.model!r} as a {kind}: {error}") from error
     if config.weights == HUB:

@@ -15,7 +15,8 @@ from toco.registry import load
 @_options.run_dir
 @_options.changes
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the evaluation and its pictures.")
-def command(run_dir: Path, changes: tuple[str, ...], out: Path | None) -> None:
+@_options.progress
+def command(run_dir: Path, changes: tuple[str, ...], out: Path | None, progress: bool) -> None:
     """Evaluate the newest checkpoint of RUN_DIR.
 
     --set changes the run's config, as in evaluate.size_px=224. Where the run is of a recipe of the paper, the authors'
@@ -29,7 +30,8 @@ def command(run_dir: Path, changes: tuple[str, ...], out: Path | None) -> None:
     trained = open_trained(run_dir, parse_assignments(changes))
     value = trained.config
     val_set = load("toco.data", value.data.name).open_split(value.data, "val")
-    evaluation = run(trained.method, val_set, value.evaluate, value.torch_device(), progress=True, step=trained.step)
+    device = value.torch_device()
+    evaluation = run(trained.method, val_set, value.evaluate, device, progress=progress, step=trained.step)
     click.echo(evaluation.table())
     click.echo(evaluation.protocol)
     if beside := beside_expected(evaluation, trained.recipe, value, len(val_set), trained.step):

@@ -122,7 +122,10 @@ def open_split(config: Config, split: Split) -> CocoFolder:
     else:
         names = tuple(sorted(path.stem for path in masks.glob("*.png")))
     if not names:
-        raise ValueError(f"{masks}: there are no masks; set data.mask_folder, or data.{split}_list to a list of names.")
+        raise ValueError(
+            f"{masks}: there are no masks. Masks of a split lie below data.mask_folder in a folder named so; without "
+            f"masks, set data.{split}_list to a list of names."
+        )
     allow_empty_labels = config.allow_empty_labels or split == "val"
     annotations_sha256 = _prepared_from(masks / "about.json")
     dataset = CocoFolder(layout, names, labels, config, allow_empty_labels, annotations_sha256)

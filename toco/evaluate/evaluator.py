@@ -196,7 +196,7 @@ def _evaluate_part(
     try:
         with (
             torch.no_grad(),
-            tqdm(total=sum(map(len, batches)), desc="evaluate", unit="image", disable=not progress) as bar,
+            tqdm(total=sum(map(len, batches)), desc="evaluate", unit="image", leave=None, disable=not progress) as bar,
         ):
             for on_host in read_ahead(read_batch(dataset, batch, pin) for batch in batches):
                 batch = on_host.to(device)

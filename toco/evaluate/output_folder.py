@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -88,14 +88,24 @@ class OutputFolder:
                 )
             self._write(file, (json.dumps(about, indent=1) + "\n").encode())
             return
-        was = json.loads(file.read_text())
-        changed = [key for key in sorted({*was, *about}) if was.get(key) != about.get(key)]
-        if changed:
-            differences = "; ".join(f"{key} was {was.get(key)!r} and is {about.get(key)!r}" for key in changed)
-            raise ValueError(f"{self.path} holds outputs that were made in another way: {differences}. Name another.")
+        if changed := "; ".join(_differences(json.loads(file.read_text()), about)):
+            raise ValueError(
+                f"{self.path} holds outputs that were made in another way: {changed}. Give the same settings, or "
+                "another folder with --out."
+            )
 
     def _write(self, file: Path, content: bytes) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
         partial.write_bytes(content)
         partial.replace(file)
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """What differs, by dotted path."""
+    for key in sorted({*was, *now}):
+        old, new = was.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} was {old!r} and is {new!r}"

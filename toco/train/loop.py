@@ -196,7 +196,7 @@ def _run(
                 if due:
                     # Who is told of the last evaluation may be reading the folder.
                     writer.wait()
-                    metrics = evaluate_into(folder, method, val_set, config, step, elapsed_s)
+                    metrics = evaluate_into(folder, method, val_set, config, step, elapsed_s, progress and first)
                     bar.set_postfix(seg=_percent(metrics, "seg"), cam=_percent(metrics, "cam"))
                     if observer is not None:
                         told = partial(observer.on_evaluation, step, metrics)
@@ -296,6 +296,7 @@ def evaluate_into(
     config: RunConfig,
     step: int,
     time_s: float,
+    progress: bool = False,
 ) -> dict[str, float]:
     """Evaluate ``method`` as it is after ``step`` updates, keep what was found in ``folder``, and return the metrics.
 
@@ -308,11 +309,13 @@ def evaluate_into(
         config: The run.
         step: Optimizer updates so far.
         time_s: Seconds since the start of the run.
+        progress: Show a bar.
     """
     from toco.evaluate.pictures import save_panels  # matplotlib
 
     shard = distributed.shard()
-    evaluation = evaluate(method, val_set, config.evaluate, config.torch_device(), step=step, shard=shard)
+    device = config.torch_device()
+    evaluation = evaluate(method, val_set, config.evaluate, device, progress=progress, step=step, shard=shard)
     if shard.rank == 0:
         folder.add_evaluation(step, evaluation, config.evaluate.average_last)
         threshold = config.evaluate.background_threshold
