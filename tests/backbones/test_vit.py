@@ -233,3 +233,12 @@ def test_a_file_that_runs_code_is_refused(tmp_path):
     torch.save({"model": Malicious()}, path)
     with pytest.raises(ValueError, match="cannot be read as plain tensors"):
         load_file(vit_nano.build(TINY).vit, path)
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence_with_a_way_out(monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("timm.create_model", refuse)
+    with pytest.raises(ValueError, match=r"could not be had from the hub: no route to host\. Name a file"):
+        vit.build(vit.Config())
