@@ -10,44 +10,23 @@ from click.testing import CliRunner
 from PIL import Image
 
 from toco.__main__ import main
-from toco.backbones import vit_nano
-from toco.data import ViewsConfig, voc
+from toco.config import replace
+from toco.data import voc
 from toco.data._images import read_image
-from toco.evaluate import EvaluateConfig
 from toco.evaluate.inference import class_probabilities
 from toco.evaluate.outputs.formats import read_index_png
 from toco.evaluate.sizes import network_input
-from toco.methods import toco
 from toco.train.loop import train
-from toco.train.optim import OptimConfig
-from toco.train.run_config import RunConfig
 from toco.train.trained import open_trained
 
 NO_CRF = ("--set", "inference.crf=null", "--set", "inference.scales=[1]")
 
 
 @pytest.fixture(scope="module")
-def run_dir(data_root, tmp_path_factory):
-    config = RunConfig(
-        data=voc.Config(root=data_root, train_list="train"),
-        views=ViewsConfig(crop_size_px=32),
-        backbone=vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=32, weights=None),
-        method=toco.Config(
-            aux_block=1,
-            cam_scales=(1.0,),
-            num_local_crops=2,
-            local_crop_size_px=16,
-            decoder_width=8,
-            projection=toco.ProjectionConfig(hidden_width=16, bottleneck_width=8, output_width=16),
-        ),
-        optim=OptimConfig(warmup_steps=0),
-        evaluate=EvaluateConfig(size_px=None, cam_scales=(1.0,), max_images=1, num_pictures=0),
-        num_steps=1,
-        batch_size=2,
-        evaluate_every=1,
-        num_workers=0,
-        device="cpu",
-    )
+def run_dir(tiny_config, tmp_path_factory):
+    changes = {"num_steps": 1, "evaluate_every": 1, "optim.warmup_steps": 0, "device": "cpu"}
+    as_they_are = {"evaluate.size_px": None, "evaluate.cam_flip": True, "evaluate.max_images": 1}
+    config = replace(tiny_config, changes | as_they_are)
     path = tmp_path_factory.mktemp("outputs") / "run"
     train(config, path, progress=False)
     return path
