@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from toco.train.checkpoint import sync
+from toco.files import sync
 
 FORMAT_VERSION = 1
 LONGEST_TRACEBACK = 20_000

@@ -20,7 +20,8 @@ from typing import Any
 from sweeps.core.identity import Identity
 from sweeps.core.ledger import Ledger
 from sweeps.core.links import link_or_copy
-from toco.train.checkpoint import STATE, TENSORS, CheckpointError, all_in, file_sha256, read, sync
+from toco.files import sha256, sync
+from toco.train.checkpoint import STATE, TENSORS, CheckpointError, all_in, read
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def _files(snapshot: Path) -> set[Path]:
 
 def _hash(path: Path) -> str:
     # Large, and the checkpoint itself says what its hash is.
-    return str(path.stat().st_size) if path.name == TENSORS else file_sha256(path)
+    return str(path.stat().st_size) if path.name == TENSORS else sha256(path)
 
 
 def newest_step(run_dir: Path) -> int:

@@ -23,7 +23,7 @@ from sweeps.core.inputs import Inputs
 from sweeps.core.study import FORMAT_VERSION, Plan
 from sweeps.core.study_record import MLFLOW_FILE, PROGRESS_FILE, STUDY_FILE, read_json
 from sweeps.core.versioned_file import read_versioned
-from toco.train.checkpoint import sync
+from toco.files import sync
 
 
 class StudyFolder:

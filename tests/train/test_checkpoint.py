@@ -159,7 +159,7 @@ model = torch.nn.Linear(3, 4)
 with checkpoint.Writer(Path(sys.argv[1]), "digest", keep=2) as writer:
     for step in (1, 2):
         if step == 2:
-            checkpoint.file_sha256 = lambda path: os.kill(os.getpid(), 9)
+            checkpoint.sha256 = lambda path: os.kill(os.getpid(), 9)
         writer.start(step, model, torch.optim.AdamW(model.parameters()), {}, then=lambda path: None)
         writer.wait()
 """

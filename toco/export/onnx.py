@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import toco
 from toco.evaluate.sizes import network_input, resize_bilinear
+from toco.files import sync
 from toco.methods import Method
-from toco.train.checkpoint import sync
 from toco.train.trained import Trained, open_trained
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from toco.config import digest
 from toco.data import DataConfig
 from toco.data._coco_classes import COCO_CLASSES
 from toco.data._layout import VOC_CLASSES
+from toco.files import sha256
 from toco.official.names import MODULE, from_official, to_official
 from toco.registry import load
 from toco.train import checkpoint
@@ -65,7 +66,7 @@ def import_checkpoint(path: Path, run_dir: Path, config: RunConfig, recipe: str 
         raise ValueError(
             f"{path}: {error} Take the recipe that it was trained with, or give its sizes with --set."
         ) from error
-    source = {"file": path.name, "sha256": checkpoint.file_sha256(path), "size_bytes": path.stat().st_size}
+    source = {"file": path.name, "sha256": sha256(path), "size_bytes": path.stat().st_size}
     known = provenance(torch.device("cpu"), Inputs("", "", None))
     checkpoint.save_model(folder.checkpoints, step, digest(config), method)
     folder.create(config, recipe, class_names, {**known, "data_manifest": {}, "imported": source})

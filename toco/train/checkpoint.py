@@ -7,7 +7,6 @@ files are complete and on disk. The position in the data and the learning rate a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -21,6 +20,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from toco.files import sha256, sync
 
 FORMAT_VERSION = 1
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -172,7 +173,7 @@ def _write(folder: Path, step: int, digest: str, tensors: Mapping[str, Tensor]) 
         "format_version": FORMAT_VERSION,
         "step": step,
         "digest": digest,
-        "sha256": file_sha256(partial / TENSORS),
+        "sha256": sha256(partial / TENSORS),
     }
     _publish(partial, state, target)
     return target
@@ -195,7 +196,7 @@ def read(path: Path) -> Checkpoint:
     """
     try:
         state: dict[str, Any] = json.loads((path / STATE).read_text())
-        actual = file_sha256(path / TENSORS)
+        actual = sha256(path / TENSORS)
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
     if state.get("format_version") != FORMAT_VERSION:
@@ -283,21 +284,6 @@ def load_model(checkpoint: Checkpoint, model: nn.Module) -> None:
             "Use the config.json that lies beside it."
         )
     model.load_state_dict(saved)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the entries of a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _partial(target: Path) -> Path:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from toco.config import digest
 from toco.data import Dataset, TrainLoader
 from toco.evaluate import evaluate
+from toco.files import sha256
 from toco.methods import Method
 from toco.registry import load
 from toco.train import checkpoint, distributed
@@ -267,7 +268,7 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
 def weights_sha256(config: RunConfig) -> str | None:
     """Hash of the file the backbone's weights are read from, if they come from a file."""
     path = load("toco.backbones", config.backbone.name).weights_path(config.backbone)
-    return None if path is None else checkpoint.file_sha256(path)
+    return None if path is None else sha256(path)
 
 
 def _continue(folder: RunFolder, config: RunConfig) -> checkpoint.Checkpoint | None:

@@ -34,8 +34,9 @@ import torch
 import toco
 from toco.config import diff, digest
 from toco.evaluate import Evaluation
+from toco.files import sync
 from toco.train import distributed
-from toco.train.checkpoint import folder_name, sync
+from toco.train.checkpoint import folder_name
 from toco.train.run_config import RunConfig
 
 FORMAT_VERSION = 1

@@ -10,6 +10,7 @@ from sweeps.core import runs as runs_module
 from sweeps.core.identity import Identity
 from sweeps.core.ledger import Ledger
 from sweeps.core.runs import SEAL, Origin, Runs, mend, newest_step, seal
+from toco.files import sha256
 from toco.train import checkpoint
 
 KEY = "0123456789abcdef0123"
@@ -179,7 +180,7 @@ def real_checkpoint(folder, step):
     tensors = path / "checkpoints" / f"step_{step:08d}" / checkpoint.TENSORS
     tensors.write_bytes((8).to_bytes(8, "little") + b"{}      ")
     state = {"format_version": checkpoint.FORMAT_VERSION, "step": step, "digest": "d"}
-    (tensors.parent / checkpoint.STATE).write_text(json.dumps({**state, "sha256": checkpoint.file_sha256(tensors)}))
+    (tensors.parent / checkpoint.STATE).write_text(json.dumps({**state, "sha256": sha256(tensors)}))
     return path
 
 
