@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 RESULTS ?= results
 STORE ?= sqlite:///$(abspath $(RESULTS))/mlflow.db
 PORT ?= 5000
+# As many processes run tests at once. Each of them may start a Ray of its own, and 24 GB hold two.
+WORKERS ?= 2
+PYTEST := $(VENV)/bin/pytest -n $(WORKERS) --dist worksteal
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
@@ -32,14 +35,14 @@ reproduce-table5: $(STAMP)  ## all of Table 5: ten cells, three seeds, an A/A ro
 test: $(STAMP)  ## everything that CI runs: lint, types, import contracts, all tests
 	@$(MAKE) --no-print-directory browser
 	$(MAKE) --no-print-directory lint
-	$(VENV)/bin/pytest
+	$(PYTEST)
 
 test-kill: $(STAMP)  ## the long kill test: ten kills of workers, drivers and heads, at most half an hour
 	TOCO_KILLS=10 $(VENV)/bin/pytest tests/sweeps/test_kill.py --timeout 1800
 
 check: $(STAMP)  ## lint, types, import contracts and the fast tests
 	$(MAKE) --no-print-directory lint
-	$(VENV)/bin/pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 # Tests of the demo's page drive a Chromium. One is installed only where nobody's machine is changed by it: as root, with apt-get, as in a container.
 .PHONY: browser

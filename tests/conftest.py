@@ -1,3 +1,11 @@
+# ruff: noqa: E402
+"""What all tests share. Two test processes run at once, so a thread for each: more would fight for the same cores."""
+
+import os
+
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_variable] = "1"  # before torch is imported, and for all processes that tests start
+
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
