@@ -1,4 +1,7 @@
+import dataclasses
 import json
+import logging
+import warnings
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from toco.evaluate.pictures import (
     draw_panel,
     draw_similarity_curve,
     draw_threshold_curve,
+    save_figure,
     save_panels,
     voc_palette,
 )
@@ -125,3 +129,46 @@ def test_a_picture_says_where_its_panels_are(picture, tmp_path):
         height, width = cut.shape[:2]
         rows, columns = [height // 4, 3 * height // 4], [width // 6, width // 2, 5 * width // 6]
         assert np.array_equal(cut[np.ix_(rows, columns)], shown)
+
+
+ODD_NAMES = ["$", "$a_b$ 5", r"$\frac{1$", "_hidden", "猫と犬", "\x1b[31mred", "a\nb", "\udcff"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_are_drawn_as_they_are(picture, tmp_path, name):
+    odd = dataclasses.replace(picture, name=name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (path,) = save_panels([odd], ("background", name, name), 0.5, tmp_path)
+        assert save_figure(lambda: draw_similarity_curve({name: [0.2, 0.4]}), tmp_path / "curve.png")
+    with Image.open(path) as opened:
+        assert opened.width > 1000
+    figure = draw_panel(odd, ("background", name, name), 0.5)
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert shown == ["background", shown[1], shown[1], "void / uncertain"]
+    assert figure.get_suptitle() == f"{shown[1]}: {shown[1]}"
+    assert shown[1].isprintable()
+    assert shown[1] == name or not name.isprintable()
+    assert draw_similarity_curve({name: [0.2]}).axes[0].get_legend().get_texts()[0].get_text() == shown[1]
+
+
+def test_pictures_of_similar_names_do_not_overwrite_each_other(picture, tmp_path):
+    names = ["a b", "a_b", "猫", "犬", "x" * 250, "x" * 251]
+    paths = save_panels([dataclasses.replace(picture, name=name) for name in names], NAMES, 0.5, tmp_path)
+    assert len(set(paths)) == len(list(tmp_path.iterdir())) == 6
+    assert paths == save_panels([dataclasses.replace(picture, name=name) for name in names], NAMES, 0.5, tmp_path)
+
+
+def test_a_picture_that_cannot_be_drawn_or_written_is_a_warning_with_its_file(picture, tmp_path, caplog):
+    (tmp_path / "taken.png").mkdir()
+    beyond = dataclasses.replace(picture, name="beyond", prediction=np.full((2, 3), 7))
+    pictures = [beyond, dataclasses.replace(picture, name="taken"), dataclasses.replace(picture, name="good")]
+    with caplog.at_level(logging.WARNING):
+        paths = save_panels(pictures, NAMES, 0.5, tmp_path)
+    assert paths == [tmp_path / "good.png"]
+    left_out = [record.getMessage() for record in caplog.records]
+    assert [
+        f"The picture {tmp_path / name} is left out" in text
+        for name, text in zip(("beyond.png", "taken.png"), left_out, strict=True)
+    ] == [True, True]
+    assert not list(tmp_path.glob(".*.partial"))

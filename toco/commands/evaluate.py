@@ -23,7 +23,8 @@ def command(run_dir: Path, changes: tuple[str, ...], out: Path | None, progress:
     scores stand beside.
     """
     from toco.evaluate import evaluate as run
-    from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve, save_panels
+    from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve, save_figure, save_panels
+    from toco.files import printable, write_text
     from toco.recipes._expected import beside_expected
     from toco.train.trained import open_trained
 
@@ -37,9 +38,10 @@ def command(run_dir: Path, changes: tuple[str, ...], out: Path | None, progress:
     if beside := beside_expected(evaluation, trained.recipe, value, len(val_set), trained.step):
         click.echo(f"\nBeside the last evaluation of the authors' log of {trained.recipe}:\n{beside}")
     if out is not None:
-        threshold = value.evaluate.background_threshold
+        threshold, curve = value.evaluate.background_threshold, evaluation.threshold_curve
+        write_text(out / "evaluation.json", evaluation.to_json())
         save_panels(evaluation.pictures, evaluation.class_names, threshold, out / "pictures")
-        draw_similarity_curve({run_dir.name: evaluation.patch_similarity}).savefig(out / "patch_similarity.png")
-        draw_threshold_curve(evaluation.threshold_curve, threshold).savefig(out / "threshold_curve.png")
-        (out / "evaluation.json").write_text(evaluation.to_json())
-        click.echo(f"Written to {out}")
+        similarity = {run_dir.name: evaluation.patch_similarity}
+        save_figure(lambda: draw_similarity_curve(similarity), out / "patch_similarity.png")
+        save_figure(lambda: draw_threshold_curve(curve, threshold), out / "threshold_curve.png")
+        click.echo(f"Written to {printable(out)}")

@@ -1,14 +1,18 @@
 """Panels and curves as figures.
 
-Figures are made without pyplot, whose global state would leak one figure per picture and is not safe in threads.
+Figures are made without pyplot, whose global state would leak one figure per picture and is not safe in threads. Names
+of images, classes and runs are drawn as they are: Matplotlib would read what stands between two ``$`` as mathematics.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +21,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 
 from toco.evaluate.report import Picture, ThresholdCurve
+from toco.files import printable, whole_file
 from toco.types import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
 
 _CAM_COLOURS = "viridis"  # perceptually uniform, and readable without colour vision
 _CAM_OPACITY = 0.65  # the grey image shows through
@@ -30,6 +38,8 @@ _CLASSES_IN_A_LEGEND_ROW = 7
 PANEL_NAMES = ("image", "cam", "aux_cam", "pseudo_label", "prediction", "mask")
 PANELS = "toco.panels"
 """Text in a picture's PNG: the pixels ``[left, top, right, bottom]`` of its panels, by name, as JSON."""
+_LONGEST_STEM = 200
+"""Of a picture's file, in characters; file systems take names of 255 bytes."""
 
 
 def voc_palette(num_colours: int = 256) -> UInt8[np.ndarray, "num_colours 3"]:
@@ -75,7 +85,8 @@ def draw_panel(picture: Picture, class_names: Sequence[str], background_threshol
     _show_image(prediction, palette[picture.prediction], "prediction")
     _show_image(mask, palette[picture.mask], "ground truth")
     present = [class_names[k] for k in (np.flatnonzero(picture.class_labels) + 1).tolist()]
-    figure.suptitle(f"{picture.name}: {', '.join(present) or 'no class'}", fontsize=10, x=0.01, ha="left")
+    title = printable(f"{picture.name}: {', '.join(present) or 'no class'}")
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
     _legend(figure, picture, class_names, palette)
     return figure
 
@@ -83,15 +94,58 @@ def draw_panel(picture: Picture, class_names: Sequence[str], background_threshol
 def save_panels(
     pictures: Sequence[Picture], class_names: Sequence[str], background_threshold: float, folder: Path
 ) -> list[Path]:
-    """Write one PNG for every picture into ``folder``, named as the image is, and return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write one PNG for every picture into ``folder``, named as the image is, and return the paths of those written.
+
+    Characters that some file system refuses become ``_``. Where that shortens a name, or gives two images one name, a
+    digest of the image's name follows. A picture that cannot be drawn or written is left out with a warning.
+    """
     paths = []
-    for picture in pictures:
-        path = folder / f"{re.sub(r'[^0-9A-Za-z._-]', '_', picture.name)}.png"
-        figure = draw_panel(picture, class_names, background_threshold)
-        figure.savefig(path, metadata={PANELS: json.dumps(_boxes(figure))})
-        paths.append(path)
+    for picture, stem in zip(pictures, _file_stems([picture.name for picture in pictures]), strict=True):
+        path = folder / f"{stem}.png"
+        if save_figure(lambda: draw_panel(picture, class_names, background_threshold), path, with_panels=True):  # noqa: B023 - called at once
+            paths.append(path)
     return paths
+
+
+def save_figure(draw: Callable[[], Figure], path: Path, *, with_panels: bool = False) -> bool:
+    """Draw a figure and write it as a PNG; returns whether it was written.
+
+    A picture is no result: whatever goes wrong with it is a warning that names the file.
+
+    Args:
+        draw: Makes the figure.
+        path: The file; its folder is made.
+        with_panels: Note in the file where its panels are, see :data:`PANELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            # One warning for every character that the font lacks, which is every one of a Chinese name.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+            figure = draw()
+            metadata = {PANELS: json.dumps(_boxes(figure))} if with_panels else None
+            with whole_file(path) as partial:
+                figure.savefig(partial, format="png", metadata=metadata)
+    except Exception as error:  # Matplotlib raises anything
+        logger.warning(
+            "The picture %s is left out, because it cannot be drawn or written: %s", printable(path), printable(error)
+        )
+        return False
+    return True
+
+
+def _file_stems(names: Sequence[str]) -> list[str]:
+    """A name of a file for each image.
+
+    >>> _file_stems(["2007/a b", "c"])
+    ['2007_a_b', 'c']
+    """
+    stems = [re.sub(r"[^0-9A-Za-z._-]", "_", name) for name in names]
+    return [
+        stem
+        if len(stem) <= _LONGEST_STEM and stems.count(stem) == 1
+        else f"{stem[:_LONGEST_STEM]}_{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+        for name, stem in zip(names, stems, strict=True)
+    ]
 
 
 def _boxes(figure: Figure) -> dict[str, list[int]]:
@@ -114,7 +168,7 @@ def draw_similarity_curve(curves: Mapping[str, Sequence[float | None]]) -> Figur
     axes.set_xlabel("block")
     axes.set_ylabel("mean patch similarity (cosine)")
     axes.set_title("Over-smoothing: similarity of patches by block", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    _name_as_it_is(axes.legend(list(axes.get_lines()), [" "] * len(curves), frameon=False, fontsize=8), list(curves))
     return figure
 
 
@@ -169,12 +223,20 @@ def _legend(figure: Figure, picture: Picture, class_names: Sequence[str], palett
     maps: list[Integer[np.ndarray, "h w"]] = [picture.pseudo_label, picture.prediction, picture.mask]
     shown = sorted({int(value) for label in maps for value in np.unique(label)})
     names = {value: "void / uncertain" if value == IGNORE_INDEX else class_names[value] for value in shown}
-    patches = [Patch(facecolor=palette[v] / 255, edgecolor="grey", lw=0.5, label=name) for v, name in names.items()]
-    figure.legend(
-        handles=patches,
+    legend = figure.legend(
+        handles=[Patch(facecolor=palette[value] / 255, edgecolor="grey", lw=0.5) for value in names],
+        labels=[" "] * len(names),
         loc="outside lower left",
         ncols=_CLASSES_IN_A_LEGEND_ROW,
         frameon=False,
         fontsize=8,
         handlelength=1.2,
     )
+    _name_as_it_is(legend, list(names.values()))
+
+
+def _name_as_it_is(legend: Legend, names: Sequence[str]) -> None:
+    """Give the entries of a legend names from outside; as labels, Matplotlib drops those that begin with ``_``."""
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(printable(name))
