@@ -1,0 +1,57 @@
+"""Processes as other processes can know them: whether one on the same machine has ended."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process, told apart from later processes with the same number.
+
+    Attributes:
+        host: Name of its machine, for people.
+        machine: Boot and process-number space. Processes with the same value can see each other.
+        pid: Its number.
+        started: When it started, in the machine's own unit.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    started: str
+
+    def is_dead(self) -> bool:
+        """Whether the process is known to have ended. Nothing is known of other machines' processes."""
+        return self.machine == machine() and started(self.pid) != self.started
+
+
+def this_process() -> Process:
+    """The process that calls this."""
+    return Process(socket.gethostname(), machine(), os.getpid(), started(os.getpid()) or "")
+
+
+def machine() -> str:
+    """Equal for processes that see each other's numbers: one boot of one machine, and one container of it."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if boot.exists() and space.is_symlink():
+        return f"{boot.read_text().strip()} {space.readlink()}"
+    return f"{socket.gethostname()} {psutil.boot_time():.0f}"
+
+
+def started(pid: int) -> str | None:
+    """When a process started, as exactly as the machine knows; ``None`` where it ended or is a zombie."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        stat = Path(f"/proc/{pid}/stat")
+        # In ticks since the boot: psutil adds the time of the boot, which moves when the clock is set.
+        return stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else str(process.create_time())
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return None
