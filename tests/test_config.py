@@ -1,7 +1,7 @@
 import pytest
 from pydantic import Field
 
-from toco.config import RUN_ONLY, Config, diff, digest, flatten, replace
+from toco.config import PLACE, RUN_ONLY, Config, diff, digest, flatten, replace
 
 
 class Inner(Config):
@@ -69,6 +69,17 @@ class Holder(Config):
 def test_the_digest_leaves_out_run_only_fields_however_deep(holder):
     here, there, other = Inner(folder="here"), Inner(folder="there"), Inner(rate=0.2)
     assert digest(holder(here)) == digest(holder(there)) != digest(holder(other))
+
+
+class Placed(Config):
+    weights: str | None = Field(default="hub", json_schema_extra={PLACE: ["hub", "bundled"]})
+
+
+def test_the_digest_of_a_place_has_its_name_and_not_its_folder():
+    here, there, other = (Placed(weights=path) for path in ("/a/vit.pth", "b/vit.pth", "/a/swin.pth"))
+    assert digest(here) == digest(there) != digest(other)
+    assert len({digest(Placed(weights=word)) for word in ("hub", "bundled", None, "/a/hub.pth")}) == 4
+    assert flatten(here)["weights"] == "/a/vit.pth"
 
 
 def test_the_digest_can_leave_out_further_fields():

@@ -11,12 +11,19 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import cache
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 RUN_ONLY = "run_only"
 """Key in a field's ``json_schema_extra`` that marks it as without effect on results, so that no digest contains it."""
+PLACE = "place"
+"""Key in the ``json_schema_extra`` of a field of text that may be a path, with the words that are none.
+
+A digest contains the name of the file and not its folder, so that a moved file changes nothing. What the file holds is
+recorded by a digest of its own.
+"""
 
 
 class Config(BaseModel):
@@ -93,13 +100,15 @@ def flatten(config: Config, *, run_only: bool = True) -> dict[str, Any]:
 
     dumped = config.model_dump(mode="json")
     if not run_only:
-        _drop_run_only(config, dumped)
+        _keep_what_counts(config, dumped)
     visit("", dumped)
     return flat
 
 
 def digest(config: Config, without: Iterable[str] = ()) -> str:
     """SHA-256 (hex, 16 digits) of the fields that affect results: everything but those marked run-only.
+
+    Of a field marked as a place, the folder does not count.
 
     Args:
         config: The config.
@@ -115,7 +124,7 @@ def digest(config: Config, without: Iterable[str] = ()) -> str:
     """
     # A study of thousands of trials digests every config each time it starts, so this has to take microseconds.
     dumped = config.model_dump(mode="json")
-    _drop_run_only(config, dumped)
+    _keep_what_counts(config, dumped)
     for path in without:
         *parents, leaf = path.split(".")
         node = dumped
@@ -184,21 +193,35 @@ def _refuse(tree: dict[str, Any], missing: str, path: str) -> None:
     raise ValueError(f"The config has no field {missing!r}.{hint}")
 
 
-def _drop_run_only(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any value of a field
-    """Take the run-only fields of all configs in ``value`` out of ``dumped``, which it was dumped to."""
+def _keep_what_counts(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any value of a field
+    """Take run-only fields, and the folders of places, out of ``dumped``, which ``value`` was dumped to."""
     if isinstance(value, BaseModel):
         for name in _run_only_fields(type(value)):
             del dumped[name]
+        for name, words in _places(type(value)):
+            if isinstance(dumped[name], str) and dumped[name] not in words:
+                dumped[name] = PurePath(dumped[name]).name
         pairs = [(getattr(value, name), part) for name, part in dumped.items() if type(part) in _NESTED]
     elif isinstance(value, dict):
         pairs = [(value[key], part) for key, part in zip(value, dumped.values(), strict=True) if type(part) in _NESTED]
     else:
         pairs = [(item, part) for item, part in zip(value, dumped, strict=True) if type(part) in _NESTED]
     for item, part in pairs:
-        _drop_run_only(item, part)
+        _keep_what_counts(item, part)
 
 
 @cache
 def _run_only_fields(model: type[BaseModel]) -> tuple[str, ...]:
     extras = {name: info.json_schema_extra for name, info in model.model_fields.items()}
     return tuple(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(RUN_ONLY))
+
+
+@cache
+def _places(model: type[BaseModel]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Names of the fields that are marked as places, each with the words that are no paths."""
+    extras = {name: info.json_schema_extra for name, info in model.model_fields.items()}
+    return tuple(
+        (name, tuple(map(str, words)))
+        for name, extra in extras.items()
+        if isinstance(extra, dict) and isinstance(words := extra.get(PLACE), list)
+    )

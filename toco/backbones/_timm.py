@@ -12,7 +12,7 @@ from torch import nn
 
 from toco.backbones._backbone import Backbone, BackboneConfig
 from toco.backbones._weights import load_file
-from toco.config import RUN_ONLY
+from toco.config import PLACE, RUN_ONLY
 
 HUB = "hub"
 Triple = tuple[float, float, float]
@@ -32,7 +32,7 @@ class TimmConfig(BackboneConfig):
     """
 
     model: str
-    weights: str | None = HUB
+    weights: str | None = Field(default=HUB, json_schema_extra={PLACE: [HUB]})
     weights_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{8,64}$", json_schema_extra={RUN_ONLY: True})
 
 

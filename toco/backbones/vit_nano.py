@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from toco.backbones._backbone import BackboneConfig
 from toco.backbones._weights import load_file
 from toco.backbones.vit import ViT
+from toco.config import PLACE
 
 BUNDLED = "bundled"
 BUNDLED_WEIGHTS = Path(__file__).with_suffix(".safetensors")
@@ -31,7 +32,7 @@ class Config(BackboneConfig):
     mlp_ratio: float = Field(default=4.0, gt=0)
     patch_size_px: int = Field(default=8, gt=0)
     image_size_px: int = Field(default=64, gt=0)
-    weights: str | None = BUNDLED
+    weights: str | None = Field(default=BUNDLED, json_schema_extra={PLACE: [BUNDLED]})
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:

@@ -51,6 +51,14 @@ def test_what_changes_no_result_changes_no_key(changes):
     assert keys(changes) == keys()
 
 
+def test_the_folder_of_the_weights_changes_no_key():
+    """What the file holds is in the inputs; whether there is one, and its name, count."""
+    moved = [{"backbone.weights": f"{folder}deit.pth"} for folder in ("", "/data/", "../")]
+    assert len({keys(changes) for changes in moved}) == 1
+    others = [{"backbone.weights": value} for value in (None, "bundled", "/data/other.pth")]
+    assert len({keys(changes) for changes in (moved[0], *others)}) == 4
+
+
 @pytest.mark.parametrize(
     "changes",
     [
