@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from toco.files import (
     UnreadableError,
+    files_below,
     is_no_room,
     is_sealed,
     printable,
@@ -233,3 +234,48 @@ def test_room():
 def _bytes_under(path):
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return [file.read_bytes() for file in files]
+
+
+class TestFilesBelow:
+    def test_files_are_found_through_links_in_the_order_of_their_names(self, tmp_path):
+        root, other = tmp_path / "root", tmp_path / "other"
+        for folder in (root / "b", root / ".hidden", other / "deep"):
+            folder.mkdir(parents=True)
+        for file in (root / "z", root / "b" / "a", root / ".hidden" / "x", root / ".y", other / "deep" / "c"):
+            file.write_text("")
+        (root / "a").symlink_to(other)
+        (root / "c").symlink_to(other / "deep")
+        found = files_below(root)
+        assert [path.relative_to(root).as_posix() for path in found.files] == ["a/deep/c", "b/a", "c/c", "z"]
+        assert found.left_out == ()
+
+    def test_loops_are_left_out_and_said(self, tmp_path):
+        one, two = tmp_path / "one", tmp_path / "two"
+        one.mkdir()
+        two.mkdir()
+        (one / "file").write_text("")
+        (one / "self").symlink_to(one)
+        (one / "two").symlink_to(two)
+        (two / "one").symlink_to(one)
+        (one / "nothing").symlink_to(tmp_path / "nowhere")
+        os.mkfifo(one / "pipe")
+        found = files_below(one)
+        assert found.files == (one / "file",)
+        assert found.left_out == (
+            f"{one / 'nothing'} is a link to nothing",
+            f"{one / 'pipe'} is no file",
+            f"{one / 'self'} is a link to a folder that holds the link",
+            f"{one / 'two' / 'one'} is a link to a folder that holds the link",
+        )
+
+    def test_a_folder_that_cannot_be_opened_is_said(self, tmp_path, monkeypatch):
+        (tmp_path / "closed").mkdir()
+        scandir = os.scandir
+
+        def refuse(path):
+            if str(path).endswith("closed"):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        assert files_below(tmp_path).left_out == (f"{tmp_path / 'closed'} cannot be opened (Permission denied)",)

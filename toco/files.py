@@ -9,6 +9,7 @@ or other programs write.
     write_text, write_record     a file from text; a JSON object that carries the SHA-256 of its own bytes
     read_text, read_lines        text in UTF-8 or UTF-16, with or without a byte order mark
     read_json, read_record       JSON; a record, whose SHA-256 is compared
+    files_below                  files of a folder and of the folders in it, and what was left out
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,48 @@ def read_json(path: Path, *, object_pairs_hook: Callable[[list[tuple[str, Any]]]
     except ValueError as error:
         fault = str(error)
     raise UnreadableError(f"{printable(path)} is not JSON: {fault}. Correct it, or write it again.")
+
+
+@dataclass(frozen=True, slots=True)
+class FolderContents:
+    """What lies below a folder.
+
+    Attributes:
+        files: Regular files, in the order of their names.
+        left_out: A phrase for each thing that was not looked at: a link to nothing, a link to a folder that holds the
+            link, a folder that cannot be opened, a pipe.
+    """
+
+    files: tuple[Path, ...]
+    left_out: tuple[str, ...]
+
+
+def files_below(folder: Path) -> FolderContents:
+    """Find the files in a folder and in the folders below it. Links are followed; hidden files and folders are not."""
+    files: list[Path] = []
+    left_out: list[str] = []
+    above = {folder: {folder.resolve()}}
+    """For every folder, itself and the folders that it lies in, as they are without links."""
+
+    def note(error: OSError) -> None:
+        left_out.append(f"{printable(error.filename)} cannot be opened ({error.strerror})")
+
+    for name, folders, names in os.walk(folder, followlinks=True, onerror=note):
+        here = Path(name)
+        holders = above.pop(here)
+        for below in [below for below in folders if not below.startswith(".")]:
+            real = (here / below).resolve()
+            if real in holders:
+                left_out.append(f"{printable(here / below)} is a link to a folder that holds the link")
+            else:
+                above[here / below] = {*holders, real}
+        folders[:] = [below for below in folders if here / below in above]
+        for path in (here / name for name in names if not name.startswith(".")):
+            if path.is_file():
+                files.append(path)
+            else:
+                left_out.append(f"{printable(path)} is {'a link to nothing' if path.is_symlink() else 'no file'}")
+    return FolderContents(tuple(sorted(files, key=Path.as_posix)), tuple(sorted(left_out)))
 
 
 def sync(path: Path) -> None:

@@ -16,6 +16,7 @@ from toco.data._images import read_image
 from toco.evaluate.inference import class_probabilities
 from toco.evaluate.outputs.formats import read_index_png
 from toco.evaluate.sizes import network_input
+from toco.train import checkpoint
 from toco.train.loop import train
 from toco.train.trained import open_trained
 
@@ -108,20 +109,76 @@ def test_predict_refuses_what_cannot_work_before_it_starts(run_dir, data_root, t
     assert "'small': expected sides of at least 16 px, a patch at the smallest of inference.scales" in said
     broken = tmp_path / "broken.png"
     broken.write_bytes(image.read_bytes()[:-200])
-    said = call("predict", run_dir, image, broken, "--out", out, code=1)
-    assert "1 of 2 images cannot be used" in said
-    assert "broken.png: cannot be decoded" in said
     assert "expected at most 100 pixels" in call("predict", run_dir, image, "--max-pixels", 100, "--out", out, code=1)
     assert not out.exists()
+    said = call("predict", run_dir, image, broken, "--out", out, *NO_CRF, code=1)
+    assert f"1 of 2 images have a label: {out / 'labels'} (1 made now)" in said
+    assert "1 of 2 images cannot be segmented:" in said
+    assert "broken.png: cannot be decoded" in said
+    said = call("predict", run_dir, out / "labels", "--out", out, *NO_CRF, code=2)
+    assert "holds images of INPUT" in said
 
 
-def test_more_files_of_a_folder_join_its_predictions_and_those_of_another_do_not(run_dir, data_root, tmp_path):
+def test_more_files_join_the_predictions_and_another_picture_of_the_same_name_takes_its_place(
+    run_dir, data_root, tmp_path
+):
     first, second = (data_root / "JPEGImages" / f"image0{i}.png" for i in range(2))
-    call("predict", run_dir, first, "--out", tmp_path / "out", *NO_CRF)
-    assert "1 of 1 images have a label" in call("predict", run_dir, second, "--out", tmp_path / "out", *NO_CRF)
-    assert len(list((tmp_path / "out" / "labels").glob("*.png"))) == 2
+    words = ("--out", tmp_path / "out", *NO_CRF)
+    assert "1 of 1 images have a label" in call("predict", run_dir, first, *words)
+    assert "1 of 1 images have a label" in call("predict", run_dir, second, *words)
+    labels = files_under(tmp_path / "out" / "labels")
+    assert len(labels) == 3
     other = shutil.copy(second, tmp_path / "image00.png")
-    assert "inputs was" in call("predict", run_dir, other, "--out", tmp_path / "out", *NO_CRF, code=1)
+    assert "(1 made now)" in call("predict", run_dir, other, *words)
+    now = files_under(tmp_path / "out" / "labels")
+    # The bytes of the input decide, not its name.
+    assert now["image00.png"] == now["image01.png"] == labels["image01.png"] != labels["image00.png"]
+
+
+def test_predict_says_what_it_leaves_out(run_dir, data_root, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(data_root / "JPEGImages" / "image00.png", images)
+    (images / "loop").symlink_to(images)
+    (images / "a.webp").write_bytes(b"")
+    said = call("predict", run_dir, images, "--out", tmp_path / "out", *NO_CRF)
+    assert f"Left out: {images}: 1 file of other formats (1 .webp).\n" in said
+    assert f"Left out: {images / 'loop'} is a link to a folder that holds the link.\n" in said
+    assert "1 of 1 images have a label" in said
+
+
+def test_a_second_call_runs_no_network(run_dir, tmp_path, monkeypatch):
+    calls = [
+        ("predict", run_dir, "--split", "val", "--overlay", "--soft", "--out", tmp_path / "predicted", *NO_CRF),
+        ("test", run_dir, "--out", tmp_path / "tested", *NO_CRF),
+        ("export-cams", run_dir, "--split", "val", "--out", tmp_path / "cams"),
+        ("export-pseudo-labels", run_dir, "--split", "val", "--out", tmp_path / "labels"),
+    ]
+    for words in calls:
+        call(*words)
+    before = files_under(tmp_path)
+
+    def refuse(*_, **__):
+        raise AssertionError("There is nothing left to do for the network.")
+
+    monkeypatch.setattr("toco.methods.toco.ToCo.segmentation_logits", refuse)
+    monkeypatch.setattr("toco.methods.toco.ToCo.cams", refuse)
+    for words in calls:
+        call(*words)
+    assert files_under(tmp_path) == before
+
+
+def test_predictions_of_another_checkpoint_are_not_mixed(run_dir, data_root, tmp_path):
+    image = data_root / "JPEGImages" / "image00.png"
+    words = ("--out", tmp_path / "out", *NO_CRF)
+    call("predict", run_dir, image, *words)
+    copied = shutil.copytree(run_dir, tmp_path / "a moved run")
+    assert "(0 made now)" in call("predict", copied, image, *words)
+    trained = open_trained(run_dir)
+    with torch.no_grad():
+        next(trained.method.parameters()).add_(1)
+    checkpoint.save_model(copied / "checkpoints", trained.step, trained.digest, trained.method)
+    assert "made in another way: weights was" in call("predict", copied, image, *words, code=1)
 
 
 def test_export_cams(run_dir, tmp_path):
@@ -161,14 +218,32 @@ def test_export_pseudo_labels(run_dir, tmp_path):
     assert "par was" in call(*words, out, "--refine", "none", code=1)
 
 
-def test_outputs_of_the_same_names_in_other_files_are_not_mixed(run_dir, data_root, tmp_path):
-    other, out = tmp_path / "data", tmp_path / "out"
+def test_outputs_of_images_of_a_split_that_changed_are_made_again(run_dir, data_root, tmp_path):
+    other = tmp_path / "data"
     shutil.copytree(data_root, other)
-    with Image.open(other / "JPEGImages" / "image00.png") as image:
-        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other / "JPEGImages" / "image00.png", compress_level=0)
-    words = ("export-cams", run_dir, "--out", out, "--set")
-    call(*words, f"data.root={data_root}")
-    assert "images was" in call(*words, f"data.root={other}", code=1)
+    calls = {
+        "cams": ("export-cams", run_dir, "--split", "val", "--out", tmp_path / "cams"),
+        "labels": ("export-pseudo-labels", run_dir, "--split", "val", "--out", tmp_path / "labels"),
+        "predicted": ("predict", run_dir, "--split", "val", "--soft", "--out", tmp_path / "predicted", *NO_CRF),
+        "tested": ("test", run_dir, "--out", tmp_path / "tested", *NO_CRF),
+    }
+    for words in calls.values():
+        call(*words, "--set", f"data.root={data_root}")
+    before = files_under(tmp_path)
+    with Image.open(other / "JPEGImages" / "image12.png") as image:
+        turned = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    # Of the same size in bytes, which a digest of sizes would not notice.
+    size = (other / "JPEGImages" / "image12.png").stat().st_size
+    turned.save(other / "JPEGImages" / "image12.png")
+    with (other / "JPEGImages" / "image12.png").open("ab") as file:
+        file.write(bytes(max(size - file.tell(), 0)))
+    for words in calls.values():
+        call(*words, "--set", f"data.root={other}")
+    now = files_under(tmp_path)
+    changed = {name for name in before if name.split("/")[0] in calls and now[name] != before[name]}
+    assert {"cams/image12.npz", "labels/image12.png", "predicted/labels/image12.png"} <= changed
+    assert "tested/predictions/image12.png" in changed
+    assert not [name for name in changed if "image" in name and "image12" not in name]
 
 
 def test_a_data_set_of_other_classes_is_refused(run_dir, data_root, tmp_path):

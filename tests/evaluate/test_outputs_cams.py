@@ -188,9 +188,14 @@ def test_exported_pseudo_labels_go_on_and_two_processes_make_what_one_does(train
         made = read_index_png(whole.output(index))
         np.testing.assert_array_equal(made, pseudo_label(trained, dataset.image(index), labels, evaluate, config))
         np.testing.assert_array_equal(made, read_index_png(parts[0].output(index)))
-    whole.output(0).write_bytes(b"kept")
+    made, present = [], dataset.class_labels
+    dataset.image = lambda index, image=dataset.image: made.append(index) or image(index)
     export_pseudo_labels(trained, dataset, evaluate, config, tmp_path / "whole", {})
-    assert whole.output(0).read_bytes() == b"kept"
+    assert made == []
+    dataset.class_labels = lambda index: np.float32([1, 0]) if index == 1 else present(index)
+    export_pseudo_labels(trained, dataset, evaluate, config, tmp_path / "whole", {})
+    assert set(made) == {1}
+    assert read_index_png(whole.output(1)).tolist() != read_index_png(parts[0].output(1)).tolist()
     changed = config.model_copy(update={"high_threshold": 0.6})
     with pytest.raises(ValueError, match=r"high_threshold was 0\.7 and is 0\.6"):
         export_pseudo_labels(trained, dataset, evaluate, changed, tmp_path / "whole", {})

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 
-from toco.evaluate.outputs import check_readable, find_images, predict
+from toco.evaluate.outputs import find_images, predict
 from toco.evaluate.outputs.coco_json import coco_annotations
 from toco.evaluate.outputs.formats import index_png, read_index_png
 from toco.evaluate.outputs.overlay import overlay
@@ -127,18 +127,122 @@ def test_images_that_cannot_be_used_are_refused_in_sentences(folder, tmp_path):
     (folder / "b.png").unlink()
     (folder / "sub" / "deep.png").write_bytes(_png_of_16_bits())
     images = find_images([folder, folder / "notes.txt"], max_pixels=100)
-    with pytest.raises(ValueError, match=r"3 of 5 images cannot be used.*b\.jpg.*deep\.png.*notes\.txt"):
-        check_readable(images.image, images.names, {tmp_path / "out": ".png"})
     network = Network()
-    with pytest.raises(ValueError, match="cannot be used"):
-        predict(network, images, CLASSES, tmp_path / "out", {})
-    assert network.calls == 0
+    predicted = predict(network, images, CLASSES, tmp_path / "out", {}, overlay=True, coco_json=images.file_names)
+    assert [images.names[index] for index in predicted.faults] == ["b", "sub/deep", "notes"]
+    for (index, sentence), reason in zip(
+        predicted.faults.items(), ("cannot be read as", "expected an 8-bit", "cannot be read as"), strict=True
+    ):
+        assert str(images.paths[index]) in sentence
+        assert reason in sentence
+    # The others are made, and the JSON is of them.
+    assert (network.calls, predicted.num_made, predicted.has_coco_json) == (2, 2, True)
+    written = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == ["a.JPG", "sub/c.d.png"]
+    assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == 2
+
+
+def test_nothing_is_made_where_no_image_can_be_used(folder, tmp_path):
+    images = find_images([folder / "notes.txt"], max_pixels=100)
+    predicted = predict(refuse, images, CLASSES, tmp_path / "out", {}, coco_json=images.file_names)
+    assert (predicted.num_made, predicted.has_coco_json, list(predicted.faults)) == (0, False, [0])
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_image_is_counted_and_links_are_followed(folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (folder / "b.png").rename(elsewhere / "far.png")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "sub" / "up").symlink_to(folder)
+    (folder / "broken.png").symlink_to(folder / "nowhere.png")
+    for name in ("d.webp", "e.WEBP", "README"):
+        (folder / name).write_bytes(b"")
+    images = find_images([folder], max_pixels=100)
+    assert images.file_names == ("a.JPG", "linked/far.png", "sub/c.d.png")
+    assert images.left_out == (
+        f"{folder}: 4 files of other formats (1 .txt, 2 .webp, 1 without a suffix)",
+        f"{folder / 'broken.png'} is a link to nothing",
+        f"{folder / 'sub' / 'up'} is a link to a folder that holds the link",
+    )
+    (elsewhere / "far.png").unlink()
+    (elsewhere / "far.webp").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"there is none; .*elsewhere: 1 file of other formats \(1 \.webp\)\."):
+        find_images([elsewhere], max_pixels=100)
+
+
+def test_files_are_turned_upright(tmp_path):
+    pixels = np.zeros((4, 6, 3), dtype=np.uint8)
+    pixels[0, :, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the first row is the right side
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    images = find_images([tmp_path], max_pixels=100)
+    np.testing.assert_array_equal(images.image(0), np.rot90(pixels, -1))
+    predicted = predict(Network(), images, CLASSES, tmp_path / "out", {}, overlay=True)
+    assert read_index_png(predicted.labels.output(0)).shape == (6, 4)
+
+
+def test_a_replaced_picture_is_segmented_again_and_no_other(folder, tmp_path):
+    images, out = find_images([folder], max_pixels=100), tmp_path / "out"
+    wanted = {"overlay": True, "soft": True, "coco_json": images.file_names}
+    predict(Network(), images, CLASSES, out, {}, **wanted)
+    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
+    # Of another size, so that neither the label nor the overlay would fit.
+    Image.fromarray(np.full((3, 9, 3), (0, 0, 200), dtype=np.uint8)).save(folder / "b.png")
+    network = Network()
+    predicted = predict(network, find_images([folder], max_pixels=100), CLASSES, out, {}, **wanted)
+    assert (network.calls, predicted.num_made) == (1, 1)
+    assert (read_index_png(out / "labels" / "b.png") == np.full((3, 9), 2)).all()
+    with Image.open(out / "overlays" / "b.png") as drawn:
+        image = find_images([folder / "b.png"], max_pixels=100).image(0)
+        np.testing.assert_array_equal(np.asarray(drawn), overlay(image, np.full((3, 9), 2, np.uint8), CLASSES))
+    with np.load(out / "probabilities" / "b.npz", allow_pickle=False) as file:
+        assert file["probabilities"].shape == (3, 3, 9)
+    sizes = {i["file_name"]: (i["height"], i["width"]) for i in json.loads((out / "coco.json").read_text())["images"]}
+    assert sizes["b.png"] == (3, 9)
+    changed = {path.relative_to(out).as_posix() for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {"labels/b.png", "overlays/b.png", "probabilities/b.npz", "coco.json"}
+    predict(refuse, find_images([folder], max_pixels=100), CLASSES, out, {}, **wanted)
+
+
+@pytest.mark.parametrize("kept", [0, 30])
+def test_cut_outputs_are_made_again(folder, tmp_path, kept):
+    images, out = find_images([folder], max_pixels=100), tmp_path / "out"
+    wanted = {"overlay": True, "soft": True, "coco_json": images.file_names}
+    predict(Network(), images, CLASSES, out, {}, **wanted)
+    expected = {path: path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
+    for name in ("labels/a.png", "overlays/b.png", "probabilities/sub/c.d.npz", "coco.json"):
+        (out / name).write_bytes((out / name).read_bytes()[:kept])
+    network = Network()
+    predict(network, images, CLASSES, out, {}, **wanted)
+    assert network.calls == 2  # an overlay needs no network
+    assert {path: path.read_bytes() for path in expected} == expected
+
+
+def test_the_same_pictures_in_another_folder_are_not_segmented_again(folder, tmp_path):
+    predict(Network(), find_images([folder], max_pixels=100), CLASSES, tmp_path / "out", {})
+    moved = folder.rename(tmp_path / "moved")
+    predict(refuse, find_images([moved], max_pixels=100), CLASSES, tmp_path / "out", {})
+
+
+def test_an_image_that_is_too_large_for_the_device_leaves_the_others(folder, tmp_path):
+    def network(image):
+        if image.shape[0] == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Network()(image)
+
+    images = find_images([folder], max_pixels=100)
+    predicted = predict(network, images, CLASSES, tmp_path, {})
+    assert predicted.num_made == 2
+    assert predicted.faults == {
+        1: "'b' does not fit into the memory of the device; cut it into tiles by --set inference.tile_px=1024."
+    }
 
 
 def test_predictions_of_a_folder(folder, tmp_path):
     images, network, out = find_images([folder], max_pixels=100), Network(), tmp_path / "out"
-    labels = predict(network, images, CLASSES, out, {}, overlay=True, soft=True, coco_json=images.file_names)
+    labels = predict(network, images, CLASSES, out, {}, overlay=True, soft=True, coco_json=images.file_names).labels
     assert network.calls == 3
     annotations = json.loads((out / "coco.json").read_text())
     assert [image["file_name"] for image in annotations["images"]] == ["a.JPG", "b.png", "sub/c.d.png"]
@@ -163,7 +267,7 @@ def test_predictions_of_a_folder(folder, tmp_path):
 
 def test_predictions_go_on_and_overlays_and_json_need_no_network(folder, tmp_path):
     images, out = find_images([folder], max_pixels=100), tmp_path / "out"
-    labels = predict(Network(), images, CLASSES, out, {})
+    labels = predict(Network(), images, CLASSES, out, {}).labels
     assert sorted(path.name for path in out.iterdir()) == ["labels"]
     labels.output(1).unlink()
     network = Network()

@@ -42,8 +42,7 @@ def test_a_prediction_is_an_index_picture_in_the_colours_of_voc(tmp_path, soft, 
         assert picture.getpalette() == voc_palette().flatten().tolist()
         # Blue is background, red the first class, green the second; its mirror image does not change that.
         assert np.array_equal(np.asarray(picture), dataset.image(1)[..., [2, 0, 1]].argmax(-1))
-    about = json.loads((tmp_path / "about.json").read_text())
-    assert about == {"weights": "w", "inference": PLAIN.model_dump(mode="json")}
+    assert folder.about == {"weights": "w", "inference": PLAIN.model_dump(mode="json")}
 
 
 def test_stopped_work_goes_on_and_shares_are_as_one(tmp_path, soft, random_dataset):

@@ -39,7 +39,7 @@ def identity(trained: Trained) -> dict[str, Any]:
 
 
 def open_images(trained: Trained, split: Split) -> tuple[Dataset, dict[str, Any]]:
-    """A split of the run's data, and what its outputs depend on: how it is read, and the files themselves.
+    """A split of the run's data, and what its outputs depend on besides each image: how the data is read.
 
     Raises:
         ValueError: There is none, or its classes are not those that the method was trained for.
@@ -53,4 +53,4 @@ def open_images(trained: Trained, split: Split) -> tuple[Dataset, dict[str, Any]
             f"The method was trained for the classes {', '.join(trained.class_names)}, but the data set has "
             f"{', '.join(dataset.class_names)}. Name the right one with --set data.root=FOLDER."
         )
-    return dataset, {"split": split, "data": digest(trained.config.data), "images": dataset.manifest_digest()}
+    return dataset, {"split": split, "data": digest(trained.config.data)}

@@ -124,7 +124,9 @@ def prepare_coco(
         part = f"{split}2014"
         found = read_annotations((annotations or root / "annotations") / f"instances_{part}.json")
         names = [image.name for image in found.images]
-        folder = OutputFolder(out / part, {"annotations_sha256": found.sha256, "rules": RULES}, names, ".png")
+        made_by = {"annotations_sha256": found.sha256, "rules": RULES}
+        # A mask follows from the annotations and the name of its image.
+        folder = OutputFolder(out / part, made_by, names, ".png", names.__getitem__)
         found.write_labels(out / f"labels_{part}.json")
         folder.fill(found.mask_png, doing=part, progress=progress)
         click.echo(
@@ -151,5 +153,5 @@ def convert_coco_masks(source: Path, target: Path, progress: bool) -> None:
 
     masks = Renumbering(source)
     about = {"converted_from": "COCO's categories"}
-    OutputFolder(target, about, masks.names, ".png").fill(masks.png, doing="convert", progress=progress)
+    OutputFolder(target, about, masks.names, ".png", masks.sha256).fill(masks.png, doing="convert", progress=progress)
     click.echo(f"{len(masks.names)} masks written to {target}")

@@ -38,17 +38,20 @@ def command(
 ) -> None:
     """Segment any images.
 
-    INPUT are JPEG and PNG files, and folders of them; they are segmented with the newest checkpoint of RUN_DIR.
-    OUT/labels gets an index PNG for each image, in VOC's palette. The work goes on where it was stopped, and torchrun
-    shares it among processes. --set changes how, as in inference.crf=null (no CRF, faster), 'inference.scales=[1]' or
-    inference.tile_px=1024 (large images).
+    INPUT are JPEG and PNG files, and folders of them, links too; they are turned upright by their EXIF orientation, and
+    segmented with the newest checkpoint of RUN_DIR. OUT/labels gets an index PNG for each image, in VOC's palette. The
+    work goes on where it was stopped, and makes again what a changed image was the input of; torchrun shares it among
+    processes. --set changes how, as in inference.crf=null (no CRF, faster), 'inference.scales=[1]' or
+    inference.tile_px=1024 (large images). Exits with 1 if an image cannot be segmented; the others are.
     """
+    import sys
     from functools import partial
 
     from toco.commands._trained import identity, open_for_share, open_images
     from toco.data._images import MAX_PIXELS
     from toco.evaluate.inference import class_probabilities, least_side_px
     from toco.evaluate.outputs import Images, find_images, predict
+    from toco.files import printable
 
     if bool(inputs) == bool(split):
         raise click.UsageError("Name the images: either as INPUT, or with --split as those of the run's data.")
@@ -60,6 +63,10 @@ def command(
             raise click.UsageError(f"--out {out} lies in a folder of INPUT and would add images to it; name another.")
         images = files = find_images(inputs, MAX_PIXELS if max_pixels is None else max_pixels)
         file_names = files.file_names
+        if out.is_dir() and any(path.resolve().is_relative_to(out.resolve()) for path in files.paths):
+            raise click.UsageError(f"--out {out} holds images of INPUT; name another.")
+        for phrase in files.left_out:
+            click.echo(f"Left out: {phrase}.")
     trained, shard = open_for_share(run_dir, changes)
     device = trained.config.torch_device()
     inference = trained.config.inference.resolved(device)
@@ -67,10 +74,8 @@ def command(
     if split:
         images, of_data = open_images(trained, split)
         about, file_names = {**about, **of_data}, images.names
-    else:
-        about["inputs"] = sorted(map(str, files.roots))
     network = partial(class_probabilities, trained.method, config=inference, device=device)
-    labels = predict(
+    predicted = predict(
         network,
         images,
         trained.class_names,
@@ -83,7 +88,16 @@ def command(
         least_side_px=least_side_px(trained.method, inference),
         progress=progress and shard.rank == 0,
     )
-    missing = len(labels.missing())
-    click.echo(f"{len(labels.names) - missing} of {len(labels.names)} images have a label: {labels.path}")
-    if missing and coco_json:
-        click.echo(f"{out / 'coco.json'} is written by the process that finds all labels.")
+    labels, faults = predicted.labels, predicted.faults
+    num_images = len(labels.names)
+    num_labels = num_images - len(labels.missing())
+    click.echo(
+        f"{num_labels} of {num_images} images have a label: {printable(labels.path)} ({predicted.num_made} made now)"
+    )
+    if coco_json and not predicted.has_coco_json:
+        click.echo(f"{printable(out / 'coco.json')} is written by the process that finds all labels.")
+    if faults:
+        click.echo(f"{len(faults)} of {num_images} images cannot be segmented:", err=True)
+        for sentence in faults.values():
+            click.echo(f"  {printable(sentence)}", err=True)
+        sys.exit(1)

@@ -27,14 +27,15 @@ def command(
 
     Every image is segmented with the newest checkpoint of RUN_DIR, at several scales, with mirror images and a CRF.
     --set inference.NAME=VALUE changes how, as in inference.crf=null; --set data.val_list=test takes another list. Each
-    prediction is written as it is made, a PNG of class ids in OUT/predictions; what is there is not made again. Where
-    there are masks, the scores go to OUT/scores.json. Under torchrun the processes share the images:
+    prediction is written as it is made, a PNG of class ids in OUT/predictions; what is there of the same image is not
+    made again. Where there are masks, the scores go to OUT/scores.json. Under torchrun the processes share the images:
     torchrun --standalone --nproc-per-node 4 -m toco test RUN_DIR --out DIR
     """
     from toco.commands._trained import identity, open_for_share, open_images
     from toco.evaluate.inference import least_side_px
-    from toco.evaluate.outputs import check_images
+    from toco.evaluate.outputs import check_readable, large_enough
     from toco.evaluate.split_predictions import open_predictions, predict_split, score_predictions
+    from toco.files import printable, write_text
     from toco.recipes._expected import beside_table2
 
     trained, shard = open_for_share(run_dir, changes)
@@ -51,10 +52,9 @@ def command(
     ways = {"": config}
     if also_without_crf:
         ways["_without_crf"] = config.model_copy(update={"crf": None})
-    paths = {name: out / f"predictions{name}" for name in ways}
-    least_side = least_side_px(trained.method, config)
-    check_images(dataset, dict.fromkeys(paths.values(), ".png"), least_side, shard, progress=progress)
-    folders = {name: open_predictions(paths[name], dataset, way, about) for name, way in ways.items()}
+    folders = {name: open_predictions(out / f"predictions{name}", dataset, way, about) for name, way in ways.items()}
+    read = large_enough(dataset, least_side_px(trained.method, config))
+    check_readable(read, folders.values(), shard, progress=progress)
     predict_split(
         trained.method,
         dataset,
@@ -72,12 +72,14 @@ def command(
     for name, way in ways.items():
         scores = score_predictions(folders[name], dataset, way, progress)
         if scores is None:
-            click.echo(f"{len(dataset)} predictions: {folders[name].path}. There are no masks to score them by.")
+            click.echo(
+                f"{len(dataset)} predictions: {printable(folders[name].path)}. There are no masks to score them by."
+            )
             continue
         file = out / f"scores{name}.json"
-        file.write_text(scores.to_json())
+        write_text(file, scores.to_json())
         click.echo(f"{scores.table()}\n{scores.protocol}")
         miou = scores.metrics["miou"]
         if beside := beside_table2(miou, trained.recipe, split, trained.config, way, scores.num_images, trained.step):
             click.echo(beside)
-        click.echo(f"mIoU {100 * miou:.2f} %: {file}\n")
+        click.echo(f"mIoU {100 * miou:.2f} %: {printable(file)}\n")

@@ -9,6 +9,7 @@ import numpy as np
 
 from toco.data._coco_classes import CATEGORY_IDS, COCO_CLASSES
 from toco.data._images import MAX_PIXELS, ids_in, png, read_ids
+from toco.files import sha256
 from toco.types import IGNORE_INDEX
 
 _CLASS_OF_CATEGORY = np.arange(256, dtype=np.uint8)
@@ -42,6 +43,10 @@ class Renumbering:
         self.names = tuple(sorted(f.relative_to(source).with_suffix("").as_posix() for f in source.rglob("*.png")))
         if not self.names:
             raise ValueError(f"{source}: expected PNG masks in it or in folders below, but there is none.")
+
+    def sha256(self, index: int) -> str:
+        """SHA-256 (hex) of the file of one of them."""
+        return sha256(self._source / f"{self.names[index]}.png")
 
     def png(self, index: int) -> bytes:
         """One of them; background and void stay.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
@@ -60,6 +61,15 @@ class Dataset(ABC):
         Raises:
             ValueError: The file cannot be decoded.
         """
+
+    def image_sha256(self, index: int) -> str:
+        """SHA-256 (hex) of what the image is read from: of its file, where it has one, else of its size and pixels.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        image = self.image(index)
+        return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of the image; a data set of files reads no more than the header for it."""

@@ -13,6 +13,7 @@ from toco.data._images import FORMATS, MAX_PIXELS, Levels, open_checked, read_im
 from toco.data._labels import LabelsFrom, Table, label_source, multi_hot
 from toco.data._layout import Layout
 from toco.data._node_cache import NodeCache, node_cache, user_cache
+from toco.files import sha256
 from toco.types import IGNORE_INDEX
 
 
@@ -84,6 +85,10 @@ class FileDataset(Dataset):
         if self._cache == "memory":
             self._images[index] = image
         return image
+
+    def image_sha256(self, index: int) -> str:
+        """SHA-256 (hex) of the image's file."""
+        return sha256(self.layout.image_path(self.names[index]))
 
     def prepare(self) -> None:
         """Decode all images into the node's cache, if there is to be one and they are not in it."""

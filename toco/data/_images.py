@@ -1,4 +1,10 @@
-"""Decode images and index masks; refuse what would be silently misread."""
+"""Decode images and index masks; refuse what would be silently misread.
+
+An image may carry an EXIF orientation, as photographs of phones do. The rule: the images of a data set are read as
+their pixels are stored, because its masks lie on the stored pixels (:func:`read_image`). Image files that belong to no
+data set are turned upright (:func:`read_upright`, :func:`decode_image`): ``predict`` and the demo read them so, and so
+does the registered model.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from toco.files import printable
 from toco.types import IGNORE_INDEX
+
+# Every image is held against a limit of pixels of its reader before it is decoded. A second limit, PIL's own, would
+# refuse what the setting allows, and warn below that.
+Image.MAX_IMAGE_PIXELS = None
 
 MAX_PIXELS = 50_000_000
 """Default cap on an image's pixels: a hundred times the largest image of VOC or COCO."""
@@ -52,8 +63,17 @@ def read_image(
     return _rgb(image, stored, str(path))
 
 
+def read_upright(path: Path, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode a file that belongs to no data set as RGB, turned by its EXIF orientation.
+
+    Raises:
+        ValueError: As in :func:`read_image`, or the EXIF data is damaged.
+    """
+    return _upright(path, max_pixels, None)
+
+
 def decode_image(content: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode what somebody sent as RGB, upright: it has no mask that the stored pixels would have to lie under.
+    """Decode what somebody sent, as :func:`read_upright` does.
 
     Args:
         content: Content of a file.
@@ -61,15 +81,19 @@ def decode_image(content: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray
         max_pixels: Larger images are refused before they are decoded.
 
     Raises:
-        ValueError: As in :func:`read_image`.
+        ValueError: As in :func:`read_upright`.
     """
-    image, stored = _decode(Path(name), max_pixels, FORMATS, BytesIO(content))
+    return _upright(Path(name), max_pixels, BytesIO(content))
+
+
+def _upright(path: Path, max_pixels: int, content: BytesIO | None) -> UInt8[np.ndarray, "h w 3"]:
+    image, stored = _decode(path, max_pixels, FORMATS, content)
     try:
         upright = ImageOps.exif_transpose(image)
     # It writes the EXIF data anew, which may hold anything.
     except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:
-        raise ValueError(f"{name}: its EXIF data is damaged ({error}); save it without.") from error
-    return _rgb(upright, stored, name)
+        raise ValueError(f"{printable(path)}: its EXIF data is damaged ({error}); save it without.") from error
+    return _rgb(upright, stored, str(path))
 
 
 def read_mask(path: Path, num_foreground_classes: int, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
@@ -147,8 +171,6 @@ def open_checked(
         raise ValueError(f"{path}: there is no such file.") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path}: cannot be read as {' or '.join(formats)}, whatever its name says.") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: expected at most {max_pixels} pixels ({error}).") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as {' or '.join(formats)} ({error}).") from error
     width, height = image.size

@@ -34,7 +34,7 @@ class PredictionScores:
     """Scores of the predictions of a split, as fractions.
 
     Attributes:
-        about: How the predictions were made: what their folder says of itself.
+        about: How the predictions were made, as their folder says, and ``images``, the digest of the split.
         protocol: The same in words.
         num_images: Images that were scored.
         metrics: ``miou`` and ``pixel_accuracy``.
@@ -66,9 +66,10 @@ def open_predictions(path: Path, dataset: Dataset, config: InferenceConfig, abou
         path: The folder.
         dataset: The split.
         config: How images are segmented, without an ``auto``.
-        about: What else decides about a prediction: the weights of the network, the data.
+        about: What else decides about a prediction: the weights of the network, how the data is read.
     """
-    return OutputFolder(path, {**about, "inference": config.model_dump(mode="json")}, dataset.names, ".png")
+    made_by = {**about, "inference": config.model_dump(mode="json")}
+    return OutputFolder(path, made_by, dataset.names, ".png", dataset.image_sha256)
 
 
 def predict_split(
@@ -149,7 +150,7 @@ def score_predictions(
         return None
     scores = confusion.scores()
     return PredictionScores(
-        about=folder.about,
+        about={**folder.about, "images": dataset.manifest_digest()},
         protocol=f"{config.protocol()} mIoU: one confusion matrix over the {num_images} images, void excluded, mean "
         "over the classes in the ground truth.",
         num_images=num_images,

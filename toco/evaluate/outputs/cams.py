@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +54,7 @@ def export_cams(
     dtype: Literal["float32", "float16"] = "float32",
     progress: bool = False,
 ) -> OutputFolder:
-    """Write an NPZ file for each image; what ``out`` holds already is not made again.
+    """Write an NPZ file for each image; what ``out`` holds of the same image and label is not made again.
 
     CAMs follow the evaluation: the scales, the flip and ``size_px`` (448: squashed; ``None``: the image's own size) of
     ``config``, each class min-max normalised to [0, 1], of the classes of the image-level label alone. The names are
@@ -78,8 +79,8 @@ def export_cams(
     Raises:
         ValueError: An image or its label cannot be read (all are tried first), or ``out`` was made in another way.
     """
-    check_labelled(dataset, {out: ".npz"}, shard, progress=progress)
-    folder = OutputFolder(out, {**about, **cam_protocol(config), "dtype": dtype}, dataset.names, ".npz")
+    made_by = {**about, **cam_protocol(config), "dtype": dtype}
+    folder = open_labelled(dataset, out, made_by, ".npz", shard, progress=progress)
 
     def make(index: int) -> bytes:
         image, class_labels = dataset.image(index), dataset.class_labels(index)
@@ -104,10 +105,22 @@ def export_cams(
     return folder
 
 
-def check_labelled(dataset: Dataset, outputs: Mapping[Path, str], shard: Shard, *, progress: bool) -> None:
-    """Read images and image-level labels once, as :func:`check_readable` does."""
+def open_labelled(
+    dataset: Dataset, out: Path, about: Mapping[str, Any], suffix: str, shard: Shard, *, progress: bool
+) -> OutputFolder:
+    """The folder of outputs that are made of images and image-level labels.
+
+    Raises:
+        ValueError: An image or its label cannot be read (all that are missing are tried), or ``out`` was made in
+            another way.
+    """
+
+    def input_sha256(index: int) -> str:
+        return hashlib.sha256(dataset.image_sha256(index).encode() + dataset.class_labels(index).tobytes()).hexdigest()
 
     def read(index: int) -> object:
         return dataset.image(index), dataset.class_labels(index)
 
-    check_readable(read, dataset.names, outputs, shard, progress=progress)
+    folder = OutputFolder(out, about, dataset.names, suffix, input_sha256)
+    check_readable(read, [folder], shard, progress=progress)
+    return folder

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
@@ -15,9 +18,28 @@ from tqdm import tqdm
 from toco.evaluate.output_folder import OutputFolder
 from toco.evaluate.outputs.coco_json import coco_annotations
 from toco.evaluate.outputs.formats import label_png, npz, read_index_png, rgb_png
-from toco.evaluate.outputs.image_files import Images, check_images
+from toco.evaluate.outputs.image_files import Images, find_faults, large_enough
 from toco.evaluate.outputs.overlay import overlay as painted
+from toco.files import write_text
 from toco.types import Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What :func:`predict` did.
+
+    Attributes:
+        labels: The folder of labels.
+        num_made: Labels that were made now.
+        faults: For every image without a label that cannot be segmented, a sentence that says why. Where the work is
+            shared, images of other shares are among them only if ``coco.json`` was asked for.
+        has_coco_json: Whether ``coco.json`` was written: all images with a label are in it.
+    """
+
+    labels: OutputFolder
+    num_made: int
+    faults: Mapping[int, str]
+    has_coco_json: bool
 
 
 def predict(
@@ -33,12 +55,13 @@ def predict(
     coco_json: Sequence[str] | None = None,
     least_side_px: int = 1,
     progress: bool = False,
-) -> OutputFolder:
-    """Segment images; what ``out`` holds already is not made again.
+) -> Predicted:
+    """Segment images; what ``out`` holds of the same bytes already is not made again.
 
     ``out/labels`` gets an index PNG for each image, in VOC's palette. All else is asked for: ``out/overlays``,
     ``out/probabilities`` (NPZ files with one float16 array ``probabilities`` [s, h, w], the background first) and
     ``out/coco.json``. Overlays and the JSON are made from the labels, so they can be asked for later at little cost.
+    Images that cannot be segmented are left out; the others are segmented.
 
     Args:
         probabilities_of: Class probabilities of an image at its own size.
@@ -50,36 +73,61 @@ def predict(
         overlay: Paint the classes over the images, with a legend, as PNG files.
         soft: Keep the probabilities.
         coco_json: File names of the images in ``out/coco.json``; without them there is none. It is written by a process
-            that finds all labels, as the last of several does.
-        least_side_px: Images with a shorter side are refused.
+            that finds a label of every image that can be segmented, as the last of several does.
+        least_side_px: Images with a shorter side cannot be segmented.
         progress: Show a bar.
 
-    Returns:
-        The folder of labels.
-
     Raises:
-        ValueError: An image cannot be read or is too small (all are tried first), or ``out`` was made in another way.
+        ValueError: ``out`` was made in another way.
     """
     kinds = {"labels": ".png"} | ({"probabilities": ".npz"} if soft else {}) | ({"overlays": ".png"} if overlay else {})
-    outputs = {out / kind: suffix for kind, suffix in kinds.items()}
-    check_images(images, outputs, least_side_px, shard, progress=progress)
-    folders = {kind: OutputFolder(out / kind, about, images.names, suffix) for kind, suffix in kinds.items()}
+    input_sha256 = cache(images.image_sha256)
+    folders = {
+        kind: OutputFolder(out / kind, about, images.names, suffix, input_sha256) for kind, suffix in kinds.items()
+    }
     labels, probabilities, overlays = folders["labels"], folders.get("probabilities"), folders.get("overlays")
     by_network = {*labels.missing(shard), *(probabilities.missing(shard) if probabilities is not None else ())}
-    for index in tqdm(sorted(by_network), desc="predict", unit="image", disable=not progress):
-        found = probabilities_of(images.image(index))
+    unmade = sorted(by_network.union(overlays.missing(shard) if overlays is not None else ()))
+    read = large_enough(images, least_side_px)
+    faults = find_faults(read, unmade, progress=progress)
+    num_made = 0
+    for index in tqdm(sorted(by_network - faults.keys()), desc="predict", unit="image", disable=not progress):
+        try:
+            found = probabilities_of(read(index))
+        except (ValueError, torch.OutOfMemoryError) as error:
+            faults[index] = _why(images.names[index], error)
+            continue
         if probabilities is not None:
             probabilities.write(index, npz(probabilities=found.half().cpu().numpy()))
         labels.write(index, label_png(found))
+        num_made += 1
     if overlays is not None:
 
         def paint(index: int) -> bytes:
-            return rgb_png(painted(images.image(index), read_index_png(labels.output(index)), class_names))
+            image, label = images.image(index), read_index_png(labels.output(index))
+            if image.shape[:2] != label.shape:
+                raise ValueError(
+                    f"{images.names[index]!r} changed while it was worked on; give the same command again."
+                )
+            return rgb_png(painted(image, label, class_names))
 
-        overlays.fill(paint, shard, doing="overlay", progress=progress)
-    if coco_json is not None and not labels.missing():
-        written = (read_index_png(labels.output(index)) for index in range(len(labels.names)))
-        partial = out / f".coco.{shard.rank}.partial"
-        partial.write_text(json.dumps(coco_annotations(coco_json, written, class_names)))
-        partial.replace(out / "coco.json")
-    return labels
+        overlays.fill(paint, shard, without=faults, doing="overlay", progress=progress)
+    has_coco_json = False
+    if coco_json is not None:
+        missing = labels.missing()
+        faults |= find_faults(read, [index for index in missing if index not in faults], progress=progress)
+        has_coco_json = faults.keys() >= set(missing) and len(missing) < len(labels.names)
+        if has_coco_json:
+            labelled = [index for index in range(len(labels.names)) if index not in set(missing)]
+            written = (read_index_png(labels.output(index)) for index in labelled)
+            annotations = coco_annotations([coco_json[index] for index in labelled], written, class_names)
+            write_text(out / "coco.json", json.dumps(annotations))
+    return Predicted(labels, num_made, faults, has_coco_json)
+
+
+def _why(name: str, error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"{name!r} does not fit into the memory of the device; cut it into tiles by --set inference.tile_px=1024."
+        )
+    return str(error)

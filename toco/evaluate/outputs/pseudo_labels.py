@@ -22,7 +22,7 @@ from toco.data import denormalise_255
 from toco.data._dataset import Dataset
 from toco.evaluate.evaluator import EvaluateConfig
 from toco.evaluate.output_folder import OutputFolder
-from toco.evaluate.outputs.cams import cam_protocol, cams_of, check_labelled
+from toco.evaluate.outputs.cams import cam_protocol, cams_of, open_labelled
 from toco.evaluate.outputs.formats import index_png, read_index_png
 from toco.evaluate.sizes import network_input, resize_bilinear
 from toco.methods import Method
@@ -113,7 +113,9 @@ def export_pseudo_labels(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> OutputFolder:
-    """Write :func:`pseudo_label` of each image as a PNG in VOC's palette; what ``out`` holds is not made again.
+    """Write :func:`pseudo_label` of each image as a PNG in VOC's palette.
+
+    What ``out`` holds of the same image and label is not made again.
 
     Args:
         method: In evaluation mode, on ``device``.
@@ -130,8 +132,7 @@ def export_pseudo_labels(
         ValueError: An image or its label cannot be read (all are tried first), or ``out`` was made in another way.
     """
     made_by = {**about, **cam_protocol(evaluate), **config.model_dump(mode="json")}
-    check_labelled(dataset, {out: ".png"}, shard, progress=progress)
-    folder = OutputFolder(out, made_by, dataset.names, ".png")
+    folder = open_labelled(dataset, out, made_by, ".png", shard, progress=progress)
 
     def make(index: int) -> bytes:
         image, class_labels = dataset.image(index), dataset.class_labels(index)
