@@ -5,14 +5,21 @@ A module of this folder whose name has no leading underscore is a command, named
 
 from __future__ import annotations
 
+import toco.interrupts
+
+if __name__ == "__main__":
+    toco.interrupts.take()  # before the imports below, which take their time
+
 import pkgutil
 from importlib import import_module
 from pathlib import Path
 
 import click
 
+from toco.command_line import SETTINGS, Commands, run
 
-class _Folder(click.Group):
+
+class _Folder(Commands):
     """The commands of this folder, imported when they are asked for: each needs other packages."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -42,10 +49,10 @@ class _Unavailable(click.Command):
         raise click.ClickException(self._sentence)
 
 
-@click.command(cls=_Folder, help=__doc__)
+@click.command(cls=_Folder, help=__doc__, context_settings=SETTINGS)
 def main() -> None:
     """See the module."""
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m benchmarks")
+    run(main, prog_name="python -m benchmarks")

@@ -23,12 +23,13 @@ from typing import NoReturn
 import click
 
 from sweeps.core import ray_environment
+from toco.command_line import SETTINGS, Commands, run
 
 DASHBOARD_PORT = 8265
 HEAD_PORT = 6379
 
 
-@click.group(help=__doc__)
+@click.group(cls=Commands, help=__doc__, context_settings=SETTINGS)
 def main() -> None:
     """Commands."""
 
@@ -138,4 +139,4 @@ def _say_where(address: str, dashboard_port: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

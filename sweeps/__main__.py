@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import toco.interrupts
+
+if __name__ == "__main__":
+    toco.interrupts.take()  # before the imports below, which take their time
+
+import sys
+
 import click
 
 import sweeps
 from sweeps.core.search import SearchStudy
 from sweeps.core.study import Study
+from toco.command_line import SETTINGS, Commands, invoke, run
 from toco.registry import available, load
 
 VERBS = {
@@ -19,7 +27,11 @@ VERBS = {
 }
 
 
-@click.group(help="Studies. Each is a file in sweeps/; python sweeps/NAME.py is short for python -m sweeps run NAME.")
+@click.group(
+    cls=Commands,
+    context_settings=SETTINGS,
+    help="Studies. Each is a file in sweeps/; python sweeps/NAME.py is short for python -m sweeps run NAME.",
+)
 def main() -> None:
     """Commands."""
 
@@ -59,7 +71,7 @@ def _add(verb: str, text: str) -> None:
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     @click.pass_context
     def command(context: click.Context, study: str, arguments: tuple[str, ...]) -> None:
-        if study == "--help":
+        if study in SETTINGS["help_option_names"]:
             click.echo(context.get_help())
             return
         try:
@@ -70,11 +82,11 @@ def _add(verb: str, text: str) -> None:
             raise click.UsageError(f"{study} is no study; there are {', '.join(sorted(_values()))}.")
         if verb not in module.main.commands:
             raise click.UsageError(f"{study} has no {verb}; it has {', '.join(module.main.commands)}.")
-        module.main.main([verb, *arguments], prog_name=f"python sweeps/{study}.py")
+        sys.exit(invoke(module.main, [verb, *arguments], f"python sweeps/{study}.py"))
 
 
 for _verb, _text in VERBS.items():
     _add(_verb, _text)
 
 if __name__ == "__main__":
-    main()
+    run(main, prog_name="python -m sweeps")

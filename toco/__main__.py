@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+import toco.interrupts
+
+if __name__ == "__main__":
+    toco.interrupts.take()  # before the imports below, which take their time
 
 import click
 
-from toco import __version__
+from toco.command_line import SETTINGS, Commands, run
 from toco.registry import available, load
 
 _VERBS = "toco.commands"
 
 
-class Verbs(click.Group):
-    """Finds a verb by the name of its module; prints expected errors as sentences, without a traceback."""
+class Verbs(Commands):
+    """Finds a verb by the name of its module."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all verbs."""
@@ -25,19 +27,12 @@ class Verbs(click.Group):
         module = cmd_name.replace("-", "_")
         return load(_VERBS, module).command if module in available(_VERBS) else None
 
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click declares it
-        """Run the verb."""
-        try:
-            return super().invoke(ctx)
-        except (ValueError, OSError) as error:
-            raise click.ClickException(str(error)) from error
 
-
-@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, package_name="toco")
+@click.command(cls=Verbs, context_settings=SETTINGS)
+@click.version_option(package_name="toco")
 def main() -> None:
     """Token Contrast for weakly-supervised semantic segmentation."""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, prog_name="python -m toco")

@@ -6,13 +6,14 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from sweeps.core.options import Launch, checked_storage, default_storage
 from sweeps.core.ray_environment import resolve_address
 from sweeps.core.study import Study
+from toco.command_line import SETTINGS, Commands, run
 from toco.config import parse_assignments
 
 RUN = "run"
@@ -89,7 +90,7 @@ def verb_group(
         build: Makes the study of ``options``, given by name.
         options: What says which study it is.
     """
-    group = VerbGroup(name, help=text)
+    group = VerbGroup(name, help=text, context_settings=SETTINGS)
     for verb in verbs:
         group.add_command(_command(verb, build, options))
     return group
@@ -101,12 +102,16 @@ def read_from(data: Path | None, weights: Path | None) -> dict[str, str]:
     return {path: str(value.expanduser().resolve()) for path, value in paths.items() if value is not None}
 
 
-class VerbGroup(click.Group):
-    """A group whose verb may be left out."""
+class VerbGroup(Commands):
+    """A group whose verb may be left out. Called without arguments, it is the program."""
+
+    def __call__(self) -> NoReturn:
+        """Run on the words of the command line."""
+        run(self)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put ``run`` before options without a verb."""
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
+        if not args or (args[0] not in self.commands and args[0] not in SETTINGS["help_option_names"]):
             args = [RUN, *args]
         return super().parse_args(ctx, args)
 
@@ -130,12 +135,8 @@ class Verb:
 def _command(verb: Verb, build: Callable[..., Any], options: Sequence[Callable[[Any], Any]]) -> click.Command:
     def command(*, storage: Path | None, **given: Any) -> None:  # noqa: ANN401 - all other options
         which = {name: given.pop(name) for name in names}
-        try:
-            where = checked_storage(storage or default_storage())
-            status = verb.do(build(**which), where, **given)
-        except (ValueError, OSError) as error:
-            raise click.ClickException(str(error)) from error
-        sys.exit(status)
+        where = checked_storage(storage or default_storage())
+        sys.exit(verb.do(build(**which), where, **given))
 
     made: Any = command
     for option in reversed((_STORAGE, *verb.options)):

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Set
 from typing import TextIO
 
+from toco.files import printable
+
 
 class Progress:
     """Counts trials and steps, and prints a line: in place on a terminal, else when a trial ended and every 30 s.
@@ -102,6 +104,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
+        text = printable(text, keep="\n\t")
         self._stream.write(f"\r{text.ljust(self._width)}\n" if self._stream.isatty() else f"{text}\n")
         self.print(now=True)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from toco.command_line import Stopped
 from toco.commands import _options
 from toco.config import parse_assignments, replace
 from toco.registry import load
@@ -34,6 +35,10 @@ def command(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, 
             result = run(value, run_dir, recipe=recipe, resume=resume, progress=progress)
     except (DivergedError, RankError) as error:
         raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt as error:
+        if (run_dir / "config.json").exists():
+            raise Stopped(f"Stopped. --resume goes on with {run_dir}.") from error
+        raise Stopped("Stopped before the first step; nothing was made.") from error
     if shard.rank:
         return
     click.echo(f"{result.status} after step {result.step}: {run_dir}")

@@ -1,0 +1,233 @@
+"""What all command lines share: ``toco``, ``sweeps``, its studies, ``benchmarks`` and ``cluster``.
+
+:func:`run` is the entry of each, and :class:`Commands` their groups. They keep these conventions.
+
+- An error that a person can mend is one sentence on standard error, with exit status 1; wrong usage has 2.
+- What nobody expected is a fault of this program: a sentence that says so, then the traceback; exit status 1.
+  ``TOCO_TRACEBACK=1`` shows the traceback of every other error, too.
+- Ctrl-C ends a command with one line and 130, SIGTERM with 143. Both wait for an import to end.
+- A reader that closes the pipe ends it without a word, with 141, as other programs.
+- ``-h`` is ``--help`` everywhere. Unprintable characters, as in names of files, are printed escaped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import select
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from toco import interrupts
+from toco.files import is_no_room, printable
+
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+"""Settings of the context of every command that is the first of a command line."""
+TRACEBACK = "TOCO_TRACEBACK"
+"""Environment variable that shows the traceback of errors that are expected."""
+
+_OURS = frozenset({"toco", "sweeps", "benchmarks", "cluster", "__main__"})
+_KEPT = "\n\t"
+
+
+class Stopped(click.ClickException):
+    """A signal ended the command; the message says what is left of it."""
+
+    def __init__(self, message: str = "Stopped.") -> None:
+        super().__init__(message)
+        self.exit_code: int = interrupts.exit_status()  # type: ignore[misc]
+
+    def show(self, file: Any = None) -> None:  # noqa: ANN401 - as click declares it
+        """Print the message, below the ``^C`` of a terminal."""
+        stream = file or sys.stderr
+        click.echo(("\n" if sys.stderr.isatty() else "") + self.message, file=stream)
+
+
+class Commands(click.Group):
+    """A group whose commands end in sentences."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click declares it
+        """Run the command."""
+        with errors_as_sentences():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """Raise what is expected as a ``click.ClickException`` whose message is a sentence; let the rest through."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Stopped from error
+    except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        if (sentence := sentence_of(error)) is None:
+            raise
+        raise click.ClickException(sentence) from error
+
+
+def sentence_of(error: Exception) -> str | None:
+    """What to tell a person of an error, or ``None`` where nobody expected it."""
+    root = type(error).__module__.partition(".")[0]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"There is not enough memory: {error}. Take smaller images, batches or crops, or fewer processes."
+    if isinstance(error, OSError) and error.errno is not None and root == "builtins":
+        return _of_system(error)
+    if isinstance(error, (ValueError, OSError)) or root in _OURS:
+        library = _raised_in(error)
+        if root in _OURS or library in _OURS:
+            return str(error)
+        from pydantic import ValidationError
+
+        from toco.config import sentences
+
+        if isinstance(error, ValidationError):
+            return sentences(error)
+        return f"{library} refused what it was given: {error}. {TRACEBACK}=1 shows where."
+    return None
+
+
+def run(command: click.Command, prog_name: str | None = None) -> NoReturn:
+    """Be the program: run ``command`` on the words of the command line, and exit as the module's conventions say."""
+    interrupts.take()
+    _escape_messages()
+    try:
+        status = _run(command, prog_name)
+    except KeyboardInterrupt:
+        status = _show(Stopped())
+    interrupts.give_up()
+    sys.exit(status)
+
+
+def invoke(command: click.Command, words: Sequence[str], prog_name: str) -> int:
+    """Run ``command`` on ``words``; returns its exit status. ``click.Command.main`` would hide a broken pipe."""
+    try:
+        with command.make_context(prog_name, list(words)) as context:
+            value = command.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    return value if isinstance(value, int) else 0
+
+
+def _run(command: click.Command, prog_name: str | None) -> int:
+    try:
+        try:
+            with errors_as_sentences():
+                status = invoke(command, sys.argv[1:], prog_name or Path(sys.argv[0]).name)
+        except SystemExit as end:
+            status = _status(end)
+        sys.stdout.flush()
+    except click.Abort:  # the end of input where a question was asked
+        return _show(Stopped())
+    except click.ClickException as error:
+        if os.environ.get(TRACEBACK) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        return _show(error)
+    except BrokenPipeError as error:
+        return _end_of_pipe(error)
+    except Exception as error:
+        return _show_fault(error)
+    return status
+
+
+def _status(end: SystemExit) -> int:
+    if isinstance(end.code, str):
+        _say(end.code)
+        return 1
+    return end.code or 0
+
+
+def _show(error: click.ClickException) -> int:
+    text = _Text()
+    error.show(text)
+    _say(text.getvalue())
+    return error.exit_code
+
+
+def _show_fault(error: Exception) -> int:
+    what = f"{type(error).__name__}: {error}".rstrip(".")
+    _say(f"Error: {what}. This is a fault of this program, not of its use. Please report it with what follows.")
+    _say("".join(traceback.format_exception(error)))
+    return 1
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(printable(text.rstrip("\n"), keep=_KEPT), file=sys.stderr)
+
+
+def _end_of_pipe(error: BrokenPipeError) -> int:
+    """Nobody reads on. That of another pipe, as to a process that died, is an error."""
+    pipe = select.poll()
+    pipe.register(sys.stdout, 0)
+    if any(events & (select.POLLERR | select.POLLHUP) for _, events in pipe.poll(0)):
+        # What is left to write goes nowhere, without a word from Python when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return _show(click.ClickException(_of_system(error)))
+
+
+def _of_system(error: OSError) -> str:
+    """An error of the operating system, with its file."""
+    reason = error.strerror or str(error)
+    names = (name for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
+    where = "".join(f"{printable(os.fsdecode(name))}: " for name in names)
+    todo = " Make room, then give the same command again." if is_no_room(error) else ""
+    return f"{where}{reason}.{todo}"
+
+
+def _raised_in(error: BaseException) -> str:
+    """The package whose code raised an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
+
+
+def _escape_messages() -> None:
+    """Escape unprintable characters in whatever this process prints from now on."""
+    if type(sys.stdout) is io.TextIOWrapper:
+        old = sys.stdout
+        old.flush()
+        sys.stdout = _Escaping(
+            old.buffer, old.encoding, "backslashreplace", line_buffering=old.line_buffering, write_through=True
+        )
+    format_warning = warnings.formatwarning
+
+    def formatted(*about: Any, **more: Any) -> str:  # noqa: ANN401 - as warnings declares it
+        return printable(format_warning(*about, **more), keep=_KEPT)
+
+    warnings.formatwarning = formatted
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_EscapingFormatter())
+
+
+class _Text(io.StringIO):
+    """Text from which click takes no colours: they are to be shown escaped."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class _Escaping(io.TextIOWrapper):
+    """A text stream that no terminal can be made to obey. Standard error has bars that move the cursor, so not it."""
+
+    def write(self, text: str, /) -> int:
+        # What is no text is the base's to refuse: click asks a stream so whether it takes bytes.
+        super().write(printable(text, keep="\n\t\r") if isinstance(text, str) else text)
+        return len(text)
+
+
+class _EscapingFormatter(logging.Formatter):
+    """Messages of loggers, escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep=_KEPT)
