@@ -15,12 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sweeps.core.inputs import Inputs, config_inputs
-from sweeps.core.ledger import Ledger, partial_file
+from sweeps.core.ledger import Ledger
 from sweeps.core.study import Study
 from toco.config import digest
+from toco.files import UnreadableError, read_record, sha256, write_record
 
 FOLDER = "finished"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _PACKAGES = ("torch", "timm")
 _SOURCES = ("toco", "sweeps")
 
@@ -36,43 +37,58 @@ class Ending:
 
 def recall(study: Study, storage: Path) -> Ending | None:
     """How ``study`` ended, if it was finished in ``storage`` by this very code and its results are those of then."""
-    path = _path(study, storage)
     try:
-        was = json.loads(path.read_text())
-        folder, keys, entries = storage / was["folder"], was["keys"], was["entries"]
-    except (OSError, ValueError, KeyError):
+        was = read_record(_path(study, storage))
+    except (OSError, UnreadableError):
         return None
-    page = folder / "report.html"
-    if was.get("format_version") != FORMAT_VERSION or not page.is_file():
+    if was["format_version"] != FORMAT_VERSION:
+        return None
+    folder, keys, entries = storage / was["folder"], was["keys"], was["entries"]
+    try:
+        if any(sha256(folder / name) != known for name, known in was["files"].items()):
+            return None
+    except OSError:
         return None
     # Not just that they are there: an entry that was deleted may have been computed again for another study.
     if Ledger(storage).content_digest(keys) != entries:
         return None
-    return Ending(was["text"], page, was["exit_code"])
+    return Ending(was["text"], folder / was["page"], was["exit_code"])
 
 
 def remember(
-    study: Study, storage: Path, folder: Path, keys: Sequence[str], inputs: Sequence[Inputs], text: str, exit_code: int
+    study: Study,
+    storage: Path,
+    keys: Sequence[str],
+    inputs: Sequence[Inputs],
+    ending: Ending,
+    files: Sequence[Path],
 ) -> None:
     """Keep how ``study`` ended, if all of its ``keys`` are in the ledger.
 
     Where its trials read different ``inputs`` nothing is kept: only those of its base are looked at by ``recall``.
+
+    Args:
+        study: The study.
+        storage: Where its ledger and its folder lie.
+        keys: Of its trials.
+        inputs: What they read.
+        ending: What was printed.
+        files: Of the report, in the study's folder; with another content nothing is recalled.
     """
     entries = Ledger(storage).content_digest(keys)
     if entries is None or len({json.dumps(read, sort_keys=True) for read in inputs}) != 1:
         return
-    path = _path(study, storage)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "format_version": FORMAT_VERSION,
-        "folder": folder.name,
+        "folder": ending.page.parent.name,
+        "page": ending.page.name,
+        "files": {file.name: sha256(file) for file in files},
         "keys": list(keys),
         "entries": entries,
-        "text": text,
-        "exit_code": exit_code,
+        "text": ending.text,
+        "exit_code": ending.exit_code,
     }
-    with partial_file(path, json.dumps(content)) as partial:
-        partial.replace(path)
+    write_record(_path(study, storage), content, durable=False)
 
 
 def _path(study: Study, storage: Path) -> Path:
@@ -93,7 +109,7 @@ def _sources(trainer: str) -> str:
     Args:
         trainer: Top-level package or module of the function that trains.
     """
-    sha256 = hashlib.sha256()
+    digest_of_all = hashlib.sha256()
     files = []
     for package in (*_SOURCES, *({trainer} - {*_SOURCES})):
         found = find_spec(package)
@@ -102,5 +118,5 @@ def _sources(trainer: str) -> str:
         for root in (found.submodule_search_locations or ()) if found else ():
             files += sorted(path for path in Path(root).rglob("*") if path.suffix in (".py", ".j2"))
     for path in files:
-        sha256.update(path.read_bytes())
-    return sha256.hexdigest()
+        digest_of_all.update(path.read_bytes())
+    return digest_of_all.hexdigest()

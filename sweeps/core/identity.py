@@ -18,7 +18,7 @@ from sweeps.core.code_digest import code_digests
 from toco.config import RUN_ONLY, Config, digest
 from toco.train.run_config import RunConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EVALUATION_FIELD = "evaluate"
 """The field of a ``RunConfig`` that no training depends on. How often it evaluates is no such field: that says which
 checkpoints and evaluations there are."""

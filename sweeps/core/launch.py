@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sweeps.core import admission, ray_environment
-from sweeps.core.finished import remember
+from sweeps.core.finished import Ending, remember
 from sweeps.core.forecast import Forecast, scorecard
 from sweeps.core.lease import Leases
 from sweeps.core.live_page import LivePage
@@ -59,11 +59,12 @@ def run_study(study: Study, launch: Launch) -> int:
     uri = launch.tracking
     situation = survey(study, launch.storage)
     folder = StudyFolder(launch.storage / situation.plan.folder_name)
+    situation.mark()
     now, later = situation.tasks()
     if not now:
         folder.write_study(situation.plan, situation.keys, situation.inputs, None)
         report = write_report(folder.path)
-        _remember(situation, launch, folder, report)
+        _remember(situation, launch, report)
         click.echo(f"All {len(situation.plan.trials)} trials are there.\n\n{report.text}\n\nReport: {report.page}")
         return report.exit_code
     power = power_of(situation, launch)
@@ -124,7 +125,7 @@ class _Driver:
             report = _report(self._folder)
             if report is not None and not situation.missing():
                 with carrying_on("The next start of this finished study will take a little longer"):
-                    _remember(situation, launch, self._folder, report)
+                    _remember(situation, launch, report)
             mirrored = mirror.close(
                 report.files if report else (),
                 "FAILED" if situation.missing() else "FINISHED",
@@ -292,9 +293,10 @@ class _Driver:
         return "\n".join(lines)
 
 
-def _remember(situation: Situation, launch: Launch, folder: StudyFolder, report: StudyReport) -> None:
+def _remember(situation: Situation, launch: Launch, report: StudyReport) -> None:
     study, inputs = situation.plan.study, situation.inputs
-    remember(study, launch.storage, folder.path, situation.keys, inputs, report.text, report.exit_code)
+    ending = Ending(report.text, report.page, report.exit_code)
+    remember(study, launch.storage, situation.keys, inputs, ending, report.files)
 
 
 def _how_to_open(uri: str) -> str:

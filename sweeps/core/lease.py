@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from sweeps.core.ledger import link_first, mounted
+from sweeps.core.first_writer import link_first
+from sweeps.core.ledger import mounted
 from sweeps.core.processes import Process, this_process
 from toco.files import UnreadableError, read_record, write_record
 

@@ -2,15 +2,17 @@
 
 ::
 
-    ledger/KK/KEY.json            how a trial ended, final: the first to write it stays
-    ledger/KK/KEY.failures.json   the attempts that failed
+    ledger/KK/KEY.json            how a trial ended, final: the first whole one stays
+    ledger/KK/KEY.failures/       the attempts that failed, a file each
     ledger/trainings/TT/TRAINING_KEY/KEY, ledger/configs/CC/CONFIG/KEY   empty files, by which entries are found
     runs/KEY/                     its run folder
+
+Every entry and every failure carries the SHA-256 of its own bytes. One that a bad disk changed counts as missing: the
+next run enters the trial again from its run folder, or trains it again.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -19,19 +21,37 @@ import re
 import socket
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from toco.files import sync
+from sweeps.core.first_writer import is_whole_file, write_first
+from toco.files import SEAL, is_sealed, record_text, sync, write_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LONGEST_TRACEBACK = 20_000
 """Characters that are kept of a traceback, from its end."""
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_WITHOUT_DIGEST = b'{"format_version":1,'
+"""How the entries of version 0.4 begin."""
+_RUN, _DELETE = "The next run makes it again.", "Delete it."
+"""What to do about a damaged entry and a damaged failure."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """A result of the same config.
+
+    Attributes:
+        identity: What it depends on, see ``sweeps.core.identity.Identity.parts``.
+        without_digest: Whether version 0.4 wrote it, so that it does not count.
+    """
+
+    identity: Mapping[str, Any]
+    without_digest: bool
 
 
 class Ledger:
@@ -53,29 +73,38 @@ class Ledger:
     def entry(self, key: str) -> dict[str, Any] | None:
         """How a trial ended; ``None`` where it has not, or, with a warning, where the file is damaged.
 
+        Entries of version 0.4, which carry no digest, are as if they were not there.
+
         Raises:
-            ValueError: It was written by a version of this program with another format.
+            ValueError: It was written by a version of this program with a later format.
         """
-        return _read(self._path(key), key)
+        return _read(self._path(key), key, _RUN)
 
     def finished_keys(self, keys: Iterable[str]) -> set[str]:
-        """Those of ``keys`` that have an entry, so that there is nothing left to compute."""
-        by_folder: dict[Path, set[str]] = {}
-        for key in keys:
-            by_folder.setdefault(self._path(key).parent, set()).add(key)
-        finished = set()
-        for folder, wanted in by_folder.items():
-            # One listing instead of a question for every key, which a network file system would take long to answer.
-            there = wanted & {name.removesuffix(".json") for name in _names(folder)}
-            finished |= {key for key in there if _is_whole(self._path(key)) or self.entry(key) is not None}
-        return finished
+        """Those of ``keys`` that have a whole entry, so that there is nothing left to compute.
+
+        Raises:
+            ValueError: One was written by a version of this program with a later format.
+        """
+        return {key for key, path in self._present(keys) if _is_there(path, key)}
+
+    def damaged_keys(self, keys: Iterable[str]) -> set[str]:
+        """Those of ``keys`` that have an entry which is damaged, and therefore count as not finished."""
+        return {
+            key
+            for key, path in self._present(keys)
+            if not _is_whole(content := path.read_bytes(), key) and not _is_without_digest(content)
+        }
 
     def content_digest(self, keys: Iterable[str]) -> str | None:
-        """SHA-256 over the entries of ``keys``, byte by byte; ``None`` where one is not there."""
+        """SHA-256 over the entries of ``keys``, byte by byte; ``None`` where one is not there or damaged."""
         sha256 = hashlib.sha256()
         try:
             for key in keys:
-                sha256.update(self._path(key).read_bytes())
+                content = self._path(key).read_bytes()
+                if not _is_whole(content, key):
+                    return None
+                sha256.update(content)
         except FileNotFoundError:
             return None
         return sha256.hexdigest()
@@ -86,59 +115,57 @@ class Ledger:
         The first entry of a key stays; only a damaged one is replaced.
 
         Raises:
-            ValueError: ``storage`` cannot hold a ledger.
+            ValueError: ``storage`` cannot hold a ledger, or a later version of this program wrote an entry of this key.
         """
-        key, identity = entry["key"], entry["identity"]
+        key = entry["key"]
         # Before the entry: one that cannot be found from its training would be trained again.
-        for marker in (self._training(entry["training_key"]) / key, self._config(identity["config"]) / key):
+        self.mark(key, entry["training_key"], entry["identity"]["config"])
+        if self.entry(key) is not None:
+            return False
+        return write_first(self._path(key), _text(key, entry), partial(_is_whole, key=key))
+
+    def mark(self, key: str, training_key: str, config_digest: str) -> None:
+        """Make the files by which the entry ``key`` is found from its training and its config, where they lack."""
+        for marker in (self._training(training_key) / key, self._config(config_digest) / key):
             _touch(marker)
-        path = self._path(key)
-        with partial_file(path, _text(entry)) as partial:
-            if link_first(partial, path):
-                sync(path.parent)
-                return True
-            if self.entry(key) is not None:
-                return False
-            partial.replace(path)
-            sync(path.parent)
-            return True
 
     def failures(self, key: str) -> list[dict[str, Any]]:
         """The attempts that failed, oldest first, with ``time``, ``host``, ``reason`` and ``traceback``."""
-        content = _read(self._failures_path(key), key)
-        return [] if content is None else list(content["failures"])
+        folder = self._failures(key)
+        found = [_read(folder / name, key, _DELETE) for name in sorted(_names(folder)) if name.endswith(".json")]
+        return [failure for failure in found if failure is not None]
 
     def add_failure(self, key: str, reason: str, traceback: str) -> None:
-        """Add an attempt that failed. For the holder of the trial's lease alone, as two at once could lose one."""
+        """Add an attempt that failed; durable when this returns. Others may add theirs at the same time."""
+        now = datetime.now(UTC)
         failure = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "time": now.isoformat(timespec="seconds"),
             "host": socket.gethostname(),
             "reason": reason,
             "traceback": traceback[-LONGEST_TRACEBACK:],
         }
-        path = self._failures_path(key)
-        with partial_file(path, _text({"failures": [*self.failures(key), failure]})) as partial:
-            partial.replace(path)
-            sync(path.parent)
+        name = f"{now.isoformat(timespec='microseconds')}-{uuid.uuid4().hex[:8]}.json"
+        write_text(self._failures(key) / name.replace(":", ""), _text(key, failure))
 
     def by_training(self, training_key: str) -> list[dict[str, Any]]:
         """The finished entries with this training, sorted by key."""
         return [entry for entry in self._found(self._training(training_key)) if entry["status"] == "finished"]
 
-    def nearest(self, config_digest: str) -> list[dict[str, Any]]:
-        """Entries with this config, whatever their code, data and versions; the newest is the last."""
-        found = self._found(self._config(config_digest))
-        return sorted(found, key=lambda entry: self._path(entry["key"]).stat().st_mtime_ns)
+    def nearest(self, config_digest: str) -> Nearest | None:
+        """The newest result of this config, whatever its code, data and versions; for the question how they differ.
+
+        Results of version 0.4 are among them, although they do not count.
+        """
+        results = [
+            (path.stat().st_mtime_ns, path.name, nearest)
+            for key in _names(self._config(config_digest))
+            if (nearest := _nearest(path := self._path(key), key)) is not None
+        ]
+        return max(results, key=lambda result: result[:2])[2] if results else None
 
     def history(self, recipe: str, limit: int = 200) -> Iterator[dict[str, Any]]:
         """The newest entries of trials that began from ``recipe``, newest first, ``limit`` at most."""
-        files = [
-            (file.stat().st_mtime_ns, file.name.removesuffix(".json"))
-            for folder in _names(self._root)
-            if len(folder) == 2
-            for file in os.scandir(self._root / folder)
-            if re.fullmatch(r"[0-9a-f]+\.json", file.name)
-        ]
+        files = [(file.stat().st_mtime_ns, file.name.removesuffix(".json")) for file in self._entries()]
         for _, key in sorted(files, reverse=True):
             if limit <= 0:
                 return
@@ -147,11 +174,44 @@ class Ledger:
                 limit -= 1
                 yield entry
 
+    def without_digest(self) -> str | None:
+        """A sentence about the results of version 0.4, which do not count; ``None`` where there are none."""
+        number = 0
+        for entry in self._entries():
+            with Path(entry).open("rb") as file:
+                number += file.read(len(_WITHOUT_DIGEST)) == _WITHOUT_DIGEST
+        if not number:
+            return None
+        return (
+            f"The ledger has {number} results of version 0.4, which do not count: they carry no digest that would "
+            "show damage, and other code made them. What is needed of them runs again; they stay where they are."
+        )
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        """The files of all entries."""
+        return (
+            file
+            for folder in _names(self._root)
+            if len(folder) == 2
+            for file in os.scandir(self._root / folder)
+            if re.fullmatch(r"[0-9a-f]+\.json", file.name)
+        )
+
+    def _present(self, keys: Iterable[str]) -> Iterator[tuple[str, Path]]:
+        """Those of ``keys`` of which there is a file."""
+        by_folder: dict[Path, set[str]] = {}
+        for key in keys:
+            by_folder.setdefault(self._path(key).parent, set()).add(key)
+        for folder, wanted in by_folder.items():
+            # One listing instead of a question for every key, which a network file system would take long to answer.
+            names = {name.removesuffix(".json") for name in _names(folder)}
+            yield from ((key, self._path(key)) for key in wanted & names)
+
     def _path(self, key: str) -> Path:
         return self._root / key[:2] / f"{key}.json"
 
-    def _failures_path(self, key: str) -> Path:
-        return self._root / key[:2] / f"{key}.failures.json"
+    def _failures(self, key: str) -> Path:
+        return self._root / key[:2] / f"{key}.failures"
 
     def _training(self, training_key: str) -> Path:
         return self._root / "trainings" / training_key[:2] / training_key
@@ -180,49 +240,6 @@ def mounted(storage: Path) -> Path:
     return storage
 
 
-@contextmanager
-def partial_file(path: Path, text: str) -> Iterator[Path]:
-    """``text`` in a file of this writer alone beside ``path``, on disk; gone afterwards unless it was renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        sync(partial)
-        yield partial
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def link_first(source: Path, target: Path) -> bool:
-    """Give ``source`` the name ``target`` too, unless something has that name; says whether ``target`` is ``source``.
-
-    Of all who try at once, on whichever machine, one succeeds.
-
-    Raises:
-        ValueError: The file system has no hard links.
-    """
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        # On NFS the answer to a link that was made may be lost, and the request is then sent again.
-        return _same_file(source, target)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        raise ValueError(
-            f"{target.parent} is on a file system without hard links ({error.strerror}), by which two drivers keep out "
-            "of each other's way. Give a --storage on a local disk or on NFS."
-        ) from error
-    return True
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except FileNotFoundError:
-        return False
-
-
 def _touch(path: Path) -> None:
     """Make an empty file, durable when this returns."""
     if not path.exists():
@@ -238,35 +255,74 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _text(content: Mapping[str, Any]) -> str:
-    """One line, so that its end says that nothing is missing."""
-    return json.dumps({"format_version": FORMAT_VERSION, **content}, separators=(",", ":")) + "\n"
+def _head(key: str) -> bytes:
+    """How every file of ``key`` begins: its format, and whose it is."""
+    return f'{{"format_version":{FORMAT_VERSION},"key":{json.dumps(key)},'.encode()
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a file has no holes and no missing end; takes a fraction of the time that parsing does."""
-    content = path.read_bytes()
-    return content.endswith(b"}\n") and b"\0" not in content
+def _text(key: str, content: Mapping[str, Any]) -> str:
+    head = {"format_version": FORMAT_VERSION, "key": key}
+    return record_text({**head, **content, **head})
 
 
-def _read(path: Path, key: str) -> dict[str, Any] | None:
-    """The content of a file of ``key``; ``None`` where there is none, or, with a warning, where it is damaged."""
+def _is_whole(content: bytes, key: str) -> bool:
+    """Whether these are the bytes that were written for ``key``."""
+    return content.startswith(_head(key)) and is_sealed(content)
+
+
+def _is_there(path: Path, key: str) -> bool:
+    return is_whole_file(path, partial(_is_whole, key=key)) or _read(path, key, _RUN) is not None
+
+
+def _read(path: Path, key: str, advice: str) -> dict[str, Any] | None:
+    """What was written for ``key``; ``None`` where there is no such file, or, with a warning, where it is damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        logger.warning("Passing over %s, which is damaged: %s", path, error)
+    if _is_whole(content, key):
+        record: dict[str, Any] = json.loads(content)
+        del record[SEAL]
+        return record
+    if not _is_without_digest(content):
+        _warn(f"{_fault(path, content)} {advice}")
+    return None
+
+
+def _is_without_digest(content: bytes) -> bool:
+    """Whether an entry is one of version 0.4, which nothing guards against damage."""
+    return content.startswith(_WITHOUT_DIGEST) and content.endswith(b"}\n")
+
+
+def _nearest(path: Path, key: str) -> Nearest | None:
+    """What a result depends on, one of version 0.4 included; ``None`` where there is none or it cannot be read."""
+    if (entry := _read(path, key, _RUN)) is not None:
+        return Nearest(entry["identity"], without_digest=False)
+    try:
+        content = path.read_bytes()
+        identity = json.loads(content)["identity"] if _is_without_digest(content) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    if not isinstance(content, dict) or not content:
-        logger.warning("Passing over %s, which is damaged: it holds no JSON object.", path)
-        return None
-    if content.get("format_version") != FORMAT_VERSION:
+    return Nearest(identity, without_digest=True) if isinstance(identity, dict) else None
+
+
+def _fault(path: Path, content: bytes) -> str:
+    """What is wrong with a file that is not whole.
+
+    Raises:
+        ValueError: A later version of this program wrote it.
+    """
+    if not is_sealed(content):
+        return f"{path} is damaged and counts as missing: its bytes are not those that were written."
+    record = json.loads(content)
+    if (version := record.get("format_version")) != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {content.get('format_version')}; this program reads {FORMAT_VERSION}. "
-            "Give another --storage."
+            f"{path} has format version {version}; this program reads {FORMAT_VERSION}. Give another --storage."
         )
-    if content.get("key", key) != key:
-        logger.warning("Passing over %s, which is the entry of %s.", path, content["key"])
-        return None
-    return content
+    return f"{path} counts as missing: it is the record of {record.get('key')}."
+
+
+# Said once: a damaged file is looked at by everything that reads the ledger.
+@lru_cache(maxsize=1024)
+def _warn(text: str) -> None:
+    logger.warning(text)

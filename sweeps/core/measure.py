@@ -24,6 +24,7 @@ from toco.config import digest
 from toco.data import Dataset, TrainLoader
 from toco.evaluate import EvaluateConfig, Evaluation, evaluate
 from toco.evaluate.pictures import save_panels
+from toco.files import read_json, write_text
 from toco.methods import Method
 from toco.train import checkpoint
 from toco.train.loop import build_method, gradient_norm, open_data, weights_sha256
@@ -241,9 +242,9 @@ def _costs(request: Mapping[str, Any]) -> Iterator[Cost]:
 
 def main(folder: Path) -> None:
     """Answer the request in ``folder``."""
-    request = json.loads((folder / REQUEST).read_text())
+    request = read_json(folder / REQUEST)
     torch.set_num_threads(request["num_threads"])
-    (folder / COSTS).write_text(json.dumps([cost.to_json() for cost in _costs(request)]))
+    write_text(folder / COSTS, json.dumps([cost.to_json() for cost in _costs(request)]), durable=False)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,8 @@ def plan_text(
         f"{number} of them because of this, although their settings are in the ledger: {reason}"
         for reason, number in situation.reasons(tasks).items()
     ]
+    if tasks and (old := situation.ledger.without_digest()) is not None:
+        lines.append(old)
     lines += foretold.sentences(datetime.now())
     lines += power.sentences
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from toco.config import digest
+from toco.files import UnreadableError, read_json, write_text
 from toco.train.run_config import RunConfig
 
 REQUEST, COSTS = "request.json", "costs.json"
@@ -127,7 +128,7 @@ def probe(
             "budget_s": budget_s,
             "started": time.time(),
         }
-        Path(folder, REQUEST).write_text(json.dumps(request))
+        write_text(Path(folder, REQUEST), json.dumps(request), durable=False)
         threads = {name: str(num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         try:
             done = subprocess.run(  # noqa: S603 - this interpreter, this module
@@ -145,5 +146,8 @@ def probe(
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise ProbeError(f"The probe of a training failed: {reason}")
-        stored = json.loads(Path(folder, COSTS).read_text())
+        try:
+            stored = read_json(Path(folder, COSTS))
+        except (OSError, UnreadableError) as error:
+            raise ProbeError(f"The probe of a training left no costs: {error}") from error
     return tuple(Cost.from_json(values) for values in stored)

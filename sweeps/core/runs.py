@@ -126,7 +126,6 @@ class Runs:
         result, provenance = _read(run_dir / "result.json"), _read(run_dir / "provenance.json")
         self.ledger.write(
             {
-                "format_version": 1,
                 "key": key,
                 "training_key": identity.training_key,
                 "status": result["status"],

@@ -28,7 +28,7 @@ from toco.config import digest, flatten, replace
 from toco.registry import load
 from toco.train.run_config import RunConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STEP_TIME = "step_time_s"
 """The mean time of a step, as ``result.json`` has it: the cost of a training."""
 COSTS = (STEP_TIME, "wall_time_s", "peak_memory_bytes")

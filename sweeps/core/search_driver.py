@@ -22,13 +22,11 @@ from sweeps.core.options import Launch
 from sweeps.core.progress import Progress
 from sweeps.core.report.search_report import SearchReport, write_search_report
 from sweeps.core.runs import Origin, newest_step
-from sweeps.core.search import FORMAT_VERSION
-from sweeps.core.search_record import SEARCH_FILE
+from sweeps.core.search_record import RECORD
 from sweeps.core.search_situation import SearchSituation
 from sweeps.core.search_trials import SearchTrials
 from sweeps.core.sessions import leave, salvage, session_lease
 from sweeps.core.trial import Spec
-from sweeps.core.versioned_file import read_versioned
 from sweeps.core.watch import carrying_on
 from toco.tracking import Tracker, read_run_record
 from toco.train.loop import averaged
@@ -71,7 +69,7 @@ class SearchMirror(Sender):
     def _ensure_parent(self, *, last: bool) -> str | None:
         plan = self._situation.plan
         tags = {"study": plan.study.name, "digest": plan.digest, "recipe": plan.study.recipe, "role": "search"}
-        start = read_versioned(self._situation.path / SEARCH_FILE, "search", FORMAT_VERSION)["start_id"]
+        start = RECORD.read(self._situation.path / RECORD.file)["start_id"]
         return self._tracker.ensure_parent(start, plan.folder_name, tags, last=last)
 
     def _track(self, key: str, parent: str, *, last: bool) -> bool:

@@ -159,6 +159,8 @@ def _plan_text(situation: SearchSituation, foretold: Forecast, left: int, begun:
     ]
     if begun:
         lines.append(f"{begun} go on from a checkpoint.")
+    if left and (old := situation.ledger.without_digest()) is not None:
+        lines.append(old)
     lines += foretold.sentences(datetime.now())
     if plan.rungs and left:
         lines.append("That is if no trial were stopped early.")

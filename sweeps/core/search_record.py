@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +21,13 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.core.folder_record import FolderRecord
 from sweeps.core.lease import Leases
-from sweeps.core.ledger import Ledger, partial_file
+from sweeps.core.ledger import Ledger
 from sweeps.core.search import FORMAT_VERSION, Objective, SearchPlan
 from sweeps.core.search_trials import KEY, MESSAGE, RUNGS, read_study
-from sweeps.core.versioned_file import read_versioned
 
-SEARCH_FILE = "search.json"
+RECORD = FolderRecord("search.json", "search", FORMAT_VERSION)
 FEWEST_FOR_IMPORTANCE = 4
 """Complete trials without which nothing is said of the importance of settings."""
 
@@ -113,7 +112,7 @@ class SearchRecord:
 
 
 def write_search(path: Path, plan: SearchPlan, journal: str, inputs: Mapping[str, Any]) -> None:
-    """Write ``search.json``, unless it says the same.
+    """Write ``search.json``, unless it says the same. One that cannot be read is kept in ``history/``.
 
     Args:
         path: The search's folder.
@@ -121,17 +120,8 @@ def write_search(path: Path, plan: SearchPlan, journal: str, inputs: Mapping[str
         journal: File name of its journal.
         inputs: What its trials read, see ``sweeps.core.inputs``.
     """
-    file = path / SEARCH_FILE
-    was = read_versioned(file, "search", FORMAT_VERSION) if file.is_file() else {}
-    content = {
-        **plan.to_json(),
-        "journal": journal,
-        "inputs": dict(inputs),
-        "start_id": was.get("start_id") or uuid.uuid4().hex,
-    }
-    if content != was:
-        with partial_file(file, json.dumps(content, indent=1) + "\n") as partial:
-            partial.replace(file)
+    content = {**plan.to_json(), "journal": journal, "inputs": dict(inputs)}
+    RECORD.write(path, lambda _: content)
 
 
 def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
@@ -142,9 +132,9 @@ def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
         journal: Another journal in it than that which ``search.json`` names.
 
     Raises:
-        ValueError: It is no search's folder, or of another version.
+        ValueError: It is no search's folder, its record is damaged, or of another version.
     """
-    content = read_versioned(path / SEARCH_FILE, "search", FORMAT_VERSION)
+    content = RECORD.read(path / RECORD.file)
     objectives = tuple(Objective(**objective) for objective in content["objectives"])
     study = read_study(path / (journal or content["journal"]))
     known = [] if study is None else study.get_trials(deepcopy=False)

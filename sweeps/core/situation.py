@@ -114,12 +114,25 @@ class Situation:
 
     def reasons(self, tasks: Iterable[Task]) -> Counter[str]:
         """Why trials run although their config is in the ledger: what differs, and for how many."""
+        tasks = list(tasks)
+        damaged = self.ledger.damaged_keys(task.key for task in tasks)
         reasons: Counter[str] = Counter()
         for task in tasks:
+            if task.key in damaged:
+                reasons["the entry in the ledger is damaged"] += 1
+                continue
             nearest = self.ledger.nearest(task.identity.parts["config"])
-            if nearest:
-                reasons.update(why(task.identity.parts, nearest[-1]["identity"]))
-        return reasons
+            if nearest is not None:
+                reasons.update(why(task.identity.parts, nearest.identity))
+                reasons["version 0.4 entered it, without a digest"] += nearest.without_digest
+        return +reasons
+
+    def mark(self) -> None:
+        """Make the files by which the finished trials are found from their training, where these were lost."""
+        there = self.ledger.finished_keys(self.keys)
+        for identity in self.identities:
+            if identity.key in there:
+                self.ledger.mark(identity.key, identity.training_key, identity.parts["config"])
 
     def _from_stored(self, trial: Trial, identity: Identity, there: Iterable[Mapping[str, Any]]) -> Task | None:
         """The evaluation of one of the trainings that are there; without the network rather than with it."""

@@ -18,7 +18,7 @@ from toco.config import digest, flatten, replace
 from toco.registry import load
 from toco.train.run_config import RunConfig
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TRAIN = "toco.train.loop:train"
 A_A = "base again (A/A)"
 

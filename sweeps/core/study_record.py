@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sweeps.core.folder_record import FolderRecord, read_beside
 from sweeps.core.lease import Leases
 from sweeps.core.ledger import Ledger
 from sweeps.core.paper import Claim, Paper, PaperRow
 from sweeps.core.study import FORMAT_VERSION, Metric
-from sweeps.core.versioned_file import read_versioned
 from toco.tracking import RunRecord, read_run_record
 
-STUDY_FILE = "study.json"
+RECORD = FolderRecord("study.json", "study", FORMAT_VERSION)
 PROGRESS_FILE = "progress.json"
 MLFLOW_FILE = "mlflow.json"
 
@@ -161,11 +160,12 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
         file: Another ``study.json``, such as an earlier one.
 
     Raises:
-        ValueError: There is no such file, or it is of another version.
+        ValueError: There is no such file, it is damaged, or of another version.
     """
-    study = read_versioned(file or study_dir / STUDY_FILE, "study", FORMAT_VERSION)
+    advice = None if file is None else "Delete it, or compare with another study's folder by --with."
+    study = RECORD.read(file or study_dir / RECORD.file, advice)
     ledger = Ledger(study_dir.parent)
-    progress = read_json(study_dir / PROGRESS_FILE)
+    progress = read_beside(study_dir / PROGRESS_FILE)
     written: Mapping[str, int] = progress.get("steps", {})
     leases = Leases(study_dir.parent, "somebody who reads the study")
     steps = {key: step for key, step in written.items() if _is_held(leases, key)}
@@ -219,7 +219,7 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
         eta_s=progress.get("eta_s") if steps else None,
         # A driver that was killed leaves what it wrote last.
         running=bool(progress.get("running")) and (bool(steps) or not written),
-        mlflow=read_json(study_dir / MLFLOW_FILE).get("page"),
+        mlflow=read_beside(study_dir / MLFLOW_FILE).get("page"),
     )
 
 
@@ -254,12 +254,3 @@ def _paper(stored: Mapping[str, Any] | None) -> Paper | None:
 
 def _paper_row(paper: Paper | None, label: str | None) -> PaperRow | None:
     return next((row for row in paper.rows if row.label == label), None) if paper else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no such file or object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -47,7 +47,7 @@ class Twin:
     def entries(self):
         """The ledger, byte by byte."""
         paths = self.storage.glob("ledger/??/*.json")
-        return {path.stem: path.read_bytes() for path in paths if "failures" not in path.name}
+        return {path.stem: path.read_bytes() for path in paths}
 
     def results(self):
         """When the result of every finished run was written."""

@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -26,6 +25,7 @@ from sweeps.core.report.table import Table
 from sweeps.core.report.table_csv import HEADINGS, changes_text, table_csv
 from sweeps.core.study_record import StudyRecord
 from sweeps.core.verdict import Verdict
+from toco.files import whole_file
 
 ENVIRONMENT = ("commit", "dirty", "versions", "platform", "device", "num_threads", "data_manifest", "weights_sha256")
 """Parts of a trial's provenance that are no trace of a person or a place."""
@@ -72,18 +72,12 @@ def rebuild_files(study: StudyRecord, analysis: Analysis) -> dict[str, str]:
 
 def write_zip(target: Path, folder: str, files: Mapping[str, str]) -> None:
     """Write ``files`` under ``folder`` into the zip file ``target``, which appears whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, text in files.items():
-                entry = zipfile.ZipInfo(f"{folder}/{name}", _MOMENT)
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, text.encode())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(target) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in files.items():
+            entry = zipfile.ZipInfo(f"{folder}/{name}", _MOMENT)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, text.encode())
 
 
 def _values(study: StudyRecord) -> str:

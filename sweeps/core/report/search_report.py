@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from tabulate import tabulate
 
-from sweeps.core.ledger import partial_file
 from sweeps.core.report.drawing import MUTED, SERIES, STYLE, svg
 from sweeps.core.report.markdown import escaped
 from sweeps.core.search import Objective
 from sweeps.core.search_record import ENDED, FEWEST_FOR_IMPORTANCE, SearchRecord, SearchTrial, read_search_record
+from toco.files import write_text
 
 PAGE = "report.html"
 SELECTED = (
@@ -87,8 +87,7 @@ def write_search_report(path: Path, *, running: bool = False) -> SearchReport:
         PAGE: _page(record, summary, tables, running=running),
     }
     for name, content in contents.items():
-        with partial_file(path / name, content) as partial:
-            partial.replace(path / name)
+        write_text(path / name, content)
     ended = sum(trial.state in ENDED for trial in record.trials)
     return SearchReport(
         text=_text(record, summary, tables),

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sweeps.core.analysis import analyse
-from sweeps.core.ledger import partial_file
 from sweeps.core.report.bundle import bundle_files, write_zip
 from sweeps.core.report.latex import latex
 from sweeps.core.report.markdown import markdown
@@ -18,6 +17,7 @@ from sweeps.core.report.table_csv import table_csv
 from sweeps.core.report.terminal import terminal
 from sweeps.core.study_record import read_study_record
 from sweeps.core.verdict import judge
+from toco.files import write_text
 
 PAGE = "report.html"
 
@@ -79,10 +79,7 @@ def write_bundle(study_dir: Path, target: Path) -> Path:
 
 def _write(study_dir: Path, contents: Mapping[str, str]) -> None:
     for name, content in contents.items():
-        path = study_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial_file(path, content) as partial:
-            partial.replace(path)
+        write_text(study_dir / name, content)
 
 
 def _drop_details(study_dir: Path, kept: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """What changed between two states of a study: matched cells, paired differences, causes."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sweeps.core.situation import survey
 from sweeps.core.study import Metric, Study
 from sweeps.core.study_folder import StudyFolder
 from tests.sweeps.core.records import M, make_study
+from toco.files import read_record, write_record
 
 SIMILARITY = "val/patch_similarity_last"
 BEFORE = {"#10": (0.60, 0.62, 0.64), "#8": (0.50, 0.51, 0.55)}
@@ -121,7 +123,7 @@ def test_another_studys_folder_is_compared_with(tmp_path, capsys):
 
 def test_the_state_before_the_last_change_is_compared_with(tmp_path, capsys):
     folder = record(tmp_path, STUDY, 0.5)
-    before = (folder.path / "study.json").read_text()
+    before = json.dumps(read_record(folder.path / "study.json"))
     # The same study under keys of earlier code, with the results of then.
     situation = survey(STUDY, tmp_path)
     ledger = Ledger(tmp_path)
@@ -129,7 +131,7 @@ def test_the_state_before_the_last_change_is_compared_with(tmp_path, capsys):
         entry = ledger.entry(key)
         ledger.write({**entry, "key": key[::-1], "metrics": {M: 0.4}, "run": f"runs/{key[::-1]}"})
         before = before.replace(key, key[::-1])
-    (folder.path / "study.json").write_text(before)
+    write_record(folder.path / "study.json", json.loads(before), indent=1)
     assert print_diff(STUDY, tmp_path, None) == 0
     found = lines(capsys.readouterr().out)
     assert {cell: row[0] for (cell, _), row in found.items()} == {"#8": "+10.00", "#10": "+10.00"}

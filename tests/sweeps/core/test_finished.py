@@ -8,10 +8,11 @@ import pytest
 from sweeps.core import finished
 from sweeps.core.designs import OneFactor
 from sweeps.core.factors import Factor
-from sweeps.core.finished import recall, remember
+from sweeps.core.finished import Ending, recall, remember
 from sweeps.core.inputs import trial_inputs
 from sweeps.core.ledger import Ledger
 from sweeps.core.study import Metric, Study
+from tests.sweeps.core.damages import DAMAGES
 
 
 @pytest.fixture
@@ -40,8 +41,10 @@ def finish(study, storage):
         )
     folder = storage / "example-01234567"
     folder.mkdir(parents=True)
-    (folder / "report.html").write_text("")
-    remember(study, storage, folder, keys, trial_inputs(trials), "the table", 3)
+    files = [folder / "table.csv", folder / "report.html"]
+    for file in files:
+        file.write_text(f"The content of {file.name}.")
+    remember(study, storage, keys, trial_inputs(trials), Ending("the table", files[-1], 3), files)
     return keys
 
 
@@ -77,6 +80,22 @@ def test_a_finished_study_is_recalled_until_something_differs(study, tmp_path, m
     assert recall(study, storage) is not None
 
 
+@pytest.mark.parametrize(
+    "which", ["finished/*.json", "ledger/??/*.json", "example-*/table.csv", "example-*/report.html"]
+)
+def test_nothing_is_recalled_where_a_byte_changed(study, tmp_path, which):
+    storage = tmp_path / "results"
+    finish(study, storage)
+    file = sorted(storage.glob(which))[0]
+    whole = file.read_bytes()
+    for name, make in DAMAGES.items():
+        if (damaged := make(whole)) != whole:
+            file.write_bytes(damaged)
+            assert recall(study, storage) is None, name
+    file.write_bytes(whole)
+    assert recall(study, storage) is not None
+
+
 def test_a_study_that_varies_its_data_is_not_remembered(study, tmp_path):
     varied = dataclasses.replace(study, design=OneFactor((Factor("data.seed", (3, 4)),)))
     finish(varied, tmp_path / "results")
@@ -99,7 +118,8 @@ def test_all_code_of_a_trainer_of_its_own_counts(study, tmp_path, monkeypatch):
 def test_nothing_is_remembered_of_a_study_that_lacks_a_result(study, tmp_path):
     folder = tmp_path / "results" / "example-01234567"
     folder.mkdir(parents=True)
-    (folder / "report.html").write_text("")
+    page = folder / "report.html"
+    page.write_text("")
     trials = study.resolve().trials
-    remember(study, tmp_path / "results", folder, ["0" * 20], trial_inputs(trials), "the table", 0)
+    remember(study, tmp_path / "results", ["0" * 20], trial_inputs(trials), Ending("the table", page, 0), [page])
     assert recall(study, tmp_path / "results") is None

@@ -3,15 +3,18 @@
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from sweeps.core.designs import OneFactor
 from sweeps.core.factors import Factor
 from sweeps.core.lease import Leases
-from sweeps.core.study import Metric, Study
+from sweeps.core.study import FORMAT_VERSION, Metric, Study
 from sweeps.core.study_folder import StudyFolder
 from sweeps.core.study_record import read_study_record
+from tests.sweeps.core.damages import DAMAGES, damage
+from toco.files import SEAL, record_text
 
 INPUTS = {"train": "aa", "val": "bb", "weights": None}
 
@@ -100,9 +103,111 @@ def test_one_driver_writes_and_a_dead_one_is_not_in_the_way(tmp_path):
         assert owner
 
 
-def test_a_folder_of_another_version_is_refused(tmp_path, plan):
+def test_a_later_version_is_refused(tmp_path, plan):
     folder = StudyFolder(tmp_path / "study")
     write(folder, plan)
-    (folder.path / "study.json").write_text('{"format_version": 1}')
-    with pytest.raises(ValueError, match="has format version 1; this program reads 2"):
-        write(folder, plan)
+    (folder.path / "study.json").write_text(record_text({"format_version": FORMAT_VERSION + 1}))
+    for use in (lambda: write(folder, plan), lambda: read_study_record(folder.path)):
+        with pytest.raises(ValueError, match=r"has format version 4; this program reads 3\. Give another --storage"):
+            use()
+
+
+def test_a_study_of_version_0_4_is_kept_aside_and_written_again(tmp_path, plan, caplog):
+    folder = StudyFolder(tmp_path / "study")
+    write(folder, plan, forecast={"wall_s": 60})
+    start_id = folder.start_id
+    file = folder.path / "study.json"
+    old = {**json.loads(file.read_text()), "format_version": 2}
+    del old[SEAL]
+    file.write_text(json.dumps(old, indent=1) + "\n")
+    as_written = file.read_bytes()
+    with pytest.raises(ValueError, match=r"format version 2; this program reads 3\. Run the study's command again"):
+        read_study_record(folder.path)
+    write(folder, plan)
+    kept = folder.path / "history" / "study.json.format-2-1"
+    assert kept.read_bytes() == as_written
+    assert f"{file} was written by an earlier version" in caplog.text
+    assert str(kept) in caplog.text
+    assert folder.start_id == start_id
+    assert folder.history() == []
+    assert read_study_record(folder.path).forecast is None
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_study_is_kept_aside_and_written_again(tmp_path, plan, name, caplog):
+    folder = StudyFolder(tmp_path / "study")
+    write(folder, plan)
+    file = folder.path / "study.json"
+    whole = read_study_record(folder.path)
+    damage(file, name)
+    damaged, is_older = file.read_bytes(), name == "another object"
+    fault = "has format version 1" if is_older else "is damaged: its bytes are not those that were written"
+    with pytest.raises(ValueError, match=rf"study\.json {fault}.* Run the study's command again"):
+        read_study_record(folder.path)
+    write(folder, plan)
+    (kept,) = (folder.path / "history").iterdir()
+    assert kept.name == ("study.json.format-1-1" if is_older else "study.json.damaged-1")
+    assert kept.read_bytes() == damaged
+    assert f"{file} {'was written by an earlier version' if is_older else 'is damaged'}" in caplog.text
+    assert f"kept as {kept}" in caplog.text
+    assert read_study_record(folder.path) == whole
+    # The next damage has a place of its own.
+    damage(file, "nothing")
+    write(folder, plan)
+    assert len(list((folder.path / "history").iterdir())) == 2
+    assert folder.history() == []
+
+
+@pytest.mark.parametrize("cut", [200, 1000])
+def test_a_cut_off_study_keeps_its_start(tmp_path, plan, cut):
+    folder = StudyFolder(tmp_path / "study")
+    write(folder, plan)
+    start_id, file = folder.start_id, folder.path / "study.json"
+    file.write_bytes(file.read_bytes()[:cut])
+    write(folder, plan)
+    assert folder.start_id == start_id
+
+
+def test_drivers_that_begin_at_once_have_one_start(tmp_path, plan):
+    starts = set()
+    for number in range(5):
+        path, barrier = tmp_path / str(number), threading.Barrier(4)
+
+        def begin(path=path, barrier=barrier):
+            barrier.wait()
+            folder = StudyFolder(path)
+            write(folder, plan)
+            starts.add((path.name, folder.start_id))
+
+        threads = [threading.Thread(target=begin) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(starts) == 5
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_progress_and_mlflow_page_are_as_if_missing(tmp_path, plan, name, caplog):
+    folder = StudyFolder(tmp_path / "study")
+    write(folder, plan)
+    folder.write_progress({keys(plan)[0]: 3}, 0.5, running=True)
+    folder.write_mlflow_page("http://127.0.0.1:5000/#/experiments/1")
+    assert read_study_record(folder.path).mlflow is not None
+    for file in ("progress.json", "mlflow.json"):
+        damage(folder.path / file, name)
+    record = read_study_record(folder.path)
+    assert (record.mlflow, record.running, record.eta_s) == (None, False, None)
+    assert f"{folder.path / 'progress.json'} is damaged" in caplog.text
+    folder.write_mlflow_page("http://127.0.0.1:5000/#/experiments/1")
+    assert read_study_record(folder.path).mlflow == "http://127.0.0.1:5000/#/experiments/1"
+
+
+def test_a_damaged_earlier_state_says_what_to_do(tmp_path, plan):
+    folder = StudyFolder(tmp_path / "study")
+    write(folder, plan)
+    write(folder, plan, start=100)
+    (earlier,) = folder.history()
+    damage(earlier, "a missing end")
+    with pytest.raises(ValueError, match=r"0000\.json is damaged.*Delete it, or compare with another study's folder"):
+        read_study_record(folder.path, earlier)
