@@ -62,8 +62,7 @@ def for_recipe(study: SearchStudy) -> SearchStudy:
         "method.ctc.weight": method.ctc.weight,
         "method.temperature": method.temperature,
     }
-    num_steps = int(study.changes.get("num_steps", recipe.num_steps))
-    every = min(recipe.evaluate_every, max(num_steps // EVALUATIONS, 1))
+    every = min(recipe.evaluate_every, max(study.base().num_steps // EVALUATIONS, 1))
     return dataclasses.replace(
         study,
         space=space(weights, bare_backbone(recipe).depth, method.num_local_crops),

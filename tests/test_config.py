@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Annotated, Literal
+
 import pytest
 from pydantic import Field
 
@@ -105,3 +108,70 @@ def test_another_component_starts_from_its_own_defaults_and_can_be_set_at_once()
     assert changed.backbone.weights is None
     assert changed.backbone.width == 64
     assert changed.seed == 3
+
+
+class Typed(Config):
+    words: str = "a"
+    words_or_none: str | None = None
+    folder: Path = Path("a")
+    rule: Literal["sum", "max"] | Path = "sum"
+    marked: Annotated[str | None, Field(min_length=1)] = None
+    scales: tuple[float, ...] = (1.0,)
+    pair: tuple[float, float] | None = None
+    group: int | None = 2
+    flip: bool = True
+
+
+@pytest.mark.parametrize("text", ["2012", "1.0", "true", "12345678", "[1]", '"quoted"', "1e5", "a=b", " 2012 "])
+@pytest.mark.parametrize("field", ["words", "words_or_none", "folder", "rule", "marked"])
+def test_a_field_of_text_takes_the_text_as_it_was_typed(field, text):
+    assert str(getattr(replace(Typed(), {field: text}), field)) == text
+
+
+def test_null_is_none_where_none_is_allowed_and_a_word_elsewhere():
+    changed = replace(Typed(words_or_none="b"), {"words_or_none": "null", "words": "null", "folder": "null"})
+    assert changed == Typed(words_or_none=None, words="null", folder=Path("null"))
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "form"),
+    [
+        ("scales", "1.0,0.5", "[1.0,0.5]"),
+        ("scales", "(1.0, 0.5)", "[1.0, 0.5]"),
+        ("scales", "(1.0,)", "[1.0]"),
+        ("scales", "1.0", "[1.0]"),
+        ("pair", "None", "null"),
+        ("pair", "0.5,2", "[0.5,2]"),
+        ("group", "None", "null"),
+        ("inner.sizes", "3,4", "[3,4]"),
+    ],
+)
+def test_the_error_of_a_value_of_wrong_form_shows_the_right_form(field, text, form):
+    config = Outer() if "." in field else Typed()
+    with pytest.raises(ValueError, match=r"write ") as refused:
+        replace(config, {field: text})
+    assert str(refused.value).endswith(f"; write {field}={form}.")
+    replace(config, {field: form})
+
+
+@pytest.mark.parametrize(("field", "text"), [("group", "1,5"), ("pair", "1,2,3"), ("scales", "a,b"), ("flip", "None")])
+def test_no_form_is_shown_that_would_be_refused_too(field, text):
+    with pytest.raises(ValueError, match=field) as refused:
+        replace(Typed(), {field: text})
+    assert "write" not in str(refused.value)
+
+
+def test_python_spellings_of_true_and_false_are_taken():
+    assert replace(Typed(), {"flip": "False"}).flip is False
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 10_000], ids=["lists", "objects", "digits"])
+def test_a_value_of_any_depth_or_length_is_refused_in_a_short_sentence(text):
+    with pytest.raises(ValueError, match="group") as refused:
+        replace(Typed(), {"group": text})
+    assert len(str(refused.value)) < 300
+
+
+def test_a_value_for_a_group_of_settings_is_refused():
+    with pytest.raises(ValueError, match=r"inner: expected settings below it, as in inner\.NAME=VALUE"):
+        replace(Outer(), {"inner": "5"})

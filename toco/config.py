@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import PurePath
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 RUN_ONLY = "run_only"
 """Key in a field's ``json_schema_extra`` that marks it as without effect on results, so that no digest contains it."""
@@ -36,6 +38,9 @@ T = TypeVar("T", bound="Config")
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 _NESTED = (dict, list)
+_PYTHON_WORDS = {"none": "null", "true": "true", "false": "false"}
+_SHOWN = 120
+"""Characters of a value in a message."""
 
 
 class Component(Config):
@@ -47,7 +52,9 @@ class Component(Config):
 def replace(config: T, changes: dict[str, Any]) -> T:
     """A copy of ``config`` with the fields at dotted paths set and everything validated again.
 
-    Text values are read as JSON where they are JSON ("3", "true", "[1, 2]", "null") and as plain text otherwise.
+    The type of a field says how a value that is text is read. A field of text, such as a path, takes it as it is,
+    so that ``root=2012`` names the folder 2012; where ``None`` is allowed, too, ``null`` is ``None``. Other fields
+    read JSON ("3", "true", "[1, 2]", "null").
     Setting a component's ``name`` to another entry starts from that entry's defaults.
 
     Raises:
@@ -136,33 +143,115 @@ def digest(config: Config, without: Iterable[str] = ()) -> str:
     return hashlib.sha256(_CANONICAL.encode(dumped).encode()).hexdigest()[:16]
 
 
-def sentences(error: ValidationError) -> str:
-    """A validation error as sentences: path, what is wrong, what came."""
+def sentences(error: ValidationError, forms: Mapping[str, str] | None = None) -> str:
+    """A validation error as sentences: path, what is wrong, what came.
+
+    Args:
+        error: The error.
+        forms: How a value should have been written, by path.
+    """
     lines = []
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"]) or "config"
-        came = "" if isinstance(item["input"], dict | BaseModel) else f" (got {item['input']!r})"
-        lines.append(f"{path}: {item['msg']}{came}.")
+        path = _path(item["loc"]) or "config"
+        came = "" if isinstance(item["input"], dict | BaseModel) else f" (got {_shortened(item['input'])})"
+        form = (forms or {}).get(path)
+        write = f"; write {path}={form}" if form else ""
+        lines.append(f"{path}: {_wrong(item, path)}{came}{write}.")
     return " ".join(lines)
 
 
+def _wrong(item: ErrorDetails, path: str) -> str:
+    if item["type"] in ("model_type", "model_attributes_type"):
+        return f"expected settings below it, as in {path}.NAME=VALUE"
+    return item["msg"].removeprefix("Value error, ").removesuffix(".").replace("valid tuple", "list")
+
+
+def _shortened(value: object) -> str:
+    try:
+        shown = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        shown = "a number of thousands of digits"
+    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
+
+
 def _replace(config: T, changes: dict[str, Any]) -> T:
+    try:
+        return _with(config, changes)
+    except ValidationError as error:
+        forms = {path: form for path in changes if (form := _right_form(config, changes, path, error)) is not None}
+        raise ValueError(sentences(error, forms)) from error
+
+
+def _with(config: T, changes: Mapping[str, Any]) -> T:
     tree = config.model_dump(mode="json")
     for path, value in changes.items():
-        _set(tree, path, _parse(value))
-    try:
-        return type(config).model_validate(tree)
-    except ValidationError as error:
-        raise ValueError(sentences(error)) from error
+        _set(tree, path, _parse(value, _field(config, path), path))
+    return type(config).model_validate(tree)
 
 
-def _parse(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def _field(config: Config, path: str) -> Any:  # noqa: ANN401 - an annotation
+    """The type of the field at a path; ``None`` where there is no such field."""
+    node: Any = config
+    *parents, leaf = path.split(".")
+    for part in parents:
+        node = getattr(node, part, None)
+    field = type(node).model_fields.get(leaf) if isinstance(node, BaseModel) else None
+    return None if field is None else field.annotation
+
+
+def _parse(value: Any, annotation: Any, path: str) -> Any:  # noqa: ANN401 - any JSON value
     if not isinstance(value, str):
         return _ANY.dump_python(value, mode="json")
+    members = _members(annotation)
+    if members - {type(None)} and members <= {type(None), str}:
+        return None if value == "null" and type(None) in members else value
     try:
         return json.loads(value)
-    except json.JSONDecodeError:
+    except RecursionError:
+        raise ValueError(f"{path}: expected a value, got brackets that are nested too deeply.") from None
+    except ValueError:  # no JSON, or a number of more digits than Python reads
         return value
+
+
+def _members(annotation: Any) -> set[type]:  # noqa: ANN401 - an annotation
+    """The types that a field takes; ``str`` stands for all text: paths, and the words of a ``Literal``."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return set().union(*map(_members, get_args(annotation)))
+    if origin is Literal:
+        return {type(word) for word in get_args(annotation)}
+    if isinstance(annotation, type) and issubclass(annotation, PurePath):
+        return {str}
+    return {annotation} if isinstance(annotation, type) else {object}
+
+
+def _right_form(config: T, changes: Mapping[str, Any], path: str, error: ValidationError) -> str | None:
+    """What somebody meant who wrote a value as in Python or as words with commas, if the field takes that."""
+    value = changes[path]
+    if not isinstance(value, str) or not _is_wrong(path, error):
+        return None
+    bare = value.strip().removeprefix("(").removesuffix(")").removesuffix(",")
+    for form in (_PYTHON_WORDS.get(value.strip().lower()), f"[{bare}]"):
+        if form is not None:
+            try:
+                _with(config, {**changes, path: json.loads(form)})
+            except ValidationError as still:
+                if _is_wrong(path, still):
+                    continue
+            except (ValueError, RecursionError):
+                continue
+            return form
+    return None
+
+
+def _is_wrong(path: str, error: ValidationError) -> bool:
+    return any(_path(item["loc"]).startswith(path) for item in error.errors(include_url=False))
+
+
+def _path(location: Iterable[int | str]) -> str:
+    return ".".join(map(str, location))
 
 
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:  # noqa: ANN401 - any JSON value

@@ -158,3 +158,11 @@ def test_backbones_of_a_data_set_share_everything_else():
         if deit is coco_deit_b:
             same = replace(same, START)
         assert same == vit.recipe()
+
+
+def test_lists_named_by_a_number_stay_names():
+    translation = of(VOC + DEIT + "--train_set 2012 --val_set true")
+    assert translation.settings == {"data.train_list": "2012", "data.val_list": "true"}
+    assert "--set data.train_list=2012 --set data.val_list=true" in translation.command()
+    config = replace(voc_deit_b.recipe(), parse_assignments(["data.train_list=2012", "data.val_list=true"]))
+    assert (config.data.train_list, config.data.val_list) == ("2012", "true")
