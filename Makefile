@@ -1,20 +1,37 @@
 # Everything a person types. `make` without a target prints this list.
 PYTHON ?= python3
-VENV := .venv
-RUN := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
 RESULTS ?= results
-STORE ?= sqlite:///$(abspath $(RESULTS))/mlflow.db
 PORT ?= 5000
 # As many processes run tests at once. Each of them may start a Ray of its own, and 24 GB hold two.
 WORKERS ?= 2
-PYTEST := $(VENV)/bin/pytest -n $(WORKERS) --dist worksteal
+
+# What a person sets is text: neither make nor the shell looks into it for something to run.
+SET := PYTHON RESULTS STORE RECIPE DATA WEIGHTS GPUS PORT WORKERS
+define NEWLINE
+
+
+endef
+$(foreach name,$(SET),$(if $(findstring $(NEWLINE),$(value $(name))),$(error $(name) has a line break: give it without one)))
+$(foreach name,$(SET),$(eval override $(name) := $$(value $(name))))
+# Its argument as one word of the shell.
+quoted = '$(subst ','\'',$(1))'
+
+# Not by abspath, which takes a path with spaces for several.
+RESULTS_FOLDER := $(if $(filter /%,$(firstword $(RESULTS))),$(RESULTS),$(CURDIR)/$(RESULTS))
+ifeq ($(STORE),)
+override STORE := sqlite:///$(RESULTS_FOLDER)/mlflow.db
+endif
+
+override VENV := .venv
+override RUN := $(VENV)/bin/python
+override STAMP := $(VENV)/.installed
+override PYTEST := $(VENV)/bin/pytest -n $(call quoted,$(WORKERS)) --dist worksteal
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table5 test test-kill check mlflow clean
+.PHONY: help setup reproduce-table5 test test-kill check mlflow lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -22,15 +39,16 @@ help:  ## this list
 setup: $(STAMP)  ## create .venv and install everything, at the exact versions of constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version). Name one: make PYTHON=python3.12 setup"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(call quoted,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found $$($(call quoted,$(PYTHON)) --version). Name one: make PYTHON=python3.12 setup"; exit 1; }
+	$(call quoted,$(PYTHON)) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # Exit status 3 says that a claim of the paper is contradicted: a result, and no failure of ours.
 reproduce-table5: $(STAMP)  ## all of Table 5: ten cells, three seeds, an A/A row, verdict and report. RECIPE= DATA= WEIGHTS= GPUS= for the paper's own setting
-	$(RUN) -m sweeps run table5 --storage $(RESULTS) --tracking-uri $(STORE) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(DATA),--data $(DATA)) \
-		$(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(GPUS),--gpus-per-trial 1 --concurrent $(GPUS)) || [ $$? -eq 3 ]
+	$(RUN) -m sweeps run table5 --storage $(call quoted,$(RESULTS)) --tracking-uri $(call quoted,$(STORE)) \
+		$(if $(RECIPE),--recipe $(call quoted,$(RECIPE))) $(if $(DATA),--data $(call quoted,$(DATA))) \
+		$(if $(WEIGHTS),--weights $(call quoted,$(WEIGHTS))) $(if $(GPUS),--gpus-per-trial 1 --concurrent $(call quoted,$(GPUS))) || [ $$? -eq 3 ]
 
 test: $(STAMP)  ## everything that CI runs: lint, types, import contracts, all tests
 	@$(MAKE) --no-print-directory browser
@@ -62,9 +80,15 @@ lint:
 	$(VENV)/bin/lint-imports
 
 mlflow: $(STAMP)  ## open the MLflow UI on loopback over the results of this folder
-	@echo "http://127.0.0.1:$(PORT)  (Ctrl-C ends it)"
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --backend-store-uri $(STORE) \
-		--artifacts-destination $(abspath $(RESULTS))/mlartifacts --host 127.0.0.1 --port $(PORT)
+	@echo $(call quoted,http://127.0.0.1:$(PORT)  (Ctrl-C ends it))
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --backend-store-uri $(call quoted,$(STORE)) \
+		--artifacts-destination $(call quoted,$(RESULTS_FOLDER)/mlartifacts) --host 127.0.0.1 --port $(call quoted,$(PORT))
+
+lock:  ## write requirements.lock, the files of constraints.txt by their SHA-256; needs uv
+	{ echo "# Written by 'make lock' from constraints.txt: all but torch and torchvision, whose builds differ by machine."; \
+	  grep -vE '^(#|torch==|torchvision==)' constraints.txt | sed "s/^triton==.*/& ; sys_platform == 'linux'/" \
+	  | uv pip compile - --universal --python-version 3.11 --no-deps --generate-hashes --no-annotate --no-header \
+	    --no-emit-index-url --quiet; } > requirements.lock
 
 clean:  ## delete the environment and caches; results stay
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
