@@ -11,12 +11,14 @@ from torch.nn.functional import cosine_similarity
 
 from toco.data import voc
 from toco.demo.analysis import Analyst
+from toco.demo.limits import Limits
 from toco.demo.server import Demo, listen
 from toco.evaluate.sizes import network_input, resize_bilinear
 from toco.metrics.smoothness import patch_similarity
 
 TOKEN = "known-to-the-visitor"  # noqa: S105 - of no server
 LIMIT = 200_000
+LIMITS = Limits(upload_bytes=LIMIT)
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +28,7 @@ def analyst(trained):
 
 @pytest.fixture(scope="session")
 def demo(analyst, trained):
-    return Demo(analyst, "my run", TOKEN, voc.open_split(trained.config.data, "val"), LIMIT)
+    return Demo(analyst, "my run", TOKEN, voc.open_split(trained.config.data, "val"), LIMITS)
 
 
 def client_of(demo, host="127.0.0.1:7860", token=TOKEN):
@@ -123,7 +125,7 @@ def test_examples_are_images_of_the_validation_split(client, data_root):
 
 
 def test_without_a_data_set_there_are_no_examples(analyst):
-    client = client_of(Demo(analyst, "my run", TOKEN, None, LIMIT))
+    client = client_of(Demo(analyst, "my run", TOKEN, None, LIMITS))
     assert client.get("/api/about").json()["examples"] == []
     assert client.post("/api/examples/0").status_code == 404
 

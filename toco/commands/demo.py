@@ -33,8 +33,15 @@ if TYPE_CHECKING:
 @click.option(
     "--max-upload-mib", type=click.IntRange(min=1), default=32, show_default=True, help="Refuse larger files."
 )
+@click.option("--max-pixels", type=click.IntRange(min=1), help="Refuse larger images.  [default: 50000000]")
 def command(
-    run_dir: Path, changes: tuple[str, ...], port: int, open_page: bool, max_side_px: int, max_upload_mib: int
+    run_dir: Path,
+    changes: tuple[str, ...],
+    port: int,
+    open_page: bool,
+    max_side_px: int,
+    max_upload_mib: int,
+    max_pixels: int | None,
 ) -> None:
     """Serve a page that shows what a run sees in an image.
 
@@ -42,20 +49,18 @@ def command(
     thresholds, segmentation, and how alike patches are after every block. It looks as the run's evaluation does; --set
     changes how, as in evaluate.size_px=224.
     """
+    from toco.data._images import MAX_PIXELS
     from toco.demo.analysis import Analyst
+    from toco.demo.limits import Limits
     from toco.demo.server import HOST, Demo, listen, serve
     from toco.train.trained import open_trained
 
+    limits = Limits(upload_bytes=max_upload_mib * 2**20, pixels=MAX_PIXELS if max_pixels is None else max_pixels)
     with listen(port) as listening:
         trained = open_trained(run_dir, parse_assignments(changes))
         token = secrets.token_urlsafe(24)
-        demo = Demo(
-            Analyst(trained, max_side_px),
-            run_dir.resolve().name,
-            token,
-            _val_images(trained.config),
-            max_upload_mib * 2**20,
-        )
+        examples = _val_images(trained.config)
+        demo = Demo(Analyst(trained, max_side_px), run_dir.resolve().name, token, examples, limits)
         address = f"http://{HOST}:{listening.getsockname()[1]}/?token={token}"
         click.echo(f"{address}  (Ctrl-C ends it)")
         if open_page:

@@ -3,7 +3,7 @@
 Other users of the machine reach its loopback, too, and so do pages of other sites in the visitor's browser. So whoever
 asks has to know a token, which is made anew for every server; the page gets it in its address and sends it in a header,
 as no other site can. Host names other than the loopback's are refused, so that no foreign name can be made to point
-here. Nothing is written to disk.
+here. Time, connections and memory are limited, see :mod:`toco.demo.limits`. Nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from starlette.datastructures import MutableHeaders, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toco.data import Dataset
-from toco.data._images import MAX_PIXELS, decode_image
+from toco.data._images import decode_image
 from toco.demo.analysis import Analysis, Analyst, CamName
+from toco.demo.limits import Limits, limited_protocol
 from toco.evaluate.evaluator import evenly_spaced
 
 HOST = "127.0.0.1"
@@ -67,10 +68,22 @@ def listen(port: int) -> socket.socket:
 
 def serve(demo: Demo, listening: socket.socket) -> None:
     """Serve until interrupted."""
-    # An access log would print the token with every address.
-    config = uvicorn.Config(demo.application(), access_log=False, log_level="warning", timeout_graceful_shutdown=1)
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+        server_of(demo).run(sockets=[listening])
+
+
+def server_of(demo: Demo) -> uvicorn.Server:
+    """The server of a demo."""
+    config = uvicorn.Config(
+        demo.application(),
+        http=limited_protocol(demo.limits),
+        ws="none",
+        limit_concurrency=demo.limits.connections,
+        access_log=False,  # it would print the token with every address
+        log_level="error",  # a warning is a line for every wrong request of anybody
+        timeout_graceful_shutdown=1,
+    )
+    return uvicorn.Server(config)
 
 
 class Demo:
@@ -81,16 +94,14 @@ class Demo:
         title: What was trained, for the head of the page.
         token: What a visitor has to know.
         dataset: A few of its images are offered as examples, if there is one.
-        max_upload_bytes: Larger files are refused.
+        limits: What a visitor may ask for.
 
     Raises:
         ValueError: An image of ``dataset`` cannot be read.
     """
 
-    def __init__(
-        self, analyst: Analyst, title: str, token: str, dataset: Dataset | None, max_upload_bytes: int
-    ) -> None:
-        self.analyst, self.token, self.dataset, self.max_upload_bytes = analyst, token, dataset, max_upload_bytes
+    def __init__(self, analyst: Analyst, title: str, token: str, dataset: Dataset | None, limits: Limits) -> None:
+        self.analyst, self.token, self.dataset, self.limits = analyst, token, dataset, limits
         self.examples = [] if dataset is None else evenly_spaced(len(dataset), _NUM_EXAMPLES)
         trained, settings, evaluate = analyst.trained, analyst.settings, analyst.trained.config.evaluate
         self.class_names = trained.class_names
@@ -105,7 +116,7 @@ class Demo:
             "size_px": evaluate.size_px,
             "scales": list(dict.fromkeys((1.0, *evaluate.cam_scales))),
             "flip": evaluate.cam_flip,
-            "max_upload_bytes": max_upload_bytes,
+            "max_upload_bytes": limits.upload_bytes,
             "examples": [{"name": dataset.names[i], "thumbnail": _thumbnail(dataset.image(i))} for i in self.examples]
             if dataset is not None
             else [],
@@ -114,6 +125,7 @@ class Demo:
         self._policy = _policy(self._page)
         self._kept: OrderedDict[str, Analysis] = OrderedDict()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
+        self._uploads = asyncio.Semaphore(limits.uploads)
 
     def application(self) -> ASGIApp:
         """The demo as an ASGI application."""
@@ -146,14 +158,31 @@ class Demo:
 
     async def upload(self, request: Request) -> Response:
         """Look at an image that comes as the body, the bytes of a file."""
-        content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > self.max_upload_bytes:
-                limit = self.max_upload_bytes / 2**20
-                raise HTTPException(413, f"Expected a file of at most {limit:g} MiB; take a smaller one.")
         name = request.query_params.get("name") or "The image"
-        return await self._look(lambda: decode_image(bytes(content), name, MAX_PIXELS))
+        async with self._uploads:
+            try:
+                async with asyncio.timeout(self.limits.upload_s):
+                    content = await self._content(request)
+            except ClientDisconnect:
+                return Response(status_code=400)  # nobody reads it
+            except TimeoutError:
+                sentence = f"The file did not arrive within {self.limits.upload_s:g} s; send it again."
+                raise HTTPException(408, sentence, {"Connection": "close"}) from None
+            return await self._look(lambda: decode_image(content, name, self.limits.pixels))
+
+    async def _content(self, request: Request) -> bytes:
+        """The body. One that is too large is read to its end: a browser shows no answer that comes before."""
+        content, num_bytes = bytearray(), 0
+        async for chunk in request.stream():
+            num_bytes += len(chunk)
+            if num_bytes <= self.limits.upload_bytes:
+                content += chunk
+            else:
+                content.clear()
+        if num_bytes > self.limits.upload_bytes:
+            limit = self.limits.upload_bytes / 2**20
+            raise HTTPException(413, f"Expected a file of at most {limit:g} MiB; take a smaller one.")
+        return bytes(content)
 
     async def example(self, request: Request) -> Response:
         """Look at an image of the data set."""
@@ -309,7 +338,7 @@ def _policy(page: str) -> str:
 
 async def _refused(request: Request, error: Exception) -> Response:
     status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
-    return JSONResponse({"error": detail}, status)
+    return JSONResponse({"error": detail}, status, getattr(error, "headers", None))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
