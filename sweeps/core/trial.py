@@ -28,9 +28,10 @@ from toco.train.averages import DivergedError
 from toco.train.checkpoint import all_in
 from toco.train.loop import Result
 from toco.train.ranks import train_on_ranks
+from toco.train.records import METRICS, read_rows
 from toco.train.reevaluate import reevaluate
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import METRICS, RunFolder
+from toco.train.run_folder import RunFolder
 
 
 class Channel(Protocol):
@@ -155,7 +156,8 @@ class _Reporter:
             copy_function=link_or_copy,
             ignore=lambda folder, names: [name for name in names if Path(folder, name) in left_out],
         )
-        rows = RunFolder(self._run_dir).metrics()
+        known = read_rows(self._run_dir / METRICS)
+        rows = (*known.whole, *known.later)
         RunFolder(self._snapshot).set_metrics([one for one in rows if until_step is None or one["step"] <= until_step])
         seal(self._snapshot)
         self._channel.report(row, self._snapshot)

@@ -44,13 +44,16 @@ def test_a_line_cut_off_by_a_crash_is_not_a_row(run_folder):
     assert [row.step for row in read_run_record(training.path).rows] == [1, 2]
 
 
-def test_a_bad_line_is_named(run_folder):
+@pytest.mark.parametrize(
+    "line", ['{"step": 3}', "[" * 100_000, '{"step": 3, "kind": "train", "time_s": 1, "values": 2}']
+)
+def test_a_damaged_line_is_named_and_left_out(run_folder, caplog, line):
     training = run_folder()
     with (training.path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3}\n')
+        file.write(f"{line}\n")
     training.add_rows(range(4, 5))
-    with pytest.raises(ValueError, match="line 3: expected step, kind, time_s and values"):
-        read_run_record(training.path)
+    assert [row.step for row in read_run_record(training.path).rows] == [1, 2, 4]
+    assert f"{training.path / 'metrics.jsonl'} is damaged in line 3" in caplog.text
 
 
 def test_another_folder_is_refused(tmp_path):
@@ -58,8 +61,23 @@ def test_another_folder_is_refused(tmp_path):
         read_run_record(tmp_path)
 
 
-def test_broken_json_names_the_file(run_folder):
+def test_a_damaged_result_is_none_and_a_damaged_evaluation_is_left_out(run_folder, caplog):
     training = run_folder()
+    training.add_evaluation(9, 0.25)
+    training.add_evaluation(10, 0.5)
     (training.path / "result.json").write_text('{"status":')
-    with pytest.raises(ValueError, match=r"result\.json is not readable JSON"):
+    (training.path / "evaluations/step_00000010.json").write_text("[]")
+    record = read_run_record(training.path)
+    assert record.result is None
+    assert list(record.evaluations) == [9]
+    assert f"{training.path / 'result.json'} is not JSON" in caplog.text
+    assert "step_00000010.json holds a JSON list, expected an object" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["config.json", "provenance.json"])
+@pytest.mark.parametrize("content", ["[]", '{"format_version": 1, "con', "\xff", "[" * 100_000])
+def test_a_damaged_head_is_refused_by_name(run_folder, name, content):
+    training = run_folder()
+    (training.path / name).write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=re.escape(str(training.path / name))):
         read_run_record(training.path)

@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from toco.files import read_record, write_record
 from toco.train import checkpoint
 
 
@@ -87,8 +87,7 @@ def test_a_model_of_other_shapes_is_refused_by_name(tmp_path):
 
 def test_an_unknown_format_is_refused(tmp_path):
     path = save(tmp_path, 1, *network())
-    state = json.loads((path / checkpoint.STATE).read_text())
-    (path / checkpoint.STATE).write_text(json.dumps(state | {"format_version": 99}))
+    write_record(path / checkpoint.STATE, read_record(path / checkpoint.STATE) | {"format_version": 99})
     with pytest.raises(checkpoint.CheckpointError, match="format version 99"):
         checkpoint.read(path)
 
@@ -166,4 +165,4 @@ with checkpoint.Writer(Path(sys.argv[1]), "digest", keep=2) as writer:
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert killed.returncode == -9
     assert checkpoint.latest(tmp_path).step == 1
-    assert len([path for path in tmp_path.iterdir() if path.name.startswith(".step_00000002")]) == 1
+    assert len(list(tmp_path.glob(".*.partial"))) == 1

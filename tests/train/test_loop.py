@@ -34,7 +34,7 @@ class InterruptAt:
 
 def rows(run_dir):
     """Metrics without times."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = RunFolder(run_dir).metrics()
     for line in lines:
         del line["time_s"]
         line["values"].pop("train/step_time_s", None)
@@ -113,7 +113,7 @@ def test_the_counts_of_the_averaged_evaluations_are_kept_through_a_crash(config,
         train(averaging, tmp_path / "cut", progress=False, observer=InterruptAt(4))
     folder = RunFolder(tmp_path / "cut")
     folder.counts(6).write_bytes(b"of a step that the checkpoint does not know")
-    folder.forget_after(4)
+    folder.forget_after(4, folder.metrics())
     assert [path.name for path in sorted(tmp_path.glob("cut/evaluations/*.npz"))] == [
         "step_00000002.npz",
         "step_00000004.npz",

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from toco.config import digest, replace
+from toco.train import records
 from toco.train.loop import train
 from toco.train.reevaluate import reevaluate, way_expected, way_from
 from toco.train.run_folder import RunFolder
@@ -92,9 +93,9 @@ def test_the_record_says_what_was_evaluated_and_where(averaging, source, tmp_pat
     config = replace(averaging, {"evaluate.background_threshold": 0.3})
     reevaluate(source, tmp_path / "rescored", config, "rescore", recipe="test")
     reevaluate(source, tmp_path / "evaluated", replace(averaging, {"evaluate.cam_flip": True}), "evaluate")
-    trained = json.loads((source / "provenance.json").read_text())
+    trained = RunFolder(source).provenance()
     for name, rescored in (("rescored", True), ("evaluated", False)):
-        recorded = json.loads((tmp_path / name / "provenance.json").read_text())
+        recorded = RunFolder(tmp_path / name).provenance()
         origin = recorded.pop("reevaluated")
         assert recorded == trained
         assert (origin["of"], origin["run"]) == (digest(averaging.resolved()), source.name)
@@ -203,9 +204,9 @@ def test_a_run_of_another_machine_keeps_the_choices_that_were_made_there(averagi
     there = large.model_copy(update={"device": "cuda", "method": large.method.resolved(torch.device("cuda"), 448)})
     assert digest(here) != digest(there)
     shutil.copytree(source, tmp_path / "source")
-    head = json.loads((tmp_path / "source/config.json").read_text())
-    head |= {"digest": digest(there), "config": there.model_dump(mode="json")}
-    (tmp_path / "source/config.json").write_text(json.dumps(head))
+    head = records.read(tmp_path / "source/config.json")
+    changed = {"digest": digest(there), "config": there.model_dump(mode="json")}
+    records.write(tmp_path / "source/config.json", head | changed)
     config = replace(large, OTHER_THRESHOLD)
     assert way_from(tmp_path / "source", config, same_code=True) == "rescore"
     reevaluate(tmp_path / "source", tmp_path / "target", config, "rescore")

@@ -1,9 +1,9 @@
-import json
 import shutil
 
 import pytest
 import torch
 
+from toco.train import records
 from toco.train.loop import train
 from toco.train.trained import open_trained
 
@@ -26,9 +26,9 @@ def test_a_trained_method_is_opened_without_its_data(config, tmp_path, data_root
 
 def test_a_run_that_does_not_name_its_classes_is_refused(config, tmp_path):
     train(config, tmp_path, progress=False)
-    content = json.loads((tmp_path / "config.json").read_text())
+    content = records.read(tmp_path / "config.json")
     del content["class_names"]
-    (tmp_path / "config.json").write_text(json.dumps(content))
+    records.write(tmp_path / "config.json", content)
     with pytest.raises(ValueError, match=r"by a version before 0\.4 and does not name its classes"):
         open_trained(tmp_path)
 

@@ -68,8 +68,8 @@ def import_checkpoint(path: Path, run_dir: Path, config: RunConfig, recipe: str 
         ) from error
     source = {"file": path.name, "sha256": sha256(path), "size_bytes": path.stat().st_size}
     known = provenance(torch.device("cpu"), Inputs("", "", None))
-    checkpoint.save_model(folder.checkpoints, step, digest(config), method)
     folder.create(config, recipe, class_names, {**known, "data_manifest": {}, "imported": source})
+    checkpoint.save_model(folder.checkpoints, step, digest(config), method)
     return len(tensors)
 
 

@@ -6,11 +6,16 @@ is still being written, can be shown as it stands.
 
 from __future__ import annotations
 
-import json
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from toco.files import UnreadableError, printable
+from toco.train import records
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class RunRecord:
         recipe: Name of the recipe, if the run came from one.
         config: The resolved config, nested.
         provenance: Commit, versions, device, data manifest, start.
-        rows: Every complete line of ``metrics.jsonl``, in order.
+        rows: Every whole line of ``metrics.jsonl``, in order.
         evaluations: The evaluations' files, by step.
         pictures: The pictures' files, by step.
         result: How the run ended, or ``None`` while it has not.
@@ -75,29 +80,35 @@ class RunRecord:
 def read_run_record(path: Path) -> RunRecord:
     """Read ``path``, which must hold config and provenance; everything else may not be there yet.
 
+    A row, an evaluation or a result that is damaged is left out, with a warning that names its file.
+
     Raises:
-        ValueError: It is no run folder, or a file in it cannot be read.
+        ValueError: It is no run folder, or its config or provenance is damaged.
     """
     for name in ("config.json", "provenance.json"):
         if not (path / name).is_file():
-            raise ValueError(f"{path} is not a run folder: it has no {name}. Give the --run-dir of a training.")
-    head = _load(path / "config.json")
+            raise ValueError(
+                f"{printable(path)} is not a run folder: it has no {name}. Give the --run-dir of a training."
+            )
+    head = records.read(path / "config.json")
     if not isinstance(head.get("config"), dict) or not isinstance(head.get("digest"), str):
-        raise ValueError(f"{path / 'config.json'} does not hold a config and its digest; was it edited by hand?")
+        raise ValueError(
+            f"{printable(path / 'config.json')} does not hold a config and its digest; was it edited by hand?"
+        )
     return RunRecord(
         path=path,
         digest=head["digest"],
         recipe=head.get("recipe"),
         config=head["config"],
-        provenance=_load(path / "provenance.json"),
-        rows=_read_rows(path / "metrics.jsonl"),
-        evaluations={_step(file): _load(file) for file in sorted((path / "evaluations").glob("step_*.json"))},
+        provenance=records.read(path / "provenance.json"),
+        rows=_read_rows(path / records.METRICS),
+        evaluations=_read_evaluations(path / "evaluations"),
         pictures={
             _step(folder): tuple(sorted(folder.glob("*.png")))
             for folder in sorted((path / "pictures").glob("step_*"))
             if folder.is_dir()
         },
-        result=_load_if_there(path / "result.json"),
+        result=_read_result(path / "result.json"),
     )
 
 
@@ -105,34 +116,35 @@ def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); restore it or start the run again.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}, expected an object.")
-    return value
-
-
-def _load_if_there(path: Path) -> dict[str, Any] | None:
-    return _load(path) if path.is_file() else None
-
-
 def _read_rows(path: Path) -> tuple[MetricRow, ...]:
-    if not path.is_file():
-        return ()
-    # Without its line end the last line is still being written, or was cut off by a crash: it is not a row yet.
-    *lines, _torn = path.read_text(encoding="utf-8").split("\n")
+    found = records.read_rows(path)
+    if found.fault is not None:
+        logger.warning("%s The damaged rows are left out.", found.fault)
     rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            item = json.loads(line)
-            values = {key: float(value) for key, value in item["values"].items() if value is not None}
-            rows.append(MetricRow(int(item["step"]), item["kind"], float(item["time_s"]), values))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}: expected step, kind, time_s and values ({error!r}).") from error
+    for row in (*found.whole, *found.later):
+        values = {key: float(value) for key, value in row["values"].items() if value is not None}
+        rows.append(MetricRow(row["step"], row["kind"], float(row["time_s"]), values))
     return tuple(rows)
+
+
+def _read_evaluations(folder: Path) -> dict[int, dict[str, Any]]:
+    evaluations = {}
+    for file in sorted(folder.glob("step_*.json")):
+        try:
+            evaluations[_step(file)] = records.read(file)
+        except UnreadableError as error:
+            logger.warning("%s The evaluation is left out.", error)
+    return evaluations
+
+
+def _read_result(path: Path) -> dict[str, Any] | None:
+    try:
+        return records.read(path)
+    except FileNotFoundError:
+        return None
+    except UnreadableError as error:
+        logger.warning("%s The run counts as not ended.", error)
+        return None
 
 
 def _flatten(prefix: str, node: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value

@@ -1,30 +1,35 @@
 """Atomic, hash-checked checkpoints: safetensors and JSON, nothing that runs code when it is read.
 
 A checkpoint is a folder with ``tensors.safetensors`` (model, teacher, optimizer, random states) and ``state.json``
-(format version, step, digest of the config, SHA-256 of the tensors). The folder appears under its name only when both
-files are complete and on disk. The position in the data and the learning rate are functions of the step.
+(format version, step, digest of the config, SHA-256 of the tensors, the rows of metrics until the step). The folder
+appears under its name only when both files are complete and on disk. The position in the data and the learning rate
+are functions of the step.
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toco.files import sha256, sync
+from toco.files import UnreadableError, printable, sha256, whole_folder
+from toco.train import records
+from toco.train.records import RowsMark
 
-FORMAT_VERSION = 1
 TENSORS, STATE = "tensors.safetensors", "state.json"
+_NO_ROWS = RowsMark.of(())
+_DAMAGED = "Delete this folder to resume from the checkpoint before it."
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +40,19 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint read back: the step it was made after, the digest of its run's config, and its tensors."""
+    """A checkpoint read back.
+
+    Attributes:
+        step: Optimizer updates it was made after.
+        digest: Of its run's config.
+        tensors: By name.
+        rows: Rows of metrics that its run had then; ``None`` where a version made it that did not record them.
+    """
 
     step: int
     digest: str
     tensors: dict[str, Tensor]
+    rows: RowsMark | None
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Tensors under ``prefix/``, without the prefix."""
@@ -63,20 +76,21 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     extra: Mapping[str, Mapping[str, Tensor]],
+    rows: RowsMark = _NO_ROWS,
 ) -> Path:
     """Write the state after ``step`` updates to ``folder / step_...`` and return that path.
 
     A crash at any moment leaves either no checkpoint of this step or a whole one. ``extra`` holds further parts by
-    their prefix; :meth:`Checkpoint.part` gives them back.
+    their prefix; :meth:`Checkpoint.part` gives them back. ``rows`` says which rows of metrics the run has by now.
     """
     tensors = _tensors(model, optimizer, extra)
-    return _write(folder, step, digest, {name: value.cpu().contiguous() for name, value in tensors.items()})
+    return _write(folder, step, digest, {name: value.cpu().contiguous() for name, value in tensors.items()}, rows)
 
 
 def save_model(folder: Path, step: int, digest: str, model: nn.Module) -> Path:
     """Write a model alone, as :func:`save` does: enough to use it, not to train it on."""
     tensors = {f"model/{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    return _write(folder, step, digest, tensors)
+    return _write(folder, step, digest, tensors, _NO_ROWS)
 
 
 class Writer:
@@ -110,6 +124,7 @@ class Writer:
         optimizer: torch.optim.Optimizer,
         extra: Mapping[str, Mapping[str, Tensor]],
         then: Callable[[Path], None],
+        rows: RowsMark = _NO_ROWS,
     ) -> None:
         """Write the state as it is now, as :func:`save` does, and call ``then`` in the writing thread when it is whole.
 
@@ -120,7 +135,7 @@ class Writer:
         tensors = self._copied(_tensors(model, optimizer, extra))
 
         def write() -> None:
-            path = _write(self._folder, step, self._digest, tensors)
+            path = _write(self._folder, step, self._digest, tensors, rows)
             prune(self._folder, self._keep)
             then(path)
 
@@ -165,26 +180,40 @@ def _tensors(
     return {name: value.detach() for name, value in tensors.items()}
 
 
-def _write(folder: Path, step: int, digest: str, tensors: Mapping[str, Tensor]) -> Path:
+def _write(folder: Path, step: int, digest: str, tensors: Mapping[str, Tensor], rows: RowsMark) -> Path:
     target = folder / folder_name(step)
-    partial = _partial(target)
-    save_file(dict(tensors), partial / TENSORS)
-    state = {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "digest": digest,
-        "sha256": sha256(partial / TENSORS),
-    }
-    _publish(partial, state, target)
+    with whole_folder(target) as partial:
+        try:
+            save_file(dict(tensors), partial / TENSORS)
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+        _write_state(partial, step, digest, sha256(partial / TENSORS), rows)
     return target
 
 
+def _write_state(folder: Path, step: int, digest: str, tensors_sha256: str, rows: RowsMark | None) -> None:
+    state = {"step": step, "digest": digest, "sha256": tensors_sha256}
+    records.write(folder / STATE, state | {"rows": None if rows is None else rows.to_json()})
+
+
+def _as_os_error(error: SafetensorError) -> OSError:
+    """What the system said, which safetensors only quotes."""
+    quoted = re.search(r"os error (\d+)", str(error))
+    number = int(quoted[1]) if quoted else errno.EIO
+    return OSError(number, os.strerror(number) if quoted else str(error))
+
+
 def adopt(path: Path, folder: Path, digest: str) -> Path:
-    """Copy the checkpoint ``path`` of another run into ``folder`` as one of the run with ``digest``."""
+    """Copy the checkpoint ``path`` of another run into ``folder`` as one of the run with ``digest``.
+
+    Raises:
+        CheckpointError: ``path`` is damaged.
+    """
+    state = _read_state(path)
     target = folder / path.name
-    partial = _partial(target)
-    shutil.copyfile(path / TENSORS, partial / TENSORS)
-    _publish(partial, {**json.loads((path / STATE).read_text()), "digest": digest}, target)
+    with whole_folder(target) as partial:
+        shutil.copyfile(path / TENSORS, partial / TENSORS)
+        _write_state(partial, state.step, digest, state.tensors_sha256, state.rows)
     return target
 
 
@@ -194,21 +223,51 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: A file is missing, of an unknown format, or its hash is not the recorded one.
     """
+    state = _read_state(path)
     try:
-        state: dict[str, Any] = json.loads((path / STATE).read_text())
         actual = sha256(path / TENSORS)
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from error
-    if state.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {state.get('format_version')}; this version of toco reads {FORMAT_VERSION}."
+        if actual != state.tensors_sha256:
+            raise CheckpointError(
+                f"{printable(path / TENSORS)} has SHA-256 {actual[:12]}..., but {state.tensors_sha256[:12]}... was "
+                f"recorded when it was written: the file is damaged. {_DAMAGED}"
+            )
+        tensors = load_file(path / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{printable(path)} is not a whole checkpoint: {error}. {_DAMAGED}") from error
+    return Checkpoint(state.step, state.digest, tensors, state.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The content of ``state.json``."""
+
+    step: int
+    digest: str
+    tensors_sha256: str
+    rows: RowsMark | None
+
+
+def _read_state(path: Path) -> _State:
+    try:
+        content = records.read(path / STATE, advice=_DAMAGED)
+    except OSError as error:
+        raise CheckpointError(f"{printable(path)} is not a whole checkpoint: {error}. {_DAMAGED}") from error
+    except UnreadableError as error:
+        raise CheckpointError(str(error)) from error
+    try:
+        rows = content.get("rows")
+        state = _State(
+            content["step"], content["digest"], content["sha256"], None if rows is None else RowsMark(**rows)
         )
-    if actual != state["sha256"]:
+        is_whole = path.name == folder_name(state.step) and isinstance(state.digest + state.tensors_sha256, str)
+    except (KeyError, TypeError, ValueError):
+        is_whole = False
+    if not is_whole:
         raise CheckpointError(
-            f"{path / TENSORS} has SHA-256 {actual[:12]}..., but {state['sha256'][:12]}... was recorded when it was "
-            "written: the file is damaged. Delete this folder to resume from the checkpoint before it."
+            f"{printable(path / STATE)} is not the state of the checkpoint {printable(path.name)}: expected its step, "
+            f"digest, sha256 and rows. {_DAMAGED}"
         )
-    return Checkpoint(state["step"], state["digest"], load_file(path / TENSORS))
+    return state
 
 
 def latest(folder: Path) -> Checkpoint | None:
@@ -237,7 +296,7 @@ def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints and what crashed writers left."""
     for path in all_in(folder)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".step_*.partial"):
+    for path in folder.glob(".*.partial"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -245,7 +304,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     """Put a checkpoint's state into ``model`` and, for training on, into ``optimizer`` and the random generators.
 
     Raises:
-        CheckpointError: The model has other tensors than the checkpoint.
+        CheckpointError: The model has other tensors than the checkpoint, or it holds no state to train on.
     """
     load_model(checkpoint, model)
     if optimizer is None:
@@ -259,6 +318,10 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
             # The fused optimizer has its number of steps beside the parameter, too.
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in entries.items()}
     random = checkpoint.part("random")
+    if "cpu" not in random:
+        raise CheckpointError(
+            f"The checkpoint of step {checkpoint.step} holds a model alone: it can be used, but not trained on."
+        )
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
@@ -284,24 +347,6 @@ def load_model(checkpoint: Checkpoint, model: nn.Module) -> None:
             "Use the config.json that lies beside it."
         )
     model.load_state_dict(saved)
-
-
-def _partial(target: Path) -> Path:
-    """An empty folder beside ``target``, to be written first."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-def _publish(partial: Path, state: Mapping[str, Any], target: Path) -> None:
-    """Complete ``partial``, which holds the tensors, and give it its name."""
-    (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
-    for path in (partial / TENSORS, partial / STATE, partial):
-        sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    sync(target.parent)
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Mapping[str, Tensor]:

@@ -69,12 +69,13 @@ class Prefixes:
         if self._path is None:
             return None
         prefix = RunFolder(self._path)
-        if (saved := checkpoint.latest(prefix.checkpoints)) is None:
+        if (found := prefix.newest()) is None:
             return None
+        saved, rows = found
         for name in ("evaluations", "pictures"):
             if (self._path / name).is_dir():
                 shutil.copytree(self._path / name, folder.path / name, dirs_exist_ok=True)
-        folder.set_metrics(prefix.metrics())
+        folder.set_metrics(rows)
         folder.set_forked_at(saved.step)
         # Last, because a run with a checkpoint goes on from it.
         checkpoint.adopt(
@@ -95,7 +96,7 @@ class Prefixes:
         partial = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}.partial")
         try:
             shutil.copytree(folder.path, partial, ignore=shutil.ignore_patterns("checkpoints", LOCK, "*.partial"))
-            checkpoint.save(partial / "checkpoints", self.step, self._digest, method, optimizer, extra)
+            checkpoint.save(partial / "checkpoints", self.step, self._digest, method, optimizer, extra, folder.mark())
             partial.rename(self._path)
         except OSError:
             if not self._path.is_dir():  # else another training was first

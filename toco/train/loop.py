@@ -22,7 +22,7 @@ from tqdm import tqdm
 from toco.config import digest
 from toco.data import Dataset, TrainLoader
 from toco.evaluate import evaluate
-from toco.files import sha256
+from toco.files import printable, sha256
 from toco.methods import Method
 from toco.registry import load
 from toco.train import checkpoint, distributed
@@ -115,10 +115,12 @@ def train(
         restored, shared = None, None
         if shard.rank == 0:
             known = provenance(device, inputs)
-            if resume and folder.exists():
-                folder.check_same_run(config, inputs)
-                restored = _continue(folder, config)
+            if resume and folder.has_steps():
+                folder.check_same_run(config, inputs, recipe, train_set.class_names, known)
+                if not _is_finished(folder):
+                    restored = _continue(folder, config)
             else:
+                _say_what_is_replaced(folder, config)
                 folder.create(config, recipe, train_set.class_names, known)
             shared = None if prefixes is None else Prefixes(prefixes, config, known)
         done = distributed.from_first(folder.result)
@@ -202,7 +204,7 @@ def _run(
                     if observer is not None:
                         told = partial(observer.on_evaluation, step, metrics)
                 if (due or stopping) and first:
-                    writer.start(step, method, optimizer, {"averages": averages.state()}, told)
+                    writer.start(step, method, optimizer, {"averages": averages.state()}, told, folder.mark())
                 if shared is not None and step == shared.step:
                     averages.check()
                     shared.leave(folder, method, optimizer, {"averages": averages.state()})
@@ -271,16 +273,48 @@ def weights_sha256(config: RunConfig) -> str | None:
     return None if path is None else sha256(path)
 
 
+def _is_finished(folder: RunFolder) -> bool:
+    result = folder.result()
+    return result is not None and result["status"] == "finished"
+
+
 def _continue(folder: RunFolder, config: RunConfig) -> checkpoint.Checkpoint | None:
-    """The newest whole checkpoint; what came after it is forgotten."""
-    restored = checkpoint.latest(folder.checkpoints)
-    checkpoint.drop_after(folder.checkpoints, restored.step if restored else 0)
-    if restored is None:
-        folder.forget_after(0)
+    """The newest checkpoint that is whole, with its rows; what came after it is forgotten.
+
+    Raises:
+        ValueError: A version made the run that recorded no digests.
+        CheckpointError: The checkpoint is of another run.
+    """
+    if folder.is_unsealed():
+        raise ValueError(
+            f"{printable(folder.path)} holds an unfinished run of toco 0.4 or before, whose files carry no digests: "
+            "whether its rows are whole cannot be known. Use it as it is, or train again in another folder."
+        )
+    found = folder.newest()
+    if found is None:
+        logger.warning("%s holds no whole checkpoint; the training begins anew.", printable(folder.path))
+        folder.forget_after(0, ())
         return None
-    if restored.step < config.num_steps:
-        folder.forget_after(restored.step)
+    restored, rows = found
+    if restored.digest != digest(config):
+        raise checkpoint.CheckpointError(
+            f"{printable(folder.checkpoints / checkpoint.folder_name(restored.step))} is a checkpoint of another run: "
+            f"its config has the digest {restored.digest}, this run's {digest(config)}. Move it out of the folder."
+        )
+    folder.forget_after(restored.step, rows)
     return restored
+
+
+def _say_what_is_replaced(folder: RunFolder, config: RunConfig) -> None:
+    """Say that a run which made no step, such as one that failed at its start, gives way to another."""
+    if not folder.exists() or folder.has_steps():
+        return
+    try:
+        is_same = folder.digest() == digest(config)
+    except ValueError:
+        is_same = False
+    if not is_same:
+        logger.warning("%s holds a run of another config that made no step; it is replaced.", printable(folder.path))
 
 
 def _tell_of_evaluation(observer: Observer | None, folder: RunFolder, step: int) -> None:

@@ -7,10 +7,8 @@ the network is not needed. Otherwise the kept checkpoints are evaluated.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +17,10 @@ import torch
 
 from toco.config import digest
 from toco.evaluate import Confusions, can_rescore, read_confusions, rescore
+from toco.files import UnreadableError, printable, whole_folder
 from toco.train import checkpoint
 from toco.train.loop import Result, averaged, evaluate_into, method_of, open_data
+from toco.train.records import METRICS, Row
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder, provenance
 
@@ -56,10 +56,8 @@ def reevaluate(source: Path, target: Path, config: RunConfig, way: Way, *, recip
         raise FileExistsError(f"{target} is there already; name a new folder for the evaluation.")
 
     rows = trained.metrics()
-    evaluations = [row for row in rows if row["kind"] == "val"][-config.evaluate.average_last :]
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    evaluations = _averaged_rows(trained, rows, result, config)
+    with whole_folder(target) as partial:
         folder = RunFolder(partial)
         evaluate_step, now = (_rescoring if way == "rescore" else _evaluating)(trained, folder, config)
         origin = {"of": trained.digest(), "run": source.name, "rescored": way == "rescore", "environment": now}
@@ -70,9 +68,6 @@ def reevaluate(source: Path, target: Path, config: RunConfig, way: Way, *, recip
         found = averaged(folder.metrics(), config.evaluate.average_last)
         wall_time_s = round(time.monotonic() - started, 3)
         folder.finish({**result, "digest": digest(config), **found, "wall_time_s": wall_time_s})
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Result("finished", result["step"], found["metrics"])
 
 
@@ -92,7 +87,7 @@ def way_from(source: Path, config: RunConfig, *, same_code: bool) -> Way | None:
             return None
         was = trained.config()
         _as_trained(config, trained, "rescore")
-        steps = [row["step"] for row in trained.metrics() if row["kind"] == "val"][-config.evaluate.average_last :]
+        steps = [row["step"] for row in _averaged_rows(trained, trained.metrics(), result, config)]
     except (OSError, ValueError, KeyError):
         return None
     if same_code and _is_same_pass(was, config) and all(_is_counted(trained, config, step) for step in steps):
@@ -133,6 +128,21 @@ def _as_trained(config: RunConfig, trained: RunFolder, way: Way) -> RunConfig:
     return config
 
 
+def _averaged_rows(trained: RunFolder, rows: Sequence[Row], result: Mapping[str, Any], config: RunConfig) -> list[Row]:
+    """Rows of those evaluations that the result of ``config`` is the mean of.
+
+    Raises:
+        UnreadableError: The last evaluation is not among ``rows``.
+    """
+    evaluations = [row for row in rows if row["kind"] == "val"]
+    if not evaluations or evaluations[-1]["step"] != result["step"]:
+        raise UnreadableError(
+            f"{printable(trained.path / METRICS)} lacks the evaluation after step {result['step']}, with which the "
+            "training ended. Restore the file from a copy, or train again."
+        )
+    return evaluations[-config.evaluate.average_last :]
+
+
 def _is_same_pass(was: RunConfig, config: RunConfig) -> bool:
     """Whether the evaluations differ at most in thresholds and in how many of them are averaged."""
     same = {name: getattr(was.evaluate, name) for name in (*_THRESHOLDS, "average_last")}
@@ -167,7 +177,7 @@ def _rescoring(trained: RunFolder, folder: RunFolder, config: RunConfig) -> tupl
 def _evaluating(trained: RunFolder, folder: RunFolder, config: RunConfig) -> tuple[_EvaluateStep, dict[str, Any]]:
     _, val_set = open_data(config)
     inputs = trained.inputs()
-    if val_set.manifest_digest() != inputs.val_data:
+    if inputs is None or val_set.manifest_digest() != inputs.val_data:
         raise ValueError(
             f"{trained.path} was evaluated on other validation data than data.root holds now; give it the same data."
         )

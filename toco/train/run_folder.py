@@ -2,19 +2,22 @@
 
 ::
 
-    config.json        the resolved config and its digest
+    config.json        the resolved config, its digest, and the digests of the data and the weights
     provenance.json    commit, versions, data, weights, device
     metrics.jsonl      one row a line, unique by (kind, step)
     evaluations/       everything an evaluation measured, by step; the .npz of those that the result is the mean of
     pictures/          panels of fixed validation images, by step
     checkpoints/       see toco.train.checkpoint
     result.json        how the run ended and its metrics
+
+Every JSON file and every row carries its own digest, see :mod:`toco.train.records`: what is damaged is as if missing.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import shutil
@@ -22,7 +25,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,19 +33,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 import toco
-from toco.config import diff, digest
+from toco.config import diff, digest, sentences
 from toco.evaluate import Evaluation
-from toco.files import sync
-from toco.train import distributed
+from toco.files import UnreadableError, printable, whole_file, write_record, write_text
+from toco.train import checkpoint, distributed, records
 from toco.train.checkpoint import folder_name
+from toco.train.records import METRICS, Row, RowsMark
 from toco.train.run_config import RunConfig
 
-FORMAT_VERSION = 1
 LOCK = ".lock"
-METRICS = "metrics.jsonl"
 _PACKAGES = ("torch", "timm", "numpy", "pillow")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +66,33 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._metrics = path / METRICS
+        self._rows: list[Row] | None = None
+        """All rows, where this object wrote them: a training does not depend on reading back what it wrote."""
 
     def create(
         self, config: RunConfig, recipe: str | None, class_names: Sequence[str], provenance: Mapping[str, Any]
     ) -> None:
-        """Start a new run.
+        """Start a new run; what a run without a step left here is replaced.
 
         Raises:
-            FileExistsError: The folder already holds a run.
+            FileExistsError: The folder already holds a run that made steps.
         """
-        if (self.path / "config.json").exists():
+        if self.has_steps():
             raise FileExistsError(
-                f"{self.path} already holds a run. Give --resume to continue it, or another folder to start a new one."
+                f"{printable(self.path)} already holds a run. Give --resume to continue it, or another folder to start "
+                "a new one."
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        if self.exists():
+            self.forget_after(0, ())
+        self._rows = []
         self._write("provenance.json", provenance)
-        resolved = config.model_dump(mode="json")
-        head = {"digest": digest(config), "recipe": recipe, "class_names": list(class_names)}
-        self._write("config.json", {**head, "config": resolved})
+        self._write_config(config, recipe, class_names, _inputs_of(provenance))
+
+    def has_steps(self) -> bool:
+        """Whether a training left a checkpoint or a row here; a folder without may be used for another run."""
+        return bool(checkpoint.all_in(self.checkpoints)) or (
+            self._metrics.is_file() and self._metrics.stat().st_size > 0
+        )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -92,27 +106,70 @@ class RunFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(f"Another process is training in {self.path}. Wait for it, or end it.") from None
+                raise ValueError(
+                    f"Another process is training in {printable(self.path)}. Wait for it, or end it."
+                ) from None
             yield
 
-    def check_same_run(self, config: RunConfig, inputs: Inputs) -> None:
-        """See that the run here is the one that ``config`` and ``inputs`` describe.
+    def check_same_run(
+        self,
+        config: RunConfig,
+        inputs: Inputs,
+        recipe: str | None,
+        class_names: Sequence[str],
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """See that the run here, which has steps, is the one that is asked for, and that it can be trained on.
+
+        One of ``config.json`` and ``provenance.json`` may be damaged or missing: what is left of the run says whether
+        it is the same, and the file is written again.
+
+        Args:
+            config: The run that is asked for, resolved.
+            inputs: What it would be trained on.
+            recipe: For a new ``config.json``.
+            class_names: For a new ``config.json``.
+            provenance: For a new ``provenance.json``.
 
         Raises:
-            ValueError: It is not (the message names what differs), or it was trained elsewhere and cannot go on here.
+            ValueError: It is another run (the message names what differs), cannot be trained on, or what is left of
+                it does not say so.
         """
+        if (fault := self._fault("config.json")) is not None:
+            if self._fault("provenance.json") is not None or self._checkpoints_digest() != digest(config):
+                raise UnreadableError(
+                    f"{fault} What else is in the folder does not show that its run is the one that is asked for. "
+                    "Restore the file from a copy, or train in another folder."
+                )
+            logger.warning("%s It is written again: provenance.json and a checkpoint show that the run is this.", fault)
+            self._check_inputs(inputs)
+            self._write_config(config, recipe, class_names, inputs)
+        self.check_same_config(config)
+        if (fault := self._fault("provenance.json")) is not None:
+            if self.inputs() is None:
+                raise UnreadableError(
+                    f"{fault} Without it nothing says which data and weights the run was trained on. Restore the file "
+                    "from a copy, or train in another folder."
+                )
+            logger.warning("%s It is written again: config.json shows that the inputs are the same.", fault)
+            self._check_inputs(inputs)
+            self._write("provenance.json", {**provenance, "restored": True})
         if (imported := self.provenance().get("imported")) is not None:
             raise ValueError(
-                f"{self.path} was made of {imported['file']}, which holds a network and no state of its optimizer: "
-                "it can be used, but not trained on. Start a training in another folder."
+                f"{printable(self.path)} was made of {printable(imported['file'])}, which holds a network and no state "
+                "of its optimizer: it can be used, but not trained on. Start a training in another folder."
             )
-        self.check_same_config(config)
+        self._check_inputs(inputs)
+
+    def _check_inputs(self, inputs: Inputs) -> None:
         was = self.inputs()
         if was != inputs:
-            names = [field.name for field in fields(Inputs) if getattr(was, field.name) != getattr(inputs, field.name)]
+            names = [
+                field.name for field in fields(Inputs) if getattr(was, field.name, "") != getattr(inputs, field.name)
+            ]
             raise ValueError(
-                f"{self.path} holds a run of the same config on other inputs ({', '.join(names)} differ from what "
-                "provenance.json records). Use another folder for this one."
+                f"{printable(self.path)} holds a run of the same config on other inputs ({', '.join(names)} differ "
+                "from what it records). Use another folder for this one."
             )
 
     def check_same_config(self, config: RunConfig) -> None:
@@ -124,33 +181,45 @@ class RunFolder:
         if self.digest() != digest(config):
             changes = diff(self.config(), config).items()
             changed = ", ".join(f"{path} ({was!r} -> {now!r})" for path, (was, now) in changes)
-            raise ValueError(f"{self.path} holds a run of another config: {changed}. Use another folder for this one.")
+            raise ValueError(
+                f"{printable(self.path)} holds a run of another config: {changed}. Use another folder for this one."
+            )
 
-    def inputs(self) -> Inputs:
-        """What the run was started on."""
-        recorded = self.provenance()
-        data = recorded["data_manifest"]
-        return Inputs(data["train"], data["val"], recorded["weights_sha256"])
+    def inputs(self) -> Inputs | None:
+        """What the run was started on; ``None`` where it was made of an imported network."""
+        if self._fault("config.json") is None and (recorded := self._head().get("inputs")) is not None:
+            return Inputs(**recorded)
+        return _inputs_of(self.provenance()) if self._fault("provenance.json") is None else None
 
     def provenance(self) -> dict[str, Any]:
         """Code, versions, machine and inputs that the run was started with."""
-        return self._read("provenance.json")
+        return records.read(self.path / "provenance.json")
 
     def set_forked_at(self, step: int) -> None:
         """Record that the first ``step`` updates were another training's."""
         self._write("provenance.json", {**self.provenance(), "forked_at": step})
 
     def config(self) -> RunConfig:
-        """The resolved config of the run."""
-        return RunConfig.model_validate(self._read("config.json")["config"])
+        """The resolved config of the run.
+
+        Raises:
+            UnreadableError: It is damaged, or of settings that this version does not have.
+        """
+        try:
+            return RunConfig.model_validate(self._head()["config"])
+        except ValidationError as error:
+            raise UnreadableError(
+                f"{printable(self.path / 'config.json')} holds settings that this version of toco does not take: "
+                f"{sentences(error)} Use the version that wrote it (provenance.json names it)."
+            ) from error
 
     def digest(self) -> str:
         """Digest of the config the run was started with."""
-        return str(self._read("config.json")["digest"])
+        return str(self._head()["digest"])
 
     def recipe(self) -> str | None:
         """Name of the recipe that the run came from."""
-        recipe: str | None = self._read("config.json")["recipe"]
+        recipe: str | None = self._head()["recipe"]
         return recipe
 
     def class_names(self) -> tuple[str, ...]:
@@ -159,10 +228,10 @@ class RunFolder:
         Raises:
             ValueError: A version before 0.4 made the run, which did not record them.
         """
-        names = self._read("config.json").get("class_names")
+        names = self._head().get("class_names")
         if names is None:
             raise ValueError(
-                f"{self.path} was made by a version before 0.4 and does not name its classes; train again."
+                f"{printable(self.path)} was made by a version before 0.4 and does not name its classes; train again."
             )
         return tuple(names)
 
@@ -170,43 +239,88 @@ class RunFolder:
         """Whether a run was started here."""
         return (self.path / "config.json").is_file()
 
+    def is_unsealed(self) -> bool:
+        """Whether a version without digests made the run."""
+        return bool(self._head()["format_version"] == records.UNSEALED_VERSION)
+
     def result(self) -> dict[str, Any] | None:
-        """How the run ended, or ``None`` while it has not."""
-        return self._read("result.json") if (self.path / "result.json").is_file() else None
+        """How the run ended; ``None`` while it has not, or where the file is damaged."""
+        path = self.path / "result.json"
+        try:
+            result = records.read(path)
+        except FileNotFoundError:
+            return None
+        except UnreadableError as error:
+            logger.warning("%s", error)
+            return None
+        if isinstance(result.get("status"), str) and isinstance(result.get("step"), int):
+            return result
+        logger.warning("%s does not say how a run ended and at which step; it is no result.", printable(path))
+        return None
 
     def add_metrics(self, step: int, kind: str, time_s: float, values: Mapping[str, float]) -> None:
         """Append a row; durable when this returns."""
-        row = {
-            "format_version": FORMAT_VERSION,
-            "step": step,
-            "kind": kind,
-            "time_s": round(time_s, 3),
-            "values": dict(values),
-        }
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """All rows; a last line that a crash cut off is left out."""
-        if not self._metrics.is_file():
-            return []
-        rows = []
-        for line in self._metrics.read_text().splitlines():
+        row = records.make_row(step, kind, time_s, values)
+        with self._metrics.open("ab") as file:
+            end = file.tell()
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+                file.write(records.rows_text([row]).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                # On a full disk a part of the row may be there.
+                os.ftruncate(file.fileno(), end)
+                raise
+        if self._rows is not None:
+            self._rows.append(row)
 
-    def set_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def metrics(self) -> list[Row]:
+        """All rows; a last line that a crash cut off is left out.
+
+        Raises:
+            UnreadableError: A row is damaged.
+        """
+        if self._rows is not None:
+            return list(self._rows)
+        found = records.read_rows(self._metrics)
+        if found.fault is not None:
+            raise UnreadableError(f"{found.fault} --resume trains again from before it; or restore it from a copy.")
+        return list(found.whole)
+
+    def mark(self) -> RowsMark:
+        """The mark of all rows, which a checkpoint records."""
+        return RowsMark.of(self.metrics())
+
+    def set_metrics(self, rows: Sequence[Row]) -> None:
         """Put ``rows``, as :meth:`metrics` gives them, in the place of all rows."""
-        self._replace(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(self._metrics, records.rows_text(rows))
+        self._rows = list(rows)
 
-    def forget_after(self, step: int) -> None:
-        """Drop rows, evaluations and pictures of later steps, which a resumed run makes again, and the result."""
-        self.set_metrics([row for row in self.metrics() if row["step"] <= step])
+    def newest(self) -> tuple[checkpoint.Checkpoint, list[Row]] | None:
+        """The newest whole checkpoint whose rows are whole, too, with these rows; the others are named in warnings."""
+        found = records.read_rows(self._metrics)
+        for path in reversed(checkpoint.all_in(self.checkpoints)):
+            try:
+                saved = checkpoint.read(path)
+            except checkpoint.CheckpointError as error:
+                logger.warning("Passing over a checkpoint: %s", error)
+                continue
+            rows = list(found.whole) if saved.rows is None else list(found.whole[: saved.rows.count])
+            if saved.rows is not None and RowsMark.of(rows) == saved.rows:
+                return saved, rows
+            fault = found.fault or f"{printable(self._metrics)} lacks rows, or has others than those that were written."
+            logger.warning("Passing over the checkpoint of step %d, whose rows are not whole: %s", saved.step, fault)
+        return None
+
+    def forget_after(self, step: int, rows: Sequence[Row]) -> None:
+        """Go back to ``step``: what is of later steps is removed, which a resumed run makes again, and the result.
+
+        Args:
+            step: Step of the checkpoint that the run goes on from; 0 to begin anew.
+            rows: The rows until then.
+        """
+        self.set_metrics(rows)
+        checkpoint.drop_after(self.checkpoints, step)
         for evaluation in (self.path / "evaluations").glob("step_*.*"):
             if evaluation.stem > folder_name(step):
                 evaluation.unlink()
@@ -224,21 +338,22 @@ class RunFolder:
             keep_counts: Newest evaluations whose confusion matrices are kept, which are larger than all the rest.
         """
         folder = self.path / "evaluations"
-        folder.mkdir(exist_ok=True)
         if (counted := evaluation.confusions) is not None:
-            with self._whole(self.counts(step)) as partial, partial.open("wb") as file:
+            with whole_file(self.counts(step)) as partial, partial.open("wb") as file:
                 np.savez_compressed(file, **counted.arrays())
             for older in sorted(folder.glob("step_*.npz"))[:-keep_counts]:
                 older.unlink()
-        self._write(f"evaluations/{folder_name(step)}.json", {**json.loads(evaluation.to_json()), "step": step})
+        content = {**json.loads(evaluation.to_json()), "step": step}
+        write_record(folder / f"{folder_name(step)}.json", content, indent=1)
 
     def evaluation(self, step: int) -> Evaluation:
         """The evaluation after ``step`` updates, without pictures and counts.
 
         Raises:
             FileNotFoundError: There was none.
+            ValueError: The file is damaged.
         """
-        return Evaluation.from_json((self.path / "evaluations" / f"{folder_name(step)}.json").read_text())
+        return Evaluation.from_json(json.dumps(records.read(self.path / "evaluations" / f"{folder_name(step)}.json")))
 
     def counts(self, step: int) -> Path:
         """File of what the evaluation after ``step`` updates counted; see :func:`toco.evaluate.read_confusions`."""
@@ -254,30 +369,53 @@ class RunFolder:
         """Write how the run ended."""
         self._write("result.json", result)
 
-    def _read(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.path / name).read_text())
-        if content.get("format_version") != FORMAT_VERSION:
-            raise ValueError(
-                f"{self.path / name} has format version {content.get('format_version')}; "
-                f"this version of toco reads {FORMAT_VERSION}."
+    def _head(self) -> dict[str, Any]:
+        """The content of ``config.json``."""
+        path = self.path / "config.json"
+        head = records.read(path)
+        if missing := [name for name in ("digest", "recipe", "config") if name not in head]:
+            raise UnreadableError(
+                f"{printable(path)} lacks {', '.join(missing)}. Restore it from a copy, or train again in another "
+                "folder."
             )
-        return content
+        return head
+
+    def _fault(self, name: str) -> str | None:
+        """What is wrong with a JSON file of the run, in a sentence; ``None`` where it can be read."""
+        try:
+            records.read(self.path / name, advice="")
+        except FileNotFoundError:
+            return f"{printable(self.path / name)} is missing."
+        except UnreadableError as error:
+            return str(error).rstrip()
+        return None
+
+    def _checkpoints_digest(self) -> str | None:
+        """Digest of the config that the newest whole checkpoint was made with."""
+        saved = checkpoint.latest(self.checkpoints)
+        return None if saved is None else saved.digest
+
+    def _write_config(
+        self, config: RunConfig, recipe: str | None, class_names: Sequence[str], inputs: Inputs | None
+    ) -> None:
+        self._write(
+            "config.json",
+            {
+                "digest": digest(config),
+                "recipe": recipe,
+                "class_names": list(class_names),
+                "inputs": None if inputs is None else asdict(inputs),
+                "config": config.model_dump(mode="json"),
+            },
+        )
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        self._replace(self.path / name, json.dumps({"format_version": FORMAT_VERSION, **content}, indent=2) + "\n")
+        records.write(self.path / name, content)
 
-    def _replace(self, path: Path, text: str) -> None:
-        with self._whole(path) as partial:
-            partial.write_text(text)
 
-    @contextmanager
-    def _whole(self, path: Path) -> Iterator[Path]:
-        """Another name to write ``path`` under; the file gets its own name when it is complete and on disk."""
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        yield partial
-        sync(partial)
-        partial.replace(path)
-        sync(path.parent)
+def _inputs_of(provenance: Mapping[str, Any]) -> Inputs | None:
+    data = provenance.get("data_manifest")
+    return Inputs(data["train"], data["val"], provenance["weights_sha256"]) if data else None
 
 
 def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:

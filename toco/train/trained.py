@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toco.config import replace
+from toco.files import printable
 from toco.methods import Method
 from toco.train import checkpoint
 from toco.train.loop import method_of
@@ -48,11 +49,16 @@ def open_trained(run_dir: Path, changes: Mapping[str, Any] | None = None) -> Tra
     """
     folder = RunFolder(run_dir)
     if not folder.exists():
-        raise ValueError(f"{run_dir} holds no run: expected a config.json in it.")
+        raise ValueError(f"{printable(run_dir)} holds no run: expected a config.json in it.")
     config = replace(folder.config(), dict(changes or {})).resolved()
     saved = checkpoint.latest(folder.checkpoints)
     if saved is None:
-        raise ValueError(f"{run_dir} holds no whole checkpoint to restore.")
+        raise ValueError(f"{printable(run_dir)} holds no whole checkpoint to restore.")
+    if saved.digest != folder.digest():
+        raise ValueError(
+            f"{printable(folder.checkpoints / checkpoint.folder_name(saved.step))} is a checkpoint of another run: its "
+            f"config has the digest {saved.digest}, that of config.json {folder.digest()}. Move it out of the folder."
+        )
     class_names = folder.class_names()
     method = method_of(saved, config, len(class_names)).eval()
     return Trained(method, config, saved.step, class_names, folder.recipe(), folder.digest())

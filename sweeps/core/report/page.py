@@ -36,6 +36,7 @@ from sweeps.core.report.table import (
     printed,
 )
 from sweeps.core.study_record import CellRecord, RowRecord, State, StudyRecord, TrialRecord
+from toco.train.records import METRICS, read_row
 
 INLINE_TRIALS = 2000
 """Details of up to so many trials are in the page itself."""
@@ -239,21 +240,23 @@ def _trial(table: Table, trial: TrialRecord, logs: bool) -> list[Any]:
 def _log_tail(run_dir: Path) -> list[str]:
     """The last rows of a run's metrics, one line each; none where there is no such file."""
     try:
-        with (run_dir / "metrics.jsonl").open("rb") as file:
+        with (run_dir / METRICS).open("rb") as file:
             file.seek(max(file.seek(0, 2) - LOG_LINES * 2048, 0))
-            lines = file.read().decode(errors="replace").splitlines()[-LOG_LINES:]
+            lines = file.read().splitlines()[-LOG_LINES:]
     except OSError:
         return []
     return [text for line in lines if (text := _log_line(line))]
 
 
-def _log_line(line: str) -> str | None:
+def _log_line(line: bytes) -> str | None:
+    row = read_row(line)
+    if row is None:
+        return None  # damaged, or cut off by a crash or by where reading began
     try:
-        row = json.loads(line)
         values = [f"{key.partition('/')[2]} {value:.4g}" for key, value in row["values"].items() if value is not None]
         return f"{row['kind']} after step {row['step']}, {row['time_s']:.0f} s: {', '.join(values)}"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # cut off, by a crash or by where reading began
+    except (ValueError, TypeError):
+        return None
 
 
 def _changes(study: StudyRecord, row: RowRecord, bases: Mapping[int, Mapping[str, Any]]) -> list[list[str]]:

@@ -12,6 +12,7 @@ import torch
 
 from toco.train.averages import DivergedError
 from toco.train.loop import Result
+from toco.train.records import make_row, read_rows, rows_text
 
 STEP_S = 0.02
 
@@ -44,7 +45,7 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
         newest = sorted(checkpoints.iterdir())[-1]
         saved = json.loads((newest / "state.json").read_text())
         step, state = saved["step"], saved["state"]
-        rows = [row for row in map(json.loads, (run_dir / "metrics.jsonl").open()) if row["step"] <= step]
+        rows = [row for row in read_rows(run_dir / "metrics.jsonl").whole if row["step"] <= step]
     else:
         run_dir.mkdir()
         head = {"format_version": 1, "digest": "0" * 16, "recipe": recipe, "config": config.model_dump(mode="json")}
@@ -72,8 +73,8 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
         step += 1
         if step % config.evaluate_every == 0 or step == config.num_steps:
             metrics = metrics_of(state)
-            rows.append({"step": step, "kind": "val", "time_s": 0.0, "values": metrics})
-            (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            rows.append(make_row(step, "val", 0.0, metrics))
+            (run_dir / "metrics.jsonl").write_text(rows_text(rows))
             checkpoint = checkpoints / f"step_{step:08d}"
             checkpoint.mkdir(parents=True)
             (checkpoint / "state.json").write_text(json.dumps({"step": step, "state": state}))

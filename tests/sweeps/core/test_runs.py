@@ -179,7 +179,7 @@ def real_checkpoint(folder, step):
     path = snapshot(folder, step)
     tensors = path / "checkpoints" / f"step_{step:08d}" / checkpoint.TENSORS
     tensors.write_bytes((8).to_bytes(8, "little") + b"{}      ")
-    state = {"format_version": checkpoint.FORMAT_VERSION, "step": step, "digest": "d"}
+    state = {"format_version": 1, "step": step, "digest": "d"}
     (tensors.parent / checkpoint.STATE).write_text(json.dumps({**state, "sha256": sha256(tensors)}))
     return path
 

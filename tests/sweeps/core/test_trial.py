@@ -19,6 +19,7 @@ from sweeps.core.trial import Spec, run_trial
 from toco.config import replace
 from toco.recipes.voc_deit_b import recipe
 from toco.train.loop import Result
+from toco.train.records import make_row, rows_text
 from toco.train.run_config import RunConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -215,7 +216,7 @@ def test_rows_of_steps_after_the_evaluation_are_not_in_its_snapshot(spec, tmp_pa
 
 def going_on(config, run_dir, *, observer, **_):
     def rows(*steps):
-        (run_dir / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in steps))
+        (run_dir / "metrics.jsonl").write_text(rows_text([make_row(step, "val", 0.0, {}) for step in steps]))
 
     (run_dir / "checkpoints" / "step_00000005").mkdir(parents=True)
     rows(3, 5, 8)

@@ -1,0 +1,188 @@
+"""The records of a run folder as bytes: JSON objects and rows of metrics that carry their own digest.
+
+Every reader of run folders starts here, also those that load neither torch nor a config.
+
+Version 2 of the format gives every record the SHA-256 of its own bytes. Folders of version 1 (toco 0.4 and before)
+have no digests: their records are read without that check, and a log entry says so once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from toco.files import SEAL, UnreadableError, is_sealed, printable, read_json, read_record, record_text, write_record
+
+FORMAT_VERSION = 2
+UNSEALED_VERSION = 1
+"""Version of the format whose records carry no digest."""
+METRICS = "metrics.jsonl"
+_RESTORE = "Restore it from a copy, or train again in another folder."
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RowsMark:
+    """Which rows a file of metrics begins with.
+
+    Attributes:
+        count: How many rows.
+        sha256: Of their lines, in hex.
+    """
+
+    count: int
+    sha256: str
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> RowsMark:
+        """The mark of some rows."""
+        return cls(len(rows), hashlib.sha256(rows_text(rows).encode()).hexdigest())
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a file of metrics holds.
+
+    Attributes:
+        whole: Rows from the first to the last before a fault.
+        later: Whole rows after the first fault.
+        fault: The first fault in a sentence that names the file and the line; ``None`` where there is none.
+        are_sealed: Whether every whole row carries its digest.
+    """
+
+    whole: tuple[Row, ...]
+    later: tuple[Row, ...] = ()
+    fault: str | None = None
+    are_sealed: bool = True
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a record of the present format, whole and durable; :func:`read` reads it."""
+    # What was read of an older run has another version.
+    write_record(path, {"format_version": FORMAT_VERSION, **content} | {"format_version": FORMAT_VERSION}, indent=2)
+
+
+def read(path: Path, *, advice: str = _RESTORE) -> dict[str, Any]:
+    """Read a record of a run folder, of either version of the format.
+
+    Args:
+        path: The file.
+        advice: Last sentence of the message: what to do about a damaged file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnreadableError: It is damaged, is no JSON object, or is of another version.
+    """
+    content = path.read_bytes()
+    if is_sealed(content):
+        sealed = read_record(path, advice=advice)
+        if (version := sealed.get("format_version")) not in (UNSEALED_VERSION, FORMAT_VERSION):
+            raise UnreadableError(
+                f"{printable(path)} has format version {version!r}; this version of toco reads up to {FORMAT_VERSION}. "
+                "Use the version of toco that wrote it."
+            )
+        return sealed
+    if f'"{SEAL}"'.encode() in content:
+        raise UnreadableError(f"{printable(path)} is damaged: its bytes are not those that were written. {advice}")
+    try:
+        record: dict[str, Any] = read_json(path)
+    except UnreadableError as error:
+        fault = str(error).removesuffix(" Correct it, or write it again.")
+        raise UnreadableError(f"{fault} {advice}") from error
+    if not isinstance(record, dict):
+        raise UnreadableError(f"{printable(path)} holds a JSON {type(record).__name__}, expected an object. {advice}")
+    if (version := record.get("format_version")) != UNSEALED_VERSION:
+        raise UnreadableError(
+            f"{printable(path)} has format version {version!r} and no digest; expected a record of this program. "
+            f"{advice}"
+        )
+    _say_unsealed(path.parent if path.parent.name != "evaluations" else path.parent.parent)
+    return record
+
+
+def make_row(step: int, kind: str, time_s: float, values: Mapping[str, float]) -> Row:
+    """A row of metrics.
+
+    Args:
+        step: Optimizer updates done.
+        kind: ``"train"`` or ``"val"``.
+        time_s: Seconds since the start of the run.
+        values: Numbers by metric key.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "kind": kind,
+        "time_s": round(time_s, 3),
+        "values": dict(values),
+    }
+
+
+def rows_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The lines of some rows; each carries its digest."""
+    return "".join(record_text({**row, "format_version": FORMAT_VERSION}) for row in rows)
+
+
+def read_rows(path: Path) -> Rows:
+    """Read a file of metrics; one that is not there has no rows.
+
+    A last line without its end was cut off by a crash, or is still being written: it is no row and no fault.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Rows(())
+    *lines, cut_off = content.split(b"\n")
+    if is_sealed(cut_off):  # only the end of the line is missing
+        lines.append(cut_off)
+    whole: list[Row] = []
+    later: list[Row] = []
+    fault, are_sealed = None, True
+    for number, line in enumerate(lines, start=1):
+        row = read_row(line)
+        if row is not None:
+            are_sealed = are_sealed and is_sealed(line)
+            (whole if fault is None else later).append(row)
+        elif fault is None:
+            fault = f"{printable(path)} is damaged in line {number}: its bytes are not those that were written."
+    return Rows(tuple(whole), tuple(later), fault, are_sealed)
+
+
+def read_row(line: bytes) -> Row | None:
+    """The row in a line; ``None`` where it is damaged or cut off."""
+    sealed = is_sealed(line)
+    if not sealed and SEAL.encode() in line:
+        return None
+    try:
+        row: Row = json.loads(line)
+        if not sealed and row.get("format_version", UNSEALED_VERSION) != UNSEALED_VERSION:
+            return None
+        if not (isinstance(row["step"], int) and isinstance(row["kind"], str) and isinstance(row["values"], dict)):
+            return None
+        if not all(isinstance(value, int | float | None) for value in (row["time_s"], *row["values"].values())):
+            return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    row.pop(SEAL, None)
+    return row
+
+
+@cache
+def _say_unsealed(run_dir: Path) -> None:
+    logger.warning(
+        "%s was written by toco 0.4 or before, whose files carry no digests: it is read without that check.",
+        printable(run_dir),
+    )
