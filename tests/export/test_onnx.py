@@ -12,6 +12,7 @@ from onnxruntime import InferenceSession
 
 from tests.export.runs import CLASS_NAMES, STEP, exports
 from toco.evaluate.inference import InferenceConfig, class_probabilities
+from toco.evaluate.split_predictions import weights_digest
 from toco.export import onnx as export
 from toco.export.onnx import export_onnx
 from toco.train.run_folder import RunFolder
@@ -48,6 +49,7 @@ def test_the_file_says_what_it_is(exported):
     assert about["run_digest"] == RunFolder(exported.small).digest()
     assert about["recipe"] == "shapes_nano"
     assert int(about["step"]) == STEP
+    assert about["weights"] == weights_digest(open_trained(exported.small).method)
     assert json.loads(about["size_px"]) is None
     assert json.loads(about["patch_size_px"]) == 8
     assert json.loads(about["pixel_mean"]) == [0.5, 0.4, 0.3]

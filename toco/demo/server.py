@@ -13,6 +13,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import socket
@@ -79,6 +80,7 @@ def server_of(demo: Demo) -> uvicorn.Server:
         http=limited_protocol(demo.limits),
         ws="none",
         limit_concurrency=demo.limits.connections,
+        timeout_keep_alive=math.ceil(demo.limits.head_s),
         access_log=False,  # it would print the token with every address
         log_level="error",  # a warning is a line for every wrong request of anybody
         timeout_graceful_shutdown=1,

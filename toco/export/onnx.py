@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from torch import Tensor, nn
 
 import toco
 from toco.evaluate.sizes import network_input, resize_bilinear
-from toco.files import sync
+from toco.evaluate.split_predictions import weights_digest
+from toco.files import whole_file
 from toco.methods import Method
 from toco.train.trained import Trained, open_trained
 
@@ -146,7 +146,8 @@ def export_onnx(run_dir: Path, path: Path, *, size_px: int | None = None, cams: 
             f"The exported network differs from the one of {run_dir}: logits by up to {difference:.3g} (the largest is "
             f"{highest:.3g}), and {1 - agreement:.2%} of the labels. {_WHAT_TO_DO}"
         )
-    _write(path, content)
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
     return Exported(path, len(content), trained.step, difference, highest, agreement, metadata)
 
 
@@ -156,6 +157,7 @@ def describe(trained: Trained, size_px: int | None) -> dict[str, Any]:
         "version": toco.__version__,
         "run_digest": trained.digest,
         "step": trained.step,
+        "weights": weights_digest(trained.method),
         "recipe": trained.recipe,
         "class_names": ["background", *trained.class_names],
         "size_px": size_px,
@@ -247,12 +249,3 @@ def _compare(network: Segmenter, content: bytes, shapes: Sequence[tuple[int, int
                 difference = max(difference, float(np.abs(ours - theirs).max()))
                 highest = max(highest, float(np.abs(ours).max()))
     return difference, highest, agreement
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    sync(partial)
-    partial.replace(path)
-    sync(path.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from toco.config import digest
 from toco.data import DataConfig
 from toco.data._coco_classes import COCO_CLASSES
 from toco.data._layout import VOC_CLASSES
-from toco.files import sha256
+from toco.files import sha256, whole_file
 from toco.official.names import MODULE, from_official, to_official
 from toco.registry import load
 from toco.train import checkpoint
@@ -93,13 +92,8 @@ def export_checkpoint(run_dir: Path, path: Path) -> int:
             f"this network was trained with {backbone.pixel_mean} and {backbone.pixel_std}, and would see others there."
         )
     official = {f"{MODULE}{name}": value.clone() for name, value in to_official(trained.method.state_dict()).items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with whole_file(path) as partial:
         torch.save(official, partial)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return len(official)
 
 

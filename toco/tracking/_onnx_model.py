@@ -1,6 +1,7 @@
 """What MLflow runs of a logged network: encoded images in, label maps out.
 
-MLflow copies this file into the model and executes it where the model is loaded ("models from code": nothing is
+It reads images by the rules of ``toco.data._images``: turned upright by their EXIF orientation, of 8 bits only. MLflow
+copies this file into the model and executes it where the model is loaded ("models from code": nothing is
 unpickled). It imports nothing of this library, which need not be installed there.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from io import BytesIO
 from typing import Any
 
@@ -56,13 +58,20 @@ class OnnxSegmenter(PythonModel):
 
     def _label(self, content: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         try:
-            image: Image.Image = Image.open(BytesIO(content), formats=["JPEG", "PNG"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is a lower one
+                image: Image.Image = Image.open(BytesIO(content), formats=["JPEG", "PNG"])
+            stored = [str(tile[3]) for tile in getattr(image, "tile", ())]
             if image.width * image.height <= _MAX_PIXELS:
                 image = ImageOps.exif_transpose(image)
-        except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"The image is too large; expected {_MAX_PIXELS} pixels or fewer.") from error
+        except (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error) as error:
             raise ValueError("Expected the content of a JPEG or PNG file, but it cannot be read as one.") from error
         if image.width * image.height > _MAX_PIXELS:
             raise ValueError(f"The image has {image.size} px; expected {_MAX_PIXELS} pixels or fewer.")
+        if any(";16" in way for way in stored) and image.mode == "RGB":
+            raise ValueError("The image has colours of 16 bits; expected 8 bits.")
         if image.mode not in _MODES:
             raise ValueError(f"The image has the mode {image.mode}; expected one of 8 bits: {', '.join(_MODES)}.")
         if min(image.size) < self._patch_size_px:
