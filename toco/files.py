@@ -10,6 +10,7 @@ or other programs write.
     read_text, read_lines        text in UTF-8 or UTF-16, with or without a byte order mark
     read_json, read_record       JSON; a record, whose SHA-256 is compared
     files_below                  files of a folder and of the folders in it, and what was left out
+    read_xml                     XML in any encoding, without a document type
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 SEAL = "record_sha256"
 """Last field of a record: SHA-256, in hex, of all bytes of the file before the comma that precedes it."""
 
 _SEALED = re.compile(rb',[ \n]*"' + SEAL.encode() + rb'":[ \n]*"([0-9a-f]{64})"[ \n]*\}[ \n]*\Z')
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_XML_ENCODING = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -160,14 +163,7 @@ def read_text(path: Path) -> str:
         FileNotFoundError: There is no such file.
         UnreadableError: The file is in another encoding.
     """
-    content = path.read_bytes()
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UnreadableError(
-            f"{printable(path)} is not text in UTF-8: {error.reason} at byte {error.start}. Save it as UTF-8."
-        ) from error
+    return _decoded(path, path.read_bytes(), "utf-8")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -184,7 +180,7 @@ def read_json(path: Path, *, object_pairs_hook: Callable[[list[tuple[str, Any]]]
 
     Args:
         path: The file, in an encoding that :func:`read_text` reads.
-        object_pairs_hook: As in ``json.loads``.
+        object_pairs_hook: As in ``json.loads``. An :class:`UnreadableError` of the hook is raised as it is.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -193,6 +189,8 @@ def read_json(path: Path, *, object_pairs_hook: Callable[[list[tuple[str, Any]]]
     text = read_text(path)
     try:
         return json.loads(text, object_pairs_hook=object_pairs_hook)
+    except UnreadableError:
+        raise
     except json.JSONDecodeError as error:
         fault = f"{error.msg} in line {error.lineno}, column {error.colno}"
     except RecursionError:
@@ -210,38 +208,81 @@ class FolderContents:
         files: Regular files, in the order of their names.
         left_out: A phrase for each thing that was not looked at: a link to nothing, a link to a folder that holds the
             link, a folder that cannot be opened, a pipe.
+        hidden: Hidden files and folders, which are not looked at either.
+        closed: Folders that cannot be opened.
     """
 
     files: tuple[Path, ...]
     left_out: tuple[str, ...]
+    hidden: tuple[Path, ...] = ()
+    closed: tuple[Path, ...] = ()
 
 
-def files_below(folder: Path) -> FolderContents:
-    """Find the files in a folder and in the folders below it. Links are followed; hidden files and folders are not."""
+def files_below(folder: Path, without: Iterable[Path] = ()) -> FolderContents:
+    """Find the files in a folder and in the folders below it. Links are followed; hidden files and folders are not.
+
+    Args:
+        folder: The folder.
+        without: Files and folders that are passed over, by whichever name they are met.
+    """
     files: list[Path] = []
     left_out: list[str] = []
+    hidden: list[Path] = []
+    closed: list[Path] = []
+    passed = {path.resolve() for path in without}
+    passed_names = {path.name for path in passed}
     above = {folder: {folder.resolve()}}
     """For every folder, itself and the folders that it lies in, as they are without links."""
 
     def note(error: OSError) -> None:
+        closed.append(Path(error.filename))
         left_out.append(f"{printable(error.filename)} cannot be opened ({error.strerror})")
 
     for name, folders, names in os.walk(folder, followlinks=True, onerror=note):
         here = Path(name)
         holders = above.pop(here)
+        hidden += (here / below for below in (*folders, *names) if below.startswith("."))
         for below in [below for below in folders if not below.startswith(".")]:
             real = (here / below).resolve()
+            if real in passed:
+                continue
             if real in holders:
                 left_out.append(f"{printable(here / below)} is a link to a folder that holds the link")
             else:
                 above[here / below] = {*holders, real}
         folders[:] = [below for below in folders if here / below in above]
         for path in (here / name for name in names if not name.startswith(".")):
+            if path.name in passed_names and path.resolve() in passed:
+                continue
             if path.is_file():
                 files.append(path)
             else:
                 left_out.append(f"{printable(path)} is {'a link to nothing' if path.is_symlink() else 'no file'}")
-    return FolderContents(tuple(sorted(files, key=Path.as_posix)), tuple(sorted(left_out)))
+    return FolderContents(
+        tuple(sorted(files, key=Path.as_posix)), tuple(sorted(left_out)), tuple(sorted(hidden)), tuple(sorted(closed))
+    )
+
+
+def read_xml(path: Path) -> ElementTree.Element:
+    """Read the root element of an XML file, in the encoding that the file declares.
+
+    A document type is refused: its entities can expand to gigabytes, or to another file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnreadableError: The file is no XML, has a document type, or is in an encoding that Python does not know.
+    """
+    content = path.read_bytes()
+    declared = _XML_ENCODING.match(content)
+    text = _decoded(path, content, "utf-8" if declared is None else declared[1].decode("ascii"))
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise UnreadableError(f"{printable(path)} has a document type or entities. Save it without them.")
+    try:
+        return ElementTree.fromstring(text)  # noqa: S314 - without entities, see above
+    except (ElementTree.ParseError, ValueError) as error:
+        raise UnreadableError(
+            f"{printable(path)} cannot be read as XML: {error}. Correct it, or write it again."
+        ) from error
 
 
 def sync(path: Path) -> None:
@@ -257,6 +298,21 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _decoded(path: Path, content: bytes, encoding: str) -> str:
+    """Text of a file's content; a byte order mark counts more than ``encoding`` and is dropped."""
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), encoding)
+    try:
+        return content.decode(encoding)
+    except UnicodeError as error:
+        where = f": {error.reason} at byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
+        name = encoding.upper().removesuffix("-SIG")
+        raise UnreadableError(f"{printable(path)} is not text in {name}{where}. Save it as UTF-8.") from error
+    except LookupError as error:
+        raise UnreadableError(
+            f"{printable(path)} declares the encoding {encoding!r}, which is unknown. Save it as UTF-8."
+        ) from error
 
 
 def is_no_room(error: BaseException) -> bool:

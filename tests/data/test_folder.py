@@ -262,17 +262,18 @@ def test_check_finds_every_fault(root: Path) -> None:
     for fault, (name, reason) in zip(
         faults,
         [
-            ("field/tile 0", "is for training and for validation"),
-            ("field/tile 1", "cannot be read as JPEG or PNG or TIFF"),
-            ("field/tile 2", "but it also has 3"),
-            ("town/tile 1", "expected at least 32 px a side, but it has 48 x 20"),
-            ("town/tile 2", "there is no mask"),
+            ("val", "1 of 2 validation images also for training: 'field/tile 0'"),
+            (root / "field/tile 1.PNG", "cannot be read as JPEG or PNG or TIFF"),
+            (root / "masks/field/tile 2.png", "but it also has 3"),
+            (root / "masks/town/tile 2.png", "there is no mask"),
         ],
         strict=True,
     ):
         assert fault.startswith(f"FAULT {name}: ")
         assert reason in fault
-    assert result.stdout.count("note  field/tile 0: its mask shows the classes [2]") == 2
+    assert "note  masks: 2 masks with 'town' (2), which the image's label does not name" in result.stdout
+    assert "1 image with a side under 32 px: 'town/tile 1'" in result.stdout
+    assert "11 images in neither split" in result.stdout
     assert "train images by class: field 3, town 2" in result.stdout
 
 

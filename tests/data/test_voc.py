@@ -100,7 +100,7 @@ def test_crlf_list_reads_as_lf(folder: Path) -> None:
         ({}, "/etc/passwd\n", "leads out"),
         ({}, "/JPEGImages/a1.png /SegmentationClass/a1.png\n", "leads out"),
         ({}, "a1 1\n", "is not one name"),
-        ({}, "a1\nzz\n", "1 of 2 images are missing: zz"),
+        ({}, "a1\nzz\n", "1 of 2 images are missing: 'zz'"),
         ({}, "\n", "the list is empty"),
         ({"labels": "labels.csv"}, None, "no such file of labels"),
         ({"labels": "labels.txt"}, None, "convert-labels"),
@@ -131,7 +131,7 @@ def test_no_folder(tmp_path: Path) -> None:
         ("labels.json", '{"a1": [1], "a1": [2]}', "'a1' is there twice"),
         ("labels.json", '{"a1": [true]}', "list of class ids for 'a1'"),
         ("labels.json", '["a1"]', "one object"),
-        ("labels.json", "{", "cannot be read as labels"),
+        ("labels.json", "{", "is not JSON"),
         ("labels.npz", "no zip", "cannot be read as labels"),
     ],
 )
@@ -163,7 +163,7 @@ def test_empty_label_is_refused_in_training_only(folder: Path) -> None:
     ("xml", "message"),
     [
         ("<annotation><object><name>dog</name></object></annotation>", "'dog' is not in the class list"),
-        ('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>', "without a document type"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>', "has a document type"),
         ("<annotation>", "cannot be read as XML"),
     ],
 )

@@ -28,6 +28,7 @@ def command() -> None:
 @click.option("--classes", type=click.Path(path_type=Path), help="File of class names; default: ROOT/classes.txt.")
 @click.option("--mask-folder", help="Folder of masks in ROOT.")
 @click.option("--allow-empty-labels", is_flag=True, help="Take training images that show no class.")
+@click.option("--allow-overlap", is_flag=True, help="Take images that are in both lists.")
 def check(
     root: Path,
     train_list: str,
@@ -36,6 +37,7 @@ def check(
     classes: Path | None,
     mask_folder: str | None,
     allow_empty_labels: bool,
+    allow_overlap: bool,
 ) -> None:
     """Report every fault of a folder of VOC's shape.
 
@@ -52,6 +54,7 @@ def check(
             classes=classes,
             mask_folder=mask_folder,
             allow_empty_labels=allow_empty_labels,
+            allow_overlap=allow_overlap,
             on_progress=show,
         )
     click.echo(str(report))
@@ -71,8 +74,9 @@ def check_set(name: str, changes: tuple[str, ...]) -> None:
 
     module = load("toco.data", name)
     config = replace(module.Config(), parse_assignments(changes))
+    train, val = (module.open_split(config, split) for split in ("train", "val"))
     with _bar() as show:
-        report = check_splits(module.open_split(config, "train"), module.open_split(config, "val"), on_progress=show)
+        report = check_splits(train, val, allow_overlap=config.allow_overlap, on_progress=show)
     click.echo(str(report))
     sys.exit(1 if report.faults else 0)
 

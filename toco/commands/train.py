@@ -45,3 +45,15 @@ def command(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, 
     for name in ("seg", "cam", "aux_cam"):
         if (miou := result.metrics.get(f"val/{name}_miou")) is not None:
             click.echo(f"  {name + ' mIoU':<13} {100 * miou:5.1f} %")
+    if (coverage := _coverage(run_dir, result.step)) is not None:
+        click.echo(f"  {coverage}")
+
+
+def _coverage(run_dir: Path, step: int) -> str | None:
+    """For how many classes the last evaluation had ground truth, where that is not all of them."""
+    from toco.train.run_folder import RunFolder
+
+    try:
+        return RunFolder(run_dir).evaluation(step).coverage()
+    except (FileNotFoundError, ValueError):
+        return None  # a stopped run has no evaluation of its last step; the scores above do not depend on it

@@ -10,7 +10,6 @@ Objects are drawn by COCO's own code. That is C, and it trusts what it is given,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pycocotools import mask as coco_mask
 
 from toco.data._coco_classes import CATEGORY_IDS, COCO_CLASSES
 from toco.data._images import MAX_PIXELS, png
+from toco.files import UnreadableError, read_json, sha256, write_text
 from toco.types import IGNORE_INDEX
 
 RULES = "80 classes; smaller objects over larger ones; crowds void, below all objects"
@@ -105,11 +105,8 @@ class Annotations:
         return png(self.images[index].mask())
 
     def write_labels(self, path: Path) -> None:
-        """Write image-level labels, as :func:`toco.data._labels.read_table` reads them; the file appears whole."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({image.name: image.class_ids() for image in self.images}, indent=0) + "\n")
-        partial.replace(path)
+        """Write image-level labels, as :func:`toco.data._label_table.read_table` reads them; the file appears whole."""
+        write_text(path, json.dumps({image.name: image.class_ids() for image in self.images}, indent=0) + "\n")
 
 
 def read_annotations(path: Path) -> Annotations:
@@ -119,17 +116,17 @@ def read_annotations(path: Path) -> Annotations:
         ValueError: It is missing or no such file, has other categories than COCO, or an object that is not one.
     """
     try:
-        content = path.read_bytes()
+        sha256_of_file = sha256(path)
+        # Outlines become arrays as they are read: as lists of numbers they would take four times the memory.
+        root = read_json(path, object_pairs_hook=_object_or_dict)
     except FileNotFoundError:
         raise ValueError(
             f"{path}: there is no such file of annotations. It is in COCO's annotations_trainval2014.zip; unpack that "
             "into the folder of the data set, or name the folder of the files with --annotations."
         ) from None
-    sha256 = hashlib.sha256(content).hexdigest()
+    except _ObjectError as error:
+        raise ValueError(f"{path}: cannot be read as COCO's annotations ({error}).") from error
     try:
-        # Outlines become arrays as they are read: as lists of numbers they would take four times the memory.
-        root = json.loads(content, object_hook=_object_or_dict)
-        del content
         if not isinstance(root, dict) or not all(isinstance(root.get(key), list) for key in _KEYS):
             raise ValueError(f"expected an object with the lists {', '.join(_KEYS)}")
         _check_categories(root["categories"])
@@ -146,10 +143,15 @@ def read_annotations(path: Path) -> Annotations:
     if unknown := by_image.keys() - images.keys():
         raise ValueError(f"{path}: there are objects of images that are not listed, such as {min(unknown)}.")
     annotated = tuple(images[i] for i in sorted(by_image))
-    return Annotations(sha256, annotated, len(images) - len(annotated))
+    return Annotations(sha256_of_file, annotated, len(images) - len(annotated))
 
 
-def _object_or_dict(row: dict[str, Any]) -> CocoObject | dict[str, Any]:
+class _ObjectError(UnreadableError):
+    """An annotation is none of COCO's. The message names it, and not the file."""
+
+
+def _object_or_dict(pairs: list[tuple[str, Any]]) -> CocoObject | dict[str, Any]:
+    row = dict(pairs)
     if "segmentation" not in row:
         return row
     try:
@@ -170,7 +172,7 @@ def _object_or_dict(row: dict[str, Any]) -> CocoObject | dict[str, Any]:
             raise ValueError("expected runs of so many pixels")
         return CocoObject(image_id, class_id, bool(is_crowd), (), np.array(counts, dtype=np.int64))
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"annotation {_short(row.get('id'))}: {error!r}") from error
+        raise _ObjectError(f"annotation {_short(row.get('id'))}: {error!r}") from error
 
 
 def _check_categories(rows: list[Any]) -> None:

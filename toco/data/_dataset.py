@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from jaxtyping import Float32, UInt8
 from pydantic import Field
 
 from toco.config import RUN_ONLY, Component
+from toco.files import printable
 
 Split = Literal["train", "val"]
 """The two parts of a data set that a run uses; a data set's config says which list or which seed each stands for."""
@@ -30,10 +32,26 @@ class DataConfig(Component):
             once for the ``node``, in a file that all its processes map into their memory.
         cache_root: Folder of the files of ``node``; by default ``toco`` in the user's cache (``XDG_CACHE_HOME``, else
             ``~/.cache``). It should be on a disk of the node; in ``/dev/shm`` it takes the node's memory.
+        allow_overlap: Take images that are for training and for validation. Scores are then of images that were seen;
+            the run's provenance says so.
     """
 
     cache: Cache = Field(default="none", json_schema_extra={RUN_ONLY: True})
     cache_root: Path | None = Field(default=None, json_schema_extra={RUN_ONLY: True})
+    # It changes whether a training starts, and no number of one that does.
+    allow_overlap: bool = Field(default=False, json_schema_extra={RUN_ONLY: True})
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong or worth a look, with the file that it is in."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        """``path: reason``, without characters that a terminal obeys."""
+        return printable(f"{self.path}: {self.reason}")
 
 
 class Dataset(ABC):
@@ -42,10 +60,12 @@ class Dataset(ABC):
     Attributes:
         class_names: Names of the foreground classes; class ``class_names[j]`` has the label ``j + 1`` in a mask.
         names: Name of every image, unique.
+        notes: What was left out, or may be meant in another way, as far as opening the data set shows it.
     """
 
     class_names: tuple[str, ...]
     names: tuple[str, ...]
+    notes: tuple[Fault, ...] = ()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -79,6 +99,10 @@ class Dataset(ABC):
     @abstractmethod
     def class_labels(self, index: int) -> Float32[np.ndarray, " k"]:
         """The image-level label, multi-hot without background."""
+
+    def num_images_by_class(self) -> tuple[int, ...] | None:
+        """Images that show each class, or ``None`` where a file of every image would have to be read for it."""
+        return None
 
     @abstractmethod
     def mask(self, index: int) -> UInt8[np.ndarray, "h w"]:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import PIL
 from jaxtyping import Float32, UInt8
 
-from toco.data._dataset import DataConfig, Dataset
-from toco.data._images import FORMATS, MAX_PIXELS, Levels, open_checked, read_image, read_mask
+from toco.data._dataset import DataConfig, Dataset, Fault
+from toco.data._images import FORMATS, MAX_PIXELS, Header, Levels, open_checked, read_header, read_image, read_mask
 from toco.data._labels import LabelsFrom, Table, label_source, multi_hot
-from toco.data._layout import Layout
+from toco.data._layout import Layout, advise_on_missing, count, examples
 from toco.data._node_cache import NodeCache, node_cache, user_cache
+from toco.data._tree import Tree, read_tree
 from toco.files import sha256
 from toco.types import IGNORE_INDEX
+
+_LAST_UPRIGHT = 4
+"""EXIF orientations above it swap height and width."""
 
 
 class FileDataset(Dataset):
@@ -30,9 +36,12 @@ class FileDataset(Dataset):
         max_pixels: Larger images are refused before they are decoded.
         formats: Formats of images that are decoded.
         levels: Levels of grey images of more than 8 bits that become 0 and 255; see :func:`read_image`.
+        notes: What reading the classes and the list left out.
+        beside: Files and folders among the images that are none.
+        check_labels: Look for the labels of all images in a file of labels now, and not when they are asked for.
 
     Raises:
-        ValueError: Images are missing, or a file of labels is not one or lacks an image.
+        ValueError: Images are missing, several have one name, or a file of labels is not one or lacks an image.
     """
 
     def __init__(
@@ -47,15 +56,13 @@ class FileDataset(Dataset):
         max_pixels: int = MAX_PIXELS,
         formats: tuple[str, ...] = FORMATS,
         levels: Levels | None = None,
+        notes: Sequence[Fault] = (),
+        beside: Sequence[Path] = (),
+        check_labels: bool = True,
     ) -> None:
         self.layout, self.names, self.class_names = layout, names, class_names
-        missing = [name for name in names if not layout.image_paths(name)]
-        if missing:
-            raise ValueError(
-                f"{layout.images}: {len(missing)} of {len(names)} images are missing: "
-                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else '.'}"
-            )
-        self._labels_from = labels
+        self.notes = (*notes, *_find_images(layout, names))
+        self._labels_from, self._beside = labels, tuple(beside)
         self._source = label_source(layout, labels, class_names, max_pixels)
         self._allow_empty_labels, self._max_pixels = allow_empty_labels, max_pixels
         self._formats, self._levels = formats, levels
@@ -65,7 +72,7 @@ class FileDataset(Dataset):
         self._masks: dict[int, UInt8[np.ndarray, "h w"]] = {}
         self._of_node: NodeCache | None = None
         self._prepared = config.cache != "node"
-        if isinstance(self._source, Table):
+        if check_labels and isinstance(self._source, Table):
             # A fault of a label file is said before the first step; masks and XML would all have to be opened for it.
             for index in range(len(names)):
                 self.class_labels(index)
@@ -107,9 +114,12 @@ class FileDataset(Dataset):
             name = self.names[index]
             ids = self._source.class_ids(name)
             if not ids and not self._allow_empty_labels:
+                void = f" Its mask may have {IGNORE_INDEX}, which is void and no class." * (
+                    self._labels_from == "masks"
+                )
                 raise ValueError(
-                    f"{name!r} has no class, so it would be trained as pure background; "
-                    "take it off the list or set data.allow_empty_labels=true."
+                    f"{self.label_path(index)}: {name!r} has no class, so it would be trained as pure background; "
+                    f"take it off the list or set data.allow_empty_labels=true.{void}"
                 )
             self._labels[index] = multi_hot(ids, len(self.class_names))
         return self._labels[index].copy()
@@ -126,10 +136,41 @@ class FileDataset(Dataset):
         mask = read_mask(path, len(self.class_names), self._max_pixels)
         size = self.size(index)
         if mask.shape != size:
-            raise ValueError(f"{path}: expected a mask of the image's size {size}, but it has {mask.shape}.")
+            turned = ""
+            if mask.shape == size[::-1] and self.header(index).orientation > _LAST_UPRIGHT:
+                turned = " The image's EXIF orientation turns it, and is ignored: store the image turned, without EXIF."
+            raise ValueError(f"{path}: expected a mask of the image's size {size}, but it has {mask.shape}.{turned}")
         if self._cache == "memory":
             self._masks[index] = mask
         return mask
+
+    def header(self, index: int) -> Header:
+        """Mode and EXIF orientation of the image. The orientation is ignored: masks lie on the stored pixels."""
+        return read_header(self.layout.image_path(self.names[index]), self._max_pixels, self._formats)
+
+    def label_path(self, index: int) -> Path:
+        """The file, or for names of folders the image, that the image's label is read from."""
+        name = self.names[index]
+        if self._labels_from == "masks":
+            return self.layout.mask_path(name)
+        if self._labels_from == "xml":
+            return self.layout.annotation_path(name)
+        return self.layout.image_path(name) if self._labels_from == "folders" else self.layout.root / self._labels_from
+
+    def tree(self) -> Tree:
+        """All that lies in the folder of images, those of the other split too."""
+        return read_tree(self.layout.images, self.layout.suffixes, self._beside)
+
+    def labelled_names(self) -> tuple[str, ...]:
+        """All names in a file of labels, those of the other split too; none where there is no such file."""
+        return self._source.names if isinstance(self._source, Table) else ()
+
+    def num_images_by_class(self) -> tuple[int, ...] | None:
+        """Images that show each class, where labels are in one file or in names of folders."""
+        if not (isinstance(self._source, Table) or self._labels_from == "folders"):
+            return None
+        labels = (self.class_labels(index) for index in range(len(self)))
+        return tuple(int(count) for count in sum(labels, np.zeros(len(self.class_names))))
 
     def manifest_digest(self) -> str:
         """Digest of names, classes, masks (their bytes), images (their sizes in bytes) and labels of a file.
@@ -164,3 +205,30 @@ class FileDataset(Dataset):
             known = path.stat()
             digest.update(f"{name}{path.suffix}\0{known.st_size}\0{known.st_mtime_ns}\0".encode())
         return digest.hexdigest()
+
+
+def _find_images(layout: Layout, names: Sequence[str]) -> tuple[Fault, ...]:
+    """See that each name is that of one image; notes of names that are matched by their Unicode form.
+
+    Raises:
+        ValueError: Images are missing, or several have one name.
+    """
+    missing, matched = [], []
+    for name in names:
+        paths = layout.image_paths(name)
+        if not paths:
+            missing.append(name)
+        elif len(paths) > 1:
+            files = ", ".join(sorted(ascii(path.name)[1:-1] for path in paths))
+            raise ValueError(f"{layout.images}: {name!r} is the name of several images ({files}); keep one of them.")
+        elif paths[0].with_suffix("") != layout.images / name:
+            matched.append(name)
+    if missing:
+        raise ValueError(
+            f"{layout.images}: {len(missing)} of {len(names)} images are missing: {examples(missing)}."
+            f"{advise_on_missing(layout, missing[0])}"
+        )
+    if not matched:
+        return ()
+    note = f"{count(len(matched), 'name')} in another Unicode form than the file, and matched: {examples(matched)}."
+    return (Fault(layout.images, note),)

@@ -9,6 +9,7 @@ does the registered model.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -29,6 +30,7 @@ FORMATS = ("JPEG", "PNG")
 """Only these decoders of PIL are ever started, whatever a file's name says."""
 Levels = tuple[int, int]
 """Levels of a grey image of more than 8 bits that become 0 and 255."""
+_EXIF_ORIENTATION, _UPRIGHT, _LAST_ORIENTATION = 0x0112, 1, 8
 _DEEP = ("I;16", "I;16B", "I;16L", "I")
 _CONVERTIBLE = ("RGB", "L", "LA", "P", "RGBA", "CMYK")
 _MASK_MODES = ("L", "P")
@@ -94,6 +96,36 @@ def _upright(path: Path, max_pixels: int, content: BytesIO | None) -> UInt8[np.n
     except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:
         raise ValueError(f"{printable(path)}: its EXIF data is damaged ({error}); save it without.") from error
     return _rgb(upright, stored, str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image's file says of it before a pixel is decoded.
+
+    Attributes:
+        mode: As PIL names it, ``RGB`` or ``L`` for example.
+        orientation: EXIF orientation, 1 to 8; 1 is upright, as are images that say nothing or nothing readable.
+    """
+
+    mode: str
+    orientation: int
+
+
+def read_header(path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Header:
+    """Read the header of an image.
+
+    Raises:
+        ValueError: The file is missing, of another format, or too large.
+    """
+    with open_checked(path, max_pixels, formats) as image:
+        if "exif" not in image.info and image.format == "PNG":
+            return Header(image.mode, _UPRIGHT)  # else all of a PNG is decoded to look for it
+        try:
+            value = image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT)
+        except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+            value = _UPRIGHT
+        known = isinstance(value, int) and _UPRIGHT <= value <= _LAST_ORIENTATION
+        return Header(image.mode, value if known else _UPRIGHT)
 
 
 def read_mask(path: Path, num_foreground_classes: int, max_pixels: int) -> UInt8[np.ndarray, "h w"]:

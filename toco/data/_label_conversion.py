@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import pickletools
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+
+from toco.files import whole_file
 
 # fmt: off
 _OPERATIONS = frozenset({
@@ -41,19 +41,12 @@ def convert_labels(source: Path, target: Path) -> int:
     if target.suffix not in (".npz", ".json"):
         raise ValueError(f"{target}: expected a .npz or .json file to write the labels to.")
     names, labels = read_pickled_labels(source)
-    # Written beside the target and renamed, so that a stopped conversion leaves no half file.
-    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            if target.suffix == ".npz":
-                np.savez_compressed(file, names=np.array(names), class_labels=labels)
-            else:
-                rows = {n: (np.flatnonzero(row) + 1).tolist() for n, row in zip(names, labels, strict=True)}
-                file.write(json.dumps(rows, indent=0).encode())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(target) as partial, partial.open("wb") as file:
+        if target.suffix == ".npz":
+            np.savez_compressed(file, names=np.array(names), class_labels=labels)
+        else:
+            rows = {n: (np.flatnonzero(row) + 1).tolist() for n, row in zip(names, labels, strict=True)}
+            file.write(json.dumps(rows, indent=0).encode())
     return len(names)
 
 

@@ -6,7 +6,6 @@ masks are read, too, if they number the classes from 1 to 80.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +17,10 @@ from toco.data._coco_masks import numberings
 from toco.data._dataset import DataConfig, Split
 from toco.data._files import FileDataset
 from toco.data._images import MAX_PIXELS, ids_in, read_ids
-from toco.data._labels import LabelsFrom, read_table
-from toco.data._layout import Layout, read_names
+from toco.data._label_table import read_table
+from toco.data._labels import LabelsFrom
+from toco.data._layout import Layout, examples, read_names
+from toco.files import read_json
 from toco.types import IGNORE_INDEX
 
 _NUM_READ = 4
@@ -132,8 +133,8 @@ def open_split(config: Config, split: Split) -> CocoFolder:
     without = [name for name in names if not layout.mask_path(name).is_file()]
     if without and (split == "val" or config.labels == "masks"):
         raise ValueError(
-            f"{masks}: {len(without)} of {len(names)} masks are missing: {', '.join(without[:5])}"
-            f"{', ...' if len(without) > 5 else ''}. `prepare-coco` goes on where it was stopped."
+            f"{masks}: {len(without)} of {len(names)} masks are missing: {examples(without)}. `prepare-coco` goes on "
+            "where it was stopped."
         )
     if annotations_sha256 is None:
         _refuse_other_numbering(dataset, masks, config)
@@ -141,12 +142,16 @@ def open_split(config: Config, split: Split) -> CocoFolder:
 
 
 def _prepared_from(about: Path) -> str | None:
-    """SHA-256 of the annotation file that masks were prepared from, or ``None`` where they are somebody else's."""
+    """SHA-256 of the annotation file that masks were prepared from, or ``None`` where they are somebody else's.
+
+    Raises:
+        UnreadableError: The file is damaged, so that nobody knows.
+    """
     try:
-        found = json.loads(about.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(about)
+    except FileNotFoundError:
         return None
-    sha256 = found.get("annotations_sha256") if isinstance(found, dict) else None
+    sha256 = content.get("annotations_sha256") if isinstance(content, dict) else None
     return sha256 if isinstance(sha256, str) else None
 
 

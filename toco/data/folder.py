@@ -7,19 +7,19 @@ score of pixels. Grey images of 16 bits, as in medicine and remote sensing, are 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from toco.config import RUN_ONLY
-from toco.data._dataset import DataConfig, Split
+from toco.data._dataset import DataConfig, Fault, Split
 from toco.data._files import FileDataset
 from toco.data._images import FORMATS, MAX_PIXELS, Levels
-from toco.data._layout import Layout, leads_out, read_class_names, read_names
+from toco.data._layout import Layout, leads_out, read_class_names, read_names, same_name
+from toco.data._tree import read_tree
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 _ANY_CASE = tuple(spelt for suffix in _SUFFIXES for spelt in (suffix, suffix.upper(), suffix.title()))
@@ -30,7 +30,8 @@ class Config(DataConfig):
     """A folder of images. The name of an image is its path below ``root`` without suffix, as in ``north/2021/tile_7``.
 
     Attributes:
-        root: The folder. JPEG, PNG and TIFF images lie in it or in folders below; hidden folders are left alone.
+        root: The folder. JPEG, PNG and TIFF images lie in it or in folders below; hidden folders are left alone. Links
+            are followed, but for those back into the folder.
         classes: File of class names, one a line, relative to ``root``.
         labels: Where image-level labels come from: a ``.csv``, ``.json`` or ``.npz`` file relative to ``root``,
             ``folders`` (one of the folders that an image is in has the name of its class), or ``masks``.
@@ -39,8 +40,8 @@ class Config(DataConfig):
         val_list: The same of validation images; both lists or none.
         val_share: Share of images that validate where there are no lists. Which ones follows from their names alone,
             so that a new image moves no other.
-        masks: Folder of masks, relative to ``root``: index PNGs with the names of the images. ``None`` if there are
-            none: then there are no scores of pixels.
+        masks: Folder of masks, absolute or relative to ``root``: index PNGs with the names of the images. ``None`` if
+            there are none: then there are no scores of pixels.
         levels: Levels of grey images of more than 8 bits that become 0 and 255, as ``[0, 4095]``; levels between are
             scaled linearly, others clipped. Such images are refused without it. Images of 8 bits stay as they are.
         allow_empty_labels: Take training images without any class, which are trained as pure background.
@@ -82,11 +83,15 @@ def open_split(config: Config, split: Split) -> FileDataset:
     masks = None if config.masks is None else root / config.masks
     if masks is not None and not masks.is_dir():
         raise ValueError(f"{masks}: expected a folder of masks, but there is none; set data.masks, or null if none.")
+    if masks is not None and masks.resolve() == root.resolve():
+        masks = root  # as images are looked for, so that a mask is not taken for one
     layout = Layout(root, root, masks, root, root, _ANY_CASE)
-    class_names = read_class_names(layout, root / config.classes)
+    notes: list[Fault] = []
+    class_names = read_class_names(layout, root / config.classes, notes)
+    beside = _beside(config, layout)
     return FileDataset(
         layout,
-        _names(config, layout, split),
+        _names(config, layout, split, beside, notes),
         class_names,
         config.labels,
         config,
@@ -94,6 +99,8 @@ def open_split(config: Config, split: Split) -> FileDataset:
         max_pixels=config.max_pixels,
         formats=(*FORMATS, "TIFF"),
         levels=config.levels,
+        notes=notes,
+        beside=beside,
     )
 
 
@@ -107,27 +114,37 @@ def is_for_validation(name: str, val_share: float) -> bool:
     return number < val_share * float(256**_HASH_BYTES)
 
 
-def _names(config: Config, layout: Layout, split: Split) -> tuple[str, ...]:
-    lists: dict[Split, str] = {"train": config.train_list or "train", "val": config.val_list or "val"}
+def _names(config: Config, layout: Layout, split: Split, beside: Sequence[Path], notes: list[Fault]) -> tuple[str, ...]:
+    lists = _lists(config)
     if config.train_list is not None or any(layout.list_path(name).is_file() for name in lists.values()):
         return read_names(layout, lists[split], leads_out)
-    found = Counter(_images_below(layout))
-    if twice := [name for name, count in found.items() if count > 1]:
+    tree = read_tree(layout.root, _ANY_CASE, beside)
+    if twice := [name for name, count in Counter(tree.names).items() if count > 1]:
         raise ValueError(f"{layout.root}: {twice[0]!r} is the name of several images; rename all but one.")
-    names = tuple(name for name in sorted(found) if is_for_validation(name, config.val_share) == (split == "val"))
+    if pairs := same_name(tree.names):
+        first, second = map(ascii, pairs[0])
+        raise ValueError(
+            f"{layout.root}: the names {first} and {second} differ only in their Unicode form; rename one."
+        )
+    notes += tree.notes()
+    names = tuple(name for name in tree.names if is_for_validation(name, config.val_share) == (split == "val"))
     if not names:
         raise ValueError(
-            f"{layout.root}: of the {len(found)} images there ({', '.join(_SUFFIXES)}), none is for {split}; change "
-            "data.val_share, or write train.txt and val.txt."
+            f"{layout.root}: of the {len(tree.names)} images there ({', '.join(_SUFFIXES)}), none is for {split}; "
+            "change data.val_share, or write train.txt and val.txt."
         )
     return names
 
 
-def _images_below(layout: Layout) -> Iterator[str]:
-    """Names of all images. Links to folders are not followed: one could lead back up."""
-    for folder, below, files in os.walk(layout.root):
-        below[:] = [name for name in below if not name.startswith(".") and Path(folder) / name != layout.masks]
-        for file in files:
-            path = Path(folder, file)
-            if path.suffix in _ANY_CASE and not file.startswith("."):
-                yield path.relative_to(layout.root).with_suffix("").as_posix()
+def _lists(config: Config) -> dict[Split, str]:
+    return {"train": config.train_list or "train", "val": config.val_list or "val"}
+
+
+def _beside(config: Config, layout: Layout) -> tuple[Path, ...]:
+    """What the config names that lies among the images."""
+    files = [layout.root / config.classes, *map(layout.list_path, _lists(config).values())]
+    if config.labels not in ("folders", "masks"):
+        files.append(layout.root / config.labels)
+    if layout.masks is not None and layout.masks != layout.root:
+        files.append(layout.masks)
+    return tuple(files)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from toco.config import RUN_ONLY
-from toco.data._dataset import DataConfig, Split
+from toco.data._dataset import DataConfig, Fault, Split
 from toco.data._files import FileDataset
 from toco.data._images import MAX_PIXELS
 from toco.data._layout import Layout, read_class_names, read_names
@@ -52,12 +52,14 @@ def open_split(config: Config, split: Split) -> FileDataset:
     if not config.root.is_dir():
         raise ValueError(f"{config.root}: expected a VOC-shaped folder, but there is none; set data.root.")
     layout = Layout.of_voc(config.root, config.mask_folder)
+    notes: list[Fault] = []
     return FileDataset(
         layout,
         read_names(layout, config.train_list if split == "train" else config.val_list),
-        read_class_names(layout, None if config.classes is None else config.root / config.classes),
+        read_class_names(layout, None if config.classes is None else config.root / config.classes, notes),
         config.labels,
         config,
         allow_empty_labels=config.allow_empty_labels or split == "val",
         max_pixels=config.max_pixels,
+        notes=notes,
     )

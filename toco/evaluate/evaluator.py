@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 import torch
-from jaxtyping import Int32, Integer
+from jaxtyping import Integer
 from pydantic import Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from toco.data._dataset import Dataset
 from toco.evaluate.batches import in_order, plan_batches, read_ahead, read_batch
 from toco.evaluate.cam_scores import score_cams
 from toco.evaluate.confusions import Confusions
-from toco.evaluate.report import Evaluation, undefined_to_none
+from toco.evaluate.report import Evaluation, describe_coverage, undefined_to_none
 from toco.evaluate.scores import Part, Scores, gather
 from toco.evaluate.sizes import network_input
 from toco.methods._method import Method
@@ -158,7 +158,7 @@ def rescore(evaluation: Evaluation, confusions: Confusions, config: EvaluateConf
     kept = {name: v for name, v in evaluation.metrics.items() if not name.startswith(("val/cam_", "val/aux_cam_"))}
     return replace(
         evaluation,
-        protocol=_protocol(config, confusions.seg),
+        protocol=_protocol(config, evaluation.per_class["seg_iou"]),
         metrics=kept | cams.metrics,
         per_class={"seg_iou": evaluation.per_class["seg_iou"]} | cams.per_class,
         threshold_curve=cams.threshold_curve,
@@ -241,13 +241,14 @@ def _whole(parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step
         "patch_similarity_last": similarity[-1],
     }
     class_names = ("background", *dataset.class_names)
+    seg_iou = undefined_to_none(segmentation.iou.tolist())
     seg_counts, cam_counts, aux_cam_counts = confusions.numpy().swapaxes(0, 1)
     return Evaluation(
         step=step,
-        protocol=_protocol(config, seg_counts),
+        protocol=_protocol(config, seg_iou),
         metrics={f"val/{name}": value for name, value in metrics.items() if np.isfinite(value)} | cams.metrics,
         class_names=class_names,
-        per_class={"seg_iou": undefined_to_none(segmentation.iou.tolist())} | cams.per_class,
+        per_class={"seg_iou": seg_iou} | cams.per_class,
         threshold_curve=cams.threshold_curve,
         patch_similarity=undefined_to_none(similarity),
         pictures=tuple(pictures.values()),
@@ -264,10 +265,10 @@ def _whole(parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step
     )
 
 
-def _protocol(config: EvaluateConfig, seg_counts: Int32[np.ndarray, "n s s"]) -> str:
-    """The protocol in words; of a split without masks it says so."""
-    no_masks = " No pixel of the split has a ground truth, so there are no scores of pixels."
-    return config.protocol() + ("" if seg_counts.any() else no_masks)
+def _protocol(config: EvaluateConfig, seg_iou: Sequence[float | None]) -> str:
+    """The protocol in words; it says for how many classes there is ground truth, where that is not all."""
+    coverage = describe_coverage(seg_iou)
+    return config.protocol() + ("" if coverage is None else f" {coverage}")
 
 
 def _counted(histogram: Integer[Tensor, "s k bins"], thresholds: Sequence[float]) -> CamQuality:

@@ -129,9 +129,31 @@ class Evaluation:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"This is not an evaluation written by this program: {error!r}.") from error
 
+    def coverage(self) -> str | None:
+        """For how many classes there is ground truth: see :func:`describe_coverage`."""
+        return describe_coverage(self.per_class["seg_iou"])
+
     def table(self) -> str:
         """The scores per class as text: see :func:`class_table`."""
         return class_table(self.class_names, self.per_class)
+
+
+def describe_coverage(seg_iou: Sequence[float | None]) -> str | None:
+    """For how many foreground classes a split has ground truth, as a sentence; ``None`` where it has it for all.
+
+    Args:
+        seg_iou: One for each class, the background first; ``None`` for a class that the ground truth does not contain.
+
+    >>> describe_coverage([0.8, None]), describe_coverage([0.8, 0.1])
+    ('The masks of the split show 0 of 1 foreground classes: scores of pixels are those of the background alone.', None)
+    """
+    defined = [iou is not None for iou in seg_iou]
+    if all(defined):
+        return None
+    if not any(defined):
+        return "No pixel of the split has a ground truth, so there are no scores of pixels."
+    what = "" if any(defined[1:]) else ": scores of pixels are those of the background alone"
+    return f"The masks of the split show {sum(defined[1:])} of {len(defined) - 1} foreground classes{what}."
 
 
 def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[float | None]]) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toco.config import digest
-from toco.data import Dataset, TrainLoader
+from toco.data import Dataset, TrainLoader, notes_of_splits, refuse_overlap
 from toco.evaluate import evaluate
 from toco.files import printable, sha256
 from toco.methods import Method
@@ -114,7 +114,10 @@ def train(
     with folder.locked() if shard.rank == 0 else nullcontext():
         restored, shared = None, None
         if shard.rank == 0:
-            known = provenance(device, inputs)
+            notes = [str(note) for note in notes_of_splits(train_set, val_set)]
+            for note in notes:
+                logger.warning("%s", note)
+            known = {**provenance(device, inputs), "data_notes": notes}
             if resume and folder.has_steps():
                 folder.check_same_run(config, inputs, recipe, train_set.class_names, known)
                 if not _is_finished(folder):
@@ -247,9 +250,15 @@ def method_of(saved: checkpoint.Checkpoint, config: RunConfig, num_foreground_cl
 
 
 def open_data(config: RunConfig) -> tuple[Dataset, Dataset]:
-    """The training and the validation split."""
+    """The training and the validation split.
+
+    Raises:
+        ValueError: The data is missing or wrong, or an image is in both splits and ``data.allow_overlap`` is not set.
+    """
     module = load("toco.data", config.data.name)
-    return module.open_split(config.data, "train"), module.open_split(config.data, "val")
+    train_set, val_set = module.open_split(config.data, "train"), module.open_split(config.data, "val")
+    refuse_overlap(train_set, val_set, config.data.allow_overlap)
+    return train_set, val_set
 
 
 def build_method(config: RunConfig, num_foreground_classes: int) -> Method:

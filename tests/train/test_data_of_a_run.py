@@ -1,0 +1,60 @@
+"""What a training refuses, prints and records of its data before the first step."""
+
+import logging
+import shutil
+
+import pytest
+
+from toco.commands.train import _coverage
+from toco.config import digest, replace
+from toco.train.loop import open_data, train
+from toco.train.run_folder import RunFolder
+
+
+@pytest.fixture
+def overlapping(tiny_config, data_root, tmp_path):
+    """The tiny data with one training image in the validation list, and a class that no image shows."""
+    root = tmp_path / "data"
+    shutil.copytree(data_root, root)
+    with (root / "ImageSets/Segmentation/val.txt").open("a") as file:
+        file.write("image03\n")
+    names = [f"image{i:02}" for i in range(16)]
+    (root / "labels.csv").write_text(
+        "name,class_ids\n" + "".join(f"{name},{i % 2 + 1}\n" for i, name in enumerate(names))
+    )
+    (root / "classes.txt").write_text("red\nblue\ngreen\n")
+    return replace(
+        tiny_config, {"data.root": str(root), "data.labels": "labels.csv", "num_steps": 2, "optim.warmup_steps": 0}
+    )
+
+
+def test_an_image_in_both_splits_is_refused_before_anything_is_made(overlapping, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"1 of 5 validation images also for training: 'image03'\. .*allow_overlap=true"
+    ):
+        train(overlapping, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_allowed_is_printed_and_recorded(overlapping, tmp_path, caplog):
+    config = replace(overlapping, {"data.allow_overlap": True})
+    assert digest(config) == digest(overlapping)  # it changes no number
+    with caplog.at_level(logging.WARNING):
+        train(config, tmp_path / "run", progress=False)
+    folder = RunFolder(tmp_path / "run")
+    notes = folder.provenance()["data_notes"]
+    assert notes == [
+        "val: 1 of 5 validation images also for training: 'image03'. Take them off one of the lists, or set "
+        "data.allow_overlap=true: scores are then of images that were seen.",
+        "train: no training image shows the class 'green'.",
+    ]
+    assert [record.getMessage() for record in caplog.records if record.name == "toco.train.loop"] == notes
+    sentence = "The masks of the split show 2 of 3 foreground classes."
+    assert folder.evaluation(2).protocol.endswith(sentence)
+    assert _coverage(tmp_path / "run", 2) == sentence
+    assert _coverage(tmp_path / "run", 1) is None
+
+
+def test_sound_data_has_no_notes(tiny_config):
+    train_set, val_set = open_data(tiny_config)
+    assert train_set.notes == val_set.notes == ()
