@@ -1,0 +1,146 @@
+"""A small study on a real, tiny training, whose verbs run in this process and without Ray or MLflow."""
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import sweeps.core
+from sweeps.core import launch, planning, ray_environment, status
+from sweeps.core.command import study_command
+from sweeps.core.designs import OneFactor
+from sweeps.core.factors import Factor
+from sweeps.core.probe import ProbeError
+from sweeps.core.runs import newest_step
+from sweeps.core.study import Metric, Study
+from sweeps.core.trial import run_trial
+from toco.config import flatten
+from toco.registry import load
+
+STUDY_NAME = "tiny"
+
+
+class LostError(BaseException):
+    """The driver is gone; no code of it may catch this."""
+
+
+class Store:
+    """MLflow that takes everything."""
+
+    def __init__(self, *_):
+        pass
+
+    def ensure_parent(self, *_, **__):
+        return "parent"
+
+    def page(self):
+        return None
+
+    def track(self, *_, **__):
+        return "run"
+
+    def finish_parent(self, *_, **__):
+        return True
+
+
+class StudyPlace:
+    """``python -m sweeps VERB`` of a study of two cells and two seeds, in this process and without Ray.
+
+    A training is computed once; whoever asks for it again gets its run folder as it was, at once.
+    """
+
+    def __init__(self, tiny_config, recorded: Path) -> None:
+        self.recorded = recorded
+        self.trained: list[str] = []
+        """Keys of the trainings that were asked for, one for each time."""
+        self.is_computed = False
+        """Whether each training is computed, although it is known."""
+        self.lost: dict[str, int] = {}
+        """Trainings (``aux_block/seed``) whose driver is lost when they report this step."""
+        varied = ("method.aux_block", "seed")
+        changes = {path: value for path, value in flatten(tiny_config).items() if path not in varied}
+        self.study = Study(
+            name=STUDY_NAME,
+            title="A tiny study",
+            recipe="shapes_nano",
+            design=OneFactor((Factor("method.aux_block", (0, 1), labels=("#1", "#2")),)),
+            seeds=(0, 1),
+            metrics=(Metric("val/cam_miou", "M"), Metric("val/seg_miou", "seg")),
+            changes=changes,
+            purpose="direction",
+            a_a=False,
+        )
+
+    def install(self, monkeypatch) -> None:
+        """Put the study among the studies, and trainings in this process in the place of Ray's."""
+
+        def refuse(*_, **__):
+            raise ProbeError("nothing is timed in this test")
+
+        found = SimpleNamespace(STUDY=self.study, main=study_command(self.study, "A study for tests."))
+
+        def load_study(package, name):
+            return found if (package, name) == ("sweeps", STUDY_NAME) else load(package, name)
+
+        @contextmanager
+        def connected(address):
+            yield
+
+        runner = {
+            "connected": connected,
+            "Resources": lambda *_: None,
+            "check_resources": lambda *_, **__: None,
+            "run_trials": self.run_trials,
+        }
+        monkeypatch.setattr("sweeps.__main__.load", load_study)
+        monkeypatch.setattr(sweeps.core, "runner", SimpleNamespace(**runner), raising=False)
+        monkeypatch.setattr(planning, "probe", refuse)
+        monkeypatch.setattr(ray_environment, "prepare", lambda *_, **__: None)
+        monkeypatch.setattr(launch, "Tracker", Store)
+        monkeypatch.setattr(status, "Tracker", Store)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def run_trials(self, specs, runs, session, resources, watch, name):
+        failed = set()
+        for spec in specs:
+            self.trained.append(spec.key)
+            whole = self.recorded / spec.key
+            if whole.is_dir() and not self.is_computed:
+                watch.snapshot(spec.key, whole)
+                watch.ended(spec.key)
+                continue
+            lost_at = self.lost.get(f"{spec.config['method']['aux_block']}/{spec.config['seed']}")
+            published = runs.ledger.run_dir(spec.key)
+            channel = _Channel(watch, spec.key, published, session / spec.key, lost_at)
+            try:
+                run_trial(spec, channel)
+            except ValueError as error:
+                watch.failed(spec.key, str(error), "")
+                failed.add(spec.key)
+                continue
+            if not whole.is_dir():
+                shutil.copytree(channel.last, whole)
+            watch.ended(spec.key)
+        return frozenset(failed), True
+
+
+class _Channel:
+    """Keeps snapshots as Ray Tune does, below the session; see ``sweeps.core.trial.Channel``."""
+
+    def __init__(self, watch, key, published, session, lost_at) -> None:
+        self.watch, self.key, self.published = watch, key, published
+        self.session, self.lost_at = session, lost_at
+
+    @contextmanager
+    def restored(self):
+        yield self.published if newest_step(self.published) >= 0 else None
+
+    def report(self, row, snapshot):
+        self.last = self.session / f"checkpoint_{row['step']:06d}"
+        shutil.copytree(snapshot, self.last)
+        if row["step"] == self.lost_at:
+            raise LostError
+        self.watch.snapshot(self.key, self.last)
+
+    def give_up(self):
+        """A ``ValueError`` follows."""
