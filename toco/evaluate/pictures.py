@@ -12,7 +12,8 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -118,9 +119,7 @@ def save_figure(draw: Callable[[], Figure], path: Path, *, with_panels: bool = F
         with_panels: Note in the file where its panels are, see :data:`PANELS`.
     """
     try:
-        with warnings.catch_warnings():
-            # One warning for every character that the font lacks, which is every one of a Chinese name.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        with without_glyph_warnings():
             figure = draw()
             metadata = {PANELS: json.dumps(_boxes(figure))} if with_panels else None
             with whole_file(path) as partial:
@@ -131,6 +130,14 @@ def save_figure(draw: Callable[[], Figure], path: Path, *, with_panels: bool = F
         )
         return False
     return True
+
+
+@contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Draw without a warning for every character that the font lacks, which is every one of a Chinese name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
 
 
 def _file_stems(names: Sequence[str]) -> list[str]:

@@ -15,6 +15,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from toco.evaluate.pictures import without_glyph_warnings
+
 MAX_LINES = 8
 """Lines in a panel: as many as there are colours that can be told apart."""
 MAX_BLOCKS = 6
@@ -76,7 +78,7 @@ def label_rows(axes: Axes, labels: Sequence[str]) -> None:
 def svg(figure: Figure, name: str, description: str) -> str:
     """``figure`` as an SVG element for a page; ``name`` keeps its ids apart from those of other figures."""
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": name}):
+    with rc_context({"svg.hashsalt": name}), without_glyph_warnings():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

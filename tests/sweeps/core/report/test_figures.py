@@ -2,10 +2,12 @@
 
 import itertools
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sweeps.core.analysis import analyse
@@ -254,3 +256,16 @@ def test_a_row_without_a_curve_is_not_in_the_legend(tmp_path, drawn):
     curves.thresholds(curves.read_lines(made))
     (figure,) = drawn
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["#10"]
+
+
+def test_names_are_drawn_as_they_are_and_without_a_warning():
+    names = ["$a_{", "_b", "猫", "$x$"]
+    with warnings.catch_warnings(), rc_context(drawing.STYLE):
+        warnings.simplefilter("error")
+        figure, [[axes]] = drawing.grid(1, 1)
+        drawing.label_rows(axes, names)
+        axes.plot(range(4), range(4), label="$y_")
+        axes.set(title=r"$\frac{", xlabel="$z")
+        axes.legend()
+        drawn = drawing.svg(figure, "names", "names")
+    assert all(name in drawn for name in (*names, "$y_", r"$\frac{", "$z"))
