@@ -16,7 +16,7 @@ import numpy as np
 
 from sweeps.core.anova import SEED, VALUE, Anova, Effect, anova, two_level_effects
 from sweeps.core.daggers import daggers
-from sweeps.core.evaluations import PER_IMAGE, Resampled, class_iou, resampled
+from sweeps.core.evaluations import PER_IMAGE, Resampled, class_iou, resampled, unreadable_files
 from sweeps.core.factors import Scalar
 from sweeps.core.image_noise import ImageInterval, class_difference_intervals, difference_interval
 from sweeps.core.statistics import (
@@ -35,6 +35,8 @@ from sweeps.core.study_record import CellRecord, RowRecord, StudyRecord, TrialRe
 
 MANY_TRIALS = 250
 """Larger studies are analysed without what reads a file for every trial, and without analyses of variance."""
+FILES_NAMED = 3
+"""Missing or damaged files that are named one by one."""
 MANY_ROWS = 1000
 """Larger blocks have no marks: among so many pairs of rows hardly one can be told from the best."""
 ADDS_UP = 1e-4
@@ -446,10 +448,28 @@ class _Analyst:
                 f"With {len(study.trials)} trials, more than {MANY_TRIALS}, there are no intervals over images, no "
                 "scores by class and no analyses of variance."
             )
+        elif self.per_image:
+            self._remark_on_files()
         if all(len(values) < 2 for values in self.values.values()) and any(self.values.values()):
             self.notes.append("With one seed nothing can be tested: no row is told from the best, so all are bold.")
         if study.rows and not any(row.role == "a/a" for row in study.rows):
             self.notes.append("There is no A/A row, so there is no noise floor.")
+
+    def _remark_on_files(self) -> None:
+        """Say which trials lack intervals over images or scores by class, and for want of which files."""
+        study = self.study
+        counted = [trial for trial in study.trials if trial.counts]
+        files = {trial.key: unreadable_files(trial) for trial in counted}
+        number = sum(bool(of_trial) for of_trial in files.values())
+        if not number:
+            return
+        names = [path.relative_to(study.path.parent).as_posix() for of_trial in files.values() for path in of_trial]
+        rest = len(names) - FILES_NAMED
+        self.notes.append(
+            f"For {number} of {len(counted)} finished trials, counts by image or scores by class are missing or "
+            "damaged, so their rows lack intervals over images or scores by class. The files: "
+            f"{', '.join(names[:FILES_NAMED])}{f' and {rest} more' if rest > 0 else ''}."
+        )
 
 
 def _within(test: Paired | None, floor: float | None) -> bool | None:

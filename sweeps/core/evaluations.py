@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,12 +13,15 @@ from sweeps.core.image_noise import resampled_iou
 from sweeps.core.statistics import Floats
 from sweeps.core.study_record import TrialRecord
 from toco.evaluate.confusions import read_confusions
+from toco.files import read_json
 
 PER_IMAGE = {"val/seg_miou": "seg", "val/cam_miou": "cam", "val/aux_cam_miou": "aux_cam"}
 """Metrics that are an mIoU at the fixed threshold, and what their confusion matrices are called."""
 RESAMPLES = 2000
 _KEPT = 256
 """Files whose content stays in memory: about 1 MB each for 21 classes and three metrics."""
+
+_Content = TypeVar("_Content")
 
 Resampled = Mapping[str, Floats]
 """By metric: ``[evaluations, 1 + RESAMPLES, classes]``, see ``sweeps.core.image_noise.resampled_iou``."""
@@ -30,7 +32,7 @@ def class_iou(trial: TrialRecord) -> Mapping[str, Mapping[str, float | None]]:
 
     Classes are in the data's order, the background first; ``None`` for one that the ground truth does not contain.
     """
-    contents = [_read(path, path.stat().st_mtime_ns) for path in _evaluations(trial, ".json")]
+    contents = [_scores(path) for path in _evaluations(trial, ".json")]
     whole = [content for content in contents if content is not None]
     if not whole or len(whole) < len(contents):
         return {}
@@ -45,7 +47,7 @@ def class_iou(trial: TrialRecord) -> Mapping[str, Mapping[str, float | None]]:
 
 def resampled(trial: TrialRecord, keys: tuple[str, ...]) -> tuple[tuple[str, ...], Resampled] | None:
     """Names of the images, and IoU on resampled images; ``None`` where an evaluation of the trial has no such file."""
-    parts = [_resampled(path, path.stat().st_mtime_ns, keys) for path in _evaluations(trial, ".npz")]
+    parts = [_at_this_time(_resampled, path, keys) for path in _evaluations(trial, ".npz")]
     whole = [part for part in parts if part is not None]
     if not whole or len(whole) < len(parts) or any(names != whole[0][0] for names, _ in whole):
         return None
@@ -54,41 +56,67 @@ def resampled(trial: TrialRecord, keys: tuple[str, ...]) -> tuple[tuple[str, ...
 
 def num_images(trials: Iterable[TrialRecord]) -> int | None:
     """Images that the first trial that says so was evaluated on."""
-    for trial in trials:
-        for path in _evaluations(trial, ".npz"):
-            found = _num_images(path, path.stat().st_mtime_ns)
-            if found is not None:
-                return found
-    return None
+    counts = (_at_this_time(_num_images, path) for trial in trials for path in _evaluations(trial, ".npz"))
+    return next((count for count in counts if count is not None), None)
+
+
+def unreadable_files(trial: TrialRecord) -> list[Path]:
+    """Files that a trial's evaluations left and that are missing or damaged; none where it has no result.
+
+    What was rescored from the counts of another trial has no counts of its own.
+    """
+    is_rescored = (trial.entry.get("provenance") or {}).get("reevaluated", {}).get("rescored", False)
+    counts = [] if is_rescored else _evaluations(trial, ".npz")
+    return [
+        *(path for path in _evaluations(trial, ".json") if _scores(path) is None),
+        *(path for path in counts if _at_this_time(_num_images, path) is None),
+    ]
 
 
 def _evaluations(trial: TrialRecord, suffix: str) -> list[Path]:
-    """Files of the evaluations that count, first to last; empty where one is missing."""
-    last = int(trial.entry.get("config", {}).get("evaluate", {}).get("average_last", 1)) if trial.counts else 0
-    folder = trial.run_dir / "evaluations"
-    steps = sorted(path.stem for path in folder.glob("step_*.json"))[-last:] if last else []
-    files = [folder / f"{step}{suffix}" for step in steps]
-    return files if files and all(path.is_file() for path in files) else []
+    """Files of the evaluations that the result is the mean of, first to last, whether they are there or not."""
+    if not trial.counts:
+        return []
+    config = trial.entry["config"]
+    last, every = config["num_steps"], config["evaluate_every"]
+    steps = [*range(every, last, every), last][-config["evaluate"].get("average_last", 1) :]
+    return [trial.run_dir / "evaluations" / f"step_{step:08d}{suffix}" for step in steps]
+
+
+def _scores(path: Path) -> Mapping[str, Any] | None:
+    return _at_this_time(_read, path)
+
+
+def _at_this_time(read: Callable[..., _Content | None], path: Path, *arguments: object) -> _Content | None:
+    """What ``read`` makes of a file as it is now; ``None`` where there is no such file."""
+    try:
+        modified_ns = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    return read(path, modified_ns, *arguments)
 
 
 # A page that follows a running study is written again and again: what has not changed is not read again.
 @lru_cache(maxsize=_KEPT)
 def _read(path: Path, modified_ns: int) -> Mapping[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {"class_names": content["class_names"], "per_class": content["per_class"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        content = read_json(path)
+        scores = {"class_names": content["class_names"], "per_class": content["per_class"]}
+        lengths = {len(column) for column in scores["per_class"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    return scores if lengths <= {len(scores["class_names"])} else None
 
 
 @lru_cache(maxsize=_KEPT)
 def _resampled(path: Path, modified_ns: int, keys: tuple[str, ...]) -> tuple[tuple[str, ...], Resampled] | None:
     try:
         confusions = read_confusions(path)
+        counts = {key: getattr(confusions, PER_IMAGE[key]) for key in keys}
+        iou = {key: resampled_iou(array[None], RESAMPLES) for key, array in counts.items()}
     except (OSError, ValueError):
         return None
-    counts = {key: getattr(confusions, PER_IMAGE[key]) for key in keys}
-    return tuple(confusions.names), {key: resampled_iou(array[None], RESAMPLES) for key, array in counts.items()}
+    return tuple(confusions.names), iou
 
 
 @lru_cache(maxsize=_KEPT)

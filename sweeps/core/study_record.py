@@ -58,12 +58,13 @@ class TrialRecord:
         value = self.entry["metrics"].get(key) if self.counts else None
         return None if value is None or not math.isfinite(value) else float(value)
 
-    def run(self) -> RunRecord | None:
-        """Its run folder, read now; ``None`` where it cannot be read."""
-        try:
-            return read_run_record(self.run_dir)
-        except ValueError:
-            return None
+    def run(self) -> RunRecord:
+        """Its run folder, read now.
+
+        Raises:
+            ValueError: It is not there or cannot be read; the message names the file.
+        """
+        return read_run_record(self.run_dir)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float, Int32, Int64
@@ -54,18 +53,23 @@ def read_confusions(path: Path) -> Confusions:
     """Read ``evaluations/step_*.npz`` of a run folder.
 
     Raises:
-        ValueError: It is not such a file, or of another version.
+        ValueError: It is not such a file, it is damaged, or of another version.
         FileNotFoundError: There is none.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             found: Mapping[str, Any] = dict(file)
-    except (BadZipFile, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is not a file of confusion matrices: {error}.") from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of damaged bytes zipfile, zlib, struct and NumPy make many kinds
+        raise ValueError(f"{path} is not a file of confusion matrices, or is damaged: {error}.") from error
     names = [field.name for field in fields(Confusions)]
     if missing := [name for name in ("format_version", *names) if name not in found]:
         raise ValueError(f"{path} is not a file of confusion matrices: it lacks {', '.join(missing)}.")
-    if (version := int(found["format_version"])) != FORMAT_VERSION:
+    if (version := found["format_version"].tolist()) != FORMAT_VERSION:
         raise ValueError(f"{path} has format version {version}; this version of toco reads {FORMAT_VERSION}.")
+    matrices = (*found["names"].shape, *2 * found["class_names"].shape)
+    if any(found[name].shape != matrices for name in ("seg", "cam", "aux_cam")):
+        raise ValueError(f"{path} is damaged: expected matrices of the shape {list(matrices)}.")
     values: dict[str, Any] = {name: found[name] for name in names}
     return Confusions(**(values | {name: tuple(values[name].tolist()) for name in _TEXTS}))

@@ -19,7 +19,7 @@ from sweeps.core.paper import FIGURE_2
 from sweeps.core.report.drawing import MARKERS, MAX_BLOCKS, MAX_LINES, MUTED, SERIES, STYLE, grid, svg
 from sweeps.core.report.table import Table
 from sweeps.core.statistics import noise_floor
-from sweeps.core.study_record import RowRecord, StudyRecord
+from sweeps.core.study_record import RowRecord, StudyRecord, TrialRecord
 from toco.tracking import RunRecord
 
 MANY_PANELS = 4
@@ -68,10 +68,12 @@ class Lines:
     Attributes:
         blocks: At most ``MAX_BLOCKS``.
         twins: The base and the base once more, whose difference is the noise band; ``None`` without an A/A row.
+        faults: A sentence for every run folder that is not there or cannot be read, whose curves are left out.
     """
 
     blocks: tuple[BlockLines, ...]
     twins: tuple[Line, Line] | None
+    faults: tuple[str, ...]
 
 
 Points = Callable[[RunRecord], Iterable[tuple[float, float | None]]]
@@ -81,12 +83,20 @@ Points = Callable[[RunRecord], Iterable[tuple[float, float | None]]]
 def read_lines(study: StudyRecord) -> Lines:
     """Run folders of the rows that curves show: of a block with many rows the base and the best by the first metric."""
     known: dict[str, RunRecord | None] = {}
+    faults: list[str] = []
+
+    def read(trial: TrialRecord) -> RunRecord | None:
+        try:
+            return trial.run()
+        except ValueError as error:
+            faults.append(f"{error} Its curves are left out.")
+            return None
 
     def line(row: RowRecord) -> Line:
         counted = [trial for trial in row.cell.trials if trial.counts]
         for trial in counted:
             if trial.key not in known:
-                known[trial.key] = trial.run()
+                known[trial.key] = read(trial)
         return Line(row, tuple(run for trial in counted if (run := known[trial.key]) is not None))
 
     blocks = []
@@ -98,7 +108,7 @@ def read_lines(study: StudyRecord) -> Lines:
     twins = None
     if again is not None and again.versus is not None:
         twins = (line(study.rows[again.versus]), line(again))
-    return Lines(tuple(blocks), twins)
+    return Lines(tuple(blocks), twins, tuple(faults))
 
 
 def _shown(study: StudyRecord, rows: Sequence[RowRecord]) -> list[RowRecord]:

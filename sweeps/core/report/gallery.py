@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +27,20 @@ MAX_IMAGES, MAX_COLUMNS, MAX_BLOCKS = 4, 8, 6
 MAPS = {"cam": "CAM", "aux_cam": "auxiliary CAM", "pseudo_label": "pseudo label", "prediction": "prediction"}
 """Panels of a picture that differ between rows, with what they are called; the others are shown once."""
 STRIP = "all"
+_STEP = re.compile(r"step_\d+")
 _IOU_OF = {"cam": "cam", "aux_cam": "aux_cam", "prediction": "seg", STRIP: "cam"}
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One map: a data URI, and the mean IoU over the classes in that image's ground truth, where it is known."""
+    """One map.
 
-    uri: str
+    Attributes:
+        uri: Data URI; ``None`` where the picture is damaged.
+        iou: Mean IoU over the classes in that image's ground truth, where it is known.
+    """
+
+    uri: str | None
     iou: float | None
 
 
@@ -76,12 +82,17 @@ class Matrix:
     lines: tuple[Line, ...]
 
 
-def gallery(study: StudyRecord) -> list[Matrix]:
+def gallery(study: StudyRecord, faults: list[str] | None = None) -> list[Matrix]:
     """A matrix for each block that has pictures of at least one row.
 
     The images are the first in the order of their names that all columns of all blocks have, not the prettiest. All
     columns show trials of the same place among the seeds, so that what is paired in the table is paired here.
+
+    Args:
+        study: The study.
+        faults: Gets a sentence for every picture that cannot be read, whose place stays empty.
     """
+    faults = [] if faults is None else faults
     found = [
         (block.title, *_columns([row for row in study.rows if row.block == index and row.role != "a/a"]))
         for index, block in enumerate(study.blocks[:MAX_BLOCKS])
@@ -91,7 +102,9 @@ def gallery(study: StudyRecord) -> list[Matrix]:
         return []
     names = set.intersection(*(set(column.pictures) for _, columns, _ in found for column in columns))
     return [
-        _matrix(title, columns, left_out, sorted(names)[:MAX_IMAGES]) for title, columns, left_out in found if names
+        _matrix(title, columns, left_out, sorted(names)[:MAX_IMAGES], faults)
+        for title, columns, left_out in found
+        if names
     ]
 
 
@@ -124,7 +137,7 @@ def _columns(rows: Sequence[RowRecord]) -> tuple[list[_Column], int]:
 
 
 def _column(label: str, trial: TrialRecord) -> _Column | None:
-    folders = sorted((trial.run_dir / "pictures").glob("step_*"))
+    folders = sorted(path for path in (trial.run_dir / "pictures").glob("step_*") if _STEP.fullmatch(path.name))
     pictures = {path.stem: path for path in folders[-1].glob("*.png")} if folders else {}
     if not pictures:
         return None
@@ -162,19 +175,25 @@ def image_iou(confusions: NDArray[np.integer]) -> NDArray[np.float64]:
     return mean
 
 
-def _matrix(title: str, columns: Sequence[_Column], left_out: int, names: Sequence[str]) -> Matrix:
+def _matrix(title: str, columns: Sequence[_Column], left_out: int, names: Sequence[str], faults: list[str]) -> Matrix:
     lines = []
     for name in names:
-        panels = [_panels(column.pictures[name]) for column in columns]
-        if all(set(MAPS) <= set(panel) for panel in panels):
-            beside = tuple(panels[0][known] for known in ("image", "mask") if known in panels[0])
+        panels = [_read(_panels, column.pictures[name], faults) for column in columns]
+        whole = [panel for panel in panels if panel is not None]
+        beside: tuple[str, ...] = ()
+        if whole and all(set(MAPS) <= set(panel) for panel in whole):
+            beside = tuple(whole[0][known] for known in ("image", "mask") if known in whole[0])
             maps = tuple(MAPS)
         else:
-            panels = [{STRIP: data_uri(column.pictures[name], MAX_STRIP_PX)} for column in columns]
-            beside, maps = (), (STRIP,)
+            panels = [
+                None if panel is None else _read(_strip, column.pictures[name], faults)
+                for column, panel in zip(columns, panels, strict=True)
+            ]
+            maps = (STRIP,)
         shown = {
             one: tuple(
-                Shown(panel[one], _iou(column, one, name)) for column, panel in zip(columns, panels, strict=True)
+                Shown(panel[one] if panel else None, _iou(column, one, name))
+                for column, panel in zip(columns, panels, strict=True)
             )
             for one in maps
         }
@@ -197,6 +216,19 @@ def _iou(column: _Column, name: str, image: str) -> float | None:
         if known == image or re.sub(r"[^0-9A-Za-z._-]", "_", known) == image:
             return value if np.isfinite(value) else None
     return None
+
+
+def _read(read: Callable[[Path], dict[str, str]], path: Path, faults: list[str]) -> dict[str, str] | None:
+    """What ``read`` makes of a picture; ``None``, and a sentence in ``faults``, where it is damaged."""
+    try:
+        return read(path)
+    except Exception as error:  # of damaged bytes Pillow, zlib and struct make many kinds
+        faults.append(f"{path} cannot be read, so its picture is left out: {error}.")
+        return None
+
+
+def _strip(path: Path) -> dict[str, str]:
+    return {STRIP: data_uri(path, MAX_STRIP_PX)}
 
 
 def _panels(path: Path) -> dict[str, str]:

@@ -45,16 +45,24 @@ ROWS_PER_FILE = 100
 REFRESH_S = 30
 LOG_LINES = 6
 MAX_FAILURES, MAX_RUNNING, MAX_FOOTNOTES = 20, 50, 50
+MAX_FAULTS = 5
 _STATES: tuple[State, ...] = ("finished", "running", "failed", "diverged", "waiting")
 _NEVER_SHARED = frozenset({"seed"})
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The page, and the files beside it by relative name; there are none for a small study."""
+    """The page.
+
+    Attributes:
+        html: The page itself.
+        details: The files beside it by relative name; there are none for a small study.
+        remarks: Which pictures and curves are left out since their files are missing or damaged, in sentences.
+    """
 
     html: str
     details: Mapping[str, str]
+    remarks: tuple[str, ...]
 
 
 def page(study: StudyRecord, analysis: Analysis, table: Table, written: str) -> Page:
@@ -73,6 +81,9 @@ def page(study: StudyRecord, analysis: Analysis, table: Table, written: str) -> 
     lines = curves.read_lines(study)
     counts = Counter(trial.state for trial in study.trials)
     blocks = [_block(environment, analysis, table, block) for block in table.blocks]
+    faults = [*lines.faults]
+    matrices = gallery(study, faults)
+    remarks = _remarks(study, faults)
     html = environment.get_template(
         "report.html.j2"
     ).render(
@@ -103,7 +114,8 @@ def page(study: StudyRecord, analysis: Analysis, table: Table, written: str) -> 
             "training": _safe(curves.training(study, table, lines)),
         },
         left_out=[(block.title, block.left_out) for block in lines.blocks if block.left_out],
-        gallery=gallery(study),
+        gallery=matrices,
+        remarks=remarks,
         forecast=_forecast(study),
         facts=_facts(study),
         config=_shared_config(study),
@@ -127,7 +139,14 @@ def page(study: StudyRecord, analysis: Analysis, table: Table, written: str) -> 
         ),
         details=_json(details if is_small else {}),
     )
-    return Page(html, {} if is_small else _files(details))
+    return Page(html, {} if is_small else _files(details), remarks)
+
+
+def _remarks(study: StudyRecord, faults: Iterable[str]) -> tuple[str, ...]:
+    """The first of some faults, with files by their names in the storage, and how many more there are."""
+    distinct = list(dict.fromkeys(fault.replace(f"{study.path.parent}/", "") for fault in faults))
+    more = [f"And {len(distinct) - MAX_FAULTS} more files."] if len(distinct) > MAX_FAULTS else []
+    return (*distinct[:MAX_FAULTS], *more)
 
 
 @cache

@@ -27,7 +27,7 @@ class StudyReport:
     """What was written.
 
     Attributes:
-        text: The table with its verdict and captions, for a terminal of 120 columns.
+        text: The table with its verdict and captions, for a terminal of 120 columns, and what the page lacks.
         note: The same in Markdown, the verdict first: what MLflow shows as the study's description.
         page: ``report.html``.
         files: ``table.md``, ``table.csv``, ``table.tex`` and ``report.html``.
@@ -62,7 +62,8 @@ def write_report(study_dir: Path) -> StudyReport:
     tables = {"table.md": note, "table.csv": table_csv(study, analysis), "table.tex": latex(table)}
     _write(study_dir, tables | {PAGE: written.html})
     files = tuple(study_dir / name for name in (*tables, PAGE))
-    return StudyReport(terminal(table), note, study_dir / PAGE, files, verdict.exit_code)
+    text = "\n".join([terminal(table), *(f"Left out of the page: {remark}" for remark in written.remarks)])
+    return StudyReport(text, note, study_dir / PAGE, files, verdict.exit_code)
 
 
 def write_bundle(study_dir: Path, target: Path) -> Path:

@@ -17,6 +17,7 @@ CONFIG = {
     "method": {"name": "toco", "aux_block": 9, "ptc": {"weight": 8.0, "start_step": 0}, "ema_decay": 0.9},
     "evaluate": {"background_threshold": 0.5},
     "num_steps": 160,
+    "evaluate_every": 80,
     "batch_size": 16,
     "seed": 0,
     "device": "cpu",
