@@ -388,7 +388,9 @@ class _Analyst:
         for row in self.study.rows:
             for key in self.per_image:
                 names = next((scores[key] for scores in iou[row.number].values() if key in scores), {})
-                images = intervals[row.number, key][1] if (row.number, key) in intervals else (None,) * len(names)
+                images = intervals[row.number, key][1] if (row.number, key) in intervals else ()
+                if len(images) != len(names):  # the scores of all seeds, or some counts, are missing or damaged
+                    images = (None,) * len(names)
                 figures = []
                 for name, interval in zip(names, images, strict=True):
                     own = _of_class(iou[row.number], key, name)

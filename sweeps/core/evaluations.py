@@ -13,7 +13,7 @@ from sweeps.core.image_noise import resampled_iou
 from sweeps.core.statistics import Floats
 from sweeps.core.study_record import TrialRecord
 from toco.evaluate.confusions import read_confusions
-from toco.files import read_json
+from toco.train import records
 
 PER_IMAGE = {"val/seg_miou": "seg", "val/cam_miou": "cam", "val/aux_cam_miou": "aux_cam"}
 """Metrics that are an mIoU at the fixed threshold, and what their confusion matrices are called."""
@@ -100,7 +100,7 @@ def _at_this_time(read: Callable[..., _Content | None], path: Path, *arguments: 
 @lru_cache(maxsize=_KEPT)
 def _read(path: Path, modified_ns: int) -> Mapping[str, Any] | None:
     try:
-        content = read_json(path)
+        content = records.read(path)
         scores = {"class_names": content["class_names"], "per_class": content["per_class"]}
         lengths = {len(column) for column in scores["per_class"].values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

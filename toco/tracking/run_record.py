@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ class RunRecord:
         evaluations: The evaluations' files, by step.
         pictures: The pictures' files, by step.
         result: How the run ended, or ``None`` while it has not.
+        last_evaluation: The evaluation with the highest step; ``None`` where there is none or it is damaged.
+        faults: What is damaged and therefore left out, a sentence for every file.
     """
 
     path: Path
@@ -60,6 +63,8 @@ class RunRecord:
     evaluations: dict[int, dict[str, Any]]
     pictures: dict[int, tuple[Path, ...]]
     result: dict[str, Any] | None
+    last_evaluation: dict[str, Any] | None
+    faults: tuple[str, ...]
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -70,11 +75,6 @@ class RunRecord:
     def started_ms(self) -> int:
         """Start in milliseconds since 1970."""
         return round(datetime.fromisoformat(self.provenance["started"]).timestamp() * 1000)
-
-    @property
-    def last_evaluation(self) -> dict[str, Any] | None:
-        """The evaluation with the highest step."""
-        return self.evaluations[max(self.evaluations)] if self.evaluations else None
 
 
 def read_run_record(path: Path) -> RunRecord:
@@ -95,20 +95,31 @@ def read_run_record(path: Path) -> RunRecord:
         raise ValueError(
             f"{printable(path / 'config.json')} does not hold a config and its digest; was it edited by hand?"
         )
+    faults: list[str] = []
+    files = sorted((path / "evaluations").glob("step_*.json"))
+    evaluations = {_step(file): content for file in files if (content := _read(file, faults)) is not None}
+    found = records.read_rows(path / records.METRICS)
+    if found.fault is not None:
+        faults.append(f"{found.fault} The damaged rows are left out.")
+    result = _read(path / "result.json", faults)
+    for fault in faults:
+        _warn(fault)
     return RunRecord(
         path=path,
         digest=head["digest"],
         recipe=head.get("recipe"),
         config=head["config"],
         provenance=records.read(path / "provenance.json"),
-        rows=_read_rows(path / records.METRICS),
-        evaluations=_read_evaluations(path / "evaluations"),
+        rows=_rows(found),
+        evaluations=evaluations,
         pictures={
             _step(folder): tuple(sorted(folder.glob("*.png")))
             for folder in sorted((path / "pictures").glob("step_*"))
             if folder.is_dir()
         },
-        result=_read_result(path / "result.json"),
+        result=result,
+        last_evaluation=evaluations.get(_step(files[-1])) if files else None,
+        faults=tuple(faults),
     )
 
 
@@ -116,10 +127,7 @@ def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
 
 
-def _read_rows(path: Path) -> tuple[MetricRow, ...]:
-    found = records.read_rows(path)
-    if found.fault is not None:
-        logger.warning("%s The damaged rows are left out.", found.fault)
+def _rows(found: records.Rows) -> tuple[MetricRow, ...]:
     rows = []
     for row in (*found.whole, *found.later):
         values = {key: float(value) for key, value in row["values"].items() if value is not None}
@@ -127,24 +135,21 @@ def _read_rows(path: Path) -> tuple[MetricRow, ...]:
     return tuple(rows)
 
 
-def _read_evaluations(folder: Path) -> dict[int, dict[str, Any]]:
-    evaluations = {}
-    for file in sorted(folder.glob("step_*.json")):
-        try:
-            evaluations[_step(file)] = records.read(file)
-        except UnreadableError as error:
-            logger.warning("%s The evaluation is left out.", error)
-    return evaluations
-
-
-def _read_result(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, faults: list[str]) -> dict[str, Any] | None:
+    """A record; ``None`` where there is none or, with a sentence in ``faults``, where it is damaged."""
     try:
-        return records.read(path)
+        return records.read(path, advice="It is left out.")
     except FileNotFoundError:
         return None
     except UnreadableError as error:
-        logger.warning("%s The run counts as not ended.", error)
+        faults.append(str(error))
         return None
+
+
+# Said once: a run is read again with every evaluation of its study.
+@lru_cache(maxsize=1024)
+def _warn(fault: str) -> None:
+    logger.warning("%s", fault)
 
 
 def _flatten(prefix: str, node: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value

@@ -21,6 +21,7 @@ from sweeps.core.report.table import Table
 from sweeps.core.statistics import noise_floor
 from sweeps.core.study_record import RowRecord, StudyRecord, TrialRecord
 from toco.tracking import RunRecord
+from toco.train.records import METRICS
 
 MANY_PANELS = 4
 """Panels beside each other from which on they are drawn narrower."""
@@ -87,10 +88,17 @@ def read_lines(study: StudyRecord) -> Lines:
 
     def read(trial: TrialRecord) -> RunRecord | None:
         try:
-            return trial.run()
+            run = trial.run()
         except ValueError as error:
             faults.append(f"{error} Its curves are left out.")
             return None
+        faults.extend(run.faults)
+        last = max((row.step for row in run.rows if row.kind == "val"), default=0)
+        if last < trial.step:
+            faults.append(
+                f"{run.path / METRICS} lacks rows: its last evaluation is that of step {last}, not {trial.step}."
+            )
+        return run
 
     def line(row: RowRecord) -> Line:
         counted = [trial for trial in row.cell.trials if trial.counts]

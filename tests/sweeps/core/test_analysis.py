@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import math
 import sys
 from itertools import product
@@ -20,6 +19,7 @@ from sweeps.core.statistics import detectable_effect
 from sweeps.core.study import A_A, Metric
 from sweeps.core.study_record import BlockRecord
 from toco.evaluate.confusions import Confusions
+from toco.train import records
 
 BASE = [0.50, 0.52, 0.51, 0.49]
 VALUES = {
@@ -258,7 +258,7 @@ def write(trial, steps):
     for step, (found, iou) in steps.items():
         np.savez_compressed(folder / f"step_{step:08d}.npz", **found.arrays())
         content = {"class_names": CLASSES, "per_class": {"seg_iou": [*iou[:2], None]}}
-        (folder / f"step_{step:08d}.json").write_text(json.dumps(content))
+        records.write(folder / f"step_{step:08d}.json", content)
 
 
 def imaged(tmp_path, change=lambda trial, evaluations: evaluations, steps=(160,), **options):

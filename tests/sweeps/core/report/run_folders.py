@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from sweeps.core.report.gallery import PANELS
 from sweeps.core.study_record import StudyRecord, TrialRecord
 from toco.evaluate.confusions import Confusions
+from toco.train import records
 
 SIZE = 20
 NAMES = ("image", "cam", "aux_cam", "pseudo_label", "prediction", "mask")
@@ -32,8 +33,8 @@ def write_runs(study: StudyRecord, images: Sequence[str] = ("b", "a"), panels: b
 
 def write_run(trial: TrialRecord, value: float) -> None:
     """Its metrics reach ``value`` at the last step; its threshold curve is ``value * (1 - threshold)``."""
-    write_json(trial.run_dir / "config.json", {"digest": trial.key, "config": trial.entry["config"]})
-    write_json(trial.run_dir / "provenance.json", trial.entry["provenance"])
+    records.write(trial.run_dir / "config.json", {"digest": trial.key, "config": trial.entry["config"]})
+    records.write(trial.run_dir / "provenance.json", trial.entry["provenance"])
     rows = [
         {"step": step, "kind": "train", "time_s": step / 4, "values": {"train/loss_total": 100.0 / step}}
         for step in (40, 80, 120, STEP)
@@ -42,7 +43,7 @@ def write_run(trial: TrialRecord, value: float) -> None:
         {"step": step, "kind": "val", "time_s": step / 4, "values": {"val/cam_miou": value * step / STEP}}
         for step in (80, STEP)
     ]
-    (trial.run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (trial.run_dir / "metrics.jsonl").write_text(records.rows_text(rows))
     grid = [0.0, 0.25, 0.5, 0.75]
     curve = {
         "thresholds": grid,
@@ -50,7 +51,7 @@ def write_run(trial: TrialRecord, value: float) -> None:
         "aux_cam_miou": [None, *(value * x for x in grid[1:])],
     }
     evaluation = {"step": STEP, "threshold_curve": curve, "patch_similarity": [0.5 * value, value]}
-    write_json(trial.run_dir / f"evaluations/step_{STEP:08d}.json", evaluation)
+    records.write(trial.run_dir / f"evaluations/step_{STEP:08d}.json", evaluation)
 
 
 def write_picture(path: Path, colour: Callable[[str], tuple[int, int, int]], panels: bool = True) -> None:
@@ -86,8 +87,3 @@ def write_confusions(trial: TrialRecord, names: Sequence[str], cam: np.ndarray) 
     path = trial.run_dir / f"evaluations/step_{STEP:08d}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **found.arrays())
-
-
-def write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))

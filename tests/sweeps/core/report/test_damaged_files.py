@@ -14,8 +14,9 @@ from sweeps.core.report.gallery import gallery
 from sweeps.core.study_record import read_study_record
 from tests.sweeps.core.damages import DAMAGES
 from tests.sweeps.core.records import M
-from tests.sweeps.core.report.run_folders import STEP, write_confusions, write_json, write_runs
+from tests.sweeps.core.report.run_folders import STEP, write_confusions, write_runs
 from tests.sweeps.core.report.test_write import write_study
+from toco.train import records
 
 CONFUSIONS = np.array([[[6, 4], [2, 8]], [[5, 5], [5, 5]]])
 
@@ -31,7 +32,7 @@ def folder(tmp_path: Path):
         path = trial.run_dir / f"evaluations/step_{STEP:08d}.json"
         scores = {"class_names": ["x", "y"], "per_class": {"cam_iou": [0.5, 0.4]}}
         curve = {"thresholds": [0.0, 0.5], "cam_miou": [0.4, 0.5], "aux_cam_miou": [0.3, 0.2]}
-        write_json(path, {"step": STEP, "threshold_curve": curve, "patch_similarity": [0.5], **scores})
+        records.write(path, {"step": STEP, "threshold_curve": curve, "patch_similarity": [0.5], **scores})
     return folder
 
 
@@ -150,11 +151,15 @@ def test_no_damage_ends_a_report(folder, name):
     for pattern in ("config.json", "provenance.json", "metrics.jsonl", "evaluations/*.json", "evaluations/*.npz"):
         path = the_file(folder, pattern)
         content = path.read_bytes()
-        path.write_bytes(DAMAGES[name](content))
-        curves.read_lines(study)
-        gallery(study)
+        damaged = DAMAGES[name](content)
+        path.write_bytes(damaged)
+        faults = curves.read_lines(study).faults
         page_module._log_tail(trial.run_dir)
-        damaged = analyse(study)
-        assert [row.figures[M].summary for row in damaged.rows] == [row.figures[M].summary for row in whole.rows]
+        files = unreadable_files(trial)
+        # The other object is one of a run folder of version 0.4.
+        if damaged != content and not pattern.endswith("npz") and name != "another object":
+            assert any(str(path) in fault for fault in faults)
+            assert files == ([path] if pattern.startswith("evaluations") else [])
+        assert [row.figures[M].summary for row in analyse(study).rows] == [row.figures[M].summary for row in whole.rows]
         path.write_bytes(content)
     assert not unreadable_files(trial)
