@@ -136,7 +136,7 @@ def test_images_that_cannot_be_used_are_refused_in_sentences(folder, tmp_path):
         assert str(images.paths[index]) in sentence
         assert reason in sentence
     # The others are made, and the JSON is of them.
-    assert (network.calls, predicted.num_made, predicted.has_coco_json) == (2, 2, True)
+    assert (network.calls, predicted.num_made, predicted.is_complete) == (2, 2, True)
     written = json.loads((tmp_path / "out" / "coco.json").read_text())
     assert [image["file_name"] for image in written["images"]] == ["a.JPG", "sub/c.d.png"]
     assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == 2
@@ -145,7 +145,7 @@ def test_images_that_cannot_be_used_are_refused_in_sentences(folder, tmp_path):
 def test_nothing_is_made_where_no_image_can_be_used(folder, tmp_path):
     images = find_images([folder / "notes.txt"], max_pixels=100)
     predicted = predict(refuse, images, CLASSES, tmp_path / "out", {}, coco_json=images.file_names)
-    assert (predicted.num_made, predicted.has_coco_json, list(predicted.faults)) == (0, False, [0])
+    assert (predicted.num_made, predicted.is_complete, list(predicted.faults)) == (0, True, [0])
     assert not (tmp_path / "out").exists()
 
 
@@ -292,6 +292,17 @@ def test_two_processes_predict_what_one_does(folder, tmp_path):
     files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
     assert len(files) == 3 * 4 + 1
     assert all((whole / file).read_bytes() == (halves / file).read_bytes() for file in files)
+
+
+def test_a_process_knows_whether_others_are_at_work_though_an_image_is_broken(folder, tmp_path):
+    (folder / "b.png").write_bytes(b"")
+    images, out = find_images([folder], max_pixels=100), tmp_path / "out"
+    first = predict(Network(), images, CLASSES, out, {}, Shard(1, 2), coco_json=images.file_names)
+    assert (first.is_complete, list(first.faults)) == (False, [1])
+    assert not (out / "coco.json").exists()
+    last = predict(Network(), images, CLASSES, out, {}, Shard(0, 2), coco_json=images.file_names)
+    assert (last.is_complete, last.num_made, list(last.faults)) == (True, 2, [1])
+    assert (out / "coco.json").is_file()
 
 
 def _png_of_16_bits():

@@ -65,9 +65,10 @@ def command(
         file_names = files.file_names
         if out.is_dir() and any(path.resolve().is_relative_to(out.resolve()) for path in files.paths):
             raise click.UsageError(f"--out {out} holds images of INPUT; name another.")
+    trained, shard = open_for_share(run_dir, changes)
+    if inputs and shard.rank == 0:
         for phrase in files.left_out:
             click.echo(f"Left out: {phrase}.")
-    trained, shard = open_for_share(run_dir, changes)
     device = trained.config.torch_device()
     inference = trained.config.inference.resolved(device)
     about = {**identity(trained), "inference": inference.model_dump(mode="json")}
@@ -94,10 +95,11 @@ def command(
     click.echo(
         f"{num_labels} of {num_images} images have a label: {printable(labels.path)} ({predicted.num_made} made now)"
     )
-    if coco_json and not predicted.has_coco_json:
+    if coco_json and not predicted.is_complete:
         click.echo(f"{printable(out / 'coco.json')} is written by the process that finds all labels.")
     if faults:
         click.echo(f"{len(faults)} of {num_images} images cannot be segmented:", err=True)
         for sentence in faults.values():
             click.echo(f"  {printable(sentence)}", err=True)
-        sys.exit(1)
+    if faults and predicted.is_complete:
+        sys.exit(1)  # not before, because torchrun ends all processes when one fails

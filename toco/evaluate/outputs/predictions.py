@@ -31,15 +31,15 @@ class Predicted:
     Attributes:
         labels: The folder of labels.
         num_made: Labels that were made now.
-        faults: For every image without a label that cannot be segmented, a sentence that says why. Where the work is
-            shared, images of other shares are among them only if ``coco.json`` was asked for.
-        has_coco_json: Whether ``coco.json`` was written: all images with a label are in it.
+        faults: For every image of this share that cannot be segmented, a sentence that says why; if the work is
+            complete, for those of other shares, too.
+        is_complete: Whether every image that can be segmented has a label. Else another process is still at work.
     """
 
     labels: OutputFolder
     num_made: int
     faults: Mapping[int, str]
-    has_coco_json: bool
+    is_complete: bool
 
 
 def predict(
@@ -112,17 +112,29 @@ def predict(
             return rgb_png(painted(image, label, class_names))
 
         overlays.fill(paint, shard, without=faults, doing="overlay", progress=progress)
-    has_coco_json = False
-    if coco_json is not None:
-        missing = labels.missing()
-        faults |= find_faults(read, [index for index in missing if index not in faults], progress=progress)
-        has_coco_json = faults.keys() >= set(missing) and len(missing) < len(labels.names)
-        if has_coco_json:
-            labelled = [index for index in range(len(labels.names)) if index not in set(missing)]
-            written = (read_index_png(labels.output(index)) for index in labelled)
-            annotations = coco_annotations([coco_json[index] for index in labelled], written, class_names)
-            write_text(out / "coco.json", json.dumps(annotations))
-    return Predicted(labels, num_made, faults, has_coco_json)
+    missing = labels.missing()
+    is_complete = _add_faults(faults, read, missing)
+    if coco_json is not None and is_complete and len(missing) < len(labels.names):
+        labelled = sorted(set(range(len(labels.names))).difference(missing))
+        written = (read_index_png(labels.output(index)) for index in labelled)
+        annotations = coco_annotations([coco_json[index] for index in labelled], written, class_names)
+        write_text(out / "coco.json", json.dumps(annotations))
+    return Predicted(labels, num_made, faults, is_complete)
+
+
+def _add_faults(faults: dict[int, str], read: Callable[[int], object], missing: Sequence[int]) -> bool:
+    """Add the faults of images of other shares, up to the first that has none: its process is still at work.
+
+    Returns:
+        Whether there is a fault of every missing image.
+    """
+    for index in missing:
+        if index not in faults:
+            found = find_faults(read, [index])
+            if not found:
+                return False
+            faults |= found
+    return True
 
 
 def _why(name: str, error: Exception) -> str:
