@@ -82,6 +82,12 @@ def test_an_overlay_of_a_small_image_is_as_wide_as_its_legend():
     assert (drawn[:4, 3:] == 255).all()
 
 
+@pytest.mark.parametrize("name", ["$x$", "猫", "two\nlines", "\x1b[31mred", "\udcff"])
+def test_an_overlay_takes_any_name(name):
+    drawn = overlay(np.zeros((4, 300, 3), np.uint8), np.ones((4, 300), np.uint8), [name])
+    assert [128, 0, 0] in drawn[4:].reshape(-1, 3).tolist()
+
+
 def test_coco_annotations_are_read_by_coco_and_decode_to_the_labels(tmp_path):
     rng = np.random.default_rng(0)
     labels = [rng.integers(0, 4, (9, 13), dtype=np.uint8), np.zeros((4, 5), dtype=np.uint8)]

@@ -71,3 +71,10 @@ def test_the_table_is_in_percent_with_means_over_the_present_classes():
 def test_a_number_that_json_cannot_hold_is_not_written():
     with pytest.raises(ValueError, match="JSON"):
         replace(EVALUATION, metrics={"val/cam_miou": float("nan")}).to_json()
+
+
+def test_names_from_outside_are_printed_with_their_control_characters_escaped():
+    table = replace(EVALUATION, class_names=("background", "\x1b[31mred", "two\nlines")).table()
+    assert "\\x1b[31mred" in table
+    assert "two\\nlines" in table
+    assert "\x1b" not in table

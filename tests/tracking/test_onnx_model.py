@@ -11,7 +11,7 @@ import pytest
 from mlflow.pyfunc import PythonModelContext
 from PIL import Image
 
-from toco.data._images import decode_image
+from toco.data._images import MAX_PIXELS, decode_image
 from toco.tracking._onnx_model import _MAX_PIXELS, OnnxSegmenter
 
 ORIENTATION = 0x0112
@@ -90,6 +90,7 @@ def test_one_rule_for_the_registered_model_and_for_files(model, name, monkeypatc
 
 
 def test_a_large_image_is_refused_by_its_size(model):
+    assert _MAX_PIXELS == MAX_PIXELS
     for name in ("just too large", "larger than PIL warns of", "larger than PIL opens"):
         with pytest.raises(ValueError, match="expected 50000000 pixels or fewer"):
             model.predict(CONTEXT, pd.DataFrame({"image": [FILES[name]]}))

@@ -12,6 +12,7 @@ from jaxtyping import Float, Integer, UInt8
 from tabulate import SEPARATING_LINE, tabulate
 
 from toco.evaluate.confusions import Confusions
+from toco.files import printable
 
 FORMAT_VERSION = 1
 """Version of the JSON format; a reader refuses another one."""
@@ -164,7 +165,7 @@ def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[flo
         per_class: Scores by column.
     """
     rows: list[list[str]] = [
-        [name, *(_percent(values[i]) for values in per_class.values())] for i, name in enumerate(class_names)
+        [printable(name), *(_percent(values[i]) for values in per_class.values())] for i, name in enumerate(class_names)
     ]
     means = ["mean", *(_percent(_mean(values)) for values in per_class.values())]
     headers = ["class", *(_TITLES.get(column, column) for column in per_class)]

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from toco.evaluate.pictures import voc_palette
+from toco.files import printable
 
 _OPACITY = 0.6
 _FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
@@ -40,7 +41,7 @@ def _legend(ids: Sequence[int], class_names: Sequence[str], image_width: int) ->
     """A patch of colour and a name for each class, in rows no wider than the image or one entry."""
     size = min(max(image_width // 32, 12), 48)
     font = ImageFont.truetype(_FONT, size)
-    entries = [(voc_palette()[i], class_names[i - 1]) for i in ids] or [(voc_palette()[0], "background")]
+    entries = [(voc_palette()[i], printable(class_names[i - 1])) for i in ids] or [(voc_palette()[0], "background")]
     gap, row_height = size // 3, round(1.5 * size)
     places, x, row = [], 0, 0
     for _, name in entries:
