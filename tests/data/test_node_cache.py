@@ -112,6 +112,20 @@ def test_a_damaged_cache_is_said_and_images_are_decoded(
     assert "Delete the folder" in caplog.text
 
 
+def test_an_image_with_a_changed_pixel_is_said_and_decoded(cached: Config, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = open_split(cached, "train")
+    images = [dataset.image(index).copy() for index in range(len(dataset))]
+    (folder,) = caches(cached)
+    content = bytearray((folder / "pixels.bin").read_bytes())
+    content[images[0].nbytes + 7] ^= 1
+    (folder / "pixels.bin").write_bytes(content)
+    read = open_split(cached, "train")
+    for index, image in enumerate(images):
+        np.testing.assert_array_equal(read.image(index), image)
+    assert caplog.text.count("is damaged and is decoded again") == 1
+    assert "image 1 is damaged" in caplog.text
+
+
 def test_without_room_images_are_decoded(
     cached: Config, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +167,7 @@ def test_a_broken_image_is_left_out_and_refused_when_it_is_asked_for(cached: Con
     dataset = open_split(cached, "train")
     dataset.prepare()
     index = json.loads((caches(cached)[0] / "index.json").read_text())
-    assert [place[1:] for place in index["places"]] == [[40, 48], [0, 0], [40, 48], [40, 48], [40, 48]]
+    assert [place[1:3] for place in index["places"]] == [[40, 48], [0, 0], [40, 48], [40, 48], [40, 48]]
     with pytest.raises(ValueError, match="truncated or damaged"):
         dataset.image(1)
     path.unlink()

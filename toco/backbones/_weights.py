@@ -67,7 +67,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except Exception as error:  # on what is no file of tensors (a page that says "quota exceeded") all can happen
         raise ValueError(

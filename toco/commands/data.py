@@ -122,15 +122,20 @@ def prepare_coco(
     """
     from toco.data._coco_annotations import RULES, read_annotations
     from toco.evaluate.output_folder import OutputFolder
+    from toco.files import printable
 
     out = root / "masks80" if out is None else out
     for split in splits:
         part = f"{split}2014"
-        found = read_annotations((annotations or root / "annotations") / f"instances_{part}.json")
+        file = (annotations or root / "annotations") / f"instances_{part}.json"
+        found = read_annotations(file)
         names = [image.name for image in found.images]
         made_by = {"annotations_sha256": found.sha256, "rules": RULES}
         # A mask follows from the annotations and the name of its image.
-        folder = OutputFolder(out / part, made_by, names, ".png", names.__getitem__)
+        try:
+            folder = OutputFolder(out / part, made_by, names, ".png", names.__getitem__)
+        except ValueError as error:
+            raise ValueError(f"The masks of {printable(file)} cannot be written: {error}") from error
         found.write_labels(out / f"labels_{part}.json")
         folder.fill(found.mask_png, doing=part, progress=progress)
         click.echo(

@@ -104,7 +104,7 @@ def check_folder(
     datasets = [
         FileDataset(
             layout,
-            _with_one_image(layout, names, found),
+            _with_one_image(layout, names, list_name, found),
             class_names,
             labels if has_labels else "masks",
             DataConfig(name="voc"),
@@ -112,7 +112,7 @@ def check_folder(
             max_pixels=max_pixels,
             check_labels=False,
         )
-        for split, names in lists.items()
+        for (split, names), list_name in zip(lists.items(), (train_list, val_list), strict=True)
     ]
     # Without classes every id of a mask would be out of range: one fault is reported, not one an image.
     checks = _Checks(has_masks=bool(class_names), has_labels=has_labels, masks_are_labels=labels == "masks")
@@ -378,8 +378,9 @@ def _names_of_list(layout: Layout, list_name: str, found: _Findings) -> tuple[st
     return names
 
 
-def _with_one_image(layout: Layout, names: Iterable[str], found: _Findings) -> tuple[str, ...]:
-    """Those names that are one image each."""
+def _with_one_image(layout: Layout, names: Iterable[str], list_name: str, found: _Findings) -> tuple[str, ...]:
+    """Those names of a list that are one image each."""
+    source = layout.list_path(list_name).name
     sound = []
     for name in names:
         paths = layout.image_paths(name)
@@ -387,5 +388,5 @@ def _with_one_image(layout: Layout, names: Iterable[str], found: _Findings) -> t
             sound.append(name)
         else:
             files = ", ".join(path.name for path in paths) or "none"
-            found.fault(f"expected one image, found {files}.", (layout.images / name,))
+            found.fault(f"expected one image, as {source} names it, found {files}.", (layout.images / name,))
     return tuple(sound)

@@ -39,6 +39,7 @@ class FileDataset(Dataset):
         notes: What reading the classes and the list left out.
         beside: Files and folders among the images that are none.
         check_labels: Look for the labels of all images in a file of labels now, and not when they are asked for.
+        named_in: The list that ``names`` are from, for messages; ``None`` where they are from no list.
 
     Raises:
         ValueError: Images are missing, several have one name, or a file of labels is not one or lacks an image.
@@ -59,9 +60,10 @@ class FileDataset(Dataset):
         notes: Sequence[Fault] = (),
         beside: Sequence[Path] = (),
         check_labels: bool = True,
+        named_in: Path | None = None,
     ) -> None:
         self.layout, self.names, self.class_names = layout, names, class_names
-        self.notes = (*notes, *_find_images(layout, names))
+        self.notes = (*notes, *_find_images(layout, names, named_in))
         self._labels_from, self._beside = labels, tuple(beside)
         self._source = label_source(layout, labels, class_names, max_pixels)
         self._allow_empty_labels, self._max_pixels = allow_empty_labels, max_pixels
@@ -207,8 +209,13 @@ class FileDataset(Dataset):
         return digest.hexdigest()
 
 
-def _find_images(layout: Layout, names: Sequence[str]) -> tuple[Fault, ...]:
+def _find_images(layout: Layout, names: Sequence[str], named_in: Path | None) -> tuple[Fault, ...]:
     """See that each name is that of one image; notes of names that are matched by their Unicode form.
+
+    Args:
+        layout: Says where the images are.
+        names: Of the images.
+        named_in: The list that the names are from; ``None`` where they are from no list.
 
     Raises:
         ValueError: Images are missing, or several have one name.
@@ -224,8 +231,9 @@ def _find_images(layout: Layout, names: Sequence[str]) -> tuple[Fault, ...]:
         elif paths[0].with_suffix("") != layout.images / name:
             matched.append(name)
     if missing:
+        source = "" if named_in is None else f"{named_in} names images that are not there. "
         raise ValueError(
-            f"{layout.images}: {len(missing)} of {len(names)} images are missing: {examples(missing)}."
+            f"{source}{layout.images}: {len(missing)} of {len(names)} images are missing: {examples(missing)}."
             f"{advise_on_missing(layout, missing[0])}"
         )
     if not matched:

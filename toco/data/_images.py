@@ -204,7 +204,8 @@ def open_checked(
     except UnidentifiedImageError:
         raise ValueError(f"{path}: cannot be read as {' or '.join(formats)}, whatever its name says.") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as {' or '.join(formats)} ({error}).") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ValueError(f"{path}: cannot be read as {' or '.join(formats)} ({reason}).") from error
     width, height = image.size
     if width * height > max_pixels:
         image.close()

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,15 +20,17 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from toco.files import read_record, write_record
+
 logger = logging.getLogger(__name__)
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _INDEX, _PIXELS = "index.json", "pixels.bin"
-_NOT_THERE = (0, 0)
+_NOT_THERE = (0, 0, 0)
 _SPARE_BYTES = 2**30
 """Space that is left free: a run next to a full disk cannot keep its checkpoints."""
-_Place = tuple[int, int, int]
-"""Where an image begins, its height and its width."""
+_Place = tuple[int, int, int, int]
+"""Where an image begins, its height, its width, and the CRC-32 of its pixels."""
 
 
 def user_cache() -> Path:
@@ -46,7 +48,7 @@ class NodeCache:
 
     def __init__(self, folder: Path, manifest: str) -> None:
         self._folder, self._manifest = folder, manifest
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        index = read_record(folder / _INDEX)
         expected = {"format_version": _FORMAT_VERSION, "manifest": manifest, "bytes": (folder / _PIXELS).stat().st_size}
         if {key: index[key] for key in expected} != expected:
             raise ValueError("its index is of other images, or of another length of the file")
@@ -57,11 +59,19 @@ class NodeCache:
         return _opened, (self._folder, self._manifest)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
-        """Image ``index``, or ``None`` where it could not be decoded."""
-        start, height, width = self._places[index]
+        """Image ``index``, or ``None`` where it could not be decoded, or its pixels are not those that were written."""
+        start, height, width, crc = self._places[index]
         if not height:
             return None
-        return np.asarray(self._pixels[start : start + height * width * 3]).reshape(height, width, 3)
+        pixels = np.asarray(self._pixels[start : start + height * width * 3])
+        if zlib.crc32(pixels) != crc:
+            logger.warning(
+                "%s: image %d is damaged and is decoded again. Delete the folder to have it written again.",
+                self._folder,
+                index,
+            )
+            return None
+        return pixels.reshape(height, width, 3)
 
 
 def node_cache(
@@ -83,7 +93,7 @@ def node_cache(
     Returns:
         The cache, or ``None`` where it cannot be written or read; a log entry says why. Images are decoded then.
     """
-    folder = root / f"decoded-{manifest[:16]}"
+    folder = root / f"decoded-{_FORMAT_VERSION}-{manifest[:16]}"
     try:
         if not folder.is_dir():
             root.mkdir(parents=True, exist_ok=True)
@@ -124,8 +134,8 @@ def _write(
         try:
             height, width = size(index)
         except ValueError:
-            height, width = _NOT_THERE
-        places.append((end, height, width))
+            height, width = 0, 0
+        places.append((end, height, width, 0))
         end += height * width * 3
     free = shutil.disk_usage(folder.parent).free
     if free < end + _SPARE_BYTES:
@@ -137,14 +147,16 @@ def _write(
         with (unfinished / _PIXELS).open("wb") as pixels, ThreadPoolExecutor() as threads:
 
             def put(index: int) -> None:
-                start, *_ = places[index]
+                start, height, width, _ = places[index]
                 try:
                     image = decode(index)
                 except ValueError:
                     places[index] = (start, *_NOT_THERE)
                     return
-                if os.pwrite(pixels.fileno(), image.tobytes(), start) < image.nbytes:
+                content = image.tobytes()
+                if os.pwrite(pixels.fileno(), content, start) < image.nbytes:
                     raise OSError(errno.ENOSPC, "an image could not be written whole")
+                places[index] = (start, height, width, zlib.crc32(content))
 
             bar = tqdm(total=count, desc="decoding once for this node", unit="image", disable=None, dynamic_ncols=True)
             with bar:
@@ -153,7 +165,7 @@ def _write(
             pixels.truncate(end)
             os.fsync(pixels.fileno())
         whole = {"format_version": _FORMAT_VERSION, "manifest": manifest, "bytes": end, "places": places}
-        (unfinished / _INDEX).write_text(json.dumps(whole), encoding="utf-8")
+        write_record(unfinished / _INDEX, whole)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

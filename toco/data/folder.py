@@ -101,6 +101,7 @@ def open_split(config: Config, split: Split) -> FileDataset:
         levels=config.levels,
         notes=notes,
         beside=beside,
+        named_in=layout.list_path(_lists(config)[split]) if _has_lists(config, layout) else None,
     )
 
 
@@ -115,9 +116,8 @@ def is_for_validation(name: str, val_share: float) -> bool:
 
 
 def _names(config: Config, layout: Layout, split: Split, beside: Sequence[Path], notes: list[Fault]) -> tuple[str, ...]:
-    lists = _lists(config)
-    if config.train_list is not None or any(layout.list_path(name).is_file() for name in lists.values()):
-        return read_names(layout, lists[split], leads_out)
+    if _has_lists(config, layout):
+        return read_names(layout, _lists(config)[split], leads_out)
     tree = read_tree(layout.root, _ANY_CASE, beside)
     if twice := [name for name, count in Counter(tree.names).items() if count > 1]:
         raise ValueError(f"{layout.root}: {twice[0]!r} is the name of several images; rename all but one.")
@@ -134,6 +134,12 @@ def _names(config: Config, layout: Layout, split: Split, beside: Sequence[Path],
             "change data.val_share, or write train.txt and val.txt."
         )
     return names
+
+
+def _has_lists(config: Config, layout: Layout) -> bool:
+    """Whether lists say which images there are, and not the folder."""
+    there = any(layout.list_path(name).is_file() for name in _lists(config).values())
+    return config.train_list is not None or there
 
 
 def _lists(config: Config) -> dict[Split, str]:

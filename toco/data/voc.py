@@ -53,13 +53,15 @@ def open_split(config: Config, split: Split) -> FileDataset:
         raise ValueError(f"{config.root}: expected a VOC-shaped folder, but there is none; set data.root.")
     layout = Layout.of_voc(config.root, config.mask_folder)
     notes: list[Fault] = []
+    list_name = config.train_list if split == "train" else config.val_list
     return FileDataset(
         layout,
-        read_names(layout, config.train_list if split == "train" else config.val_list),
+        read_names(layout, list_name),
         read_class_names(layout, None if config.classes is None else config.root / config.classes, notes),
         config.labels,
         config,
         allow_empty_labels=config.allow_empty_labels or split == "val",
         max_pixels=config.max_pixels,
         notes=notes,
+        named_in=layout.list_path(list_name),
     )
