@@ -64,7 +64,7 @@ class NodeCache:
         if not height:
             return None
         pixels = np.asarray(self._pixels[start : start + height * width * 3])
-        if zlib.crc32(pixels) != crc:
+        if zlib.crc32(pixels.data) != crc:
             logger.warning(
                 "%s: image %d is damaged and is decoded again. Delete the folder to have it written again.",
                 self._folder,
