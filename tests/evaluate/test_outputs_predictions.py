@@ -8,6 +8,7 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 
+from toco.data._images import read_upright
 from toco.evaluate.outputs import find_images, predict
 from toco.evaluate.outputs.coco_json import coco_annotations
 from toco.evaluate.outputs.formats import index_png, read_index_png
@@ -232,18 +233,40 @@ def test_the_same_pictures_in_another_folder_are_not_segmented_again(folder, tmp
     predict(refuse, find_images([moved], max_pixels=100), CLASSES, tmp_path / "out", {})
 
 
-def test_an_image_that_is_too_large_for_the_device_leaves_the_others(folder, tmp_path):
+@pytest.mark.parametrize("ask", [lambda: torch.empty(10**15), lambda: np.empty(10**15), "cuda"])
+def test_an_image_that_is_too_large_for_the_memory_leaves_the_others(folder, tmp_path, ask):
     def network(image):
         if image.shape[0] == 6:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            if ask == "cuda":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            ask()
         return Network()(image)
 
     images = find_images([folder], max_pixels=100)
     predicted = predict(network, images, CLASSES, tmp_path, {})
     assert predicted.num_made == 2
-    assert predicted.faults == {
-        1: "'b' does not fit into the memory of the device; cut it into tiles by --set inference.tile_px=1024."
-    }
+    assert list(predicted.faults) == [1]
+    assert predicted.faults[1].startswith("'b' does not fit into the memory; cut it into tiles by --set inference.tile")
+
+
+def test_an_image_that_cannot_be_decoded_for_want_of_memory_is_named(folder, tmp_path, monkeypatch):
+    def decode(path, max_pixels):
+        if path.name == "b.png":
+            raise MemoryError
+        return read_upright(path, max_pixels)
+
+    monkeypatch.setattr("toco.evaluate.outputs.image_files.read_upright", decode)
+    predicted = predict(Network(), find_images([folder], max_pixels=100), CLASSES, tmp_path, {})
+    assert predicted.faults == {1: "'b' does not fit into the memory."}
+    assert predicted.num_made == 2
+
+
+def test_another_error_of_the_network_is_not_hidden(folder, tmp_path):
+    def network(image):
+        raise RuntimeError("a fault of the network")
+
+    with pytest.raises(RuntimeError, match="a fault of the network"):
+        predict(network, find_images([folder], max_pixels=100), CLASSES, tmp_path, {})
 
 
 def test_predictions_of_a_folder(folder, tmp_path):

@@ -141,7 +141,10 @@ def large_enough(images: Images, least_side_px: int) -> Callable[[int], UInt8[np
     """A function that decodes an image, and raises ``ValueError`` where a side is shorter than ``least_side_px``."""
 
     def read(index: int) -> UInt8[np.ndarray, "h w 3"]:
-        image = images.image(index)
+        try:
+            image = images.image(index)
+        except MemoryError as error:
+            raise ValueError(f"{images.names[index]!r} does not fit into the memory.") from error
         height, width, _ = image.shape
         if min(height, width) < least_side_px:
             raise ValueError(

@@ -94,8 +94,16 @@ def predict(
     for index in tqdm(sorted(by_network - faults.keys()), desc="predict", unit="image", disable=not progress):
         try:
             found = probabilities_of(read(index))
-        except (ValueError, torch.OutOfMemoryError) as error:
-            faults[index] = _why(images.names[index], error)
+        except ValueError as error:
+            faults[index] = str(error)
+            continue
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            faults[index] = (
+                f"{images.names[index]!r} does not fit into the memory; cut it into tiles by --set "
+                "inference.tile_px=1024, and take fewer scales."
+            )
             continue
         if probabilities is not None:
             probabilities.write(index, npz(probabilities=found.half().cpu().numpy()))
@@ -137,9 +145,6 @@ def _add_faults(faults: dict[int, str], read: Callable[[int], object], missing: 
     return True
 
 
-def _why(name: str, error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            f"{name!r} does not fit into the memory of the device; cut it into tiles by --set inference.tile_px=1024."
-        )
-    return str(error)
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether torch got no memory of a device; for the host's it raises a ``RuntimeError`` like any other."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
