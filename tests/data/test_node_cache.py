@@ -11,6 +11,7 @@ from toco.data import TrainLoader, ViewsConfig
 from toco.data import _files as files_module
 from toco.data._files import FileDataset
 from toco.data.voc import Config, open_split
+from toco.files import record_text
 
 
 @pytest.fixture
@@ -94,36 +95,61 @@ def test_the_other_split_and_a_changed_file_have_a_cache_of_their_own(cached: Co
         ("index.json", b'{"format_version": 1'),
         ("index.json", b"[]"),
         ("index.json", b"{}"),
+        ("index.json", b"\xff\xfe"),
         ("index.json", None),
         ("index.json", b'{"format_version": 1, "manifest": "of others", "bytes": 0, "places": []}'),
+        ("index.json", record_text({"format_version": 2, "manifest": "of others", "bytes": 0, "places": []}).encode()),
     ],
 )
-def test_a_damaged_cache_is_said_and_images_are_decoded(
+def test_a_damaged_cache_is_said_and_written_again(
     cached: Config, caplog: pytest.LogCaptureFixture, file: str, content: bytes | None
 ) -> None:
     open_split(cached, "train").prepare()
     (folder,) = caches(cached)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     if content is None:
         (folder / file).unlink()
     else:
         (folder / file).write_bytes(content)
     assert_decoded(cached)
     assert "they cannot be read" in caplog.text
-    assert "Delete the folder" in caplog.text
+    assert "is written again" in caplog.text
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    caplog.clear()
+    assert_decoded(cached)
+    assert caplog.text == ""
 
 
-def test_an_image_with_a_changed_pixel_is_said_and_decoded(cached: Config, caplog: pytest.LogCaptureFixture) -> None:
-    dataset = open_split(cached, "train")
-    images = [dataset.image(index).copy() for index in range(len(dataset))]
+@pytest.mark.parametrize("is_pickled", [False, True])
+def test_a_flipped_bit_of_a_pixel_reaches_nobody_and_the_cache_is_written_again(
+    cached: Config, caplog: pytest.LogCaptureFixture, is_pickled: bool
+) -> None:
+    open_split(cached, "train").prepare()
     (folder,) = caches(cached)
-    content = bytearray((folder / "pixels.bin").read_bytes())
-    content[images[0].nbytes + 7] ^= 1
-    (folder / "pixels.bin").write_bytes(content)
-    read = open_split(cached, "train")
-    for index, image in enumerate(images):
-        np.testing.assert_array_equal(read.image(index), image)
-    assert caplog.text.count("is damaged and is decoded again") == 1
-    assert "image 1 is damaged" in caplog.text
+    whole = (folder / "pixels.bin").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    (folder / "pixels.bin").write_bytes(flipped)
+    dataset = open_split(cached, "train")
+    dataset.prepare()
+    if is_pickled:
+        dataset = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - what a loader process does
+    plain = open_split(cached.model_copy(update={"cache": "none"}), "train")
+    for ours, theirs in zip(pixels(dataset), pixels(plain), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert "the next training writes the folder again" in caplog.text
+    assert_decoded(cached)
+    assert (folder / "pixels.bin").read_bytes() == whole
+
+
+def test_an_index_with_a_changed_number_is_damaged(cached: Config, caplog: pytest.LogCaptureFixture) -> None:
+    open_split(cached, "train").prepare()
+    (folder,) = caches(cached)
+    text = (folder / "index.json").read_text()
+    (folder / "index.json").write_text(text.replace("[5760,", "[5761,"))
+    assert (folder / "index.json").read_text() != text
+    assert_decoded(cached)
+    assert (folder / "index.json").read_text() == text
 
 
 def test_without_room_images_are_decoded(

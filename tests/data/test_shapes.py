@@ -81,12 +81,71 @@ def test_the_manifest_says_what_was_written(tmp_path: Path) -> None:
         for folder in ("JPEGImages", "SegmentationClass")
     )
     assert written["val"] == hashlib.sha256(content).hexdigest()
-    manifest.write_text(json.dumps(written | {"val": "0" * 64}))
-    assert digests(there)[0] == before[0]
-    assert digests(there)[1] != before[1]
-    image = shapes.generated_folder(here) / "JPEGImages" / "val_00000.png"
-    image.write_bytes(image.read_bytes()[:-1])
-    assert digests(here)[1] != before[1]
+
+
+def open_and_read(config: shapes.Config) -> tuple[shapes.ShapesFolder, list[np.ndarray]]:
+    """A newly opened split, and all that it holds."""
+    dataset = shapes.open_split(config, "train")
+    parts = [dataset.image(i) for i in range(len(dataset))] + [dataset.mask(i) for i in range(len(dataset))]
+    return dataset, [*parts, *(dataset.class_labels(i) for i in range(len(dataset)))]
+
+
+DAMAGES = {
+    "flipped": lambda path: path.write_bytes(bytes([*path.read_bytes()[:-20], 1, *path.read_bytes()[-19:]])),
+    "pixel": lambda path: path.write_bytes(
+        png_bytes(np.zeros((32, 32, 3) if path.parent.name == "JPEGImages" else (32, 32), np.uint8))
+    ),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "JPEGImages/train_00001.png",
+        "SegmentationClass/train_00000.png",
+        "ImageSets/Segmentation/train.txt",
+        "classes.txt",
+        "image_labels.csv",
+        "manifest.json",
+    ],
+)
+def test_what_is_damaged_is_generated_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, damage: str
+) -> None:
+    config = shapes.Config(root=tmp_path, num_train=3, num_val=2, image_size_px=32)
+    before, values = open_and_read(config)
+    folder = before.layout.root
+    known, digest = shapes.folder_digest(folder), before.manifest_digest()
+    DAMAGES[damage](folder / file)
+    again, values_again = open_and_read(config)
+    for value, expected in zip(values_again, values, strict=True):
+        np.testing.assert_array_equal(value, expected)
+    assert again.manifest_digest() == digest
+    assert shapes.folder_digest(folder) == known
+    assert file in caplog.text
+    caplog.clear()
+    open_and_read(config)
+    assert caplog.text == ""
+
+
+def test_damage_that_cannot_be_mended_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = shapes.Config(root=tmp_path, num_train=2, num_val=2, image_size_px=32)
+    dataset = shapes.open_split(config, "train")
+    path = dataset.layout.image_path(dataset.names[0])
+    path.write_bytes(b"")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shapes, "whole_file", refuse)
+    with pytest.raises(
+        ValueError, match=r"train_00000\.png: is damaged and cannot be written again .*delete the folder"
+    ):
+        dataset.image(0)
 
 
 def test_generation_at_once_gives_one_whole_folder(tmp_path: Path) -> None:

@@ -14,23 +14,24 @@ import shutil
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from toco.files import read_record, write_record
+from toco.files import printable, read_record, sync, write_record
 
 logger = logging.getLogger(__name__)
 
 _FORMAT_VERSION = 2
 _INDEX, _PIXELS = "index.json", "pixels.bin"
-_NOT_THERE = (0, 0, 0)
+_NOT_THERE = (0, 0)
 _SPARE_BYTES = 2**30
 """Space that is left free: a run next to a full disk cannot keep its checkpoints."""
 _Place = tuple[int, int, int, int]
-"""Where an image begins, its height, its width, and the CRC-32 of its pixels."""
+"""Where an image begins, its height, its width and the CRC-32 of its pixels."""
 
 
 def user_cache() -> Path:
@@ -41,6 +42,9 @@ def user_cache() -> Path:
 class NodeCache:
     """The decoded images of one list of files. A pickle holds no pixels and maps the file again.
 
+    Pixels are compared with their checksum when a process reads them first. An image that does not fit is not
+    delivered, and the cache gives up its index, so that it is written again when it is opened next.
+
     Raises:
         OSError: The files cannot be read.
         ValueError: They are not the whole cache of this manifest.
@@ -50,28 +54,36 @@ class NodeCache:
         self._folder, self._manifest = folder, manifest
         index = read_record(folder / _INDEX)
         expected = {"format_version": _FORMAT_VERSION, "manifest": manifest, "bytes": (folder / _PIXELS).stat().st_size}
-        if {key: index[key] for key in expected} != expected:
-            raise ValueError("its index is of other images, or of another length of the file")
+        if {key: index.get(key) for key in expected} != expected:
+            raise ValueError("its index is of other images, of another version, or of another length of the file")
         self._places: list[_Place] = index["places"]
         self._pixels = np.memmap(folder / _PIXELS, dtype=np.uint8, mode="r")
+        self._compared: set[int] = set()
 
     def __reduce__(self) -> tuple[Callable[[Path, str], NodeCache | None], tuple[Path, str]]:
         return _opened, (self._folder, self._manifest)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
-        """Image ``index``, or ``None`` where it could not be decoded, or its pixels are not those that were written."""
+        """Image ``index``, or ``None`` where it could not be decoded or its pixels are damaged."""
         start, height, width, crc = self._places[index]
         if not height:
             return None
-        pixels = np.asarray(self._pixels[start : start + height * width * 3])
-        if zlib.crc32(pixels.data) != crc:
-            logger.warning(
-                "%s: image %d is damaged and is decoded again. Delete the folder to have it written again.",
-                self._folder,
-                index,
-            )
-            return None
-        return pixels.reshape(height, width, 3)
+        pixels = self._pixels[start : start + height * width * 3]
+        if index not in self._compared:
+            if zlib.crc32(pixels.data) != crc:
+                self._give_up()
+                return None
+            self._compared.add(index)
+        return np.asarray(pixels).reshape(height, width, 3)
+
+    def _give_up(self) -> None:
+        logger.warning(
+            "%s: decoded images are damaged; such images are decoded from their files, and the next training writes "
+            "the folder again.",
+            printable(self._folder),
+        )
+        with suppress(OSError):
+            (self._folder / _INDEX).unlink(missing_ok=True)
 
 
 def node_cache(
@@ -94,16 +106,22 @@ def node_cache(
         The cache, or ``None`` where it cannot be written or read; a log entry says why. Images are decoded then.
     """
     folder = root / f"decoded-{_FORMAT_VERSION}-{manifest[:16]}"
+    if folder.is_dir() and (whole := _opened(folder, manifest)) is not None:
+        return whole
     try:
-        if not folder.is_dir():
-            root.mkdir(parents=True, exist_ok=True)
-            # Whoever waits here finds the folder afterwards. The lock goes with its process, however that ends.
-            with (root / f".{folder.name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not folder.is_dir():
-                    _write(folder, manifest, count, size, decode)
+        root.mkdir(parents=True, exist_ok=True)
+        # Whoever waits here finds the folder afterwards. The lock goes with its process, however that ends.
+        with (root / f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.is_dir() and _opened(folder, manifest) is None:
+                logger.warning("%s is written again.", printable(folder))
+                shutil.rmtree(folder)  # who has mapped its pixels keeps them
+            if not folder.is_dir():
+                _write(folder, manifest, count, size, decode)
     except OSError as error:
-        logger.warning("%s: the decoded images cannot be kept there (%s); they are decoded each time.", root, error)
+        logger.warning(
+            "%s: the decoded images cannot be kept there (%s); they are decoded each time.", printable(root), error
+        )
         return None
     return _opened(folder, manifest)
 
@@ -111,13 +129,8 @@ def node_cache(
 def _opened(folder: Path, manifest: str) -> NodeCache | None:
     try:
         return NodeCache(folder, manifest)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning(
-            "%s: expected decoded images, but they cannot be read (%s); images are decoded each time. "
-            "Delete the folder to have it written again.",
-            folder,
-            error,
-        )
+    except (OSError, ValueError) as error:
+        logger.warning("%s: expected decoded images, but they cannot be read (%s).", printable(folder), error)
         return None
 
 
@@ -134,7 +147,7 @@ def _write(
         try:
             height, width = size(index)
         except ValueError:
-            height, width = 0, 0
+            height, width = _NOT_THERE
         places.append((end, height, width, 0))
         end += height * width * 3
     free = shutil.disk_usage(folder.parent).free
@@ -151,12 +164,12 @@ def _write(
                 try:
                     image = decode(index)
                 except ValueError:
-                    places[index] = (start, *_NOT_THERE)
+                    places[index] = (start, *_NOT_THERE, 0)
                     return
                 content = image.tobytes()
-                if os.pwrite(pixels.fileno(), content, start) < image.nbytes:
-                    raise OSError(errno.ENOSPC, "an image could not be written whole")
                 places[index] = (start, height, width, zlib.crc32(content))
+                if os.pwrite(pixels.fileno(), content, start) < len(content):
+                    raise OSError(errno.ENOSPC, "an image could not be written whole")
 
             bar = tqdm(total=count, desc="decoding once for this node", unit="image", disable=None, dynamic_ncols=True)
             with bar:
@@ -167,5 +180,6 @@ def _write(
         whole = {"format_version": _FORMAT_VERSION, "manifest": manifest, "bytes": end, "places": places}
         write_record(unfinished / _INDEX, whole)
         unfinished.rename(folder)
+        sync(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -7,13 +7,14 @@ on every machine: see ``_scene`` (whole numbers only) and ``_png`` (nothing comp
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import shutil
 import uuid
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 from pydantic import Field
 
 from toco.config import RUN_ONLY, digest
@@ -24,11 +25,21 @@ from toco.data._layout import Layout, read_class_names, read_names
 from toco.data._node_cache import user_cache
 from toco.data._png import png_bytes
 from toco.data._scene import CLASS_NAMES, SceneConfig, draw_scene
+from toco.files import UnreadableError, printable, read_record, sha256, whole_file, write_record
 
 __all__ = ["Config", "SceneConfig", "draw_scene", "folder_digest", "generated_folder", "open_split", "write_folder"]
 
+logger = logging.getLogger(__name__)
+
 _LABELS = Path("image_labels.csv")
 _MANIFEST = "manifest.json"
+_PARTS = ("JPEGImages", "SegmentationClass")
+_TEXTS = (
+    Path("ImageSets/Segmentation/train.txt"),
+    Path("ImageSets/Segmentation/val.txt"),
+    Path("classes.txt"),
+    _LABELS,
+)
 _NUM_READ = 4
 _SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -59,27 +70,73 @@ class Config(DataConfig):
 
 
 class ShapesFolder(FileDataset):
-    """A split of a generated folder, which holds a digest of all that was written to it."""
+    """A split of a generated folder. A file that is not what was generated is generated again before it is read."""
 
     def __init__(self, folder: Path, split: Split, config: Config) -> None:
         layout = Layout.of_voc(folder)
         names, class_names = read_names(layout, split), read_class_names(layout)
         super().__init__(layout, names, class_names, _LABELS, config)
-        self._split = split
+        self._split, self._config = split, config
+        manifest = read_record(folder / _MANIFEST)
+        self._digest: str = manifest[split]
+        self._sha256: dict[str, str] = manifest["sha256"][split]
 
     def manifest_digest(self) -> str:
         """Digest of names, classes, labels, and all images and masks as they were generated.
 
-        Of the files themselves only a few are read, to see that they still are what they were: to read all takes
-        seconds on a cold disk, and every start of a study asks for this digest.
+        Of the files themselves only a few are read here, as every start of a study asks for this digest; each one is
+        compared with what was generated when it is read.
         """
-        written = json.loads((self.layout.root / _MANIFEST).read_text())[self._split]
-        digest = hashlib.sha256(repr((self.class_names, self.names, written)).encode())
+        digest = hashlib.sha256(repr((self.class_names, self.names, self._digest)).encode())
         for index in range(len(self)):
             digest.update(self.class_labels(index).tobytes())
-        for name in self.names[:: -(-len(self) // _NUM_READ)]:
-            digest.update(self.layout.image_path(name).read_bytes() + self.layout.mask_path(name).read_bytes())
+        for index in range(0, len(self), -(-len(self) // _NUM_READ)):
+            for path in self._whole_files(index):
+                digest.update(path.read_bytes())
         return digest.hexdigest()
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width, which are those of all images."""
+        return self._config.image_size_px, self._config.image_size_px
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "h w"]:
+        """The ground truth."""
+        if index not in self._masks:
+            self._whole_files(index)
+        return super().mask(index)
+
+    def _decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        self._whole_files(index)
+        return super()._decode(index)
+
+    def _whole_files(self, index: int) -> tuple[Path, Path]:
+        """Files of an image and of its mask, drawn again if a byte of one is not what was written."""
+        drawn: _Drawn | None = None
+        paths = _files_of(self.layout.root, self.names[index])
+        for path in paths:
+            try:
+                is_whole = sha256(path) == self._sha256[f"{path.parent.name}/{path.stem}"]
+            except OSError:
+                is_whole = False
+            if not is_whole:
+                logger.warning("%s is damaged or missing and is drawn again.", printable(path))
+                drawn = drawn or _draw(self._config, self._split, index)
+                _write_again(path, drawn.image if path == paths[0] else drawn.mask)
+        return paths
+
+
+class _Drawn(NamedTuple):
+    """A generated image.
+
+    Attributes:
+        image: PNG of the image.
+        mask: PNG of its mask.
+        class_ids: Classes in it, ascending.
+    """
+
+    image: bytes
+    mask: bytes
+    class_ids: tuple[int, ...]
 
 
 def open_split(config: Config, split: Split) -> ShapesFolder:
@@ -92,24 +149,35 @@ def open_split(config: Config, split: Split) -> ShapesFolder:
 
 
 def generated_folder(config: Config) -> Path:
-    """The folder of the generated data set, written first if need be.
+    """The folder of the generated data set, written first if need be, and mended where a file of it is damaged.
 
     Its name says what generated it, code included, so a changed generator never meets old images. It appears by one
     rename when it is complete; processes that generate it at once write the same bytes, and the first rename counts.
+    Of images and masks it is seen here that they are there; their bytes are compared when they are read.
 
     Raises:
         ValueError: The folder cannot be written.
     """
     root = config.root if config.root is not None else user_cache()
     folder = root / f"shapes-{_generator_digest(config)}"
-    if folder.is_dir():
+    exists = folder.is_dir()
+    damaged = _damaged_file(folder) if exists else None
+    if exists and damaged is None:
         return folder
     unfinished = root / f".{folder.name}.{uuid.uuid4().hex}"
     try:
         write_folder(config, unfinished)
-        unfinished.rename(folder)
+        if damaged is not None:
+            logger.warning("%s is damaged or missing and is generated again, with all beside it.", printable(damaged))
+            # One by one, since trainings may be reading there; the manifest comes last.
+            files = sorted(path for path in unfinished.rglob("*") if path.is_file())
+            for path in sorted(files, key=lambda path: path.name == _MANIFEST):
+                (folder / path.relative_to(unfinished)).parent.mkdir(parents=True, exist_ok=True)
+                path.replace(folder / path.relative_to(unfinished))
+        else:
+            unfinished.rename(folder)
     except OSError as error:
-        if not folder.is_dir():  # else another process was first
+        if not folder.is_dir() or _damaged_file(folder) is not None:  # else another process was first
             raise ValueError(
                 f"{root}: the generated data set cannot be written there ({error}); set data.root to another folder."
             ) from error
@@ -119,27 +187,32 @@ def generated_folder(config: Config) -> Path:
 
 
 def write_folder(config: Config, folder: Path) -> None:
-    """Generate the data set into ``folder``, in VOC layout."""
-    images, masks, lists = (folder / part for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"))
-    for part in (images, masks, lists):
-        part.mkdir(parents=True)
+    """Generate the data set into ``folder``, in VOC layout.
+
+    No file is waited for: one that a crash loses does not fit its digest in the manifest, and is written again.
+    """
+    lists = folder / "ImageSets/Segmentation"
+    for part in (*_PARTS, lists):
+        (folder / part).mkdir(parents=True)
     rows = ["name,class_ids"]
     digests: dict[str, str] = {}
-    for split_key, (split, count) in enumerate(zip(_SPLITS, (config.num_train, config.num_val), strict=True)):
+    files: dict[str, dict[str, str]] = {split: {} for split in _SPLITS}
+    for split, count in zip(_SPLITS, (config.num_train, config.num_val), strict=True):
         names = [f"{split}_{index:05d}" for index in range(count)]
         total = hashlib.sha256()
         for index, name in enumerate(names):
-            scene = draw_scene((config.seed, split_key, index), config.image_size_px, config.num_classes, config.scene)
-            for folder_of_kind, pixels in ((images, scene.image), (masks, scene.mask)):
-                content = png_bytes(pixels)
-                (folder_of_kind / f"{name}.png").write_bytes(content)
+            drawn = _draw(config, split, index)
+            for path, content in zip(_files_of(folder, name), (drawn.image, drawn.mask), strict=True):
+                path.write_bytes(content)
                 total.update(content)
-            rows.append(f"{name},{' '.join(str(i) for i in np.unique(scene.mask) if i)}")
+                files[split][f"{path.parent.name}/{name}"] = hashlib.sha256(content).hexdigest()
+            rows.append(f"{name},{' '.join(map(str, drawn.class_ids))}")
         _write_lines(lists / f"{split}.txt", names)
         digests[split] = total.hexdigest()
     _write_lines(folder / "classes.txt", CLASS_NAMES[: config.num_classes])
     _write_lines(folder / _LABELS, rows)
-    _write_lines(folder / _MANIFEST, [json.dumps(digests)])
+    texts = {str(text): sha256(folder / text) for text in _TEXTS}
+    write_record(folder / _MANIFEST, {**digests, "texts": texts, "sha256": files}, durable=False)
 
 
 def folder_digest(folder: Path) -> str:
@@ -149,6 +222,41 @@ def folder_digest(folder: Path) -> str:
     for path in sorted(path.relative_to(folder).as_posix() for path in files):
         total.update(f"{path}\0{hashlib.sha256((folder / path).read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def _damaged_file(folder: Path) -> Path | None:
+    """A file of a generated folder that is missing or, of those that are read at once, not what was written."""
+    try:
+        manifest = read_record(folder / _MANIFEST)
+        texts: dict[str, str] = manifest["texts"]
+        for text, written in texts.items():
+            if sha256(folder / text) != written:
+                return folder / text
+        for path in (folder / f"{name}.png" for split in _SPLITS for name in manifest["sha256"][split]):
+            if not path.is_file():
+                return path
+        return None
+    except (OSError, UnreadableError, KeyError) as error:
+        return Path(error.filename) if isinstance(error, OSError) and error.filename else folder / _MANIFEST
+
+
+def _files_of(folder: Path, name: str) -> tuple[Path, Path]:
+    image, mask = (folder / part / f"{name}.png" for part in _PARTS)
+    return image, mask
+
+
+def _draw(config: Config, split: Split, index: int) -> _Drawn:
+    seed = (config.seed, _SPLITS.index(split), index)
+    scene = draw_scene(seed, config.image_size_px, config.num_classes, config.scene)
+    return _Drawn(png_bytes(scene.image), png_bytes(scene.mask), tuple(int(i) for i in np.unique(scene.mask) if i))
+
+
+def _write_again(path: Path, content: bytes) -> None:
+    try:
+        with whole_file(path, durable=False) as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        raise ValueError(f"{path}: is damaged and cannot be written again ({error}); delete the folder.") from error
 
 
 def _write_lines(path: Path, lines: list[str] | tuple[str, ...]) -> None:
