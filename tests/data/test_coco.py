@@ -12,6 +12,7 @@ from tests.data.coco_folder import HEIGHT, LABELS, MASKS, TRAIN, WIDTH, annotati
 from toco.commands.data import command
 from toco.data._coco_annotations import read_annotations
 from toco.data._coco_classes import CATEGORY_IDS, COCO_CLASSES
+from toco.data._coco_masks import Renumbering
 from toco.data.coco import CocoFolder, Config, open_split
 
 FIRST, SECOND, VAL = MASKS
@@ -101,7 +102,7 @@ def test_another_annotation_file_wants_another_folder(prepared: Path, tmp_path: 
 
 def test_missing_images_are_counted_and_named(prepared: Path) -> None:
     (prepared / f"train2014/{SECOND}.jpg").unlink()
-    assert f"1 of these images are missing: {SECOND}" in run("prepare-coco", prepared).output
+    assert f"1 of these images are missing: '{SECOND}'" in run("prepare-coco", prepared).output
     with pytest.raises(ValueError, match=f"1 of 2 images are missing: '{SECOND}'"):
         open_split(Config(root=prepared), "train")
 
@@ -140,13 +141,16 @@ BAD: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c["categories"].append({"id": 12, "name": "street sign"}), "none of COCO's 80"),
     (lambda c: c["categories"][0].update(id=2), "none of COCO's 80"),
     (lambda c: c["categories"][0].update(id=[1]), "unhashable"),
-    (lambda c: c["annotations"][0].update(category_id=12), "annotation 1: KeyError"),
+    (lambda c: c["annotations"][0].update(category_id=12), "annotation 1: its category 12 is none of COCO's 80"),
     (lambda c: c["annotations"][0].update(iscrowd=2), "annotation 1: .*iscrowd 2"),
     (lambda c: c["annotations"][0].update(image_id=77), "not listed, such as 77"),
     (lambda c: c["annotations"][0].update(segmentation=[]), "polygons or a list of runs"),
     (lambda c: c["annotations"][0].update(segmentation=[[0, 0, 1, 1]]), "at least three points"),
     (lambda c: c["annotations"][0].update(segmentation=[[0, 0, 1, 1, 2, None]]), "annotation 1"),
-    (lambda c: c["annotations"][0].update(segmentation=[[0, 0, 1, 1, 2, 10**400]]), "annotation 1: OverflowError"),
+    (
+        lambda c: c["annotations"][0].update(segmentation=[[0, 0, 1, 1, 2, 10**400]]),
+        "annotation 1: its polygons are no lists of numbers",
+    ),
     (lambda c: c["annotations"][0].update(segmentation=[box(0, 0, 10**9, 1)]), "far outside"),
     (lambda c: c["annotations"][0].update(segmentation=[box(0, 0, 6, 5) * 100]), "over and over"),
     (lambda c: c["annotations"][0].update(segmentation=TOO_FEW_RUNS), "not of 5 x 6 px"),
@@ -249,3 +253,33 @@ def test_masks_of_four_channels_are_refused(coco: Path) -> None:
     Image.new("RGBA", (WIDTH, HEIGHT)).save(coco / f"ready/train2014/{FIRST}.png")
     with pytest.raises(ValueError, match=r"mode is RGBA.*prepare-coco"):
         open_split(Config(root=coco, mask_folder=Path("ready"), labels="masks"), "train")
+
+
+def test_what_lies_beside_ready_masks_is_said(coco: Path) -> None:
+    ready_masks(coco, MASKS)
+    (coco / "ready/train2014/._hidden.png").write_bytes(b"")
+    (coco / "ready/train2014/scan.webp").write_bytes(b"")
+    train = open_split(Config(root=coco, mask_folder=Path("ready"), labels="masks"), "train")
+    assert len(train) == 2
+    notes = [
+        "1 file left out, since images are .png: .webp 1.",
+        "hidden files and folders left out, 1: '._hidden.png'.",
+    ]
+    assert [note.reason for note in train.notes] == notes
+    output = run("convert-coco-masks", coco / "ready/val2014", coco / "converted").output
+    assert "note" not in output
+    assert Renumbering(coco / "ready").notes[0].reason == notes[0]
+
+
+def test_a_damaged_record_of_prepared_masks_is_refused(prepared: Path) -> None:
+    about = prepared / "masks80/train2014/about.json"
+    about.write_bytes(about.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"about\.json is not JSON"):
+        open_split(Config(root=prepared), "train")
+
+
+def test_annotations_with_a_byte_order_mark(coco: Path, tmp_path: Path) -> None:
+    path = coco / "annotations/instances_train2014.json"
+    before = read_annotations(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [image.name for image in read_annotations(path).images] == [image.name for image in before.images]

@@ -523,3 +523,16 @@ def test_reading_names_needs_a_list(root: Path) -> None:
     (root / "folder.txt").mkdir()
     with pytest.raises(ValueError, match="the list cannot be read: Is a directory"):
         read_names(Layout(root, root, None, root, root), "folder")
+
+
+def test_the_orientation_of_a_tiff_is_followed_and_not_noted(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    (root / "a.png").unlink()
+    Image.fromarray(stored).save(root / "a.tif", exif=exif)
+    dataset = open_split(config(root), "train")
+    assert dataset.size(0) == SIZE[::-1]
+    np.testing.assert_array_equal(dataset.image(0), np.rot90(stored, -1))
+    assert check(root)[1] == []

@@ -121,6 +121,7 @@ def prepare_coco(
     are no crowds. What was stopped goes on when it is called again.
     """
     from toco.data._coco_annotations import RULES, read_annotations
+    from toco.data._layout import examples
     from toco.evaluate.output_folder import OutputFolder
     from toco.files import printable
 
@@ -144,8 +145,7 @@ def prepare_coco(
         )
         missing = [name for name in names if not (root / part / f"{name}.jpg").is_file()]
         if missing:
-            examples = f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
-            click.echo(f"{root / part}: {len(missing)} of these images are missing: {examples}")
+            click.echo(f"{root / part}: {len(missing)} of these images are missing: {examples(missing)}.")
 
 
 @command.command(name="convert-coco-masks")
@@ -163,4 +163,6 @@ def convert_coco_masks(source: Path, target: Path, progress: bool) -> None:
     masks = Renumbering(source)
     about = {"converted_from": "COCO's categories"}
     OutputFolder(target, about, masks.names, ".png", masks.sha256).fill(masks.png, doing="convert", progress=progress)
+    for note in masks.notes:
+        click.echo(f"note  {note}")
     click.echo(f"{len(masks.names)} masks written to {target}")

@@ -155,24 +155,33 @@ def _object_or_dict(pairs: list[tuple[str, Any]]) -> CocoObject | dict[str, Any]
     if "segmentation" not in row:
         return row
     try:
-        class_id, is_crowd, image_id = _CLASS_IDS[row["category_id"]], row["iscrowd"], row["image_id"]
-        if type(image_id) is not int or is_crowd not in (0, 1):
-            raise ValueError(f"image_id {image_id!r}, iscrowd {is_crowd!r}")
-        shape = row["segmentation"]
-        if isinstance(shape, list) and shape:
+        return _object(row)
+    except ValueError as error:
+        raise _ObjectError(f"annotation {_short(row.get('id'))}: {error}") from error
+
+
+def _object(row: dict[str, Any]) -> CocoObject:
+    if missing := [key for key in ("category_id", "iscrowd", "image_id") if key not in row]:
+        raise ValueError(f"it has no {missing[0]}")
+    category, is_crowd, image_id = row["category_id"], row["iscrowd"], row["image_id"]
+    if type(category) is not int or category not in _CLASS_IDS:
+        raise ValueError(f"its category {_short(category)} is none of COCO's 80")
+    if type(image_id) is not int or is_crowd not in (0, 1):
+        raise ValueError(f"image_id {_short(image_id)}, iscrowd {_short(is_crowd)}")
+    class_id, shape = _CLASS_IDS[category], row["segmentation"]
+    if isinstance(shape, list) and shape:
+        try:
             polygons = tuple(np.array(polygon, dtype=np.float64) for polygon in shape)
-            if any(
-                p.ndim != 1 or len(p) < _MIN_COORDINATES or len(p) % 2 or not np.isfinite(p).all() for p in polygons
-            ):
-                raise ValueError("expected polygons of at least three points")
-            return CocoObject(image_id, class_id, bool(is_crowd), polygons, None)
-        if not isinstance(shape, dict) or not isinstance(counts := shape.get("counts"), list):
-            raise ValueError("expected polygons or a list of runs; compressed runs are not in the official files")
-        if not all(type(count) is int and 0 <= count < 2**31 for count in counts):
-            raise ValueError("expected runs of so many pixels")
-        return CocoObject(image_id, class_id, bool(is_crowd), (), np.array(counts, dtype=np.int64))
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise _ObjectError(f"annotation {_short(row.get('id'))}: {error!r}") from error
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError("its polygons are no lists of numbers") from error
+        if any(p.ndim != 1 or len(p) < _MIN_COORDINATES or len(p) % 2 or not np.isfinite(p).all() for p in polygons):
+            raise ValueError("expected polygons of at least three points")
+        return CocoObject(image_id, class_id, bool(is_crowd), polygons, None)
+    if not isinstance(shape, dict) or not isinstance(counts := shape.get("counts"), list):
+        raise ValueError("expected polygons or a list of runs; compressed runs are not in the official files")
+    if not all(type(count) is int and 0 <= count < 2**31 for count in counts):
+        raise ValueError("expected runs of so many pixels")
+    return CocoObject(image_id, class_id, bool(is_crowd), (), np.array(counts, dtype=np.int64))
 
 
 def _check_categories(rows: list[Any]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from toco.data._coco_classes import CATEGORY_IDS, COCO_CLASSES
 from toco.data._images import MAX_PIXELS, ids_in, png, read_ids
+from toco.data._tree import read_tree
 from toco.files import sha256
 from toco.types import IGNORE_INDEX
 
@@ -34,13 +35,18 @@ class Renumbering:
     Args:
         source: Folder of PNG masks that hold categories, in subfolders or not.
 
+    Attributes:
+        names: Of masks, relative to the folder, without suffix.
+        notes: What else lies in the folder and is left out.
+
     Raises:
-        ValueError: There is no mask.
+        ValueError: There is no mask, or a folder cannot be opened.
     """
 
     def __init__(self, source: Path) -> None:
         self._source = source
-        self.names = tuple(sorted(f.relative_to(source).with_suffix("").as_posix() for f in source.rglob("*.png")))
+        tree = read_tree(source, (".png",))
+        self.names, self.notes = tree.names, tree.notes()
         if not self.names:
             raise ValueError(f"{source}: expected PNG masks in it or in folders below, but there is none.")
 

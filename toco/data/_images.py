@@ -41,7 +41,7 @@ _MASK_FORMATS = ("PNG",)
 def read_image(
     path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS, levels: Levels | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode an image as RGB, pixels as they are stored: an EXIF orientation is ignored.
+    """Decode an image as RGB, pixels as they are stored: an EXIF orientation is ignored, but for that of a TIFF.
 
     VOC's masks lie on the stored pixels, so turning the image would move it away from its mask. Grey, palette, alpha
     (which is dropped) and CMYK images are converted. Grey images of more than 8 bits need ``levels``: PIL would wrap or
@@ -104,7 +104,8 @@ class Header:
 
     Attributes:
         mode: As PIL names it, ``RGB`` or ``L`` for example.
-        orientation: EXIF orientation, 1 to 8; 1 is upright, as are images that say nothing or nothing readable.
+        orientation: EXIF orientation, 1 to 8, that is ignored; 1 is upright, as are images that say nothing or nothing
+            readable. PIL turns a TIFF as its tag says, so that nothing of it is ignored.
     """
 
     mode: str
@@ -118,8 +119,8 @@ def read_header(path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS)
         ValueError: The file is missing, of another format, or too large.
     """
     with open_checked(path, max_pixels, formats) as image:
-        if "exif" not in image.info and image.format == "PNG":
-            return Header(image.mode, _UPRIGHT)  # else all of a PNG is decoded to look for it
+        if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+            return Header(image.mode, _UPRIGHT)  # all of a PNG would be decoded to look for it
         try:
             value = image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT)
         except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):

@@ -6,6 +6,7 @@ masks are read, too, if they number the classes from 1 to 80.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,12 +15,13 @@ from pydantic import Field
 from toco.config import RUN_ONLY
 from toco.data._coco_classes import CATEGORY_IDS, COCO_CLASSES
 from toco.data._coco_masks import numberings
-from toco.data._dataset import DataConfig, Split
+from toco.data._dataset import DataConfig, Fault, Split
 from toco.data._files import FileDataset
 from toco.data._images import MAX_PIXELS, ids_in, read_ids
 from toco.data._label_table import read_table
 from toco.data._labels import LabelsFrom
 from toco.data._layout import Layout, examples, read_names
+from toco.data._tree import read_tree
 from toco.files import read_json
 from toco.types import IGNORE_INDEX
 
@@ -63,6 +65,7 @@ class CocoFolder(FileDataset):
         config: The config.
         allow_empty_labels: Whether an image may show no class.
         annotations_sha256: Of the annotation file that the masks were prepared from; ``None`` for ready masks.
+        notes: What was left out of the folder of masks, where its files say which images there are.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class CocoFolder(FileDataset):
         config: Config,
         allow_empty_labels: bool,
         annotations_sha256: str | None,
+        notes: Sequence[Fault] = (),
     ) -> None:
         super().__init__(
             layout,
@@ -82,6 +86,7 @@ class CocoFolder(FileDataset):
             config,
             allow_empty_labels=allow_empty_labels,
             max_pixels=config.max_pixels,
+            notes=notes,
         )
         self.annotations_sha256 = annotations_sha256
 
@@ -115,13 +120,17 @@ def open_split(config: Config, split: Split) -> CocoFolder:
             )
     else:
         labels = config.labels
+    notes: tuple[Fault, ...] = ()
     list_name = config.train_list if split == "train" else config.val_list
     if list_name is not None:
         names = read_names(layout, list_name)
     elif config.labels == "prepared":
         names = tuple(read_table(root / labels, COCO_CLASSES))
+    elif masks.is_dir():
+        tree = read_tree(masks, (".png",), [masks / "about.json"])
+        names, notes = tree.names, tree.notes()
     else:
-        names = tuple(sorted(path.stem for path in masks.glob("*.png")))
+        names = ()
     if not names:
         raise ValueError(
             f"{masks}: there are no masks. Masks of a split lie below data.mask_folder in a folder named so; without "
@@ -129,7 +138,7 @@ def open_split(config: Config, split: Split) -> CocoFolder:
         )
     allow_empty_labels = config.allow_empty_labels or split == "val"
     annotations_sha256 = _prepared_from(masks / "about.json")
-    dataset = CocoFolder(layout, names, labels, config, allow_empty_labels, annotations_sha256)
+    dataset = CocoFolder(layout, names, labels, config, allow_empty_labels, annotations_sha256, notes)
     without = [name for name in names if not layout.mask_path(name).is_file()]
     if without and (split == "val" or config.labels == "masks"):
         raise ValueError(
