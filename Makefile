@@ -80,9 +80,7 @@ lint:
 	$(VENV)/bin/lint-imports
 
 mlflow: $(STAMP)  ## open the MLflow UI on loopback over the results of this folder
-	@echo $(call quoted,http://127.0.0.1:$(PORT)  (Ctrl-C ends it))
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --backend-store-uri $(call quoted,$(STORE)) \
-		--artifacts-destination $(call quoted,$(RESULTS_FOLDER)/mlartifacts) --host 127.0.0.1 --port $(call quoted,$(PORT))
+	$(RUN) -m toco mlflow $(call quoted,$(STORE)) --port $(call quoted,$(PORT))
 
 lock:  ## write requirements.lock, the files of constraints.txt by their SHA-256; needs uv
 	{ echo "# Written by 'make lock' from constraints.txt: all but torch and torchvision, whose builds differ by machine."; \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from sweeps.core.ray_environment import resolve_address
 from sweeps.core.study import Study
 from toco.command_line import SETTINGS, Commands, run
 from toco.config import parse_assignments
+from toco.passwords import public_uri
 
 RUN = "run"
+_TYPED = "sweeps.arguments"
 
 
 def integers(_context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -132,9 +135,38 @@ class Verb:
     options: tuple[Callable[[Any], Any], ...] = ()
 
 
+class _VerbCommand(click.Command):
+    """A verb that knows how ``sync`` is called for what it was called for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the arguments as they were typed."""
+        ctx.meta[_TYPED] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def sync_command(self, ctx: click.Context) -> str:
+        """The command line of ``sync`` with the same study, storage and store, quoted for a shell, without password."""
+        assert isinstance(ctx.parent, click.Context)  # noqa: S101 - verbs belong to a group
+        group = ctx.parent.command
+        sync = group.commands["sync"] if isinstance(group, click.Group) and "sync" in group.commands else self
+        program = Path(sys.argv[0])
+        words = ["python", "-m", "sweeps", "sync", str(group.name)]
+        if program.name != "__main__.py":
+            words = ["python", str(program), "sync"]
+        typed, _, _ = self.make_parser(ctx).parse_args(list(ctx.meta[_TYPED]))
+        for option in sync.params:
+            value = typed.get(option.name or "")
+            for text in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(text, str):
+                    words += [option.opts[0], public_uri(text)]
+        return shlex.join(words)
+
+
 def _command(verb: Verb, build: Callable[..., Any], options: Sequence[Callable[[Any], Any]]) -> click.Command:
     def command(*, storage: Path | None, **given: Any) -> None:  # noqa: ANN401 - all other options
         which = {name: given.pop(name) for name in names}
+        context = click.get_current_context()
+        if TRACKING in verb.options and isinstance(context.command, _VerbCommand):
+            given["sync_command"] = context.command.sync_command(context)
         where = checked_storage(storage or default_storage())
         sys.exit(verb.do(build(**which), where, **given))
 
@@ -145,7 +177,7 @@ def _command(verb: Verb, build: Callable[..., Any], options: Sequence[Callable[[
     for option in reversed(options):
         made = option(made)
     names = [parameter.name for parameter in made.__click_params__[number:]]
-    return click.command(verb.name, help=verb.text)(made)
+    return click.command(verb.name, _VerbCommand, help=verb.text)(made)
 
 
 def _run_it(study: Study, storage: Path, **options: Any) -> int:  # noqa: ANN401 - fields of Launch
@@ -186,10 +218,10 @@ def _diff_it(study: Study, storage: Path, other: Path | None) -> int:
     return print_diff(study, storage, other)
 
 
-def _sync_it(study: Study, storage: Path, tracking_uri: str | None) -> int:
+def _sync_it(study: Study, storage: Path, **options: Any) -> int:  # noqa: ANN401 - fields of Launch
     from sweeps.core.status import sync
 
-    return sync(study, Launch(storage, tracking_uri))
+    return sync(study, Launch(storage, **options))
 
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -211,7 +243,11 @@ _STORAGE = click.option(
 
 _SEEDS = click.option("--seeds", callback=integers, help="A row is their mean, as in 0,1,2.  [default: the study's]")
 
-TRACKING = click.option("--tracking-uri", help="MLflow store. [default: sqlite:///STORAGE/mlflow.db]")
+TRACKING = click.option(
+    "--tracking-uri",
+    help="MLflow store: sqlite:///PATH or http://HOST:PORT, with user name and password in the variables "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. [default: sqlite:///STORAGE/mlflow.db]",
+)
 
 RESOURCES = (
     click.option("--concurrent", default=2, show_default=True, type=click.IntRange(1), help="Trainings at once."),

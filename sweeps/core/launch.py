@@ -18,7 +18,7 @@ from sweeps.core.finished import Ending, remember
 from sweeps.core.forecast import Forecast, scorecard
 from sweeps.core.lease import Leases
 from sweeps.core.live_page import LivePage
-from sweeps.core.mirror import Mirror
+from sweeps.core.mirror import Mirror, closing_sentence
 from sweeps.core.options import Launch
 from sweeps.core.planning import foretell, plan_text, power_of
 from sweeps.core.progress import Progress
@@ -31,7 +31,6 @@ from sweeps.core.study_folder import StudyFolder
 from sweeps.core.trial import Spec
 from sweeps.core.watch import Watch, carrying_on
 from toco.tracking import Tracker
-from toco.tracking.mlflow_store import public_uri
 from toco.train.reevaluate import reevaluate
 
 if TYPE_CHECKING:
@@ -122,6 +121,7 @@ class _Driver:
             if not complete:
                 click.echo("Stopped. The same command goes on from here.")
                 return STOPPED
+            mirror.drain()
             report = _report(self._folder)
             if report is not None and not situation.missing():
                 with carrying_on("The next start of this finished study will take a little longer"):
@@ -132,8 +132,7 @@ class _Driver:
                 report.note if report else None,
             )
         click.echo(self._closing_text(report, foretold))
-        if mirrored:
-            click.echo(f"MLflow: experiment {situation.plan.study.name} in {public_uri(uri)}. {_how_to_open(uri)}")
+        click.echo(closing_sentence(launch, mirror.pages, complete=mirrored))
         return report.exit_code if report else FAILED
 
     def _run_all(self, watch: Watch, mirror: Mirror, page: LivePage | None) -> bool:
@@ -297,15 +296,6 @@ def _remember(situation: Situation, launch: Launch, report: StudyReport) -> None
     study, inputs = situation.plan.study, situation.inputs
     ending = Ending(report.text, report.page, report.exit_code)
     remember(study, launch.storage, situation.keys, inputs, ending, report.files)
-
-
-def _how_to_open(uri: str) -> str:
-    if uri.startswith("http"):
-        return "Open that address in a browser."
-    return (
-        "To open it: make mlflow, or mlflow server --host 127.0.0.1 --backend-store-uri "
-        f"{uri}, then http://127.0.0.1:5000"
-    )
 
 
 def _report(folder: StudyFolder) -> StudyReport | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.core.ledger import mounted
-from toco.tracking import client_uri
+from toco.tracking import client_uri, sqlite_uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Launch:
         max_failures: Restarts of one trial; -1 for any number.
         accept_underpowered: Run a study although its seeds cannot answer its comparisons.
         price_per_hour: Of a GPU, or of a CPU core where trials have no GPU; in any currency.
+        sync_command: What a person types to fill MLflow again, without a password.
     """
 
     storage: Path
@@ -34,6 +35,7 @@ class Launch:
     max_failures: int = 3
     accept_underpowered: bool = False
     price_per_hour: float | None = None
+    sync_command: str = "python -m sweeps sync STUDY"
 
     def __post_init__(self) -> None:
         if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
@@ -57,9 +59,9 @@ class Launch:
         """MLflow store.
 
         Raises:
-            ValueError: It is none.
+            ValueError: It is none, or MLflow cannot open a database in ``storage``.
         """
-        return client_uri(self.tracking_uri or f"sqlite:///{self.storage / 'mlflow.db'}")
+        return client_uri(self.tracking_uri) if self.tracking_uri else sqlite_uri(self.storage / "mlflow.db")
 
 
 def default_storage() -> Path:

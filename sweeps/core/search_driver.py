@@ -17,7 +17,7 @@ from sweeps.core import ray_environment
 from sweeps.core.identity import Identity
 from sweeps.core.lease import Leases
 from sweeps.core.live_page import LiveReport
-from sweeps.core.mirror import Sender
+from sweeps.core.mirror import Sender, closing_sentence
 from sweeps.core.options import Launch
 from sweeps.core.progress import Progress
 from sweeps.core.report.search_report import SearchReport, write_search_report
@@ -28,7 +28,7 @@ from sweeps.core.search_trials import SearchTrials
 from sweeps.core.sessions import leave, salvage, session_lease
 from sweeps.core.trial import Spec
 from sweeps.core.watch import carrying_on
-from toco.tracking import Tracker, read_run_record
+from toco.tracking import Pages, Tracker, read_run_record
 from toco.train.loop import averaged
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
@@ -66,18 +66,20 @@ class SearchMirror(Sender):
     def _begun(self) -> Iterable[str]:
         return [key for key in self._proposals if self._situation.ledger.run_dir(key).is_dir()]
 
-    def _ensure_parent(self, *, last: bool) -> str | None:
+    def _find_parent(self, *, last: bool) -> str | None:
         plan = self._situation.plan
         tags = {"study": plan.study.name, "digest": plan.digest, "recipe": plan.study.recipe, "role": "search"}
         start = RECORD.read(self._situation.path / RECORD.file)["start_id"]
         return self._tracker.ensure_parent(start, plan.folder_name, tags, last=last)
 
-    def _track(self, key: str, parent: str, *, last: bool) -> bool:
+    def _track(self, key: str, parent: str, *, last: bool) -> str | None:
         proposal, study = self._proposals[key], self._situation.plan.study
         run_dir = self._situation.ledger.run_dir(key)
         tags = {"study": study.name, "cell": proposal.name, "role": "search trial", "key": key}
-        sent = self._tracker.track(run_dir, parent_run_id=parent, run_name=proposal.name, tags=tags, last=last)
-        return sent is not None
+        return self._tracker.track(run_dir, parent_run_id=parent, run_name=proposal.name, tags=tags, last=last)
+
+    def _write_links(self, pages: Pages, runs: Mapping[str, str]) -> None:
+        """The report of a search has no links to MLflow."""
 
 
 class SearchDriver:
@@ -171,10 +173,11 @@ class SearchDriver:
                 mirror.close((), "KILLED")
         return complete, failed
 
-    def close(self, report: SearchReport, *, failed: bool) -> bool:
-        """Send the report; says whether MLflow has everything."""
+    def close(self, report: SearchReport, *, failed: bool) -> str:
+        """Send the report; returns what is to be said of MLflow."""
         assert self._mirror is not None  # noqa: S101 - run() comes first
-        return self._mirror.close(report.files, "FAILED" if failed else "FINISHED", report.note)
+        complete = self._mirror.close(report.files, "FAILED" if failed else "FINISHED", report.note)
+        return closing_sentence(self._launch, self._mirror.pages, complete=complete)
 
     def write_report(self, *, running: bool = True) -> SearchReport:
         """Write the report as of now; ``running`` makes the page load itself again."""

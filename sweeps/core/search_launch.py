@@ -12,6 +12,7 @@ from sweeps.core import admission, ray_environment
 from sweeps.core.forecast import Forecast, Work, scorecard
 from sweeps.core.launch import FAILED, STOPPED
 from sweeps.core.lease import Leases
+from sweeps.core.mirror import closing_sentence
 from sweeps.core.options import Launch
 from sweeps.core.planning import foretell_works
 from sweeps.core.report.search_report import write_search_report
@@ -20,7 +21,6 @@ from sweeps.core.search_driver import Proposal, SearchDriver, SearchMirror
 from sweeps.core.search_record import ENDED, SearchRecord, read_search_record
 from sweeps.core.search_situation import SearchSituation, survey_search
 from toco.tracking import Tracker
-from toco.tracking.mlflow_store import public_uri
 from toco.train.distributed import check_shares
 
 
@@ -59,13 +59,12 @@ def run_search_study(study: SearchStudy, launch: Launch) -> int:
             click.echo("Stopped. The same command goes on from here.")
             return STOPPED
         report = driver.write_report(running=False)
-        mirrored = driver.close(report, failed=bool(failed))
+        mlflow = driver.close(report, failed=bool(failed))
     click.echo(f"\n{report.text}\n\nReport: {report.page}")
     entries = [entry for key in driver.proposals if (entry := situation.ledger.entry(key)) is not None]
     for line in scorecard(foretold.to_json(), entries, time.monotonic() - started):
         click.echo(line)
-    if mirrored:
-        click.echo(f"MLflow: experiment {study.name} in {public_uri(launch.tracking)}.")
+    click.echo(mlflow)
     if failed:
         click.echo(f"{len(failed)} trials failed; the same command tries them again.")
     return FAILED if failed else 0
@@ -124,7 +123,9 @@ def sync_search(study: SearchStudy, launch: Launch) -> int:
     mirror = SearchMirror(Tracker(launch.tracking, study.name), situation, proposals)
     mirror.start()
     complete = mirror.close(report.files, "FINISHED" if report.is_complete else "KILLED", report.note)
-    click.echo(f"MLflow has the search {study.name}." if complete else "MLflow does not have everything.")
+    if complete:
+        click.echo(f"MLflow has the search {study.name}.")
+    click.echo(closing_sentence(launch, mirror.pages, complete=complete))
     return 0 if complete else 1
 
 

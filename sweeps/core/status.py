@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from sweeps.core.lease import Leases
-from sweeps.core.mirror import Mirror
+from sweeps.core.mirror import Mirror, closing_sentence
 from sweeps.core.options import Launch
 from sweeps.core.report import write_bundle, write_report
 from sweeps.core.runs import newest_step
@@ -65,13 +65,15 @@ def sync(study: Study, launch: Launch) -> int:
     """Fill MLflow from the ledger; returns 0 where it has everything, else 1."""
     situation = survey(study, launch.storage)
     folder = _folder(situation)
-    report = write_report(folder.path)
     mirror = Mirror(Tracker(launch.tracking, study.name), folder, situation)
     mirror.start()
+    mirror.drain()
+    report = write_report(folder.path)
     complete = mirror.close(report.files, "KILLED" if situation.missing() else "FINISHED", report.note)
     there = len(situation.plan.trials) - len(situation.missing())
-    text = f"MLflow has {there} trial{'' if there == 1 else 's'} of {study.name}."
-    click.echo(text if complete else "MLflow does not have everything.")
+    if complete:
+        click.echo(f"MLflow has {there} trial{'' if there == 1 else 's'} of {study.name}.")
+    click.echo(closing_sentence(launch, mirror.pages, complete=complete))
     return 0 if complete else 1
 
 

@@ -24,6 +24,7 @@ from sweeps.core.inputs import Inputs
 from sweeps.core.study import Plan
 from sweeps.core.study_record import MLFLOW_FILE, PROGRESS_FILE, RECORD
 from toco.files import is_sealed, record_text, write_record
+from toco.tracking import Pages
 
 
 class StudyFolder:
@@ -77,10 +78,19 @@ class StudyFolder:
         content = {"running": running, "steps": dict(steps), "eta_s": eta_s}
         write_record(self.path / PROGRESS_FILE, content, indent=1, durable=False)
 
-    def write_mlflow_page(self, address: str) -> None:
-        """Say where MLflow shows the study, for the links of the report."""
-        if read_beside(self.path / MLFLOW_FILE) != {"page": address}:
-            write_record(self.path / MLFLOW_FILE, {"page": address}, indent=1, durable=False)
+    def write_mlflow_links(self, pages: Pages, runs: Mapping[str, str]) -> None:
+        """Say where MLflow's UI shows the study, for the links of the report.
+
+        Args:
+            pages: Of its experiment.
+            runs: Ids of MLflow runs by the keys of trials; those that were written before stay.
+        """
+        was = read_beside(self.path / MLFLOW_FILE)
+        content = {"host": pages.host, "experiment_id": pages.experiment_id, "runs": dict(runs)}
+        if all(was.get(name) == content[name] for name in ("host", "experiment_id")):
+            content["runs"] = {**was.get("runs", {}), **runs}
+        if was != content:
+            write_record(self.path / MLFLOW_FILE, content, indent=1, durable=False)
 
     @property
     def start_id(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,30 @@ from sweeps.core.lease import Leases
 from sweeps.core.ledger import Ledger
 from sweeps.core.paper import Claim, Paper, PaperRow
 from sweeps.core.study import FORMAT_VERSION, Metric
-from toco.tracking import RunRecord, read_run_record
+from toco.tracking import Pages, RunRecord, read_run_record
 
 RECORD = FolderRecord("study.json", "study", FORMAT_VERSION)
 PROGRESS_FILE = "progress.json"
 MLFLOW_FILE = "mlflow.json"
 
 State = Literal["finished", "diverged", "failed", "running", "waiting"]
+
+
+@dataclass(frozen=True, slots=True)
+class MlflowLinks:
+    """Where MLflow's UI shows a study.
+
+    Attributes:
+        pages: Of its experiment.
+        runs: Ids of the MLflow runs of its trials, by their keys in the ledger.
+    """
+
+    pages: Pages
+    runs: Mapping[str, str]
+
+    def trial(self, key: str) -> str | None:
+        """Page of a trial; ``None`` where MLflow does not have it."""
+        return self.pages.run(self.runs[key]) if key in self.runs else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +131,7 @@ class StudyRecord:
         forecast: What was foretold when the study was first run; ``None`` where nothing was.
         eta_s: Seconds to the end, while trials run and that is known.
         running: Whether a driver runs it now.
-        mlflow: Address of its experiment in MLflow's UI, where that is known.
+        mlflow: Where MLflow's UI shows it, if that is known.
     """
 
     path: Path
@@ -138,7 +156,7 @@ class StudyRecord:
     forecast: Mapping[str, Any] | None
     eta_s: float | None
     running: bool
-    mlflow: str | None
+    mlflow: MlflowLinks | None
 
     @property
     def trials(self) -> tuple[TrialRecord, ...]:
@@ -220,7 +238,7 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
         eta_s=progress.get("eta_s") if steps else None,
         # A driver that was killed leaves what it wrote last.
         running=bool(progress.get("running")) and (bool(steps) or not written),
-        mlflow=read_beside(study_dir / MLFLOW_FILE).get("page"),
+        mlflow=_mlflow_links(read_beside(study_dir / MLFLOW_FILE)),
     )
 
 
@@ -255,3 +273,13 @@ def _paper(stored: Mapping[str, Any] | None) -> Paper | None:
 
 def _paper_row(paper: Paper | None, label: str | None) -> PaperRow | None:
     return next((row for row in paper.rows if row.label == label), None) if paper else None
+
+
+def _mlflow_links(content: Mapping[str, Any]) -> MlflowLinks | None:
+    """What ``StudyFolder.write_mlflow_links`` wrote; ``None`` where it is not that: links are not worth an error."""
+    host, experiment, runs = (content.get(name) for name in ("host", "experiment_id", "runs"))
+    if not (isinstance(host, str) and host.startswith(("http://", "https://")) and isinstance(runs, dict)):
+        return None
+    if not all(re.fullmatch(r"[\w-]+", str(name)) for name in (experiment, *runs.values())):
+        return None
+    return MlflowLinks(Pages(host, str(experiment)), runs)

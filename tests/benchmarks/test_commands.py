@@ -3,12 +3,12 @@
 import importlib
 import json
 import math
-import shutil
 
 import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import main
+from benchmarks._chromium import find_chromium
 
 SMALL = {
     "crf": "--backbone vit_nano --height 32 --width 40 --times 1 --threads 1",
@@ -35,7 +35,7 @@ def test_every_command_but_the_table_is_run_here():
 def test_a_command_runs_and_writes(name, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     if name == "report-scale":
-        if not (shutil.which("chromium") or shutil.which("google-chrome")):
+        if find_chromium() is None:
             pytest.skip("needs Chromium")
         monkeypatch.setattr("benchmarks.report_scale.LIMIT_S", math.inf)
     out = tmp_path / "out.json"
@@ -75,14 +75,14 @@ def test_the_step_refuses_images_that_local_crops_do_not_fit_into():
 
 
 def test_a_command_without_its_packages_keeps_no_other_from_working(monkeypatch):
-    def without_chromium(name):
+    def without_playwright(name):
         if name == "benchmarks.report_scale":
-            raise ModuleNotFoundError("No module named 'aiohttp'", name="aiohttp")
+            raise ModuleNotFoundError("No module named 'playwright'", name="playwright")
         return importlib.import_module(name)
 
-    monkeypatch.setattr("benchmarks.__main__.import_module", without_chromium)
-    assert "report-scale needs the package 'aiohttp'" in " ".join(run("--help").output.split())
+    monkeypatch.setattr("benchmarks.__main__.import_module", without_playwright)
+    assert "report-scale needs the package 'playwright'" in " ".join(run("--help").output.split())
     refused = run("report-scale", "--times", "1")
     assert refused.exit_code == 1
-    assert "needs the package 'aiohttp', which is not installed here" in refused.output
+    assert "needs the package 'playwright', which is not installed here" in refused.output
     assert run("step", "--help").exit_code == 0

@@ -3,7 +3,6 @@
 import base64
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,21 +10,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
+from benchmarks._chromium import chromium, find_chromium
 from toco.cam.labels import cam_to_pseudo_label
 from toco.evaluate.sizes import network_input
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-quic",
-    "--no-first-run",
-    "--no-default-browser-check",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PANELS = ["image", "cam", "aux_cam", "label", "refined", "segmentation", "similarity"]
 DROP = """([name, letters]) => {
   const content = Uint8Array.from(atob(letters), (letter) => letter.charCodeAt(0)), dropped = new DataTransfer();
@@ -37,6 +27,7 @@ COLOURS = """(id) => {
   return new Set(new Uint32Array(pen.getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size;
 }"""
 pytestmark = pytest.mark.slow
+expect.set_options(timeout=120_000)  # of a machine that does other things
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +51,17 @@ def address(run_dir):
 
 @pytest.fixture
 def page(address):
-    if CHROMIUM is None:
+    if find_chromium() is None:
         pytest.skip("No Chromium is installed.")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(120_000)
         page.complaints, page.requested = [], []
         page.on("console", lambda message: page.complaints.append(message.text))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("request", lambda request: page.requested.append(request.url))
         page.goto(address)
         yield page
-        browser.close()
 
 
 def drop(page, name, content):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from sweeps.core.ledger import Ledger
 from sweeps.core.paper import Claim, Paper, PaperRow
 from sweeps.core.study import Metric, Study
 from toco.registry import load
+from toco.tracking import Pages
 
 FAKES = str(Path(__file__).with_name("core"))
 M = "val/cam_miou"
@@ -57,8 +59,8 @@ class Store:
     def ensure_parent(self, *_, **__):
         return "parent"
 
-    def page(self):
-        return None
+    def pages(self):
+        return Pages("http://127.0.0.1:5000", "1")
 
     def track(self, *_, **__):
         return "run"
@@ -223,7 +225,7 @@ def test_a_study_whose_claim_holds_from_plan_to_sync(place):
     assert compared.output.startswith("Error: ")
     synced = place("sync")
     assert synced.exit_code == 0, synced.output
-    assert synced.output.endswith("MLflow has 10 trials of fake.\n")
+    assert "MLflow has 10 trials of fake.\nMLflow: http://127.0.0.1:5000/#/experiments/1/runs?" in synced.output
 
 
 def test_a_contradicted_claim_is_3(place):
@@ -303,3 +305,28 @@ def test_a_study_that_is_stopped_is_130_and_goes_on(place):
     place.interrupt_after = None
     assert place("run").exit_code == 0
     assert place.trained == 10
+
+
+def test_a_study_that_mlflow_lacks_says_what_fills_it(place, monkeypatch):
+    words = ["--concurrent", "1", "--set", "optim.lr=0.0001", "--seeds", "0,1,2,3,4"]
+    with monkeypatch.context() as lost:
+        lost.setattr(Store, "ensure_parent", lambda *_, **__: None)
+        lost.setattr(sys, "argv", ["/somewhere/sweeps/__main__.py"])
+        ran = place("run", *words, "--tracking-uri", "http://me:se@cret@host:5000")
+    (line,) = [line for line in ran.output.splitlines() if "does not have everything" in line]
+    begin, _, command = line.partition(" set: ")
+    assert begin == (
+        "MLflow at http://host:5000 does not have everything; the run folders do. To fill it, with "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    )
+    program, options = shlex.split(command)[:5], shlex.split(command)[5:]
+    assert program == ["python", "-m", "sweeps", "sync", "fake"]
+    assert dict(zip(options[::2], options[1::2], strict=True)) == {
+        "--storage": str(place.storage),
+        "--tracking-uri": "http://host:5000",
+        "--set": "optim.lr=0.0001",
+        "--seeds": "0,1,2,3,4",
+    }
+    assert "cret" not in ran.output
+    synced = CliRunner().invoke(main, ["sync", "fake", *options])
+    assert "MLflow has 10 trials of fake." in synced.output

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from toco.tracking import address, open_store
+
 
 def write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,3 +99,11 @@ def run_folder(tmp_path: Path) -> Callable[..., Training]:
 def sqlite_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One database for all tests (its first use costs seconds); every test has an experiment of its own."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of MLflow, to copy: MLflow takes seconds to make one."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    open_store(address.sqlite_uri(path), "template")
+    return path

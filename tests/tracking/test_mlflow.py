@@ -2,16 +2,21 @@
 
 import base64
 import json
+import os
+import shutil
 import subprocess
 import sys
 import zlib
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
-from toco.tracking import client_uri, ensure_parent, finish_parent, open_store, track_run
-from toco.tracking.mlflow_store import public_uri
+from toco.passwords import public_text, public_uri
+from toco.tracking import address, client_uri, ensure_parent, finish_parent, open_store, track_run
+from toco.tracking.address import log_in
+from toco.tracking.moved_store import artifact_location
 from toco.tracking.training_run import MAX_PARAM_CHARACTERS
 
 
@@ -257,8 +262,12 @@ def test_a_deleted_experiment_is_named(run_folder, sqlite_uri: str):
         track_run(run_folder().path, tracking_uri=sqlite_uri, experiment="deleted")
 
 
-def test_a_server_out_of_reach_is_a_sentence_without_the_password(run_folder):
-    with pytest.raises(ConnectionError, match=r"MLflow at http://127\.0\.0\.1:1 does not answer") as caught:
+def test_a_server_out_of_reach_is_a_sentence_without_the_password(run_folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
+    with pytest.raises(
+        ConnectionError, match=r"MLflow at http://127\.0\.0\.1:1 does not take it: API request"
+    ) as caught:
         track_run(run_folder().path, tracking_uri="http://me:secret@127.0.0.1:1", experiment="x")
     assert "secret" not in str(caught.value)
 
@@ -275,11 +284,92 @@ def test_uris(tmp_path: Path, monkeypatch):
     assert client_uri("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
     assert client_uri(f"sqlite:///{tmp_path}/a.db") == f"sqlite:///{tmp_path}/a.db"
     assert client_uri("http://127.0.0.1:5000/") == "http://127.0.0.1:5000"
-    for wrong in ("mlruns", "file:///tmp/mlruns", "sqlite:///", "postgresql://me:secret@host/db"):
+    assert client_uri("http://me:p%40ss@[::1]:5000") == "http://me:p%40ss@[::1]:5000"
+    for wrong in ("mlruns", "file:///tmp/mlruns", "sqlite:///", "postgresql://me:secret@host/db?password=secret"):
         with pytest.raises(ValueError, match="is neither sqlite:///PATH nor http") as caught:
             client_uri(wrong)
         assert "secret" not in str(caught.value)
-    assert public_uri("http://me:secret@host/a") == "http://host/a"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://",
+        "http://host:port",
+        "http://host:99999",
+        "http://[::1",
+        "http://me:sec/ret@host",
+        "http://me:sec@ret/x@host:5000",
+        "http://me:sec?ret@host",
+        "http://me:sec#ret@host",
+        "http://me:sec ret@host",
+        "https://host?password=sec",
+        "https://host/#sec",
+    ],
+)
+def test_what_is_no_address_of_a_server_is_refused_without_its_password(uri: str):
+    with pytest.raises(ValueError, match="in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") as caught:
+        client_uri(uri)
+    if uri != "https://host/#sec":
+        assert "sec" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["secret", "p@ss", "a:b", "p/w", "a?b", "p#w", "it's", 'a"b', "sp ace", "<x>"])
+def test_no_password_is_shown(password: str):
+    shown = "..." if "?" in password else "host"
+    assert public_uri(f"--tracking-uri=http://me:{password}@host") == f"--tracking-uri=http://{shown}"
+    both = public_uri(f"http://me:{password}@host/a?password={password}")
+    assert both == ("http://..." if {"?", "@"} & set(password) else "http://host/a")
+    encoded = quote(password, safe="")
+    said = public_text(f"GET 'http://me:{encoded}@host/api?token={encoded}' failed (http://host/b): ask me@there")
+    assert said == "GET 'http://host/api' failed (http://host/b): ask me@there"
+
+
+def test_a_login_goes_to_mlflow_by_its_environment(monkeypatch):
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    for name in names:
+        monkeypatch.setenv(name, "before")
+    assert log_in("http://host:5000/x") == "http://host:5000/x"
+    assert [os.environ[name] for name in names] == ["before", "before"]
+    assert log_in("http://me:p%40s%2Fs:x@host:5000/x") == "http://host:5000/x"
+    assert [os.environ[name] for name in names] == ["me", "p@s/s:x"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["with space", "ha#sh", "100%", "dol$lar", "it's", 'a"b', "ünï 漢字", "at@b:c", "a;b&c=d", "[x]{y}", "n" * 250],
+)
+def test_a_database_in_a_folder_of_any_name(run_folder, template: Path, tmp_path: Path, name: str):
+    folder = tmp_path / "stores" / name
+    folder.mkdir(parents=True)
+    shutil.copy(template, folder / "mlflow.db")
+    training = run_folder()
+    training.end("finished", 2)
+    where: dict[str, Any] = {"tracking_uri": address.sqlite_uri(folder / "mlflow.db"), "experiment": name}
+    run_id = track_run(training.path, **where)
+    fetched = open_store(**where).client.download_artifacts(run_id, "result.json", str(tmp_path))
+    assert Path(fetched).read_bytes() == (training.path / "result.json").read_bytes()
+    assert [path.name for path in (tmp_path / "stores").iterdir()] == [name]
+    assert sorted(path.name for path in folder.iterdir()) == ["mlartifacts", "mlflow.db"]
+
+
+@pytest.mark.parametrize("name", ["que?ry", "a%20b"])
+def test_a_path_that_mlflow_would_read_as_another_is_refused_before_anything_is_made(tmp_path: Path, name: str):
+    for make in (
+        lambda: address.sqlite_uri(tmp_path / name / "mlflow.db"),
+        lambda: client_uri(f"sqlite:///{tmp_path}/{name}"),
+    ):
+        with pytest.raises(ValueError, match=r"MLflow cannot open the database .* its path contains"):
+            make()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("experiment", ["..", ".", ".hidden", "a/b", "漢" * 100, "n" * 400])
+def test_no_name_of_an_experiment_leads_out_of_its_folder(tmp_path: Path, experiment: str):
+    location = Path(unquote(urlsplit(artifact_location(tmp_path / "mlflow.db", experiment)).path))
+    assert location.parent == tmp_path / "mlartifacts"
+    assert len(location.name.encode()) <= 255
+    location.mkdir(parents=True)
 
 
 def test_importing_the_package_does_not_import_mlflow():

@@ -58,7 +58,8 @@ def test_a_registered_network_predicts_what_the_run_does(register, exported, sql
     tracked = track_run(exported.small, tracking_uri=sqlite_uri, experiment=EXPERIMENT)
     said = register("--name", "toco-tiny")
     assert said.exit_code == 0, said.output
-    assert f"is MLflow run {tracked}; its network is models:/toco-tiny/1" in said.output
+    assert f"is MLflow run {tracked}, http://127.0.0.1:5000/#/experiments/" in said.output
+    assert "; its network is models:/toco-tiny/1" in said.output
     from mlflow import pyfunc
 
     model = pyfunc.load_model("models:/toco-tiny/1")
@@ -144,7 +145,7 @@ def test_what_is_no_image_is_refused(exported, monkeypatch):
 def test_what_mlflow_does_not_take_is_a_sentence(register):
     said = register("--name", "a/b")
     assert said.exit_code == 1
-    assert "Error: MLflow did not take the model: " in said.output
+    assert "mlflow.db does not take it: Invalid " in said.output
 
 
 def test_a_wrong_address_is_heard_of_before_the_export(exported, monkeypatch):

@@ -1,61 +1,31 @@
 """A real MLflow server on loopback; over HTTP some things are refused that sqlite takes (a tag that is no text)."""
 
-import os
-import signal
-import socket
-import subprocess
+import shutil
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.tracking.servers import serving
 from toco.tracking import ensure_parent, finish_parent, open_store, track_run
 
 pytestmark = pytest.mark.slow
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(template, folder / "mlflow.db")
 
+    def command(port: int) -> list[str]:
+        words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        words += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+        return [*words, "--artifacts-destination", str(folder / "artifacts")]
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    uri = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (tmp_path / "server.log").open("w") as log:
-        # A session of its own, so that its workers end with it.
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
-        )
-    try:
-        deadline_s = time.monotonic() + 120
-        while time.monotonic() < deadline_s and process.poll() is None:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=5).close()  # noqa: S310
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        else:
-            pytest.fail(f"The server did not come up: {(tmp_path / 'server.log').read_text()[-2000:]}")
-        yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with serving(command, folder / "server.log") as address:
+        yield address
 
 
 def test_over_http_as_over_sqlite(run_folder, server: str, tmp_path: Path):
@@ -80,3 +50,19 @@ def test_over_http_as_over_sqlite(run_folder, server: str, tmp_path: Path):
     (tmp_path / "report.html").write_text("<p>report</p>")
     finish_parent(parent, **where, files=[tmp_path / "report.html"], note="done")
     assert client.get_run(parent).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("name", ["a#b.png", "a?b.png", "a%20b.png", "100%.png", "ünï c.png", "plain"])
+def test_a_picture_of_any_name_arrives_whole_and_once(run_folder, server: str, tmp_path: Path, name: str):
+    where: dict[str, Any] = {"tracking_uri": server, "experiment": "pictures"}
+    training = run_folder(tmp_path.name)  # another run than that of the other names
+    training.add_evaluation(2, 0.5)
+    picture = training.path / "pictures" / "step_00000002" / "scene_0001.png"
+    content = picture.read_bytes()
+    picture.rename(picture.with_name(name if name.endswith(".png") else "plain.png"))
+    client = open_store(**where).client
+    run_id = track_run(training.path, **where)
+    (stored,) = client.list_artifacts(run_id, "pictures/step_00000002")
+    assert Path(client.download_artifacts(run_id, stored.path, str(tmp_path))).read_bytes() == content
+    assert track_run(training.path, **where) == run_id
+    assert len(client.list_artifacts(run_id, "pictures/step_00000002")) == 1

@@ -16,10 +16,12 @@ from toco.commands import _options
 def command(run_dirs: tuple[Path, ...], tracking_uri: str, experiment: str) -> None:
     """Fill MLflow from run folders.
 
-    What is there already is not written twice.
+    What is there already is not written twice. User name and password of a server come from MLFLOW_TRACKING_USERNAME
+    and MLFLOW_TRACKING_PASSWORD.
     """
-    from toco.tracking import track_run
+    from toco.tracking import open_store, track_run
 
     for run_dir in run_dirs:
         run_id = track_run(run_dir, tracking_uri=tracking_uri, experiment=experiment)
-        click.echo(f"{run_dir} is MLflow run {run_id}")
+        page = open_store(tracking_uri, experiment).pages.run(run_id)
+        click.echo(f"{run_dir} is MLflow run {run_id}: {page}")

@@ -3,7 +3,8 @@
 The only package that imports MLflow, and only when something is tracked: its import takes seconds.
 """
 
-from toco.tracking.mlflow_store import Store, client_uri, import_mlflow, open_store
+from toco.tracking.address import Pages, client_uri, database_of, has_password, sqlite_uri
+from toco.tracking.mlflow_store import Store, StoreError, import_mlflow, open_store
 from toco.tracking.run_record import MetricRow, RunRecord, read_run_record
 from toco.tracking.study_run import ensure_parent, finish_parent
 from toco.tracking.tracker import Tracker, TrackingWarning
@@ -11,15 +12,20 @@ from toco.tracking.training_run import track_run
 
 __all__ = [
     "MetricRow",
+    "Pages",
     "RunRecord",
     "Store",
+    "StoreError",
     "Tracker",
     "TrackingWarning",
     "client_uri",
+    "database_of",
     "ensure_parent",
     "finish_parent",
+    "has_password",
     "import_mlflow",
     "open_store",
     "read_run_record",
+    "sqlite_uri",
     "track_run",
 ]

@@ -10,12 +10,13 @@ import json
 import time
 import zlib
 
-from toco.tracking.mlflow_store import Store
+from toco.tracking.address import VIEW_KEY
+from toco.tracking.mlflow_store import KIND_TAGS, Store
 
 VIEW_NAME = "Trainings by row"
 
 # Not documented; read out of the pages of MLflow 3.17. Another version that does not know the tag shows its own view.
-_TAG = "mlflow.sharedViewState.trainings-by-row"
+_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 _STATE = {
     "searchFilter": "",
     "orderByKey": "attributes.start_time",
@@ -48,10 +49,14 @@ _STATE = {
 
 
 def save_chart_view(store: Store) -> None:
-    """Save the view, if the experiment does not have it; it groups runs by their tag ``cell``."""
-    if _TAG in store.client.get_experiment(store.experiment_id).tags:
-        return
+    """Save the view, and say that the experiment is one of trainings, unless its tags say so or say otherwise.
+
+    The view groups runs by their tag ``cell``.
+    """
     now_ms = round(time.time() * 1000)
     state = "deflate;" + base64.b64encode(zlib.compress(json.dumps(_STATE).encode())).decode()
     view = {"name": VIEW_NAME, "createdAt": now_ms, "updatedAt": now_ms, "state": state}
-    store.client.set_experiment_tag(store.experiment_id, _TAG, json.dumps(view))
+    there = store.client.get_experiment(store.experiment_id).tags
+    for tag, value in {**KIND_TAGS, _TAG: json.dumps(view)}.items():
+        if tag not in there:
+            store.client.set_experiment_tag(store.experiment_id, tag, value)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import shutil
 import sqlite3
-import urllib.parse
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from toco.files import printable
+from toco.passwords import public_text, public_uri
+from toco.tracking.address import Pages, client_uri, database_of, log_in, ui_host
+from toco.tracking.moved_store import artifact_location, follow_move
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,6 +31,9 @@ STARTED_TAG = "toco.started"
 
 STUDY_TAG = "toco.study"
 """Tag by which a study finds its parent run again."""
+
+KIND_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""What MLflow calls an experiment of trainings; where nothing is said, its page shows traces of language models."""
 
 _PARENT_TAG = "mlflow.parentRunId"
 
@@ -40,40 +50,18 @@ _ENVIRONMENT = {
 }
 
 
-def client_uri(uri: str) -> str:
-    """``uri`` with a relative sqlite path made absolute: workers of a cluster run in other folders.
-
-    Raises:
-        ValueError: It is neither an sqlite path nor the address of a server.
-
-    >>> client_uri("http://127.0.0.1:5000")
-    'http://127.0.0.1:5000'
-    """
-    if uri.startswith(("http://", "https://")):
-        return uri.rstrip("/")
-    if uri.startswith("sqlite:///") and len(uri) > len("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().resolve()}"
-    raise ValueError(
-        f"The tracking URI {public_uri(uri)!r} is neither sqlite:///PATH nor http(s)://HOST. "
-        "MLflow no longer writes plain folders; for another database start an MLflow server and give its address."
-    )
-
-
-def public_uri(uri: str) -> str:
-    """``uri`` without user name and password, for messages, reports and tags.
-
-    >>> public_uri("https://me:secret@host:5000/x")
-    'https://host:5000/x'
-    """
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
 @dataclass(frozen=True, slots=True)
 class Store:
     """One experiment of one MLflow store."""
 
     client: MlflowClient
     experiment_id: str
+    uri: str
+
+    @property
+    def pages(self) -> Pages:
+        """Where MLflow's UI shows the experiment."""
+        return Pages(ui_host(self.uri), self.experiment_id)
 
     def find_run(self, tags: Mapping[str, str], parent_run_id: str | None = None) -> Run | None:
         """The run with these tags (under this parent, if one is given); the oldest, should there be several."""
@@ -106,8 +94,23 @@ class Store:
         if not overwrite:
             there = {Path(item.path).name: item.file_size for item in self.client.list_artifacts(run_id, folder)}
         for file in files:
-            if there.get(file.name) != file.stat().st_size:
+            name = _artifact_name(file.name)
+            if there.get(name) == file.stat().st_size:
+                continue
+            if name == file.name:
                 self.client.log_artifact(run_id, str(file), folder or None)
+                continue
+            with tempfile.TemporaryDirectory() as scratch:
+                renamed = shutil.copyfile(file, Path(scratch) / name)
+                self.client.log_artifact(run_id, str(renamed), folder or None)
+
+
+def _artifact_name(name: str) -> str:
+    """Name under which a file is uploaded: MLflow's client puts it into an address without encoding it."""
+    safe = re.sub(r"[#?%]", "_", name)
+    if safe == name:
+        return name
+    return f"{Path(safe).stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}{Path(safe).suffix}"
 
 
 def import_mlflow() -> None:
@@ -125,43 +128,80 @@ def import_mlflow() -> None:
 def open_store(tracking_uri: str, experiment: str) -> Store:
     """Open an experiment, making it where it does not exist.
 
-    With sqlite its artifacts go to ``mlartifacts`` beside the database; MLflow's own choice is the current folder.
+    With sqlite its artifacts lie in ``mlartifacts`` beside the database, also where both were moved.
 
     Raises:
-        ValueError: The URI is of no supported kind, or the experiment was deleted.
+        ValueError: The URI is of no supported kind, or the experiment was deleted or cannot be written from here.
         ConnectionError: The store cannot be reached or read.
     """
     uri = client_uri(tracking_uri)
     import_mlflow()
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
-    location = None
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///"))
-        database.parent.mkdir(parents=True, exist_ok=True)
-        _check_database(database)
-        location = (database.parent / "mlartifacts" / urllib.parse.quote(experiment, safe="")).as_uri()
-    client = MlflowClient(tracking_uri=uri)
-    try:
+    database, location = database_of(uri), None
+    with answers(uri):
+        if database is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            _check_database(database)
+            location = artifact_location(database, experiment)
+        client = MlflowClient(tracking_uri=log_in(uri))
         found = _find_or_create(client, experiment, location)
-    except MlflowException as error:
-        raise ConnectionError(
-            f"MLflow at {public_uri(uri)} does not answer as it should; see that it runs, or give another address. "
-            f"MLflow says: {public_uri(str(error))[:300]}"
-        ) from error
     if found.lifecycle_stage != "active":
         raise ValueError(f"The MLflow experiment {experiment!r} was deleted. Restore it, or give another name.")
-    return Store(client, found.experiment_id)
+    if database is not None and found.artifact_location.startswith("mlflow-artifacts:"):
+        raise ValueError(
+            f"The MLflow experiment {experiment!r} was made through a server, which alone can reach its artifacts. "
+            "Give the address of that server, or another --experiment."
+        )
+    return Store(client, found.experiment_id, uri)
+
+
+@contextmanager
+def answers(uri: str) -> Iterator[None]:
+    """What MLflow, its database or the network raise in this block becomes one sentence without a password.
+
+    Args:
+        uri: Of the store.
+
+    Raises:
+        ConnectionError: In place of any such error.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        if isinstance(error, StoreError):
+            raise
+        kind = "" if isinstance(error, MlflowException) else f"{type(error).__name__}: "
+        said = printable(" ".join(public_text(str(error)).split()))
+        raise StoreError(
+            f"MLflow at {printable(public_uri(uri))} does not take it: {kind}{shorten(said, 300)} "
+            "See that it runs, takes this name and has room, or give another address; the run folders have everything."
+        ) from error
+
+
+def shorten(text: str, num_characters: int) -> str:
+    """A text of at most so many characters that ends as a sentence does."""
+    text = text.rstrip(". ")
+    return f"{text}." if len(text) < num_characters else f"{text[: num_characters - 3]}..."
+
+
+class StoreError(ConnectionError):
+    """MLflow cannot be reached, read or written. The message is a sentence without a password."""
 
 
 def _check_database(database: Path) -> None:
-    """Refuse at once a file that cannot be opened: MLflow would try for 100 s."""
+    """Refuse at once a file that cannot be opened: MLflow would try for 100 s. Follow one that was moved."""
     try:
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA schema_version")
+        follow_move(database)
     except sqlite3.Error as error:
-        raise ConnectionError(f"{database} cannot be used as MLflow's database: {error}. Give another path.") from error
+        raise StoreError(
+            f"{printable(database)} cannot be used as MLflow's database: {error}. Give another path."
+        ) from error
 
 
 def _find_or_create(client: MlflowClient, name: str, artifact_location: str | None) -> Experiment:
@@ -171,7 +211,7 @@ def _find_or_create(client: MlflowClient, name: str, artifact_location: str | No
     if found is not None:
         return found
     try:
-        return client.get_experiment(client.create_experiment(name, artifact_location=artifact_location))
+        return client.get_experiment(client.create_experiment(name, artifact_location, KIND_TAGS))
     except MlflowException:
         # Another process may have made it in between.
         found = client.get_experiment_by_name(name)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toco.tracking.mlflow_store import Store
+from toco.tracking.mlflow_store import Store, answers
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -61,15 +61,11 @@ def log_network(
     Raises:
         ConnectionError: MLflow does not take it.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with answers(store.uri):
         logged = _log(store, run_id, network, about, step)
         if registered_name is None:
             return LoggedNetwork(f"models:/{logged}", logged, None)
         number = _register(store, run_id, logged, about, registered_name)
-    except MlflowException as error:
-        raise ConnectionError(f"MLflow did not take the model: {str(error)[:300]}") from error
     return LoggedNetwork(f"models:/{registered_name}/{number}", logged, number)
 
 
@@ -83,7 +79,8 @@ def _log(store: Store, run_id: str, network: Path, about: Mapping[str, str], ste
     try:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
-            head = Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
+            # Under its name and not under its place, which changes when the store is moved.
+            head = Model(logged.name, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
             _save(folder, head, network, about)
             store.client.log_model_artifacts(logged.model_id, str(folder))
     except BaseException:

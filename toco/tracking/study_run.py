@@ -6,17 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from toco.tracking.chart_view import save_chart_view
-from toco.tracking.mlflow_store import STUDY_TAG, open_store, public_uri, tag_value
-
-LOCAL_UI = "http://127.0.0.1:5000"
-"""Where ``make mlflow`` shows a database file."""
-
-
-def experiment_page(*, tracking_uri: str, experiment: str) -> str:
-    """Address of an experiment in MLflow's UI; of a database file's where a server on this machine shows it."""
-    store = open_store(tracking_uri, experiment)
-    host = public_uri(tracking_uri).rstrip("/") if tracking_uri.startswith("http") else LOCAL_UI
-    return f"{host}/#/experiments/{store.experiment_id}"
+from toco.tracking.mlflow_store import STUDY_TAG, answers, open_store, tag_value
 
 
 def ensure_parent(
@@ -41,14 +31,15 @@ def ensure_parent(
     """
     store = open_store(tracking_uri, experiment)
     wanted = {**(tags or {}), STUDY_TAG: tag_value(study_id)}
-    save_chart_view(store)
-    run = store.find_run({STUDY_TAG: wanted[STUDY_TAG]})
-    if run is None:
-        run = store.create_run(run_name, wanted)
-    run_id: str = run.info.run_id
-    store.set_tags(run, wanted)
-    if run.info.status != "RUNNING":
-        store.client.update_run(run_id, status="RUNNING")
+    with answers(store.uri):
+        save_chart_view(store)
+        run = store.find_run({STUDY_TAG: wanted[STUDY_TAG]})
+        if run is None:
+            run = store.create_run(run_name, wanted)
+        run_id: str = run.info.run_id
+        store.set_tags(run, wanted)
+        if run.info.status != "RUNNING":
+            store.client.update_run(run_id, status="RUNNING")
     return run_id
 
 
@@ -72,7 +63,8 @@ def finish_parent(
         note: Shown on the run's page; the study's table reads well there.
     """
     store = open_store(tracking_uri, experiment)
-    store.upload(parent_run_id, files)
-    if note is not None:
-        store.client.set_tag(parent_run_id, "mlflow.note.content", note[:8000])
-    store.client.set_terminated(parent_run_id, status)
+    with answers(store.uri):
+        store.upload(parent_run_id, files)
+        if note is not None:
+            store.client.set_tag(parent_run_id, "mlflow.note.content", note[:8000])
+        store.client.set_terminated(parent_run_id, status)

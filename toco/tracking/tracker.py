@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from toco.tracking.mlflow_store import client_uri, public_uri
-from toco.tracking.study_run import ensure_parent, experiment_page, finish_parent
+from toco.passwords import public_text
+from toco.tracking.address import Pages, client_uri
+from toco.tracking.mlflow_store import StoreError, open_store, shorten
+from toco.tracking.study_run import ensure_parent, finish_parent
 from toco.tracking.training_run import track_run
 
 T = TypeVar("T")
@@ -60,12 +62,10 @@ class Tracker:
             last=last,
         )
 
-    def page(self) -> str | None:
-        """``experiment_page``; ``None`` where it is not known."""
+    def pages(self) -> Pages | None:
+        """Where MLflow's UI shows the experiment; ``None`` where that is not known."""
         return self._guarded(
-            lambda: experiment_page(tracking_uri=self.tracking_uri, experiment=self.experiment),
-            f"experiment {self.experiment}",
-            last=False,
+            lambda: open_store(self.tracking_uri, self.experiment).pages, f"experiment {self.experiment}", last=False
         )
 
     def track(
@@ -119,10 +119,9 @@ class Tracker:
             if not isinstance(error, ValueError):
                 self._silent_until = self._clock() + self._pause_s
                 self._pause_s = min(2 * self._pause_s, 600.0)
+            said = str(error) if isinstance(error, ValueError | StoreError) else f"{type(error).__name__}: {error}"
             warnings.warn(
-                f"MLflow at {public_uri(self.tracking_uri)} could not be filled from {what}: "
-                f"{type(error).__name__}: {public_uri(str(error))[:300]} The run folder has everything; "
-                "fill MLflow later with `python -m toco track RUN_DIR`.",
+                f"MLflow could not be filled from {what}, which is tried again: {shorten(public_text(said), 700)}",
                 TrackingWarning,
                 stacklevel=3,
             )

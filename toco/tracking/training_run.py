@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toco.tracking.mlflow_store import RUN_TAG, STARTED_TAG, Store, open_store, tag_value
+from toco.tracking.mlflow_store import RUN_TAG, STARTED_TAG, Store, answers, open_store, tag_value
 from toco.tracking.run_record import RunRecord, read_run_record
 
 if TYPE_CHECKING:
@@ -51,19 +51,21 @@ def track_run(
 
     Raises:
         ValueError: ``run_dir`` is no run folder, or the URI is of no supported kind.
-        ConnectionError: The store cannot be reached or read.
+        ConnectionError: The store cannot be reached, read or written.
     """
     record = read_run_record(run_dir)
     store = open_store(tracking_uri, experiment)
     wanted = {**_tags(record), **{key: str(value)[:MAX_TAG_CHARACTERS] for key, value in (tags or {}).items()}}
-    run = store.find_run({tag: wanted[tag] for tag in (RUN_TAG, STARTED_TAG)}, parent_run_id)
-    if run is None:
-        run = store.create_run(run_name or record.path.resolve().name, wanted, record.started_ms, parent_run_id)
-    store.set_tags(run, wanted)
-    _add_params(store, run, record)
-    _add_metrics(store, run, record)
-    _add_artifacts(store, run, record)
-    _set_status(store, run, record)
+    status = _status(record)
+    with answers(store.uri):
+        run = store.find_run({tag: wanted[tag] for tag in (RUN_TAG, STARTED_TAG)}, parent_run_id)
+        if run is None:
+            run = store.create_run(run_name or record.path.resolve().name, wanted, record.started_ms, parent_run_id)
+        store.set_tags(run, wanted)
+        _add_params(store, run, record)
+        _add_metrics(store, run, record)
+        _add_artifacts(store, run, record)
+        _set_status(store, run, record, status)
     run_id: str = run.info.run_id
     return run_id
 
@@ -189,15 +191,22 @@ def _evaluation_files(evaluation: dict[str, Any], config: dict[str, Any], scratc
     return files
 
 
-def _set_status(store: Store, run: Run, record: RunRecord) -> None:
+def _status(record: RunRecord) -> str:
+    """MLflow's status of a run."""
     if record.result is None:
-        if run.info.status != "RUNNING":
-            store.client.update_run(run.info.run_id, status="RUNNING")
-        return
+        return "RUNNING"
     status = STATUS.get(record.result["status"])
     if status is None:
         known = ", ".join(STATUS)
         raise ValueError(f"{record.path / 'result.json'} has status {record.result['status']!r}, expected {known}.")
-    if run.info.status != status:
-        ended_ms = record.started_ms + round(1000 * (record.result.get("wall_time_s") or 0))
-        store.client.set_terminated(run.info.run_id, status, ended_ms)
+    return status
+
+
+def _set_status(store: Store, run: Run, record: RunRecord, status: str) -> None:
+    if run.info.status == status:
+        return
+    if record.result is None:
+        store.client.update_run(run.info.run_id, status=status)
+        return
+    ended_ms = record.started_ms + round(1000 * (record.result.get("wall_time_s") or 0))
+    store.client.set_terminated(run.info.run_id, status, ended_ms)

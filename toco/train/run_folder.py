@@ -39,6 +39,7 @@ import toco
 from toco.config import diff, digest, sentences
 from toco.evaluate import Evaluation
 from toco.files import UnreadableError, printable, whole_file, write_record, write_text
+from toco.passwords import public_uri
 from toco.train import checkpoint, distributed, records
 from toco.train.checkpoint import folder_name
 from toco.train.records import METRICS, Row, RowsMark
@@ -432,7 +433,7 @@ def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:
         "world_size": distributed.shard().world_size,
         "data_manifest": {"train": inputs.train_data, "val": inputs.val_data},
         "weights_sha256": inputs.weights_sha256,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(public_uri, sys.argv[1:])],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -134,7 +134,6 @@ def page(study: StudyRecord, analysis: Analysis, table: Table, written: str) -> 
                     [column.title, metric.higher_is_better]
                     for column, metric in zip(table.columns, study.metrics, strict=True)
                 ],
-                "mlflow": study.mlflow if study.mlflow and study.mlflow.startswith(("http://", "https://")) else None,
             }
         ),
         details=_json(details if is_small else {}),
@@ -210,7 +209,7 @@ def _details(study: StudyRecord, table: Table, logs: bool) -> dict[int, dict[str
     # Most rows have the same base: its config is taken apart once.
     numbers = {row.versus for row in study.rows if row.versus is not None}
     bases = {number: _resolved(study.rows[number].cell) for number in numbers}
-    cells = {id(cell): [_trial(table, trial, logs) for trial in cell.trials] for cell in study.cells}
+    cells = {id(cell): [_trial(study, table, trial, logs) for trial in cell.trials] for cell in study.cells}
     return {
         row.number: {
             "versus": row.versus,
@@ -239,7 +238,7 @@ def _details(study: StudyRecord, table: Table, logs: bool) -> dict[int, dict[str
     }
 
 
-def _trial(table: Table, trial: TrialRecord, logs: bool) -> list[Any]:
+def _trial(study: StudyRecord, table: Table, trial: TrialRecord, logs: bool) -> list[Any]:
     wall, memory = trial.entry.get("wall_time_s"), trial.entry.get("peak_memory_bytes")
     values = [(trial.value(column.key), column) for column in table.columns]
     return [
@@ -253,6 +252,7 @@ def _trial(table: Table, trial: TrialRecord, logs: bool) -> list[Any]:
         ["-" if value is None else printed(value, percent=column.percent) for value, column in values],
         trial.message,
         _log_tail(trial.run_dir) if logs or trial.state in ("running", "failed", "diverged") else [],
+        study.mlflow.trial(trial.key) if study.mlflow else None,
     ]
 
 

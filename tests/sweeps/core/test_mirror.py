@@ -8,12 +8,15 @@ from sweeps.core.designs import OneFactor
 from sweeps.core.factors import Factor
 from sweeps.core.identity import Identity
 from sweeps.core.ledger import Ledger
-from sweeps.core.mirror import Mirror
+from sweeps.core.mirror import Mirror, closing_sentence
+from sweeps.core.options import Launch
 from sweeps.core.runs import Runs
 from sweeps.core.situation import Situation
 from sweeps.core.study import Metric, Study
 from sweeps.core.study_folder import StudyFolder
 from sweeps.core.study_record import read_study_record
+from toco.files import write_record
+from toco.tracking import Pages
 
 
 class Tracker:
@@ -34,8 +37,8 @@ class Tracker:
         self.parents.append((study_id, run_name))
         return "parent"
 
-    def page(self):
-        return "http://127.0.0.1:5000/#/experiments/1"
+    def pages(self):
+        return Pages("http://127.0.0.1:5000", "1")
 
     def track(self, run_dir, *, parent_run_id=None, run_name=None, tags=None, last=False):
         self.entered.set()
@@ -44,7 +47,7 @@ class Tracker:
             return None
         self.tracked.append((run_dir.name, parent_run_id, run_name, tags["cell"]))
         self.tags = tags
-        return "run"
+        return f"run{len(self.tracked)}"
 
     def finish_parent(self, parent_run_id, files=(), status="FINISHED", note=None):
         if self.gone:
@@ -77,7 +80,12 @@ def test_every_change_arrives_under_the_studys_run(study):
     for name in names(situation):
         mirror.changed(name)
     assert mirror.close([folder.path / "table.md"], "FINISHED")
-    assert read_study_record(folder.path).mlflow == "http://127.0.0.1:5000/#/experiments/1"
+    links = read_study_record(folder.path).mlflow
+    shown = "http://127.0.0.1:5000/#/experiments/1/runs"
+    assert links.pages.experiment.startswith(f"{shown}?workflowType=machine_learning&")
+    assert [links.trial(key) for key in names(situation)] == [
+        f"{shown}/run{number}?workflowType=machine_learning" for number in (1, 2)
+    ]
     assert set(tracker.parents) == {(folder.start_id, situation.plan.folder_name)}
     first, second = names(situation)
     assert tracker.tracked == [(first, "parent", "#8, seed 0", "#8"), (second, "parent", "#10, seed 0", "#10")]
@@ -169,3 +177,45 @@ def test_a_store_that_was_down_at_the_start_is_used_when_it_comes_back(study):
     assert tracker.entered.wait(10)
     mirror.close([], "FINISHED")
     assert tracker.tracked[0][:2] == (first, "parent")
+
+
+def test_the_links_of_a_trial_stay_when_others_are_sent_later(study):
+    situation, folder = study
+    first, second = names(situation)
+    for key in (first, second):
+        mirror = Mirror(Tracker(), folder, situation)
+        mirror.start()
+        mirror.changed(key)
+        assert mirror.close([], "FINISHED")
+    links = read_study_record(folder.path).mlflow
+    assert links.runs == {first: "run1", second: "run1"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"page": "http://127.0.0.1:5000/#/experiments/1"},
+        {"host": "javascript:alert(1)//", "experiment_id": "1", "runs": {}},
+        {"host": "http://127.0.0.1:5000", "experiment_id": "1", "runs": {"key": "../1"}},
+        {"host": "http://127.0.0.1:5000", "experiment_id": '"', "runs": {}},
+        {"host": 1, "experiment_id": "1", "runs": []},
+    ],
+)
+def test_links_that_are_none_are_left_out(study, content):
+    _, folder = study
+    write_record(folder.path / "mlflow.json", content)
+    assert read_study_record(folder.path).mlflow is None
+
+
+@pytest.mark.parametrize("uri", [None, "http://me:p@ss/w:rd@host:5000", "http://me:secret@host:5000"])
+def test_what_mlflow_lacks_is_said_with_the_command_that_fills_it(tmp_path, uri):
+    launch = Launch(tmp_path, uri, sync_command="python -m sweeps sync example --storage results")
+    if uri is not None and "/w" in uri:
+        with pytest.raises(ValueError, match="'/', '\\?' or '#' in the password") as caught:
+            launch.tracking  # noqa: B018 - it is read to be refused
+        assert "p@ss" not in str(caught.value)
+        return
+    said = closing_sentence(launch, None, complete=False)
+    assert said.endswith(": python -m sweeps sync example --storage results")
+    assert "secret" not in said
+    assert ("MLFLOW_TRACKING_PASSWORD" in said) == (uri is not None)

@@ -12,6 +12,7 @@ from sweeps.core.options import Launch
 from sweeps.core.situation import survey
 from tests.sweeps.core.records import M, make_study
 from tests.sweeps.core.test_diff import STUDY, record
+from toco.tracking import Pages
 
 TRIALS = ["#8, seed 0", "#8, seed 1", "#10, seed 0", "#10, seed 1"]
 
@@ -112,12 +113,12 @@ class _Tracker:
     def ensure_parent(self, study_id, run_name, tags=None, *, last=False):
         return None if self.gone else "parent"
 
-    def page(self):
-        return None
+    def pages(self):
+        return Pages("http://127.0.0.1:5000", "1")
 
     def track(self, run_dir, *, parent_run_id=None, run_name=None, tags=None, last=False):
         self.tracked.append((run_dir.name, run_name))
-        return "run"
+        return f"run-{run_dir.name}"
 
     def finish_parent(self, parent_run_id, files=(), status="FINISHED", note=None):
         self.finished = ([path.name for path in files], status, note)
@@ -133,7 +134,13 @@ def test_sync_fills_mlflow_from_the_ledger(tmp_path, keys, capsys, monkeypatch, 
     for key in there:
         Ledger(tmp_path).run_dir(key).mkdir(parents=True)
     assert status.sync(STUDY, Launch(tmp_path)) == 0
-    assert capsys.readouterr().out == f"MLflow has {len(there)} trials of fake.\n".replace("1 trials", "1 trial")
+    said, page, start = capsys.readouterr().out.splitlines()
+    assert said == f"MLflow has {len(there)} trials of fake.".replace("1 trials", "1 trial")
+    assert page.startswith("MLflow: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning")
+    assert start == f"To see that page: python -m toco mlflow {tmp_path / 'mlflow.db'}"
+    # The page that was sent knows where MLflow shows its trials.
+    report = (tmp_path / survey(STUDY, tmp_path).plan.folder_name / "report.html").read_text()
+    assert all(f"/#/experiments/1/runs/run-{key}?workflowType=machine_learning" in report for key in there)
     tracker = _Tracker.last
     assert (tracker.experiment, tracker.uri) == ("fake", f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert {key for key, _ in tracker.tracked} == set(there)
@@ -146,6 +153,9 @@ def test_sync_fills_mlflow_from_the_ledger(tmp_path, keys, capsys, monkeypatch, 
 def test_sync_says_when_the_store_is_gone(tmp_path, keys, capsys, monkeypatch):
     monkeypatch.setattr(_Tracker, "gone", True)
     monkeypatch.setattr(status, "Tracker", _Tracker)
-    assert status.sync(STUDY, Launch(tmp_path)) == 1
-    assert capsys.readouterr().out == "MLflow does not have everything.\n"
+    assert status.sync(STUDY, Launch(tmp_path, sync_command="python -m sweeps sync fake")) == 1
+    assert capsys.readouterr().out == (
+        f"MLflow at sqlite:///{tmp_path}/mlflow.db does not have everything; the run folders do. "
+        "To fill it: python -m sweeps sync fake\n"
+    )
     assert M in (tmp_path / survey(STUDY, tmp_path).plan.folder_name / "table.csv").read_text()

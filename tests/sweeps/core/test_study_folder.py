@@ -12,9 +12,10 @@ from sweeps.core.factors import Factor
 from sweeps.core.lease import Leases
 from sweeps.core.study import FORMAT_VERSION, Metric, Study
 from sweeps.core.study_folder import StudyFolder
-from sweeps.core.study_record import read_study_record
+from sweeps.core.study_record import MlflowLinks, read_study_record
 from tests.sweeps.core.damages import DAMAGES, damage
 from toco.files import SEAL, record_text
+from toco.tracking import Pages
 
 INPUTS = {"train": "aa", "val": "bb", "weights": None}
 
@@ -192,15 +193,16 @@ def test_damaged_progress_and_mlflow_page_are_as_if_missing(tmp_path, plan, name
     folder = StudyFolder(tmp_path / "study")
     write(folder, plan)
     folder.write_progress({keys(plan)[0]: 3}, 0.5, running=True)
-    folder.write_mlflow_page("http://127.0.0.1:5000/#/experiments/1")
-    assert read_study_record(folder.path).mlflow is not None
+    pages = Pages("http://127.0.0.1:5000", "1")
+    folder.write_mlflow_links(pages, {"key": "run"})
+    assert read_study_record(folder.path).mlflow == MlflowLinks(pages, {"key": "run"})
     for file in ("progress.json", "mlflow.json"):
         damage(folder.path / file, name)
     record = read_study_record(folder.path)
     assert (record.mlflow, record.running, record.eta_s) == (None, False, None)
     assert f"{folder.path / 'progress.json'} is damaged" in caplog.text
-    folder.write_mlflow_page("http://127.0.0.1:5000/#/experiments/1")
-    assert read_study_record(folder.path).mlflow == "http://127.0.0.1:5000/#/experiments/1"
+    folder.write_mlflow_links(pages, {"other": "run"})
+    assert read_study_record(folder.path).mlflow == MlflowLinks(pages, {"other": "run"})
 
 
 def test_a_damaged_earlier_state_says_what_to_do(tmp_path, plan):

@@ -19,9 +19,11 @@ from sweeps.core.report.page import ROWS_PER_FILE, ROWS_PER_PAGE, Page, page
 from sweeps.core.report.study_table import study_table
 from sweeps.core.report.table import NOT_VOC
 from sweeps.core.study import A_A
+from sweeps.core.study_record import MlflowLinks
 from sweeps.core.verdict import judge
 from tests.sweeps.core.records import FACTOR, M, make_study
 from tests.sweeps.core.report.run_folders import write_runs
+from toco.tracking import Pages
 
 WRITTEN = "2026-01-02 03:04 UTC"
 ROWS = {"#10": (0.60, 0.62, 0.64), "#8</script>": (0.50, 0.53, 0.53), A_A: (0.61, 0.60, 0.66)}
@@ -206,13 +208,19 @@ def test_a_study_that_has_not_begun(tmp_path):
     assert "2 waiting" in Parsed(html).text
 
 
-def test_links_to_mlflow_only_where_it_is_a_web_address(study):
-    def told(address: str | None) -> object:
-        return json.loads(Parsed(made(dataclasses.replace(study, mlflow=address)).html).scripts["page"])["mlflow"]
+def test_links_to_mlflow_are_those_that_mlflow_was_told_to_show(study):
+    def trial_pages(links: MlflowLinks | None) -> list[str | None]:
+        details = json.loads(Parsed(made(dataclasses.replace(study, mlflow=links)).html).scripts["details"])
+        return [trial[10] for row in details.values() for trial in row["trials"]]
 
-    assert told("http://127.0.0.1:5000/#/experiments/1") == "http://127.0.0.1:5000/#/experiments/1"
-    assert told("javascript:alert(1)") is None
-    assert told(None) is None
+    pages = Pages("http://127.0.0.1:5000", "3")
+    first = study.trials[0].key
+    links = MlflowLinks(pages, {first: "abc"})
+    shown = set(trial_pages(links))
+    assert shown == {pages.run("abc"), None}
+    assert pages.experiment.replace("&", "&amp;") in made(dataclasses.replace(study, mlflow=links)).html
+    assert set(trial_pages(None)) == {None}
+    assert "#/experiments" not in made(study).html
 
 
 def test_many_rows_come_by_pages_and_their_details_by_files(tmp_path, monkeypatch):

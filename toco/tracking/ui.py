@@ -1,0 +1,53 @@
+"""MLflow's UI over a database file, on this machine alone."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from toco.files import printable
+from toco.tracking.address import Pages, sqlite_uri
+from toco.tracking.mlflow_store import StoreError
+from toco.tracking.moved_store import ARTIFACTS, follow_move
+
+# It looks for jobs of language models otherwise, with worker processes for them.
+_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def experiment_pages(database: Path, port: int) -> dict[str, str]:
+    """Page of every experiment that is shown, by the experiment's name; the database's locations are put right first.
+
+    Args:
+        database: The file.
+        port: Of the server that is to show it.
+
+    Raises:
+        ValueError: There is no such file.
+        StoreError: It is no database of MLflow.
+    """
+    if not database.is_file():
+        raise ValueError(
+            f"There is no {printable(database)} yet: a study makes it, and so does `python -m toco track RUN_DIR`."
+        )
+    try:
+        follow_move(database)
+        with closing(sqlite3.connect(database)) as connection:
+            rows = connection.execute(
+                "SELECT name, experiment_id FROM experiments WHERE lifecycle_stage = 'active' AND experiment_id IN "
+                "(SELECT experiment_id FROM runs) ORDER BY experiment_id"
+            ).fetchall()
+    except sqlite3.Error as error:
+        raise StoreError(f"{printable(database)} is no database of MLflow: {error}. Give another path.") from error
+    return {name: Pages(f"http://127.0.0.1:{port}", str(number)).experiment for name, number in rows}
+
+
+def serve(database: Path, port: int) -> None:
+    """Become MLflow's server for a database file, on loopback; Ctrl-C ends it."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", sqlite_uri(database)]
+    command += ["--artifacts-destination", str(database.resolve().parent / ARTIFACTS)]
+    # The same process goes on as the server, so that a signal to it ends the server.
+    os.execve(sys.executable, command, {**os.environ, **_ENVIRONMENT})  # noqa: S606 - no shell is wanted
