@@ -147,6 +147,24 @@ def test_predict_says_what_it_leaves_out(run_dir, data_root, tmp_path):
     assert "1 of 1 images have a label" in said
 
 
+def test_images_of_a_split_stay_as_they_are_stored_with_a_note(run_dir, data_root, tmp_path):
+    words = ("predict", run_dir, "--split", "val", *NO_CRF)
+    assert "EXIF" not in call(*words, "--out", tmp_path / "before")
+    shutil.copytree(data_root, tmp_path / "data")
+    for name in ("image12", "image13"):
+        file = tmp_path / "data" / "JPEGImages" / f"{name}.png"
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        with Image.open(file) as image:
+            image.load()
+        image.save(file, exif=exif)
+    said = call(*words, "--out", tmp_path / "after", "--set", f"data.root={tmp_path / 'data'}")
+    assert "Note: 2 of 4 images have an EXIF orientation, which is ignored: the masks of a data set lie on" in said
+    for name in ("image12", "image13"):
+        before, after = (read_index_png(tmp_path / out / "labels" / f"{name}.png") for out in ("before", "after"))
+        np.testing.assert_array_equal(before, after)
+
+
 def test_a_second_call_runs_no_network(run_dir, tmp_path, monkeypatch):
     calls = [
         ("predict", run_dir, "--split", "val", "--overlay", "--soft", "--out", tmp_path / "predicted", *NO_CRF),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 if TYPE_CHECKING:
     from toco.data import Dataset, Split
@@ -38,8 +41,10 @@ def identity(trained: Trained) -> dict[str, Any]:
     }
 
 
-def open_images(trained: Trained, split: Split) -> tuple[Dataset, dict[str, Any]]:
+def open_images(trained: Trained, split: Split, shard: Shard) -> tuple[Dataset, dict[str, Any]]:
     """A split of the run's data, and what its outputs depend on besides each image: how the data is read.
+
+    The first of the processes that share the work says how many images carry an EXIF orientation.
 
     Raises:
         ValueError: There is none, or its classes are not those that the method was trained for.
@@ -53,4 +58,26 @@ def open_images(trained: Trained, split: Split) -> tuple[Dataset, dict[str, Any]
             f"The method was trained for the classes {', '.join(trained.class_names)}, but the data set has "
             f"{', '.join(dataset.class_names)}. Name the right one with --set data.root=FOLDER."
         )
+    if shard.rank == 0 and (num_turned := _num_turned(dataset)):
+        click.echo(
+            f"Note: {num_turned} of {len(dataset)} images have an EXIF orientation, which is ignored: the masks of a "
+            "data set lie on the stored pixels."
+        )
     return dataset, {"split": split, "data": digest(trained.config.data)}
+
+
+def _num_turned(dataset: Dataset) -> int:
+    """Number of images whose EXIF orientation is not upright. An image that cannot be read is reported later."""
+    from toco.data._files import FileDataset
+
+    if not isinstance(dataset, FileDataset):
+        return 0
+
+    def is_turned(index: int) -> bool:
+        try:
+            return dataset.header(index).orientation != 1
+        except (ValueError, OSError):
+            return False
+
+    with ThreadPoolExecutor() as threads:
+        return sum(threads.map(is_turned, range(len(dataset))))

@@ -40,7 +40,7 @@ def command(
     from toco.evaluate.outputs import export_cams
 
     trained, shard = open_for_share(run_dir, changes)
-    dataset, of_data = open_images(trained, split)
+    dataset, of_data = open_images(trained, split, shard)
     folder = export_cams(
         trained.method,
         dataset,

@@ -74,7 +74,7 @@ def command(
         par=method.par if "par" in refine else None,
         crf=None if crf is None else crf.resolved(device),
     )
-    dataset, of_data = open_images(trained, split)
+    dataset, of_data = open_images(trained, split, shard)
     folder = export_pseudo_labels(
         trained.method,
         dataset,

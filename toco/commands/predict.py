@@ -73,7 +73,7 @@ def command(
     inference = trained.config.inference.resolved(device)
     about = {**identity(trained), "inference": inference.model_dump(mode="json")}
     if split:
-        images, of_data = open_images(trained, split)
+        images, of_data = open_images(trained, split, shard)
         about, file_names = {**about, **of_data}, images.names
     network = partial(class_probabilities, trained.method, config=inference, device=device)
     predicted = predict(

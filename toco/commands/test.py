@@ -46,7 +46,7 @@ def command(
         raise click.UsageError("--also-without-crf goes with a CRF, but inference.crf is null.")
     if config.crf is not None and config.crf.filter_name == "exact" and device.type == "cpu":
         click.echo("The exact filter takes minutes an image on a CPU; inference.crf.filter_name=lattice takes seconds.")
-    dataset, of_data = open_images(trained, split)
+    dataset, of_data = open_images(trained, split, shard)
 
     about = {**identity(trained), **of_data}
     ways = {"": config}
