@@ -20,7 +20,8 @@ from typing import Any
 from sweeps.core.identity import Identity
 from sweeps.core.ledger import Ledger
 from sweeps.core.links import link_or_copy
-from toco.files import sha256, sync
+from toco.files import UnreadableError, read_json, sha256, sync, write_text
+from toco.train import records
 from toco.train.checkpoint import STATE, TENSORS, CheckpointError, all_in, read
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class Runs:
                 "attempts": len(self.ledger.failures(key)),
                 "message": result.get("message"),
                 "identity": dict(identity.parts),
-                "config": _read(run_dir / "config.json").get("config", {}),
+                "config": _read(run_dir / "config.json")["config"],
                 "metrics": result.get("metrics", {}),
                 "wall_time_s": result.get("wall_time_s"),
                 "step_time_s": result.get("step_time_s"),
@@ -157,22 +158,25 @@ def seal(snapshot: Path) -> None:
     path = snapshot / SEAL
     # It may be a link into the run folder.
     path.unlink(missing_ok=True)
-    path.write_text(json.dumps(hashes))
+    write_text(path, json.dumps(hashes), durable=False)
 
 
 def mend(run_dir: Path) -> None:
     """Take what is damaged out of a copy of a run folder, so that its training goes on; all of it, if it cannot."""
     if not _read(run_dir / "result.json"):
         (run_dir / "result.json").unlink(missing_ok=True)
-    if not all(_read(run_dir / name) for name in ("config.json", "provenance.json")):
+    if _head_version(run_dir) is None:
         logger.warning("The run folder of %s is damaged, so the training begins again.", run_dir.name)
         shutil.rmtree(run_dir)
 
 
 def _is_sealed(snapshot: Path) -> bool:
     """Whether all of a snapshot is there."""
-    hashes = _read(snapshot / SEAL)
-    return bool(hashes) and hashes == {str(relative): _hash(snapshot / relative) for relative in _files(snapshot)}
+    try:
+        hashes = read_json(snapshot / SEAL)
+    except (OSError, UnreadableError):
+        return False
+    return bool(hashes == {str(relative): _hash(snapshot / relative) for relative in _files(snapshot)})
 
 
 def _files(snapshot: Path) -> set[Path]:
@@ -191,8 +195,18 @@ def newest_step(run_dir: Path) -> int:
 
 
 def _status(run_dir: Path) -> str | None:
-    status = _read(run_dir / "result.json").get("status")
-    return None if status in (None, "stopped") else str(status)
+    result = _read(run_dir / "result.json")
+    status = result.get("status")
+    # The ledger records all three: where one is damaged, the trial runs again and leaves it whole.
+    if status in (None, "stopped") or result["format_version"] != _head_version(run_dir):
+        return None
+    return str(status)
+
+
+def _head_version(run_dir: Path) -> int | None:
+    """Format version of the records that a run folder has from its start; ``None`` where one is missing or damaged."""
+    heads = [_read(run_dir / name).get("format_version") for name in ("config.json", "provenance.json")]
+    return heads[0] if heads[0] == heads[1] else None
 
 
 def _step(checkpoint: Path) -> int:
@@ -202,12 +216,11 @@ def _step(checkpoint: Path) -> int:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no such file or object."""
+    """A record of a run folder; empty where there is none or it is damaged."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return records.read(path)
+    except (OSError, UnreadableError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,7 +1,6 @@
 """``python -m sweeps``: every verb of a small study, what it prints, and its exit status."""
 
 import dataclasses
-import json
 import shlex
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from sweeps.core.paper import Claim, Paper, PaperRow
 from sweeps.core.study import Metric, Study
 from toco.registry import load
 from toco.tracking import Pages
+from toco.train import records
 
 FAKES = str(Path(__file__).with_name("core"))
 M = "val/cam_miou"
@@ -104,17 +104,18 @@ class Place:
 def write_run(folder, spec, value):
     """What a training leaves that has found ``value``."""
     (folder / "checkpoints" / "step_00000020").mkdir(parents=True)
-    head = {"format_version": 1, "digest": "0" * 16, "recipe": spec.recipe, "config": spec.config}
-    result = {"format_version": 1, "status": "finished", "step": 20, "digest": "0" * 16, "metrics": {M: value}}
+    head = {"digest": "0" * 16, "recipe": spec.recipe, "config": spec.config}
+    result = {"status": "finished", "step": 20, "digest": "0" * 16, "metrics": {M: value}}
     files = {
         "config.json": head,
-        "provenance.json": {"format_version": 1, "commit": None, "started": "2026-01-01T00:00:00+00:00"},
-        "metrics.jsonl": {"step": 20, "kind": "val", "time_s": 0.0, "values": {M: value}},
+        "provenance.json": {"commit": None, "started": "2026-01-01T00:00:00+00:00"},
         "result.json": result,
         "checkpoints/step_00000020/state.json": {"step": 20},
     }
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content) + "\n")
+        records.write(folder / name, content)
+    rows = [records.make_row(20, "val", 0.0, {M: value})]
+    (folder / "metrics.jsonl").write_text(records.rows_text(rows))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A training that computes nothing, but can be checked to the last row: its state is a chain of hashes."""
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from toco.train import records
 from toco.train.averages import DivergedError
 from toco.train.loop import Result
 from toco.train.records import make_row, read_rows, rows_text
@@ -43,16 +43,13 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
     step, state, rows = 0, f"{seed}/{block}", []
     if run_dir.exists():
         newest = sorted(checkpoints.iterdir())[-1]
-        saved = json.loads((newest / "state.json").read_text())
+        saved = records.read(newest / "state.json")
         step, state = saved["step"], saved["state"]
         rows = [row for row in read_rows(run_dir / "metrics.jsonl").whole if row["step"] <= step]
     else:
-        run_dir.mkdir()
-        head = {"format_version": 1, "digest": "0" * 16, "recipe": recipe, "config": config.model_dump(mode="json")}
-        (run_dir / "config.json").write_text(json.dumps(head))
-        (run_dir / "provenance.json").write_text(
-            json.dumps({"format_version": 1, "commit": None, "started": "2026-01-01T00:00:00+00:00"})
-        )
+        head = {"digest": "0" * 16, "recipe": recipe, "config": config.model_dump(mode="json")}
+        records.write(run_dir / "config.json", head)
+        records.write(run_dir / "provenance.json", {"commit": None, "started": "2026-01-01T00:00:00+00:00"})
     orders = Path(os.environ["FAKE_ORDERS"])
     with (orders / "starts").open("a") as starts:
         starts.write(f"{seed} {block} {step} {os.getpid()}\n")
@@ -76,8 +73,7 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
             rows.append(make_row(step, "val", 0.0, metrics))
             (run_dir / "metrics.jsonl").write_text(rows_text(rows))
             checkpoint = checkpoints / f"step_{step:08d}"
-            checkpoint.mkdir(parents=True)
-            (checkpoint / "state.json").write_text(json.dumps({"step": step, "state": state}))
+            records.write(checkpoint / "state.json", {"step": step, "state": state})
             for old in sorted(checkpoints.iterdir())[:-2]:
                 shutil.rmtree(old)
             observer.on_evaluation(step, metrics, checkpoint)
@@ -97,5 +93,5 @@ def train_together(config, run_dir, **options):
 
 
 def finish(run_dir, status, step, metrics):
-    result = {"format_version": 1, "status": status, "step": step, "digest": "0" * 16, "metrics": metrics}
-    (run_dir / "result.json").write_text(json.dumps(result))
+    result = {"status": status, "step": step, "digest": "0" * 16, "metrics": metrics}
+    records.write(run_dir / "result.json", result)

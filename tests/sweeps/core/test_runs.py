@@ -10,8 +10,9 @@ from sweeps.core import runs as runs_module
 from sweeps.core.identity import Identity
 from sweeps.core.ledger import Ledger
 from sweeps.core.runs import SEAL, Origin, Runs, mend, newest_step, seal
+from tests.sweeps.core.damages import DAMAGES, damage
 from toco.files import sha256
-from toco.train import checkpoint
+from toco.train import checkpoint, records
 
 KEY = "0123456789abcdef0123"
 
@@ -27,15 +28,16 @@ def snapshot(root, step, finished=False):
     checkpoint = path / "checkpoints" / f"step_{step:08d}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "tensors.safetensors").write_text(f"tensors after {step}")
-    (checkpoint / "state.json").write_text(json.dumps({"step": step}))
-    (path / "config.json").write_text("{}")
+    records.write(checkpoint / "state.json", {"step": step})
+    records.write(path / "config.json", {"config": {"num_steps": 30}})
+    records.write(path / "provenance.json", {"commit": None})
     rows = [json.dumps({"step": row, "kind": "val"}) + "\n" for row in range(10, step + 1, 10)]
     (path / "metrics.jsonl").write_text("".join(rows))
     for row in range(10, step + 1, 10):
         (path / "evaluations").mkdir(exist_ok=True)
         (path / "evaluations" / f"step_{row:08d}.json").write_text("{}")
     if finished:
-        (path / "result.json").write_text(json.dumps({"status": "finished", "step": step}))
+        records.write(path / "result.json", {"status": "finished", "step": step})
     return path
 
 
@@ -137,10 +139,18 @@ def test_a_damaged_checkpoint_does_not_count_and_is_replaced(runs, tmp_path, dam
     assert files(run_dir) == files(newest)
 
 
-def test_a_damaged_result_is_none(runs, tmp_path):
-    runs.publish(KEY, snapshot(tmp_path, 20, finished=True))
-    (runs.ledger.run_dir(KEY) / "result.json").write_text('{"status": "fin')
+@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("file", ["result.json", "config.json", "provenance.json"])
+def test_a_run_folder_with_a_damaged_record_has_not_ended_and_is_made_whole_again(runs, tmp_path, file, name):
+    finished = snapshot(tmp_path, 20, finished=True)
+    runs.publish(KEY, finished)
+    damage(runs.ledger.run_dir(KEY) / file, name)
     assert runs.status(KEY) is None
+    assert not settle(runs)
+    runs.publish(KEY, finished)
+    assert runs.status(KEY) == "finished"
+    assert settle(runs)
+    assert runs.ledger.entry(KEY)["config"] == {"num_steps": 30}
 
 
 IDENTITY = Identity(KEY, KEY[::-1], {"config": "c" * 16, "training_config": "d" * 16, "seed": 3})
@@ -168,7 +178,7 @@ def test_a_run_that_has_ended_enters_the_ledger_once(runs, tmp_path):
 
 def test_a_training_that_a_signal_stopped_has_not_ended(runs, tmp_path):
     stopped = snapshot(tmp_path, 10)
-    (stopped / "result.json").write_text(json.dumps({"status": "stopped", "step": 10}))
+    records.write(stopped / "result.json", {"status": "stopped", "step": 10})
     runs.publish(KEY, stopped)
     assert runs.status(KEY) is None
     assert not settle(runs)
@@ -179,8 +189,8 @@ def real_checkpoint(folder, step):
     path = snapshot(folder, step)
     tensors = path / "checkpoints" / f"step_{step:08d}" / checkpoint.TENSORS
     tensors.write_bytes((8).to_bytes(8, "little") + b"{}      ")
-    state = {"format_version": 1, "step": step, "digest": "d"}
-    (tensors.parent / checkpoint.STATE).write_text(json.dumps({**state, "sha256": sha256(tensors)}))
+    state = {"step": step, "digest": "d", "rows": None}
+    records.write(tensors.parent / checkpoint.STATE, {**state, "sha256": sha256(tensors)})
     return path
 
 
@@ -205,7 +215,7 @@ def test_a_snapshot_that_was_cut_off_at_any_file_is_left(runs, tmp_path, cut_off
     before = files(runs.ledger.run_dir(KEY))
     target = tmp_path / "session" / KEY / "checkpoint_000001"
     shutil.copytree(real_checkpoint(tmp_path, 20), target)
-    (target / "result.json").write_text(json.dumps({"status": "finished", "step": 20}))
+    records.write(target / "result.json", {"status": "finished", "step": 20})
     seal(target)
     if cut_off:
         (target / cut_off).write_bytes(b"")
@@ -250,7 +260,7 @@ def test_an_evaluation_ends_what_was_begun_as_a_training(runs, tmp_path):
 
 def test_an_entry_says_which_training_it_evaluates_by_its_run_folder(runs, tmp_path):
     trained = snapshot(tmp_path, 20, finished=True)
-    (trained / "provenance.json").write_text(json.dumps({"forked_at": 4, "reevaluated": {"run": KEY[::-1]}}))
+    records.write(trained / "provenance.json", {"forked_at": 4, "reevaluated": {"run": KEY[::-1]}})
     runs.publish(KEY, trained)
     assert settle(runs)
     origin = {"study": "example", "recipe": "shapes_nano", "search": False}
@@ -270,6 +280,8 @@ def test_what_is_damaged_is_taken_out_before_a_training_goes_on(tmp_path, damage
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     for name in ("config.json", "provenance.json", "result.json"):
-        (run_dir / name).write_text('{"status": "fin' if name == damaged else '{"format_version": 1}')
+        records.write(run_dir / name, {"status": "finished"})
+    if damaged:
+        damage(run_dir / damaged, "a missing end")
     mend(run_dir)
     assert ({path.name for path in run_dir.iterdir()} if run_dir.exists() else None) == left

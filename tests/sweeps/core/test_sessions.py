@@ -1,7 +1,6 @@
 """What is left of drivers that are gone: published where it can be, and never deleted before."""
 
 import errno
-import json
 
 import pytest
 
@@ -10,6 +9,7 @@ from sweeps.core.lease import Leases
 from sweeps.core.ledger import Ledger
 from sweeps.core.runs import Runs, seal
 from sweeps.core.sessions import leave, salvage
+from toco.train import records
 
 KEY = "0123456789abcdef0123"
 
@@ -23,8 +23,8 @@ def finished_snapshot(runs, session="dead", key=KEY):
     """A finished trial that its driver has not published."""
     snapshot = runs.sessions / session / "experiment" / key / "checkpoint_000000"
     snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
-    (snapshot / "result.json").write_text(json.dumps({"status": "finished", "step": 10}))
+    for name in ("config.json", "provenance.json", "result.json"):
+        records.write(snapshot / name, {"status": "finished", "step": 10})
     seal(snapshot)
     return snapshot
 
@@ -81,7 +81,7 @@ def test_a_driver_that_ends_keeps_only_what_it_could_not_publish(runs):
 
 def test_the_end_of_a_diverged_trial_is_not_taken_back(runs, tmp_path):
     diverged = finished_snapshot(runs)
-    (diverged / "result.json").write_text(json.dumps({"status": "diverged", "step": 10}))
+    records.write(diverged / "result.json", {"status": "diverged", "step": 10})
     runs.publish(KEY, diverged)
     running = tmp_path / "running"
     running.mkdir()
