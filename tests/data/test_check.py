@@ -153,7 +153,8 @@ def test_shifted_ids_and_exif_are_notes(folder: Path) -> None:
     report = check(folder, labels=Path("labels.csv"))
     assert report.faults == ()
     assert [note.reason for note in report.notes] == [
-        "1 image with an EXIF orientation, which is ignored, since masks lie on the stored pixels: 'a5'.",
+        "1 image with an EXIF orientation, which is ignored, since masks lie on the stored pixels (`predict` turns "
+        "files): 'a5'.",
         "1 mask with 'circle' (1), which the image's label does not name: 'a1'.",
     ]
 

@@ -272,6 +272,7 @@ class TestAnnotations:
             (b"<annotation>\xff</annotation>", "not text in UTF-8"),
             (b"\0" * 9, "cannot be read as XML"),
             (b"", "cannot be read as XML"),
+            (b'<annotations><image><box label="cat"/></image></annotations>', "but it is <annotations>"),
         ],
     )
     def test_faults(self, root: Path, content: bytes, message: str) -> None:
@@ -445,10 +446,10 @@ class TestWhatIsLeftOut:
             Image.new("RGB", SIZE[::-1], "red").save(root / f"{name}.jpg", exif=exif)
             (root / "masks").mkdir(exist_ok=True)
             Image.fromarray(np.ones(SIZE[::-1], np.uint8)).save(root / f"masks/{name}.png")
-        faults, notes = check(root, masks="masks")
-        assert len(faults) == 4
-        assert "EXIF orientation turns it" in faults[0]
-        assert "4 images with an EXIF orientation" in notes[0]
+        (fault,), notes = check(root, masks="masks")
+        assert "EXIF orientation turns it" in fault
+        assert ["EXIF orientation turns it" in note for note in notes[:3]] == [True] * 3  # training reads no mask
+        assert "4 images with an EXIF orientation" in notes[3]
 
     def test_the_same_pixels_under_two_names(self, root: Path) -> None:
         Image.open(root / "a.png").save(root / "d.tif")
@@ -536,3 +537,24 @@ def test_the_orientation_of_a_tiff_is_followed_and_not_noted(tmp_path: Path) -> 
     assert dataset.size(0) == SIZE[::-1]
     np.testing.assert_array_equal(dataset.image(0), np.rot90(stored, -1))
     assert check(root)[1] == []
+
+
+@pytest.mark.parametrize("labels", ["masks", "labels.csv"])
+def test_a_wrong_mask_is_a_fault_where_a_training_reads_it(root: Path, labels: str) -> None:
+    """A training on labels of a file never opens the masks of its images."""
+    (root / "masks").mkdir()
+    for name in "abcd":
+        Image.fromarray(np.ones(SIZE, np.uint8)).save(root / f"masks/{name}.png")
+    (root / "labels.csv").write_text("name,class_ids\na,1\nb,1\nc,1\nd,1\n")
+    Image.fromarray(np.full(SIZE, 9, np.uint8)).save(root / "masks/a.png")
+    faults, notes = check(root, masks="masks", labels=labels)
+    (found,) = faults if labels == "masks" else [note for note in notes if "also has" in note]
+    assert "but it also has 9" in found
+    assert len(faults) == (labels == "masks")
+    train = open_split(config(root, masks="masks", labels=labels), "train")
+    if labels == "masks":
+        with pytest.raises(ValueError, match="also has 9"):
+            train.class_labels(0)
+    else:
+        assert train.class_labels(0).tolist() == [1, 0]
+        train.manifest_digest()

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from sweeps.core.inputs import config_inputs
 from toco.commands.train import _coverage
 from toco.config import digest, replace
 from toco.train.loop import open_data, train
@@ -34,6 +35,8 @@ def test_an_image_in_both_splits_is_refused_before_anything_is_made(overlapping,
     ):
         train(overlapping, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="1 of 5 validation images also for training"):
+        config_inputs(overlapping)  # what a plan of a study asks first
 
 
 def test_what_is_allowed_is_printed_and_recorded(overlapping, tmp_path, caplog):

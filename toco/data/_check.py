@@ -131,10 +131,13 @@ def check_splits(
     """Decode every image and mask of an opened data set of any kind and report all faults.
 
     What opening it refuses (lists, classes, missing images) is not looked for again. Faults are an image in both
-    splits, one that cannot be decoded, a missing or wrong label, a mask that is wrong, and one that is missing in
-    validation. Notes are of what is left out (links, other suffixes, hidden files, images in no split, labels and
-    masks without an image), of classes that no training image or no mask shows, of masks that show what the label does
-    not name or nothing but void, and of images that are small, not RGB, turned by EXIF or the same as another.
+    splits, one that cannot be decoded, a missing or wrong label, and a mask that is missing or wrong where it is read
+    (in validation, and where labels come from masks). Notes are of:
+
+    - what is left out: links, other suffixes, hidden files, images in no split, labels and masks without an image;
+    - classes that no training image or no mask shows, and masks that show what the label does not name;
+    - masks that are void everywhere, or wrong where no training reads them;
+    - images that are small, not RGB, turned by EXIF, or the same as another.
 
     Args:
         train: The training images.
@@ -146,7 +149,8 @@ def check_splits(
     found = _Findings()
     found.overlap(Path("val"), overlap(train.names, val.names), allow_overlap)
     num_images = {"train": len(train), "val": len(val)}
-    return _check(train, val, found, _Checks(), num_images, small_side_px, on_progress)
+    checks = _Checks(masks_are_labels=isinstance(train, FileDataset) and train.labels_are_masks())
+    return _check(train, val, found, checks, num_images, small_side_px, on_progress)
 
 
 @dataclass(slots=True)
@@ -257,6 +261,9 @@ def _check_sample(
             in_mask = set(ids_in(dataset.mask(index)))
     except ValueError as error:
         own.fault(error, paths)
+        if not mask_needed and own.faults[-1].path != paths[0]:
+            fault = own.faults.pop()
+            found.note(fault.path, f"{fault.reason} No training reads this mask.")
     except LookupError as error:
         if mask_needed:
             own.fault(str(error.args[0]), paths)
@@ -293,7 +300,10 @@ def _note_images(train: Dataset, val: Dataset, seen: _Seen, small_side_px: int, 
     for names, what in (
         (seen.small, f"with a side under {small_side_px} px"),
         (seen.converted, "not in RGB, which are converted"),
-        (seen.turned, "with an EXIF orientation, which is ignored, since masks lie on the stored pixels"),
+        (
+            seen.turned,
+            "with an EXIF orientation, which is ignored, since masks lie on the stored pixels (`predict` turns files)",
+        ),
     ):
         if names:
             found.note(path, f"{count(len(names), 'image')} {what}: {examples(names)}.")

@@ -150,6 +150,10 @@ class FileDataset(Dataset):
         """Mode and EXIF orientation of the image. The orientation is ignored: masks lie on the stored pixels."""
         return read_header(self.layout.image_path(self.names[index]), self._max_pixels, self._formats)
 
+    def labels_are_masks(self) -> bool:
+        """Whether image-level labels are what the masks show."""
+        return self._labels_from == "masks"
+
     def label_path(self, index: int) -> Path:
         """The file, or for names of folders the image, that the image's label is read from."""
         name = self.names[index]

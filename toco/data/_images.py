@@ -156,7 +156,11 @@ def read_ids(path: Path, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
     if image.mode not in _MASK_MODES:
         raise ValueError(
             f"{path}: expected a mask of class ids (8-bit grey or palette), but its mode is {image.mode}; "
-            "a mask drawn in colours has to be converted to ids first."
+            + (
+                "save it with 8 bits."
+                if image.mode == "1"
+                else "a mask drawn in colours has to be converted to ids first."
+            )
         )
     if image.mode == "L" and stored != "L":
         # PIL makes 0, 85, 170 and 255 of the ids 0 to 3 in two bits: 3 would be void, and 1 in four bits the class 17.

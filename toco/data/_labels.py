@@ -105,11 +105,14 @@ class _Annotations(LabelSource):
         """All objects count, those marked difficult too, as in the label files the field uses."""
         path = self._layout.annotation_path(name)
         try:
-            objects = read_xml(path).findall("object")
+            root = read_xml(path)
         except FileNotFoundError:
             raise ValueError(f"{path}: there is no such annotation.") from None
         except OSError as error:
             raise ValueError(f"{path}: the annotation cannot be read: {error.strerror}.") from error
+        if root.tag != "annotation":
+            raise ValueError(f"{path}: expected an annotation of VOC's form, <annotation>, but it is <{root.tag}>.")
+        objects = root.findall("object")
         shown = {composed(item.findtext("name", "").strip()) for item in objects}
         unknown = sorted(shown - self._ids.keys())
         if unknown:
