@@ -16,6 +16,7 @@ from sweeps.core.options import Launch
 from sweeps.core.power import PowerCheck, power_check, seed_noise
 from sweeps.core.probe import Cost, ProbeError, probe
 from sweeps.core.situation import Situation, Task, survey
+from sweeps.core.sizes import check_sizes
 from sweeps.core.study import TRAIN, Study
 from toco.train.distributed import check_shares
 from toco.train.run_config import RunConfig
@@ -56,15 +57,18 @@ def foretell(situation: Situation, tasks: Sequence[Task], launch: Launch) -> For
     """What ``tasks`` will cost.
 
     Raises:
-        ValueError: There are trainings among them that cannot be shared by as many GPUs as a trial gets.
+        ValueError: There are trainings among them that cannot run, or that cannot be shared by as many GPUs as a trial
+            gets.
     """
+    study = situation.plan.study
+    check_sizes({task.trial.cell: task.trial.config for task in tasks}.values(), study.recipe, study.train)
     for task in tasks:
         if task.source is None:
             check_shares(task.trial.config, launch.world_size)
     begun = situation.begun(tasks)
     works = [Work(task.trial.config, task.way or "train", begun.get(task.key, 0)) for task in tasks]
     configs = list({task.trial.cell: task.trial.config for task in tasks if task.source is None}.values())
-    return foretell_works(works, configs[:PROBED], situation.plan.study, situation.ledger, launch)
+    return foretell_works(works, configs[:PROBED], study, situation.ledger, launch)
 
 
 def foretell_works(

@@ -25,6 +25,7 @@ from optuna.distributions import (
 from sweeps.core.factors import EVALUATION, SEED_PATH, Scalar, refuse_repeats
 from sweeps.core.study import TRAIN
 from toco.config import digest, flatten, replace
+from toco.data import MAX_SEED
 from toco.registry import load
 from toco.train.run_config import RunConfig
 
@@ -199,8 +200,8 @@ class SearchStudy:
             raise ValueError(
                 f"A search has at least one trial and one random one, got {self.num_trials} and {self.num_random}."
             )
-        if self.seed < 0:
-            raise ValueError(f"A seed is 0 or more, got {self.seed}.")
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"A seed is from 0 to {MAX_SEED - 1}, got {self.seed}.")
         if len(self.objectives) < 2:
             raise ValueError("A search has at least two objectives: one alone would be traded for everything else.")
         refuse_repeats("objectives", [objective.key for objective in self.objectives])
@@ -280,6 +281,12 @@ class SearchPlan:
     @property
     def _reduction(self) -> int | None:
         return None if self.study.rungs is None else self.study.rungs.reduction
+
+    def corners(self) -> Iterator[RunConfig]:
+        """Trainings at the extremes of every pair of settings, and that of the recipe."""
+        yield self.base
+        for values in _pairs_of_extremes(self.study.space):
+            yield self.config(values)
 
     def config(self, values: Mapping[str, Any]) -> RunConfig:
         """The training that a proposal stands for.

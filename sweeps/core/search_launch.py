@@ -20,6 +20,7 @@ from sweeps.core.search import SearchPlan, SearchStudy
 from sweeps.core.search_driver import Proposal, SearchDriver, SearchMirror
 from sweeps.core.search_record import ENDED, SearchRecord, read_search_record
 from sweeps.core.search_situation import SearchSituation, survey_search
+from sweeps.core.sizes import check_sizes
 from toco.tracking import Tracker
 from toco.train.distributed import check_shares
 
@@ -37,6 +38,7 @@ def run_search_study(study: SearchStudy, launch: Launch) -> int:
     address = ray_environment.resolve_address(launch.address)
     tracker = Tracker(launch.tracking, study.name)
     situation = survey_search(study, launch.storage)
+    check_sizes(situation.plan.corners(), study.recipe, study.train)
     started = time.monotonic()
     with Leases(launch.storage, f"the search {study.name}") as leases:
         if not leases.acquire([situation.lease]):
@@ -77,6 +79,7 @@ def print_search_plan(study: SearchStudy, launch: Launch) -> int:
         0, or 1 where it would be refused.
     """
     situation = survey_search(study, launch.storage)
+    check_sizes(situation.plan.corners(), study.recipe, study.train)
     record = _record(situation)
     trials = record.trials if record else ()
     left = max(study.num_trials, len(trials)) - sum(trial.state in ENDED for trial in trials)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from sweeps.core.designs import Block, Design
 from sweeps.core.factors import SEED_PATH, refuse_repeats
 from toco.config import digest, flatten, replace
+from toco.data import MAX_SEED
 from toco.registry import load
 from toco.train.run_config import RunConfig
 
@@ -126,8 +127,11 @@ class Study:
         if not self.seeds:
             raise ValueError("A study needs at least one seed.")
         refuse_repeats("seeds", self.seeds)
-        if min(self.seeds) < 0:
-            raise ValueError(f"A seed is 0 or more, got {self.seeds}.")
+        # Those of the A/A row lie above, and as far apart.
+        highest = 2 * max(self.seeds) + 1 - min(self.seeds) if self.a_a else max(self.seeds)
+        if min(self.seeds) < 0 or highest >= MAX_SEED:
+            with_a_a = f", those of the A/A row up to {highest}" if self.a_a else ""
+            raise ValueError(f"Seeds are from 0 to {MAX_SEED - 1}, got {list(self.seeds)}{with_a_a}.")
         if not self.metrics:
             raise ValueError("A study needs at least one metric for its table.")
         if self.smallest_effect <= 0:

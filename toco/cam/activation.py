@@ -63,7 +63,7 @@ def multi_scale_cams(
         base: What ``forward(images)`` returned, where the caller has it already; that pass is then not repeated.
 
     Raises:
-        ValueError: A scale is not positive.
+        ValueError: A scale is not positive, or leaves no pixel.
 
     Source: official camutils.py, ``multi_scale_cam2``.
     """
@@ -87,6 +87,8 @@ def multi_scale_cams(
     for scale in scales:
         if scale != 1.0:
             size = (int(scale * height), int(scale * width))
+            if min(size) < 1:
+                raise ValueError(f"images of {height} x {width} px are empty at CAM scale {scale}; raise the scale")
             scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
             total = total + at_one_scale(scaled, None)
     return normalise_cam(total)

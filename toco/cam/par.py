@@ -94,8 +94,16 @@ def refined_probabilities(
     ``1 + position_weight`` an iteration, the same for all classes.
 
     The image's affinity is computed once and the ``t`` backgrounds travel side by side as channels.
+
+    Raises:
+        ValueError: No pixel is left at the reduced size.
     """
     size = (int(images.shape[-2] * scale), int(images.shape[-1] * scale))
+    if min(size) < 1:
+        raise ValueError(
+            f"images of {images.shape[-2]} x {images.shape[-1]} px are empty at scale {scale} of the refinement (PAR); "
+            "raise the scale"
+        )
     small_images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
     small_cam = F.interpolate(cam, size=size, mode="bilinear", align_corners=False)
     small_cam = small_cam.masked_fill((class_labels == 0)[:, :, None, None], -torch.inf)

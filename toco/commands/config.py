@@ -13,7 +13,14 @@ from toco.registry import load
 @click.argument("recipe")
 @_options.changes
 def command(recipe: str, changes: tuple[str, ...]) -> None:
-    """Print the config of RECIPE, defaults too, as JSON."""
-    value = replace(load("toco.recipes", recipe).recipe(), parse_assignments(changes))
+    """Print the config of RECIPE, defaults too, as JSON.
+
+    A config whose sizes do not fit together, so that it cannot run, is refused.
+    """
+    from toco.train.dry_run import check_can_run
+
+    base = load("toco.recipes", recipe).recipe()
+    value = replace(base, parse_assignments(changes))
+    check_can_run(value, base)
     click.echo(value.model_dump_json(indent=2))
     click.echo(f"digest {digest(value)}", err=True)

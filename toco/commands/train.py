@@ -27,10 +27,13 @@ def command(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, 
     """
     from toco.train.averages import DivergedError
     from toco.train.distributed import Place, RankError, joined
+    from toco.train.dry_run import check_can_run
     from toco.train.loop import train as run
 
-    value = replace(load("toco.recipes", recipe).recipe(), parse_assignments(changes))
+    base = load("toco.recipes", recipe).recipe()
+    value = replace(base, parse_assignments(changes))
     try:
+        check_can_run(value, base)
         with joined(value, Place.of_torchrun()) as shard:
             result = run(value, run_dir, recipe=recipe, resume=resume, progress=progress)
     except (DivergedError, RankError) as error:

@@ -30,7 +30,7 @@ _Key = tuple[int, int]  # (epoch, index)
 _WHOLE = Shard()
 _ORDER = 1
 """Spawn key of the generators of orders: ``SeedSequence([a, b])`` alone equals ``SeedSequence([a, b, 0])``."""
-_MAX_SEED = 2**32
+MAX_SEED = 2**32
 """A larger seed takes two words of the sequence, which another (seed, epoch) could also give."""
 
 
@@ -63,8 +63,8 @@ class TrainLoader:
     ) -> None:
         if not 0 < batch_size <= len(dataset):
             raise ValueError(f"Expected a batch size from 1 to the {len(dataset)} images there are, got {batch_size}.")
-        if not 0 <= seed < _MAX_SEED:
-            raise ValueError(f"Expected a seed from 0 to {_MAX_SEED - 1}, got {seed}.")
+        if not 0 <= seed < MAX_SEED:
+            raise ValueError(f"Expected a seed from 0 to {MAX_SEED - 1}, got {seed}.")
         if batch_size % shard.world_size:
             raise ValueError(
                 f"Expected a batch size that {shard.world_size} processes can share equally, got {batch_size}; "

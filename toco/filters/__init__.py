@@ -60,6 +60,8 @@ def build(
     """
     if not (sigma_rgb > 0 and sigma_xy > 0):
         raise ValueError(f"expected positive standard deviations, got sigma_rgb={sigma_rgb} and sigma_xy={sigma_xy}")
+    if images.device.type == "meta":
+        return lambda values: torch.empty_like(values)  # there is nothing to filter but a shape
     return cast(BilateralFilter, load(__name__, name).build(images, sigma_rgb, sigma_xy, boxes))
 
 

@@ -174,7 +174,7 @@ class ToCo(Method):
         config = self.config
         # A disabled context around all passes: weights that one of them casts are there for the next. The first pass is
         # one with gradients, as it has to be: what is cast without them would stay without them.
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(_autocast_device(images.device), enabled=False):
             views = [images] if keys is None else [images, second_view]
             main = self._encode(torch.cat(views), num_maps=len(images))
             losses = {
@@ -378,7 +378,14 @@ class ToCo(Method):
         return logits.float() if self.autocast_dtype else logits
 
     def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+        return torch.autocast(
+            _autocast_device(device), dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
+        )
+
+
+def _autocast_device(device: torch.device) -> str:
+    """What torch calls the device; tensors without values, of which only shapes are asked, have no autocast."""
+    return "cpu" if device.type == "meta" else device.type
 
 
 def _in_float32(features: Features) -> Features:

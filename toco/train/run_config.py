@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from toco.backbones import BackboneConfig
 from toco.config import RUN_ONLY, Config
-from toco.data import DataConfig, ViewsConfig
+from toco.data import MAX_SEED, DataConfig, ViewsConfig
 from toco.evaluate import EvaluateConfig
 from toco.evaluate.inference import InferenceConfig
 from toco.methods import MethodConfig
@@ -45,7 +45,7 @@ class RunConfig(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     num_steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=MAX_SEED)
     precision: Literal["float32", "bfloat16"] = "float32"
     evaluate_every: int = Field(gt=0)
     inference: InferenceConfig = _run_only(InferenceConfig())

@@ -123,7 +123,7 @@ def test_rungs_compare_what_evaluations_measure_and_no_cost():
         ({"objectives": (CAM, CAM)}, "occurs twice"),
         ({"objectives": (COST, dataclasses.replace(COST, key="wall_time_s"))}, "Rungs compare evaluations"),
         ({"num_trials": 0}, "at least one trial"),
-        ({"seed": -1}, "0 or more"),
+        ({"seed": -1}, "from 0 to"),
     ],
 )
 def test_a_search_that_makes_no_sense_is_refused(fields, message):

@@ -170,7 +170,9 @@ class Twins:
     [
         ({"seeds": (0, 1, 0)}, "0 occurs twice in the seeds"),
         ({"seeds": ()}, "at least one seed"),
-        ({"seeds": (0, -1)}, "A seed is 0 or more"),
+        ({"seeds": (0, -1)}, "Seeds are from 0 to 4294967295"),
+        ({"seeds": (0, 2**32)}, "Seeds are from 0 to 4294967295"),
+        ({"seeds": (2**31, 2**32 - 1)}, "those of the A/A row up to"),
         ({"metrics": ()}, "at least one metric"),
         ({"metrics": (Metric(CAM, "M"), Metric(CAM, "N"), Metric(SEG, "seg"))}, "'val/cam_miou' occurs twice"),
         ({"metrics": (Metric(CAM, "M"),)}, "block: val/seg_miou is compared but is no column"),

@@ -1,0 +1,227 @@
+"""Whether a run can run, before anything of it is made: its step, evaluation and inference on tensors without values.
+
+Meta tensors have shapes and types alone. The real backbone and the real method compute on them what they compute in a
+training, in a second or two and without memory for a single weight, and fail where sizes do not fit. What only values
+decide is not seen: it passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from toco import filters
+from toco.config import diff
+from toco.evaluate.inference import network_probabilities
+from toco.methods import Method
+from toco.registry import load
+from toco.train.run_config import RunConfig
+from toco.types import Batch
+
+MAX_SIDE_PX = 2**15
+"""Largest side of an image that passes a network: in float32 it takes 12 GB, and its features many times that."""
+MAX_KEPT_BYTES = 2**40
+"""Most that a step may keep for its backward pass; no accelerator holds it."""
+_NUM_CLASSES = 20
+"""The data set is not opened. Shapes that do not fit do so for any number of classes."""
+_NUM_IMAGES = 2
+_LEVEL = 64.0
+"""Nearly all images have two pixels that differ by as much, of the levels 0 to 255."""
+_SCALAR_OF = torch.ops.aten._local_scalar_dense.default
+
+
+def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
+    """See that the sizes of ``config`` fit together: views, crops, patches, scales, tiles.
+
+    Args:
+        config: The run.
+        recipe: What it was changed from: the message names the settings that differ.
+
+    Raises:
+        ValueError: They do not. The message says what fails, and the settings.
+    """
+    settings = {} if recipe is None else {path: new for path, (_, new) in diff(recipe, config).items()}
+    config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"weights": None})})
+
+    def part(what: str, sections: tuple[str, ...], compute: Callable[[], None]) -> None:
+        with _named(what, {path: value for path, value in settings.items() if path.startswith(sections)}):
+            compute()
+
+    _check_sides(config)
+    methods: list[Method] = []
+    of_all = ("backbone", "method")
+    part("The network", of_all, lambda: methods.append(_bare_method(config)))
+    (method,) = methods
+    part("A training step", ("views", "batch_size", "num_steps", *of_all), lambda: _train(config, method))
+    part("An evaluation", ("evaluate", *of_all), lambda: _evaluate(config, method))
+    part("The inference", ("inference", *of_all), lambda: _infer(config, method))
+    part("The energy", ("method.dense_energy",), lambda: _filter_for_energy(config))
+    part("The CRF", ("inference.crf",), lambda: _filter_for_crf(config))
+
+
+@contextmanager
+def _named(what: str, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Errors as a sentence on ``what`` that names ``settings``."""
+    shapes = _Shapes()
+    try:
+        with shapes:
+            yield
+    except NotImplementedError:  # torch does not know what shape an operation has
+        return
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        # Code of a method that looks at values cannot be followed; it may raise anything.
+        if isinstance(error, RuntimeError) and ("meta" in str(error) or shapes.value_was_asked):
+            return
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        changed = ", ".join(f"{path}={value}" for path, value in settings.items())
+        hint = f" Set otherwise than in the recipe: {changed}." if changed else ""
+        raise ValueError(f"{what} cannot be computed: {reason}.{hint}") from error
+
+
+class _Shapes(TorchDispatchMode):
+    """Makes random tensors without values, too, and answers 1 where a value is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.value_was_asked = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        kwargs = dict(kwargs or {})
+        if func is _SCALAR_OF and args[0].is_meta:
+            self.value_was_asked = True
+            return 1
+        if func is torch.ops.aten.rand.generator:
+            del kwargs["generator"]
+            return torch.ops.aten.rand.default(*args, **{**kwargs, "device": "meta"})
+        return func(*args, **kwargs)
+
+
+def _check_sides(config: RunConfig) -> None:
+    """Sides that no network takes, by what makes them."""
+    crop, evaluate, inference = config.views.crop_size_px, config.evaluate, config.inference
+    cam_scales = getattr(config.method, "cam_scales", ())
+    sides = {
+        "views.crop_size_px": crop,
+        "method.cam_scales": crop * max(cam_scales, default=1.0),
+        "evaluate.size_px": evaluate.size_px or 1,
+        "evaluate.cam_scales": (evaluate.size_px or crop) * max(evaluate.cam_scales, default=1.0),
+        "inference.size_px": inference.size_px or 1,
+        "inference.scales": (inference.size_px or crop) * max(inference.scales),
+    }
+    for path, side in sides.items():
+        if side > MAX_SIDE_PX:
+            raise ValueError(
+                f"{path} asks for images of {side:.0f} px, and {MAX_SIDE_PX} px are the most for a network."
+            )
+
+
+def _bare_method(config: RunConfig) -> Method:
+    with torch.device("meta"):
+        backbone = load("toco.backbones", config.backbone.name).build(config.backbone)
+        resolved = config.method.resolved(torch.device("cpu"), config.views.crop_size_px)
+        method: Method = load("toco.methods", config.method.name).build(resolved, backbone, _NUM_CLASSES)
+    return method
+
+
+def _train(config: RunConfig, method: Method) -> None:
+    """The last step, in which all terms count that ever do."""
+    # One group of images stands for the batch, of which the step may keep a part as large.
+    number = min(getattr(config.method, "loss_group_size", None) or _NUM_IMAGES, config.batch_size)
+    largest = MAX_KEPT_BYTES * number // config.batch_size
+    images = _images(number, config.views.crop_size_px)
+    with torch.device("meta"):
+        batch = Batch(
+            images=images,
+            second_view=images,
+            crop_source=images,
+            class_labels=torch.empty(number, _NUM_CLASSES),
+            valid_box=torch.empty(number, 4, dtype=torch.int64),
+            names=("",) * number,
+            present=torch.empty(number, 1, dtype=torch.int64),
+        )
+    kept: set[int] = set()
+    kept_bytes = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept_bytes
+        storage = tensor.untyped_storage()
+        if storage._cdata not in kept:
+            kept.add(storage._cdata)
+            kept_bytes += storage.nbytes()
+        if kept_bytes > largest:
+            raise ValueError("it keeps more than a terabyte of features for its backward pass")
+        return tensor
+
+    method.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = method.training_losses(batch, config.num_steps - 1, torch.Generator())
+    output.total.backward()
+
+
+@torch.no_grad()
+def _evaluate(config: RunConfig, method: Method) -> None:
+    evaluate = config.evaluate
+    scales = (1.0, *evaluate.cam_scales)
+    side = evaluate.size_px or _own_side(config, method, min(scales))
+    images = _images(min(evaluate.batch_size, _NUM_IMAGES), side)
+    method.eval()
+    with torch.device("meta"):
+        present = torch.empty(len(images), 1, dtype=torch.int64)
+        class_labels = torch.empty(len(images), _NUM_CLASSES)
+    method.predict(images, evaluate.cam_scales, evaluate.cam_flip, present)
+    if evaluate.num_pictures and evaluate.size_px:
+        method.pseudo_labels(images, class_labels)
+
+
+@torch.no_grad()
+def _infer(config: RunConfig, method: Method) -> None:
+    least, most = min(config.inference.scales), max(config.inference.scales)
+    inference = config.inference.model_copy(update={"scales": (least, most)})
+    side = inference.size_px or _own_side(config, method, least)
+    if inference.tile_px is not None:
+        # Somewhat more than a tile: of many tiles, one is as good as another.
+        side = min(side, int(1.5 * inference.tile_px / most) + _patch_side(method, least))
+    method.eval()
+    with torch.device("meta"):
+        image = torch.empty(side, side, 3, dtype=torch.uint8)
+    network_probabilities(method, image, inference)
+
+
+def _filter_for_energy(config: RunConfig) -> None:
+    energy = getattr(config.method, "dense_energy", None)
+    if energy is not None and energy.filter_name == "lattice":
+        _filter(energy.sigma_rgb, energy.sigma_xy * energy.scale)
+
+
+def _filter_for_crf(config: RunConfig) -> None:
+    crf = config.inference.crf
+    if crf is not None and crf.filter_name == "lattice":
+        _filter(crf.bilateral_sigma_rgb, crf.bilateral_sigma_xy)
+        filters.build_gaussian("lattice", torch.zeros(1, 3, 2, 2), crf.position_sigma)
+
+
+def _filter(sigma_rgb: float, sigma_xy: float) -> None:
+    """Number the cells of the lattice that a tiny image needs: larger images need more."""
+    image = torch.tensor([[0.0, _LEVEL], [_LEVEL, 0.0]]).expand(1, 3, 2, 2)
+    filters.build("lattice", image, sigma_rgb, sigma_xy)
+
+
+def _own_side(config: RunConfig, method: Method, scale: float) -> int:
+    """Side of an image of its own size that has a patch at ``scale``, if there are such images."""
+    side = max(config.views.crop_size_px, _patch_side(method, scale))
+    if side > MAX_SIDE_PX:
+        raise ValueError(f"at scale {scale:g} an image needs {side} px for a patch, and {MAX_SIDE_PX} are the most")
+    return side
+
+
+def _patch_side(method: Method, scale: float) -> int:
+    return int(method.patch_size_px / scale) + 1
+
+
+def _images(number: int, side: int) -> Tensor:
+    return torch.empty(number, 3, side, side, device="meta")
