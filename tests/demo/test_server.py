@@ -1,5 +1,6 @@
 import base64
 import re
+import shutil
 import struct
 
 import numpy as np
@@ -122,6 +123,18 @@ def test_examples_are_images_of_the_validation_split(client, data_root):
     shown = client.post("/api/examples/2").json()
     np.testing.assert_array_equal(pixels(shown["image"]), np.asarray(Image.open(data_root / "JPEGImages/image14.png")))
     assert client.post("/api/examples/4").status_code == 404
+
+
+def test_an_example_that_cannot_be_read_is_left_out(analyst, trained, data_root, tmp_path, caplog):
+    shutil.copytree(data_root, tmp_path / "data")
+    (tmp_path / "data" / "JPEGImages" / "image13.png").write_bytes(b"")
+    config = trained.config.data.model_copy(update={"root": tmp_path / "data", "cache": "none"})
+    client = client_of(Demo(analyst, "my run", TOKEN, voc.open_split(config, "val"), LIMITS))
+    examples = client.get("/api/about").json()["examples"]
+    assert [example["name"] for example in examples] == ["image12", "image14", "image15"]
+    assert client.post("/api/examples/1").status_code == 200
+    assert "An example is left out: " in caplog.text
+    assert "image13.png" in caplog.text
 
 
 def test_without_a_data_set_there_are_no_examples(analyst):

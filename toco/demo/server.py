@@ -13,6 +13,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import logging
 import math
 import re
 import secrets
@@ -43,6 +44,8 @@ from toco.data._images import decode_image
 from toco.demo.analysis import Analysis, Analyst, CamName
 from toco.demo.limits import Limits, limited_protocol
 from toco.evaluate.evaluator import evenly_spaced
+
+logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 _NUM_EXAMPLES = 8
@@ -96,15 +99,14 @@ class Demo:
         title: What was trained, for the head of the page.
         token: What a visitor has to know.
         dataset: A few of its images are offered as examples, if there is one.
+            Those that cannot be read are left out with a warning.
         limits: What a visitor may ask for.
-
-    Raises:
-        ValueError: An image of ``dataset`` cannot be read.
     """
 
     def __init__(self, analyst: Analyst, title: str, token: str, dataset: Dataset | None, limits: Limits) -> None:
         self.analyst, self.token, self.dataset, self.limits = analyst, token, dataset, limits
-        self.examples = [] if dataset is None else evenly_spaced(len(dataset), _NUM_EXAMPLES)
+        thumbnails = {} if dataset is None else _thumbnails(dataset)
+        self.examples = list(thumbnails)
         trained, settings, evaluate = analyst.trained, analyst.settings, analyst.trained.config.evaluate
         self.class_names = trained.class_names
         self._about = {
@@ -119,7 +121,9 @@ class Demo:
             "scales": list(dict.fromkeys((1.0, *evaluate.cam_scales))),
             "flip": evaluate.cam_flip,
             "max_upload_bytes": limits.upload_bytes,
-            "examples": [{"name": dataset.names[i], "thumbnail": _thumbnail(dataset.image(i))} for i in self.examples]
+            "examples": [
+                {"name": dataset.names[index], "thumbnail": thumbnail} for index, thumbnail in thumbnails.items()
+            ]
             if dataset is not None
             else [],
         }
@@ -299,6 +303,17 @@ def _for_page(analysis: Analysis) -> dict[str, Any]:
 def _pixels(pixels: UInt8[np.ndarray, "h w *c"]) -> dict[str, Any]:
     height, width = pixels.shape[:2]
     return {"height": height, "width": width, "bytes": base64.b64encode(pixels.tobytes()).decode()}
+
+
+def _thumbnails(dataset: Dataset) -> dict[int, str]:
+    """Small versions of a few images, by their places in the data set."""
+    thumbnails = {}
+    for index in evenly_spaced(len(dataset), _NUM_EXAMPLES):
+        try:
+            thumbnails[index] = _thumbnail(dataset.image(index))
+        except (ValueError, OSError) as error:
+            logger.warning("An example is left out: %s", error)
+    return thumbnails
 
 
 def _thumbnail(image: UInt8[np.ndarray, "h w 3"]) -> str:

@@ -177,18 +177,24 @@ def _add_artifacts(store: Store, run: Run, record: RunRecord) -> None:
 
 
 def _evaluation_files(evaluation: dict[str, Any], config: dict[str, Any], scratch: Path) -> list[Path]:
-    """Per-class table in the form of ``mlflow.log_table`` (which appends, and so would double), and two curves."""
-    from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve
+    """Per-class table in the form of ``mlflow.log_table`` (which appends, and so would double), and two curves.
+
+    A curve that cannot be drawn is left out with a warning.
+    """
+    from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve, save_figure
     from toco.evaluate.report import ThresholdCurve
 
     columns = evaluation["per_class"]
     table = [list(row) for row in zip(evaluation["class_names"], *columns.values(), strict=True)]
-    files = [scratch / name for name in ("per_class.json", "patch_similarity.png", "cam_thresholds.png")]
-    files[0].write_text(json.dumps({"columns": ["class", *columns], "data": table}), encoding="utf-8")
-    draw_similarity_curve({f"step {evaluation['step']}": evaluation["patch_similarity"]}).savefig(files[1])
+    file = scratch / "per_class.json"
+    file.write_text(json.dumps({"columns": ["class", *columns], "data": table}), encoding="utf-8")
+    similarity = {f"step {evaluation['step']}": evaluation["patch_similarity"]}
     curve = ThresholdCurve(**{name: tuple(values) for name, values in evaluation["threshold_curve"].items()})
-    draw_threshold_curve(curve, config["evaluate"]["background_threshold"]).savefig(files[2])
-    return files
+    figures = {
+        scratch / "patch_similarity.png": lambda: draw_similarity_curve(similarity),
+        scratch / "cam_thresholds.png": lambda: draw_threshold_curve(curve, config["evaluate"]["background_threshold"]),
+    }
+    return [file, *(path for path, draw in figures.items() if save_figure(draw, path))]
 
 
 def _status(record: RunRecord) -> str:
