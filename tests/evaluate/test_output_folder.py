@@ -134,6 +134,21 @@ def test_a_process_that_begins_in_another_way_at_the_same_time_is_refused(tmp_pa
         made_by(late)
 
 
+def test_a_process_that_begins_in_the_same_way_at_the_same_time_is_not_refused(tmp_path, monkeypatch):
+    made_by(folder(tmp_path))
+    reads = []
+
+    def read_too_early(path, **options):
+        reads.append(path)
+        if len(reads) == 1:
+            raise FileNotFoundError(path)
+        return read_record(path, **options)
+
+    monkeypatch.setattr("toco.evaluate.output_folder.read_record", read_too_early)
+    assert folder(tmp_path).missing() == []
+    assert len(reads) == 2
+
+
 def test_outputs_of_another_way_are_not_trusted_even_if_their_record_was_copied(tmp_path):
     made_by(folder(tmp_path / "one"))
     made_by(folder(tmp_path / "two", flip=True))

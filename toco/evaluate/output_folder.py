@@ -142,6 +142,9 @@ class OutputFolder:
             was = read_record(file, advice=another)
         except FileNotFoundError:
             if any(self.path.rglob(f"*{self._suffix}")):
+                if file.exists():  # another process began in between
+                    self._check_same()
+                    return
                 raise ValueError(
                     f"{printable(self.path)} holds {self._suffix} files but no {ABOUT} that says how they were made; "
                     "name a new folder."
