@@ -1,6 +1,10 @@
+import errno
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -9,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from toco.data import ColourConfig, Dataset, TrainLoader, ViewsConfig, denormalise_255
+from toco.data import ColourConfig, Dataset, RawBatch, TrainLoader, ViewsConfig, _loader_processes, denormalise_255
 from toco.data._loader import epoch_order, sample_generator
+from toco.data._loader_processes import LoaderError, _Packed, _receive, _send
 from toco.data.voc import Config, open_split
 from toco.types import Batch, Shard
 
@@ -92,10 +97,140 @@ def test_loader_processes_give_the_same_batches_and_draw_no_global_random_number
 def test_fault_in_a_loader_process_names_the_file(dataset: Dataset, folder: Path) -> None:
     for path in (folder / "JPEGImages").iterdir():
         path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="truncated or damaged") as here:
+        batches(dataset, 0, 1)
     with pytest.raises(ValueError, match="truncated or damaged") as raised:
         batches(dataset, 0, 1, num_workers=1)
+    assert (type(raised.value), str(raised.value)) == (type(here.value), str(here.value))
     assert raised.tb is not None, "which keeps all frames alive"
     assert not multiprocessing.active_children()
+
+
+class Bad(Dataset):
+    """Images of which the second batch's do harm to the process that reads them."""
+
+    class_names = ("disc",)
+    names = tuple("abcd")
+
+    def __init__(self, harm: str) -> None:
+        self.harm = harm
+
+    def image(self, index: int) -> np.ndarray:
+        first = epoch_order(4, 0, 0)[:2]
+        if index not in first:
+            HARMS[self.harm]()
+        return np.zeros((40, 40, 3), dtype=np.uint8)
+
+    def class_labels(self, index: int) -> np.ndarray:
+        return np.ones(1, dtype=np.float32)
+
+    def mask(self, index: int) -> np.ndarray:
+        raise LookupError
+
+    def manifest_digest(self) -> str:
+        return ""
+
+
+class TwoPartError(Exception):
+    """Cannot be read back from a pickle."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def time_out() -> None:
+    raise TimeoutError(errno.ETIMEDOUT, "Connection timed out", "im00.jpg")
+
+
+def fail() -> None:
+    raise TwoPartError("the rack", "burns")
+
+
+HARMS = {harm.__name__: harm for harm in (kill, hang, time_out, fail)}
+
+
+def harmed(
+    harm: str, stop: threading.Event | None = None, shard: Shard = Shard(), patience_s: float = 600.0
+) -> list[RawBatch]:
+    loader = TrainLoader(Bad(harm), VIEWS, 2, seed=0, num_workers=1, patience_s=patience_s, shard=shard)
+    got = []
+    for batch in loader.batches(0, 3, stop):
+        got.append(batch)
+        if stop is not None:
+            stop.set()
+    return got
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("harm", "error", "sentence"),
+    [
+        ("kill", LoaderError, r"^A loader process was killed by signal 9 while it made a batch; most often memory"),
+        ("hang", LoaderError, r"^A loader process has delivered no batch for 10 s\. See whether the disk"),
+        ("time_out", TimeoutError, r"Connection timed out: 'im00.jpg'"),
+        ("fail", RuntimeError, r"^TwoPartError: the rack: burns$"),
+    ],
+)
+def test_what_goes_wrong_in_a_loader_process_is_an_error_here(harm: str, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence) as raised:
+        # Starting the process takes some seconds, too.
+        harmed(harm, patience_s=10.0 if harm == "hang" else 600.0)
+    assert "\n" not in str(raised.value)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_a_wait_for_a_batch_ends_when_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(harmed("hang", threading.Event())) == 1
+    assert not multiprocessing.active_children()
+    # Others that share the batches do not know of it, and go on to the next one.
+    monkeypatch.setattr(_loader_processes, "_GRACE_S", 1.0)
+    with pytest.raises(LoaderError, match="delivered no batch for 1 s more"):
+        harmed("hang", threading.Event(), Shard(0, 2))
+
+
+def test_a_batch_travels_without_a_copy_on_the_way_and_without_shared_memory_of_torch(dataset: Dataset) -> None:
+    (batch,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3).batches(0, 1)
+    ours, theirs = multiprocessing.Pipe()
+    with ours, theirs:
+        packed = _Packed.of(batch)
+        assert packed.size >= batch.views.nbytes
+        assert len(packed.head) < 5000
+        _send(theirs, packed)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(packed.file)
+        received = _receive(ours)
+    assert isinstance(received, RawBatch)
+    assert not received.views.is_shared()
+    assert received.views.data_ptr() % 64 == 0
+    assert received.names == batch.names
+    assert torch.equal(received.views, batch.views)
+    assert torch.equal(received.colours.blends, batch.colours.blends)
+    assert_same([received.to("cpu")], [batch.to("cpu")])
+
+
+def test_more_files_than_this_process_may_have_are_an_error_of_the_system(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (batch,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3).batches(0, 1)
+    ours, theirs = multiprocessing.Pipe()
+
+    def left_behind(_: object) -> int:
+        raise RuntimeError("received 0 items of ancdata")
+
+    monkeypatch.setattr(_loader_processes.reduction, "recv_handle", left_behind)
+    with ours, theirs:
+        _send(theirs, _Packed.of(batch))
+        with pytest.raises(OSError, match="Too many open files"):
+            _receive(ours)
 
 
 @pytest.mark.slow
@@ -120,7 +255,7 @@ def test_without_processes_no_multiprocessing_is_used(dataset: Dataset, monkeypa
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("toco.data._loader.DataLoader", refuse)
+    monkeypatch.setattr("toco.data._loader.LoaderProcesses", refuse)
     assert len(batches(dataset, 0, 2)) == 2
 
 

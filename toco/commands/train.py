@@ -25,6 +25,7 @@ def command(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, 
     torchrun, all processes train the one run together: torchrun --standalone --nproc-per-node 2 -m toco train RECIPE
     --run-dir DIR
     """
+    from toco.processes import end_with_parent
     from toco.train.averages import DivergedError
     from toco.train.distributed import Place, RankError, joined
     from toco.train.dry_run import check_can_run
@@ -32,9 +33,11 @@ def command(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, 
 
     base = load("toco.recipes", recipe).recipe()
     value = replace(base, parse_assignments(changes))
+    if (place := Place.of_torchrun()) is not None:
+        end_with_parent()  # which would end its ranks, unless it is killed
     try:
         check_can_run(value, base)
-        with joined(value, Place.of_torchrun()) as shard:
+        with joined(value, place) as shard:
             result = run(value, run_dir, recipe=recipe, resume=resume, progress=progress)
     except (DivergedError, RankError) as error:
         raise click.ClickException(str(error)) from error

@@ -65,7 +65,7 @@ class RawBatch:
         )
 
     def pin_memory(self) -> RawBatch:
-        """The same in page-locked memory; the loader's pinning thread asks for it by this name."""
+        """The same in page-locked memory."""
         return replace(
             self,
             views=self.views.pin_memory(),

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,6 +135,8 @@ def train(
         if step is not None:
             restored = restored or checkpoint.read(folder.checkpoints / checkpoint.folder_name(step))
             checkpoint.restore(restored, method, optimizer)
+        # Before signals wait for the end of a step: filling a cache of images may take long.
+        train_set.prepare()
         return _run(config, folder, method, optimizer, loader, val_set, restored, shared, observer, progress, started)
 
 
@@ -167,9 +169,10 @@ def _run(
     before_s = max((row["time_s"] for row in folder.metrics()), default=0.0)
     bar = tqdm(total=config.num_steps, initial=step, unit="step", disable=not (progress and first), dynamic_ncols=True)
     writer = checkpoint.Writer(folder.checkpoints, digest(config), config.keep_checkpoints)
-    with _stop_signals() as stop, writer, bar:
+    saved_step = step
+    with _stop_signals() as stop, writer, bar, closing(loader.batches(step, config.num_steps - step, stop)) as batches:
         try:
-            for batch in loader.batches(start_step=step, num_steps=config.num_steps - step):
+            for batch in batches:
                 step_started = time.monotonic()
                 last = step + 1 == config.num_steps
                 # Seeded by the step, so that a resumed run draws what the uninterrupted one draws.
@@ -208,12 +211,16 @@ def _run(
                         told = partial(observer.on_evaluation, step, metrics)
                 if (due or stopping) and first:
                     writer.start(step, method, optimizer, {"averages": averages.state()}, told, folder.mark())
+                    saved_step = step
                 if shared is not None and step == shared.step:
                     averages.check()
                     shared.leave(folder, method, optimizer, {"averages": averages.state()})
                 if stopping:
                     break
             averages.check()
+            if first and step > saved_step:
+                # A signal came while the next batch was waited for.
+                writer.start(step, method, optimizer, {"averages": averages.state()}, _nobody, folder.mark())
             writer.wait()
         except DivergedError as error:
             # Whoever is told of the last evaluation must not find the end of the run beside it.

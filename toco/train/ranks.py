@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import pickle
 import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +13,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from toco.processes import end_with_parent, sendable
 from toco.train.distributed import Place, RankError, check_shares, joined
 from toco.train.loop import Observer, Result
 from toco.train.run_config import RunConfig
@@ -141,32 +138,16 @@ def _be_rank(
     run_dir: Path,
     options: Mapping[str, Any],
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         with joined(config, place):
             observer = _Teller(parent) if place.rank == 0 else None
             ended = _Ended(place.rank, train(config, run_dir, observer=observer, **options))
     except Exception as error:
-        error.add_note(f"On rank {place.rank}:\n{traceback.format_exc()}")
         with suppress(BrokenPipeError):  # somebody else was the first to fail
-            parent.send(_sendable(error))
+            parent.send(sendable(error, f"On rank {place.rank}"))
     else:
         parent.send(ended)
-
-
-def _sendable(error: Exception) -> Exception:
-    """``error``, or what it says where it is of a class that cannot be pickled and read back."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
-def _end_with_parent() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
 
 
 class _Teller:

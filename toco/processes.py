@@ -1,0 +1,51 @@
+"""What processes that this project starts have in common: how they end, and how their errors reach who started them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+_LOOK_EVERY_S = 1.0
+
+
+def end_with_parent() -> None:
+    """End this process at once when the process that asked for it ends, however that happens.
+
+    That process is the one which called ``start``, also where a fork server did the work; without one, as under
+    torchrun, it is the parent of this process.
+    """
+    parent = multiprocessing.parent_process()
+    threading.Thread(
+        target=_end_after, args=(_wait_for_orphanage if parent is None else parent.join,), daemon=True
+    ).start()
+
+
+def sendable(error: Exception, where: str) -> Exception:
+    """``error`` for another process, or what it says where it is of a class that cannot be pickled and read back.
+
+    Args:
+        error: What was raised, being handled.
+        where: This process, for the traceback that goes with the error as a note.
+    """
+    error.add_note(f"{where}:\n{traceback.format_exc()}")
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _end_after(wait: Callable[[], object]) -> None:
+    wait()
+    os._exit(1)
+
+
+def _wait_for_orphanage() -> None:
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY_S)
