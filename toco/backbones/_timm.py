@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from toco.backbones._backbone import Backbone, BackboneConfig
-from toco.backbones._weights import load_file
+from toco.backbones._weights import load_file, split_entry
 from toco.config import PLACE, RUN_ONLY
 
 HUB = "hub"
@@ -25,7 +25,8 @@ class TimmConfig(BackboneConfig):
 
     Attributes:
         model: Name in timm, with its tag where weights come from the hub, as in ``deit_base_patch16_224.fb_in1k``.
-        weights: ``hub`` downloads timm's weights; a path reads a file (safetensors, or a torch file of plain tensors);
+        weights: ``hub`` downloads timm's weights; a path reads a file (safetensors, or a torch file of plain tensors;
+            of several state dicts in it one is named behind the path, as in ``dino.pth#teacher``);
             ``null`` starts from random weights.
         weights_sha256: What the SHA-256 (hex) of such a file has to begin with. What the hub gives is not looked at:
             its files hold the same tensors in another format.
@@ -75,13 +76,13 @@ def build(
     except ValueError as error:
         raise ValueError(f"{config.model!r} cannot be a backbone: {error}") from error
     if (path := weights_path(config)) is not None:
-        load_file(network, path, config.weights_sha256)
+        load_file(network, path, config.weights_sha256, split_entry(str(config.weights))[1])
     return backbone
 
 
 def weights_path(config: TimmConfig) -> Path | None:
     """The file that the weights are read from, if they are read from one."""
-    return None if config.weights in (None, HUB) else Path(str(config.weights))
+    return None if config.weights in (None, HUB) else split_entry(str(config.weights))[0]
 
 
 def _compare_pixels(config: TimmConfig, network: Any) -> None:  # noqa: ANN401 - a model of timm, with its record

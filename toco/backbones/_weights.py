@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +14,65 @@ import torch.nn.functional as F
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
-_WRAPPERS = ("model", "state_dict")
+ENTRY = "#"
+"""Stands between a file and the name of the state dict in it, where it holds several: ``file.pth#teacher``."""
+_BEGINNINGS = (
+    (b"version https://git-lfs", "it is a pointer of Git LFS: fetch the file itself with git lfs pull"),
+    (b"<", "it is a web page, perhaps of a download that was refused: download it again"),
+)
+_ZIP = b"PK\x03\x04"
 _HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
 
 
-def load_file(model: nn.Module, path: Path, sha256: str | None = None) -> None:
+def split_entry(text: str) -> tuple[Path, str | None]:
+    """The file that ``backbone.weights`` names, and the state dict in it, if one is named.
+
+    >>> split_entry("dino.pth#teacher")[1], split_entry("dino.pth")[1]
+    ('teacher', None)
+    """
+    file, mark, entry = text.rpartition(ENTRY)
+    if not mark or Path(text).exists():
+        return Path(text), None
+    return Path(file), entry
+
+
+def load_file(model: nn.Module, path: Path, sha256: str | None = None, entry: str | None = None) -> None:
     """Load an encoder's weights into ``model``, a network of timm; the heads of the pretraining are left out.
 
     A safetensors file, or a torch file that holds nothing but tensors and containers (it is opened with
-    ``weights_only=True``; a ``model`` or ``state_dict`` entry around the tensors is unwrapped). Position embeddings
-    of another grid are interpolated bicubically. A file with other names than timm's (DINOv2, DINOv3, EVA, CLIP or Swin
+    ``weights_only=True``). A prefix that all names share, as ``module.``, is taken off. Position embeddings of another
+    grid are interpolated bicubically. A file with other names than timm's (DINOv2, DINOv3, EVA, CLIP or Swin
     as their authors released them) is converted as timm does it.
 
     Args:
         model: The encoder.
         path: The file.
         sha256: What its SHA-256 (hex) has to begin with.
+        entry: Which state dict of the file is meant, where it holds several.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is another file than ``sha256`` says, or does not hold exactly this model's tensors; the message
-            names those that differ.
+        ValueError: It is another file than ``sha256`` says, does not hold exactly this model's tensors, or one of them
+            has values that are not finite; the message names those that differ.
     """
     if not path.is_file():
         raise FileNotFoundError(f"Expected pretrained weights at {path}, but there is no such file.")
     if sha256 is not None:
         _check_sha256(path, sha256)
     wanted = model.state_dict()
-    state = _without_heads(read_tensors(path))
+    given = state = read_tensors(path, entry)
+    if not state.keys() & wanted.keys():
+        # The names of heads, too, may have the prefix, or be all that does not share it.
+        state = without_shared_prefix(_without_heads(without_shared_prefix(state)))
+    state = _without_heads(state)
+    _check_finite(state, path)
     if "pos_embed" in state and "pos_embed" in wanted:
         state["pos_embed"] = _fit_positions(state["pos_embed"], wanted["pos_embed"], model)
     if state.keys() != wanted.keys():
-        state = _without_heads(_renamed(state, model, path))
+        if state.keys() & wanted.keys():
+            given = state
+        # By the names as they were released: a prefix may be what timm knows them by.
+        state = _without_heads(_renamed(given, model, path))
     problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
     problems += [f"{name} is not part of the model" for name in state.keys() - wanted.keys()]
     problems += [
@@ -57,29 +86,88 @@ def load_file(model: nn.Module, path: Path, sha256: str | None = None) -> None:
     model.load_state_dict(state)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def without_shared_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without the parts of their names, up to a dot, with which all of these begin.
+
+    >>> list(without_shared_prefix({"module.net.a.w": 1, "module.net.b": 2}))
+    ['a.w', 'b']
+    """
+    names = [name.split(".") for name in state]
+    shared = 0
+    while names and all(len(name) > shared + 1 and name[shared] == names[0][shared] for name in names):
+        shared += 1
+    return {".".join(name[shared:]): value for name, value in zip(names, state.values(), strict=True)}
+
+
+def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     """The tensors of a file by name, opened without running anything in it.
 
+    Args:
+        path: The file: the tensors themselves, or dictionaries around them.
+        entry: Which state dict of the file is meant, as ``teacher`` or ``model/ema``.
+
     Raises:
-        ValueError: It holds something else than tensors, or is damaged.
+        ValueError: It holds something else than tensors, or is damaged; it holds several state dicts, or none of this
+            name. The message names them.
     """
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
+    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
         raise
     except Exception as error:  # on what is no file of tensors (a page that says "quota exceeded") all can happen
         raise ValueError(
-            f"{path} cannot be read as plain tensors: expected a safetensors file, or a torch file that holds nothing "
-            "but tensors. Nothing in it was run."
+            f"{path} cannot be read as plain tensors: {_fault(path)}. Expected a safetensors file, or a torch file "
+            "that holds nothing but tensors. Nothing in it was run."
         ) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    found = dict(_state_dicts(content, ()))
+    if not found:
         raise ValueError(f"{path} holds no state dict: expected names with tensors.")
-    return content
+    names = ", ".join(filter(None, found))
+    if entry is not None and entry not in found:
+        raise ValueError(f"{path} holds no state dict {entry!r}; there is {names or 'one without a name'}.")
+    if entry is None and len(found) > 1:
+        raise ValueError(
+            f"{path} holds several state dicts: {names}. Say which, as in {path}{ENTRY}{next(iter(found))}."
+        )
+    return found[entry] if entry is not None else next(iter(found.values()))
+
+
+def _state_dicts(content: object, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """All dictionaries of tensors by names, with the names of those around them."""
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+        return
+    if all(isinstance(value, Tensor) for value in content.values()):
+        yield "/".join(keys), dict(content)
+        return
+    for key, value in content.items():
+        yield from _state_dicts(value, (*keys, key))
+
+
+def _fault(path: Path) -> str:
+    """What is wrong with a file that is none of tensors, as far as its beginning says."""
+    with path.open("rb") as file:
+        beginning = file.read(512).lstrip()
+    if not beginning:
+        return "it is empty"
+    for begins, fault in _BEGINNINGS:
+        if beginning.startswith(begins):
+            return fault
+    if path.suffix == ".safetensors":
+        return "it is no safetensors file, or a part of one: copy it again"
+    if beginning.startswith(_ZIP):
+        if not zipfile.is_zipfile(path):
+            return "its end is missing: copy it again"
+        return "it is damaged, or holds Python objects that are no tensors"
+    return "it is no torch file, or holds Python objects that are no tensors"
+
+
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise ValueError(f"{path}: {bad[0]}{more} holds values that are not finite. Take another copy of the weights.")
 
 
 def _check_sha256(path: Path, expected: str) -> None:

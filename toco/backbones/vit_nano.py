@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from toco.backbones._backbone import BackboneConfig
-from toco.backbones._weights import load_file
+from toco.backbones._weights import load_file, split_entry
 from toco.backbones.vit import ViT
 from toco.config import PLACE
 
@@ -66,7 +66,7 @@ def build(config: Config) -> ViT:
     )
     backbone = ViT(vit, config.pixel_mean, config.pixel_std)
     if (path := weights_path(config)) is not None:
-        load_file(vit, path)
+        load_file(vit, path, entry=split_entry(str(config.weights))[1])
     return backbone
 
 
@@ -74,4 +74,4 @@ def weights_path(config: Config) -> Path | None:
     """The file that the weights are read from, if they are read from one."""
     if config.weights is None:
         return None
-    return BUNDLED_WEIGHTS if config.weights == BUNDLED else Path(config.weights)
+    return BUNDLED_WEIGHTS if config.weights == BUNDLED else split_entry(config.weights)[0]

@@ -12,7 +12,7 @@ from toco.registry import load
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--recipe", required=True, help="What it was trained with, as voc_deit_b.")
 @_options.changes
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Folder to make.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from toco.backbones._weights import read_tensors
+from toco.backbones._weights import read_tensors, split_entry, without_shared_prefix
 from toco.config import digest
 from toco.data import DataConfig
 from toco.data._coco_classes import COCO_CLASSES
@@ -33,7 +33,8 @@ def import_checkpoint(path: Path, run_dir: Path, config: RunConfig, recipe: str 
     on from it. No data set and no pretrained weights are needed.
 
     Args:
-        path: A file that the official code saved: tensors by name, opened without running anything in it.
+        path: A file that the official code saved: tensors by name, opened without running anything in it. Of several
+            state dicts one is named behind it, as in ``file.pth#model``.
         run_dir: Folder to make; it must not hold a run.
         config: The run. That it says how this checkpoint was trained is the word of whoever imports it: DeiT-B and
             ViT-B have the same shapes.
@@ -47,7 +48,8 @@ def import_checkpoint(path: Path, run_dir: Path, config: RunConfig, recipe: str 
     folder = RunFolder(run_dir)
     if folder.exists():
         raise FileExistsError(f"{run_dir} already holds a run; name a new folder.")
-    tensors = {name.removeprefix(MODULE): value for name, value in read_tensors(path).items()}
+    path, entry = split_entry(str(path))
+    tensors = without_shared_prefix(read_tensors(path, entry))
     if _SEGMENTATION not in tensors:
         raise ValueError(
             f"{path} is no checkpoint of the official network: it has {len(tensors)} tensors, but no {_SEGMENTATION}. "
