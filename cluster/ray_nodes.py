@@ -17,12 +17,12 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import click
 
 from sweeps.core import ray_environment
+from sweeps.core.scratch import make_scratch_folder, scratch_folder, sweep_scratch
 from toco.command_line import SETTINGS, Commands, run
 
 DASHBOARD_PORT = 8265
@@ -56,7 +56,9 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
         # Any free one: Ray's default is taken where another study runs on this machine, and then all jobs are refused.
         "dashboard_agent_listen_port": 0,
     }
-    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folders:
+    sweep_scratch()
+    with scratch_folder("ray", for_sockets=True) as folders:
+        head["temp_dir"] = f"{folders}/0"
         cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=True)
         # A folder each, as if on machines of their own: in a shared one, a lost node takes the jobs' code along.
         nodes = {n: cluster.add_node(num_cpus=cpus, temp_dir=f"{folders}/{n}") for n in range(1, workers + 1)}
@@ -104,8 +106,13 @@ def worker(address: str, ip: str | None, cpus: int | None, gpus: int | None) -> 
 
 
 def _ray_start(*arguments: str, ip: str | None, cpus: int | None, gpus: int | None) -> NoReturn:
-    """Become ``ray start --block``, which ends its node when it is ended."""
-    options = {"--node-ip-address": ip, "--num-cpus": cpus, "--num-gpus": gpus}
+    """Become ``ray start --block``, which ends its node when it is ended.
+
+    Ray opens its folder to all users of the machine, so it lies in a closed one; the next start removes what is left.
+    """
+    sweep_scratch()
+    folder = make_scratch_folder("ray", for_sockets=True) / "ray"
+    options = {"--node-ip-address": ip, "--num-cpus": cpus, "--num-gpus": gpus, "--temp-dir": folder}
     given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     os.environ["RAY_AUTH_MODE"] = "token"
     _lend_interpreter()

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -227,6 +228,7 @@ def test_kept_characters():
 
 def test_room():
     assert is_no_room(OSError(errno.ENOSPC, "No space left on device"))
+    assert is_no_room(shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]))
     assert not is_no_room(OSError(errno.ENOENT, "No such file"))
     assert not is_no_room(ValueError())
 

@@ -317,6 +317,9 @@ def _decoded(path: Path, content: bytes, encoding: str) -> str:
 
 def is_no_room(error: BaseException) -> bool:
     """Whether an error says that a disk, its inodes or a quota are used up."""
+    if isinstance(error, shutil.Error):
+        # From copying a folder: a list of sources, targets and messages, without a number.
+        return any(f"[Errno {number}]" in str(error) for number in _NO_ROOM)
     return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 

@@ -6,19 +6,24 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from sweeps.core.failures import NoRoomError
 from sweeps.core.options import Launch, checked_storage, default_storage
 from sweeps.core.ray_environment import resolve_address
 from sweeps.core.study import Study
-from toco.command_line import SETTINGS, Commands, run
+from toco.command_line import SETTINGS, Commands, run, sentence_of
 from toco.config import parse_assignments
+from toco.files import is_no_room
 from toco.passwords import public_uri
 
 RUN = "run"
+FAILED, STOPPED = 4, 130
+"""Exit status of a study or a search of which trials have no result, and of one that a signal stopped."""
 _TYPED = "sweeps.arguments"
 
 
@@ -167,8 +172,8 @@ def _command(verb: Verb, build: Callable[..., Any], options: Sequence[Callable[[
         context = click.get_current_context()
         if TRACKING in verb.options and isinstance(context.command, _VerbCommand):
             given["sync_command"] = context.command.sync_command(context)
-        where = checked_storage(storage or default_storage())
-        sys.exit(verb.do(build(**which), where, **given))
+        do = partial(verb.do, build(**which), checked_storage(storage or default_storage()), **given)
+        sys.exit(_run_to_the_end(do) if verb.name == RUN else do())
 
     made: Any = command
     for option in reversed((_STORAGE, *verb.options)):
@@ -178,6 +183,21 @@ def _command(verb: Verb, build: Callable[..., Any], options: Sequence[Callable[[
         made = option(made)
     names = [parameter.name for parameter in made.__click_params__[number:]]
     return click.command(verb.name, _VerbCommand, help=verb.text)(made)
+
+
+def _run_to_the_end(run: Callable[[], int]) -> int:
+    """Run a study or a search. Somebody may stop it, or a full disk may; the same command goes on from there."""
+    try:
+        return run()
+    except KeyboardInterrupt:
+        click.echo("Stopped. The same command goes on from here.")
+        return STOPPED
+    except (NoRoomError, OSError) as error:
+        if not isinstance(error, NoRoomError) and not is_no_room(error):
+            raise
+        sentence = str(error) if isinstance(error, NoRoomError) else sentence_of(error)
+        click.echo(f"Error: {sentence} The same command goes on from here.", err=True)
+        return FAILED
 
 
 def _run_it(study: Study, storage: Path, **options: Any) -> int:  # noqa: ANN401 - fields of Launch

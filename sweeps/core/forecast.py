@@ -98,6 +98,11 @@ class Forecast:
     trial_memory_bytes: int | None
     basis: str
 
+    @property
+    def trial_bytes(self) -> int:
+        """Bytes of one training's run folder; 0 where nothing is known."""
+        return 0 if self.disk_bytes is None else -(-self.disk_bytes // max(self.trainings, 1))
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, for ``study.json``."""
         return asdict(self)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
-import traceback
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING
 import click
 
 from sweeps.core import admission, ray_environment
+from sweeps.core.command import FAILED
+from sweeps.core.failures import NoRoomError, failure_of
 from sweeps.core.finished import Ending, remember
 from sweeps.core.forecast import Forecast, scorecard
-from sweeps.core.lease import Leases
+from sweeps.core.lease import Leases, LostLeaseError
 from sweeps.core.live_page import LivePage
 from sweeps.core.mirror import Mirror, closing_sentence
 from sweeps.core.options import Launch
 from sweeps.core.planning import foretell, plan_text, power_of
 from sweeps.core.progress import Progress
 from sweeps.core.report import StudyReport, write_report
+from sweeps.core.room import sentence_of, shortage
 from sweeps.core.runs import newest_step
 from sweeps.core.sessions import leave, salvage, session_lease
 from sweeps.core.situation import Situation, Task, survey
@@ -30,16 +33,14 @@ from sweeps.core.study import Study
 from sweeps.core.study_folder import StudyFolder
 from sweeps.core.trial import Spec
 from sweeps.core.watch import Watch, carrying_on
+from toco.files import is_no_room
 from toco.tracking import Tracker
 from toco.train.reevaluate import reevaluate
+from toco.train.run_folder import own_command
 
 if TYPE_CHECKING:
     from sweeps.core import runner
 
-STOPPED = 130
-"""Exit status of a study that was interrupted."""
-FAILED = 4
-"""Exit status of a study with cells that failed."""
 _POLL_S = 5.0
 
 
@@ -47,8 +48,8 @@ def run_study(study: Study, launch: Launch) -> int:
     """Run what is missing of ``study``, write its report and print the table; returns the exit status.
 
     Returns:
-        0 where no claim of the paper is contradicted, 3 where one is, 4 where trials have no result, 130 where it was
-        stopped.
+        0 where no claim of the paper is contradicted, 3 where one is, 4 where trials have no result or a disk has no
+        room for them, 130 where it was stopped.
 
     Raises:
         ValueError: The study, its data or the launch is not valid, or its seeds cannot answer what it asks.
@@ -74,17 +75,20 @@ def run_study(study: Study, launch: Launch) -> int:
         raise ValueError(refusal)
     folder.write_study(situation.plan, situation.keys, situation.inputs, foretold.to_json())
     click.echo(plan_text(situation, now, later, foretold, power, folder.path))
-    return _Driver(situation, folder, launch, address).run(uri, foretold)
+    return _Driver(situation, folder, launch, address, foretold.trial_bytes).run(uri, foretold)
 
 
 class _Driver:
     """One process that runs a study, perhaps beside others that run it too."""
 
-    def __init__(self, situation: Situation, folder: StudyFolder, launch: Launch, address: str) -> None:
+    def __init__(
+        self, situation: Situation, folder: StudyFolder, launch: Launch, address: str, trial_bytes: int
+    ) -> None:
         self._situation = situation
         self._folder = folder
         self._launch = launch
         self._address = address
+        self._trial_bytes = trial_bytes
         self._leases = Leases(launch.storage, f"the study {situation.plan.study.name}")
         self._session = situation.runs.sessions / uuid.uuid4().hex[:12]
         self._planned = [identity.key for _, identity in situation.missing()]
@@ -106,11 +110,14 @@ class _Driver:
             stack.enter_context(self._leases)
             self._leases.acquire([session_lease(self._session)])
             page = LivePage(self._folder) if owner else None
-            watch = Watch(situation, progress, mirror, page, launch.resources, self._leases.holds)
+            watch = Watch(situation, progress, mirror, page, launch.resources, self._leases.check)
             outcome = "FAILED"
             try:
-                complete = self._run_all(watch, mirror, page)
-                outcome = "FINISHED" if complete else "KILLED"
+                self._run_all(watch, mirror, page)
+                outcome = "FINISHED"
+            except KeyboardInterrupt:
+                outcome = "KILLED"
+                raise
             finally:
                 progress.close()
                 if page is not None and self._is_shown:
@@ -118,9 +125,6 @@ class _Driver:
                 leave(situation.runs, self._session)
                 if self._is_shown and outcome != "FINISHED":
                     mirror.close((), outcome)
-            if not complete:
-                click.echo("Stopped. The same command goes on from here.")
-                return STOPPED
             mirror.drain()
             report = _report(self._folder)
             if report is not None and not situation.missing():
@@ -135,15 +139,15 @@ class _Driver:
         click.echo(closing_sentence(launch, mirror.pages, complete=mirrored))
         return report.exit_code if report else FAILED
 
-    def _run_all(self, watch: Watch, mirror: Mirror, page: LivePage | None) -> bool:
-        """Run until the ledger has every trial or this driver has given it up; says whether that was reached."""
+    def _run_all(self, watch: Watch, mirror: Mirror, page: LivePage | None) -> None:
+        """Run until the ledger has every trial or this driver has given it up."""
         with contextlib.ExitStack() as ray:
             is_connected = False
             while True:
                 now, _ = self._situation.tasks(self._given_up, self._afresh)
                 if not now:
                     self._show(mirror, page)
-                    return True
+                    return
                 mine, others = self._lease(now)
                 work = list(self._without_work(mine, watch))
                 if work and not is_connected:
@@ -151,11 +155,11 @@ class _Driver:
                     is_connected = True
                 if work:
                     self._show(mirror, page)
-                    if not self._run(work, watch):
-                        return False
+                    self._run(work, watch)
                 elif others and not mine:
                     self._show(mirror, page)
-                    watch.waiting_for(others[0].key, len(others), self._leases.holder(others[0].key))
+                    key, leases = others[0].key, self._leases
+                    watch.waiting_for(key, len(others), leases.holder(key), leases.silence_s(key), leases)
                     time.sleep(_POLL_S)
 
     def _show(self, mirror: Mirror, page: LivePage | None) -> None:
@@ -185,8 +189,11 @@ class _Driver:
             try:
                 if watch.settle(task):
                     continue
+            except LostLeaseError:
+                continue
             except OSError as error:  # a ledger that cannot be written, for this trial at least
-                watch.failed(task.key, f"{type(error).__name__}: {error}", traceback.format_exc())
+                self._raise_without_room(error)
+                watch.failed(task.key, failure_of(error, socket.gethostname(), ""))
                 self._given_up.add(task.key)
                 continue
             if task.source is not None and task.way == "rescore":
@@ -200,8 +207,9 @@ class _Driver:
         source, scratch = situation.ledger.run_dir(key), self._session / "rescored" / task.key
         try:
             reevaluate(source, scratch, task.trial.config, "rescore", recipe=situation.plan.study.recipe)
-        except Exception as error:  # a damaged file of the source, a full disk: no reason to end the study
-            watch.failed(task.key, f"{type(error).__name__}: {error}", traceback.format_exc())
+        except Exception as error:  # a damaged file of the source: no reason to end the study
+            self._raise_without_room(error)
+            watch.failed(task.key, failure_of(error, socket.gethostname(), ""))
             self._afresh.add(task.key)
             return
         watch.snapshot(task.key, scratch)
@@ -210,22 +218,35 @@ class _Driver:
         if situation.ledger.entry(task.key) is None and self._leases.holds(task.key):
             self._given_up.add(task.key)
 
-    def _run(self, tasks: Sequence[Task], watch: Watch) -> bool:
-        """Run ``tasks`` on Ray; says whether they were let run to their end."""
+    def _raise_without_room(self, error: BaseException) -> None:
+        if isinstance(error, OSError) and is_no_room(error):
+            raise NoRoomError(sentence_of(self._launch.storage, 0, error)) from error
+
+    def _run(self, tasks: Sequence[Task], watch: Watch) -> None:
+        """Run ``tasks`` on Ray.
+
+        Raises:
+            NoRoomError: There is no room for them.
+        """
         from sweeps.core import runner
 
-        resources = self._resources()
-        name = self._situation.plan.study.name
+        if (problem := shortage(self._launch.storage, self._trial_bytes)) is not None:
+            raise NoRoomError(problem)
+        situation = self._situation
+        name = situation.plan.study.name
         session = self._session / uuid.uuid4().hex[:8]
-        failed, complete = runner.run_trials(
-            [self._spec(task) for task in tasks], self._situation.runs, session, resources, watch, name
-        )
+        specs = [self._spec(task) for task in tasks]
+        failed = runner.run_trials(specs, situation.runs, session, self._resources(), watch, name)
+        if watch.no_room is not None:
+            raise NoRoomError(watch.no_room)
         evaluated = {task.key for task in tasks if task.source is not None}
         self._afresh |= failed & evaluated
         self._given_up |= failed - evaluated
+        # Their run folders could not be written, as the log says.
+        ended = {task.key for task in tasks} - failed
+        self._given_up |= {key for key in ended if situation.runs.status(key) is None and self._leases.holds(key)}
         # Another driver may have better luck with them.
         self._leases.release(failed - evaluated)
-        return complete
 
     def _resources(self) -> runner.Resources:
         from sweeps.core import runner
@@ -254,6 +275,8 @@ class _Driver:
             str(self._prefixes(task)) if task.prefix_shared else None,
             self._inputs[task.key],
             self._launch.world_size,
+            self._trial_bytes,
+            own_command(),
         )
 
     def _prefixes(self, task: Task) -> Path:

@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import re
-import socket
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -135,12 +134,19 @@ class Ledger:
         found = [_read(folder / name, key, _DELETE) for name in sorted(_names(folder)) if name.endswith(".json")]
         return [failure for failure in found if failure is not None]
 
-    def add_failure(self, key: str, reason: str, traceback: str) -> None:
-        """Add an attempt that failed; durable when this returns. Others may add theirs at the same time."""
+    def add_failure(self, key: str, reason: str, traceback: str, *, host: str = "") -> None:
+        """Add an attempt that failed; durable when this returns. Others may add theirs at the same time.
+
+        Args:
+            key: The trial.
+            reason: In a line.
+            traceback: Its end is kept.
+            host: Machine where it failed; empty where that is not known.
+        """
         now = datetime.now(UTC)
         failure = {
             "time": now.isoformat(timespec="seconds"),
-            "host": socket.gethostname(),
+            "host": host,
             "reason": reason,
             "traceback": traceback[-LONGEST_TRACEBACK:],
         }

@@ -10,13 +10,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from sweeps.core.scratch import scratch_folder, sweep_scratch
 from toco.config import digest
 from toco.files import UnreadableError, read_json, write_text
 from toco.train.run_config import RunConfig
@@ -121,14 +120,15 @@ def probe(
     """
     kinds = {kind(config): config for config in reversed(configs)}
     distinct = [config.model_dump(mode="json") for config in reversed(kinds.values())]
-    with tempfile.TemporaryDirectory(prefix="toco-probe-") as folder:
+    sweep_scratch()
+    with scratch_folder("probe") as folder:
         request = {
             "configs": distinct,
             "num_threads": num_threads,
             "budget_s": budget_s,
             "started": time.time(),
         }
-        write_text(Path(folder, REQUEST), json.dumps(request), durable=False)
+        write_text(folder / REQUEST, json.dumps(request), durable=False)
         threads = {name: str(num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         try:
             done = subprocess.run(  # noqa: S603 - this interpreter, this module
@@ -147,7 +147,7 @@ def probe(
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise ProbeError(f"The probe of a training failed: {reason}")
         try:
-            stored = read_json(Path(folder, COSTS))
+            stored = read_json(folder / COSTS)
         except (OSError, UnreadableError) as error:
             raise ProbeError(f"The probe of a training left no costs: {error}") from error
     return tuple(Cost.from_json(values) for values in stored)

@@ -5,24 +5,46 @@ Ray reads its environment when it is imported; ``sweeps.core.ray_environment`` s
 
 from __future__ import annotations
 
+import _thread
 import logging
+import os
 import re
+import socket
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from ray.util.placement_group import NODE_ID_LABEL_KEY
 
+from sweeps.core.failures import (
+    LONGEST_TRACE,
+    Attempts,
+    Failure,
+    HeadLostError,
+    LeftOut,
+    LeftOutError,
+    NoRoomError,
+    StorageError,
+    failure_of,
+)
+from sweeps.core.room import sentence_of
 from sweeps.core.runs import Runs, newest_step
+from sweeps.core.scratch import scratch_folder, sweep_scratch
 from sweeps.core.trial import Spec, run_trial
-from sweeps.core.watch import Watch
+from toco import interrupts
+from toco.files import is_no_room
 
 logger = logging.getLogger(__name__)
 # It misses the CSV and JSON copies of the rows, which sweeps.core.ray_environment turns off.
@@ -31,9 +53,16 @@ logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERRO
 # Nothing large goes through the object store, so Ray's default of 30 % of the memory would be a waste.
 _OBJECT_STORE_BYTES = 200 * 1024**2
 
-_TRACEBACK_CHARACTERS = 8000
-
-_HOPELESS = "hopeless"
+_STARTED, _FAILED = "started", "failed"
+"""Status of the rows that say where an attempt runs, and why it is about to fail."""
+_NODES_EVERY_S = 2.0
+"""So old may be what is known of the nodes."""
+_LEFT_OUT = "left_out"
+"""Folder of a session: an empty file for each node that gets no more trials."""
+_HEAD_EVERY_S, _HEAD_PATIENCE_S = 2.0, 20.0
+"""How often the head is asked, and for how long it may not answer. Ray itself ends the process after 60 s."""
+_UNWINDING_S = 10.0
+"""Time for this process to end after its head was lost; it may wait for an answer of the head all the while."""
 
 
 class Listener(Protocol):
@@ -48,11 +77,18 @@ class Listener(Protocol):
     def snapshot(self, key: str, snapshot: Path) -> None:
         """A trial's snapshot is in storage."""
 
-    def lost(self, key: str, reason: str, trace: str) -> None:
+    def lost(self, key: str, failure: Failure) -> None:
         """A trial failed or lost its worker and will be started again."""
 
-    def failed(self, key: str, reason: str, trace: str) -> None:
+    def failed(self, key: str, failure: Failure) -> None:
         """A trial has failed as often as it may."""
+
+    def left_out(self, node: LeftOut) -> None:
+        """A node gets no more trials."""
+
+    @property
+    def no_room(self) -> str | None:
+        """What the storage lacks, in a sentence, since something could not be written there; ``None`` where nothing."""
 
     def ended(self, key: str) -> None:
         """A trial will not run any more, however it ended."""
@@ -72,7 +108,7 @@ class Proposer(Protocol):
         """Whether a trial goes on after what it has reported."""
 
 
-_WATCH: ContextVar[Listener] = ContextVar("watch")
+_EXPERIMENT: ContextVar[_Experiment] = ContextVar("experiment")
 _PROPOSER: ContextVar[Proposer] = ContextVar("proposer")
 
 
@@ -82,7 +118,7 @@ class Resources:
 
     Attributes:
         concurrent: Trials at once, at most.
-        max_failures: Restarts of one trial, whatever the reason but a ``ValueError``; -1 for any number.
+        max_failures: Restarts of one trial, see ``sweeps.core.failures``; -1 for any number.
     """
 
     concurrent: int
@@ -90,23 +126,104 @@ class Resources:
     gpus_per_trial: float
     max_failures: int
 
+    def fit(self, node: Mapping[str, Any]) -> bool:
+        """Whether a node of ``ray.nodes`` is there and can hold a trial."""
+        has, wanted = node["Resources"], {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial}
+        return bool(node["Alive"]) and all(has.get(kind, 0) >= number for kind, number in wanted.items())
+
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
     """Be the driver of the cluster at ``address``, or of a new one on this machine where that is ``local``.
 
     Raises:
-        ConnectionError: There is no cluster at ``address``.
+        ConnectionError: There is no cluster at ``address``, or its head was lost in the block.
     """
-    if address == "local":
-        options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    else:
-        options = {}
-    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if address == "local":
+            sweep_scratch()
+            # Ray opens its folder to all users of the machine, and Tune keeps pickles there: it lies in a closed one.
+            folder = stack.enter_context(scratch_folder("ray", for_sockets=True)) / "ray"
+            options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": str(folder)}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
+        except SystemExit:
+            # Ray's handler of SIGTERM, which stands until the signal is taken back.
+            raise KeyboardInterrupt from None
+        head = _Head(ray.get_runtime_context().gcs_address)
+        try:
+            interrupts.take_again()
+            head.start()
+            yield
+        except KeyboardInterrupt:
+            if head.is_lost:
+                raise HeadLostError(head.loss) from None
+            raise
+        finally:
+            head.close()
+            # With a lost head it would end this process with a line of Ray's.
+            if not head.is_lost:
+                ray.shutdown()
+            # Workers of this machine were killed with it.
+            sweep_scratch()
+
+
+class _Head:
+    """Asks the head of the cluster whether it is there; raises in the main thread when it is lost."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="ray-head", daemon=True)
+        self.is_lost = False
+
+    @property
+    def loss(self) -> str:
+        """What to say of a head that is lost."""
+        return f"Ray's head at {self._address} is lost. The same command goes on from here."
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop asking; where the head is lost, end Ray's processes on this machine, which wait for it."""
+        self._closing.set()
+        if self.is_lost:
+            _kill_children()
+
+    def _watch(self) -> None:
+        answered = time.monotonic()
+        while not self._closing.wait(_HEAD_EVERY_S):
+            if self._answers():
+                answered = time.monotonic()
+            elif time.monotonic() - answered > _HEAD_PATIENCE_S:
+                break
+        else:
+            return
+        self.is_lost = True
+        _thread.interrupt_main()
+        time.sleep(_UNWINDING_S)
+        # This thread goes with the process. Here the main thread still waits, or Ray's own end of the process does.
+        if not self._closing.is_set():
+            _kill_children()
+            print(f"Error: {self.loss}", file=sys.stderr, flush=True)  # noqa: T201 - the last word of the process
+        os._exit(1)
+
+    def _answers(self) -> bool:
+        host, _, port = self._address.rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=_HEAD_EVERY_S):
+                return True
+        except OSError:
+            return False
+
+
+def _kill_children() -> None:
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def check_resources(resources: Resources, *, may_grow: bool) -> None:
@@ -119,13 +236,14 @@ def check_resources(resources: Resources, *, may_grow: bool) -> None:
     Raises:
         ValueError: No node can.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
-    if any(all(node.get(kind, 0) >= number for kind, number in wanted.items()) for node in nodes):
+    nodes = ray.nodes()
+    if any(map(resources.fit, nodes)):
         return
-    largest = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    there = [node["Resources"] for node in nodes if node["Alive"]]
+    largest = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in there)
     message = (
-        f"A trial wants {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs, but the nodes have {largest}. "
+        f"A trial wants {resources.cpus_per_trial:g} CPUs and {resources.gpus_per_trial:g} GPUs, but the nodes have "
+        f"{largest}. "
         "Lower --cpus-per-trial or --gpus-per-trial, or add a node."
     )
     if not may_grow:
@@ -134,9 +252,9 @@ def check_resources(resources: Resources, *, may_grow: bool) -> None:
 
 
 def run_trials(
-    specs: Sequence[Spec], runs: Runs, session: Path, resources: Resources, watch: Watch, name: str
-) -> tuple[frozenset[str], bool]:
-    """Run ``specs``; returns the keys of those that failed, and whether they all were let run to their end.
+    specs: Sequence[Spec], runs: Runs, session: Path, resources: Resources, watch: Listener, name: str
+) -> frozenset[str]:
+    """Run ``specs``; returns the keys of those that failed.
 
     Nothing of Ray Tune's own state is ever read again: a driver that is started anew begins from the run folders.
 
@@ -147,18 +265,12 @@ def run_trials(
         resources: What each of them gets.
         watch: Told of everything.
         name: Name of the study, by which Ray lists the trials.
+
+    Raises:
+        NoRoomError: The storage, or every node, is full.
     """
-    failed = _fit(
-        {"param_space": {"trial": tune.grid_search([spec.to_json() for spec in specs])}},
-        {},
-        runs,
-        session,
-        resources,
-        watch,
-        name,
-    )
-    # An interrupted experiment leaves trials that neither ended nor failed.
-    return failed, all(spec.key in failed or runs.status(spec.key) for spec in specs)
+    options = {"config": {"trial": tune.grid_search([spec.to_json() for spec in specs])}}
+    return _fit(options, runs, session, resources, watch, name)
 
 
 def run_search(
@@ -176,71 +288,136 @@ def run_search(
         resources: What each trial gets.
         watch: Told of everything.
         name: Name of the search, by which Ray lists the trials.
+
+    Raises:
+        NoRoomError: The storage, or every node, is full.
     """
     token = _PROPOSER.set(proposer)
     try:
-        scheduler = _Stopping()  # type: ignore[no-untyped-call]
-        options = {"search_alg": _Asking(), "scheduler": scheduler, "num_samples": -1}
-        return _fit({}, options, runs, session, resources, watch, name)
+        return _fit({"search_alg": _Asking(), "num_samples": -1}, runs, session, resources, watch, name)
     finally:
         _PROPOSER.reset(token)
 
 
 def _fit(
-    experiment: Mapping[str, Any],
-    options: Mapping[str, Any],
-    runs: Runs,
-    session: Path,
-    resources: Resources,
-    watch: Listener,
-    name: str,
+    options: Mapping[str, Any], runs: Runs, session: Path, resources: Resources, watch: Listener, name: str
 ) -> frozenset[str]:
     """Run an experiment of Tune; returns the keys of the trials that failed."""
-    trainable = tune.with_resources(
-        _trainable(runs, f"{name}-{session.name}"), {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
-    )
-    tuner = tune.Tuner(
-        trainable,
-        **experiment,
-        tune_config=tune.TuneConfig(
+    experiment = _Experiment(watch, resources, session / _LEFT_OUT)
+    trainable = tune.with_resources(_trainable(runs, f"{name}-{session.name}", session / _LEFT_OUT), _request)
+    token = _EXPERIMENT.set(experiment)
+    try:
+        # And not through a Tuner, which reads the pickled exceptions of trials that failed.
+        tune.run(
+            trainable,
+            name=session.name,
+            storage_path=str(session.parent),
+            # How often a trial is tried again is decided here, see `_Deciding`.
+            max_failures=-1,
             max_concurrent_trials=resources.concurrent,
             # A worker's imports take seconds; with this they are paid once a worker and not once a trial.
             reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
-            **options,
-        ),
-        run_config=tune.RunConfig(
-            name=session.name,
-            storage_path=str(session.parent),
-            failure_config=tune.FailureConfig(max_failures=resources.max_failures),
+            scheduler=_Deciding(),  # type: ignore[no-untyped-call]
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             callbacks=[_Events()],
+            raise_on_failed_trial=False,
             verbose=0,
-        ),
-    )
-    token = _WATCH.set(watch)
-    try:
-        results = tuner.fit()
+            **options,
+        )
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        raise NoRoomError(sentence_of(session.parent, 0, error)) from error
     finally:
-        _WATCH.reset(token)
-    failed = set()
-    for result in (results[number] for number in range(len(results))):
-        key = (result.config or {})["trial"]["key"]
-        if result.error is not None:
-            failed.add(key)
-        if result.checkpoint is not None and runs.status(key) is None:
-            with result.checkpoint.as_directory() as snapshot:
+        _EXPERIMENT.reset(token)
+    for key, checkpoint in experiment.checkpoints.items():
+        if runs.status(key) is None:
+            with checkpoint.as_directory() as snapshot:
                 watch.snapshot(key, Path(snapshot))
-    return frozenset(failed)
+    return frozenset(experiment.failed)
 
 
-def _trainable(runs: Runs, name: str) -> Callable[[dict[str, Any]], None]:
-    published = runs.ledger.run_dir
+def _request(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """What a trial gets; a function of this module, as Tune pickles it."""
+    return _EXPERIMENT.get().request(config["trial"]["key"])
+
+
+class _Experiment:
+    """What this driver knows of the trials that run, by key."""
+
+    def __init__(self, watch: Listener, resources: Resources, left_out: Path) -> None:
+        self.watch = watch
+        self.checkpoints: dict[str, tune.Checkpoint] = {}
+        self.failed: set[str] = set()
+        self._resources = resources
+        self._left_out = left_out
+        self._attempts = Attempts(resources.max_failures, self._nodes)
+        # Host and node of the attempt that runs, and why it says that it fails.
+        self._places: dict[str, tuple[str, str]] = {}
+        self._failures: dict[str, Failure] = {}
+        self._no_room: str | None = None
+        self._alive: frozenset[str] = frozenset()
+        self._alive_since = float("-inf")
+
+    def request(self, key: str) -> tune.PlacementGroupFactory:
+        """What the next attempt of a trial gets: resources, on a node that it should use."""
+        bundle = {"CPU": self._resources.cpus_per_trial, "GPU": self._resources.gpus_per_trial}
+        avoided = sorted(self._attempts.avoided(key))
+        selectors = [{NODE_ID_LABEL_KEY: f"!in({','.join(avoided)})"}] if avoided else None
+        return tune.PlacementGroupFactory([bundle], bundle_label_selector=selectors)
+
+    def started(self, key: str, host: str, node: str) -> None:
+        """An attempt has begun."""
+        self._places[key] = host, node
+
+    def fails(self, key: str, failure: Failure) -> None:
+        """An attempt says that it is about to fail."""
+        self._failures[key] = failure
+
+    def failed_now(self, trial: Trial) -> None:
+        """An attempt has failed: decide whether there is another one, and tell."""
+        key = _trial_name(trial)
+        host, node = self._places.pop(key, ("", ""))
+        failure = self._failures.pop(key, None) or _lost(trial, host, node)
+        decision = self._attempts.failed(key, failure)
+        if decision.no_room is not None:
+            self._no_room = decision.no_room
+            return
+        if failure.kind != "left out":
+            (self.watch.lost if decision.starts_again else self.watch.failed)(key, failure)
+        if decision.left_out is not None:
+            self._left_out.mkdir(parents=True, exist_ok=True)
+            (self._left_out / decision.left_out.node).touch()
+            self.watch.left_out(decision.left_out)
+        if not decision.starts_again:
+            self.failed.add(key)
+
+    def check(self) -> None:
+        """See whether the trials may go on.
+
+        Raises:
+            KeyboardInterrupt: Somebody has stopped the driver.
+            NoRoomError: The storage, or every node, is full.
+        """
+        interrupts.check()
+        if (problem := self._no_room or self.watch.no_room) is not None:
+            raise NoRoomError(problem)
+
+    def _nodes(self) -> frozenset[str]:
+        if time.monotonic() - self._alive_since > _NODES_EVERY_S:
+            self._alive = frozenset(node["NodeID"] for node in ray.nodes() if self._resources.fit(node))
+            self._alive_since = time.monotonic()
+        return self._alive
+
+
+def _trainable(runs: Runs, name: str, left_out: Path) -> Callable[[dict[str, Any]], None]:
+    published, storage = runs.ledger.run_dir, runs.ledger.storage
 
     def train_trial(config: dict[str, Any]) -> None:
         spec = Spec(**config["trial"])
-        run_trial(spec, _TuneChannel(published(spec.key)))
+        run_trial(spec, _TuneChannel(published(spec.key), storage, left_out, spec.scratch_bytes))
 
     # Tune finds a trainable by its name, in a cluster that may run other studies from other versions of this code.
     train_trial.__name__ = re.sub(r"\W", "_", name)
@@ -254,8 +431,19 @@ def _trial_name(trial: Trial) -> str:
 class _TuneChannel:
     """Reports through Tune, which keeps the snapshots in its storage."""
 
-    def __init__(self, published: Path) -> None:
+    def __init__(self, published: Path, storage: Path, left_out: Path, needed_bytes: int) -> None:
         self._published = published
+        self._storage = storage
+        self._left_out = left_out
+        self._needed_bytes = needed_bytes
+        self._host = socket.gethostname()
+        self._node = ray.get_runtime_context().get_node_id()
+
+    def begin(self) -> None:
+        """Tell the driver where this is, for the case that the worker is lost."""
+        tune.report({"status": _STARTED, "host": self._host, "node": self._node})
+        if (self._left_out / self._node).exists():
+            raise LeftOutError(f"{self._host} gets no more trials.")
 
     @contextmanager
     def restored(self) -> Iterator[Path | None]:
@@ -273,44 +461,63 @@ class _TuneChannel:
 
     def report(self, row: dict[str, Any], snapshot: Path) -> None:
         """Copy the snapshot to Tune's storage and hand the row to the driver."""
-        tune.report(row, checkpoint=tune.Checkpoint.from_directory(snapshot))
+        try:
+            tune.report(row, checkpoint=tune.Checkpoint.from_directory(snapshot))
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            raise StorageError(sentence_of(self._storage, self._needed_bytes, error)) from error
 
-    def give_up(self) -> None:
-        """Announce the failure to the driver, see ``_Events``."""
-        tune.report({"status": _HOPELESS})
+    def fail(self, error: Exception) -> None:
+        """Announce the failure to the driver: what Tune hands on of an exception is a pickle."""
+        tune.report({"status": _FAILED, "failure": failure_of(error, self._host, self._node).to_json()})
 
 
 class _Events(tune.Callback):
-    """Passes Tune's events on to the watch of this process.
+    """Passes Tune's events on to the experiment of this process.
 
     Tune pickles its callbacks with the experiment and brings them back from there, so they can hold nothing.
     """
 
+    def setup(
+        self,
+        stop: object = None,
+        num_samples: int | None = None,
+        total_num_samples: int | None = None,
+        **info: object,
+    ) -> None:
+        """Take the signals back from Tune, which waits for the end of a step."""
+        interrupts.take_again()
+
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: object
     ) -> None:
-        if result.get("status") == _HOPELESS:
-            # Tune restarts after every exception alike; it asks the trial how often.
-            trial.max_failures = 0
-        _WATCH.get().reported(_trial_name(trial), result)
+        key, experiment = _trial_name(trial), _EXPERIMENT.get()
+        if result.get("status") == _STARTED:
+            experiment.started(key, result["host"], result["node"])
+        elif result.get("status") == _FAILED:
+            experiment.fails(key, Failure(**result["failure"]))
+        else:
+            experiment.watch.reported(key, result)
 
     def on_checkpoint(
         self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: tune.Checkpoint, **info: object
     ) -> None:
+        key, experiment = _trial_name(trial), _EXPERIMENT.get()
+        experiment.checkpoints[key] = checkpoint
         with checkpoint.as_directory() as snapshot:
-            _WATCH.get().snapshot(_trial_name(trial), Path(snapshot))
-
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
-        _WATCH.get().lost(_trial_name(trial), _reason(trial), _traceback(trial))
+            experiment.watch.snapshot(key, Path(snapshot))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
-        _WATCH.get().ended(_trial_name(trial))
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
-        _WATCH.get().failed(_trial_name(trial), _reason(trial), _traceback(trial))
+        key, experiment = _trial_name(trial), _EXPERIMENT.get()
+        # One that failed for good is stopped, which to Tune is an end as any.
+        if key not in experiment.failed:
+            experiment.watch.ended(key)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
-        _WATCH.get().running({_trial_name(trial) for trial in trials if trial.status == Trial.RUNNING})
+        experiment = _EXPERIMENT.get()
+        experiment.check()
+        experiment.watch.running({_trial_name(trial) for trial in trials if trial.status == Trial.RUNNING})
 
 
 class _Asking(Searcher):
@@ -333,36 +540,40 @@ class _Asking(Searcher):
         """Nothing, as Tune's experiments are never restored."""
 
 
-class _Stopping(FIFOScheduler):
-    """Asks the proposer of this process whether a trial goes on."""
+class _Deciding(FIFOScheduler):
+    """Decides what becomes of a trial after a result or a failure, see ``_Events`` for why it holds nothing.
+
+    Tune counts all failures alike. So it starts every trial again, and those that have failed for good are stopped
+    before they get a worker.
+    """
 
     def on_trial_result(self, controller: object, trial: Trial, result: Mapping[str, Any]) -> str:
-        goes_on = _PROPOSER.get().goes_on(_trial_name(trial), result)
+        proposer = _PROPOSER.get(None)
+        goes_on = proposer is None or proposer.goes_on(_trial_name(trial), result)
         return str(FIFOScheduler.CONTINUE if goes_on else FIFOScheduler.STOP)
 
+    def on_trial_error(self, controller: object, trial: Trial) -> None:
+        experiment = _EXPERIMENT.get()
+        experiment.failed_now(trial)
+        if trial.status != Trial.RUNNING:
+            trial.update_resources(experiment.request(_trial_name(trial)))
 
-def _reason(trial: Trial) -> str:
-    """What went wrong last, in a line; Tune keeps the whole trace in the trial's ``error.txt``."""
-    # Written by this process a moment ago. `trial.get_pickled_error` looks in storage, where it comes later.
-    path = trial.pickled_error_file
+    def choose_trial_to_run(self, controller: Any) -> Trial | None:  # noqa: ANN401 - Tune's delegate of its controller
+        for trial in controller.get_trials():
+            if trial.status == Trial.PENDING and _trial_name(trial) in _EXPERIMENT.get().failed:
+                controller.stop_trial(trial)
+        chosen: Trial | None = super().choose_trial_to_run(controller)
+        return chosen
+
+
+def _lost(trial: Trial, host: str, node: str) -> Failure:
+    """A failure that the worker did not announce, from the text that Tune has written of it."""
     try:
-        error = ray.cloudpickle.loads(Path(path).read_bytes()) if path else None
-        if isinstance(error, ray.exceptions.RayTaskError):
-            error = error.as_instanceof_cause()
-    except Exception as unreadable:  # a class that only the worker can import, a full disk
-        return f"its error cannot be read here ({unreadable!r}), see {trial.error_file}"
-    if isinstance(error, ray.exceptions.RayActorError):
-        return "its worker process is gone"
-    # Ray's versions of an exception end with the original's own message.
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
-
-
-def _traceback(trial: Trial) -> str:
-    """The end of the trace of what went wrong last, for the record."""
-    path = trial.error_file
-    try:
-        text = Path(path).read_text(errors="replace") if path else ""
+        text = Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
     except OSError as error:
-        return f"Its trace cannot be read: {error}"
-    return text[-_TRACEBACK_CHARACTERS:]
+        text = f"Its trace cannot be read: {error}"
+    last = text.rpartition("Failure # ")[2]
+    lines = [line.strip() for line in last.splitlines() if line.strip()]
+    is_actors = "RayActorError" in last or "ActorDied" in last or "actor" in last.lower()
+    reason = "its worker process is gone" if is_actors or not lines else lines[-1]
+    return Failure("lost", reason, text[-LONGEST_TRACE:], host, node)

@@ -12,15 +12,16 @@ import filecmp
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sweeps.core.identity import Identity
 from sweeps.core.ledger import Ledger
 from sweeps.core.links import link_or_copy
-from toco.files import UnreadableError, read_json, sha256, sync, write_text
+from toco.files import UnreadableError, partial_name, read_json, sha256, sync, whole_file, write_text
 from toco.train import records
 from toco.train.checkpoint import STATE, TENSORS, CheckpointError, all_in, read
 
@@ -57,11 +58,23 @@ class Runs:
         """How a trial ended by its run folder, ``None`` while it has not, or where a damaged file hides it."""
         return _status(self.ledger.run_dir(key))
 
-    def publish(self, key: str, snapshot: Path) -> None:
+    def publish(self, key: str, snapshot: Path, check: Callable[[str], None] = lambda key: None) -> None:
         """Bring a run folder to the state of ``snapshot``; durable when this returns.
+
+        ``check`` is asked before every change: a driver that is suspended on the way must not go on in a folder that
+        another driver has taken over meanwhile.
 
         A snapshot older than what is there changes nothing: after the loss of a driver, one may be handed out again.
         At every moment of this the folder can be resumed: a checkpoint never appears before the rows that belong to it.
+
+        Args:
+            key: The trial.
+            snapshot: Its run folder as it was reported.
+            check: Raises where the lease of ``key`` is not held, see ``sweeps.core.lease.Leases.check``. Only a process
+                that nobody else can write beside needs none.
+
+        Raises:
+            LostLeaseError: ``check`` raised it.
         """
         target = self.ledger.run_dir(key)
         ended, status = self.status(key), _status(snapshot)
@@ -70,22 +83,25 @@ class Runs:
         # An evaluation of a stored training has no checkpoint, and yet ends what was begun here.
         if ended == "finished" or (is_older and status != "finished"):
             return
+        before = partial(check, key)
         last = Path("result.json")
         files = _files(snapshot)
         for relative in sorted(files - {last}):
             if relative.parts[0] != "checkpoints":
-                _copy(snapshot / relative, target / relative)
+                _copy(snapshot / relative, target / relative, before)
         checkpoints = all_in(snapshot / "checkpoints")
         for checkpoint in checkpoints:
-            _link_folder(checkpoint, target / "checkpoints" / checkpoint.name)
+            _link_folder(checkpoint, target / "checkpoints" / checkpoint.name, before)
         for old in {path.name for path in all_in(target / "checkpoints")} - {path.name for path in checkpoints}:
+            before()
             shutil.rmtree(target / "checkpoints" / old)
         # Such as counts of evaluations that are not among the last any more.
         for path in [path for path in target.rglob("*") if path.is_file()]:
             if path.relative_to(target) not in files:
+                before()
                 path.unlink()
         if last in files:
-            _copy(snapshot / last, target / last)
+            _copy(snapshot / last, target / last, before)
 
     def is_published(self, key: str, snapshot: Path) -> bool:
         """Whether a run folder has what ``snapshot`` has, or more."""
@@ -94,11 +110,11 @@ class Runs:
             return ended in ("finished", status)
         return newest_step(snapshot) <= newest_step(self.ledger.run_dir(key))
 
-    def salvage(self, key: str, dead_sessions: Iterable[Path]) -> bool:
+    def salvage(self, key: str, dead_sessions: Iterable[Path], check: Callable[[str], None] = lambda key: None) -> bool:
         """Publish what drivers that are gone had received and not yet published; says whether all of it could be read.
 
         What was cut off or is damaged is passed over. What could not be read or written, on a full disk for example,
-        may be there the next time.
+        may be there the next time. ``check`` as of :meth:`publish`.
         """
         complete = True
         for session in dead_sessions:
@@ -111,7 +127,7 @@ class Runs:
                         continue
                     if newest and newest_step(snapshot) > newest_step(self.ledger.run_dir(key)):
                         read(newest[0])
-                    self.publish(key, snapshot)
+                    self.publish(key, snapshot, check)
                 except CheckpointError as error:
                     logger.warning("Passing over a snapshot of %s: %s", key, error)
                 except OSError as error:
@@ -223,27 +239,29 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Bring ``target`` to the content of ``source``; durable when this returns."""
+def _copy(source: Path, target: Path, before: Callable[[], None]) -> None:
+    """Bring ``target`` to the content of ``source``; durable when this returns. ``before`` is called first."""
     if target.is_file() and filecmp.cmp(source, target, shallow=False):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copy2(source, partial)
-    sync(partial)
-    partial.replace(target)
-    sync(target.parent)
+    with whole_file(target) as new:
+        shutil.copy2(source, new)
+        # Also now, so that next to no time passes between the question and the change.
+        sync(new)
+        before()
 
 
-def _link_folder(source: Path, target: Path) -> None:
+def _link_folder(source: Path, target: Path, before: Callable[[], None]) -> None:
     """Make ``target``, a checkpoint, with links to the files of ``source``; one that is whole stays."""
     if _step(target) >= 0:
         return
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, copy_function=link_or_copy)
-    for path in (*partial.iterdir(), partial):
-        sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    new = partial_name(target)
+    try:
+        shutil.copytree(source, new, copy_function=link_or_copy)
+        for path in (*new.iterdir(), new):
+            sync(path)
+        before()
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     sync(target.parent)

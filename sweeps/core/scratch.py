@@ -23,7 +23,18 @@ _LONGEST_SOCKET_FOLDER = 40
 
 @contextmanager
 def scratch_folder(name: str, *, for_sockets: bool = False) -> Iterator[Path]:
-    """A folder of this process alone, mode 0700, below ``TMPDIR``; it is removed at the end.
+    """As :func:`make_scratch_folder`; the folder is removed at the end."""
+    folder = make_scratch_folder(name, for_sockets=for_sockets)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_scratch_folder(name: str, *, for_sockets: bool = False) -> Path:
+    """Make a folder of this process alone, mode 0700, below ``TMPDIR``.
+
+    A program that this process becomes by ``exec`` is the same process.
 
     Args:
         name: Part of the folder's name, which is ``toco-NAME-PID-RANDOM``.
@@ -38,9 +49,10 @@ def scratch_folder(name: str, *, for_sockets: bool = False) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}-{os.getpid()}-", dir=root))
     try:
         write_record(folder / _OWNER, asdict(this_process()), durable=False)
-        yield folder
-    finally:
+    except OSError:
         shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
 
 
 def sweep_scratch() -> None:

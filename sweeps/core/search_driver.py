@@ -14,13 +14,15 @@ import click
 from optuna.trial import FrozenTrial
 
 from sweeps.core import ray_environment
+from sweeps.core.failures import Failure, LeftOut, NoRoomError
 from sweeps.core.identity import Identity
-from sweeps.core.lease import Leases
+from sweeps.core.lease import Leases, LostLeaseError
 from sweeps.core.live_page import LiveReport
 from sweeps.core.mirror import Sender, closing_sentence
 from sweeps.core.options import Launch
 from sweeps.core.progress import Progress
 from sweeps.core.report.search_report import SearchReport, write_search_report
+from sweeps.core.room import sentence_of, shortage
 from sweeps.core.runs import Origin, newest_step
 from sweeps.core.search_record import RECORD
 from sweeps.core.search_situation import SearchSituation
@@ -28,10 +30,11 @@ from sweeps.core.search_trials import SearchTrials
 from sweeps.core.sessions import leave, salvage, session_lease
 from sweeps.core.trial import Spec
 from sweeps.core.watch import carrying_on
+from toco.files import is_no_room
 from toco.tracking import Pages, Tracker, read_run_record
 from toco.train.loop import averaged
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import RunFolder
+from toco.train.run_folder import RunFolder, own_command
 
 _WAIT_S = 2.0
 
@@ -93,7 +96,7 @@ class SearchDriver:
         self._launch = launch
         self._leases = leases
         self._runs = situation.runs
-        self._trials = SearchTrials(situation.journal, situation.plan)
+        self._trials = SearchTrials(situation.journal, situation.plan, self._check_lease)
         self._session = situation.runs.sessions / uuid.uuid4().hex[:12]
         self._resources = launch.resources
         self.proposals: dict[str, Proposal] = {}
@@ -102,7 +105,9 @@ class SearchDriver:
         self._held: list[Proposal] = []
         self._stopped: dict[str, int] = {}
         self._ready: Spec | None = None
-        self._error: ValueError | OSError | None = None
+        self._error: ValueError | OSError | LostLeaseError | None = None
+        self._trial_bytes = 0
+        self._no_room: str | None = None
         self._progress: Progress | None = None
         self._mirror: SearchMirror | None = None
         self._page = LiveReport(self.write_report)
@@ -136,12 +141,25 @@ class SearchDriver:
         """Trials that are to run, as far as is known now."""
         return len(self._trials.planned()) - len(self._trials.ended())
 
-    def run(self, tracker: Tracker, address: str) -> tuple[bool, frozenset[str]]:
-        """Run to the end of the search; says whether it came to it, and the keys of the trials that failed."""
+    def run(self, tracker: Tracker, address: str, trial_bytes: int) -> frozenset[str]:
+        """Run to the end of the search; returns the keys of the trials that failed.
+
+        Args:
+            tracker: The MLflow store.
+            address: The cluster.
+            trial_bytes: What the run folder of a trial comes to hold; 0 where that is not known.
+
+        Raises:
+            NoRoomError: There is no room for the trials.
+            LostLeaseError: This driver was suspended, and another one runs the search now.
+        """
+        self._trial_bytes = trial_bytes
         name = self._situation.plan.study.name
         self._progress = progress = self._progress_so_far()
         self._mirror = mirror = SearchMirror(tracker, self._situation, self.proposals)
         self._leases.acquire([session_lease(self._session)])
+        if (problem := shortage(self._launch.storage, trial_bytes)) is not None:
+            raise NoRoomError(problem)
         complete, is_shown = False, False
         try:
             with self._connected(address) as runner:
@@ -161,8 +179,11 @@ class SearchDriver:
                 self._finish(key)
             if self._error is not None:
                 raise self._error
-            given_up = sum(len(self._numbers.get(key, ())) for key in failed)
-            complete = self.is_done and len(self._trials.unfinished()) <= given_up
+            if self._no_room is not None:
+                raise NoRoomError(self._no_room)
+            # What has neither ended nor failed could not be written, as the log says.
+            failed |= {key for key, numbers in self._numbers.items() if numbers}
+            complete = True
         finally:
             progress.close()
             leave(self._runs, self._session)
@@ -171,7 +192,7 @@ class SearchDriver:
                 self._page.close()
             if is_shown and not complete:
                 mirror.close((), "KILLED")
-        return complete, failed
+        return failed
 
     def close(self, report: SearchReport, *, failed: bool) -> str:
         """Send the report; returns what is to be said of MLflow."""
@@ -203,7 +224,7 @@ class SearchDriver:
                 spec = self._spec(proposal)
                 if spec is not None:
                     return spec
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, LostLeaseError) as error:
             # Raised again by `run`: Ray would bury it in a trace of its own.
             self._error = error
         return None
@@ -243,24 +264,40 @@ class SearchDriver:
             if key not in self._numbers:
                 # It has ended; Tune hands out the last snapshots once more when it closes.
                 return
-            if not self._leases.holds(key):
-                raise RuntimeError("another driver has taken it over")
-            self._runs.publish(key, snapshot)
-            self._settle(self.proposals[key])
+            try:
+                self._leases.check(key)
+                self._runs.publish(key, snapshot, self._leases.check)
+                self._settle(self.proposals[key])
+            except OSError as error:
+                if is_no_room(error):
+                    self._no_room = sentence_of(self._launch.storage, self._trial_bytes, error)
+                raise
             self._changed(key)
 
-    def lost(self, key: str, reason: str, trace: str) -> None:
-        """A trial failed or lost its worker and will be started again."""
-        with carrying_on(f"A failure of {self._name(key)} could not be noted"):
-            self._situation.ledger.add_failure(key, reason, trace)
-            self._say(f"{self._name(key)} is started again: {reason}")
+    @property
+    def no_room(self) -> str | None:
+        """What the storage lacks, in a sentence, since a snapshot could not be written there."""
+        return self._no_room
 
-    def failed(self, key: str, reason: str, trace: str) -> None:
+    def lost(self, key: str, failure: Failure) -> None:
+        """A trial failed or lost its worker and will be started again."""
+        self._note(key, failure)
+        self._say(f"{self._name(key)} is started again: {failure.sentence}")
+
+    def failed(self, key: str, failure: Failure) -> None:
         """A trial has failed as often as it may; it stays unfinished, for the next start of the search."""
-        with carrying_on(f"A failure of {self._name(key)} could not be noted"):
-            self._situation.ledger.add_failure(key, reason, trace)
-            self._say(f"{self._name(key)} failed: {reason}")
+        self._note(key, failure)
+        self._say(f"{self._name(key)} failed: {failure.sentence}")
         self._end(key, failed=True)
+
+    def left_out(self, node: LeftOut) -> None:
+        """A node gets no more trials."""
+        self._say(node.sentence)
+
+    def _note(self, key: str, failure: Failure) -> None:
+        with carrying_on(f"A failure of {self._name(key)} could not be noted"):
+            self._leases.check(key)
+            self._situation.ledger.add_failure(key, failure.reason, failure.trace, host=failure.host)
 
     def ended(self, key: str) -> None:
         """A trial will not run any more, however it ended."""
@@ -313,7 +350,14 @@ class SearchDriver:
         study = self._situation.plan.study
         config = proposal.config.model_dump(mode="json")
         return Spec(
-            key, study.recipe, study.train, config, inputs=self._situation.inputs, world_size=self._launch.world_size
+            key,
+            study.recipe,
+            study.train,
+            config,
+            inputs=self._situation.inputs,
+            world_size=self._launch.world_size,
+            scratch_bytes=self._trial_bytes,
+            command=own_command(),
         )
 
     def _proposal(self, trial: FrozenTrial) -> Proposal:
@@ -392,9 +436,7 @@ class SearchDriver:
 
     def _check_lease(self) -> None:
         """A driver that was suspended for long may not be the search's any more; it must not write to the journal."""
-        if not self._leases.holds(self._situation.lease):
-            holder = self._leases.holder(self._situation.lease)
-            raise ValueError(f"This driver was suspended, and {holder or 'another one'} has taken the search over.")
+        self._leases.check(self._situation.lease)
 
     def _progress_so_far(self) -> Progress:
         plan = self._situation.plan

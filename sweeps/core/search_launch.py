@@ -9,8 +9,8 @@ from datetime import datetime
 import click
 
 from sweeps.core import admission, ray_environment
+from sweeps.core.command import FAILED
 from sweeps.core.forecast import Forecast, Work, scorecard
-from sweeps.core.launch import FAILED, STOPPED
 from sweeps.core.lease import Leases
 from sweeps.core.mirror import closing_sentence
 from sweeps.core.options import Launch
@@ -56,10 +56,7 @@ def run_search_study(study: SearchStudy, launch: Launch) -> int:
         if (refusal := admission.refusal(foretold, launch)) is not None:
             raise ValueError(refusal)
         click.echo(_plan_text(situation, foretold, driver.num_left, driver.num_begun))
-        complete, failed = driver.run(tracker, address)
-        if not complete:
-            click.echo("Stopped. The same command goes on from here.")
-            return STOPPED
+        failed = driver.run(tracker, address, foretold.trial_bytes)
         report = driver.write_report(running=False)
         mlflow = driver.close(report, failed=bool(failed))
     click.echo(f"\n{report.text}\n\nReport: {report.page}")

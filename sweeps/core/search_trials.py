@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,17 @@ logger = logging.getLogger(__name__)
 class SearchTrials:
     """Asks for trials and tells how they ended. For one process at a time: that which holds the search's lease."""
 
-    def __init__(self, journal: Path, plan: SearchPlan) -> None:
-        """Open the journal, or begin it with the recipe's own values as the first trial."""
+    def __init__(self, journal: Path, plan: SearchPlan, check: Callable[[], None]) -> None:
+        """Open the journal, or begin it with the recipe's own values as the first trial.
+
+        Args:
+            journal: The file.
+            plan: The search.
+            check: Called before every change of the journal; raises where the search's lease is lost.
+        """
+        check()
         self._plan = plan
+        self._check = check
         journal.parent.mkdir(parents=True, exist_ok=True)
         _repair(journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -60,10 +68,10 @@ class SearchTrials:
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         for trial in running:
             if trial.user_attrs.get(RUNGS, {}).get("stopped_at") is not None:
-                self._study.tell(trial.number, state=TrialState.PRUNED)
+                self._tell(trial.number, state=TrialState.PRUNED)
             elif not self._is_whole(trial):
                 # Its driver was lost while it asked. It is asked for again, by another number.
-                self._study.tell(trial.number, state=TrialState.FAIL)
+                self._tell(trial.number, state=TrialState.FAIL)
         return [trial for trial in self._trials() if trial.state is TrialState.RUNNING]
 
     def ended(self) -> list[int]:
@@ -86,6 +94,7 @@ class SearchTrials:
         """The next trial; ``None`` where there are as many as the search is to have."""
         if self.is_full:
             return None
+        self._check()
         asked = self._asked
         # Of this number alone: a sampler that began anew with its driver would propose again what it had proposed.
         seed = int.from_bytes(hashlib.sha256(f"{self._plan.study.seed}/{asked}".encode()).digest()[:4], "big")
@@ -121,7 +130,7 @@ class SearchTrials:
         # One line of the journal: either the trial was there and was judged, or it was not there.
         self._set(trial, RUNGS, {"reached": reached, "stopped_at": None if goes_on else step})
         if not goes_on:
-            self._study.tell(number, state=TrialState.PRUNED)
+            self._tell(number, state=TrialState.PRUNED)
         return goes_on
 
     def stop(self, number: int, step: int) -> None:
@@ -129,7 +138,7 @@ class SearchTrials:
         trial = self._trial(number)
         if trial.state not in _ENDED:
             self._set(trial, RUNGS, {"reached": {}, "stopped_at": step})
-            self._study.tell(number, state=TrialState.PRUNED)
+            self._tell(number, state=TrialState.PRUNED)
 
     def finish(self, number: int, entry: Mapping[str, Any]) -> None:
         """The ledger has an entry of a trial. One that diverged, or has no value of an objective, has no result."""
@@ -143,7 +152,7 @@ class SearchTrials:
         elif missing:
             self._drop(trial, f"Its result has no finite {', '.join(missing)}.")
         else:
-            self._study.tell(number, [value for value in values.values() if value is not None])
+            self._tell(number, [value for value in values.values() if value is not None])
 
     @property
     def _asked(self) -> int:
@@ -155,9 +164,14 @@ class SearchTrials:
 
     def _drop(self, trial: FrozenTrial, message: str) -> None:
         self._set(trial, MESSAGE, message)
-        self._study.tell(trial.number, state=TrialState.PRUNED)
+        self._tell(trial.number, state=TrialState.PRUNED)
+
+    def _tell(self, number: int, values: Sequence[float] | None = None, state: TrialState | None = None) -> None:
+        self._check()
+        self._study.tell(number, values, state)
 
     def _set(self, trial: FrozenTrial, name: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
+        self._check()
         self._storage.set_trial_user_attr(trial._trial_id, name, value)
 
     def _trial(self, number: int) -> FrozenTrial:

@@ -25,7 +25,7 @@ def salvage(runs: Runs, leases: Leases, own: Path) -> None:
         for folder in _trials(session):
             was_held = leases.holds(folder.name)
             if leases.acquire([folder.name]):
-                if runs.salvage(folder.name, [folder.parent]):
+                if runs.salvage(folder.name, [folder.parent], leases.check):
                     shutil.rmtree(folder, ignore_errors=True)
                 if not was_held:
                     leases.release([folder.name])

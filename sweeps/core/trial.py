@@ -9,21 +9,22 @@ doubled: rows, evaluations and checkpoint of a snapshot always belong together.
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
-
+from sweeps.core.failures import ScratchError, StorageError
 from sweeps.core.identity import identify
 from sweeps.core.links import link_or_copy
+from sweeps.core.room import sentence_of, shortage
 from sweeps.core.runs import mend, seal
+from sweeps.core.scratch import scratch_folder, sweep_scratch
+from toco.files import is_no_room
 from toco.train.averages import DivergedError
 from toco.train.checkpoint import all_in
 from toco.train.loop import Result
@@ -31,7 +32,7 @@ from toco.train.ranks import train_on_ranks
 from toco.train.records import METRICS, read_rows
 from toco.train.reevaluate import reevaluate
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import RunFolder
+from toco.train.run_folder import RunFolder, recording_command
 
 
 class Channel(Protocol):
@@ -43,8 +44,15 @@ class Channel(Protocol):
     def report(self, row: dict[str, Any], snapshot: Path) -> None:
         """Hand over a row and a snapshot; the snapshot is safe when this returns."""
 
-    def give_up(self) -> None:
-        """Say that the trial is about to fail, and that it would fail again in the same way."""
+    def begin(self) -> None:
+        """Say where the trial is about to run.
+
+        Raises:
+            LeftOutError: No trial should run there.
+        """
+
+    def fail(self, error: Exception) -> None:
+        """Say why the trial is about to fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,8 @@ class Spec:
         prefixes: Folder of the checkpoints that trainings with the same first steps share.
         inputs: Digests of what the trial reads, as the driver found them.
         world_size: Processes that train it together, one a GPU.
+        scratch_bytes: What its temporary folder comes to hold; 0 where that is not known.
+        command: The command of the study, for the record.
     """
 
     key: str
@@ -70,6 +80,12 @@ class Spec:
     prefixes: str | None = None
     inputs: Mapping[str, str | None] = field(default_factory=dict)
     world_size: int = 1
+    scratch_bytes: int = 0
+    command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # JSON has lists alone.
+        object.__setattr__(self, "command", tuple(self.command))
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -82,14 +98,29 @@ def run_trial(spec: Spec, channel: Channel) -> None:
     The last report's snapshot holds ``result.json``; its row has the status ``finished`` or ``diverged``.
 
     Raises:
-        ValueError: The config or the data is wrong, which no restart can make up for; the channel is told.
-        RuntimeError: The training was stopped by a signal, which a restart can make up for.
+        Exception: Whatever went wrong; the channel was told.
     """
     try:
-        _run(spec, channel)
-    except ValueError:
-        channel.give_up()
-        raise
+        channel.begin()
+        sweep_scratch()
+        with recording_command(spec.command or None):
+            _run(spec, channel)
+    except Exception as error:
+        known = _with_folder(error, spec)
+        channel.fail(known)
+        if known is error:
+            raise
+        raise known from error
+
+
+def _with_folder(error: Exception, spec: Spec) -> Exception:
+    """A disk that is full, as a sentence that names folder and bytes; any other error as it is."""
+    if not isinstance(error, OSError) or not is_no_room(error):
+        return error
+    folder = Path(error.filename).parent if isinstance(error.filename, str) else Path(tempfile.gettempdir())
+    # The checkpoints that trials share lie beside the ledger, where all nodes write.
+    is_shared = spec.prefixes is not None and folder.is_relative_to(spec.prefixes)
+    return (StorageError if is_shared else ScratchError)(sentence_of(folder, spec.scratch_bytes, error))
 
 
 def _run(spec: Spec, channel: Channel) -> None:
@@ -100,7 +131,9 @@ def _run(spec: Spec, channel: Channel) -> None:
             "would be entered under a wrong name. Bring the same code to every node, or start the study again if the "
             "code was changed while it ran."
         )
-    with _scratch(spec.key) as scratch:
+    if (problem := shortage(Path(tempfile.gettempdir()), spec.scratch_bytes)) is not None:
+        raise ScratchError(problem)
+    with scratch_folder(spec.key) as scratch:
         run_dir = scratch / spec.key
         reporter = _Reporter(channel, run_dir, scratch / "snapshot", config.num_steps)
         if spec.source is not None:
@@ -109,7 +142,7 @@ def _run(spec: Spec, channel: Channel) -> None:
             return
         train = _function(spec.train)
         if spec.world_size > 1:
-            train = partial(train_on_ranks, spec.world_size, train)
+            train = partial(train_on_ranks, spec.world_size, partial(_train_recording, spec.command, train))
         with channel.restored() as snapshot:
             if snapshot is not None:
                 shutil.copytree(snapshot, run_dir)
@@ -126,6 +159,12 @@ def _run(spec: Spec, channel: Channel) -> None:
         if result.status != "finished":
             raise RuntimeError(f"The training was {result.status} by a signal after step {result.step}.")
         reporter.report({"status": result.status, "step": result.step, **result.metrics})
+
+
+def _train_recording(command: tuple[str, ...], train: Callable[..., Result], *arguments: Any, **options: Any) -> Result:  # noqa: ANN401 - those of train
+    """Train in a rank, a process of its own, which does not know what is recorded in the one that started it."""
+    with recording_command(command or None):
+        return train(*arguments, **options)
 
 
 class _Reporter:
@@ -161,19 +200,6 @@ class _Reporter:
         RunFolder(self._snapshot).set_metrics([one for one in rows if until_step is None or one["step"] <= until_step])
         seal(self._snapshot)
         self._channel.report(row, self._snapshot)
-
-
-@contextmanager
-def _scratch(name: str) -> Iterator[Path]:
-    """A folder of this process alone, under ``TMPDIR``; those that killed workers left for this trial are removed."""
-    root = Path(tempfile.gettempdir())
-    prefix = f"toco-{name}-"
-    for left in root.glob(f"{prefix}*"):
-        pid = left.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 def _function(path: str) -> Callable[..., Result]:

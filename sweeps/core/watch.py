@@ -8,13 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sweeps.core.failures import Failure, LeftOut
+from sweeps.core.lease import Leases
 from sweeps.core.live_page import LivePage
 from sweeps.core.mirror import Mirror
 from sweeps.core.progress import Progress
+from sweeps.core.room import sentence_of
 from sweeps.core.runs import Origin
 from sweeps.core.situation import Situation, Task
+from toco.files import is_no_room
 
 logger = logging.getLogger(__name__)
+
+SILENT_BEATS = 2
+"""A driver that others wait for is said to be silent after so many heart-beats were missed."""
 
 
 class Watch:
@@ -26,7 +33,7 @@ class Watch:
         mirror: Fills MLflow.
         page: Keeps the page up to date; ``None`` where another driver does.
         resources: What a trial gets, for the record.
-        holds: Whether this driver still has the lease of a key; one that was suspended may have lost it.
+        check: Raises LostLeaseError where this driver has lost the lease of a key, as one that was suspended may have.
     """
 
     def __init__(
@@ -36,7 +43,7 @@ class Watch:
         mirror: Mirror,
         page: LivePage | None,
         resources: Mapping[str, Any],
-        holds: Callable[[str], bool],
+        check: Callable[[str], None],
     ) -> None:
         self._runs = situation.runs
         self._names = {key: trial.name for key, trial in zip(situation.keys, situation.plan.trials, strict=True)}
@@ -46,8 +53,9 @@ class Watch:
         self._mirror = mirror
         self._page = page
         self._resources = dict(resources)
-        self._holds = holds
-        self._waiting = False
+        self._check = check
+        self._waiting: set[str] = set()
+        self._no_room: str | None = None
 
     def expect(self, tasks: Iterable[Task]) -> None:
         """These tasks are about to run."""
@@ -69,35 +77,67 @@ class Watch:
     def snapshot(self, key: str, snapshot: Path) -> None:
         """A trial's snapshot is in storage."""
         with carrying_on(f"The run folder of {self._names[key]} could not be updated, which is tried again later"):
-            if not self._holds(key):
-                raise RuntimeError("another driver has taken it over")
-            self._runs.publish(key, snapshot)
-            self._mirror.changed(key)
-            self.settle(self._tasks[key])
+            try:
+                self._check(key)
+                self._runs.publish(key, snapshot, self._check)
+                self._mirror.changed(key)
+                self.settle(self._tasks[key])
+            except OSError as error:
+                if is_no_room(error):
+                    self._no_room = sentence_of(self._runs.ledger.storage, 0, error)
+                raise
 
     def settle(self, task: Task) -> bool:
         """Enter a trial into the ledger if its run folder says that it has ended; says whether it is there."""
+        self._check(task.key)
         origin = Origin(self._study.name, self._study.recipe)
         return self._runs.settle(task.key, task.identity, origin, self._resources)
 
-    def waiting_for(self, key: str, number: int, holder: str | None) -> None:
-        """Everything left, ``number`` trials, is run by other drivers; called every few seconds."""
-        if not self._waiting:
-            self._waiting = True
-            self._say(f"{number} trials, {self._names[key]} among them, are run by another driver: {holder}. Waiting.")
+    @property
+    def no_room(self) -> str | None:
+        """What the storage lacks, in a sentence, since a snapshot could not be written there."""
+        return self._no_room
 
-    def lost(self, key: str, reason: str, trace: str) -> None:
+    def waiting_for(self, key: str, number: int, holder: str | None, silent_s: float, leases: Leases) -> None:
+        """Everything left, ``number`` trials, is run by other drivers; called every few seconds.
+
+        Args:
+            key: One of the trials.
+            number: How many there are.
+            holder: Who holds the lease of ``key``.
+            silent_s: For how long there was no sign of life of the holder.
+            leases: How long they live.
+        """
+        name = self._names[key]
+        if holder is not None and "first" not in self._waiting:
+            self._waiting.add("first")
+            self._say(f"{number} trials, {name} among them, are run by another driver: {holder}. Waiting.")
+        if holder is not None and silent_s > SILENT_BEATS * leases.beat_every_s and holder not in self._waiting:
+            self._waiting.add(holder)
+            self._say(
+                f"There was no sign of life of {holder} for {silent_s:.0f} s; its trials are taken over after "
+                f"{leases.expires_s:.0f} s."
+            )
+
+    def lost(self, key: str, failure: Failure) -> None:
         """A trial failed or lost its worker and will be started again."""
-        with carrying_on(f"A failure of {self._names[key]} could not be noted"):
-            self._runs.ledger.add_failure(key, reason, trace)
-        self._say(f"{self._names[key]} is started again: {reason}")
+        self._note(key, failure)
+        self._say(f"{self._names[key]} is started again: {failure.sentence}")
 
-    def failed(self, key: str, reason: str, trace: str) -> None:
+    def failed(self, key: str, failure: Failure) -> None:
         """A trial has failed as often as it may."""
-        with carrying_on(f"A failure of {self._names[key]} could not be noted"):
-            self._runs.ledger.add_failure(key, reason, trace)
-        self._say(f"{self._names[key]} failed: {reason}")
+        self._note(key, failure)
+        self._say(f"{self._names[key]} failed: {failure.sentence}")
         self.ended(key)
+
+    def left_out(self, node: LeftOut) -> None:
+        """A node gets no more trials."""
+        self._say(node.sentence)
+
+    def _note(self, key: str, failure: Failure) -> None:
+        with carrying_on(f"A failure of {self._names[key]} could not be noted"):
+            self._check(key)
+            self._runs.ledger.add_failure(key, failure.reason, failure.trace, host=failure.host)
 
     def ended(self, key: str) -> None:
         """A trial will not run any more, however it ended."""

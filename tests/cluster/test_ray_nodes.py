@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -59,11 +60,11 @@ def free_port():
 @pytest.fixture
 def cluster(tmp_path):
     """A head and two workers with a token of their own: the environment to use it, its dashboard, its processes."""
-    dashboard = free_port()
+    dashboard, port = free_port(), free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
-    environment["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "token")
+    environment |= {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "FAKE_ORDERS": str(tmp_path / "orders")}
     command = [sys.executable, "-u", str(ROOT / "cluster" / "ray_nodes.py"), "local", "--workers", "2"]
-    command += ["--port", str(free_port()), "--dashboard-port", str(dashboard)]
+    command += ["--port", str(port), "--dashboard-port", str(dashboard)]
     log = tmp_path / "cluster.log"
     with log.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
@@ -71,7 +72,7 @@ def cluster(tmp_path):
     try:
         wait_for(lambda: "worker 2: raylet" in log.read_text(), process, 60, log)
         children = psutil.Process(process.pid).children(recursive=True)
-        yield {**environment, "RAY_AUTH_MODE": "token"}, f"http://127.0.0.1:{dashboard}", children, log
+        yield {**environment, "RAY_AUTH_MODE": "token"}, f"http://127.0.0.1:{dashboard}", children, log, port
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         # Everything it started goes with it, at the latest when its reaper has seen that.
@@ -109,7 +110,7 @@ def lose_node(log):
 
 @pytest.mark.timeout(600)
 def test_a_job_on_a_cluster_that_loses_a_node(cluster, data_root, tmp_path):
-    environment, dashboard, children, log = cluster
+    environment, dashboard, children, log, _ = cluster
     listening = {
         item.laddr.ip.removeprefix("::ffff:")
         for child in children
@@ -190,3 +191,29 @@ def check_against_uninterrupted(run, run_dir):
 
 def row_of(row):
     return row["step"], row["kind"], {name: value for name, value in row["values"].items() if "time" not in name}
+
+
+@pytest.mark.timeout(600)
+def test_a_node_with_a_full_disk_costs_no_trial_its_result(cluster, tmp_path):
+    """The other node takes what fails there, and soon everything. Nothing of it counts as the trials' own failures."""
+    environment, _, _, _, port = cluster
+    orders, storage = tmp_path / "orders", tmp_path / "results"
+    orders.mkdir()
+    (orders / "full").touch()
+    study = ROOT / "tests" / "sweeps" / "core" / "fake_study.py"
+    command = [sys.executable, str(study), "--storage", str(storage), "--address", f"127.0.0.1:{port}"]
+    done = subprocess.run(
+        [*command, "--max-failures", "0"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4/4 trials done, 0 running, 0 failed, 0 waiting" in done.stderr
+    host = socket.gethostname()
+    assert f"is started again: {tempfile.gettempdir()}" in done.stderr
+    assert done.stderr.count(f"{host} gets no more trials: 2 failed there by the machine's fault, at last: ") == 1
+    failures = [json.loads(path.read_text()) for path in storage.glob("ledger/??/*.failures/*.json")]
+    assert [failure["host"] for failure in failures] == [host, host]
+    assert all("has no room: No space left on device." in failure["reason"] for failure in failures)

@@ -25,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
@@ -47,6 +48,7 @@ from toco.train.run_config import RunConfig
 
 LOCK = ".lock"
 _PACKAGES = ("torch", "timm", "numpy", "pillow")
+_COMMAND: ContextVar[tuple[str, ...] | None] = ContextVar("command", default=None)
 
 logger = logging.getLogger(__name__)
 
@@ -419,6 +421,21 @@ def _inputs_of(provenance: Mapping[str, Any]) -> Inputs | None:
     return Inputs(data["train"], data["val"], provenance["weights_sha256"]) if data else None
 
 
+@contextmanager
+def recording_command(command: Sequence[str] | None) -> Iterator[None]:
+    """Let provenance record ``command`` in the block; the process's own command where it is ``None``."""
+    token = _COMMAND.set(None if command is None else tuple(command))
+    try:
+        yield
+    finally:
+        _COMMAND.reset(token)
+
+
+def own_command() -> tuple[str, ...]:
+    """The command line of this process, without the folder of its program and without passwords in addresses."""
+    return (Path(sys.argv[0]).name, *map(public_uri, sys.argv[1:]))
+
+
 def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:
     """What a reader needs to know to run it again: code, versions, machine, data, weights."""
     commit, dirty = _commit()
@@ -433,7 +450,7 @@ def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:
         "world_size": distributed.shard().world_size,
         "data_manifest": {"train": inputs.train_data, "val": inputs.val_data},
         "weights_sha256": inputs.weights_sha256,
-        "command": [Path(sys.argv[0]).name, *map(public_uri, sys.argv[1:])],
+        "command": list(_COMMAND.get() or own_command()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

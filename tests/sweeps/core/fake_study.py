@@ -1,12 +1,8 @@
-"""A study of fake trainings as a command: python fake_study.py STORAGE [CPUS_PER_TRIAL]."""
+"""A study of fake trainings as a command."""
 
-import sys
-from pathlib import Path
-
+from sweeps.core.command import study_command
 from sweeps.core.designs import OneFactor
 from sweeps.core.factors import Factor
-from sweeps.core.launch import run_study
-from sweeps.core.options import Launch
 from sweeps.core.study import Metric, Study
 
 STUDY = Study(
@@ -23,7 +19,7 @@ STUDY = Study(
     train="fake_training:train",
 )
 
+main = study_command(STUDY, __doc__)
+
 if __name__ == "__main__":
-    storage, *cpus = sys.argv[1:]
-    launch = Launch(Path(storage), concurrent=2, cpus_per_trial=float(cpus[0]) if cpus else 1.0)
-    sys.exit(run_study(STUDY, launch))
+    main()

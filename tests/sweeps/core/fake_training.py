@@ -1,5 +1,6 @@
 """A training that computes nothing, but can be checked to the last row: its state is a chain of hashes."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -36,7 +37,8 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
     A file ``kill-SEED-BLOCK-STEP`` in ``FAKE_ORDERS`` makes the process kill itself before that step, once, as the
     out-of-memory killer would; ``diverge-SEED-BLOCK`` makes every attempt end as diverged;
     ``refuse-SEED-BLOCK`` makes it fail as bad data would, after two evaluations; ``wait-STEP`` holds every
-    training before that step for as long as the file is there. ``starts`` gets a line for every attempt.
+    training before that step for as long as the file is there; ``full`` makes the disk full of the node where the first
+    attempt runs. ``starts`` gets a line for every attempt.
     """
     seed, block = config.seed, config.method.aux_block
     checkpoints = run_dir / "checkpoints"
@@ -53,6 +55,8 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
     orders = Path(os.environ["FAKE_ORDERS"])
     with (orders / "starts").open("a") as starts:
         starts.write(f"{seed} {block} {step} {os.getpid()}\n")
+    if (orders / "full").exists():
+        fill_up(orders / "full", run_dir)
     while step < config.num_steps:
         order = orders / f"kill-{seed}-{block}-{step}"
         if order.exists():
@@ -79,6 +83,16 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
             observer.on_evaluation(step, metrics, checkpoint)
     finish(run_dir, "finished", step, metrics_of(state))
     return Result("finished", step, metrics_of(state))
+
+
+def fill_up(order, run_dir):
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    if not order.read_text():
+        order.write_text(node)
+    if order.read_text() == node:
+        raise OSError(errno.ENOSPC, "No space left on device", str(run_dir / "metrics.jsonl"))
 
 
 def train_together(config, run_dir, **options):

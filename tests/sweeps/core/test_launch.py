@@ -14,6 +14,7 @@ from sweeps.core import identity, launch, ray_environment
 from sweeps.core import situation as situations
 from sweeps.core.designs import OneFactor, SideBySide
 from sweeps.core.factors import Factor, Stage
+from sweeps.core.failures import failure_of
 from sweeps.core.launch import run_study
 from sweeps.core.lease import Leases
 from sweeps.core.ledger import Ledger
@@ -129,11 +130,11 @@ class Trainer:
                 try:
                     reevaluate(Path(spec.source), folder, config, "evaluate", recipe=spec.recipe)
                 except ValueError as error:
-                    watch.failed(spec.key, str(error), "trace")
+                    watch.failed(spec.key, failure_of(error, "w1", "node"))
                     failed.add(spec.key)
                     continue
             watch.snapshot(spec.key, folder)
-        return frozenset(failed), True
+        return frozenset(failed)
 
 
 def launch_config(spec):

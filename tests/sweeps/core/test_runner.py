@@ -3,12 +3,15 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +23,7 @@ import torch
 from mlflow import MlflowClient
 
 from sweeps.core import ray_environment
+from sweeps.core.failures import Failure, NoRoomError
 from sweeps.core.ledger import Ledger
 from toco.train.loop import train
 from toco.train.run_folder import RunFolder
@@ -41,7 +45,7 @@ class Driver:
         self.storage, self.orders = root / "results", root / "orders"
         self.orders.mkdir()
         self.token = root / "token"
-        self.command = [Path(__file__).with_name("fake_study.py"), self.storage]
+        self.command = [Path(__file__).with_name("fake_study.py"), "--storage", self.storage]
         self.folder = self.storage / PLAN.folder_name
         self.log = root / "log"
         self.orphans = []
@@ -57,7 +61,7 @@ class Driver:
     def finish(self, *arguments):
         process = self.start(*arguments)
         try:
-            return process.wait(120), self.log.read_text()
+            return process.wait(400), self.log.read_text()
         finally:
             process.kill()
 
@@ -76,7 +80,7 @@ class Driver:
 
     def move(self, storage):
         self.storage = storage
-        self.command[1] = storage
+        self.command[2] = storage
         self.folder = storage / PLAN.folder_name
 
     def end_orphans(self):
@@ -122,7 +126,7 @@ def listening_addresses(processes):
     return addresses
 
 
-def wait_for(condition, process, seconds=90):
+def wait_for(condition, process, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the driver ended early"
@@ -244,7 +248,7 @@ def test_two_drivers_of_one_study(driver):
             first.kill()
             first.wait()
             (driver.orders / "wait-11").unlink()
-            assert second.wait(120) == 0, driver.log.read_text()
+            assert second.wait(400) == 0, driver.log.read_text()
         finally:
             second.kill()
     finally:
@@ -269,7 +273,7 @@ def test_a_real_training_whose_worker_is_killed_is_the_uninterrupted_one(driver,
         worker = psutil.Process(int(scratch.name.removeprefix(f"toco-{run_dir.name}-").partition("-")[0]))
         assert process.pid in [parent.pid for parent in worker.parents()]
         worker.kill()
-        assert process.wait(90) == 0, driver.log.read_text()
+        assert process.wait(300) == 0, driver.log.read_text()
     finally:
         process.kill()
     assert driver.log.read_text().count("is started again: its worker process is gone") == 1
@@ -290,17 +294,138 @@ def without_times(row):
     return row["step"], row["kind"], {name: value for name, value in row["values"].items() if "time" not in name}
 
 
-def test_an_error_that_cannot_be_read_here_is_said_to_be_one(tmp_path):
+def test_the_reason_of_a_lost_worker_is_text(tmp_path):
     ray_environment.prepare("local")
     from sweeps.core import runner
 
-    pickled = tmp_path / "error.pkl"
-    for content in (b"cno_such_module\nError\n.", b"", None):
-        pickled.unlink(missing_ok=True)
-        if content is not None:
-            pickled.write_bytes(content)
-        trial = SimpleNamespace(pickled_error_file=str(pickled), error_file="error.txt")
-        assert runner._reason(trial).startswith("its error cannot be read here")
+    file = tmp_path / "error.txt"
+    first = "Failure # 1 (occurred at 2026-11-29_17-12-16)\nDisk error\n"
+    for text, reason in (
+        ("", "its worker process is gone"),
+        (first, "Disk error"),
+        (
+            first + "Failure # 2 (occurred at x)\nThe actor died unexpectedly.\n\tip: 1.2.3.4\n",
+            "its worker process is gone",
+        ),
+    ):
+        file.write_text(text)
+        failure = runner._lost(SimpleNamespace(error_file=str(file)), "w1", "node")
+        assert (failure.kind, failure.reason, failure.host, failure.trace) == ("lost", reason, "w1", text)
+    failure = runner._lost(SimpleNamespace(error_file=str(tmp_path / "none")), "", "")
+    assert "cannot be read" in failure.reason
+
+
+class Told:
+    """A listener that keeps what it is told."""
+
+    no_room = None
+
+    def __init__(self):
+        self.told = []
+
+    def __getattr__(self, name):
+        return lambda *about: self.told.append((name, *about))
+
+
+def tried(experiment, trial, node, failure=None):
+    """An attempt on a node that fails."""
+    key = trial.config["trial"]["key"]
+    experiment.started(key, f"host {node}", node)
+    if failure is not None:
+        experiment.fails(key, failure)
+    experiment.failed_now(trial)
+
+
+def test_trials_that_fail_by_a_machines_fault_start_elsewhere(tmp_path, monkeypatch):
+    ray_environment.prepare("local")
+    from sweeps.core import runner
+
+    nodes = [{"NodeID": node, "Alive": True, "Resources": {"CPU": 1.0}} for node in ("aa", "bb")]
+    monkeypatch.setattr(runner.ray, "nodes", lambda: nodes)
+    told = Told()
+    experiment = runner._Experiment(told, runner.Resources(2, 1.0, 0.0, 0), tmp_path / "left_out")
+    one, two, three = (SimpleNamespace(config={"trial": {"key": key}}, error_file=None) for key in ("1", "2", "3"))
+
+    def selector(key):
+        return experiment.request(key)._bound.arguments["bundle_label_selector"]
+
+    assert selector("1") is None
+    full = Failure("room", "/scratch has no room", "trace", "host aa", "aa")
+    tried(experiment, one, "aa", full)
+    assert selector("1") == [{"ray.io/node-id": "!in(aa)"}]
+    assert selector("2") is None
+    tried(experiment, two, "aa")
+    # Also for trials that have not failed, and those that wait for a worker there already find a mark.
+    assert selector("3") == [{"ray.io/node-id": "!in(aa)"}]
+    assert [path.name for path in (tmp_path / "left_out").iterdir()] == ["aa"]
+    gone = Failure("lost", "its worker process is gone", "", "host aa", "aa")
+    assert told.told[:2] == [("lost", "1", full), ("lost", "2", gone)]
+    assert told.told[2][0] == "left_out"
+    assert told.told[2][1].sentence == (
+        "host aa gets no more trials: 2 failed there by the machine's fault, at last: its worker process is gone"
+    )
+    tried(experiment, three, "bb", Failure("trial", "KeyError: 'x'", "trace", "host bb", "bb"))
+    assert told.told[3][:2] == ("failed", "3")
+    assert experiment.failed == {"3"}
+    experiment.check()
+    tried(experiment, one, "bb", Failure("room", "/scratch has no room", "trace", "host bb", "bb"))
+    assert len(told.told) == 4
+    with pytest.raises(NoRoomError, match=r"/scratch has no room \(on host bb\)"):
+        experiment.check()
+
+
+def test_a_head_that_does_not_answer_is_lost(monkeypatch):
+    ray_environment.prepare("local")
+    from sweeps.core import runner
+
+    head = runner._Head("127.0.0.1:9")
+    assert not head._answers()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert runner._Head(f"127.0.0.1:{server.getsockname()[1]}")._answers()
+
+    context = SimpleNamespace(gcs_address="127.0.0.1:9")
+    monkeypatch.setattr(runner.ray, "init", lambda **_: None)
+    monkeypatch.setattr(runner.ray, "shutdown", lambda: pytest.fail("it would wait for the head"))
+    monkeypatch.setattr(runner.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(runner, "_HEAD_EVERY_S", 0.01)
+    monkeypatch.setattr(runner, "_HEAD_PATIENCE_S", 0.05)
+    monkeypatch.setattr(runner, "_UNWINDING_S", 0.0)
+    ended = threading.Event()
+    monkeypatch.setattr(runner.os, "_exit", lambda status: ended.set())
+    monkeypatch.setattr(runner, "_kill_children", lambda: None)
+    with (
+        pytest.raises(runner.HeadLostError, match=r"head at 127\.0\.0\.1:9 is lost\. The same command goes on"),
+        runner.connected("127.0.0.1:9"),
+    ):
+        time.sleep(30)
+    assert ended.wait(10)
+
+
+def test_rays_folder_is_the_drivers_own(monkeypatch, tmp_path):
+    ray_environment.prepare("local")
+    from sweeps.core import runner
+
+    given = {}
+
+    def init(**options):
+        # Ray opens the folder that it is given to all users.
+        Path(options["_temp_dir"]).mkdir(mode=0o777)
+        given.update(options)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(runner.ray, "init", init)
+    monkeypatch.setattr(runner.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(runner.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:9"))
+    with runner.connected("local"):
+        folder = Path(given["_temp_dir"]).parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert len(f"{folder}/ray/session_2026-11-29_17-12-16_123456_1234567/sockets/plasma_store") < 108
+    assert not folder.exists()
+
+
+def test_nothing_that_ray_pickled_is_read():
+    source = (ROOT / "sweeps" / "core" / "runner.py").read_text()
+    assert not re.search(r"pickle\.load|get_pickled_error|tune\.Tuner|ResultGrid", source)
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(9, 0), (5, 1), (1, 3)])

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from contextlib import suppress
 
 import pytest
 
 from sweeps.core import links
 from sweeps.core import runs as runs_module
 from sweeps.core.identity import Identity
+from sweeps.core.lease import LostLeaseError
 from sweeps.core.ledger import Ledger
 from sweeps.core.runs import SEAL, Origin, Runs, mend, newest_step, seal
 from tests.sweeps.core.damages import DAMAGES, damage
@@ -93,12 +95,12 @@ def test_a_driver_that_dies_while_publishing_leaves_a_folder_to_go_on_from(runs,
     left = dies_at
 
     def fragile(function):
-        def call(source, target):
+        def call(*arguments):
             nonlocal left
             left -= 1
             if left < 0:
                 raise KeyboardInterrupt
-            function(source, target)
+            function(*arguments)
 
         return call
 
@@ -285,3 +287,29 @@ def test_what_is_damaged_is_taken_out_before_a_training_goes_on(tmp_path, damage
         damage(run_dir / damaged, "a missing end")
     mend(run_dir)
     assert ({path.name for path in run_dir.iterdir()} if run_dir.exists() else None) == left
+
+
+def test_a_driver_that_was_suspended_on_the_way_changes_nothing_more(runs, tmp_path):
+    """Between any two changes of a folder another driver may take the trial over and finish it."""
+    older, finished = snapshot(tmp_path, 10), snapshot(tmp_path, 20, finished=True)
+    folder = runs.ledger.run_dir(KEY)
+    number, was_suspended = 0, True
+    while was_suspended:
+        shutil.rmtree(folder, ignore_errors=True)
+        asked, was_suspended = 0, False
+
+        def check(key, number=number):
+            nonlocal asked, was_suspended
+            if asked == number:
+                # It wakes up here, after the other one is done.
+                runs.publish(key, finished)
+                was_suspended = True
+                raise LostLeaseError(key)
+            asked += 1
+
+        with suppress(LostLeaseError):
+            runs.publish(KEY, older, check)
+        if was_suspended:
+            assert files(folder) == files(finished)
+        number += 1
+    assert number > 3

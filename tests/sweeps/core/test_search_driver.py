@@ -12,7 +12,8 @@ import pytest
 from optuna.distributions import IntDistribution
 
 from sweeps.core.daggers import CHOSEN, daggers
-from sweeps.core.lease import Leases
+from sweeps.core.failures import Failure
+from sweeps.core.lease import Leases, LostLeaseError
 from sweeps.core.ledger import Ledger
 from sweeps.core.options import Launch
 from sweeps.core.report.search_report import SELECTED, write_search_report
@@ -23,6 +24,7 @@ from sweeps.core.search_record import read_search_record
 from sweeps.core.search_situation import survey_search
 from sweeps.core.study_record import CellRecord, TrialRecord
 from sweeps.core.trial import Spec, run_trial
+from toco.train.run_folder import own_command
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_training
@@ -55,8 +57,11 @@ class Channel:
         if not goes_on:
             raise Stopped
 
-    def give_up(self):
-        raise AssertionError("no fake training fails in this way")
+    def begin(self):
+        pass
+
+    def fail(self, error):
+        raise AssertionError("no fake training fails") from error
 
 
 @pytest.fixture
@@ -246,8 +251,11 @@ def test_a_driver_that_was_suspended_and_replaced_writes_nothing(place):
         assert driver.is_done
         assert situation.journal.read_bytes() == journal
         assert not situation.ledger.run_dir(spec.key).exists()
-        with pytest.raises(ValueError, match=r"suspended, and the second on .* has taken the search over"):
+        with pytest.raises(LostLeaseError, match=r"suspended or cut off, and the second on .* has taken over"):
             driver._check_lease()
+        # Nor does it note failures of what is another's.
+        driver.lost(spec.key, Failure("lost", "its worker process is gone", "", "w1", "node"))
+        assert situation.ledger.failures(spec.key) == []
 
 
 def test_who_asks_changes_nothing_for_who_runs(place):
@@ -323,7 +331,8 @@ def test_a_spec_is_what_an_ablation_would_train(place):
     values = read_values(situation)
     config, identity = situation.proposal(values)
     dumped = config.model_dump(mode="json")
-    assert spec == Spec(identity.key, "shapes_nano", STUDY.train, dumped, inputs=situation.inputs)
+    expected = Spec(identity.key, "shapes_nano", STUDY.train, dumped, inputs=situation.inputs, command=own_command())
+    assert spec == expected
 
 
 def read_values(situation):

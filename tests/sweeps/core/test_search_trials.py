@@ -27,6 +27,10 @@ STUDY = SearchStudy(
 PLAN = STUDY.resolve()
 
 
+def held():
+    """The lease of the search is held."""
+
+
 def metrics(value):
     return {"val/cam_miou": value, "val/seg_miou": value, "val/other": 1.0}
 
@@ -41,13 +45,13 @@ def states(trials):
 
 def run(journal, values, again):
     """Run a search whose objectives are ``values(params)``; with ``again`` every step is another process's."""
-    trials = SearchTrials(journal, PLAN)
+    trials = SearchTrials(journal, PLAN, held)
     while True:
-        trials = SearchTrials(journal, PLAN) if again else trials
+        trials = SearchTrials(journal, PLAN, held) if again else trials
         asked = trials.ask()
         if asked is None:
             return [trial.params for trial in trials._trials()]
-        trials = SearchTrials(journal, PLAN) if again else trials
+        trials = SearchTrials(journal, PLAN, held) if again else trials
         trials.finish(asked.number, entry(*values(asked.params)))
 
 
@@ -65,19 +69,19 @@ def test_the_proposals_are_those_of_an_uninterrupted_search(tmp_path):
 
 def test_what_was_not_told_is_unfinished(tmp_path):
     journal = tmp_path / "trials.jsonl"
-    trials = SearchTrials(journal, PLAN)
+    trials = SearchTrials(journal, PLAN, held)
     first, second = trials.ask(), trials.ask()
     trials.finish(first.number, entry(0.5, 0.4, 1.0))
     # Once more changes nothing.
     trials.finish(first.number, entry(0.9, 0.9, 9.0))
-    (left,) = SearchTrials(journal, PLAN).unfinished()
+    (left,) = SearchTrials(journal, PLAN, held).unfinished()
     assert (left.number, left.params) == (second.number, second.params)
     assert read_study(journal).trials[0].values == [0.5, 0.4, 1.0]
 
 
 def test_rungs_are_judged_once_and_the_stopped_are_censored(tmp_path):
     journal = tmp_path / "trials.jsonl"
-    trials = SearchTrials(journal, PLAN)
+    trials = SearchTrials(journal, PLAN, held)
     numbers = [trials.ask().number for _ in range(4)]
     # No rung: no question.
     assert trials.reached(numbers[0], 80, metrics(0.0))
@@ -86,7 +90,7 @@ def test_rungs_are_judged_once_and_the_stopped_are_censored(tmp_path):
         False,
         True,
     ]
-    again = SearchTrials(journal, PLAN)
+    again = SearchTrials(journal, PLAN, held)
     # It went on from a checkpoint before the rung; in the meantime it would not be among the best any more.
     assert again.reached(numbers[0], 100, metrics(0.1))
     assert not again.reached(numbers[3], 100, metrics(0.45))
@@ -102,36 +106,36 @@ def test_rungs_are_judged_once_and_the_stopped_are_censored(tmp_path):
 
 def test_a_driver_lost_between_judging_and_telling(tmp_path, monkeypatch):
     journal = tmp_path / "trials.jsonl"
-    trials = SearchTrials(journal, PLAN)
+    trials = SearchTrials(journal, PLAN, held)
     good, bad = trials.ask().number, trials.ask().number
     assert trials.reached(good, 100, metrics(0.6))
     monkeypatch.setattr(trials._study, "tell", lambda *_, **__: pytest.fail("never told"))
     with pytest.raises(BaseException, match="never told"):
         trials.reached(bad, 100, metrics(0.5))
-    again = SearchTrials(journal, PLAN)
+    again = SearchTrials(journal, PLAN, held)
     assert [trial.number for trial in again.unfinished()] == [good]
     assert states(again) == [TrialState.RUNNING, TrialState.PRUNED]
 
 
 def test_a_torn_line_is_cut_off(tmp_path):
     journal = tmp_path / "trials.jsonl"
-    number = SearchTrials(journal, PLAN).ask().number
+    number = SearchTrials(journal, PLAN, held).ask().number
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"op_code":6,"worker')
-    SearchTrials(journal, PLAN).finish(number, entry(0.5, 0.4, 1.0))
+    SearchTrials(journal, PLAN, held).finish(number, entry(0.5, 0.4, 1.0))
     assert journal.read_bytes().startswith(whole + b'{"op')
     assert [trial.state for trial in read_study(journal).trials] == [TrialState.COMPLETE]
 
 
 def test_the_lock_of_a_killed_driver_holds_nobody_up(tmp_path, monkeypatch):
     journal = tmp_path / "trials.jsonl"
-    number = SearchTrials(journal, PLAN).ask().number
+    number = SearchTrials(journal, PLAN, held).ask().number
     # Optuna's lock is a link to the journal by its full path, here from before the folder was moved: it would wait for
     # this one forever.
     (tmp_path / "trials.jsonl.lock").symlink_to("/no/such/folder/trials.jsonl")
     (tmp_path / "trials.jsonl.lock12345.rename").symlink_to(journal)
     monkeypatch.setattr("optuna.storages.journal._file.time.sleep", lambda _: pytest.fail("it waits for the lock"))
-    SearchTrials(journal, PLAN).finish(number, entry(0.5, 0.4, 1.0))
+    SearchTrials(journal, PLAN, held).finish(number, entry(0.5, 0.4, 1.0))
     assert [trial.state for trial in read_study(journal).trials] == [TrialState.COMPLETE]
     assert [path.name for path in tmp_path.iterdir()] == ["trials.jsonl"]
 
@@ -140,7 +144,7 @@ def test_the_lock_of_a_killed_driver_holds_nobody_up(tmp_path, monkeypatch):
 def test_a_driver_lost_while_it_asked(tmp_path, asked):
     """Every prefix of what asking writes: the same values are asked for, and no trial is lost or doubled."""
     journal, cut = tmp_path / "trials.jsonl", tmp_path / "cut.jsonl"
-    trials = SearchTrials(journal, PLAN)
+    trials = SearchTrials(journal, PLAN, held)
     for _ in range(asked):
         trials.finish(trials.ask().number, entry(0.5, 0.4, 1.0))
     before = len(journal.read_bytes().splitlines())
@@ -149,7 +153,7 @@ def test_a_driver_lost_while_it_asked(tmp_path, asked):
     assert len(lines) >= before + len(PLAN.study.space)
     for number in range(before, len(lines)):
         cut.write_bytes(b"".join(lines[:number]))
-        again = SearchTrials(cut, PLAN)
+        again = SearchTrials(cut, PLAN, held)
         assert again.unfinished() == []
         assert again.ask().params == whole
         # What waits, or is half asked for, is no trial.
@@ -159,10 +163,10 @@ def test_a_driver_lost_while_it_asked(tmp_path, asked):
 
 
 def test_planned_are_the_numbers_that_trials_get(tmp_path):
-    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN)
+    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN, held)
     # One that its driver did not ask for to its end keeps its number.
     trials._study.ask()
-    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN)
+    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN, held)
     assert trials.unfinished() == []
     planned = trials.planned()
     numbers = []
@@ -173,7 +177,7 @@ def test_planned_are_the_numbers_that_trials_get(tmp_path):
 
 def test_proposals_learn_from_what_diverged(tmp_path):
     study = dataclasses.replace(STUDY, num_trials=40, num_random=4)
-    trials = SearchTrials(tmp_path / "trials.jsonl", study.resolve())
+    trials = SearchTrials(tmp_path / "trials.jsonl", study.resolve(), held)
     diverged = []
     while (asked := trials.ask()) is not None:
         # The larger, the better, until it diverges.
@@ -187,7 +191,7 @@ def test_proposals_learn_from_what_diverged(tmp_path):
 
 
 def test_diverged_and_undefined_results_are_failures_with_a_reason(tmp_path):
-    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN)
+    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN, held)
     numbers = [trials.ask().number for _ in range(2)]
     trials.finish(numbers[0], entry(0.5, 0.4, 1.0, "diverged") | {"message": "ptc is nan"})
     trials.finish(numbers[1], entry(0.5, float("nan"), 1.0))
@@ -201,17 +205,17 @@ def test_diverged_and_undefined_results_are_failures_with_a_reason(tmp_path):
 
 def test_more_trials_go_on_with_the_same_search(tmp_path):
     journal = tmp_path / "trials.jsonl"
-    trials = SearchTrials(journal, PLAN)
+    trials = SearchTrials(journal, PLAN, held)
     while (asked := trials.ask()) is not None:
         trials.finish(asked.number, entry(0.5, 0.4, 1.0))
     assert trials.is_full
-    more = SearchTrials(journal, dataclasses.replace(STUDY, num_trials=8).resolve())
+    more = SearchTrials(journal, dataclasses.replace(STUDY, num_trials=8).resolve(), held)
     assert (more.planned(), more.ended()) == (list(range(8)), list(range(6)))
     assert [more.ask().number, more.ask().number, more.ask()] == [6, 7, None]
 
 
 def test_the_front_of_numbers_by_hand(tmp_path):
-    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN)
+    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN, held)
     # Trial 2 is worse than 0 in everything, 3 equal to 0 but dearer; 4 equals 1; 5 is stopped.
     values = [(0.6, 0.5, 2.0), (0.5, 0.6, 2.0), (0.5, 0.4, 3.0), (0.6, 0.5, 2.5), (0.5, 0.6, 2.0)]
     for value in values:
@@ -227,7 +231,7 @@ def test_the_front_of_numbers_by_hand(tmp_path):
 
 def test_importance_finds_the_setting_that_matters(tmp_path):
     many = dataclasses.replace(STUDY, num_trials=40, num_random=40)
-    trials = SearchTrials(tmp_path / "trials.jsonl", many.resolve())
+    trials = SearchTrials(tmp_path / "trials.jsonl", many.resolve(), held)
     while (asked := trials.ask()) is not None:
         ptc, ctc = asked.params["method.ptc.weight"], asked.params["method.ctc.weight"]
         trials.finish(asked.number, entry(ptc / 20, ctc**2 / 400, 1.0))
@@ -240,7 +244,7 @@ def test_importance_finds_the_setting_that_matters(tmp_path):
 
 
 def test_too_few_trials_say_nothing_of_importance(tmp_path):
-    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN)
+    trials = SearchTrials(tmp_path / "trials.jsonl", PLAN, held)
     for cam in (0.1, 0.2, 0.3):
         trials.finish(trials.ask().number, entry(cam, cam, cam))
     assert importance(trials._study, STUDY.objectives) == {}

@@ -1,18 +1,20 @@
 """A trial, with a channel that keeps everything and, where a test says so, breaks at a report."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
+from sweeps.core.failures import LeftOutError, ScratchError, kind_of
 from sweeps.core.identity import identify
 from sweeps.core.runs import SEAL
 from sweeps.core.trial import Spec, run_trial
@@ -21,8 +23,10 @@ from toco.recipes.voc_deit_b import recipe
 from toco.train.loop import Result
 from toco.train.records import make_row, rows_text
 from toco.train.run_config import RunConfig
+from toco.train.run_folder import Inputs, provenance
 
 sys.path.insert(0, str(Path(__file__).parent))
+import fake_training
 from fake_training import chain, metrics_of
 
 STEPS = {"num_steps": 20, "evaluate_every": 5, "optim.warmup_steps": 0, "seed": 3}
@@ -43,10 +47,12 @@ class Lost(BaseException):
 class Channel:
     """Keeps rows and snapshots in a folder; the report number ``breaks_at`` does not come back, before or after."""
 
+    left_out = False
+
     def __init__(self, folder, newest=None, breaks_at=None, after=False):
         self.folder, self.newest, self.breaks_at, self.after = folder, newest, breaks_at, after
         self.rows = []
-        self.gave_up = False
+        self.errors = []
 
     @contextmanager
     def restored(self):
@@ -62,8 +68,12 @@ class Channel:
         if breaks:
             raise Lost
 
-    def give_up(self):
-        self.gave_up = True
+    def begin(self):
+        if self.left_out:
+            raise LeftOutError("Elsewhere.")
+
+    def fail(self, error):
+        self.errors.append(error)
 
 
 @pytest.fixture
@@ -137,9 +147,10 @@ def stopped(config, run_dir, **_):
 def test_a_training_that_a_signal_stopped_is_a_failure_that_a_restart_makes_up_for(spec, tmp_path):
     spec = make_spec(spec.config, f"{__name__}:stopped")
     channel = Channel(tmp_path / "kept")
-    with pytest.raises(RuntimeError, match="stopped by a signal after step 7"):
+    with pytest.raises(RuntimeError, match="stopped by a signal after step 7") as raised:
         run_trial(spec, channel)
-    assert not channel.gave_up
+    assert channel.errors == [raised.value]
+    assert kind_of(raised.value) == "machine"
 
 
 def refused(config, run_dir, **_):
@@ -151,9 +162,10 @@ def test_a_config_or_data_that_is_wrong_is_a_failure_that_no_restart_makes_up_fo
     wrong_config = Spec(spec.key, spec.recipe, spec.train, {**spec.config, "num_steps": -1})
     for wrong, message in ((wrong_data, r"image7\.png"), (wrong_config, "num_steps")):
         channel = Channel(tmp_path / "kept")
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as raised:
             run_trial(wrong, channel)
-        assert channel.gave_up
+        assert channel.errors == [raised.value]
+        assert kind_of(raised.value) == "hopeless"
 
 
 def test_a_file_system_without_links_has_copies(spec, tmp_path, monkeypatch):
@@ -170,17 +182,50 @@ def test_nothing_stays_on_the_workers_disk(spec, tmp_path):
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_what_a_killed_worker_left_is_removed_and_what_a_living_one_uses_is_not(spec, tmp_path):
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        dead = process.pid
-    left, used, other = (
-        tmp_path / "scratch" / name
-        for name in (f"toco-{spec.key}-{dead}-x", f"toco-{spec.key}-{os.getppid()}-x", f"toco-other-{dead}-x")
-    )
-    for folder in (left, used, other):
-        folder.mkdir()
-    run_trial(spec, Channel(tmp_path / "kept"))
-    assert set((tmp_path / "scratch").iterdir()) == {used, other}
+def test_a_node_without_room_is_said_before_the_training_begins(spec, tmp_path, monkeypatch):
+    full = dataclasses.replace(spec, scratch_bytes=10**18)
+    channel = Channel(tmp_path / "kept")
+    with pytest.raises(
+        ScratchError, match=r"scratch has no room: .* are free, and a trial needs about 1000000000.0 GB"
+    ):
+        run_trial(full, channel)
+    assert [kind_of(error) for error in channel.errors] == ["room"]
+    assert not (tmp_path / "orders" / "starts").exists()
+
+
+@pytest.mark.parametrize(("folder", "kind"), [("scratch", "room"), ("prefixes", "storage")])
+def test_a_disk_that_fills_up_on_the_way_is_a_sentence_with_its_folder(spec, tmp_path, monkeypatch, folder, kind):
+    def train(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / folder / "file"))
+
+    monkeypatch.setattr(fake_training, "train", train)
+    channel = Channel(tmp_path / "kept")
+    with pytest.raises(RuntimeError, match=rf"{folder} has no room: No space left on device. A trial needs about 1 MB"):
+        run_trial(dataclasses.replace(spec, prefixes=str(tmp_path / "prefixes")), channel)
+    assert [kind_of(error) for error in channel.errors] == [kind]
+
+
+def test_a_node_that_is_left_out_trains_nothing(spec, tmp_path):
+    channel = Channel(tmp_path / "kept")
+    channel.left_out = True
+    with pytest.raises(LeftOutError):
+        run_trial(spec, channel)
+    assert [kind_of(error) for error in channel.errors] == ["left out"]
+    assert not (tmp_path / "orders" / "starts").exists()
+
+
+def test_the_record_has_the_command_of_the_study(spec, tmp_path):
+    channel = Channel(tmp_path / "kept")
+    command = ("sweeps", "run", "table5")
+    run_trial(dataclasses.replace(make_spec(spec.config, f"{__name__}:recorded"), command=command), channel)
+    assert json.loads((channel.newest / "command.json").read_text()) == list(command)
+
+
+def recorded(config, run_dir, **_):
+    run_dir.mkdir()
+    inputs = Inputs("train", "val", None)
+    (run_dir / "command.json").write_text(json.dumps(provenance(torch.device("cpu"), inputs)["command"]))
+    return Result("finished", 0, {})
 
 
 @pytest.mark.parametrize(("damaged", "starts"), [("result.json", [20]), ("config.json", [0]), (None, [20])])
@@ -242,5 +287,5 @@ def test_a_worker_with_other_code_than_the_drivers_is_refused(spec, tmp_path):
     channel = Channel(tmp_path / "kept")
     with pytest.raises(ValueError, match="is not the code that the study was planned with"):
         run_trial(Spec("0" * 20, spec.recipe, spec.train, spec.config, inputs=INPUTS), channel)
-    assert channel.gave_up
+    assert len(channel.errors) == 1
     assert channel.rows == []

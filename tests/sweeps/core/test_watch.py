@@ -1,12 +1,15 @@
 """The watch, with a ledger, a stream, a mirror and a page that break."""
 
+import errno
 import logging
 
 import pytest
 
 from sweeps.core.designs import OneFactor
 from sweeps.core.factors import Factor
+from sweeps.core.failures import Failure, LeftOut
 from sweeps.core.identity import Identity
+from sweeps.core.lease import Leases, LostLeaseError
 from sweeps.core.ledger import Ledger
 from sweeps.core.progress import Progress
 from sweeps.core.runs import Runs
@@ -15,6 +18,8 @@ from sweeps.core.study import Metric, Study
 from sweeps.core.watch import Watch
 
 KEY = "0123456789abcdef0123"
+GONE = Failure("lost", "its worker process is gone", "", "w1", "node")
+UNREADABLE = Failure("hopeless", "image7.png cannot be decoded", "Traceback: image7", "w2", "node")
 
 
 class Broken:
@@ -44,7 +49,7 @@ def make(tmp_path, progress, **parts):
         parts.get("mirror", Silent()),
         parts.get("page", Silent()),
         {"cpus": 1.0},
-        parts.get("holds", lambda key: True),
+        parts.get("check", lambda key: None),
     )
     watch.expect([Task(plan.trials[0], identity)])
     return watch
@@ -59,17 +64,23 @@ def test_nothing_that_breaks_ends_a_study(tmp_path, caplog, broken):
         watch.running({KEY})
         watch.reported(KEY, {"step": 5})
         watch.snapshot(KEY, tmp_path / "snapshot")
-        watch.lost(KEY, "its worker process is gone", "trace")
-        watch.failed(KEY, "image7.png cannot be decoded", "trace")
+        watch.lost(KEY, GONE)
+        watch.failed(KEY, UNREADABLE)
+        watch.left_out(LeftOut("node", "w1", "No space left on device"))
         watch.ended(KEY)
     assert "is broken" in caplog.text
 
 
-def test_failures_are_kept_with_their_traces(tmp_path):
+def test_failures_are_kept_with_their_traces_and_hosts(tmp_path, capsys):
     watch = make(tmp_path, Progress("fake", {KEY: 20}))
-    watch.lost(KEY, "its worker process is gone", "")
-    watch.failed(KEY, "image7.png cannot be decoded", "Traceback: image7")
+    watch.lost(KEY, GONE)
+    watch.failed(KEY, UNREADABLE)
     failures = Ledger(tmp_path).failures(KEY)
+    # Where it failed, and not where the driver runs.
+    assert [failure["host"] for failure in failures] == ["w1", "w2"]
+    err = capsys.readouterr().err
+    assert "is started again: its worker process is gone (on w1)\n" in err
+    assert "failed: image7.png cannot be decoded (on w2)\n" in err
     assert [failure["reason"] for failure in failures] == ["its worker process is gone", "image7.png cannot be decoded"]
     assert failures[1]["traceback"] == "Traceback: image7"
 
@@ -82,19 +93,44 @@ def test_a_row_that_makes_no_sense_is_passed_over(tmp_path):
     assert "1 running" in progress.line()
 
 
-def test_waiting_for_another_driver_is_said_once(tmp_path, capsys):
-    watch = make(tmp_path, Progress("fake", {KEY: 20}))
-    for _ in range(3):
-        watch.waiting_for(KEY, 4, "the study table5, process 7")
-    assert capsys.readouterr().err.count("run by another driver: the study table5, process 7") == 1
+def test_waiting_for_another_driver_is_said_once_and_its_silence_once(tmp_path, capsys):
+    watch, leases = make(tmp_path, Progress("fake", {KEY: 20})), Leases(tmp_path, "a test")
+    for silent_s in (0, 5, 20, 25, 30):
+        watch.waiting_for(KEY, 4, "the study table5, process 7", silent_s, leases)
+    err = capsys.readouterr().err
+    assert err.count("run by another driver: the study table5, process 7") == 1
+    silence = "There was no sign of life of the study table5, process 7 for 25 s; its trials are taken over after 60 s."
+    assert err.count("no sign of life") == err.count(silence) == 1
 
 
-def test_a_driver_that_lost_its_lease_publishes_nothing(tmp_path, caplog):
+def lost(key):
+    raise LostLeaseError("another driver has taken over")
+
+
+def test_a_driver_that_lost_its_lease_writes_nothing(tmp_path, caplog):
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
     (snapshot / "config.json").write_text("{}")
-    make(tmp_path, Progress("fake", {KEY: 20}), holds=lambda key: False).snapshot(KEY, snapshot)
-    assert "another driver has taken it over" in caplog.text
+    watch = make(tmp_path, Progress("fake", {KEY: 20}), check=lost)
+    watch.snapshot(KEY, snapshot)
+    watch.lost(KEY, GONE)
+    watch.failed(KEY, UNREADABLE)
+    assert caplog.text.count("another driver has taken over") == 3
     assert not Ledger(tmp_path).run_dir(KEY).exists()
+    assert Ledger(tmp_path).failures(KEY) == []
+    assert watch.no_room is None
     make(tmp_path, Progress("fake", {KEY: 20})).snapshot(KEY, snapshot)
     assert (Ledger(tmp_path).run_dir(KEY) / "config.json").is_file()
+
+
+def test_a_full_storage_is_a_sentence(tmp_path, monkeypatch):
+    def publish(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    watch = make(tmp_path, Progress("fake", {KEY: 20}))
+    monkeypatch.setattr(Runs, "publish", publish)
+    watch.snapshot(KEY, tmp_path)
+    assert watch.no_room == (
+        f"{tmp_path} has no room: No space left on device. A trial needs about 1 MB. Make room there, or raise its "
+        "quota."
+    )

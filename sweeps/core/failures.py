@@ -1,0 +1,232 @@
+"""Failed attempts: what is a failure of a machine, which attempts count against a trial, which nodes are left out."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import traceback
+from collections.abc import Callable, Set
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from toco.files import is_no_room
+
+LONGEST_TRACE = 8000
+"""Characters that are kept of a trace, from its end."""
+TRIALS_TO_LEAVE_OUT = 2
+"""A node where so many trials failed by the machine's fault gets no more."""
+MOST_MACHINE_FAILURES = 10
+"""So many failures of machines are forgiven one trial."""
+
+_MACHINE = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EIO", "EROFS", "ENODEV", "ENXIO", "ESTALE", "EREMOTEIO"),
+        *("EMFILE", "ENFILE", "ENOMEM", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN"),
+    )
+    if hasattr(errno, name)
+)
+_MACHINE_TEXTS = (
+    "CUDA",
+    "cuDNN",
+    "CUBLAS",
+    "NCCL",
+    "unable to allocate shared memory",
+    "out of shared memory",
+    "insufficient shared memory",
+    "Bus error",
+    "killed by signal",
+    "stopped by a signal",
+    "was killed, exit code",
+)
+"""What torch, its loaders and lost ranks say in a RuntimeError, which has no number."""
+
+Kind = Literal["trial", "hopeless", "machine", "lost", "room", "storage", "left out"]
+
+
+class NoRoomError(RuntimeError):
+    """A disk that every trial needs is full. The message names folder and bytes."""
+
+
+class HeadLostError(ConnectionError):
+    """Ray's head does not answer any more."""
+
+
+class LeftOutError(RuntimeError):
+    """A trial was placed on a node that is left out; it starts again elsewhere."""
+
+
+class ScratchError(RuntimeError):
+    """A node has no room for a trial. The message names folder and bytes."""
+
+
+class StorageError(RuntimeError):
+    """The folder that all nodes share has no room. The message names folder and bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that failed.
+
+    Attributes:
+        kind: ``trial``, where its training raised what a restart may make up for; ``hopeless``, where a restart would
+            fail alike; ``machine``, where the node could not do what it has to; ``lost``, where the worker process
+            ended without a word; ``room``, where the node's disk is full; ``storage``, where the folder that all nodes
+            share is full; ``left out``, where the node gets no trials any more.
+        reason: In a line.
+        trace: The end of its trace.
+        host: Name of the machine; empty where the attempt ended before it said so.
+        node: Its node in Ray; empty as ``host``.
+    """
+
+    kind: Kind
+    reason: str
+    trace: str
+    host: str
+    node: str
+
+    @property
+    def sentence(self) -> str:
+        """Reason and machine."""
+        return f"{self.reason} (on {self.host})" if self.host else self.reason
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def kind_of(error: BaseException) -> Kind:
+    """What an exception that a trial raised is a failure of."""
+    if isinstance(error, ValueError):
+        return "hopeless"
+    if isinstance(error, LeftOutError):
+        return "left out"
+    if isinstance(error, StorageError):
+        return "storage"
+    if isinstance(error, ScratchError) or is_no_room(error):
+        return "room"
+    if is_machine_failure(error):
+        return "machine"
+    return "trial"
+
+
+def is_machine_failure(error: BaseException) -> bool:
+    """Whether another machine may do what failed here."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError) and not isinstance(error, shutil.Error):
+        return error.errno in _MACHINE
+    return isinstance(error, RuntimeError | shutil.Error) and any(text in str(error) for text in _MACHINE_TEXTS)
+
+
+def failure_of(error: BaseException, host: str, node: str) -> Failure:
+    """What ``error``, raised on a node, is to the driver."""
+    reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
+    trace = "".join(traceback.format_exception(error))[-LONGEST_TRACE:]
+    if not isinstance(error, ScratchError | StorageError):
+        reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    return Failure(kind_of(error), reason, trace, host, node)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A node that gets no more trials."""
+
+    node: str
+    host: str
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        return (
+            f"{self.host or self.node} gets no more trials: {TRIALS_TO_LEAVE_OUT} failed there by the machine's fault, "
+            f"at last: {self.reason}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What follows from a failure.
+
+    Attributes:
+        starts_again: Whether the trial is tried again.
+        left_out: A node that gets no more trials from now on.
+        no_room: What to say where no trial can run for want of room. The failure counts for nobody.
+    """
+
+    starts_again: bool
+    left_out: LeftOut | None = None
+    no_room: str | None = None
+
+
+class Attempts:
+    """Counts failures by trial and by node, and decides what follows.
+
+    A failure of a machine does not count against its trial while there is a node that the trial has not failed on. A
+    trial that has failed on all nodes is to blame itself: its failures speak against no node, and count.
+
+    Args:
+        max_failures: Restarts of a trial; -1 for any number.
+        nodes: The nodes that could hold a trial now.
+    """
+
+    def __init__(self, max_failures: int, nodes: Callable[[], Set[str]]) -> None:
+        self._max_failures = max_failures
+        self._nodes = nodes
+        self._counted: dict[str, int] = {}
+        self._forgiven: dict[str, int] = {}
+        # By node: the trials that failed there by the machine's fault.
+        self._failed_on: dict[str, set[str]] = {}
+        self._to_blame: set[str] = set()
+        self._left_out: set[str] = set()
+
+    def failed(self, key: str, failure: Failure) -> Decision:
+        """Note a failure of the trial ``key``."""
+        if failure.kind == "hopeless":
+            return Decision(starts_again=False)
+        if failure.kind == "left out":
+            return Decision(starts_again=True)
+        if failure.kind == "storage" or (failure.kind == "room" and not self._untried(key, failure.node)):
+            return Decision(starts_again=True, no_room=failure.sentence)
+        if failure.kind in ("machine", "lost", "room") and failure.node and self._is_forgiven(key, failure.node):
+            return Decision(starts_again=True, left_out=self._leave_out(failure))
+        counted = self._counted[key] = self._counted.get(key, 0) + 1
+        return Decision(self._max_failures < 0 or counted <= self._max_failures)
+
+    def avoided(self, key: str) -> frozenset[str]:
+        """Nodes that the next attempt of a trial should not use; never all that there are."""
+        own = {node for node, keys in self._failed_on.items() if key in keys and key not in self._to_blame}
+        avoided = own | self._left_out
+        return frozenset(avoided) if self._nodes() - avoided else frozenset()
+
+    def is_left_out(self, node: str) -> bool:
+        """Whether a node gets no more trials."""
+        return node in self._left_out
+
+    def _is_forgiven(self, key: str, node: str) -> bool:
+        """Whether a failure of a machine does not count against the trial."""
+        untried = self._untried(key, node)
+        self._failed_on.setdefault(node, set()).add(key)
+        forgiven = self._forgiven.get(key, 0)
+        if key in self._to_blame or not untried or forgiven >= MOST_MACHINE_FAILURES:
+            self._to_blame.add(key)
+            self._left_out = {one for one in self._left_out if self._is_bad(one)}
+            return False
+        self._forgiven[key] = forgiven + 1
+        return True
+
+    def _untried(self, key: str, node: str) -> set[str]:
+        """Nodes but ``node`` that are in use and that a trial has not failed on."""
+        usable = self._nodes() - self._left_out - {node}
+        return {other for other in usable if key not in self._failed_on.get(other, ())}
+
+    def _leave_out(self, failure: Failure) -> LeftOut | None:
+        node = failure.node
+        if node in self._left_out or not self._is_bad(node) or not self._nodes() - self._left_out - {node}:
+            return None
+        self._left_out.add(node)
+        return LeftOut(node, failure.host, failure.reason)
+
+    def _is_bad(self, node: str) -> bool:
+        return len(self._failed_on.get(node, set()) - self._to_blame) >= TRIALS_TO_LEAVE_OUT

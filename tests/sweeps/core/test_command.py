@@ -1,0 +1,44 @@
+"""How a study or a search ends that cannot go on."""
+
+import errno
+
+import pytest
+
+from sweeps.core import command
+from sweeps.core.failures import HeadLostError, NoRoomError
+
+
+def raising(error):
+    def run():
+        raise error
+
+    return run
+
+
+def test_a_study_that_was_stopped_says_that_it_goes_on(capsys):
+    assert command._run_to_the_end(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().out == "Stopped. The same command goes on from here.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (NoRoomError("/results has no room: 0 B are free. Make room there."), "/results has no room: 0 B are free."),
+        (OSError(errno.ENOSPC, "No space left on device", "/results/study.json"), "/results/study.json: No space left"),
+    ],
+)
+def test_a_full_disk_is_a_sentence_and_trials_without_a_result(capsys, error, sentence):
+    assert command._run_to_the_end(raising(error)) == 4
+    assert capsys.readouterr().err.startswith(f"Error: {sentence}")
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(errno.ENOENT, "No such file"), HeadLostError("lost"), ValueError()]
+)
+def test_other_errors_are_left_to_the_command_line(error):
+    with pytest.raises(type(error)):
+        command._run_to_the_end(raising(error))
+
+
+def test_a_study_that_ends_has_its_own_status():
+    assert command._run_to_the_end(lambda: 3) == 3
