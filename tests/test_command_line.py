@@ -179,6 +179,42 @@ run(click.Command("main", callback=work))
     assert run(code) == (status, "tidied up\n", "Stopped.\n")
 
 
+def test_a_second_signal_ends_a_command_at_once_and_one_that_comes_twice_is_one():
+    code = """
+import time
+def work():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            print("tidied up", flush=True)
+            time.sleep(1.1)
+            signal.raise_signal(signal.SIGTERM)
+            print("never reached")
+run(click.Command("main", callback=work))
+"""
+    assert run(code) == (143, "tidied up\n", "")
+
+
+def test_a_signal_that_a_library_lost_is_raised_again():
+    code = """
+from toco import interrupts
+def work():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    interrupts.take_again()
+    interrupts.check()
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        pass
+    interrupts.check()
+run(click.Command("main", callback=work))
+"""
+    assert run(code) == (143, "", "Stopped.\n")
+
+
 def test_a_signal_waits_for_the_end_of_an_import(tmp_path):
     """Of one that takes every exception for a fault of its own, as compiled libraries do."""
     (tmp_path / "slow.py").write_text(

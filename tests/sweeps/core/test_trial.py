@@ -23,7 +23,7 @@ from toco.recipes.voc_deit_b import recipe
 from toco.train.loop import Result
 from toco.train.records import make_row, rows_text
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import Inputs, provenance
+from toco.train.run_folder import Inputs, own_command, provenance
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_training
@@ -219,6 +219,12 @@ def test_the_record_has_the_command_of_the_study(spec, tmp_path):
     command = ("sweeps", "run", "table5")
     run_trial(dataclasses.replace(make_spec(spec.config, f"{__name__}:recorded"), command=command), channel)
     assert json.loads((channel.newest / "command.json").read_text()) == list(command)
+
+
+def test_the_command_is_recorded_without_passwords(monkeypatch):
+    words = ["/repository/sweeps/table5.py", "--tracking-uri", "http://me:secret@host/x?token=y", "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert own_command() == ("table5.py", "--tracking-uri", "http://host/x", "--seeds", "0")
 
 
 def recorded(config, run_dir, **_):
