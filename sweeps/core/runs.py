@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.core.identity import Identity
+from sweeps.core.lease import LostLeaseError
 from sweeps.core.ledger import Ledger
 from sweeps.core.links import link_or_copy
 from toco.files import UnreadableError, partial_name, read_json, sha256, sync, whole_file, write_text
@@ -130,7 +131,7 @@ class Runs:
                     self.publish(key, snapshot, check)
                 except CheckpointError as error:
                     logger.warning("Passing over a snapshot of %s: %s", key, error)
-                except OSError as error:
+                except (OSError, LostLeaseError) as error:
                     complete = False
                     logger.warning("A snapshot of %s could not be published and is left: %s", key, error)
         return complete
