@@ -77,6 +77,7 @@ class SearchRecord:
         importance: Share of the variance of each objective, by its key, that each setting explains (fANOVA); empty for
             an objective of which too few trials tell.
         importance_n: Finished trials that this is from.
+        fault: What is damaged in the journal, in a sentence; trials after it are not here.
     """
 
     path: Path
@@ -98,6 +99,7 @@ class SearchRecord:
     trials: tuple[SearchTrial, ...]
     importance: Mapping[str, Mapping[str, float]]
     importance_n: int
+    fault: str | None
 
     def is_start(self, trial: SearchTrial) -> bool:
         """Whether ``trial`` has the recipe's own values."""
@@ -136,7 +138,7 @@ def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
     """
     content = RECORD.read(path / RECORD.file)
     objectives = tuple(Objective(**objective) for objective in content["objectives"])
-    study = read_study(path / (journal or content["journal"]))
+    study, fault = read_study(path / (journal or content["journal"]))
     known = [] if study is None else study.get_trials(deepcopy=False)
     asked = [trial for trial in known if trial.params.keys() == content["space"].keys()]
     best = set() if study is None else {trial.number for trial in study.best_trials}
@@ -162,6 +164,7 @@ def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
         trials=tuple(_trial(trial, objectives, best, ledger) for trial in asked),
         importance={} if study is None else importance(study, objectives),
         importance_n=len(complete),
+        fault=fault,
     )
 
 

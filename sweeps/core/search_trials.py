@@ -1,4 +1,4 @@
-"""The trials of a search as Optuna keeps them: a journal, one JSON object a line, that outlives its driver.
+"""The trials of a search as Optuna keeps them, in a journal that outlives its driver.
 
 A trial is asked for, runs, and is told to be complete or pruned, as Optuna calls those without a result: stopped at a
 rung, or diverged, so that proposals keep away from what diverged, too. One that was asked for and not told goes on with
@@ -8,8 +8,6 @@ the same values before another is asked for.
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +16,10 @@ from typing import Any
 import optuna
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.core.search import SearchPlan
+from sweeps.core.search_journal import Journal
 
 RUNGS = "rungs"
 """Attribute of a trial: what it reached at each rung, by step, and ``stopped_at``."""
@@ -32,8 +30,6 @@ KEY = "key"
 
 _ENDED = {TrialState.COMPLETE, TrialState.PRUNED}
 _STUDY = "search"
-
-logger = logging.getLogger(__name__)
 
 
 class SearchTrials:
@@ -51,9 +47,10 @@ class SearchTrials:
         self._plan = plan
         self._check = check
         journal.parent.mkdir(parents=True, exist_ok=True)
-        _repair(journal)
+        lines = Journal(journal)
+        lines.repair()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = _storage(journal)
+        self._storage = _storage(lines)
         self._study = optuna.create_study(
             storage=self._storage,
             study_name=_STUDY,
@@ -181,36 +178,21 @@ class SearchTrials:
         return self._study.get_trials(deepcopy=False)
 
 
-def read_study(journal: Path) -> optuna.Study | None:
-    """What a journal holds; ``None`` where there is none yet. Writes nothing, so that a running driver may go on."""
-    if not journal.is_file():
-        return None
+def read_study(journal: Path) -> tuple[optuna.Study | None, str | None]:
+    """What a journal holds, and what is damaged in it, in a sentence; both ``None`` where there is none yet.
+
+    Writes nothing, so that a running driver may go on.
+    """
+    lines = Journal(journal)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return optuna.load_study(study_name=_STUDY, storage=_storage(journal))
+        study = optuna.load_study(study_name=_STUDY, storage=_storage(lines))
     except KeyError:
-        return None
+        study = None
+    return study, lines.fault
 
 
-def _storage(journal: Path) -> JournalStorage:
+def _storage(journal: Journal) -> JournalStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return JournalStorage(JournalFileBackend(str(journal)))
-
-
-def _repair(journal: Path) -> None:
-    """Remove what a killed driver left: a line that it had begun to write, and Optuna's lock.
-
-    With a line after a torn one, the journal could not be read. The lock would be waited for, half a minute where it
-    was left and forever where the folder was moved, as it is a link to the journal by its full path.
-    """
-    for lock in journal.parent.glob(f"{journal.name}.lock*"):
-        lock.unlink()
-    try:
-        content = journal.read_bytes()
-    except FileNotFoundError:
-        return
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        logger.warning("The last line of %s is torn, which loses one event of the search.", journal)
-        os.truncate(journal, whole)
+        return JournalStorage(journal)

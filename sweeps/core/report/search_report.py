@@ -236,6 +236,9 @@ def _summary(record: SearchRecord) -> str:
             f" Rungs at step {', '.join(map(str, record.rungs))} of {record.num_steps}, where one in "
             f"{record.reduction} goes on; none lies before the last loss term has acted."
         )
+    if record.fault is not None:
+        fault = record.fault.replace(f"{record.path.parent}/", "")
+        text += f" {fault} Later trials are not shown; the next run asks for them again."
     return text
 
 

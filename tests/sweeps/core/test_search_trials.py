@@ -1,6 +1,7 @@
 """The journal of a search: proposals, rungs and ends survive their driver; front and importance of made-up numbers."""
 
 import dataclasses
+import errno
 
 import pytest
 from optuna.distributions import FloatDistribution
@@ -9,6 +10,7 @@ from optuna.trial import TrialState
 from sweeps.core.search import Objective, SearchStudy
 from sweeps.core.search_record import importance, read_search_record, write_search
 from sweeps.core.search_trials import SearchTrials, read_study
+from tests.sweeps.core.damages import DAMAGES, damage
 
 STUDY = SearchStudy(
     name="s",
@@ -76,7 +78,7 @@ def test_what_was_not_told_is_unfinished(tmp_path):
     trials.finish(first.number, entry(0.9, 0.9, 9.0))
     (left,) = SearchTrials(journal, PLAN, held).unfinished()
     assert (left.number, left.params) == (second.number, second.params)
-    assert read_study(journal).trials[0].values == [0.5, 0.4, 1.0]
+    assert read_study(journal)[0].trials[0].values == [0.5, 0.4, 1.0]
 
 
 def test_rungs_are_judged_once_and_the_stopped_are_censored(tmp_path):
@@ -123,21 +125,8 @@ def test_a_torn_line_is_cut_off(tmp_path):
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"op_code":6,"worker')
     SearchTrials(journal, PLAN, held).finish(number, entry(0.5, 0.4, 1.0))
-    assert journal.read_bytes().startswith(whole + b'{"op')
-    assert [trial.state for trial in read_study(journal).trials] == [TrialState.COMPLETE]
-
-
-def test_the_lock_of_a_killed_driver_holds_nobody_up(tmp_path, monkeypatch):
-    journal = tmp_path / "trials.jsonl"
-    number = SearchTrials(journal, PLAN, held).ask().number
-    # Optuna's lock is a link to the journal by its full path, here from before the folder was moved: it would wait for
-    # this one forever.
-    (tmp_path / "trials.jsonl.lock").symlink_to("/no/such/folder/trials.jsonl")
-    (tmp_path / "trials.jsonl.lock12345.rename").symlink_to(journal)
-    monkeypatch.setattr("optuna.storages.journal._file.time.sleep", lambda _: pytest.fail("it waits for the lock"))
-    SearchTrials(journal, PLAN, held).finish(number, entry(0.5, 0.4, 1.0))
-    assert [trial.state for trial in read_study(journal).trials] == [TrialState.COMPLETE]
-    assert [path.name for path in tmp_path.iterdir()] == ["trials.jsonl"]
+    assert journal.read_bytes().startswith(whole + b'{"line')
+    assert [trial.state for trial in read_study(journal)[0].trials] == [TrialState.COMPLETE]
 
 
 @pytest.mark.parametrize("asked", [0, 3])
@@ -248,3 +237,73 @@ def test_too_few_trials_say_nothing_of_importance(tmp_path):
     for cam in (0.1, 0.2, 0.3):
         trials.finish(trials.ask().number, entry(cam, cam, cam))
     assert importance(trials._study, STUDY.objectives) == {}
+
+
+def values_of(params):
+    ptc, ctc = params["method.ptc.weight"], params["method.ctc.weight"]
+    return ptc / 20, ctc / 20, ptc + ctc
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_journal_ends_before_its_damaged_line_and_the_search_asks_again_for_the_same(tmp_path, name, caplog):
+    journal = tmp_path / "trials.jsonl"
+    proposals = run(journal, values_of, again=False)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    middle = len(lines) // 2
+    damaged = DAMAGES[name](lines[middle]).replace(b"\n", b"") + b"\n"
+    journal.write_bytes(b"".join([*lines[:middle], damaged, *lines[middle + 1 :]]))
+    as_damaged = journal.read_bytes()
+    study, fault = read_study(journal)
+    assert fault.startswith(f"{journal} is damaged in line {middle + 1}: ")
+    assert 0 < len(study.trials) < len(proposals)
+    assert journal.read_bytes() == as_damaged
+    # As a driver that goes on does it: what was asked for and not told ends first.
+    trials = SearchTrials(journal, PLAN, held)
+    for trial in trials.unfinished():
+        trials.finish(trial.number, entry(*values_of(trial.params)))
+    asked_again = run(journal, values_of, again=False)
+    assert [params for params in asked_again if params.keys() == PLAN.study.space.keys()] == proposals
+    kept = tmp_path / "history" / "trials.jsonl.damaged-1"
+    assert kept.read_bytes() == as_damaged
+    assert f"The journal is kept as {kept}" in caplog.text
+    assert read_study(journal)[1] is None
+
+
+def test_a_lost_line_of_a_journal_is_seen(tmp_path):
+    journal = tmp_path / "trials.jsonl"
+    run(journal, values_of, again=False)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:5], *lines[6:]]))
+    assert read_study(journal)[1].startswith(f"{journal} is damaged in line 6: ")
+
+
+def test_a_full_disk_leaves_no_part_of_a_line(tmp_path, monkeypatch):
+    journal = tmp_path / "trials.jsonl"
+    trials = SearchTrials(journal, PLAN, held)
+    whole = journal.read_bytes()
+
+    def no_space(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sweeps.core.search_journal.os.fsync", no_space)
+        with pytest.raises(OSError, match="No space left"):
+            trials.ask()
+    assert journal.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_search_is_kept_aside_and_written_again(tmp_path, name, caplog):
+    inputs = {"train": "aa", "val": "bb", "weights": None}
+    write_search(tmp_path, PLAN, "trials.jsonl", inputs)
+    file = tmp_path / "search.json"
+    whole = read_search_record(tmp_path)
+    damage(file, name)
+    damaged = file.read_bytes()
+    with pytest.raises(ValueError, match=r"search\.json .*Run the search's command again"):
+        read_search_record(tmp_path)
+    write_search(tmp_path, PLAN, "trials.jsonl", inputs)
+    (kept,) = (tmp_path / "history").iterdir()
+    assert kept.read_bytes() == damaged
+    assert f"kept as {kept}" in caplog.text
+    assert read_search_record(tmp_path) == whole
