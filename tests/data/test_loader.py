@@ -247,7 +247,7 @@ if __name__ == "__main__":
     kept = TrainLoader(dataset, ViewsConfig(crop_size_px=32), 2, seed=0, num_workers=1).batches(0, 1000)
     print(next(kept).views.shape[0])
 """)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout.split()) == (0, ["3"]), done.stderr
 
 

@@ -222,7 +222,7 @@ def test_of_processes_that_start_at_once_one_decodes(cached: Config) -> None:
     processes = [context.Process(target=_write, args=(cached, barrier, written)) for _ in range(3)]
     for process in processes:
         process.start()
-    results = [written.get(timeout=120) for _ in processes]
+    results = [written.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
     assert sorted(number for number, _ in results) == [0, 0, 5]

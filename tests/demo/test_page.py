@@ -42,7 +42,7 @@ def address(run_dir):
         assert found, line + process.stderr.read()
         yield found[0]
         process.send_signal(signal.SIGINT)
-        _, complaints = process.communicate(timeout=60)
+        _, complaints = process.communicate(timeout=600)
         assert (process.returncode, complaints) == (0, "")
     finally:
         process.kill()

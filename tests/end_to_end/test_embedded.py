@@ -25,7 +25,7 @@ def environment():
 
 
 def run(*words):
-    done = subprocess.run(command(*words), capture_output=True, text=True, env=environment(), timeout=200)
+    done = subprocess.run(command(*words), capture_output=True, text=True, env=environment(), timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -43,7 +43,7 @@ def interrupt(process, run_dir):
     while process.poll() is None and not (run_dir / "metrics.jsonl").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return output
 

@@ -40,7 +40,7 @@ def root():
 def run(*words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "toco", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=800)
 
 
 def test_the_folder_has_no_fault(root):

@@ -47,7 +47,7 @@ def test_the_next_value_is_found_while_the_last_is_worked_on():
 
     found = []
     for value in read_ahead(values()):
-        assert second.wait(timeout=60)
+        assert second.wait(timeout=600)
         found.append(value)
     assert found == [1, 2]
 

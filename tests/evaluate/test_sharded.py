@@ -24,7 +24,7 @@ def in_threads(monkeypatch):
     """Run a function of a shard once for every rank; results, or what was raised, in the order of the ranks."""
 
     def run(function, world_size):
-        barrier, said = threading.Barrier(world_size, timeout=60), {}
+        barrier, said = threading.Barrier(world_size, timeout=600), {}
         rank_of = threading.local()
 
         def all_gather_object(everything, mine):
@@ -140,7 +140,7 @@ def test_two_processes_over_gloo_find_what_one_finds(data_root, tmp_path):
         for rank, of in ((0, 1), (0, 2), (1, 2))
     ]
     try:
-        assert [process.wait(timeout=240) for process in started] == [0, 0, 0]
+        assert [process.wait(timeout=600) for process in started] == [0, 0, 0]
     finally:
         for process in started:
             process.kill()

@@ -92,7 +92,7 @@ def workers(process):
 
 
 def wait_for_training(process, log):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while process.poll() is None and not workers(process):
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
@@ -141,7 +141,7 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(tmp_pat
                 kill(done[-1], process, killed)
                 if done[-1] != "worker":
                     break
-            status = process.wait(300)
+            status = process.wait(600)
             killed.end_orphans()
             log = killed.log.read_text()
             # What was finished is counted as there, and neither its entry nor its run was touched.

@@ -1,4 +1,3 @@
-import time
 import warnings
 from pathlib import Path
 
@@ -14,14 +13,12 @@ class Clock:
         return self.now_s
 
 
-def test_a_dead_server_costs_a_warning_and_seconds(run_folder):
+def test_a_dead_server_costs_a_warning_and_no_more_until_the_pause_is_over(run_folder):
     clock = Clock()
     tracker = Tracker("http://me:secret@127.0.0.1:9", "dead", pause_s=30.0, clock=clock)  # port 9: nobody listens
     training = run_folder()
-    start_s = time.monotonic()
     with pytest.warns(TrackingWarning, match="could not be filled from study s") as caught:
         assert tracker.ensure_parent("s", "s") is None
-    assert time.monotonic() - start_s < 60
     assert "secret" not in str(caught[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -120,7 +120,7 @@ def test_who_is_told_of_a_checkpoint_finds_it_whole_and_the_next_one_waits(tmp_p
     told, may_go_on = [], threading.Event()
 
     def tell(path):
-        may_go_on.wait(10)
+        assert may_go_on.wait(600)
         told.append((checkpoint.read(path).step, [other.name for other in checkpoint.all_in(tmp_path)]))
 
     with checkpoint.Writer(tmp_path, "digest", keep=1) as writer:

@@ -272,11 +272,11 @@ def test_a_waiter_that_was_suspended_itself_does_not_take_over(tmp_path, monkeyp
 def test_heart_beats_keep_all_leases(tmp_path):
     with Leases(tmp_path, "the study", beat_every_s=0.01) as leases:
         leases.acquire([KEY, OTHER])
-        path = tmp_path / "leases" / f"{KEY}.json"
+        paths = [tmp_path / "leases" / f"{key}.json" for key in (KEY, OTHER)]
         age(tmp_path, 10_000)
-        while time.time() - path.stat().st_mtime > 5000:
+        # A beat may come between two looks, so that their times need not be the same.
+        while time.time() - min(path.stat().st_mtime for path in paths) > 5000:
             time.sleep(0.01)
-        assert (tmp_path / "leases" / f"{OTHER}.json").stat().st_mtime == path.stat().st_mtime
 
 
 def test_the_clocks_of_machines_do_not_matter(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The report while a study runs: written in turn, never twice at once, and never in the way of what it reports on."""
 
-import json
 import logging
 import threading
 
@@ -9,6 +8,9 @@ import pytest
 from sweeps.core import live_page
 from sweeps.core.live_page import LivePage, LiveReport
 from sweeps.core.study_folder import StudyFolder
+from toco.files import read_record
+
+WAIT_S = 300.0
 
 
 class Writer:
@@ -24,7 +26,7 @@ class Writer:
         self.at_once += 1
         self.most_at_once = max(self.at_once, self.most_at_once)
         self.began.release()
-        assert self.gate.wait(10)
+        assert self.gate.wait(WAIT_S)
         self.at_once -= 1
         error, self.error = self.error, None
         if error is not None:
@@ -32,7 +34,7 @@ class Writer:
         self.written += 1
 
     def wait(self):
-        assert self.began.acquire(timeout=10)
+        assert self.began.acquire(timeout=WAIT_S)
 
 
 @pytest.fixture
@@ -117,7 +119,7 @@ def test_a_large_report_takes_at_most_its_share_of_the_time(monkeypatch):
 
 
 def progress(folder):
-    return json.loads((folder.path / "progress.json").read_text())
+    return read_record(folder.path / "progress.json")
 
 
 def test_a_study_says_how_far_it_is_but_not_all_the_time(tmp_path, monkeypatch, writer):

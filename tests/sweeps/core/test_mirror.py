@@ -18,6 +18,8 @@ from sweeps.core.study_record import read_study_record
 from toco.files import write_record
 from toco.tracking import Pages
 
+WAIT_S = 300.0
+
 
 class Tracker:
     """Keeps what it is told.
@@ -28,10 +30,11 @@ class Tracker:
     def __init__(self, gone=False, refused=None):
         self.gone, self.refused, self.gate = gone, refused, threading.Event()
         self.gate.set()
-        self.entered = threading.Event()
+        self.asked, self.entered = threading.Event(), threading.Event()
         self.parents, self.tracked, self.finished = [], [], []
 
     def ensure_parent(self, study_id, run_name, tags=None, *, last=False):
+        self.asked.set()
         if self.gone:
             return None
         self.parents.append((study_id, run_name))
@@ -42,7 +45,7 @@ class Tracker:
 
     def track(self, run_dir, *, parent_run_id=None, run_name=None, tags=None, last=False):
         self.entered.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(WAIT_S)
         if self.gone or run_dir.name == self.refused:
             return None
         self.tracked.append((run_dir.name, parent_run_id, run_name, tags["cell"]))
@@ -103,7 +106,7 @@ def test_a_slow_store_holds_nobody_up_and_gets_the_newest_state_once(study):
     mirror = Mirror(tracker, folder, situation)
     mirror.start()
     mirror.changed(first)
-    assert tracker.entered.wait(10)
+    assert tracker.entered.wait(WAIT_S)
     # The store is busy; these return at once.
     for _ in range(100):
         mirror.changed(first)
@@ -120,7 +123,7 @@ def test_a_store_that_was_gone_gets_everything_at_the_end(study):
     mirror.start()
     for name in names(situation):
         mirror.changed(name)
-    mirror._thread.join(0.2)
+    assert tracker.asked.wait(WAIT_S)
     tracker.gone = False
     assert mirror.close([], "FAILED")
     assert sorted(name for name, *_ in tracker.tracked) == sorted(names(situation))
@@ -156,7 +159,7 @@ def test_a_trial_that_cannot_be_sent_does_not_keep_the_others_out(study):
     mirror.start()
     mirror.changed(first)
     mirror.changed(second)
-    mirror._thread.join(0.2)
+    assert tracker.asked.wait(WAIT_S)
     tracker.gone = False
     assert not mirror.close([], "FINISHED")
     assert [name for name, *_ in tracker.tracked] == [second]
@@ -169,12 +172,12 @@ def test_a_store_that_was_down_at_the_start_is_used_when_it_comes_back(study):
     tracker = Tracker(gone=True)
     mirror = Mirror(tracker, folder, situation)
     mirror.start()
-    mirror._thread.join(0.2)
+    assert tracker.asked.wait(WAIT_S)
     assert tracker.parents == []
     tracker.gone = False
     mirror.changed(first)
     # Before the study ends.
-    assert tracker.entered.wait(10)
+    assert tracker.entered.wait(WAIT_S)
     mirror.close([], "FINISHED")
     assert tracker.tracked[0][:2] == (first, "parent")
 

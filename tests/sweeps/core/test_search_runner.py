@@ -41,13 +41,13 @@ class Driver:
     def finish(self, *arguments):
         process = self.start(*arguments)
         try:
-            return process.wait(150), self.log.read_text()
+            return process.wait(400), self.log.read_text()
         finally:
             process.kill()
 
     def kill_when(self, condition):
         process = self.start()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         try:
             while not condition():
                 assert process.poll() is None, self.log.read_text()
