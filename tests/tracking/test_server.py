@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.tracking.servers import serving
 from toco.tracking import ensure_parent, finish_parent, open_store, track_run
@@ -66,3 +67,11 @@ def test_a_picture_of_any_name_arrives_whole_and_once(run_folder, server: str, t
     assert Path(client.download_artifacts(run_id, stored.path, str(tmp_path))).read_bytes() == content
     assert track_run(training.path, **where) == run_id
     assert len(client.list_artifacts(run_id, "pictures/step_00000002")) == 1
+
+
+def test_artifacts_in_a_folder_of_another_machine_are_refused(run_folder, server: str, tmp_path: Path):
+    elsewhere = tmp_path / "not here" / "mlartifacts" / "x"
+    MlflowClient(server).create_experiment("of another machine", elsewhere.as_uri())
+    with pytest.raises(ValueError, match="on the server's machine, and there is no such folder on this one"):
+        track_run(run_folder().path, tracking_uri=server, experiment="of another machine")
+    assert not (tmp_path / "not here").exists()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from toco.files import printable
 from toco.passwords import public_text, public_uri
 from toco.tracking.address import Pages, client_uri, database_of, log_in, ui_host
-from toco.tracking.moved_store import artifact_location, follow_move
+from toco.tracking.moved_store import artifact_location, follow_move, local_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -152,6 +152,13 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
         raise ValueError(
             f"The MLflow experiment {experiment!r} was made through a server, which alone can reach its artifacts. "
             "Give the address of that server, or another --experiment."
+        )
+    folder = local_folder(found.artifact_location)
+    if database is None and folder is not None and not folder.parent.parent.is_dir():
+        # MLflow's client would make that folder here, and nobody would find the artifacts.
+        raise ValueError(
+            f"The artifacts of the MLflow experiment {experiment!r} lie in {printable(folder)} on the server's "
+            "machine, and there is no such folder on this one. Give another --experiment, or fill MLflow on that machine."
         )
     return Store(client, found.experiment_id, uri)
 

@@ -72,7 +72,7 @@ def _moves(connection: sqlite3.Connection, here: Path) -> Iterator[tuple[str, st
     if "artifact_location" not in _columns(connection, "experiments"):
         return
     for (old,) in connection.execute("SELECT DISTINCT artifact_location FROM experiments"):
-        folder = _local_folder(old)
+        folder = local_folder(old)
         if folder is None or folder.parent.name != ARTIFACTS or folder.parent == here:
             continue
         new = here / folder.name
@@ -84,6 +84,7 @@ def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
     return [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
 
 
-def _local_folder(location: str | None) -> Path | None:
+def local_folder(location: str | None) -> Path | None:
+    """The folder of a location of artifacts; ``None`` where it is none of a file system."""
     parts = urllib.parse.urlsplit(location or "")
     return Path(urllib.parse.unquote(parts.path)) if parts.scheme == "file" and not parts.netloc else None
