@@ -158,7 +158,7 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
         # MLflow's client would make that folder here, and nobody would find the artifacts.
         raise ValueError(
             f"The artifacts of the MLflow experiment {experiment!r} lie in {printable(folder)} on the server's "
-            "machine, and there is no such folder on this one. Give another --experiment, or fill MLflow on that machine."
+            "machine, and there is no such folder on this one. Give another --experiment, or fill it on that machine."
         )
     return Store(client, found.experiment_id, uri)
 
