@@ -50,8 +50,12 @@ def test_other_weights_and_other_data_are_others(study, tmp_path):
     (other,) = distinct(dataclasses.replace(study, changes=changes))
     assert other == {**read, "weights": hashlib.sha256(b"other").hexdigest()}
     (image,) = (path for path in tmp_path.glob("shapes-*/SegmentationClass/val_00000.png"))
-    image.write_bytes(image.read_bytes() + b"x")
-    (other,) = distinct(study)
+    whole = image.read_bytes()
+    image.write_bytes(whole + b"x")
+    assert distinct(study) == [read]  # a damaged image of the generated data is drawn again
+    assert image.read_bytes() == whole
+    more = dataclasses.replace(study, changes={**study.changes, "data.num_val": 2})
+    (other,) = distinct(more)
     assert other["train"] == read["train"]
     assert other["val"] != read["val"]
 
