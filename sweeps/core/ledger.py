@@ -28,6 +28,7 @@ from typing import Any
 
 from sweeps.core.first_writer import is_whole_file, write_first
 from toco.files import SEAL, is_sealed, record_text, sync, write_text
+from toco.passwords import public_text
 
 FORMAT_VERSION = 2
 LONGEST_TRACEBACK = 20_000
@@ -137,6 +138,8 @@ class Ledger:
     def add_failure(self, key: str, reason: str, traceback: str, *, host: str = "") -> None:
         """Add an attempt that failed; durable when this returns. Others may add theirs at the same time.
 
+        Passwords in addresses are left out.
+
         Args:
             key: The trial.
             reason: In a line.
@@ -147,8 +150,8 @@ class Ledger:
         failure = {
             "time": now.isoformat(timespec="seconds"),
             "host": host,
-            "reason": reason,
-            "traceback": traceback[-LONGEST_TRACEBACK:],
+            "reason": public_text(reason),
+            "traceback": public_text(traceback)[-LONGEST_TRACEBACK:],
         }
         name = f"{now.isoformat(timespec='microseconds')}-{uuid.uuid4().hex[:8]}.json"
         write_text(self._failures(key) / name.replace(":", ""), _text(key, failure))

@@ -23,6 +23,7 @@ from sweeps.core.lease import LostLeaseError
 from sweeps.core.ledger import Ledger
 from sweeps.core.links import link_or_copy
 from toco.files import UnreadableError, partial_name, read_json, sha256, sync, whole_file, write_text
+from toco.passwords import public_text
 from toco.train import records
 from toco.train.checkpoint import STATE, TENSORS, CheckpointError, all_in, read
 
@@ -149,7 +150,7 @@ class Runs:
                 "status": result["status"],
                 "step": result["step"],
                 "attempts": len(self.ledger.failures(key)),
-                "message": result.get("message"),
+                "message": public_text(result.get("message") or "") or None,
                 "identity": dict(identity.parts),
                 "config": _read(run_dir / "config.json")["config"],
                 "metrics": result.get("metrics", {}),

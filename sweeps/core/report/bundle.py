@@ -26,6 +26,7 @@ from sweeps.core.report.table_csv import HEADINGS, changes_text, table_csv
 from sweeps.core.study_record import StudyRecord
 from sweeps.core.verdict import Verdict
 from toco.files import whole_file
+from toco.passwords import public_text
 
 ENVIRONMENT = ("commit", "dirty", "versions", "platform", "device", "num_threads", "data_manifest", "weights_sha256")
 """Parts of a trial's provenance that are no trace of a person or a place."""
@@ -160,7 +161,7 @@ def _configs(study: StudyRecord) -> dict[str, str]:
 
 
 def _without_folders(node: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """``node`` with the name alone of whatever is an absolute path."""
+    """``node`` with the name alone of whatever is an absolute path, and without passwords in addresses."""
     if isinstance(node, Mapping):
         return {name: _without_folders(value) for name, value in node.items()}
     if isinstance(node, list):
@@ -169,6 +170,7 @@ def _without_folders(node: Any) -> Any:  # noqa: ANN401 - any JSON value
         for kind in (PurePosixPath(node), PureWindowsPath(node)):
             if kind.is_absolute() or node.startswith("~"):
                 return kind.name
+        return public_text(node)
     return node
 
 

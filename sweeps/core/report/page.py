@@ -36,6 +36,7 @@ from sweeps.core.report.table import (
     printed,
 )
 from sweeps.core.study_record import CellRecord, RowRecord, State, StudyRecord, TrialRecord
+from toco.passwords import public_text
 from toco.train.records import METRICS, read_row
 
 INLINE_TRIALS = 2000
@@ -295,7 +296,7 @@ def _differ(path: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> boo
 
 
 def _shown(config: Mapping[str, Any], path: str) -> str:
-    return json.dumps(config[path]) if path in config else "as the recipe has it"
+    return public_text(json.dumps(config[path])) if path in config else "as the recipe has it"
 
 
 def _resolved(cell: CellRecord) -> dict[str, Any]:
@@ -419,4 +420,4 @@ def _shared_config(study: StudyRecord) -> list[tuple[str, str]]:
     entry = next((trial.entry for trial in study.trials if trial.entry), None)
     varied = {path for cell in study.cells for path in cell.changes} | _NEVER_SHARED
     leaves = {} if entry is None else flatten(entry["config"])
-    return [(path, "varies" if path in varied else json.dumps(value)) for path, value in leaves.items()]
+    return [(path, "varies" if path in varied else _shown(leaves, path)) for path in leaves]

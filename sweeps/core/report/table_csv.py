@@ -14,6 +14,7 @@ from typing import Any
 
 from sweeps.core.analysis import Analysis, Figures
 from sweeps.core.study_record import StudyRecord
+from toco.passwords import public_text
 
 HEADINGS = (
     *("block", "row", "role", "versus", "changes", "metric", "declared", "planned"),
@@ -50,12 +51,12 @@ def table_csv(study: StudyRecord, analysis: Analysis) -> str:
 
 
 def changes_text(changes: Mapping[str, Any]) -> str:
-    """Values by path in a line.
+    """Values by path in a line, without passwords in addresses.
 
     >>> changes_text({"method.aux_block": 9, "method.name": "toco"})
     'method.aux_block=9; method.name="toco"'
     """
-    return "; ".join(f"{path}={json.dumps(value)}" for path, value in changes.items())
+    return public_text("; ".join(f"{path}={json.dumps(value)}" for path, value in changes.items()))
 
 
 def number_text(value: float | None) -> str:
