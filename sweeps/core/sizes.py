@@ -31,8 +31,11 @@ def check_sizes(configs: Iterable[RunConfig], recipe: str, train: str) -> None:
     from toco.train.dry_run import check_can_run
 
     base = load("toco.recipes", recipe).recipe()
-    for config in {_sizes(config): config for config in configs}.values():
-        check_can_run(config, base)
+    checked = set()
+    for config in configs:
+        if (sizes := _sizes(config)) not in checked:
+            check_can_run(config, base)
+            checked.add(sizes)
 
 
 def _sizes(config: RunConfig) -> Hashable:

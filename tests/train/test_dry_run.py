@@ -39,7 +39,7 @@ REFUSED = {
         "The inference .* smaller than one patch",
     ),
     "no image is large enough": ({"inference.scales": [1e-4]}, "at scale 0.0001 an image needs 80001 px"),
-    "a width beyond any memory": ({"method.decoder_width": 10**11}, "The network cannot be computed"),
+    "a width beyond any memory": ({"method.decoder_width": 10**11}, "The network cannot be built"),
     "a lattice of the energy": (
         {"method.dense_energy.filter_name": "lattice", "method.dense_energy.sigma_rgb": 1e-4},
         "The energy .* too many to number",

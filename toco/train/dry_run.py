@@ -54,19 +54,19 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
 
     _check_sides(config)
     methods: list[Method] = []
-    of_all = ("backbone", "method")
-    part("The network", of_all, lambda: methods.append(_bare_method(config)))
+    of_all = ("backbone.", "method.")
+    part("The network cannot be built", of_all, lambda: methods.append(_bare_method(config)))
     (method,) = methods
-    part("A training step", ("views", "batch_size", "num_steps", *of_all), lambda: _train(config, method))
-    part("An evaluation", ("evaluate", *of_all), lambda: _evaluate(config, method))
-    part("The inference", ("inference", *of_all), lambda: _infer(config, method))
-    part("The energy", ("method.dense_energy",), lambda: _filter_for_energy(config))
-    part("The CRF", ("inference.crf",), lambda: _filter_for_crf(config))
+    part("A training step cannot be computed", ("views.", "batch_size", *of_all), lambda: _train(config, method))
+    part("An evaluation cannot be computed", ("evaluate.", *of_all), lambda: _evaluate(config, method))
+    part("The inference cannot be computed", ("inference.", *of_all), lambda: _infer(config, method))
+    part("The energy cannot be computed", ("method.dense_energy.",), lambda: _filter_for_energy(config))
+    part("The CRF cannot be computed", ("inference.crf",), lambda: _filter_for_crf(config))
 
 
 @contextmanager
 def _named(what: str, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Errors as a sentence on ``what`` that names ``settings``."""
+    """Errors as a sentence that begins with ``what`` and names ``settings``."""
     shapes = _Shapes()
     try:
         with shapes:
@@ -80,7 +80,7 @@ def _named(what: str, settings: Mapping[str, Any]) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         changed = ", ".join(f"{path}={value}" for path, value in settings.items())
         hint = f" Set otherwise than in the recipe: {changed}." if changed else ""
-        raise ValueError(f"{what} cannot be computed: {reason}.{hint}") from error
+        raise ValueError(f"{what}: {reason}.{hint}") from error
 
 
 class _Shapes(TorchDispatchMode):
