@@ -29,6 +29,7 @@ from toco.train import checkpoint, distributed
 from toco.train.averages import Averages, DivergedError
 from toco.train.fork import Prefixes
 from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
+from toco.train.room import check_room, checkpoint_bytes, room_in_sentences
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import Inputs, RunFolder, provenance
 
@@ -89,6 +90,8 @@ def train(
     Raises:
         FileExistsError: ``run_dir`` holds a run and ``resume`` is not set.
         ValueError: ``run_dir`` holds a run of another config, of other data or weights, or is in use.
+        NoRoomError: The checkpoints do not fit on the disk of ``run_dir``, or it became full; see
+            :mod:`toco.train.room`.
         DivergedError: A loss is not finite. ``result.json`` says so, and the last checkpoint is kept.
     """
     started = time.monotonic()
@@ -111,7 +114,8 @@ def train(
         pin_memory=device.type == "cuda",
         shard=shard,
     )
-    with folder.locked() if shard.rank == 0 else nullcontext():
+    size = checkpoint_bytes(method, optimizer)
+    with folder.locked() if shard.rank == 0 else nullcontext(), room_in_sentences(run_dir, size):
         restored, shared = None, None
         if shard.rank == 0:
             notes = [str(note) for note in notes_of_splits(train_set, val_set)]
@@ -121,8 +125,10 @@ def train(
             if resume and folder.has_steps():
                 folder.check_same_run(config, inputs, recipe, train_set.class_names, known)
                 if not _is_finished(folder):
+                    check_room(run_dir, size, config.keep_checkpoints)
                     restored = _continue(folder, config)
             else:
+                check_room(run_dir, size, config.keep_checkpoints)
                 _say_what_is_replaced(folder, config)
                 folder.create(config, recipe, train_set.class_names, known)
             shared = None if prefixes is None else Prefixes(prefixes, config, known)

@@ -15,6 +15,7 @@ Every JSON file and every row carries its own digest, see :mod:`toco.train.recor
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -264,11 +265,12 @@ class RunFolder:
     def add_metrics(self, step: int, kind: str, time_s: float, values: Mapping[str, float]) -> None:
         """Append a row; durable when this returns."""
         row = records.make_row(step, kind, time_s, values)
-        with self._metrics.open("ab") as file:
+        line = records.rows_text([row]).encode()
+        with self._metrics.open("ab", buffering=0) as file:
             end = file.tell()
             try:
-                file.write(records.rows_text([row]).encode())
-                file.flush()
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._metrics))
                 os.fsync(file.fileno())
             except OSError:
                 # On a full disk a part of the row may be there.
