@@ -246,7 +246,7 @@ def test_an_image_that_is_too_large_for_the_memory_leaves_the_others(folder, tmp
     predicted = predict(network, images, CLASSES, tmp_path, {})
     assert predicted.num_made == 2
     assert list(predicted.faults) == [1]
-    assert predicted.faults[1].startswith("'b' does not fit into the memory; cut it into tiles by --set inference.tile")
+    assert predicted.faults[1].startswith("'b' does not fit into the memory. Tiles (--set inference.tile_px=1024)")
 
 
 def test_an_image_that_cannot_be_decoded_for_want_of_memory_is_named(folder, tmp_path, monkeypatch):

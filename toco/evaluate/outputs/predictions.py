@@ -101,8 +101,8 @@ def predict(
             if not _is_out_of_memory(error):
                 raise
             faults[index] = (
-                f"{images.names[index]!r} does not fit into the memory; cut it into tiles by --set "
-                "inference.tile_px=1024, and take fewer scales."
+                f"{images.names[index]!r} does not fit into the memory. Tiles (--set inference.tile_px=1024), fewer "
+                "scales and no mirror images take less."
             )
             continue
         if probabilities is not None:
