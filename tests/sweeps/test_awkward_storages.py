@@ -18,8 +18,8 @@ from tiny_study import StudyPlace
 pytestmark = pytest.mark.slow
 NAMES = (
     '-rf two words; $HOME it\'s "so" `called` & so on\\n',
-    "what?a=1#b%20c%zz+d:e,f=",
-    "[a-b]*?{c,d}**[!x]",
+    "a=1&b#c@d:e,f=",
+    "[a-b]*{c,d}**[!x]",
     unicodedata.normalize("NFD", "Müller é 数据集"),
     "first\nsecond\x1b[31m\r",
     "x" * 255,
@@ -73,6 +73,15 @@ def test_all_verbs_in_a_storage_of_any_name(place, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(storage, target_is_directory=True)
     for way in (f"./{storage.name}/", f"../{storage.parent.name}/{storage.name}", tmp_path / "link"):
         assert "4 of 4 trials are there" in call("status", way)
+
+
+@pytest.mark.parametrize("name", ["what?", "half%20full"])
+def test_a_storage_that_mlflow_could_not_lie_in_is_refused_before_anything_is_made(place, tmp_path, name):
+    said = call("run", tmp_path / name, "--accept-underpowered", code=1)
+    assert "its path contains" in said
+    assert not (tmp_path / name).exists()
+    # Where MLflow is elsewhere, any name will do.
+    call("status", tmp_path / name)
 
 
 def test_a_storage_that_was_moved_with_its_data(place, tmp_path):

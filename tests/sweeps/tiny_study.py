@@ -16,6 +16,7 @@ from sweeps.core.study import Metric, Study
 from sweeps.core.trial import run_trial
 from toco.config import flatten
 from toco.registry import load
+from toco.tracking import Pages
 
 STUDY_NAME = "tiny"
 
@@ -33,8 +34,8 @@ class Store:
     def ensure_parent(self, *_, **__):
         return "parent"
 
-    def page(self):
-        return None
+    def pages(self):
+        return Pages("http://127.0.0.1:5000", "1")
 
     def track(self, *_, **__):
         return "run"

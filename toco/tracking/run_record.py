@@ -113,7 +113,7 @@ def read_run_record(path: Path) -> RunRecord:
         rows=_rows(found),
         evaluations=evaluations,
         pictures={
-            _step(folder): tuple(sorted(folder.glob("*.png")))
+            _step(folder): tuple(sorted(file for file in folder.glob("*.png") if file.is_file()))
             for folder in sorted((path / "pictures").glob("step_*"))
             if folder.is_dir()
         },
@@ -143,6 +143,9 @@ def _read(path: Path, faults: list[str]) -> dict[str, Any] | None:
         return None
     except UnreadableError as error:
         faults.append(str(error))
+        return None
+    except OSError as error:
+        faults.append(f"{printable(path)} cannot be read: {error.strerror}. It is left out.")
         return None
 
 

@@ -233,8 +233,17 @@ def read(path: Path) -> Checkpoint:
             )
         tensors = load_file(path / TENSORS)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{printable(path)} is not a whole checkpoint: {error}. {_DAMAGED}") from error
+        raise CheckpointError(f"{printable(path)} is not a whole checkpoint: {_reason(error)}. {_DAMAGED}") from error
     return Checkpoint(state.step, state.digest, tensors, state.rows)
+
+
+def recorded_rows(path: Path) -> RowsMark | None:
+    """The rows that a checkpoint belongs to; ``None`` where a version without digests made it.
+
+    Raises:
+        CheckpointError: ``state.json`` is missing or damaged.
+    """
+    return _read_state(path).rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +260,7 @@ def _read_state(path: Path) -> _State:
     try:
         content = records.read(path / STATE, advice=_DAMAGED)
     except OSError as error:
-        raise CheckpointError(f"{printable(path)} is not a whole checkpoint: {error}. {_DAMAGED}") from error
+        raise CheckpointError(f"{printable(path)} is not a whole checkpoint: {_reason(error)}. {_DAMAGED}") from error
     except UnreadableError as error:
         raise CheckpointError(str(error)) from error
     try:
@@ -363,3 +372,8 @@ def _random_states() -> dict[str, Tensor]:
     if torch.cuda.is_available():
         states["random/cuda"] = torch.cuda.get_rng_state()
     return states
+
+
+def _reason(error: Exception) -> str:
+    """What a library says is wrong, without the number and the path of an error of the system."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -297,7 +297,12 @@ def weights_sha256(config: RunConfig) -> str | None:
 
 def _is_finished(folder: RunFolder) -> bool:
     result = folder.result()
-    return result is not None and result["status"] == "finished"
+    if result is None or result["status"] != "finished":
+        return False
+    if (fault := folder.fault_of_rows()) is not None:
+        # The result carries its own digest: nobody's days of training are worth a point of a curve.
+        logger.warning("%s The run has ended and its result stands; its curves lack what is damaged.", fault)
+    return True
 
 
 def _continue(folder: RunFolder, config: RunConfig) -> checkpoint.Checkpoint | None:

@@ -317,6 +317,19 @@ class RunFolder:
             logger.warning("Passing over the checkpoint of step %d, whose rows are not whole: %s", saved.step, fault)
         return None
 
+    def fault_of_rows(self) -> str | None:
+        """What is wrong with the rows, by what the newest readable checkpoint says of them; ``None`` if nothing is."""
+        found = records.read_rows(self._metrics)
+        for path in reversed(checkpoint.all_in(self.checkpoints)):
+            try:
+                mark = checkpoint.recorded_rows(path)
+            except checkpoint.CheckpointError:
+                continue
+            if mark is not None and RowsMark.of(found.whole[: mark.count]) != mark:
+                return found.fault or f"{printable(self._metrics)} lacks rows that were written."
+            break
+        return found.fault
+
     def forget_after(self, step: int, rows: Sequence[Row]) -> None:
         """Go back to ``step``: what is of later steps is removed, which a resumed run makes again, and the result.
 
