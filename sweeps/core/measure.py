@@ -26,6 +26,7 @@ from toco.evaluate import EvaluateConfig, Evaluation, evaluate
 from toco.evaluate.pictures import save_panels
 from toco.files import read_json, write_text
 from toco.methods import Method
+from toco.processes import end_with_parent
 from toco.train import checkpoint
 from toco.train.loop import build_method, gradient_norm, open_data, weights_sha256
 from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
@@ -242,6 +243,7 @@ def _costs(request: Mapping[str, Any]) -> Iterator[Cost]:
 
 def main(folder: Path) -> None:
     """Answer the request in ``folder``."""
+    end_with_parent()
     request = read_json(folder / REQUEST)
     torch.set_num_threads(request["num_threads"])
     write_text(folder / COSTS, json.dumps([cost.to_json() for cost in _costs(request)]), durable=False)

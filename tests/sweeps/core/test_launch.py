@@ -14,7 +14,7 @@ from sweeps.core import identity, launch, ray_environment
 from sweeps.core import situation as situations
 from sweeps.core.designs import OneFactor, SideBySide
 from sweeps.core.factors import Factor, Stage
-from sweeps.core.failures import failure_of
+from sweeps.core.failures import NoRoomError, failure_of
 from sweeps.core.launch import run_study
 from sweeps.core.lease import Leases
 from sweeps.core.ledger import Ledger
@@ -109,6 +109,43 @@ def test_a_study_that_breaks_leaves_no_run_that_seems_to_go_on(tmp_path, monkeyp
     assert tracker.parent == parent
     # Its leases went with it.
     assert not [path for path in (tmp_path / "results" / "leases").glob("*.json") if path.is_file()]
+
+
+@pytest.mark.parametrize(("error", "parent"), [(KeyboardInterrupt(), "KILLED"), (NoRoomError("full"), "FAILED")])
+def test_what_ends_a_study_on_the_way_is_handed_on_and_mlflow_knows(tmp_path, monkeypatch, tracker, error, parent):
+    def run_trials(*_):
+        raise error
+
+    use(monkeypatch, run_trials=run_trials)
+    study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
+    with pytest.raises(type(error)):
+        run_study(study, Launch(tmp_path / "results", address="local"))
+    assert tracker.parent == parent
+    assert not [path for path in (tmp_path / "results" / "leases").glob("*.json") if path.is_file()]
+
+
+def test_without_room_in_the_storage_no_training_begins(tmp_path, monkeypatch, tracker):
+    use(monkeypatch, run_trials=lambda *_: pytest.fail("a training began"))
+    monkeypatch.setattr(launch, "shortage", lambda folder, needed: f"{folder} has no room.")
+    study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
+    with pytest.raises(NoRoomError, match="results has no room"):
+        run_study(study, Launch(tmp_path / "results", address="local"))
+
+
+def test_a_trial_whose_run_folder_cannot_be_written_is_given_up_and_nobody_is_said_to_have_stopped_it(
+    tmp_path, monkeypatch, tracker, capsys
+):
+    starts = []
+
+    def run_trials(specs, *_):
+        starts.append([spec.key for spec in specs])
+        return frozenset()
+
+    use(monkeypatch, run_trials=run_trials)
+    study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
+    assert run_study(study, Launch(tmp_path / "results", address="local")) == 4
+    assert len(starts) == 1
+    assert "Stopped" not in capsys.readouterr().out
 
 
 class Trainer:

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake_study import STUDY
 from fake_training import chain, metrics_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PLAN = STUDY.resolve()
 NAMES = [trial.name for trial in PLAN.trials]
 ROOT = Path(__file__).parents[3]
@@ -253,6 +253,65 @@ def test_two_drivers_of_one_study(driver):
             second.kill()
     finally:
         first.kill()
+    assert driver.starts() == {(0, 7): [0, 10], (1, 7): [0, 10], (0, 9): [0], (1, 9): [0]}
+    check_rows(driver)
+
+
+def check_no_process_is_left(driver, children, seconds):
+    driver.orphans += children
+    deadline = time.monotonic() + seconds
+    while any(map(is_alive, children)):
+        assert time.monotonic() < deadline, [child for child in children if is_alive(child)]
+        time.sleep(0.1)
+
+
+def is_alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"), [(signal.SIGINT, "a worker is waited for"), (signal.SIGTERM, "trials run")], ids=str
+)
+def test_a_signal_ends_a_study_with_a_sentence_and_leaves_no_process(driver, number, moment):
+    (driver.orders / "wait-0").touch()
+    process = driver.start()
+    try:
+        if moment == "trials run":
+            wait_for((driver.orders / "starts").exists, process)
+        else:
+            wait_for(lambda: "4 waiting" in driver.log.read_text(), process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        assert process.wait(200) == 130, driver.log.read_text()
+    finally:
+        process.kill()
+    log = driver.log.read_text()
+    assert log.endswith("Stopped. The same command goes on from here.\n")
+    assert "Traceback" not in log
+    check_no_process_is_left(driver, children, 60)
+
+
+def test_a_lost_head_is_a_sentence_and_leaves_no_process(driver):
+    (driver.orders / "wait-11").touch()
+    process = driver.start()
+    try:
+        wait_for(lambda: all(driver.steps(trial)[-1:] == [10] for trial in PLAN.trials[:2]), process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        (head,) = (child for child in children if child.name() == "gcs_server")
+        head.kill()
+        assert process.wait(200) == 1, driver.log.read_text()
+    finally:
+        process.kill()
+    log = driver.log.read_text()
+    assert log.splitlines()[-1].endswith("is lost. The same command goes on from here.")
+    assert "Traceback" not in log
+    check_no_process_is_left(driver, children, 120)
+    (driver.orders / "wait-11").unlink()
+    status, log = driver.finish()
+    assert status == 0, log
     assert driver.starts() == {(0, 7): [0, 10], (1, 7): [0, 10], (0, 9): [0], (1, 9): [0]}
     check_rows(driver)
 
