@@ -119,7 +119,7 @@ class Situation:
         reasons: Counter[str] = Counter()
         for task in tasks:
             if task.key in damaged:
-                reasons["the entry in the ledger is damaged"] += 1
+                reasons["the entry in the ledger is damaged; a whole run folder makes it again without training"] += 1
                 continue
             nearest = self.ledger.nearest(task.identity.parts["config"])
             if nearest is not None:
