@@ -19,6 +19,7 @@ from sweeps.core import launch, ray_environment, status
 from sweeps.core.command import study_command
 from sweeps.core.designs import Declared, OneFactor
 from sweeps.core.factors import Factor
+from sweeps.core.failures import failure_of
 from sweeps.core.ledger import Ledger
 from sweeps.core.paper import Claim, Paper, PaperRow
 from sweeps.core.study import Metric, Study
@@ -87,18 +88,18 @@ class Place:
         failed = set()
         for spec in specs:
             if self.trained == self.interrupt_after:
-                return frozenset(failed), False
+                raise KeyboardInterrupt
             self.trained += 1
             seed, block = spec.config["seed"], spec.config["method"]["aux_block"]
             if seed == self.fail:
-                watch.failed(spec.key, "image7.png cannot be decoded.", "Traceback")
+                watch.failed(spec.key, failure_of(ValueError("image7.png cannot be decoded."), "w1", "node"))
                 failed.add(spec.key)
                 continue
             folder = session / spec.key
             write_run(folder, spec, self.values[block] + 0.001 * (seed * block % 3))
             watch.snapshot(spec.key, folder)
             watch.ended(spec.key)
-        return frozenset(failed), True
+        return frozenset(failed)
 
 
 def write_run(folder, spec, value):
@@ -242,7 +243,7 @@ def test_a_cell_without_a_result_is_4(place):
     place.fail = 3
     ran = place("run")
     assert ran.exit_code == 4, ran.output
-    assert "failed 1 times, at last: image7.png cannot be decoded." in ran.output
+    assert "failed 1 times, at last: ValueError: image7.png cannot be decoded." in ran.output
     assert place("report").exit_code == 4
     stands = place("status")
     assert stands.exit_code == 0

@@ -10,6 +10,7 @@ from sweeps.core import launch, planning, ray_environment, status
 from sweeps.core.command import study_command
 from sweeps.core.designs import OneFactor
 from sweeps.core.factors import Factor
+from sweeps.core.failures import failure_of
 from sweeps.core.probe import ProbeError
 from sweeps.core.runs import newest_step
 from sweeps.core.study import Metric, Study
@@ -116,7 +117,7 @@ class StudyPlace:
             try:
                 run_trial(spec, channel)
             except ValueError as error:
-                watch.failed(spec.key, str(error), "")
+                watch.failed(spec.key, failure_of(error, "w1", "node"))
                 failed.add(spec.key)
                 continue
             if not whole.is_dir():

@@ -13,6 +13,7 @@ from sweeps.core.situation import survey
 from tests.sweeps.core.records import M, make_study
 from tests.sweeps.core.test_diff import STUDY, record
 from toco.tracking import Pages
+from toco.train import records
 
 TRIALS = ["#8, seed 0", "#8, seed 1", "#10, seed 0", "#10, seed 1"]
 
@@ -40,7 +41,7 @@ def test_the_status_tells_what_runs_what_failed_and_what_nobody_runs(tmp_path, k
     ledger.add_failure(keys["#8, seed 1"], "MemoryError: none left", "Traceback")
     checkpoint = ledger.run_dir(keys["#10, seed 1"]) / "checkpoints/step_00000005"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text('{"step": 5}')
+    records.write(checkpoint / "state.json", {"step": 5})
     with Leases(tmp_path, "the study other") as leases:
         leases.acquire([keys["#10, seed 0"]])
         assert status.print_status(STUDY, tmp_path) == 0
