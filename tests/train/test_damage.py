@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from toco.__main__ import main
 from toco.config import digest, replace
+from toco.evaluate import read_confusions
 from toco.train import checkpoint, records
 from toco.train.loop import train
 from toco.train.run_folder import RunFolder
@@ -262,6 +264,22 @@ def test_a_damaged_evaluation_is_refused_by_name(finished, tmp_path):
     change(tmp_path / "run/evaluations/step_00000004.json", b"0.", b"1.")
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "run/evaluations/step_00000004.json"))):
         folder.evaluation(4)
+
+
+def test_no_flipped_bit_of_the_counts_changes_what_is_read(finished, tmp_path):
+    """The archive has a check sum of each of its arrays."""
+    whole = (finished / "evaluations/step_00000006.npz").read_bytes()
+    expected = read_confusions(finished / "evaluations/step_00000006.npz").arrays()
+    file = tmp_path / "counts.npz"
+    for position in range(0, len(whole), 11):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        file.write_bytes(damaged)
+        try:
+            found = read_confusions(file).arrays()
+        except ValueError:
+            continue
+        assert all(np.array_equal(found[name], expected[name]) for name in expected), position
 
 
 def unseal(run_dir):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from toco.config import digest
+from toco.files import partial_name
 from toco.methods import Method
 from toco.train import checkpoint
 from toco.train.run_config import RunConfig
@@ -93,7 +93,7 @@ class Prefixes:
         """Keep ``folder`` as it is after the shared step, unless another training did so before."""
         if self._path is None or self.step is None or self._path.is_dir():
             return
-        partial = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}.partial")
+        partial = partial_name(self._path)
         try:
             shutil.copytree(folder.path, partial, ignore=shutil.ignore_patterns("checkpoints", LOCK, "*.partial"))
             checkpoint.save(partial / "checkpoints", self.step, self._digest, method, optimizer, extra, folder.mark())

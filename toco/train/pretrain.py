@@ -12,7 +12,6 @@ are asked for, by image-level labels only; no loss sees a mask:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from toco.backbones.vit import ViT
 from toco.config import Config
 from toco.data import normalise
 from toco.data.shapes import SceneConfig, draw_scene
+from toco.files import sha256, whole_file, write_text
 from toco.metrics.smoothness import patch_similarity
 
 FORMAT_VERSION = 1
@@ -221,19 +221,18 @@ def _recent_mean(values: list[float]) -> float:
 
 
 def _write(config: PretrainConfig, backbone: ViT, result: PretrainResult, command: str | None) -> None:
-    result.weights.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in backbone.vit.state_dict().items()}
-    save_file(state, result.weights)
+    with whole_file(result.weights) as partial:
+        save_file(state, partial)
     record = {
         "format_version": FORMAT_VERSION,
         "command": command,
         "seed": config.seed,
         "num_steps": config.num_steps,
         "config": config.model_dump(mode="json"),
-        "sha256": hashlib.sha256(result.weights.read_bytes()).hexdigest(),
+        "sha256": sha256(result.weights),
         "versions": {"toco": __version__, "torch": torch.__version__},
         "label_accuracy": round(result.label_accuracy, 4),
         "patch_similarity": [round(value, 4) for value in result.patch_similarity],
     }
-    text = json.dumps(record, indent=2) + "\n"
-    result.weights.with_suffix(".json").write_text(text, encoding="utf-8")
+    write_text(result.weights.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
