@@ -30,18 +30,18 @@ def started(monkeypatch):
 
 @pytest.fixture
 def voc(tmp_path):
-    """Makes a VOC folder of one image, with a dog of ``width`` pixels."""
+    """Makes a VOC folder of an image for each split, with a dog of ``width`` pixels."""
 
     def make(width=2):
         root = tmp_path / f"voc{width}"
         for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
             (root / folder).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(root / "JPEGImages" / "a.png")
         mask = np.zeros((8, 8), np.uint8)
         mask[:, :width] = 12
-        Image.fromarray(mask).save(root / "SegmentationClass" / "a.png")
-        for split in ("train_aug", "val"):
-            (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("a\n")
+        for split, name in (("train_aug", "a"), ("val", "b")):
+            Image.new("RGB", (8, 8)).save(root / "JPEGImages" / f"{name}.png")
+            Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
+            (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(f"{name}\n")
         return root
 
     return make
