@@ -123,7 +123,7 @@ class StudyPlace:
             if not whole.is_dir():
                 shutil.copytree(channel.last, whole)
             watch.ended(spec.key)
-        return frozenset(failed), True
+        return frozenset(failed)
 
 
 class _Channel:
@@ -144,5 +144,8 @@ class _Channel:
             raise LostError
         self.watch.snapshot(self.key, self.last)
 
-    def give_up(self):
-        """A ``ValueError`` follows."""
+    def begin(self):
+        """Trials of this test run anywhere."""
+
+    def fail(self, error):
+        """The error follows."""
