@@ -31,7 +31,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table5 test test-kill check mlflow lock clean
+.PHONY: help setup reproduce-table5 test test-kill test-damage check mlflow lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ test: $(STAMP)  ## everything that CI runs: lint, types, import contracts, all t
 
 test-kill: $(STAMP)  ## the long kill test: ten kills of workers, drivers and heads, at most half an hour
 	TOCO_KILLS=10 $(VENV)/bin/pytest tests/sweeps/test_kill.py --timeout 1800
+
+test-damage: $(STAMP)  ## the long damage test: five thousand damaged files, others each time
+	TOCO_DAMAGES=5000 TOCO_DAMAGE_SEED=$$(date +%s) $(PYTEST) tests/damage
 
 check: $(STAMP)  ## lint, types, import contracts and the fast tests
 	$(MAKE) --no-print-directory lint
