@@ -233,7 +233,9 @@ def read(path: Path) -> Checkpoint:
             )
         tensors = load_file(path / TENSORS)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{printable(path)} is not a whole checkpoint: {_reason(error)}. {_DAMAGED}") from error
+        raise CheckpointError(
+            f"{printable(path / TENSORS)} cannot be read, so its checkpoint is not whole: {_reason(error)}. {_DAMAGED}"
+        ) from error
     return Checkpoint(state.step, state.digest, tensors, state.rows)
 
 
@@ -260,7 +262,9 @@ def _read_state(path: Path) -> _State:
     try:
         content = records.read(path / STATE, advice=_DAMAGED)
     except OSError as error:
-        raise CheckpointError(f"{printable(path)} is not a whole checkpoint: {_reason(error)}. {_DAMAGED}") from error
+        raise CheckpointError(
+            f"{printable(path / STATE)} cannot be read, so its checkpoint is not whole: {_reason(error)}. {_DAMAGED}"
+        ) from error
     except UnreadableError as error:
         raise CheckpointError(str(error)) from error
     try:
