@@ -4,6 +4,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from toco.files import (
     UnreadableError,
+    append,
     files_below,
     is_no_room,
     is_sealed,
@@ -199,6 +202,33 @@ class TestText:
         path = tmp_path / "labels.json"
         path.write_bytes('{"Löwe": [1]}'.encode("utf-16"))
         assert read_json(path) == {"Löwe": [1]}
+
+
+class TestAppend:
+    def test_bytes_follow_each_other_in_a_file_that_is_made(self, tmp_path):
+        for content in (b"one\n", b"two\n"):
+            append(tmp_path / "lines", content)
+        assert (tmp_path / "lines").read_bytes() == b"one\ntwo\n"
+
+    @pytest.mark.parametrize("size", [20, 20_000])
+    def test_a_disk_that_takes_a_part_gets_none_of_it(self, tmp_path, size):
+        path = tmp_path / "lines"
+        append(path, b"one\n")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+        try:
+            with pytest.raises(OSError, match=re.escape(str(path))):
+                append(path, b"x" * size)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert path.read_bytes() == b"one\n"
+
+    def test_the_name_of_a_new_file_is_synced(self, tmp_path, monkeypatch):
+        synced = []
+        monkeypatch.setattr("toco.files.sync", synced.append)
+        append(tmp_path / "lines", b"one\n")
+        append(tmp_path / "lines", b"two\n")
+        assert synced == [tmp_path]
 
 
 def test_sha256_of_a_file(tmp_path):

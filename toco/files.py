@@ -7,6 +7,7 @@ or other programs write.
 
     whole_file, whole_folder     write beside the target, sync, give the target its name
     write_text, write_record     a file from text; a JSON object that carries the SHA-256 of its own bytes
+    append                       bytes at the end of a file, all or none
     read_text, read_lines        text in UTF-8 or UTF-16, with or without a byte order mark
     read_json, read_record       JSON; a record, whose SHA-256 is compared
     files_below                  files of a folder and of the folders in it, and what was left out
@@ -101,6 +102,26 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Write a text file in UTF-8, whole or not at all; see :func:`whole_file`."""
     with whole_file(path, durable=durable) as partial:
         partial.write_bytes(text.encode("utf-8"))
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add bytes at the end of a file, which is made if it is missing. They are on disk when this returns.
+
+    Raises:
+        OSError: They cannot be written; the file ends where it ended before.
+    """
+    # Without a buffer: closing one writes again what could not be written, after the file was cut back.
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), end)
+            raise
+    if not end:
+        sync(path.parent)
 
 
 def write_record(path: Path, content: Mapping[str, Any], *, indent: int | None = None, durable: bool = True) -> None:

@@ -17,7 +17,7 @@ from optuna.storages.journal import BaseJournalBackend
 
 from sweeps.core.first_writer import keep_aside
 from sweeps.core.folder_record import HISTORY
-from toco.files import is_sealed, printable, record_text, write_text
+from toco.files import append, is_sealed, printable, record_text, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +57,7 @@ class Journal(BaseJournalBackend):
     def append_logs(self, logs: Sequence[dict[str, Any]]) -> None:
         """Append lines; they are on disk when this returns, or none of them is there."""
         self.read_logs(0)
-        with self._path.open("ab") as file:
-            try:
-                file.write("".join(_lines(logs, len(self._logs))).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                os.ftruncate(file.fileno(), self._end)
-                raise
+        append(self._path, "".join(_lines(logs, len(self._logs))).encode())
 
     def repair(self) -> None:
         """End the file after its last whole line, so that lines can follow; a damaged one is kept in ``history/``."""

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from toco.files import is_no_room
-from toco.train import checkpoint, room, run_folder
+from toco.train import checkpoint, room
 from toco.train.loop import train
 from toco.train.room import NoRoomError, check_room, checkpoint_bytes, room_in_sentences
 from toco.train.run_folder import RunFolder
@@ -104,7 +104,7 @@ def test_a_disk_that_is_full_at_a_row_leaves_whole_rows(config, finished, tmp_pa
                 raise OSError(number, os.strerror(number))
             real(file)
 
-        patched.setattr(run_folder.os, "fsync", fsync)
+        patched.setattr(os, "fsync", fsync)
         with pytest.raises(NoRoomError, match=re.escape(f"cannot be written ({os.strerror(number)})")):
             train(config, tmp_path, progress=False)
     assert len(rows(tmp_path)) == 4

@@ -15,11 +15,9 @@ Every JSON file and every row carries its own digest, see :mod:`toco.train.recor
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import logging
-import os
 import platform
 import shutil
 import subprocess
@@ -40,7 +38,7 @@ from pydantic import ValidationError
 import toco
 from toco.config import diff, digest, sentences
 from toco.evaluate import Evaluation
-from toco.files import UnreadableError, printable, whole_file, write_record, write_text
+from toco.files import UnreadableError, append, printable, whole_file, write_record, write_text
 from toco.passwords import public_uri
 from toco.train import checkpoint, distributed, records
 from toco.train.checkpoint import folder_name
@@ -265,17 +263,7 @@ class RunFolder:
     def add_metrics(self, step: int, kind: str, time_s: float, values: Mapping[str, float]) -> None:
         """Append a row; durable when this returns."""
         row = records.make_row(step, kind, time_s, values)
-        line = records.rows_text([row]).encode()
-        with self._metrics.open("ab", buffering=0) as file:
-            end = file.tell()
-            try:
-                if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._metrics))
-                os.fsync(file.fileno())
-            except OSError:
-                # On a full disk a part of the row may be there.
-                os.ftruncate(file.fileno(), end)
-                raise
+        append(self._metrics, records.rows_text([row]).encode())
         if self._rows is not None:
             self._rows.append(row)
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import errno
+import resource
 
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from sweeps.core.search import Objective, SearchStudy
+from sweeps.core.search_journal import Journal
 from sweeps.core.search_record import importance, read_search_record, write_search
 from sweeps.core.search_trials import SearchTrials, read_study
 from tests.sweeps.core.damages import DAMAGES, damage
@@ -307,3 +309,20 @@ def test_a_damaged_search_is_kept_aside_and_written_again(tmp_path, name, caplog
     assert kept.read_bytes() == damaged
     assert f"kept as {kept}" in caplog.text
     assert read_search_record(tmp_path) == whole
+
+
+@pytest.mark.parametrize("size", [20, 20_000])
+def test_a_disk_that_is_full_at_a_line_leaves_whole_lines(tmp_path, size):
+    journal = Journal(tmp_path / "trials.jsonl")
+    journal.append_logs([{"first": 1}])
+    whole = (tmp_path / "trials.jsonl").read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"trials\.jsonl"):
+            journal.append_logs([{"second": "x" * size}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "trials.jsonl").read_bytes() == whole
+    journal.append_logs([{"second": 2}])
+    assert Journal(tmp_path / "trials.jsonl").read_logs(0) == [{"first": 1}, {"second": 2}]
