@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import reduction, resource_tracker
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -46,6 +47,8 @@ _AHEAD = 2
 """Batches that each process makes ahead of their use."""
 _LOOK_EVERY_S = 0.2
 _ALIGNMENT = 64
+_MARK = b"F"
+"""Sent with a descriptor, which cannot travel alone."""
 
 
 class LoaderError(OSError):
@@ -257,7 +260,9 @@ def _send(connection: Connection, packed: _Packed) -> None:
     try:
         connection.send((packed.head, packed.spans, packed.size))
         if packed.size:
-            reduction.send_handle(connection, packed.file, None)
+            # Not by multiprocessing, which on macOS waits for an answer and takes the next request for it.
+            with _socket_of(connection) as way:
+                socket.send_fds(way, [_MARK], [packed.file])
     finally:
         if packed.size:
             os.close(packed.file)
@@ -268,10 +273,13 @@ def _receive(connection: Connection) -> RawBatch | Exception:
     head, spans, size = connection.recv()
     arrays: list[memoryview] = []
     if size:
-        try:
-            file = reduction.recv_handle(connection)
-        except RuntimeError as error:  # the descriptor was left behind, as this process cannot have more
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
+        with _socket_of(connection) as way:
+            mark, files, _, _ = socket.recv_fds(way, len(_MARK), 1)
+        if not mark:
+            raise EOFError
+        if not files:  # it was left behind, as this process cannot have more
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        (file,) = files
         try:
             memory = memoryview(mmap.mmap(file, size))
         finally:
@@ -279,6 +287,11 @@ def _receive(connection: Connection) -> RawBatch | Exception:
         arrays = [memory[start : start + length] for start, length in spans]
     answer: RawBatch | Exception = pickle.loads(head, buffers=arrays)  # noqa: S301 - of our own process
     return answer
+
+
+def _socket_of(connection: Connection) -> socket.socket:
+    """The socket of a connection, with a descriptor of its own."""
+    return socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
 
 
 def _open_memory() -> int:
