@@ -26,17 +26,20 @@ def end_with_parent() -> None:
 
 
 def sendable(error: Exception, where: str) -> Exception:
-    """``error`` for another process, or what it says where it is of a class that cannot be pickled and read back.
+    """``error`` as another process can raise it: one of a class that no pickle holds becomes a ``RuntimeError``.
 
     Args:
         error: What was raised, being handled.
         where: This process, for the traceback that goes with the error as a note.
     """
-    error.add_note(f"{where}:\n{traceback.format_exc()}")
+    origin = f"{where}:\n{traceback.format_exc()}"
+    error.add_note(origin)
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
     except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        stand_in = RuntimeError(f"{type(error).__name__}: {error}")
+        stand_in.add_note(origin)
+        return stand_in
     return error
 
 

@@ -1,8 +1,11 @@
 """Two ranks on a CPU, which find each other through gloo."""
 
 import json
+import multiprocessing
 import os
 import sys
+from multiprocessing.context import SpawnProcess
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -10,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from toco.config import replace
-from toco.train import checkpoint, loop
+from toco.train import checkpoint, loop, ranks
 from toco.train.averages import DivergedError
 from toco.train.distributed import Place, RankError, check_shares
 from toco.train.loop import train
@@ -214,3 +217,13 @@ def test_half_of_an_environment_is_refused(monkeypatch):
         Place.of_torchrun()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert Place.of_torchrun() is None
+
+
+def test_a_rank_that_is_killed_before_it_reads_an_answer_was_killed():
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(None)
+    theirs.close()
+    process = Mock(spec=SpawnProcess, exitcode=-9)
+    process.name = "Rank 0 of 1"
+    with ours, pytest.raises(RankError, match=r"^Rank 0 of 1 was killed, exit code -9\.$"):
+        ranks._until_the_end({ours: process}, None)

@@ -82,7 +82,7 @@ def _until_the_end(ranks: Mapping[Connection, SpawnProcess], observer: Observer 
         for connection in ready:
             try:
                 message = connection.recv()
-            except EOFError:
+            except (EOFError, ConnectionError):
                 process = ranks[connection]
                 process.join()
                 raise RankError(f"{process.name} was killed, exit code {process.exitcode}.") from lost
@@ -90,7 +90,8 @@ def _until_the_end(ranks: Mapping[Connection, SpawnProcess], observer: Observer 
                 case _Evaluated():
                     if observer is not None:
                         observer.on_evaluation(message.step, message.metrics, message.checkpoint)
-                    connection.send(None)
+                    with suppress(BrokenPipeError):  # it was killed meanwhile, which is noticed above
+                        connection.send(None)
                 case _Ended():
                     results[message.rank] = message.result
                     del open_[connection]
