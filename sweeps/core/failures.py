@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import traceback
 from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass
@@ -38,8 +37,9 @@ _MACHINE_TEXTS = (
     "killed by signal",
     "stopped by a signal",
     "was killed, exit code",
+    "has delivered no batch",
 )
-"""What torch, its loaders and lost ranks say in a RuntimeError, which has no number."""
+"""What torch, loader processes and lost ranks say in an error that has no number of the system."""
 
 Kind = Literal["trial", "hopeless", "machine", "lost", "room", "storage", "left out"]
 
@@ -114,9 +114,9 @@ def is_machine_failure(error: BaseException) -> bool:
     """Whether another machine may do what failed here."""
     if isinstance(error, MemoryError):
         return True
-    if isinstance(error, OSError) and not isinstance(error, shutil.Error):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _MACHINE
-    return isinstance(error, RuntimeError | shutil.Error) and any(text in str(error) for text in _MACHINE_TEXTS)
+    return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in _MACHINE_TEXTS)
 
 
 def failure_of(error: BaseException, host: str, node: str) -> Failure:
@@ -197,12 +197,13 @@ class Attempts:
     def avoided(self, key: str) -> frozenset[str]:
         """Nodes that the next attempt of a trial should not use; never all that there are."""
         own = {node for node, keys in self._failed_on.items() if key in keys and key not in self._to_blame}
-        avoided = own | self._left_out
-        return frozenset(avoided) if self._nodes() - avoided else frozenset()
+        avoided = own | self.left_out
+        return frozenset(avoided) if self._nodes() - avoided else self.left_out
 
-    def is_left_out(self, node: str) -> bool:
-        """Whether a node gets no more trials."""
-        return node in self._left_out
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Nodes that get no more trials as things stand; none while there is no other node."""
+        return frozenset(self._left_out) if self._nodes() - self._left_out else frozenset()
 
     def _is_forgiven(self, key: str, node: str) -> bool:
         """Whether a failure of a machine does not count against the trial."""

@@ -205,10 +205,10 @@ class _Head:
         self.is_lost = True
         _thread.interrupt_main()
         time.sleep(_UNWINDING_S)
-        # This thread goes with the process. Here the main thread still waits, or Ray's own end of the process does.
+        # This thread ends with the process, so that the main thread still waits here: for the head, or for MLflow.
         if not self._closing.is_set():
             _kill_children()
-            print(f"Error: {self.loss}", file=sys.stderr, flush=True)  # noqa: T201 - the last word of the process
+        print(f"Error: {self.loss}", file=sys.stderr, flush=True)  # noqa: T201 - the last word of the process
         os._exit(1)
 
     def _answers(self) -> bool:
@@ -387,12 +387,20 @@ class _Experiment:
             return
         if failure.kind != "left out":
             (self.watch.lost if decision.starts_again else self.watch.failed)(key, failure)
+        self._tell_workers(self._attempts.left_out)
         if decision.left_out is not None:
-            self._left_out.mkdir(parents=True, exist_ok=True)
-            (self._left_out / decision.left_out.node).touch()
             self.watch.left_out(decision.left_out)
         if not decision.starts_again:
             self.failed.add(key)
+
+    def _tell_workers(self, left_out: Set[str]) -> None:
+        """Let ``left_out`` be the nodes whose workers refuse trials: one that is used again must not refuse them."""
+        told = {file.name for file in self._left_out.glob("*")}
+        for node in left_out - told:
+            self._left_out.mkdir(parents=True, exist_ok=True)
+            (self._left_out / node).touch()
+        for node in told - left_out:
+            (self._left_out / node).unlink(missing_ok=True)
 
     def check(self) -> None:
         """See whether the trials may go on.

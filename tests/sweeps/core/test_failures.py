@@ -13,6 +13,7 @@ from sweeps.core.failures import (
     failure_of,
     kind_of,
 )
+from toco.data._loader_processes import LoaderError
 
 
 def machine(node, kind="machine"):
@@ -33,7 +34,9 @@ FLAW = Failure("trial", "KeyError: 'x'", "trace", "host of a", "a")
         (shutil.Error([("a", "b", "[Errno 13] Permission denied: 'a' -> 'b'")]), "trial"),
         (FileNotFoundError(errno.ENOENT, "No such file"), "trial"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "machine"),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "machine"),
+        (LoaderError("A loader process was killed by signal 9 while it made a batch; ..."), "machine"),
+        (LoaderError("A loader process has delivered no batch for 900 s. See whether ..."), "machine"),
+        (LoaderError("A loader process was ended with status 1 while it made a batch; ..."), "trial"),
         (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"), "machine"),
         (MemoryError(), "machine"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "trial"),
@@ -81,7 +84,7 @@ def test_a_node_where_two_trials_failed_is_left_out_and_said_to_be_once():
         "host of a gets no more trials: 2 failed there by the machine's fault, at last: "
         "OSError: [Errno 28] No space left on device"
     )
-    assert attempts.is_left_out("a")
+    assert attempts.left_out == {"a"}
     assert attempts.avoided("three") == {"a"}
     assert attempts.failed("three", machine("a")).left_out is None
     # The last two fall out one after the other, but for the very last.
@@ -90,23 +93,23 @@ def test_a_node_where_two_trials_failed_is_left_out_and_said_to_be_once():
     assert attempts.avoided("six") == {"a", "b"}
     for key in ("six", "seven"):
         assert attempts.failed(key, machine("c")).left_out is None
-    assert not attempts.is_left_out("c")
+    assert attempts.left_out == {"a", "b"}
 
 
 def test_a_trial_that_fails_on_every_node_speaks_against_none():
     attempts = Attempts(3, lambda: {"a", "b"})
     for key in ("one", "two"):
         attempts.failed(key, machine("a", "lost"))
-    assert attempts.is_left_out("a")
+    assert attempts.left_out == {"a"}
     assert attempts.failed("one", machine("b", "lost")).starts_again
-    assert not attempts.is_left_out("a")
+    assert attempts.left_out == set()
     assert attempts.avoided("one") == frozenset()
 
 
 def test_on_one_node_a_machines_failures_are_bounded_as_others_are():
     attempts = Attempts(3, lambda: {"a"})
     assert [attempts.failed("one", machine("a", "lost")).starts_again for _ in range(4)] == [True, True, True, False]
-    assert not attempts.is_left_out("a")
+    assert attempts.left_out == set()
 
 
 def test_nodes_that_come_and_go_do_not_keep_a_trial_failing_for_ever():
@@ -124,6 +127,27 @@ def test_where_only_avoided_nodes_are_left_they_are_used():
     attempts.failed("one", machine("a"))
     nodes.discard("b")
     assert attempts.avoided("one") == frozenset()
+
+
+def test_a_node_that_is_left_out_is_used_while_there_is_no_other():
+    nodes = {"a", "b"}
+    attempts = Attempts(3, lambda: nodes)
+    for key in ("one", "two"):
+        attempts.failed(key, machine("a"))
+    nodes.discard("b")
+    assert attempts.left_out == attempts.avoided("three") == set()
+    nodes.add("b")
+    assert attempts.left_out == attempts.avoided("three") == {"a"}
+
+
+def test_a_trial_that_has_to_use_a_node_again_does_not_use_one_that_is_left_out():
+    nodes = {"a", "b", "c"}
+    attempts = Attempts(3, lambda: nodes)
+    for key in ("one", "two"):
+        attempts.failed(key, machine("a"))
+    attempts.failed("three", machine("b"))
+    nodes.discard("c")
+    assert attempts.avoided("three") == {"a"}
 
 
 def test_a_node_that_is_left_out_counts_for_nobody():

@@ -285,7 +285,7 @@ def test_a_signal_ends_a_study_with_a_sentence_and_leaves_no_process(driver, num
             wait_for(lambda: "4 waiting" in driver.log.read_text(), process)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        assert process.wait(200) == 130, driver.log.read_text()
+        assert process.wait(200) == 128 + number, driver.log.read_text()
     finally:
         process.kill()
     log = driver.log.read_text()
@@ -417,6 +417,13 @@ def test_trials_that_fail_by_a_machines_fault_start_elsewhere(tmp_path, monkeypa
     # Also for trials that have not failed, and those that wait for a worker there already find a mark.
     assert selector("3") == [{"ray.io/node-id": "!in(aa)"}]
     assert [path.name for path in (tmp_path / "left_out").iterdir()] == ["aa"]
+    away = nodes.pop()
+    monkeypatch.setattr(runner, "_NODES_EVERY_S", -1.0)
+    tried(experiment, three, "aa", Failure("left out", "host aa gets no more trials.", "", "host aa", "aa"))
+    assert not list((tmp_path / "left_out").iterdir()), "no other node is left, and it would refuse trials for ever"
+    nodes.append(away)
+    tried(experiment, three, "aa", Failure("left out", "host aa gets no more trials.", "", "host aa", "aa"))
+    assert [path.name for path in (tmp_path / "left_out").iterdir()] == ["aa"]
     gone = Failure("lost", "its worker process is gone", "", "host aa", "aa")
     assert told.told[:2] == [("lost", "1", full), ("lost", "2", gone)]
     assert told.told[2][0] == "left_out"
@@ -433,7 +440,7 @@ def test_trials_that_fail_by_a_machines_fault_start_elsewhere(tmp_path, monkeypa
         experiment.check()
 
 
-def test_a_head_that_does_not_answer_is_lost(monkeypatch):
+def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys):
     ray_environment.prepare("local")
     from sweeps.core import runner
 
@@ -448,7 +455,7 @@ def test_a_head_that_does_not_answer_is_lost(monkeypatch):
     monkeypatch.setattr(runner.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(runner, "_HEAD_EVERY_S", 0.01)
     monkeypatch.setattr(runner, "_HEAD_PATIENCE_S", 0.05)
-    monkeypatch.setattr(runner, "_UNWINDING_S", 0.0)
+    monkeypatch.setattr(runner, "_UNWINDING_S", 0.5)
     ended = threading.Event()
     monkeypatch.setattr(runner.os, "_exit", lambda status: ended.set())
     monkeypatch.setattr(runner, "_kill_children", lambda: None)
@@ -457,7 +464,9 @@ def test_a_head_that_does_not_answer_is_lost(monkeypatch):
         runner.connected("127.0.0.1:9"),
     ):
         time.sleep(30)
+    # As where the process cannot end in that time: it says why it is ended.
     assert ended.wait(10)
+    assert capsys.readouterr().err == f"Error: {head.loss}\n"
 
 
 def test_rays_folder_is_the_drivers_own(monkeypatch, tmp_path):
