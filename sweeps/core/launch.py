@@ -48,10 +48,10 @@ def run_study(study: Study, launch: Launch) -> int:
     """Run what is missing of ``study``, write its report and print the table; returns the exit status.
 
     Returns:
-        0 where no claim of the paper is contradicted, 3 where one is, 4 where trials have no result or a disk has no
-        room for them, 130 where it was stopped.
+        0 where no claim of the paper is contradicted, 3 where one is, 4 where trials have no result.
 
     Raises:
+        NoRoomError: A disk has no room for the trials.
         ValueError: The study, its data or the launch is not valid, or its seeds cannot answer what it asks.
         OSError: A folder or file cannot be read or written, or there is no cluster at the address.
     """

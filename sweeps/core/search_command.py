@@ -67,8 +67,8 @@ _OWN = (
 _VERBS = (
     Verb(
         RUN,
-        "Run what is missing, write the report, print it. Exit status: 0, or 4 where trials failed, 130 where it was "
-        "stopped, 1 or 2 where it could not run.",
+        "Run what is missing, write the report, print it. Exit status: 0, or 4 where trials failed, 130 where Ctrl-C "
+        "stopped it, 143 where SIGTERM did, 1 or 2 where it could not run.",
         _does("run_search_study"),
         (*RESOURCES, *RUNNING, TRACKING),
     ),

@@ -29,9 +29,10 @@ def run_search_study(study: SearchStudy, launch: Launch) -> int:
     """Run what is missing of ``study``, write its report and print it.
 
     Returns:
-        0, or 4 where trials failed, 130 where it was stopped.
+        0, or 4 where trials failed.
 
     Raises:
+        NoRoomError: A disk has no room for the trials.
         ValueError: The search, its data or the launch is not valid, or another driver runs this search.
         OSError: A folder or file cannot be read or written, or there is no cluster at the address.
     """

@@ -25,7 +25,7 @@ SILENT_BEATS = 2
 
 
 class Watch:
-    """Told of every event of a study. No method raises: a full disk or a lost tracker must not end the trainings.
+    """Told of every event of a study. No method but ``settle`` raises: a full disk must not end the trainings.
 
     Args:
         situation: The study and its ledger.
@@ -88,7 +88,12 @@ class Watch:
                 raise
 
     def settle(self, task: Task) -> bool:
-        """Enter a trial into the ledger if its run folder says that it has ended; says whether it is there."""
+        """Enter a trial into the ledger if its run folder says that it has ended; says whether it is there.
+
+        Raises:
+            LostLeaseError: Another driver has taken the trial over.
+            OSError: The ledger cannot be written.
+        """
         self._check(task.key)
         origin = Origin(self._study.name, self._study.recipe)
         return self._runs.settle(task.key, task.identity, origin, self._resources)

@@ -1,6 +1,7 @@
 """How a study or a search ends that cannot go on."""
 
 import errno
+import signal
 
 import pytest
 
@@ -15,8 +16,10 @@ def raising(error):
     return run
 
 
-def test_a_study_that_was_stopped_says_that_it_goes_on(capsys):
-    assert command._run_to_the_end(raising(KeyboardInterrupt())) == 130
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_study_that_was_stopped_says_that_it_goes_on(capsys, monkeypatch, number, status):
+    monkeypatch.setattr("toco.interrupts._received", number)
+    assert command._run_to_the_end(raising(KeyboardInterrupt())) == status
     assert capsys.readouterr().out == "Stopped. The same command goes on from here.\n"
 
 
