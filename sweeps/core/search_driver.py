@@ -33,6 +33,7 @@ from sweeps.core.watch import carrying_on
 from toco.files import is_no_room
 from toco.tracking import Pages, Tracker, read_run_record
 from toco.train.loop import averaged
+from toco.train.records import METRICS, read_rows
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder, own_command
 
@@ -408,7 +409,7 @@ class SearchDriver:
             self._note_end(number, failed=False)
         folder = RunFolder(self._situation.ledger.run_dir(key))
         if folder.exists() and self._runs.status(key) is None:
-            rows = folder.metrics()
+            rows = read_rows(folder.path / METRICS).readable
             message = f"Stopped at rung {step} by the search {self._situation.plan.study.name}."
             digest = read_run_record(folder.path).digest
             folder.finish(

@@ -195,8 +195,7 @@ class _Reporter:
             copy_function=link_or_copy,
             ignore=lambda folder, names: [name for name in names if Path(folder, name) in left_out],
         )
-        known = read_rows(self._run_dir / METRICS)
-        rows = (*known.whole, *known.later)
+        rows = read_rows(self._run_dir / METRICS).readable
         RunFolder(self._snapshot).set_metrics([one for one in rows if until_step is None or one["step"] <= until_step])
         seal(self._snapshot)
         self._channel.report(row, self._snapshot)

@@ -129,7 +129,7 @@ def _step(path: Path) -> int:
 
 def _rows(found: records.Rows) -> tuple[MetricRow, ...]:
     rows = []
-    for row in (*found.whole, *found.later):
+    for row in found.readable:
         values = {key: float(value) for key, value in row["values"].items() if value is not None}
         rows.append(MetricRow(row["step"], row["kind"], float(row["time_s"]), values))
     return tuple(rows)

@@ -68,6 +68,11 @@ class Rows:
     fault: str | None = None
     are_sealed: bool = True
 
+    @property
+    def readable(self) -> tuple[Row, ...]:
+        """All whole rows, also those after a fault."""
+        return (*self.whole, *self.later)
+
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Write a record of the present format, whole and durable; :func:`read` reads it."""

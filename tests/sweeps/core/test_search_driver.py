@@ -234,6 +234,18 @@ def test_values_that_a_rung_has_stopped_are_not_trained_to_the_end_when_proposed
     assert starts(place) == [(8, 0), (7, 0)]
 
 
+def test_a_damaged_row_of_a_stopped_trial_does_not_end_the_search(place):
+    study = replace(STUDY, space={"method.aux_block": SAME}, num_trials=8, seed=8)
+    begun = table(drive(place / "results", replace(study, num_trials=4)))
+    stopped = [trial.key for trial in begun if trial.state == "stopped"]
+    rows = Ledger(place / "results").run_dir(stopped[0]) / "metrics.jsonl"
+    first, *others = rows.read_bytes().splitlines(keepends=True)
+    rows.write_bytes(b"".join([first.replace(b"step", b"stop"), *others]))
+    trials = table(drive(place / "results", study))
+    assert [trial.state for trial in trials if trial.key == stopped[0]].count("stopped") > len(stopped)
+    assert starts(place) == [(8, 0), (7, 0)]
+
+
 def test_a_driver_that_was_suspended_and_replaced_writes_nothing(place):
     situation = survey_search(STUDY, place / "results")
     situation.write()
