@@ -1,14 +1,18 @@
+import errno
 import json
+import os
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from toco.config import digest, replace
-from toco.methods import toco
+from toco.methods import Method, toco
 from toco.train.checkpoint import TENSORS, all_in
-from toco.train.fork import prefix_digest, prefix_step
+from toco.train import fork
+from toco.train.fork import Prefixes, prefix_digest, prefix_step
 from toco.train.loop import train
 from toco.train.run_folder import RunFolder
 
@@ -124,6 +128,27 @@ def test_a_damaged_beginning_and_one_of_other_data_are_passed_over(late, tmp_pat
     train(late, tmp_path / "again", progress=False, prefixes=prefixes)
     assert "forked_at" not in RunFolder(tmp_path / "again").provenance()
     assert content(tmp_path / "again") == content(tmp_path / "first")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        shutil.Error([("a", "b", f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: 'a' -> 'b'")]),
+    ],
+    ids=["a write", "a copy"],
+)
+def test_a_full_disk_of_the_shared_beginnings_is_told_from_that_of_the_run(late, tmp_path, monkeypatch, error):
+    def save(*_):
+        raise error
+
+    monkeypatch.setattr(fork.checkpoint, "save", save)
+    (tmp_path / "run").mkdir()
+    prefixes = Prefixes(tmp_path / "shared", late.resolved(), dict.fromkeys(fork._CONDITIONS))
+    with pytest.raises(OSError, match="No space left|quota exceeded") as raised:
+        prefixes.leave(RunFolder(tmp_path / "run"), Mock(spec=Method), Mock(spec=torch.optim.Optimizer), {})
+    assert os.path.dirname(raised.value.filename) == str(tmp_path / "shared")  # noqa: PTH120 - text, as the system's
+    assert not list((tmp_path / "shared").iterdir())
 
 
 def test_trainings_share_a_beginning_only_as_far_as_they_are_the_same(config):

@@ -7,7 +7,9 @@ would have become alone.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from toco.config import digest
-from toco.files import partial_name
+from toco.files import is_no_room, partial_name
 from toco.methods import Method
 from toco.train import checkpoint
 from toco.train.run_config import RunConfig
@@ -90,7 +92,11 @@ class Prefixes:
         optimizer: torch.optim.Optimizer,
         extra: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
-        """Keep ``folder`` as it is after the shared step, unless another training did so before."""
+        """Keep ``folder`` as it is after the shared step, unless another training did so before.
+
+        Raises:
+            OSError: The snapshot cannot be written. Where the disk is full, ``filename`` says that it is this one's.
+        """
         if self._path is None or self.step is None or self._path.is_dir():
             return
         partial = partial_name(self._path)
@@ -98,9 +104,13 @@ class Prefixes:
             shutil.copytree(folder.path, partial, ignore=shutil.ignore_patterns("checkpoints", LOCK, "*.partial"))
             checkpoint.save(partial / "checkpoints", self.step, self._digest, method, optimizer, extra, folder.mark())
             partial.rename(self._path)
-        except OSError:
-            if not self._path.is_dir():  # else another training was first
+        except OSError as error:
+            if self._path.is_dir():  # another training was first
+                return
+            if not is_no_room(error):
                 raise
+            number = error.errno or errno.ENOSPC
+            raise OSError(number, os.strerror(number), str(self._path)) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
