@@ -90,11 +90,7 @@ class Ledger:
 
     def damaged_keys(self, keys: Iterable[str]) -> set[str]:
         """Those of ``keys`` that have an entry which is damaged, and therefore count as not finished."""
-        return {
-            key
-            for key, path in self._present(keys)
-            if not _is_whole(content := path.read_bytes(), key) and not _is_without_digest(content)
-        }
+        return {key for key, path in self._present(keys) if not is_whole_file(path, partial(_is_known, key=key))}
 
     def content_digest(self, keys: Iterable[str]) -> str | None:
         """SHA-256 over the entries of ``keys``, byte by byte; ``None`` where one is not there or damaged."""
@@ -277,6 +273,11 @@ def _text(key: str, content: Mapping[str, Any]) -> str:
 def _is_whole(content: bytes, key: str) -> bool:
     """Whether these are the bytes that were written for ``key``."""
     return content.startswith(_head(key)) and is_sealed(content)
+
+
+def _is_known(content: bytes, key: str) -> bool:
+    """Whether an entry is whole, or one of version 0.4, of which that cannot be known."""
+    return _is_whole(content, key) or _is_without_digest(content)
 
 
 def _is_there(path: Path, key: str) -> bool:

@@ -7,7 +7,6 @@ is found by halving.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from toco.files import read_json, write_text
 from toco.methods import Method
 from toco.processes import end_with_parent
 from toco.train import checkpoint
-from toco.train.loop import build_method, gradient_norm, open_data, weights_sha256
+from toco.train.loop import build_method, gradient_norm, open_data, peak_memory_bytes, weights_sha256
 from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import Inputs, RunFolder, provenance
@@ -82,7 +81,7 @@ def measure(config: RunConfig, started: float, like: Cost | None = None) -> Cost
         phases=phases,
         evaluation_s=evaluation_s,
         setup_s=setup_s,
-        peak_memory_bytes=_peak_memory_bytes(device),
+        peak_memory_bytes=peak_memory_bytes(device),
         checkpoint_bytes=checkpoint_bytes,
         run_bytes=run_bytes,
     )
@@ -217,14 +216,6 @@ def _evaluated(
 def _same_evaluation(left: RunConfig, right: RunConfig) -> bool:
     shared = ("data", "backbone", "evaluate", "num_steps", "evaluate_every", "keep_checkpoints", "device", "precision")
     return all(getattr(left, name) == getattr(right, name) for name in shared)
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    """What torch has reserved of the GPU, which nobody else can use; without one, what this process has."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _bytes(path: Path) -> int:

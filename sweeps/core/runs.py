@@ -30,7 +30,7 @@ from toco.train.checkpoint import STATE, TENSORS, CheckpointError, all_in, read
 logger = logging.getLogger(__name__)
 
 SESSIONS = "tune"
-SEAL = "snapshot.json"
+CONTENTS = "snapshot.json"
 """File of a snapshot that says what else belongs to it."""
 
 
@@ -173,7 +173,7 @@ class Runs:
 def seal(snapshot: Path) -> None:
     """Write into a snapshot what belongs to it, for who finds it after a crash."""
     hashes = {str(relative): _hash(snapshot / relative) for relative in sorted(_files(snapshot))}
-    path = snapshot / SEAL
+    path = snapshot / CONTENTS
     # It may be a link into the run folder.
     path.unlink(missing_ok=True)
     write_text(path, json.dumps(hashes), durable=False)
@@ -191,7 +191,7 @@ def mend(run_dir: Path) -> None:
 def _is_sealed(snapshot: Path) -> bool:
     """Whether all of a snapshot is there."""
     try:
-        hashes = read_json(snapshot / SEAL)
+        hashes = read_json(snapshot / CONTENTS)
     except (OSError, UnreadableError):
         return False
     return bool(hashes == {str(relative): _hash(snapshot / relative) for relative in _files(snapshot)})
@@ -199,7 +199,7 @@ def _is_sealed(snapshot: Path) -> bool:
 
 def _files(snapshot: Path) -> set[Path]:
     found = (path.relative_to(snapshot) for path in snapshot.rglob("*") if path.is_file())
-    return {path for path in found if path != Path(SEAL)}
+    return {path for path in found if path != Path(CONTENTS)}
 
 
 def _hash(path: Path) -> str:

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from toco.config import digest, replace
 from toco.methods import Method, toco
-from toco.train.checkpoint import TENSORS, all_in
 from toco.train import fork
+from toco.train.checkpoint import TENSORS, all_in
 from toco.train.fork import Prefixes, prefix_digest, prefix_step
 from toco.train.loop import train
 from toco.train.run_folder import RunFolder
@@ -145,7 +145,7 @@ def test_a_full_disk_of_the_shared_beginnings_is_told_from_that_of_the_run(late,
     monkeypatch.setattr(fork.checkpoint, "save", save)
     (tmp_path / "run").mkdir()
     prefixes = Prefixes(tmp_path / "shared", late.resolved(), dict.fromkeys(fork._CONDITIONS))
-    with pytest.raises(OSError, match="No space left|quota exceeded") as raised:
+    with pytest.raises(OSError, match=r"No space left|quota exceeded") as raised:
         prefixes.leave(RunFolder(tmp_path / "run"), Mock(spec=Method), Mock(spec=torch.optim.Optimizer), {})
     assert os.path.dirname(raised.value.filename) == str(tmp_path / "shared")  # noqa: PTH120 - text, as the system's
     assert not list((tmp_path / "shared").iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
+
+from toco.files import sha256 as sha256_of
 
 ENTRY = "#"
 """Stands between a file and the name of the state dict in it, where it holds several: ``file.pth#teacher``."""
@@ -171,8 +172,7 @@ def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    actual = sha256_of(path)
     if not actual.startswith(expected):
         raise ValueError(
             f"{path} has SHA-256 {actual[: max(len(expected), 8)]}..., but backbone.weights_sha256 is {expected}: "

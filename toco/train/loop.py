@@ -429,7 +429,7 @@ def _result(
         "message": message,
         "step_time_s": sum(step_times_s) / len(step_times_s) if step_times_s else None,
         "wall_time_s": round(wall_time_s, 3),
-        "peak_memory_bytes": _peak_memory_bytes(config.torch_device()),
+        "peak_memory_bytes": peak_memory_bytes(config.torch_device()),
     }
 
 
@@ -444,7 +444,7 @@ def averaged(rows: Sequence[Mapping[str, Any]], average_last: int) -> dict[str, 
     }
 
 
-def _peak_memory_bytes(device: torch.device) -> int:
+def peak_memory_bytes(device: torch.device) -> int:
     """What torch reserved of a GPU, which nobody else can use; else of this process, which may have done more."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)

@@ -11,7 +11,7 @@ from sweeps.core import runs as runs_module
 from sweeps.core.identity import Identity
 from sweeps.core.lease import LostLeaseError
 from sweeps.core.ledger import Ledger
-from sweeps.core.runs import SEAL, Origin, Runs, mend, newest_step, seal
+from sweeps.core.runs import CONTENTS, Origin, Runs, mend, newest_step, seal
 from tests.sweeps.core.damages import DAMAGES, damage
 from toco.files import sha256
 from toco.train import checkpoint, records
@@ -208,10 +208,10 @@ def test_what_a_lost_driver_had_received_is_published_and_what_was_cut_off_is_no
     runs.salvage(KEY, [tmp_path / "none", session])
     assert newest_step(runs.ledger.run_dir(KEY)) == 20
     # Whatever it was sealed with stays behind.
-    assert not (runs.ledger.run_dir(KEY) / SEAL).exists()
+    assert not (runs.ledger.run_dir(KEY) / CONTENTS).exists()
 
 
-@pytest.mark.parametrize("cut_off", ["metrics.jsonl", "evaluations/step_00000020.json", "result.json", SEAL, None])
+@pytest.mark.parametrize("cut_off", ["metrics.jsonl", "evaluations/step_00000020.json", "result.json", CONTENTS, None])
 def test_a_snapshot_that_was_cut_off_at_any_file_is_left(runs, tmp_path, cut_off):
     runs.publish(KEY, snapshot(tmp_path, 10))
     before = files(runs.ledger.run_dir(KEY))
@@ -233,10 +233,10 @@ def test_a_seal_does_not_reach_what_its_file_is_linked_to(tmp_path):
     seal(first)
     shutil.copytree(first, second, copy_function=links.link_or_copy)
     (second / "metrics.jsonl").unlink()
-    sealed = (first / SEAL).read_text()
+    sealed = (first / CONTENTS).read_text()
     seal(second)
-    assert (first / SEAL).read_text() == sealed
-    assert SEAL not in json.loads((second / SEAL).read_text())
+    assert (first / CONTENTS).read_text() == sealed
+    assert CONTENTS not in json.loads((second / CONTENTS).read_text())
 
 
 def test_what_a_training_dropped_is_dropped(runs, tmp_path):

@@ -16,7 +16,7 @@ import torch
 
 from sweeps.core.failures import LeftOutError, ScratchError, kind_of
 from sweeps.core.identity import identify
-from sweeps.core.runs import SEAL
+from sweeps.core.runs import CONTENTS
 from sweeps.core.trial import Spec, run_trial
 from toco.config import replace
 from toco.recipes.voc_deit_b import recipe
@@ -251,7 +251,7 @@ def test_every_snapshot_is_sealed(spec, tmp_path):
     run_trial(spec, Channel(tmp_path / "kept"))
     for snapshot in (tmp_path / "kept").iterdir():
         found = {str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()}
-        assert json.loads((snapshot / SEAL).read_text()).keys() == found - {SEAL}
+        assert json.loads((snapshot / CONTENTS).read_text()).keys() == found - {CONTENTS}
 
 
 def test_rows_of_steps_after_the_evaluation_are_not_in_its_snapshot(spec, tmp_path):
@@ -261,7 +261,7 @@ def test_rows_of_steps_after_the_evaluation_are_not_in_its_snapshot(spec, tmp_pa
     seen = [[item["step"] for item in metric_rows(snapshot)] for snapshot in sorted((tmp_path / "kept").iterdir())]
     assert seen == [[3, 5], [3, 5, 8]]
     for snapshot in (tmp_path / "kept").iterdir():
-        sealed = json.loads((snapshot / SEAL).read_text())
+        sealed = json.loads((snapshot / CONTENTS).read_text())
         assert sealed["metrics.jsonl"] == hashlib.sha256((snapshot / "metrics.jsonl").read_bytes()).hexdigest()
 
 
