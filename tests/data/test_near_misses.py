@@ -310,13 +310,20 @@ class TestLists:
             ("a.png\n", r"1 of 1 images are missing: 'a.png'\. Names are without suffix: write 'a'"),
             ("north\\a\n", "has a backslash; separate folders by /"),
             ("..\\a\n", "leads out"),
-            ("A\n", "There is 'a.png': expected the name as it is written"),
+            ("A\n", r"There is 'a.png': write the name as the file has it\."),
             ("south/a\n", "There is no folder"),
             (f"{NFC}\n{NFD}\n", "differ only in their Unicode form"),
         ],
     )
     def test_names_that_nearly_are_those_of_images(self, root: Path, lines: str, message: str) -> None:
         (root / "train.txt").write_text(lines)
+        with pytest.raises(ValueError, match=message):
+            open_split(config(root), "train")
+
+    def test_an_image_of_another_format_is_to_be_converted(self, root: Path) -> None:
+        Image.open(root / "a.png").save(root / "x.gif")
+        (root / "train.txt").write_text("x\n")
+        message = r"There is 'x\.gif', which is not read: images end in \.jpg, .*\.tiff; convert or rename it\."
         with pytest.raises(ValueError, match=message):
             open_split(config(root), "train")
 
@@ -396,6 +403,17 @@ class TestWhatIsLeftOut:
             "1 label of images that are not there: 'stale'.",
             "1 mask of images that are not there: 'old'.",
             "1 file left out, since masks are .png files: .jpg 1.",
+        ]
+
+    def test_a_link_to_another_image_is_not_left_out_where_a_list_names_it(self, root: Path) -> None:
+        (root / "d.png").unlink()
+        for name in ("d", "e"):
+            (root / f"{name}.png").symlink_to("a.png")
+        (root / "labels.csv").open("a").write("e,1\n")
+        faults, notes = check(root)
+        assert faults == []
+        assert [note for note in notes if "left out" in note or "not there" in note] == [
+            "1 image left out, met again by a link: 'e'."
         ]
 
     def test_a_linked_class_folder_is_followed(self, tmp_path: Path) -> None:

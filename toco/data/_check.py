@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -347,8 +347,9 @@ def _note_left_out(datasets: Sequence[FileDataset], found: _Findings) -> None:
     present: set[str] = set()
     for dataset in {dataset.layout.images: dataset for dataset in datasets}.values():
         tree = dataset.tree()
-        found.notes += tree.notes()
-        present.update(map(composed, tree.names))
+        again = tuple(name for name in tree.again if composed(name) not in used)  # a list takes a link as any file
+        found.notes += replace(tree, again=again).notes()
+        present.update(map(composed, (*tree.names, *tree.again)))
         if unused := [name for name in tree.names if composed(name) not in used]:
             found.note(tree.folder, f"{count(len(unused), 'image')} in neither split: {examples(unused)}.")
     for path, names in {

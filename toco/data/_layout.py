@@ -232,7 +232,11 @@ def advise_on_missing(layout: Layout, name: str) -> str:
     near = [file for file in files if composed(Path(file).stem).casefold() == composed(wanted.name).casefold()]
     if not near:
         return ""
-    return f" There is {near[0]!r}: expected the name as it is written, with {' or '.join(layout.suffixes)}."
+    images = [file for file in near if Path(file).suffix in layout.suffixes]
+    if images:
+        return f" There is {images[0]!r}: write the name as the file has it."
+    suffixes = ", ".join(dict.fromkeys(suffix.lower() for suffix in layout.suffixes))
+    return f" There is {near[0]!r}, which is not read: images end in {suffixes}; convert or rename it."
 
 
 def read_class_names(layout: Layout, path: Path | None = None, notes: list[Fault] | None = None) -> tuple[str, ...]:
