@@ -161,6 +161,8 @@ class Mirror(Sender):
     def __init__(self, tracker: Tracker, folder: StudyFolder, situation: Situation) -> None:
         super().__init__(tracker)
         self._folder = folder
+        # Now, while the record is whole: it may be damaged before the study ends.
+        self._start_id = folder.start_id
         self._plan = situation.plan
         self._run_dir = situation.ledger.run_dir
         self._trials = dict(zip(situation.keys, situation.plan.trials, strict=True))
@@ -171,7 +173,7 @@ class Mirror(Sender):
     def _find_parent(self, *, last: bool) -> str | None:
         study = self._plan.study
         return self._tracker.ensure_parent(
-            self._folder.start_id,
+            self._start_id,
             self._plan.folder_name,
             {"study": study.name, "digest": self._plan.digest, "recipe": study.recipe, "role": "study"},
             last=last,

@@ -66,6 +66,8 @@ class SearchMirror(Sender):
         super().__init__(tracker)
         self._situation = situation
         self._proposals = proposals
+        # Now, while the record is whole: it may be damaged before the search ends.
+        self._start_id = str(RECORD.read(situation.path / RECORD.file)["start_id"])
 
     def _begun(self) -> Iterable[str]:
         return [key for key in self._proposals if self._situation.ledger.run_dir(key).is_dir()]
@@ -73,8 +75,7 @@ class SearchMirror(Sender):
     def _find_parent(self, *, last: bool) -> str | None:
         plan = self._situation.plan
         tags = {"study": plan.study.name, "digest": plan.digest, "recipe": plan.study.recipe, "role": "search"}
-        start = RECORD.read(self._situation.path / RECORD.file)["start_id"]
-        return self._tracker.ensure_parent(start, plan.folder_name, tags, last=last)
+        return self._tracker.ensure_parent(self._start_id, plan.folder_name, tags, last=last)
 
     def _track(self, key: str, parent: str, *, last: bool) -> str | None:
         proposal, study = self._proposals[key], self._situation.plan.study

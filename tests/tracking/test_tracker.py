@@ -70,7 +70,10 @@ def test_a_parent_is_asked_for_again_only_after_the_pause_or_at_the_end(sqlite_u
         with pytest.warns(TrackingWarning, match="ConnectionError: down"):
             assert tracker.ensure_parent("s", "s") is None
     assert tracker.ensure_parent("s", "s") is None
+    assert tracker.pages() is None
     assert tracker.ensure_parent("s", "s", last=True) is not None
+    # The store answers, so that nothing waits for the end of the pause.
+    assert tracker.pages() is not None
 
 
 def test_a_wrong_uri_is_heard_of_at_once():

@@ -127,4 +127,5 @@ class Tracker:
             )
             return None
         self._pause_s = self._first_pause_s
+        self._silent_until = float("-inf")
         return value

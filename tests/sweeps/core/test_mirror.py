@@ -116,6 +116,20 @@ def test_a_slow_store_holds_nobody_up_and_gets_the_newest_state_once(study):
     assert [name for name, *_ in tracker.tracked] == [first, first, second]
 
 
+def test_a_record_that_is_damaged_meanwhile_keeps_nothing_from_mlflow(study):
+    situation, folder = study
+    start_id = folder.start_id
+    tracker = Tracker()
+    mirror = Mirror(tracker, folder, situation)
+    (folder.path / "study.json").write_bytes(b"{")
+    mirror.start()
+    for name in names(situation):
+        mirror.changed(name)
+    assert mirror.close([], "FINISHED")
+    assert [name for name, *_ in tracker.tracked] == names(situation)
+    assert {study_id for study_id, _ in tracker.parents} == {start_id}
+
+
 def test_a_store_that_was_gone_gets_everything_at_the_end(study):
     situation, folder = study
     tracker = Tracker(gone=True)
