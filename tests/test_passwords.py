@@ -2,8 +2,10 @@
 
 import sys
 
+import pytest
 import torch
 
+from toco.passwords import public_text
 from toco.train.run_folder import Inputs, provenance
 
 
@@ -21,3 +23,14 @@ def test_the_recorded_command_has_no_password(monkeypatch):
         "--set",
         "a.b=c@d",
     ]
+
+
+@pytest.mark.parametrize("password", ["secret", "p@ss/w:rd", "pa(ss)word", "it's", "a,b;c"])
+def test_a_message_has_no_password_whatever_its_characters(password):
+    message = f"GET 'http://me:{password}@host:5000/a' (of http://me:{password}@host) failed, says me@host"
+    assert public_text(message) == "GET 'http://host:5000/a' (of http://host) failed, says me@host"
+
+
+def test_addresses_without_a_password_stay(tmp_path):
+    message = f"See 'https://host/a(b)', \"http://h\" and <sqlite:///{tmp_path}/mlflow.db>."
+    assert public_text(message) == message

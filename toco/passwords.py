@@ -26,7 +26,9 @@ def public_uri(text: str) -> str:
 def public_text(message: str) -> str:
     """A message with its addresses as ``public_uri`` shows them; an address ends at a space, a quote or a bracket.
 
+    In a password a single quote and a round bracket end nothing: addresses may hold them there as they are.
+
     >>> public_text("GET http://me:secret@host/a?token=x failed, says me@host")
     'GET http://host/a failed, says me@host'
     """
-    return re.sub(r"\w+://[^\s'\"<>()]*", lambda address: public_uri(address[0]), message)
+    return re.sub(r"\w+://(?:[^\s\"<>]*@)?[^\s'\"<>()]*", lambda address: public_uri(address[0]), message)
