@@ -84,4 +84,7 @@ class LivePage(LiveReport):
     def close(self) -> None:
         """Stop; whoever calls this writes the last report."""
         super().close()
-        self._folder.write_progress({}, None, running=False)
+        try:
+            self._folder.write_progress({}, None, running=False)
+        except OSError as error:  # a full disk, after which more is to be closed
+            logger.warning("The page goes on saying that the study runs: %s", error)

@@ -1,5 +1,6 @@
 """The report while a study runs: written in turn, never twice at once, and never in the way of what it reports on."""
 
+import errno
 import logging
 import threading
 
@@ -141,3 +142,16 @@ def test_a_study_says_how_far_it_is_but_not_all_the_time(tmp_path, monkeypatch, 
     page.close()
     assert progress(folder) == {"running": False, "steps": {}, "eta_s": None}
     assert writer.written == 1
+
+
+def test_a_full_disk_at_the_end_is_said_and_ends_nothing(tmp_path, monkeypatch, caplog):
+    page = LivePage(StudyFolder(tmp_path))
+    monkeypatch.setattr(page, "_write", lambda: None)
+    page.start()
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(StudyFolder, "write_progress", refuse)
+    page.close()
+    assert "goes on saying that the study runs: [Errno 28] No space left on device" in caplog.text
