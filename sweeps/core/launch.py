@@ -25,7 +25,7 @@ from sweeps.core.options import Launch
 from sweeps.core.planning import foretell, plan_text, power_of
 from sweeps.core.progress import Progress
 from sweeps.core.report import StudyReport, write_report
-from sweeps.core.room import sentence_of, shortage
+from sweeps.core.room import sentence_of, shortage, telling_shortage
 from sweeps.core.runs import newest_step
 from sweeps.core.sessions import leave, salvage, session_lease
 from sweeps.core.situation import Situation, Task, survey
@@ -75,7 +75,8 @@ def run_study(study: Study, launch: Launch) -> int:
         raise ValueError(refusal)
     folder.write_study(situation.plan, situation.keys, situation.inputs, foretold.to_json())
     click.echo(plan_text(situation, now, later, foretold, power, folder.path))
-    return _Driver(situation, folder, launch, address, foretold.trial_bytes).run(uri, foretold)
+    with telling_shortage(launch.storage, foretold.trial_bytes):
+        return _Driver(situation, folder, launch, address, foretold.trial_bytes).run(uri, foretold)
 
 
 class _Driver:
@@ -220,7 +221,7 @@ class _Driver:
 
     def _raise_without_room(self, error: BaseException) -> None:
         if isinstance(error, OSError) and is_no_room(error):
-            raise NoRoomError(sentence_of(self._launch.storage, 0, error)) from error
+            raise NoRoomError(sentence_of(self._launch.storage, self._trial_bytes, error)) from error
 
     def _run(self, tasks: Sequence[Task], watch: Watch) -> None:
         """Run ``tasks`` on Ray.

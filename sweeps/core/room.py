@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from sweeps.core.failures import NoRoomError
 from sweeps.core.forecast import size
+from toco.files import is_no_room
 
 LEAST_BYTES = 1_000_000
 """A folder with less free than that is taken for full, where nobody knows what a trial needs."""
@@ -38,3 +42,25 @@ def sentence_of(folder: Path, needed_bytes: int, error: OSError) -> str:
         f"{folder} has no room: {error.strerror or error}. A trial needs about "
         f"{size(max(needed_bytes, LEAST_BYTES))}. Make room there, or raise its quota."
     )
+
+
+@contextmanager
+def telling_shortage(folder: Path, needed_bytes: int) -> Iterator[None]:
+    """Say what the disk of ``folder`` lacks where an error of the block says only that a disk is full.
+
+    Errors of ``write`` name no file, and which of a driver's files it was helps nobody.
+
+    Args:
+        folder: The folder that the block writes to.
+        needed_bytes: As in :func:`shortage`.
+
+    Raises:
+        NoRoomError: The folder has no room.
+        OSError: Another disk is full, or another error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_no_room(error) and (problem := shortage(folder, needed_bytes)) is not None:
+            raise NoRoomError(problem) from error
+        raise

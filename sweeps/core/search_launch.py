@@ -16,6 +16,7 @@ from sweeps.core.mirror import closing_sentence
 from sweeps.core.options import Launch
 from sweeps.core.planning import foretell_works
 from sweeps.core.report.search_report import write_search_report
+from sweeps.core.room import telling_shortage
 from sweeps.core.search import SearchPlan, SearchStudy
 from sweeps.core.search_driver import Proposal, SearchDriver, SearchMirror
 from sweeps.core.search_record import ENDED, SearchRecord, read_search_record
@@ -57,7 +58,8 @@ def run_search_study(study: SearchStudy, launch: Launch) -> int:
         if (refusal := admission.refusal(foretold, launch)) is not None:
             raise ValueError(refusal)
         click.echo(_plan_text(situation, foretold, driver.num_left, driver.num_begun))
-        failed = driver.run(tracker, address, foretold.trial_bytes)
+        with telling_shortage(launch.storage, foretold.trial_bytes):
+            failed = driver.run(tracker, address, foretold.trial_bytes)
         report = driver.write_report(running=False)
         mlflow = driver.close(report, failed=bool(failed))
     click.echo(f"\n{report.text}\n\nReport: {report.page}")

@@ -1,6 +1,7 @@
 """How a launch that breaks leaves MLflow, with a runner that breaks, and what needs no runner at all."""
 
 import dataclasses
+import errno
 import shutil
 import time
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import sweeps.core
-from sweeps.core import identity, launch, ray_environment
+from sweeps.core import identity, launch, ray_environment, room
 from sweeps.core import situation as situations
 from sweeps.core.designs import OneFactor, SideBySide
 from sweeps.core.factors import Factor, Stage
@@ -129,6 +130,23 @@ def test_without_room_in_the_storage_no_training_begins(tmp_path, monkeypatch, t
     monkeypatch.setattr(launch, "shortage", lambda folder, needed: f"{folder} has no room.")
     study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
     with pytest.raises(NoRoomError, match="results has no room"):
+        run_study(study, Launch(tmp_path / "results", address="local"))
+
+
+def test_a_disk_that_fills_up_on_the_way_is_named(tmp_path, monkeypatch, tracker):
+    disks = []
+
+    def run_trials(*_):
+        disks.append("full")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def shortage(folder, needed):
+        return f"{folder} has no room for {needed} bytes." if disks else None
+
+    use(monkeypatch, run_trials=run_trials)
+    monkeypatch.setattr(room, "shortage", shortage)
+    study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
+    with pytest.raises(NoRoomError, match=r"results has no room for 0 bytes"):
         run_study(study, Launch(tmp_path / "results", address="local"))
 
 

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweeps.core.room import sentence_of, shortage
+from sweeps.core.failures import NoRoomError
+from sweeps.core.room import sentence_of, shortage, telling_shortage
 
 
 @pytest.fixture
@@ -41,3 +42,20 @@ def test_a_quota_is_no_property_of_the_disk(tmp_path, disk):
     )
     disk.f_bavail = 1
     assert "1 kB are free" in sentence_of(tmp_path, 2_000_000, error)
+
+
+def test_an_error_without_a_file_tells_folder_and_bytes(tmp_path, disk):
+    full, other = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EIO, "Input/output error")
+    # The folder has room, so another disk is full.
+    with pytest.raises(OSError, match="No space left") as raised, telling_shortage(tmp_path, 4_000_000):
+        raise full
+    assert raised.value is full
+    disk.f_bavail = 4
+    with (
+        pytest.raises(NoRoomError, match="4 kB are free, and a trial needs about 5 MB"),
+        telling_shortage(tmp_path, 5_000_000),
+    ):
+        raise full
+    with pytest.raises(OSError, match="Input/output") as raised, telling_shortage(tmp_path, 4_000_000):
+        raise other
+    assert raised.value is other
