@@ -16,15 +16,14 @@ from sweeps.core.failures import NoRoomError
 from sweeps.core.options import Launch, checked_storage, default_storage
 from sweeps.core.ray_environment import resolve_address
 from sweeps.core.study import Study
-from toco import interrupts
 from toco.command_line import SETTINGS, Commands, run, sentence_of
 from toco.config import parse_assignments
 from toco.files import is_no_room
 from toco.passwords import public_uri
 
 RUN = "run"
-FAILED = 4
-"""Exit status of a study or a search of which trials have no result."""
+FAILED, STOPPED = 4, 130
+"""Exit status of a study or a search of which trials have no result, and of one that a signal stopped."""
 _TYPED = "sweeps.arguments"
 
 
@@ -192,7 +191,7 @@ def _run_to_the_end(run: Callable[[], int]) -> int:
         return run()
     except KeyboardInterrupt:
         click.echo("Stopped. The same command goes on from here.")
-        return interrupts.exit_status()
+        return STOPPED
     except (NoRoomError, OSError) as error:
         if not isinstance(error, NoRoomError) and not is_no_room(error):
             raise
@@ -289,8 +288,8 @@ RUNNING = (
 _run = Verb(
     RUN,
     "Run what is missing, write the report, print the table. Exit status: 0, or 3 where a claim of the paper is "
-    "contradicted, 4 where trials have no result, 130 where Ctrl-C stopped it, 143 where SIGTERM did, 1 or 2 where it "
-    "could not run.",
+    "contradicted, 4 where trials have no result, 130 where Ctrl-C or SIGTERM stopped it, 1 or 2 where it could not "
+    "run.",
     _run_it,
     (
         *RESOURCES,

@@ -68,7 +68,7 @@ _VERBS = (
     Verb(
         RUN,
         "Run what is missing, write the report, print it. Exit status: 0, or 4 where trials failed, 130 where Ctrl-C "
-        "stopped it, 143 where SIGTERM did, 1 or 2 where it could not run.",
+        "or SIGTERM stopped it, 1 or 2 where it could not run.",
         _does("run_search_study"),
         (*RESOURCES, *RUNNING, TRACKING),
     ),
