@@ -71,6 +71,17 @@ def test_the_ui_finds_what_was_uploaded_before_the_move(first, tmp_path: Path):
     assert f"{tmp_path}/A" not in locations(new)
 
 
+def test_a_path_from_the_current_folder_is_the_same_store(first, tmp_path: Path, monkeypatch):
+    old, _ = first
+    monkeypatch.chdir(tmp_path)
+    before = locations(old)
+    assert list(experiment_pages(Path("A") / "mlflow.db", 5001)) == [EXPERIMENT]
+    assert locations(old) == before
+    old.rename(tmp_path / "B")
+    assert list(experiment_pages(Path("B") / "mlflow.db", 5001)) == [EXPERIMENT]
+    assert f"{tmp_path.resolve()}/B/mlartifacts" in locations(Path("B"))
+
+
 def test_a_copy_is_a_store_of_its_own(first, run_folder, tmp_path: Path):
     old, _ = first
     new = tmp_path / "B"

@@ -39,7 +39,7 @@ def artifact_location(database: Path, experiment: str) -> str:
         name = f"%2E{name[1:]}"
     if len(name) > _LONGEST_NAME:
         name = f"{name[:100]}-{hashlib.sha256(experiment.encode()).hexdigest()[:16]}"
-    return (database.parent / ARTIFACTS / name).as_uri()
+    return (database.resolve().parent / ARTIFACTS / name).as_uri()
 
 
 def follow_move(database: Path) -> None:
@@ -53,7 +53,8 @@ def follow_move(database: Path) -> None:
     if not database.is_file():
         return
     with closing(sqlite3.connect(database, timeout=_WAIT_S)) as connection:
-        moves = list(_moves(connection, database.parent / ARTIFACTS))
+        # A relative path would differ from every location, and a location cannot be made of it.
+        moves = list(_moves(connection, database.resolve().parent / ARTIFACTS))
         if not moves:
             return
         with connection:
