@@ -61,6 +61,12 @@ def give_up() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+def record(number: int) -> None:
+    """Note a signal that another handler received and obeys, for :func:`exit_status`."""
+    global _received
+    _received = number
+
+
 def exit_status() -> int:
     """What a shell expects of a process that the last signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + _received

@@ -137,7 +137,7 @@ def connected(address: str) -> Iterator[None]:
     """Be the driver of the cluster at ``address``, or of a new one on this machine where that is ``local``.
 
     Raises:
-        ConnectionError: There is no cluster at ``address``, or its head was lost in the block.
+        ConnectionError: There is no cluster at ``address``, Ray did not start, or its head was lost in the block.
     """
     with ExitStack() as stack:
         options: dict[str, Any] = {}
@@ -151,6 +151,12 @@ def connected(address: str) -> Iterator[None]:
         except SystemExit:
             # Ray's handler of SIGTERM, which stands until the signal is taken back.
             raise KeyboardInterrupt from None
+        except ConnectionError:
+            raise
+        except Exception as error:  # Ray raises a plain one where its processes do not answer in time
+            raise ConnectionError(
+                f"Ray did not start: {error}. On a busy machine this passes. The same command goes on from here."
+            ) from error
         head = _Head(ray.get_runtime_context().gcs_address)
         try:
             interrupts.take_again()

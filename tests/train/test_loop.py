@@ -235,7 +235,7 @@ def test_the_first_signal_makes_a_checkpoint_and_ends(long_training, tmp_path, n
     process = long_training(run_dir, sys.executable, num_workers=num_workers)
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
+    assert process.returncode == 128 + number, output
     result = RunFolder(run_dir).result()
     assert result["status"] == "stopped"
     assert checkpoint.latest(run_dir / "checkpoints").step == result["step"]

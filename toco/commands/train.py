@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from toco import interrupts
 from toco.command_line import Stopped
 from toco.commands import _options
 from toco.config import parse_assignments, replace
@@ -53,6 +54,9 @@ def command(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, 
             click.echo(f"  {name + ' mIoU':<13} {100 * miou:5.1f} %")
     if (coverage := _coverage(run_dir, result.step)) is not None:
         click.echo(f"  {coverage}")
+    # torchrun would take the status of one rank for a failure, and end the others.
+    if result.status == "stopped" and shard.world_size == 1:
+        raise SystemExit(interrupts.exit_status())
 
 
 def _coverage(run_dir: Path, step: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -298,12 +299,21 @@ def _fault_of_lines(lines: Sequence[str]) -> str | None:
     numbers = [int(match[1]) for line in lines if (match := _NUMBERED.match(line))]
     if len(lines) > 1 and len(numbers) == len(lines) and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
         return f"its lines are numbered, as in {lines[0]!r}; write the names alone"
+    if _is_json("\n".join(lines)):
+        return f"{lines[0]!r} begins JSON; write plain text"
     for line in lines:
-        if line[0] in "\"'[{#<":
+        if line[0] in "\"'#<" or line in ("[", "{", "]", "}"):
             return f"{line!r} is none; write plain text"
         if "\t" in line or (len(lines) == 1 and ("," in line or ";" in line)):
             return f"{line!r} is several; write each in a line of its own"
     return None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list | dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _first_file(folder: Path, name: str, suffix: str) -> Path:

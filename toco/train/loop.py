@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from toco import interrupts
 from toco.config import digest
 from toco.data import Dataset, TrainLoader, notes_of_splits, refuse_overlap
 from toco.evaluate import evaluate
@@ -400,6 +401,7 @@ def _stop_signals() -> Iterator[threading.Event]:
 
     def handle(number: int, _frame: object) -> None:
         stop.set()
+        interrupts.record(number)
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:

@@ -14,6 +14,7 @@ from sweeps.core.planning import PROBED, foretell, plan_text, power_of
 from sweeps.core.probe import Cost, Phase, ProbeError
 from sweeps.core.situation import survey
 from sweeps.core.study import Metric, Study
+from toco.train import records
 
 M = "val/cam_miou"
 STUDY = Study(
@@ -146,8 +147,7 @@ def test_the_text_says_what_is_there_what_goes_on_and_why_it_runs_again(tmp_path
     # One has a checkpoint; the ledger has the settings of another with other data.
     begun = next(key for key in situation.keys if situation.ledger.entry(key) is None)
     state = situation.ledger.run_dir(begun) / "checkpoints" / "step_00000005" / "state.json"
-    state.parent.mkdir(parents=True)
-    state.write_text('{"step": 5}')
+    records.write(state, {"step": 5})
     trial = situation.plan.trials[-1]
     identity = dataclasses.replace(situation.identities[-1], key="0" * 20, training_key="1" * 20)
     parts = {**identity.parts, "data": {**identity.parts["data"], "train": "other"}}
