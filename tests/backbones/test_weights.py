@@ -130,6 +130,30 @@ def test_a_cut_safetensors_file_is_named(tmp_path, state, kept):
         loaded(path)
 
 
+def test_every_changed_byte_of_a_tensor_is_noticed(tmp_path, state):
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    whole = path.read_bytes()
+    value = state["blocks.1.mlp.fc1.weight"].numpy().tobytes()
+    start = whole.index(value)
+    for place in range(start, start + len(value), 101):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"weights\.pth is damaged: the bytes of '.*/data/\d+' in it changed"):
+            read_tensors(path)
+
+
+def test_a_file_without_checksums_is_read(tmp_path, state):
+    path = tmp_path / "weights.pth"
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    read = read_tensors(path)
+    assert all(torch.equal(read[name], value) for name, value in state.items())
+
+
 def test_the_bundled_weights_with_a_prefix_train(tmp_path):
     """The prefix is taken off by the same function as for an official checkpoint."""
     weights = load_safetensors(vit_nano.BUNDLED_WEIGHTS)

@@ -22,16 +22,25 @@ import warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "sweeps"))
 from damage_trees import files_under, make_coco, make_folder_set
 from damage_ways import Damage, choose_damages, damage, kinds_in
+from tiny_study import LostError, StudyPlace
 
+from sweeps.__main__ import main as sweeps_main
+from sweeps.core import launch, processes
+from sweeps.core.lease import Leases
 from toco.__main__ import main as toco_main
+from toco.backbones import vit_nano
 from toco.config import flatten, replace
 from toco.data import voc
 from toco.train.loop import train
@@ -75,7 +84,7 @@ def say(caplog):
         lines = [result.output, caplog.text, *(str(warning.message) for warning in warned)]
         error = result.exception
         if error is not None and not isinstance(error, SystemExit):
-            if isinstance(error, HangError):
+            if isinstance(error, HangError | LostError):
                 raise error
             lines += [RAW[0], *_own_frames(error), repr(error)]
         return Said(result.exit_code, "\n".join(lines))
@@ -185,6 +194,76 @@ def fuzz(capsys):
             pytest.fail(f"TOCO_DAMAGE_SEED={SEED}\n{text}", pytrace=False)
 
     return fuzz
+
+
+# Studies.
+
+
+@pytest.fixture
+def study(tiny_config, tmp_path, monkeypatch, say):
+    """Verbs of a small study, without Ray."""
+    place = StudyPlace(tiny_config, tmp_path / "recorded")
+    place.install(monkeypatch)
+
+    def sweep(verb, storage):
+        words = ["--accept-underpowered"] if verb == "run" else []
+        return say(sweeps_main, verb, place.study.name, "--storage", storage, *words)
+
+    sweep.place = place
+    return sweep
+
+
+def table_in(storage: Path) -> bytes | None:
+    """The table of the study in a storage."""
+    tables = list(storage.glob("tiny-*/table.csv"))
+    return tables[0].read_bytes() if len(tables) == 1 and tables[0].is_file() else None
+
+
+def test_a_finished_study(study, tmp_path, fuzz):
+    kept = tmp_path / "study"
+    said = study("run", kept)
+    assert said.exit_code == 0, said.text
+    folder = next(kept.glob("tiny-*"))
+    (folder / "history").mkdir()
+    shutil.copy(folder / "study.json", folder / "history" / "0000.json")
+    assert study("diff", kept).exit_code == 0
+    table = table_in(kept)
+    others = ["report", "status", "plan", "diff", "sync"]
+
+    def read(storage, judge):
+        others.append(others.pop(0))
+        judge.check(study(others[0], storage))
+        said = study("run", storage)
+        judge.check(said)
+        judge.check_same(said, "table.csv", table, table_in(storage))
+
+    fuzz(kept, 0.2, read)
+
+
+def test_a_study_whose_driver_was_lost(study, tmp_path, fuzz, monkeypatch):
+    whole, kept = tmp_path / "whole", tmp_path / "lost"
+    assert study("run", whole).exit_code == 0
+    study.place.lost = {"1/1": 4}
+    study.place.is_computed = True
+    with monkeypatch.context() as context:
+        # The process that the leases name is gone, and what it left behind stays.
+        context.setattr(processes, "started", lambda pid: "0")
+        context.setattr(Leases, "close", lambda self: self._closing.set())
+        with pytest.raises(LostError):
+            study("run", kept)
+    study.place.lost = {}
+    assert list(kept.glob("leases/*.json"))
+    table = table_in(whole)
+    # A damaged lease may be another machine's: it is waited for.
+    monkeypatch.setattr(launch, "Leases", partial(Leases, beat_every_s=0.05, expires_s=0.3))
+    monkeypatch.setattr(launch, "_POLL_S", 0.05)
+
+    def read(storage, judge):
+        said = study("run", storage)
+        judge.check(said)
+        judge.check_same(said, "table.csv", table, table_in(storage))
+
+    fuzz(kept, 0.1, read)
 
 
 # Run folders.
@@ -385,3 +464,22 @@ def test_a_cache_of_decoded_images(data_root, tmp_path, fuzz, caplog):
             judge.fault("images are other ones without a word", Said(0, caplog.text))
 
     fuzz(kept, 0.05, read)
+
+
+def test_weights(tmp_path, tiny_config, data_root, say, fuzz):
+    kept = tmp_path / "weights"
+    kept.mkdir()
+    state = vit_nano.build(tiny_config.backbone).vit.state_dict()
+    torch.save(state, kept / "nano.pth")
+    np.save(kept / "labels.npy", {"image00": np.eye(2)[0]}, allow_pickle=True)
+
+    def read(folder, judge):
+        if judge.file.suffix == ".npy":
+            words = ["data", "convert-labels", judge.file, tmp_path / "labels.npz"]
+        else:
+            changes = {"backbone.weights": judge.file, "num_steps": 1, "optim.warmup_steps": 0}
+            words = train_words(replace(tiny_config, changes), tmp_path / "run")
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        judge.check(say(toco_main, *words))
+
+    fuzz(kept, 0.03, read)

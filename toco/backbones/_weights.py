@@ -21,6 +21,7 @@ _BEGINNINGS = (
     (b"version https://git-lfs", "it is a pointer of Git LFS: fetch the file itself with git lfs pull"),
     (b"<", "it is a web page, perhaps of a download that was refused: download it again"),
 )
+_BLOCK_BYTES = 2**20
 _ZIP = b"PK\x03\x04"
 _HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
 
@@ -114,7 +115,8 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        damaged = _damaged_entry(path)
+        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
         raise
     except Exception as error:  # on what is no file of tensors (a page that says "quota exceeded") all can happen
@@ -122,6 +124,8 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
             f"{path} cannot be read as plain tensors: {_fault(path)}. Expected a safetensors file, or a torch file "
             "that holds nothing but tensors. Nothing in it was run."
         ) from error
+    if damaged:
+        raise ValueError(f"{path} is damaged: the bytes of {damaged!r} in it changed. Copy the file again.")
     found = dict(_state_dicts(content, ()))
     if not found:
         raise ValueError(f"{path} holds no state dict: expected names with tensors.")
@@ -133,6 +137,26 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
             f"{path} holds several state dicts: {names}. Say which, as in {path}{ENTRY}{next(iter(found))}."
         )
     return found[entry] if entry is not None else next(iter(found.values()))
+
+
+def _damaged_entry(path: Path) -> str | None:
+    """First entry of a torch file whose bytes do not have its checksum, which torch itself does not compare.
+
+    A checksum of 0 is none: ``torch.serialization.set_crc32_options(False)`` writes it.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if not entry.CRC:
+                continue
+            try:
+                with archive.open(entry) as content:
+                    while content.read(_BLOCK_BYTES):
+                        pass
+            except zipfile.BadZipFile:
+                return entry.filename
+    return None
 
 
 def _state_dicts(content: object, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Tensor]]]:
