@@ -15,6 +15,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -38,7 +39,7 @@ from damage_ways import Damage, choose_damages, damage, kinds_in
 from tiny_study import LostError, StudyPlace
 
 from sweeps.__main__ import main as sweeps_main
-from sweeps.core import launch, processes
+from sweeps.core import launch, processes, scratch
 from sweeps.core.lease import Leases
 from toco.__main__ import main as toco_main
 from toco.backbones import vit_nano
@@ -205,6 +206,11 @@ def study(tiny_config, tmp_path, monkeypatch, say):
     """Verbs of a small study, without Ray."""
     place = StudyPlace(tiny_config, tmp_path / "recorded")
     place.install(monkeypatch)
+    # A study sweeps what dead processes left, and a test lets a live one seem dead: no other folder may be in reach.
+    own = tmp_path / "scratch"
+    own.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(own))
+    monkeypatch.setattr(scratch, "_SHORT_ROOT", own)
     # Matplotlib's drawing takes four fifths of a verb's time; what it draws has been read before.
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.write('<svg width="1pt"/>'))
 
