@@ -22,7 +22,8 @@ from sweeps.core.identity import Identity
 from sweeps.core.lease import LostLeaseError
 from sweeps.core.ledger import Ledger
 from sweeps.core.links import link_or_copy
-from toco.files import UnreadableError, partial_name, read_json, sha256, sync, whole_file, write_text
+from toco.command_line import sentence_of
+from toco.files import UnreadableError, partial_name, printable, read_json, sha256, sync, whole_file, write_text
 from toco.passwords import public_text
 from toco.train import records
 from toco.train.checkpoint import STATE, TENSORS, CheckpointError, all_in, read
@@ -134,7 +135,7 @@ class Runs:
                     logger.warning("Passing over a snapshot of %s: %s", key, error)
                 except (OSError, LostLeaseError) as error:
                     complete = False
-                    logger.warning("A snapshot of %s could not be published and is left: %s", key, error)
+                    logger.warning("A snapshot of %s could not be published and is left: %s", key, sentence_of(error))
         return complete
 
     def settle(self, key: str, identity: Identity, origin: Origin, resources: Mapping[str, Any]) -> bool:
@@ -181,11 +182,20 @@ def seal(snapshot: Path) -> None:
 
 def mend(run_dir: Path) -> None:
     """Take what is damaged out of a copy of a run folder, so that its training goes on; all of it, if it cannot."""
+    for file in (run_dir / "result.json", *(run_dir / "evaluations").glob("*")):
+        _clear_folder(file)
     if not _read(run_dir / "result.json"):
         (run_dir / "result.json").unlink(missing_ok=True)
     if _head_version(run_dir) is None:
         logger.warning("The run folder of %s is damaged, so the training begins again.", run_dir.name)
         shutil.rmtree(run_dir)
+
+
+def _clear_folder(file: Path) -> None:
+    """Delete a folder that stands in the place of ``file``, which could not be written otherwise."""
+    if file.is_dir():
+        logger.warning("%s is a folder in the place of a file, and is deleted.", printable(file))
+        shutil.rmtree(file)
 
 
 def _is_sealed(snapshot: Path) -> bool:
@@ -250,6 +260,7 @@ def _copy(source: Path, target: Path, before: Callable[[], None]) -> None:
         # Also now, so that next to no time passes between the question and the change.
         sync(new)
         before()
+        _clear_folder(target)
 
 
 def _link_folder(source: Path, target: Path, before: Callable[[], None]) -> None:

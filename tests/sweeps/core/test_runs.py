@@ -56,6 +56,16 @@ def test_a_run_folder_follows_its_snapshots(runs, tmp_path):
         assert newest_step(runs.ledger.run_dir(KEY)) == step
 
 
+def test_a_folder_in_the_place_of_a_file_makes_way(runs, tmp_path):
+    runs.publish(KEY, snapshot(tmp_path, 10))
+    misplaced = runs.ledger.run_dir(KEY) / "evaluations" / "step_00000010.json"
+    misplaced.unlink()
+    (misplaced / "inner").mkdir(parents=True)
+    published = snapshot(tmp_path, 20)
+    runs.publish(KEY, published)
+    assert files(runs.ledger.run_dir(KEY)) == files(published)
+
+
 def test_it_outlives_the_snapshot_that_tune_deletes(runs, tmp_path):
     published = snapshot(tmp_path, 10)
     expected = files(published)
