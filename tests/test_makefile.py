@@ -1,6 +1,7 @@
 """``make``: what a person sets is a word, however it is spelt; nothing in it is run. The lock file and the floors."""
 
 import itertools
+import os
 import re
 import shlex
 import shutil
@@ -34,7 +35,10 @@ def make(target, tmp_path, **variables):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     words = [f"{name}={value}" for name, value in variables.items()]
-    done = subprocess.run([MAKE, "-n", target, *words], cwd=tmp_path, capture_output=True, text=True)
+    # `make test` hands its own flags and variables to what it runs.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = [MAKE, "-n", target, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert not (tmp_path / "made").exists()
     assert done.returncode == 0, done.stderr
     return done.stdout.replace("\\\n", " ").strip().splitlines()
