@@ -157,7 +157,7 @@ def connected(address: str) -> Iterator[None]:
             raise ConnectionError(
                 f"Ray did not start: {error}. On a busy machine this passes. The same command goes on from here."
             ) from error
-        head = _Head(ray.get_runtime_context().gcs_address)
+        head = _Head(ray.get_runtime_context().gcs_address, is_local=address == "local")
         try:
             interrupts.take_again()
             head.start()
@@ -176,10 +176,14 @@ def connected(address: str) -> Iterator[None]:
 
 
 class _Head:
-    """Asks the head of the cluster whether it is there; raises in the main thread when it is lost."""
+    """Asks the head of the cluster whether it is there; raises in the main thread when it is lost.
 
-    def __init__(self, address: str) -> None:
+    A local Ray is lost with its only node, too: its head would wait for other nodes without end.
+    """
+
+    def __init__(self, address: str, *, is_local: bool) -> None:
         self._address = address
+        self._is_local = is_local
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="ray-head", daemon=True)
         self.is_lost = False
@@ -220,10 +224,10 @@ class _Head:
     def _answers(self) -> bool:
         host, _, port = self._address.rpartition(":")
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=_HEAD_EVERY_S):
-                return True
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_HEAD_EVERY_S).close()
         except OSError:
             return False
+        return not self._is_local or any(node["Alive"] for node in ray.nodes())
 
 
 def _kill_children() -> None:

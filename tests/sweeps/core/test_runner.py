@@ -440,15 +440,33 @@ def test_trials_that_fail_by_a_machines_fault_start_elsewhere(tmp_path, monkeypa
         experiment.check()
 
 
-def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys):
+@pytest.fixture
+def obeyed_interrupt():
+    """The signal of Ctrl-C as Python handles it: processes of pytest-xdist ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_local_ray_is_lost_with_its_only_node_and_a_cluster_is_not(monkeypatch):
     ray_environment.prepare("local")
     from sweeps.core import runner
 
-    head = runner._Head("127.0.0.1:9")
-    assert not head._answers()
+    assert not runner._Head("127.0.0.1:9", is_local=False)._answers()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert runner._Head(f"127.0.0.1:{server.getsockname()[1]}")._answers()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        for is_alive in (True, False):
+            nodes = [{"Alive": is_alive}]
+            monkeypatch.setattr(runner.ray, "nodes", lambda nodes=nodes: nodes)
+            assert runner._Head(address, is_local=True)._answers() == is_alive
+            assert runner._Head(address, is_local=False)._answers()
 
+
+def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interrupt):
+    ray_environment.prepare("local")
+    from sweeps.core import runner
+
+    head = runner._Head("127.0.0.1:9", is_local=False)
     context = SimpleNamespace(gcs_address="127.0.0.1:9")
     monkeypatch.setattr(runner.ray, "init", lambda **_: None)
     monkeypatch.setattr(runner.ray, "shutdown", lambda: pytest.fail("it would wait for the head"))
