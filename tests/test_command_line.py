@@ -37,7 +37,9 @@ def raised_by(function):
 
 def run(code, **options):
     """A program that imports ``run`` and runs ``code``; its exit status, output and complaints."""
-    program = f"import click, signal, sys\nfrom toco.command_line import run\n{code}"
+    # A shell's background jobs ignore Ctrl-C, and the processes that they start inherit that.
+    obey = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"import click, signal, sys\n{obey}\nfrom toco.command_line import run\n{code}"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, **options)
     return done.returncode, done.stdout, done.stderr
 

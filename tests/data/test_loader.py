@@ -177,7 +177,7 @@ def harmed(
         ("kill", LoaderError, r"^A loader process was killed by signal 9 while it made a batch; most often memory"),
         ("hang", LoaderError, r"^A loader process has delivered no batch for 10 s\. See whether the disk"),
         ("time_out", TimeoutError, r"Connection timed out: 'im00.jpg'"),
-        ("fail", RuntimeError, r"^TwoPartError: the rack: burns$"),
+        ("fail", RuntimeError, r"^TwoPartError: the rack: burns\nIn a loader process:\n"),
     ],
 )
 def test_what_goes_wrong_in_a_loader_process_is_an_error_here(harm: str, error: type[Exception], sentence: str) -> None:

@@ -148,7 +148,7 @@ FAILURES = (
     [
         (0, ValueError, r"^image7.png cannot be decoded\.\nOn rank 1:\n"),
         (1, RankError, r"^Rank 1 of 2 was killed, exit code -9\.$"),
-        (2, RuntimeError, "^UnreadableError: the rack: burns$"),
+        (2, RuntimeError, r"^UnreadableError: the rack: burns\nOn rank 1:\n"),
     ],
 )
 def test_a_rank_that_fails_ends_all_with_what_it_says(config, tmp_path, seed, error, message):
