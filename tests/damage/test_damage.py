@@ -24,6 +24,7 @@ import warnings
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from dataclasses import replace as replaced
 from functools import partial
 from pathlib import Path
 
@@ -52,6 +53,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SEED = os.environ.get("TOCO_DAMAGE_SEED", "0")
 TOTAL = int(os.environ.get("TOCO_DAMAGES", "300"))
 LONGEST_S = 20.0
+NO_WAY = "no damage"
 RAW = ("Traceback (most recent call last)", "[Errno ", "Aborted!")
 """What no message may hold: an exception's trace, an error of the system as Python writes it, and
 what click makes of ``EOFError``."""
@@ -139,10 +141,12 @@ class Judge:
     Attributes:
         damage: The damage at hand.
         file: The file that has it.
+        is_sound: Whether nothing is damaged, so that every command has to do its work.
     """
 
     def __init__(self, tree: str) -> None:
         self.tree, self.faults = tree, []
+        self.is_sound = False
         self.damage = Damage(Path(), "", "")
         self.file = Path()
 
@@ -156,13 +160,15 @@ class Judge:
         """Find fault with what a command said; whether it did its work."""
         if raw := next((text for text in RAW if text in said.text), None):
             self.fault(f"{raw!r} is in what a command printed", said)
+        elif said.exit_code and self.is_sound:
+            self.fault("a command fails although nothing is damaged", said)
         elif said.exit_code and not said.names(self.file):
             self.fault("neither the file nor its folder is named", said)
         return said.exit_code == 0
 
     def check_same(self, said: Said, what: str, was: object, now: object) -> None:
         """Find fault with a result that is another one although nothing was said of the file."""
-        if was != now and not said.names(self.file):
+        if was != now and (self.is_sound or not said.names(self.file)):
             self.fault(f"{what} changed without a word", said)
 
 
@@ -182,11 +188,13 @@ def fuzz(capsys):
         with capsys.disabled():
             print(f"\n{kept.name}, TOCO_DAMAGE_SEED={SEED}: {number} damages of {len(counts)} kinds")
             print("  " + ", ".join(f"{kind} {count}" for kind, count in counts.items()))
-        for judge.damage in damages:
+        # The first one is none: what cannot pass on a sound tree says nothing of a damaged one.
+        for judge.damage in (replaced(damages[0], way=NO_WAY), *damages):
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(kept, work)
-            judge.file = work / judge.damage.file
-            damage(judge.file, judge.damage.way, rng)
+            judge.file, judge.is_sound = work / judge.damage.file, judge.damage.way == NO_WAY
+            if not judge.is_sound:
+                damage(judge.file, judge.damage.way, rng)
             try:
                 with limited():
                     read(work, judge)

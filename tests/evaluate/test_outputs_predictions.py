@@ -230,7 +230,8 @@ def test_cut_outputs_are_made_again(folder, tmp_path, kept):
 def test_the_same_pictures_in_another_folder_are_not_segmented_again(folder, tmp_path):
     predict(Network(), find_images([folder], max_pixels=100), CLASSES, tmp_path / "out", {})
     moved = folder.rename(tmp_path / "moved")
-    predict(refuse, find_images([moved], max_pixels=100), CLASSES, tmp_path / "out", {})
+    again = predict(refuse, find_images([moved], max_pixels=100), CLASSES, tmp_path / "out", {})
+    assert (again.num_made, again.faults) == (0, {})
 
 
 @pytest.mark.parametrize("ask", [lambda: torch.empty(10**15), lambda: np.empty(10**15), "cuda"])
