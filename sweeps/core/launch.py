@@ -119,12 +119,18 @@ class _Driver:
             except KeyboardInterrupt:
                 outcome = "KILLED"
                 raise
+            except LostLeaseError:
+                # The study goes on elsewhere: its parent run in MLflow has not ended.
+                outcome = "RUNNING"
+                raise
             finally:
                 progress.close()
                 if page is not None and self._is_shown:
                     page.close()
                 leave(situation.runs, self._session)
-                if self._is_shown and outcome != "FINISHED":
+                if self._is_shown and outcome == "RUNNING":
+                    mirror.drain()
+                elif self._is_shown and outcome != "FINISHED":
                     mirror.close((), outcome)
             mirror.drain()
             report = _report(self._folder)
@@ -228,6 +234,7 @@ class _Driver:
 
         Raises:
             NoRoomError: There is no room for them.
+            LostLeaseError: This driver was suspended, and another one runs them now.
         """
         from sweeps.core import runner
 
@@ -238,8 +245,7 @@ class _Driver:
         session = self._session / uuid.uuid4().hex[:8]
         specs = [self._spec(task) for task in tasks]
         failed = runner.run_trials(specs, situation.runs, session, self._resources(), watch, name)
-        if watch.no_room is not None:
-            raise NoRoomError(watch.no_room)
+        watch.check()
         evaluated = {task.key for task in tasks if task.source is not None}
         self._afresh |= failed & evaluated
         self._given_up |= failed - evaluated

@@ -162,7 +162,8 @@ class Leases:
         """
         if not self.holds(key):
             raise LostLeaseError(
-                f"This driver was suspended or cut off, and {self.holder(key) or 'another driver'} has taken over."
+                f"This driver was suspended or cut off, and {self.holder(key) or 'another driver'} has taken over. The "
+                "same command goes on from here."
             )
 
     def holder(self, key: str) -> str | None:

@@ -86,9 +86,13 @@ class Listener(Protocol):
     def left_out(self, node: LeftOut) -> None:
         """A node gets no more trials."""
 
-    @property
-    def no_room(self) -> str | None:
-        """What the storage lacks, in a sentence, since something could not be written there; ``None`` where nothing."""
+    def check(self) -> None:
+        """See whether the driver may go on.
+
+        Raises:
+            NoRoomError: Something could not be written, since the storage is full.
+            LostLeaseError: This driver was suspended, and another one runs its trials now.
+        """
 
     def ended(self, key: str) -> None:
         """A trial will not run any more, however it ended."""
@@ -418,10 +422,12 @@ class _Experiment:
         Raises:
             KeyboardInterrupt: Somebody has stopped the driver.
             NoRoomError: The storage, or every node, is full.
+            LostLeaseError: Another driver runs the trials now.
         """
         interrupts.check()
-        if (problem := self._no_room or self.watch.no_room) is not None:
-            raise NoRoomError(problem)
+        if self._no_room is not None:
+            raise NoRoomError(self._no_room)
+        self.watch.check()
 
     def _nodes(self) -> frozenset[str]:
         if time.monotonic() - self._alive_since > _NODES_EVERY_S:

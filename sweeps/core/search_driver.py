@@ -109,7 +109,7 @@ class SearchDriver:
         self._ready: Spec | None = None
         self._error: ValueError | OSError | LostLeaseError | None = None
         self._trial_bytes = 0
-        self._no_room: str | None = None
+        self._obstacle: NoRoomError | LostLeaseError | None = None
         self._progress: Progress | None = None
         self._mirror: SearchMirror | None = None
         self._page = LiveReport(self.write_report)
@@ -181,8 +181,7 @@ class SearchDriver:
                 self._finish(key)
             if self._error is not None:
                 raise self._error
-            if self._no_room is not None:
-                raise NoRoomError(self._no_room)
+            self.check()
             # What has neither ended nor failed could not be written, as the log says.
             failed |= {key for key, numbers in self._numbers.items() if numbers}
             complete = True
@@ -270,16 +269,24 @@ class SearchDriver:
                 self._leases.check(key)
                 self._runs.publish(key, snapshot, self._leases.check)
                 self._settle(self.proposals[key])
+            except LostLeaseError as error:
+                self._obstacle = error
+                raise
             except OSError as error:
                 if is_no_room(error):
-                    self._no_room = sentence_of(self._launch.storage, self._trial_bytes, error)
+                    self._obstacle = NoRoomError(sentence_of(self._launch.storage, self._trial_bytes, error))
                 raise
             self._changed(key)
 
-    @property
-    def no_room(self) -> str | None:
-        """What the storage lacks, in a sentence, since a snapshot could not be written there."""
-        return self._no_room
+    def check(self) -> None:
+        """See whether the driver may go on.
+
+        Raises:
+            NoRoomError: A snapshot could not be written, since the storage is full.
+            LostLeaseError: This driver was suspended, and another one runs the search now.
+        """
+        if self._obstacle is not None:
+            raise self._obstacle
 
     def lost(self, key: str, failure: Failure) -> None:
         """A trial failed or lost its worker and will be started again."""

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sweeps.core.failures import Failure, LeftOut
-from sweeps.core.lease import Leases
+from sweeps.core.failures import Failure, LeftOut, NoRoomError
+from sweeps.core.lease import Leases, LostLeaseError
 from sweeps.core.live_page import LivePage
 from sweeps.core.mirror import Mirror
 from sweeps.core.progress import Progress
@@ -25,7 +25,7 @@ SILENT_BEATS = 2
 
 
 class Watch:
-    """Told of every event of a study. No method but ``settle`` raises: a full disk must not end the trainings.
+    """Told of every event of a study. No method but ``settle`` and ``check`` raises.
 
     Args:
         situation: The study and its ledger.
@@ -55,7 +55,7 @@ class Watch:
         self._resources = dict(resources)
         self._check = check
         self._waiting: set[str] = set()
-        self._no_room: str | None = None
+        self._obstacle: NoRoomError | LostLeaseError | None = None
 
     def expect(self, tasks: Iterable[Task]) -> None:
         """These tasks are about to run."""
@@ -76,16 +76,12 @@ class Watch:
 
     def snapshot(self, key: str, snapshot: Path) -> None:
         """A trial's snapshot is in storage."""
-        with carrying_on(f"The run folder of {self._names[key]} could not be updated, which is tried again later"):
-            try:
-                self._check(key)
-                self._runs.publish(key, snapshot, self._check)
-                self._mirror.changed(key)
-                self.settle(self._tasks[key])
-            except OSError as error:
-                if is_no_room(error):
-                    self._no_room = sentence_of(self._runs.ledger.storage, 0, error)
-                raise
+        what = f"The run folder of {self._names[key]} could not be updated, which is tried again later"
+        with carrying_on(what), self._noting_obstacles():
+            self._check(key)
+            self._runs.publish(key, snapshot, self._check)
+            self._mirror.changed(key)
+            self.settle(self._tasks[key])
 
     def settle(self, task: Task) -> bool:
         """Enter a trial into the ledger if its run folder says that it has ended; says whether it is there.
@@ -98,10 +94,28 @@ class Watch:
         origin = Origin(self._study.name, self._study.recipe)
         return self._runs.settle(task.key, task.identity, origin, self._resources)
 
-    @property
-    def no_room(self) -> str | None:
-        """What the storage lacks, in a sentence, since a snapshot could not be written there."""
-        return self._no_room
+    def check(self) -> None:
+        """See whether the driver may go on.
+
+        Raises:
+            NoRoomError: A snapshot could not be written, since the storage is full.
+            LostLeaseError: This driver was suspended, and another one runs its trials now.
+        """
+        if self._obstacle is not None:
+            raise self._obstacle
+
+    @contextmanager
+    def _noting_obstacles(self) -> Iterator[None]:
+        """Keep an error of the block after which the driver cannot go on, for :meth:`check`."""
+        try:
+            yield
+        except LostLeaseError as error:
+            self._obstacle = error
+            raise
+        except OSError as error:
+            if is_no_room(error):
+                self._obstacle = NoRoomError(sentence_of(self._runs.ledger.storage, 0, error))
+            raise
 
     def waiting_for(self, key: str, number: int, holder: str | None, silent_s: float, leases: Leases) -> None:
         """Everything left, ``number`` trials, is run by other drivers; called every few seconds.
@@ -140,7 +154,7 @@ class Watch:
         self._say(node.sentence)
 
     def _note(self, key: str, failure: Failure) -> None:
-        with carrying_on(f"A failure of {self._names[key]} could not be noted"):
+        with carrying_on(f"A failure of {self._names[key]} could not be noted"), self._noting_obstacles():
             self._check(key)
             self._runs.ledger.add_failure(key, failure.reason, failure.trace, host=failure.host)
 

@@ -377,10 +377,11 @@ def test_the_reason_of_a_lost_worker_is_text(tmp_path):
 class Told:
     """A listener that keeps what it is told."""
 
-    no_room = None
-
     def __init__(self):
         self.told = []
+
+    def check(self):
+        """All is well."""
 
     def __getattr__(self, name):
         return lambda *about: self.told.append((name, *about))

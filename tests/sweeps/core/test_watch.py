@@ -7,7 +7,7 @@ import pytest
 
 from sweeps.core.designs import OneFactor
 from sweeps.core.factors import Factor
-from sweeps.core.failures import Failure, LeftOut
+from sweeps.core.failures import Failure, LeftOut, NoRoomError
 from sweeps.core.identity import Identity
 from sweeps.core.lease import Leases, LostLeaseError
 from sweeps.core.ledger import Ledger
@@ -118,7 +118,8 @@ def test_a_driver_that_lost_its_lease_writes_nothing(tmp_path, caplog):
     assert caplog.text.count("another driver has taken over") == 3
     assert not Ledger(tmp_path).run_dir(KEY).exists()
     assert Ledger(tmp_path).failures(KEY) == []
-    assert watch.no_room is None
+    with pytest.raises(LostLeaseError, match="another driver has taken over"):
+        watch.check()
     make(tmp_path, Progress("fake", {KEY: 20})).snapshot(KEY, snapshot)
     assert (Ledger(tmp_path).run_dir(KEY) / "config.json").is_file()
 
@@ -129,8 +130,11 @@ def test_a_full_storage_is_a_sentence(tmp_path, monkeypatch):
 
     watch = make(tmp_path, Progress("fake", {KEY: 20}))
     monkeypatch.setattr(Runs, "publish", publish)
+    watch.check()
     watch.snapshot(KEY, tmp_path)
-    assert watch.no_room == (
+    with pytest.raises(NoRoomError) as raised:
+        watch.check()
+    assert str(raised.value) == (
         f"{tmp_path} has no room: No space left on device. A trial needs about 1 MB. Make room there, or raise its "
         "quota."
     )
