@@ -5,9 +5,10 @@ from __future__ import annotations
 import psutil
 import torch
 
-from sweeps.core.forecast import Forecast, size
+from sweeps.core.forecast import Forecast
 from sweeps.core.options import Launch
 from sweeps.core.ray_environment import resolve_address
+from toco.room import size
 
 MARGIN = 0.1
 """Part of the memory that is left free: trainings of other settings may need a little more than what was measured."""

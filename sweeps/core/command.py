@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import click
 
-from sweeps.core.failures import NoRoomError
 from sweeps.core.options import Launch, checked_storage, default_storage
 from sweeps.core.ray_environment import resolve_address
 from sweeps.core.study import Study
@@ -192,11 +191,10 @@ def _run_to_the_end(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         click.echo("Stopped. The same command goes on from here.")
         return STOPPED
-    except (NoRoomError, OSError) as error:
-        if not isinstance(error, NoRoomError) and not is_no_room(error):
+    except OSError as error:
+        if not is_no_room(error):
             raise
-        sentence = str(error) if isinstance(error, NoRoomError) else sentence_of(error)
-        click.echo(f"Error: {sentence} The same command goes on from here.", err=True)
+        click.echo(f"Error: {sentence_of(error)} The same command goes on from here.", err=True)
         return FAILED
 
 

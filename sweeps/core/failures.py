@@ -44,10 +44,6 @@ _MACHINE_TEXTS = (
 Kind = Literal["trial", "hopeless", "machine", "lost", "room", "storage", "left out"]
 
 
-class NoRoomError(RuntimeError):
-    """A disk that every trial needs is full. The message names folder and bytes."""
-
-
 class HeadLostError(ConnectionError):
     """Ray's head does not answer any more."""
 

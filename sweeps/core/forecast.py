@@ -19,6 +19,7 @@ import torch
 
 from sweeps.core.probe import Cost, evaluations, kind
 from toco.config import diff
+from toco.room import size
 from toco.train.run_config import RunConfig
 
 START_S = 6.0
@@ -253,18 +254,6 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / unit:.{digits}f} {name}"
     return f"{seconds / 86400:.1f} days"
-
-
-def size(number: int) -> str:
-    """Bytes for people.
-
-    >>> [size(n) for n in (900, 18_475_990, 3_200_000_000)]
-    ['900 B', '18 MB', '3.2 GB']
-    """
-    for limit, unit, name, digits in ((10**3, 1, "B", 0), (10**6, 10**3, "kB", 0), (10**9, 10**6, "MB", 0)):
-        if number < limit:
-            return f"{number / unit:.{digits}f} {name}"
-    return f"{number / 1e9:.1f} GB"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import click
 
 from sweeps.core import admission, ray_environment
 from sweeps.core.command import FAILED
-from sweeps.core.failures import NoRoomError, failure_of
+from sweeps.core.failures import failure_of
 from sweeps.core.finished import Ending, remember
 from sweeps.core.forecast import Forecast, scorecard
 from sweeps.core.lease import Leases, LostLeaseError
@@ -25,7 +25,6 @@ from sweeps.core.options import Launch
 from sweeps.core.planning import foretell, plan_text, power_of
 from sweeps.core.progress import Progress
 from sweeps.core.report import StudyReport, write_report
-from sweeps.core.room import sentence_of, shortage, telling_shortage
 from sweeps.core.runs import newest_step
 from sweeps.core.sessions import leave, salvage, session_lease
 from sweeps.core.situation import Situation, Task, survey
@@ -34,6 +33,7 @@ from sweeps.core.study_folder import StudyFolder
 from sweeps.core.trial import Spec
 from sweeps.core.watch import Watch, carrying_on
 from toco.files import is_no_room
+from toco.room import NoRoomError, sentence_of, shortage, telling_shortage
 from toco.tracking import Tracker
 from toco.train.reevaluate import reevaluate
 from toco.train.run_folder import own_command

@@ -35,16 +35,15 @@ from sweeps.core.failures import (
     HeadLostError,
     LeftOut,
     LeftOutError,
-    NoRoomError,
     StorageError,
     failure_of,
 )
-from sweeps.core.room import sentence_of
 from sweeps.core.runs import Runs, newest_step
 from sweeps.core.scratch import scratch_folder, sweep_scratch
 from sweeps.core.trial import Spec, run_trial
 from toco import interrupts
 from toco.files import is_no_room
+from toco.room import NoRoomError, sentence_of
 
 logger = logging.getLogger(__name__)
 # It misses the CSV and JSON copies of the rows, which sweeps.core.ray_environment turns off.
@@ -340,6 +339,8 @@ def _fit(
             verbose=0,
             **options,
         )
+    except NoRoomError:
+        raise
     except OSError as error:
         if not is_no_room(error):
             raise

@@ -14,7 +14,7 @@ import click
 from optuna.trial import FrozenTrial
 
 from sweeps.core import ray_environment
-from sweeps.core.failures import Failure, LeftOut, NoRoomError
+from sweeps.core.failures import Failure, LeftOut
 from sweeps.core.identity import Identity
 from sweeps.core.lease import Leases, LostLeaseError
 from sweeps.core.live_page import LiveReport
@@ -22,7 +22,6 @@ from sweeps.core.mirror import Sender, closing_sentence
 from sweeps.core.options import Launch
 from sweeps.core.progress import Progress
 from sweeps.core.report.search_report import SearchReport, write_search_report
-from sweeps.core.room import sentence_of, shortage
 from sweeps.core.runs import Origin, newest_step
 from sweeps.core.search_record import RECORD
 from sweeps.core.search_situation import SearchSituation
@@ -31,6 +30,7 @@ from sweeps.core.sessions import leave, salvage, session_lease
 from sweeps.core.trial import Spec
 from sweeps.core.watch import carrying_on
 from toco.files import is_no_room
+from toco.room import NoRoomError, sentence_of, shortage
 from toco.tracking import Pages, Tracker, read_run_record
 from toco.train.loop import averaged
 from toco.train.records import METRICS, read_rows

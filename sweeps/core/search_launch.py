@@ -16,12 +16,12 @@ from sweeps.core.mirror import closing_sentence
 from sweeps.core.options import Launch
 from sweeps.core.planning import foretell_works
 from sweeps.core.report.search_report import write_search_report
-from sweeps.core.room import telling_shortage
 from sweeps.core.search import SearchPlan, SearchStudy
 from sweeps.core.search_driver import Proposal, SearchDriver, SearchMirror
 from sweeps.core.search_record import ENDED, SearchRecord, read_search_record
 from sweeps.core.search_situation import SearchSituation, survey_search
 from sweeps.core.sizes import check_sizes
+from toco.room import telling_shortage
 from toco.tracking import Tracker
 from toco.train.distributed import check_shares
 

@@ -21,10 +21,10 @@ from typing import Any, Protocol
 from sweeps.core.failures import ScratchError, StorageError
 from sweeps.core.identity import identify
 from sweeps.core.links import link_or_copy
-from sweeps.core.room import sentence_of, shortage
 from sweeps.core.runs import mend, seal
 from sweeps.core.scratch import scratch_folder, sweep_scratch
 from toco.files import is_no_room
+from toco.room import sentence_of, shortage
 from toco.train.averages import DivergedError
 from toco.train.checkpoint import all_in
 from toco.train.loop import Result

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sweeps.core.failures import Failure, LeftOut, NoRoomError
+from sweeps.core.failures import Failure, LeftOut
 from sweeps.core.lease import Leases, LostLeaseError
 from sweeps.core.live_page import LivePage
 from sweeps.core.mirror import Mirror
 from sweeps.core.progress import Progress
-from sweeps.core.room import sentence_of
 from sweeps.core.runs import Origin
 from sweeps.core.situation import Situation, Task
 from toco.files import is_no_room
+from toco.room import NoRoomError, sentence_of
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from toco.methods import Method
 from toco.registry import load
 from toco.train import checkpoint, distributed
 from toco.train.averages import Averages, DivergedError
+from toco.train.checkpoint_room import check_room, checkpoint_bytes, room_in_sentences
 from toco.train.fork import Prefixes
 from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
-from toco.train.room import check_room, checkpoint_bytes, room_in_sentences
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import Inputs, RunFolder, provenance
 

@@ -22,7 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sweeps.core.analysis import Analysis
-from sweeps.core.forecast import duration, scorecard, size
+from sweeps.core.forecast import duration, scorecard
 from sweeps.core.report import curves, figures
 from sweeps.core.report.gallery import gallery
 from sweeps.core.report.table import (
@@ -37,6 +37,7 @@ from sweeps.core.report.table import (
 )
 from sweeps.core.study_record import CellRecord, RowRecord, State, StudyRecord, TrialRecord
 from toco.passwords import public_text
+from toco.room import size
 from toco.train.records import METRICS, read_row
 
 INLINE_TRIALS = 2000

@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from sweeps.core import command
-from sweeps.core.failures import HeadLostError, NoRoomError
+from sweeps.core.failures import HeadLostError
+from toco.room import NoRoomError
 
 
 def raising(error):

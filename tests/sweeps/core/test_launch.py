@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 import sweeps.core
-from sweeps.core import identity, launch, ray_environment, room
+from sweeps.core import identity, launch, ray_environment
 from sweeps.core import situation as situations
 from sweeps.core.designs import OneFactor, SideBySide
 from sweeps.core.factors import Factor, Stage
-from sweeps.core.failures import NoRoomError, failure_of
+from sweeps.core.failures import failure_of
 from sweeps.core.launch import run_study
 from sweeps.core.lease import Leases
 from sweeps.core.ledger import Ledger
@@ -23,6 +23,8 @@ from sweeps.core.options import Launch
 from sweeps.core.runs import Runs, newest_step, seal
 from sweeps.core.situation import survey
 from sweeps.core.study import Metric, Study
+from toco import room
+from toco.room import NoRoomError
 from toco.tracking import Pages
 from toco.train.loop import train
 from toco.train.reevaluate import reevaluate

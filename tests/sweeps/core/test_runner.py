@@ -23,8 +23,9 @@ import torch
 from mlflow import MlflowClient
 
 from sweeps.core import ray_environment
-from sweeps.core.failures import Failure, NoRoomError
+from sweeps.core.failures import Failure
 from sweeps.core.ledger import Ledger
+from toco.room import NoRoomError
 from toco.train.loop import train
 from toco.train.run_folder import RunFolder
 

@@ -185,9 +185,7 @@ def test_nothing_stays_on_the_workers_disk(spec, tmp_path):
 def test_a_node_without_room_is_said_before_the_training_begins(spec, tmp_path, monkeypatch):
     full = dataclasses.replace(spec, scratch_bytes=10**18)
     channel = Channel(tmp_path / "kept")
-    with pytest.raises(
-        ScratchError, match=r"scratch has no room: .* are free, and a trial needs about 1000000000.0 GB"
-    ):
+    with pytest.raises(ScratchError, match=r"scratch has no room: .* are free, and about 1000000000.0 GB are needed"):
         run_trial(full, channel)
     assert [kind_of(error) for error in channel.errors] == ["room"]
     assert not (tmp_path / "orders" / "starts").exists()
@@ -200,7 +198,7 @@ def test_a_disk_that_fills_up_on_the_way_is_a_sentence_with_its_folder(spec, tmp
 
     monkeypatch.setattr(fake_training, "train", train)
     channel = Channel(tmp_path / "kept")
-    with pytest.raises(RuntimeError, match=rf"{folder} has no room: No space left on device. A trial needs about 1 MB"):
+    with pytest.raises(RuntimeError, match=rf"{folder} has no room: No space left on device. About 1 MB are needed"):
         run_trial(dataclasses.replace(spec, prefixes=str(tmp_path / "prefixes")), channel)
     assert [kind_of(error) for error in channel.errors] == [kind]
 

@@ -7,7 +7,7 @@ import pytest
 
 from sweeps.core.designs import OneFactor
 from sweeps.core.factors import Factor
-from sweeps.core.failures import Failure, LeftOut, NoRoomError
+from sweeps.core.failures import Failure, LeftOut
 from sweeps.core.identity import Identity
 from sweeps.core.lease import Leases, LostLeaseError
 from sweeps.core.ledger import Ledger
@@ -16,6 +16,7 @@ from sweeps.core.runs import Runs
 from sweeps.core.situation import Situation, Task
 from sweeps.core.study import Metric, Study
 from sweeps.core.watch import Watch
+from toco.room import NoRoomError
 
 KEY = "0123456789abcdef0123"
 GONE = Failure("lost", "its worker process is gone", "", "w1", "node")
@@ -135,6 +136,5 @@ def test_a_full_storage_is_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(NoRoomError) as raised:
         watch.check()
     assert str(raised.value) == (
-        f"{tmp_path} has no room: No space left on device. A trial needs about 1 MB. Make room there, or raise its "
-        "quota."
+        f"{tmp_path} has no room: No space left on device. About 1 MB are needed. Make room there, or raise its quota."
     )

@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError
 
 from toco.files import is_no_room
-from toco.train import checkpoint, room
+from toco.room import NoRoomError
+from toco.train import checkpoint
+from toco.train.checkpoint_room import check_room, checkpoint_bytes, room_in_sentences
 from toco.train.loop import train
-from toco.train.room import NoRoomError, check_room, checkpoint_bytes, room_in_sentences
 from toco.train.run_folder import RunFolder
 
 
@@ -40,25 +41,31 @@ def test_the_bytes_of_a_checkpoint_are_known_before_the_first(tmp_path):
     assert expected < written.stat().st_size < expected + 10_000
 
 
+def disk(free, f_favail=3):
+    return SimpleNamespace(f_bavail=free, f_frsize=1, f_files=10, f_favail=f_favail)
+
+
 def test_checkpoints_that_cannot_fit_are_refused_before_the_training(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(NoRoomError, match=r"run has room for 1000 bytes .* keep_checkpoints 3 and one that is being"):
+    monkeypatch.setattr(os, "statvfs", lambda path: disk(free=1000))
+    with pytest.raises(NoRoomError) as raised:
         train(config, tmp_path / "run", progress=False)
+    assert "run has no room: 1 kB are free, and about " in str(raised.value)
+    assert "lower keep_checkpoints, which is 3" in str(raised.value)
     assert not (tmp_path / "run/config.json").exists()
 
 
 def test_checkpoints_that_are_there_already_count(tmp_path, monkeypatch):
     (tmp_path / "checkpoints/step_00000002").mkdir(parents=True)
     (tmp_path / "checkpoints/step_00000002/tensors.safetensors").write_bytes(bytes(1000))
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=2000))
+    monkeypatch.setattr(os, "statvfs", lambda path: disk(free=2000))
     check_room(tmp_path, 1000, keep=2)
-    with pytest.raises(NoRoomError, match=re.escape("3000 bytes (0.0 MB) are needed")):
+    with pytest.raises(NoRoomError, match="2 kB are free, and about 3 kB are needed"):
         check_room(tmp_path, 1000, keep=3)
 
 
 def test_a_disk_without_inodes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(room.os, "statvfs", lambda path: SimpleNamespace(f_files=10, f_favail=0))
-    with pytest.raises(NoRoomError, match="takes no more files: its inodes are used up"):
+    monkeypatch.setattr(os, "statvfs", lambda path: disk(free=10**9, f_favail=0))
+    with pytest.raises(NoRoomError, match="has no room: its disk has no free inodes"):
         check_room(tmp_path, 1000, keep=1)
 
 
@@ -84,7 +91,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_costs_nothing_but_the_way_back(conf
         patched.setattr(checkpoint, "save_file", full_at(2, checkpoint.save_file))
         with pytest.raises(NoRoomError) as raised:
             train(config, tmp_path, progress=False)
-    sentence = rf"^{re.escape(str(tmp_path))} cannot be written \(No space left on device\): a checkpoint needs \d+"
+    sentence = rf"^{re.escape(str(tmp_path))} has no room: No space left on device\. About \d+ kB are needed"
     assert re.match(sentence, str(raised.value))
     assert "--resume goes on" in str(raised.value)
     assert is_no_room(raised.value)
@@ -105,7 +112,7 @@ def test_a_disk_that_is_full_at_a_row_leaves_whole_rows(config, finished, tmp_pa
             real(file)
 
         patched.setattr(os, "fsync", fsync)
-        with pytest.raises(NoRoomError, match=re.escape(f"cannot be written ({os.strerror(number)})")):
+        with pytest.raises(NoRoomError, match=f"has no room: {os.strerror(number)}"):
             train(config, tmp_path, progress=False)
     assert len(rows(tmp_path)) == 4
     train(config, tmp_path, resume=True, progress=False)

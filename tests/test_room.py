@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweeps.core.failures import NoRoomError
-from sweeps.core.room import sentence_of, shortage, telling_shortage
+from toco.room import NoRoomError, sentence_of, shortage, telling_shortage
 
 
 @pytest.fixture
@@ -20,11 +19,11 @@ def test_what_is_free_is_held_against_what_is_needed(tmp_path, disk):
     folder = tmp_path / "not" / "there" / "yet"
     assert shortage(folder, 5_000_000) is None
     assert shortage(folder, 8_000_000) == (
-        f"{folder} has no room: 5 MB are free, and a trial needs about 8 MB. Make room there."
+        f"{folder} has no room: 5 MB are free, and about 8 MB are needed. Make room there."
     )
     assert shortage(folder, 0) is None
     disk.f_bavail = 20
-    assert "20 kB are free, and a trial needs about 1 MB" in shortage(folder, 0)
+    assert "20 kB are free, and about 1 MB are needed" in shortage(folder, 0)
 
 
 def test_files_may_run_out_before_bytes(tmp_path, disk):
@@ -38,7 +37,7 @@ def test_files_may_run_out_before_bytes(tmp_path, disk):
 def test_a_quota_is_no_property_of_the_disk(tmp_path, disk):
     error = OSError(errno.EDQUOT, "Disk quota exceeded")
     assert sentence_of(tmp_path, 2_000_000, error) == (
-        f"{tmp_path} has no room: Disk quota exceeded. A trial needs about 2 MB. Make room there, or raise its quota."
+        f"{tmp_path} has no room: Disk quota exceeded. About 2 MB are needed. Make room there, or raise its quota."
     )
     disk.f_bavail = 1
     assert "1 kB are free" in sentence_of(tmp_path, 2_000_000, error)
@@ -52,7 +51,7 @@ def test_an_error_without_a_file_tells_folder_and_bytes(tmp_path, disk):
     assert raised.value is full
     disk.f_bavail = 4
     with (
-        pytest.raises(NoRoomError, match="4 kB are free, and a trial needs about 5 MB"),
+        pytest.raises(NoRoomError, match="4 kB are free, and about 5 MB are needed"),
         telling_shortage(tmp_path, 5_000_000),
     ):
         raise full
