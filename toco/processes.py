@@ -13,6 +13,10 @@ from collections.abc import Callable
 _LOOK_EVERY_S = 1.0
 
 
+class MachineError(RuntimeError):
+    """The machine failed, and not the training: another machine, or the same one later, may succeed."""
+
+
 def end_with_parent() -> None:
     """End this process at once when the process that asked for it ends, however that happens.
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from toco.files import is_no_room
+from toco.processes import MachineError
 
 LONGEST_TRACE = 8000
 """Characters that are kept of a trace, from its end."""
@@ -34,12 +35,8 @@ _MACHINE_TEXTS = (
     "out of shared memory",
     "insufficient shared memory",
     "Bus error",
-    "killed by signal",
-    "stopped by a signal",
-    "was killed, exit code",
-    "has delivered no batch",
 )
-"""What torch, loader processes and lost ranks say in an error that has no number of the system."""
+"""What torch says of a machine's fault in an error that has no class of its own."""
 
 Kind = Literal["trial", "hopeless", "machine", "lost", "room", "storage", "left out"]
 
@@ -108,11 +105,11 @@ def kind_of(error: BaseException) -> Kind:
 
 def is_machine_failure(error: BaseException) -> bool:
     """Whether another machine may do what failed here."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MachineError | MemoryError):
         return True
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError):
         return error.errno in _MACHINE
-    return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in _MACHINE_TEXTS)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MACHINE_TEXTS)
 
 
 def failure_of(error: BaseException, host: str, node: str) -> Failure:

@@ -24,7 +24,7 @@ from types import TracebackType
 
 from sweeps.core.first_writer import link_first
 from sweeps.core.ledger import mounted
-from sweeps.core.processes import Process, this_process
+from sweeps.core.process_identity import Process, this_process
 from toco.files import UnreadableError, read_record, write_record
 
 FORMAT_VERSION = 2

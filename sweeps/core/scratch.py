@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from sweeps.core.processes import Process, this_process
+from sweeps.core.process_identity import Process, this_process
 from toco.files import UnreadableError, read_record, write_record
 
 _PREFIX = "toco-"

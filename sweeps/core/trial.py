@@ -24,6 +24,7 @@ from sweeps.core.links import link_or_copy
 from sweeps.core.runs import mend, seal
 from sweeps.core.scratch import scratch_folder, sweep_scratch
 from toco.files import is_no_room
+from toco.processes import MachineError
 from toco.room import sentence_of, shortage
 from toco.train.averages import DivergedError
 from toco.train.checkpoint import all_in
@@ -157,7 +158,7 @@ def _run(spec: Spec, channel: Channel) -> None:
             reporter.report({"status": "diverged"})
             return
         if result.status != "finished":
-            raise RuntimeError(f"The training was {result.status} by a signal after step {result.step}.")
+            raise MachineError(f"The training was {result.status} by a signal after step {result.step}.")
         reporter.report({"status": result.status, "step": result.step, **result.metrics})
 
 

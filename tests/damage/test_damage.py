@@ -41,7 +41,7 @@ from damage_ways import Damage, choose_damages, damage, kinds_in
 from tiny_study import LostError, StudyPlace
 
 from sweeps.__main__ import main as sweeps_main
-from sweeps.core import launch, processes, scratch
+from sweeps.core import launch, process_identity, scratch
 from sweeps.core.lease import Leases
 from toco.__main__ import main as toco_main
 from toco.backbones import vit_nano
@@ -273,7 +273,7 @@ def test_a_study_whose_driver_was_lost(study, tmp_path, fuzz, monkeypatch):
     study.place.is_computed = True
     with monkeypatch.context() as context:
         # The process that the leases name is gone, and what it left behind stays.
-        context.setattr(processes, "started", lambda pid: "0")
+        context.setattr(process_identity, "started", lambda pid: "0")
         context.setattr(Leases, "close", lambda self: self._closing.set())
         ended = None
         with suppress(LostError):

@@ -4,7 +4,6 @@ import dataclasses
 import shlex
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ import sweeps
 import sweeps.__main__ as command_line
 import sweeps.core
 from sweeps.__main__ import VERBS, main
-from sweeps.core import launch, ray_environment, status
+from sweeps.core import launch, status
 from sweeps.core.command import study_command
 from sweeps.core.designs import Declared, OneFactor
 from sweeps.core.factors import Factor
@@ -26,6 +25,9 @@ from sweeps.core.study import Metric, Study
 from toco.registry import load
 from toco.tracking import Pages
 from toco.train import records
+
+sys.path.insert(0, str(Path(__file__).parent))
+from without_ray import run_without_ray
 
 FAKES = str(Path(__file__).with_name("core"))
 M = "val/cam_miou"
@@ -129,20 +131,9 @@ def place(tmp_path, monkeypatch):
             return SimpleNamespace(STUDY=study[name], main=study_command(study[name], "A study for tests."))
         return load(package, name)
 
-    @contextmanager
-    def connected(address):
-        yield
-
-    runner = {
-        "connected": connected,
-        "Resources": lambda *_: None,
-        "check_resources": lambda *_, **__: None,
-        "run_trials": place.run_trials,
-    }
     monkeypatch.syspath_prepend(FAKES)
     monkeypatch.setattr(command_line, "load", found)
-    monkeypatch.setattr(sweeps.core, "runner", SimpleNamespace(**runner), raising=False)
-    monkeypatch.setattr(ray_environment, "prepare", lambda address: None)
+    run_without_ray(monkeypatch, run_trials=place.run_trials)
     monkeypatch.setattr(launch, "Tracker", Store)
     monkeypatch.setattr(status, "Tracker", Store)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

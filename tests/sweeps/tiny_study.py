@@ -1,12 +1,12 @@
 """A small study on a real, tiny training, whose verbs run in this process and without Ray or MLflow."""
 
 import shutil
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-import sweeps.core
-from sweeps.core import launch, planning, ray_environment, status
+from sweeps.core import launch, planning, status
 from sweeps.core.command import study_command
 from sweeps.core.designs import OneFactor
 from sweeps.core.factors import Factor
@@ -18,6 +18,9 @@ from sweeps.core.trial import run_trial
 from toco.config import flatten
 from toco.registry import load
 from toco.tracking import Pages
+
+sys.path.insert(0, str(Path(__file__).parent))
+from without_ray import run_without_ray
 
 STUDY_NAME = "tiny"
 
@@ -84,20 +87,9 @@ class StudyPlace:
         def load_study(package, name):
             return found if (package, name) == ("sweeps", STUDY_NAME) else load(package, name)
 
-        @contextmanager
-        def connected(address):
-            yield
-
-        runner = {
-            "connected": connected,
-            "Resources": lambda *_: None,
-            "check_resources": lambda *_, **__: None,
-            "run_trials": self.run_trials,
-        }
         monkeypatch.setattr("sweeps.__main__.load", load_study)
-        monkeypatch.setattr(sweeps.core, "runner", SimpleNamespace(**runner), raising=False)
+        run_without_ray(monkeypatch, run_trials=self.run_trials)
         monkeypatch.setattr(planning, "probe", refuse)
-        monkeypatch.setattr(ray_environment, "prepare", lambda *_, **__: None)
         monkeypatch.setattr(launch, "Tracker", Store)
         monkeypatch.setattr(status, "Tracker", Store)
         monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from toco.data._raw_batch import RawBatch
-from toco.processes import sendable
+from toco.processes import MachineError, sendable
 
 Keys = Sequence[tuple[int, int]]
 """Of a batch: epoch and index of each image."""
@@ -51,7 +51,7 @@ _MARK = b"F"
 """Sent with a descriptor, which cannot travel alone."""
 
 
-class LoaderError(OSError):
+class LoaderError(MachineError):
     """A loader process ended, or delivers nothing."""
 
 

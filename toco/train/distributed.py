@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from toco.methods import Method
+from toco.processes import MachineError
 from toco.train.run_config import RunConfig
 from toco.types import Batch, Shard, StepOutput
 
@@ -32,7 +33,7 @@ _FAILURE = "toco/failure"
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
-class RankError(RuntimeError):
+class RankError(MachineError):
     """Another rank failed; the message is its."""
 
 

@@ -14,6 +14,7 @@ from sweeps.core.failures import (
     kind_of,
 )
 from toco.data._loader_processes import LoaderError
+from toco.train.distributed import RankError
 
 
 def machine(node, kind="machine"):
@@ -36,7 +37,7 @@ FLAW = Failure("trial", "KeyError: 'x'", "trace", "host of a", "a")
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "machine"),
         (LoaderError("A loader process was killed by signal 9 while it made a batch; ..."), "machine"),
         (LoaderError("A loader process has delivered no batch for 900 s. See whether ..."), "machine"),
-        (LoaderError("A loader process was ended with status 1 while it made a batch; ..."), "trial"),
+        (RankError("Rank 1 of 2 was killed, exit code -9."), "machine"),
         (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"), "machine"),
         (MemoryError(), "machine"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "trial"),

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import shutil
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import sweeps.core
 from sweeps.core import identity, launch, ray_environment
 from sweeps.core import situation as situations
 from sweeps.core.designs import OneFactor, SideBySide
@@ -28,6 +28,9 @@ from toco.room import NoRoomError
 from toco.tracking import Pages
 from toco.train.loop import train
 from toco.train.reevaluate import reevaluate
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from without_ray import run_without_ray
 
 
 class Tracker:
@@ -78,17 +81,6 @@ def tracker(monkeypatch):
     return tracker
 
 
-def use(monkeypatch, **functions):
-    """A runner with these functions."""
-
-    @contextmanager
-    def connected(address):
-        yield
-
-    runner = {"connected": connected, "Resources": lambda *_: None, "check_resources": lambda *_, **__: None}
-    monkeypatch.setattr(sweeps.core, "runner", SimpleNamespace(**{**runner, **functions}), raising=False)
-
-
 @pytest.mark.parametrize(("breaks_at", "parent"), [("connected", None), ("check", None), ("run", "FAILED")])
 def test_a_study_that_breaks_leaves_no_run_that_seems_to_go_on(tmp_path, monkeypatch, tracker, breaks_at, parent):
     def step(name):
@@ -100,7 +92,7 @@ def test_a_study_that_breaks_leaves_no_run_that_seems_to_go_on(tmp_path, monkeyp
         step("connected")
         yield
 
-    use(
+    run_without_ray(
         monkeypatch,
         connected=connected,
         check_resources=lambda *_, **__: step("check"),
@@ -119,7 +111,7 @@ def test_what_ends_a_study_on_the_way_is_handed_on_and_mlflow_knows(tmp_path, mo
     def run_trials(*_):
         raise error
 
-    use(monkeypatch, run_trials=run_trials)
+    run_without_ray(monkeypatch, run_trials=run_trials)
     study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
     with pytest.raises(type(error)):
         run_study(study, Launch(tmp_path / "results", address="local"))
@@ -128,7 +120,7 @@ def test_what_ends_a_study_on_the_way_is_handed_on_and_mlflow_knows(tmp_path, mo
 
 
 def test_without_room_in_the_storage_no_training_begins(tmp_path, monkeypatch, tracker):
-    use(monkeypatch, run_trials=lambda *_: pytest.fail("a training began"))
+    run_without_ray(monkeypatch, run_trials=lambda *_: pytest.fail("a training began"))
     monkeypatch.setattr(launch, "shortage", lambda folder, needed: f"{folder} has no room.")
     study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
     with pytest.raises(NoRoomError, match="results has no room"):
@@ -145,7 +137,7 @@ def test_a_disk_that_fills_up_on_the_way_is_named(tmp_path, monkeypatch, tracker
     def shortage(folder, needed):
         return f"{folder} has no room for {needed} bytes." if disks else None
 
-    use(monkeypatch, run_trials=run_trials)
+    run_without_ray(monkeypatch, run_trials=run_trials)
     monkeypatch.setattr(room, "shortage", shortage)
     study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
     with pytest.raises(NoRoomError, match=r"results has no room for 0 bytes"):
@@ -161,7 +153,7 @@ def test_a_trial_whose_run_folder_cannot_be_written_is_given_up_and_nobody_is_sa
         starts.append([spec.key for spec in specs])
         return frozenset()
 
-    use(monkeypatch, run_trials=run_trials)
+    run_without_ray(monkeypatch, run_trials=run_trials)
     study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
     assert run_study(study, Launch(tmp_path / "results", address="local")) == 4
     assert len(starts) == 1
@@ -202,7 +194,7 @@ def launch_config(spec):
 
 def test_a_threshold_of_the_evaluation_costs_no_training(tmp_path, monkeypatch, tracker):
     trainer = Trainer()
-    use(monkeypatch, run_trials=trainer)
+    run_without_ray(monkeypatch, run_trials=trainer)
     path = "evaluate.background_threshold"
     thresholds = Factor(path, (0.3, 0.5, 0.6), 0.5, stage=Stage.EVALUATE)
     study = make(tmp_path, SideBySide((OneFactor((thresholds,)),)))
@@ -224,7 +216,7 @@ def test_a_threshold_of_the_evaluation_costs_no_training(tmp_path, monkeypatch, 
     assert run_study(other, Launch(tmp_path / "results", address="local")) == 0
     assert len(trainer.trained) == 2
     # Nothing is left: no runner, no tracker.
-    use(monkeypatch)
+    run_without_ray(monkeypatch)
     tracker.parent = None
     assert run_study(other, Launch(tmp_path / "results", address="local")) == 0
     assert tracker.parent is None
@@ -232,7 +224,7 @@ def test_a_threshold_of_the_evaluation_costs_no_training(tmp_path, monkeypatch, 
 
 def test_an_underpowered_study_is_refused_unless_that_is_accepted(tmp_path, monkeypatch, tracker):
     trainer = Trainer()
-    use(monkeypatch, run_trials=trainer)
+    run_without_ray(monkeypatch, run_trials=trainer)
     study = make(tmp_path, OneFactor((Factor("method.aux_block", (9, 8)),)), purpose="effect")
     with pytest.raises(ValueError, match=r"cannot answer its 1 declared comparison.*--accept-underpowered"):
         run_study(study, Launch(tmp_path / "results", address="local"))
@@ -253,7 +245,7 @@ def entries(study, storage):
 
 def test_another_rhythm_of_evaluations_is_another_training(tmp_path, monkeypatch, tracker):
     trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    use(monkeypatch, run_trials=trainer)
+    run_without_ray(monkeypatch, run_trials=trainer)
     study = make(tmp_path, ONE)
     assert run_study(study, start) == 0
     assert run_study(dataclasses.replace(study, changes={**study.changes, "evaluate_every": 1}), start) == 0
@@ -264,7 +256,7 @@ def test_another_rhythm_of_evaluations_is_another_training(tmp_path, monkeypatch
 def test_changed_code_of_the_evaluation_evaluates_again(tmp_path, monkeypatch, tracker):
     """What the old code counted says nothing of what the new code would find."""
     trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    use(monkeypatch, run_trials=trainer)
+    run_without_ray(monkeypatch, run_trials=trainer)
     study = make(tmp_path, THRESHOLDS)
     assert run_study(study, start) == 0
     before = entries(study, start.storage)
@@ -290,7 +282,7 @@ def test_changed_code_of_the_evaluation_evaluates_again(tmp_path, monkeypatch, t
 
 def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_study(tmp_path, monkeypatch, tracker):
     trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    use(monkeypatch, run_trials=trainer)
+    run_without_ray(monkeypatch, run_trials=trainer)
     assert run_study(make(tmp_path, ONE), start) == 0
     scales = OneFactor((Factor("evaluate.cam_flip", (True, False), True, stage=Stage.EVALUATE),))
     for study, evaluated in ((make(tmp_path, THRESHOLDS), 0), (make(tmp_path, scales), 1)):
@@ -311,7 +303,7 @@ def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_stud
 
 def test_a_cell_that_was_begun_as_a_training_may_end_as_an_evaluation(tmp_path, monkeypatch, tracker):
     trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    use(monkeypatch, run_trials=trainer)
+    run_without_ray(monkeypatch, run_trials=trainer)
     assert run_study(make(tmp_path, ONE), start) == 0
     study = make(tmp_path, THRESHOLDS)
     situation = survey(study, start.storage)
@@ -326,7 +318,7 @@ def test_a_cell_that_was_begun_as_a_training_may_end_as_an_evaluation(tmp_path, 
 def test_what_cannot_be_published_is_given_up(tmp_path, monkeypatch, tracker):
     """Such as with a full disk: the driver says so instead of trying for ever."""
     trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    use(monkeypatch, run_trials=trainer)
+    run_without_ray(monkeypatch, run_trials=trainer)
     assert run_study(make(tmp_path, ONE), start) == 0
 
     def full(*_):
@@ -339,7 +331,7 @@ def test_what_cannot_be_published_is_given_up(tmp_path, monkeypatch, tracker):
 
 def test_what_a_lost_driver_of_another_study_had_received_is_not_lost(tmp_path, monkeypatch, tracker):
     trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    use(monkeypatch, run_trials=trainer)
+    run_without_ray(monkeypatch, run_trials=trainer)
     assert run_study(make(tmp_path, ONE), start) == 0
     ledger = Ledger(start.storage)
     other, held = "ab" * 10, "cd" * 10
@@ -361,7 +353,7 @@ def test_what_a_lost_driver_of_another_study_had_received_is_not_lost(tmp_path, 
 def test_a_driver_that_lost_a_lease_leaves_the_trial_to_the_other(tmp_path, monkeypatch, tracker):
     """It was suspended for long; the other driver has the trial now, and enters it."""
     trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    use(monkeypatch, run_trials=trainer)
+    run_without_ray(monkeypatch, run_trials=trainer)
     assert run_study(make(tmp_path, ONE), start) == 0
     study = make(tmp_path, THRESHOLDS)
     situation = survey(study, start.storage)
@@ -394,7 +386,7 @@ def test_a_driver_that_lost_a_lease_leaves_the_trial_to_the_other(tmp_path, monk
 def test_a_driver_that_waits_lets_go_of_what_has_ended(tmp_path, monkeypatch, tracker):
     """Two drivers that wait for each other's finished trials would wait for ever."""
     trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    use(monkeypatch, run_trials=trainer)
+    run_without_ray(monkeypatch, run_trials=trainer)
     study = make(tmp_path, OneFactor((Factor("method.aux_block", (9, 8)),)))
     situation = survey(study, start.storage)
     first, second = situation.keys
@@ -415,7 +407,7 @@ def test_a_driver_that_waits_lets_go_of_what_has_ended(tmp_path, monkeypatch, tr
 
 def test_many_rescored_trials_are_no_sources(tmp_path, monkeypatch, tracker):
     trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    use(monkeypatch, run_trials=trainer)
+    run_without_ray(monkeypatch, run_trials=trainer)
     assert run_study(make(tmp_path, ONE), start) == 0
     assert run_study(make(tmp_path, THRESHOLDS), start) == 0
     asked = []

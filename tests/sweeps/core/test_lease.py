@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from sweeps.core import processes
+from sweeps.core import process_identity
 from sweeps.core.lease import Leases, LostLeaseError
 from toco.files import write_record
 
@@ -69,7 +69,7 @@ def seconds_since_beats(paths):
 def elsewhere(monkeypatch):
     """What happens in the context happens on another machine."""
     with monkeypatch.context() as patch:
-        patch.setattr(processes, "machine", lambda: "another machine")
+        patch.setattr(process_identity, "machine", lambda: "another machine")
         patch.setattr(socket, "gethostname", lambda: "far-away")
         yield
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.core import processes, scratch
+from sweeps.core import process_identity, scratch
 from sweeps.core.scratch import scratch_folder, sweep_scratch
 from toco.files import read_record, write_record
 
@@ -73,7 +73,7 @@ def test_sockets_get_a_short_path(root, monkeypatch, tmp_path_factory):
 
 
 def test_a_process_knows_itself():
-    process = processes.this_process()
+    process = process_identity.this_process()
     assert not process.is_dead()
-    assert processes.Process(process.host, process.machine, process.pid, "1").is_dead()
-    assert not processes.Process(process.host, "another", process.pid, "1").is_dead()
+    assert process_identity.Process(process.host, process.machine, process.pid, "1").is_dead()
+    assert not process_identity.Process(process.host, "another", process.pid, "1").is_dead()
