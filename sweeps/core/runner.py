@@ -5,22 +5,17 @@ Ray reads its environment when it is imported; ``sweeps.core.ray_environment`` s
 
 from __future__ import annotations
 
-import _thread
 import logging
-import os
 import re
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
@@ -38,6 +33,7 @@ from sweeps.core.failures import (
     StorageError,
     failure_of,
 )
+from sweeps.core.head_watch import HeadWatch
 from sweeps.core.runs import Runs, newest_step
 from sweeps.core.scratch import scratch_folder, sweep_scratch
 from sweeps.core.trial import Spec, run_trial
@@ -58,10 +54,6 @@ _NODES_EVERY_S = 2.0
 """So old may be what is known of the nodes."""
 _LEFT_OUT = "left_out"
 """Folder of a session: an empty file for each node that gets no more trials."""
-_HEAD_EVERY_S, _HEAD_PATIENCE_S = 2.0, 20.0
-"""How often the head is asked, and for how long it may not answer. Ray itself ends the process after 60 s."""
-_UNWINDING_S = 10.0
-"""Time for this process to end after its head was lost; it may wait for an answer of the head all the while."""
 
 
 class Listener(Protocol):
@@ -160,7 +152,7 @@ def connected(address: str) -> Iterator[None]:
             raise ConnectionError(
                 f"Ray did not start: {error}. On a busy machine this passes. The same command goes on from here."
             ) from error
-        head = _Head(ray.get_runtime_context().gcs_address, is_local=address == "local")
+        head = HeadWatch(ray.get_runtime_context().gcs_address, _any_node_alive if address == "local" else None)
         try:
             interrupts.take_again()
             head.start()
@@ -178,65 +170,8 @@ def connected(address: str) -> Iterator[None]:
             sweep_scratch()
 
 
-class _Head:
-    """Asks the head of the cluster whether it is there; raises in the main thread when it is lost.
-
-    A local Ray is lost with its only node, too: its head would wait for other nodes without end.
-    """
-
-    def __init__(self, address: str, *, is_local: bool) -> None:
-        self._address = address
-        self._is_local = is_local
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="ray-head", daemon=True)
-        self.is_lost = False
-
-    @property
-    def loss(self) -> str:
-        """What to say of a head that is lost."""
-        return f"Ray's head at {self._address} is lost. The same command goes on from here."
-
-    def start(self) -> None:
-        """Begin to ask."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop asking; where the head is lost, end Ray's processes on this machine, which wait for it."""
-        self._closing.set()
-        if self.is_lost:
-            _kill_children()
-
-    def _watch(self) -> None:
-        answered = time.monotonic()
-        while not self._closing.wait(_HEAD_EVERY_S):
-            if self._answers():
-                answered = time.monotonic()
-            elif time.monotonic() - answered > _HEAD_PATIENCE_S:
-                break
-        else:
-            return
-        self.is_lost = True
-        _thread.interrupt_main()
-        time.sleep(_UNWINDING_S)
-        # This thread ends with the process, so that the main thread still waits here: for the head, or for MLflow.
-        if not self._closing.is_set():
-            _kill_children()
-        print(f"Error: {self.loss}", file=sys.stderr, flush=True)  # noqa: T201 - the last word of the process
-        os._exit(1)
-
-    def _answers(self) -> bool:
-        host, _, port = self._address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_HEAD_EVERY_S).close()
-        except OSError:
-            return False
-        return not self._is_local or any(node["Alive"] for node in ray.nodes())
-
-
-def _kill_children() -> None:
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
+def _any_node_alive() -> bool:
+    return any(node["Alive"] for node in ray.nodes())
 
 
 def check_resources(resources: Resources, *, may_grow: bool) -> None:

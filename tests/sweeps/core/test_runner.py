@@ -22,8 +22,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from sweeps.core import ray_environment
+from sweeps.core import head_watch, ray_environment
 from sweeps.core.failures import Failure
+from sweeps.core.head_watch import HeadWatch
 from sweeps.core.ledger import Ledger
 from toco.room import NoRoomError
 from toco.train.loop import train
@@ -450,35 +451,55 @@ def obeyed_interrupt():
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_local_ray_is_lost_with_its_only_node_and_a_cluster_is_not(monkeypatch):
+def test_a_head_answers_while_it_takes_connections_and_has_the_nodes_that_it_needs():
+    assert not HeadWatch("127.0.0.1:9").answers()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert HeadWatch(address).answers()
+        assert HeadWatch(address, lambda: True).answers()
+        assert not HeadWatch(address, lambda: False).answers()
+
+
+def test_a_local_ray_needs_a_node_and_a_cluster_may_wait_for_one(monkeypatch):
     ray_environment.prepare("local")
     from sweeps.core import runner
 
-    assert not runner._Head("127.0.0.1:9", is_local=False)._answers()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        for is_alive in (True, False):
-            nodes = [{"Alive": is_alive}]
-            monkeypatch.setattr(runner.ray, "nodes", lambda nodes=nodes: nodes)
-            assert runner._Head(address, is_local=True)._answers() == is_alive
-            assert runner._Head(address, is_local=False)._answers()
+    asked = []
+
+    class Watch(HeadWatch):
+        def __init__(self, address, has_nodes):
+            super().__init__(address, has_nodes)
+            asked.append(has_nodes)
+
+    monkeypatch.setattr(runner, "HeadWatch", Watch)
+    monkeypatch.setattr(runner.ray, "init", lambda **_: None)
+    monkeypatch.setattr(runner.ray, "shutdown", lambda: None)
+    context = SimpleNamespace(gcs_address="127.0.0.1:9")
+    monkeypatch.setattr(runner.ray, "get_runtime_context", lambda: context)
+    for address in ("127.0.0.1:9", "local"):
+        with runner.connected(address):
+            pass
+    cluster, local = asked
+    assert cluster is None
+    for is_alive in (True, False):
+        monkeypatch.setattr(runner.ray, "nodes", lambda is_alive=is_alive: [{"Alive": is_alive}])
+        assert local() == is_alive
 
 
 def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interrupt):
     ray_environment.prepare("local")
     from sweeps.core import runner
 
-    head = runner._Head("127.0.0.1:9", is_local=False)
     context = SimpleNamespace(gcs_address="127.0.0.1:9")
     monkeypatch.setattr(runner.ray, "init", lambda **_: None)
     monkeypatch.setattr(runner.ray, "shutdown", lambda: pytest.fail("it would wait for the head"))
     monkeypatch.setattr(runner.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(runner, "_HEAD_EVERY_S", 0.01)
-    monkeypatch.setattr(runner, "_HEAD_PATIENCE_S", 0.05)
-    monkeypatch.setattr(runner, "_UNWINDING_S", 0.5)
+    monkeypatch.setattr(head_watch, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(head_watch, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(head_watch, "UNWINDING_S", 0.5)
     ended = threading.Event()
-    monkeypatch.setattr(runner.os, "_exit", lambda status: ended.set())
-    monkeypatch.setattr(runner, "_kill_children", lambda: None)
+    monkeypatch.setattr(head_watch.os, "_exit", lambda status: ended.set())
+    monkeypatch.setattr(head_watch, "_kill_children", lambda: None)
     with (
         pytest.raises(runner.HeadLostError, match=r"head at 127\.0\.0\.1:9 is lost\. The same command goes on"),
         runner.connected("127.0.0.1:9"),
@@ -486,7 +507,7 @@ def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interru
         time.sleep(30)
     # As where the process cannot end in that time: it says why it is ended.
     assert ended.wait(10)
-    assert capsys.readouterr().err == f"Error: {head.loss}\n"
+    assert capsys.readouterr().err == f"Error: {HeadWatch('127.0.0.1:9').loss}\n"
 
 
 def test_rays_folder_is_the_drivers_own(monkeypatch, tmp_path):
