@@ -21,6 +21,7 @@ from sweeps.core.forecast import Forecast, scorecard
 from sweeps.core.lease import Leases, LostLeaseError
 from sweeps.core.live_page import LivePage
 from sweeps.core.mirror import Mirror, closing_sentence
+from sweeps.core.obstacle import Obstacle
 from sweeps.core.options import Launch
 from sweeps.core.planning import foretell, plan_text, power_of
 from sweeps.core.progress import Progress
@@ -111,7 +112,8 @@ class _Driver:
             stack.enter_context(self._leases)
             self._leases.acquire([session_lease(self._session)])
             page = LivePage(self._folder) if owner else None
-            watch = Watch(situation, progress, mirror, page, launch.resources, self._leases.check)
+            obstacle = Obstacle(launch.storage, self._trial_bytes)
+            watch = Watch(situation, progress, mirror, page, launch.resources, self._leases.check, obstacle)
             outcome = "FAILED"
             try:
                 self._run_all(watch, mirror, page)

@@ -19,6 +19,7 @@ from sweeps.core.identity import Identity
 from sweeps.core.lease import Leases, LostLeaseError
 from sweeps.core.live_page import LiveReport
 from sweeps.core.mirror import Sender, closing_sentence
+from sweeps.core.obstacle import Obstacle
 from sweeps.core.options import Launch
 from sweeps.core.progress import Progress
 from sweeps.core.report.search_report import SearchReport, write_search_report
@@ -29,8 +30,7 @@ from sweeps.core.search_trials import SearchTrials
 from sweeps.core.sessions import leave, salvage, session_lease
 from sweeps.core.trial import Spec
 from sweeps.core.watch import carrying_on
-from toco.files import is_no_room
-from toco.room import NoRoomError, sentence_of, shortage
+from toco.room import NoRoomError, shortage
 from toco.tracking import Pages, Tracker, read_run_record
 from toco.train.loop import averaged
 from toco.train.records import METRICS, read_rows
@@ -109,7 +109,7 @@ class SearchDriver:
         self._ready: Spec | None = None
         self._error: ValueError | OSError | LostLeaseError | None = None
         self._trial_bytes = 0
-        self._obstacle: NoRoomError | LostLeaseError | None = None
+        self._obstacle = Obstacle(launch.storage, trial_bytes=0)
         self._progress: Progress | None = None
         self._mirror: SearchMirror | None = None
         self._page = LiveReport(self.write_report)
@@ -156,6 +156,7 @@ class SearchDriver:
             LostLeaseError: This driver was suspended, and another one runs the search now.
         """
         self._trial_bytes = trial_bytes
+        self._obstacle = Obstacle(self._launch.storage, trial_bytes)
         name = self._situation.plan.study.name
         self._progress = progress = self._progress_so_far()
         self._mirror = mirror = SearchMirror(tracker, self._situation, self.proposals)
@@ -265,28 +266,15 @@ class SearchDriver:
             if key not in self._numbers:
                 # It has ended; Tune hands out the last snapshots once more when it closes.
                 return
-            try:
+            with self._obstacle.noted():
                 self._leases.check(key)
                 self._runs.publish(key, snapshot, self._leases.check)
                 self._settle(self.proposals[key])
-            except LostLeaseError as error:
-                self._obstacle = error
-                raise
-            except OSError as error:
-                if is_no_room(error):
-                    self._obstacle = NoRoomError(sentence_of(self._launch.storage, self._trial_bytes, error))
-                raise
             self._changed(key)
 
     def check(self) -> None:
-        """See whether the driver may go on.
-
-        Raises:
-            NoRoomError: A snapshot could not be written, since the storage is full.
-            LostLeaseError: This driver was suspended, and another one runs the search now.
-        """
-        if self._obstacle is not None:
-            raise self._obstacle
+        """See whether the driver may go on; raises as ``Obstacle.check``."""
+        self._obstacle.check()
 
     def lost(self, key: str, failure: Failure) -> None:
         """A trial failed or lost its worker and will be started again."""
@@ -304,7 +292,8 @@ class SearchDriver:
         self._say(node.sentence)
 
     def _note(self, key: str, failure: Failure) -> None:
-        with carrying_on(f"A failure of {self._name(key)} could not be noted"):
+        what = f"A failure of {self._name(key)} could not be noted"
+        with carrying_on(what), self._obstacle.noted():
             self._leases.check(key)
             self._situation.ledger.add_failure(key, failure.reason, failure.trace, host=failure.host)
 

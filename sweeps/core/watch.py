@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.core.failures import Failure, LeftOut
-from sweeps.core.lease import Leases, LostLeaseError
+from sweeps.core.lease import Leases
 from sweeps.core.live_page import LivePage
 from sweeps.core.mirror import Mirror
+from sweeps.core.obstacle import Obstacle
 from sweeps.core.progress import Progress
 from sweeps.core.runs import Origin
 from sweeps.core.situation import Situation, Task
-from toco.files import is_no_room
-from toco.room import NoRoomError, sentence_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,7 @@ class Watch:
         page: Keeps the page up to date; ``None`` where another driver does.
         resources: What a trial gets, for the record.
         check: Raises LostLeaseError where this driver has lost the lease of a key, as one that was suspended may have.
+        obstacle: Keeps the error after which the driver cannot go on.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Watch:
         page: LivePage | None,
         resources: Mapping[str, Any],
         check: Callable[[str], None],
+        obstacle: Obstacle,
     ) -> None:
         self._runs = situation.runs
         self._names = {key: trial.name for key, trial in zip(situation.keys, situation.plan.trials, strict=True)}
@@ -55,7 +56,7 @@ class Watch:
         self._resources = dict(resources)
         self._check = check
         self._waiting: set[str] = set()
-        self._obstacle: NoRoomError | LostLeaseError | None = None
+        self._obstacle = obstacle
 
     def expect(self, tasks: Iterable[Task]) -> None:
         """These tasks are about to run."""
@@ -77,7 +78,7 @@ class Watch:
     def snapshot(self, key: str, snapshot: Path) -> None:
         """A trial's snapshot is in storage."""
         what = f"The run folder of {self._names[key]} could not be updated, which is tried again later"
-        with carrying_on(what), self._noting_obstacles():
+        with carrying_on(what), self._obstacle.noted():
             self._check(key)
             self._runs.publish(key, snapshot, self._check)
             self._mirror.changed(key)
@@ -95,27 +96,8 @@ class Watch:
         return self._runs.settle(task.key, task.identity, origin, self._resources)
 
     def check(self) -> None:
-        """See whether the driver may go on.
-
-        Raises:
-            NoRoomError: A snapshot could not be written, since the storage is full.
-            LostLeaseError: This driver was suspended, and another one runs its trials now.
-        """
-        if self._obstacle is not None:
-            raise self._obstacle
-
-    @contextmanager
-    def _noting_obstacles(self) -> Iterator[None]:
-        """Keep an error of the block after which the driver cannot go on, for :meth:`check`."""
-        try:
-            yield
-        except LostLeaseError as error:
-            self._obstacle = error
-            raise
-        except OSError as error:
-            if is_no_room(error):
-                self._obstacle = NoRoomError(sentence_of(self._runs.ledger.storage, 0, error))
-            raise
+        """See whether the driver may go on; raises as ``Obstacle.check``."""
+        self._obstacle.check()
 
     def waiting_for(self, key: str, number: int, holder: str | None, silent_s: float, leases: Leases) -> None:
         """Everything left, ``number`` trials, is run by other drivers; called every few seconds.
@@ -154,7 +136,8 @@ class Watch:
         self._say(node.sentence)
 
     def _note(self, key: str, failure: Failure) -> None:
-        with carrying_on(f"A failure of {self._names[key]} could not be noted"), self._noting_obstacles():
+        what = f"A failure of {self._names[key]} could not be noted"
+        with carrying_on(what), self._obstacle.noted():
             self._check(key)
             self._runs.ledger.add_failure(key, failure.reason, failure.trace, host=failure.host)
 

@@ -11,6 +11,7 @@ from sweeps.core.failures import Failure, LeftOut
 from sweeps.core.identity import Identity
 from sweeps.core.lease import Leases, LostLeaseError
 from sweeps.core.ledger import Ledger
+from sweeps.core.obstacle import Obstacle
 from sweeps.core.progress import Progress
 from sweeps.core.runs import Runs
 from sweeps.core.situation import Situation, Task
@@ -51,6 +52,7 @@ def make(tmp_path, progress, **parts):
         parts.get("page", Silent()),
         {"cpus": 1.0},
         parts.get("check", lambda key: None),
+        Obstacle(tmp_path, trial_bytes=0),
     )
     watch.expect([Task(plan.trials[0], identity)])
     return watch
