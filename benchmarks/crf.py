@@ -20,8 +20,8 @@ from tabulate import tabulate
 from benchmarks._record import measure, out_option, write
 from toco.backbones import vit, vit_nano
 from toco.cam.crf import dense_crf
-from toco.evaluate.inference import InferenceConfig, network_probabilities
 from toco.methods import toco
+from toco.predict.inference import InferenceConfig, network_probabilities
 from toco.recipes import voc_deit_b
 
 NUM_CLASSES = 21

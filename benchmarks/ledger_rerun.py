@@ -24,17 +24,17 @@ from typing import Any
 import click
 
 from benchmarks._record import out_option, write
-from sweeps.core.ledger import Ledger
-from sweeps.core.situation import survey
-from sweeps.core.study import Study
+from sweeps.core.design.study import Study
+from sweeps.core.plan.survey import survey
+from sweeps.core.store.ledger import Ledger
 
 LIMIT_S = 5.0
 STUDY_FILE = '''"""A study of {cells} cells, made up to time its command."""
 
-from sweeps.core.command import study_command
-from sweeps.core.designs import OneFactor
-from sweeps.core.factors import Factor
-from sweeps.core.study import Metric, Study
+from sweeps.core.commands.command import study_command
+from sweeps.core.design.designs import OneFactor
+from sweeps.core.design.factors import Factor
+from sweeps.core.design.study import Metric, Study
 
 STUDY = Study(
     name="ledger_rerun",

@@ -27,11 +27,11 @@ import torch
 from tabulate import tabulate
 
 from benchmarks._record import measure, out_option, synchronise, write
-from sweeps.core.designs import OneFactor
-from sweeps.core.factors import Factor
-from sweeps.core.launch import run_study
-from sweeps.core.options import Launch
-from sweeps.core.study import Metric, Study
+from sweeps.core.design.designs import OneFactor
+from sweeps.core.design.factors import Factor
+from sweeps.core.design.study import Metric, Study
+from sweeps.core.plan.launch_options import Launch
+from sweeps.core.run.driver import run_study
 from toco.config import replace
 from toco.data import TrainLoader
 from toco.methods.toco import ToCo

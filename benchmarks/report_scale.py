@@ -21,9 +21,9 @@ import click
 
 from benchmarks._chromium import chromium
 from benchmarks._record import out_option, write
-from sweeps.core.ledger import FORMAT_VERSION as LEDGER_FORMAT
+from sweeps.core.design.study import A_A, FORMAT_VERSION
 from sweeps.core.report import write_report
-from sweeps.core.study import A_A, FORMAT_VERSION
+from sweeps.core.store.ledger import FORMAT_VERSION as LEDGER_FORMAT
 from toco.files import write_record
 
 LIMIT_S, LIMIT_BYTES = 3.0, 20_000_000

@@ -21,8 +21,8 @@ from typing import NoReturn
 
 import click
 
-from sweeps.core import ray_environment
-from sweeps.core.scratch import make_scratch_folder, scratch_folder, sweep_scratch
+from sweeps.core.plan import ray_environment
+from sweeps.core.store.scratch import make_scratch_folder, scratch_folder, sweep_scratch
 from toco.command_line import SETTINGS, Commands, run
 
 DASHBOARD_PORT = 8265

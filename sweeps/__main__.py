@@ -12,8 +12,8 @@ import sys
 import click
 
 import sweeps
-from sweeps.core.search import SearchStudy
-from sweeps.core.study import Study
+from sweeps.core.design.search_space import SearchStudy
+from sweeps.core.design.study import Study
 from toco.command_line import SETTINGS, Commands, invoke, run
 from toco.registry import available, load
 
@@ -60,7 +60,7 @@ def searches() -> dict[str, SearchStudy]:
 
 
 def _values() -> dict[str, Study | SearchStudy]:
-    modules = {name: load(sweeps.__name__, name) for name in available(sweeps.__name__) if name != "core"}
+    modules = {name: load(sweeps.__name__, name) for name in available(sweeps.__name__)}
     return {name: module.STUDY for name, module in modules.items() if hasattr(module, "STUDY")}
 
 

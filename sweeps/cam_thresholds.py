@@ -20,11 +20,11 @@ VOC, and 0.5 for the evaluation.
 
 from __future__ import annotations
 
-from sweeps.core.command import study_command
-from sweeps.core.designs import Grid, OneFactor, SideBySide
-from sweeps.core.factors import Factor, Stage
-from sweeps.core.paper import M_AUX, SEG, M
-from sweeps.core.study import Metric, Study
+from sweeps.core.commands.command import study_command
+from sweeps.core.design.designs import Grid, OneFactor, SideBySide
+from sweeps.core.design.factors import Factor, Stage
+from sweeps.core.design.paper import M_AUX, SEG, M
+from sweeps.core.design.study import Metric, Study
 
 STUDY = Study(
     name="cam_thresholds",

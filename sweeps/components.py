@@ -20,11 +20,11 @@ percent on VOC val): CAM 27.8, 27.9, 62.5, 67.2, 69.9, 70.5 from the first row t
 
 from __future__ import annotations
 
-from sweeps.core.command import study_command
-from sweeps.core.designs import Declared, Ladder
-from sweeps.core.factors import Component
-from sweeps.core.paper import M_AUX, SEG, TABLE_4, M
-from sweeps.core.study import Metric, Study
+from sweeps.core.commands.command import study_command
+from sweeps.core.design.designs import Declared, Ladder
+from sweeps.core.design.factors import Component
+from sweeps.core.design.paper import M_AUX, SEG, TABLE_4, M
+from sweeps.core.design.study import Metric, Study
 
 START = "cls"
 

@@ -21,11 +21,11 @@ import dataclasses
 import click
 import torch
 
-from sweeps.core.command import integers, study_command
-from sweeps.core.designs import Declared, OneFactor
-from sweeps.core.factors import Factor
-from sweeps.core.paper import M_AUX, SEG, TABLE_5A, M
-from sweeps.core.study import Metric, Study
+from sweeps.core.commands.command import integers, study_command
+from sweeps.core.design.designs import Declared, OneFactor
+from sweeps.core.design.factors import Factor
+from sweeps.core.design.paper import M_AUX, SEG, TABLE_5A, M
+from sweeps.core.design.study import Metric, Study
 from toco.backbones import Backbone
 from toco.registry import load
 from toco.train.run_config import RunConfig

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from sweeps.core.command import study_command
-from sweeps.core.designs import Grid
-from sweeps.core.factors import Factor
-from sweeps.core.paper import M_AUX, SEG, M
-from sweeps.core.study import Metric, Study
+from sweeps.core.commands.command import study_command
+from sweeps.core.design.designs import Grid
+from sweeps.core.design.factors import Factor
+from sweeps.core.design.paper import M_AUX, SEG, M
+from sweeps.core.design.study import Metric, Study
 
 PTC, CTC = "method.ptc.weight", "method.ctc.weight"
 NANO_PTC, NANO_CTC = 8.0, 0.1

@@ -22,9 +22,9 @@ import dataclasses
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweeps.core.paper import SEG, M
-from sweeps.core.search import STEP_TIME, Objective, SearchStudy
-from sweeps.core.search_command import search_command
+from sweeps.core.commands.search_command import search_command
+from sweeps.core.design.paper import SEG, M
+from sweeps.core.design.search_space import STEP_TIME, Objective, SearchStudy
 from sweeps.layer_ablation import AUX_BLOCK, PAPER_BLOCKS, PAPER_DEPTH, bare_backbone
 from toco.registry import load
 

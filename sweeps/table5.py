@@ -23,11 +23,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from sweeps.core.command import study_command
-from sweeps.core.designs import Declared, OneFactor
-from sweeps.core.factors import Factor
-from sweeps.core.paper import M_AUX, SEG, TABLE_5B, TABLE_5C, M
-from sweeps.core.study import Metric, Study
+from sweeps.core.commands.command import study_command
+from sweeps.core.design.designs import Declared, OneFactor
+from sweeps.core.design.factors import Factor
+from sweeps.core.design.paper import M_AUX, SEG, TABLE_5B, TABLE_5C, M
+from sweeps.core.design.study import Metric, Study
 from sweeps.layer_ablation import AUX_BLOCK, PAPER_DEPTH, aux_block, bare_backbone
 
 LOCAL_CROP = "method.local_crop_size_px"

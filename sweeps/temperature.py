@@ -14,11 +14,11 @@ With ``voc_deit_b`` 3.7 hours on two A100 for each training. The paper gives no 
 
 from __future__ import annotations
 
-from sweeps.core.command import study_command
-from sweeps.core.designs import OneFactor
-from sweeps.core.factors import Factor
-from sweeps.core.paper import M_AUX, SEG, M
-from sweeps.core.study import Metric, Study
+from sweeps.core.commands.command import study_command
+from sweeps.core.design.designs import OneFactor
+from sweeps.core.design.factors import Factor
+from sweeps.core.design.paper import M_AUX, SEG, M
+from sweeps.core.design.study import Metric, Study
 
 STUDY = Study(
     name="temperature",

@@ -1,4 +1,4 @@
-"""The folder is the registry: a public module in a package is an entry, named as the file is.
+"""The folder is the registry: a public module in a package is an entry, named as the file is. Folders are none.
 
 An entry of ``toco.backbones``, ``toco.data`` and ``toco.methods`` defines ``Config`` (a frozen model with a ``name``)
 and what its package's contract asks for; see CONTRIBUTING.md.
@@ -17,13 +17,14 @@ from pydantic import BaseModel, BeforeValidator, SerializeAsAny
 
 
 def available(package: str) -> tuple[str, ...]:
-    """Names of the public modules in ``package``, sorted. Modules that start with an underscore are private.
+    """Names of the public modules in ``package``, sorted. Folders, and modules with an underscore first, are none.
 
     >>> "toco" in available("toco.methods")
     True
     """
     path = importlib.import_module(package).__path__
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")))
+    modules = pkgutil.iter_modules(path)
+    return tuple(sorted(m.name for m in modules if not (m.ispkg or m.name.startswith("_"))))
 
 
 def load(package: str, name: str) -> ModuleType:
@@ -32,7 +33,8 @@ def load(package: str, name: str) -> ModuleType:
     Raises:
         ValueError: There is no such entry; the message names the nearest one.
     """
-    if not name.startswith("_") and (entry := sys.modules.get(f"{package}.{name}")) is not None:
+    entry = sys.modules.get(f"{package}.{name}")
+    if entry is not None and not (name.startswith("_") or hasattr(entry, "__path__")):
         return entry  # without listing the folder: every validation of a config comes here
     entries = available(package)
     if name not in entries:

@@ -12,10 +12,10 @@ from PIL import Image
 from toco.__main__ import main
 from toco.config import replace
 from toco.data import voc
-from toco.data._images import read_image
-from toco.evaluate.inference import class_probabilities
-from toco.evaluate.outputs.formats import read_index_png
+from toco.data.files.images import read_image
 from toco.evaluate.sizes import network_input
+from toco.predict.formats import read_index_png
+from toco.predict.inference import class_probabilities
 from toco.train import checkpoint
 from toco.train.loop import train
 from toco.train.trained import open_trained

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 from sweeps.__main__ import studies
-from sweeps.core.designs import Design
+from sweeps.core.design.designs import Design
 from toco.config import digest
 from toco.registry import available
 

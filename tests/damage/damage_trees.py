@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from toco.data._coco_classes import CATEGORY_IDS, COCO_CLASSES
+from toco.data.coco_format.classes import CATEGORY_IDS, COCO_CLASSES
 
 
 def make_folder_set(root: Path) -> Path:

@@ -41,8 +41,9 @@ from damage_ways import Damage, choose_damages, damage, kinds_in
 from tiny_study import LostError, StudyPlace
 
 from sweeps.__main__ import main as sweeps_main
-from sweeps.core import launch, process_identity, scratch
-from sweeps.core.lease import Leases
+from sweeps.core.run import driver as launch
+from sweeps.core.store import process_identity, scratch
+from sweeps.core.store.leases import Leases
 from toco.__main__ import main as toco_main
 from toco.backbones import vit_nano
 from toco.config import flatten, replace

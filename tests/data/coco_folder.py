@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toco.data._coco_classes import CATEGORY_IDS, COCO_CLASSES
+from toco.data.coco_format.classes import CATEGORY_IDS, COCO_CLASSES
 
 HEIGHT, WIDTH = 5, 6
 

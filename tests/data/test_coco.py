@@ -10,10 +10,10 @@ from PIL import Image
 
 from tests.data.coco_folder import HEIGHT, LABELS, MASKS, TRAIN, WIDTH, annotation, box, content, make_coco
 from toco.commands.data import command
-from toco.data._coco_annotations import read_annotations
-from toco.data._coco_classes import CATEGORY_IDS, COCO_CLASSES
-from toco.data._coco_masks import Renumbering
 from toco.data.coco import CocoFolder, Config, open_split
+from toco.data.coco_format.annotations import read_annotations
+from toco.data.coco_format.classes import CATEGORY_IDS, COCO_CLASSES
+from toco.data.coco_format.masks import Renumbering
 
 FIRST, SECOND, VAL = MASKS
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.data.coco_folder import TRAIN, make_coco
 from toco.data import Dataset, check_folder
-from toco.data._coco_annotations import read_annotations
+from toco.data.coco_format.annotations import read_annotations
 from toco.data.folder import Config as FolderConfig
 from toco.data.folder import open_split as open_folder
 from toco.data.voc import Config as VocConfig

@@ -10,7 +10,7 @@ from PIL import Image
 
 from toco.commands.data import command as data_command
 from toco.config import digest, replace
-from toco.data._images import MAX_PIXELS, read_ids, read_image
+from toco.data.files.images import MAX_PIXELS, read_ids, read_image
 from toco.data.folder import Config, is_for_validation, open_split
 from toco.train.run_folder import RunFolder
 

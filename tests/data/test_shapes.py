@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from toco.data import check_folder, shapes
-from toco.data._png import png_bytes
 from toco.data._scene import CLASS_NAMES, SceneConfig, draw_scene
+from toco.data.files.png import png_bytes
 
 BENCHMARK_DIGEST = "03975719b006d847f5139463dfaa00fb7215dab050cf3601b842932a2954a287"
 

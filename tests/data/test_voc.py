@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from toco.config import digest, replace
-from toco.data._layout import VOC_CLASSES
+from toco.data.files.layout import VOC_CLASSES
 from toco.data.voc import Config, open_split
 
 # The folder of conftest.py.

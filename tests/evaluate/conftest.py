@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from toco.data._dataset import Dataset
-from toco.data._normalize import denormalise_255
-from toco.methods._method import Method
+from toco.data import Dataset
+from toco.data.views.normalise import denormalise_255
+from toco.methods import Method
 from toco.types import Cams, Prediction
 
 

@@ -11,10 +11,10 @@ import torch
 from onnxruntime import InferenceSession
 
 from tests.export.runs import CLASS_NAMES, STEP, exports
-from toco.evaluate.inference import InferenceConfig, class_probabilities
-from toco.evaluate.split_predictions import weights_digest
 from toco.export import onnx as export
 from toco.export.onnx import export_onnx
+from toco.predict.inference import InferenceConfig, class_probabilities
+from toco.predict.split_predictions import weights_digest
 from toco.train.run_folder import RunFolder
 from toco.train.trained import open_trained
 

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from sweeps.core import launch, options
+from sweeps.core.plan import launch_options as options
+from sweeps.core.run import driver as launch
 from sweeps.layer_ablation import main
 
 VOC = ["--recipe", "voc_deit_b", "--data", "."]
@@ -23,7 +24,7 @@ def started(monkeypatch):
         return 0
 
     monkeypatch.setattr(launch._Driver, "run", run)
-    monkeypatch.setattr("sweeps.core.planning.probe", lambda *_, **__: ())
+    monkeypatch.setattr("sweeps.core.plan.plan_text.probe", lambda *_, **__: ())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return drivers
 

@@ -14,14 +14,15 @@ import sweeps
 import sweeps.__main__ as command_line
 import sweeps.core
 from sweeps.__main__ import VERBS, main
-from sweeps.core import launch, status
-from sweeps.core.command import study_command
-from sweeps.core.designs import Declared, OneFactor
-from sweeps.core.factors import Factor
-from sweeps.core.failures import failure_of
-from sweeps.core.ledger import Ledger
-from sweeps.core.paper import Claim, Paper, PaperRow
-from sweeps.core.study import Metric, Study
+from sweeps.core.commands import status
+from sweeps.core.commands.command import study_command
+from sweeps.core.design.designs import Declared, OneFactor
+from sweeps.core.design.factors import Factor
+from sweeps.core.design.paper import Claim, Paper, PaperRow
+from sweeps.core.design.study import Metric, Study
+from sweeps.core.run import driver as launch
+from sweeps.core.run.failures import failure_of
+from sweeps.core.store.ledger import Ledger
 from toco.registry import load
 from toco.tracking import Pages
 from toco.train import records

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from sweeps import cam_thresholds, components, layer_ablation, loss_weights, table5, temperature
-from sweeps.core.paper import M_AUX, SEG, M
-from sweeps.core.study import A_A
+from sweeps.core.design.paper import M_AUX, SEG, M
+from sweeps.core.design.study import A_A
 from toco.registry import load
 
 

@@ -6,15 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-from sweeps.core import launch, planning, status
-from sweeps.core.command import study_command
-from sweeps.core.designs import OneFactor
-from sweeps.core.factors import Factor
-from sweeps.core.failures import failure_of
-from sweeps.core.probe import ProbeError
-from sweeps.core.runs import newest_step
-from sweeps.core.study import Metric, Study
-from sweeps.core.trial import run_trial
+from sweeps.core.commands import status
+from sweeps.core.commands.command import study_command
+from sweeps.core.design.designs import OneFactor
+from sweeps.core.design.factors import Factor
+from sweeps.core.design.study import Metric, Study
+from sweeps.core.plan import plan_text as planning
+from sweeps.core.plan.probe import ProbeError
+from sweeps.core.run import driver as launch
+from sweeps.core.run.failures import failure_of
+from sweeps.core.run.worker import run_trial
+from sweeps.core.store.runs import newest_step
 from toco.config import flatten
 from toco.registry import load
 from toco.tracking import Pages
@@ -119,7 +121,7 @@ class StudyPlace:
 
 
 class _Channel:
-    """Keeps snapshots as Ray Tune does, below the session; see ``sweeps.core.trial.Channel``."""
+    """Keeps snapshots as Ray Tune does, below the session; see ``sweeps.core.run.worker.Channel``."""
 
     def __init__(self, watch, key, published, session, lost_at) -> None:
         self.watch, self.key, self.published = watch, key, published

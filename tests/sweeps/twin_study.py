@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sweeps.core.command import study_command
+from sweeps.core.commands.command import study_command
 from sweeps.table5 import STUDY as TABLE_5
 
 STUDY = dataclasses.replace(

@@ -4,11 +4,11 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import sweeps.core
-from sweeps.core import ray_environment
+from sweeps.core.plan import ray_environment
 
 
 def run_without_ray(monkeypatch, **functions):
-    """Put ``functions``, as ``run_trials``, in the place of those of ``sweeps.core.runner``."""
+    """Put ``functions``, as ``run_trials``, in the place of those of ``sweeps.core.run.ray_tune``."""
 
     @contextmanager
     def connected(address):

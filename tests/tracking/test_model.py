@@ -15,8 +15,8 @@ from PIL import Image
 
 from tests.export.runs import CLASS_NAMES, STEP, exports
 from toco.__main__ import main
-from toco.evaluate.inference import InferenceConfig, class_probabilities
 from toco.export.onnx import Exported
+from toco.predict.inference import InferenceConfig, class_probabilities
 from toco.tracking import open_store, track_run
 from toco.train.trained import open_trained
 

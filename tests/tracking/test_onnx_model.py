@@ -11,7 +11,7 @@ import pytest
 from mlflow.pyfunc import PythonModelContext
 from PIL import Image
 
-from toco.data._images import MAX_PIXELS, decode_image
+from toco.data.files.images import MAX_PIXELS, decode_image
 from toco.tracking._onnx_model import _MAX_PIXELS, OnnxSegmenter
 
 ORIENTATION = 0x0112

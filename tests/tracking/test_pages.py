@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 from benchmarks._chromium import chromium, find_chromium
 from sweeps.core.report import write as report_writer
 from sweeps.core.report import write_report
-from sweeps.core.study_record import MlflowLinks
+from sweeps.core.store.study_record import MlflowLinks
 from tests.sweeps.core.records import make_study
 from tests.tracking.servers import serving
 from toco.__main__ import main

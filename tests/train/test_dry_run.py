@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 import sweeps.__main__
 import toco.__main__
-from sweeps.core.sizes import check_sizes
-from sweeps.core.study import TRAIN
+from sweeps.core.design.study import TRAIN
+from sweeps.core.plan.sizes import check_sizes
 from toco.config import replace
 from toco.recipes import shapes_nano
 from toco.registry import available

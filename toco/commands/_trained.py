@@ -28,7 +28,7 @@ def open_for_share(run_dir: Path, changes: Sequence[str]) -> tuple[Trained, Shar
 def identity(trained: Trained) -> dict[str, Any]:
     """What a trained method's outputs depend on, whatever they are: its weights and how it computes."""
     from toco.config import digest
-    from toco.evaluate.split_predictions import weights_digest
+    from toco.predict.split_predictions import weights_digest
 
     config = trained.config
     return {
@@ -68,7 +68,7 @@ def open_images(trained: Trained, split: Split, shard: Shard) -> tuple[Dataset, 
 
 def _num_turned(dataset: Dataset) -> int:
     """Number of images whose EXIF orientation is not upright. An image that cannot be read is reported later."""
-    from toco.data._files import FileDataset
+    from toco.data.files.file_dataset import FileDataset
 
     if not isinstance(dataset, FileDataset):
         return 0

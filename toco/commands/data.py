@@ -120,10 +120,10 @@ def prepare_coco(
     (void) where there is but a crowd; smaller objects lie over larger ones. Labels are the classes of all objects that
     are no crowds. What was stopped goes on when it is called again.
     """
-    from toco.data._coco_annotations import RULES, read_annotations
-    from toco.data._layout import examples
-    from toco.evaluate.output_folder import OutputFolder
+    from toco.data.coco_format.annotations import RULES, read_annotations
+    from toco.data.files.layout import examples
     from toco.files import printable
+    from toco.predict.output_folder import OutputFolder
 
     out = root / "masks80" if out is None else out
     for split in splits:
@@ -157,8 +157,8 @@ def convert_coco_masks(source: Path, target: Path, progress: bool) -> None:
 
     SOURCE holds masks of COCO's categories (1 to 90); TARGET gets those of its classes, 1 to 80.
     """
-    from toco.data._coco_masks import Renumbering
-    from toco.evaluate.output_folder import OutputFolder
+    from toco.data.coco_format.masks import Renumbering
+    from toco.predict.output_folder import OutputFolder
 
     masks = Renumbering(source)
     about = {"converted_from": "COCO's categories"}

@@ -49,7 +49,7 @@ def command(
     thresholds, segmentation, and how alike patches are after every block. It looks as the run's evaluation does; --set
     changes how, as in evaluate.size_px=224.
     """
-    from toco.data._images import MAX_PIXELS
+    from toco.data.files.images import MAX_PIXELS
     from toco.demo.analysis import Analyst
     from toco.demo.limits import Limits
     from toco.demo.server import HOST, Demo, listen, serve

@@ -25,7 +25,7 @@ def command(run_dir: Path, changes: tuple[str, ...], out: Path | None, progress:
     from toco.evaluate import evaluate as run
     from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve, save_figure, save_panels
     from toco.files import printable, write_text
-    from toco.recipes._expected import beside_expected
+    from toco.official.expected import beside_expected
     from toco.train.trained import open_trained
 
     trained = open_trained(run_dir, parse_assignments(changes))

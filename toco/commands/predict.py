@@ -48,10 +48,10 @@ def command(
     from functools import partial
 
     from toco.commands._trained import identity, open_for_share, open_images
-    from toco.data._images import MAX_PIXELS
-    from toco.evaluate.inference import class_probabilities, least_side_px
-    from toco.evaluate.outputs import Images, find_images, predict
+    from toco.data.files.images import MAX_PIXELS
     from toco.files import printable
+    from toco.predict import Images, find_images, predict
+    from toco.predict.inference import class_probabilities, least_side_px
 
     if bool(inputs) == bool(split):
         raise click.UsageError("Name the images: either as INPUT, or with --split as those of the run's data.")

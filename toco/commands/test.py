@@ -32,11 +32,11 @@ def command(
     torchrun --standalone --nproc-per-node 4 -m toco test RUN_DIR --out DIR
     """
     from toco.commands._trained import identity, open_for_share, open_images
-    from toco.evaluate.inference import least_side_px
-    from toco.evaluate.outputs import check_readable, large_enough
-    from toco.evaluate.split_predictions import open_predictions, predict_split, score_predictions
     from toco.files import printable, write_text
-    from toco.recipes._expected import beside_table2
+    from toco.official.expected import beside_table2
+    from toco.predict import check_readable, large_enough
+    from toco.predict.inference import least_side_px
+    from toco.predict.split_predictions import open_predictions, predict_split, score_predictions
 
     trained, shard = open_for_share(run_dir, changes)
     progress = progress and shard.rank == 0

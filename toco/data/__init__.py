@@ -1,14 +1,14 @@
 """Data sets, one file each, and the way from an image to a training batch."""
 
-from toco.data._check import Report, check_folder, check_splits
-from toco.data._colour import ColourConfig
 from toco.data._dataset import DataConfig, Dataset, Fault, Split
-from toco.data._label_conversion import convert_labels
-from toco.data._loader import MAX_SEED, TrainLoader
-from toco.data._normalize import denormalise_255, normalise
-from toco.data._raw_batch import RawBatch
-from toco.data._splits import notes_of_splits, refuse_overlap
-from toco.data._views import Views, ViewsConfig, make_views
+from toco.data.files.check import Report, check_folder, check_splits
+from toco.data.files.label_conversion import convert_labels
+from toco.data.files.splits import notes_of_splits, refuse_overlap
+from toco.data.loading.loader import MAX_SEED, TrainLoader
+from toco.data.views.colour import ColourConfig
+from toco.data.views.normalise import denormalise_255, normalise
+from toco.data.views.raw_batch import RawBatch
+from toco.data.views.views import Views, ViewsConfig, make_views
 
 __all__ = [
     "MAX_SEED",

@@ -13,15 +13,15 @@ from typing import Literal
 from pydantic import Field
 
 from toco.config import RUN_ONLY
-from toco.data._coco_classes import CATEGORY_IDS, COCO_CLASSES
-from toco.data._coco_masks import numberings
 from toco.data._dataset import DataConfig, Fault, Split
-from toco.data._files import FileDataset
-from toco.data._images import MAX_PIXELS, ids_in, read_ids
-from toco.data._label_table import read_table
-from toco.data._labels import LabelsFrom
-from toco.data._layout import Layout, examples, read_names
-from toco.data._tree import read_tree
+from toco.data.coco_format.classes import CATEGORY_IDS, COCO_CLASSES
+from toco.data.coco_format.masks import numberings
+from toco.data.files.file_dataset import FileDataset
+from toco.data.files.images import MAX_PIXELS, ids_in, read_ids
+from toco.data.files.label_table import read_table
+from toco.data.files.labels import LabelsFrom
+from toco.data.files.layout import Layout, examples, read_names
+from toco.data.files.tree import read_tree
 from toco.files import read_json
 from toco.types import IGNORE_INDEX
 

@@ -16,10 +16,10 @@ from pydantic import Field, model_validator
 
 from toco.config import RUN_ONLY
 from toco.data._dataset import DataConfig, Fault, Split
-from toco.data._files import FileDataset
-from toco.data._images import FORMATS, MAX_PIXELS, Levels
-from toco.data._layout import Layout, leads_out, read_class_names, read_names, same_name
-from toco.data._tree import read_tree
+from toco.data.files.file_dataset import FileDataset
+from toco.data.files.images import FORMATS, MAX_PIXELS, Levels
+from toco.data.files.layout import Layout, leads_out, read_class_names, read_names, same_name
+from toco.data.files.tree import read_tree
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 _ANY_CASE = tuple(spelt for suffix in _SUFFIXES for spelt in (suffix, suffix.upper(), suffix.title()))

@@ -18,13 +18,14 @@ from jaxtyping import UInt8
 from pydantic import Field
 
 from toco.config import RUN_ONLY, digest
-from toco.data import _png, _scene
+from toco.data import _scene
 from toco.data._dataset import Cache, DataConfig, Split
-from toco.data._files import FileDataset
-from toco.data._layout import Layout, read_class_names, read_names
-from toco.data._node_cache import user_cache
-from toco.data._png import png_bytes
 from toco.data._scene import CLASS_NAMES, SceneConfig, draw_scene
+from toco.data.files import png as _png
+from toco.data.files.file_dataset import FileDataset
+from toco.data.files.layout import Layout, read_class_names, read_names
+from toco.data.files.node_cache import user_cache
+from toco.data.files.png import png_bytes
 from toco.files import UnreadableError, printable, read_record, sha256, whole_file, write_record
 
 __all__ = ["Config", "SceneConfig", "draw_scene", "folder_digest", "generated_folder", "open_split", "write_folder"]

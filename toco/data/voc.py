@@ -9,9 +9,9 @@ from pydantic import Field
 
 from toco.config import RUN_ONLY
 from toco.data._dataset import DataConfig, Fault, Split
-from toco.data._files import FileDataset
-from toco.data._images import MAX_PIXELS
-from toco.data._layout import Layout, read_class_names, read_names
+from toco.data.files.file_dataset import FileDataset
+from toco.data.files.images import MAX_PIXELS
+from toco.data.files.layout import Layout, read_class_names, read_names
 
 
 class Config(DataConfig):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from toco.data._images import MAX_PIXELS
+from toco.data.files.images import MAX_PIXELS
 
 
 @dataclass(frozen=True, slots=True)

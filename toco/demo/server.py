@@ -40,7 +40,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toco.data import Dataset
-from toco.data._images import decode_image
+from toco.data.files.images import decode_image
 from toco.demo.analysis import Analysis, Analyst, CamName
 from toco.demo.limits import Limits, limited_protocol
 from toco.evaluate.evaluator import evenly_spaced

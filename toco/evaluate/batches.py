@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from toco.data._dataset import Dataset
+from toco.data import Dataset
 from toco.metrics.segmentation import check_labels
 from toco.types import present_classes
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toco.config import RUN_ONLY, Config
-from toco.data._dataset import Dataset
+from toco.data import Dataset
 from toco.evaluate.batches import in_order, plan_batches, read_ahead, read_batch
 from toco.evaluate.cam_scores import score_cams
 from toco.evaluate.confusions import Confusions
 from toco.evaluate.report import Evaluation, describe_coverage, undefined_to_none
 from toco.evaluate.scores import Part, Scores, gather
 from toco.evaluate.sizes import network_input
-from toco.methods._method import Method
+from toco.methods import Method
 from toco.metrics.cam_quality import CamQuality
 from toco.metrics.multilabel import f1_per_image, mean_average_precision
 from toco.metrics.segmentation import class_scores, mean_over_classes

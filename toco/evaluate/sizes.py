@@ -6,7 +6,7 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from toco.data._normalize import normalise
+from toco.data.views.normalise import normalise
 
 
 def network_input(images: UInt8[Tensor, "b h w 3"], size_px: int | None) -> Float[Tensor, "b 3 h2 w2"]:

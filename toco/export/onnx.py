@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 import toco
 from toco.evaluate.sizes import network_input, resize_bilinear
-from toco.evaluate.split_predictions import weights_digest
 from toco.files import whole_file
 from toco.methods import Method
+from toco.predict.split_predictions import weights_digest
 from toco.train.trained import Trained, open_trained
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from toco.backbones._weights import read_tensors, split_entry, without_shared_prefix
+from toco.backbones import read_tensors, split_entry, without_shared_prefix
 from toco.config import digest
 from toco.data import DataConfig
-from toco.data._coco_classes import COCO_CLASSES
-from toco.data._layout import VOC_CLASSES
+from toco.data.coco_format.classes import COCO_CLASSES
+from toco.data.files.layout import VOC_CLASSES
 from toco.files import sha256, whole_file
 from toco.official.names import MODULE, from_official, to_official
 from toco.registry import load

@@ -21,8 +21,8 @@ The decoder learns from the auxiliary CAM at first. The paper calls this network
 from toco.backbones import vit
 from toco.data import ViewsConfig, coco
 from toco.evaluate import EvaluateConfig
-from toco.evaluate.inference import InferenceConfig
 from toco.methods import toco
+from toco.predict.inference import InferenceConfig
 from toco.train.optim import OptimConfig
 from toco.train.run_config import RunConfig
 

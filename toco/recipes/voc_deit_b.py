@@ -17,8 +17,8 @@ The paper calls this network ViT-B; its "ViT-B with a dagger" is the one pretrai
 from toco.backbones import vit
 from toco.data import ViewsConfig, voc
 from toco.evaluate import EvaluateConfig
-from toco.evaluate.inference import InferenceConfig
 from toco.methods import toco
+from toco.predict.inference import InferenceConfig
 from toco.train.optim import OptimConfig
 from toco.train.run_config import RunConfig
 

@@ -20,8 +20,8 @@ The paper calls this network ViT-B with a dagger; what it calls ViT-B is DeiT-B.
 from toco.backbones import vit
 from toco.data import ViewsConfig, voc
 from toco.evaluate import EvaluateConfig
-from toco.evaluate.inference import InferenceConfig
 from toco.methods import toco
+from toco.predict.inference import InferenceConfig
 from toco.train.optim import OptimConfig
 from toco.train.run_config import RunConfig
 

@@ -1,7 +1,7 @@
 """What MLflow runs of a logged network: encoded images in, label maps out.
 
-It reads images by the rules of ``toco.data._images``: turned upright by their EXIF orientation, of 8 bits only. MLflow
-copies this file into the model and executes it where the model is loaded ("models from code": nothing is
+It reads images by the rules of ``toco.data.files.images``: turned upright by their EXIF orientation, of 8 bits only.
+MLflow copies this file into the model and executes it where the model is loaded ("models from code": nothing is
 unpickled). It imports nothing of this library, which need not be installed there.
 """
 

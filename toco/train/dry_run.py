@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from toco import filters
 from toco.config import diff
-from toco.evaluate.inference import network_probabilities
 from toco.methods import Method
+from toco.predict.inference import network_probabilities
 from toco.registry import load
 from toco.train.run_config import RunConfig
 from toco.types import Batch

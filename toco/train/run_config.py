@@ -11,8 +11,8 @@ from toco.backbones import BackboneConfig
 from toco.config import RUN_ONLY, Config
 from toco.data import MAX_SEED, DataConfig, ViewsConfig
 from toco.evaluate import EvaluateConfig
-from toco.evaluate.inference import InferenceConfig
 from toco.methods import MethodConfig
+from toco.predict.inference import InferenceConfig
 from toco.registry import choice
 from toco.train.optim import OptimConfig
 

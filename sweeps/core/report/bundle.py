@@ -16,15 +16,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from sweeps.core.analysis import Analysis
+from sweeps.core.findings.analysis import Analysis
+from sweeps.core.findings.verdict import Verdict
 from sweeps.core.report import curves, figures, rebuild_table
 from sweeps.core.report.latex import latex
 from sweeps.core.report.markdown import markdown
 from sweeps.core.report.study_table import study_table
 from sweeps.core.report.table import Table
 from sweeps.core.report.table_csv import HEADINGS, changes_text, table_csv
-from sweeps.core.study_record import StudyRecord
-from sweeps.core.verdict import Verdict
+from sweeps.core.store.study_record import StudyRecord
 from toco.files import whole_file
 from toco.passwords import public_text
 

@@ -15,11 +15,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sweeps.core.paper import FIGURE_2
+from sweeps.core.design.paper import FIGURE_2
 from sweeps.core.report.drawing import MARKERS, MAX_BLOCKS, MAX_LINES, MUTED, SERIES, STYLE, grid, svg
 from sweeps.core.report.table import Table
-from sweeps.core.statistics import noise_floor
-from sweeps.core.study_record import RowRecord, StudyRecord, TrialRecord
+from sweeps.core.statistics.paired import noise_floor
+from sweeps.core.store.study_record import RowRecord, StudyRecord, TrialRecord
 from toco.tracking import RunRecord
 from toco.train.records import METRICS
 

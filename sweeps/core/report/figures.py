@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sweeps.core.analysis import Analysis, Crossing
+from sweeps.core.findings.analysis import Analysis, Crossing
 from sweeps.core.report.drawing import (
     INK,
     MARKERS,
@@ -28,7 +28,7 @@ from sweeps.core.report.drawing import (
     svg,
 )
 from sweeps.core.report.table import Column, Table
-from sweeps.core.study_record import RowRecord, StudyRecord
+from sweeps.core.store.study_record import RowRecord, StudyRecord
 
 MAX_ROWS = 40
 """Rows of the figure of differences."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sweeps.core.study_record import RowRecord, StudyRecord, TrialRecord
+from sweeps.core.store.study_record import RowRecord, StudyRecord, TrialRecord
 from toco.evaluate.confusions import Confusions, read_confusions
 from toco.evaluate.pictures import PANELS
 

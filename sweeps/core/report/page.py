@@ -21,8 +21,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sweeps.core.analysis import Analysis
-from sweeps.core.forecast import duration, scorecard
+from sweeps.core.findings.analysis import Analysis
+from sweeps.core.plan.forecast import duration, scorecard
 from sweeps.core.report import curves, figures
 from sweeps.core.report.gallery import gallery
 from sweeps.core.report.table import (
@@ -35,7 +35,7 @@ from sweeps.core.report.table import (
     difference_texts,
     printed,
 )
-from sweeps.core.study_record import CellRecord, RowRecord, State, StudyRecord, TrialRecord
+from sweeps.core.store.study_record import CellRecord, RowRecord, State, StudyRecord, TrialRecord
 from toco.passwords import public_text
 from toco.room import size
 from toco.train.records import METRICS, read_row

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from tabulate import tabulate
 
+from sweeps.core.design.search_space import Objective
 from sweeps.core.report.drawing import MUTED, SERIES, STYLE, svg
 from sweeps.core.report.markdown import escaped
-from sweeps.core.search import Objective
-from sweeps.core.search_record import ENDED, FEWEST_FOR_IMPORTANCE, SearchRecord, SearchTrial, read_search_record
+from sweeps.core.store.search_record import ENDED, FEWEST_FOR_IMPORTANCE, SearchRecord, SearchTrial, read_search_record
 from toco.files import write_text
 
 PAGE = "report.html"

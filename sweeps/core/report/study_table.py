@@ -10,9 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from sweeps.core.analysis import Analysis, Crossing, Figures, RowAnalysis
-from sweeps.core.anova import Effect
-from sweeps.core.image_noise import ImageInterval
+from sweeps.core.design.study import Metric
+from sweeps.core.findings.analysis import Analysis, Crossing, Figures, RowAnalysis
+from sweeps.core.findings.verdict import Verdict
 from sweeps.core.report.table import (
     NOT_VOC,
     Column,
@@ -31,10 +31,10 @@ from sweeps.core.report.table import (
     printed_p,
     without_negative_zero,
 )
-from sweeps.core.statistics import Paired, Summary
-from sweeps.core.study import Metric
-from sweeps.core.study_record import CellRecord, RowRecord, StudyRecord, TrialRecord
-from sweeps.core.verdict import Verdict
+from sweeps.core.statistics.anova import Effect
+from sweeps.core.statistics.image_noise import ImageInterval
+from sweeps.core.statistics.paired import Paired, Summary
+from sweeps.core.store.study_record import CellRecord, RowRecord, StudyRecord, TrialRecord
 
 MEANINGS = {
     "val/cam_miou": "mIoU of the CAM of the last block",

@@ -12,8 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sweeps.core.analysis import Analysis, Figures
-from sweeps.core.study_record import StudyRecord
+from sweeps.core.findings.analysis import Analysis, Figures
+from sweeps.core.store.study_record import StudyRecord
 from toco.passwords import public_text
 
 HEADINGS = (

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sweeps.core.analysis import analyse
+from sweeps.core.findings.analysis import analyse
+from sweeps.core.findings.verdict import judge
 from sweeps.core.report.bundle import bundle_files, write_zip
 from sweeps.core.report.latex import latex
 from sweeps.core.report.markdown import markdown
@@ -15,8 +16,7 @@ from sweeps.core.report.page import page
 from sweeps.core.report.study_table import study_table
 from sweeps.core.report.table_csv import table_csv
 from sweeps.core.report.terminal import terminal
-from sweeps.core.study_record import read_study_record
-from sweeps.core.verdict import judge
+from sweeps.core.store.study_record import read_study_record
 from toco.files import write_text
 
 PAGE = "report.html"

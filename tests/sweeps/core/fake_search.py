@@ -6,9 +6,9 @@ from pathlib import Path
 
 from optuna.distributions import IntDistribution
 
-from sweeps.core.options import Launch
-from sweeps.core.search import Objective, Rungs, SearchStudy
-from sweeps.core.search_launch import run_search_study
+from sweeps.core.design.search_space import Objective, Rungs, SearchStudy
+from sweeps.core.plan.launch_options import Launch
+from sweeps.core.run.search_launch import run_search_study
 
 STUDY = SearchStudy(
     name="fake_search",

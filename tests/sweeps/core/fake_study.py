@@ -1,9 +1,9 @@
 """A study of fake trainings as a command."""
 
-from sweeps.core.command import study_command
-from sweeps.core.designs import OneFactor
-from sweeps.core.factors import Factor
-from sweeps.core.study import Metric, Study
+from sweeps.core.commands.command import study_command
+from sweeps.core.design.designs import OneFactor
+from sweeps.core.design.factors import Factor
+from sweeps.core.design.study import Metric, Study
 
 STUDY = Study(
     name="fake",

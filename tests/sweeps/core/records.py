@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeps.core.paper import Paper
-from sweeps.core.study import A_A, Metric
-from sweeps.core.study_record import BlockRecord, CellRecord, RowRecord, StudyRecord, TrialRecord
+from sweeps.core.design.paper import Paper
+from sweeps.core.design.study import A_A, Metric
+from sweeps.core.store.study_record import BlockRecord, CellRecord, RowRecord, StudyRecord, TrialRecord
 
 M, SEG = "val/cam_miou", "val/seg_miou"
 FACTOR = "method.aux_block"

@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sweeps.core.report.gallery import PANELS
-from sweeps.core.study_record import StudyRecord, TrialRecord
+from sweeps.core.store.study_record import StudyRecord, TrialRecord
 from toco.evaluate.confusions import Confusions
 from toco.train import records
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sweeps.core.analysis import analyse
-from sweeps.core.paper import Paper, PaperRow
+from sweeps.core.design.paper import Paper, PaperRow
+from sweeps.core.design.study import A_A, Metric
+from sweeps.core.findings.analysis import analyse
+from sweeps.core.findings.verdict import Verdict
 from sweeps.core.report.bundle import bundle_files, rebuild_files, write_zip
 from sweeps.core.report.rebuild_table import read_values, rebuilt
-from sweeps.core.study import A_A, Metric
-from sweeps.core.study_record import BlockRecord, StudyRecord
-from sweeps.core.verdict import Verdict
+from sweeps.core.store.study_record import BlockRecord, StudyRecord
 from tests.sweeps.core.records import SEG, M, make_study
 
 LOSS = "train/loss_total"

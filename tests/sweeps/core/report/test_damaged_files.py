@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sweeps.core.analysis import FILES_NAMED, analyse
-from sweeps.core.evaluations import unreadable_files
+from sweeps.core.findings.analysis import FILES_NAMED, analyse
+from sweeps.core.findings.evaluations import unreadable_files
 from sweeps.core.report import curves, write_report
 from sweeps.core.report import page as page_module
 from sweeps.core.report.gallery import gallery
-from sweeps.core.study_record import read_study_record
+from sweeps.core.store.study_record import read_study_record
 from tests.sweeps.core.damages import DAMAGES
 from tests.sweeps.core.records import M
 from tests.sweeps.core.report.run_folders import STEP, write_confusions, write_runs

@@ -10,14 +10,14 @@ import pytest
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from sweeps.core.analysis import analyse
-from sweeps.core.paper import Paper, PaperRow
+from sweeps.core.design.paper import Paper, PaperRow
+from sweeps.core.design.study import A_A
+from sweeps.core.findings.analysis import analyse
+from sweeps.core.findings.verdict import judge
 from sweeps.core.report import curves, drawing, figures
 from sweeps.core.report.study_table import study_table
-from sweeps.core.statistics import noise_floor
-from sweeps.core.study import A_A
-from sweeps.core.study_record import BlockRecord
-from sweeps.core.verdict import judge
+from sweeps.core.statistics.paired import noise_floor
+from sweeps.core.store.study_record import BlockRecord
 from tests.sweeps.core.records import SEG, M, make_study
 from tests.sweeps.core.report.run_folders import write_runs
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sweeps.core.design.study import A_A
 from sweeps.core.report import gallery as gallery_module
 from sweeps.core.report.gallery import MAX_WIDTH_PX, data_uri, gallery, image_iou
-from sweeps.core.study import A_A
 from tests.sweeps.core.records import make_study
 from tests.sweeps.core.report.run_folders import SIZE, STEP, write_confusions, write_runs
 

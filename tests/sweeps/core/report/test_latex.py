@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.core.analysis import analyse
-from sweeps.core.paper import Paper, PaperRow
+from sweeps.core.design.paper import Paper, PaperRow
+from sweeps.core.design.study import A_A
+from sweeps.core.findings.analysis import analyse
+from sweeps.core.findings.verdict import judge
 from sweeps.core.report.latex import escaped, latex
 from sweeps.core.report.study_table import study_table
-from sweeps.core.study import A_A
-from sweeps.core.verdict import judge
 from tests.sweeps.core.records import SEG, M, make_study
 
 NASTY = r"50% of $x_1 & {y}^2 ~ #3 \ <a> τ = 0.5 ± 1 é 漢"

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from sweeps.core.analysis import analyse
-from sweeps.core.paper import Claim, Paper, PaperRow
+from sweeps.core.design.paper import Claim, Paper, PaperRow
+from sweeps.core.design.study import A_A
+from sweeps.core.findings.analysis import analyse
+from sweeps.core.findings.verdict import judge
 from sweeps.core.report import page as page_module
 from sweeps.core.report.page import ROWS_PER_FILE, ROWS_PER_PAGE, Page, page
 from sweeps.core.report.study_table import study_table
 from sweeps.core.report.table import NOT_VOC
-from sweeps.core.study import A_A
-from sweeps.core.study_record import MlflowLinks
-from sweeps.core.verdict import judge
+from sweeps.core.store.study_record import MlflowLinks
 from tests.sweeps.core.records import FACTOR, M, make_study
 from tests.sweeps.core.report.run_folders import write_runs
 from toco.tracking import Pages

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from sweeps.core.ledger import Ledger
 from sweeps.core.report import write_bundle, write_report
+from sweeps.core.store.ledger import Ledger
 from tests.sweeps.core.records import FACTOR, make_study
 from tests.sweeps.core.report.test_bundle import files
 from tests.sweeps.core.report.test_write import write_study

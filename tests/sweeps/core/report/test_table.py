@@ -6,17 +6,17 @@ import re
 
 import pytest
 
-from sweeps.core.analysis import analyse
-from sweeps.core.paper import Claim, Paper, PaperRow
+from sweeps.core.design.paper import Claim, Paper, PaperRow
+from sweeps.core.design.study import A_A, Metric
+from sweeps.core.findings.analysis import analyse
+from sweeps.core.findings.verdict import Verdict, judge
 from sweeps.core.report.latex import latex
 from sweeps.core.report.markdown import markdown
 from sweeps.core.report.study_table import study_table
 from sweeps.core.report.table import Table, printed_p
 from sweeps.core.report.table_csv import table_csv
 from sweeps.core.report.terminal import MAX_ROWS, terminal
-from sweeps.core.study import A_A, Metric
-from sweeps.core.study_record import BlockRecord, StudyRecord
-from sweeps.core.verdict import Verdict, judge
+from sweeps.core.store.study_record import BlockRecord, StudyRecord
 from tests.sweeps.core.records import SEG, M, make_study
 
 NOTHING = Verdict((), (), 0, "The paper claims nothing here.")

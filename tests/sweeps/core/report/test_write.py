@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.core.designs import OneFactor
-from sweeps.core.factors import Factor
-from sweeps.core.ledger import Ledger
+from sweeps.core.design.designs import OneFactor
+from sweeps.core.design.factors import Factor
+from sweeps.core.design.study import Metric, Study
 from sweeps.core.report import write_bundle, write_report
 from sweeps.core.report.write import _drop_details
-from sweeps.core.study import Metric, Study
-from sweeps.core.study_folder import StudyFolder
+from sweeps.core.store.ledger import Ledger
+from sweeps.core.store.study_folder import StudyFolder
 from tests.sweeps.core.records import M, make_study
 
 VALUES = {"#10": (0.60, 0.62), "#8": (0.50, 0.51)}

@@ -1,0 +1,1 @@
+"""What the user asks: the verbs of studies and searches."""

@@ -1,0 +1,88 @@
+"""Two states of a study, or two studies, cell by cell: what changed since the table was printed last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from tabulate import tabulate
+
+from sweeps.core.design.study import Study
+from sweeps.core.plan.survey import survey
+from sweeps.core.report import write_report
+from sweeps.core.report.table import is_percent, printed_difference
+from sweeps.core.statistics.paired import Paired, paired
+from sweeps.core.store.identity import why
+from sweeps.core.store.study_folder import StudyFolder
+from sweeps.core.store.study_record import CellRecord, StudyRecord, read_study_record
+
+
+def print_diff(study: Study, storage: Path, other: Path | None) -> int:
+    """Print how the study differs from ``other``, by default from its state before the last change; returns 0.
+
+    Raises:
+        ValueError: There is nothing to compare with.
+    """
+    situation = survey(study, storage)
+    folder = StudyFolder(storage / situation.plan.folder_name)
+    folder.write_study(situation.plan, situation.keys, situation.inputs, None)
+    write_report(folder.path)
+    if other is None and not folder.history():
+        raise ValueError(
+            f"{folder.path} has no earlier state: neither code nor data changed since it was first run. "
+            "Give another study's folder with --with."
+        )
+    # Another study has its results in the storage that it lies in.
+    before = read_study_record(folder.path, folder.history()[-1]) if other is None else read_study_record(other)
+    click.echo(diff_text(before, read_study_record(folder.path)))
+    return 0
+
+
+def diff_text(before: StudyRecord, after: StudyRecord) -> str:
+    """The cells of both, matched by what they change, with the paired difference of every metric."""
+    was = {_name(cell): cell for cell in before.cells}
+    rows, remarks = [], []
+    for cell in after.cells:
+        old = was.pop(_name(cell), None)
+        if old is None:
+            remarks.append(f"{cell.label} is new.")
+            continue
+        for metric in after.metrics:
+            change = paired(cell.by_replicate(metric.key), old.by_replicate(metric.key))
+            if change is None:
+                continue
+            percent = is_percent(metric.key)
+            interval = _interval(change, percent)
+            rows.append(
+                [cell.label, metric.title, printed_difference(change.difference, percent=percent), interval, change.n]
+            )
+        broken = [trial for trial in cell.trials if trial.state in ("failed", "diverged")]
+        if broken and all(trial.counts for trial in old.trials):
+            remarks.append(f"{cell.label} is newly broken: {len(broken)} of its trials have no result.")
+    remarks += [f"{cell.label} is gone." for cell in was.values()]
+    remarks += _causes(before, after)
+    table = tabulate(rows, ["cell", "metric", "change", "95 % interval", "n"], disable_numparse=True)
+    return "\n".join([f"{after.title}: since {before.path.name}", "", table, "", *remarks])
+
+
+def _interval(change: Paired, percent: bool) -> str:
+    if change.low is None or change.high is None:
+        return "-"
+    return " to ".join(printed_difference(end, percent=percent) for end in (change.low, change.high))
+
+
+def _causes(before: StudyRecord, after: StudyRecord) -> list[str]:
+    """Which code, data and versions differ, by the first trials of each that ended."""
+    first, second = _identity(before), _identity(after)
+    return why(second, first) if first and second else []
+
+
+def _identity(study: StudyRecord) -> Mapping[str, Any] | None:
+    return next((trial.entry["identity"] for trial in study.trials if trial.entry), None)
+
+
+def _name(cell: CellRecord) -> str:
+    return json.dumps([dict(sorted(cell.changes.items())), [trial.seed for trial in cell.trials]])

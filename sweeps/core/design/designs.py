@@ -1,0 +1,339 @@
+"""Designs by name: from what varies to the rows of the table, and which row each is compared with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+from sweeps.core.design.factors import Changes, Component, Factor, Scalar, Stage, refuse_repeats
+from sweeps.core.design.paper import Paper
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a block.
+
+    Attributes:
+        label: First column.
+        changes: Fields that the design sets in the study's recipe.
+        versus: Index in the block of the row it is compared with; ``None`` for a row that is a base itself.
+        paper_row: Label of the published row it stands beside.
+    """
+
+    label: str
+    changes: Changes
+    versus: int | None
+    paper_row: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows under one heading, such as Table 5 (a).
+
+    Attributes:
+        title: Heading of the first column: what varies.
+        rows: In order.
+        factors: Paths that vary within it.
+        metrics: Keys whose comparisons are declared for it; empty for the study's first metric.
+        paper: The published table it stands beside.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    factors: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
+    paper: Paper | None = None
+
+    def __post_init__(self) -> None:
+        refuse_repeats(f"rows of {self.title!r}", [row.label for row in self.rows])
+        known = [row.label for row in self.paper.rows] if self.paper else []
+        for number, row in enumerate(self.rows):
+            if row.versus is not None and (row.versus == number or not 0 <= row.versus < len(self.rows)):
+                raise ValueError(f"{self.title}: {row.label} is compared with row {row.versus}, which is no other row.")
+            if row.paper_row is not None and row.paper_row not in known:
+                raise ValueError(f"{self.title}: there is no published row {row.paper_row!r}; there are {known}.")
+
+
+@runtime_checkable
+class Design(Protocol):
+    """What a study's ``design`` has to be."""
+
+    @property
+    def name(self) -> str:
+        """Name in print: grid, one factor at a time, ladder, leave one out, fraction."""
+
+    def blocks(self) -> tuple[Block, ...]:
+        """The table, block by block. The first row of the first block with ``versus`` ``None`` is the study's base."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of the design, in sentences, such as the aliasing of a fraction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What is said of a block before anything runs.
+
+    Attributes:
+        metrics: Keys whose comparisons are declared; empty for the study's first metric.
+        paper: The published table that the block stands beside.
+        beside: Label of the published row by our label; without it a row stands beside the one of its own label.
+    """
+
+    metrics: tuple[str, ...] = ()
+    paper: Paper | None = None
+    beside: Mapping[str, str] | None = None
+
+    def block(self, title: str, factors: Iterable[str], rows: Iterable[tuple[str, Changes, int | None]]) -> Block:
+        """The block of these rows (label, changes, versus).
+
+        Raises:
+            ValueError: ``beside`` speaks of a row that is not there, or rows cannot be told apart.
+        """
+        if self.beside is None:
+            beside = {row.label: row.label for row in self.paper.rows} if self.paper else {}
+            made = tuple(Row(label, changes, versus, beside.get(label)) for label, changes, versus in rows)
+        else:
+            made = tuple(Row(label, changes, versus, self.beside.get(label)) for label, changes, versus in rows)
+            if unknown := self.beside.keys() - {row.label for row in made}:
+                raise ValueError(
+                    f"{title}: published rows are given for {sorted(unknown)}, but the rows are "
+                    f"{[row.label for row in made]}."
+                )
+        return Block(title, made, tuple(factors), self.metrics, self.paper)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Every combination of the factors' values, the last factor fastest, compared with the combination of their bases.
+
+    Without factors it is one row: how much seeds alone change.
+    """
+
+    factors: tuple[Factor, ...] = ()
+    title: str = ""
+    declared: Declared = Declared()
+
+    def __post_init__(self) -> None:
+        refuse_repeats("paths of the factors", [factor.path for factor in self.factors])
+
+    @property
+    def name(self) -> str:
+        """See ``Design``."""
+        return "grid"
+
+    def blocks(self) -> tuple[Block, ...]:
+        """One block."""
+        combinations = list(itertools.product(*(factor.values for factor in self.factors)))
+        return (combined(self.factors, combinations, self.title, self.declared),)
+
+    def notes(self) -> tuple[str, ...]:
+        """What costs no training."""
+        return costs_nothing(self.factors)
+
+
+@dataclass(frozen=True, slots=True)
+class OneFactor:
+    """One factor at a time around one base: a block for each, with the base in every block.
+
+    Attributes:
+        factors: What varies; all the others keep their bases meanwhile.
+        declared: By path of the factor.
+    """
+
+    factors: tuple[Factor, ...]
+    declared: Mapping[str, Declared] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        paths = [factor.path for factor in self.factors]
+        if not paths:
+            raise ValueError("One factor at a time needs at least one factor.")
+        refuse_repeats("paths of the factors", paths)
+        if unknown := self.declared.keys() - set(paths):
+            raise ValueError(f"Something is declared for {sorted(unknown)}, but what varies is {paths}.")
+
+    @property
+    def name(self) -> str:
+        """See ``Design``."""
+        return "one factor at a time"
+
+    def blocks(self) -> tuple[Block, ...]:
+        """A block for each factor."""
+        base = {factor.path: factor.base for factor in self.factors}
+        blocks = []
+        for factor in self.factors:
+            of_base = factor.values.index(factor.base)
+            rows = [
+                (factor.label(value), {**base, factor.path: value}, None if number == of_base else of_base)
+                for number, value in enumerate(factor.values)
+            ]
+            blocks.append(self.declared.get(factor.path, Declared()).block(factor.name, [factor.path], rows))
+        return tuple(blocks)
+
+    def notes(self) -> tuple[str, ...]:
+        """What it cannot show, and what costs no training."""
+        blind = "Each block varies one field around the base: whether its effect depends on another field is not seen."
+        return (*((blind,) if len(self.factors) > 1 else ()), *costs_nothing(self.factors))
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Components added one at a time, each row compared with the row above it.
+
+    Attributes:
+        start: Label of the first row, without any of the components.
+        components: In the order in which they are added.
+    """
+
+    start: str
+    components: tuple[Component, ...]
+    title: str = "components"
+    declared: Declared = Declared()
+
+    def __post_init__(self) -> None:
+        _check_components(self.components)
+
+    @property
+    def name(self) -> str:
+        """See ``Design``."""
+        return "ladder"
+
+    def blocks(self) -> tuple[Block, ...]:
+        """One block, from none of the components to all of them."""
+        labels = (self.start, *(f"+ {component.label}" for component in self.components))
+        rows = [
+            (label, _off(self.components[number:]), number - 1 if number else None)
+            for number, label in enumerate(labels)
+        ]
+        return (self.declared.block(self.title, _off(self.components), rows),)
+
+    def notes(self) -> tuple[str, ...]:
+        """What its differences depend on."""
+        return (
+            "Each row adds one component to the row above it and is compared with that row: what a component is seen "
+            "to add depends on the order.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveOneOut:
+    """All components, and all but one for each of them, compared with all."""
+
+    components: tuple[Component, ...]
+    everything: str = "all"
+    title: str = "components"
+    declared: Declared = Declared()
+
+    def __post_init__(self) -> None:
+        _check_components(self.components)
+
+    @property
+    def name(self) -> str:
+        """See ``Design``."""
+        return "leave one out"
+
+    def blocks(self) -> tuple[Block, ...]:
+        """One block, all components first."""
+        rows: list[tuple[str, Changes, int | None]] = [(self.everything, {}, None)]
+        rows += [(f"without {component.label}", dict(component.off), 0) for component in self.components]
+        return (self.declared.block(self.title, _off(self.components), rows),)
+
+    def notes(self) -> tuple[str, ...]:
+        """What its differences mean."""
+        return (
+            "Each row lacks one component and is compared with all: of two components that can stand in for each other "
+            "neither is seen to matter.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """Designs in one table around one base, which is the base of all of them together.
+
+    A ladder ends at that base; it begins without its components.
+    """
+
+    designs: tuple[Design, ...]
+
+    def __post_init__(self) -> None:
+        if not self.designs:
+            raise ValueError("There is no design to put side by side.")
+        self._base()
+
+    @property
+    def name(self) -> str:
+        """See ``Design``."""
+        return " and ".join(dict.fromkeys(design.name for design in self.designs))
+
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks of the designs, in order."""
+        base = self._base()
+        return tuple(
+            replace(block, rows=tuple(replace(row, changes={**base, **row.changes}) for row in block.rows))
+            for design in self.designs
+            for block in design.blocks()
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """The notes of the designs."""
+        return tuple(dict.fromkeys(note for design in self.designs for note in design.notes()))
+
+    def _base(self) -> Changes:
+        base: dict[str, Scalar] = {}
+        for design in self.designs:
+            for path, value in _base_of(design).items():
+                if base.setdefault(path, value) != value:
+                    raise ValueError(
+                        "Designs side by side share one base, but their bases of "
+                        f"{path} are {base[path]!r} and {value!r}."
+                    )
+        return base
+
+
+def _base_of(design: Design) -> Changes:
+    if isinstance(design, SideBySide):
+        return design._base()
+    (block, *_) = design.blocks()
+    if isinstance(design, Ladder):
+        return block.rows[-1].changes
+    return next(row.changes for row in block.rows if row.versus is None)
+
+
+def combined(
+    factors: Sequence[Factor], combinations: Sequence[tuple[Scalar, ...]], title: str, declared: Declared
+) -> Block:
+    """One block of combinations of the factors' values, compared with that of the bases, which is among them."""
+    base = combinations.index(tuple(factor.base for factor in factors))
+    rows = [
+        (
+            ", ".join(factor.label(value) for factor, value in zip(factors, values, strict=True)) or "base",
+            {factor.path: value for factor, value in zip(factors, values, strict=True)},
+            None if number == base else base,
+        )
+        for number, values in enumerate(combinations)
+    ]
+    named = title or " x ".join(factor.name for factor in factors) or "seeds"
+    return declared.block(named, [factor.path for factor in factors], rows)
+
+
+def costs_nothing(factors: Sequence[Factor]) -> tuple[str, ...]:
+    """Which rows need no training of their own, in a sentence."""
+    names = [factor.name for factor in factors if factor.stage is Stage.EVALUATE]
+    if not names:
+        return ()
+    return (
+        f"Rows that differ in nothing but {' or '.join(names)} are evaluations of the same trainings: their "
+        "differences hold no noise of training.",
+    )
+
+
+def _check_components(components: Sequence[Component]) -> None:
+    if not components:
+        raise ValueError("There is no component to leave out.")
+    refuse_repeats("components", [component.label for component in components])
+    refuse_repeats("fields that leave components out", [path for part in components for path in part.off])
+
+
+def _off(components: Sequence[Component]) -> dict[str, Scalar]:
+    return {path: value for component in components for path, value in component.off.items()}

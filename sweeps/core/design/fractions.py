@@ -1,0 +1,149 @@
+"""Fractional factorial designs: few of the combinations, chosen so that it is known which effects are mixed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from sweeps.core.design.designs import Block, Declared, combined, costs_nothing
+from sweeps.core.design.factors import Factor, refuse_repeats
+
+LETTERS = "ABCDEFGHJKLMNOPQRSTUVWXYZ"
+"""Names of the factors of a fraction; I is the column of ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fraction:
+    """A regular fraction of all combinations of two-level factors: few trainings, and effects that are mixed.
+
+    Factors are called A, B, C, ... (without I) in order; a letter is +1 at the factor's base and -1 at its other value,
+    so that the combination of all bases is in every fraction. It is the first row, and the others are compared with it.
+
+    Attributes:
+        factors: Two values each.
+        generators: Such as ``D=ABC``: the level of the factor D is the product of those of A, B and C. All combinations
+            of the factors that no generator sets are trained: 2 to the power of their number.
+    """
+
+    factors: tuple[Factor, ...]
+    generators: tuple[str, ...]
+    title: str = ""
+    declared: Declared = field(default_factory=Declared)
+
+    def __post_init__(self) -> None:
+        refuse_repeats("paths of the factors", [factor.path for factor in self.factors])
+        for factor in self.factors:
+            if len(factor.values) != 2:
+                raise ValueError(f"A fraction needs two values of each factor; {factor.path} has {factor.values}.")
+        if len(self.factors) > len(LETTERS):
+            raise ValueError(f"A fraction takes at most {len(LETTERS)} factors, got {len(self.factors)}.")
+        if not self.generators:
+            raise ValueError("A fraction without generators is all combinations: take a Grid.")
+        generated = self._generated()
+        if self.resolution < 3:
+            raise ValueError(
+                f"The generators {', '.join(self.generators)} let two main effects be one ({self._relation()}); use "
+                f"products of at least two of {', '.join(sorted(set(self.letters) - generated.keys()))}, all different."
+            )
+
+    @property
+    def name(self) -> str:
+        """See ``Design``."""
+        return "fraction"
+
+    @property
+    def letters(self) -> str:
+        """The factors' letters."""
+        return LETTERS[: len(self.factors)]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Products of letters that are +1 in every row, shortest first."""
+        words: set[frozenset[str]] = {frozenset()}
+        for letter, product in self._generated().items():
+            words |= {word ^ frozenset(letter + product) for word in words}
+        return tuple(_in_order(words - {frozenset()}))
+
+    @property
+    def resolution(self) -> int:
+        """Length of the shortest word: at 3 main effects are mixed with interactions of two factors, at 5 no more."""
+        return len(self.words[0])
+
+    @property
+    def aliases(self) -> tuple[tuple[str, ...], ...]:
+        """Main effects and interactions of two factors that cannot be told apart, as in ``(("AB", "CD"), ...)``."""
+        effects = [frozenset(letters) for order in (1, 2) for letters in itertools.combinations(self.letters, order)]
+        words = [frozenset(), *map(frozenset, self.words)]
+        groups: dict[frozenset[frozenset[str]], list[frozenset[str]]] = {}
+        for effect in effects:
+            groups.setdefault(frozenset(effect ^ word for word in words), []).append(effect)
+        return tuple(tuple(_in_order(group)) for group in groups.values() if len(group) > 1)
+
+    def blocks(self) -> tuple[Block, ...]:
+        """One block in standard order: the first letter changes fastest."""
+        generated = self._generated()
+        free = [letter for letter in self.letters if letter not in generated]
+        combinations = []
+        for signs in itertools.product((1, -1), repeat=len(free)):
+            level = dict(zip(free, reversed(signs), strict=True))
+            for letter, product in generated.items():
+                level[letter] = math.prod(level[part] for part in product)
+            combinations.append(
+                tuple(
+                    factor.base if level[letter] == 1 else next(v for v in factor.values if v != factor.base)
+                    for letter, factor in zip(self.letters, self.factors, strict=True)
+                )
+            )
+        return (combined(self.factors, combinations, self.title, self.declared),)
+
+    def notes(self) -> tuple[str, ...]:
+        """Letters, defining relation, and what cannot be told apart."""
+        meaning = "; ".join(
+            f"{letter} {factor.name}" for letter, factor in zip(self.letters, self.factors, strict=True)
+        )
+        mixed = (
+            f"Cannot be told apart: {'; '.join(' = '.join(group) for group in self.aliases)}"
+            if self.aliases
+            else "No main effect and no interaction of two factors is mixed with another of these"
+        )
+        trained = 2 ** (len(self.factors) - len(self.generators))
+        return (
+            f"{trained} of {2 ** len(self.factors)} combinations ({meaning}; +1 is the base).",
+            f"Defining relation: {self._relation()}. Resolution {self.resolution}.",
+            f"{mixed} (interactions of three and more factors are left out here).",
+            *costs_nothing(self.factors),
+        )
+
+    def _relation(self) -> str:
+        return " = ".join(("I", *self.words))
+
+    def _generated(self) -> dict[str, str]:
+        """The product that sets a letter, by letter."""
+        generated: dict[str, str] = {}
+        for generator in self.generators:
+            letter, _, product = generator.replace(" ", "").partition("=")
+            if len(letter) != 1 or not product or {letter, *product} - set(self.letters):
+                raise ValueError(
+                    f"The generator {generator!r} should read as D=ABC does, in the letters {self.letters} of the "
+                    f"{len(self.factors)} factors."
+                )
+            if letter in generated:
+                raise ValueError(f"Two generators set {letter}: {', '.join(self.generators)}.")
+            if len(set(product)) < len(product):
+                raise ValueError(
+                    f"The generator {generator!r} names a letter twice, which is the same as leaving it out."
+                )
+            generated[letter] = product
+        for letter, product in generated.items():
+            if set(product) & generated.keys():
+                raise ValueError(
+                    f"{letter} is set to {product}, of which another generator sets a part; use the others only: "
+                    f"{', '.join(sorted(set(self.letters) - generated.keys()))}."
+                )
+        return generated
+
+
+def _in_order(words: Iterable[frozenset[str]]) -> list[str]:
+    return sorted(("".join(sorted(word)) for word in words), key=lambda word: (len(word), word))

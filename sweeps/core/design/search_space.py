@@ -1,0 +1,402 @@
+"""A search is a value: a base recipe, a space of settings, objectives, and rungs at which trials are stopped early.
+
+Its trials are chosen after looking at others, with one seed each. What it finds is a candidate for an ablation study,
+not a row of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+
+from sweeps.core.design.factors import EVALUATION, SEED_PATH, Scalar, refuse_repeats
+from sweeps.core.design.study import TRAIN
+from toco.config import digest, flatten, replace
+from toco.data import MAX_SEED
+from toco.registry import load
+from toco.train.run_config import RunConfig
+
+FORMAT_VERSION = 2
+STEP_TIME = "step_time_s"
+"""The mean time of a step, as ``result.json`` has it: the cost of a training."""
+COSTS = (STEP_TIME, "wall_time_s", "peak_memory_bytes")
+_EVALUATED = "val/"
+_SHARED = ("num_steps", "evaluate_every", SEED_PATH, "backbone.name", "backbone.weights")
+_DATA = "data."
+"""Trials with different values of these could not be compared at a rung or at the end, or read other files."""
+_TERM = ".start_step"
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Something to maximise or to minimise.
+
+    Attributes:
+        key: A key of the evaluation's metrics (``val/...``), or one of ``COSTS``.
+        title: What it is called in print.
+        resolution: Values are rounded to powers of one more than this, so that smaller differences decide nothing; 0
+            for none.
+    """
+
+    key: str
+    title: str
+    higher_is_better: bool = True
+    resolution: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.resolution < 0:
+            raise ValueError(
+                f"The resolution of {self.key} is a fraction of its value, 0 or more, got {self.resolution}."
+            )
+        if not self.is_evaluated and self.key not in COSTS:
+            raise ValueError(
+                f"The objective {self.key!r} is neither a metric of the evaluation ({_EVALUATED}...) nor one of "
+                f"{', '.join(COSTS)}."
+            )
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether every evaluation measures it, so that rungs can compare it."""
+        return self.key.startswith(_EVALUATED)
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """As Optuna calls it."""
+        return "maximize" if self.higher_is_better else "minimize"
+
+    def value(self, entry: Mapping[str, Any]) -> float | None:
+        """What an entry of the ledger has of it; ``None`` where that is no finite number."""
+        value = entry["metrics"].get(self.key) if self.is_evaluated else entry.get(self.key)
+        return self._rounded(float(value)) if value is not None and math.isfinite(value) else None
+
+    def _rounded(self, value: float) -> float:
+        """To the nearest power of one more than the resolution.
+
+        >>> cost = Objective("step_time_s", "cost", higher_is_better=False, resolution=0.1)
+        >>> cost._rounded(0.205) == cost._rounded(0.195), cost._rounded(0.205) == cost._rounded(0.18)
+        (True, False)
+        """
+        if not self.resolution or value <= 0:
+            return value
+        base = 1 + self.resolution
+        return float(base ** round(math.log(value, base)))
+
+    def at_rung(self, metrics: Mapping[str, Any]) -> float:
+        """What an evaluation found, the larger the better; what it did not measure is worse than anything."""
+        value = metrics.get(self.key)
+        if value is None or not math.isfinite(value):
+            return -math.inf
+        return float(value) if self.higher_is_better else -float(value)
+
+    def text(self, value: float) -> str:
+        """For people: evaluated fractions in percent, others with three digits.
+
+        >>> Objective("val/seg_miou", "seg").text(0.5678), Objective("step_time_s", "cost", False).text(0.12345)
+        ('56.8', '0.123')
+        """
+        return f"{100 * value:.1f}" if self.is_evaluated else f"{value:.3g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rungs:
+    """Evaluations at which a trial is stopped unless it is among the best so far (ASHA: asynchronous halving).
+
+    Steps are counted from where the last loss term joins: before it has acted, no evaluation says anything about it.
+    The first rung is the first evaluation at which it has acted for a whole interval between evaluations; with every
+    further rung it has acted ``reduction`` times as long.
+
+    Attributes:
+        reduction: One in this many goes on, ties apart.
+        first: Step of the first rung, where that is to be later.
+    """
+
+    reduction: int = 2
+    first: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.reduction < 2:
+            raise ValueError(f"Of how many trials one goes on is at least 2, got {self.reduction}.")
+
+    def steps(self, config: RunConfig, terms_joined: int) -> tuple[int, ...]:
+        """The rungs of trainings like ``config`` whose last loss term acts from step ``terms_joined`` (0-based) on.
+
+        >>> from toco.recipes.voc_deit_b import recipe
+        >>> Rungs().steps(recipe(), 2001)
+        (6000, 8000, 12000)
+
+        Raises:
+            ValueError: ``first`` is too early, or there is no evaluation after it.
+        """
+        every = config.evaluate_every
+
+        def evaluated(step: int) -> int:
+            return -(-step // every) * every
+
+        earliest = evaluated(terms_joined + every)
+        first = earliest if self.first is None else self.first
+        if first < earliest or first % every or (self.first is not None and first >= config.num_steps):
+            raise ValueError(
+                f"The first rung is after step {first}, but it has to be at an evaluation (every {every} steps) from "
+                f"step {earliest} on, where the last loss term, which joins at step {terms_joined}, has acted for an "
+                f"interval between evaluations, and before the end (step {config.num_steps})."
+            )
+        rungs = []
+        acted = every if self.first is None else first - terms_joined
+        while (step := evaluated(terms_joined + acted)) < config.num_steps:
+            rungs.append(step)
+            acted *= self.reduction
+        return tuple(dict.fromkeys(rungs))
+
+
+@dataclass(frozen=True, slots=True)
+class SearchStudy:
+    """A search before it is resolved.
+
+    Attributes:
+        name: Name of its file, of its folder and of its MLflow experiment.
+        recipe: Entry of ``toco.recipes`` that every training starts from.
+        space: What varies: Optuna's distributions by dotted path in the ``RunConfig``.
+        num_trials: Trainings that are begun, counting those that are stopped early. A search goes on from where it is
+            when this is raised.
+        objectives: Two or more; no weighting is made up between them, the result is a front.
+        rungs: When trials are stopped early, by the objectives that every evaluation measures; ``None`` for never.
+        seed: Of all trainings and of the proposals. Not one of the seeds of ablation studies, as a setting that did
+            well with a seed by chance would do well with that seed again.
+        num_random: Trials drawn at random before others are proposed from what they showed. The first of all has the
+            recipe's own values, where these lie in the space.
+        changes: Fields of the recipe set for all trainings, by dotted path.
+        train: ``module:function`` that a trial calls, with the signature of ``toco.train.loop.train``.
+    """
+
+    name: str
+    title: str
+    recipe: str
+    space: Mapping[str, BaseDistribution]
+    num_trials: int
+    objectives: tuple[Objective, ...]
+    rungs: Rungs | None = Rungs()
+    seed: int = 100
+    num_random: int = 10
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    train: str = TRAIN
+
+    def __post_init__(self) -> None:
+        if not self.space:
+            raise ValueError(f"The search {self.name} varies nothing: its space is empty.")
+        if self.num_trials < 1 or self.num_random < 1:
+            raise ValueError(
+                f"A search has at least one trial and one random one, got {self.num_trials} and {self.num_random}."
+            )
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"A seed is from 0 to {MAX_SEED - 1}, got {self.seed}.")
+        if len(self.objectives) < 2:
+            raise ValueError("A search has at least two objectives: one alone would be traded for everything else.")
+        refuse_repeats("objectives", [objective.key for objective in self.objectives])
+        if self.rungs is not None and not any(objective.is_evaluated for objective in self.objectives):
+            raise ValueError(f"Rungs compare evaluations, but no objective is a metric of them ({_EVALUATED}...).")
+        for path, distribution in self.space.items():
+            if path in _SHARED or path.startswith((EVALUATION, _DATA)):
+                raise ValueError(f"{path} cannot be searched: trials that differ in it cannot be compared.")
+            if path in self.changes:
+                raise ValueError(f"{path} is searched, so it cannot be set to {self.changes[path]!r} for all trials.")
+            if distribution.single():
+                raise ValueError(f"{path} has one value in the space, {distribution}: set it for all trials instead.")
+
+    def base(self) -> RunConfig:
+        """The recipe with the seed and the changes that hold for all trainings.
+
+        Raises:
+            ValueError: There is no such recipe or field, or a value does not fit.
+        """
+        recipe: RunConfig = load("toco.recipes", self.recipe).recipe()
+        return replace(recipe, {**self.changes, SEED_PATH: self.seed})
+
+    def resolve(self) -> SearchPlan:
+        """The search with its rungs, its space checked at the extremes of every pair of settings.
+
+        Raises:
+            ValueError: A recipe, a path or a value is not valid.
+        """
+        base = self.base()
+        own = flatten(base)
+        for path in self.space:
+            if path not in own:
+                raise ValueError(f"{self.name} varies {path}, which the recipe {self.recipe} does not have.")
+        joined = terms_joined(base)
+        for values in _pairs_of_extremes(self.space):
+            joined = max(joined, terms_joined(_config(base, values, self.name)))
+        rungs = () if self.rungs is None else self.rungs.steps(base, joined)
+        start = {path: own[path] for path, distribution in self.space.items() if _contains(distribution, own[path])}
+        return SearchPlan(self, base, rungs, start if len(start) == len(self.space) else {})
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPlan:
+    """A search, checked.
+
+    Attributes:
+        base: What every trial starts from.
+        rungs: Steps of the rungs; empty where no trial is stopped early.
+        start: The recipe's own values of the settings; empty where they do not lie in the space.
+    """
+
+    study: SearchStudy
+    base: RunConfig
+    rungs: tuple[int, ...]
+    start: Mapping[str, Scalar]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex, 16 digits) of everything that proposals and results depend on, but their number."""
+        study = self.study
+        parts = [
+            study.train,
+            digest(self.base),
+            {path: distribution_to_json(distribution) for path, distribution in study.space.items()},
+            [asdict(objective) for objective in study.objectives],
+            self.rungs,
+            self._reduction,
+            study.num_random,
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the search's folder."""
+        return f"{self.study.name}-{self.digest[:8]}"
+
+    @property
+    def _reduction(self) -> int | None:
+        return None if self.study.rungs is None else self.study.rungs.reduction
+
+    def corners(self) -> Iterator[RunConfig]:
+        """Trainings at the extremes of every pair of settings, and that of the recipe."""
+        yield self.base
+        for values in _pairs_of_extremes(self.study.space):
+            yield self.config(values)
+
+    def config(self, values: Mapping[str, Any]) -> RunConfig:
+        """The training that a proposal stands for.
+
+        Raises:
+            ValueError: These values do not go together.
+        """
+        return _config(self.base, values, self.study.name)
+
+    def goes_on(self, metrics: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a trial goes on after a rung.
+
+        Args:
+            metrics: What it reached there.
+            others: What the others that were there before reached.
+        """
+        reduction = self._reduction
+        if reduction is None:
+            return True
+        evaluated = [objective for objective in self.study.objectives if objective.is_evaluated]
+        points = [[objective.at_rung(found) for objective in evaluated] for found in (metrics, *others)]
+        return is_among_best(points[0], points[1:], reduction)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``search.json`` holds of the search; ``sweeps.core.store.search_record`` reads it."""
+        study = self.study
+        return {
+            "format_version": FORMAT_VERSION,
+            "name": study.name,
+            "title": study.title,
+            "digest": self.digest,
+            "recipe": study.recipe,
+            "changes": dict(study.changes),
+            "data": self.base.data.name,
+            "space": {path: json.loads(distribution_to_json(kind)) for path, kind in study.space.items()},
+            "start": dict(self.start),
+            "num_trials": study.num_trials,
+            "num_random": study.num_random,
+            "num_steps": self.base.num_steps,
+            "objectives": [asdict(objective) for objective in study.objectives],
+            "rungs": list(self.rungs),
+            "reduction": self._reduction,
+            "seed": study.seed,
+        }
+
+
+def is_among_best(point: Sequence[float], others: Sequence[Sequence[float]], reduction: int) -> bool:
+    """Whether fewer than one in ``reduction`` of all are in better fronts than ``point``; larger values are better.
+
+    The best front are those that no other is better than in everything, the next front those of the rest, and so on.
+    Trials of one front are not ranked among each other: either all or none of them go on.
+
+    >>> is_among_best([2.0], [[1.0], [3.0]], 2), is_among_best([1.0], [[2.0], [3.0]], 2)
+    (True, False)
+    """
+    left = [tuple(point), *map(tuple, others)]
+    limit = len(left) / reduction
+    better = 0
+    while better < limit:
+        front = [one for one in left if not any(_dominates(other, one) for other in left)]
+        if left[0] in front:
+            return True
+        better += len(front)
+        left = [one for one in left if one not in front]
+    return False
+
+
+def terms_joined(config: RunConfig) -> int:
+    """Step (0-based) from which every loss term with a weight acts."""
+    values = flatten(config)
+    starts = (
+        start
+        for path, start in values.items()
+        if path.endswith(_TERM) and values.get(f"{path.removesuffix(_TERM)}.weight", 0) > 0
+    )
+    return max(starts, default=0)
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one != other and all(mine >= its for mine, its in zip(one, other, strict=True))
+
+
+def _config(base: RunConfig, values: Mapping[str, Any], name: str) -> RunConfig:
+    try:
+        return replace(base, dict(values))
+    except ValueError as error:
+        shown = ", ".join(f"{path}={value}" for path, value in values.items())
+        raise ValueError(f"The space of {name} holds settings that do not go together ({shown}): {error}") from error
+
+
+def _extremes(distribution: BaseDistribution) -> tuple[Scalar, ...]:
+    if isinstance(distribution, CategoricalDistribution):
+        return tuple(distribution.choices)
+    if isinstance(distribution, FloatDistribution | IntDistribution):
+        return (distribution.low, distribution.high)
+    raise ValueError(f"{distribution} is none of Optuna's float, integer and categorical distributions.")
+
+
+def _pairs_of_extremes(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Scalar]]:
+    """All extremes of one setting or of two: what does not go together mostly does so in pairs."""
+    extremes = {path: _extremes(distribution) for path, distribution in space.items()}
+    for path, values in extremes.items():
+        yield from ({path: value} for value in values)
+    for one, other in itertools.combinations(extremes, 2):
+        for pair in itertools.product(extremes[one], extremes[other]):
+            yield dict(zip((one, other), pair, strict=True))
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:  # noqa: ANN401 - any JSON value
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    low, high = (float(bound) for bound in _extremes(distribution) if bound is not None)
+    return isinstance(value, int | float) and low <= value <= high

@@ -1,0 +1,286 @@
+"""A study is a value: a base recipe, a design, the seeds, the metrics of its table.
+
+It can be counted, checked and written down before anything runs. ``resolve`` turns it into a ``Plan``: every config of
+every trial, validated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from sweeps.core.design.designs import Block, Design
+from sweeps.core.design.factors import SEED_PATH, refuse_repeats
+from toco.config import digest, flatten, replace
+from toco.data import MAX_SEED
+from toco.registry import load
+from toco.train.run_config import RunConfig
+
+FORMAT_VERSION = 3
+TRAIN = "toco.train.loop:train"
+A_A = "base again (A/A)"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A column of the study's table: a key of ``result.json`` and its heading."""
+
+    key: str
+    title: str
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One config with all its seeds; rows of several blocks may show it.
+
+    Attributes:
+        label: What it is called outside of its table.
+        changes: Fields that the design sets in the study's recipe.
+        seeds: One trial each. The n-th trial of every cell is paired with the n-th of its base.
+    """
+
+    label: str
+    changes: Mapping[str, Any]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """A row of the table.
+
+    Attributes:
+        block: Index of its block.
+        label: First column.
+        cell: Index of its cell.
+        versus: Index, in the plan, of the row that it is compared with; ``None`` for a base.
+        role: ``a/a`` is the base once more with other seeds.
+        paper_row: Label of the published row it stands beside.
+    """
+
+    block: int
+    label: str
+    cell: int
+    versus: int | None
+    role: Literal["base", "row", "a/a"]
+    paper_row: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One cell with one seed. ``digest`` is the config's before a machine says what ``auto`` means."""
+
+    cell: int
+    replicate: int
+    label: str
+    seed: int
+    digest: str
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"{self.label}, seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A sweep before it is resolved.
+
+    Attributes:
+        name: Name of its file, of its folder and of its MLflow experiment.
+        recipe: Entry of ``toco.recipes`` that every training starts from.
+        design: What varies, see ``sweeps.core.design.designs``.
+        seeds: Every cell is trained once with each.
+        metrics: Columns of the table; the first is the one that the study is about.
+        changes: Fields of the recipe set for all trainings, by dotted path.
+        purpose: ``effect`` asks for differences of a size, and is refused where the seeds cannot show them;
+            ``direction`` asks which way things go and may run with fewer seeds: its rows can read "underpowered".
+        a_a: Train the base once more with other seeds, to see what differs where nothing does.
+        smallest_effect: Difference worth detecting, as a fraction (0.005 is half a point of mIoU).
+        largest_blind_effect: With no seed noise known yet, the largest effect, in standard deviations of a paired
+            difference, that a study with the purpose ``effect`` may be unable to detect.
+        significance: Family-wise error rate of the declared comparisons.
+        power: Probability of detecting an effect of that size.
+        train: ``module:function`` that a trial calls, with the signature of ``toco.train.loop.train``.
+    """
+
+    name: str
+    title: str
+    recipe: str
+    design: Design
+    seeds: tuple[int, ...]
+    metrics: tuple[Metric, ...]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    purpose: Literal["effect", "direction"] = "effect"
+    a_a: bool = True
+    smallest_effect: float = 0.005
+    largest_blind_effect: float = 5.0
+    significance: float = 0.05
+    power: float = 0.8
+    train: str = TRAIN
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ValueError("A study needs at least one seed.")
+        refuse_repeats("seeds", self.seeds)
+        # Those of the A/A row lie above, and as far apart.
+        highest = 2 * max(self.seeds) + 1 - min(self.seeds) if self.a_a else max(self.seeds)
+        if min(self.seeds) < 0 or highest >= MAX_SEED:
+            with_a_a = f", those of the A/A row up to {highest}" if self.a_a else ""
+            raise ValueError(f"Seeds are from 0 to {MAX_SEED - 1}, got {list(self.seeds)}{with_a_a}.")
+        if not self.metrics:
+            raise ValueError("A study needs at least one metric for its table.")
+        if self.smallest_effect <= 0:
+            raise ValueError(f"The smallest effect worth detecting has to be positive, got {self.smallest_effect}.")
+        refuse_repeats("metrics", [metric.key for metric in self.metrics])
+        blocks = self.design.blocks()
+        refuse_repeats("titles of the blocks", [block.title for block in blocks])
+        varied = {path for block in blocks for row in block.rows for path in row.changes} | {SEED_PATH}
+        for path in sorted(varied & self.changes.keys()):
+            raise ValueError(
+                f"{path} varies in this study, so it cannot be set to {self.changes[path]!r} for all trials."
+            )
+        keys = {metric.key for metric in self.metrics}
+        for block in blocks:
+            for key in (*block.metrics, *(claim.metric for claim in (block.paper.claims if block.paper else ()))):
+                if key not in keys:
+                    raise ValueError(f"{block.title}: {key} is compared but is no column of the table {sorted(keys)}.")
+
+    def base(self) -> RunConfig:
+        """The recipe with the changes that hold for all trainings.
+
+        Raises:
+            ValueError: There is no such recipe or field, or a value does not fit.
+        """
+        recipe: RunConfig = load("toco.recipes", self.recipe).recipe()
+        return replace(recipe, dict(self.changes))
+
+    def value(self, path: str) -> Any:  # noqa: ANN401 - any JSON value
+        """What the recipe, with the changes that hold for all trainings, has at a dotted path.
+
+        Raises:
+            ValueError: It has no such field.
+        """
+        values = flatten(self.base())
+        if path not in values:
+            raise ValueError(f"{self.name} varies {path}, which the recipe {self.recipe} does not have.")
+        return values[path]
+
+    def resolve(self) -> Plan:
+        """Every config of every trial, validated.
+
+        Raises:
+            ValueError: A config is not valid, or two rows of a block would be the same.
+        """
+        base = self.base()
+        blocks = self.design.blocks()
+        cells: list[Cell] = []
+        configs: list[RunConfig] = []
+        number_of: dict[str, int] = {}
+        rows: list[PlannedRow] = []
+        for index, block in enumerate(blocks):
+            first = len(rows)
+            seen: dict[str, str] = {}
+            for row in block.rows:
+                try:
+                    config = replace(base, {**row.changes, SEED_PATH: self.seeds[0]})
+                except ValueError as error:
+                    raise ValueError(f"{block.title}: {row.label}: {error}") from error
+                identity = digest(config)
+                if (same := seen.setdefault(identity, row.label)) != row.label:
+                    raise ValueError(
+                        f"{row.label} and {same} are the same training (digest {identity}): what varies in "
+                        f"{block.title!r} has no effect on results."
+                    )
+                if identity not in number_of:
+                    number_of[identity] = len(cells)
+                    label = row.label if len(blocks) == 1 else f"{block.title}: {row.label}"
+                    cells.append(Cell(label, dict(row.changes), self.seeds))
+                    configs.append(config)
+                versus = None if row.versus is None else first + row.versus
+                role: Literal["base", "row"] = "base" if versus is None else "row"
+                rows.append(PlannedRow(index, row.label, number_of[identity], versus, role, row.paper_row))
+        if self.a_a:
+            base_row = next(number for number, row in enumerate(rows) if row.role == "base")
+            cell = cells[rows[base_row].cell]
+            shift = max(self.seeds) + 1 - min(self.seeds)
+            rows.append(PlannedRow(rows[base_row].block, A_A, len(cells), base_row, "a/a", None))
+            cells.append(Cell(A_A, cell.changes, tuple(seed + shift for seed in self.seeds)))
+            configs.append(configs[rows[base_row].cell])
+        known = dict(zip(number_of.values(), number_of, strict=True))
+        trials = []
+        for number, (cell, config) in enumerate(zip(cells, configs, strict=True)):
+            for replicate, seed in enumerate(cell.seeds):
+                seeded = config if seed == config.seed else config.model_copy(update={SEED_PATH: seed})
+                identity = known[number] if seeded is config else digest(seeded)
+                trials.append(Trial(number, replicate, cell.label, seed, identity, seeded))
+        return Plan(self, blocks, tuple(cells), tuple(rows), tuple(trials))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A study with its table and its trials."""
+
+    study: Study
+    blocks: tuple[Block, ...]
+    cells: tuple[Cell, ...]
+    rows: tuple[PlannedRow, ...]
+    trials: tuple[Trial, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex, 16 digits) over the digests of the trials in order: what will be trained, and nothing else."""
+        text = json.dumps([self.study.train, *(trial.digest for trial in self.trials)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the study's folder."""
+        return f"{self.study.name}-{self.digest[:8]}"
+
+    def comparisons(self) -> tuple[tuple[int, str], ...]:
+        """The declared comparisons: (row, key of the metric); the A/A row is none of them."""
+        return tuple(
+            (number, key)
+            for number, row in enumerate(self.rows)
+            if row.role == "row"
+            for key in (self.blocks[row.block].metrics or (self.study.metrics[0].key,))
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``study.json`` holds of the plan; ``sweeps.core.store.study_record`` reads it."""
+        study = self.study
+        return {
+            "format_version": FORMAT_VERSION,
+            "name": study.name,
+            "title": study.title,
+            "digest": self.digest,
+            "recipe": study.recipe,
+            "changes": dict(study.changes),
+            "data": study.base().data.name,
+            "design": study.design.name,
+            "notes": list(study.design.notes()),
+            "seeds": list(study.seeds),
+            "purpose": study.purpose,
+            "significance": study.significance,
+            "power": study.power,
+            "smallest_effect": study.smallest_effect,
+            "metrics": [asdict(metric) for metric in study.metrics],
+            "blocks": [
+                {
+                    "title": block.title,
+                    "factors": list(block.factors),
+                    "metrics": list(block.metrics or (study.metrics[0].key,)),
+                    "paper": None if block.paper is None else asdict(block.paper),
+                }
+                for block in self.blocks
+            ],
+            "rows": [asdict(row) for row in self.rows],
+            "cells": [
+                {"label": cell.label, "changes": dict(cell.changes), "seeds": list(cell.seeds)} for cell in self.cells
+            ],
+        }

@@ -1,0 +1,1 @@
+"""What the results show: evaluations, analysis, confounders and the verdict."""

@@ -1,0 +1,157 @@
+"""What a trial has different from the one it is compared with, besides what the study varies on purpose.
+
+A difference between two rows says something of the named factor only if nothing else differs. Where something does,
+the row carries a dagger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from sweeps.core.design.factors import SEED_PATH
+from sweeps.core.store.study_record import CellRecord
+from toco.config import RUN_ONLY
+from toco.train.run_config import RunConfig
+
+CHOSEN = "chosen by a search, after looking at other trials"
+_MODULES_NAMED = 3
+_CODE_CHOICE = ".name"
+"""Paths with this end say which module a component is of."""
+_RECORDED = ("versions", "device", "num_threads", "platform")
+_TITLES = {"batch_size": "effective batch size"}
+
+
+def daggers(
+    row: CellRecord, base: CellRecord | None, base_label: str, factors: Sequence[str], known: dict[Any, bool]
+) -> tuple[str, ...]:
+    """What differs, in phrases, trial by trial in the order of the seeds; each phrase once.
+
+    Args:
+        row: The row.
+        base: What it is compared with.
+        base_label: What that row is called.
+        factors: Paths that may differ.
+        known: Cache of what is known of config fields, empty at first; shared between calls for speed.
+    """
+    entries = [(trial.replicate, trial.seed, trial.entry) for trial in row.trials if trial.entry]
+    found: dict[str, list[int]] = {}
+    compared = 0
+    if base is not None:
+        others = {trial.replicate: trial.entry for trial in base.trials if trial.entry}
+        for replicate, seed, entry in entries if others else ():
+            compared += 1
+            other = others.get(replicate) or next(iter(others.values()))
+            for phrase in _differences(entry, other, base_label, factors, known):
+                found.setdefault(phrase, []).append(seed)
+    phrases = [
+        phrase if len(seeds) == compared else f"{phrase} (seed {', '.join(map(str, seeds))})"
+        for phrase, seeds in found.items()
+    ]
+    if any(entry["origin"]["search"] for _, _, entry in entries):
+        phrases.insert(0, CHOSEN)
+    return tuple(phrases)
+
+
+def is_run_only(config: Mapping[str, Any], path: str) -> bool:
+    """Whether the field at ``path`` of a ``RunConfig`` (as JSON) is marked as without effect on results."""
+    try:
+        node: Any = RunConfig.model_validate(config)
+    except ValueError:
+        # Of another version of the program, which alone knew what its fields affect.
+        return False
+    for part in path.split("."):
+        info = type(node).model_fields.get(part) if isinstance(node, BaseModel) else None
+        if info is None:
+            return False
+        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get(RUN_ONLY):
+            return True
+        node = getattr(node, part)
+    return False
+
+
+def _differences(
+    entry: Mapping[str, Any], other: Mapping[str, Any], label: str, factors: Sequence[str], known: dict[Any, bool]
+) -> Iterator[str]:
+    for path, ours, theirs in _leaves("", entry["config"], other["config"]):
+        if not _named(path, factors) and _affects_results(entry["config"], path, known):
+            yield f"{_TITLES.get(path, path)} is {ours!r}, in {label} {theirs!r}"
+    ours, theirs = entry["identity"], other["identity"]
+    modules = _modules(ours["code"], theirs["code"], any(path.endswith(_CODE_CHOICE) for path in factors))
+    if modules:
+        more = len(modules) - _MODULES_NAMED
+        named = ", ".join(modules[:_MODULES_NAMED]) + (f" and {more} more" if more > 0 else "")
+        yield f"code is another than in {label}: {named}"
+    if not any(path.startswith("data.") for path in factors):
+        splits = [split for split in ours["data"] if ours["data"][split] != theirs["data"].get(split)]
+        if splits:
+            yield f"data is another than in {label}: {', '.join(splits)}"
+    if ours["weights"] != theirs["weights"] and not any(path.startswith("backbone.") for path in factors):
+        yield f"pre-trained weights are others than in {label}"
+    mine, its = entry["provenance"], other["provenance"]
+    if entry["resources"] == other["resources"] and all(mine.get(name) == its.get(name) for name in _RECORDED):
+        return
+    mine, its = _environment(entry), _environment(other)
+    for name in sorted(mine.keys() | its.keys()):
+        if mine.get(name) != its.get(name):
+            yield f"{name} is {mine.get(name, 'not known')}, in {label} {its.get(name, 'not known')}"
+
+
+def _leaves(prefix: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401 - any JSON value
+    """Dotted paths whose values differ, with both; what equals is passed over whole, which makes this fast."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for name in (*ours, *(name for name in theirs if name not in ours)):
+            if ours.get(name) != theirs.get(name):
+                yield from _leaves(f"{prefix}.{name}" if prefix else name, ours.get(name), theirs.get(name))
+    elif ours != theirs:
+        yield prefix, ours, theirs
+
+
+def _named(path: str, factors: Sequence[str]) -> bool:
+    """Whether a factor sets the path: itself, something above it, or which component it is a setting of."""
+    return path == SEED_PATH or any(
+        path == factor
+        or path.startswith(f"{factor}.")
+        or (factor.endswith(_CODE_CHOICE) and path.startswith(factor.removesuffix("name")))
+        for factor in factors
+    )
+
+
+def _affects_results(config: Mapping[str, Any], path: str, known: dict[Any, bool]) -> bool:
+    """Whether the field at ``path`` is not marked as run-only."""
+    names, node = [], config
+    for part in path.split("."):
+        if not isinstance(node, Mapping):
+            break
+        names.append(node.get("name"))
+        node = node.get(part, {})
+    key = (path, *names)
+    if key not in known:
+        known[key] = not is_run_only(config, path)
+    return known[key]
+
+
+def _modules(ours: Mapping[str, str], theirs: Mapping[str, str], others_expected: bool) -> list[str]:
+    """Modules that differ; with ``others_expected`` a trial may use modules that the other does not."""
+    if ours == theirs:
+        return []
+    names = ours.keys() & theirs.keys() if others_expected else ours.keys() | theirs.keys()
+    return sorted(name for name in names if ours.get(name) != theirs.get(name))
+
+
+def _environment(entry: Mapping[str, Any]) -> dict[str, str]:
+    """What may change numbers in their last digits, and so a training's whole course, by name."""
+    provenance = entry["provenance"]
+    versions = {name: str(version) for name, version in provenance.get("versions", {}).items() if name != "toco"}
+    if "python" in versions:
+        versions["python"] = ".".join(versions["python"].split(".")[:2])
+    facts = {name: str(provenance[name]) for name in ("device", "num_threads") if name in provenance}
+    if "platform" in provenance:
+        # The release of the kernel computes nothing; the C library's mathematics does.
+        system, _, library = str(provenance["platform"]).partition("-with-")
+        parts = system.split("-")
+        facts["platform"] = " ".join(filter(None, (parts[0], parts[-1], library)))
+    facts["world size"] = str(entry["resources"].get("world_size", 1))
+    return {**versions, **{name.replace("num_threads", "number of threads"): fact for name, fact in facts.items()}}

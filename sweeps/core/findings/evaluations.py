@@ -1,0 +1,127 @@
+"""What the evaluations of finished trials left beside their numbers: IoU by class, confusion matrices by image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sweeps.core.statistics.image_noise import resampled_iou
+from sweeps.core.statistics.paired import Floats
+from sweeps.core.store.study_record import TrialRecord
+from toco.evaluate.confusions import read_confusions
+from toco.train import records
+
+PER_IMAGE = {"val/seg_miou": "seg", "val/cam_miou": "cam", "val/aux_cam_miou": "aux_cam"}
+"""Metrics that are an mIoU at the fixed threshold, and what their confusion matrices are called."""
+RESAMPLES = 2000
+_KEPT = 256
+"""Files whose content stays in memory: about 1 MB each for 21 classes and three metrics."""
+
+_Content = TypeVar("_Content")
+
+Resampled = Mapping[str, Floats]
+"""By metric: ``[evaluations, 1 + RESAMPLES, classes]``, see ``sweeps.core.statistics.image_noise.resampled_iou``."""
+
+
+def class_iou(trial: TrialRecord) -> Mapping[str, Mapping[str, float | None]]:
+    """IoU by metric and class, mean over the evaluations that the trial's result is the mean of; empty where unknown.
+
+    Classes are in the data's order, the background first; ``None`` for one that the ground truth does not contain.
+    """
+    contents = [_scores(path) for path in _evaluations(trial, ".json")]
+    whole = [content for content in contents if content is not None]
+    if not whole or len(whole) < len(contents):
+        return {}
+    found: dict[str, dict[str, float | None]] = {}
+    for key, name in PER_IMAGE.items():
+        columns = [content["per_class"].get(f"{name}_iou") for content in whole]
+        if all(columns):
+            labelled = zip(whole[0]["class_names"], *columns, strict=True)
+            found[key] = {label: None if None in values else float(np.mean(values)) for label, *values in labelled}
+    return found
+
+
+def resampled(trial: TrialRecord, keys: tuple[str, ...]) -> tuple[tuple[str, ...], Resampled] | None:
+    """Names of the images, and IoU on resampled images; ``None`` where an evaluation of the trial has no such file."""
+    parts = [_at_this_time(_resampled, path, keys) for path in _evaluations(trial, ".npz")]
+    whole = [part for part in parts if part is not None]
+    if not whole or len(whole) < len(parts) or any(names != whole[0][0] for names, _ in whole):
+        return None
+    return whole[0][0], {key: np.concatenate([iou[key] for _, iou in whole]) for key in keys}
+
+
+def num_images(trials: Iterable[TrialRecord]) -> int | None:
+    """Images that the first trial that says so was evaluated on."""
+    counts = (_at_this_time(_num_images, path) for trial in trials for path in _evaluations(trial, ".npz"))
+    return next((count for count in counts if count is not None), None)
+
+
+def unreadable_files(trial: TrialRecord) -> list[Path]:
+    """Files that a trial's evaluations left and that are missing or damaged; none where it has no result.
+
+    What was rescored from the counts of another trial has no counts of its own.
+    """
+    is_rescored = (trial.entry.get("provenance") or {}).get("reevaluated", {}).get("rescored", False)
+    counts = [] if is_rescored else _evaluations(trial, ".npz")
+    return [
+        *(path for path in _evaluations(trial, ".json") if _scores(path) is None),
+        *(path for path in counts if _at_this_time(_num_images, path) is None),
+    ]
+
+
+def _evaluations(trial: TrialRecord, suffix: str) -> list[Path]:
+    """Files of the evaluations that the result is the mean of, first to last, whether they are there or not."""
+    if not trial.counts:
+        return []
+    config = trial.entry["config"]
+    last, every = config["num_steps"], config["evaluate_every"]
+    steps = [*range(every, last, every), last][-config["evaluate"].get("average_last", 1) :]
+    return [trial.run_dir / "evaluations" / f"step_{step:08d}{suffix}" for step in steps]
+
+
+def _scores(path: Path) -> Mapping[str, Any] | None:
+    return _at_this_time(_read, path)
+
+
+def _at_this_time(read: Callable[..., _Content | None], path: Path, *arguments: object) -> _Content | None:
+    """What ``read`` makes of a file as it is now; ``None`` where there is no such file."""
+    try:
+        modified_ns = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    return read(path, modified_ns, *arguments)
+
+
+# A page that follows a running study is written again and again: what has not changed is not read again.
+@lru_cache(maxsize=_KEPT)
+def _read(path: Path, modified_ns: int) -> Mapping[str, Any] | None:
+    try:
+        content = records.read(path)
+        scores = {"class_names": content["class_names"], "per_class": content["per_class"]}
+        lengths = {len(column) for column in scores["per_class"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return scores if lengths <= {len(scores["class_names"])} else None
+
+
+@lru_cache(maxsize=_KEPT)
+def _resampled(path: Path, modified_ns: int, keys: tuple[str, ...]) -> tuple[tuple[str, ...], Resampled] | None:
+    try:
+        confusions = read_confusions(path)
+        counts = {key: getattr(confusions, PER_IMAGE[key]) for key in keys}
+        iou = {key: resampled_iou(array[None], RESAMPLES) for key, array in counts.items()}
+    except (OSError, ValueError):
+        return None
+    return tuple(confusions.names), iou
+
+
+@lru_cache(maxsize=_KEPT)
+def _num_images(path: Path, modified_ns: int) -> int | None:
+    try:
+        return len(read_confusions(path).names)
+    except (OSError, ValueError):
+        return None

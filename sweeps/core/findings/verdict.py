@@ -1,0 +1,333 @@
+"""What a study says of the paper's numbers and claims.
+
+The paper reports one seed and no spread. So its numbers are held against the interval in which one more seed of ours
+would lie, and its claims against the study's declared comparisons, corrected as those are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scipy import special
+
+from sweeps.core.design.paper import Claim, Paper
+from sweeps.core.findings.analysis import Analysis, Figures
+from sweeps.core.findings.confounders import is_run_only
+from sweeps.core.findings.evaluations import num_images
+from sweeps.core.findings.exit_status import CLEAN, CONTRADICTED, INCOMPLETE, ExitCode
+from sweeps.core.statistics.paired import CONFIDENCE, Summary
+from sweeps.core.store.study_record import RowRecord, StudyRecord
+
+RowOutcome = Literal["reproduced", "off", "not tested"]
+ClaimOutcome = Literal[
+    "reproduced", "direction confirmed", "off", "not confirmed", "underpowered", "contradicted", "not tested"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RowVerdict:
+    """A published number beside ours.
+
+    Attributes:
+        row: Number of our row.
+        metric: Key of the metric.
+        published: As a fraction.
+        ours: Mean over seeds; ``None`` where there is none.
+        outcome: ``not tested`` on other data or another recipe than the paper's.
+        off_by: Ours minus published, as a fraction; ``None`` where it is not tested.
+        sentence: The outcome in a sentence.
+    """
+
+    row: int
+    metric: str
+    published: float
+    ours: float | None
+    outcome: RowOutcome
+    off_by: float | None
+    sentence: str
+
+    @property
+    def text(self) -> str:
+        """The outcome as printed: ``reproduced``, ``off by -1.3``, ``not tested at this scale``, ``no result``."""
+        if self.outcome == "off" and self.off_by is not None:
+            return f"off by {100 * self.off_by:+.1f}"
+        if self.outcome == "reproduced":
+            return "reproduced"
+        return "no result" if self.ours is None else "not tested at this scale"
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimVerdict:
+    """What became of a claim.
+
+    Attributes:
+        block: Number of the block that has it.
+        name: Its name.
+        metric: Key of the metric.
+        outcome: ``direction confirmed`` where the setting is not the paper's: nothing more can be said of it then.
+            ``not confirmed``: the same of a study that could have shown its smallest effect, and did not show one.
+        off_by: Our advantage minus the published one, as a fraction, with the outcome ``off``.
+        sentence: The outcome with its numbers.
+    """
+
+    block: int
+    name: str
+    metric: str
+    outcome: ClaimOutcome
+    off_by: float | None
+    sentence: str
+
+    @property
+    def text(self) -> str:
+        """The outcome as printed, such as ``off by -0.7``."""
+        return self.outcome if self.off_by is None else f"off by {100 * self.off_by:+.1f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The whole verdict.
+
+    Attributes:
+        rows: For every published number that a row of ours stands beside.
+        claims: For every claim of the study's blocks.
+        exit_code: 4 where a trial has no result, else 3 where a claim is contradicted, else 0.
+        sentence: All of it in one sentence.
+    """
+
+    rows: tuple[RowVerdict, ...]
+    claims: tuple[ClaimVerdict, ...]
+    exit_code: ExitCode
+    sentence: str
+
+
+_FEWEST_SEEDS = 3
+"""Below this an interval for one more seed holds nearly every number."""
+
+
+def judge(study: StudyRecord, analysis: Analysis) -> Verdict:
+    """Hold the study against the paper. A study without a paper has an exit code, too."""
+    rows = tuple(
+        _row(study, analysis, row, key, published)
+        for row in study.rows
+        if row.paper is not None
+        for key, published in row.paper.metrics.items()
+        if key in analysis.rows[row.number].figures
+    )
+    claims = tuple(
+        _Judge(study, analysis, index, block.paper).judge(claim)
+        for index, block in enumerate(study.blocks)
+        if block.paper is not None
+        for claim in block.paper.claims
+    )
+    without_result = sum(not trial.counts for trial in study.trials)
+    contradicted = any(claim.outcome == "contradicted" for claim in claims)
+    code: ExitCode = INCOMPLETE if without_result else CONTRADICTED if contradicted else CLEAN
+    return Verdict(rows, claims, code, _whole(study, claims, without_result))
+
+
+def same_setting(study: StudyRecord, paper: Paper) -> bool:
+    """Whether the study's numbers can be held against the paper's: its data, its recipe, nothing of it changed."""
+    is_same = study.data == paper.data and study.recipe == paper.recipe and not _changed(study)
+    # A part of the data, in the same layout.
+    return is_same and num_images(study.trials) in (None, paper.num_images)
+
+
+def _changed(study: StudyRecord) -> list[str]:
+    """Changes for all trainings that make the setting another; where files lie and how fast it runs do not."""
+    config: Mapping[str, Any] = next((trial.entry["config"] for trial in study.trials if trial.entry), {})
+    return sorted(
+        path
+        for path, value in study.changes.items()
+        # A file of the weights that the recipe would load itself; without any it is another setting.
+        if not (path == "backbone.weights" and value is not None) and not is_run_only(config, path)
+    )
+
+
+def _row(study: StudyRecord, analysis: Analysis, row: RowRecord, key: str, published: float) -> RowVerdict:
+    paper = study.blocks[row.block].paper
+    summary = analysis.rows[row.number].figures[key].summary
+    ours = summary.mean if summary else None
+    if paper is None or not same_setting(study, paper):
+        sentence = f"Not tested: the paper's {_points(published)} is of another setting."
+        return RowVerdict(row.number, key, published, ours, "not tested", None, sentence)
+    if summary is None:
+        return RowVerdict(
+            row.number, key, published, None, "not tested", None, "Not tested: no trial of this row has ended."
+        )
+    off_by = summary.mean - published
+    half = _one_more(summary)
+    if half is None:
+        within, why = False, f"fewer than {_FEWEST_SEEDS} seeds, or no spread, say nothing of chance"
+    else:
+        within = abs(off_by) <= half
+        why = (
+            f"one more seed of ours would lie within {_points(summary.mean - half)} and {_points(summary.mean + half)}"
+        )
+    outcome: RowOutcome = "reproduced" if within else "off"
+    sentence = f"Ours {_points(summary.mean)}, paper {_points(published)} ({_signed(off_by)}); {why}."
+    return RowVerdict(row.number, key, published, ours, outcome, off_by, sentence)
+
+
+def _one_more(summary: Summary) -> float | None:
+    """Half width of the interval in which the value of one more seed lies."""
+    if summary.n < _FEWEST_SEEDS or not summary.sd:
+        return None
+    return float(special.stdtrit(summary.n - 1, (1 + CONFIDENCE) / 2)) * summary.sd * math.sqrt(1 + 1 / summary.n)
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """Ours of one comparison of a claim: by how much the better row is better, with its interval."""
+
+    than: str
+    figures: Figures
+    advantage: float
+    high: float | None
+    daggers: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        paired, p = self.figures.paired, self.figures.p_holm
+        n = paired.n if paired else 0
+        test = f"p = {p:.2g} after Holm, n = {n}" if p is not None else f"n = {n}"
+        marked = "; \u2020 " + "; ".join(self.daggers) if self.daggers else ""
+        return f"{_signed(self.advantage)} over {self.than} ({test}{marked})"
+
+
+class _Judge:
+    """Judges the claims of one block."""
+
+    def __init__(self, study: StudyRecord, analysis: Analysis, block: int, paper: Paper) -> None:
+        self.study = study
+        self.analysis = analysis
+        self.block = block
+        self.paper = paper
+        self.same = same_setting(study, paper)
+
+    def judge(self, claim: Claim) -> ClaimVerdict:
+        found = [self._comparison(claim, than) for than in claim.than]
+        refusals = [item for item in found if isinstance(item, str)]
+        if refusals:
+            return self._verdict(claim, "not tested", None, f"Not tested: {'; '.join(dict.fromkeys(refusals))}.")
+        comparisons = [item for item in found if not isinstance(item, str)]
+        numbers = ", ".join(item.text for item in comparisons)
+        scope = (
+            ""
+            if self.same
+            else f" This is not the paper's setting ({self._setting()}), so it can speak of the direction only."
+        )
+        wrong = [item for item in comparisons if item.figures.significant and item.advantage < 0]
+        blind = [item for item in comparisons if not _sees(item.figures, self.study)]
+        shown = all(item.figures.significant and item.advantage > 0 for item in comparisons)
+        if wrong:
+            # A study that only asks for directions, or that could not have found the effect, contradicts nobody.
+            if self.study.purpose == "direction" or all(item in blind for item in wrong):
+                why = (
+                    "the study asks for directions and was not planned to contradict a claim"
+                    if self.study.purpose == "direction"
+                    else "the study is too small to contradict a claim with it"
+                )
+                sentence = f"{numbers}: the other way, but {why}.{scope}"
+                return self._verdict(claim, "underpowered", None, sentence)
+            return self._verdict(claim, "contradicted", None, f"{numbers}: the other way.{scope}")
+        if not shown:
+            return self._not_shown(claim, comparisons, blind, numbers, scope)
+        if not self.same:
+            return self._verdict(claim, "direction confirmed", None, f"{numbers}.{scope}")
+        published = claim.by / 100
+        short = [item for item in comparisons if item.high is not None and item.high < published]
+        if short:
+            off_by = min(item.advantage for item in short) - published
+            sentence = f"{numbers}: as claimed, but less than the paper's {claim.by:g} points at least."
+            return self._verdict(claim, "off", off_by, sentence)
+        return self._verdict(claim, "reproduced", None, f"{numbers}; the paper has {claim.by:g} points at least.")
+
+    def _not_shown(
+        self,
+        claim: Claim,
+        comparisons: Sequence[_Comparison],
+        blind: Sequence[_Comparison],
+        numbers: str,
+        scope: str,
+    ) -> ClaimVerdict:
+        unclear = [item for item in comparisons if not item.figures.significant]
+        if any(item in blind for item in unclear):
+            agree = sum(item.advantage > 0 for item in comparisons)
+            sentence = (
+                f"{numbers}: {agree} of {len(comparisons)} {'points' if agree == 1 else 'point'} the claimed way, and "
+                f"the study is too small to tell that from chance.{scope}"
+            )
+            return self._verdict(claim, "underpowered", None, sentence)
+        smallest = _points(self.study.smallest_effect)
+        sentence = f"{numbers}: no difference, in a study that would have shown one of {smallest} points.{scope}"
+        if not self.same:
+            return self._verdict(claim, "not confirmed", None, sentence)
+        off_by = min(item.advantage for item in comparisons) - claim.by / 100
+        return self._verdict(claim, "off", off_by, sentence)
+
+    def _comparison(self, claim: Claim, than: str) -> _Comparison | str:
+        """The study's own comparison of the two rows, or why there is none."""
+        rows = {row.paper.label: row for row in self.study.rows if row.block == self.block and row.paper}
+        better, worse = rows.get(claim.better), rows.get(than)
+        if better is None or worse is None:
+            absent = claim.better if better is None else than
+            return f"no row stands beside the paper's {absent}"
+        if worse.versus == better.number:
+            row, sign = worse, -1
+        elif better.versus == worse.number:
+            row, sign = better, 1
+        else:
+            return f"{better.label} and {worse.label} are not compared in this study"
+        figures = self.analysis.rows[row.number].figures[claim.metric]
+        if not figures.declared:
+            return f"{claim.metric} is not compared in this block"
+        if figures.paired is None:
+            return f"no trials of {better.label} and {worse.label} with the same place among the seeds have ended"
+        if not next(metric.higher_is_better for metric in self.study.metrics if metric.key == claim.metric):
+            sign = -sign
+        ends = [sign * end for end in (figures.paired.low, figures.paired.high) if end is not None]
+        high = max(ends) if ends else None
+        daggers = self.analysis.rows[row.number].daggers
+        return _Comparison(worse.label, figures, sign * figures.paired.difference, high, daggers)
+
+    def _setting(self) -> str:
+        changed = _changed(self.study)
+        differs = f", with other {', '.join(changed)}" if changed else ""
+        images = num_images(self.study.trials)
+        on = self.study.data if images is None else f"{images} images of {self.study.data}"
+        paper = f"{self.paper.recipe} on {self.paper.num_images} images of {self.paper.data}"
+        return f"{self.study.recipe} on {on}{differs}, not {paper}"
+
+    def _verdict(self, claim: Claim, outcome: ClaimOutcome, off_by: float | None, sentence: str) -> ClaimVerdict:
+        return ClaimVerdict(self.block, claim.name, claim.metric, outcome, off_by, sentence)
+
+
+def _sees(figures: Figures, study: StudyRecord) -> bool:
+    """Whether a comparison would have shown the study's smallest effect."""
+    return figures.detectable is not None and figures.detectable <= study.smallest_effect
+
+
+def _whole(study: StudyRecord, claims: Sequence[ClaimVerdict], without_result: int) -> str:
+    counts = Counter(claim.outcome for claim in claims)
+    said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    number = f"{len(claims)} claim{'' if len(claims) == 1 else 's'}"
+    of_claims = f"Of {number} of the paper: {said}." if claims else "The study stands beside no claim."
+    have = "has" if without_result == 1 else "have"
+    missing = (
+        f" {without_result} of {len(study.trials)} trials {have} no result, so this is not the last word."
+        if without_result
+        else ""
+    )
+    return of_claims + missing
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def _signed(fraction: float) -> str:
+    return f"{100 * fraction:+.1f}"

@@ -1,0 +1,90 @@
+"""Where and how a study runs: nothing here affects results."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.core.store.ledger import mounted
+from toco.tracking import client_uri, sqlite_uri
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Where and how a study runs; none of it affects results.
+
+    Attributes:
+        storage: Folder of studies; every node of a cluster must see it under this path.
+        tracking_uri: MLflow store; a database in ``storage`` unless given.
+        address: Ray cluster; see ``ray_environment.resolve_address``.
+        concurrent: Trials at once.
+        gpus_per_trial: A part of one, or whole ones; with several, a trial is trained by a rank on each.
+        max_failures: Restarts of one trial; -1 for any number.
+        accept_underpowered: Run a study although its seeds cannot answer its comparisons.
+        price_per_hour: Of a GPU, or of a CPU core where trials have no GPU; in any currency.
+        sync_command: What a person types to fill MLflow again, without a password.
+    """
+
+    storage: Path
+    tracking_uri: str | None = None
+    address: str | None = None
+    concurrent: int = 2
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
+    max_failures: int = 3
+    accept_underpowered: bool = False
+    price_per_hour: float | None = None
+    sync_command: str = "python -m sweeps sync STUDY"
+
+    def __post_init__(self) -> None:
+        if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ValueError(
+                f"--gpus-per-trial {self.gpus_per_trial:g} is neither a part of a GPU nor a number of GPUs; give 0.5, "
+                "1 or 2, for example."
+            )
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of a training, see ``toco.train.distributed``."""
+        return max(int(self.gpus_per_trial), 1)
+
+    @property
+    def resources(self) -> dict[str, float | int]:
+        """What a trial gets, for the record."""
+        return {"cpus": self.cpus_per_trial, "gpus": self.gpus_per_trial, "world_size": self.world_size}
+
+    @property
+    def tracking(self) -> str:
+        """MLflow store.
+
+        Raises:
+            ValueError: It is none, or MLflow cannot open a database in ``storage``.
+        """
+        return client_uri(self.tracking_uri) if self.tracking_uri else sqlite_uri(self.storage / "mlflow.db")
+
+
+def default_storage() -> Path:
+    """``results`` in the current folder. A Ray job's is thrown away with the job, so there it is ``~/toco-results``."""
+    return Path.home() / "toco-results" if _in_ray_job() else Path("results")
+
+
+def checked_storage(storage: Path) -> Path:
+    """``storage``, absolute.
+
+    Raises:
+        ValueError: It would be lost with the Ray job, or is a file.
+    """
+    if _in_ray_job() and not storage.expanduser().is_absolute():
+        raise ValueError(
+            f"A Ray job runs in a copy of the working folder that is thrown away, and --storage {storage} would "
+            "be with it: give an absolute path that every node sees."
+        )
+    found = mounted(storage).expanduser().resolve()
+    if found.exists() and not found.is_dir():
+        raise ValueError(f"--storage {storage} is a file; give a folder, which need not be there yet.")
+    return found
+
+
+def _in_ray_job() -> bool:
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

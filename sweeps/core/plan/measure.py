@@ -1,0 +1,244 @@
+"""Times a few real steps of trainings and one short evaluation: the process of ``sweeps.core.plan.probe``.
+
+A method computes fewer terms early in a training than late, so steps are timed in every phase. Where the terms change
+is found by halving.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Set
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sweeps.core.plan.probe import COSTS, REQUEST, Cost, Phase, evaluations
+from toco.config import digest
+from toco.data import Dataset, TrainLoader
+from toco.evaluate import EvaluateConfig, Evaluation, evaluate
+from toco.evaluate.pictures import save_panels
+from toco.files import read_json, write_text
+from toco.methods import Method
+from toco.processes import end_with_parent
+from toco.train import checkpoint
+from toco.train.loop import build_method, gradient_norm, open_data, peak_memory_bytes, weights_sha256
+from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
+from toco.train.run_config import RunConfig
+from toco.train.run_folder import Inputs, RunFolder, provenance
+
+SAMPLES = 3
+"""Timed steps of every phase, at least; the median counts."""
+PRECISION = 0.01
+"""A phase's first step is known to this fraction of the training."""
+EVALUATED_BATCHES = 3
+
+
+def measure(config: RunConfig, started: float, like: Cost | None = None) -> Cost:
+    """Run a few steps of ``config`` in this process and, unless ``like`` shares its evaluation, an evaluation.
+
+    Args:
+        config: The training.
+        started: When this process was started, in seconds since the epoch.
+        like: What was measured before it in this process.
+
+    Raises:
+        ValueError: The config does not fit this machine, or data or weights are not there.
+    """
+    config = config.resolved()
+    device = config.torch_device()
+    train_set, val_set = open_data(config)
+    inputs = Inputs(train_set.manifest_digest(), val_set.manifest_digest(), weights_sha256(config))
+    method = build_method(config, len(train_set.class_names)).to(device)
+    loader = TrainLoader(
+        train_set,
+        config.views,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    steps = _Steps(config, method, loader)
+    setup_s = time.time() - started
+    phases = steps.phases()
+    if like is not None and _same_evaluation(like.config, config):
+        setup_s, evaluation_s = like.setup_s, like.evaluation_s
+        checkpoint_bytes, run_bytes = like.checkpoint_bytes, like.run_bytes
+    else:
+        evaluation_s = _evaluation_s(config.evaluate, method, val_set, device)
+        checkpoint_s, checkpoint_bytes, evaluation_bytes = _stored(config, method, steps.optimizer, val_set, device)
+        evaluation_s += checkpoint_s
+        number = evaluations(config, config.num_steps)
+        run_bytes = min(config.keep_checkpoints, number) * checkpoint_bytes + number * evaluation_bytes
+    return Cost(
+        config=config,
+        device=provenance(device, inputs)["device"],
+        phases=phases,
+        evaluation_s=evaluation_s,
+        setup_s=setup_s,
+        peak_memory_bytes=peak_memory_bytes(device),
+        checkpoint_bytes=checkpoint_bytes,
+        run_bytes=run_bytes,
+    )
+
+
+def changes_of_terms(terms_at: Callable[[int], Set[str]], num_steps: int) -> list[int]:
+    """First steps of the phases after the first.
+
+    Terms that come and go between two steps that were looked at are not seen; ends and middle are always looked at.
+    """
+    apart = max(int(PRECISION * num_steps), 1)
+
+    def split(left: int, right: int) -> list[int]:
+        if terms_at(left) == terms_at(right):
+            return []
+        if right - left <= apart:
+            return [right]
+        middle = (left + right) // 2
+        return split(left, middle) + split(middle, right)
+
+    middle, last = (num_steps - 1) // 2, num_steps - 1
+    return split(0, middle) + split(middle, last)
+
+
+class _Steps:
+    """Takes real steps of a training, in any order, and remembers what they computed and how long they took."""
+
+    def __init__(self, config: RunConfig, method: Method, loader: TrainLoader) -> None:
+        self.optimizer = build_optimizer(method.parameter_groups(), config.optim)
+        self._config = config
+        self._method = method
+        # One stream for all: loader processes are started once, and have batches ready as in a training.
+        self._batches = loader.batches(start_step=0, num_steps=sys.maxsize)
+        self._terms: dict[int, Set[str]] = {}
+        self._times_s: list[tuple[int, float]] = []
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases with the median time of their steps."""
+        end = self._config.num_steps
+        # First steps allocate memory and start threads, which a training does once among its many steps.
+        for step in (0, end - 1):
+            self._take(step)
+        self._times_s.clear()
+        bounds = [0, *changes_of_terms(self._terms_at, end), end]
+        return tuple(Phase(start, stop, self._step_s(start, stop)) for start, stop in pairwise(bounds))
+
+    def _step_s(self, start: int, stop: int) -> float:
+        for number in range(SAMPLES - len(self._within(start, stop))):
+            self._take(start + (stop - start) * number // SAMPLES)
+        return statistics.median(self._within(start, stop))
+
+    def _within(self, start: int, stop: int) -> list[float]:
+        return [time_s for step, time_s in self._times_s if start <= step < stop]
+
+    def _terms_at(self, step: int) -> Set[str]:
+        if step not in self._terms:
+            self._take(step)
+        return self._terms[step]
+
+    def _take(self, step: int) -> None:
+        """What ``toco.train.loop`` does in a step."""
+        started = time.perf_counter()
+        device = self._config.torch_device()
+        batch = next(self._batches)
+        generator = torch.Generator().manual_seed(step)
+        set_lr(self.optimizer, step, self._config.num_steps, self._config.optim)
+        self._method.train()
+        output = self._method.training_losses(batch.to(device), step, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        output.total.backward()
+        fill_missing_gradients(self.optimizer)
+        gradient_norm(self.optimizer)
+        self.optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self._times_s.append((step, time.perf_counter() - started))
+        self._terms[step] = frozenset(output.weights)
+
+
+def _evaluation_s(settings: EvaluateConfig, method: Method, val_set: Dataset, device: torch.device) -> float:
+    """Seconds of one evaluation with its pictures, from a few batches and one picture."""
+
+    def timed(images: int, pictures: int) -> float:
+        started = time.perf_counter()
+        _evaluated(settings, method, val_set, device, images, pictures)
+        return time.perf_counter() - started
+
+    total = min(len(val_set), settings.max_images or len(val_set))
+    few = min(total, EVALUATED_BATCHES * settings.batch_size)
+    pictures = min(settings.num_pictures, total)
+    timed(min(few, settings.batch_size), 1)
+    picture_s = max(timed(1, 1) - timed(1, 0), 0.0) if pictures else 0.0
+    return timed(few, 0) * total / few + picture_s * pictures
+
+
+def _stored(
+    config: RunConfig, method: Method, optimizer: torch.optim.Optimizer, val_set: Dataset, device: torch.device
+) -> tuple[float, int, int]:
+    """Seconds to write a checkpoint, its bytes, and the bytes that one evaluation leaves in the run folder."""
+    pictures = min(config.evaluate.num_pictures, len(val_set))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = RunFolder(Path(scratch))
+        started = time.perf_counter()
+        saved = checkpoint.save(folder.checkpoints, config.num_steps, digest(config), method, optimizer, {})
+        checkpoint_s = time.perf_counter() - started
+        evaluation = _evaluated(
+            config.evaluate, method, val_set, device, 1, min(pictures, 1), Path(scratch, "pictures")
+        )
+        folder.add_evaluation(config.num_steps, evaluation, config.evaluate.average_last)
+        picture_bytes = _bytes(Path(scratch, "pictures"))
+        return checkpoint_s, _bytes(saved), _bytes(Path(scratch, "evaluations")) + picture_bytes * pictures
+
+
+def _evaluated(
+    settings: EvaluateConfig,
+    method: Method,
+    val_set: Dataset,
+    device: torch.device,
+    images: int,
+    pictures: int,
+    drawn_to: Path | None = None,
+) -> Evaluation:
+    few = settings.model_copy(update={"max_images": images, "num_pictures": pictures})
+    evaluation = evaluate(method, val_set, few, device)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = drawn_to or Path(scratch)
+        folder.mkdir(exist_ok=True)
+        save_panels(evaluation.pictures, evaluation.class_names, settings.background_threshold, folder)
+    return evaluation
+
+
+def _same_evaluation(left: RunConfig, right: RunConfig) -> bool:
+    shared = ("data", "backbone", "evaluate", "num_steps", "evaluate_every", "keep_checkpoints", "device", "precision")
+    return all(getattr(left, name) == getattr(right, name) for name in shared)
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _costs(request: Mapping[str, Any]) -> Iterator[Cost]:
+    first = None
+    for config in map(RunConfig.model_validate, request["configs"]):
+        if first is not None and time.time() - request["started"] > request["budget_s"]:
+            return
+        cost = measure(config, request["started"], first)
+        first = first or cost
+        yield cost
+
+
+def main(folder: Path) -> None:
+    """Answer the request in ``folder``."""
+    end_with_parent()
+    request = read_json(folder / REQUEST)
+    torch.set_num_threads(request["num_threads"])
+    write_text(folder / COSTS, json.dumps([cost.to_json() for cost in _costs(request)]), durable=False)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,196 @@
+"""MLflow, filled from the run folders in a thread of its own, so that a slow store never holds a study up."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sweeps.core.plan.launch_options import Launch
+from sweeps.core.plan.survey import Situation
+from sweeps.core.store.study_folder import StudyFolder
+from toco.files import printable
+from toco.passwords import public_uri
+from toco.tracking import Pages, Tracker, database_of, has_password, import_mlflow
+
+
+class Sender(ABC):
+    """Keeps a parent run and a child run for every trial up to date with the run folders.
+
+    The ledger is the record. What cannot be sent is sent with the next change of that trial, and once more at the end.
+
+    Attributes:
+        pages: Where MLflow's UI shows it, once that is known.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self.pages: Pages | None = None
+        self._parent: str | None = None
+        self._runs: dict[str, str] = {}
+        self._links_kept = 0
+        self._all_sent = True
+        self._changed: dict[str, None] = {}
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
+
+    @abstractmethod
+    def _begun(self) -> Iterable[str]:
+        """Keys of the trials that have a run folder."""
+
+    @abstractmethod
+    def _find_parent(self, *, last: bool) -> str | None:
+        """The id of the parent run; ``None`` where the store is gone."""
+
+    @abstractmethod
+    def _track(self, key: str, parent: str, *, last: bool) -> str | None:
+        """Send a trial; the id of its MLflow run, ``None`` where it could not be sent."""
+
+    @abstractmethod
+    def _write_links(self, pages: Pages, runs: Mapping[str, str]) -> None:
+        """Keep where MLflow shows the trials, by their keys, for the links of the report."""
+
+    def start(self) -> None:
+        """Open the store and begin, with what earlier starts left."""
+        for key in self._begun():
+            self.changed(key)
+        import_mlflow()
+        self._thread.start()
+
+    def changed(self, key: str) -> None:
+        """The run folder of a trial has something new."""
+        with self._wake:
+            self._changed[key] = None
+            self._wake.notify()
+
+    def drain(self) -> None:
+        """Send what is left, and take no more. The report is written after it, so that it knows all links."""
+        if self._closing:
+            return
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+        # Even with a parent: a store that is gone by now would cost every trial its time limits.
+        self._parent = self._ensure_parent(last=True)
+        if self._parent is None:
+            self._all_sent = False
+            return
+        failed = [name for name in self._changed if not self._send(name, last=True)]
+        self._all_sent = not failed
+        self._keep_links()
+
+    def close(self, files: Iterable[Path], status: str, note: str | None = None) -> bool:
+        """``drain``, and end the parent run; says whether MLflow has everything.
+
+        Args:
+            files: Report and table.
+            status: MLflow's own: ``FINISHED``, ``FAILED`` or ``KILLED``.
+            note: The run's description, in Markdown.
+        """
+        self.drain()
+        if self._parent is None:
+            return False
+        return self._tracker.finish_parent(self._parent, files, status, note) and self._all_sent
+
+    def _work(self) -> None:
+        self._parent = self._ensure_parent(last=False)
+        failed: dict[str, None] = {}
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._changed or self._closing)
+                if not self._changed or self._closing:
+                    self._changed |= failed
+                    return
+                name = next(iter(self._changed))
+                del self._changed[name]
+            if not self._send(name, last=False):
+                failed[name] = None
+            else:
+                failed.pop(name, None)
+            if not self._changed:
+                # Not after every trial: of a study of 50,000 that would write the links of all as often.
+                self._keep_links()
+
+    def _send(self, key: str, *, last: bool) -> bool:
+        if self._parent is None:
+            # The store was gone at the start and may be back.
+            self._parent = self._ensure_parent(last=last)
+        run = None if self._parent is None else self._track(key, self._parent, last=last)
+        if run is not None:
+            self._runs[key] = run
+        return run is not None
+
+    def _ensure_parent(self, *, last: bool) -> str | None:
+        parent = self._find_parent(last=last)
+        if parent is not None and self.pages is None:
+            self.pages = self._tracker.pages()
+        return parent
+
+    def _keep_links(self) -> None:
+        if self.pages is None or self._links_kept == len(self._runs):
+            return
+        # A full disk, say: the links are kept with the next trial.
+        with contextlib.suppress(OSError):
+            self._write_links(self.pages, self._runs)
+            self._links_kept = len(self._runs)
+
+
+def closing_sentence(launch: Launch, pages: Pages | None, *, complete: bool) -> str:
+    """What a driver says of MLflow at its end: where it shows the trials, or how to send what it lacks."""
+    uri = launch.tracking
+    if not complete:
+        login = ", with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set" if has_password(uri) else ""
+        return (
+            f"MLflow at {printable(public_uri(uri))} does not have everything; the run folders do. "
+            f"To fill it{login}: {launch.sync_command}"
+        )
+    page = "" if pages is None else pages.experiment
+    database = database_of(uri)
+    start = "" if database is None else f"\nTo see that page: python -m toco mlflow {shlex.quote(str(database))}"
+    return f"MLflow: {page}{start}"
+
+
+class Mirror(Sender):
+    """Sends a study."""
+
+    def __init__(self, tracker: Tracker, folder: StudyFolder, situation: Situation) -> None:
+        super().__init__(tracker)
+        self._folder = folder
+        # Now, while the record is whole: it may be damaged before the study ends.
+        self._start_id = folder.start_id
+        self._plan = situation.plan
+        self._run_dir = situation.ledger.run_dir
+        self._trials = dict(zip(situation.keys, situation.plan.trials, strict=True))
+
+    def _begun(self) -> Iterable[str]:
+        return [key for key in self._trials if self._run_dir(key).is_dir()]
+
+    def _find_parent(self, *, last: bool) -> str | None:
+        study = self._plan.study
+        return self._tracker.ensure_parent(
+            self._start_id,
+            self._plan.folder_name,
+            {"study": study.name, "digest": self._plan.digest, "recipe": study.recipe, "role": "study"},
+            last=last,
+        )
+
+    def _write_links(self, pages: Pages, runs: Mapping[str, str]) -> None:
+        self._folder.write_mlflow_links(pages, runs)
+
+    def _track(self, key: str, parent: str, *, last: bool) -> str | None:
+        trial = self._trials[key]
+        cell = self._plan.cells[trial.cell]
+        # Tags by which the runs of a study can be grouped in MLflow; parameters have them too, among sixty others.
+        factors = {f"factor.{path}": str(value) for path, value in cell.changes.items()}
+        return self._tracker.track(
+            self._run_dir(key),
+            parent_run_id=parent,
+            run_name=trial.name,
+            tags={"study": self._plan.study.name, "cell": trial.label, "role": "trial", "key": key, **factors},
+            last=last,
+        )

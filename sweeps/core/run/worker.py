@@ -1,0 +1,209 @@
+"""One trial: a training that may lose its worker at any moment and goes on elsewhere.
+
+The training writes its run folder on the worker's own disk, where nobody else writes, not even a lost worker's ghost.
+After every evaluation a snapshot of that folder, with its newest checkpoint, is reported; whoever starts the trial
+again hands the last reported snapshot in. So nothing is lost but the steps since the last evaluation, and nothing is
+doubled: rows, evaluations and checkpoint of a snapshot always belong together.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from sweeps.core.run.failures import ScratchError, StorageError
+from sweeps.core.store.identity import identify
+from sweeps.core.store.links import link_or_copy
+from sweeps.core.store.runs import mend, seal
+from sweeps.core.store.scratch import scratch_folder, sweep_scratch
+from toco.files import is_no_room
+from toco.processes import MachineError
+from toco.room import sentence_of, shortage
+from toco.train.averages import DivergedError
+from toco.train.checkpoint import all_in
+from toco.train.loop import Result
+from toco.train.ranks import train_on_ranks
+from toco.train.records import METRICS, read_rows
+from toco.train.reevaluate import reevaluate
+from toco.train.run_config import RunConfig
+from toco.train.run_folder import RunFolder, recording_command
+
+
+class Channel(Protocol):
+    """How a trial talks to whoever started it."""
+
+    def restored(self) -> AbstractContextManager[Path | None]:
+        """The snapshot that was reported last, readable while the context is open; ``None`` on a first start."""
+
+    def report(self, row: dict[str, Any], snapshot: Path) -> None:
+        """Hand over a row and a snapshot; the snapshot is safe when this returns."""
+
+    def begin(self) -> None:
+        """Say where the trial is about to run.
+
+        Raises:
+            LeftOutError: No trial should run there.
+        """
+
+    def fail(self, error: Exception) -> None:
+        """Say why the trial is about to fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a worker must know to run a trial; plain JSON values, so that it outlives processes and versions.
+
+    Attributes:
+        key: Key of the trial in the ledger.
+        recipe: Name of the recipe, for the record.
+        train: ``module:function`` with the signature of ``toco.train.loop.train``.
+        config: The ``RunConfig`` as JSON.
+        source: Run folder whose checkpoints are evaluated again, instead of a training.
+        prefixes: Folder of the checkpoints that trainings with the same first steps share.
+        inputs: Digests of what the trial reads, as the driver found them.
+        world_size: Processes that train it together, one a GPU.
+        scratch_bytes: What its temporary folder comes to hold; 0 where that is not known.
+        command: The command of the study, for the record.
+    """
+
+    key: str
+    recipe: str
+    train: str
+    config: Mapping[str, Any]
+    source: str | None = None
+    prefixes: str | None = None
+    inputs: Mapping[str, str | None] = field(default_factory=dict)
+    world_size: int = 1
+    scratch_bytes: int = 0
+    command: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # JSON has lists alone.
+        object.__setattr__(self, "command", tuple(self.command))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+
+def run_trial(spec: Spec, channel: Channel) -> None:
+    """Run what ``spec`` says from where the last snapshot left it, and report every evaluation once.
+
+    The last report's snapshot holds ``result.json``; its row has the status ``finished`` or ``diverged``.
+
+    Raises:
+        Exception: Whatever went wrong; the channel was told.
+    """
+    try:
+        channel.begin()
+        sweep_scratch()
+        with recording_command(spec.command or None):
+            _run(spec, channel)
+    except Exception as error:
+        known = _with_folder(error, spec)
+        channel.fail(known)
+        if known is error:
+            raise
+        raise known from error
+
+
+def _with_folder(error: Exception, spec: Spec) -> Exception:
+    """A disk that is full, as a sentence that names folder and bytes; any other error as it is."""
+    if not isinstance(error, OSError) or not is_no_room(error):
+        return error
+    folder = Path(error.filename).parent if isinstance(error.filename, str) else Path(tempfile.gettempdir())
+    # The checkpoints that trials share lie beside the ledger, where all nodes write.
+    is_shared = spec.prefixes is not None and folder.is_relative_to(spec.prefixes)
+    return (StorageError if is_shared else ScratchError)(sentence_of(folder, spec.scratch_bytes, error))
+
+
+def _run(spec: Spec, channel: Channel) -> None:
+    config = RunConfig.model_validate(spec.config)
+    if identify(config, spec.train, spec.inputs).key != spec.key:
+        raise ValueError(
+            "The code that this worker has imported is not the code that the study was planned with, so its result "
+            "would be entered under a wrong name. Bring the same code to every node, or start the study again if the "
+            "code was changed while it ran."
+        )
+    if (problem := shortage(Path(tempfile.gettempdir()), spec.scratch_bytes)) is not None:
+        raise ScratchError(problem)
+    with scratch_folder(spec.key) as scratch:
+        run_dir = scratch / spec.key
+        reporter = _Reporter(channel, run_dir, scratch / "snapshot", config.num_steps)
+        if spec.source is not None:
+            result = reevaluate(Path(spec.source), run_dir, config, "evaluate", recipe=spec.recipe)
+            reporter.report({"status": result.status, "step": result.step, **result.metrics})
+            return
+        train = _function(spec.train)
+        if spec.world_size > 1:
+            train = partial(train_on_ranks, spec.world_size, partial(_train_recording, spec.command, train))
+        with channel.restored() as snapshot:
+            if snapshot is not None:
+                shutil.copytree(snapshot, run_dir)
+                mend(run_dir)
+        options: dict[str, Any] = {} if spec.prefixes is None else {"prefixes": Path(spec.prefixes)}
+        try:
+            result = train(
+                config, run_dir, recipe=spec.recipe, resume=True, observer=reporter, progress=False, **options
+            )
+        except DivergedError:
+            # Deterministic, so that a restart would only diverge again: the result, not a failure of the machine.
+            reporter.report({"status": "diverged"})
+            return
+        if result.status != "finished":
+            raise MachineError(f"The training was {result.status} by a signal after step {result.step}.")
+        reporter.report({"status": result.status, "step": result.step, **result.metrics})
+
+
+def _train_recording(command: tuple[str, ...], train: Callable[..., Result], *arguments: Any, **options: Any) -> Result:  # noqa: ANN401 - those of train
+    """Train in a rank, a process of its own, which does not know what is recorded in the one that started it."""
+    with recording_command(command or None):
+        return train(*arguments, **options)
+
+
+class _Reporter:
+    """The training's observer."""
+
+    def __init__(self, channel: Channel, run_dir: Path, snapshot: Path, num_steps: int) -> None:
+        self._channel = channel
+        self._run_dir = run_dir
+        self._snapshot = snapshot
+        self._num_steps = num_steps
+
+    def on_evaluation(self, step: int, metrics: dict[str, float], checkpoint: Path) -> None:
+        """Report the evaluation. That after the last step waits for ``result.json``, which follows at once."""
+        if step < self._num_steps:
+            self.report({"status": "running", "step": step, **metrics}, until_step=step)
+
+    def report(self, row: dict[str, Any], until_step: int | None = None) -> None:
+        """Report ``row`` with the run folder as it is now, without rows of steps after ``until_step``.
+
+        The training goes on meanwhile, and adds nothing else until this returns.
+        """
+        shutil.rmtree(self._snapshot, ignore_errors=True)
+        left_out = [*all_in(self._run_dir / "checkpoints")[:-1], self._run_dir / METRICS]
+        # Links: a copy of a large checkpoint would hold the training up for nothing.
+        shutil.copytree(
+            self._run_dir,
+            self._snapshot,
+            copy_function=link_or_copy,
+            ignore=lambda folder, names: [name for name in names if Path(folder, name) in left_out],
+        )
+        rows = read_rows(self._run_dir / METRICS).readable
+        RunFolder(self._snapshot).set_metrics([one for one in rows if until_step is None or one["step"] <= until_step])
+        seal(self._snapshot)
+        self._channel.report(row, self._snapshot)
+
+
+def _function(path: str) -> Callable[..., Result]:
+    """Import ``module:function``."""
+    module, _, name = path.partition(":")
+    function: Callable[..., Result] = getattr(importlib.import_module(module), name)
+    return function

@@ -1,0 +1,284 @@
+"""Which factors act, alone and together: analysis of variance, and the effects of two-level designs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sweeps.core.statistics.paired import ROUNDING, Floats, Paired, finite, holm, one_sample
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VALUE, SEED = "value", "seed"
+"""Columns of a table of observations; its other columns are factors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A row of an analysis of variance.
+
+    Attributes:
+        factors: The factor, or the factors of an interaction; ``("seed",)`` for the block.
+        df: Degrees of freedom.
+        sum_squares: What the term explains beyond the others (type II).
+        f: F statistic.
+        p: Its p value.
+        partial_eta_squared: Share of what the term and the noise explain together that is the term's.
+        aliases: Interactions that were left out since these rows do not tell them from this one: each of them, too, may
+            be what is seen here.
+    """
+
+    factors: tuple[str, ...]
+    df: int
+    sum_squares: float
+    f: float
+    p: float
+    partial_eta_squared: float
+    aliases: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What it is called in print."""
+        return " x ".join(self.factors)
+
+
+@dataclass(frozen=True, slots=True)
+class Anova:
+    """An analysis of variance with seeds as blocks.
+
+    Attributes:
+        terms: Seeds, factors, interactions of two factors; none where the noise cannot be estimated, which a note says.
+        residual_df: Degrees of freedom of the noise.
+        notes: What was left out and why, in sentences.
+    """
+
+    terms: tuple[Term, ...]
+    residual_df: int
+    notes: tuple[str, ...]
+
+    @property
+    def interactions(self) -> tuple[Term, ...]:
+        """The terms of two factors."""
+        return tuple(term for term in self.terms if len(term.factors) > 1)
+
+    def dependencies(self, significance: float) -> tuple[str, ...]:
+        """A warning for each interaction that is significant after Holm's correction over all of them."""
+        corrected = holm([term.p for term in self.interactions])
+        return tuple(
+            f"{_dependent(term)} (interaction: F({term.df}, "
+            f"{self.residual_df}) = {term.f:.2f}, p = {p:.2g} after Holm): a row that varies one of them alone "
+            "holds only at the value that the other has there."
+            for term, p in zip(self.interactions, corrected, strict=True)
+            if p is not None and p <= significance
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """An effect in a two-level design.
+
+    Attributes:
+        factors: The factor, or the two factors of an interaction.
+        levels: For each factor its low and its high level, in the order of first appearance.
+        estimate: Mean at high minus mean at low; of an interaction half the difference between the effects of the one
+            factor at the two levels of the other. Interval and test are over seeds.
+        aliases: Factors and interactions of two that this design does not tell from it.
+    """
+
+    factors: tuple[str, ...]
+    levels: tuple[tuple[object, object], ...]
+    estimate: Paired
+    aliases: tuple[tuple[str, ...], ...]
+
+    @property
+    def name(self) -> str:
+        """What it is called in print."""
+        return " x ".join(self.factors)
+
+
+def anova(table: pd.DataFrame) -> Anova:
+    """Analysis of variance (type II) of the column ``value`` over seeds as blocks, factors, and pairs of factors.
+
+    Interactions enter one by one as far as the rows of the design tell them from what entered before, and all of them
+    only where that leaves at least one degree of freedom for the noise.
+
+    Args:
+        table: One row a trial: columns ``value``, ``seed``, and one for each factor.
+
+    Raises:
+        ValueError: A column is missing, a value is not finite, or no factor has two levels.
+    """
+    import pandas as pd
+    from statsmodels.formula.api import ols
+    from statsmodels.stats.anova import anova_lm
+
+    factors = _factors(table)
+    names = {SEED: (SEED,)} | {f"f{index}": (factor,) for index, factor in enumerate(factors)}
+    data = pd.DataFrame({short: _codes(table[long[0]]) for short, long in names.items()})
+    data[VALUE] = finite(table[VALUE])
+    short_names = [name for name in names if data[name].nunique() > 1]
+    notes: list[str] = []
+    columns = np.ones((len(data), 1))
+    kept: list[tuple[str, ...]] = []
+    left_out: list[tuple[str, ...]] = []
+    candidates: list[tuple[str, ...]] = [(name,) for name in short_names]
+    candidates += list(combinations([name for name in short_names if name != SEED], 2))
+    for term in candidates:
+        label = " x ".join(names[name][0] for name in term)
+        own = _contrasts(data, term)
+        wider = np.hstack([columns, own])
+        if np.linalg.matrix_rank(wider) < np.linalg.matrix_rank(columns) + own.shape[1]:
+            notes.append(f"{label} is left out: these rows cannot tell it from other terms.")
+            left_out.append(term)
+            continue
+        columns = wider
+        kept.append(term)
+    if columns.shape[1] >= len(data) and any(len(term) > 1 for term in kept):
+        kept = [term for term in kept if len(term) == 1]
+        notes.append("Interactions are left out, since without a second seed they are the only measure of the noise.")
+        columns = np.hstack([np.ones((len(data), 1)), *(_contrasts(data, term) for term in kept)])
+    residual_df = len(data) - columns.shape[1]
+    in_formula = {term: ":".join(f"C({name}, Sum)" for name in term) for term in kept}
+    fit = ols(f"{VALUE} ~ {' + '.join(in_formula.values())}", data).fit()
+    noise = float(fit.ssr)
+    if residual_df < 1 or noise <= (ROUNDING * float(data[VALUE].abs().max())) ** 2 * len(data):
+        notes.append("The noise cannot be estimated from these trials, so nothing can be tested. Add seeds.")
+        return Anova((), residual_df, tuple(notes))
+    result = anova_lm(fit, typ=2)
+    return Anova(
+        tuple(
+            _term(
+                tuple(names[name][0] for name in term),
+                result.loc[written],
+                noise,
+                tuple(tuple(names[name][0] for name in other) for other in left_out if _mixed(data, term, other)),
+            )
+            for term, written in in_formula.items()
+        ),
+        residual_df,
+        tuple(notes),
+    )
+
+
+def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
+    """Effects and interactions of two factors in a two-level design, full or a fraction of it, with their aliases.
+
+    Each seed gives one estimate of an effect; the interval and the test are over seeds. Seeds that lack a row of the
+    design do not count. Of terms that alias each other all are listed, each with the others as aliases.
+
+    Args:
+        table: As for :func:`anova`; every factor has two levels.
+
+    Raises:
+        ValueError: A column is missing, a value is not finite, a factor has another number of levels, a seed has a row
+            twice, or no seed has all rows.
+    """
+    factors = _factors(table)
+    levels = {factor: tuple(table[factor].drop_duplicates()) for factor in factors}
+    for factor, found in levels.items():
+        if len(found) != 2:
+            raise ValueError(f"Effects are of factors with two levels; {factor} has {len(found)}: {list(found)}.")
+    signs = np.stack([np.where(table[factor] == levels[factor][1], 1, -1) for factor in factors], axis=1)
+    by_seed: dict[int, dict[tuple[int, ...], float]] = {}
+    values = finite(table[VALUE])
+    for seed, run, value in zip(table[SEED], map(tuple, signs.tolist()), values, strict=True):
+        if run in by_seed.setdefault(seed, {}):
+            raise ValueError(f"The seed {seed} has two values for one combination of levels; expected one.")
+        by_seed[seed][run] = float(value)
+    runs = sorted({run for observed in by_seed.values() for run in observed})
+    complete = [
+        np.array([observed[run] for run in runs]) for observed in by_seed.values() if len(observed) == len(runs)
+    ]
+    if not complete:
+        raise ValueError(f"No seed has all {len(runs)} rows of the design, so no effect can be computed. Run the rest.")
+    design = np.array(runs)
+    terms: dict[tuple[str, ...], NDArray[np.int64]] = {
+        tuple(factors[index] for index in term): design[:, term].prod(axis=1)
+        for order in (1, 2)
+        for term in combinations(range(len(factors)), order)
+    }
+    return tuple(
+        Effect(
+            term,
+            tuple((levels[factor][0], levels[factor][1]) for factor in term),
+            _contrast(complete, column),
+            tuple(other for other, its in terms.items() if other != term and _entangled(its, column)),
+        )
+        for term, column in terms.items()
+        if len(set(column.tolist())) == 2
+    )
+
+
+def _entangled(first: NDArray[np.int64], second: NDArray[np.int64]) -> bool:
+    """Whether two columns of signs are correlated: not only in full, as in a regular fraction."""
+    return bool(len(first) * (first @ second) != first.sum() * second.sum())
+
+
+def _contrast(complete: Sequence[Floats], column: NDArray[np.int64]) -> Paired:
+    values = np.array([run[column > 0].mean() - run[column < 0].mean() for run in complete])
+    return one_sample(values, float(max(np.abs(run).max() for run in complete)))
+
+
+def _dependent(term: Term) -> str:
+    pairs = [f"that of {one} on {other}" for one, other in term.aliases]
+    depends = f"The effect of {term.factors[0]} depends on {term.factors[1]}"
+    return f"{depends}, or {', or '.join(pairs)}: these rows cannot tell which" if pairs else depends
+
+
+def _mixed(data: pd.DataFrame, term: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether two interactions are correlated over these rows, beyond what their factors explain one by one."""
+    if min(len(term), len(other)) < 2:
+        return False
+    mains = dict.fromkeys((*term, *other))
+    known = np.hstack([np.ones((len(data), 1)), *(_contrasts(data, (name,)) for name in mains)])
+
+    def rest(columns: Floats) -> Floats:
+        fitted: Floats = known @ np.linalg.lstsq(known, columns, rcond=None)[0]
+        return columns - fitted
+
+    return bool(np.abs(rest(_contrasts(data, term)).T @ rest(_contrasts(data, other))).max() > 1e-6)
+
+
+def _term(factors: tuple[str, ...], row: pd.Series[Any], noise: float, aliases: tuple[tuple[str, ...], ...]) -> Term:
+    explained = float(row["sum_sq"])
+    return Term(
+        factors,
+        round(float(row["df"])),
+        explained,
+        float(row["F"]),
+        float(row["PR(>F)"]),
+        explained / (explained + noise),
+        aliases,
+    )
+
+
+def _factors(table: pd.DataFrame) -> list[str]:
+    if missing := {VALUE, SEED} - set(table.columns):
+        raise ValueError(f"The table lacks the columns {sorted(missing)}; it has {list(table.columns)}.")
+    factors = [str(column) for column in table.columns if column not in (VALUE, SEED)]
+    if not any(table[factor].nunique(dropna=False) > 1 for factor in factors):
+        raise ValueError(f"No factor has two levels, so nothing can be compared; the factors are {factors}.")
+    return factors
+
+
+def _codes(column: pd.Series[Any]) -> NDArray[np.intp]:
+    import pandas as pd
+
+    return pd.factorize(column, use_na_sentinel=False)[0]
+
+
+def _contrasts(data: pd.DataFrame, term: tuple[str, ...]) -> Floats:
+    """Columns of the term in the design matrix, every level against the last."""
+    product = np.ones((len(data), 1))
+    for name in term:
+        codes = data[name].to_numpy()
+        last = codes.max()
+        own = (codes[:, None] == np.arange(last)).astype(np.float64) - (codes[:, None] == last)
+        product = (product[:, :, None] * own[:, None, :]).reshape(len(data), -1)
+    return product

@@ -1,0 +1,117 @@
+"""The noise of the test set: what another draw of images would change, the trained networks being fixed.
+
+A paired bootstrap over stored confusion matrices. It is told apart from the noise of training, and enters no p value.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from sweeps.core.statistics.paired import CONFIDENCE, Floats
+
+CHUNK = 256
+"""Resamples of images that are counted at once, which bounds the memory."""
+
+Counts = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInterval:
+    """A difference with the interval that another draw of test images would give, the trained networks being fixed."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def resampled_iou(confusions: Counts, resamples: int = 2000, seed: int = 0) -> Floats:
+    """IoU per class on resampled images: ``[seeds, 1 + resamples, classes]``, the images themselves first.
+
+    NaN where no image of a resample has the class. Arrays over the same number of images get the same resamples, all
+    their seeds too, which is what pairs them.
+
+    Args:
+        confusions: ``[seeds, images, classes, classes]``, rows are ground truth.
+        resamples: Draws of as many images as there are, with replacement.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: The shape is another, or there is no image.
+    """
+    if confusions.ndim != 4 or confusions.shape[2] != confusions.shape[3] or 0 in confusions.shape:
+        raise ValueError(
+            "Expected confusion matrices of images, [seeds, images, classes, classes] with nothing empty; got "
+            f"{list(confusions.shape)}."
+        )
+    num_seeds, num_images, num_classes, _ = confusions.shape
+    # An image has few classes, so most of its matrix is zero: sparse products are many times faster.
+    counts = [sparse.csr_array(of_seed.reshape(num_images, -1).astype(np.float64)).T.tocsr() for of_seed in confusions]
+    iou = np.empty((num_seeds, 1 + resamples, num_classes))
+    generator = np.random.default_rng(seed)
+    for start in range(0, 1 + resamples, CHUNK):
+        size = min(CHUNK, 1 + resamples - start)
+        weights = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size).astype(np.float64)
+        if start == 0:
+            weights[0] = 1.0
+        for index, of_seed in enumerate(counts):
+            total = (of_seed @ weights.T).reshape(num_classes, num_classes, size)
+            iou[index, start : start + size] = _iou(np.moveaxis(total, 2, 0))
+    return iou
+
+
+def difference_interval(row: Floats, base: Floats, confidence: float = CONFIDENCE) -> ImageInterval:
+    """Interval of the difference in mIoU, mean over seeds, of a row and its base, both from :func:`resampled_iou`.
+
+    Raises:
+        ValueError: The two are of different shapes.
+    """
+    _check_pair(row, base)
+    interval = _interval((_mean_iou(row) - _mean_iou(base)).mean(axis=0), confidence)
+    if interval is None:
+        raise ValueError("No image has a ground truth pixel, so there is no mIoU. Check the confusion matrices.")
+    return interval
+
+
+def class_difference_intervals(
+    row: Floats, base: Floats, confidence: float = CONFIDENCE
+) -> tuple[ImageInterval | None, ...]:
+    """As :func:`difference_interval`, for each class; ``None`` for one that the ground truth does not contain."""
+    _check_pair(row, base)
+    return tuple(_interval(of_class, confidence) for of_class in (row - base).mean(axis=0).T)
+
+
+def _iou(matrices: Floats) -> Floats:
+    right = np.diagonal(matrices, axis1=-2, axis2=-1)
+    true, predicted = matrices.sum(-1), matrices.sum(-2)
+    union = true + predicted - right
+    iou: Floats = np.divide(right, union, out=np.full_like(union, np.nan), where=true > 0)
+    return iou
+
+
+def _mean_iou(iou: Floats) -> Floats:
+    present = ~np.isnan(iou)
+    count = present.sum(axis=-1)
+    total = np.where(present, iou, 0.0).sum(axis=-1)
+    mean: Floats = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return mean
+
+
+def _check_pair(row: NDArray[Any], base: NDArray[Any]) -> None:
+    if row.shape != base.shape:
+        raise ValueError(
+            f"A row and its base are compared over the same seeds, images and classes; got {list(row.shape)} and "
+            f"{list(base.shape)}."
+        )
+
+
+def _interval(differences: Floats, confidence: float) -> ImageInterval | None:
+    if math.isnan(differences[0]):
+        return None
+    low, high = np.nanquantile(differences[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return ImageInterval(float(differences[0]), float(low), float(high))

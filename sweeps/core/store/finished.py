@@ -1,0 +1,122 @@
+"""Finished studies, remembered by how they were asked for: asking again costs reading, not resolving, them.
+
+A study of thousands of cells takes seconds to resolve and to report. Here lies what was printed at its end, under a
+digest of everything that could change it; whether its results are still the same is looked up each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from sweeps.core.design.study import Study
+from sweeps.core.store.inputs import Inputs, config_inputs
+from sweeps.core.store.ledger import Ledger
+from toco.config import digest
+from toco.files import UnreadableError, read_record, sha256, write_record
+
+FOLDER = "finished"
+FORMAT_VERSION = 3
+_PACKAGES = ("torch", "timm")
+_SOURCES = ("toco", "sweeps")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a finished study printed, its page, and its exit status."""
+
+    text: str
+    page: Path
+    exit_code: int
+
+
+def recall(study: Study, storage: Path) -> Ending | None:
+    """How ``study`` ended, if it was finished in ``storage`` by this very code and its results are those of then."""
+    try:
+        was = read_record(_path(study, storage))
+    except (OSError, UnreadableError):
+        return None
+    if was["format_version"] != FORMAT_VERSION:
+        return None
+    folder, keys, entries = storage / was["folder"], was["keys"], was["entries"]
+    try:
+        if any(sha256(folder / name) != known for name, known in was["files"].items()):
+            return None
+    except OSError:
+        return None
+    # Not just that they are there: an entry that was deleted may have been computed again for another study.
+    if Ledger(storage).content_digest(keys) != entries:
+        return None
+    return Ending(was["text"], folder / was["page"], was["exit_code"])
+
+
+def remember(
+    study: Study,
+    storage: Path,
+    keys: Sequence[str],
+    inputs: Sequence[Inputs],
+    ending: Ending,
+    files: Sequence[Path],
+) -> None:
+    """Keep how ``study`` ended, if all of its ``keys`` are in the ledger.
+
+    Where its trials read different ``inputs`` nothing is kept: only those of its base are looked at by ``recall``.
+
+    Args:
+        study: The study.
+        storage: Where its ledger and its folder lie.
+        keys: Of its trials.
+        inputs: What they read.
+        ending: What was printed.
+        files: Of the report, in the study's folder; with another content nothing is recalled.
+    """
+    entries = Ledger(storage).content_digest(keys)
+    if entries is None or len({json.dumps(read, sort_keys=True) for read in inputs}) != 1:
+        return
+    content = {
+        "format_version": FORMAT_VERSION,
+        "folder": ending.page.parent.name,
+        "page": ending.page.name,
+        "files": {file.name: sha256(file) for file in files},
+        "keys": list(keys),
+        "entries": entries,
+        "text": ending.text,
+        "exit_code": ending.exit_code,
+    }
+    write_record(_path(study, storage), content, durable=False)
+
+
+def _path(study: Study, storage: Path) -> Path:
+    base = study.base()
+    parts = [
+        repr(study),
+        digest(base),
+        config_inputs(base),
+        [metadata.version(name) for name in _PACKAGES],
+        _sources(study.train.partition(".")[0].partition(":")[0]),
+    ]
+    return storage / FOLDER / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]}.json"
+
+
+def _sources(trainer: str) -> str:
+    """Digest of the bytes of all code that has to do with it; a comment counts, since this only saves time.
+
+    Args:
+        trainer: Top-level package or module of the function that trains.
+    """
+    digest_of_all = hashlib.sha256()
+    files = []
+    for package in (*_SOURCES, *({trainer} - {*_SOURCES})):
+        found = find_spec(package)
+        if found and found.submodule_search_locations is None and found.origin:
+            files.append(Path(found.origin))
+        for root in (found.submodule_search_locations or ()) if found else ():
+            files += sorted(path for path in Path(root).rglob("*") if path.suffix in (".py", ".j2"))
+    for path in files:
+        digest_of_all.update(path.read_bytes())
+    return digest_of_all.hexdigest()

@@ -1,0 +1,189 @@
+"""What a trial's result depends on, as one key: the name of the result in the ledger.
+
+Two trials with the same key have the same result, whichever study asks for them, on whichever machine. Everything that
+should not change a result (devices, paths, the version of Python, comments in the code) is provenance and in no key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import metadata
+from typing import Any
+
+from sweeps.core.store.code_digest import code_digests
+from toco.config import RUN_ONLY, Config, digest
+from toco.train.run_config import RunConfig
+
+FORMAT_VERSION = 2
+EVALUATION_FIELD = "evaluate"
+"""The field of a ``RunConfig`` that no training depends on. How often it evaluates is no such field: that says which
+checkpoints and evaluations there are."""
+EVALUATION_CODE = ("toco.evaluate", "toco.metrics")
+"""Code that no training depends on."""
+SURROUNDINGS = ("code", "data", "weights", "versions")
+"""Parts of an identity that no config holds."""
+_PACKAGES = ("torch", "timm")
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a result depends on.
+
+    Attributes:
+        key: Name of the result (hex, 20 digits).
+        training_key: Name of its training; results that differ in their evaluation alone share it.
+        parts: What went into the keys, as a ledger entry holds it; to be read only, as trials share parts of it.
+    """
+
+    key: str
+    training_key: str
+    parts: dict[str, Any]
+
+
+def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) -> Identity:
+    """The identity of what ``train`` makes of ``config`` and ``inputs`` with the code as it is on disk.
+
+    Code is read once per process: a process that has begun a study stays with what it found.
+
+    Args:
+        config: The run.
+        train: ``module:function`` that trains.
+        inputs: Digests by ``train``, ``val`` and ``weights``, see ``sweeps.core.store.inputs``.
+
+    Raises:
+        ValueError: A module that the config or ``train`` names has no source.
+    """
+    module = train.partition(":")[0]
+    roots = (
+        module,
+        f"toco.backbones.{config.backbone.name}",
+        f"toco.data.{config.data.name}",
+        f"toco.methods.{config.method.name}",
+    )
+    code, code_digest = _code(roots, ())
+    _, training_code_digest = _code(roots, EVALUATION_CODE)
+    config_digest, training_config_digest = _config_digests(config)
+    common = {
+        "format_version": FORMAT_VERSION,
+        "train": train,
+        "data": {"train": inputs["train"], "val": inputs["val"]},
+        "weights": inputs["weights"],
+        "versions": _versions(),
+        "seed": config.seed,
+    }
+    training = {**common, "config": training_config_digest, "code": training_code_digest}
+    # What is validated on reaches no training.
+    training["data"] = inputs["train"]
+    key = _sha256({**common, "config": config_digest, "code": code_digest})[:20]
+    parts = {
+        "config": config_digest,
+        "training_config": training_config_digest,
+        "train": train,
+        "code": code,
+        "data": common["data"],
+        "weights": common["weights"],
+        "versions": common["versions"],
+        "seed": config.seed,
+    }
+    return Identity(key, _sha256(training)[:20], parts)
+
+
+def same_surroundings(parts: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether two results were made by the same code and versions from the same data and weights."""
+    return all(parts[name] == known.get(name) for name in SURROUNDINGS)
+
+
+def why(parts: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """In which respects a trial is another one than a known one, in words; empty where in none.
+
+    >>> why({"code": {"a": "1"}, "seed": 3}, {"code": {"a": "2"}, "seed": 3})
+    ['code changed: a']
+    """
+    reasons = []
+    code, known_code = parts.get("code", {}), known.get("code", {})
+    both = sorted(code.keys() & known_code.keys())
+    for what, modules in (
+        ("changed", [module for module in both if code[module] != known_code[module]]),
+        ("added", sorted(code.keys() - known_code.keys())),
+        ("no longer used", sorted(known_code.keys() - code.keys())),
+    ):
+        if modules:
+            reasons.append(f"code {what}: {', '.join(modules)}")
+    data, known_data = parts.get("data", {}), known.get("data", {})
+    for split, name in (("train", "training"), ("val", "validation")):
+        if data.get(split) != known_data.get(split):
+            reasons.append(f"other {name} data")
+    if parts.get("weights") != known.get("weights"):
+        reasons.append("other pretrained weights")
+    versions, known_versions = parts.get("versions", {}), known.get("versions", {})
+    for package in sorted(versions.keys() | known_versions.keys()):
+        if versions.get(package) != known_versions.get(package):
+            reasons.append(f"{package} {versions.get(package)} instead of {known_versions.get(package)}")
+    if parts.get("train") != known.get("train"):
+        reasons.append(f"trained by {parts.get('train')} instead of {known.get('train')}")
+    if parts.get("seed") != known.get("seed"):
+        reasons.append(f"seed {parts.get('seed')} instead of {known.get('seed')}")
+    elif parts.get("training_config") != known.get("training_config"):
+        reasons.append("other config")
+    elif parts.get("config") != known.get("config"):
+        reasons.append("other settings of the evaluation")
+    return reasons
+
+
+@cache
+def _code(roots: tuple[str, ...], without: tuple[str, ...]) -> tuple[dict[str, str], str]:
+    code = code_digests(roots, without)
+    return code, _sha256(code)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Major and minor version of the packages that compute, without importing them."""
+    return {name: ".".join(metadata.version(name).split(".")[:2]) for name in _PACKAGES}
+
+
+def _config_digests(config: RunConfig) -> tuple[str, str]:
+    """Of all fields that affect results, and of those that affect the training."""
+    values = {name: _value(getattr(config, name)) for name in _fields(type(config))}
+    training = {name: value for name, value in values.items() if name != EVALUATION_FIELD}
+    return _sha256(values)[:16], _sha256(training)[:16]
+
+
+@cache
+def _fields(model: type[Config]) -> tuple[str, ...]:
+    extras = {name: info.json_schema_extra for name, info in model.model_fields.items()}
+    return tuple(name for name, extra in extras.items() if not (isinstance(extra, dict) and extra.get(RUN_ONLY)))
+
+
+class _Same:
+    """Stands for one object, whatever others are equal to it: comparing configs by value takes long."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Config) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _value(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    return _part_digest(_Same(value)) if isinstance(value, Config) else value
+
+
+@lru_cache(maxsize=4096)
+def _part_digest(part: _Same) -> str:
+    # The trials of a study share most parts of their configs as objects.
+    return digest(part.value)
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()

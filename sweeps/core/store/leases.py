@@ -1,0 +1,328 @@
+"""Who works on a trial now: leases on keys, between processes and between machines that mount the same storage.
+
+A lease is a hard link ``leases/KEY.json`` to the holder's own file, so that of all who try one gets it, on NFS too, and
+one heart-beat keeps all leases of a holder alive. Where a holder is gone, a successor links its own file to
+``leases/KEY.after-HOLDER.json``: the end of that chain holds the lease, and again one of all who try gets it.
+
+A heart-beat is a new modification time of the holder's file. A waiter compares it with what the waiter saw before, and
+counts the seconds without a change on its own monotonic clock: no clock of another machine matters, nor a clock that
+is set. A file that cannot be read is a lease of an unknown holder, which lives as long as its heart-beat changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from sweeps.core.store.first_writer import link_first
+from sweeps.core.store.ledger import mounted
+from sweeps.core.store.process_identity import Process, this_process
+from toco.files import UnreadableError, read_record, write_record
+
+FORMAT_VERSION = 2
+FOLDER = "leases"
+
+logger = logging.getLogger(__name__)
+
+
+class LostLeaseError(RuntimeError):
+    """Another driver holds the lease now, so that nothing may be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """One link of a chain.
+
+    Attributes:
+        path: The file.
+        owner: Who made it: a name that no other holder has.
+        holder: What the owner is, in words.
+        process: The owner's process; ``None`` where the file cannot be read.
+        beat: Changes with every heart-beat.
+    """
+
+    path: Path
+    owner: str
+    holder: str
+    process: Process | None
+    beat: int
+
+    @property
+    def text(self) -> str:
+        """Who it is, for people."""
+        if self.process is None:
+            return f"a driver whose lease {self.path} cannot be read"
+        return f"{self.holder} on {self.process.host} (process {self.process.pid})"
+
+
+class _Silences:
+    """For how long the heart-beats of others have not changed, on the monotonic clock of this process.
+
+    Time counts between two looks only, and at most ``longest_s`` of it: a process that was suspended itself did not
+    see the heart-beats of that time.
+    """
+
+    def __init__(self, longest_s: float, clock: Callable[[], float]) -> None:
+        self._longest_s = longest_s
+        self._clock = clock
+        # Owner: the heart-beat that was seen last, when that was, and the silence until then.
+        self._seen: dict[str, tuple[int, float, float]] = {}
+
+    def look(self, link: _Link) -> float:
+        """Seconds without a new heart-beat; 0 at the first look."""
+        now_s = self._clock()
+        beat, last_s, silent_s = self._seen.get(link.owner, (None, now_s, 0.0))
+        silent_s = silent_s + min(now_s - last_s, self._longest_s) if beat == link.beat else 0.0
+        self._seen[link.owner] = (link.beat, now_s, silent_s)
+        return silent_s
+
+
+class Leases:
+    """Takes leases in a storage folder and keeps them alive; a context, which releases them at its end.
+
+    A process that was suspended for longer than ``expires_s`` may find its leases taken over: :meth:`holds` says so.
+    """
+
+    def __init__(
+        self,
+        storage: Path,
+        holder: str,
+        *,
+        beat_every_s: float = 10.0,
+        expires_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Say who takes leases; nothing is written before the first one.
+
+        Args:
+            storage: The folder that the ledger is in.
+            holder: What others read about it, such as ``the study table5``.
+            beat_every_s: Seconds between heart-beats.
+            expires_s: Seconds without a heart-beat after which others take its leases over.
+            clock: Seconds that only grow.
+
+        Raises:
+            ValueError: ``storage`` is an address and no folder, or the times do not fit.
+        """
+        if not 0 < beat_every_s < expires_s / 2:
+            raise ValueError(
+                f"A lease that expires after {expires_s} s needs a heart-beat at least twice in that time, not every "
+                f"{beat_every_s} s."
+            )
+        self._folder = mounted(storage) / FOLDER
+        self._holder = holder
+        self._beat_every_s = beat_every_s
+        self._expires_s = expires_s
+        self._silences = _Silences(beat_every_s, clock)
+        # Names that this holder has had, the one it takes leases with last.
+        self._owners: list[str] = []
+        self._held: set[str] = set()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def __enter__(self) -> Leases:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def acquire(self, keys: Iterable[str]) -> set[str]:
+        """Take what is free of ``keys``, or was left by a holder that is gone; those that are held now.
+
+        Raises:
+            ValueError: The storage has no hard links.
+        """
+        with self._lock:
+            self._show_life()
+            got = {key for key in keys if self._take(key)}
+            self._held |= got
+            return got
+
+    def holds(self, key: str) -> bool:
+        """Whether the lease is held, as the storage says; to be asked before writing what only a holder may write."""
+        chain = self._chain(key)
+        return bool(chain) and chain[-1].owner in self._owners
+
+    def check(self, key: str) -> None:
+        """As :meth:`holds`, for writers.
+
+        Raises:
+            LostLeaseError: Another driver holds the lease, or nobody does.
+        """
+        if not self.holds(key):
+            raise LostLeaseError(
+                f"This driver was suspended or cut off, and {self.holder(key) or 'another driver'} has taken over. The "
+                "same command goes on from here."
+            )
+
+    def holder(self, key: str) -> str | None:
+        """Who holds the lease, in words; ``None`` where nobody does who is still there.
+
+        Who takes no leases itself asks once and cannot wait for a heart-beat. For such a reader the age of the last
+        one counts, by the clock of the storage. Nothing is written because of it.
+        """
+        link = self._last(key)
+        if link is None or self._is_gone(link) or (self._heart is None and self._age_s(link) > self._expires_s):
+            return None
+        return link.text
+
+    def silence_s(self, key: str) -> float:
+        """For how many seconds this process saw no sign of life of the holder; 0 where nobody holds the lease."""
+        link = self._last(key)
+        return 0.0 if link is None else self._silences.look(link)
+
+    @property
+    def expires_s(self) -> float:
+        """Seconds without a heart-beat after which leases are taken over."""
+        return self._expires_s
+
+    @property
+    def beat_every_s(self) -> float:
+        """Seconds between heart-beats."""
+        return self._beat_every_s
+
+    def release(self, keys: Iterable[str]) -> None:
+        """Let go of ``keys``; those that are not held stay as they are."""
+        with self._lock:
+            for key in keys:
+                chain = self._chain(key)
+                if chain and chain[-1].owner in self._owners:
+                    # The first link first: what is left of a chain without it means nothing.
+                    for link in chain:
+                        link.path.unlink(missing_ok=True)
+                self._held.discard(key)
+
+    def close(self) -> None:
+        """Release everything and stop the heart-beat."""
+        self.release(tuple(self._held))
+        self._closing.set()
+        if self._heart is not None:
+            self._heart.join()
+        for owner in self._owners:
+            self._file(owner).unlink(missing_ok=True)
+
+    def _show_life(self) -> None:
+        """Renew all leases; with the first call, begin to do so again and again."""
+        if self._heart is not None:
+            self._renew()
+            return
+        self._sweep()
+        self._new_owner()
+        self._heart = threading.Thread(target=self._beat, name="leases", daemon=True)
+        self._heart.start()
+
+    def _sweep(self) -> None:
+        """Remove the files of holders that ended, and files that cannot be read and have had no heart-beat for long."""
+        for path in self._file("*").parent.glob("*.json"):
+            link = _read(path)
+            if link is None or not self._is_gone(link):
+                continue
+            if link.process is None:
+                logger.warning("Removed %s: it cannot be read and had no sign of life.", path)
+                path.unlink(missing_ok=True)
+            elif link.process.is_dead():
+                path.unlink(missing_ok=True)
+
+    def _new_owner(self) -> None:
+        """Take a name that is in no chain, with a file to link to."""
+        owner = uuid.uuid4().hex
+        content = {
+            "format_version": FORMAT_VERSION,
+            "owner": owner,
+            "holder": self._holder,
+            "process": asdict(this_process()),
+        }
+        write_record(self._file(owner), content)
+        self._owners.append(owner)
+
+    def _file(self, owner: str) -> Path:
+        return self._folder / "holders" / f"{owner}.json"
+
+    def _beat(self) -> None:
+        while not self._closing.wait(self._beat_every_s):
+            self._renew()
+            try:
+                self._sweep()
+            except Exception as error:  # what others left is worth less than this heart-beat
+                logger.warning("The leases in %s could not be tidied up: %s", self._folder, error)
+
+    def _renew(self) -> None:
+        for owner in tuple(self._owners):
+            try:
+                os.utime(self._file(owner))
+            except OSError as error:
+                logger.warning("The leases in %s could not be renewed, and may expire: %s", self._folder, error)
+
+    def _take(self, key: str) -> bool:
+        chain = self._chain(key)
+        if chain and chain[-1].owner in self._owners:
+            return True
+        if chain and not self._is_gone(chain[-1]):
+            return False
+        if chain and chain[-1].process is None:
+            logger.warning("Took over from %s: it had no sign of life.", chain[-1].text)
+        if self._successor(key, self._owners[-1]).exists():
+            # Somebody took over from this holder while it was suspended: the name has its place, and no second one.
+            self._new_owner()
+        target = self._successor(key, chain[-1].owner) if chain else self._folder / f"{key}.json"
+        if not link_first(self._file(self._owners[-1]), target):
+            return False
+        if self.holds(key):
+            return True
+        # The chain ended, or began anew, between the look at it and the link, which therefore joined nothing.
+        target.unlink(missing_ok=True)
+        return False
+
+    def _chain(self, key: str) -> list[_Link]:
+        """The first holder of a lease and whoever took over from it, from the one before."""
+        chain: list[_Link] = []
+        path = self._folder / f"{key}.json"
+        while (link := _read(path)) is not None:
+            chain.append(link)
+            path = self._successor(key, link.owner)
+        return chain
+
+    def _successor(self, key: str, owner: str) -> Path:
+        return self._folder / f"{key}.after-{owner}.json"
+
+    def _last(self, key: str) -> _Link | None:
+        chain = self._chain(key)
+        return chain[-1] if chain else None
+
+    def _age_s(self, link: _Link) -> float:
+        """Seconds since a heart-beat by the storage's clock; 0 where it cannot be asked."""
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".now-") as file:
+                return (os.fstat(file.fileno()).st_mtime_ns - link.beat) / 1e9
+        except OSError:
+            return 0.0
+
+    def _is_gone(self, link: _Link) -> bool:
+        silent_s = self._silences.look(link)
+        return silent_s > self._expires_s or (link.process is not None and link.process.is_dead())
+
+
+def _read(path: Path) -> _Link | None:
+    """What a file says; ``None`` where there is none."""
+    try:
+        # Opened, not just asked for: only then does NFS look at the server for the newest heart-beat.
+        with path.open("rb") as file:
+            state = os.fstat(file.fileno())
+        content = read_record(path)
+        return _Link(path, content["owner"], content["holder"], Process(**content["process"]), state.st_mtime_ns)
+    except FileNotFoundError:
+        return None
+    except (UnreadableError, KeyError, TypeError):
+        # The inode, as the file has one name in every chain and one among the holders.
+        return _Link(path, f"unreadable-{state.st_ino}", "", None, state.st_mtime_ns)

@@ -1,0 +1,338 @@
+"""The ledger: what every trial that ever ended came to, by its key; the record that everything else is made from.
+
+::
+
+    ledger/KK/KEY.json            how a trial ended, final: the first whole one stays
+    ledger/KK/KEY.failures/       the attempts that failed, a file each
+    ledger/trainings/TT/TRAINING_KEY/KEY, ledger/configs/CC/CONFIG/KEY   empty files, by which entries are found
+    runs/KEY/                     its run folder
+
+Every entry and every failure carries the SHA-256 of its own bytes. One that a bad disk changed counts as missing: the
+next run enters the trial again from its run folder, or trains it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from sweeps.core.store.first_writer import is_whole_file, write_first
+from toco.files import SEAL, is_sealed, record_text, sync, write_text
+from toco.passwords import public_text
+
+FORMAT_VERSION = 2
+LONGEST_TRACEBACK = 20_000
+"""Characters that are kept of a traceback, from its end."""
+_WITHOUT_DIGEST = b'{"format_version":1,'
+"""How the entries of version 0.4 begin."""
+_RUN, _DELETE = "The next run makes it again.", "Delete it."
+"""What to do about a damaged entry and a damaged failure."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """A result of the same config.
+
+    Attributes:
+        identity: What it depends on, see ``sweeps.core.store.identity.Identity.parts``.
+        without_digest: Whether version 0.4 wrote it, so that it does not count.
+    """
+
+    identity: Mapping[str, Any]
+    without_digest: bool
+
+
+class Ledger:
+    """Reads and writes the entries below a storage folder."""
+
+    def __init__(self, storage: Path) -> None:
+        """Open the ledger in ``storage``, which need not exist.
+
+        Raises:
+            ValueError: ``storage`` is an address and no folder.
+        """
+        self.storage = mounted(storage)
+        self._root = self.storage / "ledger"
+
+    def run_dir(self, key: str) -> Path:
+        """The run folder of a trial, which need not exist."""
+        return self.storage / "runs" / key
+
+    def entry(self, key: str) -> dict[str, Any] | None:
+        """How a trial ended; ``None`` where it has not, or, with a warning, where the file is damaged.
+
+        Entries of version 0.4, which carry no digest, are as if they were not there.
+
+        Raises:
+            ValueError: It was written by a version of this program with a later format.
+        """
+        return _read(self._path(key), key, _RUN)
+
+    def finished_keys(self, keys: Iterable[str]) -> set[str]:
+        """Those of ``keys`` that have a whole entry, so that there is nothing left to compute.
+
+        Raises:
+            ValueError: One was written by a version of this program with a later format.
+        """
+        return {key for key, path in self._present(keys) if _is_there(path, key)}
+
+    def damaged_keys(self, keys: Iterable[str]) -> set[str]:
+        """Those of ``keys`` that have an entry which is damaged, and therefore count as not finished."""
+        return {key for key, path in self._present(keys) if not is_whole_file(path, partial(_is_known, key=key))}
+
+    def content_digest(self, keys: Iterable[str]) -> str | None:
+        """SHA-256 over the entries of ``keys``, byte by byte; ``None`` where one is not there or damaged."""
+        sha256 = hashlib.sha256()
+        try:
+            for key in keys:
+                content = self._path(key).read_bytes()
+                if not _is_whole(content, key):
+                    return None
+                sha256.update(content)
+        except FileNotFoundError:
+            return None
+        return sha256.hexdigest()
+
+    def write(self, entry: Mapping[str, Any]) -> bool:
+        """Enter how a trial ended; durable when this returns. Says whether it is this entry that stands there now.
+
+        The first entry of a key stays; only a damaged one is replaced.
+
+        Raises:
+            ValueError: ``storage`` cannot hold a ledger, or a later version of this program wrote an entry of this key.
+        """
+        key = entry["key"]
+        # Before the entry: one that cannot be found from its training would be trained again.
+        self.mark(key, entry["training_key"], entry["identity"]["config"])
+        if self.entry(key) is not None:
+            return False
+        return write_first(self._path(key), _text(key, entry), partial(_is_whole, key=key))
+
+    def mark(self, key: str, training_key: str, config_digest: str) -> None:
+        """Make the files by which the entry ``key`` is found from its training and its config, where they lack."""
+        for marker in (self._training(training_key) / key, self._config(config_digest) / key):
+            _touch(marker)
+
+    def failures(self, key: str) -> list[dict[str, Any]]:
+        """The attempts that failed, oldest first, with ``time``, ``host``, ``reason`` and ``traceback``."""
+        folder = self._failures(key)
+        found = [_read(folder / name, key, _DELETE) for name in sorted(_names(folder)) if name.endswith(".json")]
+        return [failure for failure in found if failure is not None]
+
+    def add_failure(self, key: str, reason: str, traceback: str, *, host: str = "") -> None:
+        """Add an attempt that failed; durable when this returns. Others may add theirs at the same time.
+
+        Passwords in addresses are left out.
+
+        Args:
+            key: The trial.
+            reason: In a line.
+            traceback: Its end is kept.
+            host: Machine where it failed; empty where that is not known.
+        """
+        now = datetime.now(UTC)
+        failure = {
+            "time": now.isoformat(timespec="seconds"),
+            "host": host,
+            "reason": public_text(reason),
+            "traceback": public_text(traceback)[-LONGEST_TRACEBACK:],
+        }
+        name = f"{now.isoformat(timespec='microseconds')}-{uuid.uuid4().hex[:8]}.json"
+        write_text(self._failures(key) / name.replace(":", ""), _text(key, failure))
+
+    def by_training(self, training_key: str) -> list[dict[str, Any]]:
+        """The finished entries with this training, sorted by key."""
+        return [entry for entry in self._found(self._training(training_key)) if entry["status"] == "finished"]
+
+    def nearest(self, config_digest: str) -> Nearest | None:
+        """The newest result of this config, whatever its code, data and versions; for the question how they differ.
+
+        Results of version 0.4 are among them, although they do not count.
+        """
+        results = [
+            (path.stat().st_mtime_ns, path.name, nearest)
+            for key in _names(self._config(config_digest))
+            if (nearest := _nearest(path := self._path(key), key)) is not None
+        ]
+        return max(results, key=lambda result: result[:2])[2] if results else None
+
+    def history(self, recipe: str, limit: int = 200) -> Iterator[dict[str, Any]]:
+        """The newest entries of trials that began from ``recipe``, newest first, ``limit`` at most."""
+        files = [(file.stat().st_mtime_ns, file.name.removesuffix(".json")) for file in self._entries()]
+        for _, key in sorted(files, reverse=True):
+            if limit <= 0:
+                return
+            entry = self.entry(key)
+            if entry is not None and entry["origin"]["recipe"] == recipe:
+                limit -= 1
+                yield entry
+
+    def without_digest(self) -> str | None:
+        """A sentence about the results of version 0.4, which do not count; ``None`` where there are none."""
+        number = 0
+        for entry in self._entries():
+            with Path(entry).open("rb") as file:
+                number += file.read(len(_WITHOUT_DIGEST)) == _WITHOUT_DIGEST
+        if not number:
+            return None
+        return (
+            f"The ledger has {number} results of version 0.4, which do not count: they carry no digest that would "
+            "show damage, and other code made them. What is needed of them runs again; they stay where they are."
+        )
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        """The files of all entries."""
+        return (
+            file
+            for folder in _names(self._root)
+            if len(folder) == 2
+            for file in os.scandir(self._root / folder)
+            if re.fullmatch(r"[0-9a-f]+\.json", file.name)
+        )
+
+    def _present(self, keys: Iterable[str]) -> Iterator[tuple[str, Path]]:
+        """Those of ``keys`` of which there is a file."""
+        by_folder: dict[Path, set[str]] = {}
+        for key in keys:
+            by_folder.setdefault(self._path(key).parent, set()).add(key)
+        for folder, wanted in by_folder.items():
+            # One listing instead of a question for every key, which a network file system would take long to answer.
+            names = {name.removesuffix(".json") for name in _names(folder)}
+            yield from ((key, self._path(key)) for key in wanted & names)
+
+    def _path(self, key: str) -> Path:
+        return self._root / key[:2] / f"{key}.json"
+
+    def _failures(self, key: str) -> Path:
+        return self._root / key[:2] / f"{key}.failures"
+
+    def _training(self, training_key: str) -> Path:
+        return self._root / "trainings" / training_key[:2] / training_key
+
+    def _config(self, config_digest: str) -> Path:
+        return self._root / "configs" / config_digest[:2] / config_digest
+
+    def _found(self, markers: Path) -> list[dict[str, Any]]:
+        """The entries that a folder of markers points to; a crash may have left a marker without an entry."""
+        return [entry for key in sorted(_names(markers)) if (entry := self.entry(key)) is not None]
+
+
+def mounted(storage: Path) -> Path:
+    """``storage``, if it is a folder's path.
+
+    Raises:
+        ValueError: It is an address, such as that of a bucket.
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(storage))
+    if scheme:
+        raise ValueError(
+            f"--storage is {str(storage)!r}, but a ledger needs a folder, on a local disk or mounted: two drivers keep "
+            f"out of each other's way by hard links, which {scheme[1]} does not have. Give a folder, and copy it to "
+            "the bucket for readers."
+        )
+    return storage
+
+
+def _touch(path: Path) -> None:
+    """Make an empty file, durable when this returns."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        sync(path.parent)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+
+
+def _head(key: str) -> bytes:
+    """How every file of ``key`` begins: its format, and whose it is."""
+    return f'{{"format_version":{FORMAT_VERSION},"key":{json.dumps(key)},'.encode()
+
+
+def _text(key: str, content: Mapping[str, Any]) -> str:
+    head = {"format_version": FORMAT_VERSION, "key": key}
+    return record_text({**head, **content, **head})
+
+
+def _is_whole(content: bytes, key: str) -> bool:
+    """Whether these are the bytes that were written for ``key``."""
+    return content.startswith(_head(key)) and is_sealed(content)
+
+
+def _is_known(content: bytes, key: str) -> bool:
+    """Whether an entry is whole, or one of version 0.4, of which that cannot be known."""
+    return _is_whole(content, key) or _is_without_digest(content)
+
+
+def _is_there(path: Path, key: str) -> bool:
+    return is_whole_file(path, partial(_is_whole, key=key)) or _read(path, key, _RUN) is not None
+
+
+def _read(path: Path, key: str, advice: str) -> dict[str, Any] | None:
+    """What was written for ``key``; ``None`` where there is no such file, or, with a warning, where it is damaged."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if _is_whole(content, key):
+        record: dict[str, Any] = json.loads(content)
+        del record[SEAL]
+        return record
+    if not _is_without_digest(content):
+        _warn(f"{_fault(path, content)} {advice}")
+    return None
+
+
+def _is_without_digest(content: bytes) -> bool:
+    """Whether an entry is one of version 0.4, which nothing guards against damage."""
+    return content.startswith(_WITHOUT_DIGEST) and content.endswith(b"}\n")
+
+
+def _nearest(path: Path, key: str) -> Nearest | None:
+    """What a result depends on, one of version 0.4 included; ``None`` where there is none or it cannot be read."""
+    if (entry := _read(path, key, _RUN)) is not None:
+        return Nearest(entry["identity"], without_digest=False)
+    try:
+        content = path.read_bytes()
+        identity = json.loads(content)["identity"] if _is_without_digest(content) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return Nearest(identity, without_digest=True) if isinstance(identity, dict) else None
+
+
+def _fault(path: Path, content: bytes) -> str:
+    """What is wrong with a file that is not whole.
+
+    Raises:
+        ValueError: A later version of this program wrote it.
+    """
+    if not is_sealed(content):
+        return f"{path} is damaged and counts as missing: its bytes are not those that were written."
+    record = json.loads(content)
+    if (version := record.get("format_version")) != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version}; this program reads {FORMAT_VERSION}. Give another --storage."
+        )
+    return f"{path} counts as missing: it is the record of {record.get('key')}."
+
+
+# Said once: a damaged file is looked at by everything that reads the ledger.
+@lru_cache(maxsize=1024)
+def _warn(text: str) -> None:
+    logger.warning(text)

@@ -1,0 +1,280 @@
+"""The run folders of all studies, ``runs/KEY``: published by drivers that hold the trial's lease, and by nobody else.
+
+::
+
+    runs/KEY/        see toco.train.run_folder
+    tune/SESSION/    what one driver's Ray Tune keeps, the newest snapshots of its trials: a cache, gone with it
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sweeps.core.store.identity import Identity
+from sweeps.core.store.leases import LostLeaseError
+from sweeps.core.store.ledger import Ledger
+from sweeps.core.store.links import link_or_copy
+from toco.command_line import sentence_of
+from toco.files import UnreadableError, partial_name, printable, read_json, sha256, sync, whole_file, write_text
+from toco.passwords import public_text
+from toco.train import records
+from toco.train.checkpoint import STATE, TENSORS, CheckpointError, all_in, read
+
+logger = logging.getLogger(__name__)
+
+SESSIONS = "tune"
+CONTENTS = "snapshot.json"
+"""File of a snapshot that says what else belongs to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a ledger entry came from; none of it affects its numbers.
+
+    Attributes:
+        study: Name of the study that had it trained.
+        recipe: What its config started from.
+        search: Whether a search chose its config, after looking at other trials.
+    """
+
+    study: str
+    recipe: str
+    search: bool = False
+
+
+class Runs:
+    """Reads and writes the run folders beside a ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.sessions = ledger.storage / SESSIONS
+
+    def status(self, key: str) -> str | None:
+        """How a trial ended by its run folder, ``None`` while it has not, or where a damaged file hides it."""
+        return _status(self.ledger.run_dir(key))
+
+    def publish(self, key: str, snapshot: Path, check: Callable[[str], None] = lambda key: None) -> None:
+        """Bring a run folder to the state of ``snapshot``; durable when this returns.
+
+        ``check`` is asked before every change: a driver that is suspended on the way must not go on in a folder that
+        another driver has taken over meanwhile.
+
+        A snapshot older than what is there changes nothing: after the loss of a driver, one may be handed out again.
+        At every moment of this the folder can be resumed: a checkpoint never appears before the rows that belong to it.
+
+        Args:
+            key: The trial.
+            snapshot: Its run folder as it was reported.
+            check: Raises where the lease of ``key`` is not held, see ``sweeps.core.store.leases.Leases.check``. Only a
+                process that nobody else can write beside needs none.
+
+        Raises:
+            LostLeaseError: ``check`` raised it.
+        """
+        target = self.ledger.run_dir(key)
+        ended, status = self.status(key), _status(snapshot)
+        step, newest = newest_step(snapshot), newest_step(target)
+        is_older = step < newest or (step == newest and ended is not None and status is None)
+        # An evaluation of a stored training has no checkpoint, and yet ends what was begun here.
+        if ended == "finished" or (is_older and status != "finished"):
+            return
+        before = partial(check, key)
+        last = Path("result.json")
+        files = _files(snapshot)
+        for relative in sorted(files - {last}):
+            if relative.parts[0] != "checkpoints":
+                _copy(snapshot / relative, target / relative, before)
+        checkpoints = all_in(snapshot / "checkpoints")
+        for checkpoint in checkpoints:
+            _link_folder(checkpoint, target / "checkpoints" / checkpoint.name, before)
+        for old in {path.name for path in all_in(target / "checkpoints")} - {path.name for path in checkpoints}:
+            before()
+            shutil.rmtree(target / "checkpoints" / old)
+        # Such as counts of evaluations that are not among the last any more.
+        for path in [path for path in target.rglob("*") if path.is_file()]:
+            if path.relative_to(target) not in files:
+                before()
+                path.unlink()
+        if last in files:
+            _copy(snapshot / last, target / last, before)
+
+    def is_published(self, key: str, snapshot: Path) -> bool:
+        """Whether a run folder has what ``snapshot`` has, or more."""
+        ended, status = self.status(key), _status(snapshot)
+        if ended == "finished" or status is not None:
+            return ended in ("finished", status)
+        return newest_step(snapshot) <= newest_step(self.ledger.run_dir(key))
+
+    def salvage(self, key: str, dead_sessions: Iterable[Path], check: Callable[[str], None] = lambda key: None) -> bool:
+        """Publish what drivers that are gone had received and not yet published; says whether all of it could be read.
+
+        What was cut off or is damaged is passed over. What could not be read or written, on a full disk for example,
+        may be there the next time. ``check`` as of :meth:`publish`.
+        """
+        complete = True
+        for session in dead_sessions:
+            snapshots = (session / key).glob("checkpoint_*")
+            for snapshot in sorted(snapshots, key=lambda path: (newest_step(path), path.name)):
+                newest = all_in(snapshot / "checkpoints")[-1:]
+                try:
+                    # The copy may have been cut off, at any file.
+                    if not _is_sealed(snapshot):
+                        continue
+                    if newest and newest_step(snapshot) > newest_step(self.ledger.run_dir(key)):
+                        read(newest[0])
+                    self.publish(key, snapshot, check)
+                except CheckpointError as error:
+                    logger.warning("Passing over a snapshot of %s: %s", key, error)
+                except (OSError, LostLeaseError) as error:
+                    complete = False
+                    logger.warning("A snapshot of %s could not be published and is left: %s", key, sentence_of(error))
+        return complete
+
+    def settle(self, key: str, identity: Identity, origin: Origin, resources: Mapping[str, Any]) -> bool:
+        """Enter a trial whose run folder says how it ended into the ledger; says whether it is there now."""
+        if self.status(key) is None:
+            return False
+        run_dir = self.ledger.run_dir(key)
+        result, provenance = _read(run_dir / "result.json"), _read(run_dir / "provenance.json")
+        self.ledger.write(
+            {
+                "key": key,
+                "training_key": identity.training_key,
+                "status": result["status"],
+                "step": result["step"],
+                "attempts": len(self.ledger.failures(key)),
+                "message": public_text(result.get("message") or "") or None,
+                "identity": dict(identity.parts),
+                "config": _read(run_dir / "config.json")["config"],
+                "metrics": result.get("metrics", {}),
+                "wall_time_s": result.get("wall_time_s"),
+                "step_time_s": result.get("step_time_s"),
+                "peak_memory_bytes": result.get("peak_memory_bytes"),
+                "provenance": provenance,
+                "resources": dict(resources),
+                "origin": {
+                    **asdict(origin),
+                    "derived_from": provenance.get("reevaluated", {}).get("run"),
+                    "forked_at": provenance.get("forked_at"),
+                },
+                "run": str(run_dir.relative_to(self.ledger.storage)),
+            }
+        )
+        return True
+
+
+def seal(snapshot: Path) -> None:
+    """Write into a snapshot what belongs to it, for who finds it after a crash."""
+    hashes = {str(relative): _hash(snapshot / relative) for relative in sorted(_files(snapshot))}
+    path = snapshot / CONTENTS
+    # It may be a link into the run folder.
+    path.unlink(missing_ok=True)
+    write_text(path, json.dumps(hashes), durable=False)
+
+
+def mend(run_dir: Path) -> None:
+    """Take what is damaged out of a copy of a run folder, so that its training goes on; all of it, if it cannot."""
+    for file in (run_dir / "result.json", *(run_dir / "evaluations").glob("*")):
+        _clear_folder(file)
+    if not _read(run_dir / "result.json"):
+        (run_dir / "result.json").unlink(missing_ok=True)
+    if _head_version(run_dir) is None:
+        logger.warning("The run folder of %s is damaged, so the training begins again.", run_dir.name)
+        shutil.rmtree(run_dir)
+
+
+def _clear_folder(file: Path) -> None:
+    """Delete a folder that stands in the place of ``file``, which could not be written otherwise."""
+    if file.is_dir():
+        logger.warning("%s is a folder in the place of a file, and is deleted.", printable(file))
+        shutil.rmtree(file)
+
+
+def _is_sealed(snapshot: Path) -> bool:
+    """Whether all of a snapshot is there."""
+    try:
+        hashes = read_json(snapshot / CONTENTS)
+    except (OSError, UnreadableError):
+        return False
+    return bool(hashes == {str(relative): _hash(snapshot / relative) for relative in _files(snapshot)})
+
+
+def _files(snapshot: Path) -> set[Path]:
+    found = (path.relative_to(snapshot) for path in snapshot.rglob("*") if path.is_file())
+    return {path for path in found if path != Path(CONTENTS)}
+
+
+def _hash(path: Path) -> str:
+    # Large, and the checkpoint itself says what its hash is.
+    return str(path.stat().st_size) if path.name == TENSORS else sha256(path)
+
+
+def newest_step(run_dir: Path) -> int:
+    """Step of the newest checkpoint in a run folder that can be read; -1 before the first."""
+    return max((_step(checkpoint) for checkpoint in all_in(run_dir / "checkpoints")), default=-1)
+
+
+def _status(run_dir: Path) -> str | None:
+    result = _read(run_dir / "result.json")
+    status = result.get("status")
+    # The ledger records all three: where one is damaged, the trial runs again and leaves it whole.
+    if status in (None, "stopped") or result["format_version"] != _head_version(run_dir):
+        return None
+    return str(status)
+
+
+def _head_version(run_dir: Path) -> int | None:
+    """Format version of the records that a run folder has from its start; ``None`` where one is missing or damaged."""
+    heads = [_read(run_dir / name).get("format_version") for name in ("config.json", "provenance.json")]
+    return heads[0] if heads[0] == heads[1] else None
+
+
+def _step(checkpoint: Path) -> int:
+    """What a checkpoint says of itself; -1 for one that is not there or is damaged."""
+    step = _read(checkpoint / STATE).get("step")
+    return step if isinstance(step, int) else -1
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record of a run folder; empty where there is none or it is damaged."""
+    try:
+        return records.read(path)
+    except (OSError, UnreadableError):
+        return {}
+
+
+def _copy(source: Path, target: Path, before: Callable[[], None]) -> None:
+    """Bring ``target`` to the content of ``source``; durable when this returns. ``before`` is called first."""
+    if target.is_file() and filecmp.cmp(source, target, shallow=False):
+        return
+    with whole_file(target) as new:
+        shutil.copy2(source, new)
+        # Also now, so that next to no time passes between the question and the change.
+        sync(new)
+        before()
+        _clear_folder(target)
+
+
+def _link_folder(source: Path, target: Path, before: Callable[[], None]) -> None:
+    """Make ``target``, a checkpoint, with links to the files of ``source``; one that is whole stays."""
+    if _step(target) >= 0:
+        return
+    new = partial_name(target)
+    try:
+        shutil.copytree(source, new, copy_function=link_or_copy)
+        for path in (*new.iterdir(), new):
+            sync(path)
+        before()
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    sync(target.parent)

@@ -1,0 +1,72 @@
+"""Temporary folders of one process. What a killed process left is removed by the next that starts here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from sweeps.core.store.process_identity import Process, this_process
+from toco.files import UnreadableError, read_record, write_record
+
+_PREFIX = "toco-"
+_OWNER = ".owner.json"
+"""File of a temporary folder that says which process made it."""
+_SHORT_ROOT = Path("/tmp")  # noqa: S108 - only mkdtemp makes folders there
+_LONGEST_SOCKET_FOLDER = 40
+"""Characters. The path of a socket has 107 at most, and Ray needs some 65 of them."""
+
+
+@contextmanager
+def scratch_folder(name: str, *, for_sockets: bool = False) -> Iterator[Path]:
+    """As :func:`make_scratch_folder`; the folder is removed at the end."""
+    folder = make_scratch_folder(name, for_sockets=for_sockets)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_scratch_folder(name: str, *, for_sockets: bool = False) -> Path:
+    """Make a folder of this process alone, mode 0700, below ``TMPDIR``.
+
+    A program that this process becomes by ``exec`` is the same process.
+
+    Args:
+        name: Part of the folder's name, which is ``toco-NAME-PID-RANDOM``.
+        for_sockets: Sockets lie below it: use ``/tmp`` where the path of ``TMPDIR`` is too long for them.
+
+    Raises:
+        OSError: The folder cannot be made.
+    """
+    root = Path(tempfile.gettempdir())
+    if for_sockets and len(str(root)) > _LONGEST_SOCKET_FOLDER:
+        root = _SHORT_ROOT
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}-{os.getpid()}-", dir=root))
+    try:
+        write_record(folder / _OWNER, asdict(this_process()), durable=False)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def sweep_scratch() -> None:
+    """Remove temporary folders of this user whose process, on this machine, has ended."""
+    for root in {Path(tempfile.gettempdir()), _SHORT_ROOT}:
+        for folder in root.glob(f"{_PREFIX}*"):
+            if _is_left(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(folder: Path) -> bool:
+    try:
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            return False
+        return Process(**read_record(folder / _OWNER)).is_dead()
+    except (OSError, UnreadableError, TypeError):
+        return False

@@ -1,0 +1,221 @@
+"""A search's folder, written by its driver and read by its report; the search may still run.
+
+::
+
+    search.json          the search
+    trials-CODE.jsonl    Optuna's journal; another one begins where code, data or versions are others
+    report.html, search.md, trials.csv
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.core.design.search_space import FORMAT_VERSION, Objective, SearchPlan
+from sweeps.core.store.folder_record import FolderRecord
+from sweeps.core.store.leases import Leases
+from sweeps.core.store.ledger import Ledger
+from sweeps.core.store.search_trials import KEY, MESSAGE, RUNGS, read_study
+
+RECORD = FolderRecord("search.json", "search", FORMAT_VERSION)
+FEWEST_FOR_IMPORTANCE = 4
+"""Complete trials without which nothing is said of the importance of settings."""
+
+State = Literal["finished", "stopped", "diverged", "failed", "running", "unfinished"]
+ENDED: tuple[State, ...] = ("finished", "stopped", "diverged")
+"""States of trials that are not run again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchTrial:
+    """One trial.
+
+    Attributes:
+        number: In the order of the proposals, from 0.
+        key: Its key in the ledger; empty where its driver was lost before it was known.
+        values: What was proposed, by path.
+        state: ``finished`` alone has results; what was ``stopped`` at a rung is censored: it could have become better.
+        results: By key of the objective; empty for all others.
+        rungs: What it reached at each rung, by step.
+        stopped_at: Step of the rung that stopped it.
+        message: How it diverged or failed.
+        on_front: Whether no other finished trial is better in something and nowhere worse.
+    """
+
+    number: int
+    key: str
+    values: Mapping[str, Any]
+    state: State
+    results: Mapping[str, float]
+    rungs: Mapping[int, Mapping[str, float | None]]
+    stopped_at: int | None
+    message: str | None
+    on_front: bool
+
+    @property
+    def state_text(self) -> str:
+        """For people."""
+        return self.state if self.stopped_at is None else f"stopped at rung {self.stopped_at}"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRecord:
+    """A search as it stands.
+
+    Attributes:
+        start: The recipe's own values of the settings, which the first trial has; empty where the space has them not.
+        importance: Share of the variance of each objective, by its key, that each setting explains (fANOVA); empty for
+            an objective of which too few trials tell.
+        importance_n: Finished trials that this is from.
+        fault: What is damaged in the journal, in a sentence; trials after it are not here.
+    """
+
+    path: Path
+    name: str
+    title: str
+    recipe: str
+    data: str
+    digest: str
+    changes: Mapping[str, Any]
+    space: Mapping[str, BaseDistribution]
+    start: Mapping[str, Any]
+    objectives: tuple[Objective, ...]
+    rungs: tuple[int, ...]
+    reduction: int | None
+    seed: int
+    num_steps: int
+    num_trials: int
+    num_random: int
+    trials: tuple[SearchTrial, ...]
+    importance: Mapping[str, Mapping[str, float]]
+    importance_n: int
+    fault: str | None
+
+    def is_start(self, trial: SearchTrial) -> bool:
+        """Whether ``trial`` has the recipe's own values."""
+        return trial.values == self.start
+
+    @property
+    def front(self) -> tuple[SearchTrial, ...]:
+        """The trials on the Pareto front, the best of the first objective first."""
+        first = self.objectives[0]
+        sign = -1 if first.higher_is_better else 1
+        return tuple(sorted((t for t in self.trials if t.on_front), key=lambda t: sign * t.results[first.key]))
+
+
+def write_search(path: Path, plan: SearchPlan, journal: str, inputs: Mapping[str, Any]) -> None:
+    """Write ``search.json``, unless it says the same. One that cannot be read is kept in ``history/``.
+
+    Args:
+        path: The search's folder.
+        plan: The search.
+        journal: File name of its journal.
+        inputs: What its trials read, see ``sweeps.core.store.inputs``.
+    """
+    content = {**plan.to_json(), "journal": journal, "inputs": dict(inputs)}
+    RECORD.write(path, lambda _: content)
+
+
+def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
+    """Read ``search.json``, its journal and the failures in the ledger beside the search's folder.
+
+    Args:
+        path: The search's folder.
+        journal: Another journal in it than that which ``search.json`` names.
+
+    Raises:
+        ValueError: It is no search's folder, its record is damaged, or of another version.
+    """
+    content = RECORD.read(path / RECORD.file)
+    objectives = tuple(Objective(**objective) for objective in content["objectives"])
+    study, fault = read_study(path / (journal or content["journal"]))
+    known = [] if study is None else study.get_trials(deepcopy=False)
+    asked = [trial for trial in known if trial.params.keys() == content["space"].keys()]
+    best = set() if study is None else {trial.number for trial in study.best_trials}
+    ledger = Ledger(path.parent)
+    complete = [trial for trial in asked if trial.state is TrialState.COMPLETE]
+    return SearchRecord(
+        path=path,
+        name=content["name"],
+        title=content["title"],
+        recipe=content["recipe"],
+        data=content["data"],
+        digest=content["digest"],
+        changes=content["changes"],
+        space={name: json_to_distribution(json.dumps(text)) for name, text in content["space"].items()},
+        start=content["start"],
+        objectives=objectives,
+        rungs=tuple(content["rungs"]),
+        reduction=content["reduction"],
+        seed=content["seed"],
+        num_steps=content["num_steps"],
+        num_trials=content["num_trials"],
+        num_random=content["num_random"],
+        trials=tuple(_trial(trial, objectives, best, ledger) for trial in asked),
+        importance={} if study is None else importance(study, objectives),
+        importance_n=len(complete),
+        fault=fault,
+    )
+
+
+def importance(study: optuna.Study, objectives: tuple[Objective, ...]) -> dict[str, dict[str, float]]:
+    """Share of the variance of each objective that each setting explains, by the objective's key.
+
+    fANOVA is named on purpose: Optuna's default is PED-ANOVA, which found a setting of by far the largest effect to be
+    without any. An objective is left out where there are too few complete trials or they are all equal in it.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    found = {}
+    for index, objective in enumerate(objectives):
+        values = [trial.values[index] for trial in complete]
+        if len(values) < FEWEST_FOR_IMPORTANCE or min(values) == max(values):
+            continue
+        found[objective.key] = get_param_importances(
+            study, evaluator=FanovaImportanceEvaluator(seed=0), target=partial(_value, index)
+        )
+    return found
+
+
+def _value(index: int, trial: FrozenTrial) -> float:
+    return float(trial.values[index])
+
+
+def _trial(trial: FrozenTrial, objectives: tuple[Objective, ...], best: set[int], ledger: Ledger) -> SearchTrial:
+    key = trial.user_attrs.get(KEY, "")
+    rungs = trial.user_attrs.get(RUNGS, {"reached": {}, "stopped_at": None})
+    state, message = _state(trial, key, rungs["stopped_at"], ledger)
+    values = trial.values if state == "finished" else ()
+    return SearchTrial(
+        number=trial.number,
+        key=key,
+        values=dict(trial.params),
+        state=state,
+        results={objective.key: value for objective, value in zip(objectives, values, strict=False)},
+        rungs={int(step): reached for step, reached in rungs["reached"].items()},
+        stopped_at=rungs["stopped_at"],
+        message=message,
+        on_front=trial.number in best,
+    )
+
+
+def _state(trial: FrozenTrial, key: str, stopped_at: int | None, ledger: Ledger) -> tuple[State, str | None]:
+    """How a trial stands, and what there is to say of it."""
+    message = trial.user_attrs.get(MESSAGE)
+    if trial.state is TrialState.COMPLETE:
+        return "finished", message
+    if trial.state is TrialState.PRUNED:
+        return "diverged" if stopped_at is None else "stopped", message
+    if key and Leases(ledger.storage, "somebody who reads the search").holder(key) is not None:
+        return "running", message
+    failures = ledger.failures(key) if key else []
+    return ("failed", failures[-1]["reason"]) if failures else ("unfinished", message)

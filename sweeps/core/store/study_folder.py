@@ -1,0 +1,114 @@
+"""The study's folder: what is planned and what is shown. Results lie in the ledger beside it, shared by all studies.
+
+::
+
+    study.json       the study with its rows, cells, seeds, keys in the ledger, and what its trials read
+    progress.json    how far a running driver is
+    mlflow.json      where MLflow shows it
+    history/         earlier states of study.json (other code or other data), and those that could not be read
+    report.html ...  see sweeps.core.report
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sweeps.core.design.study import Plan
+from sweeps.core.store.first_writer import write_first
+from sweeps.core.store.folder_record import HISTORY, read_beside
+from sweeps.core.store.inputs import Inputs
+from sweeps.core.store.study_record import MLFLOW_FILE, PROGRESS_FILE, RECORD
+from toco.files import is_sealed, record_text, write_record
+from toco.tracking import Pages
+
+
+class StudyFolder:
+    """Reads and writes one study's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Try to be the driver that writes what is shown; says whether this one is. Others may train all the same."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                # Held by the process, so that no crash can leave it behind.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def write_study(
+        self, plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], forecast: Mapping[str, Any] | None
+    ) -> None:
+        """Write ``study.json``, unless it says the same. A forecast that is there stays: it is compared afterwards.
+
+        One that cannot be read is kept in ``history/``, which a warning says.
+
+        Args:
+            plan: The study.
+            keys: Keys of its trials in the ledger, in their order.
+            inputs: What its trials read, see ``sweeps.core.store.inputs``.
+            forecast: What was foretold.
+        """
+        content = plan.to_json()
+        for number, cell in enumerate(content["cells"]):
+            cell["keys"] = [key for trial, key in zip(plan.trials, keys, strict=True) if trial.cell == number]
+        content["inputs"] = list({json.dumps(item): item for item in inputs}.values())
+        content = json.loads(json.dumps(content))
+
+        def make(was: Mapping[str, Any]) -> dict[str, Any]:
+            same = [was.get(name) for name in ("cells", "inputs")] == [content[name] for name in ("cells", "inputs")]
+            if was and not same:
+                self._keep(was)
+            return {**content, "forecast": (was.get("forecast") if same else None) or forecast}
+
+        RECORD.write(self.path, make)
+
+    def write_progress(self, steps: Mapping[str, int], eta_s: float | None, *, running: bool) -> None:
+        """Say how far the running trials are, by key."""
+        content = {"running": running, "steps": dict(steps), "eta_s": eta_s}
+        write_record(self.path / PROGRESS_FILE, content, indent=1, durable=False)
+
+    def write_mlflow_links(self, pages: Pages, runs: Mapping[str, str]) -> None:
+        """Say where MLflow's UI shows the study, for the links of the report.
+
+        Args:
+            pages: Of its experiment.
+            runs: Ids of MLflow runs by the keys of trials; those that were written before stay.
+        """
+        was = read_beside(self.path / MLFLOW_FILE)
+        content = {"host": pages.host, "experiment_id": pages.experiment_id, "runs": dict(runs)}
+        if all(was.get(name) == content[name] for name in ("host", "experiment_id")):
+            content["runs"] = {**was.get("runs", {}), **runs}
+        if was != content:
+            write_record(self.path / MLFLOW_FILE, content, indent=1, durable=False)
+
+    @property
+    def start_id(self) -> str:
+        """Identifies this start of the study: the same after a restart, another one in another folder."""
+        return str(RECORD.read(self.path / RECORD.file)["start_id"])
+
+    def history(self) -> list[Path]:
+        """Earlier states of ``study.json``, oldest first."""
+        return sorted((self.path / HISTORY).glob("*.json"))
+
+    def _keep(self, study: Mapping[str, Any]) -> None:
+        """Keep an earlier state of ``study.json``, unless another driver just did."""
+        text = record_text(study, indent=1)
+        history = self.history()
+        if history and history[-1].read_bytes() == text.encode():
+            return
+        number = len(history)
+        while not write_first(path := self.path / HISTORY / f"{number:04d}.json", text, is_sealed):
+            if path.read_text() == text:
+                return
+            number += 1

@@ -1,0 +1,162 @@
+"""The verbs that run nothing, on a small study as it is recorded."""
+
+import json
+import zipfile
+
+import pytest
+
+from sweeps.core.commands import status
+from sweeps.core.plan.launch_options import Launch
+from sweeps.core.plan.survey import survey
+from sweeps.core.store.leases import Leases
+from sweeps.core.store.ledger import Ledger
+from tests.sweeps.core.commands.test_diff import STUDY, record
+from tests.sweeps.core.records import M, make_study
+from toco.tracking import Pages
+from toco.train import records
+
+TRIALS = ["#8, seed 0", "#8, seed 1", "#10, seed 0", "#10, seed 1"]
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Keys of the study's trials by name, of which the first one is there."""
+    situation = survey(STUDY, tmp_path)
+    assert [trial.name for trial in situation.plan.trials] == TRIALS
+    first, identity = situation.plan.trials[0], situation.identities[0]
+    entry = {
+        **make_study({"#8": (0.5,)}).trials[0].entry,
+        "key": identity.key,
+        "training_key": identity.training_key,
+        "identity": identity.parts,
+        "config": first.config.model_dump(mode="json"),
+        "run": f"runs/{identity.key}",
+    }
+    Ledger(tmp_path).write(entry)
+    return dict(zip(TRIALS, situation.keys, strict=True))
+
+
+def test_the_status_tells_what_runs_what_failed_and_what_nobody_runs(tmp_path, keys, capsys):
+    ledger = Ledger(tmp_path)
+    ledger.add_failure(keys["#8, seed 1"], "MemoryError: none left", "Traceback")
+    checkpoint = ledger.run_dir(keys["#10, seed 1"]) / "checkpoints/step_00000005"
+    checkpoint.mkdir(parents=True)
+    records.write(checkpoint / "state.json", {"step": 5})
+    with Leases(tmp_path, "the study other") as leases:
+        leases.acquire([keys["#10, seed 0"]])
+        assert status.print_status(STUDY, tmp_path) == 0
+    first, failed, leased, begun, missing = capsys.readouterr().out.splitlines()
+    assert first == "Fake trainings: 1 of 4 trials is there."
+    assert failed == "  #8, seed 1: failed once: MemoryError: none left"
+    assert leased.startswith("  #10, seed 0: step 0 of 160, the study other on ")
+    assert begun == "  #10, seed 1: step 5 of 160, nobody runs it"
+    assert missing == "Missing: 1 failed, 1 leased by a running driver, 1 begun."
+    ledger.add_failure(keys["#8, seed 1"], "KeyError: 'x'", "Traceback")
+    status.print_status(STUDY, tmp_path)
+    out = capsys.readouterr().out
+    assert "  #8, seed 1: failed 2 times, at last: KeyError: 'x'" in out
+    # Its driver is gone.
+    assert "Missing: 1 failed, 1 not begun, 1 begun." in out
+
+
+def test_a_whole_study_misses_nothing(tmp_path, capsys):
+    record(tmp_path, STUDY, 0.5)
+    status.print_status(STUDY, tmp_path)
+    assert capsys.readouterr().out == "Fake trainings: 4 of 4 trials are there.\n"
+
+
+def test_the_status_says_why_a_trial_is_missing_although_its_settings_are_there(tmp_path, keys, capsys):
+    ledger = Ledger(tmp_path)
+    situation = survey(STUDY, tmp_path)
+    identity = situation.identities[1]
+    parts = json.loads(json.dumps(identity.parts))
+    parts["code"]["toco.losses.ptc"] = "9" * 16
+    entry = {**ledger.entry(keys["#8, seed 0"]), "key": "a" * 20, "identity": parts, "run": "runs/aa"}
+    ledger.write(entry)
+    status.print_status(STUDY, tmp_path)
+    assert "1 because of code changed: toco.losses.ptc" in capsys.readouterr().out
+
+
+def test_the_report_is_of_the_study_as_it_stands(tmp_path, keys, capsys):
+    assert status.print_report(STUDY, tmp_path, None) == 4
+    out = capsys.readouterr().out
+    assert "3 of 4 trials have no result" in out
+    page = tmp_path / survey(STUDY, tmp_path).plan.folder_name / "report.html"
+    assert out.rstrip().endswith(f"Report: {page}")
+    assert "1 of 4" in page.read_text()
+    assert (page.parent / "table.csv").read_text().count("\n") == 3
+
+
+def test_a_whole_studys_report_ends_with_0_and_makes_the_bundle(tmp_path, capsys):
+    record(tmp_path, STUDY, 0.5)
+    target = tmp_path / "for/review.zip"
+    assert status.print_report(STUDY, tmp_path, target) == 0
+    assert capsys.readouterr().out.rstrip().endswith(f"Bundle: {target}")
+    with zipfile.ZipFile(target) as archive:
+        assert "fake/table.csv" in archive.namelist()
+
+
+def test_a_study_of_which_nothing_is_there_is_reported_with_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="None of the trials of fake is there yet"):
+        assert status.print_report(STUDY, tmp_path, None) == 4
+
+
+class _Tracker:
+    """Takes everything, or with ``gone`` nothing."""
+
+    gone = False
+
+    def __init__(self, uri, experiment):
+        self.uri, self.experiment = uri, experiment
+        type(self).last = self
+        self.tracked, self.finished = [], None
+
+    def ensure_parent(self, study_id, run_name, tags=None, *, last=False):
+        return None if self.gone else "parent"
+
+    def pages(self):
+        return Pages("http://127.0.0.1:5000", "1")
+
+    def track(self, run_dir, *, parent_run_id=None, run_name=None, tags=None, last=False):
+        self.tracked.append((run_dir.name, run_name))
+        return f"run-{run_dir.name}"
+
+    def finish_parent(self, parent_run_id, files=(), status="FINISHED", note=None):
+        self.finished = ([path.name for path in files], status, note)
+        return True
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_sync_fills_mlflow_from_the_ledger(tmp_path, keys, capsys, monkeypatch, whole):
+    if whole:
+        record(tmp_path, STUDY, 0.5)
+    monkeypatch.setattr(status, "Tracker", _Tracker)
+    there = list(keys.values()) if whole else [keys["#8, seed 0"]]
+    for key in there:
+        Ledger(tmp_path).run_dir(key).mkdir(parents=True)
+    assert status.sync(STUDY, Launch(tmp_path)) == 0
+    said, page, start = capsys.readouterr().out.splitlines()
+    assert said == f"MLflow has {len(there)} trials of fake.".replace("1 trials", "1 trial")
+    assert page.startswith("MLflow: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning")
+    assert start == f"To see that page: python -m toco mlflow {tmp_path / 'mlflow.db'}"
+    # The page that was sent knows where MLflow shows its trials.
+    report = (tmp_path / survey(STUDY, tmp_path).plan.folder_name / "report.html").read_text()
+    assert all(f"/#/experiments/1/runs/run-{key}?workflowType=machine_learning" in report for key in there)
+    tracker = _Tracker.last
+    assert (tracker.experiment, tracker.uri) == ("fake", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert {key for key, _ in tracker.tracked} == set(there)
+    files, state, note = tracker.finished
+    assert files == ["table.md", "table.csv", "table.tex", "report.html"]
+    assert state == ("FINISHED" if whole else "KILLED")
+    assert note.startswith("# Fake trainings")
+
+
+def test_sync_says_when_the_store_is_gone(tmp_path, keys, capsys, monkeypatch):
+    monkeypatch.setattr(_Tracker, "gone", True)
+    monkeypatch.setattr(status, "Tracker", _Tracker)
+    assert status.sync(STUDY, Launch(tmp_path, sync_command="python -m sweeps sync fake")) == 1
+    assert capsys.readouterr().out == (
+        f"MLflow at sqlite:///{tmp_path}/mlflow.db does not have everything; the run folders do. "
+        "To fill it: python -m sweeps sync fake\n"
+    )
+    assert M in (tmp_path / survey(STUDY, tmp_path).plan.folder_name / "table.csv").read_text()

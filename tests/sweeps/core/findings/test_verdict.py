@@ -1,0 +1,216 @@
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from records import SEG, M, make_study
+
+from sweeps.core.design.paper import Claim, Paper, PaperRow
+from sweeps.core.design.study import A_A, Metric
+from sweeps.core.findings import verdict as verdicts
+from sweeps.core.findings.analysis import analyse
+from sweeps.core.findings.verdict import judge
+
+PAPER = Paper(
+    source="A table",
+    setting="in words",
+    rows=(PaperRow("#8", {M: 0.635}), PaperRow("#10", {M: 0.705}, default=True), PaperRow("#11", {M: 0.431})),
+    claims=(Claim("rises to #10", M, "#10", ("#8", "#11"), by=7.0, size="large"),),
+)
+OURS = {"data": "voc", "recipe": "voc_deit_b"}
+BASE = [0.700, 0.706, 0.703, 0.709, 0.701]
+AS_PUBLISHED = {"#10": BASE, "#8": [0.630, 0.634, 0.639, 0.640, 0.628], "#11": [0.44, 0.43, 0.42, 0.43, 0.44]}
+
+
+def above(difference, scatter=0.001):
+    """Values with a paired difference to ``BASE`` of that mean and about that scatter."""
+    wobble = np.array([-1.2, 0.4, 1.1, -0.8, 0.5]) * scatter
+    return list(np.array(BASE) + difference + wobble)
+
+
+def verdict(values, paper=PAPER, changes_for_all=None, **options):
+    study = make_study(values, paper=paper, **options)
+    study = dataclasses.replace(study, changes=changes_for_all or {})
+    return judge(study, analyse(study))
+
+
+def claim(values, **options):
+    (found,) = verdict(values, **options).claims
+    return found
+
+
+def test_published_numbers_are_held_against_one_more_seed_of_ours():
+    off = [0.600, 0.604, 0.602, 0.606, 0.601]
+    found = {row.row: row for row in verdict({**AS_PUBLISHED, "#11": off}, **OURS).rows}
+    assert [found[row].text for row in (0, 1, 2)] == ["reproduced", "reproduced", "off by +17.2"]
+    assert found[2].off_by == pytest.approx(np.mean(off) - 0.431)
+    # The end of the interval, by scipy: a paper just inside it and one just outside.
+    end = stats.t.interval(0.95, 4, np.mean(BASE), np.std(BASE, ddof=1) * np.sqrt(1 + 1 / 5))[1]
+    for published, outcome in ((end - 1e-6, "reproduced"), (end + 1e-6, "off")):
+        paper = Paper("", "", (PaperRow("#10", {M: published}),))
+        assert verdict({"#10": BASE}, paper=paper, **OURS).rows[0].outcome == outcome
+
+
+def test_two_seeds_reproduce_no_number():
+    found = verdict({"#10": [0.6, 0.8]}, paper=Paper("", "", (PaperRow("#10", {M: 0.705}),)), **OURS)
+    assert found.rows[0].text == "off by -0.5"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {},
+        {"data": "voc"},
+        {"recipe": "voc_deit_b"},
+        {**OURS, "changes_for_all": {"num_steps": 1000}},
+        {**OURS, "changes_for_all": {"backbone.weights": None}},
+    ],
+)
+def test_in_another_setting_no_number_is_tested_and_claims_are_of_direction(setting):
+    found = verdict(AS_PUBLISHED, **setting)
+    assert {row.text for row in found.rows} == {"not tested at this scale"}
+    assert [claim.outcome for claim in found.claims] == ["direction confirmed"]
+    assert "direction only" in found.claims[0].sentence
+    assert found.exit_code == 0
+
+
+@pytest.mark.parametrize(("images", "outcome"), [(1449, "reproduced"), (461, "direction confirmed")])
+def test_a_part_of_the_papers_images_is_another_setting(monkeypatch, images, outcome):
+    monkeypatch.setattr(verdicts, "num_images", lambda trials: images)
+    found = verdict(AS_PUBLISHED, **OURS)
+    assert found.claims[0].outcome == outcome
+    assert {row.text for row in found.rows} == {"reproduced" if images == 1449 else "not tested at this scale"}
+    assert ("voc_deit_b on 461 images of voc, not" in found.claims[0].sentence) == (images == 461)
+
+
+def test_a_row_without_a_result_is_not_said_to_be_of_another_scale():
+    states = {("#8", replicate): "failed" for replicate in range(5)}
+    found = {row.row: row.text for row in verdict(AS_PUBLISHED, states=states, **OURS).rows}
+    assert found == {0: "reproduced", 1: "no result", 2: "reproduced"}
+
+
+def test_where_files_lie_is_no_other_setting():
+    found = verdict(AS_PUBLISHED, **OURS, changes_for_all={"backbone.weights": "deit.safetensors"})
+    assert found.claims[0].outcome == "reproduced"
+
+
+def test_a_claim_as_large_as_published_is_reproduced():
+    found = claim(AS_PUBLISHED, **OURS)
+    assert (found.text, found.off_by) == ("reproduced", None)
+    assert "+7.0 over #8" in found.sentence
+    assert "after Holm" in found.sentence
+
+
+def test_a_claim_of_the_right_direction_that_is_smaller_is_off():
+    found = claim({"#10": BASE, "#8": above(-0.03), "#11": above(-0.2)}, **OURS)
+    assert found.outcome == "off"
+    assert found.off_by == pytest.approx(0.03 - 0.07)
+    assert found.text == "off by -4.0"
+
+
+def test_a_claim_that_chance_may_have_made_is_underpowered():
+    values = {"#10": BASE, "#8": above(-0.01, scatter=0.03), "#11": above(-0.2)}
+    found = claim(values, **OURS)
+    assert found.outcome == "underpowered"
+    assert "2 of 2 point the claimed way" in found.sentence
+    values["#11"] = above(+0.02, scatter=0.03)
+    assert "1 of 2 points the claimed way" in claim(values, **OURS).sentence
+
+
+def test_a_study_that_could_have_seen_a_difference_and_did_not_confirms_nothing():
+    values = {"#10": BASE, "#8": above(-0.0005), "#11": above(-0.2)}
+    assert claim(values, smallest_effect=0.02).outcome == "not confirmed"
+    found = claim(values, smallest_effect=0.02, **OURS)
+    assert (found.outcome, found.off_by) == ("off", pytest.approx(0.0005 - 0.07))
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome", "exit_code"),
+    [
+        ({"smallest_effect": 0.02}, "contradicted", 3),
+        ({"smallest_effect": 0.02, **OURS}, "contradicted", 3),
+        ({"smallest_effect": 0.02, "purpose": "direction"}, "underpowered", 0),
+        ({"smallest_effect": 0.0001}, "underpowered", 0),
+    ],
+)
+def test_only_a_study_that_can_answer_contradicts(options, outcome, exit_code):
+    found = verdict({"#10": BASE, "#8": above(+0.03), "#11": above(-0.2)}, **options)
+    assert found.claims[0].outcome == outcome
+    assert "the other way" in found.claims[0].sentence
+    # A direction found in spite of few seeds was not too small to be seen: the study just did not plan to contradict.
+    small, direction = "too small to contradict", "was not planned to contradict"
+    said = {text for text in (small, direction) if text in found.claims[0].sentence}
+    expected = direction if options.get("purpose") == "direction" else small
+    assert said == (set() if outcome == "contradicted" else {expected})
+    assert found.exit_code == exit_code
+
+
+def test_a_lower_loss_is_better():
+    rows = (PaperRow("#10", {M: 0.1}), PaperRow("#8", {M: 0.2}))
+    paper = Paper("", "", rows, (Claim("less", M, "#10", ("#8",), by=1.0, size="large"),))
+    metrics = (Metric(M, "loss", higher_is_better=False),)
+    assert claim({"#10": BASE, "#8": above(+0.03)}, paper=paper, metrics=metrics).outcome == "direction confirmed"
+    contradicted = claim({"#10": BASE, "#8": above(-0.03)}, paper=paper, metrics=metrics, smallest_effect=0.02)
+    assert contradicted.outcome == "contradicted"
+
+
+def test_a_row_compared_with_the_worse_one_counts_as_well():
+    paper = Paper("", "", PAPER.rows, (Claim("rises", M, "#10", ("#8",), by=3.0, size="large"),))
+    # The base is the worse row here, as on a ladder.
+    assert claim({"#8": BASE, "#10": above(+0.03)}, paper=paper).outcome == "direction confirmed"
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "reason"),
+    [
+        ({"#10": BASE, "#8": above(-0.07)}, {}, "no row stands beside the paper's #11"),
+        ({"#8": BASE, "#10": above(0.07), "#11": above(-0.2)}, {}, "#10 and #11 are not compared in this study"),
+        (
+            AS_PUBLISHED,
+            {"metrics": (Metric(SEG, "seg"),), "more": {M: AS_PUBLISHED}},
+            "val/cam_miou is not compared in this block",
+        ),
+        (
+            AS_PUBLISHED,
+            {"states": {("#8", replicate): "failed" for replicate in range(5)}},
+            "no trials of #10 and #8 with the same place among the seeds have ended",
+        ),
+    ],
+)
+def test_what_the_study_does_not_compare_is_not_tested(values, options, reason):
+    found = claim(values, **options)
+    assert (found.outcome, found.sentence) == ("not tested", f"Not tested: {reason}.")
+
+
+def test_rows_with_published_twins_of_another_name_stand_in_for_them():
+    values = {{"#8": "24 px", "#10": "32 px", "#11": "40 px"}[label]: row for label, row in AS_PUBLISHED.items()}
+    beside = {"24 px": "#8", "32 px": "#10", "40 px": "#11"}
+    found = claim(values, published=beside)
+    assert found.outcome == "direction confirmed"
+    assert "over 24 px" in found.sentence
+
+
+def test_a_dagger_is_told_with_the_claim():
+    found = claim(AS_PUBLISHED, amend={"#8": {"resources": {"world_size": 2}}})
+    assert "† world size is 2, in #10 1" in found.sentence
+
+
+@pytest.mark.parametrize("state", ["failed", "diverged", "waiting", "running"])
+def test_a_trial_without_a_result_is_exit_code_4_even_beside_a_contradiction(state):
+    values = {"#10": BASE, "#8": above(+0.03), "#11": above(-0.2), A_A: BASE}
+    found = verdict(values, smallest_effect=0.02, states={(A_A, 4): state})
+    assert found.claims[0].outcome == "contradicted"
+    assert found.exit_code == 4
+    assert "1 of 20 trials has no result" in found.sentence
+    assert found.sentence.startswith("Of 1 claim of the paper: ")
+    found = verdict(values, smallest_effect=0.02, states={(A_A, 4): state, (A_A, 3): state})
+    assert "2 of 20 trials have no result" in found.sentence
+
+
+def test_a_study_without_a_paper_is_judged_by_its_trials():
+    found = verdict(AS_PUBLISHED, paper=None)
+    assert (found.rows, found.claims, found.exit_code) == ((), (), 0)

@@ -1,0 +1,177 @@
+"""What a plan says: from the ledger where it knows, from a probe where it does not, and from neither where it must."""
+
+import dataclasses
+import statistics
+from pathlib import Path
+
+import pytest
+
+from sweeps.core.design.designs import OneFactor
+from sweeps.core.design.factors import Factor
+from sweeps.core.design.study import Metric, Study
+from sweeps.core.plan import plan_text as planning
+from sweeps.core.plan.launch_options import Launch
+from sweeps.core.plan.plan_text import PROBED, foretell, plan_text, power_of
+from sweeps.core.plan.probe import Cost, Phase, ProbeError
+from sweeps.core.plan.survey import survey
+from toco.train import records
+
+M = "val/cam_miou"
+STUDY = Study(
+    name="planned",
+    title="A planned study",
+    recipe="shapes_nano",
+    design=OneFactor((Factor("method.aux_block", (7, 8, 9, 10), 9),)),
+    seeds=(0, 1, 2),
+    metrics=(Metric(M, "M"),),
+    changes={"data.num_train": 1, "data.num_val": 1, "num_steps": 10, "evaluate_every": 5, "optim.warmup_steps": 0},
+    purpose="direction",
+    a_a=False,
+)
+
+
+def cost(config):
+    """Ten steps of 1 s and two evaluations of 2 s after a start of 6 s: 20 s a training."""
+    return Cost(config.resolved(), "CPU x86_64", (Phase(0, 10, 1.0),), 2.0, 6.0, 10**9, 10**6, 10**7)
+
+
+def enter(situation, values, **fields):
+    """Put trials into the ledger: ``values`` by block and seed."""
+    for trial, identity in zip(situation.plan.trials, situation.identities, strict=True):
+        config = trial.config.resolved()
+        value = values.get((config.method.aux_block, config.seed))
+        if value is None:
+            continue
+        entry = {
+            "format_version": 1,
+            "key": identity.key,
+            "training_key": identity.training_key,
+            "status": "finished",
+            "step": config.num_steps,
+            "attempts": 0,
+            "message": None,
+            "identity": dict(identity.parts),
+            "config": config.model_dump(mode="json"),
+            "metrics": {M: value},
+            "wall_time_s": 14.0,
+            "step_time_s": 1.0,
+            "peak_memory_bytes": 10**9,
+            "provenance": {"device": "CPU x86_64", "started": "2026-01-01T00:00:00+00:00"},
+            "resources": {"cpus": 1.0, "gpus": 0.0, "world_size": 1},
+            "origin": {"study": "planned", "recipe": "shapes_nano", "search": False, "derived_from": None},
+            "run": f"runs/{identity.key}",
+        }
+        assert situation.ledger.write(entry | fields)
+
+
+@pytest.fixture
+def probed(monkeypatch):
+    """What was probed; the probe finds ``cost``."""
+    asked = []
+
+    def probe(configs, *, num_threads):
+        asked.append(([config.method.aux_block for config in configs], num_threads))
+        return tuple(map(cost, configs))
+
+    monkeypatch.setattr(planning, "probe", probe)
+    return asked
+
+
+def plan(situation, launch):
+    now, later = situation.tasks()
+    return foretell(situation, now + later, launch)
+
+
+def test_without_history_the_first_cells_are_probed_once_each(tmp_path, probed):
+    situation = survey(STUDY, tmp_path)
+    foretold = plan(situation, Launch(tmp_path, concurrent=1, cpus_per_trial=2.0))
+    ((blocks, threads),) = probed
+    assert (len(blocks), len(set(blocks)), threads) == (PROBED, PROBED, 2)
+    # Twelve trainings of 20 s, one after the other, on two cores.
+    assert (foretold.trainings, foretold.wall_s.likely, foretold.training_s) == (12, 12 * 20.0, 14.0)
+    assert foretold.cpu_hours == pytest.approx(12 * 20 * 2 / 3600)
+
+
+def test_what_the_ledger_knows_is_not_probed(tmp_path, probed):
+    situation = survey(STUDY, tmp_path)
+    enter(situation, {(block, seed): 0.5 for block in (7, 8, 9, 10) for seed in (0, 1)})
+    foretold = plan(situation, Launch(tmp_path, concurrent=1))
+    assert probed == []
+    assert (foretold.trainings, foretold.training_s) == (4, 14.0)
+    assert foretold.basis == "Times of trainings: 4 from finished trainings of the same settings."
+
+
+def test_another_training_than_ours_cannot_be_probed(tmp_path, probed, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    study = dataclasses.replace(STUDY, train="fake_training:train")
+    foretold = plan(survey(study, tmp_path), Launch(tmp_path))
+    assert (probed, foretold.wall_s, foretold.trainings) == ([], None, 12)
+
+
+def test_a_probe_that_fails_leaves_a_plan_without_times(tmp_path, monkeypatch, capsys):
+    def probe(configs, *, num_threads):
+        raise ProbeError("the weights are not there.")
+
+    monkeypatch.setattr(planning, "probe", probe)
+    foretold = plan(survey(STUDY, tmp_path), Launch(tmp_path))
+    assert (foretold.wall_s, foretold.trainings) == (None, 12)
+    assert "Nothing can be foretold: the weights are not there." in capsys.readouterr().err
+
+
+def test_the_noise_is_that_of_the_ledger(tmp_path):
+    situation = survey(STUDY, tmp_path)
+    assert power_of(situation, Launch(tmp_path)).metrics[0].noise is None
+    base, row = (0.50, 0.52, 0.51), (0.61, 0.60, 0.63)
+    enter(situation, {(9, seed): base[seed] for seed in range(3)} | {(7, seed): row[seed] for seed in range(3)})
+    check = power_of(situation, Launch(tmp_path))
+    sd = statistics.stdev(ours - theirs for ours, theirs in zip(row, base, strict=True))
+    (metric,) = check.metrics
+    assert metric.noise.sd == pytest.approx(sd)
+    assert metric.detectable == pytest.approx(check.detectable_sd * sd)
+    assert (check.comparisons, check.n, check.underpowered, check.refusal) == (3, 3, True, None)
+    strict = survey(dataclasses.replace(STUDY, purpose="effect"), tmp_path)
+    assert power_of(strict, Launch(tmp_path)).refusal is not None
+    assert power_of(strict, Launch(tmp_path, accept_underpowered=True)).refusal is None
+
+
+def text_of(situation, launch):
+    now, later = situation.tasks()
+    foretold = foretell(situation, now + later, launch)
+    return plan_text(situation, now, later, foretold, power_of(situation, launch), launch.storage / "folder")
+
+
+def test_the_text_says_what_is_there_what_goes_on_and_why_it_runs_again(tmp_path, probed):
+    launch = Launch(tmp_path)
+    situation = survey(STUDY, tmp_path)
+    enter(situation, {(9, seed): 0.5 for seed in range(3)})
+    # One has a checkpoint; the ledger has the settings of another with other data.
+    begun = next(key for key in situation.keys if situation.ledger.entry(key) is None)
+    state = situation.ledger.run_dir(begun) / "checkpoints" / "step_00000005" / "state.json"
+    records.write(state, {"step": 5})
+    trial = situation.plan.trials[-1]
+    identity = dataclasses.replace(situation.identities[-1], key="0" * 20, training_key="1" * 20)
+    parts = {**identity.parts, "data": {**identity.parts["data"], "train": "other"}}
+    one = dataclasses.replace(
+        situation,
+        plan=dataclasses.replace(situation.plan, trials=(trial,)),
+        identities=(dataclasses.replace(identity, parts=parts),),
+    )
+    enter(one, {(trial.config.method.aux_block, trial.config.seed): 0.5})
+    lines = text_of(situation, launch).splitlines()
+    assert lines[0] == "A planned study"
+    folder = tmp_path / "folder"
+    assert lines[1] == f"one factor at a time: 4 cells x 3 seeds = 12 trials, 3 of them there, in {folder}"
+    assert "1 go on from a checkpoint." in lines
+    (why,) = (line for line in lines if line.startswith("1 of them because of this"))
+    assert "data" in why
+    assert any(line.startswith("9 trainings to run, 2 at once") for line in lines)
+    assert any("3 seeds and 3 declared comparisons" in line for line in lines)
+
+
+def test_a_finished_study_has_nothing_to_say_of_the_future(tmp_path, probed):
+    situation = survey(STUDY, tmp_path)
+    enter(situation, {(block, seed): 0.5 for block in (7, 8, 9, 10) for seed in range(3)})
+    lines = text_of(situation, Launch(tmp_path)).splitlines()
+    assert "12 trials, 12 of them there" in lines[1]
+    assert "Nothing is left to run." in lines
+    assert probed == []

@@ -1,0 +1,151 @@
+"""What a design can answer, against power worked out from the noncentral t distribution and against known noise."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sweeps.core.design.designs import OneFactor
+from sweeps.core.design.factors import Factor
+from sweeps.core.design.study import Metric, Study
+from sweeps.core.plan.power import SeedNoise, power_check, seed_noise
+from toco.config import replace
+from toco.registry import load
+
+NANO = load("toco.recipes", "shapes_nano").recipe()
+M, SEG = "val/cam_miou", "val/seg_miou"
+
+
+def study(**changes):
+    values = {
+        "name": "example",
+        "title": "An example",
+        "recipe": "shapes_nano",
+        "design": OneFactor((Factor("method.temperature", tuple(0.1 * (1 + number) for number in range(10))),)),
+        "seeds": (0, 1, 2),
+        "metrics": (Metric(M, "M"), Metric(SEG, "seg")),
+    }
+    return Study(**{**values, **changes}).resolve()
+
+
+def power_of(effect_sd, n, comparisons):
+    """Of the two-sided paired t test, from the distribution itself; the far tail holds nothing."""
+    return stats.nct.sf(stats.t.ppf(1 - 0.05 / comparisons / 2, n - 1), n - 1, effect_sd * math.sqrt(n))
+
+
+def entry(config, value, *, code="a", **changes):
+    values = {
+        "status": "finished",
+        "config": config.model_dump(mode="json"),
+        "metrics": {M: value},
+        "origin": {"search": False},
+        "identity": {"code": {"toco": code}, "data": {}, "weights": None, "versions": {}},
+    }
+    return {**values, **changes}
+
+
+@pytest.mark.parametrize(("seeds", "known"), [(3, 10), (5, 3), (10, 1.5)])
+def test_nine_comparisons_detect_what_is_known_for_these_seeds(seeds, known):
+    check = power_check(study(seeds=tuple(range(seeds))), {})
+    assert check.comparisons == 9
+    assert check.n == seeds
+    assert check.detectable_sd == pytest.approx(known, rel=0.06)
+    assert power_of(check.detectable_sd, seeds, 9) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_with_known_noise_points_and_seeds_are_said():
+    noise = {M: SeedNoise(0.01, 12, True)}
+    check = power_check(study(), noise)
+    (metric,) = check.metrics  # seg is a column, but compared by nobody
+    assert metric.detectable == pytest.approx(0.01 * check.detectable_sd)
+    # Half a point at one point of noise: the smallest number of seeds with 80 % power.
+    assert power_of(0.5, metric.seeds, 9) >= 0.8 > power_of(0.5, metric.seeds - 1, 9)
+    assert f"0.5 points take {metric.seeds} seeds" in check.refusal
+    assert "seed noise 1.00 points (paired differences, 12 trainings)" in check.refusal
+    assert f"It takes {metric.seeds} seeds." in check.refusal
+
+
+def test_a_design_is_refused_where_it_cannot_detect_the_smallest_effect_and_only_there():
+    # Ten seeds detect 1.5 standard deviations.
+    ten = study(seeds=tuple(range(10)))
+    enough, short = SeedNoise(0.0030, 12, True), SeedNoise(0.0036, 12, True)
+    assert power_check(ten, {M: enough}).refusal is None
+    assert not power_check(ten, {M: enough}).underpowered
+    assert power_check(ten, {M: short}).refusal is not None
+
+
+def test_with_unknown_noise_the_effect_it_is_blind_to_decides():
+    three = power_check(study(seeds=(0, 1, 2)), {})
+    assert three.underpowered
+    # Four seeds detect 4.5 standard deviations: fewer than the five that may stay unseen.
+    assert power_of(5.0, 4, 9) >= 0.8 > power_of(5.0, 3, 9)
+    assert "It takes 4 seeds." in three.refusal
+    assert not power_check(study(seeds=tuple(range(5))), {}).underpowered
+    assert power_check(study(seeds=tuple(range(5)), largest_blind_effect=2.0), {}).underpowered
+
+
+def test_a_study_of_directions_runs_and_says_what_its_rows_can_read():
+    for check in (
+        power_check(study(purpose="direction"), {}),
+        power_check(study(), {}, accept_underpowered=True),
+    ):
+        assert check.underpowered
+        assert check.refusal is None
+        assert "will read underpowered" in check.sentences[-1]
+
+
+def test_one_seed_detects_nothing():
+    check = power_check(study(seeds=(0,)), {M: SeedNoise(0.0, 4, True)})
+    assert check.detectable_sd == math.inf
+    assert check.metrics[0].detectable == math.inf
+    assert check.refusal is not None
+    assert "no effect of any size" in check.sentences[0]
+
+
+def test_without_comparisons_there_is_nothing_to_refuse():
+    alone = study(design=OneFactor((Factor("method.temperature", (0.5,)),)))
+    check = power_check(alone, {})
+    assert (check.comparisons, check.underpowered, check.refusal) == (0, False, None)
+
+
+def test_the_noise_is_that_of_paired_differences():
+    other = replace(NANO, {"method.temperature": 0.3})
+    a, b = {0: 0.50, 1: 0.54, 2: 0.52}, {0: 0.51, 1: 0.56, 2: 0.51}
+    entries = [entry(NANO.model_copy(update={"seed": seed}), value) for seed, value in a.items()]
+    entries += [entry(other.model_copy(update={"seed": seed}), value) for seed, value in b.items()]
+    noise = seed_noise(entries, NANO, M)
+    assert noise.sd == pytest.approx(np.std([-0.01, -0.02, 0.01], ddof=1))
+    assert (noise.trainings, noise.paired) == (6, True)
+    # One config alone: its spread, times the root of two.
+    alone = seed_noise(entries[:3], NANO, M)
+    assert alone.sd == pytest.approx(0.02 * math.sqrt(2))
+    assert (alone.trainings, alone.paired) == (3, False)
+    assert seed_noise(entries[:1], NANO, M) is None
+    assert seed_noise(entries, NANO, SEG) is None
+
+
+def test_the_pooled_noise_converges_to_the_true_one():
+    generator = np.random.default_rng(0)
+    entries = []
+    for cell in range(20):
+        config = replace(NANO, {"method.temperature": 0.1 + 0.01 * cell})
+        shared = np.random.default_rng(7).normal(0, 0.03, 10)  # of the seed, in every cell
+        values = 0.5 + cell / 100 + shared + generator.normal(0, 0.01, 10)
+        entries += [entry(config.model_copy(update={"seed": s}), float(v)) for s, v in enumerate(values)]
+    assert seed_noise(entries, NANO, M).sd == pytest.approx(0.01 * math.sqrt(2), rel=0.1)
+
+
+@pytest.mark.parametrize("changes", [
+    {"status": "diverged", "metrics": {}},
+    {"origin": {"search": True}},
+    {"metrics": {M: float("nan")}},
+    {"config": {"of": "an older version"}},
+    {"config": replace(NANO, {"seed": 1, "num_steps": 80}).model_dump(mode="json")},
+    {"config": replace(NANO, {"seed": 1, "data.num_val": 10}).model_dump(mode="json")},
+    {"identity": {"code": {"toco": "b"}, "data": {}, "weights": None, "versions": {}}},
+])  # fmt: skip
+def test_what_is_not_comparable_is_left_out(changes):
+    first, second = entry(NANO, 0.5), entry(NANO.model_copy(update={"seed": 1}), 0.52)
+    assert seed_noise([first, second], NANO, M) is not None
+    assert seed_noise([first, {**second, **changes}], NANO, M) is None

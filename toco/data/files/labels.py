@@ -1,0 +1,137 @@
+"""Image-level labels from masks, XML annotations, the names of folders, a CSV, a JSON or an npz file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32
+
+from toco.data.files.images import ids_in, read_mask
+from toco.data.files.label_table import read_table
+from toco.data.files.layout import Layout, composed
+from toco.files import read_xml
+from toco.types import IGNORE_INDEX
+
+LabelsFrom = Literal["masks", "xml", "folders"] | Path
+"""``masks``, ``xml`` (VOC's annotations), ``folders`` (one of the folders that an image is in has the name of its
+class), or a ``.csv``, ``.json`` or ``.npz`` file (relative to the root)."""
+
+_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+
+
+class LabelSource(ABC):
+    """Answers which classes an image shows."""
+
+    @abstractmethod
+    def class_ids(self, name: str) -> tuple[int, ...]:
+        """Ids (1..k, ascending) of the classes in the image; empty when there is none.
+
+        Raises:
+            ValueError: The source does not know the image, or gives it an id out of range.
+        """
+
+
+def label_source(layout: Layout, labels: LabelsFrom, class_names: tuple[str, ...], max_pixels: int) -> LabelSource:
+    """Open a source of labels. A file's labels are all read and validated now; masks and XML when asked for.
+
+    Raises:
+        ValueError: The file cannot be read as labels of these classes.
+    """
+    if labels == "masks":
+        return _Masks(layout, len(class_names), max_pixels)
+    if labels == "xml":
+        return _Annotations(layout, class_names)
+    if labels == "folders":
+        return _Folders(class_names)
+    return Table(read_table(layout.root / labels, class_names), str(layout.root / labels))
+
+
+def multi_hot(class_ids: Iterable[int], num_foreground_classes: int) -> Float32[np.ndarray, " k"]:
+    """The label vector of some class ids.
+
+    >>> multi_hot((1, 3), 3).tolist()
+    [1.0, 0.0, 1.0]
+    """
+    vector = np.zeros(num_foreground_classes, dtype=np.float32)
+    vector[[i - 1 for i in class_ids]] = 1.0
+    return vector
+
+
+class Table(LabelSource):
+    """Labels that were read from one file. A name is found in whichever Unicode form the file has it."""
+
+    def __init__(self, class_ids: dict[str, tuple[int, ...]], origin: str) -> None:
+        self._class_ids = {composed(name): ids for name, ids in class_ids.items()}
+        self._origin = origin
+        self.names = tuple(class_ids)
+
+    def class_ids(self, name: str) -> tuple[int, ...]:
+        """Ids of the classes in the image."""
+        ids = self._class_ids.get(composed(name))
+        if ids is None:
+            raise ValueError(f"{self._origin}: there is no label of {name!r}.{self._advice(name)}")
+        return ids
+
+    def _advice(self, name: str) -> str:
+        """What to do where the file has nearly this name."""
+
+        def plain(other: str) -> str:
+            path = PurePosixPath(other.replace("\\", "/"))
+            return str(path.with_suffix("") if path.suffix.lower() in _IMAGE_SUFFIXES else path)
+
+        near = next((other for other in self.names if composed(plain(other)) == composed(name)), None)
+        return "" if near is None else f" It names {near!r}: write names without suffix, and with / between folders."
+
+
+class _Masks(LabelSource):
+    def __init__(self, layout: Layout, num_foreground_classes: int, max_pixels: int) -> None:
+        self._layout, self._num, self._max_pixels = layout, num_foreground_classes, max_pixels
+
+    def class_ids(self, name: str) -> tuple[int, ...]:
+        mask = read_mask(self._layout.mask_path(name), self._num, self._max_pixels)
+        return tuple(i for i in ids_in(mask) if i not in (0, IGNORE_INDEX))
+
+
+class _Annotations(LabelSource):
+    def __init__(self, layout: Layout, class_names: tuple[str, ...]) -> None:
+        self._layout = layout
+        self._ids = {composed(name): i for i, name in enumerate(class_names, start=1)}
+
+    def class_ids(self, name: str) -> tuple[int, ...]:
+        """All objects count, those marked difficult too, as in the label files the field uses."""
+        path = self._layout.annotation_path(name)
+        try:
+            root = read_xml(path)
+        except FileNotFoundError:
+            raise ValueError(f"{path}: there is no such annotation.") from None
+        except OSError as error:
+            raise ValueError(f"{path}: the annotation cannot be read: {error.strerror}.") from error
+        if root.tag != "annotation":
+            raise ValueError(f"{path}: expected an annotation of VOC's form, <annotation>, but it is <{root.tag}>.")
+        objects = root.findall("object")
+        shown = {composed(item.findtext("name", "").strip()) for item in objects}
+        unknown = sorted(shown - self._ids.keys())
+        if unknown:
+            raise ValueError(
+                f"{path}: {', '.join(map(repr, unknown))} is not in the class list: {', '.join(self._ids)}."
+            )
+        return tuple(sorted({self._ids[item] for item in shown}))
+
+
+class _Folders(LabelSource):
+    def __init__(self, class_names: tuple[str, ...]) -> None:
+        self._ids = {composed(name): i for i, name in enumerate(class_names, start=1)}
+
+    def class_ids(self, name: str) -> tuple[int, ...]:
+        folders = PurePosixPath(composed(name)).parent.parts
+        ids = {self._ids[folder] for folder in folders if folder in self._ids}
+        if len(ids) != 1:
+            raise ValueError(
+                f"{name!r}: expected one folder with the name of a class, found {len(ids)} among "
+                f"{', '.join(folders) or 'none'}; the classes are {', '.join(self._ids)}."
+            )
+        return tuple(ids)

@@ -1,0 +1,52 @@
+"""What the training and the validation images of a data set are to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from toco.data._dataset import Dataset, Fault
+from toco.data.files.layout import composed, count, examples
+
+
+def overlap(train_names: Collection[str], val_names: Collection[str]) -> str | None:
+    """Which images are for training and for validation, as a sentence, or ``None`` where there is none.
+
+    Names that differ only in their Unicode form are one name.
+    """
+    trained = {composed(name) for name in train_names}
+    both = [name for name in val_names if composed(name) in trained]
+    if not both:
+        return None
+    return (
+        f"{len(both)} of {count(len(val_names), 'validation image')} also for training: {examples(both)}. Take them "
+        "off one of the lists, or set data.allow_overlap=true: scores are then of images that were seen."
+    )
+
+
+def refuse_overlap(train: Dataset, val: Dataset, allow_overlap: bool) -> None:
+    """Refuse splits that share an image.
+
+    Raises:
+        ValueError: An image is in both, and ``allow_overlap`` is not set.
+    """
+    if not allow_overlap and (shared := overlap(train.names, val.names)) is not None:
+        raise ValueError(shared)
+
+
+def notes_of_splits(train: Dataset, val: Dataset) -> tuple[Fault, ...]:
+    """What opening both splits left out or may have read in another way than meant, and which classes lack images."""
+    notes = list(dict.fromkeys((*train.notes, *val.notes)))
+    shared = overlap(train.names, val.names)
+    if shared is not None:
+        notes.append(Fault(Path("val"), shared))
+    counts = train.num_images_by_class()
+    if counts is not None and (note := note_of_classes(train.class_names, counts)) is not None:
+        notes.append(note)
+    return tuple(notes)
+
+
+def note_of_classes(class_names: Collection[str], num_images: Collection[int]) -> Fault | None:
+    """Which classes no training image shows, if there are any."""
+    without = [name for name, count in zip(class_names, num_images, strict=True) if not count]
+    return Fault(Path("train"), f"no training image shows the class {examples(without)}.") if without else None

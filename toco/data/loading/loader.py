@@ -1,0 +1,133 @@
+"""Training batches as a pure function of the step.
+
+Which images a step sees follows from (seed, step), and how an image is changed from (seed, epoch, index), so that
+neither the number of loader processes nor a resume changes a batch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+
+import numpy as np
+
+from toco.data._dataset import Dataset
+from toco.data.loading.loader_processes import PATIENCE_S, Keys, LoaderProcesses
+from toco.data.views.raw_batch import RawBatch, Sample
+from toco.data.views.views import ViewsConfig, make_views
+from toco.types import Shard
+
+_WHOLE = Shard()
+_ORDER = 1
+"""Spawn key of the generators of orders: ``SeedSequence([a, b])`` alone equals ``SeedSequence([a, b, 0])``."""
+MAX_SEED = 2**32
+"""A larger seed takes two words of the sequence, which another (seed, epoch) could also give."""
+
+
+class TrainLoader:
+    """Endless shuffled epochs over a data set; the last, incomplete batch of an epoch is dropped.
+
+    Args:
+        dataset: Images and labels. With ``num_workers`` > 0 it is pickled into every process.
+        views: How views are made.
+        batch_size: Images of a global batch, of all shards together.
+        seed: Seed of order and views, 0 to 2^32 - 1.
+        num_workers: Processes that make batches; 0 makes them here, without multiprocessing.
+        pin_memory: Return page-locked tensors, for copies to a GPU that do not wait.
+        shard: Which part of every global batch this process gets: so many consecutive images of it.
+        patience_s: Longest that a process may take for one batch before it counts as hanging.
+
+    Raises:
+        ValueError: The data set has fewer images than a batch, the batch cannot be parted among the processes, or the
+            seed is out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        views: ViewsConfig,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        shard: Shard = _WHOLE,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        if not 0 < batch_size <= len(dataset):
+            raise ValueError(f"Expected a batch size from 1 to the {len(dataset)} images there are, got {batch_size}.")
+        if not 0 <= seed < MAX_SEED:
+            raise ValueError(f"Expected a seed from 0 to {MAX_SEED - 1}, got {seed}.")
+        if batch_size % shard.world_size:
+            raise ValueError(
+                f"Expected a batch size that {shard.world_size} processes can share equally, got {batch_size}; "
+                "change the batch size or the number of processes."
+            )
+        self._make = _Batches(dataset, views, seed, shard)
+        self._batch_size, self._seed, self._shard = batch_size, seed, shard
+        self._num_workers, self._pin_memory, self._patience_s = num_workers, pin_memory, patience_s
+        self.steps_per_epoch = len(dataset) // batch_size
+
+    def batches(self, start_step: int, num_steps: int, stop: threading.Event | None = None) -> Generator[RawBatch]:
+        """This shard's part of the batches of steps ``start_step`` to ``start_step + num_steps - 1``.
+
+        Loader processes live as long as this iterator: ask once for a whole run, and close it.
+
+        Args:
+            start_step: The first step.
+            num_steps: How many batches.
+            stop: Ends the iterator early where it is set while a batch of a loader process is waited for.
+
+        Raises:
+            LoaderError: A loader process ended or delivers nothing. Where several processes share the batches,
+                ``stop`` is one, too: they cannot all stop after the same step any more.
+            Exception: What reading an image raised, the same with loader processes and without.
+        """
+        keys = self._keys(start_step, num_steps)
+        if self._num_workers == 0:
+            for batch_keys in keys:
+                batch = self._make(batch_keys)
+                yield batch.pin_memory() if self._pin_memory else batch
+            return
+        self._make.dataset.prepare()
+        processes = LoaderProcesses(
+            self._make,
+            self._num_workers,
+            pin_memory=self._pin_memory,
+            patience_s=self._patience_s,
+            share_stop=self._shard.world_size > 1,
+        )
+        yield from processes.batches(keys, stop or threading.Event())
+
+    def _keys(self, start_step: int, num_steps: int) -> Iterator[Keys]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(start_step, start_step + num_steps):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = epoch_order(len(self._make.dataset), self._seed, epoch)
+            part = self._batch_size // self._shard.world_size
+            first = step % self.steps_per_epoch * self._batch_size + self._shard.rank * part
+            yield [(epoch, int(index)) for index in order[first : first + part]]
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of the images in an epoch."""
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(_ORDER,))).permutation(num_images)
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator that draws the views of image ``index`` in ``epoch``."""
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch, index]))
+
+
+class _Batches:
+    """Makes the batch of some keys."""
+
+    def __init__(self, dataset: Dataset, views: ViewsConfig, seed: int, shard: Shard) -> None:
+        self.dataset, self._views, self._seed, self._shard = dataset, views, seed, shard
+
+    def __call__(self, keys: Keys) -> RawBatch:
+        return RawBatch.of([self._sample(epoch, index) for epoch, index in keys], self._shard)
+
+    def _sample(self, epoch: int, index: int) -> Sample:
+        views = make_views(self.dataset.image(index), sample_generator(self._seed, epoch, index), self._views)
+        return Sample(views, self.dataset.class_labels(index), self.dataset.names[index])

@@ -1,0 +1,1 @@
+"""From an image to the views of a training batch: geometry, colour, normalisation."""

@@ -1,0 +1,166 @@
+"""Colours of many views at once, on any device, to the same levels as PIL's operations on one image.
+
+PIL computes in whole levels and cuts after every operation, so every step is done here in numbers in which it is exact
+or rounds as PIL's: single precision for blends (whole numbers up to 2^24), double precision where PIL has it, and
+whole numbers for the blur. Each arithmetic operation is a kernel of its own: a fused multiplication and addition would
+round once instead of twice, and cut to another level.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float32, Int32, Shaped, UInt8
+from torch import Tensor
+
+from toco.data.views.colour import Colours
+
+_CPU_PIXELS = 2**16
+"""Pixels that a processor changes at a time, so that they stay in its cache."""
+_RED, _GREEN, _BLUE = 19595.0, 38470.0, 7471.0  # of 2^16: ITU-R 601-2, as PIL rounds it
+_GREY_ONE = 65536.0
+_BLUR_BITS = 24
+_MIDDLE = 128  # levels are blurred as -128..127, so that a weighted sum of them fits into 32 bits
+
+
+def change_colours(pixels: UInt8[Tensor, "n 3 h w"], colours: Colours) -> UInt8[Tensor, "n 3 h w"]:
+    """Apply ``colours`` to ``pixels``, without waiting for the device.
+
+    Args:
+        pixels: Views, on any device.
+        colours: On the host: what no view has is not computed, and that must be known without asking the device.
+
+    Returns:
+        The changed views, of the size and on the device of ``pixels``.
+    """
+    if pixels.device.type != "cpu":
+        return _changed(pixels, colours, colours.to(pixels.device))
+    at_a_time = max(_CPU_PIXELS // (pixels.shape[2] * pixels.shape[3]), 1)
+    changed = torch.empty(pixels.shape, dtype=torch.uint8)
+    for start in range(0, len(pixels), at_a_time):
+        piece = slice(start, start + at_a_time)
+        changed[piece] = _changed(pixels[piece], colours[piece], colours[piece])
+    return changed
+
+
+def _changed(pixels: UInt8[Tensor, "n 3 h w"], known: Colours, colours: Colours) -> UInt8[Tensor, "n 3 h w"]:
+    """``known`` on the host says what there is to do, ``colours`` on the device how."""
+    blends = known.blends.numpy()
+    used = (blends[..., 0] != 1).any(axis=0)
+    turns = known.hue_step.numpy() >= 0
+    weighs = (blends[..., 1:] != 0).any(axis=0)
+    levels = pixels.float()
+    for after in (0, 1):
+        if after and turns.any():
+            turned = _turn_hue(levels, colours.hue_step)
+            levels = turned if turns.all() else torch.where(_column(colours.hue_step) < 0, levels, turned)
+        for slot in used[after].nonzero()[0].tolist():
+            _blend(levels, colours.blends[:, after, slot], *weighs[after, slot].tolist())
+    if (known.blur.numpy()[:, 1:] != 0).any():
+        levels = _blur(levels, colours.blur)
+    if (known.solarise_from.numpy() < 256).any():
+        levels = torch.where(levels < _column(colours.solarise_from), levels, 255 - levels)
+    return levels.to(torch.uint8)
+
+
+def _blend(levels: Float32[Tensor, "n 3 h w"], blend: Float32[Tensor, "n 3"], to_mean: bool, to_grey: bool) -> None:
+    """Move the levels away from the other side, or towards it, in place.
+
+    The other side is black, the mean grey level or the grey view: brightness, contrast, saturation.
+    """
+    factor, of_mean, of_grey = (_column(weight) for weight in blend.unbind(1))
+    if not (to_mean or to_grey):
+        levels.mul_(factor).clamp_(max=255).floor_()
+        return
+    grey = _grey(levels)
+    other = grey * of_grey
+    if to_mean:
+        # The sum of a large view has more digits than single precision.
+        total = grey.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
+        mean = _divided(total, float(grey[0].numel())).add_(0.5).floor_()
+        other += mean.float().mul_(of_mean)
+    levels.sub_(other).mul_(factor).add_(other).clamp_(0, 255).floor_()
+
+
+def _grey(levels: Float32[Tensor, "n 3 h w"]) -> Float32[Tensor, "n 1 h w"]:
+    red, green, blue = levels.split(1, dim=1)
+    # Exact: every term and every sum is a whole number below 2^24.
+    weighed: Tensor = red * _RED + green * _GREEN + blue * _BLUE
+    return weighed.add_(_GREY_ONE / 2).mul_(1 / _GREY_ONE).floor_()
+
+
+def _turn_hue(levels: Float32[Tensor, "n 3 h w"], steps: Int32[Tensor, " n"]) -> Float32[Tensor, "n 3 h w"]:
+    """Turn the colour wheel, with hue, saturation and value in 256 levels each."""
+    hue, saturation, value = _hsv(levels)
+    hue = hue + _column(steps)
+    hue -= 256 * (hue >= 256)
+    sixths = _divided(hue.double().mul_(6), 255.0)
+    sector = sixths.floor()
+    rest, sector = (sixths - sector).float(), sector.float()
+    even = 1 - (sector - 2 * (sector / 2).floor_())
+    strength = _divided(saturation, 255.0)
+
+    def level(missing: Float32[Tensor, "n 1 h w"]) -> Float32[Tensor, "n 1 h w"]:
+        return (1 - missing).mul_(value).add_(0.5).floor_()
+
+    low, middle = level(strength), level(strength * (even - rest).abs_())
+    # Where on the wheel of six sectors a colour is lowest, half-way between two of them; a sector to either side of
+    # those two it has the middle level, and opposite of them the highest.
+    lowest = torch.arange(2.5, 7, 2, device=levels.device).view(3, 1, 1)
+    away = (sector - lowest).abs_().sub_(3).abs_()
+    return middle.add(1.5 - away, alpha=512).clamp_(low, value)
+
+
+def _hsv(
+    levels: Float32[Tensor, "n 3 h w"],
+) -> tuple[Float32[Tensor, "n 1 h w"], Float32[Tensor, "n 1 h w"], Float32[Tensor, "n 1 h w"]]:
+    """Hue, saturation and value, each in whole levels 0..255."""
+    value, lowest = levels.amax(dim=1, keepdim=True), levels.amin(dim=1, keepdim=True)
+    chroma = value - lowest
+    # A grey pixel has hue and saturation 0, whatever it is divided by.
+    red, green, blue = ((value - levels) / chroma.clamp(min=1)).split(1, dim=1)
+    # 1 for the first of the highest colours and 0 for the others: products are much faster than choices on a processor.
+    is_red = 1 - red.sign()
+    is_green = (1 - green.sign()).mul_(1 - is_red)
+    is_blue = 1 - is_red - is_green
+    plus = (is_red * blue).add_(is_green * red).add_(is_blue * green)
+    minus = (is_red * green).add_(is_green * blue).add_(is_blue * red)
+    sixths = (is_green * 2).add_(is_blue * 4).double().add_(plus).sub_(minus).float()
+    # Single and double precision in turns, as in PIL: a hue one level off is up to six levels in a colour.
+    turns = _divided(sixths.double(), 6.0).add_(1).frac_().float()
+    hue = turns.double().mul_(255).floor_().float()
+    return hue, (chroma / value.clamp(min=1)).mul_(255).floor_(), value
+
+
+def _blur(levels: Float32[Tensor, "n 3 h w"], weights: Int32[Tensor, "n taps"]) -> Float32[Tensor, "n 3 h w"]:
+    """Three box filters along the rows and three along the columns, each rounded to whole levels."""
+    taps = [_column(weight) for weight in weights.unbind(1)]
+    # Half a level, and what the weights lack to 1, which the levels were moved by.
+    lacking = 2**_BLUR_BITS - (2 * weights.sum(dim=1, dtype=torch.int32) - weights[:, 0])
+    rounding = _column(2 ** (_BLUR_BITS - 1) - _MIDDLE * lacking)
+    moved = (levels - _MIDDLE).to(torch.int32)
+    for dim in (3, 3, 3, 2, 2, 2):
+        moved = _box_filtered(moved, taps, dim).add_(rounding).bitwise_right_shift_(_BLUR_BITS)
+    return moved.float().add_(_MIDDLE)
+
+
+def _box_filtered(
+    levels: Int32[Tensor, "n 3 h w"], taps: list[Int32[Tensor, "n 1 1 1"]], dim: int
+) -> Int32[Tensor, "n 3 h w"]:
+    """Weighted sum over the neighbours along ``dim``; beyond the edge its pixel is repeated."""
+    reach, size = len(taps) - 1, levels.shape[dim]
+    first, last = levels.narrow(dim, 0, 1), levels.narrow(dim, size - 1, 1)
+    padded = torch.cat([*[first] * reach, levels, *[last] * reach], dim=dim)
+    total = levels * taps[0]
+    for distance in range(1, reach + 1):
+        left, right = (padded.narrow(dim, reach + away, size) for away in (-distance, distance))
+        total += (left + right).mul_(taps[distance])
+    return total
+
+
+def _divided(numbers: Float[Tensor, "*shape"], by: float) -> Float[Tensor, "*shape"]:
+    # By a tensor: CUDA replaces the division by a number with a product, which rounds otherwise.
+    return numbers / torch.full((), by, dtype=numbers.dtype, device=numbers.device)
+
+
+def _column(per_view: Shaped[Tensor, " n"]) -> Shaped[Tensor, "n 1 1 1"]:
+    return per_view.view(-1, 1, 1, 1)

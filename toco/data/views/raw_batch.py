@@ -1,0 +1,94 @@
+"""What travels from the loader to the device, and what becomes of it there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int, Int64, UInt8
+from torch import Tensor
+
+from toco.data.views.colour import Colours
+from toco.data.views.colour_ops import change_colours
+from toco.data.views.normalise import normalise
+from toco.data.views.views import Views
+from toco.types import Batch, Shard, present_classes
+
+
+class Sample(NamedTuple):
+    """One image of a batch: its views, its image-level label and its name."""
+
+    views: Views
+    class_labels: Float32[np.ndarray, " k"]
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawBatch:
+    """A batch before colours and normalisation: whole levels, a quarter of the bytes that the images become.
+
+    Attributes:
+        views: First global view, second global view and crop source of every image.
+        colours: How the colours of the first views and then of the second views are to change.
+        class_labels: See :class:`toco.types.Batch`, as for all that follows.
+        valid_box: Rows and columns of the image inside its padded crop.
+        names: Name of every image.
+        present: Classes of every image.
+        shard: Which part of the global batch these images are.
+    """
+
+    views: UInt8[Tensor, "3 b 3 s s"]
+    colours: Colours
+    class_labels: Float32[Tensor, "b k"]
+    valid_box: Int64[Tensor, "b 4"]
+    names: tuple[str, ...]
+    present: Int[Tensor, "b m"]
+    shard: Shard
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], shard: Shard) -> RawBatch:
+        """The batch of some samples."""
+        views, labels, names = zip(*samples, strict=True)
+        pixels = [[getattr(view, kind) for view in views] for kind in ("images", "second_view", "crop_source")]
+        class_labels = torch.from_numpy(np.stack(labels))
+        return cls(
+            views=torch.from_numpy(np.array(pixels)),
+            colours=Colours.of([view.first_colour for view in views] + [view.second_colour for view in views]),
+            class_labels=class_labels,
+            valid_box=torch.from_numpy(np.stack([view.valid_box for view in views])),
+            names=names,
+            present=present_classes(class_labels),
+            shard=shard,
+        )
+
+    def pin_memory(self) -> RawBatch:
+        """The same in page-locked memory."""
+        return replace(
+            self,
+            views=self.views.pin_memory(),
+            colours=self.colours.pin_memory(),
+            class_labels=self.class_labels.pin_memory(),
+            valid_box=self.valid_box.pin_memory(),
+            present=self.present.pin_memory(),
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch that a step gets, on ``device``: colours changed there, all views at once, then normalised.
+
+        Where the memory is pinned, neither the copies nor the changes are waited for.
+        """
+        views = self.views.to(device, non_blocking=True)
+        images, second_view = normalise(change_colours(views[:2].flatten(0, 1), self.colours)).split(len(self.names))
+        return Batch(
+            images=images,
+            second_view=second_view,
+            crop_source=normalise(views[2]),
+            class_labels=self.class_labels.to(device, non_blocking=True),
+            valid_box=self.valid_box.to(device, non_blocking=True),
+            names=self.names,
+            present=self.present.to(device, non_blocking=True),
+            shard=self.shard,
+        )

@@ -1,0 +1,221 @@
+"""What the authors got with the recipes, to stand beside what we get.
+
+``expected.csv`` holds the last evaluation of each of the authors' four logs: IoU in percent by class, of the CAM, the
+auxiliary CAM and the segmentation. Table 2 of the paper gives one number for each split.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from tabulate import SEPARATING_LINE, tabulate
+
+from toco.config import diff
+from toco.evaluate import Evaluation
+from toco.predict.inference import InferenceConfig
+from toco.registry import load
+from toco.train.run_config import RunConfig
+
+_FILE = Path(__file__).with_name("expected.csv")
+_SCORES = {"cam_iou": "CAM", "aux_cam_iou": "aux CAM", "seg_iou": "segmentation"}
+"""Scores by class of an evaluation that the logs have, too, and what they are called here."""
+_SAME_EVALUATION = {f"evaluate.{name}" for name in ("curve_stop", "curve_step", "average_last", "max_images")}
+"""Settings that change none of these scores, or are counted as images."""
+_SHOWN = 6
+
+
+class Segmentation(NamedTuple):
+    """A number of Table 2: mIoU in percent with several scales, flip and CRF, and on how many images."""
+
+    miou: float
+    num_images: int
+
+
+_TABLE_2 = {
+    "voc_deit_b": {"val": Segmentation(69.8, 1449), "test": Segmentation(70.5, 1456)},
+    "voc_vit_b": {"val": Segmentation(71.1, 1449), "test": Segmentation(72.2, 1456)},
+    "coco_deit_b": {"val": Segmentation(41.3, 40_137)},
+    "coco_vit_b": {"val": Segmentation(42.3, 40_137)},
+}
+_LOGGED_IMAGES = {"voc_deit_b": 1449, "voc_vit_b": 1449, "coco_deit_b": 5000, "coco_vit_b": 5000}
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the authors got with a recipe.
+
+    Attributes:
+        recipe: Its name.
+        class_names: The background first.
+        per_class: IoU as fractions in the order of ``class_names``: ``cam_iou``, ``aux_cam_iou`` and ``seg_iou``.
+        num_images: Images of the split that these are of.
+        table2: Table 2 of the paper by split.
+    """
+
+    recipe: str
+    class_names: tuple[str, ...]
+    per_class: Mapping[str, tuple[float, ...]]
+    num_images: int
+    table2: Mapping[str, Segmentation]
+
+    def miou(self, score: str) -> float:
+        """Mean over the classes of ``cam_iou``, ``aux_cam_iou`` or ``seg_iou``, a fraction."""
+        return sum(self.per_class[score]) / len(self.class_names)
+
+
+@cache
+def expected(recipe: str | None) -> Expected | None:
+    """What the authors got with ``recipe``; ``None`` for one that they did not train.
+
+    >>> result = expected("voc_deit_b")
+    >>> result and round(100 * result.miou("seg_iou"), 1)
+    68.1
+    """
+    if recipe not in _TABLE_2:
+        return None
+    with _FILE.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["recipe"] == recipe]
+    return Expected(
+        recipe=recipe,
+        class_names=tuple(row["class"] for row in rows),
+        per_class={score: tuple(float(row[score.removesuffix("_iou")]) / 100 for row in rows) for score in _SCORES},
+        num_images=_LOGGED_IMAGES[recipe],
+        table2=_TABLE_2[recipe],
+    )
+
+
+def beside_expected(
+    evaluation: Evaluation, recipe: str | None, config: RunConfig, num_images: int, step: int
+) -> str | None:
+    """Our scores beside the authors', class by class, and whether they can be compared; ``None`` if there are none.
+
+    Args:
+        evaluation: What was found.
+        recipe: The recipe that the run came from.
+        config: Its config, as evaluated.
+        num_images: Images in the split.
+        step: Updates before the evaluation.
+    """
+    theirs = expected(recipe)
+    if theirs is None or theirs.class_names != evaluation.class_names:
+        return None
+    columns = [score for score in _SCORES if score in evaluation.per_class]
+    rows = [
+        [
+            name,
+            *(cell for score in columns for cell in _cells(evaluation.per_class[score][i], theirs.per_class[score][i])),
+        ]
+        for i, name in enumerate(theirs.class_names)
+    ]
+    means = [cell for score in columns for cell in _cells(_mean(evaluation.per_class[score]), theirs.miou(score))]
+    headers = ["class", *(text for score in columns for text in (_SCORES[score], "authors", "difference"))]
+    table = tabulate(
+        [*rows, SEPARATING_LINE, ["mean", *means]],
+        headers=headers,
+        colalign=("left", *("right" for _ in headers[1:])),
+        disable_numparse=True,
+    )
+    return f"{table}\n{_comparable(_differences(theirs, config, num_images, step))}"
+
+
+def beside_table2(
+    miou: float,
+    recipe: str | None,
+    split: str,
+    config: RunConfig,
+    inference: InferenceConfig,
+    num_images: int,
+    step: int,
+) -> str | None:
+    """Sentences that put our mIoU (a fraction) beside that of Table 2; ``None`` where the table has none.
+
+    Args:
+        miou: Of the segmentation, over the split.
+        recipe: The recipe that the run came from.
+        split: As the table calls it: ``val`` or ``test``.
+        config: Config of the run.
+        inference: How the images were segmented.
+        num_images: How many they were.
+        step: Updates before the checkpoint.
+    """
+    theirs = expected(recipe)
+    if recipe is None or theirs is None or split not in theirs.table2:
+        return None
+    table = theirs.table2[split]
+    differences = []
+    if num_images != table.num_images:
+        differences.append(f"{num_images} images were evaluated instead of {table.num_images}")
+    official: RunConfig = load("toco.recipes", recipe).recipe()
+    # Which of its filters the CRF takes is chosen for the machine.
+    if changed := [path for path in diff(official.inference, inference) if path != "crf.filter_name"]:
+        differences.append(f"the images were segmented in another way ({_listed(changed)})")
+    differences += _of_training(official, config, step)
+    difference = 100 * miou - table.miou
+    return (
+        f"Table 2 of the paper has {table.miou:.1f} mIoU for {recipe} on {split}; this is {100 * miou:.1f} "
+        f"({difference:+.1f}). {_comparable(differences)}"
+    )
+
+
+def _differences(theirs: Expected, config: RunConfig, num_images: int, step: int) -> list[str]:
+    """Why the numbers do not stand for the same."""
+    official: RunConfig = load("toco.recipes", theirs.recipe).recipe()
+    found = []
+    if (evaluated := min(num_images, config.evaluate.max_images or num_images)) != theirs.num_images:
+        found.append(f"{evaluated} images were evaluated instead of {theirs.num_images}")
+    changes = diff(official, config, run_only=False)
+    if protocol := [path for path in changes if _is_of_evaluation(path) and path not in _SAME_EVALUATION]:
+        found.append(f"the protocol is not that of the log ({_listed(protocol)})")
+    return found + _of_training(official, config, step)
+
+
+def _of_training(official: RunConfig, config: RunConfig, step: int) -> list[str]:
+    """How the network came about otherwise."""
+    found = []
+    if step != official.num_steps:
+        found.append(f"the checkpoint is of step {step} and not {official.num_steps}")
+    changes = diff(official, config, run_only=False)
+    if training := [path for path in changes if not _is_of_evaluation(path) and not _is_same(path, config)]:
+        found.append(f"it was trained with other settings ({_listed(training)})")
+    return found
+
+
+def _is_of_evaluation(path: str) -> bool:
+    return path.startswith("evaluate.") or path == "data.val_list"
+
+
+def _is_same(path: str, config: RunConfig) -> bool:
+    """Whether the setting may differ: where data and weights lie, the seed, and what is chosen for the machine."""
+    if path == "backbone.weights":
+        return config.backbone.weights is not None
+    if path.startswith("data."):
+        return path not in ("data.name", "data.train_list")
+    return path in ("seed", "method.dense_energy.filter_name")
+
+
+def _listed(paths: Sequence[str]) -> str:
+    shown = ", ".join(paths[:_SHOWN])
+    return shown if len(paths) <= _SHOWN else f"{shown} and {len(paths) - _SHOWN} more"
+
+
+def _comparable(differences: Sequence[str]) -> str:
+    if not differences:
+        return "The numbers are comparable: the same images, protocol and settings (one seed each)."
+    return f"The numbers are not comparable: {'; '.join(differences)}."
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def _cells(ours: float | None, theirs: float) -> tuple[str, str, str]:
+    """Percent."""
+    if ours is None:
+        return "-", f"{100 * theirs:.1f}", "-"
+    return f"{100 * ours:.1f}", f"{100 * theirs:.1f}", f"{100 * (ours - theirs):+.1f}"

@@ -1,0 +1,185 @@
+"""Images to work on: those of a data set, or any files and folders; all of them are decoded once before the work."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from toco.data.files.images import read_upright
+from toco.files import FolderContents, files_below, printable, sha256
+from toco.predict.output_folder import OutputFolder
+from toco.types import Shard
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@runtime_checkable
+class Images(Protocol):
+    """Named images; a :class:`toco.data.Dataset` is one."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of every image, unique: a relative path without suffix."""
+
+    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The decoded RGB image."""
+
+    def image_sha256(self, index: int) -> str:
+        """SHA-256 (hex) of what the image is read from."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """Image files.
+
+    Attributes:
+        names: Path of each below its root, without suffix.
+        file_names: The same with suffix.
+        paths: Where they are.
+        left_out: A phrase for what the folders hold besides: files of other formats, links that lead nowhere.
+        max_pixels: Larger images are refused before they are decoded.
+    """
+
+    names: tuple[str, ...]
+    file_names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    left_out: tuple[str, ...]
+    max_pixels: int
+
+    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The decoded RGB image, upright; see :mod:`toco.data.files.images` for the rule.
+
+        Raises:
+            ValueError: The file is no JPEG or PNG, broken, too large, or has no 8-bit RGB form.
+        """
+        return read_upright(self.paths[index], self.max_pixels)
+
+    def image_sha256(self, index: int) -> str:
+        """SHA-256 (hex) of the file."""
+        return sha256(self.paths[index])
+
+
+def find_images(inputs: Sequence[Path], max_pixels: int) -> ImageFiles:
+    """Files as they are named, and all ``.jpg``, ``.jpeg`` and ``.png`` files in folders and in the folders in them.
+
+    Links are followed. Hidden files and folders are left out.
+
+    Raises:
+        ValueError: There is no such file, a folder holds no image, or two images would have one output.
+    """
+    found: dict[str, tuple[str, Path]] = {}
+    left_out: list[str] = []
+    for path in inputs:
+        for file_name, file in _below(path, left_out):
+            name = Path(file_name).with_suffix("").as_posix()
+            _, other = found.setdefault(name, (file_name, file))
+            if other.resolve() != file.resolve():
+                raise ValueError(
+                    f"{printable(other)} and {printable(file)} would both be {name!r} in the output; rename one, or "
+                    "use two output folders."
+                )
+    file_names, paths = zip(*found.values(), strict=True)
+    return ImageFiles(tuple(found), file_names, paths, tuple(left_out), max_pixels)
+
+
+def find_faults(
+    read: Callable[[int], object], indices: Sequence[int], *, doing: str = "check", progress: bool = False
+) -> dict[int, str]:
+    """Read images once, so that a broken file is known before the work and not in the middle of it.
+
+    Args:
+        read: Reads what belongs to one image.
+        indices: Images to read.
+        doing: What the bar says.
+        progress: Show a bar.
+
+    Returns:
+        For every image that cannot be read, a sentence that says why.
+    """
+
+    def fault(index: int) -> str | None:
+        try:
+            read(index)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as threads:
+        found = tqdm(threads.map(fault, indices), total=len(indices), desc=doing, unit="image", disable=not progress)
+        return {index: text for index, text in zip(indices, found, strict=True) if text is not None}
+
+
+def check_readable(
+    read: Callable[[int], object], folders: Iterable[OutputFolder], shard: Shard = Shard(), *, progress: bool = False
+) -> None:
+    """Read once what outputs are still to be made of.
+
+    Args:
+        read: Reads what belongs to one image.
+        folders: Folders of outputs of the same images. Images that all of them have are not read.
+        shard: Which share of the images is worked on.
+        progress: Show a bar.
+
+    Raises:
+        ValueError: Some cannot be read; the message says which and why.
+    """
+    unmade = sorted({index for folder in folders for index in folder.missing(shard)})
+    if faults := list(find_faults(read, unmade, progress=progress).values()):
+        more = f" And {len(faults) - 5} more." if len(faults) > 5 else ""
+        raise ValueError(f"{len(faults)} of {len(unmade)} images cannot be used. {' '.join(faults[:5])}{more}")
+
+
+def large_enough(images: Images, least_side_px: int) -> Callable[[int], UInt8[np.ndarray, "h w 3"]]:
+    """A function that decodes an image, and raises ``ValueError`` where a side is shorter than ``least_side_px``."""
+
+    def read(index: int) -> UInt8[np.ndarray, "h w 3"]:
+        try:
+            image = images.image(index)
+        except MemoryError as error:
+            raise ValueError(f"{images.names[index]!r} does not fit into the memory.") from error
+        height, width, _ = image.shape
+        if min(height, width) < least_side_px:
+            raise ValueError(
+                f"{images.names[index]!r}: expected sides of at least {least_side_px} px, a patch at the smallest of "
+                f"inference.scales, but it has {height} x {width} px."
+            )
+        return image
+
+    return read
+
+
+def _below(path: Path, left_out: list[str]) -> list[tuple[str, Path]]:
+    """Relative names and paths of the images that ``path`` stands for; what else is there is added to ``left_out``."""
+    if path.is_file():
+        return [(path.name, path)]
+    if not path.is_dir():
+        raise ValueError(f"{printable(path)}: there is no such file or folder.")
+    contents = files_below(path)
+    others = _others(path, contents)
+    images = [file for file in contents.files if file.suffix.lower() in _SUFFIXES]
+    if not images:
+        besides = f"; {'; '.join(others)}" if others else ""
+        raise ValueError(
+            f"{printable(path)}: expected images ({', '.join(_SUFFIXES)}) in it or in its folders; there is "
+            f"none{besides}."
+        )
+    left_out += others
+    return [(file.relative_to(path).as_posix(), file) for file in images]
+
+
+def _others(folder: Path, contents: FolderContents) -> list[str]:
+    """Phrases for what is no image: files by their suffix, and what could not be looked at."""
+    suffixes = Counter(file.suffix.lower() or "without a suffix" for file in contents.files)
+    others = {suffix: count for suffix, count in sorted(suffixes.items()) if suffix not in _SUFFIXES}
+    counts = ", ".join(f"{count} {printable(suffix)}" for suffix, count in others.items())
+    number = sum(others.values())
+    formats = [f"{printable(folder)}: {number} {'file' if number == 1 else 'files'} of other formats ({counts})"]
+    return (formats if others else []) + list(contents.left_out)

@@ -1,0 +1,188 @@
+"""A folder with one output for every image, written as they come: work that is stopped goes on where it was.
+
+An output is known by what it was made of: the bytes of its input, and the way, which is the network with its settings.
+Each file carries this identity and its own digest (see :mod:`toco.predict.output_seal`). So an output is made again
+when its input changed or a byte of it did, whatever its name; and the processes that share the work need not talk to
+each other, because the folder says which images are done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from toco.files import UnreadableError, printable, read_record, whole_file, write_record
+from toco.predict.output_seal import is_sealed, sealed
+from toco.types import Shard
+
+ABOUT = "about.json"
+"""Says how the outputs of a folder were made."""
+FORMAT_VERSION = 2
+"""Of this file. Folders of version 1 did not record what each output was made of."""
+
+
+class OutputFolder:
+    """Outputs of a list of images under ``path``, all made in one way.
+
+    Nothing is written before the first output is.
+
+    Args:
+        path: The folder.
+        about: How the outputs are made, as JSON values: everything that changes one of them, but the inputs.
+        names: Names of the images; one with slashes lies in a subfolder.
+        suffix: Of every output file, ``.png`` or ``.npz``.
+        input_sha256: SHA-256 of the bytes that the output of an image is made of. It is asked once for an image, by
+            :meth:`missing`, so before the image is worked on: an image that changes later is made again the next time.
+            It raises ``OSError`` or ``ValueError`` where the image cannot be read.
+
+    Raises:
+        ValueError: ``path`` is no folder, it holds outputs that were made in another way or nobody knows how, or two
+            images would have one output.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        about: Mapping[str, Any],
+        names: Sequence[str],
+        suffix: str,
+        input_sha256: Callable[[int], str],
+    ) -> None:
+        self.path, self.names = path, tuple(names)
+        self._suffix = suffix
+        for name in names:
+            parts = PurePosixPath(name)
+            if parts.is_absolute() or ".." in parts.parts or not parts.parts:
+                raise ValueError(f"Expected the name of an image as a relative path, got {name!r}.")
+        if len(set(names)) < len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise ValueError(f"{twice!r} is there twice, so that two images would have one output; rename one.")
+        self.about: dict[str, Any] = json.loads(json.dumps(about))
+        way = json.dumps(self.about, sort_keys=True)
+        self._identity = cache(lambda index: hashlib.sha256(f"{input_sha256(index)} {way}".encode()).hexdigest())
+        self._known_as_made: set[int] = set()
+        self._is_begun = False
+        self._check_same()
+
+    def output(self, index: int) -> Path:
+        """File of the output of image ``index``."""
+        return self.path / f"{self.names[index]}{self._suffix}"
+
+    def missing(self, shard: Shard = Shard()) -> list[int]:
+        """Images of this share of the work without a whole output of their input; with the default, of all images."""
+        own = range(shard.rank, len(self.names), shard.world_size)
+        with ThreadPoolExecutor() as threads:
+            return [index for index, is_made in zip(own, threads.map(self._is_made, own), strict=True) if not is_made]
+
+    def fill(
+        self,
+        make: Callable[[int], bytes],
+        shard: Shard = Shard(),
+        *,
+        without: Collection[int] = (),
+        doing: str = "write",
+        progress: bool = False,
+    ) -> None:
+        """Make the outputs that this share lacks; each appears whole or not at all.
+
+        Args:
+            make: Content of the output of an image.
+            shard: Which share of the images is made here.
+            without: Images that are left out.
+            doing: What the bar says.
+            progress: Show a bar.
+        """
+        missing = [index for index in self.missing(shard) if index not in without]
+        own = len(range(shard.rank, len(self.names), shard.world_size))
+        with tqdm(total=own, initial=own - len(missing), desc=doing, unit="image", disable=not progress) as bar:
+            for index in missing:
+                self.write(index, make(index))
+                bar.update()
+
+    def write(self, index: int, content: bytes) -> None:
+        """Write the output of image ``index``, a PNG or NPZ file; it appears whole or not at all."""
+        identity = self._identity(index)
+        self._begin()
+        with whole_file(self.output(index)) as partial:
+            partial.write_bytes(sealed(content, identity))
+        self._known_as_made.add(index)
+
+    def _is_made(self, index: int) -> bool:
+        if index in self._known_as_made:
+            return True
+        try:
+            identity = self._identity(index)
+            is_made = is_sealed(self.output(index).read_bytes(), identity)
+        except (OSError, ValueError):
+            return False
+        if is_made:
+            self._known_as_made.add(index)
+        return is_made
+
+    def _begin(self) -> None:
+        if not self._is_begun:
+            self._check_same()  # another process may have begun in another way
+            if not (self.path / ABOUT).exists():
+                write_record(self.path / ABOUT, {"format_version": FORMAT_VERSION, **self.about}, indent=1)
+            self._is_begun = True
+
+    def _check_same(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{printable(self.path)} is no folder; name another for the outputs.")
+        file = self.path / ABOUT
+        another = f"Name another folder, or delete {printable(self.path)}."
+        try:
+            was = read_record(file, advice=another)
+        except FileNotFoundError:
+            if any(self.path.rglob(f"*{self._suffix}")):
+                if file.exists():  # another process began in between
+                    self._check_same()
+                    return
+                raise ValueError(
+                    f"{printable(self.path)} holds {self._suffix} files but no {ABOUT} that says how they were made; "
+                    "name a new folder."
+                ) from None
+            return
+        except UnreadableError:
+            if not _is_of_version_1(file):
+                raise
+            raise ValueError(
+                f"{printable(self.path)} was written by toco 0.4 or older, which did not record what each output was "
+                f"made of: an output may be that of another image. {another}"
+            ) from None
+        version = was.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{printable(file)} has format version {version}; this version of toco reads {FORMAT_VERSION}. "
+                f"{another}"
+            )
+        if changed := "; ".join(_differences(was, self.about)):
+            raise ValueError(
+                f"{printable(self.path)} holds outputs that were made in another way: {changed}. Give the same "
+                "settings, or another folder with --out."
+            )
+
+
+def _is_of_version_1(about: Path) -> bool:
+    try:
+        was = json.loads(about.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(was, dict) and "format_version" not in was
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """What differs, by dotted path."""
+    for key in sorted({*was, *now}):
+        old, new = was.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} was {old!r} and is {new!r}"

@@ -1,0 +1,173 @@
+"""The predictions of a split as label pictures, one file an image, and the scores of these files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from torch import Tensor
+from tqdm import tqdm
+
+from toco.data import Dataset
+from toco.evaluate.batches import read_ahead
+from toco.evaluate.report import class_table, undefined_to_none
+from toco.methods import Method
+from toco.metrics.segmentation import ConfusionMatrix, mean_over_classes
+from toco.predict.formats import label_png, read_index_png
+from toco.predict.inference import InferenceConfig, network_probabilities, refined
+from toco.predict.output_folder import OutputFolder
+from toco.types import Shard
+
+FORMAT_VERSION = 1
+"""Version of the JSON of the scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionScores:
+    """Scores of the predictions of a split, as fractions.
+
+    Attributes:
+        about: How the predictions were made, as their folder says, and ``images``, the digest of the split.
+        protocol: The same in words.
+        num_images: Images that were scored.
+        metrics: ``miou`` and ``pixel_accuracy``.
+        class_names: The background first.
+        per_class: Scores in the order of ``class_names``; ``None`` for a class that the ground truth does not contain.
+    """
+
+    about: Mapping[str, Any]
+    protocol: str
+    num_images: int
+    metrics: dict[str, float]
+    class_names: tuple[str, ...]
+    per_class: dict[str, tuple[float | None, ...]]
+
+    def to_json(self) -> str:
+        """Strict JSON, ``null`` for what is not defined."""
+        content = {"format_version": FORMAT_VERSION} | {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    def table(self) -> str:
+        """The scores per class as text, in percent, with their means."""
+        return class_table(self.class_names, self.per_class)
+
+
+def open_predictions(path: Path, dataset: Dataset, config: InferenceConfig, about: Mapping[str, Any]) -> OutputFolder:
+    """The folder of the predictions that are made in one way; see :class:`OutputFolder` for what it refuses.
+
+    Args:
+        path: The folder.
+        dataset: The split.
+        config: How images are segmented, without an ``auto``.
+        about: What else decides about a prediction: the weights of the network, how the data is read.
+    """
+    made_by = {**about, "inference": config.model_dump(mode="json")}
+    return OutputFolder(path, made_by, dataset.names, ".png", dataset.image_sha256)
+
+
+def predict_split(
+    method: Method,
+    dataset: Dataset,
+    config: InferenceConfig,
+    device: torch.device | str,
+    folder: OutputFolder,
+    *,
+    without_crf: OutputFolder | None = None,
+    shard: Shard = Shard(),
+    progress: bool = False,
+) -> None:
+    """Write the predictions that a share of the split still lacks.
+
+    Args:
+        method: In evaluation mode, on ``device``.
+        dataset: The split.
+        config: How.
+        device: Where the network is, and where the CRF is computed.
+        folder: Where the predictions go.
+        without_crf: Where those before the CRF go, if they are wanted, too.
+        shard: Which share of the images.
+        progress: Show a bar.
+    """
+
+    def before_crf(index: int) -> tuple[UInt8[Tensor, "h w 3"], Float[Tensor, "s h w"]]:
+        image = torch.tensor(dataset.image(index), device=device)
+        return image, network_probabilities(method, image, config)
+
+    def predict(index: int) -> bytes:
+        image, probabilities = before_crf(index)
+        if without_crf is not None:
+            without_crf.write(index, label_png(probabilities))
+        if config.crf is not None:
+            probabilities = refined(image, probabilities, config.crf)
+        return label_png(probabilities)
+
+    folder.fill(predict, shard, doing="predict", progress=progress)
+    if without_crf is not None:
+        # Those of images whose other prediction was there before.
+        without_crf.fill(lambda index: label_png(before_crf(index)[1]), shard, doing="without CRF", progress=progress)
+
+
+def score_predictions(
+    folder: OutputFolder, dataset: Dataset, config: InferenceConfig, progress: bool = False
+) -> PredictionScores | None:
+    """The scores of all predictions, from their files; ``None`` if there is no ground truth.
+
+    Raises:
+        OSError: A prediction is missing or cannot be read.
+        ValueError: A mask cannot be read, or some images have one and others have none.
+    """
+    confusion, without_mask = ConfusionMatrix(len(dataset.class_names) + 1), []
+
+    def pairs() -> Iterator[tuple[UInt8[ndarray, "h w"], UInt8[ndarray, "h w"]] | None]:
+        for index in range(len(dataset)):
+            try:
+                mask = dataset.mask(index)
+            except LookupError:
+                without_mask.append(dataset.names[index])
+                yield None
+            else:
+                yield mask, read_index_png(folder.output(index))
+
+    bar = tqdm(read_ahead(pairs()), total=len(dataset), desc="score", unit="image", disable=not progress)
+    for pair in bar:
+        if pair is not None:
+            mask, prediction = pair
+            confusion.update(torch.tensor(mask), torch.tensor(prediction))
+    num_images = len(dataset) - len(without_mask)
+    if num_images and without_mask:
+        raise ValueError(
+            f"{len(without_mask)} of {len(dataset)} images have no mask, as {without_mask[0]!r}, so that the scores "
+            "would not be those of the split; add the masks, or take the images off the list."
+        )
+    if not confusion.matrix.any():
+        return None
+    scores = confusion.scores()
+    return PredictionScores(
+        about={**folder.about, "images": dataset.manifest_digest()},
+        protocol=f"{config.protocol()} mIoU: one confusion matrix over the {num_images} images, void excluded, mean "
+        "over the classes in the ground truth.",
+        num_images=num_images,
+        metrics={"miou": mean_over_classes(scores.iou).item(), "pixel_accuracy": scores.pixel_accuracy.item()},
+        class_names=("background", *dataset.class_names),
+        per_class={
+            "seg_iou": undefined_to_none(scores.iou.tolist()),
+            "precision": undefined_to_none(scores.precision.tolist()),
+            "recall": undefined_to_none(scores.recall.tolist()),
+        },
+    )
+
+
+def weights_digest(method: Method) -> str:
+    """SHA-256 (hex, 16 digits) of the state of a network, wherever it came from."""
+    total = hashlib.sha256()
+    for name, tensor in method.state_dict().items():
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()[:16]
