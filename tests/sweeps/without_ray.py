@@ -3,7 +3,7 @@
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import sweeps.core
+import sweeps.core.run
 from sweeps.core.plan import ray_environment
 
 
@@ -15,5 +15,5 @@ def run_without_ray(monkeypatch, **functions):
         yield
 
     runner = {"connected": connected, "Resources": lambda *_: None, "check_resources": lambda *_, **__: None}
-    monkeypatch.setattr(sweeps.core, "runner", SimpleNamespace(**{**runner, **functions}), raising=False)
+    monkeypatch.setattr(sweeps.core.run, "ray_tune", SimpleNamespace(**{**runner, **functions}), raising=False)
     monkeypatch.setattr(ray_environment, "prepare", lambda *_, **__: None)
