@@ -62,6 +62,9 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
         cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=True)
         # A folder each, as if on machines of their own: in a shared one, a lost node takes the jobs' code along.
         nodes = {n: cluster.add_node(num_cpus=cpus, temp_dir=f"{folders}/{n}") for n in range(1, workers + 1)}
+        # Where several clusters run on a machine, a job looks here for its own, and takes any where this is missing.
+        for number in range(workers + 1):
+            Path(folders, str(number), "ray_current_cluster").write_text(cluster.address)
         # After the nodes: for each, Ray sets a handler of its own that would end this process as a failure.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:

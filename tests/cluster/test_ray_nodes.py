@@ -20,6 +20,8 @@ from toco.train.loop import train
 from toco.train.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
+RAYLET = "raylet"
+"""Name of the process by which Ray knows a raylet."""
 ROOT = Path(__file__).parents[2]
 TINY = {
     "backbone.name": "vit_nano",
@@ -68,6 +70,9 @@ def cluster(tmp_path):
     log = tmp_path / "cluster.log"
     with log.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    # Ray finds clusters by their raylets: this is one of somebody else, which no job may take for its own.
+    other = [RAYLET, "-c", "import time; time.sleep(900)", "--gcs-address=127.0.0.1:9"]
+    others_raylet = subprocess.Popen(other, executable=sys.executable)
     children = []
     try:
         wait_for(lambda: "worker 2: raylet" in log.read_text(), process, 60, log)
@@ -81,7 +86,7 @@ def cluster(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.1)
     finally:
-        for child in [process, *filter(is_alive, children)]:
+        for child in [process, others_raylet, *filter(is_alive, children)]:
             child.kill()
 
 

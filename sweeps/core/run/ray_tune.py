@@ -7,6 +7,7 @@ imported.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 import time
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 
 import ray
 from ray import tune
+from ray._private.services import find_gcs_addresses
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
@@ -133,6 +135,7 @@ def connected(address: str) -> Iterator[None]:
     """Be the driver of the cluster at ``address``, or of a new one on this machine where that is ``local``.
 
     Raises:
+        ValueError: ``address`` is ``auto``, and several clusters run on this machine.
         ConnectionError: There is no cluster at ``address``, Ray did not start, or its head was lost in the block.
     """
     with ExitStack() as stack:
@@ -142,6 +145,8 @@ def connected(address: str) -> Iterator[None]:
             # Ray opens its folder to all users of the machine, and Tune keeps pickles there: it lies in a closed one.
             folder = stack.enter_context(scratch_folder("ray", for_sockets=True)) / "ray"
             options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": str(folder)}
+        if address == "auto":
+            _refuse_several_clusters()
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
         except SystemExit:
@@ -169,6 +174,20 @@ def connected(address: str) -> Iterator[None]:
                 ray.shutdown()
             # Workers of this machine were killed with it.
             sweep_scratch()
+
+
+def _refuse_several_clusters() -> None:
+    """Refuse ``auto`` where several clusters run on this machine: Ray takes any of them, another user's too.
+
+    Raises:
+        ValueError: There are several.
+    """
+    addresses = sorted(find_gcs_addresses())
+    if len(addresses) > 1 and not os.environ.get("RAY_ADDRESS"):
+        raise ValueError(
+            f"--address auto expects one Ray cluster on this machine; {len(addresses)} run here: "
+            f"{', '.join(addresses)}. Name one: --address {addresses[0]}"
+        )
 
 
 def _any_node_alive() -> bool:

@@ -511,6 +511,33 @@ def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interru
     assert capsys.readouterr().err == f"Error: {HeadWatch('127.0.0.1:9').loss}\n"
 
 
+def test_auto_is_refused_where_several_clusters_run_on_the_machine(monkeypatch):
+    ray_environment.prepare("auto")
+    from sweeps.core.run import ray_tune as runner
+
+    joined = []
+
+    def init(**options):
+        joined.append(options["address"])
+        raise ConnectionError("for this test, it is enough that it is asked")
+
+    monkeypatch.setattr(runner.ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(runner, "find_gcs_addresses", lambda: frozenset({"10.0.0.1:6379"}))
+    with pytest.raises(ConnectionError), runner.connected("auto"):
+        pass
+    assert joined == ["auto"]
+    monkeypatch.setattr(runner, "find_gcs_addresses", lambda: frozenset({"b:6379", "a:6379"}))
+    refusal = r"expects one Ray cluster on this machine; 2 run here: a:6379, b:6379\. Name one: --address a:6379"
+    with pytest.raises(ValueError, match=refusal), runner.connected("auto"):
+        pass
+    # Ray takes this one for auto, and so it is named.
+    monkeypatch.setenv("RAY_ADDRESS", "b:6379")
+    with pytest.raises(ConnectionError), runner.connected("auto"):
+        pass
+    assert joined == ["auto", "auto"]
+
+
 def test_rays_folder_is_the_drivers_own(monkeypatch, tmp_path):
     ray_environment.prepare("local")
     from sweeps.core.run import ray_tune as runner
