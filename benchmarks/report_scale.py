@@ -21,9 +21,10 @@ import click
 
 from benchmarks._chromium import chromium
 from benchmarks._record import out_option, write
-from sweeps.core.design.study import A_A, FORMAT_VERSION
+from sweeps.core.design.study import A_A
 from sweeps.core.report import write_report
 from sweeps.core.store.ledger import FORMAT_VERSION as LEDGER_FORMAT
+from sweeps.core.store.study_record import FORMAT_VERSION
 from toco.files import write_record
 
 LIMIT_S, LIMIT_BYTES = 3.0, 20_000_000
@@ -121,6 +122,7 @@ def make_up(storage: Path, trials: int) -> Path:
             write_trial(storage / "ledger" / key[:2], key, seed, changes, draw, level)
     study = {
         "format_version": FORMAT_VERSION,
+        "start_id": "0" * 32,
         "name": "scale",
         "title": f"{trials} invented trials",
         "digest": "0" * 16,
@@ -139,6 +141,7 @@ def make_up(storage: Path, trials: int) -> Path:
         "rows": rows,
         "cells": cells,
         "inputs": [],
+        "forecast": None,
     }
     study_dir = storage / "scale-00000000"
     study_dir.mkdir()

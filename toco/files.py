@@ -158,6 +158,12 @@ def is_sealed(content: bytes) -> bool:
     return seal is not None and hashlib.sha256(content[: seal.start()]).hexdigest().encode() == seal[1]
 
 
+def check_seal(path: Path, content: bytes, advice: str) -> None:
+    """Refuse the bytes of a record that are not those that were written; see :func:`read_record`."""
+    if not is_sealed(content):
+        raise UnreadableError(f"{printable(path)} is damaged: its bytes are not those that were written. {advice}")
+
+
 def read_record(path: Path, *, advice: str = "Restore it from a copy, or delete it.") -> dict[str, Any]:
     """Read what :func:`write_record` wrote, without the seal.
 
@@ -170,8 +176,7 @@ def read_record(path: Path, *, advice: str = "Restore it from a copy, or delete 
         UnreadableError: A byte of the file changed, or its end is missing.
     """
     content = path.read_bytes()
-    if not is_sealed(content):
-        raise UnreadableError(f"{printable(path)} is damaged: its bytes are not those that were written. {advice}")
+    check_seal(path, content, advice)
     record: dict[str, Any] = json.loads(content)
     del record[SEAL]
     return record

@@ -1,6 +1,5 @@
 """Every link to MLflow, in a browser: it shows runs, and not the page for traces of language models."""
 
-import dataclasses
 import re
 import shutil
 import sys
@@ -74,7 +73,7 @@ def test_each_link_shows_its_runs(store: Path, run_folder, tmp_path: Path, monke
         landing = re.findall(rf"^{EXPERIMENT}: (http\S+)$", log.read_text(), re.MULTILINE)
         pages = Pages(host, open_store(**where).experiment_id)
         assert landing == [pages.experiment]
-        linked = dataclasses.replace(study, mlflow=MlflowLinks(pages, runs))
+        linked = study.model_copy(update={"mlflow": MlflowLinks(pages, runs)})
         monkeypatch.setattr(report_writer, "read_study_record", lambda *_: linked)
         report = write_report(study.path)
         with chromium() as browser:

@@ -10,14 +10,14 @@ from typing import Any
 import click
 from tabulate import tabulate
 
-from sweeps.core.design.study import Study
+from sweeps.core.design.study import Cell, Study
 from sweeps.core.plan.survey import survey
 from sweeps.core.report import write_report
 from sweeps.core.report.table import is_percent, printed_difference
 from sweeps.core.statistics.paired import Paired, paired
 from sweeps.core.store.identity import why
 from sweeps.core.store.study_folder import StudyFolder
-from sweeps.core.store.study_record import CellRecord, StudyRecord, read_study_record
+from sweeps.core.store.study_record import StudyRecord, read_study_record, values_by_replicate
 
 
 def print_diff(study: Study, storage: Path, other: Path | None) -> int:
@@ -43,15 +43,15 @@ def print_diff(study: Study, storage: Path, other: Path | None) -> int:
 
 def diff_text(before: StudyRecord, after: StudyRecord) -> str:
     """The cells of both, matched by what they change, with the paired difference of every metric."""
-    was = {_name(cell): cell for cell in before.cells}
+    was = {_name(cell): (cell, trials) for cell, trials in zip(before.cells, before.trials_by_cell, strict=True)}
     rows, remarks = [], []
-    for cell in after.cells:
-        old = was.pop(_name(cell), None)
-        if old is None:
+    for cell, trials in zip(after.cells, after.trials_by_cell, strict=True):
+        _, old = was.pop(_name(cell), (None, ()))
+        if not old:
             remarks.append(f"{cell.label} is new.")
             continue
         for metric in after.metrics:
-            change = paired(cell.by_replicate(metric.key), old.by_replicate(metric.key))
+            change = paired(values_by_replicate(trials, metric.key), values_by_replicate(old, metric.key))
             if change is None:
                 continue
             percent = is_percent(metric.key)
@@ -59,10 +59,10 @@ def diff_text(before: StudyRecord, after: StudyRecord) -> str:
             rows.append(
                 [cell.label, metric.title, printed_difference(change.difference, percent=percent), interval, change.n]
             )
-        broken = [trial for trial in cell.trials if trial.state in ("failed", "diverged")]
-        if broken and all(trial.counts for trial in old.trials):
+        broken = [trial for trial in trials if trial.state in ("failed", "diverged")]
+        if broken and all(trial.counts for trial in old):
             remarks.append(f"{cell.label} is newly broken: {len(broken)} of its trials have no result.")
-    remarks += [f"{cell.label} is gone." for cell in was.values()]
+    remarks += [f"{cell.label} is gone." for cell, _ in was.values()]
     remarks += _causes(before, after)
     table = tabulate(rows, ["cell", "metric", "change", "95 % interval", "n"], disable_numparse=True)
     return "\n".join([f"{after.title}: since {before.path.name}", "", table, "", *remarks])
@@ -84,5 +84,5 @@ def _identity(study: StudyRecord) -> Mapping[str, Any] | None:
     return next((trial.entry["identity"] for trial in study.trials if trial.entry), None)
 
 
-def _name(cell: CellRecord) -> str:
-    return json.dumps([dict(sorted(cell.changes.items())), [trial.seed for trial in cell.trials]])
+def _name(cell: Cell) -> str:
+    return json.dumps([dict(sorted(cell.changes.items())), list(cell.seeds)])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
+
+from pydantic import Field
 
 from sweeps.core.design.factors import Changes, Component, Factor, Scalar, Stage, refuse_repeats
 from sweeps.core.design.paper import Paper
@@ -34,14 +36,15 @@ class Block:
 
     Attributes:
         title: Heading of the first column: what varies.
-        rows: In order.
+        rows: In order; empty in a block that was read from a file, which lists the rows of all blocks in one place.
         factors: Paths that vary within it.
-        metrics: Keys whose comparisons are declared for it; empty for the study's first metric.
+        metrics: Keys whose comparisons are declared for it; empty, before a study resolves it, for the study's first
+            metric.
         paper: The published table it stands beside.
     """
 
     title: str
-    rows: tuple[Row, ...]
+    rows: Annotated[tuple[Row, ...], Field(exclude=True, default=())]
     factors: tuple[str, ...]
     metrics: tuple[str, ...] = ()
     paper: Paper | None = None

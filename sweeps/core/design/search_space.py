@@ -29,7 +29,6 @@ from toco.data import MAX_SEED
 from toco.registry import load
 from toco.train.run_config import RunConfig
 
-FORMAT_VERSION = 2
 STEP_TIME = "step_time_s"
 """The mean time of a step, as ``result.json`` has it: the cost of a training."""
 COSTS = (STEP_TIME, "wall_time_s", "peak_memory_bytes")
@@ -309,28 +308,6 @@ class SearchPlan:
         evaluated = [objective for objective in self.study.objectives if objective.is_evaluated]
         points = [[objective.at_rung(found) for objective in evaluated] for found in (metrics, *others)]
         return is_among_best(points[0], points[1:], reduction)
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``search.json`` holds of the search; ``sweeps.core.store.search_record`` reads it."""
-        study = self.study
-        return {
-            "format_version": FORMAT_VERSION,
-            "name": study.name,
-            "title": study.title,
-            "digest": self.digest,
-            "recipe": study.recipe,
-            "changes": dict(study.changes),
-            "data": self.base.data.name,
-            "space": {path: json.loads(distribution_to_json(kind)) for path, kind in study.space.items()},
-            "start": dict(self.start),
-            "num_trials": study.num_trials,
-            "num_random": study.num_random,
-            "num_steps": self.base.num_steps,
-            "objectives": [asdict(objective) for objective in study.objectives],
-            "rungs": list(self.rungs),
-            "reduction": self._reduction,
-            "seed": study.seed,
-        }
 
 
 def is_among_best(point: Sequence[float], others: Sequence[Sequence[float]], reduction: int) -> bool:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from dataclasses import replace as with_fields
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from sweeps.core.design.designs import Block, Design
 from sweeps.core.design.factors import SEED_PATH, refuse_repeats
@@ -19,7 +22,6 @@ from toco.data import MAX_SEED
 from toco.registry import load
 from toco.train.run_config import RunConfig
 
-FORMAT_VERSION = 3
 TRAIN = "toco.train.loop:train"
 A_A = "base again (A/A)"
 
@@ -41,11 +43,13 @@ class Cell:
         label: What it is called outside of its table.
         changes: Fields that the design sets in the study's recipe.
         seeds: One trial each. The n-th trial of every cell is paired with the n-th of its base.
+        keys: Keys of the trials in the ledger, one a seed; empty in a plan, which does not know them.
     """
 
     label: str
     changes: Mapping[str, Any]
     seeds: tuple[int, ...]
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +57,17 @@ class PlannedRow:
     """A row of the table.
 
     Attributes:
+        number: Index of the row, over all blocks.
         block: Index of its block.
         label: First column.
         cell: Index of its cell.
-        versus: Index, in the plan, of the row that it is compared with; ``None`` for a base.
+        versus: Number of the row that it is compared with; ``None`` for a base.
         role: ``a/a`` is the base once more with other seeds.
         paper_row: Label of the published row it stands beside.
     """
 
+    # A file lists the rows in order and does not number them.
+    number: Annotated[int, Field(exclude=True, default=0)]
     block: int
     label: str
     cell: int
@@ -177,7 +184,9 @@ class Study:
             ValueError: A config is not valid, or two rows of a block would be the same.
         """
         base = self.base()
-        blocks = self.design.blocks()
+        blocks = tuple(
+            with_fields(block, metrics=block.metrics or (self.metrics[0].key,)) for block in self.design.blocks()
+        )
         cells: list[Cell] = []
         configs: list[RunConfig] = []
         number_of: dict[str, int] = {}
@@ -203,12 +212,12 @@ class Study:
                     configs.append(config)
                 versus = None if row.versus is None else first + row.versus
                 role: Literal["base", "row"] = "base" if versus is None else "row"
-                rows.append(PlannedRow(index, row.label, number_of[identity], versus, role, row.paper_row))
+                rows.append(PlannedRow(len(rows), index, row.label, number_of[identity], versus, role, row.paper_row))
         if self.a_a:
             base_row = next(number for number, row in enumerate(rows) if row.role == "base")
             cell = cells[rows[base_row].cell]
             shift = max(self.seeds) + 1 - min(self.seeds)
-            rows.append(PlannedRow(rows[base_row].block, A_A, len(cells), base_row, "a/a", None))
+            rows.append(PlannedRow(len(rows), rows[base_row].block, A_A, len(cells), base_row, "a/a", None))
             cells.append(Cell(A_A, cell.changes, tuple(seed + shift for seed in self.seeds)))
             configs.append(configs[rows[base_row].cell])
         known = dict(zip(number_of.values(), number_of, strict=True))
@@ -243,44 +252,13 @@ class Plan:
         return f"{self.study.name}-{self.digest[:8]}"
 
     def comparisons(self) -> tuple[tuple[int, str], ...]:
-        """The declared comparisons: (row, key of the metric); the A/A row is none of them."""
-        return tuple(
-            (number, key)
-            for number, row in enumerate(self.rows)
-            if row.role == "row"
-            for key in (self.blocks[row.block].metrics or (self.study.metrics[0].key,))
-        )
+        """See :func:`declared_comparisons`."""
+        return declared_comparisons(self.rows, self.blocks)
 
-    def to_json(self) -> dict[str, Any]:
-        """What ``study.json`` holds of the plan; ``sweeps.core.store.study_record`` reads it."""
-        study = self.study
-        return {
-            "format_version": FORMAT_VERSION,
-            "name": study.name,
-            "title": study.title,
-            "digest": self.digest,
-            "recipe": study.recipe,
-            "changes": dict(study.changes),
-            "data": study.base().data.name,
-            "design": study.design.name,
-            "notes": list(study.design.notes()),
-            "seeds": list(study.seeds),
-            "purpose": study.purpose,
-            "significance": study.significance,
-            "power": study.power,
-            "smallest_effect": study.smallest_effect,
-            "metrics": [asdict(metric) for metric in study.metrics],
-            "blocks": [
-                {
-                    "title": block.title,
-                    "factors": list(block.factors),
-                    "metrics": list(block.metrics or (study.metrics[0].key,)),
-                    "paper": None if block.paper is None else asdict(block.paper),
-                }
-                for block in self.blocks
-            ],
-            "rows": [asdict(row) for row in self.rows],
-            "cells": [
-                {"label": cell.label, "changes": dict(cell.changes), "seeds": list(cell.seeds)} for cell in self.cells
-            ],
-        }
+
+def declared_comparisons(rows: Sequence[PlannedRow], blocks: Sequence[Block]) -> tuple[tuple[int, str], ...]:
+    """The comparisons that a study declares: (number of the row, key of the metric), the family of Holm's correction.
+
+    The A/A row is none of them.
+    """
+    return tuple((row.number, key) for row in rows if row.role == "row" for key in blocks[row.block].metrics)

@@ -15,6 +15,7 @@ from itertools import combinations, permutations
 import numpy as np
 
 from sweeps.core.design.factors import Scalar
+from sweeps.core.design.study import PlannedRow
 from sweeps.core.findings.confounders import daggers
 from sweeps.core.findings.evaluations import PER_IMAGE, Resampled, class_iou, resampled, unreadable_files
 from sweeps.core.statistics.anova import SEED, VALUE, Anova, Effect, anova, two_level_effects
@@ -31,7 +32,7 @@ from sweeps.core.statistics.paired import (
     seeds_needed,
     summarise,
 )
-from sweeps.core.store.study_record import CellRecord, RowRecord, StudyRecord, TrialRecord
+from sweeps.core.store.study_record import StudyRecord, TrialRecord, values_by_replicate
 
 MANY_TRIALS = 250
 """Larger studies are analysed without what reads a file for every trial, and without analyses of variance."""
@@ -217,11 +218,13 @@ class _Analyst:
     def __init__(self, study: StudyRecord) -> None:
         self.study = study
         self.small = len(study.trials) <= MANY_TRIALS
-        self.declared = study.comparisons
+        self.declared = study.comparisons()
         self.notes: list[str] = []
         self.keys = tuple(metric.key for metric in study.metrics)
         self.per_image = tuple(key for key in self.keys if key in PER_IMAGE)
-        self.values = {(row.number, key): row.cell.by_replicate(key) for row in study.rows for key in self.keys}
+        self.values = {
+            (row.number, key): values_by_replicate(study.trials_of(row), key) for row in study.rows for key in self.keys
+        }
         self.paired = {
             (row.number, key): paired(self.values[row.number, key], self.values[row.versus, key])
             for row in study.rows
@@ -267,12 +270,12 @@ class _Analyst:
                 RowAnalysis(
                     number=row.number,
                     figures=figures,
-                    finished=sum(trial.counts for trial in row.cell.trials),
-                    planned=len(row.cell.trials),
-                    states=Counter(trial.state for trial in row.cell.trials),
+                    finished=sum(trial.counts for trial in study.trials_of(row)),
+                    planned=len(study.trials_of(row)),
+                    states=Counter(trial.state for trial in study.trials_of(row)),
                     daggers=daggers(
-                        row.cell,
-                        base.cell if base else None,
+                        study.trials_of(row),
+                        study.trials_of(base) if base else None,
                         base.label if base else "",
                         study.blocks[row.block].factors,
                         known,
@@ -359,11 +362,14 @@ class _Analyst:
             )
         return found
 
-    def _pairs(self, row: RowRecord, key: str) -> tuple[Floats, Floats] | None:
+    def _pairs(self, row: PlannedRow, key: str) -> tuple[Floats, Floats] | None:
         """IoU on resampled images of the row and of what it is compared with; a place for each pair of evaluations."""
         if row.versus is None:
             return None
-        ours, theirs = _by_replicate(row.cell), _by_replicate(self.study.rows[row.versus].cell)
+        ours, theirs = (
+            {trial.replicate: trial for trial in self.study.trials_of(shown)}
+            for shown in (row, self.study.rows[row.versus])
+        )
         common = sorted(self.values[row.number, key].keys() & self.values[row.versus, key].keys())
         pairs = [(self._resampled(ours[replicate]), self._resampled(theirs[replicate])) for replicate in common]
         mine, its = [], []
@@ -381,7 +387,7 @@ class _Analyst:
         self, intervals: Mapping[tuple[int, str], tuple[ImageInterval, tuple[ImageInterval | None, ...]]]
     ) -> dict[int, dict[str, tuple[ClassFigures, ...]]]:
         iou = {
-            row.number: {trial.replicate: class_iou(trial) for trial in row.cell.trials if trial.counts}
+            row.number: {trial.replicate: class_iou(trial) for trial in self.study.trials_of(row) if trial.counts}
             for row in self.study.rows
         }
         found: dict[int, dict[str, tuple[ClassFigures, ...]]] = {}
@@ -403,7 +409,7 @@ class _Analyst:
     def _crossings(self) -> Iterator[Crossing]:
         for index, block in enumerate(self.study.blocks):
             rows = [row for row in self.study.rows if row.block == index and row.role != "a/a"]
-            levels = {row.number: _levels(row.cell, block.factors) for row in rows}
+            levels = {row.number: _levels(self.study, row, block.factors) for row in rows}
             for key in block.metrics:
                 there = [row for row in rows if self.values[row.number, key]]
                 if not any(
@@ -414,7 +420,7 @@ class _Analyst:
                 yield self._crossing(index, key, there, levels)
 
     def _crossing(
-        self, block: int, key: str, rows: Sequence[RowRecord], levels: Mapping[int, Mapping[str, Scalar]]
+        self, block: int, key: str, rows: Sequence[PlannedRow], levels: Mapping[int, Mapping[str, Scalar]]
     ) -> Crossing:
         import pandas as pd
 
@@ -429,7 +435,7 @@ class _Analyst:
         )
         variance = anova(table)
         warnings = variance.dependencies(self.study.significance)
-        whole = all(len(self.values[row.number, key]) == len(row.cell.trials) for row in rows)
+        whole = all(len(self.values[row.number, key]) == len(self.study.trials_of(row)) for row in rows)
         two_level = all(table[path].nunique() == 2 for path in factors)
         means = {row.number: float(np.mean([*self.values[row.number, key].values()])) for row in rows}
         return Crossing(
@@ -478,19 +484,16 @@ def _within(test: Paired | None, floor: float | None) -> bool | None:
     return None if test is None or floor is None else abs(test.difference) <= floor
 
 
-def _by_replicate(cell: CellRecord) -> dict[int, TrialRecord]:
-    return {trial.replicate: trial for trial in cell.trials}
-
-
 def _of_class(scores: Mapping[int, Mapping[str, Mapping[str, float | None]]], key: str, name: str) -> dict[int, float]:
     values = {replicate: own.get(key, {}).get(name) for replicate, own in scores.items()}
     return {replicate: value for replicate, value in values.items() if value is not None}
 
 
-def _levels(cell: CellRecord, factors: Sequence[str]) -> dict[str, Scalar]:
-    """What a cell has each factor at: what it changes, else what its trials resolved it to."""
-    config: Mapping[str, object] = next((trial.entry["config"] for trial in cell.trials if trial.entry), {})
-    return {path: cell.changes[path] if path in cell.changes else _at(config, path) for path in factors}
+def _levels(study: StudyRecord, row: PlannedRow, factors: Sequence[str]) -> dict[str, Scalar]:
+    """What a row has each factor at: what it changes, else what its trials resolved it to."""
+    trials, changes = study.trials_of(row), study.changes_of(row)
+    config: Mapping[str, object] = next((trial.entry["config"] for trial in trials if trial.entry), {})
+    return {path: changes[path] if path in changes else _at(config, path) for path in factors}
 
 
 def _at(config: Mapping[str, object], path: str) -> Scalar:

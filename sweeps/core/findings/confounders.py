@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sweeps.core.design.factors import SEED_PATH
-from sweeps.core.store.study_record import CellRecord
+from sweeps.core.store.study_record import TrialRecord
 from toco.config import RUN_ONLY
 from toco.train.run_config import RunConfig
 
@@ -25,22 +25,26 @@ _TITLES = {"batch_size": "effective batch size"}
 
 
 def daggers(
-    row: CellRecord, base: CellRecord | None, base_label: str, factors: Sequence[str], known: dict[Any, bool]
+    row: Sequence[TrialRecord],
+    base: Sequence[TrialRecord] | None,
+    base_label: str,
+    factors: Sequence[str],
+    known: dict[Any, bool],
 ) -> tuple[str, ...]:
     """What differs, in phrases, trial by trial in the order of the seeds; each phrase once.
 
     Args:
-        row: The row.
-        base: What it is compared with.
+        row: Trials of the row.
+        base: Trials of the row that it is compared with.
         base_label: What that row is called.
         factors: Paths that may differ.
         known: Cache of what is known of config fields, empty at first; shared between calls for speed.
     """
-    entries = [(trial.replicate, trial.seed, trial.entry) for trial in row.trials if trial.entry]
+    entries = [(trial.replicate, trial.seed, trial.entry) for trial in row if trial.entry]
     found: dict[str, list[int]] = {}
     compared = 0
     if base is not None:
-        others = {trial.replicate: trial.entry for trial in base.trials if trial.entry}
+        others = {trial.replicate: trial.entry for trial in base if trial.entry}
         for replicate, seed, entry in entries if others else ():
             compared += 1
             other = others.get(replicate) or next(iter(others.values()))

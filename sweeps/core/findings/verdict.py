@@ -15,12 +15,13 @@ from typing import Any, Literal
 from scipy import special
 
 from sweeps.core.design.paper import Claim, Paper
+from sweeps.core.design.study import PlannedRow
 from sweeps.core.findings.analysis import Analysis, Figures
 from sweeps.core.findings.confounders import is_run_only
 from sweeps.core.findings.evaluations import num_images
 from sweeps.core.findings.exit_status import CLEAN, CONTRADICTED, INCOMPLETE, ExitCode
 from sweeps.core.statistics.paired import CONFIDENCE, Summary
-from sweeps.core.store.study_record import RowRecord, StudyRecord
+from sweeps.core.store.study_record import StudyRecord
 
 RowOutcome = Literal["reproduced", "off", "not tested"]
 ClaimOutcome = Literal[
@@ -113,8 +114,8 @@ def judge(study: StudyRecord, analysis: Analysis) -> Verdict:
     rows = tuple(
         _row(study, analysis, row, key, published)
         for row in study.rows
-        if row.paper is not None
-        for key, published in row.paper.metrics.items()
+        if (paper_row := study.published(row)) is not None
+        for key, published in paper_row.metrics.items()
         if key in analysis.rows[row.number].figures
     )
     claims = tuple(
@@ -147,7 +148,7 @@ def _changed(study: StudyRecord) -> list[str]:
     )
 
 
-def _row(study: StudyRecord, analysis: Analysis, row: RowRecord, key: str, published: float) -> RowVerdict:
+def _row(study: StudyRecord, analysis: Analysis, row: PlannedRow, key: str, published: float) -> RowVerdict:
     paper = study.blocks[row.block].paper
     summary = analysis.rows[row.number].figures[key].summary
     ours = summary.mean if summary else None
@@ -271,7 +272,7 @@ class _Judge:
 
     def _comparison(self, claim: Claim, than: str) -> _Comparison | str:
         """The study's own comparison of the two rows, or why there is none."""
-        rows = {row.paper.label: row for row in self.study.rows if row.block == self.block and row.paper}
+        rows = {row.paper_row: row for row in self.study.rows if row.block == self.block and row.paper_row}
         better, worse = rows.get(claim.better), rows.get(than)
         if better is None or worse is None:
             absent = claim.better if better is None else than

@@ -84,8 +84,8 @@ def write_zip(target: Path, folder: str, files: Mapping[str, str]) -> None:
 def _values(study: StudyRecord) -> str:
     lines = [
         (number, trial.replicate, trial.seed, metric.key, repr(value))
-        for number, cell in enumerate(study.cells)
-        for trial in cell.trials
+        for number, trials in enumerate(study.trials_by_cell)
+        for trial in trials
         for metric in study.metrics
         if (value := trial.value(metric.key)) is not None
     ]
@@ -94,16 +94,15 @@ def _values(study: StudyRecord) -> str:
 
 def _trials(study: StudyRecord) -> str:
     lines = [
-        (number, cell.label, trial.replicate, trial.seed, trial.state, trial.step, trial.key)
-        for number, cell in enumerate(study.cells)
-        for trial in cell.trials
+        (number, study.cells[number].label, trial.replicate, trial.seed, trial.state, trial.step, trial.key)
+        for number, trials in enumerate(study.trials_by_cell)
+        for trial in trials
     ]
     return _csv(("cell", "label", "replicate", "seed", "state", "step", "key"), lines)
 
 
 def _description(study: StudyRecord, analysis: Analysis) -> dict[str, Any]:
     """What ``rebuild_table`` needs to know besides the values."""
-    cells = {id(cell): number for number, cell in enumerate(study.cells)}
     rows = []
     for row, numbers in zip(study.rows, analysis.rows, strict=True):
         images = {key: found.images for key, found in numbers.figures.items()}
@@ -114,11 +113,11 @@ def _description(study: StudyRecord, analysis: Analysis) -> dict[str, Any]:
                 "label": row.label,
                 "role": row.role,
                 "versus": row.versus,
-                "cell": cells[id(row.cell)],
-                "changes": changes_text(row.cell.changes),
+                "cell": row.cell,
+                "changes": changes_text(study.changes_of(row)),
                 "planned": numbers.planned,
                 "declared": [key for key, found in numbers.figures.items() if found.declared],
-                "paper": dict(row.paper.metrics) if row.paper else {},
+                "paper": dict(paper_row.metrics) if (paper_row := study.published(row)) else {},
                 "differs_in": "; ".join(numbers.daggers),
                 "images": {key: [found.low, found.high] for key, found in images.items() if found is not None},
             }
@@ -153,8 +152,8 @@ def _environments(study: StudyRecord) -> list[dict[str, Any]]:
 
 def _configs(study: StudyRecord) -> dict[str, str]:
     files = {}
-    for number, cell in enumerate(study.cells):
-        config = next((trial.entry["config"] for trial in cell.trials if trial.entry), None)
+    for number, trials in enumerate(study.trials_by_cell):
+        config = next((trial.entry["config"] for trial in trials if trial.entry), None)
         if config is not None:
             files[f"configs/cell_{number:05d}.json"] = _json(_without_folders(config))
     return files

@@ -16,10 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from sweeps.core.design.paper import FIGURE_2
+from sweeps.core.design.study import PlannedRow
 from sweeps.core.report.drawing import MARKERS, MAX_BLOCKS, MAX_LINES, MUTED, SERIES, STYLE, grid, svg
 from sweeps.core.report.table import Table
 from sweeps.core.statistics.paired import noise_floor
-from sweeps.core.store.study_record import RowRecord, StudyRecord, TrialRecord
+from sweeps.core.store.study_record import StudyRecord, TrialRecord, values_by_replicate
 from toco.tracking import RunRecord
 from toco.train.records import METRICS
 
@@ -34,7 +35,7 @@ Curve = dict[float, list[float]]
 class Line:
     """A row with the run folders of its finished trials."""
 
-    row: RowRecord
+    row: PlannedRow
     runs: tuple[RunRecord, ...]
 
     def curve(self, points: Points) -> Curve:
@@ -100,8 +101,8 @@ def read_lines(study: StudyRecord) -> Lines:
             )
         return run
 
-    def line(row: RowRecord) -> Line:
-        counted = [trial for trial in row.cell.trials if trial.counts]
+    def line(row: PlannedRow) -> Line:
+        counted = [trial for trial in study.trials_of(row) if trial.counts]
         for trial in counted:
             if trial.key not in known:
                 known[trial.key] = read(trial)
@@ -119,11 +120,11 @@ def read_lines(study: StudyRecord) -> Lines:
     return Lines(tuple(blocks), twins, tuple(faults))
 
 
-def _shown(study: StudyRecord, rows: Sequence[RowRecord]) -> list[RowRecord]:
+def _shown(study: StudyRecord, rows: Sequence[PlannedRow]) -> list[PlannedRow]:
     metric = study.metrics[0]
 
-    def rank(row: RowRecord) -> tuple[bool, float]:
-        values = list(row.cell.by_replicate(metric.key).values())
+    def rank(row: PlannedRow) -> tuple[bool, float]:
+        values = list(values_by_replicate(study.trials_of(row), metric.key).values())
         mean = float(np.mean(values)) if values else -np.inf
         return row.role != "base", -mean if metric.higher_is_better or not values else mean
 

@@ -13,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sweeps.core.design.study import PlannedRow
 from sweeps.core.findings.analysis import Analysis, Crossing
 from sweeps.core.report.drawing import (
     INK,
@@ -28,7 +29,7 @@ from sweeps.core.report.drawing import (
     svg,
 )
 from sweeps.core.report.table import Column, Table
-from sweeps.core.store.study_record import RowRecord, StudyRecord
+from sweeps.core.store.study_record import StudyRecord, values_by_replicate
 
 MAX_ROWS = 40
 """Rows of the figure of differences."""
@@ -73,12 +74,12 @@ def differences(study: StudyRecord, analysis: Analysis, table: Table) -> str | N
         return svg(figure, "differences", "Differences with their intervals, over the noise band")
 
 
-def _size(analysis: Analysis, row: RowRecord, key: str) -> float:
+def _size(analysis: Analysis, row: PlannedRow, key: str) -> float:
     paired = analysis.rows[row.number].figures[key].paired
     return abs(paired.difference) if paired else 0.0
 
 
-def _places(study: StudyRecord, rows: Sequence[RowRecord]) -> tuple[dict[int, int], list[str], set[int]]:
+def _places(study: StudyRecord, rows: Sequence[PlannedRow]) -> tuple[dict[int, int], list[str], set[int]]:
     """Place of every row from the top, and the labels, where the block's headings stand between the rows."""
     places: dict[int, int] = {}
     labels: list[str] = []
@@ -100,7 +101,7 @@ def _draw_differences(
     study: StudyRecord,
     analysis: Analysis,
     column: Column,
-    rows: Sequence[RowRecord],
+    rows: Sequence[PlannedRow],
     places: Mapping[int, int],
 ) -> None:
     scale = 100 if column.percent else 1
@@ -147,11 +148,12 @@ def _draw_differences(
             axes.plot(scale * published, y - 0.24, "D", ms=4, color=SERIES[1], mfc="none", label=once("paper"))
 
 
-def _published_difference(study: StudyRecord, row: RowRecord, key: str) -> float | None:
-    base = study.rows[row.versus].paper if row.versus is not None else None
-    if row.paper is None or base is None or key not in row.paper.metrics or key not in base.metrics:
+def _published_difference(study: StudyRecord, row: PlannedRow, key: str) -> float | None:
+    base = study.published(study.rows[row.versus]) if row.versus is not None else None
+    paper_row = study.published(row)
+    if paper_row is None or base is None or key not in paper_row.metrics or key not in base.metrics:
         return None
-    return row.paper.metrics[key] - base.metrics[key]
+    return paper_row.metrics[key] - base.metrics[key]
 
 
 def means(study: StudyRecord, analysis: Analysis, table: Table) -> str | None:
@@ -161,7 +163,7 @@ def means(study: StudyRecord, analysis: Analysis, table: Table) -> str | None:
     for index, block in enumerate(study.blocks[:MAX_BLOCKS]):
         rows = [row for row in study.rows if row.block == index and row.role != "a/a"]
         if 1 < len(rows) <= MAX_ROWS and any(_has_mean(analysis, row, columns) for row in rows):
-            blocks.append((block.title, rows, any(row.paper for row in rows)))
+            blocks.append((block.title, rows, any(row.paper_row for row in rows)))
     if not blocks or not columns:
         return None
     wide = 1 + any(published for _, _, published in blocks)
@@ -169,29 +171,38 @@ def means(study: StudyRecord, analysis: Analysis, table: Table) -> str | None:
         figure, panels = grid(len(blocks), wide)
         for (title, rows, published), axes in zip(blocks, panels, strict=True):
             for number, column in enumerate(columns):
-                _draw_means(axes[0], analysis, column, rows, number, len(columns))
+                _draw_means(axes[0], study, analysis, column, rows, number, len(columns))
             label_rows(axes[0], [row.label for row in rows])
             axes[0].set(title=f"{title}\n{study.recipe} on {study.data}", ylabel="mIoU (%)")
             if wide == 2 and not published:
                 axes[1].remove()
             elif wide == 2:
                 for number, column in enumerate(columns):
-                    values = [100 * row.paper.metrics.get(column.key, np.nan) if row.paper else np.nan for row in rows]
+                    values = [
+                        100 * paper_row.metrics.get(column.key, np.nan) if paper_row else np.nan
+                        for paper_row in map(study.published, rows)
+                    ]
                     if np.isfinite(values).any():
                         axes[1].plot(values, marker=MARKERS[number], color=SERIES[number], label=column.title)
-                label_rows(axes[1], [row.paper.label if row.paper else "" for row in rows])
+                label_rows(axes[1], [row.paper_row or "" for row in rows])
                 axes[1].set(title="Paper, its own scale (one seed: no band)", ylabel="mIoU (%)")
         # One for all panels, and under them: lines over all of a panel's width leave no free corner.
         figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=len(columns))
         return svg(figure, "means", "Metrics over the rows of the table, ours and the paper's")
 
 
-def _has_mean(analysis: Analysis, row: RowRecord, columns: Sequence[Column]) -> bool:
+def _has_mean(analysis: Analysis, row: PlannedRow, columns: Sequence[Column]) -> bool:
     return any(analysis.rows[row.number].figures[column.key].summary for column in columns)
 
 
 def _draw_means(
-    axes: Axes, analysis: Analysis, column: Column, rows: Sequence[RowRecord], number: int, count: int
+    axes: Axes,
+    study: StudyRecord,
+    analysis: Analysis,
+    column: Column,
+    rows: Sequence[PlannedRow],
+    number: int,
+    count: int,
 ) -> None:
     colour = SERIES[number]
     base = next((row for row in rows if row.role == "base"), rows[0])
@@ -211,7 +222,7 @@ def _draw_means(
     for position, row, summary in zip(positions, rows, summaries, strict=True):
         if summary is not None and summary.low is not None and summary.high is not None:
             axes.plot([position] * 2, [100 * summary.low, 100 * summary.high], color=colour, lw=1.1)
-        seeds = [100 * value for value in row.cell.by_replicate(column.key).values()]
+        seeds = [100 * value for value in values_by_replicate(study.trials_of(row), column.key).values()]
         axes.plot([position] * len(seeds), seeds, ls="", marker="_", ms=7, color=colour, alpha=0.55)
 
 

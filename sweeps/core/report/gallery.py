@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sweeps.core.store.study_record import RowRecord, StudyRecord, TrialRecord
+from sweeps.core.design.study import PlannedRow
+from sweeps.core.store.study_record import StudyRecord, TrialRecord
 from toco.evaluate.confusions import Confusions, read_confusions
 from toco.evaluate.pictures import PANELS
 
@@ -94,7 +95,7 @@ def gallery(study: StudyRecord, faults: list[str] | None = None) -> list[Matrix]
     """
     faults = [] if faults is None else faults
     found = [
-        (block.title, *_columns([row for row in study.rows if row.block == index and row.role != "a/a"]))
+        (block.title, *_columns(study, [row for row in study.rows if row.block == index and row.role != "a/a"]))
         for index, block in enumerate(study.blocks[:MAX_BLOCKS])
     ]
     found = [(title, columns, left_out) for title, columns, left_out in found if columns]
@@ -117,9 +118,9 @@ class _Column:
     ious: Mapping[str, Mapping[str, float]]
 
 
-def _columns(rows: Sequence[RowRecord]) -> tuple[list[_Column], int]:
+def _columns(study: StudyRecord, rows: Sequence[PlannedRow]) -> tuple[list[_Column], int]:
     """Columns of the place among the seeds that most rows have pictures of, and how many were left out."""
-    ended = [(row, [trial for trial in row.cell.trials if trial.counts]) for row in rows]
+    ended = [(row, [trial for trial in study.trials_of(row) if trial.counts]) for row in rows]
     places = [trial.replicate for _, trials in ended for trial in trials]
     if not places:
         return [], 0

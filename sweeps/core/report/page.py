@@ -21,6 +21,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from sweeps.core.design.study import Cell, PlannedRow
 from sweeps.core.findings.analysis import Analysis
 from sweeps.core.plan.forecast import duration, scorecard
 from sweeps.core.report import curves, figures
@@ -35,7 +36,7 @@ from sweeps.core.report.table import (
     difference_texts,
     printed,
 )
-from sweeps.core.store.study_record import CellRecord, RowRecord, State, StudyRecord, TrialRecord
+from sweeps.core.store.study_record import State, StudyRecord, TrialRecord
 from toco.passwords import public_text
 from toco.room import size
 from toco.train.records import METRICS, read_row
@@ -210,8 +211,8 @@ def _details(study: StudyRecord, table: Table, logs: bool) -> dict[int, dict[str
     """
     # Most rows have the same base: its config is taken apart once.
     numbers = {row.versus for row in study.rows if row.versus is not None}
-    bases = {number: _resolved(study.rows[number].cell) for number in numbers}
-    cells = {id(cell): [_trial(study, table, trial, logs) for trial in cell.trials] for cell in study.cells}
+    bases = {number: _resolved(study, study.rows[number]) for number in numbers}
+    cells = [[_trial(study, table, trial, logs) for trial in trials] for trials in study.trials_by_cell]
     return {
         row.number: {
             "versus": row.versus,
@@ -233,7 +234,7 @@ def _details(study: StudyRecord, table: Table, logs: bool) -> dict[int, dict[str
                 for difference in row.differences
             ],
             "config": _changes(study, study.rows[row.number], bases),
-            "trials": cells[id(study.rows[row.number].cell)],
+            "trials": cells[study.rows[row.number].cell],
         }
         for block in table.blocks
         for row in block.rows
@@ -280,14 +281,14 @@ def _log_line(line: bytes) -> str | None:
         return None
 
 
-def _changes(study: StudyRecord, row: RowRecord, bases: Mapping[int, Mapping[str, Any]]) -> list[list[str]]:
+def _changes(study: StudyRecord, row: PlannedRow, bases: Mapping[int, Mapping[str, Any]]) -> list[list[str]]:
     """Every field in which the row's config differs from that of the row it is compared with: path, there, here."""
-    base = None if row.versus is None else study.rows[row.versus].cell
-    here, there = _resolved(row.cell), {} if row.versus is None else bases[row.versus]
+    base = None if row.versus is None else study.rows[row.versus]
+    here, there = _resolved(study, row), {} if row.versus is None else bases[row.versus]
     if base is None or not here or not there:
-        planned = {} if base is None else base.changes
-        paths = [path for path in {**planned, **row.cell.changes} if _differ(path, planned, row.cell.changes)]
-        return [[path, _shown(planned, path), _shown(row.cell.changes, path)] for path in paths]
+        planned, changes = {} if base is None else study.changes_of(base), study.changes_of(row)
+        paths = [path for path in {**planned, **changes} if _differ(path, planned, changes)]
+        return [[path, _shown(planned, path), _shown(changes, path)] for path in paths]
     paths = [path for path in {**there, **here} if path not in _NEVER_SHARED and _differ(path, there, here)]
     return [[path, _shown(there, path), _shown(here, path)] for path in paths]
 
@@ -300,9 +301,9 @@ def _shown(config: Mapping[str, Any], path: str) -> str:
     return public_text(json.dumps(config[path])) if path in config else "as the recipe has it"
 
 
-def _resolved(cell: CellRecord) -> dict[str, Any]:
+def _resolved(study: StudyRecord, row: PlannedRow) -> dict[str, Any]:
     """The leaves of the first config that was trained; empty where none was."""
-    return next((flatten(trial.entry["config"]) for trial in cell.trials if trial.entry), {})
+    return next((flatten(trial.entry["config"]) for trial in study.trials_of(row) if trial.entry), {})
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -331,9 +332,9 @@ def _files(details: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
 
 def _failures(study: StudyRecord) -> list[dict[str, Any]]:
     """Trials that failed or diverged, those with the same last line together; the most frequent first."""
-    groups: dict[tuple[str, str], list[tuple[CellRecord, TrialRecord]]] = {}
-    for cell in study.cells:
-        for trial in cell.trials:
+    groups: dict[tuple[str, str], list[tuple[Cell, TrialRecord]]] = {}
+    for cell, trials in zip(study.cells, study.trials_by_cell, strict=True):
+        for trial in trials:
             if trial.state in ("failed", "diverged"):
                 last = (trial.message or "no message").strip().rpartition("\n")[2]
                 groups.setdefault((trial.state, last), []).append((cell, trial))
@@ -356,8 +357,8 @@ def _running(study: StudyRecord) -> list[tuple[str, int, int | None]]:
     steps = next((trial.entry["config"].get("num_steps") for trial in study.trials if trial.entry), None)
     found = [
         (f"{cell.label}, seed {trial.seed}", trial.step, steps)
-        for cell in study.cells
-        for trial in cell.trials
+        for cell, trials in zip(study.cells, study.trials_by_cell, strict=True)
+        for trial in trials
         if trial.state == "running"
     ]
     return found[:MAX_RUNNING]

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from sweeps.core.design.study import Metric
+from sweeps.core.design.study import Cell, Metric, PlannedRow
 from sweeps.core.findings.analysis import Analysis, Crossing, Figures, RowAnalysis
 from sweeps.core.findings.verdict import Verdict
 from sweeps.core.report.table import (
@@ -34,7 +34,7 @@ from sweeps.core.report.table import (
 from sweeps.core.statistics.anova import Effect
 from sweeps.core.statistics.image_noise import ImageInterval
 from sweeps.core.statistics.paired import Paired, Summary
-from sweeps.core.store.study_record import CellRecord, RowRecord, StudyRecord, TrialRecord
+from sweeps.core.store.study_record import StudyRecord, TrialRecord
 
 MEANINGS = {
     "val/cam_miou": "mIoU of the CAM of the last block",
@@ -107,7 +107,7 @@ def _blocks(
 
 def _row(
     study: StudyRecord,
-    row: RowRecord,
+    row: PlannedRow,
     numbers: RowAnalysis,
     columns: tuple[Column, ...],
     footnotes: Mapping[str, int],
@@ -118,7 +118,8 @@ def _row(
         figures = numbers.figures[column.key]
         if figures.paired is not None:
             differences.append(_difference(column, figures, figures.paired))
-    paper = row.paper.metrics if row.paper else {}
+    paper_row = study.published(row)
+    paper = paper_row.metrics if paper_row else {}
     return TableRow(
         number=row.number,
         label=row.label,
@@ -128,7 +129,7 @@ def _row(
         differences=tuple(differences),
         n=_seeds(numbers, columns),
         footnotes=tuple(footnotes[f"{text}."] for text in numbers.daggers),
-        paper_label=row.paper.label if row.paper else None,
+        paper_label=row.paper_row,
         paper={c.key: printed(paper[c.key], percent=c.percent) for c in columns if c.key in paper},
         verdict=_row_verdict(columns, verdicts),
     )
@@ -225,7 +226,10 @@ def _effect(effect: Effect, percent: bool) -> str:
 
 def _states(study: StudyRecord) -> tuple[str, ...]:
     ended = [
-        _end(cell, trial) for cell in study.cells for trial in cell.trials if trial.state in ("failed", "diverged")
+        _end(cell, trial)
+        for cell, trials in zip(study.cells, study.trials_by_cell, strict=True)
+        for trial in trials
+        if trial.state in ("failed", "diverged")
     ]
     lines = ended[:MAX_STATES]
     if len(ended) > MAX_STATES:
@@ -239,7 +243,7 @@ def _verb(state: str, count: int) -> str:
     return f"{'is' if count == 1 else 'are'} {state}"
 
 
-def _end(cell: CellRecord, trial: TrialRecord) -> str:
+def _end(cell: Cell, trial: TrialRecord) -> str:
     """How a trial ended; of a traceback only the exception's name, since its text may hold paths."""
     name = f"{cell.label}, seed {trial.seed}"
     if trial.state == "diverged":
@@ -253,7 +257,7 @@ def _captions(study: StudyRecord, analysis: Analysis, columns: tuple[Column, ...
     lines = [f"{column.title}: {column.meaning}." for column in columns]
     lines.append("Mean ± sample standard deviation over n seeds; n = 1 has no spread.")
     if any(row.paired for numbers in analysis.rows for row in numbers.figures.values()):
-        family = len(study.comparisons)
+        family = len(study.comparisons())
         lines.append(
             "Differences are paired by seed, with their t interval; p: two-sided paired t test after Holm's correction "
             f"over the {family} declared comparison{'' if family == 1 else 's'} of the study; d: the difference in "

@@ -30,6 +30,7 @@ def table_csv(study: StudyRecord, analysis: Analysis) -> str:
     writer = csv.DictWriter(text, HEADINGS, lineterminator="\n")
     writer.writeheader()
     for row, numbers in zip(study.rows, analysis.rows, strict=True):
+        paper_row = study.published(row)
         for metric in study.metrics:
             figures = numbers.figures[metric.key]
             writer.writerow(
@@ -38,11 +39,11 @@ def table_csv(study: StudyRecord, analysis: Analysis) -> str:
                     "row": row.label,
                     "role": row.role,
                     "versus": "" if row.versus is None else study.rows[row.versus].label,
-                    "changes": changes_text(row.cell.changes),
+                    "changes": changes_text(study.changes_of(row)),
                     "metric": metric.key,
                     "declared": "yes" if figures.declared else "no",
                     "planned": numbers.planned,
-                    "paper": number_text(row.paper.metrics.get(metric.key) if row.paper else None),
+                    "paper": number_text(paper_row.metrics.get(metric.key) if paper_row else None),
                     "differs_in": "; ".join(numbers.daggers),
                     **_numbers(figures),
                 }

@@ -67,7 +67,7 @@ class SearchMirror(Sender):
         self._situation = situation
         self._proposals = proposals
         # Now, while the record is whole: it may be damaged before the search ends.
-        self._start_id = str(RECORD.read(situation.path / RECORD.file)["start_id"])
+        self._start_id = RECORD.read(situation.path / RECORD.file).start_id
 
     def _begun(self) -> Iterable[str]:
         return [key for key in self._proposals if self._situation.ledger.run_dir(key).is_dir()]

@@ -9,37 +9,57 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 from sweeps.core.store.first_writer import keep_aside, write_first
-from toco.files import SEAL, UnreadableError, is_sealed, printable, read_record, record_text, write_text
+from sweeps.core.store.stored import Stored
+from toco.files import SEAL, UnreadableError, check_seal, is_sealed, printable, write_text
 
 _START = re.compile(rb'"start_id": ?"([0-9a-f]{32})"')
+_VERSION = re.compile(rb'\{\s*"format_version":\s*(\d+)\s*[,}]')
 HISTORY = "history"
 """Folder of what was kept aside."""
 
 logger = logging.getLogger(__name__)
 
 
+class FolderFile(Stored):
+    """What every record of a folder begins with.
+
+    Attributes:
+        start_id: Identifies the start of the study or search. First in the file: where a file is cut off, the start is
+            most likely to be left.
+    """
+
+    format_version: int
+    start_id: str
+
+
+File = TypeVar("File", bound=FolderFile)
+Beside = TypeVar("Beside", bound=Stored)
+
+
 @dataclass(frozen=True, slots=True)
-class FolderRecord:
+class FolderRecord(Generic[File]):
     """A kind of record.
 
     Attributes:
         file: Its name, such as ``study.json``.
         kind: What the folder is then, such as ``study``.
         version: Of its format. Earlier ones had no digest.
+        model: Writes and reads it.
     """
 
     file: str
     kind: str
     version: int
+    model: type[File]
 
-    def read(self, path: Path, advice: str | None = None) -> dict[str, Any]:
+    def read(self, path: Path, advice: str | None = None) -> File:
         """The record in the file ``path``.
 
         Args:
@@ -51,28 +71,17 @@ class FolderRecord:
         """
         if not path.is_file():
             raise ValueError(f"{printable(path.parent)} is not a {self.kind}'s folder: it has no {path.name}.")
-        advice = advice or f"Run the {self.kind}'s command again: it writes the file anew from its options."
-        if (older := self._older(path.read_bytes())) is not None:
-            raise ValueError(
-                f"{printable(path)} has format version {older}; this program reads {self.version}. {advice}"
-            )
-        content = read_record(path, advice=advice)
-        if (found := content.get("format_version")) != self.version:
-            raise ValueError(
-                f"{printable(path)} has format version {found}; this program reads {self.version}. "
-                "Give another --storage."
-            )
-        return content
+        return self._parse(path, path.read_bytes(), advice)
 
-    def write(self, folder: Path, make: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+    def write(self, folder: Path, make: Callable[[File | None, str], File]) -> None:
         """Write the record of ``folder``, unless it says the same; durable when this returns.
 
-        What cannot be read is kept aside in ``folder/history``. ``start_id`` stays from start to start.
+        What cannot be read is kept aside in ``folder/history``. The start stays from start to start.
 
         Args:
             folder: The study's or search's folder. It is made.
-            make: Makes the record, without its ``start_id``, of the one that is there, which is empty where there is
-                none. Called again where another driver wrote one in the meantime.
+            make: Makes the record of the one that is stored, or of ``None``, and of its ``start_id``. Called again
+                where another driver wrote one in the meantime.
 
         Raises:
             ValueError: It is of a later version, or the folder's file system has no hard links.
@@ -80,43 +89,56 @@ class FolderRecord:
         path = folder / self.file
         while True:
             was, start_id = self._kept(path)
-            # First in the file: where a file is cut off, the start is most likely to be left.
-            content = {"format_version": self.version, "start_id": start_id or uuid.uuid4().hex, **make(was)}
-            text = record_text(content, indent=1)
-            if was:
-                if text != record_text(was, indent=1):
+            text = make(was, start_id or uuid.uuid4().hex).text()
+            if was is not None:
+                if text != was.text():
                     write_text(path, text)
                 return
             # Two drivers that begin at once: both are to have the start_id of the first.
             if write_first(path, text, is_sealed):
                 return
 
-    def _kept(self, path: Path) -> tuple[dict[str, Any], str | None]:
-        """The record that is there and its ``start_id``.
+    def _parse(self, path: Path, content: bytes, advice: str | None) -> File:
+        advice = advice or f"Run the {self.kind}'s command again: it writes the file anew from its options."
+        if (version := self._older(content)) is None:
+            check_seal(path, content, advice)
+            said = _VERSION.match(content)
+            version = int(said[1]) if said else None
+        if version != self.version:
+            cure = "Give another --storage." if is_sealed(content) else advice
+            raise ValueError(
+                f"{printable(path)} has format version {version}; this program reads {self.version}. {cure}"
+            )
+        return self.model.of_json(content, path, advice)
 
-        The record is empty where there is none or, after it was kept aside, where it cannot be read.
+    def _kept(self, path: Path) -> tuple[File | None, str | None]:
+        """The record that is stored and its ``start_id``.
+
+        The record is ``None`` where there is none or, after it was kept aside, where it cannot be read.
         """
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            return {}, None
+            return None, None
+        if is_sealed(content):
+            record = self._parse(path, content, None)
+            return record, record.start_id
         older = self._older(content)
-        if is_sealed(content) and older is None:
-            record = self.read(path)
-            return record, str(record["start_id"])
         suffix = "damaged" if older is None else f"format-{older}"
         try:
             kept = keep_aside(path, path.parent / HISTORY, suffix)
         except FileNotFoundError:  # by another driver
-            return {}, None
+            return None, None
         fault = "is damaged" if older is None else "was written by an earlier version, without a digest of its own"
         logger.warning("%s %s. It is kept as %s and written again.", printable(path), fault, printable(kept))
         # Runs in MLflow are found by it. Were it damaged, too, it would be another one, as after a new start.
         start = _START.search(content)
-        return {}, start[1].decode() if start else None
+        return None, start[1].decode() if start else None
 
     def _older(self, content: bytes) -> int | None:
         """The format version of a record without a digest; ``None`` where it has one or cannot be read."""
+        if is_sealed(content):
+            return None
         try:
             record = json.loads(content)
         except (ValueError, RecursionError):
@@ -127,15 +149,15 @@ class FolderRecord:
         return version if isinstance(version, int) and 0 < version < self.version else None
 
 
-def read_beside(path: Path) -> dict[str, Any]:
-    """A record that only says how something is shown; empty where there is none or, with a warning, a damaged one."""
+def read_beside(path: Path, model: type[Beside]) -> Beside | None:
+    """A record that only says how something is shown; ``None`` where it is missing or, with a warning, damaged."""
     try:
-        return read_record(path, advice="It counts as missing.")
+        return model.read(path, "It counts as missing.")
     except FileNotFoundError:
-        return {}
+        return None
     except UnreadableError as error:
         _warn(str(error))
-        return {}
+        return None
 
 
 # Said once: a page that follows a study reads it again and again.

@@ -14,20 +14,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import PlainSerializer, PlainValidator
 
-from sweeps.core.design.search_space import FORMAT_VERSION, Objective, SearchPlan
-from sweeps.core.store.folder_record import FolderRecord
+from sweeps.core.design.search_space import Objective, SearchPlan
+from sweeps.core.store.folder_record import FolderFile, FolderRecord
+from sweeps.core.store.inputs import Inputs
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.search_trials import KEY, MESSAGE, RUNGS, read_study
 
-RECORD = FolderRecord("search.json", "search", FORMAT_VERSION)
+FORMAT_VERSION = 2
 FEWEST_FOR_IMPORTANCE = 4
 """Complete trials without which nothing is said of the importance of settings."""
 
@@ -68,12 +70,53 @@ class SearchTrial:
         return self.state if self.stopped_at is None else f"stopped at rung {self.stopped_at}"
 
 
-@dataclass(frozen=True, slots=True)
-class SearchRecord:
+Distribution = Annotated[
+    BaseDistribution,
+    PlainValidator(lambda kind: kind if isinstance(kind, BaseDistribution) else json_to_distribution(json.dumps(kind))),
+    PlainSerializer(lambda kind: json.loads(distribution_to_json(kind))),
+]
+"""Optuna's distribution, in a file as Optuna writes it."""
+
+
+class SearchFile(FolderFile):
+    """``search.json``: a search and what its trials read.
+
+    Attributes:
+        data: Entry of ``toco.data``.
+        start: The recipe's own values of the settings, which the first trial has; empty where they lie outside of the
+            space.
+        reduction: Of how many trials one goes on at a rung; ``None`` without rungs.
+        journal: Name of the file that holds the trials.
+        inputs: Digests of what is read, see ``sweeps.core.store.inputs``.
+    """
+
+    name: str
+    title: str
+    digest: str
+    recipe: str
+    changes: Mapping[str, Any]
+    data: str
+    space: Mapping[str, Distribution]
+    start: Mapping[str, Any]
+    num_trials: int
+    num_random: int
+    num_steps: int
+    objectives: tuple[Objective, ...]
+    rungs: tuple[int, ...]
+    reduction: int | None
+    seed: int
+    journal: str
+    inputs: Inputs
+
+
+RECORD = FolderRecord("search.json", "search", FORMAT_VERSION, SearchFile)
+
+
+class SearchRecord(SearchFile):
     """A search as it stands.
 
     Attributes:
-        start: The recipe's own values of the settings, which the first trial has; empty where the space has them not.
+        path: Its folder.
         importance: Share of the variance of each objective, by its key, that each setting explains (fANOVA); empty for
             an objective of which too few trials tell.
         importance_n: Finished trials that this is from.
@@ -81,21 +124,6 @@ class SearchRecord:
     """
 
     path: Path
-    name: str
-    title: str
-    recipe: str
-    data: str
-    digest: str
-    changes: Mapping[str, Any]
-    space: Mapping[str, BaseDistribution]
-    start: Mapping[str, Any]
-    objectives: tuple[Objective, ...]
-    rungs: tuple[int, ...]
-    reduction: int | None
-    seed: int
-    num_steps: int
-    num_trials: int
-    num_random: int
     trials: tuple[SearchTrial, ...]
     importance: Mapping[str, Mapping[str, float]]
     importance_n: int
@@ -113,7 +141,7 @@ class SearchRecord:
         return tuple(sorted((t for t in self.trials if t.on_front), key=lambda t: sign * t.results[first.key]))
 
 
-def write_search(path: Path, plan: SearchPlan, journal: str, inputs: Mapping[str, Any]) -> None:
+def write_search(path: Path, plan: SearchPlan, journal: str, inputs: Inputs) -> None:
     """Write ``search.json``, unless it says the same. One that cannot be read is kept in ``history/``.
 
     Args:
@@ -122,8 +150,33 @@ def write_search(path: Path, plan: SearchPlan, journal: str, inputs: Mapping[str
         journal: File name of its journal.
         inputs: What its trials read, see ``sweeps.core.store.inputs``.
     """
-    content = {**plan.to_json(), "journal": journal, "inputs": dict(inputs)}
-    RECORD.write(path, lambda _: content)
+    RECORD.write(path, lambda _, start_id: search_file(plan, journal, inputs, start_id))
+
+
+def search_file(plan: SearchPlan, journal: str, inputs: Inputs, start_id: str) -> SearchFile:
+    """What ``search.json`` says of a plan. Arguments as of :func:`write_search`; ``start_id`` as in ``FolderFile``."""
+    study = plan.study
+    return SearchFile(
+        format_version=RECORD.version,
+        start_id=start_id,
+        name=study.name,
+        title=study.title,
+        digest=plan.digest,
+        recipe=study.recipe,
+        changes=study.changes,
+        data=plan.base.data.name,
+        space=study.space,
+        start=plan.start,
+        num_trials=study.num_trials,
+        num_random=study.num_random,
+        num_steps=plan.base.num_steps,
+        objectives=study.objectives,
+        rungs=plan.rungs,
+        reduction=None if study.rungs is None else study.rungs.reduction,
+        seed=study.seed,
+        journal=journal,
+        inputs=inputs,
+    )
 
 
 def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
@@ -136,34 +189,18 @@ def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
     Raises:
         ValueError: It is no search's folder, its record is damaged, or of another version.
     """
-    content = RECORD.read(path / RECORD.file)
-    objectives = tuple(Objective(**objective) for objective in content["objectives"])
-    study, fault = read_study(path / (journal or content["journal"]))
+    search = RECORD.read(path / RECORD.file)
+    study, fault = read_study(path / (journal or search.journal))
     known = [] if study is None else study.get_trials(deepcopy=False)
-    asked = [trial for trial in known if trial.params.keys() == content["space"].keys()]
+    asked = [trial for trial in known if trial.params.keys() == search.space.keys()]
     best = set() if study is None else {trial.number for trial in study.best_trials}
     ledger = Ledger(path.parent)
-    complete = [trial for trial in asked if trial.state is TrialState.COMPLETE]
     return SearchRecord(
+        **dict(search),
         path=path,
-        name=content["name"],
-        title=content["title"],
-        recipe=content["recipe"],
-        data=content["data"],
-        digest=content["digest"],
-        changes=content["changes"],
-        space={name: json_to_distribution(json.dumps(text)) for name, text in content["space"].items()},
-        start=content["start"],
-        objectives=objectives,
-        rungs=tuple(content["rungs"]),
-        reduction=content["reduction"],
-        seed=content["seed"],
-        num_steps=content["num_steps"],
-        num_trials=content["num_trials"],
-        num_random=content["num_random"],
-        trials=tuple(_trial(trial, objectives, best, ledger) for trial in asked),
-        importance={} if study is None else importance(study, objectives),
-        importance_n=len(complete),
+        trials=tuple(_trial(trial, search.objectives, best, ledger) for trial in asked),
+        importance={} if study is None else importance(study, search.objectives),
+        importance_n=sum(trial.state is TrialState.COMPLETE for trial in asked),
         fault=fault,
     )
 

@@ -15,6 +15,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from sweeps.core.design.study import Plan
 from sweeps.core.store.first_writer import write_first
 from sweeps.core.store.folder_record import HISTORY, read_beside
 from sweeps.core.store.inputs import Inputs
-from sweeps.core.store.study_record import MLFLOW_FILE, PROGRESS_FILE, RECORD
-from toco.files import is_sealed, record_text, write_record
+from sweeps.core.store.study_record import MLFLOW_FILE, PROGRESS_FILE, RECORD, MlflowFile, Progress, StudyFile
+from toco.files import is_sealed, write_text
 from toco.tracking import Pages
 
 
@@ -59,24 +60,20 @@ class StudyFolder:
             inputs: What its trials read, see ``sweeps.core.store.inputs``.
             forecast: What was foretold.
         """
-        content = plan.to_json()
-        for number, cell in enumerate(content["cells"]):
-            cell["keys"] = [key for trial, key in zip(plan.trials, keys, strict=True) if trial.cell == number]
-        content["inputs"] = list({json.dumps(item): item for item in inputs}.values())
-        content = json.loads(json.dumps(content))
 
-        def make(was: Mapping[str, Any]) -> dict[str, Any]:
-            same = [was.get(name) for name in ("cells", "inputs")] == [content[name] for name in ("cells", "inputs")]
-            if was and not same:
+        def make(was: StudyFile | None, start_id: str) -> StudyFile:
+            now = study_file(plan, keys, inputs, start_id)
+            same = was is not None and _states(was) == _states(now)
+            if was is not None and not same:
                 self._keep(was)
-            return {**content, "forecast": (was.get("forecast") if same else None) or forecast}
+            return now.model_copy(update={"forecast": (was.forecast if was and same else None) or forecast})
 
         RECORD.write(self.path, make)
 
     def write_progress(self, steps: Mapping[str, int], eta_s: float | None, *, running: bool) -> None:
         """Say how far the running trials are, by key."""
-        content = {"running": running, "steps": dict(steps), "eta_s": eta_s}
-        write_record(self.path / PROGRESS_FILE, content, indent=1, durable=False)
+        progress = Progress(running=running, steps=steps, eta_s=eta_s)
+        write_text(self.path / PROGRESS_FILE, progress.text(), durable=False)
 
     def write_mlflow_links(self, pages: Pages, runs: Mapping[str, str]) -> None:
         """Say where MLflow's UI shows the study, for the links of the report.
@@ -85,25 +82,25 @@ class StudyFolder:
             pages: Of its experiment.
             runs: Ids of MLflow runs by the keys of trials; those that were written before stay.
         """
-        was = read_beside(self.path / MLFLOW_FILE)
-        content = {"host": pages.host, "experiment_id": pages.experiment_id, "runs": dict(runs)}
-        if all(was.get(name) == content[name] for name in ("host", "experiment_id")):
-            content["runs"] = {**was.get("runs", {}), **runs}
-        if was != content:
-            write_record(self.path / MLFLOW_FILE, content, indent=1, durable=False)
+        was = read_beside(self.path / MLFLOW_FILE, MlflowFile)
+        now = MlflowFile(host=pages.host, experiment_id=pages.experiment_id, runs=runs)
+        if was is not None and (was.host, was.experiment_id) == (now.host, now.experiment_id):
+            now = now.model_copy(update={"runs": {**was.runs, **runs}})
+        if was != now:
+            write_text(self.path / MLFLOW_FILE, now.text(), durable=False)
 
     @property
     def start_id(self) -> str:
         """Identifies this start of the study: the same after a restart, another one in another folder."""
-        return str(RECORD.read(self.path / RECORD.file)["start_id"])
+        return RECORD.read(self.path / RECORD.file).start_id
 
     def history(self) -> list[Path]:
         """Earlier states of ``study.json``, oldest first."""
         return sorted((self.path / HISTORY).glob("*.json"))
 
-    def _keep(self, study: Mapping[str, Any]) -> None:
+    def _keep(self, study: StudyFile) -> None:
         """Keep an earlier state of ``study.json``, unless another driver just did."""
-        text = record_text(study, indent=1)
+        text = study.text()
         history = self.history()
         if history and history[-1].read_bytes() == text.encode():
             return
@@ -112,3 +109,46 @@ class StudyFolder:
             if path.read_text() == text:
                 return
             number += 1
+
+
+def study_file(plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], start_id: str) -> StudyFile:
+    """What ``study.json`` says of a plan; without a forecast.
+
+    Args:
+        plan: The study.
+        keys: Keys of its trials in the ledger, in their order.
+        inputs: What its trials read.
+        start_id: See ``FolderFile``.
+    """
+    study = plan.study
+    keys_of: dict[int, list[str]] = {}
+    for trial, key in zip(plan.trials, keys, strict=True):
+        keys_of.setdefault(trial.cell, []).append(key)
+    return StudyFile(
+        format_version=RECORD.version,
+        start_id=start_id,
+        name=study.name,
+        title=study.title,
+        digest=plan.digest,
+        recipe=study.recipe,
+        changes=study.changes,
+        data=study.base().data.name,
+        design=study.design.name,
+        notes=study.design.notes(),
+        seeds=study.seeds,
+        purpose=study.purpose,
+        significance=study.significance,
+        power=study.power,
+        smallest_effect=study.smallest_effect,
+        metrics=study.metrics,
+        blocks=plan.blocks,
+        rows=plan.rows,
+        cells=tuple(replace(cell, keys=tuple(keys_of[number])) for number, cell in enumerate(plan.cells)),
+        inputs=tuple({json.dumps(item): item for item in inputs}.values()),
+        forecast=None,
+    )
+
+
+def _states(study: StudyFile) -> dict[str, Any]:
+    """What the results of a study depend on; where it changes, the state before is kept."""
+    return study.model_dump(mode="json", include={"cells", "inputs"})

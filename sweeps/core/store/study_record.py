@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from sweeps.core.design.paper import Claim, Paper, PaperRow
-from sweeps.core.design.study import FORMAT_VERSION, Metric
-from sweeps.core.store.folder_record import FolderRecord, read_beside
+from pydantic import StringConstraints, field_validator
+
+from sweeps.core.design.designs import Block
+from sweeps.core.design.paper import PaperRow
+from sweeps.core.design.study import Cell, Metric, PlannedRow, declared_comparisons
+from sweeps.core.store.folder_record import FolderFile, FolderRecord, read_beside
+from sweeps.core.store.inputs import Inputs
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
+from sweeps.core.store.stored import Stored
 from toco.tracking import Pages, RunRecord, read_run_record
 
-RECORD = FolderRecord("study.json", "study", FORMAT_VERSION)
+FORMAT_VERSION = 3
 PROGRESS_FILE = "progress.json"
 MLFLOW_FILE = "mlflow.json"
 
@@ -85,62 +89,21 @@ class TrialRecord:
         return read_run_record(self.run_dir)
 
 
-@dataclass(frozen=True, slots=True)
-class CellRecord:
-    """One config with its trials, by seed as planned."""
-
-    label: str
-    changes: Mapping[str, Any]
-    trials: tuple[TrialRecord, ...]
-
-    def by_replicate(self, key: str) -> dict[int, float]:
-        """The metric of every trial that has it, by its place among the seeds."""
-        values = {trial.replicate: trial.value(key) for trial in self.trials}
-        return {replicate: value for replicate, value in values.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class RowRecord:
-    """One row of the table; ``versus`` is the number of the row it is compared with, over all blocks."""
-
-    number: int
-    block: int
-    label: str
-    cell: CellRecord
-    versus: int | None
-    role: Literal["base", "row", "a/a"]
-    paper: PaperRow | None
-
-
-@dataclass(frozen=True, slots=True)
-class BlockRecord:
-    """One block of the table; ``metrics`` are the keys whose comparisons are declared."""
-
-    title: str
-    factors: tuple[str, ...]
-    metrics: tuple[str, ...]
-    paper: Paper | None
-
-
-@dataclass(frozen=True, slots=True)
-class StudyRecord:
-    """A study as it stands.
+class StudyFile(FolderFile):
+    """``study.json``: a study with its rows, cells, seeds and keys in the ledger, and what its trials read.
 
     Attributes:
+        data: Entry of ``toco.data``.
         inputs: Digests of what was read, see ``sweeps.core.store.inputs``.
-        forecast: What was foretold when the study was first run; ``None`` where nothing was.
-        eta_s: Seconds to the end, while trials run and that is known.
-        running: Whether a driver runs it now.
-        mlflow: Where MLflow's UI shows it, if that is known.
+        forecast: What was predicted when the study was first run; ``None`` where nothing was.
     """
 
-    path: Path
     name: str
     title: str
-    recipe: str
-    data: str
     digest: str
+    recipe: str
     changes: Mapping[str, Any]
+    data: str
     design: str
     notes: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -149,26 +112,90 @@ class StudyRecord:
     power: float
     smallest_effect: float
     metrics: tuple[Metric, ...]
-    blocks: tuple[BlockRecord, ...]
-    rows: tuple[RowRecord, ...]
-    cells: tuple[CellRecord, ...]
-    inputs: tuple[Mapping[str, Any], ...]
+    blocks: tuple[Block, ...]
+    rows: tuple[PlannedRow, ...]
+    cells: tuple[Cell, ...]
+    inputs: tuple[Inputs, ...]
     forecast: Mapping[str, Any] | None
-    eta_s: float | None
-    running: bool
-    mlflow: MlflowLinks | None
+
+    @field_validator("rows")
+    @classmethod
+    def _number_rows(cls, rows: tuple[PlannedRow, ...]) -> tuple[PlannedRow, ...]:
+        return tuple(replace(row, number=number) for number, row in enumerate(rows))
+
+    def comparisons(self) -> tuple[tuple[int, str], ...]:
+        """See ``sweeps.core.design.study.declared_comparisons``."""
+        return declared_comparisons(self.rows, self.blocks)
+
+
+class StudyRecord(StudyFile):
+    """A study as it stands.
+
+    Attributes:
+        path: Its folder.
+        trials_by_cell: By cell, and by seed as planned.
+        eta_s: Seconds to the end, while trials run and that is known.
+        running: Whether a driver runs it now.
+        mlflow: Where MLflow's UI shows it, if that is known.
+    """
+
+    path: Path
+    trials_by_cell: tuple[tuple[TrialRecord, ...], ...]
+    eta_s: float | None = None
+    running: bool = False
+    mlflow: MlflowLinks | None = None
 
     @property
     def trials(self) -> tuple[TrialRecord, ...]:
         """All trials, cell by cell."""
-        return tuple(trial for cell in self.cells for trial in cell.trials)
+        return tuple(trial for trials in self.trials_by_cell for trial in trials)
 
-    @property
-    def comparisons(self) -> tuple[tuple[int, str], ...]:
-        """The declared comparisons: (number of the row, key of the metric), the family of Holm's correction."""
-        return tuple(
-            (row.number, key) for row in self.rows if row.role == "row" for key in self.blocks[row.block].metrics
-        )
+    def trials_of(self, row: PlannedRow) -> tuple[TrialRecord, ...]:
+        """The trials that a row shows."""
+        return self.trials_by_cell[row.cell]
+
+    def changes_of(self, row: PlannedRow) -> Mapping[str, Any]:
+        """Fields that the design sets for a row in the study's recipe."""
+        return self.cells[row.cell].changes
+
+    def published(self, row: PlannedRow) -> PaperRow | None:
+        """The published row that a row stands beside."""
+        paper = self.blocks[row.block].paper
+        return next((known for known in paper.rows if known.label == row.paper_row), None) if paper else None
+
+
+def values_by_replicate(trials: Iterable[TrialRecord], key: str) -> dict[int, float]:
+    """The metric of every trial that has it, by its place among the seeds."""
+    values = {trial.replicate: trial.value(key) for trial in trials}
+    return {replicate: value for replicate, value in values.items() if value is not None}
+
+
+class Progress(Stored):
+    """``progress.json``: how far a driver is.
+
+    Attributes:
+        running: Whether it has not ended.
+        steps: Optimizer updates done by running trials, by key.
+        eta_s: Seconds to the end; ``None`` where that is not known.
+    """
+
+    running: bool
+    steps: Mapping[str, int]
+    eta_s: float | None
+
+
+_Id = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]
+
+
+class MlflowFile(Stored):
+    """``mlflow.json``: where MLflow's UI shows a study."""
+
+    host: Annotated[str, StringConstraints(pattern="^https?://")]
+    experiment_id: _Id
+    runs: Mapping[str, _Id]
+
+
+RECORD = FolderRecord("study.json", "study", FORMAT_VERSION, StudyFile)
 
 
 def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
@@ -184,61 +211,25 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
     advice = None if file is None else "Delete it, or compare with another study's folder by --with."
     study = RECORD.read(file or study_dir / RECORD.file, advice)
     ledger = Ledger(study_dir.parent)
-    progress = read_beside(study_dir / PROGRESS_FILE)
-    written: Mapping[str, int] = progress.get("steps", {})
+    progress = read_beside(study_dir / PROGRESS_FILE, Progress)
+    written = progress.steps if progress else {}
     leases = Leases(study_dir.parent, "somebody who reads the study")
     steps = {key: step for key, step in written.items() if _is_held(leases, key)}
-    cells = tuple(
-        CellRecord(
-            cell["label"],
-            cell["changes"],
+    links = read_beside(study_dir / MLFLOW_FILE, MlflowFile)
+    return StudyRecord(
+        **dict(study),
+        path=study_dir,
+        trials_by_cell=tuple(
             tuple(
                 _trial(ledger, key, seed, replicate, steps)
-                for replicate, (seed, key) in enumerate(zip(cell["seeds"], cell["keys"], strict=True))
-            ),
-        )
-        for cell in study["cells"]
-    )
-    blocks = tuple(
-        BlockRecord(block["title"], tuple(block["factors"]), tuple(block["metrics"]), _paper(block["paper"]))
-        for block in study["blocks"]
-    )
-    return StudyRecord(
-        path=study_dir,
-        name=study["name"],
-        title=study["title"],
-        recipe=study["recipe"],
-        data=study["data"],
-        digest=study["digest"],
-        changes=study["changes"],
-        design=study["design"],
-        notes=tuple(study["notes"]),
-        seeds=tuple(study["seeds"]),
-        purpose=study["purpose"],
-        significance=study["significance"],
-        power=study["power"],
-        smallest_effect=study["smallest_effect"],
-        metrics=tuple(Metric(**metric) for metric in study["metrics"]),
-        blocks=blocks,
-        rows=tuple(
-            RowRecord(
-                number,
-                row["block"],
-                row["label"],
-                cells[row["cell"]],
-                row["versus"],
-                row["role"],
-                _paper_row(blocks[row["block"]].paper, row["paper_row"]),
+                for replicate, (seed, key) in enumerate(zip(cell.seeds, cell.keys, strict=True))
             )
-            for number, row in enumerate(study["rows"])
+            for cell in study.cells
         ),
-        cells=cells,
-        inputs=tuple(study["inputs"]),
-        forecast=study.get("forecast"),
-        eta_s=progress.get("eta_s") if steps else None,
+        eta_s=progress.eta_s if progress and steps else None,
         # A driver that was killed leaves what it wrote last.
-        running=bool(progress.get("running")) and (bool(steps) or not written),
-        mlflow=_mlflow_links(read_beside(study_dir / MLFLOW_FILE)),
+        running=progress is not None and progress.running and (bool(steps) or not written),
+        mlflow=MlflowLinks(Pages(links.host, links.experiment_id), links.runs) if links else None,
     )
 
 
@@ -261,25 +252,3 @@ def _trial(ledger: Ledger, key: str, seed: int, replicate: int, steps: Mapping[s
     state: State = "running" if key in steps else "failed" if failures else "waiting"
     message = failures[-1]["traceback"] if failures else None
     return TrialRecord(key, seed, replicate, state, message, len(failures), steps.get(key, 0), {}, run_dir)
-
-
-def _paper(stored: Mapping[str, Any] | None) -> Paper | None:
-    if stored is None:
-        return None
-    rows = tuple(PaperRow(**row) for row in stored["rows"])
-    claims = tuple(Claim(**{**claim, "than": tuple(claim["than"])}) for claim in stored["claims"])
-    return Paper(**{**stored, "rows": rows, "claims": claims})
-
-
-def _paper_row(paper: Paper | None, label: str | None) -> PaperRow | None:
-    return next((row for row in paper.rows if row.label == label), None) if paper else None
-
-
-def _mlflow_links(content: Mapping[str, Any]) -> MlflowLinks | None:
-    """What ``StudyFolder.write_mlflow_links`` wrote; ``None`` where it is not that: links are not worth an error."""
-    host, experiment, runs = (content.get(name) for name in ("host", "experiment_id", "runs"))
-    if not (isinstance(host, str) and host.startswith(("http://", "https://")) and isinstance(runs, dict)):
-        return None
-    if not all(re.fullmatch(r"[\w-]+", str(name)) for name in (experiment, *runs.values())):
-        return None
-    return MlflowLinks(Pages(host, str(experiment)), runs)

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Paper
-from sweeps.core.design.study import A_A, Metric
-from sweeps.core.store.study_record import BlockRecord, CellRecord, RowRecord, StudyRecord, TrialRecord
+from sweeps.core.design.study import A_A, Cell, Metric, PlannedRow
+from sweeps.core.store.study_record import FORMAT_VERSION, StudyRecord, TrialRecord
 
 M, SEG = "val/cam_miou", "val/seg_miou"
 FACTOR = "method.aux_block"
@@ -38,7 +39,7 @@ PROVENANCE = {
 def make_study(
     values_by_row: Mapping[str, Sequence[float]],
     *,
-    blocks: Sequence[tuple[BlockRecord, Sequence[str]]] | None = None,
+    blocks: Sequence[tuple[Block, Sequence[str]]] | None = None,
     more: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     metrics: Sequence[Metric] = (Metric(M, "M"),),
     changes: Mapping[str, Mapping[str, Any]] | None = None,
@@ -69,14 +70,15 @@ def make_study(
     """
     columns = (*metrics, *(Metric(key, key.rpartition("/")[2]) for key in more or {}))
     if blocks is None:
-        block = BlockRecord("Row", factors, (columns[0].key,), paper)
+        block = Block("Row", (), factors, (columns[0].key,), paper)
         blocks = [(block, [label for label in values_by_row if label != A_A])]
     path = fields.pop("path", Path("results/fake-01234567"))
     base = next(iter(values_by_row))
     changes = {label: {FACTOR: number} for number, label in enumerate(values_by_row)} | dict(changes or {})
     changes[A_A] = changes[base]
     seeds = tuple(range(len(values_by_row[base])))
-    cells = {}
+    cells: dict[str, Cell] = {}
+    trials_by_cell: list[tuple[TrialRecord, ...]] = []
     for label, values in values_by_row.items():
         trials = []
         for replicate, value in enumerate(values):
@@ -86,22 +88,30 @@ def make_study(
             trials.append(
                 _trial(path, label, seed, replicate, state, numbers, changes[label], (amend or {}).get(label, {}))
             )
-        cells[label] = CellRecord(label, changes[label], tuple(trials))
-    rows: list[RowRecord] = []
+        cells[label] = Cell(
+            label, changes[label], tuple(trial.seed for trial in trials), tuple(trial.key for trial in trials)
+        )
+        trials_by_cell.append(tuple(trials))
+    number_of = {label: number for number, label in enumerate(cells)}
+    rows: list[PlannedRow] = []
     for number, (block, labels) in enumerate(blocks):
         first = len(rows)
         for label in labels:
             against = (versus or {}).get(label, labels[0] if label != labels[0] else None)
             place = None if against is None else first + list(labels).index(against)
-            known = {row.label: row for row in block.paper.rows} if block.paper else {}
-            row = known.get((published or {}).get(label, label))
+            known = [row.label for row in block.paper.rows] if block.paper else []
+            beside = (published or {}).get(label, label)
+            row = beside if beside in known else None
             rows.append(
-                RowRecord(len(rows), number, label, cells[label], place, "base" if place is None else "row", row)
+                PlannedRow(len(rows), number, label, number_of[label], place, "base" if place is None else "row", row)
             )
     if A_A in values_by_row:
-        rows.append(RowRecord(len(rows), 0, A_A, cells[A_A], 0, "a/a", None))
+        rows.append(PlannedRow(len(rows), 0, A_A, number_of[A_A], 0, "a/a", None))
     record = {
+        "format_version": FORMAT_VERSION,
+        "start_id": "0" * 32,
         "path": path,
+        "trials_by_cell": tuple(trials_by_cell),
         "name": "fake",
         "title": "Fake trainings",
         "recipe": "shapes_nano",

@@ -2,13 +2,13 @@
 
 import dataclasses
 import itertools
-import json
 import random
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sweeps.core.design.search_space import Objective, Rungs, SearchStudy, is_among_best, terms_joined
+from sweeps.core.store.search_record import search_file
 from sweeps.search import PLAIN, STUDY, for_recipe
 from toco.config import flatten, replace
 from toco.recipes.shapes_nano import recipe
@@ -208,7 +208,7 @@ def test_the_shipped_search_fits_every_recipe(name):
     }
     assert "method.num_local_crops" in study.space
     assert plan.config(plan.start) == plan.base
-    json.dumps(plan.to_json())
+    search_file(plan, "trials.jsonl", {}, "0").text()
 
 
 def test_the_shipped_search_shares_no_seed_with_the_shipped_studies():

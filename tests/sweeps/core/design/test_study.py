@@ -9,6 +9,7 @@ from sweeps.core.design.designs import Block, Declared, Grid, Ladder, OneFactor,
 from sweeps.core.design.factors import Component, Factor, Stage
 from sweeps.core.design.paper import Claim, Paper, PaperRow
 from sweeps.core.design.study import A_A, Metric, Study
+from sweeps.core.store.study_folder import study_file
 from toco.config import digest, replace
 from toco.registry import load
 
@@ -129,7 +130,8 @@ def test_a_value_of_the_evaluation_is_a_cell_of_its_own_that_trains_nothing_else
 
 
 def test_the_file_says_which_row_is_compared_with_which_and_stands_beside_which():
-    content = json.loads(json.dumps(make().resolve().to_json()))
+    plan = make().resolve()
+    content = json.loads(study_file(plan, [str(number) for number in range(len(plan.trials))], [], "0").text())
     assert [(row["label"], row["cell"], row["versus"], row["role"], row["paper_row"]) for row in content["rows"]] == [
         ("#8", 0, 1, "row", "#8"),
         ("#10", 1, None, "base", "#10"),
@@ -141,6 +143,7 @@ def test_the_file_says_which_row_is_compared_with_which_and_stands_beside_which(
         "label": "block: #8",
         "changes": {"method.aux_block": 7, "num_steps": 30},
         "seeds": [0, 5],
+        "keys": ["0", "1"],
     }
     assert content["cells"][3]["seeds"] == [6, 11]
     first, second = content["blocks"]

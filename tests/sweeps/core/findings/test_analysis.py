@@ -12,12 +12,12 @@ from statsmodels.stats.multitest import multipletests
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from records import FACTOR, SEG, M, make_study
 
+from sweeps.core.design.designs import Block
 from sweeps.core.design.study import A_A, Metric
 from sweeps.core.findings import analysis as module
 from sweeps.core.findings.analysis import analyse
 from sweeps.core.findings.evaluations import num_images
 from sweeps.core.statistics.paired import detectable_effect
-from sweeps.core.store.study_record import BlockRecord
 from toco.evaluate.confusions import Confusions
 from toco.train import records
 
@@ -107,7 +107,7 @@ def test_marks_are_the_best_what_is_not_distinguishable_from_it_and_the_first_th
     }
     losses = {label: [1 - value for value in row] for label, row in values.items()}
     columns = (Metric(M, "M"), Metric("val/loss", "loss", higher_is_better=False))
-    study = dataclasses.replace(make_study(values, more={"val/loss": losses}), metrics=columns)
+    study = make_study(values, more={"val/loss": losses}).model_copy(update={"metrics": columns})
     for key in (M, "val/loss"):
         rows = analyse(study).rows
         assert [row.figures[key].bold for row in rows] == [False, True, True, False, False]
@@ -124,8 +124,8 @@ def test_one_seed_tells_no_row_from_the_best_and_says_so():
 
 def test_blocks_are_marked_apart_and_share_one_family():
     blocks = [
-        (BlockRecord("(a)", (FACTOR,), (M,), None), ("#10", "#9")),
-        (BlockRecord("(b)", ("method.ema_decay",), (SEG,), None), ("#10", "#11")),
+        (Block("(a)", (), (FACTOR,), (M,), None), ("#10", "#9")),
+        (Block("(b)", (), ("method.ema_decay",), (SEG,), None), ("#10", "#11")),
     ]
     found = analyse(make_study(VALUES, blocks=blocks, more={SEG: VALUES}))
     assert [row.figures[M].bold for row in found.rows] == [True, False, True, False, False]
@@ -230,7 +230,7 @@ def test_a_factor_that_picks_a_component_brings_its_settings_and_code():
 
 def test_a_dagger_of_some_seeds_says_which():
     study = make_study(VALUES)
-    odd = study.rows[1].cell.trials[2]
+    odd = study.trials_of(study.rows[1])[2]
     resources = {**odd.entry["resources"], "world_size": 4}
     odd.entry["resources"].update(resources)
     assert analyse(study).rows[1].daggers == ("world size is 4, in #10 1 (seed 2)",)
@@ -275,7 +275,7 @@ def imaged(tmp_path, change=lambda trial, evaluations: evaluations, steps=(160,)
     path = tmp_path / "fake-01234567"
     study = make_study(values, metrics=(Metric(SEG, "seg"),), path=path, **options)
     for row in study.rows:
-        for trial in row.cell.trials:
+        for trial in study.trials_of(row):
             write(trial, change((row.label, trial.seed), results[row.label, trial.seed]))
     return study, results
 
@@ -334,7 +334,7 @@ def test_scores_by_class_are_means_over_seeds_with_paired_differences(tmp_path):
 
 def test_without_every_pairs_matrices_there_is_no_interval_over_images(tmp_path):
     study, _ = imaged(tmp_path)
-    (study.rows[0].cell.trials[1].run_dir / "evaluations" / "step_00000160.npz").unlink()
+    (study.trials_of(study.rows[0])[1].run_dir / "evaluations" / "step_00000160.npz").unlink()
     found = analyse(study).rows[1]
     assert found.figures[SEG].images is None
     assert found.classes[SEG][1].paired.n == 3
@@ -354,7 +354,7 @@ def test_matrices_that_do_not_belong_to_the_numbers_are_not_used(tmp_path, damag
 
     study, _ = imaged(tmp_path, change)
     if damage == "cut off":
-        file = study.rows[1].cell.trials[1].run_dir / "evaluations" / "step_00000160.npz"
+        file = study.trials_of(study.rows[1])[1].run_dir / "evaluations" / "step_00000160.npz"
         file.write_bytes(file.read_bytes()[:200])
     found = analyse(study)
     assert found.rows[1].figures[SEG].images is None
@@ -408,7 +408,7 @@ def test_an_unfinished_grid_is_analysed_as_far_as_it_goes():
     study, _ = grid(effect_of_both=0.0)
     labels = [row.label for row in study.rows]
     values = {label: [0.5, 0.6, 0.55, 0.52] for label in labels}
-    changes = {row.label: row.cell.changes for row in study.rows}
+    changes = {row.label: study.changes_of(row) for row in study.rows}
     states = {(labels[3], replicate): "waiting" for replicate in range(4)} | {(labels[2], 0): "running"}
     factors = ("method.low", "method.high")
     assert analyse(make_study(values, changes=changes, factors=factors, states=states)).crossings == ()

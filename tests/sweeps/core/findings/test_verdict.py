@@ -1,4 +1,3 @@
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def above(difference, scatter=0.001):
 
 def verdict(values, paper=PAPER, changes_for_all=None, **options):
     study = make_study(values, paper=paper, **options)
-    study = dataclasses.replace(study, changes=changes_for_all or {})
+    study = study.model_copy(update={"changes": changes_for_all or {}})
     return judge(study, analyse(study))
 
 

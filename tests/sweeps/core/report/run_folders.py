@@ -20,15 +20,12 @@ STEP = 160
 
 def write_runs(study: StudyRecord, images: Sequence[str] = ("b", "a"), panels: bool = True) -> None:
     """A run folder for every finished trial: its curves are its first metric times a position."""
-    for cell in study.cells:
-        for trial in cell.trials:
-            if trial.counts:
-                write_run(trial, trial.value(study.metrics[0].key) or 0.0)
-                for number, image in enumerate(images):
-                    path = trial.run_dir / f"pictures/step_{STEP:08d}/{image}.png"
-                    write_picture(
-                        path, lambda name, n=number, s=trial.seed: (10 * NAMES.index(name), 40 * n, s), panels
-                    )
+    for trial in study.trials:
+        if trial.counts:
+            write_run(trial, trial.value(study.metrics[0].key) or 0.0)
+            for number, image in enumerate(images):
+                path = trial.run_dir / f"pictures/step_{STEP:08d}/{image}.png"
+                write_picture(path, lambda name, n=number, s=trial.seed: (10 * NAMES.index(name), 40 * n, s), panels)
 
 
 def write_run(trial: TrialRecord, value: float) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Paper, PaperRow
 from sweeps.core.design.study import A_A, Metric
 from sweeps.core.findings.analysis import analyse
 from sweeps.core.findings.verdict import Verdict
 from sweeps.core.report.bundle import bundle_files, rebuild_files, write_zip
 from sweeps.core.report.rebuild_table import read_values, rebuilt
-from sweeps.core.store.study_record import BlockRecord, StudyRecord
+from sweeps.core.store.study_record import StudyRecord
 from tests.sweeps.core.records import SEG, M, make_study
 
 LOSS = "train/loss_total"
@@ -59,8 +60,8 @@ def drawn(seed: int) -> StudyRecord:
         return rows
 
     rows = [label for label in labels if label != A_A]
-    one = BlockRecord("(a)", ("method.aux_block",), (M, LOSS), Paper("T", "S", (PaperRow("row 0", {M: 0.705}),)))
-    two = BlockRecord("(b)", ("method.aux_block",), (SEG,), None)
+    one = Block("(a)", (), ("method.aux_block",), (M, LOSS), Paper("T", "S", (PaperRow("row 0", {M: 0.705}),)))
+    two = Block("(b)", (), ("method.aux_block",), (SEG,), None)
     states = {(label, n): "failed" for label in labels for n in range(num_seeds) if generator.random() < 0.15}
     return make_study(
         values(),

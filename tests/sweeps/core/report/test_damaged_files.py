@@ -38,7 +38,7 @@ def folder(tmp_path: Path):
 
 def the_file(folder: Path, pattern: str) -> Path:
     """The file of the first row's first trial, which the gallery and the curves show."""
-    (path,) = read_study_record(folder).cells[0].trials[0].run_dir.glob(pattern)
+    (path,) = read_study_record(folder).trials_by_cell[0][0].run_dir.glob(pattern)
     return path
 
 
@@ -146,7 +146,7 @@ def test_deleted_run_folders_are_counted(folder, monkeypatch):
 def test_no_damage_ends_a_report(folder, name):
     """What a report reads of a run folder, without what it draws of it."""
     study = read_study_record(folder)
-    trial = study.cells[0].trials[0]
+    trial = study.trials_by_cell[0][0]
     whole = analyse(study)
     for pattern in ("config.json", "provenance.json", "metrics.jsonl", "evaluations/*.json", "evaluations/*.npz"):
         path = the_file(folder, pattern)

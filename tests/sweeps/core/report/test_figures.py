@@ -10,6 +10,7 @@ import pytest
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Paper, PaperRow
 from sweeps.core.design.study import A_A
 from sweeps.core.findings.analysis import analyse
@@ -17,7 +18,6 @@ from sweeps.core.findings.verdict import judge
 from sweeps.core.report import curves, drawing, figures
 from sweeps.core.report.study_table import study_table
 from sweeps.core.statistics.paired import noise_floor
-from sweeps.core.store.study_record import BlockRecord
 from tests.sweeps.core.records import SEG, M, make_study
 from tests.sweeps.core.report.run_folders import write_runs
 
@@ -165,8 +165,8 @@ def test_a_block_with_many_rows_shows_the_base_and_the_best(tmp_path):
 
 def test_headings_of_blocks_stand_between_their_rows(tmp_path, drawn):
     blocks = [
-        (BlockRecord("layer", ("method.aux_block",), (M,), None), ["#10", "#8"]),
-        (BlockRecord("crop", ("method.crop",), (M, SEG), None), ["#10", "<#9>"]),
+        (Block("layer", (), ("method.aux_block",), (M,), None), ["#10", "#8"]),
+        (Block("crop", (), ("method.crop",), (M, SEG), None), ["#10", "<#9>"]),
     ]
     study = make_study(ROWS, blocks=blocks, more={SEG: ROWS}, path=tmp_path / "fake-01234567")
     figures.differences(study, *parts(study))
@@ -210,7 +210,7 @@ def test_nothing_to_draw_is_no_figure(tmp_path):
 @pytest.mark.parametrize("metrics", [1, 2, 3])
 def test_the_legend_of_the_differences_fits_on_the_figure(tmp_path, drawn, metrics):
     keys = [f"val/metric_{number}" for number in range(metrics - 1)]
-    block = BlockRecord("Row", ("method.aux_block",), (M, *keys), PAPER)
+    block = Block("Row", (), ("method.aux_block",), (M, *keys), PAPER)
     made = make_study(
         ROWS, path=tmp_path / "fake-01234567", blocks=[(block, ["#10", "#8", "<#9>"])], more=dict.fromkeys(keys, ROWS)
     )
@@ -234,7 +234,7 @@ def test_the_rows_of_the_differences_keep_their_height_beside_a_long_legend(tmp_
 
 def test_labels_and_legend_of_the_means_do_not_cover_each_other(tmp_path, drawn):
     rows = {f"background threshold 0.{number}": BASE for number in range(1, 8)}
-    block = BlockRecord("threshold of the background", ("method.aux_block",), (M,), None)
+    block = Block("threshold of the background", (), ("method.aux_block",), (M,), None)
     made = make_study(rows, path=tmp_path / "fake-01234567", blocks=[(block, list(rows))])
     figures.means(made, *parts(made))
     (figure,) = drawn

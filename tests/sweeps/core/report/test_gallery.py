@@ -54,7 +54,7 @@ def test_a_map_is_cut_out_of_its_picture(study):
 
 
 def test_the_iou_under_a_map_is_of_that_image_and_row(study):
-    trial = study.cells[0].trials[1]
+    trial = study.trials_by_cell[0][1]
     write_confusions(trial, ["a", "b"], CONFUSIONS)
     first, second = gallery(study)[0].lines
     assert first.maps["cam"][0].iou == pytest.approx(7 / 12)
@@ -67,7 +67,7 @@ def test_the_iou_under_a_map_is_of_that_image_and_row(study):
 def test_an_image_whose_name_is_no_file_name(tmp_path: Path):
     study = make_study({"#10": (0.6,)}, path=tmp_path / "fake-01234567")
     write_runs(study, images=["x_1"])
-    write_confusions(study.cells[0].trials[0], ["x/1"], CONFUSIONS[:1])
+    write_confusions(study.trials_by_cell[0][0], ["x/1"], CONFUSIONS[:1])
     assert gallery(study)[0].lines[0].maps["cam"][0].iou == pytest.approx(7 / 12)
 
 
@@ -88,7 +88,7 @@ def test_rows_beyond_the_last_column_are_counted(study, monkeypatch):
 
 
 def test_only_images_that_all_rows_have(study):
-    for path in study.cells[1].trials[1].run_dir.glob("pictures/*/a.png"):
+    for path in study.trials_by_cell[1][1].run_dir.glob("pictures/*/a.png"):
         path.unlink()
     assert [line.name for line in gallery(study)[0].lines] == ["b"]
 

@@ -1,7 +1,6 @@
 """The page of made-up studies, taken apart: what it says, what it would load, what opens under a row."""
 
 import base64
-import dataclasses
 import hashlib
 import html as entities
 import json
@@ -133,7 +132,7 @@ def test_what_opens_under_a_row(study):
     base, row, again = found[0], found[1], found[2]
     assert [trial[1] for trial in row["trials"]] == [0, 1, 2]
     assert [trial[7] for trial in row["trials"]] == [["50.0"], ["53.0"], ["53.0"]]
-    assert [trial[0] for trial in row["trials"]] == [trial.key for trial in study.rows[1].cell.trials]
+    assert [trial[0] for trial in row["trials"]] == [trial.key for trial in study.trials_of(study.rows[1])]
     assert row["versus"] == "#10"
     assert row["config"] == [[FACTOR, "0", "1"]]
     assert again["config"] == []
@@ -151,7 +150,7 @@ def test_what_opens_under_a_row(study):
 
 
 def test_a_log_that_was_cut_off_or_is_longer_is_told_from_its_end(study):
-    run_dir = study.rows[1].cell.trials[0].run_dir
+    run_dir = study.trials_of(study.rows[1])[0].run_dir
     rows = [{"step": n, "kind": "train", "time_s": n, "values": {"train/loss_total": n}} for n in range(1000)]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 10')
     assert details(made(study))[1]["trials"][0][9] == [
@@ -210,7 +209,7 @@ def test_a_study_that_has_not_begun(tmp_path):
 
 def test_links_to_mlflow_are_those_that_mlflow_was_told_to_show(study):
     def trial_pages(links: MlflowLinks | None) -> list[str | None]:
-        details = json.loads(Parsed(made(dataclasses.replace(study, mlflow=links)).html).scripts["details"])
+        details = json.loads(Parsed(made(study.model_copy(update={"mlflow": links})).html).scripts["details"])
         return [trial[10] for row in details.values() for trial in row["trials"]]
 
     pages = Pages("http://127.0.0.1:5000", "3")
@@ -218,7 +217,7 @@ def test_links_to_mlflow_are_those_that_mlflow_was_told_to_show(study):
     links = MlflowLinks(pages, {first: "abc"})
     shown = set(trial_pages(links))
     assert shown == {pages.run("abc"), None}
-    assert pages.experiment.replace("&", "&amp;") in made(dataclasses.replace(study, mlflow=links)).html
+    assert pages.experiment.replace("&", "&amp;") in made(study.model_copy(update={"mlflow": links})).html
     assert set(trial_pages(None)) == {None}
     assert "#/experiments" not in made(study).html
 

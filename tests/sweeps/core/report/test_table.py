@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Claim, Paper, PaperRow
 from sweeps.core.design.study import A_A, Metric
 from sweeps.core.findings.analysis import analyse
@@ -16,7 +17,7 @@ from sweeps.core.report.study_table import study_table
 from sweeps.core.report.table import Table, printed_p
 from sweeps.core.report.table_csv import table_csv
 from sweeps.core.report.terminal import MAX_ROWS, terminal
-from sweeps.core.store.study_record import BlockRecord, StudyRecord
+from sweeps.core.store.study_record import StudyRecord
 from tests.sweeps.core.records import SEG, M, make_study
 
 NOTHING = Verdict((), (), 0, "The paper claims nothing here.")
@@ -161,8 +162,8 @@ def test_the_paper_stands_beside_rows_of_another_label():
 
 
 def test_blocks_share_a_base_and_declare_their_own_metrics():
-    one = BlockRecord("(a) block", ("method.aux_block",), (M,), None)
-    two = BlockRecord("(b) crop", ("method.ctc.crop",), (SEG,), None)
+    one = Block("(a) block", (), ("method.aux_block",), (M,), None)
+    two = Block("(b) crop", (), ("method.ctc.crop",), (SEG,), None)
     values = {"base": (0.5, 0.6), "a": (0.4, 0.5), "b": (0.3, 0.5)}
     study = make_study(values, more={SEG: values}, blocks=[(one, ["base", "a"]), (two, ["base", "b"])])
     found = table(study)

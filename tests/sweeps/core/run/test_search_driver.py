@@ -23,7 +23,7 @@ from sweeps.core.store.leases import Leases, LostLeaseError
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.runs import newest_step
 from sweeps.core.store.search_record import read_search_record
-from sweeps.core.store.study_record import CellRecord, TrialRecord
+from sweeps.core.store.study_record import TrialRecord
 from toco.train.run_folder import own_command
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -143,7 +143,7 @@ def test_full_trials_enter_the_ledger_as_chosen_by_a_search_and_stopped_ones_do_
         assert trial.results == {o.key: entry["metrics"][o.key] for o in STUDY.objectives}
         # A table that finds it says so.
         record = TrialRecord(trial.key, STUDY.seed, 0, "finished", None, 0, 20, entry, ledger.run_dir(trial.key))
-        assert daggers(CellRecord("cell", {}, (record,)), None, "base", (), {})[0] == CHOSEN
+        assert daggers((record,), None, "base", (), {})[0] == CHOSEN
     for trial in stopped:
         run_dir = ledger.run_dir(trial.key)
         assert (trial.stopped_at, trial.results, trial.on_front) == (10, {}, False)

@@ -9,10 +9,10 @@ import pytest
 
 from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
-from sweeps.core.design.study import FORMAT_VERSION, Metric, Study
+from sweeps.core.design.study import Metric, Study
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.study_folder import StudyFolder
-from sweeps.core.store.study_record import MlflowLinks, read_study_record
+from sweeps.core.store.study_record import FORMAT_VERSION, MlflowLinks, read_study_record
 from tests.sweeps.core.damages import DAMAGES, damage
 from toco.files import SEAL, record_text
 from toco.tracking import Pages
@@ -43,7 +43,7 @@ def test_what_is_written_is_what_is_read(tmp_path, plan):
     assert [trial.seed for trial in record.trials] == [0, 1, 0, 1, 2, 3]
     assert [row.versus for row in record.rows] == [None, 0, 0]
     assert [row.role for row in record.rows] == ["base", "row", "a/a"]
-    assert record.comparisons == plan.comparisons() == ((1, "val/cam_miou"),)
+    assert record.comparisons() == plan.comparisons() == ((1, "val/cam_miou"),)
     assert record.inputs == (INPUTS,)
     assert {trial.state for trial in record.trials} == {"waiting"}
     assert not record.running
@@ -151,7 +151,8 @@ def test_a_damaged_study_is_kept_aside_and_written_again(tmp_path, plan, name, c
     assert kept.read_bytes() == damaged
     assert f"{file} {'was written by an earlier version' if is_older else 'is damaged'}" in caplog.text
     assert f"kept as {kept}" in caplog.text
-    assert read_study_record(folder.path) == whole
+    # Damage may have taken the start with it.
+    assert read_study_record(folder.path).model_copy(update={"start_id": whole.start_id}) == whole
     # The next damage has a place of its own.
     damage(file, "nothing")
     write(folder, plan)
