@@ -17,6 +17,7 @@ from benchmarks._phases import Phase, untimed
 from toco.cam.activation import normalise_cam
 from toco.cam.affinity import affinity
 from toco.cam.labels import Region, cam_to_pseudo_label, ignore_outside, scale_box
+from toco.cam.par import ParConfig
 from toco.cam.regions import regions
 from toco.data import denormalise_255
 from toco.heads.projection import ema_update_
@@ -159,9 +160,10 @@ class PlainStep:
         if self._energy:
             with phase("energy"):
                 # The official filter is on the CPU wherever the network is.
-                inputs = (denormalise_255(images, truncate=False), logits, label, box)
-                settings = config.dense_energy.model_dump() | {"filter_name": "lattice"}
-                losses["energy"] = dense_energy_loss(*(tensor.cpu() for tensor in inputs), **settings).to(device)
+                levels = denormalise_255(images, truncate=False)
+                settings = config.dense_energy.model_copy(update={"filter_name": "lattice"})
+                energy = dense_energy_loss(levels.cpu(), logits.cpu(), label.cpu(), box.cpu(), settings)
+                losses["energy"] = energy.to(device)
         terms = {name: getattr(config, name).at(step) for name in ("ptc", "ctc", "segmentation", "energy")}
         weights = {"classification": 1.0, "aux_classification": config.aux_weight, **terms}
         return StepOutput(losses, {name: weights[name] for name in losses})
@@ -272,7 +274,7 @@ def random_corners(region: Tensor, num_crops: int, side: int, generator: torch.G
     return candidates[torch.randperm(len(candidates), generator=generator)[:num_crops]]
 
 
-def refined_by_convolutions(images: Tensor, maps: Tensor, par: toco.ParConfig) -> Tensor:
+def refined_by_convolutions(images: Tensor, maps: Tensor, par: ParConfig) -> Tensor:
     """PAR with one-hot convolutions for neighbours and copies for centres: ``b c h w`` to ``b c h w``."""
     offsets = [offset for offset in product((-1, 0, 1), repeat=2) if offset != (0, 0)]
     kernel = images.new_zeros(len(offsets), 1, 3, 3)

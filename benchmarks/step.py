@@ -225,8 +225,8 @@ def energy_term(prepared: Prepared, setting: Setting, times: int) -> dict[str, A
         filter_name, device = sides[name]
         images, logits, label, box = (tensor.to(device) for tensor in inputs)
         logits.requires_grad_()
-        settings = config.model_dump() | {"filter_name": filter_name}
-        return lambda: dense_energy_loss(images, logits, label, box, **settings).backward()
+        settings = config.model_copy(update={"filter_name": filter_name})
+        return lambda: dense_energy_loss(images, logits, label, box, settings).backward()
 
     seconds = measure({name: term(name) for name in sides}, times, setting.device)
     return {

@@ -4,11 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from toco.cam.par import DILATIONS, neighbour_affinity, propagate, refine_pseudo_label, refined_probabilities
+from toco.cam.par import ParConfig, neighbour_affinity, propagate, refine_pseudo_label, refined_probabilities
+
+PAR = ParConfig()
 
 
-def refine(images, maps, dilations=DILATIONS, iterations=10):
-    return propagate(maps, neighbour_affinity(images, dilations), dilations, iterations)
+def refine(images, maps, config=PAR):
+    return propagate(maps, neighbour_affinity(images, config), config)
 
 
 CASES = [
@@ -32,7 +34,8 @@ def test_every_recorded_propagation(golden_cases, case):
     maps = a["mask"]
     if maps.shape[-2:] != a["img"].shape[-2:]:  # The official module resizes its input; here that is the caller's.
         maps = F.interpolate(maps, a["img"].shape[-2:], mode="bilinear", align_corners=True)
-    result = refine(a["img"], maps, a["dilations"].tolist(), int(a["iters"]))
+    config = ParConfig(dilations=a["dilations"].tolist(), iterations=int(a["iters"]))
+    result = refine(a["img"], maps, config)
     tolerance = 1e-12 if result.dtype == torch.float64 else 2e-6
     torch.testing.assert_close(result, a["out"], rtol=tolerance, atol=tolerance)
 
@@ -41,7 +44,7 @@ def test_recorded_impulse_and_gain(golden):
     impulse = torch.zeros(1, 1, 32, 40)
     impulse[0, 0, 16, 20] = 1
     image = torch.from_numpy(golden("par")["default__img"][:1])
-    response = refine(image, impulse, iterations=1)
+    response = refine(image, impulse, ParConfig(iterations=1))
     expected = torch.from_numpy(golden("par")["impulse_r16c20_one_iter_img0"])
     torch.testing.assert_close(response, expected, rtol=2e-6, atol=1e-7)
     gain = refine(image, torch.ones(1, 1, 32, 40))
@@ -56,7 +59,7 @@ def test_recorded_neighbours_in_their_order(golden):
     for index in range(48):
         one_hot = torch.zeros(1, 32, 40, 48)
         one_hot[..., index] = 1
-        picked.append(propagate(image, one_hot, DILATIONS, 1)[0, :, 5, 6])
+        picked.append(propagate(image, one_hot, ParConfig(iterations=1))[0, :, 5, 6])
     assert torch.equal(
         torch.stack(picked, dim=1), torch.from_numpy(golden("par")["default__neighbours_of_img0_at_r5c6"])
     )
@@ -66,7 +69,7 @@ def test_affinity_by_hand():
     """A bright column right of a dark image; one ring of neighbours; the pixel left of the column."""
     image = torch.zeros(1, 3, 3, 3, dtype=torch.float64)
     image[..., 2] = 1
-    affinity = neighbour_affinity(image, (1,))[0, 1, 1]
+    affinity = neighbour_affinity(image, ParConfig(dilations=(1,)))[0, 1, 1]
     spread = math.sqrt((3 * (5 / 8) ** 2 + 5 * (3 / 8) ** 2) / 7)
     bright, dark = math.exp(-((1 / spread / 0.3) ** 2)), 1.0
     root = math.sqrt(2)
@@ -101,14 +104,14 @@ def test_every_recorded_refinement(golden_cases):
     assert len(cases) == 7
     for case, a in cases.items():
         high, low = a["high_low"].tolist()
-        label = refine_pseudo_label(a["images"], a["cams"], a["cls_labels"], a["img_box"], low, high)
+        label = refine_pseudo_label(a["images"], a["cams"], a["cls_labels"], a["img_box"], low, high, PAR)
         # Where the two best probabilities nearly tie, another order of summation may flip the label; not in a real tie.
         margin = a["argmax_margin_min_over_h_l"]
         is_clear = (margin == 0) | (margin > 1e-6)
         assert torch.equal(label[is_clear], a["label"].long()[is_clear]), case
         assert is_clear.float().mean() > 0.99, case
 
-        refined = refined_probabilities(a["images"], a["cams"], a["cls_labels"], (high, low))
+        refined = refined_probabilities(a["images"], a["cams"], a["cls_labels"], (high, low), PAR)
         for index, class_labels in enumerate(a["cls_labels"]):
             present = torch.cat([torch.ones(1), class_labels]).bool()
             for background, name in enumerate("hl"):
@@ -121,28 +124,29 @@ def test_scores_of_absent_classes_do_not_matter(golden_cases):
     a = golden_cases("refine_cams_with_bkg_v2")["two_class"]
     noise = torch.rand(a["cams"].shape, generator=torch.Generator().manual_seed(0))
     noisy = torch.where(a["cls_labels"][:, :, None, None] == 1, a["cams"], noise)
-    clean = refine_pseudo_label(a["images"], a["cams"], a["cls_labels"], a["img_box"], 0.25, 0.7)
-    assert torch.equal(refine_pseudo_label(a["images"], noisy, a["cls_labels"], a["img_box"], 0.25, 0.7), clean)
+    clean = refine_pseudo_label(a["images"], a["cams"], a["cls_labels"], a["img_box"], 0.25, 0.7, PAR)
+    assert torch.equal(refine_pseudo_label(a["images"], noisy, a["cls_labels"], a["img_box"], 0.25, 0.7, PAR), clean)
 
 
 def test_without_box_and_without_iterations_it_is_two_thresholds():
     """At full size and without propagation: foreground above the high score, background below the low one."""
     cam = torch.tensor([0.1, 0.2, 0.3, 0.6, 0.8, 0.9]).view(1, 1, 1, 6)
     images = torch.rand(1, 3, 1, 6)
-    label = refine_pseudo_label(images, cam, torch.ones(1, 1), None, 0.25, 0.7, iterations=0, scale=1.0)
+    config = ParConfig(iterations=0, scale=1.0)
+    label = refine_pseudo_label(images, cam, torch.ones(1, 1), None, 0.25, 0.7, config)
     assert label.tolist() == [[[0, 0, 255, 255, 1, 1]]]
 
 
 def test_thresholds_in_the_wrong_order_are_refused():
     with pytest.raises(ValueError, match=r"low is 0\.7 and high is 0\.25"):
-        refine_pseudo_label(torch.rand(1, 3, 4, 4), torch.rand(1, 1, 4, 4), torch.ones(1, 1), None, 0.7, 0.25)
+        refine_pseudo_label(torch.rand(1, 3, 4, 4), torch.rand(1, 1, 4, 4), torch.ones(1, 1), None, 0.7, 0.25, PAR)
 
 
 def test_shapes_do_not_depend_on_the_labels():
     """Tensors without data: whatever reads a value on the host, or shapes a tensor by one, raises."""
     images, cam = torch.zeros(2, 3, 20, 24, device="meta"), torch.zeros(2, 4, 20, 24, device="meta")
     box = torch.zeros(2, 4, dtype=torch.int64, device="meta")
-    label = refine_pseudo_label(images, cam, torch.zeros(2, 4, device="meta"), box, 0.25, 0.7)
+    label = refine_pseudo_label(images, cam, torch.zeros(2, 4, device="meta"), box, 0.25, 0.7, PAR)
     assert label.shape == (2, 20, 24)
 
 
@@ -151,5 +155,5 @@ def test_a_cam_that_is_not_a_number_gives_classes_all_the_same(num_classes):
     """A diverged step is to be ended by its losses, not by an index that does not exist."""
     cam = torch.rand(1, num_classes, 8, 8)
     cam[0, 0, :, 4:] = torch.nan
-    label = refine_pseudo_label(torch.rand(1, 3, 8, 8), cam, torch.ones(1, num_classes), None, 0.25, 0.7)
+    label = refine_pseudo_label(torch.rand(1, 3, 8, 8), cam, torch.ones(1, num_classes), None, 0.25, 0.7, PAR)
     assert set(label.unique().tolist()) <= {*range(num_classes + 1), 255}

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from toco.boxes import inside
-from toco.losses.dense_energy import _nearest_box, dense_energy, dense_energy_loss
+from toco.losses.dense_energy import DenseEnergyConfig, _nearest_box, dense_energy, dense_energy_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = [entry["case"] for entry in json.loads((GOLDEN / "energy_lattice_vs_exact.json").read_text())]
 FILTERS = ["exact", "lattice"]
+EXACT = DenseEnergyConfig(filter_name="exact")
 
 
 def box_of(region: Tensor) -> list[int]:
@@ -34,12 +35,9 @@ def run_case(arrays, case: str, filter_name: str, **settings: float) -> tuple[Te
         probabilities.requires_grad_(),
         label,
         torch.tensor([box_of(region) for region in regions.bool()]),
-        filter_name=filter_name,
-        weight=weight,
-        sigma_rgb=sigma_rgb,
-        sigma_xy=sigma_xy,
-        scale=scale,
-        **settings,
+        DenseEnergyConfig(
+            filter_name=filter_name, weight=weight, sigma_rgb=sigma_rgb, sigma_xy=sigma_xy, scale=scale, **settings
+        ),
     )
     loss.backward()
     return loss.detach(), probabilities.grad
@@ -68,7 +66,7 @@ def test_equals_the_recorded_training_call(golden, case, filter_name):
     )
     mean, std = (torch.tensor(c).view(3, 1, 1) for c in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     loss = dense_energy_loss(
-        (normalised * std + mean) * 255, logits.requires_grad_(), label, box, filter_name=filter_name
+        (normalised * std + mean) * 255, logits.requires_grad_(), label, box, DenseEnergyConfig(filter_name=filter_name)
     )
     loss.backward()
     assert loss.item() == pytest.approx(arrays[f"{case}__{filter_name}_loss"].item(), rel=1e-6)
@@ -93,10 +91,7 @@ def two_pixels(label: list[int], **settings: float) -> tuple[Tensor, Tensor]:
         probabilities,
         torch.tensor([[label]]),
         torch.tensor([[0, 1, 0, 2]]),
-        filter_name="exact",
-        sigma_xy=1.0,
-        scale=1.0,
-        **settings,
+        DenseEnergyConfig(filter_name="exact", sigma_xy=1.0, scale=1.0, **settings),
     )
     loss.backward()
     return loss.detach(), probabilities.grad
@@ -144,7 +139,7 @@ def random_batch(seed: int = 0) -> dict[str, Tensor]:
 def test_outside_the_box_nothing_attracts(filter_name):
     batch = random_batch()
     batch["logits"].requires_grad_()
-    loss = dense_energy_loss(**batch, filter_name=filter_name)
+    loss = dense_energy_loss(**batch, config=DenseEnergyConfig(filter_name=filter_name))
     loss.backward()
     gradient = batch["logits"].grad.abs().sum(1)
     assert (gradient[0, :4] == 0).all()
@@ -153,19 +148,19 @@ def test_outside_the_box_nothing_attracts(filter_name):
     assert (gradient[0, 4:] > 0).all()
     changed = dict(batch, logits=batch["logits"].detach().clone())
     changed["logits"][0, :, :4] = 50 * torch.randn(4, 4, 20, generator=torch.Generator().manual_seed(9))
-    assert dense_energy_loss(**changed, filter_name=filter_name).item() == pytest.approx(loss.item(), rel=1e-6)
+    assert dense_energy_loss(**changed, config=DenseEnergyConfig(filter_name=filter_name)).item() == pytest.approx(
+        loss.item(), rel=1e-6
+    )
 
 
 def test_a_box_beyond_the_image_is_cut_and_an_empty_box_gives_zero():
     batch = random_batch()
     whole = dict(batch, valid_box=torch.tensor([[0, 24, 0, 20]] * 2))
     beyond = dict(batch, valid_box=torch.tensor([[0, 99, 0, 99]] * 2))
-    assert torch.equal(
-        dense_energy_loss(**beyond, filter_name="exact"), dense_energy_loss(**whole, filter_name="exact")
-    )
+    assert torch.equal(dense_energy_loss(**beyond, config=EXACT), dense_energy_loss(**whole, config=EXACT))
     empty = dict(batch, valid_box=torch.tensor([[7, 7, 0, 20]] * 2))
     empty["logits"].requires_grad_()
-    loss = dense_energy_loss(**empty, filter_name="exact")
+    loss = dense_energy_loss(**empty, config=EXACT)
     loss.backward()
     assert loss.item() == 0
     assert (empty["logits"].grad == 0).all()
@@ -186,10 +181,9 @@ def test_small_pixels_of_a_box_are_those_whose_nearest_neighbours_are_in_it(size
 def test_mean_over_images_and_sum_over_pixels():
     batch = random_batch()
     single = [
-        dense_energy_loss(**{name: value[i : i + 1] for name, value in batch.items()}, filter_name="exact")
-        for i in range(2)
+        dense_energy_loss(**{name: value[i : i + 1] for name, value in batch.items()}, config=EXACT) for i in range(2)
     ]
-    whole = dense_energy_loss(**batch, filter_name="exact")
+    whole = dense_energy_loss(**batch, config=EXACT)
     assert whole.item() == pytest.approx((single[0] + single[1]).item() / 2, rel=1e-6)
     # One colour, one box: four times the pixels, each with four times the partners.
     flat = {
@@ -198,8 +192,7 @@ def test_mean_over_images_and_sum_over_pixels():
             torch.zeros(1, 4, side, side),
             torch.full((1, side, side), 255),
             torch.tensor([[0, side, 0, side]]),
-            filter_name="exact",
-            sigma_xy=1e6,
+            DenseEnergyConfig(filter_name="exact", sigma_xy=1e6),
         ).item()
         for side in (8, 16)
     }
@@ -212,7 +205,7 @@ def test_confident_labelled_pixels_are_left_alone():
     batch["logits"] = (
         (100 * torch.nn.functional.one_hot(torch.ones(2, 24, 20, dtype=torch.long), 4)).movedim(-1, 1).float()
     )
-    assert dense_energy_loss(**batch, filter_name="exact").item() == 0
+    assert dense_energy_loss(**batch, config=EXACT).item() == 0
 
 
 def test_energy_scale_multiplies_value_and_gradient(golden):
@@ -236,7 +229,8 @@ def test_energy_scale_makes_the_filters_comparable():
     for name, energy_scale in (("exact", 0.6), ("lattice", 1.0)):
         leaf = logits.clone().requires_grad_()
         label, box = torch.full((1, 224, 224), 255), torch.tensor([[0, 224, 0, 224]])
-        loss = dense_energy_loss(images, leaf, label, box, filter_name=name, energy_scale=energy_scale)
+        config = DenseEnergyConfig(filter_name=name, energy_scale=energy_scale)
+        loss = dense_energy_loss(images, leaf, label, box, config)
         loss.backward()
         losses[name], gradients[name] = loss.item(), leaf.grad.flatten()
     assert losses["exact"] == pytest.approx(losses["lattice"], rel=0.15)
@@ -246,19 +240,19 @@ def test_energy_scale_makes_the_filters_comparable():
 def test_an_image_that_scales_to_nothing_is_refused():
     batch = random_batch()
     with pytest.raises(ValueError, match=r"empty at scale 0\.01"):
-        dense_energy_loss(**batch, filter_name="exact", scale=0.01)
+        dense_energy_loss(**batch, config=DenseEnergyConfig(filter_name="exact", scale=0.01))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_the_exact_loss_is_that_of_the_cpu_and_waits_for_nothing():
     batch = {name: value.cuda() for name, value in random_batch().items()}
-    expected = dense_energy_loss(**random_batch(), filter_name="exact")
-    dense_energy_loss(**batch, filter_name="exact")  # what is compiled is waited for, once
+    expected = dense_energy_loss(**random_batch(), config=EXACT)
+    dense_energy_loss(**batch, config=EXACT)  # what is compiled is waited for, once
     torch.cuda.synchronize()
     batch["logits"].requires_grad_()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss = dense_energy_loss(**batch, filter_name="exact")
+        loss = dense_energy_loss(**batch, config=EXACT)
         loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

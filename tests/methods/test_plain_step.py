@@ -135,6 +135,5 @@ def test_refined_by_convolutions_is_the_refinement_of_the_library():
     generator = torch.Generator().manual_seed(0)
     images, maps = (torch.rand(1, 3, 20, 24, generator=generator, dtype=torch.float64) for _ in range(2))
     par = toco.ParConfig(dilations=(1, 2, 4), iterations=3)
-    weights = neighbour_affinity(images, par.dilations, par.colour_weight, par.position_weight)
-    expected = propagate(maps, weights, par.dilations, par.iterations)
+    expected = propagate(maps, neighbour_affinity(images, par), par)
     torch.testing.assert_close(_steps.refined_by_convolutions(images, maps, par), expected)

@@ -11,66 +11,78 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
+from pydantic import Field
 from torch import Tensor
 
 from toco.cam.labels import check_thresholds, ignore_outside, where_certain
-
-DILATIONS = (1, 2, 4, 8, 12, 24)
-"""Distances of the eight neighbours, in pixels of the refined (half-size) map."""
+from toco.config import Config
 
 
-def neighbour_affinity(
-    images: Float[Tensor, "b 3 h w"],
-    dilations: Sequence[int] = DILATIONS,
-    colour_weight: float = 0.3,
-    position_weight: float = 0.01,
-) -> Float[Tensor, "b h w m"]:
-    """How much every pixel listens to each of its ``m = 8 * len(dilations)`` neighbours.
+class ParConfig(Config):
+    """Settings of PAR; the defaults are the official ones.
 
-    A softmax over the neighbours of the squared colour difference, in units of the local standard deviation times
-    ``colour_weight``, averaged over channels; plus ``position_weight`` times the same of the distance. The weights of
-    a pixel therefore sum to ``1 + position_weight``.
+    Attributes:
+        iterations: Steps of propagation.
+        dilations: Distances of the rings of eight neighbours, in pixels of the refined map. A pixel
+            is not its own neighbour.
+        colour_weight: Width of the colour kernel and of the distance kernel. A smaller one makes
+            only more similar colours count.
+        position_weight: Share of the distance term.
+        scale: Size of the refined map relative to the image; sides are rounded down.
+    """
+
+    iterations: int = Field(default=10, ge=0)
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
+    colour_weight: float = Field(default=0.3, gt=0)
+    position_weight: float = Field(default=0.01, ge=0)
+    scale: float = Field(default=0.5, gt=0, le=1)
+
+
+def neighbour_affinity(images: Float[Tensor, "b 3 h w"], config: ParConfig) -> Float[Tensor, "b h w m"]:
+    """Weight of each of the ``m = 8 * len(dilations)`` neighbours of every pixel.
+
+    The first part is a softmax over the neighbours of the negative squared colour difference. The
+    difference is in units of the local standard deviation times ``colour_weight``, and its square is
+    averaged over channels. The second part is ``position_weight`` times the same of the distance.
+    The weights of a pixel therefore sum to ``1 + position_weight``.
 
     Args:
         images: Colours in [0, 1].
-        dilations: Distances of the rings of eight neighbours; the centre is not its own neighbour.
-        colour_weight: Width of the kernel: smaller listens only to more similar colours. The width of the distance
-            kernel, too.
-        position_weight: Share of the distance term.
+        config: Neighbours and kernels.
     """
     height, width = images.shape[-2:]
-    neighbours = images.flatten(2)[:, :, _neighbours(height, width, dilations, images.device)]
+    neighbours = images.flatten(2)[:, :, _neighbours(height, width, config.dilations, images.device)]
     # In two passes by hand: several times as fast as torch.std on a CPU.
     variance = (neighbours - neighbours.mean(dim=3, keepdim=True)).square().sum(dim=3) / (neighbours.shape[3] - 1)
-    width_of_kernel = (variance.sqrt() + 1e-8) * colour_weight
+    width_of_kernel = (variance.sqrt() + 1e-8) * config.colour_weight
     difference = (neighbours - images.flatten(2)[..., None]) / width_of_kernel[..., None]
     from_colour = difference.square_().mean(dim=1).neg_().softmax(dim=2)
 
-    distance = _offsets(dilations, images.device).double().square().sum(dim=0).sqrt()
+    distance = _offsets(config.dilations, images.device).double().square().sum(dim=0).sqrt()
     distance = distance.float().to(images.dtype)  # single precision, whatever the images have: as officially
-    from_position = (-(distance / (distance.std() + 1e-8) / colour_weight).square()).softmax(dim=0)
-    weights: Tensor = from_colour + position_weight * from_position
+    distance = distance / (distance.std() + 1e-8) / config.colour_weight
+    from_position = (-distance.square()).softmax(dim=0)
+    weights: Tensor = from_colour + config.position_weight * from_position
     return weights.view(len(images), height, width, -1)
 
 
 def propagate(
     maps: Float[Tensor, "b c h w"],
     affinity: Float[Tensor, "b h w m"],
-    dilations: Sequence[int] = DILATIONS,
-    iterations: int = 10,
+    config: ParConfig,
 ) -> Float[Tensor, "b c h w"]:
-    """Replace every value by the affinity-weighted sum of its neighbours' values, ``iterations`` times.
+    """Replace every value by the weighted sum of its neighbours' values, ``iterations`` times.
 
-    A sum of weighted rows of a table, for which an embedding bag is the fused kernel: nothing the size of all
-    neighbours is ever written, and the sums have a fixed order.
+    An embedding bag is the fused kernel for a sum of weighted rows of a table: nothing the size of
+    all neighbours is ever written, and the sums have a fixed order.
     """
     num_images, _, height, width = maps.shape
-    neighbours = _neighbours(height, width, dilations, maps.device)
+    neighbours = _neighbours(height, width, config.dilations, maps.device)
     first_pixel = torch.arange(num_images, device=maps.device)[:, None, None] * (height * width)
     rows = (neighbours + first_pixel).flatten(0, 1)
     weights = affinity.flatten(0, 2).to(maps.dtype)
     table = maps.permute(0, 2, 3, 1).flatten(0, 2).contiguous()
-    for _ in range(iterations):
+    for _ in range(config.iterations):
         table = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
     return table.view(num_images, height, width, -1).permute(0, 3, 1, 2).contiguous()
 
@@ -80,29 +92,24 @@ def refined_probabilities(
     cam: Float[Tensor, "b k h w"],
     class_labels: Float[Tensor, "b k"],
     backgrounds: Sequence[float],
-    *,
-    iterations: int = 10,
-    dilations: Sequence[int] = DILATIONS,
-    colour_weight: float = 0.3,
-    position_weight: float = 0.01,
-    scale: float = 0.5,
+    config: ParConfig,
 ) -> Float[Tensor, "b t s p q"]:
-    """Refined class probabilities at the reduced size, for every constant background score in ``backgrounds``.
+    """Refined class probabilities at the reduced size, for each background score in ``backgrounds``.
 
-    The probabilities are a softmax over the background score and the CAMs (values in [0, 1], so it is nearly flat)
-    of the classes in the image; an absent class has probability 0. The position term lets them grow by
-    ``1 + position_weight`` an iteration, the same for all classes.
+    The probabilities are a softmax over the background score and the CAMs of the classes in the
+    image (values in [0, 1], so it is nearly flat). An absent class has probability 0. The position
+    term makes them grow by ``1 + position_weight`` an iteration, the same for all classes.
 
-    The image's affinity is computed once and the ``t`` backgrounds travel side by side as channels.
+    The image's affinity is computed once, and the ``t`` backgrounds are propagated as channels.
 
     Raises:
         ValueError: No pixel is left at the reduced size.
     """
-    size = (int(images.shape[-2] * scale), int(images.shape[-1] * scale))
+    size = (int(images.shape[-2] * config.scale), int(images.shape[-1] * config.scale))
     if min(size) < 1:
         raise ValueError(
-            f"images of {images.shape[-2]} x {images.shape[-1]} px are empty at scale {scale} of the refinement (PAR); "
-            "raise the scale"
+            f"images of {images.shape[-2]} x {images.shape[-1]} px are empty at scale {config.scale} "
+            "of the refinement (PAR); raise the scale"
         )
     small_images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
     small_cam = F.interpolate(cam, size=size, mode="bilinear", align_corners=False)
@@ -110,8 +117,8 @@ def refined_probabilities(
     probabilities = torch.stack(
         [F.pad(small_cam, (0, 0, 0, 0, 1, 0), value=background).softmax(dim=1) for background in backgrounds], dim=1
     )
-    affinity = neighbour_affinity(small_images, dilations, colour_weight, position_weight)
-    return propagate(probabilities.flatten(1, 2), affinity, dilations, iterations).view_as(probabilities)
+    affinity = neighbour_affinity(small_images, config)
+    return propagate(probabilities.flatten(1, 2), affinity, config).view_as(probabilities)
 
 
 @torch.no_grad()
@@ -122,12 +129,7 @@ def refine_pseudo_label(
     valid_box: Integer[Tensor, "b 4"] | None,
     low_threshold: float,
     high_threshold: float,
-    *,
-    iterations: int = 10,
-    dilations: Sequence[int] = DILATIONS,
-    colour_weight: float = 0.3,
-    position_weight: float = 0.01,
-    scale: float = 0.5,
+    config: ParConfig,
 ) -> Integer[Tensor, "b h w"]:
     """The label that the decoder learns, from the CAM refined against a high and a low background score.
 
@@ -143,27 +145,14 @@ def refine_pseudo_label(
         valid_box: Image area of a padded crop, or None if all of it counts.
         low_threshold: Background score that certain background wins with.
         high_threshold: Background score that certain foreground wins against.
-        iterations: Steps of propagation.
-        dilations: Distances of the neighbours, in pixels at the reduced size.
-        colour_weight: Width of the colour and distance kernels.
-        position_weight: Share of the distance term.
-        scale: Size of the refined map relative to the image; sides are floored.
+        config: Neighbours, kernels, iterations and size of the refined map.
 
     Raises:
         ValueError: The low threshold exceeds the high one.
     """
     check_thresholds(low_threshold, high_threshold)
-    refined = refined_probabilities(
-        images,
-        cam,
-        class_labels,
-        (low_threshold, high_threshold),
-        iterations=iterations,
-        dilations=dilations,
-        colour_weight=colour_weight,
-        position_weight=position_weight,
-        scale=scale,
-    )
+    backgrounds = (low_threshold, high_threshold)
+    refined = refined_probabilities(images, cam, class_labels, backgrounds, config)
     winners = []
     for probabilities in refined.unbind(dim=1):
         full_size = F.interpolate(probabilities, size=images.shape[-2:], mode="bilinear", align_corners=False)

@@ -132,9 +132,7 @@ class Analyst:
         classes = torch.tensor(sorted(present) or [0], device=maps.device)
         is_present = torch.full((1, len(classes)), float(bool(present)), device=maps.device)
         levels = denormalise_255(analysis.network_input, truncate=True)
-        label = refine_pseudo_label(
-            levels / 255, maps[:, classes], is_present, None, low, high, **self.settings.par.model_dump()
-        )
+        label = refine_pseudo_label(levels / 255, maps[:, classes], is_present, None, low, high, self.settings.par)
         refined: UInt8[np.ndarray, "h w"] = class_ids(label, classes[None])[0].byte().cpu().numpy()
         return refined
 

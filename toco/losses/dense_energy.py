@@ -7,16 +7,50 @@ official ToCo code (``DenseEnergyLoss``, ``get_energy_loss``), whose gradient is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
+from pydantic import Field
 from torch import Tensor
 
 from toco import filters
 from toco.boxes import inside
+from toco.config import Config
 from toco.types import IGNORE_INDEX
+
+
+class DenseEnergyConfig(Config):
+    """Kernel and scale of the energy; the defaults are the official ones.
+
+    Attributes:
+        filter_name: ``exact``, ``lattice``, or ``auto``; see :func:`toco.filters.resolve`.
+        weight: Of the term before the weight of the method.
+        sigma_rgb: Standard deviation of the kernel in colour, levels of 255.
+        sigma_xy: Standard deviation in position, in pixels before the down-scaling.
+        scale: Size at which the energy is computed, relative to the size of the images.
+        energy_scale: Factor on the value and the gradient, to compare the filters. The lattice, for
+            which the official weight was chosen, gives less than the exact sum, by nearly the same
+            factor everywhere (the directions of the gradients have a cosine of 0.997). Measured with
+            sigmas of 15 and 50 pixels on photographs: 0.58 to 0.63 at 224 x 224 pixels after
+            down-scaling, 0.60 at 112 x 112, 0.56 at 56 x 56, 0.51 at 32 x 32. On a smooth generated
+            image it is 0.54, on one of a single colour 0.44. With ``energy_scale=0.6`` the exact
+            energy of photographs of 448 px therefore weighs what the official one weighs.
+    """
+
+    filter_name: Literal["auto", "exact", "lattice"] = "auto"
+    weight: float = Field(default=1e-7, gt=0)
+    sigma_rgb: float = Field(default=15.0, gt=0)
+    sigma_xy: float = Field(default=100.0, gt=0)
+    scale: float = Field(default=0.5, gt=0, le=1)
+    energy_scale: float = Field(default=1.0, gt=0)
+
+    def resolved(self, device: torch.device | str, height: int, width: int) -> DenseEnergyConfig:
+        """The config with ``auto`` replaced by the filter for images of this size on ``device``."""
+        num_pixels = int(height * self.scale) * int(width * self.scale)
+        chosen = filters.resolve(self.filter_name, device, num_pixels)
+        return self.model_copy(update={"filter_name": chosen})
 
 
 def dense_energy_loss(
@@ -24,40 +58,20 @@ def dense_energy_loss(
     logits: Float[Tensor, "b s h w"],
     label: Integer[Tensor, "b h w"],
     valid_box: Int[Tensor, "b 4"],
-    *,
-    filter_name: filters.FilterName,
-    weight: float = 1e-7,
-    sigma_rgb: float = 15.0,
-    sigma_xy: float = 100.0,
-    scale: float = 0.5,
-    energy_scale: float = 1.0,
+    config: DenseEnergyConfig,
 ) -> Float[Tensor, ""]:
-    """The regularised loss of a training step: ``dense_energy`` of the softmax of full-size logits, inside the box.
+    """The energy of the softmax of full-size logits, inside the box; see :func:`dense_energy`.
 
     Args:
-        images255: Images that the logits belong to, 0 to 255, not rounded to integers (the official loss is not).
-        logits: Segmentation logits at the size of the images. The softmax is taken here, before the down-scaling.
+        images255: Images that the logits belong to, 0 to 255. As in the official loss, they are not
+            rounded to integers.
+        logits: Segmentation logits at the size of the images. The softmax is taken here, before the
+            down-scaling.
         label: Class of every pixel; 255 opens the gate.
-        valid_box: See ``dense_energy``.
-        filter_name: See ``dense_energy``.
-        weight: See ``dense_energy``.
-        sigma_rgb: See ``dense_energy``.
-        sigma_xy: See ``dense_energy``.
-        scale: See ``dense_energy``.
-        energy_scale: See ``dense_energy``.
+        valid_box: Image area of each padded crop.
+        config: Kernel and scale.
     """
-    return dense_energy(
-        images255,
-        logits.softmax(dim=1),
-        label,
-        valid_box,
-        filter_name=filter_name,
-        weight=weight,
-        sigma_rgb=sigma_rgb,
-        sigma_xy=sigma_xy,
-        scale=scale,
-        energy_scale=energy_scale,
-    )
+    return dense_energy(images255, logits.softmax(dim=1), label, valid_box, config)
 
 
 def dense_energy(
@@ -65,13 +79,7 @@ def dense_energy(
     probabilities: Float[Tensor, "b s h w"],
     label: Integer[Tensor, "b h w"],
     valid_box: Int[Tensor, "b 4"],
-    *,
-    filter_name: filters.FilterName,
-    weight: float = 1e-7,
-    sigma_rgb: float = 15.0,
-    sigma_xy: float = 100.0,
-    scale: float = 0.5,
-    energy_scale: float = 1.0,
+    config: DenseEnergyConfig,
 ) -> Float[Tensor, ""]:
     """Gated bilateral affinity of class probabilities with themselves, negative: more agreement, lower energy.
 
@@ -90,24 +98,17 @@ def dense_energy(
             labelled pixels take part as far as the prediction is unsure.
         valid_box: Rows ``y0 y1`` and columns ``x0 x1`` of the image inside its padding, as slices (clipped): the pixels
             that count, on either side of a pair.
-        filter_name: "exact" or "lattice", see ``toco.filters.resolve``.
-        weight: Of the term before the weight of the method.
-        sigma_rgb: Standard deviation of the kernel in colour.
-        sigma_xy: Standard deviation in position, in pixels before the down-scaling.
-        scale: Size at which the energy is computed, as a part of the size of the images.
-        energy_scale: Factor on the value and the gradient, to compare the filters. The lattice, which the official
-            weight of the term was found with, gives less than the Gaussian sum, by nearly the same factor everywhere
-            (the directions of the gradients have a cosine of 0.997). Measured with sigmas of 15 and 50 pixels: on
-            photographs 0.58 to 0.63 at 224 x 224 pixels after down-scaling, 0.60 at 112 x 112, 0.56 at 56 x 56, 0.51 at
-            32 x 32; 0.54 on a smooth generated image, 0.44 on one of a single colour. With ``energy_scale=0.6`` the
-            exact energy of photographs of 448 px therefore weighs what the official one weighs.
+        config: Kernel and scale.
 
     Raises:
-        ValueError: An image has no pixel left after down-scaling, or there is no such filter.
+        ValueError: An image has no pixel left after down-scaling.
     """
-    height, width = (int(side * scale) for side in images255.shape[2:])
+    config = config.resolved(images255.device, images255.shape[2], images255.shape[3])
+    height, width = (int(side * config.scale) for side in images255.shape[2:])
     if min(height, width) < 1:
-        raise ValueError(f"images of {tuple(images255.shape[2:])} pixels are empty at scale {scale}: raise the scale")
+        raise ValueError(
+            f"images of {tuple(images255.shape[2:])} pixels are empty at scale {config.scale}: raise the scale"
+        )
     small_images = F.interpolate(images255, size=(height, width), mode="nearest")
     small_probabilities = F.interpolate(probabilities, size=(height, width), mode="bilinear", align_corners=False)
     boxes = _nearest_box(valid_box, label.shape[1:], (height, width))
@@ -117,10 +118,11 @@ def dense_energy(
         region = inside(boxes, height, width).to(small_probabilities.dtype)
         gate = (region - small_probabilities.amax(dim=1)).clamp(min=0)
         gate = gate.masked_fill(small_label == IGNORE_INDEX, 1.0)
-        filtered = filters.build(filter_name, small_images, sigma_rgb, sigma_xy * scale, boxes)(small_probabilities)
-        attraction = filtered * gate[:, None]
+        sigma_xy = config.sigma_xy * config.scale
+        kernel = filters.build(config.filter_name, small_images, config.sigma_rgb, sigma_xy, boxes)
+        attraction = kernel(small_probabilities) * gate[:, None]
     energy: Float[Tensor, ""] = _OfficialEnergy.apply(  # type: ignore[no-untyped-call]
-        small_probabilities, attraction, weight * energy_scale / len(images255)
+        small_probabilities, attraction, config.weight * config.energy_scale / len(images255)
     )
     return energy
 

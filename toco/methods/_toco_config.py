@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
-from toco.cam.par import DILATIONS
+from toco.cam.par import ParConfig
 from toco.config import Config as BaseConfig
-from toco.filters import resolve
+from toco.losses.dense_energy import DenseEnergyConfig
 from toco.methods._method import MethodConfig
 
 
@@ -31,27 +31,6 @@ class ProjectionConfig(BaseConfig):
     hidden_width: int = Field(default=2048, gt=0)
     bottleneck_width: int = Field(default=256, gt=0)
     output_width: int = Field(default=1024, gt=0)
-
-
-class ParConfig(BaseConfig):
-    """Pixel-adaptive refinement of the pseudo labels; see :func:`toco.cam.par.refine_pseudo_label`."""
-
-    iterations: int = Field(default=10, ge=0)
-    dilations: tuple[int, ...] = DILATIONS
-    colour_weight: float = Field(default=0.3, gt=0)
-    position_weight: float = Field(default=0.01, ge=0)
-    scale: float = Field(default=0.5, gt=0, le=1)
-
-
-class DenseEnergyConfig(BaseConfig):
-    """The regularised loss; see :func:`toco.losses.dense_energy.dense_energy_loss`."""
-
-    filter_name: Literal["auto", "exact", "lattice"] = "auto"
-    weight: float = Field(default=1e-7, gt=0)
-    sigma_rgb: float = Field(default=15.0, gt=0)
-    sigma_xy: float = Field(default=100.0, gt=0)
-    scale: float = Field(default=0.5, gt=0, le=1)
-    energy_scale: float = Field(default=1.0, gt=0)
 
 
 class Config(MethodConfig):
@@ -131,9 +110,8 @@ class Config(MethodConfig):
 
     def resolved(self, device: torch.device, crop_size_px: int) -> Config:
         """The bilateral filter chosen for ``device``."""
-        size = int(crop_size_px * self.dense_energy.scale)
-        chosen = resolve(self.dense_energy.filter_name, device, size * size)
-        return self.model_copy(update={"dense_energy": self.dense_energy.model_copy(update={"filter_name": chosen})})
+        energy = self.dense_energy.resolved(device, crop_size_px, crop_size_px)
+        return self.model_copy(update={"dense_energy": energy})
 
     def late_step(self) -> int | None:
         """Where the decoder's terms join. One without weight never joins, but a study may give it one."""

@@ -19,7 +19,7 @@ from toco.backbones import Backbone
 from toco.cam.activation import activation_maps, multi_scale_cams
 from toco.cam.affinity import affinity
 from toco.cam.labels import cam_to_pseudo_label, class_ids, scale_box
-from toco.cam.par import refine_pseudo_label
+from toco.cam.par import ParConfig, refine_pseudo_label
 from toco.cam.regions import crop, draw_keys, positive_crops, regions, sample_crop_corners
 from toco.data import denormalise_255
 from toco.heads.classifier import Classifier
@@ -27,11 +27,11 @@ from toco.heads.large_fov import LargeFov
 from toco.heads.projection import ProjectionHead, ema_update_
 from toco.losses.classification import classification_loss
 from toco.losses.ctc import class_token_contrast_loss
-from toco.losses.dense_energy import dense_energy_loss
+from toco.losses.dense_energy import DenseEnergyConfig, dense_energy_loss
 from toco.losses.ptc import patch_token_contrast_loss
 from toco.losses.segmentation import segmentation_loss
 from toco.methods._method import Method
-from toco.methods._toco_config import Config, DenseEnergyConfig, ParConfig, ProjectionConfig, Term
+from toco.methods._toco_config import Config, ProjectionConfig, Term
 from toco.types import Batch, Cams, Features, Prediction, StepOutput, present_classes
 
 _MAX_GRAPHS = 64
@@ -131,7 +131,7 @@ class ToCo(Method):
                 outcome.logits,
                 outcome.label,
                 batch.valid_box,
-                **config.dense_energy.model_dump(),
+                config.dense_energy,
             )
         return StepOutput(losses, weights, counts)
 
@@ -309,20 +309,9 @@ class ToCo(Method):
         return loss, positive.float().mean()
 
     def _refine(self, levels: Tensor, cam: Tensor, class_labels: Tensor, valid_box: Tensor | None) -> Tensor:
-        config, par = self.config, self.config.par
-        return refine_pseudo_label(
-            levels / 255,
-            cam,
-            class_labels,
-            valid_box,
-            config.low_threshold,
-            config.high_threshold,
-            iterations=par.iterations,
-            dilations=par.dilations,
-            colour_weight=par.colour_weight,
-            position_weight=par.position_weight,
-            scale=par.scale,
-        )
+        config = self.config
+        thresholds = config.low_threshold, config.high_threshold
+        return refine_pseudo_label(levels / 255, cam, class_labels, valid_box, *thresholds, config.par)
 
     def _by_group(self, loss: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
         """Mean of ``loss`` over groups of ``loss_group_size`` images; the first axis of every tensor is the image."""

@@ -16,13 +16,12 @@ from tqdm import tqdm
 
 from toco.cam.crf import CrfConfig, dense_crf
 from toco.cam.labels import cam_to_pseudo_label, check_thresholds, class_ids, where_certain
-from toco.cam.par import refine_pseudo_label, refined_probabilities
+from toco.cam.par import ParConfig, refine_pseudo_label, refined_probabilities
 from toco.config import Config
 from toco.data import Dataset, denormalise_255
 from toco.evaluate.evaluator import EvaluateConfig
 from toco.evaluate.sizes import network_input, resize_bilinear
 from toco.methods import Method
-from toco.methods.toco import ParConfig
 from toco.metrics.segmentation import ConfusionMatrix, mean_over_classes
 from toco.predict.cams import cam_protocol, cams_of, open_labelled
 from toco.predict.formats import index_png, read_index_png
@@ -89,11 +88,11 @@ def pseudo_label(
             masked = cam.masked_fill((labels == 0)[:, :, None, None], -torch.inf)
             maps = torch.cat([F.pad(masked, (0, 0, 0, 0, 1, 0), value=score).softmax(1) for score in (low, high)])
         else:
-            refined = refined_probabilities(colours, cam, labels, (low, high), **par.model_dump())[0]
+            refined = refined_probabilities(colours, cam, labels, (low, high), par)[0]
             maps = resize_bilinear(refined, (height, width))
         label = _refined_by_crf(levels.permute(0, 3, 1, 2).float(), maps, config.crf)
     elif par is not None:
-        label = refine_pseudo_label(colours, cam, labels, None, low, high, **par.model_dump())
+        label = refine_pseudo_label(colours, cam, labels, None, low, high, par)
     else:
         label = cam_to_pseudo_label(cam, labels, low, high)
     found: UInt8[np.ndarray, "h w"] = class_ids(label, present)[0].byte().cpu().numpy()
