@@ -109,6 +109,8 @@ class PlainStep:
         """Losses of the step and their weights, zero for those that do not count yet."""
         config, network = self._config, self.network
         device = network.classifier.weight.device
+        if batch.second_view is None or batch.crop_source is None:
+            raise ValueError("Expected a batch with all three views; make the loader with its default extra_views.")
         images, second_view, class_labels, box = (
             tensor.to(device) for tensor in (batch.images, batch.second_view, batch.class_labels, batch.valid_box)
         )

@@ -7,7 +7,7 @@ background first, ``c`` channel, ``h w`` pixels, ``p q`` patch grid, ``n`` = p *
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,9 @@ IGNORE_INDEX = 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Every batch is normalised with these, of pixels in [0, 1], R, G and B."""
+
+ExtraView = Literal["second_view", "crop_source"]
+"""A view of a training batch that is made for methods that use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,8 @@ class Batch:
 
     Attributes:
         images: First global view; the classifier, the CAMs and the decoder see this one.
-        second_view: Second global view, for the contrast of class tokens only.
-        crop_source: The image that the local crops are cut from, same size as ``images``.
+        second_view: Second global view; ``None`` where the method does not use it.
+        crop_source: The crop of ``images`` with its own colours, to cut local crops from; ``None`` likewise.
         class_labels: Multi-hot image-level labels without background, 0.0 or 1.0.
         valid_box: Rows ``y0 y1`` and columns ``x0 x1`` (half-open, pixels) of the image inside its padded crop.
         names: Name of every image, for messages.
@@ -45,8 +48,8 @@ class Batch:
     """
 
     images: Float[Tensor, "b 3 h w"]
-    second_view: Float[Tensor, "b 3 h w"]
-    crop_source: Float[Tensor, "b 3 h w"]
+    second_view: Float[Tensor, "b 3 h w"] | None
+    crop_source: Float[Tensor, "b 3 h w"] | None
     class_labels: Float[Tensor, "b k"]
     valid_box: Int[Tensor, "b 4"]
     names: tuple[str, ...]

@@ -1,25 +1,45 @@
-"""Every entry of toco.methods keeps the contract of the training loop and of the evaluation."""
+"""Every entry of toco.methods keeps the contract of the training loop and of the evaluation.
+
+An entry builds its own small config, and nothing outside of the methods knows a field of one of them.
+"""
+
+import ast
+from pathlib import Path
 
 import pytest
 import torch
 
+import sweeps
+import toco
 from toco.backbones import vit_nano
+from toco.data import ViewsConfig
+from toco.evaluate import EvaluateConfig
 from toco.methods import Method, MethodConfig
+from toco.predict import PseudoLabelConfig
+from toco.predict.inference import InferenceConfig
 from toco.registry import available, load
-from toco.types import Batch, present_classes
+from toco.train.run_config import RunConfig
+from toco.types import Batch, Shard, present_classes
 
 NUM_FOREGROUND_CLASSES, SIZE = 3, 32
 
 
-def batch():
+def batch(extra_views=("second_view", "crop_source")):
     generator = torch.Generator().manual_seed(0)
 
-    def views():
-        return torch.randn(4, 3, SIZE, SIZE, generator=generator)
-
+    names = ("images", "second_view", "crop_source")
+    views = {name: torch.randn(4, 3, SIZE, SIZE, generator=generator) for name in names}
+    used = {name: view if name in ("images", *extra_views) else None for name, view in views.items()}
     box = torch.tensor([[0, SIZE, 0, SIZE], [0, SIZE, 8, SIZE], [4, 20, 0, 24], [0, SIZE, 0, SIZE]])
     labels = torch.tensor([[1.0, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 1]])
-    return Batch(views(), views(), views(), labels, box, tuple("abcd"), present_classes(labels))
+    return Batch(**used, class_labels=labels, valid_box=box, names=tuple("abcd"), present=present_classes(labels))
+
+
+def part(whole, rank):
+    """The half of a batch that the first or the second of two ranks has."""
+    cut = slice(2 * rank, 2 * rank + 2)
+    names = ("images", "second_view", "crop_source", "class_labels", "valid_box", "names", "present")
+    return Batch(**{name: v if (v := getattr(whole, name)) is None else v[cut] for name in names}, shard=Shard(rank, 2))
 
 
 @pytest.fixture(params=available("toco.methods"))
@@ -27,7 +47,8 @@ def method(request):
     torch.manual_seed(0)
     module = load("toco.methods", request.param)
     assert issubclass(module.Config, MethodConfig)
-    config = module.Config(aux_block=1, local_crop_size_px=16).resolved(torch.device("cpu"), SIZE)
+    config = module.Config.small().resolved(torch.device("cpu"), SIZE)
+    config.check(batch_size=4, crop_size_px=SIZE)
     backbone = vit_nano.build(vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=SIZE, weights=None))
     built = module.build(config, backbone, NUM_FOREGROUND_CLASSES)
     assert isinstance(built, Method)
@@ -53,15 +74,111 @@ def test_losses_are_finite_and_reach_the_backbone(method, step):
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
-def test_a_step_is_a_function_of_state_batch_and_generator(method):
+def losses_of(method, batch):
     state = {name: value.clone() for name, value in method.state_dict().items()}
+    output = method.training_losses(batch, 10**6, torch.Generator().manual_seed(3))
+    method.load_state_dict(state)
+    return {name: loss.item() for name, loss in output.losses.items()}
 
-    def losses():
-        method.load_state_dict(state)
-        output = method.training_losses(batch(), 10**6, torch.Generator().manual_seed(3))
-        return {name: loss.item() for name, loss in output.losses.items()}
 
-    assert losses() == losses()
+def test_a_step_is_a_function_of_state_batch_and_generator(method):
+    assert losses_of(method, batch()) == losses_of(method, batch())
+
+
+def test_a_step_needs_no_view_that_the_config_does_not_name(method):
+    assert losses_of(method, batch(method.config.extra_views())) == losses_of(method, batch())
+
+
+def test_losses_are_means_over_ranks_that_share_a_batch_by_groups(method):
+    method.config = replace_field(method.config, "loss_group_size", 2)
+    whole = batch()
+    together, first, second = (losses_of(method, data) for data in (whole, part(whole, 0), part(whole, 1)))
+    for name, value in together.items():
+        assert value == pytest.approx((first[name] + second[name]) / 2, rel=1e-4), name
+
+
+def replace_field(config, name, value):
+    return config.model_copy(update={name: value})
+
+
+@pytest.mark.parametrize("name", available("toco.methods"))
+def test_a_batch_that_is_no_multiple_of_the_groups_is_refused(name):
+    config = replace_field(load("toco.methods", name).Config.small(), "loss_group_size", 2)
+    with pytest.raises(ValueError, match=r"batch_size 5 is not a multiple of method\.loss_group_size 2"):
+        config.check(batch_size=5, crop_size_px=SIZE)
+
+
+GENERIC = ("types.py", "train", "data", "backbones", "evaluate", "export", "tracking")
+"""Parts of toco that serve every method; recipes, official, studies and benchmarks may know one."""
+KNOWS_TOCO = {"paper.py"}
+"""Modules of sweeps.core whose content is the paper's."""
+
+WORDS = {"segmentation", "energy", "temperature"}
+"""Fields whose names are words of the field: only as fields of a method they are one's own."""
+
+
+def generic_sources():
+    package, core = Path(toco.__file__).parent, Path(sweeps.__file__).parent / "core"
+    roots = [*(package / name for name in GENERIC), core]
+    files = {path for root in roots for path in ([root] if root.is_file() else root.rglob("*.py"))}
+    return sorted(path for path in files if path.name not in KNOWS_TOCO)
+
+
+def own_fields():
+    """Fields of some method that neither every method has nor another config, which may say the same of itself."""
+    shared = {"name"}
+    for config in (MethodConfig, RunConfig, EvaluateConfig, InferenceConfig, PseudoLabelConfig, ViewsConfig):
+        shared |= set(config.model_fields)
+    methods = [load("toco.methods", name).Config for name in available("toco.methods")]
+    return {field for config in methods for field in config.model_fields} - shared
+
+
+def field_uses(tree, fields):
+    """Lines that take a field by attribute or by a string, or import a method; docstrings and comments may name one."""
+    entries = {f"toco.methods.{name}" for name in available("toco.methods")}
+    # A statement that is a text alone: the documentation of what it stands below.
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr=name, value=ast.Attribute(attr="method")) if name in fields:
+                yield node.lineno, name
+            case ast.Attribute(attr=name) | ast.keyword(arg=name) if name in fields - WORDS:
+                yield node.lineno, name
+            case ast.Constant(value=str(text)) if id(node) not in documentation:
+                if text in fields - WORDS or any(f"method.{field}" in text for field in fields):
+                    yield node.lineno, text
+            case ast.ImportFrom(module=module, names=names):
+                imported = {str(module), *(f"{module}.{alias.name}" for alias in names)}
+                yield from ((node.lineno, name) for name in imported & entries)
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names if alias.name in entries)
+
+
+def test_what_serves_every_method_knows_no_field_of_one():
+    fields = own_fields()
+    assert {"aux_block", "local_crop_size_px", "ptc", "dense_energy"} <= fields
+    uses = {
+        f"{path}:{line} {name}"
+        for path in generic_sources()
+        for line, name in field_uses(ast.parse(path.read_text()), fields)
+    }
+    assert not uses
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "config.method.aux_block",
+        "getattr(method, 'aux_block', None)",
+        "Config(aux_block=1)",
+        "f'{x}: method.aux_block is missing'",
+        "from toco.methods import toco",
+        "from toco.methods.toco import Config",
+        "import toco.methods.toco",
+    ],
+)
+def test_a_use_of_a_field_is_found(source):
+    assert list(field_uses(ast.parse(source), own_fields()))
 
 
 def test_predictions_have_the_documented_shapes_and_no_gradient(method):

@@ -42,7 +42,7 @@ REFUSED = {
     "a width beyond any memory": ({"method.decoder_width": 10**11}, "The network cannot be built"),
     "a lattice of the energy": (
         {"method.dense_energy.filter_name": "lattice", "method.dense_energy.sigma_rgb": 1e-4},
-        "The energy .* too many to number",
+        "The filter of method.dense_energy .* too many to number",
     ),
     "a lattice of the CRF": (
         {"inference.crf.filter_name": "lattice", "inference.crf.position_sigma": 1e-12},

@@ -1,20 +1,85 @@
-"""What a method is to the training loop and to the evaluation."""
+"""The interface of a method to the training loop, the evaluation and the verbs."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
-from toco.config import Component
-from toco.types import Batch, Cams, Prediction, StepOutput
+from toco.config import Component, Config
+from toco.types import Batch, Cams, ExtraView, Prediction, StepOutput
+
+
+class Term(Config):
+    """One loss term: its weight, and the first step (0-based) at which it counts."""
+
+    weight: float = Field(ge=0)
+    start_step: int = Field(default=0, ge=0)
+
+    def at(self, step: int) -> float:
+        """Weight at ``step``."""
+        return self.weight if step >= self.start_step else 0.0
+
+
+class BilateralFilter(NamedTuple):
+    """A filter of :mod:`toco.filters` that a method builds in its steps; distances are in pixels of its input."""
+
+    filter_name: str
+    sigma_rgb: float
+    sigma_xy: float
 
 
 class MethodConfig(Component):
-    """Base of the configs of ``toco.methods``."""
+    """Base of the configs of ``toco.methods``: all that a run asks of a method before it is built.
+
+    Attributes:
+        loss_group_size: Losses are computed over groups of this many images and averaged, so that
+            sums over a batch do not depend on the number of GPUs; ranks share a batch by whole
+            groups. ``null`` takes the whole batch as one group, which only one rank can train.
+    """
+
+    loss_group_size: int | None = Field(default=None, gt=0)
+
+    @classmethod
+    def small(cls) -> MethodConfig:
+        """A config for a backbone of 3 blocks and images of 32 px, as the contract test builds."""
+        return cls.model_validate({})
+
+    def check(self, batch_size: int, crop_size_px: int) -> None:
+        """Compare the settings with those of the run.
+
+        Args:
+            batch_size: Images of a step, of all ranks together.
+            crop_size_px: Side of the training views.
+
+        Raises:
+            ValueError: They do not fit together.
+        """
+        if self.loss_group_size is not None and batch_size % self.loss_group_size:
+            raise ValueError(
+                f"batch_size {batch_size} is not a multiple of method.loss_group_size "
+                f"{self.loss_group_size}; choose one that is, or set the group size to null"
+            )
+
+    def extra_views(self) -> frozenset[ExtraView]:
+        """Views besides ``Batch.images`` that a training step reads; the loader makes no others."""
+        return frozenset()
+
+    def network_sides_px(self, crop_size_px: int) -> dict[str, float]:
+        """Sides of the images that training passes through the network, by the setting that asks for them.
+
+        The crop itself need not be named.
+        """
+        return {}
+
+    def bilateral_filters(self) -> dict[str, BilateralFilter]:
+        """Filters that training steps build, by the setting that describes them."""
+        return {}
 
     def resolved(self, device: torch.device, crop_size_px: int) -> MethodConfig:
         """The config with every choice that depends on the machine made (``auto`` replaced by what it stands for)."""
@@ -36,11 +101,13 @@ class Method(nn.Module, ABC):
     """A network and the losses that train it. State (a teacher, a memory) is parameters or buffers.
 
     Attributes:
+        config: Settings of the method.
         num_foreground_classes: Classes without the background.
         patch_size_px: Side of the square of pixels that an entry of :meth:`segmentation_logits` stands for.
         autocast_dtype: Type that the network's passes are autocast to, or ``None``; losses are float32 always.
     """
 
+    config: MethodConfig
     num_foreground_classes: int
     patch_size_px: int
     autocast_dtype: torch.dtype | None = None
@@ -89,3 +156,14 @@ class Method(nn.Module, ABC):
         valid_box: Int[Tensor, "b 4"] | None = None,
     ) -> Int[Tensor, "b h w"]:
         """What the decoder would be trained on: refined labels, 0 background, 1..k, 255 void. No gradient."""
+
+    def by_group(self, loss: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
+        """Mean of ``loss`` over groups of ``loss_group_size`` images.
+
+        Args:
+            loss: Takes the tensors of a group, and returns a scalar.
+            per_image: Tensors whose first axis is the image.
+        """
+        size = self.config.loss_group_size or len(per_image[0])
+        groups = zip(*(tensor.split(size) for tensor in per_image), strict=True)
+        return torch.stack([loss(*group) for group in groups]).mean()

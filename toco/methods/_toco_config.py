@@ -10,18 +10,8 @@ from pydantic import Field, model_validator
 from toco.cam.par import ParConfig
 from toco.config import Config as BaseConfig
 from toco.losses.dense_energy import DenseEnergyConfig
-from toco.methods._method import MethodConfig
-
-
-class Term(BaseConfig):
-    """One loss term: its weight, and the first step (0-based) at which it counts."""
-
-    weight: float = Field(ge=0)
-    start_step: int = Field(default=0, ge=0)
-
-    def at(self, step: int) -> float:
-        """Weight at ``step``."""
-        return self.weight if step >= self.start_step else 0.0
+from toco.methods._method import BilateralFilter, MethodConfig, Term
+from toco.types import ExtraView
 
 
 class ProjectionConfig(BaseConfig):
@@ -45,9 +35,7 @@ class Config(MethodConfig):
         token_box: How the image area of a padded crop reaches the token grid for PTC. ``scaled`` divides the pixel box
             by the patch size. ``official`` slices the token grid with the pixel box, which ignores every pair as soon
             as the border is as wide as the grid and so silences PTC on padded images (a quirk of the official code).
-        loss_group_size: Losses are computed over groups of this many images and averaged, as on the official GPUs with
-            two images each, so that sums over a batch do not depend on the number of GPUs. ``null`` takes
-            the whole batch as one group.
+        loss_group_size: See the base class; the official GPUs have two images each.
         temperature: Tau of CTC.
         ema_decay: Weight of the OLD value in the teacher's moving average (the paper says momentum).
         min_crop_region: A local crop is positive if the mean of its region values (0, 1, 2) exceeds this.
@@ -107,6 +95,33 @@ class Config(MethodConfig):
                 "set these to 0, too"
             )
         return self
+
+    @classmethod
+    def small(cls) -> Config:
+        """See the base class."""
+        return cls(aux_block=1, local_crop_size_px=16)
+
+    def check(self, batch_size: int, crop_size_px: int) -> None:
+        """See the base class."""
+        super().check(batch_size, crop_size_px)
+        if self.local_crop_size_px > crop_size_px:
+            raise ValueError(
+                f"method.local_crop_size_px {self.local_crop_size_px} is larger than views.crop_size_px {crop_size_px}"
+            )
+
+    def extra_views(self) -> frozenset[ExtraView]:
+        """Both, if class tokens are contrasted."""
+        return frozenset({"second_view", "crop_source"} if self.ctc.weight else ())
+
+    def network_sides_px(self, crop_size_px: int) -> dict[str, float]:
+        """See the base class."""
+        return {"cam_scales": crop_size_px * max(self.cam_scales, default=1.0)}
+
+    def bilateral_filters(self) -> dict[str, BilateralFilter]:
+        """The one of the energy."""
+        energy = self.dense_energy
+        sigma_xy = energy.sigma_xy * energy.scale
+        return {"dense_energy": BilateralFilter(energy.filter_name, energy.sigma_rgb, sigma_xy)}
 
     def resolved(self, device: torch.device, crop_size_px: int) -> Config:
         """The bilateral filter chosen for ``device``."""

@@ -7,7 +7,7 @@ background, so that crops from there can be contrasted with the whole image (cla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,8 +30,8 @@ from toco.losses.ctc import class_token_contrast_loss
 from toco.losses.dense_energy import DenseEnergyConfig, dense_energy_loss
 from toco.losses.ptc import patch_token_contrast_loss
 from toco.losses.segmentation import segmentation_loss
-from toco.methods._method import Method
-from toco.methods._toco_config import Config, ProjectionConfig, Term
+from toco.methods._method import Method, Term
+from toco.methods._toco_config import Config, ProjectionConfig
 from toco.types import Batch, Cams, Features, Prediction, StepOutput, present_classes
 
 _MAX_GRAPHS = 64
@@ -58,6 +58,8 @@ class _Outcome(NamedTuple):
 
 class ToCo(Method):
     """The network of ToCo and one training step of it."""
+
+    config: Config
 
     def __init__(self, config: Config, backbone: Backbone, num_foreground_classes: int) -> None:
         super().__init__()
@@ -146,8 +148,8 @@ class ToCo(Method):
     def _outcome(
         self,
         images: Tensor,
-        second_view: Tensor,
-        crop_source: Tensor,
+        second_view: Tensor | None,
+        crop_source: Tensor | None,
         class_labels: Tensor,
         present: Tensor,
         valid_box: Tensor,
@@ -175,13 +177,13 @@ class ToCo(Method):
         # A disabled context around all passes: weights that one of them casts are there for the next. The first pass is
         # one with gradients, as it has to be: what is cast without them would stay without them.
         with torch.autocast(_autocast_device(images.device), enabled=False):
-            views = [images] if keys is None else [images, second_view]
+            views = [images] if keys is None or second_view is None else [images, second_view]
             main = self._encode(torch.cat(views), num_maps=len(images))
             losses = {
-                "classification": self._by_group(classification_loss, self.classifier(main.features), class_labels)
+                "classification": self.by_group(classification_loss, self.classifier(main.features), class_labels)
             }
             if "aux_classification" in terms:
-                losses["aux_classification"] = self._by_group(
+                losses["aux_classification"] = self.by_group(
                     classification_loss, self.aux_classifier(main.aux_features), class_labels
                 )
             counts: dict[str, Tensor] = {}
@@ -195,10 +197,10 @@ class ToCo(Method):
             if "ptc" in terms:
                 label = self._token_labels(cams["aux_cam"], present_labels, valid_box, _size(main.features))
                 pairs = affinity(label)
-                losses["ptc"] = self._by_group(patch_token_contrast_loss, main.features, pairs)
+                losses["ptc"] = self.by_group(patch_token_contrast_loss, main.features, pairs)
                 counts["ptc_positive_pairs"] = (pairs == 1).float().mean()
                 counts["ptc_negative_pairs"] = (pairs == 0).float().mean()
-            if keys is not None:
+            if keys is not None and crop_source is not None:
                 losses["ctc"], counts["ctc_positive_crops"] = self._class_token_contrast(
                     main.class_token, cams["aux_cam"], present_labels, crop_source, keys
                 )
@@ -208,7 +210,7 @@ class ToCo(Method):
             logits = self._decode(main.features)
             logits = F.interpolate(logits, size=_size(images), mode="bilinear", align_corners=False)
             if "segmentation" in terms:
-                losses["segmentation"] = self._by_group(segmentation_loss, logits, label)
+                losses["segmentation"] = self.by_group(segmentation_loss, logits, label)
             counts["pseudo_label_foreground"] = ((label > 0) & (label <= self.num_foreground_classes)).float().mean()
             return _Outcome(losses, counts, logits, label)
 
@@ -305,19 +307,13 @@ class ToCo(Method):
             by_view = student.transpose(0, 1).flatten(0, 1), teacher.transpose(0, 1).flatten(0, 1)
             return class_token_contrast_loss(*by_view, is_positive, config.temperature)
 
-        loss = self._by_group(contrast, student.transpose(0, 1), teacher.transpose(0, 1), is_positive)
+        loss = self.by_group(contrast, student.transpose(0, 1), teacher.transpose(0, 1), is_positive)
         return loss, positive.float().mean()
 
     def _refine(self, levels: Tensor, cam: Tensor, class_labels: Tensor, valid_box: Tensor | None) -> Tensor:
         config = self.config
         thresholds = config.low_threshold, config.high_threshold
         return refine_pseudo_label(levels / 255, cam, class_labels, valid_box, *thresholds, config.par)
-
-    def _by_group(self, loss: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
-        """Mean of ``loss`` over groups of ``loss_group_size`` images; the first axis of every tensor is the image."""
-        size = self.config.loss_group_size or len(per_image[0])
-        groups = zip(*(tensor.split(size) for tensor in per_image), strict=True)
-        return torch.stack([loss(*group) for group in groups]).mean()
 
     @torch.no_grad()
     def _cams(

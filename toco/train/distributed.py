@@ -148,7 +148,7 @@ def check_shares(config: RunConfig, world_size: int) -> None:
     """
     if world_size == 1:
         return
-    group: int | None = getattr(config.method, "loss_group_size", None)
+    group: int | None = config.method.loss_group_size
     if group is None:
         raise ValueError(
             f"method.loss_group_size is null, so that the losses are of a whole batch, which {world_size} ranks cannot "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from toco import filters
 from toco.config import diff
-from toco.methods import Method
+from toco.methods import BilateralFilter, Method
 from toco.predict.inference import network_probabilities
 from toco.registry import load
 from toco.train.run_config import RunConfig
@@ -60,7 +61,9 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
     part("A training step cannot be computed", ("views.", "batch_size", *of_all), lambda: _train(config, method))
     part("An evaluation cannot be computed", ("evaluate.", *of_all), lambda: _evaluate(config, method))
     part("The inference cannot be computed", ("inference.", *of_all), lambda: _infer(config, method))
-    part("The energy cannot be computed", ("method.dense_energy.",), lambda: _filter_for_energy(config))
+    for name, used in config.method.bilateral_filters().items():
+        setting = f"method.{name}"
+        part(f"The filter of {setting} cannot be computed", (f"{setting}.",), partial(_filter_of_method, used))
     part("The CRF cannot be computed", ("inference.crf",), lambda: _filter_for_crf(config))
 
 
@@ -104,10 +107,9 @@ class _Shapes(TorchDispatchMode):
 def _check_sides(config: RunConfig) -> None:
     """Sides that no network takes, by what makes them."""
     crop, evaluate, inference = config.views.crop_size_px, config.evaluate, config.inference
-    cam_scales = getattr(config.method, "cam_scales", ())
     sides = {
         "views.crop_size_px": crop,
-        "method.cam_scales": crop * max(cam_scales, default=1.0),
+        **{f"method.{name}": side for name, side in config.method.network_sides_px(crop).items()},
         "evaluate.size_px": evaluate.size_px or 1,
         "evaluate.cam_scales": (evaluate.size_px or crop) * max(evaluate.cam_scales, default=1.0),
         "inference.size_px": inference.size_px or 1,
@@ -131,14 +133,14 @@ def _bare_method(config: RunConfig) -> Method:
 def _train(config: RunConfig, method: Method) -> None:
     """The last step, in which all terms count that ever do."""
     # One group of images stands for the batch, of which the step may keep a part as large.
-    number = min(getattr(config.method, "loss_group_size", None) or _NUM_IMAGES, config.batch_size)
+    number = min(config.method.loss_group_size or _NUM_IMAGES, config.batch_size)
     largest = MAX_KEPT_BYTES * number // config.batch_size
-    images = _images(number, config.views.crop_size_px)
+    images, views = _images(number, config.views.crop_size_px), config.method.extra_views()
     with torch.device("meta"):
         batch = Batch(
             images=images,
-            second_view=images,
-            crop_source=images,
+            second_view=images if "second_view" in views else None,
+            crop_source=images if "crop_source" in views else None,
             class_labels=torch.empty(number, _NUM_CLASSES),
             valid_box=torch.empty(number, 4, dtype=torch.int64),
             names=("",) * number,
@@ -192,10 +194,9 @@ def _infer(config: RunConfig, method: Method) -> None:
     network_probabilities(method, image, inference)
 
 
-def _filter_for_energy(config: RunConfig) -> None:
-    energy = getattr(config.method, "dense_energy", None)
-    if energy is not None and energy.filter_name == "lattice":
-        _filter(energy.sigma_rgb, energy.sigma_xy * energy.scale)
+def _filter_of_method(used: BilateralFilter) -> None:
+    if used.filter_name == "lattice":
+        _filter(used.sigma_rgb, used.sigma_xy)
 
 
 def _filter_for_crf(config: RunConfig) -> None:

@@ -114,6 +114,7 @@ def train(
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda",
         shard=shard,
+        extra_views=config.method.extra_views(),
     )
     size = checkpoint_bytes(method, optimizer)
     with folder.locked() if shard.rank == 0 else nullcontext(), room_in_sentences(run_dir, size):

@@ -57,17 +57,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
-        group = getattr(self.method, "loss_group_size", None)
-        if group is not None and self.batch_size % group:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of method.loss_group_size {group}; "
-                "choose one that is, or set the group size to null"
-            )
-        local = getattr(self.method, "local_crop_size_px", 0)
-        if local > self.views.crop_size_px:
-            raise ValueError(
-                f"method.local_crop_size_px {local} is larger than views.crop_size_px {self.views.crop_size_px}"
-            )
+        self.method.check(self.batch_size, self.views.crop_size_px)
         if self.optim.warmup_steps >= self.num_steps:
             raise ValueError(
                 f"optim.warmup_steps {self.optim.warmup_steps} leaves nothing of num_steps {self.num_steps}; shorten it"

@@ -62,6 +62,7 @@ def measure(config: RunConfig, started: float, like: Cost | None = None) -> Cost
         seed=config.seed,
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda",
+        extra_views=config.method.extra_views(),
     )
     steps = _Steps(config, method, loader)
     setup_s = time.time() - started

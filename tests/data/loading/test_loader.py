@@ -18,8 +18,9 @@ from toco.data import ColourConfig, Dataset, RawBatch, TrainLoader, ViewsConfig,
 from toco.data.loading import loader_processes as _loader_processes
 from toco.data.loading.loader import epoch_order, sample_generator
 from toco.data.loading.loader_processes import LoaderError, _Packed, _receive, _send
+from toco.data.views import views as views_module
 from toco.data.voc import Config, open_split
-from toco.types import Batch, Shard
+from toco.types import Batch, ExtraView, Shard
 
 VIEWS = ViewsConfig(crop_size_px=32)
 STILL = ColourConfig(jitter_probability=0, grey_probability=0, blur_probability=0)
@@ -52,6 +53,31 @@ def test_batch(dataset: Dataset) -> None:
     assert batch.valid_box.dtype == torch.int64
     for name, label in zip(batch.names, batch.class_labels, strict=True):
         assert label.tolist() == dataset.class_labels(dataset.names.index(name)).tolist()
+
+
+@pytest.mark.parametrize("extra_views", [(), ("second_view",), ("crop_source",)], ids=str)
+def test_views_that_a_method_does_not_use_are_not_made_and_change_no_other(
+    dataset: Dataset, extra_views: tuple[ExtraView, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = batches(dataset, 0, 1)
+    made: list[str] = []
+    for name in ("_planes", "resized_crop", "draw_colour"):
+        function = getattr(views_module, name)
+        monkeypatch.setattr(views_module, name, lambda *a, n=name, f=function: made.append(n) or f(*a))
+    (raw,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, extra_views=extra_views).batches(0, 1)
+    has_second = "second_view" in extra_views
+    # Of each of the two images.
+    assert made.count("_planes") == 2 * (1 + len(extra_views))
+    assert made.count("resized_crop") == 2 * has_second
+    assert made.count("draw_colour") == 2 * (1 + has_second)
+    assert len(raw.colours.hue_step) == 2 * (1 + has_second)
+    assert raw.views.nbytes == (1 + len(extra_views)) * 2 * 3 * 32 * 32
+    batch = raw.to("cpu")
+    for name in ("images", "second_view", "crop_source"):
+        if name == "images" or name in extra_views:
+            assert torch.equal(getattr(batch, name), getattr(whole, name)), name
+        else:
+            assert getattr(batch, name) is None, name
 
 
 def test_pixels_of_a_batch_are_the_images(dataset: Dataset) -> None:

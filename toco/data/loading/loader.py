@@ -7,15 +7,15 @@ neither the number of loader processes nor a resume changes a batch.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 
 import numpy as np
 
 from toco.data._dataset import Dataset
 from toco.data.loading.loader_processes import PATIENCE_S, Keys, LoaderProcesses
 from toco.data.views.raw_batch import RawBatch, Sample
-from toco.data.views.views import ViewsConfig, make_views
-from toco.types import Shard
+from toco.data.views.views import EXTRA_VIEWS, ViewsConfig, make_views
+from toco.types import ExtraView, Shard
 
 _WHOLE = Shard()
 _ORDER = 1
@@ -36,6 +36,7 @@ class TrainLoader:
         pin_memory: Return page-locked tensors, for copies to a GPU that do not wait.
         shard: Which part of every global batch this process gets: so many consecutive images of it.
         patience_s: Longest that a process may take for one batch before it counts as hanging.
+        extra_views: Views to make besides the first.
 
     Raises:
         ValueError: The data set has fewer images than a batch, the batch cannot be parted among the processes, or the
@@ -52,6 +53,7 @@ class TrainLoader:
         pin_memory: bool = False,
         shard: Shard = _WHOLE,
         patience_s: float = PATIENCE_S,
+        extra_views: Collection[ExtraView] = EXTRA_VIEWS,
     ) -> None:
         if not 0 < batch_size <= len(dataset):
             raise ValueError(f"Expected a batch size from 1 to the {len(dataset)} images there are, got {batch_size}.")
@@ -62,7 +64,7 @@ class TrainLoader:
                 f"Expected a batch size that {shard.world_size} processes can share equally, got {batch_size}; "
                 "change the batch size or the number of processes."
             )
-        self._make = _Batches(dataset, views, seed, shard)
+        self._make = _Batches(dataset, views, seed, shard, frozenset(extra_views))
         self._batch_size, self._seed, self._shard = batch_size, seed, shard
         self._num_workers, self._pin_memory, self._patience_s = num_workers, pin_memory, patience_s
         self.steps_per_epoch = len(dataset) // batch_size
@@ -122,12 +124,16 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 class _Batches:
     """Makes the batch of some keys."""
 
-    def __init__(self, dataset: Dataset, views: ViewsConfig, seed: int, shard: Shard) -> None:
+    def __init__(
+        self, dataset: Dataset, views: ViewsConfig, seed: int, shard: Shard, extra_views: frozenset[ExtraView]
+    ) -> None:
         self.dataset, self._views, self._seed, self._shard = dataset, views, seed, shard
+        self._extra_views = extra_views
 
     def __call__(self, keys: Keys) -> RawBatch:
         return RawBatch.of([self._sample(epoch, index) for epoch, index in keys], self._shard)
 
     def _sample(self, epoch: int, index: int) -> Sample:
-        views = make_views(self.dataset.image(index), sample_generator(self._seed, epoch, index), self._views)
+        rng = sample_generator(self._seed, epoch, index)
+        views = make_views(self.dataset.image(index), rng, self._views, self._extra_views)
         return Sample(views, self.dataset.class_labels(index), self.dataset.names[index])

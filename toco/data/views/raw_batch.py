@@ -17,6 +17,8 @@ from toco.data.views.normalise import normalise
 from toco.data.views.views import Views
 from toco.types import Batch, Shard, present_classes
 
+_KINDS = ("images", "second_view", "crop_source")
+
 
 class Sample(NamedTuple):
     """One image of a batch: its views, its image-level label and its name."""
@@ -31,37 +33,42 @@ class RawBatch:
     """A batch before colours and normalisation: whole levels, a quarter of the bytes that the images become.
 
     Attributes:
-        views: First global view, second global view and crop source of every image.
-        colours: How the colours of the first views and then of the second views are to change.
+        views: Views of every image, in the order of ``kinds``.
+        colours: How the colours of the first views and then of the second views, if any, are to change.
         class_labels: See :class:`toco.types.Batch`, as for all that follows.
         valid_box: Rows and columns of the image inside its padded crop.
         names: Name of every image.
         present: Classes of every image.
         shard: Which part of the global batch these images are.
+        kinds: Fields of :class:`toco.types.Batch` that ``views`` become; the others are ``None``.
     """
 
-    views: UInt8[Tensor, "3 b 3 s s"]
+    views: UInt8[Tensor, "views b 3 s s"]
     colours: Colours
     class_labels: Float32[Tensor, "b k"]
     valid_box: Int64[Tensor, "b 4"]
     names: tuple[str, ...]
     present: Int[Tensor, "b m"]
     shard: Shard
+    kinds: tuple[str, ...]
 
     @classmethod
     def of(cls, samples: Sequence[Sample], shard: Shard) -> RawBatch:
-        """The batch of some samples."""
+        """The batch of some samples, all with the same views."""
         views, labels, names = zip(*samples, strict=True)
-        pixels = [[getattr(view, kind) for view in views] for kind in ("images", "second_view", "crop_source")]
+        kinds = tuple(kind for kind in _KINDS if getattr(views[0], kind) is not None)
+        pixels = [[getattr(view, kind) for view in views] for kind in kinds]
+        seconds = [view.second_colour for view in views if view.second_colour is not None]
         class_labels = torch.from_numpy(np.stack(labels))
         return cls(
             views=torch.from_numpy(np.array(pixels)),
-            colours=Colours.of([view.first_colour for view in views] + [view.second_colour for view in views]),
+            colours=Colours.of([view.first_colour for view in views] + seconds),
             class_labels=class_labels,
             valid_box=torch.from_numpy(np.stack([view.valid_box for view in views])),
             names=names,
             present=present_classes(class_labels),
             shard=shard,
+            kinds=kinds,
         )
 
     def pin_memory(self) -> RawBatch:
@@ -81,11 +88,13 @@ class RawBatch:
         Where the memory is pinned, neither the copies nor the changes are waited for.
         """
         views = self.views.to(device, non_blocking=True)
-        images, second_view = normalise(change_colours(views[:2].flatten(0, 1), self.colours)).split(len(self.names))
+        has_source = "crop_source" in self.kinds  # the only view that keeps its colours, and the last
+        coloured = views[:-1] if has_source else views
+        images, *second = normalise(change_colours(coloured.flatten(0, 1), self.colours)).split(len(self.names))
         return Batch(
             images=images,
-            second_view=second_view,
-            crop_source=normalise(views[2]),
+            second_view=second[0] if second else None,
+            crop_source=normalise(views[-1]) if has_source else None,
             class_labels=self.class_labels.to(device, non_blocking=True),
             valid_box=self.valid_box.to(device, non_blocking=True),
             names=self.names,

@@ -1,4 +1,4 @@
-"""From one image to the three views of a training sample: their pixels, and how their colours are to change.
+"""From one image to the views of a training sample: their pixels, and how their colours are to change.
 
 Geometry is done here, in the loader's processes; colours are only drawn, and changed later, many views at once.
 
@@ -9,8 +9,9 @@ draw is drawn here from the same distributions, by one generator a sample.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -19,7 +20,9 @@ from pydantic import Field, model_validator
 
 from toco.config import Config
 from toco.data.views.colour import Colour, ColourConfig, Probability, draw_colour
+from toco.types import ExtraView
 
+EXTRA_VIEWS: frozenset[ExtraView] = frozenset(get_args(ExtraView))
 _CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, before it falls back to a central crop
 
 
@@ -27,7 +30,7 @@ class ViewsConfig(Config):
     """How views are made; the defaults are those of the official VOC and COCO recipes.
 
     Attributes:
-        crop_size_px: Side of all three views.
+        crop_size_px: Side of every view.
         rescale: Range of the factor by which the image is rescaled before the crop.
         flip_probability: Chance of a mirrored view.
         view_geometry: ``aligned``: first view, valid box and crop source are mirrored together. ``official``: first
@@ -66,22 +69,31 @@ class Views:
     Attributes:
         images: First global view: the crop, its colours not changed yet.
         second_view: Second global view: another crop, of the image before rescaling; its colours not changed yet.
-        crop_source: The crop with its own colours.
+            ``None`` where it is not used.
+        crop_source: The crop with its own colours, or ``None``.
         valid_box: Rows ``y0 y1`` and columns ``x0 x1`` (half-open) of the crop that are image and not padding.
         first_colour: How the colours of the first view are to change.
-        second_colour: How the colours of the second view are to change.
+        second_colour: How the colours of the second view are to change, if there is one.
     """
 
     images: UInt8[np.ndarray, "3 s s"]
-    second_view: UInt8[np.ndarray, "3 s s"]
-    crop_source: UInt8[np.ndarray, "3 s s"]
+    second_view: UInt8[np.ndarray, "3 s s"] | None
+    crop_source: UInt8[np.ndarray, "3 s s"] | None
     valid_box: Int64[np.ndarray, " 4"]
     first_colour: Colour
-    second_colour: Colour
+    second_colour: Colour | None
 
 
-def make_views(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, config: ViewsConfig) -> Views:
-    """Draw the views of one image. All randomness comes from ``rng``, in a fixed order."""
+def make_views(
+    image: UInt8[np.ndarray, "h w 3"],
+    rng: np.random.Generator,
+    config: ViewsConfig,
+    extra_views: Collection[ExtraView] = EXTRA_VIEWS,
+) -> Views:
+    """Draw the first view of one image, and those of ``extra_views``.
+
+    All randomness comes from ``rng``, in a fixed order, so that a view does not depend on which others are made.
+    """
     original = Image.fromarray(image)
     size = config.crop_size_px
 
@@ -103,14 +115,16 @@ def make_views(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, conf
         first = source = crop
     first_colour = draw_colour(rng, config.first_view)
 
-    second = resized_crop(original, _draw_part(original.height, original.width, rng, config), size)
-    if flips():
-        second = mirror(second)
-    second_colour = draw_colour(rng, config.second_view)
+    second, second_colour = None, None
+    if "second_view" in extra_views:  # drawn last, so that nothing else depends on it
+        second = resized_crop(original, _draw_part(original.height, original.width, rng, config), size)
+        if flips():
+            second = mirror(second)
+        second_colour = draw_colour(rng, config.second_view)
     return Views(
         images=_planes(first),
-        second_view=_planes(second),
-        crop_source=_planes(source),
+        second_view=None if second is None else _planes(second),
+        crop_source=_planes(source) if "crop_source" in extra_views else None,
         valid_box=np.array(box, dtype=np.int64),
         first_colour=first_colour,
         second_colour=second_colour,
