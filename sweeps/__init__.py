@@ -2,4 +2,10 @@
 
 from toco import interrupts
 
+ENTRY = {
+    "STUDY": "STUDY = Study(name=..., title=..., recipe=..., design=..., seeds=..., metrics=...)",
+    "main": 'main = study_command(STUDY, __doc__)\nif __name__ == "__main__":\n    main()',
+}
+"""What a study's module defines, and how that is written."""
+
 interrupts.take_in_script(__file__)  # python sweeps/NAME.py: before the imports of the study, which take their time

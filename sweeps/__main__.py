@@ -30,7 +30,8 @@ VERBS = {
 @click.group(
     cls=Commands,
     context_settings=SETTINGS,
-    help="Studies. Each is a file in sweeps/; python sweeps/NAME.py is short for python -m sweeps run NAME.",
+    help="Studies. Each is a file in sweeps/; python sweeps/NAME.py is short for python -m sweeps run NAME. A study of "
+    "your own is a module, as my_package.my_study, of this folder or of one in PYTHONPATH.",
 )
 def main() -> None:
     """Commands."""
@@ -82,7 +83,8 @@ def _add(verb: str, text: str) -> None:
             raise click.UsageError(f"{study} is no study; there are {', '.join(sorted(_values()))}.")
         if verb not in module.main.commands:
             raise click.UsageError(f"{study} has no {verb}; it has {', '.join(module.main.commands)}.")
-        sys.exit(invoke(module.main, [verb, *arguments], f"python sweeps/{study}.py"))
+        program = f"python -m {study}" if "." in study else f"python sweeps/{study}.py"
+        sys.exit(invoke(module.main, [verb, *arguments], program))
 
 
 for _verb, _text in VERBS.items():

@@ -29,6 +29,7 @@ import click
 
 from toco import interrupts
 from toco.files import is_no_room, printable
+from toco.own_modules import own_place
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 """Settings of the context of every command that is the first of a command line."""
@@ -87,6 +88,8 @@ def sentence_of(error: Exception) -> str | None:
         library = _raised_in(error)
         if root in _OURS or library in _OURS:
             return str(error)
+        if (place := own_place(error)) is not None:
+            return f"{error} (raised in {place})"
         from pydantic import ValidationError
 
         from toco.config import sentences
@@ -156,7 +159,12 @@ def _show(error: click.ClickException) -> int:
 
 def _show_fault(error: Exception) -> int:
     what = f"{type(error).__name__}: {error}".rstrip(".")
-    _say(f"Error: {what}. This is a fault of this program, not of its use. Please report it with what follows.")
+    place = None if _raised_in(error) in _OURS else own_place(error)
+    if place is None:
+        blame = "This is a fault of this program, not of its use. Please report it with what follows."
+    else:
+        blame = f"It was raised in {place}, which is no part of this program."
+    _say(f"Error: {what}. {blame}")
     _say("".join(traceback.format_exception(error)))
     return 1
 

@@ -1,7 +1,8 @@
-"""The folder is the registry: a public module in a package is an entry, named as the file is. Folders are none.
+"""Entries by name: the folder is the registry, and a name with a dot is a module of the user's own.
 
-An entry of ``toco.backbones``, ``toco.data`` and ``toco.methods`` defines ``Config`` (a frozen model with a ``name``)
-and what its package's contract asks for; see CONTRIBUTING.md.
+A public module in a package is an entry, named as its file is; folders are none. A module of the
+user's own, ``my_package.my_method``, is an entry too where the package says in ``ENTRY`` what its
+entries define: names, each with how it is written. See CONTRIBUTING.md and ``toco.own_modules``.
 """
 
 from __future__ import annotations
@@ -10,10 +11,16 @@ import difflib
 import importlib
 import pkgutil
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, SerializeAsAny
+
+from toco.own_modules import OwnModuleError, import_own, refuse_within
+
+UNTRUSTED = "untrusted"
+"""Key in the context of a validation: a folder of which no module is imported."""
 
 
 def available(package: str) -> tuple[str, ...]:
@@ -27,32 +34,97 @@ def available(package: str) -> tuple[str, ...]:
     return tuple(sorted(m.name for m in modules if not (m.ispkg or m.name.startswith("_"))))
 
 
+def module_name(package: str, name: str) -> str:
+    """Name of the module of the entry ``name`` of ``package``.
+
+    >>> module_name("toco.methods", "toco"), module_name("toco.methods", "my_package.my_method")
+    ('toco.methods.toco', 'my_package.my_method')
+    """
+    return name if "." in name else f"{package}.{name}"
+
+
 def load(package: str, name: str) -> ModuleType:
     """Import the entry ``name`` of ``package``.
 
     Raises:
         ValueError: There is no such entry; the message names the nearest one.
+        OwnModuleError: ``name`` has a dot, and its module is missing, fails or is no entry.
     """
+    if "." in name:
+        return _load_own(package, name)
     entry = sys.modules.get(f"{package}.{name}")
     if entry is not None and not (name.startswith("_") or hasattr(entry, "__path__")):
         return entry  # without listing the folder: every validation of a config comes here
     entries = available(package)
     if name not in entries:
-        near = difflib.get_close_matches(name, entries, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         kind = package.rpartition(".")[2]
+        if near := difflib.get_close_matches(name, entries, n=1):
+            hint = f" Did you mean {near[0]!r}?"
+        elif hasattr(sys.modules[package], "ENTRY"):
+            hint = " A module of your own has a dot in its name, as in my_package.my_module."
+        else:
+            hint = ""
         raise ValueError(f"{name!r} is not one of {kind}: {', '.join(entries)}.{hint}")
     return importlib.import_module(f"{package}.{name}")
 
 
-def _resolve(package: str, value: object) -> object:
-    if not isinstance(value, dict):
-        return value
-    if "name" not in value:
-        raise ValueError(f"expected a name, one of: {', '.join(available(package))}")
-    return load(package, value["name"]).Config.model_validate(value)
-
-
 def choice(package: str, base: type[BaseModel]) -> Any:  # noqa: ANN401 - an annotated type, which has no type of its own
     """Type of a config field that holds the ``Config`` of whichever entry of ``package`` its ``name`` names."""
-    return Annotated[SerializeAsAny[base], BeforeValidator(lambda value: _resolve(package, value))]  # type: ignore[valid-type,misc]
+
+    def resolve(value: object, info: Any) -> object:  # noqa: ANN401 - pydantic's ValidationInfo
+        return _resolve(package, base, value, (info.context or {}).get(UNTRUSTED))
+
+    return Annotated[SerializeAsAny[base], BeforeValidator(resolve)]  # type: ignore[valid-type,misc]
+
+
+def _load_own(package: str, name: str) -> ModuleType:
+    kind = package.rpartition(".")[2]
+    contract = getattr(importlib.import_module(package), "ENTRY", None)
+    if contract is None:
+        raise ValueError(f"{name!r} is not one of {kind}: {', '.join(available(package))}.")
+    if name.startswith(f"{package}."):
+        short = name.removeprefix(f"{package}.")
+        raise ValueError(f"{name!r} is one of {kind}: write {short!r}.")
+    return import_own(name, contract, kind)
+
+
+def _resolve(package: str, base: type[BaseModel], value: object, untrusted: Path | None) -> object:
+    if isinstance(value, base):
+        config = _config(package, base, str(getattr(value, "name", "")))
+        if type(value) is not config:
+            # A run folder would hold the name, and another class would read it.
+            raise OwnModuleError(
+                f"{_full_name(type(value))} has the name of {_full_name(config)}. "
+                "In the class, write name: str = __name__."
+            )
+        return value
+    if not isinstance(value, dict):
+        return value
+    name = value.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f"expected a name, one of: {', '.join(available(package))}")
+    if untrusted is not None:
+        refuse_within(untrusted, name)
+    return _config(package, base, name).model_validate(value)
+
+
+def _config(package: str, base: type[BaseModel], name: str) -> type[BaseModel]:
+    """``Config`` of an entry."""
+    module = load(package, name)
+    config: type[BaseModel] = module.Config
+    if "." not in name:
+        return config
+    right = importlib.import_module(package).ENTRY["Config"]
+    if not (isinstance(config, type) and issubclass(config, base)):
+        raise OwnModuleError(f"Config of {name} ({module.__file__}) is no {base.__name__}. Write:\n{right}")
+    field = config.model_fields["name"]
+    if field.default != name:
+        raise OwnModuleError(
+            f"Config of {name} ({module.__file__}) has the name {field.default!r} instead of that "
+            f"of its module. Write:\n{right}"
+        )
+    return config
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

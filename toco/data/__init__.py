@@ -10,7 +10,14 @@ from toco.data.views.normalise import denormalise_255, normalise
 from toco.data.views.raw_batch import RawBatch
 from toco.data.views.views import Views, ViewsConfig, make_views
 
+ENTRY = {
+    "Config": "class Config(DataConfig):\n    name: str = __name__",
+    "open_split": "def open_split(config: Config, split: Split) -> Dataset: ...",
+}
+"""What a data set's module defines, and how that is written."""
+
 __all__ = [
+    "ENTRY",
     "MAX_SEED",
     "ColourConfig",
     "DataConfig",

@@ -2,4 +2,10 @@
 
 from toco.methods._method import BilateralFilter, Method, MethodConfig, Term
 
-__all__ = ["BilateralFilter", "Method", "MethodConfig", "Term"]
+ENTRY = {
+    "Config": "class Config(MethodConfig):\n    name: str = __name__",
+    "build": "def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> Method: ...",
+}
+"""What a method's module defines, and how that is written."""
+
+__all__ = ["ENTRY", "BilateralFilter", "Method", "MethodConfig", "Term"]

@@ -32,7 +32,7 @@ from toco.train.checkpoint_room import check_room, checkpoint_bytes, room_in_sen
 from toco.train.fork import Prefixes
 from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import Inputs, RunFolder, provenance
+from toco.train.run_folder import Inputs, RunFolder, own_code, provenance
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def train(
             notes = [str(note) for note in notes_of_splits(train_set, val_set)]
             for note in notes:
                 logger.warning("%s", note)
-            known = {**provenance(device, inputs), "data_notes": notes}
+            known = {**provenance(device, inputs), "data_notes": notes, "own_code": own_code(config)}
             if resume and folder.has_steps():
                 folder.check_same_run(config, inputs, recipe, train_set.class_names, known)
                 if not _is_finished(folder):

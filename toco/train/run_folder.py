@@ -36,10 +36,13 @@ import torch
 from pydantic import ValidationError
 
 import toco
+from toco.code_digest import code_digests
 from toco.config import diff, digest, sentences
 from toco.evaluate import Evaluation
 from toco.files import UnreadableError, append, printable, whole_file, write_record, write_text
+from toco.own_modules import OwnModuleError
 from toco.passwords import public_uri
+from toco.registry import UNTRUSTED
 from toco.train import checkpoint, distributed, records
 from toco.train.checkpoint import folder_name
 from toco.train.records import METRICS, Row, RowsMark
@@ -204,12 +207,19 @@ class RunFolder:
     def config(self) -> RunConfig:
         """The resolved config of the run.
 
+        A module of the user's own that it names is imported, unless that lies in the run folder itself.
+
         Raises:
-            UnreadableError: It is damaged, or of settings that this version does not have.
+            UnreadableError: It is damaged, of settings that this version does not have, or of a module of the user's
+                own that cannot be imported.
         """
         try:
-            return RunConfig.model_validate(self._head()["config"])
+            return RunConfig.model_validate(self._head()["config"], context={UNTRUSTED: self.path})
         except ValidationError as error:
+            if any(isinstance(item.get("ctx", {}).get("error"), OwnModuleError) for item in error.errors()):
+                raise UnreadableError(
+                    f"{printable(self.path / 'config.json')} names a module that cannot be used. {sentences(error)}"
+                ) from error
             raise UnreadableError(
                 f"{printable(self.path / 'config.json')} holds settings that this version of toco does not take: "
                 f"{sentences(error)} Use the version that wrote it (provenance.json names it)."
@@ -437,6 +447,12 @@ def recording_command(command: Sequence[str] | None) -> Iterator[None]:
 def own_command() -> tuple[str, ...]:
     """The command line of this process, without the folder of its program and without passwords in addresses."""
     return (Path(sys.argv[0]).name, *map(public_uri, sys.argv[1:]))
+
+
+def own_code(config: RunConfig) -> dict[str, str]:
+    """Digests of the code of the user's own modules that ``config`` names, by module."""
+    own = [name for name in (config.backbone.name, config.data.name, config.method.name) if "." in name]
+    return code_digests(own, without=[toco.__name__])
 
 
 def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:

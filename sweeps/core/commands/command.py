@@ -151,10 +151,7 @@ class _VerbCommand(click.Command):
         assert isinstance(ctx.parent, click.Context)  # noqa: S101 - verbs belong to a group
         group = ctx.parent.command
         sync = group.commands["sync"] if isinstance(group, click.Group) and "sync" in group.commands else self
-        program = Path(sys.argv[0])
-        words = ["python", "-m", "sweeps", "sync", str(group.name)]
-        if program.name != "__main__.py":
-            words = ["python", str(program), "sync"]
+        words = _sync_words(str(group.name))
         typed, _, _ = self.make_parser(ctx).parse_args(list(ctx.meta[_TYPED]))
         for option in sync.params:
             value = typed.get(option.name or "")
@@ -162,6 +159,18 @@ class _VerbCommand(click.Command):
                 if isinstance(text, str):
                     words += [option.opts[0], public_uri(text)]
         return shlex.join(words)
+
+
+def _sync_words(study: str) -> list[str]:
+    """How ``sync`` of ``study`` is called by the program that runs: a script, a module, or ``python -m sweeps``."""
+    program, *typed = sys.argv
+    if Path(program).name == "__main__.py":
+        # A study of the user's own is named by its module there.
+        return ["python", "-m", "sweeps", "sync", next((word for word in typed[1:2] if "." in word), study)]
+    spec = sys.modules["__main__"].__spec__
+    if spec is not None and spec.origin == str(Path(program).absolute()):
+        return ["python", "-m", spec.name, "sync"]
+    return ["python", program, "sync"]
 
 
 def _command(verb: Verb, build: Callable[..., Any], options: Sequence[Callable[[Any], Any]]) -> click.Command:

@@ -18,6 +18,7 @@ from typing import Any
 from sweeps.core.store.scratch import scratch_folder, sweep_scratch
 from toco.config import digest
 from toco.files import UnreadableError, read_json, write_text
+from toco.own_modules import search_folders
 from toco.train.run_config import RunConfig
 
 REQUEST, COSTS = "request.json", "costs.json"
@@ -133,7 +134,7 @@ def probe(
         try:
             done = subprocess.run(  # noqa: S603 - this interpreter, this module
                 [sys.executable, "-m", _MEASURE, folder],
-                env={**os.environ, **threads},
+                env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(search_folders())},
                 capture_output=True,
                 text=True,
                 timeout=limit_s,

@@ -42,6 +42,7 @@ from sweeps.core.store.runs import Runs, newest_step
 from sweeps.core.store.scratch import scratch_folder, sweep_scratch
 from toco import interrupts
 from toco.files import is_no_room
+from toco.own_modules import add_search_folders, search_folders
 from toco.room import NoRoomError, sentence_of
 
 logger = logging.getLogger(__name__)
@@ -394,8 +395,11 @@ class _Experiment:
 
 def _trainable(runs: Runs, name: str, left_out: Path) -> Callable[[dict[str, Any]], None]:
     published, storage = runs.ledger.run_dir, runs.ledger.storage
+    folders = search_folders()
 
     def train_trial(config: dict[str, Any]) -> None:
+        # The node of a worker may have another PYTHONPATH than this driver, or none.
+        add_search_folders(folders)
         spec = Spec(**config["trial"])
         run_trial(spec, _TuneChannel(published(spec.key), storage, left_out, spec.scratch_bytes))
 

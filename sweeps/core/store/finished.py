@@ -17,8 +17,10 @@ from pathlib import Path
 from sweeps.core.design.study import Study
 from sweeps.core.store.inputs import Inputs, config_inputs
 from sweeps.core.store.ledger import Ledger
+from toco.code_digest import code_digests
 from toco.config import digest
 from toco.files import UnreadableError, read_record, sha256, write_record
+from toco.train.run_config import RunConfig
 
 FOLDER = "finished"
 FORMAT_VERSION = 3
@@ -99,8 +101,17 @@ def _path(study: Study, storage: Path) -> Path:
         config_inputs(base),
         [metadata.version(name) for name in _PACKAGES],
         _sources(study.train.partition(".")[0].partition(":")[0]),
+        _own_code(study, base),
     ]
     return storage / FOLDER / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]}.json"
+
+
+def _own_code(study: Study, base: RunConfig) -> dict[str, str]:
+    """Digests of the code of the user's own modules that a training of ``study`` may name."""
+    varied = (item for block in study.design.blocks() for row in block.rows for item in row.changes.items())
+    names = {base.backbone.name, base.data.name, base.method.name}
+    names |= {str(value) for path, value in varied if path.endswith(".name")}
+    return code_digests(sorted(name for name in names if "." in name), without=_SOURCES)
 
 
 def _sources(trainer: str) -> str:

@@ -14,8 +14,9 @@ from functools import cache, lru_cache
 from importlib import metadata
 from typing import Any
 
-from sweeps.core.store.code_digest import code_digests
+from toco.code_digest import code_digests
 from toco.config import RUN_ONLY, Config, digest
+from toco.registry import module_name
 from toco.train.run_config import RunConfig
 
 FORMAT_VERSION = 2
@@ -26,6 +27,8 @@ EVALUATION_CODE = ("toco.evaluate", "toco.metrics")
 """Code that no training depends on."""
 SURROUNDINGS = ("code", "data", "weights", "versions")
 """Parts of an identity that no config holds."""
+_REGISTRIES = ("toco.backbones", "toco.data", "toco.methods")
+"""Packages of which a config names one entry each."""
 _PACKAGES = ("torch", "timm")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 
@@ -58,13 +61,8 @@ def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) ->
     Raises:
         ValueError: A module that the config or ``train`` names has no source.
     """
-    module = train.partition(":")[0]
-    roots = (
-        module,
-        f"toco.backbones.{config.backbone.name}",
-        f"toco.data.{config.data.name}",
-        f"toco.methods.{config.method.name}",
-    )
+    names = (config.backbone.name, config.data.name, config.method.name)
+    roots = (train.partition(":")[0], *map(module_name, _REGISTRIES, names))
     code, code_digest = _code(roots, ())
     _, training_code_digest = _code(roots, EVALUATION_CODE)
     config_digest, training_config_digest = _config_digests(config)
@@ -137,7 +135,7 @@ def why(parts: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
 
 @cache
 def _code(roots: tuple[str, ...], without: tuple[str, ...]) -> tuple[dict[str, str], str]:
-    code = code_digests(roots, without)
+    code = code_digests(roots, without, _REGISTRIES)
     return code, _sha256(code)
 
 

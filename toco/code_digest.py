@@ -4,7 +4,7 @@ Nothing is imported: source files are found and parsed. A digest is over the syn
 comments, formatting and the version of Python do not change it.
 
 What a program imports by a name that it computes is not seen, but for the registries: where code loads an entry of one
-(``load("toco.methods", name)``), every entry counts, unless a root says which it is.
+(``load("toco.methods", name)``), every entry counts, unless the caller says that its roots hold the chosen ones.
 """
 
 from __future__ import annotations
@@ -12,38 +12,48 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 _WITHOUT_MEANING = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 """Fields of the syntax tree that follow from the others, or that nothing reads."""
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+_STANDARD_LIBRARY = frozenset(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
 
 
-def code_digests(roots: Iterable[str], without: Iterable[str] = ()) -> dict[str, str]:
+def code_digests(roots: Iterable[str], without: Iterable[str] = (), chosen: Iterable[str] = ()) -> dict[str, str]:
     """Digest by module (hex, 16 digits) of all that ``roots`` import, directly or not, inside functions too.
 
+    Of a root outside of this package the modules count that lie in its top-level package, or beside this package in
+    the same folder. Installed packages are left out: their versions stand for them.
+
     Args:
-        roots: Modules to begin with. Modules outside their top-level packages are left out: their versions stand for
-            them.
+        roots: Modules to begin with.
         without: Modules and packages that are neither entered nor listed.
+        chosen: Registries whose chosen entries are among ``roots``, so that their other entries do not count.
 
     Raises:
         ValueError: A root has no source file, or a file is no Python.
     """
     roots, without = tuple(roots), tuple(without)
     packages = {_top(root) for root in roots}
-    chosen = {root.rpartition(".")[0] for root in roots}
-    found: dict[str, str] = {}
+    folders = {folder for package in packages - {_top(__name__)} for folder in import_folders(package)}
+    chosen = {*chosen, *(root.rpartition(".")[0] for root in roots)}
+    digests: dict[str, str] = {}
     todo = list(roots)
     while todo:
         name = todo.pop()
-        if name in found or _top(name) not in packages or any(_within(name, left_out) for left_out in without):
+        if name in digests or any(_within(name, left_out) for left_out in without):
+            continue
+        if _top(name) not in packages and not (folders and folders & import_folders(_top(name))):
             continue
         module = _module(name)
         if module is not None:
-            found[name] = module.digest
+            digests[name] = module.digest
             todo += module.imports
             todo += (entry for registry in module.registries if registry not in chosen for entry in _entries(registry))
         elif name in roots:
@@ -55,7 +65,7 @@ def code_digests(roots: Iterable[str], without: Iterable[str] = ()) -> dict[str,
         parent = name.rpartition(".")[0]
         if parent:
             todo.append(parent)
-    return dict(sorted(found.items()))
+    return dict(sorted(digests.items()))
 
 
 def syntax_digest(source: bytes | str) -> str:
@@ -76,7 +86,7 @@ class _Module:
 
     Attributes:
         imports: What it may import: names that may be attributes and no modules.
-        registries: Packages that it loads entries of.
+        registries: Packages that it loads entries of by a computed name.
     """
 
     digest: str
@@ -84,28 +94,10 @@ class _Module:
     registries: tuple[str, ...]
 
 
-@cache
-def _module(name: str) -> _Module | None:
-    path = _source(name)
-    if path is None:
-        return None
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} cannot be parsed as Python: {error}") from error
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    live = list(_live(tree))
-    imports = tuple(dict.fromkeys(_imports(live, package)))
-    return _Module(_digest(tree), imports, tuple(dict.fromkeys(_registries(live, name))))
-
-
-def _source(name: str) -> Path | None:
-    """The file of a module, or ``None`` where there is none, as for attributes and namespaces."""
+def source_file(name: str) -> Path | None:
+    """The file of a module; ``None`` where there is none, as for attributes and for folders without ``__init__.py``."""
     top, *rest = name.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except ValueError:
-        spec = None
+    spec = module_spec(top)
     if spec is None:
         return None
     if not rest:
@@ -118,9 +110,49 @@ def _source(name: str) -> Path | None:
     return None
 
 
+def import_folders(top: str) -> frozenset[Path]:
+    """Folders that hold the top-level package or module ``top``, unless it is an installed one."""
+    spec = module_spec(top)
+    if spec is None:
+        return frozenset()
+    origin = [spec.origin] if spec.origin and spec.origin.endswith(".py") else []
+    places = [Path(place) for place in spec.submodule_search_locations or origin]
+    return frozenset(place.parent for place in places if not is_installed(place))
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file or folder of code belongs to Python itself or to an installed package."""
+    return not _INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(folder) for folder in _STANDARD_LIBRARY)
+
+
+def module_spec(top: str) -> ModuleSpec | None:
+    """How Python would import the top-level package or module ``top``; ``None`` where it cannot."""
+    try:
+        return importlib.util.find_spec(top)
+    except ValueError:  # of a module that the program itself has made
+        return None
+
+
+@cache
+def _module(name: str) -> _Module | None:
+    path = source_file(name)
+    if path is None:
+        return None
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} cannot be parsed as Python: {error}") from error
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    live = list(_live(tree))
+    loaded = list(_loaded(live, name))
+    imports = dict.fromkeys([*_imports(live, package), *(f"{registry}.{entry}" for registry, entry in loaded if entry)])
+    registries = dict.fromkeys(registry for registry, entry in loaded if entry is None)
+    return _Module(_digest(tree), tuple(imports), tuple(registries))
+
+
 def _entries(registry: str) -> list[str]:
     """The public modules of a package, which are the entries of a registry, see ``toco.registry``."""
-    path = _source(registry)
+    path = source_file(registry)
     if path is None or path.name != "__init__.py":
         return []
     names = [file.stem for file in path.parent.glob("*.py")]
@@ -152,15 +184,21 @@ def _imports(nodes: Iterable[ast.AST], package: str) -> Iterator[str]:
             yield from (f"{origin}.{alias.name}" for alias in node.names if alias.name != "*")
 
 
-def _registries(nodes: Iterable[ast.AST], name: str) -> Iterator[str]:
+def _loaded(nodes: Iterable[ast.AST], name: str) -> Iterator[tuple[str, str | None]]:
+    """Registries that the module ``name`` loads from, each with the entry, or ``None`` where a variable names it."""
     for node in nodes:
         if not (isinstance(node, ast.Call) and node.args and _name(node.func) == "load"):
             continue
-        package = node.args[0]
-        if isinstance(package, ast.Constant) and isinstance(package.value, str):
-            yield package.value
-        elif _name(package) == "__name__":
-            yield name
+        registry, *rest = node.args
+        entry = _text(rest[0]) if rest else None
+        if (text := _text(registry)) is not None:
+            yield text, entry
+        elif _name(registry) == "__name__":
+            yield name, entry
+
+
+def _text(node: ast.expr) -> str | None:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 def _name(node: ast.expr) -> str | None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.core.store import code_digest
-from sweeps.core.store.code_digest import code_digests, syntax_digest
+from toco import code_digest
+from toco.code_digest import code_digests, syntax_digest
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

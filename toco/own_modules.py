@@ -1,0 +1,186 @@
+"""Modules of the user's own: a method, backbone, data set, recipe or study outside of this project.
+
+Python finds them as it finds every module: in the folder of the script that runs or, with
+``python -m``, in the current folder; then in the folders of ``PYTHONPATH``; then among what is
+installed. A module is looked at before it is imported, so that a name in a file, such as the
+config of somebody else's run, imports nothing but what defines an entry.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import symtable
+import sys
+import traceback
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+
+from toco.code_digest import is_installed, module_spec, source_file
+
+
+class OwnModuleError(ValueError):
+    """A module of the user's own cannot be imported, or is no entry."""
+
+
+def import_own(name: str, contract: Mapping[str, str], kind: str) -> ModuleType:
+    """Import the module ``name``, which defines what ``contract`` says.
+
+    Args:
+        name: Full name, with a dot.
+        contract: Names that it has to define, each with how it is written.
+        kind: What it is one of, for messages, as ``methods``.
+
+    Raises:
+        OwnModuleError: The module is missing, its import fails, or it lacks a name.
+    """
+    module = sys.modules.get(name)
+    if module is None:
+        is_name = all(part.isidentifier() for part in name.split("."))
+        file = source_file(name) if is_name else None
+        if file is None:
+            raise OwnModuleError(_not_found(name))
+        _check_complete(name, file, _defined(file), contract, kind)
+        module = _imported(name, file)
+    _check_complete(name, module.__file__, vars(module), contract, kind)
+    return module
+
+
+def refuse_within(folder: Path, name: str) -> None:
+    """See that the module ``name`` does not lie in ``folder``, which may have come from anywhere.
+
+    Raises:
+        OwnModuleError: It does.
+    """
+    file = source_file(name) if "." in name else None
+    if file is not None and file.resolve().is_relative_to(folder.resolve()):
+        raise OwnModuleError(
+            f"{name} is {file}, which lies in the folder that names it, and code that came with a "
+            "run is not imported. If you trust it, move it out of there, and set PYTHONPATH to the "
+            "folder that then holds its package."
+        )
+
+
+def search_folders() -> tuple[str, ...]:
+    """Folders that modules of the user's own are imported from, absolute, in order.
+
+    Folders of installed packages are left out.
+    """
+    folders = (Path(entry).absolute() for entry in sys.path)
+    own = (folder for folder in folders if folder.is_dir() and not is_installed(folder))
+    return tuple(dict.fromkeys(map(str, own)))
+
+
+def add_search_folders(folders: Iterable[str]) -> None:
+    """Import from ``folders``, too: in a worker, from those of the process that started it."""
+    sys.path += [folder for folder in folders if folder not in sys.path]
+
+
+def own_place(error: BaseException) -> str | None:
+    """File and line of the last frame of an error, where code that is not installed raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return None
+    last = frames[-1]
+    is_own = Path(last.filename).is_file() and not is_installed(Path(last.filename))
+    return f"{last.filename}, line {last.lineno}" if is_own else None
+
+
+def _imported(name: str, file: Path) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise OwnModuleError(f"{name} cannot be imported. {_place(error, file)}: {_reason(error)}.") from error
+
+
+def _place(error: BaseException, file: Path) -> str:
+    """File and line of the user's own code where its import failed."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    paths = [Path(frame.filename) for frame in frames]
+    begin = paths.index(file) if file in paths else len(paths)
+    own = [
+        frame
+        for frame, path in zip(frames[begin:], paths[begin:], strict=True)
+        if path == file or (path.is_file() and not is_installed(path))
+    ]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else str(file)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return 'it ends the program; put what is to run below if __name__ == "__main__"'
+    message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}".removesuffix(".")
+
+
+def _defined(file: Path) -> Collection[str]:
+    """Names that a module defines or imports, found without running it."""
+    try:
+        table = symtable.symtable(file.read_text("utf-8"), str(file), "exec")
+    except (SyntaxError, ValueError) as error:
+        place, reason = _place(error, file), _reason(error)
+        raise OwnModuleError(f"{place}: {reason}.") from error
+    symbols = table.get_symbols()
+    return {one.get_name() for one in symbols if one.is_assigned() or one.is_imported()}
+
+
+def _check_complete(
+    name: str,
+    file: object,
+    defined: Collection[str],
+    contract: Mapping[str, str],
+    kind: str,
+) -> None:
+    if missing := [part for part in contract if part not in defined]:
+        right = "\n".join(contract.values())
+        raise OwnModuleError(
+            f"{name} ({file}) does not define {' and '.join(missing)}. A module of {kind} has:\n{right}"
+        )
+
+
+def _not_found(name: str) -> str:
+    parent, _, last = name.rpartition(".")
+    if last == "py":
+        dotted = ".".join(Path(parent).parts)
+        right = dotted if "." in dotted else f"my_package.{dotted}"
+        path = f"{right.replace('.', '/')}.py"
+        return f"{name!r} is a file; expected the name of a module, as {right} for {path}."
+    top = name.partition(".")[0]
+    if top.isidentifier() and module_spec(top) is not None:
+        return _not_in_package(name)
+    folders = search_folders()
+    near = _hint(top, [module.name for module in pkgutil.iter_modules(folders)])
+    return (
+        f"There is no module {name!r}: {', '.join(folders)} hold no {top}.{near} "
+        f"Set PYTHONPATH to the folder that holds {top}, as in PYTHONPATH=FOLDER python -m toco."
+    )
+
+
+def _not_in_package(name: str) -> str:
+    """What to say of a missing module whose top-level package exists."""
+    top, *rest = name.split(".")
+    spec = module_spec(top)
+    places = () if spec is None else spec.submodule_search_locations or ()
+    folders = list(map(Path, places))
+    package = top
+    for part in rest:
+        inside = sorted(module.name for module in pkgutil.iter_modules(map(str, folders)))
+        deeper = [folder / part for folder in folders if (folder / part).is_dir()]
+        if not deeper:
+            where = ", ".join(map(str, folders)) or "a single file"
+            return (
+                f"{package} ({where}) has no module {part!r}; it has "
+                f"{', '.join(inside) or 'none'}.{_hint(part, inside)}"
+            )
+        folders, package = deeper, f"{package}.{part}"
+    where = ", ".join(map(str, folders))
+    return f"{name!r} is a folder ({where}): expected a module, which is a file that ends in .py."
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
