@@ -130,6 +130,36 @@ def test_every_entry_of_a_registry_counts_unless_a_root_chooses(package):
     assert sorted(code_digests(["made.root"])) == sorted([*everything, "made.root"])
     chosen = code_digests(["made.root", "made.kinds.a"])
     assert sorted(chosen) == ["made", "made.kinds", "made.kinds.a", "made.registry", "made.root"]
+    none = code_digests(["made.root"], chosen=["made.kinds"])
+    assert sorted(none) == ["made", "made.registry", "made.root"]
+
+
+def test_an_entry_that_is_loaded_by_a_constant_name_counts_alone(package):
+    package(root="from toco.registry import load\nload('made.kinds', 'a')")
+    package(**{"kinds__in____init__": "", "kinds__in__a": "", "kinds__in__b": ""})
+    counted = code_digests(["made.root"], chosen=["made.kinds"])
+    assert sorted(counted) == ["made", "made.kinds", "made.kinds.a", "made.root"]
+
+
+def test_what_lies_beside_the_users_package_counts_and_what_is_installed_does_not(package, tmp_path):
+    package(root="import beside, numpy, json, folder_beside.part")
+    (tmp_path / "beside.py").write_text("import deeper")
+    (tmp_path / "deeper.py").write_text("")
+    (tmp_path / "unused.py").write_text("")
+    (tmp_path / "folder_beside").mkdir()
+    (tmp_path / "folder_beside" / "part.py").write_text("")
+    found = list(code_digests(["made.root"]))
+    assert found == ["beside", "deeper", "folder_beside.part", "made", "made.root"]
+
+
+def test_an_installed_package_counts_alone(package, tmp_path, monkeypatch):
+    site = tmp_path / "lib" / "site-packages"
+    (site / "installed").mkdir(parents=True)
+    (site / "installed" / "method.py").write_text("import neighbour, installed.part")
+    (site / "installed" / "part.py").write_text("")
+    (site / "neighbour.py").write_text("")
+    monkeypatch.syspath_prepend(str(site))
+    assert list(code_digests(["installed.method"])) == ["installed.method", "installed.part"]
 
 
 def test_an_edit_changes_the_digest_of_its_module_alone(package):

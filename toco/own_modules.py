@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import pkgutil
 import symtable
 import sys
 import traceback
@@ -38,9 +37,7 @@ def import_own(name: str, contract: Mapping[str, str], kind: str) -> ModuleType:
     """
     module = sys.modules.get(name)
     if module is None:
-        is_name = all(part.isidentifier() for part in name.split("."))
-        file = source_file(name) if is_name else None
-        if file is None:
+        if (file := source_file(name) if _is_name(name) else None) is None:
             raise OwnModuleError(_not_found(name))
         _check_complete(name, file, _defined(file), contract, kind)
         module = _imported(name, file)
@@ -54,7 +51,7 @@ def refuse_within(folder: Path, name: str) -> None:
     Raises:
         OwnModuleError: It does.
     """
-    file = source_file(name) if "." in name else None
+    file = source_file(name) if "." in name and _is_name(name) else None
     if file is not None and file.resolve().is_relative_to(folder.resolve()):
         raise OwnModuleError(
             f"{name} is {file}, which lies in the folder that names it, and code that came with a "
@@ -142,6 +139,10 @@ def _check_complete(
         )
 
 
+def _is_name(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
+
+
 def _not_found(name: str) -> str:
     parent, _, last = name.rpartition(".")
     if last == "py":
@@ -149,11 +150,13 @@ def _not_found(name: str) -> str:
         right = dotted if "." in dotted else f"my_package.{dotted}"
         path = f"{right.replace('.', '/')}.py"
         return f"{name!r} is a file; expected the name of a module, as {right} for {path}."
+    if not _is_name(name):
+        return f"{name!r} is no name of a module: expected words with dots, as my_package.my_method."
     top = name.partition(".")[0]
-    if top.isidentifier() and module_spec(top) is not None:
+    if module_spec(top) is not None:
         return _not_in_package(name)
     folders = search_folders()
-    near = _hint(top, [module.name for module in pkgutil.iter_modules(folders)])
+    near = _hint(top, _names_in(map(Path, folders)))
     return (
         f"There is no module {name!r}: {', '.join(folders)} hold no {top}.{near} "
         f"Set PYTHONPATH to the folder that holds {top}, as in PYTHONPATH=FOLDER python -m toco."
@@ -168,7 +171,7 @@ def _not_in_package(name: str) -> str:
     folders = list(map(Path, places))
     package = top
     for part in rest:
-        inside = sorted(module.name for module in pkgutil.iter_modules(map(str, folders)))
+        inside = _names_in(folders)
         deeper = [folder / part for folder in folders if (folder / part).is_dir()]
         if not deeper:
             where = ", ".join(map(str, folders)) or "a single file"
@@ -179,6 +182,13 @@ def _not_in_package(name: str) -> str:
         folders, package = deeper, f"{package}.{part}"
     where = ", ".join(map(str, folders))
     return f"{name!r} is a folder ({where}): expected a module, which is a file that ends in .py."
+
+
+def _names_in(folders: Iterable[Path]) -> list[str]:
+    """Names of modules and of packages, also of those without ``__init__.py``, in ``folders``."""
+    items = [item for folder in folders for item in folder.iterdir()]
+    code = (item for item in items if item.suffix == ".py" or any(item.glob("*.py")))
+    return sorted({item.stem for item in code if item.stem.isidentifier()} - {"__init__"})
 
 
 def _hint(name: str, names: Iterable[str]) -> str:
