@@ -7,9 +7,15 @@ from toco.cam.crf import CrfConfig, dense_crf
 from toco.evaluate import EvaluateConfig
 from toco.evaluate.sizes import network_input
 from toco.methods import toco
-from toco.predict import PseudoLabelConfig, export_cams, export_pseudo_labels, score_pseudo_labels
+from toco.predict.cams import export_cams
 from toco.predict.formats import read_index_png
-from toco.predict.pseudo_labels import OFFICIAL_CAM_CRF, pseudo_label
+from toco.predict.pseudo_labels import (
+    OFFICIAL_CAM_CRF,
+    PseudoLabelConfig,
+    export_pseudo_labels,
+    pseudo_label,
+    score_pseudo_labels,
+)
 from toco.types import Shard
 
 OWN_SIZE = EvaluateConfig(size_px=None, cam_scales=(1.0,), cam_flip=False)

@@ -10,10 +10,11 @@ from pycocotools.coco import COCO
 
 from toco.data.files.images import read_upright
 from toco.evaluate.pictures import voc_palette
-from toco.predict import find_images, predict
 from toco.predict.coco_json import coco_annotations
 from toco.predict.formats import index_png, read_index_png
+from toco.predict.image_files import find_images
 from toco.predict.overlay import overlay
+from toco.predict.predictions import predict
 from toco.types import Shard
 
 CLASSES = ("cat", "dog")

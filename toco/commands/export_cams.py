@@ -37,7 +37,7 @@ def command(
     among processes.
     """
     from toco.commands._trained import identity, open_for_share, open_images
-    from toco.predict import export_cams
+    from toco.predict.cams import export_cams
 
     trained, shard = open_for_share(run_dir, changes)
     dataset, of_data = open_images(trained, split, shard)

@@ -58,8 +58,12 @@ def command(
     from toco.commands._trained import identity, open_for_share, open_images
     from toco.config import parse_assignments, replace
     from toco.methods import toco
-    from toco.predict import PseudoLabelConfig, export_pseudo_labels, score_pseudo_labels
-    from toco.predict.pseudo_labels import OFFICIAL_CAM_CRF
+    from toco.predict.pseudo_labels import (
+        OFFICIAL_CAM_CRF,
+        PseudoLabelConfig,
+        export_pseudo_labels,
+        score_pseudo_labels,
+    )
 
     if crf_changes and "crf" not in refine:
         raise click.UsageError(f"--crf changes a CRF, but --refine {refine} has none.")

@@ -50,8 +50,9 @@ def command(
     from toco.commands._trained import identity, open_for_share, open_images
     from toco.data.files.images import MAX_PIXELS
     from toco.files import printable
-    from toco.predict import Images, find_images, predict
+    from toco.predict.image_files import Images, find_images
     from toco.predict.inference import class_probabilities, least_side_px
+    from toco.predict.predictions import predict
 
     if bool(inputs) == bool(split):
         raise click.UsageError("Name the images: either as INPUT, or with --split as those of the run's data.")

@@ -34,7 +34,7 @@ def command(
     from toco.commands._trained import identity, open_for_share, open_images
     from toco.files import printable, write_text
     from toco.official.expected import beside_table2
-    from toco.predict import check_readable, large_enough
+    from toco.predict.image_files import check_readable, large_enough
     from toco.predict.inference import least_side_px
     from toco.predict.split_predictions import open_predictions, predict_split, score_predictions
 
