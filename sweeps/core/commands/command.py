@@ -232,10 +232,10 @@ def _status_it(study: Study, storage: Path) -> int:
     return print_status(study, storage)
 
 
-def _report_it(study: Study, storage: Path, bundle: Path | None) -> int:
+def _report_it(study: Study, storage: Path, *, bundle: Path | None, stdout: bool) -> int:
     from sweeps.core.commands.status import print_report
 
-    return print_report(study, storage, bundle)
+    return print_report(study, storage, bundle, stdout=stdout)
 
 
 def _diff_it(study: Study, storage: Path, other: Path | None) -> int:
@@ -249,6 +249,8 @@ def _sync_it(study: Study, storage: Path, **options: Any) -> int:  # noqa: ANN40
 
     return sync(study, Launch(storage, **options))
 
+
+STDOUT = click.option("--stdout", is_flag=True, help="Print the table and write nothing.")
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -312,7 +314,10 @@ _report = Verb(
     "report",
     "Write the report of the study as it stands and print its table. Exit status as of run.",
     _report_it,
-    (click.option("--bundle", type=click.Path(dir_okay=False, path_type=Path), help="Also make a reviewer's zip."),),
+    (
+        click.option("--bundle", type=click.Path(dir_okay=False, path_type=Path), help="Also make a reviewer's zip."),
+        STDOUT,
+    ),
 )
 _diff = Verb(
     "diff",

@@ -12,33 +12,41 @@ from tabulate import tabulate
 
 from sweeps.core.design.study import Cell, Study
 from sweeps.core.plan.survey import survey
-from sweeps.core.report import write_report
 from sweeps.core.report.table import is_percent, printed_difference
 from sweeps.core.statistics.paired import Paired, paired
 from sweeps.core.store.identity import why
-from sweeps.core.store.study_folder import StudyFolder
-from sweeps.core.store.study_record import StudyRecord, read_study_record, values_by_replicate
+from sweeps.core.store.study_folder import StudyFolder, is_same_state, study_file
+from sweeps.core.store.study_record import StudyFile, StudyRecord, read_study_record, values_by_replicate, with_results
 
 
 def print_diff(study: Study, storage: Path, other: Path | None) -> int:
     """Print how the study differs from ``other``, by default from its state before the last change; returns 0.
+
+    Nothing is written.
 
     Raises:
         ValueError: There is nothing to compare with.
     """
     situation = survey(study, storage)
     folder = StudyFolder(storage / situation.plan.folder_name)
-    folder.write_study(situation.plan, situation.keys, situation.inputs, None)
-    write_report(folder.path)
-    if other is None and not folder.history():
+    now = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
+    # Another study has its results in the storage that it lies in.
+    before = _before(folder, now) if other is None else read_study_record(other)
+    click.echo(diff_text(before, with_results(now, folder.path)))
+    return 0
+
+
+def _before(folder: StudyFolder, now: StudyFile) -> StudyRecord:
+    """The state before the last change, which the next run would keep or an earlier one kept."""
+    stored, history = folder.stored(), folder.history()
+    if stored is not None and not is_same_state(stored, now):
+        return with_results(stored, folder.path)
+    if not history:
         raise ValueError(
             f"{folder.path} has no earlier state: neither code nor data changed since it was first run. "
             "Give another study's folder with --with."
         )
-    # Another study has its results in the storage that it lies in.
-    before = read_study_record(folder.path, folder.history()[-1]) if other is None else read_study_record(other)
-    click.echo(diff_text(before, read_study_record(folder.path)))
-    return 0
+    return read_study_record(folder.path, history[-1])
 
 
 def diff_text(before: StudyRecord, after: StudyRecord) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from sweeps.core.commands.command import COMMON, RESOURCES, RUN, RUNNING, TRACKING, Verb, read_from, verb_group
+from sweeps.core.commands.command import COMMON, RESOURCES, RUN, RUNNING, STDOUT, TRACKING, Verb, read_from, verb_group
 from sweeps.core.design.search_space import SearchStudy
 from sweeps.core.plan.launch_options import Launch
 
@@ -47,6 +47,12 @@ def search_command(
     return verb_group(study.name, text, _VERBS, build, (*COMMON, *_OWN))
 
 
+def _report_it(study: SearchStudy, storage: Path, *, stdout: bool) -> int:
+    from sweeps.core.run.search_launch import print_search_report
+
+    return print_search_report(study, Launch(storage), stdout=stdout)
+
+
 def _does(name: str) -> Callable[..., int]:
     """What ``sweeps.core.run.search_launch`` has by this name; imported when it is called, as that takes seconds."""
 
@@ -77,7 +83,8 @@ _VERBS = (
     Verb(
         "report",
         "Write the report of the search as it stands, and print it. Exit status: 0, or 4 where trials failed.",
-        _does("print_search_report"),
+        _report_it,
+        (STDOUT,),
     ),
     Verb("sync", "Fill MLflow again from the run folders.", _does("sync_search"), (TRACKING,)),
 )

@@ -11,11 +11,12 @@ import click
 from sweeps.core.design.study import Study
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.survey import Situation, survey
-from sweeps.core.report import write_bundle, write_report
+from sweeps.core.report import report_text, write_bundle, write_report
 from sweeps.core.run.mlflow_mirror import Mirror, closing_sentence
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.runs import newest_step
-from sweeps.core.store.study_folder import StudyFolder
+from sweeps.core.store.study_folder import StudyFolder, study_file
+from sweeps.core.store.study_record import with_results
 from toco.tracking import Tracker
 
 
@@ -51,9 +52,24 @@ def print_status(study: Study, storage: Path) -> int:
     return 0
 
 
-def print_report(study: Study, storage: Path, bundle: Path | None) -> int:
-    """Write the report of the study as it stands, and print its table; returns the verdict's exit status."""
-    folder = _folder(survey(study, storage))
+def print_report(study: Study, storage: Path, bundle: Path | None, stdout: bool = False) -> int:
+    """Write the report of the study as it stands, and print its table; returns the verdict's exit status.
+
+    With ``stdout`` it prints the table and writes nothing.
+
+    Raises:
+        ValueError: ``stdout`` is asked for together with a bundle.
+    """
+    situation = survey(study, storage)
+    if stdout:
+        if bundle is not None:
+            raise ValueError(f"--stdout writes nothing, so there is no --bundle {bundle}: give one of the two.")
+        _warn_of_nothing(situation)
+        now = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
+        text, exit_code = report_text(with_results(now, storage / situation.plan.folder_name))
+        click.echo(text)
+        return exit_code
+    folder = _folder(situation)
     report = write_report(folder.path)
     click.echo(f"{report.text}\n\nReport: {report.page}")
     if bundle is not None:
@@ -80,9 +96,13 @@ def sync(study: Study, launch: Launch) -> int:
 def _folder(situation: Situation) -> StudyFolder:
     folder = StudyFolder(situation.ledger.storage / situation.plan.folder_name)
     folder.write_study(situation.plan, situation.keys, situation.inputs, None)
-    if len(situation.missing()) == len(situation.plan.trials):
-        warnings.warn(f"None of the trials of {situation.plan.study.name} is there yet.", stacklevel=2)
+    _warn_of_nothing(situation)
     return folder
+
+
+def _warn_of_nothing(situation: Situation) -> None:
+    if len(situation.missing()) == len(situation.plan.trials):
+        warnings.warn(f"None of the trials of {situation.plan.study.name} is there yet.", stacklevel=3)
 
 
 def _reasons(situation: Situation) -> Counter[str]:

@@ -98,6 +98,11 @@ def write_search_report(path: Path, *, running: bool = False) -> SearchReport:
     )
 
 
+def search_text(record: SearchRecord) -> str:
+    """Front, importance and all trials, for a terminal. Writes nothing."""
+    return _text(record, _summary(record), [_front(record), _importance(record), _all(record)])
+
+
 def trials_csv(record: SearchRecord) -> str:
     """All trials for programs: raw values, empty where there is none; a stopped trial has none, but its rungs do."""
     text = io.StringIO()

@@ -16,7 +16,7 @@ from sweeps.core.report.page import page
 from sweeps.core.report.study_table import study_table
 from sweeps.core.report.table_csv import table_csv
 from sweeps.core.report.terminal import terminal
-from sweeps.core.store.study_record import read_study_record
+from sweeps.core.store.study_record import StudyRecord, read_study_record
 from toco.files import write_text
 
 PAGE = "report.html"
@@ -64,6 +64,13 @@ def write_report(study_dir: Path) -> StudyReport:
     files = tuple(study_dir / name for name in (*tables, PAGE))
     text = "\n".join([terminal(table), *(f"Left out of the page: {remark}" for remark in written.remarks)])
     return StudyReport(text, note, study_dir / PAGE, files, verdict.exit_code)
+
+
+def report_text(study: StudyRecord) -> tuple[str, int]:
+    """The table with its verdict and captions, for a terminal, and the verdict's exit status. Writes nothing."""
+    analysis = analyse(study)
+    verdict = judge(study, analysis)
+    return terminal(study_table(study, analysis, verdict)), verdict.exit_code
 
 
 def write_bundle(study_dir: Path, target: Path) -> Path:

@@ -16,11 +16,11 @@ from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.plan_text import foretell_works
 from sweeps.core.plan.search_survey import SearchSituation, survey_search
 from sweeps.core.plan.sizes import check_sizes
-from sweeps.core.report.search_report import write_search_report
+from sweeps.core.report.search_report import search_text, write_search_report
 from sweeps.core.run.mlflow_mirror import closing_sentence
 from sweeps.core.run.search_driver import Proposal, SearchDriver, SearchMirror
 from sweeps.core.store.leases import Leases
-from sweeps.core.store.search_record import ENDED, SearchRecord, read_search_record
+from sweeps.core.store.search_record import ENDED, SearchRecord, read_search_record, search_file, with_trials
 from toco.room import telling_shortage
 from toco.tracking import Tracker
 from toco.train.distributed import check_shares
@@ -105,9 +105,17 @@ def print_search_status(study: SearchStudy, launch: Launch) -> int:
     return 0
 
 
-def print_search_report(study: SearchStudy, launch: Launch) -> int:
-    """Write the report of the search as it stands, and print it; returns 0, or 4 where trials failed."""
+def print_search_report(study: SearchStudy, launch: Launch, *, stdout: bool = False) -> int:
+    """Write the report of the search as it stands, and print it; returns 0, or 4 where trials failed.
+
+    With ``stdout`` it is printed and nothing is written.
+    """
     situation = survey_search(study, launch.storage)
+    if stdout:
+        file = search_file(situation.plan, situation.journal.name, situation.inputs, start_id="")
+        record = with_trials(file, situation.path)
+        click.echo(search_text(record))
+        return INCOMPLETE if any(trial.state == "failed" for trial in record.trials) else 0
     situation.write()
     report = write_search_report(situation.path, running=_holder(situation) is not None)
     click.echo(f"{report.text}\n\nReport: {report.page}")

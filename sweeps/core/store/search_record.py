@@ -190,7 +190,17 @@ def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
         ValueError: It is no search's folder, its record is damaged, or of another version.
     """
     search = RECORD.read(path / RECORD.file)
-    study, fault = read_study(path / (journal or search.journal))
+    return with_trials(search if journal is None else search.model_copy(update={"journal": journal}), path)
+
+
+def with_trials(search: SearchFile, path: Path) -> SearchRecord:
+    """Add what the journal and the ledger say of a search now. Writes nothing.
+
+    Args:
+        search: The search.
+        path: Its folder, which need not exist.
+    """
+    study, fault = read_study(path / search.journal)
     known = [] if study is None else study.get_trials(deepcopy=False)
     asked = [trial for trial in known if trial.params.keys() == search.space.keys()]
     best = set() if study is None else {trial.number for trial in study.best_trials}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,8 +25,10 @@ from sweeps.core.store.first_writer import write_first
 from sweeps.core.store.folder_record import HISTORY, read_beside
 from sweeps.core.store.inputs import Inputs
 from sweeps.core.store.study_record import MLFLOW_FILE, PROGRESS_FILE, RECORD, MlflowFile, Progress, StudyFile
-from toco.files import is_sealed, write_text
+from toco.files import UnreadableError, is_sealed, write_text
 from toco.tracking import Pages
+
+logger = logging.getLogger(__name__)
 
 
 class StudyFolder:
@@ -63,7 +66,7 @@ class StudyFolder:
 
         def make(was: StudyFile | None, start_id: str) -> StudyFile:
             now = study_file(plan, keys, inputs, start_id)
-            same = was is not None and _states(was) == _states(now)
+            same = was is not None and is_same_state(was, now)
             if was is not None and not same:
                 self._keep(was)
             return now.model_copy(update={"forecast": (was.forecast if was and same else None) or forecast})
@@ -88,6 +91,21 @@ class StudyFolder:
             now = now.model_copy(update={"runs": {**was.runs, **runs}})
         if was != now:
             write_text(self.path / MLFLOW_FILE, now.text(), durable=False)
+
+    def stored(self) -> StudyFile | None:
+        """``study.json``; ``None`` where it is missing or, with a warning, damaged. Writes nothing.
+
+        Raises:
+            ValueError: It is of another version.
+        """
+        path = self.path / RECORD.file
+        if not path.is_file():
+            return None
+        try:
+            return RECORD.read(path)
+        except UnreadableError as error:
+            logger.warning(str(error))
+            return None
 
     @property
     def start_id(self) -> str:
@@ -149,6 +167,7 @@ def study_file(plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], start_
     )
 
 
-def _states(study: StudyFile) -> dict[str, Any]:
-    """What the results of a study depend on; where it changes, the state before is kept."""
-    return study.model_dump(mode="json", include={"cells", "inputs"})
+def is_same_state(one: StudyFile, other: StudyFile) -> bool:
+    """Whether two states of a study have the same results; where not, the earlier one is kept."""
+    first, second = (study.model_dump(mode="json", include={"cells", "inputs"}) for study in (one, other))
+    return first == second

@@ -209,7 +209,16 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
         ValueError: There is no such file, it is damaged, or of another version.
     """
     advice = None if file is None else "Delete it, or compare with another study's folder by --with."
-    study = RECORD.read(file or study_dir / RECORD.file, advice)
+    return with_results(RECORD.read(file or study_dir / RECORD.file, advice), study_dir)
+
+
+def with_results(study: StudyFile, study_dir: Path) -> StudyRecord:
+    """Add what the ledger, a running driver and MLflow say of a study now. Writes nothing.
+
+    Args:
+        study: The study.
+        study_dir: Its folder, which need not exist.
+    """
     ledger = Ledger(study_dir.parent)
     progress = read_beside(study_dir / PROGRESS_FILE, Progress)
     written = progress.steps if progress else {}

@@ -135,4 +135,9 @@ def test_the_state_before_the_last_change_is_compared_with(tmp_path, capsys):
     assert print_diff(STUDY, tmp_path, None) == 0
     found = lines(capsys.readouterr().out)
     assert {cell: row[0] for (cell, _), row in found.items()} == {"#8": "+10.00", "#10": "+10.00"}
+    assert folder.history() == []
+    # A run keeps that state, which the same question then finds.
+    folder.write_study(situation.plan, situation.keys, situation.inputs, None)
     assert len(folder.history()) == 1
+    assert print_diff(STUDY, tmp_path, None) == 0
+    assert lines(capsys.readouterr().out) == found
