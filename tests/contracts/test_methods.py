@@ -15,8 +15,8 @@ from toco.backbones import vit_nano
 from toco.data import ViewsConfig
 from toco.evaluate import EvaluateConfig
 from toco.methods import Method, MethodConfig
-from toco.predict import PseudoLabelConfig
 from toco.predict.inference import InferenceConfig
+from toco.predict.pseudo_labels import PseudoLabelConfig
 from toco.registry import available, load
 from toco.train.run_config import RunConfig
 from toco.types import Batch, Shard, present_classes
