@@ -17,18 +17,20 @@ there (mIoU of the CAM on VOC val): 63.5, 67.6, 70.5, 43.1 for blocks #8 to #11.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import click
-import torch
 
 from sweeps.core.commands.command import integers, study_command
 from sweeps.core.design.designs import Declared, OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.paper import M_AUX, SEG, TABLE_5A, M
 from sweeps.core.design.study import Metric, Study
-from toco.backbones import Backbone
 from toco.registry import load
-from toco.train.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from toco.backbones import Backbone
+    from toco.train.run_config import RunConfig
 
 AUX_BLOCK = "method.aux_block"
 PAPER_DEPTH = 12
@@ -78,6 +80,9 @@ def design(depth: int, layers: tuple[int, ...] | None = None) -> OneFactor:
 
 def bare_backbone(config: RunConfig) -> Backbone:
     """The backbone without memory for its weights: to ask for its depth and its patches."""
+    # Here, as the help of a study and the list of studies do without it.
+    import torch
+
     module = load("toco.backbones", config.backbone.name)
     with torch.device("meta"):
         backbone: Backbone = module.build(config.backbone.model_copy(update={"weights": None}))

@@ -76,7 +76,7 @@ OBJECTIVES = (
     # Each trial's own clock, beside whatever else runs: a finer difference would put chance on the front.
     Objective(STEP_TIME, "time of a step", higher_is_better=False, resolution=0.1),
 )
-PLAIN = SearchStudy(
+STUDY = SearchStudy(
     name="search",
     title="Search: CAM and segmentation against cost",
     recipe="shapes_nano",
@@ -85,9 +85,8 @@ PLAIN = SearchStudy(
     num_random=4,
     objectives=OBJECTIVES,
 )
-STUDY = for_recipe(PLAIN)
 
-main = search_command(PLAIN, __doc__, adapt=for_recipe)
+main = search_command(STUDY, __doc__, adapt=for_recipe)
 
 if __name__ == "__main__":
     main()

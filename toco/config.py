@@ -27,6 +27,9 @@ A digest contains the name of the file and not its folder, so that a moved file 
 recorded by a digest of its own.
 """
 
+MAX_SEED = 2**32
+"""Seeds of runs are below it."""
+
 
 class Config(BaseModel):
     """Base of every config: frozen, strict about names, validated with its defaults."""

@@ -4,7 +4,7 @@ from toco.data._dataset import DataConfig, Dataset, Fault, Split
 from toco.data.files.check import Report, check_folder, check_splits
 from toco.data.files.label_conversion import convert_labels
 from toco.data.files.splits import notes_of_splits, refuse_overlap
-from toco.data.loading.loader import MAX_SEED, TrainLoader
+from toco.data.loading.loader import TrainLoader
 from toco.data.views.colour import ColourConfig
 from toco.data.views.normalise import denormalise_255, normalise
 from toco.data.views.raw_batch import RawBatch
@@ -18,7 +18,6 @@ ENTRY = {
 
 __all__ = [
     "ENTRY",
-    "MAX_SEED",
     "ColourConfig",
     "DataConfig",
     "Dataset",

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field, model_validator
 
 from toco.backbones import BackboneConfig
-from toco.config import RUN_ONLY, Config
-from toco.data import MAX_SEED, DataConfig, ViewsConfig
+from toco.config import MAX_SEED, RUN_ONLY, Config
+from toco.data import DataConfig, ViewsConfig
 from toco.evaluate import EvaluateConfig
 from toco.methods import MethodConfig
 from toco.predict.inference import InferenceConfig

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.distributions import (
     BaseDistribution,
@@ -24,10 +24,11 @@ from optuna.distributions import (
 
 from sweeps.core.design.factors import EVALUATION, SEED_PATH, Scalar, refuse_repeats
 from sweeps.core.design.study import TRAIN
-from toco.config import digest, flatten, replace
-from toco.data import MAX_SEED
+from toco.config import MAX_SEED, digest, flatten, replace
 from toco.registry import load
-from toco.train.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from toco.train.run_config import RunConfig
 
 STEP_TIME = "step_time_s"
 """The mean time of a step, as ``result.json`` has it: the cost of a training."""

@@ -11,16 +11,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as with_fields
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from sweeps.core.design.designs import Block, Design
 from sweeps.core.design.factors import SEED_PATH, refuse_repeats
-from toco.config import digest, flatten, replace
-from toco.data import MAX_SEED
+from toco.config import MAX_SEED, digest, flatten, replace
 from toco.registry import load
-from toco.train.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from toco.train.run_config import RunConfig
 
 TRAIN = "toco.train.loop:train"
 A_A = "base again (A/A)"

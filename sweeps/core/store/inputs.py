@@ -6,10 +6,12 @@ Where these lie is in no digest, so that results do not depend on a path; what t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sweeps.core.design.study import Trial
-from toco.train.loop import open_data, weights_sha256
-from toco.train.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from toco.train.run_config import RunConfig
 
 Inputs = dict[str, str | None]
 """Digests by ``train``, ``val`` and ``weights``."""
@@ -22,6 +24,9 @@ def config_inputs(config: RunConfig) -> Inputs:
         ValueError: A data set is not there or is wrong.
         OSError: A file cannot be read.
     """
+    # Here, as who only names what was read does without torch.
+    from toco.train.loop import open_data, weights_sha256
+
     train, val = open_data(config)
     return {"train": train.manifest_digest(), "val": val.manifest_digest(), "weights": weights_sha256(config)}
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Generator, Iterator
 
 import numpy as np
 
+from toco.config import MAX_SEED
 from toco.data._dataset import Dataset
 from toco.data.loading.loader_processes import PATIENCE_S, Keys, LoaderProcesses
 from toco.data.views.raw_batch import RawBatch, Sample
@@ -20,7 +21,6 @@ from toco.types import ExtraView, Shard
 _WHOLE = Shard()
 _ORDER = 1
 """Spawn key of the generators of orders: ``SeedSequence([a, b])`` alone equals ``SeedSequence([a, b, 0])``."""
-MAX_SEED = 2**32
 """A larger seed takes two words of the sequence, which another (seed, epoch) could also give."""
 
 

@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from sweeps.core.design.search_space import Objective, Rungs, SearchStudy, is_among_best, terms_joined
 from sweeps.core.store.search_record import search_file
-from sweeps.search import PLAIN, STUDY, for_recipe
+from sweeps.search import STUDY, for_recipe
 from toco.config import flatten, replace
 from toco.recipes.shapes_nano import recipe
 from toco.registry import available
@@ -195,7 +195,7 @@ def test_a_coarse_objective_tells_apart_what_differs_by_more_than_its_resolution
 
 @pytest.mark.parametrize("name", available("toco.recipes"))
 def test_the_shipped_search_fits_every_recipe(name):
-    study = for_recipe(dataclasses.replace(PLAIN, recipe=name))
+    study = for_recipe(dataclasses.replace(STUDY, recipe=name))
     plan = study.resolve()
     assert len(plan.rungs) >= 2
     own = flatten(plan.base)
