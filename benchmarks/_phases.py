@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks._record import synchronise
 from toco.methods import toco
+from toco.train.step import TrainingStep
 
 PHASES = {
     "CAM passes": ("multi_scale_cams",),
@@ -60,8 +61,8 @@ class Phases:
             self._inside = False
 
     @contextmanager
-    def of(self, method: toco.ToCo) -> Iterator[None]:
-        """Time the parts of ``method``'s steps."""
+    def of(self, step: TrainingStep, method: toco.ToCo) -> Iterator[None]:
+        """Time the parts of the updates that ``step`` does with ``method``."""
         local = method.config.local_crop_size_px
 
         def timed(name: Callable[..., str], function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,7 +77,11 @@ class Phases:
             return "local crops" if images.shape[-1] == local else "global views"
 
         modules = {method.projection: "CTC", method.teacher: "CTC", method.decoder: "segmentation"}
+        stages = {"backward": "backward", "update": "optimizer"}
         with ExitStack() as stack:
+            for name, phase in stages.items():
+                wrapped = timed(lambda *_, phase=phase: phase, getattr(step, name))
+                stack.enter_context(patch.object(step, name, wrapped))
             for phase, functions in PHASES.items():
                 for name in functions:
                     wrapped = timed(lambda *_, phase=phase: phase, getattr(toco, name))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Any
 
 import click
 import torch
+
+from toco.train import step
 
 FORMAT_VERSION = 1
 RESULTS = Path(__file__).parent / "results"
@@ -91,10 +91,8 @@ def matrix_peak(dtype: torch.dtype, device: torch.device | str) -> float:
 
 def peak_memory_bytes(device: torch.device | str) -> int:
     """Most memory so far: allocated on a CUDA device since its last reset, or resident in this process."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    device = torch.device(device)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else step.peak_memory_bytes(device)
 
 
 def synchronise(device: torch.device | str) -> None:

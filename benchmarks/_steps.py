@@ -1,6 +1,6 @@
-"""One training step in two ways: as the official iteration computes it, and as the training loop does.
+"""The training step as the official iteration computes it.
 
-Their losses and gradients are the same (``tests/methods/test_plain_step.py``).
+Its losses and gradients are those of :class:`toco.train.step.TrainingStep` (``tests/methods/test_plain_step.py``).
 """
 
 from __future__ import annotations
@@ -27,41 +27,12 @@ from toco.losses.dense_energy import dense_energy_loss
 from toco.losses.ptc import patch_token_contrast_loss
 from toco.losses.segmentation import segmentation_loss
 from toco.methods import toco
-from toco.train.optim import HEAD_GROUPS, OptimConfig, build_optimizer, fill_missing_gradients, set_lr
+from toco.train.optim import HEAD_GROUPS, OptimConfig, set_lr
 from toco.types import IGNORE_INDEX, Batch, StepOutput
 
 
-class OurStep:
-    """The step of the training loop."""
-
-    def __init__(self, method: toco.ToCo, optim: OptimConfig, num_steps: int) -> None:
-        self.method, self._optim, self._num_steps = method, optim, num_steps
-        self._optimizer = build_optimizer(method.parameter_groups(), optim)
-
-    def compile(self, run: Callable[[], None]) -> None:
-        """Compile the step, and ``run`` it until that is done and its graph is recorded."""
-        self.method.compile_step()
-        for _ in range(3):
-            run()
-
-    def __call__(self, batch: Batch, step: int, generator: torch.Generator, phase: Phase = untimed) -> None:
-        """One update with a batch of the loader."""
-        set_lr(self._optimizer, step, self._num_steps, self._optim)
-        self.method.train()
-        output = self.method.training_losses(batch.to(self.method.classifier.weight.device), step, generator)
-        self._optimizer.zero_grad(set_to_none=True)
-        total = output.total
-        with phase("backward"):
-            total.backward()
-        with phase("optimizer"):
-            fill_missing_gradients(self._optimizer)
-            gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.get_total_norm(gradients)
-            self._optimizer.step()
-
-
 class PlainStep:
-    """The same step, computed as the official iteration computes it: every pass of its own, nothing kept or skipped.
+    """One update as the official iteration computes it: every pass of its own, nothing kept or skipped.
 
     In float32, with explicit attention. The global views are encoded for the CAM (twice: upright, mirrored), for the
     classifiers and the decoder, for the teacher (with a graph that nobody uses) and for the student. The decoder runs
@@ -92,10 +63,10 @@ class PlainStep:
             groups, lr=optim.lr, betas=optim.betas, eps=optim.epsilon, weight_decay=optim.weight_decay
         )
 
-    def __call__(self, batch: Batch, step: int, generator: torch.Generator, phase: Phase = untimed) -> None:
+    def __call__(self, batch: Batch, step: int, phase: Phase = untimed) -> None:
         """One update with a batch on the host."""
         set_lr(self._optimizer, step, self._num_steps, self._optim)
-        output = self.losses(batch, step, generator, phase)
+        output = self.losses(batch, step, torch.Generator(), phase)
         self._optimizer.zero_grad()
         total = output.total
         with phase("backward"):

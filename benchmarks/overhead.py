@@ -25,6 +25,7 @@ from unittest.mock import patch
 import click
 import torch
 from tabulate import tabulate
+from torch import Tensor
 
 from benchmarks._record import measure, out_option, synchronise, write
 from sweeps.core.design.designs import OneFactor
@@ -39,10 +40,11 @@ from toco.recipes import shapes_nano, voc_deit_b
 from toco.tracking import import_mlflow, track_run
 from toco.train import checkpoint, loop
 from toco.train.averages import Averages
-from toco.train.loop import build_method, gradient_norm, open_data
-from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
+from toco.train.loop import build_method, open_data
+from toco.train.optim import build_optimizer, fill_missing_gradients
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
+from toco.train.step import TrainingStep
 from toco.types import StepOutput
 
 MOMENTS = "TOCO_BENCHMARK_MOMENTS"
@@ -63,27 +65,20 @@ class Training:
 
     def __init__(self, config: RunConfig, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
-        self._config = config = config.resolved()
+        config = config.resolved()
         self.device = config.torch_device()
         train_set, _ = open_data(config)
-        self.method = build_method(config, len(train_set.class_names)).to(self.device)
-        self.optimizer = build_optimizer(self.method.parameter_groups(), config.optim)
+        method = build_method(config, len(train_set.class_names)).to(self.device)
+        optimizer = build_optimizer(method.parameter_groups(), config.optim)
+        self._train_step = TrainingStep(method, optimizer, config)
         loader = TrainLoader(train_set, config.views, config.batch_size, config.seed)
         # All terms count in the last step.
         self._batches = itertools.cycle(list(loader.batches(start_step=0, num_steps=4)))
         self._step = config.num_steps - 1
-        self.output: StepOutput
 
-    def step(self) -> None:
-        """The last step, as ``toco.train.loop`` does it."""
-        generator = torch.Generator().manual_seed(self._step)
-        set_lr(self.optimizer, self._step, self._config.num_steps, self._config.optim)
-        self.method.train()
-        self.output = self.method.training_losses(next(self._batches).to(self.device), self._step, generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.output.total.backward()
-        fill_missing_gradients(self.optimizer)
-        self.optimizer.step()
+    def step(self) -> tuple[StepOutput, Tensor]:
+        """Do the last step again; return its losses and the norm of its gradients."""
+        return self._train_step(next(self._batches), self._step)
 
 
 def train_noting(config: RunConfig, run_dir: Path, **options: Any) -> loop.Result:  # noqa: ANN401 - as loop.train
@@ -170,13 +165,13 @@ def starts_in_a_worker(times: int) -> list[float]:
 def log_seconds(training: Training, config: RunConfig, steps: int, times: int) -> dict[str, float]:
     """Seconds a step that the log costs, and those of the step itself."""
     step_s = statistics.median(measure({"step": training.step}, times, training.device)["step"])
-    norm = gradient_norm(training.optimizer)
+    output, gradient_norm = training.step()
     with tempfile.TemporaryDirectory() as scratch:
         folder, averages = RunFolder(Path(scratch)), Averages({})
 
         def log() -> None:
             for step in range(steps):
-                averages.add(training.output, norm, step, False)
+                averages.add(output, gradient_norm, step, False)
                 averages.add_time(step_s)
                 if (step + 1) % config.log_every == 0:
                     folder.add_metrics(step, "train", 0.0, averages.take())

@@ -14,7 +14,6 @@ import copy
 import statistics
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -30,14 +29,15 @@ from tabulate import tabulate
 from benchmarks._flops import count_flops
 from benchmarks._phases import Phases
 from benchmarks._record import matrix_peak, measure, out_option, peak_memory_bytes, write
-from benchmarks._steps import OurStep, PlainStep
+from benchmarks._steps import PlainStep
 from toco.backbones import vit, vit_nano
 from toco.data import denormalise_255, normalise
 from toco.losses.dense_energy import dense_energy_loss
 from toco.methods import toco
 from toco.recipes import shapes_nano, voc_deit_b
-from toco.train.optim import OptimConfig
+from toco.train.optim import build_optimizer
 from toco.train.run_config import RunConfig
+from toco.train.step import TrainingStep
 from toco.types import Batch, present_classes
 
 NANO = "nano"
@@ -76,9 +76,8 @@ class Prepared:
 
     method: toco.ToCo
     batch: Batch
-    optim: OptimConfig
+    config: RunConfig
     step: int
-    num_steps: int
 
 
 def recipe_of(backbone: str) -> RunConfig:
@@ -102,16 +101,24 @@ def prepare(setting: Setting) -> Prepared:
     method = toco.build(config, backbone, num_classes).to(setting.device)
     step = max(config.segmentation.start_step, config.energy.start_step) if setting.phase == "full" else 0
     batch = generated_batch(setting.batch, setting.size_px, num_classes, seed=0)
-    return Prepared(method, batch, recipe.optim, step, recipe.num_steps)
+    config = recipe.model_copy(update={"method": config, "device": setting.device})
+    return Prepared(method, batch, config, step)
 
 
-def build_step(name: str, prepared: Prepared, setting: Setting) -> PlainStep | OurStep:
-    """The ``plain`` step or ``ours``, which takes the network for itself."""
-    method = prepared.method
+def build_step(name: str, prepared: Prepared, setting: Setting) -> PlainStep | TrainingStep:
+    """Build the ``plain`` step or ``ours``, the training loop's; it changes the network of ``prepared``."""
+    method, config = prepared.method, prepared.config
     if name == "plain":
-        return PlainStep(method, prepared.optim, prepared.num_steps, energy=setting.energy)
+        return PlainStep(method, config.optim, config.num_steps, energy=setting.energy)
     method.autocast_dtype = torch.bfloat16 if setting.precision == "bfloat16" else None
-    return OurStep(method, prepared.optim, prepared.num_steps)
+    return TrainingStep(method, build_optimizer(method.parameter_groups(), config.optim), config)
+
+
+def compile_step(step: TrainingStep, run: Callable[[], object]) -> None:
+    """Compile ``step``, and ``run`` it until that is done and its graph is recorded."""
+    step.method.compile_step()
+    for _ in range(3):
+        run()
 
 
 def generated_batch(num_images: int, size_px: int, num_foreground_classes: int, seed: int) -> Batch:
@@ -149,17 +156,20 @@ def alone(name: str, setting: Setting) -> dict[str, Any]:
     """
     prepared = prepare(setting)
     step = build_step(name, prepared, setting)
-    run = partial(step, prepared.batch, prepared.step, torch.Generator())
+    run = partial(step, prepared.batch, prepared.step)
     flops = count_flops(run)
     phases = Phases(setting.device)
     started = perf_counter()
-    with phases.of(step.method) if isinstance(step, OurStep) else nullcontext():
-        run(phases)
+    if isinstance(step, PlainStep):
+        step(prepared.batch, prepared.step, phases)
+    else:
+        with phases.of(step, prepared.method):
+            run()
     rest = perf_counter() - started - sum(phases.seconds.values())
-    if isinstance(step, OurStep) and setting.compiled:
+    if isinstance(step, TrainingStep) and setting.compiled:
         if torch.device(setting.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(setting.device)
-        step.compile(run)
+        compile_step(step, run)
     return {
         "precision": setting.precision if name == "ours" else "float32",
         "gflop_per_image": flops / setting.batch / 1e9,
@@ -176,12 +186,12 @@ def compare(setting: Setting, times: int) -> dict[str, Any]:
             measured[name] = process.submit(alone, name, setting).result()
 
     prepared = prepare(setting)
-    runs: dict[str, Callable[[], None]] = {}
+    runs: dict[str, Callable[[], object]] = {}
     for name in SIDES:
         step = build_step(name, replace(prepared, method=copy.deepcopy(prepared.method)), setting)
-        runs[name] = partial(step, prepared.batch, prepared.step, torch.Generator())
-        if isinstance(step, OurStep) and setting.compiled:
-            step.compile(runs[name])
+        runs[name] = partial(step, prepared.batch, prepared.step)
+        if isinstance(step, TrainingStep) and setting.compiled:
+            compile_step(step, runs[name])
     seconds = measure(runs, times, setting.device)
     for name, side in measured.items():
         peak = matrix_peak(getattr(torch, side["precision"]), setting.device)

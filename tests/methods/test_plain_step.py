@@ -11,7 +11,9 @@ from benchmarks.step import generated_batch
 from toco.backbones import vit_nano
 from toco.cam.par import neighbour_affinity, propagate
 from toco.methods import toco
-from toco.train.optim import OptimConfig
+from toco.recipes import shapes_nano
+from toco.train.optim import OptimConfig, build_optimizer
+from toco.train.step import TrainingStep
 
 SIZE, LOCAL, CLASSES, BATCH, START, NUM_STEPS = 96, 32, 20, 4, 1600, 2000
 STEPS = {"warm-up": START - 1, "full": START}
@@ -63,7 +65,11 @@ def both(method, batch, dtype):
     method = method.to(dtype)
     images = {view: getattr(batch, view).to(dtype) for view in ("images", "second_view", "crop_source", "class_labels")}
     plain = _steps.PlainStep(copy.deepcopy(method), OptimConfig(), NUM_STEPS, energy=True)
-    return plain, _steps.OurStep(method, OptimConfig(), NUM_STEPS), replace(batch, **images)
+    optimizer = build_optimizer(method.parameter_groups(), OptimConfig())
+    config = shapes_nano.recipe().model_copy(
+        update={"optim": OptimConfig(), "num_steps": NUM_STEPS, "method": method.config, "device": "cpu"}
+    )
+    return plain, TrainingStep(method, optimizer, config), replace(batch, **images)
 
 
 def norm(tensors):
@@ -109,7 +115,7 @@ def test_a_whole_step_leaves_the_same_network(method, batch, phase):
     plain, ours, batch = both(method, batch, torch.float64)
     before = copy.deepcopy(method.state_dict())
     for step in (plain, ours):
-        step(batch, STEPS[phase], torch.Generator())
+        step(batch, STEPS[phase])
     expected = ours.method.state_dict()
     for name, value in plain.network.state_dict().items():
         frozen = name.endswith(("pos_embed", "weight_g"))

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from toco.config import replace
-from toco.train import checkpoint, loop, ranks
+from toco.train import checkpoint, ranks
+from toco.train import step as training_step
 from toco.train.averages import DivergedError
 from toco.train.distributed import Place, RankError, check_shares
 from toco.train.loop import train
@@ -116,7 +117,7 @@ def start(world_size, config, run_dir, **options):
 def failing(config, run_dir, *, observer=None, **options):
     """A training in which the second rank fails after a while."""
     if torch.distributed.get_rank() == 1:
-        real, number = loop.set_lr, []
+        real, number = training_step.set_lr, []
 
         def set_lr(*arguments):
             number.append(None)
@@ -124,7 +125,7 @@ def failing(config, run_dir, *, observer=None, **options):
                 raise FAILURES[config.seed]()
             real(*arguments)
 
-        loop.set_lr = set_lr
+        training_step.set_lr = set_lr
     return train(config, run_dir, observer=observer, **options)
 
 

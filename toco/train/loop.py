@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from toco import interrupts
@@ -30,9 +27,10 @@ from toco.train import checkpoint, distributed
 from toco.train.averages import Averages, DivergedError
 from toco.train.checkpoint_room import check_room, checkpoint_bytes, room_in_sentences
 from toco.train.fork import Prefixes
-from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
+from toco.train.optim import build_optimizer
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import Inputs, RunFolder, own_code, provenance
+from toco.train.step import TrainingStep, peak_memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -165,13 +163,12 @@ def _run(
     device = config.torch_device()
     shard = distributed.shard()
     first = shard.rank == 0
-    generator = torch.Generator()
     if device.type == "cuda":
         # Of this training alone, in a process that may have done others.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     step = restored.step if restored else 0
-    training_losses = distributed.averaging(method)
+    train_step = TrainingStep(method, optimizer, config)
 
     averages = Averages(restored.part("averages") if restored else {})
     before_s = max((row["time_s"] for row in folder.metrics()), default=0.0)
@@ -183,16 +180,8 @@ def _run(
             for batch in batches:
                 step_started = time.monotonic()
                 last = step + 1 == config.num_steps
-                # Seeded by the step, so that a resumed run draws what the uninterrupted one draws.
-                generator.manual_seed(config.seed * 1_000_003 + step)
-                set_lr(optimizer, step, config.num_steps, config.optim)
-                method.train()
-                output = training_losses(batch.to(device), step, generator)
-                optimizer.zero_grad(set_to_none=True)
-                output.total.backward()
-                fill_missing_gradients(optimizer)
-                averages.add(output, gradient_norm(optimizer), step, stop.is_set())
-                optimizer.step()
+                output, gradient_norm = train_step(batch, step)
+                averages.add(output, gradient_norm, step, stop.is_set())
                 averages.add_time(time.monotonic() - step_started)
                 step += 1
                 bar.update()
@@ -283,12 +272,6 @@ def build_method(config: RunConfig, num_foreground_classes: int) -> Method:
     method: Method = load("toco.methods", config.method.name).build(config.method, backbone, num_foreground_classes)
     method.autocast_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
     return method
-
-
-def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Norm of all gradients together: not finite as soon as one of them is not."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
 
 
 def weights_sha256(config: RunConfig) -> str | None:
@@ -445,14 +428,6 @@ def averaged(rows: Sequence[Mapping[str, Any]], average_last: int) -> dict[str, 
         "last_metrics": evaluations[-1] if evaluations else {},
         "averaged_evaluations": len(last),
     }
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """What torch reserved of a GPU, which nobody else can use; else of this process, which may have done more."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _nobody(_: Path) -> None:

@@ -27,10 +27,11 @@ from toco.files import read_json, write_text
 from toco.methods import Method
 from toco.processes import end_with_parent
 from toco.train import checkpoint
-from toco.train.loop import build_method, gradient_norm, open_data, peak_memory_bytes, weights_sha256
-from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
+from toco.train.loop import build_method, open_data, weights_sha256
+from toco.train.optim import build_optimizer
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import Inputs, RunFolder, provenance
+from toco.train.step import TrainingStep, peak_memory_bytes
 
 SAMPLES = 3
 """Timed steps of every phase, at least; the median counts."""
@@ -112,8 +113,9 @@ class _Steps:
 
     def __init__(self, config: RunConfig, method: Method, loader: TrainLoader) -> None:
         self.optimizer = build_optimizer(method.parameter_groups(), config.optim)
-        self._config = config
-        self._method = method
+        self._train_step = TrainingStep(method, self.optimizer, config)
+        self._num_steps = config.num_steps
+        self._device = config.torch_device()
         # One stream for all: loader processes are started once, and have batches ready as in a training.
         self._batches = loader.batches(start_step=0, num_steps=sys.maxsize)
         self._terms: dict[int, Set[str]] = {}
@@ -121,7 +123,7 @@ class _Steps:
 
     def phases(self) -> tuple[Phase, ...]:
         """The phases with the median time of their steps."""
-        end = self._config.num_steps
+        end = self._num_steps
         # First steps allocate memory and start threads, which a training does once among its many steps.
         for step in (0, end - 1):
             self._take(step)
@@ -143,21 +145,10 @@ class _Steps:
         return self._terms[step]
 
     def _take(self, step: int) -> None:
-        """What ``toco.train.loop`` does in a step."""
         started = time.perf_counter()
-        device = self._config.torch_device()
-        batch = next(self._batches)
-        generator = torch.Generator().manual_seed(step)
-        set_lr(self.optimizer, step, self._config.num_steps, self._config.optim)
-        self._method.train()
-        output = self._method.training_losses(batch.to(device), step, generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        output.total.backward()
-        fill_missing_gradients(self.optimizer)
-        gradient_norm(self.optimizer)
-        self.optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        output, _ = self._train_step(next(self._batches), step)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         self._times_s.append((step, time.perf_counter() - started))
         self._terms[step] = frozenset(output.weights)
 

@@ -1,0 +1,86 @@
+"""One update of a training: the same for the training loop, the probe of a study and the benchmarks."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+from torch import Tensor
+
+from toco.data import RawBatch
+from toco.methods import Method
+from toco.train import distributed
+from toco.train.optim import fill_missing_gradients, set_lr
+from toco.train.run_config import RunConfig
+from toco.types import Batch, StepOutput
+
+
+class TrainingStep:
+    """Forward pass, backward pass and update of a method's network.
+
+    Each of the three is a method, so that a benchmark can time it. With several ranks (see
+    :mod:`toco.train.distributed`) every rank has a step of its own, and gradients are means over them.
+
+    Args:
+        method: The method, on the device of ``config``.
+        optimizer: Of the method's parameters, as :func:`toco.train.optim.build_optimizer` makes it.
+        config: The run.
+    """
+
+    def __init__(self, method: Method, optimizer: torch.optim.Optimizer, config: RunConfig) -> None:
+        self.method, self.optimizer = method, optimizer
+        self._config = config
+        self._device = config.torch_device()
+        self._generator = torch.Generator()
+        self._training_losses = distributed.averaging(method)
+
+    def __call__(self, batch: Batch | RawBatch, step: int) -> tuple[StepOutput, Tensor]:
+        """Update the network once.
+
+        Args:
+            batch: This rank's share of the batch, on any device.
+            step: Updates done before this one.
+
+        Returns:
+            The losses, and the norm of all gradients together.
+        """
+        output = self.losses(batch, step)
+        self.backward(output)
+        return output, self.update(step)
+
+    def losses(self, batch: Batch | RawBatch, step: int) -> StepOutput:
+        """Compute the losses of ``step``."""
+        # Seeded by the step, so that a resumed run draws what the uninterrupted one draws.
+        self._generator.manual_seed(self._config.seed * 1_000_003 + step)
+        self.method.train()
+        return self._training_losses(batch.to(self._device), step, self._generator)
+
+    def backward(self, output: StepOutput) -> None:
+        """Replace the gradients by those of the weighted sum of ``output``."""
+        self.optimizer.zero_grad(set_to_none=True)
+        output.total.backward()
+
+    def update(self, step: int) -> Tensor:
+        """Update the parameters at the learning rate of ``step``; return the norm of the gradients.
+
+        The norm is not finite as soon as one gradient is not.
+        """
+        set_lr(self.optimizer, step, self._config.num_steps, self._config.optim)
+        fill_missing_gradients(self.optimizer)
+        groups = self.optimizer.param_groups
+        gradients = [parameter.grad for group in groups for parameter in group["params"]]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.optimizer.step()
+        return norm
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory so far: what torch reserved of a GPU, which no other process can use, else resident.
+
+    Resident memory is that of the whole process, which may have done more than one training.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
