@@ -6,6 +6,7 @@ background first, ``c`` channel, ``h w`` pixels, ``p q`` patch grid, ``n`` = p *
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -96,13 +97,30 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Cams:
-    """Class activation maps in [0, 1], min-max normalised per class: of the last block and of the auxiliary block.
+    """Class activation maps in [0, 1], min-max normalised per class.
 
     The maps are those of all classes or, where a caller named some, of these in the order in which they were named.
+
+    Attributes:
+        cam: The maps that pseudo labels are made of.
+        further: Other maps of the same classes that the method makes, by name, such as ``aux_cam``.
+            Scores, pictures and files carry the name, which ends in ``_cam``.
+
+    Raises:
+        ValueError: A name does not end in ``_cam``.
     """
 
     cam: Float[Tensor, "b k h w"]
-    aux_cam: Float[Tensor, "b k h w"]
+    further: Mapping[str, Float[Tensor, "b k h w"]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.further:
+            if not name.endswith("_cam"):
+                raise ValueError(f"A CAM is named {name!r}; expected a name that ends in _cam, as in aux_cam.")
+
+    def by_name(self) -> dict[str, Float[Tensor, "b k h w"]]:
+        """All maps, ``cam`` first."""
+        return {"cam": self.cam, **self.further}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +130,13 @@ class Prediction:
     Attributes:
         cams: CAMs at the size of the input, of the classes that the caller named, or of all.
         class_logits: Logits of the classifier.
-        segmentation_logits: Logits of the decoder on the patch grid, background first.
+        segmentation_logits: Logits of the decoder on the patch grid, background first; ``None`` without a decoder.
         block_tokens: Patch tokens after every block, before the final norm except for the last.
     """
 
     cams: Cams
     class_logits: Float[Tensor, "b k"]
-    segmentation_logits: Float[Tensor, "b s p q"]
+    segmentation_logits: Float[Tensor, "b s p q"] | None
     block_tokens: tuple[Float[Tensor, "b _ _"], ...]
 
 

@@ -210,7 +210,7 @@ def test_export_cams(run_dir, tmp_path):
             keys = arrays["keys"]
             assert keys.tolist() == [index % 2]
             np.testing.assert_allclose(arrays["high_res"], cams.cam[0, keys].numpy(), atol=1e-3)
-            np.testing.assert_allclose(arrays["aux_high_res"], cams.aux_cam[0, keys].numpy(), atol=1e-3)
+            np.testing.assert_allclose(arrays["aux_high_res"], cams.further["aux_cam"][0, keys].numpy(), atol=1e-3)
     assert "dtype was 'float16' and is 'float32'" in call("export-cams", run_dir, "--out", out, code=1)
 
 

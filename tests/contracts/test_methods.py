@@ -108,7 +108,7 @@ def test_a_batch_that_is_no_multiple_of_the_groups_is_refused(name):
         config.check(batch_size=5, crop_size_px=SIZE)
 
 
-GENERIC = ("types.py", "train", "data", "backbones", "evaluate", "export", "tracking")
+GENERIC = ("types.py", "train", "data", "backbones", "evaluate", "predict", "commands", "demo", "export", "tracking")
 """Parts of toco that serve every method; recipes, official, studies and benchmarks may know one."""
 KNOWS_TOCO = {"paper.py"}
 """Modules of sweeps.core whose content is the paper's."""
@@ -185,22 +185,28 @@ def test_predictions_have_the_documented_shapes_and_no_gradient(method):
     method.eval()
     images, labels = batch().images, batch().class_labels
     cams = method.cams(images, (1.0, 0.5), flip=True)
-    assert cams.cam.shape == cams.aux_cam.shape == (4, NUM_FOREGROUND_CLASSES, SIZE, SIZE)
-    for cam in (cams.cam, cams.aux_cam):
+    assert cams.further.keys() == method.config.further_cams().keys()
+    for cam in cams.by_name().values():
+        assert cam.shape == (4, NUM_FOREGROUND_CLASSES, SIZE, SIZE)
         assert not cam.requires_grad
         assert cam.min() >= 0
         assert cam.max() <= 1
     prediction = method.predict(images, (1.0, 0.5), flip=True)
-    torch.testing.assert_close(prediction.cams.cam, cams.cam, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(prediction.cams.aux_cam, cams.aux_cam, atol=1e-5, rtol=1e-4)
+    for name, cam in prediction.cams.by_name().items():
+        torch.testing.assert_close(cam, cams.by_name()[name], atol=1e-5, rtol=1e-4)
     assert prediction.class_logits.shape == (4, NUM_FOREGROUND_CLASSES)
-    assert prediction.segmentation_logits.shape == (4, NUM_FOREGROUND_CLASSES + 1, 4, 4)
-    assert method.patch_size_px == SIZE // 4
-    logits = method.segmentation_logits(images)
-    assert not logits.requires_grad
-    torch.testing.assert_close(logits, prediction.segmentation_logits, atol=1e-5, rtol=1e-4)
     assert len(prediction.block_tokens) == 3
-    assert not prediction.segmentation_logits.requires_grad
+    assert method.patch_size_px == SIZE // 4
+    if method.config.has_decoder():
+        assert prediction.segmentation_logits.shape == (4, NUM_FOREGROUND_CLASSES + 1, 4, 4)
+        assert not prediction.segmentation_logits.requires_grad
+        logits = method.segmentation_logits(images)
+        assert not logits.requires_grad
+        torch.testing.assert_close(logits, prediction.segmentation_logits, atol=1e-5, rtol=1e-4)
+    else:
+        assert prediction.segmentation_logits is None
+        with pytest.raises(ValueError, match="decoder"):
+            method.segmentation_logits(images)
     pseudo = method.pseudo_labels(images, labels)
     assert pseudo.shape == (4, SIZE, SIZE)
     present = {0: {0, 1}, 1: {0, 2, 3}, 3: {0, 3}}

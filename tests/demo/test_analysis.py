@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from toco.demo.analysis import Analyst, patch_grid
+from toco.methods import MethodConfig
 
 
 @pytest.mark.parametrize(
@@ -19,10 +20,10 @@ def test_the_grid_of_patches_fits_the_image(num_patches, aspect, grid):
     assert patch_grid(num_patches, aspect) == grid
 
 
-def test_a_run_of_another_method_is_refused(trained):
-    class Other:
-        name = "other"
+def test_a_run_whose_method_has_no_thresholds_is_refused(trained):
+    class Other(MethodConfig):
+        name: str = "other"
 
     config = trained.config.model_copy(update={"method": Other()})
-    with pytest.raises(ValueError, match="but this run trained 'other'"):
+    with pytest.raises(ValueError, match="The method 'other' makes no pseudo labels of its CAM"):
         Analyst(dataclasses.replace(trained, config=config), 640)

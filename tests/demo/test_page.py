@@ -91,7 +91,7 @@ def test_a_dropped_image_is_shown_and_labels_follow_the_sliders(page, address, p
     drop(page, "photo.png", file_of(photo))
     expect(page.locator("#status")).to_contain_text("photo.png: ")
     expect(page.locator("#refined-legend li").first).to_be_visible()
-    expect(page.locator("#similarity-title")).to_have_text("Similarity, block 2 (auxiliary)")
+    expect(page.locator("#similarity-title")).to_have_text("Similarity, block 2 (auxiliary CAM)")
     for panel in PANELS:
         assert page.evaluate(COLOURS, panel) > 1, panel
     expect(page.locator("#strip button")).to_have_count(3)
@@ -107,7 +107,7 @@ def test_a_dropped_image_is_shown_and_labels_follow_the_sliders(page, address, p
     for box in page.locator("#classes input").all():
         box.check(force=True)
     both = torch.ones_like(present)
-    cam, aux_cam = prediction.cams.cam, prediction.cams.aux_cam
+    cam, aux_cam = prediction.cams.cam, prediction.cams.further["aux_cam"]
     first = expected(cam, 0.25, 0.7, both)
     assert len(first) >= 3
     expect(page.locator(f'#label-legend li[data-pixels="{first[255]}"]')).to_be_visible()

@@ -69,10 +69,10 @@ def test_an_upload_shows_what_the_method_says_of_it(client, sent, photo, trained
     for k in range(2):
         maps = np.frombuffer(client.get(f"/api/images/{sent['id']}/cams/{k}").content, "<f4").reshape(2, 32, 32)
         np.testing.assert_array_equal(maps[0], prediction.cams.cam[0, k])
-        np.testing.assert_array_equal(maps[1], prediction.cams.aux_cam[0, k])
+        np.testing.assert_array_equal(maps[1], prediction.cams.further["aux_cam"][0, k])
         # Other passes, and so within rounding.
         np.testing.assert_allclose(maps[0], cams.cam[0, k], atol=1e-5)
-        np.testing.assert_allclose(maps[1], cams.aux_cam[0, k], atol=1e-5)
+        np.testing.assert_allclose(maps[1], cams.further["aux_cam"][0, k], atol=1e-5)
     assert client.get(f"/api/images/{sent['id']}/cams/2").status_code == 404
 
 

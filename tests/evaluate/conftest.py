@@ -53,7 +53,7 @@ class PixelMethod(Method):
         if present is not None:
             self.present.append(present)
             cam = cam.take_along_dim(present[:, :, None, None], 1)
-        return Cams(cam=cam, aux_cam=1 - cam)
+        return Cams(cam, {"aux_cam": 1 - cam})
 
     def predict(self, images, scales, flip, present=None):
         batch = len(images)

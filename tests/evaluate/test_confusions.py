@@ -1,10 +1,13 @@
-from dataclasses import fields
+import dataclasses
 
 import numpy as np
 import pytest
 
 from toco.config import replace
-from toco.evaluate import EvaluateConfig, can_rescore, evaluate, read_confusions, rescore
+from toco.evaluate import EvaluateConfig, Evaluation, can_rescore, evaluate, read_confusions, rescore
+from toco.types import Cams
+
+from tests.evaluate.conftest import PixelMethod  # isort: skip
 
 NATIVE = EvaluateConfig(size_px=None, num_pictures=0, curve_step=0.05)
 SIZES = [(20, 31), (33, 18), (20, 31), (16, 16), (33, 18)]
@@ -21,12 +24,12 @@ def test_the_matrices_of_all_images_add_up_to_the_scores(method, random_dataset)
     evaluation = evaluate(method, dataset, NATIVE, "cpu")
     counted = evaluation.confusions
     for name in ("seg", "cam", "aux_cam"):
-        total = getattr(counted, name).sum(0)
+        total = counted.matrices[name].sum(0)
         assert iou_mean(total) == pytest.approx(evaluation.metrics[f"val/{name}_miou"], abs=1e-12), name
     assert counted.class_names == ("background", "cat", "dog")
     for index, mask in enumerate(dataset.masks):
         ground_truth = np.bincount(mask[mask != 255], minlength=3)
-        for matrices in (counted.seg, counted.cam, counted.aux_cam):
+        for matrices in counted.matrices.values():
             assert matrices[index].sum(1).tolist() == ground_truth.tolist()
 
 
@@ -35,11 +38,11 @@ def test_an_image_by_hand(method, dataset_of):
     image = np.array([[[200, 255, 0], [100, 0, 0]], [[130, 0, 250], [0, 0, 0]]], dtype=np.uint8)
     dataset = dataset_of([image], [np.array([[1, 1], [0, 255]], np.uint8)])
     counted = evaluate(method, dataset, NATIVE, "cpu").confusions
-    assert counted.cam.tolist() == [[[0, 1, 0], [1, 1, 0], [0, 0, 0]]]
+    assert counted.matrices["cam"].tolist() == [[[0, 1, 0], [1, 1, 0], [0, 0, 0]]]
     # The inverted CAM is 0.22 and 0.61 on the cat, and 0.49 beside it.
-    assert counted.aux_cam.tolist() == [[[1, 0, 0], [1, 1, 0], [0, 0, 0]]]
+    assert counted.matrices["aux_cam"].tolist() == [[[1, 0, 0], [1, 1, 0], [0, 0, 0]]]
     # Blue, red, green: dog and cat on the cat, background beside it.
-    assert counted.seg.tolist() == [[[1, 0, 0], [0, 1, 1], [0, 0, 0]]]
+    assert counted.matrices["seg"].tolist() == [[[1, 0, 0], [0, 1, 1], [0, 0, 0]]]
 
 
 def test_the_images_stand_in_the_order_of_the_split_however_they_were_batched(method, random_dataset):
@@ -49,8 +52,8 @@ def test_the_images_stand_in_the_order_of_the_split_however_they_were_batched(me
         for size in (1, 5)
     )
     assert one.names == many.names == dataset.names
-    assert np.array_equal(one.seg, many.seg)
-    assert np.array_equal(one.cam, many.cam)
+    assert np.array_equal(one.matrices["seg"], many.matrices["seg"])
+    assert np.array_equal(one.matrices["cam"], many.matrices["cam"])
 
 
 def test_a_file_holds_what_was_counted_and_no_objects(method, random_dataset, tmp_path):
@@ -58,11 +61,38 @@ def test_a_file_holds_what_was_counted_and_no_objects(method, random_dataset, tm
     path = tmp_path / "counts.npz"
     np.savez_compressed(path, **counted.arrays())
     again = read_confusions(path)
-    for field in fields(counted):
-        before, after = getattr(counted, field.name), getattr(again, field.name)
-        assert type(after) is type(before)
-        assert np.array_equal(after, before), field.name
-    assert again.cam.dtype == np.int32
+    assert again.arrays().keys() == counted.arrays().keys()
+    for name, before in counted.arrays().items():
+        after = again.arrays()[name]
+        assert after.dtype == before.dtype, name
+        assert np.array_equal(after, before), name
+    assert (type(again.names), type(again.class_names)) == (tuple, tuple)
+    assert again.matrices["cam"].dtype == np.int32
+
+
+class CamsAlone(PixelMethod):
+    """Without a further CAM and without a decoder."""
+
+    def predict(self, images, scales, flip, present=None):
+        prediction = super().predict(images, scales, flip, present)
+        return dataclasses.replace(prediction, cams=Cams(prediction.cams.cam), segmentation_logits=None)
+
+
+@pytest.mark.parametrize("config", [NATIVE, replace(NATIVE, {"num_pictures": 2})], ids=["counts", "pictures"])
+def test_maps_that_a_method_does_not_make_are_in_no_result(method, random_dataset, tmp_path, config):
+    dataset = random_dataset(SIZES)
+    whole, plain = (evaluate(of, dataset, config, "cpu") for of in (method, CamsAlone()))
+    absent = ("val/aux_cam_", "val/seg_")
+    assert plain.metrics == {name: v for name, v in whole.metrics.items() if not name.startswith(absent)}
+    assert list(plain.per_class) == ["cam_iou", "cam_precision", "cam_recall"]
+    assert plain.threshold_curve.miou.keys() == plain.confusions.matrices.keys() == {"cam"}
+    assert plain.coverage() == whole.coverage()
+    assert Evaluation.from_json(plain.to_json()) == plain
+    path = tmp_path / "counts.npz"
+    np.savez_compressed(path, **plain.confusions.arrays())
+    other = replace(config, {"background_threshold": 0.3, "num_pictures": 0})
+    assert rescore(plain, read_confusions(path), other) == evaluate(CamsAlone(), dataset, other, "cpu")
+    assert [(list(p.cams), p.prediction) for p in plain.pictures] == [(["cam"], None)] * config.num_pictures
 
 
 def test_another_file_is_refused(method, random_dataset, tmp_path):

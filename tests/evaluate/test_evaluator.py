@@ -86,7 +86,7 @@ def test_the_batch_size_changes_nothing(method, random_dataset, size_px):
         for size in (1, 4)
     )
     assert many.metrics == pytest.approx(one.metrics, abs=1e-6)
-    assert many.threshold_curve.cam_miou == pytest.approx(one.threshold_curve.cam_miou)
+    assert many.threshold_curve.miou["cam"] == pytest.approx(one.threshold_curve.miou["cam"])
 
 
 def test_native_size_passes_equal_sizes_together_and_no_others(method, random_dataset):
@@ -104,14 +104,14 @@ def test_the_maps_of_the_present_classes_are_all_that_is_asked_for(method, datas
     (present,) = method.present
     assert present.tolist() == [[0], [1], [0]]
     # The auxiliary CAM is 1 everywhere, so it says the class of the image wherever it has one.
-    assert evaluation.confusions.aux_cam.sum(0).tolist() == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
-    assert evaluation.confusions.cam.sum(0).tolist() == [[4, 0, 0], [4, 0, 0], [4, 0, 0]]
+    assert evaluation.confusions.matrices["aux_cam"].sum(0).tolist() == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
+    assert evaluation.confusions.matrices["cam"].sum(0).tolist() == [[4, 0, 0], [4, 0, 0], [4, 0, 0]]
 
 
 def test_the_curve_holds_the_fixed_threshold_and_the_best(method, random_dataset):
     config = replace(NATIVE, {"background_threshold": 0.333, "curve_step": 0.05, "curve_stop": 0.6})
     evaluation = evaluate(method, random_dataset([(20, 20)] * 3), config, "cpu")
-    curve = dict(zip(evaluation.threshold_curve.thresholds, evaluation.threshold_curve.cam_miou, strict=True))
+    curve = dict(zip(evaluation.threshold_curve.thresholds, evaluation.threshold_curve.miou["cam"], strict=True))
     assert list(curve) == sorted([*(round(0.05 * i, 2) for i in range(13)), 0.333])
     assert evaluation.metrics["val/cam_miou"] == curve[0.333]
     assert evaluation.metrics["val/cam_best_miou"] == max(curve.values())
@@ -129,8 +129,8 @@ def test_pictures_and_the_images_of_a_short_evaluation_are_evenly_spaced(method,
 def test_a_picture_shows_what_was_scored(method, by_hand):
     (picture, _) = evaluate(method, by_hand, replace(NATIVE, {"num_pictures": 2}), "cpu").pictures
     assert np.array_equal(picture.image, by_hand.images[0])
-    np.testing.assert_allclose(picture.cam, by_hand.images[0][..., 0] / 255, atol=1e-6)
-    np.testing.assert_allclose(picture.aux_cam, 1 - by_hand.images[0][..., 0] / 255, atol=1e-6)
+    np.testing.assert_allclose(picture.cams["cam"], by_hand.images[0][..., 0] / 255, atol=1e-6)
+    np.testing.assert_allclose(picture.cams["aux_cam"], 1 - by_hand.images[0][..., 0] / 255, atol=1e-6)
     assert picture.prediction.tolist() == [[1, 0], [2, 0]]
     assert picture.pseudo_label.tolist() == [[1, 1], [2, 2]]
     assert picture.mask.tolist() == [[1, 1], [1, 0]]

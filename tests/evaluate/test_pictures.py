@@ -29,8 +29,7 @@ def picture():
         name="2007/a b",
         class_labels=np.array([0, 1], np.float32),
         image=rng.integers(0, 256, (2, 3, 3), dtype=np.uint8),
-        cam=np.array([[0, 0.25, 0.5], [0.6, 0.8, 1]], np.float32),
-        aux_cam=np.zeros((2, 3), np.float32),
+        cams={"cam": np.array([[0, 0.25, 0.5], [0.6, 0.8, 1]], np.float32), "aux_cam": np.zeros((2, 3), np.float32)},
         pseudo_label=label,
         prediction=np.array([[0, 0, 0], [0, 2, 2]]),
         mask=np.array([[0, 0, 0], [2, 2, 2]], np.uint8),
@@ -65,13 +64,20 @@ def test_a_panel_shows_the_six_maps_in_order_with_a_legend_of_what_is_there(pict
         "ground truth",
     ]
     assert np.array_equal(image.images[0].get_array(), picture.image)
-    assert np.array_equal(cam.images[1].get_array(), picture.cam)
-    assert np.array_equal(aux_cam.images[1].get_array(), picture.aux_cam)
+    assert np.array_equal(cam.images[1].get_array(), picture.cams["cam"])
+    assert np.array_equal(aux_cam.images[1].get_array(), picture.cams["aux_cam"])
     assert np.array_equal(pseudo_label.images[0].get_array(), voc_palette()[picture.pseudo_label])
     assert np.array_equal(prediction.images[0].get_array(), voc_palette()[picture.prediction])
     assert np.array_equal(mask.images[0].get_array(), voc_palette()[picture.mask])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*NAMES, "void / uncertain"]
     assert figure.get_suptitle() == "2007/a b: dog"
+
+
+def test_a_method_without_a_further_cam_and_without_a_decoder_has_four_panels(picture):
+    plain = dataclasses.replace(picture, cams={"cam": picture.cams["cam"]}, prediction=None)
+    figure = draw_panel(plain, NAMES, background_threshold=0.5)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_gid()]
+    assert titles == ["image", "CAM (line at 0.5)", "pseudo label", "ground truth"]
 
 
 def test_cams_of_every_picture_share_one_scale(picture):
@@ -96,7 +102,7 @@ def test_the_similarity_curve_counts_blocks_from_one():
 
 
 def test_the_threshold_curve_marks_the_best_thresholds():
-    curve = ThresholdCurve((0.0, 0.25, 0.5), cam_miou=(0.1, 0.456, 0.3), aux_cam_miou=(0.4, 0.2, 0.1))
+    curve = ThresholdCurve((0.0, 0.25, 0.5), {"cam": (0.1, 0.456, 0.3), "aux_cam": (0.4, 0.2, 0.1)})
     figure = draw_threshold_curve(curve, background_threshold=0.5)
     lines = figure.axes[0].get_lines()
     assert lines[0].get_ydata().tolist() == pytest.approx([10, 45.6, 30])
@@ -112,7 +118,9 @@ def test_the_threshold_curve_marks_the_best_thresholds():
 
 
 def test_curves_without_a_defined_value_can_be_drawn():
-    figure = draw_threshold_curve(ThresholdCurve((0.0,), (None,), (None,)), background_threshold=0.5)
+    figure = draw_threshold_curve(
+        ThresholdCurve((0.0,), {"cam": (None,), "aux_cam": (None,)}), background_threshold=0.5
+    )
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["CAM", "auxiliary CAM", "fixed threshold 0.5"]
 

@@ -22,4 +22,4 @@ def test_a_batch_is_counted_without_waiting_for_the_device(method, random_datase
     part = scores.part()
     counted = sum(int((mask != 255).sum()) for mask in dataset.masks)
     assert part.batches[0].confusions.sum((0, 2, 3)).tolist() == [counted] * 3
-    assert part.cam_histogram.sum() == part.aux_cam_histogram.sum() == counted
+    assert [int(histogram.sum()) for histogram in part.histograms.values()] == [counted] * 2

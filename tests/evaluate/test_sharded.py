@@ -52,8 +52,10 @@ def content(evaluation):
         f"{picture.name}_{field.name}": np.asarray(getattr(picture, field.name))
         for picture in evaluation.pictures
         for field in fields(picture)
+        if field.name != "cams"
     }
-    return {"json": np.asarray(evaluation.to_json()), **evaluation.confusions.arrays(), **pictures}
+    cams = {f"{p.name}_{name}": cam for p in evaluation.pictures for name, cam in p.cams.items()}
+    return {"json": np.asarray(evaluation.to_json()), **evaluation.confusions.arrays(), **pictures, **cams}
 
 
 def assert_same(left, right):

@@ -17,7 +17,7 @@ def test_only_labels_are_scored(method, random_dataset):
     assert evaluation.metrics.keys() <= {"val/label_f1", "val/label_map", "val/patch_similarity_last"}
     assert {"val/label_f1", "val/patch_similarity_last"} <= evaluation.metrics.keys()
     assert evaluation.per_class["seg_iou"] == (None, None, None)
-    assert set(evaluation.threshold_curve.cam_miou) == {None}
+    assert set(evaluation.threshold_curve.miou["cam"]) == {None}
     assert len(evaluation.pictures) == 2
     assert "no scores of pixels" in evaluation.protocol
     assert "no scores of pixels" not in known.protocol

@@ -136,7 +136,7 @@ def test_the_decoder_first_learns_from_the_auxiliary_cam(monkeypatch):
     cams = model.cams(data.images, model.config.cam_scales, flip=True, present=data.present)
     losses(model, data, step=4)
     losses(model, data, step=5)
-    torch.testing.assert_close(seen[0], cams.aux_cam, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seen[0], cams.further["aux_cam"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(seen[1], cams.cam, atol=1e-4, rtol=1e-4)
 
 
@@ -162,7 +162,7 @@ def test_cams_of_some_classes_are_those_of_all():
         model.cams(images, (1.0, 0.5), flip=True, present=present),
         model.predict(images, (1.0, 0.5), flip=True, present=present).cams,
     ):
-        for maps, of_all in ((some.cam, everything.cam), (some.aux_cam, everything.aux_cam)):
+        for maps, of_all in ((some.cam, everything.cam), (some.further["aux_cam"], everything.further["aux_cam"])):
             expected = of_all.gather(1, present[:, :, None, None].expand(-1, -1, SIZE, SIZE))
             torch.testing.assert_close(maps, expected, atol=2e-6, rtol=1e-5)
 

@@ -34,7 +34,7 @@ def test_an_imported_checkpoint_gives_the_recorded_cams_and_logits(
         recorded = cases[case]
         cams = method.cams(recorded["in"], recorded["scales"].tolist(), flip=True)
         assert_close(cams.cam, recorded["cam"], **TOLERANCE)
-        assert_close(cams.aux_cam, recorded["cam_aux"], **TOLERANCE)
+        assert_close(cams.further["aux_cam"], recorded["cam_aux"], **TOLERANCE)
     prediction = method.predict(cases["fwd"]["in"], (1.0,), flip=False)
     assert_close(prediction.class_logits, cases["fwd"]["cls"], **TOLERANCE)
     assert_close(prediction.segmentation_logits, cases["fwd"]["seg"], **TOLERANCE)

@@ -58,7 +58,7 @@ def test_a_recipes_header_has_its_numbers(recipe):
 def evaluation(recipe, worse=0.0):
     theirs = expected(recipe)
     per_class = {score: tuple(value - worse for value in values) for score, values in theirs.per_class.items()}
-    curve = ThresholdCurve((), (), ())
+    curve = ThresholdCurve((), {})
     return Evaluation(20_000, "", {}, theirs.class_names, {**per_class, "cam_recall": per_class["cam_iou"]}, curve, ())
 
 

@@ -79,7 +79,7 @@ def test_cams_follow_the_evaluation(trained, dataset, tmp_path):
     config = EvaluateConfig(size_px=32, cam_scales=(1.0, 1.5), cam_flip=True)
     arrays = load(export_cams(trained, dataset, config, tmp_path, {}, dtype="float16"), 0)
     cams = trained.cams(network_input(torch.tensor(dataset.image(0))[None], 32), config.cam_scales, config.cam_flip)
-    for name, cam in (("high_res", cams.cam), ("aux_high_res", cams.aux_cam)):
+    for name, cam in (("high_res", cams.cam), ("aux_high_res", cams.further["aux_cam"])):
         at_image = torch.nn.functional.interpolate(cam, size=(9, 13), mode="bilinear", align_corners=False)
         assert arrays[name].dtype == np.float16
         np.testing.assert_allclose(arrays[name], at_image[0].numpy(), atol=1e-3)

@@ -31,10 +31,10 @@ def command(
     """Write the CAMs of a split, one NPZ file an image.
 
     They are made with the newest checkpoint of RUN_DIR. Arrays, by the names that IRN uses: keys (classes of the image,
-    from 0), high_res (their CAMs at the image's size), cam (at a quarter of it), and aux_high_res and aux_cam of the
-    auxiliary CAM. They follow the evaluation of the run, with the image-level labels of the data; --set changes how, as
-    in evaluate.size_px=null for the image's own size. The work goes on where it was stopped, and torchrun shares it
-    among processes.
+    from 0), high_res (their CAMs at the image's size), cam (at a quarter of it), and the same of further CAMs of the
+    method, as aux_high_res and aux_cam of an auxiliary one. They follow the evaluation of the run, with the image-level
+    labels of the data; --set changes how, as in evaluate.size_px=null for the image's own size. The work goes on where
+    it was stopped, and torchrun shares it among processes.
     """
     from toco.commands._trained import identity, open_for_share, open_images
     from toco.predict.cams import export_cams

@@ -57,7 +57,6 @@ def command(
     """
     from toco.commands._trained import identity, open_for_share, open_images
     from toco.config import parse_assignments, replace
-    from toco.methods import toco
     from toco.predict.pseudo_labels import (
         OFFICIAL_CAM_CRF,
         PseudoLabelConfig,
@@ -69,13 +68,11 @@ def command(
         raise click.UsageError(f"--crf changes a CRF, but --refine {refine} has none.")
     crf = replace(OFFICIAL_CAM_CRF, dict(parse_assignments(crf_changes))) if "crf" in refine else None
     trained, shard = open_for_share(run_dir, changes)
-    method, device = trained.config.method, trained.config.torch_device()
-    if not isinstance(method, toco.Config):
-        raise click.UsageError(f"Pseudo labels are those of toco, but the run's method is {method.name}.")
+    rule, device = trained.config.method.label_rule(), trained.config.torch_device()
     config = PseudoLabelConfig(
-        low_threshold=method.low_threshold if threshold is None else threshold,
-        high_threshold=method.high_threshold if threshold is None else threshold,
-        par=method.par if "par" in refine else None,
+        low_threshold=rule.low_threshold if threshold is None else threshold,
+        high_threshold=rule.high_threshold if threshold is None else threshold,
+        par=rule.par if "par" in refine else None,
         crf=None if crf is None else crf.resolved(device),
     )
     dataset, of_data = open_images(trained, split, shard)

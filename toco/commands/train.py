@@ -26,6 +26,7 @@ def command(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, 
     torchrun, all processes train the one run together: torchrun --standalone --nproc-per-node 2 -m toco train RECIPE
     --run-dir DIR
     """
+    from toco.evaluate.report import mious
     from toco.processes import end_with_parent
     from toco.train.averages import DivergedError
     from toco.train.distributed import Place, RankError, joined
@@ -49,9 +50,8 @@ def command(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, 
     if shard.rank:
         return
     click.echo(f"{result.status} after step {result.step}: {run_dir}")
-    for name in ("seg", "cam", "aux_cam"):
-        if (miou := result.metrics.get(f"val/{name}_miou")) is not None:
-            click.echo(f"  {name + ' mIoU':<13} {100 * miou:5.1f} %")
+    for name, miou in mious(result.metrics).items():
+        click.echo(f"  {name + ' mIoU':<13} {100 * miou:5.1f} %")
     if (coverage := _coverage(run_dir, result.step)) is not None:
         click.echo(f"  {coverage}")
     # torchrun would take the status of one rank for a failure, and end the others.

@@ -1,11 +1,10 @@
-"""What a trained ToCo makes of one image, kept, so that thresholds, classes and patches change without the network."""
+"""What a trained method makes of an image, kept, so that other thresholds and patches need no network."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,12 +17,9 @@ from toco.cam.labels import class_ids
 from toco.cam.par import refine_pseudo_label
 from toco.data import denormalise_255
 from toco.evaluate.sizes import network_input, resize_bilinear
-from toco.methods import toco
 from toco.metrics.smoothness import patch_similarity
 from toco.train.trained import Trained
 from toco.types import Cams
-
-CamName = Literal["cam", "aux_cam"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +30,9 @@ class Analysis:
         image: What was looked at: the image, shrunk if it was too large.
         full_size: Height and width of the image before that.
         network_input: It as the network got it.
-        cams: Both CAMs of all classes.
+        cams: CAMs of all classes.
         class_logits: Logits of the classifier.
-        segmentation: The decoder's label, 0 background, 1..k.
+        segmentation: The decoder's label, 0 background, 1..k; ``None`` without a decoder.
         unit_tokens: Patch tokens after every block, of length 1.
         mean_similarity: Mean cosine similarity of different patches after every block.
     """
@@ -46,15 +42,15 @@ class Analysis:
     network_input: Float[Tensor, "1 3 h2 w2"]
     cams: Cams
     class_logits: Float[np.ndarray, " k"]
-    segmentation: UInt8[np.ndarray, "h2 w2"]
+    segmentation: UInt8[np.ndarray, "h2 w2"] | None
     unit_tokens: tuple[Float[Tensor, "_ _ _"], ...]
     mean_similarity: tuple[float, ...]
 
-    def cam_maps(self, class_index: int) -> Float[np.ndarray, "2 h2 w2"]:
-        """CAM and auxiliary CAM of a class (0-based)."""
-        both = torch.stack([self.cams.cam[0, class_index], self.cams.aux_cam[0, class_index]])
-        maps: Float[np.ndarray, "2 h2 w2"] = both.cpu().numpy()
-        return maps
+    def cam_maps(self, class_index: int) -> Float[np.ndarray, "maps h2 w2"]:
+        """All CAMs of a class (0-based), in the order of ``cams.by_name()``."""
+        maps = torch.stack([cam[0, class_index] for cam in self.cams.by_name().values()])
+        of_class: Float[np.ndarray, "maps h2 w2"] = maps.cpu().numpy()
+        return of_class
 
     def similarity(self, y: float, x: float) -> list[Float[np.ndarray, "_ _"]]:
         """Cosine similarity of every patch with the one at ``y x`` (fractions of the sides), by block."""
@@ -67,22 +63,19 @@ class Analysis:
 
 
 class Analyst:
-    """Puts images through a trained ToCo as its evaluation does, one at a time.
+    """Puts images through a trained method as its evaluation does, one at a time.
 
     Args:
         trained: The method; ``evaluate`` of its config says at which size and scales it looks.
         max_side_px: Longer images are shrunk to this side first.
 
     Raises:
-        ValueError: Another method was trained, which has no such thresholds.
+        ValueError: The method's pseudo labels do not come from two thresholds on a CAM.
     """
 
     def __init__(self, trained: Trained, max_side_px: int) -> None:
-        if not isinstance(trained.config.method, toco.Config):
-            name = trained.config.method.name
-            raise ValueError(f"The demo shows the thresholds of the method 'toco', but this run trained {name!r}.")
         self.trained, self.max_side_px = trained, max_side_px
-        self.settings = trained.config.method
+        self.rule = trained.config.method.label_rule()
 
     @torch.no_grad()
     def analyse(self, image: UInt8[np.ndarray, "h w 3"]) -> Analysis:
@@ -97,14 +90,16 @@ class Analyst:
         inputs = network_input(pixels, evaluate.size_px)
         height, width = inputs.shape[-2:]
         prediction = method.predict(inputs, evaluate.cam_scales, evaluate.cam_flip)
-        logits = resize_bilinear(prediction.segmentation_logits, (height, width))
+        logits = prediction.segmentation_logits
         return Analysis(
             image=shown,
             full_size=(image.shape[0], image.shape[1]),
             network_input=inputs,
             cams=prediction.cams,
             class_logits=prediction.class_logits[0].cpu().numpy(),
-            segmentation=logits[0].argmax(0).byte().cpu().numpy(),
+            segmentation=None
+            if logits is None
+            else resize_bilinear(logits, (height, width))[0].argmax(0).byte().cpu().numpy(),
             unit_tokens=tuple(
                 normalize(tokens[0], dim=-1).unflatten(0, patch_grid(tokens.shape[1], height / width))
                 for tokens in prediction.block_tokens
@@ -113,13 +108,13 @@ class Analyst:
         )
 
     def refined_label(
-        self, analysis: Analysis, cam: CamName, present: Sequence[int], low: float, high: float
+        self, analysis: Analysis, cam: str, present: Sequence[int], low: float, high: float
     ) -> UInt8[np.ndarray, "h w"]:
         """The label that the decoder would learn from these CAMs: 0 background, 1..k, 255 where it would not.
 
         Args:
             analysis: Of the image.
-            cam: Which of its CAMs.
+            cam: Name of one of its CAMs.
             present: Classes (0-based) that count as present.
             low: Background score that certain background wins with.
             high: Background score that certain foreground wins against.
@@ -127,12 +122,12 @@ class Analyst:
         Raises:
             ValueError: The low threshold exceeds the high one.
         """
-        maps: Tensor = getattr(analysis.cams, cam)
+        maps = analysis.cams.by_name()[cam]
         # Without any class, one that is absent: the refinement has the background win everywhere then.
         classes = torch.tensor(sorted(present) or [0], device=maps.device)
         is_present = torch.full((1, len(classes)), float(bool(present)), device=maps.device)
         levels = denormalise_255(analysis.network_input, truncate=True)
-        label = refine_pseudo_label(levels / 255, maps[:, classes], is_present, None, low, high, self.settings.par)
+        label = refine_pseudo_label(levels / 255, maps[:, classes], is_present, None, low, high, self.rule.par)
         refined: UInt8[np.ndarray, "h w"] = class_ids(label, classes[None])[0].byte().cpu().numpy()
         return refined
 

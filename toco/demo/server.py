@@ -41,9 +41,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toco.data import Dataset
 from toco.data.files.images import decode_image
-from toco.demo.analysis import Analysis, Analyst, CamName
+from toco.demo.analysis import Analysis, Analyst
 from toco.demo.limits import Limits, limited_protocol
 from toco.evaluate.evaluator import evenly_spaced
+from toco.evaluate.report import title_of
 
 logger = logging.getLogger(__name__)
 
@@ -107,16 +108,19 @@ class Demo:
         self.analyst, self.token, self.dataset, self.limits = analyst, token, dataset, limits
         thumbnails = {} if dataset is None else _thumbnails(dataset)
         self.examples = list(thumbnails)
-        trained, settings, evaluate = analyst.trained, analyst.settings, analyst.trained.config.evaluate
+        trained, rule, evaluate = analyst.trained, analyst.rule, analyst.trained.config.evaluate
         self.class_names = trained.class_names
         self._about = {
             "title": title,
             "recipe": trained.recipe,
             "step": trained.step,
             "class_names": self.class_names,
-            "low": settings.low_threshold,
-            "high": settings.high_threshold,
-            "aux_block": settings.aux_block,
+            "low": rule.low_threshold,
+            "high": rule.high_threshold,
+            "cams": [
+                {"name": name, "title": title_of(name), "block": block}
+                for name, block in {"cam": None, **trained.config.method.further_cams()}.items()
+            ],
             "size_px": evaluate.size_px,
             "scales": list(dict.fromkeys((1.0, *evaluate.cam_scales))),
             "flip": evaluate.cam_flip,
@@ -199,7 +203,7 @@ class Demo:
         return await self._look(lambda: dataset.image(self.examples[number]))
 
     async def cams(self, request: Request) -> Response:
-        """CAM and auxiliary CAM of a class: float32, little-endian, one after the other."""
+        """All CAMs of a class: float32, little-endian, one after the other."""
         analysis, class_index = self._analysis(request), request.path_params["class_index"]
         if class_index >= len(self.class_names):
             raise HTTPException(404, f"There are {len(self.class_names)} classes, and no number {class_index}.")
@@ -208,7 +212,9 @@ class Demo:
     async def refined(self, request: Request) -> Response:
         """The refined pseudo label: a byte for every pixel."""
         analysis, query = self._analysis(request), request.query_params
-        cam: CamName = "aux_cam" if query.get("cam") == "aux_cam" else "cam"
+        cam = query.get("cam") or "cam"
+        if cam not in analysis.cams.by_name():
+            raise ValueError(f"cam is {cam!r}; expected one of {', '.join(analysis.cams.by_name())}.")
         low, high = _fraction(query, "low"), _fraction(query, "high")
         known = {str(number): number for number in range(len(self.class_names))}
         present = [text for text in query.get("present", "").split(",") if text]
@@ -288,12 +294,12 @@ class _Token:
 
 
 def _for_page(analysis: Analysis) -> dict[str, Any]:
-    height, width = analysis.segmentation.shape
+    segmentation = analysis.segmentation
     return {
         "image": _pixels(analysis.image),
         "full_size": analysis.full_size,
-        "segmentation": _pixels(analysis.segmentation),
-        "map_size": (height, width),
+        "segmentation": None if segmentation is None else _pixels(segmentation),
+        "map_size": tuple(analysis.network_input.shape[-2:]),
         "logits": analysis.class_logits.tolist(),
         "mean_similarity": analysis.mean_similarity,
         "grids": [tuple(tokens.shape[:2]) for tokens in analysis.unit_tokens],

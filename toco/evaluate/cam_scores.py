@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toco.evaluate.report import ThresholdCurve, undefined_to_none
@@ -19,22 +20,29 @@ class CamScores:
     threshold_curve: ThresholdCurve
 
 
-def score_cams(cam: CamQuality, aux_cam: CamQuality, thresholds: tuple[float, ...], fixed: int) -> CamScores:
-    """Score both CAMs at the fixed threshold, which is the one with index ``fixed``, and over all of them."""
-    scores, aux_scores = (class_scores(quality.confusion_matrices()) for quality in (cam, aux_cam))
-    metrics = _metrics("cam", scores, thresholds, fixed) | _metrics("aux_cam", aux_scores, thresholds, fixed)
+def score_cams(qualities: Mapping[str, CamQuality], thresholds: tuple[float, ...], fixed: int) -> CamScores:
+    """Score CAMs at the fixed threshold, which is the one with index ``fixed``, and over all of them.
+
+    Args:
+        qualities: Of each CAM by name, ``cam`` among them.
+        thresholds: Those of ``qualities``.
+        fixed: Index of the fixed threshold.
+    """
+    scores = {name: class_scores(quality.confusion_matrices()) for name, quality in qualities.items()}
+    metrics: dict[str, float] = {}
+    for name, of_cam in scores.items():
+        metrics |= _metrics(name, of_cam, thresholds, fixed)
+    final = scores["cam"]
     return CamScores(
         metrics={f"val/{name}": value for name, value in metrics.items() if math.isfinite(value)},
         per_class={
-            "cam_iou": undefined_to_none(scores.iou[fixed].tolist()),
-            "aux_cam_iou": undefined_to_none(aux_scores.iou[fixed].tolist()),
-            "cam_precision": undefined_to_none(scores.precision[fixed].tolist()),
-            "cam_recall": undefined_to_none(scores.recall[fixed].tolist()),
+            **{f"{name}_iou": undefined_to_none(of_cam.iou[fixed].tolist()) for name, of_cam in scores.items()},
+            "cam_precision": undefined_to_none(final.precision[fixed].tolist()),
+            "cam_recall": undefined_to_none(final.recall[fixed].tolist()),
         },
         threshold_curve=ThresholdCurve(
             thresholds=thresholds,
-            cam_miou=undefined_to_none(mean_over_classes(scores.iou).tolist()),
-            aux_cam_miou=undefined_to_none(mean_over_classes(aux_scores.iou).tolist()),
+            miou={name: undefined_to_none(mean_over_classes(of_cam.iou).tolist()) for name, of_cam in scores.items()},
         ),
     )
 

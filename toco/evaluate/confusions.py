@@ -6,7 +6,7 @@ This is what resampling over images and another background threshold need, and n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int32, Int64
 FORMAT_VERSION = 1
 """Version of the file format; a reader refuses another one."""
 
-_TEXTS = ("names", "class_names")
+_HISTOGRAM = "_histogram"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +26,28 @@ class Confusions:
     Attributes:
         names: Images, in the order of the first axis of the matrices.
         class_names: The background first.
-        seg: What the decoder predicts, by image.
-        cam: Labels of the CAM at the fixed background threshold, by image.
-        aux_cam: The same of the auxiliary CAM.
+        matrices: By label map and image: ``seg``, what the decoder predicts, if there is one; ``cam``, labels of the
+            CAM at the fixed background threshold, and the same of each further CAM by its name.
         thresholds: Those of the curve, ascending, with the fixed one among them.
-        cam_histogram: :attr:`toco.metrics.cam_quality.CamQuality.histogram` over all images at ``thresholds``.
-        aux_cam_histogram: The same of the auxiliary CAM.
+        histograms: :attr:`toco.metrics.cam_quality.CamQuality.histogram` of each CAM over all images at ``thresholds``.
     """
 
     names: tuple[str, ...]
     class_names: tuple[str, ...]
-    seg: Int32[np.ndarray, "n s s"]
-    cam: Int32[np.ndarray, "n s s"]
-    aux_cam: Int32[np.ndarray, "n s s"]
+    matrices: Mapping[str, Int32[np.ndarray, "n s s"]]
     thresholds: Float[np.ndarray, " t"]
-    cam_histogram: Int64[np.ndarray, "s k bins"]
-    aux_cam_histogram: Int64[np.ndarray, "s k bins"]
+    histograms: Mapping[str, Int64[np.ndarray, "s k bins"]]
 
     def arrays(self) -> dict[str, Any]:
         """The content of the file, for :func:`numpy.savez_compressed`; no array of it is an array of objects."""
-        values = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
-        return {"format_version": np.asarray(FORMAT_VERSION), **values}
+        return {
+            "format_version": np.asarray(FORMAT_VERSION),
+            "names": np.asarray(self.names),
+            "class_names": np.asarray(self.class_names),
+            **self.matrices,
+            "thresholds": self.thresholds,
+            **{f"{name}{_HISTOGRAM}": histogram for name, histogram in self.histograms.items()},
+        }
 
 
 def read_confusions(path: Path) -> Confusions:
@@ -63,13 +64,20 @@ def read_confusions(path: Path) -> Confusions:
         raise
     except Exception as error:  # of damaged bytes zipfile, zlib, struct and NumPy make many kinds
         raise ValueError(f"{path} is not a file of confusion matrices, or is damaged: {error}.") from error
-    names = [field.name for field in fields(Confusions)]
-    if missing := [name for name in ("format_version", *names) if name not in found]:
+    cams = [name.removesuffix(_HISTOGRAM) for name in found if name.endswith(_HISTOGRAM)] or ["cam"]
+    required = ("format_version", "names", "class_names", *cams, "thresholds", f"cam{_HISTOGRAM}")
+    if missing := [name for name in required if name not in found]:
         raise ValueError(f"{path} is not a file of confusion matrices: it lacks {', '.join(missing)}.")
     if (version := found["format_version"].tolist()) != FORMAT_VERSION:
         raise ValueError(f"{path} has format version {version}; this version of toco reads {FORMAT_VERSION}.")
-    matrices = (*found["names"].shape, *2 * found["class_names"].shape)
-    if any(found[name].shape != matrices for name in ("seg", "cam", "aux_cam")):
-        raise ValueError(f"{path} is damaged: expected matrices of the shape {list(matrices)}.")
-    values: dict[str, Any] = {name: found[name] for name in names}
-    return Confusions(**(values | {name: tuple(values[name].tolist()) for name in _TEXTS}))
+    maps = [*(["seg"] if "seg" in found else []), *cams]
+    shape = (*found["names"].shape, *2 * found["class_names"].shape)
+    if any(found[name].shape != shape for name in maps):
+        raise ValueError(f"{path} is damaged: expected matrices of the shape {list(shape)}.")
+    return Confusions(
+        names=tuple(found["names"].tolist()),
+        class_names=tuple(found["class_names"].tolist()),
+        matrices={name: found[name] for name in maps},
+        thresholds=found["thresholds"],
+        histograms={name: found[f"{name}{_HISTOGRAM}"] for name in cams},
+    )

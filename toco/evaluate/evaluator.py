@@ -24,7 +24,7 @@ from toco.evaluate.sizes import network_input
 from toco.methods import Method
 from toco.metrics.cam_quality import CamQuality
 from toco.metrics.multilabel import f1_per_image, mean_average_precision
-from toco.metrics.segmentation import class_scores, mean_over_classes
+from toco.metrics.segmentation import ClassScores, class_scores, mean_over_classes
 from toco.types import Shard
 
 _OFFICIAL_SIZE_PX = 448
@@ -153,14 +153,15 @@ def rescore(evaluation: Evaluation, confusions: Confusions, config: EvaluateConf
     def counted(histogram: Integer[np.ndarray, "s k bins"]) -> CamQuality:
         return _counted(torch.from_numpy(histogram), confusions.thresholds.tolist()).at(thresholds)
 
-    cam, aux_cam = counted(confusions.cam_histogram), counted(confusions.aux_cam_histogram)
-    cams = score_cams(cam, aux_cam, thresholds, config.fixed_threshold_index())
-    kept = {name: v for name, v in evaluation.metrics.items() if not name.startswith(("val/cam_", "val/aux_cam_"))}
+    qualities = {name: counted(histogram) for name, histogram in confusions.histograms.items()}
+    cams = score_cams(qualities, thresholds, config.fixed_threshold_index())
+    of_cams = tuple(f"val/{name}_" for name in qualities)
+    kept = {name: value for name, value in evaluation.metrics.items() if not name.startswith(of_cams)}
     return replace(
         evaluation,
-        protocol=_protocol(config, evaluation.per_class["seg_iou"]),
+        protocol=_protocol(config, cams.per_class["cam_iou"]),
         metrics=kept | cams.metrics,
-        per_class={"seg_iou": evaluation.per_class["seg_iou"]} | cams.per_class,
+        per_class=evaluation.per_class | cams.per_class,
         threshold_curve=cams.threshold_curve,
         pictures=(),
         confusions=None,
@@ -226,48 +227,52 @@ def _whole(parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step
     )
     pictures = dict(sorted(chain.from_iterable(part.pictures.items() for part in parts)))
     thresholds = config.thresholds()
-    cam, aux_cam = (
-        _counted(torch.stack([getattr(part, name) for part in parts]).sum(0), thresholds)
-        for name in ("cam_histogram", "aux_cam_histogram")
-    )
-    cams = score_cams(cam, aux_cam, thresholds, config.fixed_threshold_index())
-    segmentation = class_scores(confusions[:, 0].sum(0))
+    # A process without a batch has seen no map.
+    counted = [part for part in parts if part.batches]
+    qualities = {
+        name: _counted(torch.stack([part.histograms[name] for part in counted]).sum(0), thresholds)
+        for name in counted[0].histograms
+    }
+    cams = score_cams(qualities, thresholds, config.fixed_threshold_index())
+    by_map = dict(zip(counted[0].maps, confusions.unbind(1), strict=True))
+    segmentation = class_scores(by_map["seg"].sum(0)) if "seg" in by_map else None
     similarity = similarities.T.contiguous().double().mean(1).tolist()
     metrics = {
-        "seg_miou": mean_over_classes(segmentation.iou).item(),
-        "seg_pixel_accuracy": segmentation.pixel_accuracy.item(),
+        **_segmentation_metrics(segmentation),
         "label_f1": f1_per_image(class_labels, class_logits > 0).mean().item(),
         "label_map": mean_average_precision(class_labels, class_logits),
         "patch_similarity_last": similarity[-1],
     }
     class_names = ("background", *dataset.class_names)
-    seg_iou = undefined_to_none(segmentation.iou.tolist())
-    seg_counts, cam_counts, aux_cam_counts = confusions.numpy().swapaxes(0, 1)
+    seg_iou = {} if segmentation is None else {"seg_iou": undefined_to_none(segmentation.iou.tolist())}
     return Evaluation(
         step=step,
-        protocol=_protocol(config, seg_iou),
+        protocol=_protocol(config, cams.per_class["cam_iou"]),
         metrics={f"val/{name}": value for name, value in metrics.items() if np.isfinite(value)} | cams.metrics,
         class_names=class_names,
-        per_class={"seg_iou": seg_iou} | cams.per_class,
+        per_class=seg_iou | cams.per_class,
         threshold_curve=cams.threshold_curve,
         patch_similarity=undefined_to_none(similarity),
         pictures=tuple(pictures.values()),
         confusions=Confusions(
             names=tuple(dataset.names[index] for index in order),
             class_names=class_names,
-            seg=seg_counts,
-            cam=cam_counts,
-            aux_cam=aux_cam_counts,
+            matrices={name: counts.numpy() for name, counts in by_map.items()},
             thresholds=np.array(thresholds),
-            cam_histogram=cam.histogram.numpy(),
-            aux_cam_histogram=aux_cam.histogram.numpy(),
+            histograms={name: quality.histogram.numpy() for name, quality in qualities.items()},
         ),
     )
 
 
-def _protocol(config: EvaluateConfig, seg_iou: Sequence[float | None]) -> str:
+def _segmentation_metrics(scores: ClassScores | None) -> dict[str, float]:
+    if scores is None:
+        return {}
+    return {"seg_miou": mean_over_classes(scores.iou).item(), "seg_pixel_accuracy": scores.pixel_accuracy.item()}
+
+
+def _protocol(config: EvaluateConfig, iou: Sequence[float | None]) -> str:
     """The protocol in words; it says for how many classes there is ground truth, where that is not all."""
-    coverage = describe_coverage(seg_iou)
+    coverage = describe_coverage(iou)
     return config.protocol() + ("" if coverage is None else f" {coverage}")
 
 

@@ -25,7 +25,7 @@ from matplotlib.image import AxesImage
 from matplotlib.legend import Legend
 from matplotlib.patches import Patch
 
-from toco.evaluate.report import Picture, ThresholdCurve
+from toco.evaluate.report import Picture, ThresholdCurve, title_of
 from toco.files import printable, whole_file
 from toco.types import IGNORE_INDEX
 
@@ -36,7 +36,7 @@ _CAM_OPACITY = 0.65  # the grey image shows through
 _PANEL_INCHES = 2.1
 _DPI = 110
 _CLASSES_IN_A_LEGEND_ROW = 7
-PANEL_NAMES = ("image", "cam", "aux_cam", "pseudo_label", "prediction", "mask")
+_LABEL_TITLES = {"pseudo_label": "pseudo label", "prediction": "prediction", "mask": "ground truth"}
 PANELS = "toco.panels"
 """Text in a picture's PNG: the pixels ``[left, top, right, bottom]`` of its panels, by name, as JSON."""
 _LONGEST_STEM = 200
@@ -60,35 +60,38 @@ def voc_palette(num_colours: int = 256) -> UInt8[np.ndarray, "num_colours 3"]:
 
 
 def draw_panel(picture: Picture, class_names: Sequence[str], background_threshold: float) -> Figure:
-    """Image, CAM, auxiliary CAM, pseudo label, prediction and ground truth side by side, with a legend of the classes.
+    """Image, CAMs, pseudo label, prediction and ground truth side by side, with a legend of the classes.
 
     Args:
         picture: What to draw.
         class_names: The background first.
-        background_threshold: Drawn as a line into both CAMs: inside it the evaluation sees foreground.
+        background_threshold: Drawn as a line into every CAM: inside it the evaluation sees foreground.
     """
     height, width = picture.mask.shape
-    figure = Figure(figsize=(6 * _PANEL_INCHES + 0.5, _PANEL_INCHES * min(height / width, 1.6) + 0.85), dpi=_DPI)
+    labels = {"pseudo_label": picture.pseudo_label, "prediction": picture.prediction, "mask": picture.mask}
+    shown = {name: label for name, label in labels.items() if label is not None}
+    names = ("image", *picture.cams, *shown)
+    size_inches = (len(names) * _PANEL_INCHES + 0.5, _PANEL_INCHES * min(height / width, 1.6) + 0.85)
+    figure = Figure(figsize=size_inches, dpi=_DPI)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", h_pad=0.03, w_pad=0.02)
-    panels = figure.subplots(1, 6)
-    for name, axes in zip(PANEL_NAMES, panels, strict=True):
+    panels: dict[str, Axes] = dict(zip(names, figure.subplots(1, len(names)), strict=True))
+    for name, axes in panels.items():
         axes.set_gid(name)
-    image, cam, aux_cam, pseudo_label, prediction, mask = panels
-    _show_image(image, picture.image, "image")
-    _show_cam(cam, picture.image, picture.cam, "CAM", background_threshold)
-    heat = _show_cam(aux_cam, picture.image, picture.aux_cam, "auxiliary CAM", background_threshold)
-    beside = aux_cam.inset_axes((1.02, 0, 0.05, 1))  # as high as the map, whatever its aspect ratio
+    _show_image(panels["image"], picture.image, "image")
+    for name, cam in picture.cams.items():
+        heat = _show_cam(panels[name], picture.image, cam, title_of(name), background_threshold)
+    # Beside the last of them, and as high as the map, whatever its aspect ratio.
+    beside = panels[list(picture.cams)[-1]].inset_axes((1.02, 0, 0.05, 1))
     colour_bar = figure.colorbar(heat, cax=beside, ticks=[0, background_threshold, 1])
     colour_bar.ax.tick_params(labelsize=7, length=2)
     palette = voc_palette()
-    _show_image(pseudo_label, palette[picture.pseudo_label], "pseudo label")
-    _show_image(prediction, palette[picture.prediction], "prediction")
-    _show_image(mask, palette[picture.mask], "ground truth")
+    for name, label in shown.items():
+        _show_image(panels[name], palette[label], _LABEL_TITLES[name])
     present = [class_names[k] for k in (np.flatnonzero(picture.class_labels) + 1).tolist()]
     title = printable(f"{picture.name}: {', '.join(present) or 'no class'}")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
-    _legend(figure, picture, class_names, palette)
+    _legend(figure, list(shown.values()), class_names, palette)
     return figure
 
 
@@ -159,9 +162,9 @@ def _boxes(figure: Figure) -> dict[str, list[int]]:
     """Where the panels lie, so that a single one can be cut out."""
     figure.draw_without_rendering()  # the layout is not known before
     height = round(figure.bbox.height)
-    extents = {str(axes.get_gid()): axes.get_window_extent() for axes in figure.axes if axes.get_gid() in PANEL_NAMES}
+    extents = {axes.get_gid(): axes.get_window_extent() for axes in figure.axes if axes.get_gid() is not None}
     return {
-        name: [math.ceil(box.x0), height - math.floor(box.y1), math.floor(box.x1), height - math.ceil(box.y0)]
+        str(name): [math.ceil(box.x0), height - math.floor(box.y1), math.floor(box.x1), height - math.ceil(box.y0)]
         for name, box in extents.items()
     }
 
@@ -180,9 +183,9 @@ def draw_similarity_curve(curves: Mapping[str, Sequence[float | None]]) -> Figur
 
 
 def draw_threshold_curve(curve: ThresholdCurve, background_threshold: float) -> Figure:
-    """CAM and auxiliary CAM mIoU over the background threshold, with the fixed threshold and the best ones marked."""
+    """Draw the mIoU of each CAM over the background threshold, with the fixed threshold and the best ones marked."""
     figure, axes = _curve_figure()
-    for name, values in {"CAM": curve.cam_miou, "auxiliary CAM": curve.aux_cam_miou}.items():
+    for name, values in ((title_of(cam), miou) for cam, miou in curve.miou.items()):
         percent = np.array([np.nan if v is None else 100 * v for v in values])
         (line,) = axes.plot(curve.thresholds, percent, label=name)
         if np.isfinite(percent).any():
@@ -226,8 +229,12 @@ def _show_cam(
     return heat
 
 
-def _legend(figure: Figure, picture: Picture, class_names: Sequence[str], palette: UInt8[np.ndarray, "256 3"]) -> None:
-    maps: list[Integer[np.ndarray, "h w"]] = [picture.pseudo_label, picture.prediction, picture.mask]
+def _legend(
+    figure: Figure,
+    maps: Sequence[Integer[np.ndarray, "h w"]],
+    class_names: Sequence[str],
+    palette: UInt8[np.ndarray, "256 3"],
+) -> None:
     shown = sorted({int(value) for label in maps for value in np.unique(label)})
     names = {value: "void / uncertain" if value == IGNORE_INDEX else class_names[value] for value in shown}
     legend = figure.legend(

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
@@ -18,13 +19,7 @@ FORMAT_VERSION = 1
 """Version of the JSON format; a reader refuses another one."""
 
 
-_TITLES = {
-    "seg_iou": "segmentation IoU",
-    "cam_iou": "CAM IoU",
-    "aux_cam_iou": "aux CAM IoU",
-    "cam_precision": "CAM precision",
-    "cam_recall": "CAM recall",
-}
+_WORDS = {"seg": "segmentation", "cam": "CAM", "aux": "auxiliary", "iou": "IoU"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +30,37 @@ class Picture:
         name: Name of the image.
         class_labels: Multi-hot ground truth, foreground classes.
         image: The image itself.
-        cam: Maximum over the ground truth classes.
-        aux_cam: The same of the auxiliary CAM.
+        cams: Of each CAM by name, the maximum over the ground truth classes.
         pseudo_label: What the decoder would be trained on; 255 is uncertain.
-        prediction: What the decoder predicts.
+        prediction: What the decoder predicts, if there is one.
         mask: Ground truth; 255 is void.
     """
 
     name: str
     class_labels: Float[np.ndarray, " k"]
     image: UInt8[np.ndarray, "h w 3"]
-    cam: Float[np.ndarray, "h w"]
-    aux_cam: Float[np.ndarray, "h w"]
+    cams: Mapping[str, Float[np.ndarray, "h w"]]
     pseudo_label: Integer[np.ndarray, "h w"]
-    prediction: Integer[np.ndarray, "h w"]
+    prediction: Integer[np.ndarray, "h w"] | None
     mask: Integer[np.ndarray, "h w"]
 
 
 @dataclass(frozen=True, slots=True)
 class ThresholdCurve:
-    """CAM mIoU where a pixel is background at or below each threshold."""
+    """mIoU of each CAM, by name, where a pixel is background at or below each threshold."""
 
     thresholds: tuple[float, ...]
-    cam_miou: tuple[float | None, ...]
-    aux_cam_miou: tuple[float | None, ...]
+    miou: Mapping[str, tuple[float | None, ...]]
+
+    def to_json(self) -> dict[str, Sequence[float | None]]:
+        """As an evaluation's file holds it: ``thresholds``, and ``NAME_miou`` of each CAM."""
+        return {"thresholds": self.thresholds, **{f"{name}_miou": values for name, values in self.miou.items()}}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ThresholdCurve:
+        """Read what :meth:`to_json` made."""
+        curves = {name.removesuffix("_miou"): tuple(v) for name, v in content.items() if name != "thresholds"}
+        return cls(tuple(content["thresholds"]), curves)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,6 @@ class Evaluation:
 
     def to_json(self) -> str:
         """The content of ``evaluations/step_*.json``: strict JSON, ``null`` for what is not defined."""
-        curve = self.threshold_curve
         content = {
             "format_version": FORMAT_VERSION,
             "step": self.step,
@@ -97,11 +98,7 @@ class Evaluation:
             "metrics": self.metrics,
             "class_names": self.class_names,
             "per_class": self.per_class,
-            "threshold_curve": {
-                "thresholds": curve.thresholds,
-                "cam_miou": curve.cam_miou,
-                "aux_cam_miou": curve.aux_cam_miou,
-            },
+            "threshold_curve": self.threshold_curve.to_json(),
             "patch_similarity": self.patch_similarity,
         }
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -124,7 +121,7 @@ class Evaluation:
                 metrics=content["metrics"],
                 class_names=tuple(content["class_names"]),
                 per_class={name: tuple(values) for name, values in content["per_class"].items()},
-                threshold_curve=ThresholdCurve(**{n: tuple(v) for n, v in content["threshold_curve"].items()}),
+                threshold_curve=ThresholdCurve.from_json(content["threshold_curve"]),
                 patch_similarity=tuple(content["patch_similarity"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -132,23 +129,42 @@ class Evaluation:
 
     def coverage(self) -> str | None:
         """For how many classes there is ground truth: see :func:`describe_coverage`."""
-        return describe_coverage(self.per_class["seg_iou"])
+        return describe_coverage(self.per_class["cam_iou"])
 
     def table(self) -> str:
         """The scores per class as text: see :func:`class_table`."""
         return class_table(self.class_names, self.per_class)
 
 
-def describe_coverage(seg_iou: Sequence[float | None]) -> str | None:
+def title_of(name: str) -> str:
+    """The name of a map or of a column as a title.
+
+    >>> title_of("aux_cam"), title_of("seg_iou")
+    ('auxiliary CAM', 'segmentation IoU')
+    """
+    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
+
+
+def mious(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The mIoU of each map, by its name, at the fixed threshold.
+
+    >>> mious({"val/seg_miou": 0.4, "val/cam_miou": 0.5, "val/cam_best_miou": 0.6})
+    {'seg': 0.4, 'cam': 0.5}
+    """
+    found = {key.removeprefix("val/").removesuffix("_miou"): value for key, value in metrics.items() if "_miou" in key}
+    return {name: value for name, value in found.items() if not name.endswith("_best")}
+
+
+def describe_coverage(iou: Sequence[float | None]) -> str | None:
     """For how many foreground classes a split has ground truth, as a sentence; ``None`` where it has it for all.
 
     Args:
-        seg_iou: One for each class, the background first; ``None`` for a class that the ground truth does not contain.
+        iou: One for each class, the background first; ``None`` for a class that the ground truth does not contain.
 
     >>> describe_coverage([0.8, None]), describe_coverage([0.8, 0.1])
     ('The masks of the split show 0 of 1 foreground classes: scores of pixels are those of the background alone.', None)
     """
-    defined = [iou is not None for iou in seg_iou]
+    defined = [value is not None for value in iou]
     if all(defined):
         return None
     if not any(defined):
@@ -168,7 +184,7 @@ def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[flo
         [printable(name), *(_percent(values[i]) for values in per_class.values())] for i, name in enumerate(class_names)
     ]
     means = ["mean", *(_percent(_mean(values)) for values in per_class.values())]
-    headers = ["class", *(_TITLES.get(column, column) for column in per_class)]
+    headers = ["class", *map(title_of, per_class)]
     aligned = ("left", *("right" for _ in per_class))
     return tabulate([*rows, SEPARATING_LINE, means], headers=headers, colalign=aligned, disable_numparse=True)
 

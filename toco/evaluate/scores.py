@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,23 +29,30 @@ class CountedBatch:
         class_labels: Multi-hot ground truth.
         class_logits: What the classifier says.
         similarities: Mean cosine similarity of the patches after every block.
-        confusions: Of the segmentation, and of the CAM and the auxiliary CAM at the fixed threshold.
+        confusions: By label map: of the segmentation, if there is one, and of each CAM at the fixed threshold.
     """
 
     indices: tuple[int, ...]
     class_labels: Float[Tensor, "b k"]
     class_logits: Float[Tensor, "b k"]
     similarities: Float[Tensor, "b blocks"]
-    confusions: Int32[Tensor, "b 3 s s"]
+    confusions: Int32[Tensor, "b maps s s"]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """All that one process found, on the host."""
+    """All that one process found, on the host.
+
+    Attributes:
+        batches: What was counted.
+        maps: Names of the label maps in ``CountedBatch.confusions``; empty without a batch.
+        histograms: Of each CAM by name; empty without a batch.
+        pictures: What the panels show, by place of the image.
+    """
 
     batches: tuple[CountedBatch, ...]
-    cam_histogram: Int64[Tensor, "s k bins"]
-    aux_cam_histogram: Int64[Tensor, "s k bins"]
+    maps: tuple[str, ...]
+    histograms: dict[str, Int64[Tensor, "s k bins"]]
     pictures: dict[int, Picture]
 
 
@@ -60,25 +68,32 @@ class Scores:
     ) -> None:
         self.num_classes = num_foreground_classes + 1
         self.fixed = fixed_threshold_index
-        self.cam = CamQuality(num_foreground_classes, thresholds, device)
-        self.aux_cam = CamQuality(num_foreground_classes, thresholds, device)
+        self.new_quality = partial(CamQuality, num_foreground_classes, thresholds, device)
+        self.maps: tuple[str, ...] = ()
+        self.qualities: dict[str, CamQuality] = {}
         self.batches: list[CountedBatch] = []
         self.pictures: dict[int, Picture] = {}
 
     def update(self, batch: SampleBatch, prediction: Prediction) -> None:
         """Count a batch whose tensors are on the device. Its CAMs are those of the classes that are present."""
-        cams = torch.cat([prediction.cams.cam, prediction.cams.aux_cam], dim=1)
-        confusions: list[Integer[Tensor, "_ 3 s s"]] = []
+        by_name = prediction.cams.by_name()
+        cams = torch.cat(list(by_name.values()), dim=1)
+        if not self.batches:
+            self.qualities = {name: self.new_quality() for name in by_name}
+            self.maps = (*(() if prediction.segmentation_logits is None else ("seg",)), *by_name)
+        confusions: list[Integer[Tensor, "_ maps s s"]] = []
         # Masks keep their own resolution; those of one size are scored together.
         for mask, rows in zip(batch.masks, batch.rows, strict=True):
             height, width = mask.shape[1:]
-            logits = resize_bilinear(take(prediction.segmentation_logits, rows), (height, width))
-            # On a CPU several times faster than argmax, and the first class wins here, too.
-            predicted = logits.max(dim=1).indices
-            matrices = [count_by_image(mask, predicted, self.num_classes, self.num_classes)]
-            both = resize_bilinear(take(cams, rows), (height, width)).chunk(2, dim=1)
+            matrices = []
+            if prediction.segmentation_logits is not None:
+                logits = resize_bilinear(take(prediction.segmentation_logits, rows), (height, width))
+                # On a CPU several times faster than argmax, and the first class wins here, too.
+                predicted = logits.max(dim=1).indices
+                matrices.append(count_by_image(mask, predicted, self.num_classes, self.num_classes))
+            resized = resize_bilinear(take(cams, rows), (height, width)).chunk(len(by_name), dim=1)
             class_labels, present = take(batch.class_labels, rows), take(batch.present, rows)
-            for quality, cam in zip((self.cam, self.aux_cam), both, strict=True):
+            for quality, cam in zip(self.qualities.values(), resized, strict=True):
                 counts = quality.count(mask, cam, class_labels, present)
                 quality.add(counts)
                 matrices.append(counts.confusions(self.fixed))
@@ -110,7 +125,8 @@ class Scores:
     def part(self) -> Part:
         """What was found, once the device has found it."""
         # These copies wait for the device, and so for the copies that came before.
-        return Part(tuple(self.batches), self.cam.histogram.cpu(), self.aux_cam.histogram.cpu(), self.pictures)
+        histograms = {name: quality.histogram.cpu() for name, quality in self.qualities.items()}
+        return Part(tuple(self.batches), self.maps, histograms, self.pictures)
 
 
 def gather(find: Callable[[], Part], shard: Shard) -> list[Part]:
@@ -158,14 +174,13 @@ def _picture(
         )
         return shown
 
-    logits = resize_bilinear(prediction.segmentation_logits[row : row + 1], size)
+    logits = prediction.segmentation_logits
     return Picture(
         name=sample.name,
         class_labels=sample.class_labels,
         image=sample.image,
-        cam=strongest(prediction.cams.cam),
-        aux_cam=strongest(prediction.cams.aux_cam),
+        cams={name: strongest(cam) for name, cam in prediction.cams.by_name().items()},
         pseudo_label=resize_nearest(pseudo_label[None], size)[0].cpu().numpy(),
-        prediction=logits.argmax(1)[0].cpu().numpy(),
+        prediction=None if logits is None else resize_bilinear(logits[row : row + 1], size).argmax(1)[0].cpu().numpy(),
         mask=sample.mask,
     )

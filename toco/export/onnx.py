@@ -95,7 +95,10 @@ class Segmenter(nn.Module):
         if not self.cams:
             return _at(size, self.method.segmentation_logits(normalised))
         prediction = self.method.predict(normalised, scales=(1.0,), flip=False)
-        return *_at(size, prediction.segmentation_logits), prediction.cams.cam, prediction.class_logits
+        logits = prediction.segmentation_logits
+        if logits is None:
+            raise ValueError("The method has no decoder, and so no logits to export.")
+        return *_at(size, logits), prediction.cams.cam, prediction.class_logits
 
 
 def _at(size: tuple[int, int], logits: Float[Tensor, "b s p q"]) -> tuple[Tensor, Tensor]:

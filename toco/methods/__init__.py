@@ -1,6 +1,6 @@
 """Training methods, one file each: what is computed in a step, and which losses come of it."""
 
-from toco.methods._method import BilateralFilter, Method, MethodConfig, Term
+from toco.methods._method import BilateralFilter, LabelRule, Method, MethodConfig, Term
 
 ENTRY = {
     "Config": "class Config(MethodConfig):\n    name: str = __name__",
@@ -8,4 +8,4 @@ ENTRY = {
 }
 """What a method's module defines, and how that is written."""
 
-__all__ = ["ENTRY", "BilateralFilter", "Method", "MethodConfig", "Term"]
+__all__ = ["ENTRY", "BilateralFilter", "LabelRule", "Method", "MethodConfig", "Term"]

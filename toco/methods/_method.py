@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from toco.cam.par import ParConfig
 from toco.config import Component, Config
 from toco.types import Batch, Cams, ExtraView, Prediction, StepOutput
 
@@ -32,6 +33,20 @@ class BilateralFilter(NamedTuple):
     filter_name: str
     sigma_rgb: float
     sigma_xy: float
+
+
+class LabelRule(NamedTuple):
+    """How a method makes pseudo labels of its CAM.
+
+    Attributes:
+        low_threshold: Background score that certain background wins with.
+        high_threshold: Background score that certain foreground wins against.
+        par: The refinement.
+    """
+
+    low_threshold: float
+    high_threshold: float
+    par: ParConfig
 
 
 class MethodConfig(Component):
@@ -69,6 +84,28 @@ class MethodConfig(Component):
     def extra_views(self) -> frozenset[ExtraView]:
         """Views besides ``Batch.images`` that a training step reads; the loader makes no others."""
         return frozenset()
+
+    def further_cams(self) -> dict[str, int | None]:
+        """Names of the CAMs that the method makes besides the final one.
+
+        Each comes with the block (0-based) whose tokens it is made of, or ``None`` where that is not a single block.
+        """
+        return {}
+
+    def has_decoder(self) -> bool:
+        """Whether the method segments; without a decoder it is evaluated by its CAMs alone."""
+        return True
+
+    def label_rule(self) -> LabelRule:
+        """The rule that ``export-pseudo-labels`` and the demo start from.
+
+        Raises:
+            ValueError: The method's labels are not made of its CAM by two thresholds.
+        """
+        raise ValueError(
+            f"The method {self.name!r} makes no pseudo labels of its CAM by a low and a high threshold; "
+            "export-cams writes its CAMs, of which other programs can make labels."
+        )
 
     def network_sides_px(self, crop_size_px: int) -> dict[str, float]:
         """Sides of the images that training passes through the network, by the setting that asks for them.
@@ -132,7 +169,10 @@ class Method(nn.Module, ABC):
         flip: bool,
         present: Int[Tensor, "b m"] | None = None,
     ) -> Cams:
-        """Multi-scale CAMs of the classes ``present`` names (0-based, image by image), or of all. No gradient."""
+        """Multi-scale CAMs of the classes ``present`` names (0-based, image by image), or of all. No gradient.
+
+        Besides the final one there are those that the config names as :meth:`MethodConfig.further_cams`.
+        """
 
     @abstractmethod
     def predict(
@@ -146,7 +186,11 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def segmentation_logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b s p q"]:
-        """Logits of the decoder alone, on the patch grid, background first. No gradient."""
+        """Logits of the decoder alone, on the patch grid, background first. No gradient.
+
+        Raises:
+            ValueError: There is no decoder.
+        """
 
     @abstractmethod
     def pseudo_labels(

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from toco.cam.par import ParConfig
 from toco.config import Config as BaseConfig
 from toco.losses.dense_energy import DenseEnergyConfig
-from toco.methods._method import BilateralFilter, MethodConfig, Term
+from toco.methods._method import BilateralFilter, LabelRule, MethodConfig, Term
 from toco.types import ExtraView
 
 
@@ -112,6 +112,14 @@ class Config(MethodConfig):
     def extra_views(self) -> frozenset[ExtraView]:
         """Both, if class tokens are contrasted."""
         return frozenset({"second_view", "crop_source"} if self.ctc.weight else ())
+
+    def further_cams(self) -> dict[str, int | None]:
+        """That of the auxiliary classifier."""
+        return {"aux_cam": self.aux_block}
+
+    def label_rule(self) -> LabelRule:
+        """See the base class."""
+        return LabelRule(self.low_threshold, self.high_threshold, self.par)
 
     def network_sides_px(self, crop_size_px: int) -> dict[str, float]:
         """See the base class."""

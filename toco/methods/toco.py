@@ -235,7 +235,7 @@ class ToCo(Method):
         present: Int[Tensor, "b m"] | None = None,
     ) -> Cams:
         """See the base class."""
-        return Cams(**self._cams(images, scales, flip, ("cam", "aux_cam"), present))
+        return _as_cams(self._cams(images, scales, flip, ("cam", "aux_cam"), present))
 
     @torch.no_grad()
     def predict(
@@ -252,7 +252,7 @@ class ToCo(Method):
             encoded, blocks = _in_float32(encoded), [tokens.float() for tokens in blocks]
         base = {"cam": encoded.features, "aux_cam": encoded.aux_features}
         return Prediction(
-            cams=Cams(**self._cams(images, scales, flip, ("cam", "aux_cam"), present, base)),
+            cams=_as_cams(self._cams(images, scales, flip, ("cam", "aux_cam"), present, base)),
             class_logits=self.classifier(encoded.features),
             segmentation_logits=self._decode(encoded.features),
             block_tokens=tuple(blocks),
@@ -366,6 +366,10 @@ class ToCo(Method):
         return torch.autocast(
             _autocast_device(device), dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
         )
+
+
+def _as_cams(maps: Mapping[str, Tensor]) -> Cams:
+    return Cams(maps["cam"], {"aux_cam": maps["aux_cam"]})
 
 
 def _autocast_device(device: torch.device) -> str:

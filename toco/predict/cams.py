@@ -32,7 +32,7 @@ def cams_of(
     config: EvaluateConfig,
     device: torch.device | str,
 ) -> Cams:
-    """Both CAMs of one image by the protocol of the evaluation, at the size that the network sees (``size_px``)."""
+    """The CAMs of one image by the protocol of the evaluation, at the size that the network sees (``size_px``)."""
     images = network_input(torch.tensor(image, device=device)[None], config.size_px)
     return method.cams(images, config.cam_scales, config.cam_flip, present.to(device))
 
@@ -58,12 +58,12 @@ def export_cams(
 
     CAMs follow the evaluation: the scales, the flip and ``size_px`` (448: squashed; ``None``: the image's own size) of
     ``config``, each class min-max normalised to [0, 1], of the classes of the image-level label alone. The names are
-    IRN's (``np.load(name + ".npz")["high_res"]``), with the auxiliary CAM besides; ``m`` is the number of classes:
+    IRN's (``np.load(name + ".npz")["high_res"]``), with further CAMs besides; ``m`` is the number of classes:
 
     - ``keys`` int64 [m]: classes, from 0 without background, ascending;
     - ``high_res`` [m, h, w]: CAM at the image's size;
     - ``cam`` [m, ceil(h / 4), ceil(w / 4)]: the same at a quarter of it;
-    - ``aux_high_res``, ``aux_cam``: the same of the auxiliary CAM.
+    - ``X_high_res``, ``X_cam``: the same of each further CAM of the method, whose name is ``X_cam``.
 
     Args:
         method: In evaluation mode, on ``device``.
@@ -93,13 +93,11 @@ def export_cams(
             # An image without any class has the CAM of an absent one, which is left out.
             return resize_bilinear(cam, size)[0, : len(keys)].cpu().numpy().astype(dtype)
 
-        return npz(
-            keys=keys,
-            high_res=at(cams.cam, (height, width)),
-            cam=at(cams.cam, strided),
-            aux_high_res=at(cams.aux_cam, (height, width)),
-            aux_cam=at(cams.aux_cam, strided),
-        )
+        arrays = {"keys": keys}
+        for name, cam in cams.by_name().items():
+            arrays[f"{name.removesuffix('cam')}high_res"] = at(cam, (height, width))
+            arrays[name] = at(cam, strided)
+        return npz(**arrays)
 
     folder.fill(make, shard, doing="export CAMs", progress=progress)
     return folder

@@ -189,7 +189,7 @@ def _evaluation_files(evaluation: dict[str, Any], config: dict[str, Any], scratc
     file = scratch / "per_class.json"
     file.write_text(json.dumps({"columns": ["class", *columns], "data": table}), encoding="utf-8")
     similarity = {f"step {evaluation['step']}": evaluation["patch_similarity"]}
-    curve = ThresholdCurve(**{name: tuple(values) for name, values in evaluation["threshold_curve"].items()})
+    curve = ThresholdCurve.from_json(evaluation["threshold_curve"])
     figures = {
         scratch / "patch_similarity.png": lambda: draw_similarity_curve(similarity),
         scratch / "cam_thresholds.png": lambda: draw_threshold_curve(curve, config["evaluate"]["background_threshold"]),

@@ -112,7 +112,7 @@ def _read(path: Path, modified_ns: int) -> Mapping[str, Any] | None:
 def _resampled(path: Path, modified_ns: int, keys: tuple[str, ...]) -> tuple[tuple[str, ...], Resampled] | None:
     try:
         confusions = read_confusions(path)
-        counts = {key: getattr(confusions, PER_IMAGE[key]) for key in keys}
+        counts = {key: confusions.matrices[PER_IMAGE[key]] for key in keys}
         iou = {key: resampled_iou(array[None], RESAMPLES) for key, array in counts.items()}
     except (OSError, ValueError):
         return None

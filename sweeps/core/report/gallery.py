@@ -153,8 +153,8 @@ def _ious(path: Path) -> dict[str, dict[str, float]]:
     except (OSError, ValueError):
         return {}
     return {
-        name: dict(zip(confusions.names, image_iou(getattr(confusions, name)).tolist(), strict=True))
-        for name in ("seg", "cam", "aux_cam")
+        name: dict(zip(confusions.names, image_iou(counts).tolist(), strict=True))
+        for name, counts in confusions.matrices.items()
     }
 
 

@@ -245,9 +245,9 @@ def confusions(value, seed, images=12, names=None):
     right = np.diag(total)
     iou = right / (total.sum(0) + total.sum(1) - right)
     names = names or tuple(f"image{number}" for number in range(images))
-    histogram = np.zeros((3, 2, 2), np.int64)
-    empty = np.zeros_like(counts)
-    found = Confusions(names, CLASSES, counts, empty, empty, np.array([0.5]), histogram, histogram)
+    matrices = {"seg": counts, "cam": np.zeros_like(counts), "aux_cam": np.zeros_like(counts)}
+    histograms = dict.fromkeys(("cam", "aux_cam"), np.zeros((3, 2, 2), np.int64))
+    found = Confusions(names, CLASSES, matrices, np.array([0.5]), histograms)
     return found, iou
 
 
@@ -298,7 +298,7 @@ def test_the_interval_over_images_is_of_the_same_difference(tmp_path):
     generator = np.random.default_rng(5)
 
     def miou(label, seed, drawn):
-        total = results[label, seed][160][0].seg[drawn].sum(0)
+        total = results[label, seed][160][0].matrices["seg"][drawn].sum(0)
         right = np.diag(total)
         return (right / (total.sum(0) + total.sum(1) - right)).mean()
 
@@ -349,7 +349,8 @@ def test_matrices_that_do_not_belong_to_the_numbers_are_not_used(tmp_path, damag
         if damage == "other images":
             found = dataclasses.replace(found, names=found.names[::-1])
         if damage == "not of this result":
-            found = dataclasses.replace(found, seg=found.seg[:, ::-1].copy())
+            swapped = {**found.matrices, "seg": found.matrices["seg"][:, ::-1].copy()}
+            found = dataclasses.replace(found, matrices=swapped)
         return {160: (found, iou)}
 
     study, _ = imaged(tmp_path, change)

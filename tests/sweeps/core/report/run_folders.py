@@ -74,12 +74,9 @@ def write_confusions(trial: TrialRecord, names: Sequence[str], cam: np.ndarray) 
     found = Confusions(
         names=tuple(names),
         class_names=tuple(f"class {number}" for number in range(num_classes)),
-        seg=perfect,
-        cam=cam.astype(np.int32),
-        aux_cam=cam.astype(np.int32),
+        matrices={"seg": perfect, "cam": cam.astype(np.int32), "aux_cam": cam.astype(np.int32)},
         thresholds=np.array([0.5]),
-        cam_histogram=empty,
-        aux_cam_histogram=empty,
+        histograms={"cam": empty, "aux_cam": empty},
     )
     path = trial.run_dir / f"evaluations/step_{STEP:08d}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
