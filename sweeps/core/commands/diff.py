@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from sweeps.core.design.study import Cell, Study
 from sweeps.core.plan.survey import survey
-from sweeps.core.report.table import is_percent, printed_difference
+from sweeps.core.report.numbers import format_difference, is_percent
 from sweeps.core.statistics.paired import Paired, paired
 from sweeps.core.store.identity import why
 from sweeps.core.store.study_folder import StudyFolder, is_same_state, study_file
@@ -65,7 +65,7 @@ def diff_text(before: StudyRecord, after: StudyRecord) -> str:
             percent = is_percent(metric.key)
             interval = _interval(change, percent)
             rows.append(
-                [cell.label, metric.title, printed_difference(change.difference, percent=percent), interval, change.n]
+                [cell.label, metric.title, format_difference(change.difference, percent=percent), interval, change.n]
             )
         broken = [trial for trial in trials if trial.state in ("failed", "diverged")]
         if broken and all(trial.counts for trial in old):
@@ -79,7 +79,7 @@ def diff_text(before: StudyRecord, after: StudyRecord) -> str:
 def _interval(change: Paired, percent: bool) -> str:
     if change.low is None or change.high is None:
         return "-"
-    return " to ".join(printed_difference(end, percent=percent) for end in (change.low, change.high))
+    return " to ".join(format_difference(end, percent=percent) for end in (change.low, change.high))
 
 
 def _causes(before: StudyRecord, after: StudyRecord) -> list[str]:

@@ -16,14 +16,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from sweeps.core.findings.analysis import Analysis
-from sweeps.core.findings.verdict import Verdict
-from sweeps.core.report import curves, figures, rebuild_table
-from sweeps.core.report.latex import latex
-from sweeps.core.report.markdown import markdown
-from sweeps.core.report.study_table import study_table
-from sweeps.core.report.table import Table
-from sweeps.core.report.table_csv import HEADINGS, changes_text, table_csv
+from sweeps.core.report import rebuild_table
+from sweeps.core.report.report import Report
+from sweeps.core.report.section import Cards
+from sweeps.core.report.table import StudyTable
+from sweeps.core.report.table_csv import table_csv
 from sweeps.core.store.study_record import StudyRecord
 from toco.files import whole_file
 from toco.passwords import public_text
@@ -44,29 +41,29 @@ README = """# {title}
 """
 
 
-def bundle_files(study: StudyRecord, analysis: Analysis, verdict: Verdict) -> dict[str, str]:
+def bundle_files(report: Report) -> dict[str, str]:
     """Content of the archive by relative path, ``SHA256SUMS`` last."""
-    table = study_table(study, analysis, verdict)
+    study = report.source.study
     files = {
         "README.md": README.format(title=study.title),
-        **rebuild_files(study, analysis),
-        "table.md": markdown(table),
-        "table.tex": latex(table),
+        **rebuild_files(report.source.table, study),
+        "table.md": report.markdown,
+        "table.tex": report.latex,
         "trials.csv": _trials(study),
         "environments.json": _json(_environments(study)),
         **_configs(study),
-        **_figures(study, analysis, table),
+        **_figures(report.cards),
     }
     sums = [f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in sorted(files.items())]
     return files | {"SHA256SUMS": "".join(sums)}
 
 
-def rebuild_files(study: StudyRecord, analysis: Analysis) -> dict[str, str]:
+def rebuild_files(table: StudyTable, study: StudyRecord) -> dict[str, str]:
     """The table for programs, what it is made of, and the script that makes it."""
     return {
-        "table.csv": table_csv(study, analysis),
+        "table.csv": table_csv(table),
         "values.csv": _values(study),
-        "table.json": _json(_description(study, analysis)),
+        "table.json": _json(_description(table, study)),
         "rebuild_table.py": Path(rebuild_table.__file__).read_text(encoding="utf-8"),
     }
 
@@ -101,29 +98,13 @@ def _trials(study: StudyRecord) -> str:
     return _csv(("cell", "label", "replicate", "seed", "state", "step", "key"), lines)
 
 
-def _description(study: StudyRecord, analysis: Analysis) -> dict[str, Any]:
-    """What ``rebuild_table`` needs to know besides the values."""
-    rows = []
-    for row, numbers in zip(study.rows, analysis.rows, strict=True):
-        images = {key: found.images for key, found in numbers.figures.items()}
-        rows.append(
-            {
-                "number": row.number,
-                "block": row.block,
-                "label": row.label,
-                "role": row.role,
-                "versus": row.versus,
-                "cell": row.cell,
-                "changes": changes_text(study.changes_of(row)),
-                "planned": numbers.planned,
-                "declared": [key for key, found in numbers.figures.items() if found.declared],
-                "paper": dict(paper_row.metrics) if (paper_row := study.published(row)) else {},
-                "differs_in": "; ".join(numbers.daggers),
-                "images": {key: [found.low, found.high] for key, found in images.items() if found is not None},
-            }
-        )
+def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
+    """What ``rebuild_table`` needs to know besides the values: the design, and the columns that it does not compute."""
+    columns = [(column.key, column.value) for column in table.columns if column.value is not None]
+    given = [(key, value) for key, value in columns if key not in rebuild_table.COMPUTED]
+    rows = sorted((row for block in table.blocks for row in block.rows), key=lambda row: row.number)
     return {
-        "headings": list(HEADINGS),
+        "headings": [key for key, _ in columns],
         "title": study.title,
         "design": study.design,
         "recipe": study.recipe,
@@ -134,8 +115,16 @@ def _description(study: StudyRecord, analysis: Analysis) -> dict[str, Any]:
             {"key": metric.key, "title": metric.title, "higher_is_better": metric.higher_is_better}
             for metric in study.metrics
         ],
-        "blocks": [block.title for block in study.blocks],
-        "rows": rows,
+        "rows": [
+            {
+                "number": row.number,
+                "block": study.rows[row.number].block,
+                "cell": study.rows[row.number].cell,
+                "versus": study.rows[row.number].versus,
+                "columns": {one.metric.key: {key: value(one) for key, value in given} for one in row.measurements},
+            }
+            for row in rows
+        ],
     }
 
 
@@ -173,22 +162,14 @@ def _without_folders(node: Any) -> Any:  # noqa: ANN401 - any JSON value
     return node
 
 
-def _figures(study: StudyRecord, analysis: Analysis, table: Table) -> dict[str, str]:
-    lines = curves.read_lines(study)
-    drawn = {
-        "differences": figures.differences(study, analysis, table),
-        "means": figures.means(study, analysis, table),
-        "interactions": figures.interactions(analysis, table),
-        "thresholds": curves.thresholds(lines),
-        "similarity": curves.similarity(lines, published=any(block.paper for block in study.blocks)),
-        "training": curves.training(study, table, lines),
-    }
-    return {f"figures/{name}.svg": _alone(svg) for name, svg in drawn.items() if svg is not None}
+def _figures(cards: Cards) -> dict[str, str]:
+    drawn = {section.name: card.draw() for section, card in cards.shown if card.draw is not None}
+    return {f"figures/{name}.svg": _alone(svg) for name, svg in drawn.items()}
 
 
 def _alone(svg: str) -> str:
     """A figure of the page as a file of its own: with the page's colours, which it takes from variables."""
-    style = (Path(figures.__file__).parent / "style.html.j2").read_text(encoding="utf-8")
+    style = (Path(__file__).parent / "style.html.j2").read_text(encoding="utf-8")
     # The first of each name: those of the light page.
     variables: dict[str, str] = {}
     for name, value in re.findall(r"(--[\w-]+):\s*([^;{}]+);", style):

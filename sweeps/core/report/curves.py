@@ -1,4 +1,4 @@
-"""The report's curves, drawn from the run folders: over the background threshold, the blocks, the steps.
+"""Curves of the rows' run folders, read once and drawn by several sections of the report.
 
 The noise band is around the base: between it and the base once more with other seeds (A/A) nothing differs, so a
 difference inside the band is one that the seeds make by themselves.
@@ -15,10 +15,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sweeps.core.design.paper import FIGURE_2
 from sweeps.core.design.study import PlannedRow
 from sweeps.core.report.drawing import MARKERS, MAX_BLOCKS, MAX_LINES, MUTED, SERIES, STYLE, grid, svg
-from sweeps.core.report.table import Table
 from sweeps.core.statistics.paired import noise_floor
 from sweeps.core.store.study_record import StudyRecord, TrialRecord, values_by_replicate
 from toco.tracking import RunRecord
@@ -32,7 +30,7 @@ Curve = dict[float, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class CurveLine:
     """A row with the run folders of its finished trials."""
 
     row: PlannedRow
@@ -59,13 +57,27 @@ class BlockLines:
     """
 
     title: str
-    lines: tuple[Line, ...]
+    lines: tuple[CurveLine, ...]
     left_out: int
 
 
+Points = Callable[[RunRecord], Iterable[tuple[float, float | None]]]
+"""Finds the points of a curve in a run."""
+
+
 @dataclass(frozen=True, slots=True)
-class Lines:
-    """The run folders that the curves are drawn from, read once.
+class Panel:
+    """One column of panels: what is drawn, and times what. ``ticks``: positions are whole numbers."""
+
+    title: str
+    points: Points
+    scale: float
+    ticks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """The run folders that curves are drawn from.
 
     Attributes:
         blocks: At most ``MAX_BLOCKS``.
@@ -74,15 +86,47 @@ class Lines:
     """
 
     blocks: tuple[BlockLines, ...]
-    twins: tuple[Line, Line] | None
+    twins: tuple[CurveLine, CurveLine] | None
     faults: tuple[str, ...]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which rows have no curves because a block has many, in a sentence."""
+        left_out = [f"{block.title} has {block.left_out} more" for block in self.blocks if block.left_out]
+        return (f"Curves show the base and the best rows of a block: {'; '.join(left_out)}.",) if left_out else ()
 
-Points = Callable[[RunRecord], Iterable[tuple[float, float | None]]]
-"""Finds the points of a curve in a run."""
+    def plan(
+        self,
+        panels: Iterable[Panel],
+        xlabel: str,
+        name: str,
+        description: str,
+        *,
+        published: Mapping[str, Sequence[float]] | None = None,
+        seeds: bool = False,
+    ) -> Callable[[], str] | None:
+        """What draws a row of panels for each block; ``None`` where there is nothing to draw.
+
+        Args:
+            panels: The panels; those without a curve are left out.
+            xlabel: What the positions are.
+            name: Name of the figure.
+            description: What it shows, for those who cannot see it.
+            published: Curves of the paper by label, for a panel of their own.
+            seeds: Draw the trainings themselves, too.
+        """
+
+        def has_curve(panel: Panel, block: BlockLines) -> bool:
+            return any(line.curve(panel.points) for line in block.lines)
+
+        panels = [panel for panel in panels if any(has_curve(panel, block) for block in self.blocks)]
+        blocks = [block for block in self.blocks if any(has_curve(panel, block) for panel in panels)]
+        if not blocks:
+            return None
+        return lambda: _draw(self, blocks, panels, xlabel, name, description, published or {}, seeds)
 
 
-def read_lines(study: StudyRecord) -> Lines:
+def read_curves(study: StudyRecord) -> Curves:
     """Run folders of the rows that curves show: of a block with many rows the base and the best by the first metric."""
     known: dict[str, RunRecord | None] = {}
     faults: list[str] = []
@@ -101,12 +145,12 @@ def read_lines(study: StudyRecord) -> Lines:
             )
         return run
 
-    def line(row: PlannedRow) -> Line:
+    def line(row: PlannedRow) -> CurveLine:
         counted = [trial for trial in study.trials_of(row) if trial.counts]
         for trial in counted:
             if trial.key not in known:
                 known[trial.key] = read(trial)
-        return Line(row, tuple(run for trial in counted if (run := known[trial.key]) is not None))
+        return CurveLine(row, tuple(run for trial in counted if (run := known[trial.key]) is not None))
 
     blocks = []
     for index, block in enumerate(study.blocks[:MAX_BLOCKS]):
@@ -117,7 +161,7 @@ def read_lines(study: StudyRecord) -> Lines:
     twins = None
     if again is not None and again.versus is not None:
         twins = (line(study.rows[again.versus]), line(again))
-    return Lines(tuple(blocks), twins, tuple(faults))
+    return Curves(tuple(blocks), twins, tuple(faults))
 
 
 def _shown(study: StudyRecord, rows: Sequence[PlannedRow]) -> list[PlannedRow]:
@@ -131,77 +175,23 @@ def _shown(study: StudyRecord, rows: Sequence[PlannedRow]) -> list[PlannedRow]:
     return sorted(sorted(rows, key=rank)[:MAX_LINES], key=lambda row: row.number)
 
 
-def thresholds(lines: Lines) -> str | None:
-    """CAM mIoU over the background threshold, last block and auxiliary block."""
-
-    def points(name: str) -> Points:
-        def find(run: RunRecord) -> Iterable[tuple[float, float | None]]:
-            curve = (run.last_evaluation or {}).get("threshold_curve") or {}
-            return zip(curve.get("thresholds", ()), curve.get(name, ()), strict=True)
-
-        return find
-
-    columns = [_Panel("CAM mIoU (%)", points("cam_miou"), 100), _Panel("aux CAM mIoU (%)", points("aux_cam_miou"), 100)]
-    return _curves(lines, columns, "background threshold", "thresholds", "CAM mIoU over the background threshold")
-
-
-def similarity(lines: Lines, published: bool) -> str | None:
-    """Patch similarity after every block, the mean over seeds of the last evaluation; ``published`` adds figure 2."""
-
-    def points(run: RunRecord) -> Iterable[tuple[float, float | None]]:
-        return enumerate((run.last_evaluation or {}).get("patch_similarity") or (), start=1)
-
-    columns = [_Panel("cosine similarity", points, 1, ticks=True)]
-    beside = {f"paper, {name}": values for name, values in FIGURE_2.items()} if published else {}
-    return _curves(lines, columns, "after block", "similarity", "Patch similarity after every block", beside)
-
-
-def training(study: StudyRecord, table: Table, lines: Lines) -> str | None:
-    """Every metric at every evaluation and the total loss; means over seeds, and the seeds themselves faintly."""
-
-    def points(key: str) -> Points:
-        return lambda run: ((row.step, row.values.get(key)) for row in run.rows)
-
-    columns = [
-        _Panel(
-            f"{column.title} (%)" if column.percent else column.title, points(column.key), 100 if column.percent else 1
-        )
-        for column in table.columns
-    ]
-    columns.append(_Panel("total training loss", points("train/loss_total"), 1))
-    return _curves(lines, columns, "step", "training", f"Metrics and loss over the steps of {study.name}", seeds=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Panel:
-    """One column of panels: what is drawn, and times what. ``ticks``: positions are whole numbers."""
-
-    title: str
-    points: Points
-    scale: float
-    ticks: bool = False
-
-
-def _curves(
-    lines: Lines,
-    columns: Sequence[_Panel],
+def _draw(
+    curves: Curves,
+    blocks: Sequence[BlockLines],
+    columns: Sequence[Panel],
     xlabel: str,
     name: str,
     description: str,
-    beside: Mapping[str, Sequence[float]] | None = None,
-    seeds: bool = False,
-) -> str | None:
-    columns = [panel for panel in columns if any(line.curve(panel.points) for b in lines.blocks for line in b.lines)]
-    blocks = [b for b in lines.blocks if any(line.curve(panel.points) for panel in columns for line in b.lines)]
-    if not blocks or not columns:
-        return None
+    published: Mapping[str, Sequence[float]],
+    seeds: bool,
+) -> str:
     with rc_context(STYLE):
-        num_panels = len(columns) + bool(beside)
+        num_panels = len(columns) + bool(published)
         # The page scales a wide figure down, and its letters with it.
         figure, panels = grid(len(blocks), num_panels, 4.6 if num_panels < MANY_PANELS else 3.4)
         for block, row_of_panels in zip(blocks, panels, strict=True):
             for axes, panel in zip(row_of_panels, columns, strict=False):
-                _draw_band(axes, block, lines, panel)
+                _draw_band(axes, block, curves, panel)
                 for number, line in enumerate(block.lines):
                     _draw_line(axes, line, number, panel, seeds)
                 # Said once in a row of panels, over the first, since it may be wider than a panel.
@@ -211,8 +201,8 @@ def _curves(
                     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             # One legend a block: its colours are the same in all its panels.
             row_of_panels[0].legend(*_of_all(row_of_panels[: len(columns)]))
-        if beside:
-            _draw_beside(panels[0][-1], beside, xlabel)
+        if published:
+            _draw_published(panels[0][-1], published, xlabel)
             for row_of_panels in panels[1:]:
                 row_of_panels[-1].remove()
         return svg(figure, name, description)
@@ -224,7 +214,7 @@ def _of_all(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
     return list(found.values()), list(found)
 
 
-def _draw_beside(axes: Axes, published: Mapping[str, Sequence[float]], xlabel: str) -> None:
+def _draw_published(axes: Axes, published: Mapping[str, Sequence[float]], xlabel: str) -> None:
     for number, (label, values) in enumerate(published.items()):
         places = range(1, len(values) + 1)
         axes.plot(places, values, marker=MARKERS[number], color=SERIES[-1 - number], label=label)
@@ -233,14 +223,14 @@ def _draw_beside(axes: Axes, published: Mapping[str, Sequence[float]], xlabel: s
     axes.legend()
 
 
-def _draw_line(axes: Axes, line: Line, number: int, panel: _Panel, seeds: bool) -> None:
+def _draw_line(axes: Axes, line: CurveLine, number: int, panel: Panel, seeds: bool) -> None:
     curve = line.curve(panel.points)
     if not curve:
         return
     colour = SERIES[number]
     if seeds:
         for run in line.runs:
-            single = Line(line.row, (run,)).curve(panel.points)
+            single = CurveLine(line.row, (run,)).curve(panel.points)
             axes.plot(list(single), [panel.scale * y[0] for y in single.values()], color=colour, lw=0.7, alpha=0.35)
     axes.plot(
         list(curve),
@@ -252,12 +242,12 @@ def _draw_line(axes: Axes, line: Line, number: int, panel: _Panel, seeds: bool) 
     )
 
 
-def _draw_band(axes: Axes, block: BlockLines, lines: Lines, panel: _Panel) -> None:
+def _draw_band(axes: Axes, block: BlockLines, curves: Curves, panel: Panel) -> None:
     """Around the block's base: as far as base and A/A may be apart at each position."""
     base = next((line for line in block.lines if line.row.role == "base"), None)
-    if base is None or lines.twins is None:
+    if base is None or curves.twins is None:
         return
-    first, again = (twin.curve(panel.points) for twin in lines.twins)
+    first, again = (twin.curve(panel.points) for twin in curves.twins)
     band = [
         (x, panel.scale * float(np.mean(values)), panel.scale * floor)
         for x, values in base.curve(panel.points).items()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from itertools import groupby
 
-from sweeps.core.report.table import DIFFERENCE_HEADINGS, TERM_HEADINGS, Mark, Table, TableBlock, difference_texts
+from sweeps.core.report.grid import Cell, Grid, Mark
+from sweeps.core.report.table import LEGEND, StudyTable, differences_grid, rows_grid
 
-_MARKS: dict[Mark, str] = {"bold": r"\textbf{%s}", "underlined": r"\underline{%s}", "": "%s"}
+_BOLD = r"\textbf{%s}"
+_MARKS: dict[Mark, str] = {"best": _BOLD, "strong": _BOLD, "significant": _BOLD, "second": r"\underline{%s}"}
 _FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 """Scales down what is wider than the line, and nothing else."""
 
@@ -37,8 +40,15 @@ _CHARACTERS = {
 }
 
 
-def latex(table: Table) -> str:
-    """A ``table`` with one ``tabular`` of the rows and one of the differences; the notes follow it in the text."""
+def latex(table: StudyTable, grids: Sequence[Grid] = ()) -> str:
+    """A ``table`` with one ``tabular`` of the rows and one of the differences; the notes follow it in the text.
+
+    Args:
+        table: The table.
+        grids: Tables of further analyses.
+    """
+    rows = [rows_grid(table, block, table.blocks) for block in table.blocks]
+    differences = [differences_grid(table, block) for block in table.blocks if block.comparisons]
     lines = [
         r"% Needs \usepackage{booktabs,graphicx}.",
         r"\begin{table}[t]",
@@ -46,12 +56,12 @@ def latex(table: Table) -> str:
         r"\footnotesize",
         r"\setlength{\tabcolsep}{4pt}",
         rf"\caption{{{escaped(table.title)}.}}",
-        *_rows(table),
-        *_differences(table),
-        *_terms(table),
+        *_tabular(rows),
+        *(["", r"\medskip", *_tabular(differences)] if differences else []),
+        *(line for grid in grids for line in ["", r"\medskip", *_tabular([grid])]),
         *_legend(table),
         r"\end{table}",
-        *_notes(table),
+        *_notes(table, grids),
     ]
     return "\n".join(lines) + "\n"
 
@@ -83,82 +93,66 @@ def _line(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _rows(table: Table) -> list[str]:
-    published = [column for column in table.columns if any(column in block.published for block in table.blocks)]
-    renamed = any(block.renamed for block in table.blocks)
-    width = 2 + len(table.columns) + len(published) + bool(published) + renamed
-    headings = ["", *(escaped(column.title) for column in table.columns), "$n$"]
-    headings += [*(["row"] if renamed else []), *(escaped(column.title) for column in published)]
-    headings += [""] if published else []
+def _tabular(grids: Sequence[Grid]) -> list[str]:
+    """Tables of the same columns as one, each under its title or its group."""
+    columns = grids[0].columns
+    titled = [_spanning(grids[0])] if grids[0].title else []
     lines = [
         _FIT,
-        rf"\begin{{tabular}}{{l{'c' * (width - 1 - bool(published))}{'l' if published else ''}}}",
+        rf"\begin{{tabular}}{{{''.join('l' if column.align == 'left' else 'c' for column in columns)}}}",
         r"\toprule",
+        *titled,
+        *_headings(grids[0]),
     ]
-    if published:
-        first = 3 + len(table.columns)
-        last = first + len(published) + renamed - 1
-        over = rf" & \multicolumn{{{len(table.columns) + 1}}}{{c}}{{ours}}"
-        lines.append(rf"{over} & \multicolumn{{{len(published) + renamed}}}{{c}}{{paper}} & verdict \\")
-        lines.append(rf"\cmidrule(lr){{2-{first - 1}}} \cmidrule(lr){{{first}-{last}}}")
-    lines.append(_line(headings))
-    for block in table.blocks:
-        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\textit{{{escaped(block.title)}}}}} \\"]
-        for row in block.rows:
-            cells = [escaped(row.label) + _dagger(row.footnotes)]
-            cells += [_MARKS[value.mark] % escaped(value.text) for value in row.values]
-            cells += [row.n, *([escaped(row.paper_label or "-")] if renamed else [])]
-            cells += ["" if column not in block.published else escaped(row.published(column)) for column in published]
-            cells += [escaped(row.verdict)] if published else []
-            lines.append(_line(cells))
+    for grid in grids:
+        lines += [r"\midrule", *([] if titled else [_spanning(grid)])]
+        lines += [_line([_cell(cell) for cell in line]) for line in grid.lines]
     return [*lines, r"\bottomrule", r"\end{tabular}}"]
 
 
-def _differences(table: Table) -> list[str]:
-    if not any(block.differences for block in table.blocks):
-        return []
-    width = len(DIFFERENCE_HEADINGS)
-    lines = ["", r"\medskip", _FIT, rf"\begin{{tabular}}{{lll{'c' * (width - 4)}l}}", r"\toprule"]
-    lines.append(_line([escaped(heading) for heading in DIFFERENCE_HEADINGS]))
-    for block in table.blocks:
-        lines += _block_differences(block)
-    return [*lines, r"\bottomrule", r"\end{tabular}}"]
+def _spanning(grid: Grid) -> str:
+    """The table's title or group, over all columns."""
+    return rf"\multicolumn{{{len(grid.columns)}}}{{l}}{{\textit{{{escaped(grid.title or grid.group)}}}}} \\"
 
 
-def _block_differences(block: TableBlock) -> list[str]:
-    if not block.differences:
-        return []
-    title = rf"\multicolumn{{{len(DIFFERENCE_HEADINGS)}}}{{l}}{{\textit{{{escaped(block.title)}}}}} \\"
-    lines = [r"\midrule", title]
-    for row, difference in block.differences:
-        texts = [escaped(text) for text in difference_texts(row, difference)]
-        lines.append(_line([rf"\textbf{{{text}}}" if difference.significant and text else text for text in texts]))
-    return lines
+def _headings(grid: Grid) -> list[str]:
+    """One line of headings, or two where neighbours share an upper one with another table beside them."""
+    columns = grid.columns
+    overs = [(over, list(places)) for over, places in groupby(range(len(columns)), lambda n: columns[n].over)]
+    if len({column.over for column in columns} - {""}) < 2:
+        headings = ["" if column.heading == grid.group else _heading(column.heading) for column in columns]
+        return [_line(headings)]
+    cells, rules = [], []
+    for over, places in overs:
+        if not columns[places[0]].under:
+            cells.append(escaped(over))
+            continue
+        cells.append(rf"\multicolumn{{{len(places)}}}{{c}}{{{escaped(over)}}}")
+        rules.append(rf"\cmidrule(lr){{{places[0] + 1}-{places[-1] + 1}}}")
+    return [_line(cells), " ".join(rules), _line([_heading(column.under) for column in columns])]
 
 
-def _terms(table: Table) -> list[str]:
-    lines: list[str] = []
-    for terms in table.terms:
-        lines += ["", r"\medskip", _FIT, rf"\begin{{tabular}}{{l{'c' * (len(TERM_HEADINGS) - 1)}}}", r"\toprule"]
-        lines += [rf"\multicolumn{{{len(TERM_HEADINGS)}}}{{l}}{{\textit{{{escaped(terms.title)}}}}} \\"]
-        lines += [_line([escaped(heading) for heading in TERM_HEADINGS]), r"\midrule"]
-        lines += [_line([escaped(text) for text in line]) for line in terms.lines]
-        lines += [r"\bottomrule", r"\end{tabular}}"]
-    return lines
+def _heading(text: str) -> str:
+    return "$n$" if text == "n" else escaped(text)
 
 
-def _legend(table: Table) -> list[str]:
+def _cell(cell: Cell) -> str:
+    text = escaped(cell.text) + _dagger(cell.footnotes)
+    return _MARKS.get(cell.mark, "%s") % text if text else ""
+
+
+def _legend(table: StudyTable) -> list[str]:
     """What must stand at the table itself."""
-    lines = ["Bold: the best, or not distinguishable from it; underlined: the second."]
+    lines = [LEGEND]
     lines += [f"{_dagger([number])}{escaped(text)}" for number, text in enumerate(table.footnotes, start=1)]
     return ["", *_small(lines)]
 
 
-def _notes(table: Table) -> list[str]:
+def _notes(table: StudyTable, grids: Sequence[Grid]) -> list[str]:
     """What follows the table in the text: a float must fit on a page."""
     notes = [f"{claim.name}: {claim.outcome}. {claim.sentence}" for claim in table.claims]
     notes += [*([table.verdict] if table.verdict else []), *table.warnings]
-    notes += [f"{terms.title}: {note}" for terms in table.terms for note in terms.notes]
+    notes += [f"{grid.title}: {note}" for grid in grids for note in grid.notes]
     notes += [*table.captions, *table.states]
     return _small([escaped(note) for note in notes])
 

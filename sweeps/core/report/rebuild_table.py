@@ -4,8 +4,8 @@
     python rebuild_table.py --print    print what was made
 
 values.csv has the result of every trial, table.json says which cells are rows, what each is compared with and which
-comparisons were declared before anything was run. Intervals over images are copied from table.json: they come of the
-confusion matrices of single images, which are not in this archive.
+comparisons were declared before anything was run. The columns in COMPUTED are computed here; all others are copied from
+table.json, among them intervals over images, which need the confusion matrices of single images.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from scipy import stats
 
 ROUNDING = 1e-12
 """Standard deviations below this part of the largest value are rounding: such values count as equal."""
+
+COMPUTED = (
+    *("n", "mean", "sd", "low", "high", "mark"),
+    *("pairs", "difference", "difference_low", "difference_high", "p", "p_holm", "effect_size"),
+)
+"""Columns of table.csv that are computed from values.csv."""
 
 Values = dict[tuple[int, str], dict[int, float]]
 """By cell and metric: by place among the seeds."""
@@ -45,12 +51,13 @@ def rebuilt(table: dict[str, Any], values: Values) -> str:
     ]
     correct_by_holm(lines)
     for metric in table["metrics"]:
-        for block in range(len(table["blocks"])):
-            rows = [row for row in table["rows"] if row["block"] == block and row["role"] != "a/a"]
-            marks = marked(rows, metric, values, table["significance"])
-            for line in lines:
-                if line["metric"] == metric["key"] and line["number"] in marks:
-                    line["mark"] = marks[line["number"]]
+        for block in {row["block"] for row in table["rows"]}:
+            of_block = [
+                line
+                for line in lines
+                if (line["number of block"], line["metric"]) == (block, metric["key"]) and line["role"] != "a/a"
+            ]
+            mark(of_block, metric, values, table["significance"])
     text = io.StringIO()
     writer = csv.DictWriter(text, table["headings"], lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
@@ -61,23 +68,7 @@ def rebuilt(table: dict[str, Any], values: Values) -> str:
 def row_line(table: dict[str, Any], row: dict[str, Any], key: str, values: Values) -> dict[str, Any]:
     """One line, without the mark and without Holm's correction."""
     ours = values.get((row["cell"], key), {})
-    low, high = row["images"].get(key, (None, None))
-    line: dict[str, Any] = {
-        "number": row["number"],
-        "block": table["blocks"][row["block"]],
-        "row": row["label"],
-        "role": row["role"],
-        "versus": "" if row["versus"] is None else table["rows"][row["versus"]]["label"],
-        "changes": row["changes"],
-        "metric": key,
-        "declared": "yes" if key in row["declared"] else "no",
-        "planned": row["planned"],
-        "mark": "",
-        "images_low": low,
-        "images_high": high,
-        "paper": row["paper"].get(key),
-        "differs_in": row["differs_in"],
-    }
+    line: dict[str, Any] = {"cell": row["cell"], "number of block": row["block"], "mark": "", **row["columns"][key]}
     line |= dict(zip(("n", "mean", "sd", "low", "high"), interval(ours), strict=True))
     theirs = {} if row["versus"] is None else values.get((table["rows"][row["versus"]]["cell"], key), {})
     return line | paired(ours, theirs)
@@ -141,24 +132,22 @@ def correct_by_holm(lines: list[dict[str, Any]]) -> None:
             line["p_holm"] = largest
 
 
-def marked(rows: list[dict[str, Any]], metric: dict[str, Any], values: Values, significance: float) -> dict[int, str]:
+def mark(lines: list[dict[str, Any]], metric: dict[str, Any], values: Values, significance: float) -> None:
     """Bold: the best row and all that a one-sided paired t test, corrected over the others, cannot tell from it."""
-    shown = {row["number"]: found for row in rows if (found := values.get((row["cell"], metric["key"])))}
+    shown = [line for line in lines if values.get((line["cell"], metric["key"]))]
     if not shown:
-        return {}
+        return
     sign = 1 if metric["higher_is_better"] else -1
-    means = {number: sign * float(np.mean(list(found.values()))) for number, found in shown.items()}
-    best = max(means, key=lambda number: means[number])
-    marks = {}
-    for number, found in shown.items():
-        test = paired(found, shown[best])
+    best = max(shown, key=lambda line: sign * line["mean"])
+    best_values = values[best["cell"], metric["key"]]
+    for line in shown:
+        test = paired(values[line["cell"], metric["key"]], best_values)
         worse = test["p"] is not None and sign * test["difference"] < 0
-        if number == best or not worse or test["p"] / 2 * (len(shown) - 1) > significance:
-            marks[number] = "bold"
-    others = [number for number in shown if number not in marks]
+        if line is best or not worse or test["p"] / 2 * (len(shown) - 1) > significance:
+            line["mark"] = "bold"
+    others = [line for line in shown if not line["mark"]]
     if others:
-        marks[max(others, key=lambda number: means[number])] = "underlined"
-    return marks
+        max(others, key=lambda line: sign * line["mean"])["mark"] = "underlined"
 
 
 def printed(value: Any) -> str:  # noqa: ANN401 - a cell of the table

@@ -11,29 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from sweeps.core.design.study import Cell, Metric, PlannedRow
-from sweeps.core.findings.analysis import Analysis, Crossing, Figures, RowAnalysis
+from sweeps.core.findings.analysis import Analysis, RowAnalysis
 from sweeps.core.findings.verdict import Verdict
-from sweeps.core.report.table import (
-    NOT_VOC,
-    Column,
-    Difference,
-    Mark,
-    PerClass,
-    Table,
-    TableBlock,
-    TableClaim,
-    TableRow,
-    TermsTable,
-    Value,
-    is_percent,
-    printed,
-    printed_difference,
-    printed_p,
-    without_negative_zero,
-)
-from sweeps.core.statistics.anova import Effect
-from sweeps.core.statistics.image_noise import ImageInterval
-from sweeps.core.statistics.paired import Paired, Summary
+from sweeps.core.report.columns import COLUMNS, Column, Measurement, TableMetric
+from sweeps.core.report.numbers import format_difference, format_value, is_percent
+from sweeps.core.report.table import NOT_VOC, StudyTable, TableBlock, TableClaim, TableRow
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
 
 MEANINGS = {
@@ -47,41 +29,47 @@ MAX_STATES = 50
 """Trials that are named one by one because they do not count."""
 
 
-def study_table(study: StudyRecord, analysis: Analysis, verdict: Verdict) -> Table:
-    """The table of a study as it stands, which may be unfinished."""
-    columns = tuple(_column(metric) for metric in study.metrics)
+def study_table(
+    study: StudyRecord, analysis: Analysis, verdict: Verdict, columns: tuple[Column, ...] = COLUMNS
+) -> StudyTable:
+    """The table of a study as it stands, which may be unfinished.
+
+    Args:
+        study: The study.
+        analysis: Its numbers.
+        verdict: Its verdict.
+        columns: The statistics to print.
+    """
+    metrics = tuple(_metric(metric) for metric in study.metrics)
     footnotes: dict[str, int] = {}
     for row in analysis.rows:
         for text in row.daggers:
             footnotes.setdefault(f"{text}.", len(footnotes) + 1)
-    blocks = _blocks(study, analysis, verdict, columns, footnotes)
-    claims = tuple(TableClaim(claim.name, claim.text, claim.sentence) for claim in verdict.claims)
-    return Table(
+    return StudyTable(
         title=study.title,
         columns=columns,
-        blocks=blocks,
-        claims=claims,
+        metrics=metrics,
+        blocks=_blocks(study, analysis, verdict, metrics, footnotes),
+        claims=tuple(TableClaim(claim.name, claim.text, claim.sentence) for claim in verdict.claims),
         verdict=verdict.sentence,
         warnings=tuple(dict.fromkeys(warning for crossing in analysis.crossings for warning in crossing.warnings)),
-        terms=tuple(_terms(crossing, study) for crossing in analysis.crossings),
         footnotes=tuple(footnotes),
         states=_states(study),
-        captions=_captions(study, analysis, columns),
-        per_class=_per_class(study, analysis, columns),
+        captions=(*_captions(study, analysis, metrics), *(column.note for column in columns if column.note)),
     )
 
 
-def _column(metric: Metric) -> Column:
+def _metric(metric: Metric) -> TableMetric:
     percent = is_percent(metric.key)
     meaning = MEANINGS.get(metric.key, metric.key) + (", in percent" if percent else "")
-    return Column(metric.key, metric.title, meaning, percent)
+    return TableMetric(metric.key, metric.title, meaning, percent, metric.higher_is_better)
 
 
 def _blocks(
     study: StudyRecord,
     analysis: Analysis,
     verdict: Verdict,
-    columns: tuple[Column, ...],
+    metrics: tuple[TableMetric, ...],
     footnotes: Mapping[str, int],
 ) -> tuple[TableBlock, ...]:
     texts: dict[int, dict[str, str]] = {}
@@ -89,7 +77,7 @@ def _blocks(
         texts.setdefault(found.row, {})[found.metric] = found.text
     rows: list[list[TableRow]] = [[] for _ in study.blocks]
     for row, numbers in zip(study.rows, analysis.rows, strict=True):
-        rows[row.block].append(_row(study, row, numbers, columns, footnotes, texts.get(row.number, {})))
+        rows[row.block].append(_row(study, row, numbers, metrics, footnotes, texts.get(row.number, {})))
     blocks = []
     for block, of_block in zip(study.blocks, rows, strict=True):
         published = {key for row in of_block for key in row.paper}
@@ -97,8 +85,8 @@ def _blocks(
             TableBlock(
                 block.title,
                 tuple(of_block),
-                tuple(column for column in columns if column.key in block.metrics),
-                tuple(column for column in columns if column.key in published),
+                tuple(metric for metric in metrics if metric.key in block.metrics),
+                tuple(metric for metric in metrics if metric.key in published),
                 f"{block.paper.source}. {block.paper.setting}" if block.paper and published else "",
             )
         )
@@ -109,15 +97,10 @@ def _row(
     study: StudyRecord,
     row: PlannedRow,
     numbers: RowAnalysis,
-    columns: tuple[Column, ...],
+    metrics: tuple[TableMetric, ...],
     footnotes: Mapping[str, int],
     verdicts: Mapping[str, str],
 ) -> TableRow:
-    differences = []
-    for column in columns:
-        figures = numbers.figures[column.key]
-        if figures.paired is not None:
-            differences.append(_difference(column, figures, figures.paired))
     paper_row = study.published(row)
     paper = paper_row.metrics if paper_row else {}
     return TableRow(
@@ -125,103 +108,37 @@ def _row(
         label=row.label,
         role=row.role,
         versus=None if row.versus is None else study.rows[row.versus].label,
-        values=tuple(_value(column, numbers.figures[column.key]) for column in columns),
-        differences=tuple(differences),
-        n=_seeds(numbers, columns),
+        measurements=tuple(Measurement(study, row, numbers, metric) for metric in metrics),
+        n=_seeds(numbers, metrics),
         footnotes=tuple(footnotes[f"{text}."] for text in numbers.daggers),
         paper_label=row.paper_row,
-        paper={c.key: printed(paper[c.key], percent=c.percent) for c in columns if c.key in paper},
-        verdict=_row_verdict(columns, verdicts),
+        paper={
+            metric.key: format_value(paper[metric.key], percent=metric.percent)
+            for metric in metrics
+            if metric.key in paper
+        },
+        verdict=_row_verdict(metrics, verdicts),
     )
 
 
-def _value(column: Column, figures: Figures) -> Value:
-    summary = figures.summary
-    if summary is None:
-        return Value("-", None, None, 0, "")
-    mark: Mark = "bold" if figures.bold else "underlined" if figures.underlined else ""
-    interval = None
-    if summary.low is not None and summary.high is not None:
-        interval = " to ".join(printed(value, percent=column.percent) for value in (summary.low, summary.high))
-    sd = None if summary.sd is None else printed(summary.sd, percent=column.percent)
-    return Value(printed(summary.mean, percent=column.percent), sd, interval, summary.n, mark)
-
-
-def _difference(column: Column, figures: Figures, paired: Paired) -> Difference:
-    remarks = ["underpowered"] if figures.underpowered else []
-    remarks += ["within noise"] if figures.below_noise_floor else []
-    return Difference(
-        column=column,
-        declared=figures.declared,
-        value=printed_difference(paired.difference, percent=column.percent),
-        interval=_interval(column, paired),
-        p=printed_p(figures.p_holm),
-        significant=figures.significant,
-        effect=None if paired.effect_size is None else without_negative_zero(f"{paired.effect_size:+.2f}"),
-        images=_interval(column, figures.images),
-        remark=", ".join(remarks),
-    )
-
-
-def _interval(column: Column, found: Paired | ImageInterval | None) -> str | None:
-    if found is None or found.low is None or found.high is None:
-        return None
-    return " to ".join(printed_difference(value, percent=column.percent) for value in (found.low, found.high))
-
-
-def _seeds(numbers: RowAnalysis, columns: Iterable[Column]) -> str:
+def _seeds(numbers: RowAnalysis, metrics: Iterable[TableMetric]) -> str:
     """Shown beside every row, since a mean of one seed must not look like a mean of ten."""
     count = numbers.finished
     text = str(count) if count == numbers.planned else f"{count} of {numbers.planned}"
-    fewer = [f"{column.title} {n}" for column, n in _missing(numbers, columns)]
+    fewer = [f"{metric.title} {n}" for metric, n in _missing(numbers, metrics)]
     return f"{text} ({', '.join(fewer)})" if fewer else text
 
 
-def _missing(numbers: RowAnalysis, columns: Iterable[Column]) -> list[tuple[Column, int]]:
+def _missing(numbers: RowAnalysis, metrics: Iterable[TableMetric]) -> list[tuple[TableMetric, int]]:
     """Metrics that some finished trials of the row lack, with the number of those that have them."""
-    summaries = [(column, numbers.figures[column.key].summary) for column in columns]
-    return [(column, found.n) for column, found in summaries if found is not None and found.n < numbers.finished]
+    summaries = [(metric, numbers.figures[metric.key].summary) for metric in metrics]
+    return [(metric, found.n) for metric, found in summaries if found is not None and found.n < numbers.finished]
 
 
-def _row_verdict(columns: Iterable[Column], verdicts: Mapping[str, str]) -> str:
+def _row_verdict(metrics: Iterable[TableMetric], verdicts: Mapping[str, str]) -> str:
     if len(set(verdicts.values())) <= 1:
         return next(iter(verdicts.values()), "")
-    return "; ".join(f"{column.title} {verdicts[column.key]}" for column in columns if column.key in verdicts)
-
-
-def _terms(crossing: Crossing, study: StudyRecord) -> TermsTable:
-    title = next(metric.title for metric in study.metrics if metric.key == crossing.metric)
-    lines = [
-        (
-            term.name,
-            str(term.df),
-            "-" if term.f is None else f"{term.f:.2f}",
-            printed_p(term.p) or "-",
-            "-" if term.partial_eta_squared is None else f"{term.partial_eta_squared:.3f}",
-        )
-        for term in crossing.anova.terms
-    ]
-    lines.append(("noise", str(crossing.anova.residual_df), "", "", ""))
-    return TermsTable(
-        f"{study.blocks[crossing.block].title}: analysis of variance of {title}",
-        tuple(lines),
-        (*crossing.anova.notes, *(_effect(effect, is_percent(crossing.metric)) for effect in crossing.effects)),
-    )
-
-
-def _effect(effect: Effect, percent: bool) -> str:
-    """An effect in a two-level design with what it cannot be told from, as a sentence."""
-    estimate = effect.estimate
-    steps = ", ".join(
-        f"{factor} from {low} to {high}" for factor, (low, high) in zip(effect.factors, effect.levels, strict=True)
-    )
-    interval = ""
-    if estimate.low is not None and estimate.high is not None:
-        ends = (printed_difference(end, percent=percent) for end in (estimate.low, estimate.high))
-        interval = f" ({' to '.join(ends)})"
-    mixed = f"; not told from {', '.join(' x '.join(alias) for alias in effect.aliases)}" if effect.aliases else ""
-    kind = "Effect of" if len(effect.factors) == 1 else "Interaction of"
-    return f"{kind} {steps}: {printed_difference(estimate.difference, percent=percent)}{interval}{mixed}."
+    return "; ".join(f"{metric.title} {verdicts[metric.key]}" for metric in metrics if metric.key in verdicts)
 
 
 def _states(study: StudyRecord) -> tuple[str, ...]:
@@ -253,8 +170,8 @@ def _end(cell: Cell, trial: TrialRecord) -> str:
     return f"{name}: failed{f' ({kind[0]})' if kind else ''}."
 
 
-def _captions(study: StudyRecord, analysis: Analysis, columns: tuple[Column, ...]) -> tuple[str, ...]:
-    lines = [f"{column.title}: {column.meaning}." for column in columns]
+def _captions(study: StudyRecord, analysis: Analysis, metrics: tuple[TableMetric, ...]) -> tuple[str, ...]:
+    lines = [f"{metric.title}: {metric.meaning}." for metric in metrics]
     lines.append("Mean ± sample standard deviation over n seeds; n = 1 has no spread.")
     if any(row.paired for numbers in analysis.rows for row in numbers.figures.values()):
         family = len(study.comparisons())
@@ -269,9 +186,9 @@ def _captions(study: StudyRecord, analysis: Analysis, columns: tuple[Column, ...
             "networks being fixed. It is noise of the test set and enters no p."
         )
     floors = [
-        f"{column.title} ±{printed_difference(floor, percent=column.percent).lstrip('+')}"
-        for column in columns
-        if (floor := analysis.floors.get(column.key)) is not None
+        f"{metric.title} ±{format_difference(floor, percent=metric.percent).lstrip('+')}"
+        for metric in metrics
+        if (floor := analysis.floors.get(metric.key)) is not None
     ]
     if floors:
         lines.append(
@@ -284,7 +201,7 @@ def _captions(study: StudyRecord, analysis: Analysis, columns: tuple[Column, ...
             "Underpowered: not significant, in a study that could not have shown a difference of "
             f"{100 * study.smallest_effect:g} points."
         )
-    lines += _power(study, analysis, columns)
+    lines += _power(study, analysis, metrics)
     settings: dict[str, list[str]] = {}
     for block in study.blocks:
         if block.paper is not None:
@@ -295,7 +212,7 @@ def _captions(study: StudyRecord, analysis: Analysis, columns: tuple[Column, ...
     return (*lines, *study.notes, *analysis.notes)
 
 
-def _power(study: StudyRecord, analysis: Analysis, columns: tuple[Column, ...]) -> list[str]:
+def _power(study: StudyRecord, analysis: Analysis, metrics: tuple[TableMetric, ...]) -> list[str]:
     power = analysis.power
     if not power.comparisons or not math.isfinite(power.detectable_sd):
         return []
@@ -304,38 +221,13 @@ def _power(study: StudyRecord, analysis: Analysis, columns: tuple[Column, ...]) 
         f"power, an effect of {power.detectable_sd:.1f} standard deviations of a paired difference"
     )
     points = [
-        f"{column.title} {_detectable(column, found.detectable)}{' points' if column.percent else ''}"
-        for column in columns
-        if (found := power.metrics.get(column.key)) and found.detectable is not None and math.isfinite(found.detectable)
+        f"{metric.title} {_detectable(metric, found.detectable)}{' points' if metric.percent else ''}"
+        for metric in metrics
+        if (found := power.metrics.get(metric.key)) and found.detectable is not None and math.isfinite(found.detectable)
     ]
     return [f"{text}, which is {', '.join(points)}." if points else f"{text}."]
 
 
-def _detectable(column: Column, value: float) -> str:
+def _detectable(metric: TableMetric, value: float) -> str:
     # No two scores are further apart than 100 points.
-    return ">100" if column.percent and value > 1 else printed_difference(value, percent=column.percent).lstrip("+")
-
-
-def _per_class(study: StudyRecord, analysis: Analysis, columns: tuple[Column, ...]) -> tuple[PerClass, ...]:
-    tables = []
-    for column in columns:
-        rows = []
-        names: tuple[str, ...] = ()
-        for row, numbers in zip(study.rows, analysis.rows, strict=True):
-            classes = numbers.classes.get(column.key, ())
-            if not classes:
-                continue
-            names = tuple(found.name for found in classes)
-            means = tuple(_mean(column, found.summary) for found in classes)
-            against = tuple(
-                None if found.paired is None else printed_difference(found.paired.difference, percent=column.percent)
-                for found in classes
-            )
-            rows.append((row.label, means, against))
-        if rows:
-            tables.append(PerClass(column, names, tuple(rows)))
-    return tuple(tables)
-
-
-def _mean(column: Column, summary: Summary | None) -> str:
-    return "-" if summary is None else printed(summary.mean, percent=column.percent)
+    return ">100" if metric.percent and value > 1 else format_difference(value, percent=metric.percent).lstrip("+")

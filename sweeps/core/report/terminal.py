@@ -2,142 +2,126 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from rich import box
-from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table as RichTable
-from rich.text import Text
+from tabulate import MIN_PADDING, tabulate
 
-from sweeps.core.report.table import (
-    DIFFERENCE_HEADINGS,
-    TERM_HEADINGS,
-    Mark,
-    Table,
-    TableBlock,
-    TermsTable,
-    difference_texts,
-)
+from sweeps.core.report.grid import Cell, Grid, GridColumn, Mark
+from sweeps.core.report.table import StudyTable, claims_grid, differences_grid, rows_grid
 
 WIDTH = 120
 MAX_ROWS = 200
 """More rows of a block than a person scrolls through are left to the files."""
+LEGEND = "* best, or not distinguishable from it; _ second."
 
-_STYLES: dict[Mark, str] = {"bold": "bold", "underlined": "underline", "": ""}
-_SIGNS: dict[Mark, str] = {"bold": "*", "underlined": "_", "": " "}
-LEGEND = "* best, or not distinguishable from it (bold); _ second (underlined)"
+_MIN_WIDTH = 8
+"""A column is not wrapped to fewer characters than these."""
+_GAP = 2
+"""Spaces between two columns."""
+_SIGNS: dict[Mark, str] = {"best": " *", "second": " _"}
 
 
-def terminal(table: Table, *, width: int = WIDTH, styled: bool = False) -> str:
-    """The table with all it says, ``width`` columns wide; ``styled`` adds bold and underlined letters.
+def terminal(table: StudyTable, grids: Iterable[Grid] = (), *, width: int = WIDTH) -> str:
+    """The table with all it says.
 
-    A sign stands beside every mark, too, since logs and pipes have no bold.
+    Args:
+        table: The table.
+        grids: Tables of further analyses.
+        width: Columns of the terminal.
     """
-    buffer = io.StringIO()
-    console = Console(
-        file=buffer,
-        width=width,
-        force_terminal=styled,
-        color_system="standard" if styled else None,
-        legacy_windows=False,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
-    console.print(Text(table.title, "bold"))
+    parts = [table.title]
     for block in table.blocks:
-        console.print()
-        console.print(Text(block.title, "bold"))
-        console.print(_rows(block, table))
-        if block.differences:
-            console.print()
-            console.print(_differences(block))
-        hidden = len(block.rows) - MAX_ROWS
-        if hidden > 0:
-            console.print(f"{hidden} more rows are in the files.")
-    for terms in table.terms:
-        console.print()
-        console.print(Text(terms.title, "bold"))
-        console.print(_terms(terms))
-        _sentences(console, "", terms.notes)
+        shown = replace(block, rows=block.rows[:MAX_ROWS])
+        parts.append(plain(rows_grid(table, shown), width))
+        if shown.comparisons:
+            parts.append(plain(differences_grid(table, shown), width))
+        if len(block.rows) > MAX_ROWS:
+            parts.append(f"{len(block.rows) - MAX_ROWS} more rows are in the files.")
+    for grid in grids:
+        parts += [f"{grid.title}\n{plain(grid, width)}", _sentences(grid.notes, width)]
     if table.claims:
-        console.print()
-        console.print(_claims(table))
-    _sentences(console, "", [table.verdict])
-    _sentences(console, "", table.warnings)
-    _sentences(console, "Do not count:", table.states)
-    _sentences(console, "", [f"†{number} {text}" for number, text in enumerate(table.footnotes, start=1)])
-    _sentences(console, "", [LEGEND + ".", *table.captions])
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+        parts.append(plain(claims_grid(table), width))
+    parts += [_sentences([table.verdict], width), _sentences(table.warnings, width)]
+    if table.states:
+        parts.append(f"Do not count:\n{_sentences(table.states, width, indent='  ')}")
+    parts.append(_sentences((f"†{number} {text}" for number, text in enumerate(table.footnotes, start=1)), width))
+    parts.append(_sentences([LEGEND, *table.captions], width))
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _rows(block: TableBlock, table: Table) -> RichTable:
-    grid = _grid()
-    grid.add_column("row", overflow="fold", min_width=10)
-    for column in table.columns:
-        grid.add_column(column.title, justify="right", no_wrap=True)
-    grid.add_column("n", justify="right", no_wrap=True)
-    if block.renamed:
-        grid.add_column("paper's\nrow", no_wrap=True)
-    for column in block.published:
-        grid.add_column(f"paper\n{column.title}", justify="right", no_wrap=True)
-    if block.published:
-        grid.add_column("verdict", overflow="fold")
-    for row in block.rows[:MAX_ROWS]:
-        cells: list[str | Text] = [row.marked_label]
-        cells += [Text.assemble((value.text, _STYLES[value.mark]), f" {_SIGNS[value.mark]}") for value in row.values]
-        cells += [row.n]
-        if block.published:
-            cells += [row.paper_label or "-"] if block.renamed else []
-            cells += [row.published(column) for column in block.published]
-            cells += [row.verdict]
-        grid.add_row(*cells)
-    return grid
+def plain(grid: Grid, width: int = WIDTH) -> str:
+    """A table of at most ``width`` columns, as far as headings and wrapping texts can be broken.
+
+    A sign stands beside every mark, since logs and pipes have no bold.
+    """
+    signed = [any(line[place].mark in _SIGNS for line in grid.lines) for place in range(len(grid.columns))]
+    lines = [[_text(cell, is_signed) for cell, is_signed in zip(line, signed, strict=True)] for line in grid.lines]
+    headings = [_heading(column) for column in grid.columns]
+    if _total(_widths(headings, lines)) > width:
+        headings = [_broken(heading, texts) for heading, *texts in zip(headings, *lines, strict=True)]
+    widths = _widths(headings, lines)
+    limits = _wrap(widths, grid.columns, width)
+    return tabulate(
+        lines,
+        headers=headings,
+        tablefmt="simple",
+        colalign=[column.align for column in grid.columns],
+        disable_numparse=True,
+        preserve_whitespace=True,
+        maxcolwidths=[limit if limit < width else None for limit, width in zip(limits, widths, strict=True)],
+        maxheadercolwidths=[limit - MIN_PADDING for limit in limits],
+    )
 
 
-def _differences(block: TableBlock) -> RichTable:
-    grid = _grid()
-    for number, heading in enumerate(DIFFERENCE_HEADINGS):
-        is_number = 2 < number < len(DIFFERENCE_HEADINGS) - 1
-        grid.add_column(heading, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
-    shown = {row.number for row in block.rows[:MAX_ROWS]}
-    for row, difference in block.differences:
-        if row.number not in shown:
-            continue
-        grid.add_row(*difference_texts(row, difference), style="bold" if difference.significant else "")
-    return grid
+def _wrap(widths: Sequence[int], columns: Iterable[GridColumn], width: int) -> list[int]:
+    """For each column the width to which its texts are broken, so that the table fits as far as it can."""
+    limits = list(widths)
+    wrapping = [place for place, column in enumerate(columns) if column.wraps]
+    while _total(limits) > width:
+        widest = max(wrapping, key=lambda place: limits[place], default=None)
+        if widest is None or limits[widest] <= _MIN_WIDTH:
+            break
+        limits[widest] -= 1
+    return limits
 
 
-def _terms(terms: TermsTable) -> RichTable:
-    grid = _grid()
-    for number, heading in enumerate(TERM_HEADINGS):
-        grid.add_column(heading, justify="right" if number else "left")
-    for line in terms.lines:
-        grid.add_row(*line)
-    return grid
+def _broken(heading: str, texts: Sequence[str]) -> str:
+    """A heading that is wider than the texts below it, in several lines."""
+    if len(heading) <= max(map(len, texts), default=0):
+        return heading
+    return re.sub(r" |(?<=[._])", "\n", heading)
 
 
-def _claims(table: Table) -> RichTable:
-    grid = _grid()
-    for heading in ("the paper's claim", "outcome", "because"):
-        grid.add_column(heading, overflow="fold")
-    for claim in table.claims:
-        grid.add_row(claim.name, Text(claim.outcome, "bold"), claim.sentence)
-    return grid
+def _widths(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> list[int]:
+    """How wide each column is, unless it is broken."""
+    return [
+        max(_longest(heading) + MIN_PADDING, *map(_longest, texts), 0)
+        for heading, *texts in zip(headings, *lines, strict=True)
+    ]
 
 
-def _grid() -> RichTable:
-    return RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1))
+def _longest(text: str) -> int:
+    return max(map(len, text.split("\n")))
 
 
-def _sentences(console: Console, heading: str, sentences: Iterable[str]) -> None:
-    lines = [line for line in sentences if line]
-    if not lines:
-        return
-    console.print()
-    if heading:
-        console.print(heading)
-    for line in lines:
-        console.print(Padding(Text(line), (0, 0, 0, 2 if heading else 0)))
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def _heading(column: GridColumn) -> str:
+    """The heading, in two lines where it has two levels that say more than one."""
+    if not column.under or column.under == column.heading:
+        return column.heading
+    return f"{column.over}\n{column.under}"
+
+
+def _text(cell: Cell, is_signed: bool) -> str:
+    return cell.full_text + (_SIGNS.get(cell.mark, "  ") if is_signed else "")
+
+
+def _sentences(sentences: Iterable[str], width: int, indent: str = "") -> str:
+    wrapped = (textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent) for text in sentences)
+    return "\n".join(filter(None, wrapped))

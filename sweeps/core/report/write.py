@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sweeps.core.findings.analysis import analyse
-from sweeps.core.findings.verdict import judge
 from sweeps.core.report.bundle import bundle_files, write_zip
-from sweeps.core.report.latex import latex
-from sweeps.core.report.markdown import markdown
 from sweeps.core.report.page import page
-from sweeps.core.report.study_table import study_table
+from sweeps.core.report.report import make_report
 from sweeps.core.report.table_csv import table_csv
-from sweeps.core.report.terminal import terminal
 from sweeps.core.store.study_record import StudyRecord, read_study_record
 from toco.files import write_text
 
@@ -50,27 +45,26 @@ def write_report(study_dir: Path) -> StudyReport:
     Raises:
         ValueError: ``study_dir`` is not a study's folder.
     """
-    study = read_study_record(study_dir)
-    analysis = analyse(study)
-    verdict = judge(study, analysis)
-    table = study_table(study, analysis, verdict)
-    written = page(study, analysis, table, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    report = make_report(read_study_record(study_dir))
+    written = page(report.source, report.cards, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     # What the page loads is there before the page is.
     _write(study_dir, written.details)
     _drop_details(study_dir, written.details)
-    note = markdown(table)
-    tables = {"table.md": note, "table.csv": table_csv(study, analysis), "table.tex": latex(table)}
+    tables = {
+        "table.md": report.markdown,
+        "table.csv": table_csv(report.source.table),
+        "table.tex": report.latex,
+    }
     _write(study_dir, tables | {PAGE: written.html})
     files = tuple(study_dir / name for name in (*tables, PAGE))
-    text = "\n".join([terminal(table), *(f"Left out of the page: {remark}" for remark in written.remarks)])
-    return StudyReport(text, note, study_dir / PAGE, files, verdict.exit_code)
+    text = "\n".join([report.terminal, *(f"Left out of the page: {remark}" for remark in written.remarks)])
+    return StudyReport(text, tables["table.md"], study_dir / PAGE, files, report.verdict.exit_code)
 
 
 def report_text(study: StudyRecord) -> tuple[str, int]:
     """The table with its verdict and captions, for a terminal, and the verdict's exit status. Writes nothing."""
-    analysis = analyse(study)
-    verdict = judge(study, analysis)
-    return terminal(study_table(study, analysis, verdict)), verdict.exit_code
+    report = make_report(study)
+    return report.terminal, report.verdict.exit_code
 
 
 def write_bundle(study_dir: Path, target: Path) -> Path:
@@ -80,8 +74,7 @@ def write_bundle(study_dir: Path, target: Path) -> Path:
         ValueError: ``study_dir`` is not a study's folder.
     """
     study = read_study_record(study_dir)
-    analysis = analyse(study)
-    write_zip(target, study.name, bundle_files(study, analysis, judge(study, analysis)))
+    write_zip(target, study.name, bundle_files(make_report(study)))
     return target
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sweeps.core.report.gallery import PANELS
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
 from toco.evaluate.confusions import Confusions
+from toco.evaluate.pictures import PANELS
 from toco.train import records
 
 SIZE = 20

@@ -15,10 +15,9 @@ import pytest
 from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Paper, PaperRow
 from sweeps.core.design.study import A_A, Metric
-from sweeps.core.findings.analysis import analyse
-from sweeps.core.findings.verdict import Verdict
 from sweeps.core.report.bundle import bundle_files, rebuild_files, write_zip
 from sweeps.core.report.rebuild_table import read_values, rebuilt
+from sweeps.core.report.report import make_report
 from sweeps.core.store.study_record import StudyRecord
 from tests.sweeps.core.records import SEG, M, make_study
 
@@ -36,7 +35,11 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 
 
 def files(study: StudyRecord) -> dict[str, str]:
-    return bundle_files(study, analyse(study), Verdict((), (), 0, "The paper claims nothing here."))
+    return bundle_files(make_report(study))
+
+
+def tables(study: StudyRecord) -> dict[str, str]:
+    return rebuild_files(make_report(study, sections=()).source.table, study)
 
 
 def drawn(seed: int) -> StudyRecord:
@@ -74,18 +77,13 @@ def drawn(seed: int) -> StudyRecord:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_table_is_made_again_byte_by_byte(seed: int):
-    study = drawn(seed)
-    made = rebuild_files(study, analyse(study))
+    made = tables(drawn(seed))
     assert rebuilt(json.loads(made["table.json"]), read_values(made["values.csv"])) == made["table.csv"]
 
 
 def test_the_drawn_studies_have_what_can_go_wrong():
     studies = [drawn(seed) for seed in range(40)]
-    lines = [
-        line
-        for study in studies
-        for line in csv.DictReader(io.StringIO(rebuild_files(study, analyse(study))["table.csv"]))
-    ]
+    lines = [line for study in studies for line in csv.DictReader(io.StringIO(tables(study)["table.csv"]))]
     assert {line["mark"] for line in lines} == {"bold", "underlined", ""}
     assert {line["n"] for line in lines} >= set("0123456")
     assert {"", "0.000000", "1.000000"} <= {line["p_holm"] for line in lines}

@@ -8,9 +8,10 @@ import pytest
 
 from sweeps.core.findings.analysis import FILES_NAMED, analyse
 from sweeps.core.findings.evaluations import unreadable_files
-from sweeps.core.report import curves, write_report
 from sweeps.core.report import page as page_module
-from sweeps.core.report.gallery import gallery
+from sweeps.core.report import row_details, write_report
+from sweeps.core.report.curves import read_curves
+from sweeps.core.report.sections.gallery import gallery
 from sweeps.core.store.study_record import read_study_record
 from tests.sweeps.core.damages import DAMAGES
 from tests.sweeps.core.records import M
@@ -153,8 +154,8 @@ def test_no_damage_ends_a_report(folder, name):
         content = path.read_bytes()
         damaged = DAMAGES[name](content)
         path.write_bytes(damaged)
-        faults = curves.read_lines(study).faults
-        page_module._log_tail(trial.run_dir)
+        faults = read_curves(study).faults
+        row_details._log_tail(trial.run_dir)
         files = unreadable_files(trial)
         # The other object is one of a run folder of version 0.4.
         if damaged != content and not pattern.endswith("npz") and name != "another object":

@@ -1,5 +1,6 @@
 """What is drawn, read back from Matplotlib's own objects, and the SVG that comes of it."""
 
+import dataclasses
 import itertools
 import re
 import warnings
@@ -13,10 +14,10 @@ from matplotlib.figure import Figure
 from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Paper, PaperRow
 from sweeps.core.design.study import A_A
-from sweeps.core.findings.analysis import analyse
-from sweeps.core.findings.verdict import judge
-from sweeps.core.report import curves, drawing, figures
-from sweeps.core.report.study_table import study_table
+from sweeps.core.report import curves, drawing
+from sweeps.core.report.report import make_report
+from sweeps.core.report.section import Section
+from sweeps.core.report.sections import SECTIONS, differences, interactions, means, similarity, thresholds, training
 from sweeps.core.statistics.paired import noise_floor
 from tests.sweeps.core.records import SEG, M, make_study
 from tests.sweeps.core.report.run_folders import write_runs
@@ -38,14 +39,16 @@ def study(tmp_path: Path):
 def drawn(monkeypatch) -> list[Figure]:
     """Every figure that becomes an SVG."""
     kept: list[Figure] = []
-    for module in (curves, figures):
+    for module in (curves, differences, means, interactions):
         monkeypatch.setattr(module, "svg", lambda figure, *names: (kept.append(figure), drawing.svg(figure, *names))[1])
     return kept
 
 
-def parts(study):
-    analysis = analyse(study)
-    return analysis, study_table(study, analysis, judge(study, analysis))
+def draw(study, section: Section) -> str | None:
+    """The figure of a section; ``None`` where the section does not apply."""
+    report = make_report(study, sections=(section,))
+    assert len(report.cards.shown) + len(report.cards.absent) == 1
+    return report.cards.shown[0][1].draw() if report.cards.shown else None
 
 
 def band(axes) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +65,7 @@ def line(axes, label: str):
 
 
 def test_differences_lie_over_a_band_as_wide_as_the_noise_floor(study, drawn):
-    assert figures.differences(study, *parts(study))
+    assert draw(study, differences.DIFFERENCES)
     (axes,) = drawn[0].axes
     (patch,) = [patch for patch in axes.patches if patch.get_label() == "noise band (A/A)"]
     assert (patch.get_x(), patch.get_x() + patch.get_width()) == pytest.approx((-100 * FLOOR, 100 * FLOOR))
@@ -74,14 +77,14 @@ def test_differences_lie_over_a_band_as_wide_as_the_noise_floor(study, drawn):
 
 def test_without_an_a_a_row_there_is_no_band(tmp_path, drawn):
     study = make_study({"#10": BASE, "#8": (0.5, 0.5, 0.6)}, path=tmp_path / "fake-01234567")
-    assert figures.differences(study, *parts(study))
+    assert draw(study, differences.DIFFERENCES)
     assert [patch for patch in drawn[0].axes[0].patches if "noise" in str(patch.get_label())] == []
 
 
 def test_only_significant_points_are_filled(tmp_path, drawn):
     rows = {"#10": (0.60, 0.62, 0.64, 0.61), "#8": (0.401, 0.421, 0.439, 0.410), "#9": (0.61, 0.60, 0.66, 0.60)}
     study = make_study(rows, path=tmp_path / "fake-01234567")
-    figures.differences(study, *parts(study))
+    draw(study, differences.DIFFERENCES)
     filled, empty = [one for one in drawn[0].axes[0].lines if one.get_marker() == "o"]
     assert filled.get_markerfacecolor() == filled.get_color()
     assert empty.get_markerfacecolor() == drawing.PAPER
@@ -90,13 +93,13 @@ def test_only_significant_points_are_filled(tmp_path, drawn):
 def test_of_many_rows_the_largest_differences_are_drawn(tmp_path, drawn):
     rows = {"base": BASE} | {f"row {n}": tuple(value - n / 100 for value in BASE) for n in range(1, 46)} | {A_A: AGAIN}
     study = make_study(rows, path=tmp_path / "fake-01234567")
-    figures.differences(study, *parts(study))
+    draw(study, differences.DIFFERENCES)
     labels = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]
     assert labels == [f"row {n}" for n in range(6, 46)] + [A_A]
 
 
 def test_means_have_the_band_around_the_base(study, drawn):
-    assert figures.means(study, *parts(study))
+    assert draw(study, means.MEANS)
     ours, paper = drawn[0].axes
     (patch,) = ours.patches
     assert (patch.get_y(), patch.get_y() + patch.get_height()) == pytest.approx((62 - 100 * FLOOR, 62 + 100 * FLOOR))
@@ -105,7 +108,7 @@ def test_means_have_the_band_around_the_base(study, drawn):
 
 
 def test_curves_are_means_over_seeds_with_a_band_at_every_position(study, drawn):
-    assert curves.thresholds(curves.read_lines(study))
+    assert draw(study, thresholds.THRESHOLDS)
     cam, aux_cam = drawn[0].axes
     assert line(cam, "#8").get_xdata() == pytest.approx([0, 0.25, 0.5, 0.75])
     assert line(cam, "#8").get_ydata() == pytest.approx([52, 39, 26, 13])
@@ -117,9 +120,10 @@ def test_curves_are_means_over_seeds_with_a_band_at_every_position(study, drawn)
 
 
 def test_similarity_stands_beside_figure_2_only_where_the_paper_does(study, drawn):
-    lines = curves.read_lines(study)
-    assert curves.similarity(lines, published=True)
-    assert curves.similarity(lines, published=False)
+    assert draw(study, similarity.SIMILARITY)
+    blocks = tuple(dataclasses.replace(block, paper=None) for block in study.blocks)
+    alone = study.model_copy(update={"blocks": blocks})
+    assert draw(alone, similarity.SIMILARITY)
     with_paper, without = drawn
     assert line(with_paper.axes[0], "#10").get_ydata() == pytest.approx([0.31, 0.62])
     assert line(with_paper.axes[1], "paper, ToCo").get_ydata()[-1] == 0.586
@@ -127,8 +131,7 @@ def test_similarity_stands_beside_figure_2_only_where_the_paper_does(study, draw
 
 
 def test_training_shows_every_seed_and_their_mean(study, drawn):
-    _, table = parts(study)
-    assert curves.training(study, table, curves.read_lines(study))
+    assert draw(study, training.TRAINING)
     metric, loss = drawn[0].axes
     assert line(metric, "#8").get_ydata() == pytest.approx([26, 52])
     seeds = [one.get_ydata()[-1] for one in metric.lines if one.get_alpha() == 0.35]
@@ -145,7 +148,7 @@ def test_interactions_draw_a_line_for_each_level_of_the_other_factor(tmp_path, d
         factors=factors,
         path=tmp_path / "fake-01234567",
     )
-    assert figures.interactions(*parts(study))
+    assert draw(study, interactions.INTERACTIONS)
     (axes,) = drawn[0].axes
     assert line(axes, "1").get_ydata() == pytest.approx([11, 31])
     assert line(axes, "2").get_ydata() == pytest.approx([21, 61])
@@ -158,7 +161,7 @@ def test_interactions_draw_a_line_for_each_level_of_the_other_factor(tmp_path, d
 def test_a_block_with_many_rows_shows_the_base_and_the_best(tmp_path):
     rows = {"base": (0.1,)} | {f"row {number}": (0.2 + number / 100,) for number in range(20)}
     study = make_study(rows, path=tmp_path / "fake-01234567")
-    (block,) = curves.read_lines(study).blocks
+    (block,) = curves.read_curves(study).blocks
     assert [one.row.label for one in block.lines] == ["base", *(f"row {number}" for number in range(13, 20))]
     assert block.left_out == 13
 
@@ -169,23 +172,16 @@ def test_headings_of_blocks_stand_between_their_rows(tmp_path, drawn):
         (Block("crop", (), ("method.crop",), (M, SEG), None), ["#10", "<#9>"]),
     ]
     study = make_study(ROWS, blocks=blocks, more={SEG: ROWS}, path=tmp_path / "fake-01234567")
-    figures.differences(study, *parts(study))
+    draw(study, differences.DIFFERENCES)
     labels = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]
     assert labels == ["layer", "#8", "crop", "<#9>", A_A]
     assert [axes.get_title(loc="left") for axes in drawn[0].axes] == ["M", "seg_miou"]
 
 
 def test_colours_come_from_the_page_and_ids_are_unique(study):
-    analysis, table = parts(study)
-    lines = curves.read_lines(study)
-    drawn = [
-        figures.differences(study, analysis, table),
-        figures.means(study, analysis, table),
-        curves.thresholds(lines),
-        curves.training(study, table, lines),
-    ]
-    svg = "".join(filter(None, drawn))
-    assert svg.count("<svg") == 4
+    cards = make_report(study).cards
+    svg = "".join(card.draw() for _, card in cards.shown if card.draw)
+    assert svg.count("<svg") == 5
     assert re.findall(r"#0[1-5]0[0-9a-f]{3}\b", svg) == []
     assert {"var(--ink)", "var(--series-1)", "var(--muted)"} <= set(re.findall(r"var\(--[a-z0-9-]+\)", svg))
     ids = re.findall(r'<clipPath id="(\w+)"', svg)
@@ -197,14 +193,10 @@ def test_colours_come_from_the_page_and_ids_are_unique(study):
 def test_nothing_to_draw_is_no_figure(tmp_path):
     states = {("#10", 0): "waiting", ("#8", 0): "failed"}
     study = make_study({"#10": (0.6,), "#8": (0.5,)}, states=states, path=tmp_path / "fake-01234567")
-    analysis, table = parts(study)
-    lines = curves.read_lines(study)
-    assert figures.differences(study, analysis, table) is None
-    assert figures.means(study, analysis, table) is None
-    assert figures.interactions(analysis, table) is None
-    assert curves.thresholds(lines) is None
-    assert curves.similarity(lines, published=True) is None
-    assert curves.training(study, table, lines) is None
+    cards = make_report(study).cards
+    assert [section.name for section, _ in cards.shown] == ["results"]
+    assert "Differences: no row and its base have finished trials of the same seed." in cards.absent
+    assert len(cards.absent) == len(SECTIONS) - 1
 
 
 @pytest.mark.parametrize("metrics", [1, 2, 3])
@@ -214,7 +206,7 @@ def test_the_legend_of_the_differences_fits_on_the_figure(tmp_path, drawn, metri
     made = make_study(
         ROWS, path=tmp_path / "fake-01234567", blocks=[(block, ["#10", "#8", "<#9>"])], more=dict.fromkeys(keys, ROWS)
     )
-    assert figures.differences(made, *parts(made)) is not None
+    assert draw(made, differences.DIFFERENCES) is not None
     (figure,) = drawn
     figure.draw_without_rendering()
     (legend,) = figure.legends
@@ -224,7 +216,7 @@ def test_the_legend_of_the_differences_fits_on_the_figure(tmp_path, drawn, metri
 def test_the_rows_of_the_differences_keep_their_height_beside_a_long_legend(tmp_path, drawn):
     """Labels of 9.5 points need that much from row to row, however many lines the legend has."""
     made = make_study(ROWS, path=tmp_path / "fake-01234567", paper=PAPER)
-    figures.differences(made, *parts(made))
+    draw(made, differences.DIFFERENCES)
     (figure,) = drawn
     figure.draw_without_rendering()
     labels = [text.get_window_extent() for text in figure.axes[0].get_yticklabels()]
@@ -236,7 +228,7 @@ def test_labels_and_legend_of_the_means_do_not_cover_each_other(tmp_path, drawn)
     rows = {f"background threshold 0.{number}": BASE for number in range(1, 8)}
     block = Block("threshold of the background", (), ("method.aux_block",), (M,), None)
     made = make_study(rows, path=tmp_path / "fake-01234567", blocks=[(block, list(rows))])
-    figures.means(made, *parts(made))
+    draw(made, means.MEANS)
     (figure,) = drawn
     figure.draw_without_rendering()
     (legend,) = figure.legends
@@ -253,7 +245,7 @@ def test_a_row_without_a_curve_is_not_in_the_legend(tmp_path, drawn):
     states = {("#8", number): "waiting" for number in range(3)}
     made = make_study(rows, states=states, path=tmp_path / "fake-01234567")
     write_runs(made)
-    curves.thresholds(curves.read_lines(made))
+    draw(made, thresholds.THRESHOLDS)
     (figure,) = drawn
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["#10"]
 

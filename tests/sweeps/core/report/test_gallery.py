@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from sweeps.core.design.study import A_A
-from sweeps.core.report import gallery as gallery_module
-from sweeps.core.report.gallery import MAX_WIDTH_PX, data_uri, gallery, image_iou
+from sweeps.core.report.sections import gallery as gallery_module
+from sweeps.core.report.sections.gallery import MAX_WIDTH_PX, data_uri, gallery, image_iou
 from tests.sweeps.core.records import make_study
 from tests.sweeps.core.report.run_folders import SIZE, STEP, write_confusions, write_runs
 
@@ -48,7 +48,7 @@ def test_a_map_is_cut_out_of_its_picture(study):
         picture = decoded(line.maps[name][0].uri)
         assert picture.size == (SIZE, SIZE)
         assert np.abs(np.asarray(picture, int) - (red, 40, 1)).max() <= 6  # WebP is not exact
-    image, mask = (np.asarray(decoded(uri), int) for uri in line.beside)
+    image, mask = (np.asarray(decoded(uri), int) for uri in line.shared)
     assert np.abs(image - (0, 40, 1)).max() <= 6
     assert np.abs(mask - (50, 40, 1)).max() <= 6
 
@@ -76,7 +76,7 @@ def test_pictures_that_do_not_say_where_their_panels_are_stay_whole(tmp_path: Pa
     write_runs(study, panels=False)
     (matrix,) = gallery(study)
     assert list(matrix.maps) == ["all"]
-    assert matrix.lines[0].beside == ()
+    assert matrix.lines[0].shared == ()
     assert decoded(matrix.lines[0].maps["all"][0].uri).size == (6 * (SIZE + 2), SIZE + 8)
 
 

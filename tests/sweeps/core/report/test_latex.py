@@ -7,10 +7,8 @@ import pytest
 
 from sweeps.core.design.paper import Paper, PaperRow
 from sweeps.core.design.study import A_A
-from sweeps.core.findings.analysis import analyse
-from sweeps.core.findings.verdict import judge
-from sweeps.core.report.latex import escaped, latex
-from sweeps.core.report.study_table import study_table
+from sweeps.core.report.latex import escaped
+from sweeps.core.report.report import make_report
 from tests.sweeps.core.records import SEG, M, make_study
 
 NASTY = r"50% of $x_1 & {y}^2 ~ #3 \ <a> τ = 0.5 ± 1 é 漢"
@@ -25,8 +23,7 @@ def text(**changes: object) -> str:
     study = make_study(
         values, more={SEG: values}, paper=PAPER, published=published, amend=amend, title=NASTY, **changes
     )
-    analysis = analyse(study)
-    return latex(study_table(study, analysis, judge(study, analysis)))
+    return make_report(study).latex
 
 
 def test_it_is_ascii_and_every_line_has_the_columns_of_its_table():

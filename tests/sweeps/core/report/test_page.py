@@ -13,11 +13,11 @@ import pytest
 
 from sweeps.core.design.paper import Claim, Paper, PaperRow
 from sweeps.core.design.study import A_A
-from sweeps.core.findings.analysis import analyse
-from sweeps.core.findings.verdict import judge
 from sweeps.core.report import page as page_module
+from sweeps.core.report.columns import difference_text, mean_text
+from sweeps.core.report.numbers import format_p
 from sweeps.core.report.page import ROWS_PER_FILE, ROWS_PER_PAGE, Page, page
-from sweeps.core.report.study_table import study_table
+from sweeps.core.report.report import make_report
 from sweeps.core.report.table import NOT_VOC
 from sweeps.core.store.study_record import MlflowLinks
 from tests.sweeps.core.records import FACTOR, M, make_study
@@ -73,8 +73,8 @@ class Parsed(HTMLParser):
 
 
 def made(study) -> Page:
-    analysis = analyse(study)
-    return page(study, analysis, study_table(study, analysis, judge(study, analysis)), WRITTEN)
+    report = make_report(study)
+    return page(report.source, report.cards, WRITTEN)
 
 
 def details(of: Page) -> dict[int, dict[str, Any]]:
@@ -110,15 +110,16 @@ def test_texts_of_others_are_text(study):
 
 
 def test_the_table_says_what_the_other_forms_say(study):
-    analysis = analyse(study)
-    table = study_table(study, analysis, judge(study, analysis))
+    table = make_report(study).source.table
     text = Parsed(made(study).html).text
     for row in table.blocks[0].rows:
         (line,) = re.findall(rf"<tr[^>]*><th[^>]*><button data-row=\"{row.number}\".*?</tr>", made(study).html)
         said = entities.unescape(re.sub(r"<[^>]*>", " ", line))
-        assert [row.label in said, row.values[0].mean in said, row.n in said] == [True] * 3
-        assert all(difference.value in said and (difference.p or "") in said for difference in row.differences)
-        assert row.published(table.columns[0]) in said
+        shown = [row.label, *mean_text(row.measurements[0]).split(" ± "), row.n]
+        for one in row.comparisons:
+            shown += [difference_text(one), format_p(one.figures.p_holm).strip("-")]
+        assert [text for text in shown if text not in said] == []
+        assert row.published(table.metrics[0]) in said
         assert row.verdict in said
     assert table.verdict in text
     assert table.claims[0].sentence in text

@@ -9,18 +9,15 @@ import pytest
 from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Claim, Paper, PaperRow
 from sweeps.core.design.study import A_A, Metric
-from sweeps.core.findings.analysis import analyse
-from sweeps.core.findings.verdict import Verdict, judge
-from sweeps.core.report.latex import latex
-from sweeps.core.report.markdown import markdown
-from sweeps.core.report.study_table import study_table
-from sweeps.core.report.table import Table, printed_p
+from sweeps.core.report.columns import difference_text, mean_text
+from sweeps.core.report.numbers import format_p
+from sweeps.core.report.report import make_report
+from sweeps.core.report.table import StudyTable, TableRow, differences_grid, rows_grid
 from sweeps.core.report.table_csv import table_csv
-from sweeps.core.report.terminal import MAX_ROWS, terminal
+from sweeps.core.report.terminal import MAX_ROWS
 from sweeps.core.store.study_record import StudyRecord
 from tests.sweeps.core.records import SEG, M, make_study
 
-NOTHING = Verdict((), (), 0, "The paper claims nothing here.")
 PAPER = Paper(
     "Table 5 (a)",
     "VOC val.",
@@ -30,51 +27,73 @@ PAPER = Paper(
 VALUES = {"#10": (0.60, 0.62, 0.64), "#8": (0.50, 0.51, 0.55), A_A: (0.61, 0.62, 0.60)}
 
 
-def table(study: StudyRecord, verdict: Verdict = NOTHING) -> Table:
-    return study_table(study, analyse(study), verdict)
+def table(study: StudyRecord) -> StudyTable:
+    return make_report(study).source.table
+
+
+def forms(study: StudyRecord) -> tuple[str, str, str]:
+    report = make_report(study)
+    return report.terminal, report.markdown, report.latex
+
+
+def terminal(study: StudyRecord) -> str:
+    return make_report(study).terminal
+
+
+def markdown(study: StudyRecord) -> str:
+    return make_report(study).markdown
+
+
+def texts(row: TableRow) -> list[str]:
+    return [mean_text(one) for one in row.measurements]
 
 
 def rows(study: StudyRecord) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(table_csv(study, analyse(study)))))
+    return list(csv.DictReader(io.StringIO(table_csv(table(study)))))
 
 
 def test_a_row_by_hand():
     """#8 - #10 is -0.10, -0.11, -0.09: mean -0.10, sd 0.01, so t = -0.10 / (0.01 / sqrt(3)) = -17.3 with 2 degrees of
     freedom, whose two-sided p is 0.00332 (t^2 = 300: 1 - sqrt(300 / 302)), and t(0.975, 2) = 4.3027."""
-    block = table(make_study(VALUES)).blocks[0]
+    found = table(make_study(VALUES))
+    block = found.blocks[0]
     base, row, again = block.rows
-    assert [value.text for value in (*base.values, *row.values)] == ["62.0 ± 2.0", "52.0 ± 2.6"]
-    assert [value.mark for value in (*base.values, *row.values, *again.values)] == ["bold", "underlined", ""]
-    (difference,) = row.differences
+    assert [*texts(base), *texts(row)] == ["62.0 ± 2.0", "52.0 ± 2.6"]
+    assert [one.mark for row in block.rows for one in row.measurements] == ["best", "second", ""]
     half = 100 * 4.3027 * 0.01 / 3**0.5
-    assert difference.value == "-10.00"
-    assert difference.interval == f"{-10 - half:+.2f} to {-10 + half:+.2f}"
-    assert (difference.p, difference.significant) == ("0.003", True)
+    line, of_again = differences_grid(found, block).lines
+    assert [cell.text for cell in line] == [
+        *("#8", "#10", "M", "-10.00"),
+        f"{-10 - half:+.2f} to {-10 + half:+.2f}",
+        *("0.003", "-5.64", "-", ""),  # Hedges: -10 x gamma(1) / gamma(1/2)
+    ]
+    assert {cell.mark for cell in line} == {"significant"}
     assert [r.n for r in block.rows] == ["3", "3", "3"]
     assert row.versus == again.versus == "#10"
-    assert base.differences == ()
-    assert again.differences[0].p is None
+    assert base.comparisons == ()
+    assert of_again[5].text == "-"
 
 
 def test_all_forms_print_the_same_numbers():
     study = make_study(VALUES, more={SEG: {"#10": (0.5, 0.52, 0.51), "#8": (0.4, 0.47, 0.5), A_A: (0.5, 0.5, 0.51)}})
-    analysis = analyse(study)
-    found = study_table(study, analysis, NOTHING)
-    texts = [value.text for row in found.blocks[0].rows for value in row.values]
-    texts += [text for _, d in found.blocks[0].differences for text in (d.value, d.interval, d.p) if text]
-    assert len(texts) == 3 * 2 + 2 * 3 - 1
-    plain, marked = terminal(found), re.sub(r"\*\*|</?u>", "", markdown(found))
-    tex = re.sub(r"\\textbf\{([^}]*)\}|\\underline\{([^}]*)\}", r"\1\2", latex(found))
-    tex = tex.replace("$-$", "-").replace(r"$\pm$", "±")
-    for text in texts:
+    found = table(study)
+    (block,) = found.blocks
+    shown = [cell.text for line in rows_grid(found, block).lines for cell in line]
+    shown += [cell.text for line in differences_grid(found, block).lines for cell in line]
+    assert len(shown) == 3 * 4 + 2 * 9
+    plain, marked, tex = forms(study)
+    marked = re.sub(r"\*\*|</?u>", "", marked)
+    tex = re.sub(r"\\textbf\{([^}]*)\}|\\underline\{([^}]*)\}", r"\1\2", tex)
+    tex = tex.replace("$-$", "-").replace(r"$\pm$", "±").replace("\\", "")
+    for text in shown:
         assert text in plain
         assert text in marked
         assert text in tex
     lines = rows(study)
     assert len(lines) == 3 * 2
-    for line, value in zip(lines, (v for row in found.blocks[0].rows for v in row.values), strict=True):
-        assert f"{100 * float(line['mean']):.1f} ± {100 * float(line['sd']):.1f}" == value.text
-        assert line["mark"] == value.mark
+    for line, one in zip(lines, found.measurements, strict=True):
+        assert f"{100 * float(line['mean']):.1f} ± {100 * float(line['sd']):.1f}" == mean_text(one)
+        assert line["mark"] == {"best": "bold", "second": "underlined", "": ""}[one.mark]
     assert float(lines[2]["difference"]) == pytest.approx(-0.10)
     assert [line["declared"] for line in lines] == ["no", "no", "yes", "no", "no", "no"]
 
@@ -82,23 +101,34 @@ def test_all_forms_print_the_same_numbers():
 def test_the_terminal_is_120_columns_wide_and_marks_without_colour():
     more = dict.fromkeys(("val/aux_cam_miou", SEG), VALUES)
     study = make_study(VALUES, more=more, paper=PAPER)
-    text = terminal(table(study, judge(study, analyse(study))))
+    text = terminal(study)
     assert max(map(len, text.splitlines())) <= 120
     assert re.search(r"^#10 +62\.0 ± 2\.0 \* +62\.0 ± 2\.0 \* +62\.0 ± 2\.0 \* +3 +70\.5", text, re.MULTILINE)
     assert re.search(r"^#8 +52\.0 ± 2\.6 _ ", text, re.MULTILINE)
     assert "\x1b" not in text
-    styled = terminal(table(study), styled=True)
-    assert "\x1b[1m62.0 ± 2.0\x1b[0m" in styled
-    assert "\x1b[4m52.0 ± 2.6\x1b[0m" in styled
+
+
+def test_a_terminal_breaks_headings_and_long_texts_where_the_table_is_too_wide():
+    long = "a row with a label that says all that it changes, and why it does"
+    keys = [f"val/some_metric_with_a_long_name_{number}" for number in range(5)]
+    values = {"#10": VALUES["#10"], long: VALUES["#8"]}
+    text = terminal(make_study(values, more=dict.fromkeys(keys, values), paper=PAPER))
+    assert max(map(len, text.splitlines())) <= 120
+    table_text = text.partition("\n\n")[2].partition("\n\n")[0]
+    # Words are broken at blanks, headings at underscores; numbers never.
+    assert all(word in table_text for word in long.split())
+    assert "metric_\n" not in table_text
+    assert re.search(r"some_ +some_ ", table_text)
+    assert table_text.count("52.0 ± 2.6 _") == 6
 
 
 def test_a_long_table_is_left_to_the_files():
     study = make_study({f"r{number}": (number / 1000,) for number in range(MAX_ROWS + 50)})
-    text = terminal(table(study))
+    text = terminal(study)
     assert f"r{MAX_ROWS - 1} " in text
     assert re.search(rf"^r{MAX_ROWS} ", text, re.MULTILINE) is None
     assert "50 more rows are in the files." in text
-    assert f"| r{MAX_ROWS + 49} " in markdown(table(study))
+    assert f"| r{MAX_ROWS + 49} " in markdown(study)
 
 
 def test_what_does_not_count_is_told_without_its_traceback():
@@ -114,9 +144,9 @@ def test_what_does_not_count_is_told_without_its_traceback():
     )
     base, row, _ = found.blocks[0].rows
     assert (base.n, row.n) == ("2 of 3", "1 of 3")
-    assert row.values[0].text == "55.0"
-    assert row.differences == ()
-    for text in (terminal(found), markdown(found), latex(found)):
+    assert texts(row) == ["55.0"]
+    assert row.comparisons == ()
+    for text in forms(study):
         assert "Traceback" not in text
         assert "ptc is nan after step 40." in text
 
@@ -124,20 +154,21 @@ def test_what_does_not_count_is_told_without_its_traceback():
 def test_nothing_has_ended_yet():
     study = make_study(VALUES, states={(label, n): "waiting" for label in VALUES for n in range(3)})
     found = table(study)
-    assert [value.text for row in found.blocks[0].rows for value in row.values] == ["-", "-", "-"]
+    assert [text for row in found.blocks[0].rows for text in texts(row)] == ["-", "-", "-"]
     assert {line["mean"] + line["sd"] + line["mark"] for line in rows(study)} == {""}
     assert {line["n"] for line in rows(study)} == {"0"}
 
 
 def test_daggers_lead_to_footnotes():
     other = {"#8": {"provenance": {"versions": {"torch": "2.12.0"}}, "identity": {"versions": {"torch": "2.12"}}}}
-    found = table(make_study(VALUES, amend=other))
+    study = make_study(VALUES, amend=other)
+    found = table(study)
     base, row, again = found.blocks[0].rows
     assert base.footnotes == again.footnotes == ()
     assert row.footnotes
-    assert row.marked_label.startswith("#8 †")
+    assert re.search(r"^#8 †1 ", terminal(study), re.MULTILINE)
     assert "torch" in found.footnotes[row.footnotes[0] - 1]
-    assert f"†{row.footnotes[0]} {found.footnotes[row.footnotes[0] - 1]}" in terminal(found)
+    assert f"†{row.footnotes[0]} {found.footnotes[row.footnotes[0] - 1]}" in terminal(study)
 
 
 def test_the_paper_stands_beside_rows_of_another_label():
@@ -146,18 +177,18 @@ def test_the_paper_stands_beside_rows_of_another_label():
         paper=PAPER,
         published={"#4": "#10", "#2": "#8"},
     )
-    found = table(study, judge(study, analyse(study)))
+    found = table(study)
     block = found.blocks[0]
     assert [(row.label, row.paper_label, dict(row.paper)) for row in block.rows] == [
         ("#4", "#10", {M: "70.5"}),
         ("#2", "#8", {M: "63.5"}),
     ]
     assert block.renamed
-    assert re.search(r"^\| #2 .*\| +#8 \| +63\.5 \|", markdown(found), re.MULTILINE)
+    assert re.search(r"^\| #2 .*\| +#8 \| +63\.5 \|", markdown(study), re.MULTILINE)
     assert "Paper: Table 5 (a). VOC val." in found.captions
     assert any("It is not PASCAL VOC" in caption for caption in found.captions)
     assert [claim.name for claim in found.claims] == ["rises to block 10"]
-    assert found.claims[0].outcome in terminal(found)
+    assert found.claims[0].outcome in terminal(study)
     assert [line["paper"] for line in rows(study)] == ["0.705000", "0.635000"]
 
 
@@ -168,7 +199,7 @@ def test_blocks_share_a_base_and_declare_their_own_metrics():
     study = make_study(values, more={SEG: values}, blocks=[(one, ["base", "a"]), (two, ["base", "b"])])
     found = table(study)
     assert [block.title for block in found.blocks] == ["(a) block", "(b) crop"]
-    shown = [(row.label, difference.column.key) for block in found.blocks for row, difference in block.differences]
+    shown = [(one.row.label, one.metric.key) for block in found.blocks for one in block.comparisons]
     assert shown == [("a", M), ("b", SEG)]
 
 
@@ -176,9 +207,9 @@ def test_a_metric_that_is_no_percentage_and_better_when_lower():
     loss = Metric("train/loss_total", "loss", higher_is_better=False)
     found = table(make_study({"a": (0.5001, 0.4999), "b": (0.2, 0.2002)}, metrics=(loss,)))
     first, second = found.blocks[0].rows
-    assert (first.values[0].text, second.values[0].text) == ("0.500 ± 0.000", "0.200 ± 0.000")
-    assert second.values[0].mark == "bold"
-    assert second.differences[0].value == "-0.2999"
+    assert [*texts(first), *texts(second)] == ["0.500 ± 0.000", "0.200 ± 0.000"]
+    assert second.measurements[0].mark == "best"
+    assert difference_text(second.comparisons[0]) == "-0.2999"
 
 
 def test_the_same_results_give_the_same_bytes_wherever_and_whenever():
@@ -192,9 +223,8 @@ def test_the_same_results_give_the_same_bytes_wherever_and_whenever():
         for label in VALUES
     }
     here, there = make_study(VALUES), make_study(VALUES, amend=elsewhere)
-    assert table_csv(here, analyse(here)) == table_csv(there, analyse(there))
-    for form in (terminal, markdown, latex):
-        assert form(table(here)) == form(table(there))
+    assert table_csv(table(here)) == table_csv(table(there))
+    assert forms(here) == forms(there)
 
 
 def test_an_analysis_of_variance_is_printed():
@@ -202,21 +232,22 @@ def test_an_analysis_of_variance_is_printed():
     values = {label: (value[0], value[0] + 0.02, value[0] + 0.01) for label, value in cells.items()}
     values["1, 1"] = (0.9, 0.93, 0.91)
     changes = {f"{a}, {b}": {"method.x": a, "method.y": b} for a in (0, 1) for b in (0, 1)}
-    found = table(make_study(values, factors=("method.x", "method.y"), changes=changes))
-    (terms,) = found.terms
-    assert [line[1] for line in terms.lines[-1:]] == [str(3 * 4 - 1 - sum(int(line[1]) for line in terms.lines[:-1]))]
-    for text in (terminal(found), markdown(found), latex(found)):
-        assert all(line[2] in text for line in terms.lines)
+    study = make_study(values, factors=("method.x", "method.y"), changes=changes)
+    (terms,) = make_report(study).cards.grids("body")
+    degrees = [int(line[1].text) for line in terms.lines]
+    assert degrees[-1] == 3 * 4 - 1 - sum(degrees[:-1])
+    for text in forms(study):
+        assert all(line[2].text in text for line in terms.lines)
 
 
 @pytest.mark.parametrize(("p", "text"), [(0.00049, "<0.001"), (0.0005, "0.001"), (0.0496, "0.050"), (1.0, "1.000")])
 def test_p_values(p: float, text: str):
-    assert printed_p(p) == text
+    assert format_p(p) == text
 
 
 def test_markdown_is_not_read_as_markup():
     study = make_study({"a|b": (0.5,), "<i>*x*": (0.4,)}, title="Index of the <auxiliary> block")
-    lines = markdown(table(study)).splitlines()
+    lines = markdown(study).splitlines()
     assert lines[0] == r"# Index of the \<auxiliary\> block"
     assert any(line.startswith(r"| a\|b ") for line in lines)
     assert any(line.startswith(r"| \<i\>\*x\* ") for line in lines)
@@ -230,15 +261,15 @@ def test_a_fraction_says_what_it_left_out_and_what_it_cannot_tell_apart():
         label = "".join(map(str, levels))
         values[label] = tuple(0.5 + 0.1 * a + 0.001 * number * (number - a) for number in range(3))
         changes[label] = {f"method.{name}": level for name, level in zip(letters, levels, strict=True)}
-    found = table(make_study(values, factors=tuple(f"method.{name}" for name in letters), changes=changes))
-    (terms,) = found.terms
+    study = make_study(values, factors=tuple(f"method.{name}" for name in letters), changes=changes)
+    (terms,) = make_report(study).cards.grids("body")
     left_out = "method.a x method.b is left out: these rows cannot tell it from other terms."
     # 0.6 and 0.5, and over the seeds 0.001 x (0 + 1 + 2) / 3 less at a = 1.
     effect = "Effect of method.a from 0 to 1: +9.90 (+9.65 to +10.15); not told from method.b x method.c."
     assert left_out in terms.notes
     assert effect in terms.notes
-    for form in (terminal, markdown, latex):
-        text = re.sub(r"\s+", " ", form(found).replace("\\_", "_"))
+    for form in forms(study):
+        text = re.sub(r"\s+", " ", form.replace("\\_", "_"))
         assert left_out in text
         assert effect in text
 
@@ -249,7 +280,7 @@ def test_a_finished_trial_without_a_number_is_not_counted_behind_its_mean():
     assert [row.n for row in found.blocks[0].rows] == ["3", "3 (seg_miou 2)", "3"]
     never = {**seg, "#8": (float("nan"),) * 3}
     row = table(make_study(VALUES, more={SEG: never})).blocks[0].rows[1]
-    assert (row.n, row.values[1].text) == ("3", "-")
+    assert (row.n, texts(row)[1]) == ("3", "-")
 
 
 def test_a_ladder_is_compared_with_the_row_above():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sweeps.core.design.study import PlannedRow
+from sweeps.core.report.section import Card, Section, Source
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
 from toco.evaluate.confusions import Confusions, read_confusions
 from toco.evaluate.pictures import PANELS
@@ -33,7 +34,7 @@ _IOU_OF = {"cam": "cam", "aux_cam": "aux_cam", "prediction": "seg", STRIP: "cam"
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ShownMap:
     """One map.
 
     Attributes:
@@ -46,18 +47,18 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class GalleryImage:
     """One validation image.
 
     Attributes:
         name: Its name.
-        beside: Data URIs of the image itself and of its ground truth; empty where the pictures do not tell them.
+        shared: Data URIs of the image itself and of its ground truth; empty where the pictures do not tell them.
         maps: By name of the map: one for each column.
     """
 
     name: str
-    beside: tuple[str, ...]
-    maps: Mapping[str, tuple[Shown, ...]]
+    shared: tuple[str, ...]
+    maps: Mapping[str, tuple[ShownMap, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,37 @@ class Matrix:
     seed: int
     step: int
     maps: Mapping[str, str]
-    lines: tuple[Line, ...]
+    lines: tuple[GalleryImage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """The pictures of a row's trial, by the names of the images, and its confusion matrices by image."""
+
+    label: str
+    seed: int
+    step: int
+    pictures: Mapping[str, Path]
+    confusions: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    title: str
+    columns: tuple[_Column, ...]
+    left_out: int
+
+
+def _show(source: Source) -> Card | str:
+    blocks = _blocks(source.study)
+    if not blocks:
+        return "no run folder of a finished trial has pictures"
+    if not _names(blocks):
+        return "no image has a picture of every row"
+    return Card(content=lambda: _matrices(blocks, source.faults))
+
+
+GALLERY = Section("gallery", "CAMs", _show, "gallery.html.j2")
 
 
 def gallery(study: StudyRecord, faults: list[str] | None = None) -> list[Matrix]:
@@ -93,37 +124,35 @@ def gallery(study: StudyRecord, faults: list[str] | None = None) -> list[Matrix]
         study: The study.
         faults: Gets a sentence for every picture that cannot be read, whose place stays empty.
     """
-    faults = [] if faults is None else faults
-    found = [
-        (block.title, *_columns(study, [row for row in study.rows if row.block == index and row.role != "a/a"]))
+    return _matrices(_blocks(study), [] if faults is None else faults)
+
+
+def _blocks(study: StudyRecord) -> list[_Block]:
+    """The blocks that have pictures."""
+    blocks = [
+        _Block(block.title, *_columns(study, [row for row in study.rows if row.block == index and row.role != "a/a"]))
         for index, block in enumerate(study.blocks[:MAX_BLOCKS])
     ]
-    found = [(title, columns, left_out) for title, columns, left_out in found if columns]
-    if not found:
-        return []
-    names = set.intersection(*(set(column.pictures) for _, columns, _ in found for column in columns))
-    return [
-        _matrix(title, columns, left_out, sorted(names)[:MAX_IMAGES], faults)
-        for title, columns, left_out in found
-        if names
-    ]
+    return [block for block in blocks if block.columns]
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
-    label: str
-    seed: int
-    step: int
-    pictures: Mapping[str, Path]
-    ious: Mapping[str, Mapping[str, float]]
+def _names(blocks: Sequence[_Block]) -> list[str]:
+    """The images to show."""
+    pictures = [set(column.pictures) for block in blocks for column in block.columns]
+    return sorted(set.intersection(*pictures))[:MAX_IMAGES] if pictures else []
 
 
-def _columns(study: StudyRecord, rows: Sequence[PlannedRow]) -> tuple[list[_Column], int]:
+def _matrices(blocks: Sequence[_Block], faults: list[str]) -> list[Matrix]:
+    names = _names(blocks)
+    return [_matrix(block, names, faults) for block in blocks if names]
+
+
+def _columns(study: StudyRecord, rows: Sequence[PlannedRow]) -> tuple[tuple[_Column, ...], int]:
     """Columns of the place among the seeds that most rows have pictures of, and how many were left out."""
     ended = [(row, [trial for trial in study.trials_of(row) if trial.counts]) for row in rows]
     places = [trial.replicate for _, trials in ended for trial in trials]
     if not places:
-        return [], 0
+        return (), 0
     place = min(set(places), key=lambda replicate: (-places.count(replicate), replicate))
     columns: list[_Column] = []
     left_out = 0
@@ -134,7 +163,7 @@ def _columns(study: StudyRecord, rows: Sequence[PlannedRow]) -> tuple[list[_Colu
             columns += [column] if column else []
         elif trial is not None:
             left_out += 1
-    return columns, left_out
+    return tuple(columns), left_out
 
 
 def _column(label: str, trial: TrialRecord) -> _Column | None:
@@ -143,7 +172,7 @@ def _column(label: str, trial: TrialRecord) -> _Column | None:
     if not pictures:
         return None
     step = int(folders[-1].name.removeprefix("step_"))
-    return _Column(label, trial.seed, step, pictures, _ious(trial.run_dir / "evaluations" / f"{folders[-1].name}.npz"))
+    return _Column(label, trial.seed, step, pictures, trial.run_dir / "evaluations" / f"{folders[-1].name}.npz")
 
 
 def _ious(path: Path) -> dict[str, dict[str, float]]:
@@ -176,14 +205,16 @@ def image_iou(confusions: NDArray[np.integer]) -> NDArray[np.float64]:
     return mean
 
 
-def _matrix(title: str, columns: Sequence[_Column], left_out: int, names: Sequence[str], faults: list[str]) -> Matrix:
+def _matrix(block: _Block, names: Sequence[str], faults: list[str]) -> Matrix:
+    columns = block.columns
+    ious = [_ious(column.confusions) for column in columns]
     lines = []
     for name in names:
         panels = [_read(_panels, column.pictures[name], faults) for column in columns]
         whole = [panel for panel in panels if panel is not None]
-        beside: tuple[str, ...] = ()
+        shared: tuple[str, ...] = ()
         if whole and all(set(MAPS) <= set(panel) for panel in whole):
-            beside = tuple(whole[0][known] for known in ("image", "mask") if known in whole[0])
+            shared = tuple(whole[0][known] for known in ("image", "mask") if known in whole[0])
             maps = tuple(MAPS)
         else:
             panels = [
@@ -192,28 +223,27 @@ def _matrix(title: str, columns: Sequence[_Column], left_out: int, names: Sequen
             ]
             maps = (STRIP,)
         shown = {
-            one: tuple(
-                Shown(panel[one] if panel else None, _iou(column, one, name))
-                for column, panel in zip(columns, panels, strict=True)
+            map_name: tuple(
+                ShownMap(panel[map_name] if panel else None, _iou(of_column, map_name, name))
+                for of_column, panel in zip(ious, panels, strict=True)
             )
-            for one in maps
+            for map_name in maps
         }
-        lines.append(Line(name, beside, shown))
-    titles = {one: MAPS.get(one, "all panels") for line in lines for one in line.maps}
+        lines.append(GalleryImage(name, shared, shown))
     return Matrix(
-        title,
+        block.title,
         tuple(column.label for column in columns),
-        left_out,
+        block.left_out,
         columns[0].seed,
         columns[0].step,
-        titles,
+        {map_name: MAPS.get(map_name, "all panels") for line in lines for map_name in line.maps},
         tuple(lines),
     )
 
 
-def _iou(column: _Column, name: str, image: str) -> float | None:
+def _iou(ious: Mapping[str, Mapping[str, float]], name: str, image: str) -> float | None:
     # A picture's file is named as its image is, with other characters than letters, digits, dots and dashes replaced.
-    for known, value in column.ious.get(_IOU_OF.get(name, ""), {}).items():
+    for known, value in ious.get(_IOU_OF.get(name, ""), {}).items():
         if known == image or re.sub(r"[^0-9A-Za-z._-]", "_", known) == image:
             return value if np.isfinite(value) else None
     return None

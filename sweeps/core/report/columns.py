@@ -1,0 +1,243 @@
+"""The statistics of a study's report, each a column: what every form of the report prints of a row and a metric.
+
+``COLUMNS`` is the one list. ``table.csv`` has the columns with a ``value``, in this order; the terminal, Markdown,
+LaTeX and the page have those with a ``text``. To add a statistic, write a function of numbers in
+``sweeps.core.statistics`` and add a column here that calls it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sweeps.core.design.study import PlannedRow
+from sweeps.core.findings.analysis import Figures, RowAnalysis
+from sweeps.core.report.grid import Mark
+from sweeps.core.report.numbers import format_difference, format_p, format_value, without_negative_zero
+from sweeps.core.statistics.image_noise import ImageInterval
+from sweeps.core.statistics.paired import Paired
+from sweeps.core.store.study_record import StudyRecord, values_by_replicate
+from toco.passwords import public_text
+
+Place = Literal["values", "differences"]
+"""A table for people: of what a row has, or of how it differs from the row it is compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableMetric:
+    """A metric of a study's table.
+
+    Attributes:
+        key: Key of the metric.
+        title: Heading.
+        meaning: What it is and in which unit, in words.
+        percent: Whether it is printed in percent.
+        higher_is_better: Whether the largest value is the best.
+    """
+
+    key: str
+    title: str
+    meaning: str
+    percent: bool
+    higher_is_better: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One row of the table under one metric: what a column is a function of."""
+
+    study: StudyRecord
+    row: PlannedRow
+    numbers: RowAnalysis
+    metric: TableMetric
+
+    @property
+    def figures(self) -> Figures:
+        """The statistics that all forms of the report share."""
+        return self.numbers.figures[self.metric.key]
+
+    @property
+    def values(self) -> dict[int, float]:
+        """The metric of every trial of the row that has it, by its place among the seeds."""
+        return values_by_replicate(self.study.trials_of(self.row), self.metric.key)
+
+    @property
+    def base(self) -> PlannedRow | None:
+        """The row that this one is compared with."""
+        return None if self.row.versus is None else self.study.rows[self.row.versus]
+
+    @property
+    def base_values(self) -> dict[int, float]:
+        """The same as ``values``, of the row that this one is compared with; empty where there is none."""
+        if self.base is None:
+            return {}
+        return values_by_replicate(self.study.trials_of(self.base), self.metric.key)
+
+    @property
+    def mark(self) -> Mark:
+        """Whether the mean is the best of its column."""
+        return "best" if self.figures.bold else "second" if self.figures.underlined else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A statistic of a row under a metric.
+
+    Attributes:
+        key: Its name for programs: the heading in ``table.csv``.
+        value: The number or word for programs, ``None`` where there is none; without it, people alone get the column.
+        heading: Its heading for people.
+        text: The text for people; without it, programs alone get the column.
+        places: Tables for people that have the column.
+        align: Side on which people's texts are aligned.
+        wraps: Whether a terminal may break the texts into lines.
+        note: A sentence that explains the column below the table; empty where the captions explain it.
+    """
+
+    key: str
+    value: Callable[[Measurement], float | str | None] | None = None
+    heading: str = ""
+    text: Callable[[Measurement], str] | None = None
+    places: tuple[Place, ...] = ()
+    align: Literal["left", "right"] = "right"
+    wraps: bool = False
+    note: str = ""
+
+    def print(self, measurement: Measurement) -> str:
+        """The text for people, of a column that has one."""
+        return self.text(measurement) if self.text else ""
+
+
+def columns_of(place: Place, columns: Iterable[Column]) -> tuple[Column, ...]:
+    """The columns of a table for people."""
+    return tuple(column for column in columns if place in column.places)
+
+
+def changes_text(changes: Mapping[str, Any]) -> str:
+    """Values by path in a line, without passwords in addresses.
+
+    >>> changes_text({"method.aux_block": 9, "method.name": "toco"})
+    'method.aux_block=9; method.name="toco"'
+    """
+    return public_text("; ".join(f"{path}={json.dumps(value)}" for path, value in changes.items()))
+
+
+def _label(measurement: Measurement) -> str:
+    return measurement.row.label
+
+
+def _num_values(measurement: Measurement) -> int:
+    return 0 if measurement.figures.summary is None else measurement.figures.summary.n
+
+
+def _label_of_base(measurement: Measurement) -> str:
+    return "" if measurement.base is None else measurement.base.label
+
+
+def _mark(measurement: Measurement) -> str:
+    return {"best": "bold", "second": "underlined"}.get(measurement.mark, "")
+
+
+def _published(measurement: Measurement) -> float | None:
+    paper = measurement.study.published(measurement.row)
+    value = paper.metrics.get(measurement.metric.key) if paper else None
+    return None if value is None else float(value)
+
+
+def _of_summary(name: str) -> Callable[[Measurement], float | None]:
+    return lambda m: getattr(m.figures.summary, name, None)
+
+
+def _of_paired(name: str) -> Callable[[Measurement], float | None]:
+    return lambda m: getattr(m.figures.paired, name, None)
+
+
+def _of_images(name: str) -> Callable[[Measurement], float | None]:
+    return lambda m: getattr(m.figures.images, name, None)
+
+
+def mean_text(measurement: Measurement) -> str:
+    """``mean ± standard deviation``; the mean alone of one seed, ``-`` of none."""
+    summary, percent = measurement.figures.summary, measurement.metric.percent
+    if summary is None:
+        return "-"
+    mean = format_value(summary.mean, percent=percent)
+    return mean if summary.sd is None else f"{mean} ± {format_value(summary.sd, percent=percent)}"
+
+
+def _mean_interval_text(measurement: Measurement) -> str:
+    summary, percent = measurement.figures.summary, measurement.metric.percent
+    if summary is None or summary.low is None or summary.high is None:
+        return "-"
+    return " to ".join(format_value(end, percent=percent) for end in (summary.low, summary.high))
+
+
+def difference_text(measurement: Measurement) -> str:
+    """The mean paired difference with its sign; ``-`` where there is none."""
+    paired = measurement.figures.paired
+    return "-" if paired is None else format_difference(paired.difference, percent=measurement.metric.percent)
+
+
+def _paired_interval_text(measurement: Measurement) -> str:
+    return _interval_text(measurement.figures.paired, measurement.metric)
+
+
+def _image_interval_text(measurement: Measurement) -> str:
+    return _interval_text(measurement.figures.images, measurement.metric)
+
+
+def _interval_text(interval: Paired | ImageInterval | None, metric: TableMetric) -> str:
+    if interval is None or interval.low is None or interval.high is None:
+        return "-"
+    return " to ".join(format_difference(end, percent=metric.percent) for end in (interval.low, interval.high))
+
+
+def _effect_text(measurement: Measurement) -> str:
+    paired = measurement.figures.paired
+    if paired is None or paired.effect_size is None:
+        return "-"
+    return without_negative_zero(f"{paired.effect_size:+.2f}")
+
+
+def remark_text(measurement: Measurement) -> str:
+    """``underpowered``, ``within noise``, both or nothing."""
+    remarks = ["underpowered"] if measurement.figures.underpowered else []
+    remarks += ["within noise"] if measurement.figures.below_noise_floor else []
+    return ", ".join(remarks)
+
+
+_VALUES: tuple[Place, ...] = ("values",)
+_DIFFERENCES: tuple[Place, ...] = ("differences",)
+_BOTH = _VALUES + _DIFFERENCES
+
+COLUMNS = (
+    Column("block", lambda m: m.study.blocks[m.row.block].title),
+    Column("row", _label, "row", _label, _DIFFERENCES, "left", wraps=True),
+    Column("role", lambda m: m.row.role),
+    Column("versus", _label_of_base, "against", _label_of_base, _DIFFERENCES, "left", wraps=True),
+    Column("changes", lambda m: changes_text(m.study.changes_of(m.row))),
+    Column("metric", lambda m: m.metric.key, "metric", lambda m: m.metric.title, _BOTH, "left"),
+    Column("declared", lambda m: "yes" if m.figures.declared else "no"),
+    Column("planned", lambda m: m.numbers.planned),
+    Column("n", _num_values, "n", lambda m: str(_num_values(m)), _VALUES),
+    Column("mean", _of_summary("mean"), "mean ± sd", mean_text, _VALUES),
+    Column("sd", _of_summary("sd")),
+    Column("low", _of_summary("low"), "95 % interval", _mean_interval_text, _VALUES),
+    Column("high", _of_summary("high")),
+    Column("mark", _mark),
+    Column("pairs", lambda m: m.figures.paired.n if m.figures.paired else 0),
+    Column("difference", _of_paired("difference"), "difference", difference_text, _DIFFERENCES),
+    Column("difference_low", _of_paired("low"), "95 % interval", _paired_interval_text, _DIFFERENCES),
+    Column("difference_high", _of_paired("high")),
+    Column("p", _of_paired("p")),
+    Column("p_holm", lambda m: m.figures.p_holm, "p", lambda m: format_p(m.figures.p_holm), _DIFFERENCES),
+    Column("effect_size", _of_paired("effect_size"), "d", _effect_text, _DIFFERENCES),
+    Column("images_low", _of_images("low"), "over images", _image_interval_text, _DIFFERENCES),
+    Column("images_high", _of_images("high")),
+    Column("paper", _published),
+    Column("differs_in", lambda m: "; ".join(m.numbers.daggers)),
+    Column("remark", None, "", remark_text, _DIFFERENCES, "left", wraps=True),
+)
+"""Every statistic, in the order in which they are printed."""

@@ -1,0 +1,54 @@
+"""Numbers as text: with few digits for people, with six for programs."""
+
+from __future__ import annotations
+
+
+def format_value(value: float, *, percent: bool) -> str:
+    """A value for people: percent with one digit, or a plain number with three.
+
+    >>> format_value(0.705, percent=True), format_value(0.705, percent=False)
+    ('70.5', '0.705')
+    """
+    return without_negative_zero(f"{100 * value:.1f}" if percent else f"{value:.3f}")
+
+
+def format_difference(value: float, *, percent: bool) -> str:
+    """A difference with its sign: points with two digits, or a plain number with four.
+
+    >>> format_difference(-0.0123, percent=True), format_difference(-1e-9, percent=True)
+    ('-1.23', '0.00')
+    """
+    return without_negative_zero(f"{100 * value:+.2f}" if percent else f"{value:+.4f}")
+
+
+def format_p(p: float | None) -> str:
+    """A p value with three digits; ``-`` where there is none.
+
+    >>> format_p(0.0312), format_p(0.0001), format_p(None)
+    ('0.031', '<0.001', '-')
+    """
+    if p is None:
+        return "-"
+    return "<0.001" if p < 0.0005 else f"{p:.3f}"
+
+
+def format_for_program(value: float | str | None) -> str:
+    """A cell of a CSV file: six digits after the point, more than any result has; empty for ``None``.
+
+    >>> format_for_program(-1e-9), format_for_program(3), format_for_program(None)
+    ('0.000000', '3', '')
+    """
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    text = f"{value:.6f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def is_percent(key: str) -> bool:
+    """Whether a metric is a score in [0, 1], which is printed in percent."""
+    return not any(part in key for part in ("similarity", "loss", "time", "bytes"))
+
+
+def without_negative_zero(text: str) -> str:
+    """What is zero after rounding has no sign."""
+    return text.lstrip("+-") if float(text) == 0 else text

@@ -1,0 +1,112 @@
+"""What a section of a report is: one analysis, in one file of ``sections/``, that shows a card or says why it has none.
+
+The report is the ordered list ``sweeps.core.report.sections.SECTIONS``. The page, Markdown, LaTeX, the terminal and the
+archive loop over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from sweeps.core.findings.analysis import Analysis
+from sweeps.core.report.curves import Curves, read_curves
+from sweeps.core.report.grid import Grid
+from sweeps.core.report.table import StudyTable
+from sweeps.core.store.study_record import StudyRecord
+
+
+@dataclass(frozen=True)
+class Source:
+    """What sections are made from.
+
+    Attributes:
+        study: The study as it stands.
+        analysis: Its numbers.
+        table: Its table.
+        faults: Gets a sentence for each file of a run folder that cannot be read, while cards are made and drawn.
+    """
+
+    study: StudyRecord
+    analysis: Analysis
+    table: StudyTable
+    faults: list[str] = field(default_factory=list)
+
+    @cached_property
+    def curves(self) -> Curves:
+        """The run folders of the rows that curves show, read once."""
+        curves = read_curves(self.study)
+        self.faults.extend(curves.faults)
+        return curves
+
+    @property
+    def has_paper(self) -> bool:
+        """Whether published numbers stand beside any row."""
+        return any(block.paper for block in self.study.blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a section shows.
+
+    Attributes:
+        caption: What a reader must know to read the figure.
+        draw: Draws the figure as SVG; ``None`` where the section has none.
+        grids: Tables of text.
+        notes: Sentences below, such as what was left out.
+        content: Makes what the section's own template shows.
+    """
+
+    caption: str = ""
+    draw: Callable[[], str] | None = None
+    grids: tuple[Grid, ...] = ()
+    notes: tuple[str, ...] = ()
+    content: Callable[[], Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section of the report.
+
+    Attributes:
+        name: Its id in the page, and the name of its figure in the archive.
+        title: Its heading.
+        show: Makes the card, or says why there is none: a phrase without a full stop.
+        template: The page's template of the section.
+        text: Where Markdown, LaTeX and the terminal print its grids: after the rows, in an ``appendix`` that Markdown
+            alone has, or nowhere, since the table has them already.
+    """
+
+    name: str
+    title: str
+    show: Callable[[Source], Card | str]
+    template: str = "figure.html.j2"
+    text: Literal["body", "appendix", ""] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cards:
+    """The sections that a study has, in order, and the reasons of the others.
+
+    Attributes:
+        shown: Sections with their cards.
+        absent: Titles with the reason, as sentences.
+    """
+
+    shown: tuple[tuple[Section, Card], ...]
+    absent: tuple[str, ...]
+
+    def grids(self, text: Literal["body", "appendix"]) -> tuple[Grid, ...]:
+        """The tables that the text forms print in a place."""
+        return tuple(grid for section, card in self.shown if section.text == text for grid in card.grids)
+
+
+def make_cards(source: Source, sections: tuple[Section, ...]) -> Cards:
+    """Ask every section for its card."""
+    asked = [(section, section.show(source)) for section in sections]
+    return Cards(
+        tuple((section, card) for section, card in asked if isinstance(card, Card)),
+        tuple(f"{section.title}: {reason}." for section, reason in asked if isinstance(reason, str)),
+    )

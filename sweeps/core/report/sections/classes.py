@@ -1,0 +1,71 @@
+"""IoU of every class, and its difference to the row's base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sweeps.core.report.columns import TableMetric
+from sweeps.core.report.grid import Grid, GridColumn, make_cells
+from sweeps.core.report.numbers import format_difference, format_value
+from sweeps.core.report.section import Card, Section, Source
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    """A row: its means over the seeds by class, and their differences to the row it is compared with."""
+
+    label: str
+    means: tuple[str, ...]
+    differences: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTable:
+    """IoU of every class under one metric; ``classes`` are names, in the order of their numbers."""
+
+    metric: TableMetric
+    classes: tuple[str, ...]
+    rows: tuple[ClassRow, ...]
+
+
+def _show(source: Source) -> Card | str:
+    tables = [table for metric in source.table.metrics if (table := _table(source, metric)) is not None]
+    if not tables:
+        return "no finished trial has scores by class"
+    return Card(
+        "Means over seeds, and beside them the difference to the row's base.",
+        grids=tuple(map(_grid, tables)),
+        content=lambda: tables,
+    )
+
+
+CLASSES = Section("classes", "Classes", _show, "classes.html.j2", text="appendix")
+
+
+def _table(source: Source, metric: TableMetric) -> ClassTable | None:
+    rows = []
+    names: tuple[str, ...] = ()
+    for row, numbers in zip(source.study.rows, source.analysis.rows, strict=True):
+        scores = numbers.classes.get(metric.key, ())
+        if not scores:
+            continue
+        names = tuple(score.name for score in scores)
+        means = tuple(
+            "-" if score.summary is None else format_value(score.summary.mean, percent=metric.percent)
+            for score in scores
+        )
+        differences = tuple(
+            None if score.paired is None else format_difference(score.paired.difference, percent=metric.percent)
+            for score in scores
+        )
+        rows.append(ClassRow(row.label, means, differences))
+    return ClassTable(metric, names, tuple(rows)) if rows else None
+
+
+def _grid(table: ClassTable) -> Grid:
+    """A line for each class, which stays readable with many of them."""
+    columns = (GridColumn("class"), *(GridColumn(row.label, "right") for row in table.rows))
+    lines = tuple(
+        make_cells(name, *(row.means[number] for row in table.rows)) for number, name in enumerate(table.classes)
+    )
+    return Grid(columns, lines, title=f"{table.metric.title} by class")

@@ -1,0 +1,117 @@
+"""Factors that were varied together: means by two factors, the analysis of variance, effects of two levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+
+from sweeps.core.findings.analysis import Analysis, Crossing
+from sweeps.core.report.columns import TableMetric
+from sweeps.core.report.drawing import MARKERS, MAX_LINES, MUTED, SERIES, STYLE, grid, label_rows, svg
+from sweeps.core.report.grid import Grid, GridColumn, make_cells
+from sweeps.core.report.numbers import format_difference, format_p, is_percent
+from sweeps.core.report.section import Card, Section, Source
+from sweeps.core.statistics.anova import Effect
+from sweeps.core.store.study_record import StudyRecord
+
+MAX_CROSSINGS = 9
+"""Panels of the figure."""
+_CAPTION = (
+    "Lines that are not parallel show an interaction: what one factor does depends on the other. The grey band is the "
+    "noise floor around the first line."
+)
+_COLUMNS = (GridColumn("term"), *(GridColumn(heading, "right") for heading in ("df", "F", "p", "partial η²")))
+
+_Pair = tuple[Crossing, TableMetric, str, str]
+
+
+def _show(source: Source) -> Card | str:
+    analysis = source.analysis
+    if not analysis.crossings:
+        return "no two factors were varied together, as far as trials have finished"
+    pairs = _pairs(analysis, source.table.metrics)
+    grids = tuple(_terms(crossing, source.study) for crossing in analysis.crossings)
+    return Card(_CAPTION, (lambda: _draw(analysis, pairs)) if pairs else None, grids)
+
+
+INTERACTIONS = Section("interactions", "Factors varied together", _show, text="body")
+
+
+def _terms(crossing: Crossing, study: StudyRecord) -> Grid:
+    """The analysis of variance, a line a term; the notes say what it leaves out, and the effects of two levels."""
+    title = next(metric.title for metric in study.metrics if metric.key == crossing.metric)
+    lines = [
+        make_cells(term.name, str(term.df), f"{term.f:.2f}", format_p(term.p), f"{term.partial_eta_squared:.3f}")
+        for term in crossing.anova.terms
+    ]
+    lines.append(make_cells("noise", str(crossing.anova.residual_df), "", "", ""))
+    return Grid(
+        _COLUMNS,
+        tuple(lines),
+        title=f"{study.blocks[crossing.block].title}: analysis of variance of {title}",
+        notes=(*crossing.anova.notes, *(_effect(effect, is_percent(crossing.metric)) for effect in crossing.effects)),
+    )
+
+
+def _effect(effect: Effect, percent: bool) -> str:
+    """An effect in a two-level design with what it cannot be told from, as a sentence."""
+    estimate = effect.estimate
+    steps = ", ".join(
+        f"{factor} from {low} to {high}" for factor, (low, high) in zip(effect.factors, effect.levels, strict=True)
+    )
+    interval = ""
+    if estimate.low is not None and estimate.high is not None:
+        ends = (format_difference(end, percent=percent) for end in (estimate.low, estimate.high))
+        interval = f" ({' to '.join(ends)})"
+    mixed = f"; not told from {', '.join(' x '.join(alias) for alias in effect.aliases)}" if effect.aliases else ""
+    kind = "Effect of" if len(effect.factors) == 1 else "Interaction of"
+    return f"{kind} {steps}: {format_difference(estimate.difference, percent=percent)}{interval}{mixed}."
+
+
+def _pairs(analysis: Analysis, metrics: Sequence[TableMetric]) -> list[_Pair]:
+    """The panels: every two factors of a crossing, for the metrics in percent."""
+    percent = {metric.key: metric for metric in metrics if metric.percent}
+    pairs: list[_Pair] = []
+    for crossing in analysis.crossings:
+        if crossing.metric not in percent:
+            continue
+        order = crossing.factors.index
+        for factor, other in dict.fromkeys((mean.factor, mean.other) for mean in crossing.means):
+            if other is not None and order(factor) < order(other):
+                pairs.append((crossing, percent[crossing.metric], factor, other))
+    return pairs[:MAX_CROSSINGS]
+
+
+def _draw(analysis: Analysis, pairs: Sequence[_Pair]) -> str:
+    columns = 3 if len(pairs) > 2 else len(pairs)
+    with rc_context(STYLE):
+        figure, panels = grid(-(-len(pairs) // columns), columns)
+        flat = [axes for row in panels for axes in row]
+        for spare in flat[len(pairs) :]:
+            spare.remove()
+        for axes, (crossing, metric, factor, other) in zip(flat, pairs, strict=False):
+            _draw_panel(axes, crossing, factor, other, analysis.floors.get(metric.key))
+            name, lines = factor.rpartition(".")[2], other.rpartition(".")[2]
+            axes.set(title=f"{metric.title}: {name} and {lines}", xlabel=name, ylabel="mIoU (%)")
+            axes.legend(title=lines)
+        return svg(figure, "interactions", "Means by two factors: lines that are not parallel show an interaction")
+
+
+def _draw_panel(axes: Axes, crossing: Crossing, factor: str, other: str, floor: float | None) -> None:
+    means = {
+        (str(mean.level), str(mean.other_level)): 100 * mean.mean
+        for mean in crossing.means
+        if mean.factor == factor and mean.other == other
+    }
+    levels, lines = (list(dict.fromkeys(pair[number] for pair in means)) for number in (0, 1))
+    for number, line in enumerate(lines[:MAX_LINES]):
+        values = [means.get((level, line), np.nan) for level in levels]
+        axes.plot(values, marker=MARKERS[number], color=SERIES[number], label=line)
+        if floor is not None and number == 0:
+            # Around the first line: another one inside the band is not told apart from it there.
+            low, high = (np.array(values) + sign * 100 * floor for sign in (-1, 1))
+            axes.fill_between(range(len(levels)), low, high, color=MUTED, alpha=0.16, lw=0, label="noise band (A/A)")
+    label_rows(axes, levels)
