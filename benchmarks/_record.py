@@ -13,6 +13,7 @@ from typing import Any
 import click
 import torch
 
+from toco.files import write_text
 from toco.train import step
 
 FORMAT_VERSION = 1
@@ -58,8 +59,7 @@ def write(out: Path | None, name: str, result: dict[str, Any]) -> None:
     if out is None:
         return
     record = {"format_version": FORMAT_VERSION, "name": name, "machine": machine(result.get("device", "cpu"))}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record | result, indent=2) + "\n", encoding="utf-8")
+    write_text(out, json.dumps(record | result, indent=2) + "\n")
 
 
 def measure(

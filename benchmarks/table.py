@@ -5,7 +5,6 @@ python -m benchmarks table
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import click
 from tabulate import tabulate
 
 from benchmarks._record import FORMAT_VERSION, RESULTS
+from toco.files import read_json, write_text
 
 README = "README.md"
 HEAD = """# What was measured
@@ -41,7 +41,7 @@ def table(results: Path) -> None:
         text = render(results)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    (results / README).write_text(text, encoding="utf-8")
+    write_text(results / README, text)
     click.echo(f"wrote {results / README}")
 
 
@@ -53,7 +53,7 @@ def render(results: Path) -> str:
     """
     by_name: dict[str, dict[str, Mapping[str, Any]]] = {}
     for file in sorted(results.glob("*.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         if not set(_ABOUT) <= record.keys() or record["format_version"] != FORMAT_VERSION:
             raise ValueError(
                 f"{file} is not a result in version {FORMAT_VERSION} of the format (with {', '.join(_ABOUT)}); "

@@ -91,28 +91,61 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
     return changes
 
 
-def diff(left: Config, right: Config, *, run_only: bool = True) -> dict[str, tuple[Any, Any]]:
-    """Dotted paths whose values differ, with both values; a path missing on one side reads ``None`` there."""
-    a, b = flatten(left, run_only=run_only), flatten(right, run_only=run_only)
-    return {path: (a.get(path), b.get(path)) for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)}
+def diff(
+    left: Config | Mapping[str, Any], right: Config | Mapping[str, Any], *, run_only: bool = True
+) -> dict[str, tuple[Any, Any]]:
+    """Dotted paths whose values differ, with both values; what is missing on one side reads ``None`` there.
+
+    Args:
+        left: A config, or one as JSON.
+        right: Another one.
+        run_only: Look at the run-only fields, too, which a config knows and its JSON does not.
+
+    >>> diff({"seed": 0, "ptc": None}, {"seed": 0, "ptc": {"weight": 0.2}})
+    {'ptc.weight': (None, 0.2)}
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+
+    def visit(prefix: str, ours: Any, theirs: Any) -> None:  # noqa: ANN401 - any JSON value
+        if ours == theirs:  # most parts of two configs; passed over whole, which makes this fast
+            return
+        if not (ours or theirs) or any(not isinstance(node, Mapping | None) for node in (ours, theirs)):
+            found[prefix] = (ours, theirs)
+            return
+        ours, theirs = ours or {}, theirs or {}
+        for name in (*ours, *(name for name in theirs if name not in ours)):
+            visit(f"{prefix}.{name}" if prefix else name, ours.get(name), theirs.get(name))
+
+    visit("", _tree(left, run_only=run_only), _tree(right, run_only=run_only))
+    return found
 
 
-def flatten(config: Config, *, run_only: bool = True) -> dict[str, Any]:
-    """All leaves as ``{dotted path: JSON value}``; lists are leaves. Without the ``run_only`` ones if told so."""
+def flatten(config: Config | Mapping[str, Any], *, run_only: bool = True) -> dict[str, Any]:
+    """All leaves as ``{dotted path: JSON value}``; lists and empty mappings are leaves. Arguments as of :func:`diff`.
+
+    >>> flatten({"seed": 0, "method": {"ptc": {"weight": 0.2}, "scales": [1, 2]}})
+    {'seed': 0, 'method.ptc.weight': 0.2, 'method.scales': [1, 2]}
+    """
     flat: dict[str, Any] = {}
 
     def visit(prefix: str, node: Any) -> None:  # noqa: ANN401 - any JSON value
-        if isinstance(node, dict) and node:
+        if isinstance(node, Mapping) and node:
             for key, value in node.items():
                 visit(f"{prefix}.{key}" if prefix else key, value)
-        else:
+        elif prefix:
             flat[prefix] = node
 
+    visit("", _tree(config, run_only=run_only))
+    return flat
+
+
+def _tree(config: Config | Mapping[str, Any], *, run_only: bool) -> Mapping[str, Any]:
+    if not isinstance(config, Config):
+        return config
     dumped = config.model_dump(mode="json")
     if not run_only:
         _keep_what_counts(config, dumped)
-    visit("", dumped)
-    return flat
+    return dumped
 
 
 def digest(config: Config, without: Iterable[str] = ()) -> str:

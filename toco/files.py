@@ -10,6 +10,7 @@ or other programs write.
     append                       bytes at the end of a file, all or none
     read_text, read_lines        text in UTF-8 or UTF-16, with or without a byte order mark
     read_json, read_record       JSON; a record, whose SHA-256 is compared
+    check_seal, check_version    refuse a damaged record, and one of another version
     files_below                  files of a folder and of the folders in it, and what was left out
     read_xml                     XML in any encoding, without a document type
 """
@@ -41,6 +42,10 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 class UnreadableError(ValueError):
     """A file cannot be read as what it should be. The message names the file, the fault and what to do."""
+
+
+class VersionError(UnreadableError):
+    """A file is whole, and of a version of its format that this program does not read."""
 
 
 @contextmanager
@@ -180,6 +185,22 @@ def read_record(path: Path, *, advice: str = "Restore it from a copy, or delete 
     record: dict[str, Any] = json.loads(content)
     del record[SEAL]
     return record
+
+
+def check_version(path: Path, version: object, known: int, advice: str) -> None:
+    """Refuse a file of another version of its format.
+
+    Args:
+        path: The file.
+        version: Its version, as it says.
+        known: The version that this program reads.
+        advice: Last sentence of the message: what to do.
+
+    Raises:
+        VersionError: The two differ.
+    """
+    if version != known:
+        raise VersionError(f"{printable(path)} has format version {version}; this program reads {known}. {advice}")
 
 
 def read_text(path: Path) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int32, Int64
 
+from toco.files import check_version
+
 FORMAT_VERSION = 1
 """Version of the file format; a reader refuses another one."""
 
@@ -68,8 +70,7 @@ def read_confusions(path: Path) -> Confusions:
     required = ("format_version", "names", "class_names", *cams, "thresholds", f"cam{_HISTOGRAM}")
     if missing := [name for name in required if name not in found]:
         raise ValueError(f"{path} is not a file of confusion matrices: it lacks {', '.join(missing)}.")
-    if (version := found["format_version"].tolist()) != FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {version}; this version of toco reads {FORMAT_VERSION}.")
+    check_version(path, found["format_version"].tolist(), FORMAT_VERSION, "Evaluate again.")
     maps = [*(["seg"] if "seg" in found else []), *cams]
     shape = (*found["names"].shape, *2 * found["class_names"].shape)
     if any(found[name].shape != shape for name in maps):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from toco.files import UnreadableError, printable, read_record, whole_file, write_record
+from toco.config import diff
+from toco.files import UnreadableError, check_version, printable, read_json, read_record, whole_file, write_record
 from toco.predict.output_seal import is_sealed, sealed
 from toco.types import Shard
 
@@ -157,13 +158,9 @@ class OutputFolder:
                 f"{printable(self.path)} was written by toco 0.4 or older, which did not record what each output was "
                 f"made of: an output may be that of another image. {another}"
             ) from None
-        version = was.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{printable(file)} has format version {version}; this version of toco reads {FORMAT_VERSION}. "
-                f"{another}"
-            )
-        if changed := "; ".join(_differences(was, self.about)):
+        check_version(file, was.pop("format_version", None), FORMAT_VERSION, another)
+        if changes := diff(was, self.about):
+            changed = "; ".join(f"{path} was {old!r} and is {new!r}" for path, (old, new) in changes.items())
             raise ValueError(
                 f"{printable(self.path)} holds outputs that were made in another way: {changed}. Give the same "
                 "settings, or another folder with --out."
@@ -172,17 +169,7 @@ class OutputFolder:
 
 def _is_of_version_1(about: Path) -> bool:
     try:
-        was = json.loads(about.read_bytes())
-    except (ValueError, RecursionError):
+        was = read_json(about)
+    except UnreadableError:
         return False
     return isinstance(was, dict) and "format_version" not in was
-
-
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """What differs, by dotted path."""
-    for key in sorted({*was, *now}):
-        old, new = was.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"{prefix}{key} was {old!r} and is {new!r}"

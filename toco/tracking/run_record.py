@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from toco.config import flatten
 from toco.files import UnreadableError, printable
 from toco.train import records
 
@@ -69,7 +70,7 @@ class RunRecord:
     @property
     def parameters(self) -> dict[str, Any]:
         """The config's leaves by dotted path; lists are leaves."""
-        return _flatten("", self.config)
+        return flatten(self.config)
 
     @property
     def started_ms(self) -> int:
@@ -153,12 +154,3 @@ def _read(path: Path, faults: list[str]) -> dict[str, Any] | None:
 @lru_cache(maxsize=1024)
 def _warn(fault: str) -> None:
     logger.warning("%s", fault)
-
-
-def _flatten(prefix: str, node: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
-    if not isinstance(node, dict) or not node:
-        return {prefix: node} if prefix else {}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= _flatten(f"{prefix}.{key}" if prefix else key, value)
-    return flat

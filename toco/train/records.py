@@ -17,7 +17,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from toco.files import SEAL, UnreadableError, is_sealed, printable, read_json, read_record, record_text, write_record
+from toco.files import (
+    SEAL,
+    UnreadableError,
+    check_seal,
+    check_version,
+    is_sealed,
+    printable,
+    read_json,
+    read_record,
+    record_text,
+    write_record,
+)
 
 FORMAT_VERSION = 2
 UNSEALED_VERSION = 1
@@ -95,13 +106,10 @@ def read(path: Path, *, advice: str = _RESTORE) -> dict[str, Any]:
     if is_sealed(content):
         sealed = read_record(path, advice=advice)
         if (version := sealed.get("format_version")) not in (UNSEALED_VERSION, FORMAT_VERSION):
-            raise UnreadableError(
-                f"{printable(path)} has format version {version!r}; this version of toco reads up to {FORMAT_VERSION}. "
-                "Use the version of toco that wrote it."
-            )
+            check_version(path, version, FORMAT_VERSION, "Use the version of toco that wrote it.")
         return sealed
     if f'"{SEAL}"'.encode() in content:
-        raise UnreadableError(f"{printable(path)} is damaged: its bytes are not those that were written. {advice}")
+        check_seal(path, content, advice)
     try:
         record: dict[str, Any] = read_json(path)
     except UnreadableError as error:

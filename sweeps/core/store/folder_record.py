@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from sweeps.core.store.first_writer import keep_aside, write_first
 from sweeps.core.store.stored import Stored
-from toco.files import SEAL, UnreadableError, check_seal, is_sealed, printable, write_text
+from toco.files import SEAL, UnreadableError, check_seal, check_version, is_sealed, printable, write_text
 
 _START = re.compile(rb'"start_id": ?"([0-9a-f]{32})"')
 _VERSION = re.compile(rb'\{\s*"format_version":\s*(\d+)\s*[,}]')
@@ -104,11 +104,7 @@ class FolderRecord(Generic[File]):
             check_seal(path, content, advice)
             said = _VERSION.match(content)
             version = int(said[1]) if said else None
-        if version != self.version:
-            cure = "Give another --storage." if is_sealed(content) else advice
-            raise ValueError(
-                f"{printable(path)} has format version {version}; this program reads {self.version}. {cure}"
-            )
+        check_version(path, version, self.version, "Give another --storage." if is_sealed(content) else advice)
         return self.model.of_json(content, path, advice)
 
     def _kept(self, path: Path) -> tuple[File | None, str | None]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.core.store.first_writer import is_whole_file, write_first
-from toco.files import SEAL, is_sealed, record_text, sync, write_text
+from toco.files import SEAL, check_version, is_sealed, record_text, sync, write_text
 from toco.passwords import public_text
 
 FORMAT_VERSION = 2
@@ -325,10 +325,7 @@ def _fault(path: Path, content: bytes) -> str:
     if not is_sealed(content):
         return f"{path} is damaged and counts as missing: its bytes are not those that were written."
     record = json.loads(content)
-    if (version := record.get("format_version")) != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version}; this program reads {FORMAT_VERSION}. Give another --storage."
-        )
+    check_version(path, record.get("format_version"), FORMAT_VERSION, "Give another --storage.")
     return f"{path} counts as missing: it is the record of {record.get('key')}."
 
 

@@ -23,7 +23,7 @@ from sweeps.core.store.leases import LostLeaseError
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.links import link_or_copy
 from toco.command_line import sentence_of
-from toco.files import UnreadableError, partial_name, printable, read_json, sha256, sync, whole_file, write_text
+from toco.files import UnreadableError, printable, read_json, sha256, sync, whole_file, whole_folder, write_text
 from toco.passwords import public_text
 from toco.train import records
 from toco.train.checkpoint import STATE, TENSORS, CheckpointError, all_in, read
@@ -267,14 +267,9 @@ def _link_folder(source: Path, target: Path, before: Callable[[], None]) -> None
     """Make ``target``, a checkpoint, with links to the files of ``source``; one that is whole stays."""
     if _step(target) >= 0:
         return
-    new = partial_name(target)
-    try:
-        shutil.copytree(source, new, copy_function=link_or_copy)
-        for path in (*new.iterdir(), new):
+    with whole_folder(target) as new:
+        shutil.copytree(source, new, copy_function=link_or_copy, dirs_exist_ok=True)
+        # Also now, so that next to no time passes between the question and the change.
+        for path in new.iterdir():
             sync(path)
         before()
-        shutil.rmtree(target, ignore_errors=True)
-        new.rename(target)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    sync(target.parent)

@@ -25,7 +25,7 @@ from sweeps.core.store.first_writer import write_first
 from sweeps.core.store.folder_record import HISTORY, read_beside
 from sweeps.core.store.inputs import Inputs
 from sweeps.core.store.study_record import MLFLOW_FILE, PROGRESS_FILE, RECORD, MlflowFile, Progress, StudyFile
-from toco.files import UnreadableError, is_sealed, write_text
+from toco.files import UnreadableError, VersionError, is_sealed, write_text
 from toco.tracking import Pages
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,8 @@ class StudyFolder:
             return None
         try:
             return RECORD.read(path)
+        except VersionError:
+            raise
         except UnreadableError as error:
             logger.warning(str(error))
             return None
