@@ -73,7 +73,7 @@ def test_a_module_that_is_not_found_names_the_folders_and_what_to_set(write):
     text = refusal("own_pakage.my_method")
     assert str(folder) in text
     assert "Did you mean 'own_package'?" in text
-    assert "Set PYTHONPATH to the folder that holds own_pakage" in text
+    assert "Set the variable PYTHONPATH to the folder that holds own_pakage" in text
     assert "site-packages" not in text
     text = refusal("own_package.my_metod")
     assert f"own_package ({folder / 'own_package'}) has no module 'my_metod'" in text

@@ -159,7 +159,7 @@ def _not_found(name: str) -> str:
     near = _hint(top, _names_in(map(Path, folders)))
     return (
         f"There is no module {name!r}: {', '.join(folders)} hold no {top}.{near} "
-        f"Set PYTHONPATH to the folder that holds {top}, as in PYTHONPATH=FOLDER python -m toco."
+        f"Set the variable PYTHONPATH to the folder that holds {top}."
     )
 
 

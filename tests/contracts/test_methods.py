@@ -42,8 +42,9 @@ def part(whole, rank):
     return Batch(**{name: v if (v := getattr(whole, name)) is None else v[cut] for name in names}, shard=Shard(rank, 2))
 
 
-@pytest.fixture(params=available("toco.methods"))
-def method(request):
+@pytest.fixture(params=[*available("toco.methods"), "own_method.method"])
+def method(request, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
     torch.manual_seed(0)
     module = load("toco.methods", request.param)
     assert issubclass(module.Config, MethodConfig)

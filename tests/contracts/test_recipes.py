@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ from toco.config import digest, flatten, replace
 from toco.registry import available, load
 from toco.train.run_config import RunConfig
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
-@pytest.fixture(params=available("toco.recipes"))
-def recipe(request):
+
+@pytest.fixture(params=[*available("toco.recipes"), "own_method.recipe"])
+def recipe(request, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     return request.param
 
 

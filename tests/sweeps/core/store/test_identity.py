@@ -5,6 +5,7 @@ import pytest
 
 from sweeps.core.store import identity
 from sweeps.core.store.identity import identify, why
+from toco import code_digest
 from toco.config import replace
 from toco.recipes.shapes_nano import recipe
 from toco.train.run_config import RunConfig
@@ -25,6 +26,35 @@ def _forget():
 def keys(changes=None, function=TRAIN, **inputs):
     found = identify(replace(recipe(), changes or {}), function, INPUTS | inputs)
     return found.key, found.training_key
+
+
+def test_the_code_of_a_module_of_the_users_own_is_part_of_the_key(tmp_path, monkeypatch):
+    for name in ("method.py", "helper.py", "unrelated.py"):
+        (tmp_path / "own_identity").mkdir(exist_ok=True)
+        (tmp_path / "own_identity" / name).write_text("x = 1\n")
+    method = tmp_path / "own_identity" / "method.py"
+    method.write_text(
+        "import own_identity.helper\nfrom toco.methods import toco\n\n"
+        "class Config(toco.Config):\n    name: str = __name__\n\nbuild = toco.build\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    changes = {"method.name": "own_identity.method", "method.local_crop_size_px": 32}
+
+    def parts():
+        identity._code.cache_clear()
+        code_digest._module.cache_clear()
+        return identify(replace(recipe(), changes), TRAIN, INPUTS).parts
+
+    before = parts()
+    own = [name for name in before["code"] if not name.startswith("toco")]
+    assert own == ["own_identity.helper", "own_identity.method"]
+    # It is built on ToCo, so ToCo's code counts, and that of other methods does not.
+    assert "toco.methods.toco" in before["code"]
+    method.write_text(method.read_text() + "# a comment\n")
+    (tmp_path / "own_identity" / "unrelated.py").write_text("x = 2\n")
+    assert parts() == before
+    (tmp_path / "own_identity" / "helper.py").write_text("x = 2\n")
+    assert why(parts(), before) == ["code changed: own_identity.helper"]
 
 
 def test_keys_are_short_and_repeatable():

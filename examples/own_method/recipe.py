@@ -1,0 +1,19 @@
+"""The embedded benchmark with the method of this folder.
+
+    python -m toco train own_method.recipe --run-dir runs/pooled
+
+Hardware: one CPU core, about a minute. The settings are those of shapes_nano, tuned for max pooling.
+Expected: not measured; compare the mIoU of the CAM with that of shapes_nano, over seeds.
+"""
+
+from own_method import method
+
+from toco.recipes import shapes_nano
+from toco.train.run_config import RunConfig
+
+
+def recipe() -> RunConfig:
+    """Everything is that of shapes_nano, but for the method."""
+    nano = shapes_nano.recipe()
+    settings = nano.method.model_dump(exclude={"name"})
+    return nano.model_copy(update={"method": method.Config(**settings)})
