@@ -68,6 +68,20 @@ def test_a_name_with_a_dot_is_the_module_itself(write):
         replace(config, {"method.strenght": "1"})
 
 
+def test_defaults_of_a_method_that_do_not_fit_the_run_are_set_with_its_name(write):
+    twin = (
+        "from toco.methods import toco\n\nclass Config(toco.Config):\n    name: str = __name__\n\nbuild = toco.build\n"
+    )
+    write(own_package__in__twin=twin)
+    names = {"method.name": "own_package.twin"}
+    with pytest.raises(ValueError, match="local_crop_size_px 96 is larger than views.crop_size_px 64"):
+        replace(recipe(), names)
+    changed = replace(recipe(), {**names, "method.local_crop_size_px": "32"})
+    assert (changed.method.name, changed.method.local_crop_size_px) == ("own_package.twin", 32)
+    with pytest.raises(ValueError, match="method: own_package .* has no module 'twins'"):
+        replace(recipe(), {"method.name": "own_package.twins", "method.local_crop_size_px": "32"})
+
+
 def test_a_module_that_is_not_found_names_the_folders_and_what_to_set(write):
     folder = write(own_package__in__my_method=METHOD)
     text = refusal("own_pakage.my_method")

@@ -64,11 +64,11 @@ def replace(config: T, changes: dict[str, Any]) -> T:
         ValueError: A path does not exist (the nearest is named), or a value does not fit its field.
     """
     names = {path: value for path, value in changes.items() if path.endswith(".name")}
+    others = {path: value for path, value in changes.items() if path not in names}
     # Names first, on their own: they decide which other paths there are.
-    for part in (names, {path: value for path, value in changes.items() if path not in names}):
-        if part:
-            config = _replace(config, part)
-    return config
+    if names:
+        config = _renamed(config, names)
+    return _replace(config, others) if changes else config
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
@@ -218,11 +218,32 @@ def _replace(config: T, changes: dict[str, Any]) -> T:
         raise ValueError(sentences(error, forms)) from error
 
 
+def _renamed(config: T, names: dict[str, Any]) -> T:
+    """``config`` with other components; whether they fit together is left to the changes that follow."""
+    try:
+        return _with(config, names)
+    except ValidationError as error:
+        if any(item["loc"] for item in error.errors()):
+            raise ValueError(sentences(error)) from error
+    tree = _changed(config, names)
+    parts: dict[str, Any] = {}
+    for name in {path.partition(".")[0] for path in names}:
+        field = type(config).model_fields[name]
+        annotation: Any = Annotated[field.annotation, *field.metadata]
+        parts[name] = TypeAdapter(annotation).validate_python(tree[name])
+    return config.model_copy(update=parts)
+
+
 def _with(config: T, changes: Mapping[str, Any]) -> T:
+    return type(config).model_validate(_changed(config, changes))
+
+
+def _changed(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` as JSON with the fields at dotted paths set."""
     tree = config.model_dump(mode="json")
     for path, value in changes.items():
         _set(tree, path, _parse(value, _field(config, path), path))
-    return type(config).model_validate(tree)
+    return tree
 
 
 def _field(config: Config, path: str) -> Any:  # noqa: ANN401 - an annotation
