@@ -74,11 +74,11 @@ def test_defaults_of_a_method_that_do_not_fit_the_run_are_set_with_its_name(writ
     )
     write(own_package__in__twin=twin)
     names = {"method.name": "own_package.twin"}
-    with pytest.raises(ValueError, match="local_crop_size_px 96 is larger than views.crop_size_px 64"):
+    with pytest.raises(ValueError, match=r"local_crop_size_px 96 is larger than views\.crop_size_px 64"):
         replace(recipe(), names)
     changed = replace(recipe(), {**names, "method.local_crop_size_px": "32"})
     assert (changed.method.name, changed.method.local_crop_size_px) == ("own_package.twin", 32)
-    with pytest.raises(ValueError, match="method: own_package .* has no module 'twins'"):
+    with pytest.raises(ValueError, match=r"method: own_package .* has no module 'twins'"):
         replace(recipe(), {"method.name": "own_package.twins", "method.local_crop_size_px": "32"})
 
 
