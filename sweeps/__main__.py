@@ -81,6 +81,8 @@ def _add(verb: str, text: str) -> None:
             raise click.UsageError(str(error)) from error
         if not hasattr(module, "STUDY"):
             raise click.UsageError(f"{study} is no study; there are {', '.join(sorted(_values()))}.")
+        if not isinstance(module.main, click.Group):
+            raise click.UsageError(f"main of {study} has no verbs: expected {sweeps.ENTRY['main'].splitlines()[0]}.")
         if verb not in module.main.commands:
             raise click.UsageError(f"{study} has no {verb}; it has {', '.join(module.main.commands)}.")
         program = f"python -m {study}" if "." in study else f"python sweeps/{study}.py"

@@ -243,3 +243,17 @@ def test_a_training_that_is_stopped_before_its_first_step_says_that_nothing_was_
     assert stopped.exit_code == 130
     assert stopped.output == "Stopped before the first step; nothing was made.\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_a_users_own_module_names_its_file_and_not_this_program(tmp_path):
+    module = tmp_path / "own_errors.py"
+    module.write_text("def refuse():\n    raise ValueError('gamma is 3.')\n\ndef fail():\n    return {}['gamma']\n")
+    code = (
+        f"sys.path.insert(0, {str(tmp_path)!r})\nimport own_errors\nrun(click.Command('main', callback=own_errors.%s))"
+    )
+    assert run(code % "refuse") == (1, "", f"Error: gamma is 3. (raised in {module}, line 2)\n")
+    status, _, complaints = run(code % "fail")
+    assert status == 1
+    assert complaints.startswith(
+        f"Error: KeyError: 'gamma'. It was raised in {module}, line 5, which is no part of this program.\n"
+    )

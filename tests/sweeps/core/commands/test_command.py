@@ -2,6 +2,8 @@
 
 import errno
 import signal
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,3 +48,19 @@ def test_other_errors_are_left_to_the_command_line(error):
 
 def test_a_study_that_ends_has_its_own_status():
     assert command._run_to_the_end(lambda: 3) == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["/a/sweeps/__main__.py", "run", "table5"], ["python", "-m", "sweeps", "sync", "pooling"]),
+        (["/a/sweeps/__main__.py", "run", "own.study"], ["python", "-m", "sweeps", "sync", "own.study"]),
+        (["my_study.py", "run"], ["python", "my_study.py", "sync"]),
+        (["/a/own/study.py", "run"], ["python", "-m", "own.study", "sync"]),
+    ],
+)
+def test_sync_is_called_as_the_program_was(monkeypatch, argv, words):
+    monkeypatch.setattr(sys, "argv", argv)
+    main = SimpleNamespace(__spec__=SimpleNamespace(name="own.study", origin="/a/own/study.py"))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert command._sync_words("pooling") == words

@@ -13,6 +13,7 @@ from sweeps.core.store.finished import Ending, recall, remember
 from sweeps.core.store.inputs import trial_inputs
 from sweeps.core.store.ledger import Ledger
 from tests.sweeps.core.damages import DAMAGES
+from toco import code_digest
 from toco.data.shapes import ShapesFolder
 
 
@@ -126,3 +127,20 @@ def test_nothing_is_remembered_of_a_study_that_lacks_a_result(study, tmp_path):
     trials = study.resolve().trials
     remember(study, tmp_path / "results", ["0" * 20], trial_inputs(trials), Ending("the table", page, 0), [page])
     assert recall(study, tmp_path / "results") is None
+
+
+def test_a_study_of_a_users_own_method_is_forgotten_when_its_code_changes(study, tmp_path, monkeypatch):
+    method = tmp_path / "own_finished" / "method.py"
+    method.parent.mkdir()
+    imports = "from toco.methods import toco\nbuild = toco.build\n"
+    method.write_text(f"{imports}class Config(toco.Config):\n    name: str = __name__\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = {"method.name": "own_finished.method", "method.local_crop_size_px": 32}
+    study = dataclasses.replace(study, changes={**study.changes, **own})
+    storage = tmp_path / "results"
+    finish(study, storage)
+    assert recall(study, storage).exit_code == 3
+    for text, is_recalled in (("# a comment\n", True), ("x = 1\n", False)):
+        method.write_text(method.read_text() + text)
+        code_digest._module.cache_clear()
+        assert (recall(study, storage) is not None) == is_recalled
