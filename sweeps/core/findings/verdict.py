@@ -16,7 +16,8 @@ from scipy import special
 
 from sweeps.core.design.paper import Claim, Paper
 from sweeps.core.design.study import PlannedRow
-from sweeps.core.findings.analysis import Analysis, Figures
+from sweeps.core.findings.analysis import StudyAnalysis
+from sweeps.core.findings.comparisons import Figures
 from sweeps.core.findings.confounders import is_run_only
 from sweeps.core.findings.evaluations import num_images
 from sweeps.core.findings.exit_status import CLEAN, CONTRADICTED, INCOMPLETE, ExitCode
@@ -109,7 +110,7 @@ _FEWEST_SEEDS = 3
 """Below this an interval for one more seed holds nearly every number."""
 
 
-def judge(study: StudyRecord, analysis: Analysis) -> Verdict:
+def judge(study: StudyRecord, analysis: StudyAnalysis) -> Verdict:
     """Hold the study against the paper. A study without a paper has an exit code, too."""
     rows = tuple(
         _row(study, analysis, row, key, published)
@@ -148,7 +149,7 @@ def _changed(study: StudyRecord) -> list[str]:
     )
 
 
-def _row(study: StudyRecord, analysis: Analysis, row: PlannedRow, key: str, published: float) -> RowVerdict:
+def _row(study: StudyRecord, analysis: StudyAnalysis, row: PlannedRow, key: str, published: float) -> RowVerdict:
     paper = study.blocks[row.block].paper
     summary = analysis.rows[row.number].figures[key].summary
     ours = summary.mean if summary else None
@@ -202,7 +203,7 @@ class _Comparison:
 class _Judge:
     """Judges the claims of one block."""
 
-    def __init__(self, study: StudyRecord, analysis: Analysis, block: int, paper: Paper) -> None:
+    def __init__(self, study: StudyRecord, analysis: StudyAnalysis, block: int, paper: Paper) -> None:
         self.study = study
         self.analysis = analysis
         self.block = block

@@ -11,7 +11,7 @@ from itertools import combinations, islice
 from typing import Any
 
 from sweeps.core.design.study import Plan
-from sweeps.core.statistics.paired import detectable_effect, seeds_needed
+from sweeps.core.statistics.power import MetricPower, Power, PowerGoal, pooled_sd
 from toco.config import digest
 from toco.train.run_config import RunConfig
 
@@ -36,40 +36,17 @@ class SeedNoise:
 
 
 @dataclass(frozen=True, slots=True)
-class MetricPower:
-    """What the seeds can show of one metric. Fields are ``None`` where its noise is not known.
-
-    Attributes:
-        detectable: Smallest difference that is detected, as a fraction.
-        seeds: Seeds that the study's smallest effect takes.
-    """
-
-    key: str
-    title: str
-    noise: SeedNoise | None
-    detectable: float | None
-    seeds: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class PowerCheck:
     """What a design can answer.
 
     Attributes:
-        comparisons: Declared ones; the family of Holm's correction.
-        n: Seeds.
-        detectable_sd: Smallest effect that is detected, in standard deviations of the paired difference; infinite for
-            one seed.
-        metrics: The metrics of the declared comparisons.
+        power: What its seeds can show.
         underpowered: Whether it cannot show what it is for.
         refusal: Why it must not run as it is; ``None`` where it may.
         sentences: All of this for people.
     """
 
-    comparisons: int
-    n: int
-    detectable_sd: float
-    metrics: tuple[MetricPower, ...]
+    power: Power
     underpowered: bool
     refusal: str | None
     sentences: tuple[str, ...]
@@ -88,47 +65,38 @@ def power_check(plan: Plan, noise: Mapping[str, SeedNoise], *, accept_underpower
         accept_underpowered: Let it run all the same.
     """
     study, declared = plan.study, plan.comparisons()
-    n = len(study.seeds)
+    goal = PowerGoal(len(declared), study.significance, study.power, study.smallest_effect)
+    compared = [metric for metric in study.metrics if metric.key in {key for _, key in declared}]
+    sds = {metric.key: noise[metric.key].sd if metric.key in noise else None for metric in compared}
+    power = goal.assess(len(study.seeds), sds)
     if not declared:
-        return PowerCheck(0, n, math.inf, (), False, None, ("No comparison is declared, so nothing is tested.",))
-    number, significance, power = len(declared), study.significance, study.power
-    detectable_sd = detectable_effect(n, number, significance, power)
-    metrics = []
-    for metric in study.metrics:
-        if metric.key not in {key for _, key in declared}:
-            continue
-        if (known := noise.get(metric.key)) is None:
-            metrics.append(MetricPower(metric.key, metric.title, None, None, None))
-            continue
-        # Infinity times a noise of zero is not a number.
-        detectable = detectable_sd * known.sd if n > 1 else math.inf
-        seeds = seeds_needed(study.smallest_effect, known.sd, number, significance, power)
-        metrics.append(MetricPower(metric.key, metric.title, known, detectable, seeds))
-    blind = [metric for metric in metrics if metric.detectable is None]
-    short = [
-        metric for metric in metrics if metric.detectable is not None and metric.detectable > study.smallest_effect
-    ]
-    too_blind = bool(blind) and detectable_sd > study.largest_blind_effect
+        return PowerCheck(power, False, None, ("No comparison is declared, so nothing is tested.",))
+    short = [metric for metric in power.metrics.values() if metric.seeds_needed is not None and metric.underpowered]
+    is_blind = any(metric.sd is None for metric in power.metrics.values())
+    too_blind = is_blind and power.detectable_sd > study.largest_blind_effect
     underpowered = bool(short) or too_blind
     sentences = [
-        _design_sentence(number, n, detectable_sd, power),
-        *(_metric_sentence(metric, study.smallest_effect) for metric in metrics),
+        _design_sentence(power, study.power),
+        *(
+            _metric_sentence(metric.title, power.metrics[metric.key], noise.get(metric.key), study.smallest_effect)
+            for metric in compared
+        ),
     ]
-    needed = [metric.seeds for metric in short if metric.seeds is not None]
+    needed = [metric.seeds_needed for metric in short if metric.seeds_needed is not None]
     if too_blind:
-        needed.append(seeds_needed(study.largest_blind_effect, 1.0, number, significance, power))
+        needed.append(goal.seeds_needed(study.largest_blind_effect, 1.0))
     refusal = None
     if underpowered and study.purpose == "effect" and not accept_underpowered:
         refusal = (
-            f"This design cannot answer its {_comparisons(number)}: {' '.join(sentences)} It takes {max(needed)} "
-            'seeds. Give more seeds, declare fewer comparisons, say purpose="direction" in the study if only the '
-            "direction is asked for, or give --accept-underpowered."
+            f"This design cannot answer its {_comparisons(len(declared))}: {' '.join(sentences)} It takes "
+            f'{max(needed)} seeds. Give more seeds, declare fewer comparisons, say purpose="direction" in the study if '
+            "only the direction is asked for, or give --accept-underpowered."
         )
     elif underpowered:
         sentences.append(
             "It runs all the same: a row that it cannot decide will read underpowered, never contradicted."
         )
-    return PowerCheck(number, n, detectable_sd, tuple(metrics), underpowered, refusal, tuple(sentences))
+    return PowerCheck(power, underpowered, refusal, tuple(sentences))
 
 
 def seed_noise(entries: Iterable[Mapping[str, Any]], base: RunConfig, metric: str) -> SeedNoise | None:
@@ -156,32 +124,22 @@ def seed_noise(entries: Iterable[Mapping[str, Any]], base: RunConfig, metric: st
         if _family(config, base) == family:
             cells = by_setting.setdefault(_setting(entry), {})
             cells.setdefault(digest(config.model_copy(update={"seed": 0})), {})[config.seed] = float(value)
-    differences, single = _Pooled(), _Pooled()
-    for cells in by_setting.values():
-        for values in cells.values():
-            single.add(list(values.values()))
-        for left, right in combinations(cells.values(), 2):
-            differences.add([left[seed] - right[seed] for seed in left.keys() & right.keys()])
+    single = [_spread(list(values.values())) for cells in by_setting.values() for values in cells.values()]
+    differences = [
+        _spread([left[seed] - right[seed] for seed in left.keys() & right.keys()])
+        for cells in by_setting.values()
+        for left, right in combinations(cells.values(), 2)
+    ]
     trainings = sum(len(values) for cells in by_setting.values() for values in cells.values() if len(values) > 1)
-    if differences.degrees:
-        return SeedNoise(differences.sd(), trainings, True)
-    return SeedNoise(single.sd() * math.sqrt(2), trainings, False) if single.degrees else None
+    if (sd := pooled_sd(filter(None, differences))) is not None:
+        return SeedNoise(sd, trainings, True)
+    sd = pooled_sd(filter(None, single))
+    return None if sd is None else SeedNoise(sd * math.sqrt(2), trainings, False)
 
 
-class _Pooled:
-    """A variance within groups."""
-
-    def __init__(self) -> None:
-        self.squares = 0.0
-        self.degrees = 0
-
-    def add(self, values: list[float]) -> None:
-        if len(values) > 1:
-            self.squares += statistics.variance(values) * (len(values) - 1)
-            self.degrees += len(values) - 1
-
-    def sd(self) -> float:
-        return math.sqrt(self.squares / self.degrees)
+def _spread(values: list[float]) -> tuple[int, float] | None:
+    """Degrees of freedom and standard deviation; ``None`` below two values."""
+    return (len(values) - 1, statistics.stdev(values)) if len(values) > 1 else None
 
 
 def _family(config: RunConfig, base: RunConfig) -> str:
@@ -193,28 +151,30 @@ def _setting(entry: Mapping[str, Any]) -> str:
     return json.dumps([identity[part] for part in ("code", "data", "weights", "versions")], sort_keys=True)
 
 
-def _design_sentence(number: int, n: int, detectable_sd: float, power: float) -> str:
-    seeds = f"{n} seed{'' if n == 1 else 's'}"
-    if n < 2:
-        return f"{seeds.capitalize()} and {_comparisons(number)}: no effect of any size can be told from noise."
+def _design_sentence(power: Power, probability: float) -> str:
+    seeds = f"{power.n} seed{'' if power.n == 1 else 's'}"
+    if power.n < 2:
+        return (
+            f"{seeds.capitalize()} and {_comparisons(power.comparisons)}: no effect of any size can be told from noise."
+        )
     return (
-        f"{seeds.capitalize()} and {_comparisons(number)} detect an effect of {detectable_sd:.1f} standard deviations "
-        f"of the paired difference with {100 * power:.0f} % power."
+        f"{seeds.capitalize()} and {_comparisons(power.comparisons)} detect an effect of {power.detectable_sd:.1f} "
+        f"standard deviations of the paired difference with {100 * probability:.0f} % power."
     )
 
 
-def _metric_sentence(metric: MetricPower, smallest_effect: float) -> str:
+def _metric_sentence(title: str, power: MetricPower, noise: SeedNoise | None, smallest_effect: float) -> str:
     wanted = f"{100 * smallest_effect:g} points"
-    if metric.noise is None or metric.detectable is None:
-        return f"{metric.title}: the seed noise is not known yet, so nobody can say how many points that is."
-    source = "paired differences" if metric.noise.paired else "the spread over seeds, unpaired"
-    known = f"seed noise {100 * metric.noise.sd:.2f} points ({source}, {metric.noise.trainings} trainings)"
+    if noise is None or power.detectable is None:
+        return f"{title}: the seed noise is not known yet, so nobody can say how many points that is."
+    source = "paired differences" if noise.paired else "the spread over seeds, unpaired"
+    known = f"seed noise {100 * noise.sd:.2f} points ({source}, {noise.trainings} trainings)"
     shown = (
-        f"{100 * metric.detectable:.2f} points can be detected"
-        if math.isfinite(metric.detectable)
+        f"{100 * power.detectable:.2f} points can be detected"
+        if math.isfinite(power.detectable)
         else "nothing can be detected"
     )
-    return f"{metric.title}: {known}: {shown}; {wanted} take {metric.seeds} seeds."
+    return f"{title}: {known}: {shown}; {wanted} take {power.seeds_needed} seeds."
 
 
 def _comparisons(number: int) -> str:

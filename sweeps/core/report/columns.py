@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sweeps.core.design.study import PlannedRow
-from sweeps.core.findings.analysis import Figures, RowAnalysis
+from sweeps.core.findings.analysis import RowAnalysis
+from sweeps.core.findings.comparisons import Figures
 from sweeps.core.report.grid import Mark
 from sweeps.core.report.numbers import format_difference, format_p, format_value, without_negative_zero
 from sweeps.core.statistics.image_noise import ImageInterval

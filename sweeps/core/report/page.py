@@ -15,7 +15,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from sweeps.core.findings.analysis import Analysis
+from sweeps.core.findings.analysis import StudyAnalysis
 from sweeps.core.plan.forecast import duration
 from sweeps.core.report import summary
 from sweeps.core.report.markup import REFRESH_S, policy, safe_json, safe_svg, templates
@@ -128,7 +128,7 @@ def _remarks(study: StudyRecord, faults: Iterable[str]) -> tuple[str, ...]:
     return (*distinct[:MAX_FAULTS], *more)
 
 
-def _block(analysis: Analysis, block: TableBlock) -> dict[str, Any]:
+def _block(analysis: StudyAnalysis, block: TableBlock) -> dict[str, Any]:
     """A block with its rows as markup: those of the first page, and the others as data."""
     row_markup = templates().get_template("rows.html.j2").module.row  # type: ignore[attr-defined]
     rows = [str(row_markup(row, block, _unfinished(analysis, row))) for row in block.rows]
@@ -141,7 +141,7 @@ def _block(analysis: Analysis, block: TableBlock) -> dict[str, Any]:
     return {"block": block, "rows": first, "shown": ROWS_PER_PAGE, "count": len(rows), "rest": rest}
 
 
-def _unfinished(analysis: Analysis, row: TableRow) -> list[tuple[str, int]]:
+def _unfinished(analysis: StudyAnalysis, row: TableRow) -> list[tuple[str, int]]:
     states = analysis.rows[row.number].states
     return [(state, states[state]) for state in ("running", "failed", "diverged") if states.get(state)]
 

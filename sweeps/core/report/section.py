@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from sweeps.core.findings.analysis import Analysis
+from sweeps.core.findings.analysis import StudyAnalysis
 from sweeps.core.report.curves import Curves, read_curves
 from sweeps.core.report.grid import Grid
 from sweeps.core.report.table import StudyTable
@@ -30,7 +30,7 @@ class Source:
     """
 
     study: StudyRecord
-    analysis: Analysis
+    analysis: StudyAnalysis
     table: StudyTable
     faults: list[str] = field(default_factory=list)
 

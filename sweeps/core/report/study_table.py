@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from sweeps.core.design.study import Cell, Metric, PlannedRow
-from sweeps.core.findings.analysis import Analysis, RowAnalysis
+from sweeps.core.findings.analysis import RowAnalysis, StudyAnalysis
 from sweeps.core.findings.verdict import Verdict
 from sweeps.core.report.columns import COLUMNS, Column, Measurement, TableMetric
 from sweeps.core.report.numbers import format_difference, format_value, is_percent
@@ -30,7 +30,7 @@ MAX_STATES = 50
 
 
 def study_table(
-    study: StudyRecord, analysis: Analysis, verdict: Verdict, columns: tuple[Column, ...] = COLUMNS
+    study: StudyRecord, analysis: StudyAnalysis, verdict: Verdict, columns: tuple[Column, ...] = COLUMNS
 ) -> StudyTable:
     """The table of a study as it stands, which may be unfinished.
 
@@ -67,7 +67,7 @@ def _metric(metric: Metric) -> TableMetric:
 
 def _blocks(
     study: StudyRecord,
-    analysis: Analysis,
+    analysis: StudyAnalysis,
     verdict: Verdict,
     metrics: tuple[TableMetric, ...],
     footnotes: Mapping[str, int],
@@ -170,7 +170,7 @@ def _end(cell: Cell, trial: TrialRecord) -> str:
     return f"{name}: failed{f' ({kind[0]})' if kind else ''}."
 
 
-def _captions(study: StudyRecord, analysis: Analysis, metrics: tuple[TableMetric, ...]) -> tuple[str, ...]:
+def _captions(study: StudyRecord, analysis: StudyAnalysis, metrics: tuple[TableMetric, ...]) -> tuple[str, ...]:
     lines = [f"{metric.title}: {metric.meaning}." for metric in metrics]
     lines.append("Mean ± sample standard deviation over n seeds; n = 1 has no spread.")
     if any(row.paired for numbers in analysis.rows for row in numbers.figures.values()):
@@ -212,7 +212,7 @@ def _captions(study: StudyRecord, analysis: Analysis, metrics: tuple[TableMetric
     return (*lines, *study.notes, *analysis.notes)
 
 
-def _power(study: StudyRecord, analysis: Analysis, metrics: tuple[TableMetric, ...]) -> list[str]:
+def _power(study: StudyRecord, analysis: StudyAnalysis, metrics: tuple[TableMetric, ...]) -> list[str]:
     power = analysis.power
     if not power.comparisons or not math.isfinite(power.detectable_sd):
         return []

@@ -20,7 +20,7 @@ VALUE, SEED = "value", "seed"
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
+class AnovaTerm:
     """A row of an analysis of variance.
 
     Attributes:
@@ -58,12 +58,12 @@ class Anova:
         notes: What was left out and why, in sentences.
     """
 
-    terms: tuple[Term, ...]
+    terms: tuple[AnovaTerm, ...]
     residual_df: int
     notes: tuple[str, ...]
 
     @property
-    def interactions(self) -> tuple[Term, ...]:
+    def interactions(self) -> tuple[AnovaTerm, ...]:
         """The terms of two factors."""
         return tuple(term for term in self.terms if len(term.factors) > 1)
 
@@ -225,7 +225,7 @@ def _contrast(complete: Sequence[Floats], column: NDArray[np.int64]) -> Paired:
     return one_sample(values, float(max(np.abs(run).max() for run in complete)))
 
 
-def _dependent(term: Term) -> str:
+def _dependent(term: AnovaTerm) -> str:
     pairs = [f"that of {one} on {other}" for one, other in term.aliases]
     depends = f"The effect of {term.factors[0]} depends on {term.factors[1]}"
     return f"{depends}, or {', or '.join(pairs)}: these rows cannot tell which" if pairs else depends
@@ -245,9 +245,11 @@ def _mixed(data: pd.DataFrame, term: tuple[str, ...], other: tuple[str, ...]) ->
     return bool(np.abs(rest(_contrasts(data, term)).T @ rest(_contrasts(data, other))).max() > 1e-6)
 
 
-def _term(factors: tuple[str, ...], row: pd.Series[Any], noise: float, aliases: tuple[tuple[str, ...], ...]) -> Term:
+def _term(
+    factors: tuple[str, ...], row: pd.Series[Any], noise: float, aliases: tuple[tuple[str, ...], ...]
+) -> AnovaTerm:
     explained = float(row["sum_sq"])
-    return Term(
+    return AnovaTerm(
         factors,
         round(float(row["df"])),
         explained,

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sweeps.core.design.study import PlannedRow
-from sweeps.core.findings.analysis import Analysis
+from sweeps.core.findings.analysis import StudyAnalysis
 from sweeps.core.report.columns import TableMetric
 from sweeps.core.report.drawing import INK, MUTED, PAPER, SERIES, STYLE, svg
 from sweeps.core.report.section import Card, Section, Source
@@ -56,7 +56,7 @@ def _show(source: Source) -> Card | str:
 DIFFERENCES = Section("differences", "Differences", _show)
 
 
-def _draw(study: StudyRecord, analysis: Analysis, metrics: Sequence[TableMetric], rows: list[PlannedRow]) -> str:
+def _draw(study: StudyRecord, analysis: StudyAnalysis, metrics: Sequence[TableMetric], rows: list[PlannedRow]) -> str:
     if len(rows) > MAX_ROWS:
         sizes = {row.number: _size(analysis, row, metrics[0].key) for row in rows}
         kept = set(sorted(sizes, key=sizes.__getitem__, reverse=True)[:MAX_ROWS])
@@ -83,7 +83,7 @@ def _draw(study: StudyRecord, analysis: Analysis, metrics: Sequence[TableMetric]
         return svg(figure, "differences", "Differences with their intervals, over the noise band")
 
 
-def _size(analysis: Analysis, row: PlannedRow, key: str) -> float:
+def _size(analysis: StudyAnalysis, row: PlannedRow, key: str) -> float:
     paired = analysis.rows[row.number].figures[key].paired
     return abs(paired.difference) if paired else 0.0
 
@@ -108,7 +108,7 @@ def _places(study: StudyRecord, rows: Sequence[PlannedRow]) -> tuple[dict[int, i
 def _draw_panel(
     axes: Axes,
     study: StudyRecord,
-    analysis: Analysis,
+    analysis: StudyAnalysis,
     metric: TableMetric,
     rows: Sequence[PlannedRow],
     places: Mapping[int, int],

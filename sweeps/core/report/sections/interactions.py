@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 
-from sweeps.core.findings.analysis import Analysis, Crossing
+from sweeps.core.findings.analysis import StudyAnalysis
+from sweeps.core.findings.interactions import Crossing
 from sweeps.core.report.columns import TableMetric
 from sweeps.core.report.drawing import MARKERS, MAX_LINES, MUTED, SERIES, STYLE, grid, label_rows, svg
 from sweeps.core.report.grid import Grid, GridColumn, make_cells
@@ -71,7 +72,7 @@ def _effect(effect: Effect, percent: bool) -> str:
     return f"{kind} {steps}: {format_difference(estimate.difference, percent=percent)}{interval}{mixed}."
 
 
-def _pairs(analysis: Analysis, metrics: Sequence[TableMetric]) -> list[_Pair]:
+def _pairs(analysis: StudyAnalysis, metrics: Sequence[TableMetric]) -> list[_Pair]:
     """The panels: every two factors of a crossing, for the metrics in percent."""
     percent = {metric.key: metric for metric in metrics if metric.percent}
     pairs: list[_Pair] = []
@@ -85,7 +86,7 @@ def _pairs(analysis: Analysis, metrics: Sequence[TableMetric]) -> list[_Pair]:
     return pairs[:MAX_CROSSINGS]
 
 
-def _draw(analysis: Analysis, pairs: Sequence[_Pair]) -> str:
+def _draw(analysis: StudyAnalysis, pairs: Sequence[_Pair]) -> str:
     columns = 3 if len(pairs) > 2 else len(pairs)
     with rc_context(STYLE):
         figure, panels = grid(-(-len(pairs) // columns), columns)

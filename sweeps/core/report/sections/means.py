@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from sweeps.core.design.study import PlannedRow
-from sweeps.core.findings.analysis import Analysis
+from sweeps.core.findings.analysis import StudyAnalysis
 from sweeps.core.report.columns import TableMetric
 from sweeps.core.report.drawing import MARKERS, MAX_BLOCKS, MAX_LINES, SERIES, STYLE, grid, label_rows, svg
 from sweeps.core.report.section import Card, Section, Source
@@ -51,7 +51,7 @@ def _show(source: Source) -> Card | str:
 MEANS = Section("means", "The curve over the rows", _show)
 
 
-def _draw(study: StudyRecord, analysis: Analysis, metrics: Sequence[TableMetric], blocks: Sequence[_Block]) -> str:
+def _draw(study: StudyRecord, analysis: StudyAnalysis, metrics: Sequence[TableMetric], blocks: Sequence[_Block]) -> str:
     wide = 1 + any(block.is_published for block in blocks)
     with rc_context(STYLE):
         figure, panels = grid(len(blocks), wide)
@@ -77,14 +77,14 @@ def _draw(study: StudyRecord, analysis: Analysis, metrics: Sequence[TableMetric]
         return svg(figure, "means", "Metrics over the rows of the table, ours and the paper's")
 
 
-def _has_mean(analysis: Analysis, row: PlannedRow, metrics: Sequence[TableMetric]) -> bool:
+def _has_mean(analysis: StudyAnalysis, row: PlannedRow, metrics: Sequence[TableMetric]) -> bool:
     return any(analysis.rows[row.number].figures[metric.key].summary for metric in metrics)
 
 
 def _draw_means(
     axes: Axes,
     study: StudyRecord,
-    analysis: Analysis,
+    analysis: StudyAnalysis,
     metric: TableMetric,
     rows: Sequence[PlannedRow],
     number: int,

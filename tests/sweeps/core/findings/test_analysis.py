@@ -14,7 +14,7 @@ from records import FACTOR, SEG, M, make_study
 
 from sweeps.core.design.designs import Block
 from sweeps.core.design.study import A_A, Metric
-from sweeps.core.findings import analysis as module
+from sweeps.core.findings import analysis, comparisons
 from sweeps.core.findings.analysis import analyse
 from sweeps.core.findings.evaluations import num_images
 from sweeps.core.statistics.paired import detectable_effect
@@ -420,8 +420,8 @@ def test_an_unfinished_grid_is_analysed_as_far_as_it_goes():
 
 def test_large_studies_leave_out_what_reads_files_and_say_so(tmp_path, monkeypatch):
     study, _ = imaged(tmp_path)
-    monkeypatch.setattr(module, "MANY_TRIALS", 5)
-    monkeypatch.setattr(module, "MANY_ROWS", 1)
+    monkeypatch.setattr(analysis, "MANY_TRIALS", 5)
+    monkeypatch.setattr(comparisons, "MANY_ROWS", 1)
     found = analyse(study)
     assert found.rows[1].figures[SEG].images is None
     assert found.rows[1].classes == {}

@@ -48,22 +48,22 @@ def entry(config, value, *, code="a", **changes):
 @pytest.mark.parametrize(("seeds", "known"), [(3, 10), (5, 3), (10, 1.5)])
 def test_nine_comparisons_detect_what_is_known_for_these_seeds(seeds, known):
     check = power_check(study(seeds=tuple(range(seeds))), {})
-    assert check.comparisons == 9
-    assert check.n == seeds
-    assert check.detectable_sd == pytest.approx(known, rel=0.06)
-    assert power_of(check.detectable_sd, seeds, 9) == pytest.approx(0.8, abs=1e-3)
+    assert check.power.comparisons == 9
+    assert check.power.n == seeds
+    assert check.power.detectable_sd == pytest.approx(known, rel=0.06)
+    assert power_of(check.power.detectable_sd, seeds, 9) == pytest.approx(0.8, abs=1e-3)
 
 
 def test_with_known_noise_points_and_seeds_are_said():
     noise = {M: SeedNoise(0.01, 12, True)}
     check = power_check(study(), noise)
-    (metric,) = check.metrics  # seg is a column, but compared by nobody
-    assert metric.detectable == pytest.approx(0.01 * check.detectable_sd)
+    (metric,) = check.power.metrics.values()  # seg is a column, but compared by nobody
+    assert metric.detectable == pytest.approx(0.01 * check.power.detectable_sd)
     # Half a point at one point of noise: the smallest number of seeds with 80 % power.
-    assert power_of(0.5, metric.seeds, 9) >= 0.8 > power_of(0.5, metric.seeds - 1, 9)
-    assert f"0.5 points take {metric.seeds} seeds" in check.refusal
+    assert power_of(0.5, metric.seeds_needed, 9) >= 0.8 > power_of(0.5, metric.seeds_needed - 1, 9)
+    assert f"0.5 points take {metric.seeds_needed} seeds" in check.refusal
     assert "seed noise 1.00 points (paired differences, 12 trainings)" in check.refusal
-    assert f"It takes {metric.seeds} seeds." in check.refusal
+    assert f"It takes {metric.seeds_needed} seeds." in check.refusal
 
 
 def test_a_design_is_refused_where_it_cannot_detect_the_smallest_effect_and_only_there():
@@ -97,8 +97,8 @@ def test_a_study_of_directions_runs_and_says_what_its_rows_can_read():
 
 def test_one_seed_detects_nothing():
     check = power_check(study(seeds=(0,)), {M: SeedNoise(0.0, 4, True)})
-    assert check.detectable_sd == math.inf
-    assert check.metrics[0].detectable == math.inf
+    assert check.power.detectable_sd == math.inf
+    assert check.power.metrics[M].detectable == math.inf
     assert check.refusal is not None
     assert "no effect of any size" in check.sentences[0]
 
@@ -106,7 +106,7 @@ def test_one_seed_detects_nothing():
 def test_without_comparisons_there_is_nothing_to_refuse():
     alone = study(design=OneFactor((Factor("method.temperature", (0.5,)),)))
     check = power_check(alone, {})
-    assert (check.comparisons, check.underpowered, check.refusal) == (0, False, None)
+    assert (check.power.comparisons, check.underpowered, check.refusal) == (0, False, None)
 
 
 def test_the_noise_is_that_of_paired_differences():

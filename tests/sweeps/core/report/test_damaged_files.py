@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sweeps.core.findings.analysis import FILES_NAMED, analyse
+from sweeps.core.findings.analysis import analyse
 from sweeps.core.findings.evaluations import unreadable_files
+from sweeps.core.findings.image_intervals import FILES_NAMED
 from sweeps.core.report import page as page_module
 from sweeps.core.report import row_details, write_report
 from sweeps.core.report.curves import read_curves

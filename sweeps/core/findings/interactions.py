@@ -1,0 +1,147 @@
+"""Factors of a block that were varied together: which act, alone and together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
+
+import numpy as np
+
+from sweeps.core.design.factors import Scalar
+from sweeps.core.design.study import PlannedRow
+from sweeps.core.findings.comparisons import Pairs
+from sweeps.core.statistics.anova import SEED, VALUE, Anova, Effect, anova, two_level_effects
+from sweeps.core.store.study_record import StudyRecord
+
+
+@dataclass(frozen=True, slots=True)
+class LevelMean:
+    """Mean of a metric over the cells with a factor at a level: a point of an effect plot.
+
+    With ``other``, only over those cells where that factor is at ``other_level``.
+    """
+
+    factor: str
+    level: Scalar
+    other: str | None
+    other_level: Scalar
+    mean: float
+    cells: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """Factors of a block that were varied together, and what that says of a metric.
+
+    Attributes:
+        block: Number of the block.
+        metric: Key of the metric.
+        factors: Paths, in the block's order.
+        anova: Main effects and, where the design allows, interactions, with the seeds as blocks.
+        effects: Effects and interactions with their aliases, where every factor has two levels and a seed all rows.
+        means: Of every factor's levels, then of every factor's levels at every level of every other.
+        warnings: Where a row that varies one factor alone depends on another factor, in sentences.
+    """
+
+    block: int
+    metric: str
+    factors: tuple[str, ...]
+    anova: Anova
+    effects: tuple[Effect, ...]
+    means: tuple[LevelMean, ...]
+    warnings: tuple[str, ...]
+
+
+def crossings(study: StudyRecord, pairs: Pairs) -> Iterator[Crossing]:
+    """Every block and metric with two factors that were varied together, as far as trials have finished."""
+    for index, block in enumerate(study.blocks):
+        rows = [row for row in study.rows if row.block == index and row.role != "a/a"]
+        levels = {row.number: _levels(study, row, block.factors) for row in rows}
+        for key in block.metrics:
+            ended = [row for row in rows if pairs.values[row.number, key]]
+            if not any(
+                _crossed([(levels[row.number][one], levels[row.number][other]) for row in ended])
+                for one, other in combinations(block.factors, 2)
+            ):
+                continue
+            yield _crossing(study, pairs, index, key, ended, levels)
+
+
+def _crossing(
+    study: StudyRecord,
+    pairs: Pairs,
+    block: int,
+    key: str,
+    rows: Sequence[PlannedRow],
+    levels: Mapping[int, Mapping[str, Scalar]],
+) -> Crossing:
+    import pandas as pd
+
+    factors = study.blocks[block].factors
+    table = pd.DataFrame(
+        [
+            # As text: 1, 1.0 and True are three levels, and None is one.
+            {VALUE: value, SEED: replicate} | {path: str(level) for path, level in levels[row.number].items()}
+            for row in rows
+            for replicate, value in pairs.values[row.number, key].items()
+        ]
+    )
+    variance = anova(table)
+    warnings = variance.dependencies(study.significance)
+    whole = all(len(pairs.values[row.number, key]) == len(study.trials_of(row)) for row in rows)
+    two_level = all(table[path].nunique() == 2 for path in factors)
+    means = {row.number: float(np.mean([*pairs.values[row.number, key].values()])) for row in rows}
+    return Crossing(
+        block=block,
+        metric=key,
+        factors=factors,
+        anova=variance,
+        effects=two_level_effects(table) if whole and two_level else (),
+        means=tuple(_level_means(factors, [(levels[number], mean) for number, mean in means.items()])),
+        warnings=warnings,
+    )
+
+
+def _levels(study: StudyRecord, row: PlannedRow, factors: Sequence[str]) -> dict[str, Scalar]:
+    """What a row has each factor at: what it changes, else what its trials resolved it to."""
+    trials, changes = study.trials_of(row), study.changes_of(row)
+    config: Mapping[str, object] = next((trial.entry["config"] for trial in trials if trial.entry), {})
+    return {path: changes[path] if path in changes else _at(config, path) for path in factors}
+
+
+def _at(config: Mapping[str, object], path: str) -> Scalar:
+    node: object = config
+    for part in path.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node if isinstance(node, bool | int | float | str) else None
+
+
+def _crossed(pairs: Sequence[tuple[Scalar, Scalar]]) -> bool:
+    """Whether two levels of the one factor both occur with the same two levels of the other."""
+    seen: dict[str, set[str]] = {}
+    for one, other in pairs:
+        seen.setdefault(str(one), set()).add(str(other))
+    return any(len(first & second) > 1 for first, second in combinations(seen.values(), 2))
+
+
+def _level_means(factors: Sequence[str], cells: Sequence[tuple[Mapping[str, Scalar], float]]) -> Iterator[LevelMean]:
+    def mean(factor: str, level: Scalar, other: str | None, other_level: Scalar, values: list[float]) -> LevelMean:
+        return LevelMean(factor, level, other, other_level, float(np.mean(values)), len(values))
+
+    for factor in factors:
+        for level, values in _values_by_level([(levels[factor], value) for levels, value in cells]):
+            yield mean(factor, level, None, None, values)
+    for factor, other in permutations(factors, 2):
+        for other_level, _ in _values_by_level([(levels[other], value) for levels, value in cells]):
+            within = [(levels[factor], value) for levels, value in cells if str(levels[other]) == str(other_level)]
+            for level, values in _values_by_level(within):
+                yield mean(factor, level, other, other_level, values)
+
+
+def _values_by_level(pairs: Sequence[tuple[Scalar, float]]) -> list[tuple[Scalar, list[float]]]:
+    """Values by level in the order of first appearance; 1, 1.0 and True are three levels."""
+    groups: dict[str, tuple[Scalar, list[float]]] = {}
+    for level, value in pairs:
+        groups.setdefault(str(level), (level, []))[1].append(value)
+    return list(groups.values())
