@@ -2,9 +2,15 @@
 """What all tests share. Two test processes run at once, so a thread for each: more would fight for the same cores."""
 
 import os
+import shutil
+import tempfile
 
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"  # before torch is imported, and for all processes that tests start
+_MEMORY, _ENOUGH_BYTES = "/dev/shm", 4 * 1024**3  # noqa: S108 - pytest and mkdtemp make folders of this user alone there
+if "TMPDIR" not in os.environ and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH_BYTES:
+    # Tests write and delete many small files, and records are synchronised: in memory nothing waits for a disk.
+    os.environ["TMPDIR"] = tempfile.tempdir = _MEMORY
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping

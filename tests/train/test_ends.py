@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -73,32 +74,25 @@ def may_mount():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not may_mount(), reason="needs the right to mount")
-def test_a_small_dev_shm_does_not_matter(tmp_path):
+def test_a_small_dev_shm_does_not_matter():
     sizes = {"num_steps": 4, "evaluate_every": 4, "optim.warmup_steps": 0, "num_workers": 2}
     settings = {"data.num_train": 64, "data.num_val": 2, "evaluate.num_pictures": 1, **sizes}
-    command = [
-        sys.executable,
-        "-m",
-        "toco",
-        "train",
-        "shapes_nano",
-        "--run-dir",
-        str(tmp_path / "run"),
-        "--no-progress",
-    ]
+    command = [sys.executable, "-m", "toco", "train", "shapes_nano", "--no-progress"]
     for path, value in settings.items():
         command += ["--set", f"{path}={value}"]
     # Less than one batch takes; the file fills what is left.
     fill = "dd if=/dev/zero of=/dev/shm/full bs=64k 2> /dev/null"
     script = f'mount -t tmpfs -o size=64k tmpfs /dev/shm; {fill}; exec "$@"'
-    done = subprocess.run(
-        [UNSHARE, "-m", "/bin/sh", "-c", script, "sh", *command],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    # Not a folder of pytest's: these may lie in /dev/shm.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        done = subprocess.run(
+            [UNSHARE, "-m", "/bin/sh", "-c", script, "sh", *command, "--run-dir", f"{folder}/run"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "TMPDIR": folder},
+        )
     assert done.returncode == 0, done.stderr
     assert "finished after step 4" in done.stdout
     assert "Traceback" not in done.stderr
