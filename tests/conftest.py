@@ -84,7 +84,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config(data_root: Path) -> RunConfig:
-    """A training of a second or two on these images: three blocks, six steps, three evaluations."""
+    """A training of half a second on these images: three blocks, six steps, three evaluations without pictures."""
     return RunConfig(
         data=voc.Config(root=data_root, train_list="train"),
         views=ViewsConfig(crop_size_px=32),
@@ -100,7 +100,7 @@ def tiny_config(data_root: Path) -> RunConfig:
             energy=toco.Term(weight=0.05, start_step=2),
         ),
         optim=OptimConfig(lr=1e-3, warmup_steps=2),
-        evaluate=EvaluateConfig(size_px=32, cam_scales=(1.0,), cam_flip=False, curve_step=0.1, num_pictures=1),
+        evaluate=EvaluateConfig(size_px=32, cam_scales=(1.0,), cam_flip=False, curve_step=0.1, num_pictures=0),
         num_steps=6,
         batch_size=4,
         evaluate_every=2,

@@ -75,6 +75,7 @@ def test_another_threshold_gives_what_a_training_with_it_gives(averaging, source
     ],
 )
 def test_what_was_not_counted_is_evaluated_from_the_checkpoints(averaging, source, trained_with, tmp_path, changes):
+    changes = {**changes, "evaluate.num_pictures": 1}
     afresh = trained_with(changes)
     config = replace(averaging, changes)
     assert way_from(source, config, same_code=True) == way_expected(averaging, config, 3) == "evaluate"
