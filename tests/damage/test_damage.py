@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from dataclasses import replace as replaced
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,7 +49,10 @@ from toco.__main__ import main as toco_main
 from toco.backbones import vit_nano
 from toco.config import flatten, replace
 from toco.data import voc
+from toco.evaluate import pictures
+from toco.train import dry_run
 from toco.train.loop import train
+from toco.train.run_config import RunConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SEED = os.environ.get("TOCO_DAMAGE_SEED", "0")
@@ -211,10 +215,41 @@ def fuzz(capsys):
 # Studies.
 
 
+@pytest.fixture(scope="session")
+def pictured(tiny_config):
+    """A training that leaves files of all kinds."""
+    return replace(tiny_config, {"evaluate.num_pictures": 1})
+
+
+@pytest.fixture(autouse=True)
+def each_thing_once(monkeypatch):
+    """Draw one panel, and see once for each config whether it can run: both take longer than a tiny training."""
+    save, check = pictures.save_figure, dry_run.check_can_run
+    drawn: list[bytes] = []
+    seen: set[tuple[RunConfig, RunConfig | None]] = set()
+
+    def save_once(draw, path, *, with_panels=False):
+        if with_panels and drawn:
+            known = SimpleNamespace(savefig=lambda file, **_: file.write_bytes(drawn[0]))
+            return save(lambda: known, path)
+        is_saved = save(draw, path, with_panels=with_panels)
+        if with_panels and is_saved:
+            drawn.append(path.read_bytes())
+        return is_saved
+
+    def check_once(config, recipe=None):
+        if (config, recipe) not in seen:
+            check(config, recipe)
+            seen.add((config, recipe))
+
+    monkeypatch.setattr(pictures, "save_figure", save_once)
+    monkeypatch.setattr(dry_run, "check_can_run", check_once)
+
+
 @pytest.fixture
-def study(tiny_config, tmp_path, monkeypatch, say):
+def study(pictured, tmp_path, monkeypatch, say):
     """Verbs of a small study, without Ray."""
-    place = StudyPlace(tiny_config, tmp_path / "recorded")
+    place = StudyPlace(pictured, tmp_path / "recorded")
     place.install(monkeypatch)
     # A study sweeps what dead processes left, and a test lets a live one seem dead: no other folder may be in reach.
     own = tmp_path / "scratch"
@@ -271,7 +306,7 @@ def test_a_study_whose_driver_was_lost(study, tmp_path, fuzz, monkeypatch):
     whole, kept = tmp_path / "whole", tmp_path / "lost"
     assert study("run", whole).exit_code == 0
     study.place.lost = {"1/1": 4}
-    study.place.is_computed = True
+    study.place.computed = {"1/1"}
     with monkeypatch.context() as context:
         # The process that the leases name is gone, and what it left behind stays.
         context.setattr(process_identity, "started", lambda pid: "0")
@@ -321,12 +356,12 @@ def numbers_in(run_dir):
 
 
 @pytest.fixture
-def run_dir(tiny_config, tmp_path):
-    train(tiny_config, tmp_path / "finished", recipe="shapes_nano", progress=False)
+def run_dir(pictured, tmp_path):
+    train(pictured, tmp_path / "finished", recipe="shapes_nano", progress=False)
     return tmp_path / "finished"
 
 
-def test_a_finished_run(run_dir, tiny_config, data_root, tmp_path, say, fuzz):
+def test_a_finished_run(run_dir, pictured, data_root, tmp_path, say, fuzz):
     image = data_root / "JPEGImages" / "image00.png"
     fast = ["--no-progress", "--set", "inference.crf=null", "--set", "inference.scales=[1]"]
     store = ["--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
@@ -352,7 +387,7 @@ def test_a_finished_run(run_dir, tiny_config, data_root, tmp_path, say, fuzz):
         said = say(toco_main, *words)
         if judge.check(said) and words[0] == "evaluate":
             judge.check_same(said, "the evaluation", evaluation, said.text)
-        said = say(toco_main, *train_words(tiny_config, run))
+        said = say(toco_main, *train_words(pictured, run))
         if judge.check(said):
             now = numbers_in(run)
             judge.check_same(said, "rows or result", numbers, now)
@@ -362,7 +397,7 @@ def test_a_finished_run(run_dir, tiny_config, data_root, tmp_path, say, fuzz):
     fuzz(run_dir, 0.12, read)
 
 
-def test_a_run_that_was_stopped(run_dir, tiny_config, tmp_path, say, fuzz):
+def test_a_run_that_was_stopped(run_dir, pictured, tmp_path, say, fuzz):
     numbers = numbers_in(run_dir)
     kept = tmp_path / "stopped"
     shutil.copytree(run_dir, kept)
@@ -371,17 +406,17 @@ def test_a_run_that_was_stopped(run_dir, tiny_config, tmp_path, say, fuzz):
     shutil.rmtree(kept / "checkpoints" / "step_00000006")
 
     def read(run, judge):
-        said = say(toco_main, *train_words(tiny_config, run))
+        said = say(toco_main, *train_words(pictured, run))
         if judge.check(said) and numbers_in(run) != numbers:
             judge.fault("the training has other rows or another result", said)
 
     fuzz(kept, 0.1, read)
 
 
-def test_the_beginning_that_trainings_share(tiny_config, tmp_path, fuzz, caplog):
+def test_the_beginning_that_trainings_share(pictured, tmp_path, fuzz, caplog):
     kept = tmp_path / "prefixes"
-    train(tiny_config, tmp_path / "first", progress=False, prefixes=kept)
-    config = replace(tiny_config, {"method.energy.weight": 0.1})
+    train(pictured, tmp_path / "first", progress=False, prefixes=kept)
+    config = replace(pictured, {"method.energy.weight": 0.1})
     train(config, tmp_path / "alone", progress=False)
     numbers = numbers_in(tmp_path / "alone")
 

@@ -60,10 +60,10 @@ class StudyPlace:
         self.recorded = recorded
         self.trained: list[str] = []
         """Keys of the trainings that were asked for, one for each time."""
-        self.is_computed = False
-        """Whether each training is computed, although it is known."""
+        self.computed: set[str] = set()
+        """Trainings (``aux_block/seed``) that are computed each time, although they are known."""
         self.lost: dict[str, int] = {}
-        """Trainings (``aux_block/seed``) whose driver is lost when they report this step."""
+        """Those whose driver is lost when they report this step."""
         varied = ("method.aux_block", "seed")
         changes = {path: value for path, value in flatten(tiny_config).items() if path not in varied}
         self.study = Study(
@@ -100,14 +100,13 @@ class StudyPlace:
         failed = set()
         for spec in specs:
             self.trained.append(spec.key)
-            whole = self.recorded / spec.key
-            if whole.is_dir() and not self.is_computed:
+            whole, training = self.recorded / spec.key, f"{spec.config['method']['aux_block']}/{spec.config['seed']}"
+            if whole.is_dir() and training not in self.computed:
                 watch.snapshot(spec.key, whole)
                 watch.ended(spec.key)
                 continue
-            lost_at = self.lost.get(f"{spec.config['method']['aux_block']}/{spec.config['seed']}")
             published = runs.ledger.run_dir(spec.key)
-            channel = _Channel(watch, spec.key, published, session / spec.key, lost_at)
+            channel = _Channel(watch, spec.key, published, session / spec.key, self.lost.get(training))
             try:
                 run_trial(spec, channel)
             except ValueError as error:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 from multiprocessing.context import SpawnProcess
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import psutil
@@ -77,6 +78,14 @@ def alone(config, tmp_path_factory):
     return run_dir
 
 
+@pytest.fixture
+def forked_ranks(monkeypatch):
+    """Ranks begin as forks of a server that has imported what they need; importing takes longer than they do."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["toco.train.ranks", "toco.backbones._torchvision", "timm.models", "torch._dynamo"])
+    monkeypatch.setattr(ranks, "multiprocessing", SimpleNamespace(get_context=lambda method: server))
+
+
 @pytest.mark.slow
 def test_two_ranks_compute_what_one_process_does(config, alone, tmp_path):
     told = Told()
@@ -94,7 +103,7 @@ def test_two_ranks_compute_what_one_process_does(config, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_resumed_by_another_number_of_ranks(config, alone, tmp_path):
+def test_a_run_is_resumed_by_another_number_of_ranks(config, alone, tmp_path, forked_ranks):
     class Crash:
         def on_evaluation(self, step, metrics, path):
             raise OSError("the disk is gone")
@@ -152,10 +161,11 @@ FAILURES = (
         (2, RuntimeError, r"^UnreadableError: the rack: burns\nOn rank 1:\n"),
     ],
 )
-def test_a_rank_that_fails_ends_all_with_what_it_says(config, tmp_path, seed, error, message):
+def test_a_rank_that_fails_ends_all_with_what_it_says(config, tmp_path, forked_ranks, seed, error, message):
     with pytest.raises(error, match=message):
         train_on_ranks(2, failing, replace(config, {"seed": seed}), tmp_path / "run", progress=False)
-    assert not [child for child in psutil.Process().children() if "multiprocessing.spawn" in " ".join(child.cmdline())]
+    (server,) = (child for child in psutil.Process().children() if "multiprocessing.forkserver" in str(child.cmdline()))
+    assert server.children() == []
     with RunFolder(tmp_path / "run").locked():
         assert checkpoint.latest(tmp_path / "run" / "checkpoints").step == 2
 
@@ -176,7 +186,7 @@ def diverging(config, run_dir, **options):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_on_one_rank_is_the_end_of_the_run(config, tmp_path):
+def test_a_loss_that_is_not_finite_on_one_rank_is_the_end_of_the_run(config, tmp_path, forked_ranks):
     with pytest.raises(DivergedError, match="At step 3, ptc is nan and gradient_norm is nan"):
         train_on_ranks(2, diverging, config, tmp_path / "run", progress=False)
     assert RunFolder(tmp_path / "run").result()["status"] == "diverged"

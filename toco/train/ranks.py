@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def train_on_ranks(
             return _until_the_end(ranks, observer)
 
 
-def _until_the_end(ranks: Mapping[Connection, SpawnProcess], observer: Observer | None) -> Result:
+def _until_the_end(ranks: Mapping[Connection, BaseProcess], observer: Observer | None) -> Result:
     """Answer the ranks until all have ended; returns the result of the first."""
     results: dict[int, Result] = {}
     open_ = dict.fromkeys(ranks)
@@ -106,11 +106,11 @@ def _until_the_end(ranks: Mapping[Connection, SpawnProcess], observer: Observer 
 
 
 @contextmanager
-def _started(calls: list[tuple[Any, ...]]) -> Iterator[dict[Connection, SpawnProcess]]:
+def _started(calls: list[tuple[Any, ...]]) -> Iterator[dict[Connection, BaseProcess]]:
     """A process for each of ``calls`` of :func:`_be_rank`, by its connection; none is left in the end."""
     # A fork would copy the locks of a process that has started threads or CUDA.
     context = multiprocessing.get_context("spawn")
-    ranks: dict[Connection, SpawnProcess] = {}
+    ranks: dict[Connection, BaseProcess] = {}
     try:
         for number, call in enumerate(calls):
             ours, theirs = context.Pipe()
