@@ -125,10 +125,10 @@ def _started(calls: list[tuple[Any, ...]]) -> Iterator[dict[Connection, BaseProc
         for connection in ranks:
             connection.close()
         deadline = time.monotonic() + _PATIENCE_S
-        for process in ranks.values():
-            process.join(max(deadline - time.monotonic(), 0))
-            process.kill()
-            process.join()
+        for rank in ranks.values():
+            rank.join(max(deadline - time.monotonic(), 0))
+            rank.kill()
+            rank.join()
 
 
 def _be_rank(
