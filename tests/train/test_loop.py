@@ -125,7 +125,7 @@ def test_the_counts_of_the_averaged_evaluations_are_kept_through_a_crash(config,
     assert [path.read_bytes() for path in cut] == [path.read_bytes() for path in whole]
     counted = read_confusions(folder.counts(6))
     assert counted.names == tuple(f"image{i}" for i in (12, 13, 14, 15))
-    assert counted.seg.shape == (4, 3, 3)
+    assert counted.matrices["seg"].shape == (4, 3, 3)
 
 
 def test_a_finished_run_is_not_run_again(config, finished):
