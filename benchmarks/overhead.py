@@ -34,14 +34,13 @@ from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.run.driver import run_study
 from toco.config import replace
-from toco.data import TrainLoader
 from toco.methods.toco import ToCo
 from toco.recipes import shapes_nano, voc_deit_b
 from toco.tracking import import_mlflow, track_run
 from toco.train import checkpoint, loop
 from toco.train.averages import Averages
-from toco.train.loop import build_method, open_data
 from toco.train.optim import build_optimizer, fill_missing_gradients
+from toco.train.parts import build_loader, build_method, open_data
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
 from toco.train.step import TrainingStep
@@ -71,7 +70,7 @@ class Training:
         method = build_method(config, len(train_set.class_names)).to(self.device)
         optimizer = build_optimizer(method.parameter_groups(), config.optim)
         self._train_step = TrainingStep(method, optimizer, config)
-        loader = TrainLoader(train_set, config.views, config.batch_size, config.seed)
+        loader = build_loader(config, train_set)
         # All terms count in the last step.
         self._batches = itertools.cycle(list(loader.batches(start_step=0, num_steps=4)))
         self._step = config.num_steps - 1

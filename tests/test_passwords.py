@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from toco.passwords import public_text
-from toco.train.run_folder import Inputs, provenance
+from toco.train.provenance import Inputs, provenance
 
 
 def test_the_recorded_command_has_no_password(monkeypatch):

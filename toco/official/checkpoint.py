@@ -15,9 +15,10 @@ from toco.files import sha256, whole_file
 from toco.official.names import MODULE, from_official, to_official
 from toco.registry import load
 from toco.train import checkpoint
-from toco.train.loop import build_method
+from toco.train.parts import build_method
+from toco.train.provenance import Inputs, provenance
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import Inputs, RunFolder, provenance
+from toco.train.run_folder import RunFolder
 from toco.train.trained import open_trained
 from toco.types import IMAGENET_MEAN, IMAGENET_STD
 

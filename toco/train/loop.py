@@ -6,30 +6,32 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from tqdm import tqdm
 
 from toco import interrupts
 from toco.config import digest
-from toco.data import Dataset, TrainLoader, notes_of_splits, refuse_overlap
+from toco.data import Dataset, RawBatch, TrainLoader, notes_of_splits
 from toco.evaluate import evaluate
-from toco.files import printable, sha256
 from toco.methods import Method
-from toco.registry import load
 from toco.train import checkpoint, distributed
 from toco.train.averages import Averages, DivergedError
 from toco.train.checkpoint_room import check_room, checkpoint_bytes, room_in_sentences
 from toco.train.fork import Prefixes
 from toco.train.optim import build_optimizer
+from toco.train.parts import build_loader, build_method, digest_inputs, open_data
+from toco.train.provenance import own_code, provenance
+from toco.train.records import averaged
+from toco.train.resume import go_back_to_checkpoint, is_finished, warn_of_replaced_run
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import Inputs, RunFolder, own_code, provenance
+from toco.train.run_folder import RunFolder
 from toco.train.step import TrainingStep, peak_memory_bytes
 
 logger = logging.getLogger(__name__)
@@ -98,239 +100,225 @@ def train(
     device = config.torch_device()
     shard = distributed.shard()
     folder = RunFolder(run_dir)
+
+    # Data, network and optimizer.
     train_set, val_set = open_data(config)
-    inputs = Inputs(train_set.manifest_digest(), val_set.manifest_digest(), weights_sha256(config))
+    inputs = digest_inputs(config, train_set, val_set)
     method = build_method(config, len(train_set.class_names)).to(device)
     if config.compile:
         method.compile_step()
     optimizer = build_optimizer(method.parameter_groups(), config.optim)
-    loader = TrainLoader(
-        train_set,
-        config.views,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        num_workers=config.num_workers,
-        pin_memory=device.type == "cuda",
-        shard=shard,
-        extra_views=config.method.extra_views(),
-    )
+    loader = build_loader(config, train_set, shard)
+
     size = checkpoint_bytes(method, optimizer)
     with folder.locked() if shard.rank == 0 else nullcontext(), room_in_sentences(run_dir, size):
+        # The run folder: a new run, or the one to resume.
         restored, shared = None, None
         if shard.rank == 0:
             notes = [str(note) for note in notes_of_splits(train_set, val_set)]
             for note in notes:
                 logger.warning("%s", note)
-            known = {**provenance(device, inputs), "data_notes": notes, "own_code": own_code(config)}
+            record = {**provenance(device, inputs), "data_notes": notes, "own_code": own_code(config)}
             if resume and folder.has_steps():
-                folder.check_same_run(config, inputs, recipe, train_set.class_names, known)
-                if not _is_finished(folder):
+                folder.check_same_run(config, inputs, recipe, train_set.class_names, record)
+                if not is_finished(folder):
                     check_room(run_dir, size, config.keep_checkpoints)
-                    restored = _continue(folder, config)
+                    restored = go_back_to_checkpoint(folder, config)
             else:
                 check_room(run_dir, size, config.keep_checkpoints)
-                _say_what_is_replaced(folder, config)
-                folder.create(config, recipe, train_set.class_names, known)
-            shared = None if prefixes is None else Prefixes(prefixes, config, known)
+                warn_of_replaced_run(folder, config)
+                folder.create(config, recipe, train_set.class_names, record)
+            shared = None if prefixes is None else Prefixes(prefixes, config, record)
         done = distributed.from_first(folder.result)
         if done is not None and done["status"] == "finished":
             return Result("finished", done["step"], done["metrics"])
+
+        # The state to go on from, if there is one: a checkpoint, or a shared prefix of other trainings.
         if restored is None and shared is not None and (restored := shared.begin(folder)) is not None:
-            _tell_of_evaluation(observer, folder, restored.step)
+            _report_evaluation(observer, folder, restored.step)
         step = distributed.from_first(lambda: None if restored is None else restored.step)
         if step is not None:
             restored = restored or checkpoint.read(folder.checkpoints / checkpoint.folder_name(step))
             checkpoint.restore(restored, method, optimizer)
-        # Before signals wait for the end of a step: filling a cache of images may take long.
+
+        # Filling a cache of images may take long: do it before signals wait for the end of a step.
         train_set.prepare()
-        return _run(config, folder, method, optimizer, loader, val_set, restored, shared, observer, progress, started)
+        if device.type == "cuda":
+            # This process may have trained before; the peak is to be that of this training.
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        run = _Run(
+            config=config,
+            folder=folder,
+            loader=loader,
+            val_set=val_set,
+            train_step=TrainingStep(method, optimizer, config),
+            averages=Averages(restored.part("averages") if restored else {}),
+            writer=checkpoint.Writer(folder.checkpoints, digest(config), config.keep_checkpoints),
+            prefixes=shared,
+            observer=observer,
+            progress=progress and shard.rank == 0,
+            started=started - max((row["time_s"] for row in folder.metrics()), default=0.0),
+            step=step or 0,
+            saved_step=step or 0,
+        )
+        return run.train()
 
 
-def _run(
-    config: RunConfig,
-    folder: RunFolder,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    loader: TrainLoader,
-    val_set: Dataset,
-    restored: checkpoint.Checkpoint | None,
-    shared: Prefixes | None,
-    observer: Observer | None,
-    progress: bool,
-    started: float,
-) -> Result:
-    """The loop itself."""
-    device = config.torch_device()
-    shard = distributed.shard()
-    first = shard.rank == 0
-    if device.type == "cuda":
-        # Of this training alone, in a process that may have done others.
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    step = restored.step if restored else 0
-    train_step = TrainingStep(method, optimizer, config)
+@dataclass(slots=True)
+class _Run:
+    """A training that is ready to go on: its parts, its stages, and how far it is.
 
-    averages = Averages(restored.part("averages") if restored else {})
-    before_s = max((row["time_s"] for row in folder.metrics()), default=0.0)
-    bar = tqdm(total=config.num_steps, initial=step, unit="step", disable=not (progress and first), dynamic_ncols=True)
-    writer = checkpoint.Writer(folder.checkpoints, digest(config), config.keep_checkpoints)
-    saved_step = step
-    with _stop_signals() as stop, writer, bar, closing(loader.batches(step, config.num_steps - step, stop)) as batches:
-        try:
-            for batch in batches:
-                step_started = time.monotonic()
-                last = step + 1 == config.num_steps
-                output, gradient_norm = train_step(batch, step)
-                averages.add(output, gradient_norm, step, stop.is_set())
-                averages.add_time(time.monotonic() - step_started)
-                step += 1
-                bar.update()
-                elapsed_s = before_s + time.monotonic() - started
-                # Read once a step: it may be set at any moment. Several ranks stop when all of them know.
-                stopping = stop.is_set() if shard.world_size == 1 else averages.stop_was_set
-                writer.check()
-                due = step % config.evaluate_every == 0 or last
+    Attributes:
+        config: The run, resolved.
+        folder: Its folder, which the first rank writes.
+        loader: Batches of the training split.
+        val_set: The validation split.
+        train_step: One update.
+        averages: Means over the steps since the last training row.
+        writer: Writes checkpoints while the training goes on.
+        prefixes: Beginnings that trainings share, on the first rank and if there are any.
+        observer: Told of every evaluation.
+        progress: Whether this rank shows progress bars.
+        started: Start of the run on the clock of ``time.monotonic``, as if it had never been interrupted.
+        step: Updates done.
+        saved_step: Step of the newest checkpoint.
+    """
 
-                if step % config.log_every == 0 or last:
-                    values = averages.take() | {"train/lr": optimizer.param_groups[0]["lr"]}
-                    if first:
-                        folder.add_metrics(step, "train", elapsed_s, values)
-                    bar.set_postfix(loss=f"{values['train/loss_total']:.3f}")
-                if due or stopping:
-                    averages.check()
-                told: Callable[[Path], None] = _nobody
-                if due:
-                    # Who is told of the last evaluation may be reading the folder.
-                    writer.wait()
-                    metrics = evaluate_into(folder, method, val_set, config, step, elapsed_s, progress and first)
-                    bar.set_postfix(seg=_percent(metrics, "seg"), cam=_percent(metrics, "cam"))
-                    if observer is not None:
-                        told = partial(observer.on_evaluation, step, metrics)
-                if (due or stopping) and first:
-                    writer.start(step, method, optimizer, {"averages": averages.state()}, told, folder.mark())
-                    saved_step = step
-                if shared is not None and step == shared.step:
-                    averages.check()
-                    shared.leave(folder, method, optimizer, {"averages": averages.state()})
-                if stopping:
-                    break
-            averages.check()
-            if first and step > saved_step:
-                # A signal came while the next batch was waited for.
-                writer.start(step, method, optimizer, {"averages": averages.state()}, _nobody, folder.mark())
-            writer.wait()
-        except DivergedError as error:
-            # Whoever is told of the last evaluation must not find the end of the run beside it.
-            writer.wait()
-            if first:
-                wall_time_s = before_s + time.monotonic() - started
-                folder.finish(_result("diverged", step, config, folder, wall_time_s, str(error)))
-            raise
-    status = "finished" if step == config.num_steps else "stopped"
-    message = None if status == "finished" else f"Stopped by a signal after step {step}; --resume continues."
+    config: RunConfig
+    folder: RunFolder
+    loader: TrainLoader
+    val_set: Dataset
+    train_step: TrainingStep
+    averages: Averages
+    writer: checkpoint.Writer
+    prefixes: Prefixes | None
+    observer: Observer | None
+    progress: bool
+    started: float
+    step: int
+    saved_step: int
 
-    def finish() -> dict[str, float]:
-        result = _result(status, step, config, folder, before_s + time.monotonic() - started, message)
-        folder.finish(result)
-        metrics: dict[str, float] = result["metrics"]
+    def train(self) -> Result:
+        """Train to the end, or until a signal.
+
+        Raises:
+            DivergedError: A loss or a gradient is not finite; ``result.json`` says so.
+        """
+        config = self.config
+        bar = tqdm(
+            total=config.num_steps, initial=self.step, unit="step", disable=not self.progress, dynamic_ncols=True
+        )
+        left = config.num_steps - self.step
+        with (
+            _stop_signals() as stop,
+            self.writer,
+            bar,
+            closing(self.loader.batches(self.step, left, stop)) as batches,
+        ):
+            try:
+                for batch in batches:
+                    self._update(batch, stop)
+                    bar.update()
+                    # Read once a step: it may be set at any moment. Several ranks stop when all of them know.
+                    stopping = stop.is_set() if distributed.shard().world_size == 1 else self.averages.stop_was_set
+                    self.writer.check()
+                    is_last = self.step == config.num_steps
+                    is_due = self.step % config.evaluate_every == 0 or is_last
+
+                    if self.step % config.log_every == 0 or is_last:
+                        losses = self._log()
+                        bar.set_postfix(loss=f"{losses['train/loss_total']:.3f}")
+                    if is_due or stopping:
+                        self.averages.check()
+                    on_saved: Callable[[Path], None] = _do_nothing
+                    if is_due:
+                        metrics = self._evaluate()
+                        bar.set_postfix(seg=_percent(metrics, "seg"), cam=_percent(metrics, "cam"))
+                        if self.observer is not None:
+                            on_saved = partial(self.observer.on_evaluation, self.step, metrics)
+                    if is_due or stopping:
+                        self._save(on_saved)
+                    if self.prefixes is not None and self.step == self.prefixes.step:
+                        self._leave_prefix(self.prefixes)
+                    if stopping:
+                        break
+                self.averages.check()
+                if self.step > self.saved_step:
+                    # A signal came while the next batch was waited for.
+                    self._save(_do_nothing)
+                self.writer.wait()
+            except DivergedError as error:
+                # Wait for the observer of the last evaluation before result.json appears.
+                self.writer.wait()
+                if distributed.shard().rank == 0:
+                    self._finish("diverged", str(error))
+                raise
+
+        status, message = "finished", None
+        if self.step < config.num_steps:
+            status, message = "stopped", f"Stopped by a signal after step {self.step}; --resume continues."
+        return Result(status, self.step, distributed.from_first(partial(self._finish, status, message)))
+
+    def _update(self, batch: RawBatch, stop: threading.Event) -> None:
+        """Update the network once; add its losses to the averages, which raise if earlier ones are not finite."""
+        started = time.monotonic()
+        output, gradient_norm = self.train_step(batch, self.step)
+        self.averages.add(output, gradient_norm, self.step, stop.is_set())
+        self.averages.add_time(time.monotonic() - started)
+        self.step += 1
+
+    def _log(self) -> dict[str, float]:
+        """Write a training row, the means over the steps since the last one, and return it."""
+        values = self.averages.take() | {"train/lr": self.train_step.optimizer.param_groups[0]["lr"]}
+        if distributed.shard().rank == 0:
+            self.folder.add_metrics(self.step, "train", time.monotonic() - self.started, values)
+        return values
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluate the network as it is now and return the metrics."""
+        # The observer of the previous evaluation may still be copying the run folder.
+        self.writer.wait()
+        time_s = time.monotonic() - self.started
+        method = self.train_step.method
+        return evaluate_into(self.folder, method, self.val_set, self.config, self.step, time_s, self.progress)
+
+    def _save(self, on_saved: Callable[[Path], None]) -> None:
+        """Start to write a checkpoint, on the first rank."""
+        if distributed.shard().rank == 0:
+            method, optimizer = self.train_step.method, self.train_step.optimizer
+            extra = {"averages": self.averages.state()}
+            self.writer.start(self.step, method, optimizer, extra, on_saved, self.folder.mark())
+            self.saved_step = self.step
+
+    def _leave_prefix(self, prefixes: Prefixes) -> None:
+        """Leave the run as it is now for trainings that differ from it in later steps only."""
+        self.averages.check()
+        extra = {"averages": self.averages.state()}
+        prefixes.leave(self.folder, self.train_step.method, self.train_step.optimizer, extra)
+
+    def _finish(self, status: str, message: str | None) -> dict[str, float]:
+        """Write ``result.json`` and return its metrics."""
+        rows = self.folder.metrics()
+        step_times_s = [row["values"]["train/step_time_s"] for row in rows if row["kind"] == "train"]
+        averages = averaged(rows, self.config.evaluate.average_last)
+        result = {
+            "status": status,
+            "step": self.step,
+            "digest": digest(self.config),
+            **averages,
+            "message": message,
+            "step_time_s": sum(step_times_s) / len(step_times_s) if step_times_s else None,
+            "wall_time_s": round(time.monotonic() - self.started, 3),
+            "peak_memory_bytes": peak_memory_bytes(self.config.torch_device()),
+        }
+        self.folder.finish(result)
+        metrics: dict[str, float] = averages["metrics"]
         return metrics
 
-    return Result(status, step, distributed.from_first(finish))
 
-
-def method_of(saved: checkpoint.Checkpoint, config: RunConfig, num_foreground_classes: int) -> Method:
-    """The method that a checkpoint holds, on the run's device.
-
-    Raises:
-        CheckpointError: It holds a method of another config.
-    """
-    # The checkpoint holds the backbone, so pretrained weights need not be there any more.
-    config_without_weights = config.model_copy(
-        update={"backbone": config.backbone.model_copy(update={"weights": None})}
-    )
-    method = build_method(config_without_weights, num_foreground_classes)
-    checkpoint.load_model(saved, method)
-    return method.to(config.torch_device())
-
-
-def open_data(config: RunConfig) -> tuple[Dataset, Dataset]:
-    """The training and the validation split.
-
-    Raises:
-        ValueError: The data is missing or wrong, or an image is in both splits and ``data.allow_overlap`` is not set.
-    """
-    module = load("toco.data", config.data.name)
-    train_set, val_set = module.open_split(config.data, "train"), module.open_split(config.data, "val")
-    refuse_overlap(train_set, val_set, config.data.allow_overlap)
-    return train_set, val_set
-
-
-def build_method(config: RunConfig, num_foreground_classes: int) -> Method:
-    """Backbone and method with the run's seed and precision."""
-    torch.manual_seed(config.seed)
-    backbone = load("toco.backbones", config.backbone.name).build(config.backbone)
-    method: Method = load("toco.methods", config.method.name).build(config.method, backbone, num_foreground_classes)
-    method.autocast_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
-    return method
-
-
-def weights_sha256(config: RunConfig) -> str | None:
-    """Hash of the file the backbone's weights are read from, if they come from a file."""
-    path = load("toco.backbones", config.backbone.name).weights_path(config.backbone)
-    return None if path is None else sha256(path)
-
-
-def _is_finished(folder: RunFolder) -> bool:
-    result = folder.result()
-    if result is None or result["status"] != "finished":
-        return False
-    if (fault := folder.fault_of_rows()) is not None:
-        # The result carries its own digest: nobody's days of training are worth a point of a curve.
-        logger.warning("%s The run has ended and its result stands; its curves lack what is damaged.", fault)
-    return True
-
-
-def _continue(folder: RunFolder, config: RunConfig) -> checkpoint.Checkpoint | None:
-    """The newest checkpoint that is whole, with its rows; what came after it is forgotten.
-
-    Raises:
-        ValueError: A version made the run that recorded no digests.
-        CheckpointError: The checkpoint is of another run.
-    """
-    if folder.is_unsealed():
-        raise ValueError(
-            f"{printable(folder.path)} holds an unfinished run of toco 0.4 or before, whose files carry no digests: "
-            "whether its rows are whole cannot be known. Use it as it is, or train again in another folder."
-        )
-    found = folder.newest()
-    if found is None:
-        logger.warning("%s holds no whole checkpoint; the training begins anew.", printable(folder.path))
-        folder.forget_after(0, ())
-        return None
-    restored, rows = found
-    if restored.digest != digest(config):
-        raise checkpoint.CheckpointError(
-            f"{printable(folder.checkpoints / checkpoint.folder_name(restored.step))} is a checkpoint of another run: "
-            f"its config has the digest {restored.digest}, this run's {digest(config)}. Move it out of the folder."
-        )
-    folder.forget_after(restored.step, rows)
-    return restored
-
-
-def _say_what_is_replaced(folder: RunFolder, config: RunConfig) -> None:
-    """Say that a run which made no step, such as one that failed at its start, gives way to another."""
-    if not folder.exists() or folder.has_steps():
-        return
-    try:
-        is_same = folder.digest() == digest(config)
-    except ValueError:
-        is_same = False
-    if not is_same:
-        logger.warning("%s holds a run of another config that made no step; it is replaced.", printable(folder.path))
-
-
-def _tell_of_evaluation(observer: Observer | None, folder: RunFolder, step: int) -> None:
-    """Tell of the evaluation after ``step``, which another training made, if there was one."""
+def _report_evaluation(observer: Observer | None, folder: RunFolder, step: int) -> None:
+    """Tell ``observer`` of the evaluation after ``step``, which another training made, if there was one."""
     for row in folder.metrics():
         if observer is not None and (row["kind"], row["step"]) == ("val", step):
             observer.on_evaluation(step, row["values"], folder.checkpoints / checkpoint.folder_name(step))
@@ -397,41 +385,8 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _result(
-    status: str,
-    step: int,
-    config: RunConfig,
-    folder: RunFolder,
-    wall_time_s: float,
-    message: str | None,
-) -> dict[str, Any]:
-    rows = folder.metrics()
-    step_times_s = [row["values"]["train/step_time_s"] for row in rows if row["kind"] == "train"]
-    return {
-        "status": status,
-        "step": step,
-        "digest": digest(config),
-        **averaged(rows, config.evaluate.average_last),
-        "message": message,
-        "step_time_s": sum(step_times_s) / len(step_times_s) if step_times_s else None,
-        "wall_time_s": round(wall_time_s, 3),
-        "peak_memory_bytes": peak_memory_bytes(config.torch_device()),
-    }
-
-
-def averaged(rows: Sequence[Mapping[str, Any]], average_last: int) -> dict[str, Any]:
-    """What the rows of ``metrics.jsonl`` say of a run's evaluations, for ``result.json``."""
-    evaluations = [row["values"] for row in rows if row["kind"] == "val"]
-    last = evaluations[-average_last:]
-    return {
-        "metrics": {name: sum(row[name] for row in last) / len(last) for name in (last[-1] if last else {})},
-        "last_metrics": evaluations[-1] if evaluations else {},
-        "averaged_evaluations": len(last),
-    }
-
-
-def _nobody(_: Path) -> None:
-    """Nobody is told of a checkpoint."""
+def _do_nothing(_: Path) -> None:
+    """No observer waits for this checkpoint."""
 
 
 def _percent(metrics: dict[str, float], what: str) -> str:

@@ -193,6 +193,17 @@ def read_row(line: bytes) -> Row | None:
     return row
 
 
+def averaged(rows: Sequence[Row], average_last: int) -> dict[str, Any]:
+    """Summarise the evaluations among ``rows`` for ``result.json``: means of the last ones, and the last one."""
+    evaluations = [row["values"] for row in rows if row["kind"] == "val"]
+    last = evaluations[-average_last:]
+    return {
+        "metrics": {name: sum(row[name] for row in last) / len(last) for name in (last[-1] if last else {})},
+        "last_metrics": evaluations[-1] if evaluations else {},
+        "averaged_evaluations": len(last),
+    }
+
+
 @cache
 def _say_unsealed(run_dir: Path) -> None:
     logger.warning(

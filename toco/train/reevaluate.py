@@ -19,10 +19,12 @@ from toco.config import digest
 from toco.evaluate import Confusions, can_rescore, read_confusions, rescore
 from toco.files import UnreadableError, printable, whole_folder
 from toco.train import checkpoint
-from toco.train.loop import Result, averaged, evaluate_into, method_of, open_data
-from toco.train.records import METRICS, Row
+from toco.train.loop import Result, evaluate_into
+from toco.train.parts import method_of, open_data
+from toco.train.provenance import provenance
+from toco.train.records import METRICS, Row, averaged
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import RunFolder, provenance
+from toco.train.run_folder import RunFolder
 
 Way = Literal["rescore", "evaluate"]
 """From what the evaluations counted, without the network, or from the checkpoints."""

@@ -11,7 +11,7 @@ from toco.config import replace
 from toco.files import printable
 from toco.methods import Method
 from toco.train import checkpoint
-from toco.train.loop import method_of
+from toco.train.parts import method_of
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
 

@@ -27,10 +27,11 @@ from toco.files import read_json, write_text
 from toco.methods import Method
 from toco.processes import end_with_parent
 from toco.train import checkpoint
-from toco.train.loop import build_method, open_data, weights_sha256
 from toco.train.optim import build_optimizer
+from toco.train.parts import build_loader, build_method, digest_inputs, open_data
+from toco.train.provenance import provenance
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import Inputs, RunFolder, provenance
+from toco.train.run_folder import RunFolder
 from toco.train.step import TrainingStep, peak_memory_bytes
 
 SAMPLES = 3
@@ -54,18 +55,9 @@ def measure(config: RunConfig, started: float, like: Cost | None = None) -> Cost
     config = config.resolved()
     device = config.torch_device()
     train_set, val_set = open_data(config)
-    inputs = Inputs(train_set.manifest_digest(), val_set.manifest_digest(), weights_sha256(config))
+    inputs = digest_inputs(config, train_set, val_set)
     method = build_method(config, len(train_set.class_names)).to(device)
-    loader = TrainLoader(
-        train_set,
-        config.views,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        num_workers=config.num_workers,
-        pin_memory=device.type == "cuda",
-        extra_views=config.method.extra_views(),
-    )
-    steps = _Steps(config, method, loader)
+    steps = _Steps(config, method, build_loader(config, train_set))
     setup_s = time.time() - started
     phases = steps.phases()
     if like is not None and _same_evaluation(like.config, config):

@@ -36,8 +36,8 @@ from sweeps.core.store.study_folder import StudyFolder
 from toco.files import is_no_room
 from toco.room import NoRoomError, sentence_of, shortage, telling_shortage
 from toco.tracking import Tracker
+from toco.train.provenance import own_command
 from toco.train.reevaluate import reevaluate
-from toco.train.run_folder import own_command
 
 if TYPE_CHECKING:
     from sweeps.core.run import ray_tune as runner

@@ -32,10 +32,10 @@ from sweeps.core.store.search_trials import SearchTrials
 from sweeps.core.store.sessions import leave, salvage, session_lease
 from toco.room import NoRoomError, shortage
 from toco.tracking import Pages, Tracker, read_run_record
-from toco.train.loop import averaged
-from toco.train.records import METRICS, read_rows
+from toco.train.provenance import own_command
+from toco.train.records import METRICS, averaged, read_rows
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import RunFolder, own_command
+from toco.train.run_folder import RunFolder
 
 _WAIT_S = 2.0
 

@@ -29,11 +29,12 @@ from toco.room import sentence_of, shortage
 from toco.train.averages import DivergedError
 from toco.train.checkpoint import all_in
 from toco.train.loop import Result
+from toco.train.provenance import recording_command
 from toco.train.ranks import train_on_ranks
 from toco.train.records import METRICS, read_rows
 from toco.train.reevaluate import reevaluate
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import RunFolder, recording_command
+from toco.train.run_folder import RunFolder
 
 
 class Channel(Protocol):

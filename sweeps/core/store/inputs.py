@@ -25,7 +25,7 @@ def config_inputs(config: RunConfig) -> Inputs:
         OSError: A file cannot be read.
     """
     # Here, as who only names what was read does without torch.
-    from toco.train.loop import open_data, weights_sha256
+    from toco.train.parts import open_data, weights_sha256
 
     train, val = open_data(config)
     return {"train": train.manifest_digest(), "val": val.manifest_digest(), "weights": weights_sha256(config)}

@@ -24,7 +24,7 @@ from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.runs import newest_step
 from sweeps.core.store.search_record import read_search_record
 from sweeps.core.store.study_record import TrialRecord
-from toco.train.run_folder import own_command
+from toco.train.provenance import own_command
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import fake_training

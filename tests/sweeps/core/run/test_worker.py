@@ -21,9 +21,9 @@ from sweeps.core.store.runs import CONTENTS
 from toco.config import replace
 from toco.recipes.voc_deit_b import recipe
 from toco.train.loop import Result
+from toco.train.provenance import Inputs, own_command, provenance
 from toco.train.records import make_row, rows_text
 from toco.train.run_config import RunConfig
-from toco.train.run_folder import Inputs, own_command, provenance
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import fake_training

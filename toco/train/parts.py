@@ -1,0 +1,79 @@
+"""The parts of a run, made from its config: data, loader, network, and digests of what they read."""
+
+from __future__ import annotations
+
+import torch
+
+from toco.data import Dataset, TrainLoader, refuse_overlap
+from toco.files import sha256
+from toco.methods import Method
+from toco.registry import load
+from toco.train import checkpoint
+from toco.train.provenance import Inputs
+from toco.train.run_config import RunConfig
+from toco.types import Shard
+
+
+def open_data(config: RunConfig) -> tuple[Dataset, Dataset]:
+    """Open the training and the validation split.
+
+    Raises:
+        ValueError: The data is missing or wrong, or an image is in both splits and ``data.allow_overlap`` is not set.
+    """
+    module = load("toco.data", config.data.name)
+    train_set, val_set = module.open_split(config.data, "train"), module.open_split(config.data, "val")
+    refuse_overlap(train_set, val_set, config.data.allow_overlap)
+    return train_set, val_set
+
+
+def build_loader(config: RunConfig, train_set: Dataset, shard: Shard = Shard()) -> TrainLoader:
+    """Build the loader of the training batches, of which each rank gets its ``shard``."""
+    return TrainLoader(
+        train_set,
+        config.views,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        pin_memory=config.torch_device().type == "cuda",
+        shard=shard,
+        extra_views=config.method.extra_views(),
+    )
+
+
+def build_method(config: RunConfig, num_foreground_classes: int) -> Method:
+    """Build backbone and method with the run's seed and precision, on the CPU."""
+    torch.manual_seed(config.seed)
+    backbone = load("toco.backbones", config.backbone.name).build(config.backbone)
+    method: Method = load("toco.methods", config.method.name).build(config.method, backbone, num_foreground_classes)
+    method.autocast_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
+    return method
+
+
+def method_of(saved: checkpoint.Checkpoint, config: RunConfig, num_foreground_classes: int) -> Method:
+    """Build the method that a checkpoint holds, on the run's device.
+
+    Raises:
+        CheckpointError: It holds a method of another config.
+    """
+    # The checkpoint holds the backbone, so pretrained weights need not be there any more.
+    config_without_weights = config.model_copy(
+        update={"backbone": config.backbone.model_copy(update={"weights": None})}
+    )
+    method = build_method(config_without_weights, num_foreground_classes)
+    checkpoint.load_model(saved, method)
+    return method.to(config.torch_device())
+
+
+def digest_inputs(config: RunConfig, train_set: Dataset, val_set: Dataset) -> Inputs:
+    """Digest what the run reads besides its config.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    return Inputs(train_set.manifest_digest(), val_set.manifest_digest(), weights_sha256(config))
+
+
+def weights_sha256(config: RunConfig) -> str | None:
+    """SHA-256 (hex) of the file of the backbone's weights, or ``None`` where no file is read."""
+    path = load("toco.backbones", config.backbone.name).weights_path(config.backbone)
+    return None if path is None else sha256(path)

@@ -1,0 +1,99 @@
+"""What a run came of, for its record: code, versions, machine, data, weights, command."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import toco
+from toco.code_digest import code_digests
+from toco.passwords import public_uri
+from toco.train import distributed
+from toco.train.run_config import RunConfig
+
+_PACKAGES = ("torch", "timm", "numpy", "pillow")
+_COMMAND: ContextVar[tuple[str, ...] | None] = ContextVar("command", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run depends on besides its config: digests of the data, and of the file of weights where there is one."""
+
+    train_data: str
+    val_data: str
+    weights_sha256: str | None
+
+
+def recorded_inputs(provenance: Mapping[str, Any]) -> Inputs | None:
+    """Read the inputs from a recorded provenance; ``None`` where the run was made of an imported network."""
+    data = provenance.get("data_manifest")
+    return Inputs(data["train"], data["val"], provenance["weights_sha256"]) if data else None
+
+
+@contextmanager
+def recording_command(command: Sequence[str] | None) -> Iterator[None]:
+    """Let provenance record ``command`` in the block; the process's own command where it is ``None``."""
+    token = _COMMAND.set(None if command is None else tuple(command))
+    try:
+        yield
+    finally:
+        _COMMAND.reset(token)
+
+
+def own_command() -> tuple[str, ...]:
+    """The command line of this process, without the folder of its program and without passwords in addresses."""
+    return (Path(sys.argv[0]).name, *map(public_uri, sys.argv[1:]))
+
+
+def own_code(config: RunConfig) -> dict[str, str]:
+    """Digests of the code of the user's own modules that ``config`` names, by module."""
+    own = [name for name in (config.backbone.name, config.data.name, config.method.name) if "." in name]
+    return code_digests(own, without=[toco.__name__])
+
+
+def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:
+    """What a reader needs to know to run it again: code, versions, machine, data, weights."""
+    commit, dirty = _commit()
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {"python": platform.python_version(), "toco": toco.__version__, **versions},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",
+        "num_threads": torch.get_num_threads(),
+        "world_size": distributed.shard().world_size,
+        "data_manifest": {"train": inputs.train_data, "val": inputs.val_data},
+        "weights_sha256": inputs.weights_sha256,
+        "command": list(_COMMAND.get() or own_command()),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Commit of the source tree this package is imported from, and whether it has uncommitted changes."""
+    source = Path(toco.__file__).parent
+    git = shutil.which("git")
+    if git is None:
+        return None, None
+
+    def ask(*command: str) -> str | None:
+        done = subprocess.run([git, "-C", str(source), *command], capture_output=True, text=True, check=False)  # noqa: S603
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed copy inside somebody else's repository must not report that repository's commit.
+    if ask("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, None
+    return ask("rev-parse", "HEAD"), bool(ask("status", "--porcelain", "--untracked-files=no"))

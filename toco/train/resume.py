@@ -1,0 +1,65 @@
+"""What a training finds in its run folder: nothing to keep, an unfinished run, or a finished one."""
+
+from __future__ import annotations
+
+import logging
+
+from toco.config import digest
+from toco.files import printable
+from toco.train import checkpoint
+from toco.train.run_config import RunConfig
+from toco.train.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+def is_finished(folder: RunFolder) -> bool:
+    """Whether the run in ``folder`` has ended; damaged rows are named in a warning."""
+    result = folder.result()
+    if result is None or result["status"] != "finished":
+        return False
+    if (fault := folder.fault_of_rows()) is not None:
+        # The result carries its own digest: a damaged curve is no reason to train again.
+        logger.warning("%s The run has ended and its result stands; its curves lack what is damaged.", fault)
+    return True
+
+
+def go_back_to_checkpoint(folder: RunFolder, config: RunConfig) -> checkpoint.Checkpoint | None:
+    """Read the newest whole checkpoint and remove from ``folder`` what is of later steps.
+
+    Without one, everything is removed, and the training begins anew.
+
+    Raises:
+        ValueError: A version made the run that recorded no digests.
+        CheckpointError: The checkpoint is of another run.
+    """
+    if folder.is_unsealed():
+        raise ValueError(
+            f"{printable(folder.path)} holds an unfinished run of toco 0.4 or before, whose files carry no digests: "
+            "whether its rows are whole cannot be known. Use it as it is, or train again in another folder."
+        )
+    found = folder.newest()
+    if found is None:
+        logger.warning("%s holds no whole checkpoint; the training begins anew.", printable(folder.path))
+        folder.forget_after(0, ())
+        return None
+    restored, rows = found
+    if restored.digest != digest(config):
+        raise checkpoint.CheckpointError(
+            f"{printable(folder.checkpoints / checkpoint.folder_name(restored.step))} is a checkpoint of another run: "
+            f"its config has the digest {restored.digest}, this run's {digest(config)}. Move it out of the folder."
+        )
+    folder.forget_after(restored.step, rows)
+    return restored
+
+
+def warn_of_replaced_run(folder: RunFolder, config: RunConfig) -> None:
+    """Warn where a run without a step, such as one that failed at its start, will be replaced."""
+    if not folder.exists() or folder.has_steps():
+        return
+    try:
+        is_same = folder.digest() == digest(config)
+    except ValueError:
+        is_same = False
+    if not is_same:
+        logger.warning("%s holds a run of another config that made no step; it is replaced.", printable(folder.path))
