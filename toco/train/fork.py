@@ -52,7 +52,7 @@ class Prefixes:
     Args:
         folder: Where the snapshots lie. All trainings that share it must run the same code.
         config: The training at hand, resolved.
-        provenance: What it runs with; see :func:`toco.train.run_folder.provenance`.
+        provenance: What it runs with; see :func:`toco.train.provenance.provenance`.
 
     Attributes:
         step: Updates that the training may share, or ``None``.

@@ -92,7 +92,7 @@ def train(
         FileExistsError: ``run_dir`` holds a run and ``resume`` is not set.
         ValueError: ``run_dir`` holds a run of another config, of other data or weights, or is in use.
         NoRoomError: The checkpoints do not fit on the disk of ``run_dir``, or it became full; see
-            :mod:`toco.train.room`.
+            :mod:`toco.train.checkpoint_room`.
         DivergedError: A loss is not finite. ``result.json`` says so, and the last checkpoint is kept.
     """
     started = time.monotonic()
