@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.data.coco_folder import TRAIN, make_coco
-from toco.data import Dataset, check_folder
+from toco.data import Dataset
+from toco.data.check import check_folder
 from toco.data.coco_format.annotations import read_annotations
 from toco.data.folder import Config as FolderConfig
 from toco.data.folder import open_split as open_folder
@@ -66,7 +67,7 @@ def read_folder(root: Path) -> None:
 
 
 def check(root: Path) -> None:
-    check_folder(root, train_list="train", val_list="train", allow_overlap=True)
+    check_folder(VocConfig(root=root, train_list="train", val_list="train", allow_overlap=True))
 
 
 READERS = {

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toco.data import check_folder, shapes
+from toco.data import shapes, voc
 from toco.data._scene import CLASS_NAMES, SceneConfig, draw_scene
+from toco.data.check import check_folder
 from toco.data.files.png import png_bytes
 
 BENCHMARK_DIGEST = "03975719b006d847f5139463dfaa00fb7215dab050cf3601b842932a2954a287"
@@ -26,7 +27,7 @@ def test_the_benchmark_has_the_same_bytes_everywhere(benchmark: Path) -> None:
 
 
 def test_the_benchmark_is_a_sound_voc_folder(benchmark: Path) -> None:
-    report = check_folder(benchmark, train_list="train", val_list="val", labels=Path("image_labels.csv"))
+    report = check_folder(voc.Config(root=benchmark, train_list="train", labels="image_labels.csv"))
     assert report.faults == ()
 
 

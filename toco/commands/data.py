@@ -43,20 +43,21 @@ def check(
 
     All of ROOT is decoded. Exits with 1 if there is a fault.
     """
-    from toco.data import check_folder
+    from toco.data import voc
+    from toco.data.check import check_folder
 
+    config = voc.Config(
+        root=root,
+        train_list=train_list,
+        val_list=val_list,
+        labels=labels,
+        classes=classes,
+        mask_folder=mask_folder,
+        allow_empty_labels=allow_empty_labels,
+        allow_overlap=allow_overlap,
+    )
     with _bar() as show:
-        report = check_folder(
-            root,
-            train_list=train_list,
-            val_list=val_list,
-            labels=Path(labels) if labels not in ("masks", "xml") else labels,  # type: ignore[arg-type]
-            classes=classes,
-            mask_folder=mask_folder,
-            allow_empty_labels=allow_empty_labels,
-            allow_overlap=allow_overlap,
-            on_progress=show,
-        )
+        report = check_folder(config, on_progress=show)
     click.echo(str(report))
     sys.exit(1 if report.faults else 0)
 
@@ -70,7 +71,7 @@ def check_set(name: str, changes: tuple[str, ...]) -> None:
     NAME is that of a kind (coco, folder, ...); all of it is decoded. Exits with 1 if there is a fault. Its settings are
     those of a run, without "data.": data check-set folder --set root=tiles --set labels=folders
     """
-    from toco.data import check_splits
+    from toco.data.check import check_splits
 
     module = load("toco.data", name)
     config = replace(module.Config(), parse_assignments(changes))

@@ -1,7 +1,6 @@
 """Data sets, one file each, and the way from an image to a training batch."""
 
 from toco.data._dataset import DataConfig, Dataset, Fault, Split
-from toco.data.files.check import Report, check_folder, check_splits
 from toco.data.files.label_conversion import convert_labels
 from toco.data.files.splits import notes_of_splits, refuse_overlap
 from toco.data.loading.loader import TrainLoader
@@ -23,13 +22,10 @@ __all__ = [
     "Dataset",
     "Fault",
     "RawBatch",
-    "Report",
     "Split",
     "TrainLoader",
     "Views",
     "ViewsConfig",
-    "check_folder",
-    "check_splits",
     "convert_labels",
     "denormalise_255",
     "make_views",

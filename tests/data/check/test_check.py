@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toco.data import Report, check_folder
+from toco.data import voc
+from toco.data.check import Report, check_folder
+from toco.data.check.splits import Progress
 
 SIZE = (40, 48)  # height, width of the images in conftest.py
 
 
-def check(root: Path, **settings: object) -> Report:
-    return check_folder(root, **{"train_list": "train", "val_list": "val", **settings})
+def check(root: Path, *, small_side_px: int = 32, on_progress: Progress | None = None, **settings: object) -> Report:
+    config = voc.Config(**{"root": root, "train_list": "train", **settings})
+    return check_folder(config, small_side_px=small_side_px, on_progress=on_progress)
 
 
 def edit_list(root: Path, list_name: str, content: bytes) -> None:
@@ -169,5 +172,5 @@ def test_same_list_twice(folder: Path) -> None:
 @pytest.mark.skipif("TOCO_VOC_ROOT" not in os.environ, reason="TOCO_VOC_ROOT names no folder of real VOC images")
 @pytest.mark.parametrize("labels", ["masks", Path("image_labels.csv")])
 def test_real_voc_images_are_sound(labels: object) -> None:
-    report = check_folder(Path(os.environ["TOCO_VOC_ROOT"]), train_list="train_aug", val_list="val", labels=labels)
+    report = check_folder(voc.Config(root=os.environ["TOCO_VOC_ROOT"], labels=labels))
     assert report.faults == ()

@@ -1,0 +1,109 @@
+"""Check a folder of VOC's shape, also where faults of its lists keep it from being opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from toco.data import voc
+from toco.data.check.findings import Findings, Report
+from toco.data.check.splits import SMALL_SIDE_PX, Check, Progress
+from toco.data.files.file_dataset import FileDataset
+from toco.data.files.labels import label_source
+from toco.data.files.layout import Layout, check_names, count, list_lines, read_class_names
+from toco.data.files.splits import overlap
+
+
+def check_folder(
+    config: voc.Config, *, small_side_px: int = SMALL_SIDE_PX, on_progress: Progress | None = None
+) -> Report:
+    """Decode every image and mask of both lists of a folder of VOC's shape and report all faults.
+
+    Unlike :func:`check_splits`, which is given what could be opened, it goes on after faults of the
+    lists, the classes and the labels.
+
+    Args:
+        config: The folder and how it is read.
+        small_side_px: Smaller images are noted.
+        on_progress: Called with the number of images done and of all images.
+    """
+    root, found = config.root, Findings()
+    layout = Layout.of_voc(root, config.mask_folder)
+
+    # Classes and labels.
+    class_names: tuple[str, ...] = ()
+    class_file = root / (config.classes or "classes.txt")
+    try:
+        class_names = read_class_names(layout, None if config.classes is None else class_file, found.notes)
+    except ValueError as error:
+        found.fault(error, (class_file,))
+    has_labels = bool(class_names)
+    try:
+        if class_names:
+            label_source(layout, config.labels, class_names, config.max_pixels)
+    except ValueError as error:
+        found.fault(error, (root / config.labels,))
+        has_labels = False
+
+    # Lists.
+    train_names, val_names = (_names_of_list(layout, name, found) for name in (config.train_list, config.val_list))
+    found.overlap(layout.list_path(config.val_list), overlap(train_names, val_names), config.allow_overlap)
+
+    # Images and masks.
+    def open_list(names: Iterable[str], list_name: str, allow_empty_labels: bool) -> FileDataset:
+        return FileDataset(
+            layout,
+            _with_one_image(layout, names, list_name, found),
+            class_names,
+            config.labels if has_labels else "masks",
+            config,
+            allow_empty_labels=allow_empty_labels,
+            max_pixels=config.max_pixels,
+            check_labels=False,
+        )
+
+    check = Check(
+        train=open_list(train_names, config.train_list, config.allow_empty_labels),
+        val=open_list(val_names, config.val_list, True),
+        found=found,
+        # Without classes every id of a mask would be out of range: report one fault, not one an image.
+        has_masks=bool(class_names),
+        has_labels=has_labels,
+        masks_are_labels=config.labels == "masks",
+        small_side_px=small_side_px,
+    )
+    return check.run({config.train_list: len(train_names), config.val_list: len(val_names)}, on_progress)
+
+
+def _names_of_list(layout: Layout, list_name: str, found: Findings) -> tuple[str, ...]:
+    """Read the usable names of a list, once each; what a training would refuse in it is a fault."""
+    path = layout.list_path(list_name)
+    try:
+        lines = list_lines(path)
+    except ValueError as error:
+        found.fault(error, (path,))
+        return ()
+    if b"\r" in path.read_bytes():
+        found.note(path, "has line ends of Windows, which are dropped.")
+    blank = [str(number) for number, line in enumerate(lines, start=1) if not line.strip()]
+    if blank:
+        found.note(path, f"{count(len(blank), 'blank line')} left out, the first is line {blank[0]}.")
+    names, problems = check_names(lines)
+    if not names and not problems:
+        found.fault("is empty.", (path,))
+    for problem in problems:
+        found.fault(f"{problem}.", (path,))
+    return names
+
+
+def _with_one_image(layout: Layout, names: Iterable[str], list_name: str, found: Findings) -> tuple[str, ...]:
+    """Keep those names of a list that are one image each."""
+    source = layout.list_path(list_name).name
+    sound = []
+    for name in names:
+        paths = layout.image_paths(name)
+        if len(paths) == 1:
+            sound.append(name)
+        else:
+            files = ", ".join(path.name for path in paths) or "none"
+            found.fault(f"expected one image, as {source} names it, found {files}.", (layout.images / name,))
+    return tuple(sound)

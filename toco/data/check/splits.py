@@ -1,0 +1,181 @@
+"""Check the two splits of a data set, image by image."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from toco.data._dataset import Dataset
+from toco.data.check.findings import Findings, Report
+from toco.data.check.notes import Seen, note_images, note_left_out, note_masks
+from toco.data.files.file_dataset import FileDataset
+from toco.data.files.images import ids_in
+from toco.data.files.splits import note_of_classes, overlap
+from toco.types import IGNORE_INDEX
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and of all images."""
+SMALL_SIDE_PX = 32
+"""Images with a smaller side are noted, unless a caller says otherwise."""
+_UPRIGHT = 1
+
+
+def check_splits(
+    train: Dataset,
+    val: Dataset,
+    *,
+    allow_overlap: bool = False,
+    small_side_px: int = SMALL_SIDE_PX,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Decode every image and mask of an opened data set of any kind and report all faults.
+
+    What opening it refuses (lists, classes, missing images) is not looked for again. Faults are an image in both
+    splits, one that cannot be decoded, a missing or wrong label, and a mask that is missing or wrong where it is read
+    (in validation, and where labels come from masks). Notes are of:
+
+    - what is left out: links, other suffixes, hidden files, images in no split, labels and masks without an image;
+    - classes that no training image or no mask shows, and masks that show what the label does not name;
+    - masks that are void everywhere, or wrong where no training reads them;
+    - images that are small, not RGB, turned by EXIF, or the same as another.
+
+    Args:
+        train: The training images.
+        val: The validation images.
+        allow_overlap: Whether an image may be in both splits.
+        small_side_px: Smaller images are noted.
+        on_progress: Called with the number of images done and of all images.
+    """
+    found = Findings()
+    found.overlap(Path("val"), overlap(train.names, val.names), allow_overlap)
+    masks_are_labels = isinstance(train, FileDataset) and train.labels_are_masks()
+    check = Check(train=train, val=val, found=found, masks_are_labels=masks_are_labels, small_side_px=small_side_px)
+    return check.run({"train": len(train), "val": len(val)}, on_progress)
+
+
+@dataclass(slots=True, kw_only=True)
+class Check:
+    """One pass over the images of both splits.
+
+    Attributes:
+        train: The training images.
+        val: The validation images.
+        found: Faults and notes, to which the pass adds its own.
+        has_masks: Whether masks can be read.
+        has_labels: Whether labels can be read.
+        masks_are_labels: Whether the labels of the training images come from their masks.
+        small_side_px: Images with a smaller side are noted.
+        seen: What the images showed so far.
+    """
+
+    train: Dataset
+    val: Dataset
+    found: Findings
+    has_masks: bool = True
+    has_labels: bool = True
+    masks_are_labels: bool = False
+    small_side_px: int
+    seen: Seen = field(default_factory=Seen)
+
+    def run(self, num_images: dict[str, int], on_progress: Progress | None) -> Report:
+        """Decode all images, and report on them and on what belongs to no image.
+
+        Args:
+            num_images: Images by list, for the report.
+            on_progress: Called after every image.
+        """
+        train, val, seen, found = self.train, self.val, self.seen, self.found
+        total, done = len(train) + len(val), 0
+        for dataset in (train, val):
+            for index in range(len(dataset)):
+                ids = self._check_sample(dataset, index)
+                if dataset is train:
+                    seen.in_train.update(ids)
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, total)
+
+        found.notes += (*train.notes, *val.notes)
+        note_images(train, val, seen, self.small_side_px, found)
+        if self.has_masks:
+            note_masks(train.class_names, seen, found)
+        by_class = {name: seen.in_train[i] for i, name in enumerate(train.class_names, start=1)}
+        if self.has_labels and (note := note_of_classes(train.class_names, list(by_class.values()))) is not None:
+            found.notes.append(note)
+        note_left_out([dataset for dataset in (train, val) if isinstance(dataset, FileDataset)], found)
+        return Report(tuple(dict.fromkeys(found.faults)), tuple(dict.fromkeys(found.notes)), num_images, by_class)
+
+    def _check_sample(self, dataset: Dataset, index: int) -> set[int]:
+        """Check one image and return the classes that its label names; each of its files has one fault at most."""
+        paths = _files_of(dataset, index)
+        faults = Findings()
+        self._check_image(dataset, index, paths, faults)
+        in_mask = self._check_mask(dataset, index, paths, faults) if self.has_masks else None
+        labelled: set[int] | None = None
+        if self.has_labels:
+            try:
+                labelled = {int(i) + 1 for i in np.flatnonzero(dataset.class_labels(index))}
+            except ValueError as error:
+                faults.fault(error, paths)
+        self.found.faults += {fault.path: fault for fault in reversed(faults.faults)}.values()
+        has_masks = not isinstance(dataset, FileDataset) or dataset.layout.masks is not None
+        if in_mask is not None and has_masks:
+            self._compare(dataset.names[index], in_mask, labelled)
+        return labelled or set()
+
+    def _check_image(self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Findings) -> None:
+        """Decode the image, and remember what is worth a note."""
+        name, seen = dataset.names[index], self.seen
+        try:
+            image = dataset.image(index)
+            if min(image.shape[:2]) < self.small_side_px:
+                seen.small.append(name)
+            pixels = hashlib.blake2b(repr(image.shape).encode() + image.tobytes()).digest()
+            seen.by_pixels[pixels].append(name)
+            if isinstance(dataset, FileDataset):
+                header = dataset.header(index)
+                if header.mode != "RGB":
+                    seen.converted.append(name)
+                if header.orientation != _UPRIGHT:
+                    seen.turned.append(name)
+        except ValueError as error:
+            faults.fault(error, paths)
+
+    def _check_mask(self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Findings) -> set[int] | None:
+        """Decode the mask and return its ids; a fault in a mask that nothing reads is a note."""
+        is_read = dataset is self.val or self.masks_are_labels
+        try:
+            return set(ids_in(dataset.mask(index)))
+        except ValueError as error:
+            faults.fault(error, paths)
+            if not is_read and faults.faults[-1].path != paths[0]:
+                fault = faults.faults.pop()
+                self.found.note(fault.path, f"{fault.reason} No training reads this mask.")
+        except LookupError as error:
+            if is_read:
+                faults.fault(str(error.args[0]), paths)
+        return None
+
+    def _compare(self, name: str, in_mask: set[int], labelled: set[int] | None) -> None:
+        """Remember which classes the mask shows and the label names."""
+        classes = in_mask - {0, IGNORE_INDEX}
+        self.seen.ids |= in_mask
+        self.seen.drawn.update(classes)
+        self.seen.labelled.update(labelled or ())
+        if in_mask == {IGNORE_INDEX}:
+            self.seen.void.append(name)
+        for class_id in classes - labelled if labelled is not None else ():
+            self.seen.unnamed[class_id].append(name)
+
+
+def _files_of(dataset: Dataset, index: int) -> tuple[Path, ...]:
+    """List the files of an image, or its name where the data is in no files."""
+    if not isinstance(dataset, FileDataset):
+        return (Path(dataset.names[index]),)
+    layout, name = dataset.layout, dataset.names[index]
+    mask = () if layout.masks is None else (layout.mask_path(name),)
+    return (layout.image_path(name), *mask, dataset.label_path(index))
