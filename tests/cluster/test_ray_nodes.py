@@ -44,7 +44,7 @@ TINY = {
     "evaluate.size_px": 32,
     "evaluate.cam_scales": "[1.0]",
     "evaluate.cam_flip": "false",
-    "evaluate.num_pictures": 1,
+    "evaluate.num_pictures": 0,
     "num_steps": 240,
     "evaluate_every": 20,
     "log_every": 10,

@@ -18,7 +18,7 @@ STUDY = dataclasses.replace(
         "optim.warmup_steps": 2,
         "method.segmentation.start_step": 4,
         "method.energy.start_step": 4,
-        "evaluate.num_pictures": 1,
+        "evaluate.num_pictures": 0,
     },
 )
 
