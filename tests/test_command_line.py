@@ -247,13 +247,19 @@ def test_a_training_that_is_stopped_before_its_first_step_says_that_nothing_was_
 
 def test_an_error_of_a_users_own_module_names_its_file_and_not_this_program(tmp_path):
     module = tmp_path / "own_errors.py"
-    module.write_text("def refuse():\n    raise ValueError('gamma is 3.')\n\ndef fail():\n    return {}['gamma']\n")
+    module.write_text(
+        "def refuse():\n    raise ValueError('gamma is 3.')\n\ndef fail():\n    return {}['gamma']\n\n"
+        "def misuse():\n    import json\n    json.loads(3)\n"
+    )
     code = (
         f"sys.path.insert(0, {str(tmp_path)!r})\nimport own_errors\nrun(click.Command('main', callback=own_errors.%s))"
     )
-    assert run(code % "refuse") == (1, "", f"Error: gamma is 3. (raised in {module}, line 2)\n")
+    refused = f"Error: own_errors refused what it was given: gamma is 3. See {module}, line 2.\n"
+    assert run(code % "refuse") == (1, "", refused)
     status, _, complaints = run(code % "fail")
     assert status == 1
     assert complaints.startswith(
         f"Error: KeyError: 'gamma'. It was raised in {module}, line 5, which is no part of this program.\n"
     )
+    # What a library raises is the fault of whoever called it.
+    assert f"It was raised in {module}, line 9," in run(code % "misuse")[2]

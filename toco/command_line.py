@@ -88,15 +88,15 @@ def sentence_of(error: Exception) -> str | None:
         library = _raised_in(error)
         if root in _OURS or library in _OURS:
             return str(error)
-        if (place := own_place(error)) is not None:
-            return f"{error} (raised in {place})"
         from pydantic import ValidationError
 
         from toco.config import sentences
 
         if isinstance(error, ValidationError):
             return sentences(error)
-        return f"{library} refused what it was given: {error}. {TRACEBACK}=1 shows where."
+        place = own_place(error, _OURS)
+        where = f"{TRACEBACK}=1 shows where" if place is None else f"See {place}"
+        return f"{library} refused what it was given: {str(error).removesuffix('.')}. {where}."
     return None
 
 
@@ -159,7 +159,7 @@ def _show(error: click.ClickException) -> int:
 
 def _show_fault(error: Exception) -> int:
     what = f"{type(error).__name__}: {error}".rstrip(".")
-    place = None if _raised_in(error) in _OURS else own_place(error)
+    place = own_place(error, _OURS)
     if place is None:
         blame = "This is a fault of this program, not of its use. Please report it with what follows."
     else:

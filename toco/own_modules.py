@@ -75,14 +75,20 @@ def add_search_folders(folders: Iterable[str]) -> None:
     sys.path += [folder for folder in folders if folder not in sys.path]
 
 
-def own_place(error: BaseException) -> str | None:
-    """File and line of the last frame of an error, where code that is not installed raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return None
-    last = frames[-1]
-    is_own = Path(last.filename).is_file() and not is_installed(Path(last.filename))
-    return f"{last.filename}, line {last.lineno}" if is_own else None
+def own_place(error: BaseException, ours: Collection[str]) -> str | None:
+    """File and line of the user's own code that raised an error, or called the library that did.
+
+    Args:
+        error: What was raised.
+        ours: Top-level packages of this project; an error that they meet further down is theirs.
+    """
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file = Path(frame.f_code.co_filename)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in ours:
+            return None
+        if file.is_file() and not is_installed(file):
+            return f"{file}, line {line}"
+    return None
 
 
 def _imported(name: str, file: Path) -> ModuleType:

@@ -578,3 +578,19 @@ def test_a_trial_that_no_node_can_hold_is_refused(monkeypatch, cpus, gpus):
     # A cluster may get another node; it is waited for.
     runner.check_resources(resources, may_grow=True)
     runner.check_resources(runner.Resources(2, 4, 2, 3), may_grow=False)
+
+
+def test_a_worker_searches_the_folders_that_its_driver_searches(tmp_path, monkeypatch):
+    """Its node may have been started with another PYTHONPATH, by somebody else, long before."""
+    from sweeps.core.run import ray_tune
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    runs = SimpleNamespace(ledger=SimpleNamespace(run_dir=tmp_path.joinpath, storage=tmp_path))
+    trainable = ray_tune._trainable(runs, "study", tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    searched = []
+    monkeypatch.setattr(ray_tune, "run_trial", lambda *_: searched.extend(sys.path))
+    monkeypatch.setattr(ray_tune, "Spec", lambda key: SimpleNamespace(key=key, scratch_bytes=0))
+    monkeypatch.setattr(ray_tune, "_TuneChannel", lambda *_: None)
+    trainable({"trial": {"key": "k"}})
+    assert searched[-1] == str(tmp_path)
