@@ -56,13 +56,15 @@ class Backbone(nn.Module, ABC):
         self.renormalise = nn.Identity() if same else _Renormalise(pixel_mean, pixel_std)
 
     @abstractmethod
-    def forward(self, images: Float[Tensor, "b 3 h w"], aux_block: int, num_maps: int | None = None) -> Features:
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], aux_block: int | None = None, num_maps: int | None = None
+    ) -> Features:
         """Tokens of the last block and of block ``aux_block`` (0-based).
 
         Args:
             images: Images, normalised with the ImageNet mean and std. Rows and columns beyond the last whole patch are
                 not looked at.
-            aux_block: Block of the auxiliary features.
+            aux_block: Block of the auxiliary features; ``None`` is the last one, whose features they then are.
             num_maps: Patch tokens are wanted of this many images, the first ones; of the others the class token alone,
                 for which much of the last block need not be computed. ``None`` means all of them.
 
@@ -80,7 +82,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward_blocks(
-        self, images: Float[Tensor, "b 3 h w"], aux_block: int
+        self, images: Float[Tensor, "b 3 h w"], aux_block: int | None = None
     ) -> tuple[Features, list[Float[Tensor, "b _ _"]]]:
         """What :meth:`forward` gives, and from the same pass the patch tokens after every block.
 
@@ -103,6 +105,12 @@ class Backbone(nn.Module, ABC):
                 "1)."
             )
         return self.width
+
+    def _checked_block(self, aux_block: int | None) -> int:
+        """The block of the auxiliary features, which exists."""
+        block = self.depth - 1 if aux_block is None else aux_block
+        self.aux_width(block)
+        return block
 
     def norm_parameters(self) -> list[nn.Parameter]:
         """Parameters of the normalisation layers; the optimizer keeps them in a group of their own."""

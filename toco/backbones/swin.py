@@ -80,9 +80,11 @@ class Swin(Backbone):
             if name.endswith("relative_position_bias_table"):
                 parameter.requires_grad_(False)
 
-    def forward(self, images: Float[Tensor, "b 3 h w"], aux_block: int, num_maps: int | None = None) -> Features:
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], aux_block: int | None = None, num_maps: int | None = None
+    ) -> Features:
         """See the base class."""
-        self.aux_width(aux_block)
+        aux_block = self._checked_block(aux_block)
         images, grid = self._prepare(images)
         for index, tokens in enumerate(self._blocks(images)):
             if index == aux_block:
@@ -96,10 +98,10 @@ class Swin(Backbone):
         return _on_grid(next(itertools.islice(self._blocks(images), aux_block, None)), grid)
 
     def forward_blocks(
-        self, images: Float[Tensor, "b 3 h w"], aux_block: int
+        self, images: Float[Tensor, "b 3 h w"], aux_block: int | None = None
     ) -> tuple[Features, list[Float[Tensor, "b _ _"]]]:
         """See the base class."""
-        self.aux_width(aux_block)
+        aux_block = self._checked_block(aux_block)
         images, grid = self._prepare(images)
         blocks = list(self._blocks(images))
         return self._features(blocks[-1], blocks[aux_block], grid), [tokens.flatten(1, 2) for tokens in blocks]

@@ -75,9 +75,11 @@ class ViT(Backbone):
             # timm can jitter coordinates in training, with the global random state.
             rope.aug_active = False
 
-    def forward(self, images: Float[Tensor, "b 3 h w"], aux_block: int, num_maps: int | None = None) -> Features:
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], aux_block: int | None = None, num_maps: int | None = None
+    ) -> Features:
         """See the base class."""
-        self.aux_width(aux_block)
+        aux_block = self._checked_block(aux_block)
         tokens, grid = self._embed(images)
         *rotations, last_rotation = self._rotations(grid)
         num_maps = len(images) if num_maps is None else num_maps
@@ -102,10 +104,10 @@ class ViT(Backbone):
         return self._as_map(next(itertools.islice(self._blocks(tokens, grid), aux_block, None)), grid)
 
     def forward_blocks(
-        self, images: Float[Tensor, "b 3 h w"], aux_block: int
+        self, images: Float[Tensor, "b 3 h w"], aux_block: int | None = None
     ) -> tuple[Features, list[Float[Tensor, "b _ _"]]]:
         """See the base class."""
-        self.aux_width(aux_block)
+        aux_block = self._checked_block(aux_block)
         tokens, grid = self._embed(images)
         blocks = list(self._blocks(tokens, grid))
         features, aux_features = (self._as_map(tokens, grid) for tokens in (blocks[-1], blocks[aux_block]))

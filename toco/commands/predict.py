@@ -67,6 +67,7 @@ def command(
         if out.is_dir() and any(path.resolve().is_relative_to(out.resolve()) for path in files.paths):
             raise click.UsageError(f"--out {out} holds images of INPUT; name another.")
     trained, shard = open_for_share(run_dir, changes)
+    trained.check_decoder()
     if inputs and shard.rank == 0:
         for phrase in files.left_out:
             click.echo(f"Left out: {phrase}.")

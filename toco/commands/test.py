@@ -39,6 +39,7 @@ def command(
     from toco.predict.split_predictions import open_predictions, predict_split, score_predictions
 
     trained, shard = open_for_share(run_dir, changes)
+    trained.check_decoder()
     progress = progress and shard.rank == 0
     device = trained.config.torch_device()
     config = trained.config.inference.resolved(device)

@@ -123,6 +123,7 @@ def export_onnx(run_dir: Path, path: Path, *, size_px: int | None = None, cams: 
     if path.suffix != ".onnx":
         raise ValueError(f"Expected the name of an .onnx file, got {path}; no other format is written.")
     trained = open_trained(run_dir, {"precision": "float32", "device": "cpu"})
+    trained.check_decoder()
     patch = trained.method.patch_size_px
     if size_px is not None and (size_px <= 0 or size_px % patch):
         raise ValueError(f"size is {size_px} px; expected a positive multiple of the patch of {patch} px.")

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from toco.cam.par import ParConfig
+from toco.backbones import Backbone
+from toco.cam.par import ParConfig, refine_pseudo_label
 from toco.config import Component, Config
 from toco.types import Batch, Cams, ExtraView, Prediction, StepOutput
+
+T = TypeVar("T")
+
+_MAX_GRAPHS = 64
+"""Of a compiled step: far more than there are phases of a training."""
 
 
 class Term(Config):
@@ -47,6 +53,23 @@ class LabelRule(NamedTuple):
     low_threshold: float
     high_threshold: float
     par: ParConfig
+
+    def refine(
+        self,
+        levels: Float[Tensor, "b 3 h w"],
+        cam: Float[Tensor, "b m h w"],
+        class_labels: Float[Tensor, "b m"],
+        valid_box: Int[Tensor, "b 4"] | None,
+    ) -> Int[Tensor, "b h w"]:
+        """Refined pseudo labels: 0 background, 1..m the classes of ``cam`` in their order, 255 uncertain.
+
+        Args:
+            levels: Images as levels 0 to 255, see :func:`toco.data.denormalise_255`.
+            cam: Maps in [0, 1].
+            class_labels: Which of these classes each image contains.
+            valid_box: Area of the image; outside of it is 255.
+        """
+        return refine_pseudo_label(levels / 255, cam, class_labels, valid_box, *self)
 
 
 class MethodConfig(Component):
@@ -201,6 +224,12 @@ class Method(nn.Module, ABC):
     ) -> Int[Tensor, "b h w"]:
         """What the decoder would be trained on: refined labels, 0 background, 1..k, 255 void. No gradient."""
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context of a pass through the network."""
+        return torch.autocast(
+            autocast_device(device), dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
+        )
+
     def by_group(self, loss: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
         """Mean of ``loss`` over groups of ``loss_group_size`` images.
 
@@ -211,3 +240,32 @@ class Method(nn.Module, ABC):
         size = self.config.loss_group_size or len(per_image[0])
         groups = zip(*(tensor.split(size) for tensor in per_image), strict=True)
         return torch.stack([loss(*group) for group in groups]).mean()
+
+
+def autocast_device(device: torch.device) -> str:
+    """What torch calls the device; tensors without values, of which only shapes are asked, have no autocast."""
+    return "cpu" if device.type == "meta" else device.type
+
+
+def compile_graphs(function: Callable[..., T]) -> Callable[..., T]:
+    """Compile ``function``, which reads no value of a tensor, to one graph for each of its phases."""
+    # Each set of terms is a graph, for images of one class and of several. Torch allows 8, and counts those of the
+    # methods that this process trained before.
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = _MAX_GRAPHS
+    return torch.compile(function, fullgraph=True, mode="reduce-overhead")
+
+
+def group_parameters(
+    backbone: Backbone, heads: Sequence[nn.Module], decoder: nn.Module | None
+) -> dict[str, list[nn.Parameter]]:
+    """The official four groups of trainable parameters; frozen ones are in none."""
+    norms = backbone.norm_parameters()
+    in_norms = {id(parameter) for parameter in norms}
+    groups = {
+        "backbone": [p for p in backbone.parameters() if id(p) not in in_norms],
+        "backbone_norms": norms,
+        "heads": [p for head in heads for p in head.parameters()],
+        "decoder": [] if decoder is None else list(decoder.parameters()),
+    }
+    return {name: [p for p in group if p.requires_grad] for name, group in groups.items()}

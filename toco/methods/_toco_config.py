@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
-from toco.cam.par import ParConfig
 from toco.config import Config as BaseConfig
 from toco.losses.dense_energy import DenseEnergyConfig
-from toco.methods._method import BilateralFilter, LabelRule, MethodConfig, Term
+from toco.methods._cam_labels import CamLabelsConfig
+from toco.methods._method import BilateralFilter, Term
 from toco.types import ExtraView
 
 
@@ -23,19 +23,14 @@ class ProjectionConfig(BaseConfig):
     output_width: int = Field(default=1024, gt=0)
 
 
-class Config(MethodConfig):
+class Config(CamLabelsConfig):
     """Settings of ToCo; the defaults are the paper's for VOC.
 
     Attributes:
         aux_block: 0-based block of the auxiliary classifier; 9 is what the paper prints as #10.
-        low_threshold: CAM values up to this are certain background.
-        high_threshold: CAM values from this on are certain foreground.
-        cam_scales: Input scales of the CAM in training; scale 1 is always among them.
-        cam_flip: Also take the CAM of the mirrored image.
         token_box: How the image area of a padded crop reaches the token grid for PTC. ``scaled`` divides the pixel box
             by the patch size. ``official`` slices the token grid with the pixel box, which ignores every pair as soon
             as the border is as wide as the grid and so silences PTC on padded images (a quirk of the official code).
-        loss_group_size: See the base class; the official GPUs have two images each.
         temperature: Tau of CTC.
         ema_decay: Weight of the OLD value in the teacher's moving average (the paper says momentum).
         min_crop_region: A local crop is positive if the mean of its region values (0, 1, 2) exceeds this.
@@ -47,12 +42,7 @@ class Config(MethodConfig):
 
     name: Literal["toco"] = "toco"
     aux_block: int = Field(default=9, ge=0)
-    low_threshold: float = Field(default=0.25, ge=0, le=1)
-    high_threshold: float = Field(default=0.7, ge=0, le=1)
-    cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5)
-    cam_flip: bool = True
     token_box: Literal["scaled", "official"] = "scaled"  # noqa: S105 - not a password
-    loss_group_size: int | None = Field(default=2, gt=0)
     temperature: float = Field(default=0.5, gt=0)
     ema_decay: float = Field(default=0.9, ge=0, le=1)
     num_local_crops: int = Field(default=8, gt=0)
@@ -62,24 +52,12 @@ class Config(MethodConfig):
     projection: ProjectionConfig = ProjectionConfig()
     decoder_width: int = Field(default=512, gt=0)
     decoder_dilation: int = Field(default=5, gt=0)
-    par: ParConfig = ParConfig()
     aux_weight: float = Field(default=1.0, ge=0)
     ptc: Term = Term(weight=0.2)
     ctc: Term = Term(weight=0.5)
     segmentation: Term = Term(weight=0.1, start_step=2001)
     energy: Term = Term(weight=0.05, start_step=2001)
     dense_energy: DenseEnergyConfig = DenseEnergyConfig()
-
-    @model_validator(mode="after")
-    def _thresholds_in_order(self) -> Config:
-        if self.low_threshold > self.high_threshold:
-            raise ValueError(
-                f"low_threshold is {self.low_threshold}, above high_threshold {self.high_threshold}: "
-                "nothing would be uncertain and labels would overwrite each other"
-            )
-        if any(scale <= 0 for scale in self.cam_scales):
-            raise ValueError(f"cam_scales must be positive, got {self.cam_scales}")
-        return self
 
     @model_validator(mode="after")
     def _aux_cam_is_trained(self) -> Config:
@@ -116,14 +94,6 @@ class Config(MethodConfig):
     def further_cams(self) -> dict[str, int | None]:
         """That of the auxiliary classifier."""
         return {"aux_cam": self.aux_block}
-
-    def label_rule(self) -> LabelRule:
-        """See the base class."""
-        return LabelRule(self.low_threshold, self.high_threshold, self.par)
-
-    def network_sides_px(self, crop_size_px: int) -> dict[str, float]:
-        """See the base class."""
-        return {"cam_scales": crop_size_px * max(self.cam_scales, default=1.0)}
 
     def bilateral_filters(self) -> dict[str, BilateralFilter]:
         """The one of the energy."""

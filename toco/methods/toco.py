@@ -19,7 +19,7 @@ from toco.backbones import Backbone
 from toco.cam.activation import activation_maps, multi_scale_cams
 from toco.cam.affinity import affinity
 from toco.cam.labels import cam_to_pseudo_label, class_ids, scale_box
-from toco.cam.par import ParConfig, refine_pseudo_label
+from toco.cam.par import ParConfig
 from toco.cam.regions import crop, draw_keys, positive_crops, regions, sample_crop_corners
 from toco.data import denormalise_255
 from toco.heads.classifier import Classifier
@@ -30,12 +30,9 @@ from toco.losses.ctc import class_token_contrast_loss
 from toco.losses.dense_energy import DenseEnergyConfig, dense_energy_loss
 from toco.losses.ptc import patch_token_contrast_loss
 from toco.losses.segmentation import segmentation_loss
-from toco.methods._method import Method, Term
+from toco.methods._method import Method, Term, autocast_device, compile_graphs, group_parameters
 from toco.methods._toco_config import Config, ProjectionConfig
 from toco.types import Batch, Cams, Features, Prediction, StepOutput, present_classes
-
-_MAX_GRAPHS = 64
-"""Of a compiled step: far more than there are phases of a training."""
 
 
 def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> ToCo:
@@ -139,11 +136,7 @@ class ToCo(Method):
 
     def compile_step(self) -> None:
         """See the base class: all but the energy is one graph in each phase, which CUDA replays as one."""
-        # Each set of terms is a graph, for images of one class and of several. Torch allows 8, and counts those of the
-        # methods that this process trained before.
-        torch.compiler.reset()
-        torch._dynamo.config.recompile_limit = _MAX_GRAPHS
-        self._outcome = torch.compile(self._outcome, fullgraph=True, mode="reduce-overhead")  # type: ignore[method-assign]
+        self._outcome = compile_graphs(self._outcome)  # type: ignore[method-assign]
 
     def _outcome(
         self,
@@ -176,7 +169,7 @@ class ToCo(Method):
         config = self.config
         # A disabled context around all passes: weights that one of them casts are there for the next. The first pass is
         # one with gradients, as it has to be: what is cast without them would stay without them.
-        with torch.autocast(_autocast_device(images.device), enabled=False):
+        with torch.autocast(autocast_device(images.device), enabled=False):
             views = [images] if keys is None or second_view is None else [images, second_view]
             main = self._encode(torch.cat(views), num_maps=len(images))
             losses = {
@@ -206,7 +199,7 @@ class ToCo(Method):
                 )
             if levels is None:
                 return _Outcome(losses, counts, None, None)
-            label = class_ids(self._refine(levels, cams[source], present_labels, valid_box), present)
+            label = class_ids(self.config.label_rule().refine(levels, cams[source], present_labels, valid_box), present)
             logits = self._decode(main.features)
             logits = F.interpolate(logits, size=_size(images), mode="bilinear", align_corners=False)
             if "segmentation" in terms:
@@ -216,16 +209,8 @@ class ToCo(Method):
 
     def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
         """The official four groups; the frozen position embeddings and the teacher are in none."""
-        norms = self.backbone.norm_parameters()
-        in_norms = {id(parameter) for parameter in norms}
         heads = [self.classifier, self.aux_classifier, self.projection]
-        groups = {
-            "backbone": [p for p in self.backbone.parameters() if id(p) not in in_norms],
-            "backbone_norms": norms,
-            "heads": [p for head in heads for p in head.parameters()],
-            "decoder": list(self.decoder.parameters()),
-        }
-        return {name: [p for p in group if p.requires_grad] for name, group in groups.items()}
+        return group_parameters(self.backbone, heads, self.decoder)
 
     def cams(
         self,
@@ -246,7 +231,7 @@ class ToCo(Method):
         present: Int[Tensor, "b m"] | None = None,
     ) -> Prediction:
         """See the base class; one pass gives everything but the rescaled and mirrored CAMs."""
-        with self._autocast(images.device):
+        with self.autocast(images.device):
             encoded, blocks = self.backbone.forward_blocks(images, self.config.aux_block)
         if self.autocast_dtype:
             encoded, blocks = _in_float32(encoded), [tokens.float() for tokens in blocks]
@@ -274,7 +259,7 @@ class ToCo(Method):
         present = present_classes(class_labels)
         cams = self._cams(images, self.config.cam_scales, self.config.cam_flip, ("cam",), present)
         levels = denormalise_255(images, truncate=True)
-        label = self._refine(levels, cams["cam"], class_labels.gather(1, present), valid_box)
+        label = self.config.label_rule().refine(levels, cams["cam"], class_labels.gather(1, present), valid_box)
         return class_ids(label, present)
 
     def _token_labels(self, aux_cam: Tensor, class_labels: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -310,11 +295,6 @@ class ToCo(Method):
         loss = self.by_group(contrast, student.transpose(0, 1), teacher.transpose(0, 1), is_positive)
         return loss, positive.float().mean()
 
-    def _refine(self, levels: Tensor, cam: Tensor, class_labels: Tensor, valid_box: Tensor | None) -> Tensor:
-        config = self.config
-        thresholds = config.low_threshold, config.high_threshold
-        return refine_pseudo_label(levels / 255, cam, class_labels, valid_box, *thresholds, config.par)
-
     @torch.no_grad()
     def _cams(
         self,
@@ -348,33 +328,23 @@ class ToCo(Method):
         return dict(zip(wanted, cams.chunk(len(wanted), dim=1), strict=True))
 
     def _encode(self, images: Tensor, num_maps: int | None = None) -> Features:
-        with self._autocast(images.device):
+        with self.autocast(images.device):
             features: Features = self.backbone(images, self.config.aux_block, num_maps)
         return _in_float32(features) if self.autocast_dtype else features
 
     def _encode_aux(self, images: Tensor) -> Tensor:
-        with self._autocast(images.device):
+        with self.autocast(images.device):
             features: Tensor = self.backbone.aux_features(images, self.config.aux_block)
         return features.float() if self.autocast_dtype else features
 
     def _decode(self, features: Tensor) -> Tensor:
-        with self._autocast(features.device):
+        with self.autocast(features.device):
             logits: Tensor = self.decoder(features)
         return logits.float() if self.autocast_dtype else logits
-
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(
-            _autocast_device(device), dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
-        )
 
 
 def _as_cams(maps: Mapping[str, Tensor]) -> Cams:
     return Cams(maps["cam"], {"aux_cam": maps["aux_cam"]})
-
-
-def _autocast_device(device: torch.device) -> str:
-    """What torch calls the device; tensors without values, of which only shapes are asked, have no autocast."""
-    return "cpu" if device.type == "meta" else device.type
 
 
 def _in_float32(features: Features) -> Features:

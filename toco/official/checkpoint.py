@@ -12,6 +12,7 @@ from toco.data import DataConfig
 from toco.data.coco_format.classes import COCO_CLASSES
 from toco.data.files.layout import VOC_CLASSES
 from toco.files import sha256, whole_file
+from toco.methods import toco
 from toco.official.names import MODULE, from_official, to_official
 from toco.registry import load
 from toco.train import checkpoint
@@ -82,13 +83,15 @@ def export_checkpoint(run_dir: Path, path: Path) -> int:
 
     Raises:
         FileExistsError: ``path`` is there.
-        ValueError: There is no whole checkpoint, the network has parts that the official one has not, or its pixels are
+        ValueError: There is no whole checkpoint, another method was trained, the network has parts that the official one has not, or its pixels are
             normalised in another way.
     """
     if path.exists():
         raise FileExistsError(f"{path} is there already; name a new file.")
     trained = open_trained(run_dir, {"device": "cpu"})
-    backbone = trained.config.backbone
+    backbone, method = trained.config.backbone, trained.config.method
+    if not isinstance(method, toco.Config):
+        raise ValueError(f"The official code is that of ToCo; the run's method is {method.name!r}.")
     if (backbone.pixel_mean, backbone.pixel_std) != (IMAGENET_MEAN, IMAGENET_STD):
         raise ValueError(
             f"The official code normalises pixels by mean {IMAGENET_MEAN} and deviation {IMAGENET_STD} always, but "

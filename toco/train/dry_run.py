@@ -60,7 +60,8 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
     (method,) = methods
     part("A training step cannot be computed", ("views.", "batch_size", *of_all), lambda: _train(config, method))
     part("An evaluation cannot be computed", ("evaluate.", *of_all), lambda: _evaluate(config, method))
-    part("The inference cannot be computed", ("inference.", *of_all), lambda: _infer(config, method))
+    if config.method.has_decoder():
+        part("The inference cannot be computed", ("inference.", *of_all), lambda: _infer(config, method))
     for name, used in config.method.bilateral_filters().items():
         setting = f"method.{name}"
         part(f"The filter of {setting} cannot be computed", (f"{setting}.",), partial(_filter_of_method, used))

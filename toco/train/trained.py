@@ -36,6 +36,18 @@ class Trained:
     recipe: str | None
     digest: str
 
+    def check_decoder(self) -> None:
+        """See that the method segments.
+
+        Raises:
+            ValueError: It has no decoder.
+        """
+        if not self.config.method.has_decoder():
+            raise ValueError(
+                f"The method {self.config.method.name!r} of this run has no decoder, and so segments nothing. "
+                "`evaluate` scores its CAMs, and `export-cams` writes them."
+            )
+
 
 def open_trained(run_dir: Path, changes: Mapping[str, Any] | None = None) -> Trained:
     """The trained method of a run folder, from its newest checkpoint.
