@@ -147,12 +147,12 @@ class Cam(Method):
         """See the base class; one pass gives everything but the rescaled and mirrored CAMs."""
         with self.autocast(images.device):
             encoded, blocks = self.backbone.forward_blocks(images)
-        features = encoded.features.float()
+        features = self._in_float32(encoded.features)
         return Prediction(
             cams=Cams(self._cam(images, scales, flip, present, features)),
             class_logits=self.classifier(features),
             segmentation_logits=None if self.decoder is None else self._decode(features),
-            block_tokens=tuple(tokens.float() for tokens in blocks),
+            block_tokens=tuple(map(self._in_float32, blocks)),
         )
 
     @torch.no_grad()
@@ -196,14 +196,17 @@ class Cam(Method):
     def _features(self, images: Tensor) -> Tensor:
         with self.autocast(images.device):
             features: Tensor = self.backbone(images).features
-        return features.float()
+        return self._in_float32(features)
 
     def _decode(self, features: Tensor) -> Tensor:
         if self.decoder is None:
             raise ValueError("The method has no decoder, since method.segmentation.weight is 0.")
         with self.autocast(features.device):
             logits: Tensor = self.decoder(features)
-        return logits.float()
+        return self._in_float32(logits)
+
+    def _in_float32(self, values: Tensor) -> Tensor:
+        return values.float() if self.autocast_dtype else values
 
 
 __all__ = ["Cam", "Config", "Term", "build"]
