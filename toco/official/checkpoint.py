@@ -83,8 +83,8 @@ def export_checkpoint(run_dir: Path, path: Path) -> int:
 
     Raises:
         FileExistsError: ``path`` is there.
-        ValueError: There is no whole checkpoint, another method was trained, the network has parts that the official one has not, or its pixels are
-            normalised in another way.
+        ValueError: There is no whole checkpoint, another method was trained, the network has parts that the official
+            one has not, or its pixels are normalised in another way.
     """
     if path.exists():
         raise FileExistsError(f"{path} is there already; name a new file.")
