@@ -10,20 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sweeps.core.design.study import PlannedRow
 from sweeps.core.findings.analysis import RowAnalysis
 from sweeps.core.findings.comparisons import Figures
+from sweeps.core.report.column import Column, Place
 from sweeps.core.report.grid import Mark
 from sweeps.core.report.numbers import format_difference, format_p, format_value, without_negative_zero
 from sweeps.core.statistics.image_noise import ImageInterval
 from sweeps.core.statistics.paired import Paired
 from sweeps.core.store.study_record import StudyRecord, values_by_replicate
 from toco.passwords import public_text
-
-Place = Literal["values", "differences"]
-"""A table for people: of what a row has, or of how it differs from the row it is compared with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,36 +80,11 @@ class Measurement:
         return "best" if self.figures.bold else "second" if self.figures.underlined else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A statistic of a row under a metric.
-
-    Attributes:
-        key: Its name for programs: the heading in ``table.csv``.
-        value: The number or word for programs, ``None`` where there is none; without it, people alone get the column.
-        heading: Its heading for people.
-        text: The text for people; without it, programs alone get the column.
-        places: Tables for people that have the column.
-        align: Side on which people's texts are aligned.
-        wraps: Whether a terminal may break the texts into lines.
-        note: A sentence that explains the column below the table; empty where the captions explain it.
-    """
-
-    key: str
-    value: Callable[[Measurement], float | str | None] | None = None
-    heading: str = ""
-    text: Callable[[Measurement], str] | None = None
-    places: tuple[Place, ...] = ()
-    align: Literal["left", "right"] = "right"
-    wraps: bool = False
-    note: str = ""
-
-    def print(self, measurement: Measurement) -> str:
-        """The text for people, of a column that has one."""
-        return self.text(measurement) if self.text else ""
+StatisticColumn = Column[Measurement]
+"""A statistic of a row under a metric."""
 
 
-def columns_of(place: Place, columns: Iterable[Column]) -> tuple[Column, ...]:
+def columns_of(place: Place, columns: Iterable[StatisticColumn]) -> tuple[StatisticColumn, ...]:
     """The columns of a table for people."""
     return tuple(column for column in columns if place in column.places)
 
@@ -213,7 +186,7 @@ _VALUES: tuple[Place, ...] = ("values",)
 _DIFFERENCES: tuple[Place, ...] = ("differences",)
 _BOTH = _VALUES + _DIFFERENCES
 
-COLUMNS = (
+COLUMNS: tuple[StatisticColumn, ...] = (
     Column("block", lambda m: m.study.blocks[m.row.block].title),
     Column("row", _label, "row", _label, _DIFFERENCES, "left", wraps=True),
     Column("role", lambda m: m.row.role),

@@ -35,7 +35,6 @@ def templates() -> Environment:
         "difference_text": difference_text,
         "remark_text": remark_text,
         "format_p": format_p,
-        "refresh_every_s": REFRESH_S,
     }
     environment.filters["breakable"] = _breakable
     return environment

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sweeps.core.findings.analysis import analyse
 from sweeps.core.findings.verdict import Verdict, judge
-from sweeps.core.report.columns import COLUMNS, Column
+from sweeps.core.report.columns import COLUMNS, StatisticColumn
 from sweeps.core.report.latex import latex
 from sweeps.core.report.markdown import markdown
 from sweeps.core.report.section import Cards, Section, Source, make_cards
@@ -43,7 +43,7 @@ class Report:
 def make_report(
     study: StudyRecord,
     *,
-    columns: tuple[Column, ...] = COLUMNS,
+    columns: tuple[StatisticColumn, ...] = COLUMNS,
     sections: tuple[Section, ...] = SECTIONS,
 ) -> Report:
     """Analyse a study as it stands, which may be unfinished, and judge it.

@@ -9,7 +9,7 @@ from typing import Any
 
 from sweeps.core.design.study import PlannedRow
 from sweeps.core.plan.forecast import duration
-from sweeps.core.report.columns import Column, columns_of
+from sweeps.core.report.columns import StatisticColumn, columns_of
 from sweeps.core.report.numbers import format_value
 from sweeps.core.report.table import StudyTable
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
@@ -50,12 +50,12 @@ def row_details(study: StudyRecord, table: StudyTable, logs: bool) -> dict[int, 
     }
 
 
-def value_columns(table: StudyTable) -> tuple[Column, ...]:
+def value_columns(table: StudyTable) -> tuple[StatisticColumn, ...]:
     """The statistics of the row itself."""
     return columns_of("values", table.columns)
 
 
-def difference_columns(table: StudyTable) -> tuple[Column, ...]:
+def difference_columns(table: StudyTable) -> tuple[StatisticColumn, ...]:
     """The statistics of its differences to the row that it is compared with."""
     return tuple(column for column in columns_of("differences", table.columns) if column.key not in _OF_THE_ROW)
 

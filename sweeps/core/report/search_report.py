@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from tabulate import tabulate
 
 from sweeps.core.design.search_space import Objective
+from sweeps.core.report.column import Column, columns_csv
 from sweeps.core.report.drawing import MUTED, SERIES, STYLE, svg
-from sweeps.core.report.markdown import escaped
+from sweeps.core.report.grid import Grid, GridColumn, make_cells
+from sweeps.core.report.markdown import escaped, pipe
+from sweeps.core.report.markup import REFRESH_S, policy, safe_svg, templates
+from sweeps.core.report.terminal import plain, sentences
 from sweeps.core.store.search_record import ENDED, FEWEST_FOR_IMPORTANCE, SearchRecord, SearchTrial, read_search_record
 from toco.files import write_text
 
@@ -34,7 +31,6 @@ SELECTED = (
 )
 FEW = 20
 """With fewer finished trials than this, importance is hardly more than a hint."""
-_REFRESH_S = 30
 _METHOD = "method."
 
 
@@ -57,15 +53,8 @@ class SearchReport:
     is_complete: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """What all forms print; the first ``texts`` columns are text."""
-
-    title: str
-    headings: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-    caption: str
-    texts: int = 1
+TrialColumn = Column[SearchTrial]
+"""What the report prints of a trial."""
 
 
 def write_search_report(path: Path, *, running: bool = False) -> SearchReport:
@@ -79,18 +68,18 @@ def write_search_report(path: Path, *, running: bool = False) -> SearchReport:
         ValueError: ``path`` is not a search's folder.
     """
     record = read_search_record(path)
-    tables = [_front(record), _importance(record), _all(record)]
+    grids = [_front(record), _importance(record), _all(record)]
     summary = _summary(record)
     contents = {
-        "search.md": _markdown(record, summary, tables),
+        "search.md": _markdown(record, summary, grids),
         "trials.csv": trials_csv(record),
-        PAGE: _page(record, summary, tables, running=running),
+        PAGE: _page(record, summary, grids, running=running),
     }
     for name, content in contents.items():
         write_text(path / name, content)
     ended = sum(trial.state in ENDED for trial in record.trials)
     return SearchReport(
-        text=_text(record, summary, tables),
+        text=_text(record, summary, grids),
         note=contents["search.md"],
         page=path / PAGE,
         files=tuple(path / name for name in contents),
@@ -105,39 +94,68 @@ def search_text(record: SearchRecord) -> str:
 
 def trials_csv(record: SearchRecord) -> str:
     """All trials for programs: raw values, empty where there is none; a stopped trial has none, but its rungs do."""
-    text = io.StringIO()
-    evaluated = [objective for objective in record.objectives if objective.is_evaluated]
-    rungs = [(step, objective) for step in record.rungs for objective in evaluated]
-    headings = ["trial", "state", "stopped_at", "on_front", *record.space, *(o.key for o in record.objectives)]
-    headings += [f"{objective.key} at step {step}" for step, objective in rungs]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*headings, "key"])
-    for trial in record.trials:
-        line: list[Any] = [trial.number, trial.state, trial.stopped_at, "yes" if trial.on_front else "no"]
-        line += [trial.values[path] for path in record.space]
-        line += [trial.results.get(objective.key) for objective in record.objectives]
-        line += [trial.rungs.get(step, {}).get(objective.key) for step, objective in rungs]
-        writer.writerow([*line, trial.key])
-    return text.getvalue()
+    columns: list[TrialColumn] = [
+        Column("trial", lambda trial: trial.number),
+        Column("state", lambda trial: trial.state),
+        Column("stopped_at", lambda trial: trial.stopped_at),
+        Column("on_front", lambda trial: "yes" if trial.on_front else "no"),
+        *map(_setting, record.space),
+        *map(_objective, record.objectives),
+        *(_rung(step, objective) for step in record.rungs for objective in record.objectives if objective.is_evaluated),
+        Column("key", lambda trial: trial.key),
+    ]
+    return columns_csv(columns, record.trials, lambda value: value)
 
 
-def _front(record: SearchRecord) -> _Table:
-    settings = [_short(path) for path in record.space]
-    lines = tuple((str(trial.number), *_results(record, trial), *_settings(record, trial)) for trial in record.front)
-    caption = (
+def _setting(path: str) -> TrialColumn:
+    def text(trial: SearchTrial) -> str:
+        value = trial.values[path]
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    return Column(path, lambda trial: trial.values[path], _short(path), text)
+
+
+def _objective(objective: Objective) -> TrialColumn:
+    def text(trial: SearchTrial) -> str:
+        """The result; of a stopped trial, what it had reached at the rung."""
+        if objective.key in trial.results:
+            return objective.text(trial.results[objective.key])
+        reached = {} if trial.stopped_at is None else trial.rungs.get(trial.stopped_at, {})
+        value = reached.get(objective.key)
+        return "-" if value is None else f"({objective.text(value)})"
+
+    return Column(objective.key, lambda trial: trial.results.get(objective.key), _heading(objective), text)
+
+
+def _rung(step: int, objective: Objective) -> TrialColumn:
+    key = f"{objective.key} at step {step}"
+    return Column(key, lambda trial: trial.rungs.get(step, {}).get(objective.key))
+
+
+def _trials_grid(
+    title: str, names: Sequence[TrialColumn], record: SearchRecord, trials: Iterable[SearchTrial], note: str
+) -> Grid:
+    """Trials with their results and settings, a line for each."""
+    columns = [*names, *map(_objective, record.objectives), *map(_setting, record.space)]
+    lines = tuple(make_cells(*(column.print(trial) for column in columns)) for trial in trials)
+    return Grid(tuple(column.look for column in columns), lines, title, notes=(note,))
+
+
+def _front(record: SearchRecord) -> Grid:
+    note = (
         "The Pareto front: no other finished trial is better than one of these in something and nowhere worse. With "
         "one seed each, neighbours on it may have changed places by chance."
     )
-    caption += "".join(map(_reservation, record.objectives)) + _recipe_note(record)
-    headings = ("trial", *map(_heading, record.objectives), *settings)
-    return _Table("Pareto front", headings, lines, caption)
+    note += "".join(map(_reservation, record.objectives)) + _recipe_note(record)
+    number: TrialColumn = Column("trial", None, "trial", lambda trial: str(trial.number), align="left")
+    return _trials_grid("Pareto front", [number], record, record.front, note)
 
 
-def _importance(record: SearchRecord) -> _Table:
+def _importance(record: SearchRecord) -> Grid:
     known = [objective for objective in record.objectives if objective.key in record.importance]
     first = record.importance[known[0].key] if known else {}
     lines = tuple(
-        (_short(path), *(f"{100 * record.importance[objective.key][path]:.0f} %" for objective in known))
+        make_cells(_short(path), *(f"{100 * record.importance[objective.key][path]:.0f} %" for objective in known))
         for path in sorted(first, key=lambda path: -first[path])
     )
     number = record.importance_n
@@ -149,20 +167,12 @@ def _importance(record: SearchRecord) -> _Table:
             "trials. Trials that were stopped early are not among them."
         )
         caption += f" With fewer than {FEW} that is hardly more than a hint." if number < FEW else ""
-    return _Table("Importance of the settings", ("setting", *(objective.title for objective in known)), lines, caption)
+    columns = (GridColumn("setting"), *(GridColumn(objective.title, "right") for objective in known))
+    return Grid(columns, lines, "Importance of the settings", notes=(caption,))
 
 
-def _all(record: SearchRecord) -> _Table:
-    lines = tuple(
-        (
-            f"{trial.number}{'*' if trial.on_front else ''}",
-            trial.state_text,
-            *_results(record, trial),
-            *_settings(record, trial),
-        )
-        for trial in record.trials
-    )
-    caption = (
+def _all(record: SearchRecord) -> Grid:
+    note = (
         "* on the front. What was stopped at a rung is censored: it has no result, as it could have become better; in "
         "brackets is what it had reached there."
     )
@@ -171,21 +181,12 @@ def _all(record: SearchRecord) -> _Table:
         if trial.message:
             reasons.setdefault(f"{trial.state}: {trial.message}", []).append(str(trial.number))
     failures = [f" Trial {', '.join(numbers)} {reason}" for reason, numbers in reasons.items()]
-    headings = ("trial", "state", *map(_heading, record.objectives), *map(_short, record.space))
-    return _Table("All trials", headings, lines, caption + _recipe_note(record) + "".join(failures), texts=2)
-
-
-def _results(record: SearchRecord, trial: SearchTrial) -> list[str]:
-    """The results; of a stopped trial, what it had reached at the rung."""
-    reached = {} if trial.stopped_at is None else trial.rungs.get(trial.stopped_at, {})
-
-    def text(objective: Objective) -> str:
-        if objective.key in trial.results:
-            return objective.text(trial.results[objective.key])
-        value = reached.get(objective.key)
-        return "-" if value is None else f"({objective.text(value)})"
-
-    return list(map(text, record.objectives))
+    names: list[TrialColumn] = [
+        Column("trial", None, "trial", lambda trial: f"{trial.number}{'*' if trial.on_front else ''}", align="left"),
+        Column("state", None, "state", lambda trial: trial.state_text, align="left"),
+    ]
+    note += _recipe_note(record) + "".join(failures)
+    return _trials_grid("All trials", names, record, record.trials, note)
 
 
 def _reservation(objective: Objective) -> str:
@@ -219,10 +220,6 @@ def _space(distribution: BaseDistribution) -> str:
     return text + (", logarithmic" if distribution.log else "")
 
 
-def _settings(record: SearchRecord, trial: SearchTrial) -> list[str]:
-    return [f"{value:.3g}" if isinstance(value := trial.values[path], float) else str(value) for path in record.space]
-
-
 def _heading(objective: Objective) -> str:
     unit = "%" if objective.is_evaluated else "s" if objective.key.endswith("_s") else ""
     return f"{objective.title} [{unit}]" if unit else objective.title
@@ -247,39 +244,21 @@ def _summary(record: SearchRecord) -> str:
     return text
 
 
-def _text(record: SearchRecord, summary: str, tables: Sequence[_Table]) -> str:
-    parts = [record.title, summary]
-    for table in tables:
-        parts += [f"{table.title}\n{_printed(table, 'simple')}" if table.lines else table.title, table.caption]
-    return "\n\n".join([*parts, SELECTED])
+def _text(record: SearchRecord, summary: str, grids: Sequence[Grid]) -> str:
+    parts = [record.title, sentences([summary])]
+    for grid in grids:
+        parts += [f"{grid.title}\n{plain(grid)}" if grid.lines else grid.title, sentences(grid.notes)]
+    return "\n\n".join([*parts, sentences([SELECTED])])
 
 
-def _markdown(record: SearchRecord, summary: str, tables: Sequence[_Table]) -> str:
+def _markdown(record: SearchRecord, summary: str, grids: Sequence[Grid]) -> str:
     parts = [f"# {escaped(record.title)}", f"**{escaped(SELECTED)}**", escaped(summary)]
-    for table in tables:
-        parts += [f"## {table.title}", *([_printed(table, "pipe")] if table.lines else []), escaped(table.caption)]
+    for grid in grids:
+        parts += [f"## {grid.title}", *([pipe(grid)] if grid.lines else []), *map(escaped, grid.notes)]
     return "\n\n".join(parts) + "\n"
 
 
-def _printed(table: _Table, form: str) -> str:
-    if form == "pipe":
-        lines, headings = [tuple(map(escaped, line)) for line in table.lines], list(map(escaped, table.headings))
-    else:
-        # A dozen settings fit a terminal only with headings that are broken.
-        lines, headings = list(table.lines), [re.sub(r"[ ]|(?<=[._])", "\n", text) for text in table.headings]
-    align = ["left" if column < table.texts else "right" for column in range(len(table.headings))]
-    return tabulate(lines, headers=headings, tablefmt=form, colalign=align, disable_numparse=True)
-
-
-def _page(record: SearchRecord, summary: str, tables: Sequence[_Table], *, running: bool) -> str:
-    environment = Environment(
-        loader=PackageLoader("sweeps.core.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["breakable"] = _breakable
+def _page(record: SearchRecord, summary: str, grids: Sequence[Grid], *, running: bool) -> str:
     plot = _plot(record)
     facts = {
         "Recipe": record.recipe,
@@ -291,22 +270,22 @@ def _page(record: SearchRecord, summary: str, tables: Sequence[_Table], *, runni
         **{f"For all trials: {path}": str(value) for path, value in record.changes.items()},
         **{f"Space of {path}": _space(distribution) for path, distribution in record.space.items()},
     }
-    return environment.get_template("search.html.j2").render(
-        title=record.title,
-        is_embedded=record.data == "shapes",
-        selected=SELECTED,
-        summary=summary,
-        plot=None if plot is None else Markup(plot),  # noqa: S704 - made by Matplotlib, which escapes the texts in it
-        tables=tables,
-        facts=facts,
-        refresh_s=_REFRESH_S if running else None,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    return (
+        templates()
+        .get_template("search.html.j2")
+        .render(
+            title=record.title,
+            is_embedded=record.data == "shapes",
+            selected=SELECTED,
+            summary=summary,
+            plot=None if plot is None else safe_svg(plot),
+            grids=grids,
+            facts=facts,
+            refresh_s=REFRESH_S if running else None,
+            policy=policy(),
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
     )
-
-
-def _breakable(heading: str) -> Markup:
-    """HTML that may be broken after every dot and underscore."""
-    return Markup("<wbr>").join(re.split(r"(?<=[._])", heading))
 
 
 def _plot(record: SearchRecord) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from sweeps.core.design.study import Cell, Metric, PlannedRow
 from sweeps.core.findings.analysis import RowAnalysis, StudyAnalysis
 from sweeps.core.findings.verdict import Verdict
-from sweeps.core.report.columns import COLUMNS, Column, Measurement, TableMetric
+from sweeps.core.report.columns import COLUMNS, Measurement, StatisticColumn, TableMetric
 from sweeps.core.report.numbers import format_difference, format_value, is_percent
 from sweeps.core.report.table import NOT_VOC, StudyTable, TableBlock, TableClaim, TableRow
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
@@ -30,7 +30,7 @@ MAX_STATES = 50
 
 
 def study_table(
-    study: StudyRecord, analysis: StudyAnalysis, verdict: Verdict, columns: tuple[Column, ...] = COLUMNS
+    study: StudyRecord, analysis: StudyAnalysis, verdict: Verdict, columns: tuple[StatisticColumn, ...] = COLUMNS
 ) -> StudyTable:
     """The table of a study as it stands, which may be unfinished.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sweeps.core.report.columns import Column, Measurement, TableMetric, columns_of, mean_text
+from sweeps.core.report.columns import Measurement, StatisticColumn, TableMetric, columns_of, mean_text
 from sweeps.core.report.grid import Cell, Grid, GridColumn
 
 LEGEND = "Bold: the best, or not distinguishable from it; underlined: the second."
@@ -124,7 +124,7 @@ class StudyTable:
     """
 
     title: str
-    columns: tuple[Column, ...]
+    columns: tuple[StatisticColumn, ...]
     metrics: tuple[TableMetric, ...]
     blocks: tuple[TableBlock, ...]
     claims: tuple[TableClaim, ...]
@@ -169,8 +169,7 @@ def differences_grid(table: StudyTable, block: TableBlock) -> Grid:
         tuple(Cell(column.print(one), "significant" if one.figures.significant else "") for column in columns)
         for one in block.comparisons
     )
-    looks = tuple(GridColumn(column.heading, column.align, column.wraps) for column in columns)
-    return Grid(looks, lines, group=block.title)
+    return Grid(tuple(column.look for column in columns), lines, group=block.title)
 
 
 def claims_grid(table: StudyTable) -> Grid:

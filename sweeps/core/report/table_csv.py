@@ -6,19 +6,11 @@ Nothing in it depends on when, where or by whom the study was run: the same resu
 
 from __future__ import annotations
 
-import csv
-import io
-
+from sweeps.core.report.column import columns_csv
 from sweeps.core.report.numbers import format_for_program
 from sweeps.core.report.table import StudyTable
 
 
 def table_csv(table: StudyTable) -> str:
     """``table.csv``."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = [(column.key, column.value) for column in table.columns if column.value is not None]
-    writer.writerow([key for key, _ in columns])
-    for measurement in table.measurements:
-        writer.writerow([format_for_program(value(measurement)) for _, value in columns])
-    return text.getvalue()
+    return columns_csv(table.columns, table.measurements, format_for_program)

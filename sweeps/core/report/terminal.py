@@ -41,14 +41,14 @@ def terminal(table: StudyTable, grids: Iterable[Grid] = (), *, width: int = WIDT
         if len(block.rows) > MAX_ROWS:
             parts.append(f"{len(block.rows) - MAX_ROWS} more rows are in the files.")
     for grid in grids:
-        parts += [f"{grid.title}\n{plain(grid, width)}", _sentences(grid.notes, width)]
+        parts += [f"{grid.title}\n{plain(grid, width)}", sentences(grid.notes, width)]
     if table.claims:
         parts.append(plain(claims_grid(table), width))
-    parts += [_sentences([table.verdict], width), _sentences(table.warnings, width)]
+    parts += [sentences([table.verdict], width), sentences(table.warnings, width)]
     if table.states:
-        parts.append(f"Do not count:\n{_sentences(table.states, width, indent='  ')}")
-    parts.append(_sentences((f"†{number} {text}" for number, text in enumerate(table.footnotes, start=1)), width))
-    parts.append(_sentences([LEGEND, *table.captions], width))
+        parts.append(f"Do not count:\n{sentences(table.states, width, indent='  ')}")
+    parts.append(sentences((f"†{number} {text}" for number, text in enumerate(table.footnotes, start=1)), width))
+    parts.append(sentences([LEGEND, *table.captions], width))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -90,7 +90,7 @@ def _wrap(widths: Sequence[int], columns: Iterable[GridColumn], width: int) -> l
 
 def _broken(heading: str, texts: Sequence[str]) -> str:
     """A heading that is wider than the texts below it, in several lines."""
-    if len(heading) <= max(map(len, texts), default=0):
+    if len(heading) + MIN_PADDING <= max(map(len, texts), default=0):
         return heading
     return re.sub(r" |(?<=[._])", "\n", heading)
 
@@ -122,6 +122,7 @@ def _text(cell: Cell, is_signed: bool) -> str:
     return cell.full_text + (_SIGNS.get(cell.mark, "  ") if is_signed else "")
 
 
-def _sentences(sentences: Iterable[str], width: int, indent: str = "") -> str:
-    wrapped = (textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent) for text in sentences)
+def sentences(texts: Iterable[str], width: int = WIDTH, indent: str = "") -> str:
+    """Sentences, each on lines of its own."""
+    wrapped = (textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent) for text in texts)
     return "\n".join(filter(None, wrapped))
