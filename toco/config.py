@@ -61,8 +61,11 @@ def replace(config: T, changes: dict[str, Any]) -> T:
     Setting a component's ``name`` to another entry starts from that entry's defaults.
 
     Raises:
-        ValueError: A path does not exist (the nearest is named), or a value does not fit its field.
+        ValueError: A path does not exist (the nearest is named), a value does not fit its field, or
+            ``config`` is none.
     """
+    if not isinstance(config, Config):  # what a recipe of the user's own returned
+        raise ValueError(f"expected a config, as the RunConfig that a recipe returns; got {config!r}.")
     names = {path: value for path, value in changes.items() if path.endswith(".name")}
     others = {path: value for path, value in changes.items() if path not in names}
     # Names first, on their own: they decide which other paths there are.

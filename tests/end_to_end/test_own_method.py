@@ -86,6 +86,9 @@ def test_a_run_of_own_modules_is_trained_here_and_used_elsewhere(work, tmp_path)
     assert own_code.keys() == {"own_method.data", "own_method.method"}
     again = run(work, *train, "--resume")
     assert again.returncode == 0, again.stderr
+    (work / "own_method/nothing.py").write_text("def recipe():\n    pass\n")
+    nothing = run(work, "-m", "toco", "config", "own_method.nothing")
+    assert nothing.stderr == "Error: expected a config, as the RunConfig that a recipe returns; got None.\n"
     evaluate = ("-m", "toco", "evaluate", work / "run", "--no-progress")
     refused = run(tmp_path, *evaluate)
     assert refused.returncode == 1

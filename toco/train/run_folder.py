@@ -145,6 +145,13 @@ class RunFolder:
                 "of its optimizer: it can be used, but not trained on. Start a training in another folder."
             )
         self._check_inputs(inputs)
+        was, now = (record.get("own_code", {}) for record in (self.provenance(), provenance))
+        if changed := sorted(name for name in {*was, *now} if was.get(name) != now.get(name)):
+            logger.warning(
+                "The code of %s was changed after %s was begun; the steps that follow are computed by the new code.",
+                ", ".join(changed),
+                printable(self.path),
+            )
 
     def _check_inputs(self, inputs: Inputs) -> None:
         was = self.inputs()
