@@ -1,6 +1,7 @@
 # ruff: noqa: E402
 """What all tests share. Two test processes run at once, so a thread for each: more would fight for the same cores."""
 
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -11,6 +12,8 @@ _MEMORY, _ENOUGH_BYTES = "/dev/shm", 4 * 1024**3  # noqa: S108 - pytest and mkdt
 if "TMPDIR" not in os.environ and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH_BYTES:
     # Tests write and delete many small files, and records are synchronised: in memory nothing waits for a disk.
     os.environ["TMPDIR"] = tempfile.tempdir = _MEMORY
+# Forks of the server begin with these imports, which take longer than what most of them do.
+multiprocessing.set_forkserver_preload(["toco.train.ranks", "toco.backbones._torchvision", "timm.models"])
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping

@@ -1,9 +1,7 @@
 """Processes that divide an evaluation: as threads here, and once as processes that talk through gloo."""
 
-import inspect
+import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -13,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from toco.backbones import vit_nano
+from toco.data import voc
 from toco.evaluate import EvaluateConfig, evaluate
+from toco.methods import toco
 from toco.types import Shard
 
 SIZES = [(20, 31), (33, 18), (20, 31), (16, 16), (33, 18), (20, 31), (20, 31)]
@@ -101,48 +102,36 @@ def test_a_process_that_fails_does_not_leave_the_others_waiting(method, random_d
     assert str(first).startswith("Process 1 could not evaluate its part of the images: ValueError: The ground truth")
 
 
-WORKER = f"""
-import sys
-from dataclasses import fields
-from pathlib import Path
-
-import numpy as np
-import torch
-
-from toco.backbones import vit_nano
-from toco.data import voc
-from toco.evaluate import EvaluateConfig, evaluate
-from toco.methods import toco
-from toco.types import Shard
-
-{inspect.getsource(content)}
-rank, world_size, root, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
-if world_size > 1:
-    store = torch.distributed.FileStore(str(folder / "store"), world_size)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-torch.manual_seed(0)
-backbone = vit_nano.build(vit_nano.Config(weights=None))
-dataset = voc.open_split(voc.Config(root=root, train_list="train", val_list="train"), "val")
-method = toco.build(toco.Config(aux_block=1), backbone, len(dataset.class_names))
-config = EvaluateConfig(size_px=48, batch_size=3, num_pictures=3)
-evaluation = evaluate(method, dataset, config, "cpu", step=1, shard=Shard(rank, world_size))
-np.savez(folder / f"{{rank}}of{{world_size}}.npz", **content(evaluation))
-if world_size > 1:
-    torch.distributed.destroy_process_group()
-"""
+def evaluate_part(rank, world_size, root, folder):
+    """What one process does; it writes all that it has found."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    if world_size > 1:
+        store = torch.distributed.FileStore(str(folder / "store"), world_size)
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    torch.manual_seed(0)
+    backbone = vit_nano.build(vit_nano.Config(weights=None))
+    dataset = voc.open_split(voc.Config(root=root, train_list="train", val_list="train"), "val")
+    method = toco.build(toco.Config(aux_block=1), backbone, len(dataset.class_names))
+    config = EvaluateConfig(size_px=48, batch_size=3, num_pictures=3)
+    evaluation = evaluate(method, dataset, config, "cpu", step=1, shard=Shard(rank, world_size))
+    np.savez(folder / f"{rank}of{world_size}.npz", **content(evaluation))
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_over_gloo_find_what_one_finds(data_root, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    context = multiprocessing.get_context("forkserver")
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(of), str(data_root), str(tmp_path)], env=environment
-        )
+        context.Process(target=evaluate_part, args=(rank, of, data_root, tmp_path))
         for rank, of in ((0, 1), (0, 2), (1, 2))
     ]
+    for process in started:
+        process.start()
     try:
-        assert [process.wait(timeout=600) for process in started] == [0, 0, 0]
+        for process in started:
+            process.join(600)
+        assert [process.exitcode for process in started] == [0, 0, 0]
     finally:
         for process in started:
             process.kill()

@@ -80,9 +80,8 @@ def alone(config, tmp_path_factory):
 
 @pytest.fixture
 def forked_ranks(monkeypatch):
-    """Ranks begin as forks of a server that has imported what they need; importing takes longer than they do."""
+    """Ranks are forks of the server that has imported what they need, see tests/conftest.py."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["toco.train.ranks", "toco.backbones._torchvision", "timm.models", "torch._dynamo"])
     monkeypatch.setattr(ranks, "multiprocessing", SimpleNamespace(get_context=lambda method: server))
 
 

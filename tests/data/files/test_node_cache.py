@@ -217,7 +217,7 @@ def _write(config: Config, barrier: object, written: object) -> None:
 
 @pytest.mark.slow
 def test_of_processes_that_start_at_once_one_decodes(cached: Config) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     barrier, written = context.Barrier(3), context.Queue()
     processes = [context.Process(target=_write, args=(cached, barrier, written)) for _ in range(3)]
     for process in processes:
