@@ -70,6 +70,18 @@ def test_a_file_holds_what_was_counted_and_no_objects(method, random_dataset, tm
     assert again.matrices["cam"].dtype == np.int32
 
 
+def test_a_file_that_does_not_list_its_maps_is_one_of_toco_and_holds_them_all(method, random_dataset, tmp_path):
+    arrays = evaluate(method, random_dataset(SIZES), NATIVE, "cpu").confusions.arrays()
+    del arrays["maps"]
+    path = tmp_path / "counts.npz"
+    np.savez_compressed(path, **arrays)
+    assert read_confusions(path).matrices.keys() == {"seg", "cam", "aux_cam"}
+    del arrays["aux_cam"]
+    np.savez_compressed(path, **arrays)
+    with pytest.raises(ValueError, match="lacks aux_cam"):
+        read_confusions(path)
+
+
 class CamsAlone(PixelMethod):
     """Without a further CAM and without a decoder."""
 

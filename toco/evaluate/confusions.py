@@ -19,6 +19,8 @@ FORMAT_VERSION = 1
 """Version of the file format; a reader refuses another one."""
 
 _HISTOGRAM = "_histogram"
+_MAPS_OF_TOCO = ("seg", "cam", "aux_cam")
+"""What a file holds that does not say it: only ToCo wrote such files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Confusions:
             "format_version": np.asarray(FORMAT_VERSION),
             "names": np.asarray(self.names),
             "class_names": np.asarray(self.class_names),
+            # A damaged archive may lack arrays without a trace, so it lists them.
+            "maps": np.asarray(list(self.matrices)),
             **self.matrices,
             "thresholds": self.thresholds,
             **{f"{name}{_HISTOGRAM}": histogram for name, histogram in self.histograms.items()},
@@ -66,12 +70,13 @@ def read_confusions(path: Path) -> Confusions:
         raise
     except Exception as error:  # of damaged bytes zipfile, zlib, struct and NumPy make many kinds
         raise ValueError(f"{path} is not a file of confusion matrices, or is damaged: {error}.") from error
-    cams = [name.removesuffix(_HISTOGRAM) for name in found if name.endswith(_HISTOGRAM)] or ["cam"]
-    required = ("format_version", "names", "class_names", *cams, "thresholds", f"cam{_HISTOGRAM}")
+    maps = found["maps"].tolist() if "maps" in found else _MAPS_OF_TOCO
+    cams = [name for name in maps if name != "seg"]
+    histograms = [f"{name}{_HISTOGRAM}" for name in cams]
+    required = ("format_version", "names", "class_names", *maps, "thresholds", *histograms)
     if missing := [name for name in required if name not in found]:
         raise ValueError(f"{path} is not a file of confusion matrices: it lacks {', '.join(missing)}.")
     check_version(path, found["format_version"].tolist(), FORMAT_VERSION, "Evaluate again.")
-    maps = [*(["seg"] if "seg" in found else []), *cams]
     shape = (*found["names"].shape, *2 * found["class_names"].shape)
     if any(found[name].shape != shape for name in maps):
         raise ValueError(f"{path} is damaged: expected matrices of the shape {list(shape)}.")
