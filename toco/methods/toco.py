@@ -172,6 +172,8 @@ class ToCo(Method):
         with torch.autocast(autocast_device(images.device), enabled=False):
             views = [images] if keys is None or second_view is None else [images, second_view]
             main = self._encode(torch.cat(views), num_maps=len(images))
+
+            # Classification: the last block's tokens, and the auxiliary block's.
             losses = {
                 "classification": self.by_group(classification_loss, self.classifier(main.features), class_labels)
             }
@@ -180,6 +182,8 @@ class ToCo(Method):
                     classification_loss, self.aux_classifier(main.aux_features), class_labels
                 )
             counts: dict[str, Tensor] = {}
+
+            # CAMs, those that a term of this step learns from.
             source = "aux_cam" if from_aux_cam else "cam"
             wanted = ["aux_cam"] if "ptc" in terms or keys is not None else []
             if levels is not None and source not in wanted:
@@ -187,16 +191,22 @@ class ToCo(Method):
             base = {"cam": main.features, "aux_cam": main.aux_features}
             cams = self._cams(images, config.cam_scales, config.cam_flip, wanted, present, base)
             present_labels = class_labels.gather(1, present)
+
+            # Patch token contrast: which pairs of patches agree, by the auxiliary CAM.
             if "ptc" in terms:
                 label = self._token_labels(cams["aux_cam"], present_labels, valid_box, _size(main.features))
                 pairs = affinity(label)
                 losses["ptc"] = self.by_group(patch_token_contrast_loss, main.features, pairs)
                 counts["ptc_positive_pairs"] = (pairs == 1).float().mean()
                 counts["ptc_negative_pairs"] = (pairs == 0).float().mean()
+
+            # Class token contrast: local crops against whole images.
             if keys is not None and crop_source is not None:
                 losses["ctc"], counts["ctc_positive_crops"] = self._class_token_contrast(
                     main.class_token, cams["aux_cam"], present_labels, crop_source, keys
                 )
+
+            # Segmentation: the decoder learns the refined CAM.
             if levels is None:
                 return _Outcome(losses, counts, None, None)
             label = class_ids(self.config.label_rule().refine(levels, cams[source], present_labels, valid_box), present)
