@@ -120,7 +120,7 @@ def train(
                 logger.warning("%s", note)
             record = {**provenance(device, inputs), "data_notes": notes, "own_code": own_code(config)}
             if resume and folder.has_steps():
-                folder.check_same_run(config, inputs, recipe, train_set.class_names, record)
+                folder.check_same_run(config, recipe, train_set.class_names, record)
                 if not is_finished(folder):
                     check_room(run_dir, size, config.keep_checkpoints)
                     restored = go_back_to_checkpoint(folder, config)

@@ -97,31 +97,22 @@ class RunFolder:
             yield
 
     def check_same_run(
-        self,
-        config: RunConfig,
-        inputs: Inputs,
-        recipe: str | None,
-        class_names: Sequence[str],
-        provenance: Mapping[str, Any],
+        self, config: RunConfig, recipe: str | None, class_names: Sequence[str], provenance: Mapping[str, Any]
     ) -> None:
-        """See that the run here, which has steps, is the one that is asked for, and that it can be trained on.
+        """See that the run here, which has steps, is the one that :meth:`create` would start, and can be trained on.
 
-        One of ``config.json`` and ``provenance.json`` may be damaged or missing: what is left of the run says whether
-        it is the same, and the file is written again.
-
-        Args:
-            config: The run that is asked for, resolved.
-            inputs: What it would be trained on.
-            recipe: For a new ``config.json``.
-            class_names: For a new ``config.json``.
-            provenance: For a new ``provenance.json``.
+        One of ``config.json`` and ``provenance.json`` may be damaged or missing. If the rest of the folder shows that
+        the run is the same, the file is written again.
 
         Raises:
             ValueError: It is another run (the message names what differs), cannot be trained on, or what is left of
-                it does not say so.
+                it does not show which run it is.
         """
+        inputs = recorded_inputs(provenance)
         if (fault := self._fault("config.json")) is not None:
-            if self._fault("provenance.json") is not None or self._checkpoints_digest() != digest(config):
+            saved = checkpoint.latest(self.checkpoints)
+            shows_config = saved is not None and saved.digest == digest(config)
+            if self._fault("provenance.json") is not None or not shows_config:
                 raise UnreadableError(
                     f"{fault} What else is in the folder does not show that its run is the one that is asked for. "
                     "Restore the file from a copy, or train in another folder."
@@ -153,11 +144,13 @@ class RunFolder:
                 printable(self.path),
             )
 
-    def _check_inputs(self, inputs: Inputs) -> None:
+    def _check_inputs(self, inputs: Inputs | None) -> None:
         was = self.inputs()
         if was != inputs:
             names = [
-                field.name for field in fields(Inputs) if getattr(was, field.name, "") != getattr(inputs, field.name)
+                field.name
+                for field in fields(Inputs)
+                if getattr(was, field.name, "") != getattr(inputs, field.name, "")
             ]
             raise ValueError(
                 f"{printable(self.path)} holds a run of the same config on other inputs ({', '.join(names)} differ "
@@ -392,11 +385,6 @@ class RunFolder:
         except UnreadableError as error:
             return str(error).rstrip()
         return None
-
-    def _checkpoints_digest(self) -> str | None:
-        """Digest of the config that the newest whole checkpoint was made with."""
-        saved = checkpoint.latest(self.checkpoints)
-        return None if saved is None else saved.digest
 
     def _write_config(
         self, config: RunConfig, recipe: str | None, class_names: Sequence[str], inputs: Inputs | None
