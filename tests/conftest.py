@@ -16,7 +16,7 @@ if "TMPDIR" not in os.environ and os.access(_MEMORY, os.W_OK) and shutil.disk_us
 multiprocessing.set_forkserver_preload(["toco.train.ranks", "toco.backbones._torchvision", "timm.models"])
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,27 @@ from toco.backbones import vit_nano
 from toco.data import ViewsConfig, voc
 from toco.evaluate import EvaluateConfig
 from toco.methods import toco
+from toco.train import dry_run
 from toco.train.optim import OptimConfig
 from toco.train.run_config import RunConfig
 
 Cases = dict[str, dict[str, Any]]
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def each_config_is_checked_once() -> Iterator[None]:
+    """Commands look in every test whether a training can run; that takes seconds, and depends on the config alone."""
+    check, sound = dry_run.check_can_run, set[tuple[RunConfig, RunConfig | None]]()
+
+    def check_once(config: RunConfig, recipe: RunConfig | None = None) -> None:
+        if (config, recipe) not in sound:
+            check(config, recipe)
+            sound.add((config, recipe))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dry_run, "check_can_run", check_once)
+        yield
 
 
 @pytest.fixture(scope="session")
