@@ -1,5 +1,7 @@
 """Modules of the user's own: how they are found, and what is said where they are wrong."""
 
+import importlib
+import shutil
 import sys
 
 import pytest
@@ -7,12 +9,14 @@ from pydantic import ValidationError
 
 import toco.methods
 from toco.config import diff, digest, replace, sentences
+from toco.files import UnreadableError
 from toco.methods import MethodConfig
 from toco.methods import toco as toco_method
 from toco.own_modules import OwnModuleError, add_search_folders, search_folders
 from toco.recipes.shapes_nano import recipe
 from toco.registry import UNTRUSTED, load
 from toco.train.run_config import RunConfig
+from toco.train.run_folder import RunFolder
 
 METHOD = """
 from toco.methods import MethodConfig
@@ -197,6 +201,23 @@ def test_a_module_in_an_untrusted_folder_is_not_imported(write):
     assert "code that came with a run is not imported" in text
     assert "own_package.my_method" not in sys.modules
     assert RunConfig.model_validate(values, context={UNTRUSTED: folder / "run"}).method.name == "own_package.my_method"
+
+
+def test_a_run_folder_is_used_where_its_module_is_found_and_never_from_itself(write, tmp_path, monkeypatch):
+    folder = write(own_package__in__my_method=METHOD)
+    config = replace(recipe(), {"method.name": "own_package.my_method"})
+    run = RunFolder(tmp_path / "run")
+    provenance = {"data_manifest": {"train": "a", "val": "b"}, "weights_sha256": None}
+    run.create(config, None, ("red",), provenance)
+    assert run.config() == config
+    shutil.move(folder / "own_package", tmp_path / "run/own_package")
+    monkeypatch.syspath_prepend(str(tmp_path / "run"))
+    for name in ("own_package", "own_package.my_method"):
+        sys.modules.pop(name)
+    importlib.invalidate_caches()
+    with pytest.raises(UnreadableError, match=r"run/config\.json names a module that cannot be used\. .* not imported"):
+        run.config()
+    assert "own_package.my_method" not in sys.modules
 
 
 def test_a_worker_imports_from_the_folders_of_its_driver(write, monkeypatch):
