@@ -10,7 +10,6 @@ from toco.commands.train import _coverage
 from toco.config import digest, replace
 from toco.train.loop import train
 from toco.train.parts import open_data
-from toco.train.provenance import Inputs
 from toco.train.run_folder import RunFolder
 
 
@@ -66,12 +65,11 @@ def test_sound_data_has_no_notes(tiny_config):
 
 
 def test_a_run_whose_own_module_was_edited_says_so_when_it_goes_on(tiny_config, tmp_path, caplog):
-    inputs = Inputs("a" * 64, "b" * 64, None)
-    provenance = {"data_manifest": {"train": inputs.train_data, "val": inputs.val_data}, "weights_sha256": None}
+    provenance = {"data_manifest": {"train": "a" * 64, "val": "b" * 64}, "weights_sha256": None}
     folder = RunFolder(tmp_path / "run")
     folder.create(tiny_config, None, ("red",), {**provenance, "own_code": {"own.a": "1", "own.b": "1"}})
-    folder.check_same_run(tiny_config, inputs, None, ("red",), {**provenance, "own_code": {"own.a": "1", "own.b": "1"}})
+    folder.check_same_run(tiny_config, None, ("red",), {**provenance, "own_code": {"own.a": "1", "own.b": "1"}})
     assert caplog.messages == []
-    folder.check_same_run(tiny_config, inputs, None, ("red",), {**provenance, "own_code": {"own.a": "1", "own.b": "2"}})
+    folder.check_same_run(tiny_config, None, ("red",), {**provenance, "own_code": {"own.a": "1", "own.b": "2"}})
     (message,) = caplog.messages
     assert message.startswith(f"The code of own.b was changed after {tmp_path / 'run'} was begun")
