@@ -27,6 +27,7 @@ from benchmarks._record import out_option, write
 from sweeps.core.design.study import Study
 from sweeps.core.plan.survey import survey
 from sweeps.core.store.ledger import Ledger
+from sweeps.core.store.ledger_entry import LedgerEntry, Origin, Resources
 
 LIMIT_S = 5.0
 STUDY_FILE = '''"""A study of {cells} cells, made up to time its command."""
@@ -64,30 +65,24 @@ def fill(study: Study, storage: Path) -> int:
         noise = random.Random(identity.key)  # noqa: S311 - no secret
         config = trial.config.resolved()
         ledger.write(
-            {
-                "key": identity.key,
-                "training_key": identity.training_key,
-                "status": "finished",
-                "step": config.num_steps,
-                "attempts": 0,
-                "message": None,
-                "identity": identity.parts,
-                "config": config.model_dump(mode="json"),
-                "metrics": {metric.key: 0.5 + noise.gauss(0, 0.02) for metric in study.metrics},
-                "wall_time_s": 60.0,
-                "step_time_s": 0.3,
-                "peak_memory_bytes": 800_000_000,
-                "provenance": {"commit": None, "dirty": None, "device": "CPU", "versions": {}, "platform": ""},
-                "resources": {"cpus": 1.0, "gpus": 0.0, "world_size": 1},
-                "origin": {
-                    "study": study.name,
-                    "recipe": study.recipe,
-                    "search": False,
-                    "derived_from": None,
-                    "forked_at": None,
-                },
-                "run": f"runs/{identity.key}",
-            }
+            LedgerEntry(
+                key=identity.key,
+                training_key=identity.training_key,
+                status="finished",
+                step=config.num_steps,
+                attempts=0,
+                message=None,
+                identity=identity.parts,
+                config=config.model_dump(mode="json"),
+                metrics={metric.key: 0.5 + noise.gauss(0, 0.02) for metric in study.metrics},
+                wall_time_s=60.0,
+                step_time_s=0.3,
+                peak_memory_bytes=800_000_000,
+                provenance={"commit": None, "dirty": None, "device": "CPU", "versions": {}, "platform": ""},
+                resources=Resources(1.0, 0.0),
+                origin=Origin(study.name, study.recipe),
+                run=f"runs/{identity.key}",
+            )
         )
     return len(situation.keys)
 

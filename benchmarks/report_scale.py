@@ -23,7 +23,7 @@ from benchmarks._chromium import chromium
 from benchmarks._record import out_option, write
 from sweeps.core.design.study import A_A
 from sweeps.core.report import write_report
-from sweeps.core.store.ledger import FORMAT_VERSION as LEDGER_FORMAT
+from sweeps.core.store.ledger_entry import FORMAT_VERSION as LEDGER_FORMAT
 from sweeps.core.store.study_record import FORMAT_VERSION
 from toco.files import write_record
 

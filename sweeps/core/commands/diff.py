@@ -89,7 +89,7 @@ def _causes(before: StudyRecord, after: StudyRecord) -> list[str]:
 
 
 def _identity(study: StudyRecord) -> Mapping[str, Any] | None:
-    return next((trial.entry["identity"] for trial in study.trials if trial.entry), None)
+    return next((trial.entry.identity for trial in study.trials if trial.entry), None)
 
 
 def _name(cell: Cell) -> str:

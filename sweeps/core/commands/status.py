@@ -39,7 +39,7 @@ def print_status(study: Study, storage: Path) -> int:
         elif failures:
             states["failed"] += 1
             times = "once" if len(failures) == 1 else f"{len(failures)} times, at last"
-            lines.append(f"  {trial.name}: failed {times}: {failures[-1]['reason']}")
+            lines.append(f"  {trial.name}: failed {times}: {failures[-1].reason}")
         elif step:
             states["begun"] += 1
             lines.append(f"  {trial.name}: step {step} of {trial.config.num_steps}, nobody runs it")

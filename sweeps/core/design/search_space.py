@@ -77,9 +77,9 @@ class Objective:
         """As Optuna calls it."""
         return "maximize" if self.higher_is_better else "minimize"
 
-    def value(self, entry: Mapping[str, Any]) -> float | None:
-        """What an entry of the ledger has of it; ``None`` where that is no finite number."""
-        value = entry["metrics"].get(self.key) if self.is_evaluated else entry.get(self.key)
+    def value(self, measured: Mapping[str, int | float | None]) -> float | None:
+        """What a trial has of it among its metrics and costs; ``None`` where that is no finite number."""
+        value = measured.get(self.key)
         return self._rounded(float(value)) if value is not None and math.isfinite(value) else None
 
     def _rounded(self, value: float) -> float:

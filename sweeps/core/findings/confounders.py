@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sweeps.core.design.factors import SEED_PATH
+from sweeps.core.store.ledger_entry import LedgerEntry
 from sweeps.core.store.study_record import TrialRecord
 from toco.config import RUN_ONLY, diff
 from toco.train.run_config import RunConfig
@@ -54,7 +55,7 @@ def daggers(
         phrase if len(seeds) == compared else f"{phrase} (seed {', '.join(map(str, seeds))})"
         for phrase, seeds in found.items()
     ]
-    if any(entry["origin"]["search"] for _, _, entry in entries):
+    if any(entry.origin.search for _, _, entry in entries):
         phrases.insert(0, CHOSEN)
     return tuple(phrases)
 
@@ -77,12 +78,12 @@ def is_run_only(config: Mapping[str, Any], path: str) -> bool:
 
 
 def _differences(
-    entry: Mapping[str, Any], other: Mapping[str, Any], label: str, factors: Sequence[str], known: dict[Any, bool]
+    entry: LedgerEntry, other: LedgerEntry, label: str, factors: Sequence[str], known: dict[Any, bool]
 ) -> Iterator[str]:
-    for path, (ours, theirs) in diff(entry["config"], other["config"]).items():
-        if not _named(path, factors) and _affects_results(entry["config"], path, known):
+    for path, (ours, theirs) in diff(entry.config, other.config).items():
+        if not _named(path, factors) and _affects_results(entry.config, path, known):
             yield f"{_TITLES.get(path, path)} is {ours!r}, in {label} {theirs!r}"
-    ours, theirs = entry["identity"], other["identity"]
+    ours, theirs = entry.identity, other.identity
     modules = _modules(ours["code"], theirs["code"], any(path.endswith(_CODE_CHOICE) for path in factors))
     if modules:
         more = len(modules) - _MODULES_NAMED
@@ -94,8 +95,8 @@ def _differences(
             yield f"data is another than in {label}: {', '.join(splits)}"
     if ours["weights"] != theirs["weights"] and not any(path.startswith("backbone.") for path in factors):
         yield f"pre-trained weights are others than in {label}"
-    mine, its = entry["provenance"], other["provenance"]
-    if entry["resources"] == other["resources"] and all(mine.get(name) == its.get(name) for name in _RECORDED):
+    mine, its = entry.provenance, other.provenance
+    if entry.resources == other.resources and all(mine.get(name) == its.get(name) for name in _RECORDED):
         return
     mine, its = _environment(entry), _environment(other)
     for name in sorted(mine.keys() | its.keys()):
@@ -135,9 +136,9 @@ def _modules(ours: Mapping[str, str], theirs: Mapping[str, str], others_expected
     return sorted(name for name in names if ours.get(name) != theirs.get(name))
 
 
-def _environment(entry: Mapping[str, Any]) -> dict[str, str]:
+def _environment(entry: LedgerEntry) -> dict[str, str]:
     """What may change numbers in their last digits, and so a training's whole course, by name."""
-    provenance = entry["provenance"]
+    provenance = entry.provenance
     versions = {name: str(version) for name, version in provenance.get("versions", {}).items() if name != "toco"}
     if "python" in versions:
         versions["python"] = ".".join(versions["python"].split(".")[:2])
@@ -147,5 +148,5 @@ def _environment(entry: Mapping[str, Any]) -> dict[str, str]:
         system, _, library = str(provenance["platform"]).partition("-with-")
         parts = system.split("-")
         facts["platform"] = " ".join(filter(None, (parts[0], parts[-1], library)))
-    facts["world size"] = str(entry["resources"].get("world_size", 1))
+    facts["world size"] = str(entry.resources.world_size)
     return {**versions, **{name.replace("num_threads", "number of threads"): fact for name, fact in facts.items()}}

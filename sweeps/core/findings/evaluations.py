@@ -65,8 +65,7 @@ def unreadable_files(trial: TrialRecord) -> list[Path]:
 
     What was rescored from the counts of another trial has no counts of its own.
     """
-    is_rescored = (trial.entry.get("provenance") or {}).get("reevaluated", {}).get("rescored", False)
-    counts = [] if is_rescored else _evaluations(trial, ".npz")
+    counts = [] if trial.entry is None or trial.entry.is_rescored else _evaluations(trial, ".npz")
     return [
         *(path for path in _evaluations(trial, ".json") if _scores(path) is None),
         *(path for path in counts if _at_this_time(_num_images, path) is None),
@@ -75,9 +74,9 @@ def unreadable_files(trial: TrialRecord) -> list[Path]:
 
 def _evaluations(trial: TrialRecord, suffix: str) -> list[Path]:
     """Files of the evaluations that the result is the mean of, first to last, whether they are there or not."""
-    if not trial.counts:
+    if trial.entry is None or not trial.counts:
         return []
-    config = trial.entry["config"]
+    config = trial.entry.config
     last, every = config["num_steps"], config["evaluate_every"]
     steps = [*range(every, last, every), last][-config["evaluate"].get("average_last", 1) :]
     return [trial.run_dir / "evaluations" / f"step_{step:08d}{suffix}" for step in steps]

@@ -106,7 +106,7 @@ def _crossing(
 def _levels(study: StudyRecord, row: PlannedRow, factors: Sequence[str]) -> dict[str, Scalar]:
     """What a row has each factor at: what it changes, else what its trials resolved it to."""
     trials, changes = study.trials_of(row), study.changes_of(row)
-    config: Mapping[str, object] = next((trial.entry["config"] for trial in trials if trial.entry), {})
+    config: Mapping[str, object] = next((trial.entry.config for trial in trials if trial.entry), {})
     return {path: changes[path] if path in changes else _at(config, path) for path in factors}
 
 

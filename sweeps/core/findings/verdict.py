@@ -140,7 +140,7 @@ def same_setting(study: StudyRecord, paper: Paper) -> bool:
 
 def _changed(study: StudyRecord) -> list[str]:
     """Changes for all trainings that make the setting another; where files lie and how fast it runs do not."""
-    config: Mapping[str, Any] = next((trial.entry["config"] for trial in study.trials if trial.entry), {})
+    config: Mapping[str, Any] = next((trial.entry.config for trial in study.trials if trial.entry), {})
     return sorted(
         path
         for path, value in study.changes.items()

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from sweeps.core.plan.probe import Cost, evaluations, kind
+from sweeps.core.store.ledger_entry import LedgerEntry
 from toco.config import diff
 from toco.room import size
 from toco.train.run_config import RunConfig
@@ -136,7 +137,7 @@ def forecast(
     cpus: float = 1.0,
     gpus: float = 0.0,
     costs: Sequence[Cost] = (),
-    history: Iterable[Mapping[str, Any]] = (),
+    history: Iterable[LedgerEntry] = (),
     price_per_hour: float | None = None,
 ) -> Forecast:
     """Foretell what ``works``, started in this order, will cost.
@@ -196,9 +197,7 @@ def forecast(
     )
 
 
-def scorecard(
-    foretold: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], wall_s: float | None
-) -> tuple[str, ...]:
+def scorecard(foretold: Mapping[str, Any], entries: Iterable[LedgerEntry], wall_s: float | None) -> tuple[str, ...]:
     """The forecast beside what happened, in sentences.
 
     Args:
@@ -206,7 +205,7 @@ def scorecard(
         entries: Of the ledger, of the trainings that the forecast was of, as far as they have ended.
         wall_s: Seconds that the study took; ``None`` where it was interrupted, so that nobody knows.
     """
-    trained = [entry for entry in entries if not entry["origin"].get("derived_from")]
+    trained = [entry for entry in entries if entry.origin.derived_from is None]
     lines = []
     if wall_s is not None and (wall := foretold["wall_s"]) is not None:
         inside = wall["low"] <= wall_s <= wall["high"]
@@ -214,7 +213,7 @@ def scorecard(
             f"Foretold {duration(wall['likely'])} ({duration(wall['low'])} to {duration(wall['high'])}), took "
             f"{duration(wall_s)}: {_compared(wall_s, wall['likely'])}, {'inside' if inside else 'outside'} it."
         )
-    times_s = [entry["wall_time_s"] for entry in trained if entry["wall_time_s"] is not None]
+    times_s = [entry.wall_time_s for entry in trained if entry.wall_time_s is not None]
     # What resumed trainings took counts what was done before.
     if foretold["training_s"] is not None and times_s and not foretold["resumed"]:
         mean_s = statistics.fmean(times_s)
@@ -225,7 +224,7 @@ def scorecard(
     if len(trained) != foretold["trainings"]:
         lines.append(f"Trainings: foretold {foretold['trainings']}, ended {len(trained)}.")
     if foretold["memory_bytes"] is not None and trained:
-        peak = max(entry["peak_memory_bytes"] or 0 for entry in trained)
+        peak = max(entry.peak_memory_bytes or 0 for entry in trained)
         each = foretold["memory_bytes"] / max(min(foretold["concurrent"], foretold["trainings"]), 1)
         lines.append(f"Memory of a trial: foretold {size(round(each))}, took at most {size(peak)}.")
     return tuple(lines)
@@ -354,25 +353,23 @@ class _Estimator:
         return Range(0.0, most / 2, most)
 
 
-def _comparable(
-    history: Iterable[Mapping[str, Any]], cpus: float, gpus: float, costs: Sequence[Cost]
-) -> Iterable[_Past]:
+def _comparable(history: Iterable[LedgerEntry], cpus: float, gpus: float, costs: Sequence[Cost]) -> Iterable[_Past]:
     """Whole trainings, made with these resources, on the newest one's device where a probe does not name it."""
     device = costs[0].device if costs else None
     for entry in islice(history, HISTORY):
-        origin, resources = entry["origin"], entry["resources"]
+        origin, resources = entry.origin, entry.resources
         # Neither derived nor forked: these did not train from the first step on.
-        whole = entry["status"] == "finished" and not origin.get("derived_from") and not origin.get("forked_at")
-        if not whole or entry["wall_time_s"] is None or (resources["cpus"], resources["gpus"]) != (cpus, gpus):
+        whole = entry.status == "finished" and origin.derived_from is None and not origin.forked_at
+        if not whole or entry.wall_time_s is None or (resources.cpus, resources.gpus) != (cpus, gpus):
             continue
         try:
-            config = RunConfig.model_validate(entry["config"])
+            config = RunConfig.model_validate(entry.config)
         except ValueError:
             continue  # of another version of the code
-        device = device or entry["provenance"]["device"]
-        if entry["provenance"]["device"] == device and entry["step"] == config.num_steps:
-            peak = entry["peak_memory_bytes"] or 0
-            yield _Past(kind(config), _similar(config), float(entry["wall_time_s"]), peak)
+        device = device or entry.provenance["device"]
+        if entry.provenance["device"] == device and entry.step == config.num_steps:
+            peak = entry.peak_memory_bytes or 0
+            yield _Past(kind(config), _similar(config), float(entry.wall_time_s), peak)
 
 
 def _resolved(config: RunConfig, device: torch.device) -> RunConfig:

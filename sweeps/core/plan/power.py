@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import Any
 
 from sweeps.core.design.study import Plan
 from sweeps.core.statistics.power import MetricPower, Power, PowerGoal, pooled_sd
+from sweeps.core.store.ledger_entry import LedgerEntry
 from toco.config import digest
 from toco.train.run_config import RunConfig
 
@@ -99,7 +99,7 @@ def power_check(plan: Plan, noise: Mapping[str, SeedNoise], *, accept_underpower
     return PowerCheck(power, underpowered, refusal, tuple(sentences))
 
 
-def seed_noise(entries: Iterable[Mapping[str, Any]], base: RunConfig, metric: str) -> SeedNoise | None:
+def seed_noise(entries: Iterable[LedgerEntry], base: RunConfig, metric: str) -> SeedNoise | None:
     """The noise of ``metric`` known so far; ``None`` where no config has two seeds.
 
     Pooled over all pairs of configs that share seeds. Trainings count that differ from ``base`` in the
@@ -114,11 +114,11 @@ def seed_noise(entries: Iterable[Mapping[str, Any]], base: RunConfig, metric: st
     family = _family(base, base)
     by_setting: dict[str, dict[str, dict[int, float]]] = {}
     for entry in islice(entries, ENTRIES):
-        value = entry["metrics"].get(metric)
-        if entry["status"] != "finished" or entry["origin"].get("search") or value is None or not math.isfinite(value):
+        value = entry.metrics.get(metric)
+        if entry.status != "finished" or entry.origin.search or value is None or not math.isfinite(value):
             continue
         try:
-            config = RunConfig.model_validate(entry["config"])
+            config = RunConfig.model_validate(entry.config)
         except ValueError:
             continue  # of another version of the code
         if _family(config, base) == family:
@@ -146,9 +146,8 @@ def _family(config: RunConfig, base: RunConfig) -> str:
     return digest(config.model_copy(update={"method": base.method, "optim": base.optim, "seed": 0}))
 
 
-def _setting(entry: Mapping[str, Any]) -> str:
-    identity = entry["identity"]
-    return json.dumps([identity[part] for part in ("code", "data", "weights", "versions")], sort_keys=True)
+def _setting(entry: LedgerEntry) -> str:
+    return json.dumps([entry.identity[part] for part in ("code", "data", "weights", "versions")], sort_keys=True)
 
 
 def _design_sentence(power: Power, probability: float) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sweeps.core.design.study import TRAIN, Plan, Study, Trial
 from sweeps.core.store.identity import SURROUNDINGS, Identity, identify, same_surroundings, why
 from sweeps.core.store.inputs import Inputs, trial_inputs
 from sweeps.core.store.ledger import Ledger
+from sweeps.core.store.ledger_entry import LedgerEntry
 from sweeps.core.store.runs import Runs, newest_step
 from toco.train.fork import prefix_digest, prefix_step
 from toco.train.reevaluate import Way, way_expected, way_from
@@ -134,21 +134,20 @@ class Situation:
             if identity.key in there:
                 self.ledger.mark(identity.key, identity.training_key, identity.parts["config"])
 
-    def _from_stored(self, trial: Trial, identity: Identity, there: Iterable[Mapping[str, Any]]) -> Task | None:
+    def _from_stored(self, trial: Trial, identity: Identity, there: Iterable[LedgerEntry]) -> Task | None:
         """The evaluation of one of the trainings that are there; without the network rather than with it."""
         evaluated = None
         for entry in there:
-            known = entry["identity"]
+            known = entry.identity
             # One that was rescored itself has neither counts nor checkpoints, and there may be hundreds of them.
-            is_rescored = entry["provenance"].get("reevaluated", {}).get("rescored", False)
-            if is_rescored or known["data"] != identity.parts["data"]:
+            if entry.is_rescored or known["data"] != identity.parts["data"]:
                 continue
-            source = self.ledger.run_dir(entry["key"])
+            source = self.ledger.run_dir(entry.key)
             way = way_from(source, trial.config, same_code=same_surroundings(identity.parts, known))
             if way == "rescore":
-                return Task(trial, identity, entry["key"], way)
+                return Task(trial, identity, entry.key, way)
             if way is not None and evaluated is None:
-                evaluated = Task(trial, identity, entry["key"], way)
+                evaluated = Task(trial, identity, entry.key, way)
         return evaluated
 
     def _precedence(self, member: tuple[Trial, Identity]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -133,8 +134,12 @@ def _environments(study: StudyRecord) -> list[dict[str, Any]]:
     found: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for trial in study.trials:
         if trial.entry:
-            provenance = {name: trial.entry["provenance"].get(name) for name in ENVIRONMENT}
-            described = {**provenance, "resources": trial.entry["resources"], "code": trial.entry["identity"]["code"]}
+            provenance = {name: trial.entry.provenance.get(name) for name in ENVIRONMENT}
+            described = {
+                **provenance,
+                "resources": asdict(trial.entry.resources),
+                "code": trial.entry.identity["code"],
+            }
             found.setdefault(json.dumps(described, sort_keys=True), (described, []))[1].append(trial.key)
     return [{**described, "trials": keys} for described, keys in found.values()]
 
@@ -142,7 +147,7 @@ def _environments(study: StudyRecord) -> list[dict[str, Any]]:
 def _configs(study: StudyRecord) -> dict[str, str]:
     files = {}
     for number, trials in enumerate(study.trials_by_cell):
-        config = next((trial.entry["config"] for trial in trials if trial.entry), None)
+        config = next((trial.entry.config for trial in trials if trial.entry), None)
         if config is not None:
             files[f"configs/cell_{number:05d}.json"] = _json(_without_folders(config))
     return files

@@ -13,6 +13,7 @@ from sweeps.core.report.columns import StatisticColumn, columns_of
 from sweeps.core.report.numbers import format_value
 from sweeps.core.report.table import StudyTable
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
+from toco.config import flatten
 from toco.passwords import public_text
 from toco.room import size
 from toco.train.records import METRICS, read_row
@@ -61,7 +62,7 @@ def difference_columns(table: StudyTable) -> tuple[StatisticColumn, ...]:
 
 
 def _trial(study: StudyRecord, table: StudyTable, trial: TrialRecord, logs: bool) -> list[Any]:
-    wall, memory = trial.entry.get("wall_time_s"), trial.entry.get("peak_memory_bytes")
+    wall, memory = (trial.entry.wall_time_s, trial.entry.peak_memory_bytes) if trial.entry else (None, None)
     values = [(trial.value(metric.key), metric) for metric in table.metrics]
     return [
         trial.key,
@@ -123,19 +124,4 @@ def value_text(config: Mapping[str, Any], path: str) -> str:
 
 def _resolved(study: StudyRecord, row: PlannedRow) -> dict[str, Any]:
     """The leaves of the first config that was trained; empty where none was."""
-    return next((flatten(trial.entry["config"]) for trial in study.trials_of(row) if trial.entry), {})
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config's leaves by dotted path.
-
-    >>> flatten({"seed": 0, "method": {"ptc": {"weight": 0.2}, "scales": [1, 2]}})
-    {'seed': 0, 'method.ptc.weight': 0.2, 'method.scales': [1, 2]}
-    """
-    leaves: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            leaves |= flatten(value, f"{prefix}{name}.")
-        else:
-            leaves[f"{prefix}{name}"] = value
-    return leaves
+    return next((flatten(trial.entry.config) for trial in study.trials_of(row) if trial.entry), {})

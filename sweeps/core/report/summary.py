@@ -7,8 +7,9 @@ from typing import Any
 
 from sweeps.core.design.study import Cell
 from sweeps.core.plan.forecast import duration, scorecard
-from sweeps.core.report.row_details import NEVER_SHARED, flatten, value_text
+from sweeps.core.report.row_details import NEVER_SHARED, value_text
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
+from toco.config import flatten
 from toco.room import size
 
 MAX_FAILURES, MAX_RUNNING = 20, 50
@@ -38,7 +39,7 @@ def failures(study: StudyRecord) -> list[dict[str, Any]]:
 
 def running(study: StudyRecord) -> list[tuple[str, int, int | None]]:
     """Trials that run: name, step, and steps in all where a trial of the study has ended and tells."""
-    steps = next((trial.entry["config"].get("num_steps") for trial in study.trials if trial.entry), None)
+    steps = next((trial.entry.config.get("num_steps") for trial in study.trials if trial.entry), None)
     found = [
         (f"{cell.label}, seed {trial.seed}", trial.step, steps)
         for cell, trials in zip(study.cells, study.trials_by_cell, strict=True)
@@ -53,14 +54,14 @@ def forecast(study: StudyRecord) -> tuple[str, ...]:
     if study.forecast is None:
         return ()
     # What another study had trained before was not foretold.
-    entries = [trial.entry for trial in study.trials if trial.entry and trial.entry["origin"]["study"] == study.name]
+    entries = [trial.entry for trial in study.trials if trial.entry and trial.entry.origin.study == study.name]
     return scorecard(study.forecast, entries, None)
 
 
 def facts(study: StudyRecord) -> list[tuple[str, str]]:
     """What was run, on what; where the trials differ all values are named."""
     entries = [trial.entry for trial in study.trials if trial.entry]
-    provenance = [entry.get("provenance") or {} for entry in entries]
+    provenance = [entry.provenance for entry in entries]
     finished = sum(trial.counts for trial in study.trials)
     facts = [
         ("Recipe", study.recipe),
@@ -85,10 +86,10 @@ def facts(study: StudyRecord) -> list[tuple[str, str]]:
     facts.append(("Weights (sha256)", _distinct(p.get("weights_sha256") or "none from a file" for p in provenance)))
     manifests = (", ".join(f"{split} {v[:16]}" for split, v in p.get("data_manifest", {}).items()) for p in provenance)
     facts.append(("Data manifest (sha256)", _distinct(manifests)))
-    times = [entry["wall_time_s"] for entry in entries if entry.get("wall_time_s") is not None]
+    times = [entry.wall_time_s for entry in entries if entry.wall_time_s is not None]
     if times:
         facts.append(("Time", f"{duration(sum(times))} in all trials together, {duration(max(times))} the longest"))
-    memory = [entry["peak_memory_bytes"] for entry in entries if entry.get("peak_memory_bytes")]
+    memory = [entry.peak_memory_bytes for entry in entries if entry.peak_memory_bytes]
     if memory:
         facts.append(("Peak memory", f"{size(max(memory))} in one trial"))
     attempts = sum(trial.attempts for trial in study.trials)
@@ -105,5 +106,5 @@ def shared_config(study: StudyRecord) -> list[tuple[str, str]]:
     """The leaves of the first config that was trained; what the study varies says so."""
     entry = next((trial.entry for trial in study.trials if trial.entry), None)
     varied = {path for cell in study.cells for path in cell.changes} | NEVER_SHARED
-    leaves = {} if entry is None else flatten(entry["config"])
+    leaves = {} if entry is None else flatten(entry.config)
     return [(path, "varies" if path in varied else value_text(leaves, path)) for path in leaves]

@@ -312,7 +312,7 @@ class _Driver:
         lines = []
         for trial, identity in situation.missing():
             failures = situation.ledger.failures(identity.key)
-            reason = failures[-1]["reason"] if failures else "unknown"
+            reason = failures[-1].reason if failures else "unknown"
             lines.append(
                 f"{trial.name} failed {len(failures)} times, at last: {reason}. The report has its trace; "
                 "the same command tries again."

@@ -15,7 +15,7 @@ from sweeps.core.run.mlflow_mirror import Mirror
 from sweeps.core.run.obstacle import Obstacle
 from sweeps.core.run.progress import Progress
 from sweeps.core.store.leases import Leases
-from sweeps.core.store.runs import Origin
+from sweeps.core.store.ledger_entry import Origin
 
 logger = logging.getLogger(__name__)
 

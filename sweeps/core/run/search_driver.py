@@ -26,7 +26,8 @@ from sweeps.core.run.progress import Progress
 from sweeps.core.run.worker import Spec
 from sweeps.core.store.identity import Identity
 from sweeps.core.store.leases import Leases, LostLeaseError
-from sweeps.core.store.runs import Origin, newest_step
+from sweeps.core.store.ledger_entry import Origin
+from sweeps.core.store.runs import newest_step
 from sweeps.core.store.search_record import RECORD
 from sweeps.core.store.search_trials import SearchTrials
 from sweeps.core.store.sessions import leave, salvage, session_lease

@@ -24,19 +24,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sweeps.core.store.first_writer import is_whole_file, write_first
-from toco.files import SEAL, check_version, is_sealed, record_text, sync, write_text
+from sweeps.core.store.ledger_entry import FORMAT_VERSION, Failure, LedgerEntry
+from sweeps.core.store.stored import Stored
+from toco.files import check_version, is_sealed, sync, write_text
 from toco.passwords import public_text
 
-FORMAT_VERSION = 2
 LONGEST_TRACEBACK = 20_000
 """Characters that are kept of a traceback, from its end."""
 _WITHOUT_DIGEST = b'{"format_version":1,'
 """How the entries of version 0.4 begin."""
 _RUN, _DELETE = "The next run makes it again.", "Delete it."
 """What to do about a damaged entry and a damaged failure."""
+
+Record = TypeVar("Record", bound=Stored)
 
 logger = logging.getLogger(__name__)
 
@@ -70,15 +73,15 @@ class Ledger:
         """The run folder of a trial, which need not exist."""
         return self.storage / "runs" / key
 
-    def entry(self, key: str) -> dict[str, Any] | None:
+    def entry(self, key: str) -> LedgerEntry | None:
         """How a trial ended; ``None`` where it has not, or, with a warning, where the file is damaged.
 
         Entries of version 0.4, which carry no digest, are as if they were not there.
 
         Raises:
-            ValueError: It was written by a version of this program with a later format.
+            ValueError: It was written by a version of this program with a later format, or is no entry at all.
         """
-        return _read(self._path(key), key, _RUN)
+        return _read(LedgerEntry, self._path(key), key, _RUN)
 
     def finished_keys(self, keys: Iterable[str]) -> set[str]:
         """Those of ``keys`` that have a whole entry, so that there is nothing left to compute.
@@ -105,7 +108,7 @@ class Ledger:
             return None
         return sha256.hexdigest()
 
-    def write(self, entry: Mapping[str, Any]) -> bool:
+    def write(self, entry: LedgerEntry) -> bool:
         """Enter how a trial ended; durable when this returns. Says whether it is this entry that stands there now.
 
         The first entry of a key stays; only a damaged one is replaced.
@@ -113,22 +116,23 @@ class Ledger:
         Raises:
             ValueError: ``storage`` cannot hold a ledger, or a later version of this program wrote an entry of this key.
         """
-        key = entry["key"]
+        key = entry.key
         # Before the entry: one that cannot be found from its training would be trained again.
-        self.mark(key, entry["training_key"], entry["identity"]["config"])
+        self.mark(key, entry.training_key, entry.identity["config"])
         if self.entry(key) is not None:
             return False
-        return write_first(self._path(key), _text(key, entry), partial(_is_whole, key=key))
+        return write_first(self._path(key), entry.text(indent=None), partial(_is_whole, key=key))
 
     def mark(self, key: str, training_key: str, config_digest: str) -> None:
         """Make the files by which the entry ``key`` is found from its training and its config, where they lack."""
         for marker in (self._training(training_key) / key, self._config(config_digest) / key):
             _touch(marker)
 
-    def failures(self, key: str) -> list[dict[str, Any]]:
-        """The attempts that failed, oldest first, with ``time``, ``host``, ``reason`` and ``traceback``."""
+    def failures(self, key: str) -> list[Failure]:
+        """The attempts that failed, oldest first."""
         folder = self._failures(key)
-        found = [_read(folder / name, key, _DELETE) for name in sorted(_names(folder)) if name.endswith(".json")]
+        files = [folder / name for name in sorted(_names(folder)) if name.endswith(".json")]
+        found = [_read(Failure, file, key, _DELETE) for file in files]
         return [failure for failure in found if failure is not None]
 
     def add_failure(self, key: str, reason: str, traceback: str, *, host: str = "") -> None:
@@ -143,18 +147,19 @@ class Ledger:
             host: Machine where it failed; empty where that is not known.
         """
         now = datetime.now(UTC)
-        failure = {
-            "time": now.isoformat(timespec="seconds"),
-            "host": host,
-            "reason": public_text(reason),
-            "traceback": public_text(traceback)[-LONGEST_TRACEBACK:],
-        }
+        failure = Failure(
+            key=key,
+            time=now.isoformat(timespec="seconds"),
+            host=host,
+            reason=public_text(reason),
+            traceback=public_text(traceback)[-LONGEST_TRACEBACK:],
+        )
         name = f"{now.isoformat(timespec='microseconds')}-{uuid.uuid4().hex[:8]}.json"
-        write_text(self._failures(key) / name.replace(":", ""), _text(key, failure))
+        write_text(self._failures(key) / name.replace(":", ""), failure.text(indent=None))
 
-    def by_training(self, training_key: str) -> list[dict[str, Any]]:
+    def by_training(self, training_key: str) -> list[LedgerEntry]:
         """The finished entries with this training, sorted by key."""
-        return [entry for entry in self._found(self._training(training_key)) if entry["status"] == "finished"]
+        return [entry for entry in self._found(self._training(training_key)) if entry.status == "finished"]
 
     def nearest(self, config_digest: str) -> Nearest | None:
         """The newest result of this config, whatever its code, data and versions; for the question how they differ.
@@ -168,14 +173,14 @@ class Ledger:
         ]
         return max(results, key=lambda result: result[:2])[2] if results else None
 
-    def history(self, recipe: str, limit: int = 200) -> Iterator[dict[str, Any]]:
+    def history(self, recipe: str, limit: int = 200) -> Iterator[LedgerEntry]:
         """The newest entries of trials that began from ``recipe``, newest first, ``limit`` at most."""
         files = [(file.stat().st_mtime_ns, file.name.removesuffix(".json")) for file in self._entries()]
         for _, key in sorted(files, reverse=True):
             if limit <= 0:
                 return
             entry = self.entry(key)
-            if entry is not None and entry["origin"]["recipe"] == recipe:
+            if entry is not None and entry.origin.recipe == recipe:
                 limit -= 1
                 yield entry
 
@@ -224,7 +229,7 @@ class Ledger:
     def _config(self, config_digest: str) -> Path:
         return self._root / "configs" / config_digest[:2] / config_digest
 
-    def _found(self, markers: Path) -> list[dict[str, Any]]:
+    def _found(self, markers: Path) -> list[LedgerEntry]:
         """The entries that a folder of markers points to; a crash may have left a marker without an entry."""
         return [entry for key in sorted(_names(markers)) if (entry := self.entry(key)) is not None]
 
@@ -265,11 +270,6 @@ def _head(key: str) -> bytes:
     return f'{{"format_version":{FORMAT_VERSION},"key":{json.dumps(key)},'.encode()
 
 
-def _text(key: str, content: Mapping[str, Any]) -> str:
-    head = {"format_version": FORMAT_VERSION, "key": key}
-    return record_text({**head, **content, **head})
-
-
 def _is_whole(content: bytes, key: str) -> bool:
     """Whether these are the bytes that were written for ``key``."""
     return content.startswith(_head(key)) and is_sealed(content)
@@ -281,19 +281,17 @@ def _is_known(content: bytes, key: str) -> bool:
 
 
 def _is_there(path: Path, key: str) -> bool:
-    return is_whole_file(path, partial(_is_whole, key=key)) or _read(path, key, _RUN) is not None
+    return is_whole_file(path, partial(_is_whole, key=key)) or _read(LedgerEntry, path, key, _RUN) is not None
 
 
-def _read(path: Path, key: str, advice: str) -> dict[str, Any] | None:
+def _read(model: type[Record], path: Path, key: str, advice: str) -> Record | None:
     """What was written for ``key``; ``None`` where there is no such file, or, with a warning, where it is damaged."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
     if _is_whole(content, key):
-        record: dict[str, Any] = json.loads(content)
-        del record[SEAL]
-        return record
+        return model.of_json(content, path, _DELETE)
     if not _is_without_digest(content):
         _warn(f"{_fault(path, content)} {advice}")
     return None
@@ -306,8 +304,8 @@ def _is_without_digest(content: bytes) -> bool:
 
 def _nearest(path: Path, key: str) -> Nearest | None:
     """What a result depends on, one of version 0.4 included; ``None`` where there is none or it cannot be read."""
-    if (entry := _read(path, key, _RUN)) is not None:
-        return Nearest(entry["identity"], without_digest=False)
+    if (entry := _read(LedgerEntry, path, key, _RUN)) is not None:
+        return Nearest(entry.identity, without_digest=False)
     try:
         content = path.read_bytes()
         identity = json.loads(content)["identity"] if _is_without_digest(content) else None

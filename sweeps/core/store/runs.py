@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from sweeps.core.store.identity import Identity
 from sweeps.core.store.leases import LostLeaseError
 from sweeps.core.store.ledger import Ledger
+from sweeps.core.store.ledger_entry import LedgerEntry, Origin, Resources
 from sweeps.core.store.links import link_or_copy
 from toco.command_line import sentence_of
 from toco.files import UnreadableError, printable, read_json, sha256, sync, whole_file, whole_folder, write_text
@@ -33,21 +34,6 @@ logger = logging.getLogger(__name__)
 SESSIONS = "tune"
 CONTENTS = "snapshot.json"
 """File of a snapshot that says what else belongs to it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a ledger entry came from; none of it affects its numbers.
-
-    Attributes:
-        study: Name of the study that had it trained.
-        recipe: What its config started from.
-        search: Whether a search chose its config, after looking at other trials.
-    """
-
-    study: str
-    recipe: str
-    search: bool = False
 
 
 class Runs:
@@ -145,28 +131,28 @@ class Runs:
         run_dir = self.ledger.run_dir(key)
         result, provenance = _read(run_dir / "result.json"), _read(run_dir / "provenance.json")
         self.ledger.write(
-            {
-                "key": key,
-                "training_key": identity.training_key,
-                "status": result["status"],
-                "step": result["step"],
-                "attempts": len(self.ledger.failures(key)),
-                "message": public_text(result.get("message") or "") or None,
-                "identity": dict(identity.parts),
-                "config": _read(run_dir / "config.json")["config"],
-                "metrics": result.get("metrics", {}),
-                "wall_time_s": result.get("wall_time_s"),
-                "step_time_s": result.get("step_time_s"),
-                "peak_memory_bytes": result.get("peak_memory_bytes"),
-                "provenance": provenance,
-                "resources": dict(resources),
-                "origin": {
-                    **asdict(origin),
-                    "derived_from": provenance.get("reevaluated", {}).get("run"),
-                    "forked_at": provenance.get("forked_at"),
-                },
-                "run": str(run_dir.relative_to(self.ledger.storage)),
-            }
+            LedgerEntry(
+                key=key,
+                training_key=identity.training_key,
+                status=result["status"],
+                step=result["step"],
+                attempts=len(self.ledger.failures(key)),
+                message=public_text(result.get("message") or "") or None,
+                identity=identity.parts,
+                config=_read(run_dir / "config.json")["config"],
+                metrics=result.get("metrics", {}),
+                wall_time_s=result.get("wall_time_s"),
+                step_time_s=result.get("step_time_s"),
+                peak_memory_bytes=result.get("peak_memory_bytes"),
+                provenance=provenance,
+                resources=Resources(**resources),
+                origin=replace(
+                    origin,
+                    derived_from=provenance.get("reevaluated", {}).get("run"),
+                    forked_at=provenance.get("forked_at"),
+                ),
+                run=str(run_dir.relative_to(self.ledger.storage)),
+            )
         )
         return True
 

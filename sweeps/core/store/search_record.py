@@ -265,4 +265,4 @@ def _state(trial: FrozenTrial, key: str, stopped_at: int | None, ledger: Ledger)
     if key and Leases(ledger.storage, "somebody who reads the search").holder(key) is not None:
         return "running", message
     failures = ledger.failures(key) if key else []
-    return ("failed", failures[-1]["reason"]) if failures else ("unfinished", message)
+    return ("failed", failures[-1].reason) if failures else ("unfinished", message)

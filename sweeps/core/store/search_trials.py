@@ -19,6 +19,7 @@ from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.core.design.search_space import SearchPlan
+from sweeps.core.store.ledger_entry import LedgerEntry
 from sweeps.core.store.search_journal import Journal
 
 RUNGS = "rungs"
@@ -137,15 +138,15 @@ class SearchTrials:
             self._set(trial, RUNGS, {"reached": {}, "stopped_at": step})
             self._tell(number, state=TrialState.PRUNED)
 
-    def finish(self, number: int, entry: Mapping[str, Any]) -> None:
+    def finish(self, number: int, entry: LedgerEntry) -> None:
         """The ledger has an entry of a trial. One that diverged, or has no value of an objective, has no result."""
         trial = self._trial(number)
         if trial.state in _ENDED:
             return
-        values = {objective.key: objective.value(entry) for objective in self._plan.study.objectives}
+        values = {objective.key: objective.value(entry.measured) for objective in self._plan.study.objectives}
         missing = [key for key, value in values.items() if value is None]
-        if entry["status"] != "finished":
-            self._drop(trial, str(entry.get("message") or entry["status"]))
+        if entry.status != "finished":
+            self._drop(trial, entry.message or entry.status)
         elif missing:
             self._drop(trial, f"Its result has no finite {', '.join(missing)}.")
         else:

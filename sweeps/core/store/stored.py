@@ -14,7 +14,7 @@ from toco.files import UnreadableError, check_seal, printable, record_text
 class Stored(BaseModel):
     """Content of a JSON file. Fields that the model does not have are passed over."""
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True)
 
     def text(self, indent: int | None = 1) -> str:
         """The file: JSON that carries its own SHA-256, see ``toco.files.record_text``."""
@@ -49,7 +49,7 @@ class Stored(BaseModel):
             UnreadableError: A field is missing, or has a value of another kind.
         """
         try:
-            return cls.model_validate_json(content)
+            return cls.model_validate_json(content, strict=True)
         except ValidationError as error:
             raise UnreadableError(
                 f"{printable(path)} is not a record of its kind: {sentences(error)} {advice}"

@@ -17,6 +17,7 @@ from sweeps.core.store.folder_record import FolderFile, FolderRecord, read_besid
 from sweeps.core.store.inputs import Inputs
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
+from sweeps.core.store.ledger_entry import LedgerEntry
 from sweeps.core.store.stored import Stored
 from toco.tracking import Pages, RunRecord, read_run_record
 
@@ -56,7 +57,7 @@ class TrialRecord:
         message: Traceback of a failure, or how it diverged.
         attempts: How often it was tried and failed.
         step: Optimizer updates done, as far as known.
-        entry: Its entry in the ledger; empty before it ends.
+        entry: Its entry in the ledger; ``None`` before it ends.
         run_dir: Its run folder, which may not be there.
     """
 
@@ -67,7 +68,7 @@ class TrialRecord:
     message: str | None
     attempts: int
     step: int
-    entry: Mapping[str, Any]
+    entry: LedgerEntry | None
     run_dir: Path
 
     @property
@@ -77,7 +78,7 @@ class TrialRecord:
 
     def value(self, key: str) -> float | None:
         """A metric of its result; ``None`` where it does not count or was not defined."""
-        value = self.entry["metrics"].get(key) if self.counts else None
+        value = self.entry.metrics.get(key) if self.entry and self.counts else None
         return None if value is None or not math.isfinite(value) else float(value)
 
     def run(self) -> RunRecord:
@@ -253,11 +254,10 @@ def _is_held(leases: Leases, key: str) -> bool:
 def _trial(ledger: Ledger, key: str, seed: int, replicate: int, steps: Mapping[str, int]) -> TrialRecord:
     run_dir, entry = ledger.run_dir(key), ledger.entry(key)
     if entry is not None:
-        message = entry.get("message")
         return TrialRecord(
-            key, seed, replicate, entry["status"], message, entry["attempts"], entry["step"], entry, run_dir
+            key, seed, replicate, entry.status, entry.message, entry.attempts, entry.step, entry, run_dir
         )
     failures = ledger.failures(key)
     state: State = "running" if key in steps else "failed" if failures else "waiting"
-    message = failures[-1]["traceback"] if failures else None
-    return TrialRecord(key, seed, replicate, state, message, len(failures), steps.get(key, 0), {}, run_dir)
+    message = failures[-1].traceback if failures else None
+    return TrialRecord(key, seed, replicate, state, message, len(failures), steps.get(key, 0), None, run_dir)

@@ -9,6 +9,7 @@ from typing import Any
 from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Paper
 from sweeps.core.design.study import A_A, Cell, Metric, PlannedRow
+from sweeps.core.store.ledger_entry import LedgerEntry
 from sweeps.core.store.study_record import FORMAT_VERSION, StudyRecord, TrialRecord
 
 M, SEG = "val/cam_miou", "val/seg_miou"
@@ -152,7 +153,7 @@ def _trial(
     run_dir = path.parent / "runs" / key
     if state not in ("finished", "diverged"):
         message = "Traceback (most recent call last):\nMemoryError: none left" if state == "failed" else None
-        return TrialRecord(key, seed, replicate, state, message, int(state == "failed"), 40, {}, run_dir)
+        return TrialRecord(key, seed, replicate, state, message, int(state == "failed"), 40, None, run_dir)
     config = copy.deepcopy(CONFIG)
     for dotted, value in {**changes, "seed": seed}.items():
         *parents, leaf = dotted.split(".")
@@ -162,7 +163,6 @@ def _trial(
         node[leaf] = value
     message = None if state == "finished" else "ptc is nan after step 40."
     entry = {
-        "format_version": 1,
         "key": key,
         "training_key": key[::-1],
         "status": state,
@@ -188,7 +188,8 @@ def _trial(
         "origin": {"study": "fake", "recipe": "shapes_nano", "search": False, "derived_from": None, "forked_at": None},
         "run": f"runs/{key}",
     }
-    return TrialRecord(key, seed, replicate, state, message, 0, entry["step"], _merged(entry, amend), run_dir)
+    merged = LedgerEntry.model_validate(_merged(entry, amend))
+    return TrialRecord(key, seed, replicate, state, message, 0, merged.step, merged, run_dir)
 
 
 def _merged(content: dict[str, Any], amend: Mapping[str, Any]) -> dict[str, Any]:

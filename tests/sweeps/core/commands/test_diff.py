@@ -101,7 +101,7 @@ def record(storage, study, value):
             "config": trial.config.model_dump(mode="json"),
             "run": f"runs/{identity.key}",
         }
-        ledger.write({**template, **entry})
+        ledger.write(template.model_copy(update=entry))
     folder = StudyFolder(storage / situation.plan.folder_name)
     folder.write_study(situation.plan, situation.keys, situation.inputs, None)
     return folder
@@ -129,7 +129,8 @@ def test_the_state_before_the_last_change_is_compared_with(tmp_path, capsys):
     ledger = Ledger(tmp_path)
     for key in situation.keys:
         entry = ledger.entry(key)
-        ledger.write({**entry, "key": key[::-1], "metrics": {M: 0.4}, "run": f"runs/{key[::-1]}"})
+        earlier = {"key": key[::-1], "metrics": {M: 0.4}, "run": f"runs/{key[::-1]}"}
+        ledger.write(entry.model_copy(update=earlier))
         before = before.replace(key, key[::-1])
     write_record(folder.path / "study.json", json.loads(before), indent=1)
     assert print_diff(STUDY, tmp_path, None) == 0

@@ -25,14 +25,13 @@ def keys(tmp_path):
     assert [trial.name for trial in situation.plan.trials] == TRIALS
     first, identity = situation.plan.trials[0], situation.identities[0]
     entry = {
-        **make_study({"#8": (0.5,)}).trials[0].entry,
         "key": identity.key,
         "training_key": identity.training_key,
         "identity": identity.parts,
         "config": first.config.model_dump(mode="json"),
         "run": f"runs/{identity.key}",
     }
-    Ledger(tmp_path).write(entry)
+    Ledger(tmp_path).write(make_study({"#8": (0.5,)}).trials[0].entry.model_copy(update=entry))
     return dict(zip(TRIALS, situation.keys, strict=True))
 
 
@@ -71,8 +70,8 @@ def test_the_status_says_why_a_trial_is_missing_although_its_settings_are_there(
     identity = situation.identities[1]
     parts = json.loads(json.dumps(identity.parts))
     parts["code"]["toco.losses.ptc"] = "9" * 16
-    entry = {**ledger.entry(keys["#8, seed 0"]), "key": "a" * 20, "identity": parts, "run": "runs/aa"}
-    ledger.write(entry)
+    other = {"key": "a" * 20, "identity": parts, "run": "runs/aa"}
+    ledger.write(ledger.entry(keys["#8, seed 0"]).model_copy(update=other))
     status.print_status(STUDY, tmp_path)
     assert "1 because of code changed: toco.losses.ptc" in capsys.readouterr().out
 

@@ -231,8 +231,10 @@ def test_a_factor_that_picks_a_component_brings_its_settings_and_code():
 def test_a_dagger_of_some_seeds_says_which():
     study = make_study(VALUES)
     odd = study.trials_of(study.rows[1])[2]
-    resources = {**odd.entry["resources"], "world_size": 4}
-    odd.entry["resources"].update(resources)
+    entry = odd.entry.model_copy(update={"resources": dataclasses.replace(odd.entry.resources, world_size=4)})
+    trials = [list(trials) for trials in study.trials_by_cell]
+    trials[study.rows[1].cell][2] = dataclasses.replace(odd, entry=entry)
+    study = study.model_copy(update={"trials_by_cell": trials})
     assert analyse(study).rows[1].daggers == ("world size is 4, in #10 1 (seed 2)",)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from sweeps.core.plan.forecast import START_S, Range, Work, forecast, makespan, scorecard
 from sweeps.core.plan.probe import Cost, Phase
+from tests.sweeps.core.entries import amend_entry, make_entry
 from toco.config import replace
 from toco.registry import load
 
@@ -34,7 +35,7 @@ def entry(config=NANO, wall_time_s=100.0, **changes):
         "provenance": {"device": "CPU x86_64"},
         "origin": {"derived_from": None, "forked_at": None},
     }
-    return {**values, **changes}
+    return make_entry(**{**values, **changes})
 
 
 def brute_force(times_s, concurrent):
@@ -141,7 +142,7 @@ def test_finished_trainings_of_the_same_settings_know_better_than_a_probe():
     {"wall_time_s": None},
 ])  # fmt: skip
 def test_trainings_that_were_cut_or_ran_elsewhere_foretell_nothing(changes):
-    result = forecast([Work(NANO)], concurrent=1, costs=[COST], history=[{**entry(), **changes}])
+    result = forecast([Work(NANO)], concurrent=1, costs=[COST], history=[amend_entry(entry(), **changes)])
     assert result.training_s == TRAINING_S
 
 

@@ -14,6 +14,7 @@ from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.plan_text import PROBED, foretell, plan_text, power_of
 from sweeps.core.plan.probe import Cost, Phase, ProbeError
 from sweeps.core.plan.survey import survey
+from sweeps.core.store.ledger_entry import LedgerEntry
 from toco.train import records
 
 M = "val/cam_miou"
@@ -43,7 +44,6 @@ def enter(situation, values, **fields):
         if value is None:
             continue
         entry = {
-            "format_version": 1,
             "key": identity.key,
             "training_key": identity.training_key,
             "status": "finished",
@@ -61,7 +61,7 @@ def enter(situation, values, **fields):
             "origin": {"study": "planned", "recipe": "shapes_nano", "search": False, "derived_from": None},
             "run": f"runs/{identity.key}",
         }
-        assert situation.ledger.write(entry | fields)
+        assert situation.ledger.write(LedgerEntry.model_validate(entry | fields))
 
 
 @pytest.fixture

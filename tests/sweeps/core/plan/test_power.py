@@ -10,6 +10,7 @@ from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan.power import SeedNoise, power_check, seed_noise
+from tests.sweeps.core.entries import amend_entry, make_entry
 from toco.config import replace
 from toco.registry import load
 
@@ -42,7 +43,7 @@ def entry(config, value, *, code="a", **changes):
         "origin": {"search": False},
         "identity": {"code": {"toco": code}, "data": {}, "weights": None, "versions": {}},
     }
-    return {**values, **changes}
+    return make_entry(**{**values, **changes})
 
 
 @pytest.mark.parametrize(("seeds", "known"), [(3, 10), (5, 3), (10, 1.5)])
@@ -148,4 +149,4 @@ def test_the_pooled_noise_converges_to_the_true_one():
 def test_what_is_not_comparable_is_left_out(changes):
     first, second = entry(NANO, 0.5), entry(NANO.model_copy(update={"seed": 1}), 0.52)
     assert seed_noise([first, second], NANO, M) is not None
-    assert seed_noise([first, {**second, **changes}], NANO, M) is None
+    assert seed_noise([first, amend_entry(second, **changes)], NANO, M) is None

@@ -11,7 +11,8 @@ from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan.survey import survey
 from sweeps.core.store import identity as identity_module
 from sweeps.core.store.ledger import Ledger
-from sweeps.core.store.runs import Origin, Runs
+from sweeps.core.store.ledger_entry import Origin
+from sweeps.core.store.runs import Runs
 from toco.train.loop import train
 
 TINY = {
@@ -69,7 +70,9 @@ def finish(trained, tmp_path):
     def enter(situation, number):
         key = situation.keys[number]
         situation.runs.publish(key, trained(situation.plan.trials[number]))
-        assert situation.runs.settle(key, situation.identities[number], Origin("example", "shapes_nano"), {"cpus": 1.0})
+        assert situation.runs.settle(
+            key, situation.identities[number], Origin("example", "shapes_nano"), {"cpus": 1.0, "gpus": 0.0}
+        )
         return key
 
     return enter

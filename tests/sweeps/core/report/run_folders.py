@@ -30,8 +30,8 @@ def write_runs(study: StudyRecord, images: Sequence[str] = ("b", "a"), panels: b
 
 def write_run(trial: TrialRecord, value: float) -> None:
     """Its metrics reach ``value`` at the last step; its threshold curve is ``value * (1 - threshold)``."""
-    records.write(trial.run_dir / "config.json", {"digest": trial.key, "config": trial.entry["config"]})
-    records.write(trial.run_dir / "provenance.json", trial.entry["provenance"])
+    records.write(trial.run_dir / "config.json", {"digest": trial.key, "config": trial.entry.config})
+    records.write(trial.run_dir / "provenance.json", trial.entry.provenance)
     rows = [
         {"step": step, "kind": "train", "time_s": step / 4, "values": {"train/loss_total": 100.0 / step}}
         for step in (40, 80, 120, STEP)

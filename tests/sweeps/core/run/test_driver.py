@@ -207,12 +207,12 @@ def test_a_threshold_of_the_evaluation_costs_no_training(tmp_path, monkeypatch, 
     assert situation.missing() == []
     ledger = Ledger(tmp_path / "results")
     entries = [ledger.entry(key) for key in situation.keys]
-    assert {entry["origin"]["derived_from"] for entry in entries} == {None, trainer.trained[0]}
+    assert {entry.origin.derived_from for entry in entries} == {None, trainer.trained[0]}
     # The same numbers as trainings that evaluate with those thresholds.
     for trial, entry in zip(situation.plan.trials, entries, strict=True):
         whole = train(trial.config, tmp_path / f"whole{trial.cell}", progress=False)
-        assert entry["metrics"] == whole.metrics
-        assert entry["config"]["evaluate"]["background_threshold"] == trial.config.evaluate.background_threshold
+        assert entry.metrics == whole.metrics
+        assert entry.config["evaluate"]["background_threshold"] == trial.config.evaluate.background_threshold
     # A study that shares a cell has it already; what it has more is all that is trained.
     other = make(tmp_path, OneFactor((Factor("method.aux_block", (9, 8)),)))
     assert run_study(other, Launch(tmp_path / "results", address="local")) == 0
@@ -276,10 +276,10 @@ def test_changed_code_of_the_evaluation_evaluates_again(tmp_path, monkeypatch, t
         identity._code.cache_clear()
     assert len(trainer.trained) == 1
     assert len(trainer.evaluated) == 2
-    assert not {entry["key"] for entry in before} & {entry["key"] for entry in after}
+    assert not {entry.key for entry in before} & {entry.key for entry in after}
     for entry in after:
-        assert entry["provenance"]["reevaluated"]["rescored"] is False
-        assert entry["origin"]["derived_from"] == trainer.trained[0]
+        assert entry.provenance["reevaluated"]["rescored"] is False
+        assert entry.origin.derived_from == trainer.trained[0]
 
 
 def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_study(tmp_path, monkeypatch, tracker):
@@ -296,10 +296,10 @@ def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_stud
             evaluation.write_text("{")
         assert run_study(study, start) == 0
         assert len(trainer.evaluated) == evaluated
-        entry = next(entry for entry in entries(study, start.storage) if entry["key"] != trainer.trained[0])
-        assert entry["attempts"] == 1
-        assert entry["origin"]["derived_from"] is None
-        assert trainer.trained[-1] == entry["key"]
+        entry = next(entry for entry in entries(study, start.storage) if entry.key != trainer.trained[0])
+        assert entry.attempts == 1
+        assert entry.origin.derived_from is None
+        assert trainer.trained[-1] == entry.key
     assert len(trainer.trained) == 3
 
 
@@ -314,7 +314,7 @@ def test_a_cell_that_was_begun_as_a_training_may_end_as_an_evaluation(tmp_path, 
     (situation.ledger.run_dir(missing.key) / "result.json").unlink()
     assert run_study(study, start) == 0
     assert len(trainer.trained) == 1
-    assert situation.ledger.entry(missing.key)["origin"]["derived_from"] == trainer.trained[0]
+    assert situation.ledger.entry(missing.key).origin.derived_from == trainer.trained[0]
 
 
 def test_what_cannot_be_published_is_given_up(tmp_path, monkeypatch, tracker):
@@ -371,7 +371,7 @@ def test_a_driver_that_lost_a_lease_leaves_the_trial_to_the_other(tmp_path, monk
     def wait(_):
         # The other one ends its work.
         entry = situation.ledger.entry(trainer.trained[0])
-        assert situation.ledger.write({**entry, "key": missing.key})
+        assert situation.ledger.write(entry.model_copy(update={"key": missing.key}))
 
     real = Leases.acquire
     monkeypatch.setattr(Leases, "acquire", acquire)
@@ -399,7 +399,7 @@ def test_a_driver_that_waits_lets_go_of_what_has_ended(tmp_path, monkeypatch, tr
         def wait(_):
             free.append(other.acquire([first]) == {first})
             entry = situation.ledger.entry(first)
-            assert situation.ledger.write({**entry, "key": second})
+            assert situation.ledger.write(entry.model_copy(update={"key": second}))
 
         monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=wait, monotonic=time.monotonic))
         assert run_study(study, start) == 0

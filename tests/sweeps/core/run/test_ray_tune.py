@@ -184,15 +184,15 @@ def test_a_killed_worker_a_diverging_training_and_bad_data(driver):
     # What went wrong is part of the record: the trace of the failure, the retry of the killed one, how one diverged.
     ledger = Ledger(driver.storage)
     keys = [driver.run_dir(trial).name for trial in PLAN.trials]
-    assert [ledger.entry(key) and ledger.entry(key)["status"] for key in keys] == [
+    assert [ledger.entry(key) and ledger.entry(key).status for key in keys] == [
         "finished",
         "finished",
         None,
         "diverged",
     ]
     assert [len(ledger.failures(key)) for key in keys] == [1, 0, 1, 0]
-    assert "image7.png cannot be decoded" in ledger.failures(keys[2])[0]["traceback"]
-    assert ledger.entry(keys[0])["attempts"] == 1
+    assert "image7.png cannot be decoded" in ledger.failures(keys[2])[0].traceback
+    assert ledger.entry(keys[0]).attempts == 1
     with (driver.folder / "table.csv").open() as table:
         assert len(list(csv.DictReader(table))) >= 2
     page = (driver.folder / "report.html").read_text()

@@ -137,10 +137,10 @@ def test_full_trials_enter_the_ledger_as_chosen_by_a_search_and_stopped_ones_do_
     assert stopped
     for trial in finished:
         entry = ledger.entry(trial.key)
-        assert (entry["status"], entry["origin"]["search"], entry["origin"]["study"]) == ("finished", True, STUDY.name)
+        assert (entry.status, entry.origin.search, entry.origin.study) == ("finished", True, STUDY.name)
         block = trial.values["method.aux_block"]
-        assert entry["metrics"] == metrics_of(chain(STUDY.seed, block, 20))
-        assert trial.results == {o.key: entry["metrics"][o.key] for o in STUDY.objectives}
+        assert entry.metrics == metrics_of(chain(STUDY.seed, block, 20))
+        assert trial.results == {o.key: entry.metrics[o.key] for o in STUDY.objectives}
         # A table that finds it says so.
         record = TrialRecord(trial.key, STUDY.seed, 0, "finished", None, 0, 20, entry, ledger.run_dir(trial.key))
         assert daggers((record,), None, "base", (), {})[0] == CHOSEN
@@ -190,7 +190,7 @@ def test_a_diverging_trial_is_a_result_and_its_values_are_not_tried_again(place)
     situation = drive(place / "results")
     first = table(situation)[0]
     assert (first.state, first.results) == ("diverged", {})
-    assert Ledger(place / "results").entry(first.key)["status"] == "diverged"
+    assert Ledger(place / "results").entry(first.key).status == "diverged"
 
 
 def test_a_search_all_of_whose_trials_diverge(place):

@@ -105,8 +105,8 @@ def test_a_search_whose_driver_is_killed(driver):
     for trial in trials:
         block, entry = trial.values["method.aux_block"], ledger.entry(trial.key)
         if trial.state == "finished":
-            assert entry["metrics"] == metrics_of(chain(STUDY.seed, block, 20))
-            assert entry["origin"]["search"] is True
+            assert entry.metrics == metrics_of(chain(STUDY.seed, block, 20))
+            assert entry.origin.search is True
         else:
             assert trial.stopped_at == 10
             assert entry is None

@@ -13,6 +13,7 @@ from sweeps.core.store.finished import Ending, recall, remember
 from sweeps.core.store.inputs import trial_inputs
 from sweeps.core.store.ledger import Ledger
 from tests.sweeps.core.damages import DAMAGES
+from tests.sweeps.core.entries import make_entry
 from toco import code_digest
 from toco.data.shapes import ShapesFolder
 
@@ -29,18 +30,7 @@ def finish(study, storage):
     trials = study.resolve().trials
     keys = [hashlib.sha256(trial.digest.encode()).hexdigest()[:20] for trial in trials]
     for key in keys:
-        Ledger(storage).write(
-            {
-                "key": key,
-                "training_key": key,
-                "status": "finished",
-                "attempts": 0,
-                "step": 1,
-                "metrics": {},
-                "identity": {"config": "c" * 16},
-                "origin": {"recipe": "shapes_nano"},
-            }
-        )
+        Ledger(storage).write(make_entry(key=key, training_key=key))
     folder = storage / "example-01234567"
     folder.mkdir(parents=True)
     files = [folder / "table.csv", folder / "report.html"]

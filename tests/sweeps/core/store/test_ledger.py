@@ -11,24 +11,18 @@ from pathlib import Path
 import pytest
 
 from sweeps.core.store.first_writer import link_first
-from sweeps.core.store.ledger import FORMAT_VERSION, LONGEST_TRACEBACK, Ledger, Nearest
+from sweeps.core.store.ledger import LONGEST_TRACEBACK, Ledger, Nearest
+from sweeps.core.store.ledger_entry import FORMAT_VERSION
 from tests.sweeps.core.damages import DAMAGES, damage
+from tests.sweeps.core.entries import make_entry
 from toco.files import is_sealed, record_text
 
 KEYS = [f"{number:02x}{number:018x}" for number in range(40)]
 
 
 def entry(key, training_key="c" * 20, status="finished", config="d" * 16, recipe="shapes_nano", **values):
-    return {
-        "format_version": FORMAT_VERSION,
-        "key": key,
-        "training_key": training_key,
-        "status": status,
-        "identity": {"config": config},
-        "origin": {"recipe": recipe},
-        "metrics": {"val/seg_miou": 0.1 + 0.2},
-        **values,
-    }
+    content = {"identity": {"config": config}, "metrics": {"val/seg_miou": 0.1 + 0.2}, **values}
+    return make_entry(key=key, training_key=training_key, status=status, origin={"recipe": recipe}, **content)
 
 
 @pytest.fixture
@@ -51,7 +45,7 @@ def test_an_entry_comes_back_as_it_was_written(ledger):
 def test_the_first_entry_stays(ledger):
     assert ledger.write(entry(KEYS[0], step=1))
     assert not ledger.write(entry(KEYS[0], step=2))
-    assert ledger.entry(KEYS[0])["step"] == 1
+    assert ledger.entry(KEYS[0]).step == 1
 
 
 def test_the_content_of_entries_has_a_digest_that_knows_every_byte(ledger):
@@ -125,7 +119,7 @@ def test_a_later_format_is_refused_and_not_overwritten(ledger):
 
 def write_as_version_0_4(ledger, key, **values):
     """An entry as version 0.4 wrote it, with its markers."""
-    old = {**entry(key, **values), "format_version": 1}
+    old = {**entry(key, **values).model_dump(mode="json"), "format_version": 1}
     ledger.mark(key, old["training_key"], old["identity"]["config"])
     path = path_of(ledger, key)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +171,7 @@ def test_one_of_many_healers_wins(ledger, damaged):
             thread.join()
         # Each of several healers may have seen the damaged entry, but never replaces what it saw to be whole.
         assert len(won) >= 1 if damaged else len(won) == 1
-        assert ledger.entry(key)["step"] in won
+        assert ledger.entry(key).step in won
         assert [file.name for file in path_of(ledger, key).parent.iterdir()] == [f"{key}.json"]
 
 
@@ -193,7 +187,7 @@ def test_failures_of_two_writers_at_once_all_stay(ledger):
         thread.start()
     for thread in threads:
         thread.join()
-    assert {failure["reason"] for failure in ledger.failures(KEYS[0])} == {f"reason {number}" for number in range(8)}
+    assert {failure.reason for failure in ledger.failures(KEYS[0])} == {f"reason {number}" for number in range(8)}
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -202,7 +196,7 @@ def test_a_damaged_failure_costs_only_itself(ledger, name, caplog):
         ledger.add_failure(KEYS[0], reason, "trace 0.5")
     first = sorted((ledger.storage / "ledger").rglob("*.failures/*.json"))[0]
     damage(first, name)
-    assert [failure["reason"] for failure in ledger.failures(KEYS[0])] == ["second"]
+    assert [failure.reason for failure in ledger.failures(KEYS[0])] == ["second"]
     assert f"{first} is damaged and counts as missing" in caplog.text
 
 
@@ -221,11 +215,11 @@ def test_failures_add_up(ledger):
     ledger.add_failure(KEYS[0], "the worker was lost", "")
     ledger.add_failure(KEYS[0], "ValueError", "first line\n" + "x" * LONGEST_TRACEBACK + "last line")
     one, other = ledger.failures(KEYS[0])
-    assert one["reason"] == "the worker was lost"
-    assert one["time"] <= other["time"]
-    assert one["time"].endswith("+00:00")
-    assert other["traceback"].endswith("xlast line")
-    assert len(other["traceback"]) == LONGEST_TRACEBACK
+    assert one.reason == "the worker was lost"
+    assert one.time <= other.time
+    assert one.time.endswith("+00:00")
+    assert other.traceback.endswith("xlast line")
+    assert len(other.traceback) == LONGEST_TRACEBACK
     assert ledger.entry(KEYS[0]) is None
 
 
@@ -256,8 +250,8 @@ def test_history_is_the_newest_of_a_recipe(ledger):
         ledger.write(entry(key, recipe="voc_deit_b" if age == 1 else "shapes_nano"))
         ledger.add_failure(key, "lost", "")
         os.utime(path_of(ledger, key), (1000 - age, 1000 - age))
-    assert [found["key"] for found in ledger.history("shapes_nano")] == [KEYS[0], *KEYS[2:6]]
-    assert [found["key"] for found in ledger.history("shapes_nano", limit=2)] == [KEYS[0], KEYS[2]]
+    assert [found.key for found in ledger.history("shapes_nano")] == [KEYS[0], *KEYS[2:6]]
+    assert [found.key for found in ledger.history("shapes_nano", limit=2)] == [KEYS[0], KEYS[2]]
 
 
 def test_a_moved_ledger_is_the_same(ledger, tmp_path):
@@ -265,7 +259,7 @@ def test_a_moved_ledger_is_the_same(ledger, tmp_path):
         ledger.write(entry(key))
     moved = Ledger(ledger.storage.rename(tmp_path / "elsewhere"))
     assert moved.finished_keys(KEYS) == set(KEYS[:4])
-    assert [found["key"] for found in moved.by_training("c" * 20)] == KEYS[:4]
+    assert [found.key for found in moved.by_training("c" * 20)] == KEYS[:4]
 
 
 @pytest.mark.parametrize("storage", ["s3://bucket/results", "gs://bucket", "file:///results", "abfs://a@b/c"])
@@ -303,10 +297,11 @@ WRITER = """
 import json, sys
 from pathlib import Path
 from sweeps.core.store.ledger import Ledger
-ledger, entry = Ledger(Path(sys.argv[1])), json.loads(sys.argv[2])
+from sweeps.core.store.ledger_entry import LedgerEntry
+ledger, entry = Ledger(Path(sys.argv[1])), LedgerEntry.model_validate_json(sys.argv[2])
 for number in range(10**6):
     key = f"{number % 256:02x}{number:018x}"
-    ledger.write({**entry, "key": key, "padding": "x" * 20000})
+    ledger.write(entry.model_copy(update={"key": key, "message": "x" * 20000}))
     ledger.add_failure(key[:2] + "0" * 18, "lost", "x" * 5000)
     print(key, flush=True)
 """
@@ -316,7 +311,7 @@ for number in range(10**6):
 def test_a_writer_killed_at_any_moment_leaves_whole_files(ledger, tmp_path):
     for kill in range(3):
         storage = tmp_path / str(kill)
-        command = [sys.executable, "-c", WRITER, str(storage), json.dumps(entry("", training_key=""))]
+        command = [sys.executable, "-c", WRITER, str(storage), entry("", training_key="").model_dump_json()]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             written = [writer.stdout.readline().strip() for _ in range(5 + 7 * kill)]
             writer.send_signal(signal.SIGKILL)

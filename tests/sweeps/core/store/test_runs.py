@@ -11,7 +11,8 @@ from sweeps.core.store import runs as runs_module
 from sweeps.core.store.identity import Identity
 from sweeps.core.store.leases import LostLeaseError
 from sweeps.core.store.ledger import Ledger
-from sweeps.core.store.runs import CONTENTS, Origin, Runs, mend, newest_step, seal
+from sweeps.core.store.ledger_entry import Origin
+from sweeps.core.store.runs import CONTENTS, Runs, mend, newest_step, seal
 from tests.sweeps.core.damages import DAMAGES, damage
 from toco.files import sha256
 from toco.train import checkpoint, records
@@ -162,7 +163,7 @@ def test_a_run_folder_with_a_damaged_record_has_not_ended_and_is_made_whole_agai
     runs.publish(KEY, finished)
     assert runs.status(KEY) == "finished"
     assert settle(runs)
-    assert runs.ledger.entry(KEY)["config"] == {"num_steps": 30}
+    assert runs.ledger.entry(KEY).config == {"num_steps": 30}
 
 
 IDENTITY = Identity(KEY, KEY[::-1], {"config": "c" * 16, "training_config": "d" * 16, "seed": 3})
@@ -181,9 +182,9 @@ def test_a_run_that_has_ended_enters_the_ledger_once(runs, tmp_path):
     runs.publish(KEY, snapshot(tmp_path, 20, finished=True))
     assert settle(runs)
     entry = runs.ledger.entry(KEY)
-    assert (entry["status"], entry["step"], entry["attempts"]) == ("finished", 20, 1)
-    assert entry["training_key"] == IDENTITY.training_key
-    assert entry["run"] == f"runs/{KEY}"
+    assert (entry.status, entry.step, entry.attempts) == ("finished", 20, 1)
+    assert entry.training_key == IDENTITY.training_key
+    assert entry.run == f"runs/{KEY}"
     assert settle(runs)
     assert runs.ledger.entry(KEY) == entry
 
@@ -275,8 +276,8 @@ def test_an_entry_says_which_training_it_evaluates_by_its_run_folder(runs, tmp_p
     records.write(trained / "provenance.json", {"forked_at": 4, "reevaluated": {"run": KEY[::-1]}})
     runs.publish(KEY, trained)
     assert settle(runs)
-    origin = {"study": "example", "recipe": "shapes_nano", "search": False}
-    assert runs.ledger.entry(KEY)["origin"] == {**origin, "derived_from": KEY[::-1], "forked_at": 4}
+    origin = Origin("example", "shapes_nano", derived_from=KEY[::-1], forked_at=4)
+    assert runs.ledger.entry(KEY).origin == origin
 
 
 @pytest.mark.parametrize(

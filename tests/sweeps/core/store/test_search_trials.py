@@ -13,6 +13,7 @@ from sweeps.core.store.search_journal import Journal
 from sweeps.core.store.search_record import importance, read_search_record, write_search
 from sweeps.core.store.search_trials import SearchTrials, read_study
 from tests.sweeps.core.damages import DAMAGES, damage
+from tests.sweeps.core.entries import make_entry
 
 STUDY = SearchStudy(
     name="s",
@@ -39,8 +40,8 @@ def metrics(value):
     return {"val/cam_miou": value, "val/seg_miou": value, "val/other": 1.0}
 
 
-def entry(cam, seg, cost, status="finished"):
-    return {"status": status, "metrics": {"val/cam_miou": cam, "val/seg_miou": seg}, "step_time_s": cost}
+def entry(cam, seg, cost, status="finished", **fields):
+    return make_entry(status=status, metrics={"val/cam_miou": cam, "val/seg_miou": seg}, step_time_s=cost, **fields)
 
 
 def states(trials):
@@ -184,7 +185,7 @@ def test_proposals_learn_from_what_diverged(tmp_path):
 def test_diverged_and_undefined_results_are_failures_with_a_reason(tmp_path):
     trials = SearchTrials(tmp_path / "trials.jsonl", PLAN, held)
     numbers = [trials.ask().number for _ in range(2)]
-    trials.finish(numbers[0], entry(0.5, 0.4, 1.0, "diverged") | {"message": "ptc is nan"})
+    trials.finish(numbers[0], entry(0.5, 0.4, 1.0, "diverged", message="ptc is nan"))
     trials.finish(numbers[1], entry(0.5, float("nan"), 1.0))
     # Not failed: proposals learn from trials that Optuna calls pruned, and pass over failed ones.
     assert states(trials) == [TrialState.PRUNED, TrialState.PRUNED]
