@@ -80,7 +80,7 @@ def test_failures_are_kept_with_their_traces_and_hosts(tmp_path, capsys):
     watch.failed(KEY, UNREADABLE)
     failures = Ledger(tmp_path).failures(KEY)
     # Where it failed, and not where the driver runs.
-    assert [failure["host"] for failure in failures] == ["w1", "w2"]
+    assert [failure.host for failure in failures] == ["w1", "w2"]
     err = capsys.readouterr().err
     assert "is started again: its worker process is gone (on w1)\n" in err
     assert "failed: image7.png cannot be decoded (on w2)\n" in err
