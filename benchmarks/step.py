@@ -90,18 +90,18 @@ def prepare(setting: Setting) -> Prepared:
     """What the recipe of the backbone says, with the weights and the images of one fixed seed."""
     torch.set_num_threads(setting.threads)
     recipe = recipe_of(setting.backbone)
-    config = recipe.method if setting.energy else _without_energy(recipe.method)
-    config = config.resolved(torch.device(setting.device), setting.size_px)
+    settings = recipe.method if setting.energy else _without_energy(recipe.method)
+    settings = settings.resolved(torch.device(setting.device), setting.size_px)
     torch.manual_seed(0)
     if setting.backbone == NANO:
         backbone = vit_nano.build(vit_nano.Config(weights=None))
     else:
         backbone = vit.build(vit.Config(model=ALIASES.get(setting.backbone, setting.backbone), weights=None))
     num_classes = NUM_FOREGROUND_CLASSES.get(setting.backbone, 20)
-    method = toco.build(config, backbone, num_classes).to(setting.device)
-    step = max(config.segmentation.start_step, config.energy.start_step) if setting.phase == "full" else 0
+    method = toco.build(settings, backbone, num_classes).to(setting.device)
+    step = max(settings.segmentation.start_step, settings.energy.start_step) if setting.phase == "full" else 0
     batch = generated_batch(setting.batch, setting.size_px, num_classes, seed=0)
-    config = recipe.model_copy(update={"method": config, "device": setting.device})
+    config = recipe.model_copy(update={"method": settings, "device": setting.device})
     return Prepared(method, batch, config, step)
 
 

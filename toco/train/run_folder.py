@@ -147,11 +147,7 @@ class RunFolder:
     def _check_inputs(self, inputs: Inputs | None) -> None:
         was = self.inputs()
         if was != inputs:
-            names = [
-                field.name
-                for field in fields(Inputs)
-                if getattr(was, field.name, "") != getattr(inputs, field.name, "")
-            ]
+            names = [f.name for f in fields(Inputs) if getattr(was, f.name, "") != getattr(inputs, f.name, "")]
             raise ValueError(
                 f"{printable(self.path)} holds a run of the same config on other inputs ({', '.join(names)} differ "
                 "from what it records). Use another folder for this one."
