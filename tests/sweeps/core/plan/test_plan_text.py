@@ -120,15 +120,15 @@ def test_a_probe_that_fails_leaves_a_plan_without_times(tmp_path, monkeypatch, c
 
 def test_the_noise_is_that_of_the_ledger(tmp_path):
     situation = survey(STUDY, tmp_path)
-    assert power_of(situation, Launch(tmp_path)).metrics[0].noise is None
+    assert all(metric.sd is None for metric in power_of(situation, Launch(tmp_path)).power.metrics.values())
     base, row = (0.50, 0.52, 0.51), (0.61, 0.60, 0.63)
     enter(situation, {(9, seed): base[seed] for seed in range(3)} | {(7, seed): row[seed] for seed in range(3)})
     check = power_of(situation, Launch(tmp_path))
     sd = statistics.stdev(ours - theirs for ours, theirs in zip(row, base, strict=True))
-    (metric,) = check.metrics
-    assert metric.noise.sd == pytest.approx(sd)
-    assert metric.detectable == pytest.approx(check.detectable_sd * sd)
-    assert (check.comparisons, check.n, check.underpowered, check.refusal) == (3, 3, True, None)
+    (metric,) = check.power.metrics.values()
+    assert metric.sd == pytest.approx(sd)
+    assert metric.detectable == pytest.approx(check.power.detectable_sd * sd)
+    assert (check.power.comparisons, check.power.n, check.underpowered, check.refusal) == (3, 3, True, None)
     strict = survey(dataclasses.replace(STUDY, purpose="effect"), tmp_path)
     assert power_of(strict, Launch(tmp_path)).refusal is not None
     assert power_of(strict, Launch(tmp_path, accept_underpowered=True)).refusal is None
