@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,14 +146,23 @@ def title_of(name: str) -> str:
     return " ".join(_WORDS.get(word, word) for word in name.split("_"))
 
 
+def map_of(key: str) -> str | None:
+    """The map that a metric is the mIoU of at the fixed threshold; ``None`` for another metric.
+
+    >>> map_of("val/aux_cam_miou"), map_of("val/cam_best_miou"), map_of("step_time_s")
+    ('aux_cam', None, None)
+    """
+    match = re.fullmatch(r"val/(\w+)_miou", key)
+    return None if match is None or match[1].endswith("_best") else match[1]
+
+
 def mious(metrics: Mapping[str, float]) -> dict[str, float]:
     """The mIoU of each map, by its name, at the fixed threshold.
 
     >>> mious({"val/seg_miou": 0.4, "val/cam_miou": 0.5, "val/cam_best_miou": 0.6})
     {'seg': 0.4, 'cam': 0.5}
     """
-    found = {key.removeprefix("val/").removesuffix("_miou"): value for key, value in metrics.items() if "_miou" in key}
-    return {name: value for name, value in found.items() if not name.endswith("_best")}
+    return {name: value for key, value in metrics.items() if (name := map_of(key)) is not None}
 
 
 def describe_coverage(iou: Sequence[float | None]) -> str | None:

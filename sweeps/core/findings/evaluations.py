@@ -13,10 +13,9 @@ from sweeps.core.statistics.image_noise import resampled_iou
 from sweeps.core.statistics.paired import Floats
 from sweeps.core.store.study_record import TrialRecord
 from toco.evaluate.confusions import read_confusions
+from toco.evaluate.report import map_of
 from toco.train import records
 
-PER_IMAGE = {"val/seg_miou": "seg", "val/cam_miou": "cam", "val/aux_cam_miou": "aux_cam"}
-"""Metrics that are an mIoU at the fixed threshold, and what their confusion matrices are called."""
 RESAMPLES = 2000
 _KEPT = 256
 """Files whose content stays in memory: about 1 MB each for 21 classes and three metrics."""
@@ -37,21 +36,27 @@ def class_iou(trial: TrialRecord) -> Mapping[str, Mapping[str, float | None]]:
     if not whole or len(whole) < len(contents):
         return {}
     found: dict[str, dict[str, float | None]] = {}
-    for key, name in PER_IMAGE.items():
+    maps = [column.removesuffix("_iou") for column in whole[0]["per_class"] if column.endswith("_iou")]
+    for name in maps:
         columns = [content["per_class"].get(f"{name}_iou") for content in whole]
         if all(columns):
             labelled = zip(whole[0]["class_names"], *columns, strict=True)
-            found[key] = {label: None if None in values else float(np.mean(values)) for label, *values in labelled}
+            found[f"val/{name}_miou"] = {
+                label: None if None in values else float(np.mean(values)) for label, *values in labelled
+            }
     return found
 
 
 def resampled(trial: TrialRecord, keys: tuple[str, ...]) -> tuple[tuple[str, ...], Resampled] | None:
-    """Names of the images, and IoU on resampled images; ``None`` where an evaluation of the trial has no such file."""
+    """Names of the images, and IoU on resampled images.
+
+    Without the metrics that the trial's method does not have; ``None`` where an evaluation has no such file.
+    """
     parts = [_at_this_time(_resampled, path, keys) for path in _evaluations(trial, ".npz")]
     whole = [part for part in parts if part is not None]
     if not whole or len(whole) < len(parts) or any(names != whole[0][0] for names, _ in whole):
         return None
-    return whole[0][0], {key: np.concatenate([iou[key] for _, iou in whole]) for key in keys}
+    return whole[0][0], {key: np.concatenate([iou[key] for _, iou in whole]) for key in whole[0][1]}
 
 
 def num_images(trials: Iterable[TrialRecord]) -> int | None:
@@ -111,7 +116,7 @@ def _read(path: Path, modified_ns: int) -> Mapping[str, Any] | None:
 def _resampled(path: Path, modified_ns: int, keys: tuple[str, ...]) -> tuple[tuple[str, ...], Resampled] | None:
     try:
         confusions = read_confusions(path)
-        counts = {key: confusions.matrices[PER_IMAGE[key]] for key in keys}
+        counts = {key: matrices for key in keys if (matrices := confusions.matrices.get(map_of(key) or "")) is not None}
         iou = {key: resampled_iou(array[None], RESAMPLES) for key, array in counts.items()}
     except (OSError, ValueError):
         return None

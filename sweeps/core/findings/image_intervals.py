@@ -9,10 +9,11 @@ import numpy as np
 
 from sweeps.core.design.study import PlannedRow
 from sweeps.core.findings.comparisons import Pairs, Place
-from sweeps.core.findings.evaluations import PER_IMAGE, resampled, unreadable_files
+from sweeps.core.findings.evaluations import resampled, unreadable_files
 from sweeps.core.statistics.image_noise import ImageInterval, class_difference_intervals, difference_interval
 from sweeps.core.statistics.paired import Floats
 from sweeps.core.store.study_record import StudyRecord
+from toco.evaluate.report import map_of
 
 ADDS_UP = 1e-4
 """Largest difference between a metric and the same computed from confusion matrices by image that is rounding."""
@@ -37,7 +38,7 @@ class ImageIntervals:
 
 def per_image_metrics(study: StudyRecord) -> tuple[str, ...]:
     """The metrics of the study that evaluations count image by image."""
-    return tuple(metric.key for metric in study.metrics if metric.key in PER_IMAGE)
+    return tuple(metric.key for metric in study.metrics if map_of(metric.key) is not None)
 
 
 def image_intervals(study: StudyRecord, pairs: Pairs) -> ImageIntervals:
@@ -92,7 +93,9 @@ def _resampled_pairs(
     of_row, of_base = [], []
     for replicate in common:
         one, other = resampled(ours[replicate], keys), resampled(base[replicate], keys)
-        if one is None or other is None or one[0] != other[0] or one[1][key].shape != other[1][key].shape:
+        if one is None or other is None or one[0] != other[0]:
+            return None
+        if key not in one[1] or key not in other[1] or one[1][key].shape != other[1][key].shape:
             return None
         of_row.append(one[1][key])
         of_base.append(other[1][key])

@@ -17,6 +17,7 @@ from sweeps.core.report.columns import COLUMNS, Measurement, StatisticColumn, Ta
 from sweeps.core.report.numbers import format_difference, format_value, is_percent
 from sweeps.core.report.table import NOT_VOC, StudyTable, TableBlock, TableClaim, TableRow
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
+from toco.evaluate.report import map_of, title_of
 
 MEANINGS = {
     "val/cam_miou": "mIoU of the CAM of the last block",
@@ -61,7 +62,9 @@ def study_table(
 
 def _metric(metric: Metric) -> TableMetric:
     percent = is_percent(metric.key)
-    meaning = MEANINGS.get(metric.key, metric.key) + (", in percent" if percent else "")
+    of_map = map_of(metric.key)
+    derived = metric.key if of_map is None else f"mIoU of the {title_of(of_map)}"
+    meaning = MEANINGS.get(metric.key, derived) + (", in percent" if percent else "")
     return TableMetric(metric.key, metric.title, meaning, percent, metric.higher_is_better)
 
 

@@ -19,6 +19,7 @@ from sweeps.core.report.section import Card, Section, Source
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
 from toco.evaluate.confusions import Confusions, read_confusions
 from toco.evaluate.pictures import PANELS
+from toco.evaluate.report import title_of
 
 MAX_WIDTH_PX = 240
 """Larger pictures are scaled down: a page of 448 px maps would have tens of megabytes."""
@@ -26,11 +27,13 @@ MAX_STRIP_PX = 1200
 """The same for a whole strip of panels, where a picture does not say where its panels are."""
 MAX_IMAGES, MAX_COLUMNS, MAX_BLOCKS = 4, 8, 6
 
-MAPS = {"cam": "CAM", "aux_cam": "auxiliary CAM", "pseudo_label": "pseudo label", "prediction": "prediction"}
-"""Panels of a picture that differ between rows, with what they are called; the others are shown once."""
+SHARED = ("image", "mask")
+"""Panels of a picture that are the same for all rows, and shown once."""
 STRIP = "all"
 _STEP = re.compile(r"step_\d+")
-_IOU_OF = {"cam": "cam", "aux_cam": "aux_cam", "prediction": "seg", STRIP: "cam"}
+_NAME = re.compile("[a-z0-9_]+")
+_IOU_OF = {"prediction": "seg", STRIP: "cam"}
+"""What the confusion matrices of a map are called, if not as the map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,14 @@ class ShownMap:
     """One map.
 
     Attributes:
-        uri: Data URI; ``None`` where the picture is damaged.
+        uri: Data URI; ``None`` where the picture is damaged, or the row's method makes no such map.
         iou: Mean IoU over the classes in that image's ground truth, where it is known.
+        is_damaged: Whether the picture is damaged.
     """
 
     uri: str | None
     iou: float | None
+    is_damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +218,11 @@ def _matrix(block: _Block, names: Sequence[str], faults: list[str]) -> Matrix:
         panels = [_read(_panels, column.pictures[name], faults) for column in columns]
         whole = [panel for panel in panels if panel is not None]
         shared: tuple[str, ...] = ()
-        if whole and all(set(MAPS) <= set(panel) for panel in whole):
-            shared = tuple(whole[0][known] for known in ("image", "mask") if known in whole[0])
-            maps = tuple(MAPS)
+        if whole and all(whole):
+            shared = tuple(whole[0][known] for known in SHARED if known in whole[0])
+            made = dict.fromkeys(map_name for panel in whole for map_name in panel if map_name not in SHARED)
+            # Methods may make different maps; the CAMs stand first.
+            maps = tuple(sorted(made, key=lambda map_name: not map_name.endswith("cam")))
         else:
             panels = [
                 None if panel is None else _read(_strip, column.pictures[name], faults)
@@ -224,7 +231,7 @@ def _matrix(block: _Block, names: Sequence[str], faults: list[str]) -> Matrix:
             maps = (STRIP,)
         shown = {
             map_name: tuple(
-                ShownMap(panel[map_name] if panel else None, _iou(of_column, map_name, name))
+                ShownMap(panel.get(map_name) if panel else None, _iou(of_column, map_name, name), not panel)
                 for of_column, panel in zip(ious, panels, strict=True)
             )
             for map_name in maps
@@ -236,14 +243,18 @@ def _matrix(block: _Block, names: Sequence[str], faults: list[str]) -> Matrix:
         block.left_out,
         columns[0].seed,
         columns[0].step,
-        {map_name: MAPS.get(map_name, "all panels") for line in lines for map_name in line.maps},
+        {
+            map_name: "all panels" if map_name == STRIP else title_of(map_name)
+            for line in lines
+            for map_name in line.maps
+        },
         tuple(lines),
     )
 
 
 def _iou(ious: Mapping[str, Mapping[str, float]], name: str, image: str) -> float | None:
     # A picture's file is named as its image is, with other characters than letters, digits, dots and dashes replaced.
-    for known, value in ious.get(_IOU_OF.get(name, ""), {}).items():
+    for known, value in ious.get(_IOU_OF.get(name, name), {}).items():
         if known == image or re.sub(r"[^0-9A-Za-z._-]", "_", known) == image:
             return value if np.isfinite(value) else None
     return None
@@ -269,6 +280,8 @@ def _panels(path: Path) -> dict[str, str]:
         if text is None:
             return {}
         boxes: dict[str, tuple[float, float, float, float]] = json.loads(text)
+        if not all(map(_NAME.fullmatch, boxes)):  # they become names in the page's style
+            raise ValueError(f"its panels are called {', '.join(boxes)}")
         return {name: _encoded(image.convert("RGB").crop(box), MAX_WIDTH_PX) for name, box in boxes.items()}
 
 

@@ -342,7 +342,7 @@ def test_without_every_pairs_matrices_there_is_no_interval_over_images(tmp_path)
     assert found.classes[SEG][1].paired.n == 3
 
 
-@pytest.mark.parametrize("damage", ["other images", "not of this result", "cut off"])
+@pytest.mark.parametrize("damage", ["other images", "not of this result", "of a method without it", "cut off"])
 def test_matrices_that_do_not_belong_to_the_numbers_are_not_used(tmp_path, damage):
     def change(trial, evaluations):
         found, iou = evaluations[160]
@@ -350,6 +350,9 @@ def test_matrices_that_do_not_belong_to_the_numbers_are_not_used(tmp_path, damag
             return evaluations
         if damage == "other images":
             found = dataclasses.replace(found, names=found.names[::-1])
+        if damage == "of a method without it":
+            cam, histogram = found.matrices["cam"], found.histograms["cam"]
+            found = dataclasses.replace(found, matrices={"cam": cam}, histograms={"cam": histogram})
         if damage == "not of this result":
             swapped = {**found.matrices, "seg": found.matrices["seg"][:, ::-1].copy()}
             found = dataclasses.replace(found, matrices=swapped)

@@ -51,11 +51,16 @@ def write_run(trial: TrialRecord, value: float) -> None:
     records.write(trial.run_dir / f"evaluations/step_{STEP:08d}.json", evaluation)
 
 
-def write_picture(path: Path, colour: Callable[[str], tuple[int, int, int]], panels: bool = True) -> None:
+def write_picture(
+    path: Path,
+    colour: Callable[[str], tuple[int, int, int]],
+    panels: bool = True,
+    names: Sequence[str] = NAMES,
+) -> None:
     """Panels of one colour each beside each other, on white."""
-    strip = np.full((SIZE + 8, len(NAMES) * (SIZE + 2), 3), 255, np.uint8)
+    strip = np.full((SIZE + 8, len(names) * (SIZE + 2), 3), 255, np.uint8)
     boxes = {}
-    for place, name in enumerate(NAMES):
+    for place, name in enumerate(names):
         left = place * (SIZE + 2)
         strip[4 : 4 + SIZE, left : left + SIZE] = colour(name)
         boxes[name] = [left, 4, left + SIZE, 4 + SIZE]

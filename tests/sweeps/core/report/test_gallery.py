@@ -1,16 +1,18 @@
 import base64
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sweeps.core.design.study import A_A
+from sweeps.core.report.markup import templates
 from sweeps.core.report.sections import gallery as gallery_module
-from sweeps.core.report.sections.gallery import MAX_WIDTH_PX, data_uri, gallery, image_iou
+from sweeps.core.report.sections.gallery import GALLERY, MAX_WIDTH_PX, data_uri, gallery, image_iou
 from tests.sweeps.core.records import make_study
-from tests.sweeps.core.report.run_folders import SIZE, STEP, write_confusions, write_runs
+from tests.sweeps.core.report.run_folders import SIZE, STEP, write_confusions, write_picture, write_runs
 
 # Image "a": class 0 is 2 of 2 + 1 pixels right, class 1 is 1 of 2; image "b": class 0 alone, all of it right.
 CONFUSIONS = np.array([[[2, 0], [1, 1]], [[4, 0], [0, 0]]])
@@ -78,6 +80,35 @@ def test_pictures_that_do_not_say_where_their_panels_are_stay_whole(tmp_path: Pa
     assert list(matrix.maps) == ["all"]
     assert matrix.lines[0].shared == ()
     assert decoded(matrix.lines[0].maps["all"][0].uri).size == (6 * (SIZE + 2), SIZE + 8)
+
+
+def test_maps_that_a_rows_method_does_not_make_stay_empty(study):
+    for path in study.trials_by_cell[1][1].run_dir.glob("pictures/*/*.png"):
+        write_picture(path, lambda _: (1, 2, 3), names=("image", "cam", "walked_cam", "pseudo_label", "mask"))
+    (matrix,) = gallery(study)
+    assert matrix.maps == {
+        "cam": "CAM",
+        "aux_cam": "auxiliary CAM",
+        "walked_cam": "walked CAM",
+        "pseudo_label": "pseudo label",
+        "prediction": "prediction",
+    }
+    line = matrix.lines[0]
+    made = {name: tuple(shown.uri is not None for shown in columns) for name, columns in line.maps.items()}
+    assert made["cam"] == made["pseudo_label"] == (True, True)
+    assert made["aux_cam"] == made["prediction"] == (True, False)
+    assert made["walked_cam"] == (False, True)
+    assert not any(shown.is_damaged for columns in line.maps.values() for shown in columns)
+    page = templates().get_template("gallery.html.j2").render(part=SimpleNamespace(section=GALLERY, content=[matrix]))
+    assert '.matrix:has(input[value="walked_cam"]:checked) .map.walked_cam { display: block; }' in page
+
+
+def test_a_picture_whose_panels_have_no_names_of_maps_is_damaged(study):
+    path = next(study.trials_by_cell[1][1].run_dir.glob("pictures/*/a.png"))
+    write_picture(path, lambda _: (1, 2, 3), names=("image", "cam", '"]{}', "mask"))
+    faults = []
+    assert gallery(study, faults)[0].lines[0].maps["cam"][1].is_damaged
+    assert "its picture is left out" in faults[0]
 
 
 def test_rows_beyond_the_last_column_are_counted(study, monkeypatch):
