@@ -1,7 +1,7 @@
-"""Every number that a study's report shows, from its record: the one source of all forms of the table.
+"""Compute every number that a study's report shows. All forms of the report read this one result.
 
-Training noise is what differs between seeds; all tests, corrections and marks are about it. Noise of the test set is
-told beside it by an interval over images, and enters no p and no mark.
+Training noise is what differs between seeds; all tests, corrections and marks are about it. Noise of the test set is an
+interval over images of its own, and enters no p value and no mark.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class StudyAnalysis:
 
 
 def analyse(study: StudyRecord) -> StudyAnalysis:
-    """Compute everything, of the study as it stands."""
+    """Analyse a study as it stands, which may be unfinished."""
     is_small = len(study.trials) <= MANY_TRIALS
     pairs = read_pairs(study)
     floors, power, marks = noise_floors(study, pairs), measured_power(study, pairs), mark_best(study, pairs)
@@ -112,7 +112,7 @@ def analyse(study: StudyRecord) -> StudyAnalysis:
 
 
 def _absent(study: StudyRecord, pairs: Pairs, is_small: bool) -> list[str]:
-    """What a reader would look for and not find, and why, in sentences."""
+    """Name the analyses and numbers that this study lacks, with the reason, in sentences."""
     notes = []
     if not is_small:
         notes.append(

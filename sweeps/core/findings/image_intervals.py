@@ -65,7 +65,7 @@ def image_intervals(study: StudyRecord, pairs: Pairs) -> ImageIntervals:
 
 
 def missing_files(study: StudyRecord) -> tuple[str, ...]:
-    """Say which trials lack intervals over images or scores by class, and for want of which files."""
+    """Name the files without which trials lack intervals over images or scores by class."""
     counted = [trial for trial in study.trials if trial.counts]
     files = {trial.key: unreadable_files(trial) for trial in counted}
     number = sum(bool(of_trial) for of_trial in files.values())

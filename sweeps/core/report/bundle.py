@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from sweeps.core.report import rebuild_table
-from sweeps.core.report.report import Report
+from sweeps.core.report.report import ReportForms
 from sweeps.core.report.section import Cards
 from sweeps.core.report.table import StudyTable
 from sweeps.core.report.table_csv import table_csv
@@ -42,7 +42,7 @@ README = """# {title}
 """
 
 
-def bundle_files(report: Report) -> dict[str, str]:
+def bundle_files(report: ReportForms) -> dict[str, str]:
     """Content of the archive by relative path, ``SHA256SUMS`` last."""
     study = report.source.study
     files = {

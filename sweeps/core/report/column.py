@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from sweeps.core.report.grid import GridColumn
+from sweeps.core.report.text_grid import TextColumn
 
 Of = TypeVar("Of")
 Value = float | str | bool | None
@@ -42,9 +42,9 @@ class Column(Generic[Of]):
     note: str = ""
 
     @property
-    def look(self) -> GridColumn:
+    def look(self) -> TextColumn:
         """The column in a table of text."""
-        return GridColumn(self.heading, self.align, self.wraps)
+        return TextColumn(self.heading, self.align, self.wraps)
 
     def print(self, thing: Of) -> str:
         """The text for people, of a column that has one."""

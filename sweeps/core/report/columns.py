@@ -16,8 +16,8 @@ from sweeps.core.design.study import PlannedRow
 from sweeps.core.findings.analysis import RowAnalysis
 from sweeps.core.findings.comparisons import Figures
 from sweeps.core.report.column import Column, Place
-from sweeps.core.report.grid import Mark
 from sweeps.core.report.numbers import format_difference, format_p, format_value, without_negative_zero
+from sweeps.core.report.text_grid import Mark
 from sweeps.core.statistics.image_noise import ImageInterval
 from sweeps.core.statistics.paired import Paired
 from sweeps.core.store.study_record import StudyRecord, values_by_replicate

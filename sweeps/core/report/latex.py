@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
 
-from sweeps.core.report.grid import Cell, Grid, Mark
 from sweeps.core.report.table import LEGEND, StudyTable, differences_grid, rows_grid
+from sweeps.core.report.text_grid import Mark, TextCell, TextGrid
 
 _BOLD = r"\textbf{%s}"
 _MARKS: dict[Mark, str] = {"best": _BOLD, "strong": _BOLD, "significant": _BOLD, "second": r"\underline{%s}"}
@@ -40,7 +40,7 @@ _CHARACTERS = {
 }
 
 
-def latex(table: StudyTable, grids: Sequence[Grid] = ()) -> str:
+def latex(table: StudyTable, grids: Sequence[TextGrid] = ()) -> str:
     """A ``table`` with one ``tabular`` of the rows and one of the differences; the notes follow it in the text.
 
     Args:
@@ -93,7 +93,7 @@ def _line(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _tabular(grids: Sequence[Grid]) -> list[str]:
+def _tabular(grids: Sequence[TextGrid]) -> list[str]:
     """Tables of the same columns as one, each under its title or its group."""
     columns = grids[0].columns
     titled = [_spanning(grids[0])] if grids[0].title else []
@@ -110,12 +110,12 @@ def _tabular(grids: Sequence[Grid]) -> list[str]:
     return [*lines, r"\bottomrule", r"\end{tabular}}"]
 
 
-def _spanning(grid: Grid) -> str:
+def _spanning(grid: TextGrid) -> str:
     """The table's title or group, over all columns."""
     return rf"\multicolumn{{{len(grid.columns)}}}{{l}}{{\textit{{{escaped(grid.title or grid.group)}}}}} \\"
 
 
-def _headings(grid: Grid) -> list[str]:
+def _headings(grid: TextGrid) -> list[str]:
     """One line of headings, or two where neighbours share an upper one with another table beside them."""
     columns = grid.columns
     overs = [(over, list(places)) for over, places in groupby(range(len(columns)), lambda n: columns[n].over)]
@@ -136,7 +136,7 @@ def _heading(text: str) -> str:
     return "$n$" if text == "n" else escaped(text)
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TextCell) -> str:
     text = escaped(cell.text) + _dagger(cell.footnotes)
     return _MARKS.get(cell.mark, "%s") % text if text else ""
 
@@ -148,7 +148,7 @@ def _legend(table: StudyTable) -> list[str]:
     return ["", *_small(lines)]
 
 
-def _notes(table: StudyTable, grids: Sequence[Grid]) -> list[str]:
+def _notes(table: StudyTable, grids: Sequence[TextGrid]) -> list[str]:
     """What follows the table in the text: a float must fit on a page."""
     notes = [f"{claim.name}: {claim.outcome}. {claim.sentence}" for claim in table.claims]
     notes += [*([table.verdict] if table.verdict else []), *table.warnings]

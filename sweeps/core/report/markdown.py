@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from sweeps.core.report.grid import Cell, Grid, Mark
 from sweeps.core.report.table import LEGEND, StudyTable, claims_grid, differences_grid, rows_grid
+from sweeps.core.report.text_grid import Mark, TextCell, TextGrid
 
 _MARKS: dict[Mark, tuple[str, str]] = {"best": ("**", "**"), "strong": ("**", "**"), "second": ("<u>", "</u>")}
 
 
-def markdown(table: StudyTable, grids: Iterable[Grid] = (), appendix: Iterable[Grid] = ()) -> str:
+def markdown(table: StudyTable, grids: Iterable[TextGrid] = (), appendix: Iterable[TextGrid] = ()) -> str:
     """The table with all it says.
 
     Args:
@@ -51,7 +51,7 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\|<>*`])", r"\\\1", text.replace("\n", " "))
 
 
-def pipe(grid: Grid) -> str:
+def pipe(grid: TextGrid) -> str:
     """A table; columns that follow one of numbers are aligned as numbers are."""
     aligns = [column.align for column in grid.columns]
     left = aligns.index("right") if "right" in aligns else len(aligns)
@@ -64,7 +64,7 @@ def pipe(grid: Grid) -> str:
     )
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TextCell) -> str:
     before, after = _MARKS.get(cell.mark, ("", ""))
     return f"{before}{escaped(cell.full_text)}{after}"
 

@@ -17,7 +17,7 @@ from sweeps.core.store.study_record import StudyRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ReportForms:
     """A study's report, from which every form is made."""
 
     source: Source
@@ -45,7 +45,7 @@ def make_report(
     *,
     columns: tuple[StatisticColumn, ...] = COLUMNS,
     sections: tuple[Section, ...] = SECTIONS,
-) -> Report:
+) -> ReportForms:
     """Analyse a study as it stands, which may be unfinished, and judge it.
 
     Args:
@@ -56,4 +56,4 @@ def make_report(
     analysis = analyse(study)
     verdict = judge(study, analysis)
     source = Source(study, analysis, study_table(study, analysis, verdict, columns))
-    return Report(source, make_cards(source, sections), verdict)
+    return ReportForms(source, make_cards(source, sections), verdict)

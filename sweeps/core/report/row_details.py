@@ -19,20 +19,22 @@ from toco.room import size
 from toco.train.records import METRICS, read_row
 
 LOG_LINES = 6
+"""Rows of metrics that a log's end shows."""
 NEVER_SHARED = frozenset({"seed"})
+"""Fields that differ between the trials of a row."""
 _OF_THE_ROW = frozenset({"row", "versus"})
 """Columns that say which rows are compared, which the heading above says."""
 
 
 def row_details(study: StudyRecord, table: StudyTable, logs: bool) -> dict[int, dict[str, Any]]:
-    """What opens under every row, by its number.
+    """Collect what opens under every row, by its number.
 
     Args:
         study: The study.
         table: Its table.
         logs: Read the end of every trial's log; of a large study only of those that are not finished.
     """
-    # Most rows have the same base: its config is taken apart once.
+    # Most rows have the same base, whose config is flattened once.
     numbers = {row.versus for row in study.rows if row.versus is not None}
     bases = {number: _resolved(study, study.rows[number]) for number in numbers}
     cells = [[_trial(study, table, trial, logs) for trial in trials] for trials in study.trials_by_cell]
@@ -74,13 +76,13 @@ def _trial(study: StudyRecord, table: StudyTable, trial: TrialRecord, logs: bool
         "-" if not memory else size(memory),
         ["-" if value is None else format_value(value, percent=metric.percent) for value, metric in values],
         trial.message,
-        _log_tail(trial.run_dir) if logs or trial.state in ("running", "failed", "diverged") else [],
+        read_log_tail(trial.run_dir) if logs or trial.state in ("running", "failed", "diverged") else [],
         study.mlflow.trial(trial.key) if study.mlflow else None,
     ]
 
 
-def _log_tail(run_dir: Path) -> list[str]:
-    """The last rows of a run's metrics, one line each; none where there is no such file."""
+def read_log_tail(run_dir: Path) -> list[str]:
+    """Read the last rows of a run's metrics, one line each; none where there is no such file."""
     try:
         with (run_dir / METRICS).open("rb") as file:
             file.seek(max(file.seek(0, 2) - LOG_LINES * 2048, 0))
@@ -102,7 +104,7 @@ def _log_line(line: bytes) -> str | None:
 
 
 def _changes(study: StudyRecord, row: PlannedRow, bases: Mapping[int, Mapping[str, Any]]) -> list[list[str]]:
-    """Every field in which the row's config differs from that of the row it is compared with: path, there, here."""
+    """Fields whose values differ from those of the row it is compared with: path, value there, value here."""
     base = None if row.versus is None else study.rows[row.versus]
     here, there = _resolved(study, row), {} if row.versus is None else bases[row.versus]
     if base is None or not here or not there:

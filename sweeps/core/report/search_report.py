@@ -16,10 +16,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from sweeps.core.design.search_space import Objective
 from sweeps.core.report.column import Column, columns_csv
 from sweeps.core.report.drawing import MUTED, SERIES, STYLE, svg
-from sweeps.core.report.grid import Grid, GridColumn, make_cells
 from sweeps.core.report.markdown import escaped, pipe
 from sweeps.core.report.markup import REFRESH_S, policy, safe_svg, templates
 from sweeps.core.report.terminal import plain, sentences
+from sweeps.core.report.text_grid import TextColumn, TextGrid, make_cells
 from sweeps.core.store.search_record import ENDED, FEWEST_FOR_IMPORTANCE, SearchRecord, SearchTrial, read_search_record
 from toco.files import write_text
 
@@ -134,14 +134,14 @@ def _rung(step: int, objective: Objective) -> TrialColumn:
 
 def _trials_grid(
     title: str, names: Sequence[TrialColumn], record: SearchRecord, trials: Iterable[SearchTrial], note: str
-) -> Grid:
+) -> TextGrid:
     """Trials with their results and settings, a line for each."""
     columns = [*names, *map(_objective, record.objectives), *map(_setting, record.space)]
     lines = tuple(make_cells(*(column.print(trial) for column in columns)) for trial in trials)
-    return Grid(tuple(column.look for column in columns), lines, title, notes=(note,))
+    return TextGrid(tuple(column.look for column in columns), lines, title, notes=(note,))
 
 
-def _front(record: SearchRecord) -> Grid:
+def _front(record: SearchRecord) -> TextGrid:
     note = (
         "The Pareto front: no other finished trial is better than one of these in something and nowhere worse. With "
         "one seed each, neighbours on it may have changed places by chance."
@@ -151,7 +151,7 @@ def _front(record: SearchRecord) -> Grid:
     return _trials_grid("Pareto front", [number], record, record.front, note)
 
 
-def _importance(record: SearchRecord) -> Grid:
+def _importance(record: SearchRecord) -> TextGrid:
     known = [objective for objective in record.objectives if objective.key in record.importance]
     first = record.importance[known[0].key] if known else {}
     lines = tuple(
@@ -167,11 +167,11 @@ def _importance(record: SearchRecord) -> Grid:
             "trials. Trials that were stopped early are not among them."
         )
         caption += f" With fewer than {FEW} that is hardly more than a hint." if number < FEW else ""
-    columns = (GridColumn("setting"), *(GridColumn(objective.title, "right") for objective in known))
-    return Grid(columns, lines, "Importance of the settings", notes=(caption,))
+    columns = (TextColumn("setting"), *(TextColumn(objective.title, "right") for objective in known))
+    return TextGrid(columns, lines, "Importance of the settings", notes=(caption,))
 
 
-def _all(record: SearchRecord) -> Grid:
+def _all(record: SearchRecord) -> TextGrid:
     note = (
         "* on the front. What was stopped at a rung is censored: it has no result, as it could have become better; in "
         "brackets is what it had reached there."
@@ -244,21 +244,21 @@ def _summary(record: SearchRecord) -> str:
     return text
 
 
-def _text(record: SearchRecord, summary: str, grids: Sequence[Grid]) -> str:
+def _text(record: SearchRecord, summary: str, grids: Sequence[TextGrid]) -> str:
     parts = [record.title, sentences([summary])]
     for grid in grids:
         parts += [f"{grid.title}\n{plain(grid)}" if grid.lines else grid.title, sentences(grid.notes)]
     return "\n\n".join([*parts, sentences([SELECTED])])
 
 
-def _markdown(record: SearchRecord, summary: str, grids: Sequence[Grid]) -> str:
+def _markdown(record: SearchRecord, summary: str, grids: Sequence[TextGrid]) -> str:
     parts = [f"# {escaped(record.title)}", f"**{escaped(SELECTED)}**", escaped(summary)]
     for grid in grids:
         parts += [f"## {grid.title}", *([pipe(grid)] if grid.lines else []), *map(escaped, grid.notes)]
     return "\n\n".join(parts) + "\n"
 
 
-def _page(record: SearchRecord, summary: str, grids: Sequence[Grid], *, running: bool) -> str:
+def _page(record: SearchRecord, summary: str, grids: Sequence[TextGrid], *, running: bool) -> str:
     plot = _plot(record)
     facts = {
         "Recipe": record.recipe,

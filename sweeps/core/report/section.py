@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from sweeps.core.findings.analysis import StudyAnalysis
 from sweeps.core.report.curves import Curves, read_curves
-from sweeps.core.report.grid import Grid
 from sweeps.core.report.table import StudyTable
+from sweeps.core.report.text_grid import TextGrid
 from sweeps.core.store.study_record import StudyRecord
 
 
@@ -61,7 +61,7 @@ class Card:
 
     caption: str = ""
     draw: Callable[[], str] | None = None
-    grids: tuple[Grid, ...] = ()
+    grids: tuple[TextGrid, ...] = ()
     notes: tuple[str, ...] = ()
     content: Callable[[], Any] | None = None
 
@@ -98,7 +98,7 @@ class Cards:
     shown: tuple[tuple[Section, Card], ...]
     absent: tuple[str, ...]
 
-    def grids(self, text: Literal["body", "appendix"]) -> tuple[Grid, ...]:
+    def grids(self, text: Literal["body", "appendix"]) -> tuple[TextGrid, ...]:
         """The tables that the text forms print in a place."""
         return tuple(grid for section, card in self.shown if section.text == text for grid in card.grids)
 

@@ -1,4 +1,4 @@
-"""What the page says of a study besides its results: failures, what runs, the forecast, what was run and on what."""
+"""What the page says of a study besides its results: failures, running trials, the forecast, settings and hardware."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_FAILURES, MAX_RUNNING = 20, 50
 
 
 def failures(study: StudyRecord) -> list[dict[str, Any]]:
-    """Trials that failed or diverged, those with the same last line together; the most frequent first."""
+    """Group the trials that failed or diverged by their last line, the most frequent first."""
     groups: dict[tuple[str, str], list[tuple[Cell, TrialRecord]]] = {}
     for cell, trials in zip(study.cells, study.trials_by_cell, strict=True):
         for trial in trials:
@@ -38,7 +38,7 @@ def failures(study: StudyRecord) -> list[dict[str, Any]]:
 
 
 def running(study: StudyRecord) -> list[tuple[str, int, int | None]]:
-    """Trials that run: name, step, and steps in all where a trial of the study has ended and tells."""
+    """List the running trials: name, step, and the total number of steps, once a trial has ended."""
     steps = next((trial.entry.config.get("num_steps") for trial in study.trials if trial.entry), None)
     found = [
         (f"{cell.label}, seed {trial.seed}", trial.step, steps)
@@ -50,16 +50,16 @@ def running(study: StudyRecord) -> list[tuple[str, int, int | None]]:
 
 
 def forecast(study: StudyRecord) -> tuple[str, ...]:
-    """What was foretold beside what happened, in sentences."""
+    """Compare the forecast with what happened, in sentences."""
     if study.forecast is None:
         return ()
-    # What another study had trained before was not foretold.
+    # The forecast left out what another study had trained before.
     entries = [trial.entry for trial in study.trials if trial.entry and trial.entry.origin.study == study.name]
     return scorecard(study.forecast, entries, None)
 
 
 def facts(study: StudyRecord) -> list[tuple[str, str]]:
-    """What was run, on what; where the trials differ all values are named."""
+    """List recipe, data, versions, hardware and cost; where trials differ, all values are named."""
     entries = [trial.entry for trial in study.trials if trial.entry]
     provenance = [entry.provenance for entry in entries]
     finished = sum(trial.counts for trial in study.trials)
@@ -103,7 +103,7 @@ def _distinct(values: Iterable[str]) -> str:
 
 
 def shared_config(study: StudyRecord) -> list[tuple[str, str]]:
-    """The leaves of the first config that was trained; what the study varies says so."""
+    """List the fields of the first config that was trained; those that the study varies read ``varies``."""
     entry = next((trial.entry for trial in study.trials if trial.entry), None)
     varied = {path for cell in study.cells for path in cell.changes} | NEVER_SHARED
     leaves = {} if entry is None else flatten(entry.config)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sweeps.core.report.columns import Measurement, StatisticColumn, TableMetric, columns_of, mean_text
-from sweeps.core.report.grid import Cell, Grid, GridColumn
+from sweeps.core.report.text_grid import TextCell, TextColumn, TextGrid
 
 LEGEND = "Bold: the best, or not distinguishable from it; underlined: the second."
 NOT_VOC = (
@@ -91,7 +91,7 @@ class TableBlock:
 
     @property
     def comparisons(self) -> tuple[Measurement, ...]:
-        """What is printed under the rows: their differences in the compared metrics."""
+        """The differences that are printed below the rows, in the compared metrics."""
         return tuple(
             measurement for row in self.rows for measurement in row.comparisons if measurement.metric in self.compared
         )
@@ -145,11 +145,11 @@ class StudyTable:
 class _RowColumn:
     """A column of the table of the rows: how it looks, and what it prints of a row."""
 
-    look: GridColumn
-    cell: Callable[[TableBlock, TableRow], Cell]
+    look: TextColumn
+    cell: Callable[[TableBlock, TableRow], TextCell]
 
 
-def rows_grid(table: StudyTable, block: TableBlock, like: Sequence[TableBlock] = ()) -> Grid:
+def rows_grid(table: StudyTable, block: TableBlock, like: Sequence[TableBlock] = ()) -> TextGrid:
     """The rows of a block: label, means, number of seeds, the paper's values and the verdict.
 
     Args:
@@ -159,52 +159,54 @@ def rows_grid(table: StudyTable, block: TableBlock, like: Sequence[TableBlock] =
     """
     columns = _row_columns(table.metrics, block.title, like or [block])
     lines = tuple(tuple(column.cell(block, row) for column in columns) for row in block.rows)
-    return Grid(tuple(column.look for column in columns), lines, group=block.title)
+    return TextGrid(tuple(column.look for column in columns), lines, group=block.title)
 
 
-def differences_grid(table: StudyTable, block: TableBlock) -> Grid:
+def differences_grid(table: StudyTable, block: TableBlock) -> TextGrid:
     """The declared comparisons of a block, a line for each, with the columns of ``differences``."""
     columns = columns_of("differences", table.columns)
     lines = tuple(
-        tuple(Cell(column.print(one), "significant" if one.figures.significant else "") for column in columns)
+        tuple(TextCell(column.print(one), "significant" if one.figures.significant else "") for column in columns)
         for one in block.comparisons
     )
-    return Grid(tuple(column.look for column in columns), lines, group=block.title)
+    return TextGrid(tuple(column.look for column in columns), lines, group=block.title)
 
 
-def claims_grid(table: StudyTable) -> Grid:
+def claims_grid(table: StudyTable) -> TextGrid:
     """The claims of the paper and what became of them."""
-    columns = tuple(GridColumn(heading, wraps=True) for heading in ("the paper's claim", "outcome", "because"))
-    lines = tuple((Cell(claim.name), Cell(claim.outcome, "strong"), Cell(claim.sentence)) for claim in table.claims)
-    return Grid(columns, lines)
+    columns = tuple(TextColumn(heading, wraps=True) for heading in ("the paper's claim", "outcome", "because"))
+    lines = tuple(
+        (TextCell(claim.name), TextCell(claim.outcome, "strong"), TextCell(claim.sentence)) for claim in table.claims
+    )
+    return TextGrid(columns, lines)
 
 
 def _row_columns(metrics: Iterable[TableMetric], label: str, blocks: Sequence[TableBlock]) -> list[_RowColumn]:
     published = [metric for metric in metrics if any(metric in block.published for block in blocks)]
-    columns = [_RowColumn(GridColumn(label, wraps=True), lambda _, row: Cell(row.label, footnotes=row.footnotes))]
+    columns = [_RowColumn(TextColumn(label, wraps=True), lambda _, row: TextCell(row.label, footnotes=row.footnotes))]
     columns += [_mean_column(index, metric) for index, metric in enumerate(metrics)]
-    columns.append(_RowColumn(GridColumn("n", "right", over="ours", under="n"), lambda _, row: Cell(row.n)))
+    columns.append(_RowColumn(TextColumn("n", "right", over="ours", under="n"), lambda _, row: TextCell(row.n)))
     if any(block.renamed for block in blocks):
-        look = GridColumn("paper's row", "right", over="paper", under="row")
-        columns.append(_RowColumn(look, lambda _, row: Cell(row.paper_label or "-")))
+        look = TextColumn("paper's row", "right", over="paper", under="row")
+        columns.append(_RowColumn(look, lambda _, row: TextCell(row.paper_label or "-")))
     columns += map(_published_column, published)
     if published:
-        look = GridColumn("verdict", wraps=True, over="verdict")
-        columns.append(_RowColumn(look, lambda _, row: Cell(row.verdict)))
+        look = TextColumn("verdict", wraps=True, over="verdict")
+        columns.append(_RowColumn(look, lambda _, row: TextCell(row.verdict)))
     return columns
 
 
 def _mean_column(index: int, metric: TableMetric) -> _RowColumn:
-    def cell(_: TableBlock, row: TableRow) -> Cell:
+    def cell(_: TableBlock, row: TableRow) -> TextCell:
         measurement = row.measurements[index]
-        return Cell(mean_text(measurement), measurement.mark)
+        return TextCell(mean_text(measurement), measurement.mark)
 
-    return _RowColumn(GridColumn(metric.title, "right", over="ours", under=metric.title), cell)
+    return _RowColumn(TextColumn(metric.title, "right", over="ours", under=metric.title), cell)
 
 
 def _published_column(metric: TableMetric) -> _RowColumn:
-    def cell(block: TableBlock, row: TableRow) -> Cell:
-        return Cell(row.published(metric) if metric in block.published else "")
+    def cell(block: TableBlock, row: TableRow) -> TextCell:
+        return TextCell(row.published(metric) if metric in block.published else "")
 
-    look = GridColumn(f"paper {metric.title}", "right", over="paper", under=metric.title)
+    look = TextColumn(f"paper {metric.title}", "right", over="paper", under=metric.title)
     return _RowColumn(look, cell)

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from tabulate import MIN_PADDING, tabulate
 
-from sweeps.core.report.grid import Cell, Grid, GridColumn, Mark
 from sweeps.core.report.table import StudyTable, claims_grid, differences_grid, rows_grid
+from sweeps.core.report.text_grid import Mark, TextCell, TextColumn, TextGrid
 
 WIDTH = 120
 MAX_ROWS = 200
@@ -24,46 +24,45 @@ _GAP = 2
 _SIGNS: dict[Mark, str] = {"best": " *", "second": " _"}
 
 
-def terminal(table: StudyTable, grids: Iterable[Grid] = (), *, width: int = WIDTH) -> str:
+def terminal(table: StudyTable, grids: Iterable[TextGrid] = ()) -> str:
     """The table with all it says.
 
     Args:
         table: The table.
         grids: Tables of further analyses.
-        width: Columns of the terminal.
     """
     parts = [table.title]
     for block in table.blocks:
         shown = replace(block, rows=block.rows[:MAX_ROWS])
-        parts.append(plain(rows_grid(table, shown), width))
+        parts.append(plain(rows_grid(table, shown)))
         if shown.comparisons:
-            parts.append(plain(differences_grid(table, shown), width))
+            parts.append(plain(differences_grid(table, shown)))
         if len(block.rows) > MAX_ROWS:
             parts.append(f"{len(block.rows) - MAX_ROWS} more rows are in the files.")
     for grid in grids:
-        parts += [f"{grid.title}\n{plain(grid, width)}", sentences(grid.notes, width)]
+        parts += [f"{grid.title}\n{plain(grid)}", sentences(grid.notes)]
     if table.claims:
-        parts.append(plain(claims_grid(table), width))
-    parts += [sentences([table.verdict], width), sentences(table.warnings, width)]
+        parts.append(plain(claims_grid(table)))
+    parts += [sentences([table.verdict]), sentences(table.warnings)]
     if table.states:
-        parts.append(f"Do not count:\n{sentences(table.states, width, indent='  ')}")
-    parts.append(sentences((f"†{number} {text}" for number, text in enumerate(table.footnotes, start=1)), width))
-    parts.append(sentences([LEGEND, *table.captions], width))
+        parts.append(f"Do not count:\n{sentences(table.states, indent='  ')}")
+    parts.append(sentences((f"†{number} {text}" for number, text in enumerate(table.footnotes, start=1))))
+    parts.append(sentences([LEGEND, *table.captions]))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def plain(grid: Grid, width: int = WIDTH) -> str:
-    """A table of at most ``width`` columns, as far as headings and wrapping texts can be broken.
+def plain(grid: TextGrid) -> str:
+    """A table of at most ``WIDTH`` columns, as far as headings and wrapping texts can be broken.
 
     A sign stands beside every mark, since logs and pipes have no bold.
     """
     signed = [any(line[place].mark in _SIGNS for line in grid.lines) for place in range(len(grid.columns))]
     lines = [[_text(cell, is_signed) for cell, is_signed in zip(line, signed, strict=True)] for line in grid.lines]
     headings = [_heading(column) for column in grid.columns]
-    if _total(_widths(headings, lines)) > width:
+    if _total(_widths(headings, lines)) > WIDTH:
         headings = [_broken(heading, texts) for heading, *texts in zip(headings, *lines, strict=True)]
     widths = _widths(headings, lines)
-    limits = _wrap(widths, grid.columns, width)
+    limits = _wrap(widths, grid.columns)
     return tabulate(
         lines,
         headers=headings,
@@ -73,14 +72,15 @@ def plain(grid: Grid, width: int = WIDTH) -> str:
         preserve_whitespace=True,
         maxcolwidths=[limit if limit < width else None for limit, width in zip(limits, widths, strict=True)],
         maxheadercolwidths=[limit - MIN_PADDING for limit in limits],
+        break_on_hyphens=False,
     )
 
 
-def _wrap(widths: Sequence[int], columns: Iterable[GridColumn], width: int) -> list[int]:
+def _wrap(widths: Sequence[int], columns: Iterable[TextColumn]) -> list[int]:
     """For each column the width to which its texts are broken, so that the table fits as far as it can."""
     limits = list(widths)
     wrapping = [place for place, column in enumerate(columns) if column.wraps]
-    while _total(limits) > width:
+    while _total(limits) > WIDTH:
         widest = max(wrapping, key=lambda place: limits[place], default=None)
         if widest is None or limits[widest] <= _MIN_WIDTH:
             break
@@ -111,18 +111,20 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + _GAP * (len(widths) - 1)
 
 
-def _heading(column: GridColumn) -> str:
+def _heading(column: TextColumn) -> str:
     """The heading, in two lines where it has two levels that say more than one."""
     if not column.under or column.under == column.heading:
         return column.heading
     return f"{column.over}\n{column.under}"
 
 
-def _text(cell: Cell, is_signed: bool) -> str:
+def _text(cell: TextCell, is_signed: bool) -> str:
     return cell.full_text + (_SIGNS.get(cell.mark, "  ") if is_signed else "")
 
 
-def sentences(texts: Iterable[str], width: int = WIDTH, indent: str = "") -> str:
-    """Sentences, each on lines of its own."""
-    wrapped = (textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent) for text in texts)
-    return "\n".join(filter(None, wrapped))
+def sentences(texts: Iterable[str], indent: str = "") -> str:
+    """Sentences, each on lines of its own. File names stay whole, so that they can be copied."""
+    wrapper = textwrap.TextWrapper(
+        WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(filter(None, map(wrapper.fill, texts)))

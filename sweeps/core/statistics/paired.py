@@ -14,14 +14,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import integrate, optimize, special
-
-if TYPE_CHECKING:
-    pass
 
 CONFIDENCE = 0.95
 ROUNDING = 1e-12

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sweeps.core.report.columns import TableMetric
-from sweeps.core.report.grid import Grid, GridColumn, make_cells
 from sweeps.core.report.numbers import format_difference, format_value
 from sweeps.core.report.section import Card, Section, Source
+from sweeps.core.report.text_grid import TextColumn, TextGrid, make_cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ def _table(source: Source, metric: TableMetric) -> ClassTable | None:
     return ClassTable(metric, names, tuple(rows)) if rows else None
 
 
-def _grid(table: ClassTable) -> Grid:
+def _grid(table: ClassTable) -> TextGrid:
     """A line for each class, which stays readable with many of them."""
-    columns = (GridColumn("class"), *(GridColumn(row.label, "right") for row in table.rows))
+    columns = (TextColumn("class"), *(TextColumn(row.label, "right") for row in table.rows))
     lines = tuple(
         make_cells(name, *(row.means[number] for row in table.rows)) for number, name in enumerate(table.classes)
     )
-    return Grid(columns, lines, title=f"{table.metric.title} by class")
+    return TextGrid(columns, lines, title=f"{table.metric.title} by class")

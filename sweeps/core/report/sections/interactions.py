@@ -12,9 +12,9 @@ from sweeps.core.findings.analysis import StudyAnalysis
 from sweeps.core.findings.interactions import Crossing
 from sweeps.core.report.columns import TableMetric
 from sweeps.core.report.drawing import MARKERS, MAX_LINES, MUTED, SERIES, STYLE, grid, label_rows, svg
-from sweeps.core.report.grid import Grid, GridColumn, make_cells
 from sweeps.core.report.numbers import format_difference, format_p, is_percent
 from sweeps.core.report.section import Card, Section, Source
+from sweeps.core.report.text_grid import TextColumn, TextGrid, make_cells
 from sweeps.core.statistics.anova import Effect
 from sweeps.core.store.study_record import StudyRecord
 
@@ -24,7 +24,7 @@ _CAPTION = (
     "Lines that are not parallel show an interaction: what one factor does depends on the other. The grey band is the "
     "noise floor around the first line."
 )
-_COLUMNS = (GridColumn("term"), *(GridColumn(heading, "right") for heading in ("df", "F", "p", "partial η²")))
+_COLUMNS = (TextColumn("term"), *(TextColumn(heading, "right") for heading in ("df", "F", "p", "partial η²")))
 
 _Pair = tuple[Crossing, TableMetric, str, str]
 
@@ -41,7 +41,7 @@ def _show(source: Source) -> Card | str:
 INTERACTIONS = Section("interactions", "Factors varied together", _show, text="body")
 
 
-def _terms(crossing: Crossing, study: StudyRecord) -> Grid:
+def _terms(crossing: Crossing, study: StudyRecord) -> TextGrid:
     """The analysis of variance, a line a term; the notes say what it leaves out, and the effects of two levels."""
     title = next(metric.title for metric in study.metrics if metric.key == crossing.metric)
     lines = [
@@ -49,7 +49,7 @@ def _terms(crossing: Crossing, study: StudyRecord) -> Grid:
         for term in crossing.anova.terms
     ]
     lines.append(make_cells("noise", str(crossing.anova.residual_df), "", "", ""))
-    return Grid(
+    return TextGrid(
         _COLUMNS,
         tuple(lines),
         title=f"{study.blocks[crossing.block].title}: analysis of variance of {title}",

@@ -156,7 +156,7 @@ def test_no_damage_ends_a_report(folder, name):
         damaged = DAMAGES[name](content)
         path.write_bytes(damaged)
         faults = read_curves(study).faults
-        row_details._log_tail(trial.run_dir)
+        row_details.read_log_tail(trial.run_dir)
         files = unreadable_files(trial)
         # The other object is one of a run folder of version 0.4.
         if damaged != content and not pattern.endswith("npz") and name != "another object":

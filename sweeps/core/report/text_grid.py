@@ -10,7 +10,7 @@ Mark = Literal["best", "second", "significant", "strong", ""]
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class TextCell:
     """A text, what sets it apart from the other cells of its column, and the numbers of its footnotes."""
 
     text: str
@@ -24,7 +24,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class GridColumn:
+class TextColumn:
     """A column of a table.
 
     Attributes:
@@ -43,7 +43,7 @@ class GridColumn:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class TextGrid:
     """A table.
 
     Attributes:
@@ -54,13 +54,13 @@ class Grid:
         notes: Sentences below it.
     """
 
-    columns: tuple[GridColumn, ...]
-    lines: tuple[tuple[Cell, ...], ...]
+    columns: tuple[TextColumn, ...]
+    lines: tuple[tuple[TextCell, ...], ...]
     title: str = ""
     group: str = ""
     notes: tuple[str, ...] = ()
 
 
-def make_cells(*texts: str) -> tuple[Cell, ...]:
+def make_cells(*texts: str) -> tuple[TextCell, ...]:
     """A line of cells without marks."""
-    return tuple(map(Cell, texts))
+    return tuple(map(TextCell, texts))
