@@ -6,7 +6,6 @@ is found by halving.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sweeps.core.plan.probe import COSTS, REQUEST, Cost, Phase, evaluations
+from sweeps.core.plan.probe import COSTS, COSTS_MODEL, REQUEST, Cost, Phase, evaluations
 from toco.config import digest
 from toco.data import Dataset, TrainLoader
 from toco.evaluate import EvaluateConfig, Evaluation, evaluate
@@ -221,7 +220,7 @@ def main(folder: Path) -> None:
     end_with_parent()
     request = read_json(folder / REQUEST)
     torch.set_num_threads(request["num_threads"])
-    write_text(folder / COSTS, json.dumps([cost.to_json() for cost in _costs(request)]), durable=False)
+    write_text(folder / COSTS, COSTS_MODEL.dump_json(tuple(_costs(request))).decode(), durable=False)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter, ValidationError
 
 from sweeps.core.store.scratch import scratch_folder, sweep_scratch
-from toco.config import digest
-from toco.files import UnreadableError, read_json, write_text
+from toco.config import digest, sentences
+from toco.files import write_text
 from toco.own_modules import search_folders
 from toco.train.run_config import RunConfig
 
@@ -78,15 +79,9 @@ class Cost:
         left = self.steps_s(steps_done, config.num_steps)
         return left + self.evaluation_s * (evaluations(config, config.num_steps) - evaluations(config, steps_done))
 
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return {**asdict(self), "config": self.config.model_dump(mode="json")}
 
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Cost:
-        """What :meth:`to_json` gave."""
-        phases = tuple(Phase(**phase) for phase in stored["phases"])
-        return cls(**{**stored, "config": RunConfig.model_validate(stored["config"]), "phases": phases})
+COSTS_MODEL = TypeAdapter(tuple[Cost, ...])
+"""Writes and reads the file ``COSTS``."""
 
 
 def evaluations(config: RunConfig, steps: int) -> int:
@@ -148,7 +143,8 @@ def probe(
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise ProbeError(f"The probe of a training failed: {reason}")
         try:
-            stored = read_json(folder / COSTS)
-        except (OSError, UnreadableError) as error:
+            return COSTS_MODEL.validate_json((folder / COSTS).read_bytes())
+        except OSError as error:
             raise ProbeError(f"The probe of a training left no costs: {error}") from error
-    return tuple(Cost.from_json(values) for values in stored)
+        except ValidationError as error:
+            raise ProbeError(f"The probe of a training left no costs: {sentences(error)}") from error

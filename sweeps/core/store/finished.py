@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -17,13 +17,14 @@ from pathlib import Path
 from sweeps.core.design.study import Study
 from sweeps.core.store.inputs import Inputs, config_inputs
 from sweeps.core.store.ledger import Ledger
+from sweeps.core.store.stored import Stored
 from toco.code_digest import code_digests
 from toco.config import digest
-from toco.files import UnreadableError, read_record, sha256, write_record
+from toco.files import UnreadableError, sha256, write_text
 from toco.train.run_config import RunConfig
 
 FOLDER = "finished"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _PACKAGES = ("torch", "timm")
 _SOURCES = ("toco", "sweeps")
 
@@ -37,24 +38,47 @@ class Ending:
     exit_code: int
 
 
+class FinishedStudy(Stored):
+    """A file of this folder.
+
+    Attributes:
+        folder: Name of the study's folder.
+        page: File name of its page.
+        files: SHA-256 of the report's files, by name.
+        keys: Of its trials.
+        entries: SHA-256 over their entries in the ledger.
+        text_printed: What it printed.
+        exit_code: Its exit status.
+    """
+
+    format_version: int
+    folder: str
+    page: str
+    files: Mapping[str, str]
+    keys: tuple[str, ...]
+    entries: str
+    text_printed: str
+    exit_code: int
+
+
 def recall(study: Study, storage: Path) -> Ending | None:
     """How ``study`` ended, if it was finished in ``storage`` by this very code and its results are those of then."""
     try:
-        was = read_record(_path(study, storage))
+        was = FinishedStudy.read(_path(study, storage), "It counts as missing.")
     except (OSError, UnreadableError):
         return None
-    if was["format_version"] != FORMAT_VERSION:
+    if was.format_version != FORMAT_VERSION:
         return None
-    folder, keys, entries = storage / was["folder"], was["keys"], was["entries"]
+    folder = storage / was.folder
     try:
-        if any(sha256(folder / name) != known for name, known in was["files"].items()):
+        if any(sha256(folder / name) != known for name, known in was.files.items()):
             return None
     except OSError:
         return None
     # Not just that they are there: an entry that was deleted may have been computed again for another study.
-    if Ledger(storage).content_digest(keys) != entries:
+    if Ledger(storage).content_digest(was.keys) != was.entries:
         return None
-    return Ending(was["text"], folder / was["page"], was["exit_code"])
+    return Ending(was.text_printed, folder / was.page, was.exit_code)
 
 
 def remember(
@@ -80,17 +104,17 @@ def remember(
     entries = Ledger(storage).content_digest(keys)
     if entries is None or len({json.dumps(read, sort_keys=True) for read in inputs}) != 1:
         return
-    content = {
-        "format_version": FORMAT_VERSION,
-        "folder": ending.page.parent.name,
-        "page": ending.page.name,
-        "files": {file.name: sha256(file) for file in files},
-        "keys": list(keys),
-        "entries": entries,
-        "text": ending.text,
-        "exit_code": ending.exit_code,
-    }
-    write_record(_path(study, storage), content, durable=False)
+    finished = FinishedStudy(
+        format_version=FORMAT_VERSION,
+        folder=ending.page.parent.name,
+        page=ending.page.name,
+        files={file.name: sha256(file) for file in files},
+        keys=tuple(keys),
+        entries=entries,
+        text_printed=ending.text,
+        exit_code=ending.exit_code,
+    )
+    write_text(_path(study, storage), finished.text(indent=None), durable=False)
 
 
 def _path(study: Study, storage: Path) -> Path:

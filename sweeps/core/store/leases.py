@@ -18,14 +18,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from sweeps.core.store.first_writer import link_first
 from sweeps.core.store.ledger import mounted
 from sweeps.core.store.process_identity import Process, this_process
-from toco.files import UnreadableError, read_record, write_record
+from sweeps.core.store.stored import Stored
+from toco.files import UnreadableError, write_text
 
 FORMAT_VERSION = 2
 FOLDER = "leases"
@@ -35,6 +36,15 @@ logger = logging.getLogger(__name__)
 
 class LostLeaseError(RuntimeError):
     """Another driver holds the lease now, so that nothing may be written."""
+
+
+class Holder(Stored):
+    """A holder's file: a name that no other holder has, what it is, in words, and its process."""
+
+    format_version: int
+    owner: str
+    holder: str
+    process: Process
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,13 +247,8 @@ class Leases:
     def _new_owner(self) -> None:
         """Take a name that is in no chain, with a file to link to."""
         owner = uuid.uuid4().hex
-        content = {
-            "format_version": FORMAT_VERSION,
-            "owner": owner,
-            "holder": self._holder,
-            "process": asdict(this_process()),
-        }
-        write_record(self._file(owner), content)
+        holder = Holder(format_version=FORMAT_VERSION, owner=owner, holder=self._holder, process=this_process())
+        write_text(self._file(owner), holder.text(indent=None))
         self._owners.append(owner)
 
     def _file(self, owner: str) -> Path:
@@ -319,10 +324,10 @@ def _read(path: Path) -> _Link | None:
         # Opened, not just asked for: only then does NFS look at the server for the newest heart-beat.
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
-        content = read_record(path)
-        return _Link(path, content["owner"], content["holder"], Process(**content["process"]), state.st_mtime_ns)
+        holder = Holder.read(path, "It is taken over when its heart-beat ends.")
+        return _Link(path, holder.owner, holder.holder, holder.process, state.st_mtime_ns)
     except FileNotFoundError:
         return None
-    except (UnreadableError, KeyError, TypeError):
+    except UnreadableError:
         # The inode, as the file has one name in every chain and one among the holders.
         return _Link(path, f"unreadable-{state.st_ino}", "", None, state.st_mtime_ns)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from sweeps.core.store.stored import Stored
 
-@dataclass(frozen=True, slots=True)
-class Process:
+
+class Process(Stored):
     """A process, told apart from later processes with the same number.
 
     Attributes:
@@ -33,7 +33,8 @@ class Process:
 
 def this_process() -> Process:
     """The process that calls this."""
-    return Process(socket.gethostname(), machine(), os.getpid(), started(os.getpid()) or "")
+    pid = os.getpid()
+    return Process(host=socket.gethostname(), machine=machine(), pid=pid, started=started(pid) or "")
 
 
 def machine() -> str:

@@ -7,11 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from sweeps.core.store.process_identity import Process, this_process
-from toco.files import UnreadableError, read_record, write_record
+from toco.files import UnreadableError, write_text
 
 _PREFIX = "toco-"
 _OWNER = ".owner.json"
@@ -48,7 +47,7 @@ def make_scratch_folder(name: str, *, for_sockets: bool = False) -> Path:
         root = _SHORT_ROOT
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}-{os.getpid()}-", dir=root))
     try:
-        write_record(folder / _OWNER, asdict(this_process()), durable=False)
+        write_text(folder / _OWNER, this_process().text(indent=None), durable=False)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -67,6 +66,6 @@ def _is_left(folder: Path) -> bool:
     try:
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
             return False
-        return Process(**read_record(folder / _OWNER)).is_dead()
-    except (OSError, UnreadableError, TypeError):
+        return Process.read(folder / _OWNER, "It is left.").is_dead()
+    except (OSError, UnreadableError):
         return False

@@ -3,7 +3,7 @@
 import pytest
 
 from sweeps.core.plan.measure import changes_of_terms
-from sweeps.core.plan.probe import Cost, Phase, ProbeError, evaluations, kind, probe
+from sweeps.core.plan.probe import COSTS_MODEL, Cost, Phase, ProbeError, evaluations, kind, probe
 from toco.config import replace
 from toco.registry import load
 
@@ -73,7 +73,7 @@ def test_trainings_that_differ_in_the_seed_or_in_what_changes_no_result_are_of_o
 
 
 def test_costs_survive_json():
-    assert Cost.from_json(COST.to_json()) == COST
+    assert COSTS_MODEL.validate_json(COSTS_MODEL.dump_json((COST,))) == (COST,)
 
 
 def test_what_is_wrong_with_a_config_is_said():

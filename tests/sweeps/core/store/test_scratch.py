@@ -75,5 +75,5 @@ def test_sockets_get_a_short_path(root, monkeypatch, tmp_path_factory):
 def test_a_process_knows_itself():
     process = process_identity.this_process()
     assert not process.is_dead()
-    assert process_identity.Process(process.host, process.machine, process.pid, "1").is_dead()
-    assert not process_identity.Process(process.host, "another", process.pid, "1").is_dead()
+    assert process.model_copy(update={"started": "1"}).is_dead()
+    assert not process.model_copy(update={"started": "1", "machine": "another"}).is_dead()
