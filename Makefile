@@ -2,8 +2,9 @@
 PYTHON ?= python3
 RESULTS ?= results
 PORT ?= 5000
-# As many processes run tests at once. Each of them may start a Ray of its own, and 24 GB hold two.
-WORKERS ?= 2
+# As many processes run tests at once. Tests wait for servers and other processes: one more than two cores keeps both
+# busy. Each may start a Ray of its own, which takes up to 5 GB.
+WORKERS ?= 3
 
 # What a person sets is text: neither make nor the shell looks into it for something to run.
 SET := PYTHON RESULTS STORE RECIPE DATA WEIGHTS GPUS PORT WORKERS

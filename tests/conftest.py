@@ -1,5 +1,5 @@
 # ruff: noqa: E402
-"""What all tests share. Two test processes run at once, so a thread for each: more would fight for the same cores."""
+"""What all tests share. Several test processes run at once, so a thread each: more would fight for the same cores."""
 
 import multiprocessing
 import os
@@ -35,6 +35,13 @@ from toco.train.run_config import RunConfig
 
 Cases = dict[str, dict[str, Any]]
 GOLDEN = Path(__file__).parent / "golden"
+LONGEST = ("test_kill.py", "test_ray_nodes.py", "test_ray_tune.py", "test_search_run.py", "test_damage.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes none is left alone with a long test in the end: the longest begin first, then slow ones."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: (item.path.name not in LONGEST, item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture(autouse=True, scope="session")
