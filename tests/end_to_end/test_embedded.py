@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+from click.testing import CliRunner
 
+from toco.__main__ import main
 from toco.files import read_record
 from toco.tracking import open_store
 
@@ -29,6 +31,13 @@ def run(*words):
     done = subprocess.run(command(*words), capture_output=True, text=True, env=environment(), timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def run_here(*words):
+    """The same in this process, where MLflow is imported already."""
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 def read(path):
@@ -117,7 +126,7 @@ def test_evaluating_the_checkpoint_gives_the_last_row_exactly(trained, tmp_path)
 @pytest.mark.slow
 def test_mlflow_holds_what_the_run_folder_holds(trained, tmp_path):
     run_dir, uri = trained[0], f"sqlite:///{tmp_path}/mlflow.db"
-    output = run("track", run_dir, "--tracking-uri", uri, "--experiment", "embedded")
+    output = run_here("track", run_dir, "--tracking-uri", uri, "--experiment", "embedded")
     run_id = re.search(r"/runs/([0-9a-f]{32})\?", output)[1]
     client = open_store(uri, "embedded").client
     stored = client.get_run(run_id)
