@@ -15,7 +15,7 @@ from sweeps.core.store.ledger import LONGEST_TRACEBACK, Ledger, Nearest
 from sweeps.core.store.ledger_entry import FORMAT_VERSION
 from tests.sweeps.core.damages import DAMAGES, damage
 from tests.sweeps.core.entries import make_entry
-from toco.files import is_sealed, record_text
+from toco.files import SEAL, is_sealed, record_text
 
 KEYS = [f"{number:02x}{number:018x}" for number in range(40)]
 
@@ -139,6 +139,20 @@ def test_results_of_version_0_4_do_not_count_and_are_named(ledger, caplog):
     assert ledger.nearest("d" * 16) == Nearest({"config": "d" * 16}, without_digest=True)
     assert ledger.nearest("0" * 16) == Nearest({"config": "0" * 16}, without_digest=False)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [("status", "lost", "status: Input should be 'finished' or 'diverged'"), ("step", "9", "step: Input should be a")],
+)
+def test_an_entry_that_another_program_wrote_is_a_sentence(ledger, field, value, fault):
+    ledger.write(entry(KEYS[0]))
+    path = path_of(ledger, KEYS[0])
+    record = json.loads(path.read_text())
+    del record[SEAL]
+    path.write_text(record_text({**record, field: value}))
+    with pytest.raises(ValueError, match=rf"{KEYS[0]}\.json is not a record of its kind: {fault}.* Delete it\."):
+        ledger.entry(KEYS[0])
 
 
 def test_lost_markers_are_made_again(ledger):

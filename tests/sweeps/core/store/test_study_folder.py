@@ -206,6 +206,27 @@ def test_damaged_progress_and_mlflow_page_are_as_if_missing(tmp_path, plan, name
     assert read_study_record(folder.path).mlflow == MlflowLinks(pages, {"other": "run"})
 
 
+def test_a_study_that_another_program_wrote_is_a_sentence(tmp_path, plan):
+    folder = StudyFolder(tmp_path / "study")
+    write(folder, plan)
+    file = folder.path / "study.json"
+    record = json.loads(file.read_text())
+    del record[SEAL], record["purpose"]
+    file.write_text(record_text({**record, "seeds": "0, 1"}))
+    with pytest.raises(ValueError, match=r"study\.json is not a record of its kind: seeds: .*purpose: Field required"):
+        read_study_record(folder.path)
+
+
+@pytest.mark.parametrize("name", ["progress.json", "mlflow.json"])
+def test_what_is_written_beside_by_another_program_counts_as_missing(tmp_path, plan, name, caplog):
+    folder = StudyFolder(tmp_path / "study")
+    write(folder, plan)
+    (folder.path / name).write_text(record_text({"steps": 3, "host": "javascript:alert(1)"}))
+    record = read_study_record(folder.path)
+    assert (record.mlflow, record.running, record.eta_s) == (None, False, None)
+    assert f"{folder.path / name} is not a record of its kind" in caplog.text
+
+
 def test_a_damaged_earlier_state_says_what_to_do(tmp_path, plan):
     folder = StudyFolder(tmp_path / "study")
     write(folder, plan)
