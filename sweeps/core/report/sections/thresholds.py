@@ -18,7 +18,7 @@ def _curve(run: RunRecord) -> Mapping[str, Any]:
 def _points(name: str) -> Points:
     def find(run: RunRecord) -> Iterable[tuple[float, float | None]]:
         curve = _curve(run)
-        return zip(curve.get("thresholds", ()), curve.get(name, ()), strict=True)
+        return zip(curve["thresholds"], curve[name], strict=True) if name in curve else ()
 
     return find
 

@@ -52,6 +52,17 @@ def test_a_cell_that_stands_in_two_blocks_is_trained_once():
     ]
 
 
+def test_methods_are_rows_of_a_table_and_a_change_switches_the_method_of_all():
+    methods = make(design=OneFactor((Factor("method.name", ("toco", "cam")),)), a_a=False).resolve()
+    assert [trial.config.method.name for trial in methods.trials] == ["toco", "toco", "cam", "cam"]
+    recipe = load("toco.recipes", "voc_deit_b").recipe()
+    baseline = replace(recipe, {"method.name": "cam", "optim.warmup_steps": 2, "seed": 5})
+    assert methods.trials[3].config == baseline
+    changes = {"optim.warmup_steps": "2", "method.name": "cam", "num_steps": "40"}
+    switched = make(design=OneFactor((Factor("optim.lr", (6e-5, 1e-4)),)), changes=changes, a_a=False).resolve()
+    assert {trial.config.method for trial in switched.trials} == {baseline.method}
+
+
 def test_a_cell_is_one_whatever_fields_the_designs_say_that_the_recipe_has_anyway():
     # The ladder's last row sets nothing, the recipe's weight is 0.2.
     ladder = Ladder("cls", (Component("PTC", {"method.ptc.weight": 0.0}),))

@@ -20,7 +20,8 @@ from sweeps.core.report.section import Section
 from sweeps.core.report.sections import SECTIONS, differences, interactions, means, similarity, thresholds, training
 from sweeps.core.statistics.paired import noise_floor
 from tests.sweeps.core.records import SEG, M, make_study
-from tests.sweeps.core.report.run_folders import write_runs
+from tests.sweeps.core.report.run_folders import STEP, write_runs
+from toco.train import records
 
 BASE, AGAIN = (0.60, 0.62, 0.64), (0.61, 0.60, 0.66)
 ROWS = {"#10": BASE, "#8": (0.50, 0.53, 0.53), "<#9>": (0.61, 0.60, 0.65), A_A: AGAIN}
@@ -117,6 +118,20 @@ def test_curves_are_means_over_seeds_with_a_band_at_every_position(study, drawn)
     assert low == pytest.approx(np.array([62, 46.5, 31, 15.5]) - widths)
     assert high == pytest.approx(np.array([62, 46.5, 31, 15.5]) + widths)
     assert line(aux_cam, "#8").get_xdata() == pytest.approx([0.25, 0.5, 0.75])  # undefined at 0
+
+
+def test_a_row_whose_method_makes_other_cams_has_no_curve_of_these(study, drawn):
+    row = next(row for row in study.rows if row.label == "#8")
+    for trial in study.trials_of(row):
+        path = trial.run_dir / f"evaluations/step_{STEP:08d}.json"
+        content = records.read(path)
+        del content["threshold_curve"]["aux_cam_miou"]
+        records.write(path, content)
+    assert draw(study, thresholds.THRESHOLDS)
+    cam, aux_cam = drawn[0].axes
+    assert line(cam, "#8").get_ydata() == pytest.approx([52, 39, 26, 13])
+    assert "#8" not in [shown.get_label() for shown in aux_cam.get_lines()]
+    assert aux_cam.get_title(loc="left").endswith("auxiliary CAM mIoU (%)")
 
 
 def test_similarity_stands_beside_figure_2_only_where_the_paper_does(study, drawn):
