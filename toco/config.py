@@ -46,7 +46,7 @@ _SHOWN = 120
 """Characters of a value in a message."""
 
 
-class Component(Config):
+class EntryConfig(Config):
     """Config of an entry of a registry: ``name`` says which."""
 
     name: str

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from toco.config import Component
+from toco.config import EntryConfig
 from toco.types import IMAGENET_MEAN, IMAGENET_STD, Features
 
 Positive = Annotated[float, Field(gt=0)]
 
 
-class BackboneConfig(Component):
+class BackboneConfig(EntryConfig):
     """Base of the configs of ``toco.backbones``.
 
     Attributes:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from pydantic import Field
 
-from toco.config import RUN_ONLY, Component
+from toco.config import RUN_ONLY, EntryConfig
 from toco.files import printable
 
 Split = Literal["train", "val"]
@@ -22,7 +22,7 @@ Split = Literal["train", "val"]
 Cache = Literal["none", "memory", "node"]
 
 
-class DataConfig(Component):
+class DataConfig(EntryConfig):
     """Base of the configs of ``toco.data``.
 
     A module there defines ``Config(DataConfig)`` and ``open_split(config, split) -> Dataset``.

@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class LabelledImage:
     """One image as the data set has it."""
 
     index: int
@@ -43,7 +43,7 @@ class SampleBatch:
         present: What :func:`toco.types.present_classes` says of them.
     """
 
-    samples: tuple[Sample, ...]
+    samples: tuple[LabelledImage, ...]
     rows: tuple[tuple[int, ...], ...]
     images: tuple[UInt8[Tensor, "_ _ _ 3"], ...]
     masks: tuple[UInt8[Tensor, "_ _ _"], ...]
@@ -143,10 +143,10 @@ def read_ahead(values: Iterator[_T]) -> Iterator[_T]:
             yield value  # type: ignore[misc]  # a value, since it is not the end
 
 
-def _read(dataset: Dataset, index: int) -> Sample:
+def _read(dataset: Dataset, index: int) -> LabelledImage:
     name = dataset.names[index]
     try:
         mask = dataset.mask(index)
     except LookupError as error:
         raise ValueError(f"Evaluation needs a mask of every image; {name!r} has none. {error}") from error
-    return Sample(index, name, dataset.image(index), mask, dataset.class_labels(index))
+    return LabelledImage(index, name, dataset.image(index), mask, dataset.class_labels(index))

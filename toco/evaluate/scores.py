@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int32, Int64, Integer
 from torch import Tensor
 
-from toco.evaluate.batches import Sample, SampleBatch, in_order, take
+from toco.evaluate.batches import LabelledImage, SampleBatch, in_order, take
 from toco.evaluate.report import Picture
 from toco.evaluate.sizes import resize_bilinear, resize_nearest
 from toco.metrics.cam_quality import CamQuality
@@ -159,7 +159,7 @@ def _to_host(tensor: Tensor) -> Tensor:
 
 
 def _picture(
-    sample: Sample,
+    sample: LabelledImage,
     present_labels: Float[Tensor, " m"],
     prediction: Prediction,
     row: int,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from toco.backbones import Backbone
 from toco.cam.par import ParConfig, refine_pseudo_label
-from toco.config import Component, Config
+from toco.config import Config, EntryConfig
 from toco.types import Batch, Cams, ExtraView, Prediction, StepOutput
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class LabelRule(NamedTuple):
         return refine_pseudo_label(levels / 255, cam, class_labels, valid_box, *self)
 
 
-class MethodConfig(Component):
+class MethodConfig(EntryConfig):
     """Base of the configs of ``toco.methods``: all that a run asks of a method before it is built.
 
     Attributes:
