@@ -1,4 +1,4 @@
-"""The table of a study, from its record, its analysis and its verdict.
+"""Make the table of a study from its record, its analysis and its verdict.
 
 Nothing here depends on when, where or by whom the study was run.
 """
@@ -76,8 +76,8 @@ def _blocks(
     footnotes: Mapping[str, int],
 ) -> tuple[TableBlock, ...]:
     texts: dict[int, dict[str, str]] = {}
-    for found in verdict.rows:
-        texts.setdefault(found.row, {})[found.metric] = found.text
+    for row_verdict in verdict.rows:
+        texts.setdefault(row_verdict.row, {})[row_verdict.metric] = row_verdict.text
     rows: list[list[TableRow]] = [[] for _ in study.blocks]
     for row, numbers in zip(study.rows, analysis.rows, strict=True):
         rows[row.block].append(_row(study, row, numbers, metrics, footnotes, texts.get(row.number, {})))
@@ -90,7 +90,6 @@ def _blocks(
                 tuple(of_block),
                 tuple(metric for metric in metrics if metric.key in block.metrics),
                 tuple(metric for metric in metrics if metric.key in published),
-                f"{block.paper.source}. {block.paper.setting}" if block.paper and published else "",
             )
         )
     return tuple(blocks)
@@ -125,7 +124,7 @@ def _row(
 
 
 def _seeds(numbers: RowAnalysis, metrics: Iterable[TableMetric]) -> str:
-    """Shown beside every row, since a mean of one seed must not look like a mean of ten."""
+    """The number of seeds, which every row shows: a mean of one seed must not look like a mean of ten."""
     count = numbers.finished
     text = str(count) if count == numbers.planned else f"{count} of {numbers.planned}"
     fewer = [f"{metric.title} {n}" for metric, n in _missing(numbers, metrics)]

@@ -65,14 +65,12 @@ class TableBlock:
         rows: In the study's order.
         compared: Metrics whose comparisons are declared for this block; the CSV has the other differences.
         published: Metrics that any published row of this block has.
-        source: Where they are published, and how they were measured; empty where nothing is.
     """
 
     title: str
     rows: tuple[TableRow, ...]
     compared: tuple[TableMetric, ...]
     published: tuple[TableMetric, ...]
-    source: str
 
     @property
     def against(self) -> str:
