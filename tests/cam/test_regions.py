@@ -26,7 +26,7 @@ def test_every_recorded_crop_and_flag(golden_cases):
         num_crops, size, _ = a["crop_num_size_seed"].tolist()
         crops = crop(a["images"], a["corners_yx"], size)
         assert torch.equal(crops.transpose(0, 1), a["crops_b_num_c_s_s"]), case
-        is_positive = positive_crops(a["roi_mask"], a["corners_yx"], size)
+        is_positive = positive_crops(a["roi_mask"], a["corners_yx"], size, min_mean_region=0.2)
         assert is_positive.shape == (len(a["images"]), num_crops)
         assert torch.equal(is_positive, a["flags"][:, 2:].bool()), case
 
@@ -134,9 +134,9 @@ def test_sure_foreground_counts_double():
     region = torch.zeros(1, 10, 10, dtype=torch.uint8)
     region[0, 0, :10] = 2  # mean 0.2: not more than the limit
     corner = torch.zeros(1, 1, 2, dtype=torch.int64)
-    assert positive_crops(region, corner, 10).tolist() == [[False]]
+    assert positive_crops(region, corner, 10, min_mean_region=0.2).tolist() == [[False]]
     region[0, 1, 0] = 1
-    assert positive_crops(region, corner, 10).tolist() == [[True]]
+    assert positive_crops(region, corner, 10, min_mean_region=0.2).tolist() == [[True]]
     assert positive_crops(region, corner, 10, min_mean_region=0.3).tolist() == [[False]]
 
 
@@ -149,5 +149,5 @@ def test_does_not_wait_for_the_device():
     """Tensors without data: whatever reads a value on the host, or shapes a tensor by one, raises."""
     region = regions(torch.zeros(2, 3, 20, 24, device="meta"), torch.zeros(2, 3, device="meta"), 0.25, 0.7)
     corners = corners_of(region, 5, 6, torch.Generator())
-    assert positive_crops(region, corners, 6).shape == (2, 5)
+    assert positive_crops(region, corners, 6, min_mean_region=0.2).shape == (2, 5)
     assert crop(torch.zeros(2, 3, 20, 24, device="meta"), corners, 6).shape == (5, 2, 3, 6, 6)

@@ -5,21 +5,21 @@ import numpy as np
 import pytest
 import torch
 
-from toco.heads.projection import ProjectionHead, ema_update_
+from toco.heads.projection import ProjectionConfig, ProjectionHead, ema_update_
 
 
-def head_for(state, **more):
+def head_for(state):
     """A head with the widths of a recorded state, and that state."""
     weights = [name for name in state if name.startswith("mlp") and name.endswith("weight")]
-    out_channels, bottleneck_channels = state["last_layer.weight_v"].shape
-    head = ProjectionHead(
-        state[weights[0]].shape[1],
-        out_channels,
-        hidden_channels=state[weights[0]].shape[0],
-        bottleneck_channels=bottleneck_channels,
+    output_width, bottleneck_width = state["last_layer.weight_v"].shape
+    hidden_width, in_channels = state[weights[0]].shape
+    config = ProjectionConfig(
         num_layers=len(weights),
-        **more,
+        hidden_width=hidden_width,
+        bottleneck_width=bottleneck_width,
+        output_width=output_width,
     )
+    head = ProjectionHead(in_channels, config)
     # The official one-layer MLP is the layer itself.
     head.load_state_dict(
         {
@@ -67,7 +67,7 @@ def test_recorded_output_and_gradients(golden_cases, case):
 def test_recorded_full_size(golden_cases):
     a = golden_cases("ctc_head")["full_768_seeded"]
     stream = np.random.RandomState(34)
-    head = ProjectionHead(768)
+    head = ProjectionHead(768, ProjectionConfig())
     parameters = dict(head.named_parameters())
     for name in a["param_order"]:
         if name != "last_layer.weight_g":
@@ -126,7 +126,7 @@ def test_ema_of_different_modules_is_refused():
 
 
 def test_output_is_bounded_and_ignores_the_length_of_the_directions():
-    head = ProjectionHead(6, 20, hidden_channels=8, bottleneck_channels=4)
+    head = ProjectionHead(6, ProjectionConfig(hidden_width=8, bottleneck_width=4, output_width=20))
     x = torch.randn(5, 6)
     before = head(x)
     assert before.abs().max() <= 1 + 1e-6  # cosines between the bottleneck and the rows
@@ -138,7 +138,7 @@ def test_output_is_bounded_and_ignores_the_length_of_the_directions():
 def test_initialisation_is_the_recorded_one():
     recorded = json.loads((Path(__file__).parents[1] / "golden" / "init_statistics_deit_tiny.json").read_text())
     torch.manual_seed(0)
-    for name, parameter in ProjectionHead(192).named_parameters():
+    for name, parameter in ProjectionHead(192, ProjectionConfig()).named_parameters():
         expected = recorded[f"proj_head.{name}"]
         assert parameter.double().std().item() == pytest.approx(expected["std"], rel=0.01), name
         assert parameter.mean().item() == pytest.approx(expected["mean"], abs=2e-4), name

@@ -45,7 +45,7 @@ def multi_scale_cams(
     forward: Forward,
     images: Float[Tensor, "b 3 h w"],
     scales: Sequence[float],
-    flip: bool = True,
+    flip: bool,
     base: Float[Tensor, "b k p q"] | None = None,
 ) -> Float[Tensor, "b k h w"]:
     """CAMs at the images' size, summed over scales and normalised.

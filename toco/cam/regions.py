@@ -115,7 +115,7 @@ def positive_crops(
     regions: Integer[Tensor, "b h w"],
     corners: Integer[Tensor, "b v 2"],
     crop_size_px: int,
-    min_mean_region: float = 0.2,
+    min_mean_region: float,
 ) -> Bool[Tensor, "b v"]:
     """Whether a crop shows enough of an object to be a positive of its image.
 

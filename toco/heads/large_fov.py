@@ -19,7 +19,7 @@ class LargeFov(nn.Module):
         dilation: Distance between the taps of the 3x3 convolutions, in patches.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, hidden_channels: int = 512, dilation: int = 5) -> None:
+    def __init__(self, in_channels: int, num_classes: int, hidden_channels: int, dilation: int) -> None:
         super().__init__()
         self.conv6 = nn.Conv2d(in_channels, hidden_channels, 3, padding=dilation, dilation=dilation, bias=False)
         self.conv7 = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=dilation, dilation=dilation, bias=False)

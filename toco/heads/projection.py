@@ -7,7 +7,26 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
+
+from toco.config import Config
+
+
+class ProjectionConfig(Config):
+    """Sizes of the projection head; the official ones are 768-2048-2048-256-1024.
+
+    Attributes:
+        num_layers: Linear layers of the MLP.
+        hidden_width: Width inside the MLP.
+        bottleneck_width: Width of the normalised vector.
+        output_width: Width of the projection.
+    """
+
+    num_layers: int = Field(default=3, ge=1)
+    hidden_width: int = Field(default=2048, gt=0)
+    bottleneck_width: int = Field(default=256, gt=0)
+    output_width: int = Field(default=1024, gt=0)
 
 
 class WeightNormLinear(nn.Module):
@@ -37,24 +56,14 @@ class ProjectionHead(nn.Module):
 
     Args:
         in_channels: Width of the class token.
-        out_channels: Width of the projection.
-        hidden_channels: Width inside the MLP.
-        bottleneck_channels: Width of the normalised vector.
-        num_layers: Linear layers of the MLP.
+        config: The other sizes.
 
     Source: official model_seg_neg.py, after Caron et al., "Emerging Properties in Self-Supervised Vision Transformers".
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int = 1024,
-        hidden_channels: int = 2048,
-        bottleneck_channels: int = 256,
-        num_layers: int = 3,
-    ) -> None:
+    def __init__(self, in_channels: int, config: ProjectionConfig) -> None:
         super().__init__()
-        widths = [in_channels, *[hidden_channels] * (num_layers - 1), bottleneck_channels]
+        widths = [in_channels, *[config.hidden_width] * (config.num_layers - 1), config.bottleneck_width]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             linear = nn.Linear(width_in, width_out)
@@ -62,7 +71,7 @@ class ProjectionHead(nn.Module):
             nn.init.zeros_(linear.bias)
             layers += [linear, nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])
-        self.last_layer = WeightNormLinear(bottleneck_channels, out_channels)
+        self.last_layer = WeightNormLinear(config.bottleneck_width, config.output_width)
 
     def forward(self, class_token: Float[Tensor, "b c"]) -> Float[Tensor, "b out"]:
         """Projection of the class token; the contrast takes raw dot products of these."""

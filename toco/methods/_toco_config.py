@@ -7,20 +7,11 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
-from toco.config import Config as BaseConfig
+from toco.heads.projection import ProjectionConfig
 from toco.losses.dense_energy import DenseEnergyConfig
 from toco.methods._cam_labels import CamLabelsConfig
 from toco.methods._method import BilateralFilter, Term
 from toco.types import ExtraView
-
-
-class ProjectionConfig(BaseConfig):
-    """The projection head of CTC (official: 768-2048-2048-256-1024)."""
-
-    num_layers: int = Field(default=3, ge=1)
-    hidden_width: int = Field(default=2048, gt=0)
-    bottleneck_width: int = Field(default=256, gt=0)
-    output_width: int = Field(default=1024, gt=0)
 
 
 class Config(CamLabelsConfig):

@@ -24,14 +24,14 @@ from toco.cam.regions import crop, draw_keys, positive_crops, regions, sample_cr
 from toco.data import denormalise_255
 from toco.heads.classifier import Classifier
 from toco.heads.large_fov import LargeFov
-from toco.heads.projection import ProjectionHead, ema_update_
+from toco.heads.projection import ProjectionConfig, ProjectionHead, ema_update_
 from toco.losses.classification import classification_loss
 from toco.losses.ctc import class_token_contrast_loss
 from toco.losses.dense_energy import DenseEnergyConfig, dense_energy_loss
 from toco.losses.ptc import patch_token_contrast_loss
 from toco.losses.segmentation import segmentation_loss
 from toco.methods._method import Method, Term, autocast_device, compile_graphs, group_parameters
-from toco.methods._toco_config import Config, ProjectionConfig
+from toco.methods._toco_config import Config
 from toco.types import Batch, Cams, Features, Prediction, StepOutput, present_classes
 
 
@@ -70,15 +70,9 @@ class ToCo(Method):
         self.decoder = LargeFov(
             backbone.width, num_foreground_classes + 1, config.decoder_width, config.decoder_dilation
         )
-        self.projection, self.teacher = self._projection(), self._projection()
+        self.projection, self.teacher = (ProjectionHead(backbone.width, config.projection) for _ in range(2))
         self.teacher.load_state_dict(self.projection.state_dict())
         self.teacher.requires_grad_(False)
-
-    def _projection(self) -> ProjectionHead:
-        head = self.config.projection
-        return ProjectionHead(
-            self.backbone.width, head.output_width, head.hidden_width, head.bottleneck_width, head.num_layers
-        )
 
     def training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
         """Losses of one step.
