@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._record import synchronise
-from toco.methods import toco
+from toco.methods import LabelRule, toco
 from toco.train.step import TrainingStep
 
 PHASES = {
@@ -22,7 +22,6 @@ PHASES = {
     "regions, crops": ("regions", "draw_keys", "sample_crop_corners", "crop", "positive_crops"),
     "CTC": ("ema_update_", "class_token_contrast_loss"),
     "PTC": ("cam_to_pseudo_label", "affinity", "patch_token_contrast_loss"),
-    "PAR": ("refine_pseudo_label",),
     "segmentation": ("segmentation_loss",),
     "energy": ("dense_energy_loss",),
 }
@@ -86,6 +85,8 @@ class Phases:
                 for name in functions:
                     wrapped = timed(lambda *_, phase=phase: phase, getattr(toco, name))
                     stack.enter_context(patch.object(toco, name, wrapped))
+            refine = timed(lambda *_: "PAR", LabelRule.refine)
+            stack.enter_context(patch.object(LabelRule, "refine", refine))
             for module, phase in modules.items():
                 wrapped = timed(lambda *_, phase=phase: phase, module.forward)
                 stack.enter_context(patch.object(module, "forward", wrapped))

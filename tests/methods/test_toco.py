@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from toco.backbones import vit_nano
-from toco.methods import toco
+from toco.methods import LabelRule, toco
 from toco.types import Batch, present_classes
 
 SIZE, PATCH = 64, 8
@@ -127,11 +127,11 @@ def test_without_the_auxiliary_loss_its_classifier_learns_nothing_and_nothing_ma
 def test_the_decoder_first_learns_from_the_auxiliary_cam(monkeypatch):
     seen = []
 
-    def refine(_images, cam, *_args, **_settings):
+    def refine(_rule, _levels, cam, *_present):
         seen.append(cam)
         return torch.zeros(len(cam), SIZE, SIZE, dtype=torch.int64)
 
-    monkeypatch.setattr(toco, "refine_pseudo_label", refine)
+    monkeypatch.setattr(LabelRule, "refine", refine)
     model, data = method(aux_pseudo_labels_until_step=5), batch(2)
     cams = model.cams(data.images, model.config.cam_scales, flip=True, present=data.present)
     losses(model, data, step=4)
