@@ -63,7 +63,7 @@ TINY = {
     "evaluate_every": 2,
     "batch_size": 4,
     "optim.warmup_steps": 0,
-    "evaluate.num_pictures": 1,
+    "evaluate.num_pictures": 0,
 }
 
 
