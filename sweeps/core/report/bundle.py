@@ -34,7 +34,7 @@ README = """# {title}
 
 - `table.csv`, `table.md`, `table.tex`: the table.
 - `values.csv`: the result of every trial, by cell, seed and metric. `trials.csv`: how each ended.
-- `table.json`: rows, cells and the comparisons that were declared before anything was run.
+- `table.json`: rows, cells, comparisons that were declared before anything was run, and columns that are copied.
 - `rebuild_table.py`: makes `table.csv` again from `values.csv` and compares; needs Python, numpy and scipy.
 - `configs/`: the whole config of every cell. `environments.json`: versions and hardware, with the trials each ran.
 - `figures/`: the figures of the report.

@@ -150,7 +150,7 @@ def _legend(table: StudyTable) -> list[str]:
 
 def _notes(table: StudyTable, grids: Sequence[TextGrid]) -> list[str]:
     """What follows the table in the text: a float must fit on a page."""
-    notes = [f"{claim.name}: {claim.outcome}. {claim.sentence}" for claim in table.claims]
+    notes = [f"{claim.name}: {claim.text}. {claim.sentence}" for claim in table.claims]
     notes += [*([table.verdict] if table.verdict else []), *table.warnings]
     notes += [f"{grid.title}: {note}" for grid in grids for note in grid.notes]
     notes += [*table.captions, *table.states]

@@ -15,7 +15,7 @@ from sweeps.core.findings.analysis import RowAnalysis, StudyAnalysis
 from sweeps.core.findings.verdict import Verdict
 from sweeps.core.report.columns import COLUMNS, Measurement, StatisticColumn, TableMetric
 from sweeps.core.report.numbers import format_difference, format_value, is_percent
-from sweeps.core.report.table import NOT_VOC, StudyTable, TableBlock, TableClaim, TableRow
+from sweeps.core.report.table import NOT_VOC, StudyTable, TableBlock, TableRow
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
 from toco.evaluate.report import map_of, title_of
 
@@ -51,7 +51,7 @@ def study_table(
         columns=columns,
         metrics=metrics,
         blocks=_blocks(study, analysis, verdict, metrics, footnotes),
-        claims=tuple(TableClaim(claim.name, claim.text, claim.sentence) for claim in verdict.claims),
+        claims=verdict.claims,
         verdict=verdict.sentence,
         warnings=tuple(dict.fromkeys(warning for crossing in analysis.crossings for warning in crossing.warnings)),
         footnotes=tuple(footnotes),

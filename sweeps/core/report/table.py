@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sweeps.core.findings.verdict import ClaimVerdict
 from sweeps.core.report.columns import Measurement, StatisticColumn, TableMetric, columns_of, mean_text
 from sweeps.core.report.text_grid import TextCell, TextColumn, TextGrid
 
@@ -96,15 +97,6 @@ class TableBlock:
 
 
 @dataclass(frozen=True, slots=True)
-class TableClaim:
-    """A claim of the paper and what became of it: a word (``underpowered``) and a sentence."""
-
-    name: str
-    outcome: str
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
 class StudyTable:
     """A study's table.
 
@@ -113,7 +105,7 @@ class StudyTable:
         columns: The statistics that are printed.
         metrics: The metrics that they are of.
         blocks: Its rows, block by block.
-        claims: The paper's claims.
+        claims: The paper's claims, and what became of them.
         verdict: One sentence over all of them.
         warnings: Where a row holds at one value of another factor only.
         footnotes: What the daggers say; ``†n`` is the n-th, counted from 1.
@@ -125,7 +117,7 @@ class StudyTable:
     columns: tuple[StatisticColumn, ...]
     metrics: tuple[TableMetric, ...]
     blocks: tuple[TableBlock, ...]
-    claims: tuple[TableClaim, ...]
+    claims: tuple[ClaimVerdict, ...]
     verdict: str
     warnings: tuple[str, ...]
     footnotes: tuple[str, ...]
@@ -174,7 +166,7 @@ def claims_grid(table: StudyTable) -> TextGrid:
     """The claims of the paper and what became of them."""
     columns = tuple(TextColumn(heading, wraps=True) for heading in ("the paper's claim", "outcome", "because"))
     lines = tuple(
-        (TextCell(claim.name), TextCell(claim.outcome, "strong"), TextCell(claim.sentence)) for claim in table.claims
+        (TextCell(claim.name), TextCell(claim.text, "strong"), TextCell(claim.sentence)) for claim in table.claims
     )
     return TextGrid(columns, lines)
 

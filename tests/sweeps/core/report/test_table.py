@@ -188,7 +188,7 @@ def test_the_paper_stands_beside_rows_of_another_label():
     assert "Paper: Table 5 (a). VOC val." in found.captions
     assert any("It is not PASCAL VOC" in caption for caption in found.captions)
     assert [claim.name for claim in found.claims] == ["rises to block 10"]
-    assert found.claims[0].outcome in terminal(study)
+    assert found.claims[0].text in terminal(study)
     assert [line["paper"] for line in rows(study)] == ["0.705000", "0.635000"]
 
 
