@@ -192,6 +192,10 @@ def test_predictions_have_the_documented_shapes_and_no_gradient(method):
         assert not cam.requires_grad
         assert cam.min() >= 0
         assert cam.max() <= 1
+    with torch.no_grad():
+        again = method.cams(images, (1.0, 0.5), flip=True)
+    for name, cam in again.by_name().items():
+        torch.testing.assert_close(cam, cams.by_name()[name], atol=0, rtol=0)
     prediction = method.predict(images, (1.0, 0.5), flip=True)
     for name, cam in prediction.cams.by_name().items():
         torch.testing.assert_close(cam, cams.by_name()[name], atol=1e-5, rtol=1e-4)

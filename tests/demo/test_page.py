@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from playwright.sync_api import expect
 
 from benchmarks._chromium import chromium, find_chromium
 from toco.cam.labels import cam_to_pseudo_label
+from toco.config import replace
 from toco.evaluate.sizes import network_input
+from toco.train.loop import train
 
 PANELS = ["image", "cam", "aux_cam", "label", "refined", "segmentation", "similarity"]
 DROP = """([name, letters]) => {
@@ -30,9 +33,9 @@ pytestmark = pytest.mark.slow
 expect.set_options(timeout=120_000)  # of a machine that does other things
 
 
-@pytest.fixture(scope="module")
-def address(run_dir):
-    """Of ``python -m toco demo``, which ends at Ctrl-C without a complaint."""
+@contextmanager
+def serving(run_dir):
+    """The address of ``python -m toco demo``, which ends at Ctrl-C without a complaint."""
     command = [sys.executable, "-m", "toco", "demo", str(run_dir), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -49,8 +52,15 @@ def address(run_dir):
         process.communicate()
 
 
-@pytest.fixture
-def page(address):
+@pytest.fixture(scope="module")
+def address(run_dir):
+    with serving(run_dir) as address:
+        yield address
+
+
+@contextmanager
+def opened(address):
+    """The page in a browser."""
     if find_chromium() is None:
         pytest.skip("No Chromium is installed.")
     with chromium() as browser:
@@ -61,6 +71,12 @@ def page(address):
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("request", lambda request: page.requested.append(request.url))
         page.goto(address)
+        yield page
+
+
+@pytest.fixture
+def page(address):
+    with opened(address) as page:
         yield page
 
 
@@ -78,6 +94,22 @@ def counts(page, panel):
 def by_label(label):
     values, pixels = np.unique(label, return_counts=True)
     return dict(zip(values.tolist(), pixels.tolist(), strict=True))
+
+
+def test_maps_that_a_method_does_not_make_are_not_on_the_page(tiny_config, tmp_path, photo, file_of):
+    changes = {"num_steps": 2, "optim.warmup_steps": 1, "evaluate.num_pictures": 0, "device": "cpu"}
+    train(replace(tiny_config, {**changes, "method.name": "cam"}), tmp_path / "run", progress=False)
+    with serving(tmp_path / "run") as address, opened(address) as page:
+        drop(page, "photo.png", file_of(photo))
+        expect(page.locator("#refined-legend li").first).to_be_visible()
+        assert page.evaluate(COLOURS, "cam") > 1
+        expect(page.locator("#aux_cam")).to_have_count(0)
+        for hidden in ("#segmentation", "#source"):
+            expect(page.locator(hidden)).to_be_hidden()
+        expect(page.locator("#readout")).to_have_text(re.compile(r"^patch \d, \d: CAM \d\.\d\d$"))
+        # The last one, as no block is that of a further CAM.
+        expect(page.locator("#similarity-title")).to_have_text("Similarity, block 3")
+        assert page.complaints == []
 
 
 def test_a_dropped_image_is_shown_and_labels_follow_the_sliders(page, address, photo, file_of, trained):

@@ -194,7 +194,8 @@ class Method(nn.Module, ABC):
     ) -> Cams:
         """Multi-scale CAMs of the classes ``present`` names (0-based, image by image), or of all. No gradient.
 
-        Besides the final one there are those that the config names as :meth:`MethodConfig.further_cams`.
+        Besides the final one there are those that the config names as :meth:`MethodConfig.further_cams`. Callers may
+        have gradients disabled; a method whose maps need some enables them inside, and hands out none.
         """
 
     @abstractmethod
