@@ -22,7 +22,7 @@ import dataclasses
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweeps.core.commands.search_command import search_command
+from sweeps.core.commands.command import study_command
 from sweeps.core.design.paper import SEG, M
 from sweeps.core.design.search_space import STEP_TIME, Objective, SearchStudy
 from sweeps.layer_ablation import AUX_BLOCK, PAPER_BLOCKS, PAPER_DEPTH, bare_backbone
@@ -85,8 +85,7 @@ STUDY = SearchStudy(
     num_random=4,
     objectives=OBJECTIVES,
 )
-
-main = search_command(STUDY, __doc__, adapt=for_recipe)
+main = study_command(STUDY, __doc__, adapt=for_recipe)
 
 if __name__ == "__main__":
     main()

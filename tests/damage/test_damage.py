@@ -39,7 +39,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "sweeps"))
 from damage_trees import files_under, make_coco, make_folder_set
 from damage_ways import Damage, choose_damages, damage, kinds_in
-from tiny_study import LostError, StudyPlace
+from fake_backend import LostError
+from tiny_study import StudyPlace
 
 from sweeps.__main__ import main as sweeps_main
 from sweeps.core.run import driver as launch

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from sweeps.core.plan import launch_options as options
-from sweeps.core.run import driver as launch
+from sweeps.core.run.driver import Driver
 from sweeps.layer_ablation import main
 
 VOC = ["--recipe", "voc_deit_b", "--data", "."]
@@ -19,11 +19,11 @@ def started(monkeypatch):
     """What would have been run."""
     drivers = []
 
-    def run(driver, uri, foretold):
-        drivers.append((driver._situation, driver._launch, driver._address))
+    def run(driver, connect):
+        drivers.append((driver._situation, driver._launch))
         return 0
 
-    monkeypatch.setattr(launch._Driver, "run", run)
+    monkeypatch.setattr(Driver, "run", run)
     monkeypatch.setattr("sweeps.core.plan.plan_text.probe", lambda *_, **__: ())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return drivers
@@ -104,7 +104,7 @@ def test_the_options_arrive(started, tmp_path, voc):
     options += ["--storage", str(tmp_path / "results"), "--tracking-uri", f"sqlite:///{tmp_path / 'm.db'}"]
     result = CliRunner().invoke(main, ["--recipe", "voc_deit_b", "--data", str(voc()), *options])
     assert result.exit_code == 0, result.output
-    ((situation, launched, address),) = started
+    ((situation, launched),) = started
     plan = situation.plan
     trained = [(trial.config.method.aux_block, trial.seed) for trial in plan.trials]
     # The last two are the base again, with other seeds.
@@ -118,7 +118,7 @@ def test_the_options_arrive(started, tmp_path, voc):
         0.25,
         -1,
     ]
-    assert address == "h:1"
+    assert launched.address == "h:1"
 
 
 def test_in_a_ray_job_results_cannot_lie_in_the_job_s_own_folder(started, monkeypatch, tmp_path):

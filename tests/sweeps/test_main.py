@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 import sweeps
 import sweeps.__main__ as command_line
-import sweeps.core
 from sweeps.__main__ import VERBS, main
 from sweeps.core.commands import status
 from sweeps.core.commands.command import study_command
@@ -20,15 +19,14 @@ from sweeps.core.design.designs import Declared, OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.paper import Claim, Paper, PaperRow
 from sweeps.core.design.study import Metric, Study
-from sweeps.core.run import driver as launch
-from sweeps.core.run.failures import failure_of
+from sweeps.core.run import driver
 from sweeps.core.store.ledger import Ledger
 from toco.registry import load
 from toco.tracking import Pages
 from toco.train import records
 
 sys.path.insert(0, str(Path(__file__).parent))
-from without_ray import run_without_ray
+from fake_backend import FakeBackend
 
 FAKES = str(Path(__file__).with_name("core"))
 M = "val/cam_miou"
@@ -87,22 +85,14 @@ class Place:
     def __call__(self, verb, *arguments, study="fake"):
         return CliRunner().invoke(main, [verb, study, "--storage", str(self.storage), *arguments])
 
-    def run_trials(self, specs, runs, session, resources, watch, name):
-        failed = set()
-        for spec in specs:
-            if self.trained == self.interrupt_after:
-                raise KeyboardInterrupt
-            self.trained += 1
-            seed, block = spec.config["seed"], spec.config["method"]["aux_block"]
-            if seed == self.fail:
-                watch.failed(spec.key, failure_of(ValueError("image7.png cannot be decoded."), "w1", "node"))
-                failed.add(spec.key)
-                continue
-            folder = session / spec.key
-            write_run(folder, spec, self.values[block] + 0.001 * (seed * block % 3))
-            watch.snapshot(spec.key, folder)
-            watch.ended(spec.key)
-        return frozenset(failed)
+    def train(self, spec, folder):
+        if self.trained == self.interrupt_after:
+            raise KeyboardInterrupt
+        self.trained += 1
+        seed, block = spec.config["seed"], spec.config["method"]["aux_block"]
+        if seed == self.fail:
+            raise ValueError("image7.png cannot be decoded.")
+        write_run(folder, spec, self.values[block] + 0.001 * (seed * block % 3))
 
 
 def write_run(folder, spec, value):
@@ -129,13 +119,13 @@ def place(tmp_path, monkeypatch):
 
     def found(package, name):
         if (package, name) in {("sweeps", "fake"), ("sweeps", "blind")}:
-            return SimpleNamespace(STUDY=study[name], main=study_command(study[name], "A study for tests."))
+            main = study_command(study[name], "A study for tests.", connect=FakeBackend(place.train).connect)
+            return SimpleNamespace(STUDY=study[name], main=main)
         return load(package, name)
 
     monkeypatch.syspath_prepend(FAKES)
     monkeypatch.setattr(command_line, "load", found)
-    run_without_ray(monkeypatch, run_trials=place.run_trials)
-    monkeypatch.setattr(launch, "Tracker", Store)
+    monkeypatch.setattr(driver, "Tracker", Store)
     monkeypatch.setattr(status, "Tracker", Store)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return place

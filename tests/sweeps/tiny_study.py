@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,22 +12,15 @@ from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan import plan_text as planning
 from sweeps.core.plan.probe import ProbeError
-from sweeps.core.run import driver as launch
-from sweeps.core.run.failures import failure_of
-from sweeps.core.run.worker import run_trial
-from sweeps.core.store.runs import newest_step
+from sweeps.core.run import driver
 from toco.config import flatten
 from toco.registry import load
 from toco.tracking import Pages
 
 sys.path.insert(0, str(Path(__file__).parent))
-from without_ray import run_without_ray
+from fake_backend import InProcess
 
 STUDY_NAME = "tiny"
-
-
-class LostError(BaseException):
-    """The driver is gone; no code of it may catch this."""
 
 
 class Store:
@@ -77,68 +69,45 @@ class StudyPlace:
             purpose="direction",
             a_a=False,
         )
+        self.backend = InProcess(self.lost_at)
+        self.backend.run_one, self.backend.keep = self.run_one, self.keep
+        self.main = study_command(self.study, "A study for tests.", connect=self.backend.connect)
 
     def install(self, monkeypatch) -> None:
-        """Put the study among the studies, and trainings in this process in the place of Ray's."""
+        """Put the study among the studies."""
 
         def refuse(*_, **__):
             raise ProbeError("nothing is timed in this test")
 
-        found = SimpleNamespace(STUDY=self.study, main=study_command(self.study, "A study for tests."))
+        found = SimpleNamespace(STUDY=self.study, main=self.main)
 
         def load_study(package, name):
             return found if (package, name) == ("sweeps", STUDY_NAME) else load(package, name)
 
         monkeypatch.setattr("sweeps.__main__.load", load_study)
-        run_without_ray(monkeypatch, run_trials=self.run_trials)
         monkeypatch.setattr(planning, "probe", refuse)
-        monkeypatch.setattr(launch, "Tracker", Store)
+        monkeypatch.setattr(driver, "Tracker", Store)
         monkeypatch.setattr(status, "Tracker", Store)
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
-    def run_trials(self, specs, runs, session, resources, watch, name):
-        failed = set()
-        for spec in specs:
-            self.trained.append(spec.key)
-            whole, training = self.recorded / spec.key, f"{spec.config['method']['aux_block']}/{spec.config['seed']}"
-            if whole.is_dir() and training not in self.computed:
-                watch.snapshot(spec.key, whole)
-                watch.ended(spec.key)
-                continue
-            published = runs.ledger.run_dir(spec.key)
-            channel = _Channel(watch, spec.key, published, session / spec.key, self.lost.get(training))
-            try:
-                run_trial(spec, channel)
-            except ValueError as error:
-                watch.failed(spec.key, failure_of(error, "w1", "node"))
-                failed.add(spec.key)
-                continue
-            if not whole.is_dir():
-                shutil.copytree(channel.last, whole)
-            watch.ended(spec.key)
-        return frozenset(failed)
+    def run_one(self, spec, *arguments):
+        """What the backend does for a trial."""
+        self.trained.append(spec.key)
+        whole = self.recorded / spec.key
+        if whole.is_dir() and training_of(spec) not in self.computed:
+            _, listener, _, _ = arguments
+            listener.snapshot(spec.key, whole)
+            listener.ended(spec.key)
+        else:
+            InProcess.run_one(self.backend, spec, *arguments)
+
+    def keep(self, spec, snapshot):
+        if not (self.recorded / spec.key).is_dir():
+            shutil.copytree(snapshot, self.recorded / spec.key)
+
+    def lost_at(self, spec):
+        return self.lost.get(training_of(spec))
 
 
-class _Channel:
-    """Keeps snapshots as Ray Tune does, below the session; see ``sweeps.core.run.worker.Channel``."""
-
-    def __init__(self, watch, key, published, session, lost_at) -> None:
-        self.watch, self.key, self.published = watch, key, published
-        self.session, self.lost_at = session, lost_at
-
-    @contextmanager
-    def restored(self):
-        yield self.published if newest_step(self.published) >= 0 else None
-
-    def report(self, row, snapshot):
-        self.last = self.session / f"checkpoint_{row['step']:06d}"
-        shutil.copytree(snapshot, self.last)
-        if row["step"] == self.lost_at:
-            raise LostError
-        self.watch.snapshot(self.key, self.last)
-
-    def begin(self):
-        """Trials of this test run anywhere."""
-
-    def fail(self, error):
-        """The error follows."""
+def training_of(spec):
+    return f"{spec.config['method']['aux_block']}/{spec.config['seed']}"

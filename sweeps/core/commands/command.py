@@ -1,14 +1,14 @@
-"""The command line of a study: the same verbs and options for all, and errors as sentences."""
+"""The command line of a study or a search: the same verbs and options for all, and errors as sentences."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -21,6 +21,12 @@ from toco.config import parse_assignments
 from toco.files import is_no_room
 from toco.passwords import public_uri
 
+if TYPE_CHECKING:
+    # Optuna and what runs studies take seconds to import; -h needs neither.
+    from sweeps.core.design.search_space import SearchStudy
+    from sweeps.core.run.driver import Connect
+
+AnyStudy = TypeVar("AnyStudy", "Study", "SearchStudy")
 RUN = "run"
 _TYPED = "sweeps.arguments"
 
@@ -43,69 +49,71 @@ def assignments(_context: click.Context, _option: click.Parameter, texts: Sequen
         raise click.BadParameter(str(error)) from None
 
 
+@dataclasses.dataclass(frozen=True)
+class StudyOptions:
+    """What a command line says of the study: which one it is, and not how it runs.
+
+    Attributes:
+        recipe: What every training starts from.
+        data: Folder of the data set.
+        weights: File of the backbone's weights.
+        changes: Fields of the recipe that are set in all trainings.
+        seeds: Of a study.
+        trials: How many a search has.
+        seed: Of a search.
+        own: Options of the study's own, by name.
+    """
+
+    recipe: str | None
+    data: Path | None
+    weights: Path | None
+    changes: Mapping[str, Any]
+    seeds: tuple[int, ...] | None = None
+    trials: int | None = None
+    seed: int | None = None
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def apply(self, study: AnyStudy) -> AnyStudy:
+        """``study`` with these options."""
+        fields = {"recipe": self.recipe, "seeds": self.seeds, "num_trials": self.trials, "seed": self.seed}
+        given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+        paths = {"data.root": self.data, "backbone.weights": self.weights}
+        # Absolute, as workers run in other folders.
+        absolute = {path: str(value.expanduser().resolve()) for path, value in paths.items() if value is not None}
+        return dataclasses.replace(study, **given, changes={**study.changes, **self.changes, **absolute})
+
+
 def study_command(
-    study: Study,
+    study: AnyStudy,
     text: str | None,
-    adapt: Callable[..., Study] | None = None,
+    adapt: Callable[..., AnyStudy] | None = None,
     options: Sequence[Callable[[Any], Any]] = (),
+    connect: Connect | None = None,
 ) -> click.Group:
-    """The verbs of a study; without a verb it runs.
+    """The verbs of a study or a search; without a verb it runs.
 
     Args:
         study: The study as it is without options.
         text: Its help: the docstring of its file.
-        adapt: Called with the study after ``--recipe``, ``--seeds`` and ``--set``, and with ``options`` by name;
-            returns the study to use. For what depends on the recipe, such as the depth of its backbone.
+        adapt: Called with the study after its options, and with ``options`` by name; returns the study to use. For what
+            depends on the recipe, such as the depth of its backbone.
         options: Options of its own, as made by ``click.option``.
+        connect: Connects to the workers; to Ray unless given.
     """
+    is_study: bool = isinstance(study, Study)
+    own = {parameter.name for parameter in _parameters(options)}
 
-    def build(
-        *,
-        recipe: str | None,
-        data: Path | None,
-        weights: Path | None,
-        changes: dict[str, Any],
-        seeds: tuple[int, ...] | None,
-        **own: Any,  # noqa: ANN401 - the study's own options
-    ) -> Study:
-        built = dataclasses.replace(
-            study,
-            recipe=recipe or study.recipe,
-            seeds=seeds or study.seeds,
-            changes={**study.changes, **changes, **read_from(data, weights)},
-        )
-        return adapt(built, **own) if adapt else built
+    def build(given: Mapping[str, Any]) -> AnyStudy:
+        of_own = {name: value for name, value in given.items() if name in own}
+        shared = {name: value for name, value in given.items() if name not in own}
+        built = StudyOptions(**shared, own=of_own).apply(study)
+        return adapt(built, **of_own) if adapt else built
 
-    verbs = (_run, _plan, _status, _report, _diff, _sync)
-    return verb_group(study.name, text, verbs, build, (*COMMON, _SEEDS, *options))
-
-
-def verb_group(
-    name: str,
-    text: str | None,
-    verbs: Sequence[Verb],
-    build: Callable[..., Any],
-    options: Sequence[Callable[[Any], Any]],
-) -> click.Group:
-    """Commands for ``verbs``, which all take ``options``, and ``--storage``.
-
-    Args:
-        name: Of the study.
-        text: Its help.
-        verbs: What can be done with it.
-        build: Makes the study of ``options``, given by name.
-        options: What says which study it is.
-    """
-    group = VerbGroup(name, help=text, context_settings=SETTINGS)
-    for verb in verbs:
-        group.add_command(_command(verb, build, options))
+    parameters = _parameters((*_COMMON, *((_SEEDS,) if is_study else _SEARCH), *options))
+    group = VerbGroup(study.name, help=text, context_settings=SETTINGS)
+    for verb in _verbs(is_study, connect):
+        group.add_command(_command(verb, build, parameters))
     return group
-
-
-def read_from(data: Path | None, weights: Path | None) -> dict[str, str]:
-    """Changes of a config that come of ``--data`` and ``--weights``; absolute, as workers run in other folders."""
-    paths = {"data.root": data, "backbone.weights": weights}
-    return {path: str(value.expanduser().resolve()) for path, value in paths.items() if value is not None}
 
 
 class VerbGroup(Commands):
@@ -128,7 +136,7 @@ class Verb:
 
     Attributes:
         text: Its help.
-        do: Called with the study, the storage and ``options`` by name; returns the exit status.
+        do: Called with the study, the launch and the options that are no fields of it; returns the exit status.
         options: Options of this verb alone.
     """
 
@@ -173,23 +181,36 @@ def _sync_words(study: str) -> list[str]:
     return ["python", program, "sync"]
 
 
-def _command(verb: Verb, build: Callable[..., Any], options: Sequence[Callable[[Any], Any]]) -> click.Command:
-    def command(*, storage: Path | None, **given: Any) -> None:  # noqa: ANN401 - all other options
-        which = {name: given.pop(name) for name in names}
+def _command(
+    verb: Verb, build: Callable[[Mapping[str, Any]], Any], parameters: Sequence[click.Parameter]
+) -> click.Command:
+    """The command of a verb; ``build`` makes the study of what ``parameters`` were given."""
+
+    def command(storage: Path | None, **given: Any) -> None:  # noqa: ANN401 - all other options
+        of_study = {str(parameter.name): given.pop(str(parameter.name)) for parameter in parameters}
         context = click.get_current_context()
-        if TRACKING in verb.options and isinstance(context.command, _VerbCommand):
+        if _TRACKING in verb.options and isinstance(context.command, _VerbCommand):
             given["sync_command"] = context.command.sync_command(context)
-        do = partial(verb.do, build(**which), checked_storage(storage or default_storage()), **given)
+        of_launch = {name: given.pop(name) for name in _LAUNCH & given.keys()}
+        study = build(of_study)
+        launch = Launch(checked_storage(storage or default_storage()), **of_launch)
+        do = partial(verb.do, study, launch, **given)
         sys.exit(_run_to_the_end(do) if verb.name == RUN else do())
 
-    made: Any = command
-    for option in reversed((_STORAGE, *verb.options)):
-        made = option(made)
-    number = len(made.__click_params__)
-    for option in reversed(options):
-        made = option(made)
-    names = [parameter.name for parameter in made.__click_params__[number:]]
-    return click.command(verb.name, _VerbCommand, help=verb.text)(made)
+    own = _parameters((_STORAGE, *verb.options))
+    return _VerbCommand(verb.name, help=verb.text, params=[*own, *parameters], callback=command)
+
+
+def _parameters(options: Sequence[Callable[[Any], Any]]) -> list[click.Parameter]:
+    """What ``options``, made by ``click.option``, say."""
+
+    @click.command
+    def command() -> None:
+        """Only its parameters are used."""
+
+    for option in options:
+        option(command)
+    return command.params
 
 
 def _run_to_the_end(run: Callable[[], int]) -> int:
@@ -206,55 +227,57 @@ def _run_to_the_end(run: Callable[[], int]) -> int:
         return INCOMPLETE
 
 
-def _run_it(study: Study, storage: Path, **options: Any) -> int:  # noqa: ANN401 - fields of Launch
+# Each imports what it needs when it is called: what plots and fits takes seconds to import.
+
+
+def _run(study: Study | SearchStudy, launch: Launch, *, connect: Connect | None) -> int:
     from sweeps.core.store.finished import recall
 
-    launch = Launch(storage, **options)
     resolve_address(launch.address)
-    if launch.tracking and (ending := recall(study, storage)):
+    # An address that is none is refused, whatever is known.
+    uri = launch.tracking
+    if uri and isinstance(study, Study) and (ending := recall(study, launch.storage)):
         click.echo(f"{ending.text}\n\nReport: {ending.page}\nAll of its trials are there; nothing was run.")
         return ending.exit_code
-    # Only now: this imports what plots and fits, which takes longer than looking.
-    from sweeps.core.run.driver import run_study
+    from sweeps.core.run.driver import connect_to_ray, run_study
 
-    return run_study(study, launch)
+    return run_study(study, launch, connect or connect_to_ray)
 
 
-def _plan_it(study: Study, storage: Path, **options: Any) -> int:  # noqa: ANN401 - fields of Launch
+def _plan(study: Study | SearchStudy, launch: Launch) -> int:
     from sweeps.core.plan.plan_text import print_plan
 
-    return print_plan(study, Launch(storage, **options))
+    return print_plan(study, launch)
 
 
-def _status_it(study: Study, storage: Path) -> int:
+def _status(study: Study | SearchStudy, launch: Launch) -> int:
     from sweeps.core.commands.status import print_status
 
-    return print_status(study, storage)
+    return print_status(study, launch.storage)
 
 
-def _report_it(study: Study, storage: Path, *, bundle: Path | None, stdout: bool) -> int:
+def _report(study: Study | SearchStudy, launch: Launch, *, stdout: bool, bundle: Path | None = None) -> int:
     from sweeps.core.commands.status import print_report
 
-    return print_report(study, storage, bundle, stdout=stdout)
+    return print_report(study, launch.storage, bundle, stdout=stdout)
 
 
-def _diff_it(study: Study, storage: Path, other: Path | None) -> int:
+def _diff(study: Study, launch: Launch, other: Path | None) -> int:
     from sweeps.core.commands.diff import print_diff
 
-    return print_diff(study, storage, other)
+    return print_diff(study, launch.storage, other)
 
 
-def _sync_it(study: Study, storage: Path, **options: Any) -> int:  # noqa: ANN401 - fields of Launch
+def _sync(study: Study | SearchStudy, launch: Launch) -> int:
     from sweeps.core.commands.status import sync
 
-    return sync(study, Launch(storage, **options))
+    return sync(study, launch)
 
-
-STDOUT = click.option("--stdout", is_flag=True, help="Print the table and write nothing.")
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_LAUNCH = {field.name for field in dataclasses.fields(Launch)}
 
-COMMON = (
+_COMMON = (
     click.option("--recipe", help="What every training starts from. [default: shapes_nano, the embedded benchmark]"),
     click.option("--data", type=_FOLDER, help="Folder of the data set (data.root)."),
     click.option(
@@ -271,13 +294,18 @@ _STORAGE = click.option(
 
 _SEEDS = click.option("--seeds", callback=integers, help="A row is their mean, as in 0,1,2.  [default: the study's]")
 
-TRACKING = click.option(
+_SEARCH = (
+    click.option("--trials", type=click.IntRange(1), help="Trials in all; a search goes on where this is raised."),
+    click.option("--seed", type=click.IntRange(0), help="Of all trainings and of the proposals."),
+)
+
+_TRACKING = click.option(
     "--tracking-uri",
     help="MLflow store: sqlite:///PATH or http://HOST:PORT, with user name and password in the variables "
     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. [default: sqlite:///STORAGE/mlflow.db]",
 )
 
-RESOURCES = (
+_RESOURCES = (
     click.option("--concurrent", default=2, show_default=True, type=click.IntRange(1), help="Trainings at once."),
     click.option("--cpus-per-trial", default=1.0, show_default=True, type=click.FloatRange(0)),
     click.option("--gpus-per-trial", default=0.0, show_default=True, type=click.FloatRange(0)),
@@ -288,41 +316,48 @@ RESOURCES = (
     ),
 )
 
-RUNNING = (
+_RUNNING = (
     click.option("--max-failures", default=3, show_default=True, help="Restarts of a training; -1: any number."),
     click.option("--address", help="Ray cluster: HOST:PORT or auto. [default: RAY_ADDRESS, else a new local one]"),
 )
 
-_run = Verb(
-    RUN,
-    "Run what is missing, write the report, print the table. Exit status: 0, or 3 where a claim of the paper is "
-    "contradicted, 4 where trials have no result, 130 where Ctrl-C or SIGTERM stopped it, 1 or 2 where it could not "
-    "run.",
-    _run_it,
-    (
-        *RESOURCES,
-        *RUNNING,
-        click.option("--accept-underpowered", is_flag=True, help="Run although the seeds cannot answer the question."),
-        TRACKING,
-    ),
+_UNDERPOWERED = click.option(
+    "--accept-underpowered", is_flag=True, help="Run although the seeds cannot answer the question."
 )
-_plan = Verb(
-    "plan", "Say what would run, what it would cost and what it could show. Runs nothing.", _plan_it, RESOURCES
-)
-_status = Verb("status", "Say what is there, what runs and what failed.", _status_it)
-_report = Verb(
-    "report",
-    "Write the report of the study as it stands and print its table. Exit status as of run.",
-    _report_it,
-    (
-        click.option("--bundle", type=click.Path(dir_okay=False, path_type=Path), help="Also make a reviewer's zip."),
-        STDOUT,
-    ),
-)
-_diff = Verb(
-    "diff",
-    "Compare with an earlier state of the study, or with another study's folder: cell by cell.",
-    _diff_it,
-    (click.option("--with", "other", type=_FOLDER, help="Folder to compare with.  [default: the state before]"),),
-)
-_sync = Verb("sync", "Fill MLflow again from the ledger.", _sync_it, (TRACKING,))
+
+_BUNDLE = click.option("--bundle", type=click.Path(dir_okay=False, path_type=Path), help="Also make a reviewer's zip.")
+
+_STDOUT = click.option("--stdout", is_flag=True, help="Print the report and write nothing.")
+
+_OTHER = click.option("--with", "other", type=_FOLDER, help="Folder to compare with.  [default: the state before]")
+
+
+def _verbs(is_study: bool, connect: Connect | None) -> tuple[Verb, ...]:
+    """What can be done with a study, or with a search."""
+    contradicted = "3 where a claim of the paper is contradicted, " if is_study else ""
+    run = Verb(
+        RUN,
+        f"Run what is missing, write the report, print it. Exit status: 0, or {contradicted}4 where trials have no "
+        "result, 130 where Ctrl-C or SIGTERM stopped it, 1 or 2 where it could not run.",
+        partial(_run, connect=connect),
+        (*_RESOURCES, *_RUNNING, *((_UNDERPOWERED,) if is_study else ()), _TRACKING),
+    )
+    diff = Verb(
+        "diff",
+        "Compare with an earlier state of the study, or with another study's folder: cell by cell.",
+        _diff,
+        (_OTHER,),
+    )
+    return (
+        run,
+        Verb("plan", "Say what would run, what it would cost and what it could show. Runs nothing.", _plan, _RESOURCES),
+        Verb("status", "Say what is there, what runs and what failed.", _status),
+        Verb(
+            "report",
+            "Write the report as things stand, and print it. Exit status as of run.",
+            _report,
+            (*((_BUNDLE,) if is_study else ()), _STDOUT),
+        ),
+        *((diff,) if is_study else ()),
+        Verb("sync", "Fill MLflow again from the ledger.", _sync, (_TRACKING,)),
+    )

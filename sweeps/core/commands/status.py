@@ -1,110 +1,139 @@
-"""What can be asked of a study without running it: its status, its report, MLflow filled again."""
+"""What can be asked of a study or a search without running it: its status, its report, MLflow filled again."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sweeps.core.design.study import Study
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.plan.survey import Situation, survey
-from sweeps.core.report import report_text, write_bundle, write_report
-from sweeps.core.run.mlflow_mirror import Mirror, closing_sentence
+from sweeps.core.plan.survey import SearchSituation, Situation, survey
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.runs import newest_step
-from sweeps.core.store.study_folder import StudyFolder, study_file
-from sweeps.core.store.study_record import with_results
 from toco.tracking import Tracker
 
+if TYPE_CHECKING:
+    from sweeps.core.design.search_space import SearchStudy
 
-def print_status(study: Study, storage: Path) -> int:
+
+def print_status(study: Study | SearchStudy, storage: Path) -> int:
     """Print what is there, what runs where, what failed and why; returns 0."""
     situation = survey(study, storage)
-    missing = situation.missing()
     leases = Leases(storage, "somebody who asks for the status")
-    total = len(situation.plan.trials)
-    there = total - len(missing)
-    lines = [f"{situation.plan.study.title}: {there} of {total} trials {'is' if there == 1 else 'are'} there."]
-    states: Counter[str] = Counter()
-    for trial, identity in missing:
-        step = max(newest_step(situation.ledger.run_dir(identity.key)), 0)
-        failures = situation.ledger.failures(identity.key)
-        holder = leases.holder(identity.key)
-        if holder is not None:
-            states["leased by a running driver"] += 1
-            lines.append(f"  {trial.name}: step {step} of {trial.config.num_steps}, {holder}")
-        elif failures:
-            states["failed"] += 1
-            times = "once" if len(failures) == 1 else f"{len(failures)} times, at last"
-            lines.append(f"  {trial.name}: failed {times}: {failures[-1].reason}")
-        elif step:
-            states["begun"] += 1
-            lines.append(f"  {trial.name}: step {step} of {trial.config.num_steps}, nobody runs it")
-        else:
-            states["not begun"] += 1
-    if missing:
-        lines.append("Missing: " + ", ".join(f"{number} {state}" for state, number in states.items()) + ".")
-        lines += [f"{number} because of {reason}" for reason, number in _reasons(situation).items()]
-    click.echo("\n".join(lines))
+    if isinstance(situation, Situation):
+        click.echo("\n".join(_study_status(situation, leases)))
+    else:
+        click.echo("\n".join(_search_status(situation, leases)))
     return 0
 
 
-def print_report(study: Study, storage: Path, bundle: Path | None, stdout: bool = False) -> int:
-    """Write the report of the study as it stands, and print its table; returns the verdict's exit status.
+def print_report(study: Study | SearchStudy, storage: Path, bundle: Path | None = None, *, stdout: bool = False) -> int:
+    """Write the report as things stand, and print it; returns its exit status.
 
-    With ``stdout`` it prints the table and writes nothing.
+    Args:
+        study: The study or search.
+        storage: Where its results lie.
+        bundle: Where a study's archive for reviewers is written; none unless given.
+        stdout: Print the report and write nothing.
 
     Raises:
         ValueError: ``stdout`` is asked for together with a bundle.
     """
+    from sweeps.core.report import write_bundle
+    from sweeps.core.run.live_page import print_report_of, write_report_of
+
     situation = survey(study, storage)
+    _warn_of_nothing(situation)
     if stdout:
         if bundle is not None:
             raise ValueError(f"--stdout writes nothing, so there is no --bundle {bundle}: give one of the two.")
-        _warn_of_nothing(situation)
-        now = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
-        text, exit_code = report_text(with_results(now, storage / situation.plan.folder_name))
-        click.echo(text)
-        return exit_code
-    folder = _folder(situation)
-    report = write_report(folder.path)
+        return print_report_of(situation)
+    situation.write()
+    report = write_report_of(situation, running=_is_running(situation))
     click.echo(f"{report.text}\n\nReport: {report.page}")
     if bundle is not None:
-        click.echo(f"Bundle: {write_bundle(folder.path, bundle)}")
+        click.echo(f"Bundle: {write_bundle(situation.path, bundle)}")
     return report.exit_code
 
 
-def sync(study: Study, launch: Launch) -> int:
+def sync(study: Study | SearchStudy, launch: Launch) -> int:
     """Fill MLflow from the ledger; returns 0 where it has everything, else 1."""
+    from sweeps.core.run.live_page import write_report_of
+    from sweeps.core.run.mlflow_mirror import Mirror, closing_sentence
+
     situation = survey(study, launch.storage)
-    folder = _folder(situation)
-    mirror = Mirror(Tracker(launch.tracking, study.name), folder, situation)
+    situation.write()
+    _warn_of_nothing(situation)
+    trials = situation.trials()
+    mirror = Mirror(Tracker(launch.tracking, study.name), situation, trials)
     mirror.start()
     mirror.drain()
-    report = write_report(folder.path)
-    complete = mirror.close(report.files, "KILLED" if situation.missing() else "FINISHED", report.note)
-    there = len(situation.plan.trials) - len(situation.missing())
-    if complete:
-        click.echo(f"MLflow has {there} trial{'' if there == 1 else 's'} of {study.name}.")
-    click.echo(closing_sentence(launch, mirror.pages, complete=complete))
-    return 0 if complete else 1
+    report = write_report_of(situation, running=_is_running(situation))
+    is_complete = not situation.missing() if isinstance(situation, Situation) else situation.is_complete
+    is_sent = mirror.close(report.files, "FINISHED" if is_complete else "KILLED", report.note)
+    if is_sent:
+        number = len(situation.ledger.finished_keys(trials))
+        click.echo(f"MLflow has {number} trial{'' if number == 1 else 's'} of {study.name}.")
+    click.echo(closing_sentence(launch, mirror.pages, complete=is_sent))
+    return 0 if is_sent else 1
 
 
-def _folder(situation: Situation) -> StudyFolder:
-    folder = StudyFolder(situation.ledger.storage / situation.plan.folder_name)
-    folder.write_study(situation.plan, situation.keys, situation.inputs, None)
-    _warn_of_nothing(situation)
-    return folder
-
-
-def _warn_of_nothing(situation: Situation) -> None:
-    if len(situation.missing()) == len(situation.plan.trials):
+def _warn_of_nothing(situation: Situation | SearchSituation) -> None:
+    if isinstance(situation, Situation) and len(situation.missing()) == len(situation.plan.trials):
         warnings.warn(f"None of the trials of {situation.plan.study.name} is there yet.", stacklevel=3)
 
 
-def _reasons(situation: Situation) -> Counter[str]:
-    now, later = situation.tasks()
-    return situation.reasons(now + later)
+def _study_status(situation: Situation, leases: Leases) -> list[str]:
+    missing = situation.missing()
+    total = len(situation.plan.trials)
+    there = total - len(missing)
+    lines = [f"{situation.plan.study.title}: {there} of {total} trials {'is' if there == 1 else 'are'} there."]
+    states: Counter[str] = Counter()
+    for task in missing:
+        step = max(newest_step(situation.ledger.run_dir(task.key)), 0)
+        failures = situation.ledger.failures(task.key)
+        holder = leases.holder(task.key)
+        if holder is not None:
+            states["leased by a running driver"] += 1
+            lines.append(f"  {task.name}: step {step} of {task.config.num_steps}, {holder}")
+        elif failures:
+            states["failed"] += 1
+            times = "once" if len(failures) == 1 else f"{len(failures)} times, at last"
+            lines.append(f"  {task.name}: failed {times}: {failures[-1].reason}")
+        elif step:
+            states["begun"] += 1
+            lines.append(f"  {task.name}: step {step} of {task.config.num_steps}, nobody runs it")
+        else:
+            states["not begun"] += 1
+    if missing:
+        lines.append("Missing: " + ", ".join(f"{number} {state}" for state, number in states.items()) + ".")
+        now, later = situation.tasks()
+        lines += [f"{number} because of {reason}" for reason, number in situation.reasons(now + later).items()]
+    return lines
+
+
+def _search_status(situation: SearchSituation, leases: Leases) -> list[str]:
+    study, record, holder = situation.plan.study, situation.record(), leases.holder(situation.lease)
+    trials = record.trials if record else ()
+    states = Counter(trial.state for trial in trials)
+    counted = ", ".join(f"{number} {state}" for state, number in states.items()) or "none begun"
+    return [
+        f"{study.title}: {counted}, of {max(study.num_trials, len(trials))} trials.",
+        f"It is run by {holder}." if holder else "Nobody runs it now.",
+        *(
+            f"  trial {trial.number}: {trial.state_text}" + (f", {trial.message}" if trial.message else "")
+            for trial in trials
+        ),
+    ]
+
+
+def _is_running(situation: Situation | SearchSituation) -> bool:
+    """Whether a driver runs a search. The page of a study asks for itself."""
+    if isinstance(situation, Situation):
+        return False
+    leases = Leases(situation.ledger.storage, "somebody who asks for the search")
+    return leases.holder(situation.lease) is not None

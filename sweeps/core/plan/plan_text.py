@@ -1,14 +1,14 @@
-"""What a study would run, cost and be able to show, before anything runs."""
+"""What a study or a search would run, cost and be able to show, before anything runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from sweeps.core.design.search_space import SearchPlan, SearchStudy
 from sweeps.core.design.study import TRAIN, Study
 from sweeps.core.plan import admission
 from sweeps.core.plan.forecast import Forecast, Work, forecast
@@ -16,30 +16,58 @@ from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.power import PowerCheck, power_check, seed_noise
 from sweeps.core.plan.probe import Cost, ProbeError, probe
 from sweeps.core.plan.sizes import check_sizes
-from sweeps.core.plan.survey import Situation, Task, survey
-from sweeps.core.store.ledger import Ledger
+from sweeps.core.plan.survey import SearchSituation, Situation, Task, survey
+from sweeps.core.store.runs import newest_step
+from sweeps.core.store.search_record import ENDED
 from toco.train.distributed import check_shares
 from toco.train.run_config import RunConfig
-
-if TYPE_CHECKING:
-    from sweeps.core.design.search_space import SearchStudy
 
 PROBED = 3
 """Different trainings that are probed, where there is no history."""
 
 
-def print_plan(study: Study, launch: Launch) -> int:
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is left of a study or a search.
+
+    Attributes:
+        num_trials: All trials, as far as they are known.
+        num_left: Those without a result.
+        forecast: What these will cost.
+        text: The plan for people.
+        refusals: Why it must not run as it is, in sentences.
+    """
+
+    num_trials: int
+    num_left: int
+    forecast: Forecast
+    text: str
+    refusals: tuple[str, ...]
+
+
+def print_plan(study: Study | SearchStudy, launch: Launch) -> int:
     """Print the plan of ``study``; returns 0, or 1 where it would be refused."""
-    situation = survey(study, launch.storage)
-    now, later = situation.tasks()
-    power = power_of(situation, launch)
-    foretold = foretell(situation, now + later, launch)
-    folder = launch.storage / situation.plan.folder_name
-    click.echo(plan_text(situation, now, later, foretold, power, folder))
-    refusals = [reason for reason in (power.refusal, admission.refusal(foretold, launch)) if reason is not None]
-    for reason in refusals:
+    outlook = look_ahead(survey(study, launch.storage), launch)
+    click.echo(outlook.text)
+    for reason in outlook.refusals:
         click.echo(f"It would be refused. {reason}")
-    return 1 if refusals else 0
+    return 1 if outlook.refusals else 0
+
+
+def look_ahead(situation: Situation | SearchSituation, launch: Launch, *, refuse: bool = False) -> Outlook:
+    """Plan what is left, and predict what it will cost.
+
+    Args:
+        situation: The study or search.
+        launch: The resources.
+        refuse: Raise the first refusal, before anything is timed for the forecast.
+
+    Raises:
+        ValueError: Trainings cannot run, or cannot be shared by as many GPUs as a trial gets; or a refusal.
+    """
+    if isinstance(situation, Situation):
+        return _look_ahead_study(situation, launch, refuse)
+    return _look_ahead_search(situation, launch, refuse)
 
 
 def power_of(situation: Situation, launch: Launch) -> PowerCheck:
@@ -47,99 +75,143 @@ def power_of(situation: Situation, launch: Launch) -> PowerCheck:
     plan = situation.plan
     noise = {}
     for key in {key for _, key in plan.comparisons()}:
-        found = seed_noise(situation.ledger.history(plan.study.recipe), plan.study.base(), key)
-        if found is not None:
-            noise[key] = found
+        measured = seed_noise(situation.ledger.history(plan.study.recipe), plan.study.base(), key)
+        if measured is not None:
+            noise[key] = measured
     return power_check(plan, noise, accept_underpowered=launch.accept_underpowered)
 
 
-def foretell(situation: Situation, tasks: Sequence[Task], launch: Launch) -> Forecast:
-    """What ``tasks`` will cost.
+def rungs_text(plan: SearchPlan) -> str:
+    """When trials are stopped early, in a sentence."""
+    if not plan.rungs or plan.study.rungs is None:
+        return "No trial is stopped early: no rung lies between where the last loss term has acted and the end."
+    steps = ", ".join(map(str, plan.rungs))
+    return (
+        f"At the rungs (step {steps} of {plan.base.num_steps}) a trial goes on if it is among the best "
+        f"1/{plan.study.rungs.reduction} so far in what evaluations measure."
+    )
 
-    Raises:
-        ValueError: There are trainings among them that cannot run, or that cannot be shared by as many GPUs as a trial
-            gets.
-    """
-    study = situation.plan.study
-    check_sizes({task.trial.cell: task.trial.config for task in tasks}.values(), study.recipe, study.train)
-    for task in tasks:
-        if task.source is None:
-            check_shares(task.trial.config, launch.world_size)
+
+def _look_ahead_study(situation: Situation, launch: Launch, refuse: bool) -> Outlook:
+    plan, study = situation.plan, situation.plan.study
+    now, later = situation.tasks()
+    tasks = [*now, *later]
+    power = power_of(situation, launch)
+    _raise_refusal(power.refusal if refuse else None)
+    check_sizes({task.cell: task.config for task in tasks}.values(), study.recipe, study.train)
+    trained = [task for task in tasks if task.source is None]
     begun = situation.begun(tasks)
-    works = [Work(task.trial.config, task.way or "train", begun.get(task.key, 0)) for task in tasks]
-    configs = list({task.trial.cell: task.trial.config for task in tasks if task.source is None}.values())
-    return foretell_works(works, configs[:PROBED], study, situation.ledger, launch)
+    works = [Work(task.config, task.way or "train", begun.get(task.key, 0)) for task in tasks]
+    different = list({task.cell: task.config for task in trained}.values())
+    predicted = _predict(works, different[:PROBED], situation, launch)
+    refusal = admission.refusal(predicted, launch)
+    _raise_refusal(refusal if refuse else None)
+    num_trials, num_left = len(plan.trials), len(tasks)
+    lines = [
+        study.title,
+        f"{study.design.name}: {len(plan.cells)} cells x {len(study.seeds)} seeds = {num_trials} trials, "
+        f"{num_trials - num_left} of them there, in {situation.path}",
+        *study.design.notes(),
+        *_begun_text(len(begun)),
+        *_reason_texts(situation, tasks),
+        *_old_ledger_text(situation, num_left),
+        *predicted.sentences(datetime.now()),
+        *power.sentences,
+    ]
+    refusals = tuple(reason for reason in (power.refusal, refusal) if reason is not None)
+    return Outlook(num_trials, num_left, predicted, "\n".join(lines), refusals)
 
 
-def foretell_works(
-    works: Sequence[Work], probed: Sequence[RunConfig], study: Study | SearchStudy, ledger: Ledger, launch: Launch
+def _look_ahead_search(situation: SearchSituation, launch: Launch, refuse: bool) -> Outlook:
+    plan, study = situation.plan, situation.plan.study
+    check_sizes(plan.corners(), study.recipe, study.train)
+    record = situation.record()
+    proposed = record.trials if record else ()
+    open_keys = {trial.key for trial in proposed if trial.key and trial.state not in ENDED}
+    begun = sum(newest_step(situation.ledger.run_dir(key)) > 0 for key in open_keys)
+    num_trials = max(study.num_trials, len(proposed))
+    num_left = num_trials - sum(trial.state in ENDED for trial in proposed)
+    # As if every trial ran to its end with the recipe's own settings.
+    predicted = _predict([Work(plan.base)] * num_left, [plan.base], situation, launch)
+    refusal = admission.refusal(predicted, launch)
+    _raise_refusal(refusal if refuse else None)
+    objectives = ", ".join(f"{o.title} {'up' if o.higher_is_better else 'down'}" for o in study.objectives)
+    lines = [
+        study.title,
+        f"search over {len(study.space)} settings ({', '.join(study.space)}); objectives: {objectives}",
+        f"{num_trials} trials, {num_trials - num_left} of them ended, in {situation.path}",
+        rungs_text(plan),
+        *_begun_text(begun),
+        *_old_ledger_text(situation, num_left),
+        *predicted.sentences(datetime.now()),
+        *(["That is if no trial were stopped early."] if plan.rungs and num_left else []),
+    ]
+    return Outlook(num_trials, num_left, predicted, "\n".join(lines), () if refusal is None else (refusal,))
+
+
+def _predict(
+    works: Sequence[Work],
+    probed: Sequence[RunConfig],
+    situation: Situation | SearchSituation,
+    launch: Launch,
 ) -> Forecast:
-    """What ``works`` will cost, from the ledger and, where that knows nothing like them, from a probe.
+    """Predict what ``works`` will cost, from the ledger and, where that knows nothing like them, from a probe.
 
     Args:
         works: What is left to run.
         probed: The trainings that are probed then.
-        study: What asks for them: its recipe's history counts.
-        ledger: Of the trials that ended.
+        situation: What asks for them: its recipe's history counts.
         launch: The resources.
     """
+    study = situation.plan.study
+    for work in works:
+        if work.kind == "train":
+            check_shares(work.config, launch.world_size)
 
-    def foretold(costs: Sequence[Cost]) -> Forecast:
+    def predict(costs: Sequence[Cost]) -> Forecast:
         return forecast(
             works,
             concurrent=launch.concurrent,
             cpus=launch.cpus_per_trial,
             gpus=launch.gpus_per_trial,
             costs=costs,
-            history=ledger.history(study.recipe),
+            history=situation.ledger.history(study.recipe),
             price_per_hour=launch.price_per_hour,
         )
 
-    first = foretold(())
+    first = predict(())
     if first.wall_s is not None or study.train != TRAIN:
         return first
     click.echo("There is no history of such trainings, so a few steps are timed first.", err=True)
     try:
-        return foretold(probe(probed, num_threads=max(round(launch.cpus_per_trial), 1)))
+        return predict(probe(probed, num_threads=max(round(launch.cpus_per_trial), 1)))
     except ProbeError as error:
         click.echo(f"Nothing can be foretold: {error}", err=True)
         return first
 
 
-def plan_text(
-    situation: Situation,
-    now: Sequence[Task],
-    later: Sequence[Task],
-    foretold: Forecast,
-    power: PowerCheck,
-    folder: Path,
-) -> str:
-    """The plan for people."""
-    plan = situation.plan
-    tasks = [*now, *later]
-    there = len(plan.trials) - len(tasks)
-    cells = len(plan.cells)
-    seeds = len(plan.study.seeds)
-    lines = [
-        plan.study.title,
-        f"{plan.study.design.name}: {cells} cells x {seeds} seeds = {len(plan.trials)} trials, {there} of them there, "
-        f"in {folder}",
-        *plan.study.design.notes(),
-    ]
-    begun = situation.begun(tasks)
-    if begun:
-        lines.append(f"{len(begun)} go on from a checkpoint.")
+def _raise_refusal(refusal: str | None) -> None:
+    if refusal is not None:
+        raise ValueError(refusal)
+
+
+def _begun_text(number: int) -> list[str]:
+    return [f"{number} go on from a checkpoint."] if number else []
+
+
+def _reason_texts(situation: Situation, tasks: Sequence[Task]) -> list[str]:
     shared = sum(task.prefix_shared for task in tasks)
-    if shared:
-        lines.append(
-            f"{shared} trainings have their first steps in common with others, and only one of each does them."
-        )
-    lines += [
+    lines = [
         f"{number} of them because of this, although their settings are in the ledger: {reason}"
         for reason, number in situation.reasons(tasks).items()
     ]
-    if tasks and (old := situation.ledger.without_digest()) is not None:
-        lines.append(old)
-    lines += foretold.sentences(datetime.now())
-    lines += power.sentences
-    return "\n".join(lines)
+    if shared:
+        lines.insert(
+            0, f"{shared} trainings have their first steps in common with others, and only one of each does them."
+        )
+    return lines
+
+
+def _old_ledger_text(situation: Situation | SearchSituation, num_left: int) -> list[str]:
+    sentence = situation.ledger.without_digest() if num_left else None
+    return [] if sentence is None else [sentence]

@@ -1,22 +1,31 @@
-"""Where a study stands against the ledger: what is there already, what must be trained, what is only evaluated."""
+"""What a study or a search asks for, and how much of it the ledger has."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
-from sweeps.core.design.study import TRAIN, Plan, Study, Trial
+from sweeps.core.design.study import TRAIN, Plan, Study
 from sweeps.core.store.identity import SURROUNDINGS, Identity, identify, same_surroundings, why
-from sweeps.core.store.inputs import Inputs, trial_inputs
+from sweeps.core.store.inputs import Inputs, config_inputs, trial_inputs
+from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.ledger_entry import LedgerEntry
 from sweeps.core.store.runs import Runs, newest_step
+from sweeps.core.store.study_folder import StudyFolder
 from toco.train.fork import prefix_digest, prefix_step
 from toco.train.reevaluate import Way, way_expected, way_from
+from toco.train.run_config import RunConfig
+
+if TYPE_CHECKING:
+    # Optuna takes most of a second to import, and a study does not need it.
+    from sweeps.core.design.search_space import SearchPlan, SearchStudy
+    from sweeps.core.store.search_record import SearchRecord
 
 _KEPT_CHECKPOINTS = 1
 """Of a training, in its run folder: a snapshot has the newest alone, see ``sweeps.core.run.worker``."""
@@ -24,16 +33,24 @@ _KEPT_CHECKPOINTS = 1
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something to run for a trial: a training, or another evaluation of one.
+    """Something to run: a training, or another evaluation of one.
 
     Attributes:
+        name: What people call the trial.
+        cell: Its cell without the seed.
+        inputs: What the trial reads, see ``sweeps.core.store.inputs``.
+        factors: The settings by which it differs from the recipe, by path.
         source: Key of the trial whose training is evaluated again.
-        way: How it is.
-        prefix_shared: Whether other tasks have the same first steps, so that these need to be done once only.
+        way: How it is evaluated.
+        prefix_shared: Whether other tasks have the same first steps, so that these are done once.
     """
 
-    trial: Trial
+    name: str
+    cell: str
+    config: RunConfig
     identity: Identity
+    inputs: Inputs
+    factors: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
     way: Way | None = None
     prefix_shared: bool = False
@@ -46,14 +63,14 @@ class Task:
     @property
     def surroundings(self) -> str:
         """Digest (hex, 12 digits) of the code, data and versions, without the config."""
-        parts = {name: self.identity.parts[name] for name in SURROUNDINGS}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+        return _surroundings(self.identity)
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """A plan and what the ledger has of it."""
+    """A study and what the ledger has of it."""
 
+    kind = "study"
     plan: Plan
     runs: Runs
     inputs: tuple[Inputs, ...]
@@ -65,46 +82,64 @@ class Situation:
         return self.runs.ledger
 
     @property
+    def path(self) -> Path:
+        """The study's folder."""
+        return self.ledger.storage / self.plan.folder_name
+
+    @property
+    def start_id(self) -> str:
+        """Identifies this start of the study: the same after a restart, another one in another folder."""
+        return StudyFolder(self.path).start_id
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """Keys of the trials in the ledger."""
         return tuple(identity.key for identity in self.identities)
 
-    def missing(self, without: Iterable[str] = ()) -> list[tuple[Trial, Identity]]:
-        """Trials that the ledger does not have; ``without`` these keys."""
-        there = self.ledger.finished_keys(self.keys) | set(without)
-        return [
-            (trial, identity)
-            for trial, identity in zip(self.plan.trials, self.identities, strict=True)
-            if identity.key not in there
-        ]
+    def trials(self) -> dict[str, Task]:
+        """All trials of the study, by key."""
+        cells = self.plan.cells
+        zipped = zip(self.plan.trials, self.identities, self.inputs, strict=True)
+        return {
+            identity.key: Task(
+                trial.name, trial.label, trial.config, identity, inputs, factors=cells[trial.cell].changes
+            )
+            for trial, identity, inputs in zipped
+        }
 
-    def tasks(self, without: Iterable[str] = (), afresh: Iterable[str] = ()) -> tuple[list[Task], list[Task]]:
+    def missing(self, among: Iterable[Task] | None = None) -> list[Task]:
+        """Trials that the ledger does not have; ``among`` these, or all."""
+        tasks = self.trials().values() if among is None else list(among)
+        finished = self.ledger.finished_keys(task.key for task in tasks)
+        return [task for task in tasks if task.key not in finished]
+
+    def tasks(self, among: Iterable[Task] | None = None, afresh: Iterable[str] = ()) -> tuple[list[Task], list[Task]]:
         """What can be started now, and what waits for a training among them.
 
-        Trials that differ in their evaluation alone share one training where that can serve them: one that is there,
+        Trials that differ in their evaluation alone share one training where that can serve them: one that is stored,
         else that of the trial among them which has come furthest, else that of the base, which then has pictures.
 
         Args:
-            without: Keys that are left out.
+            among: The trials that are looked at, or all. Those that may share a training belong together.
             afresh: Keys that are trained, although there is a training that seems to serve.
         """
-        groups: dict[str, list[tuple[Trial, Identity]]] = defaultdict(list)
-        for trial, identity in self.missing(without):
-            groups[identity.training_key].append((trial, identity))
+        groups: dict[str, list[Task]] = defaultdict(list)
+        for task in self.missing(among):
+            groups[task.identity.training_key].append(task)
         afresh = set(afresh)
         now, later = [], []
         for training_key, members in groups.items():
-            there = self.ledger.by_training(training_key)
-            trained: list[tuple[Trial, Identity]] = []
-            for trial, identity in sorted(members, key=self._precedence) if len(members) > 1 else members:
-                served = identity.key not in afresh
-                if served and (task := self._from_stored(trial, identity, there)) is not None:
-                    now.append(task)
-                elif served and (task := _from_planned(trial, identity, trained)) is not None:
-                    later.append(task)
+            stored = self.ledger.by_training(training_key)
+            trained: list[Task] = []
+            for member in sorted(members, key=self._precedence) if len(members) > 1 else members:
+                is_served = member.key not in afresh
+                if is_served and (evaluation := self._from_stored(member, stored)) is not None:
+                    now.append(evaluation)
+                elif is_served and (evaluation := _from_planned(member, trained)) is not None:
+                    later.append(evaluation)
                 else:
-                    trained.append((trial, identity))
-                    now.append(Task(trial, identity))
+                    trained.append(member)
+                    now.append(member)
         return self._with_prefixes(now), later
 
     def begun(self, tasks: Iterable[Task]) -> dict[str, int]:
@@ -127,66 +162,175 @@ class Situation:
                 reasons["version 0.4 entered it, without a digest"] += nearest.without_digest
         return +reasons
 
-    def mark(self) -> None:
+    def claim(self, leases: Leases) -> None:
         """Make the files by which the finished trials are found from their training, where these were lost."""
-        there = self.ledger.finished_keys(self.keys)
+        finished = self.ledger.finished_keys(self.keys)
         for identity in self.identities:
-            if identity.key in there:
+            if identity.key in finished:
                 self.ledger.mark(identity.key, identity.training_key, identity.parts["config"])
 
-    def _from_stored(self, trial: Trial, identity: Identity, there: Iterable[LedgerEntry]) -> Task | None:
-        """The evaluation of one of the trainings that are there; without the network rather than with it."""
+    def write(self, forecast: Mapping[str, Any] | None = None) -> None:
+        """Write ``study.json``, with what was forecast where that is given."""
+        StudyFolder(self.path).write_study(self.plan, self.keys, self.inputs, forecast)
+
+    def _from_stored(self, member: Task, stored: Iterable[LedgerEntry]) -> Task | None:
+        """The evaluation of one of the stored trainings; without the network rather than with it."""
+        parts = member.identity.parts
         evaluated = None
-        for entry in there:
-            known = entry.identity
+        for entry in stored:
             # One that was rescored itself has neither counts nor checkpoints, and there may be hundreds of them.
-            if entry.is_rescored or known["data"] != identity.parts["data"]:
+            if entry.is_rescored or entry.identity["data"] != parts["data"]:
                 continue
             source = self.ledger.run_dir(entry.key)
-            way = way_from(source, trial.config, same_code=same_surroundings(identity.parts, known))
+            way = way_from(source, member.config, same_code=same_surroundings(parts, entry.identity))
             if way == "rescore":
-                return Task(trial, identity, entry.key, way)
+                return replace(member, source=entry.key, way=way)
             if way is not None and evaluated is None:
-                evaluated = Task(trial, identity, entry.key, way)
+                evaluated = replace(member, source=entry.key, way=way)
         return evaluated
 
-    def _precedence(self, member: tuple[Trial, Identity]) -> tuple[int, int]:
-        trial, identity = member
-        is_base = any(row.cell == trial.cell for row in self.plan.rows if row.role == "base")
-        return -newest_step(self.ledger.run_dir(identity.key)), 0 if is_base else 1
+    def _precedence(self, member: Task) -> tuple[int, int]:
+        bases = {self.plan.cells[row.cell].label for row in self.plan.rows if row.role == "base"}
+        return -newest_step(self.ledger.run_dir(member.key)), 0 if member.cell in bases else 1
 
     def _with_prefixes(self, tasks: list[Task]) -> list[Task]:
         if self.plan.study.train != TRAIN:
             return tasks
         digests = {}
         for task in tasks:
-            step = prefix_step(task.trial.config)
+            step = prefix_step(task.config)
             if task.source is None and step is not None:
-                digests[task.key] = prefix_digest(task.trial.config, step)
+                digests[task.key] = prefix_digest(task.config, step)
         counts = Counter(digests.values())
         return [replace(task, prefix_shared=counts[digests.get(task.key, "")] > 1) for task in tasks]
 
 
-def _from_planned(trial: Trial, identity: Identity, trained: Iterable[tuple[Trial, Identity]]) -> Task | None:
+def _from_planned(member: Task, trained: Iterable[Task]) -> Task | None:
     """The evaluation of a training that will be there."""
-    for first, known in trained:
-        if known.parts["data"] == identity.parts["data"]:
-            way = way_expected(first.config, trial.config, _KEPT_CHECKPOINTS)
+    for first in trained:
+        if first.identity.parts["data"] == member.identity.parts["data"]:
+            way = way_expected(first.config, member.config, _KEPT_CHECKPOINTS)
             if way is not None:
-                return Task(trial, identity, known.key, way)
+                return replace(member, source=first.key, way=way)
     return None
 
 
-def survey(study: Study, storage: Path) -> Situation:
-    """Resolve ``study`` and look at what ``storage`` has of it.
+@dataclass(frozen=True, slots=True)
+class SearchSituation:
+    """A search and where it is kept."""
+
+    kind = "search"
+    plan: SearchPlan
+    runs: Runs
+    inputs: Inputs
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger."""
+        return self.runs.ledger
+
+    @property
+    def path(self) -> Path:
+        """The search's folder."""
+        return self.ledger.storage / self.plan.folder_name
+
+    @property
+    def start_id(self) -> str:
+        """Identifies this start of the search: the same after a restart, another one in another folder."""
+        from sweeps.core.store.search_record import RECORD
+
+        return RECORD.read(self.path / RECORD.file).start_id
+
+    @property
+    def lease(self) -> str:
+        """What the driver of the search holds: proposals depend on what came before, so one driver asks for them."""
+        return f"search-{self.plan.folder_name}"
+
+    @property
+    def journal(self) -> Path:
+        """The trials, which are those of this code, data and versions: results of others would not compare."""
+        base = identify(self.plan.base, self.plan.study.train, self.inputs)
+        return self.path / f"trials-{_surroundings(base)}.jsonl"
+
+    def task(self, number: int, values: Mapping[str, Any]) -> Task:
+        """The training that a proposal stands for.
+
+        Raises:
+            ValueError: The values do not go together.
+        """
+        config, name = self.plan.config(values), f"trial {number}"
+        return Task(name, name, config, identify(config, self.plan.study.train, self.inputs), self.inputs)
+
+    def record(self) -> SearchRecord | None:
+        """The search as it stands; ``None`` where it has not begun with this code and data."""
+        from sweeps.core.store.search_record import read_search_record
+
+        return read_search_record(self.path, self.journal.name) if self.journal.is_file() else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all trials have ended."""
+        from sweeps.core.store.search_record import ENDED
+
+        trials = record.trials if (record := self.record()) else ()
+        return len(trials) >= self.plan.study.num_trials and all(trial.state in ENDED for trial in trials)
+
+    def trials(self) -> dict[str, Task]:
+        """The trials that were proposed, by key; the first of those that share one."""
+        record = self.record()
+        proposed: dict[str, Task] = {}
+        for trial in record.trials if record else ():
+            task = self.task(trial.number, trial.values)
+            proposed.setdefault(task.key, task)
+        return proposed
+
+    def claim(self, leases: Leases) -> None:
+        """Be the one driver of the search, and write its record.
+
+        Raises:
+            ValueError: Another driver runs it.
+        """
+        if not leases.acquire([self.lease]):
+            raise ValueError(
+                f"{leases.holder(self.lease)} runs this search now, and proposals depend on what came before: one "
+                "driver asks for them. Wait for it, or give it more trainings at once with --concurrent."
+            )
+        self.write()
+
+    def write(self, forecast: Mapping[str, Any] | None = None) -> None:
+        """Write ``search.json``."""
+        from sweeps.core.store.search_record import write_search
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_search(self.path, self.plan, self.journal.name, self.inputs)
+
+
+@overload
+def survey(study: Study, storage: Path) -> Situation: ...
+@overload
+def survey(study: SearchStudy, storage: Path) -> SearchSituation: ...
+@overload
+def survey(study: Study | SearchStudy, storage: Path) -> Situation | SearchSituation: ...
+def survey(study: Study | SearchStudy, storage: Path) -> Situation | SearchSituation:
+    """Resolve ``study`` and look at what ``storage`` has of it, and at what its trials read.
 
     Raises:
-        ValueError: The study or its data is not valid.
+        ValueError: The study, the search or its data is not valid.
         OSError: A file cannot be read.
     """
+    runs = Runs(Ledger(storage))
+    if not isinstance(study, Study):
+        search = study.resolve()
+        return SearchSituation(search, runs, config_inputs(search.base))
     plan = study.resolve()
     inputs = trial_inputs(plan.trials)
     identities = tuple(
         identify(trial.config, study.train, read) for trial, read in zip(plan.trials, inputs, strict=True)
     )
-    return Situation(plan, Runs(Ledger(storage)), tuple(inputs), identities)
+    return Situation(plan, runs, tuple(inputs), identities)
+
+
+def _surroundings(identity: Identity) -> str:
+    """Digest (hex, 12 digits) of the code, data and versions, without the config."""
+    parts = {name: identity.parts[name] for name in SURROUNDINGS}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

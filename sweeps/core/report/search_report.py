@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sweeps.core.design.search_space import Objective
+from sweeps.core.findings.exit_status import CLEAN, INCOMPLETE, ExitCode
 from sweeps.core.report.column import Column, columns_csv
 from sweeps.core.report.drawing import MUTED, SERIES, STYLE, svg
 from sweeps.core.report.markdown import escaped, pipe
@@ -44,6 +45,7 @@ class SearchReport:
         page: ``report.html``.
         files: ``search.md``, ``trials.csv`` and ``report.html``.
         is_complete: Whether every trial ended.
+        exit_code: 4 where a trial failed, else 0.
     """
 
     text: str
@@ -51,6 +53,7 @@ class SearchReport:
     page: Path
     files: tuple[Path, ...]
     is_complete: bool
+    exit_code: ExitCode
 
 
 TrialColumn = Column[SearchTrial]
@@ -84,6 +87,7 @@ def write_search_report(path: Path, *, running: bool = False) -> SearchReport:
         page=path / PAGE,
         files=tuple(path / name for name in contents),
         is_complete=ended == len(record.trials) >= record.num_trials,
+        exit_code=INCOMPLETE if any(trial.state == "failed" for trial in record.trials) else CLEAN,
     )
 
 

@@ -187,6 +187,11 @@ class Attempts:
         counted = self._counted[key] = self._counted.get(key, 0) + 1
         return Decision(self._max_failures < 0 or counted <= self._max_failures)
 
+    def forget(self, key: str) -> None:
+        """Begin to count anew for a trial that will be made in another way."""
+        self._counted.pop(key, None)
+        self._forgiven.pop(key, None)
+
     def avoided(self, key: str) -> frozenset[str]:
         """Nodes that the next attempt of a trial should not use; never all that there are."""
         own = {node for node, keys in self._failed_on.items() if key in keys and key not in self._to_blame}

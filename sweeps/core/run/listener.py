@@ -1,14 +1,14 @@
-"""What the driver does when something happens to a trial: publish its snapshot, tell MLflow, print progress."""
+"""What a driver does when something happens to a trial: store its snapshot, tell MLflow, print progress."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sweeps.core.plan.survey import Situation, Task
+from sweeps.core.plan.survey import Task
 from sweeps.core.run.failures import Failure, LeftOut
 from sweeps.core.run.live_page import LivePage
 from sweeps.core.run.mlflow_mirror import Mirror
@@ -16,6 +16,7 @@ from sweeps.core.run.obstacle import Obstacle
 from sweeps.core.run.progress import Progress
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger_entry import Origin
+from sweeps.core.store.runs import Runs
 
 logger = logging.getLogger(__name__)
 
@@ -23,130 +24,172 @@ SILENT_BEATS = 2
 """A driver that others wait for is said to be silent after so many heart-beats were missed."""
 
 
-class Watch:
-    """Told of every event of a study. No method but ``settle`` and ``check`` raises.
+class Listener:
+    """Told of every event. No method but ``publish``, ``settle`` and ``check`` raises: results must not be lost.
 
     Args:
-        situation: The study and its ledger.
+        tasks: The trials that this driver has now, by key; several where they are one training. The driver changes it.
+        runs: Where results are stored.
+        origin: Of the results, for the record.
+        resources: What a trial gets, for the record.
+        leases: The driver's.
         progress: Prints the progress line.
         mirror: Fills MLflow.
         page: Keeps the page up to date; ``None`` where another driver does.
-        resources: What a trial gets, for the record.
-        check: Raises LostLeaseError where this driver has lost the lease of a key, as one that was suspended may have.
         obstacle: Keeps the error after which the driver cannot go on.
+        let_go: Called with the key of a trial that does not run any more, and whether it has failed.
     """
 
     def __init__(
         self,
-        situation: Situation,
+        tasks: Mapping[str, Sequence[Task]],
+        *,
+        runs: Runs,
+        origin: Origin,
+        resources: Mapping[str, Any],
+        leases: Leases,
         progress: Progress,
         mirror: Mirror,
         page: LivePage | None,
-        resources: Mapping[str, Any],
-        check: Callable[[str], None],
         obstacle: Obstacle,
+        let_go: Callable[[str, bool], None],
     ) -> None:
-        self._runs = situation.runs
-        self._names = {key: trial.name for key, trial in zip(situation.keys, situation.plan.trials, strict=True)}
-        self._tasks: dict[str, Task] = {}
-        self._study = situation.plan.study
+        self._tasks = tasks
+        self._runs = runs
+        self._origin = origin
+        self._resources = dict(resources)
+        self._leases = leases
         self._progress = progress
         self._mirror = mirror
         self._page = page
-        self._resources = dict(resources)
-        self._check = check
-        self._waiting: set[str] = set()
         self._obstacle = obstacle
+        self._let_go = let_go
+        self._said: set[str] = set()
 
-    def expect(self, tasks: Iterable[Task]) -> None:
-        """These tasks are about to run."""
-        self._tasks |= {task.key: task for task in tasks}
+    # What the backend tells.
 
     def running(self, keys: Set[str]) -> None:
         """These trials run now; called all the time."""
         with carrying_on("The progress line cannot be printed"):
-            self._progress.running(keys)
+            names = {key: self._name(key) for key in keys if key in self._tasks}
+            self._progress.running(set(names.values()))
             if self._page is not None:
-                self._page.progress(self._progress.steps_of_running(), self._progress.eta_s())
+                steps = {key: self._progress.step_of(names[key]) for key in sorted(names)}
+                self._page.progress(steps, self._progress.eta_s())
 
     def reported(self, key: str, row: Mapping[str, Any]) -> None:
         """A trial has reported an evaluation."""
-        with carrying_on(f"The progress of {self._names[key]} is unknown"):
+        name = self._name(key)
+        with carrying_on(f"The progress of {name} is unknown"):
             if "step" in row:
-                self._progress.reported(key, int(row["step"]))
+                self._progress.reported(name, int(row["step"]))
 
     def snapshot(self, key: str, snapshot: Path) -> None:
-        """A trial's snapshot is in storage."""
-        what = f"The run folder of {self._names[key]} could not be updated, which is tried again later"
-        with carrying_on(what), self._obstacle.noted():
-            self._check(key)
-            self._runs.publish(key, snapshot, self._check)
-            self._mirror.changed(key)
-            self.settle(self._tasks[key])
-
-    def settle(self, task: Task) -> bool:
-        """Enter a trial into the ledger if its run folder says that it has ended; says whether it is there.
-
-        Raises:
-            LostLeaseError: Another driver has taken the trial over.
-            OSError: The ledger cannot be written.
-        """
-        self._check(task.key)
-        origin = Origin(self._study.name, self._study.recipe)
-        return self._runs.settle(task.key, task.identity, origin, self._resources)
-
-    def check(self) -> None:
-        """See whether the driver may go on; raises as ``Obstacle.check``."""
-        self._obstacle.check()
-
-    def waiting_for(self, key: str, number: int, holder: str | None, silent_s: float, leases: Leases) -> None:
-        """Everything left, ``number`` trials, is run by other drivers; called every few seconds.
-
-        Args:
-            key: One of the trials.
-            number: How many there are.
-            holder: Who holds the lease of ``key``.
-            silent_s: For how long there was no sign of life of the holder.
-            leases: How long they live.
-        """
-        name = self._names[key]
-        if holder is not None and "first" not in self._waiting:
-            self._waiting.add("first")
-            self._say(f"{number} trials, {name} among them, are run by another driver: {holder}. Waiting.")
-        if holder is not None and silent_s > SILENT_BEATS * leases.beat_every_s and holder not in self._waiting:
-            self._waiting.add(holder)
-            self._say(
-                f"There was no sign of life of {holder} for {silent_s:.0f} s; its trials are taken over after "
-                f"{leases.expires_s:.0f} s."
-            )
+        """A trial's snapshot has arrived."""
+        # One that this driver let go is not its own any more.
+        if key in self._tasks:
+            problem = f"The run folder of {self._name(key)} could not be updated, which is tried again later"
+            with carrying_on(problem), self._obstacle.noted():
+                self.publish(key, snapshot)
 
     def lost(self, key: str, failure: Failure) -> None:
         """A trial failed or lost its worker and will be started again."""
         self._note(key, failure)
-        self._say(f"{self._names[key]} is started again: {failure.sentence}")
+        self._say(f"{self._name(key)} is started again: {failure.sentence}")
 
     def failed(self, key: str, failure: Failure) -> None:
         """A trial has failed as often as it may."""
         self._note(key, failure)
-        self._say(f"{self._names[key]} failed: {failure.sentence}")
-        self.ended(key)
+        self._say(f"{self._name(key)} failed: {failure.sentence}")
+        self._end(key, failed=True)
+
+    def ended(self, key: str) -> None:
+        """A trial will not run any more, however it ended."""
+        self._end(key, failed=False)
+
+    def stopped(self, key: str, step: int) -> None:
+        """A trial does not go on after a rung."""
+        self._say(f"{self._name(key)} is stopped at rung {step}.")
 
     def left_out(self, node: LeftOut) -> None:
         """A node gets no more trials."""
         self._say(node.sentence)
 
-    def _note(self, key: str, failure: Failure) -> None:
-        what = f"A failure of {self._names[key]} could not be noted"
-        with carrying_on(what), self._obstacle.noted():
-            self._check(key)
-            self._runs.ledger.add_failure(key, failure.reason, failure.trace, host=failure.host)
+    def check(self) -> None:
+        """See whether the driver may go on; raises as ``Obstacle.check``."""
+        self._obstacle.check()
 
-    def ended(self, key: str) -> None:
-        """A trial will not run any more, however it ended."""
-        with carrying_on(f"The end of {self._names[key]} could not be noted"):
-            self._progress.ended(key, failed=self._runs.status(key) != "finished")
+    # What the driver tells.
+
+    def publish(self, key: str, snapshot: Path) -> None:
+        """Bring a trial's run folder to the state of ``snapshot``, and enter the trial into the ledger if it has ended.
+
+        Raises:
+            LostLeaseError: Another driver has taken the trial over.
+            OSError: The run folder or the ledger cannot be written.
+        """
+        self._leases.check(key)
+        self._runs.publish(key, snapshot, self._leases.check)
+        self._mirror.changed(key)
+        self.settle(self._tasks[key][0])
+
+    def settle(self, task: Task) -> bool:
+        """Enter a trial into the ledger if its run folder says that it has ended; says whether it is entered.
+
+        Raises:
+            LostLeaseError: Another driver has taken the trial over.
+            OSError: The ledger cannot be written.
+        """
+        self._leases.check(task.key)
+        return self._runs.settle(task.key, task.identity, self._origin, self._resources)
+
+    def expect(self, task: Task) -> None:
+        """A trial is about to run."""
+        with carrying_on(f"{task.name} is not counted"):
+            self._progress.expect(task.name, task.config.num_steps)
+
+    def closed(self, task: Task, *, failed: bool) -> None:
+        """This driver has let a trial go that has a result, was stopped or failed."""
+        with carrying_on(f"The end of {task.name} could not be noted"):
+            status = self._runs.status(task.key)
+            self._progress.ended(task.name, failed=failed or status == "diverged")
             if self._page is not None:
                 self._page.changed()
+            # Only one that has ended was published last of all.
+            if status is None and (self._runs.ledger.run_dir(task.key) / "config.json").is_file():
+                self._mirror.changed(task.key)
+
+    def waiting_for(self, task: Task, number: int, holder: str | None, silent_s: float) -> None:
+        """Everything left, ``number`` trials, is run by other drivers; called every few seconds.
+
+        Args:
+            task: One of the trials.
+            number: How many there are.
+            holder: Who holds the lease of ``task``.
+            silent_s: For how long there was no sign of life of the holder.
+        """
+        if holder is not None and "first" not in self._said:
+            self._said.add("first")
+            self._say(f"{number} trials, {task.name} among them, are run by another driver: {holder}. Waiting.")
+        if holder is not None and silent_s > SILENT_BEATS * self._leases.beat_every_s and holder not in self._said:
+            self._said.add(holder)
+            self._say(
+                f"There was no sign of life of {holder} for {silent_s:.0f} s; its trials are taken over after "
+                f"{self._leases.expires_s:.0f} s."
+            )
+
+    def _end(self, key: str, *, failed: bool) -> None:
+        with carrying_on(f"The end of {self._name(key)} could not be noted"), self._obstacle.noted():
+            self._let_go(key, failed)
+
+    def _note(self, key: str, failure: Failure) -> None:
+        problem = f"A failure of {self._name(key)} could not be noted"
+        with carrying_on(problem), self._obstacle.noted():
+            self._leases.check(key)
+            self._runs.ledger.add_failure(key, failure.reason, failure.trace, host=failure.host)
+
+    def _name(self, key: str) -> str:
+        return self._tasks[key][0].name if key in self._tasks else key
 
     def _say(self, text: str) -> None:
         with carrying_on(f"A line could not be printed ({text})"):

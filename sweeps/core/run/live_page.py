@@ -5,11 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
-from sweeps.core.report import write_report
-from sweeps.core.store.study_folder import StudyFolder
+import click
+
+from sweeps.core.findings.exit_status import CLEAN, INCOMPLETE
+from sweeps.core.plan.survey import SearchSituation, Situation
+from sweeps.core.report import StudyReport, report_text, write_report
+from sweeps.core.report.search_report import SearchReport, search_text, write_search_report
+from sweeps.core.store.search_record import search_file, with_trials
+from sweeps.core.store.study_folder import StudyFolder, study_file
+from sweeps.core.store.study_record import with_results
 
 logger = logging.getLogger(__name__)
 
@@ -19,61 +25,35 @@ SHARE = 0.05
 """Of the time that may go into writing."""
 
 
-class LiveReport:
-    """Keeps a report up to date while what it is of runs.
+class LivePage:
+    """Keeps ``progress.json`` and the report of a study or a search up to date while it runs.
 
-    It is written at most every ``every_s`` seconds, less often where writing takes long, so that at most ``SHARE`` of
-    a core is taken from the trainings; and only after something has changed.
+    The report is written at most every ``every_s`` seconds, less often where writing takes long, so that at most
+    ``SHARE`` of a core is taken from the trainings; and only after something has changed.
+
+    Args:
+        situation: The study or search.
+        every_s: Seconds between reports.
     """
 
-    def __init__(self, write: Callable[[], object], every_s: float = _PAGE_EVERY_S) -> None:
-        self._write = write
+    def __init__(self, situation: Situation | SearchSituation, every_s: float = _PAGE_EVERY_S) -> None:
+        self._situation = situation
+        self._folder = StudyFolder(situation.path)
         self._every_s = every_s
+        self._progress_written = float("-inf")
         self._changed = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="live-page", daemon=True)
 
     def start(self) -> None:
         """Begin, with everything as it stands."""
+        self._folder.write_progress({}, None, running=True)
         self._changed.set()
         self._thread.start()
 
     def changed(self) -> None:
         """There is something new to report."""
         self._changed.set()
-
-    def close(self) -> None:
-        """Stop; whoever calls this writes the last report."""
-        self._closing.set()
-        self._changed.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while True:
-            self._changed.wait()
-            if self._closing.is_set():
-                return
-            self._changed.clear()
-            began = time.monotonic()
-            try:
-                self._write()
-            except Exception as error:  # the page is for looking at; the trainings are worth more
-                logger.warning("The report could not be written, which is tried again later: %r", error)
-            self._closing.wait(max(self._every_s, (time.monotonic() - began) * (1 / SHARE - 1)))
-
-
-class LivePage(LiveReport):
-    """Keeps ``progress.json`` and the report of a study up to date while it runs."""
-
-    def __init__(self, folder: StudyFolder, every_s: float = _PAGE_EVERY_S) -> None:
-        super().__init__(partial(write_report, folder.path), every_s)
-        self._folder = folder
-        self._progress_written = float("-inf")
-
-    def start(self) -> None:
-        """Begin, with the study as it stands."""
-        self._folder.write_progress({}, None, running=True)
-        super().start()
 
     def progress(self, steps: Mapping[str, int], eta_s: float | None) -> None:
         """Running trials with the steps they have done, and the seconds to the end; may be called all the time."""
@@ -83,8 +63,50 @@ class LivePage(LiveReport):
 
     def close(self) -> None:
         """Stop; whoever calls this writes the last report."""
-        super().close()
+        self._closing.set()
+        self._changed.set()
+        self._thread.join()
         try:
             self._folder.write_progress({}, None, running=False)
         except OSError as error:  # a full disk, after which more is to be closed
             logger.warning("The page goes on saying that the study runs: %s", error)
+
+    def _work(self) -> None:
+        while True:
+            self._changed.wait()
+            if self._closing.is_set():
+                return
+            self._changed.clear()
+            began = time.monotonic()
+            try:
+                write_report_of(self._situation, running=True)
+            except Exception as error:  # the page is for looking at; the trainings are worth more
+                logger.warning("The report could not be written, which is tried again later: %r", error)
+            self._closing.wait(max(self._every_s, (time.monotonic() - began) * (1 / SHARE - 1)))
+
+
+def write_report_of(situation: Situation | SearchSituation, *, running: bool) -> StudyReport | SearchReport:
+    """Write the report of a study or a search as it stands.
+
+    Args:
+        situation: The study or search.
+        running: Whether a driver runs it, so that the page loads itself again. That of a study asks for itself.
+    """
+    if isinstance(situation, Situation):
+        return write_report(situation.path)
+    # Who asked for a report with other code or another number of trials has left that in the search's record.
+    situation.write()
+    return write_search_report(situation.path, running=running)
+
+
+def print_report_of(situation: Situation | SearchSituation) -> int:
+    """Print the report of a study or a search as it stands, and write nothing; returns its exit status."""
+    if isinstance(situation, Situation):
+        now = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
+        text, exit_code = report_text(with_results(now, situation.path))
+        click.echo(text)
+        return exit_code
+    search = search_file(situation.plan, situation.journal.name, situation.inputs, start_id="")
+    record = with_trials(search, situation.path)
+    click.echo(search_text(record))
+    return INCOMPLETE if any(trial.state == "failed" for trial in record.trials) else CLEAN

@@ -5,29 +5,37 @@ from __future__ import annotations
 import contextlib
 import shlex
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.plan.survey import Situation
+from sweeps.core.plan.survey import SearchSituation, Situation, Task
 from sweeps.core.store.study_folder import StudyFolder
 from toco.files import printable
 from toco.passwords import public_uri
 from toco.tracking import Pages, Tracker, database_of, has_password, import_mlflow
 
 
-class Sender(ABC):
+class Mirror:
     """Keeps a parent run and a child run for every trial up to date with the run folders.
 
     The ledger is the record. What cannot be sent is sent with the next change of that trial, and once more at the end.
+
+    Args:
+        tracker: The store.
+        situation: The study or search, whose record is written.
+        trials: Every trial that is sent, by key. More may be added while the mirror runs.
 
     Attributes:
         pages: Where MLflow's UI shows it, once that is known.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: Tracker, situation: Situation | SearchSituation, trials: Mapping[str, Task]) -> None:
         self._tracker = tracker
+        self._situation = situation
+        self._trials = trials
+        # Now, while the record is whole: it may be damaged before the study ends.
+        self._start_id = situation.start_id
         self.pages: Pages | None = None
         self._parent: str | None = None
         self._runs: dict[str, str] = {}
@@ -38,26 +46,11 @@ class Sender(ABC):
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
 
-    @abstractmethod
-    def _begun(self) -> Iterable[str]:
-        """Keys of the trials that have a run folder."""
-
-    @abstractmethod
-    def _find_parent(self, *, last: bool) -> str | None:
-        """The id of the parent run; ``None`` where the store is gone."""
-
-    @abstractmethod
-    def _track(self, key: str, parent: str, *, last: bool) -> str | None:
-        """Send a trial; the id of its MLflow run, ``None`` where it could not be sent."""
-
-    @abstractmethod
-    def _write_links(self, pages: Pages, runs: Mapping[str, str]) -> None:
-        """Keep where MLflow shows the trials, by their keys, for the links of the report."""
-
     def start(self) -> None:
         """Open the store and begin, with what earlier starts left."""
-        for key in self._begun():
-            self.changed(key)
+        for key in self._trials:
+            if self._situation.ledger.run_dir(key).is_dir():
+                self.changed(key)
         import_mlflow()
         self._thread.start()
 
@@ -80,7 +73,7 @@ class Sender(ABC):
         if self._parent is None:
             self._all_sent = False
             return
-        failed = [name for name in self._changed if not self._send(name, last=True)]
+        failed = [key for key in self._changed if not self._send(key, last=True)]
         self._all_sent = not failed
         self._keep_links()
 
@@ -106,12 +99,12 @@ class Sender(ABC):
                 if not self._changed or self._closing:
                     self._changed |= failed
                     return
-                name = next(iter(self._changed))
-                del self._changed[name]
-            if not self._send(name, last=False):
-                failed[name] = None
+                key = next(iter(self._changed))
+                del self._changed[key]
+            if not self._send(key, last=False):
+                failed[key] = None
             else:
-                failed.pop(name, None)
+                failed.pop(key, None)
             if not self._changed:
                 # Not after every trial: of a study of 50,000 that would write the links of all as often.
                 self._keep_links()
@@ -120,13 +113,35 @@ class Sender(ABC):
         if self._parent is None:
             # The store was gone at the start and may be back.
             self._parent = self._ensure_parent(last=last)
-        run = None if self._parent is None else self._track(key, self._parent, last=last)
+        if self._parent is None:
+            return False
+        task = self._trials[key]
+        run = self._tracker.track(
+            self._situation.ledger.run_dir(key),
+            parent_run_id=self._parent,
+            run_name=task.name,
+            tags=self._tags(task),
+            last=last,
+        )
         if run is not None:
             self._runs[key] = run
         return run is not None
 
+    def _tags(self, task: Task) -> dict[str, str]:
+        """Tags by which runs can be grouped in MLflow; parameters have the factors too, among sixty others."""
+        role = "trial" if self._situation.kind == "study" else "search trial"
+        factors = {f"factor.{path}": str(value) for path, value in task.factors.items()}
+        return {"study": self._situation.plan.study.name, "cell": task.cell, "role": role, "key": task.key, **factors}
+
     def _ensure_parent(self, *, last: bool) -> str | None:
-        parent = self._find_parent(last=last)
+        plan = self._situation.plan
+        tags = {
+            "study": plan.study.name,
+            "digest": plan.digest,
+            "recipe": plan.study.recipe,
+            "role": self._situation.kind,
+        }
+        parent = self._tracker.ensure_parent(self._start_id, plan.folder_name, tags, last=last)
         if parent is not None and self.pages is None:
             self.pages = self._tracker.pages()
         return parent
@@ -136,12 +151,12 @@ class Sender(ABC):
             return
         # A full disk, say: the links are kept with the next trial.
         with contextlib.suppress(OSError):
-            self._write_links(self.pages, self._runs)
+            StudyFolder(self._situation.path).write_mlflow_links(self.pages, self._runs)
             self._links_kept = len(self._runs)
 
 
 def closing_sentence(launch: Launch, pages: Pages | None, *, complete: bool) -> str:
-    """What a driver says of MLflow at its end: where it shows the trials, or how to send what it lacks."""
+    """Say at the end where MLflow shows the trials, or how to send what it lacks."""
     uri = launch.tracking
     if not complete:
         login = ", with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set" if has_password(uri) else ""
@@ -153,44 +168,3 @@ def closing_sentence(launch: Launch, pages: Pages | None, *, complete: bool) -> 
     database = database_of(uri)
     start = "" if database is None else f"\nTo see that page: python -m toco mlflow {shlex.quote(str(database))}"
     return f"MLflow: {page}{start}"
-
-
-class Mirror(Sender):
-    """Sends a study."""
-
-    def __init__(self, tracker: Tracker, folder: StudyFolder, situation: Situation) -> None:
-        super().__init__(tracker)
-        self._folder = folder
-        # Now, while the record is whole: it may be damaged before the study ends.
-        self._start_id = folder.start_id
-        self._plan = situation.plan
-        self._run_dir = situation.ledger.run_dir
-        self._trials = dict(zip(situation.keys, situation.plan.trials, strict=True))
-
-    def _begun(self) -> Iterable[str]:
-        return [key for key in self._trials if self._run_dir(key).is_dir()]
-
-    def _find_parent(self, *, last: bool) -> str | None:
-        study = self._plan.study
-        return self._tracker.ensure_parent(
-            self._start_id,
-            self._plan.folder_name,
-            {"study": study.name, "digest": self._plan.digest, "recipe": study.recipe, "role": "study"},
-            last=last,
-        )
-
-    def _write_links(self, pages: Pages, runs: Mapping[str, str]) -> None:
-        self._folder.write_mlflow_links(pages, runs)
-
-    def _track(self, key: str, parent: str, *, last: bool) -> str | None:
-        trial = self._trials[key]
-        cell = self._plan.cells[trial.cell]
-        # Tags by which the runs of a study can be grouped in MLflow; parameters have them too, among sixty others.
-        factors = {f"factor.{path}": str(value) for path, value in cell.changes.items()}
-        return self._tracker.track(
-            self._run_dir(key),
-            parent_run_id=parent,
-            run_name=trial.name,
-            tags={"study": self._plan.study.name, "cell": trial.label, "role": "trial", "key": key, **factors},
-            last=last,
-        )

@@ -1,4 +1,4 @@
-"""What keeps a driver from going on: noted where it happens, raised where the runner asks."""
+"""What keeps a driver from going on: noted where it happens, raised where the backend asks."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ class Obstacle:
         try:
             yield
         except LostLeaseError as error:
+            self._error = self._error or error
+            raise
+        except NoRoomError as error:
             self._error = self._error or error
             raise
         except OSError as error:

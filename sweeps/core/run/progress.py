@@ -1,4 +1,4 @@
-"""One line that says how far a study is."""
+"""One line that says how far a study or a search is."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ class Progress:
         self._print_by = float("inf")
         self._width = 0
 
+    def expect(self, name: str, steps: int) -> None:
+        """There is one more trial, of so many steps; nothing changes where it is known."""
+        for counts, number in ((self._steps, steps), (self._step, 0), (self._earlier, 0)):
+            counts.setdefault(name, number)
+
     def resumed(self, name: str, step: int) -> None:
         """``name`` had done ``step`` steps before this start; they say nothing about the rate."""
         self._step[name] = self._earlier[name] = step
@@ -69,9 +74,9 @@ class Progress:
         # Not at once: a moment later the next one runs, and the line says so.
         self._print_by = min(self._print_by, self._clock() + 1.0)
 
-    def steps_of_running(self) -> dict[str, int]:
-        """Steps done, as far as known, of the trials that run now."""
-        return {name: self._step[name] for name in sorted(self._running)}
+    def step_of(self, name: str) -> int:
+        """Steps done, as far as known."""
+        return self._step[name]
 
     def eta_s(self) -> float | None:
         """Seconds to the end at the rate of this start; ``None`` before anything is known."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -31,12 +32,12 @@ from sweeps.core.run.failures import (
     Attempts,
     Failure,
     HeadLostError,
-    LeftOut,
     LeftOutError,
     StorageError,
     failure_of,
 )
 from sweeps.core.run.head_watch import HeadWatch
+from sweeps.core.run.listener import Listener
 from sweeps.core.run.worker import Spec, run_trial
 from sweeps.core.store.runs import Runs, newest_step
 from sweeps.core.store.scratch import scratch_folder, sweep_scratch
@@ -60,41 +61,8 @@ _LEFT_OUT = "left_out"
 """Folder of a session: an empty file for each node that gets no more trials."""
 
 
-class Listener(Protocol):
-    """Told of every event; see ``sweeps.core.run.listener.Watch``."""
-
-    def running(self, keys: Set[str]) -> None:
-        """These trials run now; called all the time."""
-
-    def reported(self, key: str, row: Mapping[str, Any]) -> None:
-        """A trial has reported an evaluation."""
-
-    def snapshot(self, key: str, snapshot: Path) -> None:
-        """A trial's snapshot is in storage."""
-
-    def lost(self, key: str, failure: Failure) -> None:
-        """A trial failed or lost its worker and will be started again."""
-
-    def failed(self, key: str, failure: Failure) -> None:
-        """A trial has failed as often as it may."""
-
-    def left_out(self, node: LeftOut) -> None:
-        """A node gets no more trials."""
-
-    def check(self) -> None:
-        """See whether the driver may go on.
-
-        Raises:
-            NoRoomError: Something could not be written, since the storage is full.
-            LostLeaseError: This driver was suspended, and another one runs its trials now.
-        """
-
-    def ended(self, key: str) -> None:
-        """A trial will not run any more, however it ended."""
-
-
 class Proposer(Protocol):
-    """Decides what a search runs."""
+    """What is asked for trials; see ``sweeps.core.run.driver.Driver``."""
 
     def next(self) -> Spec | None:
         """The next trial; ``None`` where there is none now."""
@@ -108,7 +76,6 @@ class Proposer(Protocol):
 
 
 _EXPERIMENT: ContextVar[_Experiment] = ContextVar("experiment")
-_PROPOSER: ContextVar[Proposer] = ContextVar("proposer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,94 +187,54 @@ def check_resources(resources: Resources, *, may_grow: bool) -> None:
     logger.warning("%s Waiting for a node that can.", message)
 
 
-def run_trials(
-    specs: Sequence[Spec], runs: Runs, session: Path, resources: Resources, watch: Listener, name: str
-) -> frozenset[str]:
-    """Run ``specs``; returns the keys of those that failed.
+class RayTune:
+    """Runs trials on the cluster that this process is connected to.
 
     Nothing of Ray Tune's own state is ever read again: a driver that is started anew begins from the run folders.
-
-    Args:
-        specs: The trials, at least one.
-        runs: Where their run folders are.
-        session: Folder of this driver alone, seen by all nodes.
-        resources: What each of them gets.
-        watch: Told of everything.
-        name: Name of the study, by which Ray lists the trials.
-
-    Raises:
-        NoRoomError: The storage, or every node, is full.
-    """
-    options = {"config": {"trial": tune.grid_search([spec.to_json() for spec in specs])}}
-    return _fit(options, runs, session, resources, watch, name)
-
-
-def run_search(
-    proposer: Proposer, runs: Runs, session: Path, resources: Resources, watch: Listener, name: str
-) -> frozenset[str]:
-    """Run what ``proposer`` asks for, one after the other, until it has no more; returns the keys of those that failed.
-
     Tune's own searchers keep their state in its experiment, forget it with the driver, and report a trial that a
-    scheduler stopped as complete: so Tune only asks, and both its questions are passed on.
+    scheduler stopped as complete: so Tune only asks, and its questions are passed on.
 
     Args:
-        proposer: Says what to run next, and what to stop.
-        runs: Where the run folders are.
-        session: Folder of this driver alone, seen by all nodes.
         resources: What each trial gets.
-        watch: Told of everything.
-        name: Name of the search, by which Ray lists the trials.
-
-    Raises:
-        NoRoomError: The storage, or every node, is full.
     """
-    token = _PROPOSER.set(proposer)
-    try:
-        return _fit({"search_alg": _Asking(), "num_samples": -1}, runs, session, resources, watch, name)
-    finally:
-        _PROPOSER.reset(token)
 
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
 
-def _fit(
-    options: Mapping[str, Any], runs: Runs, session: Path, resources: Resources, watch: Listener, name: str
-) -> frozenset[str]:
-    """Run an experiment of Tune; returns the keys of the trials that failed."""
-    experiment = _Experiment(watch, resources, session / _LEFT_OUT)
-    trainable = tune.with_resources(_trainable(runs, f"{name}-{session.name}", session / _LEFT_OUT), _request)
-    token = _EXPERIMENT.set(experiment)
-    try:
-        # And not through a Tuner, which reads the pickled exceptions of trials that failed.
-        tune.run(
-            trainable,
-            name=session.name,
-            storage_path=str(session.parent),
-            # How often a trial is tried again is decided here, see `_Deciding`.
-            max_failures=-1,
-            max_concurrent_trials=resources.concurrent,
-            # A worker's imports take seconds; with this they are paid once a worker and not once a trial.
-            reuse_actors=True,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
-            scheduler=_Deciding(),  # type: ignore[no-untyped-call]
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[_Events()],
-            raise_on_failed_trial=False,
-            verbose=0,
-            **options,
-        )
-    except NoRoomError:
-        raise
-    except OSError as error:
-        if not is_no_room(error):
+    def run(self, proposer: Proposer, listener: Listener, runs: Runs, session: Path, name: str) -> None:
+        """Run what ``proposer`` asks for; see ``sweeps.core.run.driver.Backend.run``."""
+        experiment = _Experiment(proposer, listener, runs, self._resources, session / _LEFT_OUT)
+        trainable = tune.with_resources(_trainable(runs, f"{name}-{session.name}", session / _LEFT_OUT), _request)
+        token = _EXPERIMENT.set(experiment)
+        try:
+            # And not through a Tuner, which reads the pickled exceptions of trials that failed.
+            tune.run(
+                trainable,
+                name=session.name,
+                storage_path=str(session.parent),
+                # How often a trial is tried again is decided here, see `_Deciding`.
+                max_failures=-1,
+                max_concurrent_trials=self._resources.concurrent,
+                # A worker's imports take seconds; with this they are paid once a worker and not once a trial.
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+                search_alg=_Asking(),
+                num_samples=-1,
+                scheduler=_Deciding(),  # type: ignore[no-untyped-call]
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                callbacks=[_Events()],
+                raise_on_failed_trial=False,
+                verbose=0,
+            )
+        except NoRoomError:
             raise
-        raise NoRoomError(sentence_of(session.parent, 0, error)) from error
-    finally:
-        _EXPERIMENT.reset(token)
-    for key, checkpoint in experiment.checkpoints.items():
-        if runs.status(key) is None:
-            with checkpoint.as_directory() as snapshot:
-                watch.snapshot(key, Path(snapshot))
-    return frozenset(experiment.failed)
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            raise NoRoomError(sentence_of(session.parent, 0, error)) from error
+        finally:
+            _EXPERIMENT.reset(token)
 
 
 def _request(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
@@ -316,12 +243,21 @@ def _request(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
 
 
 class _Experiment:
-    """What this driver knows of the trials that run, by key."""
+    """What this driver knows of the trials that run, by key.
 
-    def __init__(self, watch: Listener, resources: Resources, left_out: Path) -> None:
-        self.watch = watch
-        self.checkpoints: dict[str, tune.Checkpoint] = {}
+    Attributes:
+        failed: Tune's ids of the trials that failed for good.
+    """
+
+    def __init__(
+        self, proposer: Proposer, listener: Listener, runs: Runs, resources: Resources, left_out: Path
+    ) -> None:
+        self.proposer = proposer
+        self.listener = listener
         self.failed: set[str] = set()
+        self._runs = runs
+        self._checkpoints: dict[str, tune.Checkpoint] = {}
+        self._folders: dict[str, list[str]] = {}
         self._resources = resources
         self._left_out = left_out
         self._attempts = Attempts(resources.max_failures, self._nodes)
@@ -331,6 +267,16 @@ class _Experiment:
         self._no_room: str | None = None
         self._alive: frozenset[str] = frozenset()
         self._alive_since = float("-inf")
+
+    def suggest(self) -> Spec | None:
+        """The next trial. One that has failed may come again, to be made in another way."""
+        spec = self.proposer.next()
+        if spec is not None and spec.key in self._folders:
+            self._attempts.forget(spec.key)
+            # Tune would give its folder another name, by which nobody would find it again.
+            for folder in self._folders.pop(spec.key):
+                shutil.rmtree(folder, ignore_errors=True)
+        return spec
 
     def request(self, key: str) -> tune.PlacementGroupFactory:
         """What the next attempt of a trial gets: resources, on a node that it should use."""
@@ -347,6 +293,19 @@ class _Experiment:
         """An attempt says that it is about to fail."""
         self._failures[key] = failure
 
+    def snapshot(self, key: str, checkpoint: tune.Checkpoint) -> None:
+        """A snapshot has arrived."""
+        self._checkpoints[key] = checkpoint
+        with checkpoint.as_directory() as snapshot:
+            self.listener.snapshot(key, Path(snapshot))
+
+    def ended(self, key: str) -> None:
+        """A trial has ended, however it did. What could not be stored of it is handed out once more."""
+        checkpoint = self._checkpoints.pop(key, None)
+        if checkpoint is not None and self._runs.status(key) is None:
+            self.snapshot(key, checkpoint)
+        self.listener.ended(key)
+
     def failed_now(self, trial: Trial) -> None:
         """An attempt has failed: decide whether there is another one, and tell."""
         key = _trial_name(trial)
@@ -357,12 +316,13 @@ class _Experiment:
             self._no_room = decision.no_room
             return
         if failure.kind != "left out":
-            (self.watch.lost if decision.starts_again else self.watch.failed)(key, failure)
+            (self.listener.lost if decision.starts_again else self.listener.failed)(key, failure)
         self._tell_workers(self._attempts.left_out)
         if decision.left_out is not None:
-            self.watch.left_out(decision.left_out)
+            self.listener.left_out(decision.left_out)
         if not decision.starts_again:
-            self.failed.add(key)
+            self.failed.add(trial.trial_id)
+            self._folders[key] = [path for path in (trial.local_path, trial.path) if path]
 
     def _tell_workers(self, left_out: Set[str]) -> None:
         """Let ``left_out`` be the nodes whose workers refuse trials: one that is used again must not refuse them."""
@@ -384,7 +344,7 @@ class _Experiment:
         interrupts.check()
         if self._no_room is not None:
             raise NoRoomError(self._no_room)
-        self.watch.check()
+        self.listener.check()
 
     def _nodes(self) -> frozenset[str]:
         if time.monotonic() - self._alive_since > _NODES_EVERY_S:
@@ -482,40 +442,37 @@ class _Events(tune.Callback):
         elif result.get("status") == _FAILED:
             experiment.fails(key, Failure(**result["failure"]))
         else:
-            experiment.watch.reported(key, result)
+            experiment.listener.reported(key, result)
 
     def on_checkpoint(
         self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: tune.Checkpoint, **info: object
     ) -> None:
-        key, experiment = _trial_name(trial), _EXPERIMENT.get()
-        experiment.checkpoints[key] = checkpoint
-        with checkpoint.as_directory() as snapshot:
-            experiment.watch.snapshot(key, Path(snapshot))
+        _EXPERIMENT.get().snapshot(_trial_name(trial), checkpoint)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
-        key, experiment = _trial_name(trial), _EXPERIMENT.get()
+        experiment = _EXPERIMENT.get()
         # One that failed for good is stopped, which to Tune is an end as any.
-        if key not in experiment.failed:
-            experiment.watch.ended(key)
+        if trial.trial_id not in experiment.failed:
+            experiment.ended(_trial_name(trial))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
         experiment = _EXPERIMENT.get()
         experiment.check()
-        experiment.watch.running({_trial_name(trial) for trial in trials if trial.status == Trial.RUNNING})
+        experiment.listener.running({_trial_name(trial) for trial in trials if trial.status == Trial.RUNNING})
 
 
 class _Asking(Searcher):
     """Asks the proposer of this process, see ``_Events`` for why it holds nothing."""
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ANN401 - Ray's own says less than its documentation
-        proposer = _PROPOSER.get()
-        spec = proposer.next()
+        experiment = _EXPERIMENT.get()
+        spec = experiment.suggest()
         if spec is not None:
             return {"trial": spec.to_json()}
-        return Searcher.FINISHED if proposer.is_done else None
+        return Searcher.FINISHED if experiment.proposer.is_done else None
 
     def on_trial_complete(self, trial_id: str, result: object = None, error: bool = False) -> None:
-        """Nothing: the watch is told."""
+        """Nothing: the listener is told."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal of the search is its state."""
@@ -532,8 +489,7 @@ class _Deciding(FIFOScheduler):
     """
 
     def on_trial_result(self, controller: object, trial: Trial, result: Mapping[str, Any]) -> str:
-        proposer = _PROPOSER.get(None)
-        goes_on = proposer is None or proposer.goes_on(_trial_name(trial), result)
+        goes_on = _EXPERIMENT.get().proposer.goes_on(_trial_name(trial), result)
         return str(FIFOScheduler.CONTINUE if goes_on else FIFOScheduler.STOP)
 
     def on_trial_error(self, controller: object, trial: Trial) -> None:
@@ -544,7 +500,7 @@ class _Deciding(FIFOScheduler):
 
     def choose_trial_to_run(self, controller: Any) -> Trial | None:  # noqa: ANN401 - Tune's delegate of its controller
         for trial in controller.get_trials():
-            if trial.status == Trial.PENDING and _trial_name(trial) in _EXPERIMENT.get().failed:
+            if trial.status == Trial.PENDING and trial.trial_id in _EXPERIMENT.get().failed:
                 controller.stop_trial(trial)
         chosen: Trial | None = super().choose_trial_to_run(controller)
         return chosen

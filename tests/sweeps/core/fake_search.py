@@ -8,7 +8,7 @@ from optuna.distributions import IntDistribution
 
 from sweeps.core.design.search_space import Objective, Rungs, SearchStudy
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.run.search_launch import run_search_study
+from sweeps.core.run.driver import run_study
 
 STUDY = SearchStudy(
     name="fake_search",
@@ -36,4 +36,4 @@ STUDY = SearchStudy(
 if __name__ == "__main__":
     storage, *trials = sys.argv[1:]
     study = dataclasses.replace(STUDY, num_trials=int(trials[0])) if trials else STUDY
-    sys.exit(run_search_study(study, Launch(Path(storage), concurrent=2)))
+    sys.exit(run_study(study, Launch(Path(storage), concurrent=2)))

@@ -12,8 +12,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fake_search import STUDY as SEARCH
 
 from sweeps.core.commands.command import study_command
-from sweeps.core.commands.search_command import search_command
-from sweeps.core.plan.search_survey import survey_search
 from sweeps.core.plan.survey import survey
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.search_trials import SearchTrials
@@ -57,13 +55,14 @@ def test_asking_about_a_study_that_never_ran_makes_no_folder(tmp_path, words):
 
 @pytest.mark.parametrize("words", [["status"], ["plan"], ["report", "--stdout"]])
 def test_asking_about_a_search_writes_nothing(tmp_path, words):
-    situation = survey_search(SEARCH, tmp_path)
+    situation = survey(SEARCH, tmp_path)
     situation.write()
     trials = SearchTrials(situation.journal, situation.plan, lambda: None)
     template = make_study({"#8": (0.5,)}).trials[0].entry
     for value in (0.5, 0.6):
         trial = trials.ask()
-        config, identity = situation.proposal(trial.params)
+        task = situation.task(trial.number, trial.params)
+        config, identity = task.config, task.identity
         trials.set_key(trial.number, identity.key)
         entry = {
             "key": identity.key,
@@ -76,7 +75,7 @@ def test_asking_about_a_search_writes_nothing(tmp_path, words):
         Ledger(tmp_path).write(template.model_copy(update=entry))
         trials.finish(trial.number, Ledger(tmp_path).entry(identity.key))
     trials.ask()
-    said = ask(search_command(SEARCH, "Fake."), tmp_path, *words)
+    said = ask(study_command(SEARCH, "Fake."), tmp_path, *words)
     assert {"status": "2 finished", "plan": "2 of them ended", "report": "60.0"}[words[0]] in said
 
 

@@ -11,7 +11,7 @@ from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan import plan_text as planning
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.plan.plan_text import PROBED, foretell, plan_text, power_of
+from sweeps.core.plan.plan_text import PROBED, look_ahead, power_of
 from sweeps.core.plan.probe import Cost, Phase, ProbeError
 from sweeps.core.plan.survey import survey
 from sweeps.core.store.ledger_entry import LedgerEntry
@@ -78,8 +78,7 @@ def probed(monkeypatch):
 
 
 def plan(situation, launch):
-    now, later = situation.tasks()
-    return foretell(situation, now + later, launch)
+    return look_ahead(situation, launch).forecast
 
 
 def test_without_history_the_first_cells_are_probed_once_each(tmp_path, probed):
@@ -135,9 +134,7 @@ def test_the_noise_is_that_of_the_ledger(tmp_path):
 
 
 def text_of(situation, launch):
-    now, later = situation.tasks()
-    foretold = foretell(situation, now + later, launch)
-    return plan_text(situation, now, later, foretold, power_of(situation, launch), launch.storage / "folder")
+    return look_ahead(situation, launch).text
 
 
 def test_the_text_says_what_is_there_what_goes_on_and_why_it_runs_again(tmp_path, probed):
@@ -159,8 +156,7 @@ def test_the_text_says_what_is_there_what_goes_on_and_why_it_runs_again(tmp_path
     enter(one, {(trial.config.method.aux_block, trial.config.seed): 0.5})
     lines = text_of(situation, launch).splitlines()
     assert lines[0] == "A planned study"
-    folder = tmp_path / "folder"
-    assert lines[1] == f"one factor at a time: 4 cells x 3 seeds = 12 trials, 3 of them there, in {folder}"
+    assert lines[1] == f"one factor at a time: 4 cells x 3 seeds = 12 trials, 3 of them there, in {situation.path}"
     assert "1 go on from a checkpoint." in lines
     (why,) = (line for line in lines if line.startswith("1 of them because of this"))
     assert "data" in why

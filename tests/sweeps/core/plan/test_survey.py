@@ -89,6 +89,11 @@ def short(tasks, situation):
     return sorted((number[t.key], None if t.source is None else number.get(t.source, t.source), t.way) for t in tasks)
 
 
+def without(situation, number):
+    """All trials but one."""
+    return [task for key, task in situation.trials().items() if key != situation.keys[number]]
+
+
 def with_other_code(monkeypatch, module):
     """The code of ``module`` is another one from now on."""
     real = identity_module.code_digests
@@ -109,14 +114,15 @@ def _forget_code():
 
 def test_what_is_not_there_is_missing(make, look, finish):
     situation = look(make(BLOCKS, seeds=(0, 1)))
-    assert [trial for trial, _ in situation.missing()] == list(situation.plan.trials)
+    assert [task.name for task in situation.missing()] == [trial.name for trial in situation.plan.trials]
     now, later = situation.tasks()
     assert short(now, situation) == [(number, None, None) for number in range(4)]
     assert later == []
     finish(situation, 1)
-    assert [identity.key for _, identity in situation.missing()] == [situation.keys[n] for n in (0, 2, 3)]
-    assert [identity.key for _, identity in situation.missing([situation.keys[0]])] == list(situation.keys[2:])
-    now, _ = situation.tasks([situation.keys[0]])
+    assert [task.key for task in situation.missing()] == [situation.keys[n] for n in (0, 2, 3)]
+    others = without(situation, 0)
+    assert [task.key for task in situation.missing(others)] == list(situation.keys[2:])
+    now, _ = situation.tasks(others)
     assert short(now, situation) == [(2, None, None), (3, None, None)]
 
 
@@ -131,7 +137,7 @@ def test_trials_that_differ_in_their_evaluation_wait_for_one_training(make, look
     assert short(now, situation) == [(number, None, None) for number in sorted((base, other))]
     assert short(later, situation) == [(number, base, "rescore") for number in waiting]
     # Given up, it makes room for the next.
-    now, later = situation.tasks([situation.keys[base]])
+    now, later = situation.tasks(without(situation, base))
     assert short(now, situation) == [(number, None, None) for number in sorted((waiting[0], other))]
     assert short(later, situation) == [(waiting[1], waiting[0], "rescore")]
     finish(situation, base)
@@ -244,7 +250,7 @@ def test_trainings_with_the_same_first_steps_share_them(make, look, finish):
     blocks = [trial.config.method.aux_block for trial in situation.plan.trials]
     finish(situation, blocks.index(8))
     now, _ = situation.tasks()
-    assert [task.prefix_shared for task in now] == [task.trial.config.method.aux_block == 9 for task in now]
+    assert [task.prefix_shared for task in now] == [task.config.method.aux_block == 9 for task in now]
     # Only this project's own training knows of prefixes.
     own = look(make(OneFactor((weights,)), late, train="tests.sweeps.core.fake_training:train"))
     assert not any(task.prefix_shared for task in own.tasks()[0])

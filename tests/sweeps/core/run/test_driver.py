@@ -1,4 +1,4 @@
-"""How a launch that breaks leaves MLflow, with a runner that breaks, and what needs no runner at all."""
+"""A driver with backends of its own: how a study ends that breaks, what waits for what, what needs no worker."""
 
 import dataclasses
 import errno
@@ -14,15 +14,13 @@ import pytest
 from sweeps.core.design.designs import OneFactor, SideBySide
 from sweeps.core.design.factors import Factor, Stage
 from sweeps.core.design.study import Metric, Study
-from sweeps.core.plan import ray_environment
 from sweeps.core.plan import survey as situations
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.survey import survey
-from sweeps.core.run import driver as launch
+from sweeps.core.run import driver
 from sweeps.core.run.driver import run_study
-from sweeps.core.run.failures import failure_of
 from sweeps.core.store import identity
-from sweeps.core.store.leases import Leases
+from sweeps.core.store.leases import Leases, LostLeaseError
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.runs import Runs, newest_step, seal
 from toco import room
@@ -30,9 +28,12 @@ from toco.room import NoRoomError
 from toco.tracking import Pages
 from toco.train.loop import train
 from toco.train.reevaluate import reevaluate
+from toco.train.run_config import RunConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from without_ray import run_without_ray
+from fake_backend import FakeBackend
+
+ONE = OneFactor((Factor("method.aux_block", (9,)),))
 
 
 class Tracker:
@@ -77,130 +78,110 @@ def make(tmp_path, design, **fields):
 @pytest.fixture
 def tracker(monkeypatch):
     tracker = Tracker()
-    monkeypatch.setattr(launch, "Tracker", lambda uri, experiment: tracker)
-    monkeypatch.setattr(ray_environment, "prepare", lambda address: None)
+    monkeypatch.setattr(driver, "Tracker", lambda uri, experiment: tracker)
     monkeypatch.setattr("sweeps.core.plan.plan_text.probe", lambda *_, **__: ())
     return tracker
 
 
-@pytest.mark.parametrize(("breaks_at", "parent"), [("connected", None), ("check", None), ("run", "FAILED")])
-def test_a_study_that_breaks_leaves_no_run_that_seems_to_go_on(tmp_path, monkeypatch, tracker, breaks_at, parent):
-    def step(name):
-        if name == breaks_at:
-            raise ConnectionError(f"{name} broke")
+def breaking(error):
+    """A backend whose trials end the driver."""
 
-    @contextmanager
-    def connected(address):
-        step("connected")
-        yield
-
-    run_without_ray(
-        monkeypatch,
-        connected=connected,
-        check_resources=lambda *_, **__: step("check"),
-        run_trials=lambda *_: step("run"),
-    )
-    study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
-    with pytest.raises(ConnectionError, match=f"{breaks_at} broke"):
-        run_study(study, Launch(tmp_path / "results", address="local"))
-    assert tracker.parent == parent
-    # Its leases went with it.
-    assert not [path for path in (tmp_path / "results" / "leases").glob("*.json") if path.is_file()]
-
-
-@pytest.mark.parametrize(("error", "parent"), [(KeyboardInterrupt(), "KILLED"), (NoRoomError("full"), "FAILED")])
-def test_what_ends_a_study_on_the_way_is_handed_on_and_mlflow_knows(tmp_path, monkeypatch, tracker, error, parent):
-    def run_trials(*_):
+    def run(*_):
         raise error
 
-    run_without_ray(monkeypatch, run_trials=run_trials)
-    study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
-    with pytest.raises(type(error)):
-        run_study(study, Launch(tmp_path / "results", address="local"))
+    backend = FakeBackend()
+    backend.run_one = run
+    return backend
+
+
+def no_leases(storage):
+    return not [path for path in (storage / "leases").glob("*.json") if path.is_file()]
+
+
+@pytest.mark.parametrize(("breaks_at", "parent"), [("connect", None), ("run", "FAILED")])
+def test_a_study_that_breaks_leaves_no_run_that_seems_to_go_on(tmp_path, tracker, breaks_at, parent):
+    @contextmanager
+    def connect(launch):
+        if breaks_at == "connect":
+            raise ConnectionError("connect broke")
+        yield breaking(ConnectionError("run broke"))
+
+    study = make(tmp_path, ONE)
+    with pytest.raises(ConnectionError, match=f"{breaks_at} broke"):
+        run_study(study, Launch(tmp_path / "results"), connect)
     assert tracker.parent == parent
-    assert not [path for path in (tmp_path / "results" / "leases").glob("*.json") if path.is_file()]
+    # Its leases went with it.
+    assert no_leases(tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    ("error", "parent"),
+    [(KeyboardInterrupt(), "KILLED"), (NoRoomError("full"), "FAILED"), (LostLeaseError("taken over"), "RUNNING")],
+)
+def test_what_ends_a_study_on_the_way_is_handed_on_and_mlflow_knows(tmp_path, tracker, error, parent):
+    with pytest.raises(type(error)):
+        run_study(make(tmp_path, ONE), Launch(tmp_path / "results"), breaking(error).connect)
+    assert tracker.parent == parent
+    assert no_leases(tmp_path / "results")
 
 
 def test_without_room_in_the_storage_no_training_begins(tmp_path, monkeypatch, tracker):
-    run_without_ray(monkeypatch, run_trials=lambda *_: pytest.fail("a training began"))
-    monkeypatch.setattr(launch, "shortage", lambda folder, needed: f"{folder} has no room.")
-    study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
+    monkeypatch.setattr(driver, "shortage", lambda folder, needed: f"{folder} has no room.")
+    backend = Trainer()
     with pytest.raises(NoRoomError, match="results has no room"):
-        run_study(study, Launch(tmp_path / "results", address="local"))
+        run_study(make(tmp_path, ONE), Launch(tmp_path / "results"), backend.connect)
+    assert backend.connections == 0
 
 
 def test_a_disk_that_fills_up_on_the_way_is_named(tmp_path, monkeypatch, tracker):
     disks = []
 
-    def run_trials(*_):
+    def run_one(*_):
         disks.append("full")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def shortage(folder, needed):
         return f"{folder} has no room for {needed} bytes." if disks else None
 
-    run_without_ray(monkeypatch, run_trials=run_trials)
+    backend = FakeBackend()
+    backend.run_one = run_one
     monkeypatch.setattr(room, "shortage", shortage)
-    study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
     with pytest.raises(NoRoomError, match=r"results has no room for 0 bytes"):
-        run_study(study, Launch(tmp_path / "results", address="local"))
+        run_study(make(tmp_path, ONE), Launch(tmp_path / "results"), backend.connect)
 
 
 def test_a_trial_whose_run_folder_cannot_be_written_is_given_up_and_nobody_is_said_to_have_stopped_it(
-    tmp_path, monkeypatch, tracker, capsys
+    tmp_path, tracker, capsys
 ):
-    starts = []
-
-    def run_trials(specs, *_):
-        starts.append([spec.key for spec in specs])
-        return frozenset()
-
-    run_without_ray(monkeypatch, run_trials=run_trials)
-    study = make(tmp_path, OneFactor((Factor("method.aux_block", (9,)),)))
-    assert run_study(study, Launch(tmp_path / "results", address="local")) == 4
-    assert len(starts) == 1
+    backend = FakeBackend(lambda spec, folder: None)
+    assert run_study(make(tmp_path, ONE), Launch(tmp_path / "results"), backend.connect) == 4
+    assert len(backend.specs) == 1
     assert "Stopped" not in capsys.readouterr().out
 
 
-class Trainer:
-    """Trains in this process what the runner is given, and keeps the keys."""
+class Trainer(FakeBackend):
+    """Trains in this process what it is given, and keeps the keys."""
 
     def __init__(self):
+        super().__init__(self.make)
         self.trained, self.evaluated = [], []
 
-    def __call__(self, specs, runs, session, resources, watch, name):
-        failed = set()
-        for spec in specs:
-            folder = session / spec.key
-            config = launch_config(spec)
-            if spec.source is None:
-                train(config, folder, recipe=spec.recipe, progress=False)
-                self.trained.append(spec.key)
-            else:
-                self.evaluated.append(spec.key)
-                try:
-                    reevaluate(Path(spec.source), folder, config, "evaluate", recipe=spec.recipe)
-                except ValueError as error:
-                    watch.failed(spec.key, failure_of(error, "w1", "node"))
-                    failed.add(spec.key)
-                    continue
-            watch.snapshot(spec.key, folder)
-        return frozenset(failed)
+    def make(self, spec, folder):
+        config = RunConfig.model_validate(spec.config)
+        if spec.source is None:
+            train(config, folder, recipe=spec.recipe, progress=False)
+            self.trained.append(spec.key)
+        else:
+            self.evaluated.append(spec.key)
+            reevaluate(Path(spec.source), folder, config, "evaluate", recipe=spec.recipe)
 
 
-def launch_config(spec):
-    from toco.train.run_config import RunConfig
-
-    return RunConfig.model_validate(spec.config)
-
-
-def test_a_threshold_of_the_evaluation_costs_no_training(tmp_path, monkeypatch, tracker):
+def test_a_threshold_of_the_evaluation_costs_no_training(tmp_path, tracker):
     trainer = Trainer()
-    run_without_ray(monkeypatch, run_trials=trainer)
     path = "evaluate.background_threshold"
     thresholds = Factor(path, (0.3, 0.5, 0.6), 0.5, stage=Stage.EVALUATE)
     study = make(tmp_path, SideBySide((OneFactor((thresholds,)),)))
-    status = run_study(study, Launch(tmp_path / "results", address="local"))
+    status = run_study(study, Launch(tmp_path / "results"), trainer.connect)
     assert status == 0
     situation = survey(study, tmp_path / "results")
     assert len(trainer.trained) == 1
@@ -215,28 +196,26 @@ def test_a_threshold_of_the_evaluation_costs_no_training(tmp_path, monkeypatch, 
         assert entry.config["evaluate"]["background_threshold"] == trial.config.evaluate.background_threshold
     # A study that shares a cell has it already; what it has more is all that is trained.
     other = make(tmp_path, OneFactor((Factor("method.aux_block", (9, 8)),)))
-    assert run_study(other, Launch(tmp_path / "results", address="local")) == 0
+    assert run_study(other, Launch(tmp_path / "results"), trainer.connect) == 0
     assert len(trainer.trained) == 2
-    # Nothing is left: no runner, no tracker.
-    run_without_ray(monkeypatch)
+    # Nothing is left: no backend, no tracker.
     tracker.parent = None
-    assert run_study(other, Launch(tmp_path / "results", address="local")) == 0
+    assert run_study(other, Launch(tmp_path / "results"), connect=None) == 0
     assert tracker.parent is None
 
 
-def test_an_underpowered_study_is_refused_unless_that_is_accepted(tmp_path, monkeypatch, tracker):
+def test_an_underpowered_study_is_refused_unless_that_is_accepted(tmp_path, tracker):
     trainer = Trainer()
-    run_without_ray(monkeypatch, run_trials=trainer)
     study = make(tmp_path, OneFactor((Factor("method.aux_block", (9, 8)),)), purpose="effect")
     with pytest.raises(ValueError, match=r"cannot answer its 1 declared comparison.*--accept-underpowered"):
-        run_study(study, Launch(tmp_path / "results", address="local"))
+        run_study(study, Launch(tmp_path / "results"), trainer.connect)
     assert trainer.trained == []
     assert not (tmp_path / "results" / study.resolve().folder_name).exists()
-    assert run_study(study, Launch(tmp_path / "results", address="local", accept_underpowered=True)) == 0
+    accepted = Launch(tmp_path / "results", accept_underpowered=True)
+    assert run_study(study, accepted, trainer.connect) == 0
     assert len(trainer.trained) == 2
 
 
-ONE = OneFactor((Factor("method.aux_block", (9,)),))
 THRESHOLDS = OneFactor((Factor("evaluate.background_threshold", (0.3, 0.5), 0.5, stage=Stage.EVALUATE),))
 
 
@@ -245,32 +224,33 @@ def entries(study, storage):
     return [situation.ledger.entry(key) for key in situation.keys]
 
 
-def test_another_rhythm_of_evaluations_is_another_training(tmp_path, monkeypatch, tracker):
-    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    run_without_ray(monkeypatch, run_trials=trainer)
+def test_another_rhythm_of_evaluations_is_another_training(tmp_path, tracker):
+    trainer, start = Trainer(), Launch(tmp_path / "results")
     study = make(tmp_path, ONE)
-    assert run_study(study, start) == 0
-    assert run_study(dataclasses.replace(study, changes={**study.changes, "evaluate_every": 1}), start) == 0
+    assert run_study(study, start, trainer.connect) == 0
+    other = dataclasses.replace(study, changes={**study.changes, "evaluate_every": 1})
+    assert run_study(other, start, trainer.connect) == 0
     assert len(trainer.trained) == 2
     assert trainer.evaluated == []
 
 
 def test_changed_code_of_the_evaluation_evaluates_again(tmp_path, monkeypatch, tracker):
     """What the old code counted says nothing of what the new code would find."""
-    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    run_without_ray(monkeypatch, run_trials=trainer)
+    trainer, start = Trainer(), Launch(tmp_path / "results")
     study = make(tmp_path, THRESHOLDS)
-    assert run_study(study, start) == 0
+    assert run_study(study, start, trainer.connect) == 0
     before = entries(study, start.storage)
     real = identity.code_digests
     identity._code.cache_clear()
     monkeypatch.setattr(
         identity,
         "code_digests",
-        lambda roots, without: real(roots, without) | ({} if without else {"toco.evaluate.evaluator": "0" * 16}),
+        lambda roots, without, *own: (
+            real(roots, without, *own) | ({} if without else {"toco.evaluate.evaluator": "0" * 16})
+        ),
     )
     try:
-        assert run_study(study, start) == 0
+        assert run_study(study, start, trainer.connect) == 0
         after = entries(study, start.storage)
     finally:
         identity._code.cache_clear()
@@ -282,10 +262,9 @@ def test_changed_code_of_the_evaluation_evaluates_again(tmp_path, monkeypatch, t
         assert entry.origin.derived_from == trainer.trained[0]
 
 
-def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_study(tmp_path, monkeypatch, tracker):
-    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    run_without_ray(monkeypatch, run_trials=trainer)
-    assert run_study(make(tmp_path, ONE), start) == 0
+def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_study(tmp_path, tracker):
+    trainer, start = Trainer(), Launch(tmp_path / "results")
+    assert run_study(make(tmp_path, ONE), start, trainer.connect) == 0
     scales = OneFactor((Factor("evaluate.cam_flip", (True, False), True, stage=Stage.EVALUATE),))
     for study, evaluated in ((make(tmp_path, THRESHOLDS), 0), (make(tmp_path, scales), 1)):
         for key in trainer.trained:
@@ -294,7 +273,7 @@ def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_stud
             tensors.write_bytes(b"damaged")
             (evaluation,) = run_dir.glob("evaluations/*.json")
             evaluation.write_text("{")
-        assert run_study(study, start) == 0
+        assert run_study(study, start, trainer.connect) == 0
         assert len(trainer.evaluated) == evaluated
         entry = next(entry for entry in entries(study, start.storage) if entry.key != trainer.trained[0])
         assert entry.attempts == 1
@@ -303,38 +282,66 @@ def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_stud
     assert len(trainer.trained) == 3
 
 
-def test_a_cell_that_was_begun_as_a_training_may_end_as_an_evaluation(tmp_path, monkeypatch, tracker):
-    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    run_without_ray(monkeypatch, run_trials=trainer)
-    assert run_study(make(tmp_path, ONE), start) == 0
+def test_a_cell_that_was_begun_as_a_training_may_end_as_an_evaluation(tmp_path, tracker):
+    trainer, start = Trainer(), Launch(tmp_path / "results")
+    assert run_study(make(tmp_path, ONE), start, trainer.connect) == 0
     study = make(tmp_path, THRESHOLDS)
     situation = survey(study, start.storage)
-    ((_, missing),) = situation.missing()
+    (missing,) = situation.missing()
     shutil.copytree(situation.ledger.run_dir(trainer.trained[0]), situation.ledger.run_dir(missing.key))
     (situation.ledger.run_dir(missing.key) / "result.json").unlink()
-    assert run_study(study, start) == 0
+    assert run_study(study, start, trainer.connect) == 0
     assert len(trainer.trained) == 1
     assert situation.ledger.entry(missing.key).origin.derived_from == trainer.trained[0]
 
 
-def test_what_cannot_be_published_is_given_up(tmp_path, monkeypatch, tracker):
-    """Such as with a full disk: the driver says so instead of trying for ever."""
-    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    run_without_ray(monkeypatch, run_trials=trainer)
-    assert run_study(make(tmp_path, ONE), start) == 0
+def test_what_cannot_be_published_is_given_up_and_a_full_disk_ends_the_study(tmp_path, monkeypatch, tracker):
+    """The driver says so instead of trying for ever."""
+    trainer, start = Trainer(), Launch(tmp_path / "results")
+    assert run_study(make(tmp_path, ONE), start, trainer.connect) == 0
+    errors = [OSError(errno.EIO, "Input/output error"), OSError(errno.ENOSPC, "No space left on device")]
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def publish(*_):
+        raise errors[0]
 
-    monkeypatch.setattr(Runs, "publish", full)
-    assert run_study(make(tmp_path, THRESHOLDS), start) == 4
-    monkeypatch.undo()
+    monkeypatch.setattr(Runs, "publish", publish)
+    with pytest.warns(UserWarning, match="could not be written: OSError.5"):
+        assert run_study(make(tmp_path, THRESHOLDS), start, trainer.connect) == 4
+    del errors[0]
+    with pytest.raises(NoRoomError, match="results has no room"):
+        run_study(make(tmp_path, THRESHOLDS), start, trainer.connect)
+    assert len(trainer.specs) == 1
 
 
-def test_what_a_lost_driver_of_another_study_had_received_is_not_lost(tmp_path, monkeypatch, tracker):
-    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    run_without_ray(monkeypatch, run_trials=trainer)
-    assert run_study(make(tmp_path, ONE), start) == 0
+def test_a_trial_starts_as_soon_as_what_it_waits_for_has_ended(tmp_path, tracker):
+    """Before the trainings that wait for a worker, too."""
+    flips = Factor("evaluate.cam_flip", (True, False), stage=Stage.EVALUATE)
+    blocks = Factor("method.aux_block", (9, 8, 7))
+    designs = SideBySide((THRESHOLDS, OneFactor((flips,)), OneFactor((blocks,))))
+    study, storage, stored = make(tmp_path, designs), tmp_path / "results", []
+    trainer = Trainer()
+    run_one = trainer.run_one
+
+    def noting(spec, *arguments):
+        stored.append(len(list(storage.glob("ledger/??/*.json"))))
+        run_one(spec, *arguments)
+
+    trainer.run_one = noting
+    assert run_study(study, Launch(storage), trainer.connect) == 0
+    config = [spec.config for spec in trainer.specs]
+    made = [
+        (one["method"]["aux_block"], spec.source is not None) for one, spec in zip(config, trainer.specs, strict=True)
+    ]
+    # The evaluation with another flip is next after its training; the other threshold is there by then.
+    assert sorted(made) == [(7, False), (8, False), (9, False), (9, True)]
+    first = made.index((9, False))
+    assert made[first + 1] == (9, True)
+    assert stored[first + 1] == stored[first] + 2
+
+
+def test_what_a_lost_driver_of_another_study_had_received_is_not_lost(tmp_path, tracker):
+    trainer, start = Trainer(), Launch(tmp_path / "results")
+    assert run_study(make(tmp_path, ONE), start, trainer.connect) == 0
     ledger = Ledger(start.storage)
     other, held = "ab" * 10, "cd" * 10
     for key in (other, held):
@@ -343,7 +350,8 @@ def test_what_a_lost_driver_of_another_study_had_received_is_not_lost(tmp_path, 
         seal(snapshot)
     with Leases(start.storage, "another driver") as leases:
         leases.acquire([held])
-        assert run_study(make(tmp_path, OneFactor((Factor("method.aux_block", (8,)),))), start) == 0
+        study = make(tmp_path, OneFactor((Factor("method.aux_block", (8,)),)))
+        assert run_study(study, start, trainer.connect) == 0
         assert newest_step(ledger.run_dir(other)) == 2
         # Whoever runs it now publishes it, if need be later.
         assert newest_step(ledger.run_dir(held)) == -1
@@ -354,12 +362,11 @@ def test_what_a_lost_driver_of_another_study_had_received_is_not_lost(tmp_path, 
 
 def test_a_driver_that_lost_a_lease_leaves_the_trial_to_the_other(tmp_path, monkeypatch, tracker):
     """It was suspended for long; the other driver has the trial now, and enters it."""
-    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    run_without_ray(monkeypatch, run_trials=trainer)
-    assert run_study(make(tmp_path, ONE), start) == 0
+    trainer, start = Trainer(), Launch(tmp_path / "results")
+    assert run_study(make(tmp_path, ONE), start, trainer.connect) == 0
     study = make(tmp_path, THRESHOLDS)
     situation = survey(study, start.storage)
-    ((_, missing),) = situation.missing()
+    (missing,) = situation.missing()
     asked = []
 
     def acquire(self, keys):
@@ -378,17 +385,16 @@ def test_a_driver_that_lost_a_lease_leaves_the_trial_to_the_other(tmp_path, monk
     # It holds the lease when it takes it, and not any more when it has evaluated.
     held = iter([True])
     monkeypatch.setattr(Leases, "holds", lambda self, key: key != missing.key or next(held, False))
-    monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=wait, monotonic=time.monotonic))
-    assert run_study(study, start) == 0
-    assert len(asked) == 2
+    monkeypatch.setattr(driver, "time", SimpleNamespace(sleep=wait, monotonic=time.monotonic))
+    assert run_study(study, start, trainer.connect) == 0
+    assert len(asked) == 1
     assert len(trainer.trained) == 1
     assert not situation.ledger.run_dir(missing.key).exists()
 
 
 def test_a_driver_that_waits_lets_go_of_what_has_ended(tmp_path, monkeypatch, tracker):
     """Two drivers that wait for each other's finished trials would wait for ever."""
-    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    run_without_ray(monkeypatch, run_trials=trainer)
+    trainer, start = Trainer(), Launch(tmp_path / "results")
     study = make(tmp_path, OneFactor((Factor("method.aux_block", (9, 8)),)))
     situation = survey(study, start.storage)
     first, second = situation.keys
@@ -396,22 +402,22 @@ def test_a_driver_that_waits_lets_go_of_what_has_ended(tmp_path, monkeypatch, tr
     with Leases(start.storage, "another driver") as other:
         assert other.acquire([second])
 
-        def wait(_):
+        def wait():
             free.append(other.acquire([first]) == {first})
             entry = situation.ledger.entry(first)
             assert situation.ledger.write(entry.model_copy(update={"key": second}))
 
-        monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=wait, monotonic=time.monotonic))
-        assert run_study(study, start) == 0
+        monkeypatch.setattr(driver, "_POLL_S", 0.0)
+        trainer.idle = wait
+        assert run_study(study, start, trainer.connect) == 0
     assert free == [True]
     assert trainer.trained == [first]
 
 
 def test_many_rescored_trials_are_no_sources(tmp_path, monkeypatch, tracker):
-    trainer, start = Trainer(), Launch(tmp_path / "results", address="local")
-    run_without_ray(monkeypatch, run_trials=trainer)
-    assert run_study(make(tmp_path, ONE), start) == 0
-    assert run_study(make(tmp_path, THRESHOLDS), start) == 0
+    trainer, start = Trainer(), Launch(tmp_path / "results")
+    assert run_study(make(tmp_path, ONE), start, trainer.connect) == 0
+    assert run_study(make(tmp_path, THRESHOLDS), start, trainer.connect) == 0
     asked = []
     real = situations.way_from
 

@@ -1,22 +1,23 @@
-"""The watch, with a ledger, a stream, a mirror and a page that break."""
+"""The listener, with a ledger, a stream, a mirror and a page that break."""
 
 import errno
 import logging
+from types import SimpleNamespace
 
 import pytest
 
 from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
-from sweeps.core.plan.survey import Situation, Task
+from sweeps.core.plan.survey import Situation
 from sweeps.core.run.failures import Failure, LeftOut
-from sweeps.core.run.listener import Watch
+from sweeps.core.run.listener import Listener
 from sweeps.core.run.obstacle import Obstacle
 from sweeps.core.run.progress import Progress
 from sweeps.core.store.identity import Identity
-from sweeps.core.store.leases import Leases, LostLeaseError
+from sweeps.core.store.leases import LostLeaseError
 from sweeps.core.store.ledger import Ledger
-from sweeps.core.store.runs import Runs
+from sweeps.core.store.runs import Origin, Runs
 from toco.room import NoRoomError
 
 KEY = "0123456789abcdef0123"
@@ -38,46 +39,60 @@ class Silent:
         return lambda *_, **__: None
 
 
-def make(tmp_path, progress, **parts):
+class Held:
+    """Leases that are held, or lost to another driver."""
+
+    beat_every_s, expires_s = 10.0, 60.0
+
+    def __init__(self, is_lost=False):
+        self.is_lost = is_lost
+
+    def check(self, key):
+        if self.is_lost:
+            raise LostLeaseError("another driver has taken over")
+
+
+def make(tmp_path, progress=None, **parts):
     design = OneFactor((Factor("method.aux_block", (9,)),))
     metrics = (Metric("val/cam_miou", "M"),)
     plan = Study("example", "An example", "shapes_nano", design, (0,), metrics, a_a=False).resolve()
-    identity = Identity(KEY, KEY, {})
-    runs = parts.pop("runs", Runs(Ledger(tmp_path)))
-    situation = Situation(plan, runs, ({},), (identity,))
-    watch = Watch(
-        situation,
-        progress,
-        parts.get("mirror", Silent()),
-        parts.get("page", Silent()),
-        {"cpus": 1.0},
-        parts.get("check", lambda key: None),
-        Obstacle(tmp_path, trial_bytes=0),
+    runs = Runs(Ledger(tmp_path))
+    ((_, task),) = Situation(plan, runs, ({},), (Identity(KEY, KEY, {}),)).trials().items()
+    listener = Listener(
+        {KEY: [task]},
+        runs=parts.get("runs", runs),
+        origin=Origin("example", "shapes_nano"),
+        resources={"cpus": 1.0},
+        leases=parts.get("leases", Held()),
+        progress=progress or Progress("fake", {}),
+        mirror=parts.get("mirror", Silent()),
+        page=parts.get("page", Silent()),
+        obstacle=Obstacle(tmp_path, trial_bytes=0),
+        let_go=parts.get("let_go", lambda key, failed: listener.closed(task, failed=failed)),
     )
-    watch.expect([Task(plan.trials[0], identity)])
-    return watch
+    listener.expect(task)
+    return listener, task
 
 
 @pytest.mark.parametrize("broken", ["runs", "progress", "mirror", "page"])
 def test_nothing_that_breaks_ends_a_study(tmp_path, caplog, broken):
-    parts = {"progress": Progress("fake", {KEY: 20}), broken: Broken()}
-    watch = make(tmp_path, parts.pop("progress"), **parts)
+    listener, _ = make(tmp_path, **{broken: Broken()})
     (tmp_path / "snapshot").mkdir()
     with caplog.at_level(logging.WARNING):
-        watch.running({KEY})
-        watch.reported(KEY, {"step": 5})
-        watch.snapshot(KEY, tmp_path / "snapshot")
-        watch.lost(KEY, GONE)
-        watch.failed(KEY, UNREADABLE)
-        watch.left_out(LeftOut("node", "w1", "No space left on device"))
-        watch.ended(KEY)
+        listener.running({KEY})
+        listener.reported(KEY, {"step": 5})
+        listener.snapshot(KEY, tmp_path / "snapshot")
+        listener.lost(KEY, GONE)
+        listener.failed(KEY, UNREADABLE)
+        listener.left_out(LeftOut("node", "w1", "No space left on device"))
+        listener.ended(KEY)
     assert "is broken" in caplog.text
 
 
 def test_failures_are_kept_with_their_traces_and_hosts(tmp_path, capsys):
-    watch = make(tmp_path, Progress("fake", {KEY: 20}))
-    watch.lost(KEY, GONE)
-    watch.failed(KEY, UNREADABLE)
+    listener, _ = make(tmp_path)
+    listener.lost(KEY, GONE)
+    listener.failed(KEY, UNREADABLE)
     failures = Ledger(tmp_path).failures(KEY)
     # Where it failed, and not where the driver runs.
     assert [failure.host for failure in failures] == ["w1", "w2"]
@@ -89,41 +104,37 @@ def test_failures_are_kept_with_their_traces_and_hosts(tmp_path, capsys):
 
 
 def test_a_row_that_makes_no_sense_is_passed_over(tmp_path):
-    progress = Progress("fake", {KEY: 20})
-    watch = make(tmp_path, progress)
-    watch.reported(KEY, {"step": "many"})
-    watch.running({KEY})
+    progress = Progress("fake", {})
+    listener, _ = make(tmp_path, progress)
+    listener.reported(KEY, {"step": "many"})
+    listener.running({KEY})
     assert "1 running" in progress.line()
 
 
 def test_waiting_for_another_driver_is_said_once_and_its_silence_once(tmp_path, capsys):
-    watch, leases = make(tmp_path, Progress("fake", {KEY: 20})), Leases(tmp_path, "a test")
+    listener, task = make(tmp_path)
     for silent_s in (0, 5, 20, 25, 30):
-        watch.waiting_for(KEY, 4, "the study table5, process 7", silent_s, leases)
+        listener.waiting_for(task, 4, "the study table5, process 7", silent_s)
     err = capsys.readouterr().err
     assert err.count("run by another driver: the study table5, process 7") == 1
     silence = "There was no sign of life of the study table5, process 7 for 25 s; its trials are taken over after 60 s."
     assert err.count("no sign of life") == err.count(silence) == 1
 
 
-def lost(key):
-    raise LostLeaseError("another driver has taken over")
-
-
 def test_a_driver_that_lost_its_lease_writes_nothing(tmp_path, caplog):
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
     (snapshot / "config.json").write_text("{}")
-    watch = make(tmp_path, Progress("fake", {KEY: 20}), check=lost)
-    watch.snapshot(KEY, snapshot)
-    watch.lost(KEY, GONE)
-    watch.failed(KEY, UNREADABLE)
+    listener, _ = make(tmp_path, leases=Held(is_lost=True))
+    listener.snapshot(KEY, snapshot)
+    listener.lost(KEY, GONE)
+    listener.failed(KEY, UNREADABLE)
     assert caplog.text.count("another driver has taken over") == 3
     assert not Ledger(tmp_path).run_dir(KEY).exists()
     assert Ledger(tmp_path).failures(KEY) == []
     with pytest.raises(LostLeaseError, match="another driver has taken over"):
-        watch.check()
-    make(tmp_path, Progress("fake", {KEY: 20})).snapshot(KEY, snapshot)
+        listener.check()
+    make(tmp_path)[0].snapshot(KEY, snapshot)
     assert (Ledger(tmp_path).run_dir(KEY) / "config.json").is_file()
 
 
@@ -131,12 +142,35 @@ def test_a_full_storage_is_a_sentence(tmp_path, monkeypatch):
     def publish(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    watch = make(tmp_path, Progress("fake", {KEY: 20}))
+    listener, _ = make(tmp_path)
     monkeypatch.setattr(Runs, "publish", publish)
-    watch.check()
-    watch.snapshot(KEY, tmp_path)
+    listener.check()
+    listener.snapshot(KEY, tmp_path)
     with pytest.raises(NoRoomError) as raised:
-        watch.check()
+        listener.check()
     assert str(raised.value) == (
         f"{tmp_path} has no room: No space left on device. About 1 MB are needed. Make room there, or raise its quota."
     )
+
+
+def test_what_this_driver_let_go_is_not_its_own_any_more(tmp_path):
+    """Tune hands out the last snapshots once more when a trial ends."""
+    (tmp_path / "snapshot").mkdir()
+    listener, _ = make(tmp_path, leases=Held(is_lost=True))
+    listener.snapshot("another", tmp_path / "snapshot")
+    listener.check()
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_trial_is_done_failed_or_stopped_in_the_progress_line(tmp_path):
+    for status, failed, counts in (
+        ("finished", False, "1/1 trials done, 0 running, 0 failed"),
+        ("diverged", False, "0/1 trials done, 0 running, 1 failed"),
+        (None, True, "0/1 trials done, 0 running, 1 failed"),
+        (None, False, "1/1 trials done, 0 running, 0 failed"),
+    ):
+        progress = Progress("fake", {})
+        runs = SimpleNamespace(status=lambda key, status=status: status, ledger=Ledger(tmp_path))
+        listener, task = make(tmp_path, progress, runs=runs)
+        listener.closed(task, failed=failed)
+        assert counts in progress.line()

@@ -3,11 +3,12 @@
 import errno
 import logging
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from sweeps.core.run import live_page
-from sweeps.core.run.live_page import LivePage, LiveReport
+from sweeps.core.run.live_page import LivePage
 from sweeps.core.store.study_folder import StudyFolder
 from toco.files import read_record
 
@@ -39,12 +40,18 @@ class Writer:
 
 
 @pytest.fixture
-def writer():
-    return Writer()
+def writer(monkeypatch):
+    writer = Writer()
+    monkeypatch.setattr(live_page, "write_report_of", lambda situation, running: writer())
+    return writer
 
 
-def test_it_is_written_at_the_start_and_after_a_change(writer):
-    report = LiveReport(writer, every_s=0.0)
+def make(tmp_path, **options):
+    return LivePage(SimpleNamespace(path=tmp_path), **options)
+
+
+def test_it_is_written_at_the_start_and_after_a_change(tmp_path, writer):
+    report = make(tmp_path, every_s=0.0)
     report.start()
     writer.wait()
     report.changed()
@@ -53,9 +60,9 @@ def test_it_is_written_at_the_start_and_after_a_change(writer):
     assert writer.written == 2
 
 
-def test_changes_while_it_is_written_are_one_more_report_and_nobody_waits(writer):
+def test_changes_while_it_is_written_are_one_more_report_and_nobody_waits(tmp_path, writer):
     writer.gate.clear()
-    report = LiveReport(writer, every_s=0.0)
+    report = make(tmp_path, every_s=0.0)
     report.start()
     writer.wait()
     # The first is being written; these return at once all the same.
@@ -68,9 +75,9 @@ def test_changes_while_it_is_written_are_one_more_report_and_nobody_waits(writer
     assert (writer.written, writer.most_at_once) == (2, 1)
 
 
-def test_without_a_change_nothing_is_written_and_closing_ends_a_pause_at_once(writer):
+def test_without_a_change_nothing_is_written_and_closing_ends_a_pause_at_once(tmp_path, writer):
     # A pause of an hour: closing would hang in it.
-    report = LiveReport(writer, every_s=3600.0)
+    report = make(tmp_path, every_s=3600.0)
     report.start()
     writer.wait()
     report.changed()
@@ -79,9 +86,9 @@ def test_without_a_change_nothing_is_written_and_closing_ends_a_pause_at_once(wr
     assert not report._thread.is_alive()
 
 
-def test_a_report_that_cannot_be_written_is_tried_again(writer, caplog):
+def test_a_report_that_cannot_be_written_is_tried_again(tmp_path, writer, caplog):
     writer.error = OSError("no space left on device")
-    report = LiveReport(writer, every_s=0.0)
+    report = make(tmp_path, every_s=0.0)
     with caplog.at_level(logging.WARNING):
         report.start()
         writer.wait()
@@ -93,14 +100,15 @@ def test_a_report_that_cannot_be_written_is_tried_again(writer, caplog):
     assert "no space left on device" in warning
 
 
-def test_a_large_report_takes_at_most_its_share_of_the_time(monkeypatch):
+def test_a_large_report_takes_at_most_its_share_of_the_time(tmp_path, monkeypatch):
     clock = [100.0]
 
-    def write():
+    def write(situation, running):
         clock[0] += 40.0
 
     pauses = []
-    report = LiveReport(write, every_s=30.0)
+    report = make(tmp_path, every_s=30.0)
+    monkeypatch.setattr(live_page, "write_report_of", write)
     monkeypatch.setattr(live_page.time, "monotonic", lambda: clock[0])
 
     class Closing(threading.Event):
@@ -124,10 +132,9 @@ def progress(folder):
 
 
 def test_a_study_says_how_far_it_is_but_not_all_the_time(tmp_path, monkeypatch, writer):
-    monkeypatch.setattr(live_page, "write_report", lambda path: writer() if path == tmp_path else None)
     clock = [100.0]
     folder = StudyFolder(tmp_path)
-    page = LivePage(folder, every_s=0.0)
+    page = make(tmp_path, every_s=0.0)
     page.start()
     assert progress(folder) == {"running": True, "steps": {}, "eta_s": None}
     writer.wait()
@@ -144,9 +151,8 @@ def test_a_study_says_how_far_it_is_but_not_all_the_time(tmp_path, monkeypatch, 
     assert writer.written == 1
 
 
-def test_a_full_disk_at_the_end_is_said_and_ends_nothing(tmp_path, monkeypatch, caplog):
-    page = LivePage(StudyFolder(tmp_path))
-    monkeypatch.setattr(page, "_write", lambda: None)
+def test_a_full_disk_at_the_end_is_said_and_ends_nothing(tmp_path, monkeypatch, writer, caplog):
+    page = make(tmp_path)
     page.start()
 
     def refuse(*_, **__):

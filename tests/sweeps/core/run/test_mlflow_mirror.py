@@ -66,9 +66,9 @@ def study(tmp_path):
     plan = Study("example", "An example", "voc_deit_b", design, (0,), metrics, a_a=False).resolve()
     inputs = ({"train": "aa", "val": "bb", "weights": None},) * 2
     identities = tuple(Identity(f"{number:020x}", f"{number:020x}", {}) for number in range(2))
-    folder = StudyFolder(tmp_path / "study")
-    folder.write_study(plan, [identity.key for identity in identities], inputs, None)
-    return Situation(plan, Runs(Ledger(tmp_path)), inputs, identities), folder
+    situation = Situation(plan, Runs(Ledger(tmp_path)), inputs, identities)
+    situation.write()
+    return situation, StudyFolder(situation.path)
 
 
 def names(situation):
@@ -78,7 +78,7 @@ def names(situation):
 def test_every_change_arrives_under_the_studys_run(study):
     situation, folder = study
     tracker = Tracker()
-    mirror = Mirror(tracker, folder, situation)
+    mirror = Mirror(tracker, situation, situation.trials())
     mirror.start()
     for name in names(situation):
         mirror.changed(name)
@@ -99,11 +99,11 @@ def test_every_change_arrives_under_the_studys_run(study):
 
 
 def test_a_slow_store_holds_nobody_up_and_gets_the_newest_state_once(study):
-    situation, folder = study
+    situation, _ = study
     first, second = names(situation)
     tracker = Tracker()
     tracker.gate.clear()
-    mirror = Mirror(tracker, folder, situation)
+    mirror = Mirror(tracker, situation, situation.trials())
     mirror.start()
     mirror.changed(first)
     assert tracker.entered.wait(WAIT_S)
@@ -120,7 +120,7 @@ def test_a_record_that_is_damaged_meanwhile_keeps_nothing_from_mlflow(study):
     situation, folder = study
     start_id = folder.start_id
     tracker = Tracker()
-    mirror = Mirror(tracker, folder, situation)
+    mirror = Mirror(tracker, situation, situation.trials())
     (folder.path / "study.json").write_bytes(b"{")
     mirror.start()
     for name in names(situation):
@@ -131,9 +131,9 @@ def test_a_record_that_is_damaged_meanwhile_keeps_nothing_from_mlflow(study):
 
 
 def test_a_store_that_was_gone_gets_everything_at_the_end(study):
-    situation, folder = study
+    situation, _ = study
     tracker = Tracker(gone=True)
-    mirror = Mirror(tracker, folder, situation)
+    mirror = Mirror(tracker, situation, situation.trials())
     mirror.start()
     for name in names(situation):
         mirror.changed(name)
@@ -145,9 +145,9 @@ def test_a_store_that_was_gone_gets_everything_at_the_end(study):
 
 
 def test_a_store_that_stays_gone_is_said_and_ends(study):
-    situation, folder = study
+    situation, _ = study
     tracker = Tracker(gone=True)
-    mirror = Mirror(tracker, folder, situation)
+    mirror = Mirror(tracker, situation, situation.trials())
     mirror.start()
     mirror.changed(names(situation)[0])
     assert not mirror.close([], "FINISHED")
@@ -155,21 +155,21 @@ def test_a_store_that_stays_gone_is_said_and_ends(study):
 
 
 def test_a_restart_sends_what_earlier_starts_left(study):
-    situation, folder = study
+    situation, _ = study
     first, _ = names(situation)
     situation.ledger.run_dir(first).mkdir(parents=True)
     tracker = Tracker()
-    mirror = Mirror(tracker, folder, situation)
+    mirror = Mirror(tracker, situation, situation.trials())
     mirror.start()
     assert mirror.close([], "FINISHED")
     assert [name for name, *_ in tracker.tracked] == [first]
 
 
 def test_a_trial_that_cannot_be_sent_does_not_keep_the_others_out(study):
-    situation, folder = study
+    situation, _ = study
     first, second = names(situation)
     tracker = Tracker(gone=True, refused=first)
-    mirror = Mirror(tracker, folder, situation)
+    mirror = Mirror(tracker, situation, situation.trials())
     mirror.start()
     mirror.changed(first)
     mirror.changed(second)
@@ -181,10 +181,10 @@ def test_a_trial_that_cannot_be_sent_does_not_keep_the_others_out(study):
 
 
 def test_a_store_that_was_down_at_the_start_is_used_when_it_comes_back(study):
-    situation, folder = study
+    situation, _ = study
     first, _ = names(situation)
     tracker = Tracker(gone=True)
-    mirror = Mirror(tracker, folder, situation)
+    mirror = Mirror(tracker, situation, situation.trials())
     mirror.start()
     assert tracker.asked.wait(WAIT_S)
     assert tracker.parents == []
@@ -200,7 +200,7 @@ def test_the_links_of_a_trial_stay_when_others_are_sent_later(study):
     situation, folder = study
     first, second = names(situation)
     for key in (first, second):
-        mirror = Mirror(Tracker(), folder, situation)
+        mirror = Mirror(Tracker(), situation, situation.trials())
         mirror.start()
         mirror.changed(key)
         assert mirror.close([], "FINISHED")

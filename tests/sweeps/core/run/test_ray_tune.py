@@ -27,6 +27,7 @@ from sweeps.core.run import head_watch
 from sweeps.core.run.failures import Failure
 from sweeps.core.run.head_watch import HeadWatch
 from sweeps.core.store.ledger import Ledger
+from sweeps.core.store.runs import Runs
 from toco.room import NoRoomError
 from toco.train.loop import train
 from toco.train.run_folder import RunFolder
@@ -390,6 +391,11 @@ class Told:
         return lambda *about: self.told.append((name, *about))
 
 
+def fake_trial(key):
+    fields = {"trial_id": f"id {key}", "error_file": None, "local_path": None, "path": None}
+    return SimpleNamespace(config={"trial": {"key": key}}, **fields)
+
+
 def tried(experiment, trial, node, failure=None):
     """An attempt on a node that fails."""
     key = trial.config["trial"]["key"]
@@ -406,8 +412,9 @@ def test_trials_that_fail_by_a_machines_fault_start_elsewhere(tmp_path, monkeypa
     nodes = [{"NodeID": node, "Alive": True, "Resources": {"CPU": 1.0}} for node in ("aa", "bb")]
     monkeypatch.setattr(runner.ray, "nodes", lambda: nodes)
     told = Told()
-    experiment = runner._Experiment(told, runner.Resources(2, 1.0, 0.0, 0), tmp_path / "left_out")
-    one, two, three = (SimpleNamespace(config={"trial": {"key": key}}, error_file=None) for key in ("1", "2", "3"))
+    resources = runner.Resources(2, 1.0, 0.0, 0)
+    experiment = runner._Experiment(None, told, Runs(Ledger(tmp_path)), resources, tmp_path / "left_out")
+    one, two, three = map(fake_trial, ("1", "2", "3"))
 
     def selector(key):
         return experiment.request(key)._bound.arguments["bundle_label_selector"]
@@ -436,7 +443,7 @@ def test_trials_that_fail_by_a_machines_fault_start_elsewhere(tmp_path, monkeypa
     )
     tried(experiment, three, "bb", Failure("trial", "KeyError: 'x'", "trace", "host bb", "bb"))
     assert told.told[3][:2] == ("failed", "3")
-    assert experiment.failed == {"3"}
+    assert experiment.failed == {"id 3"}
     experiment.check()
     tried(experiment, one, "bb", Failure("room", "/scratch has no room", "trace", "host bb", "bb"))
     assert len(told.told) == 4

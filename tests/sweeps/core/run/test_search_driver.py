@@ -4,20 +4,22 @@ import csv
 import io
 import json
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from optuna.distributions import IntDistribution
 
+from sweeps.core.commands.status import print_status
 from sweeps.core.findings.confounders import CHOSEN, daggers
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.plan.search_survey import survey_search
+from sweeps.core.plan.plan_text import look_ahead, print_plan
+from sweeps.core.plan.survey import survey
 from sweeps.core.report.search_report import SELECTED, write_search_report
+from sweeps.core.run import driver
+from sweeps.core.run.driver import run_study
 from sweeps.core.run.failures import Failure
-from sweeps.core.run.search_driver import SearchDriver
-from sweeps.core.run.search_launch import print_search_plan, print_search_status, run_search_study
 from sweeps.core.run.worker import Spec, run_trial
 from sweeps.core.store.leases import Leases, LostLeaseError
 from sweeps.core.store.ledger import Ledger
@@ -26,42 +28,21 @@ from sweeps.core.store.search_record import read_search_record
 from sweeps.core.store.study_record import TrialRecord
 from toco.train.provenance import own_command
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 import fake_training
+from fake_backend import Channel, InProcess, LostError
 from fake_search import STUDY
 from fake_training import chain, metrics_of
 
 
-class Lost(BaseException):
-    """The process is gone; no code of the driver may catch it."""
+class Tracker:
+    """A store that is gone."""
 
+    def __init__(self, *_):
+        self.parent = None
 
-class Stopped(BaseException):
-    """Ray ends the worker of a trial that is stopped."""
-
-
-class Channel:
-    def __init__(self, driver, key, run_dir, lost_at):
-        self.driver, self.key, self.run_dir, self.lost_at = driver, key, run_dir, lost_at
-
-    @contextmanager
-    def restored(self):
-        yield self.run_dir if newest_step(self.run_dir) >= 0 else None
-
-    def report(self, row, snapshot):
-        # In Ray's order: the decision comes before the snapshot is kept.
-        goes_on = self.driver.goes_on(self.key, row)
-        self.driver.snapshot(self.key, snapshot)
-        if self.lost_at is not None and row.get("step") == self.lost_at:
-            raise Lost
-        if not goes_on:
-            raise Stopped
-
-    def begin(self):
-        pass
-
-    def fail(self, error):
-        raise AssertionError("no fake training fails") from error
+    def ensure_parent(self, *_, **__):
+        return None
 
 
 @pytest.fixture
@@ -69,32 +50,27 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "orders").mkdir()
     monkeypatch.setenv("FAKE_ORDERS", str(tmp_path / "orders"))
     monkeypatch.setattr(fake_training, "STEP_S", 0.0)
+    monkeypatch.setattr(driver, "Tracker", Tracker)
     return tmp_path
 
 
 def drive(storage, study=STUDY, lose=()):
     """Run the search one trial after the other; ``lose`` has the (place in this start, step) to be lost at."""
-    situation = survey_search(study, storage)
-    situation.write()
-    with Leases(storage, "a test") as leases:
-        assert leases.acquire([situation.lease])
-        driver = SearchDriver(situation, Launch(storage), leases)
-        if driver.recover():
-            number = 0
-            while not driver.is_done:
-                spec = driver.next()
-                if spec is None:
-                    continue
-                lost_at = dict(lose).get(number)
-                number += 1
-                try:
-                    run_trial(spec, Channel(driver, spec.key, situation.ledger.run_dir(spec.key), lost_at))
-                except Stopped:
-                    pass
-                except Lost:
-                    return situation
-                driver.ended(spec.key)
-    return situation
+    backend = InProcess(lambda spec: dict(lose).get(len(backend.specs) - 1), after_it=True)
+    with suppress(LostError):
+        assert run_study(study, Launch(storage), backend.connect) == 0
+    return survey(study, storage)
+
+
+@contextmanager
+def begun(storage, holder="a test"):
+    """A driver of the search that has its lease."""
+    situation = survey(STUDY, storage)
+    with Leases(storage, holder) as leases:
+        situation.claim(leases)
+        launch = Launch(storage)
+        forecast = look_ahead(situation, launch).forecast
+        yield driver.Driver(situation, launch, leases, Tracker(), forecast, is_shown=False), leases, situation
 
 
 def starts(place):
@@ -247,26 +223,21 @@ def test_a_damaged_row_of_a_stopped_trial_does_not_end_the_search(place):
 
 
 def test_a_driver_that_was_suspended_and_replaced_writes_nothing(place):
-    situation = survey_search(STUDY, place / "results")
-    situation.write()
-    with Leases(place / "results", "the first") as first, Leases(place / "results", "the second") as second:
-        first.acquire([situation.lease])
-        driver = SearchDriver(situation, Launch(place / "results"), first)
-        assert driver.recover()
-        spec = driver.next()
+    with begun(place / "results") as (search, first, situation), Leases(place / "results", "the second") as second:
+        spec = search.next()
         # As after its heart-beat has stopped for a minute.
         first.release([situation.lease, spec.key])
         assert second.acquire([situation.lease, spec.key]) == {situation.lease, spec.key}
         journal = situation.journal.read_bytes()
-        run_trial(spec, Channel(driver, spec.key, situation.ledger.run_dir(spec.key), None))
-        assert driver.next() is None
-        assert driver.is_done
+        listener = search._listener
+        run_trial(spec, Channel(spec, search, listener, situation.ledger.run_dir(spec.key), place / "kept"))
+        assert search.next() is None
         assert situation.journal.read_bytes() == journal
         assert not situation.ledger.run_dir(spec.key).exists()
         with pytest.raises(LostLeaseError, match=r"suspended or cut off, and the second on .* has taken over"):
-            driver._check_lease()
+            listener.check()
         # Nor does it note failures of what is another's.
-        driver.lost(spec.key, Failure("lost", "its worker process is gone", "", "w1", "node"))
+        listener.lost(spec.key, Failure("lost", "its worker process is gone", "", "w1", "node"))
         assert situation.ledger.failures(spec.key) == []
 
 
@@ -275,17 +246,17 @@ def test_who_asks_changes_nothing_for_who_runs(place):
     file = situation.path / "search.json"
     before = file.read_bytes()
     fewer = replace(STUDY, num_trials=2)
-    assert print_search_status(fewer, Launch(place / "results")) == 0
-    assert print_search_plan(fewer, Launch(place / "results")) == 0
+    assert print_status(fewer, place / "results") == 0
+    assert print_plan(fewer, Launch(place / "results")) == 0
     assert file.read_bytes() == before
 
 
 def test_two_drivers_of_a_search_are_refused(place):
-    situation = survey_search(STUDY, place / "results")
-    with Leases(place / "results", "somebody") as leases:
-        leases.acquire([situation.lease])
-        with pytest.raises(ValueError, match=r"somebody on .* runs this search now"):
-            run_search_study(STUDY, Launch(place / "results"))
+    with (
+        begun(place / "results", "somebody"),
+        pytest.raises(ValueError, match=r"somebody on .* runs this search now"),
+    ):
+        run_study(STUDY, Launch(place / "results"), InProcess().connect)
 
 
 def test_the_report(place, capsys):
@@ -317,14 +288,15 @@ def test_the_report(place, capsys):
     for row, trial in zip(rows, trials, strict=True):
         assert int(row["method.aux_block"]) == trial.values["method.aux_block"]
         assert row["val/cam_miou"] == ("" if trial.state == "stopped" else str(trial.results["val/cam_miou"]))
-    assert print_search_status(STUDY, Launch(place / "results")) == 0
+    capsys.readouterr()
+    assert print_status(STUDY, place / "results") == 0
     printed = capsys.readouterr().out
     assert "Nobody runs it now." in printed
     assert printed.count("stopped at rung 10") == sum(trial.state == "stopped" for trial in trials)
 
 
 def test_a_report_of_a_search_that_has_not_begun(place):
-    situation = survey_search(STUDY, place / "results")
+    situation = survey(STUDY, place / "results")
     situation.write()
     report = write_search_report(situation.path)
     assert not report.is_complete
@@ -334,51 +306,42 @@ def test_a_report_of_a_search_that_has_not_begun(place):
 
 def test_a_spec_is_what_an_ablation_would_train(place):
     """So that either finds the other's entry."""
-    situation = survey_search(STUDY, place / "results")
-    with Leases(place / "results", "a test") as leases:
-        assert leases.acquire([situation.lease])
-        driver = SearchDriver(situation, Launch(place / "results"), leases)
-        assert driver.recover()
-        spec = driver.next()
-    values = read_values(situation)
-    config, identity = situation.proposal(values)
-    dumped = config.model_dump(mode="json")
-    expected = Spec(identity.key, "shapes_nano", STUDY.train, dumped, inputs=situation.inputs, command=own_command())
+    with begun(place / "results") as (search, _, situation):
+        spec = search.next()
+    task = situation.task(0, situation.record().trials[0].values)
+    dumped = task.config.model_dump(mode="json")
+    expected = Spec(task.key, "shapes_nano", STUDY.train, dumped, inputs=situation.inputs, command=own_command())
     assert spec == expected
-
-
-def read_values(situation):
-    situation.write()
-    return read_search_record(situation.path).trials[0].values
 
 
 def test_a_trial_that_another_driver_has_ended_is_not_waited_for_and_stopped_ones_are_free(place, monkeypatch):
     """That driver keeps its lease for as long as it runs, and may be waiting for one of ours."""
-    monkeypatch.setattr("sweeps.core.run.search_driver._WAIT_S", 0.0)
+    monkeypatch.setattr(driver, "_POLL_S", 0.0)
     drive(place / "elsewhere")
-    situation = survey_search(STUDY, place / "here")
-    situation.write()
-    key = situation.proposal(situation.plan.start)[1].key
-    stopped, waited = [], 0
-    with Leases(place / "here", "a study") as other, Leases(place / "here", "a search") as leases:
+    situation = survey(STUDY, place / "here")
+    key = situation.task(0, situation.plan.start).key
+    backend = InProcess()
+    with Leases(place / "here", "a study") as other:
         assert other.acquire([key])
-        assert leases.acquire([situation.lease])
-        driver = SearchDriver(situation, Launch(place / "here"), leases)
-        driver.recover()
-        while not driver.is_done and waited < 50:
-            spec = driver.next()
-            if spec is None:
-                waited += 1
-                if waited == 2:
-                    situation.ledger.write(Ledger(place / "elsewhere").entry(key))
-                continue
-            assert spec.key != key
-            try:
-                run_trial(spec, Channel(driver, spec.key, situation.ledger.run_dir(spec.key), None))
-            except Stopped:
-                stopped.append(spec.key)
-            driver.ended(spec.key)
-        assert driver.is_done
+        backend.idle = lambda: situation.ledger.write(Ledger(place / "elsewhere").entry(key))
+        assert run_study(STUDY, Launch(place / "here"), backend.connect) == 0
+        assert key not in [spec.key for spec in backend.specs]
         assert other.holds(key)
+        trials = table(situation)
+        stopped = {trial.key for trial in trials if trial.state == "stopped"}
         assert stopped
-        assert other.acquire(stopped) == set(stopped)
+        assert other.acquire(stopped) == stopped
+
+
+def test_a_trial_that_fails_is_left_for_the_next_start(place, capsys):
+    """Its run folder was published before: what is handed out after the failure is no business of this driver's."""
+    situation = survey(STUDY, place / "results")
+    block = situation.plan.start["method.aux_block"]
+    order = place / "orders" / f"refuse-{STUDY.seed}-{block}"
+    order.touch()
+    study = replace(STUDY, rungs=None, num_trials=2)
+    assert run_study(study, Launch(place / "results"), InProcess().connect) == 4
+    assert "trial 0 failed 1 times, at last: ValueError: image7.png cannot be decoded." in capsys.readouterr().out
+    order.unlink()
+    assert run_study(study, Launch(place / "results"), InProcess().connect) == 0
+    assert starts(place)[-1] == (block, 10)

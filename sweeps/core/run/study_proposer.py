@@ -1,0 +1,92 @@
+"""Decides what a study computes next: every trial of its design that the ledger does not have."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sweeps.core.plan.survey import Situation, Task
+from sweeps.core.run.progress import Progress
+from sweeps.core.store.runs import newest_step
+
+
+class StudyProposer:
+    """Proposes the trials of a study; see :class:`sweeps.core.run.driver.Proposer`.
+
+    All that can start is proposed at once. A trial that waits for a training, whose stored evaluations or checkpoints
+    answer it, is proposed when that training has ended.
+
+    Attributes:
+        trials: The trials of the study, by key.
+    """
+
+    def __init__(self, situation: Situation) -> None:
+        self._situation = situation
+        self.trials = situation.trials()
+        # Trials of one training decide together which of them is trained.
+        self._groups: dict[str, list[Task]] = defaultdict(list)
+        for task in self.trials.values():
+            self._groups[task.identity.training_key].append(task)
+        self._open: dict[str, Task] = {}
+        self._given_up: set[str] = set()
+        # Whose evaluation from a stored training failed, so that they are trained.
+        self._afresh: set[str] = set()
+        self._unasked = list(self._groups)
+
+    def propose(self, *, is_idle: bool) -> Collection[Task]:
+        """The trials that can start now, of trainings where something has ended since."""
+        groups, self._unasked = self._unasked, []
+        among = [task for group in groups for task in self._groups[group] if task.key not in self._given_up]
+        now, _ = self._situation.tasks(among, self._afresh) if among else ([], [])
+        new = {task.key: task for task in now if task.key not in self._open}
+        self._open |= new
+        return list(new.values())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing has ended since the last proposal."""
+        return not self._unasked
+
+    def may_start(self, task: Task) -> bool:
+        """Always."""
+        return True
+
+    def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
+        """Always."""
+        return True
+
+    def ended(self, key: str) -> bool:
+        """A trial does not run any more; says whether the ledger has it."""
+        self._close(key)
+        return self._situation.ledger.entry(key) is not None
+
+    def failed(self, key: str) -> None:
+        """A trial has failed: one that was evaluated is trained now, any other is given up."""
+        task = self._close(key)
+        (self._given_up if task.source is None else self._afresh).add(key)
+
+    def give_up(self, key: str) -> None:
+        """What became of a trial cannot be stored."""
+        self._given_up.add(key)
+
+    def unfinished(self) -> list[Task]:
+        """Trials that the ledger does not have."""
+        return self._situation.missing(self.trials.values())
+
+    def progress(self) -> Progress:
+        """The progress line of all trials, as they stand."""
+        progress = Progress(
+            self._situation.plan.study.name, {task.name: task.config.num_steps for task in self.trials.values()}
+        )
+        missing = {task.key for task in self.unfinished()}
+        for key, task in self.trials.items():
+            if key in missing:
+                progress.resumed(task.name, max(newest_step(self._situation.ledger.run_dir(key)), 0))
+            else:
+                progress.ended_before(task.name, failed=False)
+        return progress
+
+    def _close(self, key: str) -> Task:
+        self._unasked.append(self.trials[key].identity.training_key)
+        return self._open.pop(key)
