@@ -32,11 +32,12 @@ class StudyProposer:
         self._given_up: set[str] = set()
         # Whose evaluation from a stored training failed, so that they are trained.
         self._afresh: set[str] = set()
-        self._unasked = list(self._groups)
+        # Groups where something may have become ready.
+        self._unasked = dict.fromkeys(self._groups)
 
     def propose(self, *, is_idle: bool) -> Collection[Task]:
         """The trials that can start now, of trainings where something has ended since."""
-        groups, self._unasked = self._unasked, []
+        groups, self._unasked = self._unasked, {}
         among = [task for group in groups for task in self._groups[group] if task.key not in self._given_up]
         now, _ = self._situation.tasks(among, self._afresh) if among else ([], [])
         new = {task.key: task for task in now if task.key not in self._open}
@@ -88,5 +89,5 @@ class StudyProposer:
         return progress
 
     def _close(self, key: str) -> Task:
-        self._unasked.append(self.trials[key].identity.training_key)
+        self._unasked[self.trials[key].identity.training_key] = None
         return self._open.pop(key)
