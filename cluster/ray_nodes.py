@@ -58,6 +58,9 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
     }
     sweep_scratch()
     with scratch_folder("ray", for_sockets=True) as folders:
+        # Ray notes the cluster's address in its default folder, which may not exist, and for which clusters compete.
+        os.environ["RAY_TMPDIR"] = str(folders)
+        Path(folders, "ray").mkdir()
         head["temp_dir"] = f"{folders}/0"
         cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=True)
         # A folder each, as if on machines of their own: in a shared one, a lost node takes the jobs' code along.

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from toco.backbones import vit_nano
@@ -32,6 +33,10 @@ from toco.methods import toco
 from toco.train import dry_run
 from toco.train.optim import OptimConfig
 from toco.train.run_config import RunConfig
+
+# A busy machine is no fault of the code: the time of an example has no limit but that of its test.
+settings.register_profile("toco", deadline=None)
+settings.load_profile("toco")
 
 Cases = dict[str, dict[str, Any]]
 GOLDEN = Path(__file__).parent / "golden"

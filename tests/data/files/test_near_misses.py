@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from toco.commands.data import command as data_command
-from toco.data import check_splits
+from toco.data.check import check_splits
 from toco.data.files.label_table import read_table
 from toco.data.files.layout import Layout, read_class_names, read_names
 from toco.data.folder import Config, open_split
