@@ -15,7 +15,6 @@ from sweeps.core.plan.forecast import Forecast, Work, forecast
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.power import PowerCheck, power_check, seed_noise
 from sweeps.core.plan.probe import Cost, ProbeError, probe
-from sweeps.core.plan.sizes import check_sizes
 from sweeps.core.plan.survey import SearchSituation, Situation, Task, survey
 from sweeps.core.store.runs import newest_step
 from sweeps.core.store.search_record import ENDED
@@ -47,7 +46,9 @@ class Outlook:
 
 def print_plan(study: Study | SearchStudy, launch: Launch) -> int:
     """Print the plan of ``study``; returns 0, or 1 where it would be refused."""
-    outlook = look_ahead(survey(study, launch.storage), launch)
+    situation = survey(study, launch.storage)
+    situation.check()
+    outlook = look_ahead(situation, launch)
     click.echo(outlook.text)
     for reason in outlook.refusals:
         click.echo(f"It would be refused. {reason}")
@@ -63,7 +64,7 @@ def look_ahead(situation: Situation | SearchSituation, launch: Launch, *, refuse
         refuse: Raise the first refusal, before anything is timed for the forecast.
 
     Raises:
-        ValueError: Trainings cannot run, or cannot be shared by as many GPUs as a trial gets; or a refusal.
+        ValueError: Trainings cannot be shared by as many GPUs as a trial gets; or a refusal.
     """
     if isinstance(situation, Situation):
         return _look_ahead_study(situation, launch, refuse)
@@ -98,7 +99,6 @@ def _look_ahead_study(situation: Situation, launch: Launch, refuse: bool) -> Out
     tasks = [*now, *later]
     power = power_of(situation, launch)
     _raise_refusal(power.refusal if refuse else None)
-    check_sizes({task.cell: task.config for task in tasks}.values(), study.recipe, study.train)
     trained = [task for task in tasks if task.source is None]
     begun = situation.begun(tasks)
     works = [Work(task.config, task.way or "train", begun.get(task.key, 0)) for task in tasks]
@@ -124,7 +124,6 @@ def _look_ahead_study(situation: Situation, launch: Launch, refuse: bool) -> Out
 
 def _look_ahead_search(situation: SearchSituation, launch: Launch, refuse: bool) -> Outlook:
     plan, study = situation.plan, situation.plan.study
-    check_sizes(plan.corners(), study.recipe, study.train)
     record = situation.record()
     proposed = record.trials if record else ()
     open_keys = {trial.key for trial in proposed if trial.key and trial.state not in ENDED}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from sweeps.core.design.study import TRAIN, Plan, Study
+from sweeps.core.plan.sizes import check_sizes
 from sweeps.core.store.identity import SURROUNDINGS, Identity, identify, same_surroundings, why
 from sweeps.core.store.inputs import Inputs, config_inputs, trial_inputs
 from sweeps.core.store.leases import Leases
@@ -162,6 +163,16 @@ class Situation:
                 reasons["version 0.4 entered it, without a digest"] += nearest.without_digest
         return +reasons
 
+    def check(self) -> None:
+        """See that the trainings that are missing can run; nothing is written.
+
+        Raises:
+            ValueError: One of them cannot.
+        """
+        study = self.plan.study
+        configs = {task.cell: task.config for task in self.missing()}
+        check_sizes(configs.values(), study.recipe, study.train)
+
     def claim(self, leases: Leases) -> None:
         """Make the files by which the finished trials are found from their training, where these were lost."""
         finished = self.ledger.finished_keys(self.keys)
@@ -283,6 +294,15 @@ class SearchSituation:
             task = self.task(trial.number, trial.values)
             proposed.setdefault(task.key, task)
         return proposed
+
+    def check(self) -> None:
+        """See that the trainings at the corners of the space can run; nothing is written.
+
+        Raises:
+            ValueError: One of them cannot.
+        """
+        study = self.plan.study
+        check_sizes(self.plan.corners(), study.recipe, study.train)
 
     def claim(self, leases: Leases) -> None:
         """Be the one driver of the search, and write its record.

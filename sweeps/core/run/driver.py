@@ -158,6 +158,7 @@ def run_study(study: Study | SearchStudy, launch: Launch, connect: Connect = con
     ray_environment.resolve_address(launch.address)
     uri = launch.tracking
     situation = survey(study, launch.storage)
+    situation.check()
     with Leases(launch.storage, f"the {situation.kind} {study.name}") as leases:
         situation.claim(leases)
         outlook = look_ahead(situation, launch, refuse=True)
