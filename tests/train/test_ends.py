@@ -52,9 +52,11 @@ def test_a_signal_ends_a_training_that_waits_for_a_batch(long_training, tmp_path
     processes = descendants(training)
     loader = max(processes, key=lambda process: process.memory_info().rss)
     loader.suspend()
-    steps = -1
-    while steps < (steps := len(RunFolder(run_dir).metrics())):
-        time.sleep(2)
+    # A step may take seconds on a busy machine, but not without the processor.
+    waiting, used_s = psutil.Process(training.pid), -1.0
+    while used_s < (used_s := round(sum(waiting.cpu_times()[:2]), 1)):
+        time.sleep(4)
+    steps = len(RunFolder(run_dir).metrics())
     training.send_signal(signal.SIGTERM)
     output, _ = training.communicate(timeout=60)
     assert training.returncode == 143, output

@@ -336,7 +336,7 @@ def test_a_real_training_whose_worker_is_killed_is_the_uninterrupted_one(driver,
         worker = psutil.Process(int(scratch.name.removeprefix(f"toco-{run_dir.name}-").partition("-")[0]))
         assert process.pid in [parent.pid for parent in worker.parents()]
         worker.kill()
-        assert process.wait(300) == 0, driver.log.read_text()
+        assert process.wait(700) == 0, driver.log.read_text()
     finally:
         process.kill()
     assert driver.log.read_text().count("is started again: its worker process is gone") == 1
