@@ -157,7 +157,7 @@ def test_a_job_on_a_cluster_that_loses_a_node(cluster, data_root, tmp_path):
                 time.sleep(2)
                 job = submit()
             time.sleep(0.1)
-        wait_for(both_have_begun, job, 90, job_log)
+        wait_for(both_have_begun, job, 300, job_log)
         lose_node(log)
         if job.wait(420) == 0:
             assert job_log.read_text().count("is started again: its worker process is gone") == 1
