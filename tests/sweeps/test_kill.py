@@ -91,10 +91,11 @@ def workers(process):
     return found
 
 
-def wait_for_training(process, log):
+def wait_for_training(process, twin, finished):
+    """Wait until ``finished`` trials are in the ledger and another one trains, or the driver ends."""
     deadline = time.monotonic() + 600
-    while process.poll() is None and not workers(process):
-        assert time.monotonic() < deadline, log.read_text()
+    while process.poll() is None and (len(twin.entries()) < finished or not workers(process)):
+        assert time.monotonic() < deadline, twin.log.read_text()
         time.sleep(0.05)
 
 
@@ -123,8 +124,10 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(tmp_pat
     assert len(times_s) == len(PLAN.trials) == 22
 
     rng = random.Random(SEED)  # noqa: S311 - moments, not secrets
-    # So that even if it waited as long as it can each time, the study would not be done before the last kill.
-    longest_s = 0.4 * sum(times_s) / KILLS
+    # Moments count finished trials, not seconds: a study that runs faster than the quiet one is killed as often.
+    # Six trials are left after the last kill, more than the workers finish in the random part of a moment.
+    moments = sorted(rng.randrange(len(times_s) - 6) for _ in range(KILLS))
+    mean_s = sum(times_s) / len(times_s)
     victims = [VICTIMS[number % len(VICTIMS)] for number in range(KILLS)]
     rng.shuffle(victims)
     done = []
@@ -133,8 +136,8 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(tmp_pat
             before, results = killed.entries(), killed.results()
             process = killed.start()
             while victims:
-                wait_for_training(process, killed.log)
-                time.sleep(rng.uniform(0.0, longest_s))
+                wait_for_training(process, killed, moments[len(done)])
+                time.sleep(rng.uniform(0.0, mean_s))
                 if process.poll() is not None:
                     break
                 done.append(victims.pop())
