@@ -17,6 +17,7 @@ multiprocessing.set_forkserver_preload(["toco.train.ranks", "toco.backbones._tor
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,32 @@ settings.load_profile("toco")
 
 Cases = dict[str, dict[str, Any]]
 GOLDEN = Path(__file__).parent / "golden"
-LONGEST = ("test_kill.py", "test_ray_nodes.py", "test_ray_tune.py", "test_search_run.py", "test_damage.py")
+LONGEST = ("test_kill.py", "test_ray_tune.py", "test_ray_nodes.py", "test_search_run.py", "test_damage.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of several processes none is left alone with a long test in the end: the longest begin first, then slow ones."""
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: (item.path.name not in LONGEST, item.get_closest_marker("slow") is None))
+    """Begin with the longest tests on every worker, so that no worker is left alone with one at the end.
+
+    The scheduler gives each worker one contiguous share of the tests and moves the tail of a share to idle workers.
+    Slow tests are dealt round the shares by file, since the tests of a file share what they build.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    shares: list[list[pytest.Item]] = [[] for _ in range(config.workerinput["workercount"])]
+    slow_files: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("slow"):
+            slow_files[item.path.name].append(item)
+    order = [name for name in LONGEST if name in slow_files] + [name for name in slow_files if name not in LONGEST]
+    for number, name in enumerate(order):
+        shares[number % len(shares)] += slow_files[name]
+    quick = (item for item in items if not item.get_closest_marker("slow"))
+    num_left = len(items)
+    for number, share in enumerate(shares):
+        size = num_left // (len(shares) - number)
+        share += islice(quick, max(0, size - len(share)))
+        num_left -= size
+    items[:] = [item for share in shares for item in share] + list(quick)
 
 
 @pytest.fixture(autouse=True, scope="session")
