@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import Grid, OneFactor, SideBySide
-from sweeps.core.design.factors import Factor, Stage
+from sweeps.core.design.factors import Factor
 from sweeps.core.design.paper import M_AUX, SEG, M
 from sweeps.core.design.study import Metric, Study
 
@@ -45,7 +45,6 @@ STUDY = Study(
                         (0.3, 0.4, 0.5, 0.6, 0.7),
                         0.5,
                         title="background threshold",
-                        stage=Stage.EVALUATE,
                     ),
                 )
             ),

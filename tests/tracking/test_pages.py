@@ -73,7 +73,9 @@ def test_each_link_shows_its_runs(store: Path, run_folder, tmp_path: Path, monke
         landing = re.findall(rf"^{EXPERIMENT}: (http\S+)$", log.read_text(), re.MULTILINE)
         pages = Pages(host, open_store(**where).experiment_id)
         assert landing == [pages.experiment]
-        linked = study.model_copy(update={"mlflow": MlflowLinks(pages, runs)})
+        linked = study.model_copy(
+            update={"mlflow": MlflowLinks(host=pages.host, experiment_id=pages.experiment_id, runs=runs)}
+        )
         monkeypatch.setattr(report_writer, "read_study_record", lambda *_: linked)
         report = write_report(study.path)
         with chromium() as browser:

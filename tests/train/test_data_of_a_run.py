@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from sweeps.core.store.inputs import config_inputs
+from sweeps.core.store.identity import config_inputs
 from toco.commands.train import _coverage
 from toco.config import digest, replace
 from toco.train.loop import train

@@ -236,9 +236,10 @@ def _run(study: Study | SearchStudy, launch: Launch, *, connect: Connect | None)
     resolve_address(launch.address)
     # An address that is none is refused, whatever is known.
     uri = launch.tracking
-    if uri and isinstance(study, Study) and (ending := recall(study, launch.storage)):
-        click.echo(f"{ending.text}\n\nReport: {ending.page}\nAll of its trials are there; nothing was run.")
-        return ending.exit_code
+    if uri and isinstance(study, Study) and (ended := recall(study, launch.storage)):
+        page = launch.storage / ended.folder / ended.page
+        click.echo(f"{ended.text_printed}\n\nReport: {page}\nAll of its trials are there; nothing was run.")
+        return ended.exit_code
     from sweeps.core.run.driver import connect_to_ray, run_study
 
     return run_study(study, launch, connect or connect_to_ray)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from sweeps.core.design.factors import Changes, Component, Factor, Scalar, Stage, refuse_repeats
+from sweeps.core.design.factors import EVALUATION, Changes, Component, Factor, Scalar, refuse_repeats
 from sweeps.core.design.paper import Paper
 
 
@@ -94,16 +94,12 @@ class Declared:
         Raises:
             ValueError: ``beside`` speaks of a row that is not there, or rows cannot be told apart.
         """
-        if self.beside is None:
-            beside = {row.label: row.label for row in self.paper.rows} if self.paper else {}
-            made = tuple(Row(label, changes, versus, beside.get(label)) for label, changes, versus in rows)
-        else:
-            made = tuple(Row(label, changes, versus, self.beside.get(label)) for label, changes, versus in rows)
-            if unknown := self.beside.keys() - {row.label for row in made}:
-                raise ValueError(
-                    f"{title}: published rows are given for {sorted(unknown)}, but the rows are "
-                    f"{[row.label for row in made]}."
-                )
+        published = [row.label for row in self.paper.rows] if self.paper else []
+        beside = dict(zip(published, published, strict=True)) if self.beside is None else self.beside
+        made = tuple(Row(label, changes, versus, beside.get(label)) for label, changes, versus in rows)
+        labels = [row.label for row in made]
+        if self.beside is not None and (unknown := self.beside.keys() - set(labels)):
+            raise ValueError(f"{title}: published rows are given for {sorted(unknown)}, but the rows are {labels}.")
         return Block(title, made, tuple(factors), self.metrics, self.paper)
 
 
@@ -114,17 +110,13 @@ class Grid:
     Without factors it is one row: how much seeds alone change.
     """
 
+    name: ClassVar[str] = "grid"
     factors: tuple[Factor, ...] = ()
     title: str = ""
     declared: Declared = Declared()
 
     def __post_init__(self) -> None:
         refuse_repeats("paths of the factors", [factor.path for factor in self.factors])
-
-    @property
-    def name(self) -> str:
-        """See ``Design``."""
-        return "grid"
 
     def blocks(self) -> tuple[Block, ...]:
         """One block."""
@@ -145,6 +137,7 @@ class OneFactor:
         declared: By path of the factor.
     """
 
+    name: ClassVar[str] = "one factor at a time"
     factors: tuple[Factor, ...]
     declared: Mapping[str, Declared] = field(default_factory=dict)
 
@@ -155,11 +148,6 @@ class OneFactor:
         refuse_repeats("paths of the factors", paths)
         if unknown := self.declared.keys() - set(paths):
             raise ValueError(f"Something is declared for {sorted(unknown)}, but what varies is {paths}.")
-
-    @property
-    def name(self) -> str:
-        """See ``Design``."""
-        return "one factor at a time"
 
     def blocks(self) -> tuple[Block, ...]:
         """A block for each factor."""
@@ -189,6 +177,7 @@ class Ladder:
         components: In the order in which they are added.
     """
 
+    name: ClassVar[str] = "ladder"
     start: str
     components: tuple[Component, ...]
     title: str = "components"
@@ -196,11 +185,6 @@ class Ladder:
 
     def __post_init__(self) -> None:
         _check_components(self.components)
-
-    @property
-    def name(self) -> str:
-        """See ``Design``."""
-        return "ladder"
 
     def blocks(self) -> tuple[Block, ...]:
         """One block, from none of the components to all of them."""
@@ -223,6 +207,7 @@ class Ladder:
 class LeaveOneOut:
     """All components, and all but one for each of them, compared with all."""
 
+    name: ClassVar[str] = "leave one out"
     components: tuple[Component, ...]
     everything: str = "all"
     title: str = "components"
@@ -230,11 +215,6 @@ class LeaveOneOut:
 
     def __post_init__(self) -> None:
         _check_components(self.components)
-
-    @property
-    def name(self) -> str:
-        """See ``Design``."""
-        return "leave one out"
 
     def blocks(self) -> tuple[Block, ...]:
         """One block, all components first."""
@@ -322,7 +302,7 @@ def combined(
 
 def costs_nothing(factors: Sequence[Factor]) -> tuple[str, ...]:
     """Which rows need no training of their own, in a sentence."""
-    names = [factor.name for factor in factors if factor.stage is Stage.EVALUATE]
+    names = [factor.name for factor in factors if factor.path.startswith(EVALUATION)]
     if not names:
         return ()
     return (

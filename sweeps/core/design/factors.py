@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 SEED_PATH = "seed"
 EVALUATION = "evaluate."
-"""Paths under it are settings of the evaluation."""
+"""Paths under it are settings of the evaluation. Values of such a factor share one training."""
 
 Scalar = bool | int | float | str | None
 Changes = Mapping[str, Scalar]
 """Values by dotted path in the ``RunConfig``."""
 
 
-class Stage(StrEnum):
-    """What a factor affects first. Everything before it is shared between the factor's values."""
-
-    TRAIN = "train"
-    EVALUATE = "evaluate"
-
-
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """One varied field.
+    """One varied field of the training or, below ``EVALUATION``, of the evaluation alone.
 
     Attributes:
         path: Dotted path in the ``RunConfig``.
@@ -33,7 +25,6 @@ class Factor:
             every factor that has it among its values and does not name another.
         labels: How the values are printed, where that differs from the values themselves.
         title: What it is called in print; the last part of the path where none is given.
-        stage: What it affects first. Values of an ``EVALUATE`` factor share one training.
     """
 
     path: str
@@ -41,7 +32,6 @@ class Factor:
     base: Scalar = None
     labels: tuple[str, ...] = ()
     title: str = ""
-    stage: Stage = Stage.TRAIN
 
     def __post_init__(self) -> None:
         if self.path == SEED_PATH:
@@ -55,11 +45,6 @@ class Factor:
             object.__setattr__(self, "base", self.values[0])
         if self.base not in self.values:
             raise ValueError(f"The base {self.base!r} of the factor {self.path} is none of its values {self.values}.")
-        if (self.stage is Stage.EVALUATE) != self.path.startswith(EVALUATION):
-            raise ValueError(
-                f"The factor {self.path} says that it affects the stage {self.stage} first, but what lies under "
-                f"{EVALUATION!r} and nothing else is evaluation."
-            )
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from sweeps.core.design.designs import Block, Declared, combined, costs_nothing
 from sweeps.core.design.factors import Factor, refuse_repeats
@@ -27,6 +28,7 @@ class Fraction:
             of the factors that no generator sets are trained: 2 to the power of their number.
     """
 
+    name: ClassVar[str] = "fraction"
     factors: tuple[Factor, ...]
     generators: tuple[str, ...]
     title: str = ""
@@ -47,11 +49,6 @@ class Fraction:
                 f"The generators {', '.join(self.generators)} let two main effects be one ({self._relation()}); use "
                 f"products of at least two of {', '.join(sorted(set(self.letters) - generated.keys()))}, all different."
             )
-
-    @property
-    def name(self) -> str:
-        """See ``Design``."""
-        return "fraction"
 
     @property
     def letters(self) -> str:

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from dataclasses import replace as with_fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.distributions import (
@@ -235,12 +236,10 @@ class SearchStudy:
         for path in self.space:
             if path not in own:
                 raise ValueError(f"{self.name} varies {path}, which the recipe {self.recipe} does not have.")
-        joined = terms_joined(base)
-        for values in _pairs_of_extremes(self.space):
-            joined = max(joined, terms_joined(_config(base, values, self.name)))
-        rungs = () if self.rungs is None else self.rungs.steps(base, joined)
         start = {path: own[path] for path, distribution in self.space.items() if _contains(distribution, own[path])}
-        return SearchPlan(self, base, rungs, start if len(start) == len(self.space) else {})
+        plan = SearchPlan(self, base, (), start if len(start) == len(self.space) else {})
+        joined = max(map(terms_joined, plan.corners()))
+        return plan if self.rungs is None else with_fields(plan, rungs=self.rungs.steps(base, joined))
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +267,7 @@ class SearchPlan:
             {path: distribution_to_json(distribution) for path, distribution in study.space.items()},
             [asdict(objective) for objective in study.objectives],
             self.rungs,
-            self._reduction,
+            self.reduction,
             study.num_random,
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -279,7 +278,8 @@ class SearchPlan:
         return f"{self.study.name}-{self.digest[:8]}"
 
     @property
-    def _reduction(self) -> int | None:
+    def reduction(self) -> int | None:
+        """Of how many trials one goes on at a rung; ``None`` without rungs."""
         return None if self.study.rungs is None else self.study.rungs.reduction
 
     def corners(self) -> Iterator[RunConfig]:
@@ -294,7 +294,13 @@ class SearchPlan:
         Raises:
             ValueError: These values do not go together.
         """
-        return _config(self.base, values, self.study.name)
+        try:
+            return replace(self.base, dict(values))
+        except ValueError as error:
+            shown = ", ".join(f"{path}={value}" for path, value in values.items())
+            raise ValueError(
+                f"The space of {self.study.name} holds settings that do not go together ({shown}): {error}"
+            ) from error
 
     def goes_on(self, metrics: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> bool:
         """Whether a trial goes on after a rung.
@@ -303,7 +309,7 @@ class SearchPlan:
             metrics: What it reached there.
             others: What the others that were there before reached.
         """
-        reduction = self._reduction
+        reduction = self.reduction
         if reduction is None:
             return True
         evaluated = [objective for objective in self.study.objectives if objective.is_evaluated]
@@ -345,14 +351,6 @@ def terms_joined(config: RunConfig) -> int:
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return one != other and all(mine >= its for mine, its in zip(one, other, strict=True))
-
-
-def _config(base: RunConfig, values: Mapping[str, Any], name: str) -> RunConfig:
-    try:
-        return replace(base, dict(values))
-    except ValueError as error:
-        shown = ", ".join(f"{path}={value}" for path, value in values.items())
-        raise ValueError(f"The space of {name} holds settings that do not go together ({shown}): {error}") from error
 
 
 def _extremes(distribution: BaseDistribution) -> tuple[Scalar, ...]:

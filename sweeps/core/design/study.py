@@ -192,6 +192,8 @@ class Study:
         configs: list[RunConfig] = []
         number_of: dict[str, int] = {}
         rows: list[PlannedRow] = []
+
+        # The rows of all blocks. Rows with equal configs share one cell.
         for index, block in enumerate(blocks):
             first = len(rows)
             seen: dict[str, str] = {}
@@ -214,6 +216,8 @@ class Study:
                 versus = None if row.versus is None else first + row.versus
                 role: Literal["base", "row"] = "base" if versus is None else "row"
                 rows.append(PlannedRow(len(rows), index, row.label, number_of[identity], versus, role, row.paper_row))
+
+        # The base once more with other seeds.
         if self.a_a:
             base_row = next(number for number, row in enumerate(rows) if row.role == "base")
             cell = cells[rows[base_row].cell]
@@ -221,6 +225,8 @@ class Study:
             rows.append(PlannedRow(len(rows), rows[base_row].block, A_A, len(cells), base_row, "a/a", None))
             cells.append(Cell(A_A, cell.changes, tuple(seed + shift for seed in self.seeds)))
             configs.append(configs[rows[base_row].cell])
+
+        # One trial for each seed of each cell. The first seed's digest is known already.
         known = dict(zip(number_of.values(), number_of, strict=True))
         trials = []
         for number, (cell, config) in enumerate(zip(cells, configs, strict=True)):

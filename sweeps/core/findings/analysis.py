@@ -35,7 +35,6 @@ class RowAnalysis:
     """One row of the table.
 
     Attributes:
-        number: Its number in the study.
         figures: By key of the metric, for every metric of the study.
         finished: Trials that count, of ``planned``.
         states: Number of trials by state, for the states that occur.
@@ -44,7 +43,6 @@ class RowAnalysis:
         classes: Scores by class; empty where there are none.
     """
 
-    number: int
     figures: Mapping[str, Figures]
     finished: int
     planned: int
@@ -86,14 +84,13 @@ def analyse(study: StudyRecord) -> StudyAnalysis:
         trials, base = study.trials_of(row), None if row.versus is None else study.rows[row.versus]
         differs = daggers(
             trials,
-            study.trials_of(base) if base else None,
+            study.trials_of(base) if base else (),
             base.label if base else "",
             study.blocks[row.block].factors,
             is_run_only,
         )
         rows.append(
             RowAnalysis(
-                number=row.number,
                 figures={metric.key: figures[row.number, metric.key] for metric in study.metrics},
                 finished=sum(trial.counts for trial in trials),
                 planned=len(trials),

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
-
 from sweeps.core.design.factors import SEED_PATH
 from sweeps.core.store.ledger_entry import LedgerEntry
 from sweeps.core.store.study_record import TrialRecord
-from toco.config import RUN_ONLY, diff
+from toco.config import diff, flatten
 from toco.train.run_config import RunConfig
 
 CHOSEN = "chosen by a search, after looking at other trials"
@@ -27,7 +25,7 @@ _TITLES = {"batch_size": "effective batch size"}
 
 def daggers(
     row: Sequence[TrialRecord],
-    base: Sequence[TrialRecord] | None,
+    base: Sequence[TrialRecord],
     base_label: str,
     factors: Sequence[str],
     known: dict[Any, bool],
@@ -36,23 +34,20 @@ def daggers(
 
     Args:
         row: Trials of the row.
-        base: Trials of the row that it is compared with.
+        base: Trials of the row that it is compared with; none where it is compared with no row.
         base_label: What that row is called.
         factors: Paths that may differ.
         known: Cache of what is known of config fields, empty at first; shared between calls for speed.
     """
     entries = [(trial.replicate, trial.seed, trial.entry) for trial in row if trial.entry]
     found: dict[str, list[int]] = {}
-    compared = 0
-    if base is not None:
-        others = {trial.replicate: trial.entry for trial in base if trial.entry}
-        for replicate, seed, entry in entries if others else ():
-            compared += 1
-            other = others.get(replicate) or next(iter(others.values()))
-            for phrase in _differences(entry, other, base_label, factors, known):
-                found.setdefault(phrase, []).append(seed)
+    others = {trial.replicate: trial.entry for trial in base if trial.entry}
+    for replicate, seed, entry in entries if others else ():
+        other = others.get(replicate) or next(iter(others.values()))
+        for phrase in _differences(entry, other, base_label, factors, known):
+            found.setdefault(phrase, []).append(seed)
     phrases = [
-        phrase if len(seeds) == compared else f"{phrase} (seed {', '.join(map(str, seeds))})"
+        phrase if len(seeds) == len(entries) else f"{phrase} (seed {', '.join(map(str, seeds))})"
         for phrase, seeds in found.items()
     ]
     if any(entry.origin.search for _, _, entry in entries):
@@ -63,18 +58,12 @@ def daggers(
 def is_run_only(config: Mapping[str, Any], path: str) -> bool:
     """Whether the field at ``path`` of a ``RunConfig`` (as JSON) is marked as without effect on results."""
     try:
-        node: Any = RunConfig.model_validate(config)
+        run = RunConfig.model_validate(config)
     except ValueError:
-        # Of another version of the program, which alone knew what its fields affect.
+        # Another version of the program wrote it, which alone knew what its fields affect.
         return False
-    for part in path.split("."):
-        info = type(node).model_fields.get(part) if isinstance(node, BaseModel) else None
-        if info is None:
-            return False
-        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get(RUN_ONLY):
-            return True
-        node = getattr(node, part)
-    return False
+    below = {leaf for leaf in flatten(run) if f"{leaf}.".startswith(f"{path}.")}
+    return bool(below) and below.isdisjoint(flatten(run, run_only=False))
 
 
 def _differences(

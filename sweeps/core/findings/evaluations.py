@@ -31,7 +31,7 @@ def class_iou(trial: TrialRecord) -> Mapping[str, Mapping[str, float | None]]:
 
     Classes are in the data's order, the background first; ``None`` for one that the ground truth does not contain.
     """
-    contents = [_scores(path) for path in _evaluations(trial, ".json")]
+    contents = [_at_this_time(_scores, path) for path in _evaluations(trial, ".json")]
     whole = [content for content in contents if content is not None]
     if not whole or len(whole) < len(contents):
         return {}
@@ -72,7 +72,7 @@ def unreadable_files(trial: TrialRecord) -> list[Path]:
     """
     counts = [] if trial.entry is None or trial.entry.is_rescored else _evaluations(trial, ".npz")
     return [
-        *(path for path in _evaluations(trial, ".json") if _scores(path) is None),
+        *(path for path in _evaluations(trial, ".json") if _at_this_time(_scores, path) is None),
         *(path for path in counts if _at_this_time(_num_images, path) is None),
     ]
 
@@ -87,10 +87,6 @@ def _evaluations(trial: TrialRecord, suffix: str) -> list[Path]:
     return [trial.run_dir / "evaluations" / f"step_{step:08d}{suffix}" for step in steps]
 
 
-def _scores(path: Path) -> Mapping[str, Any] | None:
-    return _at_this_time(_read, path)
-
-
 def _at_this_time(read: Callable[..., _Content | None], path: Path, *arguments: object) -> _Content | None:
     """What ``read`` makes of a file as it is now; ``None`` where there is no such file."""
     try:
@@ -102,7 +98,7 @@ def _at_this_time(read: Callable[..., _Content | None], path: Path, *arguments: 
 
 # A page that follows a running study is written again and again: what has not changed is not read again.
 @lru_cache(maxsize=_KEPT)
-def _read(path: Path, modified_ns: int) -> Mapping[str, Any] | None:
+def _scores(path: Path, modified_ns: int) -> Mapping[str, Any] | None:
     try:
         content = records.read(path)
         scores = {"class_names": content["class_names"], "per_class": content["per_class"]}

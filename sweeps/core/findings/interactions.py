@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import combinations
 
 import numpy as np
 
@@ -17,17 +17,13 @@ from sweeps.core.store.study_record import StudyRecord
 
 @dataclass(frozen=True, slots=True)
 class LevelMean:
-    """Mean of a metric over the cells with a factor at a level: a point of an effect plot.
-
-    With ``other``, only over those cells where that factor is at ``other_level``.
-    """
+    """Mean of a metric over the cells that have two factors at these levels: a point of a plot of their interaction."""
 
     factor: str
     level: Scalar
-    other: str | None
+    other: str
     other_level: Scalar
     mean: float
-    cells: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +33,14 @@ class Crossing:
     Attributes:
         block: Number of the block.
         metric: Key of the metric.
-        factors: Paths, in the block's order.
         anova: Main effects and, where the design allows, interactions, with the seeds as blocks.
         effects: Effects and interactions with their aliases, where every factor has two levels and a seed all rows.
-        means: Of every factor's levels, then of every factor's levels at every level of every other.
+        means: Of every two factors, at every pair of their levels.
         warnings: Where a row that varies one factor alone depends on another factor, in sentences.
     """
 
     block: int
     metric: str
-    factors: tuple[str, ...]
     anova: Anova
     effects: tuple[Effect, ...]
     means: tuple[LevelMean, ...]
@@ -95,7 +89,6 @@ def _crossing(
     return Crossing(
         block=block,
         metric=key,
-        factors=factors,
         anova=variance,
         effects=two_level_effects(table) if whole and two_level else (),
         means=tuple(_level_means(factors, [(levels[number], mean) for number, mean in means.items()])),
@@ -126,22 +119,11 @@ def _crossed(pairs: Sequence[tuple[Scalar, Scalar]]) -> bool:
 
 
 def _level_means(factors: Sequence[str], cells: Sequence[tuple[Mapping[str, Scalar], float]]) -> Iterator[LevelMean]:
-    def mean(factor: str, level: Scalar, other: str | None, other_level: Scalar, values: list[float]) -> LevelMean:
-        return LevelMean(factor, level, other, other_level, float(np.mean(values)), len(values))
-
-    for factor in factors:
-        for level, values in _values_by_level([(levels[factor], value) for levels, value in cells]):
-            yield mean(factor, level, None, None, values)
-    for factor, other in permutations(factors, 2):
-        for other_level, _ in _values_by_level([(levels[other], value) for levels, value in cells]):
-            within = [(levels[factor], value) for levels, value in cells if str(levels[other]) == str(other_level)]
-            for level, values in _values_by_level(within):
-                yield mean(factor, level, other, other_level, values)
-
-
-def _values_by_level(pairs: Sequence[tuple[Scalar, float]]) -> list[tuple[Scalar, list[float]]]:
-    """Values by level in the order of first appearance; 1, 1.0 and True are three levels."""
-    groups: dict[str, tuple[Scalar, list[float]]] = {}
-    for level, value in pairs:
-        groups.setdefault(str(level), (level, []))[1].append(value)
-    return list(groups.values())
+    for factor, other in combinations(factors, 2):
+        points: dict[tuple[str, str], tuple[Scalar, Scalar, list[float]]] = {}
+        for levels, value in cells:
+            level, other_level = levels[factor], levels[other]
+            # As text: 1, 1.0 and True are three levels.
+            points.setdefault((str(level), str(other_level)), (level, other_level, []))[2].append(value)
+        for level, other_level, values in points.values():
+            yield LevelMean(factor, level, other, other_level, float(np.mean(values)))

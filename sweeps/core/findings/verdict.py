@@ -24,69 +24,65 @@ from sweeps.core.findings.exit_status import CLEAN, CONTRADICTED, INCOMPLETE, Ex
 from sweeps.core.statistics.paired import CONFIDENCE, Summary
 from sweeps.core.store.study_record import StudyRecord
 
-RowOutcome = Literal["reproduced", "off", "not tested"]
-ClaimOutcome = Literal[
-    "reproduced", "direction confirmed", "off", "not confirmed", "underpowered", "contradicted", "not tested"
+Outcome = Literal[
+    "reproduced",
+    "direction confirmed",
+    "off",
+    "not confirmed",
+    "underpowered",
+    "contradicted",
+    "not tested",
+    "not tested at this scale",
+    "no result",
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class RowVerdict:
-    """A published number beside ours.
+class _Judgement:
+    """What became of something that the paper says.
+
+    Attributes:
+        outcome: As printed, but for ``off``.
+        off_by: Ours minus published, as a fraction, with the outcome ``off``; of a claim, our advantage minus the
+            published one.
+    """
+
+    outcome: Outcome
+    off_by: float | None
+
+    @property
+    def text(self) -> str:
+        """The outcome as printed, such as ``reproduced`` or ``off by -0.7``."""
+        return self.outcome if self.off_by is None else f"off by {100 * self.off_by:+.1f}"
+
+
+@dataclass(frozen=True, slots=True)
+class RowVerdict(_Judgement):
+    """A published number beside ours: ``reproduced``, ``off``, ``not tested at this scale`` or ``no result``.
 
     Attributes:
         row: Number of our row.
         metric: Key of the metric.
-        published: As a fraction.
-        ours: Mean over seeds; ``None`` where there is none.
-        outcome: ``not tested`` on other data or another recipe than the paper's.
-        off_by: Ours minus published, as a fraction; ``None`` where it is not tested.
-        sentence: The outcome in a sentence.
     """
 
     row: int
     metric: str
-    published: float
-    ours: float | None
-    outcome: RowOutcome
-    off_by: float | None
-    sentence: str
-
-    @property
-    def text(self) -> str:
-        """The outcome as printed: ``reproduced``, ``off by -1.3``, ``not tested at this scale``, ``no result``."""
-        if self.outcome == "off" and self.off_by is not None:
-            return f"off by {100 * self.off_by:+.1f}"
-        if self.outcome == "reproduced":
-            return "reproduced"
-        return "no result" if self.ours is None else "not tested at this scale"
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimVerdict:
+class ClaimVerdict(_Judgement):
     """What became of a claim.
 
+    The outcome is ``direction confirmed`` where the setting is not the paper's: nothing more can be said then. It is
+    ``not confirmed`` in a study that could have shown its smallest effect, and did not show one.
+
     Attributes:
-        block: Number of the block that has it.
-        name: Its name.
-        metric: Key of the metric.
-        outcome: ``direction confirmed`` where the setting is not the paper's: nothing more can be said of it then.
-            ``not confirmed``: the same of a study that could have shown its smallest effect, and did not show one.
-        off_by: Our advantage minus the published one, as a fraction, with the outcome ``off``.
+        name: Name of the claim.
         sentence: The outcome with its numbers.
     """
 
-    block: int
     name: str
-    metric: str
-    outcome: ClaimOutcome
-    off_by: float | None
     sentence: str
-
-    @property
-    def text(self) -> str:
-        """The outcome as printed, such as ``off by -0.7``."""
-        return self.outcome if self.off_by is None else f"off by {100 * self.off_by:+.1f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,32 +146,19 @@ def _changed(study: StudyRecord) -> list[str]:
 
 
 def _row(study: StudyRecord, analysis: StudyAnalysis, row: PlannedRow, key: str, published: float) -> RowVerdict:
-    paper = study.blocks[row.block].paper
-    summary = analysis.rows[row.number].figures[key].summary
-    ours = summary.mean if summary else None
-    if paper is None or not same_setting(study, paper):
-        sentence = f"Not tested: the paper's {_points(published)} is of another setting."
-        return RowVerdict(row.number, key, published, ours, "not tested", None, sentence)
+    paper, summary = study.blocks[row.block].paper, analysis.rows[row.number].figures[key].summary
     if summary is None:
-        return RowVerdict(
-            row.number, key, published, None, "not tested", None, "Not tested: no trial of this row has ended."
-        )
-    off_by = summary.mean - published
-    half = _one_more(summary)
-    if half is None:
-        within, why = False, f"fewer than {_FEWEST_SEEDS} seeds, or no spread, say nothing of chance"
-    else:
-        within = abs(off_by) <= half
-        why = (
-            f"one more seed of ours would lie within {_points(summary.mean - half)} and {_points(summary.mean + half)}"
-        )
-    outcome: RowOutcome = "reproduced" if within else "off"
-    sentence = f"Ours {_points(summary.mean)}, paper {_points(published)} ({_signed(off_by)}); {why}."
-    return RowVerdict(row.number, key, published, ours, outcome, off_by, sentence)
+        return RowVerdict("no result", None, row.number, key)
+    if paper is None or not same_setting(study, paper):
+        return RowVerdict("not tested at this scale", None, row.number, key)
+    off_by, half = summary.mean - published, _one_more(summary)
+    if half is not None and abs(off_by) <= half:
+        return RowVerdict("reproduced", None, row.number, key)
+    return RowVerdict("off", off_by, row.number, key)
 
 
 def _one_more(summary: Summary) -> float | None:
-    """Half width of the interval in which the value of one more seed lies."""
+    """Half width of the interval in which the value of one more seed lies; ``None`` where seeds say nothing of it."""
     if summary.n < _FEWEST_SEEDS or not summary.sd:
         return None
     return float(special.stdtrit(summary.n - 1, (1 + CONFIDENCE) / 2)) * summary.sd * math.sqrt(1 + 1 / summary.n)
@@ -214,7 +197,7 @@ class _Judge:
         found = [self._comparison(claim, than) for than in claim.than]
         refusals = [item for item in found if isinstance(item, str)]
         if refusals:
-            return self._verdict(claim, "not tested", None, f"Not tested: {'; '.join(dict.fromkeys(refusals))}.")
+            return ClaimVerdict("not tested", None, claim.name, f"Not tested: {'; '.join(dict.fromkeys(refusals))}.")
         comparisons = [item for item in found if not isinstance(item, str)]
         numbers = ", ".join(item.text for item in comparisons)
         scope = (
@@ -234,19 +217,19 @@ class _Judge:
                     else "the study is too small to contradict a claim with it"
                 )
                 sentence = f"{numbers}: the other way, but {why}.{scope}"
-                return self._verdict(claim, "underpowered", None, sentence)
-            return self._verdict(claim, "contradicted", None, f"{numbers}: the other way.{scope}")
+                return ClaimVerdict("underpowered", None, claim.name, sentence)
+            return ClaimVerdict("contradicted", None, claim.name, f"{numbers}: the other way.{scope}")
         if not shown:
             return self._not_shown(claim, comparisons, blind, numbers, scope)
         if not self.same:
-            return self._verdict(claim, "direction confirmed", None, f"{numbers}.{scope}")
+            return ClaimVerdict("direction confirmed", None, claim.name, f"{numbers}.{scope}")
         published = claim.by / 100
         short = [item for item in comparisons if item.high is not None and item.high < published]
         if short:
             off_by = min(item.advantage for item in short) - published
             sentence = f"{numbers}: as claimed, but less than the paper's {claim.by:g} points at least."
-            return self._verdict(claim, "off", off_by, sentence)
-        return self._verdict(claim, "reproduced", None, f"{numbers}; the paper has {claim.by:g} points at least.")
+            return ClaimVerdict("off", off_by, claim.name, sentence)
+        return ClaimVerdict("reproduced", None, claim.name, f"{numbers}; the paper has {claim.by:g} points at least.")
 
     def _not_shown(
         self,
@@ -263,13 +246,13 @@ class _Judge:
                 f"{numbers}: {agree} of {len(comparisons)} {'points' if agree == 1 else 'point'} the claimed way, and "
                 f"the study is too small to tell that from chance.{scope}"
             )
-            return self._verdict(claim, "underpowered", None, sentence)
+            return ClaimVerdict("underpowered", None, claim.name, sentence)
         smallest = _points(self.study.smallest_effect)
         sentence = f"{numbers}: no difference, in a study that would have shown one of {smallest} points.{scope}"
         if not self.same:
-            return self._verdict(claim, "not confirmed", None, sentence)
+            return ClaimVerdict("not confirmed", None, claim.name, sentence)
         off_by = min(item.advantage for item in comparisons) - claim.by / 100
-        return self._verdict(claim, "off", off_by, sentence)
+        return ClaimVerdict("off", off_by, claim.name, sentence)
 
     def _comparison(self, claim: Claim, than: str) -> _Comparison | str:
         """The study's own comparison of the two rows, or why there is none."""
@@ -303,9 +286,6 @@ class _Judge:
         on = self.study.data if images is None else f"{images} images of {self.study.data}"
         paper = f"{self.paper.recipe} on {self.paper.num_images} images of {self.paper.data}"
         return f"{self.study.recipe} on {on}{differs}, not {paper}"
-
-    def _verdict(self, claim: Claim, outcome: ClaimOutcome, off_by: float | None, sentence: str) -> ClaimVerdict:
-        return ClaimVerdict(self.block, claim.name, claim.metric, outcome, off_by, sentence)
 
 
 def _sees(figures: Figures, study: StudyRecord) -> bool:

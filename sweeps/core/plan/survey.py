@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sweeps.core.design.study import TRAIN, Plan, Study
 from sweeps.core.plan.sizes import check_sizes
-from sweeps.core.store.identity import SURROUNDINGS, Identity, identify, same_surroundings, why
-from sweeps.core.store.inputs import Inputs, config_inputs, trial_inputs
+from sweeps.core.store.identity import (
+    SURROUNDINGS,
+    Identity,
+    Inputs,
+    config_inputs,
+    identify,
+    same_surroundings,
+    trial_inputs,
+    why,
+)
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.ledger_entry import LedgerEntry
@@ -39,7 +47,7 @@ class Task:
     Attributes:
         name: What people call the trial.
         cell: Its cell without the seed.
-        inputs: What the trial reads, see ``sweeps.core.store.inputs``.
+        inputs: What the trial reads, see ``sweeps.core.store.identity``.
         factors: The settings by which it differs from the recipe, by path.
         source: Key of the trial whose training is evaluated again.
         way: How it is evaluated.

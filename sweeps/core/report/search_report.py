@@ -205,7 +205,7 @@ def _reservation(objective: Objective) -> str:
 
 
 def _recipe_note(record: SearchRecord) -> str:
-    own = [str(trial.number) for trial in record.trials if record.is_start(trial)]
+    own = [str(trial.number) for trial in record.trials if trial.values == record.start]
     return f" Trial {', '.join(own)} has the recipe's own settings." if own else ""
 
 
@@ -309,7 +309,7 @@ def _pair(axes: Axes, record: SearchRecord, across: Objective, up: Objective) ->
         if not trial.results:
             continue
         x, y = (100 * trial.results[o.key] if o.is_evaluated else trial.results[o.key] for o in (across, up))
-        is_start = record.is_start(trial)
+        is_start = trial.values == record.start
         marker, size = ("s", 7) if is_start else ("o", 6 if trial.on_front else 4)
         axes.plot(x, y, marker, color=SERIES[0] if trial.on_front else MUTED, ms=size)
         if trial.on_front or is_start:

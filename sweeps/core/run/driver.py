@@ -38,11 +38,10 @@ from sweeps.core.run.progress import Progress
 from sweeps.core.run.search_proposer import SearchProposer
 from sweeps.core.run.study_proposer import StudyProposer
 from sweeps.core.run.worker import Spec
-from sweeps.core.store.finished import Ending, remember
+from sweeps.core.store.finished import remember
 from sweeps.core.store.leases import Leases, LostLeaseError
 from sweeps.core.store.ledger_entry import Origin
-from sweeps.core.store.runs import Runs
-from sweeps.core.store.sessions import leave, salvage, session_lease
+from sweeps.core.store.runs import Runs, leave, salvage, session_lease
 from sweeps.core.store.study_folder import StudyFolder
 from toco.files import is_no_room
 from toco.room import NoRoomError, shortage, telling_shortage
@@ -507,5 +506,13 @@ class Driver:
 def remember_report(situation: Situation | SearchSituation, launch: Launch, report: StudyReport | SearchReport) -> None:
     """Keep how a finished study ended, for its next start; a search is looked at anew each time."""
     if isinstance(situation, Situation):
-        ending = Ending(report.text, report.page, report.exit_code)
-        remember(situation.plan.study, launch.storage, situation.keys, situation.inputs, ending, report.files)
+        remember(
+            situation.plan.study,
+            launch.storage,
+            situation.keys,
+            situation.inputs,
+            text=report.text,
+            exit_code=report.exit_code,
+            page=report.page,
+            files=report.files,
+        )

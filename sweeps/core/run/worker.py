@@ -20,8 +20,7 @@ from typing import Any, Protocol
 
 from sweeps.core.run.failures import ScratchError, StorageError
 from sweeps.core.store.identity import identify
-from sweeps.core.store.links import link_or_copy
-from sweeps.core.store.runs import mend, seal
+from sweeps.core.store.runs import link_or_copy, mend, seal
 from sweeps.core.store.scratch import scratch_folder, sweep_scratch
 from toco.files import is_no_room
 from toco.processes import MachineError

@@ -26,8 +26,7 @@ class AnovaTerm:
     Attributes:
         factors: The factor, or the factors of an interaction; ``("seed",)`` for the block.
         df: Degrees of freedom.
-        sum_squares: What the term explains beyond the others (type II).
-        f: F statistic.
+        f: F statistic of what the term explains beyond the others (type II).
         p: Its p value.
         partial_eta_squared: Share of what the term and the noise explain together that is the term's.
         aliases: Interactions that were left out since these rows do not tell them from this one: each of them, too, may
@@ -36,7 +35,6 @@ class AnovaTerm:
 
     factors: tuple[str, ...]
     df: int
-    sum_squares: float
     f: float
     p: float
     partial_eta_squared: float
@@ -96,11 +94,6 @@ class Effect:
     estimate: Paired
     aliases: tuple[tuple[str, ...], ...]
 
-    @property
-    def name(self) -> str:
-        """What it is called in print."""
-        return " x ".join(self.factors)
-
 
 def anova(table: pd.DataFrame) -> Anova:
     """Analysis of variance (type II) of the column ``value`` over seeds as blocks, factors, and pairs of factors.
@@ -118,12 +111,15 @@ def anova(table: pd.DataFrame) -> Anova:
     from statsmodels.formula.api import ols
     from statsmodels.stats.anova import anova_lm
 
+    # The observations: codes of levels instead of the levels, and names that a formula can hold.
     factors = _factors(table)
     names = {SEED: (SEED,)} | {f"f{index}": (factor,) for index, factor in enumerate(factors)}
     data = pd.DataFrame({short: _codes(table[long[0]]) for short, long in names.items()})
     data[VALUE] = finite(table[VALUE])
     short_names = [name for name in names if data[name].nunique() > 1]
     notes: list[str] = []
+
+    # The terms: seeds and factors, then pairs of factors, as far as the rows tell each from those before it.
     columns = np.ones((len(data), 1))
     kept: list[tuple[str, ...]] = []
     left_out: list[tuple[str, ...]] = []
@@ -143,6 +139,8 @@ def anova(table: pd.DataFrame) -> Anova:
         kept = [term for term in kept if len(term) == 1]
         notes.append("Interactions are left out, since without a second seed they are the only measure of the noise.")
         columns = np.hstack([np.ones((len(data), 1)), *(_contrasts(data, term) for term in kept)])
+
+    # The fit, and from it the table of the terms.
     residual_df = len(data) - columns.shape[1]
     in_formula = {term: ":".join(f"C({name}, Sum)" for name in term) for term in kept}
     fit = ols(f"{VALUE} ~ {' + '.join(in_formula.values())}", data).fit()
@@ -179,12 +177,15 @@ def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
         ValueError: A column is missing, a value is not finite, a factor has another number of levels, a seed has a row
             twice, or no seed has all rows.
     """
+    # Every row of the table as the signs of its levels.
     factors = _factors(table)
     levels = {factor: tuple(table[factor].drop_duplicates()) for factor in factors}
     for factor, found in levels.items():
         if len(found) != 2:
             raise ValueError(f"Effects are of factors with two levels; {factor} has {len(found)}: {list(found)}.")
     signs = np.stack([np.where(table[factor] == levels[factor][1], 1, -1) for factor in factors], axis=1)
+
+    # The value of every run, by seed, for the seeds that have all runs.
     by_seed: dict[int, dict[tuple[int, ...], float]] = {}
     values = finite(table[VALUE])
     for seed, run, value in zip(table[SEED], map(tuple, signs.tolist()), values, strict=True):
@@ -197,6 +198,8 @@ def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
     ]
     if not complete:
         raise ValueError(f"No seed has all {len(runs)} rows of the design, so no effect can be computed. Run the rest.")
+
+    # A column of signs for every factor and for every two, and the contrast of each.
     design = np.array(runs)
     terms: dict[tuple[str, ...], NDArray[np.int64]] = {
         tuple(factors[index] for index in term): design[:, term].prod(axis=1)
@@ -252,7 +255,6 @@ def _term(
     return AnovaTerm(
         factors,
         round(float(row["df"])),
-        explained,
         float(row["F"]),
         float(row["PR(>F)"]),
         explained / (explained + noise),

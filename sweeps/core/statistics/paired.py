@@ -11,6 +11,7 @@ an interval is ``None`` and the p value is that of the exact sign-flip test, whi
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -180,10 +181,7 @@ def seeds_needed(effect: float, sd: float, comparisons: int, significance: float
     few, many = 1, 2
     while math.isfinite(size) and not enough(many):
         few, many = many, 2 * many
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (few, middle) if enough(middle) else (middle, many)
-    return many
+    return few + 1 + bisect_left(range(few + 1, many), True, key=enough)
 
 
 def not_distinguishable(

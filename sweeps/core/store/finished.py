@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from sweeps.core.design.study import Study
-from sweeps.core.store.inputs import Inputs, config_inputs
+from sweeps.core.store.identity import Inputs, config_inputs
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.stored import Stored
 from toco.code_digest import code_digests
@@ -24,25 +24,15 @@ from toco.files import UnreadableError, sha256, write_text
 from toco.train.run_config import RunConfig
 
 FOLDER = "finished"
-FORMAT_VERSION = 4
 _PACKAGES = ("torch", "timm")
 _SOURCES = ("toco", "sweeps")
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What a finished study printed, its page, and its exit status."""
-
-    text: str
-    page: Path
-    exit_code: int
-
-
 class FinishedStudy(Stored):
-    """A file of this folder.
+    """How a finished study ended.
 
     Attributes:
-        folder: Name of the study's folder.
+        folder: Name of the study's folder, beside this one.
         page: File name of its page.
         files: SHA-256 of the report's files, by name.
         keys: Of its trials.
@@ -51,7 +41,7 @@ class FinishedStudy(Stored):
         exit_code: Its exit status.
     """
 
-    format_version: int
+    format_version: Literal[4] = 4
     folder: str
     page: str
     files: Mapping[str, str]
@@ -61,24 +51,17 @@ class FinishedStudy(Stored):
     exit_code: int
 
 
-def recall(study: Study, storage: Path) -> Ending | None:
+def recall(study: Study, storage: Path) -> FinishedStudy | None:
     """How ``study`` ended, if it was finished in ``storage`` by this very code and its results are those of then."""
     try:
         was = FinishedStudy.read(_path(study, storage), "It counts as missing.")
+        has_report = all(sha256(storage / was.folder / name) == known for name, known in was.files.items())
     except (OSError, UnreadableError):
         return None
-    if was.format_version != FORMAT_VERSION:
+    # The entries are compared byte by byte: one that was deleted may have been computed again for another study.
+    if not has_report or Ledger(storage).content_digest(was.keys) != was.entries:
         return None
-    folder = storage / was.folder
-    try:
-        if any(sha256(folder / name) != known for name, known in was.files.items()):
-            return None
-    except OSError:
-        return None
-    # Not just that they are there: an entry that was deleted may have been computed again for another study.
-    if Ledger(storage).content_digest(was.keys) != was.entries:
-        return None
-    return Ending(was.text_printed, folder / was.page, was.exit_code)
+    return was
 
 
 def remember(
@@ -86,7 +69,9 @@ def remember(
     storage: Path,
     keys: Sequence[str],
     inputs: Sequence[Inputs],
-    ending: Ending,
+    text: str,
+    exit_code: int,
+    page: Path,
     files: Sequence[Path],
 ) -> None:
     """Keep how ``study`` ended, if all of its ``keys`` are in the ledger.
@@ -98,21 +83,22 @@ def remember(
         storage: Where its ledger and its folder lie.
         keys: Of its trials.
         inputs: What they read.
-        ending: What was printed.
-        files: Of the report, in the study's folder; with another content nothing is recalled.
+        text: What was printed.
+        exit_code: The exit status.
+        page: The page of the report, in the study's folder.
+        files: All files of the report; with another content nothing is recalled.
     """
     entries = Ledger(storage).content_digest(keys)
     if entries is None or len({json.dumps(read, sort_keys=True) for read in inputs}) != 1:
         return
     finished = FinishedStudy(
-        format_version=FORMAT_VERSION,
-        folder=ending.page.parent.name,
-        page=ending.page.name,
+        folder=page.parent.name,
+        page=page.name,
         files={file.name: sha256(file) for file in files},
         keys=tuple(keys),
         entries=entries,
-        text_printed=ending.text,
-        exit_code=ending.exit_code,
+        text_printed=text,
+        exit_code=exit_code,
     )
     write_text(_path(study, storage), finished.text(indent=None), durable=False)
 

@@ -9,18 +9,16 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sweeps.core.store.first_writer import keep_aside, write_first
-from sweeps.core.store.stored import Stored
+from sweeps.core.store.stored import Stored, warn_once
 from toco.files import SEAL, UnreadableError, check_seal, check_version, is_sealed, printable, write_text
 
 _START = re.compile(rb'"start_id": ?"([0-9a-f]{32})"')
-_VERSION = re.compile(rb'\{\s*"format_version":\s*(\d+)\s*[,}]')
 HISTORY = "history"
 """Folder of what was kept aside."""
 
@@ -28,15 +26,24 @@ logger = logging.getLogger(__name__)
 
 
 class FolderFile(Stored):
-    """What every record of a folder begins with.
+    """The first fields of ``study.json`` and ``search.json``.
 
     Attributes:
-        start_id: Identifies the start of the study or search. First in the file: where a file is cut off, the start is
-            most likely to be left.
+        start_id: Identifies the start of the study or search. It stands at the beginning, which is most likely to be
+            left of a file that is cut off.
+        digest: Digest of the plan.
+        changes: Fields of the recipe that are set for all trainings, by dotted path.
+        data: Entry of ``toco.data``.
     """
 
     format_version: int
     start_id: str
+    name: str
+    title: str
+    digest: str
+    recipe: str
+    changes: Mapping[str, Any]
+    data: str
 
 
 File = TypeVar("File", bound=FolderFile)
@@ -100,10 +107,10 @@ class FolderRecord(Generic[File]):
 
     def _parse(self, path: Path, content: bytes, advice: str | None) -> File:
         advice = advice or f"Run the {self.kind}'s command again: it writes the file anew from its options."
-        if (version := self._older(content)) is None:
+        version = self._older(content)
+        if version is None:
             check_seal(path, content, advice)
-            said = _VERSION.match(content)
-            version = int(said[1]) if said else None
+            version = json.loads(content).get("format_version")
         check_version(path, version, self.version, "Give another --storage." if is_sealed(content) else advice)
         return self.model.of_json(content, path, advice)
 
@@ -152,11 +159,5 @@ def read_beside(path: Path, model: type[Beside]) -> Beside | None:
     except FileNotFoundError:
         return None
     except UnreadableError as error:
-        _warn(str(error))
+        warn_once(str(error))
         return None
-
-
-# Said once: a page that follows a study reads it again and again.
-@lru_cache(maxsize=256)
-def _warn(text: str) -> None:
-    logger.warning(text)

@@ -2,22 +2,26 @@
 
 Two trials with the same key have the same result, whichever study asks for them, on whichever machine. Everything that
 should not change a result (devices, paths, the version of Python, comments in the code) is provenance and in no key.
+Of the data and the weights, what they hold is part of the key, and where they lie is not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toco.code_digest import code_digests
 from toco.config import RUN_ONLY, Config, digest
 from toco.registry import module_name
 from toco.train.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from sweeps.core.design.study import Trial
 
 FORMAT_VERSION = 2
 EVALUATION_FIELD = "evaluate"
@@ -31,6 +35,9 @@ _REGISTRIES = ("toco.backbones", "toco.data", "toco.methods")
 """Packages of which a config names one entry each."""
 _PACKAGES = ("torch", "timm")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
+
+Inputs = dict[str, str | None]
+"""Digests of what a trial reads besides its config, by ``train``, ``val`` and ``weights``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,7 @@ def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) ->
     Args:
         config: The run.
         train: ``module:function`` that trains.
-        inputs: Digests by ``train``, ``val`` and ``weights``, see ``sweeps.core.store.inputs``.
+        inputs: Digests of what the run reads, see ``Inputs``.
 
     Raises:
         ValueError: A module that the config or ``train`` names has no source.
@@ -67,28 +74,54 @@ def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) ->
     _, training_code_digest = _code(roots, EVALUATION_CODE)
     config_digest, training_config_digest = _config_digests(config)
     common = {
-        "format_version": FORMAT_VERSION,
         "train": train,
         "data": {"train": inputs["train"], "val": inputs["val"]},
         "weights": inputs["weights"],
         "versions": _versions(),
         "seed": config.seed,
     }
-    training = {**common, "config": training_config_digest, "code": training_code_digest}
-    # What is validated on reaches no training.
-    training["data"] = inputs["train"]
-    key = _sha256({**common, "config": config_digest, "code": code_digest})[:20]
-    parts = {
-        "config": config_digest,
-        "training_config": training_config_digest,
-        "train": train,
-        "code": code,
-        "data": common["data"],
-        "weights": common["weights"],
-        "versions": common["versions"],
-        "seed": config.seed,
-    }
-    return Identity(key, _sha256(training)[:20], parts)
+    # In this order in the ledger.
+    parts = {"config": config_digest, "training_config": training_config_digest, "train": train, "code": code, **common}
+    common["format_version"] = FORMAT_VERSION
+    # The validation data reaches no training.
+    training = {"config": training_config_digest, "code": training_code_digest, "data": inputs["train"]}
+    return Identity(
+        key=_sha256({**common, "config": config_digest, "code": code_digest})[:20],
+        training_key=_sha256({**common, **training})[:20],
+        parts=parts,
+    )
+
+
+def config_inputs(config: RunConfig) -> Inputs:
+    """What a training of ``config`` reads.
+
+    Raises:
+        ValueError: A data set is not there or is wrong.
+        OSError: A file cannot be read.
+    """
+    # Here, as who only names what was read does without torch.
+    from toco.train.parts import digest_inputs, open_data
+
+    read = digest_inputs(config, *open_data(config))
+    return {"train": read.train_data, "val": read.val_data, "weights": read.weights_sha256}
+
+
+def trial_inputs(trials: Sequence[Trial]) -> list[Inputs]:
+    """Open everything that ``trials`` will read, and say what it is, for each of them.
+
+    Raises:
+        ValueError: A data set is not there or is wrong.
+        OSError: A file cannot be read.
+    """
+    known: dict[tuple[str, str], Inputs] = {}
+    inputs = []
+    for trial in trials:
+        # As text: to compare thousands of configs by value takes seconds.
+        parts = (trial.config.data.model_dump_json(), trial.config.backbone.model_dump_json())
+        if parts not in known:
+            known[parts] = config_inputs(trial.config)
+        inputs.append(known[parts])
+    return inputs
 
 
 def same_surroundings(parts: Mapping[str, Any], known: Mapping[str, Any]) -> bool:

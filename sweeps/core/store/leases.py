@@ -18,9 +18,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from sweeps.core.store.first_writer import link_first
 from sweeps.core.store.ledger import mounted
@@ -41,7 +41,7 @@ class LostLeaseError(RuntimeError):
 class Holder(Stored):
     """A holder's file: a name that no other holder has, what it is, in words, and its process."""
 
-    format_version: int
+    format_version: int = FORMAT_VERSION
     owner: str
     holder: str
     process: Process
@@ -53,24 +53,22 @@ class _Link:
 
     Attributes:
         path: The file.
-        owner: Who made it: a name that no other holder has.
-        holder: What the owner is, in words.
-        process: The owner's process; ``None`` where the file cannot be read.
+        owner: Name of the holder that made it; no other holder has this name.
+        holder: What the file says of the holder; ``None`` where it cannot be read.
         beat: Changes with every heart-beat.
     """
 
     path: Path
     owner: str
-    holder: str
-    process: Process | None
+    holder: Holder | None
     beat: int
 
     @property
     def text(self) -> str:
         """Who it is, for people."""
-        if self.process is None:
+        if self.holder is None:
             return f"a driver whose lease {self.path} cannot be read"
-        return f"{self.holder} on {self.process.host} (process {self.process.pid})"
+        return f"{self.holder.holder} on {self.holder.process.host} (process {self.holder.process.pid})"
 
 
 class _Silences:
@@ -95,10 +93,14 @@ class _Silences:
         return silent_s
 
 
-class Leases:
+class Leases(AbstractContextManager["Leases"]):
     """Takes leases in a storage folder and keeps them alive; a context, which releases them at its end.
 
     A process that was suspended for longer than ``expires_s`` may find its leases taken over: :meth:`holds` says so.
+
+    Attributes:
+        beat_every_s: Seconds between heart-beats.
+        expires_s: Seconds without a heart-beat after which other drivers take its leases over.
     """
 
     def __init__(
@@ -115,8 +117,8 @@ class Leases:
         Args:
             storage: The folder that the ledger is in.
             holder: What others read about it, such as ``the study table5``.
-            beat_every_s: Seconds between heart-beats.
-            expires_s: Seconds without a heart-beat after which others take its leases over.
+            beat_every_s: See the attributes.
+            expires_s: See the attributes.
             clock: Seconds that only grow.
 
         Raises:
@@ -129,8 +131,8 @@ class Leases:
             )
         self._folder = mounted(storage) / FOLDER
         self._holder = holder
-        self._beat_every_s = beat_every_s
-        self._expires_s = expires_s
+        self.beat_every_s = beat_every_s
+        self.expires_s = expires_s
         self._silences = _Silences(beat_every_s, clock)
         # Names that this holder has had, the one it takes leases with last.
         self._owners: list[str] = []
@@ -139,12 +141,7 @@ class Leases:
         self._closing = threading.Event()
         self._heart: threading.Thread | None = None
 
-    def __enter__(self) -> Leases:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def acquire(self, keys: Iterable[str]) -> set[str]:
@@ -183,7 +180,7 @@ class Leases:
         one counts, by the clock of the storage. Nothing is written because of it.
         """
         link = self._last(key)
-        if link is None or self._is_gone(link) or (self._heart is None and self._age_s(link) > self._expires_s):
+        if link is None or self._is_gone(link) or (self._heart is None and self._age_s(link) > self.expires_s):
             return None
         return link.text
 
@@ -191,16 +188,6 @@ class Leases:
         """For how many seconds this process saw no sign of life of the holder; 0 where nobody holds the lease."""
         link = self._last(key)
         return 0.0 if link is None else self._silences.look(link)
-
-    @property
-    def expires_s(self) -> float:
-        """Seconds without a heart-beat after which leases are taken over."""
-        return self._expires_s
-
-    @property
-    def beat_every_s(self) -> float:
-        """Seconds between heart-beats."""
-        return self._beat_every_s
 
     def release(self, keys: Iterable[str]) -> None:
         """Let go of ``keys``; those that are not held stay as they are."""
@@ -238,16 +225,15 @@ class Leases:
             link = _read(path)
             if link is None or not self._is_gone(link):
                 continue
-            if link.process is None:
+            if link.holder is None:
                 logger.warning("Removed %s: it cannot be read and had no sign of life.", path)
-                path.unlink(missing_ok=True)
-            elif link.process.is_dead():
+            if link.holder is None or link.holder.process.is_dead():
                 path.unlink(missing_ok=True)
 
     def _new_owner(self) -> None:
         """Take a name that is in no chain, with a file to link to."""
         owner = uuid.uuid4().hex
-        holder = Holder(format_version=FORMAT_VERSION, owner=owner, holder=self._holder, process=this_process())
+        holder = Holder(owner=owner, holder=self._holder, process=this_process())
         write_text(self._file(owner), holder.text(indent=None))
         self._owners.append(owner)
 
@@ -255,7 +241,7 @@ class Leases:
         return self._folder / "holders" / f"{owner}.json"
 
     def _beat(self) -> None:
-        while not self._closing.wait(self._beat_every_s):
+        while not self._closing.wait(self.beat_every_s):
             self._renew()
             try:
                 self._sweep()
@@ -275,7 +261,7 @@ class Leases:
             return True
         if chain and not self._is_gone(chain[-1]):
             return False
-        if chain and chain[-1].process is None:
+        if chain and chain[-1].holder is None:
             logger.warning("Took over from %s: it had no sign of life.", chain[-1].text)
         if self._successor(key, self._owners[-1]).exists():
             # Somebody took over from this holder while it was suspended: the name has its place, and no second one.
@@ -315,7 +301,7 @@ class Leases:
 
     def _is_gone(self, link: _Link) -> bool:
         silent_s = self._silences.look(link)
-        return silent_s > self._expires_s or (link.process is not None and link.process.is_dead())
+        return silent_s > self.expires_s or (link.holder is not None and link.holder.process.is_dead())
 
 
 def _read(path: Path) -> _Link | None:
@@ -325,9 +311,9 @@ def _read(path: Path) -> _Link | None:
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
         holder = Holder.read(path, "It is taken over when its heart-beat ends.")
-        return _Link(path, holder.owner, holder.holder, holder.process, state.st_mtime_ns)
+        return _Link(path, holder.owner, holder, state.st_mtime_ns)
     except FileNotFoundError:
         return None
     except UnreadableError:
         # The inode, as the file has one name in every chain and one among the holders.
-        return _Link(path, f"unreadable-{state.st_ino}", "", None, state.st_mtime_ns)
+        return _Link(path, f"unreadable-{state.st_ino}", None, state.st_mtime_ns)

@@ -15,20 +15,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sweeps.core.store.first_writer import is_whole_file, write_first
 from sweeps.core.store.ledger_entry import FORMAT_VERSION, Failure, LedgerEntry
-from sweeps.core.store.stored import Stored
+from sweeps.core.store.stored import Stored, warn_once
 from toco.files import check_version, is_sealed, sync, write_text
 from toco.passwords import public_text
 
@@ -40,8 +39,6 @@ _RUN, _DELETE = "The next run makes it again.", "Delete it."
 """What to do about a damaged entry and a damaged failure."""
 
 Record = TypeVar("Record", bound=Stored)
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +86,11 @@ class Ledger:
         Raises:
             ValueError: One was written by a version of this program with a later format.
         """
-        return {key for key, path in self._present(keys) if _is_there(path, key)}
+        return {
+            key
+            for key, path in self._present(keys)
+            if is_whole_file(path, partial(_is_whole, key=key)) or self.entry(key) is not None
+        }
 
     def damaged_keys(self, keys: Iterable[str]) -> set[str]:
         """Those of ``keys`` that have an entry which is damaged, and therefore count as not finished."""
@@ -124,9 +125,12 @@ class Ledger:
         return write_first(self._path(key), entry.text(indent=None), partial(_is_whole, key=key))
 
     def mark(self, key: str, training_key: str, config_digest: str) -> None:
-        """Make the files by which the entry ``key`` is found from its training and its config, where they lack."""
-        for marker in (self._training(training_key) / key, self._config(config_digest) / key):
-            _touch(marker)
+        """Make the files that lead from its training and its config to the entry ``key``; durable when this returns."""
+        for marker in (self._marked("trainings", training_key) / key, self._marked("configs", config_digest) / key):
+            if not marker.exists():
+                marker.parent.mkdir(parents=True, exist_ok=True)
+                marker.touch()
+                sync(marker.parent)
 
     def failures(self, key: str) -> list[Failure]:
         """The attempts that failed, oldest first."""
@@ -159,7 +163,9 @@ class Ledger:
 
     def by_training(self, training_key: str) -> list[LedgerEntry]:
         """The finished entries with this training, sorted by key."""
-        return [entry for entry in self._found(self._training(training_key)) if entry.status == "finished"]
+        # A crash may have left a marker without an entry.
+        entries = [self.entry(key) for key in sorted(_names(self._marked("trainings", training_key)))]
+        return [entry for entry in entries if entry is not None and entry.status == "finished"]
 
     def nearest(self, config_digest: str) -> Nearest | None:
         """The newest result of this config, whatever its code, data and versions; for the question how they differ.
@@ -168,7 +174,7 @@ class Ledger:
         """
         results = [
             (path.stat().st_mtime_ns, path.name, nearest)
-            for key in _names(self._config(config_digest))
+            for key in _names(self._marked("configs", config_digest))
             if (nearest := _nearest(path := self._path(key), key)) is not None
         ]
         return max(results, key=lambda result: result[:2])[2] if results else None
@@ -223,15 +229,8 @@ class Ledger:
     def _failures(self, key: str) -> Path:
         return self._root / key[:2] / f"{key}.failures"
 
-    def _training(self, training_key: str) -> Path:
-        return self._root / "trainings" / training_key[:2] / training_key
-
-    def _config(self, config_digest: str) -> Path:
-        return self._root / "configs" / config_digest[:2] / config_digest
-
-    def _found(self, markers: Path) -> list[LedgerEntry]:
-        """The entries that a folder of markers points to; a crash may have left a marker without an entry."""
-        return [entry for key in sorted(_names(markers)) if (entry := self.entry(key)) is not None]
+    def _marked(self, kind: str, name: str) -> Path:
+        return self._root / kind / name[:2] / name
 
 
 def mounted(storage: Path) -> Path:
@@ -248,14 +247,6 @@ def mounted(storage: Path) -> Path:
             "the bucket for readers."
         )
     return storage
-
-
-def _touch(path: Path) -> None:
-    """Make an empty file, durable when this returns."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        sync(path.parent)
 
 
 def _names(folder: Path) -> list[str]:
@@ -280,10 +271,6 @@ def _is_known(content: bytes, key: str) -> bool:
     return _is_whole(content, key) or _is_without_digest(content)
 
 
-def _is_there(path: Path, key: str) -> bool:
-    return is_whole_file(path, partial(_is_whole, key=key)) or _read(LedgerEntry, path, key, _RUN) is not None
-
-
 def _read(model: type[Record], path: Path, key: str, advice: str) -> Record | None:
     """What was written for ``key``; ``None`` where there is no such file, or, with a warning, where it is damaged."""
     try:
@@ -293,7 +280,7 @@ def _read(model: type[Record], path: Path, key: str, advice: str) -> Record | No
     if _is_whole(content, key):
         return model.of_json(content, path, _DELETE)
     if not _is_without_digest(content):
-        _warn(f"{_fault(path, content)} {advice}")
+        warn_once(f"{_fault(path, content)} {advice}")
     return None
 
 
@@ -325,9 +312,3 @@ def _fault(path: Path, content: bytes) -> str:
     record = json.loads(content)
     check_version(path, record.get("format_version"), FORMAT_VERSION, "Give another --storage.")
     return f"{path} counts as missing: it is the record of {record.get('key')}."
-
-
-# Said once: a damaged file is looked at by everything that reads the ledger.
-@lru_cache(maxsize=1024)
-def _warn(text: str) -> None:
-    logger.warning(text)

@@ -11,18 +11,19 @@ from __future__ import annotations
 import filecmp
 import json
 import logging
+import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sweeps.core.store.identity import Identity
-from sweeps.core.store.leases import LostLeaseError
+from sweeps.core.store.leases import Leases, LostLeaseError
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.ledger_entry import LedgerEntry, Origin, Resources
-from sweeps.core.store.links import link_or_copy
+from sweeps.core.store.stored import Stored, warn_once
 from toco.command_line import sentence_of
 from toco.files import UnreadableError, printable, read_json, sha256, sync, whole_file, whole_folder, write_text
 from toco.passwords import public_text
@@ -34,6 +35,19 @@ logger = logging.getLogger(__name__)
 SESSIONS = "tune"
 CONTENTS = "snapshot.json"
 """File of a snapshot that says what else belongs to it."""
+
+
+class RunResult(Stored):
+    """``result.json``: how a run ended. The fields mean what those of ``LedgerEntry`` mean."""
+
+    format_version: int
+    status: Literal["finished", "diverged", "stopped"]
+    step: int
+    message: str | None = None
+    metrics: Mapping[str, int | float | None] = {}
+    wall_time_s: int | float | None = None
+    step_time_s: int | float | None = None
+    peak_memory_bytes: int | None = None
 
 
 class Runs:
@@ -75,20 +89,25 @@ class Runs:
         before = partial(check, key)
         last = Path("result.json")
         files = _files(snapshot)
+
+        # What is new: rows and evaluations first, then checkpoints.
         for relative in sorted(files - {last}):
             if relative.parts[0] != "checkpoints":
                 _copy(snapshot / relative, target / relative, before)
         checkpoints = all_in(snapshot / "checkpoints")
         for checkpoint in checkpoints:
             _link_folder(checkpoint, target / "checkpoints" / checkpoint.name, before)
+
+        # What the training has dropped, such as counts of evaluations that are not among the last any more.
         for old in {path.name for path in all_in(target / "checkpoints")} - {path.name for path in checkpoints}:
             before()
             shutil.rmtree(target / "checkpoints" / old)
-        # Such as counts of evaluations that are not among the last any more.
         for path in [path for path in target.rglob("*") if path.is_file()]:
             if path.relative_to(target) not in files:
                 before()
                 path.unlink()
+
+        # How it ended, which makes it final.
         if last in files:
             _copy(snapshot / last, target / last, before)
 
@@ -99,51 +118,53 @@ class Runs:
             return ended in ("finished", status)
         return newest_step(snapshot) <= newest_step(self.ledger.run_dir(key))
 
-    def salvage(self, key: str, dead_sessions: Iterable[Path], check: Callable[[str], None] = lambda key: None) -> bool:
-        """Publish what drivers that are gone had received and not yet published; says whether all of it could be read.
+    def salvage(self, folder: Path, check: Callable[[str], None] = lambda key: None) -> bool:
+        """Publish what a driver that is gone had received of a trial; says whether everything could be read.
 
-        What was cut off or is damaged is passed over. What could not be read or written, on a full disk for example,
-        may be there the next time. ``check`` as of :meth:`publish`.
+        A snapshot that was cut off or is damaged is passed over. One that cannot be read or written, on a full disk for
+        example, may be published the next time.
+
+        Args:
+            folder: The driver's snapshots of the trial; its name is the trial's key.
+            check: As of :meth:`publish`.
         """
-        complete = True
-        for session in dead_sessions:
-            snapshots = (session / key).glob("checkpoint_*")
-            for snapshot in sorted(snapshots, key=lambda path: (newest_step(path), path.name)):
-                newest = all_in(snapshot / "checkpoints")[-1:]
-                try:
-                    # The copy may have been cut off, at any file.
-                    if not _is_sealed(snapshot):
-                        continue
-                    if newest and newest_step(snapshot) > newest_step(self.ledger.run_dir(key)):
-                        read(newest[0])
-                    self.publish(key, snapshot, check)
-                except CheckpointError as error:
-                    logger.warning("Passing over a snapshot of %s: %s", key, error)
-                except (OSError, LostLeaseError) as error:
-                    complete = False
-                    logger.warning("A snapshot of %s could not be published and is left: %s", key, sentence_of(error))
+        key, complete = folder.name, True
+        for snapshot in sorted(folder.glob("checkpoint_*"), key=lambda path: (newest_step(path), path.name)):
+            newest = all_in(snapshot / "checkpoints")[-1:]
+            try:
+                # The copy may have been cut off, at any file.
+                if not _is_sealed(snapshot):
+                    continue
+                if newest and newest_step(snapshot) > newest_step(self.ledger.run_dir(key)):
+                    read(newest[0])
+                self.publish(key, snapshot, check)
+            except CheckpointError as error:
+                logger.warning("Passing over a snapshot of %s: %s", key, error)
+            except (OSError, LostLeaseError) as error:
+                complete = False
+                logger.warning("A snapshot of %s could not be published and is left: %s", key, sentence_of(error))
         return complete
 
     def settle(self, key: str, identity: Identity, origin: Origin, resources: Mapping[str, Any]) -> bool:
         """Enter a trial whose run folder says how it ended into the ledger; says whether it is there now."""
-        if self.status(key) is None:
-            return False
         run_dir = self.ledger.run_dir(key)
-        result, provenance = _read(run_dir / "result.json"), _read(run_dir / "provenance.json")
+        result, provenance = _result(run_dir), _read(run_dir / "provenance.json")
+        if result is None or self.status(key) != result.status:
+            return False
         self.ledger.write(
             LedgerEntry(
                 key=key,
                 training_key=identity.training_key,
-                status=result["status"],
-                step=result["step"],
+                status=result.status,
+                step=result.step,
                 attempts=len(self.ledger.failures(key)),
-                message=public_text(result.get("message") or "") or None,
+                message=public_text(result.message or "") or None,
                 identity=identity.parts,
                 config=_read(run_dir / "config.json")["config"],
-                metrics=result.get("metrics", {}),
-                wall_time_s=result.get("wall_time_s"),
-                step_time_s=result.get("step_time_s"),
-                peak_memory_bytes=result.get("peak_memory_bytes"),
+                metrics=result.metrics,
+                wall_time_s=result.wall_time_s,
+                step_time_s=result.step_time_s,
+                peak_memory_bytes=result.peak_memory_bytes,
                 provenance=provenance,
                 resources=Resources(**resources),
                 origin=replace(
@@ -155,6 +176,48 @@ class Runs:
             )
         )
         return True
+
+
+def session_lease(session: Path) -> str:
+    """Name of the lease that a driver holds as long as it uses the folder."""
+    return f"{SESSIONS}-{session.name}"
+
+
+def salvage(runs: Runs, leases: Leases, own: Path) -> None:
+    """Publish what drivers that are gone had received, for whatever study, and delete what they kept; ``own`` stays.
+
+    What another driver has the lease of, and what cannot be published now, is left for the next one.
+    """
+    sessions = [path for path in runs.sessions.glob("*") if path != own]
+    dead = leases.acquire([session_lease(path) for path in sessions])
+    for session in (path for path in sessions if session_lease(path) in dead):
+        for folder in _trials_in(session):
+            was_held = leases.holds(folder.name)
+            if leases.acquire([folder.name]):
+                if runs.salvage(folder, leases.check):
+                    shutil.rmtree(folder, ignore_errors=True)
+                if not was_held:
+                    leases.release([folder.name])
+        _remove_empty(session)
+    leases.release(dead)
+
+
+def leave(runs: Runs, own: Path) -> None:
+    """Delete what this driver kept, but for snapshots that could not be published, which :func:`salvage` finds."""
+    for folder in _trials_in(own):
+        if all(runs.is_published(folder.name, snapshot) for snapshot in folder.glob("checkpoint_*")):
+            shutil.rmtree(folder, ignore_errors=True)
+    _remove_empty(own)
+
+
+def _trials_in(session: Path) -> list[Path]:
+    """Folders of the trials that a session has snapshots of."""
+    return sorted({snapshot.parent for snapshot in session.glob("*/*/checkpoint_*")})
+
+
+def _remove_empty(session: Path) -> None:
+    if not _trials_in(session):
+        shutil.rmtree(session, ignore_errors=True)
 
 
 def seal(snapshot: Path) -> None:
@@ -170,7 +233,7 @@ def mend(run_dir: Path) -> None:
     """Take what is damaged out of a copy of a run folder, so that its training goes on; all of it, if it cannot."""
     for file in (run_dir / "result.json", *(run_dir / "evaluations").glob("*")):
         _clear_folder(file)
-    if not _read(run_dir / "result.json"):
+    if _result(run_dir) is None:
         (run_dir / "result.json").unlink(missing_ok=True)
     if _head_version(run_dir) is None:
         logger.warning("The run folder of %s is damaged, so the training begins again.", run_dir.name)
@@ -209,12 +272,24 @@ def newest_step(run_dir: Path) -> int:
 
 
 def _status(run_dir: Path) -> str | None:
-    result = _read(run_dir / "result.json")
-    status = result.get("status")
+    result = _result(run_dir)
     # The ledger records all three: where one is damaged, the trial runs again and leaves it whole.
-    if status in (None, "stopped") or result["format_version"] != _head_version(run_dir):
+    if result is None or result.status == "stopped" or result.format_version != _head_version(run_dir):
         return None
-    return str(status)
+    return result.status
+
+
+def _result(run_dir: Path) -> RunResult | None:
+    """What ``result.json`` says; ``None`` where there is none or, with a warning, where it is damaged."""
+    path, advice = run_dir / "result.json", "It counts as missing: the training goes on from its newest checkpoint."
+    try:
+        records.read(path, advice=advice)
+        return RunResult.of_json(path.read_bytes(), path, advice)
+    except UnreadableError as error:
+        warn_once(str(error))
+    except OSError:
+        pass
+    return None
 
 
 def _head_version(run_dir: Path) -> int | None:
@@ -259,3 +334,11 @@ def _link_folder(source: Path, target: Path, before: Callable[[], None]) -> None
         for path in new.iterdir():
             sync(path)
         before()
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Make ``target`` a hard link to ``source``, or a copy where there can be none; a ``copy_function``."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +23,7 @@ from pydantic import PlainSerializer, PlainValidator
 
 from sweeps.core.design.search_space import Objective, SearchPlan
 from sweeps.core.store.folder_record import FolderFile, FolderRecord
-from sweeps.core.store.inputs import Inputs
+from sweeps.core.store.identity import Inputs
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.search_trials import KEY, MESSAGE, RUNGS, read_study
@@ -82,20 +81,13 @@ class SearchFile(FolderFile):
     """``search.json``: a search and what its trials read.
 
     Attributes:
-        data: Entry of ``toco.data``.
         start: The recipe's own values of the settings, which the first trial has; empty where they lie outside of the
             space.
         reduction: Of how many trials one goes on at a rung; ``None`` without rungs.
         journal: Name of the file that holds the trials.
-        inputs: Digests of what is read, see ``sweeps.core.store.inputs``.
+        inputs: Digests of what is read, see ``sweeps.core.store.identity``.
     """
 
-    name: str
-    title: str
-    digest: str
-    recipe: str
-    changes: Mapping[str, Any]
-    data: str
     space: Mapping[str, Distribution]
     start: Mapping[str, Any]
     num_trials: int
@@ -129,10 +121,6 @@ class SearchRecord(SearchFile):
     importance_n: int
     fault: str | None
 
-    def is_start(self, trial: SearchTrial) -> bool:
-        """Whether ``trial`` has the recipe's own values."""
-        return trial.values == self.start
-
     @property
     def front(self) -> tuple[SearchTrial, ...]:
         """The trials on the Pareto front, the best of the first objective first."""
@@ -148,7 +136,7 @@ def write_search(path: Path, plan: SearchPlan, journal: str, inputs: Inputs) -> 
         path: The search's folder.
         plan: The search.
         journal: File name of its journal.
-        inputs: What its trials read, see ``sweeps.core.store.inputs``.
+        inputs: What its trials read, see ``sweeps.core.store.identity``.
     """
     RECORD.write(path, lambda _, start_id: search_file(plan, journal, inputs, start_id))
 
@@ -172,7 +160,7 @@ def search_file(plan: SearchPlan, journal: str, inputs: Inputs, start_id: str) -
         num_steps=plan.base.num_steps,
         objectives=study.objectives,
         rungs=plan.rungs,
-        reduction=None if study.rungs is None else study.rungs.reduction,
+        reduction=plan.reduction,
         seed=study.seed,
         journal=journal,
         inputs=inputs,
@@ -227,14 +215,13 @@ def importance(study: optuna.Study, objectives: tuple[Objective, ...]) -> dict[s
         values = [trial.values[index] for trial in complete]
         if len(values) < FEWEST_FOR_IMPORTANCE or min(values) == max(values):
             continue
-        found[objective.key] = get_param_importances(
-            study, evaluator=FanovaImportanceEvaluator(seed=0), target=partial(_value, index)
-        )
+
+        def value(trial: FrozenTrial, index: int = index) -> float:
+            return float(trial.values[index])
+
+        evaluator = FanovaImportanceEvaluator(seed=0)
+        found[objective.key] = get_param_importances(study, evaluator=evaluator, target=value)
     return found
-
-
-def _value(index: int, trial: FrozenTrial) -> float:
-    return float(trial.values[index])
 
 
 def _trial(trial: FrozenTrial, objectives: tuple[Objective, ...], best: set[int], ledger: Ledger) -> SearchTrial:

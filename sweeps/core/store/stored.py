@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -9,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toco.config import sentences
 from toco.files import UnreadableError, check_seal, printable, record_text
+
+logger = logging.getLogger(__name__)
 
 
 class Stored(BaseModel):
@@ -54,3 +58,10 @@ class Stored(BaseModel):
             raise UnreadableError(
                 f"{printable(path)} is not a record of its kind: {sentences(error)} {advice}"
             ) from error
+
+
+# A page that follows a study reads the same damaged file again and again.
+@lru_cache(maxsize=1024)
+def warn_once(text: str) -> None:
+    """Log a warning, unless this process has logged the same text before."""
+    logger.warning(text)

@@ -23,8 +23,8 @@ from typing import Any
 from sweeps.core.design.study import Plan
 from sweeps.core.store.first_writer import write_first
 from sweeps.core.store.folder_record import HISTORY, read_beside
-from sweeps.core.store.inputs import Inputs
-from sweeps.core.store.study_record import MLFLOW_FILE, PROGRESS_FILE, RECORD, MlflowFile, Progress, StudyFile
+from sweeps.core.store.identity import Inputs
+from sweeps.core.store.study_record import MLFLOW_FILE, PROGRESS_FILE, RECORD, MlflowLinks, Progress, StudyFile
 from toco.files import UnreadableError, VersionError, is_sealed, write_text
 from toco.tracking import Pages
 
@@ -60,7 +60,7 @@ class StudyFolder:
         Args:
             plan: The study.
             keys: Keys of its trials in the ledger, in their order.
-            inputs: What its trials read, see ``sweeps.core.store.inputs``.
+            inputs: What its trials read, see ``sweeps.core.store.identity``.
             forecast: What was foretold.
         """
 
@@ -85,9 +85,9 @@ class StudyFolder:
             pages: Of its experiment.
             runs: Ids of MLflow runs by the keys of trials; those that were written before stay.
         """
-        was = read_beside(self.path / MLFLOW_FILE, MlflowFile)
-        now = MlflowFile(host=pages.host, experiment_id=pages.experiment_id, runs=runs)
-        if was is not None and (was.host, was.experiment_id) == (now.host, now.experiment_id):
+        was = read_beside(self.path / MLFLOW_FILE, MlflowLinks)
+        now = MlflowLinks(host=pages.host, experiment_id=pages.experiment_id, runs=runs)
+        if was is not None and was.pages == pages:
             now = now.model_copy(update={"runs": {**was.runs, **runs}})
         if was != now:
             write_text(self.path / MLFLOW_FILE, now.text(), durable=False)

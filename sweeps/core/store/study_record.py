@@ -14,7 +14,7 @@ from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import PaperRow
 from sweeps.core.design.study import Cell, Metric, PlannedRow, declared_comparisons
 from sweeps.core.store.folder_record import FolderFile, FolderRecord, read_beside
-from sweeps.core.store.inputs import Inputs
+from sweeps.core.store.identity import Inputs
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.ledger_entry import LedgerEntry
@@ -26,19 +26,26 @@ PROGRESS_FILE = "progress.json"
 MLFLOW_FILE = "mlflow.json"
 
 State = Literal["finished", "diverged", "failed", "running", "waiting"]
+_Id = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]
 
 
-@dataclass(frozen=True, slots=True)
-class MlflowLinks:
-    """Where MLflow's UI shows a study.
+class MlflowLinks(Stored):
+    """``mlflow.json``: where MLflow's UI shows a study.
 
     Attributes:
-        pages: Of its experiment.
+        host: Address of the UI.
+        experiment_id: MLflow's id of the study's experiment.
         runs: Ids of the MLflow runs of its trials, by their keys in the ledger.
     """
 
-    pages: Pages
-    runs: Mapping[str, str]
+    host: Annotated[str, StringConstraints(pattern="^https?://")]
+    experiment_id: _Id
+    runs: Mapping[str, _Id]
+
+    @property
+    def pages(self) -> Pages:
+        """The pages of the study's experiment."""
+        return Pages(self.host, self.experiment_id)
 
     def trial(self, key: str) -> str | None:
         """Page of a trial; ``None`` where MLflow does not have it."""
@@ -94,17 +101,10 @@ class StudyFile(FolderFile):
     """``study.json``: a study with its rows, cells, seeds and keys in the ledger, and what its trials read.
 
     Attributes:
-        data: Entry of ``toco.data``.
-        inputs: Digests of what was read, see ``sweeps.core.store.inputs``.
+        inputs: Digests of what was read, see ``sweeps.core.store.identity``.
         forecast: What was predicted when the study was first run; ``None`` where nothing was.
     """
 
-    name: str
-    title: str
-    digest: str
-    recipe: str
-    changes: Mapping[str, Any]
-    data: str
     design: str
     notes: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -185,17 +185,6 @@ class Progress(Stored):
     eta_s: float | None
 
 
-_Id = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]
-
-
-class MlflowFile(Stored):
-    """``mlflow.json``: where MLflow's UI shows a study."""
-
-    host: Annotated[str, StringConstraints(pattern="^https?://")]
-    experiment_id: _Id
-    runs: Mapping[str, _Id]
-
-
 RECORD = FolderRecord("study.json", "study", FORMAT_VERSION, StudyFile)
 
 
@@ -225,7 +214,6 @@ def with_results(study: StudyFile, study_dir: Path) -> StudyRecord:
     written = progress.steps if progress else {}
     leases = Leases(study_dir.parent, "somebody who reads the study")
     steps = {key: step for key, step in written.items() if _is_held(leases, key)}
-    links = read_beside(study_dir / MLFLOW_FILE, MlflowFile)
     return StudyRecord(
         **dict(study),
         path=study_dir,
@@ -239,7 +227,7 @@ def with_results(study: StudyFile, study_dir: Path) -> StudyRecord:
         eta_s=progress.eta_s if progress and steps else None,
         # A driver that was killed leaves what it wrote last.
         running=progress is not None and progress.running and (bool(steps) or not written),
-        mlflow=MlflowLinks(Pages(links.host, links.experiment_id), links.runs) if links else None,
+        mlflow=read_beside(study_dir / MLFLOW_FILE, MlflowLinks),
     )
 
 

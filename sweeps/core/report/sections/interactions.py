@@ -79,10 +79,8 @@ def _pairs(analysis: StudyAnalysis, metrics: Sequence[TableMetric]) -> list[_Pai
     for crossing in analysis.crossings:
         if crossing.metric not in percent:
             continue
-        order = crossing.factors.index
         for factor, other in dict.fromkeys((mean.factor, mean.other) for mean in crossing.means):
-            if other is not None and order(factor) < order(other):
-                pairs.append((crossing, percent[crossing.metric], factor, other))
+            pairs.append((crossing, percent[crossing.metric], factor, other))
     return pairs[:MAX_CROSSINGS]
 
 

@@ -5,13 +5,13 @@ import itertools
 import pytest
 
 from sweeps.core.design.designs import Block, Declared, Design, Grid, Ladder, LeaveOneOut, OneFactor, Row, SideBySide
-from sweeps.core.design.factors import Component, Factor, Stage
+from sweeps.core.design.factors import Component, Factor
 from sweeps.core.design.fractions import Fraction
 from sweeps.core.design.paper import TABLE_5A
 
 BLOCK = Factor("method.aux_block", (7, 9), 9, ("#8", "#10"), "block")
 TAU = Factor("method.temperature", (0.1, 0.5, 1.0), 0.5, title="tau")
-SCORE = Factor("evaluate.background_threshold", (0.5, 0.4), stage=Stage.EVALUATE)
+SCORE = Factor("evaluate.background_threshold", (0.5, 0.4))
 PTC = Component("PTC", {"method.ptc.weight": 0.0})
 SEG = Component("seg", {"method.segmentation.weight": 0.0, "method.energy.weight": 0.0})
 
@@ -181,8 +181,6 @@ def test_what_is_declared_of_a_factor_arrives_in_its_block():
         (lambda: Factor("method.aux_block", (7, 8, 7)), "7 occurs twice"),
         (lambda: Factor("method.aux_block", (7, 8), None, ("#8",)), "2 values but 1 labels"),
         (lambda: Factor("method.aux_block", (7, 8), 9), "base 9 of the factor method.aux_block is none of its values"),
-        (lambda: Factor("method.aux_block", (7, 8), stage=Stage.EVALUATE), "affects the stage evaluate first"),
-        (lambda: Factor("evaluate.size_px", (7, 8)), "affects the stage train first"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):
@@ -193,7 +191,7 @@ def test_what_makes_no_sense_is_refused(make, message):
 def test_the_base_of_a_factor_is_its_first_value_or_the_one_named():
     assert Factor("num_steps", (3, 4)).base == 3
     assert Factor("num_steps", (3, 4), 4).base == 4
-    assert Factor("evaluate.max_images", (3, None), stage=Stage.EVALUATE).base is None
+    assert Factor("evaluate.max_images", (3, None)).base is None
 
 
 def two_level(count):

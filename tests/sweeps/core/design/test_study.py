@@ -6,7 +6,7 @@ import json
 import pytest
 
 from sweeps.core.design.designs import Block, Declared, Grid, Ladder, OneFactor, Row
-from sweeps.core.design.factors import Component, Factor, Stage
+from sweeps.core.design.factors import Component, Factor
 from sweeps.core.design.paper import Claim, Paper, PaperRow
 from sweeps.core.design.study import A_A, Metric, Study
 from sweeps.core.store.study_folder import study_file
@@ -133,7 +133,7 @@ def test_what_the_recipe_has_at_a_path_is_known_with_the_changes():
 
 
 def test_a_value_of_the_evaluation_is_a_cell_of_its_own_that_trains_nothing_else():
-    factor = Factor("evaluate.background_threshold", (0.5, 0.4), stage=Stage.EVALUATE)
+    factor = Factor("evaluate.background_threshold", (0.5, 0.4))
     plan = make(design=OneFactor((factor,)), a_a=False).resolve()
     assert len(plan.cells) == 2
     assert len({trial.digest for trial in plan.trials}) == 4

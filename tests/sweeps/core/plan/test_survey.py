@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from sweeps.core.design.designs import Grid, OneFactor, SideBySide
-from sweeps.core.design.factors import Factor, Stage
+from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan.survey import survey
 from sweeps.core.store import identity as identity_module
@@ -25,8 +25,8 @@ TINY = {
     "evaluate.num_pictures": 1,
     "keep_checkpoints": 1,
 }
-THRESHOLDS = Factor("evaluate.background_threshold", (0.3, 0.5, 0.6), 0.5, stage=Stage.EVALUATE)
-FLIP = Factor("evaluate.cam_flip", (True, False), False, stage=Stage.EVALUATE)
+THRESHOLDS = Factor("evaluate.background_threshold", (0.3, 0.5, 0.6), 0.5)
+FLIP = Factor("evaluate.cam_flip", (True, False), False)
 BLOCKS = OneFactor((Factor("method.aux_block", (9, 8)),))
 
 

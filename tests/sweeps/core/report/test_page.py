@@ -215,7 +215,7 @@ def test_links_to_mlflow_are_those_that_mlflow_was_told_to_show(study):
 
     pages = Pages("http://127.0.0.1:5000", "3")
     first = study.trials[0].key
-    links = MlflowLinks(pages, {first: "abc"})
+    links = MlflowLinks(host=pages.host, experiment_id=pages.experiment_id, runs={first: "abc"})
     shown = set(trial_pages(links))
     assert shown == {pages.run("abc"), None}
     assert pages.experiment.replace("&", "&amp;") in made(study.model_copy(update={"mlflow": links})).html

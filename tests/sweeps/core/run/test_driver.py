@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from sweeps.core.design.designs import OneFactor, SideBySide
-from sweeps.core.design.factors import Factor, Stage
+from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan import survey as situations
 from sweeps.core.plan.launch_options import Launch
@@ -179,7 +179,7 @@ class Trainer(FakeBackend):
 def test_a_threshold_of_the_evaluation_costs_no_training(tmp_path, tracker):
     trainer = Trainer()
     path = "evaluate.background_threshold"
-    thresholds = Factor(path, (0.3, 0.5, 0.6), 0.5, stage=Stage.EVALUATE)
+    thresholds = Factor(path, (0.3, 0.5, 0.6), 0.5)
     study = make(tmp_path, SideBySide((OneFactor((thresholds,)),)))
     status = run_study(study, Launch(tmp_path / "results"), trainer.connect)
     assert status == 0
@@ -216,7 +216,7 @@ def test_an_underpowered_study_is_refused_unless_that_is_accepted(tmp_path, trac
     assert len(trainer.trained) == 2
 
 
-THRESHOLDS = OneFactor((Factor("evaluate.background_threshold", (0.3, 0.5), 0.5, stage=Stage.EVALUATE),))
+THRESHOLDS = OneFactor((Factor("evaluate.background_threshold", (0.3, 0.5), 0.5),))
 
 
 def entries(study, storage):
@@ -265,7 +265,7 @@ def test_changed_code_of_the_evaluation_evaluates_again(tmp_path, monkeypatch, t
 def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_study(tmp_path, tracker):
     trainer, start = Trainer(), Launch(tmp_path / "results")
     assert run_study(make(tmp_path, ONE), start, trainer.connect) == 0
-    scales = OneFactor((Factor("evaluate.cam_flip", (True, False), True, stage=Stage.EVALUATE),))
+    scales = OneFactor((Factor("evaluate.cam_flip", (True, False), True),))
     for study, evaluated in ((make(tmp_path, THRESHOLDS), 0), (make(tmp_path, scales), 1)):
         for key in trainer.trained:
             run_dir = Ledger(start.storage).run_dir(key)
@@ -315,7 +315,7 @@ def test_what_cannot_be_published_is_given_up_and_a_full_disk_ends_the_study(tmp
 
 def test_a_trial_starts_as_soon_as_what_it_waits_for_has_ended(tmp_path, tracker):
     """Before the trainings that wait for a worker, too."""
-    flips = Factor("evaluate.cam_flip", (True, False), stage=Stage.EVALUATE)
+    flips = Factor("evaluate.cam_flip", (True, False))
     blocks = Factor("method.aux_block", (9, 8, 7))
     designs = SideBySide((THRESHOLDS, OneFactor((flips,)), OneFactor((blocks,))))
     study, storage, stored = make(tmp_path, designs), tmp_path / "results", []
@@ -426,7 +426,7 @@ def test_many_rescored_trials_are_no_sources(tmp_path, monkeypatch, tracker):
         return real(source, *arguments, **options)
 
     monkeypatch.setattr(situations, "way_from", way_from)
-    more = make(tmp_path, OneFactor((Factor("evaluate.background_threshold", (0.1, 0.6), stage=Stage.EVALUATE),)))
+    more = make(tmp_path, OneFactor((Factor("evaluate.background_threshold", (0.1, 0.6)),)))
     now, later = survey(more, start.storage).tasks()
     assert not later
     assert now

@@ -119,7 +119,7 @@ def test_full_trials_enter_the_ledger_as_chosen_by_a_search_and_stopped_ones_do_
         assert trial.results == {o.key: entry.metrics[o.key] for o in STUDY.objectives}
         # A table that finds it says so.
         record = TrialRecord(trial.key, STUDY.seed, 0, "finished", None, 0, 20, entry, ledger.run_dir(trial.key))
-        assert daggers((record,), None, "base", (), {})[0] == CHOSEN
+        assert daggers((record,), (), "base", (), {})[0] == CHOSEN
     for trial in stopped:
         run_dir = ledger.run_dir(trial.key)
         assert (trial.stopped_at, trial.results, trial.on_front) == (10, {}, False)

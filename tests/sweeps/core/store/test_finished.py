@@ -9,8 +9,8 @@ from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.store import finished
-from sweeps.core.store.finished import Ending, recall, remember
-from sweeps.core.store.inputs import trial_inputs
+from sweeps.core.store.finished import recall, remember
+from sweeps.core.store.identity import trial_inputs
 from sweeps.core.store.ledger import Ledger
 from tests.sweeps.core.damages import DAMAGES
 from tests.sweeps.core.entries import make_entry
@@ -36,7 +36,7 @@ def finish(study, storage):
     files = [folder / "table.csv", folder / "report.html"]
     for file in files:
         file.write_text(f"The content of {file.name}.")
-    remember(study, storage, keys, trial_inputs(trials), Ending("the table", files[-1], 3), files)
+    remember(study, storage, keys, trial_inputs(trials), "the table", 3, files[-1], files)
     return keys
 
 
@@ -44,9 +44,9 @@ def test_a_finished_study_is_recalled_until_something_differs(study, tmp_path, m
     storage = tmp_path / "results"
     assert recall(study, storage) is None
     keys = finish(study, storage)
-    ending = recall(study, storage)
-    assert (ending.text, ending.exit_code) == ("the table", 3)
-    assert ending.page == storage / "example-01234567" / "report.html"
+    ended = recall(study, storage)
+    assert (ended.text_printed, ended.exit_code) == ("the table", 3)
+    assert (ended.folder, ended.page) == ("example-01234567", "report.html")
     # Moved elsewhere it is still there.
     assert recall(study, storage.rename(tmp_path / "moved")).exit_code == 3
     (tmp_path / "moved").rename(storage)
@@ -115,7 +115,7 @@ def test_nothing_is_remembered_of_a_study_that_lacks_a_result(study, tmp_path):
     page = folder / "report.html"
     page.write_text("")
     trials = study.resolve().trials
-    remember(study, tmp_path / "results", ["0" * 20], trial_inputs(trials), Ending("the table", page, 0), [page])
+    remember(study, tmp_path / "results", ["0" * 20], trial_inputs(trials), "the table", 0, page, [page])
     assert recall(study, tmp_path / "results") is None
 
 

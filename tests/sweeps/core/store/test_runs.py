@@ -6,13 +6,12 @@ from contextlib import suppress
 
 import pytest
 
-from sweeps.core.store import links
 from sweeps.core.store import runs as runs_module
 from sweeps.core.store.identity import Identity
 from sweeps.core.store.leases import LostLeaseError
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.ledger_entry import Origin
-from sweeps.core.store.runs import CONTENTS, Runs, mend, newest_step, seal
+from sweeps.core.store.runs import CONTENTS, Runs, link_or_copy, mend, newest_step, seal
 from tests.sweeps.core.damages import DAMAGES, damage
 from toco.files import sha256
 from toco.train import checkpoint, records
@@ -132,7 +131,7 @@ def test_checkpoints_are_links_where_the_file_system_has_them_and_copies_where_n
     runs.publish(KEY, first)
     tensors = runs.ledger.run_dir(KEY) / "checkpoints" / "step_00000010" / "tensors.safetensors"
     assert tensors.samefile(first / "checkpoints" / "step_00000010" / "tensors.safetensors")
-    monkeypatch.setattr(links.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
+    monkeypatch.setattr(runs_module.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
     runs.publish(KEY, second)
     assert files(runs.ledger.run_dir(KEY)) == files(second)
 
@@ -216,7 +215,8 @@ def test_what_a_lost_driver_had_received_is_published_and_what_was_cut_off_is_no
         seal(target)
     tensors = target / "checkpoints" / "step_00000030" / checkpoint.TENSORS
     tensors.write_bytes(b"x" * tensors.stat().st_size)
-    runs.salvage(KEY, [tmp_path / "none", session])
+    assert runs.salvage(tmp_path / "none" / KEY)
+    assert runs.salvage(session / KEY)
     assert newest_step(runs.ledger.run_dir(KEY)) == 20
     # Whatever it was sealed with stays behind.
     assert not (runs.ledger.run_dir(KEY) / CONTENTS).exists()
@@ -232,7 +232,7 @@ def test_a_snapshot_that_was_cut_off_at_any_file_is_left(runs, tmp_path, cut_off
     seal(target)
     if cut_off:
         (target / cut_off).write_bytes(b"")
-    runs.salvage(KEY, [tmp_path / "session"])
+    runs.salvage(tmp_path / "session" / KEY)
     if cut_off:
         assert files(runs.ledger.run_dir(KEY)) == before
     else:
@@ -242,12 +242,38 @@ def test_a_snapshot_that_was_cut_off_at_any_file_is_left(runs, tmp_path, cut_off
 def test_a_seal_does_not_reach_what_its_file_is_linked_to(tmp_path):
     first, second = snapshot(tmp_path, 10), tmp_path / "second"
     seal(first)
-    shutil.copytree(first, second, copy_function=links.link_or_copy)
+    shutil.copytree(first, second, copy_function=link_or_copy)
     (second / "metrics.jsonl").unlink()
     sealed = (first / CONTENTS).read_text()
     seal(second)
     assert (first / CONTENTS).read_text() == sealed
     assert CONTENTS not in json.loads((second / CONTENTS).read_text())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"status": "ended"},
+        {"step": "20"},
+        {"metrics": {"val/cam_miou": "high"}},
+        {"wall_time_s": [1.0]},
+        {"message": 3},
+    ],
+)
+def test_a_result_with_a_value_of_another_kind_counts_as_missing_and_is_written_again(runs, tmp_path, wrong, caplog):
+    finished = snapshot(tmp_path, 20, finished=True)
+    runs.publish(KEY, finished)
+    result = runs.ledger.run_dir(KEY) / "result.json"
+    records.write(result, {"status": "finished", "step": 20} | wrong)
+    assert runs.status(KEY) is None
+    assert not settle(runs)
+    assert f"{result} is not a record of its kind: {next(iter(wrong))}" in caplog.text
+    again = tmp_path / "again"
+    shutil.copytree(runs.ledger.run_dir(KEY), again)
+    mend(again)
+    assert not (again / "result.json").exists()
+    runs.publish(KEY, finished)
+    assert settle(runs)
 
 
 def test_what_a_training_dropped_is_dropped(runs, tmp_path):
@@ -293,7 +319,7 @@ def test_what_is_damaged_is_taken_out_before_a_training_goes_on(tmp_path, damage
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     for name in ("config.json", "provenance.json", "result.json"):
-        records.write(run_dir / name, {"status": "finished"})
+        records.write(run_dir / name, {"status": "finished", "step": 10})
     if damaged:
         damage(run_dir / damaged, "a missing end")
     mend(run_dir)

@@ -9,9 +9,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from sweeps.core.design.search_space import Objective, SearchStudy
-from sweeps.core.store.search_journal import Journal
 from sweeps.core.store.search_record import importance, read_search_record, write_search
-from sweeps.core.store.search_trials import SearchTrials, read_study
+from sweeps.core.store.search_trials import Journal, SearchTrials, read_study
 from tests.sweeps.core.damages import DAMAGES, damage
 from tests.sweeps.core.entries import make_entry
 
@@ -289,7 +288,7 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sweeps.core.store.search_journal.os.fsync", no_space)
+        patch.setattr("sweeps.core.store.search_trials.os.fsync", no_space)
         with pytest.raises(OSError, match="No space left"):
             trials.ask()
     assert journal.read_bytes() == whole

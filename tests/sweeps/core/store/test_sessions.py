@@ -7,8 +7,7 @@ import pytest
 from sweeps.core.store import runs as runs_module
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
-from sweeps.core.store.runs import Runs, seal
-from sweeps.core.store.sessions import leave, salvage
+from sweeps.core.store.runs import Runs, leave, salvage, seal
 from toco.train import records
 
 KEY = "0123456789abcdef0123"

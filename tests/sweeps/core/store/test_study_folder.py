@@ -12,7 +12,7 @@ from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.study_folder import StudyFolder
-from sweeps.core.store.study_record import FORMAT_VERSION, MlflowLinks, read_study_record
+from sweeps.core.store.study_record import FORMAT_VERSION, read_study_record
 from tests.sweeps.core.damages import DAMAGES, damage
 from toco.files import SEAL, record_text
 from toco.tracking import Pages
@@ -196,14 +196,16 @@ def test_damaged_progress_and_mlflow_page_are_as_if_missing(tmp_path, plan, name
     folder.write_progress({keys(plan)[0]: 3}, 0.5, running=True)
     pages = Pages("http://127.0.0.1:5000", "1")
     folder.write_mlflow_links(pages, {"key": "run"})
-    assert read_study_record(folder.path).mlflow == MlflowLinks(pages, {"key": "run"})
+    links = read_study_record(folder.path).mlflow
+    assert (links.pages, links.runs) == (pages, {"key": "run"})
     for file in ("progress.json", "mlflow.json"):
         damage(folder.path / file, name)
     record = read_study_record(folder.path)
     assert (record.mlflow, record.running, record.eta_s) == (None, False, None)
     assert f"{folder.path / 'progress.json'} is damaged" in caplog.text
     folder.write_mlflow_links(pages, {"other": "run"})
-    assert read_study_record(folder.path).mlflow == MlflowLinks(pages, {"other": "run"})
+    links = read_study_record(folder.path).mlflow
+    assert (links.pages, links.runs) == (pages, {"other": "run"})
 
 
 def test_a_study_that_another_program_wrote_is_a_sentence(tmp_path, plan):

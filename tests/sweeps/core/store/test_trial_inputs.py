@@ -8,7 +8,7 @@ import pytest
 from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
-from sweeps.core.store.inputs import trial_inputs
+from sweeps.core.store.identity import trial_inputs
 from toco.backbones.vit_nano import BUNDLED_WEIGHTS
 
 
