@@ -36,7 +36,7 @@ from sweeps.core.run.driver import run_study
 from toco.config import replace
 from toco.methods.toco import ToCo
 from toco.recipes import shapes_nano, voc_deit_b
-from toco.tracking import import_mlflow, track_run
+from toco.tracking import import_mlflow, open_store, track_run
 from toco.train import checkpoint, loop
 from toco.train.averages import Averages
 from toco.train.optim import build_optimizer, fill_missing_gradients
@@ -186,7 +186,7 @@ def mirror_seconds(config: RunConfig) -> dict[str, float]:
         loop.train(config, Path(scratch) / "run", progress=False)
 
         def send() -> None:
-            track_run(Path(scratch) / "run", tracking_uri=f"sqlite:///{scratch}/mlflow.db", experiment="overhead")
+            track_run(Path(scratch) / "run", open_store(f"sqlite:///{scratch}/mlflow.db", "overhead"))
 
         started = time.perf_counter()
         send()

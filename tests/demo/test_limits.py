@@ -1,6 +1,7 @@
 """The demo's server on a socket of its own, against visitors who send too little, too much or too often."""
 
 import asyncio
+import http.client
 import json
 import socket
 import threading
@@ -88,11 +89,38 @@ def answer_of(connection):
     return int(header.split()[1]), body
 
 
+def headers_of(server, path, method="GET", **headers):
+    """Status and headers of an answer; the token is known unless another is given."""
+    connection = http.client.HTTPConnection(*server.address, timeout=PATIENCE_S)
+    connection.request(method, path, headers={"Authorization": f"Bearer {TOKEN}", **headers})
+    answer = connection.getresponse()
+    connection.close()
+    return answer.status, {name.lower(): value for name, value in answer.getheaders()}
+
+
 def is_closed(connection):
     try:
         return connection.recv(65536) == b""
     except ConnectionResetError:
         return True
+
+
+def test_every_answer_is_kept_from_being_stored_or_framed(server, demo, monkeypatch):
+    def headers(*request, **headers):
+        status, found = headers_of(server, *request, **headers)
+        assert (found["cache-control"], found["x-frame-options"]) == ("no-store", "DENY")
+        assert found["referrer-policy"] == "no-referrer"
+        assert found["cross-origin-resource-policy"] == found["cross-origin-opener-policy"] == "same-origin"
+        assert found["x-content-type-options"] == "nosniff"
+        return status
+
+    assert headers(f"/?token={TOKEN}") == 200
+    assert headers("/api/about") == 200
+    assert headers("/nowhere") == 404
+    assert headers("/api/about", Authorization="Bearer guess") == 403
+    assert headers("/api/about", Host="evil.example") == 400
+    monkeypatch.setattr(demo, "_about", object())
+    assert headers("/api/about") == 500
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,38 @@ def test_a_network_of_pixels_normalised_in_another_way_is_not_exported(official_
     assert not target.exists()
 
 
+OWN_METHOD = """
+from toco.methods import toco
+
+class Config(toco.Config):
+    name: str = __name__
+
+def build(config, backbone, num_foreground_classes):
+    return toco.build(config, backbone, num_foreground_classes)
+"""
+
+
+def test_a_method_that_is_made_of_toco_is_not_exported(official_state, write, import_tiny, toco, tmp_path, monkeypatch):
+    """It has the same tensors, and may pool them in another way."""
+    (tmp_path / "own_official").mkdir()
+    (tmp_path / "own_official" / "method.py").write_text(OWN_METHOD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    _, run_dir = import_tiny(write(official_state), changes={"method.name": "own_official.method"})
+    target = tmp_path / "other.pth"
+    output = toco("export-official", run_dir, target, fails=True)
+    assert "ToCo and nothing else; the method of this run is 'own_official.method'" in " ".join(output.split())
+    assert not target.exists()
+
+
+def test_a_decoder_of_another_dilation_is_not_exported(official_state, write, import_tiny, toco, tmp_path):
+    _, run_dir = import_tiny(write(official_state), changes={"method.decoder_dilation": 3})
+    target = tmp_path / "other.pth"
+    output = " ".join(toco("export-official", run_dir, target, fails=True).split())
+    assert "a dilation of 5, which its checkpoints do not hold" in output
+    assert "method.decoder_dilation=3" in output
+    assert not target.exists()
+
+
 def test_an_imported_run_is_not_trained_on(official_state, write, import_tiny, tiny_settings, toco, data_root):
     of_two = {"decoder.conv8.weight": 3, "classifier.weight": 2, "aux_classifier.weight": 2}
     file = write({**official_state, **{name: official_state[name][:count] for name, count in of_two.items()}})

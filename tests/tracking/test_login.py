@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from toco.__main__ import main
-from toco.tracking import Tracker, TrackingWarning, track_run
+from toco.tracking import Tracker, TrackingWarning, open_store, track_run
 
 ENCODED, PASSWORD = "s%40cr%2Fe%3At%3F", "s@cr/e:t?"
 
@@ -90,4 +90,4 @@ def test_a_disk_that_is_full_is_a_sentence(run_folder, sqlite_uri: str, monkeypa
 
     monkeypatch.setattr(MlflowClient, "log_artifact", full)
     with pytest.raises(ConnectionError, match=r"does not take it: OSError: .*No space left on device"):
-        track_run(run_folder().path, tracking_uri=sqlite_uri, experiment="full disk")
+        track_run(run_folder().path, open_store(sqlite_uri, "full disk"))

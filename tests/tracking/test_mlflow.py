@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 
 from toco.passwords import public_text, public_uri
-from toco.tracking import address, client_uri, ensure_parent, finish_parent, open_store, track_run
+from toco.tracking import Tracker, address, client_uri, open_store, track_run
 from toco.tracking.address import log_in
 from toco.tracking.moved_store import artifact_location
 from toco.tracking.training_run import MAX_PARAM_CHARACTERS
@@ -34,7 +34,9 @@ def test_a_finished_run_in_full(run_folder, sqlite_uri: str, tmp_path: Path):
     training.add_evaluation(2, 0.25)
     training.end("finished", 2)
     where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "full"}
-    run_id = track_run(training.path, **where, run_name="aux_block=#10, seed 0", tags={"study": "layer_ablation"})
+    run_id = track_run(
+        training.path, open_store(**where), run_name="aux_block=#10, seed 0", tags={"study": "layer_ablation"}
+    )
     client = open_store(**where).client
     run = client.get_run(run_id)
     assert run.info.run_name == "aux_block=#10, seed 0"
@@ -87,7 +89,7 @@ def test_artifacts_lie_beside_the_database(run_folder, sqlite_uri: str, tmp_path
     monkeypatch.chdir(tmp_path)
     training = run_folder()
     before = sorted(tmp_path.iterdir())
-    track_run(training.path, tracking_uri=sqlite_uri, experiment="beside / the database")
+    track_run(training.path, open_store(sqlite_uri, "beside / the database"))
     assert sorted(tmp_path.iterdir()) == before
     folder = Path(sqlite_uri.removeprefix("sqlite:///")).parent / "mlartifacts"
     assert list(folder.glob("beside*/*/artifacts/config.json")) != []
@@ -97,17 +99,18 @@ def test_in_pieces_gives_one_run_and_no_row_twice(run_folder, sqlite_uri: str, t
     training = run_folder()
     where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "pieces"}
     client = open_store(**where).client
-    run_id = track_run(training.path, **where)
+    run_id = track_run(training.path, open_store(**where))
     assert client.get_run(run_id).info.status == "RUNNING"
     training.add_rows(range(3, 5))
     training.add_evaluation(4, 0.5)
     # Another process, as after a crash of the first.
     code = (
-        f"from toco.tracking import *; from pathlib import Path; track_run(Path({str(training.path)!r}), **{where!r})"
+        "from toco.tracking import *; from pathlib import Path; "
+        f"track_run(Path({str(training.path)!r}), open_store(**{where!r}))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     training.end("stopped", 4, "Interrupted by SIGTERM.")
-    assert track_run(training.path, **where) == run_id
+    assert track_run(training.path, open_store(**where)) == run_id
     stopped = client.get_run(run_id)
     assert stopped.info.status == "KILLED"
     assert stopped.data.tags["mlflow.note.content"] == "Interrupted by SIGTERM."
@@ -115,11 +118,11 @@ def test_in_pieces_gives_one_run_and_no_row_twice(run_folder, sqlite_uri: str, t
     # Resumed: running again, then finished.
     (training.path / "result.json").unlink()
     training.add_rows(range(5, 6))
-    track_run(training.path, **where)
+    track_run(training.path, open_store(**where))
     assert client.get_run(run_id).info.status == "RUNNING"
     training.end("finished", 5)
-    track_run(training.path, **where)
-    assert track_run(training.path, **where) == run_id
+    track_run(training.path, open_store(**where))
+    assert track_run(training.path, open_store(**where)) == run_id
     assert client.get_run(run_id).info.status == "FINISHED"
     assert [row[:2] for row in history(sqlite_uri, "pieces", run_id, "train/loss_total")] == [
         (step, 2.0 / step) for step in range(1, 6)
@@ -133,24 +136,24 @@ def test_in_pieces_gives_one_run_and_no_row_twice(run_folder, sqlite_uri: str, t
 def test_a_training_begun_anew_is_another_run(run_folder, sqlite_uri: str):
     training = run_folder()
     where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "anew"}
-    first = track_run(training.path, **where)
+    first = track_run(training.path, open_store(**where))
     provenance = json.loads((training.path / "provenance.json").read_text())
     provenance["started"] = "2026-01-02T09:00:00+00:00"
     (training.path / "provenance.json").write_text(json.dumps(provenance))
-    assert track_run(training.path, **where) != first
+    assert track_run(training.path, open_store(**where)) != first
 
 
 def test_a_picture_cut_off_by_a_crash_is_sent_again(run_folder, sqlite_uri: str, tmp_path: Path):
     training = run_folder()
     training.add_evaluation(2, 0.25)
     where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "torn"}
-    run_id = track_run(training.path, **where)
+    run_id = track_run(training.path, open_store(**where))
     client = open_store(**where).client
     torn = tmp_path / "torn" / "scene_0001.png"
     torn.parent.mkdir()
     torn.write_bytes(b"\x89PNG")
     client.log_artifact(run_id, str(torn), "pictures/step_00000002")
-    track_run(training.path, **where)
+    track_run(training.path, open_store(**where))
     fetched = client.download_artifacts(run_id, "pictures/step_00000002/scene_0001.png", str(torn.parent))
     assert Path(fetched).read_bytes() == (training.path / "pictures/step_00000002/scene_0001.png").read_bytes()
 
@@ -169,18 +172,18 @@ def test_more_metrics_and_params_than_one_call_takes(run_folder, sqlite_uri: str
         return log_batch(self, run_id, metrics, params, tags, **more)
 
     monkeypatch.setattr(MlflowClient, "log_batch", counting)
-    run_id = track_run(training.path, **where)
+    run_id = track_run(training.path, open_store(**where))
     assert [size for size in sizes if size != (0, 0)] == [(0, 100), (0, 55), (1000, 0), (1000, 0), (404, 0)]
     assert len(history(sqlite_uri, "many", run_id, "train/ptc")) == 1202
     sizes.clear()
-    track_run(training.path, **where)
+    track_run(training.path, open_store(**where))
     assert sizes == []
 
 
 def test_a_long_param_is_cut_with_a_sentence(run_folder, sqlite_uri: str):
     training = run_folder(names="x" * 7000)
     where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "long"}
-    value = open_store(**where).client.get_run(track_run(training.path, **where)).data.params["names"]
+    value = open_store(**where).client.get_run(track_run(training.path, open_store(**where))).data.params["names"]
     assert len(value) == MAX_PARAM_CHARACTERS
     assert value.endswith("xxx ... Cut from 7000 characters: the whole value stands in config.json.")
 
@@ -191,8 +194,8 @@ def test_a_number_that_is_not_finite_is_tracked_too(run_folder, sqlite_uri: str)
         file.write('{"step": 3, "kind": "train", "time_s": 1.5, "values": {"train/ptc": NaN}}\n')
     training.end("diverged", 3, "The loss ptc is not finite at step 3.")
     where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "diverged"}
-    run_id = track_run(training.path, **where)
-    track_run(training.path, **where)
+    run_id = track_run(training.path, open_store(**where))
+    track_run(training.path, open_store(**where))
     rows = history(sqlite_uri, "diverged", run_id, "train/ptc")
     assert [row[0] for row in rows] == [1, 2, 3]
     assert rows[2][1] != rows[2][1]
@@ -203,63 +206,67 @@ def test_an_unknown_status_is_refused(run_folder, sqlite_uri: str):
     training = run_folder()
     training.end("tired", 2)
     with pytest.raises(ValueError, match="status 'tired', expected finished, stopped, diverged"):
-        track_run(training.path, tracking_uri=sqlite_uri, experiment="status")
+        track_run(training.path, open_store(sqlite_uri, "status"))
 
 
 def test_a_study_has_one_parent_and_its_children(run_folder, sqlite_uri: str, tmp_path: Path):
     where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "study"}
-    parent = ensure_parent(**where, study_id="layer_ablation it's", run_name="layer ablation")
+    parent = Tracker(**where).ensure_parent("layer_ablation it's", "layer ablation")
     children = [
         track_run(
-            run_folder(f"aux_block={block}-seed=0").path, **where, parent_run_id=parent, tags={"cell": f"b={block}"}
+            run_folder(f"aux_block={block}-seed=0").path,
+            open_store(**where),
+            parent_run_id=parent,
+            tags={"cell": f"b={block}"},
         )
         for block in (8, 9)
     ]
     (tmp_path / "table.md").write_text("| a |")
-    finish_parent(parent, **where, files=[tmp_path / "table.md"], note="| a |")
+    Tracker(**where).finish_parent(parent, files=[tmp_path / "table.md"], note="| a |")
     client = open_store(**where).client
     assert client.get_run(parent).info.status == "FINISHED"
     assert artifacts(sqlite_uri, "study", parent) == {"table.md"}
     # A restored driver: same study, same run, running again.
-    assert ensure_parent(**where, study_id="layer_ablation it's", run_name="layer ablation") == parent
+    assert Tracker(**where).ensure_parent("layer_ablation it's", "layer ablation") == parent
     assert client.get_run(parent).info.status == "RUNNING"
-    assert ensure_parent(**where, study_id="another", run_name="another") != parent
+    assert Tracker(**where).ensure_parent("another", "another") != parent
     assert {client.get_run(child).data.tags["mlflow.parentRunId"] for child in children} == {parent}
     # The same trial in another study is another run; filled again by itself, it is found without its parent.
-    other = ensure_parent(**where, study_id="another", run_name="another")
-    assert track_run(tmp_path / "aux_block=9-seed=0", **where, parent_run_id=other) not in children
-    assert track_run(tmp_path / "aux_block=8-seed=0", **where) == children[0]
+    other = Tracker(**where).ensure_parent("another", "another")
+    assert track_run(tmp_path / "aux_block=9-seed=0", open_store(**where), parent_run_id=other) not in children
+    assert track_run(tmp_path / "aux_block=8-seed=0", open_store(**where)) == children[0]
 
 
-def test_a_study_brings_a_view_of_its_trainings(sqlite_uri: str):
-    where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "view"}
+def test_a_study_brings_a_view_of_its_trainings_and_their_maps(sqlite_uri: str):
+    tracker, store = Tracker(sqlite_uri, "view"), open_store(sqlite_uri, "view")
 
-    def saved() -> dict[str, str]:
-        store = open_store(**where)
+    def saved() -> tuple[str, dict[str, Any]]:
         tags = store.client.get_experiment(store.experiment_id).tags
-        return {key: value for key, value in tags.items() if key.startswith("mlflow.sharedViewState.")}
+        (view,) = (json.loads(value) for tag, value in tags.items() if tag.startswith("mlflow.sharedViewState."))
+        return view["name"], json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
 
-    ensure_parent(**where, study_id="one", run_name="one")
-    first = saved()
-    (view,) = (json.loads(value) for value in first.values())
-    assert view["name"] == "Trainings by row"
-    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+    tracker.ensure_parent("one", "one", maps=("cam", "walked_cam"))
+    name, state = saved()
+    assert name == "Trainings by row"
     assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "cell"}]
-    ensure_parent(**where, study_id="two", run_name="two")
-    assert saved() == first
+    of_maps = ["metrics.`final/cam_miou`", "metrics.`final/walked_cam_miou`"]
+    assert state["selectedColumns"] == ["attributes.`Duration`", *of_maps]
+    # The study has another method now.
+    tracker.ensure_parent("two", "two", maps=("cam", "seg"))
+    assert saved()[1]["selectedColumns"][1:] == ["metrics.`final/cam_miou`", "metrics.`final/seg_miou`"]
 
 
 def test_a_folder_name_with_a_quote(run_folder, sqlite_uri: str):
     training = run_folder('it\'s a "run" `x`')
     where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "quotes"}
-    assert track_run(training.path, **where) == track_run(training.path, **where)
+    assert track_run(training.path, open_store(**where)) == track_run(training.path, open_store(**where))
 
 
 def test_a_deleted_experiment_is_named(run_folder, sqlite_uri: str):
     store = open_store(sqlite_uri, "deleted")
     store.client.delete_experiment(store.experiment_id)
     with pytest.raises(ValueError, match="The MLflow experiment 'deleted' was deleted"):
-        track_run(run_folder().path, tracking_uri=sqlite_uri, experiment="deleted")
+        track_run(run_folder().path, open_store(sqlite_uri, "deleted"))
 
 
 def test_a_server_out_of_reach_is_a_sentence_without_the_password(run_folder, monkeypatch):
@@ -268,7 +275,7 @@ def test_a_server_out_of_reach_is_a_sentence_without_the_password(run_folder, mo
     with pytest.raises(
         ConnectionError, match=r"MLflow at http://127\.0\.0\.1:1 does not take it: API request"
     ) as caught:
-        track_run(run_folder().path, tracking_uri="http://me:secret@127.0.0.1:1", experiment="x")
+        track_run(run_folder().path, open_store("http://me:secret@127.0.0.1:1", "x"))
     assert "secret" not in str(caught.value)
 
 
@@ -276,7 +283,7 @@ def test_a_file_that_is_no_database_is_refused_at_once(run_folder, tmp_path: Pat
     (tmp_path / "notes.db").write_text("Not a database, but a text that is long enough for one." * 4)
     for path, problem in ((tmp_path / "notes.db", "not a database"), (tmp_path, "unable to open")):
         with pytest.raises(ConnectionError, match=problem):
-            track_run(run_folder().path, tracking_uri=f"sqlite:///{path}", experiment="x")
+            track_run(run_folder().path, open_store(f"sqlite:///{path}", "x"))
 
 
 def test_uris(tmp_path: Path, monkeypatch):
@@ -346,7 +353,7 @@ def test_a_database_in_a_folder_of_any_name(run_folder, template: Path, tmp_path
     training = run_folder()
     training.end("finished", 2)
     where: dict[str, Any] = {"tracking_uri": address.sqlite_uri(folder / "mlflow.db"), "experiment": name}
-    run_id = track_run(training.path, **where)
+    run_id = track_run(training.path, open_store(**where))
     fetched = open_store(**where).client.download_artifacts(run_id, "result.json", str(tmp_path))
     assert Path(fetched).read_bytes() == (training.path / "result.json").read_bytes()
     assert [path.name for path in (tmp_path / "stores").iterdir()] == [name]

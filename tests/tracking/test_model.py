@@ -55,7 +55,7 @@ def png(image):
 
 
 def test_a_registered_network_predicts_what_the_run_does(register, exported, sqlite_uri):
-    tracked = track_run(exported.small, tracking_uri=sqlite_uri, experiment=EXPERIMENT)
+    tracked = track_run(exported.small, open_store(sqlite_uri, EXPERIMENT))
     said = register("--name", "toco-tiny")
     assert said.exit_code == 0, said.output
     assert f"is MLflow run {tracked}, http://127.0.0.1:5000/#/experiments/" in said.output

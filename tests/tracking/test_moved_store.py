@@ -28,7 +28,7 @@ def first(template: Path, tmp_path: Path, run_folder) -> tuple[Path, str]:
     shutil.copy(template, folder / "mlflow.db")
     training = run_folder("one")
     training.end("finished", 2)
-    return folder, track_run(training.path, **where(folder))
+    return folder, track_run(training.path, open_store(**where(folder)))
 
 
 def result_of(folder: Path, run_id: str, scratch: Path) -> Any:
@@ -48,14 +48,14 @@ def test_artifacts_of_a_moved_store_lie_in_the_new_folder(first, run_folder, tmp
     old.rename(new)
     second = run_folder("two")
     second.end("stopped", 2)
-    other_id = track_run(second.path, **where(new))
+    other_id = track_run(second.path, open_store(**where(new)))
     assert not old.exists()
     (tmp_path / "fetched").mkdir()
     assert result_of(new, run_id, tmp_path / "fetched")["status"] == "finished"
     assert result_of(new, other_id, tmp_path / "fetched")["status"] == "stopped"
     assert len(list(new.glob("mlartifacts/*/*/artifacts/result.json"))) == 2
     # The run that was there before is filled further, not made again.
-    assert track_run(tmp_path / "one", **where(new)) == run_id
+    assert track_run(tmp_path / "one", open_store(**where(new))) == run_id
     assert f"{tmp_path}/A" not in locations(new)
 
 
@@ -87,7 +87,7 @@ def test_a_copy_is_a_store_of_its_own(first, run_folder, tmp_path: Path):
     new = tmp_path / "B"
     shutil.copytree(old, new)
     training = run_folder("two")
-    track_run(training.path, **where(new))
+    track_run(training.path, open_store(**where(new)))
     assert len(list(new.glob("mlartifacts/*/*/artifacts/config.json"))) == 2
     assert len(list(old.glob("mlartifacts/*/*/artifacts/config.json"))) == 1
     assert f"{old}/mlartifacts" in locations(old)
@@ -113,13 +113,15 @@ def test_a_registered_network_is_found_after_a_move(first, tmp_path: Path, monke
         "toco.tracking.model._save",
         lambda folder, head, network, about: (folder.mkdir(), (folder / "MLmodel").write_text(head.artifact_path)),
     )
-    logged = log_network(open_store(**where(old)), run_id, tmp_path / "network.onnx", {"a": "b"}, 2, "moved")
+    network = log_network(open_store(**where(old)), run_id, tmp_path / "network.onnx", {"a": "b"}, 2, "moved")
+    assert network == "models:/moved/1"
     new = tmp_path / "B"
     old.rename(new)
     client = open_store(**where(new)).client
-    source = client.get_model_version("moved", logged.version).source
-    assert source.startswith((new / "mlartifacts").as_uri())
-    assert client.get_logged_model(logged.model_id).artifact_location == source
+    version = client.get_model_version("moved", "1")
+    assert version.source.startswith((new / "mlartifacts").as_uri())
+    (logged,) = client.get_run(run_id).outputs.model_outputs
+    assert client.get_logged_model(logged.model_id).artifact_location == version.source
     (file,) = new.glob("mlartifacts/**/MLmodel")
     assert str(old) not in file.read_text()
     assert str(old) not in locations(new)
@@ -130,7 +132,7 @@ def test_an_experiment_of_a_server_is_refused_by_its_database(template: Path, tm
     client = open_store(**where(tmp_path)).client
     client.create_experiment("by a server", "mlflow-artifacts:/7")
     with pytest.raises(ValueError, match="was made through a server, which alone can reach its artifacts"):
-        track_run(run_folder().path, tracking_uri=sqlite_uri(tmp_path / "mlflow.db"), experiment="by a server")
+        track_run(run_folder().path, open_store(sqlite_uri(tmp_path / "mlflow.db"), "by a server"))
 
 
 def test_what_is_no_database_of_mlflow_is_not_shown(tmp_path: Path):

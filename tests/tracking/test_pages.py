@@ -17,7 +17,7 @@ from sweeps.core.store.study_record import MlflowLinks
 from tests.sweeps.core.records import make_study
 from tests.tracking.servers import serving
 from toco.__main__ import main
-from toco.tracking import Pages, ensure_parent, finish_parent, open_store, sqlite_uri, track_run
+from toco.tracking import Pages, Tracker, open_store, sqlite_uri, track_run
 from toco.tracking.address import LOCAL_UI
 
 pytestmark = [
@@ -49,7 +49,7 @@ def shows_trainings(page: Page, link: str, *words: str) -> None:
 def test_each_link_shows_its_runs(store: Path, run_folder, tmp_path: Path, monkeypatch):
     where: dict[str, Any] = {"tracking_uri": sqlite_uri(store), "experiment": EXPERIMENT}
     study = make_study({"#10": (0.6, 0.61), "#8": (0.5, 0.52)}, path=tmp_path / "fake-01234567")
-    parent = ensure_parent(**where, study_id="study", run_name="study")
+    parent = Tracker(**where).ensure_parent("study", "study")
     runs = {}
     for number, trial in enumerate(study.trials):
         training = run_folder(f"training-{number}", seed=trial.seed)
@@ -57,9 +57,9 @@ def test_each_link_shows_its_runs(store: Path, run_folder, tmp_path: Path, monke
         training.end("finished", 2)
         tags = {"cell": f"#{number}", "key": trial.key}
         runs[trial.key] = track_run(
-            training.path, **where, parent_run_id=parent, run_name=f"training {number}", tags=tags
+            training.path, open_store(**where), parent_run_id=parent, run_name=f"training {number}", tags=tags
         )
-    finish_parent(parent, **where)
+    Tracker(**where).finish_parent(parent)
     said = CliRunner().invoke(main, ["track", str(tmp_path / "training-0"), *_options(where)])
     (printed,) = re.findall(r"http\S+", said.output)
     assert printed.startswith(f"{LOCAL_UI}/#/experiments/")

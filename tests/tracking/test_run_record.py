@@ -8,13 +8,7 @@ from toco.tracking import read_run_record
 def test_an_unfinished_folder_reads_as_it_stands(run_folder):
     folder = read_run_record(run_folder().path)
     assert folder.digest == "0123456789abcdef"
-    assert folder.parameters == {
-        "seed": 0,
-        "method.aux_block": 9,
-        "method.scales": [1.0, 0.5],
-        "data.root": None,
-        "evaluate.background_threshold": 0.5,
-    }
+    assert folder.config["method"] == {"aux_block": 9, "scales": [1.0, 0.5]}
     assert [(row.step, row.time_s) for row in folder.rows] == [(1, 0.5), (2, 1.0)]
     assert folder.rows[1].values == {"train/loss_total": 1.0, "train/ptc": 0.25}
     assert folder.result is None

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.tracking.servers import serving
-from toco.tracking import ensure_parent, finish_parent, open_store, track_run
+from toco.tracking import Tracker, open_store, track_run
 
 pytestmark = pytest.mark.slow
 
@@ -31,14 +31,14 @@ def server(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator
 
 def test_over_http_as_over_sqlite(run_folder, server: str, tmp_path: Path):
     where: dict[str, Any] = {"tracking_uri": server, "experiment": "over http"}
-    parent = ensure_parent(**where, study_id="s", run_name="s")
+    parent = Tracker(**where).ensure_parent("s", "s")
     training = run_folder()
-    run_id = track_run(training.path, **where, parent_run_id=parent, tags={"cell": "aux_block=9"})
+    run_id = track_run(training.path, open_store(**where), parent_run_id=parent, tags={"cell": "aux_block=9"})
     training.add_rows(range(3, 6))
     training.add_evaluation(5, 0.5)
     training.end("finished", 5)
-    assert track_run(training.path, **where, parent_run_id=parent) == run_id
-    assert track_run(training.path, **where, parent_run_id=parent) == run_id
+    assert track_run(training.path, open_store(**where), parent_run_id=parent) == run_id
+    assert track_run(training.path, open_store(**where), parent_run_id=parent) == run_id
     client = open_store(**where).client
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -49,7 +49,7 @@ def test_over_http_as_over_sqlite(run_folder, server: str, tmp_path: Path):
     fetched = client.download_artifacts(run_id, "pictures/step_00000005/scene_0001.png", str(tmp_path))
     assert Path(fetched).read_bytes() == (training.path / "pictures/step_00000005/scene_0001.png").read_bytes()
     (tmp_path / "report.html").write_text("<p>report</p>")
-    finish_parent(parent, **where, files=[tmp_path / "report.html"], note="done")
+    Tracker(**where).finish_parent(parent, files=[tmp_path / "report.html"], note="done")
     assert client.get_run(parent).info.status == "FINISHED"
 
 
@@ -62,10 +62,10 @@ def test_a_picture_of_any_name_arrives_whole_and_once(run_folder, server: str, t
     content = picture.read_bytes()
     picture.rename(picture.with_name(name if name.endswith(".png") else "plain.png"))
     client = open_store(**where).client
-    run_id = track_run(training.path, **where)
+    run_id = track_run(training.path, open_store(**where))
     (stored,) = client.list_artifacts(run_id, "pictures/step_00000002")
     assert Path(client.download_artifacts(run_id, stored.path, str(tmp_path))).read_bytes() == content
-    assert track_run(training.path, **where) == run_id
+    assert track_run(training.path, open_store(**where)) == run_id
     assert len(client.list_artifacts(run_id, "pictures/step_00000002")) == 1
 
 
@@ -73,5 +73,5 @@ def test_artifacts_in_a_folder_of_another_machine_are_refused(run_folder, server
     elsewhere = tmp_path / "not here" / "mlartifacts" / "x"
     MlflowClient(server).create_experiment("of another machine", elsewhere.as_uri())
     with pytest.raises(ValueError, match="on the server's machine, and there is no such folder on this one"):
-        track_run(run_folder().path, tracking_uri=server, experiment="of another machine")
+        track_run(run_folder().path, open_store(server, "of another machine"))
     assert not (tmp_path / "not here").exists()

@@ -39,7 +39,7 @@ def test_what_a_failure_left_out_is_caught_up(run_folder, sqlite_uri: str, monke
     tracker = Tracker(sqlite_uri, "catching up", clock=clock)
     training = run_folder()
     with monkeypatch.context() as broken:
-        broken.setattr("toco.tracking.training_run.open_store", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        broken.setattr("toco.tracking.tracker.open_store", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.warns(TrackingWarning, match="OSError: disk full"):
             assert tracker.track(training.path) is None
     training.end("finished", 2)
@@ -66,7 +66,7 @@ def test_a_broken_run_folder_does_not_keep_the_others_out(run_folder, sqlite_uri
 def test_a_parent_is_asked_for_again_only_after_the_pause_or_at_the_end(sqlite_uri: str, monkeypatch):
     tracker = Tracker(sqlite_uri, "parent", clock=Clock())
     with monkeypatch.context() as broken:
-        broken.setattr("toco.tracking.study_run.open_store", lambda *_: (_ for _ in ()).throw(ConnectionError("down")))
+        broken.setattr("toco.tracking.tracker.open_store", lambda *_: (_ for _ in ()).throw(ConnectionError("down")))
         with pytest.warns(TrackingWarning, match="ConnectionError: down"):
             assert tracker.ensure_parent("s", "s") is None
     assert tracker.ensure_parent("s", "s") is None

@@ -29,7 +29,7 @@ def command(run_dir: Path, name: str | None, tracking_uri: str, experiment: str)
     client_uri(tracking_uri)  # a wrong one is heard of at once
     with tempfile.TemporaryDirectory() as scratch:
         exported = export_onnx(run_dir, Path(scratch) / "network.onnx")
-        run_id = track_run(run_dir, tracking_uri=tracking_uri, experiment=experiment)
         store = open_store(tracking_uri, experiment)
-        logged = log_network(store, run_id, exported.path, exported.metadata, exported.step, name)
-    click.echo(f"{run_dir} is MLflow run {run_id}, {store.pages.run(run_id)}; its network is {logged.uri}")
+        run_id = track_run(run_dir, store)
+        network = log_network(store, run_id, exported.path, exported.metadata, exported.step, name)
+    click.echo(f"{run_dir} is MLflow run {run_id}, {store.pages.run(run_id)}; its network is {network}")

@@ -19,9 +19,11 @@ def command(run_dirs: tuple[Path, ...], tracking_uri: str, experiment: str) -> N
     What is there already is not written twice. User name and password of a server come from MLFLOW_TRACKING_USERNAME
     and MLFLOW_TRACKING_PASSWORD.
     """
-    from toco.tracking import open_store, track_run
+    from toco.tracking import open_store, read_run_record, track_run
 
     for run_dir in run_dirs:
-        run_id = track_run(run_dir, tracking_uri=tracking_uri, experiment=experiment)
-        page = open_store(tracking_uri, experiment).pages.run(run_id)
-        click.echo(f"{run_dir} is MLflow run {run_id}: {page}")
+        read_run_record(run_dir)  # refused before a store is made
+    store = open_store(tracking_uri, experiment)
+    for run_dir in run_dirs:
+        run_id = track_run(run_dir, store)
+        click.echo(f"{run_dir} is MLflow run {run_id}: {store.pages.run(run_id)}")

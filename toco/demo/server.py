@@ -19,7 +19,7 @@ import re
 import secrets
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from io import BytesIO
@@ -30,14 +30,15 @@ import uvicorn
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders, QueryParams
+from starlette.authentication import AuthenticationBackend, AuthenticationError
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toco.data import Dataset
 from toco.data.files.images import decode_image
@@ -49,6 +50,15 @@ from toco.evaluate.report import title_of
 logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""Headers of every answer, which keep it from being stored, framed, or read by another site."""
 _NUM_EXAMPLES = 8
 _THUMBNAIL_PX = 96
 _NUM_KEPT = 3
@@ -83,6 +93,7 @@ def server_of(demo: Demo) -> uvicorn.Server:
         demo.application(),
         http=limited_protocol(demo.limits),
         ws="none",
+        headers=list(_HEADERS.items()),
         limit_concurrency=demo.limits.connections,
         timeout_keep_alive=math.ceil(demo.limits.head_s),
         access_log=False,  # it would print the token with every address
@@ -137,9 +148,9 @@ class Demo:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
         self._uploads = asyncio.Semaphore(limits.uploads)
 
-    def application(self) -> ASGIApp:
+    def application(self) -> Starlette:
         """The demo as an ASGI application."""
-        application = Starlette(
+        return Starlette(
             routes=[
                 Route("/", self.page),
                 Route("/api/about", self.about),
@@ -151,12 +162,10 @@ class Demo:
             ],
             middleware=[
                 Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False),
-                Middleware(_Token, token=self.token),
+                Middleware(AuthenticationMiddleware, backend=_Token(self.token), on_error=_unknown),
             ],
-            exception_handlers={HTTPException: _refused, ValueError: _invalid, Exception: _failed},
+            exception_handlers=dict.fromkeys((HTTPException, ValueError, Exception), _answer_error),
         )
-        # Around all of it: what Starlette answers to an unexpected error passes none of its middleware.
-        return _SecurityHeaders(application)
 
     async def page(self, request: Request) -> Response:
         """The page, the same for every run."""
@@ -248,49 +257,22 @@ class Demo:
         return await asyncio.get_running_loop().run_in_executor(self._worker, task)
 
 
-class _SecurityHeaders:
-    """Puts headers on every answer that keep it from being stored, framed, or read by another site."""
-
-    _HEADERS: Mapping[str, str] = {
-        "Cache-Control": "no-store",
-        "Cross-Origin-Opener-Policy": "same-origin",
-        "Cross-Origin-Resource-Policy": "same-origin",
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
-        "X-Frame-Options": "DENY",
-    }
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self._HEADERS)
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
-
-
-class _Token:
+class _Token(AuthenticationBackend):
     """Refuses whoever does not know the token: the page wants it in its address, everything else in a header."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self.app, self.token = app, token
+    def __init__(self, token: str) -> None:
+        self.token = token
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            asked = HTTPConnection(scope)
-            # Not the path of its URL, which is put together with what the visitor says the host is.
-            if scope["path"] == "/":
-                said = asked.query_params.get("token", "")
-            else:
-                said = asked.headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(said.encode(), self.token.encode()):
-                sentence = "The token is missing or wrong: open the address that `python -m toco demo` printed last."
-                await JSONResponse({"error": sentence}, 403)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+    async def authenticate(self, conn: HTTPConnection) -> None:
+        # Not the path of its URL, which is put together with what the visitor says the host is.
+        if conn.scope["path"] == "/":
+            given = conn.query_params.get("token", "")
+        else:
+            given = conn.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), self.token.encode()):
+            raise AuthenticationError(
+                "The token is missing or wrong: open the address that `python -m toco demo` printed last."
+            )
 
 
 def _for_page(analysis: Analysis) -> dict[str, Any]:
@@ -312,22 +294,19 @@ def _pixels(pixels: UInt8[np.ndarray, "h w *c"]) -> dict[str, Any]:
 
 
 def _thumbnails(dataset: Dataset) -> dict[int, str]:
-    """Small versions of a few images, by their places in the data set."""
+    """Small versions of a few images, as data URIs, by their places in the data set."""
     thumbnails = {}
     for index in evenly_spaced(len(dataset), _NUM_EXAMPLES):
         try:
-            thumbnails[index] = _thumbnail(dataset.image(index))
+            small = Image.fromarray(dataset.image(index))
         except (ValueError, OSError) as error:
             logger.warning("An example is left out: %s", error)
+            continue
+        small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+        file = BytesIO()
+        small.save(file, "PNG")
+        thumbnails[index] = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     return thumbnails
-
-
-def _thumbnail(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    small = Image.fromarray(image)
-    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    file = BytesIO()
-    small.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _bytes(array: Shaped[np.ndarray, "*shape"]) -> Response:
@@ -359,15 +338,14 @@ def _policy(page: str) -> str:
     )
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
-    return JSONResponse({"error": detail}, status, getattr(error, "headers", None))
+def _unknown(conn: HTTPConnection, error: AuthenticationError) -> Response:
+    return JSONResponse({"error": str(error)}, 403)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 422)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    if isinstance(error, ValueError):
+        return JSONResponse({"error": str(error)}, 422)
     sentence = f"The server failed ({type(error).__name__}); where it was started stands why."
     return JSONResponse({"error": sentence}, 500)

@@ -193,7 +193,7 @@ def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[flo
     rows: list[list[str]] = [
         [printable(name), *(_percent(values[i]) for values in per_class.values())] for i, name in enumerate(class_names)
     ]
-    means = ["mean", *(_percent(_mean(values)) for values in per_class.values())]
+    means = ["mean", *(_percent(mean_defined(values)) for values in per_class.values())]
     headers = ["class", *map(title_of, per_class)]
     aligned = ("left", *("right" for _ in per_class))
     return tabulate([*rows, SEPARATING_LINE, means], headers=headers, colalign=aligned, disable_numparse=True)
@@ -208,7 +208,8 @@ def undefined_to_none(values: Sequence[float]) -> tuple[float | None, ...]:
     return tuple(value if math.isfinite(value) else None for value in values)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_defined(values: Sequence[float | None]) -> float | None:
+    """Mean over the classes that have a score; ``None`` where none has."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None
 

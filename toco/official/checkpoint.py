@@ -24,6 +24,8 @@ from toco.train.trained import open_trained
 from toco.types import IMAGENET_MEAN, IMAGENET_STD
 
 _CLASSES = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
+_DILATION = 5
+"""Of the official decoder, where the code has it as a literal."""
 _SEGMENTATION = "decoder.conv8.weight"
 """The official parameter with one row for each class, the background among them."""
 
@@ -83,15 +85,24 @@ def export_checkpoint(run_dir: Path, path: Path) -> int:
 
     Raises:
         FileExistsError: ``path`` is there.
-        ValueError: There is no whole checkpoint, another method was trained, the network has parts that the official
-            one has not, or its pixels are normalised in another way.
+        ValueError: There is no whole checkpoint, the method is not ToCo itself, the network has parts that the official
+            one has not, another dilation of the decoder, or pixels that are normalised in another way.
     """
     if path.exists():
         raise FileExistsError(f"{path} is there already; name a new file.")
     trained = open_trained(run_dir, {"device": "cpu"})
     backbone, method = trained.config.backbone, trained.config.method
-    if not isinstance(method, toco.Config):
-        raise ValueError(f"The official code is that of ToCo; the run's method is {method.name!r}.")
+    # A subclass may compute something else of the same tensors, which is what the official code would not do.
+    if type(method) is not toco.Config:
+        raise ValueError(
+            f"The official code computes ToCo and nothing else; the method of this run is {method.name!r}. "
+            "Only runs with method.name=toco can be exported."
+        )
+    if method.decoder_dilation != _DILATION:
+        raise ValueError(
+            f"The official decoder has a dilation of {_DILATION}, which its checkpoints do not hold; this network was "
+            f"trained with method.decoder_dilation={method.decoder_dilation}, and would segment otherwise there."
+        )
     if (backbone.pixel_mean, backbone.pixel_std) != (IMAGENET_MEAN, IMAGENET_STD):
         raise ValueError(
             f"The official code normalises pixels by mean {IMAGENET_MEAN} and deviation {IMAGENET_STD} always, but "

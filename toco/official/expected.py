@@ -17,6 +17,7 @@ from tabulate import SEPARATING_LINE, tabulate
 
 from toco.config import diff
 from toco.evaluate import Evaluation
+from toco.evaluate.report import mean_defined
 from toco.predict.inference import InferenceConfig
 from toco.registry import load
 from toco.train.run_config import RunConfig
@@ -112,7 +113,9 @@ def beside_expected(
         ]
         for i, name in enumerate(theirs.class_names)
     ]
-    means = [cell for score in columns for cell in _cells(_mean(evaluation.per_class[score]), theirs.miou(score))]
+    means = [
+        cell for score in columns for cell in _cells(mean_defined(evaluation.per_class[score]), theirs.miou(score))
+    ]
     headers = ["class", *(text for score in columns for text in (_SCORES[score], "authors", "difference"))]
     table = tabulate(
         [*rows, SEPARATING_LINE, ["mean", *means]],
@@ -207,11 +210,6 @@ def _comparable(differences: Sequence[str]) -> str:
     if not differences:
         return "The numbers are comparable: the same images, protocol and settings (one seed each)."
     return f"The numbers are not comparable: {'; '.join(differences)}."
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else None
 
 
 def _cells(ours: float | None, theirs: float) -> tuple[str, str, str]:

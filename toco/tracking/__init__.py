@@ -6,7 +6,6 @@ The only package that imports MLflow, and only when something is tracked: its im
 from toco.tracking.address import Pages, client_uri, database_of, has_password, sqlite_uri
 from toco.tracking.mlflow_store import Store, StoreError, import_mlflow, open_store
 from toco.tracking.run_record import MetricRow, RunRecord, read_run_record
-from toco.tracking.study_run import ensure_parent, finish_parent
 from toco.tracking.tracker import Tracker, TrackingWarning
 from toco.tracking.training_run import track_run
 
@@ -20,8 +19,6 @@ __all__ = [
     "TrackingWarning",
     "client_uri",
     "database_of",
-    "ensure_parent",
-    "finish_parent",
     "has_password",
     "import_mlflow",
     "open_store",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 import zlib
+from collections.abc import Iterable
 
 from toco.tracking.address import VIEW_KEY
 from toco.tracking.mlflow_store import KIND_TAGS, Store
@@ -25,12 +25,6 @@ _STATE = {
     "lifecycleFilter": "Active",
     "datasetsFilter": [],
     "modelVersionFilter": "All Runs",
-    "selectedColumns": [
-        "attributes.`Duration`",
-        "metrics.`final/cam_miou`",
-        "metrics.`final/aux_cam_miou`",
-        "metrics.`final/seg_miou`",
-    ],
     "runsExpanded": {},
     "runsPinned": [],
     "runsHidden": [],
@@ -48,15 +42,20 @@ _STATE = {
 }
 
 
-def save_chart_view(store: Store) -> None:
-    """Save the view, and say that the experiment is one of trainings, unless its tags say so or say otherwise.
+def save_chart_view(store: Store, maps: Iterable[str]) -> None:
+    """Save the view, and tag the experiment as one of trainings unless it is tagged as something else.
 
-    The view groups runs by their tag ``cell``.
+    The view groups runs by their tag ``cell``. A view of other maps, saved before, is replaced.
+
+    Args:
+        store: The experiment.
+        maps: Names of the maps whose mIoU the view lists.
     """
-    now_ms = round(time.time() * 1000)
-    state = "deflate;" + base64.b64encode(zlib.compress(json.dumps(_STATE).encode())).decode()
-    view = {"name": VIEW_NAME, "createdAt": now_ms, "updatedAt": now_ms, "state": state}
-    there = store.client.get_experiment(store.experiment_id).tags
-    for tag, value in {**KIND_TAGS, _TAG: json.dumps(view)}.items():
-        if tag not in there:
-            store.client.set_experiment_tag(store.experiment_id, tag, value)
+    experiment = store.client.get_experiment(store.experiment_id)
+    columns = ["attributes.`Duration`", *(f"metrics.`final/{name}_miou`" for name in maps)]
+    state = zlib.compress(json.dumps({**_STATE, "selectedColumns": columns}).encode())
+    times = {"createdAt": experiment.creation_time, "updatedAt": experiment.creation_time}
+    view = {"name": VIEW_NAME, **times, "state": f"deflate;{base64.b64encode(state).decode()}"}
+    kind = {tag: value for tag, value in KIND_TAGS.items() if tag not in experiment.tags}
+    for tag, value in {**kind, _TAG: json.dumps(view)}.items():
+        store.client.set_experiment_tag(store.experiment_id, tag, value)

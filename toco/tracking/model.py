@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -27,24 +26,9 @@ _EXAMPLE_SIZE_PX = (96, 64)
 """Of the input example: width and height."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedNetwork:
-    """A network in MLflow.
-
-    Attributes:
-        uri: What ``mlflow.pyfunc.load_model`` takes: ``models:/NAME/VERSION`` where it is registered.
-        model_id: Of the logged model.
-        version: Of the registered model, if it was registered.
-    """
-
-    uri: str
-    model_id: str
-    version: str | None
-
-
 def log_network(
     store: Store, run_id: str, network: Path, about: Mapping[str, str], step: int, registered_name: str | None = None
-) -> LoggedNetwork:
+) -> str:
     """Log an exported network to a run, as a pyfunc model with signature and input example.
 
     It predicts its example from the files that are then uploaded, before MLflow is told that it is there.
@@ -58,15 +42,17 @@ def log_network(
         registered_name: Make a new version of this registered model, and the model if it is not there; ``None``
             registers nothing.
 
+    Returns:
+        The address that ``mlflow.pyfunc.load_model`` takes: ``models:/NAME/VERSION`` where it is registered.
+
     Raises:
         ConnectionError: MLflow does not take it.
     """
     with answers(store.uri):
         logged = _log(store, run_id, network, about, step)
         if registered_name is None:
-            return LoggedNetwork(f"models:/{logged}", logged, None)
-        number = _register(store, run_id, logged, about, registered_name)
-    return LoggedNetwork(f"models:/{registered_name}/{number}", logged, number)
+            return f"models:/{logged}"
+        return f"models:/{registered_name}/{_register(store, run_id, logged, about, registered_name)}"
 
 
 def _log(store: Store, run_id: str, network: Path, about: Mapping[str, str], step: int) -> str:

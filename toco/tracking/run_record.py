@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from toco.config import flatten
 from toco.files import UnreadableError, printable
 from toco.train import records
 
@@ -66,11 +65,6 @@ class RunRecord:
     result: dict[str, Any] | None
     last_evaluation: dict[str, Any] | None
     faults: tuple[str, ...]
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The config's leaves by dotted path; lists are leaves."""
-        return flatten(self.config)
 
     @property
     def started_ms(self) -> int:

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from toco.passwords import public_text
 from toco.tracking.address import Pages, client_uri
-from toco.tracking.mlflow_store import StoreError, open_store, shorten
-from toco.tracking.study_run import ensure_parent, finish_parent
+from toco.tracking.chart_view import save_chart_view
+from toco.tracking.mlflow_store import STUDY_TAG, Store, StoreError, answers, open_store, shorten, tag_value
 from toco.tracking.training_run import track_run
 
 T = TypeVar("T")
@@ -47,26 +47,43 @@ class Tracker:
         self._silent_until = float("-inf")
 
     def ensure_parent(
-        self, study_id: str, run_name: str, tags: Mapping[str, str] | None = None, *, last: bool = False
+        self,
+        study_id: str,
+        run_name: str,
+        tags: Mapping[str, str] | None = None,
+        maps: Iterable[str] = (),
+        *,
+        last: bool = False,
     ) -> str | None:
-        """``ensure_parent``; ``None`` where it could not be done. ``last`` tries even within the pause."""
-        return self._guarded(
-            lambda: ensure_parent(
-                tracking_uri=self.tracking_uri,
-                experiment=self.experiment,
-                study_id=study_id,
-                run_name=run_name,
-                tags=tags,
-            ),
-            f"study {study_id}",
-            last=last,
-        )
+        """Find or make the parent run of a study, which its trainings are shown under; it is RUNNING then.
+
+        Args:
+            study_id: Identity of the study for a restored driver; another start of the study needs another one.
+            run_name: Name in the UI.
+            tags: Further tags.
+            maps: Names of the maps that the methods of the study make; the page of the experiment lists their mIoU.
+            last: Try even within the pause after a failure.
+
+        Returns:
+            The run's id; ``None`` where the store did not take it.
+        """
+
+        def ensure(store: Store) -> str:
+            wanted = {**(tags or {}), STUDY_TAG: tag_value(study_id)}
+            with answers(store.uri):
+                save_chart_view(store, maps)
+                run = store.find_run({STUDY_TAG: wanted[STUDY_TAG]}) or store.create_run(run_name, wanted)
+                store.set_tags(run, wanted)
+                if run.info.status != "RUNNING":
+                    store.client.update_run(run.info.run_id, status="RUNNING")
+            run_id: str = run.info.run_id
+            return run_id
+
+        return self._guarded(ensure, f"study {study_id}", last=last)
 
     def pages(self) -> Pages | None:
         """Where MLflow's UI shows the experiment; ``None`` where that is not known."""
-        return self._guarded(
-            lambda: open_store(self.tracking_uri, self.experiment).pages, f"experiment {self.experiment}", last=False
-        )
+        return self._guarded(lambda store: store.pages, f"experiment {self.experiment}", last=False)
 
     def track(
         self,
@@ -79,14 +96,7 @@ class Tracker:
     ) -> str | None:
         """``track_run``; ``None`` where it could not be done. ``last`` tries even within the pause after a failure."""
         return self._guarded(
-            lambda: track_run(
-                run_dir,
-                tracking_uri=self.tracking_uri,
-                experiment=self.experiment,
-                parent_run_id=parent_run_id,
-                run_name=run_name,
-                tags=tags,
-            ),
+            lambda store: track_run(run_dir, store, parent_run_id=parent_run_id, run_name=run_name, tags=tags),
             str(run_dir),
             last=last,
         )
@@ -94,26 +104,33 @@ class Tracker:
     def finish_parent(
         self, parent_run_id: str, files: Iterable[Path] = (), status: str = "FINISHED", note: str | None = None
     ) -> bool:
-        """``finish_parent``; says whether it could be done."""
+        """End a study's run, even within the pause after a failure.
 
-        def finish() -> bool:
-            finish_parent(
-                parent_run_id,
-                tracking_uri=self.tracking_uri,
-                experiment=self.experiment,
-                files=files,
-                status=status,
-                note=note,
-            )
+        Args:
+            parent_run_id: From ``ensure_parent``.
+            files: Logged at the top of the run's artifacts; those of the same name are replaced.
+            status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+            note: Markdown that the run's page shows; the study's table reads well there.
+
+        Returns:
+            Whether the store took it.
+        """
+
+        def finish(store: Store) -> bool:
+            with answers(store.uri):
+                store.upload(parent_run_id, files)
+                if note is not None:
+                    store.client.set_tag(parent_run_id, "mlflow.note.content", note[:8000])
+                store.client.set_terminated(parent_run_id, status)
             return True
 
         return self._guarded(finish, f"run {parent_run_id}", last=True) or False
 
-    def _guarded(self, call: Callable[[], T], what: str, *, last: bool) -> T | None:
+    def _guarded(self, call: Callable[[Store], T], what: str, *, last: bool) -> T | None:
         if not last and self._clock() < self._silent_until:
             return None
         try:
-            value = call()
+            value = call(open_store(self.tracking_uri, self.experiment))
         except Exception as error:  # whatever MLflow, its database or the network came up with
             # A ValueError is about a run folder or a name, and says nothing about the store.
             if not isinstance(error, ValueError):

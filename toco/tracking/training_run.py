@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toco.tracking.mlflow_store import RUN_TAG, STARTED_TAG, Store, answers, open_store, tag_value
+from toco.config import flatten
+from toco.tracking.mlflow_store import RUN_TAG, STARTED_TAG, Store, answers, tag_value
 from toco.tracking.run_record import RunRecord, read_run_record
 
 if TYPE_CHECKING:
@@ -28,9 +29,8 @@ _SEEN_TAG = "toco.artifacts_of_step"
 
 def track_run(
     run_dir: Path,
+    store: Store,
     *,
-    tracking_uri: str,
-    experiment: str,
     parent_run_id: str | None = None,
     run_name: str | None = None,
     tags: Mapping[str, str] | None = None,
@@ -43,18 +43,16 @@ def track_run(
 
     Args:
         run_dir: The run folder.
-        tracking_uri: ``sqlite:///PATH`` or the address of an MLflow server.
-        experiment: Name of the experiment; made where it does not exist.
-        parent_run_id: Run that this one is shown under, see ``ensure_parent``.
+        store: Where it is shown.
+        parent_run_id: Run that this one is shown under, see ``Tracker.ensure_parent``.
         run_name: Name in the UI, what varies in a study; by default the folder's name.
         tags: Further tags, such as ``study`` and ``cell``.
 
     Raises:
-        ValueError: ``run_dir`` is no run folder, or the URI is of no supported kind.
+        ValueError: ``run_dir`` is no run folder.
         ConnectionError: The store cannot be reached, read or written.
     """
     record = read_run_record(run_dir)
-    store = open_store(tracking_uri, experiment)
     wanted = {**_tags(record), **{key: str(value)[:MAX_TAG_CHARACTERS] for key, value in (tags or {}).items()}}
     status = _status(record)
     with answers(store.uri):
@@ -109,7 +107,9 @@ def _add_params(store: Store, run: Run, record: RunRecord) -> None:
 
     # MLflow never changes a param. Only fields without effect on results can differ within one digest (a device after
     # a resume, say), so what stands there stays and config.json tells the newest.
-    missing = [Param(key, _param_text(value)) for key, value in record.parameters.items() if key not in run.data.params]
+    missing = [
+        Param(key, _param_text(value)) for key, value in flatten(record.config).items() if key not in run.data.params
+    ]
     for start in range(0, len(missing), MAX_PARAMS_PER_CALL):
         store.client.log_batch(run.info.run_id, params=missing[start : start + MAX_PARAMS_PER_CALL])
 

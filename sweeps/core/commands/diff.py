@@ -12,8 +12,8 @@ from tabulate import tabulate
 
 from sweeps.core.design.study import Cell, Study
 from sweeps.core.plan.survey import survey
-from sweeps.core.report.numbers import format_difference, is_percent
-from sweeps.core.statistics.paired import Paired, paired
+from sweeps.core.report.numbers import format_difference, format_interval
+from sweeps.core.statistics.paired import paired
 from sweeps.core.store.identity import why
 from sweeps.core.store.study_folder import StudyFolder, is_same_state, study_file
 from sweeps.core.store.study_record import StudyFile, StudyRecord, read_study_record, values_by_replicate, with_results
@@ -62,11 +62,9 @@ def diff_text(before: StudyRecord, after: StudyRecord) -> str:
             change = paired(values_by_replicate(trials, metric.key), values_by_replicate(old, metric.key))
             if change is None:
                 continue
-            percent = is_percent(metric.key)
-            interval = _interval(change, percent)
-            rows.append(
-                [cell.label, metric.title, format_difference(change.difference, percent=percent), interval, change.n]
-            )
+            difference = format_difference(change.difference, percent=metric.percent)
+            interval = format_interval(change, percent=metric.percent)
+            rows.append([cell.label, metric.title, difference, interval, change.n])
         broken = [trial for trial in trials if trial.state in ("failed", "diverged")]
         if broken and all(trial.counts for trial in old):
             remarks.append(f"{cell.label} is newly broken: {len(broken)} of its trials have no result.")
@@ -74,12 +72,6 @@ def diff_text(before: StudyRecord, after: StudyRecord) -> str:
     remarks += _causes(before, after)
     table = tabulate(rows, ["cell", "metric", "change", "95 % interval", "n"], disable_numparse=True)
     return "\n".join([f"{after.title}: since {before.path.name}", "", table, "", *remarks])
-
-
-def _interval(change: Paired, percent: bool) -> str:
-    if change.low is None or change.high is None:
-        return "-"
-    return " to ".join(format_difference(end, percent=percent) for end in (change.low, change.high))
 
 
 def _causes(before: StudyRecord, after: StudyRecord) -> list[str]:

@@ -35,6 +35,11 @@ class Metric:
     title: str
     higher_is_better: bool = True
 
+    @property
+    def percent(self) -> bool:
+        """Whether it is a score in [0, 1], which is printed in percent."""
+        return not any(part in self.key for part in ("similarity", "loss", "time", "bytes"))
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:

@@ -6,13 +6,11 @@ bytes.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -20,8 +18,8 @@ from typing import Any
 from sweeps.core.report import rebuild_table
 from sweeps.core.report.report import ReportForms
 from sweeps.core.report.section import Cards
-from sweeps.core.report.table import StudyTable
-from sweeps.core.report.table_csv import table_csv
+from sweeps.core.report.table import StudyTable, table_csv
+from sweeps.core.report.text_grid import csv_text
 from sweeps.core.store.study_record import StudyRecord
 from toco.files import whole_file
 from toco.passwords import public_text
@@ -87,7 +85,7 @@ def _values(study: StudyRecord) -> str:
         for metric in study.metrics
         if (value := trial.value(metric.key)) is not None
     ]
-    return _csv(("cell", "replicate", "seed", "metric", "value"), lines)
+    return csv_text(("cell", "replicate", "seed", "metric", "value"), lines)
 
 
 def _trials(study: StudyRecord) -> str:
@@ -96,7 +94,7 @@ def _trials(study: StudyRecord) -> str:
         for number, trials in enumerate(study.trials_by_cell)
         for trial in trials
     ]
-    return _csv(("cell", "label", "replicate", "seed", "state", "step", "key"), lines)
+    return csv_text(("cell", "label", "replicate", "seed", "state", "step", "key"), lines)
 
 
 def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
@@ -182,14 +180,6 @@ def _alone(svg: str) -> str:
     used = sorted(set(re.findall(r"var\((--[\w-]+)\)", svg)) & variables.keys())
     rules = " ".join(f"{name}: {variables[name]};" for name in used)
     return re.sub(r"(<svg[^>]*>)", lambda tag: f"{tag[1]}<style>svg {{ {rules} }}</style>", svg, count=1)
-
-
-def _csv(headings: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(headings)
-    writer.writerows(lines)
-    return text.getvalue()
 
 
 def _json(content: object) -> str:

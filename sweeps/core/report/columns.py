@@ -12,35 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.core.design.study import PlannedRow
+from sweeps.core.design.study import Metric, PlannedRow
 from sweeps.core.findings.analysis import RowAnalysis
 from sweeps.core.findings.comparisons import Figures
-from sweeps.core.report.column import Column, Place
-from sweeps.core.report.numbers import format_difference, format_p, format_value, without_negative_zero
-from sweeps.core.report.text_grid import Mark
-from sweeps.core.statistics.image_noise import ImageInterval
-from sweeps.core.statistics.paired import Paired
+from sweeps.core.report.numbers import format_difference, format_interval, format_p, format_value, without_negative_zero
+from sweeps.core.report.text_grid import Column, Mark, Place
 from sweeps.core.store.study_record import StudyRecord, values_by_replicate
 from toco.passwords import public_text
-
-
-@dataclass(frozen=True, slots=True)
-class TableMetric:
-    """A metric of a study's table.
-
-    Attributes:
-        key: Key of the metric.
-        title: Heading.
-        meaning: What it is and in which unit, in words.
-        percent: Whether it is printed in percent.
-        higher_is_better: Whether the largest value is the best.
-    """
-
-    key: str
-    title: str
-    meaning: str
-    percent: bool
-    higher_is_better: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +28,7 @@ class Measurement:
     study: StudyRecord
     row: PlannedRow
     numbers: RowAnalysis
-    metric: TableMetric
+    metric: Metric
 
     @property
     def figures(self) -> Figures:
@@ -98,10 +76,6 @@ def changes_text(changes: Mapping[str, Any]) -> str:
     return public_text("; ".join(f"{path}={json.dumps(value)}" for path, value in changes.items()))
 
 
-def _label(measurement: Measurement) -> str:
-    return measurement.row.label
-
-
 def _num_values(measurement: Measurement) -> int:
     return 0 if measurement.figures.summary is None else measurement.figures.summary.n
 
@@ -120,16 +94,9 @@ def _published(measurement: Measurement) -> float | None:
     return None if value is None else float(value)
 
 
-def _of_summary(name: str) -> Callable[[Measurement], float | None]:
-    return lambda m: getattr(m.figures.summary, name, None)
-
-
-def _of_paired(name: str) -> Callable[[Measurement], float | None]:
-    return lambda m: getattr(m.figures.paired, name, None)
-
-
-def _of_images(name: str) -> Callable[[Measurement], float | None]:
-    return lambda m: getattr(m.figures.images, name, None)
+def _of(statistics: str, name: str) -> Callable[[Measurement], float | None]:
+    """Find a number of ``Figures.summary``, ``paired`` or ``images``."""
+    return lambda m: getattr(getattr(m.figures, statistics), name, None)
 
 
 def mean_text(measurement: Measurement) -> str:
@@ -141,31 +108,22 @@ def mean_text(measurement: Measurement) -> str:
     return mean if summary.sd is None else f"{mean} ± {format_value(summary.sd, percent=percent)}"
 
 
-def _mean_interval_text(measurement: Measurement) -> str:
-    summary, percent = measurement.figures.summary, measurement.metric.percent
-    if summary is None or summary.low is None or summary.high is None:
-        return "-"
-    return " to ".join(format_value(end, percent=percent) for end in (summary.low, summary.high))
-
-
 def difference_text(measurement: Measurement) -> str:
     """The mean paired difference with its sign; ``-`` where there is none."""
     paired = measurement.figures.paired
     return "-" if paired is None else format_difference(paired.difference, percent=measurement.metric.percent)
 
 
-def _paired_interval_text(measurement: Measurement) -> str:
-    return _interval_text(measurement.figures.paired, measurement.metric)
+def _mean_interval(m: Measurement) -> str:
+    return format_interval(m.figures.summary, format_value, percent=m.metric.percent)
 
 
-def _image_interval_text(measurement: Measurement) -> str:
-    return _interval_text(measurement.figures.images, measurement.metric)
+def _interval(m: Measurement) -> str:
+    return format_interval(m.figures.paired, percent=m.metric.percent)
 
 
-def _interval_text(interval: Paired | ImageInterval | None, metric: TableMetric) -> str:
-    if interval is None or interval.low is None or interval.high is None:
-        return "-"
-    return " to ".join(format_difference(end, percent=metric.percent) for end in (interval.low, interval.high))
+def _image_interval(m: Measurement) -> str:
+    return format_interval(m.figures.images, percent=m.metric.percent)
 
 
 def _effect_text(measurement: Measurement) -> str:
@@ -188,7 +146,7 @@ _BOTH = _VALUES + _DIFFERENCES
 
 COLUMNS: tuple[StatisticColumn, ...] = (
     Column("block", lambda m: m.study.blocks[m.row.block].title),
-    Column("row", _label, "row", _label, _DIFFERENCES, "left", wraps=True),
+    Column("row", lambda m: m.row.label, "row", lambda m: m.row.label, _DIFFERENCES, "left", wraps=True),
     Column("role", lambda m: m.row.role),
     Column("versus", _label_of_base, "against", _label_of_base, _DIFFERENCES, "left", wraps=True),
     Column("changes", lambda m: changes_text(m.study.changes_of(m.row))),
@@ -196,20 +154,20 @@ COLUMNS: tuple[StatisticColumn, ...] = (
     Column("declared", lambda m: "yes" if m.figures.declared else "no"),
     Column("planned", lambda m: m.numbers.planned),
     Column("n", _num_values, "n", lambda m: str(_num_values(m)), _VALUES),
-    Column("mean", _of_summary("mean"), "mean ± sd", mean_text, _VALUES),
-    Column("sd", _of_summary("sd")),
-    Column("low", _of_summary("low"), "95 % interval", _mean_interval_text, _VALUES),
-    Column("high", _of_summary("high")),
+    Column("mean", _of("summary", "mean"), "mean ± sd", mean_text, _VALUES),
+    Column("sd", _of("summary", "sd")),
+    Column("low", _of("summary", "low"), "95 % interval", _mean_interval, _VALUES),
+    Column("high", _of("summary", "high")),
     Column("mark", _mark),
     Column("pairs", lambda m: m.figures.paired.n if m.figures.paired else 0),
-    Column("difference", _of_paired("difference"), "difference", difference_text, _DIFFERENCES),
-    Column("difference_low", _of_paired("low"), "95 % interval", _paired_interval_text, _DIFFERENCES),
-    Column("difference_high", _of_paired("high")),
-    Column("p", _of_paired("p")),
+    Column("difference", _of("paired", "difference"), "difference", difference_text, _DIFFERENCES),
+    Column("difference_low", _of("paired", "low"), "95 % interval", _interval, _DIFFERENCES),
+    Column("difference_high", _of("paired", "high")),
+    Column("p", _of("paired", "p")),
     Column("p_holm", lambda m: m.figures.p_holm, "p", lambda m: format_p(m.figures.p_holm), _DIFFERENCES),
-    Column("effect_size", _of_paired("effect_size"), "d", _effect_text, _DIFFERENCES),
-    Column("images_low", _of_images("low"), "over images", _image_interval_text, _DIFFERENCES),
-    Column("images_high", _of_images("high")),
+    Column("effect_size", _of("paired", "effect_size"), "d", _effect_text, _DIFFERENCES),
+    Column("images_low", _of("images", "low"), "over images", _image_interval, _DIFFERENCES),
+    Column("images_high", _of("images", "high")),
     Column("paper", _published),
     Column("differs_in", lambda m: "; ".join(m.numbers.daggers)),
     Column("remark", None, "", remark_text, _DIFFERENCES, "left", wraps=True),

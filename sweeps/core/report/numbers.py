@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from sweeps.core.statistics.image_noise import ImageInterval
+from sweeps.core.statistics.paired import Paired, Summary
+
 
 def format_value(value: float, *, percent: bool) -> str:
     """A value for people: percent with one digit, or a plain number with three.
@@ -19,6 +24,24 @@ def format_difference(value: float, *, percent: bool) -> str:
     ('-1.23', '0.00')
     """
     return without_negative_zero(f"{100 * value:+.2f}" if percent else f"{value:+.4f}")
+
+
+def format_interval(
+    interval: Summary | Paired | ImageInterval | None,
+    format_end: Callable[..., str] = format_difference,
+    *,
+    percent: bool,
+) -> str:
+    """Both ends of an interval, as ``-1.50 to -0.20``; ``-`` where there is none.
+
+    Args:
+        interval: The interval.
+        format_end: ``format_value`` or ``format_difference``.
+        percent: As there.
+    """
+    if interval is None or interval.low is None or interval.high is None:
+        return "-"
+    return " to ".join(format_end(end, percent=percent) for end in (interval.low, interval.high))
 
 
 def format_p(p: float | None) -> str:
@@ -40,13 +63,7 @@ def format_for_program(value: float | str | None) -> str:
     """
     if not isinstance(value, float):
         return "" if value is None else str(value)
-    text = f"{value:.6f}"
-    return text.lstrip("-") if float(text) == 0 else text
-
-
-def is_percent(key: str) -> bool:
-    """Whether a metric is a score in [0, 1], which is printed in percent."""
-    return not any(part in key for part in ("similarity", "loss", "time", "bytes"))
+    return without_negative_zero(f"{value:.6f}")
 
 
 def without_negative_zero(text: str) -> str:

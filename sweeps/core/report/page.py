@@ -15,21 +15,24 @@ from typing import Any
 
 from markupsafe import Markup
 
+from sweeps.core.design.study import Cell
 from sweeps.core.findings.analysis import StudyAnalysis
-from sweeps.core.plan.forecast import duration
-from sweeps.core.report import summary
+from sweeps.core.plan.forecast import duration, scorecard
+from sweeps.core.report.columns import columns_of
 from sweeps.core.report.markup import REFRESH_S, policy, safe_json, safe_svg, templates
-from sweeps.core.report.row_details import difference_columns, row_details, value_columns
+from sweeps.core.report.row_details import NEVER_SHARED, difference_columns, row_details, value_text
 from sweeps.core.report.section import Card, Cards, Section, Source
 from sweeps.core.report.table import NOT_VOC, TableBlock, TableRow
-from sweeps.core.store.study_record import State, StudyRecord
+from sweeps.core.store.study_record import State, StudyRecord, TrialRecord
+from toco.config import flatten
+from toco.room import size
 
 INLINE_TRIALS = 2000
 """Details of up to so many trials are in the page itself."""
 ROWS_PER_PAGE = 200
 ROWS_PER_FILE = 100
 MAX_FOOTNOTES = 50
-MAX_FAULTS = 5
+MAX_FAULTS, MAX_FAILURES, MAX_RUNNING = 5, 20, 50
 _STATES: tuple[State, ...] = ("finished", "running", "failed", "diverged", "waiting")
 
 
@@ -77,17 +80,17 @@ def page(source: Source, cards: Cards, written: str) -> Page:
             total=len(study.trials),
             counts=[(state, counts[state]) for state in _STATES if counts[state]],
             unfinished=counts["finished"] < len(study.trials),
-            failures=summary.failures(study),
-            running=summary.running(study),
+            failures=_failures(study),
+            running=_running(study),
             eta=None if study.eta_s is None else duration(study.eta_s),
             refresh_s=REFRESH_S if study.running else None,
             not_voc=NOT_VOC if NOT_VOC in table.captions else None,
             captions=[caption for caption in table.captions if caption != NOT_VOC],
             max_footnotes=MAX_FOOTNOTES,
             remarks=remarks,
-            forecast=summary.forecast(study),
-            facts=summary.facts(study),
-            config=summary.shared_config(study),
+            forecast=_forecast(study),
+            facts=_facts(study),
+            config=_shared_config(study),
             title=table.title,
             written=written,
             policy=policy(script),
@@ -101,7 +104,7 @@ def page(source: Source, cards: Cards, written: str) -> Page:
                     "rowsPerFile": ROWS_PER_FILE,
                     "written": re.sub(r"\W", "", written),
                     "metrics": [[metric.title, metric.higher_is_better] for metric in table.metrics],
-                    "valueHeadings": [column.heading for column in value_columns(table)],
+                    "valueHeadings": [column.heading for column in columns_of("values", table.columns)],
                     "differenceHeadings": [column.heading for column in difference_columns(table)],
                 }
             ),
@@ -152,3 +155,95 @@ def _files(details: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
     for number in sorted(details):
         parts.setdefault(number // ROWS_PER_FILE, {})[number] = details[number]
     return {f"details/{part:04d}.js": f"tocoDetails({part},{safe_json(content)});\n" for part, content in parts.items()}
+
+
+def _failures(study: StudyRecord) -> list[dict[str, Any]]:
+    """Group the trials that failed or diverged by their last line, the most frequent first."""
+    groups: dict[tuple[str, str], list[tuple[Cell, TrialRecord]]] = {}
+    for cell, trials in zip(study.cells, study.trials_by_cell, strict=True):
+        for trial in trials:
+            if trial.state in ("failed", "diverged"):
+                last = (trial.message or "no message").strip().rpartition("\n")[2]
+                groups.setdefault((trial.state, last), []).append((cell, trial))
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return [
+        {
+            "state": state,
+            "last": last,
+            "count": len(members),
+            "names": [f"{cell.label}, seed {trial.seed}" for cell, trial in members[:5]],
+            "attempts": max(trial.attempts for _, trial in members),
+            "message": members[0][1].message or "",
+        }
+        for (state, last), members in ordered[:MAX_FAILURES]
+    ]
+
+
+def _running(study: StudyRecord) -> list[tuple[str, int, int | None]]:
+    """List the running trials: name, step, and the total number of steps, once a trial has ended."""
+    steps = next((trial.entry.config.get("num_steps") for trial in study.trials if trial.entry), None)
+    found = [
+        (f"{cell.label}, seed {trial.seed}", trial.step, steps)
+        for cell, trials in zip(study.cells, study.trials_by_cell, strict=True)
+        for trial in trials
+        if trial.state == "running"
+    ]
+    return found[:MAX_RUNNING]
+
+
+def _forecast(study: StudyRecord) -> tuple[str, ...]:
+    """Compare the forecast with what happened, in sentences."""
+    if study.forecast is None:
+        return ()
+    # The forecast left out what another study had trained before.
+    entries = [trial.entry for trial in study.trials if trial.entry and trial.entry.origin.study == study.name]
+    return scorecard(study.forecast, entries, None)
+
+
+def _facts(study: StudyRecord) -> list[tuple[str, str]]:
+    """List recipe, data, versions, hardware and cost; where trials differ, all values are named."""
+    entries = [trial.entry for trial in study.trials if trial.entry]
+    provenance = [entry.provenance for entry in entries]
+    finished = sum(trial.counts for trial in study.trials)
+    commits = (
+        "unknown (not in a git checkout)" if commit is None else commit + (" with uncommitted changes" if dirty else "")
+        for commit, dirty in dict.fromkeys((p.get("commit"), p.get("dirty")) for p in provenance)
+    )
+    versions = (", ".join(f"{name} {v}" for name, v in p.get("versions", {}).items()) for p in provenance)
+    manifests = (", ".join(f"{split} {v[:16]}" for split, v in p.get("data_manifest", {}).items()) for p in provenance)
+    times = [entry.wall_time_s for entry in entries if entry.wall_time_s is not None]
+    time = f"{duration(sum(times))} in all trials together, {duration(max(times))} the longest" if times else ""
+    memory = max((entry.peak_memory_bytes or 0 for entry in entries), default=0)
+    facts = [
+        ("Recipe", study.recipe),
+        ("Data", study.data),
+        ("Design", f"{study.design}, for {'effects of a size' if study.purpose == 'effect' else 'direction'}"),
+        (
+            "Changed from the recipe",
+            ", ".join(f"{path} = {value}" for path, value in study.changes.items()) or "nothing",
+        ),
+        ("Seeds", ", ".join(map(str, study.seeds))),
+        ("Trials", f"{finished} of {len(study.trials)} finished"),
+        ("Study digest", study.digest),
+        ("Commit", _distinct(commits)),
+        ("Versions", _distinct(versions)),
+        ("Hardware", _distinct(f"{p.get('device')}, {p.get('platform')}" for p in provenance if p)),
+        ("Weights (sha256)", _distinct(p.get("weights_sha256") or "none from a file" for p in provenance)),
+        ("Data manifest (sha256)", _distinct(manifests)),
+        ("Time", time),
+        ("Peak memory", f"{size(memory)} in one trial" if memory else ""),
+        ("Failed attempts", str(sum(trial.attempts for trial in study.trials) or "")),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(value for value in values if value))
+
+
+def _shared_config(study: StudyRecord) -> list[tuple[str, str]]:
+    """List the fields of the first config that was trained; those that the study varies read ``varies``."""
+    entry = next((trial.entry for trial in study.trials if trial.entry), None)
+    varied = {path for cell in study.cells for path in cell.changes} | NEVER_SHARED
+    leaves = {} if entry is None else flatten(entry.config)
+    return [(path, "varies" if path in varied else value_text(leaves, path)) for path in leaves]

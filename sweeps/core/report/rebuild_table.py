@@ -1,7 +1,6 @@
-"""Make table.csv again from values.csv, and say whether it is the same. Needs Python 3.10, numpy and scipy.
+"""Make table.csv again from values.csv, and compare it with the table.csv beside it; exit status 1 where they differ.
 
-    python rebuild_table.py            compare with the table.csv beside it; exit status 1 where they differ
-    python rebuild_table.py --print    print what was made
+Needs Python 3.10, numpy and scipy.
 
 values.csv has the result of every trial, table.json says which cells are rows, what each is compared with and which
 comparisons were declared before anything was run. The columns in COMPUTED are computed here; all others are copied from
@@ -68,57 +67,52 @@ def rebuilt(table: dict[str, Any], values: Values) -> str:
 def row_line(table: dict[str, Any], row: dict[str, Any], key: str, values: Values) -> dict[str, Any]:
     """One line, without the mark and without Holm's correction."""
     ours = values.get((row["cell"], key), {})
-    line: dict[str, Any] = {"cell": row["cell"], "number of block": row["block"], "mark": "", **row["columns"][key]}
-    line |= dict(zip(("n", "mean", "sd", "low", "high"), interval(ours), strict=True))
     theirs = {} if row["versus"] is None else values.get((table["rows"][row["versus"]]["cell"], key), {})
+    line: dict[str, Any] = {"cell": row["cell"], "number of block": row["block"], "mark": "", **row["columns"][key]}
+    numbers = np.array(list(ours.values()))
+    line |= dict(zip(("n", "mean", "sd", "low", "high"), summary(numbers, np.abs(numbers)), strict=True))
     return line | paired(ours, theirs)
 
 
-def spread(values: np.ndarray, scale: float) -> float | None:
-    """Sample standard deviation; 0 where it is rounding, ``None`` of one value."""
-    if len(values) < 2:
-        return None
-    sd = float(np.std(values, ddof=1))
-    return sd if sd > ROUNDING * scale else 0.0
+def summary(
+    values: np.ndarray, sizes: np.ndarray
+) -> tuple[int, float | None, float | None, float | None, float | None]:
+    """Number, mean, standard deviation and the t interval of the mean.
 
-
-def interval(ours: dict[int, float]) -> tuple[int, float | None, float | None, float | None, float | None]:
-    """Number, mean, standard deviation and the t interval of the mean."""
-    if not ours:
-        return 0, None, None, None, None
-    values = np.array(list(ours.values()))
-    sd = spread(values, float(np.abs(values).max()))
-    if not sd:
-        return len(values), float(values.mean()), sd, None, None
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
-    return len(values), float(values.mean()), sd, float(low), float(high)
+    A deviation that is rounding, compared with the largest of ``sizes``, is 0; without scatter there is no interval.
+    """
+    n = len(values)
+    if n < 2:
+        return n, float(values[0]) if n else None, None, None, None
+    mean, sd = float(values.mean()), float(np.std(values, ddof=1))
+    if sd <= ROUNDING * float(sizes.max()):
+        return n, mean, 0.0, None, None
+    low, high = stats.t.interval(0.95, n - 1, mean, stats.sem(values))
+    return n, mean, sd, float(low), float(high)
 
 
 def paired(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any]:
     """The difference paired by place among the seeds, its t interval, the paired t test and Hedges' effect size."""
-    names = ("difference", "difference_low", "difference_high", "p", "effect_size")
-    line: dict[str, Any] = {"pairs": 0, "p_holm": None, **dict.fromkeys(names)}
     common = sorted(ours.keys() & theirs.keys())
-    if not common:
-        return line
     first, second = (np.array([side[key] for key in common]) for side in (ours, theirs))
-    n, differences = len(common), first - second
-    scale = float(max(np.abs(first).max(), np.abs(second).max()))
-    mean, sd = float(differences.mean()), spread(differences, scale)
-    line |= {"pairs": n, "difference": mean}
-    if sd is None:
+    sizes = np.abs(np.concatenate([first, second]))
+    n, mean, sd, low, high = summary(first - second, sizes)
+    line: dict[str, Any] = {"pairs": n, "difference": mean, "difference_low": low, "difference_high": high}
+    line |= dict.fromkeys(("p", "p_holm", "effect_size"))
+    if mean is None or sd is None:
         return line
     if sd == 0:
         # Nothing scatters: the t test has no scale. All signs equal is what the exact sign-flip test counts.
-        return line | {"p": 1.0 if abs(mean) <= ROUNDING * scale else 2.0 ** (1 - n)}
-    low, high = stats.t.interval(0.95, n - 1, mean, stats.sem(differences))
-    line |= {"difference_low": float(low), "difference_high": float(high)}
+        return line | {"p": 1.0 if abs(mean) <= ROUNDING * float(sizes.max()) else 2.0 ** (1 - n)}
     line["p"] = float(stats.ttest_rel(first, second).pvalue)
     if n > 2:
-        df = n - 1
-        correction = math.gamma(df / 2) / (math.sqrt(df / 2) * math.gamma((df - 1) / 2)) if df < 300 else 1 - 0.75 / df
-        line["effect_size"] = mean / sd * correction
+        line["effect_size"] = mean / sd * hedges(n - 1)
     return line
+
+
+def hedges(df: int) -> float:
+    """Hedges' correction of an effect size for ``df`` degrees of freedom."""
+    return math.gamma(df / 2) / (math.sqrt(df / 2) * math.gamma((df - 1) / 2)) if df < 300 else 1 - 0.75 / df
 
 
 def correct_by_holm(lines: list[dict[str, Any]]) -> None:
@@ -165,9 +159,6 @@ def main() -> int:
     folder = Path(__file__).parent
     table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     made = rebuilt(table, read_values((folder / "values.csv").read_text(encoding="utf-8")))
-    if "--print" in sys.argv[1:]:
-        sys.stdout.write(made)
-        return 0
     stored = (folder / "table.csv").read_text(encoding="utf-8")
     if made == stored:
         sys.stdout.write(f"table.csv was made again from values.csv: {made.count(chr(10)) - 1} lines, all the same.\n")

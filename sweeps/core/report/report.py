@@ -9,35 +9,29 @@ from sweeps.core.findings.verdict import Verdict, judge
 from sweeps.core.report.columns import COLUMNS, StatisticColumn
 from sweeps.core.report.latex import latex
 from sweeps.core.report.markdown import markdown
-from sweeps.core.report.section import Cards, Section, Source, make_cards
+from sweeps.core.report.section import Card, Cards, Section, Source
 from sweeps.core.report.sections import SECTIONS
-from sweeps.core.report.study_table import study_table
+from sweeps.core.report.table import study_table
 from sweeps.core.report.terminal import terminal
 from sweeps.core.store.study_record import StudyRecord
 
 
 @dataclass(frozen=True, slots=True)
 class ReportForms:
-    """A study's report, from which every form is made."""
+    """A study's report: what every form is made from, and the text forms.
+
+    Attributes:
+        terminal: The table with all it says, for a terminal of 120 columns.
+        markdown: ``table.md``.
+        latex: ``table.tex``.
+    """
 
     source: Source
     cards: Cards
     verdict: Verdict
-
-    @property
-    def terminal(self) -> str:
-        """The table with all it says, for a terminal of 120 columns."""
-        return terminal(self.source.table, self.cards.grids("body"))
-
-    @property
-    def markdown(self) -> str:
-        """``table.md``."""
-        return markdown(self.source.table, self.cards.grids("body"), self.cards.grids("appendix"))
-
-    @property
-    def latex(self) -> str:
-        """``table.tex``."""
-        return latex(self.source.table, self.cards.grids("body"))
+    terminal: str
+    markdown: str
+    latex: str
 
 
 def make_report(
@@ -55,5 +49,13 @@ def make_report(
     """
     analysis = analyse(study)
     verdict = judge(study, analysis)
-    source = Source(study, analysis, study_table(study, analysis, verdict, columns))
-    return ReportForms(source, make_cards(source, sections), verdict)
+    table = study_table(study, analysis, verdict, columns)
+    source = Source(study, analysis, table)
+    answers = [(section, section.show(source)) for section in sections]
+    cards = Cards(
+        tuple((section, card) for section, card in answers if isinstance(card, Card)),
+        tuple(f"{section.title}: {reason}." for section, reason in answers if isinstance(reason, str)),
+    )
+    body, appendix = cards.grids("body"), cards.grids("appendix")
+    texts = terminal(table, body), markdown(table, body, appendix), latex(table, body)
+    return ReportForms(source, cards, verdict, *texts)

@@ -38,7 +38,7 @@ def row_details(study: StudyRecord, table: StudyTable, logs: bool) -> dict[int, 
     numbers = {row.versus for row in study.rows if row.versus is not None}
     bases = {number: _resolved(study, study.rows[number]) for number in numbers}
     cells = [[_trial(study, table, trial, logs) for trial in trials] for trials in study.trials_by_cell]
-    values, differences = value_columns(table), difference_columns(table)
+    values, differences = columns_of("values", table.columns), difference_columns(table)
     return {
         row.number: {
             "versus": row.versus,
@@ -51,11 +51,6 @@ def row_details(study: StudyRecord, table: StudyTable, logs: bool) -> dict[int, 
         for block in table.blocks
         for row in block.rows
     }
-
-
-def value_columns(table: StudyTable) -> tuple[StatisticColumn, ...]:
-    """The statistics of the row itself."""
-    return columns_of("values", table.columns)
 
 
 def difference_columns(table: StudyTable) -> tuple[StatisticColumn, ...]:
@@ -105,18 +100,15 @@ def _log_line(line: bytes) -> str | None:
 
 def _changes(study: StudyRecord, row: PlannedRow, bases: Mapping[int, Mapping[str, Any]]) -> list[list[str]]:
     """Fields whose values differ from those of the row it is compared with: path, value there, value here."""
-    base = None if row.versus is None else study.rows[row.versus]
     here, there = _resolved(study, row), {} if row.versus is None else bases[row.versus]
-    if base is None or not here or not there:
-        planned, changes = {} if base is None else study.changes_of(base), study.changes_of(row)
-        paths = [path for path in {**planned, **changes} if _differ(path, planned, changes)]
-        return [[path, value_text(planned, path), value_text(changes, path)] for path in paths]
-    paths = [path for path in {**there, **here} if path not in NEVER_SHARED and _differ(path, there, here)]
-    return [[path, value_text(there, path), value_text(here, path)] for path in paths]
-
-
-def _differ(path: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-    return path not in there or path not in here or there[path] != here[path]
+    if not here or not there:
+        here = study.changes_of(row)
+        there = {} if row.versus is None else study.changes_of(study.rows[row.versus])
+    return [
+        [path, value_text(there, path), value_text(here, path)]
+        for path in {**there, **here}
+        if path not in NEVER_SHARED and (path not in there or path not in here or there[path] != here[path])
+    ]
 
 
 def value_text(config: Mapping[str, Any], path: str) -> str:
@@ -124,6 +116,6 @@ def value_text(config: Mapping[str, Any], path: str) -> str:
     return public_text(json.dumps(config[path])) if path in config else "as the recipe has it"
 
 
-def _resolved(study: StudyRecord, row: PlannedRow) -> dict[str, Any]:
+def _resolved(study: StudyRecord, row: PlannedRow) -> Mapping[str, Any]:
     """The leaves of the first config that was trained; empty where none was."""
     return next((flatten(trial.entry.config) for trial in study.trials_of(row) if trial.entry), {})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,16 +15,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from sweeps.core.design.search_space import Objective
 from sweeps.core.findings.exit_status import CLEAN, INCOMPLETE, ExitCode
-from sweeps.core.report.column import Column, columns_csv
 from sweeps.core.report.drawing import MUTED, SERIES, STYLE, svg
 from sweeps.core.report.markdown import escaped, pipe
 from sweeps.core.report.markup import REFRESH_S, policy, safe_svg, templates
 from sweeps.core.report.terminal import plain, sentences
-from sweeps.core.report.text_grid import TextColumn, TextGrid, make_cells
-from sweeps.core.store.search_record import ENDED, FEWEST_FOR_IMPORTANCE, SearchRecord, SearchTrial, read_search_record
+from sweeps.core.report.text_grid import Column, TextColumn, TextGrid, columns_csv, make_cells
+from sweeps.core.report.write import PAGE, WrittenReport
+from sweeps.core.store.search_record import FEWEST_FOR_IMPORTANCE, SearchRecord, SearchTrial, read_search_record
 from toco.files import write_text
 
-PAGE = "report.html"
 SELECTED = (
     "These are selected values: every trial was chosen after looking at others, and trained with one seed. They belong "
     "in no ablation table without a mark; a table that finds one of these trials puts a dagger on its row. To know "
@@ -32,36 +31,14 @@ SELECTED = (
 )
 FEW = 20
 """With fewer finished trials than this, importance is hardly more than a hint."""
-_METHOD = "method."
-
-
-@dataclass(frozen=True, slots=True)
-class SearchReport:
-    """What was written.
-
-    Attributes:
-        text: Front, importance and all trials, for a terminal.
-        note: The same in Markdown, which MLflow shows as the search's description.
-        page: ``report.html``.
-        files: ``search.md``, ``trials.csv`` and ``report.html``.
-        is_complete: Whether every trial ended.
-        exit_code: 4 where a trial failed, else 0.
-    """
-
-    text: str
-    note: str
-    page: Path
-    files: tuple[Path, ...]
-    is_complete: bool
-    exit_code: ExitCode
 
 
 TrialColumn = Column[SearchTrial]
 """What the report prints of a trial."""
 
 
-def write_search_report(path: Path, *, running: bool = False) -> SearchReport:
-    """Write the report of the search as it stands, which may be unfinished.
+def write_search_report(path: Path, *, running: bool = False) -> WrittenReport:
+    """Write ``search.md``, ``trials.csv`` and the page of the search as it stands, which may be unfinished.
 
     Args:
         path: The search's folder.
@@ -71,29 +48,24 @@ def write_search_report(path: Path, *, running: bool = False) -> SearchReport:
         ValueError: ``path`` is not a search's folder.
     """
     record = read_search_record(path)
-    grids = [_front(record), _importance(record), _all(record)]
-    summary = _summary(record)
     contents = {
-        "search.md": _markdown(record, summary, grids),
+        "search.md": _markdown(record),
         "trials.csv": trials_csv(record),
-        PAGE: _page(record, summary, grids, running=running),
+        PAGE: _page(record, running=running),
     }
     for name, content in contents.items():
         write_text(path / name, content)
-    ended = sum(trial.state in ENDED for trial in record.trials)
-    return SearchReport(
-        text=_text(record, summary, grids),
-        note=contents["search.md"],
-        page=path / PAGE,
-        files=tuple(path / name for name in contents),
-        is_complete=ended == len(record.trials) >= record.num_trials,
-        exit_code=INCOMPLETE if any(trial.state == "failed" for trial in record.trials) else CLEAN,
-    )
+    text, exit_code = search_text(record)
+    return WrittenReport(text, contents["search.md"], path / PAGE, tuple(path / name for name in contents), exit_code)
 
 
-def search_text(record: SearchRecord) -> str:
-    """Front, importance and all trials, for a terminal. Writes nothing."""
-    return _text(record, _summary(record), [_front(record), _importance(record), _all(record)])
+def search_text(record: SearchRecord) -> tuple[str, ExitCode]:
+    """Make the report for a terminal, with the exit status: 4 where a trial failed, else 0. Writes nothing."""
+    parts = [record.title, sentences([_summary(record)])]
+    for grid in _grids(record):
+        parts += [f"{grid.title}\n{plain(grid)}" if grid.lines else grid.title, sentences(grid.notes)]
+    exit_code = INCOMPLETE if any(trial.state == "failed" for trial in record.trials) else CLEAN
+    return "\n\n".join([*parts, sentences([SELECTED])]), exit_code
 
 
 def trials_csv(record: SearchRecord) -> str:
@@ -116,7 +88,7 @@ def _setting(path: str) -> TrialColumn:
         value = trial.values[path]
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
-    return Column(path, lambda trial: trial.values[path], _short(path), text)
+    return Column(path, lambda trial: trial.values[path], path.removeprefix("method."), text)
 
 
 def _objective(objective: Objective) -> TrialColumn:
@@ -159,7 +131,10 @@ def _importance(record: SearchRecord) -> TextGrid:
     known = [objective for objective in record.objectives if objective.key in record.importance]
     first = record.importance[known[0].key] if known else {}
     lines = tuple(
-        make_cells(_short(path), *(f"{100 * record.importance[objective.key][path]:.0f} %" for objective in known))
+        make_cells(
+            path.removeprefix("method."),
+            *(f"{100 * record.importance[objective.key][path]:.0f} %" for objective in known),
+        )
         for path in sorted(first, key=lambda path: -first[path])
     )
     number = record.importance_n
@@ -229,10 +204,6 @@ def _heading(objective: Objective) -> str:
     return f"{objective.title} [{unit}]" if unit else objective.title
 
 
-def _short(path: str) -> str:
-    return path.removeprefix(_METHOD)
-
-
 def _summary(record: SearchRecord) -> str:
     states = [trial.state for trial in record.trials]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none begun"
@@ -248,22 +219,18 @@ def _summary(record: SearchRecord) -> str:
     return text
 
 
-def _text(record: SearchRecord, summary: str, grids: Sequence[TextGrid]) -> str:
-    parts = [record.title, sentences([summary])]
-    for grid in grids:
-        parts += [f"{grid.title}\n{plain(grid)}" if grid.lines else grid.title, sentences(grid.notes)]
-    return "\n\n".join([*parts, sentences([SELECTED])])
+def _grids(record: SearchRecord) -> tuple[TextGrid, ...]:
+    return _front(record), _importance(record), _all(record)
 
 
-def _markdown(record: SearchRecord, summary: str, grids: Sequence[TextGrid]) -> str:
-    parts = [f"# {escaped(record.title)}", f"**{escaped(SELECTED)}**", escaped(summary)]
-    for grid in grids:
+def _markdown(record: SearchRecord) -> str:
+    parts = [f"# {escaped(record.title)}", f"**{escaped(SELECTED)}**", escaped(_summary(record))]
+    for grid in _grids(record):
         parts += [f"## {grid.title}", *([pipe(grid)] if grid.lines else []), *map(escaped, grid.notes)]
     return "\n\n".join(parts) + "\n"
 
 
-def _page(record: SearchRecord, summary: str, grids: Sequence[TextGrid], *, running: bool) -> str:
-    plot = _plot(record)
+def _page(record: SearchRecord, *, running: bool) -> str:
     facts = {
         "Recipe": record.recipe,
         "Data": record.data,
@@ -281,9 +248,9 @@ def _page(record: SearchRecord, summary: str, grids: Sequence[TextGrid], *, runn
             title=record.title,
             is_embedded=record.data == "shapes",
             selected=SELECTED,
-            summary=summary,
-            plot=None if plot is None else safe_svg(plot),
-            grids=grids,
+            summary=_summary(record),
+            plot=_plot(record),
+            grids=_grids(record),
             facts=facts,
             refresh_s=REFRESH_S if running else None,
             policy=policy(),
@@ -292,7 +259,7 @@ def _page(record: SearchRecord, summary: str, grids: Sequence[TextGrid], *, runn
     )
 
 
-def _plot(record: SearchRecord) -> str | None:
+def _plot(record: SearchRecord) -> Markup | None:
     """Every pair of objectives with all finished trials; the front in colour, the recipe's own settings as a square."""
     if not any(trial.results for trial in record.trials):
         return None
@@ -301,7 +268,7 @@ def _plot(record: SearchRecord) -> str | None:
         figure = Figure(figsize=(3.6 * len(pairs), 3.2), layout="constrained")
         for axes, (across, up) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
             _pair(axes, record, across, up)
-        return svg(figure, "front", "Finished trials by every pair of objectives, the Pareto front in colour")
+        return safe_svg(svg(figure, "front", "Finished trials by every pair of objectives, the Pareto front in colour"))
 
 
 def _pair(axes: Axes, record: SearchRecord, across: Objective, up: Objective) -> None:

@@ -41,11 +41,6 @@ class Source:
         self.faults.extend(curves.faults)
         return curves
 
-    @property
-    def has_paper(self) -> bool:
-        """Whether published numbers stand beside any row."""
-        return any(block.paper for block in self.study.blocks)
-
 
 @dataclass(frozen=True, slots=True)
 class Card:
@@ -101,12 +96,3 @@ class Cards:
     def grids(self, text: Literal["body", "appendix"]) -> tuple[TextGrid, ...]:
         """The tables that the text forms print in a place."""
         return tuple(grid for section, card in self.shown if section.text == text for grid in card.grids)
-
-
-def make_cards(source: Source, sections: tuple[Section, ...]) -> Cards:
-    """Ask every section for its card."""
-    asked = [(section, section.show(source)) for section in sections]
-    return Cards(
-        tuple((section, card) for section, card in asked if isinstance(card, Card)),
-        tuple(f"{section.title}: {reason}." for section, reason in asked if isinstance(reason, str)),
-    )

@@ -1,14 +1,25 @@
-"""The table of a study: rows, comparisons and sentences, as the terminal, Markdown, LaTeX and the page print them."""
+"""The table of a study: rows, comparisons and sentences, as the terminal, Markdown, LaTeX, CSV and the page print them.
+
+Nothing here depends on when, where or by whom the study was run: the same results give the same bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sweeps.core.findings.verdict import ClaimVerdict
-from sweeps.core.report.columns import Measurement, StatisticColumn, TableMetric, columns_of, mean_text
-from sweeps.core.report.text_grid import TextCell, TextColumn, TextGrid
+from sweeps.core.design.study import Cell, Metric, PlannedRow
+from sweeps.core.findings.analysis import RowAnalysis, StudyAnalysis
+from sweeps.core.findings.verdict import ClaimVerdict, Verdict
+from sweeps.core.report.columns import COLUMNS, Measurement, StatisticColumn, columns_of, mean_text
+from sweeps.core.report.numbers import format_difference, format_for_program, format_value
+from sweeps.core.report.text_grid import TextCell, TextColumn, TextGrid, columns_csv
+from sweeps.core.store.study_record import StudyRecord, TrialRecord
+from toco.evaluate.report import map_of, title_of
 
 LEGEND = "Bold: the best, or not distinguishable from it; underlined: the second."
 NOT_VOC = (
@@ -16,6 +27,15 @@ NOT_VOC = (
     "the size of its numbers says nothing beside the paper's; what can be compared is the order of the rows."
 )
 """The caption of a study on the embedded benchmark, which the page sets apart."""
+MEANINGS = {
+    "val/cam_miou": "mIoU of the CAM of the last block",
+    "val/aux_cam_miou": "mIoU of the auxiliary CAM, made from the tokens of the auxiliary block",
+    "val/seg_miou": "mIoU of the decoder's segmentation",
+    "val/patch_similarity_last": "mean cosine similarity of the patch tokens after the last block (1 = all the same)",
+}
+"""What a metric is, by key."""
+MAX_STATES = 50
+"""Trials that are named one by one because they do not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +72,7 @@ class TableRow:
         """The measurements that have a difference to the row that this one is compared with."""
         return tuple(measurement for measurement in self.measurements if measurement.figures.paired is not None)
 
-    def published(self, metric: TableMetric) -> str:
+    def published(self, metric: Metric) -> str:
         """The paper's value; ``-`` where it has none."""
         return self.paper.get(metric.key, "-")
 
@@ -70,8 +90,8 @@ class TableBlock:
 
     title: str
     rows: tuple[TableRow, ...]
-    compared: tuple[TableMetric, ...]
-    published: tuple[TableMetric, ...]
+    compared: tuple[Metric, ...]
+    published: tuple[Metric, ...]
 
     @property
     def against(self) -> str:
@@ -115,7 +135,7 @@ class StudyTable:
 
     title: str
     columns: tuple[StatisticColumn, ...]
-    metrics: tuple[TableMetric, ...]
+    metrics: tuple[Metric, ...]
     blocks: tuple[TableBlock, ...]
     claims: tuple[ClaimVerdict, ...]
     verdict: str
@@ -131,14 +151,6 @@ class StudyTable:
         return tuple(measurement for row in rows for measurement in row.measurements)
 
 
-@dataclass(frozen=True, slots=True)
-class _RowColumn:
-    """A column of the table of the rows: how it looks, and what it prints of a row."""
-
-    look: TextColumn
-    cell: Callable[[TableBlock, TableRow], TextCell]
-
-
 def rows_grid(table: StudyTable, block: TableBlock, like: Sequence[TableBlock] = ()) -> TextGrid:
     """The rows of a block: label, means, number of seeds, the paper's values and the verdict.
 
@@ -147,9 +159,26 @@ def rows_grid(table: StudyTable, block: TableBlock, like: Sequence[TableBlock] =
         block: The block.
         like: Blocks whose columns this one is to have, too, so that LaTeX can print all of them as one table.
     """
-    columns = _row_columns(table.metrics, block.title, like or [block])
-    lines = tuple(tuple(column.cell(block, row) for column in columns) for row in block.rows)
-    return TextGrid(tuple(column.look for column in columns), lines, group=block.title)
+    rows, blocks = block.rows, like or [block]
+    labels = [TextCell(row.label, footnotes=row.footnotes) for row in rows]
+    columns = [(TextColumn(block.title, wraps=True), labels)]
+    for index, metric in enumerate(table.metrics):
+        look = TextColumn(metric.title, "right", over="ours", under=metric.title)
+        measurements = [row.measurements[index] for row in rows]
+        columns.append((look, [TextCell(mean_text(one), one.mark) for one in measurements]))
+    columns.append((TextColumn("n", "right", over="ours", under="n"), [TextCell(row.n) for row in rows]))
+    if any(other.renamed for other in blocks):
+        look = TextColumn("paper's row", "right", over="paper", under="row")
+        columns.append((look, [TextCell(row.paper_label or "-") for row in rows]))
+    published = [metric for metric in table.metrics if any(metric in other.published for other in blocks)]
+    for metric in published:
+        look = TextColumn(f"paper {metric.title}", "right", over="paper", under=metric.title)
+        columns.append((look, [TextCell(row.published(metric) if metric in block.published else "") for row in rows]))
+    if published:
+        look = TextColumn("verdict", wraps=True, over="verdict")
+        columns.append((look, [TextCell(row.verdict) for row in rows]))
+    looks, cells = zip(*columns, strict=True)
+    return TextGrid(looks, tuple(zip(*cells, strict=True)), group=block.title)
 
 
 def differences_grid(table: StudyTable, block: TableBlock) -> TextGrid:
@@ -171,32 +200,192 @@ def claims_grid(table: StudyTable) -> TextGrid:
     return TextGrid(columns, lines)
 
 
-def _row_columns(metrics: Iterable[TableMetric], label: str, blocks: Sequence[TableBlock]) -> list[_RowColumn]:
-    published = [metric for metric in metrics if any(metric in block.published for block in blocks)]
-    columns = [_RowColumn(TextColumn(label, wraps=True), lambda _, row: TextCell(row.label, footnotes=row.footnotes))]
-    columns += [_mean_column(index, metric) for index, metric in enumerate(metrics)]
-    columns.append(_RowColumn(TextColumn("n", "right", over="ours", under="n"), lambda _, row: TextCell(row.n)))
-    if any(block.renamed for block in blocks):
-        look = TextColumn("paper's row", "right", over="paper", under="row")
-        columns.append(_RowColumn(look, lambda _, row: TextCell(row.paper_label or "-")))
-    columns += map(_published_column, published)
-    if published:
-        look = TextColumn("verdict", wraps=True, over="verdict")
-        columns.append(_RowColumn(look, lambda _, row: TextCell(row.verdict)))
-    return columns
+def table_csv(table: StudyTable) -> str:
+    """``table.csv``: a line for each row and metric, fractions with six digits, empty where there is no number.
+
+    ``rebuild_table`` makes the same lines from the raw values without anything of this project.
+    """
+    return columns_csv(table.columns, table.measurements, format_for_program)
 
 
-def _mean_column(index: int, metric: TableMetric) -> _RowColumn:
-    def cell(_: TableBlock, row: TableRow) -> TextCell:
-        measurement = row.measurements[index]
-        return TextCell(mean_text(measurement), measurement.mark)
+def study_table(
+    study: StudyRecord, analysis: StudyAnalysis, verdict: Verdict, columns: tuple[StatisticColumn, ...] = COLUMNS
+) -> StudyTable:
+    """The table of a study as it stands, which may be unfinished.
 
-    return _RowColumn(TextColumn(metric.title, "right", over="ours", under=metric.title), cell)
+    Args:
+        study: The study.
+        analysis: Its numbers.
+        verdict: Its verdict.
+        columns: The statistics to print.
+    """
+    footnotes: dict[str, int] = {}
+    for row in analysis.rows:
+        for text in row.daggers:
+            footnotes.setdefault(f"{text}.", len(footnotes) + 1)
+    return StudyTable(
+        title=study.title,
+        columns=columns,
+        metrics=study.metrics,
+        blocks=tuple(_block(study, number, analysis, verdict, footnotes) for number in range(len(study.blocks))),
+        claims=verdict.claims,
+        verdict=verdict.sentence,
+        warnings=tuple(dict.fromkeys(warning for crossing in analysis.crossings for warning in crossing.warnings)),
+        footnotes=tuple(footnotes),
+        states=_states(study),
+        captions=(*_captions(study, analysis), *(column.note for column in columns if column.note)),
+    )
 
 
-def _published_column(metric: TableMetric) -> _RowColumn:
-    def cell(block: TableBlock, row: TableRow) -> TextCell:
-        return TextCell(row.published(metric) if metric in block.published else "")
+def _block(
+    study: StudyRecord, number: int, analysis: StudyAnalysis, verdict: Verdict, footnotes: Mapping[str, int]
+) -> TableBlock:
+    block = study.blocks[number]
+    rows = tuple(
+        _row(study, row, numbers, verdict, footnotes)
+        for row, numbers in zip(study.rows, analysis.rows, strict=True)
+        if row.block == number
+    )
+    return TableBlock(
+        block.title,
+        rows,
+        compared=tuple(metric for metric in study.metrics if metric.key in block.metrics),
+        published=tuple(metric for metric in study.metrics if any(metric.key in row.paper for row in rows)),
+    )
 
-    look = TextColumn(f"paper {metric.title}", "right", over="paper", under=metric.title)
-    return _RowColumn(look, cell)
+
+def _row(
+    study: StudyRecord, row: PlannedRow, numbers: RowAnalysis, verdict: Verdict, footnotes: Mapping[str, int]
+) -> TableRow:
+    paper_row = study.published(row)
+    paper = paper_row.metrics if paper_row else {}
+    verdicts = {found.metric: found.text for found in verdict.rows if found.row == row.number}
+    return TableRow(
+        number=row.number,
+        label=row.label,
+        role=row.role,
+        versus=None if row.versus is None else study.rows[row.versus].label,
+        measurements=tuple(Measurement(study, row, numbers, metric) for metric in study.metrics),
+        n=_seeds(numbers, study.metrics),
+        footnotes=tuple(footnotes[f"{text}."] for text in numbers.daggers),
+        paper_label=row.paper_row,
+        paper={
+            metric.key: format_value(paper[metric.key], percent=metric.percent)
+            for metric in study.metrics
+            if metric.key in paper
+        },
+        verdict=_row_verdict(study.metrics, verdicts),
+    )
+
+
+def _seeds(numbers: RowAnalysis, metrics: Iterable[Metric]) -> str:
+    """The number of seeds, which every row shows: a mean of one seed must not look like a mean of ten."""
+    count = numbers.finished
+    text = str(count) if count == numbers.planned else f"{count} of {numbers.planned}"
+    summaries = [(metric, numbers.figures[metric.key].summary) for metric in metrics]
+    fewer = [f"{metric.title} {summary.n}" for metric, summary in summaries if summary and summary.n < count]
+    return f"{text} ({', '.join(fewer)})" if fewer else text
+
+
+def _row_verdict(metrics: Iterable[Metric], verdicts: Mapping[str, str]) -> str:
+    if len(set(verdicts.values())) <= 1:
+        return next(iter(verdicts.values()), "")
+    return "; ".join(f"{metric.title} {verdicts[metric.key]}" for metric in metrics if metric.key in verdicts)
+
+
+def _states(study: StudyRecord) -> tuple[str, ...]:
+    ended = [
+        _end(cell, trial)
+        for cell, trials in zip(study.cells, study.trials_by_cell, strict=True)
+        for trial in trials
+        if trial.state in ("failed", "diverged")
+    ]
+    lines = ended[:MAX_STATES]
+    if len(ended) > MAX_STATES:
+        lines.append(f"{len(ended) - MAX_STATES} more failed or diverged.")
+    pending = Counter(trial.state for trial in study.trials if trial.state in ("running", "waiting"))
+    lines += [
+        f"{count} of {len(study.trials)} trials {'is' if count == 1 else 'are'} {state}."
+        for state, count in pending.items()
+    ]
+    return tuple(lines)
+
+
+def _end(cell: Cell, trial: TrialRecord) -> str:
+    """How a trial ended; of a traceback only the exception's name, since its text may hold paths."""
+    name = f"{cell.label}, seed {trial.seed}"
+    if trial.state == "diverged":
+        return f"{name}: diverged. {trial.message or ''}".rstrip()
+    last = (trial.message or "").strip().rpartition("\n")[2]
+    kind = re.match(r"[\w.]+", last)
+    return f"{name}: failed{f' ({kind[0]})' if kind else ''}."
+
+
+def _captions(study: StudyRecord, analysis: StudyAnalysis) -> tuple[str, ...]:
+    lines = [f"{metric.title}: {_meaning(metric)}." for metric in study.metrics]
+    lines.append("Mean ± sample standard deviation over n seeds; n = 1 has no spread.")
+    if any(row.paired for numbers in analysis.rows for row in numbers.figures.values()):
+        family = len(study.comparisons())
+        lines.append(
+            "Differences are paired by seed, with their t interval; p: two-sided paired t test after Holm's correction "
+            f"over the {family} declared comparison{'' if family == 1 else 's'} of the study; d: the difference in "
+            "standard deviations of the differences (Hedges)."
+        )
+    if any(figures.images for numbers in analysis.rows for figures in numbers.figures.values()):
+        lines.append(
+            "Over images: the interval that another draw of test images would give, by a paired bootstrap, the trained "
+            "networks being fixed. It is noise of the test set and enters no p."
+        )
+    floors = [
+        f"{metric.title} ±{format_difference(floor, percent=metric.percent).lstrip('+')}"
+        for metric in study.metrics
+        if (floor := analysis.floors.get(metric.key)) is not None
+    ]
+    if floors:
+        lines.append(
+            f"Noise floor, from the base and the base again (A/A): {', '.join(floors)}. Within noise: a difference "
+            "smaller than that; a paired test may find it all the same, since pairing takes out what a seed does to "
+            "both rows."
+        )
+    if any(figures.underpowered for numbers in analysis.rows for figures in numbers.figures.values()):
+        lines.append(
+            "Underpowered: not significant, in a study that could not have shown a difference of "
+            f"{100 * study.smallest_effect:g} points."
+        )
+    lines += _power(study, analysis)
+    settings: dict[str, list[str]] = {}
+    for block in study.blocks:
+        if block.paper is not None:
+            settings.setdefault(block.paper.setting, []).append(block.paper.source)
+    lines += [f"Paper: {'; '.join(dict.fromkeys(sources))}. {setting}" for setting, sources in settings.items()]
+    if study.data == "shapes":
+        lines.append(NOT_VOC)
+    return (*lines, *study.notes, *analysis.notes)
+
+
+def _power(study: StudyRecord, analysis: StudyAnalysis) -> list[str]:
+    power = analysis.power
+    if not power.comparisons or not math.isfinite(power.detectable_sd):
+        return []
+    text = (
+        f"With {power.n} pairs and {power.comparisons} comparisons this study detects, at {100 * study.power:.0f} % "
+        f"power, an effect of {power.detectable_sd:.1f} standard deviations of a paired difference"
+    )
+    points = [
+        f"{metric.title} {_detectable(metric, found.detectable)}{' points' if metric.percent else ''}"
+        for metric in study.metrics
+        if (found := power.metrics.get(metric.key)) and found.detectable is not None and math.isfinite(found.detectable)
+    ]
+    return [f"{text}, which is {', '.join(points)}." if points else f"{text}."]
+
+
+def _detectable(metric: Metric, value: float) -> str:
+    # No two scores are further apart than 100 points.
+    return ">100" if metric.percent and value > 1 else format_difference(value, percent=metric.percent).lstrip("+")
+
+
+def _meaning(metric: Metric) -> str:
+    """What the metric is, and in which unit."""
+    of_map = map_of(metric.key)
+    derived = metric.key if of_map is None else f"mIoU of the {title_of(of_map)}"
+    return MEANINGS.get(metric.key, derived) + (", in percent" if metric.percent else "")

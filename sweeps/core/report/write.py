@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sweeps.core.findings.exit_status import ExitCode
 from sweeps.core.report.bundle import bundle_files, write_zip
 from sweeps.core.report.page import page
 from sweeps.core.report.report import make_report
-from sweeps.core.report.table_csv import table_csv
+from sweeps.core.report.table import table_csv
 from sweeps.core.store.study_record import StudyRecord, read_study_record
 from toco.files import write_text
 
@@ -18,26 +19,26 @@ PAGE = "report.html"
 
 
 @dataclass(frozen=True, slots=True)
-class StudyReport:
-    """What was written.
+class WrittenReport:
+    """The report of a study or a search in its folder.
 
     Attributes:
-        text: The table with its verdict and captions, for a terminal of 120 columns, and what the page lacks.
-        note: The same in Markdown, the verdict first: what MLflow shows as the study's description.
+        text: The report for a terminal of 120 columns, and what the page lacks.
+        note: The report in Markdown: what MLflow shows as the description.
         page: ``report.html``.
-        files: ``table.md``, ``table.csv``, ``table.tex`` and ``report.html``.
-        exit_code: The verdict's: 4 where a trial has no result, else 3 where a claim is contradicted, else 0.
+        files: All that was written, the page last.
+        exit_code: 4 where a trial has no result, else 3 where a claim is contradicted, else 0.
     """
 
     text: str
     note: str
     page: Path
     files: tuple[Path, ...]
-    exit_code: int
+    exit_code: ExitCode
 
 
-def write_report(study_dir: Path) -> StudyReport:
-    """Write the tables and the page of the study as it stands, which may be unfinished.
+def write_report(study_dir: Path) -> WrittenReport:
+    """Write ``table.md``, ``table.csv``, ``table.tex`` and the page of the study as it stands.
 
     Args:
         study_dir: The study's folder.
@@ -58,10 +59,10 @@ def write_report(study_dir: Path) -> StudyReport:
     _write(study_dir, tables | {PAGE: written.html})
     files = tuple(study_dir / name for name in (*tables, PAGE))
     text = "\n".join([report.terminal, *(f"Left out of the page: {remark}" for remark in written.remarks)])
-    return StudyReport(text, tables["table.md"], study_dir / PAGE, files, report.verdict.exit_code)
+    return WrittenReport(text, tables["table.md"], study_dir / PAGE, files, report.verdict.exit_code)
 
 
-def report_text(study: StudyRecord) -> tuple[str, int]:
+def report_text(study: StudyRecord) -> tuple[str, ExitCode]:
     """The table with its verdict and captions, for a terminal, and the verdict's exit status. Writes nothing."""
     report = make_report(study)
     return report.terminal, report.verdict.exit_code

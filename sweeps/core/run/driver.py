@@ -27,8 +27,7 @@ from sweeps.core.plan.forecast import Forecast, scorecard
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.plan_text import look_ahead
 from sweeps.core.plan.survey import SearchSituation, Situation, Task, survey
-from sweeps.core.report import StudyReport
-from sweeps.core.report.search_report import SearchReport
+from sweeps.core.report import WrittenReport
 from sweeps.core.run.failures import failure_of
 from sweeps.core.run.listener import Listener, carrying_on
 from sweeps.core.run.live_page import LivePage, write_report_of
@@ -480,14 +479,14 @@ class Driver:
         click.echo(closing_sentence(self._launch, self._mirror.pages, complete=is_sent))
         return INCOMPLETE if report is None or unfinished else report.exit_code
 
-    def _write_report(self) -> StudyReport | SearchReport | None:
+    def _write_report(self) -> WrittenReport | None:
         try:
             return write_report_of(self._situation, running=False)
         except Exception as error:  # the trainings are done and kept; the report can be written again
             warnings.warn(f"The report could not be written: {error!r}", stacklevel=2)
             return None
 
-    def _closing_text(self, unfinished: Sequence[Task], report: StudyReport | SearchReport | None) -> str:
+    def _closing_text(self, unfinished: Sequence[Task], report: WrittenReport | None) -> str:
         lines = []
         for task in unfinished:
             failures = self._situation.ledger.failures(task.key)
@@ -503,7 +502,7 @@ class Driver:
         return "\n".join(lines)
 
 
-def remember_report(situation: Situation | SearchSituation, launch: Launch, report: StudyReport | SearchReport) -> None:
+def remember_report(situation: Situation | SearchSituation, launch: Launch, report: WrittenReport) -> None:
     """Keep how a finished study ended, for its next start; a search is looked at anew each time."""
     if isinstance(situation, Situation):
         remember(

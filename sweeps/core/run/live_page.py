@@ -9,10 +9,9 @@ from collections.abc import Mapping
 
 import click
 
-from sweeps.core.findings.exit_status import CLEAN, INCOMPLETE
 from sweeps.core.plan.survey import SearchSituation, Situation
-from sweeps.core.report import StudyReport, report_text, write_report
-from sweeps.core.report.search_report import SearchReport, search_text, write_search_report
+from sweeps.core.report import WrittenReport, report_text, write_report
+from sweeps.core.report.search_report import search_text, write_search_report
 from sweeps.core.store.search_record import search_file, with_trials
 from sweeps.core.store.study_folder import StudyFolder, study_file
 from sweeps.core.store.study_record import with_results
@@ -85,7 +84,7 @@ class LivePage:
             self._closing.wait(max(self._every_s, (time.monotonic() - began) * (1 / SHARE - 1)))
 
 
-def write_report_of(situation: Situation | SearchSituation, *, running: bool) -> StudyReport | SearchReport:
+def write_report_of(situation: Situation | SearchSituation, *, running: bool) -> WrittenReport:
     """Write the report of a study or a search as it stands.
 
     Args:
@@ -104,9 +103,8 @@ def print_report_of(situation: Situation | SearchSituation) -> int:
     if isinstance(situation, Situation):
         now = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
         text, exit_code = report_text(with_results(now, situation.path))
-        click.echo(text)
-        return exit_code
-    search = search_file(situation.plan, situation.journal.name, situation.inputs, start_id="")
-    record = with_trials(search, situation.path)
-    click.echo(search_text(record))
-    return INCOMPLETE if any(trial.state == "failed" for trial in record.trials) else CLEAN
+    else:
+        search = search_file(situation.plan, situation.journal.name, situation.inputs, start_id="")
+        text, exit_code = search_text(with_trials(search, situation.path))
+    click.echo(text)
+    return exit_code

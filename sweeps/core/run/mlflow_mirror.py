@@ -141,10 +141,20 @@ class Mirror:
             "recipe": plan.study.recipe,
             "role": self._situation.kind,
         }
-        parent = self._tracker.ensure_parent(self._start_id, plan.folder_name, tags, last=last)
+        parent = self._tracker.ensure_parent(self._start_id, plan.folder_name, tags, self._maps(), last=last)
         if parent is not None and self.pages is None:
             self.pages = self._tracker.pages()
         return parent
+
+    def _maps(self) -> list[str]:
+        """Name the maps that the methods of the trials make."""
+        situation = self._situation
+        if isinstance(situation, Situation):
+            methods = [trial.config.method for trial in situation.plan.trials]
+        else:
+            methods = [situation.plan.base.method]
+        cams = dict.fromkeys(name for method in methods for name in ("cam", *method.further_cams()))
+        return [*cams, *(["seg"] if any(method.has_decoder() for method in methods) else [])]
 
     def _keep_links(self) -> None:
         if self.pages is None or self._links_kept == len(self._runs):

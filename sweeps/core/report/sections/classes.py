@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sweeps.core.report.columns import TableMetric
+from sweeps.core.design.study import Metric
 from sweeps.core.report.numbers import format_difference, format_value
 from sweeps.core.report.section import Card, Section, Source
 from sweeps.core.report.text_grid import TextColumn, TextGrid, make_cells
@@ -23,7 +23,7 @@ class ClassRow:
 class ClassTable:
     """IoU of every class under one metric; ``classes`` are names, in the order of their numbers."""
 
-    metric: TableMetric
+    metric: Metric
     classes: tuple[str, ...]
     rows: tuple[ClassRow, ...]
 
@@ -42,7 +42,7 @@ def _show(source: Source) -> Card | str:
 CLASSES = Section("classes", "Classes", _show, "classes.html.j2", text="appendix")
 
 
-def _table(source: Source, metric: TableMetric) -> ClassTable | None:
+def _table(source: Source, metric: Metric) -> ClassTable | None:
     rows = []
     names: tuple[str, ...] = ()
     for row, numbers in zip(source.study.rows, source.analysis.rows, strict=True):

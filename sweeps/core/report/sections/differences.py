@@ -13,9 +13,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sweeps.core.design.study import PlannedRow
+from sweeps.core.design.study import Metric, PlannedRow
 from sweeps.core.findings.analysis import StudyAnalysis
-from sweeps.core.report.columns import TableMetric
 from sweeps.core.report.drawing import INK, MUTED, PAPER, SERIES, STYLE, svg
 from sweeps.core.report.section import Card, Section, Source
 from sweeps.core.report.table import differences_grid
@@ -56,9 +55,10 @@ def _show(source: Source) -> Card | str:
 DIFFERENCES = Section("differences", "Differences", _show)
 
 
-def _draw(study: StudyRecord, analysis: StudyAnalysis, metrics: Sequence[TableMetric], rows: list[PlannedRow]) -> str:
+def _draw(study: StudyRecord, analysis: StudyAnalysis, metrics: Sequence[Metric], rows: list[PlannedRow]) -> str:
     if len(rows) > MAX_ROWS:
-        sizes = {row.number: _size(analysis, row, metrics[0].key) for row in rows}
+        paired = {row.number: analysis.rows[row.number].figures[metrics[0].key].paired for row in rows}
+        sizes = {number: abs(test.difference) if test else 0.0 for number, test in paired.items()}
         kept = set(sorted(sizes, key=sizes.__getitem__, reverse=True)[:MAX_ROWS])
         rows = [row for row in rows if row.number in kept or row.role == "a/a"]
     places, labels, headings = _places(study, rows)
@@ -83,11 +83,6 @@ def _draw(study: StudyRecord, analysis: StudyAnalysis, metrics: Sequence[TableMe
         return svg(figure, "differences", "Differences with their intervals, over the noise band")
 
 
-def _size(analysis: StudyAnalysis, row: PlannedRow, key: str) -> float:
-    paired = analysis.rows[row.number].figures[key].paired
-    return abs(paired.difference) if paired else 0.0
-
-
 def _places(study: StudyRecord, rows: Sequence[PlannedRow]) -> tuple[dict[int, int], list[str], set[int]]:
     """Place of every row from the top, and the labels, where the block's headings stand between the rows."""
     places: dict[int, int] = {}
@@ -109,7 +104,7 @@ def _draw_panel(
     axes: Axes,
     study: StudyRecord,
     analysis: StudyAnalysis,
-    metric: TableMetric,
+    metric: Metric,
     rows: Sequence[PlannedRow],
     places: Mapping[int, int],
 ) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 
+from sweeps.core.design.study import Metric
 from sweeps.core.findings.analysis import StudyAnalysis
 from sweeps.core.findings.interactions import Crossing
-from sweeps.core.report.columns import TableMetric
 from sweeps.core.report.drawing import MARKERS, MAX_LINES, MUTED, SERIES, STYLE, grid, label_rows, svg
-from sweeps.core.report.numbers import format_difference, format_p, is_percent
+from sweeps.core.report.numbers import format_difference, format_interval, format_p
 from sweeps.core.report.section import Card, Section, Source
 from sweeps.core.report.text_grid import TextColumn, TextGrid, make_cells
 from sweeps.core.statistics.anova import Effect
@@ -26,7 +26,7 @@ _CAPTION = (
 )
 _COLUMNS = (TextColumn("term"), *(TextColumn(heading, "right") for heading in ("df", "F", "p", "partial η²")))
 
-_Pair = tuple[Crossing, TableMetric, str, str]
+_Pair = tuple[Crossing, Metric, str, str]
 
 
 def _show(source: Source) -> Card | str:
@@ -43,7 +43,7 @@ INTERACTIONS = Section("interactions", "Factors varied together", _show, text="b
 
 def _terms(crossing: Crossing, study: StudyRecord) -> TextGrid:
     """The analysis of variance, a line a term; the notes say what it leaves out, and the effects of two levels."""
-    title = next(metric.title for metric in study.metrics if metric.key == crossing.metric)
+    metric = next(metric for metric in study.metrics if metric.key == crossing.metric)
     lines = [
         make_cells(term.name, str(term.df), f"{term.f:.2f}", format_p(term.p), f"{term.partial_eta_squared:.3f}")
         for term in crossing.anova.terms
@@ -52,8 +52,8 @@ def _terms(crossing: Crossing, study: StudyRecord) -> TextGrid:
     return TextGrid(
         _COLUMNS,
         tuple(lines),
-        title=f"{study.blocks[crossing.block].title}: analysis of variance of {title}",
-        notes=(*crossing.anova.notes, *(_effect(effect, is_percent(crossing.metric)) for effect in crossing.effects)),
+        title=f"{study.blocks[crossing.block].title}: analysis of variance of {metric.title}",
+        notes=(*crossing.anova.notes, *(_effect(effect, metric.percent) for effect in crossing.effects)),
     )
 
 
@@ -63,16 +63,13 @@ def _effect(effect: Effect, percent: bool) -> str:
     steps = ", ".join(
         f"{factor} from {low} to {high}" for factor, (low, high) in zip(effect.factors, effect.levels, strict=True)
     )
-    interval = ""
-    if estimate.low is not None and estimate.high is not None:
-        ends = (format_difference(end, percent=percent) for end in (estimate.low, estimate.high))
-        interval = f" ({' to '.join(ends)})"
+    interval = "" if estimate.low is None else f" ({format_interval(estimate, percent=percent)})"
     mixed = f"; not told from {', '.join(' x '.join(alias) for alias in effect.aliases)}" if effect.aliases else ""
     kind = "Effect of" if len(effect.factors) == 1 else "Interaction of"
     return f"{kind} {steps}: {format_difference(estimate.difference, percent=percent)}{interval}{mixed}."
 
 
-def _pairs(analysis: StudyAnalysis, metrics: Sequence[TableMetric]) -> list[_Pair]:
+def _pairs(analysis: StudyAnalysis, metrics: Sequence[Metric]) -> list[_Pair]:
     """The panels: every two factors of a crossing, for the metrics in percent."""
     percent = {metric.key: metric for metric in metrics if metric.percent}
     pairs: list[_Pair] = []

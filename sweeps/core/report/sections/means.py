@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 
-from sweeps.core.design.study import PlannedRow
+from sweeps.core.design.study import Metric, PlannedRow
 from sweeps.core.findings.analysis import StudyAnalysis
-from sweeps.core.report.columns import TableMetric
 from sweeps.core.report.drawing import MARKERS, MAX_BLOCKS, MAX_LINES, SERIES, STYLE, grid, label_rows, svg
 from sweeps.core.report.section import Card, Section, Source
 from sweeps.core.store.study_record import StudyRecord, values_by_replicate
@@ -25,23 +23,17 @@ _CAPTION = (
 _PAPER_CAPTION = " The paper's curve has a panel and a scale of its own: compare the shapes, not the heights."
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    title: str
-    rows: tuple[PlannedRow, ...]
-    is_published: bool
-
-
 def _show(source: Source) -> Card | str:
     study, analysis = source.study, source.analysis
     metrics = [metric for metric in source.table.metrics if metric.percent][:MAX_LINES]
     if not metrics:
         return "no metric is a score in percent"
-    blocks = []
-    for index, block in enumerate(study.blocks[:MAX_BLOCKS]):
-        rows = tuple(row for row in study.rows if row.block == index and row.role != "a/a")
-        if 1 < len(rows) <= MAX_ROWS and any(_has_mean(analysis, row, metrics) for row in rows):
-            blocks.append(_Block(block.title, rows, any(row.paper_row for row in rows)))
+    blocks = {}
+    for number, block in enumerate(study.blocks[:MAX_BLOCKS]):
+        rows = [row for row in study.rows if row.block == number and row.role != "a/a"]
+        figures = [analysis.rows[row.number].figures[metric.key] for row in rows for metric in metrics]
+        if 1 < len(rows) <= MAX_ROWS and any(one.summary for one in figures):
+            blocks[block.title] = rows
     if not blocks:
         return f"no block of 2 to {MAX_ROWS} rows has a finished trial"
     has_paper = any(block.published for block in source.table.blocks)
@@ -51,41 +43,44 @@ def _show(source: Source) -> Card | str:
 MEANS = Section("means", "The curve over the rows", _show)
 
 
-def _draw(study: StudyRecord, analysis: StudyAnalysis, metrics: Sequence[TableMetric], blocks: Sequence[_Block]) -> str:
-    wide = 1 + any(block.is_published for block in blocks)
+def _draw(
+    study: StudyRecord,
+    analysis: StudyAnalysis,
+    metrics: Sequence[Metric],
+    blocks: Mapping[str, Sequence[PlannedRow]],
+) -> str:
+    has_paper = any(row.paper_row for rows in blocks.values() for row in rows)
     with rc_context(STYLE):
-        figure, panels = grid(len(blocks), wide)
-        for block, axes in zip(blocks, panels, strict=True):
+        figure, panels = grid(len(blocks), 2 if has_paper else 1)
+        for (title, rows), axes in zip(blocks.items(), panels, strict=True):
             for number, metric in enumerate(metrics):
-                _draw_means(axes[0], study, analysis, metric, block.rows, number, len(metrics))
-            label_rows(axes[0], [row.label for row in block.rows])
-            axes[0].set(title=f"{block.title}\n{study.recipe} on {study.data}", ylabel="mIoU (%)")
-            if wide == 2 and not block.is_published:
+                _draw_means(axes[0], study, analysis, metric, rows, number, len(metrics))
+            label_rows(axes[0], [row.label for row in rows])
+            axes[0].set(title=f"{title}\n{study.recipe} on {study.data}", ylabel="mIoU (%)")
+            if any(row.paper_row for row in rows):
+                _draw_published(axes[1], study, metrics, rows)
+            elif has_paper:
                 axes[1].remove()
-            elif wide == 2:
-                for number, metric in enumerate(metrics):
-                    values = [
-                        100 * published.metrics.get(metric.key, np.nan) if published else np.nan
-                        for published in map(study.published, block.rows)
-                    ]
-                    if np.isfinite(values).any():
-                        axes[1].plot(values, marker=MARKERS[number], color=SERIES[number], label=metric.title)
-                label_rows(axes[1], [row.paper_row or "" for row in block.rows])
-                axes[1].set(title="Paper, its own scale (one seed: no band)", ylabel="mIoU (%)")
         # One for all panels, and under them: lines over all of a panel's width leave no free corner.
         figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=len(metrics))
         return svg(figure, "means", "Metrics over the rows of the table, ours and the paper's")
 
 
-def _has_mean(analysis: StudyAnalysis, row: PlannedRow, metrics: Sequence[TableMetric]) -> bool:
-    return any(analysis.rows[row.number].figures[metric.key].summary for metric in metrics)
+def _draw_published(axes: Axes, study: StudyRecord, metrics: Sequence[Metric], rows: Sequence[PlannedRow]) -> None:
+    for number, metric in enumerate(metrics):
+        published = [paper.metrics if paper else {} for paper in map(study.published, rows)]
+        values = [100 * of_row.get(metric.key, np.nan) for of_row in published]
+        if np.isfinite(values).any():
+            axes.plot(values, marker=MARKERS[number], color=SERIES[number], label=metric.title)
+    label_rows(axes, [row.paper_row or "" for row in rows])
+    axes.set(title="Paper, its own scale (one seed: no band)", ylabel="mIoU (%)")
 
 
 def _draw_means(
     axes: Axes,
     study: StudyRecord,
     analysis: StudyAnalysis,
-    metric: TableMetric,
+    metric: Metric,
     rows: Sequence[PlannedRow],
     number: int,
     count: int,

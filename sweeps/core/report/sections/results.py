@@ -1,12 +1,13 @@
-"""The table itself: a line for each row, which opens to show its seeds, its intervals and its config."""
+"""The table: a line for each row, which opens to show its details, and the claims of the paper beside it."""
 
 from __future__ import annotations
 
 from sweeps.core.report.section import Card, Section, Source
 
 
-def _show(source: Source) -> Card | str:
-    return Card()
+def _show_claims(source: Source) -> Card | str:
+    return Card() if source.table.claims else "the study stands beside no claim of a paper"
 
 
-RESULTS = Section("results", "Results", _show, "results.html.j2")
+RESULTS = Section("results", "Results", lambda _: Card(), "results.html.j2")
+CLAIMS = Section("claims", "What the paper says, and what this says of it", _show_claims, "claims.html.j2")

@@ -110,7 +110,7 @@ class _Tracker:
         type(self).last = self
         self.tracked, self.finished = [], None
 
-    def ensure_parent(self, study_id, run_name, tags=None, *, last=False):
+    def ensure_parent(self, study_id, run_name, tags=None, maps=(), *, last=False):
         return None if self.gone else "parent"
 
     def pages(self):

@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sweeps.core.report.report import make_report
+from sweeps.core.report.sections.gallery import GALLERY, Matrix
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
 from toco.evaluate.confusions import Confusions
 from toco.evaluate.pictures import PANELS
@@ -18,14 +20,14 @@ NAMES = ("image", "cam", "aux_cam", "pseudo_label", "prediction", "mask")
 STEP = 160
 
 
-def write_runs(study: StudyRecord, images: Sequence[str] = ("b", "a"), panels: bool = True) -> None:
+def write_runs(study: StudyRecord, images: Sequence[str] = ("b", "a")) -> None:
     """A run folder for every finished trial: its curves are its first metric times a position."""
     for trial in study.trials:
         if trial.counts:
             write_run(trial, trial.value(study.metrics[0].key) or 0.0)
             for number, image in enumerate(images):
                 path = trial.run_dir / f"pictures/step_{STEP:08d}/{image}.png"
-                write_picture(path, lambda name, n=number, s=trial.seed: (10 * NAMES.index(name), 40 * n, s), panels)
+                write_picture(path, lambda name, n=number, s=trial.seed: (10 * NAMES.index(name), 40 * n, s))
 
 
 def write_run(trial: TrialRecord, value: float) -> None:
@@ -54,18 +56,17 @@ def write_run(trial: TrialRecord, value: float) -> None:
 def write_picture(
     path: Path,
     colour: Callable[[str], tuple[int, int, int]],
-    panels: bool = True,
     names: Sequence[str] = NAMES,
 ) -> None:
-    """Panels of one colour each beside each other, on white."""
-    strip = np.full((SIZE + 8, len(names) * (SIZE + 2), 3), 255, np.uint8)
+    """Panels of one colour each beside each other, on white; white alone without panels."""
+    strip = np.full((SIZE + 8, max(len(names), 1) * (SIZE + 2), 3), 255, np.uint8)
     boxes = {}
     for place, name in enumerate(names):
         left = place * (SIZE + 2)
         strip[4 : 4 + SIZE, left : left + SIZE] = colour(name)
         boxes[name] = [left, 4, left + SIZE, 4 + SIZE]
     text = PngInfo()
-    if panels:
+    if boxes:
         text.add_text(PANELS, json.dumps(boxes))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(strip).save(path, pnginfo=text)
@@ -86,3 +87,12 @@ def write_confusions(trial: TrialRecord, names: Sequence[str], cam: np.ndarray) 
     path = trial.run_dir / f"evaluations/step_{STEP:08d}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **found.arrays())
+
+
+def gallery(study: StudyRecord, faults: list[str] | None = None) -> list[Matrix]:
+    """The pictures that the gallery shows of a study; ``faults`` gets the sentences about damaged files."""
+    report = make_report(study, sections=(GALLERY,))
+    matrices = [matrix for _, card in report.cards.shown for matrix in card.content()]
+    if faults is not None:
+        faults += report.source.faults
+    return matrices

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 
 from sweeps.core.design.study import A_A
 from sweeps.core.report.bundle import bundle_files
-from sweeps.core.report.columns import COLUMNS, Column, Measurement
+from sweeps.core.report.columns import COLUMNS, Measurement
 from sweeps.core.report.numbers import format_difference
 from sweeps.core.report.page import page
 from sweeps.core.report.rebuild_table import COMPUTED, read_values, rebuilt
 from sweeps.core.report.report import make_report
-from sweeps.core.report.table_csv import table_csv
+from sweeps.core.report.table import table_csv
+from sweeps.core.report.text_grid import Column
 from tests.sweeps.core.records import make_study
 
 VALUES = {"#10": (0.60, 0.62, 0.64), "#8": (0.50, 0.51, 0.55), A_A: (0.61, 0.62, 0.60)}

@@ -12,11 +12,10 @@ from sweeps.core.findings.image_intervals import FILES_NAMED
 from sweeps.core.report import page as page_module
 from sweeps.core.report import row_details, write_report
 from sweeps.core.report.curves import read_curves
-from sweeps.core.report.sections.gallery import gallery
 from sweeps.core.store.study_record import read_study_record
 from tests.sweeps.core.damages import DAMAGES
 from tests.sweeps.core.records import M
-from tests.sweeps.core.report.run_folders import STEP, write_confusions, write_runs
+from tests.sweeps.core.report.run_folders import STEP, gallery, write_confusions, write_runs
 from tests.sweeps.core.report.test_write import write_study
 from toco.train import records
 
@@ -79,7 +78,7 @@ def test_a_picture_that_all_rows_have_damaged_is_empty(folder, cut):
         path.write_bytes(path.read_bytes()[:cut])
     faults: list[str] = []
     first, second = gallery(read_study_record(folder), faults)[0].lines
-    assert [shown.uri for maps in first.maps.values() for shown in maps] == [None, None]
+    assert {(shown.uri, shown.is_damaged) for maps in first.maps.values() for shown in maps} == {(None, True)}
     assert all(shown.uri for maps in second.maps.values() for shown in maps)
     assert len(faults) == 2
 

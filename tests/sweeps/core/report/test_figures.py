@@ -17,7 +17,8 @@ from sweeps.core.design.study import A_A
 from sweeps.core.report import curves, drawing
 from sweeps.core.report.report import make_report
 from sweeps.core.report.section import Section
-from sweeps.core.report.sections import SECTIONS, differences, interactions, means, similarity, thresholds, training
+from sweeps.core.report.sections import SECTIONS, differences, interactions, means
+from sweeps.core.report.sections.curves import SIMILARITY, THRESHOLDS, TRAINING
 from sweeps.core.statistics.paired import noise_floor
 from tests.sweeps.core.records import SEG, M, make_study
 from tests.sweeps.core.report.run_folders import STEP, write_runs
@@ -109,7 +110,7 @@ def test_means_have_the_band_around_the_base(study, drawn):
 
 
 def test_curves_are_means_over_seeds_with_a_band_at_every_position(study, drawn):
-    assert draw(study, thresholds.THRESHOLDS)
+    assert draw(study, THRESHOLDS)
     cam, aux_cam = drawn[0].axes
     assert line(cam, "#8").get_xdata() == pytest.approx([0, 0.25, 0.5, 0.75])
     assert line(cam, "#8").get_ydata() == pytest.approx([52, 39, 26, 13])
@@ -127,7 +128,7 @@ def test_a_row_whose_method_makes_other_cams_has_no_curve_of_these(study, drawn)
         content = records.read(path)
         del content["threshold_curve"]["aux_cam_miou"]
         records.write(path, content)
-    assert draw(study, thresholds.THRESHOLDS)
+    assert draw(study, THRESHOLDS)
     cam, aux_cam = drawn[0].axes
     assert line(cam, "#8").get_ydata() == pytest.approx([52, 39, 26, 13])
     assert "#8" not in [shown.get_label() for shown in aux_cam.get_lines()]
@@ -135,10 +136,10 @@ def test_a_row_whose_method_makes_other_cams_has_no_curve_of_these(study, drawn)
 
 
 def test_similarity_stands_beside_figure_2_only_where_the_paper_does(study, drawn):
-    assert draw(study, similarity.SIMILARITY)
+    assert draw(study, SIMILARITY)
     blocks = tuple(dataclasses.replace(block, paper=None) for block in study.blocks)
     alone = study.model_copy(update={"blocks": blocks})
-    assert draw(alone, similarity.SIMILARITY)
+    assert draw(alone, SIMILARITY)
     with_paper, without = drawn
     assert line(with_paper.axes[0], "#10").get_ydata() == pytest.approx([0.31, 0.62])
     assert line(with_paper.axes[1], "paper, ToCo").get_ydata()[-1] == 0.586
@@ -146,7 +147,7 @@ def test_similarity_stands_beside_figure_2_only_where_the_paper_does(study, draw
 
 
 def test_training_shows_every_seed_and_their_mean(study, drawn):
-    assert draw(study, training.TRAINING)
+    assert draw(study, TRAINING)
     metric, loss = drawn[0].axes
     assert line(metric, "#8").get_ydata() == pytest.approx([26, 52])
     seeds = [one.get_ydata()[-1] for one in metric.lines if one.get_alpha() == 0.35]
@@ -260,7 +261,7 @@ def test_a_row_without_a_curve_is_not_in_the_legend(tmp_path, drawn):
     states = {("#8", number): "waiting" for number in range(3)}
     made = make_study(rows, states=states, path=tmp_path / "fake-01234567")
     write_runs(made)
-    draw(made, thresholds.THRESHOLDS)
+    draw(made, THRESHOLDS)
     (figure,) = drawn
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["#10"]
 

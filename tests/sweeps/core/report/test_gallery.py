@@ -10,9 +10,9 @@ from PIL import Image
 from sweeps.core.design.study import A_A
 from sweeps.core.report.markup import templates
 from sweeps.core.report.sections import gallery as gallery_module
-from sweeps.core.report.sections.gallery import GALLERY, MAX_WIDTH_PX, data_uri, gallery, image_iou
+from sweeps.core.report.sections.gallery import GALLERY, MAX_WIDTH_PX, data_uri, image_iou
 from tests.sweeps.core.records import make_study
-from tests.sweeps.core.report.run_folders import SIZE, STEP, write_confusions, write_picture, write_runs
+from tests.sweeps.core.report.run_folders import SIZE, STEP, gallery, write_confusions, write_picture, write_runs
 
 # Image "a": class 0 is 2 of 2 + 1 pixels right, class 1 is 1 of 2; image "b": class 0 alone, all of it right.
 CONFUSIONS = np.array([[[2, 0], [1, 1]], [[4, 0], [0, 0]]])
@@ -38,8 +38,9 @@ def test_iou_of_an_image_is_over_the_classes_that_it_shows():
 
 def test_images_down_rows_across(study):
     (matrix,) = gallery(study)
-    assert matrix.columns == ("#10", "#8")
-    assert (matrix.seed, matrix.step, matrix.left_out) == (1, STEP, 0)
+    columns = [(column.label, column.seed, column.step) for column in matrix.block.columns]
+    assert columns == [("#10", 1, STEP), ("#8", 1, STEP)]
+    assert matrix.block.left_out == 0
     assert [line.name for line in matrix.lines] == ["a", "b"]
     assert list(matrix.maps) == ["cam", "aux_cam", "pseudo_label", "prediction"]
 
@@ -73,15 +74,6 @@ def test_an_image_whose_name_is_no_file_name(tmp_path: Path):
     assert gallery(study)[0].lines[0].maps["cam"][0].iou == pytest.approx(7 / 12)
 
 
-def test_pictures_that_do_not_say_where_their_panels_are_stay_whole(tmp_path: Path):
-    study = make_study({"#10": (0.6,)}, path=tmp_path / "fake-01234567")
-    write_runs(study, panels=False)
-    (matrix,) = gallery(study)
-    assert list(matrix.maps) == ["all"]
-    assert matrix.lines[0].shared == ()
-    assert decoded(matrix.lines[0].maps["all"][0].uri).size == (6 * (SIZE + 2), SIZE + 8)
-
-
 def test_maps_that_a_rows_method_does_not_make_stay_empty(study):
     for path in study.trials_by_cell[1][1].run_dir.glob("pictures/*/*.png"):
         write_picture(path, lambda _: (1, 2, 3), names=("image", "cam", "walked_cam", "pseudo_label", "mask"))
@@ -103,9 +95,10 @@ def test_maps_that_a_rows_method_does_not_make_stay_empty(study):
     assert '.matrix:has(input[value="walked_cam"]:checked) .map.walked_cam { display: block; }' in page
 
 
-def test_a_picture_whose_panels_have_no_names_of_maps_is_damaged(study):
+@pytest.mark.parametrize("names", [("image", "cam", '"]{}', "mask"), ()])
+def test_a_picture_whose_panels_have_no_names_of_maps_is_damaged(study, names):
     path = next(study.trials_by_cell[1][1].run_dir.glob("pictures/*/a.png"))
-    write_picture(path, lambda _: (1, 2, 3), names=("image", "cam", '"]{}', "mask"))
+    write_picture(path, lambda _: (1, 2, 3), names=names)
     faults = []
     assert gallery(study, faults)[0].lines[0].maps["cam"][1].is_damaged
     assert "its picture is left out" in faults[0]
@@ -114,8 +107,8 @@ def test_a_picture_whose_panels_have_no_names_of_maps_is_damaged(study):
 def test_rows_beyond_the_last_column_are_counted(study, monkeypatch):
     monkeypatch.setattr(gallery_module, "MAX_COLUMNS", 1)
     (matrix,) = gallery(study)
-    assert matrix.columns == ("#10",)
-    assert matrix.left_out == 1
+    assert [column.label for column in matrix.block.columns] == ["#10"]
+    assert matrix.block.left_out == 1
 
 
 def test_only_images_that_all_rows_have(study):
@@ -128,6 +121,5 @@ def test_no_pictures_no_gallery(tmp_path: Path):
     assert gallery(make_study({"#10": (0.6,)}, path=tmp_path / "fake-01234567")) == []
 
 
-def test_a_wide_picture_is_scaled_down(tmp_path: Path):
-    Image.new("RGB", (4 * MAX_WIDTH_PX, 100)).save(tmp_path / "wide.png")
-    assert decoded(data_uri(tmp_path / "wide.png")).size == (MAX_WIDTH_PX, 25)
+def test_a_wide_picture_is_scaled_down():
+    assert decoded(data_uri(Image.new("RGB", (4 * MAX_WIDTH_PX, 100)))).size == (MAX_WIDTH_PX, 25)

@@ -12,8 +12,7 @@ from sweeps.core.design.study import A_A, Metric
 from sweeps.core.report.columns import difference_text, mean_text
 from sweeps.core.report.numbers import format_p
 from sweeps.core.report.report import make_report
-from sweeps.core.report.table import StudyTable, TableRow, differences_grid, rows_grid
-from sweeps.core.report.table_csv import table_csv
+from sweeps.core.report.table import StudyTable, TableRow, differences_grid, rows_grid, table_csv
 from sweeps.core.report.terminal import MAX_ROWS
 from sweeps.core.store.study_record import StudyRecord
 from tests.sweeps.core.records import SEG, M, make_study

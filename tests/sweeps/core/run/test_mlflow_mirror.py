@@ -33,11 +33,12 @@ class Tracker:
         self.asked, self.entered = threading.Event(), threading.Event()
         self.parents, self.tracked, self.finished = [], [], []
 
-    def ensure_parent(self, study_id, run_name, tags=None, *, last=False):
+    def ensure_parent(self, study_id, run_name, tags=None, maps=(), *, last=False):
         self.asked.set()
         if self.gone:
             return None
         self.parents.append((study_id, run_name))
+        self.maps = list(maps)
         return "parent"
 
     def pages(self):
@@ -96,6 +97,24 @@ def test_every_change_arrives_under_the_studys_run(study):
     # What MLflow's UI can group by.
     expected = {"study": "example", "cell": "#10", "role": "trial", "key": second, "factor.method.aux_block": "9"}
     assert tracker.tags == expected
+
+
+def test_the_page_lists_the_maps_of_all_methods_of_the_study(tmp_path):
+    def maps(*levels):
+        design = OneFactor((Factor("method.name", levels),))
+        plan = Study("m", "M", "shapes_nano", design, (0,), (Metric("val/cam_miou", "M"),), a_a=False).resolve()
+        identities = tuple(Identity(f"{number:020x}", f"{number:020x}", {}) for number in range(len(plan.trials)))
+        inputs = ({"train": "aa", "val": "bb", "weights": None},) * len(plan.trials)
+        situation = Situation(plan, Runs(Ledger(tmp_path)), inputs, identities)
+        situation.write()
+        tracker = Tracker()
+        mirror = Mirror(tracker, situation, situation.trials())
+        mirror.start()
+        mirror.close([], "FINISHED")
+        return tracker.maps
+
+    assert maps("cam") == ["cam"]  # without a decoder
+    assert maps("cam", "toco") == ["cam", "aux_cam", "seg"]
 
 
 def test_a_slow_store_holds_nobody_up_and_gets_the_newest_state_once(study):
