@@ -33,8 +33,7 @@ class _Folder(Commands):
             module = import_module(f"benchmarks.{cmd_name.replace('-', '_')}")
         except ModuleNotFoundError as error:
             return _Unavailable(cmd_name, error)
-        named = (value for value in vars(module).values() if isinstance(value, click.Command))
-        return next(command for command in named if command.name == cmd_name)
+        return next(value for value in vars(module).values() if isinstance(value, click.Command))
 
 
 class _Unavailable(click.Command):

@@ -11,7 +11,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
 
 from benchmarks._record import synchronise
 from toco.methods import LabelRule, toco
@@ -64,31 +63,27 @@ class Phases:
         """Time the parts of the updates that ``step`` does with ``method``."""
         local = method.config.local_crop_size_px
 
-        def timed(name: Callable[..., str], function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(phase: str | None, function: Callable[..., Any]) -> Callable[..., Any]:
+            """``function`` as a part of ``phase``; without one, the size of its images says which pass it is."""
+
             @wraps(function)
             def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any function
-                with self(name(*args)):
+                with self(phase or ("local crops" if args[0].shape[-1] == local else "global views")):
                     return function(*args, **kwargs)
 
             return call
 
-        def pass_of(images: Tensor, *_: object) -> str:
-            return "local crops" if images.shape[-1] == local else "global views"
-
-        modules = {method.projection: "CTC", method.teacher: "CTC", method.decoder: "segmentation"}
-        stages = {"backward": "backward", "update": "optimizer"}
+        parts: list[tuple[Any, str, str | None]] = [
+            (step, "backward", "backward"),
+            (step, "update", "optimizer"),
+            (LabelRule, "refine", "PAR"),
+            (method.projection, "forward", "CTC"),
+            (method.teacher, "forward", "CTC"),
+            (method.decoder, "forward", "segmentation"),
+            (method.backbone, "forward", None),
+            *((toco, name, phase) for phase, functions in PHASES.items() for name in functions),
+        ]
         with ExitStack() as stack:
-            for name, phase in stages.items():
-                wrapped = timed(lambda *_, phase=phase: phase, getattr(step, name))
-                stack.enter_context(patch.object(step, name, wrapped))
-            for phase, functions in PHASES.items():
-                for name in functions:
-                    wrapped = timed(lambda *_, phase=phase: phase, getattr(toco, name))
-                    stack.enter_context(patch.object(toco, name, wrapped))
-            refine = timed(lambda *_: "PAR", LabelRule.refine)
-            stack.enter_context(patch.object(LabelRule, "refine", refine))
-            for module, phase in modules.items():
-                wrapped = timed(lambda *_, phase=phase: phase, module.forward)
-                stack.enter_context(patch.object(module, "forward", wrapped))
-            stack.enter_context(patch.object(method.backbone, "forward", timed(pass_of, method.backbone.forward)))
+            for owner, name, phase in parts:
+                stack.enter_context(patch.object(owner, name, timed(phase, getattr(owner, name))))
             yield

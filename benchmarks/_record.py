@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine, fair timing, the peak of the matrix units, peak memory, the JSON file."""
+"""What all benchmarks share: the machine, fair timing, the peak of the matrix units, memory, the JSON file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 
 from toco.files import write_text
@@ -24,15 +23,10 @@ _PEAK_SIDE = {"cpu": 2048, "cuda": 8192}
 _PEAK_TIMES = 10
 
 
-def out_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option ``--out FILE.json`` that every benchmark has."""
-    return click.option("--out", type=click.Path(path_type=Path), help="Write the result here, as JSON.")(command)
-
-
 def machine(device: torch.device | str) -> dict[str, Any]:
     """What the figures depend on besides the code. Contains neither a date nor a name of the host."""
     found: dict[str, Any] = {
-        "processor": _processor() or platform.processor() or platform.machine(),
+        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "matrix_instructions": [flag for flag in _MATRIX_FLAGS if flag in _cpuinfo("flags").split()],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -48,18 +42,18 @@ def machine(device: torch.device | str) -> dict[str, Any]:
     return found
 
 
-def write(out: Path | None, name: str, result: dict[str, Any]) -> None:
-    """Write ``result`` with what it was measured on to ``out``, if there is an ``out``.
+def write(out: Path | None, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Write ``result`` with what it was measured on to ``out``, if there is an ``out``; return what was written.
 
     Args:
         out: The file.
         name: The benchmark's command.
         result: What was measured. Where it has a ``device``, that is the device that is described, else the CPU.
     """
-    if out is None:
-        return
-    record = {"format_version": FORMAT_VERSION, "name": name, "machine": machine(result.get("device", "cpu"))}
-    write_text(out, json.dumps(record | result, indent=2) + "\n")
+    about = {"format_version": FORMAT_VERSION, "name": name, "machine": machine(result.get("device", "cpu"))}
+    if out is not None:
+        write_text(out, json.dumps(about | result, indent=2) + "\n")
+    return about | result
 
 
 def measure(
@@ -99,10 +93,6 @@ def synchronise(device: torch.device | str) -> None:
     """Wait until a CUDA device has done all that it was given."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _processor() -> str:
-    return _cpuinfo("model name")
 
 
 def _cpuinfo(field: str) -> str:

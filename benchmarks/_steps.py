@@ -52,8 +52,7 @@ class PlainStep:
     def __init__(self, method: toco.ToCo, optim: OptimConfig, num_steps: int, *, energy: bool) -> None:
         self.network = method
         self._config, self._optim, self._num_steps, self._energy = method.config, optim, num_steps, energy
-        self._vit = cast(Any, method.backbone.vit)
-        for block in self._vit.blocks:
+        for block in cast(Any, method.backbone).vit.blocks:
             block.attn.fused_attn = False
         groups: list[dict[str, Any]] = [
             {"params": params, "peak_lr": optim.lr * (optim.head_lr_multiplier if name in HEAD_GROUPS else 1.0)}
@@ -142,30 +141,9 @@ class PlainStep:
         return StepOutput(losses, {name: weights[name] for name in losses})
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Class token, patch tokens of the last block, patch tokens of the auxiliary block."""
-        patch = self.network.backbone.patch_size_px
-        height, width = (side // patch * patch for side in images.shape[-2:])
-        patches = self._vit.patch_embed(images[..., :height, :width])
-        grid = patches.shape[1], patches.shape[2]
-        class_token = self._vit.cls_token.expand(len(images), -1, -1)
-        tokens = torch.cat([class_token, patches.flatten(1, 2)], dim=1) + self._positions(grid)
-        tokens = self._vit.norm_pre(tokens)
-        by_block = []
-        for block in self._vit.blocks:
-            tokens = block(tokens)
-            by_block.append(tokens)
-        by_block[-1] = self._vit.norm(tokens)
-        last, aux = (
-            by_block[index][:, 1:].transpose(1, 2).reshape(len(images), -1, *grid)
-            for index in (-1, self._config.aux_block)
-        )
-        return by_block[-1][:, 0], last, aux
-
-    def _positions(self, grid: tuple[int, int]) -> Tensor:
-        positions: Tensor = self._vit.pos_embed
-        of_patches = positions[:, 1:].transpose(1, 2).unflatten(2, self._vit.patch_embed.grid_size)
-        of_patches = F.interpolate(of_patches, size=grid, mode="bicubic", align_corners=False)
-        return torch.cat([positions[:, :1], of_patches.flatten(2).transpose(1, 2)], dim=1)
+        """Class token, patch tokens of the last block, patch tokens of the auxiliary block; no block is cut short."""
+        encoded, _ = self.network.backbone.forward_blocks(images, self._config.aux_block)
+        return encoded.class_token, encoded.features, encoded.aux_features
 
     @torch.no_grad()
     def _cams(self, images: Tensor) -> tuple[Tensor, Tensor]:

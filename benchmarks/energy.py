@@ -11,17 +11,16 @@ least.
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from tabulate import tabulate
 from torch import Tensor
 
-from benchmarks._record import measure, out_option, write
+from benchmarks._frame import benchmark
+from benchmarks._record import measure
 from toco import filters
 from toco.filters import exact
 
@@ -32,20 +31,12 @@ LARGE = 224
 SIGMA_RGB, SIGMA_XY = 15.0, 50.0
 
 
-@click.command()
-@click.option("--device", default="cpu", show_default=True)
+@benchmark(times=10, threads=True)
 @click.option("--images", "num_images", default=1, show_default=True, type=click.IntRange(1), help="Images at once.")
 @click.option("--maps", "num_maps", default=21, show_default=True, type=click.IntRange(1), help="Maps of each image.")
-@click.option("--threads", type=click.IntRange(1), help="Threads on a CPU.  [default: torch's]")
-@click.option("--times", default=10, show_default=True, type=click.IntRange(1), help="Timed runs of each.")
 @click.option("--large", is_flag=True, help="On a CPU, the exact filter of 224 x 224 pixels too.")
-@out_option
-def energy(
-    device: str, num_images: int, num_maps: int, threads: int | None, times: int, large: bool, out: Path | None
-) -> None:
+def energy(device: str, num_images: int, num_maps: int, times: int, large: bool) -> dict[str, Any]:
     """Milliseconds an image of both bilateral filters, and the error of the exact one."""
-    if threads is not None:
-        torch.set_num_threads(threads)
     rows = []
     for side in SIDES:
         images, values = _made_up(num_images, num_maps, side, device)
@@ -56,7 +47,7 @@ def energy(
     images, values = _made_up(1, num_maps, ERROR_SIDE, device)
     expected = exact.build(images.double(), SIGMA_RGB, SIGMA_XY)(values.double())
     sums = exact.build(images, SIGMA_RGB, SIGMA_XY)(values).double()
-    result: dict[str, Any] = {
+    return {
         "device": device,
         "fused_kernel": exact.has_fused_kernel(images),
         "images": num_images,
@@ -70,12 +61,6 @@ def energy(
             "value": ((sums - expected).abs() / expected).max().item(),
         },
     }
-    click.echo(tabulate(rows, headers="keys", floatfmt=".2f"))
-    error = result["largest_relative_error_of_exact"]
-    click.echo(
-        f"largest relative error of exact at {error['side_px']} px against {error['against']}: {error['value']:.1e}"
-    )
-    write(out, "energy", result)
 
 
 def _milliseconds(

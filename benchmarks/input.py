@@ -19,64 +19,52 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from PIL import Image
-from tabulate import tabulate
 
-from benchmarks._record import measure, out_option, synchronise, write
+from benchmarks._frame import benchmark
+from benchmarks._made_up import write_voc_folder
+from benchmarks._record import measure, synchronise
 from toco.data import Dataset, TrainLoader, ViewsConfig, make_views, voc
 
-HEIGHT, WIDTH = 375, 500
 GOAL_CORES = 4
-_BLOCK = 25  # px a side of what is one colour before smoothing
-_NOISE = 12  # levels; with it a file has about the size of one of VOC
 
 
-@click.command("input")
+@benchmark(times=20)
 @click.option("--images", default=64, show_default=True, help="Files.")
 @click.option("--size", default=448, show_default=True, help="Side of the views in px.")
 @click.option("--batch", default=4, show_default=True, help="Images a batch.")
 @click.option("--workers", default=2, show_default=True, help="Loader processes.")
-@click.option("--times", default=20, show_default=True, help="Batches that are timed.")
-@click.option("--device", default="cpu", show_default=True, help="Where colours are changed.")
-@out_option
-def main(images: int, size: int, batch: int, workers: int, times: int, device: str, out: Path | None) -> None:
+def main(images: int, size: int, batch: int, workers: int, times: int, device: str) -> dict[str, Any]:
     """Measure the input: decoding, geometry, colours, and the whole loader."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_folder(root, images)
+        write_voc_folder(root, images)
         files, node = (
             voc.open_split(voc.Config(root=root, train_list="train", cache=cache, cache_root=root / "node"), "train")
             for cache in ("none", "node")
         )
         node.prepare()
         views = ViewsConfig(crop_size_px=size)
-        settings = {"images": images, "size_px": size, "batch": batch, "workers": workers, "device": device}
         parts = _parts(files, node, views, batch, times, device)
-        result: dict[str, Any] = settings | {"file_kb": _mean_kb(root), "ms_per_image": parts}
-        result["images_per_s"] = {
-            "from_files": _loader_rate(files, views, batch, workers, times, device),
-            "from_the_node_cache": _loader_rate(node, views, batch, workers, times, device),
+        sizes = [path.stat().st_size for path in (root / "JPEGImages").iterdir()]
+        return {
+            "images": images,
+            "size_px": size,
+            "batch": batch,
+            "workers": workers,
+            "device": device,
+            "file_kb": statistics.mean(sizes) / 1e3,
+            "ms_per_image": parts,
+            "images_per_s": {
+                "from_files": _loader_rate(files, views, batch, workers, times, device),
+                "from_the_node_cache": _loader_rate(node, views, batch, workers, times, device),
+            },
+            # What as many cores as the goal names would make, if they only decode and cut: calculated, not measured.
+            "projection_images_per_s": {
+                "from_files": GOAL_CORES * 1e3 / (parts["decoding"] + parts["geometry"]),
+                "from_the_node_cache": GOAL_CORES * 1e3 / parts["geometry"],
+            },
         }
-        result["projection_images_per_s"] = _projection(parts)
-    click.echo(_table(result))
-    write(out, "input", result)
-
-
-def write_folder(root: Path, num: int) -> None:
-    """Photograph-like files in VOC layout."""
-    rng = np.random.default_rng(0)
-    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / part).mkdir(parents=True)
-    names = [f"photo_{index:04d}" for index in range(num)]
-    for index, name in enumerate(names):
-        blocks = rng.integers(0, 256, (HEIGHT // _BLOCK, WIDTH // _BLOCK, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(blocks).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
-        noisy = np.clip(smooth + rng.normal(0, _NOISE, smooth.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(root / f"JPEGImages/{name}.jpg", quality=90)
-        mask = np.full((HEIGHT, WIDTH), 1 + index % 20, dtype=np.uint8)
-        Image.fromarray(mask).save(root / f"SegmentationClass/{name}.png")
-    (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(names) + "\n")
 
 
 def _parts(files: Dataset, node: Dataset, views: ViewsConfig, batch: int, times: int, device: str) -> dict[str, float]:
@@ -118,34 +106,3 @@ def _loader_rate(dataset: Dataset, views: ViewsConfig, batch: int, workers: int,
         raw.to(device)
     synchronise(device)
     return times * batch / (time.perf_counter() - started)
-
-
-def _projection(ms: dict[str, float]) -> dict[str, float]:
-    """What as many cores as the goal names would make, if they only decode and cut: calculated, not measured."""
-    return {
-        "from_files": GOAL_CORES * 1e3 / (ms["decoding"] + ms["geometry"]),
-        "from_the_node_cache": GOAL_CORES * 1e3 / ms["geometry"],
-    }
-
-
-def _table(result: dict[str, Any]) -> str:
-    ms, rates, projected = (result[name] for name in ("ms_per_image", "images_per_s", "projection_images_per_s"))
-    where = f"{result['workers']} processes, colours on {result['device']}"
-    rows = [
-        ("decoding, ms an image, one core", f"{ms['decoding']:.2f}"),
-        ("reading it from the node's cache, ms an image", f"{ms['reading_from_the_node_cache']:.2f}"),
-        ("geometry of three views, reading included, ms an image, one core", f"{ms['geometry']:.2f}"),
-        (f"copies, colours, normalisation, ms an image, {result['device']}", f"{ms['colours_on_the_device']:.2f}"),
-        ("images a second and core, from files", f"{projected['from_files'] / GOAL_CORES:.0f}"),
-        ("images a second and core, from the node's cache", f"{projected['from_the_node_cache'] / GOAL_CORES:.0f}"),
-        (f"images a second of the loader, from files, {where}", f"{rates['from_files']:.0f}"),
-        (f"images a second of the loader, from the node's cache, {where}", f"{rates['from_the_node_cache']:.0f}"),
-        (f"PROJECTION to {GOAL_CORES} cores, not measured, from files", f"{projected['from_files']:.0f}"),
-        (f"PROJECTION to {GOAL_CORES} cores, not measured, from the cache", f"{projected['from_the_node_cache']:.0f}"),
-    ]
-    return tabulate(rows, tablefmt="plain", disable_numparse=True)
-
-
-def _mean_kb(root: Path) -> float:
-    sizes = [path.stat().st_size for path in (root / "JPEGImages").iterdir()]
-    return sum(sizes) / len(sizes) / 1e3

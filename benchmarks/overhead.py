@@ -14,20 +14,20 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from multiprocessing.context import SpawnContext
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 from unittest.mock import patch
 
 import click
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
-from benchmarks._record import measure, out_option, synchronise, write
+from benchmarks._frame import benchmark
+from benchmarks._record import measure, synchronise
 from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
@@ -54,30 +54,15 @@ _LONGEST_S = 300.0
 """So long may the start of all processes take."""
 
 
-class Training:
-    """The steps of a training and nothing else.
-
-    Args:
-        config: The training.
-        num_threads: CPU threads.
-    """
-
-    def __init__(self, config: RunConfig, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
-        config = config.resolved()
-        self.device = config.torch_device()
-        train_set, _ = open_data(config)
-        method = build_method(config, len(train_set.class_names)).to(self.device)
-        optimizer = build_optimizer(method.parameter_groups(), config.optim)
-        self._train_step = TrainingStep(method, optimizer, config)
-        loader = build_loader(config, train_set)
-        # All terms count in the last step.
-        self._batches = itertools.cycle(list(loader.batches(start_step=0, num_steps=4)))
-        self._step = config.num_steps - 1
-
-    def step(self) -> tuple[StepOutput, Tensor]:
-        """Do the last step again; return its losses and the norm of its gradients."""
-        return self._train_step(next(self._batches), self._step)
+def build_step(config: RunConfig, num_threads: int) -> Callable[[], tuple[StepOutput, Tensor]]:
+    """The last step of a training, in which all terms count, as a function that does it again and again."""
+    torch.set_num_threads(num_threads)
+    config = config.resolved()
+    train_set, _ = open_data(config)
+    method = build_method(config, len(train_set.class_names)).to(config.device)
+    train_step = TrainingStep(method, build_optimizer(method.parameter_groups(), config.optim), config)
+    batches = itertools.cycle(list(build_loader(config, train_set).batches(start_step=0, num_steps=4)))
+    return lambda: train_step(next(batches), config.num_steps - 1)
 
 
 def train_noting(config: RunConfig, run_dir: Path, **options: Any) -> loop.Result:  # noqa: ANN401 - as loop.train
@@ -100,33 +85,31 @@ def _note(what: str) -> None:
         file.write(f"{os.getpid()} {what} {time.time()}\n")
 
 
-@contextlib.contextmanager
-def _moments(folder: Path) -> Iterator[Callable[[], list[tuple[str, str, float]]]]:
-    """A file for the moments; what is yielded reads process, moment and time from it."""
-    file = folder / "moments"
-
-    def read() -> list[tuple[str, str, float]]:
-        lines = (line.split() for line in file.read_text().splitlines())
-        return [(process, what, float(moment)) for process, what, moment in lines]
-
-    with patch.dict(os.environ, {MOMENTS: str(file)}):
-        yield read
+def _seconds_to_step(after: str, train: Callable[[Path], None]) -> list[float]:
+    """Seconds from each moment ``after`` to the next step in the same process, of what ``train`` does in a folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "moments")
+        with patch.dict(os.environ, {MOMENTS: str(file)}):
+            train(Path(scratch))
+        begun: dict[str, float] = {}
+        seconds = []
+        for process, what, moment in map(str.split, file.read_text().splitlines()):
+            if what == after:
+                begun[process] = float(moment)
+            elif what == "step" and process in begun:
+                seconds.append(float(moment) - begun.pop(process))
+    return seconds
 
 
 def starts_in_a_process(times: int) -> list[float]:
     """Seconds from the call of a training to its first step, of all but the first training of this process."""
-    with tempfile.TemporaryDirectory() as scratch, _moments(Path(scratch)) as moments:
+
+    def train(folder: Path) -> None:
         for seed in range(times + 1):
             config = replace(shapes_nano.recipe(), {**SHORT, "seed": seed})
-            train_noting(config, Path(scratch) / str(seed), progress=False)
-        called, first = 0.0, []
-        for _, what, moment in moments():
-            if what == "call":
-                called = moment
-            elif what == "step" and called:
-                first.append(moment - called)
-                called = 0.0
-    return first[1:]
+            train_noting(config, folder / str(seed), progress=False)
+
+    return _seconds_to_step("call", train)[1:]
 
 
 def starts_in_a_worker(times: int) -> list[float]:
@@ -146,25 +129,21 @@ def starts_in_a_worker(times: int) -> list[float]:
         a_a=False,
         train=f"{__name__}:train_noting",
     )
-    with tempfile.TemporaryDirectory() as scratch, _moments(Path(scratch)) as moments:
+
+    def train(folder: Path) -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            status = run_study(study, Launch(Path(scratch) / "results", address="local", concurrent=1))
+            status = run_study(study, Launch(folder / "results", address="local", concurrent=1))
         if status:
             raise click.ClickException(f"The study of short trainings ended with status {status}.")
-        ended: dict[str, float] = {}
-        first = []
-        for process, what, moment in moments():
-            if what == "return":
-                ended[process] = moment
-            elif what == "step" and process in ended:
-                first.append(moment - ended.pop(process))
-    return first
+
+    return _seconds_to_step("return", train)
 
 
-def log_seconds(training: Training, config: RunConfig, steps: int, times: int) -> dict[str, float]:
+def log_seconds(config: RunConfig, steps: int, times: int) -> dict[str, float]:
     """Seconds a step that the log costs, and those of the step itself."""
-    step_s = statistics.median(measure({"step": training.step}, times, training.device)["step"])
-    output, gradient_norm = training.step()
+    train_step, device = build_step(config, 1), config.torch_device()
+    step_s = statistics.median(measure({"step": train_step}, times, device)["step"])
+    output, gradient_norm = train_step()
     with tempfile.TemporaryDirectory() as scratch:
         folder, averages = RunFolder(Path(scratch)), Averages({})
 
@@ -175,7 +154,7 @@ def log_seconds(training: Training, config: RunConfig, steps: int, times: int) -
                 if (step + 1) % config.log_every == 0:
                     folder.add_metrics(step, "train", 0.0, averages.take())
 
-        log_s = statistics.median(measure({"log": log}, times, training.device)["log"]) / steps
+        log_s = statistics.median(measure({"log": log}, times, device)["log"]) / steps
     return {"step_s": step_s, "log_s": log_s, "share": log_s / step_s}
 
 
@@ -236,7 +215,11 @@ def packing(config: RunConfig, steps: int, trainings: int, threads: int, times: 
     context = get_context("spawn")
 
     def rate(number: int, num_threads: int) -> float:
-        return number * config.batch_size * steps / _seconds_at_once(context, config, steps, number, num_threads)
+        with context.Manager() as manager, ProcessPoolExecutor(number, mp_context=context) as processes:
+            begin = manager.Barrier(number)
+            work = [processes.submit(_take_steps, config, steps, num_threads, begin) for _ in range(number)]
+            starts, ends = zip(*(task.result() for task in work), strict=True)
+        return float(number * config.batch_size * steps / (max(ends) - min(starts)))
 
     turns = [(rate(1, threads), rate(trainings, max(threads // trainings, 1))) for _ in range(times)]
     alone, together = (statistics.median(rates) for rates in zip(*turns, strict=True))
@@ -250,51 +233,30 @@ def packing(config: RunConfig, steps: int, trainings: int, threads: int, times: 
     }
 
 
-def _seconds_at_once(context: SpawnContext, config: RunConfig, steps: int, number: int, num_threads: int) -> float:
-    """Seconds from the common start of ``number`` processes to the end of the last."""
-    barrier = context.Barrier(number)
-    times = context.SimpleQueue()
-    arguments = config, steps, num_threads, barrier, times
-    processes = [context.Process(target=_take_steps, args=arguments) for _ in range(number)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        if process.exitcode:
-            raise click.ClickException(f"A training that was timed ended with exit code {process.exitcode}.")
-    starts, ends = zip(*(times.get() for _ in processes), strict=True)
-    return float(max(ends) - min(starts))
-
-
-def _take_steps(config: RunConfig, steps: int, num_threads: int, barrier: Barrier, times: Any) -> None:  # noqa: ANN401
-    training = Training(config, num_threads)
+def _take_steps(config: RunConfig, steps: int, num_threads: int, begin: Barrier) -> tuple[float, float]:
+    """When the steps that several processes begin together began in this one, and when they ended."""
+    train_step, device = build_step(config, num_threads), config.torch_device()
     for _ in range(3):
-        training.step()
-    synchronise(training.device)
-    barrier.wait(timeout=_LONGEST_S)
+        train_step()
+    synchronise(device)
+    begin.wait(timeout=_LONGEST_S)
     started = time.time()
     for _ in range(steps):
-        training.step()
-    synchronise(training.device)
-    times.put((started, time.time()))
+        train_step()
+    synchronise(device)
+    return started, time.time()
 
 
-@click.command()
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--times", default=5, show_default=True, help="How often everything is measured.")
+@benchmark(times=5, device="auto")
 @click.option("--steps", default=20, show_default=True, help="Steps of the trainings at once.")
 @click.option("--trainings", default=2, show_default=True, help="Trainings at once.")
 @click.option("--threads", default=2, show_default=True, help="CPU threads of all trainings together.")
 @click.option("--ray/--no-ray", default=True, help="Also measure starts in a reused Ray worker.")
 @click.option("--voc/--no-voc", default=True, help="Also measure checkpoints of DeiT-B on VOC; 1.2 GB of disk.")
-@out_option
-def overhead(
-    device: str, times: int, steps: int, trainings: int, threads: int, ray: bool, voc: bool, out: Path | None
-) -> None:
+def overhead(device: str, times: int, steps: int, trainings: int, threads: int, ray: bool, voc: bool) -> dict[str, Any]:
     """Start, log and checkpoints of a training, and several trainings at once."""
     torch.set_num_threads(1)
     config = replace(shapes_nano.recipe(), {"device": device})
-    on = config.torch_device()
     starts = {"in_a_process_s": starts_in_a_process(times)}
     if ray:
         starts["in_a_ray_worker_s"] = starts_in_a_worker(times)
@@ -302,30 +264,11 @@ def overhead(
     if voc:
         large = replace(voc_deit_b.recipe(), {"device": device, "backbone.weights": None})
         checkpoints["voc_deit_b"] = stall_seconds(large, VOC_CLASSES, times)
-    result = {
-        "device": str(on),
+    return {
+        "device": str(config.torch_device()),
         "start": starts,
-        "log": log_seconds(Training(config, 1), config, 10 * config.log_every, times),
+        "log": log_seconds(config, 10 * config.log_every, times),
         "mlflow": mirror_seconds(replace(config, SHORT)),
         "checkpoint": checkpoints,
         "packing": packing(config, steps, trainings, threads, times),
     }
-    click.echo(tabulate(_rows(result), headers=("", "")))
-    write(out, "overhead", result)
-
-
-def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for where, seconds in result["start"].items():
-        yield f"warm start {where.removesuffix('_s').replace('_', ' ')}", f"{statistics.median(seconds):.3f} s"
-    log = result["log"]
-    yield "log, of a step", f"{1e6 * log['log_s']:.0f} us = {log['share']:.2%} of {1e3 * log['step_s']:.0f} ms"
-    yield "MLflow, a training, beside it", f"{result['mlflow']['first_s']:.2f} s"
-    for name, found in result["checkpoint"].items():
-        yield (
-            f"checkpoint of {name}, {found['bytes'] / 1e6:.0f} MB",
-            f"stalls {found['stall_s']:.3f} s; written at once {found['stall_written_at_once_s']:.3f} s",
-        )
-    packed = result["packing"]
-    alone, together = packed["images_per_s_of_one"], packed["images_per_s_of_all"]
-    at_once = f"{packed['trainings']} trainings at once"
-    yield at_once, f"{together:.1f} images/s; one {alone:.1f}: x {packed['gain']:.2f}"

@@ -12,39 +12,36 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from dataclasses import replace as replaced
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import click
 import torch
 import torch.nn.functional as F
-from tabulate import tabulate
 
 from benchmarks._flops import count_flops
+from benchmarks._frame import benchmark
+from benchmarks._made_up import NANO, generated_batch, num_foreground_classes_of, recipe_of
 from benchmarks._phases import Phases
-from benchmarks._record import matrix_peak, measure, out_option, peak_memory_bytes, write
+from benchmarks._record import matrix_peak, measure, peak_memory_bytes
 from benchmarks._steps import PlainStep
-from toco.backbones import vit, vit_nano
-from toco.data import denormalise_255, normalise
+from toco.config import replace
+from toco.data import denormalise_255
 from toco.losses.dense_energy import dense_energy_loss
 from toco.methods import toco
-from toco.recipes import shapes_nano, voc_deit_b
 from toco.train.optim import build_optimizer
+from toco.train.parts import build_method
 from toco.train.run_config import RunConfig
 from toco.train.step import TrainingStep
-from toco.types import Batch, present_classes
+from toco.types import Batch
 
-NANO = "nano"
 SIDES = ("plain", "ours")
-ALIASES = {"vit_small": "vit_small_patch16_224", "vit_base": "vit_base_patch16_224"}
-NUM_FOREGROUND_CLASSES = {NANO: 8}
-"""Those of the generated scenes; any other backbone gets the 20 of VOC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,29 +77,17 @@ class Prepared:
     step: int
 
 
-def recipe_of(backbone: str) -> RunConfig:
-    """The recipe whose settings the steps have."""
-    recipe: RunConfig = (shapes_nano if backbone == NANO else voc_deit_b).recipe()
-    return recipe
-
-
 def prepare(setting: Setting) -> Prepared:
     """What the recipe of the backbone says, with the weights and the images of one fixed seed."""
     torch.set_num_threads(setting.threads)
-    recipe = recipe_of(setting.backbone)
-    settings = recipe.method if setting.energy else _without_energy(recipe.method)
-    settings = settings.resolved(torch.device(setting.device), setting.size_px)
-    torch.manual_seed(0)
-    if setting.backbone == NANO:
-        backbone = vit_nano.build(vit_nano.Config(weights=None))
-    else:
-        backbone = vit.build(vit.Config(model=ALIASES.get(setting.backbone, setting.backbone), weights=None))
-    num_classes = NUM_FOREGROUND_CLASSES.get(setting.backbone, 20)
-    method = toco.build(settings, backbone, num_classes).to(setting.device)
-    step = max(settings.segmentation.start_step, settings.energy.start_step) if setting.phase == "full" else 0
-    batch = generated_batch(setting.batch, setting.size_px, num_classes, seed=0)
-    config = recipe.model_copy(update={"method": settings, "device": setting.device})
-    return Prepared(method, batch, config, step)
+    changes = {"device": setting.device, "precision": setting.precision, "views.crop_size_px": setting.size_px}
+    without_energy = {} if setting.energy else {"method.energy.weight": 0}
+    config = replace(recipe_of(setting.backbone), changes | without_energy).resolved()
+    num_classes = num_foreground_classes_of(setting.backbone)
+    method = cast(toco.ToCo, build_method(config, num_classes).to(setting.device))
+    terms = config.method.segmentation, config.method.energy
+    step = max(term.start_step for term in terms) if setting.phase == "full" else 0
+    return Prepared(method, generated_batch(setting.batch, setting.size_px, num_classes, seed=0), config, step)
 
 
 def build_step(name: str, prepared: Prepared, setting: Setting) -> PlainStep | TrainingStep:
@@ -110,7 +95,6 @@ def build_step(name: str, prepared: Prepared, setting: Setting) -> PlainStep | T
     method, config = prepared.method, prepared.config
     if name == "plain":
         return PlainStep(method, config.optim, config.num_steps, energy=setting.energy)
-    method.autocast_dtype = torch.bfloat16 if setting.precision == "bfloat16" else None
     return TrainingStep(method, build_optimizer(method.parameter_groups(), config.optim), config)
 
 
@@ -119,33 +103,6 @@ def compile_step(step: TrainingStep, run: Callable[[], object]) -> None:
     step.method.compile_step()
     for _ in range(3):
         run()
-
-
-def generated_batch(num_images: int, size_px: int, num_foreground_classes: int, seed: int) -> Batch:
-    """Smooth images of one to three classes each, as in VOC; a quarter of the first one is black padding."""
-    generator = torch.Generator().manual_seed(seed)
-    views = []
-    for _ in range(3):
-        coarse = torch.rand(num_images, 3, max(size_px // 32, 2), max(size_px // 32, 2), generator=generator)
-        smooth = F.interpolate(coarse, size=(size_px, size_px), mode="bicubic", align_corners=False)
-        noise = 0.02 * torch.randn(num_images, 3, size_px, size_px, generator=generator)
-        views.append(((smooth + noise).clamp(0, 1) * 255).to(torch.uint8))
-    valid_box = torch.tensor([[0, size_px, 0, size_px]]).repeat(num_images, 1)
-    valid_box[0, 3] = size_px - size_px // 4
-    views[0][0, :, :, valid_box[0, 3] :] = 0
-    class_labels = torch.zeros(num_images, num_foreground_classes)
-    for index in range(num_images):
-        classes = torch.randperm(num_foreground_classes, generator=generator)[: 1 + index % 3]
-        class_labels[index, classes] = 1
-    return Batch(
-        images=normalise(views[0]),
-        second_view=normalise(views[1]),
-        crop_source=normalise(views[2]),
-        class_labels=class_labels,
-        valid_box=valid_box,
-        names=tuple(f"generated {index}" for index in range(num_images)),
-        present=present_classes(class_labels),
-    )
 
 
 def alone(name: str, setting: Setting) -> dict[str, Any]:
@@ -188,7 +145,7 @@ def compare(setting: Setting, times: int) -> dict[str, Any]:
     prepared = prepare(setting)
     runs: dict[str, Callable[[], object]] = {}
     for name in SIDES:
-        step = build_step(name, replace(prepared, method=copy.deepcopy(prepared.method)), setting)
+        step = build_step(name, replaced(prepared, method=copy.deepcopy(prepared.method)), setting)
         runs[name] = partial(step, prepared.batch, prepared.step)
         if isinstance(step, TrainingStep) and setting.compiled:
             compile_step(step, runs[name])
@@ -245,7 +202,7 @@ def energy_term(prepared: Prepared, setting: Setting, times: int) -> dict[str, A
     }
 
 
-@click.command("step", help=__doc__)
+@benchmark(times=5, threads=True)
 @click.option("--backbone", default=NANO, show_default=True, help="nano, vit_small, vit_base, or a ViT of timm.")
 @click.option("--size", type=click.IntRange(32), help="Side of the images in pixels.  [default: 64 for nano, else 224]")
 @click.option("--batch", type=click.IntRange(1), help="Images of a step.  [default: 16 for nano, else 2]")
@@ -253,54 +210,10 @@ def energy_term(prepared: Prepared, setting: Setting, times: int) -> dict[str, A
 @click.option("--phase", default="full", show_default=True, type=click.Choice(["full", "warmup"]))
 @click.option("--energy/--no-energy", default=False, show_default=True, help="With the energy term in both steps.")
 @click.option("--compile/--no-compile", "compiled", default=False, show_default=True, help="Compile our step.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", default=torch.get_num_threads(), type=click.IntRange(1), help="  [default: torch's]")
-@click.option("--times", default=5, show_default=True, type=click.IntRange(1), help="Timed steps of each.")
-@out_option
-def step(
-    backbone: str,
-    size: int | None,
-    batch: int | None,
-    precision: Literal["float32", "bfloat16"],
-    phase: Literal["full", "warmup"],
-    energy: bool,
-    compiled: bool,
-    device: str,
-    threads: int,
-    times: int,
-    out: Path | None,
-) -> None:
-    """Measure, print, write."""
+def step(backbone: str, size: int | None, batch: int | None, times: int, **chosen: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Measure both steps; ``chosen`` are the other fields of a :class:`Setting`."""
     is_nano = backbone == NANO
     size, batch = size or (64 if is_nano else 224), batch or (16 if is_nano else 2)
     if size <= (local := recipe_of(backbone).method.local_crop_size_px):
         raise click.UsageError(f"--size is {size}, but local crops have {local} pixels; choose larger images.")
-    result = compare(Setting(backbone, size, batch, precision, phase, energy, compiled, device, threads), times)
-    write(out, "step", result)
-    click.echo(_table(result))
-
-
-def _table(result: Mapping[str, Any]) -> str:
-    sides = [result[name] for name in SIDES]
-    names = dict.fromkeys([name for side in sides for name in side["phases_s"]])
-    rows: list[list[Any]] = [
-        ["precision", *(side["precision"] for side in sides)],
-        ["step, median s", *(f"{side['median_s']:.3f}" for side in sides)],
-        ["step, shortest s", *(f"{side['min_s']:.3f}" for side in sides)],
-        ["images/s", *(f"{side['images_per_s']:.3g}" for side in sides)],
-        ["GFLOP an image", *(f"{side['gflop_per_image']:.1f}" for side in sides)],
-        ["TFLOP/s", *(f"{side['tflop_per_s']:.3f}" for side in sides)],
-        ["of the matrix peak", *(f"{side['share_of_matrix_peak']:.0%}" for side in sides)],
-        ["peak memory, GiB", *(f"{side['peak_memory_bytes'] / 2**30:.2f}" for side in sides)],
-        *([f"  {name}, s", *(f"{side['phases_s'].get(name, 0):.3f}" for side in sides)] for name in names),
-        [
-            "energy term alone, s",
-            *(f"{side['median_s']:.3f} ({side['filter']})" for side in result["energy_term"].values()),
-        ],
-    ]
-    head = f"plain / ours: {result['ratio']:.2f} (of the shortest: {result['ratio_of_minima']:.2f})"
-    return f"{tabulate(rows, ['', *SIDES], disable_numparse=True)}\n{head}"
-
-
-def _without_energy(config: toco.Config) -> toco.Config:
-    return config.model_copy(update={"energy": toco.Term(weight=0)})
+    return compare(Setting(backbone, size, batch, threads=torch.get_num_threads(), **chosen), times)

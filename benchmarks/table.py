@@ -14,9 +14,11 @@ import click
 from tabulate import tabulate
 
 from benchmarks._record import FORMAT_VERSION, RESULTS
+from toco.config import flatten
 from toco.files import read_json, write_text
 
 README = "README.md"
+STEP = "step"
 HEAD = """# What was measured
 
 Written by `python -m benchmarks table` from the JSON files of this folder; `python -m benchmarks --help` lists what
@@ -27,6 +29,7 @@ One training step, the plain way (every pass of the official iteration, float32,
 one run with the same weights and images. The ratio is the plain median over ours. Without the energy term unless the
 phase says so; the term alone, forward and backward, has columns of its own. The peak is that of a large matrix product
 in the same precision, measured in the same run; the arithmetic is that of matrix products and convolutions."""
+PHASES_TEXT = "Seconds by phase, plain → ours, in one step of each:"
 _ABOUT = ("format_version", "name", "machine")
 _GIB = 2**30
 
@@ -37,11 +40,7 @@ _GIB = 2**30
 )
 def table(results: Path) -> None:
     """Read, write."""
-    try:
-        text = render(results)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    write_text(results / README, text)
+    write_text(results / README, render(results))
     click.echo(f"wrote {results / README}")
 
 
@@ -62,17 +61,29 @@ def render(results: Path) -> str:
         by_name.setdefault(record["name"], {})[file.name] = record
     parts = [HEAD]
     for name, records in sorted(by_name.items()):
-        parts += [f"## {name}", *(_steps(records) if name == "step" else _anything(records))]
+        parts.append(f"## {name}")
+        if name == STEP:
+            steps, phases = _steps(list(records.values()))
+            parts += [STEP_TEXT, _markdown(steps), PHASES_TEXT, _markdown(phases)]
+            continue
+        for file_name, record in records.items():
+            parts += [f"`{file_name}`, on {_machine(record['machine'])}:", *_figures(record)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _steps(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """All steps in one table, and their phases in another."""
+def describe(record: Mapping[str, Any]) -> str:
+    """The figures of one result, for a terminal."""
+    if record["name"] == STEP:
+        (step,), (phases,) = _steps([record])
+        return tabulate({**step, **phases}.items(), disable_numparse=True)
+    return "\n\n".join(_figures(record))
+
+
+def _steps(records: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A row for each step, and a row of its phases."""
     steps, phases = [], []
-    names = dict.fromkeys(
-        name for record in records.values() for side in ("plain", "ours") for name in record[side]["phases_s"]
-    )
-    for record in records.values():
+    names = dict.fromkeys(name for record in records for side in ("plain", "ours") for name in record[side]["phases_s"])
+    for record in records:
         plain, ours = record["plain"], record["ours"]
         what = {
             "backbone": record["backbone"],
@@ -84,8 +95,8 @@ def _steps(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
         steps.append(
             what
             | {
-                "plain s": plain["median_s"],
-                "ours s": ours["median_s"],
+                "plain s": _short(plain["median_s"]),
+                "ours s": _short(ours["median_s"]),
                 "ratio": f"**{record['ratio']:.2f}**",
                 "of the shortest": f"{record['ratio_of_minima']:.2f}",
                 "images/s": _two(plain["images_per_s"], ours["images_per_s"]),
@@ -102,44 +113,31 @@ def _steps(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
         )
         of = {name: _two(*(side["phases_s"].get(name, 0.0) for side in (plain, ours))) for name in names}
         phases.append(what | of)
-    return [STEP_TEXT, _markdown(steps), "Seconds by phase, plain → ours, in one step of each:", _markdown(phases)]
+    return steps, phases
 
 
-def _anything(records: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    """Every figure of every file: numbers in one table, lists of rows in tables of their own."""
-    for file, record in records.items():
-        numbers, tables = _flat({name: value for name, value in record.items() if name not in _ABOUT})
-        yield f"`{file}`, on {_machine(record['machine'])}:"
-        if numbers:
-            yield _markdown([{"figure": name, "value": value} for name, value in numbers.items()])
-        for name, rows in tables.items():
-            yield f"{name}:"
-            yield _markdown(rows)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Numbers and texts by their dotted names, and lists of mappings by theirs."""
-    numbers: dict[str, Any] = {}
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, dict):
-            inner = _flat(value, f"{path}.")
-            numbers |= inner[0]
-            tables |= inner[1]
-        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            tables[path] = [_flat(row)[0] for row in value]
-        elif isinstance(value, list) and len(value) > 1 and all(_is_number(item) for item in value):
-            low, high = _written(path, min(value)), _written(path, max(value))
-            numbers[path] = f"{_written(path, statistics.median(value))} ({low} to {high}, {len(value)} values)"
-        elif isinstance(value, list):
-            numbers[path] = ", ".join(_written(path, item) for item in value)
-        else:
-            numbers[path] = _written(path, value)
-    return numbers, tables
+def _figures(record: Mapping[str, Any]) -> Iterable[str]:
+    """Every figure of a result: numbers in one table, lists of rows in tables of their own."""
+    figures = flatten({name: value for name, value in record.items() if name not in _ABOUT})
+    tables = {
+        path: value
+        for path, value in figures.items()
+        if value and isinstance(value, list) and isinstance(value[0], dict)
+    }
+    numbers = {path: value for path, value in figures.items() if path not in tables}
+    if numbers:
+        yield _markdown([{"figure": path, "value": _written(path, value)} for path, value in numbers.items()])
+    for path, rows in tables.items():
+        yield f"{path}:"
+        yield _markdown([{name: _written(name, value) for name, value in flatten(row).items()} for row in rows])
 
 
 def _written(name: str, value: object) -> str:
+    if isinstance(value, list | tuple):
+        if len(value) > 1 and all(map(_is_number, value)):
+            median, low, high = (_written(name, of(value)) for of in (statistics.median, min, max))
+            return f"{median} ({low} to {high}, {len(value)} values)"
+        return ", ".join(_written(name, item) for item in value)
     if not _is_number(value):
         return str(value)
     if name.endswith("_bytes"):

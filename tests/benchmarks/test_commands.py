@@ -11,7 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks._chromium import find_chromium
 
 SMALL = {
-    "crf": "--backbone vit_nano --height 32 --width 40 --times 1 --threads 1",
+    "crf": "--backbone nano --height 32 --width 40 --times 1 --threads 1",
     "energy": "--maps 1 --times 1 --threads 1",
     "evaluate": "--size 64 --images 2 --batch 2 --times 1",
     "input": "--images 8 --size 64 --batch 2 --workers 0 --times 1",

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import _steps
 from benchmarks import step as benchmark
 from benchmarks._flops import count_flops
+from benchmarks._made_up import generated_batch
 from toco.backbones import vit, vit_nano
 from toco.methods import toco
 from toco.train.optim import OptimConfig
@@ -114,7 +115,7 @@ def vit_base_on_meta(batch_size=2, size=448):
     with torch.device("meta"):
         backbone = vit.build(vit.Config(model="vit_base_patch16_224", weights=None))
         method = toco.build(VOC, backbone, CLASSES)
-    return method, benchmark.generated_batch(batch_size, size, CLASSES, seed=0)
+    return method, generated_batch(batch_size, size, CLASSES, seed=0)
 
 
 # Meta tensors have shapes and no memory, so ViT-B at 448 px takes seconds. The count has what the formula leaves out,
@@ -137,7 +138,7 @@ def test_both_steps_do_the_arithmetic_of_the_formula(monkeypatch):
     backbone = vit_nano.Config(width=96, depth=3, num_heads=3, patch_size_px=16, image_size_px=64, weights=None)
     ours = toco.build(config, vit_nano.build(backbone), CLASSES)
     plain = _steps.PlainStep(copy.deepcopy(ours), OptimConfig(), 20_000, energy=False)
-    batch = benchmark.generated_batch(2, 96, CLASSES, seed=0)
+    batch = generated_batch(2, 96, CLASSES, seed=0)
     formula = Formula(96, 3, 16, config)
 
     def run(losses):
@@ -186,7 +187,7 @@ def test_nothing_in_the_step_waits_for_the_device(step):
     with torch.device("meta"):
         backbone = vit_nano.build(vit_nano.Config(weights=None))
         method = toco.build(energy, backbone, CLASSES)
-    batch = benchmark.generated_batch(2, 128, CLASSES, seed=0)
+    batch = generated_batch(2, 128, CLASSES, seed=0)
     with BlockingCopies() as copies:
         step_of(method, batch, step)()
     assert copies.found == []

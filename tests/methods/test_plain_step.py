@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import _steps
-from benchmarks.step import generated_batch
+from benchmarks._made_up import generated_batch
 from toco.backbones import vit_nano
 from toco.cam.par import neighbour_affinity, propagate
 from toco.methods import toco

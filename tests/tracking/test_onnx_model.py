@@ -4,6 +4,7 @@ import struct
 import warnings
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 from mlflow.pyfunc import PythonModelContext
 from PIL import Image
 
-from toco.data.files.images import MAX_PIXELS, decode_image
+from toco.data.files.images import MAX_PIXELS, read_upright
 from toco.tracking._onnx_model import _MAX_PIXELS, OnnxSegmenter
 
 ORIENTATION = 0x0112
@@ -81,7 +82,7 @@ def read_by(read):
 
 @pytest.mark.parametrize("name", FILES)
 def test_one_rule_for_the_registered_model_and_for_files(model, name, monkeypatch):
-    expected = read_by(lambda: decode_image(FILES[name], name, _MAX_PIXELS)[..., 0])
+    expected = read_by(lambda: read_upright(Path(name), _MAX_PIXELS, FILES[name])[..., 0])
     asked = pd.DataFrame({"image": [FILES[name]]})
     # The model runs where the library, which lifts this limit, is not imported.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_478_485)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
 from toco.commands import _options
 from toco.config import parse_assignments, replace
@@ -56,8 +53,7 @@ def check(
         allow_empty_labels=allow_empty_labels,
         allow_overlap=allow_overlap,
     )
-    with _bar() as show:
-        report = check_folder(config, on_progress=show)
+    report = check_folder(config, progress=True)
     click.echo(str(report))
     sys.exit(1 if report.faults else 0)
 
@@ -76,21 +72,9 @@ def check_set(name: str, changes: tuple[str, ...]) -> None:
     module = load("toco.data", name)
     config = replace(module.Config(), parse_assignments(changes))
     train, val = (module.open_split(config, split) for split in ("train", "val"))
-    with _bar() as show:
-        report = check_splits(train, val, allow_overlap=config.allow_overlap, on_progress=show)
+    report = check_splits(train, val, allow_overlap=config.allow_overlap, progress=True)
     click.echo(str(report))
     sys.exit(1 if report.faults else 0)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    with tqdm(unit="image", leave=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show
 
 
 @command.command(name="convert-labels")

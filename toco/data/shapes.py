@@ -11,7 +11,7 @@ import logging
 import shutil
 import uuid
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,7 +28,7 @@ from toco.data.files.node_cache import user_cache
 from toco.data.files.png import png_bytes
 from toco.files import UnreadableError, printable, read_record, sha256, whole_file, write_record
 
-__all__ = ["Config", "SceneConfig", "draw_scene", "folder_digest", "generated_folder", "open_split", "write_folder"]
+__all__ = ["Config", "SceneConfig", "draw_scene", "generated_folder", "open_split", "write_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,32 +112,17 @@ class ShapesFolder(FileDataset):
 
     def _whole_files(self, index: int) -> tuple[Path, Path]:
         """Files of an image and of its mask, drawn again if a byte of one is not what was written."""
-        drawn: _Drawn | None = None
         paths = _files_of(self.layout.root, self.names[index])
-        for path in paths:
+        for is_mask, path in enumerate(paths):
             try:
                 is_whole = sha256(path) == self._sha256[f"{path.parent.name}/{path.stem}"]
             except OSError:
                 is_whole = False
             if not is_whole:
                 logger.warning("%s is damaged or missing and is drawn again.", printable(path))
-                drawn = drawn or _draw(self._config, self._split, index)
-                _write_again(path, drawn.image if path == paths[0] else drawn.mask)
+                image, mask, _ = _draw(self._config, self._split, index)
+                _write_again(path, mask if is_mask else image)
         return paths
-
-
-class _Drawn(NamedTuple):
-    """A generated image.
-
-    Attributes:
-        image: PNG of the image.
-        mask: PNG of its mask.
-        class_ids: Classes in it, ascending.
-    """
-
-    image: bytes
-    mask: bytes
-    class_ids: tuple[int, ...]
 
 
 def open_split(config: Config, split: Split) -> ShapesFolder:
@@ -161,9 +146,8 @@ def generated_folder(config: Config) -> Path:
     """
     root = config.root if config.root is not None else user_cache()
     folder = root / f"shapes-{_generator_digest(config)}"
-    exists = folder.is_dir()
-    damaged = _damaged_file(folder) if exists else None
-    if exists and damaged is None:
+    damaged = _damaged_file(folder) if folder.is_dir() else None
+    if folder.is_dir() and damaged is None:
         return folder
     unfinished = root / f".{folder.name}.{uuid.uuid4().hex}"
     try:
@@ -202,27 +186,18 @@ def write_folder(config: Config, folder: Path) -> None:
         names = [f"{split}_{index:05d}" for index in range(count)]
         total = hashlib.sha256()
         for index, name in enumerate(names):
-            drawn = _draw(config, split, index)
-            for path, content in zip(_files_of(folder, name), (drawn.image, drawn.mask), strict=True):
+            image, mask, class_ids = _draw(config, split, index)
+            for path, content in zip(_files_of(folder, name), (image, mask), strict=True):
                 path.write_bytes(content)
                 total.update(content)
                 files[split][f"{path.parent.name}/{name}"] = hashlib.sha256(content).hexdigest()
-            rows.append(f"{name},{' '.join(map(str, drawn.class_ids))}")
+            rows.append(f"{name},{' '.join(map(str, class_ids))}")
         _write_lines(lists / f"{split}.txt", names)
         digests[split] = total.hexdigest()
     _write_lines(folder / "classes.txt", CLASS_NAMES[: config.num_classes])
     _write_lines(folder / _LABELS, rows)
     texts = {str(text): sha256(folder / text) for text in _TEXTS}
     write_record(folder / _MANIFEST, {**digests, "texts": texts, "sha256": files}, durable=False)
-
-
-def folder_digest(folder: Path) -> str:
-    """SHA-256 (hex) of the paths and bytes of all files under ``folder``, the manifest aside."""
-    total = hashlib.sha256()
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
-    for path in sorted(path.relative_to(folder).as_posix() for path in files):
-        total.update(f"{path}\0{hashlib.sha256((folder / path).read_bytes()).hexdigest()}\n".encode())
-    return total.hexdigest()
 
 
 def _damaged_file(folder: Path) -> Path | None:
@@ -246,10 +221,11 @@ def _files_of(folder: Path, name: str) -> tuple[Path, Path]:
     return image, mask
 
 
-def _draw(config: Config, split: Split, index: int) -> _Drawn:
+def _draw(config: Config, split: Split, index: int) -> tuple[bytes, bytes, tuple[int, ...]]:
+    """PNG of a generated image, PNG of its mask, and the classes in it, ascending."""
     seed = (config.seed, _SPLITS.index(split), index)
     scene = draw_scene(seed, config.image_size_px, config.num_classes, config.scene)
-    return _Drawn(png_bytes(scene.image), png_bytes(scene.mask), tuple(int(i) for i in np.unique(scene.mask) if i))
+    return png_bytes(scene.image), png_bytes(scene.mask), tuple(int(i) for i in np.unique(scene.mask) if i)
 
 
 def _write_again(path: Path, content: bytes) -> None:
@@ -265,8 +241,7 @@ def _write_lines(path: Path, lines: list[str] | tuple[str, ...]) -> None:
 
 
 def _generator_digest(config: Config) -> str:
-    sources = (str(module) for module in (__file__, _png.__file__, _scene.__file__))
     total = hashlib.sha256(digest(config).encode())
-    for source in sources:
+    for source in (__file__, _png.__file__, _scene.__file__):
         total.update(Path(source).read_bytes())
     return total.hexdigest()[:16]

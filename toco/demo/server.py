@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from io import BytesIO
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,7 +42,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from toco.data import Dataset
-from toco.data.files.images import decode_image
+from toco.data.files.images import read_upright
 from toco.demo.analysis import Analysis, Analyst
 from toco.demo.limits import Limits, limited_protocol
 from toco.evaluate.evaluator import evenly_spaced
@@ -187,7 +188,7 @@ class Demo:
             except TimeoutError:
                 sentence = f"The file did not arrive within {self.limits.upload_s:g} s; send it again."
                 raise HTTPException(408, sentence, {"Connection": "close"}) from None
-            return await self._look(lambda: decode_image(content, name, self.limits.pixels))
+            return await self._look(lambda: read_upright(Path(name), self.limits.pixels, content))
 
     async def _content(self, request: Request) -> bytes:
         """The body. One that is too large is read to its end: a browser shows no answer that comes before."""

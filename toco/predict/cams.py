@@ -116,9 +116,8 @@ def open_labelled(
     def input_sha256(index: int) -> str:
         return hashlib.sha256(dataset.image_sha256(index).encode() + dataset.class_labels(index).tobytes()).hexdigest()
 
-    def read(index: int) -> object:
-        return dataset.image(index), dataset.class_labels(index)
-
     folder = OutputFolder(out, about, dataset.names, suffix, input_sha256)
-    check_readable(read, [folder], shard, progress=progress)
+    check_readable(
+        lambda index: (dataset.image(index), dataset.class_labels(index)), [folder], shard, progress=progress
+    )
     return folder

@@ -10,14 +10,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from toco.data.files.images import png
 from toco.evaluate.pictures import voc_palette
 
 
 def index_png(label: UInt8[np.ndarray, "h w"]) -> bytes:
     """A PNG whose pixels are class ids, painted with VOC's palette: the format of VOC's own masks."""
-    image = Image.fromarray(label)
-    image.putpalette(voc_palette().tobytes())
-    return _png(image)
+    return png(label, voc_palette().tobytes())
 
 
 def label_png(probabilities: Float[Tensor, "s h w"]) -> bytes:
@@ -32,19 +31,8 @@ def read_index_png(path: Path) -> UInt8[np.ndarray, "h w"]:
         return np.asarray(image)
 
 
-def rgb_png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """A PNG of colours."""
-    return _png(Image.fromarray(pixels))
-
-
 def npz(**arrays: np.ndarray) -> bytes:
     """A compressed NPZ of arrays, none of which is one of objects."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
     return buffer.getvalue()

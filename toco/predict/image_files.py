@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from toco.data import Dataset
 from toco.data.files.images import read_upright
 from toco.files import FolderContents, files_below, printable, sha256
 from toco.predict.output_folder import OutputFolder
@@ -21,27 +21,12 @@ from toco.types import Shard
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-@runtime_checkable
-class Images(Protocol):
-    """Named images; a :class:`toco.data.Dataset` is one."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of every image, unique: a relative path without suffix."""
-
-    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The decoded RGB image."""
-
-    def image_sha256(self, index: int) -> str:
-        """SHA-256 (hex) of what the image is read from."""
-
-
 @dataclass(frozen=True, slots=True)
 class ImageFiles:
     """Image files.
 
     Attributes:
-        names: Path of each below its root, without suffix.
+        names: Name of each, unique: its path below its root, without suffix.
         file_names: The same with suffix.
         paths: Where they are.
         left_out: A phrase for what the folders hold besides: files of other formats, links that lead nowhere.
@@ -65,6 +50,10 @@ class ImageFiles:
     def image_sha256(self, index: int) -> str:
         """SHA-256 (hex) of the file."""
         return sha256(self.paths[index])
+
+
+Images = Dataset | ImageFiles
+"""Named images."""
 
 
 def find_images(inputs: Sequence[Path], max_pixels: int) -> ImageFiles:

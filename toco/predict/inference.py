@@ -7,7 +7,7 @@ official ``tools/infer_seg_voc.py`` and ``tools/infer_seg_coco_ddp.py``.
 from __future__ import annotations
 
 import math
-from functools import reduce
+from functools import partial, reduce
 from typing import Literal
 
 import torch
@@ -121,10 +121,7 @@ def network_probabilities(
         logits = resize_bilinear(_logits(method, both, config), (height, width))
         return _merge(logits[:1], logits[1:].flip(-1), config.merge_flips) if config.flip else logits
 
-    def merge(left: Tensor, right: Tensor) -> Tensor:
-        return _merge(left, right, config.merge_scales)
-
-    return reduce(merge, map(at_scale, config.scales))[0].softmax(0)
+    return reduce(partial(_merge, rule=config.merge_scales), map(at_scale, config.scales))[0].softmax(0)
 
 
 def refined(

@@ -15,9 +15,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from toco.data.files.images import png
 from toco.files import write_text
 from toco.predict.coco_json import coco_annotations
-from toco.predict.formats import label_png, npz, read_index_png, rgb_png
+from toco.predict.formats import label_png, npz, read_index_png
 from toco.predict.image_files import Images, find_faults, large_enough
 from toco.predict.output_folder import OutputFolder
 from toco.predict.overlay import overlay as painted
@@ -98,7 +99,9 @@ def predict(
             faults[index] = str(error)
             continue
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            # For the host's memory torch raises a RuntimeError like any other.
+            is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if not is_memory and "can't allocate memory" not in str(error):
                 raise
             faults[index] = (
                 f"{images.names[index]!r} does not fit into the memory. Tiles (--set inference.tile_px=1024), fewer "
@@ -117,7 +120,7 @@ def predict(
                 raise ValueError(
                     f"{images.names[index]!r} changed while it was worked on; give the same command again."
                 )
-            return rgb_png(painted(image, label, class_names))
+            return png(painted(image, label, class_names))
 
         overlays.fill(paint, shard, without=faults, doing="overlay", progress=progress)
     missing = labels.missing()
@@ -143,8 +146,3 @@ def _add_faults(faults: dict[int, str], read: Callable[[int], object], missing: 
                 return False
             faults |= found
     return True
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether torch got no memory of a device; for the host's it raises a ``RuntimeError`` like any other."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

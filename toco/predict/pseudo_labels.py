@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor
-from tqdm import tqdm
 
 from toco.cam.crf import CrfConfig, dense_crf
 from toco.cam.labels import cam_to_pseudo_label, check_thresholds, class_ids, where_certain
@@ -22,10 +21,11 @@ from toco.data import Dataset, denormalise_255
 from toco.evaluate.evaluator import EvaluateConfig
 from toco.evaluate.sizes import network_input, resize_bilinear
 from toco.methods import Method
-from toco.metrics.segmentation import ConfusionMatrix, mean_over_classes
+from toco.metrics.segmentation import mean_over_classes
 from toco.predict.cams import cam_protocol, cams_of, open_labelled
-from toco.predict.formats import index_png, read_index_png
+from toco.predict.formats import index_png
 from toco.predict.output_folder import OutputFolder
+from toco.predict.split_predictions import count_pixels
 from toco.types import IGNORE_INDEX, Shard, present_classes
 
 OFFICIAL_CAM_CRF = CrfConfig(
@@ -146,25 +146,14 @@ def score_pseudo_labels(folder: OutputFolder, dataset: Dataset, *, progress: boo
     One confusion matrix over all images with a mask, and the mean over the classes in the ground truth. A pixel that
     is 255 in the mask or in the pseudo label counts for nothing, so the sentence says how many of the latter there are.
     """
-    num_classes = len(dataset.class_names) + 1
-    confusion = ConfusionMatrix(num_classes)
-    num_masks = num_pixels = 0
-    for index in tqdm(range(len(dataset)), desc="score", unit="image", disable=not progress):
-        try:
-            mask = dataset.mask(index)
-        except LookupError:
-            continue
-        label = read_index_png(folder.output(index))
-        confusion.update(torch.tensor(mask), torch.tensor(label))
-        num_masks += 1
-        num_pixels += int((mask != IGNORE_INDEX).sum())
+    confusion, without_mask, num_pixels = count_pixels(folder, dataset, progress=progress)
     if not num_pixels:
         return None
     miou = mean_over_classes(confusion.scores().iou).item()
     uncertain = 1 - int(confusion.matrix.sum()) / num_pixels
     return (
-        f"mIoU of the pseudo labels {100 * miou:.2f} %; images with a mask: {num_masks}. {100 * uncertain:.2f} % of "
-        f"the pixels are uncertain ({IGNORE_INDEX}) and count for nothing."
+        f"mIoU of the pseudo labels {100 * miou:.2f} %; images with a mask: {len(dataset) - len(without_mask)}. "
+        f"{100 * uncertain:.2f} % of the pixels are uncertain ({IGNORE_INDEX}) and count for nothing."
     )
 
 

@@ -23,7 +23,7 @@ from toco.metrics.segmentation import ConfusionMatrix, mean_over_classes
 from toco.predict.formats import label_png, read_index_png
 from toco.predict.inference import InferenceConfig, network_probabilities, refined
 from toco.predict.output_folder import OutputFolder
-from toco.types import Shard
+from toco.types import IGNORE_INDEX, Shard
 
 FORMAT_VERSION = 1
 """Version of the JSON of the scores."""
@@ -123,23 +123,7 @@ def score_predictions(
         OSError: A prediction is missing or cannot be read.
         ValueError: A mask cannot be read, or some images have one and others have none.
     """
-    confusion, without_mask = ConfusionMatrix(len(dataset.class_names) + 1), []
-
-    def pairs() -> Iterator[tuple[UInt8[ndarray, "h w"], UInt8[ndarray, "h w"]] | None]:
-        for index in range(len(dataset)):
-            try:
-                mask = dataset.mask(index)
-            except LookupError:
-                without_mask.append(dataset.names[index])
-                yield None
-            else:
-                yield mask, read_index_png(folder.output(index))
-
-    bar = tqdm(read_ahead(pairs()), total=len(dataset), desc="score", unit="image", disable=not progress)
-    for pair in bar:
-        if pair is not None:
-            mask, prediction = pair
-            confusion.update(torch.tensor(mask), torch.tensor(prediction))
+    confusion, without_mask, _ = count_pixels(folder, dataset, progress=progress)
     num_images = len(dataset) - len(without_mask)
     if num_images and without_mask:
         raise ValueError(
@@ -162,6 +146,33 @@ def score_predictions(
             "recall": undefined_to_none(scores.recall.tolist()),
         },
     )
+
+
+def count_pixels(folder: OutputFolder, dataset: Dataset, *, progress: bool) -> tuple[ConfusionMatrix, list[str], int]:
+    """Compare label files with the ground truth.
+
+    Returns:
+        One confusion matrix over all images with a mask, the names of those without, and the number of pixels that the
+        masks know the class of.
+    """
+    confusion, without_mask, num_pixels = ConfusionMatrix(len(dataset.class_names) + 1), list[str](), 0
+
+    def pairs() -> Iterator[tuple[UInt8[ndarray, "h w"], UInt8[ndarray, "h w"]] | None]:
+        for index in range(len(dataset)):
+            try:
+                mask = dataset.mask(index)
+            except LookupError:
+                without_mask.append(dataset.names[index])
+                yield None
+            else:
+                yield mask, read_index_png(folder.output(index))
+
+    for pair in tqdm(read_ahead(pairs()), total=len(dataset), desc="score", unit="image", disable=not progress):
+        if pair is not None:
+            mask, label = pair
+            confusion.update(torch.tensor(mask), torch.tensor(label))
+            num_pixels += int((mask != IGNORE_INDEX).sum())
+    return confusion, without_mask, num_pixels
 
 
 def weights_digest(method: Method) -> str:

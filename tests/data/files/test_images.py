@@ -3,12 +3,13 @@
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from toco.data.files.images import decode_image, open_checked, read_image, read_upright
+from toco.data.files.images import open_checked, read_image, read_upright
 
 ORIENTATION = 0x0112
 TURNED = {
@@ -32,7 +33,7 @@ def test_images_of_a_data_set_stay_as_they_are_stored_and_others_are_turned_upri
     Image.fromarray(pixels).save(path, exif=exif)
     np.testing.assert_array_equal(read_image(path, 100), pixels)
     np.testing.assert_array_equal(read_upright(path, 100), TURNED[orientation](pixels))
-    np.testing.assert_array_equal(decode_image(path.read_bytes(), "photo", 100), TURNED[orientation](pixels))
+    np.testing.assert_array_equal(read_upright(Path("photo"), 100, path.read_bytes()), TURNED[orientation](pixels))
 
 
 def test_no_limit_but_the_reader_s_own_holds(tmp_path):

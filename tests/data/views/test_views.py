@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.ImageOps import mirror
 from pydantic import ValidationError
 
 from tests.data.views.test_colour import GOLDEN as COLOURS
 from toco.data import ColourConfig, Views, ViewsConfig, make_views
 from toco.data.views.colour import Colours
 from toco.data.views.colour_ops import change_colours
-from toco.data.views.views import _draw_part, mirror, padded_crop, rescale, resized_crop
+from toco.data.views.views import _draw_part, padded_crop, rescale, resized_crop
 
 OPS = {
     **{f"rescale_{s}": (rescale, s) for s in (0.5, 0.77, 1.0, 1.31, 2.0)},

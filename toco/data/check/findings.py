@@ -10,9 +10,9 @@ from toco.data._dataset import Fault
 from toco.files import printable
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
-    """The result of a check.
+    """What a check found, in the order in which it was found.
 
     Attributes:
         faults: Everything that has to be fixed. The folder is sound when there is none.
@@ -21,10 +21,10 @@ class Report:
         num_images_by_class: Training images that show each class.
     """
 
-    faults: tuple[Fault, ...]
-    notes: tuple[Fault, ...]
-    num_images: dict[str, int]
-    num_images_by_class: dict[str, int]
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[Fault] = field(default_factory=list)
+    num_images: dict[str, int] = field(default_factory=dict)
+    num_images_by_class: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """The report as text, faults first."""
@@ -33,14 +33,6 @@ class Report:
         lines.append("train images by class: " + ", ".join(f"{n} {c}" for n, c in self.num_images_by_class.items()))
         lines.append(f"{len(self.faults)} faults, {len(self.notes)} notes.")
         return "\n".join(printable(line) for line in lines)
-
-
-@dataclass(slots=True)
-class Findings:
-    """Faults and notes, in the order in which they were found."""
-
-    faults: list[Fault] = field(default_factory=list)
-    notes: list[Fault] = field(default_factory=list)
 
     def fault(self, error: Exception | str, paths: Sequence[Path]) -> None:
         """Add a fault. Readers begin their message with the file, one of ``paths``; else the first one is named."""

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from toco.data import voc
-from toco.data.check.findings import Findings, Report
-from toco.data.check.splits import SMALL_SIDE_PX, Check, Progress
+from toco.data.check.findings import Report
+from toco.data.check.splits import SMALL_SIDE_PX, Check
 from toco.data.files.file_dataset import FileDataset
 from toco.data.files.labels import label_source
 from toco.data.files.layout import Layout, check_names, count, list_lines, read_class_names
 from toco.data.files.splits import overlap
 
 
-def check_folder(
-    config: voc.Config, *, small_side_px: int = SMALL_SIDE_PX, on_progress: Progress | None = None
-) -> Report:
+def check_folder(config: voc.Config, *, small_side_px: int = SMALL_SIDE_PX, progress: bool = False) -> Report:
     """Decode every image and mask of both lists of a folder of VOC's shape and report all faults.
 
     Unlike :func:`check_splits`, which is given what could be opened, it goes on after faults of the
@@ -24,9 +22,9 @@ def check_folder(
     Args:
         config: The folder and how it is read.
         small_side_px: Smaller images are noted.
-        on_progress: Called with the number of images done and of all images.
+        progress: Show a bar.
     """
-    root, found = config.root, Findings()
+    root, found = config.root, Report()
     layout = Layout.of_voc(root, config.mask_folder)
 
     # Classes and labels.
@@ -61,6 +59,7 @@ def check_folder(
             check_labels=False,
         )
 
+    found.num_images = {config.train_list: len(train_names), config.val_list: len(val_names)}
     check = Check(
         train=open_list(train_names, config.train_list, config.allow_empty_labels),
         val=open_list(val_names, config.val_list, True),
@@ -71,10 +70,10 @@ def check_folder(
         masks_are_labels=config.labels == "masks",
         small_side_px=small_side_px,
     )
-    return check.run({config.train_list: len(train_names), config.val_list: len(val_names)}, on_progress)
+    return check.run(progress)
 
 
-def _names_of_list(layout: Layout, list_name: str, found: Findings) -> tuple[str, ...]:
+def _names_of_list(layout: Layout, list_name: str, found: Report) -> tuple[str, ...]:
     """Read the usable names of a list, once each; what a training would refuse in it is a fault."""
     path = layout.list_path(list_name)
     try:
@@ -95,7 +94,7 @@ def _names_of_list(layout: Layout, list_name: str, found: Findings) -> tuple[str
     return names
 
 
-def _with_one_image(layout: Layout, names: Iterable[str], list_name: str, found: Findings) -> tuple[str, ...]:
+def _with_one_image(layout: Layout, names: Iterable[str], list_name: str, found: Report) -> tuple[str, ...]:
     """Keep those names of a list that are one image each."""
     source = layout.list_path(list_name).name
     sound = []

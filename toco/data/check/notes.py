@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toco.data._dataset import Dataset
-from toco.data.check.findings import Findings
+from toco.data.check.findings import Report
 from toco.data.files.file_dataset import FileDataset
 from toco.data.files.layout import composed, count, examples
 from toco.data.files.tree import read_tree
@@ -46,7 +46,7 @@ class Seen:
     ids: set[int] = field(default_factory=set)
 
 
-def note_images(train: Dataset, val: Dataset, seen: Seen, small_side_px: int, found: Findings) -> None:
+def note_images(train: Dataset, val: Dataset, seen: Seen, small_side_px: int, found: Report) -> None:
     """Note images that are small, converted, turned, or the same as another."""
     path = train.layout.images if isinstance(train, FileDataset) else Path("images")
     for names, what in (
@@ -71,7 +71,7 @@ def note_images(train: Dataset, val: Dataset, seen: Seen, small_side_px: int, fo
             found.note(path, f"images with the same pixels under several names {what}: {examples(shown)}.")
 
 
-def note_masks(class_names: Sequence[str], seen: Seen, found: Findings) -> None:
+def note_masks(class_names: Sequence[str], seen: Seen, found: Report) -> None:
     """Note masks that are void, and where masks and labels name other classes."""
     path = Path("masks")
     if seen.void:
@@ -94,7 +94,7 @@ def note_masks(class_names: Sequence[str], seen: Seen, found: Findings) -> None:
             )
 
 
-def note_left_out(datasets: Sequence[FileDataset], found: Findings) -> None:
+def note_left_out(datasets: Sequence[FileDataset], found: Report) -> None:
     """Note what lies in the folders and belongs to neither split."""
     used = {composed(name) for dataset in datasets for name in dataset.names}
     present: set[str] = set()

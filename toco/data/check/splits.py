@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from toco.data._dataset import Dataset
-from toco.data.check.findings import Findings, Report
+from toco.data.check.findings import Report
 from toco.data.check.notes import Seen, note_images, note_left_out, note_masks
 from toco.data.files.file_dataset import FileDataset
 from toco.data.files.images import ids_in
 from toco.data.files.splits import note_of_classes, overlap
 from toco.types import IGNORE_INDEX
 
-Progress = Callable[[int, int], None]
-"""Called with the number of images done and of all images."""
 SMALL_SIDE_PX = 32
 """Images with a smaller side are noted, unless a caller says otherwise."""
 _UPRIGHT = 1
@@ -30,7 +28,7 @@ def check_splits(
     *,
     allow_overlap: bool = False,
     small_side_px: int = SMALL_SIDE_PX,
-    on_progress: Progress | None = None,
+    progress: bool = False,
 ) -> Report:
     """Decode every image and mask of an opened data set of any kind and report all faults.
 
@@ -48,13 +46,13 @@ def check_splits(
         val: The validation images.
         allow_overlap: Whether an image may be in both splits.
         small_side_px: Smaller images are noted.
-        on_progress: Called with the number of images done and of all images.
+        progress: Show a bar.
     """
-    found = Findings()
+    found = Report(num_images={"train": len(train), "val": len(val)})
     found.overlap(Path("val"), overlap(train.names, val.names), allow_overlap)
-    masks_are_labels = isinstance(train, FileDataset) and train.labels_are_masks()
+    masks_are_labels = isinstance(train, FileDataset) and train.labels_from == "masks"
     check = Check(train=train, val=val, found=found, masks_are_labels=masks_are_labels, small_side_px=small_side_px)
-    return check.run({"train": len(train), "val": len(val)}, on_progress)
+    return check.run(progress)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,45 +72,38 @@ class Check:
 
     train: Dataset
     val: Dataset
-    found: Findings
+    found: Report
     has_masks: bool = True
     has_labels: bool = True
     masks_are_labels: bool = False
     small_side_px: int
     seen: Seen = field(default_factory=Seen)
 
-    def run(self, num_images: dict[str, int], on_progress: Progress | None) -> Report:
-        """Decode all images, and report on them and on what belongs to no image.
-
-        Args:
-            num_images: Images by list, for the report.
-            on_progress: Called after every image.
-        """
+    def run(self, progress: bool) -> Report:
+        """Decode all images, with a bar or without, and report on them and on what belongs to no image."""
         train, val, seen, found = self.train, self.val, self.seen, self.found
-        total, done = len(train) + len(val), 0
-        for dataset in (train, val):
-            for index in range(len(dataset)):
-                ids = self._check_sample(dataset, index)
-                if dataset is train:
-                    seen.in_train.update(ids)
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, total)
+        images = [(dataset, index) for dataset in (train, val) for index in range(len(dataset))]
+        for dataset, index in tqdm(images, unit="image", leave=False, disable=not progress):
+            ids = self._check_sample(dataset, index)
+            if dataset is train:
+                seen.in_train.update(ids)
 
         found.notes += (*train.notes, *val.notes)
         note_images(train, val, seen, self.small_side_px, found)
         if self.has_masks:
             note_masks(train.class_names, seen, found)
         by_class = {name: seen.in_train[i] for i, name in enumerate(train.class_names, start=1)}
+        found.num_images_by_class = by_class
         if self.has_labels and (note := note_of_classes(train.class_names, list(by_class.values()))) is not None:
             found.notes.append(note)
         note_left_out([dataset for dataset in (train, val) if isinstance(dataset, FileDataset)], found)
-        return Report(tuple(dict.fromkeys(found.faults)), tuple(dict.fromkeys(found.notes)), num_images, by_class)
+        found.faults, found.notes = list(dict.fromkeys(found.faults)), list(dict.fromkeys(found.notes))
+        return found
 
     def _check_sample(self, dataset: Dataset, index: int) -> set[int]:
         """Check one image and return the classes that its label names; each of its files has one fault at most."""
         paths = _files_of(dataset, index)
-        faults = Findings()
+        faults = Report()
         self._check_image(dataset, index, paths, faults)
         in_mask = self._check_mask(dataset, index, paths, faults) if self.has_masks else None
         labelled: set[int] | None = None
@@ -127,7 +118,7 @@ class Check:
             self._compare(dataset.names[index], in_mask, labelled)
         return labelled or set()
 
-    def _check_image(self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Findings) -> None:
+    def _check_image(self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Report) -> None:
         """Decode the image, and remember what is worth a note."""
         name, seen = dataset.names[index], self.seen
         try:
@@ -145,7 +136,7 @@ class Check:
         except ValueError as error:
             faults.fault(error, paths)
 
-    def _check_mask(self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Findings) -> set[int] | None:
+    def _check_mask(self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Report) -> set[int] | None:
         """Decode the mask and return its ids; a fault in a mask that nothing reads is a note."""
         is_read = dataset is self.val or self.masks_are_labels
         try:

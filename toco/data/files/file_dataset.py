@@ -41,6 +41,9 @@ class FileDataset(Dataset):
         check_labels: Look for the labels of all images in a file of labels now, and not when they are asked for.
         named_in: The list that ``names`` are from, for messages; ``None`` where they are from no list.
 
+    Attributes:
+        labels_from: The argument ``labels``.
+
     Raises:
         ValueError: Images are missing, several have one name, or a file of labels is not one or lacks an image.
     """
@@ -64,7 +67,7 @@ class FileDataset(Dataset):
     ) -> None:
         self.layout, self.names, self.class_names = layout, names, class_names
         self.notes = (*notes, *_find_images(layout, names, named_in))
-        self._labels_from, self._beside = labels, tuple(beside)
+        self.labels_from, self._beside = labels, tuple(beside)
         self._source = label_source(layout, labels, class_names, max_pixels)
         self._allow_empty_labels, self._max_pixels = allow_empty_labels, max_pixels
         self._formats, self._levels = formats, levels
@@ -114,14 +117,12 @@ class FileDataset(Dataset):
         """The image-level label."""
         if index not in self._labels:
             name = self.names[index]
-            ids = self._source.class_ids(name)
+            ids = self._source(name)
             if not ids and not self._allow_empty_labels:
-                void = f" Its mask may have {IGNORE_INDEX}, which is void and no class." * (
-                    self._labels_from == "masks"
-                )
+                void = f" Its mask may have {IGNORE_INDEX}, which is void and no class."
                 raise ValueError(
                     f"{self.label_path(index)}: {name!r} has no class, so it would be trained as pure background; "
-                    f"take it off the list or set data.allow_empty_labels=true.{void}"
+                    f"take it off the list or set data.allow_empty_labels=true.{void * (self.labels_from == 'masks')}"
                 )
             self._labels[index] = multi_hot(ids, len(self.class_names))
         return self._labels[index].copy()
@@ -150,18 +151,12 @@ class FileDataset(Dataset):
         """Mode and EXIF orientation of the image. The orientation is ignored: masks lie on the stored pixels."""
         return read_header(self.layout.image_path(self.names[index]), self._max_pixels, self._formats)
 
-    def labels_are_masks(self) -> bool:
-        """Whether image-level labels are what the masks show."""
-        return self._labels_from == "masks"
-
     def label_path(self, index: int) -> Path:
         """The file, or for names of folders the image, that the image's label is read from."""
-        name = self.names[index]
-        if self._labels_from == "masks":
-            return self.layout.mask_path(name)
-        if self._labels_from == "xml":
-            return self.layout.annotation_path(name)
-        return self.layout.image_path(name) if self._labels_from == "folders" else self.layout.root / self._labels_from
+        layout = self.layout
+        paths = {"masks": layout.mask_path, "xml": layout.annotation_path, "folders": layout.image_path}
+        path_of = paths.get(str(self.labels_from))
+        return layout.root / self.labels_from if path_of is None else path_of(self.names[index])
 
     def tree(self) -> Tree:
         """All that lies in the folder of images, those of the other split too."""
@@ -173,7 +168,7 @@ class FileDataset(Dataset):
 
     def num_images_by_class(self) -> tuple[int, ...] | None:
         """Images that show each class, where labels are in one file or in names of folders."""
-        if not (isinstance(self._source, Table) or self._labels_from == "folders"):
+        if not (isinstance(self._source, Table) or self.labels_from == "folders"):
             return None
         labels = (self.class_labels(index) for index in range(len(self)))
         return tuple(int(count) for count in sum(labels, np.zeros(len(self.class_names))))
@@ -188,7 +183,7 @@ class FileDataset(Dataset):
             digest.update(f"{name}\0{self.layout.image_path(name).stat().st_size}\0".encode())
             if isinstance(self._source, Table):
                 digest.update(self.class_labels(index).tobytes())
-            elif self._labels_from == "xml":
+            elif self.labels_from == "xml":
                 digest.update(self.layout.annotation_path(name).read_bytes())
             if self.layout.masks is not None and self.layout.mask_path(name).is_file():
                 digest.update(self._mask_digest(index))

@@ -2,8 +2,8 @@
 
 An image may carry an EXIF orientation, as photographs of phones do. The rule: the images of a data set are read as
 their pixels are stored, because its masks lie on the stored pixels (:func:`read_image`). Image files that belong to no
-data set are turned upright (:func:`read_upright`, :func:`decode_image`): ``predict`` and the demo read them so, and so
-does the registered model.
+data set are turned upright (:func:`read_upright`): ``predict`` and the demo read them so, and so does the registered
+model.
 """
 
 from __future__ import annotations
@@ -65,31 +65,18 @@ def read_image(
     return _rgb(image, stored, str(path))
 
 
-def read_upright(path: Path, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode a file that belongs to no data set as RGB, turned by its EXIF orientation.
+def read_upright(path: Path, max_pixels: int, content: bytes | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode what belongs to no data set as RGB, turned by its EXIF orientation.
+
+    Args:
+        path: The file.
+        max_pixels: Larger images are refused before they are decoded.
+        content: What somebody sent, in place of the file; ``path`` is then only what messages call it.
 
     Raises:
         ValueError: As in :func:`read_image`, or the EXIF data is damaged.
     """
-    return _upright(path, max_pixels, None)
-
-
-def decode_image(content: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode what somebody sent, as :func:`read_upright` does.
-
-    Args:
-        content: Content of a file.
-        name: What messages call it.
-        max_pixels: Larger images are refused before they are decoded.
-
-    Raises:
-        ValueError: As in :func:`read_upright`.
-    """
-    return _upright(Path(name), max_pixels, BytesIO(content))
-
-
-def _upright(path: Path, max_pixels: int, content: BytesIO | None) -> UInt8[np.ndarray, "h w 3"]:
-    image, stored = _decode(path, max_pixels, FORMATS, content)
+    image, stored = _decode(path, max_pixels, FORMATS, None if content is None else BytesIO(content))
     try:
         upright = ImageOps.exif_transpose(image)
     # It writes the EXIF data anew, which may hold anything.
@@ -137,8 +124,7 @@ def read_mask(path: Path, num_foreground_classes: int, max_pixels: int) -> UInt8
             beyond 0..k and 255.
     """
     mask = read_ids(path, max_pixels)
-    out_of_range = ids_out_of_range(mask, num_foreground_classes)
-    if out_of_range:
+    if out_of_range := [i for i in ids_in(mask) if i > num_foreground_classes and i != IGNORE_INDEX]:
         raise ValueError(
             f"{path}: expected ids 0..{num_foreground_classes} and {IGNORE_INDEX}, "
             f"but it also has {', '.join(map(str, out_of_range))}; check the class list."
@@ -171,16 +157,13 @@ def read_ids(path: Path, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
     return _frozen(np.asarray(image))
 
 
-def png(mask: UInt8[np.ndarray, "h w"]) -> bytes:
-    """A mask as a grey PNG."""
-    file = BytesIO()
-    Image.fromarray(mask).save(file, "PNG")
+def png(pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"], palette: bytes | None = None) -> bytes:
+    """A PNG of grey levels or ids, which a palette gives colours, or of colours."""
+    image, file = Image.fromarray(pixels), BytesIO()
+    if palette is not None:
+        image.putpalette(palette)
+    image.save(file, "PNG")
     return file.getvalue()
-
-
-def ids_out_of_range(mask: UInt8[np.ndarray, "h w"], num_foreground_classes: int) -> list[int]:
-    """Ids in ``mask`` that are neither 0..k nor void."""
-    return [i for i in ids_in(mask) if i > num_foreground_classes and i != IGNORE_INDEX]
 
 
 def ids_in(mask: UInt8[np.ndarray, "h w"]) -> list[int]:

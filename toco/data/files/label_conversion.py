@@ -60,9 +60,9 @@ def read_pickled_labels(source: Path) -> tuple[tuple[str, ...], UInt8[np.ndarray
         payload = _payload(source)
         _refuse_operations(payload)
         outer = _Unpickler(io.BytesIO(payload)).load()
-        if not isinstance(outer, _Array):
+        if not isinstance(outer, _Array) or outer.shape != () or not isinstance(outer.content, list):
             raise ValueError("expected one array that holds a dictionary")
-        (table,) = outer.items()
+        (table,) = outer.content
         if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
             raise ValueError("expected a dictionary of image names")
         rows = [_vector(name, value) for name, value in table.items()]
@@ -98,11 +98,6 @@ class _Array:
 
     def __setstate__(self, state: tuple[object, ...]) -> None:
         _version, self.shape, self.dtype, _fortran, self.content = state
-
-    def items(self) -> list[object]:
-        if self.shape != () or not isinstance(self.content, list):
-            raise ValueError("expected one array that holds a dictionary")
-        return self.content
 
 
 def _reconstruct(_kind: object, _shape: object, _code: object) -> _Array:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -23,16 +23,11 @@ class), or a ``.csv``, ``.json`` or ``.npz`` file (relative to the root)."""
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 
 
-class LabelSource(ABC):
-    """Answers which classes an image shows."""
+LabelSource = Callable[[str], tuple[int, ...]]
+"""Gives the ids (1..k, ascending) of the classes in an image, none where there is no class.
 
-    @abstractmethod
-    def class_ids(self, name: str) -> tuple[int, ...]:
-        """Ids (1..k, ascending) of the classes in the image; empty when there is none.
-
-        Raises:
-            ValueError: The source does not know the image, or gives it an id out of range.
-        """
+It raises ``ValueError`` where it does not know the image, or the image has an id out of range.
+"""
 
 
 def label_source(layout: Layout, labels: LabelsFrom, class_names: tuple[str, ...], max_pixels: int) -> LabelSource:
@@ -42,11 +37,12 @@ def label_source(layout: Layout, labels: LabelsFrom, class_names: tuple[str, ...
         ValueError: The file cannot be read as labels of these classes.
     """
     if labels == "masks":
-        return _Masks(layout, len(class_names), max_pixels)
+        return partial(_ids_in_mask, layout, len(class_names), max_pixels)
+    ids = {composed(name): i for i, name in enumerate(class_names, start=1)}
     if labels == "xml":
-        return _Annotations(layout, class_names)
+        return partial(_ids_in_annotation, layout, ids)
     if labels == "folders":
-        return _Folders(class_names)
+        return partial(_ids_of_folders, ids)
     return Table(read_table(layout.root / labels, class_names), str(layout.root / labels))
 
 
@@ -61,7 +57,7 @@ def multi_hot(class_ids: Iterable[int], num_foreground_classes: int) -> Float32[
     return vector
 
 
-class Table(LabelSource):
+class Table:
     """Labels that were read from one file. A name is found in whichever Unicode form the file has it."""
 
     def __init__(self, class_ids: dict[str, tuple[int, ...]], origin: str) -> None:
@@ -69,7 +65,7 @@ class Table(LabelSource):
         self._origin = origin
         self.names = tuple(class_ids)
 
-    def class_ids(self, name: str) -> tuple[int, ...]:
+    def __call__(self, name: str) -> tuple[int, ...]:
         """Ids of the classes in the image."""
         ids = self._class_ids.get(composed(name))
         if ids is None:
@@ -87,51 +83,34 @@ class Table(LabelSource):
         return "" if near is None else f" It names {near!r}: write names without suffix, and with / between folders."
 
 
-class _Masks(LabelSource):
-    def __init__(self, layout: Layout, num_foreground_classes: int, max_pixels: int) -> None:
-        self._layout, self._num, self._max_pixels = layout, num_foreground_classes, max_pixels
-
-    def class_ids(self, name: str) -> tuple[int, ...]:
-        mask = read_mask(self._layout.mask_path(name), self._num, self._max_pixels)
-        return tuple(i for i in ids_in(mask) if i not in (0, IGNORE_INDEX))
+def _ids_in_mask(layout: Layout, num_foreground_classes: int, max_pixels: int, name: str) -> tuple[int, ...]:
+    mask = read_mask(layout.mask_path(name), num_foreground_classes, max_pixels)
+    return tuple(i for i in ids_in(mask) if i not in (0, IGNORE_INDEX))
 
 
-class _Annotations(LabelSource):
-    def __init__(self, layout: Layout, class_names: tuple[str, ...]) -> None:
-        self._layout = layout
-        self._ids = {composed(name): i for i, name in enumerate(class_names, start=1)}
-
-    def class_ids(self, name: str) -> tuple[int, ...]:
-        """All objects count, those marked difficult too, as in the label files the field uses."""
-        path = self._layout.annotation_path(name)
-        try:
-            root = read_xml(path)
-        except FileNotFoundError:
-            raise ValueError(f"{path}: there is no such annotation.") from None
-        except OSError as error:
-            raise ValueError(f"{path}: the annotation cannot be read: {error.strerror}.") from error
-        if root.tag != "annotation":
-            raise ValueError(f"{path}: expected an annotation of VOC's form, <annotation>, but it is <{root.tag}>.")
-        objects = root.findall("object")
-        shown = {composed(item.findtext("name", "").strip()) for item in objects}
-        unknown = sorted(shown - self._ids.keys())
-        if unknown:
-            raise ValueError(
-                f"{path}: {', '.join(map(repr, unknown))} is not in the class list: {', '.join(self._ids)}."
-            )
-        return tuple(sorted({self._ids[item] for item in shown}))
+def _ids_in_annotation(layout: Layout, ids: Mapping[str, int], name: str) -> tuple[int, ...]:
+    """All objects count, those marked difficult too, as in the label files the field uses."""
+    path = layout.annotation_path(name)
+    try:
+        root = read_xml(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such annotation.") from None
+    except OSError as error:
+        raise ValueError(f"{path}: the annotation cannot be read: {error.strerror}.") from error
+    if root.tag != "annotation":
+        raise ValueError(f"{path}: expected an annotation of VOC's form, <annotation>, but it is <{root.tag}>.")
+    shown = {composed(item.findtext("name", "").strip()) for item in root.findall("object")}
+    if unknown := sorted(shown - ids.keys()):
+        raise ValueError(f"{path}: {', '.join(map(repr, unknown))} is not in the class list: {', '.join(ids)}.")
+    return tuple(sorted(ids[item] for item in shown))
 
 
-class _Folders(LabelSource):
-    def __init__(self, class_names: tuple[str, ...]) -> None:
-        self._ids = {composed(name): i for i, name in enumerate(class_names, start=1)}
-
-    def class_ids(self, name: str) -> tuple[int, ...]:
-        folders = PurePosixPath(composed(name)).parent.parts
-        ids = {self._ids[folder] for folder in folders if folder in self._ids}
-        if len(ids) != 1:
-            raise ValueError(
-                f"{name!r}: expected one folder with the name of a class, found {len(ids)} among "
-                f"{', '.join(folders) or 'none'}; the classes are {', '.join(self._ids)}."
-            )
-        return tuple(ids)
+def _ids_of_folders(ids: Mapping[str, int], name: str) -> tuple[int, ...]:
+    folders = PurePosixPath(composed(name)).parent.parts
+    named = {ids[folder] for folder in folders if folder in ids}
+    if len(named) != 1:
+        raise ValueError(
+            f"{name!r}: expected one folder with the name of a class, found {len(named)} among "
+            f"{', '.join(folders) or 'none'}; the classes are {', '.join(ids)}."
+        )
+    return tuple(named)

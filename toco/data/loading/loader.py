@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Generator, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +22,6 @@ from toco.types import ExtraView, Shard
 _WHOLE = Shard()
 _ORDER = 1
 """Spawn key of the generators of orders: ``SeedSequence([a, b])`` alone equals ``SeedSequence([a, b, 0])``."""
-"""A larger seed takes two words of the sequence, which another (seed, epoch) could also give."""
 
 
 class TrainLoader:
@@ -57,6 +57,7 @@ class TrainLoader:
     ) -> None:
         if not 0 < batch_size <= len(dataset):
             raise ValueError(f"Expected a batch size from 1 to the {len(dataset)} images there are, got {batch_size}.")
+        # A larger one takes two words of the sequence of a generator, which another (seed, epoch) could also give.
         if not 0 <= seed < MAX_SEED:
             raise ValueError(f"Expected a seed from 0 to {MAX_SEED - 1}, got {seed}.")
         if batch_size % shard.world_size:
@@ -64,7 +65,8 @@ class TrainLoader:
                 f"Expected a batch size that {shard.world_size} processes can share equally, got {batch_size}; "
                 "change the batch size or the number of processes."
             )
-        self._make = _Batches(dataset, views, seed, shard, frozenset(extra_views))
+        self._dataset = dataset
+        self._make = partial(_make_batch, dataset, views, seed, shard, frozenset(extra_views))
         self._batch_size, self._seed, self._shard = batch_size, seed, shard
         self._num_workers, self._pin_memory, self._patience_s = num_workers, pin_memory, patience_s
         self.steps_per_epoch = len(dataset) // batch_size
@@ -90,7 +92,7 @@ class TrainLoader:
                 batch = self._make(batch_keys)
                 yield batch.pin_memory() if self._pin_memory else batch
             return
-        self._make.dataset.prepare()
+        self._dataset.prepare()
         processes = LoaderProcesses(
             self._make,
             self._num_workers,
@@ -105,7 +107,7 @@ class TrainLoader:
         for step in range(start_step, start_step + num_steps):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = epoch_order(len(self._make.dataset), self._seed, epoch)
+                order = epoch_order(len(self._dataset), self._seed, epoch)
             part = self._batch_size // self._shard.world_size
             first = step % self.steps_per_epoch * self._batch_size + self._shard.rank * part
             yield [(epoch, int(index)) for index in order[first : first + part]]
@@ -121,19 +123,14 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, epoch, index]))
 
 
-class _Batches:
-    """Makes the batch of some keys."""
+def _make_batch(
+    dataset: Dataset, views: ViewsConfig, seed: int, shard: Shard, extra_views: frozenset[ExtraView], keys: Keys
+) -> RawBatch:
+    """The batch of some epochs and indices."""
 
-    def __init__(
-        self, dataset: Dataset, views: ViewsConfig, seed: int, shard: Shard, extra_views: frozenset[ExtraView]
-    ) -> None:
-        self.dataset, self._views, self._seed, self._shard = dataset, views, seed, shard
-        self._extra_views = extra_views
+    def sample(epoch: int, index: int) -> Sample:
+        rng = sample_generator(seed, epoch, index)
+        made = make_views(dataset.image(index), rng, views, extra_views)
+        return Sample(made, dataset.class_labels(index), dataset.names[index])
 
-    def __call__(self, keys: Keys) -> RawBatch:
-        return RawBatch.of([self._sample(epoch, index) for epoch, index in keys], self._shard)
-
-    def _sample(self, epoch: int, index: int) -> Sample:
-        rng = sample_generator(self._seed, epoch, index)
-        views = make_views(self.dataset.image(index), rng, self._views, self._extra_views)
-        return Sample(views, self.dataset.class_labels(index), self.dataset.names[index])
+    return RawBatch.of([sample(epoch, index) for epoch, index in keys], shard)

@@ -21,7 +21,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
@@ -87,7 +87,14 @@ class LoaderProcesses:
             LoaderError: A process ended or delivers nothing, or the grace after ``stop`` is over.
             Exception: What making a batch raised.
         """
-        with self._started() as processes, self._receiver() as receiver:
+        # The thread that receives has the GPU of this one, in whose context memory is page-locked.
+        take_gpu = partial(torch.cuda.set_device, torch.cuda.current_device()) if self._pin_memory else None
+        with (
+            self._started() as processes,
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader", initializer=take_gpu) as receiver,
+            ExitStack() as before_the_thread_is_waited_for,
+        ):
+            before_the_thread_is_waited_for.callback(self._ending.set)
             connections = list(processes)
             waiting: list[Connection] = []
 
@@ -185,16 +192,6 @@ class LoaderProcesses:
         finally:
             atexit.unregister(end)
             end()
-
-    @contextmanager
-    def _receiver(self) -> Iterator[ThreadPoolExecutor]:
-        """A thread that receives batches; it has the GPU of this one, in whose context memory is page-locked."""
-        take_gpu = partial(torch.cuda.set_device, torch.cuda.current_device()) if self._pin_memory else None
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader", initializer=take_gpu) as thread:
-            try:
-                yield thread
-            finally:
-                self._ending.set()
 
 
 def _work(connection: Connection, make: Callable[[Keys], RawBatch]) -> None:

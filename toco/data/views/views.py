@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
+from PIL.ImageOps import mirror
 from pydantic import Field, model_validator
 
 from toco.config import Config
@@ -141,11 +142,6 @@ def rescale(image: Image.Image, factor: float) -> Image.Image:
     """Resize to ``int(factor * side)`` (bilinear, antialiased), at least 1 px."""
     width, height = (max(1, int(factor * side)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def mirror(image: Image.Image) -> Image.Image:
-    """Left becomes right."""
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def padded_crop(
