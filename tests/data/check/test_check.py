@@ -139,7 +139,7 @@ def test_label_file_faults(folder: Path, rows: str, reason: str) -> None:
 def test_training_masks_are_not_needed_with_a_label_file(folder: Path) -> None:
     (folder / "labels.csv").write_text("name,class_ids\na1,1\na2,2 3\na3,3\na4,1 2\na5,2\nv1,1 3\nv2,2\n")
     (folder / "SegmentationClass/a1.png").unlink()
-    assert check(folder, labels=Path("labels.csv")).faults == ()
+    assert check(folder, labels=Path("labels.csv")).faults == []
     (folder / "SegmentationClass/v1.png").unlink()
     assert [f.path.name for f in check(folder, labels=Path("labels.csv")).faults] == ["v1.png"]
 
@@ -162,7 +162,7 @@ def test_shifted_ids_and_exif_are_notes(folder: Path) -> None:
 def test_same_list_twice(folder: Path) -> None:
     (fault,) = check(folder, val_list="train").faults
     assert "5 of 5 validation images also for training" in fault.reason
-    assert check(folder, val_list="train", allow_overlap=True).faults == ()
+    assert check(folder, val_list="train", allow_overlap=True).faults == []
 
 
 @pytest.mark.slow
