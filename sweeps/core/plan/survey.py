@@ -327,10 +327,10 @@ class SearchSituation:
 
     def write(self, forecast: Mapping[str, Any] | None = None) -> None:
         """Write ``search.json``."""
-        from sweeps.core.store.search_record import write_search
+        from sweeps.core.store.search_record import RECORD, search_file
 
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_search(self.path, self.plan, self.journal.name, self.inputs)
+        journal = self.journal.name
+        RECORD.write(self.path, lambda _, start_id: search_file(self.plan, journal, self.inputs, start_id))
 
 
 @overload

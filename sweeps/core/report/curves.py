@@ -19,7 +19,7 @@ from sweeps.core.design.study import PlannedRow
 from sweeps.core.report.drawing import MARKERS, MAX_BLOCKS, MAX_LINES, MUTED, SERIES, STYLE, grid, svg
 from sweeps.core.statistics.paired import noise_floor
 from sweeps.core.store.study_record import StudyRecord, TrialRecord, values_by_replicate
-from toco.tracking import RunRecord
+from toco.tracking import RunRecord, read_run_record
 from toco.train.records import METRICS
 
 MANY_PANELS = 4
@@ -133,7 +133,7 @@ def read_curves(study: StudyRecord) -> Curves:
 
     def read(trial: TrialRecord) -> RunRecord | None:
         try:
-            run = trial.run()
+            run = read_run_record(trial.run_dir)
         except ValueError as error:
             faults.append(f"{error} Its curves are left out.")
             return None

@@ -114,7 +114,7 @@ def anova(table: pd.DataFrame) -> Anova:
     # The observations: codes of levels instead of the levels, and names that a formula can hold.
     factors = _factors(table)
     names = {SEED: (SEED,)} | {f"f{index}": (factor,) for index, factor in enumerate(factors)}
-    data = pd.DataFrame({short: _codes(table[long[0]]) for short, long in names.items()})
+    data = pd.DataFrame({short: table[long[0]].factorize(use_na_sentinel=False)[0] for short, long in names.items()})
     data[VALUE] = finite(table[VALUE])
     short_names = [name for name in names if data[name].nunique() > 1]
     notes: list[str] = []
@@ -269,12 +269,6 @@ def _factors(table: pd.DataFrame) -> list[str]:
     if not any(table[factor].nunique(dropna=False) > 1 for factor in factors):
         raise ValueError(f"No factor has two levels, so nothing can be compared; the factors are {factors}.")
     return factors
-
-
-def _codes(column: pd.Series[Any]) -> NDArray[np.intp]:
-    import pandas as pd
-
-    return pd.factorize(column, use_na_sentinel=False)[0]
 
 
 def _contrasts(data: pd.DataFrame, term: tuple[str, ...]) -> Floats:

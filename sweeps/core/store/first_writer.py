@@ -70,7 +70,10 @@ def link_first(source: Path, target: Path) -> bool:
         os.link(source, target)
     except FileExistsError:
         # On NFS the answer to a link that was made may be lost, and the request is then sent again.
-        return _same_file(source, target)
+        try:
+            return source.samefile(target)
+        except FileNotFoundError:
+            return False
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
@@ -101,10 +104,3 @@ def _remove_damaged(path: Path, is_whole: Callable[[bytes], bool]) -> None:
             link_first(taken, path)
     finally:
         taken.unlink()
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except FileNotFoundError:
-        return False

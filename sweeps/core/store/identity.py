@@ -135,26 +135,25 @@ def why(parts: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     >>> why({"code": {"a": "1"}, "seed": 3}, {"code": {"a": "2"}, "seed": 3})
     ['code changed: a']
     """
-    reasons = []
     code, known_code = parts.get("code", {}), known.get("code", {})
-    both = sorted(code.keys() & known_code.keys())
-    for what, modules in (
-        ("changed", [module for module in both if code[module] != known_code[module]]),
-        ("added", sorted(code.keys() - known_code.keys())),
-        ("no longer used", sorted(known_code.keys() - code.keys())),
-    ):
-        if modules:
-            reasons.append(f"code {what}: {', '.join(modules)}")
     data, known_data = parts.get("data", {}), known.get("data", {})
+    versions, known_versions = parts.get("versions", {}), known.get("versions", {})
+    modules = {
+        "changed": [name for name in sorted(code.keys() & known_code.keys()) if code[name] != known_code[name]],
+        "added": sorted(code.keys() - known_code.keys()),
+        "no longer used": sorted(known_code.keys() - code.keys()),
+    }
+    reasons = [f"code {what}: {', '.join(names)}" for what, names in modules.items() if names]
     for split, name in (("train", "training"), ("val", "validation")):
         if data.get(split) != known_data.get(split):
             reasons.append(f"other {name} data")
     if parts.get("weights") != known.get("weights"):
         reasons.append("other pretrained weights")
-    versions, known_versions = parts.get("versions", {}), known.get("versions", {})
-    for package in sorted(versions.keys() | known_versions.keys()):
-        if versions.get(package) != known_versions.get(package):
-            reasons.append(f"{package} {versions.get(package)} instead of {known_versions.get(package)}")
+    reasons += [
+        f"{package} {versions.get(package)} instead of {known_versions.get(package)}"
+        for package in sorted(versions.keys() | known_versions.keys())
+        if versions.get(package) != known_versions.get(package)
+    ]
     if parts.get("train") != known.get("train"):
         reasons.append(f"trained by {parts.get('train')} instead of {known.get('train')}")
     if parts.get("seed") != known.get("seed"):

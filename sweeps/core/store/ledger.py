@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,9 +136,8 @@ class Ledger:
     def failures(self, key: str) -> list[Failure]:
         """The attempts that failed, oldest first."""
         folder = self._failures(key)
-        files = [folder / name for name in sorted(_names(folder)) if name.endswith(".json")]
-        found = [_read(Failure, file, key, _DELETE) for file in files]
-        return [failure for failure in found if failure is not None]
+        names = [name for name in sorted(_names(folder)) if name.endswith(".json")]
+        return [failure for name in names if (failure := _read(Failure, folder / name, key, _DELETE)) is not None]
 
     def add_failure(self, key: str, reason: str, traceback: str, *, host: str = "") -> None:
         """Add an attempt that failed; durable when this returns. Others may add theirs at the same time.
@@ -182,13 +182,8 @@ class Ledger:
     def history(self, recipe: str, limit: int = 200) -> Iterator[LedgerEntry]:
         """The newest entries of trials that began from ``recipe``, newest first, ``limit`` at most."""
         files = [(file.stat().st_mtime_ns, file.name.removesuffix(".json")) for file in self._entries()]
-        for _, key in sorted(files, reverse=True):
-            if limit <= 0:
-                return
-            entry = self.entry(key)
-            if entry is not None and entry.origin.recipe == recipe:
-                limit -= 1
-                yield entry
+        entries = (self.entry(key) for _, key in sorted(files, reverse=True))
+        return islice((entry for entry in entries if entry is not None and entry.origin.recipe == recipe), limit)
 
     def without_digest(self) -> str | None:
         """A sentence about the results of version 0.4, which do not count; ``None`` where there are none."""

@@ -129,20 +129,15 @@ class SearchRecord(SearchFile):
         return tuple(sorted((t for t in self.trials if t.on_front), key=lambda t: sign * t.results[first.key]))
 
 
-def write_search(path: Path, plan: SearchPlan, journal: str, inputs: Inputs) -> None:
-    """Write ``search.json``, unless it says the same. One that cannot be read is kept in ``history/``.
+def search_file(plan: SearchPlan, journal: str, inputs: Inputs, start_id: str) -> SearchFile:
+    """What ``search.json`` says of a plan.
 
     Args:
-        path: The search's folder.
         plan: The search.
         journal: File name of its journal.
         inputs: What its trials read, see ``sweeps.core.store.identity``.
+        start_id: See ``FolderFile``.
     """
-    RECORD.write(path, lambda _, start_id: search_file(plan, journal, inputs, start_id))
-
-
-def search_file(plan: SearchPlan, journal: str, inputs: Inputs, start_id: str) -> SearchFile:
-    """What ``search.json`` says of a plan. Arguments as of :func:`write_search`; ``start_id`` as in ``FolderFile``."""
     study = plan.study
     return SearchFile(
         format_version=RECORD.version,

@@ -19,7 +19,7 @@ from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.ledger_entry import LedgerEntry
 from sweeps.core.store.stored import Stored
-from toco.tracking import Pages, RunRecord, read_run_record
+from toco.tracking import Pages
 
 FORMAT_VERSION = 3
 PROGRESS_FILE = "progress.json"
@@ -87,14 +87,6 @@ class TrialRecord:
         """A metric of its result; ``None`` where it does not count or was not defined."""
         value = self.entry.metrics.get(key) if self.entry and self.counts else None
         return None if value is None or not math.isfinite(value) else float(value)
-
-    def run(self) -> RunRecord:
-        """Its run folder, read now.
-
-        Raises:
-            ValueError: It is not there or cannot be read; the message names the file.
-        """
-        return read_run_record(self.run_dir)
 
 
 class StudyFile(FolderFile):

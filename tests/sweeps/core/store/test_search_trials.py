@@ -9,7 +9,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from sweeps.core.design.search_space import Objective, SearchStudy
-from sweeps.core.store.search_record import importance, read_search_record, write_search
+from sweeps.core.store.search_record import RECORD, importance, read_search_record, search_file
 from sweeps.core.store.search_trials import Journal, SearchTrials, read_study
 from tests.sweeps.core.damages import DAMAGES, damage
 from tests.sweeps.core.entries import make_entry
@@ -29,6 +29,10 @@ STUDY = SearchStudy(
     changes={"evaluate_every": 20},
 )
 PLAN = STUDY.resolve()
+
+
+def write(path, inputs):
+    RECORD.write(path, lambda _, start_id: search_file(PLAN, "trials.jsonl", inputs, start_id))
 
 
 def held():
@@ -212,7 +216,7 @@ def test_the_front_of_numbers_by_hand(tmp_path):
     for value in values:
         trials.finish(trials.ask().number, entry(*value))
     trials.stop(trials.ask().number, 100)
-    write_search(tmp_path, PLAN, "trials.jsonl", {})
+    write(tmp_path, {})
     record = read_search_record(tmp_path)
     # The best of the first objective comes first.
     assert [trial.number for trial in record.front] == [0, 1, 4]
@@ -297,14 +301,14 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_search_is_kept_aside_and_written_again(tmp_path, name, caplog):
     inputs = {"train": "aa", "val": "bb", "weights": None}
-    write_search(tmp_path, PLAN, "trials.jsonl", inputs)
+    write(tmp_path, inputs)
     file = tmp_path / "search.json"
     whole = read_search_record(tmp_path)
     damage(file, name)
     damaged = file.read_bytes()
     with pytest.raises(ValueError, match=r"search\.json .*Run the search's command again"):
         read_search_record(tmp_path)
-    write_search(tmp_path, PLAN, "trials.jsonl", inputs)
+    write(tmp_path, inputs)
     (kept,) = (tmp_path / "history").iterdir()
     assert kept.read_bytes() == damaged
     assert f"kept as {kept}" in caplog.text
