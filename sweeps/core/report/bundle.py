@@ -101,7 +101,7 @@ def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
     """What ``rebuild_table`` needs to know besides the values: the design, and the columns that it does not compute."""
     columns = [(column.key, column.value) for column in table.columns if column.value is not None]
     given = [(key, value) for key, value in columns if key not in rebuild_table.COMPUTED]
-    rows = sorted((row for block in table.blocks for row in block.rows), key=lambda row: row.number)
+    rows = sorted((row for block in table.blocks for row in block.rows), key=lambda row: row.planned.number)
     return {
         "headings": [key for key, _ in columns],
         "title": study.title,
@@ -116,10 +116,10 @@ def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
         ],
         "rows": [
             {
-                "number": row.number,
-                "block": study.rows[row.number].block,
-                "cell": study.rows[row.number].cell,
-                "versus": study.rows[row.number].versus,
+                "number": row.planned.number,
+                "block": row.planned.block,
+                "cell": row.planned.cell,
+                "versus": row.planned.versus,
                 "columns": {one.metric.key: {key: value(one) for key, value in given} for one in row.measurements},
             }
             for row in rows

@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from sweeps.core.design.study import Cell, Metric, PlannedRow
 from sweeps.core.findings.analysis import RowAnalysis, StudyAnalysis
@@ -43,27 +42,21 @@ class TableRow:
     """A row of the table.
 
     Attributes:
-        number: Its number in the study, over all blocks.
-        label: First column.
-        role: ``base``, ``row`` or ``a/a`` (the base once more with other seeds).
+        planned: The row of the study.
         versus: Label of the row it is compared with.
         measurements: One for each metric of the table.
         n: Seeds behind it, as ``3`` or, where some are missing, ``2 of 3``; ``3 (seg 2)`` where a metric of a finished
             trial is not a number.
         footnotes: Numbers of its daggers, see ``StudyTable.footnotes``.
-        paper_label: Label of the published row beside it.
         paper: The published values by key of the metric.
         verdict: What became of the published values, in a few words; empty where there are none.
     """
 
-    number: int
-    label: str
-    role: Literal["base", "row", "a/a"]
+    planned: PlannedRow
     versus: str | None
     measurements: tuple[Measurement, ...]
     n: str
     footnotes: tuple[int, ...]
-    paper_label: str | None
     paper: Mapping[str, str]
     verdict: str
 
@@ -96,17 +89,19 @@ class TableBlock:
     @property
     def against(self) -> str:
         """What the rows are compared with, in words: the base, or on a ladder the row above."""
-        compared = [row for row in self.rows if row.role == "row"]
-        of_base = {row.label for row in self.rows if row.role == "base"}
+        compared = [row for row in self.rows if row.planned.role == "row"]
+        of_base = {row.planned.label for row in self.rows if row.planned.role == "base"}
         if all(row.versus in of_base for row in compared):
             return "the base"
-        above = dict(zip((row.label for row in self.rows[1:]), (row.label for row in self.rows), strict=False))
-        return "the row above" if all(above.get(row.label) == row.versus for row in compared) else "another row"
+        above = dict(
+            zip((row.planned.label for row in self.rows[1:]), (row.planned.label for row in self.rows), strict=False)
+        )
+        return "the row above" if all(above.get(row.planned.label) == row.versus for row in compared) else "another row"
 
     @property
     def renamed(self) -> bool:
         """Whether a row stands beside a published one of another label, so that the table must say which."""
-        return any(row.paper_label not in (None, row.label) for row in self.rows)
+        return any(row.planned.paper_row not in (None, row.planned.label) for row in self.rows)
 
     @property
     def comparisons(self) -> tuple[Measurement, ...]:
@@ -147,7 +142,7 @@ class StudyTable:
     @property
     def measurements(self) -> tuple[Measurement, ...]:
         """Every row under every metric, in the study's order."""
-        rows = sorted((row for block in self.blocks for row in block.rows), key=lambda row: row.number)
+        rows = sorted((row for block in self.blocks for row in block.rows), key=lambda row: row.planned.number)
         return tuple(measurement for row in rows for measurement in row.measurements)
 
 
@@ -160,7 +155,7 @@ def rows_grid(table: StudyTable, block: TableBlock, like: Sequence[TableBlock] =
         like: Blocks whose columns this one is to have, too, so that LaTeX can print all of them as one table.
     """
     rows, blocks = block.rows, like or [block]
-    labels = [TextCell(row.label, footnotes=row.footnotes) for row in rows]
+    labels = [TextCell(row.planned.label, footnotes=row.footnotes) for row in rows]
     columns = [(TextColumn(block.title, wraps=True), labels)]
     for index, metric in enumerate(table.metrics):
         look = TextColumn(metric.title, "right", over="ours", under=metric.title)
@@ -169,7 +164,7 @@ def rows_grid(table: StudyTable, block: TableBlock, like: Sequence[TableBlock] =
     columns.append((TextColumn("n", "right", over="ours", under="n"), [TextCell(row.n) for row in rows]))
     if any(other.renamed for other in blocks):
         look = TextColumn("paper's row", "right", over="paper", under="row")
-        columns.append((look, [TextCell(row.paper_label or "-") for row in rows]))
+        columns.append((look, [TextCell(row.planned.paper_row or "-") for row in rows]))
     published = [metric for metric in table.metrics if any(metric in other.published for other in blocks)]
     for metric in published:
         look = TextColumn(f"paper {metric.title}", "right", over="paper", under=metric.title)
@@ -261,14 +256,11 @@ def _row(
     paper = paper_row.metrics if paper_row else {}
     verdicts = {found.metric: found.text for found in verdict.rows if found.row == row.number}
     return TableRow(
-        number=row.number,
-        label=row.label,
-        role=row.role,
+        planned=row,
         versus=None if row.versus is None else study.rows[row.versus].label,
         measurements=tuple(Measurement(study, row, numbers, metric) for metric in study.metrics),
         n=_seeds(numbers, study.metrics),
         footnotes=tuple(footnotes[f"{text}."] for text in numbers.daggers),
-        paper_label=row.paper_row,
         paper={
             metric.key: format_value(paper[metric.key], percent=metric.percent)
             for metric in study.metrics

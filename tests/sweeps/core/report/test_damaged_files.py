@@ -10,7 +10,7 @@ from sweeps.core.findings.analysis import analyse
 from sweeps.core.findings.evaluations import unreadable_files
 from sweeps.core.findings.image_intervals import FILES_NAMED
 from sweeps.core.report import page as page_module
-from sweeps.core.report import row_details, write_report
+from sweeps.core.report import write_report
 from sweeps.core.report.curves import read_curves
 from sweeps.core.store.study_record import read_study_record
 from tests.sweeps.core.damages import DAMAGES
@@ -155,7 +155,7 @@ def test_no_damage_ends_a_report(folder, name):
         damaged = DAMAGES[name](content)
         path.write_bytes(damaged)
         faults = read_curves(study).faults
-        row_details.read_log_tail(trial.run_dir)
+        page_module.read_log_tail(trial.run_dir)
         files = unreadable_files(trial)
         # The other object is one of a run folder of version 0.4.
         if damaged != content and not pattern.endswith("npz") and name != "another object":

@@ -113,9 +113,9 @@ def test_the_table_says_what_the_other_forms_say(study):
     table = make_report(study).source.table
     text = Parsed(made(study).html).text
     for row in table.blocks[0].rows:
-        (line,) = re.findall(rf"<tr[^>]*><th[^>]*><button data-row=\"{row.number}\".*?</tr>", made(study).html)
+        (line,) = re.findall(rf"<tr[^>]*><th[^>]*><button data-row=\"{row.planned.number}\".*?</tr>", made(study).html)
         said = entities.unescape(re.sub(r"<[^>]*>", " ", line))
-        shown = [row.label, *mean_text(row.measurements[0]).split(" ± "), row.n]
+        shown = [row.planned.label, *mean_text(row.measurements[0]).split(" ± "), row.n]
         for one in row.comparisons:
             shown += [difference_text(one), format_p(one.figures.p_holm).strip("-")]
         assert [text for text in shown if text not in said] == []

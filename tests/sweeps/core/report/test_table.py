@@ -178,7 +178,7 @@ def test_the_paper_stands_beside_rows_of_another_label():
     )
     found = table(study)
     block = found.blocks[0]
-    assert [(row.label, row.paper_label, dict(row.paper)) for row in block.rows] == [
+    assert [(row.planned.label, row.planned.paper_row, dict(row.paper)) for row in block.rows] == [
         ("#4", "#10", {M: "70.5"}),
         ("#2", "#8", {M: "63.5"}),
     ]
