@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from toco.config import replace
-from toco.data import normalise
+from toco.data.views.normalise import normalise
 from toco.recipes import shapes_nano, voc_deit_b
+from toco.tensors import Batch, present_classes
 from toco.train.run_config import RunConfig
-from toco.types import IGNORE_INDEX, Batch, present_classes
+from toco.types import IGNORE_INDEX
 
 NANO = "nano"
 ALIASES = {"vit_small": "vit_small_patch16_224", "vit_base": "vit_base_patch16_224"}

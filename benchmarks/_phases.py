@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -13,7 +14,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks._record import synchronise
-from toco.methods import LabelRule, toco
+from toco.methods import toco
 from toco.train.step import TrainingStep
 
 PHASES = {
@@ -21,10 +22,11 @@ PHASES = {
     "regions, crops": ("regions", "draw_keys", "sample_crop_corners", "crop", "positive_crops"),
     "CTC": ("ema_update_", "class_token_contrast_loss"),
     "PTC": ("cam_to_pseudo_label", "affinity", "patch_token_contrast_loss"),
+    "PAR": ("refine_pseudo_label",),
     "segmentation": ("segmentation_loss",),
     "energy": ("dense_energy_loss",),
 }
-"""The functions of ``toco.methods.toco`` whose time makes up a phase of our step."""
+"""The functions, called in the modules of the method, whose time makes up a phase of our step."""
 
 Phase = Callable[[str], AbstractContextManager[None]]
 
@@ -73,15 +75,19 @@ class Phases:
 
             return call
 
+        sources = [sys.modules[part.__module__] for part in toco.ToCo.__mro__]
+
+        def source_of(function: str) -> Any:  # noqa: ANN401 - a module, whose attributes are replaced
+            return next(source for source in sources if hasattr(source, function))
+
         parts: list[tuple[Any, str, str | None]] = [
             (step, "backward", "backward"),
             (step, "update", "optimizer"),
-            (LabelRule, "refine", "PAR"),
             (method.projection, "forward", "CTC"),
             (method.teacher, "forward", "CTC"),
             (method.decoder, "forward", "segmentation"),
             (method.backbone, "forward", None),
-            *((toco, name, phase) for phase, functions in PHASES.items() for name in functions),
+            *((source_of(name), name, phase) for phase, functions in PHASES.items() for name in functions),
         ]
         with ExitStack() as stack:
             for owner, name, phase in parts:

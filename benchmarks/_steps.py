@@ -16,10 +16,10 @@ from torch import Tensor
 from benchmarks._phases import Phase, untimed
 from toco.cam.activation import normalise_cam
 from toco.cam.affinity import affinity
+from toco.cam.config import ParConfig
 from toco.cam.labels import Region, cam_to_pseudo_label, ignore_outside, scale_box
-from toco.cam.par import ParConfig
 from toco.cam.regions import regions
-from toco.data import denormalise_255
+from toco.data.views.normalise import denormalise_255
 from toco.heads.projection import ema_update_
 from toco.losses.classification import classification_loss
 from toco.losses.ctc import class_token_contrast_loss
@@ -27,8 +27,10 @@ from toco.losses.dense_energy import dense_energy_loss
 from toco.losses.ptc import patch_token_contrast_loss
 from toco.losses.segmentation import segmentation_loss
 from toco.methods import toco
-from toco.train.optim import HEAD_GROUPS, OptimConfig, set_lr
-from toco.types import IGNORE_INDEX, Batch, StepOutput
+from toco.tensors import Batch, StepOutput
+from toco.train.optim import HEAD_GROUPS, set_lr
+from toco.train.run_config import OptimConfig
+from toco.types import IGNORE_INDEX
 
 
 class PlainStep:

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from benchmarks._frame import benchmark
 from benchmarks._made_up import num_foreground_classes_of, recipe_of
 from benchmarks._record import measure
-from toco.cam.crf import CrfConfig, dense_crf
-from toco.predict.inference import InferenceConfig, network_probabilities
+from toco.cam.config import CrfConfig
+from toco.cam.crf import dense_crf
+from toco.predict.config import InferenceConfig
+from toco.predict.inference import network_probabilities
 from toco.train.parts import build_method
 
 
@@ -35,7 +37,7 @@ def crf(device: str, height: int, width: int, backbone: str, filter_name: str, t
     """Seconds an image of the network at all scales and of the CRF."""
     num_foreground_classes = num_foreground_classes_of(backbone)
     method = build_method(recipe_of(backbone), num_foreground_classes).to(device).eval()
-    config = CrfConfig(filter_name=filter_name).resolved(device)
+    config = CrfConfig(filter_name=filter_name).resolved(torch.device(device).type)
     # About as many vertices of the lattice as photographs of VOC have, on which the time of the CRF depends.
     coarse = F.interpolate(torch.rand(1, 3, 10, 10), size=(height, width), mode="bicubic").clamp(0, 1)
     levels = (60 + 120 * coarse + 2 * torch.rand(1, 3, height, width)).byte().to(device)

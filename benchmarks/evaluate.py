@@ -25,8 +25,8 @@ from benchmarks._record import measure, peak_memory_bytes
 from toco.config import replace
 from toco.data import Dataset, shapes, voc
 from toco.evaluate import EvaluateConfig
-from toco.evaluate import evaluate as run
 from toco.evaluate.batches import in_order, plan_batches, read_batch
+from toco.evaluate.evaluator import evaluate as run
 from toco.evaluate.scores import Scores
 from toco.evaluate.sizes import network_input
 from toco.methods import Method

@@ -23,7 +23,8 @@ import torch
 from benchmarks._frame import benchmark
 from benchmarks._made_up import write_voc_folder
 from benchmarks._record import measure, synchronise
-from toco.data import Dataset, TrainLoader, ViewsConfig, make_views, voc
+from toco.data import Dataset, ViewsConfig, make_views, voc
+from toco.data.loading.loader import TrainLoader
 
 GOAL_CORES = 4
 

@@ -36,15 +36,16 @@ from sweeps.core.run.driver import run_study
 from toco.config import replace
 from toco.methods.toco import ToCo
 from toco.recipes import shapes_nano, voc_deit_b
+from toco.tensors import StepOutput
 from toco.tracking import import_mlflow, open_store, track_run
 from toco.train import checkpoint, loop
 from toco.train.averages import Averages
+from toco.train.inputs import open_data
 from toco.train.optim import build_optimizer, fill_missing_gradients
-from toco.train.parts import build_loader, build_method, open_data
+from toco.train.parts import build_loader, build_method
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
 from toco.train.step import TrainingStep
-from toco.types import StepOutput
 
 MOMENTS = "TOCO_BENCHMARK_MOMENTS"
 """Environment variable with the file that trainings note their moments in."""

@@ -32,14 +32,14 @@ from benchmarks._phases import Phases
 from benchmarks._record import matrix_peak, measure, peak_memory_bytes
 from benchmarks._steps import PlainStep
 from toco.config import replace
-from toco.data import denormalise_255
+from toco.data.views.normalise import denormalise_255
 from toco.losses.dense_energy import dense_energy_loss
 from toco.methods import toco
+from toco.tensors import Batch
 from toco.train.optim import build_optimizer
 from toco.train.parts import build_method
 from toco.train.run_config import RunConfig
 from toco.train.step import TrainingStep
-from toco.types import Batch
 
 SIDES = ("plain", "ours")
 

@@ -26,10 +26,10 @@ from sweeps.core.design.designs import Declared, OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.paper import M_AUX, SEG, TABLE_5A, M
 from sweeps.core.design.study import Metric, Study
+from toco.backbones import Dimensions
 from toco.registry import load
 
 if TYPE_CHECKING:
-    from toco.backbones import Backbone
     from toco.train.run_config import RunConfig
 
 AUX_BLOCK = "method.aux_block"
@@ -78,15 +78,17 @@ def design(depth: int, layers: tuple[int, ...] | None = None) -> OneFactor:
     return OneFactor((factor,), {AUX_BLOCK: declared})
 
 
-def bare_backbone(config: RunConfig) -> Backbone:
-    """The backbone without memory for its weights: to ask for its depth and its patches."""
-    # Here, as the help of a study and the list of studies do without it.
-    import torch
+def dimensions(config: RunConfig) -> Dimensions:
+    """Blocks and patches of the backbone, from its settings or else from a network without memory for its weights."""
+    known: Dimensions | None = config.backbone.dimensions()
+    if known is not None:
+        return known
+    import torch  # here, as its import takes seconds
 
     module = load("toco.backbones", config.backbone.name)
     with torch.device("meta"):
-        backbone: Backbone = module.build(config.backbone.model_copy(update={"weights": None}))
-    return backbone
+        backbone = module.build(config.backbone.model_copy(update={"weights": None}))
+    return Dimensions(backbone.depth, backbone.patch_size_px)
 
 
 STUDY = Study(
@@ -102,7 +104,7 @@ STUDY = Study(
 
 def for_recipe(study: Study, layers: tuple[int, ...] | None = None) -> Study:
     """``study`` with these 0-based blocks, or with those of its recipe's backbone that match the paper's."""
-    return dataclasses.replace(study, design=design(bare_backbone(study.base()).depth, layers))
+    return dataclasses.replace(study, design=design(dimensions(study.base()).depth, layers))
 
 
 main = study_command(

@@ -25,7 +25,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.paper import SEG, M
 from sweeps.core.design.search_space import STEP_TIME, Objective, SearchStudy
-from sweeps.layer_ablation import AUX_BLOCK, PAPER_BLOCKS, PAPER_DEPTH, bare_backbone
+from sweeps.layer_ablation import AUX_BLOCK, PAPER_BLOCKS, PAPER_DEPTH, dimensions
 from toco.registry import load
 
 FACTOR = 4.0
@@ -65,7 +65,7 @@ def for_recipe(study: SearchStudy) -> SearchStudy:
     every = min(recipe.evaluate_every, max(study.base().num_steps // EVALUATIONS, 1))
     return dataclasses.replace(
         study,
-        space=space(weights, bare_backbone(recipe).depth, method.num_local_crops),
+        space=space(weights, dimensions(recipe).depth, method.num_local_crops),
         changes={"evaluate_every": every, **study.changes},
     )
 

@@ -28,7 +28,7 @@ from sweeps.core.design.designs import Declared, OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.paper import M_AUX, SEG, TABLE_5B, TABLE_5C, M
 from sweeps.core.design.study import Metric, Study
-from sweeps.layer_ablation import AUX_BLOCK, PAPER_DEPTH, aux_block, bare_backbone
+from sweeps.layer_ablation import AUX_BLOCK, PAPER_DEPTH, aux_block, dimensions
 
 LOCAL_CROP = "method.local_crop_size_px"
 EMA_DECAY = "method.ema_decay"
@@ -69,7 +69,7 @@ STUDY = Study(
 
 def for_recipe(study: Study) -> Study:
     """``study`` with the blocks and crops that its recipe has room for."""
-    backbone = bare_backbone(study.base())
+    backbone = dimensions(study.base())
     own = design(backbone.depth, study.value(LOCAL_CROP), backbone.patch_size_px)
     return dataclasses.replace(study, design=own)
 

@@ -32,8 +32,7 @@ from toco.data import ViewsConfig, voc
 from toco.evaluate import EvaluateConfig
 from toco.methods import toco
 from toco.train import dry_run
-from toco.train.optim import OptimConfig
-from toco.train.run_config import RunConfig
+from toco.train.run_config import OptimConfig, RunConfig
 
 # A busy machine is no fault of the code: the time of an example has no limit but that of its test.
 settings.register_profile("toco", deadline=None)

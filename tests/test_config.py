@@ -100,6 +100,14 @@ def test_diff_and_flatten_name_leaves_by_path():
     assert diff(Outer(), replace(Outer(), {"inner.rate": 0.2})) == {"inner.rate": (0.1, 0.2)}
 
 
+def test_diff_names_a_part_that_one_side_lacks_once():
+    part = {"weight": 0.2, "start": 3}
+    assert diff({"seed": 0, "ptc": None}, {"seed": 0, "ptc": part}) == {"ptc": (None, part)}
+    assert diff({"ptc": part}, {}) == {"ptc": (part, None)}
+    assert diff({"ptc": part}, {"ptc": {}}) == {"ptc.weight": (0.2, None), "ptc.start": (3, None)}
+    assert diff({"ptc": {}}, {"ptc": None}) == {"ptc": ({}, None)}
+
+
 def test_another_component_starts_from_its_own_defaults_and_can_be_set_at_once():
     from toco.recipes import voc_deit_b
 

@@ -188,7 +188,7 @@ def test_a_config_under_the_name_of_another_is_refused():
 
     with pytest.raises(ValidationError) as caught:
         RunConfig(**{**dict(recipe()), "method": Config()})
-    assert "has the name of toco.methods._toco_config.Config" in sentences(caught.value)
+    assert "has the name of toco.methods.toco.Config" in sentences(caught.value)
 
 
 def test_a_module_in_an_untrusted_folder_is_not_imported(write):

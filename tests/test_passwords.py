@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from toco.passwords import public_text
-from toco.train.provenance import Inputs, provenance
+from toco.train.inputs import Inputs
+from toco.train.provenance import provenance
 
 
 def test_the_recorded_command_has_no_password(monkeypatch):

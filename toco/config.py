@@ -37,6 +37,18 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
+class UnknownFieldError(ValueError):
+    """A config has no field at a path.
+
+    Attributes:
+        path: The path.
+    """
+
+    def __init__(self, path: str, hint: str) -> None:
+        super().__init__(f"The config has no field {path!r}.{hint}")
+        self.path = path
+
+
 T = TypeVar("T", bound="Config")
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
@@ -61,8 +73,8 @@ def replace(config: T, changes: dict[str, Any]) -> T:
     Setting a component's ``name`` to another entry starts from that entry's defaults.
 
     Raises:
-        ValueError: A path does not exist (the nearest is named), a value does not fit its field, or
-            ``config`` is none.
+        UnknownFieldError: A path does not exist; the nearest is named.
+        ValueError: A value does not fit its field, or ``config`` is none.
     """
     if not isinstance(config, Config):  # what a recipe of the user's own returned
         raise ValueError(f"expected a config, as the RunConfig that a recipe returns; got {config!r}.")
@@ -99,23 +111,24 @@ def diff(
 ) -> dict[str, tuple[Any, Any]]:
     """Dotted paths whose values differ, with both values; what is missing on one side reads ``None`` there.
 
+    A part that one side lacks or has as ``None`` is one difference, and not one for each of its fields.
+
     Args:
         left: A config, or one as JSON.
         right: Another one.
         run_only: Look at the run-only fields, too, which a config knows and its JSON does not.
 
     >>> diff({"seed": 0, "ptc": None}, {"seed": 0, "ptc": {"weight": 0.2}})
-    {'ptc.weight': (None, 0.2)}
+    {'ptc': (None, {'weight': 0.2})}
     """
     found: dict[str, tuple[Any, Any]] = {}
 
     def visit(prefix: str, ours: Any, theirs: Any) -> None:  # noqa: ANN401 - any JSON value
         if ours == theirs:  # most parts of two configs; passed over whole, which makes this fast
             return
-        if not (ours or theirs) or any(not isinstance(node, Mapping | None) for node in (ours, theirs)):
+        if not (isinstance(ours, Mapping) and isinstance(theirs, Mapping)):
             found[prefix] = (ours, theirs)
             return
-        ours, theirs = ours or {}, theirs or {}
         for name in (*ours, *(name for name in theirs if name not in ours)):
             visit(f"{prefix}.{name}" if prefix else name, ours.get(name), theirs.get(name))
 
@@ -339,7 +352,7 @@ def _refuse(tree: dict[str, Any], missing: str, path: str) -> None:
     visit("", tree)
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"The config has no field {missing!r}.{hint}")
+    raise UnknownFieldError(missing, hint)
 
 
 def _keep_what_counts(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any value of a field

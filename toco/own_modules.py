@@ -91,6 +91,14 @@ def own_place(error: BaseException, ours: Collection[str]) -> str | None:
     return None
 
 
+def place_in(error: BaseException, modules: Collection[str]) -> str | None:
+    """File and line, in one of ``modules``, of what raised an error or called what raised it."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_globals.get("__name__") in modules:
+            return f"{frame.f_code.co_filename}, line {line}"
+    return None
+
+
 def _imported(name: str, file: Path) -> ModuleType:
     try:
         return importlib.import_module(name)

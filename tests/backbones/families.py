@@ -3,8 +3,8 @@
 import torch
 
 import toco.backbones._torchvision  # noqa: F401 - must come before timm
-from toco.backbones.swin import Swin
-from toco.backbones.vit import ViT
+from toco.backbones._swin import Swin
+from toco.backbones._vit import ViT
 
 from timm import create_model  # isort: skip
 

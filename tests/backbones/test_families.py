@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from toco.backbones import swin, vit, vit_nano
+from toco.backbones import _swin, swin, vit, vit_nano
 from toco.backbones._timm import _compare_pixels
+from toco.backbones._vit import ViT
 from toco.backbones._weights import load_file
 
 from tests.backbones.families import FAMILIES, SMALL, network, twin  # isort: skip
@@ -83,7 +84,7 @@ def test_maps_of_swin_share_a_grid():
     assert (backbone.depth, backbone.first_aux_block, backbone.patch_size_px) == (7, 3, 16)
     assert [backbone.aux_width(block) for block in (3, 4, 5, 6)] == [32, 32, 64, 64]
     final = torch.arange(3.0)[None, :, None, None].expand(1, 3, 3, 1)
-    maps = swin._on_grid(final, (5, 6))
+    maps = _swin._on_grid(final, (5, 6))
     assert maps.shape == (1, 1, 5, 6)
     torch.testing.assert_close(maps[0, 0, :, 0], torch.tensor([0.0, 0.25, 0.75, 1.25, 1.75]))
     assert not any(p.requires_grad for n, p in backbone.named_parameters() if "relative_position" in n)
@@ -127,7 +128,7 @@ def test_what_is_no_vit_with_a_class_token_is_refused(model, sentence):
 @pytest.mark.parametrize("model", ["vit_base_patch16_siglip_224", "vit_medium_patch16_gap_240"])
 def test_networks_without_a_class_token_are_refused(model):
     with pytest.raises(ValueError, match="has no class token, which ToCo contrasts"):
-        vit.ViT(create_model(model, img_size=32, **SMALL))
+        ViT(create_model(model, img_size=32, **SMALL))
 
 
 def test_what_is_no_swin_is_refused():
@@ -219,7 +220,7 @@ def test_a_file_as_the_authors_released_it_is_converted(tmp_path):
     load_file(target, tmp_path / "dinov2.safetensors")
     images = torch.randn(1, 3, 70, 70)
     torch.testing.assert_close(
-        vit.ViT(target).eval()(images, 1).features, expected(images, 1).features, atol=1e-5, rtol=1e-4
+        ViT(target).eval()(images, 1).features, expected(images, 1).features, atol=1e-5, rtol=1e-4
     )
     state["patch_embed.proj.weight"] = torch.zeros(48, 3, 16, 16)
     save_file(state, tmp_path / "other_patch.safetensors")

@@ -5,6 +5,7 @@ from safetensors.torch import save_file
 
 import toco.backbones._torchvision  # noqa: F401 - must come before timm
 from toco.backbones import vit, vit_nano
+from toco.backbones._vit import ViT
 from toco.backbones._weights import load_file
 
 from timm.layers.attention import Attention  # isort: skip
@@ -134,7 +135,7 @@ def test_class_tokens_without_maps_are_those_with_them(settings, num_maps):
     network = VisionTransformer(
         img_size=64, patch_size=16, embed_dim=48, depth=3, num_heads=3, num_classes=0, dynamic_img_size=True, **settings
     )
-    backbone = vit.ViT(network).double()
+    backbone = ViT(network).double()
     images = torch.randn(5, 3, 64, 48, dtype=torch.float64)
     weights = torch.randn(5, 48, dtype=torch.float64)
     found = []
@@ -163,7 +164,7 @@ def test_no_block_is_given_an_empty_batch():
     sizes = []
     for block in network.blocks:
         block.register_forward_pre_hook(lambda _block, inputs: sizes.append(len(inputs[0])))
-    out = vit.ViT(network)(torch.randn(5, 3, 32, 48), 0, 0)
+    out = ViT(network)(torch.randn(5, 3, 32, 48), 0, 0)
     assert sizes == [5], "the last block is there for class tokens alone"
     assert out.features.shape == out.aux_features.shape == (0, 48, 2, 3)
 

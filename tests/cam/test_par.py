@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from toco.cam.par import ParConfig, neighbour_affinity, propagate, refine_pseudo_label, refined_probabilities
+from toco.cam.config import ParConfig
+from toco.cam.par import neighbour_affinity, propagate, refine_pseudo_label, refined_probabilities
 
 PAR = ParConfig()
 

@@ -9,7 +9,7 @@ import torch
 from toco.backbones import Backbone, BackboneConfig
 from toco.methods import toco
 from toco.registry import available, load
-from toco.types import Batch, present_classes
+from toco.tensors import Batch, present_classes
 
 from tests.backbones.families import FAMILIES, twin  # isort: skip
 
@@ -121,7 +121,7 @@ def test_a_step_of_toco_reaches_every_parameter(name):
         low_threshold=0.3,
         projection=toco.ProjectionConfig(hidden_width=16, bottleneck_width=8, output_width=8),
         decoder_width=8,
-    ).resolved(torch.device("cpu"), 4 * patch)
+    ).resolved("cpu", 4 * patch)
     method = toco.build(config, backbone, 3)
     batch = images(backbone, 4, 4)
     labels = torch.tensor([[1.0, 0, 0], [0, 1, 1]])

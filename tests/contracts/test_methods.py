@@ -15,11 +15,12 @@ from toco.backbones import vit_nano
 from toco.data import ViewsConfig
 from toco.evaluate import EvaluateConfig
 from toco.methods import Method, MethodConfig
-from toco.predict.inference import InferenceConfig
+from toco.predict.config import InferenceConfig
 from toco.predict.pseudo_labels import PseudoLabelConfig
 from toco.registry import available, load
+from toco.tensors import Batch, present_classes
 from toco.train.run_config import RunConfig
-from toco.types import Batch, Shard, present_classes
+from toco.types import Shard
 
 NUM_FOREGROUND_CLASSES, SIZE = 3, 32
 
@@ -48,7 +49,7 @@ def method(request, monkeypatch):
     torch.manual_seed(0)
     module = load("toco.methods", request.param)
     assert issubclass(module.Config, MethodConfig)
-    config = module.Config.small().resolved(torch.device("cpu"), SIZE)
+    config = module.Config.small().resolved("cpu", SIZE)
     config.check(batch_size=4, crop_size_px=SIZE)
     backbone = vit_nano.build(vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=SIZE, weights=None))
     built = module.build(config, backbone, NUM_FOREGROUND_CLASSES)

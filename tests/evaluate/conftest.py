@@ -9,7 +9,7 @@ import torch
 from toco.data import Dataset
 from toco.data.views.normalise import denormalise_255
 from toco.methods import Method
-from toco.types import Cams, Prediction
+from toco.tensors import Cams, Prediction
 
 
 class ArrayDataset(Dataset):

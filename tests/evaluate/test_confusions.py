@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from toco.config import replace
-from toco.evaluate import EvaluateConfig, Evaluation, can_rescore, evaluate, read_confusions, rescore
-from toco.types import Cams
+from toco.evaluate import EvaluateConfig, Evaluation, read_confusions
+from toco.evaluate.evaluator import evaluate, rescore
+from toco.tensors import Cams
 
 from tests.evaluate.conftest import PixelMethod  # isort: skip
 
@@ -148,7 +149,7 @@ def test_another_threshold_is_rescored_as_it_would_have_been_evaluated(
 def test_a_threshold_that_was_not_counted_at_is_refused(method, random_dataset):
     first = evaluate(method, random_dataset(SIZES[:2]), NATIVE, "cpu")
     between = replace(NATIVE, {"background_threshold": 0.51})
-    assert can_rescore(first.confusions, replace(NATIVE, {"background_threshold": 0.45}))
-    assert not can_rescore(first.confusions, between)
+    assert first.confusions.have(replace(NATIVE, {"background_threshold": 0.45}).thresholds())
+    assert not first.confusions.have(between.thresholds())
     with pytest.raises(ValueError, match="expected some of these"):
         rescore(first, first.confusions, between)

@@ -6,7 +6,8 @@ from torch.nn.functional import interpolate
 from toco.cam.labels import cam_to_label
 from toco.config import digest, replace
 from toco.data.views.normalise import denormalise_255, normalise
-from toco.evaluate.evaluator import EvaluateConfig, evaluate, evenly_spaced
+from toco.evaluate.config import EvaluateConfig
+from toco.evaluate.evaluator import evaluate, evenly_spaced
 from toco.metrics.segmentation import ConfusionMatrix, mean_over_classes
 
 NATIVE = EvaluateConfig(size_px=None, num_pictures=0)

@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from toco.evaluate.evaluator import EvaluateConfig, evaluate
+from toco.evaluate.config import EvaluateConfig
+from toco.evaluate.evaluator import evaluate
 from toco.evaluate.report import Evaluation, ThresholdCurve
 
 EVALUATION = Evaluation(

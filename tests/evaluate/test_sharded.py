@@ -13,7 +13,8 @@ import torch
 
 from toco.backbones import vit_nano
 from toco.data import voc
-from toco.evaluate import EvaluateConfig, evaluate
+from toco.evaluate import EvaluateConfig
+from toco.evaluate.evaluator import evaluate
 from toco.methods import toco
 from toco.types import Shard
 

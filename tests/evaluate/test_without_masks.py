@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from toco.evaluate import EvaluateConfig, evaluate
-from toco.evaluate.evaluator import rescore
+from toco.evaluate import EvaluateConfig
+from toco.evaluate.evaluator import evaluate, rescore
 
 
 def test_only_labels_are_scored(method, random_dataset):

@@ -15,9 +15,8 @@ from toco.config import digest
 from toco.data import ViewsConfig, shapes
 from toco.methods import toco
 from toco.train import checkpoint
-from toco.train.optim import OptimConfig
 from toco.train.parts import build_method
-from toco.train.run_config import RunConfig
+from toco.train.run_config import OptimConfig, RunConfig
 from toco.train.run_folder import RunFolder
 
 CLASS_NAMES = ("disc", "star", "moon")

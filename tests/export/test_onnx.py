@@ -13,7 +13,9 @@ from onnxruntime import InferenceSession
 from tests.export.runs import CLASS_NAMES, STEP, exports
 from toco.export import onnx as export
 from toco.export.onnx import export_onnx
-from toco.predict.inference import InferenceConfig, class_probabilities
+from toco.methods import MethodConfig
+from toco.predict.config import InferenceConfig
+from toco.predict.inference import class_probabilities
 from toco.predict.split_predictions import weights_digest
 from toco.train.run_folder import RunFolder
 from toco.train.trained import open_trained
@@ -125,6 +127,10 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_traced(exported, 
         patched.setattr(export, "_ONE_SIZE_ONLY", {"vit_nano"})
         with pytest.raises(ValueError, match=r"on vit_nano can be exported for one size .* as in --size 32\."):
             export_onnx(exported.small, tmp_path / "network.onnx")
+    with monkeypatch.context() as patched:
+        patched.setattr(MethodConfig, "has_cams_of_all_classes", lambda _: False)
+        with pytest.raises(ValueError, match=r"'toco' makes CAMs of the classes in an image alone.* without --cams"):
+            export_onnx(exported.small, tmp_path / "network.onnx", cams=True)
     with pytest.raises(ValueError, match="holds no run"):
         export_onnx(tmp_path, tmp_path / "network.onnx")
     untrained = tmp_path / "untrained"

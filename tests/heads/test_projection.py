@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from toco.heads.projection import ProjectionConfig, ProjectionHead, ema_update_
+from toco.heads.config import ProjectionConfig
+from toco.heads.projection import ProjectionHead, ema_update_
 
 
 def head_for(state):

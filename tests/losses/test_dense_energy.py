@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from toco.boxes import inside
-from toco.losses.dense_energy import DenseEnergyConfig, _nearest_box, dense_energy, dense_energy_loss
+from toco.losses.config import DenseEnergyConfig
+from toco.losses.dense_energy import _nearest_box, dense_energy, dense_energy_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = [entry["case"] for entry in json.loads((GOLDEN / "energy_lattice_vs_exact.json").read_text())]

@@ -8,8 +8,8 @@ from toco.backbones import Backbone, vit_nano
 from toco.config import diff, replace
 from toco.methods import cam, toco
 from toco.recipes import shapes_nano
+from toco.tensors import Batch, Features, present_classes
 from toco.train.fork import prefix_digest, prefix_step
-from toco.types import Batch, Features, present_classes
 
 SIZE, CLASSES = 32, 3
 

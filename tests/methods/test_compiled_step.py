@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from toco.backbones import vit_nano
 from toco.methods import toco
-from toco.types import Batch, present_classes
+from toco.tensors import Batch, present_classes
 
 torch.manual_seed(0)
 config = vit_nano.Config(width=16, depth=2, num_heads=2, patch_size_px=8, image_size_px=32, weights=None)

@@ -16,7 +16,7 @@ from benchmarks._flops import count_flops
 from benchmarks._made_up import generated_batch
 from toco.backbones import vit, vit_nano
 from toco.methods import toco
-from toco.train.optim import OptimConfig
+from toco.train.run_config import OptimConfig
 
 VOC = toco.Config(energy=toco.Term(weight=0))
 FULL, WARM_UP = VOC.segmentation.start_step, 0

@@ -11,7 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from toco.backbones import vit_nano
-from toco.data import TrainLoader, ViewsConfig, shapes
+from toco.data import ViewsConfig, shapes
+from toco.data.loading.loader import TrainLoader
 from toco.methods import toco
 
 META = torch.device("meta")

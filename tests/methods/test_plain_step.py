@@ -10,9 +10,10 @@ from benchmarks import _steps
 from benchmarks._made_up import generated_batch
 from toco.backbones import vit_nano
 from toco.cam.par import neighbour_affinity, propagate
-from toco.methods import toco
+from toco.methods import _toco, toco
 from toco.recipes import shapes_nano
-from toco.train.optim import OptimConfig, build_optimizer
+from toco.train.optim import build_optimizer
+from toco.train.run_config import OptimConfig
 from toco.train.step import TrainingStep
 
 SIZE, LOCAL, CLASSES, BATCH, START, NUM_STEPS = 96, 32, 20, 4, 1600, 2000
@@ -56,7 +57,7 @@ def corners(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(SIZE - LOCAL + 1, (BATCH, toco.Config().num_local_crops, 2), generator=generator)
     one_after_the_other = iter(drawn)
-    monkeypatch.setattr(toco, "sample_crop_corners", lambda *_: drawn)
+    monkeypatch.setattr(_toco, "sample_crop_corners", lambda *_: drawn)
     monkeypatch.setattr(_steps, "random_corners", lambda *_: next(one_after_the_other))
 
 

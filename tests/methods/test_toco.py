@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from toco.backbones import vit_nano
-from toco.methods import LabelRule, toco
-from toco.types import Batch, present_classes
+from toco.methods import _method, _toco, toco
+from toco.tensors import Batch, present_classes
 
 SIZE, PATCH = 64, 8
 
@@ -52,7 +52,7 @@ def same_corners(monkeypatch):
     def corners(regions, _keys, num_crops, _size):
         return torch.arange(num_crops)[None, :, None].expand(len(regions), -1, 2) * 4
 
-    monkeypatch.setattr(toco, "sample_crop_corners", corners)
+    monkeypatch.setattr(_toco, "sample_crop_corners", corners)
 
 
 def losses(model, data, step=10**6):
@@ -127,11 +127,11 @@ def test_without_the_auxiliary_loss_its_classifier_learns_nothing_and_nothing_ma
 def test_the_decoder_first_learns_from_the_auxiliary_cam(monkeypatch):
     seen = []
 
-    def refine(_rule, _levels, cam, *_present):
+    def refine(_images, cam, *_rest):
         seen.append(cam)
         return torch.zeros(len(cam), SIZE, SIZE, dtype=torch.int64)
 
-    monkeypatch.setattr(LabelRule, "refine", refine)
+    monkeypatch.setattr(_method, "refine_pseudo_label", refine)
     model, data = method(aux_pseudo_labels_until_step=5), batch(2)
     cams = model.cams(data.images, model.config.cam_scales, flip=True, present=data.present)
     losses(model, data, step=4)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from toco.data import denormalise_255, normalise
-from toco.methods import toco
+from toco.data.views.normalise import denormalise_255, normalise
+from toco.methods import _toco
 from toco.official.names import official_name
-from toco.train.optim import OptimConfig, build_optimizer, fill_missing_gradients, set_lr
-from toco.types import Batch, present_classes
+from toco.tensors import Batch, present_classes
+from toco.train.optim import build_optimizer, fill_missing_gradients, set_lr
+from toco.train.run_config import OptimConfig
 
 NUM_STEPS = 20_000
 LOSSES = {
@@ -41,7 +42,7 @@ def fixed_corners(monkeypatch):
     """Cut the recorded local crops instead of drawing them."""
 
     def use(corners):
-        monkeypatch.setattr(toco, "sample_crop_corners", lambda *_: torch.from_numpy(corners))
+        monkeypatch.setattr(_toco, "sample_crop_corners", lambda *_: torch.from_numpy(corners))
 
     return use
 
@@ -76,7 +77,7 @@ def test_one_iteration_equals_the_official_one(golden, tiny_method, fixed_corner
     if dtype == torch.float64:
         # The float64 run was recorded with the image truncated to bytes from float32, where rounding decides the level.
         monkeypatch.setattr(
-            toco, "denormalise_255", lambda images, truncate: denormalise_255(images.float(), truncate).double()
+            _toco, "denormalise_255", lambda images, truncate: denormalise_255(images.float(), truncate).double()
         )
     fixed_corners(recorded.get("corners_yx", arrays["iter2001_f32__corners_yx"]))
 

@@ -5,7 +5,7 @@ import torch
 from toco.cam.labels import cam_to_label
 from toco.metrics.cam_quality import CamQuality
 from toco.metrics.segmentation import ConfusionMatrix, class_scores, confusion_by_image, mean_over_classes
-from toco.types import present_classes
+from toco.tensors import present_classes
 
 HUNDREDTHS = tuple(i / 100 for i in range(96))
 

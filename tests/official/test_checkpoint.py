@@ -12,11 +12,12 @@ from torch.testing import assert_close
 
 from toco.backbones import vit
 from toco.config import digest
+from toco.methods import _toco
 from toco.methods import toco as toco_method
 from toco.official.names import from_official, to_official
+from toco.tensors import Batch, present_classes
 from toco.train.run_folder import RunFolder
 from toco.train.trained import open_trained
-from toco.types import Batch, present_classes
 
 # By how much the official tokens differ between float32 and float64.
 TOLERANCE = {"atol": 5e-6, "rtol": 1e-5}
@@ -73,7 +74,7 @@ def test_an_imported_checkpoint_gives_the_recorded_losses(golden, write, import_
         present=present_classes(tensor("cls_label").float()),
     )
     corners = torch.from_numpy(arrays["iter2001_f32__corners_yx"])
-    monkeypatch.setattr(toco_method, "sample_crop_corners", lambda *_: corners)
+    monkeypatch.setattr(_toco, "sample_crop_corners", lambda *_: corners)
     losses = trained.method.train().training_losses(batch, 2001, torch.Generator()).losses
     for ours, official in {
         "classification": "cls_loss",

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from toco.backbones import vit_nano
-from toco.cam.crf import CrfConfig, dense_crf
+from toco.cam.config import CrfConfig
+from toco.cam.crf import dense_crf
 from toco.evaluate import EvaluateConfig
 from toco.evaluate.sizes import network_input
 from toco.methods import toco
@@ -90,9 +91,9 @@ def test_cams_follow_the_evaluation(trained, dataset, tmp_path):
 def test_cams_of_other_scales_or_weights_are_not_mixed(method, dataset, tmp_path):
     method.eval()
     export_cams(method, dataset, OWN_SIZE, tmp_path, {"weights": "1"})
-    with pytest.raises(ValueError, match=r"cam_flip was False and is True"):
+    with pytest.raises(ValueError, match=r"another way: cam_flip was False and is True\. Give"):
         export_cams(method, dataset, OWN_SIZE.model_copy(update={"cam_flip": True}), tmp_path, {"weights": "1"})
-    with pytest.raises(ValueError, match=r"weights was '1' and is '2'"):
+    with pytest.raises(ValueError, match=r"another way: weights was '1' and is '2'\. Give"):
         export_cams(method, dataset, OWN_SIZE, tmp_path, {"weights": "2"})
 
 
@@ -203,8 +204,11 @@ def test_exported_pseudo_labels_go_on_and_two_processes_make_what_one_does(train
     assert set(made) == {1}
     assert read_index_png(whole.output(1)).tolist() != read_index_png(parts[0].output(1)).tolist()
     changed = config.model_copy(update={"high_threshold": 0.6})
-    with pytest.raises(ValueError, match=r"high_threshold was 0\.7 and is 0\.6"):
+    with pytest.raises(ValueError, match=r"another way: high_threshold was 0\.7 and is 0\.6\. Give"):
         export_pseudo_labels(trained, dataset, evaluate, changed, tmp_path / "whole", {})
+    unrefined = config.model_copy(update={"par": None})
+    with pytest.raises(ValueError, match=r"another way: par was \{[^{}]+\} and is None\. Give"):
+        export_pseudo_labels(trained, dataset, evaluate, unrefined, tmp_path / "whole", {})
 
 
 def test_uncertain_pixels_count_for_nothing(method, dataset_of, tmp_path):

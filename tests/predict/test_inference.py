@@ -3,10 +3,12 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from toco.cam.crf import CrfConfig, dense_crf
+from toco.cam.config import CrfConfig
+from toco.cam.crf import dense_crf
 from toco.config import digest, replace
 from toco.data.views.normalise import denormalise_255
-from toco.predict.inference import InferenceConfig, class_probabilities, least_side_px
+from toco.predict.config import InferenceConfig
+from toco.predict.inference import class_probabilities, least_side_px
 from toco.recipes import shapes_nano
 
 OFFICIAL_COCO = {"size_px": 448, "scales": (1.0, 1.25, 1.5), "merge_flips": "max", "merge_scales": "sum"}

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from toco.cam.crf import CrfConfig
+from toco.cam.config import CrfConfig
 from toco.evaluate.pictures import voc_palette
-from toco.predict.inference import InferenceConfig
+from toco.predict.config import InferenceConfig
 from toco.predict.split_predictions import open_predictions, predict_split, score_predictions, weights_digest
 from toco.types import Shard
 

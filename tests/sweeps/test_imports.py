@@ -1,9 +1,18 @@
-"""What is answered without torch, whose import takes seconds: help, the list of studies, records of studies."""
+"""What is answered without torch, whose import takes seconds: help, lists, and questions about studies."""
 
 import subprocess
 import sys
+from pathlib import Path
 
-PROGRAM = """
+import pytest
+
+from sweeps import layer_ablation
+from sweeps.core.commands.command import StudyOptions
+from tests.sweeps.core.commands.test_diff import record
+
+ROOT = Path(__file__).parents[2]
+TINY = {"data.num_train": "1", "data.num_val": "1"}
+HELP = """
 import sys
 
 from click.testing import CliRunner
@@ -15,14 +24,52 @@ for words in [*asked, ["report", "search", "-h"]]:
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, (words, result.output)
     assert {"torch", "ray", "mlflow", "matplotlib"}.isdisjoint(sys.modules), words
+"""
+ASK = """
+import sys
 
-import sweeps.core.store.search_record
-import sweeps.core.store.study_record
+from {package}.__main__ import main
 
+try:
+    main({words!r}, standalone_mode=False)
+except SystemExit as error:
+    assert error.code in (0, 4), error.code
 assert "torch" not in sys.modules
 """
 
 
-def test_help_the_list_of_studies_and_records_need_no_torch():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def run(program):
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_help_and_the_list_of_studies_need_no_torch():
+    run(HELP)
+
+
+def test_the_list_of_what_there_is_needs_no_torch():
+    assert "cam              The class activation map baseline" in run(ASK.format(package="toco", words=["list"]))
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    """Where a small ``layer_ablation`` is finished, and another one lacks a trial."""
+    storage = tmp_path_factory.mktemp("results")
+    options = StudyOptions(recipe=None, data=None, weights=None, changes=TINY, seeds=(0, 1))
+    study = layer_ablation.for_recipe(options.apply(layer_ablation.STUDY))
+    record(storage, study, 0.5)
+    record(storage / "unfinished", study, 0.5)
+    min((storage / "unfinished" / "ledger").rglob("*.json")).unlink()
+    return storage
+
+
+@pytest.mark.parametrize("name", ["", "unfinished"])
+@pytest.mark.parametrize("words", [["status"], ["report"], ["report", "--stdout"], ["diff"]])
+def test_a_question_about_a_study_needs_no_torch(storage, words, name):
+    (folder,) = (storage / name).glob("layer_ablation-*")
+    verb, *rest = words
+    rest += ["--with", str(folder)] if verb == "diff" else []
+    rest += [word for change in TINY.items() for word in ("--set", "=".join(change))]
+    asked = [verb, "layer_ablation", "--seeds", "0,1", "--storage", str(storage / name), *rest]
+    run(ASK.format(package="sweeps", words=asked))

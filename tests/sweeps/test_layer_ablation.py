@@ -121,6 +121,16 @@ def test_the_options_arrive(started, tmp_path, voc):
     assert launched.address == "h:1"
 
 
+def test_a_method_without_an_auxiliary_block_is_refused_in_a_sentence(tmp_path):
+    result = CliRunner().invoke(main, ["plan", "--storage", str(tmp_path), "--set", "method.name=cam"])
+    assert result.exit_code == 1
+    assert result.output == (
+        "Error: layer_ablation varies method.aux_block, which the method 'cam' does not have. To study it, name "
+        "another method with --set method.name=NAME; for settings that the method 'cam' has, take another study "
+        "(python -m sweeps list).\n"
+    )
+
+
 def test_in_a_ray_job_results_cannot_lie_in_the_job_s_own_folder(started, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -7,6 +7,7 @@ import pytest
 from sweeps import cam_thresholds, components, layer_ablation, loss_weights, table5, temperature
 from sweeps.core.design.paper import M_AUX, SEG, M
 from sweeps.core.design.study import A_A
+from toco.config import replace
 from toco.registry import load
 
 
@@ -122,9 +123,10 @@ def test_a_backbone_too_shallow_for_the_papers_rows_needs_layers():
 
 
 def test_the_backbone_is_known_without_weights():
-    backbone = layer_ablation.bare_backbone(load("toco.recipes", "voc_deit_b").recipe())
-    assert (backbone.depth, backbone.patch_size_px) == (12, 16)
-    assert all(parameter.is_meta for parameter in backbone.parameters())
+    recipe = load("toco.recipes", "voc_deit_b").recipe()
+    assert layer_ablation.dimensions(recipe) == (12, 16)
+    unusual = replace(recipe, {"backbone.model": "vit_large_patch16_224", "backbone.weights": None})
+    assert layer_ablation.dimensions(unusual) == (24, 16)
 
 
 def test_a_shallower_backbone_of_the_recipe_is_seen():

@@ -16,7 +16,8 @@ from PIL import Image
 from tests.export.runs import CLASS_NAMES, STEP, exports
 from toco.__main__ import main
 from toco.export.onnx import Exported
-from toco.predict.inference import InferenceConfig, class_probabilities
+from toco.predict.config import InferenceConfig
+from toco.predict.inference import class_probabilities
 from toco.tracking import open_store, track_run
 from toco.train.trained import open_trained
 

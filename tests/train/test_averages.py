@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from toco.tensors import StepOutput
 from toco.train import averages
 from toco.train.averages import Averages, DivergedError
-from toco.types import StepOutput
 
 
 def output(loss):

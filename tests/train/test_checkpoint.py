@@ -4,6 +4,7 @@ import sys
 import threading
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -139,7 +140,7 @@ def test_what_goes_wrong_beside_the_training_is_raised_in_it_and_once(tmp_path, 
     def full(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with checkpoint.Writer(tmp_path, "digest", keep=1) as writer:
         writer.start(1, model, optimizer, {}, then=lambda path: None)
         with pytest.raises(OSError, match="disk full"):

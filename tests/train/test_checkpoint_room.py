@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
@@ -88,7 +89,7 @@ def full_at(number, real):
 
 def test_a_disk_that_is_full_at_a_checkpoint_costs_nothing_but_the_way_back(config, finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", full_at(2, checkpoint.save_file))
+        patched.setattr(safetensors.torch, "save_file", full_at(2, safetensors.torch.save_file))
         with pytest.raises(NoRoomError) as raised:
             train(config, tmp_path, progress=False)
     sentence = rf"^{re.escape(str(tmp_path))} has no room: No space left on device\. About \d+ kB are needed"

@@ -8,8 +8,8 @@ import pytest
 from sweeps.core.store.identity import config_inputs
 from toco.commands.train import _coverage
 from toco.config import digest, replace
+from toco.train.inputs import open_data
 from toco.train.loop import train
-from toco.train.parts import open_data
 from toco.train.run_folder import RunFolder
 
 

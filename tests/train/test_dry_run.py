@@ -90,6 +90,21 @@ def test_a_method_that_looks_at_values_is_not_refused(monkeypatch):
     check_can_run(BASE)
 
 
+def test_the_line_of_an_own_method_is_named(tmp_path, monkeypatch):
+    file = tmp_path / "own_package" / "shifted.py"
+    file.parent.mkdir()
+    file.write_text(
+        "import torch\nfrom toco.methods import toco\n\nclass Config(toco.Config):\n    name: str = __name__\n\n"
+        "def build(*arguments):\n    method = toco.build(*arguments)\n    method.classifier.forward = wrong\n"
+        "    return method\n\ndef wrong(features):\n    return torch.ones(2, 3) @ torch.ones(4, 5)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = BASE.method.model_dump(exclude={"name"})
+    config = replace(BASE, {"method.name": "own_package.shifted"} | {f"method.{k}": v for k, v in settings.items()})
+    with pytest.raises(ValueError, match=rf"A training step cannot be computed: .*\({file}, line 13\)\."):
+        check_can_run(config, BASE)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32, 202611291411])
 def test_a_seed_that_no_generator_takes_is_refused(seed):
     with pytest.raises(ValueError, match=r"^seed: "):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from toco.config import replace
 from toco.evaluate import read_confusions
-from toco.methods import toco
+from toco.methods import _toco
 from toco.train import checkpoint
 from toco.train.averages import DivergedError
 from toco.train.loop import train
@@ -150,13 +150,13 @@ def test_seeds_differ_and_repeat(config, finished, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(config, tmp_path, monkeypatch):
-    real, calls = toco.patch_token_contrast_loss, []
+    real, calls = _toco.patch_token_contrast_loss, []
 
     def broken(features, pairs):
         calls.append(None)
         return real(features, pairs) * (float("nan") if len(calls) > 6 else 1.0)
 
-    monkeypatch.setattr(toco, "patch_token_contrast_loss", broken)
+    monkeypatch.setattr(_toco, "patch_token_contrast_loss", broken)
     with pytest.raises(DivergedError, match="At step 3, ptc is nan"):
         train(config, tmp_path, progress=False)
     result = RunFolder(tmp_path).result()
@@ -166,13 +166,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(config, tmp_path, 
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
-    real = toco.patch_token_contrast_loss
+    real = _toco.patch_token_contrast_loss
 
     def steep(features, pairs):
         # sqrt has a finite value and an infinite slope at 0.
         return real(features, pairs) + (features - features.detach()).sum().square().sqrt()
 
-    monkeypatch.setattr(toco, "patch_token_contrast_loss", steep)
+    monkeypatch.setattr(_toco, "patch_token_contrast_loss", steep)
     with pytest.raises(DivergedError, match="At step 0, gradient_norm is nan"):
         train(config, tmp_path, progress=False)
     assert checkpoint.latest(tmp_path / "checkpoints") is None

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from toco.train.optim import OptimConfig, build_optimizer, fill_missing_gradients, lr_factor, set_lr
+from toco.train.optim import build_optimizer, fill_missing_gradients, lr_factor, set_lr
+from toco.train.run_config import OptimConfig
 
 NUM_STEPS = 20_000
 

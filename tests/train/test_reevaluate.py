@@ -2,7 +2,6 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from toco.config import digest, replace
 from toco.train import records
@@ -202,7 +201,7 @@ def test_a_run_of_another_machine_keeps_the_choices_that_were_made_there(averagi
     """On CUDA the bilateral filter of large crops is another one; this machine need not have CUDA."""
     large = replace(averaging, {"views.crop_size_px": 448, "method.dense_energy.scale": 1.0})
     here = large.resolved()
-    there = large.model_copy(update={"device": "cuda", "method": large.method.resolved(torch.device("cuda"), 448)})
+    there = large.model_copy(update={"device": "cuda", "method": large.method.resolved("cuda", 448)})
     assert digest(here) != digest(there)
     shutil.copytree(source, tmp_path / "source")
     head = records.read(tmp_path / "source/config.json")

@@ -1,6 +1,8 @@
 """One update of a training, of a network of two weights whose gradients are known."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,9 +10,9 @@ import torch
 from toco.config import replace
 from toco.methods import Method
 from toco.recipes import shapes_nano
+from toco.tensors import Batch, StepOutput
 from toco.train.optim import build_optimizer, lr_factor
-from toco.train.step import TrainingStep
-from toco.types import Batch, StepOutput
+from toco.train.step import TrainingStep, peak_memory_bytes
 
 CONFIG = replace(
     shapes_nano.recipe(),
@@ -49,6 +51,15 @@ class TwoWeights(Method):
 
 
 TwoWeights.__abstractmethods__ = frozenset()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know no peak of a process alone")
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
+    large = torch.ones(2**27)  # half a gigabyte
+    assert peak_memory_bytes(torch.device("cpu")) > large.nbytes
+    code = "import torch; from toco.train.step import peak_memory_bytes; print(peak_memory_bytes(torch.device('cpu')))"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(child.stdout) < large.nbytes
 
 
 @pytest.fixture

@@ -1,7 +1,12 @@
 """Encoders that turn an image into a class token and patch tokens; one file each."""
 
-from toco.backbones._backbone import Backbone, BackboneConfig
-from toco.backbones._weights import load_file, read_tensors, split_entry, without_shared_prefix
+from typing import TYPE_CHECKING, Any
+
+from toco.backbones._config import BackboneConfig, Dimensions, split_entry
+
+if TYPE_CHECKING:
+    from toco.backbones._backbone import Backbone
+    from toco.backbones._weights import load_file, read_tensors, without_shared_prefix
 
 ENTRY = {
     "Config": "class Config(BackboneConfig):\n    name: str = __name__",
@@ -10,4 +15,25 @@ ENTRY = {
 }
 """What a backbone's module defines, and how that is written."""
 
-__all__ = ["ENTRY", "Backbone", "BackboneConfig", "load_file", "read_tensors", "split_entry", "without_shared_prefix"]
+
+_OF_WEIGHTS = ("load_file", "read_tensors", "without_shared_prefix")
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562: what needs torch is imported when it is asked for
+    if name not in ("Backbone", *_OF_WEIGHTS):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from toco.backbones import _backbone, _weights
+
+    return getattr(_weights if name in _OF_WEIGHTS else _backbone, name)
+
+
+__all__ = [
+    "ENTRY",
+    "Backbone",
+    "BackboneConfig",
+    "Dimensions",
+    "load_file",
+    "read_tensors",
+    "split_entry",
+    "without_shared_prefix",
+]

@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
 
-from toco.config import EntryConfig
-from toco.types import IMAGENET_MEAN, IMAGENET_STD, Features
-
-Positive = Annotated[float, Field(gt=0)]
-
-
-class BackboneConfig(EntryConfig):
-    """Base of the configs of ``toco.backbones``.
-
-    Attributes:
-        pixel_mean, pixel_std: Normalisation that the weights expect, of pixels in [0, 1], R, G and B. Batches have
-            ImageNet's everywhere; a backbone with another one converts them in its forward pass. The official ViT-B
-            takes ImageNet's, although its weights were made with 0.5 and 0.5, so nothing is taken from the weights.
-    """
-
-    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
-    pixel_std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+from toco.tensors import Features
+from toco.types import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Backbone(nn.Module, ABC):

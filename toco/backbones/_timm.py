@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import Field
 from torch import nn
 
-from toco.backbones._backbone import Backbone, BackboneConfig
-from toco.backbones._weights import load_file, split_entry
-from toco.config import PLACE, RUN_ONLY
+from toco.backbones._backbone import Backbone
+from toco.backbones._config import HUB, TimmConfig, split_entry, weights_path
+from toco.backbones._weights import load_file
 
-HUB = "hub"
 Triple = tuple[float, float, float]
 B = TypeVar("B", bound=Backbone)
 logger = logging.getLogger(__name__)
-
-
-class TimmConfig(BackboneConfig):
-    """A network of timm.
-
-    Attributes:
-        model: Name in timm, with its tag where weights come from the hub, as in ``deit_base_patch16_224.fb_in1k``.
-        weights: ``hub`` downloads timm's weights; a path reads a file (safetensors, or a torch file of plain tensors;
-            of several state dicts in it one is named behind the path, as in ``dino.pth#teacher``);
-            ``null`` starts from random weights.
-        weights_sha256: What the SHA-256 (hex) of such a file has to begin with. What the hub gives is not looked at:
-            its files hold the same tensors in another format.
-    """
-
-    model: str
-    weights: str | None = Field(default=HUB, json_schema_extra={PLACE: [HUB]})
-    weights_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{8,64}$", json_schema_extra={RUN_ONLY: True})
 
 
 def build(
@@ -55,7 +35,6 @@ def build(
         FileNotFoundError: There is no such file of weights.
         ValueError: timm has no such model, it is none of the kind, or its weights cannot be had or do not fit.
     """
-    # timm takes seconds to import, and what only counts or reports trainings needs the config alone.
     import toco.backbones._torchvision  # noqa: F401 - must come before timm
 
     from timm import create_model  # isort: skip
@@ -78,11 +57,6 @@ def build(
     if (path := weights_path(config)) is not None:
         load_file(network, path, config.weights_sha256, split_entry(str(config.weights))[1])
     return backbone
-
-
-def weights_path(config: TimmConfig) -> Path | None:
-    """The file that the weights are read from, if they are read from one."""
-    return None if config.weights in (None, HUB) else split_entry(str(config.weights))[0]
 
 
 def _compare_pixels(config: TimmConfig, network: Any) -> None:  # noqa: ANN401 - a model of timm, with its record

@@ -13,28 +13,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
+from toco.backbones._config import ENTRY
 from toco.files import sha256 as sha256_of
 
-ENTRY = "#"
-"""Stands between a file and the name of the state dict in it, where it holds several: ``file.pth#teacher``."""
 _BEGINNINGS = (
     (b"version https://git-lfs", "it is a pointer of Git LFS: fetch the file itself with git lfs pull"),
     (b"<", "it is a web page, perhaps of a download that was refused: download it again"),
 )
 _ZIP = b"PK\x03\x04"
 _HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
-
-
-def split_entry(text: str) -> tuple[Path, str | None]:
-    """The file that ``backbone.weights`` names, and the state dict in it, if one is named.
-
-    >>> split_entry("dino.pth#teacher")[1], split_entry("dino.pth")[1]
-    ('teacher', None)
-    """
-    file, mark, entry = text.rpartition(ENTRY)
-    if not mark or Path(text).exists():
-        return Path(text), None
-    return Path(file), entry
 
 
 def load_file(model: nn.Module, path: Path, sha256: str | None = None, entry: str | None = None) -> None:

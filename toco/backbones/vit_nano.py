@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from toco.backbones._backbone import BackboneConfig
-from toco.backbones._weights import load_file, split_entry
-from toco.backbones.vit import ViT
+from toco.backbones._config import BackboneConfig, Dimensions, split_entry
 from toco.config import PLACE
+
+if TYPE_CHECKING:
+    from toco.backbones._vit import ViT
 
 BUNDLED = "bundled"
 BUNDLED_WEIGHTS = Path(__file__).with_suffix(".safetensors")
@@ -25,7 +26,7 @@ class Config(BackboneConfig):
             ``python -m toco pretrain``; a path reads a file; ``null`` starts from random weights.
     """
 
-    name: Literal["vit_nano"] = "vit_nano"
+    name: str = "vit_nano"
     width: int = Field(default=64, gt=0)
     depth: int = Field(default=12, gt=0)
     num_heads: int = Field(default=4, gt=0)
@@ -42,6 +43,10 @@ class Config(BackboneConfig):
             raise ValueError(f"image_size_px {self.image_size_px} is no multiple of patch_size_px {self.patch_size_px}")
         return self
 
+    def dimensions(self) -> Dimensions:
+        """See the base class."""
+        return Dimensions(self.depth, self.patch_size_px)
+
 
 def build(config: Config) -> ViT:
     """The backbone that ``config`` describes.
@@ -49,8 +54,10 @@ def build(config: Config) -> ViT:
     Raises:
         ValueError: The weights do not fit the dimensions.
     """
-    # timm takes seconds to import, and what only counts or reports trainings needs the config alone.
+    # Here, as what only names a backbone needs no torch.
     import toco.backbones._torchvision  # noqa: F401 - must come before timm
+    from toco.backbones._vit import ViT
+    from toco.backbones._weights import load_file
 
     from timm.models import VisionTransformer  # isort: skip
 

@@ -11,31 +11,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
-from pydantic import Field
 from torch import Tensor
 
+from toco.cam.config import ParConfig
 from toco.cam.labels import check_thresholds, ignore_outside, where_certain
-from toco.config import Config
-
-
-class ParConfig(Config):
-    """Settings of PAR; the defaults are the official ones.
-
-    Attributes:
-        iterations: Steps of propagation.
-        dilations: Distances of the rings of eight neighbours, in pixels of the refined map. A pixel
-            is not its own neighbour.
-        colour_weight: Width of the colour kernel and of the distance kernel. A smaller one makes
-            only more similar colours count.
-        position_weight: Share of the distance term.
-        scale: Size of the refined map relative to the image; sides are rounded down.
-    """
-
-    iterations: int = Field(default=10, ge=0)
-    dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
-    colour_weight: float = Field(default=0.3, gt=0)
-    position_weight: float = Field(default=0.01, ge=0)
-    scale: float = Field(default=0.5, gt=0, le=1)
 
 
 def neighbour_affinity(images: Float[Tensor, "b 3 h w"], config: ParConfig) -> Float[Tensor, "b h w m"]:

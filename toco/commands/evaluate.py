@@ -22,7 +22,7 @@ def command(run_dir: Path, changes: tuple[str, ...], out: Path | None, progress:
     --set changes the run's config, as in evaluate.size_px=224. Where the run is of a recipe of the paper, the authors'
     scores stand beside.
     """
-    from toco.evaluate import evaluate as run
+    from toco.evaluate.evaluator import evaluate as run
     from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve, save_figure, save_panels
     from toco.files import printable, write_text
     from toco.official.expected import beside_expected

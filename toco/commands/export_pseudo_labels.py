@@ -73,7 +73,7 @@ def command(
         low_threshold=rule.low_threshold if threshold is None else threshold,
         high_threshold=rule.high_threshold if threshold is None else threshold,
         par=rule.par if "par" in refine else None,
-        crf=None if crf is None else crf.resolved(device),
+        crf=None if crf is None else crf.resolved(device.type),
     )
     dataset, of_data = open_images(trained, split, shard)
     folder = export_pseudo_labels(

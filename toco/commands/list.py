@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+
 import click
 
-from toco.registry import available, load
+from toco.code_digest import source_file
+from toco.registry import available
 
 PACKAGES = ("recipes", "methods", "backbones", "data", "metrics")
 
@@ -15,5 +18,11 @@ def command() -> None:
     for package in PACKAGES:
         click.echo(f"{package}:")
         for name in available(f"toco.{package}"):
-            first_line = (load(f"toco.{package}", name).__doc__ or "").splitlines()[0]
-            click.echo(f"  {name:<16} {first_line}")
+            click.echo(f"  {name:<16} {_first_line(f'toco.{package}.{name}')}")
+
+
+def _first_line(module: str) -> str:
+    """Of the docstring of ``module``, from its source: to import it may take seconds."""
+    file = source_file(module)
+    docstring = None if file is None else ast.get_docstring(ast.parse(file.read_bytes()))
+    return (docstring or "").partition("\n")[0]

@@ -72,7 +72,7 @@ def command(
         for phrase in files.left_out:
             click.echo(f"Left out: {phrase}.")
     device = trained.config.torch_device()
-    inference = trained.config.inference.resolved(device)
+    inference = trained.config.inference.resolved(device.type)
     about = {**identity(trained), "inference": inference.model_dump(mode="json")}
     if split:
         images, of_data = open_images(trained, split, shard)

@@ -42,7 +42,7 @@ def command(
     trained.check_decoder()
     progress = progress and shard.rank == 0
     device = trained.config.torch_device()
-    config = trained.config.inference.resolved(device)
+    config = trained.config.inference.resolved(device.type)
     if also_without_crf and config.crf is None:
         raise click.UsageError("--also-without-crf goes with a CRF, but inference.crf is null.")
     if config.crf is not None and config.crf.filter_name == "exact" and device.type == "cpu":

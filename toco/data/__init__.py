@@ -1,12 +1,9 @@
-"""Data sets, one file each, and the way from an image to a training batch."""
+"""Data sets, one file each, and the way from an image to a training batch. What is exported here needs no torch."""
 
 from toco.data._dataset import DataConfig, Dataset, Fault, Split
 from toco.data.files.label_conversion import convert_labels
 from toco.data.files.splits import notes_of_splits, refuse_overlap
-from toco.data.loading.loader import TrainLoader
 from toco.data.views.colour import ColourConfig
-from toco.data.views.normalise import denormalise_255, normalise
-from toco.data.views.raw_batch import RawBatch
 from toco.data.views.views import Views, ViewsConfig, make_views
 
 ENTRY = {
@@ -21,15 +18,11 @@ __all__ = [
     "DataConfig",
     "Dataset",
     "Fault",
-    "RawBatch",
     "Split",
-    "TrainLoader",
     "Views",
     "ViewsConfig",
     "convert_labels",
-    "denormalise_255",
     "make_views",
-    "normalise",
     "notes_of_splits",
     "refuse_overlap",
 ]

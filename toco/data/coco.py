@@ -45,7 +45,7 @@ class Config(DataConfig):
         max_pixels: Larger images are refused before they are decoded.
     """
 
-    name: Literal["coco"] = "coco"
+    name: str = "coco"
     root: Path = Field(default=Path("coco"), json_schema_extra={RUN_ONLY: True})
     train_list: str | None = None
     val_list: str | None = None

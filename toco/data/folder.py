@@ -48,7 +48,7 @@ class Config(DataConfig):
         max_pixels: Larger images are refused before they are decoded.
     """
 
-    name: Literal["folder"] = "folder"
+    name: str = "folder"
     root: Path = Field(default=Path("images"), json_schema_extra={RUN_ONLY: True})
     classes: Path = Path("classes.txt")
     labels: Literal["folders", "masks"] | Path = Path("labels.csv")

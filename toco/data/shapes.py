@@ -11,7 +11,6 @@ import logging
 import shutil
 import uuid
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -59,7 +58,7 @@ class Config(DataConfig):
             cache (``XDG_CACHE_HOME``, else ``~/.cache``).
     """
 
-    name: Literal["shapes"] = "shapes"
+    name: str = "shapes"
     cache: Cache = Field(default="memory", json_schema_extra={RUN_ONLY: True})
     num_train: int = Field(default=1000, gt=0, le=100_000)
     num_val: int = Field(default=300, gt=0, le=100_000)

@@ -31,7 +31,7 @@ class Config(DataConfig):
         max_pixels: Larger images are refused before they are decoded.
     """
 
-    name: Literal["voc"] = "voc"
+    name: str = "voc"
     # Where the data lies changes no result: the manifest digest in a run's provenance says what it was.
     root: Path = Field(default=Path("VOCdevkit/VOC2012"), json_schema_extra={RUN_ONLY: True})
     train_list: str = "train_aug"

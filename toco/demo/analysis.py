@@ -15,11 +15,11 @@ from torch.nn.functional import normalize
 
 from toco.cam.labels import class_ids
 from toco.cam.par import refine_pseudo_label
-from toco.data import denormalise_255
+from toco.data.views.normalise import denormalise_255
 from toco.evaluate.sizes import network_input, resize_bilinear
 from toco.metrics.smoothness import patch_similarity
+from toco.tensors import Cams
 from toco.train.trained import Trained
-from toco.types import Cams
 
 
 @dataclass(frozen=True, slots=True)

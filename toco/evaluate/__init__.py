@@ -1,17 +1,7 @@
-"""Evaluation of a trained method on a split. What draws is in ``pictures``, apart because it imports matplotlib."""
+"""Evaluation of a trained method on a split. What is exported here needs neither torch nor matplotlib."""
 
+from toco.evaluate.config import EvaluateConfig
 from toco.evaluate.confusions import Confusions, read_confusions
-from toco.evaluate.evaluator import EvaluateConfig, can_rescore, evaluate, rescore
 from toco.evaluate.report import Evaluation, Picture, ThresholdCurve
 
-__all__ = [
-    "Confusions",
-    "EvaluateConfig",
-    "Evaluation",
-    "Picture",
-    "ThresholdCurve",
-    "can_rescore",
-    "evaluate",
-    "read_confusions",
-    "rescore",
-]
+__all__ = ["Confusions", "EvaluateConfig", "Evaluation", "Picture", "ThresholdCurve", "read_confusions"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from toco.data import Dataset
 from toco.metrics.segmentation import check_labels
-from toco.types import present_classes
+from toco.tensors import present_classes
 
 _T = TypeVar("_T")
 
@@ -40,7 +40,7 @@ class SampleBatch:
         images: For every size, these images.
         masks: For every size, their masks.
         class_labels: Multi-hot.
-        present: What :func:`toco.types.present_classes` says of them.
+        present: What :func:`toco.tensors.present_classes` says of them.
     """
 
     samples: tuple[LabelledImage, ...]

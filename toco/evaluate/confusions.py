@@ -5,7 +5,7 @@ This is what resampling over images and another background threshold need, and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ class Confusions:
     matrices: Mapping[str, Int32[np.ndarray, "n s s"]]
     thresholds: Float[np.ndarray, " t"]
     histograms: Mapping[str, Int64[np.ndarray, "s k bins"]]
+
+    def have(self, thresholds: Iterable[float]) -> bool:
+        """Whether pixels were counted at all of ``thresholds``, so that another evaluation needs no network."""
+        return set(thresholds) <= set(self.thresholds.tolist())
 
     def arrays(self) -> dict[str, Any]:
         """The content of the file, for :func:`numpy.savez_compressed`; no array of it is an array of objects."""

@@ -17,7 +17,8 @@ from toco.evaluate.sizes import resize_bilinear, resize_nearest
 from toco.metrics.cam_quality import CamQuality
 from toco.metrics.segmentation import count_by_image
 from toco.metrics.smoothness import patch_similarity
-from toco.types import Prediction, Shard
+from toco.tensors import Prediction
+from toco.types import Shard
 
 
 @dataclass(frozen=True, slots=True)

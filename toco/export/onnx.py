@@ -117,13 +117,19 @@ def export_onnx(run_dir: Path, path: Path, *, size_px: int | None = None, cams: 
         cams: Have two more outputs: CAMs and the logits of the image-level classes.
 
     Raises:
-        ValueError: ``path`` is not ``.onnx``, ``size_px`` is no multiple of the patch or is missing where the backbone
+        ValueError: ``path`` is not ``.onnx``, the method has no decoder, or no CAMs of all classes and ``cams`` is set,
+            ``size_px`` is no multiple of the patch or is missing where the backbone
             needs it, there is no run or checkpoint, or what was exported does not compute what the network does.
     """
     if path.suffix != ".onnx":
         raise ValueError(f"Expected the name of an .onnx file, got {path}; no other format is written.")
     trained = open_trained(run_dir, {"precision": "float32", "device": "cpu"})
     trained.check_decoder()
+    if cams and not trained.config.method.has_cams_of_all_classes():
+        raise ValueError(
+            f"The method {trained.config.method.name!r} makes CAMs of the classes in an image alone, which an exported "
+            "network is not told. Export it without --cams; export-cams writes the CAMs of labelled images."
+        )
     patch = trained.method.patch_size_px
     if size_px is not None and (size_px <= 0 or size_px % patch):
         raise ValueError(f"size is {size_px} px; expected a positive multiple of the patch of {patch} px.")

@@ -7,50 +7,17 @@ official ToCo code (``DenseEnergyLoss``, ``get_energy_loss``), whose gradient is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
-from pydantic import Field
 from torch import Tensor
 
 from toco import filters
 from toco.boxes import inside
-from toco.config import Config
+from toco.losses.config import DenseEnergyConfig
 from toco.types import IGNORE_INDEX
-
-
-class DenseEnergyConfig(Config):
-    """Kernel and scale of the energy; the defaults are the official ones.
-
-    Attributes:
-        filter_name: ``exact``, ``lattice``, or ``auto``; see :func:`toco.filters.resolve`.
-        weight: Of the term before the weight of the method.
-        sigma_rgb: Standard deviation of the kernel in colour, levels of 255.
-        sigma_xy: Standard deviation in position, in pixels before the down-scaling.
-        scale: Size at which the energy is computed, relative to the size of the images.
-        energy_scale: Factor on the value and the gradient, to compare the filters. The lattice, for
-            which the official weight was chosen, gives less than the exact sum, by nearly the same
-            factor everywhere (the directions of the gradients have a cosine of 0.997). Measured with
-            sigmas of 15 and 50 pixels on photographs: 0.58 to 0.63 at 224 x 224 pixels after
-            down-scaling, 0.60 at 112 x 112, 0.56 at 56 x 56, 0.51 at 32 x 32. On a smooth generated
-            image it is 0.54, on one of a single colour 0.44. With ``energy_scale=0.6`` the exact
-            energy of photographs of 448 px therefore weighs what the official one weighs.
-    """
-
-    filter_name: Literal["auto", "exact", "lattice"] = "auto"
-    weight: float = Field(default=1e-7, gt=0)
-    sigma_rgb: float = Field(default=15.0, gt=0)
-    sigma_xy: float = Field(default=100.0, gt=0)
-    scale: float = Field(default=0.5, gt=0, le=1)
-    energy_scale: float = Field(default=1.0, gt=0)
-
-    def resolved(self, device: torch.device | str, height: int, width: int) -> DenseEnergyConfig:
-        """The config with ``auto`` replaced by the filter for images of this size on ``device``."""
-        num_pixels = int(height * self.scale) * int(width * self.scale)
-        chosen = filters.resolve(self.filter_name, device, num_pixels)
-        return self.model_copy(update={"filter_name": chosen})
 
 
 def dense_energy_loss(
@@ -103,7 +70,7 @@ def dense_energy(
     Raises:
         ValueError: An image has no pixel left after down-scaling.
     """
-    config = config.resolved(images255.device, images255.shape[2], images255.shape[3])
+    config = config.resolved(images255.device.type, images255.shape[2], images255.shape[3])
     height, width = (int(side * config.scale) for side in images255.shape[2:])
     if min(height, width) < 1:
         raise ValueError(

@@ -1,6 +1,11 @@
 """Training methods, one file each: what is computed in a step, and which losses come of it."""
 
-from toco.methods._method import BilateralFilter, LabelRule, Method, MethodConfig, Term
+from typing import TYPE_CHECKING, Any
+
+from toco.methods._config import BilateralFilter, LabelRule, MethodConfig, Term
+
+if TYPE_CHECKING:
+    from toco.methods._method import CamMethod, Method
 
 ENTRY = {
     "Config": "class Config(MethodConfig):\n    name: str = __name__",
@@ -8,4 +13,13 @@ ENTRY = {
 }
 """What a method's module defines, and how that is written."""
 
-__all__ = ["ENTRY", "BilateralFilter", "LabelRule", "Method", "MethodConfig", "Term"]
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562: what needs torch is imported when it is asked for
+    if name not in ("CamMethod", "Method"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from toco.methods import _method
+
+    return getattr(_method, name)
+
+
+__all__ = ["ENTRY", "BilateralFilter", "CamMethod", "LabelRule", "Method", "MethodConfig", "Term"]

@@ -1,160 +1,29 @@
-"""The interface of a method to the training loop, the evaluation and the verbs."""
+"""The interface of a method to the training loop, the evaluation and the verbs, and what CAM methods share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 
 from toco.backbones import Backbone
-from toco.cam.par import ParConfig, refine_pseudo_label
-from toco.config import Config, EntryConfig
-from toco.types import Batch, Cams, ExtraView, Prediction, StepOutput
+from toco.cam.activation import activation_maps, multi_scale_cams
+from toco.cam.labels import class_ids
+from toco.cam.par import refine_pseudo_label
+from toco.data.views.normalise import denormalise_255
+from toco.heads.classifier import Classifier
+from toco.heads.large_fov import LargeFov
+from toco.methods._config import CamLabelsConfig, MethodConfig
+from toco.tensors import Batch, Cams, Features, Prediction, StepOutput, present_classes
 
 T = TypeVar("T")
 
 _MAX_GRAPHS = 64
 """Of a compiled step: far more than there are phases of a training."""
-
-
-class Term(Config):
-    """One loss term: its weight, and the first step (0-based) at which it counts."""
-
-    weight: float = Field(ge=0)
-    start_step: int = Field(default=0, ge=0)
-
-    def at(self, step: int) -> float:
-        """Weight at ``step``."""
-        return self.weight if step >= self.start_step else 0.0
-
-
-class BilateralFilter(NamedTuple):
-    """A filter of :mod:`toco.filters` that a method builds in its steps; distances are in pixels of its input."""
-
-    filter_name: str
-    sigma_rgb: float
-    sigma_xy: float
-
-
-class LabelRule(NamedTuple):
-    """How a method makes pseudo labels of its CAM.
-
-    Attributes:
-        low_threshold: Background score that certain background wins with.
-        high_threshold: Background score that certain foreground wins against.
-        par: The refinement.
-    """
-
-    low_threshold: float
-    high_threshold: float
-    par: ParConfig
-
-    def refine(
-        self,
-        levels: Float[Tensor, "b 3 h w"],
-        cam: Float[Tensor, "b m h w"],
-        class_labels: Float[Tensor, "b m"],
-        valid_box: Int[Tensor, "b 4"] | None,
-    ) -> Int[Tensor, "b h w"]:
-        """Refined pseudo labels: 0 background, 1..m the classes of ``cam`` in their order, 255 uncertain.
-
-        Args:
-            levels: Images as levels 0 to 255, see :func:`toco.data.denormalise_255`.
-            cam: Maps in [0, 1].
-            class_labels: Which of these classes each image contains.
-            valid_box: Area of the image; outside of it is 255.
-        """
-        return refine_pseudo_label(levels / 255, cam, class_labels, valid_box, *self)
-
-
-class MethodConfig(EntryConfig):
-    """Base of the configs of ``toco.methods``: all that a run asks of a method before it is built.
-
-    Attributes:
-        loss_group_size: Losses are computed over groups of this many images and averaged, so that
-            sums over a batch do not depend on the number of GPUs; ranks share a batch by whole
-            groups. ``null`` takes the whole batch as one group, which only one rank can train.
-    """
-
-    loss_group_size: int | None = Field(default=None, gt=0)
-
-    @classmethod
-    def small(cls) -> MethodConfig:
-        """A config for a backbone of 3 blocks and images of 32 px, as the contract test builds."""
-        return cls.model_validate({})
-
-    def check(self, batch_size: int, crop_size_px: int) -> None:
-        """Compare the settings with those of the run.
-
-        Args:
-            batch_size: Images of a step, of all ranks together.
-            crop_size_px: Side of the training views.
-
-        Raises:
-            ValueError: They do not fit together.
-        """
-        if self.loss_group_size is not None and batch_size % self.loss_group_size:
-            raise ValueError(
-                f"batch_size {batch_size} is not a multiple of method.loss_group_size "
-                f"{self.loss_group_size}; choose one that is, or set the group size to null"
-            )
-
-    def extra_views(self) -> frozenset[ExtraView]:
-        """Views besides ``Batch.images`` that a training step reads; the loader makes no others."""
-        return frozenset()
-
-    def further_cams(self) -> dict[str, int | None]:
-        """Names of the CAMs that the method makes besides the final one.
-
-        Each comes with the block (0-based) whose tokens it is made of, or ``None`` where that is not a single block.
-        """
-        return {}
-
-    def has_decoder(self) -> bool:
-        """Whether the method segments; without a decoder it is evaluated by its CAMs alone."""
-        return True
-
-    def label_rule(self) -> LabelRule:
-        """The rule that ``export-pseudo-labels`` and the demo start from.
-
-        Raises:
-            ValueError: The method's labels are not made of its CAM by two thresholds.
-        """
-        raise ValueError(
-            f"The method {self.name!r} makes no pseudo labels of its CAM by a low and a high threshold; "
-            "export-cams writes its CAMs, of which other programs can make labels."
-        )
-
-    def network_sides_px(self, crop_size_px: int) -> dict[str, float]:
-        """Sides of the images that training passes through the network, by the setting that asks for them.
-
-        The crop itself need not be named.
-        """
-        return {}
-
-    def bilateral_filters(self) -> dict[str, BilateralFilter]:
-        """Filters that training steps build, by the setting that describes them."""
-        return {}
-
-    def resolved(self, device: torch.device, crop_size_px: int) -> MethodConfig:
-        """The config with every choice that depends on the machine made (``auto`` replaced by what it stands for)."""
-        return self
-
-    def late_step(self) -> int | None:
-        """First step (0-based) at which terms join that had no part in the training until then, if any join late."""
-        return None
-
-    def inert_until(self, step: int) -> frozenset[str]:
-        """Paths below ``method.`` that have no effect, to the bit, on the first ``step`` updates.
-
-        Neither have they any on the optimizer's state after them, nor on evaluations and pictures until then.
-        """
-        return frozenset()
 
 
 class Method(nn.Module, ABC):
@@ -241,6 +110,176 @@ class Method(nn.Module, ABC):
         size = self.config.loss_group_size or len(per_image[0])
         groups = zip(*(tensor.split(size) for tensor in per_image), strict=True)
         return torch.stack([loss(*group) for group in groups]).mean()
+
+
+class CamMethod(Method):
+    """A classifier over the patch tokens of a backbone, whose weight makes the CAM, and a decoder.
+
+    A subclass adds its own parts and the losses.
+
+    Attributes:
+        aux_block: Block (0-based) of the auxiliary features, of which ``aux_cam`` is made; ``None`` without one.
+        decoder: Segments the final patch tokens; ``None`` where the config has no decoder.
+    """
+
+    config: CamLabelsConfig
+    aux_block: int | None = None
+    decoder: LargeFov | None
+
+    def __init__(self, config: CamLabelsConfig, backbone: Backbone, num_foreground_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_foreground_classes = num_foreground_classes
+        self.patch_size_px = backbone.patch_size_px
+        self.backbone = backbone
+        self.classifier = Classifier(backbone.width, num_foreground_classes)
+
+    def build_decoder(self) -> LargeFov:
+        """A decoder with new weights, of the sizes in the config."""
+        width, dilation = self.config.decoder_width, self.config.decoder_dilation
+        return LargeFov(self.backbone.width, self.num_foreground_classes + 1, width, dilation)
+
+    def cam_weights(self) -> dict[str, Tensor]:
+        """Weight of the classifier that makes each CAM, by the name of the CAM."""
+        return {"cam": self.classifier.weight}
+
+    def cams(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        scales: Sequence[float],
+        flip: bool,
+        present: Int[Tensor, "b m"] | None = None,
+    ) -> Cams:
+        """See the base class."""
+        return _as_cams(self.cam_maps(images, scales, flip, self.cam_weights(), present))
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        scales: Sequence[float],
+        flip: bool,
+        present: Int[Tensor, "b m"] | None = None,
+    ) -> Prediction:
+        """See the base class; one pass gives everything but the rescaled and mirrored CAMs."""
+        with self.autocast(images.device):
+            features, blocks = self.backbone.forward_blocks(images, self.aux_block)
+        if self.autocast_dtype:
+            features, blocks = _in_float32(features), [tokens.float() for tokens in blocks]
+        return Prediction(
+            cams=_as_cams(self.cam_maps(images, scales, flip, self.cam_weights(), present, features)),
+            class_logits=self.classifier(features.features),
+            segmentation_logits=None if self.decoder is None else self.decode(features.features),
+            block_tokens=tuple(blocks),
+        )
+
+    @torch.no_grad()
+    def segmentation_logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b s p q"]:
+        """See the base class."""
+        return self.decode(self.encode(images).features)
+
+    @torch.no_grad()
+    def pseudo_labels(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        class_labels: Float[Tensor, "b k"],
+        valid_box: Int[Tensor, "b 4"] | None = None,
+    ) -> Int[Tensor, "b h w"]:
+        """See the base class; from the final CAM."""
+        present = present_classes(class_labels)
+        maps = self.cam_maps(images, self.config.cam_scales, self.config.cam_flip, ("cam",), present)
+        return self.label_of(
+            maps["cam"], denormalise_255(images, truncate=True), class_labels.gather(1, present), present, valid_box
+        )
+
+    @torch.no_grad()
+    def cam_maps(
+        self,
+        images: Tensor,
+        scales: Sequence[float],
+        flip: bool,
+        wanted: Collection[str],
+        present: Tensor | None = None,
+        features: Features | None = None,
+    ) -> dict[str, Tensor]:
+        """Multi-scale CAMs by name; the auxiliary one alone takes no block after its own.
+
+        Args:
+            images: Normalised images.
+            scales: Sizes of the images, relative to their own.
+            flip: Also look at the mirror images.
+            wanted: Names of the CAMs.
+            present: Classes (0-based) whose maps are wanted, image by image, or ``None`` for all.
+            features: Those of ``images``, where they are known already.
+        """
+        if not wanted:
+            return {}
+        weights = self.cam_weights()
+
+        def maps_of(tokens: Mapping[str, Tensor]) -> Tensor:
+            # All images, and after them their mirror images, of which the same classes are wanted.
+            num_images = len(next(iter(tokens.values())))
+            classes = None if present is None else present.repeat(num_images // len(present), 1)
+            return torch.cat([activation_maps(tokens[name], weights[name], classes) for name in wanted], dim=1)
+
+        def forward(images: Tensor) -> Tensor:
+            if "cam" in wanted or self.aux_block is None:
+                return maps_of(_tokens_by_cam(self.encode(images)))
+            with self.autocast(images.device):
+                aux_features: Tensor = self.backbone.aux_features(images, self.aux_block)
+            return maps_of({"aux_cam": aux_features.float() if self.autocast_dtype else aux_features})
+
+        known = None if features is None else maps_of(_tokens_by_cam(features))
+        cams = multi_scale_cams(forward, images, scales, flip, known)
+        return dict(zip(wanted, cams.chunk(len(wanted), dim=1), strict=True))
+
+    def label_of(
+        self, cam: Tensor, levels: Tensor, labels: Tensor, present: Tensor, valid_box: Tensor | None
+    ) -> Tensor:
+        """Refined pseudo labels, as :meth:`pseudo_labels` gives them.
+
+        Args:
+            cam: Maps in [0, 1] of the classes ``present``.
+            levels: The images as levels 0 to 255.
+            labels: Which of the classes ``present`` each image contains.
+            present: Classes (0-based), image by image.
+            valid_box: Area of the image; outside of it is 255.
+        """
+        return class_ids(refine_pseudo_label(levels / 255, cam, labels, valid_box, *self.config.label_rule()), present)
+
+    def encode(self, images: Tensor, num_maps: int | None = None) -> Features:
+        """One pass through the backbone, in float32 after it; ``num_maps`` as of :meth:`Backbone.forward`."""
+        with self.autocast(images.device):
+            features: Features = self.backbone(images, self.aux_block, num_maps)
+        return _in_float32(features) if self.autocast_dtype else features
+
+    def decode(self, features: Tensor) -> Tensor:
+        """Logits of the decoder on the patch grid, in float32.
+
+        Raises:
+            ValueError: There is no decoder.
+        """
+        if self.decoder is None:
+            raise ValueError("The method has no decoder, since method.segmentation.weight is 0.")
+        with self.autocast(features.device):
+            logits: Tensor = self.decoder(features)
+        return logits.float() if self.autocast_dtype else logits
+
+    def foreground_fraction(self, label: Tensor) -> Tensor:
+        """Fraction of the pixels of ``label`` that have a foreground class."""
+        return ((label > 0) & (label <= self.num_foreground_classes)).float().mean()
+
+
+def _tokens_by_cam(features: Features) -> dict[str, Tensor]:
+    return {"cam": features.features, "aux_cam": features.aux_features}
+
+
+def _as_cams(maps: Mapping[str, Tensor]) -> Cams:
+    return Cams(maps["cam"], {name: cam for name, cam in maps.items() if name != "cam"})
+
+
+def _in_float32(features: Features) -> Features:
+    return Features(features.class_token.float(), features.features.float(), features.aux_features.float())
 
 
 def autocast_device(device: torch.device) -> str:

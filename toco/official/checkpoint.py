@@ -16,8 +16,9 @@ from toco.methods import toco
 from toco.official.names import MODULE, from_official, to_official
 from toco.registry import load
 from toco.train import checkpoint
+from toco.train.inputs import Inputs
 from toco.train.parts import build_method
-from toco.train.provenance import Inputs, provenance
+from toco.train.provenance import provenance
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
 from toco.train.trained import open_trained

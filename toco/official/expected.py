@@ -18,7 +18,7 @@ from tabulate import SEPARATING_LINE, tabulate
 from toco.config import diff
 from toco.evaluate import Evaluation
 from toco.evaluate.report import mean_defined
-from toco.predict.inference import InferenceConfig
+from toco.predict.config import InferenceConfig
 from toco.registry import load
 from toco.train.run_config import RunConfig
 

@@ -13,13 +13,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from toco.data import Dataset
-from toco.evaluate.evaluator import EvaluateConfig
+from toco.evaluate.config import EvaluateConfig
 from toco.evaluate.sizes import network_input, resize_bilinear
 from toco.methods import Method
 from toco.predict.formats import npz
 from toco.predict.image_files import check_readable
 from toco.predict.output_folder import OutputFolder
-from toco.types import Cams, Shard, present_classes
+from toco.tensors import Cams, present_classes
+from toco.types import Shard
 
 _IRN_STRIDE = 4
 

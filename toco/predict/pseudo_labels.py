@@ -13,12 +13,14 @@ from jaxtyping import Float, Float32, Int, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from toco.cam.crf import CrfConfig, dense_crf
+from toco.cam.config import CrfConfig, ParConfig
+from toco.cam.crf import dense_crf
 from toco.cam.labels import cam_to_pseudo_label, check_thresholds, class_ids, where_certain
-from toco.cam.par import ParConfig, refine_pseudo_label, refined_probabilities
+from toco.cam.par import refine_pseudo_label, refined_probabilities
 from toco.config import Config
-from toco.data import Dataset, denormalise_255
-from toco.evaluate.evaluator import EvaluateConfig
+from toco.data import Dataset
+from toco.data.views.normalise import denormalise_255
+from toco.evaluate.config import EvaluateConfig
 from toco.evaluate.sizes import network_input, resize_bilinear
 from toco.methods import Method
 from toco.metrics.segmentation import mean_over_classes
@@ -26,7 +28,8 @@ from toco.predict.cams import cam_protocol, cams_of, open_labelled
 from toco.predict.formats import index_png
 from toco.predict.output_folder import OutputFolder
 from toco.predict.split_predictions import count_pixels
-from toco.types import IGNORE_INDEX, Shard, present_classes
+from toco.tensors import present_classes
+from toco.types import IGNORE_INDEX, Shard
 
 OFFICIAL_CAM_CRF = CrfConfig(
     position_weight=3, position_sigma=3, bilateral_weight=4, bilateral_sigma_xy=36, bilateral_sigma_rgb=3

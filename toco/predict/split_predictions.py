@@ -20,8 +20,9 @@ from toco.evaluate.batches import read_ahead
 from toco.evaluate.report import class_table, undefined_to_none
 from toco.methods import Method
 from toco.metrics.segmentation import ConfusionMatrix, mean_over_classes
+from toco.predict.config import InferenceConfig
 from toco.predict.formats import label_png, read_index_png
-from toco.predict.inference import InferenceConfig, network_probabilities, refined
+from toco.predict.inference import network_probabilities, refined
 from toco.predict.output_folder import OutputFolder
 from toco.types import IGNORE_INDEX, Shard
 

@@ -24,9 +24,8 @@ from toco.backbones import vit
 from toco.data import ViewsConfig, coco
 from toco.evaluate import EvaluateConfig
 from toco.methods import toco
-from toco.predict.inference import InferenceConfig
-from toco.train.optim import OptimConfig
-from toco.train.run_config import RunConfig
+from toco.predict.config import InferenceConfig
+from toco.train.run_config import OptimConfig, RunConfig
 
 
 def recipe() -> RunConfig:

@@ -11,8 +11,7 @@ from toco.backbones import vit_nano
 from toco.data import ColourConfig, ViewsConfig, shapes
 from toco.evaluate import EvaluateConfig
 from toco.methods import toco
-from toco.train.optim import OptimConfig
-from toco.train.run_config import RunConfig
+from toco.train.run_config import OptimConfig, RunConfig
 
 
 def recipe() -> RunConfig:

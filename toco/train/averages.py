@@ -11,8 +11,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from toco.tensors import StepOutput
 from toco.train import distributed
-from toco.types import StepOutput
 
 _LAG_STEPS = 4
 """So many steps later than a GPU was given them, its values are read: it has work to do while the host reads."""

@@ -17,15 +17,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from toco.files import UnreadableError, printable, sha256, whole_folder
 from toco.train import records
 from toco.train.records import RowsMark
+
+if TYPE_CHECKING:
+    # Imported where tensors are read, written or copied: who looks for checkpoints needs no torch.
+    import torch
+    from torch import Tensor, nn
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 _NO_ROWS = RowsMark.of(())
@@ -157,6 +160,8 @@ class Writer:
             writing.result()
 
     def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        import torch
+
         copies = {}
         for name, value in tensors.items():
             copy = self._copies.get(name)
@@ -181,6 +186,8 @@ def _tensors(
 
 
 def _write(folder: Path, step: int, digest: str, tensors: Mapping[str, Tensor], rows: RowsMark) -> Path:
+    from safetensors.torch import save_file
+
     target = folder / folder_name(step)
     with whole_folder(target) as partial:
         try:
@@ -223,6 +230,8 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: A file is missing, of an unknown format, or its hash is not the recorded one.
     """
+    from safetensors.torch import load_file
+
     state = _read_state(path)
     try:
         actual = sha256(path / TENSORS)
@@ -319,6 +328,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     Raises:
         CheckpointError: The model has other tensors than the checkpoint, or it holds no state to train on.
     """
+    import torch
+
     load_model(checkpoint, model)
     if optimizer is None:
         return
@@ -372,6 +383,8 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Ma
 
 def _random_states() -> dict[str, Tensor]:
     """Only torch's own: everything else here is drawn from generators seeded by (seed, epoch, index) or by step."""
+    import torch
+
     states = {"random/cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["random/cuda"] = torch.cuda.get_rng_state()

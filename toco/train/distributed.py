@@ -21,8 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from toco.methods import Method
 from toco.processes import MachineError
+from toco.tensors import Batch, StepOutput
 from toco.train.run_config import RunConfig
-from toco.types import Batch, Shard, StepOutput
+from toco.types import Shard
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ decide is not seen: it passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toco import filters
 from toco.config import diff
 from toco.methods import BilateralFilter, Method
+from toco.own_modules import place_in
 from toco.predict.inference import network_probabilities
 from toco.registry import load
+from toco.tensors import Batch
 from toco.train.run_config import RunConfig
-from toco.types import Batch
 
 MAX_SIDE_PX = 2**15
 """Largest side of an image that passes a network: in float32 it takes 12 GB, and its features many times that."""
@@ -50,7 +51,8 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
     config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"weights": None})})
 
     def part(what: str, sections: tuple[str, ...], compute: Callable[[], None]) -> None:
-        with _named(what, {path: value for path, value in settings.items() if path.startswith(sections)}):
+        changed = {path: value for path, value in settings.items() if path.startswith(sections)}
+        with _named(what, changed, (config.backbone.name, config.method.name)):
             compute()
 
     _check_sides(config)
@@ -69,8 +71,8 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
 
 
 @contextmanager
-def _named(what: str, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Errors as a sentence that begins with ``what`` and names ``settings``."""
+def _named(what: str, settings: Mapping[str, Any], modules: Collection[str]) -> Iterator[None]:
+    """Errors as a sentence that begins with ``what`` and names ``settings``, and the line in the user's ``modules``."""
     shapes = _Shapes()
     try:
         with shapes:
@@ -84,7 +86,9 @@ def _named(what: str, settings: Mapping[str, Any]) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         changed = ", ".join(f"{path}={value}" for path, value in settings.items())
         hint = f" Set otherwise than in the recipe: {changed}." if changed else ""
-        raise ValueError(f"{what}: {reason}.{hint}") from error
+        place = place_in(error, modules)
+        where = f" ({place})" if place else ""
+        raise ValueError(f"{what}: {reason}{where}.{hint}") from error
 
 
 class _Shapes(TorchDispatchMode):
@@ -126,7 +130,7 @@ def _check_sides(config: RunConfig) -> None:
 def _bare_method(config: RunConfig) -> Method:
     with torch.device("meta"):
         backbone = load("toco.backbones", config.backbone.name).build(config.backbone)
-        resolved = config.method.resolved(torch.device("cpu"), config.views.crop_size_px)
+        resolved = config.method.resolved("cpu", config.views.crop_size_px)
         method: Method = load("toco.methods", config.method.name).build(resolved, backbone, _NUM_CLASSES)
     return method
 

@@ -13,17 +13,19 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from toco.config import digest
 from toco.files import is_no_room, partial_name
-from toco.methods import Method
 from toco.train import checkpoint
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import LOCK, RunFolder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from toco.methods import Method
 
 _CONDITIONS = ("versions", "platform", "device", "num_threads", "world_size", "data_manifest", "weights_sha256")
 """Keys of the provenance on which bits depend."""

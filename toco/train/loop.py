@@ -18,18 +18,21 @@ from tqdm import tqdm
 
 from toco import interrupts
 from toco.config import digest
-from toco.data import Dataset, RawBatch, TrainLoader, notes_of_splits
-from toco.evaluate import evaluate
+from toco.data import Dataset, notes_of_splits
+from toco.data.loading.loader import TrainLoader
+from toco.data.views.raw_batch import RawBatch
+from toco.evaluate.evaluator import evaluate
 from toco.methods import Method
 from toco.train import checkpoint, distributed
 from toco.train.averages import Averages, DivergedError
 from toco.train.checkpoint_room import check_room, checkpoint_bytes, room_in_sentences
 from toco.train.fork import Prefixes
+from toco.train.inputs import digest_inputs, open_data
 from toco.train.optim import build_optimizer
-from toco.train.parts import build_loader, build_method, digest_inputs, open_data
+from toco.train.parts import build_loader, build_method
 from toco.train.provenance import own_code, provenance
 from toco.train.records import averaged
-from toco.train.resume import go_back_to_checkpoint, is_finished, warn_of_replaced_run
+from toco.train.resume import begin_or_resume
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
 from toco.train.step import TrainingStep, peak_memory_bytes
@@ -119,15 +122,8 @@ def train(
             for note in notes:
                 logger.warning("%s", note)
             record = {**provenance(device, inputs), "data_notes": notes, "own_code": own_code(config)}
-            if resume and folder.has_steps():
-                folder.check_same_run(config, recipe, train_set.class_names, record)
-                if not is_finished(folder):
-                    check_room(run_dir, size, config.keep_checkpoints)
-                    restored = go_back_to_checkpoint(folder, config)
-            else:
-                check_room(run_dir, size, config.keep_checkpoints)
-                warn_of_replaced_run(folder, config)
-                folder.create(config, recipe, train_set.class_names, record)
+            check = partial(check_room, run_dir, size, config.keep_checkpoints)
+            restored = begin_or_resume(folder, config, recipe, train_set.class_names, record, check, resume=resume)
             shared = None if prefixes is None else Prefixes(prefixes, config, record)
         done = distributed.from_first(folder.result)
         if done is not None and done["status"] == "finished":

@@ -5,35 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from toco.config import Config
+from toco.train.run_config import OptimConfig
 
 HEAD_GROUPS = frozenset({"heads", "decoder"})
 """Groups that start from random weights and so learn at ``head_lr_multiplier`` times the rate."""
-
-
-class OptimConfig(Config):
-    """AdamW with linear warm-up and polynomial decay.
-
-    Attributes:
-        lr: Peak rate of the backbone, per step.
-        head_lr_multiplier: Classifiers, projection and decoder learn this many times faster.
-        weight_decay: Decoupled decay, officially on everything, norms and biases too.
-        warmup_steps: Steps of linear warm-up.
-        warmup_ratio: The warm-up starts at this fraction of ``lr``.
-        power: Exponent of the decay. It counts from step 0, so the rate jumps down when the warm-up ends.
-    """
-
-    lr: float = Field(default=6e-5, gt=0)
-    head_lr_multiplier: float = Field(default=10.0, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = Field(default=1e-8, gt=0)
-    warmup_steps: int = Field(default=1500, ge=0)
-    warmup_ratio: float = Field(default=1e-6, ge=0, le=1)
-    power: float = Field(default=0.9, gt=0)
 
 
 def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:

@@ -1,29 +1,16 @@
-"""The parts of a run, made from its config: data, loader, network, and digests of what they read."""
+"""The parts of a run that need torch, made from its config: loader and network."""
 
 from __future__ import annotations
 
 import torch
 
-from toco.data import Dataset, TrainLoader, refuse_overlap
-from toco.files import sha256
+from toco.data import Dataset
+from toco.data.loading.loader import TrainLoader
 from toco.methods import Method
 from toco.registry import load
 from toco.train import checkpoint
-from toco.train.provenance import Inputs
 from toco.train.run_config import RunConfig
 from toco.types import Shard
-
-
-def open_data(config: RunConfig) -> tuple[Dataset, Dataset]:
-    """Open the training and the validation split.
-
-    Raises:
-        ValueError: The data is missing or wrong, or an image is in both splits and ``data.allow_overlap`` is not set.
-    """
-    module = load("toco.data", config.data.name)
-    train_set, val_set = module.open_split(config.data, "train"), module.open_split(config.data, "val")
-    refuse_overlap(train_set, val_set, config.data.allow_overlap)
-    return train_set, val_set
 
 
 def build_loader(config: RunConfig, train_set: Dataset, shard: Shard = Shard()) -> TrainLoader:
@@ -62,18 +49,3 @@ def method_of(saved: checkpoint.Checkpoint, config: RunConfig, num_foreground_cl
     method = build_method(config_without_weights, num_foreground_classes)
     checkpoint.load_model(saved, method)
     return method.to(config.torch_device())
-
-
-def digest_inputs(config: RunConfig, train_set: Dataset, val_set: Dataset) -> Inputs:
-    """Digest what the run reads besides its config.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
-    return Inputs(train_set.manifest_digest(), val_set.manifest_digest(), weights_sha256(config))
-
-
-def weights_sha256(config: RunConfig) -> str | None:
-    """SHA-256 (hex) of the file of the backbone's weights, or ``None`` where no file is read."""
-    path = load("toco.backbones", config.backbone.name).weights_path(config.backbone)
-    return None if path is None else sha256(path)

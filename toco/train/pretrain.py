@@ -28,10 +28,9 @@ from tqdm import tqdm
 
 from toco import __version__
 from toco.backbones import vit_nano
-from toco.backbones.vit import ViT
 from toco.config import Config
-from toco.data import normalise
 from toco.data.shapes import SceneConfig, draw_scene
+from toco.data.views.normalise import normalise
 from toco.files import sha256, whole_file, write_text
 from toco.metrics.smoothness import patch_similarity
 
@@ -129,7 +128,7 @@ def pretrain(
     result = PretrainResult(
         weights, _recent_mean(correct), [patch_similarity(t).mean().item() for t in output.block_tokens]
     )
-    _write(config, model.backbone, result, command)
+    _write(config, model.backbone.vit, result, command)
     return result
 
 
@@ -220,8 +219,8 @@ def _recent_mean(values: list[float]) -> float:
     return sum(recent) / len(recent)
 
 
-def _write(config: PretrainConfig, backbone: ViT, result: PretrainResult, command: str | None) -> None:
-    state = {name: tensor.contiguous() for name, tensor in backbone.vit.state_dict().items()}
+def _write(config: PretrainConfig, vit: nn.Module, result: PretrainResult, command: str | None) -> None:
+    state = {name: tensor.contiguous() for name, tensor in vit.state_dict().items()}
     with whole_file(result.weights) as partial:
         save_file(state, partial)
     record = {

@@ -6,10 +6,9 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,25 +20,11 @@ import toco
 from toco.code_digest import code_digests
 from toco.passwords import public_uri
 from toco.train import distributed
+from toco.train.inputs import Inputs
 from toco.train.run_config import RunConfig
 
 _PACKAGES = ("torch", "timm", "numpy", "pillow")
 _COMMAND: ContextVar[tuple[str, ...] | None] = ContextVar("command", default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a run depends on besides its config: digests of the data, and of the file of weights where there is one."""
-
-    train_data: str
-    val_data: str
-    weights_sha256: str | None
-
-
-def recorded_inputs(provenance: Mapping[str, Any]) -> Inputs | None:
-    """Read the inputs from a recorded provenance; ``None`` where the run was made of an imported network."""
-    data = provenance.get("data_manifest")
-    return Inputs(data["train"], data["val"], provenance["weights_sha256"]) if data else None
 
 
 @contextmanager

@@ -11,20 +11,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from toco.config import digest
-from toco.evaluate import Confusions, can_rescore, read_confusions, rescore
+from toco.evaluate import Confusions, read_confusions
 from toco.files import UnreadableError, printable, whole_folder
 from toco.train import checkpoint
-from toco.train.loop import Result, evaluate_into
-from toco.train.parts import method_of, open_data
-from toco.train.provenance import provenance
+from toco.train.inputs import open_data
 from toco.train.records import METRICS, Row, averaged
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    # Imported where something is evaluated: who asks for the ways needs no torch.
+    from toco.train.loop import Result
 
 Way = Literal["rescore", "evaluate"]
 """From what the evaluations counted, without the network, or from the checkpoints."""
@@ -48,6 +48,8 @@ def reevaluate(source: Path, target: Path, config: RunConfig, way: Way, *, recip
         ValueError: ``source`` is not finished, is of another training or of other data, or lacks what ``way`` needs.
         FileExistsError: ``target`` is there.
     """
+    from toco.train.loop import Result
+
     started = time.monotonic()
     trained = RunFolder(source)
     result = trained.result() if trained.exists() else None
@@ -123,7 +125,7 @@ def _as_trained(config: RunConfig, trained: RunFolder, way: Way) -> RunConfig:
         ValueError: It was another training.
     """
     was = trained.config()
-    method = config.method.resolved(torch.device(was.device), config.views.crop_size_px)
+    method = config.method.resolved(was.device.partition(":")[0], config.views.crop_size_px)
     device = was.device if way == "rescore" else str(config.torch_device())
     config = config.model_copy(update={"method": method, "device": device})
     trained.check_same_config(config.model_copy(update={"evaluate": was.evaluate}))
@@ -155,7 +157,7 @@ def _is_counted(trained: RunFolder, config: RunConfig, step: int) -> bool:
     """Whether the evaluation after ``step`` counted at all thresholds of ``config``."""
     file = trained.counts(step)
     try:
-        return can_rescore(_counts(file, file.stat().st_mtime_ns), config.evaluate)
+        return _counts(file, file.stat().st_mtime_ns).have(config.evaluate.thresholds())
     except (OSError, ValueError):
         return False
 
@@ -167,6 +169,8 @@ def _counts(file: Path, modified_ns: int) -> Confusions:
 
 
 def _rescoring(trained: RunFolder, folder: RunFolder, config: RunConfig) -> tuple[_EvaluateStep, None]:
+    from toco.evaluate.evaluator import rescore
+
     def evaluate_step(step: int, time_s: float) -> None:
         counted = read_confusions(trained.counts(step))
         evaluation = rescore(trained.evaluation(step), counted, config.evaluate)
@@ -177,6 +181,10 @@ def _rescoring(trained: RunFolder, folder: RunFolder, config: RunConfig) -> tupl
 
 
 def _evaluating(trained: RunFolder, folder: RunFolder, config: RunConfig) -> tuple[_EvaluateStep, dict[str, Any]]:
+    from toco.train.loop import evaluate_into
+    from toco.train.parts import method_of
+    from toco.train.provenance import provenance
+
     _, val_set = open_data(config)
     inputs = trained.inputs()
     if inputs is None or val_set.manifest_digest() != inputs.val_data:

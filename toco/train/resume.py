@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from toco.config import digest
 from toco.files import printable
@@ -13,7 +15,44 @@ from toco.train.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 
-def is_finished(folder: RunFolder) -> bool:
+def begin_or_resume(
+    folder: RunFolder,
+    config: RunConfig,
+    recipe: str | None,
+    class_names: Sequence[str],
+    provenance: Mapping[str, Any],
+    check_room: Callable[[], None],
+    *,
+    resume: bool,
+) -> checkpoint.Checkpoint | None:
+    """Begin a run in ``folder``, or find the run that it holds; returns the checkpoint to go on from, if there is one.
+
+    Args:
+        folder: The run folder.
+        config: The run, resolved.
+        recipe: Name of the recipe that ``config`` came from.
+        class_names: Foreground classes of the data.
+        provenance: What the run is made with.
+        check_room: Raises where the checkpoints do not fit on the disk; a finished run needs no room.
+        resume: Go on with a run that made steps.
+
+    Raises:
+        FileExistsError: The folder holds such a run and ``resume`` is not set.
+        ValueError: It is another run, or cannot be trained on.
+    """
+    if not (resume and folder.has_steps()):
+        check_room()
+        _warn_of_replaced_run(folder, config)
+        folder.create(config, recipe, class_names, provenance)
+        return None
+    folder.check_same_run(config, recipe, class_names, provenance)
+    if _is_finished(folder):
+        return None
+    check_room()
+    return _go_back_to_checkpoint(folder, config)
+
+
+def _is_finished(folder: RunFolder) -> bool:
     """Whether the run in ``folder`` has ended; damaged rows are named in a warning."""
     result = folder.result()
     if result is None or result["status"] != "finished":
@@ -24,7 +63,7 @@ def is_finished(folder: RunFolder) -> bool:
     return True
 
 
-def go_back_to_checkpoint(folder: RunFolder, config: RunConfig) -> checkpoint.Checkpoint | None:
+def _go_back_to_checkpoint(folder: RunFolder, config: RunConfig) -> checkpoint.Checkpoint | None:
     """Read the newest whole checkpoint and remove from ``folder`` what is of later steps.
 
     Without one, everything is removed, and the training begins anew.
@@ -53,7 +92,7 @@ def go_back_to_checkpoint(folder: RunFolder, config: RunConfig) -> checkpoint.Ch
     return restored
 
 
-def warn_of_replaced_run(folder: RunFolder, config: RunConfig) -> None:
+def _warn_of_replaced_run(folder: RunFolder, config: RunConfig) -> None:
     """Warn where a run without a step, such as one that failed at its start, will be replaced."""
     if not folder.exists() or folder.has_steps():
         return

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from toco.backbones import BackboneConfig
@@ -12,14 +11,38 @@ from toco.config import MAX_SEED, RUN_ONLY, Config
 from toco.data import DataConfig, ViewsConfig
 from toco.evaluate import EvaluateConfig
 from toco.methods import MethodConfig
-from toco.predict.inference import InferenceConfig
+from toco.predict.config import InferenceConfig
 from toco.registry import choice
-from toco.train.optim import OptimConfig
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _run_only(default: Any, **limits: Any) -> Any:  # noqa: ANN401 - as pydantic's own Field
     """A field that has no effect on results, and so is in no digest."""
     return Field(default=default, json_schema_extra={RUN_ONLY: True}, **limits)
+
+
+class OptimConfig(Config):
+    """AdamW with linear warm-up and polynomial decay.
+
+    Attributes:
+        lr: Peak rate of the backbone, per step.
+        head_lr_multiplier: Classifiers, projection and decoder learn this many times faster.
+        weight_decay: Decoupled decay, officially on everything, norms and biases too.
+        warmup_steps: Steps of linear warm-up.
+        warmup_ratio: The warm-up starts at this fraction of ``lr``.
+        power: Exponent of the decay. It counts from step 0, so the rate jumps down when the warm-up ends.
+    """
+
+    lr: float = Field(default=6e-5, gt=0)
+    head_lr_multiplier: float = Field(default=10.0, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(default=1e-8, gt=0)
+    warmup_steps: int = Field(default=1500, ge=0)
+    warmup_ratio: float = Field(default=1e-6, ge=0, le=1)
+    power: float = Field(default=0.9, gt=0)
 
 
 class RunConfig(Config):
@@ -70,6 +93,8 @@ class RunConfig(Config):
         Raises:
             ValueError: CUDA is asked for and there is none.
         """
+        import torch  # here, as what only names a device needs no torch
+
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -83,5 +108,5 @@ class RunConfig(Config):
     def resolved(self) -> RunConfig:
         """The config with every ``auto`` replaced by what it means on this machine."""
         device = self.torch_device()
-        method = self.method.resolved(device, self.views.crop_size_px)
+        method = self.method.resolved(device.type, self.views.crop_size_px)
         return self.model_copy(update={"device": str(device), "method": method})

@@ -35,7 +35,7 @@ from toco.own_modules import OwnModuleError
 from toco.registry import UNTRUSTED
 from toco.train import checkpoint, records
 from toco.train.checkpoint import folder_name
-from toco.train.provenance import Inputs, recorded_inputs
+from toco.train.inputs import Inputs, recorded_inputs
 from toco.train.records import METRICS, Row, RowsMark
 from toco.train.run_config import RunConfig
 

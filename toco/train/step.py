@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from toco.data import RawBatch
+from toco.data.views.raw_batch import RawBatch
 from toco.methods import Method
+from toco.tensors import Batch, StepOutput
 from toco.train import distributed
 from toco.train.optim import fill_missing_gradients, set_lr
 from toco.train.run_config import RunConfig
-from toco.types import Batch, StepOutput
 
 
 class TrainingStep:
@@ -82,5 +84,9 @@ def peak_memory_bytes(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
+    status = Path("/proc/self/status")
+    # On Linux ru_maxrss begins with what the process that started this one held, and VmHWM does not.
+    if status.is_file() and (own := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)):
+        return int(own[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

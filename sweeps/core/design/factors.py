@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from toco.config import Config, flatten
 
 SEED_PATH = "seed"
 EVALUATION = "evaluate."
 """Paths under it are settings of the evaluation. Values of such a factor share one training."""
 
+_SAME_BUT_FOR_A_SLIP = 0.8
+"""Similarity (of :mod:`difflib`) from which on one path is taken for the other, misspelt."""
+
 Scalar = bool | int | float | str | None
 Changes = Mapping[str, Scalar]
 """Values by dotted path in the ``RunConfig``."""
+
+
+def lacking(study: str, path: str, base: Config) -> ValueError:
+    """What to raise of a study that varies a setting which its trainings do not have.
+
+    Args:
+        study: Name of the study.
+        path: The setting.
+        base: What its trainings start from.
+    """
+    part = path.partition(".")[0]
+    name = getattr(getattr(base, part, None), "name", None)
+    owner, way = "its recipe", "start from another one with --recipe"
+    if name is not None:
+        owner, way = f"the {part} {name!r}", f"name another {part} with --set {part}.name=NAME"
+    near = difflib.get_close_matches(path, flatten(base), n=1, cutoff=_SAME_BUT_FOR_A_SLIP)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(
+        f"{study} varies {path}, which {owner} does not have.{hint} To study it, {way}; for settings that {owner} has, "
+        "take another study (python -m sweeps list)."
+    )
 
 
 @dataclass(frozen=True, slots=True)

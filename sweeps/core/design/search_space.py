@@ -23,7 +23,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from sweeps.core.design.factors import EVALUATION, SEED_PATH, Scalar, refuse_repeats
+from sweeps.core.design.factors import EVALUATION, SEED_PATH, Scalar, lacking, refuse_repeats
 from sweeps.core.design.study import TRAIN
 from toco.config import MAX_SEED, digest, flatten, replace
 from toco.registry import load
@@ -235,7 +235,7 @@ class SearchStudy:
         own = flatten(base)
         for path in self.space:
             if path not in own:
-                raise ValueError(f"{self.name} varies {path}, which the recipe {self.recipe} does not have.")
+                raise lacking(self.name, path, base)
         start = {path: own[path] for path, distribution in self.space.items() if _contains(distribution, own[path])}
         plan = SearchPlan(self, base, (), start if len(start) == len(self.space) else {})
         joined = max(map(terms_joined, plan.corners()))

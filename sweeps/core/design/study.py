@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from sweeps.core.design.designs import Block, Design
-from sweeps.core.design.factors import SEED_PATH, refuse_repeats
-from toco.config import MAX_SEED, digest, flatten, replace
+from sweeps.core.design.factors import SEED_PATH, lacking, refuse_repeats
+from toco.config import MAX_SEED, UnknownFieldError, digest, flatten, replace
 from toco.registry import load
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class Study:
         """
         values = flatten(self.base())
         if path not in values:
-            raise ValueError(f"{self.name} varies {path}, which the recipe {self.recipe} does not have.")
+            raise lacking(self.name, path, self.base())
         return values[path]
 
     def resolve(self) -> Plan:
@@ -205,6 +205,8 @@ class Study:
             for row in block.rows:
                 try:
                     config = replace(base, {**row.changes, SEED_PATH: self.seeds[0]})
+                except UnknownFieldError as error:
+                    raise lacking(self.name, error.path, base) from error
                 except ValueError as error:
                     raise ValueError(f"{block.title}: {row.label}: {error}") from error
                 identity = digest(config)

@@ -15,8 +15,6 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Literal
 
-import torch
-
 from sweeps.core.plan.probe import Cost, evaluations, kind
 from sweeps.core.store.ledger_entry import LedgerEntry
 from toco.config import diff
@@ -152,7 +150,7 @@ def forecast(
         price_per_hour: Of a GPU, or of a CPU core where trials have no GPU; in any currency.
     """
     # Costs and entries hold configs as a machine resolved them.
-    device = torch.device("cuda" if gpus else "cpu")
+    device = "cuda" if gpus else "cpu"
     works = [replace(work, config=_resolved(work.config, device)) for work in works]
     usable = [cost for cost in costs if (gpus > 0) != cost.device.startswith("CPU")]
     past = list(_comparable(history, cpus, gpus, usable))
@@ -372,9 +370,9 @@ def _comparable(history: Iterable[LedgerEntry], cpus: float, gpus: float, costs:
             yield _Past(kind(config), _similar(config), float(entry.wall_time_s), peak)
 
 
-def _resolved(config: RunConfig, device: torch.device) -> RunConfig:
+def _resolved(config: RunConfig, device: str) -> RunConfig:
     method = config.method.resolved(device, config.views.crop_size_px)
-    return config.model_copy(update={"method": method, "device": str(device)})
+    return config.model_copy(update={"method": method, "device": device})
 
 
 def _similar(config: RunConfig) -> str:

@@ -19,15 +19,18 @@ import torch
 
 from sweeps.core.plan.probe import COSTS, COSTS_MODEL, REQUEST, Cost, Phase, evaluations
 from toco.config import digest
-from toco.data import Dataset, TrainLoader
-from toco.evaluate import EvaluateConfig, Evaluation, evaluate
+from toco.data import Dataset
+from toco.data.loading.loader import TrainLoader
+from toco.evaluate import EvaluateConfig, Evaluation
+from toco.evaluate.evaluator import evaluate
 from toco.evaluate.pictures import save_panels
 from toco.files import read_json, write_text
 from toco.methods import Method
 from toco.processes import end_with_parent
 from toco.train import checkpoint
+from toco.train.inputs import digest_inputs, open_data
 from toco.train.optim import build_optimizer
-from toco.train.parts import build_loader, build_method, digest_inputs, open_data
+from toco.train.parts import build_loader, build_method
 from toco.train.provenance import provenance
 from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from toco.code_digest import code_digests
 from toco.config import RUN_ONLY, Config, digest
 from toco.registry import module_name
+from toco.train.inputs import digest_inputs, open_data
 from toco.train.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -99,9 +100,6 @@ def config_inputs(config: RunConfig) -> Inputs:
         ValueError: A data set is not there or is wrong.
         OSError: A file cannot be read.
     """
-    # Here, as who only names what was read does without torch.
-    from toco.train.parts import digest_inputs, open_data
-
     read = digest_inputs(config, *open_data(config))
     return {"train": read.train_data, "val": read.val_data, "weights": read.weights_sha256}
 

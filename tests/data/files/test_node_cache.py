@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toco.data import TrainLoader, ViewsConfig
+from toco.data import ViewsConfig
 from toco.data.files import file_dataset as files_module
 from toco.data.files.file_dataset import FileDataset
+from toco.data.loading.loader import TrainLoader
 from toco.data.voc import Config, open_split
 from toco.files import record_text
 

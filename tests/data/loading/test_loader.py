@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from toco.data import ColourConfig, Dataset, RawBatch, TrainLoader, ViewsConfig, denormalise_255
+from toco.data import ColourConfig, Dataset, ViewsConfig
 from toco.data.loading import loader_processes as _loader_processes
-from toco.data.loading.loader import epoch_order, sample_generator
+from toco.data.loading.loader import TrainLoader, epoch_order, sample_generator
 from toco.data.loading.loader_processes import LoaderError, _Packed, _receive, _send
 from toco.data.views import views as views_module
+from toco.data.views.normalise import denormalise_255
+from toco.data.views.raw_batch import RawBatch
 from toco.data.voc import Config, open_split
-from toco.types import Batch, ExtraView, Shard
+from toco.tensors import Batch
+from toco.types import ExtraView, Shard
 
 VIEWS = ViewsConfig(crop_size_px=32)
 STILL = ColourConfig(jitter_probability=0, grey_probability=0, blur_probability=0)

@@ -7,8 +7,8 @@ from PIL import Image
 
 from tests.data import pil_colours as pil
 from toco.data import ColourConfig, ViewsConfig
-from toco.data.views.colour import Colour, Colours, draw_colour
-from toco.data.views.colour_ops import change_colours
+from toco.data.views.colour import Colour, draw_colour
+from toco.data.views.colour_ops import Colours, change_colours
 
 GOLDEN = {
     **{f"brightness_{f}": Colour(jitter=(("brightness", f),)) for f in (0.6, 1.0, 1.4)},

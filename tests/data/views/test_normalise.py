@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from toco.data import denormalise_255, normalise
+from toco.data.views.normalise import denormalise_255, normalise
 
 
 def test_normalise_is_torchvisions(golden) -> None:

@@ -7,8 +7,7 @@ from pydantic import ValidationError
 
 from tests.data.views.test_colour import GOLDEN as COLOURS
 from toco.data import ColourConfig, Views, ViewsConfig, make_views
-from toco.data.views.colour import Colours
-from toco.data.views.colour_ops import change_colours
+from toco.data.views.colour_ops import Colours, change_colours
 from toco.data.views.views import _draw_part, padded_crop, rescale, resized_crop
 
 OPS = {

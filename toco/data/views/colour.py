@@ -1,26 +1,17 @@
-"""How the colours of a view change: what is drawn for an image, and the same as tensors for a batch of them."""
+"""How the colours of a view change: what is drawn for an image."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float32, Int32
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from toco.config import Config
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 JitterPart = Literal["brightness", "contrast", "saturation", "hue"]
 
-_MAX_BLENDS = 4  # before or after the turn of the hue: three parts of the jitter, and grey
-_BLUR_PASSES = 3
-_BLUR_ONE = 2**24  # PIL's box filter is in fixed point with 24 bits
 _NO_LEVEL = 256
 
 
@@ -98,78 +89,3 @@ def _draw_jitter(rng: np.random.Generator, config: ColourConfig) -> tuple[tuple[
         if spread:
             drawn.append((part, amount))
     return tuple(drawn)
-
-
-@dataclass(frozen=True, slots=True)
-class Colours:
-    """The changes of ``n`` views in the form in which a device applies them to all at once, whatever their orders.
-
-    Brightness, contrast, saturation and grey are one operation with different weights, a blend: a jitter is some
-    blends, the turn of the hue, and some more blends, and a view that has less is given blends that change nothing.
-
-    Attributes:
-        blends: Blends before and after the turn of the hue: the factor, and how much of the mean grey level and of the
-            grey view the other side of the blend has.
-        hue_step: By how many of 256 steps the hue is turned; -1 where the colours are not taken apart at all, which
-            differs from 0 as the way there and back rounds.
-        blur: Fixed-point weights of the box filter that makes the blur in three passes: of a pixel, of its neighbours
-            at a distance of 1, 2, ...
-        solarise_from: Lowest level that is inverted, 256 for none.
-    """
-
-    blends: Float32[Tensor, "n 2 blends 3"]
-    hue_step: Int32[Tensor, " n"]
-    blur: Int32[Tensor, "n taps"]
-    solarise_from: Int32[Tensor, " n"]
-
-    @classmethod
-    def of(cls, drawn: Sequence[Colour]) -> Colours:
-        """The tensors of what was drawn."""
-        blends = np.zeros((len(drawn), 2, _MAX_BLENDS, 3), dtype=np.float32)
-        blends[..., 0] = 1
-        hue_step = np.full(len(drawn), -1, dtype=np.int32)
-        for view, colour in enumerate(drawn):
-            after, slot = 0, 0
-            # A grey view is one without saturation.
-            for part, amount in (*colour.jitter, *([("saturation", 0.0)] if colour.grey else [])):
-                if part == "hue":
-                    hue_step[view] = int(amount * 255) % 256
-                    after, slot = 1, 0
-                else:
-                    blends[view, after, slot] = amount, part == "contrast", part == "saturation"
-                    slot += 1
-        boxes = [_box_filter(colour.blur_radius) for colour in drawn]
-        blur = np.zeros((len(drawn), max(map(len, boxes))), dtype=np.int32)
-        for view, box in enumerate(boxes):
-            blur[view, : len(box)] = box
-        solarise_from = np.array([colour.solarise_from for colour in drawn], dtype=np.int32)
-        return cls(*map(torch.from_numpy, (blends, hue_step, blur, solarise_from)))
-
-    def __getitem__(self, views: slice) -> Colours:
-        """Those of some of the views."""
-        return Colours(*(getattr(self, f.name)[views] for f in fields(self)))
-
-    def to(self, device: torch.device | str) -> Colours:
-        """The same on ``device`` (copies are asynchronous where the memory is pinned)."""
-        return Colours(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
-
-    def pin_memory(self) -> Colours:
-        """The same in page-locked memory."""
-        return Colours(*(getattr(self, f.name).pin_memory() for f in fields(self)))
-
-
-def _box_filter(sigma: float) -> list[int]:
-    """Weights of the box filter that, applied three times, PIL takes for a Gaussian of ``sigma`` px.
-
-    Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering" (SSVM 2011), equations
-    7, 11 and 14: a box of odd length with a smaller weight at either end. In single precision, as PIL computes it.
-    """
-    f32 = np.float32
-    variance = f32(sigma) * f32(sigma) / f32(_BLUR_PASSES)
-    length = f32(math.sqrt(12.0 * float(variance) + 1.0))
-    whole = f32(math.floor((float(length) - 1.0) / 2.0))
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) * (whole + 1)))
-    radius = whole + part
-    inner = int(f32(_BLUR_ONE) / (radius * 2 + 1))
-    outer = (_BLUR_ONE - (2 * int(radius) + 1) * inner) // 2
-    return [inner] * (int(radius) + 1) + [outer] * (outer > 0)

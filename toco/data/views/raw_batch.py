@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float32, Int, Int64, UInt8
 from torch import Tensor
 
-from toco.data.views.colour import Colours
-from toco.data.views.colour_ops import change_colours
+from toco.data.views.colour_ops import Colours, change_colours
 from toco.data.views.normalise import normalise
 from toco.data.views.views import Views
-from toco.types import Batch, Shard, present_classes
+from toco.tensors import Batch, present_classes
+from toco.types import Shard
 
 _KINDS = ("images", "second_view", "crop_source")
 
@@ -35,12 +35,12 @@ class RawBatch:
     Attributes:
         views: Views of every image, in the order of ``kinds``.
         colours: How the colours of the first views and then of the second views, if any, are to change.
-        class_labels: See :class:`toco.types.Batch`, as for all that follows.
+        class_labels: See :class:`toco.tensors.Batch`, as for all that follows.
         valid_box: Rows and columns of the image inside its padded crop.
         names: Name of every image.
         present: Classes of every image.
         shard: Which part of the global batch these images are.
-        kinds: Fields of :class:`toco.types.Batch` that ``views`` become; the others are ``None``.
+        kinds: Fields of :class:`toco.tensors.Batch` that ``views`` become; the others are ``None``.
     """
 
     views: UInt8[Tensor, "views b 3 s s"]

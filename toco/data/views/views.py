@@ -65,7 +65,7 @@ class ViewsConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """One training sample; the names are those of ``toco.types.Batch``.
+    """One training sample; the names are those of ``toco.tensors.Batch``.
 
     Attributes:
         images: First global view: the crop, its colours not changed yet.

@@ -20,8 +20,9 @@ from sweeps.core.store.identity import identify
 from sweeps.core.store.runs import CONTENTS
 from toco.config import replace
 from toco.recipes.voc_deit_b import recipe
+from toco.train.inputs import Inputs
 from toco.train.loop import Result
-from toco.train.provenance import Inputs, own_command, provenance
+from toco.train.provenance import own_command, provenance
 from toco.train.records import make_row, rows_text
 from toco.train.run_config import RunConfig
 

@@ -1,0 +1,75 @@
+"""The settings of an evaluation. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from toco.config import RUN_ONLY, Config
+
+_OFFICIAL_SIZE_PX = 448
+_OFFICIAL_SCALES = {0.5, 1.0, 1.5}
+
+
+class EvaluateConfig(Config):
+    """How a method is evaluated. The defaults are the official validation on PASCAL VOC.
+
+    Attributes:
+        size_px: Every image is squashed to a square of this side; ``None`` keeps its own size.
+        cam_scales: Scales whose CAMs are summed; 1.0 always takes part.
+        cam_flip: Take the maximum with the CAM of the mirrored image.
+        background_threshold: A pixel is background where its CAM is at most this. 0.5 for VOC, 0.45 for COCO.
+        curve_stop: Last threshold of the curve, which starts at 0.
+        curve_step: Distance of its thresholds.
+        max_images: Evaluate this many images, evenly spaced over the split; ``None`` means all of them.
+        average_last: A training's result is the mean over this many last evaluations.
+        batch_size: Images that pass the network at once.
+        num_pictures: Images to draw, evenly spaced over those evaluated.
+    """
+
+    size_px: int | None = Field(default=448, ge=16)
+    cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5)
+    cam_flip: bool = True
+    background_threshold: float = Field(default=0.5, ge=0, lt=1)
+    curve_stop: float = Field(default=0.95, ge=0, lt=1)
+    curve_step: float = Field(default=0.01, ge=0.001)
+    max_images: int | None = Field(default=None, ge=1)
+    average_last: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=8, ge=1, json_schema_extra={RUN_ONLY: True})
+    num_pictures: int = Field(default=8, ge=0, json_schema_extra={RUN_ONLY: True})
+
+    @model_validator(mode="after")
+    def _positive_scales(self) -> EvaluateConfig:
+        if any(scale <= 0 for scale in self.cam_scales):
+            raise ValueError(f"cam_scales have to be positive; got {self.cam_scales}")
+        return self
+
+    def thresholds(self) -> tuple[float, ...]:
+        """Thresholds of the curve, with the fixed one among them, ascending."""
+        # Rounded, so that 0.5 is one of 0.00, 0.01, ... and not a neighbour of 50 * 0.01.
+        grid = (round(i * self.curve_step, 6) for i in range(round(self.curve_stop / self.curve_step) + 1))
+        return tuple(sorted({*grid, round(self.background_threshold, 6)}))
+
+    def fixed_threshold_index(self) -> int:
+        """Where the background threshold stands among :meth:`thresholds`."""
+        return self.thresholds().index(round(self.background_threshold, 6))
+
+    def protocol(self) -> str:
+        """The protocol in words, to stand beside every number."""
+        size = "at their own size" if self.size_px is None else f"squashed to {self.size_px} x {self.size_px} px"
+        scales = ", ".join(f"{scale:g}" for scale in dict.fromkeys((1.0, *self.cam_scales)))
+        official = (
+            self.size_px == _OFFICIAL_SIZE_PX
+            and {1.0, *self.cam_scales} == _OFFICIAL_SCALES
+            and self.cam_flip
+            and self.max_images is None
+        )
+        return (
+            f"{'The official validation protocol of ToCo' if official else 'Not the official protocol'}: images {size} "
+            f"(bilinear), {'all of the split' if self.max_images is None else f'at most {self.max_images}'}. "
+            f"CAM: scales {scales} {'with' if self.cam_flip else 'without'} flip, restricted to the ground-truth "
+            f"image-level labels of the evaluated images, resized to the mask, background where it is at most "
+            f"{self.background_threshold:g}; no PAR, no CRF. cam_best_threshold is chosen with the masks of this very "
+            "split. Segmentation: one scale, no flip, no CRF. mIoU: one confusion matrix over the split, void "
+            "excluded, mean over the classes in the ground truth; precision, recall, FP and FN rates over the same "
+            "classes. Label F1: logits above 0, mean over images."
+        )

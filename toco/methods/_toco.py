@@ -1,0 +1,235 @@
+"""The network of :mod:`toco.methods.toco` and its training step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toco.backbones import Backbone
+from toco.cam.affinity import affinity
+from toco.cam.labels import cam_to_pseudo_label, scale_box
+from toco.cam.regions import crop, draw_keys, positive_crops, regions, sample_crop_corners
+from toco.data.views.normalise import denormalise_255
+from toco.heads.classifier import Classifier
+from toco.heads.large_fov import LargeFov
+from toco.heads.projection import ProjectionHead, ema_update_
+from toco.losses.classification import classification_loss
+from toco.losses.ctc import class_token_contrast_loss
+from toco.losses.dense_energy import dense_energy_loss
+from toco.losses.ptc import patch_token_contrast_loss
+from toco.losses.segmentation import segmentation_loss
+from toco.methods._method import CamMethod, autocast_device, compile_graphs, group_parameters
+from toco.methods.toco import Config
+from toco.tensors import Batch, StepOutput
+
+
+class _Outcome(NamedTuple):
+    """What the tensors of a step give: losses, counts and, where the decoder learns, its logits and its label."""
+
+    losses: dict[str, Tensor]
+    counts: dict[str, Tensor]
+    logits: Tensor | None
+    label: Tensor | None
+
+
+class ToCo(CamMethod):
+    """The network of ToCo and one training step of it."""
+
+    config: Config
+
+    decoder: LargeFov
+
+    def __init__(self, config: Config, backbone: Backbone, num_foreground_classes: int) -> None:
+        super().__init__(config, backbone, num_foreground_classes)
+        self.aux_block = config.aux_block
+        self.aux_classifier = Classifier(backbone.aux_width(config.aux_block), num_foreground_classes)
+        self.decoder = self.build_decoder()
+        self.projection, self.teacher = (ProjectionHead(backbone.width, config.projection) for _ in range(2))
+        self.teacher.load_state_dict(self.projection.state_dict())
+        self.teacher.requires_grad_(False)
+
+    def cam_weights(self) -> dict[str, Tensor]:
+        """See the base class; the auxiliary classifier makes another CAM."""
+        return {**super().cam_weights(), "aux_cam": self.aux_classifier.weight}
+
+    def training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
+        """Losses of one step.
+
+        One pass over both global views serves the classifiers, the scale-1 CAM, the decoder, the student and the
+        teacher, whose encoder is the student's: the values are those of the official five passes. Views that are only
+        there for their class token take a cheaper last block, and maps are made for the classes in the image alone.
+        Terms that do not count at this step are not computed, nor the CAM that only they would use.
+        Source: official ``scripts/dist_train_voc_seg_neg.py``.
+        """
+        config = self.config
+        weights = {
+            "classification": 1.0,
+            "aux_classification": config.aux_weight,
+            "ptc": config.ptc.at(step),
+            "ctc": config.ctc.at(step),
+            "segmentation": config.segmentation.at(step),
+            "energy": config.energy.at(step),
+        }
+        weights = {name: weight for name, weight in weights.items() if weight > 0}
+        # The official teacher moves at the start of a step, towards the student that the previous step left.
+        ema_update_(self.teacher, self.projection, config.ema_decay)
+        keys = None
+        if "ctc" in weights:
+            size, device = _size(batch.images), batch.images.device
+            keys = draw_keys(len(batch.images), size, config.local_crop_size_px, generator, batch.shard)
+            # A copy from memory that is not pinned would wait for all that the device has still to do.
+            keys = (keys.pin_memory() if device.type == "cuda" else keys).to(device, non_blocking=True)
+        levels = None
+        if "segmentation" in weights or "energy" in weights:
+            # Not in the compiled part, which would round once where two operations round twice: levels are cut here.
+            levels = denormalise_255(batch.images, truncate=True)
+        outcome = self._outcome(
+            batch.images,
+            batch.second_view,
+            batch.crop_source,
+            batch.class_labels,
+            batch.present,
+            batch.valid_box,
+            keys,
+            levels,
+            terms=frozenset(weights),
+            from_aux_cam=step < config.aux_pseudo_labels_until_step,
+        )
+        losses, counts = outcome.losses, outcome.counts
+        if outcome.logits is not None and outcome.label is not None and "energy" in weights:
+            losses["energy"] = dense_energy_loss(
+                denormalise_255(batch.images, truncate=False),
+                outcome.logits,
+                outcome.label,
+                batch.valid_box,
+                config.dense_energy,
+            )
+        return StepOutput(losses, weights, counts)
+
+    def compile_step(self) -> None:
+        """See the base class: all but the energy is one graph in each phase, which CUDA replays as one."""
+        self._outcome = compile_graphs(self._outcome)  # type: ignore[method-assign]
+
+    def _outcome(
+        self,
+        images: Tensor,
+        second_view: Tensor | None,
+        crop_source: Tensor | None,
+        class_labels: Tensor,
+        present: Tensor,
+        valid_box: Tensor,
+        keys: Tensor | None,
+        levels: Tensor | None,
+        *,
+        terms: Collection[str],
+        from_aux_cam: bool,
+    ) -> _Outcome:
+        """All losses among ``terms`` but the energy: tensors to tensors, without a look at any value.
+
+        Args:
+            images: See :class:`toco.tensors.Batch` for this and the five that follow.
+            second_view: Second view.
+            crop_source: What local crops are cut from.
+            class_labels: Labels.
+            present: Classes.
+            valid_box: Image area.
+            keys: Random keys of the local crops, if class tokens are to be contrasted.
+            levels: ``images`` as whole levels 0 to 255, if the decoder learns.
+            terms: Losses that count.
+            from_aux_cam: The decoder learns from the auxiliary CAM.
+        """
+        config = self.config
+        # A disabled context around all passes: weights that one of them casts are there for the next. The first pass is
+        # one with gradients, as it has to be: what is cast without them would stay without them.
+        with torch.autocast(autocast_device(images.device), enabled=False):
+            views = [images] if keys is None or second_view is None else [images, second_view]
+            main = self.encode(torch.cat(views), num_maps=len(images))
+
+            # Classification: the last block's tokens, and the auxiliary block's.
+            losses = {
+                "classification": self.by_group(classification_loss, self.classifier(main.features), class_labels)
+            }
+            if "aux_classification" in terms:
+                losses["aux_classification"] = self.by_group(
+                    classification_loss, self.aux_classifier(main.aux_features), class_labels
+                )
+            counts: dict[str, Tensor] = {}
+
+            # CAMs, those that a term of this step learns from.
+            source = "aux_cam" if from_aux_cam else "cam"
+            wanted = ["aux_cam"] if "ptc" in terms or keys is not None else []
+            if levels is not None and source not in wanted:
+                wanted.append(source)
+            cams = self.cam_maps(images, config.cam_scales, config.cam_flip, wanted, present, main)
+            present_labels = class_labels.gather(1, present)
+
+            # Patch token contrast: which pairs of patches agree, by the auxiliary CAM.
+            if "ptc" in terms:
+                label = self._token_labels(cams["aux_cam"], present_labels, valid_box, _size(main.features))
+                pairs = affinity(label)
+                losses["ptc"] = self.by_group(patch_token_contrast_loss, main.features, pairs)
+                counts["ptc_positive_pairs"] = (pairs == 1).float().mean()
+                counts["ptc_negative_pairs"] = (pairs == 0).float().mean()
+
+            # Class token contrast: local crops against whole images.
+            if keys is not None and crop_source is not None:
+                losses["ctc"], counts["ctc_positive_crops"] = self._class_token_contrast(
+                    main.class_token, cams["aux_cam"], present_labels, crop_source, keys
+                )
+
+            # Segmentation: the decoder learns the refined CAM.
+            if levels is None:
+                return _Outcome(losses, counts, None, None)
+            label = self.label_of(cams[source], levels, present_labels, present, valid_box)
+            logits = self.decode(main.features)
+            logits = F.interpolate(logits, size=_size(images), mode="bilinear", align_corners=False)
+            if "segmentation" in terms:
+                losses["segmentation"] = self.by_group(segmentation_loss, logits, label)
+            counts["pseudo_label_foreground"] = self.foreground_fraction(label)
+            return _Outcome(losses, counts, logits, label)
+
+    def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
+        """The official four groups; the frozen position embeddings and the teacher are in none."""
+        heads = [self.classifier, self.aux_classifier, self.projection]
+        return group_parameters(self.backbone, heads, self.decoder)
+
+    def _token_labels(self, aux_cam: Tensor, class_labels: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Pseudo labels of the patches, from the auxiliary CAM."""
+        config = self.config
+        on_grid = F.interpolate(aux_cam, size=grid, mode="bilinear", align_corners=False)
+        if config.token_box == "scaled":  # noqa: S105
+            box = scale_box(box, _size(aux_cam), grid)
+        # Numbers of the image's own classes: all that counts is whether two patches have the same.
+        return cam_to_pseudo_label(on_grid, class_labels, config.low_threshold, config.high_threshold, box)
+
+    def _class_token_contrast(
+        self, class_tokens: Tensor, aux_cam: Tensor, class_labels: Tensor, crop_source: Tensor, keys: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """CTC of both global views and the local crops, and the fraction of crops that are positive."""
+        config, num_images = self.config, len(aux_cam)
+        region = regions(aux_cam, class_labels, config.low_threshold, config.high_threshold)
+        corners = sample_crop_corners(region, keys, config.num_local_crops, config.local_crop_size_px)
+        crops = crop(crop_source, corners, config.local_crop_size_px)
+        positive = positive_crops(region, corners, config.local_crop_size_px, config.min_crop_region)
+        # Both global views show the whole image, so they are positive by definition.
+        is_positive = torch.cat([positive.new_ones(num_images, 2), positive], dim=1)
+
+        local_tokens = self.encode(crops.flatten(0, 1), num_maps=0).class_token
+        student = self.projection(torch.cat([class_tokens, local_tokens])).unflatten(0, (-1, num_images))
+        with torch.no_grad():
+            teacher = self.teacher(class_tokens.detach()).unflatten(0, (-1, num_images))
+
+        def contrast(student: Tensor, teacher: Tensor, is_positive: Tensor) -> Tensor:
+            by_view = student.transpose(0, 1).flatten(0, 1), teacher.transpose(0, 1).flatten(0, 1)
+            return class_token_contrast_loss(*by_view, is_positive, config.temperature)
+
+        loss = self.by_group(contrast, student.transpose(0, 1), teacher.transpose(0, 1), is_positive)
+        return loss, positive.float().mean()
+
+
+def _size(maps: Tensor) -> tuple[int, int]:
+    return maps.shape[-2], maps.shape[-1]

@@ -1,0 +1,54 @@
+"""What a run reads besides its config: the data and the file of weights, and digests of both. Nothing needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from toco.data import Dataset, refuse_overlap
+from toco.files import sha256
+from toco.registry import load
+from toco.train.run_config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run depends on besides its config: digests of the data, and of the file of weights where there is one."""
+
+    train_data: str
+    val_data: str
+    weights_sha256: str | None
+
+
+def recorded_inputs(provenance: Mapping[str, Any]) -> Inputs | None:
+    """Read the inputs from a recorded provenance; ``None`` where the run was made of an imported network."""
+    data = provenance.get("data_manifest")
+    return Inputs(data["train"], data["val"], provenance["weights_sha256"]) if data else None
+
+
+def open_data(config: RunConfig) -> tuple[Dataset, Dataset]:
+    """Open the training and the validation split.
+
+    Raises:
+        ValueError: The data is missing or wrong, or an image is in both splits and ``data.allow_overlap`` is not set.
+    """
+    module = load("toco.data", config.data.name)
+    train_set, val_set = module.open_split(config.data, "train"), module.open_split(config.data, "val")
+    refuse_overlap(train_set, val_set, config.data.allow_overlap)
+    return train_set, val_set
+
+
+def digest_inputs(config: RunConfig, train_set: Dataset, val_set: Dataset) -> Inputs:
+    """Digest what the run reads besides its config.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    return Inputs(train_set.manifest_digest(), val_set.manifest_digest(), weights_sha256(config))
+
+
+def weights_sha256(config: RunConfig) -> str | None:
+    """SHA-256 (hex) of the file of the backbone's weights, or ``None`` where no file is read."""
+    path = load("toco.backbones", config.backbone.name).weights_path(config.backbone)
+    return None if path is None else sha256(path)
