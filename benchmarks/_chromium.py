@@ -36,9 +36,8 @@ def chromium() -> Iterator[Browser]:
     program = find_chromium()
     if program is None:
         raise ValueError("Expected chromium, chromium-browser or google-chrome on the PATH; found none of them.")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=_OPTIONS)
-        try:
-            yield browser
-        finally:
-            browser.close()
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=program, args=_OPTIONS) as browser,
+    ):
+        yield browser

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from toco.filters import lattice
-from toco.filters._features import bilateral_features
+from toco.filters._shared import bilateral_features
 
 RAW_CASES = ["smooth", "multiple_of_4_no", "impulse_const_image", "impulse_isolated", "small_sigma"]
 

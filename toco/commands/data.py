@@ -142,12 +142,18 @@ def convert_coco_masks(source: Path, target: Path, progress: bool) -> None:
 
     SOURCE holds masks of COCO's categories (1 to 90); TARGET gets those of its classes, 1 to 80.
     """
-    from toco.data.coco_format.masks import Renumbering
+    from toco.data.coco_format.masks import renumber
+    from toco.data.files.tree import read_tree
+    from toco.files import sha256
     from toco.predict.output_folder import OutputFolder
 
-    masks = Renumbering(source)
+    tree = read_tree(source, (".png",))
+    if not tree.names:
+        raise ValueError(f"{source}: expected PNG masks in it or in folders below, but there is none.")
+    paths = [source / f"{name}.png" for name in tree.names]
     about = {"converted_from": "COCO's categories"}
-    OutputFolder(target, about, masks.names, ".png", masks.sha256).fill(masks.png, doing="convert", progress=progress)
-    for note in masks.notes:
+    folder = OutputFolder(target, about, tree.names, ".png", lambda index: sha256(paths[index]))
+    folder.fill(lambda index: renumber(paths[index]), doing="convert", progress=progress)
+    for note in tree.notes():
         click.echo(f"note  {note}")
-    click.echo(f"{len(masks.names)} masks written to {target}")
+    click.echo(f"{len(paths)} masks written to {target}")

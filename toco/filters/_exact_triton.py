@@ -32,8 +32,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from toco.boxes import inside, whole
-from toco.filters._features import bilateral_features
-from toco.filters._maps import check_maps
+from toco.filters._shared import bilateral_features, check_maps
 
 _TARGETS = 128
 _SOURCES = 32

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from toco.boxes import clip, inside
 from toco.filters import BilateralFilter
-from toco.filters._features import bilateral_features
-from toco.filters._maps import ImageByImage
+from toco.filters._shared import ImageByImage, bilateral_features
 
 # exp(-60) is 1e-26: nothing in a sum of float32. Below about -87 exp returns denormal numbers, 10 to 20 times slower.
 _MIN_EXPONENT = -60.0

@@ -26,8 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from toco.boxes import inside
-from toco.filters._features import bilateral_features, position_features
-from toco.filters._maps import ImageByImage
+from toco.filters._shared import ImageByImage, bilateral_features, position_features
 
 
 @dataclass(frozen=True, slots=True)

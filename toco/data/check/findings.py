@@ -1,13 +1,20 @@
-"""What a check of a data set finds: faults and notes, and the report of them."""
+"""What a check of a data set finds: the report of faults and notes, and the notes of what may not be meant."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from toco.data._dataset import Fault
+from toco.data._dataset import Dataset, Fault
+from toco.data.files.file_dataset import FileDataset
+from toco.data.files.layout import composed, count, examples
+from toco.data.files.tree import read_tree
 from toco.files import printable
+from toco.types import IGNORE_INDEX
+
+_NOT_MASKS = frozenset({".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".npy"})
 
 
 @dataclass(slots=True)
@@ -48,3 +55,107 @@ class Report:
         """Add the sentence on images in both splits, if there is one: a note where that is allowed."""
         if shared is not None:
             (self.notes if allowed else self.faults).append(Fault(path, shared))
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the images of both splits showed.
+
+    Attributes:
+        small: Images with a short side.
+        converted: Images that are not stored in RGB.
+        turned: Images with an EXIF orientation.
+        void: Images whose mask is void everywhere.
+        unnamed: Images by class that their mask shows and their label does not name.
+        by_pixels: Images by a digest of their pixels.
+        in_train: Training images by class of their label.
+        labelled: Images with a mask by class of their label.
+        drawn: Images by class of their mask.
+        ids: All ids in masks.
+    """
+
+    small: list[str] = field(default_factory=list)
+    converted: list[str] = field(default_factory=list)
+    turned: list[str] = field(default_factory=list)
+    void: list[str] = field(default_factory=list)
+    unnamed: defaultdict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+    by_pixels: defaultdict[bytes, list[str]] = field(default_factory=lambda: defaultdict(list))
+    in_train: Counter[int] = field(default_factory=Counter)
+    labelled: Counter[int] = field(default_factory=Counter)
+    drawn: Counter[int] = field(default_factory=Counter)
+    ids: set[int] = field(default_factory=set)
+
+
+def note_images(train: Dataset, val: Dataset, seen: Seen, small_side_px: int, found: Report) -> None:
+    """Note images that are small, converted, turned, or the same as another."""
+    path = train.layout.images if isinstance(train, FileDataset) else Path("images")
+    for names, what in (
+        (seen.small, f"with a side under {small_side_px} px"),
+        (seen.converted, "not in RGB, which are converted"),
+        (
+            seen.turned,
+            "with an EXIF orientation, which is ignored, since masks lie on the stored pixels (`predict` turns files)",
+        ),
+    ):
+        if names:
+            found.note(path, f"{count(len(names), 'image')} {what}: {examples(names)}.")
+    validated = set(val.names)
+    groups = [names for names in seen.by_pixels.values() if len(set(names)) > 1]
+    across = [names for names in groups if 0 < len(validated.intersection(names)) < len(names)]
+    for same, what in (
+        (across, "in training and in validation"),
+        ([names for names in groups if names not in across], "within a split"),
+    ):
+        if same:
+            shown = [" = ".join(names) for names in same]
+            found.note(path, f"images with the same pixels under several names {what}: {examples(shown)}.")
+
+
+def note_masks(class_names: Sequence[str], seen: Seen, found: Report) -> None:
+    """Note masks that are void, and where masks and labels name other classes."""
+    path = Path("masks")
+    if seen.void:
+        found.note(path, f"{count(len(seen.void), 'mask')} void everywhere: {examples(seen.void)}.")
+    for class_id, names in sorted(seen.unnamed.items()):
+        shown = f"{class_names[class_id - 1]!r} ({class_id})"
+        found.note(
+            path, f"{count(len(names), 'mask')} with {shown}, which the image's label does not name: {examples(names)}."
+        )
+    for class_id, number in sorted(seen.labelled.items()):
+        if not seen.drawn[class_id]:
+            shown = f"{class_names[class_id - 1]!r} ({class_id})"
+            images = count(number, "image")
+            binary = seen.ids == {0, IGNORE_INDEX}
+            advice = f" All masks hold 0 and {IGNORE_INDEX} alone: draw objects with the ids of their classes." * binary
+            found.note(
+                path,
+                f"labels name {shown} in {images} with a mask, and no mask has a pixel of it; {IGNORE_INDEX} is void "
+                f"and no class.{advice}",
+            )
+
+
+def note_left_out(datasets: Sequence[FileDataset], found: Report) -> None:
+    """Note what lies in the folders and belongs to neither split."""
+    used = {composed(name) for dataset in datasets for name in dataset.names}
+    present: set[str] = set()
+    for dataset in {dataset.layout.images: dataset for dataset in datasets}.values():
+        tree = dataset.tree()
+        again = tuple(name for name in tree.again if composed(name) not in used)  # a list takes a link as any file
+        found.notes += replace(tree, again=again).notes()
+        present.update(map(composed, (*tree.names, *tree.again)))
+        if unused := [name for name in tree.names if composed(name) not in used]:
+            found.note(tree.folder, f"{count(len(unused), 'image')} in neither split: {examples(unused)}.")
+    for path, names in {
+        dataset.label_path(0): dataset.labelled_names() for dataset in datasets if len(dataset)
+    }.items():
+        if without := [name for name in names if composed(name) not in present]:
+            found.note(path, f"{count(len(without), 'label')} of images that are not there: {examples(without)}.")
+    for masks in {dataset.layout.masks for dataset in datasets} - {dataset.layout.images for dataset in datasets}:
+        if masks is None or not masks.is_dir():
+            continue
+        tree = read_tree(masks, (".png",))
+        if without := [name for name in tree.names if composed(name) not in present]:
+            found.note(masks, f"{count(len(without), 'mask')} of images that are not there: {examples(without)}.")
+        if others := {suffix: count for suffix, count in tree.others.items() if suffix.lower() in _NOT_MASKS}:
+            counts = ", ".join(f"{suffix} {number}" for suffix, number in others.items())
+            found.note(masks, f"{count(sum(others.values()), 'file')} left out, since masks are .png files: {counts}.")

@@ -10,8 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from toco.data._dataset import Dataset
-from toco.data.check.findings import Report
-from toco.data.check.notes import Seen, note_images, note_left_out, note_masks
+from toco.data.check.findings import Report, Seen, note_images, note_left_out, note_masks
 from toco.data.files.file_dataset import FileDataset
 from toco.data.files.images import ids_in
 from toco.data.files.splits import note_of_classes, overlap

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,10 @@ logger = logging.getLogger(__name__)
 
 _FORMAT_VERSION = 2
 _INDEX, _PIXELS = "index.json", "pixels.bin"
-_NOT_THERE = (0, 0)
 _SPARE_BYTES = 2**30
 """Space that is left free: a run next to a full disk cannot keep its checkpoints."""
 _Place = tuple[int, int, int, int]
-"""Where an image begins, its height, its width and the CRC-32 of its pixels."""
+"""Where an image begins, its height and its width, 0 for one that is not there, and the CRC-32 of its pixels."""
 
 
 def user_cache() -> Path:
@@ -141,15 +141,13 @@ def _write(
     size: Callable[[int], tuple[int, int]],
     decode: Callable[[int], UInt8[np.ndarray, "h w 3"]],
 ) -> None:
-    places: list[_Place] = []
-    end = 0
+    sizes = []
     for index in range(count):
         try:
-            height, width = size(index)
+            sizes.append(size(index))
         except ValueError:
-            height, width = _NOT_THERE
-        places.append((end, height, width, 0))
-        end += height * width * 3
+            sizes.append((0, 0))
+    *starts, end = accumulate((height * width * 3 for height, width in sizes), initial=0)
     free = shutil.disk_usage(folder.parent).free
     if free < end + _SPARE_BYTES:
         raise OSError(errno.ENOSPC, f"{end} bytes and {_SPARE_BYTES} to spare are needed, {free} are free")
@@ -159,22 +157,26 @@ def _write(
     try:
         with (unfinished / _PIXELS).open("wb") as pixels, ThreadPoolExecutor() as threads:
 
-            def put(index: int) -> None:
-                start, height, width, _ = places[index]
+            def put(index: int) -> _Place:
                 try:
-                    image = decode(index)
+                    content = decode(index).tobytes()
                 except ValueError:
-                    places[index] = (start, *_NOT_THERE, 0)
-                    return
-                content = image.tobytes()
-                places[index] = (start, height, width, zlib.crc32(content))
-                if os.pwrite(pixels.fileno(), content, start) < len(content):
+                    return starts[index], 0, 0, 0
+                if os.pwrite(pixels.fileno(), content, starts[index]) < len(content):
                     raise OSError(errno.ENOSPC, "an image could not be written whole")
+                return starts[index], *sizes[index], zlib.crc32(content)
 
-            bar = tqdm(total=count, desc="decoding once for this node", unit="image", disable=None, dynamic_ncols=True)
-            with bar:
-                for _ in threads.map(put, range(count)):
-                    bar.update()
+            written = threads.map(put, range(count))
+            places = list(
+                tqdm(
+                    written,
+                    total=count,
+                    desc="decoding once for this node",
+                    unit="image",
+                    disable=None,
+                    dynamic_ncols=True,
+                )
+            )
             pixels.truncate(end)
             os.fsync(pixels.fileno())
         whole = {"format_version": _FORMAT_VERSION, "manifest": manifest, "bytes": end, "places": places}
