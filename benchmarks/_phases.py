@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from time import perf_counter
 from typing import Any
@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks._record import synchronise
+from benchmarks._steps import PlainStep
 from toco.methods import toco
 from toco.train.step import TrainingStep
 
@@ -25,15 +26,23 @@ PHASES = {
     "PAR": ("refine_pseudo_label",),
     "segmentation": ("segmentation_loss",),
     "energy": ("dense_energy_loss",),
+    "backward": ("backward",),
+    "optimizer": ("update",),
 }
-"""The functions, called in the modules of the method, whose time makes up a phase of our step."""
+"""The functions whose time makes up a phase of our step: its own, and those called in the modules of the method."""
 
-Phase = Callable[[str], AbstractContextManager[None]]
-
-
-def untimed(_name: str) -> AbstractContextManager[None]:
-    """No phase is timed."""
-    return nullcontext()
+PLAIN_PHASES = {
+    "CAM passes": ("cams",),
+    "regions, crops": ("regions", "crops"),
+    "CTC": ("ema_update_", "class_token_contrast_loss"),
+    "PTC": ("cam_to_pseudo_label", "affinity", "patch_token_contrast_loss"),
+    "PAR": ("pseudo_label",),
+    "segmentation": ("segmentation_loss",),
+    "energy": ("dense_energy_loss",),
+    "backward": ("backward",),
+    "optimizer": ("update",),
+}
+"""The same of the plain step, in its module or of its own."""
 
 
 class Phases:
@@ -61,7 +70,7 @@ class Phases:
             self._inside = False
 
     @contextmanager
-    def of(self, step: TrainingStep, method: toco.ToCo) -> Iterator[None]:
+    def of(self, step: TrainingStep | PlainStep, method: toco.ToCo) -> Iterator[None]:
         """Time the parts of the updates that ``step`` does with ``method``."""
         local = method.config.local_crop_size_px
 
@@ -75,19 +84,20 @@ class Phases:
 
             return call
 
-        sources = [sys.modules[part.__module__] for part in toco.ToCo.__mro__]
+        is_plain = isinstance(step, PlainStep)
+        phases, classes = (PLAIN_PHASES, (PlainStep,)) if is_plain else (PHASES, toco.ToCo.__mro__)
+        sources = [step, *(sys.modules[part.__module__] for part in classes)]
 
-        def source_of(function: str) -> Any:  # noqa: ANN401 - a module, whose attributes are replaced
+        def source_of(function: str) -> Any:  # noqa: ANN401 - a step or a module, whose attributes are replaced
             return next(source for source in sources if hasattr(source, function))
 
         parts: list[tuple[Any, str, str | None]] = [
-            (step, "backward", "backward"),
-            (step, "update", "optimizer"),
             (method.projection, "forward", "CTC"),
             (method.teacher, "forward", "CTC"),
             (method.decoder, "forward", "segmentation"),
             (method.backbone, "forward", None),
-            *((source_of(name), name, phase) for phase, functions in PHASES.items() for name in functions),
+            (method.backbone, "forward_blocks", None),
+            *((source_of(name), name, phase) for phase, functions in phases.items() for name in functions),
         ]
         with ExitStack() as stack:
             for owner, name, phase in parts:

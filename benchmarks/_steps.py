@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._phases import Phase, untimed
 from toco.cam.activation import normalise_cam
 from toco.cam.affinity import affinity
 from toco.cam.config import ParConfig
@@ -64,20 +63,25 @@ class PlainStep:
             groups, lr=optim.lr, betas=optim.betas, eps=optim.epsilon, weight_decay=optim.weight_decay
         )
 
-    def __call__(self, batch: Batch, step: int, phase: Phase = untimed) -> None:
+    def __call__(self, batch: Batch, step: int) -> None:
         """One update with a batch on the host."""
-        set_lr(self._optimizer, step, self._num_steps, self._optim)
-        output = self.losses(batch, step, torch.Generator(), phase)
-        self._optimizer.zero_grad()
-        total = output.total
-        with phase("backward"):
-            total.backward()
-        with phase("optimizer"):
-            self._optimizer.step()
+        output = self.losses(batch, step, torch.Generator())
+        self.backward(output)
+        self.update(step)
         for loss in output.losses.values():
             loss.item()
 
-    def losses(self, batch: Batch, step: int, generator: torch.Generator, phase: Phase = untimed) -> StepOutput:
+    def backward(self, output: StepOutput) -> None:
+        """Replace the gradients by those of the weighted sum of ``output``."""
+        self._optimizer.zero_grad()
+        output.total.backward()
+
+    def update(self, step: int) -> None:
+        """Update the parameters at the learning rate of ``step``."""
+        set_lr(self._optimizer, step, self._num_steps, self._optim)
+        self._optimizer.step()
+
+    def losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
         """Losses of the step and their weights, zero for those that do not count yet."""
         config, network = self._config, self.network
         device = network.classifier.weight.device
@@ -89,55 +93,41 @@ class PlainStep:
         size = images.shape[-2], images.shape[-1]
         losses: dict[str, Tensor] = {}
 
-        with phase("CAM passes"):
-            cam, aux_cam = self._cams(images)
-        with phase("regions, crops"):
-            region = regions(aux_cam, class_labels, config.low_threshold, config.high_threshold)
-            crops, positive = self._crops(region, batch.crop_source, generator)
+        cam, aux_cam = self.cams(images)
+        region = regions(aux_cam, class_labels, config.low_threshold, config.high_threshold)
+        crops, positive = self.crops(region, batch.crop_source, generator)
 
-        with phase("global views"):
-            _, features, aux_features = self._encode(images)
-        with phase("segmentation"):
-            logits = network.decoder(features)
-        with phase("CTC"):
-            ema_update_(network.teacher, network.projection, config.ema_decay)
-        with phase("global views"):
-            teacher_tokens, _, _ = self._encode(torch.cat([images, second_view]))
-        with phase("CTC"):
-            teacher = network.teacher(teacher_tokens).detach()
-        with phase("global views"):
-            student_tokens, _, _ = self._encode(torch.cat([images, second_view]))
-        with phase("local crops"):
-            local_tokens, _, _ = self._encode(crops.flatten(0, 1))
+        _, features, aux_features = self._encode(images)
+        logits = network.decoder(features)
+        ema_update_(network.teacher, network.projection, config.ema_decay)
+        teacher_tokens, _, _ = self._encode(torch.cat([images, second_view]))
+        teacher = network.teacher(teacher_tokens).detach()
+        student_tokens, _, _ = self._encode(torch.cat([images, second_view]))
+        local_tokens, _, _ = self._encode(crops.flatten(0, 1))
 
         losses["classification"] = self._by_group(classification_loss, network.classifier(features), class_labels)
         losses["aux_classification"] = self._by_group(
             classification_loss, network.aux_classifier(aux_features), class_labels
         )
-        with phase("CTC"):
-            student = network.projection(torch.cat([student_tokens, local_tokens]))
-            by_image = (rows.unflatten(0, (-1, len(images))).transpose(0, 1) for rows in (student, teacher))
-            losses["ctc"] = self._by_group(self._contrast, *by_image, positive.to(device))
-        with phase("PTC"):
-            grid = features.shape[-2], features.shape[-1]
-            on_grid = F.interpolate(aux_cam, size=grid, mode="bilinear", align_corners=False)
-            token_box = scale_box(box, size, grid) if config.token_box == "scaled" else box  # noqa: S105
-            thresholds = config.low_threshold, config.high_threshold
-            pairs = affinity(cam_to_pseudo_label(on_grid, class_labels, *thresholds, token_box)).long()
-            losses["ptc"] = self._by_group(patch_token_contrast_loss, features, pairs)
-        with phase("PAR"):
-            source = aux_cam if step < config.aux_pseudo_labels_until_step else cam
-            label = self._pseudo_label(images, source, class_labels, box)
-        with phase("segmentation"):
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-            losses["segmentation"] = self._by_group(segmentation_loss, logits, label)
+        student = network.projection(torch.cat([student_tokens, local_tokens]))
+        by_image = (rows.unflatten(0, (-1, len(images))).transpose(0, 1) for rows in (student, teacher))
+        losses["ctc"] = self._by_group(self._contrast, *by_image, positive.to(device))
+        grid = features.shape[-2], features.shape[-1]
+        on_grid = F.interpolate(aux_cam, size=grid, mode="bilinear", align_corners=False)
+        token_box = scale_box(box, size, grid) if config.token_box == "scaled" else box  # noqa: S105
+        thresholds = config.low_threshold, config.high_threshold
+        pairs = affinity(cam_to_pseudo_label(on_grid, class_labels, *thresholds, token_box)).long()
+        losses["ptc"] = self._by_group(patch_token_contrast_loss, features, pairs)
+        source = aux_cam if step < config.aux_pseudo_labels_until_step else cam
+        label = self.pseudo_label(images, source, class_labels, box)
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        losses["segmentation"] = self._by_group(segmentation_loss, logits, label)
         if self._energy:
-            with phase("energy"):
-                # The official filter is on the CPU wherever the network is.
-                levels = denormalise_255(images, truncate=False)
-                settings = config.dense_energy.model_copy(update={"filter_name": "lattice"})
-                energy = dense_energy_loss(levels.cpu(), logits.cpu(), label.cpu(), box.cpu(), settings)
-                losses["energy"] = energy.to(device)
+            # The official filter is on the CPU wherever the network is.
+            levels = denormalise_255(images, truncate=False)
+            settings = config.dense_energy.model_copy(update={"filter_name": "lattice"})
+            energy = dense_energy_loss(levels.cpu(), logits.cpu(), label.cpu(), box.cpu(), settings)
+            losses["energy"] = energy.to(device)
         terms = {name: getattr(config, name).at(step) for name in ("ptc", "ctc", "segmentation", "energy")}
         weights = {"classification": 1.0, "aux_classification": config.aux_weight, **terms}
         return StepOutput(losses, {name: weights[name] for name in losses})
@@ -148,7 +138,7 @@ class PlainStep:
         return encoded.class_token, encoded.features, encoded.aux_features
 
     @torch.no_grad()
-    def _cams(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def cams(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """CAM and auxiliary CAM of all classes."""
         network = self.network
         sums: dict[str, list[Tensor]] = {"cam": [], "aux_cam": []}
@@ -168,7 +158,7 @@ class PlainStep:
         cam, aux_cam = (normalise_cam(torch.stack(maps).sum(dim=0)) for maps in sums.values())
         return cam, aux_cam
 
-    def _crops(self, region: Tensor, source: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def crops(self, region: Tensor, source: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Local crops, crop-major, on the device, and which views are positive (the global ones are)."""
         config = self._config
         side = config.local_crop_size_px
@@ -185,7 +175,7 @@ class PlainStep:
         return class_token_contrast_loss(*by_view, is_positive, self._config.temperature)
 
     @torch.no_grad()
-    def _pseudo_label(self, images: Tensor, cams: Tensor, class_labels: Tensor, box: Tensor) -> Tensor:
+    def pseudo_label(self, images: Tensor, cams: Tensor, class_labels: Tensor, box: Tensor) -> Tensor:
         """Image by image, and once for each threshold."""
         config = self._config
         colours = denormalise_255(images, truncate=True) / 255

@@ -117,11 +117,8 @@ def alone(name: str, setting: Setting) -> dict[str, Any]:
     flops = count_flops(run)
     phases = Phases(setting.device)
     started = perf_counter()
-    if isinstance(step, PlainStep):
-        step(prepared.batch, prepared.step, phases)
-    else:
-        with phases.of(step, prepared.method):
-            run()
+    with phases.of(step, prepared.method):
+        run()
     rest = perf_counter() - started - sum(phases.seconds.values())
     if isinstance(step, TrainingStep) and setting.compiled:
         if torch.device(setting.device).type == "cuda":

@@ -75,7 +75,9 @@ def describe(record: Mapping[str, Any]) -> str:
     """The figures of one result, for a terminal."""
     if record["name"] == STEP:
         (step,), (phases,) = _steps([record])
-        return tabulate({**step, **phases}.items(), disable_numparse=True)
+        only_phases = {name: value for name, value in phases.items() if name not in step}
+        tables = (tabulate(rows.items(), disable_numparse=True) for rows in (step, only_phases))
+        return f"\n{PHASES_TEXT}\n".join(tables)
     return "\n\n".join(_figures(record))
 
 
