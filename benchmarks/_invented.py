@@ -46,7 +46,8 @@ def fill(file: Path, storage: Path, trials: int, seeds: int, share_failed: float
     """
     file.write_text(STUDY_FILE.format(cells=trials // seeds, seeds=seeds))
     study = runpy.run_path(str(file))["STUDY"]
-    situation: Situation = survey(study, storage)
+    situation = survey(study, storage)
+    assert isinstance(situation, Situation)  # noqa: S101 - of a study
     with patch("os.fsync"):
         for task in situation.missing():
             draw = random.Random(task.key)  # noqa: S311 - no secret

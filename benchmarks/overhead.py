@@ -32,7 +32,7 @@ from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.run.driver import run_study
+from sweeps.core.run.start import run_study
 from toco.config import replace
 from toco.methods.toco import ToCo
 from toco.recipes import shapes_nano, voc_deit_b

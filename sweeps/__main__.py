@@ -39,28 +39,19 @@ def main() -> None:
 
 @main.command("list")
 def list_studies() -> None:
-    """List the studies: name, design, rows, trials, title."""
-    for name, search in searches().items():
-        settings = ", ".join(search.space)
-        click.echo(f"{name}\n  {search.title}\n  search, {search.num_trials} trials, seed {search.seed}: {settings}")
-    for name, study in studies().items():
-        blocks = study.design.blocks()
-        rows = sum(len(block.rows) for block in blocks)
-        varied = ", ".join(dict.fromkeys(path for block in blocks for path in block.factors))
-        click.echo(f"{name}\n  {study.title}\n  {study.design.name}, {rows} rows, seeds {list(study.seeds)}: {varied}")
+    """List the studies, searches first: name, design, rows, trials, title."""
+    for name, study in sorted(studies().items(), key=lambda item: isinstance(item[1], Study)):
+        if isinstance(study, Study):
+            rows = sum(len(block.rows) for block in study.design.blocks())
+            varied = ", ".join(dict.fromkeys(path for block in study.design.blocks() for path in block.factors))
+            about = f"{study.design.name}, {rows} rows, seeds {list(study.seeds)}: {varied}"
+        else:
+            about = f"search, {study.num_trials} trials, seed {study.seed}: {', '.join(study.space)}"
+        click.echo(f"{name}\n  {study.title}\n  {about}")
 
 
-def studies() -> dict[str, Study]:
-    """Every public module in ``sweeps`` whose ``STUDY`` is a table."""
-    return {name: value for name, value in _values().items() if isinstance(value, Study)}
-
-
-def searches() -> dict[str, SearchStudy]:
-    """Every public module in ``sweeps`` whose ``STUDY`` is a search."""
-    return {name: value for name, value in _values().items() if isinstance(value, SearchStudy)}
-
-
-def _values() -> dict[str, Study | SearchStudy]:
+def studies() -> dict[str, Study | SearchStudy]:
+    """Every public module in ``sweeps`` with a ``STUDY``: a table or a search."""
     modules = {name: load(sweeps.__name__, name) for name in available(sweeps.__name__)}
     return {name: module.STUDY for name, module in modules.items() if hasattr(module, "STUDY")}
 
@@ -80,7 +71,7 @@ def _add(verb: str, text: str) -> None:
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         if not hasattr(module, "STUDY"):
-            raise click.UsageError(f"{study} is no study; there are {', '.join(sorted(_values()))}.")
+            raise click.UsageError(f"{study} is no study; there are {', '.join(sorted(studies()))}.")
         if not isinstance(module.main, click.Group):
             raise click.UsageError(f"main of {study} has no verbs: expected {sweeps.ENTRY['main'].splitlines()[0]}.")
         if verb not in module.main.commands:

@@ -7,10 +7,11 @@ import pytest
 
 from sweeps.__main__ import studies
 from sweeps.core.design.designs import Design
+from sweeps.core.design.study import Study
 from toco.config import digest
 from toco.registry import available
 
-NAMES = sorted(studies())
+NAMES = sorted(name for name, study in studies().items() if isinstance(study, Study))
 
 
 def adapted(name, recipe):

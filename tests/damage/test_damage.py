@@ -43,7 +43,7 @@ from fake_backend import LostError
 from tiny_study import StudyPlace
 
 from sweeps.__main__ import main as sweeps_main
-from sweeps.core.run import driver as launch
+from sweeps.core.run import driver, start
 from sweeps.core.store import process_identity, scratch
 from sweeps.core.store.leases import Leases
 from toco.__main__ import main as toco_main
@@ -311,8 +311,8 @@ def test_a_study_whose_driver_was_lost(study, tmp_path, fuzz, monkeypatch):
     assert list(kept.glob("leases/*.json"))
     table = table_in(whole)
     # A damaged lease may be another machine's: it is waited for.
-    monkeypatch.setattr(launch, "Leases", partial(Leases, beat_every_s=0.05, expires_s=0.3))
-    monkeypatch.setattr(launch, "_POLL_S", 0.05)
+    monkeypatch.setattr(start, "Leases", partial(Leases, beat_every_s=0.05, expires_s=0.3))
+    monkeypatch.setattr(driver, "_POLL_S", 0.05)
 
     def read(storage, judge):
         said = study("run", storage)

@@ -1,5 +1,6 @@
 """What is answered without torch, whose import takes seconds: help, lists, and questions about studies."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sweeps import layer_ablation
-from sweeps.core.commands.command import StudyOptions
 from tests.sweeps.core.commands.test_diff import record
 
 ROOT = Path(__file__).parents[2]
@@ -56,8 +56,7 @@ def test_the_list_of_what_there_is_needs_no_torch():
 def storage(tmp_path_factory):
     """Where a small ``layer_ablation`` is finished, and another one lacks a trial."""
     storage = tmp_path_factory.mktemp("results")
-    options = StudyOptions(recipe=None, data=None, weights=None, changes=TINY, seeds=(0, 1))
-    study = layer_ablation.for_recipe(options.apply(layer_ablation.STUDY))
+    study = layer_ablation.for_recipe(dataclasses.replace(layer_ablation.STUDY, changes=TINY, seeds=(0, 1)))
     record(storage, study, 0.5)
     record(storage / "unfinished", study, 0.5)
     min((storage / "unfinished" / "ledger").rglob("*.json")).unlink()

@@ -19,7 +19,7 @@ from sweeps.core.design.designs import Declared, OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.paper import Claim, Paper, PaperRow
 from sweeps.core.design.study import Metric, Study
-from sweeps.core.run import driver
+from sweeps.core.run import start
 from sweeps.core.store.ledger import Ledger
 from toco.registry import load
 from toco.tracking import Pages
@@ -125,7 +125,7 @@ def place(tmp_path, monkeypatch):
 
     monkeypatch.syspath_prepend(FAKES)
     monkeypatch.setattr(command_line, "load", found)
-    monkeypatch.setattr(driver, "Tracker", Store)
+    monkeypatch.setattr(start, "Tracker", Store)
     monkeypatch.setattr(status, "Tracker", Store)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return place

@@ -12,7 +12,7 @@ from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan import plan_text as planning
 from sweeps.core.plan.probe import ProbeError
-from sweeps.core.run import driver
+from sweeps.core.run import start
 from toco.config import flatten
 from toco.registry import load
 from toco.tracking import Pages
@@ -86,7 +86,7 @@ class StudyPlace:
 
         monkeypatch.setattr("sweeps.__main__.load", load_study)
         monkeypatch.setattr(planning, "probe", refuse)
-        monkeypatch.setattr(driver, "Tracker", Store)
+        monkeypatch.setattr(start, "Tracker", Store)
         monkeypatch.setattr(status, "Tracker", Store)
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
 

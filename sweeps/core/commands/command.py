@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -24,7 +25,7 @@ from toco.passwords import public_uri
 if TYPE_CHECKING:
     # Optuna and what runs studies take seconds to import; -h needs neither.
     from sweeps.core.design.search_space import SearchStudy
-    from sweeps.core.run.driver import Connect
+    from sweeps.core.run.roles import Connect
 
 AnyStudy = TypeVar("AnyStudy", "Study", "SearchStudy")
 RUN = "run"
@@ -49,38 +50,19 @@ def assignments(_context: click.Context, _option: click.Parameter, texts: Sequen
         raise click.BadParameter(str(error)) from None
 
 
-@dataclasses.dataclass(frozen=True)
-class StudyOptions:
-    """What a command line says of the study: which one it is, and not how it runs.
-
-    Attributes:
-        recipe: What every training starts from.
-        data: Folder of the data set.
-        weights: File of the backbone's weights.
-        changes: Fields of the recipe that are set in all trainings.
-        seeds: Of a study.
-        trials: How many a search has.
-        seed: Of a search.
-        own: Options of the study's own, by name.
-    """
-
-    recipe: str | None
-    data: Path | None
-    weights: Path | None
-    changes: Mapping[str, Any]
-    seeds: tuple[int, ...] | None = None
-    trials: int | None = None
-    seed: int | None = None
-    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def apply(self, study: AnyStudy) -> AnyStudy:
-        """``study`` with these options."""
-        fields = {"recipe": self.recipe, "seeds": self.seeds, "num_trials": self.trials, "seed": self.seed}
-        given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
-        paths = {"data.root": self.data, "backbone.weights": self.weights}
-        # Absolute, as workers run in other folders.
-        absolute = {path: str(value.expanduser().resolve()) for path, value in paths.items() if value is not None}
-        return dataclasses.replace(study, **given, changes={**study.changes, **self.changes, **absolute})
+def _changed(
+    study: AnyStudy,
+    data: Path | None,
+    weights: Path | None,
+    changes: Mapping[str, Any],
+    **fields: Any,  # noqa: ANN401 - of the study
+) -> AnyStudy:
+    """``study`` with what a command line says of it; ``fields`` that are ``None`` stay as they are."""
+    paths = {"data.root": data, "backbone.weights": weights}
+    # Absolute, as workers run in other folders.
+    absolute = {path: str(value.expanduser().resolve()) for path, value in paths.items() if value is not None}
+    given = {name: value for name, value in fields.items() if value is not None}
+    return dataclasses.replace(study, **given, changes={**study.changes, **changes, **absolute})
 
 
 def study_command(
@@ -106,13 +88,13 @@ def study_command(
     def build(given: Mapping[str, Any]) -> AnyStudy:
         of_own = {name: value for name, value in given.items() if name in own}
         shared = {name: value for name, value in given.items() if name not in own}
-        built = StudyOptions(**shared, own=of_own).apply(study)
+        built = _changed(study, **shared)
         return adapt(built, **of_own) if adapt else built
 
     parameters = _parameters((*_COMMON, *((_SEEDS,) if is_study else _SEARCH), *options))
     group = VerbGroup(study.name, help=text, context_settings=SETTINGS)
-    for verb in _verbs(is_study, connect):
-        group.add_command(_command(verb, build, parameters))
+    for command in _verbs(partial(_command, build, parameters), is_study, connect):
+        group.add_command(command)
     return group
 
 
@@ -124,49 +106,25 @@ class VerbGroup(Commands):
         run(self)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put ``run`` before options without a verb."""
+        """Put ``run`` before options without a verb, and keep the options as they were typed."""
         if not args or (args[0] not in self.commands and args[0] not in SETTINGS["help_option_names"]):
             args = [RUN, *args]
+        ctx.meta[_TYPED] = args[1:]
         return super().parse_args(ctx, args)
 
 
-@dataclasses.dataclass(frozen=True)
-class Verb:
-    """A verb.
-
-    Attributes:
-        text: Its help.
-        do: Called with the study, the launch and the options that are no fields of it; returns the exit status.
-        options: Options of this verb alone.
-    """
-
-    name: str
-    text: str
-    do: Callable[..., int]
-    options: tuple[Callable[[Any], Any], ...] = ()
-
-
-class _VerbCommand(click.Command):
-    """A verb that knows how ``sync`` is called for what it was called for."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep the arguments as they were typed."""
-        ctx.meta[_TYPED] = tuple(args)
-        return super().parse_args(ctx, args)
-
-    def sync_command(self, ctx: click.Context) -> str:
-        """The command line of ``sync`` with the same study, storage and store, quoted for a shell, without password."""
-        assert isinstance(ctx.parent, click.Context)  # noqa: S101 - verbs belong to a group
-        group = ctx.parent.command
-        sync = group.commands["sync"] if isinstance(group, click.Group) and "sync" in group.commands else self
-        words = _sync_words(str(group.name))
-        typed, _, _ = self.make_parser(ctx).parse_args(list(ctx.meta[_TYPED]))
-        for option in sync.params:
-            value = typed.get(option.name or "")
-            for text in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(text, str):
-                    words += [option.opts[0], public_uri(text)]
-        return shlex.join(words)
+def _sync_command(context: click.Context) -> str:
+    """The command line of ``sync`` with the same study, storage and store, quoted for a shell, without password."""
+    group = context.parent and context.parent.command
+    assert isinstance(group, click.Group)  # noqa: S101 - verbs belong to a group
+    words = _sync_words(str(group.name))
+    typed, _, _ = context.command.make_parser(context).parse_args(list(context.meta[_TYPED]))
+    for option in group.commands["sync"].params:
+        value = typed.get(option.name or "")
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str):
+                words += [option.opts[0], public_uri(text)]
+    return shlex.join(words)
 
 
 def _sync_words(study: str) -> list[str]:
@@ -182,23 +140,35 @@ def _sync_words(study: str) -> list[str]:
 
 
 def _command(
-    verb: Verb, build: Callable[[Mapping[str, Any]], Any], parameters: Sequence[click.Parameter]
+    build: Callable[[Mapping[str, Any]], Any],
+    parameters: Sequence[click.Parameter],
+    name: str,
+    text: str,
+    do: Callable[..., int],
+    options: Sequence[Callable[[Any], Any]] = (),
 ) -> click.Command:
-    """The command of a verb; ``build`` makes the study of what ``parameters`` were given."""
+    """The command of a verb.
+
+    Args:
+        build: Makes the study of what ``parameters`` were given.
+        parameters: Those of the study.
+        name: The verb.
+        text: Its help.
+        do: Called with the study, the launch and the options that are no fields of it; returns the exit status.
+        options: Options of this verb alone.
+    """
 
     def command(storage: Path | None, **given: Any) -> None:  # noqa: ANN401 - all other options
         of_study = {str(parameter.name): given.pop(str(parameter.name)) for parameter in parameters}
-        context = click.get_current_context()
-        if _TRACKING in verb.options and isinstance(context.command, _VerbCommand):
-            given["sync_command"] = context.command.sync_command(context)
+        if _TRACKING in options:
+            given["sync_command"] = _sync_command(click.get_current_context())
         of_launch = {name: given.pop(name) for name in _LAUNCH & given.keys()}
         study = build(of_study)
         launch = Launch(checked_storage(storage or default_storage()), **of_launch)
-        do = partial(verb.do, study, launch, **given)
-        sys.exit(_run_to_the_end(do) if verb.name == RUN else do())
+        sys.exit(do(study, launch, **given))
 
-    own = _parameters((_STORAGE, *verb.options))
-    return _VerbCommand(verb.name, help=verb.text, params=[*own, *parameters], callback=command)
+    own = _parameters((_STORAGE, *options))
+    return click.Command(name, help=text, params=[*own, *parameters], callback=command)
 
 
 def _parameters(options: Sequence[Callable[[Any], Any]]) -> list[click.Parameter]:
@@ -213,10 +183,10 @@ def _parameters(options: Sequence[Callable[[Any], Any]]) -> list[click.Parameter
     return command.params
 
 
-def _run_to_the_end(run: Callable[[], int]) -> int:
+def _run_to_the_end(run: Callable[..., int], *asked: Study | SearchStudy | Launch) -> int:
     """Run a study or a search. Somebody may stop it, or a full disk may; the same command goes on from there."""
     try:
-        return run()
+        return run(*asked)
     except KeyboardInterrupt:
         click.echo("Stopped. The same command goes on from here.")
         return STOPPED
@@ -227,7 +197,9 @@ def _run_to_the_end(run: Callable[[], int]) -> int:
         return INCOMPLETE
 
 
-# Each imports what it needs when it is called: what plots and fits takes seconds to import.
+def _lazy(path: str) -> Callable[..., int]:
+    """``module:function``, imported when it is called: what plots and fits takes seconds to import."""
+    return lambda *arguments, **options: resolve_name(path)(*arguments, **options)
 
 
 def _run(study: Study | SearchStudy, launch: Launch, *, connect: Connect | None) -> int:
@@ -240,39 +212,9 @@ def _run(study: Study | SearchStudy, launch: Launch, *, connect: Connect | None)
         page = launch.storage / ended.folder / ended.page
         click.echo(f"{ended.text_printed}\n\nReport: {page}\nAll of its trials are there; nothing was run.")
         return ended.exit_code
-    from sweeps.core.run.driver import connect_to_ray, run_study
+    from sweeps.core.run.start import connect_to_ray, run_study
 
     return run_study(study, launch, connect or connect_to_ray)
-
-
-def _plan(study: Study | SearchStudy, launch: Launch) -> int:
-    from sweeps.core.plan.plan_text import print_plan
-
-    return print_plan(study, launch)
-
-
-def _status(study: Study | SearchStudy, launch: Launch) -> int:
-    from sweeps.core.commands.status import print_status
-
-    return print_status(study, launch.storage)
-
-
-def _report(study: Study | SearchStudy, launch: Launch, *, stdout: bool, bundle: Path | None = None) -> int:
-    from sweeps.core.commands.status import print_report
-
-    return print_report(study, launch.storage, bundle, stdout=stdout)
-
-
-def _diff(study: Study, launch: Launch, other: Path | None) -> int:
-    from sweeps.core.commands.diff import print_diff
-
-    return print_diff(study, launch.storage, other)
-
-
-def _sync(study: Study | SearchStudy, launch: Launch) -> int:
-    from sweeps.core.commands.status import sync
-
-    return sync(study, launch)
 
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -296,7 +238,9 @@ _STORAGE = click.option(
 _SEEDS = click.option("--seeds", callback=integers, help="A row is their mean, as in 0,1,2.  [default: the study's]")
 
 _SEARCH = (
-    click.option("--trials", type=click.IntRange(1), help="Trials in all; a search goes on where this is raised."),
+    click.option(
+        "--trials", "num_trials", type=click.IntRange(1), help="Trials in all; a search goes on where this is raised."
+    ),
     click.option("--seed", type=click.IntRange(0), help="Of all trainings and of the proposals."),
 )
 
@@ -333,32 +277,39 @@ _STDOUT = click.option("--stdout", is_flag=True, help="Print the report and writ
 _OTHER = click.option("--with", "other", type=_FOLDER, help="Folder to compare with.  [default: the state before]")
 
 
-def _verbs(is_study: bool, connect: Connect | None) -> tuple[Verb, ...]:
-    """What can be done with a study, or with a search."""
+def _verbs(verb: Callable[..., click.Command], is_study: bool, connect: Connect | None) -> tuple[click.Command, ...]:
+    """What can be done with a study, or with a search; ``verb`` makes a command."""
     contradicted = "3 where a claim of the paper is contradicted, " if is_study else ""
-    run = Verb(
+    run = verb(
         RUN,
         f"Run what is missing, write the report, print it. Exit status: 0, or {contradicted}4 where trials have no "
         "result, 130 where Ctrl-C or SIGTERM stopped it, 1 or 2 where it could not run.",
-        partial(_run, connect=connect),
+        partial(_run_to_the_end, partial(_run, connect=connect)),
         (*_RESOURCES, *_RUNNING, *((_UNDERPOWERED,) if is_study else ()), _TRACKING),
     )
-    diff = Verb(
+    diff = verb(
         "diff",
         "Compare with an earlier state of the study, or with another study's folder: cell by cell.",
-        _diff,
+        _lazy("sweeps.core.commands.diff:print_diff"),
         (_OTHER,),
     )
     return (
         run,
-        Verb("plan", "Say what would run, what it would cost and what it could show. Runs nothing.", _plan, _RESOURCES),
-        Verb("status", "Say what is there, what runs and what failed.", _status),
-        Verb(
+        verb(
+            "plan",
+            "Say what would run, what it would cost and what it could show. Runs nothing.",
+            _lazy("sweeps.core.plan.plan_text:print_plan"),
+            _RESOURCES,
+        ),
+        verb(
+            "status", "Say what is there, what runs and what failed.", _lazy("sweeps.core.commands.status:print_status")
+        ),
+        verb(
             "report",
             "Write the report as things stand, and print it. Exit status as of run.",
-            _report,
+            _lazy("sweeps.core.commands.status:print_report"),
             (*((_BUNDLE,) if is_study else ()), _STDOUT),
         ),
         *((diff,) if is_study else ()),
-        Verb("sync", "Fill MLflow again from the ledger.", _sync, (_TRACKING,)),
+        verb("sync", "Fill MLflow again from the ledger.", _lazy("sweeps.core.commands.status:sync"), (_TRACKING,)),
     )

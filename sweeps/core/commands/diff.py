@@ -11,7 +11,8 @@ import click
 from tabulate import tabulate
 
 from sweeps.core.design.study import Cell, Study
-from sweeps.core.plan.survey import survey
+from sweeps.core.plan.launch_options import Launch
+from sweeps.core.plan.survey import Situation, survey
 from sweeps.core.report.numbers import format_difference, format_interval
 from sweeps.core.statistics.paired import paired
 from sweeps.core.store.identity import why
@@ -19,7 +20,7 @@ from sweeps.core.store.study_folder import StudyFolder, is_same_state, study_fil
 from sweeps.core.store.study_record import StudyFile, StudyRecord, read_study_record, values_by_replicate, with_results
 
 
-def print_diff(study: Study, storage: Path, other: Path | None) -> int:
+def print_diff(study: Study, launch: Launch, other: Path | None) -> int:
     """Print how the study differs from ``other``, by default from its state before the last change; returns 0.
 
     Nothing is written.
@@ -27,8 +28,9 @@ def print_diff(study: Study, storage: Path, other: Path | None) -> int:
     Raises:
         ValueError: There is nothing to compare with.
     """
-    situation = survey(study, storage)
-    folder = StudyFolder(storage / situation.plan.folder_name)
+    situation = survey(study, launch.storage)
+    assert isinstance(situation, Situation)  # noqa: S101 - of a study
+    folder = StudyFolder(situation.path)
     now = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
     # Another study has its results in the storage that it lies in.
     before = _before(folder, now) if other is None else read_study_record(other)

@@ -20,23 +20,22 @@ if TYPE_CHECKING:
     from sweeps.core.design.search_space import SearchStudy
 
 
-def print_status(study: Study | SearchStudy, storage: Path) -> int:
+def print_status(study: Study | SearchStudy, launch: Launch) -> int:
     """Print what is there, what runs where, what failed and why; returns 0."""
-    situation = survey(study, storage)
-    leases = Leases(storage, "somebody who asks for the status")
-    if isinstance(situation, Situation):
-        click.echo("\n".join(_study_status(situation, leases)))
-    else:
-        click.echo("\n".join(_search_status(situation, leases)))
+    situation = survey(study, launch.storage)
+    lines = _study_status(situation) if isinstance(situation, Situation) else _search_status(situation)
+    click.echo("\n".join(lines))
     return 0
 
 
-def print_report(study: Study | SearchStudy, storage: Path, bundle: Path | None = None, *, stdout: bool = False) -> int:
+def print_report(
+    study: Study | SearchStudy, launch: Launch, bundle: Path | None = None, *, stdout: bool = False
+) -> int:
     """Write the report as things stand, and print it; returns its exit status.
 
     Args:
         study: The study or search.
-        storage: Where its results lie.
+        launch: Has the folder of the results.
         bundle: Where a study's archive for reviewers is written; none unless given.
         stdout: Print the report and write nothing.
 
@@ -46,7 +45,7 @@ def print_report(study: Study | SearchStudy, storage: Path, bundle: Path | None 
     from sweeps.core.report import write_bundle
     from sweeps.core.run.live_page import print_report_of, write_report_of
 
-    situation = survey(study, storage)
+    situation = survey(study, launch.storage)
     _warn_of_nothing(situation)
     if stdout:
         if bundle is not None:
@@ -87,28 +86,24 @@ def _warn_of_nothing(situation: Situation | SearchSituation) -> None:
         warnings.warn(f"None of the trials of {situation.plan.study.name} is there yet.", stacklevel=3)
 
 
-def _study_status(situation: Situation, leases: Leases) -> list[str]:
-    missing = situation.missing()
+def _study_status(situation: Situation) -> list[str]:
+    leases, missing = _leases(situation), situation.missing()
     total = len(situation.plan.trials)
     there = total - len(missing)
     lines = [f"{situation.plan.study.title}: {there} of {total} trials {'is' if there == 1 else 'are'} there."]
     states: Counter[str] = Counter()
     for task in missing:
         step = max(newest_step(situation.ledger.run_dir(task.key)), 0)
-        failures = situation.ledger.failures(task.key)
-        holder = leases.holder(task.key)
-        if holder is not None:
-            states["leased by a running driver"] += 1
-            lines.append(f"  {task.name}: step {step} of {task.config.num_steps}, {holder}")
-        elif failures:
-            states["failed"] += 1
+        begun = f"step {step} of {task.config.num_steps}"
+        if (holder := leases.holder(task.key)) is not None:
+            state, text = "leased by a running driver", f"{begun}, {holder}"
+        elif failures := situation.ledger.failures(task.key):
             times = "once" if len(failures) == 1 else f"{len(failures)} times, at last"
-            lines.append(f"  {task.name}: failed {times}: {failures[-1].reason}")
-        elif step:
-            states["begun"] += 1
-            lines.append(f"  {task.name}: step {step} of {task.config.num_steps}, nobody runs it")
+            state, text = "failed", f"failed {times}: {failures[-1].reason}"
         else:
-            states["not begun"] += 1
+            state, text = ("begun", f"{begun}, nobody runs it") if step else ("not begun", "")
+        states[state] += 1
+        lines += [f"  {task.name}: {text}"] if text else []
     if missing:
         lines.append("Missing: " + ", ".join(f"{number} {state}" for state, number in states.items()) + ".")
         now, later = situation.tasks()
@@ -116,11 +111,11 @@ def _study_status(situation: Situation, leases: Leases) -> list[str]:
     return lines
 
 
-def _search_status(situation: SearchSituation, leases: Leases) -> list[str]:
-    study, record, holder = situation.plan.study, situation.record(), leases.holder(situation.lease)
+def _search_status(situation: SearchSituation) -> list[str]:
+    study, record, holder = situation.plan.study, situation.record(), _leases(situation).holder(situation.lease)
     trials = record.trials if record else ()
-    states = Counter(trial.state for trial in trials)
-    counted = ", ".join(f"{number} {state}" for state, number in states.items()) or "none begun"
+    counts = Counter(trial.state for trial in trials)
+    counted = ", ".join(f"{number} {state}" for state, number in counts.items()) or "none begun"
     return [
         f"{study.title}: {counted}, of {max(study.num_trials, len(trials))} trials.",
         f"It is run by {holder}." if holder else "Nobody runs it now.",
@@ -133,7 +128,9 @@ def _search_status(situation: SearchSituation, leases: Leases) -> list[str]:
 
 def _is_running(situation: Situation | SearchSituation) -> bool:
     """Whether a driver runs a search. The page of a study asks for itself."""
-    if isinstance(situation, Situation):
-        return False
-    leases = Leases(situation.ledger.storage, "somebody who asks for the search")
-    return leases.holder(situation.lease) is not None
+    return not isinstance(situation, Situation) and _leases(situation).holder(situation.lease) is not None
+
+
+def _leases(situation: Situation | SearchSituation) -> Leases:
+    """Only asked; nothing is taken."""
+    return Leases(situation.ledger.storage, "somebody who asks for the status")

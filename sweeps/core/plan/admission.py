@@ -5,9 +5,9 @@ from __future__ import annotations
 import psutil
 import torch
 
-from sweeps.core.plan.forecast import Forecast
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.ray_environment import resolve_address
+from sweeps.core.store.forecast_record import Forecast
 from toco.room import size
 
 MARGIN = 0.1

@@ -11,11 +11,13 @@ import click
 from sweeps.core.design.search_space import SearchPlan, SearchStudy
 from sweeps.core.design.study import TRAIN, Study
 from sweeps.core.plan import admission
-from sweeps.core.plan.forecast import Forecast, Work, forecast
+from sweeps.core.plan.estimates import Work
+from sweeps.core.plan.forecast import describe, forecast
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.power import PowerCheck, power_check, seed_noise
 from sweeps.core.plan.probe import Cost, ProbeError, probe
 from sweeps.core.plan.survey import SearchSituation, Situation, Task, survey
+from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.runs import newest_step
 from sweeps.core.store.search_record import ENDED
 from toco.train.distributed import check_shares
@@ -115,7 +117,7 @@ def _look_ahead_study(situation: Situation, launch: Launch, refuse: bool) -> Out
         *_begun_text(len(begun)),
         *_reason_texts(situation, tasks),
         *_old_ledger_text(situation, num_left),
-        *predicted.sentences(datetime.now()),
+        *describe(predicted, datetime.now()),
         *power.sentences,
     ]
     refusals = tuple(reason for reason in (power.refusal, refusal) if reason is not None)
@@ -142,7 +144,7 @@ def _look_ahead_search(situation: SearchSituation, launch: Launch, refuse: bool)
         rungs_text(plan),
         *_begun_text(begun),
         *_old_ledger_text(situation, num_left),
-        *predicted.sentences(datetime.now()),
+        *describe(predicted, datetime.now()),
         *(["That is if no trial were stopped early."] if plan.rungs and num_left else []),
     ]
     return Outlook(num_trials, num_left, predicted, "\n".join(lines), () if refusal is None else (refusal,))
@@ -200,15 +202,12 @@ def _begun_text(number: int) -> list[str]:
 
 def _reason_texts(situation: Situation, tasks: Sequence[Task]) -> list[str]:
     shared = sum(task.prefix_shared for task in tasks)
-    lines = [
+    once = f"{shared} trainings have their first steps in common with others, and only one of each does them."
+    reasons = (
         f"{number} of them because of this, although their settings are in the ledger: {reason}"
         for reason, number in situation.reasons(tasks).items()
-    ]
-    if shared:
-        lines.insert(
-            0, f"{shared} trainings have their first steps in common with others, and only one of each does them."
-        )
-    return lines
+    )
+    return [*([once] if shared else []), *reasons]
 
 
 def _old_ledger_text(situation: Situation | SearchSituation, num_left: int) -> list[str]:

@@ -7,16 +7,13 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations
 
 from sweeps.core.design.study import Plan
 from sweeps.core.statistics.power import MetricPower, Power, PowerGoal, pooled_sd
 from sweeps.core.store.ledger_entry import LedgerEntry
 from toco.config import digest
 from toco.train.run_config import RunConfig
-
-ENTRIES = 500
-"""Newest entries that the noise is taken from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +110,7 @@ def seed_noise(entries: Iterable[LedgerEntry], base: RunConfig, metric: str) -> 
     """
     family = _family(base, base)
     by_setting: dict[str, dict[str, dict[int, float]]] = {}
-    for entry in islice(entries, ENTRIES):
+    for entry in entries:
         value = entry.metrics.get(metric)
         if entry.status != "finished" or entry.origin.search or value is None or not math.isfinite(value):
             continue

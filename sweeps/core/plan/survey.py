@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from sweeps.core.design.study import TRAIN, Plan, Study
 from sweeps.core.plan.sizes import check_sizes
+from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.identity import (
-    SURROUNDINGS,
     Identity,
     Inputs,
     config_inputs,
@@ -69,21 +67,13 @@ class Task:
         """Key in the ledger."""
         return self.identity.key
 
-    @property
-    def surroundings(self) -> str:
-        """Digest (hex, 12 digits) of the code, data and versions, without the config."""
-        return _surroundings(self.identity)
-
 
 @dataclass(frozen=True, slots=True)
-class Situation:
-    """A study and what the ledger has of it."""
+class _Planned:
+    """What is planned, and where its results are."""
 
-    kind = "study"
-    plan: Plan
+    plan: Plan | SearchPlan
     runs: Runs
-    inputs: tuple[Inputs, ...]
-    identities: tuple[Identity, ...]
 
     @property
     def ledger(self) -> Ledger:
@@ -92,8 +82,18 @@ class Situation:
 
     @property
     def path(self) -> Path:
-        """The study's folder."""
+        """The folder of the study or search."""
         return self.ledger.storage / self.plan.folder_name
+
+
+@dataclass(frozen=True, slots=True)
+class Situation(_Planned):
+    """A study and what the ledger has of it."""
+
+    kind = "study"
+    plan: Plan
+    inputs: tuple[Inputs, ...]
+    identities: tuple[Identity, ...]
 
     @property
     def start_id(self) -> str:
@@ -181,14 +181,14 @@ class Situation:
         configs = {task.cell: task.config for task in self.missing()}
         check_sizes(configs.values(), study.recipe, study.train)
 
-    def claim(self, leases: Leases) -> None:
+    def mark_finished(self) -> None:
         """Make the files by which the finished trials are found from their training, where these were lost."""
         finished = self.ledger.finished_keys(self.keys)
         for identity in self.identities:
             if identity.key in finished:
                 self.ledger.mark(identity.key, identity.training_key, identity.parts["config"])
 
-    def write(self, forecast: Mapping[str, Any] | None = None) -> None:
+    def write(self, forecast: Forecast | None = None) -> None:
         """Write ``study.json``, with what was forecast where that is given."""
         StudyFolder(self.path).write_study(self.plan, self.keys, self.inputs, forecast)
 
@@ -235,23 +235,12 @@ def _from_planned(member: Task, trained: Iterable[Task]) -> Task | None:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchSituation:
+class SearchSituation(_Planned):
     """A search and where it is kept."""
 
     kind = "search"
     plan: SearchPlan
-    runs: Runs
     inputs: Inputs
-
-    @property
-    def ledger(self) -> Ledger:
-        """The ledger."""
-        return self.runs.ledger
-
-    @property
-    def path(self) -> Path:
-        """The search's folder."""
-        return self.ledger.storage / self.plan.folder_name
 
     @property
     def start_id(self) -> str:
@@ -269,7 +258,7 @@ class SearchSituation:
     def journal(self) -> Path:
         """The trials, which are those of this code, data and versions: results of others would not compare."""
         base = identify(self.plan.base, self.plan.study.train, self.inputs)
-        return self.path / f"trials-{_surroundings(base)}.jsonl"
+        return self.path / f"trials-{base.surroundings}.jsonl"
 
     def task(self, number: int, values: Mapping[str, Any]) -> Task:
         """The training that a proposal stands for.
@@ -325,7 +314,7 @@ class SearchSituation:
             )
         self.write()
 
-    def write(self, forecast: Mapping[str, Any] | None = None) -> None:
+    def write(self) -> None:
         """Write ``search.json``."""
         from sweeps.core.store.search_record import RECORD, search_file
 
@@ -333,12 +322,6 @@ class SearchSituation:
         RECORD.write(self.path, lambda _, start_id: search_file(self.plan, journal, self.inputs, start_id))
 
 
-@overload
-def survey(study: Study, storage: Path) -> Situation: ...
-@overload
-def survey(study: SearchStudy, storage: Path) -> SearchSituation: ...
-@overload
-def survey(study: Study | SearchStudy, storage: Path) -> Situation | SearchSituation: ...
 def survey(study: Study | SearchStudy, storage: Path) -> Situation | SearchSituation:
     """Resolve ``study`` and look at what ``storage`` has of it, and at what its trials read.
 
@@ -356,9 +339,3 @@ def survey(study: Study | SearchStudy, storage: Path) -> Situation | SearchSitua
         identify(trial.config, study.train, read) for trial, read in zip(plan.trials, inputs, strict=True)
     )
     return Situation(plan, runs, tuple(inputs), identities)
-
-
-def _surroundings(identity: Identity) -> str:
-    """Digest (hex, 12 digits) of the code, data and versions, without the config."""
-    parts = {name: identity.parts[name] for name in SURROUNDINGS}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,180 +1,49 @@
-"""Runs a study or a search to its report.
+"""The loop of a study or a search: a proposer decides, a backend runs on workers, a listener stores.
 
-Three roles and a loop: a proposer decides what is computed next from the results so far, a backend runs it on workers,
-and a listener stores what comes back. The driver between them holds the leases, so that no trial is computed twice.
-Everything that can be refused is refused before Ray starts.
+The driver between them holds the leases, so that no trial is computed twice. It takes one when a worker is free, not
+before: what waits for a worker here is free for another driver of the same study.
 """
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import time
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import click
 
-from sweeps.core.design.search_space import SearchStudy
-from sweeps.core.design.study import Study
 from sweeps.core.findings.exit_status import INCOMPLETE
-from sweeps.core.plan import ray_environment
-from sweeps.core.plan.forecast import Forecast, scorecard
+from sweeps.core.plan.forecast import scorecard
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.plan.plan_text import look_ahead
-from sweeps.core.plan.survey import SearchSituation, Situation, Task, survey
+from sweeps.core.plan.survey import SearchSituation, Situation, Task
 from sweeps.core.report import WrittenReport
 from sweeps.core.run.failures import failure_of
 from sweeps.core.run.listener import Listener, carrying_on
-from sweeps.core.run.live_page import LivePage, write_report_of
+from sweeps.core.run.live_page import LivePage, remember_report, write_report_of
 from sweeps.core.run.mlflow_mirror import Mirror, closing_sentence
-from sweeps.core.run.obstacle import Obstacle
-from sweeps.core.run.progress import Progress
+from sweeps.core.run.roles import Connect, Proposer
 from sweeps.core.run.search_proposer import SearchProposer
 from sweeps.core.run.study_proposer import StudyProposer
 from sweeps.core.run.worker import Spec
-from sweeps.core.store.finished import remember
+from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.leases import Leases, LostLeaseError
 from sweeps.core.store.ledger_entry import Origin
-from sweeps.core.store.runs import Runs, leave, salvage, session_lease
-from sweeps.core.store.study_folder import StudyFolder
+from sweeps.core.store.runs import leave, salvage, session_lease
 from toco.files import is_no_room
-from toco.room import NoRoomError, shortage, telling_shortage
+from toco.room import NoRoomError, shortage
 from toco.tracking import Tracker
 from toco.train.provenance import own_command
 from toco.train.reevaluate import reevaluate
 
 _POLL_S = 5.0
 """Seconds between looks at the trials of other drivers."""
-
-
-class Proposer(Protocol):
-    """Decides what is computed next. It is asked again after each end, so that it may decide by the results so far."""
-
-    @property
-    def trials(self) -> Mapping[str, Task]:
-        """All trials that are known, by key; more may come."""
-
-    def propose(self, *, is_idle: bool) -> Collection[Task]:
-        """Trials that can start now and were not proposed before.
-
-        Args:
-            is_idle: Whether a worker waits for a trial. Who chooses by the results so far chooses then, not before.
-        """
-
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing more will be proposed unless a trial ends."""
-
-    def may_start(self, task: Task) -> bool:
-        """Judge a trial, whose lease the driver holds now, by what its run folder has; says whether it is to run."""
-
-    def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
-        """Whether a running trial goes on after what it has reported."""
-
-    def ended(self, key: str) -> bool:
-        """A trial does not run any more; says whether it has an end: a result, or it was to be stopped."""
-
-    def failed(self, key: str) -> None:
-        """A trial has failed as often as it may."""
-
-    def give_up(self, key: str) -> None:
-        """What became of a trial cannot be stored."""
-
-    def unfinished(self) -> list[Task]:
-        """Trials without an end."""
-
-    def progress(self) -> Progress:
-        """The progress line of all trials, as they stand."""
-
-
-class Backend(Protocol):
-    """Runs trials on workers."""
-
-    def run(self, proposer: Any, listener: Listener, runs: Runs, session: Path, name: str) -> None:  # noqa: ANN401
-        """Run what ``proposer`` asks for, until it has no more.
-
-        Args:
-            proposer: Has ``next``, ``is_done`` and ``goes_on`` of :class:`Driver`.
-            listener: Told of everything.
-            runs: Where the run folders are.
-            session: A folder of this call alone, seen by all nodes.
-            name: Of the study.
-
-        Raises:
-            NoRoomError: The storage, or every node, is full.
-            LostLeaseError: Another driver runs the trials now.
-            KeyboardInterrupt: Somebody has stopped the driver.
-        """
-
-
-Connect = Callable[[Launch], contextlib.AbstractContextManager[Backend]]
-"""Connects to the workers of a launch, for the time of a context."""
-
-
-@contextlib.contextmanager
-def connect_to_ray(launch: Launch) -> Iterator[Backend]:
-    """Connect to the Ray cluster of ``launch``, or start one on this machine.
-
-    Raises:
-        ConnectionError: There is no cluster at the address, or Ray did not start.
-        ValueError: No node of it can hold a trial.
-    """
-    address = ray_environment.resolve_address(launch.address)
-    ray_environment.prepare(address)
-    # Only now: Ray reads its environment when it is imported.
-    from sweeps.core.run import ray_tune
-
-    resources = ray_tune.Resources(launch.concurrent, launch.cpus_per_trial, launch.gpus_per_trial, launch.max_failures)
-    with ray_tune.connected(address):
-        ray_tune.check_resources(resources, may_grow=address != "local")
-        yield ray_tune.RayTune(resources)
-
-
-def run_study(study: Study | SearchStudy, launch: Launch, connect: Connect = connect_to_ray) -> int:
-    """Run what is missing of a study or a search, write its report and print it.
-
-    Args:
-        study: What is asked.
-        launch: Where and how it runs.
-        connect: Connects to the workers, once there is something for them.
-
-    Returns:
-        The exit status: 0 where no claim of the paper is contradicted, 3 where one is, 4 where trials have no result.
-
-    Raises:
-        NoRoomError: A disk has no room for the trials.
-        ValueError: The study, its data or the launch is not valid; its seeds cannot answer what it asks; or another
-            driver runs this search.
-        OSError: A folder or file cannot be read or written, or there is no cluster at the address.
-        LostLeaseError: This driver was suspended, and another one runs the trials now.
-    """
-    ray_environment.resolve_address(launch.address)
-    uri = launch.tracking
-    situation = survey(study, launch.storage)
-    situation.check()
-    with Leases(launch.storage, f"the {situation.kind} {study.name}") as leases:
-        situation.claim(leases)
-        outlook = look_ahead(situation, launch, refuse=True)
-        if not outlook.num_left:
-            situation.write()
-            report = write_report_of(situation, running=False)
-            remember_report(situation, launch, report)
-            click.echo(f"All {outlook.num_trials} trials have ended.\n\n{report.text}\n\nReport: {report.page}")
-            return report.exit_code
-        situation.write(outlook.forecast.to_json())
-        click.echo(outlook.text)
-        with (
-            telling_shortage(launch.storage, outlook.forecast.trial_bytes),
-            StudyFolder(situation.path).locked() as is_shown,
-        ):
-            tracker = Tracker(uri, study.name)
-            driver = Driver(situation, launch, leases, tracker, outlook.forecast, is_shown=is_shown)
-            return driver.run(connect)
+_SLICE_S = 1.0
+"""Seconds after which trials that need no worker wait until the backend has dealt with its events."""
 
 
 class Driver:
@@ -212,11 +81,11 @@ class Driver:
         self._progress = self._proposer.progress()
         self._mirror = Mirror(tracker, situation, self._proposer.trials)
         self._page = LivePage(situation) if is_shown else None
-        self._obstacle = Obstacle(launch.storage, forecast.trial_bytes)
-        # Trials by key: those that this driver has, of which some wait for a worker, and those that others have.
+        # Trials that were proposed and are not leased; then by key those that this driver leases, as several may be one
+        # training; then, by key and name, those that others lease.
+        self._ready: deque[Task] = deque()
         self._tasks: dict[str, list[Task]] = {}
-        self._queue: deque[Task] = deque()
-        self._elsewhere: dict[str, list[Task]] = {}
+        self._elsewhere: dict[tuple[str, str], Task] = {}
         self._looked_elsewhere = float("-inf")
         self._proposed: dict[str, None] = {}
         self._first: Spec | None = None
@@ -232,7 +101,7 @@ class Driver:
             progress=self._progress,
             mirror=self._mirror,
             page=self._page,
-            obstacle=self._obstacle,
+            trial_bytes=forecast.trial_bytes,
             let_go=self._let_go,
         )
 
@@ -268,7 +137,7 @@ class Driver:
         """Whether there is nothing more to begin."""
         if self._error is not None:
             return True
-        return not (self._tasks or self._elsewhere) and self._proposer.is_done
+        return not (self._ready or self._tasks or self._elsewhere) and self._proposer.is_done
 
     def next(self) -> Spec | None:
         """The next trial for a worker; ``None`` where there is none now. Others are brought to their end here."""
@@ -276,14 +145,14 @@ class Driver:
         if first is not None or self._error is not None:
             return first
         try:
-            with self._obstacle.noted():
+            with self._listener.noting():
                 spec = self._next()
         except (ValueError, OSError, LostLeaseError) as error:
             # Raised again at the end: Ray would bury it in a trace of its own.
             self._error = error
             return None
-        if spec is None and not self._tasks and self._elsewhere:
-            self._say_waiting()
+        if spec is None and not (self._ready or self._tasks) and self._elsewhere:
+            self._listener.waiting_for(next(iter(self._elsewhere.values())), len(self._elsewhere))
         return spec
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
@@ -300,8 +169,9 @@ class Driver:
         """Run until every trial has ended, or this driver has given it up."""
         while (spec := self.next()) is None and not self.is_done:
             self._begin()
-            time.sleep(_POLL_S)
-            self._looked_elsewhere = float("-inf")
+            if not self._ready:
+                time.sleep(_POLL_S)
+                self._looked_elsewhere = float("-inf")
         if spec is not None:
             self._first = spec
             if (problem := shortage(self._launch.storage, self._forecast.trial_bytes)) is not None:
@@ -310,7 +180,7 @@ class Driver:
                 self._begin()
                 session, name = self._session / uuid.uuid4().hex[:8], self._situation.plan.study.name
                 backend.run(self, self._listener, self._runs, session, name)
-        self._obstacle.check()
+        self._listener.check()
         if self._error is not None:
             raise self._error
         self._begin()
@@ -324,78 +194,69 @@ class Driver:
             self._mirror.start()
 
     def _next(self) -> Spec | None:
-        if others := self._look_elsewhere():
-            self._take(others)
-        while True:
-            while tasks := self._proposer.propose(is_idle=not self._queue):
-                self._take(tasks)
-            if not self._queue:
+        began = time.monotonic()
+        if self._elsewhere and began - self._looked_elsewhere >= _POLL_S:
+            # They may have ended, or their driver may be gone.
+            self._looked_elsewhere = began
+            self._ready.extendleft(self._elsewhere.values())
+            self._elsewhere.clear()
+        while time.monotonic() - began < _SLICE_S:
+            self._add(self._proposer.propose(is_idle=not self._ready))
+            if not self._ready:
                 return None
-            task = self._queue.popleft()
+            task = self._ready.popleft()
+            if not self._take(task):
+                continue
             if self._proposer.may_start(task):
                 return self._spec(task)
             self._listener.ended(task.key)
+        return None
 
-    def _look_elsewhere(self) -> list[Task]:
-        """The trials that other drivers have, every few seconds: they may have ended, or their driver may be gone."""
-        if not self._elsewhere or time.monotonic() - self._looked_elsewhere < _POLL_S:
-            return []
-        self._looked_elsewhere = time.monotonic()
-        tasks = [task for tasks in self._elsewhere.values() for task in tasks]
-        self._elsewhere.clear()
-        return tasks
-
-    def _take(self, tasks: Collection[Task]) -> None:
-        """Lease ``tasks``, bring those to their end that need no worker, and queue the others, evaluations first."""
+    def _add(self, tasks: Collection[Task]) -> None:
+        """Queue what was proposed, evaluations first."""
         self._proposed |= {task.key: None for task in tasks}
-        keys = {task.key for task in tasks} - self._tasks.keys() - self._elsewhere.keys()
-        finished = self._situation.ledger.finished_keys(keys)
-        held = self._leases.acquire(keys - finished)
-        if held:
-            # What a driver that is gone had received of them, or of other trials.
-            salvage(self._runs, self._leases, self._session)
-        evaluations: list[Task] = []
-        for task in tasks:
-            self._listener.expect(task)
-            if task.key in self._tasks:
-                # Equal values that were proposed twice are one training.
-                self._tasks[task.key].append(task)
-            elif task.key not in held | finished:
-                self._set_aside(task)
-            else:
-                self._tasks[task.key] = [task]
-                if self._needs_worker(task, is_finished=task.key in finished):
-                    (self._queue if task.source is None else evaluations).append(task)
-        self._queue.extendleft(reversed(evaluations))
+        self._ready.extendleft(task for task in reversed([*tasks]) if task.source is not None)
+        self._ready.extend(task for task in tasks if task.source is None)
 
-    def _set_aside(self, *tasks: Task) -> None:
-        """Wait for another driver, which has the leases of ``tasks``."""
-        if not self._elsewhere:
-            self._looked_elsewhere = time.monotonic()
-        for task in tasks:
-            waiting = self._elsewhere.setdefault(task.key, [])
-            if task.name not in [other.name for other in waiting]:
-                waiting.append(task)
+    def _take(self, task: Task) -> bool:
+        """Lease ``task``; says whether a worker has to run it. If not, it ends here, or another driver has it.
 
-    def _needs_worker(self, task: Task, *, is_finished: bool) -> bool:
-        """Whether a worker has to run ``task``; otherwise it is brought to its end.
-
-        That are trials that ended when their driver was lost, and those that a stored threshold curve answers.
+        No worker is needed by what ended when its driver was lost, and by what a stored threshold curve answers.
         """
-        try:
-            if is_finished or self._listener.settle(task):
-                self._listener.ended(task.key)
+        self._listener.expect(task)
+        if task.key in self._tasks:
+            # Equal values that were proposed twice are one training.
+            self._tasks[task.key].append(task)
+            return False
+        is_finished = bool(self._situation.ledger.finished_keys([task.key]))
+        if not is_finished:
+            if not self._leases.acquire([task.key]):
+                self._set_aside(task)
                 return False
+            # What a driver that is gone had received of this trial, or of others.
+            salvage(self._runs, self._leases, self._session)
+        self._tasks[task.key] = [task]
+        try:
+            is_finished = is_finished or self._listener.settle(task)
         except LostLeaseError:
             self._set_aside(*self._tasks.pop(task.key))
             return False
         except OSError as error:  # a ledger that cannot be written, for this trial at least
             self._fail_here(task, error)
             return False
-        if task.source is None or task.way != "rescore":
-            return True
-        self._rescore(task, self._situation.ledger.run_dir(task.source))
-        return False
+        if is_finished:
+            self._listener.ended(task.key)
+            return False
+        if task.source is not None and task.way == "rescore":
+            self._rescore(task, self._situation.ledger.run_dir(task.source))
+            return False
+        return True
+
+    def _set_aside(self, *tasks: Task) -> None:
+        """Wait for another driver, which has the leases of ``tasks``."""
+        if not self._elsewhere:
+            self._looked_elsewhere = time.monotonic()
+        self._elsewhere |= {(task.key, task.name): task for task in tasks}
 
     def _rescore(self, task: Task, source: Path) -> None:
         """Enter what the evaluations in the run folder ``source`` say of ``task``."""
@@ -450,17 +311,12 @@ class Driver:
             task.config.model_dump(mode="json"),
             None if task.source is None else str(situation.ledger.run_dir(task.source)),
             # Trainings share checkpoints with those of the same code, data and versions.
-            str(storage / "prefixes" / task.surroundings) if task.prefix_shared else None,
+            str(storage / "prefixes" / task.identity.surroundings) if task.prefix_shared else None,
             task.inputs,
             launch.world_size,
             self._forecast.trial_bytes,
             own_command(),
         )
-
-    def _say_waiting(self) -> None:
-        key, (task, *_) = next(iter(self._elsewhere.items()))
-        number = sum(map(len, self._elsewhere.values()))
-        self._listener.waiting_for(task, number, self._leases.holder(key), self._leases.silence_s(key))
 
     # The end.
 
@@ -471,7 +327,7 @@ class Driver:
         report = self._write_report()
         if report is not None and not unfinished:
             with carrying_on("The next start of this finished study will take a little longer"):
-                remember_report(self._situation, self._launch, report)
+                remember_report(self._situation, report)
         is_sent = self._mirror.close(
             report.files if report else (), "FAILED" if unfinished else "FINISHED", report.note if report else None
         )
@@ -498,20 +354,5 @@ class Driver:
         if report is not None:
             lines += [f"\n{report.text}\n", f"Report: {report.page}"]
         entries = [entry for key in self._proposed if (entry := self._situation.ledger.entry(key)) is not None]
-        lines += scorecard(self._forecast.to_json(), entries, time.monotonic() - self._started)
+        lines += scorecard(self._forecast, entries, time.monotonic() - self._started)
         return "\n".join(lines)
-
-
-def remember_report(situation: Situation | SearchSituation, launch: Launch, report: WrittenReport) -> None:
-    """Keep how a finished study ended, for its next start; a search is looked at anew each time."""
-    if isinstance(situation, Situation):
-        remember(
-            situation.plan.study,
-            launch.storage,
-            situation.keys,
-            situation.inputs,
-            text=report.text,
-            exit_code=report.exit_code,
-            page=report.page,
-            files=report.files,
-        )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import traceback
 from collections.abc import Callable, Set
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from toco.files import is_no_room
 from toco.processes import MachineError
@@ -83,33 +83,27 @@ class Failure:
         """Reason and machine."""
         return f"{self.reason} (on {self.host})" if self.host else self.reason
 
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
+
+_KINDS: tuple[tuple[type[Exception], Kind], ...] = (
+    (ValueError, "hopeless"),
+    (LeftOutError, "left out"),
+    (StorageError, "storage"),
+    (ScratchError, "room"),
+    (MachineError, "machine"),
+    (MemoryError, "machine"),
+)
 
 
 def kind_of(error: BaseException) -> Kind:
-    """What an exception that a trial raised is a failure of."""
-    if isinstance(error, ValueError):
-        return "hopeless"
-    if isinstance(error, LeftOutError):
-        return "left out"
-    if isinstance(error, StorageError):
-        return "storage"
-    if isinstance(error, ScratchError) or is_no_room(error):
+    """What an exception that a trial raised is a failure of; of a machine where another machine may do what failed."""
+    for known, kind in _KINDS:
+        if isinstance(error, known):
+            return kind
+    if is_no_room(error):
         return "room"
-    if is_machine_failure(error):
-        return "machine"
-    return "trial"
-
-
-def is_machine_failure(error: BaseException) -> bool:
-    """Whether another machine may do what failed here."""
-    if isinstance(error, MachineError | MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno in _MACHINE
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MACHINE_TEXTS)
+    is_machines = isinstance(error, OSError) and error.errno in _MACHINE
+    says_so = isinstance(error, RuntimeError) and any(text in str(error) for text in _MACHINE_TEXTS)
+    return "machine" if is_machines or says_so else "trial"
 
 
 def failure_of(error: BaseException, host: str, node: str) -> Failure:
@@ -122,34 +116,17 @@ def failure_of(error: BaseException, host: str, node: str) -> Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A node that gets no more trials."""
-
-    node: str
-    host: str
-    reason: str
-
-    @property
-    def sentence(self) -> str:
-        """For people."""
-        return (
-            f"{self.host or self.node} gets no more trials: {TRIALS_TO_LEAVE_OUT} failed there by the machine's fault, "
-            f"at last: {self.reason}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Decision:
     """What follows from a failure.
 
     Attributes:
         starts_again: Whether the trial is tried again.
-        left_out: A node that gets no more trials from now on.
+        left_out: What to say of a node that gets no more trials from now on.
         no_room: What to say where no trial can run for want of room. The failure counts for nobody.
     """
 
     starts_again: bool
-    left_out: LeftOut | None = None
+    left_out: str | None = None
     no_room: str | None = None
 
 
@@ -220,12 +197,15 @@ class Attempts:
         usable = self._nodes() - self._left_out - {node}
         return {other for other in usable if key not in self._failed_on.get(other, ())}
 
-    def _leave_out(self, failure: Failure) -> LeftOut | None:
+    def _leave_out(self, failure: Failure) -> str | None:
         node = failure.node
         if node in self._left_out or not self._is_bad(node) or not self._nodes() - self._left_out - {node}:
             return None
         self._left_out.add(node)
-        return LeftOut(node, failure.host, failure.reason)
+        return (
+            f"{failure.host or node} gets no more trials: {TRIALS_TO_LEAVE_OUT} failed there by the machine's fault, "
+            f"at last: {failure.reason}"
+        )
 
     def _is_bad(self, node: str) -> bool:
         return len(self._failed_on.get(node, set()) - self._to_blame) >= TRIALS_TO_LEAVE_OUT

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.core.plan.survey import Task
-from sweeps.core.run.failures import Failure, LeftOut
+from sweeps.core.run.failures import Failure
 from sweeps.core.run.live_page import LivePage
 from sweeps.core.run.mlflow_mirror import Mirror
-from sweeps.core.run.obstacle import Obstacle
 from sweeps.core.run.progress import Progress
-from sweeps.core.store.leases import Leases
+from sweeps.core.store.leases import Leases, LostLeaseError
 from sweeps.core.store.ledger_entry import Origin
 from sweeps.core.store.runs import Runs
+from toco.files import is_no_room
+from toco.room import NoRoomError, sentence_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Listener:
         progress: Prints the progress line.
         mirror: Fills MLflow.
         page: Keeps the page up to date; ``None`` where another driver does.
-        obstacle: Keeps the error after which the driver cannot go on.
+        trial_bytes: What a trial writes, for the sentence about a full storage; 0 where that is not known.
         let_go: Called with the key of a trial that does not run any more, and whether it has failed.
     """
 
@@ -51,7 +52,7 @@ class Listener:
         progress: Progress,
         mirror: Mirror,
         page: LivePage | None,
-        obstacle: Obstacle,
+        trial_bytes: int,
         let_go: Callable[[str, bool], None],
     ) -> None:
         self._tasks = tasks
@@ -62,7 +63,8 @@ class Listener:
         self._progress = progress
         self._mirror = mirror
         self._page = page
-        self._obstacle = obstacle
+        self._trial_bytes = trial_bytes
+        self._obstacle: NoRoomError | LostLeaseError | None = None
         self._let_go = let_go
         self._said: set[str] = set()
 
@@ -89,35 +91,43 @@ class Listener:
         # One that this driver let go is not its own any more.
         if key in self._tasks:
             problem = f"The run folder of {self._name(key)} could not be updated, which is tried again later"
-            with carrying_on(problem), self._obstacle.noted():
+            with carrying_on(problem), self.noting():
                 self.publish(key, snapshot)
 
     def lost(self, key: str, failure: Failure) -> None:
         """A trial failed or lost its worker and will be started again."""
         self._note(key, failure)
-        self._say(f"{self._name(key)} is started again: {failure.sentence}")
+        self.say(f"{self._name(key)} is started again: {failure.sentence}")
 
     def failed(self, key: str, failure: Failure) -> None:
         """A trial has failed as often as it may."""
         self._note(key, failure)
-        self._say(f"{self._name(key)} failed: {failure.sentence}")
-        self._end(key, failed=True)
+        self.say(f"{self._name(key)} failed: {failure.sentence}")
+        self.ended(key, failed=True)
 
-    def ended(self, key: str) -> None:
+    def ended(self, key: str, *, failed: bool = False) -> None:
         """A trial will not run any more, however it ended."""
-        self._end(key, failed=False)
+        with carrying_on(f"The end of {self._name(key)} could not be noted"), self.noting():
+            self._let_go(key, failed)
 
     def stopped(self, key: str, step: int) -> None:
         """A trial does not go on after a rung."""
-        self._say(f"{self._name(key)} is stopped at rung {step}.")
+        self.say(f"{self._name(key)} is stopped at rung {step}.")
 
-    def left_out(self, node: LeftOut) -> None:
-        """A node gets no more trials."""
-        self._say(node.sentence)
+    def say(self, text: str) -> None:
+        """Print a line beside the progress line."""
+        with carrying_on(f"A line could not be printed ({text})"):
+            self._progress.say(text)
 
     def check(self) -> None:
-        """See whether the driver may go on; raises as ``Obstacle.check``."""
-        self._obstacle.check()
+        """See whether the driver may go on.
+
+        Raises:
+            NoRoomError: A result could not be written, since the storage is full.
+            LostLeaseError: This driver was suspended, and another one runs its trials now.
+        """
+        if self._obstacle is not None:
+            raise self._obstacle
 
     # What the driver tells.
 
@@ -143,6 +153,23 @@ class Listener:
         self._leases.check(task.key)
         return self._runs.settle(task.key, task.identity, self._origin, self._resources)
 
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Keep an error of the block after which no trial can go on, for :meth:`check`; the first counts.
+
+        The error is raised all the same, but Ray Tune would take one in a callback for an error of the trial.
+        """
+        try:
+            yield
+        except LostLeaseError as error:
+            self._obstacle = self._obstacle or error
+            raise
+        except OSError as error:
+            if is_no_room(error) and self._obstacle is None:
+                sentence = sentence_of(self._runs.ledger.storage, self._trial_bytes, error)
+                self._obstacle = error if isinstance(error, NoRoomError) else NoRoomError(sentence)
+            raise
+
     def expect(self, task: Task) -> None:
         """A trial is about to run."""
         with carrying_on(f"{task.name} is not counted"):
@@ -159,41 +186,32 @@ class Listener:
             if status is None and (self._runs.ledger.run_dir(task.key) / "config.json").is_file():
                 self._mirror.changed(task.key)
 
-    def waiting_for(self, task: Task, number: int, holder: str | None, silent_s: float) -> None:
+    def waiting_for(self, task: Task, number: int) -> None:
         """Everything left, ``number`` trials, is run by other drivers; called every few seconds.
 
         Args:
             task: One of the trials.
             number: How many there are.
-            holder: Who holds the lease of ``task``.
-            silent_s: For how long there was no sign of life of the holder.
         """
+        holder, silent_s = self._leases.holder(task.key), self._leases.silence_s(task.key)
         if holder is not None and "first" not in self._said:
             self._said.add("first")
-            self._say(f"{number} trials, {task.name} among them, are run by another driver: {holder}. Waiting.")
+            self.say(f"{number} trials, {task.name} among them, are run by another driver: {holder}. Waiting.")
         if holder is not None and silent_s > SILENT_BEATS * self._leases.beat_every_s and holder not in self._said:
             self._said.add(holder)
-            self._say(
+            self.say(
                 f"There was no sign of life of {holder} for {silent_s:.0f} s; its trials are taken over after "
                 f"{self._leases.expires_s:.0f} s."
             )
 
-    def _end(self, key: str, *, failed: bool) -> None:
-        with carrying_on(f"The end of {self._name(key)} could not be noted"), self._obstacle.noted():
-            self._let_go(key, failed)
-
     def _note(self, key: str, failure: Failure) -> None:
         problem = f"A failure of {self._name(key)} could not be noted"
-        with carrying_on(problem), self._obstacle.noted():
+        with carrying_on(problem), self.noting():
             self._leases.check(key)
             self._runs.ledger.add_failure(key, failure.reason, failure.trace, host=failure.host)
 
     def _name(self, key: str) -> str:
         return self._tasks[key][0].name if key in self._tasks else key
-
-    def _say(self, text: str) -> None:
-        with carrying_on(f"A line could not be printed ({text})"):
-            self._progress.say(text)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import click
 from sweeps.core.plan.survey import SearchSituation, Situation
 from sweeps.core.report import WrittenReport, report_text, write_report
 from sweeps.core.report.search_report import search_text, write_search_report
+from sweeps.core.store.finished import remember
 from sweeps.core.store.search_record import search_file, with_trials
 from sweeps.core.store.study_folder import StudyFolder, study_file
 from sweeps.core.store.study_record import with_results
@@ -96,6 +97,21 @@ def write_report_of(situation: Situation | SearchSituation, *, running: bool) ->
     # Who asked for a report with other code or another number of trials has left that in the search's record.
     situation.write()
     return write_search_report(situation.path, running=running)
+
+
+def remember_report(situation: Situation | SearchSituation, report: WrittenReport) -> None:
+    """Keep how a finished study ended, for its next start; a search is looked at anew each time."""
+    if isinstance(situation, Situation):
+        remember(
+            situation.plan.study,
+            situation.ledger.storage,
+            situation.keys,
+            situation.inputs,
+            text=report.text,
+            exit_code=report.exit_code,
+            page=report.page,
+            files=report.files,
+        )
 
 
 def print_report_of(situation: Situation | SearchSituation) -> int:

@@ -69,8 +69,7 @@ class Mirror:
             self._wake.notify()
         self._thread.join()
         # Even with a parent: a store that is gone by now would cost every trial its time limits.
-        self._parent = self._ensure_parent(last=True)
-        if self._parent is None:
+        if not self._ensure_parent(last=True):
             self._all_sent = False
             return
         failed = [key for key in self._changed if not self._send(key, last=True)]
@@ -91,7 +90,7 @@ class Mirror:
         return self._tracker.finish_parent(self._parent, files, status, note) and self._all_sent
 
     def _work(self) -> None:
-        self._parent = self._ensure_parent(last=False)
+        self._ensure_parent(last=False)
         failed: dict[str, None] = {}
         while True:
             with self._wake:
@@ -110,10 +109,8 @@ class Mirror:
                 self._keep_links()
 
     def _send(self, key: str, *, last: bool) -> bool:
-        if self._parent is None:
-            # The store was gone at the start and may be back.
-            self._parent = self._ensure_parent(last=last)
-        if self._parent is None:
+        # The store was gone at the start and may be back.
+        if self._parent is None and not self._ensure_parent(last=last):
             return False
         task = self._trials[key]
         run = self._tracker.track(
@@ -133,7 +130,8 @@ class Mirror:
         factors = {f"factor.{path}": str(value) for path, value in task.factors.items()}
         return {"study": self._situation.plan.study.name, "cell": task.cell, "role": role, "key": task.key, **factors}
 
-    def _ensure_parent(self, *, last: bool) -> str | None:
+    def _ensure_parent(self, *, last: bool) -> bool:
+        """Find or make the parent run; says whether the store has it."""
         plan = self._situation.plan
         tags = {
             "study": plan.study.name,
@@ -141,10 +139,11 @@ class Mirror:
             "recipe": plan.study.recipe,
             "role": self._situation.kind,
         }
-        parent = self._tracker.ensure_parent(self._start_id, plan.folder_name, tags, self._maps(), last=last)
-        if parent is not None and self.pages is None:
+        maps, name = self._maps(), plan.folder_name
+        self._parent = self._tracker.ensure_parent(self._start_id, name, tags, maps, last=last)
+        if self._parent is not None and self.pages is None:
             self.pages = self._tracker.pages()
-        return parent
+        return self._parent is not None
 
     def _maps(self) -> list[str]:
         """Name the maps that the methods of the trials make."""

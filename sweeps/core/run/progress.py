@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from typing import TextIO
 
@@ -36,16 +37,16 @@ class Progress:
         self._started = clock()
         self._running: Set[str] = set()
         self._ended: dict[str, bool] = {}
-        self._step = dict.fromkeys(steps, 0)
-        self._earlier = dict.fromkeys(steps, 0)
+        # Steps done, and of these the steps done before this start.
+        self._step: Counter[str] = Counter()
+        self._earlier: Counter[str] = Counter()
         self._printed = float("-inf")
         self._print_by = float("inf")
         self._width = 0
 
     def expect(self, name: str, steps: int) -> None:
         """There is one more trial, of so many steps; nothing changes where it is known."""
-        for counts, number in ((self._steps, steps), (self._step, 0), (self._earlier, 0)):
-            counts.setdefault(name, number)
+        self._steps.setdefault(name, steps)
 
     def resumed(self, name: str, step: int) -> None:
         """``name`` had done ``step`` steps before this start; they say nothing about the rate."""
@@ -81,8 +82,8 @@ class Progress:
     def eta_s(self) -> float | None:
         """Seconds to the end at the rate of this start; ``None`` before anything is known."""
         failed = {name for name, is_failed in self._ended.items() if is_failed}
-        left = sum(self._steps[name] - step for name, step in self._step.items() if name not in failed)
-        done = sum(self._step[name] - self._earlier[name] for name in self._step)
+        left = sum(steps - self._step[name] for name, steps in self._steps.items() if name not in failed)
+        done = self._step.total() - self._earlier.total()
         if left == 0:
             return 0.0
         return (self._clock() - self._started) * left / done if done else None

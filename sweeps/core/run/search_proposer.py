@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial
 
 from sweeps.core.plan.survey import SearchSituation, Task
 from sweeps.core.run.progress import Progress
+from sweeps.core.run.roles import Proposer
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.runs import newest_step
 from sweeps.core.store.search_trials import SearchTrials
@@ -17,8 +18,8 @@ from toco.train.records import METRICS, averaged, read_rows
 from toco.train.run_folder import RunFolder
 
 
-class SearchProposer:
-    """Proposes the trials of a search; see :class:`sweeps.core.run.driver.Proposer`. The journal outlives any driver.
+class SearchProposer(Proposer):
+    """Proposes the trials of a search. The journal outlives any driver.
 
     Args:
         situation: The search, whose record is written.
@@ -95,10 +96,6 @@ class SearchProposer:
         for number in self._numbers.pop(key):
             self._journal.finish(number, entry)
         return True
-
-    def failed(self, key: str) -> None:
-        """A trial has failed; it stays unfinished, for the next start of the search."""
-        self.give_up(key)
 
     def give_up(self, key: str) -> None:
         """A trial stays unfinished, for the next start of the search."""

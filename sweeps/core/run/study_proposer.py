@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from sweeps.core.plan.survey import Situation, Task
 from sweeps.core.run.progress import Progress
+from sweeps.core.run.roles import Proposer
 from sweeps.core.store.runs import newest_step
 
 
-class StudyProposer:
-    """Proposes the trials of a study; see :class:`sweeps.core.run.driver.Proposer`.
+class StudyProposer(Proposer):
+    """Proposes the trials of a study.
 
     All that can start is proposed at once. A trial that waits for a training, whose stored evaluations or checkpoints
     answer it, is proposed when that training has ended.
@@ -48,14 +48,6 @@ class StudyProposer:
     def is_done(self) -> bool:
         """Whether nothing has ended since the last proposal."""
         return not self._unasked
-
-    def may_start(self, task: Task) -> bool:
-        """Always."""
-        return True
-
-    def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
-        """Always."""
-        return True
 
     def ended(self, key: str) -> bool:
         """A trial does not run any more; says whether the ledger has it."""

@@ -8,14 +8,14 @@ doubled: rows, evaluations and checkpoint of a snapshot always belong together.
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Protocol
 
 from sweeps.core.run.failures import ScratchError, StorageError
@@ -58,7 +58,7 @@ class Channel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a worker must know to run a trial; plain JSON values, so that it outlives processes and versions.
+    """What a worker must know to run a trial; plain values, so that it outlives processes and versions.
 
     Attributes:
         key: Key of the trial in the ledger.
@@ -83,14 +83,6 @@ class Spec:
     world_size: int = 1
     scratch_bytes: int = 0
     command: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        # JSON has lists alone.
-        object.__setattr__(self, "command", tuple(self.command))
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
 
 
 def run_trial(spec: Spec, channel: Channel) -> None:
@@ -141,7 +133,7 @@ def _run(spec: Spec, channel: Channel) -> None:
             result = reevaluate(Path(spec.source), run_dir, config, "evaluate", recipe=spec.recipe)
             reporter.report({"status": result.status, "step": result.step, **result.metrics})
             return
-        train = _function(spec.train)
+        train: Callable[..., Result] = resolve_name(spec.train)
         if spec.world_size > 1:
             train = partial(train_on_ranks, spec.world_size, partial(_train_recording, spec.command, train))
         with channel.restored() as snapshot:
@@ -200,10 +192,3 @@ class _Reporter:
         RunFolder(self._snapshot).set_metrics([one for one in rows if until_step is None or one["step"] <= until_step])
         seal(self._snapshot)
         self._channel.report(row, self._snapshot)
-
-
-def _function(path: str) -> Callable[..., Result]:
-    """Import ``module:function``."""
-    module, _, name = path.partition(":")
-    function: Callable[..., Result] = getattr(importlib.import_module(module), name)
-    return function

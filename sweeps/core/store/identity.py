@@ -55,6 +55,12 @@ class Identity:
     training_key: str
     parts: dict[str, Any]
 
+    @property
+    def surroundings(self) -> str:
+        """Digest (hex, 12 digits) of the code, data and versions, without the config."""
+        parts = {name: self.parts[name] for name in SURROUNDINGS}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
 
 def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) -> Identity:
     """The identity of what ``train`` makes of ``config`` and ``inputs`` with the code as it is on disk.

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sweeps.core.design.study import Plan
 from sweeps.core.store.first_writer import write_first
 from sweeps.core.store.folder_record import HISTORY, read_beside
+from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.identity import Inputs
 from sweeps.core.store.study_record import MLFLOW_FILE, PROGRESS_FILE, RECORD, MlflowLinks, Progress, StudyFile
 from toco.files import UnreadableError, VersionError, is_sealed, write_text
@@ -50,9 +50,7 @@ class StudyFolder:
                 return
             yield True
 
-    def write_study(
-        self, plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], forecast: Mapping[str, Any] | None
-    ) -> None:
+    def write_study(self, plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], forecast: Forecast | None) -> None:
         """Write ``study.json``, unless it says the same. A forecast that is there stays: it is compared afterwards.
 
         One that cannot be read is kept in ``history/``, which a warning says.

@@ -14,6 +14,7 @@ from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import PaperRow
 from sweeps.core.design.study import Cell, Metric, PlannedRow, declared_comparisons
 from sweeps.core.store.folder_record import FolderFile, FolderRecord, read_beside
+from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.identity import Inputs
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
@@ -109,7 +110,7 @@ class StudyFile(FolderFile):
     rows: tuple[PlannedRow, ...]
     cells: tuple[Cell, ...]
     inputs: tuple[Inputs, ...]
-    forecast: Mapping[str, Any] | None
+    forecast: Forecast | None
 
     @field_validator("rows")
     @classmethod

@@ -8,7 +8,7 @@ from optuna.distributions import IntDistribution
 
 from sweeps.core.design.search_space import Objective, Rungs, SearchStudy
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.run.driver import run_study
+from sweeps.core.run.start import run_study
 
 STUDY = SearchStudy(
     name="fake_search",

@@ -13,6 +13,7 @@ from sweeps.core.commands.diff import diff_text, print_diff
 from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
+from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.survey import survey
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.study_folder import StudyFolder
@@ -110,13 +111,13 @@ def record(storage, study, value):
 def test_without_an_earlier_state_there_is_nothing_to_compare_with(tmp_path):
     record(tmp_path, STUDY, 0.5)
     with pytest.raises(ValueError, match="has no earlier state"):
-        print_diff(STUDY, tmp_path, None)
+        print_diff(STUDY, Launch(tmp_path), None)
 
 
 def test_another_studys_folder_is_compared_with(tmp_path, capsys):
     record(tmp_path / "here", STUDY, 0.6)
     other = record(tmp_path / "there", STUDY, 0.5)
-    assert print_diff(STUDY, tmp_path / "here", other.path) == 0
+    assert print_diff(STUDY, Launch(tmp_path / "here"), other.path) == 0
     found = lines(capsys.readouterr().out)
     assert {cell: row[0] for (cell, _), row in found.items()} == {"#8": "+10.00", "#10": "+10.00"}
 
@@ -133,12 +134,12 @@ def test_the_state_before_the_last_change_is_compared_with(tmp_path, capsys):
         ledger.write(entry.model_copy(update=earlier))
         before = before.replace(key, key[::-1])
     write_record(folder.path / "study.json", json.loads(before), indent=1)
-    assert print_diff(STUDY, tmp_path, None) == 0
+    assert print_diff(STUDY, Launch(tmp_path), None) == 0
     found = lines(capsys.readouterr().out)
     assert {cell: row[0] for (cell, _), row in found.items()} == {"#8": "+10.00", "#10": "+10.00"}
     assert folder.history() == []
     # A run keeps that state, which the same question then finds.
     folder.write_study(situation.plan, situation.keys, situation.inputs, None)
     assert len(folder.history()) == 1
-    assert print_diff(STUDY, tmp_path, None) == 0
+    assert print_diff(STUDY, Launch(tmp_path), None) == 0
     assert lines(capsys.readouterr().out) == found

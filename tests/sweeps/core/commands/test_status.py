@@ -43,7 +43,7 @@ def test_the_status_tells_what_runs_what_failed_and_what_nobody_runs(tmp_path, k
     records.write(checkpoint / "state.json", {"step": 5})
     with Leases(tmp_path, "the study other") as leases:
         leases.acquire([keys["#10, seed 0"]])
-        assert status.print_status(STUDY, tmp_path) == 0
+        assert status.print_status(STUDY, Launch(tmp_path)) == 0
     first, failed, leased, begun, missing = capsys.readouterr().out.splitlines()
     assert first == "Fake trainings: 1 of 4 trials is there."
     assert failed == "  #8, seed 1: failed once: MemoryError: none left"
@@ -51,7 +51,7 @@ def test_the_status_tells_what_runs_what_failed_and_what_nobody_runs(tmp_path, k
     assert begun == "  #10, seed 1: step 5 of 160, nobody runs it"
     assert missing == "Missing: 1 failed, 1 leased by a running driver, 1 begun."
     ledger.add_failure(keys["#8, seed 1"], "KeyError: 'x'", "Traceback")
-    status.print_status(STUDY, tmp_path)
+    status.print_status(STUDY, Launch(tmp_path))
     out = capsys.readouterr().out
     assert "  #8, seed 1: failed 2 times, at last: KeyError: 'x'" in out
     # Its driver is gone.
@@ -60,7 +60,7 @@ def test_the_status_tells_what_runs_what_failed_and_what_nobody_runs(tmp_path, k
 
 def test_a_whole_study_misses_nothing(tmp_path, capsys):
     record(tmp_path, STUDY, 0.5)
-    status.print_status(STUDY, tmp_path)
+    status.print_status(STUDY, Launch(tmp_path))
     assert capsys.readouterr().out == "Fake trainings: 4 of 4 trials are there.\n"
 
 
@@ -72,12 +72,12 @@ def test_the_status_says_why_a_trial_is_missing_although_its_settings_are_there(
     parts["code"]["toco.losses.ptc"] = "9" * 16
     other = {"key": "a" * 20, "identity": parts, "run": "runs/aa"}
     ledger.write(ledger.entry(keys["#8, seed 0"]).model_copy(update=other))
-    status.print_status(STUDY, tmp_path)
+    status.print_status(STUDY, Launch(tmp_path))
     assert "1 because of code changed: toco.losses.ptc" in capsys.readouterr().out
 
 
 def test_the_report_is_of_the_study_as_it_stands(tmp_path, keys, capsys):
-    assert status.print_report(STUDY, tmp_path, None) == 4
+    assert status.print_report(STUDY, Launch(tmp_path), None) == 4
     out = capsys.readouterr().out
     assert "3 of 4 trials have no result" in out
     page = tmp_path / survey(STUDY, tmp_path).plan.folder_name / "report.html"
@@ -89,7 +89,7 @@ def test_the_report_is_of_the_study_as_it_stands(tmp_path, keys, capsys):
 def test_a_whole_studys_report_ends_with_0_and_makes_the_bundle(tmp_path, capsys):
     record(tmp_path, STUDY, 0.5)
     target = tmp_path / "for/review.zip"
-    assert status.print_report(STUDY, tmp_path, target) == 0
+    assert status.print_report(STUDY, Launch(tmp_path), target) == 0
     assert capsys.readouterr().out.rstrip().endswith(f"Bundle: {target}")
     with zipfile.ZipFile(target) as archive:
         assert "fake/table.csv" in archive.namelist()
@@ -97,7 +97,7 @@ def test_a_whole_studys_report_ends_with_0_and_makes_the_bundle(tmp_path, capsys
 
 def test_a_study_of_which_nothing_is_there_is_reported_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="None of the trials of fake is there yet"):
-        assert status.print_report(STUDY, tmp_path, None) == 4
+        assert status.print_report(STUDY, Launch(tmp_path), None) == 4
 
 
 class _Tracker:

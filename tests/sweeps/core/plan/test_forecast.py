@@ -2,13 +2,15 @@
 
 import dataclasses
 import itertools
-import json
 from datetime import datetime
 
 import pytest
+from pydantic import TypeAdapter
 
-from sweeps.core.plan.forecast import START_S, Range, Work, forecast, makespan, scorecard
+from sweeps.core.plan.estimates import START_S, Work
+from sweeps.core.plan.forecast import describe, forecast, makespan, scorecard
 from sweeps.core.plan.probe import Cost, Phase
+from sweeps.core.store.forecast_record import Forecast, Range
 from tests.sweeps.core.entries import amend_entry, make_entry
 from toco.config import replace
 from toco.registry import load
@@ -109,7 +111,7 @@ def test_a_probe_on_a_cpu_says_nothing_of_a_gpu():
     assert (result.wall_s, result.gpu_hours, result.disk_bytes) == (None, None, None)
     assert "CPU x86_64, where the trials will not run" in result.basis
     assert result.trainings == 1
-    assert "1 training to run" in result.sentences(datetime(2026, 1, 1))[0]
+    assert "1 training to run" in describe(result, datetime(2026, 1, 1))[0]
 
 
 def test_each_training_costs_what_its_nearest_probed_one_does():
@@ -169,11 +171,11 @@ def test_cells_that_are_only_evaluated_cost_an_evaluation_or_nothing():
 def test_nothing_left_costs_nothing():
     result = forecast([], concurrent=2, costs=[COST])
     assert (result.wall_s, result.cpu_hours, result.training_s) == (Range(0, 0, 0), 0, None)
-    assert result.sentences(datetime(2026, 1, 1)) == ("Nothing is left to run.",)
+    assert describe(result, datetime(2026, 1, 1)) == ("Nothing is left to run.",)
 
 
 def test_the_sentences_say_when_it_will_be_done():
-    text = " ".join(forecast([Work(NANO)] * 30, concurrent=1, costs=[COST]).sentences(datetime(2026, 1, 31, 23, 30)))
+    text = " ".join(describe(forecast([Work(NANO)] * 30, concurrent=1, costs=[COST]), datetime(2026, 1, 31, 23, 30)))
     # 30 x (5 + 126) s is 65.5 minutes.
     assert "30 trainings to run, 1 at once: about 66 min (59 min to 72 min), done about 2026-02-01 00:35" in text
     assert "1.1 CPU hours, 600 MB of disk, 1.0 GB of memory at once." in text
@@ -182,7 +184,10 @@ def test_the_sentences_say_when_it_will_be_done():
 
 def test_the_scorecard_holds_the_forecast_against_what_happened():
     works = [Work(seeded(NANO, seed)) for seed in range(2)]
-    foretold = json.loads(json.dumps(forecast(works, concurrent=1, costs=[COST]).to_json()))
+    made = forecast(works, concurrent=1, costs=[COST])
+    stored = TypeAdapter(Forecast)
+    foretold = stored.validate_json(stored.dump_json(made), strict=True)
+    assert foretold == made
     entries = [entry(NANO, 126.0), entry(seeded(NANO, 1), 151.2, peak_memory_bytes=2 * 10**9)]
     wall, training, memory = scorecard(foretold, entries, 2 * (5 + TRAINING_S) * 1.5)
     assert wall == "Foretold 4 min (4 min to 5 min), took 7 min: 50 % longer, outside it."
@@ -192,7 +197,7 @@ def test_the_scorecard_holds_the_forecast_against_what_happened():
 
 def test_the_scorecard_of_an_interrupted_study_says_what_is_known():
     works = [Work(NANO), Work(seeded(NANO, 1), "train", 80)]
-    foretold = forecast(works, concurrent=1, costs=[COST]).to_json()
+    foretold = forecast(works, concurrent=1, costs=[COST])
     assert scorecard(foretold, [entry()], None) == (
         "Trainings: foretold 2, ended 1.",
         "Memory of a trial: foretold 1.0 GB, took at most 1.0 GB.",

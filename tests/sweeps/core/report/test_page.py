@@ -19,6 +19,7 @@ from sweeps.core.report.numbers import format_p
 from sweeps.core.report.page import ROWS_PER_FILE, ROWS_PER_PAGE, Page, page
 from sweeps.core.report.report import make_report
 from sweeps.core.report.table import NOT_VOC
+from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.study_record import MlflowLinks
 from tests.sweeps.core.records import FACTOR, M, make_study
 from tests.sweeps.core.report.run_folders import write_runs
@@ -269,7 +270,7 @@ def test_a_ladder_is_not_said_to_be_compared_with_the_base(tmp_path):
 
 
 def test_what_another_study_had_trained_is_not_held_against_the_forecast(tmp_path):
-    foretold = {"wall_s": None, "training_s": 60.0, "resumed": 0, "trainings": 2, "memory_bytes": None}
+    foretold = Forecast(trainings=2, resumed=0, evaluations=0, concurrent=1, training_s=60.0)
     rows = {"#10": (0.6, 0.6), "#8": (0.5, 0.5)}
     path = tmp_path / "fake-01234567"
     alone = made(make_study(rows, path=path, forecast=foretold))

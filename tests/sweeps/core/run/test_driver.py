@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import shutil
 import sys
 import time
@@ -18,7 +19,7 @@ from sweeps.core.plan import survey as situations
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.survey import survey
 from sweeps.core.run import driver
-from sweeps.core.run.driver import run_study
+from sweeps.core.run.start import run_study
 from sweeps.core.store import identity
 from sweeps.core.store.leases import Leases, LostLeaseError
 from sweeps.core.store.ledger import Ledger
@@ -78,7 +79,7 @@ def make(tmp_path, design, **fields):
 @pytest.fixture
 def tracker(monkeypatch):
     tracker = Tracker()
-    monkeypatch.setattr(driver, "Tracker", lambda uri, experiment: tracker)
+    monkeypatch.setattr("sweeps.core.run.start.Tracker", lambda uri, experiment: tracker)
     monkeypatch.setattr("sweeps.core.plan.plan_text.probe", lambda *_, **__: ())
     return tracker
 
@@ -431,3 +432,33 @@ def test_many_rescored_trials_are_no_sources(tmp_path, monkeypatch, tracker):
     assert not later
     assert now
     assert set(asked) == {trainer.trained[0]}
+
+
+def test_what_waits_for_a_worker_is_free_for_another_driver(tmp_path, tracker):
+    storage, trainer = tmp_path / "results", Trainer()
+    study = make(tmp_path, OneFactor((Factor("method.aux_block", (9, 8, 7)),)))
+    situation = survey(study, storage)
+    run_one = trainer.run_one
+    with Leases(storage, "another driver") as other:
+
+        def looking(spec, *arguments):
+            waiting = {key for key in situation.keys if situation.ledger.entry(key) is None} - {spec.key}
+            taken = other.acquire([*waiting, spec.key])
+            other.release(taken)
+            assert taken == waiting
+            run_one(spec, *arguments)
+
+        trainer.run_one = looking
+        assert run_study(study, Launch(storage), trainer.connect) == 0
+    assert len(trainer.trained) == 3
+
+
+def test_the_backend_deals_with_its_events_while_many_trials_are_rescored(tmp_path, monkeypatch, tracker):
+    trainer, storage, idle = Trainer(), tmp_path / "results", []
+    thresholds = Factor("evaluate.background_threshold", (0.3, 0.4, 0.5, 0.6), 0.5)
+    trainer.idle = lambda: idle.append(len(list(storage.glob("ledger/??/*.json"))))
+    seconds = itertools.count(step=0.6 * driver._SLICE_S)
+    monkeypatch.setattr(driver, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: next(seconds)))
+    assert run_study(make(tmp_path, OneFactor((thresholds,))), Launch(storage), trainer.connect) == 0
+    assert len(trainer.specs) == 1
+    assert idle[:3] == [2, 3, 4]

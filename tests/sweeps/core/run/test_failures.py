@@ -81,7 +81,7 @@ def test_a_node_where_two_trials_failed_is_left_out_and_said_to_be_once():
     assert attempts.failed("one", machine("a")).left_out is None
     decision = attempts.failed("two", machine("a"))
     assert decision.starts_again
-    assert decision.left_out.sentence == (
+    assert decision.left_out == (
         "host of a gets no more trials: 2 failed there by the machine's fault, at last: "
         "OSError: [Errno 28] No space left on device"
     )

@@ -10,9 +10,8 @@ from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan.survey import Situation
-from sweeps.core.run.failures import Failure, LeftOut
+from sweeps.core.run.failures import Failure
 from sweeps.core.run.listener import Listener
-from sweeps.core.run.obstacle import Obstacle
 from sweeps.core.run.progress import Progress
 from sweeps.core.store.identity import Identity
 from sweeps.core.store.leases import LostLeaseError
@@ -42,10 +41,16 @@ class Silent:
 class Held:
     """Leases that are held, or lost to another driver."""
 
-    beat_every_s, expires_s = 10.0, 60.0
+    beat_every_s, expires_s, silent_s = 10.0, 60.0, 0.0
 
     def __init__(self, is_lost=False):
         self.is_lost = is_lost
+
+    def holder(self, key):
+        return "the study table5, process 7"
+
+    def silence_s(self, key):
+        return self.silent_s
 
     def check(self, key):
         if self.is_lost:
@@ -67,7 +72,7 @@ def make(tmp_path, progress=None, **parts):
         progress=progress or Progress("fake", {}),
         mirror=parts.get("mirror", Silent()),
         page=parts.get("page", Silent()),
-        obstacle=Obstacle(tmp_path, trial_bytes=0),
+        trial_bytes=0,
         let_go=parts.get("let_go", lambda key, failed: listener.closed(task, failed=failed)),
     )
     listener.expect(task)
@@ -84,7 +89,7 @@ def test_nothing_that_breaks_ends_a_study(tmp_path, caplog, broken):
         listener.snapshot(KEY, tmp_path / "snapshot")
         listener.lost(KEY, GONE)
         listener.failed(KEY, UNREADABLE)
-        listener.left_out(LeftOut("node", "w1", "No space left on device"))
+        listener.say("w1 gets no more trials.")
         listener.ended(KEY)
     assert "is broken" in caplog.text
 
@@ -112,9 +117,11 @@ def test_a_row_that_makes_no_sense_is_passed_over(tmp_path):
 
 
 def test_waiting_for_another_driver_is_said_once_and_its_silence_once(tmp_path, capsys):
-    listener, task = make(tmp_path)
+    leases = Held()
+    listener, task = make(tmp_path, leases=leases)
     for silent_s in (0, 5, 20, 25, 30):
-        listener.waiting_for(task, 4, "the study table5, process 7", silent_s)
+        leases.silent_s = silent_s
+        listener.waiting_for(task, 4)
     err = capsys.readouterr().err
     assert err.count("run by another driver: the study table5, process 7") == 1
     silence = "There was no sign of life of the study table5, process 7 for 25 s; its trials are taken over after 60 s."

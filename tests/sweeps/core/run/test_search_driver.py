@@ -17,9 +17,9 @@ from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.plan_text import look_ahead, print_plan
 from sweeps.core.plan.survey import survey
 from sweeps.core.report.search_report import SELECTED, write_search_report
-from sweeps.core.run import driver
-from sweeps.core.run.driver import run_study
+from sweeps.core.run import driver, start
 from sweeps.core.run.failures import Failure
+from sweeps.core.run.start import run_study
 from sweeps.core.run.worker import Spec, run_trial
 from sweeps.core.store.leases import Leases, LostLeaseError
 from sweeps.core.store.ledger import Ledger
@@ -50,7 +50,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "orders").mkdir()
     monkeypatch.setenv("FAKE_ORDERS", str(tmp_path / "orders"))
     monkeypatch.setattr(fake_training, "STEP_S", 0.0)
-    monkeypatch.setattr(driver, "Tracker", Tracker)
+    monkeypatch.setattr(start, "Tracker", Tracker)
     return tmp_path
 
 
@@ -246,7 +246,7 @@ def test_who_asks_changes_nothing_for_who_runs(place):
     file = situation.path / "search.json"
     before = file.read_bytes()
     fewer = replace(STUDY, num_trials=2)
-    assert print_status(fewer, place / "results") == 0
+    assert print_status(fewer, Launch(place / "results")) == 0
     assert print_plan(fewer, Launch(place / "results")) == 0
     assert file.read_bytes() == before
 
@@ -289,7 +289,7 @@ def test_the_report(place, capsys):
         assert int(row["method.aux_block"]) == trial.values["method.aux_block"]
         assert row["val/cam_miou"] == ("" if trial.state == "stopped" else str(trial.results["val/cam_miou"]))
     capsys.readouterr()
-    assert print_status(STUDY, place / "results") == 0
+    assert print_status(STUDY, Launch(place / "results")) == 0
     printed = capsys.readouterr().out
     assert "Nobody runs it now." in printed
     assert printed.count("stopped at rung 10") == sum(trial.state == "stopped" for trial in trials)

@@ -284,10 +284,6 @@ def test_a_trial_of_several_gpus_is_trained_by_as_many_ranks(spec, tmp_path):
     assert len({os.getpid(), int(start.split()[3]), int((tmp_path / "orders" / "beside").read_text())}) == 3
 
 
-def test_a_spec_survives_json(spec):
-    assert Spec(**json.loads(json.dumps(spec.to_json()))) == spec
-
-
 def test_a_worker_with_other_code_than_the_drivers_is_refused(spec, tmp_path):
     channel = Channel(tmp_path / "kept")
     with pytest.raises(ValueError, match="is not the code that the study was planned with"):

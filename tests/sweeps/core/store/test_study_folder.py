@@ -10,6 +10,7 @@ import pytest
 from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
+from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.study_folder import StudyFolder
 from sweeps.core.store.study_record import FORMAT_VERSION, read_study_record
@@ -36,7 +37,7 @@ def write(folder, plan, start=0, forecast=None):
 
 def test_what_is_written_is_what_is_read(tmp_path, plan):
     folder = StudyFolder(tmp_path / "study")
-    write(folder, plan, forecast={"wall_s": 60})
+    write(folder, plan, forecast=Forecast(2, 0, 0, 60))
     record = read_study_record(folder.path)
     assert [cell.label for cell in record.cells] == [cell.label for cell in plan.cells]
     assert [trial.key for trial in record.trials] == keys(plan)
@@ -51,10 +52,10 @@ def test_what_is_written_is_what_is_read(tmp_path, plan):
 
 def test_a_restart_finds_the_study_as_it_was_started(tmp_path, plan):
     folder = StudyFolder(tmp_path / "study")
-    write(folder, plan, forecast={"wall_s": 60})
+    write(folder, plan, forecast=Forecast(2, 0, 0, 60))
     first = (folder.path / "study.json").read_text()
     # What was foretold first is what is compared with the outcome.
-    write(folder, plan, forecast={"wall_s": 10})
+    write(folder, plan, forecast=Forecast(2, 0, 0, 10))
     assert (folder.path / "study.json").read_text() == first
     assert folder.history() == []
     other = StudyFolder(tmp_path / "other")
@@ -64,12 +65,12 @@ def test_a_restart_finds_the_study_as_it_was_started(tmp_path, plan):
 
 def test_other_keys_leave_the_earlier_state_in_the_history(tmp_path, plan):
     folder = StudyFolder(tmp_path / "study")
-    write(folder, plan, forecast={"wall_s": 60})
+    write(folder, plan, forecast=Forecast(2, 0, 0, 60))
     first, start_id = json.loads((folder.path / "study.json").read_text()), folder.start_id
-    write(folder, plan, start=100, forecast={"wall_s": 10})
+    write(folder, plan, start=100, forecast=Forecast(2, 0, 0, 10))
     assert [json.loads(path.read_text()) for path in folder.history()] == [first]
     assert folder.start_id == start_id
-    assert read_study_record(folder.path).forecast == {"wall_s": 10}
+    assert read_study_record(folder.path).forecast == Forecast(2, 0, 0, 10)
     assert [trial.key for trial in read_study_record(folder.path, folder.history()[0]).trials] == keys(plan)
 
 
@@ -115,7 +116,7 @@ def test_a_later_version_is_refused(tmp_path, plan):
 
 def test_a_study_of_version_0_4_is_kept_aside_and_written_again(tmp_path, plan, caplog):
     folder = StudyFolder(tmp_path / "study")
-    write(folder, plan, forecast={"wall_s": 60})
+    write(folder, plan, forecast=Forecast(2, 0, 0, 60))
     start_id = folder.start_id
     file = folder.path / "study.json"
     old = {**json.loads(file.read_text()), "format_version": 2}

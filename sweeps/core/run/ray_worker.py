@@ -1,0 +1,90 @@
+"""A trial in a worker of Ray Tune, and how it talks to its driver."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from sweeps.core.run.failures import LeftOutError, StorageError, failure_of
+from sweeps.core.run.worker import Spec, run_trial
+from sweeps.core.store.runs import Runs, newest_step
+from toco.files import is_no_room
+from toco.own_modules import add_search_folders, search_folders
+from toco.room import sentence_of
+
+STARTED, FAILED = "started", "failed"
+"""Status of the rows that say where an attempt runs, and why it is about to fail."""
+
+
+def trainable(runs: Runs, name: str, left_out: Path) -> Callable[[dict[str, Any]], None]:
+    """What Tune runs for each trial.
+
+    Args:
+        runs: Where the run folders are, under the same path on every node.
+        name: By which Tune finds it, in a cluster that may run other studies from other versions of this code.
+        left_out: Has an empty file for each node that gets no more trials.
+    """
+    published, storage = runs.ledger.run_dir, runs.ledger.storage
+    folders = search_folders()
+
+    def train_trial(config: dict[str, Any]) -> None:
+        # The node of a worker may have another PYTHONPATH than this driver, or none.
+        add_search_folders(folders)
+        spec = Spec(**config["trial"])
+        run_trial(spec, _TuneChannel(published(spec.key), storage, left_out, spec.scratch_bytes))
+
+    train_trial.__name__ = re.sub(r"\W", "_", name)
+    return train_trial
+
+
+class _TuneChannel:
+    """Reports through Tune, which keeps the snapshots in its storage."""
+
+    def __init__(self, published: Path, storage: Path, left_out: Path, needed_bytes: int) -> None:
+        self._published = published
+        self._storage = storage
+        self._left_out = left_out
+        self._needed_bytes = needed_bytes
+        self._host = socket.gethostname()
+        self._node = ray.get_runtime_context().get_node_id()
+
+    def begin(self) -> None:
+        """Tell the driver where this is, for the case that the worker is lost."""
+        tune.report({"status": STARTED, "host": self._host, "node": self._node})
+        if (self._left_out / self._node).exists():
+            raise LeftOutError(f"{self._host} gets no more trials.")
+
+    @contextmanager
+    def restored(self) -> Iterator[Path | None]:
+        """The newer of Tune's checkpoint and the published run folder.
+
+        They are the same, unless a driver was lost: then Tune may be a snapshot behind, or may have lost its state.
+        """
+        checkpoint = tune.get_checkpoint()
+        if checkpoint is None:
+            yield self._published if newest_step(self._published) >= 0 else None
+            return
+        with checkpoint.as_directory() as folder:
+            newest = max((Path(folder), self._published), key=newest_step)
+            yield newest if newest_step(newest) >= 0 else None
+
+    def report(self, row: dict[str, Any], snapshot: Path) -> None:
+        """Copy the snapshot to Tune's storage and hand the row to the driver."""
+        try:
+            tune.report(row, checkpoint=tune.Checkpoint.from_directory(snapshot))
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            raise StorageError(sentence_of(self._storage, self._needed_bytes, error)) from error
+
+    def fail(self, error: Exception) -> None:
+        """Announce the failure to the driver: what Tune hands on of an exception is a pickle."""
+        tune.report({"status": FAILED, "failure": asdict(failure_of(error, self._host, self._node))})
