@@ -358,7 +358,7 @@ def _refuse(tree: dict[str, Any], missing: str, path: str) -> None:
 def _keep_what_counts(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any value of a field
     """Take run-only fields, and the folders of places, out of ``dumped``, which ``value`` was dumped to."""
     if isinstance(value, BaseModel):
-        for name in _run_only_fields(type(value)):
+        for name in run_only_fields(type(value)):
             del dumped[name]
         for name, words in _places(type(value)):
             if isinstance(dumped[name], str) and dumped[name] not in words:
@@ -373,7 +373,8 @@ def _keep_what_counts(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any va
 
 
 @cache
-def _run_only_fields(model: type[BaseModel]) -> tuple[str, ...]:
+def run_only_fields(model: type[BaseModel]) -> tuple[str, ...]:
+    """Names of the fields of ``model`` that are marked as without effect on results."""
     extras = {name: info.json_schema_extra for name, info in model.model_fields.items()}
     return tuple(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(RUN_ONLY))
 

@@ -45,10 +45,6 @@ def digest_inputs(config: RunConfig, train_set: Dataset, val_set: Dataset) -> In
     Raises:
         OSError: A file cannot be read.
     """
-    return Inputs(train_set.manifest_digest(), val_set.manifest_digest(), weights_sha256(config))
-
-
-def weights_sha256(config: RunConfig) -> str | None:
-    """SHA-256 (hex) of the file of the backbone's weights, or ``None`` where no file is read."""
-    path = load("toco.backbones", config.backbone.name).weights_path(config.backbone)
-    return None if path is None else sha256(path)
+    weights = load("toco.backbones", config.backbone.name).weights_path(config.backbone)
+    weights_sha256 = None if weights is None else sha256(weights)
+    return Inputs(train_set.manifest_digest(), val_set.manifest_digest(), weights_sha256)

@@ -16,7 +16,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from toco.code_digest import code_digests
-from toco.config import RUN_ONLY, Config, digest
+from toco.config import Config, digest, run_only_fields
 from toco.registry import module_name
 from toco.train.inputs import digest_inputs, open_data
 from toco.train.run_config import RunConfig
@@ -183,15 +183,10 @@ def _versions() -> dict[str, str]:
 
 def _config_digests(config: RunConfig) -> tuple[str, str]:
     """Of all fields that affect results, and of those that affect the training."""
-    values = {name: _value(getattr(config, name)) for name in _fields(type(config))}
+    names = type(config).model_fields.keys() - run_only_fields(type(config))
+    values = {name: _value(getattr(config, name)) for name in names}
     training = {name: value for name, value in values.items() if name != EVALUATION_FIELD}
     return _sha256(values)[:16], _sha256(training)[:16]
-
-
-@cache
-def _fields(model: type[Config]) -> tuple[str, ...]:
-    extras = {name: info.json_schema_extra for name, info in model.model_fields.items()}
-    return tuple(name for name, extra in extras.items() if not (isinstance(extra, dict) and extra.get(RUN_ONLY)))
 
 
 class _Same:
