@@ -15,7 +15,7 @@ from pathlib import PurePath
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 RUN_ONLY = "run_only"
@@ -49,6 +49,7 @@ class UnknownFieldError(ValueError):
         self.path = path
 
 
+Positive = Annotated[float, Field(gt=0)]
 T = TypeVar("T", bound="Config")
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)

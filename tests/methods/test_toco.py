@@ -212,7 +212,7 @@ def test_a_block_that_is_not_there_is_refused():
     ("settings", "message"),
     [
         ({"low_threshold": 0.8}, "above high_threshold"),
-        ({"cam_scales": (1.0, 0.0)}, "positive"),
+        ({"cam_scales": (1.0, 0.0)}, "greater than 0"),
         ({"temperature": 0.0}, "greater than 0"),
         ({"aux_block": -3}, "greater than or equal to 0"),
         ({"unknown": 1}, "Extra inputs"),

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 from pydantic import Field
 
-from toco.config import PLACE, RUN_ONLY, EntryConfig
+from toco.config import PLACE, RUN_ONLY, EntryConfig, Positive
 from toco.types import IMAGENET_MEAN, IMAGENET_STD
 
 HUB = "hub"
 ENTRY = "#"
 """Stands between a file and the name of the state dict in it, where it holds several: ``file.pth#teacher``."""
-Positive = Annotated[float, Field(gt=0)]
 
 
 class Dimensions(NamedTuple):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from toco.config import RUN_ONLY, Config
+from toco.config import RUN_ONLY, Config, Positive
 
 _OFFICIAL_SIZE_PX = 448
 _OFFICIAL_SCALES = {0.5, 1.0, 1.5}
@@ -27,7 +27,7 @@ class EvaluateConfig(Config):
     """
 
     size_px: int | None = Field(default=448, ge=16)
-    cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5)
+    cam_scales: tuple[Positive, ...] = (1.0, 0.5, 1.5)
     cam_flip: bool = True
     background_threshold: float = Field(default=0.5, ge=0, lt=1)
     curve_stop: float = Field(default=0.95, ge=0, lt=1)
@@ -36,12 +36,6 @@ class EvaluateConfig(Config):
     average_last: int = Field(default=1, ge=1)
     batch_size: int = Field(default=8, ge=1, json_schema_extra={RUN_ONLY: True})
     num_pictures: int = Field(default=8, ge=0, json_schema_extra={RUN_ONLY: True})
-
-    @model_validator(mode="after")
-    def _positive_scales(self) -> EvaluateConfig:
-        if any(scale <= 0 for scale in self.cam_scales):
-            raise ValueError(f"cam_scales have to be positive; got {self.cam_scales}")
-        return self
 
     def thresholds(self) -> tuple[float, ...]:
         """Thresholds of the curve, with the fixed one among them, ascending."""

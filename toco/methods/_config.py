@@ -7,7 +7,7 @@ from typing import NamedTuple
 from pydantic import Field, model_validator
 
 from toco.cam.config import ParConfig
-from toco.config import Config, EntryConfig
+from toco.config import Config, EntryConfig, Positive
 from toco.types import ExtraView
 
 
@@ -150,7 +150,7 @@ class CamLabelsConfig(MethodConfig):
     loss_group_size: int | None = Field(default=2, gt=0)
     low_threshold: float = Field(default=0.25, ge=0, le=1)
     high_threshold: float = Field(default=0.7, ge=0, le=1)
-    cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5)
+    cam_scales: tuple[Positive, ...] = (1.0, 0.5, 1.5)
     cam_flip: bool = True
     par: ParConfig = ParConfig()
     decoder_width: int = Field(default=512, gt=0)
@@ -163,8 +163,6 @@ class CamLabelsConfig(MethodConfig):
                 f"low_threshold is {self.low_threshold}, above high_threshold {self.high_threshold}: "
                 "nothing would be uncertain and labels would overwrite each other"
             )
-        if any(scale <= 0 for scale in self.cam_scales):
-            raise ValueError(f"cam_scales must be positive, got {self.cam_scales}")
         return self
 
     def label_rule(self) -> LabelRule:

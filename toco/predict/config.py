@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from toco.cam.config import CrfConfig
-from toco.config import Config
+from toco.config import Config, Positive
 
 
 class InferenceConfig(Config):
@@ -30,7 +30,7 @@ class InferenceConfig(Config):
     """
 
     size_px: int | None = Field(default=None, ge=16)
-    scales: tuple[float, ...] = Field(default=(1.0, 1.5, 1.25), min_length=1)
+    scales: tuple[Positive, ...] = Field(default=(1.0, 1.5, 1.25), min_length=1)
     flip: bool = True
     merge_flips: Literal["sum", "max"] = "sum"
     merge_scales: Literal["sum", "max"] = "max"
@@ -40,8 +40,6 @@ class InferenceConfig(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> InferenceConfig:
-        if any(scale <= 0 for scale in self.scales):
-            raise ValueError(f"scales have to be positive; got {self.scales}")
         if self.tile_px is not None and 2 * self.tile_overlap_px > self.tile_px:
             raise ValueError(
                 f"tile_overlap_px {self.tile_overlap_px} is more than half of tile_px {self.tile_px}; make the tiles "
