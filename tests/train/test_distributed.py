@@ -171,16 +171,16 @@ def test_a_rank_that_fails_ends_all_with_what_it_says(config, tmp_path, forked_r
 
 def diverging(config, run_dir, **options):
     """A training in which one rank alone has a loss that is not a number."""
-    from toco.methods import toco
+    from toco.methods import _toco
 
     if torch.distributed.get_rank() == 1:
-        real, calls = toco.patch_token_contrast_loss, []
+        real, calls = _toco.patch_token_contrast_loss, []
 
         def broken(features, pairs):
             calls.append(None)
             return real(features, pairs) * (float("nan") if len(calls) > 3 else 1.0)
 
-        toco.patch_token_contrast_loss = broken
+        _toco.patch_token_contrast_loss = broken
     return train(config, run_dir, **options)
 
 
