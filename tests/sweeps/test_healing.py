@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from sweeps.core.report import write
+from sweeps.core.report import report as report_writer
 from sweeps.core.report.page import Page
 from tests.sweeps.core.damages import DAMAGES, damage
 from tests.sweeps.test_main import place  # noqa: F401 - a fixture
@@ -17,7 +17,7 @@ TRIALS = 10
 @pytest.fixture
 def finished(place, monkeypatch):  # noqa: F811 - the fixture
     """A finished study, whose page is not drawn, and its table."""
-    monkeypatch.setattr(write, "page", lambda *_: Page("the page", {}, ()))
+    monkeypatch.setattr(report_writer, "page", lambda *_: Page("the page", {}, ()))
     found = place("run")
     assert found.exit_code == 0, found.output
     assert place.trained == TRIALS

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from playwright.sync_api import Page, expect
 
 from benchmarks._chromium import chromium, find_chromium
-from sweeps.core.report import write as report_writer
+from sweeps.core.report import report as report_writer
 from sweeps.core.report import write_report
 from sweeps.core.store.study_record import MlflowLinks
 from tests.sweeps.core.records import make_study

@@ -105,7 +105,7 @@ def read_run_record(path: Path) -> RunRecord:
         recipe=head.get("recipe"),
         config=head["config"],
         provenance=records.read(path / "provenance.json"),
-        rows=_rows(found),
+        rows=tuple(map(_row, found.readable)),
         evaluations=evaluations,
         pictures={
             _step(folder): tuple(sorted(file for file in folder.glob("*.png") if file.is_file()))
@@ -122,12 +122,9 @@ def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
 
 
-def _rows(found: records.Rows) -> tuple[MetricRow, ...]:
-    rows = []
-    for row in found.readable:
-        values = {key: float(value) for key, value in row["values"].items() if value is not None}
-        rows.append(MetricRow(row["step"], row["kind"], float(row["time_s"]), values))
-    return tuple(rows)
+def _row(row: records.Row) -> MetricRow:
+    values = {key: float(value) for key, value in row["values"].items() if value is not None}
+    return MetricRow(row["step"], row["kind"], float(row["time_s"]), values)
 
 
 def _read(path: Path, faults: list[str]) -> dict[str, Any] | None:

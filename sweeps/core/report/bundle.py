@@ -16,8 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from sweeps.core.report import rebuild_table
-from sweeps.core.report.report import ReportForms
-from sweeps.core.report.section import Cards
+from sweeps.core.report.section import Cards, ReportForms
 from sweeps.core.report.table import StudyTable, table_csv
 from sweeps.core.report.text_grid import csv_text
 from sweeps.core.store.study_record import StudyRecord

@@ -1,37 +1,47 @@
-"""The report of a study: its numbers, its table, its sections, and the text forms of all of them."""
+"""Make the report of a study, and write it, or an archive of it for reviewers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 from sweeps.core.findings.analysis import analyse
-from sweeps.core.findings.verdict import Verdict, judge
+from sweeps.core.findings.exit_status import ExitCode
+from sweeps.core.findings.verdict import judge
+from sweeps.core.report.bundle import bundle_files, write_zip
 from sweeps.core.report.columns import COLUMNS, StatisticColumn
 from sweeps.core.report.latex import latex
 from sweeps.core.report.markdown import markdown
-from sweeps.core.report.section import Card, Cards, Section, Source
+from sweeps.core.report.page import page
+from sweeps.core.report.section import Card, Cards, ReportForms, Section, Source
 from sweeps.core.report.sections import SECTIONS
-from sweeps.core.report.table import study_table
+from sweeps.core.report.table import study_table, table_csv
 from sweeps.core.report.terminal import terminal
-from sweeps.core.store.study_record import StudyRecord
+from sweeps.core.store.study_record import StudyRecord, read_study_record
+from toco.files import write_text
+
+PAGE = "report.html"
 
 
 @dataclass(frozen=True, slots=True)
-class ReportForms:
-    """A study's report: what every form is made from, and the text forms.
+class WrittenReport:
+    """The report of a study or a search in its folder.
 
     Attributes:
-        terminal: The table with all it says, for a terminal of 120 columns.
-        markdown: ``table.md``.
-        latex: ``table.tex``.
+        text: The report for a terminal of 120 columns, and what the page lacks.
+        note: The report in Markdown: what MLflow shows as the description.
+        page: ``report.html``.
+        files: All that was written, the page last.
+        exit_code: 4 where a trial has no result, else 3 where a claim is contradicted, else 0.
     """
 
-    source: Source
-    cards: Cards
-    verdict: Verdict
-    terminal: str
-    markdown: str
-    latex: str
+    text: str
+    note: str
+    page: Path
+    files: tuple[Path, ...]
+    exit_code: ExitCode
 
 
 def make_report(
@@ -59,3 +69,56 @@ def make_report(
     body, appendix = cards.grids("body"), cards.grids("appendix")
     texts = terminal(table, body), markdown(table, body, appendix), latex(table, body)
     return ReportForms(source, cards, verdict, *texts)
+
+
+def write_report(study_dir: Path) -> WrittenReport:
+    """Write ``table.md``, ``table.csv``, ``table.tex`` and the page of the study as it stands.
+
+    Args:
+        study_dir: The study's folder.
+
+    Raises:
+        ValueError: ``study_dir`` is not a study's folder.
+    """
+    report = make_report(read_study_record(study_dir))
+    written = page(report.source, report.cards, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    # What the page loads is there before the page is.
+    _write(study_dir, written.details)
+    _drop_details(study_dir, written.details)
+    tables = {
+        "table.md": report.markdown,
+        "table.csv": table_csv(report.source.table),
+        "table.tex": report.latex,
+    }
+    _write(study_dir, tables | {PAGE: written.html})
+    files = tuple(study_dir / name for name in (*tables, PAGE))
+    text = "\n".join([report.terminal, *(f"Left out of the page: {remark}" for remark in written.remarks)])
+    return WrittenReport(text, tables["table.md"], study_dir / PAGE, files, report.verdict.exit_code)
+
+
+def report_text(study: StudyRecord) -> tuple[str, ExitCode]:
+    """The table with its verdict and captions, for a terminal, and the verdict's exit status. Writes nothing."""
+    report = make_report(study)
+    return report.terminal, report.verdict.exit_code
+
+
+def write_bundle(study_dir: Path, target: Path) -> Path:
+    """Write the reviewer's archive of the study to ``target``, a zip file, and return that path.
+
+    Raises:
+        ValueError: ``study_dir`` is not a study's folder.
+    """
+    study = read_study_record(study_dir)
+    write_zip(target, study.name, bundle_files(make_report(study)))
+    return target
+
+
+def _write(study_dir: Path, contents: Mapping[str, str]) -> None:
+    for name, content in contents.items():
+        write_text(study_dir / name, content)
+
+
+def _drop_details(study_dir: Path, kept: Mapping[str, str]) -> None:
+    for path in (study_dir / "details").glob("*.js"):
+        if f"details/{path.name}" not in kept:
+            path.unlink(missing_ok=True)

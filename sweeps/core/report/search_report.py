@@ -18,9 +18,9 @@ from sweeps.core.findings.exit_status import CLEAN, INCOMPLETE, ExitCode
 from sweeps.core.report.drawing import MUTED, SERIES, STYLE, svg
 from sweeps.core.report.markdown import escaped, pipe
 from sweeps.core.report.markup import REFRESH_S, policy, safe_svg, templates
+from sweeps.core.report.report import PAGE, WrittenReport
 from sweeps.core.report.terminal import plain, sentences
 from sweeps.core.report.text_grid import Column, TextColumn, TextGrid, columns_csv, make_cells
-from sweeps.core.report.write import PAGE, WrittenReport
 from sweeps.core.store.search_record import FEWEST_FOR_IMPORTANCE, SearchRecord, SearchTrial, read_search_record
 from toco.files import write_text
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from sweeps.core.findings.analysis import StudyAnalysis
+from sweeps.core.findings.verdict import Verdict
 from sweeps.core.report.curves import Curves, read_curves
 from sweeps.core.report.table import StudyTable
 from sweeps.core.report.text_grid import TextGrid
@@ -96,3 +97,21 @@ class Cards:
     def grids(self, text: Literal["body", "appendix"]) -> tuple[TextGrid, ...]:
         """The tables that the text forms print in a place."""
         return tuple(grid for section, card in self.shown if section.text == text for grid in card.grids)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportForms:
+    """A study's report: what every form is made from, and the text forms.
+
+    Attributes:
+        terminal: The table with all it says, for a terminal of 120 columns.
+        markdown: ``table.md``.
+        latex: ``table.tex``.
+    """
+
+    source: Source
+    cards: Cards
+    verdict: Verdict
+    terminal: str
+    markdown: str
+    latex: str

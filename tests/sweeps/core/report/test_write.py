@@ -9,7 +9,7 @@ from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.report import write_bundle, write_report
-from sweeps.core.report.write import _drop_details
+from sweeps.core.report.report import _drop_details
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.study_folder import StudyFolder
 from tests.sweeps.core.records import M, make_study
