@@ -9,8 +9,8 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file
 
 from toco.__main__ import main
-from toco.backbones import vit_nano
-from toco.backbones._weights import read_tensors, split_entry, without_shared_prefix
+from toco.backbones import split_entry, vit_nano
+from toco.backbones._weights import read_tensors, without_shared_prefix
 
 CONFIG = vit_nano.Config(width=16, depth=2, num_heads=2, image_size_px=16, weights=None)
 
