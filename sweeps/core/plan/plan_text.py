@@ -76,11 +76,9 @@ def look_ahead(situation: Situation | SearchSituation, launch: Launch, *, refuse
 def power_of(situation: Situation, launch: Launch) -> PowerCheck:
     """What the seeds of the study can show, with the seed noise that the ledger knows."""
     plan = situation.plan
-    noise = {}
-    for key in {key for _, key in plan.comparisons()}:
-        measured = seed_noise(situation.ledger.history(plan.study.recipe), plan.study.base(), key)
-        if measured is not None:
-            noise[key] = measured
+    history, base = tuple(situation.ledger.history(plan.study.recipe)), plan.study.base()
+    measured = {key: seed_noise(history, base, key) for key in {key for _, key in plan.comparisons()}}
+    noise = {key: known for key, known in measured.items() if known is not None}
     return power_check(plan, noise, accept_underpowered=launch.accept_underpowered)
 
 

@@ -223,7 +223,7 @@ class Driver:
 
         No worker is needed by what ended when its driver was lost, and by what a stored threshold curve answers.
         """
-        self._listener.expect(task)
+        self._progress.expect(task.name, task.config.num_steps)
         if task.key in self._tasks:
             # Equal values that were proposed twice are one training.
             self._tasks[task.key].append(task)

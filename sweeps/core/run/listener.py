@@ -170,11 +170,6 @@ class Listener:
                 self._obstacle = error if isinstance(error, NoRoomError) else NoRoomError(sentence)
             raise
 
-    def expect(self, task: Task) -> None:
-        """A trial is about to run."""
-        with carrying_on(f"{task.name} is not counted"):
-            self._progress.expect(task.name, task.config.num_steps)
-
     def closed(self, task: Task, *, failed: bool) -> None:
         """This driver has let a trial go that has a result, was stopped or failed."""
         with carrying_on(f"The end of {task.name} could not be noted"):

@@ -63,19 +63,21 @@ def make(tmp_path, progress=None, **parts):
     plan = Study("example", "An example", "shapes_nano", design, (0,), metrics, a_a=False).resolve()
     runs = Runs(Ledger(tmp_path))
     ((_, task),) = Situation(plan, runs, ({},), (Identity(KEY, KEY, {}),)).trials().items()
+    progress = progress or Progress("fake", {})
     listener = Listener(
         {KEY: [task]},
         runs=parts.get("runs", runs),
         origin=Origin("example", "shapes_nano"),
         resources={"cpus": 1.0},
         leases=parts.get("leases", Held()),
-        progress=progress or Progress("fake", {}),
+        progress=progress,
         mirror=parts.get("mirror", Silent()),
         page=parts.get("page", Silent()),
         trial_bytes=0,
         let_go=parts.get("let_go", lambda key, failed: listener.closed(task, failed=failed)),
     )
-    listener.expect(task)
+    if isinstance(progress, Progress):
+        progress.expect(task.name, task.config.num_steps)
     return listener, task
 
 

@@ -24,9 +24,7 @@ from mlflow import MlflowClient
 
 from sweeps.core.plan import ray_environment
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.run import head_watch
 from sweeps.core.run.failures import Failure
-from sweeps.core.run.head_watch import HeadWatch
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.runs import Runs
 from toco.room import NoRoomError
@@ -461,6 +459,9 @@ def obeyed_interrupt():
 
 
 def test_a_head_answers_while_it_takes_connections_and_has_the_nodes_that_it_needs():
+    ray_environment.prepare("local")
+    from sweeps.core.run.ray_cluster import HeadWatch
+
     assert not HeadWatch("127.0.0.1:9").answers()
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
@@ -475,7 +476,7 @@ def test_a_local_ray_needs_a_node_and_a_cluster_may_wait_for_one(monkeypatch):
 
     asked = []
 
-    class Watch(HeadWatch):
+    class Watch(runner.HeadWatch):
         def __init__(self, address, has_nodes):
             super().__init__(address, has_nodes)
             asked.append(has_nodes)
@@ -503,12 +504,12 @@ def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interru
     monkeypatch.setattr(runner.ray, "init", lambda **_: None)
     monkeypatch.setattr(runner.ray, "shutdown", lambda: pytest.fail("it would wait for the head"))
     monkeypatch.setattr(runner.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(head_watch, "ASK_EVERY_S", 0.01)
-    monkeypatch.setattr(head_watch, "PATIENCE_S", 0.05)
-    monkeypatch.setattr(head_watch, "UNWINDING_S", 0.5)
+    monkeypatch.setattr(runner, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(runner, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(runner, "UNWINDING_S", 0.5)
     ended = threading.Event()
-    monkeypatch.setattr(head_watch.os, "_exit", lambda status: ended.set())
-    monkeypatch.setattr(head_watch, "_kill_children", lambda: None)
+    monkeypatch.setattr(runner.os, "_exit", lambda status: ended.set())
+    monkeypatch.setattr(runner, "_kill_children", lambda: None)
     with (
         pytest.raises(runner.HeadLostError, match=r"head at 127\.0\.0\.1:9 is lost\. The same command goes on"),
         runner.connected("127.0.0.1:9"),
@@ -516,7 +517,7 @@ def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interru
         time.sleep(30)
     # As where the process cannot end in that time: it says why it is ended.
     assert ended.wait(10)
-    assert capsys.readouterr().err == f"Error: {HeadWatch('127.0.0.1:9').loss}\n"
+    assert capsys.readouterr().err == f"Error: {runner.HeadWatch('127.0.0.1:9').loss}\n"
 
 
 def test_auto_is_refused_where_several_clusters_run_on_the_machine(monkeypatch):
