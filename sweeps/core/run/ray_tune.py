@@ -38,9 +38,9 @@ from toco.room import NoRoomError, sentence_of
 logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
 _NODES_EVERY_S = 2.0
-"""So old may be what is known of the nodes."""
+"""What is known of the nodes is at most this old."""
 _LEFT_OUT = "left_out"
-"""Folder of a session: an empty file for each node that gets no more trials."""
+"""Folder of a session. It has an empty file for each node that gets no more trials."""
 _EXPERIMENT: ContextVar[_Experiment] = ContextVar("experiment")
 
 
@@ -83,10 +83,8 @@ class RayTune:
                 raise_on_failed_trial=False,
                 verbose=0,
             )
-        except NoRoomError:
-            raise
         except OSError as error:
-            if not is_no_room(error):
+            if isinstance(error, NoRoomError) or not is_no_room(error):
                 raise
             raise NoRoomError(sentence_of(session.parent, 0, error)) from error
         finally:
@@ -139,13 +137,14 @@ class _Experiment:
         selectors = [{NODE_ID_LABEL_KEY: f"!in({','.join(avoided)})"}] if avoided else None
         return tune.PlacementGroupFactory([bundle], bundle_label_selector=selectors)
 
-    def started(self, key: str, host: str, node: str) -> None:
-        """An attempt has begun."""
-        self._places[key] = host, node
-
-    def fails(self, key: str, failure: Failure) -> None:
-        """An attempt says that it is about to fail."""
-        self._failures[key] = failure
+    def reported(self, key: str, row: Mapping[str, Any]) -> None:
+        """An attempt says where it runs, why it is about to fail, or what an evaluation found."""
+        if row.get("status") == STARTED:
+            self._places[key] = row["host"], row["node"]
+        elif row.get("status") == FAILED:
+            self._failures[key] = Failure(**row["failure"])
+        else:
+            self.listener.reported(key, row)
 
     def snapshot(self, key: str, checkpoint: tune.Checkpoint) -> None:
         """A snapshot has arrived."""
@@ -230,13 +229,7 @@ class _Events(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: object
     ) -> None:
-        key, experiment = _trial_name(trial), _EXPERIMENT.get()
-        if result.get("status") == STARTED:
-            experiment.started(key, result["host"], result["node"])
-        elif result.get("status") == FAILED:
-            experiment.fails(key, Failure(**result["failure"]))
-        else:
-            experiment.listener.reported(key, result)
+        _EXPERIMENT.get().reported(_trial_name(trial), result)
 
     def on_checkpoint(
         self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: tune.Checkpoint, **info: object

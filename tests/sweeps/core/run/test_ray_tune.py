@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -398,9 +399,9 @@ def fake_trial(key):
 def tried(experiment, trial, node, failure=None):
     """An attempt on a node that fails."""
     key = trial.config["trial"]["key"]
-    experiment.started(key, f"host {node}", node)
+    experiment.reported(key, {"status": "started", "host": f"host {node}", "node": node})
     if failure is not None:
-        experiment.fails(key, failure)
+        experiment.reported(key, {"status": "failed", "failure": asdict(failure)})
     experiment.failed_now(trial)
 
 
