@@ -16,7 +16,6 @@ import click
 from sweeps.core.design.study import Study
 from sweeps.core.findings.exit_status import INCOMPLETE, STOPPED
 from sweeps.core.plan.launch_options import Launch, checked_storage, default_storage
-from sweeps.core.plan.ray_environment import resolve_address
 from toco.command_line import SETTINGS, Commands, run, sentence_of
 from toco.config import parse_assignments
 from toco.files import is_no_room
@@ -205,10 +204,8 @@ def _lazy(path: str) -> Callable[..., int]:
 def _run(study: Study | SearchStudy, launch: Launch, *, connect: Connect | None) -> int:
     from sweeps.core.store.finished import recall
 
-    resolve_address(launch.address)
-    # An address that is none is refused, whatever is known.
-    uri = launch.tracking
-    if uri and isinstance(study, Study) and (ended := recall(study, launch.storage)):
+    launch.check_addresses()
+    if isinstance(study, Study) and (ended := recall(study, launch.storage)):
         page = launch.storage / ended.folder / ended.page
         click.echo(f"{ended.text_printed}\n\nReport: {page}\nAll of its trials are there; nothing was run.")
         return ended.exit_code

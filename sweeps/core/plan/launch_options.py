@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeps.core.plan.ray_environment import resolve_address
 from sweeps.core.store.ledger import mounted
 from toco.tracking import client_uri, sqlite_uri
 
@@ -53,6 +54,14 @@ class Launch:
     def resources(self) -> dict[str, float | int]:
         """What a trial gets, for the record."""
         return {"cpus": self.cpus_per_trial, "gpus": self.gpus_per_trial, "world_size": self.world_size}
+
+    def check_addresses(self) -> None:
+        """Refuse an address of a Ray cluster or of an MLflow store that is none.
+
+        Raises:
+            ValueError: One of them is none; see :func:`resolve_address` and :attr:`tracking`.
+        """
+        _ = resolve_address(self.address), self.tracking
 
     @property
     def tracking(self) -> str:

@@ -147,12 +147,12 @@ class Driver:
         try:
             with self._listener.noting():
                 spec = self._next()
+                if spec is None and not (self._ready or self._tasks) and self._elsewhere:
+                    self._listener.waiting_for(next(iter(self._elsewhere.values())), len(self._elsewhere))
         except (ValueError, OSError, LostLeaseError) as error:
             # Raised again at the end: Ray would bury it in a trace of its own.
             self._error = error
             return None
-        if spec is None and not (self._ready or self._tasks) and self._elsewhere:
-            self._listener.waiting_for(next(iter(self._elsewhere.values())), len(self._elsewhere))
         return spec
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """Connects to a Ray cluster, or starts one on this machine, and watches its head.
 
-See ``sweeps.core.run.ray_tune`` for what is set before Ray is imported.
+See ``sweeps.core.plan.ray_environment`` for what is set before Ray is imported.
 """
 
 from __future__ import annotations

@@ -62,8 +62,7 @@ def run_study(study: Study | SearchStudy, launch: Launch, connect: Connect = con
         OSError: A folder or file cannot be read or written, or there is no cluster at the address.
         LostLeaseError: This driver was suspended, and another one runs the trials now.
     """
-    ray_environment.resolve_address(launch.address)
-    uri = launch.tracking
+    launch.check_addresses()
     situation = survey(study, launch.storage)
     situation.check()
     with Leases(launch.storage, f"the {situation.kind} {study.name}") as leases:
@@ -85,6 +84,6 @@ def run_study(study: Study | SearchStudy, launch: Launch, connect: Connect = con
             telling_shortage(launch.storage, outlook.forecast.trial_bytes),
             StudyFolder(situation.path).locked() as is_shown,
         ):
-            tracker = Tracker(uri, study.name)
+            tracker = Tracker(launch.tracking, study.name)
             driver = Driver(situation, launch, leases, tracker, outlook.forecast, is_shown=is_shown)
             return driver.run(connect)
