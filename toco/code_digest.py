@@ -12,15 +12,18 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import itertools
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 _WITHOUT_MEANING = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 """Fields of the syntax tree that follow from the others, or that nothing reads."""
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _STANDARD_LIBRARY = frozenset(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
 
@@ -55,7 +58,8 @@ def code_digests(roots: Iterable[str], without: Iterable[str] = (), chosen: Iter
         if module is not None:
             digests[name] = module.digest
             todo += module.imports
-            todo += (entry for registry in module.registries if registry not in chosen for entry in _entries(registry))
+            for registry in module.registries - chosen:
+                todo += (f"{registry}.{entry}" for entry in public_modules(registry))
         elif name in roots:
             raise ValueError(
                 f"There is no source file of the module {name}: expected one below the folders that Python imports "
@@ -91,7 +95,7 @@ class _Module:
 
     digest: str
     imports: tuple[str, ...]
-    registries: tuple[str, ...]
+    registries: frozenset[str]
 
 
 def source_file(name: str) -> Path | None:
@@ -108,6 +112,14 @@ def source_file(name: str) -> Path | None:
             if candidate.is_file():
                 return candidate
     return None
+
+
+def public_modules(package: str) -> list[str]:
+    """Names of the modules of a package, sorted; not of folders, nor of modules that begin with an underscore."""
+    path = source_file(package)
+    if path is None or path.name != "__init__.py":
+        return []
+    return sorted(file.stem for file in path.parent.glob("*.py") if not file.name.startswith("_"))
 
 
 def import_folders(top: str) -> frozenset[Path]:
@@ -146,17 +158,8 @@ def _module(name: str) -> _Module | None:
     live = list(_live(tree))
     loaded = list(_loaded(live, name))
     imports = dict.fromkeys([*_imports(live, package), *(f"{registry}.{entry}" for registry, entry in loaded if entry)])
-    registries = dict.fromkeys(registry for registry, entry in loaded if entry is None)
-    return _Module(_digest(tree), tuple(imports), tuple(registries))
-
-
-def _entries(registry: str) -> list[str]:
-    """The public modules of a package, which are the entries of a registry, see ``toco.registry``."""
-    path = source_file(registry)
-    if path is None or path.name != "__init__.py":
-        return []
-    names = [file.stem for file in path.parent.glob("*.py")]
-    return [f"{registry}.{name}" for name in names if not name.startswith("_")]
+    registries = frozenset(registry for registry, entry in loaded if entry is None)
+    return _Module(_digest(tree), tuple(imports), registries)
 
 
 def _live(tree: ast.Module) -> Iterator[ast.AST]:
@@ -208,68 +211,44 @@ def _name(node: ast.expr) -> str | None:
 
 
 def _digest(tree: ast.Module) -> str:
-    text: list[str] = []
-    _write(tree, text)
-    return hashlib.sha256("".join(text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(_written(tree).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _write(node: ast.AST, text: list[str]) -> None:
-    """Append ``node`` as text. What is empty is left out, so that fields which later versions add do not show."""
-    text.append(f"{type(node).__name__}(")
-    if isinstance(node, ast.Constant):
+def _written(value: object) -> str:
+    """A node, or what a field of one holds, as text.
+
+    What is empty is left out, so that fields which later versions of Python add do not show.
+    """
+    if isinstance(value, list):
+        return "[" + "".join([f"{_written(item)}," for item in value]) + "]"
+    if not isinstance(value, ast.AST):
+        return repr(value)
+    if isinstance(value, ast.Constant):
         # By itself: None is a value here, and True == 1 == 1.0.
-        text.append(f"{type(node.value).__name__}:{node.value!r}")
+        content = f"{type(value.value).__name__}:{value.value!r}"
     else:
-        for name in node._fields:
-            value = getattr(node, name, None)
-            if name in _WITHOUT_MEANING or value is None or value == []:
-                continue
-            text.append(f"{name}=")
-            if isinstance(value, ast.AST):
-                _write(value, text)
-            elif isinstance(value, list):
-                _write_list(node, name, value, text)
-            else:
-                text.append(repr(value))
-            text.append(",")
-    text.append(")")
+        content = ""
+        for name in value._fields:
+            field = getattr(value, name, None)
+            if name not in _WITHOUT_MEANING and field is not None and field != []:
+                content += f"{name}={_written(_meant(value, name, field))},"
+    return f"{type(value).__name__}({content})"
 
 
-def _write_list(node: ast.AST, name: str, items: list[ast.AST | str | None], text: list[str]) -> None:
-    if name == "body" and _begins_with_docstring(node):
-        items = items[1:]
-    elif isinstance(node, ast.JoinedStr):
-        items = list(_merged(node.values))
-    text.append("[")
-    for item in items:
-        if isinstance(item, ast.AST):
-            _write(item, text)
-        else:
-            text.append(repr(item))
-        text.append(",")
-    text.append("]")
+def _meant(node: ast.AST, name: str, field: Any) -> Any:  # noqa: ANN401 - what a node holds
+    """A field of a node without a docstring, and of an f-string with neighbouring texts as one.
 
-
-def _begins_with_docstring(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        return False
-    first = node.body[0]
-    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
-
-
-def _merged(values: list[ast.expr]) -> Iterator[ast.expr]:
-    """The parts of an f-string with neighbouring texts as one: versions of Python cut them differently."""
-    pending = ""
-    for value in values:
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            pending += value.value
-            continue
-        if pending:
-            yield ast.Constant(pending)
-        pending = ""
-        yield value
-    if pending:
-        yield ast.Constant(pending)
+    Versions of Python cut the texts of an f-string differently.
+    """
+    if name == "body" and isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+        return field[1:]
+    if not isinstance(node, ast.JoinedStr):
+        return field
+    merged: list[ast.expr] = []
+    for is_text, group in itertools.groupby(field, key=lambda part: _text(part) is not None):
+        parts = list(group)
+        merged += [ast.Constant("".join(part.value for part in parts))] if is_text else parts
+    return [part for part in merged if _text(part) != ""]
 
 
 def _top(name: str) -> str:

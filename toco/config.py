@@ -6,7 +6,6 @@ A config is a tree of frozen pydantic models. There is no other way to set anyth
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
+
+from toco.own_modules import did_you_mean
 
 RUN_ONLY = "run_only"
 """Key in a field's ``json_schema_extra`` that marks it as without effect on results, so that no digest contains it."""
@@ -351,9 +352,7 @@ def _refuse(tree: dict[str, Any], missing: str, path: str) -> None:
             visit(f"{prefix}{key}.", value)
 
     visit("", tree)
-    near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UnknownFieldError(missing, hint)
+    raise UnknownFieldError(missing, did_you_mean(path, known, cutoff=0.5))
 
 
 def _keep_what_counts(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any value of a field

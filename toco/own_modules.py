@@ -170,7 +170,7 @@ def _not_found(name: str) -> str:
     if module_spec(top) is not None:
         return _not_in_package(name)
     folders = search_folders()
-    near = _hint(top, _names_in(map(Path, folders)))
+    near = did_you_mean(top, _names_in(map(Path, folders)))
     return (
         f"There is no module {name!r}: {', '.join(folders)} hold no {top}.{near} "
         f"Set the variable PYTHONPATH to the folder that holds {top}."
@@ -191,7 +191,7 @@ def _not_in_package(name: str) -> str:
             where = ", ".join(map(str, folders)) or "a single file"
             return (
                 f"{package} ({where}) has no module {part!r}; it has "
-                f"{', '.join(inside) or 'none'}.{_hint(part, inside)}"
+                f"{', '.join(inside) or 'none'}.{did_you_mean(part, inside)}"
             )
         folders, package = deeper, f"{package}.{part}"
     where = ", ".join(map(str, folders))
@@ -205,6 +205,13 @@ def _names_in(folders: Iterable[Path]) -> list[str]:
     return sorted({item.stem for item in code if item.stem.isidentifier()} - {"__init__"})
 
 
-def _hint(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
+def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """A question, after a space, that names the one of ``names`` nearest to ``name``; empty where none is near.
+
+    Args:
+        name: What was given.
+        names: What there is.
+        cutoff: Least similarity, as :mod:`difflib` measures it.
+    """
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""

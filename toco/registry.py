@@ -7,9 +7,7 @@ entries define: names, each with how it is written. See CONTRIBUTING.md and ``to
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, SerializeAsAny
 
-from toco.own_modules import OwnModuleError, import_own, refuse_within
+from toco.code_digest import public_modules
+from toco.own_modules import OwnModuleError, did_you_mean, import_own, refuse_within
 
 UNTRUSTED = "untrusted"
 """Key in the context of a validation: a folder of which no module is imported."""
@@ -29,9 +28,7 @@ def available(package: str) -> tuple[str, ...]:
     >>> "toco" in available("toco.methods")
     True
     """
-    path = importlib.import_module(package).__path__
-    modules = pkgutil.iter_modules(path)
-    return tuple(sorted(m.name for m in modules if not (m.ispkg or m.name.startswith("_"))))
+    return tuple(public_modules(package))
 
 
 def module_name(package: str, name: str) -> str:
@@ -58,12 +55,9 @@ def load(package: str, name: str) -> ModuleType:
     entries = available(package)
     if name not in entries:
         kind = package.rpartition(".")[2]
-        if near := difflib.get_close_matches(name, entries, n=1):
-            hint = f" Did you mean {near[0]!r}?"
-        elif hasattr(sys.modules[package], "ENTRY"):
+        hint = did_you_mean(name, entries)
+        if not hint and hasattr(importlib.import_module(package), "ENTRY"):
             hint = " A module of your own has a dot in its name, as in my_package.my_module."
-        else:
-            hint = ""
         raise ValueError(f"{name!r} is not one of {kind}: {', '.join(entries)}.{hint}")
     return importlib.import_module(f"{package}.{name}")
 

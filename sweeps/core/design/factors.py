@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from toco.config import Config, flatten
+from toco.own_modules import did_you_mean
 
 SEED_PATH = "seed"
 EVALUATION = "evaluate."
@@ -33,8 +33,7 @@ def lacking(study: str, path: str, base: Config) -> ValueError:
     owner, way = "its recipe", "start from another one with --recipe"
     if name is not None:
         owner, way = f"the {part} {name!r}", f"name another {part} with --set {part}.name=NAME"
-    near = difflib.get_close_matches(path, flatten(base), n=1, cutoff=_SAME_BUT_FOR_A_SLIP)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(path, flatten(base), cutoff=_SAME_BUT_FOR_A_SLIP)
     return ValueError(
         f"{study} varies {path}, which {owner} does not have.{hint} To study it, {way}; for settings that {owner} has, "
         "take another study (python -m sweeps list)."
