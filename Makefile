@@ -32,7 +32,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table5 test test-kill test-damage check mlflow lock clean
+.PHONY: help setup reproduce-table5 pictures test test-kill test-damage check mlflow lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ test: $(STAMP)  ## everything that CI runs: lint, types, import contracts, all t
 
 test-kill: $(STAMP)  ## the long kill test: ten kills of workers, drivers and heads, at most half an hour
 	TOCO_KILLS=10 $(VENV)/bin/pytest tests/sweeps/test_kill.py --timeout 1800
+
+pictures: reproduce-table5  ## the README's pictures, from Table 5 and two more trainings
+	PYTHONPATH=. $(RUN) docs/make_pictures.py $(call quoted,$(RESULTS))
 
 test-damage: $(STAMP)  ## the long damage test: five thousand damaged files, others each time
 	TOCO_DAMAGES=5000 TOCO_DAMAGE_SEED=$$(date +%s) $(PYTEST) tests/damage
