@@ -18,8 +18,6 @@ With ``voc_deit_b`` 3.7 hours on two A100 for each training. The paper gives no 
 VOC, and 0.5 for the evaluation.
 """
 
-from __future__ import annotations
-
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import Grid, OneFactor, SideBySide
 from sweeps.core.design.factors import Factor

@@ -18,8 +18,6 @@ percent on VOC val): CAM 27.8, 27.9, 62.5, 67.2, 69.9, 70.5 from the first row t
 60.7, 61.2, 62.5 from the second row on, segmentation 66.6 and 68.1 in the last two.
 """
 
-from __future__ import annotations
-
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import Declared, Ladder
 from sweeps.core.design.factors import Component

@@ -12,8 +12,6 @@ different from 0.5.
 With ``voc_deit_b`` 3.7 hours on two A100 for each training. The paper gives no table of it; it uses 0.5 for VOC.
 """
 
-from __future__ import annotations
-
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor

@@ -58,7 +58,7 @@ def test_rows_of_the_version_before_are_read(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     rows = [{**row, "format_version": 1} for row in ROWS]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_rows(file) == Rows(tuple(rows), are_sealed=False)
+    assert read_rows(file) == Rows(tuple(rows))
 
 
 def test_a_file_that_is_not_there_has_no_rows(tmp_path: Path) -> None:

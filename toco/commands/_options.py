@@ -1,7 +1,5 @@
 """Options that several verbs take."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -42,7 +42,7 @@ def identity(trained: Trained) -> dict[str, Any]:
 
 
 def open_images(trained: Trained, split: Split, shard: Shard) -> tuple[Dataset, dict[str, Any]]:
-    """A split of the run's data, and what its outputs depend on besides each image: how the data is read.
+    """A split of the run's data, and what its outputs depend on besides each image.
 
     The first of the processes that share the work says how many images carry an EXIF orientation.
 
@@ -63,7 +63,7 @@ def open_images(trained: Trained, split: Split, shard: Shard) -> tuple[Dataset, 
             f"Note: {num_turned} of {len(dataset)} images have an EXIF orientation, which is ignored: the masks of a "
             "data set lie on the stored pixels."
         )
-    return dataset, {"split": split, "data": digest(trained.config.data)}
+    return dataset, {**identity(trained), "split": split, "data": digest(trained.config.data)}
 
 
 def _num_turned(dataset: Dataset) -> int:

@@ -36,17 +36,17 @@ def command(
     labels of the data; --set changes how, as in evaluate.size_px=null for the image's own size. The work goes on where
     it was stopped, and torchrun shares it among processes.
     """
-    from toco.commands._trained import identity, open_for_share, open_images
+    from toco.commands._trained import open_for_share, open_images
     from toco.predict.cams import export_cams
 
     trained, shard = open_for_share(run_dir, changes)
-    dataset, of_data = open_images(trained, split, shard)
+    dataset, about = open_images(trained, split, shard)
     folder = export_cams(
         trained.method,
         dataset,
         trained.config.evaluate,
         out,
-        {**identity(trained), **of_data},
+        about,
         shard,
         device=trained.config.torch_device(),
         dtype=dtype,

@@ -55,7 +55,7 @@ def command(
     the data has masks, the mIoU is printed at the end. --set changes how, as in method.high_threshold=0.6 or
     evaluate.size_px=null. The work goes on where it was stopped, and torchrun shares it among processes.
     """
-    from toco.commands._trained import identity, open_for_share, open_images
+    from toco.commands._trained import open_for_share, open_images
     from toco.config import parse_assignments, replace
     from toco.predict.pseudo_labels import (
         OFFICIAL_CAM_CRF,
@@ -75,14 +75,14 @@ def command(
         par=rule.par if "par" in refine else None,
         crf=None if crf is None else crf.resolved(device.type),
     )
-    dataset, of_data = open_images(trained, split, shard)
+    dataset, about = open_images(trained, split, shard)
     folder = export_pseudo_labels(
         trained.method,
         dataset,
         trained.config.evaluate,
         config,
         out,
-        {**identity(trained), **of_data},
+        about,
         shard,
         device=device,
         progress=progress and shard.rank == 0,

@@ -73,10 +73,11 @@ def command(
             click.echo(f"Left out: {phrase}.")
     device = trained.config.torch_device()
     inference = trained.config.inference.resolved(device.type)
-    about = {**identity(trained), "inference": inference.model_dump(mode="json")}
+    about = identity(trained)
     if split:
-        images, of_data = open_images(trained, split, shard)
-        about, file_names = {**about, **of_data}, images.names
+        images, about = open_images(trained, split, shard)
+        file_names = images.names
+    about["inference"] = inference.model_dump(mode="json")
     network = partial(class_probabilities, trained.method, config=inference, device=device)
     predicted = predict(
         network,

@@ -31,7 +31,7 @@ def command(
     made again. Where there are masks, the scores go to OUT/scores.json. Under torchrun the processes share the images:
     torchrun --standalone --nproc-per-node 4 -m toco test RUN_DIR --out DIR
     """
-    from toco.commands._trained import identity, open_for_share, open_images
+    from toco.commands._trained import open_for_share, open_images
     from toco.files import printable, write_text
     from toco.official.expected import beside_table2
     from toco.predict.image_files import check_readable, large_enough
@@ -47,9 +47,8 @@ def command(
         raise click.UsageError("--also-without-crf goes with a CRF, but inference.crf is null.")
     if config.crf is not None and config.crf.filter_name == "exact" and device.type == "cpu":
         click.echo("The exact filter takes minutes an image on a CPU; inference.crf.filter_name=lattice takes seconds.")
-    dataset, of_data = open_images(trained, split, shard)
+    dataset, about = open_images(trained, split, shard)
 
-    about = {**identity(trained), **of_data}
     ways = {"": config}
     if also_without_crf:
         ways["_without_crf"] = config.model_copy(update={"crf": None})

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from toco.metrics.segmentation import check_labels, count_by_image
+from toco.metrics.segmentation import count_by_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +69,6 @@ class CamQuality:
             dtype=torch.int64,
             device=device,
         )
-
-    def update(
-        self,
-        label: Integer[Tensor, "b h w"],
-        cam: Float[Tensor, "b m h w"],
-        class_labels: Float[Tensor, "b k"],
-        present: Int[Tensor, "b m"] | None = None,
-    ) -> None:
-        """Count images and add them; see :meth:`count`.
-
-        Raises:
-            ValueError: A label is neither a class nor 255.
-        """
-        check_labels(label, self.num_foreground_classes + 1, "ground truth")
-        self.add(self.count(label, cam, class_labels, present))
 
     def count(
         self,

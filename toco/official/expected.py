@@ -123,7 +123,12 @@ def beside_expected(
         colalign=("left", *("right" for _ in headers[1:])),
         disable_numparse=True,
     )
-    return f"{table}\n{_comparable(_differences(theirs, config, num_images, step))}"
+    official: RunConfig = load("toco.recipes", theirs.recipe).recipe()
+    changes = diff(official, config, run_only=False)
+    protocol = [path for path in changes if _is_of_evaluation(path) and path not in _SAME_EVALUATION]
+    other_way = f"the protocol is not that of the log ({_listed(protocol)})" if protocol else None
+    evaluated = min(num_images, config.evaluate.max_images or num_images)
+    return f"{table}\n{_compare(official, config, step, evaluated, theirs.num_images, other_way)}"
 
 
 def beside_table2(
@@ -150,42 +155,41 @@ def beside_table2(
     if recipe is None or theirs is None or split not in theirs.table2:
         return None
     table = theirs.table2[split]
-    differences = []
-    if num_images != table.num_images:
-        differences.append(f"{num_images} images were evaluated instead of {table.num_images}")
     official: RunConfig = load("toco.recipes", recipe).recipe()
     # Which of its filters the CRF takes is chosen for the machine.
-    if changed := [path for path in diff(official.inference, inference) if path != "crf.filter_name"]:
-        differences.append(f"the images were segmented in another way ({_listed(changed)})")
-    differences += _of_training(official, config, step)
+    changes = [path for path in diff(official.inference, inference) if path != "crf.filter_name"]
+    other_way = f"the images were segmented in another way ({_listed(changes)})" if changes else None
     difference = 100 * miou - table.miou
     return (
         f"Table 2 of the paper has {table.miou:.1f} mIoU for {recipe} on {split}; this is {100 * miou:.1f} "
-        f"({difference:+.1f}). {_comparable(differences)}"
+        f"({difference:+.1f}). {_compare(official, config, step, num_images, table.num_images, other_way)}"
     )
 
 
-def _differences(theirs: Expected, config: RunConfig, num_images: int, step: int) -> list[str]:
-    """Why the numbers do not stand for the same."""
-    official: RunConfig = load("toco.recipes", theirs.recipe).recipe()
-    found = []
-    if (evaluated := min(num_images, config.evaluate.max_images or num_images)) != theirs.num_images:
-        found.append(f"{evaluated} images were evaluated instead of {theirs.num_images}")
-    changes = diff(official, config, run_only=False)
-    if protocol := [path for path in changes if _is_of_evaluation(path) and path not in _SAME_EVALUATION]:
-        found.append(f"the protocol is not that of the log ({_listed(protocol)})")
-    return found + _of_training(official, config, step)
+def _compare(
+    official: RunConfig, config: RunConfig, step: int, num_images: int, their_images: int, other_way: str | None
+) -> str:
+    """Say in a sentence whether our numbers stand for the same as the authors'.
 
-
-def _of_training(official: RunConfig, config: RunConfig, step: int) -> list[str]:
-    """How the network came about otherwise."""
-    found = []
+    Args:
+        official: The recipe.
+        config: Config of the run.
+        step: Updates before the checkpoint.
+        num_images: Images that were evaluated.
+        their_images: Images that the authors evaluated.
+        other_way: How the evaluation differs, apart from its images.
+    """
+    differences = [] if other_way is None else [other_way]
+    if num_images != their_images:
+        differences.insert(0, f"{num_images} images were evaluated instead of {their_images}")
     if step != official.num_steps:
-        found.append(f"the checkpoint is of step {step} and not {official.num_steps}")
+        differences.append(f"the checkpoint is of step {step} and not {official.num_steps}")
     changes = diff(official, config, run_only=False)
     if training := [path for path in changes if not _is_of_evaluation(path) and not _is_same(path, config)]:
-        found.append(f"it was trained with other settings ({_listed(training)})")
-    return found
+        differences.append(f"it was trained with other settings ({_listed(training)})")
+    if not differences:
+        return "The numbers are comparable: the same images, protocol and settings (one seed each)."
+    return f"The numbers are not comparable: {'; '.join(differences)}."
 
 
 def _is_of_evaluation(path: str) -> bool:
@@ -204,12 +208,6 @@ def _is_same(path: str, config: RunConfig) -> bool:
 def _listed(paths: Sequence[str]) -> str:
     shown = ", ".join(paths[:_SHOWN])
     return shown if len(paths) <= _SHOWN else f"{shown} and {len(paths) - _SHOWN} more"
-
-
-def _comparable(differences: Sequence[str]) -> str:
-    if not differences:
-        return "The numbers are comparable: the same images, protocol and settings (one seed each)."
-    return f"The numbers are not comparable: {'; '.join(differences)}."
 
 
 def _cells(ours: float | None, theirs: float) -> tuple[str, str, str]:

@@ -47,7 +47,6 @@ class RunRecord:
         config: The resolved config, nested.
         provenance: Commit, versions, device, data manifest, start.
         rows: Every whole line of ``metrics.jsonl``, in order.
-        evaluations: The evaluations' files, by step.
         pictures: The pictures' files, by step.
         result: How the run ended, or ``None`` while it has not.
         last_evaluation: The evaluation with the highest step; ``None`` where there is none or it is damaged.
@@ -60,7 +59,6 @@ class RunRecord:
     config: dict[str, Any]
     provenance: dict[str, Any]
     rows: tuple[MetricRow, ...]
-    evaluations: dict[int, dict[str, Any]]
     pictures: dict[int, tuple[Path, ...]]
     result: dict[str, Any] | None
     last_evaluation: dict[str, Any] | None
@@ -106,7 +104,6 @@ def read_run_record(path: Path) -> RunRecord:
         config=head["config"],
         provenance=records.read(path / "provenance.json"),
         rows=tuple(map(_row, found.readable)),
-        evaluations=evaluations,
         pictures={
             _step(folder): tuple(sorted(file for file in folder.glob("*.png") if file.is_file()))
             for folder in sorted((path / "pictures").glob("step_*"))

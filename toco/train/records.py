@@ -71,13 +71,11 @@ class Rows:
         whole: Rows from the first to the last before a fault.
         later: Whole rows after the first fault.
         fault: The first fault in a sentence that names the file and the line; ``None`` where there is none.
-        are_sealed: Whether every whole row carries its digest.
     """
 
     whole: tuple[Row, ...]
     later: tuple[Row, ...] = ()
     fault: str | None = None
-    are_sealed: bool = True
 
     @property
     def readable(self) -> tuple[Row, ...]:
@@ -163,15 +161,14 @@ def read_rows(path: Path) -> Rows:
         lines.append(cut_off)
     whole: list[Row] = []
     later: list[Row] = []
-    fault, are_sealed = None, True
+    fault = None
     for number, line in enumerate(lines, start=1):
         row = read_row(line)
         if row is not None:
-            are_sealed = are_sealed and is_sealed(line)
             (whole if fault is None else later).append(row)
         elif fault is None:
             fault = f"{printable(path)} is damaged in line {number}: its bytes are not those that were written."
-    return Rows(tuple(whole), tuple(later), fault, are_sealed)
+    return Rows(tuple(whole), tuple(later), fault)
 
 
 def read_row(line: bytes) -> Row | None:

@@ -52,10 +52,10 @@ class Progress:
         """``name`` had done ``step`` steps before this start; they say nothing about the rate."""
         self._step[name] = self._earlier[name] = step
 
-    def ended_before(self, name: str, *, failed: bool) -> None:
-        """``name`` had ended before this start."""
+    def ended_before(self, name: str) -> None:
+        """``name`` had its result before this start."""
         self._step[name] = self._earlier[name] = self._steps[name]
-        self._ended[name] = failed
+        self._ended[name] = False
 
     def running(self, names: Set[str]) -> None:
         """These trials run now, and no others."""

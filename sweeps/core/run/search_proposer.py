@@ -112,7 +112,7 @@ class SearchProposer(Proposer):
         names = {number: f"trial {number}" for number in self._journal.planned()}
         progress = Progress(plan.study.name, dict.fromkeys(names.values(), plan.base.num_steps))
         for number in self._journal.ended():
-            progress.ended_before(names[number], failed=False)
+            progress.ended_before(names[number])
         for task in self._begun:
             progress.resumed(task.name, max(newest_step(self._situation.ledger.run_dir(task.key)), 0))
         return progress

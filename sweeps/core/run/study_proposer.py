@@ -77,7 +77,7 @@ class StudyProposer(Proposer):
             if key in missing:
                 progress.resumed(task.name, max(newest_step(self._situation.ledger.run_dir(key)), 0))
             else:
-                progress.ended_before(task.name, failed=False)
+                progress.ended_before(task.name)
         return progress
 
     def _close(self, key: str) -> Task:

@@ -4,8 +4,6 @@ The annotation files number 91 categories, of which eleven were never annotated.
 without a gap, so that class 12 (``stop sign``) is COCO's category 13 and every class after it lies further off.
 """
 
-from __future__ import annotations
-
 # fmt: off
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",

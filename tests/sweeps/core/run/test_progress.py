@@ -40,7 +40,7 @@ def test_counts_and_time_left():
 
 def test_steps_of_earlier_starts_do_not_make_this_one_look_fast():
     progress, clock = make(io.StringIO())
-    progress.ended_before("t0", failed=False)
+    progress.ended_before("t0")
     progress.resumed("t1", 50)
     clock.now += 30
     assert "unknown time left" in progress.line()
