@@ -415,6 +415,32 @@ def test_a_driver_that_waits_lets_go_of_what_has_ended(tmp_path, monkeypatch, tr
     assert trainer.trained == [first]
 
 
+def test_an_error_while_the_driver_waits_is_its_own_and_not_the_backends(tmp_path, monkeypatch, tracker):
+    """Ray would bury it in a trace of its own."""
+    trainer, start, reached = Trainer(), Launch(tmp_path / "results"), []
+    study = make(tmp_path, OneFactor((Factor("method.aux_block", (9, 8)),)))
+    _, second = survey(study, start.storage).keys
+    run = trainer.run
+
+    def running(*arguments):
+        try:
+            run(*arguments)
+        except OSError as error:
+            reached.append(error)
+            raise
+
+    def fail(leases, key):
+        raise OSError(errno.EIO, "Input/output error")
+
+    trainer.run = running
+    monkeypatch.setattr(Leases, "silence_s", fail)
+    with Leases(start.storage, "another driver") as other:
+        assert other.acquire([second])
+        with pytest.raises(OSError, match="Input/output error"):
+            run_study(study, start, trainer.connect)
+    assert reached == []
+
+
 def test_many_rescored_trials_are_no_sources(tmp_path, monkeypatch, tracker):
     trainer, start = Trainer(), Launch(tmp_path / "results")
     assert run_study(make(tmp_path, ONE), start, trainer.connect) == 0
