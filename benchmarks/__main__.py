@@ -24,7 +24,9 @@ class _Folder(Commands):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         modules = pkgutil.iter_modules([str(Path(__file__).parent)])
-        return sorted(module.name.replace("_", "-") for module in modules if not module.name.startswith("_"))
+        return sorted(
+            module.name.replace("_", "-") for module in modules if not module.name.startswith("_")
+        )
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):

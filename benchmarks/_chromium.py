@@ -35,7 +35,9 @@ def chromium() -> Iterator[Browser]:
     """
     program = find_chromium()
     if program is None:
-        raise ValueError("Expected chromium, chromium-browser or google-chrome on the PATH; found none of them.")
+        raise ValueError(
+            "Expected chromium, chromium-browser or google-chrome on the PATH; found none of them."
+        )
     with (
         sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=program, args=_OPTIONS) as browser,

@@ -26,11 +26,23 @@ def benchmark(
         threads: Whether ``--threads`` sets the CPU threads of torch.
     """
     options = [
-        click.option("--out", type=click.Path(path_type=Path), help="Write the result here, as JSON."),
-        click.option("--times", default=times, show_default=True, type=click.IntRange(1), help="Timed runs of each."),
+        click.option(
+            "--out", type=click.Path(path_type=Path), help="Write the result here, as JSON."
+        ),
+        click.option(
+            "--times",
+            default=times,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Timed runs of each.",
+        ),
     ]
     if threads:
-        options.append(click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's]"))
+        options.append(
+            click.option(
+                "--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's]"
+            )
+        )
     if device is not None:
         options.append(click.option("--device", default=device, show_default=True))
 
@@ -44,6 +56,8 @@ def benchmark(
                 torch.set_num_threads(number)
             click.echo(describe(write(out, name, function(**chosen))))
 
-        return click.command(name, help=module.__doc__)(reduce(lambda wrapped, option: option(wrapped), options, run))
+        return click.command(name, help=module.__doc__)(
+            reduce(lambda wrapped, option: option(wrapped), options, run)
+        )
 
     return command_of

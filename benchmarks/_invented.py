@@ -34,7 +34,9 @@ if __name__ == "__main__":
 '''
 
 
-def fill(file: Path, storage: Path, trials: int, seeds: int, share_failed: float = 0.0) -> Situation:
+def fill(
+    file: Path, storage: Path, trials: int, seeds: int, share_failed: float = 0.0
+) -> Situation:
     """Write a study and enter an invented result for every trial that has none, without waiting for the disk.
 
     Args:
@@ -69,7 +71,13 @@ def fill(file: Path, storage: Path, trials: int, seeds: int, share_failed: float
                 wall_time_s=60.0,
                 step_time_s=0.3,
                 peak_memory_bytes=800_000_000,
-                provenance={"commit": None, "dirty": None, "device": "CPU", "versions": {}, "platform": ""},
+                provenance={
+                    "commit": None,
+                    "dirty": None,
+                    "device": "CPU",
+                    "versions": {},
+                    "platform": "",
+                },
                 resources=Resources(1.0, 0.0),
                 origin=Origin(study.name, study.recipe),
                 run=f"runs/{task.key}",

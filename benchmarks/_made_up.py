@@ -29,7 +29,10 @@ def recipe_of(backbone: str) -> RunConfig:
     """The recipe whose settings a network has, with random weights: that of ``nano``, or of a ViT of timm on VOC."""
     if backbone == NANO:
         return replace(shapes_nano.recipe(), {"backbone.weights": None})
-    return replace(voc_deit_b.recipe(), {"backbone.model": ALIASES.get(backbone, backbone), "backbone.weights": None})
+    return replace(
+        voc_deit_b.recipe(),
+        {"backbone.model": ALIASES.get(backbone, backbone), "backbone.weights": None},
+    )
 
 
 def num_foreground_classes_of(backbone: str) -> int:
@@ -42,7 +45,9 @@ def generated_batch(num_images: int, size_px: int, num_foreground_classes: int, 
     generator = torch.Generator().manual_seed(seed)
     views = []
     for _ in range(3):
-        coarse = torch.rand(num_images, 3, max(size_px // 32, 2), max(size_px // 32, 2), generator=generator)
+        coarse = torch.rand(
+            num_images, 3, max(size_px // 32, 2), max(size_px // 32, 2), generator=generator
+        )
         smooth = F.interpolate(coarse, size=(size_px, size_px), mode="bicubic", align_corners=False)
         noise = 0.02 * torch.randn(num_images, 3, size_px, size_px, generator=generator)
         views.append(((smooth + noise).clamp(0, 1) * 255).to(torch.uint8))
@@ -64,7 +69,9 @@ def generated_batch(num_images: int, size_px: int, num_foreground_classes: int, 
     )
 
 
-def write_voc_folder(root: Path, num: int, sizes: Sequence[tuple[int, int]] = (PHOTOGRAPH,)) -> None:
+def write_voc_folder(
+    root: Path, num: int, sizes: Sequence[tuple[int, int]] = (PHOTOGRAPH,)
+) -> None:
     """Write photograph-like JPEG files and masks of one to three classes with some void, listed as ``train``.
 
     Args:
@@ -79,10 +86,18 @@ def write_voc_folder(root: Path, num: int, sizes: Sequence[tuple[int, int]] = (P
     for index, name in enumerate(names):
         height, width = sizes[index % len(sizes)]
         blocks = rng.integers(0, 256, (height // _BLOCK_PX, width // _BLOCK_PX, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC))
+        smooth = np.asarray(
+            Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC)
+        )
         noisy = np.clip(smooth + rng.normal(0, _NOISE, smooth.shape), 0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(root / f"JPEGImages/{name}.jpg", quality=90)
-        shown = rng.choice(np.arange(1, 21), rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]), replace=False)
-        mask = Image.fromarray(rng.choice([0, 0, 0, IGNORE_INDEX, *shown], (32, 32)).astype(np.uint8))
-        mask.resize((width, height), Image.Resampling.NEAREST).save(root / f"SegmentationClass/{name}.png")
+        shown = rng.choice(
+            np.arange(1, 21), rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]), replace=False
+        )
+        mask = Image.fromarray(
+            rng.choice([0, 0, 0, IGNORE_INDEX, *shown], (32, 32)).astype(np.uint8)
+        )
+        mask.resize((width, height), Image.Resampling.NEAREST).save(
+            root / f"SegmentationClass/{name}.png"
+        )
     (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(names) + "\n")

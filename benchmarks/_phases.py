@@ -79,7 +79,9 @@ class Phases:
 
             @wraps(function)
             def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any function
-                with self(phase or ("local crops" if args[0].shape[-1] == local else "global views")):
+                with self(
+                    phase or ("local crops" if args[0].shape[-1] == local else "global views")
+                ):
                     return function(*args, **kwargs)
 
             return call
@@ -97,7 +99,11 @@ class Phases:
             (method.decoder, "forward", "segmentation"),
             (method.backbone, "forward", None),
             (method.backbone, "forward_blocks", None),
-            *((source_of(name), name, phase) for phase, functions in phases.items() for name in functions),
+            *(
+                (source_of(name), name, phase)
+                for phase, functions in phases.items()
+                for name in functions
+            ),
         ]
         with ExitStack() as stack:
             for owner, name, phase in parts:

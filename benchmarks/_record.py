@@ -28,8 +28,12 @@ def machine(device: torch.device | str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "matrix_instructions": [flag for flag in _MATRIX_FLAGS if flag in _cpuinfo("flags").split()],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "matrix_instructions": [
+            flag for flag in _MATRIX_FLAGS if flag in _cpuinfo("flags").split()
+        ],
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
@@ -37,8 +41,14 @@ def machine(device: torch.device | str) -> dict[str, Any]:
     }
     if torch.device(device).type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
-        found |= {"cuda": torch.version.cuda, "float32_matmul_precision": torch.get_float32_matmul_precision()}
+        found |= {
+            "gpu": properties.name,
+            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        }
+        found |= {
+            "cuda": torch.version.cuda,
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        }
     return found
 
 
@@ -48,9 +58,14 @@ def write(out: Path | None, name: str, result: dict[str, Any]) -> dict[str, Any]
     Args:
         out: The file.
         name: The benchmark's command.
-        result: What was measured. Where it has a ``device``, that is the device that is described, else the CPU.
+        result: What was measured. Where it has a ``device``, that is the device that is described,
+            else the CPU.
     """
-    about = {"format_version": FORMAT_VERSION, "name": name, "machine": machine(result.get("device", "cpu"))}
+    about = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "machine": machine(result.get("device", "cpu")),
+    }
     if out is not None:
         write_text(out, json.dumps(about | result, indent=2) + "\n")
     return about | result
@@ -86,7 +101,11 @@ def matrix_peak(dtype: torch.dtype, device: torch.device | str) -> float:
 def peak_memory_bytes(device: torch.device | str) -> int:
     """Most memory so far: allocated on a CUDA device since its last reset, or resident in this process."""
     device = torch.device(device)
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else step.peak_memory_bytes(device)
+    return (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else step.peak_memory_bytes(device)
+    )
 
 
 def synchronise(device: torch.device | str) -> None:

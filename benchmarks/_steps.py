@@ -1,6 +1,7 @@
 """The training step as the official iteration computes it.
 
-Its losses and gradients are those of :class:`toco.train.step.TrainingStep` (``tests/methods/test_plain_step.py``).
+Its losses and gradients are those of :class:`toco.train.step.TrainingStep`
+(``tests/methods/test_plain_step.py``).
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ from toco.types import IGNORE_INDEX
 class PlainStep:
     """One update as the official iteration computes it: every pass of its own, nothing kept or skipped.
 
-    In float32, with explicit attention. The global views are encoded for the CAM (twice: upright, mirrored), for the
-    classifiers and the decoder, for the teacher (with a graph that nobody uses) and for the student. The decoder runs
-    inside the CAM passes, too. All classes' maps are brought to pixels. Crops are cut image by image on the host. PAR
-    runs once for each threshold, each time with an affinity of its own. All terms are computed at all steps and count
-    zero before their first. Every loss is read from the device at every step.
+    In float32, with explicit attention. The global views are encoded for the CAM (twice: upright,
+    mirrored), for the classifiers and the decoder, for the teacher (with a graph that nobody uses)
+    and for the student. The decoder runs inside the CAM passes, too. All classes' maps are brought
+    to pixels. Crops are cut image by image on the host. PAR runs once for each threshold, each time
+    with an affinity of its own. All terms are computed at all steps and count zero before their
+    first. Every loss is read from the device at every step.
 
-    The losses, the normalisation of the CAM and the lattice are the library's, since they are the same thing.
+    The losses, the normalisation of the CAM and the lattice are the library's, since they are the
+    same thing.
 
     Args:
         method: Settings and weights. Its attention is made explicit, so give a copy.
@@ -50,17 +53,31 @@ class PlainStep:
         energy: Whether the energy term is computed.
     """
 
-    def __init__(self, method: toco.ToCo, optim: OptimConfig, num_steps: int, *, energy: bool) -> None:
+    def __init__(
+        self, method: toco.ToCo, optim: OptimConfig, num_steps: int, *, energy: bool
+    ) -> None:
         self.network = method
-        self._config, self._optim, self._num_steps, self._energy = method.config, optim, num_steps, energy
+        self._config, self._optim, self._num_steps, self._energy = (
+            method.config,
+            optim,
+            num_steps,
+            energy,
+        )
         for block in cast(Any, method.backbone).vit.blocks:
             block.attn.fused_attn = False
         groups: list[dict[str, Any]] = [
-            {"params": params, "peak_lr": optim.lr * (optim.head_lr_multiplier if name in HEAD_GROUPS else 1.0)}
+            {
+                "params": params,
+                "peak_lr": optim.lr * (optim.head_lr_multiplier if name in HEAD_GROUPS else 1.0),
+            }
             for name, params in self.network.parameter_groups().items()
         ]
         self._optimizer = torch.optim.AdamW(
-            groups, lr=optim.lr, betas=optim.betas, eps=optim.epsilon, weight_decay=optim.weight_decay
+            groups,
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.epsilon,
+            weight_decay=optim.weight_decay,
         )
 
     def __call__(self, batch: Batch, step: int) -> None:
@@ -86,9 +103,12 @@ class PlainStep:
         config, network = self._config, self.network
         device = network.classifier.weight.device
         if batch.second_view is None or batch.crop_source is None:
-            raise ValueError("Expected a batch with all three views; make the loader with its default extra_views.")
+            raise ValueError(
+                "Expected a batch with all three views; make the loader with its default extra_views."
+            )
         images, second_view, class_labels, box = (
-            tensor.to(device) for tensor in (batch.images, batch.second_view, batch.class_labels, batch.valid_box)
+            tensor.to(device)
+            for tensor in (batch.images, batch.second_view, batch.class_labels, batch.valid_box)
         )
         size = images.shape[-2], images.shape[-1]
         losses: dict[str, Tensor] = {}
@@ -105,12 +125,16 @@ class PlainStep:
         student_tokens, _, _ = self._encode(torch.cat([images, second_view]))
         local_tokens, _, _ = self._encode(crops.flatten(0, 1))
 
-        losses["classification"] = self._by_group(classification_loss, network.classifier(features), class_labels)
+        losses["classification"] = self._by_group(
+            classification_loss, network.classifier(features), class_labels
+        )
         losses["aux_classification"] = self._by_group(
             classification_loss, network.aux_classifier(aux_features), class_labels
         )
         student = network.projection(torch.cat([student_tokens, local_tokens]))
-        by_image = (rows.unflatten(0, (-1, len(images))).transpose(0, 1) for rows in (student, teacher))
+        by_image = (
+            rows.unflatten(0, (-1, len(images))).transpose(0, 1) for rows in (student, teacher)
+        )
         losses["ctc"] = self._by_group(self._contrast, *by_image, positive.to(device))
         grid = features.shape[-2], features.shape[-1]
         on_grid = F.interpolate(aux_cam, size=grid, mode="bilinear", align_corners=False)
@@ -128,7 +152,10 @@ class PlainStep:
             settings = config.dense_energy.model_copy(update={"filter_name": "lattice"})
             energy = dense_energy_loss(levels.cpu(), logits.cpu(), label.cpu(), box.cpu(), settings)
             losses["energy"] = energy.to(device)
-        terms = {name: getattr(config, name).at(step) for name in ("ptc", "ctc", "segmentation", "energy")}
+        terms = {
+            name: getattr(config, name).at(step)
+            for name in ("ptc", "ctc", "segmentation", "energy")
+        }
         weights = {"classification": 1.0, "aux_classification": config.aux_weight, **terms}
         return StepOutput(losses, {name: weights[name] for name in losses})
 
@@ -144,7 +171,11 @@ class PlainStep:
         sums: dict[str, list[Tensor]] = {"cam": [], "aux_cam": []}
         for scale in (1.0, *(scale for scale in self._config.cam_scales if scale != 1.0)):
             size = tuple(int(scale * side) for side in images.shape[-2:])
-            scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=False) if scale != 1.0 else images
+            scaled = (
+                F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+                if scale != 1.0
+                else images
+            )
             _, features, aux_features = self._encode(torch.cat([scaled, scaled.flip(-1)]))
             network.decoder(features)
             for name, tokens, head in (
@@ -152,21 +183,29 @@ class PlainStep:
                 ("aux_cam", aux_features, network.aux_classifier),
             ):
                 maps = F.conv2d(tokens, head.weight[:, :, None, None])
-                maps = F.interpolate(maps, size=images.shape[-2:], mode="bilinear", align_corners=False)
+                maps = F.interpolate(
+                    maps, size=images.shape[-2:], mode="bilinear", align_corners=False
+                )
                 upright, mirrored = maps.chunk(2)
                 sums[name].append(torch.maximum(upright, mirrored.flip(-1)).relu())
         cam, aux_cam = (normalise_cam(torch.stack(maps).sum(dim=0)) for maps in sums.values())
         return cam, aux_cam
 
-    def crops(self, region: Tensor, source: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def crops(
+        self, region: Tensor, source: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Local crops, crop-major, on the device, and which views are positive (the global ones are)."""
         config = self._config
         side = config.local_crop_size_px
         crops, positive = [], []
         for image, of_image in zip(source, region, strict=True):
-            corners = random_corners(of_image.cpu(), config.num_local_crops, side, generator).tolist()
+            corners = random_corners(
+                of_image.cpu(), config.num_local_crops, side, generator
+            ).tolist()
             crops.append(torch.stack([image[:, y : y + side, x : x + side] for y, x in corners]))
-            means = [float(of_image[y : y + side, x : x + side].sum()) / side**2 for y, x in corners]
+            means = [
+                float(of_image[y : y + side, x : x + side].sum()) / side**2 for y, x in corners
+            ]
             positive.append([True, True, *(mean > config.min_crop_region for mean in means)])
         return torch.stack(crops, dim=1).to(region.device), torch.tensor(positive)
 
@@ -175,7 +214,9 @@ class PlainStep:
         return class_token_contrast_loss(*by_view, is_positive, self._config.temperature)
 
     @torch.no_grad()
-    def pseudo_label(self, images: Tensor, cams: Tensor, class_labels: Tensor, box: Tensor) -> Tensor:
+    def pseudo_label(
+        self, images: Tensor, cams: Tensor, class_labels: Tensor, box: Tensor
+    ) -> Tensor:
         """Image by image, and once for each threshold."""
         config = self._config
         colours = denormalise_255(images, truncate=True) / 255
@@ -187,7 +228,9 @@ class PlainStep:
             # Entry 0 is the background.
             ids = torch.cat([classes.new_zeros(1), classes + 1])
             small_image = F.interpolate(image, size=small, mode="bilinear", align_corners=False)
-            small_cam = F.interpolate(cam[:, classes], size=small, mode="bilinear", align_corners=False)
+            small_cam = F.interpolate(
+                cam[:, classes], size=small, mode="bilinear", align_corners=False
+            )
             winners = []
             for background in (config.low_threshold, config.high_threshold):
                 maps = F.pad(small_cam, (0, 0, 0, 0, 1, 0), value=background).softmax(dim=1)
@@ -195,7 +238,9 @@ class PlainStep:
                 refined = F.interpolate(refined, size=size, mode="bilinear", align_corners=False)
                 winners.append(ids[refined.argmax(dim=1)])
             against_low, against_high = winners
-            label = torch.where((against_high == 0) & (against_low != 0), IGNORE_INDEX, against_high)
+            label = torch.where(
+                (against_high == 0) & (against_low != 0), IGNORE_INDEX, against_high
+            )
             labels.append(label)
         return ignore_outside(torch.cat(labels), box)
 
@@ -227,7 +272,11 @@ def refined_by_convolutions(images: Tensor, maps: Tensor, par: ParConfig) -> Ten
     def neighbours(values: Tensor) -> Tensor:
         planes: Tensor = values.flatten(0, 1)[:, None]
         rings = [
-            F.conv2d(F.pad(planes, (reach, reach, reach, reach), mode="replicate"), kernel, dilation=reach)
+            F.conv2d(
+                F.pad(planes, (reach, reach, reach, reach), mode="replicate"),
+                kernel,
+                dilation=reach,
+            )
             for reach in par.dilations
         ]
         stacked: Tensor = torch.cat(rings, dim=1).unflatten(0, values.shape[:2])

@@ -3,8 +3,8 @@
     python -m benchmarks crf --out benchmarks/results/crf_cpu.json
     python -m benchmarks crf --device cuda --out benchmarks/results/crf_h200.json
 
-A made-up image of the usual size of VOC and 21 classes; the network is ViT-B with random weights. Figures are those of
-the fastest of some runs, so that other load counts least.
+A made-up image of the usual size of VOC and 21 classes; the network is ViT-B with random weights.
+Figures are those of the fastest of some runs, so that other load counts least.
 """
 
 from __future__ import annotations
@@ -29,19 +29,32 @@ from toco.train.parts import build_method
 @benchmark(times=3, threads=True)
 @click.option("--height", default=375, show_default=True, type=click.IntRange(32))
 @click.option("--width", default=500, show_default=True, type=click.IntRange(32))
-@click.option("--backbone", default="vit_base_patch16_224", show_default=True, help="nano, or a ViT of timm.")
 @click.option(
-    "--filter", "filter_name", type=click.Choice(["auto", "lattice", "exact"]), default="auto", show_default=True
+    "--backbone", default="vit_base_patch16_224", show_default=True, help="nano, or a ViT of timm."
 )
-def crf(device: str, height: int, width: int, backbone: str, filter_name: str, times: int) -> dict[str, Any]:
+@click.option(
+    "--filter",
+    "filter_name",
+    type=click.Choice(["auto", "lattice", "exact"]),
+    default="auto",
+    show_default=True,
+)
+def crf(
+    device: str, height: int, width: int, backbone: str, filter_name: str, times: int
+) -> dict[str, Any]:
     """Seconds an image of the network at all scales and of the CRF."""
     num_foreground_classes = num_foreground_classes_of(backbone)
     method = build_method(recipe_of(backbone), num_foreground_classes).to(device).eval()
     config = CrfConfig(filter_name=filter_name).resolved(torch.device(device).type)
-    # About as many vertices of the lattice as photographs of VOC have, on which the time of the CRF depends.
-    coarse = F.interpolate(torch.rand(1, 3, 10, 10), size=(height, width), mode="bicubic").clamp(0, 1)
+    # About as many vertices of the lattice as photographs of VOC have, on which the time of the CRF
+    # depends.
+    coarse = F.interpolate(torch.rand(1, 3, 10, 10), size=(height, width), mode="bicubic").clamp(
+        0, 1
+    )
     levels = (60 + 120 * coarse + 2 * torch.rand(1, 3, height, width)).byte().to(device)
-    maps = F.interpolate(torch.randn(1, num_foreground_classes + 1, 12, 16), size=(height, width), mode="bicubic")
+    maps = F.interpolate(
+        torch.randn(1, num_foreground_classes + 1, 12, 16), size=(height, width), mode="bicubic"
+    )
     probabilities = (3 * maps).softmax(1).to(device)
     without_crf = InferenceConfig(crf=None)
     parts = {
@@ -56,5 +69,7 @@ def crf(device: str, height: int, width: int, backbone: str, filter_name: str, t
         "classes": num_foreground_classes + 1,
         "network": without_crf.protocol(),
         "crf": config.protocol(),
-        "seconds_an_image": {name: min(taken) for name, taken in measure(parts, times, device).items()},
+        "seconds_an_image": {
+            name: min(taken) for name, taken in measure(parts, times, device).items()
+        },
     }

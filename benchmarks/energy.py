@@ -3,9 +3,9 @@
     python -m benchmarks energy --out benchmarks/results/energy_cpu.json
     python -m benchmarks energy --device cuda --images 8 --out benchmarks/results/energy_h200.json
 
-Smooth images with some texture, made up; 21 maps, as the classes of VOC with the background. 224 x 224 pixels are what
-the energy of images of 448 px is taken at. Figures are those of the fastest of some runs, so that other load counts
-least.
+Smooth images with some texture, made up; 21 maps, as the classes of VOC with the background. 224 x
+224 pixels are what the energy of images of 448 px is taken at. Figures are those of the fastest of
+some runs, so that other load counts least.
 """
 
 from __future__ import annotations
@@ -32,8 +32,22 @@ SIGMA_RGB, SIGMA_XY = 15.0, 50.0
 
 
 @benchmark(times=10, threads=True)
-@click.option("--images", "num_images", default=1, show_default=True, type=click.IntRange(1), help="Images at once.")
-@click.option("--maps", "num_maps", default=21, show_default=True, type=click.IntRange(1), help="Maps of each image.")
+@click.option(
+    "--images",
+    "num_images",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Images at once.",
+)
+@click.option(
+    "--maps",
+    "num_maps",
+    default=21,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maps of each image.",
+)
 @click.option("--large", is_flag=True, help="On a CPU, the exact filter of 224 x 224 pixels too.")
 def energy(device: str, num_images: int, num_maps: int, times: int, large: bool) -> dict[str, Any]:
     """Milliseconds an image of both bilateral filters, and the error of the exact one."""
@@ -41,9 +55,16 @@ def energy(device: str, num_images: int, num_maps: int, times: int, large: bool)
     for side in SIDES:
         images, values = _made_up(num_images, num_maps, side, device)
         for name in ("exact", "lattice"):
-            if name == "exact" and side >= LARGE and torch.device(device).type == "cpu" and not large:
+            if (
+                name == "exact"
+                and side >= LARGE
+                and torch.device(device).type == "cpu"
+                and not large
+            ):
                 continue
-            rows.append({"filter": name, "side_px": side} | _milliseconds(name, images, values, times))
+            rows.append(
+                {"filter": name, "side_px": side} | _milliseconds(name, images, values, times)
+            )
     images, values = _made_up(1, num_maps, ERROR_SIDE, device)
     expected = exact.build(images.double(), SIGMA_RGB, SIGMA_XY)(values.double())
     sums = exact.build(images, SIGMA_RGB, SIGMA_XY)(values).double()
@@ -68,7 +89,9 @@ def _milliseconds(
 ) -> dict[str, float]:
     """Of building the filter and of using it, for each image."""
     build = partial(filters.build, name, images, SIGMA_RGB, SIGMA_XY)
-    seconds = measure({"build_ms": build, "filter_ms": partial(build(), values)}, times, images.device)
+    seconds = measure(
+        {"build_ms": build, "filter_ms": partial(build(), values)}, times, images.device
+    )
     return {part: 1000 * min(taken) / len(images) for part, taken in seconds.items()}
 
 
@@ -80,4 +103,6 @@ def _made_up(
     coarse = torch.rand(num_images, 3, 5, 5, generator=generator)
     smooth = F.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
     images = 235 * smooth + 20 * torch.rand(num_images, 3, side, side, generator=generator)
-    return images.to(device), torch.rand(num_images, num_maps, side, side, generator=generator).to(device)
+    return images.to(device), torch.rand(num_images, num_maps, side, side, generator=generator).to(
+        device
+    )

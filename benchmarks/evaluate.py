@@ -1,12 +1,13 @@
 """Evaluation: images a second, where the time goes, and what the threshold curve adds.
 
-    python -m benchmarks evaluate --out benchmarks/results/evaluate_nano_64.json
-    python -m benchmarks evaluate --backbone deit_base_patch16_224 --size 448 --images 64 --device cuda
+    python -m benchmarks evaluate --out benchmarks/results/evaluate_nano_64.json python -m
+    benchmarks evaluate --backbone deit_base_patch16_224 --size 448 --images 64 --device cuda
 
-``nano`` evaluates the generated scenes as the recipe ``shapes_nano`` does. Any other backbone is a ViT of timm on
-made-up images of VOC's sizes, with up to three of 20 classes each, under the official protocol (three scales,
-mirrored). Weights are random. Images lie in memory: decoding them overlaps with the work of a GPU, and is not in these
-figures, which are those of the fastest of some runs, so that other load counts least.
+``nano`` evaluates the generated scenes as the recipe ``shapes_nano`` does. Any other backbone is a
+ViT of timm on made-up images of VOC's sizes, with up to three of 20 classes each, under the
+official protocol (three scales, mirrored). Weights are random. Images lie in memory: decoding them
+overlaps with the work of a GPU, and is not in these figures, which are those of the fastest of some
+runs, so that other load counts least.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ import click
 import torch
 
 from benchmarks._frame import benchmark
-from benchmarks._made_up import NANO, PHOTOGRAPH, num_foreground_classes_of, recipe_of, write_voc_folder
+from benchmarks._made_up import (
+    NANO,
+    PHOTOGRAPH,
+    num_foreground_classes_of,
+    recipe_of,
+    write_voc_folder,
+)
 from benchmarks._record import measure, peak_memory_bytes
 from toco.config import replace
 from toco.data import Dataset, shapes, voc
@@ -34,34 +41,67 @@ from toco.train.parts import build_method
 
 VOC_IMAGES = 1449
 """Images of VOC's validation split."""
-VOC_SIZES = (PHOTOGRAPH, PHOTOGRAPH, (333, 500), (500, 375), PHOTOGRAPH, (500, 333), (366, 500), PHOTOGRAPH)
+VOC_SIZES = (
+    PHOTOGRAPH,
+    PHOTOGRAPH,
+    (333, 500),
+    (500, 375),
+    PHOTOGRAPH,
+    (500, 333),
+    (366, 500),
+    PHOTOGRAPH,
+)
 """Sizes as they are common in VOC: half of the images have the first one."""
 
 
 @benchmark(times=5)
 @click.option("--backbone", default=NANO, show_default=True, help="nano, or a ViT of timm.")
-@click.option("--size", type=click.IntRange(32), help="Side of the images in pixels.  [default: 64 for nano, else 448]")
-@click.option("--images", type=click.IntRange(1), help="Images to evaluate.  [default: 300 for nano, else 16]")
-@click.option("--batch", type=click.IntRange(1), help="Images at once.  [default: 50 for nano, else 8]")
-@click.option("--precision", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
+@click.option(
+    "--size",
+    type=click.IntRange(32),
+    help="Side of the images in pixels.  [default: 64 for nano, else 448]",
+)
+@click.option(
+    "--images", type=click.IntRange(1), help="Images to evaluate.  [default: 300 for nano, else 16]"
+)
+@click.option(
+    "--batch", type=click.IntRange(1), help="Images at once.  [default: 50 for nano, else 8]"
+)
+@click.option(
+    "--precision", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"])
+)
 def evaluate(
-    backbone: str, size: int | None, images: int | None, batch: int | None, precision: str, device: str, times: int
+    backbone: str,
+    size: int | None,
+    images: int | None,
+    batch: int | None,
+    precision: str,
+    device: str,
+    times: int,
 ) -> dict[str, Any]:
     """Images a second of an evaluation, its parts, and the cost of the threshold curve."""
     defaults = (64, 300, 50) if backbone == NANO else (448, 16, 8)
-    size, images, batch = (given or default for given, default in zip((size, images, batch), defaults, strict=True))
+    size, images, batch = (
+        given or default for given, default in zip((size, images, batch), defaults, strict=True)
+    )
     config = replace(recipe_of(backbone), {"precision": precision})
     if backbone == NANO:
         config = replace(config, {"backbone.image_size_px": size})
     method = build_method(config, num_foreground_classes_of(backbone)).to(device).eval()
-    curve = EvaluateConfig(size_px=size, cam_scales=config.evaluate.cam_scales, num_pictures=0, batch_size=batch)
+    curve = EvaluateConfig(
+        size_px=size, cam_scales=config.evaluate.cam_scales, num_pictures=0, batch_size=batch
+    )
     single = curve.model_copy(update={"background_threshold": 0.0, "curve_stop": 0.0})
     with tempfile.TemporaryDirectory() as folder:
         if backbone == NANO:
-            dataset: Dataset = shapes.open_split(shapes.Config(num_train=1, num_val=images, image_size_px=size), "val")
+            dataset: Dataset = shapes.open_split(
+                shapes.Config(num_train=1, num_val=images, image_size_px=size), "val"
+            )
         else:
             write_voc_folder(Path(folder), images, VOC_SIZES)
-            dataset = voc.open_split(voc.Config(root=Path(folder), val_list="train", cache="memory"), "val")
+            dataset = voc.open_split(
+                voc.Config(root=Path(folder), val_list="train", cache="memory"), "val"
+            )
         result: dict[str, Any] = {
             "device": device,
             "backbone": backbone,
@@ -82,7 +122,12 @@ def evaluate(
 
 
 def _whole(
-    method: Method, dataset: Dataset, curve: EvaluateConfig, single: EvaluateConfig, device: str, times: int
+    method: Method,
+    dataset: Dataset,
+    curve: EvaluateConfig,
+    single: EvaluateConfig,
+    device: str,
+    times: int,
 ) -> dict[str, Any]:
     """Whole evaluations, with the curve and with one threshold."""
     configs = {"curve": curve, "single": single}
@@ -98,7 +143,12 @@ def _whole(
 
 
 def _parts(
-    method: Method, dataset: Dataset, curve: EvaluateConfig, single: EvaluateConfig, device: str, times: int
+    method: Method,
+    dataset: Dataset,
+    curve: EvaluateConfig,
+    single: EvaluateConfig,
+    device: str,
+    times: int,
 ) -> dict[str, Any]:
     """Milliseconds an image of the parts, from the first batch, which lies on the device."""
     (indices, *_) = plan_batches(dataset, range(len(dataset)), curve.batch_size, one_size=False)
@@ -113,13 +163,19 @@ def _parts(
 
         def count(config: EvaluateConfig) -> None:
             index = config.fixed_threshold_index()
-            Scores(len(dataset.class_names), config.thresholds(), index, device).update(batch, prediction)
+            Scores(len(dataset.class_names), config.thresholds(), index, device).update(
+                batch, prediction
+            )
 
         seconds = measure(
             {
-                "read_ms": lambda: read_batch(dataset, indices, pin=torch.device(device).type == "cuda"),
+                "read_ms": lambda: read_batch(
+                    dataset, indices, pin=torch.device(device).type == "cuda"
+                ),
                 "input_ms": to_network,
-                "network_ms": lambda: method.predict(images, curve.cam_scales, curve.cam_flip, batch.present),
+                "network_ms": lambda: method.predict(
+                    images, curve.cam_scales, curve.cam_flip, batch.present
+                ),
                 "counting_ms": lambda: count(curve),
                 "counting_one_threshold_ms": lambda: count(single),
             },

@@ -2,9 +2,10 @@
 
     python -m benchmarks input --device cuda --workers 4 --out benchmarks/results/input_h200.json
 
-Generates photograph-like JPEG files of 500 x 375 px in a temporary VOC-shaped folder; no data set is needed. Parts are
-measured one after the other on one core, in processor time; the whole loader with ``--workers`` processes. Three views
-an image, at the settings of ``voc_deit_b``. ``--device cpu`` measures what a training without a GPU pays for colours.
+Generates photograph-like JPEG files of 500 x 375 px in a temporary VOC-shaped folder; no data set
+is needed. Parts are measured one after the other on one core, in processor time; the whole loader
+with ``--workers`` processes. Three views an image, at the settings of ``voc_deit_b``.
+``--device cpu`` measures what a training without a GPU pays for colours.
 """
 
 from __future__ import annotations
@@ -34,14 +35,19 @@ GOAL_CORES = 4
 @click.option("--size", default=448, show_default=True, help="Side of the views in px.")
 @click.option("--batch", default=4, show_default=True, help="Images a batch.")
 @click.option("--workers", default=2, show_default=True, help="Loader processes.")
-def main(images: int, size: int, batch: int, workers: int, times: int, device: str) -> dict[str, Any]:
+def main(
+    images: int, size: int, batch: int, workers: int, times: int, device: str
+) -> dict[str, Any]:
     """Measure the input: decoding, geometry, colours, and the whole loader."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_voc_folder(root, images)
         files, node = (
-            voc.open_split(voc.Config(root=root, train_list="train", cache=cache, cache_root=root / "node"), "train")
+            voc.open_split(
+                voc.Config(root=root, train_list="train", cache=cache, cache_root=root / "node"),
+                "train",
+            )
             for cache in ("none", "node")
         )
         node.prepare()
@@ -60,7 +66,8 @@ def main(images: int, size: int, batch: int, workers: int, times: int, device: s
                 "from_files": _loader_rate(files, views, batch, workers, times, device),
                 "from_the_node_cache": _loader_rate(node, views, batch, workers, times, device),
             },
-            # What as many cores as the goal names would make, if they only decode and cut: calculated, not measured.
+            # What as many cores as the goal names would make, if they only decode and cut:
+            # calculated, not measured.
             "projection_images_per_s": {
                 "from_files": GOAL_CORES * 1e3 / (parts["decoding"] + parts["geometry"]),
                 "from_the_node_cache": GOAL_CORES * 1e3 / parts["geometry"],
@@ -68,7 +75,9 @@ def main(images: int, size: int, batch: int, workers: int, times: int, device: s
         }
 
 
-def _parts(files: Dataset, node: Dataset, views: ViewsConfig, batch: int, times: int, device: str) -> dict[str, float]:
+def _parts(
+    files: Dataset, node: Dataset, views: ViewsConfig, batch: int, times: int, device: str
+) -> dict[str, float]:
     """Milliseconds an image of each part: on one core, except for the colours."""
     rng = np.random.default_rng(0)
     cuda = torch.device(device).type == "cuda"
@@ -77,8 +86,12 @@ def _parts(files: Dataset, node: Dataset, views: ViewsConfig, batch: int, times:
     colours = measure({"colours": lambda: batches.pop().to(device)}, times, device)["colours"]
     return {
         "decoding": _core_ms(files.image, len(files), batch * times),
-        "reading_from_the_node_cache": _core_ms(lambda index: node.image(index).copy(), len(files), batch * times),
-        "geometry": _core_ms(lambda index: make_views(node.image(index), rng, views), len(files), batch * times),
+        "reading_from_the_node_cache": _core_ms(
+            lambda index: node.image(index).copy(), len(files), batch * times
+        ),
+        "geometry": _core_ms(
+            lambda index: make_views(node.image(index), rng, views), len(files), batch * times
+        ),
         "colours_on_the_device": 1e3 * statistics.median(colours) / batch,
     }
 
@@ -93,7 +106,9 @@ def _core_ms(do: Callable[[int], object], num: int, times: int) -> float:
     return 1e3 * (time.thread_time() - started) / times
 
 
-def _loader_rate(dataset: Dataset, views: ViewsConfig, batch: int, workers: int, times: int, device: str) -> float:
+def _loader_rate(
+    dataset: Dataset, views: ViewsConfig, batch: int, workers: int, times: int, device: str
+) -> float:
     """Images a second of the whole loader, colours and copies included, once its processes are at work."""
     pin = torch.device(device).type == "cuda"
     loader = TrainLoader(dataset, views, batch, seed=0, num_workers=workers, pin_memory=pin)

@@ -2,8 +2,8 @@
 
     python -m benchmarks ledger-rerun --out benchmarks/results/ledger_rerun.json
 
-Fills a ledger with invented results and runs the study's own command a few times in new processes. Hardware: one CPU
-core and 300 MB of disk. ``--storage`` keeps the ledger for the next time.
+Fills a ledger with invented results and runs the study's own command a few times in new processes.
+Hardware: one CPU core and 300 MB of disk. ``--storage`` keeps the ledger for the next time.
 """
 
 from __future__ import annotations
@@ -28,11 +28,18 @@ LIMIT_S = 5.0
 @benchmark(times=5, device=None)
 @click.option("--trials", default=10_000, show_default=True, type=click.IntRange(20))
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1))
-@click.option("--storage", type=click.Path(path_type=Path), help="Folder of the ledger. [default: a temporary one]")
+@click.option(
+    "--storage",
+    type=click.Path(path_type=Path),
+    help="Folder of the ledger. [default: a temporary one]",
+)
 def ledger_rerun(trials: int, seeds: int, times: int, storage: Path | None) -> dict[str, Any]:
     """Fill the ledger, and run the command."""
     with tempfile.TemporaryDirectory(prefix="toco-ledger-rerun-") as scratch:
-        file, storage = Path(scratch, "ledger_rerun.py"), (storage or Path(scratch, "storage")).resolve()
+        file, storage = (
+            Path(scratch, "ledger_rerun.py"),
+            (storage or Path(scratch, "storage")).resolve(),
+        )
         started = time.perf_counter()
         number = len(fill(file, storage, trials, seeds).keys)
         filled_s = time.perf_counter() - started
@@ -64,5 +71,7 @@ def rerun(file: Path, storage: Path) -> float:
     )
     took_s = time.perf_counter() - started
     if done.returncode or (storage / "runs").exists():
-        raise RuntimeError(f"The command of a finished study exited with {done.returncode}: {done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"The command of a finished study exited with {done.returncode}: {done.stderr[-2000:]}"
+        )
     return took_s

@@ -2,7 +2,8 @@
 
     python -m benchmarks overhead --out benchmarks/results/overhead.json
 
-Of the embedded benchmark, but for the checkpoints, which are also measured with the state of DeiT-B on VOC.
+Of the embedded benchmark, but for the checkpoints, which are also measured with the state of DeiT-B
+on VOC.
 """
 
 from __future__ import annotations
@@ -61,8 +62,12 @@ def build_step(config: RunConfig, num_threads: int) -> Callable[[], tuple[StepOu
     config = config.resolved()
     train_set, _ = open_data(config)
     method = build_method(config, len(train_set.class_names)).to(config.device)
-    train_step = TrainingStep(method, build_optimizer(method.parameter_groups(), config.optim), config)
-    batches = itertools.cycle(list(build_loader(config, train_set).batches(start_step=0, num_steps=4)))
+    train_step = TrainingStep(
+        method, build_optimizer(method.parameter_groups(), config.optim), config
+    )
+    batches = itertools.cycle(
+        list(build_loader(config, train_set).batches(start_step=0, num_steps=4))
+    )
     return lambda: train_step(next(batches), config.num_steps - 1)
 
 
@@ -166,11 +171,16 @@ def mirror_seconds(config: RunConfig) -> dict[str, float]:
         loop.train(config, Path(scratch) / "run", progress=False)
 
         def send() -> None:
-            track_run(Path(scratch) / "run", open_store(f"sqlite:///{scratch}/mlflow.db", "overhead"))
+            track_run(
+                Path(scratch) / "run", open_store(f"sqlite:///{scratch}/mlflow.db", "overhead")
+            )
 
         started = time.perf_counter()
         send()
-        return {"first_s": time.perf_counter() - started, "again_s": measure({"send": send}, 3, "cpu")["send"][0]}
+        return {
+            "first_s": time.perf_counter() - started,
+            "again_s": measure({"send": send}, 3, "cpu")["send"][0],
+        }
 
 
 def stall_seconds(config: RunConfig, num_foreground_classes: int, times: int) -> dict[str, float]:
@@ -211,18 +221,28 @@ def stall_seconds(config: RunConfig, num_foreground_classes: int, times: int) ->
     }
 
 
-def packing(config: RunConfig, steps: int, trainings: int, threads: int, times: int) -> dict[str, Any]:
+def packing(
+    config: RunConfig, steps: int, trainings: int, threads: int, times: int
+) -> dict[str, Any]:
     """Images per second of one training with all threads, and of several at once that share them."""
     context = get_context("spawn")
 
     def rate(number: int, num_threads: int) -> float:
-        with context.Manager() as manager, ProcessPoolExecutor(number, mp_context=context) as processes:
+        with (
+            context.Manager() as manager,
+            ProcessPoolExecutor(number, mp_context=context) as processes,
+        ):
             begin = manager.Barrier(number)
-            work = [processes.submit(_take_steps, config, steps, num_threads, begin) for _ in range(number)]
+            work = [
+                processes.submit(_take_steps, config, steps, num_threads, begin)
+                for _ in range(number)
+            ]
             starts, ends = zip(*(task.result() for task in work), strict=True)
         return float(number * config.batch_size * steps / (max(ends) - min(starts)))
 
-    turns = [(rate(1, threads), rate(trainings, max(threads // trainings, 1))) for _ in range(times)]
+    turns = [
+        (rate(1, threads), rate(trainings, max(threads // trainings, 1))) for _ in range(times)
+    ]
     alone, together = (statistics.median(rates) for rates in zip(*turns, strict=True))
     return {
         "trainings": trainings,
@@ -234,7 +254,9 @@ def packing(config: RunConfig, steps: int, trainings: int, threads: int, times: 
     }
 
 
-def _take_steps(config: RunConfig, steps: int, num_threads: int, begin: Barrier) -> tuple[float, float]:
+def _take_steps(
+    config: RunConfig, steps: int, num_threads: int, begin: Barrier
+) -> tuple[float, float]:
     """When the steps that several processes begin together began in this one, and when they ended."""
     train_step, device = build_step(config, num_threads), config.torch_device()
     for _ in range(3):
@@ -251,10 +273,18 @@ def _take_steps(config: RunConfig, steps: int, num_threads: int, begin: Barrier)
 @benchmark(times=5, device="auto")
 @click.option("--steps", default=20, show_default=True, help="Steps of the trainings at once.")
 @click.option("--trainings", default=2, show_default=True, help="Trainings at once.")
-@click.option("--threads", default=2, show_default=True, help="CPU threads of all trainings together.")
+@click.option(
+    "--threads", default=2, show_default=True, help="CPU threads of all trainings together."
+)
 @click.option("--ray/--no-ray", default=True, help="Also measure starts in a reused Ray worker.")
-@click.option("--voc/--no-voc", default=True, help="Also measure checkpoints of DeiT-B on VOC; 1.2 GB of disk.")
-def overhead(device: str, times: int, steps: int, trainings: int, threads: int, ray: bool, voc: bool) -> dict[str, Any]:
+@click.option(
+    "--voc/--no-voc",
+    default=True,
+    help="Also measure checkpoints of DeiT-B on VOC; 1.2 GB of disk.",
+)
+def overhead(
+    device: str, times: int, steps: int, trainings: int, threads: int, ray: bool, voc: bool
+) -> dict[str, Any]:
     """Start, log and checkpoints of a training, and several trainings at once."""
     torch.set_num_threads(1)
     config = replace(shapes_nano.recipe(), {"device": device})

@@ -2,9 +2,9 @@
 
     python -m benchmarks report-scale --out benchmarks/results/report_scale.json
 
-Fills a ledger with invented results, of which one in 100 is a failure, writes the study's report, and opens the page in
-headless Chromium a few times. Hardware: one CPU core, 1 GB of disk. Needs Chromium, and Playwright, which
-`pip install -e '.[dev]'` installs.
+Fills a ledger with invented results, of which one in 100 is a failure, writes the study's report,
+and opens the page in headless Chromium a few times. Hardware: one CPU core, 1 GB of disk. Needs
+Chromium, and Playwright, which `pip install -e '.[dev]'` installs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ TIMED = """(async () => {{
   return (performance.now() - begun) / 1000;
 }})()"""
 EXPAND = TIMED.format(
-    act="document.querySelector('button[data-row]').click()", done="document.querySelector('.detail table')"
+    act="document.querySelector('button[data-row]').click()",
+    done="document.querySelector('.detail table')",
 )
 TURN = TIMED.format(
     act="document.querySelector('.pager button[value=\"1\"]').click()",
@@ -49,11 +50,15 @@ FIND = TIMED.format(
 
 
 @benchmark(times=5, device=None)
-@click.option("--trials", default=50_000, show_default=True, help="Trials of the study, three for every row.")
+@click.option(
+    "--trials", default=50_000, show_default=True, help="Trials of the study, three for every row."
+)
 def report_scale(trials: int, times: int) -> dict[str, Any]:
     """Write the report, and use its page."""
     with tempfile.TemporaryDirectory() as folder:
-        situation = fill(Path(folder, "study.py"), Path(folder, "storage"), trials, SEEDS, SHARE_FAILED)
+        situation = fill(
+            Path(folder, "study.py"), Path(folder, "storage"), trials, SEEDS, SHARE_FAILED
+        )
         situation.write()
         begun = time.perf_counter()
         page = write_report(situation.path).page
@@ -64,7 +69,9 @@ def report_scale(trials: int, times: int) -> dict[str, Any]:
     seconds = dict(zip(("open_s", "expand_row_s", "turn_page_s", "find_s"), opened, strict=True))
     if max(seconds["open_s"]) >= LIMIT_S or page_bytes >= LIMIT_BYTES:
         found = f"{max(seconds['open_s']):.3g} s and {page_bytes} bytes"
-        raise click.ClickException(f"Expected less than {LIMIT_S} s and {LIMIT_BYTES} bytes, got {found}.")
+        raise click.ClickException(
+            f"Expected less than {LIMIT_S} s and {LIMIT_BYTES} bytes, got {found}."
+        )
     return {
         "trials": trials,
         "page_bytes": page_bytes,

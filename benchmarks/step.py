@@ -1,11 +1,13 @@
 """One training step: the official way of computing it against ours, side by side in one run.
 
-    python -m benchmarks step --backbone vit_base --size 448 --batch 2 --out benchmarks/results/step_vit_base_448.json
+    python -m benchmarks step --backbone vit_base --size 448 --batch 2 --out
+    benchmarks/results/step_vit_base_448.json
 
-Both start from the same random weights and take the same generated images. The plain step does all passes of the
-official iteration, in float32, with explicit attention; its losses and gradients are ours (a test compares them). The
-energy term is left out of the steps unless ``--energy`` is given, and timed on its own in any case. Peak memory,
-arithmetic and phases come from two steps of each in a process of its own.
+Both start from the same random weights and take the same generated images. The plain step does all
+passes of the official iteration, in float32, with explicit attention; its losses and gradients are
+ours (a test compares them). The energy term is left out of the steps unless ``--energy`` is given,
+and timed on its own in any case. Peak memory, arithmetic and phases come from two steps of each in
+a process of its own.
 """
 
 from __future__ import annotations
@@ -80,14 +82,20 @@ class Prepared:
 def prepare(setting: Setting) -> Prepared:
     """What the recipe of the backbone says, with the weights and the images of one fixed seed."""
     torch.set_num_threads(setting.threads)
-    changes = {"device": setting.device, "precision": setting.precision, "views.crop_size_px": setting.size_px}
+    changes = {
+        "device": setting.device,
+        "precision": setting.precision,
+        "views.crop_size_px": setting.size_px,
+    }
     without_energy = {} if setting.energy else {"method.energy.weight": 0}
     config = replace(recipe_of(setting.backbone), changes | without_energy).resolved()
     num_classes = num_foreground_classes_of(setting.backbone)
     method = cast(toco.ToCo, build_method(config, num_classes).to(setting.device))
     terms = config.method.segmentation, config.method.energy
     step = max(term.start_step for term in terms) if setting.phase == "full" else 0
-    return Prepared(method, generated_batch(setting.batch, setting.size_px, num_classes, seed=0), config, step)
+    return Prepared(
+        method, generated_batch(setting.batch, setting.size_px, num_classes, seed=0), config, step
+    )
 
 
 def build_step(name: str, prepared: Prepared, setting: Setting) -> PlainStep | TrainingStep:
@@ -108,8 +116,8 @@ def compile_step(step: TrainingStep, run: Callable[[], object]) -> None:
 def alone(name: str, setting: Setting) -> dict[str, Any]:
     """Arithmetic, phases and peak memory of one side in a process that does nothing else.
 
-    On a CPU the memory has the libraries in it, and the compiler if there is one. A compiled step has no phases to be
-    told apart, so they are those of the uncompiled one.
+    On a CPU the memory has the libraries in it, and the compiler if there is one. A compiled step
+    has no phases to be told apart, so they are those of the uncompiled one.
     """
     prepared = prepare(setting)
     step = build_step(name, prepared, setting)
@@ -194,23 +202,51 @@ def energy_term(prepared: Prepared, setting: Setting, times: int) -> dict[str, A
 
     seconds = measure({name: term(name) for name in sides}, times, setting.device)
     return {
-        name: {"filter": filter_name, "median_s": statistics.median(seconds[name]), "min_s": min(seconds[name])}
+        name: {
+            "filter": filter_name,
+            "median_s": statistics.median(seconds[name]),
+            "min_s": min(seconds[name]),
+        }
         for name, (filter_name, _) in sides.items()
     }
 
 
 @benchmark(times=5, threads=True)
-@click.option("--backbone", default=NANO, show_default=True, help="nano, vit_small, vit_base, or a ViT of timm.")
-@click.option("--size", type=click.IntRange(32), help="Side of the images in pixels.  [default: 64 for nano, else 224]")
-@click.option("--batch", type=click.IntRange(1), help="Images of a step.  [default: 16 for nano, else 2]")
-@click.option("--precision", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
+@click.option(
+    "--backbone",
+    default=NANO,
+    show_default=True,
+    help="nano, vit_small, vit_base, or a ViT of timm.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(32),
+    help="Side of the images in pixels.  [default: 64 for nano, else 224]",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), help="Images of a step.  [default: 16 for nano, else 2]"
+)
+@click.option(
+    "--precision", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"])
+)
 @click.option("--phase", default="full", show_default=True, type=click.Choice(["full", "warmup"]))
-@click.option("--energy/--no-energy", default=False, show_default=True, help="With the energy term in both steps.")
-@click.option("--compile/--no-compile", "compiled", default=False, show_default=True, help="Compile our step.")
-def step(backbone: str, size: int | None, batch: int | None, times: int, **chosen: Any) -> dict[str, Any]:  # noqa: ANN401
+@click.option(
+    "--energy/--no-energy",
+    default=False,
+    show_default=True,
+    help="With the energy term in both steps.",
+)
+@click.option(
+    "--compile/--no-compile", "compiled", default=False, show_default=True, help="Compile our step."
+)
+def step(
+    backbone: str, size: int | None, batch: int | None, times: int, **chosen: Any
+) -> dict[str, Any]:  # noqa: ANN401
     """Measure both steps; ``chosen`` are the other fields of a :class:`Setting`."""
     is_nano = backbone == NANO
     size, batch = size or (64 if is_nano else 224), batch or (16 if is_nano else 2)
     if size <= (local := recipe_of(backbone).method.local_crop_size_px):
-        raise click.UsageError(f"--size is {size}, but local crops have {local} pixels; choose larger images.")
+        raise click.UsageError(
+            f"--size is {size}, but local crops have {local} pixels; choose larger images."
+        )
     return compare(Setting(backbone, size, batch, threads=torch.get_num_threads(), **chosen), times)

@@ -36,7 +36,10 @@ _GIB = 2**30
 
 @click.command("table", help=__doc__)
 @click.option(
-    "--results", default=RESULTS, type=click.Path(exists=True, file_okay=False, path_type=Path), help="Another folder."
+    "--results",
+    default=RESULTS,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Another folder.",
 )
 def table(results: Path) -> None:
     """Read, write."""
@@ -81,10 +84,17 @@ def describe(record: Mapping[str, Any]) -> str:
     return "\n\n".join(_figures(record))
 
 
-def _steps(records: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _steps(
+    records: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A row for each step, and a row of its phases."""
     steps, phases = [], []
-    names = dict.fromkeys(name for record in records for side in ("plain", "ours") for name in record[side]["phases_s"])
+    names = dict.fromkeys(
+        name
+        for record in records
+        for side in ("plain", "ours")
+        for name in record[side]["phases_s"]
+    )
     for record in records:
         plain, ours = record["plain"], record["ours"]
         what = {
@@ -105,7 +115,9 @@ def _steps(records: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], 
                 "GFLOP/image": _two(plain["gflop_per_image"], ours["gflop_per_image"]),
                 "TFLOP/s": _two(plain["tflop_per_s"], ours["tflop_per_s"]),
                 "of the matrix peak": f"{plain['share_of_matrix_peak']:.0%} → {ours['share_of_matrix_peak']:.0%}",
-                "peak GiB": _two(plain["peak_memory_bytes"] / _GIB, ours["peak_memory_bytes"] / _GIB),
+                "peak GiB": _two(
+                    plain["peak_memory_bytes"] / _GIB, ours["peak_memory_bytes"] / _GIB
+                ),
                 **{
                     f"energy {name}": f"{term['median_s']:.3g} s ({term['filter']})"
                     for name, term in record["energy_term"].items()
@@ -113,7 +125,10 @@ def _steps(records: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], 
                 "on": _machine(record["machine"]),
             }
         )
-        of = {name: _two(*(side["phases_s"].get(name, 0.0) for side in (plain, ours))) for name in names}
+        of = {
+            name: _two(*(side["phases_s"].get(name, 0.0) for side in (plain, ours)))
+            for name in names
+        }
         phases.append(what | of)
     return steps, phases
 
@@ -128,10 +143,14 @@ def _figures(record: Mapping[str, Any]) -> Iterable[str]:
     }
     numbers = {path: value for path, value in figures.items() if path not in tables}
     if numbers:
-        yield _markdown([{"figure": path, "value": _written(path, value)} for path, value in numbers.items()])
+        yield _markdown(
+            [{"figure": path, "value": _written(path, value)} for path, value in numbers.items()]
+        )
     for path, rows in tables.items():
         yield f"{path}:"
-        yield _markdown([{name: _written(name, value) for name, value in flatten(row).items()} for row in rows])
+        yield _markdown(
+            [{name: _written(name, value) for name, value in flatten(row).items()} for row in rows]
+        )
 
 
 def _written(name: str, value: object) -> str:

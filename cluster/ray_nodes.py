@@ -1,11 +1,13 @@
 """Start the nodes of a Ray cluster with token authentication, and stop them with Ctrl-C.
 
-    python cluster/ray_nodes.py local --workers 2               # a head and two workers, all on this machine's loopback
-    python cluster/ray_nodes.py head --ip 10.0.0.1              # on the first of several machines
-    python cluster/ray_nodes.py worker --head 10.0.0.1:6379     # on each of the others
+    python cluster/ray_nodes.py local --workers 2               # a head and two workers, all on
+    this machine's loopback python cluster/ray_nodes.py head --ip 10.0.0.1              # on the
+    first of several machines python cluster/ray_nodes.py worker --head 10.0.0.1:6379     # on each
+    of the others
 
-Each command stays in the foreground and ends the processes that it started, and no others, when it is stopped (``ray
-stop`` would end every Ray process on the machine). README.md says how a study gets there.
+Each command stays in the foreground and ends the processes that it started, and no others, when it
+is stopped (``ray stop`` would end every Ray process on the machine). README.md says how a study
+gets there.
 """
 
 from __future__ import annotations
@@ -35,16 +37,33 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(0), help="Worker nodes beside the head.")
-@click.option("--cpus", default=1, show_default=True, type=click.IntRange(1), help="CPUs of each worker.")
-@click.option("--head-cpus", default=0, show_default=True, type=click.IntRange(0), help="CPUs of the head for trials.")
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Worker nodes beside the head.",
+)
+@click.option(
+    "--cpus", default=1, show_default=True, type=click.IntRange(1), help="CPUs of each worker."
+)
+@click.option(
+    "--head-cpus",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="CPUs of the head for trials.",
+)
 @click.option("--port", default=HEAD_PORT, show_default=True)
-@click.option("--dashboard-port", default=DASHBOARD_PORT, show_default=True, help="Where jobs are submitted.")
+@click.option(
+    "--dashboard-port", default=DASHBOARD_PORT, show_default=True, help="Where jobs are submitted."
+)
 def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: int) -> None:
     """A head and several workers on this machine; nothing listens outside of it."""
     ray_environment.prepare("local")
     _lend_interpreter()
-    # Only now: Ray reads its environment when it is imported. `ray start` refuses workers on loopback; this does not.
+    # Only now: Ray reads its environment when it is imported. `ray start` refuses workers on
+    # loopback; this does not.
     from ray.cluster_utils import Cluster
 
     head = {
@@ -53,44 +72,61 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
         "dashboard_port": dashboard_port,
-        # Any free one: Ray's default is taken where another study runs on this machine, and then all jobs are refused.
+        # Any free one: Ray's default is taken where another study runs on this machine, and then
+        # all jobs are refused.
         "dashboard_agent_listen_port": 0,
     }
     sweep_scratch()
     with scratch_folder("ray", for_sockets=True) as folders:
-        # Ray notes the cluster's address in its default folder, which may not exist, and for which clusters compete.
+        # Ray notes the cluster's address in its default folder, which may not exist, and for which
+        # clusters compete.
         os.environ["RAY_TMPDIR"] = str(folders)
         Path(folders, "ray").mkdir()
         head["temp_dir"] = f"{folders}/0"
         cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=True)
-        # A folder each, as if on machines of their own: in a shared one, a lost node takes the jobs' code along.
-        nodes = {n: cluster.add_node(num_cpus=cpus, temp_dir=f"{folders}/{n}") for n in range(1, workers + 1)}
-        # Where several clusters run on a machine, a job looks here for its own, and takes any where this is missing.
+        # A folder each, as if on machines of their own: in a shared one, a lost node takes the
+        # jobs' code along.
+        nodes = {
+            n: cluster.add_node(num_cpus=cpus, temp_dir=f"{folders}/{n}")
+            for n in range(1, workers + 1)
+        }
+        # Where several clusters run on a machine, a job looks here for its own, and takes any where
+        # this is missing.
         for number in range(workers + 1):
             Path(folders, str(number), "ray_current_cluster").write_text(cluster.address)
-        # After the nodes: for each, Ray sets a handler of its own that would end this process as a failure.
+        # After the nodes: for each, Ray sets a handler of its own that would end this process as a
+        # failure.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             _say_where(cluster.address, dashboard_port)
-            _watch({number: node.all_processes["raylet"][0].process for number, node in nodes.items()})
+            _watch(
+                {number: node.all_processes["raylet"][0].process for number, node in nodes.items()}
+            )
         finally:
             cluster.shutdown()
 
 
 @main.command()
 @click.option(
-    "--ip", required=True, help="This machine's address in a network that only the cluster's machines are in."
+    "--ip",
+    required=True,
+    help="This machine's address in a network that only the cluster's machines are in.",
 )
 @click.option("--cpus", default=0, show_default=True, help="CPUs of this machine for trials.")
 @click.option("--gpus", default=0, show_default=True, help="GPUs of this machine for trials.")
 @click.option("--port", default=HEAD_PORT, show_default=True)
 @click.option(
-    "--dashboard-port", default=DASHBOARD_PORT, show_default=True, help="Where jobs are submitted, on loopback."
+    "--dashboard-port",
+    default=DASHBOARD_PORT,
+    show_default=True,
+    help="Where jobs are submitted, on loopback.",
 )
 def head(ip: str, cpus: int, gpus: int, port: int, dashboard_port: int) -> None:
     """The head of a cluster of several machines. It makes a token, which every other machine must be given."""
     ray_environment.ensure_token()
-    click.echo(f"Copy {ray_environment.token_path()} to the same place on every machine, readable by its owner only.")
+    click.echo(
+        f"Copy {ray_environment.token_path()} to the same place on every machine, readable by its owner only."
+    )
     _say_where(f"{ip}:{port}", dashboard_port)
     dashboard = ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
     _ray_start("--head", "--port", str(port), *dashboard, ip=ip, cpus=cpus, gpus=gpus)
@@ -98,7 +134,10 @@ def head(ip: str, cpus: int, gpus: int, port: int, dashboard_port: int) -> None:
 
 @main.command()
 @click.option("--head", "address", required=True, help="HOST:PORT of the head.")
-@click.option("--ip", help="This machine's address in the cluster's network.  [default: the one that reaches the head]")
+@click.option(
+    "--ip",
+    help="This machine's address in the cluster's network.  [default: the one that reaches the head]",
+)
 @click.option("--cpus", type=int, help="CPUs for trials.  [default: all]")
 @click.option("--gpus", type=int, help="GPUs for trials.  [default: all]")
 def worker(address: str, ip: str | None, cpus: int | None, gpus: int | None) -> None:
@@ -114,12 +153,20 @@ def worker(address: str, ip: str | None, cpus: int | None, gpus: int | None) -> 
 def _ray_start(*arguments: str, ip: str | None, cpus: int | None, gpus: int | None) -> NoReturn:
     """Become ``ray start --block``, which ends its node when it is ended.
 
-    Ray opens its folder to all users of the machine, so it lies in a closed one; the next start removes what is left.
+    Ray opens its folder to all users of the machine, so it lies in a closed one; the next start
+    removes what is left.
     """
     sweep_scratch()
     folder = make_scratch_folder("ray", for_sockets=True) / "ray"
-    options = {"--node-ip-address": ip, "--num-cpus": cpus, "--num-gpus": gpus, "--temp-dir": folder}
-    given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    options = {
+        "--node-ip-address": ip,
+        "--num-cpus": cpus,
+        "--num-gpus": gpus,
+        "--temp-dir": folder,
+    }
+    given = [
+        part for name, value in options.items() if value is not None for part in (name, str(value))
+    ]
     os.environ["RAY_AUTH_MODE"] = "token"
     _lend_interpreter()
     ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start"]
@@ -129,7 +176,9 @@ def _ray_start(*arguments: str, ip: str | None, cpus: int | None, gpus: int | No
 
 def _lend_interpreter() -> None:
     """Let the ``python`` of a job be this one: a job finds it in the PATH of the head node."""
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    os.environ["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    )
 
 
 def _watch(raylets: dict[int, subprocess.Popen[bytes]]) -> None:
@@ -139,7 +188,9 @@ def _watch(raylets: dict[int, subprocess.Popen[bytes]]) -> None:
     with suppress(KeyboardInterrupt):
         while True:
             time.sleep(1)
-            for number in [number for number, raylet in raylets.items() if raylet.poll() is not None]:
+            for number in [
+                number for number, raylet in raylets.items() if raylet.poll() is not None
+            ]:
                 click.echo(f"worker {number} is lost")
                 del raylets[number]
 

@@ -8,4 +8,6 @@ ENTRY = {
 }
 """What a study's module defines, and how that is written."""
 
-interrupts.take_in_script(__file__)  # python sweeps/NAME.py: before the imports of the study, which take their time
+interrupts.take_in_script(
+    __file__
+)  # python sweeps/NAME.py: before the imports of the study, which take their time

@@ -43,10 +43,14 @@ def list_studies() -> None:
     for name, study in sorted(studies().items(), key=lambda item: isinstance(item[1], Study)):
         if isinstance(study, Study):
             rows = sum(len(block.rows) for block in study.design.blocks())
-            varied = ", ".join(dict.fromkeys(path for block in study.design.blocks() for path in block.factors))
+            varied = ", ".join(
+                dict.fromkeys(path for block in study.design.blocks() for path in block.factors)
+            )
             about = f"{study.design.name}, {rows} rows, seeds {list(study.seeds)}: {varied}"
         else:
-            about = f"search, {study.num_trials} trials, seed {study.seed}: {', '.join(study.space)}"
+            about = (
+                f"search, {study.num_trials} trials, seed {study.seed}: {', '.join(study.space)}"
+            )
         click.echo(f"{name}\n  {study.title}\n  {about}")
 
 
@@ -58,7 +62,9 @@ def studies() -> dict[str, Study | SearchStudy]:
 
 def _add(verb: str, text: str) -> None:
     # Everything after the study's name is the study's own command line, --help included.
-    @main.command(verb, help=text, add_help_option=False, context_settings={"ignore_unknown_options": True})
+    @main.command(
+        verb, help=text, add_help_option=False, context_settings={"ignore_unknown_options": True}
+    )
     @click.argument("study")
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     @click.pass_context
@@ -71,11 +77,17 @@ def _add(verb: str, text: str) -> None:
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         if not hasattr(module, "STUDY"):
-            raise click.UsageError(f"{study} is no study; there are {', '.join(sorted(studies()))}.")
+            raise click.UsageError(
+                f"{study} is no study; there are {', '.join(sorted(studies()))}."
+            )
         if not isinstance(module.main, click.Group):
-            raise click.UsageError(f"main of {study} has no verbs: expected {sweeps.ENTRY['main'].splitlines()[0]}.")
+            raise click.UsageError(
+                f"main of {study} has no verbs: expected {sweeps.ENTRY['main'].splitlines()[0]}."
+            )
         if verb not in module.main.commands:
-            raise click.UsageError(f"{study} has no {verb}; it has {', '.join(module.main.commands)}.")
+            raise click.UsageError(
+                f"{study} has no {verb}; it has {', '.join(module.main.commands)}."
+            )
         program = f"python -m {study}" if "." in study else f"python sweeps/{study}.py"
         sys.exit(invoke(module.main, [verb, *arguments], program))
 

@@ -3,19 +3,21 @@
     python -m sweeps run components
     python -m sweeps run components --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1
 
-In the first row the auxiliary classifier learns nothing and its column says nothing; nor does the decoder before the
-segmentation loss is in.
+In the first row the auxiliary classifier learns nothing and its column says nothing; nor does the
+decoder before the segmentation loss is in.
 
-By default the embedded benchmark: 6 rows and the first one again with other seeds (A/A), with 3 seeds each: 21
-trainings of at most a minute on one core, about 9 minutes on two.
-Expected on the embedded benchmark (mIoU in percent, mean of three seeds whose standard deviation is 3 to 6): CAM 44.5,
-37.6, 58.1, 56.5, 56.6, 56.6 from the first row to the last, auxiliary CAM 50.1, 59.2, 58.2, 58.4, 58.4 from the second
-row on, segmentation 56.4 and 56.4 in the last two. What PTC adds to the CAM (+20.5) is significant after Holm's
-correction, and so, just, is what the auxiliary classifier takes from it (-6.9).
+By default the embedded benchmark: 6 rows and the first one again with other seeds (A/A), with 3
+seeds each: 21 trainings of at most a minute on one core, about 9 minutes on two. Expected on the
+embedded benchmark (mIoU in percent, mean of three seeds whose standard deviation is 3 to 6): CAM
+44.5, 37.6, 58.1, 56.5, 56.6, 56.6 from the first row to the last, auxiliary CAM 50.1, 59.2, 58.2,
+58.4, 58.4 from the second row on, segmentation 56.4 and 56.4 in the last two. What PTC adds to the
+CAM (+20.5) is significant after Holm's correction, and so, just, is what the auxiliary classifier
+takes from it (-6.9).
 
-With ``voc_deit_b`` the paper's own setting: at most 3.7 hours on two A100 for each training. Expected there (mIoU in
-percent on VOC val): CAM 27.8, 27.9, 62.5, 67.2, 69.9, 70.5 from the first row to the last, auxiliary CAM 53.8, 57.8,
-60.7, 61.2, 62.5 from the second row on, segmentation 66.6 and 68.1 in the last two.
+With ``voc_deit_b`` the paper's own setting: at most 3.7 hours on two A100 for each training.
+Expected there (mIoU in percent on VOC val): CAM 27.8, 27.9, 62.5, 67.2, 69.9, 70.5 from the first
+row to the last, auxiliary CAM 53.8, 57.8, 60.7, 61.2, 62.5 from the second row on, segmentation
+66.6 and 68.1 in the last two.
 """
 
 from sweeps.core.commands.command import study_command
@@ -34,7 +36,9 @@ STUDY = Study(
         START,
         (
             # Without it the decoder cannot learn from its CAM first, as it does on COCO.
-            Component("aux cls", {"method.aux_weight": 0.0, "method.aux_pseudo_labels_until_step": 0}),
+            Component(
+                "aux cls", {"method.aux_weight": 0.0, "method.aux_pseudo_labels_until_step": 0}
+            ),
             Component("PTC", {"method.ptc.weight": 0.0}),
             Component("CTC", {"method.ctc.weight": 0.0}),
             Component("seg", {"method.segmentation.weight": 0.0}),

@@ -4,14 +4,16 @@
     python -m sweeps run layer_ablation --layers 2,5,8,11
     python -m sweeps run layer_ablation --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1
 
-By default the embedded benchmark: 4 blocks and the default one again with other seeds (A/A), with 3 seeds each: 15
-trainings of a minute or somewhat more on one core, 11 minutes on two; none where table5 has run in the same storage.
-Expected on the embedded benchmark (mIoU in percent, mean of three seeds whose standard deviation is 2 to 15): CAM 61.8,
-58.9, 56.6, 46.3 and auxiliary CAM 55.2, 59.9, 58.4, 51.7 for blocks #8 to #11, none significantly different from #10.
+By default the embedded benchmark: 4 blocks and the default one again with other seeds (A/A), with 3
+seeds each: 15 trainings of a minute or somewhat more on one core, 11 minutes on two; none where
+table5 has run in the same storage. Expected on the embedded benchmark (mIoU in percent, mean of
+three seeds whose standard deviation is 2 to 15): CAM 61.8, 58.9, 56.6, 46.3 and auxiliary CAM 55.2,
+59.9, 58.4, 51.7 for blocks #8 to #11, none significantly different from #10.
 
-With ``voc_deit_b`` the paper's own setting: 3.7 hours on two A100 for each training, as the authors' log says. Expected
-there (mIoU of the CAM on VOC val): 63.5, 67.6, 70.5, 43.1 for blocks #8 to #11. Blocks are counted from 0 in
-``--layers`` and in files, from 1 (as #n) in print, as the paper counts them.
+With ``voc_deit_b`` the paper's own setting: 3.7 hours on two A100 for each training, as the
+authors' log says. Expected there (mIoU of the CAM on VOC val): 63.5, 67.6, 70.5, 43.1 for blocks #8
+to #11. Blocks are counted from 0 in ``--layers`` and in files, from 1 (as #n) in print, as the
+paper counts them.
 """
 
 from __future__ import annotations
@@ -48,12 +50,15 @@ def label(block: int) -> str:
 
 
 def aux_block(
-    depth: int, layers: tuple[int, ...] | None = None, title: str = "block of the auxiliary classifier"
+    depth: int,
+    layers: tuple[int, ...] | None = None,
+    title: str = "block of the auxiliary classifier",
 ) -> tuple[Factor, Declared]:
     """These 0-based blocks, by default those that lie as far from the last of ``depth`` as the paper's.
 
-    A row stands beside the paper's row at the same distance from the last block: over-smoothing grows towards it. The
-    base is the block at the distance of the paper's default or, where that is not among them, the first.
+    A row stands beside the paper's row at the same distance from the last block: over-smoothing
+    grows towards it. The base is the block at the distance of the paper's default or, where that is
+    not among them, the first.
 
     Raises:
         ValueError: The backbone does not have one of them.
@@ -68,7 +73,9 @@ def aux_block(
         )
     base = PAPER_DEFAULT - shift if PAPER_DEFAULT - shift in blocks else None
     factor = Factor(AUX_BLOCK, blocks, base, tuple(map(label, blocks)), title)
-    beside = {label(block): label(block + shift) for block in blocks if block + shift in PAPER_BLOCKS}
+    beside = {
+        label(block): label(block + shift) for block in blocks if block + shift in PAPER_BLOCKS
+    }
     return factor, Declared((M, M_AUX), TABLE_5A, beside)
 
 
@@ -113,7 +120,9 @@ main = study_command(
     adapt=for_recipe,
     options=[
         click.option(
-            "--layers", callback=integers, help="0-based blocks: 7,8,9,10.  [default: the paper's, from the end]"
+            "--layers",
+            callback=integers,
+            help="0-based blocks: 7,8,9,10.  [default: the paper's, from the end]",
         )
     ],
 )

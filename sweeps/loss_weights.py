@@ -3,12 +3,14 @@
     python -m sweeps run loss_weights
     python -m sweeps run loss_weights --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1
 
-By default the embedded benchmark, lambda1 in 4, 8, 16 and lambda2 in 0.05, 0.1, 0.2: 9 combinations and the base again
-with other seeds (A/A), with 3 seeds each: 30 trainings of about a minute on one core, about 16 minutes on two.
-Expected on the embedded benchmark (CAM mIoU in percent, measured with seed 0 alone): 43.6, 45.8, 39.6 for lambda1 = 4
-and lambda2 = 0.05, 0.1, 0.2; 54.8, 54.5, 50.5 for 8; 58.2, 59.2, 57.9 for 16. The base again with another seed: 63.5.
+By default the embedded benchmark, lambda1 in 4, 8, 16 and lambda2 in 0.05, 0.1, 0.2: 9 combinations
+and the base again with other seeds (A/A), with 3 seeds each: 30 trainings of about a minute on one
+core, about 16 minutes on two. Expected on the embedded benchmark (CAM mIoU in percent, measured
+with seed 0 alone): 43.6, 45.8, 39.6 for lambda1 = 4 and lambda2 = 0.05, 0.1, 0.2; 54.8, 54.5, 50.5
+for 8; 58.2, 59.2, 57.9 for 16. The base again with another seed: 63.5.
 
-With ``voc_deit_b`` lambda1 in 0.1, 0.2, 0.4 and lambda2 in 0.25, 0.5, 1: 3.7 hours on two A100 for each training.
+With ``voc_deit_b`` lambda1 in 0.1, 0.2, 0.4 and lambda2 in 0.25, 0.5, 1: 3.7 hours on two A100 for
+each training.
 """
 
 from __future__ import annotations

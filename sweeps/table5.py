@@ -3,14 +3,15 @@
     python -m sweeps run table5
     python -m sweeps run table5 --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1
 
-By default the embedded benchmark: ten cells, of which the default one stands in all three blocks, and that one again
-with other seeds (A/A), with 3 seeds each: 33 trainings of a minute or somewhat more on one core, 24 minutes on two.
-Crops are one patch apart there (16, 24, 32, 40 px of 64), as the paper's are (64, 80, 96, 112 px of 448).
-Expected on the embedded benchmark (mIoU in percent, mean of three seeds whose standard deviation is 2 to 15):
-(a) CAM 61.8, 58.9, 56.6, 46.3 and auxiliary CAM 55.2, 59.9, 58.4, 51.7 for blocks #8 to #11;
-(b) segmentation 54.3, 54.7, 56.4, 54.9 for crops of 16, 24, 32, 40 px;
-(c) segmentation 55.4, 56.2, 56.4, 56.0 for decays of 0, 0.1, 0.9, 0.99.
-No difference is significant with three seeds: all five claims of the paper read "underpowered".
+By default the embedded benchmark: ten cells, of which the default one stands in all three blocks,
+and that one again with other seeds (A/A), with 3 seeds each: 33 trainings of a minute or somewhat
+more on one core, 24 minutes on two. Crops are one patch apart there (16, 24, 32, 40 px of 64), as
+the paper's are (64, 80, 96, 112 px of 448). Expected on the embedded benchmark (mIoU in percent,
+mean of three seeds whose standard deviation is 2 to 15): (a) CAM 61.8, 58.9, 56.6, 46.3 and
+auxiliary CAM 55.2, 59.9, 58.4, 51.7 for blocks #8 to #11; (b) segmentation 54.3, 54.7, 56.4, 54.9
+for crops of 16, 24, 32, 40 px; (c) segmentation 55.4, 56.2, 56.4, 56.0 for decays of 0, 0.1, 0.9,
+0.99. No difference is significant with three seeds: all five claims of the paper read
+"underpowered".
 
 With ``voc_deit_b`` the paper's own setting: 3.7 hours on two A100 for each of the 33 trainings.
 Expected there (mIoU in percent on VOC val):
@@ -44,15 +45,27 @@ def local_crop(base_px: int, patch_px: int) -> tuple[Factor, Declared]:
     sizes = tuple(base_px + patches * patch_px for patches in (-2, -1, 0, 1))
     labels = tuple(f"{size} px" for size in sizes)
     beside = dict(zip(labels, (row.label for row in TABLE_5B.rows), strict=True))
-    return Factor(LOCAL_CROP, sizes, base_px, labels, "(b) local crop"), Declared((SEG,), TABLE_5B, beside)
+    return Factor(LOCAL_CROP, sizes, base_px, labels, "(b) local crop"), Declared(
+        (SEG,), TABLE_5B, beside
+    )
 
 
 def design(depth: int, crop_px: int, patch_px: int) -> OneFactor:
     """The three factors for a backbone of ``depth`` blocks and patches of ``patch_px``."""
     blocks, declared_blocks = aux_block(depth, title="(a) block of the auxiliary classifier")
     crops, declared_crops = local_crop(crop_px, patch_px)
-    decays = Factor(EMA_DECAY, (0.0, 0.1, 0.9, 0.99), 0.9, ("0", "0.1", "0.9", "0.99"), "(c) decay of the teacher")
-    declared = {AUX_BLOCK: declared_blocks, LOCAL_CROP: declared_crops, EMA_DECAY: Declared((SEG,), TABLE_5C)}
+    decays = Factor(
+        EMA_DECAY,
+        (0.0, 0.1, 0.9, 0.99),
+        0.9,
+        ("0", "0.1", "0.9", "0.99"),
+        "(c) decay of the teacher",
+    )
+    declared = {
+        AUX_BLOCK: declared_blocks,
+        LOCAL_CROP: declared_crops,
+        EMA_DECAY: Declared((SEG,), TABLE_5C),
+    }
     return OneFactor((blocks, crops, decays), declared)
 
 

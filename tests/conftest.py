@@ -9,11 +9,18 @@ import tempfile
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"  # before torch is imported, and for all processes that tests start
 _MEMORY, _ENOUGH_BYTES = "/dev/shm", 4 * 1024**3  # noqa: S108 - pytest and mkdtemp make folders of this user alone there
-if "TMPDIR" not in os.environ and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH_BYTES:
-    # Tests write and delete many small files, and records are synchronised: in memory nothing waits for a disk.
+if (
+    "TMPDIR" not in os.environ
+    and os.access(_MEMORY, os.W_OK)
+    and shutil.disk_usage(_MEMORY).free > _ENOUGH_BYTES
+):
+    # Tests write and delete many small files, and records are synchronised: in memory nothing waits
+    # for a disk.
     os.environ["TMPDIR"] = tempfile.tempdir = _MEMORY
 # Forks of the server begin with these imports, which take longer than what most of them do.
-multiprocessing.set_forkserver_preload(["toco.train.ranks", "toco.backbones._torchvision", "timm.models"])
+multiprocessing.set_forkserver_preload(
+    ["toco.train.ranks", "toco.backbones._torchvision", "timm.models"]
+)
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -40,14 +47,21 @@ settings.load_profile("toco")
 
 Cases = dict[str, dict[str, Any]]
 GOLDEN = Path(__file__).parent / "golden"
-LONGEST = ("test_kill.py", "test_ray_tune.py", "test_ray_nodes.py", "test_search_run.py", "test_damage.py")
+LONGEST = (
+    "test_kill.py",
+    "test_ray_tune.py",
+    "test_ray_nodes.py",
+    "test_search_run.py",
+    "test_damage.py",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the longest tests on every worker, so that no worker is left alone with one at the end.
 
-    The scheduler gives each worker one contiguous share of the tests and moves the tail of a share to idle workers.
-    Slow tests are dealt round the shares by file, since the tests of a file share what they build.
+    The scheduler gives each worker one contiguous share of the tests and moves the tail of a share
+    to idle workers. Slow tests are dealt round the shares by file, since the tests of a file share
+    what they build.
     """
     if not hasattr(config, "workerinput"):
         return
@@ -56,7 +70,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             slow_files[item.path.name].append(item)
-    order = [name for name in LONGEST if name in slow_files] + [name for name in slow_files if name not in LONGEST]
+    order = [name for name in LONGEST if name in slow_files] + [
+        name for name in slow_files if name not in LONGEST
+    ]
     for number, name in enumerate(order):
         shares[number % len(shares)] += slow_files[name]
     quick = (item for item in items if not item.get_closest_marker("slow"))
@@ -151,7 +167,9 @@ def tiny_config(data_root: Path) -> RunConfig:
             energy=toco.Term(weight=0.05, start_step=2),
         ),
         optim=OptimConfig(lr=1e-3, warmup_steps=2),
-        evaluate=EvaluateConfig(size_px=32, cam_scales=(1.0,), cam_flip=False, curve_step=0.1, num_pictures=0),
+        evaluate=EvaluateConfig(
+            size_px=32, cam_scales=(1.0,), cam_flip=False, curve_step=0.1, num_pictures=0
+        ),
         num_steps=6,
         batch_size=4,
         evaluate_every=2,

@@ -97,11 +97,20 @@ def test_a_closure_follows_every_kind_of_import(package):
         late="from made.sub__ import *",
         unused="import made.plain",
     )
-    package(sub__="", **{"deep__in____init__": "", "deep__in__leaf": "from ..plain import x\nfrom ... import y"})
+    package(
+        sub__="",
+        **{"deep__in____init__": "", "deep__in__leaf": "from ..plain import x\nfrom ... import y"},
+    )
     assert list(code_digests(["made.root"])) == [
-        f"made{name}" for name in ("", ".late", ".module", ".plain", ".relative", ".root", ".sibling", ".sub__")
+        f"made{name}"
+        for name in ("", ".late", ".module", ".plain", ".relative", ".root", ".sibling", ".sub__")
     ]
-    assert list(code_digests(["made.deep.leaf"])) == ["made", "made.deep", "made.deep.leaf", "made.plain"]
+    assert list(code_digests(["made.deep.leaf"])) == [
+        "made",
+        "made.deep",
+        "made.deep.leaf",
+        "made.plain",
+    ]
 
 
 def test_nothing_is_run(package):
@@ -111,20 +120,38 @@ def test_nothing_is_run(package):
 
 
 def test_imports_for_the_type_checker_do_not_count(package):
-    package(root="if TYPE_CHECKING:\n    import made.types\nelse:\n    import made.real", types="", real="")
+    package(
+        root="if TYPE_CHECKING:\n    import made.types\nelse:\n    import made.real",
+        types="",
+        real="",
+    )
     assert list(code_digests(["made.root"])) == ["made", "made.real", "made.root"]
 
 
 def test_what_is_left_out_is_not_entered(package):
-    package(root="import made.eval_, made.evaluate.scores", eval_="", behind="", **{"evaluate__in____init__": ""})
+    package(
+        root="import made.eval_, made.evaluate.scores",
+        eval_="",
+        behind="",
+        **{"evaluate__in____init__": ""},
+    )
     package(**{"evaluate__in__scores": "import made.behind"})
-    assert list(code_digests(["made.root"], ["made.evaluate"])) == ["made", "made.eval_", "made.root"]
+    assert list(code_digests(["made.root"], ["made.evaluate"])) == [
+        "made",
+        "made.eval_",
+        "made.root",
+    ]
     assert "made.behind" in code_digests(["made.root"])
 
 
 def test_every_entry_of_a_registry_counts_unless_a_root_chooses(package):
-    package(root="from made import registry\nregistry.load('made.kinds', name)\njson.load(open('x'))", registry="")
-    package(**{"kinds__in____init__": "load(__name__, name)", "kinds__in__a": "", "kinds__in__b": ""})
+    package(
+        root="from made import registry\nregistry.load('made.kinds', name)\njson.load(open('x'))",
+        registry="",
+    )
+    package(
+        **{"kinds__in____init__": "load(__name__, name)", "kinds__in__a": "", "kinds__in__b": ""}
+    )
     package(**{"kinds__in___private": "", "kinds__in__folder__in____init__": ""})
     everything = ["made", "made.kinds", "made.kinds.a", "made.kinds.b", "made.registry"]
     assert sorted(code_digests(["made.root"])) == sorted([*everything, "made.root"])
@@ -141,7 +168,9 @@ def test_an_entry_that_is_loaded_by_a_constant_name_counts_alone(package):
     assert sorted(counted) == ["made", "made.kinds", "made.kinds.a", "made.root"]
 
 
-def test_what_lies_beside_the_users_package_counts_and_what_is_installed_does_not(package, tmp_path):
+def test_what_lies_beside_the_users_package_counts_and_what_is_installed_does_not(
+    package, tmp_path
+):
     package(root="import beside, numpy, json, folder_beside.part")
     (tmp_path / "beside.py").write_text("import deeper")
     (tmp_path / "deeper.py").write_text("")
@@ -194,7 +223,9 @@ def interpreters() -> dict[str, str]:
     found = {}
     for name in filter(None, names):
         version = subprocess.run(
-            [name, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True
+            [name, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
         ).stdout.strip()
         if re.fullmatch(r"3\.1[1-9]", version) and version != f"3.{sys.version_info.minor}":
             found[version] = name

@@ -40,7 +40,9 @@ def run(code, **options):
     # A shell's background jobs ignore Ctrl-C, and the processes that they start inherit that.
     obey = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = f"import click, signal, sys\n{obey}\nfrom toco.command_line import run\n{code}"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, **options)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, **options
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -140,12 +142,16 @@ run(main)
 def test_a_fault_of_the_program_says_so_before_its_traceback():
     status, output, complaints = run("run(click.Command('main', callback=lambda: {}['trial']))")
     assert (status, output) == (1, "")
-    assert complaints.startswith("Error: KeyError: 'trial'. This is a fault of this program, not of its use.")
+    assert complaints.startswith(
+        "Error: KeyError: 'trial'. This is a fault of this program, not of its use."
+    )
     assert "Traceback (most recent call last)" in complaints
 
 
 def test_the_traceback_of_an_expected_error_is_shown_when_asked_for(monkeypatch):
-    code = "def fail():\n    raise ValueError('too small.')\nrun(click.Command('main', callback=fail))"
+    code = (
+        "def fail():\n    raise ValueError('too small.')\nrun(click.Command('main', callback=fail))"
+    )
     assert run(code) == (1, "", "Error: too small.\n")
     monkeypatch.setenv("TOCO_TRACEBACK", "1")
     status, _, complaints = run(code)
@@ -156,7 +162,10 @@ def test_the_traceback_of_an_expected_error_is_shown_when_asked_for(monkeypatch)
 
 def test_a_closed_pipe_ends_a_command_without_a_word():
     process = subprocess.Popen(
-        [sys.executable, "-m", "toco", "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "toco", "--help"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     process.stdout.close()
     assert process.stderr.read() == b""
@@ -234,12 +243,16 @@ run(click.Command("main", callback=work))
     assert run(code) == (130, "imported\n", "Stopped.\n")
 
 
-def test_a_training_that_is_stopped_before_its_first_step_says_that_nothing_was_made(tmp_path, monkeypatch):
+def test_a_training_that_is_stopped_before_its_first_step_says_that_nothing_was_made(
+    tmp_path, monkeypatch
+):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("toco.train.loop.train", stop)
-    stopped = CliRunner().invoke(toco.__main__.main, ["train", "shapes_nano", "--run-dir", str(tmp_path / "run")])
+    stopped = CliRunner().invoke(
+        toco.__main__.main, ["train", "shapes_nano", "--run-dir", str(tmp_path / "run")]
+    )
     assert stopped.exit_code == 130
     assert stopped.output == "Stopped before the first step; nothing was made.\n"
     assert not (tmp_path / "run").exists()
@@ -251,9 +264,7 @@ def test_an_error_of_a_users_own_module_names_its_file_and_not_this_program(tmp_
         "def refuse():\n    raise ValueError('gamma is 3.')\n\ndef fail():\n    return {}['gamma']\n\n"
         "def misuse():\n    import json\n    json.loads(3)\n"
     )
-    code = (
-        f"sys.path.insert(0, {str(tmp_path)!r})\nimport own_errors\nrun(click.Command('main', callback=own_errors.%s))"
-    )
+    code = f"sys.path.insert(0, {str(tmp_path)!r})\nimport own_errors\nrun(click.Command('main', callback=own_errors.%s))"
     refused = f"Error: own_errors refused what it was given: gamma is 3. See {module}, line 2.\n"
     assert run(code % "refuse") == (1, "", refused)
     status, _, complaints = run(code % "fail")

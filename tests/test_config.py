@@ -20,7 +20,9 @@ class Outer(Config):
 
 
 def test_a_leaf_is_set_by_its_path_and_text_is_read_by_its_type():
-    changed = replace(Outer(), {"inner.rate": "0.5", "inner.sizes": "[3]", "limit": "7", "name": "b"})
+    changed = replace(
+        Outer(), {"inner.rate": "0.5", "inner.sizes": "[3]", "limit": "7", "name": "b"}
+    )
     assert changed == Outer(inner=Inner(rate=0.5, sizes=(3,)), limit=7, name="b")
     assert replace(changed, {"limit": "null"}).limit is None
 
@@ -79,9 +81,13 @@ class Placed(Config):
 
 
 def test_the_digest_of_a_place_has_its_name_and_not_its_folder():
-    here, there, other = (Placed(weights=path) for path in ("/a/vit.pth", "b/vit.pth", "/a/swin.pth"))
+    here, there, other = (
+        Placed(weights=path) for path in ("/a/vit.pth", "b/vit.pth", "/a/swin.pth")
+    )
     assert digest(here) == digest(there) != digest(other)
-    assert len({digest(Placed(weights=word)) for word in ("hub", "bundled", None, "/a/hub.pth")}) == 4
+    assert (
+        len({digest(Placed(weights=word)) for word in ("hub", "bundled", None, "/a/hub.pth")}) == 4
+    )
     assert flatten(here)["weights"] == "/a/vit.pth"
 
 
@@ -111,7 +117,9 @@ def test_diff_names_a_part_that_one_side_lacks_once():
 def test_another_component_starts_from_its_own_defaults_and_can_be_set_at_once():
     from toco.recipes import voc_deit_b
 
-    changed = replace(voc_deit_b.recipe(), {"backbone.weights": "null", "backbone.name": "vit_nano", "seed": 3})
+    changed = replace(
+        voc_deit_b.recipe(), {"backbone.weights": "null", "backbone.name": "vit_nano", "seed": 3}
+    )
     assert changed.backbone.name == "vit_nano"
     assert changed.backbone.weights is None
     assert changed.backbone.width == 64
@@ -130,14 +138,18 @@ class Typed(Config):
     flip: bool = True
 
 
-@pytest.mark.parametrize("text", ["2012", "1.0", "true", "12345678", "[1]", '"quoted"', "1e5", "a=b", " 2012 "])
+@pytest.mark.parametrize(
+    "text", ["2012", "1.0", "true", "12345678", "[1]", '"quoted"', "1e5", "a=b", " 2012 "]
+)
 @pytest.mark.parametrize("field", ["words", "words_or_none", "folder", "rule", "marked"])
 def test_a_field_of_text_takes_the_text_as_it_was_typed(field, text):
     assert str(getattr(replace(Typed(), {field: text}), field)) == text
 
 
 def test_null_is_none_where_none_is_allowed_and_a_word_elsewhere():
-    changed = replace(Typed(words_or_none="b"), {"words_or_none": "null", "words": "null", "folder": "null"})
+    changed = replace(
+        Typed(words_or_none="b"), {"words_or_none": "null", "words": "null", "folder": "null"}
+    )
     assert changed == Typed(words_or_none=None, words="null", folder=Path("null"))
 
 
@@ -162,7 +174,9 @@ def test_the_error_of_a_value_of_wrong_form_shows_the_right_form(field, text, fo
     replace(config, {field: form})
 
 
-@pytest.mark.parametrize(("field", "text"), [("group", "1,5"), ("pair", "1,2,3"), ("scales", "a,b"), ("flip", "None")])
+@pytest.mark.parametrize(
+    ("field", "text"), [("group", "1,5"), ("pair", "1,2,3"), ("scales", "a,b"), ("flip", "None")]
+)
 def test_no_form_is_shown_that_would_be_refused_too(field, text):
     with pytest.raises(ValueError, match=field) as refused:
         replace(Typed(), {field: text})
@@ -173,7 +187,9 @@ def test_python_spellings_of_true_and_false_are_taken():
     assert replace(Typed(), {"flip": "False"}).flip is False
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 10_000], ids=["lists", "objects", "digits"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "9" * 10_000], ids=["lists", "objects", "digits"]
+)
 def test_a_value_of_any_depth_or_length_is_refused_in_a_short_sentence(text):
     with pytest.raises(ValueError, match="group") as refused:
         replace(Typed(), {"group": text})
@@ -181,5 +197,7 @@ def test_a_value_of_any_depth_or_length_is_refused_in_a_short_sentence(text):
 
 
 def test_a_value_for_a_group_of_settings_is_refused():
-    with pytest.raises(ValueError, match=r"inner: expected settings below it, as in inner\.NAME=VALUE"):
+    with pytest.raises(
+        ValueError, match=r"inner: expected settings below it, as in inner\.NAME=VALUE"
+    ):
         replace(Outer(), {"inner": "5"})

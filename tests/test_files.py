@@ -85,11 +85,17 @@ class TestWriters:
                 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, number
             """
         ).replace("WRITER", textwrap.indent(WRITERS[writer].strip(), " " * 4).lstrip())
-        done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert int(done.stdout) >= 2
         whole = _bytes_under(tmp_path / "counted")
-        left = [path for path in tmp_path.iterdir() if not path.name.startswith(".") and path.name != "counted"]
+        left = [
+            path
+            for path in tmp_path.iterdir()
+            if not path.name.startswith(".") and path.name != "counted"
+        ]
         assert all(_bytes_under(path) == whole for path in left)
 
     def test_an_exception_leaves_the_old_file_and_no_other(self, tmp_path):
@@ -120,7 +126,9 @@ class TestWriters:
         events = []
         fsync, rename = os.fsync, os.rename
         monkeypatch.setattr(os, "fsync", lambda number: (events.append("sync"), fsync(number))[1])
-        monkeypatch.setattr(os, "rename", lambda *names: (events.append("rename"), rename(*names))[1])
+        monkeypatch.setattr(
+            os, "rename", lambda *names: (events.append("rename"), rename(*names))[1]
+        )
         with whole_folder(tmp_path / "folder") as partial:
             (partial / "file").touch()
         # The file, the folder; the name; the folder that has the name.
@@ -134,7 +142,10 @@ class TestRecords:
         write_record(path, content, indent=indent, durable=False)
         assert read_record(path) == content
         # Any JSON reader reads it, too.
-        assert {**json.loads(path.read_text()), "record_sha256": None} == {**content, "record_sha256": None}
+        assert {**json.loads(path.read_text()), "record_sha256": None} == {
+            **content,
+            "record_sha256": None,
+        }
 
     def test_the_seal_by_hand(self):
         body = '{"step":4'
@@ -144,7 +155,9 @@ class TestRecords:
     @pytest.mark.parametrize("indent", [None, 2])
     def test_every_changed_bit_and_every_missing_end_is_noticed(self, tmp_path, indent):
         path = tmp_path / "record.json"
-        whole = record_text({"status": "finished", "metrics": {"miou": 0.25}}, indent=indent).encode()
+        whole = record_text(
+            {"status": "finished", "metrics": {"miou": 0.25}}, indent=indent
+        ).encode()
         # White space after the last field is not sealed, and cannot change a value.
         sealed = len(whole.rstrip(b"\n }"))
         for position in range(sealed):
@@ -181,7 +194,10 @@ class TestText:
     def test_another_encoding_is_a_sentence(self, tmp_path):
         path = tmp_path / "classes.txt"
         path.write_bytes("Löwe".encode("latin-1"))
-        with pytest.raises(UnreadableError, match=r"classes.txt is not text in UTF-8: .* at byte 1\. Save it as UTF-8"):
+        with pytest.raises(
+            UnreadableError,
+            match=r"classes.txt is not text in UTF-8: .* at byte 1\. Save it as UTF-8",
+        ):
             read_text(path)
 
     @pytest.mark.parametrize(
@@ -273,12 +289,23 @@ class TestFilesBelow:
         root, other = tmp_path / "root", tmp_path / "other"
         for folder in (root / "b", root / ".hidden", other / "deep"):
             folder.mkdir(parents=True)
-        for file in (root / "z", root / "b" / "a", root / ".hidden" / "x", root / ".y", other / "deep" / "c"):
+        for file in (
+            root / "z",
+            root / "b" / "a",
+            root / ".hidden" / "x",
+            root / ".y",
+            other / "deep" / "c",
+        ):
             file.write_text("")
         (root / "a").symlink_to(other)
         (root / "c").symlink_to(other / "deep")
         found = files_below(root)
-        assert [path.relative_to(root).as_posix() for path in found.files] == ["a/deep/c", "b/a", "c/c", "z"]
+        assert [path.relative_to(root).as_posix() for path in found.files] == [
+            "a/deep/c",
+            "b/a",
+            "c/c",
+            "z",
+        ]
         assert found.left_out == ()
 
     def test_loops_are_left_out_and_said(self, tmp_path):
@@ -310,4 +337,6 @@ class TestFilesBelow:
             return scandir(path)
 
         monkeypatch.setattr(os, "scandir", refuse)
-        assert files_below(tmp_path).left_out == (f"{tmp_path / 'closed'} cannot be opened (Permission denied)",)
+        assert files_below(tmp_path).left_out == (
+            f"{tmp_path / 'closed'} cannot be opened (Permission denied)",
+        )

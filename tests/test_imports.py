@@ -19,7 +19,9 @@ for package in ("recipes", "methods", "backbones", "data"):
 """
 
 
-@pytest.mark.parametrize(("code", "heavy"), [(CONFIGS, {*HEAVY, "torch"}), ("import toco.train.loop", {*HEAVY})])
+@pytest.mark.parametrize(
+    ("code", "heavy"), [(CONFIGS, {*HEAVY, "torch"}), ("import toco.train.loop", {*HEAVY})]
+)
 def test_a_config_is_made_without_what_only_a_training_needs(code, heavy):
     code += f"\nimport sys; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -68,6 +70,10 @@ def test_a_study_runs_as_a_script_beside_which_nothing_hides_the_standard_librar
     standard = sys.stdlib_module_names & {path.stem for path in (ROOT / "sweeps").iterdir()}
     assert standard == set()
     shown = subprocess.run(
-        [sys.executable, "sweeps/layer_ablation.py", "-h"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "sweeps/layer_ablation.py", "-h"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert shown.stdout.startswith("Usage: ")

@@ -36,7 +36,9 @@ def make(target, tmp_path, **variables):
         shutil.copy(ROOT / name, tmp_path)
     words = [f"{name}={value}" for name, value in variables.items()]
     # `make test` hands its own flags and variables to what it runs.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
     command = [MAKE, "-n", target, *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert not (tmp_path / "made").exists()
@@ -47,7 +49,9 @@ def make(target, tmp_path, **variables):
 @pytest.mark.parametrize("value", AWKWARD)
 def test_a_variable_is_one_word_and_nothing_in_it_is_run(tmp_path, value):
     names = ("RECIPE", "DATA", "WEIGHTS", "GPUS", "STORE")
-    lines = make("reproduce-table5", tmp_path, RESULTS=value, **{name: f"{name} {value}" for name in names})
+    lines = make(
+        "reproduce-table5", tmp_path, RESULTS=value, **{name: f"{name} {value}" for name in names}
+    )
     options = dict(itertools.pairwise(shlex.split(lines[-1])))
     assert options["--storage"] == value
     assert options["--recipe"] == f"RECIPE {value}"
@@ -73,7 +77,9 @@ def test_an_interpreter_is_one_word(tmp_path, value):
 
 def test_a_line_break_is_refused(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
-    done = subprocess.run([MAKE, "-n", "help", "DATA=a\ntouch made"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [MAKE, "-n", "help", "DATA=a\ntouch made"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert "DATA has a line break" in done.stderr
     assert not (tmp_path / "made").exists()
@@ -82,13 +88,19 @@ def test_a_line_break_is_refused(tmp_path):
 def pinned():
     """Name and version of everything in ``constraints.txt``."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
+    return {
+        canonicalize_name(line.split("==")[0]): line.split("==")[1]
+        for line in lines
+        if "==" in line
+    }
 
 
 def test_the_lock_file_holds_what_is_pinned_each_with_hashes():
     text = (ROOT / "requirements.lock").read_text()
     found = re.findall(
-        r"^([\w.-]+)==(\S+)((?: ; [^\\\n]+)?)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", text, re.MULTILINE
+        r"^([\w.-]+)==(\S+)((?: ; [^\\\n]+)?)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$",
+        text,
+        re.MULTILINE,
     )
     locked = {canonicalize_name(name): version for name, version, _, _ in found}
     wanted = pinned()

@@ -68,17 +68,19 @@ def test_a_name_with_a_dot_is_the_module_itself(write):
     assert again == config
     assert digest(again) == digest(config) != digest(recipe())
     assert diff(recipe(), config)["method.name"] == ("toco", "own_package.my_method")
-    with pytest.raises(ValueError, match=r"no field 'method\.strenght'\. Did you mean 'method\.strength'"):
+    with pytest.raises(
+        ValueError, match=r"no field 'method\.strenght'\. Did you mean 'method\.strength'"
+    ):
         replace(config, {"method.strenght": "1"})
 
 
 def test_defaults_of_a_method_that_do_not_fit_the_run_are_set_with_its_name(write):
-    twin = (
-        "from toco.methods import toco\n\nclass Config(toco.Config):\n    name: str = __name__\n\nbuild = toco.build\n"
-    )
+    twin = "from toco.methods import toco\n\nclass Config(toco.Config):\n    name: str = __name__\n\nbuild = toco.build\n"
     write(own_package__in__twin=twin)
     names = {"method.name": "own_package.twin"}
-    with pytest.raises(ValueError, match=r"local_crop_size_px 96 is larger than views\.crop_size_px 64"):
+    with pytest.raises(
+        ValueError, match=r"local_crop_size_px 96 is larger than views\.crop_size_px 64"
+    ):
         replace(recipe(), names)
     changed = replace(recipe(), {**names, "method.local_crop_size_px": "32"})
     assert (changed.method.name, changed.method.local_crop_size_px) == ("own_package.twin", 32)
@@ -103,7 +105,10 @@ def test_a_module_that_is_not_found_names_the_folders_and_what_to_set(write):
     [
         ("own_package/my_method.py", "write|as own_package.my_method for own_package/my_method.py"),
         ("my_method.py", "as my_package.my_method for my_package/my_method.py"),
-        ("own-package.my_method", "'own-package.my_method' is no name of a module: expected words with dots"),
+        (
+            "own-package.my_method",
+            "'own-package.my_method' is no name of a module: expected words with dots",
+        ),
         ("own_package..my_method", "is no name of a module"),
         (".my_method", "is no name of a module"),
     ],
@@ -142,15 +147,26 @@ def test_what_a_module_imports_or_defines_in_a_branch_is_its_own(write):
         own_package__in__my_method=METHOD,
         own_package__in__second="try:\n    from own_package.my_method import Config, build\nfinally:\n    pass",
     )
-    assert load("toco.methods", "own_package.second").build is load("toco.methods", "own_package.my_method").build
+    assert (
+        load("toco.methods", "own_package.second").build
+        is load("toco.methods", "own_package.my_method").build
+    )
 
 
 @pytest.mark.parametrize(
     ("source", "line", "message"),
     [
         (METHOD + "\n1 / 0\n", 11, "ZeroDivisionError: division by zero."),
-        (METHOD + "\nimport own_missing\n", 11, "ModuleNotFoundError: No module named 'own_missing'."),
-        (METHOD + "\nraise SystemExit(3)\n", 11, "it ends the program; put what is to run below if __name__"),
+        (
+            METHOD + "\nimport own_missing\n",
+            11,
+            "ModuleNotFoundError: No module named 'own_missing'.",
+        ),
+        (
+            METHOD + "\nraise SystemExit(3)\n",
+            11,
+            "it ends the program; put what is to run below if __name__",
+        ),
         (METHOD + "\nMethodConfig(nam=3)\n", 11, "ValidationError: "),
         (METHOD + "\ndef f(:\n", 11, "SyntaxError: invalid syntax."),
     ],
@@ -163,14 +179,20 @@ def test_an_exception_at_import_is_a_sentence_with_file_and_line(write, source, 
 
 
 def test_an_exception_in_what_a_module_imports_names_that_file(write):
-    folder = write(own_package__in__my_method="import own_helper\n" + METHOD, own_helper="x = 1\nx.missing\n")
+    folder = write(
+        own_package__in__my_method="import own_helper\n" + METHOD, own_helper="x = 1\nx.missing\n"
+    )
     assert f"{folder / 'own_helper.py'}, line 2: AttributeError" in refusal("own_package.my_method")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("name: str = __name__", "name: str = 'other'", "has the name 'other' instead of that of its module"),
+        (
+            "name: str = __name__",
+            "name: str = 'other'",
+            "has the name 'other' instead of that of its module",
+        ),
         ("    name: str = __name__\n", "", "instead of that of its module"),
         ("(MethodConfig)", "", "is no MethodConfig"),
     ],
@@ -200,10 +222,15 @@ def test_a_module_in_an_untrusted_folder_is_not_imported(write):
     text = sentences(caught.value)
     assert "code that came with a run is not imported" in text
     assert "own_package.my_method" not in sys.modules
-    assert RunConfig.model_validate(values, context={UNTRUSTED: folder / "run"}).method.name == "own_package.my_method"
+    assert (
+        RunConfig.model_validate(values, context={UNTRUSTED: folder / "run"}).method.name
+        == "own_package.my_method"
+    )
 
 
-def test_a_run_folder_is_used_where_its_module_is_found_and_never_from_itself(write, tmp_path, monkeypatch):
+def test_a_run_folder_is_used_where_its_module_is_found_and_never_from_itself(
+    write, tmp_path, monkeypatch
+):
     folder = write(own_package__in__my_method=METHOD)
     config = replace(recipe(), {"method.name": "own_package.my_method"})
     run = RunFolder(tmp_path / "run")
@@ -215,7 +242,10 @@ def test_a_run_folder_is_used_where_its_module_is_found_and_never_from_itself(wr
     for name in ("own_package", "own_package.my_method"):
         sys.modules.pop(name)
     importlib.invalidate_caches()
-    with pytest.raises(UnreadableError, match=r"run/config\.json names a module that cannot be used\. .* not imported"):
+    with pytest.raises(
+        UnreadableError,
+        match=r"run/config\.json names a module that cannot be used\. .* not imported",
+    ):
         run.config()
     assert "own_package.my_method" not in sys.modules
 

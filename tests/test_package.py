@@ -26,9 +26,15 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path):
         shutil.copy(ROOT / name, tree)
     for name in PACKAGES:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    sources = {path.relative_to(tree).as_posix() for name in PACKAGES for path in (tree / name).rglob("*.*")}
+    sources = {
+        path.relative_to(tree).as_posix()
+        for name in PACKAGES
+        for path in (tree / name).rglob("*.*")
+    }
 
-    built = subprocess.run([sys.executable, "-c", BUILD, tmp_path], cwd=tree, capture_output=True, text=True)
+    built = subprocess.run(
+        [sys.executable, "-c", BUILD, tmp_path], cwd=tree, capture_output=True, text=True
+    )
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -17,7 +17,10 @@ class TwoPartError(Exception):
 @pytest.mark.parametrize(
     ("error", "sent"),
     [
-        (FileNotFoundError(2, "No such file", "a.jpg"), FileNotFoundError(2, "No such file", "a.jpg")),
+        (
+            FileNotFoundError(2, "No such file", "a.jpg"),
+            FileNotFoundError(2, "No such file", "a.jpg"),
+        ),
         (TwoPartError("the rack", "burns"), RuntimeError("TwoPartError: the rack: burns")),
     ],
 )

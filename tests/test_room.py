@@ -28,7 +28,10 @@ def test_what_is_free_is_held_against_what_is_needed(tmp_path, disk):
 
 def test_files_may_run_out_before_bytes(tmp_path, disk):
     disk.f_favail = 0
-    assert shortage(tmp_path, 0) == f"{tmp_path} has no room: its disk has no free inodes. Delete files there."
+    assert (
+        shortage(tmp_path, 0)
+        == f"{tmp_path} has no room: its disk has no free inodes. Delete files there."
+    )
     # Some file systems make inodes as they need them, and count none.
     disk.f_files = 0
     assert shortage(tmp_path, 0) is None
@@ -44,9 +47,15 @@ def test_a_quota_is_no_property_of_the_disk(tmp_path, disk):
 
 
 def test_an_error_without_a_file_tells_folder_and_bytes(tmp_path, disk):
-    full, other = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EIO, "Input/output error")
+    full, other = (
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EIO, "Input/output error"),
+    )
     # The folder has room, so another disk is full.
-    with pytest.raises(OSError, match="No space left") as raised, telling_shortage(tmp_path, 4_000_000):
+    with (
+        pytest.raises(OSError, match="No space left") as raised,
+        telling_shortage(tmp_path, 4_000_000),
+    ):
         raise full
     assert raised.value is full
     disk.f_bavail = 4
@@ -55,6 +64,9 @@ def test_an_error_without_a_file_tells_folder_and_bytes(tmp_path, disk):
         telling_shortage(tmp_path, 5_000_000),
     ):
         raise full
-    with pytest.raises(OSError, match="Input/output") as raised, telling_shortage(tmp_path, 4_000_000):
+    with (
+        pytest.raises(OSError, match="Input/output") as raised,
+        telling_shortage(tmp_path, 4_000_000),
+    ):
         raise other
     assert raised.value is other

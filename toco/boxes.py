@@ -11,7 +11,10 @@ def clip(boxes: Int[Tensor, "b 4"], height: int, width: int) -> Int[Tensor, "b 4
     """The boxes without what lies beyond ``height x width`` pixels; one that ends before it begins is empty."""
     y0, y1, x0, x1 = boxes.T
     y0, x0 = y0.clamp(0, height), x0.clamp(0, width)
-    return torch.stack([y0, torch.maximum(y1.clamp(max=height), y0), x0, torch.maximum(x1.clamp(max=width), x0)], dim=1)
+    return torch.stack(
+        [y0, torch.maximum(y1.clamp(max=height), y0), x0, torch.maximum(x1.clamp(max=width), x0)],
+        dim=1,
+    )
 
 
 def whole(num_images: int, height: int, width: int, device: torch.device) -> Int[Tensor, "b 4"]:

@@ -1,10 +1,11 @@
 """Which code a result depends on: a digest for every module that can be imported on the way from some roots.
 
-Nothing is imported: source files are found and parsed. A digest is over the syntax tree without docstrings, so that
-comments, formatting and the version of Python do not change it.
+Nothing is imported: source files are found and parsed. A digest is over the syntax tree without
+docstrings, so that comments, formatting and the version of Python do not change it.
 
-What a program imports by a name that it computes is not seen, but for the registries: where code loads an entry of one
-(``load("toco.methods", name)``), every entry counts, unless the caller says that its roots hold the chosen ones.
+What a program imports by a name that it computes is not seen, but for the registries: where code
+loads an entry of one (``load("toco.methods", name)``), every entry counts, unless the caller says
+that its roots hold the chosen ones.
 """
 
 from __future__ import annotations
@@ -28,23 +29,28 @@ _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _STANDARD_LIBRARY = frozenset(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
 
 
-def code_digests(roots: Iterable[str], without: Iterable[str] = (), chosen: Iterable[str] = ()) -> dict[str, str]:
+def code_digests(
+    roots: Iterable[str], without: Iterable[str] = (), chosen: Iterable[str] = ()
+) -> dict[str, str]:
     """Digest by module (hex, 16 digits) of all that ``roots`` import, directly or not, inside functions too.
 
-    Of a root outside of this package the modules count that lie in its top-level package, or beside this package in
-    the same folder. Installed packages are left out: their versions stand for them.
+    Of a root outside of this package the modules count that lie in its top-level package, or beside
+    this package in the same folder. Installed packages are left out: their versions stand for them.
 
     Args:
         roots: Modules to begin with.
         without: Modules and packages that are neither entered nor listed.
-        chosen: Registries whose chosen entries are among ``roots``, so that their other entries do not count.
+        chosen: Registries whose chosen entries are among ``roots``, so that their other entries do
+            not count.
 
     Raises:
         ValueError: A root has no source file, or a file is no Python.
     """
     roots, without = tuple(roots), tuple(without)
     packages = {_top(root) for root in roots}
-    folders = {folder for package in packages - {_top(__name__)} for folder in import_folders(package)}
+    folders = {
+        folder for package in packages - {_top(__name__)} for folder in import_folders(package)
+    }
     chosen = {*chosen, *(root.rpartition(".")[0] for root in roots)}
     digests: dict[str, str] = {}
     todo = list(roots)
@@ -134,7 +140,9 @@ def import_folders(top: str) -> frozenset[Path]:
 
 def is_installed(path: Path) -> bool:
     """Whether a file or folder of code belongs to Python itself or to an installed package."""
-    return not _INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(folder) for folder in _STANDARD_LIBRARY)
+    return not _INSTALLED.isdisjoint(path.parts) or any(
+        path.is_relative_to(folder) for folder in _STANDARD_LIBRARY
+    )
 
 
 def module_spec(top: str) -> ModuleSpec | None:
@@ -157,7 +165,9 @@ def _module(name: str) -> _Module | None:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     live = list(_live(tree))
     loaded = list(_loaded(live, name))
-    imports = dict.fromkeys([*_imports(live, package), *(f"{registry}.{entry}" for registry, entry in loaded if entry)])
+    imports = dict.fromkeys(
+        [*_imports(live, package), *(f"{registry}.{entry}" for registry, entry in loaded if entry)]
+    )
     registries = frozenset(registry for registry, entry in loaded if entry is None)
     return _Module(_digest(tree), tuple(imports), registries)
 
@@ -182,7 +192,9 @@ def _imports(nodes: Iterable[ast.AST], package: str) -> Iterator[str]:
             origin = node.module or ""
             if node.level:
                 parts = package.split(".")
-                origin = ".".join([*parts[: len(parts) - node.level + 1], *([origin] if origin else [])])
+                origin = ".".join(
+                    [*parts[: len(parts) - node.level + 1], *([origin] if origin else [])]
+                )
             yield origin
             yield from (f"{origin}.{alias.name}" for alias in node.names if alias.name != "*")
 
@@ -240,7 +252,11 @@ def _meant(node: ast.AST, name: str, field: Any) -> Any:  # noqa: ANN401 - what 
 
     Versions of Python cut the texts of an f-string differently.
     """
-    if name == "body" and isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+    if (
+        name == "body"
+        and isinstance(node, _DOCUMENTED)
+        and ast.get_docstring(node, clean=False) is not None
+    ):
         return field[1:]
     if not isinstance(node, ast.JoinedStr):
         return field

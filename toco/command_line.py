@@ -2,12 +2,14 @@
 
 :func:`run` is the entry of each, and :class:`Commands` their groups. They keep these conventions.
 
-- An error that a person can mend is one sentence on standard error, with exit status 1; wrong usage has 2.
-- What nobody expected is a fault of this program: a sentence that says so, then the traceback; exit status 1.
-  ``TOCO_TRACEBACK=1`` shows the traceback of every other error, too.
+- An error that a person can mend is one sentence on standard error, with exit status 1; wrong usage
+  has 2.
+- What nobody expected is a fault of this program: a sentence that says so, then the traceback; exit
+  status 1. ``TOCO_TRACEBACK=1`` shows the traceback of every other error, too.
 - Ctrl-C ends a command with one line and 130, SIGTERM with 143. Both wait for an import to end.
 - A reader that closes the pipe ends it without a word, with 141, as other programs.
-- ``-h`` is ``--help`` everywhere. Unprintable characters, as in names of files, are printed escaped.
+- ``-h`` is ``--help`` everywhere. Unprintable characters, as in names of files, are printed
+  escaped.
 """
 
 from __future__ import annotations
@@ -161,7 +163,9 @@ def _show_fault(error: Exception) -> int:
     what = f"{type(error).__name__}: {error}".rstrip(".")
     place = own_place(error, _OURS)
     if place is None:
-        blame = "This is a fault of this program, not of its use. Please report it with what follows."
+        blame = (
+            "This is a fault of this program, not of its use. Please report it with what follows."
+        )
     else:
         blame = f"It was raised in {place}, which is no part of this program."
     _say(f"Error: {what}. {blame}")
@@ -206,7 +210,11 @@ def _escape_messages() -> None:
         old = sys.stdout
         old.flush()
         sys.stdout = _Escaping(
-            old.buffer, old.encoding, "backslashreplace", line_buffering=old.line_buffering, write_through=True
+            old.buffer,
+            old.encoding,
+            "backslashreplace",
+            line_buffering=old.line_buffering,
+            write_through=True,
         )
     format_warning = warnings.formatwarning
 

@@ -1,7 +1,8 @@
 """Typed, frozen configuration: change a field by its dotted path, compare two configs, digest one.
 
-A config is a tree of frozen pydantic models. There is no other way to set anything: recipes build a tree in Python,
-``--set a.b=value`` changes a leaf, and every name that does not exist is refused with the nearest one that does.
+A config is a tree of frozen pydantic models. There is no other way to set anything: recipes build a
+tree in Python, ``--set a.b=value`` changes a leaf, and every name that does not exist is refused
+with the nearest one that does.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ RUN_ONLY = "run_only"
 PLACE = "place"
 """Key in the ``json_schema_extra`` of a field of text that may be a path, with the words that are none.
 
-A digest contains the name of the file and not its folder, so that a moved file changes nothing. What the file holds is
-recorded by a digest of its own.
+A digest contains the name of the file and not its folder, so that a moved file changes nothing.
+What the file holds is recorded by a digest of its own.
 """
 
 MAX_SEED = 2**32
@@ -35,7 +36,9 @@ MAX_SEED = 2**32
 class Config(BaseModel):
     """Base of every config: frozen, strict about names, validated with its defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class UnknownFieldError(ValueError):
@@ -69,17 +72,19 @@ class EntryConfig(Config):
 def replace(config: T, changes: dict[str, Any]) -> T:
     """A copy of ``config`` with the fields at dotted paths set and everything validated again.
 
-    The type of a field says how a value that is text is read. A field of text, such as a path, takes it as it is,
-    so that ``root=2012`` names the folder 2012; where ``None`` is allowed, too, ``null`` is ``None``. Other fields
-    read JSON ("3", "true", "[1, 2]", "null").
-    Setting a component's ``name`` to another entry starts from that entry's defaults.
+    The type of a field says how a value that is text is read. A field of text, such as a path,
+    takes it as it is, so that ``root=2012`` names the folder 2012; where ``None`` is allowed, too,
+    ``null`` is ``None``. Other fields read JSON ("3", "true", "[1, 2]", "null"). Setting a
+    component's ``name`` to another entry starts from that entry's defaults.
 
     Raises:
         UnknownFieldError: A path does not exist; the nearest is named.
         ValueError: A value does not fit its field, or ``config`` is none.
     """
     if not isinstance(config, Config):  # what a recipe of the user's own returned
-        raise ValueError(f"expected a config, as the RunConfig that a recipe returns; got {config!r}.")
+        raise ValueError(
+            f"expected a config, as the RunConfig that a recipe returns; got {config!r}."
+        )
     names = {path: value for path, value in changes.items() if path.endswith(".name")}
     others = {path: value for path, value in changes.items() if path not in names}
     # Names first, on their own: they decide which other paths there are.
@@ -103,7 +108,9 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
         if not equals or not path:
             raise ValueError(f"--set expects a.b=value, got {item!r}.")
         if path in changes:
-            raise ValueError(f"--set names {path} twice ({changes[path]!r} and {text!r}); give one of them.")
+            raise ValueError(
+                f"--set names {path} twice ({changes[path]!r} and {text!r}); give one of them."
+            )
         changes[path] = text
     return changes
 
@@ -113,7 +120,8 @@ def diff(
 ) -> dict[str, tuple[Any, Any]]:
     """Dotted paths whose values differ, with both values; what is missing on one side reads ``None`` there.
 
-    A part that one side lacks or has as ``None`` is one difference, and not one for each of its fields.
+    A part that one side lacks or has as ``None`` is one difference, and not one for each of its
+    fields.
 
     Args:
         left: A config, or one as JSON.
@@ -183,7 +191,8 @@ def digest(config: Config, without: Iterable[str] = ()) -> str:
     Raises:
         ValueError: A path of ``without`` does not exist.
     """
-    # A study of thousands of trials digests every config each time it starts, so this has to take microseconds.
+    # A study of thousands of trials digests every config each time it starts, so this has to take
+    # microseconds.
     dumped = config.model_dump(mode="json")
     _keep_what_counts(config, dumped)
     for path in without:
@@ -207,7 +216,11 @@ def sentences(error: ValidationError, forms: Mapping[str, str] | None = None) ->
     lines = []
     for item in error.errors(include_url=False):
         path = _path(item["loc"]) or "config"
-        came = "" if isinstance(item["input"], dict | BaseModel) else f" (got {_shortened(item['input'])})"
+        came = (
+            ""
+            if isinstance(item["input"], dict | BaseModel)
+            else f" (got {_shortened(item['input'])})"
+        )
         form = (forms or {}).get(path)
         write = f"; write {path}={form}" if form else ""
         lines.append(f"{path}: {_wrong(item, path)}{came}{write}.")
@@ -217,7 +230,9 @@ def sentences(error: ValidationError, forms: Mapping[str, str] | None = None) ->
 def _wrong(item: ErrorDetails, path: str) -> str:
     if item["type"] in ("model_type", "model_attributes_type"):
         return f"expected settings below it, as in {path}.NAME=VALUE"
-    return item["msg"].removeprefix("Value error, ").removesuffix(".").replace("valid tuple", "list")
+    return (
+        item["msg"].removeprefix("Value error, ").removesuffix(".").replace("valid tuple", "list")
+    )
 
 
 def _shortened(value: object) -> str:
@@ -232,7 +247,11 @@ def _replace(config: T, changes: dict[str, Any]) -> T:
     try:
         return _with(config, changes)
     except ValidationError as error:
-        forms = {path: form for path in changes if (form := _right_form(config, changes, path, error)) is not None}
+        forms = {
+            path: form
+            for path in changes
+            if (form := _right_form(config, changes, path, error)) is not None
+        }
         raise ValueError(sentences(error, forms)) from error
 
 
@@ -283,7 +302,9 @@ def _parse(value: Any, annotation: Any, path: str) -> Any:  # noqa: ANN401 - any
     try:
         return json.loads(value)
     except RecursionError:
-        raise ValueError(f"{path}: expected a value, got brackets that are nested too deeply.") from None
+        raise ValueError(
+            f"{path}: expected a value, got brackets that are nested too deeply."
+        ) from None
     except ValueError:  # no JSON, or a number of more digits than Python reads
         return value
 
@@ -302,7 +323,9 @@ def _members(annotation: Any) -> set[type]:  # noqa: ANN401 - an annotation
     return {annotation} if isinstance(annotation, type) else {object}
 
 
-def _right_form(config: T, changes: Mapping[str, Any], path: str, error: ValidationError) -> str | None:
+def _right_form(
+    config: T, changes: Mapping[str, Any], path: str, error: ValidationError
+) -> str | None:
     """What somebody meant who wrote a value as in Python or as words with commas, if the field takes that."""
     value = changes[path]
     if not isinstance(value, str) or not _is_wrong(path, error):
@@ -363,11 +386,19 @@ def _keep_what_counts(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any va
         for name, words in _places(type(value)):
             if isinstance(dumped[name], str) and dumped[name] not in words:
                 dumped[name] = PurePath(dumped[name]).name
-        pairs = [(getattr(value, name), part) for name, part in dumped.items() if type(part) in _NESTED]
+        pairs = [
+            (getattr(value, name), part) for name, part in dumped.items() if type(part) in _NESTED
+        ]
     elif isinstance(value, dict):
-        pairs = [(value[key], part) for key, part in zip(value, dumped.values(), strict=True) if type(part) in _NESTED]
+        pairs = [
+            (value[key], part)
+            for key, part in zip(value, dumped.values(), strict=True)
+            if type(part) in _NESTED
+        ]
     else:
-        pairs = [(item, part) for item, part in zip(value, dumped, strict=True) if type(part) in _NESTED]
+        pairs = [
+            (item, part) for item, part in zip(value, dumped, strict=True) if type(part) in _NESTED
+        ]
     for item, part in pairs:
         _keep_what_counts(item, part)
 
@@ -376,7 +407,9 @@ def _keep_what_counts(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any va
 def run_only_fields(model: type[BaseModel]) -> tuple[str, ...]:
     """Names of the fields of ``model`` that are marked as without effect on results."""
     extras = {name: info.json_schema_extra for name, info in model.model_fields.items()}
-    return tuple(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(RUN_ONLY))
+    return tuple(
+        name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(RUN_ONLY)
+    )
 
 
 @cache

@@ -1,18 +1,17 @@
 """Files that appear whole or not at all, are on disk when a writer says so, and are refused when a byte changed.
 
-Every writer and reader of this project's own records uses this module, and so does every reader of text that people
-or other programs write.
+Every writer and reader of this project's own records uses this module, and so does every reader of
+text that people or other programs write.
 
 ::
 
-    whole_file, whole_folder     write beside the target, sync, give the target its name
-    write_text, write_record     a file from text; a JSON object that carries the SHA-256 of its own bytes
-    append                       bytes at the end of a file, all or none
-    read_text, read_lines        text in UTF-8 or UTF-16, with or without a byte order mark
-    read_json, read_record       JSON; a record, whose SHA-256 is compared
-    check_seal, check_version    refuse a damaged record, and one of another version
-    files_below                  files of a folder and of the folders in it, and what was left out
-    read_xml                     XML in any encoding, without a document type
+    whole_file, whole_folder     write beside the target, sync, give the target its name write_text,
+    write_record     a file from text; a JSON object that carries the SHA-256 of its own bytes
+    append                       bytes at the end of a file, all or none read_text, read_lines
+    text in UTF-8 or UTF-16, with or without a byte order mark read_json, read_record       JSON; a
+    record, whose SHA-256 is compared check_seal, check_version    refuse a damaged record, and one
+    of another version files_below                  files of a folder and of the folders in it, and
+    what was left out read_xml                     XML in any encoding, without a document type
 """
 
 from __future__ import annotations
@@ -52,11 +51,13 @@ class VersionError(UnreadableError):
 def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield another name to write; the file becomes ``path`` when the block ends without an exception.
 
-    A crash at any moment leaves the old ``path``, or none, or the new one. The folder of ``path`` is made.
+    A crash at any moment leaves the old ``path``, or none, or the new one. The folder of ``path``
+    is made.
 
     Args:
         path: The file to write; an existing one is replaced.
-        durable: Wait until the file and its name are on disk. A file that is made again after a crash needs no wait.
+        durable: Wait until the file and its name are on disk. A file that is made again after a
+            crash needs no wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
@@ -75,8 +76,9 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes ``path`` when the block ends without an exception.
 
-    All files, and the name, are on disk then. An existing ``path`` is replaced. A crash between the two renames of a
-    replacement leaves no ``path``: use it for what can be made again or was absent.
+    All files, and the name, are on disk then. An existing ``path`` is replaced. A crash between the
+    two renames of a replacement leaves no ``path``: use it for what can be made again or was
+    absent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
@@ -115,7 +117,8 @@ def append(path: Path, content: bytes) -> None:
     Raises:
         OSError: They cannot be written; the file ends where it ended before.
     """
-    # Without a buffer: closing one writes again what could not be written, after the file was cut back.
+    # Without a buffer: closing one writes again what could not be written, after the file was cut
+    # back.
     with path.open("ab", buffering=0) as file:
         end = file.tell()
         try:
@@ -129,7 +132,9 @@ def append(path: Path, content: bytes) -> None:
         sync(path.parent)
 
 
-def write_record(path: Path, content: Mapping[str, Any], *, indent: int | None = None, durable: bool = True) -> None:
+def write_record(
+    path: Path, content: Mapping[str, Any], *, indent: int | None = None, durable: bool = True
+) -> None:
     """Write a JSON object that carries the SHA-256 of its own bytes; :func:`read_record` reads it."""
     write_text(path, record_text(content, indent=indent), durable=durable)
 
@@ -148,7 +153,9 @@ def record_text(content: Mapping[str, Any], *, indent: int | None = None) -> str
     '{"step":4,"record_sha256":"'
     """
     if not content or SEAL in content:
-        raise ValueError(f"Expected at least one field, none of them named {SEAL!r}, got {sorted(content)}.")
+        raise ValueError(
+            f"Expected at least one field, none of them named {SEAL!r}, got {sorted(content)}."
+        )
     separators = (",", ":") if indent is None else None
     body = json.dumps(content, indent=indent, separators=separators).removesuffix("}").rstrip()
     seal = hashlib.sha256(body.encode()).hexdigest()
@@ -160,16 +167,22 @@ def record_text(content: Mapping[str, Any], *, indent: int | None = None) -> str
 def is_sealed(content: bytes) -> bool:
     """Whether the bytes of a record are those that were written. Takes a fraction of the time that parsing takes."""
     seal = _SEALED.search(content, max(len(content) - 200, 0))
-    return seal is not None and hashlib.sha256(content[: seal.start()]).hexdigest().encode() == seal[1]
+    return (
+        seal is not None and hashlib.sha256(content[: seal.start()]).hexdigest().encode() == seal[1]
+    )
 
 
 def check_seal(path: Path, content: bytes, advice: str) -> None:
     """Refuse the bytes of a record that are not those that were written; see :func:`read_record`."""
     if not is_sealed(content):
-        raise UnreadableError(f"{printable(path)} is damaged: its bytes are not those that were written. {advice}")
+        raise UnreadableError(
+            f"{printable(path)} is damaged: its bytes are not those that were written. {advice}"
+        )
 
 
-def read_record(path: Path, *, advice: str = "Restore it from a copy, or delete it.") -> dict[str, Any]:
+def read_record(
+    path: Path, *, advice: str = "Restore it from a copy, or delete it."
+) -> dict[str, Any]:
     """Read what :func:`write_record` wrote, without the seal.
 
     Args:
@@ -200,7 +213,9 @@ def check_version(path: Path, version: object, known: int, advice: str) -> None:
         VersionError: The two differ.
     """
     if version != known:
-        raise VersionError(f"{printable(path)} has format version {version}; this program reads {known}. {advice}")
+        raise VersionError(
+            f"{printable(path)} has format version {version}; this program reads {known}. {advice}"
+        )
 
 
 def read_text(path: Path) -> str:
@@ -216,18 +231,22 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path) -> list[str]:
     """Lines of a text file without their ends (LF, CR LF or CR); see :func:`read_text`.
 
-    No other character ends a line: ``str.splitlines`` also splits at form feeds and Unicode's separators.
+    No other character ends a line: ``str.splitlines`` also splits at form feeds and Unicode's
+    separators.
     """
     lines = re.split(r"\r\n|\n|\r", read_text(path))
     return lines[:-1] if not lines[-1] else lines
 
 
-def read_json(path: Path, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:  # noqa: ANN401 - any JSON value
+def read_json(
+    path: Path, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:  # noqa: ANN401 - any JSON value
     """Read a JSON file that a person or another program wrote.
 
     Args:
         path: The file, in an encoding that :func:`read_text` reads.
-        object_pairs_hook: As in ``json.loads``. An :class:`UnreadableError` of the hook is raised as it is.
+        object_pairs_hook: As in ``json.loads``. An :class:`UnreadableError` of the hook is raised
+            as it is.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -253,8 +272,8 @@ class FolderContents:
 
     Attributes:
         files: Regular files, in the order of their names.
-        left_out: A phrase for each thing that was not looked at: a link to nothing, a link to a folder that holds the
-            link, a folder that cannot be opened, a pipe.
+        left_out: A phrase for each thing that was not looked at: a link to nothing, a link to a
+            folder that holds the link, a folder that cannot be opened, a pipe.
         hidden: Hidden files and folders, which are not looked at either.
         closed: Folders that cannot be opened.
     """
@@ -294,7 +313,9 @@ def files_below(folder: Path, without: Iterable[Path] = ()) -> FolderContents:
             if real in passed:
                 continue
             if real in holders:
-                left_out.append(f"{printable(here / below)} is a link to a folder that holds the link")
+                left_out.append(
+                    f"{printable(here / below)} is a link to a folder that holds the link"
+                )
             else:
                 above[here / below] = {*holders, real}
         folders[:] = [below for below in folders if here / below in above]
@@ -304,9 +325,14 @@ def files_below(folder: Path, without: Iterable[Path] = ()) -> FolderContents:
             if path.is_file():
                 files.append(path)
             else:
-                left_out.append(f"{printable(path)} is {'a link to nothing' if path.is_symlink() else 'no file'}")
+                left_out.append(
+                    f"{printable(path)} is {'a link to nothing' if path.is_symlink() else 'no file'}"
+                )
     return FolderContents(
-        tuple(sorted(files, key=Path.as_posix)), tuple(sorted(left_out)), tuple(sorted(hidden)), tuple(sorted(closed))
+        tuple(sorted(files, key=Path.as_posix)),
+        tuple(sorted(left_out)),
+        tuple(sorted(hidden)),
+        tuple(sorted(closed)),
     )
 
 
@@ -317,13 +343,16 @@ def read_xml(path: Path) -> ElementTree.Element:
 
     Raises:
         FileNotFoundError: There is no such file.
-        UnreadableError: The file is no XML, has a document type, or is in an encoding that Python does not know.
+        UnreadableError: The file is no XML, has a document type, or is in an encoding that Python
+            does not know.
     """
     content = path.read_bytes()
     declared = _XML_ENCODING.match(content)
     text = _decoded(path, content, "utf-8" if declared is None else declared[1].decode("ascii"))
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UnreadableError(f"{printable(path)} has a document type or entities. Save it without them.")
+        raise UnreadableError(
+            f"{printable(path)} has a document type or entities. Save it without them."
+        )
     try:
         return ElementTree.fromstring(text)  # noqa: S314 - without entities, see above
     except (ElementTree.ParseError, ValueError) as error:
@@ -349,13 +378,21 @@ def sha256(path: Path) -> str:
 
 def _decoded(path: Path, content: bytes, encoding: str) -> str:
     """Text of a file's content; a byte order mark counts more than ``encoding`` and is dropped."""
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), encoding)
+    encoding = next(
+        (name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), encoding
+    )
     try:
         return content.decode(encoding)
     except UnicodeError as error:
-        where = f": {error.reason} at byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
+        where = (
+            f": {error.reason} at byte {error.start}"
+            if isinstance(error, UnicodeDecodeError)
+            else ""
+        )
         name = encoding.upper().removesuffix("-SIG")
-        raise UnreadableError(f"{printable(path)} is not text in {name}{where}. Save it as UTF-8.") from error
+        raise UnreadableError(
+            f"{printable(path)} is not text in {name}{where}. Save it as UTF-8."
+        ) from error
     except LookupError as error:
         raise UnreadableError(
             f"{printable(path)} declares the encoding {encoding!r}, which is unknown. Save it as UTF-8."

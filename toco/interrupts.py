@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM as an exception that every ``finally`` sees, but never in the middle of an import.
 
-An exception inside an import leaves a library half imported, or the library takes it for a fault of its own. A signal
-that comes during an import therefore waits until the import has ended. A second signal ends the process at once.
+An exception inside an import leaves a library half imported, or the library takes it for a fault of
+its own. A signal that comes during an import therefore waits until the import has ended. A second
+signal ends the process at once.
 
 This module imports next to nothing: a command takes the signals before it imports what it needs.
 """

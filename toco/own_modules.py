@@ -103,7 +103,9 @@ def _imported(name: str, file: Path) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise OwnModuleError(f"{name} cannot be imported. {_place(error, file)}: {_reason(error)}.") from error
+        raise OwnModuleError(
+            f"{name} cannot be imported. {_place(error, file)}: {_reason(error)}."
+        ) from error
 
 
 def _place(error: BaseException, file: Path) -> str:
@@ -165,7 +167,9 @@ def _not_found(name: str) -> str:
         path = f"{right.replace('.', '/')}.py"
         return f"{name!r} is a file; expected the name of a module, as {right} for {path}."
     if not _is_name(name):
-        return f"{name!r} is no name of a module: expected words with dots, as my_package.my_method."
+        return (
+            f"{name!r} is no name of a module: expected words with dots, as my_package.my_method."
+        )
     top = name.partition(".")[0]
     if module_spec(top) is not None:
         return _not_in_package(name)

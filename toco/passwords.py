@@ -8,8 +8,8 @@ import re
 def public_uri(text: str) -> str:
     """One address, or an argument that ends in one, without user name, password and query.
 
-    Whatever stands before the last ``@`` goes: a password may contain any character. Where that ``@`` may belong to a
-    query, nothing of the address is left.
+    Whatever stands before the last ``@`` goes: a password may contain any character. Where that
+    ``@`` may belong to a query, nothing of the address is left.
 
     >>> public_uri("https://me:p@ss/w:rd@host:5000/x?password=secret")
     'https://host:5000/x'
@@ -26,9 +26,12 @@ def public_uri(text: str) -> str:
 def public_text(message: str) -> str:
     """A message with its addresses as ``public_uri`` shows them; an address ends at a space, a quote or a bracket.
 
-    In a password a single quote and a round bracket end nothing: addresses may hold them there as they are.
+    In a password a single quote and a round bracket end nothing: addresses may hold them there as
+    they are.
 
     >>> public_text("GET http://me:secret@host/a?token=x failed, says me@host")
     'GET http://host/a failed, says me@host'
     """
-    return re.sub(r"\w+://(?:[^\s\"<>]*@)?[^\s'\"<>()]*", lambda address: public_uri(address[0]), message)
+    return re.sub(
+        r"\w+://(?:[^\s\"<>]*@)?[^\s'\"<>()]*", lambda address: public_uri(address[0]), message
+    )

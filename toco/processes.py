@@ -20,12 +20,14 @@ class MachineError(RuntimeError):
 def end_with_parent() -> None:
     """End this process at once when the process that asked for it ends, however that happens.
 
-    That process is the one which called ``start``, also where a fork server did the work; without one, as under
-    torchrun, it is the parent of this process.
+    That process is the one which called ``start``, also where a fork server did the work; without
+    one, as under torchrun, it is the parent of this process.
     """
     parent = multiprocessing.parent_process()
     threading.Thread(
-        target=_end_after, args=(_wait_for_orphanage if parent is None else parent.join,), daemon=True
+        target=_end_after,
+        args=(_wait_for_orphanage if parent is None else parent.join,),
+        daemon=True,
     ).start()
 
 

@@ -110,7 +110,9 @@ def _config(package: str, base: type[BaseModel], name: str) -> type[BaseModel]:
         return config
     right = importlib.import_module(package).ENTRY["Config"]
     if not (isinstance(config, type) and issubclass(config, base)):
-        raise OwnModuleError(f"Config of {name} ({module.__file__}) is no {base.__name__}. Write:\n{right}")
+        raise OwnModuleError(
+            f"Config of {name} ({module.__file__}) is no {base.__name__}. Write:\n{right}"
+        )
     field = config.model_fields["name"]
     if field.default != name:
         raise OwnModuleError(

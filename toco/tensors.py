@@ -20,11 +20,14 @@ class Batch:
     Attributes:
         images: First global view; the classifier, the CAMs and the decoder see this one.
         second_view: Second global view; ``None`` where the method does not use it.
-        crop_source: The crop of ``images`` with its own colours, to cut local crops from; ``None`` likewise.
+        crop_source: The crop of ``images`` with its own colours, to cut local crops from; ``None``
+            likewise.
         class_labels: Multi-hot image-level labels without background, 0.0 or 1.0.
-        valid_box: Rows ``y0 y1`` and columns ``x0 x1`` (half-open, pixels) of the image inside its padded crop.
+        valid_box: Rows ``y0 y1`` and columns ``x0 x1`` (half-open, pixels) of the image inside its
+            padded crop.
         names: Name of every image, for messages.
-        present: What :func:`present_classes` says of the labels, found on the host so that no device is waited for.
+        present: What :func:`present_classes` says of the labels, found on the host so that no
+            device is waited for.
         shard: Which consecutive part of the global batch these images are.
     """
 
@@ -40,7 +43,9 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device`` (copies are asynchronous where the memory is pinned)."""
         moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True) if isinstance(value := getattr(self, f.name), Tensor) else value
+            f.name: value.to(device, non_blocking=True)
+            if isinstance(value := getattr(self, f.name), Tensor)
+            else value
             for f in fields(self)
         }
         return Batch(**moved)
@@ -49,7 +54,8 @@ class Batch:
 def present_classes(class_labels: Float[Tensor, "b k"]) -> Int[Tensor, "b m"]:
     """0-based classes of every image, ascending; ``m`` is the most that one image has, at least 1.
 
-    Images with fewer are filled up with absent classes, whose label is 0 and whose maps therefore count for nothing.
+    Images with fewer are filled up with absent classes, whose label is 0 and whose maps therefore
+    count for nothing.
 
     >>> present_classes(torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]])).tolist()
     [[1, 3], [0, 2]]
@@ -65,9 +71,11 @@ class Features:
 
     Attributes:
         class_token: Class token of every image, after the final norm.
-        features: Patch tokens of the last block after the final norm, as a map, of the images whose maps were wanted.
-        aux_features: Patch tokens of the auxiliary block of these images, before the final norm (after it, if that
-            block is the last). They may have other channels, but lie on the same grid.
+        features: Patch tokens of the last block after the final norm, as a map, of the images whose
+            maps were wanted.
+        aux_features: Patch tokens of the auxiliary block of these images, before the final norm
+            (after it, if that block is the last). They may have other channels, but lie on the same
+            grid.
     """
 
     class_token: Float[Tensor, "images c"]
@@ -79,7 +87,8 @@ class Features:
 class Cams:
     """Class activation maps in [0, 1], min-max normalised per class.
 
-    The maps are those of all classes or, where a caller named some, of these in the order in which they were named.
+    The maps are those of all classes or, where a caller named some, of these in the order in which
+    they were named.
 
     Attributes:
         cam: The maps that pseudo labels are made of.
@@ -96,7 +105,9 @@ class Cams:
     def __post_init__(self) -> None:
         for name in self.further:
             if not name.endswith("_cam"):
-                raise ValueError(f"A CAM is named {name!r}; expected a name that ends in _cam, as in aux_cam.")
+                raise ValueError(
+                    f"A CAM is named {name!r}; expected a name that ends in _cam, as in aux_cam."
+                )
 
     def by_name(self) -> dict[str, Float[Tensor, "b k h w"]]:
         """All maps, ``cam`` first."""
@@ -110,7 +121,8 @@ class Prediction:
     Attributes:
         cams: CAMs at the size of the input, of the classes that the caller named, or of all.
         class_logits: Logits of the classifier.
-        segmentation_logits: Logits of the decoder on the patch grid, background first; ``None`` without a decoder.
+        segmentation_logits: Logits of the decoder on the patch grid, background first; ``None``
+            without a decoder.
         block_tokens: Patch tokens after every block, before the final norm except for the last.
     """
 

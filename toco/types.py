@@ -1,7 +1,8 @@
 """Axis letters, and the values without tensors that the parts of a run agree on.
 
-Axis letters, everywhere in this project: ``b`` image, ``k`` foreground class, ``s`` = k + 1 classes with the
-background first, ``c`` channel, ``h w`` pixels, ``p q`` patch grid, ``n`` = p * q patches, ``v`` view.
+Axis letters, everywhere in this project: ``b`` image, ``k`` foreground class, ``s`` = k + 1 classes
+with the background first, ``c`` channel, ``h w`` pixels, ``p q`` patch grid, ``n`` = p * q patches,
+``v`` view.
 """
 
 from __future__ import annotations

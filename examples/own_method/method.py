@@ -16,8 +16,8 @@ class Config(toco.Config):
     """Settings of ToCo, and one more.
 
     Attributes:
-        pooled_fraction: Patches that a class score is the mean of, as a fraction of all, the best of
-            each channel. At least one counts: 0 is ToCo's max pooling, 1 is mean pooling.
+        pooled_fraction: Patches that a class score is the mean of, as a fraction of all, the best
+            of each channel. At least one counts: 0 is ToCo's max pooling, 1 is mean pooling.
     """
 
     name: str = __name__

@@ -2,8 +2,8 @@
 
     python -m toco train own_method.recipe --run-dir runs/pooled
 
-Hardware: one CPU core, about a minute. The settings are those of shapes_nano, tuned for max pooling.
-Expected: not measured; compare the mIoU of the CAM with that of shapes_nano, over seeds.
+Hardware: one CPU core, about a minute. The settings are those of shapes_nano, tuned for max
+pooling. Expected: not measured; compare the mIoU of the CAM with that of shapes_nano, over seeds.
 """
 
 from own_method import method

@@ -16,7 +16,9 @@ STUDY = Study(
     name="pooling",
     title="Patches that a class score pools",
     recipe="own_method.recipe",
-    design=OneFactor((Factor("method.pooled_fraction", (0.0, 0.1, 1.0), 0.0, ("max", "best tenth", "mean")),)),
+    design=OneFactor(
+        (Factor("method.pooled_fraction", (0.0, 0.1, 1.0), 0.0, ("max", "best tenth", "mean")),)
+    ),
     seeds=(0, 1, 2),
     metrics=(Metric("val/cam_miou", "CAM"), Metric("val/seg_miou", "seg")),
     purpose="direction",

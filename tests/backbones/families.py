@@ -9,7 +9,13 @@ from toco.backbones._vit import ViT
 from timm import create_model  # isort: skip
 
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3}
-SMALL_SWIN = {"depths": (1, 2, 2, 2), "embed_dim": 8, "num_heads": (1, 1, 2, 2), "window_size": 3, "drop_path_rate": 0}
+SMALL_SWIN = {
+    "depths": (1, 2, 2, 2),
+    "embed_dim": 8,
+    "num_heads": (1, 1, 2, 2),
+    "window_size": 3,
+    "drop_path_rate": 0,
+}
 
 FAMILIES = {
     "vit": ("vit_base_patch16_224", 64),
@@ -36,10 +42,16 @@ FAMILIES = {
 def network(name, **options):
     """A twin, always with the same weights, far from the start, where layer scales are 1e-5 and class tokens 0."""
     model, image_size_px = FAMILIES[name]
-    settings = (SMALL_SWIN | {"strict_img_size": False}) if name == "swin" else (SMALL | {"dynamic_img_size": True})
+    settings = (
+        (SMALL_SWIN | {"strict_img_size": False})
+        if name == "swin"
+        else (SMALL | {"dynamic_img_size": True})
+    )
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        built = create_model(model, **(settings | {"num_classes": 0, "img_size": image_size_px} | options)).eval()
+        built = create_model(
+            model, **(settings | {"num_classes": 0, "img_size": image_size_px} | options)
+        ).eval()
         for parameter in built.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return built

@@ -25,13 +25,21 @@ def as_tokens(maps):
 
 def at_size(reference, height, width):
     """``reference`` made for images of that size, with its positions interpolated as the official encoder does it."""
-    positions, grid, prefix = reference.pos_embed, reference.patch_embed.grid_size, reference.num_prefix_tokens
+    positions, grid, prefix = (
+        reference.pos_embed,
+        reference.patch_embed.grid_size,
+        reference.num_prefix_tokens,
+    )
     reference.set_input_size((height, width))
     if positions is not None:
         prefix = 0 if reference.no_embed_class else prefix
         old = positions[:, prefix:].transpose(1, 2).unflatten(2, grid)
-        new = F.interpolate(old, size=reference.patch_embed.grid_size, mode="bicubic", align_corners=False)
-        reference.pos_embed = torch.nn.Parameter(torch.cat([positions[:, :prefix], as_tokens(new)], dim=1))
+        new = F.interpolate(
+            old, size=reference.patch_embed.grid_size, mode="bicubic", align_corners=False
+        )
+        reference.pos_embed = torch.nn.Parameter(
+            torch.cat([positions[:, :prefix], as_tokens(new)], dim=1)
+        )
     return reference
 
 
@@ -42,7 +50,9 @@ def test_vits_equal_timm(name, grid):
     """At the size that they are made for and at others; registers and distillation tokens are in no map."""
     reference, backbone = network(name), twin(name)
     patch = backbone.patch_size_px
-    height, width = reference.patch_embed.img_size if grid is None else (side * patch for side in grid)
+    height, width = (
+        reference.patch_embed.img_size if grid is None else (side * patch for side in grid)
+    )
     if grid is not None:
         reference = at_size(reference, height, width)
     images = torch.randn(2, 3, height, width)
@@ -64,7 +74,11 @@ def test_swin_equals_timm_made_for_the_size(size):
     """One that covers a grid is not shifted. On a grid below the window timm has a smaller one, and we have not."""
     reference, backbone = network("swin", img_size=size, strict_img_size=True), twin("swin")
     shapes = {name: value.shape for name, value in reference.state_dict().items()}
-    same = {name: value for name, value in backbone.swin.state_dict().items() if value.shape == shapes[name]}
+    same = {
+        name: value
+        for name, value in backbone.swin.state_dict().items()
+        if value.shape == shapes[name]
+    }
     reference.load_state_dict(same, strict=False)
     images = torch.randn(2, 3, *size)
     out, blocks = backbone.forward_blocks(images, aux_block=4)
@@ -87,7 +101,9 @@ def test_maps_of_swin_share_a_grid():
     maps = _swin._on_grid(final, (5, 6))
     assert maps.shape == (1, 1, 5, 6)
     torch.testing.assert_close(maps[0, 0, :, 0], torch.tensor([0.0, 0.25, 0.75, 1.25, 1.75]))
-    assert not any(p.requires_grad for n, p in backbone.named_parameters() if "relative_position" in n)
+    assert not any(
+        p.requires_grad for n, p in backbone.named_parameters() if "relative_position" in n
+    )
     with pytest.raises(ValueError, match="blocks 3 to 6"):
         backbone(torch.zeros(1, 3, 64, 64), aux_block=2)
 
@@ -139,9 +155,14 @@ def test_what_is_no_swin_is_refused():
 @torch.no_grad()
 def test_a_backbone_converts_pixels_to_its_own_normalisation():
     """A white and a black image, by hand; with ImageNet's own values nothing is done."""
-    config = vit_nano.Config(depth=2, weights=None, pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.5, 0.25, 0.2))
+    config = vit_nano.Config(
+        depth=2, weights=None, pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.5, 0.25, 0.2)
+    )
     backbone = vit_nano.build(config)
-    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     for level, expected in ((1.0, (1.0, 2.4, 3.5)), (0.0, (-1.0, -1.6, -1.5))):
         images = (torch.full((1, 3, 8, 8), level) - mean) / std
         torch.testing.assert_close(backbone.renormalise(images)[0, :, 0, 0], torch.tensor(expected))
@@ -161,7 +182,10 @@ def test_weights_made_with_other_pixels_are_told(caplog):
     clip.pretrained_cfg = {"mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28)}
     with caplog.at_level(logging.WARNING):
         _compare_pixels(
-            config.model_copy(update={"pixel_mean": (0.48, 0.46, 0.41), "pixel_std": (0.27, 0.26, 0.28)}), clip
+            config.model_copy(
+                update={"pixel_mean": (0.48, 0.46, 0.41), "pixel_std": (0.27, 0.26, 0.28)}
+            ),
+            clip,
         )
         assert not caplog.messages
         _compare_pixels(config, clip)
@@ -173,7 +197,10 @@ def test_weights_made_with_other_pixels_are_told(caplog):
 def test_weights_of_every_family_load_from_a_file(tmp_path, name):
     """Heads of the pretraining are left out; a norm of pooled tokens becomes the final norm."""
     source, path = network(name), tmp_path / "weights.safetensors"
-    state = source.state_dict() | {"head.weight": torch.zeros(3, 48), "attn_pool.latent": torch.zeros(1)}
+    state = source.state_dict() | {
+        "head.weight": torch.zeros(3, 48),
+        "attn_pool.latent": torch.zeros(1),
+    }
     save_file({key: value.clone() for key, value in state.items()}, path)
     backbone, loaded = twin(name), twin(name)
     target = loaded.swin if name == "swin" else loaded.vit
@@ -182,7 +209,8 @@ def test_weights_of_every_family_load_from_a_file(tmp_path, name):
     load_file(target, path)
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(
-        loaded(images, 5 if name == "swin" else 1).features, backbone(images, 5 if name == "swin" else 1).features
+        loaded(images, 5 if name == "swin" else 1).features,
+        backbone(images, 5 if name == "swin" else 1).features,
     )
 
 
@@ -190,7 +218,9 @@ def test_weights_of_every_family_load_from_a_file(tmp_path, name):
 def test_positions_of_another_grid_keep_what_stands_before_them(tmp_path, name):
     """A constant grid stays constant, and the class token's position stays as it is."""
     source, path = network(name), tmp_path / "weights.safetensors"
-    larger = network(name, img_size=source.patch_embed.img_size[0] + 2 * source.patch_embed.patch_size[0])
+    larger = network(
+        name, img_size=source.patch_embed.img_size[0] + 2 * source.patch_embed.patch_size[0]
+    )
     prefix = source.pos_embed.shape[1] - source.patch_embed.num_patches
     assert prefix == {"vit": 1, "deit_distilled": 2}.get(name, 0)
     with torch.no_grad():
@@ -224,7 +254,9 @@ def test_a_file_as_the_authors_released_it_is_converted(tmp_path):
     )
     state["patch_embed.proj.weight"] = torch.zeros(48, 3, 16, 16)
     save_file(state, tmp_path / "other_patch.safetensors")
-    with pytest.raises(ValueError, match=r"kernel of shape \(48, 3, 16, 16\), expected \(48, 3, 14, 14\)"):
+    with pytest.raises(
+        ValueError, match=r"kernel of shape \(48, 3, 16, 16\), expected \(48, 3, 14, 14\)"
+    ):
         load_file(target, tmp_path / "other_patch.safetensors")
 
 

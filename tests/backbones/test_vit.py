@@ -12,14 +12,22 @@ from timm.layers.attention import Attention  # isort: skip
 from timm.models import VisionTransformer  # isort: skip
 from timm.models.vision_transformer import ParallelThingsBlock, ResPostBlock  # isort: skip
 
-TINY = vit_nano.Config(width=48, depth=4, num_heads=3, patch_size_px=16, image_size_px=64, weights=None)
+TINY = vit_nano.Config(
+    width=48, depth=4, num_heads=3, patch_size_px=16, image_size_px=64, weights=None
+)
 SIZES = ["64x64", "96x96", "64x96", "32x32", "128x48", "70x83"]
 
 
 def tiny(arrays, config=TINY, prefix="state/"):
     backbone = vit_nano.build(config).eval()
-    state = {name.removeprefix(prefix): torch.from_numpy(a) for name, a in arrays.items() if name.startswith(prefix)}
-    backbone.vit.load_state_dict({name: a for name, a in state.items() if not name.startswith("head.")})
+    state = {
+        name.removeprefix(prefix): torch.from_numpy(a)
+        for name, a in arrays.items()
+        if name.startswith(prefix)
+    }
+    backbone.vit.load_state_dict(
+        {name: a for name, a in state.items() if not name.startswith("head.")}
+    )
     return backbone
 
 
@@ -35,9 +43,14 @@ def test_tokens_of_every_size_equal_the_official_encoder(golden, size):
     images = torch.from_numpy(arrays[f"in_{size}"])
     for aux_name, aux_block in (("-1", 3), ("-2", 2), ("-3", 1)):
         out = backbone(images, aux_block)
-        torch.testing.assert_close(out.class_token, torch.from_numpy(arrays[f"cls_{size}"]), atol=5e-6, rtol=1e-5)
         torch.testing.assert_close(
-            as_tokens(out.features), torch.from_numpy(arrays[f"tokens_{size}"]), atol=5e-6, rtol=1e-5
+            out.class_token, torch.from_numpy(arrays[f"cls_{size}"]), atol=5e-6, rtol=1e-5
+        )
+        torch.testing.assert_close(
+            as_tokens(out.features),
+            torch.from_numpy(arrays[f"tokens_{size}"]),
+            atol=5e-6,
+            rtol=1e-5,
         )
         expected = torch.from_numpy(arrays[f"aux{aux_name}_{size}"])
         torch.testing.assert_close(as_tokens(out.aux_features), expected, atol=5e-6, rtol=1e-5)
@@ -56,7 +69,13 @@ def vit_base(golden):
         if "norm" in name and name.endswith("weight"):
             z = 1 + 0.1 * z
         else:
-            z *= 0.02 if name.endswith("bias") else 0.2 if name in ("pos_embed", "cls_token") else 0.03
+            z *= (
+                0.02
+                if name.endswith("bias")
+                else 0.2
+                if name in ("pos_embed", "cls_token")
+                else 0.03
+            )
         if not name.startswith("head."):
             state[name] = torch.from_numpy(z.astype(np.float32))
     backbone.vit.load_state_dict(state)
@@ -68,14 +87,18 @@ def vit_base(golden):
 def test_vit_base_equals_the_official_encoder(golden, vit_base, size):
     arrays = golden("vit_base_seeded")
     height, width = map(int, size.split("x"))
-    pixels = np.random.RandomState(91).standard_normal(3 * height * width).reshape(1, 3, height, width)
+    pixels = (
+        np.random.RandomState(91).standard_normal(3 * height * width).reshape(1, 3, height, width)
+    )
     out = vit_base(torch.from_numpy(pixels.astype(np.float32)), aux_block=9)
 
     def summary(tokens):
         return torch.stack([tokens[0, 0], tokens[0, -1], tokens[0].mean(0)])
 
     expected_aux = torch.from_numpy(arrays[f"aux9_{size}_first_last_token_and_mean"])
-    torch.testing.assert_close(summary(as_tokens(out.aux_features)), expected_aux, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        summary(as_tokens(out.aux_features)), expected_aux, atol=2e-5, rtol=1e-4
+    )
     expected = torch.from_numpy(arrays[f"aux-1_{size}_first_last_token_and_mean"])
     torch.testing.assert_close(summary(as_tokens(out.features)), expected, atol=2e-5, rtol=1e-4)
 
@@ -86,7 +109,11 @@ def test_gradients_equal_the_official_encoder(golden):
     images = torch.from_numpy(arrays["in_96x96"]).double()
     out = backbone(images, aux_block=1)
     prefix = "f64_96x96__"
-    given = {name.removeprefix(prefix): torch.from_numpy(a) for name, a in arrays.items() if name.startswith(prefix)}
+    given = {
+        name.removeprefix(prefix): torch.from_numpy(a)
+        for name, a in arrays.items()
+        if name.startswith(prefix)
+    }
     torch.testing.assert_close(as_tokens(out.aux_features), given["aux-3"], atol=1e-9, rtol=1e-9)
     objective = (
         (out.class_token * given["g_cls"].double()).sum()
@@ -133,7 +160,14 @@ def test_class_tokens_without_maps_are_those_with_them(settings, num_maps):
     """Values, and the gradient of every parameter."""
     torch.manual_seed(0)
     network = VisionTransformer(
-        img_size=64, patch_size=16, embed_dim=48, depth=3, num_heads=3, num_classes=0, dynamic_img_size=True, **settings
+        img_size=64,
+        patch_size=16,
+        embed_dim=48,
+        depth=3,
+        num_heads=3,
+        num_classes=0,
+        dynamic_img_size=True,
+        **settings,
     )
     backbone = ViT(network).double()
     images = torch.randn(5, 3, 64, 48, dtype=torch.float64)
@@ -159,7 +193,13 @@ def test_class_tokens_without_maps_are_those_with_them(settings, num_maps):
 def test_no_block_is_given_an_empty_batch():
     """Which attention on CUDA may refuse."""
     network = VisionTransformer(
-        img_size=32, patch_size=16, embed_dim=48, depth=2, num_heads=3, num_classes=0, dynamic_img_size=True
+        img_size=32,
+        patch_size=16,
+        embed_dim=48,
+        depth=2,
+        num_heads=3,
+        num_classes=0,
+        dynamic_img_size=True,
     )
     sizes = []
     for block in network.blocks:
@@ -214,7 +254,9 @@ def test_weights_of_other_shapes_are_refused_by_name(tmp_path):
     state["norm.weight"] = torch.ones(7)
     del state["norm.bias"]
     save_file(state, path)
-    with pytest.raises(ValueError, match=r"norm.bias is missing; norm.weight has shape \(7,\), expected \(48,\)"):
+    with pytest.raises(
+        ValueError, match=r"norm.bias is missing; norm.weight has shape \(7,\), expected \(48,\)"
+    ):
         load_file(vit_nano.build(TINY).vit, path)
 
 
@@ -241,5 +283,7 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence_with_a_way_out(monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("timm.create_model", refuse)
-    with pytest.raises(ValueError, match=r"could not be had from the hub: no route to host\. Name a file"):
+    with pytest.raises(
+        ValueError, match=r"could not be had from the hub: no route to host\. Name a file"
+    ):
         vit.build(vit.Config())

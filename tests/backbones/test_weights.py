@@ -41,10 +41,18 @@ FORMS = {
     "of a distributed wrapper": lambda state: prefixed("module.", state),
     "of a compiled module": lambda state: prefixed("_orig_mod.", state),
     "of two wrappers": lambda state: prefixed("module.backbone.", state),
-    "of DINO's teacher": lambda state: {"teacher": prefixed("module.", prefixed("backbone.", state) | HEAD)},
+    "of DINO's teacher": lambda state: {
+        "teacher": prefixed("module.", prefixed("backbone.", state) | HEAD)
+    },
     "beside a head": lambda state: prefixed("module.", state | HEAD),
-    "in a model": lambda state: {"model": state, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.zeros(1)}}}},
-    "in a model in a state_dict": lambda state: {"state_dict": {"model": prefixed("module.", state)}},
+    "in a model": lambda state: {
+        "model": state,
+        "epoch": 3,
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(1)}}},
+    },
+    "in a model in a state_dict": lambda state: {
+        "state_dict": {"model": prefixed("module.", state)}
+    },
 }
 
 
@@ -57,12 +65,18 @@ def test_wrappers_and_prefixes_are_taken_off(tmp_path, state, form):
 def test_of_several_state_dicts_none_is_chosen_silently(tmp_path, state):
     path = tmp_path / "dino#1.pth"
     other = {name: value + 1 for name, value in state.items()}
-    torch.save({"student": prefixed("module.", other), "teacher": {"backbone": state}, "epoch": 3}, path)
-    with pytest.raises(ValueError, match=r"several state dicts: student, teacher/backbone\. Say which.*#student"):
+    torch.save(
+        {"student": prefixed("module.", other), "teacher": {"backbone": state}, "epoch": 3}, path
+    )
+    with pytest.raises(
+        ValueError, match=r"several state dicts: student, teacher/backbone\. Say which.*#student"
+    ):
         loaded(path)
     check_same(loaded(f"{path}#teacher/backbone"), state)
     check_same(loaded(f"{path}#student"), other)
-    with pytest.raises(ValueError, match=r"no state dict 'ema'; there is student, teacher/backbone"):
+    with pytest.raises(
+        ValueError, match=r"no state dict 'ema'; there is student, teacher/backbone"
+    ):
         loaded(f"{path}#ema")
 
 
@@ -78,11 +92,15 @@ def test_the_entry_is_part_of_what_identifies_the_weights_and_no_part_of_the_fil
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_that_are_no_numbers_are_refused_with_the_tensors_name(tmp_path, state, suffix, value):
+def test_weights_that_are_no_numbers_are_refused_with_the_tensors_name(
+    tmp_path, state, suffix, value
+):
     path = tmp_path / f"weights{suffix}"
     state["blocks.1.mlp.fc1.weight"][3, 2] = value
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
-    with pytest.raises(ValueError, match=r"weights.*: blocks\.1\.mlp\.fc1\.weight holds values that are not finite"):
+    with pytest.raises(
+        ValueError, match=r"weights.*: blocks\.1\.mlp\.fc1\.weight holds values that are not finite"
+    ):
         loaded(path)
 
 
@@ -97,13 +115,19 @@ def pickled(path, state):
 
 NO_WEIGHTS = {
     "empty": (lambda path, _: path.write_bytes(b""), "it is empty"),
-    "page": (lambda path, _: path.write_text("\n<!DOCTYPE html><title>quota exceeded"), "it is a web page"),
+    "page": (
+        lambda path, _: path.write_text("\n<!DOCTYPE html><title>quota exceeded"),
+        "it is a web page",
+    ),
     "pointer": (
         lambda path, _: path.write_text("version https://git-lfs\noid sha256:0\n"),
         "it is a pointer of Git LFS",
     ),
     "cut off": (cut, "its end is missing"),
-    "another zip": (lambda path, _: zipfile.ZipFile(path, "w").writestr("a", "b"), "it is damaged, or holds"),
+    "another zip": (
+        lambda path, _: zipfile.ZipFile(path, "w").writestr("a", "b"),
+        "it is damaged, or holds",
+    ),
     "words": (lambda path, _: path.write_text("weights"), "it is no torch file"),
     "objects": (pickled, "it is damaged, or holds Python objects"),
     "a tensor": (lambda path, _: torch.save(torch.zeros(1), path), "holds no state dict"),
@@ -126,7 +150,9 @@ def test_a_cut_safetensors_file_is_named(tmp_path, state, kept):
     path = tmp_path / "weights.safetensors"
     save_file(state, path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"weights\.safetensors cannot be read as plain tensors: it is"):
+    with pytest.raises(
+        ValueError, match=r"weights\.safetensors cannot be read as plain tensors: it is"
+    ):
         loaded(path)
 
 
@@ -138,7 +164,9 @@ def test_every_changed_byte_of_a_tensor_is_noticed(tmp_path, state):
     start = whole.index(value)
     for place in range(start, start + len(value), 101):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(ValueError, match=r"weights\.pth is damaged: the bytes of '.*/data/\d+' in it changed"):
+        with pytest.raises(
+            ValueError, match=r"weights\.pth is damaged: the bytes of '.*/data/\d+' in it changed"
+        ):
             read_tensors(path)
 
 
@@ -168,8 +196,16 @@ def test_an_official_checkpoint_among_several_is_named(tmp_path):
     torch.save({"model": tensors, "ema": tensors}, path)
     words = ["import-official", "--recipe", "voc_deit_b", "--run-dir", str(tmp_path / "run")]
     refused = CliRunner().invoke(main, [*words, str(path)])
-    assert f"holds several state dicts: model, ema. Say which, as in {path}#model." in refused.output
+    assert (
+        f"holds several state dicts: model, ema. Say which, as in {path}#model." in refused.output
+    )
     refused = CliRunner().invoke(main, [*words, f"{path}#ema"])
-    assert "no checkpoint of the official network" in refused.output or "has 2 classes" in refused.output
+    assert (
+        "no checkpoint of the official network" in refused.output
+        or "has 2 classes" in refused.output
+    )
     missing = CliRunner().invoke(main, [*words, str(tmp_path / "no.pth")])
-    assert (missing.exit_code, missing.output) == (1, f"Error: {tmp_path / 'no.pth'}: No such file or directory.\n")
+    assert (missing.exit_code, missing.output) == (
+        1,
+        f"Error: {tmp_path / 'no.pth'}: No such file or directory.\n",
+    )

@@ -48,7 +48,16 @@ def test_a_command_runs_and_writes(name, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_step_runs_and_compares_both_sides(tmp_path):
     out = tmp_path / "out.json"
-    result = run("step", *SMALL["step"].split(), "--precision", "bfloat16", "--phase", "warmup", "--out", str(out))
+    result = run(
+        "step",
+        *SMALL["step"].split(),
+        "--precision",
+        "bfloat16",
+        "--phase",
+        "warmup",
+        "--out",
+        str(out),
+    )
     assert result.exit_code == 0, result.output
     record = json.loads(out.read_text())
     assert record["name"] == "step"
@@ -57,9 +66,12 @@ def test_the_step_runs_and_compares_both_sides(tmp_path):
     assert (plain["precision"], ours["precision"]) == ("float32", "bfloat16")
     assert plain["gflop_per_image"] > ours["gflop_per_image"] > 0
     assert ours["images_per_s"] == pytest.approx(2 / ours["median_s"])
-    assert ours["tflop_per_s"] == pytest.approx(ours["images_per_s"] * ours["gflop_per_image"] / 1000)
+    assert ours["tflop_per_s"] == pytest.approx(
+        ours["images_per_s"] * ours["gflop_per_image"] / 1000
+    )
     assert min(plain["peak_memory_bytes"], ours["peak_memory_bytes"]) > 100e6
-    # Both have the phases of the warm-up; what the decoder learns from is computed by the plain step alone.
+    # Both have the phases of the warm-up; what the decoder learns from is computed by the plain
+    # step alone.
     assert plain["phases_s"].keys() - ours["phases_s"].keys() == {"PAR", "segmentation"}
     assert min(*plain["phases_s"].values(), *ours["phases_s"].values()) > 0
     assert {name: term["filter"] for name, term in record["energy_term"].items()} == {

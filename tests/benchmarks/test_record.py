@@ -9,7 +9,10 @@ from benchmarks import _record
 
 def test_functions_take_turns_after_one_call_that_is_not_counted():
     called = []
-    functions = {"a": lambda: called.append("a"), "b": lambda: (called.append("b"), time.sleep(0.02))}
+    functions = {
+        "a": lambda: called.append("a"),
+        "b": lambda: (called.append("b"), time.sleep(0.02)),
+    }
     seconds = _record.measure(functions, 3, "cpu")
     assert called == ["a", "b"] * 4
     assert [len(times) for times in seconds.values()] == [3, 3]
@@ -34,7 +37,9 @@ def test_nothing_is_written_without_a_file(tmp_path):
 
 def test_the_matrix_peak_is_arithmetic_over_the_shortest_time(monkeypatch):
     monkeypatch.setattr(_record, "_PEAK_SIDE", {"cpu": 64})
-    monkeypatch.setattr(_record, "measure", lambda functions, times, device: {"product": [0.5, 0.25, 1.0]})
+    monkeypatch.setattr(
+        _record, "measure", lambda functions, times, device: {"product": [0.5, 0.25, 1.0]}
+    )
     assert _record.matrix_peak(torch.float32, "cpu") == 2 * 64**3 / 0.25
 
 

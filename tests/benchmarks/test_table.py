@@ -9,7 +9,9 @@ from benchmarks.table import README, render
 
 
 def test_the_committed_summary_is_that_of_the_committed_results():
-    assert (RESULTS / README).read_text(encoding="utf-8") == render(RESULTS), "run python -m benchmarks table"
+    assert (RESULTS / README).read_text(encoding="utf-8") == render(RESULTS), (
+        "run python -m benchmarks table"
+    )
 
 
 def side(seconds, gflop, phases):
@@ -53,7 +55,15 @@ def test_a_step_is_a_row_and_its_phases_another(tmp_path):
     write(tmp_path / "step.json", "step", STEP)
     text = render(tmp_path)
     steps, phases = (line for line in text.splitlines() if line.startswith("| vit_base"))
-    for figure in ("full + energy", "bfloat16", "**3.46**", "3190 → 2140", "0.025 → 0.1", "50% → 50%", "3 → 3"):
+    for figure in (
+        "full + energy",
+        "bfloat16",
+        "**3.46**",
+        "3190 → 2140",
+        "0.025 → 0.1",
+        "50% → 50%",
+        "3 → 3",
+    ):
         assert f" {figure} " in steps, figure
     assert "0.25 s (lattice)" in steps
     assert "0.125 s (exact)" in steps
@@ -62,13 +72,26 @@ def test_a_step_is_a_row_and_its_phases_another(tmp_path):
 
 
 def test_any_other_result_is_shown_figure_by_figure(tmp_path):
-    result = {"reruns_s": [3.0, 1.0, 2.0], "page_bytes": 2_500_000, "open_s": {"median": 0.5}, "rows": [{"px": 224}]}
+    result = {
+        "reruns_s": [3.0, 1.0, 2.0],
+        "page_bytes": 2_500_000,
+        "open_s": {"median": 0.5},
+        "rows": [{"px": 224}],
+    }
     write(tmp_path / "other.json", "other", result)
     text = render(tmp_path)
     assert cells(text, "| reruns_s") == ["reruns_s", "2 (1 to 3, 3 values)"]
     assert cells(text, "| page_bytes") == ["page_bytes", "2.5 MB"]
     assert cells(text, "| open_s.median") == ["open_s.median", "0.5"]
-    assert text.partition("rows:")[2].replace("-", "").split() == ["|", "px", "|", "||", "|", "224", "|"]
+    assert text.partition("rows:")[2].replace("-", "").split() == [
+        "|",
+        "px",
+        "|",
+        "||",
+        "|",
+        "224",
+        "|",
+    ]
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path):

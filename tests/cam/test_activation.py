@@ -7,12 +7,17 @@ from toco.cam.activation import activation_maps, multi_scale_cams, normalise_cam
 
 def test_activation_maps_are_a_1x1_convolution():
     features, weight = torch.randn(2, 6, 3, 5), torch.randn(4, 6)
-    torch.testing.assert_close(activation_maps(features, weight), F.conv2d(features, weight[:, :, None, None]))
+    torch.testing.assert_close(
+        activation_maps(features, weight), F.conv2d(features, weight[:, :, None, None])
+    )
 
 
 def test_activation_at_one_patch_by_hand():
     features = torch.tensor([1.0, -2.0]).view(1, 2, 1, 1)
-    assert activation_maps(features, torch.tensor([[3.0, 1.0], [0.0, 2.0]])).flatten().tolist() == [1.0, -4.0]
+    assert activation_maps(features, torch.tensor([[3.0, 1.0], [0.0, 2.0]])).flatten().tolist() == [
+        1.0,
+        -4.0,
+    ]
 
 
 def test_maps_of_some_classes_are_those_of_all():
@@ -26,7 +31,9 @@ def test_maps_of_some_classes_are_those_of_all():
 def test_normalise_by_hand():
     maps = torch.tensor([[[[2.0, 4.0, 6.0]], [[5.0, 5.0, 5.0]]]], dtype=torch.float64)
     result = normalise_cam(maps)
-    torch.testing.assert_close(result[0, 0, 0], torch.tensor([0, 2 / 4.00001, 4 / 4.00001], dtype=torch.float64))
+    torch.testing.assert_close(
+        result[0, 0, 0], torch.tensor([0, 2 / 4.00001, 4 / 4.00001], dtype=torch.float64)
+    )
     assert result[0, 1].abs().max() == 0
 
 
@@ -45,7 +52,9 @@ class Network:
 
 @pytest.fixture
 def images():
-    return torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.randn(
+        2, 3, 16, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
 
 
 def cams_by_the_book(network, images, scales, flip):
@@ -56,7 +65,9 @@ def cams_by_the_book(network, images, scales, flip):
         resized = F.interpolate(images, size, mode="bilinear", align_corners=False)
         cam = F.interpolate(network(resized), (16, 24), mode="bilinear", align_corners=False)
         if flip:
-            mirror = F.interpolate(network(resized.flip(-1)), (16, 24), mode="bilinear", align_corners=False)
+            mirror = F.interpolate(
+                network(resized.flip(-1)), (16, 24), mode="bilinear", align_corners=False
+            )
             cam = torch.max(cam, mirror.flip(-1))
         total += F.relu(cam)
     total -= total.amin((2, 3), keepdim=True)
@@ -90,10 +101,14 @@ def test_mirrored_image_gives_mirrored_cam(images):
 
 def test_cams_have_the_dtype_of_the_images_not_of_the_network(images):
     network = Network()
-    cams = multi_scale_cams(lambda batch: network(batch).bfloat16(), images.float(), (1.0,), flip=True)
+    cams = multi_scale_cams(
+        lambda batch: network(batch).bfloat16(), images.float(), (1.0,), flip=True
+    )
     assert cams.dtype == torch.float32
 
 
 def test_scales_must_be_positive(images):
-    with pytest.raises(ValueError, match=r"positive factors of the image size, but got \[1.0, 0.0\]"):
+    with pytest.raises(
+        ValueError, match=r"positive factors of the image size, but got \[1.0, 0.0\]"
+    ):
         multi_scale_cams(Network(), images, [1.0, 0.0], flip=True)

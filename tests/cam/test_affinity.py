@@ -12,7 +12,9 @@ def test_every_recorded_affinity(golden_cases):
 
 def test_affinity_by_hand():
     label = torch.tensor([[[0, 0], [2, 255]]])
-    assert affinity(label).tolist() == [[[255, 1, 0, 255], [1, 255, 0, 255], [0, 0, 255, 255], [255, 255, 255, 255]]]
+    assert affinity(label).tolist() == [
+        [[255, 1, 0, 255], [1, 255, 0, 255], [0, 0, 255, 255], [255, 255, 255, 255]]
+    ]
 
 
 def test_affinity_is_symmetric_and_small():

@@ -7,12 +7,18 @@ from toco.cam.crf import dense_crf
 
 PHOTOS = ("photo_48x64", "photo_56x40_4cls", "saturated_probs")
 INFERENCE = CrfConfig(
-    position_weight=3, position_sigma=3, bilateral_weight=10, bilateral_sigma_xy=80, bilateral_sigma_rgb=13
+    position_weight=3,
+    position_sigma=3,
+    bilateral_weight=10,
+    bilateral_sigma_xy=80,
+    bilateral_sigma_rgb=13,
 )
 RECORDED = {
     "crf_inference_t1": INFERENCE.model_copy(update={"iterations": 1}),
     "crf_inference_t10": INFERENCE,
-    "crf_inference_t10_scale2": INFERENCE.model_copy(update={"position_sigma": 1.5, "bilateral_sigma_xy": 40.0}),
+    "crf_inference_t10_scale2": INFERENCE.model_copy(
+        update={"position_sigma": 1.5, "bilateral_sigma_xy": 40.0}
+    ),
     "DenseCRF_infer_seg_voc": CrfConfig(),
     "DenseCRF_infer_cam_crf_label": CrfConfig(
         position_weight=3, position_sigma=3, bilateral_sigma_xy=36, bilateral_sigma_rgb=3
@@ -34,7 +40,9 @@ def levels(case):
 @pytest.mark.parametrize("setting", RECORDED)
 def test_on_the_lattice_the_field_is_that_of_pydensecrf(golden_cases, name, setting):
     case = golden_cases("crf")[name]
-    found = dense_crf(levels(case), case["probs"][None], with_filter(RECORDED[setting], "lattice"))[0]
+    found = dense_crf(levels(case), case["probs"][None], with_filter(RECORDED[setting], "lattice"))[
+        0
+    ]
     torch.testing.assert_close(found, case[setting], rtol=0, atol=1e-5)  # found: at most 9e-7
     assert torch.equal(found.argmax(0), case[setting].argmax(0))
 
@@ -67,7 +75,8 @@ def brute_force(image, probabilities, config):
     distances = [((f[:, None] - f[None]) ** 2).sum(-1) for f in (position, colour)]
     gaussian = np.exp(-distances[0] / (2 * config.position_sigma**2))
     bilateral = np.exp(
-        -distances[0] / (2 * config.bilateral_sigma_xy**2) - distances[1] / (2 * config.bilateral_sigma_rgb**2)
+        -distances[0] / (2 * config.bilateral_sigma_xy**2)
+        - distances[1] / (2 * config.bilateral_sigma_rgb**2)
     )
     kernel = sum(
         weight * k / np.sqrt(np.outer(k.sum(1), k.sum(1)))
@@ -99,7 +108,9 @@ def test_equals_a_brute_force_image_by_image():
         filter_name="exact",
     )
     found = dense_crf(torch.tensor(images).float(), torch.tensor(probabilities).float(), config)
-    expected = [brute_force(image, p, config) for image, p in zip(images, probabilities, strict=True)]
+    expected = [
+        brute_force(image, p, config) for image, p in zip(images, probabilities, strict=True)
+    ]
     torch.testing.assert_close(found, torch.tensor(np.stack(expected)).float(), rtol=0, atol=1e-5)
 
 
@@ -115,5 +126,7 @@ def test_auto_is_the_lattice_on_a_cpu_and_exact_elsewhere():
     assert CrfConfig().resolved("cuda").filter_name == "exact"
     assert CrfConfig(filter_name="exact").resolved("cpu").filter_name == "exact"
     images, probabilities = torch.rand(1, 3, 6, 6) * 255, torch.rand(1, 2, 6, 6)
-    of_auto, of_lattice = (dense_crf(images, probabilities, with_filter(CrfConfig(), n)) for n in ("auto", "lattice"))
+    of_auto, of_lattice = (
+        dense_crf(images, probabilities, with_filter(CrfConfig(), n)) for n in ("auto", "lattice")
+    )
     assert torch.equal(of_auto, of_lattice)

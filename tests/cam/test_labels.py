@@ -69,7 +69,9 @@ def test_thresholds_in_the_wrong_order_are_refused():
 
 def test_scale_box_by_hand():
     # 16 px per token: a token is inside when its centre (8, 24, 40, ...) is.
-    boxes = torch.tensor([[0, 448, 0, 448], [8, 9, 9, 24], [7, 25, 60, 388], [100, 100, 0, 8]], dtype=torch.int16)
+    boxes = torch.tensor(
+        [[0, 448, 0, 448], [8, 9, 9, 24], [7, 25, 60, 388], [100, 100, 0, 8]], dtype=torch.int16
+    )
     expected = [[0, 28, 0, 28], [0, 1, 1, 1], [0, 2, 4, 24], [6, 6, 0, 0]]
     assert scale_box(boxes, (448, 448), (28, 28)).tolist() == expected
 
@@ -87,7 +89,10 @@ def test_scale_box_keeps_exactly_the_cells_with_their_centre_inside(edges, from_
         for column in range(to_size[1]):
             # Centre * 2 * to_size, in whole numbers.
             y, x = (2 * row + 1) * from_size[0], (2 * column + 1) * from_size[1]
-            expected = 2 * to_size[0] * y0 <= y < 2 * to_size[0] * y1 and 2 * to_size[1] * x0 <= x < 2 * to_size[1] * x1
+            expected = (
+                2 * to_size[0] * y0 <= y < 2 * to_size[0] * y1
+                and 2 * to_size[1] * x0 <= x < 2 * to_size[1] * x1
+            )
             assert bool(is_inside[row, column]) is expected
 
 

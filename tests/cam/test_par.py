@@ -33,7 +33,9 @@ def test_every_recorded_propagation(golden_cases, case):
     assert {name for name in cases if "img" in cases[name]} == set(CASES)
     a = cases[case]
     maps = a["mask"]
-    if maps.shape[-2:] != a["img"].shape[-2:]:  # The official module resizes its input; here that is the caller's.
+    if (
+        maps.shape[-2:] != a["img"].shape[-2:]
+    ):  # The official module resizes its input; here that is the caller's.
         maps = F.interpolate(maps, a["img"].shape[-2:], mode="bilinear", align_corners=True)
     config = ParConfig(dilations=a["dilations"].tolist(), iterations=int(a["iters"]))
     result = refine(a["img"], maps, config)
@@ -49,7 +51,9 @@ def test_recorded_impulse_and_gain(golden):
     expected = torch.from_numpy(golden("par")["impulse_r16c20_one_iter_img0"])
     torch.testing.assert_close(response, expected, rtol=2e-6, atol=1e-7)
     gain = refine(image, torch.ones(1, 1, 32, 40))
-    torch.testing.assert_close(gain, torch.from_numpy(golden("par")["sum_gain_ones_10_iter"]), rtol=2e-6, atol=0)
+    torch.testing.assert_close(
+        gain, torch.from_numpy(golden("par")["sum_gain_ones_10_iter"]), rtol=2e-6, atol=0
+    )
     torch.testing.assert_close(gain, torch.full_like(gain, 1.01**10), rtol=2e-6, atol=0)
 
 
@@ -62,7 +66,8 @@ def test_recorded_neighbours_in_their_order(golden):
         one_hot[..., index] = 1
         picked.append(propagate(image, one_hot, ParConfig(iterations=1))[0, :, 5, 6])
     assert torch.equal(
-        torch.stack(picked, dim=1), torch.from_numpy(golden("par")["default__neighbours_of_img0_at_r5c6"])
+        torch.stack(picked, dim=1),
+        torch.from_numpy(golden("par")["default__neighbours_of_img0_at_r5c6"]),
     )
 
 
@@ -105,8 +110,11 @@ def test_every_recorded_refinement(golden_cases):
     assert len(cases) == 7
     for case, a in cases.items():
         high, low = a["high_low"].tolist()
-        label = refine_pseudo_label(a["images"], a["cams"], a["cls_labels"], a["img_box"], low, high, PAR)
-        # Where the two best probabilities nearly tie, another order of summation may flip the label; not in a real tie.
+        label = refine_pseudo_label(
+            a["images"], a["cams"], a["cls_labels"], a["img_box"], low, high, PAR
+        )
+        # Where the two best probabilities nearly tie, another order of summation may flip the
+        # label; not in a real tie.
         margin = a["argmax_margin_min_over_h_l"]
         is_clear = (margin == 0) | (margin > 1e-6)
         assert torch.equal(label[is_clear], a["label"].long()[is_clear]), case
@@ -117,7 +125,9 @@ def test_every_recorded_refinement(golden_cases):
             present = torch.cat([torch.ones(1), class_labels]).bool()
             for background, name in enumerate("hl"):
                 result = refined[index, background]
-                torch.testing.assert_close(result[present], a[f"par_img{index}_{name}"], rtol=2e-6, atol=1e-6)
+                torch.testing.assert_close(
+                    result[present], a[f"par_img{index}_{name}"], rtol=2e-6, atol=1e-6
+                )
                 assert (result[~present] == 0).all()
 
 
@@ -125,8 +135,13 @@ def test_scores_of_absent_classes_do_not_matter(golden_cases):
     a = golden_cases("refine_cams_with_bkg_v2")["two_class"]
     noise = torch.rand(a["cams"].shape, generator=torch.Generator().manual_seed(0))
     noisy = torch.where(a["cls_labels"][:, :, None, None] == 1, a["cams"], noise)
-    clean = refine_pseudo_label(a["images"], a["cams"], a["cls_labels"], a["img_box"], 0.25, 0.7, PAR)
-    assert torch.equal(refine_pseudo_label(a["images"], noisy, a["cls_labels"], a["img_box"], 0.25, 0.7, PAR), clean)
+    clean = refine_pseudo_label(
+        a["images"], a["cams"], a["cls_labels"], a["img_box"], 0.25, 0.7, PAR
+    )
+    assert torch.equal(
+        refine_pseudo_label(a["images"], noisy, a["cls_labels"], a["img_box"], 0.25, 0.7, PAR),
+        clean,
+    )
 
 
 def test_without_box_and_without_iterations_it_is_two_thresholds():
@@ -140,7 +155,9 @@ def test_without_box_and_without_iterations_it_is_two_thresholds():
 
 def test_thresholds_in_the_wrong_order_are_refused():
     with pytest.raises(ValueError, match=r"low is 0\.7 and high is 0\.25"):
-        refine_pseudo_label(torch.rand(1, 3, 4, 4), torch.rand(1, 1, 4, 4), torch.ones(1, 1), None, 0.7, 0.25, PAR)
+        refine_pseudo_label(
+            torch.rand(1, 3, 4, 4), torch.rand(1, 1, 4, 4), torch.ones(1, 1), None, 0.7, 0.25, PAR
+        )
 
 
 def test_shapes_do_not_depend_on_the_labels():
@@ -156,5 +173,7 @@ def test_a_cam_that_is_not_a_number_gives_classes_all_the_same(num_classes):
     """A diverged step is to be ended by its losses, not by an index that does not exist."""
     cam = torch.rand(1, num_classes, 8, 8)
     cam[0, 0, :, 4:] = torch.nan
-    label = refine_pseudo_label(torch.rand(1, 3, 8, 8), cam, torch.ones(1, num_classes), None, 0.25, 0.7, PAR)
+    label = refine_pseudo_label(
+        torch.rand(1, 3, 8, 8), cam, torch.ones(1, num_classes), None, 0.25, 0.7, PAR
+    )
     assert set(label.unique().tolist()) <= {*range(num_classes + 1), 255}

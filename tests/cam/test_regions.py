@@ -43,7 +43,9 @@ def test_recorded_corners_are_among_the_possible_ones(golden_cases):
                 drawn = corners_of(region[None], num_candidates, size, generator)[0]
                 possible = {tuple(corner) for corner in drawn.tolist()}
                 assert len(possible) == num_candidates, case
-                assert {tuple(corner) for corner in a["corners_yx"][index].tolist()} <= possible, case
+                assert {tuple(corner) for corner in a["corners_yx"][index].tolist()} <= possible, (
+                    case
+                )
                 margin = size // 2
                 assert all(region[y + margin, x + margin] <= 1 for y, x in possible), case
 
@@ -71,7 +73,9 @@ def test_corners_are_a_uniform_ordered_sample_without_replacement():
         assert set(triple) <= set(candidates)
         counts[triple] = counts.get(triple, 0) + 1
     expected = num_draws / num_triples
-    observed = torch.tensor([*counts.values(), *[0] * (num_triples - len(counts))], dtype=torch.float64)
+    observed = torch.tensor(
+        [*counts.values(), *[0] * (num_triples - len(counts))], dtype=torch.float64
+    )
     chi_square = ((observed - expected) ** 2 / expected).sum().item()
     # 719 degrees of freedom: mean 719, standard deviation sqrt(2 * 719) = 38.
     assert abs(chi_square - 719) < 4 * 38
@@ -98,7 +102,9 @@ def test_exactly_as_many_candidates_as_crops_takes_them_all():
 
 def test_the_generator_decides_the_corners():
     region = torch.zeros(2, 20, 24, dtype=torch.uint8)
-    first, again, other = (corners_of(region, 5, 6, torch.Generator().manual_seed(seed)) for seed in (4, 4, 5))
+    first, again, other = (
+        corners_of(region, 5, 6, torch.Generator().manual_seed(seed)) for seed in (4, 4, 5)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first[0], first[1])
@@ -107,7 +113,10 @@ def test_the_generator_decides_the_corners():
 def test_crops_do_not_depend_on_the_number_of_processes():
     region = torch.zeros(4, 20, 24, dtype=torch.uint8)
     whole = corners_of(region, 5, 6, torch.Generator().manual_seed(4))
-    parts = [corners_of(region[:2], 5, 6, torch.Generator().manual_seed(4), Shard(rank, 2)) for rank in (0, 1)]
+    parts = [
+        corners_of(region[:2], 5, 6, torch.Generator().manual_seed(4), Shard(rank, 2))
+        for rank in (0, 1)
+    ]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -141,13 +150,17 @@ def test_sure_foreground_counts_double():
 
 
 def test_crops_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="8 different crops of 96 px do not fit into an image of 96 x 120 px"):
+    with pytest.raises(
+        ValueError, match="8 different crops of 96 px do not fit into an image of 96 x 120 px"
+    ):
         corners_of(torch.zeros(1, 96, 120, dtype=torch.int64), 8, 96, torch.Generator())
 
 
 def test_does_not_wait_for_the_device():
     """Tensors without data: whatever reads a value on the host, or shapes a tensor by one, raises."""
-    region = regions(torch.zeros(2, 3, 20, 24, device="meta"), torch.zeros(2, 3, device="meta"), 0.25, 0.7)
+    region = regions(
+        torch.zeros(2, 3, 20, 24, device="meta"), torch.zeros(2, 3, device="meta"), 0.25, 0.7
+    )
     corners = corners_of(region, 5, 6, torch.Generator())
     assert positive_crops(region, corners, 6, min_mean_region=0.2).shape == (2, 5)
     assert crop(torch.zeros(2, 3, 20, 24, device="meta"), corners, 6).shape == (5, 2, 3, 6, 6)

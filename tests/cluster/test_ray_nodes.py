@@ -63,21 +63,40 @@ def free_port():
 def cluster(tmp_path):
     """A head and two workers with a token of their own: the environment to use it, its dashboard, its processes."""
     dashboard, port = free_port(), free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
-    environment |= {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "FAKE_ORDERS": str(tmp_path / "orders")}
-    command = [sys.executable, "-u", str(ROOT / "cluster" / "ray_nodes.py"), "local", "--workers", "2"]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))
+    }
+    environment |= {
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+        "FAKE_ORDERS": str(tmp_path / "orders"),
+    }
+    command = [
+        sys.executable,
+        "-u",
+        str(ROOT / "cluster" / "ray_nodes.py"),
+        "local",
+        "--workers",
+        "2",
+    ]
     command += ["--port", str(port), "--dashboard-port", str(dashboard)]
     log = tmp_path / "cluster.log"
     with log.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    # Ray finds clusters by their raylets: this is one of somebody else, which no job may take for its own.
+    # Ray finds clusters by their raylets: this is one of somebody else, which no job may take for
+    # its own.
     other = [RAYLET, "-c", "import time; time.sleep(900)", "--gcs-address=127.0.0.1:9"]
     others_raylet = subprocess.Popen(other, executable=sys.executable)
     children = []
     try:
         wait_for(lambda: "worker 2: raylet" in log.read_text(), process, 60, log)
         children = psutil.Process(process.pid).children(recursive=True)
-        yield {**environment, "RAY_AUTH_MODE": "token"}, f"http://127.0.0.1:{dashboard}", children, log, port
+        yield (
+            {**environment, "RAY_AUTH_MODE": "token"},
+            f"http://127.0.0.1:{dashboard}",
+            children,
+            log,
+            port,
+        )
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         # Everything it started goes with it, at the latest when its reaper has seen that.
@@ -107,7 +126,11 @@ def wait_for(condition, process, seconds, log):
 
 def lose_node(log):
     """Kill the raylet of the second worker and everything that runs on that node."""
-    (line,) = (line for line in log.read_text().splitlines() if line.startswith("worker 2: raylet is process"))
+    (line,) = (
+        line
+        for line in log.read_text().splitlines()
+        if line.startswith("worker 2: raylet is process")
+    )
     raylet = psutil.Process(int(line.split()[-1]))
     for process in [raylet, *raylet.children(recursive=True)]:
         process.kill()
@@ -136,14 +159,24 @@ def test_a_job_on_a_cluster_that_loses_a_node(cluster, data_root, tmp_path):
         "--working-dir",
         ".",
     ]
-    command += ["--", "python", "sweeps/layer_ablation.py", "--recipe", "voc_deit_b", "--data", str(data_root)]
+    command += [
+        "--",
+        "python",
+        "sweeps/layer_ablation.py",
+        "--recipe",
+        "voc_deit_b",
+        "--data",
+        str(data_root),
+    ]
     command += ["--layers", "0,1", "--seeds", "3", "--storage", str(storage)]
     command += [part for path, value in TINY.items() for part in ("--set", f"{path}={value}")]
     job_log = tmp_path / "job.log"
 
     def submit():
         with job_log.open("w") as file:
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
 
     def both_have_begun():
         return len({path.parent for path in storage.glob("runs/*/checkpoints/step_*")}) == 2
@@ -162,7 +195,8 @@ def test_a_job_on_a_cluster_that_loses_a_node(cluster, data_root, tmp_path):
         if job.wait(420) == 0:
             assert job_log.read_text().count("is started again: its worker process is gone") == 1
         else:
-            # All nodes have one address here, so the driver may have joined the lost one. The same command goes on.
+            # All nodes have one address here, so the driver may have joined the lost one. The same
+            # command goes on.
             job = submit()
             assert job.wait(420) == 0, job_log.read_text()
     finally:
@@ -195,7 +229,11 @@ def check_against_uninterrupted(run, run_dir):
 
 
 def row_of(row):
-    return row["step"], row["kind"], {name: value for name, value in row["values"].items() if "time" not in name}
+    return (
+        row["step"],
+        row["kind"],
+        {name: value for name, value in row["values"].items() if "time" not in name},
+    )
 
 
 @pytest.mark.timeout(600)
@@ -206,7 +244,14 @@ def test_a_node_with_a_full_disk_costs_no_trial_its_result(cluster, tmp_path):
     orders.mkdir()
     (orders / "full").touch()
     study = ROOT / "tests" / "sweeps" / "core" / "fake_study.py"
-    command = [sys.executable, str(study), "--storage", str(storage), "--address", f"127.0.0.1:{port}"]
+    command = [
+        sys.executable,
+        str(study),
+        "--storage",
+        str(storage),
+        "--address",
+        f"127.0.0.1:{port}",
+    ]
     done = subprocess.run(
         [*command, "--max-failures", "0"],
         env=environment,
@@ -218,7 +263,14 @@ def test_a_node_with_a_full_disk_costs_no_trial_its_result(cluster, tmp_path):
     assert "4/4 trials done, 0 running, 0 failed, 0 waiting" in done.stderr
     host = socket.gethostname()
     assert f"is started again: {tempfile.gettempdir()}" in done.stderr
-    assert done.stderr.count(f"{host} gets no more trials: 2 failed there by the machine's fault, at last: ") == 1
-    failures = [json.loads(path.read_text()) for path in storage.glob("ledger/??/*.failures/*.json")]
+    assert (
+        done.stderr.count(
+            f"{host} gets no more trials: 2 failed there by the machine's fault, at last: "
+        )
+        == 1
+    )
+    failures = [
+        json.loads(path.read_text()) for path in storage.glob("ledger/??/*.failures/*.json")
+    ]
     assert [failure["host"] for failure in failures] == [host, host]
     assert all("has no room: No space left on device." in failure["reason"] for failure in failures)

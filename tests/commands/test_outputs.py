@@ -40,7 +40,11 @@ def call(*words, code=0):
 
 
 def files_under(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_predict_files_and_folders(run_dir, data_root, tmp_path):
@@ -54,8 +58,12 @@ def test_predict_files_and_folders(run_dir, data_root, tmp_path):
     trained = open_trained(run_dir, {"inference.crf": None, "inference.scales": [1]})
     for name, file in (("grey", "grey.jpg"), ("sub/colour", "sub/colour.png")):
         image = read_image(images / file, max_pixels=10_000)
-        expected = class_probabilities(trained.method, image, trained.config.inference, "cpu").numpy()
-        np.testing.assert_array_equal(read_index_png(out / "labels" / f"{name}.png"), expected.argmax(0))
+        expected = class_probabilities(
+            trained.method, image, trained.config.inference, "cpu"
+        ).numpy()
+        np.testing.assert_array_equal(
+            read_index_png(out / "labels" / f"{name}.png"), expected.argmax(0)
+        )
         with np.load(out / "probabilities" / f"{name}.npz", allow_pickle=False) as arrays:
             np.testing.assert_array_equal(arrays["probabilities"], expected.astype(np.float16))
         assert (out / "overlays" / f"{name}.png").is_file()
@@ -71,7 +79,9 @@ def test_predict_with_a_crf_and_in_tiles(run_dir, data_root, tmp_path):
     tiles = (*NO_CRF, "--set", "inference.tile_px=32", "--set", "inference.tile_overlap_px=8")
     for name, changes in {"crf": ("--set", "inference.scales=[1]"), "tiles": tiles}.items():
         call("predict", run_dir, image, "--out", tmp_path / name, "--soft", *changes)
-        with np.load(tmp_path / name / "probabilities" / "image01.npz", allow_pickle=False) as arrays:
+        with np.load(
+            tmp_path / name / "probabilities" / "image01.npz", allow_pickle=False
+        ) as arrays:
             probabilities = arrays["probabilities"]
         assert probabilities.shape == (3, 40, 48)
         np.testing.assert_allclose(probabilities.astype(np.float32).sum(0), 1, atol=2e-3)
@@ -80,7 +90,12 @@ def test_predict_with_a_crf_and_in_tiles(run_dir, data_root, tmp_path):
 def test_predict_a_split_by_two_processes(run_dir, tmp_path, monkeypatch):
     settings = ("--split", "val", "--coco-json", *NO_CRF)
     call("predict", run_dir, "--out", tmp_path / "whole", *settings)
-    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    place = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+    }
     outputs = []
     for rank in ("0", "1"):
         for name, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items():
@@ -96,20 +111,31 @@ def test_predict_refuses_what_cannot_work_before_it_starts(run_dir, data_root, t
     out = tmp_path / "out"
     image = data_root / "JPEGImages" / "image00.png"
     assert "Name the images" in call("predict", run_dir, "--out", out, code=2)
-    assert "Name the images" in call("predict", run_dir, image, "--split", "val", "--out", out, code=2)
+    assert "Name the images" in call(
+        "predict", run_dir, image, "--split", "val", "--out", out, code=2
+    )
     inside = data_root / "JPEGImages" / "out"
-    assert "lies in a folder of INPUT" in call("predict", run_dir, inside.parent, "--out", inside, code=2)
+    assert "lies in a folder of INPUT" in call(
+        "predict", run_dir, inside.parent, "--out", inside, code=2
+    )
     assert not inside.exists()
     assert "--set data.max_pixels=NUMBER" in call(
         "predict", run_dir, "--split", "val", "--max-pixels", 100, "--out", out, code=2
     )
     small = tmp_path / "small.png"
     Image.new("RGB", (40, 9)).save(small)
-    said = call("predict", run_dir, small, "--out", out, "--set", "inference.scales=[1,0.5]", code=1)
-    assert "'small': expected sides of at least 16 px, a patch at the smallest of inference.scales" in said
+    said = call(
+        "predict", run_dir, small, "--out", out, "--set", "inference.scales=[1,0.5]", code=1
+    )
+    assert (
+        "'small': expected sides of at least 16 px, a patch at the smallest of inference.scales"
+        in said
+    )
     broken = tmp_path / "broken.png"
     broken.write_bytes(image.read_bytes()[:-200])
-    assert "expected at most 100 pixels" in call("predict", run_dir, image, "--max-pixels", 100, "--out", out, code=1)
+    assert "expected at most 100 pixels" in call(
+        "predict", run_dir, image, "--max-pixels", 100, "--out", out, code=1
+    )
     assert not out.exists()
     said = call("predict", run_dir, image, broken, "--out", out, *NO_CRF, code=1)
     assert f"1 of 2 images have a label: {out / 'labels'} (1 made now)" in said
@@ -132,7 +158,9 @@ def test_more_files_join_the_predictions_and_another_picture_of_the_same_name_ta
     assert "(1 made now)" in call("predict", run_dir, other, *words)
     now = files_under(tmp_path / "out" / "labels")
     # The bytes of the input decide, not its name.
-    assert now["image00.png"] == now["image01.png"] == labels["image01.png"] != labels["image00.png"]
+    assert (
+        now["image00.png"] == now["image01.png"] == labels["image01.png"] != labels["image00.png"]
+    )
 
 
 def test_predict_says_what_it_leaves_out(run_dir, data_root, tmp_path):
@@ -159,15 +187,30 @@ def test_images_of_a_split_stay_as_they_are_stored_with_a_note(run_dir, data_roo
             image.load()
         image.save(file, exif=exif)
     said = call(*words, "--out", tmp_path / "after", "--set", f"data.root={tmp_path / 'data'}")
-    assert "Note: 2 of 4 images have an EXIF orientation, which is ignored: the masks of a data set lie on" in said
+    assert (
+        "Note: 2 of 4 images have an EXIF orientation, which is ignored: the masks of a data set lie on"
+        in said
+    )
     for name in ("image12", "image13"):
-        before, after = (read_index_png(tmp_path / out / "labels" / f"{name}.png") for out in ("before", "after"))
+        before, after = (
+            read_index_png(tmp_path / out / "labels" / f"{name}.png") for out in ("before", "after")
+        )
         np.testing.assert_array_equal(before, after)
 
 
 def test_a_second_call_runs_no_network(run_dir, tmp_path, monkeypatch):
     calls = [
-        ("predict", run_dir, "--split", "val", "--overlay", "--soft", "--out", tmp_path / "predicted", *NO_CRF),
+        (
+            "predict",
+            run_dir,
+            "--split",
+            "val",
+            "--overlay",
+            "--soft",
+            "--out",
+            tmp_path / "predicted",
+            *NO_CRF,
+        ),
         ("test", run_dir, "--out", tmp_path / "tested", *NO_CRF),
         ("export-cams", run_dir, "--split", "val", "--out", tmp_path / "cams"),
         ("export-pseudo-labels", run_dir, "--split", "val", "--out", tmp_path / "labels"),
@@ -201,17 +244,25 @@ def test_predictions_of_another_checkpoint_are_not_mixed(run_dir, data_root, tmp
 
 def test_export_cams(run_dir, tmp_path):
     out = tmp_path / "cams"
-    assert "12 of 12 images have CAMs" in call("export-cams", run_dir, "--out", out, "--dtype", "float16")
+    assert "12 of 12 images have CAMs" in call(
+        "export-cams", run_dir, "--out", out, "--dtype", "float16"
+    )
     trained = open_trained(run_dir)
     dataset = voc.open_split(trained.config.data, "train")
     for index, name in enumerate(dataset.names):
-        cams = trained.method.cams(network_input(torch.tensor(dataset.image(index))[None], None), (1.0,), True)
+        cams = trained.method.cams(
+            network_input(torch.tensor(dataset.image(index))[None], None), (1.0,), True
+        )
         with np.load(out / f"{name}.npz", allow_pickle=False) as arrays:
             keys = arrays["keys"]
             assert keys.tolist() == [index % 2]
             np.testing.assert_allclose(arrays["high_res"], cams.cam[0, keys].numpy(), atol=1e-3)
-            np.testing.assert_allclose(arrays["aux_high_res"], cams.further["aux_cam"][0, keys].numpy(), atol=1e-3)
-    assert "dtype was 'float16' and is 'float32'" in call("export-cams", run_dir, "--out", out, code=1)
+            np.testing.assert_allclose(
+                arrays["aux_high_res"], cams.further["aux_cam"][0, keys].numpy(), atol=1e-3
+            )
+    assert "dtype was 'float16' and is 'float32'" in call(
+        "export-cams", run_dir, "--out", out, code=1
+    )
 
 
 def test_export_pseudo_labels(run_dir, tmp_path):
@@ -224,12 +275,16 @@ def test_export_pseudo_labels(run_dir, tmp_path):
     dataset = voc.open_split(trained.config.data, "val")
     for index, name in enumerate(dataset.names):
         images = network_input(torch.tensor(dataset.image(index))[None], None)
-        expected = trained.method.pseudo_labels(images, torch.from_numpy(dataset.class_labels(index))[None])
+        expected = trained.method.pseudo_labels(
+            images, torch.from_numpy(dataset.class_labels(index))[None]
+        )
         np.testing.assert_array_equal(read_index_png(out / f"{name}.png"), expected[0].numpy())
     words = ("export-pseudo-labels", run_dir, "--split", "val", "--out")
     crf = ("--refine", "par+crf", "--crf", "bilateral_sigma_xy=9", "--threshold", 0.4)
     assert " 0.00 % of the pixels are uncertain" in call(*words, tmp_path / "crf", *crf)
-    assert json.loads((tmp_path / "crf" / "about.json").read_text())["crf"]["bilateral_sigma_xy"] == 9
+    assert (
+        json.loads((tmp_path / "crf" / "about.json").read_text())["crf"]["bilateral_sigma_xy"] == 9
+    )
     assert "--crf changes a CRF, but --refine none has none" in call(
         *words, out, "--refine", "none", "--crf", "iterations=1", code=2
     )
@@ -242,7 +297,16 @@ def test_outputs_of_images_of_a_split_that_changed_are_made_again(run_dir, data_
     calls = {
         "cams": ("export-cams", run_dir, "--split", "val", "--out", tmp_path / "cams"),
         "labels": ("export-pseudo-labels", run_dir, "--split", "val", "--out", tmp_path / "labels"),
-        "predicted": ("predict", run_dir, "--split", "val", "--soft", "--out", tmp_path / "predicted", *NO_CRF),
+        "predicted": (
+            "predict",
+            run_dir,
+            "--split",
+            "val",
+            "--soft",
+            "--out",
+            tmp_path / "predicted",
+            *NO_CRF,
+        ),
         "tested": ("test", run_dir, "--out", tmp_path / "tested", *NO_CRF),
     }
     for words in calls.values():
@@ -268,5 +332,7 @@ def test_a_data_set_of_other_classes_is_refused(run_dir, data_root, tmp_path):
     other = tmp_path / "data"
     shutil.copytree(data_root, other)
     (other / "classes.txt").write_text("red\ngreen\n")
-    said = call("export-cams", run_dir, "--out", tmp_path / "out", "--set", f"data.root={other}", code=1)
+    said = call(
+        "export-cams", run_dir, "--out", tmp_path / "out", "--set", f"data.root={other}", code=1
+    )
     assert "trained for the classes red, blue, but the data set has red, green" in said

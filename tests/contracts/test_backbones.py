@@ -1,6 +1,7 @@
 """Every entry of toco.backbones keeps the contract, and so does a small twin of every family of networks.
 
-A new file is tested because it exists. That the twins compute what timm computes is tests/backbones/test_families.py.
+A new file is tested because it exists. That the twins compute what timm computes is
+tests/backbones/test_families.py.
 """
 
 import pytest
@@ -70,7 +71,9 @@ def test_all_ways_through_give_the_same(backbone):
         some = backbone(batch, block, num_maps)
         torch.testing.assert_close(some.class_token, whole.class_token, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(some.features, whole.features[:num_maps], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(some.aux_features, whole.aux_features[:num_maps], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            some.aux_features, whole.aux_features[:num_maps], atol=1e-5, rtol=1e-4
+        )
     assert len(tokens) == backbone.depth
     assert tokens[-1].shape[2] == backbone.width
 
@@ -131,7 +134,14 @@ def test_a_step_of_toco_reaches_every_parameter(name):
         10**6,
         torch.Generator().manual_seed(0),
     )
-    assert set(output.losses) == {"classification", "aux_classification", "ptc", "ctc", "segmentation", "energy"}
+    assert set(output.losses) == {
+        "classification",
+        "aux_classification",
+        "ptc",
+        "ctc",
+        "segmentation",
+        "energy",
+    }
     output.total.backward()
     assert output.counts["ptc_positive_pairs"] > 0
     assert output.counts["ptc_negative_pairs"] > 0

@@ -28,7 +28,11 @@ def test_the_help_lists_all_verbs_without_importing_what_they_need():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     text, loaded = done.stdout.split("loaded:")
-    listed = {line.split()[0] for line in text[text.index("Commands:") :].splitlines()[1:] if line.startswith("  ")}
+    listed = {
+        line.split()[0]
+        for line in text[text.index("Commands:") :].splitlines()[1:]
+        if line.startswith("  ")
+    }
     assert {name.replace("_", "-") for name in VERBS} <= listed
     assert loaded.split() == []
 

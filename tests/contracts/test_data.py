@@ -17,13 +17,19 @@ SMALL = {"num_train": 6, "num_val": 3}
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
-    return shapes.generated_folder(shapes.Config(root=tmp_path_factory.mktemp("generated"), **SMALL))
+    return shapes.generated_folder(
+        shapes.Config(root=tmp_path_factory.mktemp("generated"), **SMALL)
+    )
 
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-    root = make_coco(tmp_path_factory.mktemp("coco") / "coco", TRAIN[:5])  # a label hidden in the mask is left out
-    CliRunner().invoke(command, ["prepare-coco", str(root), "--no-progress"], catch_exceptions=False)
+    root = make_coco(
+        tmp_path_factory.mktemp("coco") / "coco", TRAIN[:5]
+    )  # a label hidden in the mask is left out
+    CliRunner().invoke(
+        command, ["prepare-coco", str(root), "--no-progress"], catch_exceptions=False
+    )
     return root
 
 
@@ -66,7 +72,11 @@ def test_images_masks_and_labels_belong_together(splits):
         assert isinstance(dataset, Dataset)
         assert len(dataset) == len(dataset.names) == len(set(dataset.names)) > 0
         for index in range(len(dataset)):
-            image, mask, labels = dataset.image(index), dataset.mask(index), dataset.class_labels(index)
+            image, mask, labels = (
+                dataset.image(index),
+                dataset.mask(index),
+                dataset.class_labels(index),
+            )
             assert image.dtype == mask.dtype == np.uint8
             assert image.shape == (*mask.shape, 3)
             assert labels.dtype == np.float32

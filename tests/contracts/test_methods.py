@@ -1,6 +1,7 @@
 """Every entry of toco.methods keeps the contract of the training loop and of the evaluation.
 
-An entry builds its own small config, and nothing outside of the methods knows a field of one of them.
+An entry builds its own small config, and nothing outside of the methods knows a field of one of
+them.
 """
 
 import ast
@@ -30,17 +31,36 @@ def batch(extra_views=("second_view", "crop_source")):
 
     names = ("images", "second_view", "crop_source")
     views = {name: torch.randn(4, 3, SIZE, SIZE, generator=generator) for name in names}
-    used = {name: view if name in ("images", *extra_views) else None for name, view in views.items()}
+    used = {
+        name: view if name in ("images", *extra_views) else None for name, view in views.items()
+    }
     box = torch.tensor([[0, SIZE, 0, SIZE], [0, SIZE, 8, SIZE], [4, 20, 0, 24], [0, SIZE, 0, SIZE]])
     labels = torch.tensor([[1.0, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 1]])
-    return Batch(**used, class_labels=labels, valid_box=box, names=tuple("abcd"), present=present_classes(labels))
+    return Batch(
+        **used,
+        class_labels=labels,
+        valid_box=box,
+        names=tuple("abcd"),
+        present=present_classes(labels),
+    )
 
 
 def part(whole, rank):
     """The half of a batch that the first or the second of two ranks has."""
     cut = slice(2 * rank, 2 * rank + 2)
-    names = ("images", "second_view", "crop_source", "class_labels", "valid_box", "names", "present")
-    return Batch(**{name: v if (v := getattr(whole, name)) is None else v[cut] for name in names}, shard=Shard(rank, 2))
+    names = (
+        "images",
+        "second_view",
+        "crop_source",
+        "class_labels",
+        "valid_box",
+        "names",
+        "present",
+    )
+    return Batch(
+        **{name: v if (v := getattr(whole, name)) is None else v[cut] for name in names},
+        shard=Shard(rank, 2),
+    )
 
 
 @pytest.fixture(params=[*available("toco.methods"), "own_method.method"])
@@ -51,7 +71,9 @@ def method(request, monkeypatch):
     assert issubclass(module.Config, MethodConfig)
     config = module.Config.small().resolved("cpu", SIZE)
     config.check(batch_size=4, crop_size_px=SIZE)
-    backbone = vit_nano.build(vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=SIZE, weights=None))
+    backbone = vit_nano.build(
+        vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=SIZE, weights=None)
+    )
     built = module.build(config, backbone, NUM_FOREGROUND_CLASSES)
     assert isinstance(built, Method)
     return built
@@ -94,7 +116,9 @@ def test_a_step_needs_no_view_that_the_config_does_not_name(method):
 def test_losses_are_means_over_ranks_that_share_a_batch_by_groups(method):
     method.config = replace_field(method.config, "loss_group_size", 2)
     whole = batch()
-    together, first, second = (losses_of(method, data) for data in (whole, part(whole, 0), part(whole, 1)))
+    together, first, second = (
+        losses_of(method, data) for data in (whole, part(whole, 0), part(whole, 1))
+    )
     for name, value in together.items():
         assert value == pytest.approx((first[name] + second[name]) / 2, rel=1e-4), name
 
@@ -106,11 +130,24 @@ def replace_field(config, name, value):
 @pytest.mark.parametrize("name", available("toco.methods"))
 def test_a_batch_that_is_no_multiple_of_the_groups_is_refused(name):
     config = replace_field(load("toco.methods", name).Config.small(), "loss_group_size", 2)
-    with pytest.raises(ValueError, match=r"batch_size 5 is not a multiple of method\.loss_group_size 2"):
+    with pytest.raises(
+        ValueError, match=r"batch_size 5 is not a multiple of method\.loss_group_size 2"
+    ):
         config.check(batch_size=5, crop_size_px=SIZE)
 
 
-GENERIC = ("types.py", "train", "data", "backbones", "evaluate", "predict", "commands", "demo", "export", "tracking")
+GENERIC = (
+    "types.py",
+    "train",
+    "data",
+    "backbones",
+    "evaluate",
+    "predict",
+    "commands",
+    "demo",
+    "export",
+    "tracking",
+)
 """Parts of toco that serve every method; recipes, official, studies and benchmarks may know one."""
 KNOWS_TOCO = {"paper.py"}
 """Modules of sweeps.core whose content is the paper's."""
@@ -129,7 +166,14 @@ def generic_sources():
 def own_fields():
     """Fields of some method that neither every method has nor another config, which may say the same of itself."""
     shared = {"name"}
-    for config in (MethodConfig, RunConfig, EvaluateConfig, InferenceConfig, PseudoLabelConfig, ViewsConfig):
+    for config in (
+        MethodConfig,
+        RunConfig,
+        EvaluateConfig,
+        InferenceConfig,
+        PseudoLabelConfig,
+        ViewsConfig,
+    ):
         shared |= set(config.model_fields)
     methods = [load("toco.methods", name).Config for name in available("toco.methods")]
     return {field for config in methods for field in config.model_fields} - shared

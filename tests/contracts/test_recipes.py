@@ -41,7 +41,9 @@ def test_every_setting_can_be_set_by_its_path(recipe):
 
 def test_paths_and_machines_do_not_enter_the_digest(recipe):
     config = load("toco.recipes", recipe).recipe()
-    moved = replace(config, {"data.root": "/elsewhere", "device": "cpu", "num_workers": 0, "log_every": 7})
+    moved = replace(
+        config, {"data.root": "/elsewhere", "device": "cpu", "num_workers": 0, "log_every": 7}
+    )
     assert digest(moved) == digest(config)
     assert digest(replace(config, {"seed": 1})) != digest(config)
     assert digest(replace(config, {"method.ptc.weight": 0.123})) != digest(config)
@@ -53,7 +55,9 @@ def test_a_recipe_with_pretrained_weights_names_their_file_as_timm_does(recipe):
     backbone = module.recipe().backbone
     if getattr(backbone, "weights", None) != "hub":
         return
-    vit.build(backbone.model_copy(update={"weights": None}))  # timm, with what has to be imported before it
+    vit.build(
+        backbone.model_copy(update={"weights": None})
+    )  # timm, with what has to be imported before it
     from timm.models import get_pretrained_cfg
 
     file = get_pretrained_cfg(backbone.model).url.rpartition("/")[2]
@@ -66,8 +70,12 @@ def test_a_file_of_other_weights_than_the_recipes_is_refused(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save({"cls_token": torch.zeros(1)}, file)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    backbone = vit.Config(model="deit_tiny_patch16_224", weights=str(file), weights_sha256="b5f2ef4d")
-    with pytest.raises(ValueError, match=f"has SHA-256 {sha256[:8]}.* but backbone.weights_sha256 is b5f2ef4d"):
+    backbone = vit.Config(
+        model="deit_tiny_patch16_224", weights=str(file), weights_sha256="b5f2ef4d"
+    )
+    with pytest.raises(
+        ValueError, match=f"has SHA-256 {sha256[:8]}.* but backbone.weights_sha256 is b5f2ef4d"
+    ):
         vit.build(backbone)
     # The right file is read; that it does not fit is another sentence.
     with pytest.raises(ValueError, match="does not fit this backbone"):

@@ -31,7 +31,9 @@ def test_a_study_resolves_from_every_recipe(name, recipe):
     assert {trial.config.data.name for trial in plan.trials} == {study.base().data.name}
     assert len(plan.trials) == len(plan.cells) * len(study.seeds)
     assert (
-        len({trial.name for trial in plan.trials}) == len({trial.digest for trial in plan.trials}) == len(plan.trials)
+        len({trial.name for trial in plan.trials})
+        == len({trial.digest for trial in plan.trials})
+        == len(plan.trials)
     )
     assert all(trial.digest == digest(trial.config) for trial in plan.trials)
 
@@ -47,7 +49,11 @@ def test_what_a_published_claim_compares_is_declared(name):
     plan = studies()[name].resolve()
     declared = set(plan.comparisons())
     for index, block in enumerate(plan.blocks):
-        number = {row.paper_row: n for n, row in enumerate(plan.rows) if row.block == index and row.paper_row}
+        number = {
+            row.paper_row: n
+            for n, row in enumerate(plan.rows)
+            if row.block == index and row.paper_row
+        }
         for claim in block.paper.claims if block.paper else ():
             for label in claim.than:
                 assert plan.rows[number[label]].versus == number[claim.better]

@@ -40,7 +40,9 @@ def make_coco(root: Path) -> Path:
     """COCO 2014 of three images to train on and two to validate on, one of them without an object."""
     (root / "annotations").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    categories = [{"id": i, "name": name} for i, name in zip(CATEGORY_IDS, COCO_CLASSES, strict=True)]
+    categories = [
+        {"id": i, "name": name} for i, name in zip(CATEGORY_IDS, COCO_CLASSES, strict=True)
+    ]
     for part, numbers in (("train2014", (9, 25, 30)), ("val2014", (42, 99))):
         (root / part).mkdir()
         names = {number: f"COCO_{part}_{number:012}.jpg" for number in numbers}

@@ -34,7 +34,9 @@ def kind_of(path: Path) -> str:
     'runs/#/pictures/step_#/image#.png'
     """
     return re.sub(
-        r"(?<![^/])[0-9a-f]{2}(?=/)|(?<![A-Za-z0-9])[0-9a-f]{8,64}(?![A-Za-z0-9])|[0-9]+", "#", path.as_posix()
+        r"(?<![^/])[0-9a-f]{2}(?=/)|(?<![A-Za-z0-9])[0-9a-f]{8,64}(?![A-Za-z0-9])|[0-9]+",
+        "#",
+        path.as_posix(),
     )
 
 
@@ -51,7 +53,9 @@ def choose_damages(root: Path, number: int, rng: random.Random) -> list[Damage]:
     """``number`` damages of files below ``root``: every kind in turn, its file and the way by chance."""
     kinds = kinds_in(root)
     if number < len(kinds):
-        raise ValueError(f"{root} has {len(kinds)} kinds of file, so {number} damages leave some out.")
+        raise ValueError(
+            f"{root} has {len(kinds)} kinds of file, so {number} damages leave some out."
+        )
     order = list(kinds)
     rng.shuffle(order)
     left: dict[str, list[str]] = {}
@@ -126,7 +130,9 @@ def _not_utf8(content: bytes, rng: random.Random) -> bytes | None:
 
 
 def _digit(content: bytes, rng: random.Random) -> bytes | None:
-    places = [match.start() for match in re.finditer(rb"[0-9]", content)] if _is_text(content) else []
+    places = (
+        [match.start() for match in re.finditer(rb"[0-9]", content)] if _is_text(content) else []
+    )
     if not places:
         return None
     place = rng.choice(places)
@@ -135,11 +141,19 @@ def _digit(content: bytes, rng: random.Random) -> bytes | None:
 
 
 def _key(content: bytes, rng: random.Random) -> bytes | None:
-    places = [match.start(1) for match in re.finditer(rb'"([^"\\\n]+)"\s*:', content)] if _is_text(content) else []
+    places = (
+        [match.start(1) for match in re.finditer(rb'"([^"\\\n]+)"\s*:', content)]
+        if _is_text(content)
+        else []
+    )
     if not places:
         return None
     place = rng.choice(places)
-    return content[:place] + (b"q" if content[place : place + 1] != b"q" else b"z") + content[place + 1 :]
+    return (
+        content[:place]
+        + (b"q" if content[place : place + 1] != b"q" else b"z")
+        + content[place + 1 :]
+    )
 
 
 def _line(content: bytes, rng: random.Random) -> bytes | None:
@@ -152,7 +166,9 @@ def _line(content: bytes, rng: random.Random) -> bytes | None:
 
 def _is_text(content: bytes) -> bool:
     try:
-        return (bool(content) and content.decode("utf-8").isprintable()) or (b"\n" in content and b"\0" not in content)
+        return (bool(content) and content.decode("utf-8").isprintable()) or (
+            b"\n" in content and b"\0" not in content
+        )
     except UnicodeDecodeError:
         return False
 

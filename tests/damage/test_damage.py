@@ -190,7 +190,9 @@ def fuzz(capsys):
         damages = choose_damages(kept, number, rng)
         counts = Counter(one.kind for one in damages)
         with capsys.disabled():
-            print(f"\n{kept.name}, TOCO_DAMAGE_SEED={SEED}: {number} damages of {len(counts)} kinds")
+            print(
+                f"\n{kept.name}, TOCO_DAMAGE_SEED={SEED}: {number} damages of {len(counts)} kinds"
+            )
             print("  " + ", ".join(f"{kind} {count}" for kind, count in counts.items()))
         # The first one is none: what cannot pass on a sound tree says nothing of a damaged one.
         for judge.damage in (replaced(damages[0], way=NO_WAY), *damages):
@@ -243,12 +245,14 @@ def study(pictured, tmp_path, monkeypatch, say):
     """Verbs of a small study, without Ray."""
     place = StudyPlace(pictured, tmp_path / "recorded")
     place.install(monkeypatch)
-    # A study sweeps what dead processes left, and a test lets a live one seem dead: no other folder may be in reach.
+    # A study sweeps what dead processes left, and a test lets a live one seem dead: no other folder
+    # may be in reach.
     own = tmp_path / "scratch"
     own.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(own))
     monkeypatch.setattr(scratch, "_SHORT_ROOT", own)
-    # Drawing the page's figures takes four fifths of a verb's time; what they show has been read before.
+    # Drawing the page's figures takes four fifths of a verb's time; what they show has been read
+    # before.
     savefig = Figure.savefig
 
     def draw_pictures_alone(figure, file, **options):
@@ -340,7 +344,8 @@ def numbers_in(run_dir):
         rows = [(row["kind"], row["step"], row["values"]) for row in map(json.loads, lines)]
         result = json.loads((run_dir / "result.json").read_text())
         untimed = sorted(
-            (kind, step, [(key, x) for key, x in values.items() if "time" not in key]) for kind, step, values in rows
+            (kind, step, [(key, x) for key, x in values.items() if "time" not in key])
+            for kind, step, values in rows
         )
         return untimed, result["status"], result["step"], result["metrics"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -383,7 +388,9 @@ def test_a_finished_run(run_dir, pictured, data_root, tmp_path, say, fuzz):
         if judge.check(said):
             now = numbers_in(run)
             judge.check_same(said, "rows or result", numbers, now)
-            if f"'val/cam_miou': {result['val/cam_miou']}" not in (run / "result.json").read_text().replace('"', "'"):
+            if f"'val/cam_miou': {result['val/cam_miou']}" not in (
+                run / "result.json"
+            ).read_text().replace('"', "'"):
                 judge.fault("the result is another one", said)
 
     fuzz(run_dir, 0.12, read)
@@ -454,7 +461,9 @@ def test_outputs(run_dir, data_root, tmp_path, say, fuzz):
         name = judge.damage.file.parts[0]
         said = say(toco_main, *commands[name], "--out", out / name)
         if judge.check(said) and (now := files_under(out)) != sound:
-            changed = [path for path in sound.keys() | now.keys() if sound.get(path) != now.get(path)]
+            changed = [
+                path for path in sound.keys() | now.keys() if sound.get(path) != now.get(path)
+            ]
             judge.fault(f"{', '.join(sorted(changed))} differ from those of sound files", said)
 
     fuzz(kept, 0.12, read)
@@ -488,7 +497,10 @@ def test_a_folder_of_images(tmp_path, say, fuzz):
 
 def test_coco(tmp_path, say, fuzz):
     kept = make_coco(tmp_path / "coco")
-    for words in (["prepare-coco", kept, "--no-progress"], ["check-set", "coco", "--set", f"root={kept}"]):
+    for words in (
+        ["prepare-coco", kept, "--no-progress"],
+        ["check-set", "coco", "--set", f"root={kept}"],
+    ):
         said = say(toco_main, "data", *words)
         assert said.exit_code == 0, said.text
 

@@ -17,7 +17,9 @@ def box(left: int, top: int, right: int, bottom: int) -> list[float]:
     return [left, top, right, top, right, bottom, left, bottom]
 
 
-def annotation(number: int, image: int, category: int, segmentation: object, crowd: int = 0) -> dict[str, Any]:
+def annotation(
+    number: int, image: int, category: int, segmentation: object, crowd: int = 0
+) -> dict[str, Any]:
     return {
         "id": number,
         "image_id": image,
@@ -43,7 +45,8 @@ TRAIN = [
 ]
 VAL = [annotation(7, 42, 27, [box(0, 0, 3, 5)])]
 MASKS = {
-    # A stop sign (13 becomes 12), a person over it, and a crowd of toothbrushes, void where there is no stop sign.
+    # A stop sign (13 becomes 12), a person over it, and a crowd of toothbrushes, void where there
+    # is no stop sign.
     name("train2014", 9): [
         [12, 12, 12, 12, 12, 12],
         [12, 1, 1, 1, 12, 12],
@@ -51,7 +54,8 @@ MASKS = {
         [12, 12, 12, 12, 12, 12],
         [255, 255, 255, 255, 255, 255],
     ],
-    # A toothbrush in two parts (80), and a bottle (40) over a car of the same size, which was annotated after it.
+    # A toothbrush in two parts (80), and a bottle (40) over a car of the same size, which was
+    # annotated after it.
     name("train2014", 25): [
         [80, 80, 0, 0, 0, 0],
         [0, 0, 0, 0, 0, 0],
@@ -61,7 +65,11 @@ MASKS = {
     ],
     name("val2014", 42): [[25, 25, 25, 0, 0, 0]] * HEIGHT,
 }
-LABELS = {name("train2014", 9): [1, 12], name("train2014", 25): [3, 40, 80], name("val2014", 42): [25]}
+LABELS = {
+    name("train2014", 9): [1, 12],
+    name("train2014", 25): [3, 40, 80],
+    name("val2014", 42): [25],
+}
 
 
 def content(part: str, annotations: list[dict[str, Any]], without_objects: int) -> dict[str, Any]:
@@ -69,10 +77,14 @@ def content(part: str, annotations: list[dict[str, Any]], without_objects: int) 
     numbers = sorted({item["image_id"] for item in annotations} | {without_objects}, reverse=True)
     return {
         "info": {"year": 2014},
-        "images": [{"id": n, "file_name": f"{name(part, n)}.jpg", "height": HEIGHT, "width": WIDTH} for n in numbers],
+        "images": [
+            {"id": n, "file_name": f"{name(part, n)}.jpg", "height": HEIGHT, "width": WIDTH}
+            for n in numbers
+        ],
         "annotations": annotations,
         "categories": [
-            {"id": i, "name": n, "supercategory": "thing"} for i, n in zip(CATEGORY_IDS, COCO_CLASSES, strict=True)
+            {"id": i, "name": n, "supercategory": "thing"}
+            for i, n in zip(CATEGORY_IDS, COCO_CLASSES, strict=True)
         ],
     }
 

@@ -6,7 +6,9 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from toco.data import ColourConfig
 
 
-def change_colours(image: Image.Image, rng: np.random.Generator, config: ColourConfig) -> Image.Image:
+def change_colours(
+    image: Image.Image, rng: np.random.Generator, config: ColourConfig
+) -> Image.Image:
     """Draw and apply every change of ``config``, each when it is drawn."""
     if rng.random() < config.jitter_probability:
         parts = (

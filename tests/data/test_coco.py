@@ -8,7 +8,17 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tests.data.coco_folder import HEIGHT, LABELS, MASKS, TRAIN, WIDTH, annotation, box, content, make_coco
+from tests.data.coco_folder import (
+    HEIGHT,
+    LABELS,
+    MASKS,
+    TRAIN,
+    WIDTH,
+    annotation,
+    box,
+    content,
+    make_coco,
+)
 from toco.commands.data import command
 from toco.data.coco import CocoFolder, Config, open_split
 from toco.data.coco_format.annotations import read_annotations
@@ -40,7 +50,9 @@ def test_eighty_classes_keep_the_order_of_their_categories() -> None:
     assert len(COCO_CLASSES) == len(set(COCO_CLASSES)) == len(CATEGORY_IDS) == 80
     by_category = dict(zip(CATEGORY_IDS, COCO_CLASSES, strict=True))
     # The first and the last of every run of categories without a gap.
-    assert {i: by_category[i] for i in (1, 11, 13, 25, 27, 28, 31, 44, 46, 65, 67, 70, 72, 82, 84, 90)} == {
+    assert {
+        i: by_category[i] for i in (1, 11, 13, 25, 27, 28, 31, 44, 46, 65, 67, 70, 72, 82, 84, 90)
+    } == {
         1: "person",
         11: "fire hydrant",
         13: "stop sign",
@@ -92,7 +104,10 @@ def test_another_annotation_file_wants_another_folder(prepared: Path, tmp_path: 
     result = run("prepare-coco", prepared, "--split", "train")
     assert result.exit_code != 0
     assert "made in another way: annotations_sha256" in str(result.exception)
-    assert json.loads((prepared / "masks80/labels_train2014.json").read_text())[SECOND] == LABELS[SECOND]
+    assert (
+        json.loads((prepared / "masks80/labels_train2014.json").read_text())[SECOND]
+        == LABELS[SECOND]
+    )
     assert run("prepare-coco", prepared, "--out", tmp_path / "new").exit_code == 0
     other = open_split(Config(root=prepared, mask_folder=tmp_path / "new"), "train")
     assert (other.names, ids(other, 0)) == ((FIRST,), [12])
@@ -140,7 +155,10 @@ BAD: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c["categories"].append({"id": 12, "name": "street sign"}), "none of COCO's 80"),
     (lambda c: c["categories"][0].update(id=2), "none of COCO's 80"),
     (lambda c: c["categories"][0].update(id=[1]), "unhashable"),
-    (lambda c: c["annotations"][0].update(category_id=12), "annotation 1: its category 12 is none of COCO's 80"),
+    (
+        lambda c: c["annotations"][0].update(category_id=12),
+        "annotation 1: its category 12 is none of COCO's 80",
+    ),
     (lambda c: c["annotations"][0].update(iscrowd=2), "annotation 1: .*iscrowd 2"),
     (lambda c: c["annotations"][0].update(image_id=77), "not listed, such as 77"),
     (lambda c: c["annotations"][0].update(segmentation=[]), "polygons or a list of runs"),
@@ -153,8 +171,14 @@ BAD: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: c["annotations"][0].update(segmentation=[box(0, 0, 10**9, 1)]), "far outside"),
     (lambda c: c["annotations"][0].update(segmentation=[box(0, 0, 6, 5) * 100]), "over and over"),
     (lambda c: c["annotations"][0].update(segmentation=TOO_FEW_RUNS), "not of 5 x 6 px"),
-    (lambda c: c["annotations"][0].update(segmentation={"counts": "abc", "size": [5, 6]}), "compressed"),
-    (lambda c: c["annotations"][0].update(segmentation={"counts": [-1, 31]}), "runs of so many pixels"),
+    (
+        lambda c: c["annotations"][0].update(segmentation={"counts": "abc", "size": [5, 6]}),
+        "compressed",
+    ),
+    (
+        lambda c: c["annotations"][0].update(segmentation={"counts": [-1, 31]}),
+        "runs of so many pixels",
+    ),
     (lambda c: c["annotations"][0].pop("segmentation"), "annotations with a segmentation"),
     (lambda c: c["images"][0].update(file_name="../x.jpg"), "with id, file_name"),
     (lambda c: c["images"][0].update(height=10**6, width=10**6), "images of 1 to"),
@@ -184,7 +208,9 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
 
 def test_a_crowd_alone_is_no_label(tmp_path: Path) -> None:
     path = tmp_path / "instances_train2014.json"
-    path.write_text(json.dumps(content("train2014", [annotation(1, 9, 1, [box(0, 0, 3, 5)], crowd=1)], 30)))
+    path.write_text(
+        json.dumps(content("train2014", [annotation(1, 9, 1, [box(0, 0, 3, 5)], crowd=1)], 30))
+    )
     (image,) = read_annotations(path).images
     assert image.class_ids() == ()
     np.testing.assert_array_equal(image.mask(), [[255, 255, 255, 0, 0, 0]] * HEIGHT)
@@ -194,7 +220,9 @@ def ready_masks(coco: Path, masks: dict[str, object]) -> Path:
     for image_name, mask in masks.items():
         part = image_name.split("_")[1]
         (coco / "ready" / part).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.array(mask, dtype=np.uint8)).save(coco / f"ready/{part}/{image_name}.png")
+        Image.fromarray(np.array(mask, dtype=np.uint8)).save(
+            coco / f"ready/{part}/{image_name}.png"
+        )
     return coco
 
 
@@ -209,7 +237,9 @@ def test_ready_masks(coco: Path) -> None:
     train = open_split(config, "train")
     assert [ids(train, i) for i in range(2)] == [[1, 12], [40, 80]]  # the car is hidden
     digest = train.manifest_digest()
-    Image.fromarray(np.full((HEIGHT, WIDTH), 12, np.uint8)).save(coco / f"ready/train2014/{FIRST}.png")
+    Image.fromarray(np.full((HEIGHT, WIDTH), 12, np.uint8)).save(
+        coco / f"ready/train2014/{FIRST}.png"
+    )
     assert open_split(config, "train").manifest_digest() != digest
 
 
@@ -217,7 +247,9 @@ def test_masks_of_categories_are_refused_and_can_be_renumbered(coco: Path) -> No
     ready_masks(coco, {image_name: categories(mask) for image_name, mask in MASKS.items()})
     config = Config(root=coco, mask_folder=Path("ready"), labels="masks")
     # 90 is a category and no class.
-    with pytest.raises(ValueError, match=r"ids \[1, 13, 44, 90\] are COCO's categories.*convert-coco-masks"):
+    with pytest.raises(
+        ValueError, match=r"ids \[1, 13, 44, 90\] are COCO's categories.*convert-coco-masks"
+    ):
         open_split(config, "train")
     # 27 alone is a backpack of one numbering and a handbag of the other; a label tells.
     with pytest.raises(ValueError, match=r"ids \[27\] could as well be.*prepare-coco"):
@@ -239,7 +271,9 @@ def test_masks_of_categories_are_refused_and_can_be_renumbered(coco: Path) -> No
 
 
 def test_masks_of_other_numberings_are_refused(coco: Path) -> None:
-    config = Config(root=ready_masks(coco, MASKS | {FIRST: [[12, 90] * 3] * HEIGHT}), mask_folder=Path("ready"))
+    config = Config(
+        root=ready_masks(coco, MASKS | {FIRST: [[12, 90] * 3] * HEIGHT}), mask_folder=Path("ready")
+    )
     with pytest.raises(ValueError, match="are neither these nor categories"):
         open_split(config.model_copy(update={"labels": "masks"}), "train")
     result = run("convert-coco-masks", coco / "ready", coco / "converted")
@@ -282,4 +316,6 @@ def test_annotations_with_a_byte_order_mark(coco: Path, tmp_path: Path) -> None:
     path = coco / "annotations/instances_train2014.json"
     before = read_annotations(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert [image.name for image in read_annotations(path).images] == [image.name for image in before.images]
+    assert [image.name for image in read_annotations(path).images] == [
+        image.name for image in before.images
+    ]

@@ -35,13 +35,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = Image.fromarray(rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8))
         settings = {"compression": "tiff_lzw"} if name == "tif" else {"exif": exif}
         image.save(root / f"JPEGImages/{name}.{name}", **settings)
-        Image.fromarray(rng.integers(0, 3, SIZE, dtype=np.uint8)).save(root / f"SegmentationClass/{name}.png")
+        Image.fromarray(rng.integers(0, 3, SIZE, dtype=np.uint8)).save(
+            root / f"SegmentationClass/{name}.png"
+        )
         objects = "<object><name>cat</name></object><object><name>dög</name></object>"
-        (root / f"Annotations/{name}.xml").write_text(f'<?xml version="1.0"?><annotation>{objects}</annotation>')
+        (root / f"Annotations/{name}.xml").write_text(
+            f'<?xml version="1.0"?><annotation>{objects}</annotation>'
+        )
     (root / "classes.txt").write_text("background\ncat\ndög\n")
     (root / "labels.csv").write_text("name,class_ids\npng,1 2\njpg,1\ntif,2\n")
     (root / "labels.json").write_text('{"png": [1, 2], "jpg": [1], "tif": [2]}')
-    np.savez(root / "labels.npz", names=np.array(FORMATS), class_labels=np.array([[1, 1], [1, 0], [0, 1]], np.uint8))
+    np.savez(
+        root / "labels.npz",
+        names=np.array(FORMATS),
+        class_labels=np.array([[1, 1], [1, 0], [0, 1]], np.uint8),
+    )
     (root / "ImageSets/Segmentation/train.txt").write_text("png\njpg\n")
     for name in ("train", "val"):
         (root / f"JPEGImages/{name}.txt").write_text("png\njpg\ntif\n")
@@ -58,12 +66,20 @@ def read_all(dataset: Dataset) -> None:
 
 
 def read_voc(labels: str) -> Callable[[Path], None]:
-    return lambda root: read_all(open_voc(VocConfig(root=root, train_list="train", labels=labels), "train"))
+    return lambda root: read_all(
+        open_voc(VocConfig(root=root, train_list="train", labels=labels), "train")
+    )
 
 
 def read_folder(root: Path) -> None:
-    settings = {"classes": "../classes.txt", "labels": "../labels.csv", "masks": "../SegmentationClass"}
-    read_all(open_folder(FolderConfig.model_validate({"root": root / "JPEGImages", **settings}), "train"))
+    settings = {
+        "classes": "../classes.txt",
+        "labels": "../labels.csv",
+        "masks": "../SegmentationClass",
+    }
+    read_all(
+        open_folder(FolderConfig.model_validate({"root": root / "JPEGImages", **settings}), "train")
+    )
 
 
 def check(root: Path) -> None:

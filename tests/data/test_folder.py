@@ -44,8 +44,12 @@ def test_folders_are_labels(root: Path) -> None:
         dataset = open_split(config(root), split)
         assert dataset.class_names == ("field", "town")
         for index, name in enumerate(dataset.names):
-            assert dataset.class_labels(index).tolist() == ([1, 0] if name.startswith("field") else [0, 1])
-            np.testing.assert_array_equal(dataset.image(index), np.asarray(Image.open(root / f"{name}.PNG")))
+            assert dataset.class_labels(index).tolist() == (
+                [1, 0] if name.startswith("field") else [0, 1]
+            )
+            np.testing.assert_array_equal(
+                dataset.image(index), np.asarray(Image.open(root / f"{name}.PNG"))
+            )
 
 
 def test_an_image_is_in_one_folder_of_a_class(root: Path) -> None:
@@ -73,7 +77,9 @@ def test_without_lists_the_names_decide_alone(root: Path) -> None:
     assert set(val_then) - set(val) <= {"town/new"}
     # A larger share only adds.
     assert set(names(config(root, val_share=0.25))[1]) < set(val)
-    shares = [np.mean([is_for_validation(str(i), share) for i in range(20_000)]) for share in (0.1, 0.5)]
+    shares = [
+        np.mean([is_for_validation(str(i), share) for i in range(20_000)]) for share in (0.1, 0.5)
+    ]
     np.testing.assert_allclose(shares, (0.1, 0.5), atol=0.01)
 
 
@@ -116,7 +122,9 @@ def test_too_few_images_to_split(root: Path) -> None:
 def test_files_of_labels(root: Path, kind: str) -> None:
     labels = {name: [1, 2] if "3" in name else [2] for name in NAMES}
     rows = "".join(f"{name},{' '.join(map(str, ids))}\n" for name, ids in labels.items())
-    (root / f"labels.{kind}").write_text(json.dumps(labels) if kind == "json" else f"name,class_ids\n{rows}")
+    (root / f"labels.{kind}").write_text(
+        json.dumps(labels) if kind == "json" else f"name,class_ids\n{rows}"
+    )
     dataset = open_split(config(root, labels=f"labels.{kind}"), "train")
     for index, name in enumerate(dataset.names):
         assert (np.flatnonzero(dataset.class_labels(index)) + 1).tolist() == labels[name]
@@ -130,7 +138,8 @@ def save_tiff(path: Path, levels: list[list[int]], dtype: str = "<u2") -> None:
 def test_sixteen_bits_are_scaled_as_the_levels_say(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"scan.{suffix}"
     save_tiff(path, [[0, 100, 610, 1120], [611, 65535, 104, 1118]])
-    # 255 / (1120 - 100) = 1/4: 510/4 = 127.5 and 511/4 = 127.75 go to 128, 4/4 to 1, 1018/4 = 254.5 to 254 (even).
+    # 255 / (1120 - 100) = 1/4: 510/4 = 127.5 and 511/4 = 127.75 go to 128, 4/4 to 1, 1018/4 = 254.5
+    # to 254 (even).
     image = read_image(path, MAX_PIXELS, TIFF, (100, 1120))
     assert image.shape == (2, 4, 3)
     for channel in range(3):
@@ -142,7 +151,9 @@ def test_sixteen_bits_are_scaled_as_the_levels_say(tmp_path: Path, suffix: str) 
 def test_tiff_is_for_this_reader_alone_and_has_one_page(tmp_path: Path) -> None:
     path = tmp_path / "scan.tif"
     Image.fromarray(np.full(SIZE, 7, np.uint8)).save(path)
-    np.testing.assert_array_equal(read_image(path, MAX_PIXELS, TIFF, (0, 9)), np.full((*SIZE, 3), 7))
+    np.testing.assert_array_equal(
+        read_image(path, MAX_PIXELS, TIFF, (0, 9)), np.full((*SIZE, 3), 7)
+    )
     with pytest.raises(ValueError, match="cannot be read as JPEG or PNG"):
         read_image(path, MAX_PIXELS)
     Image.new("L", SIZE).save(path, save_all=True, append_images=[Image.new("L", SIZE)])
@@ -157,14 +168,21 @@ def png_of(bits: int, colour: int, size: tuple[int, int], row: bytes) -> bytes:
     """A PNG as PIL does not write it: all rows the same."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress((b"\0" + row) * size[1]))
     return b"\x89PNG\r\n\x1a\n" + head + pixels + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(("colour", "channels", "stored"), [(2, 3, "RGB"), (4, 2, "LA"), (6, 4, "RGBA")])
+@pytest.mark.parametrize(
+    ("colour", "channels", "stored"), [(2, 3, "RGB"), (4, 2, "LA"), (6, 4, "RGBA")]
+)
 def test_colours_of_sixteen_bits_are_refused_since_half_of_them_would_be_dropped(
     tmp_path: Path, colour: int, channels: int, stored: str
 ) -> None:
@@ -212,11 +230,18 @@ def test_levels_are_part_of_the_digest_and_of_the_node_cache(root: Path, tmp_pat
     for split in ("train", "val"):
         (root / f"{split}.txt").write_text("town/scan\n")
     first, second = (
-        config(root, levels=levels, cache="node", cache_root=tmp_path / "node") for levels in ((0, 100), (0, 200))
+        config(root, levels=levels, cache="node", cache_root=tmp_path / "node")
+        for levels in ((0, 100), (0, 200))
     )
     assert digest(first) != digest(second)
-    assert open_split(first, "train").image(0)[..., 0].tolist() == [[0, 128], [255, 255]]  # 127.5 goes to even
-    assert open_split(second, "train").image(0)[..., 0].tolist() == [[0, 64], [128, 255]]  # 63.75, 127.5
+    assert open_split(first, "train").image(0)[..., 0].tolist() == [
+        [0, 128],
+        [255, 255],
+    ]  # 127.5 goes to even
+    assert open_split(second, "train").image(0)[..., 0].tolist() == [
+        [0, 64],
+        [128, 255],
+    ]  # 63.75, 127.5
     with pytest.raises(ValueError, match="the lower and the higher"):
         config(root, levels=(100, 100))
 
@@ -248,7 +273,13 @@ def test_masks_are_an_option(root: Path) -> None:
 def test_check_finds_every_fault(root: Path) -> None:
     (root / "train.txt").write_text("field/tile 0\nfield/tile 1\nfield/tile 2\ntown/tile 1\n")
     (root / "val.txt").write_text("field/tile 0\ntown/tile 2\n")
-    rows = ("field/tile 0,1", "field/tile 1,1", "field/tile 2,1 2", "town/tile 1,2", "town/tile 2,2")
+    rows = (
+        "field/tile 0,1",
+        "field/tile 1,1",
+        "field/tile 2,1 2",
+        "town/tile 1,2",
+        "town/tile 2,2",
+    )
     (root / "labels.csv").write_text("\n".join(("name,class_ids", *rows)))
     (root / "masks/field").mkdir(parents=True)
     Image.fromarray(np.full(SIZE, 2, np.uint8)).save(root / "masks/field/tile 0.png")
@@ -271,11 +302,16 @@ def test_check_finds_every_fault(root: Path) -> None:
         assert fault.startswith(f"FAULT {name}: ")
         assert reason in fault
     unread = next(
-        line for line in result.stdout.splitlines() if line.startswith(f"note  {root}/masks/field/tile 2.png")
+        line
+        for line in result.stdout.splitlines()
+        if line.startswith(f"note  {root}/masks/field/tile 2.png")
     )
     assert "but it also has 3" in unread
     assert unread.endswith("No training reads this mask.")
-    assert "note  masks: 2 masks with 'town' (2), which the image's label does not name" in result.stdout
+    assert (
+        "note  masks: 2 masks with 'town' (2), which the image's label does not name"
+        in result.stdout
+    )
     assert "1 image with a side under 32 px: 'town/tile 1'" in result.stdout
     assert "11 images in neither split" in result.stdout
     assert "train images by class: field 3, town 2" in result.stdout
@@ -317,5 +353,7 @@ def test_training_on_a_folder_without_masks(root: Path, tmp_path: Path) -> None:
 def test_dotted_paths_set_a_folder() -> None:
     from toco.recipes.shapes_nano import recipe
 
-    changed = replace(recipe(), {"data.name": "folder", "data.root": "tiles", "data.levels": "[0, 4095]"}).data
+    changed = replace(
+        recipe(), {"data.name": "folder", "data.root": "tiles", "data.levels": "[0, 4095]"}
+    ).data
     assert changed == Config(root=Path("tiles"), levels=(0, 4095))

@@ -21,7 +21,9 @@ def folder_digest(folder: Path) -> str:
     total = hashlib.sha256()
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
     for path in sorted(path.relative_to(folder).as_posix() for path in files):
-        total.update(f"{path}\0{hashlib.sha256((folder / path).read_bytes()).hexdigest()}\n".encode())
+        total.update(
+            f"{path}\0{hashlib.sha256((folder / path).read_bytes()).hexdigest()}\n".encode()
+        )
     return total.hexdigest()
 
 
@@ -31,7 +33,8 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_benchmark_has_the_same_bytes_everywhere(benchmark: Path) -> None:
-    # A change of this value changes the benchmark: every number measured on it has to be measured anew.
+    # A change of this value changes the benchmark: every number measured on it has to be measured
+    # anew.
     assert folder_digest(benchmark) == BENCHMARK_DIGEST
 
 
@@ -62,7 +65,10 @@ def test_the_problem_is_built_in(benchmark: Path) -> None:
 
 def test_an_image_does_not_depend_on_how_many_there_are(tmp_path: Path, benchmark: Path) -> None:
     config = shapes.Config(root=tmp_path, num_train=3, num_val=2)
-    few, many = shapes.open_split(config, "val"), shapes.open_split(shapes.Config(root=benchmark.parent), "val")
+    few, many = (
+        shapes.open_split(config, "val"),
+        shapes.open_split(shapes.Config(root=benchmark.parent), "val"),
+    )
     np.testing.assert_array_equal(few.image(1), many.image(1))
     np.testing.assert_array_equal(few.mask(1), many.mask(1))
 
@@ -78,9 +84,13 @@ def test_splits_and_seeds_differ(tmp_path: Path) -> None:
 
 def test_the_manifest_says_what_was_written(tmp_path: Path) -> None:
     def digests(config: shapes.Config) -> tuple[str, str]:
-        return tuple(shapes.open_split(config, split).manifest_digest() for split in ("train", "val"))
+        return tuple(
+            shapes.open_split(config, split).manifest_digest() for split in ("train", "val")
+        )
 
-    here, there = (shapes.Config(root=tmp_path / name, num_train=9, num_val=3) for name in ("here", "there"))
+    here, there = (
+        shapes.Config(root=tmp_path / name, num_train=9, num_val=3) for name in ("here", "there")
+    )
     before = digests(here)
     assert digests(there) == before  # of what was generated, not of where it lies
     manifest = shapes.generated_folder(there) / "manifest.json"
@@ -96,12 +106,16 @@ def test_the_manifest_says_what_was_written(tmp_path: Path) -> None:
 def open_and_read(config: shapes.Config) -> tuple[shapes.ShapesFolder, list[np.ndarray]]:
     """A newly opened split, and all that it holds."""
     dataset = shapes.open_split(config, "train")
-    parts = [dataset.image(i) for i in range(len(dataset))] + [dataset.mask(i) for i in range(len(dataset))]
+    parts = [dataset.image(i) for i in range(len(dataset))] + [
+        dataset.mask(i) for i in range(len(dataset))
+    ]
     return dataset, [*parts, *(dataset.class_labels(i) for i in range(len(dataset)))]
 
 
 DAMAGES = {
-    "flipped": lambda path: path.write_bytes(bytes([*path.read_bytes()[:-20], 1, *path.read_bytes()[-19:]])),
+    "flipped": lambda path: path.write_bytes(
+        bytes([*path.read_bytes()[:-20], 1, *path.read_bytes()[-19:]])
+    ),
     "pixel": lambda path: path.write_bytes(
         png_bytes(np.zeros((32, 32, 3) if path.parent.name == "JPEGImages" else (32, 32), np.uint8))
     ),
@@ -142,7 +156,9 @@ def test_what_is_damaged_is_generated_again(
     assert caplog.text == ""
 
 
-def test_damage_that_cannot_be_mended_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_that_cannot_be_mended_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = shapes.Config(root=tmp_path, num_train=2, num_val=2, image_size_px=32)
     dataset = shapes.open_split(config, "train")
     path = dataset.layout.image_path(dataset.names[0])
@@ -153,7 +169,8 @@ def test_damage_that_cannot_be_mended_is_a_sentence(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(shapes, "whole_file", refuse)
     with pytest.raises(
-        ValueError, match=r"train_00000\.png: is damaged and cannot be written again .*delete the folder"
+        ValueError,
+        match=r"train_00000\.png: is damaged and cannot be written again .*delete the folder",
     ):
         dataset.image(0)
 
@@ -163,7 +180,9 @@ def test_generation_at_once_gives_one_whole_folder(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         folders = set(pool.map(shapes.generated_folder, [config] * 4))
     assert len(folders) == 1
-    assert [path.name for path in tmp_path.iterdir()] == [folders.pop().name]  # nothing unfinished is left
+    assert [path.name for path in tmp_path.iterdir()] == [
+        folders.pop().name
+    ]  # nothing unfinished is left
 
 
 def test_an_existing_folder_is_used_as_it_is(tmp_path: Path) -> None:
@@ -183,14 +202,16 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 def test_parts_carry_the_full_colour_and_bodies_a_tint() -> None:
     plain = SceneConfig(num_objects=(1, 1), body_jitter=0, tint_percent=0)
     whole, hidden = (
-        draw_scene((5, 0, 7), 64, 8, plain.model_copy(update={"hidden_part_percent": percent})) for percent in (0, 100)
+        draw_scene((5, 0, 7), 64, 8, plain.model_copy(update={"hidden_part_percent": percent}))
+        for percent in (0, 100)
     )
     part = (whole.image != hidden.image).any(axis=2)
     body = whole.mask > 0
     np.testing.assert_array_equal(whole.mask, hidden.mask)
     assert 0 < part.sum() < body.sum() / 3
     assert (part <= body).all()
-    # Without tint and jitter nothing tells a body's class: its pixels are grey up to its soft shade.
+    # Without tint and jitter nothing tells a body's class: its pixels are grey up to its soft
+    # shade.
     assert np.abs(hidden.image[body].astype(int) - 128).max() <= 10
 
 

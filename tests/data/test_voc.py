@@ -32,7 +32,8 @@ def write_labels(root: Path, kind: str) -> None:
     if kind == "xml":
         (root / "Annotations").mkdir()
         for name, class_ids in IDS.items():
-            # A part with a name of its own and a second object of a class: neither is another class.
+            # A part with a name of its own and a second object of a class: neither is another
+            # class.
             objects = "".join(
                 f"<object><name>{CLASSES[i - 1]}</name><difficult>1</difficult><part><name>head</name></part></object>"
                 for i in (*class_ids, class_ids[0])
@@ -44,7 +45,9 @@ def write_labels(root: Path, kind: str) -> None:
     elif kind == "labels.json":
         (root / kind).write_text(json.dumps(IDS))
     elif kind == "labels.npz":
-        vectors = np.array([[i in class_ids for i in (1, 2, 3)] for class_ids in IDS.values()], dtype=np.uint8)
+        vectors = np.array(
+            [[i in class_ids for i in (1, 2, 3)] for class_ids in IDS.values()], dtype=np.uint8
+        )
         np.savez(root / kind, names=np.array(list(IDS)), class_labels=vectors)
 
 
@@ -107,7 +110,9 @@ def test_crlf_list_reads_as_lf(folder: Path) -> None:
         ({"classes": "none.txt"}, None, "one class name a line"),
     ],
 )
-def test_open_refuses(folder: Path, changes: dict[str, object], lines: str | None, message: str) -> None:
+def test_open_refuses(
+    folder: Path, changes: dict[str, object], lines: str | None, message: str
+) -> None:
     if lines is not None:
         (folder / "ImageSets/Segmentation/train.txt").write_text(lines)
     with pytest.raises(ValueError, match=message):
@@ -135,17 +140,25 @@ def test_no_folder(tmp_path: Path) -> None:
         ("labels.npz", "no zip", "cannot be read as labels"),
     ],
 )
-def test_label_file_faults_are_said_at_opening(folder: Path, file: str, content: str, message: str) -> None:
+def test_label_file_faults_are_said_at_opening(
+    folder: Path, file: str, content: str, message: str
+) -> None:
     (folder / file).write_text(content)
     with pytest.raises(ValueError, match=message):
         open_split(config(folder, labels=file), "train")
 
 
 def test_npz_of_other_classes_or_with_pickles_is_refused(folder: Path) -> None:
-    np.savez(folder / "labels.npz", names=np.array(list(IDS)), class_labels=np.zeros((7, 20), np.uint8))
+    np.savez(
+        folder / "labels.npz", names=np.array(list(IDS)), class_labels=np.zeros((7, 20), np.uint8)
+    )
     with pytest.raises(ValueError, match=r"shape \(7, 3\), found \(7, 20\)"):
         open_split(config(folder, labels="labels.npz"), "train")
-    np.savez(folder / "labels.npz", names=np.array(list(IDS), dtype=object), class_labels=np.zeros((7, 3), np.uint8))
+    np.savez(
+        folder / "labels.npz",
+        names=np.array(list(IDS), dtype=object),
+        class_labels=np.zeros((7, 3), np.uint8),
+    )
     with pytest.raises(ValueError, match="allow_pickle"):
         open_split(config(folder, labels="labels.npz"), "train")
 
@@ -162,7 +175,10 @@ def test_empty_label_is_refused_in_training_only(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
-        ("<annotation><object><name>dog</name></object></annotation>", "'dog' is not in the class list"),
+        (
+            "<annotation><object><name>dog</name></object></annotation>",
+            "'dog' is not in the class list",
+        ),
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>', "has a document type"),
         ("<annotation>", "cannot be read as XML"),
     ],
@@ -185,7 +201,9 @@ def test_mask_faults(folder: Path) -> None:
     Image.new("I;16", SIZE[::-1]).save(masks / "a4.png")
     Image.new("1", SIZE[::-1]).save(masks / "a5.png")
     dataset = open_split(config(folder), "train")
-    for index, message in enumerate(["drawn in colours", "image's size", "also has 4", "mode is I;16", "mode is 1"]):
+    for index, message in enumerate(
+        ["drawn in colours", "image's size", "also has 4", "mode is I;16", "mode is 1"]
+    ):
         with pytest.raises(ValueError, match=message):
             dataset.mask(index)
 
@@ -233,7 +251,9 @@ def test_cache_holds_pixels_here_and_not_in_a_pickle(folder: Path) -> None:
     assert dataset.mask(0) is mask
     assert size < image.nbytes
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(dataset)).image(0), image)  # noqa: S301
-    assert open_split(config(folder), "train").image(0) is not open_split(config(folder), "train").image(0)
+    assert open_split(config(folder), "train").image(0) is not open_split(
+        config(folder), "train"
+    ).image(0)
 
 
 def test_manifest_digest_follows_content(folder: Path, tmp_path: Path) -> None:
@@ -260,7 +280,9 @@ def test_config_survives_json_and_cache_is_outside_the_digest(folder: Path) -> N
     assert digest(first) != digest(replace(first, {"labels": "xml"}))
 
 
-@pytest.mark.skipif("TOCO_VOC_ROOT" not in os.environ, reason="TOCO_VOC_ROOT names no folder of real VOC images")
+@pytest.mark.skipif(
+    "TOCO_VOC_ROOT" not in os.environ, reason="TOCO_VOC_ROOT names no folder of real VOC images"
+)
 def test_real_voc_images() -> None:
     root = Path(os.environ["TOCO_VOC_ROOT"])
     by_mask = open_split(Config(root=root), "train")

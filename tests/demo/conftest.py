@@ -14,7 +14,11 @@ from toco.train.trained import open_trained
 @pytest.fixture(scope="session")
 def run_dir(tiny_config, tmp_path_factory):
     changes = {"num_steps": 2, "optim.warmup_steps": 1, "evaluate.num_pictures": 0, "device": "cpu"}
-    scales = {"method.cam_scales": [1.0, 0.5], "evaluate.cam_scales": [1.0, 0.5], "evaluate.cam_flip": True}
+    scales = {
+        "method.cam_scales": [1.0, 0.5],
+        "evaluate.cam_scales": [1.0, 0.5],
+        "evaluate.cam_flip": True,
+    }
     config = replace(tiny_config, changes | scales)
     path = tmp_path_factory.mktemp("demo") / "my run"
     train(config, path, progress=False)

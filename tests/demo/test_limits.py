@@ -16,7 +16,9 @@ from toco.demo.limits import Limits
 from toco.demo.server import Demo, listen, server_of
 
 TOKEN = "known-to-the-visitor"  # noqa: S105 - of no server
-LIMITS = Limits(upload_bytes=100_000, pixels=10_000, uploads=1, connections=3, head_s=0.5, upload_s=1.0)
+LIMITS = Limits(
+    upload_bytes=100_000, pixels=10_000, uploads=1, connections=3, head_s=0.5, upload_s=1.0
+)
 PATIENCE_S = 20.0
 """No server that works takes so long."""
 
@@ -83,7 +85,11 @@ def answer_of(connection):
         assert received, content
         content += received
     header, _, body = content.partition(b"\r\n\r\n")
-    length = next(int(line.split(b":")[1]) for line in header.split(b"\r\n") if line.lower().startswith(b"content-le"))
+    length = next(
+        int(line.split(b":")[1])
+        for line in header.split(b"\r\n")
+        if line.lower().startswith(b"content-le")
+    )
     while len(body) < length:
         body += connection.recv(65536)
     return int(header.split()[1]), body
@@ -110,7 +116,11 @@ def test_every_answer_is_kept_from_being_stored_or_framed(server, demo, monkeypa
         status, found = headers_of(server, *request, **headers)
         assert (found["cache-control"], found["x-frame-options"]) == ("no-store", "DENY")
         assert found["referrer-policy"] == "no-referrer"
-        assert found["cross-origin-resource-policy"] == found["cross-origin-opener-policy"] == "same-origin"
+        assert (
+            found["cross-origin-resource-policy"]
+            == found["cross-origin-opener-policy"]
+            == "same-origin"
+        )
         assert found["x-content-type-options"] == "nosniff"
         return status
 
@@ -124,7 +134,12 @@ def test_every_answer_is_kept_from_being_stored_or_framed(server, demo, monkeypa
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", b"GET / HTTP/1.1\r\nHost: 127", head(0, "/api/about", "GET") + b"GET / HTTP/1.1\r\nHost:"]
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: 127",
+        head(0, "/api/about", "GET") + b"GET / HTTP/1.1\r\nHost:",
+    ],
 )
 def test_a_half_sent_request_is_closed(server, connect, sent):
     connection = connect()
@@ -183,7 +198,10 @@ def test_an_upload_that_stops_is_answered_and_lets_the_next_one_in(connect, phot
     content = file_of(photo)
     waiting.sendall(head(len(content)) + content)
     status, body = answer_of(stopped)
-    assert (status, json.loads(body)["error"]) == (408, "The file did not arrive within 1 s; send it again.")
+    assert (status, json.loads(body)["error"]) == (
+        408,
+        "The file did not arrive within 1 s; send it again.",
+    )
     assert is_closed(stopped)
     assert answer_of(waiting)[0] == 200
 

@@ -38,7 +38,9 @@ def serving(run_dir):
     """The address of ``python -m toco demo``, which ends at Ctrl-C without a complaint."""
     command = [sys.executable, "-m", "toco", "demo", str(run_dir), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     try:
         line = process.stdout.readline()
         found = re.match(r"http://127\.0\.0\.1:\d+/\?token=\S{32}(?= )", line)
@@ -88,7 +90,9 @@ def drop(page, name, content):
 def counts(page, panel):
     """Pixels by label, from a panel's legend."""
     items = page.locator(f"#{panel}-legend li").all()
-    return {int(item.get_attribute("data-id")): int(item.get_attribute("data-pixels")) for item in items}
+    return {
+        int(item.get_attribute("data-id")): int(item.get_attribute("data-pixels")) for item in items
+    }
 
 
 def by_label(label):
@@ -96,7 +100,9 @@ def by_label(label):
     return dict(zip(values.tolist(), pixels.tolist(), strict=True))
 
 
-def test_maps_that_a_method_does_not_make_are_not_on_the_page(tiny_config, tmp_path, photo, file_of):
+def test_maps_that_a_method_does_not_make_are_not_on_the_page(
+    tiny_config, tmp_path, photo, file_of
+):
     changes = {"num_steps": 2, "optim.warmup_steps": 1, "evaluate.num_pictures": 0, "device": "cpu"}
     train(replace(tiny_config, {**changes, "method.name": "cam"}), tmp_path / "run", progress=False)
     with serving(tmp_path / "run") as address, opened(address) as page:
@@ -112,7 +118,9 @@ def test_maps_that_a_method_does_not_make_are_not_on_the_page(tiny_config, tmp_p
         assert page.complaints == []
 
 
-def test_a_dropped_image_is_shown_and_labels_follow_the_sliders(page, address, photo, file_of, trained):
+def test_a_dropped_image_is_shown_and_labels_follow_the_sliders(
+    page, address, photo, file_of, trained
+):
     inputs = network_input(torch.from_numpy(photo)[None], 32)
     prediction = trained.method.predict(inputs, (1.0, 0.5), True)
     present = prediction.class_logits > 0
@@ -155,7 +163,9 @@ def test_a_dropped_image_is_shown_and_labels_follow_the_sliders(page, address, p
     page.locator("#reset").click()
     page.locator("#source").select_option("cam")
     assert counts(page, "label") == first
-    segmentation = torch.nn.functional.interpolate(prediction.segmentation_logits, (32, 32), mode="bilinear")
+    segmentation = torch.nn.functional.interpolate(
+        prediction.segmentation_logits, (32, 32), mode="bilinear"
+    )
     assert counts(page, "segmentation") == by_label(segmentation.argmax(1).numpy())
 
     before = page.locator("#curve .patch").get_attribute("points")

@@ -33,7 +33,9 @@ def demo(analyst, trained):
 
 
 def client_of(demo, host="127.0.0.1:7860", token=TOKEN):
-    return TestClient(demo.application(), base_url=f"http://{host}", headers={"Authorization": f"Bearer {token}"})
+    return TestClient(
+        demo.application(), base_url=f"http://{host}", headers={"Authorization": f"Bearer {token}"}
+    )
 
 
 @pytest.fixture
@@ -54,20 +56,30 @@ def sent(client, photo, file_of):
 
 
 def pixels(part):
-    return np.frombuffer(base64.b64decode(part["bytes"]), np.uint8).reshape(part["height"], part["width"], -1)
+    return np.frombuffer(base64.b64decode(part["bytes"]), np.uint8).reshape(
+        part["height"], part["width"], -1
+    )
 
 
 def test_an_upload_shows_what_the_method_says_of_it(client, sent, photo, trained, network):
     inputs, prediction = network
     np.testing.assert_array_equal(pixels(sent["image"]), photo)
-    assert (sent["full_size"], sent["map_size"], sent["grids"]) == ([40, 60], [32, 32], [[4, 4]] * 3)
+    assert (sent["full_size"], sent["map_size"], sent["grids"]) == (
+        [40, 60],
+        [32, 32],
+        [[4, 4]] * 3,
+    )
     np.testing.assert_array_equal(sent["logits"], prediction.class_logits[0].numpy())
     segmentation = resize_bilinear(prediction.segmentation_logits, (32, 32)).argmax(1)[0]
     np.testing.assert_array_equal(pixels(sent["segmentation"])[..., 0], segmentation)
-    assert sent["mean_similarity"] == [patch_similarity(tokens).item() for tokens in prediction.block_tokens]
+    assert sent["mean_similarity"] == [
+        patch_similarity(tokens).item() for tokens in prediction.block_tokens
+    ]
     cams = trained.method.cams(inputs, (1.0, 0.5), True)
     for k in range(2):
-        maps = np.frombuffer(client.get(f"/api/images/{sent['id']}/cams/{k}").content, "<f4").reshape(2, 32, 32)
+        maps = np.frombuffer(
+            client.get(f"/api/images/{sent['id']}/cams/{k}").content, "<f4"
+        ).reshape(2, 32, 32)
         np.testing.assert_array_equal(maps[0], prediction.cams.cam[0, k])
         np.testing.assert_array_equal(maps[1], prediction.cams.further["aux_cam"][0, k])
         # Other passes, and so within rounding.
@@ -88,7 +100,11 @@ def test_the_refined_label_is_the_one_that_training_makes(client, sent, trained,
     class_labels[:, present] = 1
     expected = trained.method.pseudo_labels(network[0], class_labels)[0].numpy()
     settings = trained.config.method
-    query = {"low": settings.low_threshold, "high": settings.high_threshold, "present": ",".join(map(str, present))}
+    query = {
+        "low": settings.low_threshold,
+        "high": settings.high_threshold,
+        "present": ",".join(map(str, present)),
+    }
     # Its CAMs come of other passes: a pixel may stand within rounding of a threshold.
     assert (refined(client, sent, cam="cam", **query) != expected).mean() < 0.005
     assert len(np.unique(expected)) >= 2
@@ -110,7 +126,9 @@ def test_refined_labels_follow_the_thresholds_and_the_classes(client, sent):
 def test_similarity_is_that_of_the_patch_under_the_point(client, sent, network):
     # Row 1 and column 3 of the four by four patches.
     content = client.get(f"/api/images/{sent['id']}/similarity?y=0.3&x=1").content
-    for tokens, found in zip(network[1].block_tokens, np.frombuffer(content, "<f4").reshape(3, 16), strict=True):
+    for tokens, found in zip(
+        network[1].block_tokens, np.frombuffer(content, "<f4").reshape(3, 16), strict=True
+    ):
         expected = cosine_similarity(tokens[0], tokens[0, 1 * 4 + 3][None], dim=-1)
         np.testing.assert_allclose(found, expected, atol=1e-6)
         assert found[7] == pytest.approx(1, abs=1e-6)
@@ -121,7 +139,9 @@ def test_examples_are_images_of_the_validation_split(client, data_root):
     assert [example["name"] for example in examples] == ["image12", "image13", "image14", "image15"]
     assert all(example["thumbnail"].startswith("data:image/png;base64,") for example in examples)
     shown = client.post("/api/examples/2").json()
-    np.testing.assert_array_equal(pixels(shown["image"]), np.asarray(Image.open(data_root / "JPEGImages/image14.png")))
+    np.testing.assert_array_equal(
+        pixels(shown["image"]), np.asarray(Image.open(data_root / "JPEGImages/image14.png"))
+    )
     assert client.post("/api/examples/4").status_code == 404
 
 
@@ -144,7 +164,13 @@ def test_without_a_data_set_there_are_no_examples(analyst):
 
 
 @pytest.mark.parametrize(
-    ("shape", "shown"), [((300, 150, 3), [100, 50]), ((3, 300, 3), [1, 100]), ((2, 3, 3), [2, 3]), ((30, 20), [30, 20])]
+    ("shape", "shown"),
+    [
+        ((300, 150, 3), [100, 50]),
+        ((3, 300, 3), [1, 100]),
+        ((2, 3, 3), [2, 3]),
+        ((30, 20), [30, 20]),
+    ],
 )
 def test_any_shape_is_shown_and_large_images_are_shrunk(client, file_of, shape, shown):
     grey_or_colour = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -163,11 +189,16 @@ def test_a_photo_that_was_taken_sideways_is_shown_upright(client, photo, file_of
 
 def test_damaged_exif_data_is_a_sentence(client, photo, file_of, monkeypatch):
     def fail(image):
-        raise struct.error("required argument is not an integer")  # as PIL does when it writes such data anew
+        raise struct.error(
+            "required argument is not an integer"
+        )  # as PIL does when it writes such data anew
 
     monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
     answer = client.post("/api/images?name=a.jpg", content=file_of(photo, "JPEG"))
-    assert (answer.status_code, answer.json()["error"][:32]) == (422, "a.jpg: its EXIF data is damaged ")
+    assert (answer.status_code, answer.json()["error"][:32]) == (
+        422,
+        "a.jpg: its EXIF data is damaged ",
+    )
 
 
 def test_what_is_no_image_is_refused_with_a_sentence(client, photo, file_of):
@@ -175,7 +206,10 @@ def test_what_is_no_image_is_refused_with_a_sentence(client, photo, file_of):
         answer = client.post(f"/api/images?name={name}", content=content)
         return answer.status_code, answer.json()["error"]
 
-    assert refusal(b"GIF89a", "cat.png") == (422, "cat.png: cannot be read as JPEG or PNG, whatever its name says.")
+    assert refusal(b"GIF89a", "cat.png") == (
+        422,
+        "cat.png: cannot be read as JPEG or PNG, whatever its name says.",
+    )
     status, sentence = refusal(file_of(photo)[:2000], "cut.png")
     assert status == 422
     assert sentence.startswith("cut.png: cannot be decoded")
@@ -198,7 +232,10 @@ def test_wrong_questions_are_answered_with_sentences(client, sent):
         422,
         "present is '0,2'; expected numbers below 2.",
     )
-    assert refusal("similarity", y=-0.1, x=0) == (422, "y is '-0.1'; expected a number from 0 to 1.")
+    assert refusal("similarity", y=-0.1, x=0) == (
+        422,
+        "y is '-0.1'; expected a number from 0 to 1.",
+    )
     assert refusal("similarity", y=0.1) == (422, "x is None; expected a number from 0 to 1.")
 
 
@@ -214,7 +251,9 @@ def test_only_the_last_images_are_kept(client, sent):
     assert (answer.status_code, "load it again" in answer.json()["error"]) == (404, True)
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "toco.localhost:7860", "192.168.0.1:7860"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "toco.localhost:7860", "192.168.0.1:7860"]
+)
 def test_other_host_names_are_refused(demo, host):
     answer = client_of(demo, host).get("/", params={"token": TOKEN})
     assert answer.status_code == 400
@@ -275,5 +314,7 @@ def test_a_taken_port_is_refused_with_a_sentence():
     with listen(0) as first:
         host, port = first.getsockname()
         assert host == "127.0.0.1"
-        with pytest.raises(ValueError, match=f"Cannot serve on port {port} .* Give another by --port"):
+        with pytest.raises(
+            ValueError, match=f"Cannot serve on port {port} .* Give another by --port"
+        ):
             listen(port)

@@ -38,7 +38,9 @@ def make_folder(root, image_names, class_names):
     for number, name in enumerate(image_names):
         mask = np.zeros((40, 48), np.uint8)
         mask[8:28, 4 + number : 24 + number] = number % len(class_names) + 1
-        Image.fromarray(rng.integers(60, 120, (40, 48, 3), dtype=np.uint8)).save(root / f"{name}.png")
+        Image.fromarray(rng.integers(60, 120, (40, 48, 3), dtype=np.uint8)).save(
+            root / f"{name}.png"
+        )
         Image.fromarray(mask).save(root / "masks" / f"{name}.png")
         labels[name] = [number % len(class_names) + 1]
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in class_names))
@@ -81,7 +83,9 @@ def test_from_images_to_outputs(one_step, tmp_path, monkeypatch):
     root, run, out = place / "-data", place / "run", place / "out"
     make_folder(root, NAMES, NAMES[:3])
     sets = [f"root={root}", "masks=masks", "labels=labels.json"]
-    assert "0 faults" in call("data", "check-set", "folder", *[word for one in sets for word in ("--set", one)])
+    assert "0 faults" in call(
+        "data", "check-set", "folder", *[word for one in sets for word in ("--set", one)]
+    )
     data = [word for one in ("name=folder", *sets) for word in ("--set", f"data.{one}")]
     words = ["train", "shapes_nano", "--no-progress", *settings_of(one_step), *data, "--run-dir"]
     call(*words, run)
@@ -110,7 +114,9 @@ def test_class_folders(name, tmp_path):
         for number in range(3):
             Image.new("RGB", (40, 40), (number, 0, 0)).save(folder / f"im{number}.png")
     (tmp_path / "classes.txt").write_text(f"{name}\nother\n")
-    said = call("data", "check-set", "folder", "--set", f"root={tmp_path}", "--set", "labels=folders")
+    said = call(
+        "data", "check-set", "folder", "--set", f"root={tmp_path}", "--set", "labels=folders"
+    )
     assert "0 faults" in said
 
 
@@ -118,7 +124,9 @@ def test_moved_data_weights_and_runs_are_the_same_run(one_step, data_root, tmp_p
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(data_root, old / "data")
     (old / "weights").mkdir()
-    save_file(vit_nano.build(one_step.backbone).vit.state_dict(), old / "weights" / "nano.safetensors")
+    save_file(
+        vit_nano.build(one_step.backbone).vit.state_dict(), old / "weights" / "nano.safetensors"
+    )
     config = replace(
         one_step,
         {
@@ -141,7 +149,10 @@ def test_moved_data_weights_and_runs_are_the_same_run(one_step, data_root, tmp_p
     assert {file.name: file.stat().st_mtime_ns for file in (new / "out").rglob("*.png")} == made
     assert str(old / "data") in call("evaluate", new / "run", "--no-progress", code=1)
     call("evaluate", new / "run", "--no-progress", "--set", f"data.root={new / 'data'}")
-    moved = {"data.root": new / "data", "backbone.weights": str(new / "weights" / "nano.safetensors")}
+    moved = {
+        "data.root": new / "data",
+        "backbone.weights": str(new / "weights" / "nano.safetensors"),
+    }
     result = train(replace(config, moved), new / "run", resume=True, progress=False)
     assert result.metrics == RunFolder(tmp_path / "whole").result()["metrics"]
     assert not old.exists()

@@ -28,7 +28,9 @@ def environment():
 
 
 def run(*words):
-    done = subprocess.run(command(*words), capture_output=True, text=True, env=environment(), timeout=600)
+    done = subprocess.run(
+        command(*words), capture_output=True, text=True, env=environment(), timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -77,7 +79,9 @@ def trained(tmp_path_factory):
     changes = [word for path, value in settings.items() for word in ("--set", f"{path}={value}")]
     train = ["train", "shapes_nano", *changes, "--run-dir", run_dir, "--no-progress"]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command(*train), stdout=pipe, stderr=pipe, text=True, env=environment())
+    process = subprocess.Popen(
+        command(*train), stdout=pipe, stderr=pipe, text=True, env=environment()
+    )
     stopped = interrupt(process, run_dir)
     result = read(run_dir / "result.json")
     return run_dir, stopped, result, run(*train, "--resume")
@@ -96,9 +100,14 @@ def test_an_interrupted_training_goes_on_to_its_end(trained):
     assert result["digest"] == first_result["digest"]
     assert resumed.startswith(f"finished after step {NUM_STEPS}: ")
     printed = dict(re.findall(r"(\w+) mIoU +([\d.]+) %", resumed))
-    assert printed == {name: f"{100 * result['metrics'][f'val/{name}_miou']:.1f}" for name in ("seg", "cam", "aux_cam")}
+    assert printed == {
+        name: f"{100 * result['metrics'][f'val/{name}_miou']:.1f}"
+        for name in ("seg", "cam", "aux_cam")
+    }
     # Every step once, in one file, whichever process made it.
-    assert [row["step"] for row in rows(run_dir) if row["kind"] == "train"] == list(range(1, NUM_STEPS + 1))
+    assert [row["step"] for row in rows(run_dir) if row["kind"] == "train"] == list(
+        range(1, NUM_STEPS + 1)
+    )
     evaluations = [row for row in rows(run_dir) if row["kind"] == "val"]
     assert [row["step"] for row in evaluations] == [20, NUM_STEPS]
     assert result["last_metrics"] == result["metrics"] == evaluations[-1]["values"]
@@ -117,7 +126,9 @@ def test_evaluating_the_checkpoint_gives_the_last_row_exactly(trained, tmp_path)
         assert (tmp_path / "out" / curve).stat().st_size > 1000
 
     lines = output.splitlines()
-    for name, score in zip(evaluation["class_names"], evaluation["per_class"]["seg_iou"], strict=True):
+    for name, score in zip(
+        evaluation["class_names"], evaluation["per_class"]["seg_iou"], strict=True
+    ):
         (line,) = [line for line in lines if line.split()[:1] == [name]]
         assert line.split()[1] == ("-" if score is None else f"{100 * score:.1f}")
     assert "Not the official protocol" in output
@@ -135,7 +146,13 @@ def test_mlflow_holds_what_the_run_folder_holds(trained, tmp_path):
     result, last = read(run_dir / "result.json"), rows(run_dir)[-1]
     for name, value in last["values"].items():
         assert stored.data.metrics[name] == value, name
-        assert stored.data.metrics[f"final/{name.removeprefix('val/')}"] == result["metrics"][name], name
+        assert (
+            stored.data.metrics[f"final/{name.removeprefix('val/')}"] == result["metrics"][name]
+        ), name
     history = client.get_metric_history(run_id, "train/loss_total")
-    expected = [(row["step"], row["values"]["train/loss_total"]) for row in rows(run_dir) if row["kind"] == "train"]
+    expected = [
+        (row["step"], row["values"]["train/loss_total"])
+        for row in rows(run_dir)
+        if row["kind"] == "train"
+    ]
     assert sorted((metric.step, metric.value) for metric in history) == expected

@@ -68,7 +68,11 @@ def run(folder, *words, search=()):
     """``python WORDS`` in ``folder``; toco is found as if it were installed."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *search)))}
     return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, *map(str, words)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -76,7 +80,16 @@ def run(folder, *words, search=()):
 def test_a_run_of_own_modules_is_trained_here_and_used_elsewhere(work, tmp_path):
     changes = [word for path, value in SMALL.items() for word in ("--set", f"{path}={value}")]
     changes = ["--set", "data.name=own_method.data", "--set", "num_workers=1", *changes]
-    train = ("-m", "toco", "train", "own_method.recipe", "--run-dir", work / "run", "--no-progress", *changes)
+    train = (
+        "-m",
+        "toco",
+        "train",
+        "own_method.recipe",
+        "--run-dir",
+        work / "run",
+        "--no-progress",
+        *changes,
+    )
     trained = run(work, *train)
     assert trained.returncode == 0, trained.stderr
     config = json.loads((work / "run/config.json").read_text())
@@ -88,7 +101,10 @@ def test_a_run_of_own_modules_is_trained_here_and_used_elsewhere(work, tmp_path)
     assert again.returncode == 0, again.stderr
     (work / "own_method/nothing.py").write_text("def recipe():\n    pass\n")
     nothing = run(work, "-m", "toco", "config", "own_method.nothing")
-    assert nothing.stderr == "Error: expected a config, as the RunConfig that a recipe returns; got None.\n"
+    assert (
+        nothing.stderr
+        == "Error: expected a config, as the RunConfig that a recipe returns; got None.\n"
+    )
     evaluate = ("-m", "toco", "evaluate", work / "run", "--no-progress")
     refused = run(tmp_path, *evaluate)
     assert refused.returncode == 1
@@ -104,7 +120,9 @@ def test_a_study_in_a_script_of_ones_own_runs_under_ray(work, tmp_path):
     storage = ("--storage", tmp_path / "results")
     ran = run(tmp_path, work / "my_study.py", "run", *storage)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    entries = [json.loads(path.read_text()) for path in (tmp_path / "results/ledger").glob("??/*.json")]
+    entries = [
+        json.loads(path.read_text()) for path in (tmp_path / "results/ledger").glob("??/*.json")
+    ]
     assert len(entries) == 2
     assert all("own_method.method" in entry["identity"]["code"] for entry in entries)
     method = work / "own_method/method.py"

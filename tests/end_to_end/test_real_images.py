@@ -11,7 +11,9 @@ import pytest
 VARIABLE = "TOCO_VOC_ROOT"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} names no VOC-shaped folder of real images"),
+    pytest.mark.skipif(
+        VARIABLE not in os.environ, reason=f"{VARIABLE} names no VOC-shaped folder of real images"
+    ),
 ]
 SETTINGS = {
     "backbone.model": "deit_tiny_patch16_224",
@@ -51,7 +53,11 @@ def test_the_folder_has_no_fault(root):
 
 def test_two_steps_of_the_voc_recipe_and_an_evaluation(root, tmp_path):
     run_dir = tmp_path / "run"
-    changes = [word for path, value in {"data.root": root, **SETTINGS}.items() for word in ("--set", f"{path}={value}")]
+    changes = [
+        word
+        for path, value in {"data.root": root, **SETTINGS}.items()
+        for word in ("--set", f"{path}={value}")
+    ]
     trained = run("train", "voc_deit_b", *changes, "--run-dir", run_dir, "--no-progress")
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.startswith("finished after step 2: ")
@@ -59,7 +65,9 @@ def test_two_steps_of_the_voc_recipe_and_an_evaluation(root, tmp_path):
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = {"classification", "aux_classification", "ptc", "ctc"}
     assert {f"train/{name}" for name in losses} <= rows[0]["values"].keys()
-    assert {f"train/{name}" for name in losses | {"segmentation", "energy"}} <= rows[1]["values"].keys()
+    assert {f"train/{name}" for name in losses | {"segmentation", "energy"}} <= rows[1][
+        "values"
+    ].keys()
     metrics = rows[-1]["values"]
     assert all(0 <= metrics[f"val/{name}_miou"] <= 1 for name in ("cam", "aux_cam", "seg"))
 

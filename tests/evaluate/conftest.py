@@ -24,7 +24,9 @@ class ArrayDataset(Dataset):
         return hashlib.sha256(self.images[index].tobytes()).hexdigest()
 
     def class_labels(self, index):
-        return np.isin(np.arange(1, len(self.class_names) + 1), self.masks[index]).astype(np.float32)
+        return np.isin(np.arange(1, len(self.class_names) + 1), self.masks[index]).astype(
+            np.float32
+        )
 
     def mask(self, index):
         if self.masks[index] is None:

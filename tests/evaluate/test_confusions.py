@@ -26,7 +26,9 @@ def test_the_matrices_of_all_images_add_up_to_the_scores(method, random_dataset)
     counted = evaluation.confusions
     for name in ("seg", "cam", "aux_cam"):
         total = counted.matrices[name].sum(0)
-        assert iou_mean(total) == pytest.approx(evaluation.metrics[f"val/{name}_miou"], abs=1e-12), name
+        assert iou_mean(total) == pytest.approx(
+            evaluation.metrics[f"val/{name}_miou"], abs=1e-12
+        ), name
     assert counted.class_names == ("background", "cat", "dog")
     for index, mask in enumerate(dataset.masks):
         ground_truth = np.bincount(mask[mask != 255], minlength=3)
@@ -35,7 +37,8 @@ def test_the_matrices_of_all_images_add_up_to_the_scores(method, random_dataset)
 
 
 def test_an_image_by_hand(method, dataset_of):
-    # Red is the CAM of the cat, green that of the dog, which is not in this image; 127.5 is the threshold.
+    # Red is the CAM of the cat, green that of the dog, which is not in this image; 127.5 is the
+    # threshold.
     image = np.array([[[200, 255, 0], [100, 0, 0]], [[130, 0, 250], [0, 0, 0]]], dtype=np.uint8)
     dataset = dataset_of([image], [np.array([[1, 1], [0, 255]], np.uint8)])
     counted = evaluate(method, dataset, NATIVE, "cpu").confusions
@@ -46,10 +49,14 @@ def test_an_image_by_hand(method, dataset_of):
     assert counted.matrices["seg"].tolist() == [[[1, 0, 0], [0, 1, 1], [0, 0, 0]]]
 
 
-def test_the_images_stand_in_the_order_of_the_split_however_they_were_batched(method, random_dataset):
+def test_the_images_stand_in_the_order_of_the_split_however_they_were_batched(
+    method, random_dataset
+):
     dataset = random_dataset(SIZES)
     one, many = (
-        evaluate(method, dataset, EvaluateConfig(size_px=24, num_pictures=0, batch_size=size), "cpu").confusions
+        evaluate(
+            method, dataset, EvaluateConfig(size_px=24, num_pictures=0, batch_size=size), "cpu"
+        ).confusions
         for size in (1, 5)
     )
     assert one.names == many.names == dataset.names
@@ -71,7 +78,9 @@ def test_a_file_holds_what_was_counted_and_no_objects(method, random_dataset, tm
     assert again.matrices["cam"].dtype == np.int32
 
 
-def test_a_file_that_does_not_list_its_maps_is_one_of_toco_and_holds_them_all(method, random_dataset, tmp_path):
+def test_a_file_that_does_not_list_its_maps_is_one_of_toco_and_holds_them_all(
+    method, random_dataset, tmp_path
+):
     arrays = evaluate(method, random_dataset(SIZES), NATIVE, "cpu").confusions.arrays()
     del arrays["maps"]
     path = tmp_path / "counts.npz"
@@ -88,15 +97,23 @@ class CamsAlone(PixelMethod):
 
     def predict(self, images, scales, flip, present=None):
         prediction = super().predict(images, scales, flip, present)
-        return dataclasses.replace(prediction, cams=Cams(prediction.cams.cam), segmentation_logits=None)
+        return dataclasses.replace(
+            prediction, cams=Cams(prediction.cams.cam), segmentation_logits=None
+        )
 
 
-@pytest.mark.parametrize("config", [NATIVE, replace(NATIVE, {"num_pictures": 2})], ids=["counts", "pictures"])
-def test_maps_that_a_method_does_not_make_are_in_no_result(method, random_dataset, tmp_path, config):
+@pytest.mark.parametrize(
+    "config", [NATIVE, replace(NATIVE, {"num_pictures": 2})], ids=["counts", "pictures"]
+)
+def test_maps_that_a_method_does_not_make_are_in_no_result(
+    method, random_dataset, tmp_path, config
+):
     dataset = random_dataset(SIZES)
     whole, plain = (evaluate(of, dataset, config, "cpu") for of in (method, CamsAlone()))
     absent = ("val/aux_cam_", "val/seg_")
-    assert plain.metrics == {name: v for name, v in whole.metrics.items() if not name.startswith(absent)}
+    assert plain.metrics == {
+        name: v for name, v in whole.metrics.items() if not name.startswith(absent)
+    }
     assert list(plain.per_class) == ["cam_iou", "cam_precision", "cam_recall"]
     assert plain.threshold_curve.miou.keys() == plain.confusions.matrices.keys() == {"cam"}
     assert plain.coverage() == whole.coverage()
@@ -104,8 +121,12 @@ def test_maps_that_a_method_does_not_make_are_in_no_result(method, random_datase
     path = tmp_path / "counts.npz"
     np.savez_compressed(path, **plain.confusions.arrays())
     other = replace(config, {"background_threshold": 0.3, "num_pictures": 0})
-    assert rescore(plain, read_confusions(path), other) == evaluate(CamsAlone(), dataset, other, "cpu")
-    assert [(list(p.cams), p.prediction) for p in plain.pictures] == [(["cam"], None)] * config.num_pictures
+    assert rescore(plain, read_confusions(path), other) == evaluate(
+        CamsAlone(), dataset, other, "cpu"
+    )
+    assert [(list(p.cams), p.prediction) for p in plain.pictures] == [
+        (["cam"], None)
+    ] * config.num_pictures
 
 
 def test_another_file_is_refused(method, random_dataset, tmp_path):

@@ -29,7 +29,10 @@ def picture():
         name="2007/a b",
         class_labels=np.array([0, 1], np.float32),
         image=rng.integers(0, 256, (2, 3, 3), dtype=np.uint8),
-        cams={"cam": np.array([[0, 0.25, 0.5], [0.6, 0.8, 1]], np.float32), "aux_cam": np.zeros((2, 3), np.float32)},
+        cams={
+            "cam": np.array([[0, 0.25, 0.5], [0.6, 0.8, 1]], np.float32),
+            "aux_cam": np.zeros((2, 3), np.float32),
+        },
         pseudo_label=label,
         prediction=np.array([[0, 0, 0], [0, 2, 2]]),
         mask=np.array([[0, 0, 0], [2, 2, 2]], np.uint8),
@@ -69,7 +72,10 @@ def test_a_panel_shows_the_six_maps_in_order_with_a_legend_of_what_is_there(pict
     assert np.array_equal(pseudo_label.images[0].get_array(), voc_palette()[picture.pseudo_label])
     assert np.array_equal(prediction.images[0].get_array(), voc_palette()[picture.prediction])
     assert np.array_equal(mask.images[0].get_array(), voc_palette()[picture.mask])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*NAMES, "void / uncertain"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        *NAMES,
+        "void / uncertain",
+    ]
     assert figure.get_suptitle() == "2007/a b: dog"
 
 
@@ -148,7 +154,9 @@ def test_names_are_drawn_as_they_are(picture, tmp_path, name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (path,) = save_panels([odd], ("background", name, name), 0.5, tmp_path)
-        assert save_figure(lambda: draw_similarity_curve({name: [0.2, 0.4]}), tmp_path / "curve.png")
+        assert save_figure(
+            lambda: draw_similarity_curve({name: [0.2, 0.4]}), tmp_path / "curve.png"
+        )
     with Image.open(path) as opened:
         assert opened.width > 1000
     figure = draw_panel(odd, ("background", name, name), 0.5)
@@ -157,20 +165,33 @@ def test_names_are_drawn_as_they_are(picture, tmp_path, name):
     assert figure.get_suptitle() == f"{shown[1]}: {shown[1]}"
     assert shown[1].isprintable()
     assert shown[1] == name or not name.isprintable()
-    assert draw_similarity_curve({name: [0.2]}).axes[0].get_legend().get_texts()[0].get_text() == shown[1]
+    assert (
+        draw_similarity_curve({name: [0.2]}).axes[0].get_legend().get_texts()[0].get_text()
+        == shown[1]
+    )
 
 
 def test_pictures_of_similar_names_do_not_overwrite_each_other(picture, tmp_path):
     names = ["a b", "a_b", "猫", "犬", "x" * 250, "x" * 251]
-    paths = save_panels([dataclasses.replace(picture, name=name) for name in names], NAMES, 0.5, tmp_path)
+    paths = save_panels(
+        [dataclasses.replace(picture, name=name) for name in names], NAMES, 0.5, tmp_path
+    )
     assert len(set(paths)) == len(list(tmp_path.iterdir())) == 6
-    assert paths == save_panels([dataclasses.replace(picture, name=name) for name in names], NAMES, 0.5, tmp_path)
+    assert paths == save_panels(
+        [dataclasses.replace(picture, name=name) for name in names], NAMES, 0.5, tmp_path
+    )
 
 
-def test_a_picture_that_cannot_be_drawn_or_written_is_a_warning_with_its_file(picture, tmp_path, caplog):
+def test_a_picture_that_cannot_be_drawn_or_written_is_a_warning_with_its_file(
+    picture, tmp_path, caplog
+):
     (tmp_path / "taken.png").mkdir()
     beyond = dataclasses.replace(picture, name="beyond", prediction=np.full((2, 3), 7))
-    pictures = [beyond, dataclasses.replace(picture, name="taken"), dataclasses.replace(picture, name="good")]
+    pictures = [
+        beyond,
+        dataclasses.replace(picture, name="taken"),
+        dataclasses.replace(picture, name="good"),
+    ]
     with caplog.at_level(logging.WARNING):
         paths = save_panels(pictures, NAMES, 0.5, tmp_path)
     assert paths == [tmp_path / "good.png"]

@@ -13,7 +13,9 @@ EVALUATION = Evaluation(
     metrics={"val/cam_miou": 0.5},
     class_names=("background", "cat", "dog"),
     per_class={"seg_iou": (0.75, 0.25, None), "cam_iou": (1.0, 0.1234, None)},
-    threshold_curve=ThresholdCurve(thresholds=(0.0, 0.5), miou={"cam": (0.25, 0.5), "aux_cam": (None, 0.125)}),
+    threshold_curve=ThresholdCurve(
+        thresholds=(0.0, 0.5), miou={"cam": (0.25, 0.5), "aux_cam": (None, 0.125)}
+    ),
     patch_similarity=(0.5, 0.75),
 )
 
@@ -26,7 +28,11 @@ def test_the_format_of_the_file():
         "metrics": {"val/cam_miou": 0.5},
         "class_names": ["background", "cat", "dog"],
         "per_class": {"seg_iou": [0.75, 0.25, None], "cam_iou": [1.0, 0.1234, None]},
-        "threshold_curve": {"thresholds": [0.0, 0.5], "cam_miou": [0.25, 0.5], "aux_cam_miou": [None, 0.125]},
+        "threshold_curve": {
+            "thresholds": [0.0, 0.5],
+            "cam_miou": [0.25, 0.5],
+            "aux_cam_miou": [None, 0.125],
+        },
         "patch_similarity": [0.5, 0.75],
     }
 

@@ -57,7 +57,12 @@ def content(evaluation):
         if field.name != "cams"
     }
     cams = {f"{p.name}_{name}": cam for p in evaluation.pictures for name, cam in p.cams.items()}
-    return {"json": np.asarray(evaluation.to_json()), **evaluation.confusions.arrays(), **pictures, **cams}
+    return {
+        "json": np.asarray(evaluation.to_json()),
+        **evaluation.confusions.arrays(),
+        **pictures,
+        **cams,
+    }
 
 
 def assert_same(left, right):
@@ -73,15 +78,20 @@ def assert_same(left, right):
     [
         EvaluateConfig(size_px=24, batch_size=2, num_pictures=3),
         EvaluateConfig(size_px=None, batch_size=2, num_pictures=3),
-        EvaluateConfig(size_px=24, batch_size=4, max_images=5, num_pictures=0),  # fewer batches than processes
+        EvaluateConfig(
+            size_px=24, batch_size=4, max_images=5, num_pictures=0
+        ),  # fewer batches than processes
     ],
 )
-def test_every_process_gets_what_one_would_have_found(method, random_dataset, in_threads, config, world_size):
+def test_every_process_gets_what_one_would_have_found(
+    method, random_dataset, in_threads, config, world_size
+):
     dataset = random_dataset(SIZES)
     whole = evaluate(method, dataset, config, "cpu", step=3)
     methods = [type(method)() for _ in range(world_size)]
     found = in_threads(
-        lambda shard: evaluate(methods[shard.rank], dataset, config, "cpu", step=3, shard=shard), world_size
+        lambda shard: evaluate(methods[shard.rank], dataset, config, "cpu", step=3, shard=shard),
+        world_size,
     )
     for evaluation in found:
         assert_same(content(evaluation), content(whole))
@@ -96,11 +106,15 @@ def test_a_process_that_fails_does_not_leave_the_others_waiting(method, random_d
     dataset.masks[3] = np.full((16, 16), 7, np.uint8)
     config = EvaluateConfig(size_px=24, batch_size=1, num_pictures=0)
     methods = [type(method)(), type(method)()]
-    first, second = in_threads(lambda shard: evaluate(methods[shard.rank], dataset, config, "cpu", shard=shard), 2)
+    first, second = in_threads(
+        lambda shard: evaluate(methods[shard.rank], dataset, config, "cpu", shard=shard), 2
+    )
     assert isinstance(second, ValueError)
     assert "holds the value 7" in str(second)
     assert isinstance(first, RuntimeError)
-    assert str(first).startswith("Process 1 could not evaluate its part of the images: ValueError: The ground truth")
+    assert str(first).startswith(
+        "Process 1 could not evaluate its part of the images: ValueError: The ground truth"
+    )
 
 
 def evaluate_part(rank, world_size, root, folder):

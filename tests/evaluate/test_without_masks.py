@@ -14,14 +14,20 @@ def test_only_labels_are_scored(method, random_dataset):
     dataset.class_labels = labels.__getitem__
     config = EvaluateConfig(size_px=None)
     evaluation = evaluate(method, dataset, config, "cpu")
-    assert evaluation.metrics.keys() <= {"val/label_f1", "val/label_map", "val/patch_similarity_last"}
+    assert evaluation.metrics.keys() <= {
+        "val/label_f1",
+        "val/label_map",
+        "val/patch_similarity_last",
+    }
     assert {"val/label_f1", "val/patch_similarity_last"} <= evaluation.metrics.keys()
     assert evaluation.per_class["seg_iou"] == (None, None, None)
     assert set(evaluation.threshold_curve.miou["cam"]) == {None}
     assert len(evaluation.pictures) == 2
     assert "no scores of pixels" in evaluation.protocol
     assert "no scores of pixels" not in known.protocol
-    again = rescore(evaluation, evaluation.confusions, config.model_copy(update={"background_threshold": 0.4}))
+    again = rescore(
+        evaluation, evaluation.confusions, config.model_copy(update={"background_threshold": 0.4})
+    )
     assert again.metrics == evaluation.metrics
     assert "no scores of pixels" in again.protocol
 

@@ -22,7 +22,8 @@ from toco.train.run_folder import RunFolder
 CLASS_NAMES = ("disc", "star", "moon")
 STEP = 7
 
-# In a process of its own: torch cannot follow the checks of shapes that run under pytest into a graph.
+# In a process of its own: torch cannot follow the checks of shapes that run under pytest into a
+# graph.
 _SCRIPT = """
 import sys
 
@@ -38,7 +39,8 @@ main(["export-model", tiny, f"{out}/fixed.onnx", "--size", "48", "--cams"], stan
 class Exports:
     """Two runs, what was exported from them, and what the exporting process said.
 
-    ``small`` was trained in another precision, with pixels normalised in another way; ``tiny`` is timm's.
+    ``small`` was trained in another precision, with pixels normalised in another way; ``tiny`` is
+    timm's.
     """
 
     small: Path
@@ -63,11 +65,20 @@ def exports(factory: pytest.TempPathFactory) -> Exports:
 
 def _export(factory: pytest.TempPathFactory) -> Exports:
     small, tiny, out = (factory.mktemp(name) for name in ("small", "tiny", "exported"))
-    nano = vit_nano.Config(width=16, depth=2, num_heads=2, image_size_px=32, weights=None, pixel_mean=(0.5, 0.4, 0.3))
+    nano = vit_nano.Config(
+        width=16, depth=2, num_heads=2, image_size_px=32, weights=None, pixel_mean=(0.5, 0.4, 0.3)
+    )
     make_run(small, nano, precision="bfloat16")
-    make_run(tiny, vit.Config(model="test_vit", weights=None))  # timm's own network for tests: six blocks
+    make_run(
+        tiny, vit.Config(model="test_vit", weights=None)
+    )  # timm's own network for tests: six blocks
     command = [sys.executable, "-c", _SCRIPT, str(small), str(tiny), str(out)]
-    return Exports(small, tiny, out, subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return Exports(
+        small,
+        tiny,
+        out,
+        subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout,
+    )
 
 
 def make_run(path: Path, backbone: BackboneConfig, **changes: Any) -> None:

@@ -68,7 +68,9 @@ def test_the_file_says_what_it_is(exported):
 
 def test_the_verb_says_how_well_the_file_agrees(exported):
     said = exported.said
-    match = re.search(r"free.onnx: 0\.\d MB. .* differ by at most (\S+) \(the largest is (\S+)\), (\S+)% of", said)
+    match = re.search(
+        r"free.onnx: 0\.\d MB. .* differ by at most (\S+) \(the largest is (\S+)\), (\S+)% of", said
+    )
     assert match is not None
     difference, largest, agreement = map(float, match.groups())
     assert difference < 1e-4 < largest
@@ -80,16 +82,25 @@ def test_a_network_of_timm_with_cams_at_a_fixed_size(exported):
     session = InferenceSession(exported.out / "fixed.onnx")
     about = session.get_modelmeta().custom_metadata_map
     assert about["toco.size_px"] == "48"
-    assert [output.name for output in session.get_outputs()] == ["logits", "labels", "cams", "class_logits"]
+    assert [output.name for output in session.get_outputs()] == [
+        "logits",
+        "labels",
+        "cams",
+        "class_logits",
+    ]
     assert session.get_inputs()[0].shape == ["batch", 48, 48, 3]
     images = np.random.default_rng(1).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
     logits, labels, cams, class_logits = session.run(None, {"images": images})
     mean, std = (np.array(json.loads(about[f"toco.pixel_{name}"])) for name in ("mean", "std"))
-    normalised = torch.from_numpy(((images / 255 - mean) / std).astype(np.float32)).permute(0, 3, 1, 2)
+    normalised = torch.from_numpy(((images / 255 - mean) / std).astype(np.float32)).permute(
+        0, 3, 1, 2
+    )
     expected = open_trained(exported.tiny).method.predict(normalised, scales=(1.0,), flip=False)
     np.testing.assert_allclose(cams, expected.cams.cam, atol=1e-4)
     np.testing.assert_allclose(class_logits, expected.class_logits, atol=1e-4)
-    upsampled = torch.nn.functional.interpolate(expected.segmentation_logits, size=(48, 48), mode="bilinear")
+    upsampled = torch.nn.functional.interpolate(
+        expected.segmentation_logits, size=(48, 48), mode="bilinear"
+    )
     np.testing.assert_allclose(logits, upsampled, atol=1e-4)
     assert (labels == upsampled.argmax(1).numpy()).mean() > 0.999
 
@@ -101,35 +112,46 @@ def test_a_wrong_network_is_an_error_and_leaves_no_file(exported, tmp_path, monk
     weight.raw_data = (-onnx.numpy_helper.to_array(weight)).tobytes()
     monkeypatch.setattr(export, "_convert", lambda *_: wrong)
     with pytest.raises(
-        ValueError, match=r"differs from the one of .* and \d+\.\d+% of the labels. No file was written"
+        ValueError,
+        match=r"differs from the one of .* and \d+\.\d+% of the labels. No file was written",
     ):
         export_onnx(exported.small, tmp_path / "wrong.onnx")
     weight.raw_data = right
     # A height that was taken for a constant.
     wrong.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 32
     with pytest.raises(
-        ValueError, match=r"cannot run .* shape \(2, 57, 31, 3\) (.|\n)* give the size that images will"
+        ValueError,
+        match=r"cannot run .* shape \(2, 57, 31, 3\) (.|\n)* give the size that images will",
     ):
         export_onnx(exported.small, tmp_path / "wrong.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_exported_is_refused_before_anything_is_traced(exported, tmp_path, monkeypatch):
+def test_what_cannot_be_exported_is_refused_before_anything_is_traced(
+    exported, tmp_path, monkeypatch
+):
     monkeypatch.setattr(export, "_convert", None)
-    with pytest.raises(ValueError, match=r"Expected the name of an \.onnx file, got .*network\.pt2"):
+    with pytest.raises(
+        ValueError, match=r"Expected the name of an \.onnx file, got .*network\.pt2"
+    ):
         export_onnx(exported.small, tmp_path / "network.pt2")
     for size_px in (36, 0, -8):
         with pytest.raises(
-            ValueError, match=f"size is {size_px} px; expected a positive multiple of the patch of 8 px"
+            ValueError,
+            match=f"size is {size_px} px; expected a positive multiple of the patch of 8 px",
         ):
             export_onnx(exported.small, tmp_path / "network.onnx", size_px=size_px)
     with monkeypatch.context() as patched:
         patched.setattr(export, "_ONE_SIZE_ONLY", {"vit_nano"})
-        with pytest.raises(ValueError, match=r"on vit_nano can be exported for one size .* as in --size 32\."):
+        with pytest.raises(
+            ValueError, match=r"on vit_nano can be exported for one size .* as in --size 32\."
+        ):
             export_onnx(exported.small, tmp_path / "network.onnx")
     with monkeypatch.context() as patched:
         patched.setattr(MethodConfig, "has_cams_of_all_classes", lambda _: False)
-        with pytest.raises(ValueError, match=r"'toco' makes CAMs of the classes in an image alone.* without --cams"):
+        with pytest.raises(
+            ValueError, match=r"'toco' makes CAMs of the classes in an image alone.* without --cams"
+        ):
             export_onnx(exported.small, tmp_path / "network.onnx", cams=True)
     with pytest.raises(ValueError, match="holds no run"):
         export_onnx(tmp_path, tmp_path / "network.onnx")

@@ -16,7 +16,10 @@ def brute_force(image: Tensor, values: Tensor, sigma_rgb: float, sigma_xy: float
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     position = torch.stack([row, column]).double().flatten(1).T
     colour = image.double().flatten(1).T
-    distance = torch.cdist(position, position) ** 2 / sigma_xy**2 + torch.cdist(colour, colour) ** 2 / sigma_rgb**2
+    distance = (
+        torch.cdist(position, position) ** 2 / sigma_xy**2
+        + torch.cdist(colour, colour) ** 2 / sigma_rgb**2
+    )
     return (values.double().flatten(1) @ torch.exp(-distance / 2)).view(values.shape)
 
 
@@ -24,13 +27,18 @@ def brute_force(image: Tensor, values: Tensor, sigma_rgb: float, sigma_xy: float
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_the_recorded_sums(golden, case, dtype):
     arrays = golden("energy")
-    image, values, expected = (arrays[f"raw_{case}__{name}"][0] for name in ("image", "values", "exact"))
+    image, values, expected = (
+        arrays[f"raw_{case}__{name}"][0] for name in ("image", "values", "exact")
+    )
     sigma_rgb, sigma_xy = (float(sigma) for sigma in arrays[f"raw_{case}__sigmas_rgb_xy"])
     built = exact.build(torch.tensor(image, dtype=dtype)[None], sigma_rgb, sigma_xy)
     result = built(torch.tensor(values, dtype=dtype)[None])[0]
     assert result.dtype == dtype
-    # Found: 2e-7 in float32, 1e-12 in float64. Weights below exp(-60) are not resolved, hence the absolute part.
-    np.testing.assert_allclose(result, expected, rtol=1e-6 if dtype == torch.float32 else 1e-10, atol=1e-20)
+    # Found: 2e-7 in float32, 1e-12 in float64. Weights below exp(-60) are not resolved, hence the
+    # absolute part.
+    np.testing.assert_allclose(
+        result, expected, rtol=1e-6 if dtype == torch.float32 else 1e-10, atol=1e-20
+    )
 
 
 def test_two_pixels_by_hand():
@@ -61,14 +69,19 @@ def test_tiles_do_not_change_the_sum(tile_rows):
 
 def test_the_precision_that_training_asks_for_does_not_reach_the_filter():
     generator = torch.Generator().manual_seed(2)
-    images, values = torch.rand(1, 3, 24, 24, generator=generator) * 255, torch.rand(1, 4, 24, 24, generator=generator)
+    images, values = (
+        torch.rand(1, 3, 24, 24, generator=generator) * 255,
+        torch.rand(1, 4, 24, 24, generator=generator),
+    )
     expected = exact.build(images, 15.0, 50.0)(values)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             result = exact.build(images, 15.0, 50.0)(values)
-        assert torch.get_float32_matmul_precision() == "medium", "the filter must leave the setting as it was"
+        assert torch.get_float32_matmul_precision() == "medium", (
+            "the filter must leave the setting as it was"
+        )
     finally:
         torch.set_float32_matmul_precision(before)
     assert torch.equal(result, expected)

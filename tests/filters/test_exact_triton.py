@@ -41,22 +41,37 @@ def inputs(case: dict) -> tuple[Tensor, Tensor, tuple[float, float], Tensor | No
     # Colours of a few pixels are alike, as in an image.
     images[..., ::2] = images[..., ::2] / 20 + 100
     values = torch.rand(num_images, num_maps, height, width, generator=generator)
-    return images, values, case.get("sigmas", (15.0, 50.0)), None if case["box"] is None else torch.tensor(case["box"])
+    return (
+        images,
+        values,
+        case.get("sigmas", (15.0, 50.0)),
+        None if case["box"] is None else torch.tensor(case["box"]),
+    )
 
 
 def largest_relative_error(case: dict, run) -> float:
     """Of any sum, against every pair by its distance in float64; infinite if something is left outside of a box."""
     images, values, sigmas, boxes = inputs(case)
     num_images, _, height, width = values.shape
-    pixels = inside(whole(num_images, height, width, torch.device("cpu")) if boxes is None else boxes, height, width)
+    pixels = inside(
+        whole(num_images, height, width, torch.device("cpu")) if boxes is None else boxes,
+        height,
+        width,
+    )
     result = run(images, values.masked_fill(~pixels[:, None], float("nan")), sigmas, boxes)
     if result.shape != values.shape or (result * ~pixels[:, None] != 0).any():
         return float("inf")
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     errors = []
-    for image, maps, there, sums in zip(images.double(), values.double(), pixels, result.double(), strict=True):
-        features = torch.cat([torch.stack([row, column]) / sigmas[1], image / sigmas[0]])[:, there].T
-        weights = torch.exp(-(torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist") ** 2) / 2)
+    for image, maps, there, sums in zip(
+        images.double(), values.double(), pixels, result.double(), strict=True
+    ):
+        features = torch.cat([torch.stack([row, column]) / sigmas[1], image / sigmas[0]])[
+            :, there
+        ].T
+        weights = torch.exp(
+            -(torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist") ** 2) / 2
+        )
         expected = maps[:, there] @ weights
         errors += ((sums[:, there] - expected).abs() / expected).flatten().tolist()
     return max(errors)
@@ -83,7 +98,9 @@ def test_interpreted_kernel_is_within_1e_4_of_float64(interpreted, case):
 
 
 @pytest.mark.parametrize("compute_capability", [80, 90])
-def test_kernel_compiles_and_keeps_its_weights_in_registers(compute_capability, tmp_path, monkeypatch):
+def test_kernel_compiles_and_keeps_its_weights_in_registers(
+    compute_capability, tmp_path, monkeypatch
+):
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
 
@@ -93,7 +110,12 @@ def test_kernel_compiles_and_keeps_its_weights_in_registers(compute_capability, 
     kernel = _exact_triton._gaussian_sums
     types = {"features": "*fp32", "values": "*bf16", "sums": "*fp32", "counts": "*i32"}
     types |= {"num_points": "i32", "num_channels": "i32"}
-    constants = {"targets_per_program": 128, "sources_per_step": 32, "steps_per_sum": 4, "channels": 32}
+    constants = {
+        "targets_per_program": 128,
+        "sources_per_step": 32,
+        "steps_per_sum": 4,
+        "channels": 32,
+    }
     constants["factor"] = tl.bfloat16
     place = {name: i for i, name in enumerate(kernel.arg_names)}
     source = triton.compiler.ASTSource(
@@ -108,7 +130,8 @@ def test_kernel_compiles_and_keeps_its_weights_in_registers(compute_capability, 
     assert product in compiled.asm["ptx"]
     assert "ex2.approx" in compiled.asm["ptx"]
     assert "atom" not in compiled.asm["ptx"]
-    # Moved through memory, tiles of weights would be allocated there with a tensor as the first value.
+    # Moved through memory, tiles of weights would be allocated there with a tensor as the first
+    # value.
     assert "tensor<128x32xbf16" in compiled.asm["ttgir"]
     assert not [line for line in compiled.asm["ttgir"].splitlines() if "local_alloc %" in line]
 
@@ -133,7 +156,9 @@ def test_kernel_is_within_1e_4_of_float64(case):
 @pytest.mark.parametrize("num_maps", [1, 5, 21, 81])
 def test_kernel_agrees_with_torch_on_an_image(num_maps):
     generator = torch.Generator().manual_seed(1)
-    images = torch.nn.functional.interpolate(255 * torch.rand(2, 3, 9, 9, generator=generator), size=(112, 112))
+    images = torch.nn.functional.interpolate(
+        255 * torch.rand(2, 3, 9, 9, generator=generator), size=(112, 112)
+    )
     images = (images + 10 * torch.rand(2, 3, 112, 112, generator=generator)).cuda()
     values = torch.rand(2, num_maps, 112, 112, generator=generator).cuda()
     boxes = torch.tensor([[0, 112, 0, 112], [5, 101, 17, 90]]).cuda()
@@ -145,8 +170,15 @@ def test_kernel_agrees_with_torch_on_an_image(num_maps):
 @ON_CUDA
 def test_kernel_is_deterministic_and_waits_for_nothing():
     generator = torch.Generator().manual_seed(2)
-    images, values = 255 * torch.rand(2, 3, 60, 70, generator=generator), torch.rand(2, 21, 60, 70, generator=generator)
-    images, values, boxes = images.cuda(), values.cuda(), torch.tensor([[0, 60, 0, 70], [3, 41, 8, 70]]).cuda()
+    images, values = (
+        255 * torch.rand(2, 3, 60, 70, generator=generator),
+        torch.rand(2, 21, 60, 70, generator=generator),
+    )
+    images, values, boxes = (
+        images.cuda(),
+        values.cuda(),
+        torch.tensor([[0, 60, 0, 70], [3, 41, 8, 70]]).cuda(),
+    )
     expected = exact.build(images, 15.0, 50.0, boxes)(values)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

@@ -8,7 +8,10 @@ from toco.registry import available
 def blobs(side: int) -> torch.Tensor:
     """A generated image with large areas of similar colour and some texture, 0 to 255."""
     generator = torch.Generator().manual_seed(0)
-    coarse, fine = torch.rand(1, 3, 5, 5, generator=generator), torch.rand(1, 3, side, side, generator=generator)
+    coarse, fine = (
+        torch.rand(1, 3, 5, 5, generator=generator),
+        torch.rand(1, 3, side, side, generator=generator),
+    )
     smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
     return 235 * smooth + 20 * fine
 
@@ -42,7 +45,9 @@ def test_every_filter_is_linear_and_counts_the_pixel_itself(name):
     apply = filters.build(name, images, 15.0, 50.0)
     assert isinstance(apply, filters.BilateralFilter)
     first, second = apply(values)[0]
-    torch.testing.assert_close(apply(2 * values[:, :1] - 3 * values[:, 1:])[0, 0], 2 * first - 3 * second)
+    torch.testing.assert_close(
+        apply(2 * values[:, :1] - 3 * values[:, 1:])[0, 0], 2 * first - 3 * second
+    )
     impulse = torch.zeros(1, 1, 9, 7)
     impulse[..., 4, 3] = 1
     assert apply(impulse)[0, 0, 4, 3] > 0.2
@@ -62,12 +67,17 @@ def test_every_filter_takes_position_and_colour_in_their_own_units(name):
 
 @EVERY_FILTER
 def test_images_of_a_batch_do_not_mix_and_a_filter_can_be_used_again(name):
-    images, values, more = noise(3, 3, 6, 9) * 255, noise(3, 2, 6, 9, seed=1), noise(3, 5, 6, 9, seed=2)
+    images, values, more = (
+        noise(3, 3, 6, 9) * 255,
+        noise(3, 2, 6, 9, seed=1),
+        noise(3, 5, 6, 9, seed=2),
+    )
     boxes = torch.tensor([[0, 6, 0, 9], [1, 5, 2, 9], [3, 3, 0, 9]])
     apply = filters.build(name, images, 15.0, 3.0, boxes)
     for maps in (values, more, values):
         alone = [
-            filters.build(name, images[i : i + 1], 15.0, 3.0, boxes[i : i + 1])(maps[i : i + 1])[0] for i in range(3)
+            filters.build(name, images[i : i + 1], 15.0, 3.0, boxes[i : i + 1])(maps[i : i + 1])[0]
+            for i in range(3)
         ]
         assert torch.equal(apply(maps), torch.stack(alone))
 
@@ -78,11 +88,15 @@ def test_outside_of_the_box_nothing_counts(name, dtype):
     images, values = noise(3, 3, 8, 6) * 60, noise(3, 2, 8, 6, seed=1).to(dtype)
     boxes = torch.tensor([[2, 7, 1, 5], [-3, 99, 3, 99], [5, 4, 0, 6]], dtype=torch.int32)
     row, column = torch.meshgrid(torch.arange(8), torch.arange(6), indexing="ij")
-    inside = torch.stack([(row >= y0) & (row < y1) & (column >= x0) & (column < x1) for y0, y1, x0, x1 in boxes])
+    inside = torch.stack(
+        [(row >= y0) & (row < y1) & (column >= x0) & (column < x1) for y0, y1, x0, x1 in boxes]
+    )
     assert inside.sum((1, 2)).tolist() == [20, 24, 0]
     inside = inside[:, None].expand_as(values)
     expected = filters.build(name, images, 15.0, 4.0)(values * inside) * inside
-    result = filters.build(name, images, 15.0, 4.0, boxes)(values.masked_fill(~inside, float("nan")))
+    result = filters.build(name, images, 15.0, 4.0, boxes)(
+        values.masked_fill(~inside, float("nan"))
+    )
     assert result.dtype == dtype
     assert (result[~inside] == 0).all()
     assert (result[inside] > 0).all()
@@ -131,7 +145,9 @@ def test_wrong_settings_are_refused():
 def test_the_gaussian_of_position_is_the_bilateral_sum_where_all_has_one_colour():
     images, values = torch.full((2, 3, 9, 7), 80.0), noise(2, 3, 9, 7)
     expected = filters.build("exact", images, 5.0, 2.5)(values)
-    torch.testing.assert_close(filters.build_gaussian("exact", images, 2.5)(values), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        filters.build_gaussian("exact", images, 2.5)(values), expected, rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("sigma", [1.0, 3.0])

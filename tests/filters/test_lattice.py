@@ -23,15 +23,15 @@ def test_equals_the_compiled_filter(golden, case):
     )
     sigma_rgb, sigma_xy = (float(sigma) for sigma in arrays[f"raw_{case}__sigmas_rgb_xy"])
     result = lattice.build(image[None], sigma_rgb, sigma_xy)(values[None])[0]
-    # Found: at most 7e-8 in the relative L2 norm, 3e-7 of a single value. A factor of the construction that is off by
-    # one unit in the last place of float32 shows up as 3e-6.
+    # Found: at most 7e-8 in the relative L2 norm, 3e-7 of a single value. A factor of the
+    # construction that is off by one unit in the last place of float32 shows up as 3e-6.
     assert torch.linalg.norm(result - expected) <= 3e-7 * torch.linalg.norm(expected)
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_one_pixel_by_hand():
-    # At the origin the pixel is a vertex itself, and the other five corners exist with weight 0. Six halves travel once
-    # around the simplex, a step in each direction, and come back.
+    # At the origin the pixel is a vertex itself, and the other five corners exist with weight 0.
+    # Six halves travel once around the simplex, a step in each direction, and come back.
     result = lattice.build(torch.zeros(1, 3, 1, 1), 15.0, 50.0)(torch.tensor([[[[2.0]]]]))
     assert result.item() == pytest.approx(2 * (1 + 2**-6) / (1 + 2**-5), rel=1e-6)
 
@@ -55,14 +55,18 @@ def test_corners_enclose_their_pixel():
     assert weights.min() >= -1e-6
     corners = vertices_of(nearest, rank)
     assert (corners.sum(1) == 0).all()
-    assert (corners % 6 == torch.arange(6)[:, None, None]).all()  # corner c is congruent to c in every coordinate
+    assert (
+        corners % 6 == torch.arange(6)[:, None, None]
+    ).all()  # corner c is congruent to c in every coordinate
     axes = torch.arange(1, 6)
     basis = torch.zeros(6, 5)
     for axis in axes.tolist():
         basis[:axis, axis - 1] = 1
         basis[axis, axis - 1] = -axis
     scale = (2 / 3) ** 0.5 * 6 / (axes * (axes + 1)).sqrt()
-    torch.testing.assert_close((weights[:, None] * corners).sum(0), (basis * scale) @ features, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        (weights[:, None] * corners).sum(0), (basis * scale) @ features, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_neighbours_are_one_step_along_a_direction():
@@ -79,7 +83,9 @@ def test_neighbours_are_one_step_along_a_direction():
     num_found = 0
     for direction, (i, key) in itertools.product(range(6), enumerate(vertices)):
         step = [6 * (axis == direction) - 1 for axis in range(5)]
-        before, after = (tuple(k + sign * s for k, s in zip(key, step, strict=True)) for sign in (-1, 1))
+        before, after = (
+            tuple(k + sign * s for k, s in zip(key, step, strict=True)) for sign in (-1, 1)
+        )
         expected = [i, index.get(before, len(vertices)), index.get(after, len(vertices))]
         assert built.neighbours[direction, i].tolist() == expected
         num_found += expected[1] < len(vertices)
@@ -95,7 +101,9 @@ def test_all_maps_in_one_call_equal_one_map_at_a_time():
 
 
 def test_memory_layout_of_the_inputs_does_not_matter():
-    images, values = (noise(2, 14, 6, channels, seed=channels).permute(0, 3, 1, 2) for channels in (3, 2))
+    images, values = (
+        noise(2, 14, 6, channels, seed=channels).permute(0, 3, 1, 2) for channels in (3, 2)
+    )
     images = images * 255
     result = lattice.build(images, 15.0, 50.0)(values)
     expected = lattice.build(images.contiguous(), 15.0, 50.0)(values.contiguous())

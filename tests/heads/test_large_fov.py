@@ -17,7 +17,9 @@ def test_recorded_cases_are_the_tested_ones(golden_cases):
 @pytest.mark.parametrize("case", ["small", "smaller_than_dilation_4x4", "nonsquare_9x17"])
 def test_recorded_output_and_gradients(golden_cases, case):
     a = golden_cases("largefov")[case]
-    decoder = LargeFov(a["x"].shape[1], a["y"].shape[1], a["state/conv6.weight"].shape[0], dilation=5)
+    decoder = LargeFov(
+        a["x"].shape[1], a["y"].shape[1], a["state/conv6.weight"].shape[0], dilation=5
+    )
     decoder.load_state_dict({name: a[f"state/{name}"] for name in a["param_order"]})
     x = a["x"].requires_grad_()
     y = decoder(x)
@@ -36,7 +38,9 @@ def test_recorded_full_size(golden_cases):
     for name in ("conv6", "conv7", "conv8"):
         weight = getattr(decoder, name).weight
         weight.data = torch.from_numpy((0.02 * stream.randn(*weight.shape)).astype(np.float32))
-    x = torch.from_numpy(stream.randn(batch, channels, height, width).astype(np.float32)).requires_grad_()
+    x = torch.from_numpy(
+        stream.randn(batch, channels, height, width).astype(np.float32)
+    ).requires_grad_()
     y = decoder(x)
     y.backward(torch.from_numpy(stream.randn(batch, classes, height, width).astype(np.float32)))
     torch.testing.assert_close(y, a["y"], rtol=1e-5, atol=1e-5)

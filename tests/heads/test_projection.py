@@ -32,7 +32,11 @@ def head_for(state):
 
 
 def named(arrays, prefix):
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def test_recorded_cases_are_the_tested_ones(golden_cases):
@@ -57,11 +61,17 @@ def test_recorded_output_and_gradients(golden_cases, case):
     y.backward(a["grad_y"])
     torch.testing.assert_close(y, a["y"], rtol=2e-6, atol=1e-6)
     assert (x.grad - a["grad_x"]).norm() <= 2e-6 * a["grad_x"].norm()
-    gradients = {name: parameter.grad for name, parameter in head.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad
+        for name, parameter in head.named_parameters()
+        if parameter.grad is not None
+    }
     recorded = named(a, "grad/")
     assert len(gradients) == len(recorded)
     for name, expected in recorded.items():
-        gradient = gradients[name.replace("mlp.weight", "mlp.0.weight").replace("mlp.bias", "mlp.0.bias")]
+        gradient = gradients[
+            name.replace("mlp.weight", "mlp.0.weight").replace("mlp.bias", "mlp.0.bias")
+        ]
         assert (gradient - expected).norm() <= 2e-6 * expected.norm(), name
 
 
@@ -91,13 +101,18 @@ def test_recorded_ema(golden_cases):
         for name, expected in named(a, f"teacher_after_{updates}/").items():
             torch.testing.assert_close(teacher.state_dict()[name], expected, rtol=2e-7, atol=1e-8)
     torch.testing.assert_close(teacher(a["x"]), a["teacher_output_after_2"], rtol=2e-6, atol=1e-6)
-    assert all(torch.equal(student.state_dict()[name], value) for name, value in named(a, "student/").items())
+    assert all(
+        torch.equal(student.state_dict()[name], value)
+        for name, value in named(a, "student/").items()
+    )
 
 
 def test_recorded_projection_in_the_network(golden):
     """The recorded EMA of the whole network's forward pass, through the official parameter names."""
     arrays = {
-        name: torch.from_numpy(value) for name, value in golden("network_tiny").items() if name.startswith("fwd_crops")
+        name: torch.from_numpy(value)
+        for name, value in golden("network_tiny").items()
+        if name.startswith("fwd_crops")
     }
     teacher = head_for(named(arrays, "fwd_crops__teacher_before/"))
     ema_update_(teacher, head_for(named(arrays, "fwd_crops__student/")), 0.9)
@@ -137,7 +152,9 @@ def test_output_is_bounded_and_ignores_the_length_of_the_directions():
 
 
 def test_initialisation_is_the_recorded_one():
-    recorded = json.loads((Path(__file__).parents[1] / "golden" / "init_statistics_deit_tiny.json").read_text())
+    recorded = json.loads(
+        (Path(__file__).parents[1] / "golden" / "init_statistics_deit_tiny.json").read_text()
+    )
     torch.manual_seed(0)
     for name, parameter in ProjectionHead(192, ProjectionConfig()).named_parameters():
         expected = recorded[f"proj_head.{name}"]

@@ -11,7 +11,9 @@ from toco.losses.config import DenseEnergyConfig
 from toco.losses.dense_energy import _nearest_box, dense_energy, dense_energy_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-CASES = [entry["case"] for entry in json.loads((GOLDEN / "energy_lattice_vs_exact.json").read_text())]
+CASES = [
+    entry["case"] for entry in json.loads((GOLDEN / "energy_lattice_vs_exact.json").read_text())
+]
 FILTERS = ["exact", "lattice"]
 EXACT = DenseEnergyConfig(filter_name="exact")
 
@@ -28,16 +30,24 @@ def box_of(region: Tensor) -> list[int]:
 def run_case(arrays, case: str, filter_name: str, **settings: float) -> tuple[Tensor, Tensor]:
     """Loss and gradient of a recorded case."""
     images, probabilities, regions, label = (
-        torch.tensor(arrays[f"{case}__{name}"]) for name in ("images255", "seg_prob", "roi", "label")
+        torch.tensor(arrays[f"{case}__{name}"])
+        for name in ("images255", "seg_prob", "roi", "label")
     )
-    scale, weight, sigma_rgb, sigma_xy = (float(value) for value in arrays[f"{case}__scale_weight_srgb_sxy"])
+    scale, weight, sigma_rgb, sigma_xy = (
+        float(value) for value in arrays[f"{case}__scale_weight_srgb_sxy"]
+    )
     loss = dense_energy(
         images,
         probabilities.requires_grad_(),
         label,
         torch.tensor([box_of(region) for region in regions.bool()]),
         DenseEnergyConfig(
-            filter_name=filter_name, weight=weight, sigma_rgb=sigma_rgb, sigma_xy=sigma_xy, scale=scale, **settings
+            filter_name=filter_name,
+            weight=weight,
+            sigma_rgb=sigma_rgb,
+            sigma_xy=sigma_xy,
+            scale=scale,
+            **settings,
         ),
     )
     loss.backward()
@@ -63,16 +73,26 @@ def test_equals_the_recorded_energy(golden, case, filter_name):
 def test_equals_the_recorded_training_call(golden, case, filter_name):
     arrays = golden("energy")
     normalised, logits, label, box = (
-        torch.tensor(arrays[f"{case}__{name}"]) for name in ("img_normalised", "logit", "label", "img_box")
+        torch.tensor(arrays[f"{case}__{name}"])
+        for name in ("img_normalised", "logit", "label", "img_box")
     )
-    mean, std = (torch.tensor(c).view(3, 1, 1) for c in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (
+        torch.tensor(c).view(3, 1, 1) for c in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     loss = dense_energy_loss(
-        (normalised * std + mean) * 255, logits.requires_grad_(), label, box, DenseEnergyConfig(filter_name=filter_name)
+        (normalised * std + mean) * 255,
+        logits.requires_grad_(),
+        label,
+        box,
+        DenseEnergyConfig(filter_name=filter_name),
     )
     loss.backward()
     assert loss.item() == pytest.approx(arrays[f"{case}__{filter_name}_loss"].item(), rel=1e-6)
     # Found: 9e-7; the softmax cancels.
-    assert relative_error(logits.grad, torch.tensor(arrays[f"{case}__{filter_name}_grad_logit"])) < 3e-6
+    assert (
+        relative_error(logits.grad, torch.tensor(arrays[f"{case}__{filter_name}_grad_logit"]))
+        < 3e-6
+    )
 
 
 def test_ratio_of_the_filters_is_the_recorded_one(golden):
@@ -80,13 +100,17 @@ def test_ratio_of_the_filters_is_the_recorded_one(golden):
         by_exact, gradient_exact = run_case(golden("energy"), entry["case"], "exact")
         by_lattice, gradient_lattice = run_case(golden("energy"), entry["case"], "lattice")
         assert (by_lattice / by_exact).item() == pytest.approx(entry["ratio"], rel=1e-5)
-        cosine = torch.cosine_similarity(gradient_lattice.flatten(), gradient_exact.flatten(), dim=0)
+        cosine = torch.cosine_similarity(
+            gradient_lattice.flatten(), gradient_exact.flatten(), dim=0
+        )
         assert cosine.item() == pytest.approx(entry["grad_cosine"], abs=1e-5)
 
 
 def two_pixels(label: list[int], **settings: float) -> tuple[Tensor, Tensor]:
     """Neighbours of one colour, probabilities (0.9, 0.1) and (0.6, 0.4); sigma_xy 1, so that k = exp(-1/2)."""
-    probabilities = torch.tensor([[[[0.9, 0.6]], [[0.1, 0.4]]]], dtype=torch.float64, requires_grad=True)
+    probabilities = torch.tensor(
+        [[[[0.9, 0.6]], [[0.1, 0.4]]]], dtype=torch.float64, requires_grad=True
+    )
     loss = dense_energy(
         torch.full((1, 3, 1, 2), 100.0, dtype=torch.float64),
         probabilities,
@@ -116,7 +140,10 @@ def test_gradient_is_the_official_one_and_not_the_derivative():
     """With every gate open the two are the same; a gate that closes on one pixel parts them."""
 
     def value(shift: float, label: list[int]) -> float:
-        gates = [1.0 if value == 255 else 1 - max(p) for value, p in zip(label, [(0.9, 0.1), (0.6, 0.4)], strict=True)]
+        gates = [
+            1.0 if value == 255 else 1 - max(p)
+            for value, p in zip(label, [(0.9, 0.1), (0.6, 0.4)], strict=True)
+        ]
         k, p = math.exp(-0.5), [0.9 + shift, 0.6]
         return -(gates[0] * p[0] * (p[0] + k * p[1]) + gates[1] * p[1] * (p[1] + k * p[0]))
 
@@ -148,17 +175,21 @@ def test_outside_the_box_nothing_attracts(filter_name):
     assert (gradient[1, :, 14:] == 0).all()
     assert (gradient[0, 4:] > 0).all()
     changed = dict(batch, logits=batch["logits"].detach().clone())
-    changed["logits"][0, :, :4] = 50 * torch.randn(4, 4, 20, generator=torch.Generator().manual_seed(9))
-    assert dense_energy_loss(**changed, config=DenseEnergyConfig(filter_name=filter_name)).item() == pytest.approx(
-        loss.item(), rel=1e-6
+    changed["logits"][0, :, :4] = 50 * torch.randn(
+        4, 4, 20, generator=torch.Generator().manual_seed(9)
     )
+    assert dense_energy_loss(
+        **changed, config=DenseEnergyConfig(filter_name=filter_name)
+    ).item() == pytest.approx(loss.item(), rel=1e-6)
 
 
 def test_a_box_beyond_the_image_is_cut_and_an_empty_box_gives_zero():
     batch = random_batch()
     whole = dict(batch, valid_box=torch.tensor([[0, 24, 0, 20]] * 2))
     beyond = dict(batch, valid_box=torch.tensor([[0, 99, 0, 99]] * 2))
-    assert torch.equal(dense_energy_loss(**beyond, config=EXACT), dense_energy_loss(**whole, config=EXACT))
+    assert torch.equal(
+        dense_energy_loss(**beyond, config=EXACT), dense_energy_loss(**whole, config=EXACT)
+    )
     empty = dict(batch, valid_box=torch.tensor([[7, 7, 0, 20]] * 2))
     empty["logits"].requires_grad_()
     loss = dense_energy_loss(**empty, config=EXACT)
@@ -168,10 +199,14 @@ def test_a_box_beyond_the_image_is_cut_and_an_empty_box_gives_zero():
 
 
 @pytest.mark.parametrize(
-    ("size", "small"), [((24, 20), (12, 10)), ((13, 11), (6, 5)), ((9, 7), (4, 3)), ((8, 8), (8, 8))]
+    ("size", "small"),
+    [((24, 20), (12, 10)), ((13, 11), (6, 5)), ((9, 7), (4, 3)), ((8, 8), (8, 8))],
 )
 def test_small_pixels_of_a_box_are_those_whose_nearest_neighbours_are_in_it(size, small):
-    edges = [torch.randint(-3, side + 4, (200, 2), generator=torch.Generator().manual_seed(side)) for side in size]
+    edges = [
+        torch.randint(-3, side + 4, (200, 2), generator=torch.Generator().manual_seed(side))
+        for side in size
+    ]
     boxes = torch.cat(edges, dim=1)
     result = inside(_nearest_box(boxes, size, small), *small)
     row, column = (torch.arange(out) * side // out for side, out in zip(size, small, strict=True))
@@ -182,7 +217,8 @@ def test_small_pixels_of_a_box_are_those_whose_nearest_neighbours_are_in_it(size
 def test_mean_over_images_and_sum_over_pixels():
     batch = random_batch()
     single = [
-        dense_energy_loss(**{name: value[i : i + 1] for name, value in batch.items()}, config=EXACT) for i in range(2)
+        dense_energy_loss(**{name: value[i : i + 1] for name, value in batch.items()}, config=EXACT)
+        for i in range(2)
     ]
     whole = dense_energy_loss(**batch, config=EXACT)
     assert whole.item() == pytest.approx((single[0] + single[1]).item() / 2, rel=1e-6)
@@ -204,7 +240,9 @@ def test_confident_labelled_pixels_are_left_alone():
     batch = random_batch()
     batch["label"] = torch.ones(2, 24, 20, dtype=torch.uint8)
     batch["logits"] = (
-        (100 * torch.nn.functional.one_hot(torch.ones(2, 24, 20, dtype=torch.long), 4)).movedim(-1, 1).float()
+        (100 * torch.nn.functional.one_hot(torch.ones(2, 24, 20, dtype=torch.long), 4))
+        .movedim(-1, 1)
+        .float()
     )
     assert dense_energy_loss(**batch, config=EXACT).item() == 0
 

@@ -43,7 +43,9 @@ def test_by_hand():
     features = tokens([2.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.0, -3.0, 0.0])
     affinity = torch.tensor([[[255, 1, 0], [1, 255, 0], [0, 0, 255]]], dtype=torch.uint8)
     expected = 0.5 * (1 - 2 * 0.6 / 3) + 0.5 * (2 * 0.8 + 2 * 0.0) / 5
-    assert patch_token_contrast_loss(features, affinity).item() == pytest.approx(expected, rel=1e-12)
+    assert patch_token_contrast_loss(features, affinity).item() == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_opposite_tokens_count_as_alike():
@@ -57,11 +59,15 @@ def test_counts_run_over_the_whole_batch():
     """An image with many pairs weighs more than one with few: not a mean of per-image losses."""
     features = torch.randn(2, 4, 1, 3, dtype=torch.float64)
     affinity = torch.tensor(
-        [[[255, 1, 0], [1, 255, 0], [0, 0, 255]], [[255, 255, 0], [255, 255, 255], [0, 255, 255]]], dtype=torch.uint8
+        [[[255, 1, 0], [1, 255, 0], [0, 0, 255]], [[255, 255, 0], [255, 255, 255], [0, 255, 255]]],
+        dtype=torch.uint8,
     )
     unit = (features / features.norm(dim=1, keepdim=True)).flatten(2)
     cosine = (unit.mT @ unit).abs()
-    expected = 0.5 * (1 - 2 * cosine[0, 0, 1] / 3) + (cosine[0, 0, 2] + cosine[0, 1, 2] + cosine[1, 0, 2]) / 7
+    expected = (
+        0.5 * (1 - 2 * cosine[0, 0, 1] / 3)
+        + (cosine[0, 0, 2] + cosine[0, 1, 2] + cosine[1, 0, 2]) / 7
+    )
     torch.testing.assert_close(patch_token_contrast_loss(features, affinity), expected)
 
 
@@ -75,11 +81,15 @@ def test_order_of_patches_and_length_of_tokens_do_not_matter(seed):
     order = torch.randperm(6, generator=generator)
     lengths = torch.rand(2, 1, 6, generator=generator, dtype=torch.float64) + 0.1
     shuffled = (features.flatten(2) * lengths)[:, :, order].unflatten(2, (2, 3))
-    torch.testing.assert_close(patch_token_contrast_loss(shuffled, affinity[:, order][:, :, order]), loss)
+    torch.testing.assert_close(
+        patch_token_contrast_loss(shuffled, affinity[:, order][:, :, order]), loss
+    )
 
 
 def test_does_not_wait_for_the_device():
     """Tensors without data: whatever reads a value on the host, or shapes a tensor by one, raises."""
     features = torch.zeros(2, 4, 2, 3, device="meta", requires_grad=True)
-    patch_token_contrast_loss(features, torch.zeros(2, 6, 6, dtype=torch.uint8, device="meta")).backward()
+    patch_token_contrast_loss(
+        features, torch.zeros(2, 6, 6, dtype=torch.uint8, device="meta")
+    ).backward()
     assert features.grad is not None

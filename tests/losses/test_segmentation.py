@@ -17,7 +17,9 @@ def test_every_recorded_value_and_gradient(golden_cases, case):
     loss = segmentation_loss(logits, a["label"])
     loss.backward()
     is_double = logits.dtype == torch.float64
-    if case.endswith("_nan"):  # An empty half: the official value is NaN, the gradient is the one that we want.
+    if case.endswith(
+        "_nan"
+    ):  # An empty half: the official value is NaN, the gradient is the one that we want.
         assert a["loss"].isnan()
         assert loss.isfinite()
     else:
@@ -28,11 +30,15 @@ def test_every_recorded_value_and_gradient(golden_cases, case):
 
 def test_by_hand():
     """Three background pixels and one of class 1: the lone pixel weighs as much as the three."""
-    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0, 9.0], [0.0, 1.0, 2.0, 3.0, 9.0]], dtype=torch.float64).view(1, 2, 1, 5)
+    logits = torch.tensor(
+        [[0.0, 0.0, 0.0, 0.0, 9.0], [0.0, 1.0, 2.0, 3.0, 9.0]], dtype=torch.float64
+    ).view(1, 2, 1, 5)
     label = torch.tensor([[[0, 0, 0, 1, 255]]], dtype=torch.uint8)
     background = (math.log(2) + math.log1p(math.e) + math.log1p(math.e**2)) / 3
     foreground = math.log1p(math.exp(-3))
-    assert segmentation_loss(logits, label).item() == pytest.approx((background + foreground) / 2, rel=1e-12)
+    assert segmentation_loss(logits, label).item() == pytest.approx(
+        (background + foreground) / 2, rel=1e-12
+    )
 
 
 def test_an_empty_half_contributes_nothing():
@@ -45,7 +51,9 @@ def test_an_empty_half_contributes_nothing():
 
 def test_mirrored_image_and_label_have_the_same_loss():
     logits, label = torch.randn(2, 4, 5, 6, dtype=torch.float64), torch.randint(0, 4, (2, 5, 6))
-    torch.testing.assert_close(segmentation_loss(logits.flip(-1), label.flip(-1)), segmentation_loss(logits, label))
+    torch.testing.assert_close(
+        segmentation_loss(logits.flip(-1), label.flip(-1)), segmentation_loss(logits, label)
+    )
 
 
 def test_does_not_wait_for_the_device():

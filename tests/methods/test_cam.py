@@ -42,18 +42,22 @@ IMAGE = torch.tensor([[[[2.0, -1.0, 0.0, 1.0]], [[0.0, 1.0, 0.0, 0.0]], [[0.0, 0
 def test_a_cam_by_hand():
     # Scores, ReLU, and from the least to the most of each map.
     cams = pixel_classifier().cams(IMAGE, (1.0,), flip=False)
-    torch.testing.assert_close(cams.cam[0, :, 0], torch.tensor([[1, 0, 0, 0.5], [0, 0, 1, 1 / 3]]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        cams.cam[0, :, 0], torch.tensor([[1, 0, 0, 0.5], [0, 0, 1, 1 / 3]]), atol=1e-5, rtol=0
+    )
     assert cams.further == {}
 
 
 def test_a_cam_of_two_scales_by_hand():
-    # Half the size has the means of two neighbours, here of rows that are alike: red 0.5, 0.5; blue - green -0.5, 2.
-    # Enlarged, the second is -0.5, 0.125, 1.375, 2.
+    # Half the size has the means of two neighbours, here of rows that are alike: red 0.5, 0.5; blue
+    # - green -0.5, 2. Enlarged, the second is -0.5, 0.125, 1.375, 2.
     image = IMAGE.repeat(1, 1, 2, 1)
     cams = pixel_classifier().cams(image, (1.0, 0.5), flip=False).cam[0, :, 0]
     red = torch.tensor([2.5, 0.5, 0.5, 1.5])
     other = torch.tensor([0, 0.125, 4.375, 3.0])
-    torch.testing.assert_close(cams, torch.stack([(red - 0.5) / 2, other / 4.375]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        cams, torch.stack([(red - 0.5) / 2, other / 4.375]), atol=1e-5, rtol=0
+    )
 
 
 def test_the_classifier_sees_the_highest_value_of_each_channel():
@@ -66,9 +70,16 @@ def test_the_classifier_sees_the_highest_value_of_each_channel():
 
 def method(**settings):
     torch.manual_seed(0)
-    backbone = vit_nano.build(vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=SIZE, weights=None))
+    backbone = vit_nano.build(
+        vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=SIZE, weights=None)
+    )
     # Half the pixels of these random maps are certain.
-    defaults = {"decoder_width": 8, "decoder_dilation": 2, "low_threshold": 0.3, "high_threshold": 0.5}
+    defaults = {
+        "decoder_width": 8,
+        "decoder_dilation": 2,
+        "low_threshold": 0.3,
+        "high_threshold": 0.5,
+    }
     return cam.build(cam.Config(**(defaults | settings)), backbone, CLASSES)
 
 
@@ -90,7 +101,9 @@ def plain_cross_entropy(logits, label):
                 if value != 255:
                     loss = torch.logsumexp(image_logits[:, y, x], 0) - image_logits[value, y, x]
                     (foreground if value else background).append(loss)
-    halves = [torch.stack(part).mean() if part else torch.zeros(()) for part in (background, foreground)]
+    halves = [
+        torch.stack(part).mean() if part else torch.zeros(()) for part in (background, foreground)
+    ]
     return (halves[0] + halves[1]) / 2
 
 
@@ -103,24 +116,38 @@ def plain_total(model, data, step):
     if step >= term.start_step and term.weight:
         with torch.no_grad():
             label = model.pseudo_labels(data.images, data.class_labels, data.valid_box)
-        decoded = F.interpolate(model.decoder(features), size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+        decoded = F.interpolate(
+            model.decoder(features), size=(SIZE, SIZE), mode="bilinear", align_corners=False
+        )
         total = total + term.weight * plain_cross_entropy(decoded, label)
     return total
 
 
 @pytest.mark.parametrize("step", [4, 5])
 def test_losses_and_gradients_are_those_of_plain_torch(step):
-    model = method(segmentation={"weight": 0.4, "start_step": 5}, loss_group_size=None, cam_scales=(1.0, 0.5))
+    model = method(
+        segmentation={"weight": 0.4, "start_step": 5}, loss_group_size=None, cam_scales=(1.0, 0.5)
+    )
     model, data = model.double(), batch()
     label = model.pseudo_labels(data.images.double(), data.class_labels.double(), data.valid_box)
     assert {0, 255} < set(label.unique().tolist())
-    data = Batch(data.images.double(), None, None, data.class_labels.double(), data.valid_box, data.names, data.present)
+    data = Batch(
+        data.images.double(),
+        None,
+        None,
+        data.class_labels.double(),
+        data.valid_box,
+        data.names,
+        data.present,
+    )
     output = model.training_losses(data, step, torch.Generator())
     assert set(output.losses) == {"classification"} | ({"segmentation"} if step == 5 else set())
     parameters = [p for p in model.parameters() if p.requires_grad]
     expected = plain_total(model, data, step)
     assert output.total.item() == pytest.approx(expected.item(), rel=1e-10)
-    ours, plain = (torch.autograd.grad(t, parameters, allow_unused=True) for t in (output.total, expected))
+    ours, plain = (
+        torch.autograd.grad(t, parameters, allow_unused=True) for t in (output.total, expected)
+    )
     assert [g is None for g in ours] == [g is None for g in plain]
     for a, b in zip(ours, plain, strict=True):
         if a is not None:
@@ -133,7 +160,9 @@ def test_without_a_weight_there_is_no_decoder():
     model = method()
     assert not any(name.startswith("decoder") for name in model.state_dict())
     assert model.parameter_groups()["decoder"] == []
-    assert set(model.training_losses(batch(), 10**6, torch.Generator()).losses) == {"classification"}
+    assert set(model.training_losses(batch(), 10**6, torch.Generator()).losses) == {
+        "classification"
+    }
     with pytest.raises(ValueError, match="no decoder"):
         model.segmentation_logits(batch().images)
 
@@ -141,7 +170,9 @@ def test_without_a_weight_there_is_no_decoder():
 def test_it_starts_from_the_weights_that_toco_starts_from():
     """Rows of a table that are paired by seed differ in the method, not in the draw of what both have."""
     torch.manual_seed(0)
-    backbone = vit_nano.build(vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=SIZE, weights=None))
+    backbone = vit_nano.build(
+        vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=SIZE, weights=None)
+    )
     other = toco.build(toco.Config.small(), backbone, CLASSES)
     assert torch.equal(method().classifier.weight, other.classifier.weight)
 

@@ -82,12 +82,16 @@ with patch("torch.compile", lambda function, fullgraph, mode: compiled(function,
 
 @pytest.mark.slow
 def test_one_graph_holds_each_phase():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
 def test_one_process_compiles_one_method_after_the_other():
     begin, _ = SCRIPT.split("expected = ")
-    done = subprocess.run([sys.executable, "-c", begin + SEVERAL], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", begin + SEVERAL], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -30,7 +30,13 @@ class Formula:
     """
 
     def __init__(self, width, depth, patch, config, classes=CLASSES):
-        self.width, self.depth, self.patch, self.config, self.classes = width, depth, patch, config, classes
+        self.width, self.depth, self.patch, self.config, self.classes = (
+            width,
+            depth,
+            patch,
+            config,
+            classes,
+        )
 
     def patches(self, size):
         return (size // self.patch) ** 2
@@ -58,7 +64,13 @@ class Formula:
 
     def projection(self):
         head = self.config.projection
-        widths = [self.width, head.hidden_width, head.hidden_width, head.bottleneck_width, head.output_width]
+        widths = [
+            self.width,
+            head.hidden_width,
+            head.hidden_width,
+            head.bottleneck_width,
+            head.output_width,
+        ]
         return 2 * sum(a * b for a, b in pairwise(widths))
 
     def similarity(self, size):
@@ -71,10 +83,13 @@ class Formula:
         config, full = self.config, step >= self.config.segmentation.start_step
         local, crops = config.local_crop_size_px, config.num_local_crops
         embeddings = 2 * self.embedding(size) + crops * self.embedding(local)
-        differentiated = self.encoder(size) + self.class_token(size) + crops * self.class_token(local)
+        differentiated = (
+            self.encoder(size) + self.class_token(size) + crops * self.class_token(local)
+        )
         differentiated += (2 + crops) * self.projection() + self.similarity(size)
         differentiated += self.decoder(size) if full else 0
-        # Until the decoder learns, only the auxiliary CAM is wanted. The upright one at scale 1 costs no pass.
+        # Until the decoder learns, only the auxiliary CAM is wanted. The upright one at scale 1
+        # costs no pass.
         depth = self.depth if full else config.aux_block + 1
         cams = sum(2 * (self.embedding(s) + self.blocks(s, depth)) for s in self.cam_sizes(size))
         cams -= self.embedding(size) + self.blocks(size, depth)
@@ -86,7 +101,9 @@ class Formula:
         local, crops = config.local_crop_size_px, config.num_local_crops
         embeddings = 3 * self.embedding(size) + crops * self.embedding(local)
         differentiated = 3 * self.encoder(size) + crops * self.encoder(local)
-        differentiated += (2 + crops) * self.projection() + self.similarity(size) + self.decoder(size)
+        differentiated += (
+            (2 + crops) * self.projection() + self.similarity(size) + self.decoder(size)
+        )
         cams = sum(2 * (self.encoder(s) + self.decoder(s)) for s in self.cam_sizes(size))
         teacher = 2 * self.encoder(size) + 2 * self.projection()
         return 3 * differentiated - embeddings + teacher + cams
@@ -118,24 +135,29 @@ def vit_base_on_meta(batch_size=2, size=448):
     return method, generated_batch(batch_size, size, CLASSES, seed=0)
 
 
-# Meta tensors have shapes and no memory, so ViT-B at 448 px takes seconds. The count has what the formula leaves out,
-# less than 0.1 % together: the CAMs of the classes in each image, the classifiers, the dot products of CTC.
+# Meta tensors have shapes and no memory, so ViT-B at 448 px takes seconds. The count has what the
+# formula leaves out, less than 0.1 % together: the CAMs of the classes in each image, the
+# classifiers, the dot products of CTC.
 @pytest.mark.usefixtures("meta_autocast")
 @pytest.mark.parametrize(("step", "tflop"), [(FULL, 2.14), (WARM_UP, 1.94)])
 def test_vit_base_at_448_takes_no_more_arithmetic_than_the_terms_need(step, tflop):
     method, batch = vit_base_on_meta()
     counted = count_flops(step_of(method, batch, step)) / len(batch.images)
     assert counted == pytest.approx(Formula(768, 12, 16, VOC).ours(448, step), rel=1e-3)
-    # The figures that the count of the official step, 3.19, is held against; two decimals, so half of the last one.
+    # The figures that the count of the official step, 3.19, is held against; two decimals, so half
+    # of the last one.
     assert counted / 1e12 == pytest.approx(tflop, abs=5e-3)
     assert Formula(768, 12, 16, VOC).plain(448) / 1e12 == pytest.approx(3.19, abs=5e-3)
 
 
-# At this width the CAMs of 20 classes weigh more: the plain step makes all of them, twice, in every pass.
+# At this width the CAMs of 20 classes weigh more: the plain step makes all of them, twice, in every
+# pass.
 def test_both_steps_do_the_arithmetic_of_the_formula(monkeypatch):
     monkeypatch.setattr(_steps, "refined_by_convolutions", lambda _images, maps, _par: maps)
     config = VOC.model_copy(update={"aux_block": 1, "local_crop_size_px": 32, "decoder_width": 64})
-    backbone = vit_nano.Config(width=96, depth=3, num_heads=3, patch_size_px=16, image_size_px=64, weights=None)
+    backbone = vit_nano.Config(
+        width=96, depth=3, num_heads=3, patch_size_px=16, image_size_px=64, weights=None
+    )
     ours = toco.build(config, vit_nano.build(backbone), CLASSES)
     plain = _steps.PlainStep(copy.deepcopy(ours), OptimConfig(), 20_000, energy=False)
     batch = generated_batch(2, 96, CLASSES, seed=0)
@@ -144,7 +166,9 @@ def test_both_steps_do_the_arithmetic_of_the_formula(monkeypatch):
     def run(losses):
         return lambda: losses(batch, FULL, torch.Generator()).total.backward()
 
-    of_plain, of_ours = (count_flops(run(losses)) / 2 for losses in (plain.losses, ours.training_losses))
+    of_plain, of_ours = (
+        count_flops(run(losses)) / 2 for losses in (plain.losses, ours.training_losses)
+    )
     maps = sum(2 * 2 * 2 * formula.patches(size) * 96 * CLASSES for size in formula.cam_sizes(96))
     assert of_plain == pytest.approx(formula.plain(96) + maps, rel=2e-3)
     assert of_ours == pytest.approx(formula.ours(96, FULL), rel=5e-3)
@@ -168,7 +192,9 @@ class BlockingCopies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        tensors = [
+            leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)
+        ]
         # A number of the host, of no dimension, travels with the kernel.
         devices = {tensor.device.type for tensor in tensors if tensor.dim()}
         waits = not (kwargs or {}).get("non_blocking") and (len(args) < 3 or args[2] is not True)
@@ -177,12 +203,16 @@ class BlockingCopies(TorchDispatchMode):
         return result
 
 
-# A meta tensor has no values, so reading one raises, and so does whatever has a shape that depends on values.
+# A meta tensor has no values, so reading one raises, and so does whatever has a shape that depends
+# on values.
 @pytest.mark.usefixtures("meta_autocast")
 @pytest.mark.parametrize("step", [FULL, WARM_UP])
 def test_nothing_in_the_step_waits_for_the_device(step):
     energy = VOC.model_copy(
-        update={"energy": toco.Config().energy, "dense_energy": toco.DenseEnergyConfig(filter_name="exact")}
+        update={
+            "energy": toco.Config().energy,
+            "dense_energy": toco.DenseEnergyConfig(filter_name="exact"),
+        }
     )
     with torch.device("meta"):
         backbone = vit_nano.build(vit_nano.Config(weights=None))
@@ -193,7 +223,9 @@ def test_nothing_in_the_step_waits_for_the_device(step):
     assert copies.found == []
 
 
-@pytest.mark.parametrize("copy_", [lambda x: x.to("meta"), lambda x: torch.empty(3, device="meta").copy_(x)])
+@pytest.mark.parametrize(
+    "copy_", [lambda x: x.to("meta"), lambda x: torch.empty(3, device="meta").copy_(x)]
+)
 def test_a_blocking_copy_is_found(copy_):
     with BlockingCopies() as copies:
         copy_(torch.zeros(3))
@@ -209,7 +241,10 @@ def test_no_device_synchronisation_between_log_steps(precision):
     batch = prepared.batch
     pinned = replace(
         batch,
-        **{name: getattr(batch, name).pin_memory() for name in ("images", "second_view", "crop_source")},
+        **{
+            name: getattr(batch, name).pin_memory()
+            for name in ("images", "second_view", "crop_source")
+        },
     )
     for _ in range(2):  # the first steps set up libraries and the optimizer
         ours(pinned, prepared.step, torch.Generator())

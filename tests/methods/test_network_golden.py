@@ -13,11 +13,20 @@ from toco.heads.projection import ema_update_
 from toco.methods import toco
 from toco.official.names import official_name
 
-# By how much the official tokens differ between float32 and float64; what is computed from them stays within it too.
+# By how much the official tokens differ between float32 and float64; what is computed from them
+# stays within it too.
 TOLERANCE = {"atol": 5e-6, "rtol": 1e-5}
-CAM_CASES = ["64x64_1.0", "64x64_1.0_0.5_1.5", "64x64_1.0_0.75_1.25", "64x64_0.5_1.5", "96x64_1.0_0.5_1.5"]
+CAM_CASES = [
+    "64x64_1.0",
+    "64x64_1.0_0.5_1.5",
+    "64x64_1.0_0.75_1.25",
+    "64x64_0.5_1.5",
+    "96x64_1.0_0.5_1.5",
+]
 GROUPS = ("backbone", "backbone_norms", "heads", "decoder")
-PARAMETER_NAMES = json.loads((Path(__file__).parents[1] / "golden" / "official_parameter_names.json").read_text())
+PARAMETER_NAMES = json.loads(
+    (Path(__file__).parents[1] / "golden" / "official_parameter_names.json").read_text()
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +45,11 @@ def network(recorded, tiny_method):
 
 
 def named(arrays, prefix):
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def test_recorded_cases_are_the_tested_ones(recorded):
@@ -48,7 +61,10 @@ def test_multi_scale_cams(recorded, network, case):
     """Scale 1 takes part whether the list names it or not."""
     a = recorded[case]
     scales = a["scales"].tolist()
-    for cams in (network.cams(a["in"], scales, flip=True), network.predict(a["in"], scales, flip=True).cams):
+    for cams in (
+        network.cams(a["in"], scales, flip=True),
+        network.predict(a["in"], scales, flip=True).cams,
+    ):
         assert_close(cams.cam, a["cam"], **TOLERANCE)
         assert_close(cams.further["aux_cam"], a["cam_aux"], **TOLERANCE)
 
@@ -74,8 +90,12 @@ def test_projections_of_crops_and_the_teacher_that_moves_first(recorded, network
     a = recorded["fwd_crops"]
     network.projection.load_state_dict(named(a, "student/"))
     network.teacher.load_state_dict(named(a, "teacher_before/"))
-    assert not torch.equal(network.teacher.last_layer.weight_v, network.projection.last_layer.weight_v)
-    tokens = [network.backbone(a[f"crop{i}"], network.config.aux_block).class_token for i in range(6)]
+    assert not torch.equal(
+        network.teacher.last_layer.weight_v, network.projection.last_layer.weight_v
+    )
+    tokens = [
+        network.backbone(a[f"crop{i}"], network.config.aux_block).class_token for i in range(6)
+    ]
     assert_close(network.projection(torch.cat(tokens)), a["out_s"], **TOLERANCE)
     for output in ("out_t", "out_t_second_call"):
         ema_update_(network.teacher, network.projection, network.config.ema_decay)
@@ -95,7 +115,9 @@ def test_parameter_groups_of_the_full_network_are_the_official_ones(model, num_c
             official[parameter["group"]][parameter["name"]] = parameter["shape"]
 
     with torch.device("meta"):
-        method = toco.build(toco.Config(), vit.build(vit.Config(model=model, weights=None)), num_classes - 1)
+        method = toco.build(
+            toco.Config(), vit.build(vit.Config(model=model, weights=None)), num_classes - 1
+        )
     names = {id(parameter): official_name(name) for name, parameter in method.named_parameters()}
     ours = []
     for group in GROUPS:

@@ -1,6 +1,7 @@
 """That a step hands nothing to and fro between host and device, on one that has shapes but no values.
 
-Tensors on ``meta`` do not mix with those of the host, and to read a value of them is an error, as it would be to wait.
+Tensors on ``meta`` do not mix with those of the host, and to read a value of them is an error, as
+it would be to wait.
 """
 
 import dataclasses
@@ -59,7 +60,9 @@ def test_a_step_copies_its_batch_and_the_keys_of_the_crops_and_reads_nothing(pre
         segmentation=toco.Term(weight=0.1, start_step=10),
         energy=toco.Term(weight=0.1, start_step=10),
     )
-    encoder = vit_nano.Config(width=16, depth=2, num_heads=2, patch_size_px=8, image_size_px=32, weights=None)
+    encoder = vit_nano.Config(
+        width=16, depth=2, num_heads=2, patch_size_px=8, image_size_px=32, weights=None
+    )
     method = toco.build(config, vit_nano.build(encoder), len(dataset.class_names)).to(META)
     method.autocast_dtype = precision
     batch = raw.to(META)
@@ -70,6 +73,8 @@ def test_a_step_copies_its_batch_and_the_keys_of_the_crops_and_reads_nothing(pre
             output = method.training_losses(batch, step, torch.Generator())
             output.total.backward()
         assert len(output.losses) == terms
-        assert copies.shapes == [(4, 16 * 16)], "only the keys, one for each place of a crop, come from the host"
+        assert copies.shapes == [(4, 16 * 16)], (
+            "only the keys, one for each place of a crop, come from the host"
+        )
     parameters = [parameter for group in method.parameter_groups().values() for parameter in group]
     assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in parameters)

@@ -23,7 +23,9 @@ STEPS = {"warm-up": START - 1, "full": START}
 @pytest.fixture
 def method():
     torch.manual_seed(0)
-    backbone = vit_nano.Config(width=48, depth=4, num_heads=3, patch_size_px=16, image_size_px=64, weights=None)
+    backbone = vit_nano.Config(
+        width=48, depth=4, num_heads=3, patch_size_px=16, image_size_px=64, weights=None
+    )
     config = toco.Config(
         aux_block=2,
         local_crop_size_px=LOCAL,
@@ -55,7 +57,9 @@ def batch():
 def corners(monkeypatch):
     """The same local crops in both; each has a random order of its own to choose them by."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(SIZE - LOCAL + 1, (BATCH, toco.Config().num_local_crops, 2), generator=generator)
+    drawn = torch.randint(
+        SIZE - LOCAL + 1, (BATCH, toco.Config().num_local_crops, 2), generator=generator
+    )
     one_after_the_other = iter(drawn)
     monkeypatch.setattr(_toco, "sample_crop_corners", lambda *_: drawn)
     monkeypatch.setattr(_steps, "random_corners", lambda *_: next(one_after_the_other))
@@ -64,11 +68,19 @@ def corners(monkeypatch):
 def both(method, batch, dtype):
     """The two steps with the same weights, and the batch, in ``dtype``."""
     method = method.to(dtype)
-    images = {view: getattr(batch, view).to(dtype) for view in ("images", "second_view", "crop_source", "class_labels")}
+    images = {
+        view: getattr(batch, view).to(dtype)
+        for view in ("images", "second_view", "crop_source", "class_labels")
+    }
     plain = _steps.PlainStep(copy.deepcopy(method), OptimConfig(), NUM_STEPS, energy=True)
     optimizer = build_optimizer(method.parameter_groups(), OptimConfig())
     config = shapes_nano.recipe().model_copy(
-        update={"optim": OptimConfig(), "num_steps": NUM_STEPS, "method": method.config, "device": "cpu"}
+        update={
+            "optim": OptimConfig(),
+            "num_steps": NUM_STEPS,
+            "method": method.config,
+            "device": "cpu",
+        }
     )
     return plain, TrainingStep(method, optimizer, config), replace(batch, **images)
 
@@ -77,8 +89,9 @@ def norm(tensors):
     return torch.stack([tensor.norm() for tensor in tensors]).norm()
 
 
-# In float32 the two differ by the order of sums: 1e-6 was seen. In float64 nothing but a difference of the formulas is
-# left. A CAM that lies on a threshold to the last digit could part the two; these images have none.
+# In float32 the two differ by the order of sums: 1e-6 was seen. In float64 nothing but a difference
+# of the formulas is left. A CAM that lies on a threshold to the last digit could part the two;
+# these images have none.
 @pytest.mark.usefixtures("corners")
 @pytest.mark.parametrize("phase", STEPS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -93,7 +106,9 @@ def test_losses_and_gradients_are_those_of_training_losses(method, batch, phase,
     late = {"segmentation", "energy"} if phase == "warm-up" else set()
     assert plain_output.losses.keys() - our_output.losses.keys() == late
     for name, loss in our_output.losses.items():
-        torch.testing.assert_close(plain_output.losses[name], loss, rtol=tolerance, atol=0, msg=name)
+        torch.testing.assert_close(
+            plain_output.losses[name], loss, rtol=tolerance, atol=0, msg=name
+        )
 
     plain_output.total.backward()
     our_output.total.backward()
@@ -121,7 +136,8 @@ def test_a_whole_step_leaves_the_same_network(method, batch, phase):
     for name, value in plain.network.state_dict().items():
         frozen = name.endswith(("pos_embed", "weight_g"))
         assert torch.equal(value, before[name]) == frozen, f"{name} moves or does not move"
-        # AdamW divides by the size of the gradient, which enlarges the rounding of gradients near zero.
+        # AdamW divides by the size of the gradient, which enlarges the rounding of gradients near
+        # zero.
         torch.testing.assert_close(value, expected[name], rtol=1e-7, atol=1e-9, msg=name)
 
 
@@ -132,7 +148,9 @@ def test_random_corners_are_candidates_or_anywhere():
     assert len({tuple(corner) for corner in corners.tolist()}) == 8
     assert (region[corners[:, 0] + 8, corners[:, 1] + 8] == 1).all()
 
-    anywhere = _steps.random_corners(torch.full((40, 40), 2), 8, 16, torch.Generator().manual_seed(0))
+    anywhere = _steps.random_corners(
+        torch.full((40, 40), 2), 8, 16, torch.Generator().manual_seed(0)
+    )
     assert anywhere.shape == (8, 2)
     assert anywhere.min() >= 0
     assert anywhere.max() <= 40 - 16
@@ -140,7 +158,9 @@ def test_random_corners_are_candidates_or_anywhere():
 
 def test_refined_by_convolutions_is_the_refinement_of_the_library():
     generator = torch.Generator().manual_seed(0)
-    images, maps = (torch.rand(1, 3, 20, 24, generator=generator, dtype=torch.float64) for _ in range(2))
+    images, maps = (
+        torch.rand(1, 3, 20, 24, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     par = toco.ParConfig(dilations=(1, 2, 4), iterations=3)
     expected = propagate(maps, neighbour_affinity(images, par), par)
     torch.testing.assert_close(_steps.refined_by_convolutions(images, maps, par), expected)

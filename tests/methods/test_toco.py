@@ -13,7 +13,9 @@ SIZE, PATCH = 64, 8
 def method(**settings):
     torch.manual_seed(0)
     backbone = vit_nano.build(
-        vit_nano.Config(width=16, depth=3, num_heads=2, patch_size_px=PATCH, image_size_px=SIZE, weights=None)
+        vit_nano.Config(
+            width=16, depth=3, num_heads=2, patch_size_px=PATCH, image_size_px=SIZE, weights=None
+        )
     )
     defaults = {
         "aux_block": 1,
@@ -58,7 +60,9 @@ def same_corners(monkeypatch):
 def losses(model, data, step=10**6):
     # A step moves the teacher; two measurements must start from the same one.
     model.teacher.load_state_dict(model.projection.state_dict())
-    return {k: v.item() for k, v in model.training_losses(data, step, torch.Generator()).losses.items()}
+    return {
+        k: v.item() for k, v in model.training_losses(data, step, torch.Generator()).losses.items()
+    }
 
 
 def test_groups_of_two_are_two_official_gpus(same_corners):
@@ -90,11 +94,16 @@ def test_the_official_box_silences_ptc_on_padded_images():
 
 def test_without_padding_both_boxes_agree():
     whole = batch(2)
-    assert losses(method(token_box="official"), whole)["ptc"] == losses(method(token_box="scaled"), whole)["ptc"]
+    assert (
+        losses(method(token_box="official"), whole)["ptc"]
+        == losses(method(token_box="scaled"), whole)["ptc"]
+    )
 
 
 def test_terms_join_at_their_first_step_and_not_before():
-    model = method(segmentation=toco.Term(weight=0.1, start_step=5), ctc=toco.Term(weight=0.5, start_step=3))
+    model = method(
+        segmentation=toco.Term(weight=0.1, start_step=5), ctc=toco.Term(weight=0.5, start_step=3)
+    )
     names = [set(losses(model, batch(2), step)) for step in (0, 3, 5)]
     assert names[0] == {"classification", "aux_classification", "ptc", "energy"}
     assert names[1] - names[0] == {"ctc"}
@@ -119,7 +128,11 @@ def test_without_the_auxiliary_loss_its_classifier_learns_nothing_and_nothing_ma
     both = half.training_losses(batch(2), 0, torch.Generator())
     expected = both.losses["classification"] + 0.5 * both.losses["aux_classification"]
     assert both.total.item() == pytest.approx(expected.item(), rel=1e-6)
-    for used in ({"ptc": toco.Term(weight=0.2)}, {"ctc": toco.Term(weight=0.2)}, {"aux_pseudo_labels_until_step": 5}):
+    for used in (
+        {"ptc": toco.Term(weight=0.2)},
+        {"ctc": toco.Term(weight=0.2)},
+        {"aux_pseudo_labels_until_step": 5},
+    ):
         with pytest.raises(ValueError, match="untrained classifier"):
             toco.Config(**{"ptc": off, "ctc": off, "aux_weight": 0.0, **used})
 
@@ -148,7 +161,9 @@ def test_the_teacher_follows_by_the_decay_and_gets_no_gradient():
     before = [p.clone() for p in model.teacher.parameters()]
     output = model.training_losses(batch(2), 0, torch.Generator())
     output.total.backward()
-    after = [0.75 * b + 0.25 * p for b, p in zip(before, model.projection.parameters(), strict=True)]
+    after = [
+        0.75 * b + 0.25 * p for b, p in zip(before, model.projection.parameters(), strict=True)
+    ]
     for parameter, expected in zip(model.teacher.parameters(), after, strict=True):
         torch.testing.assert_close(parameter, expected)
         assert parameter.grad is None
@@ -162,7 +177,10 @@ def test_cams_of_some_classes_are_those_of_all():
         model.cams(images, (1.0, 0.5), flip=True, present=present),
         model.predict(images, (1.0, 0.5), flip=True, present=present).cams,
     ):
-        for maps, of_all in ((some.cam, everything.cam), (some.further["aux_cam"], everything.further["aux_cam"])):
+        for maps, of_all in (
+            (some.cam, everything.cam),
+            (some.further["aux_cam"], everything.further["aux_cam"]),
+        ):
             expected = of_all.gather(1, present[:, :, None, None].expand(-1, -1, SIZE, SIZE))
             torch.testing.assert_close(maps, expected, atol=2e-6, rtol=1e-5)
 
@@ -195,7 +213,9 @@ def test_weights_cast_once_a_step_give_what_weights_cast_in_every_pass_give():
         finally:
             torch.set_autocast_cache_enabled(True)
         output.total.backward()
-        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        found.append(
+            {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        )
     once, every_time = found
     assert once.keys() == every_time.keys()
     for name, gradient in once.items():
@@ -224,4 +244,6 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 
 def test_small_temperatures_stay_finite():
-    assert all(torch.isfinite(torch.tensor(list(losses(method(temperature=0.01), batch(2)).values()))))
+    assert all(
+        torch.isfinite(torch.tensor(list(losses(method(temperature=0.01), batch(2)).values())))
+    )

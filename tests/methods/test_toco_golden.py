@@ -32,7 +32,9 @@ def step_with(method, optimizer, batch, step):
     optimizer.zero_grad(set_to_none=True)
     output.total.backward()
     fill_missing_gradients(optimizer)
-    gradients = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+    gradients = {
+        name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None
+    }
     optimizer.step()
     return output, gradients
 
@@ -63,11 +65,17 @@ def batch_of(arrays, dtype=torch.float32):
 
 
 def part(arrays, prefix):
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 @pytest.mark.parametrize("run", ["iter0_f32", "iter2001_f32", "iter2001_f64"])
-def test_one_iteration_equals_the_official_one(golden, tiny_method, fixed_corners, monkeypatch, run):
+def test_one_iteration_equals_the_official_one(
+    golden, tiny_method, fixed_corners, monkeypatch, run
+):
     arrays = golden("train_iteration")
     recorded = part(arrays, f"{run}__")
     dtype = torch.float64 if run.endswith("f64") else torch.float32
@@ -75,9 +83,12 @@ def test_one_iteration_equals_the_official_one(golden, tiny_method, fixed_corner
     method = tiny_method(part(arrays, "state_before/")).to(dtype)
     optimizer = optimizer_of(method)
     if dtype == torch.float64:
-        # The float64 run was recorded with the image truncated to bytes from float32, where rounding decides the level.
+        # The float64 run was recorded with the image truncated to bytes from float32, where
+        # rounding decides the level.
         monkeypatch.setattr(
-            _toco, "denormalise_255", lambda images, truncate: denormalise_255(images.float(), truncate).double()
+            _toco,
+            "denormalise_255",
+            lambda images, truncate: denormalise_255(images.float(), truncate).double(),
         )
     fixed_corners(recorded.get("corners_yx", arrays["iter2001_f32__corners_yx"]))
 
@@ -95,13 +106,19 @@ def test_one_iteration_equals_the_official_one(golden, tiny_method, fixed_corner
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == pytest.approx(recorded["lr_groups"].tolist(), rel=1e-9)
 
-    without = set(recorded["params_without_gradient"].tolist()) if "params_without_gradient" in recorded else set()
+    without = (
+        set(recorded["params_without_gradient"].tolist())
+        if "params_without_gradient" in recorded
+        else set()
+    )
     norms = part(recorded, "gradnorm/")
     for name, gradient in gradients.items():
         official = official_name(name)
         assert official not in without or not gradient.any(), name
         if official in norms:
-            assert gradient.norm().item() == pytest.approx(float(norms[official]), rel=1e-4, abs=1e-9), name
+            assert gradient.norm().item() == pytest.approx(
+                float(norms[official]), rel=1e-4, abs=1e-9
+            ), name
     full = part(recorded, "grad/")
     for official, expected in full.items():
         name = next(name for name in gradients if official_name(name) == official)
@@ -115,13 +132,16 @@ def test_one_iteration_equals_the_official_one(golden, tiny_method, fixed_corner
 def check_state(method, optimizer, expected, slack=1.0):
     """Compare with the official state after Adam.
 
-    Where a gradient is rounding noise around zero, Adam's first step is the sign of that noise times the rate, so a
-    parameter may differ by twice the rate. Such elements must be few; all others agree to float32 rounding.
+    Where a gradient is rounding noise around zero, Adam's first step is the sign of that noise
+    times the rate, so a parameter may differ by twice the rate. Such elements must be few; all
+    others agree to float32 rounding.
     """
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     off, total = 0, 0
     for name, value in method.state_dict(keep_vars=True).items():
-        reference = torch.from_numpy(expected[official_name(name)]).reshape(value.shape).to(value.dtype)
+        reference = (
+            torch.from_numpy(expected[official_name(name)]).reshape(value.shape).to(value.dtype)
+        )
         rate = rates.get(id(value), 0.0)
         difference = (value.detach() - reference).abs()
         assert difference.max() <= 2.1 * slack * rate + 2e-6, name

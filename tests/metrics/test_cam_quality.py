@@ -4,7 +4,12 @@ import torch
 
 from toco.cam.labels import cam_to_label
 from toco.metrics.cam_quality import CamQuality
-from toco.metrics.segmentation import ConfusionMatrix, class_scores, confusion_by_image, mean_over_classes
+from toco.metrics.segmentation import (
+    ConfusionMatrix,
+    class_scores,
+    confusion_by_image,
+    mean_over_classes,
+)
 from toco.tensors import present_classes
 
 HUNDREDTHS = tuple(i / 100 for i in range(96))
@@ -41,7 +46,8 @@ def test_the_curve_equals_one_evaluation_for_each_threshold_exactly(thresholds):
 
 
 def test_a_score_on_the_threshold_is_background_in_float32():
-    # float32(0.1) and float32(0.7) lie on different sides of their float64 values; both have to be background.
+    # float32(0.1) and float32(0.7) lie on different sides of their float64 values; both have to be
+    # background.
     for threshold in (0.1, 0.5, 0.7):
         at = np.float32(threshold)
         values = [np.nextafter(at, np.float32(0)), at, np.nextafter(at, np.float32(1))]
@@ -63,7 +69,11 @@ def test_the_maps_of_the_present_classes_count_as_those_of_all(seed, zeros):
     present = present_classes(class_labels)
     full, compact = CamQuality(4, HUNDREDTHS), CamQuality(4, HUNDREDTHS)
     full.add(full.count(label, cam, class_labels))
-    compact.add(compact.count(label, cam.take_along_dim(present[:, :, None, None], 1), class_labels, present))
+    compact.add(
+        compact.count(
+            label, cam.take_along_dim(present[:, :, None, None], 1), class_labels, present
+        )
+    )
     assert torch.equal(full.histogram, compact.histogram)
     # The histogram by its definition.
     score, best = (cam * class_labels[:, :, None, None]).max(dim=1)
@@ -81,7 +91,8 @@ def test_one_class_of_many_and_padding_that_is_absent():
     assert present.tolist() == [[0, 2], [1, 4]]
     cam = torch.tensor([[0.9, 0.4], [0.6, 0.6]])[..., None, None]
     quality = CamQuality(5, [0.25, 0.5])
-    # The absent class 0 has the highest map of the first image; in the second the first of two equal maps wins.
+    # The absent class 0 has the highest map of the first image; in the second the first of two
+    # equal maps wins.
     counts = quality.count(torch.tensor([[[3]], [[0]]]), cam, class_labels, present)
     assert counts.confusions(0).nonzero().tolist() == [[0, 3, 3], [1, 0, 2]]
     assert counts.confusions(1).nonzero().tolist() == [[0, 3, 0], [1, 0, 2]]
@@ -105,7 +116,10 @@ def test_images_by_themselves_are_counted_as_their_labels(seed, index):
 def test_counting_asks_no_device_for_a_value():
     # Tensors on this device have shapes and no values: whatever needs one of them fails.
     quality = CamQuality(20, HUNDREDTHS, device="cpu")
-    quality.thresholds, quality.histogram = quality.thresholds.to("meta"), quality.histogram.to("meta")
+    quality.thresholds, quality.histogram = (
+        quality.thresholds.to("meta"),
+        quality.histogram.to("meta"),
+    )
     label, cam, class_labels, present = (
         torch.empty(2, 5, 7, dtype=torch.uint8, device="meta"),
         torch.empty(2, 3, 5, 7, device="meta"),
@@ -120,11 +134,17 @@ def test_counting_asks_no_device_for_a_value():
 @pytest.mark.parametrize("case", ["nobox", "nofg_nobox", "exact_thr_voc_nobox"])
 def test_labels_are_the_official_ones(golden, case):
     arrays = {
-        name.split("__")[1]: value for name, value in golden("cam_to_label").items() if name.startswith(f"{case}__")
+        name.split("__")[1]: value
+        for name, value in golden("cam_to_label").items()
+        if name.startswith(f"{case}__")
     }
     official = torch.from_numpy(arrays["label"])
     quality = CamQuality(arrays["cam"].shape[1], [float(arrays["thr_bkg_high_low_ignore"][0])])
-    quality.add(quality.count(official, torch.from_numpy(arrays["cam"]), torch.from_numpy(arrays["cls_label"])))
+    quality.add(
+        quality.count(
+            official, torch.from_numpy(arrays["cam"]), torch.from_numpy(arrays["cls_label"])
+        )
+    )
     num_classes = arrays["cam"].shape[1] + 1
     # With the official label in the place of the ground truth nothing may lie off the diagonal.
     expected = torch.diag(torch.bincount(official.flatten(), minlength=num_classes))
@@ -142,10 +162,16 @@ def test_best_threshold_by_hand():
     # Object scores 0.6 and 0.4, background scores 0.3 and 0.1: a threshold of 0.3 separates them.
     quality = CamQuality(1, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
     quality.add(
-        quality.count(torch.tensor([[[1, 1, 0, 0]]]), torch.tensor([[[[0.6, 0.4, 0.3, 0.1]]]]), torch.ones(1, 1))
+        quality.count(
+            torch.tensor([[[1, 1, 0, 0]]]),
+            torch.tensor([[[[0.6, 0.4, 0.3, 0.1]]]]),
+            torch.ones(1, 1),
+        )
     )
     miou = mean_over_classes(class_scores(quality.confusion_matrices()).iou)
-    torch.testing.assert_close(miou, torch.tensor([1 / 4, 7 / 12, 7 / 12, 1, 7 / 12, 7 / 12]).double())
+    torch.testing.assert_close(
+        miou, torch.tensor([1 / 4, 7 / 12, 7 / 12, 1, 7 / 12, 7 / 12]).double()
+    )
 
 
 @pytest.mark.parametrize("thresholds", [(), (0.5, 0.5), (0.5, 0.4), (0.5, 0.5 + 1e-9)])

@@ -21,14 +21,18 @@ def test_f1_by_hand():
 
 
 def test_average_precision_by_hand():
-    # Class 0 ranks 1 0 1 0: precision 1 at recall 1/2, 2/3 at recall 1. Class 1 ranks its only image last of four.
+    # Class 0 ranks 1 0 1 0: precision 1 at recall 1/2, 2/3 at recall 1. Class 1 ranks its only
+    # image last of four.
     class_labels = torch.tensor([[1.0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]])
     scores = torch.tensor([[4.0, 3, 0], [3, 2, 9], [2, 1, 8], [1, 0, 7]])
     assert mean_average_precision(class_labels, scores) == pytest.approx((5 / 6 + 1 / 4) / 2)
 
 
 def test_a_class_without_images_does_not_count_and_no_class_at_all_is_undefined():
-    assert mean_average_precision(torch.tensor([[1.0, 0], [0, 0]]), torch.tensor([[1.0, 5], [0, 6]])) == 1.0
+    assert (
+        mean_average_precision(torch.tensor([[1.0, 0], [0, 0]]), torch.tensor([[1.0, 5], [0, 6]]))
+        == 1.0
+    )
     assert math.isnan(mean_average_precision(torch.zeros(2, 3), torch.rand(2, 3)))
 
 

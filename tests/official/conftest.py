@@ -33,7 +33,9 @@ def official_state(golden):
     """State dict of the official tiny network, without the prefix of its wrapper."""
     arrays = golden("network_tiny")
     names = [name for name in arrays if name.startswith("state/")]
-    return {name.removeprefix("state/"): torch.from_numpy(np.asarray(arrays[name])) for name in names}
+    return {
+        name.removeprefix("state/"): torch.from_numpy(np.asarray(arrays[name])) for name in names
+    }
 
 
 @pytest.fixture

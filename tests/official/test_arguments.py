@@ -45,7 +45,11 @@ def of(line):
 )
 def test_the_authors_commands_are_the_recipes(line, recipe, settings):
     translation = of(line)
-    assert (translation.recipe, translation.settings, translation.run_dir) == (recipe, settings, "out")
+    assert (translation.recipe, translation.settings, translation.run_dir) == (
+        recipe,
+        settings,
+        "out",
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,16 +62,28 @@ def test_the_authors_commands_are_the_recipes(line, recipe, settings):
         ("--aux_layer 8", {"method.aux_block": 8}),
         ("--w_ptc 0 --w_ctc 1", {"method.ptc.weight": 0.0, "method.ctc.weight": 1.0}),
         ("--w_seg .2 --w_reg .1", {"method.segmentation.weight": 0.2, "method.energy.weight": 0.1}),
-        ("--bkg_thre .4 --high_thre .8", {"evaluate.background_threshold": 0.4, "method.high_threshold": 0.8}),
+        (
+            "--bkg_thre .4 --high_thre .8",
+            {"evaluate.background_threshold": 0.4, "method.high_threshold": 0.8},
+        ),
         ("--low_thre .2", {"method.low_threshold": 0.2}),
-        ("--warmup_lr 1e-4 --warmup_iters 100", {"optim.warmup_ratio": 1e-4, "optim.warmup_steps": 100}),
-        ("--cam_scales '(1.0, 0.5)'", {"method.cam_scales": [1.0, 0.5], "evaluate.cam_scales": [1.0, 0.5]}),
+        (
+            "--warmup_lr 1e-4 --warmup_iters 100",
+            {"optim.warmup_ratio": 1e-4, "optim.warmup_steps": 100},
+        ),
+        (
+            "--cam_scales '(1.0, 0.5)'",
+            {"method.cam_scales": [1.0, 0.5], "evaluate.cam_scales": [1.0, 0.5]},
+        ),
         ("--scales 0.8 1.2", {"views.rescale": [0.8, 1.2]}),
         ("--local_crop 64", {"method.local_crop_size_px": 64}),
         ("--spg 4", {"batch_size": 8, "method.loss_group_size": 4}),
         ("--max_iters 10000 --seed 7", {"num_steps": 10_000, "seed": 7}),
         ("--train_set train --data_folder VOC", {"data.train_list": "train", "data.root": "VOC"}),
-        ("--lr 1e-4 --wt_decay 0 --power 1", {"optim.lr": 1e-4, "optim.weight_decay": 0.0, "optim.power": 1.0}),
+        (
+            "--lr 1e-4 --wt_decay 0 --power 1",
+            {"optim.lr": 1e-4, "optim.weight_decay": 0.0, "optim.power": 1.0},
+        ),
     ],
 )
 def test_what_differs_from_the_recipe_is_set(flags, settings):
@@ -77,9 +93,9 @@ def test_what_differs_from_the_recipe_is_set(flags, settings):
 def test_the_number_of_processes_makes_the_batch():
     launched = "torchrun --nnodes=2 --nproc-per-node 4 scripts/dist_train_voc_seg_neg.py " + DEIT
     assert of(launched).settings == {"batch_size": 16}
-    assert of("python -m torch.distributed.launch scripts/dist_train_voc_seg_neg.py " + DEIT).settings == {
-        "batch_size": 2
-    }
+    assert of(
+        "python -m torch.distributed.launch scripts/dist_train_voc_seg_neg.py " + DEIT
+    ).settings == {"batch_size": 2}
     assert of("scripts/dist_train_coco_seg_neg.py " + VIT).settings == {}
 
 
@@ -90,7 +106,9 @@ def test_the_printed_command_makes_the_same_config():
     words = shlex.split(done.output.splitlines()[0])
     assert words[:5] == ["python", "-m", "toco", "train", "voc_deit_b"]
     assert words[-2:] == ["--run-dir", "out"]
-    assigned = parse_assignments(word for before, word in itertools.pairwise(words) if before == "--set")
+    assigned = parse_assignments(
+        word for before, word in itertools.pairwise(words) if before == "--set"
+    )
     printed = replace(voc_deit_b.recipe(), assigned)
     assert printed == replace(voc_deit_b.recipe(), dict(of(line).settings))
     assert (printed.method.temperature, str(printed.data.root)) == (0.3, "my data")
@@ -105,7 +123,10 @@ def test_the_printed_command_makes_the_same_config():
         (VOC, "names no --backbone"),
         ("scripts/dist_train_voc_seg_neg.py", "names no number of GPUs, and this is for 2"),
         (COCO + VIT + "--temp 0.5", "--temp had no effect: dist_train_coco_seg_neg.py has 1.0"),
-        (COCO + VIT + "--aux_layer -4", "--aux_layer had no effect: dist_train_coco_seg_neg.py has 9"),
+        (
+            COCO + VIT + "--aux_layer -4",
+            "--aux_layer had no effect: dist_train_coco_seg_neg.py has 9",
+        ),
         (COCO + DEIT, "adds PTC and CTC after step 12000"),
         (COCO + DEIT, "torchrun --standalone --nproc-per-node 4"),
     ],
@@ -138,10 +159,21 @@ def test_what_cannot_be_is_said(line, message):
 
 def test_phases_of_the_official_coco_script():
     """``n_iter`` counts from 0 and a phase holds up to and with its last iteration."""
-    for config in (coco_vit_b.recipe(), replace(coco_deit_b.recipe(), dict(of(COCO + DEIT).settings))):
+    for config in (
+        coco_vit_b.recipe(),
+        replace(coco_deit_b.recipe(), dict(of(COCO + DEIT).settings)),
+    ):
         method = config.method
-        terms = {"ptc": method.ptc, "ctc": method.ctc, "segmentation": method.segmentation, "energy": method.energy}
-        weights = {step: {name: term.at(step) for name, term in terms.items()} for step in (8000, 8001, 12_000, 12_001)}
+        terms = {
+            "ptc": method.ptc,
+            "ctc": method.ctc,
+            "segmentation": method.segmentation,
+            "energy": method.energy,
+        }
+        weights = {
+            step: {name: term.at(step) for name, term in terms.items()}
+            for step in (8000, 8001, 12_000, 12_001)
+        }
         decoder = {"segmentation": 0.1, "energy": 0.05}
         assert weights == {
             8000: {"ptc": 0, "ctc": 0, "segmentation": 0, "energy": 0},
@@ -149,7 +181,9 @@ def test_phases_of_the_official_coco_script():
             12_000: {"ptc": 0, "ctc": 0, **decoder},
             12_001: {"ptc": 0.2, "ctc": 0.5, **decoder},
         }
-        assert method.aux_pseudo_labels_until_step == 12_001  # the first one that learns from the final CAM
+        assert (
+            method.aux_pseudo_labels_until_step == 12_001
+        )  # the first one that learns from the final CAM
 
 
 def test_backbones_of_a_data_set_share_everything_else():
@@ -164,5 +198,7 @@ def test_lists_named_by_a_number_stay_names():
     translation = of(VOC + DEIT + "--train_set 2012 --val_set true")
     assert translation.settings == {"data.train_list": "2012", "data.val_list": "true"}
     assert "--set data.train_list=2012 --set data.val_list=true" in translation.command()
-    config = replace(voc_deit_b.recipe(), parse_assignments(["data.train_list=2012", "data.val_list=true"]))
+    config = replace(
+        voc_deit_b.recipe(), parse_assignments(["data.train_list=2012", "data.val_list=true"])
+    )
     assert (config.data.train_list, config.data.val_list) == ("2012", "true")

@@ -21,7 +21,9 @@ from toco.train.trained import open_trained
 
 # By how much the official tokens differ between float32 and float64.
 TOLERANCE = {"atol": 5e-6, "rtol": 1e-5}
-OFFICIAL = json.loads((Path(__file__).parents[1] / "golden" / "official_parameter_names.json").read_text())
+OFFICIAL = json.loads(
+    (Path(__file__).parents[1] / "golden" / "official_parameter_names.json").read_text()
+)
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
@@ -41,7 +43,9 @@ def test_an_imported_checkpoint_gives_the_recorded_cams_and_logits(
     assert_close(prediction.segmentation_logits, cases["fwd"]["seg"], **TOLERANCE)
 
 
-def test_an_imported_checkpoint_gives_the_recorded_losses(golden, write, import_tiny, monkeypatch, tmp_path):
+def test_an_imported_checkpoint_gives_the_recorded_losses(
+    golden, write, import_tiny, monkeypatch, tmp_path
+):
     """The network of the recorded iteration has five classes, those of a data set with names of its own."""
     arrays = golden("train_iteration")
     root = tmp_path / "data"
@@ -86,7 +90,11 @@ def test_an_imported_checkpoint_gives_the_recorded_losses(golden, write, import_
     }.items():
         recorded = torch.from_numpy(np.asarray(arrays[f"iter2001_f32__{official}"])).reshape(())
         assert_close(
-            losses[ours].detach().reshape(()), recorded, rtol=2e-5, atol=1e-7, msg=f"{ours}: {losses[ours]}, {recorded}"
+            losses[ours].detach().reshape(()),
+            recorded,
+            rtol=2e-5,
+            atol=1e-7,
+            msg=f"{ours}: {losses[ours]}, {recorded}",
         )
 
 
@@ -155,7 +163,9 @@ def test_other_classes_are_named_with_the_recipe_that_has_them(official_state, w
     assert "has 7 classes" in import_tiny(write(own), fails=True)[0]
 
 
-def test_missing_unknown_and_misshapen_tensors_are_named_with_their_shapes(official_state, write, import_tiny):
+def test_missing_unknown_and_misshapen_tensors_are_named_with_their_shapes(
+    official_state, write, import_tiny
+):
     state = dict(official_state)
     del state["aux_classifier.weight"]
     state["encoder.cls_tokens"] = torch.zeros(1, 2)
@@ -196,7 +206,9 @@ def test_nothing_but_tensors_is_read(import_tiny, tmp_path, content, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
-def test_a_folder_with_a_run_and_a_file_are_not_overwritten(official_state, write, import_tiny, toco):
+def test_a_folder_with_a_run_and_a_file_are_not_overwritten(
+    official_state, write, import_tiny, toco
+):
     file = write(official_state)
     _, run_dir = import_tiny(file)
     assert "already holds a run" in import_tiny(file, fails=True)[0]
@@ -208,16 +220,24 @@ def test_another_network_is_not_exported():
         to_official({"backbone.stages.0.weight": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("name", ["reg_token", "dist_token", "blocks.0.ls1.gamma", "blocks.0.attn.q_norm.weight"])
+@pytest.mark.parametrize(
+    "name", ["reg_token", "dist_token", "blocks.0.ls1.gamma", "blocks.0.attn.q_norm.weight"]
+)
 def test_a_vit_with_more_than_the_official_one_is_not_exported(name):
     with pytest.raises(ValueError, match=f"no counterpart of backbone.vit.{name}"):
         to_official({f"backbone.vit.{name}": torch.zeros(1)})
 
 
-def test_a_network_of_pixels_normalised_in_another_way_is_not_exported(official_state, write, import_tiny, toco):
-    _, run_dir = import_tiny(write(official_state), changes={"backbone.pixel_mean": "[0.5,0.5,0.5]"})
+def test_a_network_of_pixels_normalised_in_another_way_is_not_exported(
+    official_state, write, import_tiny, toco
+):
+    _, run_dir = import_tiny(
+        write(official_state), changes={"backbone.pixel_mean": "[0.5,0.5,0.5]"}
+    )
     target = run_dir.parent / "other.pth"
-    assert "normalises pixels by mean (0.485, 0.456, 0.406)" in toco("export-official", run_dir, target, fails=True)
+    assert "normalises pixels by mean (0.485, 0.456, 0.406)" in toco(
+        "export-official", run_dir, target, fails=True
+    )
     assert not target.exists()
 
 
@@ -232,7 +252,9 @@ def build(config, backbone, num_foreground_classes):
 """
 
 
-def test_a_method_that_is_made_of_toco_is_not_exported(official_state, write, import_tiny, toco, tmp_path, monkeypatch):
+def test_a_method_that_is_made_of_toco_is_not_exported(
+    official_state, write, import_tiny, toco, tmp_path, monkeypatch
+):
     """It has the same tensors, and may pool them in another way."""
     (tmp_path / "own_official").mkdir()
     (tmp_path / "own_official" / "method.py").write_text(OWN_METHOD)
@@ -240,11 +262,15 @@ def test_a_method_that_is_made_of_toco_is_not_exported(official_state, write, im
     _, run_dir = import_tiny(write(official_state), changes={"method.name": "own_official.method"})
     target = tmp_path / "other.pth"
     output = toco("export-official", run_dir, target, fails=True)
-    assert "ToCo and nothing else; the method of this run is 'own_official.method'" in " ".join(output.split())
+    assert "ToCo and nothing else; the method of this run is 'own_official.method'" in " ".join(
+        output.split()
+    )
     assert not target.exists()
 
 
-def test_a_decoder_of_another_dilation_is_not_exported(official_state, write, import_tiny, toco, tmp_path):
+def test_a_decoder_of_another_dilation_is_not_exported(
+    official_state, write, import_tiny, toco, tmp_path
+):
     _, run_dir = import_tiny(write(official_state), changes={"method.decoder_dilation": 3})
     target = tmp_path / "other.pth"
     output = " ".join(toco("export-official", run_dir, target, fails=True).split())
@@ -253,20 +279,32 @@ def test_a_decoder_of_another_dilation_is_not_exported(official_state, write, im
     assert not target.exists()
 
 
-def test_an_imported_run_is_not_trained_on(official_state, write, import_tiny, tiny_settings, toco, data_root):
+def test_an_imported_run_is_not_trained_on(
+    official_state, write, import_tiny, tiny_settings, toco, data_root
+):
     of_two = {"decoder.conv8.weight": 3, "classifier.weight": 2, "aux_classifier.weight": 2}
-    file = write({**official_state, **{name: official_state[name][:count] for name, count in of_two.items()}})
+    file = write(
+        {**official_state, **{name: official_state[name][:count] for name, count in of_two.items()}}
+    )
     changes = {"data.root": data_root, "data.classes": "classes.txt", "data.train_list": "train"}
     _, run_dir = import_tiny(file, changes=changes)
-    output = toco("train", "voc_deit_b", "--run-dir", run_dir, "--resume", *tiny_settings(changes), fails=True)
+    output = toco(
+        "train", "voc_deit_b", "--run-dir", run_dir, "--resume", *tiny_settings(changes), fails=True
+    )
     assert "can be used, but not trained on" in output
 
 
-def test_an_imported_run_is_evaluated(official_state, write, import_tiny, toco, data_root, tmp_path):
+def test_an_imported_run_is_evaluated(
+    official_state, write, import_tiny, toco, data_root, tmp_path
+):
     """Beside the authors' numbers only where the classes are theirs."""
     of_two = {"decoder.conv8.weight": 3, "classifier.weight": 2, "aux_classifier.weight": 2}
     two = write(
-        {**official_state, **{name: official_state[name][:count] for name, count in of_two.items()}}, name="two"
+        {
+            **official_state,
+            **{name: official_state[name][:count] for name, count in of_two.items()},
+        },
+        name="two",
     )
     changes = {"data.root": data_root, "data.classes": "classes.txt", "evaluate.size_px": 64}
     _, run_dir = import_tiny(two, changes=changes)
@@ -277,9 +315,17 @@ def test_an_imported_run_is_evaluated(official_state, write, import_tiny, toco, 
     _, run_dir = import_tiny(write(official_state), name="twenty", changes={"evaluate.size_px": 64})
     names = "\n".join(("background", *open_trained(run_dir).class_names))
     (tmp_path / "twenty.txt").write_text(names)
-    output = toco("evaluate", run_dir, f"--set=data.root={data_root}", f"--set=data.classes={tmp_path}/twenty.txt")
+    output = toco(
+        "evaluate",
+        run_dir,
+        f"--set=data.root={data_root}",
+        f"--set=data.classes={tmp_path}/twenty.txt",
+    )
     assert "Beside the last evaluation of the authors' log of voc_deit_b:" in output
-    assert "not comparable: 4 images were evaluated instead of 1449; the protocol is not that of the log" in output
+    assert (
+        "not comparable: 4 images were evaluated instead of 1449; the protocol is not that of the log"
+        in output
+    )
 
 
 def test_from_official_inverts_to_official(official_state, write, import_tiny):

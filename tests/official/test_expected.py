@@ -57,9 +57,20 @@ def test_a_recipes_header_has_its_numbers(recipe):
 
 def evaluation(recipe, worse=0.0):
     theirs = expected(recipe)
-    per_class = {score: tuple(value - worse for value in values) for score, values in theirs.per_class.items()}
+    per_class = {
+        score: tuple(value - worse for value in values)
+        for score, values in theirs.per_class.items()
+    }
     curve = ThresholdCurve((), {})
-    return Evaluation(20_000, "", {}, theirs.class_names, {**per_class, "cam_recall": per_class["cam_iou"]}, curve, ())
+    return Evaluation(
+        20_000,
+        "",
+        {},
+        theirs.class_names,
+        {**per_class, "cam_recall": per_class["cam_iou"]},
+        curve,
+        (),
+    )
 
 
 @pytest.fixture
@@ -72,8 +83,22 @@ def test_ours_stand_beside_theirs(config):
     lines = text.splitlines()
     bird = next(line for line in lines if line.startswith("bird")).split()
     assert bird == ["bird", "61.0", "62.0", "-1.0", "68.6", "69.6", "-1.0", "65.5", "66.5", "-1.0"]
-    assert lines[-2].split() == ["mean", "69.5", "70.5", "-1.0", "61.5", "62.5", "-1.0", "67.1", "68.1", "-1.0"]
-    assert lines[-1] == "The numbers are comparable: the same images, protocol and settings (one seed each)."
+    assert lines[-2].split() == [
+        "mean",
+        "69.5",
+        "70.5",
+        "-1.0",
+        "61.5",
+        "62.5",
+        "-1.0",
+        "67.1",
+        "68.1",
+        "-1.0",
+    ]
+    assert (
+        lines[-1]
+        == "The numbers are comparable: the same images, protocol and settings (one seed each)."
+    )
 
 
 def test_a_class_without_pixels_has_no_difference(config):
@@ -81,7 +106,9 @@ def test_a_class_without_pixels_has_no_difference(config):
     seg = (None, *ours.per_class["seg_iou"][1:])
     ours = dataclasses.replace(ours, per_class={**ours.per_class, "seg_iou": seg})
     text = beside_expected(ours, "voc_deit_b", config, 1449, 20_000)
-    assert next(line for line in text.splitlines() if line.startswith("background")).split()[-3:] == ["-", "89.3", "-"]
+    assert next(line for line in text.splitlines() if line.startswith("background")).split()[
+        -3:
+    ] == ["-", "89.3", "-"]
 
 
 @pytest.mark.parametrize(
@@ -90,14 +117,26 @@ def test_a_class_without_pixels_has_no_difference(config):
         ({}, 461, 20_000, "461 images were evaluated instead of 1449"),
         ({"evaluate.max_images": 100}, 1449, 20_000, "100 images were evaluated instead of 1449"),
         ({"evaluate.size_px": 224}, 1449, 20_000, r"not that of the log \(evaluate.size_px\)"),
-        ({"evaluate.background_threshold": 0.4}, 1449, 20_000, r"\(evaluate.background_threshold\)"),
+        (
+            {"evaluate.background_threshold": 0.4},
+            1449,
+            20_000,
+            r"\(evaluate.background_threshold\)",
+        ),
         ({}, 1449, 2000, "the checkpoint is of step 2000 and not 20000"),
-        ({"method.temperature": 0.3}, 1449, 20_000, r"trained with other settings \(method.temperature\)"),
+        (
+            {"method.temperature": 0.3},
+            1449,
+            20_000,
+            r"trained with other settings \(method.temperature\)",
+        ),
         ({"data.train_list": "train"}, 1449, 20_000, r"other settings \(data.train_list\)"),
     ],
 )
 def test_what_makes_them_not_comparable_is_said(config, changes, num_images, step, reason):
-    text = beside_expected(evaluation("voc_deit_b"), "voc_deit_b", replace(config, changes), num_images, step)
+    text = beside_expected(
+        evaluation("voc_deit_b"), "voc_deit_b", replace(config, changes), num_images, step
+    )
     (sentence,) = text.splitlines()[-1:]
     assert sentence.startswith("The numbers are not comparable: ")
     assert re.search(reason, sentence)
@@ -113,7 +152,9 @@ def test_the_machine_and_the_place_of_the_data_do_not_matter(config):
         "evaluate.curve_step": 0.1,
         "evaluate.batch_size": 1,
     }
-    text = beside_expected(evaluation("voc_deit_b"), "voc_deit_b", replace(config, moved), 1449, 20_000)
+    text = beside_expected(
+        evaluation("voc_deit_b"), "voc_deit_b", replace(config, moved), 1449, 20_000
+    )
     assert "are comparable" in text.splitlines()[-1]
 
 
@@ -126,8 +167,12 @@ def test_other_classes_and_recipes_have_nothing_beside_them(config):
 
 def test_one_number_of_table_2(config):
     sentence = beside_table2(0.687, "voc_deit_b", "val", config, config.inference, 1449, 20_000)
-    assert sentence.startswith("Table 2 of the paper has 69.8 mIoU for voc_deit_b on val; this is 68.7 (-1.1).")
-    assert sentence.endswith("are comparable: the same images, protocol and settings (one seed each).")
+    assert sentence.startswith(
+        "Table 2 of the paper has 69.8 mIoU for voc_deit_b on val; this is 68.7 (-1.1)."
+    )
+    assert sentence.endswith(
+        "are comparable: the same images, protocol and settings (one seed each)."
+    )
     plain = config.inference.model_copy(update={"crf": None, "flip": False})
     changed = beside_table2(0.687, "voc_deit_b", "test", config, plain, 1449, 20_000)
     assert "1449 images were evaluated instead of 1456" in changed
@@ -146,8 +191,13 @@ def test_another_training_is_not_that_of_table_2(config):
 
 
 def test_table_2_of_coco_is_of_all_its_validation_images_and_the_log_of_some():
-    config = replace(load("toco.recipes", "coco_vit_b").recipe().resolved(), {"data.val_list": None})
+    config = replace(
+        load("toco.recipes", "coco_vit_b").recipe().resolved(), {"data.val_list": None}
+    )
     text = beside_table2(0.423, "coco_vit_b", "val", config, config.inference, 40_137, 80_000)
     assert "are comparable" in text
     text = beside_expected(evaluation("coco_vit_b"), "coco_vit_b", config, 40_137, 80_000)
-    assert "40137 images were evaluated instead of 5000; the protocol is not that of the log (data.val_list)." in text
+    assert (
+        "40137 images were evaluated instead of 5000; the protocol is not that of the log (data.val_list)."
+        in text
+    )

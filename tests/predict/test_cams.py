@@ -46,7 +46,9 @@ def trained():
         par=toco.ParConfig(dilations=(1, 2)),
         projection=toco.ProjectionConfig(hidden_width=16, bottleneck_width=8, output_width=16),
     )
-    backbone = vit_nano.build(vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=32, weights=None))
+    backbone = vit_nano.build(
+        vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=32, weights=None)
+    )
     return toco.build(config, backbone, num_foreground_classes=2).eval()
 
 
@@ -67,24 +69,33 @@ def test_cams_are_those_of_the_classes_in_the_image_at_its_size(method, dataset,
     expected = dataset.image(0).transpose(2, 0, 1)[:2] / 255
     np.testing.assert_allclose(both["high_res"], expected, atol=1e-6)
     np.testing.assert_allclose(both["aux_high_res"], 1 - expected, atol=1e-6)
-    np.testing.assert_allclose(dog["high_res"], dataset.image(1).transpose(2, 0, 1)[1:2] / 255, atol=1e-6)
+    np.testing.assert_allclose(
+        dog["high_res"], dataset.image(1).transpose(2, 0, 1)[1:2] / 255, atol=1e-6
+    )
     assert both["high_res"].dtype == np.float32
     assert both["cam"].shape == both["aux_cam"].shape == (2, 3, 4)
     assert dog["cam"].shape == (1, 2, 2)
     assert none["high_res"].shape == (0, 5, 5)
-    # At a quarter the centre of the first cell is that of four times four pixels: the mean of the middle four.
+    # At a quarter the centre of the first cell is that of four times four pixels: the mean of the
+    # middle four.
     np.testing.assert_allclose(dog["cam"][0, 0, 0], dog["high_res"][0, 1:3, 1:3].mean(), atol=0.15)
 
 
 def test_cams_follow_the_evaluation(trained, dataset, tmp_path):
     config = EvaluateConfig(size_px=32, cam_scales=(1.0, 1.5), cam_flip=True)
     arrays = load(export_cams(trained, dataset, config, tmp_path, {}, dtype="float16"), 0)
-    cams = trained.cams(network_input(torch.tensor(dataset.image(0))[None], 32), config.cam_scales, config.cam_flip)
+    cams = trained.cams(
+        network_input(torch.tensor(dataset.image(0))[None], 32), config.cam_scales, config.cam_flip
+    )
     for name, cam in (("high_res", cams.cam), ("aux_high_res", cams.further["aux_cam"])):
-        at_image = torch.nn.functional.interpolate(cam, size=(9, 13), mode="bilinear", align_corners=False)
+        at_image = torch.nn.functional.interpolate(
+            cam, size=(9, 13), mode="bilinear", align_corners=False
+        )
         assert arrays[name].dtype == np.float16
         np.testing.assert_allclose(arrays[name], at_image[0].numpy(), atol=1e-3)
-    at_quarter = torch.nn.functional.interpolate(cams.cam, size=(3, 4), mode="bilinear", align_corners=False)
+    at_quarter = torch.nn.functional.interpolate(
+        cams.cam, size=(3, 4), mode="bilinear", align_corners=False
+    )
     np.testing.assert_allclose(arrays["cam"], at_quarter[0].numpy(), atol=1e-3)
 
 
@@ -92,7 +103,13 @@ def test_cams_of_other_scales_or_weights_are_not_mixed(method, dataset, tmp_path
     method.eval()
     export_cams(method, dataset, OWN_SIZE, tmp_path, {"weights": "1"})
     with pytest.raises(ValueError, match=r"another way: cam_flip was False and is True\. Give"):
-        export_cams(method, dataset, OWN_SIZE.model_copy(update={"cam_flip": True}), tmp_path, {"weights": "1"})
+        export_cams(
+            method,
+            dataset,
+            OWN_SIZE.model_copy(update={"cam_flip": True}),
+            tmp_path,
+            {"weights": "1"},
+        )
     with pytest.raises(ValueError, match=r"another way: weights was '1' and is '2'\. Give"):
         export_cams(method, dataset, OWN_SIZE, tmp_path, {"weights": "2"})
 
@@ -105,7 +122,9 @@ def test_pseudo_labels_by_two_thresholds(method, tmp_path):
     config = PseudoLabelConfig(low_threshold=0.25, high_threshold=0.7)
 
     def of(*class_labels, config=config):
-        found = pseudo_label(method, image, np.array(class_labels, dtype=np.float32), OWN_SIZE, config)
+        found = pseudo_label(
+            method, image, np.array(class_labels, dtype=np.float32), OWN_SIZE, config
+        )
         return found.tolist()
 
     assert of(1, 1) == [[0, 255, 1, 2]]
@@ -125,11 +144,17 @@ def test_refined_by_par_they_are_the_method_s_own(trained, class_labels):
     settings = trained.config
     # The scale-free CAMs of an untrained network are noise, so all three kinds of label are there.
     config = PseudoLabelConfig(
-        low_threshold=settings.low_threshold, high_threshold=settings.high_threshold, par=settings.par
+        low_threshold=settings.low_threshold,
+        high_threshold=settings.high_threshold,
+        par=settings.par,
     )
-    evaluate = EvaluateConfig(size_px=None, cam_scales=settings.cam_scales, cam_flip=settings.cam_flip)
+    evaluate = EvaluateConfig(
+        size_px=None, cam_scales=settings.cam_scales, cam_flip=settings.cam_flip
+    )
     found = pseudo_label(trained, image, labels, evaluate, config)
-    expected = trained.pseudo_labels(network_input(torch.tensor(image)[None], None), torch.from_numpy(labels)[None])
+    expected = trained.pseudo_labels(
+        network_input(torch.tensor(image)[None], None), torch.from_numpy(labels)[None]
+    )
     np.testing.assert_array_equal(found, expected[0].numpy())
     if any(class_labels):
         assert {0, 255, 2} <= set(np.unique(found))
@@ -139,7 +164,11 @@ def test_refined_by_par_they_are_the_method_s_own(trained, class_labels):
 def test_a_crf_without_kernels_changes_nothing(trained, with_par):
     image = np.random.default_rng(2).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     labels = np.ones(2, dtype=np.float32)
-    thresholds = {"low_threshold": 0.25, "high_threshold": 0.7, "par": trained.config.par if with_par else None}
+    thresholds = {
+        "low_threshold": 0.25,
+        "high_threshold": 0.7,
+        "par": trained.config.par if with_par else None,
+    }
     found, expected = (
         pseudo_label(trained, image, labels, OWN_SIZE, PseudoLabelConfig(**thresholds, crf=crf))
         for crf in (NO_CRF, None)
@@ -182,18 +211,24 @@ def test_the_settings_of_the_crf_are_the_official_ones(golden):
         assert agreement(CrfConfig(**lattice)) < 0.97
 
 
-def test_exported_pseudo_labels_go_on_and_two_processes_make_what_one_does(trained, dataset, tmp_path):
+def test_exported_pseudo_labels_go_on_and_two_processes_make_what_one_does(
+    trained, dataset, tmp_path
+):
     config = PseudoLabelConfig(low_threshold=0.25, high_threshold=0.7, par=trained.config.par)
     evaluate = EvaluateConfig(size_px=32, cam_scales=(1.0,), cam_flip=False)
     whole = export_pseudo_labels(trained, dataset, evaluate, config, tmp_path / "whole", {})
     parts = [
-        export_pseudo_labels(trained, dataset, evaluate, config, tmp_path / "parts", {}, Shard(rank, 2))
+        export_pseudo_labels(
+            trained, dataset, evaluate, config, tmp_path / "parts", {}, Shard(rank, 2)
+        )
         for rank in range(2)
     ]
     assert not parts[0].missing()
     for index, labels in enumerate(np.float32([[1, 1], [0, 1], [0, 0]])):
         made = read_index_png(whole.output(index))
-        np.testing.assert_array_equal(made, pseudo_label(trained, dataset.image(index), labels, evaluate, config))
+        np.testing.assert_array_equal(
+            made, pseudo_label(trained, dataset.image(index), labels, evaluate, config)
+        )
         np.testing.assert_array_equal(made, read_index_png(parts[0].output(index)))
     made, present = [], dataset.class_labels
     dataset.image = lambda index, image=dataset.image: made.append(index) or image(index)
@@ -204,7 +239,9 @@ def test_exported_pseudo_labels_go_on_and_two_processes_make_what_one_does(train
     assert set(made) == {1}
     assert read_index_png(whole.output(1)).tolist() != read_index_png(parts[0].output(1)).tolist()
     changed = config.model_copy(update={"high_threshold": 0.6})
-    with pytest.raises(ValueError, match=r"another way: high_threshold was 0\.7 and is 0\.6\. Give"):
+    with pytest.raises(
+        ValueError, match=r"another way: high_threshold was 0\.7 and is 0\.6\. Give"
+    ):
         export_pseudo_labels(trained, dataset, evaluate, changed, tmp_path / "whole", {})
     unrefined = config.model_copy(update={"par": None})
     with pytest.raises(ValueError, match=r"another way: par was \{[^{}]+\} and is None\. Give"):

@@ -11,7 +11,12 @@ from toco.predict.config import InferenceConfig
 from toco.predict.inference import class_probabilities, least_side_px
 from toco.recipes import shapes_nano
 
-OFFICIAL_COCO = {"size_px": 448, "scales": (1.0, 1.25, 1.5), "merge_flips": "max", "merge_scales": "sum"}
+OFFICIAL_COCO = {
+    "size_px": 448,
+    "scales": (1.0, 1.25, 1.5),
+    "merge_flips": "max",
+    "merge_scales": "sum",
+}
 PLAIN = {"scales": (1.0,), "flip": False, "crf": None}
 
 
@@ -59,7 +64,9 @@ def test_on_voc_mirror_images_are_summed_and_scales_compete(method):
 
 def test_on_coco_mirror_images_compete_and_scales_are_summed(method):
     seen = with_logits(method, of_width)
-    probabilities = probabilities_of(method, image_of(6, 8), **OFFICIAL_COCO | {"size_px": 16}, crf=None)
+    probabilities = probabilities_of(
+        method, image_of(6, 8), **OFFICIAL_COCO | {"size_px": 16}, crf=None
+    )
     assert seen == [(2, 3, 16, 16), (2, 3, 20, 20), (2, 3, 24, 24)]
     assert probabilities.shape == (3, 6, 8)
     # 1.6 + 2.0 + 2.4, and half of it below zero, where the mirror image is the larger one.
@@ -71,11 +78,15 @@ def test_a_mirror_image_is_turned_back(method, rule, expected):
     """Logits are the number of the column, whatever the image."""
 
     def columns(images):
-        column = torch.arange(images.shape[3], dtype=torch.float32).expand(len(images), 1, *images.shape[2:])
+        column = torch.arange(images.shape[3], dtype=torch.float32).expand(
+            len(images), 1, *images.shape[2:]
+        )
         return torch.cat([0 * column, column, 0 * column], 1)
 
     with_logits(method, columns)
-    probabilities = probabilities_of(method, image_of(2, 4), scales=(1.0,), merge_flips=rule, crf=None)
+    probabilities = probabilities_of(
+        method, image_of(2, 4), scales=(1.0,), merge_flips=rule, crf=None
+    )
     found = (probabilities[1].log() - probabilities[0].log())[0]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
 
@@ -83,7 +94,9 @@ def test_a_mirror_image_is_turned_back(method, rule, expected):
 def test_without_scales_and_mirror_images_it_is_the_softmax(method):
     image = image_of(5, 4)
     expected = torch.tensor(image).permute(2, 0, 1)[[2, 0, 1]].float().softmax(0)
-    torch.testing.assert_close(probabilities_of(method, image, **PLAIN), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        probabilities_of(method, image, **PLAIN), expected, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_the_crf_is_that_of_the_image_itself(method):
@@ -99,7 +112,9 @@ def test_the_crf_is_that_of_the_image_itself(method):
 def test_tiles_of_a_local_network_leave_no_seam(method):
     """Patches of 4 px, which see nothing but themselves; sides are no multiples of them."""
     method.patch_size_px = 4
-    seen = with_logits(method, lambda images: avg_pool2d(denormalise_255(images, truncate=False), 4) / 50)
+    seen = with_logits(
+        method, lambda images: avg_pool2d(denormalise_255(images, truncate=False), 4) / 50
+    )
     image = image_of(83, 130)
     whole = probabilities_of(method, image, crf=None)
     assert [shape[2:] for shape in seen] == [(83, 130), (124, 195), (103, 162)]
@@ -120,11 +135,16 @@ def test_in_an_overlap_one_tile_goes_over_into_the_other(method):
         return torch.cat([0 * value, value, 0 * value], 1)
 
     with_logits(method, logits)
-    probabilities = probabilities_of(method, image_of(32, 54), **PLAIN, tile_px=32, tile_overlap_px=10)
+    probabilities = probabilities_of(
+        method, image_of(32, 54), **PLAIN, tile_px=32, tile_overlap_px=10
+    )
     at_patches = (probabilities[1].log() - probabilities[0].log())[8].view(27, 2).mean(1)
     blended = torch.tensor([0.0] * 11 + [1, 2, 3, 4, 5] + [6.0] * 11)
-    # The mean of two pixels is the patch's value where the neighbours differ by as much on both sides.
-    torch.testing.assert_close(at_patches[[5, 12, 13, 14, 22]], blended[[5, 12, 13, 14, 22]], rtol=1e-4, atol=1e-4)
+    # The mean of two pixels is the patch's value where the neighbours differ by as much on both
+    # sides.
+    torch.testing.assert_close(
+        at_patches[[5, 12, 13, 14, 22]], blended[[5, 12, 13, 14, 22]], rtol=1e-4, atol=1e-4
+    )
     assert (at_patches.diff() > -1e-4).all()
 
 
@@ -149,7 +169,9 @@ def test_impossible_settings_are_refused(settings, message):
 
 def test_the_least_side_is_that_of_a_patch_at_every_scale(method):
     method.patch_size_px = 16
-    assert least_side_px(method, InferenceConfig(scales=(1.0, 0.6))) == 27  # int(27 * 0.6) is 16, int(26 * 0.6) is 15
+    assert (
+        least_side_px(method, InferenceConfig(scales=(1.0, 0.6))) == 27
+    )  # int(27 * 0.6) is 16, int(26 * 0.6) is 15
     assert least_side_px(method, InferenceConfig(scales=(2.0, 1.5))) == 11
     assert least_side_px(method, InferenceConfig(size_px=64)) == 1
 
@@ -165,14 +187,22 @@ def test_it_is_a_setting_of_a_run_without_effect_on_its_training():
     changed = replace(recipe, {"inference.crf": "null", "inference.scales": "[1.0, 0.5]"})
     assert changed.inference == InferenceConfig(crf=None, scales=(1.0, 0.5))
     assert digest(changed) == digest(recipe)
-    assert replace(recipe, {"inference.crf.iterations": "3"}).inference.crf == CrfConfig(iterations=3)
+    assert replace(recipe, {"inference.crf.iterations": "3"}).inference.crf == CrfConfig(
+        iterations=3
+    )
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (InferenceConfig(), ("own size", "1, 1.5, 1.25", "mirror images, merged by sum", "scales merged by max")),
-        (InferenceConfig(**OFFICIAL_COCO), ("448 x 448 px", "merged by max", "scales merged by sum", "10 iterations")),
+        (
+            InferenceConfig(),
+            ("own size", "1, 1.5, 1.25", "mirror images, merged by sum", "scales merged by max"),
+        ),
+        (
+            InferenceConfig(**OFFICIAL_COCO),
+            ("448 x 448 px", "merged by max", "scales merged by sum", "10 iterations"),
+        ),
         (InferenceConfig(**PLAIN, tile_px=512), ("no mirror images", "tiles of 512 px", "no CRF")),
     ],
 )

@@ -72,7 +72,9 @@ def test_an_output_under_the_name_of_another_is_made_again(tmp_path):
     assert whole.output(2).read_bytes() != whole.output(0).read_bytes()
 
 
-@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-1], lambda content: content[::-1]])
+@pytest.mark.parametrize(
+    "damage", [lambda content: b"", lambda content: content[:-1], lambda content: content[::-1]]
+)
 def test_a_damaged_output_is_made_again(tmp_path, damage):
     whole = folder(tmp_path)
     made_by(whole)
@@ -120,7 +122,11 @@ def test_nothing_is_written_before_the_first_output(tmp_path):
 def test_outputs_of_other_settings_are_not_mixed(tmp_path):
     made_by(folder(tmp_path, crf={"iterations": 10, "filter_name": "lattice"}))
     about = read_record(tmp_path / "about.json")
-    assert about == {"format_version": 2, "scales": [1.0, 0.5], "crf": {"iterations": 10, "filter_name": "lattice"}}
+    assert about == {
+        "format_version": 2,
+        "scales": [1.0, 0.5],
+        "crf": {"iterations": 10, "filter_name": "lattice"},
+    }
     with pytest.raises(ValueError, match=r"made in another way: flip was None and is True"):
         folder(tmp_path, crf=about["crf"], flip=True)
     with pytest.raises(ValueError, match=r"another way: crf\.iterations was 10 and is 5\. Give"):
@@ -134,7 +140,9 @@ def test_a_process_that_begins_in_another_way_at_the_same_time_is_refused(tmp_pa
         made_by(late)
 
 
-def test_a_process_that_begins_in_the_same_way_at_the_same_time_is_not_refused(tmp_path, monkeypatch):
+def test_a_process_that_begins_in_the_same_way_at_the_same_time_is_not_refused(
+    tmp_path, monkeypatch
+):
     made_by(folder(tmp_path))
     reads = []
 
@@ -166,7 +174,10 @@ def test_files_of_unknown_origin_are_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (json.dumps({"scales": [1.0, 0.5]}), r"written by toco 0\.4 or older, .* Name another folder, or delete"),
+        (
+            json.dumps({"scales": [1.0, 0.5]}),
+            r"written by toco 0\.4 or older, .* Name another folder, or delete",
+        ),
         ("", r"about\.json is damaged: .* Name another folder, or delete"),
         ("[]", r"about\.json is damaged"),
         ("[" * 100_000, r"about\.json is damaged"),

@@ -28,7 +28,9 @@ def folder(tmp_path):
     (root / ".cache").mkdir()
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).save(root / "b.png")
-    Image.fromarray(rng.integers(0, 256, (5, 7), dtype=np.uint8)).save(root / "a.JPG", format="JPEG")
+    Image.fromarray(rng.integers(0, 256, (5, 7), dtype=np.uint8)).save(
+        root / "a.JPG", format="JPEG"
+    )
     Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(root / "sub" / "c.d.png")
     (root / "notes.txt").write_text("no image")
     (root / ".cache" / "e.png").write_bytes(b"hidden")
@@ -94,7 +96,9 @@ def test_coco_annotations_are_read_by_coco_and_decode_to_the_labels(tmp_path):
     rng = np.random.default_rng(0)
     labels = [rng.integers(0, 4, (9, 13), dtype=np.uint8), np.zeros((4, 5), dtype=np.uint8)]
     file = tmp_path / "coco.json"
-    file.write_text(json.dumps(coco_annotations(["sub/a.jpg", "b.png"], labels, ("cat", "dog", "cow"))))
+    file.write_text(
+        json.dumps(coco_annotations(["sub/a.jpg", "b.png"], labels, ("cat", "dog", "cow")))
+    )
     coco = COCO(file)
     assert {category["id"]: category["name"] for category in coco.dataset["categories"]} == {
         1: "cat",
@@ -120,7 +124,9 @@ def test_images_are_found_in_folders_whatever_the_case_of_their_suffix(folder):
     grey = images.image(0)
     assert grey.shape == (5, 7, 3)
     assert (grey == grey[..., :1]).all()
-    assert find_images([folder / "b.png", folder / "sub", folder / "b.png"], max_pixels=100).names == ("b", "c.d")
+    assert find_images(
+        [folder / "b.png", folder / "sub", folder / "b.png"], max_pixels=100
+    ).names == ("b", "c.d")
 
 
 def test_images_that_cannot_be_used_are_refused_in_sentences(folder, tmp_path):
@@ -136,10 +142,14 @@ def test_images_that_cannot_be_used_are_refused_in_sentences(folder, tmp_path):
     (folder / "sub" / "deep.png").write_bytes(_png_of_16_bits())
     images = find_images([folder, folder / "notes.txt"], max_pixels=100)
     network = Network()
-    predicted = predict(network, images, CLASSES, tmp_path / "out", {}, overlay=True, coco_json=images.file_names)
+    predicted = predict(
+        network, images, CLASSES, tmp_path / "out", {}, overlay=True, coco_json=images.file_names
+    )
     assert [images.names[index] for index in predicted.faults] == ["b", "sub/deep", "notes"]
     for (index, sentence), reason in zip(
-        predicted.faults.items(), ("cannot be read as", "expected an 8-bit", "cannot be read as"), strict=True
+        predicted.faults.items(),
+        ("cannot be read as", "expected an 8-bit", "cannot be read as"),
+        strict=True,
     ):
         assert str(images.paths[index]) in sentence
         assert reason in sentence
@@ -175,7 +185,9 @@ def test_what_is_no_image_is_counted_and_links_are_followed(folder, tmp_path):
     )
     (elsewhere / "far.png").unlink()
     (elsewhere / "far.webp").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"there is none; .*elsewhere: 1 file of other formats \(1 \.webp\)\."):
+    with pytest.raises(
+        ValueError, match=r"there is none; .*elsewhere: 1 file of other formats \(1 \.webp\)\."
+    ):
         find_images([elsewhere], max_pixels=100)
 
 
@@ -204,12 +216,21 @@ def test_a_replaced_picture_is_segmented_again_and_no_other(folder, tmp_path):
     assert (read_index_png(out / "labels" / "b.png") == np.full((3, 9), 2)).all()
     with Image.open(out / "overlays" / "b.png") as drawn:
         image = find_images([folder / "b.png"], max_pixels=100).image(0)
-        np.testing.assert_array_equal(np.asarray(drawn), overlay(image, np.full((3, 9), 2, np.uint8), CLASSES))
+        np.testing.assert_array_equal(
+            np.asarray(drawn), overlay(image, np.full((3, 9), 2, np.uint8), CLASSES)
+        )
     with np.load(out / "probabilities" / "b.npz", allow_pickle=False) as file:
         assert file["probabilities"].shape == (3, 3, 9)
-    sizes = {i["file_name"]: (i["height"], i["width"]) for i in json.loads((out / "coco.json").read_text())["images"]}
+    sizes = {
+        i["file_name"]: (i["height"], i["width"])
+        for i in json.loads((out / "coco.json").read_text())["images"]
+    }
     assert sizes["b.png"] == (3, 9)
-    changed = {path.relative_to(out).as_posix() for path, content in before.items() if path.read_bytes() != content}
+    changed = {
+        path.relative_to(out).as_posix()
+        for path, content in before.items()
+        if path.read_bytes() != content
+    }
     assert changed == {"labels/b.png", "overlays/b.png", "probabilities/b.npz", "coco.json"}
     predict(refuse, find_images([folder], max_pixels=100), CLASSES, out, {}, **wanted)
 
@@ -248,7 +269,9 @@ def test_an_image_that_is_too_large_for_the_memory_leaves_the_others(folder, tmp
     predicted = predict(network, images, CLASSES, tmp_path, {})
     assert predicted.num_made == 2
     assert list(predicted.faults) == [1]
-    assert predicted.faults[1].startswith("'b' does not fit into the memory. Tiles (--set inference.tile_px=1024)")
+    assert predicted.faults[1].startswith(
+        "'b' does not fit into the memory. Tiles (--set inference.tile_px=1024)"
+    )
 
 
 def test_an_image_that_cannot_be_decoded_for_want_of_memory_is_named(folder, tmp_path, monkeypatch):
@@ -273,10 +296,16 @@ def test_another_error_of_the_network_is_not_hidden(folder, tmp_path):
 
 def test_predictions_of_a_folder(folder, tmp_path):
     images, network, out = find_images([folder], max_pixels=100), Network(), tmp_path / "out"
-    labels = predict(network, images, CLASSES, out, {}, overlay=True, soft=True, coco_json=images.file_names).labels
+    labels = predict(
+        network, images, CLASSES, out, {}, overlay=True, soft=True, coco_json=images.file_names
+    ).labels
     assert network.calls == 3
     annotations = json.loads((out / "coco.json").read_text())
-    assert [image["file_name"] for image in annotations["images"]] == ["a.JPG", "b.png", "sub/c.d.png"]
+    assert [image["file_name"] for image in annotations["images"]] == [
+        "a.JPG",
+        "b.png",
+        "sub/c.d.png",
+    ]
     for index, name in enumerate(images.names):
         expected = network(images.image(index))
         label = read_index_png(out / "labels" / f"{name}.png")
@@ -286,11 +315,15 @@ def test_predictions_of_a_folder(folder, tmp_path):
             assert list(file) == ["probabilities"]
             np.testing.assert_array_equal(file["probabilities"], expected.half().numpy())
         with Image.open(out / "overlays" / f"{name}.png") as drawn:
-            np.testing.assert_array_equal(np.asarray(drawn), overlay(images.image(index), label, CLASSES))
+            np.testing.assert_array_equal(
+                np.asarray(drawn), overlay(images.image(index), label, CLASSES)
+            )
         decoded = np.zeros_like(label)
         for annotation in annotations["annotations"]:
             if annotation["image_id"] == index + 1:
-                decoded += run_lengths.decode(annotation["segmentation"]) * annotation["category_id"]
+                decoded += (
+                    run_lengths.decode(annotation["segmentation"]) * annotation["category_id"]
+                )
         np.testing.assert_array_equal(decoded, label)
     # The grey image is as likely everything: the first class, which is the background.
     assert not read_index_png(labels.output(0)).any()

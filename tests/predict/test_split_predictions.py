@@ -8,7 +8,12 @@ from PIL import Image
 from toco.cam.config import CrfConfig
 from toco.evaluate.pictures import voc_palette
 from toco.predict.config import InferenceConfig
-from toco.predict.split_predictions import open_predictions, predict_split, score_predictions, weights_digest
+from toco.predict.split_predictions import (
+    open_predictions,
+    predict_split,
+    score_predictions,
+    weights_digest,
+)
 from toco.types import Shard
 
 CRF = InferenceConfig(scales=(1.0,), crf=CrfConfig(iterations=2, bilateral_sigma_rgb=30))
@@ -40,7 +45,8 @@ def test_a_prediction_is_an_index_picture_in_the_colours_of_voc(tmp_path, soft, 
     with Image.open(folder.output(1)) as picture:
         assert (picture.mode, picture.format) == ("P", "PNG")
         assert picture.getpalette() == voc_palette().flatten().tolist()
-        # Blue is background, red the first class, green the second; its mirror image does not change that.
+        # Blue is background, red the first class, green the second; its mirror image does not
+        # change that.
         assert np.array_equal(np.asarray(picture), dataset.image(1)[..., [2, 0, 1]].argmax(-1))
     assert folder.about == {"weights": "w", "inference": PLAIN.model_dump(mode="json")}
 
@@ -101,13 +107,21 @@ def test_other_settings_get_another_folder(tmp_path, soft, random_dataset):
 
 def test_scores_are_those_of_one_matrix_over_the_split(tmp_path, soft, random_dataset):
     dataset = random_dataset(SIZES)
-    dataset.masks = [np.where(mask == 2, 255, mask) for mask in dataset.masks]  # nobody is of the second class
+    dataset.masks = [
+        np.where(mask == 2, 255, mask) for mask in dataset.masks
+    ]  # nobody is of the second class
     folder = predict(tmp_path, soft, dataset)
     scores = score_predictions(folder, dataset, CRF)
-    pairs = [(mask, np.asarray(Image.open(folder.output(i)))) for i, mask in enumerate(dataset.masks)]
-    label, found = (np.concatenate([part.ravel() for part in parts]) for parts in zip(*pairs, strict=True))
+    pairs = [
+        (mask, np.asarray(Image.open(folder.output(i)))) for i, mask in enumerate(dataset.masks)
+    ]
+    label, found = (
+        np.concatenate([part.ravel() for part in parts]) for parts in zip(*pairs, strict=True)
+    )
     found, label = found[label != 255], label[label != 255]
-    iou = [((found == c) & (label == c)).sum() / ((found == c) | (label == c)).sum() for c in (0, 1)]
+    iou = [
+        ((found == c) & (label == c)).sum() / ((found == c) | (label == c)).sum() for c in (0, 1)
+    ]
     assert scores.per_class["seg_iou"][:2] == pytest.approx(iou)
     assert scores.per_class["seg_iou"][2] is None
     assert scores.metrics == {

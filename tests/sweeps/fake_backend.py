@@ -12,7 +12,8 @@ from sweeps.core.store.runs import newest_step
 class FakeBackend:
     """Calls ``train(spec, folder)`` for every trial: it fills a run folder, or raises.
 
-    ``specs`` has all trials that were asked for; ``connections`` counts the drivers that needed workers.
+    ``specs`` has all trials that were asked for; ``connections`` counts the drivers that needed
+    workers.
     """
 
     def __init__(self, train=None):
@@ -64,8 +65,8 @@ class _StoppedError(BaseException):
 class InProcess(FakeBackend):
     """Runs trials as workers do, with snapshots kept below the session as by Ray Tune.
 
-    ``lost_at(spec)`` has the step at which the driver of a trial is lost, or ``None``: before the snapshot of that step
-    is published, or after it.
+    ``lost_at(spec)`` has the step at which the driver of a trial is lost, or ``None``: before the
+    snapshot of that step is published, or after it.
     """
 
     def __init__(self, lost_at=lambda spec: None, *, after_it=False):
@@ -75,7 +76,9 @@ class InProcess(FakeBackend):
     def run_one(self, spec, proposer, listener, runs, session):
         published = runs.ledger.run_dir(spec.key)
         lost_at = self.lost_at(spec)
-        channel = Channel(spec, proposer, listener, published, session / spec.key, lost_at, after_it=self.after_it)
+        channel = Channel(
+            spec, proposer, listener, published, session / spec.key, lost_at, after_it=self.after_it
+        )
         try:
             run_trial(spec, channel)
         except _StoppedError:
@@ -94,7 +97,9 @@ class InProcess(FakeBackend):
 class Channel:
     """See ``sweeps.core.run.worker.Channel``."""
 
-    def __init__(self, spec, proposer, listener, published, session, lost_at=None, *, after_it=False):
+    def __init__(
+        self, spec, proposer, listener, published, session, lost_at=None, *, after_it=False
+    ):
         self.spec, self.proposer, self.listener = spec, proposer, listener
         self.published, self.session = published, session
         self.lost_at, self.after_it = lost_at, after_it

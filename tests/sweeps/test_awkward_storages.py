@@ -31,7 +31,12 @@ VERBS = (["report"], ["status"], ["plan"], ["diff"], ["sync"], ["run", "--accept
 def place(tiny_config, data_root, tmp_path, monkeypatch):
     """A study whose data lies in the test's own folder."""
     shutil.copytree(data_root, tmp_path / "data")
-    changes = {"num_steps": 2, "data.root": tmp_path / "data", "evaluate.num_pictures": 1, "optim.warmup_steps": 0}
+    changes = {
+        "num_steps": 2,
+        "data.root": tmp_path / "data",
+        "evaluate.num_pictures": 1,
+        "optim.warmup_steps": 0,
+    }
     place = StudyPlace(replace(tiny_config, changes), tmp_path / "recorded")
     place.install(monkeypatch)
     return place
@@ -49,7 +54,9 @@ def only(storage, pattern):
 
 
 def bytes_below(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def test_all_verbs_in_a_storage_of_any_name(place, tmp_path, monkeypatch):
@@ -71,12 +78,18 @@ def test_all_verbs_in_a_storage_of_any_name(place, tmp_path, monkeypatch):
     # The same storage by a relative path, with a slash at the end, and through a link.
     monkeypatch.chdir(storage.parent)
     (tmp_path / "link").symlink_to(storage, target_is_directory=True)
-    for way in (f"./{storage.name}/", f"../{storage.parent.name}/{storage.name}", tmp_path / "link"):
+    for way in (
+        f"./{storage.name}/",
+        f"../{storage.parent.name}/{storage.name}",
+        tmp_path / "link",
+    ):
         assert "4 of 4 trials are there" in call("status", way)
 
 
 @pytest.mark.parametrize("name", ["what?", "half%20full"])
-def test_a_storage_that_mlflow_could_not_lie_in_is_refused_before_anything_is_made(place, tmp_path, name):
+def test_a_storage_that_mlflow_could_not_lie_in_is_refused_before_anything_is_made(
+    place, tmp_path, name
+):
     said = call("run", tmp_path / name, "--accept-underpowered", code=1)
     assert "its path contains" in said
     assert not (tmp_path / name).exists()

@@ -47,7 +47,10 @@ def test_a_damaged_entry_is_entered_again_from_its_run_folder(finished):
         damage(entry, name)
         planned = finished("plan").output
         assert "10 trials, 9 of them there" in planned, name
-        assert "1 of them because of this, although their settings are in the ledger: the entry in the" in planned
+        assert (
+            "1 of them because of this, although their settings are in the ledger: the entry in the"
+            in planned
+        )
         run(finished)
         assert (table(finished), finished.trained) == (before, TRIALS), name
         assert read_record(entry)["key"] == entry.stem
@@ -57,7 +60,11 @@ def test_a_damaged_entry_is_entered_again_from_its_run_folder(finished):
 def test_a_trial_whose_entry_and_run_folder_are_damaged_is_trained_again(finished):
     before = table(finished)
     entry = one(finished, "ledger/??/*.json")
-    cases = [("result.json", "nested brackets"), ("config.json", "a changed digit"), ("provenance.json", "nothing")]
+    cases = [
+        ("result.json", "nested brackets"),
+        ("config.json", "a changed digit"),
+        ("provenance.json", "nothing"),
+    ]
     for number, (record, name) in enumerate(cases, start=1):
         damage(entry, name)
         damage(finished.storage / "runs" / entry.stem / record, name)
@@ -67,7 +74,13 @@ def test_a_trial_whose_entry_and_run_folder_are_damaged_is_trained_again(finishe
 
 @pytest.mark.parametrize(
     "pattern",
-    ["finished/*.json", "fake-*/study.json", "fake-*/mlflow.json", "fake-*/progress.json", "fake-*/table.csv"],
+    [
+        "finished/*.json",
+        "fake-*/study.json",
+        "fake-*/mlflow.json",
+        "fake-*/progress.json",
+        "fake-*/table.csv",
+    ],
 )
 def test_whatever_is_damaged_beside_the_ledger_the_table_is_the_same(finished, pattern):
     before = table(finished)

@@ -39,7 +39,9 @@ assert "torch" not in sys.modules
 
 
 def run(program):
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -49,14 +51,18 @@ def test_help_and_the_list_of_studies_need_no_torch():
 
 
 def test_the_list_of_what_there_is_needs_no_torch():
-    assert "cam              The class activation map baseline" in run(ASK.format(package="toco", words=["list"]))
+    assert "cam              The class activation map baseline" in run(
+        ASK.format(package="toco", words=["list"])
+    )
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory):
     """Where a small ``layer_ablation`` is finished, and another one lacks a trial."""
     storage = tmp_path_factory.mktemp("results")
-    study = layer_ablation.for_recipe(dataclasses.replace(layer_ablation.STUDY, changes=TINY, seeds=(0, 1)))
+    study = layer_ablation.for_recipe(
+        dataclasses.replace(layer_ablation.STUDY, changes=TINY, seeds=(0, 1))
+    )
     record(storage, study, 0.5)
     record(storage / "unfinished", study, 0.5)
     min((storage / "unfinished" / "ledger").rglob("*.json")).unlink()

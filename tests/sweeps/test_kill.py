@@ -37,9 +37,18 @@ class Twin:
         self.orphans = {}
 
     def start(self):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RAY_", "TUNE_"))
+        }
         environment |= {"RAY_AUTH_TOKEN_PATH": str(self.token)}
-        command = [sys.executable, str(Path(__file__).with_name("twin_study.py")), "--storage", str(self.storage)]
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("twin_study.py")),
+            "--storage",
+            str(self.storage),
+        ]
         with self.log.open("w") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
@@ -50,12 +59,17 @@ class Twin:
 
     def results(self):
         """When the result of every finished run was written."""
-        return {path.parent.name: path.stat().st_mtime_ns for path in self.storage.glob("runs/*/result.json")}
+        return {
+            path.parent.name: path.stat().st_mtime_ns
+            for path in self.storage.glob("runs/*/result.json")
+        }
 
     def rows(self):
         """Every row of every run, without durations."""
         return {
-            path.parent.name: [_without_times(json.loads(line)) for line in path.read_text().splitlines()]
+            path.parent.name: [
+                _without_times(json.loads(line)) for line in path.read_text().splitlines()
+            ]
             for path in self.storage.glob("runs/*/metrics.jsonl")
         }
 
@@ -76,7 +90,11 @@ class Twin:
 
 
 def _without_times(row):
-    return row["step"], row["kind"], {name: value for name, value in row["values"].items() if "time" not in name}
+    return (
+        row["step"],
+        row["kind"],
+        {name: value for name, value in row["values"].items() if "time" not in name},
+    )
 
 
 def workers(process):
@@ -123,8 +141,9 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(tmp_pat
     assert len(times_s) == len(PLAN.trials) == (22 if KILLS > 3 else 10)
 
     rng = random.Random(SEED)  # noqa: S311 - moments, not secrets
-    # Moments count finished trials, not seconds: a study that runs faster than the quiet one is killed as often.
-    # Six trials are left after the last kill, more than the workers finish in the random part of a moment.
+    # Moments count finished trials, not seconds: a study that runs faster than the quiet one is
+    # killed as often. Six trials are left after the last kill, more than the workers finish in the
+    # random part of a moment.
     moments = sorted(rng.randrange(len(times_s) - 6) for _ in range(KILLS))
     mean_s = sum(times_s) / len(times_s)
     victims = [VICTIMS[number % len(VICTIMS)] for number in range(KILLS)]
@@ -150,7 +169,9 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(tmp_pat
             there = re.search(r"(\d+) of them there", log)
             assert there, log
             assert int(there[1]) >= len(before)
-            assert {key: entry for key, entry in killed.entries().items() if key in before} == before
+            assert {
+                key: entry for key, entry in killed.entries().items() if key in before
+            } == before
             assert {key: when for key, when in killed.results().items() if key in before} == {
                 key: results[key] for key in before
             }

@@ -69,7 +69,9 @@ def voc(tmp_path):
         (["--data", "."], "there is no such list of names"),
     ],
 )
-def test_a_mistake_is_refused_before_ray_starts_and_leaves_nothing(started, tmp_path, arguments, message):
+def test_a_mistake_is_refused_before_ray_starts_and_leaves_nothing(
+    started, tmp_path, arguments, message
+):
     result = CliRunner().invoke(main, [*VOC, "--storage", str(tmp_path / "results"), *arguments])
     assert result.exit_code != 0
     assert message in result.output
@@ -79,13 +81,17 @@ def test_a_mistake_is_refused_before_ray_starts_and_leaves_nothing(started, tmp_
 
 
 def test_a_storage_that_cannot_be_is_a_sentence(started, voc):
-    result = CliRunner().invoke(main, ["--recipe", "voc_deit_b", "--data", str(voc()), "--storage", "/dev/null/x"])
+    result = CliRunner().invoke(
+        main, ["--recipe", "voc_deit_b", "--data", str(voc()), "--storage", "/dev/null/x"]
+    )
     assert result.exit_code == 1
     assert ": Not a directory." in result.output
     assert started == []
 
 
-def test_other_data_are_other_trainings_and_the_same_data_elsewhere_are_the_same(started, tmp_path, voc):
+def test_other_data_are_other_trainings_and_the_same_data_elsewhere_are_the_same(
+    started, tmp_path, voc
+):
     def keys(data):
         command = ["--recipe", "voc_deit_b", "--layers", "9", "--data", str(data)]
         command += ["--storage", str(tmp_path / "results")]
@@ -100,8 +106,22 @@ def test_other_data_are_other_trainings_and_the_same_data_elsewhere_are_the_same
 
 def test_the_options_arrive(started, tmp_path, voc):
     options = ["--seeds", "4,2", "--layers", "3,11", "--set", "num_steps=3000", "--concurrent", "5"]
-    options += ["--cpus-per-trial", "0.5", "--gpus-per-trial", "0.25", "--max-failures", "-1", "--address", "h:1"]
-    options += ["--storage", str(tmp_path / "results"), "--tracking-uri", f"sqlite:///{tmp_path / 'm.db'}"]
+    options += [
+        "--cpus-per-trial",
+        "0.5",
+        "--gpus-per-trial",
+        "0.25",
+        "--max-failures",
+        "-1",
+        "--address",
+        "h:1",
+    ]
+    options += [
+        "--storage",
+        str(tmp_path / "results"),
+        "--tracking-uri",
+        f"sqlite:///{tmp_path / 'm.db'}",
+    ]
     result = CliRunner().invoke(main, ["--recipe", "voc_deit_b", "--data", str(voc()), *options])
     assert result.exit_code == 0, result.output
     ((situation, launched),) = started
@@ -112,7 +132,9 @@ def test_the_options_arrive(started, tmp_path, voc):
     assert {trial.config.num_steps for trial in plan.trials} == {3000}
     assert all(trial.config.data.root.is_absolute() for trial in plan.trials)
     values = dataclasses.asdict(launched)
-    assert [values[name] for name in ("concurrent", "cpus_per_trial", "gpus_per_trial", "max_failures")] == [
+    assert [
+        values[name] for name in ("concurrent", "cpus_per_trial", "gpus_per_trial", "max_failures")
+    ] == [
         5,
         0.5,
         0.25,
@@ -122,7 +144,9 @@ def test_the_options_arrive(started, tmp_path, voc):
 
 
 def test_a_method_without_an_auxiliary_block_is_refused_in_a_sentence(tmp_path):
-    result = CliRunner().invoke(main, ["plan", "--storage", str(tmp_path), "--set", "method.name=cam"])
+    result = CliRunner().invoke(
+        main, ["plan", "--storage", str(tmp_path), "--set", "method.name=cam"]
+    )
     assert result.exit_code == 1
     assert result.output == (
         "Error: layer_ablation varies method.aux_block, which the method 'cam' does not have. To study it, name "

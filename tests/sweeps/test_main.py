@@ -46,7 +46,13 @@ STUDY = Study(
     ),
     seeds=(0, 1, 2, 3, 4),
     metrics=(Metric(M, "M"),),
-    changes={"data.num_train": 1, "data.num_val": 1, "num_steps": 20, "evaluate_every": 20, "optim.warmup_steps": 0},
+    changes={
+        "data.num_train": 1,
+        "data.num_val": 1,
+        "num_steps": 20,
+        "evaluate_every": 20,
+        "optim.warmup_steps": 0,
+    },
     a_a=False,
     train="fake_training:train",
 )
@@ -74,8 +80,8 @@ class Store:
 class Place:
     """``python -m sweeps VERB STUDY --storage ...`` in this process, with trainings that take no time.
 
-    ``values`` has the metric of the two blocks, ``fail`` the seed of a training that fails; after ``interrupt_after``
-    trainings somebody presses Ctrl-C.
+    ``values`` has the metric of the two blocks, ``fail`` the seed of a training that fails; after
+    ``interrupt_after`` trainings somebody presses Ctrl-C.
     """
 
     def __init__(self, storage):
@@ -119,7 +125,9 @@ def place(tmp_path, monkeypatch):
 
     def found(package, name):
         if (package, name) in {("sweeps", "fake"), ("sweeps", "blind")}:
-            main = study_command(study[name], "A study for tests.", connect=FakeBackend(place.train).connect)
+            main = study_command(
+                study[name], "A study for tests.", connect=FakeBackend(place.train).connect
+            )
             return SimpleNamespace(STUDY=study[name], main=main)
         return load(package, name)
 
@@ -132,10 +140,15 @@ def place(tmp_path, monkeypatch):
 
 
 def test_the_list_has_every_file_with_what_it_is():
-    found = subprocess.run([sys.executable, "-m", "sweeps", "list"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "sweeps", "list"], capture_output=True, text=True, check=True
+    )
     lines = found.stdout.splitlines()
     names = [line for line in lines if not line.startswith(" ")]
-    files = {path.stem for path in Path(sweeps.__file__).parent.glob("*.py")} - {"__init__", "__main__"}
+    files = {path.stem for path in Path(sweeps.__file__).parent.glob("*.py")} - {
+        "__init__",
+        "__main__",
+    }
     assert set(names) == files
     assert len(names) == len(files)
     after = lines.index("layer_ablation")
@@ -209,7 +222,10 @@ def test_a_study_whose_claim_holds_from_plan_to_sync(place):
     assert compared.output.startswith("Error: ")
     synced = place("sync")
     assert synced.exit_code == 0, synced.output
-    assert "MLflow has 10 trials of fake.\nMLflow: http://127.0.0.1:5000/#/experiments/1/runs?" in synced.output
+    assert (
+        "MLflow has 10 trials of fake.\nMLflow: http://127.0.0.1:5000/#/experiments/1/runs?"
+        in synced.output
+    )
 
 
 def test_a_contradicted_claim_is_3(place):
@@ -253,13 +269,23 @@ def test_a_cell_without_a_result_is_4(place):
         (["status", "fake", "--concurrent", "3"], 2, "No such option"),
         (["run", "fake", "--set", "num_stepz=3"], 1, "Did you mean 'num_steps'"),
         (["plan", "fake", "--recipe", "shapes_nan"], 1, "Did you mean 'shapes_nano'"),
-        (["plan", "fake", "--storage", "s3://bucket/results"], 1, "needs a folder, on a local disk or mounted"),
+        (
+            ["plan", "fake", "--storage", "s3://bucket/results"],
+            1,
+            "needs a folder, on a local disk or mounted",
+        ),
         (["plan", "search", "--trials", "0"], 2, "not in the range"),
         (["plan", "search", "--seeds", "1"], 2, "No such option"),
-        (["plan", "search", "--set", "method.temperature=0.3"], 1, "is searched, so it cannot be set"),
+        (
+            ["plan", "search", "--set", "method.temperature=0.3"],
+            1,
+            "is searched, so it cannot be set",
+        ),
     ],
 )
-def test_what_cannot_run_is_a_sentence_and_another_status(place, tmp_path, monkeypatch, arguments, status, message):
+def test_what_cannot_run_is_a_sentence_and_another_status(
+    place, tmp_path, monkeypatch, arguments, status, message
+):
     monkeypatch.chdir(tmp_path)
     found = CliRunner().invoke(main, arguments)
     assert found.exit_code == status, found.output

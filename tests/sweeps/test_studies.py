@@ -43,7 +43,11 @@ def test_table_5_trains_ten_cells_and_its_default_once():
         *[(blocks.index(9), "base")] * 3,
         (10, "a/a"),
     ]
-    assert [len([row for row in plan.rows if row.block == block]) for block in range(3)] == [5, len(crops), len(decays)]
+    assert [len([row for row in plan.rows if row.block == block]) for block in range(3)] == [
+        5,
+        len(crops),
+        len(decays),
+    ]
     assert [trial.seed for trial in plan.trials] == [0, 1, 2] * 10 + [3, 4, 5]
 
 
@@ -80,7 +84,9 @@ def test_a_row_of_table_5_on_the_embedded_benchmark_stands_beside_its_counterpar
 
 def test_with_the_papers_recipe_table_5_is_the_papers():
     plan = table5.for_recipe(dataclasses.replace(table5.STUDY, recipe="voc_deit_b")).resolve()
-    assert [label == paper for block in range(3) for label, _, paper in in_block(plan, block)] == [True] * 12
+    assert [label == paper for block in range(3) for label, _, paper in in_block(plan, block)] == [
+        True
+    ] * 12
     assert sorted(set(varied(plan, "method.local_crop_size_px"))) == [64, 80, 96, 112]
     recipe = load("toco.recipes", "voc_deit_b").recipe()
     bases = [row.cell for row in plan.rows if row.role == "base"]
@@ -102,22 +108,33 @@ def rows(depth, layers=None):
     return list(factor.values), [(row.label, row.paper_row) for row in block.rows], versus - {None}
 
 
-@pytest.mark.parametrize(("depth", "blocks"), [(12, [7, 8, 9, 10]), (6, [1, 2, 3, 4]), (24, [19, 20, 21, 22])])
+@pytest.mark.parametrize(
+    ("depth", "blocks"), [(12, [7, 8, 9, 10]), (6, [1, 2, 3, 4]), (24, [19, 20, 21, 22])]
+)
 def test_a_row_stands_beside_the_papers_at_the_same_distance_from_the_last_block(depth, blocks):
     values, labels, versus = rows(depth)
     assert values == blocks
-    assert labels == [(f"#{block + 1}", paper) for block, paper in zip(blocks, ("#8", "#9", "#10", "#11"), strict=True)]
+    assert labels == [
+        (f"#{block + 1}", paper)
+        for block, paper in zip(blocks, ("#8", "#9", "#10", "#11"), strict=True)
+    ]
     assert versus == {f"#{blocks[2] + 1}"}
 
 
 def test_a_block_that_the_paper_did_not_try_has_no_published_row():
-    assert rows(12, (2, 9, 11)) == ([2, 9, 11], [("#3", None), ("#10", "#10"), ("#12", None)], {"#10"})
+    assert rows(12, (2, 9, 11)) == (
+        [2, 9, 11],
+        [("#3", None), ("#10", "#10"), ("#12", None)],
+        {"#10"},
+    )
     # The same label, but at another distance from the end.
     assert rows(24, (7, 9)) == ([7, 9], [("#8", None), ("#10", None)], {"#8"})
 
 
 def test_a_backbone_too_shallow_for_the_papers_rows_needs_layers():
-    with pytest.raises(ValueError, match=r"blocks 0 to 3.* cannot read block -1\. Give others with --layers"):
+    with pytest.raises(
+        ValueError, match=r"blocks 0 to 3.* cannot read block -1\. Give others with --layers"
+    ):
         layer_ablation.design(4)
     assert rows(4, (0, 3))[0] == [0, 3]
 
@@ -130,12 +147,22 @@ def test_the_backbone_is_known_without_weights():
 
 
 def test_a_shallower_backbone_of_the_recipe_is_seen():
-    shallow = dataclasses.replace(layer_ablation.STUDY, changes={"backbone.depth": 6, "backbone.weights": None})
-    assert varied(layer_ablation.for_recipe(shallow).resolve(), "method.aux_block") == [1, 2, 3, 4, 3]
+    shallow = dataclasses.replace(
+        layer_ablation.STUDY, changes={"backbone.depth": 6, "backbone.weights": None}
+    )
+    assert varied(layer_ablation.for_recipe(shallow).resolve(), "method.aux_block") == [
+        1,
+        2,
+        3,
+        4,
+        3,
+    ]
 
 
 def test_crops_follow_the_patches_of_the_backbone():
-    coarse = dataclasses.replace(table5.STUDY, changes={"backbone.patch_size_px": 4, "backbone.weights": None})
+    coarse = dataclasses.replace(
+        table5.STUDY, changes={"backbone.patch_size_px": 4, "backbone.weights": None}
+    )
     plan = table5.for_recipe(coarse).resolve()
     assert sorted(set(varied(plan, "method.local_crop_size_px"))) == [24, 28, 32, 36]
 
@@ -145,7 +172,9 @@ def test_components_are_added_one_at_a_time_up_to_the_recipe():
     method = load("toco.recipes", "shapes_nano").recipe().method
     terms = ("ptc", "ctc", "segmentation", "energy")
     all_on = (method.aux_weight, *(getattr(method, term).weight for term in terms))
-    weights = [tuple(weight * (number < on) for number, weight in enumerate(all_on)) for on in range(6)]
+    weights = [
+        tuple(weight * (number < on) for number, weight in enumerate(all_on)) for on in range(6)
+    ]
     paths = ("method.aux_weight", *(f"method.{term}.weight" for term in terms))
     cells = list(zip(*(varied(plan, path) for path in paths), strict=True))
     assert cells == [*weights, weights[0]]
@@ -163,10 +192,17 @@ def test_components_are_added_one_at_a_time_up_to_the_recipe():
 
 def test_thresholds_of_training_are_a_grid_and_that_of_the_evaluation_costs_no_training():
     plan = cam_thresholds.STUDY.resolve()
-    trained = [config.model_dump(exclude={"evaluate"}, mode="json") for config in (t.config for t in plan.trials)]
+    trained = [
+        config.model_dump(exclude={"evaluate"}, mode="json")
+        for config in (t.config for t in plan.trials)
+    ]
     assert len(plan.trials) == (9 + 4 + 1) * 3
     assert len({str(config) for config in trained}) == (9 + 1) * 3
-    grid = list(zip(varied(plan, "method.low_threshold"), varied(plan, "method.high_threshold"), strict=True))
+    grid = list(
+        zip(
+            varied(plan, "method.low_threshold"), varied(plan, "method.high_threshold"), strict=True
+        )
+    )
     assert grid == [
         *((low, high) for low in (0.15, 0.25, 0.35) for high in (0.6, 0.7, 0.8)),
         *[(0.25, 0.7)] * 5,
@@ -176,10 +212,14 @@ def test_thresholds_of_training_are_a_grid_and_that_of_the_evaluation_costs_no_t
     assert bases == [4, 4]
 
 
-@pytest.mark.parametrize(("recipe", "ptc", "ctc"), [("shapes_nano", 8.0, 0.1), ("voc_deit_b", 0.2, 0.5)])
+@pytest.mark.parametrize(
+    ("recipe", "ptc", "ctc"), [("shapes_nano", 8.0, 0.1), ("voc_deit_b", 0.2, 0.5)]
+)
 def test_loss_weights_are_half_once_and_twice_those_of_the_recipe(recipe, ptc, ctc):
     plan = loss_weights.for_recipe(dataclasses.replace(loss_weights.STUDY, recipe=recipe)).resolve()
-    grid = list(zip(varied(plan, "method.ptc.weight"), varied(plan, "method.ctc.weight"), strict=True))
+    grid = list(
+        zip(varied(plan, "method.ptc.weight"), varied(plan, "method.ctc.weight"), strict=True)
+    )
     factors = (0.5, 1.0, 2.0)
     assert grid[:-1] == [(a * ptc, b * ctc) for a in factors for b in factors]
     assert grid[-1] == grid[4] == (ptc, ctc)
@@ -194,6 +234,16 @@ def test_temperatures_are_compared_with_the_papers():
 
 def test_no_three_seed_study_asks_for_the_size_of_an_effect():
     studies = [
-        module.STUDY for module in (cam_thresholds, components, layer_ablation, loss_weights, table5, temperature)
+        module.STUDY
+        for module in (
+            cam_thresholds,
+            components,
+            layer_ablation,
+            loss_weights,
+            table5,
+            temperature,
+        )
     ]
-    assert {(study.purpose, study.seeds, study.a_a) for study in studies} == {("direction", (0, 1, 2), True)}
+    assert {(study.purpose, study.seeds, study.a_a) for study in studies} == {
+        ("direction", (0, 1, 2), True)
+    }

@@ -57,7 +57,9 @@ class StudyPlace:
         self.lost: dict[str, int] = {}
         """Those whose driver is lost when they report this step."""
         varied = ("method.aux_block", "seed")
-        changes = {path: value for path, value in flatten(tiny_config).items() if path not in varied}
+        changes = {
+            path: value for path, value in flatten(tiny_config).items() if path not in varied
+        }
         self.study = Study(
             name=STUDY_NAME,
             title="A tiny study",

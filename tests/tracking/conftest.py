@@ -25,19 +25,31 @@ class Training:
         with (self.path / "metrics.jsonl").open("a") as file:
             for step in steps:
                 values = {"train/loss_total": 2.0 / step, "train/ptc": 0.5 / step}
-                file.write(json.dumps({"step": step, "kind": "train", "time_s": 0.5 * step, "values": values}) + "\n")
+                file.write(
+                    json.dumps(
+                        {"step": step, "kind": "train", "time_s": 0.5 * step, "values": values}
+                    )
+                    + "\n"
+                )
 
     def add_evaluation(self, step: int, cam_miou: float) -> None:
         metrics = {"val/cam_miou": cam_miou, "val/aux_cam_miou": None}
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, "kind": "val", "time_s": 0.5 * step, "values": metrics}) + "\n")
+            file.write(
+                json.dumps({"step": step, "kind": "val", "time_s": 0.5 * step, "values": metrics})
+                + "\n"
+            )
         evaluation = {
             "format_version": 1,
             "step": step,
             "metrics": metrics,
             "class_names": ["background", "disc", "star"],
             "per_class": {"seg_iou": [0.9, 0.5, None], "cam_iou": [0.8, 0.4, 0.2]},
-            "threshold_curve": {"thresholds": [0.3, 0.5], "cam_miou": [0.4, 0.45], "aux_cam_miou": [0.3, 0.5]},
+            "threshold_curve": {
+                "thresholds": [0.3, 0.5],
+                "cam_miou": [0.4, 0.45],
+                "aux_cam_miou": [0.3, 0.5],
+            },
             "patch_similarity": [0.5, 0.625, 0.75],
         }
         write_json(self.path / "evaluations" / f"step_{step:08d}.json", evaluation)
@@ -74,7 +86,12 @@ def run_folder(tmp_path: Path) -> Callable[..., Training]:
             "data": {"root": None},
             **config,
         }
-        head = {"format_version": 1, "digest": "0123456789abcdef", "recipe": "shapes_nano", "config": tree}
+        head = {
+            "format_version": 1,
+            "digest": "0123456789abcdef",
+            "recipe": "shapes_nano",
+            "config": tree,
+        }
         write_json(run_dir / "config.json", head)
         provenance = {
             "format_version": 1,

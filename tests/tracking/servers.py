@@ -41,14 +41,25 @@ def serving(command: Callable[[int], Sequence[str]], log: Path) -> Iterator[str]
             process.wait()
 
 
-def _start(command: Callable[[int], Sequence[str]], log: Path) -> tuple[subprocess.Popen[bytes], str]:
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+def _start(
+    command: Callable[[int], Sequence[str]], log: Path
+) -> tuple[subprocess.Popen[bytes], str]:
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     environment["PYTHONUNBUFFERED"] = "1"
     for _ in range(_PORTS_TRIED):
         port = free_port()
         with log.open("w") as file:
             process = subprocess.Popen(
-                command(port), env=environment, stdout=file, stderr=file, cwd=log.parent, start_new_session=True
+                command(port),
+                env=environment,
+                stdout=file,
+                stderr=file,
+                cwd=log.parent,
+                start_new_session=True,
             )
         address = f"http://127.0.0.1:{port}"
         deadline_s = time.monotonic() + _START_S

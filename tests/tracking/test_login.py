@@ -25,7 +25,9 @@ class Refusing(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.asked.append(self.headers.get("Authorization", ""))
-        body = json.dumps({"error_code": "PERMISSION_DENIED", "message": "Permission denied"}).encode()
+        body = json.dumps(
+            {"error_code": "PERMISSION_DENIED", "message": "Permission denied"}
+        ).encode()
         self.send_response(403)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -57,7 +59,9 @@ def without_password(text: str) -> bool:
 def test_a_login_in_the_address_is_sent_and_not_shown(run_folder, address: str):
     said = CliRunner().invoke(main, ["track", str(run_folder().path), "--tracking-uri", address])
     assert said.exit_code == 1
-    assert said.output.startswith(f"Error: MLflow at http://{address.rpartition('@')[2]} does not take it: ")
+    assert said.output.startswith(
+        f"Error: MLflow at http://{address.rpartition('@')[2]} does not take it: "
+    )
     assert "Permission denied" in said.output
     assert said.output.count("\n") == 1
     assert without_password(said.output)
@@ -72,14 +76,17 @@ def test_a_warning_in_the_middle_of_a_study_has_no_password(run_folder, address:
 
 def test_a_store_that_is_lost_in_the_middle_is_a_sentence(run_folder, sqlite_uri: str, monkeypatch):
     def lost(*_, **__):
-        raise MlflowException(f"API request to http://me:{ENCODED}@host:5000/api?token=x failed\nwith many lines")
+        raise MlflowException(
+            f"API request to http://me:{ENCODED}@host:5000/api?token=x failed\nwith many lines"
+        )
 
     monkeypatch.setattr(MlflowClient, "log_batch", lost)
     training = run_folder()
     said = CliRunner().invoke(main, ["track", str(training.path), "--tracking-uri", sqlite_uri])
     assert said.exit_code == 1
     assert (
-        "does not take it: API request to http://host:5000/api failed with many lines. See that it runs" in said.output
+        "does not take it: API request to http://host:5000/api failed with many lines. See that it runs"
+        in said.output
     )
     assert without_password(said.output)
 
@@ -89,5 +96,7 @@ def test_a_disk_that_is_full_is_a_sentence(run_folder, sqlite_uri: str, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(MlflowClient, "log_artifact", full)
-    with pytest.raises(ConnectionError, match=r"does not take it: OSError: .*No space left on device"):
+    with pytest.raises(
+        ConnectionError, match=r"does not take it: OSError: .*No space left on device"
+    ):
         track_run(run_folder().path, open_store(sqlite_uri, "full disk"))

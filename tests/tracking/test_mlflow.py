@@ -35,7 +35,10 @@ def test_a_finished_run_in_full(run_folder, sqlite_uri: str, tmp_path: Path):
     training.end("finished", 2)
     where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "full"}
     run_id = track_run(
-        training.path, open_store(**where), run_name="aux_block=#10, seed 0", tags={"study": "layer_ablation"}
+        training.path,
+        open_store(**where),
+        run_name="aux_block=#10, seed 0",
+        tags={"study": "layer_ablation"},
     )
     client = open_store(**where).client
     run = client.get_run(run_id)
@@ -50,11 +53,19 @@ def test_a_finished_run_in_full(run_folder, sqlite_uri: str, tmp_path: Path):
         "data.root": "null",
         "evaluate.background_threshold": "0.5",
     }
-    expected = {"study": "layer_ablation", "seed": "0", "digest": "0123456789abcdef", "commit": "c0ffee"}
+    expected = {
+        "study": "layer_ablation",
+        "seed": "0",
+        "digest": "0123456789abcdef",
+        "commit": "c0ffee",
+    }
     assert expected.items() <= run.data.tags.items()
     assert run.data.tags["dirty"] == "false"
     assert run.data.tags["version.torch"] == "2.13.0"
-    assert history(sqlite_uri, "full", run_id, "train/ptc") == [(1, 0.5, 1767323045500), (2, 0.25, 1767323046000)]
+    assert history(sqlite_uri, "full", run_id, "train/ptc") == [
+        (1, 0.5, 1767323045500),
+        (2, 0.25, 1767323046000),
+    ]
     assert history(sqlite_uri, "full", run_id, "val/cam_miou") == [(2, 0.25, 1767323046000)]
     assert "val/aux_cam_miou" not in run.data.metrics
     assert history(sqlite_uri, "full", run_id, "final/cam_miou") == [(2, 0.4375, 1767323055000)]
@@ -75,9 +86,18 @@ def test_a_finished_run_in_full(run_folder, sqlite_uri: str, tmp_path: Path):
         "evaluation/patch_similarity.png",
         "evaluation/cam_thresholds.png",
     }
-    fetched = client.download_artifacts(run_id, "pictures/step_00000002/scene_0001.png", str(tmp_path))
-    assert Path(fetched).read_bytes() == (training.path / "pictures/step_00000002/scene_0001.png").read_bytes()
-    table = json.loads(Path(client.download_artifacts(run_id, "evaluation/per_class.json", str(tmp_path))).read_text())
+    fetched = client.download_artifacts(
+        run_id, "pictures/step_00000002/scene_0001.png", str(tmp_path)
+    )
+    assert (
+        Path(fetched).read_bytes()
+        == (training.path / "pictures/step_00000002/scene_0001.png").read_bytes()
+    )
+    table = json.loads(
+        Path(
+            client.download_artifacts(run_id, "evaluation/per_class.json", str(tmp_path))
+        ).read_text()
+    )
     assert table["columns"] == ["class", "seg_iou", "cam_iou"]
     assert table["data"] == [["background", 0.9, 0.8], ["disc", 0.5, 0.4], ["star", None, 0.2]]
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [
@@ -85,7 +105,9 @@ def test_a_finished_run_in_full(run_folder, sqlite_uri: str, tmp_path: Path):
     ]
 
 
-def test_artifacts_lie_beside_the_database(run_folder, sqlite_uri: str, tmp_path: Path, monkeypatch):
+def test_artifacts_lie_beside_the_database(
+    run_folder, sqlite_uri: str, tmp_path: Path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     training = run_folder()
     before = sorted(tmp_path.iterdir())
@@ -154,8 +176,13 @@ def test_a_picture_cut_off_by_a_crash_is_sent_again(run_folder, sqlite_uri: str,
     torn.write_bytes(b"\x89PNG")
     client.log_artifact(run_id, str(torn), "pictures/step_00000002")
     track_run(training.path, open_store(**where))
-    fetched = client.download_artifacts(run_id, "pictures/step_00000002/scene_0001.png", str(torn.parent))
-    assert Path(fetched).read_bytes() == (training.path / "pictures/step_00000002/scene_0001.png").read_bytes()
+    fetched = client.download_artifacts(
+        run_id, "pictures/step_00000002/scene_0001.png", str(torn.parent)
+    )
+    assert (
+        Path(fetched).read_bytes()
+        == (training.path / "pictures/step_00000002/scene_0001.png").read_bytes()
+    )
 
 
 def test_more_metrics_and_params_than_one_call_takes(run_folder, sqlite_uri: str, monkeypatch):
@@ -167,13 +194,26 @@ def test_more_metrics_and_params_than_one_call_takes(run_folder, sqlite_uri: str
     sizes: list[tuple[int, int]] = []
     log_batch = MlflowClient.log_batch
 
-    def counting(self: MlflowClient, run_id: str, metrics: Any = (), params: Any = (), tags: Any = (), **more: Any):
+    def counting(
+        self: MlflowClient,
+        run_id: str,
+        metrics: Any = (),
+        params: Any = (),
+        tags: Any = (),
+        **more: Any,
+    ):
         sizes.append((len(metrics), len(params)))
         return log_batch(self, run_id, metrics, params, tags, **more)
 
     monkeypatch.setattr(MlflowClient, "log_batch", counting)
     run_id = track_run(training.path, open_store(**where))
-    assert [size for size in sizes if size != (0, 0)] == [(0, 100), (0, 55), (1000, 0), (1000, 0), (404, 0)]
+    assert [size for size in sizes if size != (0, 0)] == [
+        (0, 100),
+        (0, 55),
+        (1000, 0),
+        (1000, 0),
+        (404, 0),
+    ]
     assert len(history(sqlite_uri, "many", run_id, "train/ptc")) == 1202
     sizes.clear()
     track_run(training.path, open_store(**where))
@@ -183,9 +223,15 @@ def test_more_metrics_and_params_than_one_call_takes(run_folder, sqlite_uri: str
 def test_a_long_param_is_cut_with_a_sentence(run_folder, sqlite_uri: str):
     training = run_folder(names="x" * 7000)
     where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "long"}
-    value = open_store(**where).client.get_run(track_run(training.path, open_store(**where))).data.params["names"]
+    value = (
+        open_store(**where)
+        .client.get_run(track_run(training.path, open_store(**where)))
+        .data.params["names"]
+    )
     assert len(value) == MAX_PARAM_CHARACTERS
-    assert value.endswith("xxx ... Cut from 7000 characters: the whole value stands in config.json.")
+    assert value.endswith(
+        "xxx ... Cut from 7000 characters: the whole value stands in config.json."
+    )
 
 
 def test_a_number_that_is_not_finite_is_tracked_too(run_folder, sqlite_uri: str):
@@ -231,9 +277,13 @@ def test_a_study_has_one_parent_and_its_children(run_folder, sqlite_uri: str, tm
     assert client.get_run(parent).info.status == "RUNNING"
     assert Tracker(**where).ensure_parent("another", "another") != parent
     assert {client.get_run(child).data.tags["mlflow.parentRunId"] for child in children} == {parent}
-    # The same trial in another study is another run; filled again by itself, it is found without its parent.
+    # The same trial in another study is another run; filled again by itself, it is found without
+    # its parent.
     other = Tracker(**where).ensure_parent("another", "another")
-    assert track_run(tmp_path / "aux_block=9-seed=0", open_store(**where), parent_run_id=other) not in children
+    assert (
+        track_run(tmp_path / "aux_block=9-seed=0", open_store(**where), parent_run_id=other)
+        not in children
+    )
     assert track_run(tmp_path / "aux_block=8-seed=0", open_store(**where)) == children[0]
 
 
@@ -242,8 +292,14 @@ def test_a_study_brings_a_view_of_its_trainings_and_their_maps(sqlite_uri: str):
 
     def saved() -> tuple[str, dict[str, Any]]:
         tags = store.client.get_experiment(store.experiment_id).tags
-        (view,) = (json.loads(value) for tag, value in tags.items() if tag.startswith("mlflow.sharedViewState."))
-        return view["name"], json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+        (view,) = (
+            json.loads(value)
+            for tag, value in tags.items()
+            if tag.startswith("mlflow.sharedViewState.")
+        )
+        return view["name"], json.loads(
+            zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;")))
+        )
 
     tracker.ensure_parent("one", "one", maps=("cam", "walked_cam"))
     name, state = saved()
@@ -253,13 +309,18 @@ def test_a_study_brings_a_view_of_its_trainings_and_their_maps(sqlite_uri: str):
     assert state["selectedColumns"] == ["attributes.`Duration`", *of_maps]
     # The study has another method now.
     tracker.ensure_parent("two", "two", maps=("cam", "seg"))
-    assert saved()[1]["selectedColumns"][1:] == ["metrics.`final/cam_miou`", "metrics.`final/seg_miou`"]
+    assert saved()[1]["selectedColumns"][1:] == [
+        "metrics.`final/cam_miou`",
+        "metrics.`final/seg_miou`",
+    ]
 
 
 def test_a_folder_name_with_a_quote(run_folder, sqlite_uri: str):
     training = run_folder('it\'s a "run" `x`')
     where: dict[str, Any] = {"tracking_uri": sqlite_uri, "experiment": "quotes"}
-    assert track_run(training.path, open_store(**where)) == track_run(training.path, open_store(**where))
+    assert track_run(training.path, open_store(**where)) == track_run(
+        training.path, open_store(**where)
+    )
 
 
 def test_a_deleted_experiment_is_named(run_folder, sqlite_uri: str):
@@ -280,7 +341,9 @@ def test_a_server_out_of_reach_is_a_sentence_without_the_password(run_folder, mo
 
 
 def test_a_file_that_is_no_database_is_refused_at_once(run_folder, tmp_path: Path):
-    (tmp_path / "notes.db").write_text("Not a database, but a text that is long enough for one." * 4)
+    (tmp_path / "notes.db").write_text(
+        "Not a database, but a text that is long enough for one." * 4
+    )
     for path, problem in ((tmp_path / "notes.db", "not a database"), (tmp_path, "unable to open")):
         with pytest.raises(ConnectionError, match=problem):
             track_run(run_folder().path, open_store(f"sqlite:///{path}", "x"))
@@ -292,7 +355,12 @@ def test_uris(tmp_path: Path, monkeypatch):
     assert client_uri(f"sqlite:///{tmp_path}/a.db") == f"sqlite:///{tmp_path}/a.db"
     assert client_uri("http://127.0.0.1:5000/") == "http://127.0.0.1:5000"
     assert client_uri("http://me:p%40ss@[::1]:5000") == "http://me:p%40ss@[::1]:5000"
-    for wrong in ("mlruns", "file:///tmp/mlruns", "sqlite:///", "postgresql://me:secret@host/db?password=secret"):
+    for wrong in (
+        "mlruns",
+        "file:///tmp/mlruns",
+        "sqlite:///",
+        "postgresql://me:secret@host/db?password=secret",
+    ):
         with pytest.raises(ValueError, match="is neither sqlite:///PATH nor http") as caught:
             client_uri(wrong)
         assert "secret" not in str(caught.value)
@@ -315,20 +383,28 @@ def test_uris(tmp_path: Path, monkeypatch):
     ],
 )
 def test_what_is_no_address_of_a_server_is_refused_without_its_password(uri: str):
-    with pytest.raises(ValueError, match="in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") as caught:
+    with pytest.raises(
+        ValueError, match="in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    ) as caught:
         client_uri(uri)
     if uri != "https://host/#sec":
         assert "sec" not in str(caught.value)
 
 
-@pytest.mark.parametrize("password", ["secret", "p@ss", "a:b", "p/w", "a?b", "p#w", "it's", 'a"b', "sp ace", "<x>"])
+@pytest.mark.parametrize(
+    "password", ["secret", "p@ss", "a:b", "p/w", "a?b", "p#w", "it's", 'a"b', "sp ace", "<x>"]
+)
 def test_no_password_is_shown(password: str):
     shown = "..." if "?" in password else "host"
-    assert public_uri(f"--tracking-uri=http://me:{password}@host") == f"--tracking-uri=http://{shown}"
+    assert (
+        public_uri(f"--tracking-uri=http://me:{password}@host") == f"--tracking-uri=http://{shown}"
+    )
     both = public_uri(f"http://me:{password}@host/a?password={password}")
     assert both == ("http://..." if {"?", "@"} & set(password) else "http://host/a")
     encoded = quote(password, safe="")
-    said = public_text(f"GET 'http://me:{encoded}@host/api?token={encoded}' failed (http://host/b): ask me@there")
+    said = public_text(
+        f"GET 'http://me:{encoded}@host/api?token={encoded}' failed (http://host/b): ask me@there"
+    )
     assert said == "GET 'http://host/api' failed (http://host/b): ask me@there"
 
 
@@ -344,7 +420,19 @@ def test_a_login_goes_to_mlflow_by_its_environment(monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["with space", "ha#sh", "100%", "dol$lar", "it's", 'a"b', "ünï 漢字", "at@b:c", "a;b&c=d", "[x]{y}", "n" * 250],
+    [
+        "with space",
+        "ha#sh",
+        "100%",
+        "dol$lar",
+        "it's",
+        'a"b',
+        "ünï 漢字",
+        "at@b:c",
+        "a;b&c=d",
+        "[x]{y}",
+        "n" * 250,
+    ],
 )
 def test_a_database_in_a_folder_of_any_name(run_folder, template: Path, tmp_path: Path, name: str):
     folder = tmp_path / "stores" / name
@@ -352,7 +440,10 @@ def test_a_database_in_a_folder_of_any_name(run_folder, template: Path, tmp_path
     shutil.copy(template, folder / "mlflow.db")
     training = run_folder()
     training.end("finished", 2)
-    where: dict[str, Any] = {"tracking_uri": address.sqlite_uri(folder / "mlflow.db"), "experiment": name}
+    where: dict[str, Any] = {
+        "tracking_uri": address.sqlite_uri(folder / "mlflow.db"),
+        "experiment": name,
+    }
     run_id = track_run(training.path, open_store(**where))
     fetched = open_store(**where).client.download_artifacts(run_id, "result.json", str(tmp_path))
     assert Path(fetched).read_bytes() == (training.path / "result.json").read_bytes()
@@ -361,12 +452,16 @@ def test_a_database_in_a_folder_of_any_name(run_folder, template: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", ["que?ry", "a%20b"])
-def test_a_path_that_mlflow_would_read_as_another_is_refused_before_anything_is_made(tmp_path: Path, name: str):
+def test_a_path_that_mlflow_would_read_as_another_is_refused_before_anything_is_made(
+    tmp_path: Path, name: str
+):
     for make in (
         lambda: address.sqlite_uri(tmp_path / name / "mlflow.db"),
         lambda: client_uri(f"sqlite:///{tmp_path}/{name}"),
     ):
-        with pytest.raises(ValueError, match=r"MLflow cannot open the database .* its path contains"):
+        with pytest.raises(
+            ValueError, match=r"MLflow cannot open the database .* its path contains"
+        ):
             make()
     assert list(tmp_path.iterdir()) == []
 

@@ -69,9 +69,13 @@ def test_a_registered_network_predicts_what_the_run_does(register, exported, sql
     method = open_trained(exported.small, {"precision": "float32"}).method
     names = ["background", *CLASS_NAMES]
     noise = np.random.default_rng(0).integers(0, 256, (37, 45, 3), dtype=np.uint8)
-    asked = pd.concat([model.input_example, pd.DataFrame({"image": [png(noise)]})], ignore_index=True)
+    asked = pd.concat(
+        [model.input_example, pd.DataFrame({"image": [png(noise)]})], ignore_index=True
+    )
     answer = model.predict(asked)
-    for content, labels, classes in zip(asked["image"], answer["labels"], answer["classes"], strict=True):
+    for content, labels, classes in zip(
+        asked["image"], answer["labels"], answer["classes"], strict=True
+    ):
         image = np.asarray(Image.open(BytesIO(content)))
         expected = class_probabilities(method, image, PLAIN, "cpu").argmax(0).numpy()
         assert labels.dtype == np.uint8
@@ -92,7 +96,9 @@ def test_a_registered_network_predicts_what_the_run_does(register, exported, sql
     assert "models:/toco-tiny/2" in register("--name", "toco-tiny").output
 
 
-def test_a_logged_network_needs_neither_this_library_nor_torch_nor_pickle(register, sqlite_uri, tmp_path):
+def test_a_logged_network_needs_neither_this_library_nor_torch_nor_pickle(
+    register, sqlite_uri, tmp_path
+):
     said = register()
     assert said.exit_code == 0, said.output
     client = open_store(sqlite_uri, EXPERIMENT).client
@@ -100,11 +106,17 @@ def test_a_logged_network_needs_neither_this_library_nor_torch_nor_pickle(regist
     model_id = uri.removeprefix("models:/")
     logged = client.get_logged_model(model_id)
     assert logged.status == "READY"
-    assert not [version for version in client.search_model_versions() if version.source == logged.artifact_location]
+    assert not [
+        version
+        for version in client.search_model_versions()
+        if version.source == logged.artifact_location
+    ]
     from mlflow.artifacts import download_artifacts
 
     folder = download_artifacts(uri, dst_path=str(tmp_path / "model"))
-    files = {str(path.relative_to(folder)) for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    files = {
+        str(path.relative_to(folder)) for path in (tmp_path / "model").rglob("*") if path.is_file()
+    }
     assert {"MLmodel", "_onnx_model.py", "artifacts/network.onnx", "input_example.json"} <= files
     assert not [file for file in files if file.endswith(".pkl")]
     requirements = (tmp_path / "model" / "requirements.txt").read_text().split()
@@ -119,7 +131,9 @@ def test_a_logged_network_needs_neither_this_library_nor_torch_nor_pickle(regist
         "import sys; from mlflow import pyfunc; model = pyfunc.load_model(sys.argv[1]); "
         "print(model.predict(model.input_example)['labels'][0].shape, 'toco' in sys.modules, 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script, folder], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "(64, 96) False False", done.stderr
 
 
@@ -134,7 +148,9 @@ def test_what_is_no_image_is_refused(exported, monkeypatch):
     model.load_context(context)
     with pytest.raises(ValueError, match="Expected the content of a JPEG or PNG file"):
         model.predict(context, pd.DataFrame({"image": [b"GIF89a"]}))
-    with pytest.raises(ValueError, match=r"The image has \(9, 7\) px; expected 8 px or more on each side"):
+    with pytest.raises(
+        ValueError, match=r"The image has \(9, 7\) px; expected 8 px or more on each side"
+    ):
         model.predict(context, pd.DataFrame({"image": [png(np.zeros((7, 9, 3), np.uint8))]}))
     with pytest.raises(ValueError, match="has the mode I;16; expected one of 8 bits: RGB, L"):
         model.predict(context, pd.DataFrame({"image": [png(np.zeros((8, 8), np.uint16))]}))

@@ -33,7 +33,9 @@ def first(template: Path, tmp_path: Path, run_folder) -> tuple[Path, str]:
 
 def result_of(folder: Path, run_id: str, scratch: Path) -> Any:
     client = open_store(**where(folder)).client
-    return json.loads(Path(client.download_artifacts(run_id, "result.json", str(scratch))).read_text())
+    return json.loads(
+        Path(client.download_artifacts(run_id, "result.json", str(scratch))).read_text()
+    )
 
 
 def locations(folder: Path) -> str:
@@ -111,9 +113,14 @@ def test_a_registered_network_is_found_after_a_move(first, tmp_path: Path, monke
     # What is logged does not matter here, where it lies does.
     monkeypatch.setattr(
         "toco.tracking.model._save",
-        lambda folder, head, network, about: (folder.mkdir(), (folder / "MLmodel").write_text(head.artifact_path)),
+        lambda folder, head, network, about: (
+            folder.mkdir(),
+            (folder / "MLmodel").write_text(head.artifact_path),
+        ),
     )
-    network = log_network(open_store(**where(old)), run_id, tmp_path / "network.onnx", {"a": "b"}, 2, "moved")
+    network = log_network(
+        open_store(**where(old)), run_id, tmp_path / "network.onnx", {"a": "b"}, 2, "moved"
+    )
     assert network == "models:/moved/1"
     new = tmp_path / "B"
     old.rename(new)
@@ -127,11 +134,15 @@ def test_a_registered_network_is_found_after_a_move(first, tmp_path: Path, monke
     assert str(old) not in locations(new)
 
 
-def test_an_experiment_of_a_server_is_refused_by_its_database(template: Path, tmp_path: Path, run_folder):
+def test_an_experiment_of_a_server_is_refused_by_its_database(
+    template: Path, tmp_path: Path, run_folder
+):
     shutil.copy(template, tmp_path / "mlflow.db")
     client = open_store(**where(tmp_path)).client
     client.create_experiment("by a server", "mlflow-artifacts:/7")
-    with pytest.raises(ValueError, match="was made through a server, which alone can reach its artifacts"):
+    with pytest.raises(
+        ValueError, match="was made through a server, which alone can reach its artifacts"
+    ):
         track_run(run_folder().path, open_store(sqlite_uri(tmp_path / "mlflow.db"), "by a server"))
 
 
@@ -140,5 +151,7 @@ def test_what_is_no_database_of_mlflow_is_not_shown(tmp_path: Path):
         experiment_pages(tmp_path / "mlflow.db", 5000)
     with sqlite3.connect(tmp_path / "mlflow.db") as connection:
         connection.execute("CREATE TABLE notes (text)")
-    with pytest.raises(ConnectionError, match="is no database of MLflow: no such table: experiments"):
+    with pytest.raises(
+        ConnectionError, match="is no database of MLflow: no such table: experiments"
+    ):
         experiment_pages(tmp_path / "mlflow.db", 5000)

@@ -20,11 +20,18 @@ CONTEXT = PythonModelContext({}, None)
 
 
 def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def header_of(width, height, depth=1, colour=0):
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + chunk(
+        b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    )
 
 
 def encoded(image, file_format="PNG", **options):
@@ -41,7 +48,11 @@ def turned(orientation):
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
 PHOTO = Image.fromarray(PIXELS)
-RGB_OF_16_BITS = header_of(9, 9, 16, 2) + chunk(b"IDAT", zlib.compress(bytes(9 * (1 + 9 * 6)))) + chunk(b"IEND", b"")
+RGB_OF_16_BITS = (
+    header_of(9, 9, 16, 2)
+    + chunk(b"IDAT", zlib.compress(bytes(9 * (1 + 9 * 6))))
+    + chunk(b"IEND", b"")
+)
 FILES = {
     **{f"turned {k}": encoded(PHOTO, exif=turned(k)) for k in range(1, 9)},
     "lying jpeg": encoded(PHOTO, "JPEG", exif=turned(6)),
@@ -57,7 +68,14 @@ FILES = {
     "larger than PIL warns of": header_of(10_000, 10_000) + chunk(b"IDAT", zlib.compress(b"")),
     "larger than PIL opens": header_of(14_000, 13_000) + chunk(b"IDAT", zlib.compress(b"")),
 }
-TAKEN = {name for name in FILES if name.startswith("turned")} | {"lying jpeg", "L", "LA", "P", "RGBA", "CMYK"}
+TAKEN = {name for name in FILES if name.startswith("turned")} | {
+    "lying jpeg",
+    "L",
+    "LA",
+    "P",
+    "RGBA",
+    "CMYK",
+}
 
 
 @pytest.fixture
@@ -67,7 +85,11 @@ def model():
             return [inputs["images"][..., 0]]
 
     model = OnnxSegmenter()
-    model._session, model._class_names, model._patch_size_px = Session(), [str(i) for i in range(256)], 8
+    model._session, model._class_names, model._patch_size_px = (
+        Session(),
+        [str(i) for i in range(256)],
+        8,
+    )
     return model
 
 

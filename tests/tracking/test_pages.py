@@ -57,7 +57,11 @@ def test_each_link_shows_its_runs(store: Path, run_folder, tmp_path: Path, monke
         training.end("finished", 2)
         tags = {"cell": f"#{number}", "key": trial.key}
         runs[trial.key] = track_run(
-            training.path, open_store(**where), parent_run_id=parent, run_name=f"training {number}", tags=tags
+            training.path,
+            open_store(**where),
+            parent_run_id=parent,
+            run_name=f"training {number}",
+            tags=tags,
         )
     Tracker(**where).finish_parent(parent)
     said = CliRunner().invoke(main, ["track", str(tmp_path / "training-0"), *_options(where)])
@@ -74,7 +78,9 @@ def test_each_link_shows_its_runs(store: Path, run_folder, tmp_path: Path, monke
         pages = Pages(host, open_store(**where).experiment_id)
         assert landing == [pages.experiment]
         linked = study.model_copy(
-            update={"mlflow": MlflowLinks(host=pages.host, experiment_id=pages.experiment_id, runs=runs)}
+            update={
+                "mlflow": MlflowLinks(host=pages.host, experiment_id=pages.experiment_id, runs=runs)
+            }
         )
         monkeypatch.setattr(report_writer, "read_study_record", lambda *_: linked)
         report = write_report(study.path)
@@ -87,10 +93,14 @@ def test_each_link_shows_its_runs(store: Path, run_folder, tmp_path: Path, monke
             expect(links).to_have_count(1 + len(runs))
             addresses = [link.get_attribute("href") for link in links.all()]
             assert sorted(addresses) == sorted([pages.experiment, *map(pages.run, runs.values())])
-            shows_trainings(page, landing[0], r"[1-9]\d* matching runs", "Group by: cell", "^training 0$")
+            shows_trainings(
+                page, landing[0], r"[1-9]\d* matching runs", "Group by: cell", "^training 0$"
+            )
             for number, run_id in enumerate(runs.values()):
                 shows_trainings(page, pages.run(run_id), f"^training {number}$", "Parent run")
-            shows_trainings(page, printed.replace(LOCAL_UI, host), "^training-0$|^training 0$", "Run ID")
+            shows_trainings(
+                page, printed.replace(LOCAL_UI, host), "^training-0$|^training 0$", "Run ID"
+            )
 
 
 def _options(where: dict[str, Any]) -> list[str]:

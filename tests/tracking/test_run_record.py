@@ -50,7 +50,9 @@ def test_a_damaged_line_is_named_and_left_out(run_folder, caplog, line):
 
 
 def test_another_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} is not a run folder: it has no config.json")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{tmp_path} is not a run folder: it has no config.json")
+    ):
         read_run_record(tmp_path)
 
 

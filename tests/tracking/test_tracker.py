@@ -15,7 +15,9 @@ class Clock:
 
 def test_a_dead_server_costs_a_warning_and_no_more_until_the_pause_is_over(run_folder):
     clock = Clock()
-    tracker = Tracker("http://me:secret@127.0.0.1:9", "dead", pause_s=30.0, clock=clock)  # port 9: nobody listens
+    tracker = Tracker(
+        "http://me:secret@127.0.0.1:9", "dead", pause_s=30.0, clock=clock
+    )  # port 9: nobody listens
     training = run_folder()
     with pytest.warns(TrackingWarning, match="could not be filled from study s") as caught:
         assert tracker.ensure_parent("s", "s") is None
@@ -39,11 +41,16 @@ def test_what_a_failure_left_out_is_caught_up(run_folder, sqlite_uri: str, monke
     tracker = Tracker(sqlite_uri, "catching up", clock=clock)
     training = run_folder()
     with monkeypatch.context() as broken:
-        broken.setattr("toco.tracking.tracker.open_store", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        broken.setattr(
+            "toco.tracking.tracker.open_store",
+            lambda *_: (_ for _ in ()).throw(OSError("disk full")),
+        )
         with pytest.warns(TrackingWarning, match="OSError: disk full"):
             assert tracker.track(training.path) is None
     training.end("finished", 2)
-    run_id = tracker.track(training.path, last=True)  # the last call does not wait for the pause to end
+    run_id = tracker.track(
+        training.path, last=True
+    )  # the last call does not wait for the pause to end
     assert run_id is not None
     run = open_store(sqlite_uri, "catching up").client.get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -56,17 +63,24 @@ def test_a_broken_run_folder_does_not_stop_a_study(sqlite_uri: str, tmp_path: Pa
         assert tracker.track(tmp_path) is None
 
 
-def test_a_broken_run_folder_does_not_keep_the_others_out(run_folder, sqlite_uri: str, tmp_path: Path):
+def test_a_broken_run_folder_does_not_keep_the_others_out(
+    run_folder, sqlite_uri: str, tmp_path: Path
+):
     tracker = Tracker(sqlite_uri, "one broken", clock=Clock())
     with pytest.warns(TrackingWarning, match="is not a run folder"):
         assert tracker.track(tmp_path) is None
     assert tracker.track(run_folder().path) is not None
 
 
-def test_a_parent_is_asked_for_again_only_after_the_pause_or_at_the_end(sqlite_uri: str, monkeypatch):
+def test_a_parent_is_asked_for_again_only_after_the_pause_or_at_the_end(
+    sqlite_uri: str, monkeypatch
+):
     tracker = Tracker(sqlite_uri, "parent", clock=Clock())
     with monkeypatch.context() as broken:
-        broken.setattr("toco.tracking.tracker.open_store", lambda *_: (_ for _ in ()).throw(ConnectionError("down")))
+        broken.setattr(
+            "toco.tracking.tracker.open_store",
+            lambda *_: (_ for _ in ()).throw(ConnectionError("down")),
+        )
         with pytest.warns(TrackingWarning, match="ConnectionError: down"):
             assert tracker.ensure_parent("s", "s") is None
     assert tracker.ensure_parent("s", "s") is None

@@ -29,11 +29,22 @@ def long_training(data_root):
             "log_every": 1,
             "num_workers": num_workers,
         }
-        command = [*launcher, "-m", "toco", "train", "voc_deit_b", "--run-dir", str(run_dir), "--no-progress"]
+        command = [
+            *launcher,
+            "-m",
+            "toco",
+            "train",
+            "voc_deit_b",
+            "--run-dir",
+            str(run_dir),
+            "--no-progress",
+        ]
         for path, value in settings.items():
             command += ["--set", f"{path}={value}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
         while process.poll() is None and not (run_dir / "metrics.jsonl").exists():
             time.sleep(0.2)
         return process

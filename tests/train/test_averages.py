@@ -70,7 +70,9 @@ def test_the_last_steps_can_be_left_on_their_way(far_away):
     for step in range(3):
         mean.check(but_last=2)
         mean._pending.append(
-            averages._Pending(step, ["ptc"], 1, *averages._to_host(torch.tensor([float(step), float(step == 1)])))
+            averages._Pending(
+                step, ["ptc"], 1, *averages._to_host(torch.tensor([float(step), float(step == 1)]))
+            )
         )
     assert Arrival.waited_for == 0
     mean.check(but_last=2)

@@ -16,7 +16,12 @@ from toco.train.ranks import train_on_ranks
 from toco.train.run_folder import RunFolder
 from toco.train.trained import open_trained
 
-CAM = {"method.name": "cam", "method.cam_scales": [1.0], "method.decoder_width": 8, "method.low_threshold": 0.3}
+CAM = {
+    "method.name": "cam",
+    "method.cam_scales": [1.0],
+    "method.decoder_width": 8,
+    "method.low_threshold": 0.3,
+}
 DECODER = {"method.segmentation.weight": 0.1, "method.segmentation.start_step": 3}
 TIME = "train/step_time_s"
 
@@ -44,7 +49,11 @@ class CrashAtFirst:
 
 def rows(run_dir):
     return [
-        (row["kind"], row["step"], {name: value for name, value in row["values"].items() if name != TIME})
+        (
+            row["kind"],
+            row["step"],
+            {name: value for name, value in row["values"].items() if name != TIME},
+        )
         for row in RunFolder(run_dir).metrics()
     ]
 
@@ -63,7 +72,12 @@ def assert_same(left, right):
 
 def test_metrics_are_those_of_the_maps_there_are(cam_config, finished):
     metrics = RunFolder(finished).result()["metrics"]
-    assert {name.removeprefix("val/").split("_")[0] for name in metrics} <= {"cam", "seg", "label", "patch"}
+    assert {name.removeprefix("val/").split("_")[0] for name in metrics} <= {
+        "cam",
+        "seg",
+        "label",
+        "patch",
+    }
     assert ("val/seg_miou" in metrics) == cam_config.method.has_decoder()
     assert "val/cam_best_miou" in metrics
 
@@ -91,7 +105,9 @@ def test_two_ranks_compute_what_one_process_does(config, tmp_path):
     cam_config = replace(config, CAM | DECODER)
     train(cam_config, tmp_path / "one", progress=False)
     train_on_ranks(2, train, cam_config, tmp_path / "two", progress=False)
-    for (kind, step, two), (_, _, one) in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
+    for (kind, step, two), (_, _, one) in zip(
+        rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True
+    ):
         assert two == pytest.approx(one, rel=1e-4, abs=2e-4), (kind, step)
 
 
@@ -112,7 +128,9 @@ def test_the_demo_shows_its_cam_and_its_labels(cam_config, finished):
         dataset.image(0),
         dataset.class_labels(0),
         trained.config.evaluate,
-        PseudoLabelConfig(low_threshold=rule.low_threshold, high_threshold=rule.high_threshold, par=rule.par),
+        PseudoLabelConfig(
+            low_threshold=rule.low_threshold, high_threshold=rule.high_threshold, par=rule.par
+        ),
     )
     assert set(refined.ravel()) <= {0, 1, 255}
     assert exported.shape == dataset.image(0).shape[:2]

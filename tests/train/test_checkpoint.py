@@ -44,7 +44,9 @@ def test_a_restored_run_goes_on_bit_for_bit(tmp_path):
 
 def test_extra_parts_come_back(tmp_path):
     model, optimizer = network()
-    path = checkpoint.save(tmp_path, 1, "d", model, optimizer, {"averages": {"train/ptc": torch.tensor([3.0, 2.0])}})
+    path = checkpoint.save(
+        tmp_path, 1, "d", model, optimizer, {"averages": {"train/ptc": torch.tensor([3.0, 2.0])}}
+    )
     assert checkpoint.read(path).part("averages")["train/ptc"].tolist() == [3.0, 2.0]
 
 
@@ -82,13 +84,17 @@ def test_a_crash_while_writing_leaves_the_checkpoint_before_it(tmp_path, monkeyp
 
 def test_a_model_of_other_shapes_is_refused_by_name(tmp_path):
     path = save(tmp_path, 1, *network())
-    with pytest.raises(checkpoint.CheckpointError, match=r"0.weight has shape \(4, 3\), expected \(4, 5\)"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"0.weight has shape \(4, 3\), expected \(4, 5\)"
+    ):
         checkpoint.restore(checkpoint.read(path), network(width=5)[0])
 
 
 def test_an_unknown_format_is_refused(tmp_path):
     path = save(tmp_path, 1, *network())
-    write_record(path / checkpoint.STATE, read_record(path / checkpoint.STATE) | {"format_version": 99})
+    write_record(
+        path / checkpoint.STATE, read_record(path / checkpoint.STATE) | {"format_version": 99}
+    )
     with pytest.raises(checkpoint.CheckpointError, match="format version 99"):
         checkpoint.read(path)
 
@@ -103,8 +109,12 @@ def test_a_checkpoint_written_beside_the_training_has_the_bytes_of_one_written_a
     with checkpoint.Writer(tmp_path / "beside", "digest", keep=2) as writer:
         for step in (1, 2):
             train_once(model, optimizer)
-            saved = checkpoint.save(tmp_path / "at once", step, "digest", model, optimizer, {"a": {"b": torch.ones(2)}})
-            writer.start(step, model, optimizer, {"a": {"b": torch.ones(2)}}, then=lambda path: None)
+            saved = checkpoint.save(
+                tmp_path / "at once", step, "digest", model, optimizer, {"a": {"b": torch.ones(2)}}
+            )
+            writer.start(
+                step, model, optimizer, {"a": {"b": torch.ones(2)}}, then=lambda path: None
+            )
             # The training goes on while it is written.
             for parameter in model.parameters():
                 parameter.data.zero_()
@@ -122,7 +132,9 @@ def test_who_is_told_of_a_checkpoint_finds_it_whole_and_the_next_one_waits(tmp_p
 
     def tell(path):
         assert may_go_on.wait(600)
-        told.append((checkpoint.read(path).step, [other.name for other in checkpoint.all_in(tmp_path)]))
+        told.append(
+            (checkpoint.read(path).step, [other.name for other in checkpoint.all_in(tmp_path)])
+        )
 
     with checkpoint.Writer(tmp_path, "digest", keep=1) as writer:
         writer.start(1, model, optimizer, {}, tell)

@@ -20,7 +20,11 @@ from toco.train.run_folder import RunFolder
 
 def rows(run_dir):
     return [
-        (row["step"], row["kind"], {key: value for key, value in row["values"].items() if "time" not in key})
+        (
+            row["step"],
+            row["kind"],
+            {key: value for key, value in row["values"].items() if "time" not in key},
+        )
         for row in RunFolder(run_dir).metrics()
     ]
 
@@ -87,7 +91,9 @@ def full_at(number, real):
     return save
 
 
-def test_a_disk_that_is_full_at_a_checkpoint_costs_nothing_but_the_way_back(config, finished, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_at_a_checkpoint_costs_nothing_but_the_way_back(
+    config, finished, tmp_path, monkeypatch
+):
     with monkeypatch.context() as patched:
         patched.setattr(safetensors.torch, "save_file", full_at(2, safetensors.torch.save_file))
         with pytest.raises(NoRoomError) as raised:
@@ -96,19 +102,26 @@ def test_a_disk_that_is_full_at_a_checkpoint_costs_nothing_but_the_way_back(conf
     assert re.match(sentence, str(raised.value))
     assert "--resume goes on" in str(raised.value)
     assert is_no_room(raised.value)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [checkpoint.folder_name(2)]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
+        checkpoint.folder_name(2)
+    ]
     train(config, tmp_path, resume=True, progress=False)
     assert rows(tmp_path) == rows(finished)
     assert RunFolder(tmp_path).result()["metrics"] == RunFolder(finished).result()["metrics"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_is_full_at_a_row_leaves_whole_rows(config, finished, tmp_path, monkeypatch, number):
+def test_a_disk_that_is_full_at_a_row_leaves_whole_rows(
+    config, finished, tmp_path, monkeypatch, number
+):
     real = os.fsync
     with monkeypatch.context() as patched:
 
         def fsync(file):
-            if Path(f"/proc/self/fd/{file}").readlink().name == "metrics.jsonl" and len(rows(tmp_path)) == 5:
+            if (
+                Path(f"/proc/self/fd/{file}").readlink().name == "metrics.jsonl"
+                and len(rows(tmp_path)) == 5
+            ):
                 raise OSError(number, os.strerror(number))
             real(file)
 
@@ -122,14 +135,20 @@ def test_a_disk_that_is_full_at_a_row_leaves_whole_rows(config, finished, tmp_pa
 
 def test_other_faults_of_the_system_stay_what_they_are(tmp_path):
     elsewhere = OSError(errno.ENOSPC, "No space left on device", "/elsewhere/file")
-    for error in (elsewhere, PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a"))):
+    for error in (
+        elsewhere,
+        PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a")),
+    ):
         with pytest.raises(OSError) as raised, room_in_sentences(tmp_path, 1000):  # noqa: PT011 - the same object
             raise error
         assert raised.value is error
 
 
 def test_too_many_files_are_a_sentence_and_cross_to_another_process(tmp_path):
-    with pytest.raises(NoRoomError, match=r"Raise the limit \(ulimit -n\)") as raised, room_in_sentences(tmp_path, 1):
+    with (
+        pytest.raises(NoRoomError, match=r"Raise the limit \(ulimit -n\)") as raised,
+        room_in_sentences(tmp_path, 1),
+    ):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(tmp_path / "checkpoints"))
     copy = pickle.loads(pickle.dumps(raised.value))  # noqa: S301
     assert (str(copy), copy.errno) == (str(raised.value), errno.EMFILE)

@@ -93,14 +93,38 @@ FROM_4, FROM_2, ANEW = 4, 2, None
 DAMAGES = {
     "a row after the checkpoint": (in_row(5, "train", b'"kind"', b'#kind"'), FROM_4, None),
     "the last row, cut off": (cut_off, FROM_4, None),
-    "a row's key": (in_row(4, "val", b'"kind"', b'#kind"'), FROM_2, "metrics.jsonl is damaged in line"),
-    "a row's number": (in_row(4, "val", b'_miou":0.', b'_miou":1.'), FROM_2, "metrics.jsonl is damaged in line"),
-    "a row of the first step": (in_row(1, "train", b"train", b"train\xff"), ANEW, "metrics.jsonl is damaged in line 1"),
+    "a row's key": (
+        in_row(4, "val", b'"kind"', b'#kind"'),
+        FROM_2,
+        "metrics.jsonl is damaged in line",
+    ),
+    "a row's number": (
+        in_row(4, "val", b'_miou":0.', b'_miou":1.'),
+        FROM_2,
+        "metrics.jsonl is damaged in line",
+    ),
+    "a row of the first step": (
+        in_row(1, "train", b"train", b"train\xff"),
+        ANEW,
+        "metrics.jsonl is damaged in line 1",
+    ),
     "a missing row": (row_of_step_2_missing, ANEW, "metrics.jsonl lacks rows"),
-    "no rows": (lambda run_dir: (run_dir / "metrics.jsonl").unlink(), ANEW, "metrics.jsonl lacks rows"),
+    "no rows": (
+        lambda run_dir: (run_dir / "metrics.jsonl").unlink(),
+        ANEW,
+        "metrics.jsonl lacks rows",
+    ),
     "rows cut short": (of_file("metrics.jsonl", b'{"format'), ANEW, "metrics.jsonl lacks rows"),
-    "a state's key": (lambda run_dir: change(run_dir / STATE, b'"sha256"', b'"sha257"'), FROM_2, STATE),
-    "a state's step": (lambda run_dir: change(run_dir / STATE, b'"step": 4', b'"step": 3'), FROM_2, STATE),
+    "a state's key": (
+        lambda run_dir: change(run_dir / STATE, b'"sha256"', b'"sha257"'),
+        FROM_2,
+        STATE,
+    ),
+    "a state's step": (
+        lambda run_dir: change(run_dir / STATE, b'"step": 4', b'"step": 3'),
+        FROM_2,
+        STATE,
+    ),
     "a state that is no UTF-8": (lambda run_dir: flip(run_dir / STATE, 4, 128), FROM_2, STATE),
     "a state that is a list": (of_file(STATE, b"[]"), FROM_2, STATE),
     "a state of deep brackets": (of_file(STATE, b"[" * 100_000), FROM_2, STATE),
@@ -112,11 +136,19 @@ DAMAGES = {
     ),
     "an empty state": (of_file(STATE, b""), FROM_2, STATE),
     "no state": (lambda run_dir: (run_dir / STATE).unlink(), FROM_2, STATE),
-    "a folder for a state": (lambda run_dir: ((run_dir / STATE).unlink(), (run_dir / STATE).mkdir()), FROM_2, STATE),
+    "a folder for a state": (
+        lambda run_dir: ((run_dir / STATE).unlink(), (run_dir / STATE).mkdir()),
+        FROM_2,
+        STATE,
+    ),
     "a bit of a tensor": (lambda run_dir: flip(run_dir / TENSORS, -1), FROM_2, TENSORS),
     "no tensors": (lambda run_dir: (run_dir / TENSORS).unlink(), FROM_2, TENSORS),
     "tensors of another run": (tensors_of_another_run, FROM_2, TENSORS),
-    "all checkpoints": (lambda run_dir: [flip(file, 0) for file in run_dir.glob("checkpoints/*/*")], ANEW, STATE),
+    "all checkpoints": (
+        lambda run_dir: [flip(file, 0) for file in run_dir.glob("checkpoints/*/*")],
+        ANEW,
+        STATE,
+    ),
 }
 
 
@@ -131,14 +163,18 @@ def test_what_is_damaged_is_passed_over_with_the_name_of_its_file(killed, caplog
     else:
         assert str(killed / named) in caplog.text
     if found is not None:
-        assert [row["step"] for row in found[1] if row["kind"] == "train"] == list(range(1, step + 1))
+        assert [row["step"] for row in found[1] if row["kind"] == "train"] == list(
+            range(1, step + 1)
+        )
 
 
 RESUMED = ["a row's key", "no rows", "a state that is a list", "the last row, cut off"]
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_training_resumed_after_damage_equals_the_undisturbed_one(averaging, finished, killed, name):
+def test_a_training_resumed_after_damage_equals_the_undisturbed_one(
+    averaging, finished, killed, name
+):
     DAMAGES[name][0](killed)
     train(averaging, killed, resume=True, progress=False)
     assert_same(killed, finished)
@@ -149,7 +185,11 @@ def assert_same(run_dir, finished):
 
     def rows(folder):
         return [
-            (row["step"], row["kind"], {key: value for key, value in row["values"].items() if "time" not in key})
+            (
+                row["step"],
+                row["kind"],
+                {key: value for key, value in row["values"].items() if "time" not in key},
+            )
             for row in RunFolder(folder).metrics()
         ]
 
@@ -172,11 +212,16 @@ def test_a_damaged_result_is_no_result(averaging, finished, tmp_path, caplog):
     change(run_dir / "result.json", b'"finished"', b'"finishex"')
     assert RunFolder(run_dir).result() is None
     assert str(run_dir / "result.json") in caplog.text
-    assert train(averaging, run_dir, resume=True, progress=False).metrics == RunFolder(finished).result()["metrics"]
+    assert (
+        train(averaging, run_dir, resume=True, progress=False).metrics
+        == RunFolder(finished).result()["metrics"]
+    )
     assert_same(run_dir, finished)
 
 
-@pytest.mark.parametrize("content", [b"[]", b'{"format_version": 1, "con', b'{"format_version": 1}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"[]", b'{"format_version": 1, "con', b'{"format_version": 1}', b"[" * 100_000]
+)
 def test_a_damaged_config_is_a_sentence_wherever_it_is_read(killed, tmp_path, content):
     (killed / "config.json").write_bytes(content)
     for arguments in (
@@ -202,16 +247,24 @@ def test_a_damaged_config_is_written_again_where_the_rest_shows_that_the_run_is_
 
 def test_a_damaged_config_of_another_run_stays(averaging, killed):
     (killed / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"config.json is missing. What else is in the folder does not show"):
+    with pytest.raises(
+        ValueError, match=r"config.json is missing. What else is in the folder does not show"
+    ):
         train(replace(averaging, {"seed": 1}), killed, resume=True, progress=False)
     (killed / "provenance.json").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"config.json is missing. What else is in the folder does not show"):
+    with pytest.raises(
+        ValueError, match=r"config.json is missing. What else is in the folder does not show"
+    ):
         train(averaging, killed, resume=True, progress=False)
     assert len(checkpoint.all_in(killed / "checkpoints")) == 2
 
 
-@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"{")])
-def test_a_damaged_provenance_does_not_stop_a_training_whose_inputs_are_known(averaging, finished, killed, damage):
+@pytest.mark.parametrize(
+    "damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"{")]
+)
+def test_a_damaged_provenance_does_not_stop_a_training_whose_inputs_are_known(
+    averaging, finished, killed, damage
+):
     damage(killed / "provenance.json")
     train(averaging, killed, resume=True, progress=False)
     assert_same(killed, finished)
@@ -220,7 +273,9 @@ def test_a_damaged_provenance_does_not_stop_a_training_whose_inputs_are_known(av
     assert provenance["data_manifest"] == RunFolder(finished).provenance()["data_manifest"]
 
 
-def test_a_run_on_other_data_is_refused_without_its_provenance_too(averaging, killed, data_root, tmp_path):
+def test_a_run_on_other_data_is_refused_without_its_provenance_too(
+    averaging, killed, data_root, tmp_path
+):
     (killed / "provenance.json").unlink()
     other = tmp_path / "data"
     shutil.copytree(data_root, other)
@@ -234,7 +289,9 @@ def test_a_provenance_that_nothing_replaces_is_a_sentence(averaging, killed):
     content = records.read(killed / "config.json")
     records.write(killed / "config.json", content | {"inputs": None})
     (killed / "provenance.json").unlink()
-    with pytest.raises(ValueError, match=r"nothing says which data and weights the run was trained on\. Restore"):
+    with pytest.raises(
+        ValueError, match=r"nothing says which data and weights the run was trained on\. Restore"
+    ):
         train(averaging, killed, resume=True, progress=False)
 
 
@@ -242,7 +299,9 @@ def test_a_checkpoint_of_another_run_is_refused(averaging, killed):
     newest = killed / STATE
     content = records.read(newest)
     records.write(newest, content | {"digest": "0" * 16})
-    sentence = re.escape(f"{newest.parent} is a checkpoint of another run: its config has the digest {'0' * 16}")
+    sentence = re.escape(
+        f"{newest.parent} is a checkpoint of another run: its config has the digest {'0' * 16}"
+    )
     with pytest.raises(ValueError, match=sentence):
         train(averaging, killed, resume=True, progress=False)
     with pytest.raises(ValueError, match=sentence):
@@ -262,7 +321,9 @@ def test_a_damaged_evaluation_is_refused_by_name(finished, tmp_path):
     folder = RunFolder(tmp_path / "run")
     assert folder.evaluation(4) == RunFolder(finished).evaluation(4)
     change(tmp_path / "run/evaluations/step_00000004.json", b"0.", b"1.")
-    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "run/evaluations/step_00000004.json"))):
+    with pytest.raises(
+        ValueError, match=re.escape(str(tmp_path / "run/evaluations/step_00000004.json"))
+    ):
         folder.evaluation(4)
 
 
@@ -302,27 +363,36 @@ def test_a_run_of_the_version_before_is_used_as_it_is(averaging, finished, tmp_p
     trained = open_trained(old)
     assert (trained.step, trained.digest) == (6, digest(averaging.resolved()))
     assert RunFolder(old).metrics()[-1]["values"] == RunFolder(finished).metrics()[-1]["values"]
-    assert train(averaging, old, resume=True, progress=False).metrics == RunFolder(finished).result()["metrics"]
+    assert (
+        train(averaging, old, resume=True, progress=False).metrics
+        == RunFolder(finished).result()["metrics"]
+    )
     said = [record.message for record in caplog.records if "0.4 or before" in record.message]
     assert len([message for message in said if message.startswith(f"{old} ")]) == 1
 
 
 def test_an_unfinished_run_of_the_version_before_is_not_trained_on(averaging, killed):
     unseal(killed)
-    with pytest.raises(ValueError, match=r"unfinished run of toco 0\.4 or before.* train again in another folder"):
+    with pytest.raises(
+        ValueError, match=r"unfinished run of toco 0\.4 or before.* train again in another folder"
+    ):
         train(averaging, killed, resume=True, progress=False)
     assert len(checkpoint.all_in(killed / "checkpoints")) == 2
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_run_that_made_no_step_does_not_block_its_folder(averaging, finished, tmp_path, caplog, resume):
+def test_a_run_that_made_no_step_does_not_block_its_folder(
+    averaging, finished, tmp_path, caplog, resume
+):
     run_dir = tmp_path / "run"
     folder = RunFolder(run_dir)
     failed = replace(averaging, {"seed": 1}).resolved()
     folder.create(failed, "test", ("a", "b"), RunFolder(finished).provenance())
 
     train(averaging, run_dir, recipe="test", resume=resume, progress=False)
-    assert f"{run_dir} holds a run of another config that made no step; it is replaced." in caplog.text
+    assert (
+        f"{run_dir} holds a run of another config that made no step; it is replaced." in caplog.text
+    )
     assert_same(run_dir, finished)
     with pytest.raises(FileExistsError, match="already holds a run"):
         train(averaging, run_dir, progress=False)

@@ -26,13 +26,20 @@ def overlapping(tiny_config, data_root, tmp_path):
     )
     (root / "classes.txt").write_text("red\nblue\ngreen\n")
     return replace(
-        tiny_config, {"data.root": str(root), "data.labels": "labels.csv", "num_steps": 2, "optim.warmup_steps": 0}
+        tiny_config,
+        {
+            "data.root": str(root),
+            "data.labels": "labels.csv",
+            "num_steps": 2,
+            "optim.warmup_steps": 0,
+        },
     )
 
 
 def test_an_image_in_both_splits_is_refused_before_anything_is_made(overlapping, tmp_path):
     with pytest.raises(
-        ValueError, match=r"1 of 5 validation images also for training: 'image03'\. .*allow_overlap=true"
+        ValueError,
+        match=r"1 of 5 validation images also for training: 'image03'\. .*allow_overlap=true",
     ):
         train(overlapping, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
@@ -52,7 +59,9 @@ def test_what_is_allowed_is_printed_and_recorded(overlapping, tmp_path, caplog):
         "data.allow_overlap=true: scores are then of images that were seen.",
         "train: no training image shows the class 'green'.",
     ]
-    assert [record.getMessage() for record in caplog.records if record.name == "toco.train.loop"] == notes
+    assert [
+        record.getMessage() for record in caplog.records if record.name == "toco.train.loop"
+    ] == notes
     sentence = "The masks of the split show 2 of 3 foreground classes."
     assert folder.evaluation(2).protocol.endswith(sentence)
     assert _coverage(tmp_path / "run", 2) == sentence
@@ -67,9 +76,15 @@ def test_sound_data_has_no_notes(tiny_config):
 def test_a_run_whose_own_module_was_edited_says_so_when_it_goes_on(tiny_config, tmp_path, caplog):
     provenance = {"data_manifest": {"train": "a" * 64, "val": "b" * 64}, "weights_sha256": None}
     folder = RunFolder(tmp_path / "run")
-    folder.create(tiny_config, None, ("red",), {**provenance, "own_code": {"own.a": "1", "own.b": "1"}})
-    folder.check_same_run(tiny_config, None, ("red",), {**provenance, "own_code": {"own.a": "1", "own.b": "1"}})
+    folder.create(
+        tiny_config, None, ("red",), {**provenance, "own_code": {"own.a": "1", "own.b": "1"}}
+    )
+    folder.check_same_run(
+        tiny_config, None, ("red",), {**provenance, "own_code": {"own.a": "1", "own.b": "1"}}
+    )
     assert caplog.messages == []
-    folder.check_same_run(tiny_config, None, ("red",), {**provenance, "own_code": {"own.a": "1", "own.b": "2"}})
+    folder.check_same_run(
+        tiny_config, None, ("red",), {**provenance, "own_code": {"own.a": "1", "own.b": "2"}}
+    )
     (message,) = caplog.messages
     assert message.startswith(f"The code of own.b was changed after {tmp_path / 'run'} was begun")

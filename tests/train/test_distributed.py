@@ -28,7 +28,11 @@ TIME = "train/step_time_s"
 def values(run_dir):
     """Step, kind and numbers of every row, without times."""
     return [
-        (row["step"], row["kind"], {name: value for name, value in row["values"].items() if name != TIME})
+        (
+            row["step"],
+            row["kind"],
+            {name: value for name, value in row["values"].items() if name != TIME},
+        )
         for row in RunFolder(run_dir).metrics()
     ]
 
@@ -52,13 +56,18 @@ def assert_same_tensors(left, right, step):
     assert left.keys() == right.keys()
     for part in ("model/", "optimizer/exp_avg/", "optimizer/exp_avg_sq/"):
         names = [name for name in left if name.startswith(part)]
-        ours, theirs = (torch.cat([state[name].double().flatten() for name in names]) for state in (left, right))
+        ours, theirs = (
+            torch.cat([state[name].double().flatten() for name in names]) for state in (left, right)
+        )
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm(), part
         for name in names:
-            # Of one rank alone they would be other ones altogether; those of the biases of keys are 0 but for rounding.
+            # Of one rank alone they would be other ones altogether; those of the biases of keys are
+            # 0 but for rounding.
             bound = 1e-2 * right[name].double().norm() + 1e-9
             assert (left[name].double() - right[name].double()).norm() <= bound, name
-    assert all(torch.equal(left[name], right[name]) for name in left if name.startswith("optimizer/step/"))
+    assert all(
+        torch.equal(left[name], right[name]) for name in left if name.startswith("optimizer/step/")
+    )
 
 
 class Told:
@@ -82,13 +91,17 @@ def alone(config, tmp_path_factory):
 def forked_ranks(monkeypatch):
     """Ranks are forks of the server that has imported what they need, see tests/conftest.py."""
     server = multiprocessing.get_context("forkserver")
-    monkeypatch.setattr(ranks, "multiprocessing", SimpleNamespace(get_context=lambda method: server))
+    monkeypatch.setattr(
+        ranks, "multiprocessing", SimpleNamespace(get_context=lambda method: server)
+    )
 
 
 @pytest.mark.slow
 def test_two_ranks_compute_what_one_process_does(config, alone, tmp_path):
     told = Told()
-    result = train_on_ranks(2, train, config, tmp_path / "two", observer=told, recipe="test", progress=False)
+    result = train_on_ranks(
+        2, train, config, tmp_path / "two", observer=told, recipe="test", progress=False
+    )
     assert (result.status, result.step) == ("finished", 6)
     assert_same_rows(tmp_path / "two", alone)
     for step in (2, 4, 6):
@@ -97,7 +110,9 @@ def test_two_ranks_compute_what_one_process_does(config, alone, tmp_path):
     assert result.metrics == folder.result()["metrics"]
     assert folder.digest() == single.digest()
     assert (folder.provenance()["world_size"], single.provenance()["world_size"]) == (2, 1)
-    assert [(step, whole, pid) for step, _, whole, pid in told.evaluations] == [(s, s, os.getpid()) for s in (2, 4, 6)]
+    assert [(step, whole, pid) for step, _, whole, pid in told.evaluations] == [
+        (s, s, os.getpid()) for s in (2, 4, 6)
+    ]
     assert told.evaluations[-1][1] == sorted(result.metrics)
 
 
@@ -160,10 +175,18 @@ FAILURES = (
         (2, RuntimeError, r"^UnreadableError: the rack: burns\nOn rank 1:\n"),
     ],
 )
-def test_a_rank_that_fails_ends_all_with_what_it_says(config, tmp_path, forked_ranks, seed, error, message):
+def test_a_rank_that_fails_ends_all_with_what_it_says(
+    config, tmp_path, forked_ranks, seed, error, message
+):
     with pytest.raises(error, match=message):
-        train_on_ranks(2, failing, replace(config, {"seed": seed}), tmp_path / "run", progress=False)
-    (server,) = (child for child in psutil.Process().children() if "multiprocessing.forkserver" in str(child.cmdline()))
+        train_on_ranks(
+            2, failing, replace(config, {"seed": seed}), tmp_path / "run", progress=False
+        )
+    (server,) = (
+        child
+        for child in psutil.Process().children()
+        if "multiprocessing.forkserver" in str(child.cmdline())
+    )
     assert server.children() == []
     with RunFolder(tmp_path / "run").locked():
         assert checkpoint.latest(tmp_path / "run" / "checkpoints").step == 2
@@ -185,7 +208,9 @@ def diverging(config, run_dir, **options):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_on_one_rank_is_the_end_of_the_run(config, tmp_path, forked_ranks):
+def test_a_loss_that_is_not_finite_on_one_rank_is_the_end_of_the_run(
+    config, tmp_path, forked_ranks
+):
     with pytest.raises(DivergedError, match="At step 3, ptc is nan and gradient_norm is nan"):
         train_on_ranks(2, diverging, config, tmp_path / "run", progress=False)
     assert RunFolder(tmp_path / "run").result()["status"] == "diverged"
@@ -194,7 +219,14 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_the_end_of_the_run(config, tmp
 @pytest.mark.slow
 def test_torchrun_trains_one_run_and_a_signal_stops_all_ranks_at_one_step(long_training, tmp_path):
     run_dir = tmp_path / "run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     process = long_training(run_dir, *launcher)
     # As a scheduler does; torchrun passes it on.
     process.terminate()
@@ -209,7 +241,11 @@ def test_torchrun_trains_one_run_and_a_signal_stops_all_ranks_at_one_step(long_t
 @pytest.mark.parametrize(
     ("changes", "world_size", "message"),
     [
-        ({}, 4, "batch_size 4, the images of all 4 ranks together, is not a multiple of 4 ranks x .*size 2"),
+        (
+            {},
+            4,
+            "batch_size 4, the images of all 4 ranks together, is not a multiple of 4 ranks x .*size 2",
+        ),
         ({"method.loss_group_size": None}, 2, "loss_group_size is null"),
         ({"batch_size": 6}, 2, "batch_size 6"),
     ],
@@ -223,7 +259,9 @@ def test_a_batch_that_cannot_be_shared_is_refused(config, changes, world_size, m
 def test_half_of_an_environment_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ValueError, match="LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set"):
+    with pytest.raises(
+        ValueError, match="LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set"
+    ):
         Place.of_torchrun()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert Place.of_torchrun() is None

@@ -16,29 +16,61 @@ from toco.registry import available
 from toco.train import dry_run
 from toco.train.dry_run import check_can_run
 
-BASE = replace(shapes_nano.recipe(), {"backbone.depth": 3, "backbone.weights": None, "method.aux_block": 1})
+BASE = replace(
+    shapes_nano.recipe(), {"backbone.depth": 3, "backbone.weights": None, "method.aux_block": 1}
+)
 REFUSED = {
-    "a crop as large as the view": ({"method.local_crop_size_px": 64}, "4 different crops of 64 px do not fit"),
-    "a crop below a patch": ({"method.local_crop_size_px": 4}, "4x4 px, smaller than one patch of 8 px"),
-    "more crops than places": ({"method.num_local_crops": 5000}, "5000 different crops of 32 px do not fit"),
-    "crops beyond any memory": ({"method.num_local_crops": 1000, "batch_size": 100_000}, "more than a terabyte"),
-    "refinement of nothing": ({"method.par.scale": 0.01}, r"empty at scale 0.01 of the refinement \(PAR\)"),
+    "a crop as large as the view": (
+        {"method.local_crop_size_px": 64},
+        "4 different crops of 64 px do not fit",
+    ),
+    "a crop below a patch": (
+        {"method.local_crop_size_px": 4},
+        "4x4 px, smaller than one patch of 8 px",
+    ),
+    "more crops than places": (
+        {"method.num_local_crops": 5000},
+        "5000 different crops of 32 px do not fit",
+    ),
+    "crops beyond any memory": (
+        {"method.num_local_crops": 1000, "batch_size": 100_000},
+        "more than a terabyte",
+    ),
+    "refinement of nothing": (
+        {"method.par.scale": 0.01},
+        r"empty at scale 0.01 of the refinement \(PAR\)",
+    ),
     "energy of nothing": ({"method.dense_energy.scale": 0.01}, "empty at scale 0.01"),
     "a CAM scale of nothing": ({"method.cam_scales": [0.001]}, "empty at CAM scale 0.001"),
     "a CAM scale below a patch": ({"method.cam_scales": [0.1]}, "6x6 px, smaller than one patch"),
-    "a CAM scale beyond any memory": ({"method.cam_scales": [1000]}, "method.cam_scales asks for images of 64000 px"),
-    "no such block": ({"method.aux_block": 3}, "aux_block is 3, but this backbone has blocks 0 to 2"),
-    "a view below a patch": ({"views.crop_size_px": 4, "method.local_crop_size_px": 2}, "smaller than one patch"),
+    "a CAM scale beyond any memory": (
+        {"method.cam_scales": [1000]},
+        "method.cam_scales asks for images of 64000 px",
+    ),
+    "no such block": (
+        {"method.aux_block": 3},
+        "aux_block is 3, but this backbone has blocks 0 to 2",
+    ),
+    "a view below a patch": (
+        {"views.crop_size_px": 4, "method.local_crop_size_px": 2},
+        "smaller than one patch",
+    ),
     "an evaluation below a patch": (
         {"evaluate.size_px": 16, "evaluate.cam_scales": [0.25]},
         "An evaluation .* smaller than one patch",
     ),
-    "an evaluation beyond any memory": ({"evaluate.size_px": 10**6}, "evaluate.size_px asks for images of 1000000 px"),
+    "an evaluation beyond any memory": (
+        {"evaluate.size_px": 10**6},
+        "evaluate.size_px asks for images of 1000000 px",
+    ),
     "an inference below a patch": (
         {"inference.size_px": 16, "inference.scales": [0.25]},
         "The inference .* smaller than one patch",
     ),
-    "no image is large enough": ({"inference.scales": [1e-4]}, "at scale 0.0001 an image needs 80001 px"),
+    "no image is large enough": (
+        {"inference.scales": [1e-4]},
+        "at scale 0.0001 an image needs 80001 px",
+    ),
     "a width beyond any memory": ({"method.decoder_width": 10**11}, "The network cannot be built"),
     "a lattice of the energy": (
         {"method.dense_energy.filter_name": "lattice", "method.dense_energy.sigma_rgb": 1e-4},
@@ -50,16 +82,26 @@ REFUSED = {
     ),
 }
 RUNS = {
-    "crops that fill the view, without weight": {"method.local_crop_size_px": 64, "method.ctc.weight": 0},
+    "crops that fill the view, without weight": {
+        "method.local_crop_size_px": 64,
+        "method.ctc.weight": 0,
+    },
     "as many crops as places": {"method.num_local_crops": 1024},
     "one crop a pixel smaller": {"method.local_crop_size_px": 63, "method.num_local_crops": 4},
-    "refinement without a term": {"method.par.scale": 0.01, "method.segmentation.weight": 0, "method.energy.weight": 0}
+    "refinement without a term": {
+        "method.par.scale": 0.01,
+        "method.segmentation.weight": 0,
+        "method.energy.weight": 0,
+    }
     | {"evaluate.num_pictures": 0},
     "images of their own size": {"evaluate.size_px": None, "inference.scales": [0.01, 2.0]},
     "tiles": {"inference.tile_px": 32, "inference.tile_overlap_px": 16},
     "half precision": {"precision": "bfloat16"},
     "another backbone": {"backbone.name": "swin", "method.aux_block": 9},
-    "small sigmas of an exact filter": {"inference.crf.filter_name": "exact", "inference.crf.position_sigma": 1e-12},
+    "small sigmas of an exact filter": {
+        "inference.crf.filter_name": "exact",
+        "inference.crf.position_sigma": 1e-12,
+    },
     "the largest seed": {"seed": 2**32 - 1},
     "no further scale": {"method.cam_scales": [], "evaluate.cam_scales": []},
 }
@@ -100,8 +142,13 @@ def test_the_line_of_an_own_method_is_named(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     settings = BASE.method.model_dump(exclude={"name"})
-    config = replace(BASE, {"method.name": "own_package.shifted"} | {f"method.{k}": v for k, v in settings.items()})
-    with pytest.raises(ValueError, match=rf"A training step cannot be computed: .*\({file}, line 13\)\."):
+    config = replace(
+        BASE,
+        {"method.name": "own_package.shifted"} | {f"method.{k}": v for k, v in settings.items()},
+    )
+    with pytest.raises(
+        ValueError, match=rf"A training step cannot be computed: .*\({file}, line 13\)\."
+    ):
         check_can_run(config, BASE)
 
 
@@ -144,9 +191,16 @@ def test_configs_of_the_same_sizes_are_checked_once(monkeypatch):
     checked = []
     monkeypatch.setattr(dry_run, "check_can_run", lambda config, recipe: checked.append(config))
     same = [replace(BASE, {"seed": seed, "optim.lr": 1e-4 * (seed + 1)}) for seed in range(3)]
-    same += [replace(BASE, {"method.ptc.weight": weight, "method.temperature": weight}) for weight in (0.1, 0.2)]
+    same += [
+        replace(BASE, {"method.ptc.weight": weight, "method.temperature": weight})
+        for weight in (0.1, 0.2)
+    ]
     others = [{"method.ptc.weight": 0}, {"method.par.scale": 0.25}, {"method.num_local_crops": 3}]
-    others += [{"evaluate.cam_scales": [1.0, 0.5]}, {"inference.scales": [2.0]}, {"views.crop_size_px": 56}]
+    others += [
+        {"evaluate.cam_scales": [1.0, 0.5]},
+        {"inference.scales": [2.0]},
+        {"views.crop_size_px": 56},
+    ]
     check_sizes([*same, *(replace(BASE, changes) for changes in others)], "shapes_nano", TRAIN)
     assert len(checked) == 1 + len(others)
     check_sizes(same, "shapes_nano", "fake_training:train")
@@ -157,7 +211,8 @@ def test_configs_of_the_same_sizes_are_checked_once(monkeypatch):
 def test_every_recipe_runs_and_a_large_network_takes_little_memory():
     """In a process of its own, imports of torch and timm included.
 
-    On Linux, ``ru_maxrss`` keeps what the process that started it had, this one with all it has imported.
+    On Linux, ``ru_maxrss`` keeps what the process that started it had, this one with all it has
+    imported.
     """
     code = (
         "import pathlib, resource; from toco.registry import available, load;"

@@ -15,7 +15,15 @@ from toco.train import checkpoint
 from toco.train.run_folder import RunFolder
 
 UNSHARE = shutil.which("unshare")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
+TORCHRUN = (
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "--no-python",
+)
 
 
 def descendants(process):
@@ -33,7 +41,9 @@ def assert_gone(processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [(sys.executable,), (*TORCHRUN, sys.executable)], ids=["alone", "torchrun"])
+@pytest.mark.parametrize(
+    "launcher", [(sys.executable,), (*TORCHRUN, sys.executable)], ids=["alone", "torchrun"]
+)
 def test_no_process_outlives_a_killed_training(long_training, tmp_path, launcher):
     training = long_training(tmp_path / "run", *launcher, num_workers=1)
     assert training.poll() is None
@@ -70,7 +80,8 @@ def test_a_signal_ends_a_training_that_waits_for_a_batch(long_training, tmp_path
 def may_mount():
     return (
         UNSHARE is not None
-        and subprocess.run([UNSHARE, "-m", "true"], check=False, capture_output=True).returncode == 0
+        and subprocess.run([UNSHARE, "-m", "true"], check=False, capture_output=True).returncode
+        == 0
     )
 
 

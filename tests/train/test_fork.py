@@ -17,37 +17,58 @@ from toco.train.loop import train
 from toco.train.run_folder import RunFolder
 
 
-@pytest.fixture(scope="module", params=[4, 3], ids=["after an evaluation", "between evaluations and log rows"])
+@pytest.fixture(
+    scope="module", params=[4, 3], ids=["after an evaluation", "between evaluations and log rows"]
+)
 def late(config, request):
     """The decoder's terms join at a step, with the terms of the first part in other settings than the second's."""
-    start = {"method.segmentation.start_step": request.param, "method.energy.start_step": request.param}
+    start = {
+        "method.segmentation.start_step": request.param,
+        "method.energy.start_step": request.param,
+    }
     return replace(config, {**start, "log_every": 2, "evaluate.average_last": 2})
 
 
 def content(run_dir):
     """Everything but times, hosts and the origin."""
     rows = [
-        (row["kind"], row["step"], {k: v for k, v in row["values"].items() if k != "train/step_time_s"})
+        (
+            row["kind"],
+            row["step"],
+            {k: v for k, v in row["values"].items() if k != "train/step_time_s"},
+        )
         for row in RunFolder(run_dir).metrics()
     ]
-    kept = [path for folder in ("evaluations", "pictures") for path in (run_dir / folder).rglob("*.*")]
+    kept = [
+        path for folder in ("evaluations", "pictures") for path in (run_dir / folder).rglob("*.*")
+    ]
     files = {str(path.relative_to(run_dir)): path.read_bytes() for path in kept}
     return rows, files, RunFolder(run_dir).result()["metrics"]
 
 
 def same_checkpoint(left, right):
     a, b = (load_file(all_in(run_dir / "checkpoints")[-1] / TENSORS) for run_dir in (left, right))
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a if n != "averages/train/step_time_s")
+    return a.keys() == b.keys() and all(
+        torch.equal(a[n], b[n]) for n in a if n != "averages/train/step_time_s"
+    )
 
 
 OTHERS = (
     {"method.segmentation.weight": 0.7, "method.energy.weight": 0.0, "keep_checkpoints": 1},
-    {"method.energy.start_step": 5, "method.dense_energy.sigma_rgb": 30.0, "method.aux_pseudo_labels_until_step": 5},
+    {
+        "method.energy.start_step": 5,
+        "method.dense_energy.sigma_rgb": 30.0,
+        "method.aux_pseudo_labels_until_step": 5,
+    },
 )
 
 
-@pytest.mark.parametrize(("changes", "num_pictures"), [(OTHERS[0], 1), (OTHERS[1], 0)], ids=["weights", "energy"])
-def test_a_forked_training_equals_the_unforked_one_bit_for_bit(late, tmp_path, changes, num_pictures, monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "num_pictures"), [(OTHERS[0], 1), (OTHERS[1], 0)], ids=["weights", "energy"]
+)
+def test_a_forked_training_equals_the_unforked_one_bit_for_bit(
+    late, tmp_path, changes, num_pictures, monkeypatch
+):
     late = replace(late, {"evaluate.num_pictures": num_pictures})
     other, prefixes = replace(late, changes), tmp_path / "prefixes"
     train(late, tmp_path / "first", progress=False, prefixes=prefixes)
@@ -72,7 +93,9 @@ def test_a_forked_training_equals_the_unforked_one_bit_for_bit(late, tmp_path, c
     assert folder.digest() == digest(other.resolved())
     states = [json.loads((path / "state.json").read_text()) for path in all_in(folder.checkpoints)]
     assert {state["digest"] for state in states} == {folder.digest()}
-    assert [path.name.partition("-")[2] for path in prefixes.iterdir()] == [str(prefix_step(late.resolved()))]
+    assert [path.name.partition("-")[2] for path in prefixes.iterdir()] == [
+        str(prefix_step(late.resolved()))
+    ]
 
 
 class CrashError(Exception):
@@ -100,7 +123,11 @@ def test_a_forked_training_is_watched_and_resumed_as_any_other(late, tmp_path):
     rest = Watcher()
     train(other, tmp_path / "forked", progress=False, resume=True, observer=rest, prefixes=prefixes)
     assert content(tmp_path / "forked") == content(tmp_path / "alone")
-    metrics = {row["step"]: row["values"] for row in RunFolder(tmp_path / "alone").metrics() if row["kind"] == "val"}
+    metrics = {
+        row["step"]: row["values"]
+        for row in RunFolder(tmp_path / "alone").metrics()
+        if row["kind"] == "val"
+    }
     assert cut.told + rest.told == [(4, metrics[4]), (6, metrics[6])]
 
 
@@ -121,7 +148,12 @@ def test_a_damaged_beginning_and_one_of_other_data_are_passed_over(late, tmp_pat
     shutil.copytree(data_root, tmp_path / "data")
     names = [f"image{i:02}" for i in reversed(range(12))]
     (tmp_path / "data/ImageSets/Segmentation/train.txt").write_text("\n".join(names) + "\n")
-    train(replace(late, {"data.root": str(tmp_path / "data")}), tmp_path / "moved", progress=False, prefixes=prefixes)
+    train(
+        replace(late, {"data.root": str(tmp_path / "data")}),
+        tmp_path / "moved",
+        progress=False,
+        prefixes=prefixes,
+    )
     assert "forked_at" not in RunFolder(tmp_path / "moved").provenance()
     assert len(list(prefixes.iterdir())) == 2
     (tensors,) = snapshot.glob("checkpoints/*/*.safetensors")
@@ -135,11 +167,15 @@ def test_a_damaged_beginning_and_one_of_other_data_are_passed_over(late, tmp_pat
     "error",
     [
         OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
-        shutil.Error([("a", "b", f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: 'a' -> 'b'")]),
+        shutil.Error(
+            [("a", "b", f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: 'a' -> 'b'")]
+        ),
     ],
     ids=["a write", "a copy"],
 )
-def test_a_full_disk_of_the_shared_beginnings_is_told_from_that_of_the_run(late, tmp_path, monkeypatch, error):
+def test_a_full_disk_of_the_shared_beginnings_is_told_from_that_of_the_run(
+    late, tmp_path, monkeypatch, error
+):
     def save(*_):
         raise error
 
@@ -147,19 +183,27 @@ def test_a_full_disk_of_the_shared_beginnings_is_told_from_that_of_the_run(late,
     (tmp_path / "run").mkdir()
     prefixes = Prefixes(tmp_path / "shared", late.resolved(), dict.fromkeys(fork._CONDITIONS))
     with pytest.raises(OSError, match=r"No space left|quota exceeded") as raised:
-        prefixes.leave(RunFolder(tmp_path / "run"), Mock(spec=Method), Mock(spec=torch.optim.Optimizer), {})
+        prefixes.leave(
+            RunFolder(tmp_path / "run"), Mock(spec=Method), Mock(spec=torch.optim.Optimizer), {}
+        )
     assert os.path.dirname(raised.value.filename) == str(tmp_path / "shared")  # noqa: PTH120 - text, as the system's
     assert not list((tmp_path / "shared").iterdir())
 
 
 def test_trainings_share_a_beginning_only_as_far_as_they_are_the_same(config):
     def of(**changes):
-        changed = replace(config, {path.replace("__", "."): value for path, value in changes.items()}).resolved()
+        changed = replace(
+            config, {path.replace("__", "."): value for path, value in changes.items()}
+        ).resolved()
         return prefix_step(changed), prefix_digest(changed, 2)
 
     base = of()
     assert base[0] == 2
-    same = ("method__segmentation__weight", 0.0), ("method__energy__start_step", 9), ("keep_checkpoints", 1)
+    same = (
+        ("method__segmentation__weight", 0.0),
+        ("method__energy__start_step", 9),
+        ("keep_checkpoints", 1),
+    )
     assert [of(**{path: value}) for path, value in same] == [base] * 3
     different = (
         ("seed", 1),

@@ -78,11 +78,18 @@ def test_terms_join_at_their_step(finished):
     first, *_, last = [row["values"] for row in rows(finished) if row["kind"] == "train"]
     assert "train/segmentation" not in first
     assert "train/segmentation" in last
-    assert {"train/classification", "train/aux_classification", "train/ptc", "train/ctc"} <= first.keys()
+    assert {
+        "train/classification",
+        "train/aux_classification",
+        "train/ptc",
+        "train/ctc",
+    } <= first.keys()
 
 
 @pytest.mark.parametrize("interrupted_at", [2, 4])
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(config, finished, tmp_path, interrupted_at):
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    config, finished, tmp_path, interrupted_at
+):
     with pytest.raises(CrashError):
         train(config, tmp_path, progress=False, observer=InterruptAt(interrupted_at))
     torch.manual_seed(12345)
@@ -91,7 +98,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(config, finished
     ours, theirs = tensors(tmp_path, 6), tensors(finished, 6)
     assert ours.keys() == theirs.keys()
     different = [
-        name for name in ours if not torch.equal(ours[name], theirs[name]) and name != "averages/train/step_time_s"
+        name
+        for name in ours
+        if not torch.equal(ours[name], theirs[name]) and name != "averages/train/step_time_s"
     ]
     assert not different
 
@@ -121,7 +130,10 @@ def test_the_counts_of_the_averaged_evaluations_are_kept_through_a_crash(config,
     train(averaging, tmp_path / "cut", resume=True, progress=False)
     whole, cut = (sorted((tmp_path / name / "evaluations").iterdir()) for name in ("whole", "cut"))
     assert [path.name for path in cut] == [path.name for path in whole]
-    assert [path.name for path in cut if path.suffix == ".npz"] == ["step_00000004.npz", "step_00000006.npz"]
+    assert [path.name for path in cut if path.suffix == ".npz"] == [
+        "step_00000004.npz",
+        "step_00000006.npz",
+    ]
     assert [path.read_bytes() for path in cut] == [path.read_bytes() for path in whole]
     counted = read_confusions(folder.counts(6))
     assert counted.names == tuple(f"image{i}" for i in (12, 13, 14, 15))
@@ -187,7 +199,12 @@ def test_the_same_config_on_other_data_is_not_the_same_run(config, tmp_path, dat
         "\n".join(f"image{i:02}" for i in reversed(range(12))) + "\n"
     )
     with pytest.raises(ValueError, match="train_data differ"):
-        train(replace(config, {"data.root": str(other)}), tmp_path / "run", resume=True, progress=False)
+        train(
+            replace(config, {"data.root": str(other)}),
+            tmp_path / "run",
+            resume=True,
+            progress=False,
+        )
 
 
 def test_two_processes_do_not_train_in_one_folder(config, tmp_path):

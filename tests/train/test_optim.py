@@ -23,7 +23,9 @@ def test_ten_steps_equal_the_official_optimizer(golden, start):
     optimizer = build_optimizer({"backbone": [p], "heads": [q]}, OptimConfig())
     for index in range(10):
         set_lr(optimizer, start + index, NUM_STEPS, OptimConfig())
-        p.grad, q.grad = (torch.from_numpy(arrays[f"s{start}__grads_{name}"][index]) for name in "pq")
+        p.grad, q.grad = (
+            torch.from_numpy(arrays[f"s{start}__grads_{name}"][index]) for name in "pq"
+        )
         optimizer.step()
         for parameter, name in ((p, "p"), (q, "q")):
             expected = torch.from_numpy(arrays[f"s{start}__{name}_after"][index])
@@ -41,8 +43,12 @@ def test_a_parameter_without_gradient_still_decays():
 
 
 def test_heads_and_decoder_learn_faster_and_empty_groups_are_left_out():
-    groups = {name: [torch.nn.Parameter(torch.zeros(1))] for name in ("backbone", "heads", "decoder")}
-    optimizer = build_optimizer(groups | {"backbone_norms": []}, OptimConfig(lr=1.0, head_lr_multiplier=7))
+    groups = {
+        name: [torch.nn.Parameter(torch.zeros(1))] for name in ("backbone", "heads", "decoder")
+    }
+    optimizer = build_optimizer(
+        groups | {"backbone_norms": []}, OptimConfig(lr=1.0, head_lr_multiplier=7)
+    )
     assert {group["name"]: group["peak_lr"] for group in optimizer.param_groups} == {
         "backbone": 1.0,
         "heads": 7.0,

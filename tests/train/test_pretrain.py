@@ -66,7 +66,9 @@ def test_batches_are_new_at_every_step_and_show_what_their_labels_say() -> None:
 def test_loss_is_the_weighted_sum_of_cross_entropies() -> None:
     labels = torch.tensor([[1.0, 0.0]])
     certain, unsure = torch.tensor([[50.0, -50.0]]), torch.zeros(1, 2)
-    output = PretrainOutput(certain, certain, [unsure[:, None].expand(1, 4, 2), certain[:, None].expand(1, 4, 2)], [])
+    output = PretrainOutput(
+        certain, certain, [unsure[:, None].expand(1, 4, 2), certain[:, None].expand(1, 4, 2)], []
+    )
     config = TINY.model_copy(update={"smooth_weights": (0.25, 1.0)})
     assert pretraining_loss(output, labels, config).item() == pytest.approx(0.25 * 0.6931472)
     output = PretrainOutput(unsure, unsure, [certain[:, None], certain[:, None]], [])

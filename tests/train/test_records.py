@@ -8,7 +8,10 @@ from toco.files import SEAL, UnreadableError
 from toco.train import records
 from toco.train.records import Rows, RowsMark, make_row, read_row, read_rows, rows_text
 
-ROWS = [make_row(step, "val" if step % 2 == 0 else "train", 0.1 * step, {"a/b": 1 / step}) for step in range(1, 5)]
+ROWS = [
+    make_row(step, "val" if step % 2 == 0 else "train", 0.1 * step, {"a/b": 1 / step})
+    for step in range(1, 5)
+]
 OLD = {"format_version": 1, "status": "finished", "step": 4}
 
 
@@ -67,7 +70,9 @@ def test_a_file_that_is_not_there_has_no_rows(tmp_path: Path) -> None:
 
 def test_a_record_comes_back_and_is_of_the_present_version(tmp_path: Path) -> None:
     records.write(tmp_path / "result.json", OLD)
-    assert records.read(tmp_path / "result.json") == OLD | {"format_version": records.FORMAT_VERSION}
+    assert records.read(tmp_path / "result.json") == OLD | {
+        "format_version": records.FORMAT_VERSION
+    }
 
 
 @pytest.mark.parametrize("position", range(0, 150, 7))
@@ -95,7 +100,9 @@ def test_no_flipped_byte_of_a_record_goes_unseen(tmp_path: Path, position: int) 
         (b'{"format_version": 1, "' + SEAL.encode() + b'": 3}', "is damaged"),
     ],
 )
-def test_a_damaged_record_is_named_with_its_fault_and_what_to_do(tmp_path: Path, content: bytes, fault: str) -> None:
+def test_a_damaged_record_is_named_with_its_fault_and_what_to_do(
+    tmp_path: Path, content: bytes, fault: str
+) -> None:
     file = tmp_path / "config.json"
     file.write_bytes(content)
     with pytest.raises(UnreadableError, match=fault) as raised:
@@ -111,7 +118,9 @@ def test_a_record_of_the_version_before_is_read_and_that_is_said_once(
     for name in ("result.json", "config.json"):
         (tmp_path / name).write_text(json.dumps(OLD))
     with caplog.at_level(logging.WARNING):
-        assert records.read(tmp_path / "result.json") == records.read(tmp_path / "config.json") == OLD
+        assert (
+            records.read(tmp_path / "result.json") == records.read(tmp_path / "config.json") == OLD
+        )
     assert [record.message for record in caplog.records] == [
         f"{tmp_path} was written by toco 0.4 or before, whose files carry no digests: it is read without that check."
     ]

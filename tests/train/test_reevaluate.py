@@ -36,7 +36,10 @@ def trained_with(averaging, tmp_path_factory):
 
 def values(run_dir, kind):
     return [
-        (row["step"], {name: value for name, value in row["values"].items() if name != "train/step_time_s"})
+        (
+            row["step"],
+            {name: value for name, value in row["values"].items() if name != "train/step_time_s"},
+        )
         for row in RunFolder(run_dir).metrics()
         if row["kind"] == kind
     ]
@@ -46,21 +49,34 @@ def evaluations(run_dir, suffix):
     return {path.name: path.read_bytes() for path in (run_dir / "evaluations").glob(f"*{suffix}")}
 
 
-def test_another_threshold_gives_what_a_training_with_it_gives(averaging, source, trained_with, tmp_path, monkeypatch):
+def test_another_threshold_gives_what_a_training_with_it_gives(
+    averaging, source, trained_with, tmp_path, monkeypatch
+):
     changes = {"evaluate.background_threshold": 0.3, "evaluate.curve_stop": 0.8}
     afresh = trained_with(changes)
     config = replace(averaging, changes)
-    assert way_from(source, config, same_code=True) == way_expected(averaging, config, 0) == "rescore"
+    assert (
+        way_from(source, config, same_code=True) == way_expected(averaging, config, 0) == "rescore"
+    )
     monkeypatch.setattr("toco.train.reevaluate.open_data", None)  # no images, no network
     result = reevaluate(source, tmp_path / "target", config, "rescore", recipe="test")
     expected = RunFolder(afresh).result()
     written = RunFolder(tmp_path / "target").result()
-    assert result.metrics == written["metrics"] == expected["metrics"] != RunFolder(source).result()["metrics"]
+    assert (
+        result.metrics
+        == written["metrics"]
+        == expected["metrics"]
+        != RunFolder(source).result()["metrics"]
+    )
     for key in ("status", "step", "digest", "last_metrics", "averaged_evaluations", "message"):
         assert written[key] == expected[key], key
     assert values(tmp_path / "target", "val") == values(afresh, "val")[-2:]
     assert values(tmp_path / "target", "train") == values(afresh, "train")
-    last = {name: text for name, text in evaluations(afresh, ".json").items() if name != "step_00000002.json"}
+    last = {
+        name: text
+        for name, text in evaluations(afresh, ".json").items()
+        if name != "step_00000002.json"
+    }
     assert evaluations(tmp_path / "target", ".json") == last
     assert evaluations(tmp_path / "target", ".npz") == {}
 
@@ -70,17 +86,28 @@ def test_another_threshold_gives_what_a_training_with_it_gives(averaging, source
     [
         {"evaluate.cam_scales": [1.0, 0.5], "evaluate.cam_flip": True},
         {"evaluate.background_threshold": 0.33},  # was not counted at
-        {"evaluate.average_last": 3, "evaluate.background_threshold": 0.3},  # the first evaluation's counts are gone
+        {
+            "evaluate.average_last": 3,
+            "evaluate.background_threshold": 0.3,
+        },  # the first evaluation's counts are gone
     ],
 )
-def test_what_was_not_counted_is_evaluated_from_the_checkpoints(averaging, source, trained_with, tmp_path, changes):
+def test_what_was_not_counted_is_evaluated_from_the_checkpoints(
+    averaging, source, trained_with, tmp_path, changes
+):
     changes = {**changes, "evaluate.num_pictures": 1}
     afresh = trained_with(changes)
     config = replace(averaging, changes)
-    assert way_from(source, config, same_code=True) == way_expected(averaging, config, 3) == "evaluate"
+    assert (
+        way_from(source, config, same_code=True) == way_expected(averaging, config, 3) == "evaluate"
+    )
     result = reevaluate(source, tmp_path / "target", config, "evaluate")
     count = config.evaluate.average_last
-    assert result.metrics == RunFolder(afresh).result()["metrics"] != RunFolder(source).result()["metrics"]
+    assert (
+        result.metrics
+        == RunFolder(afresh).result()["metrics"]
+        != RunFolder(source).result()["metrics"]
+    )
     assert values(tmp_path / "target", "val") == values(afresh, "val")[-count:]
     assert evaluations(tmp_path / "target", ".npz") == evaluations(afresh, ".npz")
     pictures = "pictures/step_00000006"
@@ -92,7 +119,9 @@ def test_what_was_not_counted_is_evaluated_from_the_checkpoints(averaging, sourc
 def test_the_record_says_what_was_evaluated_and_where(averaging, source, tmp_path):
     config = replace(averaging, {"evaluate.background_threshold": 0.3})
     reevaluate(source, tmp_path / "rescored", config, "rescore", recipe="test")
-    reevaluate(source, tmp_path / "evaluated", replace(averaging, {"evaluate.cam_flip": True}), "evaluate")
+    reevaluate(
+        source, tmp_path / "evaluated", replace(averaging, {"evaluate.cam_flip": True}), "evaluate"
+    )
     trained = RunFolder(source).provenance()
     for name, rescored in (("rescored", True), ("evaluated", False)):
         recorded = RunFolder(tmp_path / name).provenance()
@@ -107,7 +136,9 @@ def test_the_record_says_what_was_evaluated_and_where(averaging, source, tmp_pat
 
 def test_another_training_is_refused(averaging, source, tmp_path):
     with pytest.raises(ValueError, match=r"another config: method.temperature \(0.5 -> 0.3\)"):
-        reevaluate(source, tmp_path / "target", replace(averaging, {"method.temperature": 0.3}), "evaluate")
+        reevaluate(
+            source, tmp_path / "target", replace(averaging, {"method.temperature": 0.3}), "evaluate"
+        )
     with pytest.raises(ValueError, match="holds no finished training"):
         reevaluate(tmp_path / "nothing", tmp_path / "target", averaging, "evaluate")
     (tmp_path / "there").mkdir()
@@ -120,7 +151,9 @@ def test_a_checkpoint_that_is_gone_is_named_and_nothing_is_left(averaging, sourc
     shutil.copytree(source, tmp_path / "source")
     shutil.rmtree(tmp_path / "source/checkpoints/step_00000004")
     config = replace(averaging, {"evaluate.cam_flip": True})
-    with pytest.raises(ValueError, match=r"no checkpoint of step 4, .* with keep_checkpoints=2 or more"):
+    with pytest.raises(
+        ValueError, match=r"no checkpoint of step 4, .* with keep_checkpoints=2 or more"
+    ):
         reevaluate(tmp_path / "source", tmp_path / "target", config, "evaluate")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -145,7 +178,10 @@ def test_what_other_code_counted_is_not_used(averaging, source, tmp_path):
         path.unlink()
     # Not even looked at.
     expected = reevaluate(source, tmp_path / "rescored", config, "rescore").metrics
-    assert reevaluate(tmp_path / "source", tmp_path / "evaluated", config, "evaluate").metrics == expected
+    assert (
+        reevaluate(tmp_path / "source", tmp_path / "evaluated", config, "evaluate").metrics
+        == expected
+    )
 
 
 def unfinished(run_dir):
@@ -159,14 +195,32 @@ def unfinished(run_dir):
         (unfinished, None, None),
         (lambda run_dir: (run_dir / "result.json").write_text("{"), None, None),
         (lambda run_dir: (run_dir / "config.json").write_bytes(b""), None, None),
-        (lambda run_dir: (run_dir / "evaluations/step_00000004.npz").write_bytes(b"PK"), "evaluate", "evaluate"),
-        (lambda run_dir: (run_dir / "evaluations/step_00000006.npz").unlink(), "evaluate", "evaluate"),
+        (
+            lambda run_dir: (run_dir / "evaluations/step_00000004.npz").write_bytes(b"PK"),
+            "evaluate",
+            "evaluate",
+        ),
+        (
+            lambda run_dir: (run_dir / "evaluations/step_00000006.npz").unlink(),
+            "evaluate",
+            "evaluate",
+        ),
         (lambda run_dir: shutil.rmtree(run_dir / "checkpoints/step_00000004"), "rescore", None),
-        (lambda run_dir: (run_dir / "checkpoints/step_00000006/state.json").unlink(), "rescore", None),
-        (lambda run_dir: (run_dir / "checkpoints/step_00000002/state.json").unlink(), "rescore", "evaluate"),
+        (
+            lambda run_dir: (run_dir / "checkpoints/step_00000006/state.json").unlink(),
+            "rescore",
+            None,
+        ),
+        (
+            lambda run_dir: (run_dir / "checkpoints/step_00000002/state.json").unlink(),
+            "rescore",
+            "evaluate",
+        ),
     ],
 )
-def test_a_source_that_lacks_what_is_needed_is_none(averaging, source, tmp_path, damage, rescored, evaluated):
+def test_a_source_that_lacks_what_is_needed_is_none(
+    averaging, source, tmp_path, damage, rescored, evaluated
+):
     run_dir = tmp_path / "source"
     shutil.copytree(source, run_dir)
     damage(run_dir)
@@ -176,14 +230,21 @@ def test_a_source_that_lacks_what_is_needed_is_none(averaging, source, tmp_path,
 
 def test_another_training_is_no_source(averaging, source):
     for changes in ({"evaluate_every": 3}, {"method.temperature": 0.3}):
-        assert way_from(source, replace(averaging, {**changes, **OTHER_THRESHOLD}), same_code=True) is None
+        assert (
+            way_from(source, replace(averaging, {**changes, **OTHER_THRESHOLD}), same_code=True)
+            is None
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "checkpoints", "way"),
     [
         (OTHER_THRESHOLD, 0, "rescore"),
-        ({"evaluate.background_threshold": 0.33}, 1, None),  # will not be counted at, and it averages two
+        (
+            {"evaluate.background_threshold": 0.33},
+            1,
+            None,
+        ),  # will not be counted at, and it averages two
         ({"evaluate.background_threshold": 0.33}, 2, "evaluate"),
         ({**OTHER_THRESHOLD, "evaluate.average_last": 1}, 0, "rescore"),
         ({**OTHER_THRESHOLD, "evaluate.average_last": 3}, 2, None),
@@ -197,11 +258,15 @@ def test_what_a_training_to_come_will_serve(averaging, changes, checkpoints, way
     assert way_expected(averaging, replace(averaging, changes), checkpoints) == way
 
 
-def test_a_run_of_another_machine_keeps_the_choices_that_were_made_there(averaging, source, tmp_path):
+def test_a_run_of_another_machine_keeps_the_choices_that_were_made_there(
+    averaging, source, tmp_path
+):
     """On CUDA the bilateral filter of large crops is another one; this machine need not have CUDA."""
     large = replace(averaging, {"views.crop_size_px": 448, "method.dense_energy.scale": 1.0})
     here = large.resolved()
-    there = large.model_copy(update={"device": "cuda", "method": large.method.resolved("cuda", 448)})
+    there = large.model_copy(
+        update={"device": "cuda", "method": large.method.resolved("cuda", 448)}
+    )
     assert digest(here) != digest(there)
     shutil.copytree(source, tmp_path / "source")
     head = records.read(tmp_path / "source/config.json")
@@ -210,4 +275,6 @@ def test_a_run_of_another_machine_keeps_the_choices_that_were_made_there(averagi
     config = replace(large, OTHER_THRESHOLD)
     assert way_from(tmp_path / "source", config, same_code=True) == "rescore"
     reevaluate(tmp_path / "source", tmp_path / "target", config, "rescore")
-    assert RunFolder(tmp_path / "target").config() == there.model_copy(update={"evaluate": config.evaluate})
+    assert RunFolder(tmp_path / "target").config() == there.model_copy(
+        update={"evaluate": config.evaluate}
+    )

@@ -16,7 +16,13 @@ from toco.train.step import TrainingStep, peak_memory_bytes
 
 CONFIG = replace(
     shapes_nano.recipe(),
-    {"device": "cpu", "num_steps": 100, "seed": 7, "optim.warmup_steps": 0, "optim.weight_decay": 0.0},
+    {
+        "device": "cpu",
+        "num_steps": 100,
+        "seed": 7,
+        "optim.warmup_steps": 0,
+        "optim.weight_decay": 0.0,
+    },
 )
 BATCH = Batch(
     images=torch.zeros(1, 3, 4, 4),
@@ -68,7 +74,9 @@ def train_step():
     return TrainingStep(method, build_optimizer(method.parameter_groups(), CONFIG.optim), CONFIG)
 
 
-def test_an_update_takes_the_rate_of_its_step_and_gives_losses_and_the_norm_of_all_gradients(train_step):
+def test_an_update_takes_the_rate_of_its_step_and_gives_losses_and_the_norm_of_all_gradients(
+    train_step,
+):
     output, norm = train_step(BATCH, 60)
     assert list(output.losses) == ["first", "late"]
     assert norm.item() == pytest.approx(5.0)
@@ -82,7 +90,9 @@ def test_a_weight_without_a_gradient_counts_its_steps(train_step):
     assert norm.item() == pytest.approx(3.0)
     first, second = train_step.method.weights
     assert second.item() == 0
-    assert train_step.optimizer.state[second]["step"] == train_step.optimizer.state[first]["step"] == 1
+    assert (
+        train_step.optimizer.state[second]["step"] == train_step.optimizer.state[first]["step"] == 1
+    )
 
 
 def test_gradients_of_an_earlier_step_are_gone(train_step):

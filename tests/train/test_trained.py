@@ -21,7 +21,9 @@ def test_a_trained_method_is_opened_without_its_data(config, tmp_path, data_root
     assert len(trained.class_names) == trained.method.num_foreground_classes
     assert not trained.method.training
     again = open_trained(tmp_path / "run").method.state_dict()
-    assert all(torch.equal(value, again[name]) for name, value in trained.method.state_dict().items())
+    assert all(
+        torch.equal(value, again[name]) for name, value in trained.method.state_dict().items()
+    )
 
 
 def test_a_run_that_does_not_name_its_classes_is_refused(config, tmp_path):

@@ -40,23 +40,30 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, images: Float[Tensor, "b 3 h w"], aux_block: int | None = None, num_maps: int | None = None
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        aux_block: int | None = None,
+        num_maps: int | None = None,
     ) -> Features:
         """Tokens of the last block and of block ``aux_block`` (0-based).
 
         Args:
-            images: Images, normalised with the ImageNet mean and std. Rows and columns beyond the last whole patch are
-                not looked at.
-            aux_block: Block of the auxiliary features; ``None`` is the last one, whose features they then are.
-            num_maps: Patch tokens are wanted of this many images, the first ones; of the others the class token alone,
-                for which much of the last block need not be computed. ``None`` means all of them.
+            images: Images, normalised with the ImageNet mean and std. Rows and columns beyond the
+                last whole patch are not looked at.
+            aux_block: Block of the auxiliary features; ``None`` is the last one, whose features
+                they then are.
+            num_maps: Patch tokens are wanted of this many images, the first ones; of the others the
+                class token alone, for which much of the last block need not be computed. ``None``
+                means all of them.
 
         Raises:
             ValueError: The image is smaller than a patch, or there is no such block.
         """
 
     @abstractmethod
-    def aux_features(self, images: Float[Tensor, "b 3 h w"], aux_block: int) -> Float[Tensor, "b c p q"]:
+    def aux_features(
+        self, images: Float[Tensor, "b 3 h w"], aux_block: int
+    ) -> Float[Tensor, "b c p q"]:
         """The auxiliary features of :meth:`forward` alone; the blocks after ``aux_block`` are not computed.
 
         Raises:
@@ -69,8 +76,8 @@ class Backbone(nn.Module, ABC):
     ) -> tuple[Features, list[Float[Tensor, "b _ _"]]]:
         """What :meth:`forward` gives, and from the same pass the patch tokens after every block.
 
-        These are before the final norm, except for the last block's, which are after it. Neither their number nor
-        their width need be the same for all blocks.
+        These are before the final norm, except for the last block's, which are after it. Neither
+        their number nor their width need be the same for all blocks.
 
         Raises:
             ValueError: As for :meth:`forward`.
@@ -107,7 +114,9 @@ class Backbone(nn.Module, ABC):
         height, width = images.shape[-2:]
         p, q = height // self.patch_size_px, width // self.patch_size_px
         if min(p, q) == 0:
-            raise ValueError(f"The image is {height}x{width} px, smaller than one patch of {self.patch_size_px} px.")
+            raise ValueError(
+                f"The image is {height}x{width} px, smaller than one patch of {self.patch_size_px} px."
+            )
         whole = images[..., : p * self.patch_size_px, : q * self.patch_size_px]
         return self.renormalise(whole), (p, q)
 

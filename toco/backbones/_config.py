@@ -26,9 +26,11 @@ class BackboneConfig(EntryConfig):
     """Base of the configs of ``toco.backbones``.
 
     Attributes:
-        pixel_mean, pixel_std: Normalisation that the weights expect, of pixels in [0, 1], R, G and B. Batches have
-            ImageNet's everywhere; a backbone with another one converts them in its forward pass. The official ViT-B
-            takes ImageNet's, although its weights were made with 0.5 and 0.5, so nothing is taken from the weights.
+        pixel_mean, pixel_std: Normalisation that the weights expect, of pixels in [0, 1], R, G and
+        B. Batches have
+            ImageNet's everywhere; a backbone with another one converts them in its forward pass.
+            The official ViT-B takes ImageNet's, although its weights were made with 0.5 and 0.5, so
+            nothing is taken from the weights.
     """
 
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -43,17 +45,20 @@ class TimmConfig(BackboneConfig):
     """A network of timm.
 
     Attributes:
-        model: Name in timm, with its tag where weights come from the hub, as in ``deit_base_patch16_224.fb_in1k``.
-        weights: ``hub`` downloads timm's weights; a path reads a file (safetensors, or a torch file of plain tensors;
-            of several state dicts in it one is named behind the path, as in ``dino.pth#teacher``);
-            ``null`` starts from random weights.
-        weights_sha256: What the SHA-256 (hex) of such a file has to begin with. What the hub gives is not looked at:
-            its files hold the same tensors in another format.
+        model: Name in timm, with its tag where weights come from the hub, as in
+            ``deit_base_patch16_224.fb_in1k``.
+        weights: ``hub`` downloads timm's weights; a path reads a file (safetensors, or a torch file
+            of plain tensors; of several state dicts in it one is named behind the path, as in
+            ``dino.pth#teacher``); ``null`` starts from random weights.
+        weights_sha256: What the SHA-256 (hex) of such a file has to begin with. What the hub gives
+            is not looked at: its files hold the same tensors in another format.
     """
 
     model: str
     weights: str | None = Field(default=HUB, json_schema_extra={PLACE: [HUB]})
-    weights_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{8,64}$", json_schema_extra={RUN_ONLY: True})
+    weights_sha256: str | None = Field(
+        default=None, pattern="^[0-9a-f]{8,64}$", json_schema_extra={RUN_ONLY: True}
+    )
 
 
 def weights_path(config: TimmConfig) -> Path | None:

@@ -18,12 +18,14 @@ from toco.types import IMAGENET_MEAN, IMAGENET_STD
 class Swin(Backbone):
     """A ``SwinTransformer`` of timm for any input size, WITHOUT A CLASS TOKEN: ours, the paper has only ViTs.
 
-    The class token of the result is the mean of the final patch tokens after the norm. Blocks are counted from 0 over
-    all stages. All maps lie on the grid of the last stage but one (stride 16): tokens of the last stage (stride 32)
-    are interpolated to it bilinearly, and blocks of earlier stages, whose grids are finer, cannot be auxiliary ones.
+    The class token of the result is the mean of the final patch tokens after the norm. Blocks are
+    counted from 0 over all stages. All maps lie on the grid of the last stage but one (stride 16):
+    tokens of the last stage (stride 32) are interpolated to it bilinearly, and blocks of earlier
+    stages, whose grids are finer, cannot be auxiliary ones.
 
-    As in timm, windows and merged patches that reach beyond the grid are filled up with zeros, and windows are not
-    shifted where one covers the grid. The biases of relative positions are frozen, as positions are in the ViTs.
+    As in timm, windows and merged patches that reach beyond the grid are filled up with zeros, and
+    windows are not shifted where one covers the grid. The biases of relative positions are frozen,
+    as positions are in the ViTs.
 
     Args:
         swin: Made with ``strict_img_size=False, always_partition=True``.
@@ -54,7 +56,10 @@ class Swin(Backbone):
                 parameter.requires_grad_(False)
 
     def forward(
-        self, images: Float[Tensor, "b 3 h w"], aux_block: int | None = None, num_maps: int | None = None
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        aux_block: int | None = None,
+        num_maps: int | None = None,
     ) -> Features:
         """See the base class."""
         aux_block = self._checked_block(aux_block)
@@ -64,7 +69,9 @@ class Swin(Backbone):
                 aux = tokens
         return self._features(tokens, aux, grid, num_maps)
 
-    def aux_features(self, images: Float[Tensor, "b 3 h w"], aux_block: int) -> Float[Tensor, "b c p q"]:
+    def aux_features(
+        self, images: Float[Tensor, "b 3 h w"], aux_block: int
+    ) -> Float[Tensor, "b c p q"]:
         """See the base class."""
         self.aux_width(aux_block)
         images, grid = self._prepare(images)
@@ -77,7 +84,9 @@ class Swin(Backbone):
         aux_block = self._checked_block(aux_block)
         images, grid = self._prepare(images)
         blocks = list(self._blocks(images))
-        return self._features(blocks[-1], blocks[aux_block], grid), [tokens.flatten(1, 2) for tokens in blocks]
+        return self._features(blocks[-1], blocks[aux_block], grid), [
+            tokens.flatten(1, 2) for tokens in blocks
+        ]
 
     def aux_width(self, aux_block: int) -> int:
         """See the base class; blocks before the last two stages are refused, too."""
@@ -96,15 +105,25 @@ class Swin(Backbone):
         for stage in self.swin.layers:
             tokens = stage.downsample(tokens)
             for block in stage.blocks:
-                sides = zip(tokens.shape[1:3], block.window_size, block.target_shift_size, strict=True)
-                block.shift_size = tuple(shift if side > window else 0 for side, window, shift in sides)
+                sides = zip(
+                    tokens.shape[1:3], block.window_size, block.target_shift_size, strict=True
+                )
+                block.shift_size = tuple(
+                    shift if side > window else 0 for side, window, shift in sides
+                )
                 tokens = block(tokens)
                 last = stage is self.swin.layers[-1] and block is stage.blocks[-1]
                 yield self.swin.norm(tokens) if last else tokens
 
-    def _features(self, final: Tensor, aux: Tensor, grid: tuple[int, int], num_maps: int | None = None) -> Features:
+    def _features(
+        self, final: Tensor, aux: Tensor, grid: tuple[int, int], num_maps: int | None = None
+    ) -> Features:
         features = _on_grid(final[:num_maps], grid)
-        return Features(final.mean(dim=(1, 2)), features, features if aux is final else _on_grid(aux[:num_maps], grid))
+        return Features(
+            final.mean(dim=(1, 2)),
+            features,
+            features if aux is final else _on_grid(aux[:num_maps], grid),
+        )
 
 
 def _check(swin: nn.Module) -> None:
@@ -119,5 +138,8 @@ def _on_grid(tokens: Float[Tensor, "b y x c"], grid: tuple[int, int]) -> Float[T
     maps = tokens.permute(0, 3, 1, 2)
     if maps.shape[-2:] == grid:
         return maps
-    # Where the finer grid is odd, patches beyond it were merged into the last ones, so their maps reach beyond it, too.
-    return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)[..., : grid[0], : grid[1]]
+    # Where the finer grid is odd, patches beyond it were merged into the last ones, so their maps
+    # reach beyond it, too.
+    return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)[
+        ..., : grid[0], : grid[1]
+    ]

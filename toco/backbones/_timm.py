@@ -28,19 +28,23 @@ def build(
     Args:
         config: The config.
         kind: What messages call such networks.
-        backbone_of: Takes a network of timm, and mean and standard deviation of the pixels that its weights expect.
+        backbone_of: Takes a network of timm, and mean and standard deviation of the pixels that its
+            weights expect.
         options: Of the network; one that does not take them is none of the kind.
 
     Raises:
         FileNotFoundError: There is no such file of weights.
-        ValueError: timm has no such model, it is none of the kind, or its weights cannot be had or do not fit.
+        ValueError: timm has no such model, it is none of the kind, or its weights cannot be had or
+            do not fit.
     """
     import toco.backbones._torchvision  # noqa: F401 - must come before timm
 
     from timm import create_model  # isort: skip
 
     try:
-        network: nn.Module = create_model(config.model, pretrained=config.weights == HUB, num_classes=0, **options)
+        network: nn.Module = create_model(
+            config.model, pretrained=config.weights == HUB, num_classes=0, **options
+        )
     except OSError as error:
         raise ValueError(
             f"The weights of {config.model!r} could not be had from the hub: {error}. Name a file of them as "

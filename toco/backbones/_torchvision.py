@@ -1,8 +1,9 @@
 """Lets torchvision, which timm imports, be imported beside a torch without CUDA.
 
-Every torchvision wheel on the Python package index is a CUDA build. Beside a CPU build of torch its compiled library
-does not load, and the import then fails because the operators ``nms`` and ``qnms`` have no schema. Nothing here calls
-them, so declaring them is enough. Where the library loads, nothing is declared.
+Every torchvision wheel on the Python package index is a CUDA build. Beside a CPU build of torch its
+compiled library does not load, and the import then fails because the operators ``nms`` and ``qnms``
+have no schema. Nothing here calls them, so declaring them is enough. Where the library loads,
+nothing is declared.
 """
 
 import sys

@@ -19,15 +19,16 @@ from toco.types import IMAGENET_MEAN, IMAGENET_STD
 class ViT(Backbone):
     """A ``VisionTransformer`` or an ``Eva`` of timm that takes any input size and hands out the tokens of any block.
 
-    The class token is the first one. Tokens between it and the patches (registers, the distillation token of DeiT) take
-    part in every block and are in no map.
+    The class token is the first one. Tokens between it and the patches (registers, the distillation
+    token of DeiT) take part in every block and are in no map.
 
-    Three things follow the official encoder rather than timm: positions are frozen; their embeddings are interpolated
-    bicubically without anti-aliasing (timm anti-aliases), while rotary ones are computed for the grid at hand, as in
-    timm; and an input that is not a multiple of the patch loses its last rows and columns (timm pads).
-    Source: official ``model/vit.py``.
+    Three things follow the official encoder rather than timm: positions are frozen; their
+    embeddings are interpolated bicubically without anti-aliasing (timm anti-aliases), while rotary
+    ones are computed for the grid at hand, as in timm; and an input that is not a multiple of the
+    patch loses its last rows and columns (timm pads). Source: official ``model/vit.py``.
 
-    Where timm normalises what it pools instead of the tokens (``fc_norm``), this norm is the final norm of every token.
+    Where timm normalises what it pools instead of the tokens (``fc_norm``), this norm is the final
+    norm of every token.
 
     Raises:
         ValueError: The network is no such ViT, or it has no class token.
@@ -41,7 +42,8 @@ class ViT(Backbone):
     ) -> None:
         super().__init__(pixel_mean, pixel_std)
         _check(vit)
-        # Of pooled tokens, of which there are none here; parameters without a gradient are in the way of DDP.
+        # Of pooled tokens, of which there are none here; parameters without a gradient are in the
+        # way of DDP.
         vit.attn_pool = None
         if isinstance(vit.norm, nn.Identity):
             vit.norm, vit.fc_norm = vit.fc_norm, nn.Identity()
@@ -58,14 +60,19 @@ class ViT(Backbone):
             rope.aug_active = False
 
     def forward(
-        self, images: Float[Tensor, "b 3 h w"], aux_block: int | None = None, num_maps: int | None = None
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        aux_block: int | None = None,
+        num_maps: int | None = None,
     ) -> Features:
         """See the base class."""
         aux_block = self._checked_block(aux_block)
         tokens, grid = self._embed(images)
         *rotations, last_rotation = self._rotations(grid)
         num_maps = len(images) if num_maps is None else num_maps
-        for index, (block, rotation) in enumerate(zip(self.vit.blocks[:-1], rotations, strict=True)):
+        for index, (block, rotation) in enumerate(
+            zip(self.vit.blocks[:-1], rotations, strict=True)
+        ):
             tokens = block(tokens, **rotation)
             if index == aux_block:
                 aux_features = self._as_map(tokens[:num_maps], grid)
@@ -77,13 +84,19 @@ class ViT(Backbone):
             alone = self.vit.norm(_class_token_after(last, tokens[num_maps:], last_rotation))
             class_token = torch.cat([class_token, alone])
         features = self._as_map(whole, grid)
-        return Features(class_token, features, features if aux_block == self.depth - 1 else aux_features)
+        return Features(
+            class_token, features, features if aux_block == self.depth - 1 else aux_features
+        )
 
-    def aux_features(self, images: Float[Tensor, "b 3 h w"], aux_block: int) -> Float[Tensor, "b c p q"]:
+    def aux_features(
+        self, images: Float[Tensor, "b 3 h w"], aux_block: int
+    ) -> Float[Tensor, "b c p q"]:
         """See the base class."""
         self.aux_width(aux_block)
         tokens, grid = self._embed(images)
-        return self._as_map(next(itertools.islice(self._blocks(tokens, grid), aux_block, None)), grid)
+        return self._as_map(
+            next(itertools.islice(self._blocks(tokens, grid), aux_block, None)), grid
+        )
 
     def forward_blocks(
         self, images: Float[Tensor, "b 3 h w"], aux_block: int | None = None
@@ -92,8 +105,12 @@ class ViT(Backbone):
         aux_block = self._checked_block(aux_block)
         tokens, grid = self._embed(images)
         blocks = list(self._blocks(tokens, grid))
-        features, aux_features = (self._as_map(tokens, grid) for tokens in (blocks[-1], blocks[aux_block]))
-        return Features(blocks[-1][:, 0], features, aux_features), [t[:, self.num_prefix_tokens :] for t in blocks]
+        features, aux_features = (
+            self._as_map(tokens, grid) for tokens in (blocks[-1], blocks[aux_block])
+        )
+        return Features(blocks[-1][:, 0], features, aux_features), [
+            t[:, self.num_prefix_tokens :] for t in blocks
+        ]
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens before the first block, class token first, and the grid of the patches."""
@@ -112,7 +129,9 @@ class ViT(Backbone):
 
     def _blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
         """Tokens after each block, class token first; the last ones after the final norm."""
-        for index, (block, rotation) in enumerate(zip(self.vit.blocks, self._rotations(grid), strict=True)):
+        for index, (block, rotation) in enumerate(
+            zip(self.vit.blocks, self._rotations(grid), strict=True)
+        ):
             tokens = block(tokens, **rotation)
             yield self.vit.norm(tokens) if index == self.depth - 1 else tokens
 
@@ -132,7 +151,10 @@ class ViT(Backbone):
         if (rope := getattr(self.vit, "rope", None)) is None:
             return [{}] * self.depth
         rotation = rope.get_embed(grid)
-        return [{"rope": rotation[index] if self.vit.rope_mixed else rotation} for index in range(self.depth)]
+        return [
+            {"rope": rotation[index] if self.vit.rope_mixed else rotation}
+            for index in range(self.depth)
+        ]
 
     def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """The patches among the tokens ``b n c``, as ``b c p q``."""
@@ -145,11 +167,17 @@ def _check(vit: nn.Module) -> None:
     from timm.models import Eva, VisionTransformer
 
     if not isinstance(vit, (Eva, VisionTransformer)):
-        raise ValueError(f"it is a {type(vit).__name__}; expected a VisionTransformer or an Eva of timm.")
+        raise ValueError(
+            f"it is a {type(vit).__name__}; expected a VisionTransformer or an Eva of timm."
+        )
     if vit.cls_token is None:
-        raise ValueError("it has no class token, which ToCo contrasts; expected a ViT with one (SigLIP has none).")
+        raise ValueError(
+            "it has no class token, which ToCo contrasts; expected a ViT with one (SigLIP has none)."
+        )
     if type(vit.patch_embed) is not PatchEmbed or len(set(vit.patch_embed.patch_size)) > 1:
-        raise ValueError("its patches are not embedded by one square convolution; expected a plain patch embedding.")
+        raise ValueError(
+            "its patches are not embedded by one square convolution; expected a plain patch embedding."
+        )
 
 
 def _class_token_after(
@@ -159,13 +187,17 @@ def _class_token_after(
 ) -> Float[Tensor, "b c"]:
     """The class token of ``block(tokens, **rotation)``.
 
-    It needs the keys and values of all tokens, but only its own query, projection and MLP. A block that is not built
-    as timm's plain one is computed whole.
+    It needs the keys and values of all tokens, but only its own query, projection and MLP. A block
+    that is not built as timm's plain one is computed whole.
     """
     from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block
 
-    if type(block) is not Block or type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
+    if (
+        type(block) is not Block
+        or type(block.attn) is not Attention
+        or getattr(block.attn, "gate", None) is not None
+    ):
         after: Tensor = block(tokens, **rotation)[:, 0]
         return after
     attention = block.attn
@@ -177,7 +209,8 @@ def _class_token_after(
     query = F.linear(normed[:, :1], weights[0], biases[0])
     key, value = F.linear(normed, weights[1], biases[1]).chunk(2, dim=-1)
     query, key, value = (
-        part.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2) for part in (query, key, value)
+        part.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+        for part in (query, key, value)
     )
     seen = F.scaled_dot_product_attention(attention.q_norm(query), attention.k_norm(key), value)
     seen = attention.proj(attention.norm(seen.transpose(1, 2).flatten(2)))

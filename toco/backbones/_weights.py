@@ -17,20 +17,26 @@ from toco.backbones._config import ENTRY
 from toco.files import sha256 as sha256_of
 
 _BEGINNINGS = (
-    (b"version https://git-lfs", "it is a pointer of Git LFS: fetch the file itself with git lfs pull"),
+    (
+        b"version https://git-lfs",
+        "it is a pointer of Git LFS: fetch the file itself with git lfs pull",
+    ),
     (b"<", "it is a web page, perhaps of a download that was refused: download it again"),
 )
 _ZIP = b"PK\x03\x04"
 _HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
 
 
-def load_file(model: nn.Module, path: Path, sha256: str | None = None, entry: str | None = None) -> None:
+def load_file(
+    model: nn.Module, path: Path, sha256: str | None = None, entry: str | None = None
+) -> None:
     """Load an encoder's weights into ``model``, a network of timm; the heads of the pretraining are left out.
 
-    A safetensors file, or a torch file that holds nothing but tensors and containers (it is opened with
-    ``weights_only=True``). A prefix that all names share, as ``module.``, is taken off. Position embeddings of another
-    grid are interpolated bicubically. A file with other names than timm's (DINOv2, DINOv3, EVA, CLIP or Swin
-    as their authors released them) is converted as timm does it.
+    A safetensors file, or a torch file that holds nothing but tensors and containers (it is opened
+    with ``weights_only=True``). A prefix that all names share, as ``module.``, is taken off.
+    Position embeddings of another grid are interpolated bicubically. A file with other names than
+    timm's (DINOv2, DINOv3, EVA, CLIP or Swin as their authors released them) is converted as timm
+    does it.
 
     Args:
         model: The encoder.
@@ -40,11 +46,14 @@ def load_file(model: nn.Module, path: Path, sha256: str | None = None, entry: st
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is another file than ``sha256`` says, does not hold exactly this model's tensors, or one of them
-            has values that are not finite; the message names those that differ.
+        ValueError: It is another file than ``sha256`` says, does not hold exactly this model's
+            tensors, or one of them has values that are not finite; the message names those that
+            differ.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"Expected pretrained weights at {path}, but there is no such file.")
+        raise FileNotFoundError(
+            f"Expected pretrained weights at {path}, but there is no such file."
+        )
     if sha256 is not None:
         _check_sha256(path, sha256)
     wanted = model.state_dict()
@@ -70,7 +79,9 @@ def load_file(model: nn.Module, path: Path, sha256: str | None = None, entry: st
     ]
     if problems:
         shown = "; ".join(sorted(problems)[:6])
-        raise ValueError(f"{path} does not fit this backbone ({len(problems)} differences): {shown}.")
+        raise ValueError(
+            f"{path} does not fit this backbone ({len(problems)} differences): {shown}."
+        )
     model.load_state_dict(state)
 
 
@@ -82,9 +93,13 @@ def without_shared_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     names = [name.split(".") for name in state]
     shared = 0
-    while names and all(len(name) > shared + 1 and name[shared] == names[0][shared] for name in names):
+    while names and all(
+        len(name) > shared + 1 and name[shared] == names[0][shared] for name in names
+    ):
         shared += 1
-    return {".".join(name[shared:]): value for name, value in zip(names, state.values(), strict=True)}
+    return {
+        ".".join(name[shared:]): value for name, value in zip(names, state.values(), strict=True)
+    }
 
 
 def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
@@ -95,8 +110,8 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
         entry: Which state dict of the file is meant, as ``teacher`` or ``model/ema``.
 
     Raises:
-        ValueError: It holds something else than tensors, or is damaged; it holds several state dicts, or none of this
-            name. The message names them.
+        ValueError: It holds something else than tensors, or is damaged; it holds several state
+            dicts, or none of this name. The message names them.
     """
     try:
         if path.suffix == ".safetensors":
@@ -105,19 +120,25 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
         raise
-    except Exception as error:  # on what is no file of tensors (a page that says "quota exceeded") all can happen
+    except (
+        Exception
+    ) as error:  # on what is no file of tensors (a page that says "quota exceeded") all can happen
         raise ValueError(
             f"{path} cannot be read as plain tensors: {_fault(path)}. Expected a safetensors file, or a torch file "
             "that holds nothing but tensors. Nothing in it was run."
         ) from error
     if damaged:
-        raise ValueError(f"{path} is damaged: the bytes of {damaged!r} in it changed. Copy the file again.")
+        raise ValueError(
+            f"{path} is damaged: the bytes of {damaged!r} in it changed. Copy the file again."
+        )
     found = dict(_state_dicts(content, ()))
     if not found:
         raise ValueError(f"{path} holds no state dict: expected names with tensors.")
     names = ", ".join(filter(None, found))
     if entry is not None and entry not in found:
-        raise ValueError(f"{path} holds no state dict {entry!r}; there is {names or 'one without a name'}.")
+        raise ValueError(
+            f"{path} holds no state dict {entry!r}; there is {names or 'one without a name'}."
+        )
     if entry is None and len(found) > 1:
         raise ValueError(
             f"{path} holds several state dicts: {names}. Say which, as in {path}{ENTRY}{next(iter(found))}."
@@ -139,7 +160,11 @@ def _damaged_entry(path: Path) -> str | None:
 
 def _state_dicts(content: object, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """All dictionaries of tensors by names, with the names of those around them."""
-    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(key, str) for key in content)
+    ):
         return
     if all(isinstance(value, Tensor) for value in content.values()):
         yield "/".join(keys), dict(content)
@@ -167,10 +192,16 @@ def _fault(path: Path) -> str:
 
 
 def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    bad = [
+        name
+        for name, value in state.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
     if bad:
         more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
-        raise ValueError(f"{path}: {bad[0]}{more} holds values that are not finite. Take another copy of the weights.")
+        raise ValueError(
+            f"{path}: {bad[0]}{more} holds values that are not finite. Take another copy of the weights."
+        )
 
 
 def _check_sha256(path: Path, expected: str) -> None:
@@ -185,32 +216,47 @@ def _check_sha256(path: Path, expected: str) -> None:
 def _without_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without what only a classifier needs. A norm of pooled tokens is that, unless there is no other final norm."""
     if "norm.weight" not in state:
-        state = {f"norm.{name[8:]}" if name.startswith("fc_norm.") else name: value for name, value in state.items()}
+        state = {
+            f"norm.{name[8:]}" if name.startswith("fc_norm.") else name: value
+            for name, value in state.items()
+        }
     return {name: value for name, value in state.items() if not name.startswith(_HEADS)}
 
 
 def _renamed(state: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401 - a model of timm
     """``state`` with timm's names; timm keeps the conversions of a network beside it."""
     kernel = model.patch_embed.proj.weight.shape
-    if other := [tuple(value.shape) for value in state.values() if value.ndim == 4 and value.shape != kernel]:
+    if other := [
+        tuple(value.shape) for value in state.values() if value.ndim == 4 and value.shape != kernel
+    ]:
         # Which timm would resample without a word.
-        raise ValueError(f"{path} embeds patches with a kernel of shape {other[0]}, expected {tuple(kernel)}.")
+        raise ValueError(
+            f"{path} embeds patches with a kernel of shape {other[0]}, expected {tuple(kernel)}."
+        )
     convert = importlib.import_module(type(model).__module__).checkpoint_filter_fn
     try:
         renamed: dict[str, Tensor] = convert(dict(state), model)
     except (AssertionError, AttributeError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} does not fit this backbone, nor can timm convert it: {error!r}.") from error
+        raise ValueError(
+            f"{path} does not fit this backbone, nor can timm convert it: {error!r}."
+        ) from error
     return renamed
 
 
 def _fit_positions(positions: Tensor, wanted: Tensor, model: Any) -> Tensor:  # noqa: ANN401 - a model of timm
     """Square grids only: pretrained ViTs have no other. What stands before the grid (class token, ...) stays."""
-    if positions.ndim != 3 or positions.shape == wanted.shape or positions.shape[-1] != wanted.shape[-1]:
+    if (
+        positions.ndim != 3
+        or positions.shape == wanted.shape
+        or positions.shape[-1] != wanted.shape[-1]
+    ):
         return positions
     num_prefix = wanted.shape[1] - model.patch_embed.num_patches
     side = round(max(positions.shape[1] - num_prefix, 0) ** 0.5)
     if num_prefix + side * side != positions.shape[1]:
         return positions
     grid = positions[:, num_prefix:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=model.patch_embed.grid_size, mode="bicubic", align_corners=False)
+    grid = F.interpolate(
+        grid, size=model.patch_embed.grid_size, mode="bicubic", align_corners=False
+    )
     return torch.cat([positions[:, :num_prefix], grid.flatten(2).transpose(1, 2)], dim=1)

@@ -14,9 +14,10 @@ class Config(TimmConfig):
     """A Swin transformer of timm.
 
     Attributes:
-        class_token: Swin has none. ``pooled`` is the mean of the final patch tokens after the norm, which is what its
-            classifier was pretrained on; class token contrast takes it instead. This is not in the paper: it stands
-            here so that every record of a run says so, and there is no other choice.
+        class_token: Swin has none. ``pooled`` is the mean of the final patch tokens after the norm,
+            which is what its classifier was pretrained on; class token contrast takes it instead.
+            This is not in the paper: it stands here so that every record of a run says so, and
+            there is no other choice.
     """
 
     name: str = "swin"
@@ -34,8 +35,8 @@ def build(config: Config) -> Swin:
     from toco.backbones._swin import Swin
     from toco.backbones._timm import build as build_timm
 
-    # Any size, and windows that stay as large as they were pretrained. Without stochastic depth, timm's default here:
-    # it would draw from the global random state, and the ViTs have none.
+    # Any size, and windows that stay as large as they were pretrained. Without stochastic depth,
+    # timm's default here: it would draw from the global random state, and the ViTs have none.
     options = {"strict_img_size": False, "always_partition": True, "drop_path_rate": 0.0}
     return build_timm(config, "Swin", Swin, **options)
 

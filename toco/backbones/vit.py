@@ -10,7 +10,9 @@ from toco.backbones._config import Dimensions, TimmConfig, weights_path
 if TYPE_CHECKING:
     from toco.backbones._vit import ViT
 
-_TWELVE_BLOCKS = re.compile(r"(vit|deit|deit3)_(tiny|small|base)(_distilled)?_patch(?P<patch>\d+)_\d+(\..*)?")
+_TWELVE_BLOCKS = re.compile(
+    r"(vit|deit|deit3)_(tiny|small|base)(_distilled)?_patch(?P<patch>\d+)_\d+(\..*)?"
+)
 """Names in timm of the plain ViTs of up to ViT-B, which have 12 blocks."""
 
 
@@ -30,13 +32,15 @@ def build(config: Config) -> ViT:
     """The backbone that ``config`` describes.
 
     Raises:
-        ValueError: timm has no such model, it is no ViT with a class token, or the weights do not fit.
+        ValueError: timm has no such model, it is no ViT with a class token, or the weights do not
+            fit.
     """
     # Here, as what only names a backbone needs no torch.
     from toco.backbones._timm import build as build_timm
     from toco.backbones._vit import ViT
 
-    # dynamic_img_size only changes the layout of the patch embedding's output; positions are interpolated below.
+    # dynamic_img_size only changes the layout of the patch embedding's output; positions are
+    # interpolated below.
     return build_timm(config, "ViT", ViT, dynamic_img_size=True)
 
 

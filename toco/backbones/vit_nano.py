@@ -22,8 +22,9 @@ class Config(BackboneConfig):
 
     Attributes:
         image_size_px: Side of the image that the position embeddings are made for.
-        weights: ``bundled`` are those that ship with the package, for the default dimensions, made by
-            ``python -m toco pretrain``; a path reads a file; ``null`` starts from random weights.
+        weights: ``bundled`` are those that ship with the package, for the default dimensions, made
+            by ``python -m toco pretrain``; a path reads a file; ``null`` starts from random
+            weights.
     """
 
     name: str = "vit_nano"
@@ -38,9 +39,13 @@ class Config(BackboneConfig):
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
         if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} cannot be divided among num_heads {self.num_heads}")
+            raise ValueError(
+                f"width {self.width} cannot be divided among num_heads {self.num_heads}"
+            )
         if self.image_size_px % self.patch_size_px:
-            raise ValueError(f"image_size_px {self.image_size_px} is no multiple of patch_size_px {self.patch_size_px}")
+            raise ValueError(
+                f"image_size_px {self.image_size_px} is no multiple of patch_size_px {self.patch_size_px}"
+            )
         return self
 
     def dimensions(self) -> Dimensions:

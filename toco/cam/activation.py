@@ -30,10 +30,13 @@ def activation_maps(
     return torch.einsum("bcpq,bmc->bmpq", features, classifier_weight[present])
 
 
-def normalise_cam(activation_sum: Float[Tensor, "b k h w"], epsilon: float = 1e-5) -> Float[Tensor, "b k h w"]:
+def normalise_cam(
+    activation_sum: Float[Tensor, "b k h w"], epsilon: float = 1e-5
+) -> Float[Tensor, "b k h w"]:
     """Min-max normalise every map of every image to [0, 1).
 
-    ``epsilon`` is added to the range, so a constant map becomes 0 and the maximum stays just below 1.
+    ``epsilon`` is added to the range, so a constant map becomes 0 and the maximum stays just below
+    1.
 
     Source: official camutils.py, ``multi_scale_cam2``.
     """
@@ -50,17 +53,20 @@ def multi_scale_cams(
 ) -> Float[Tensor, "b k h w"]:
     """CAMs at the images' size, summed over scales and normalised.
 
-    Per scale: the larger of image and mirror image (mirrored back) at every pixel, then ReLU. The maximum is taken
-    after the resize to pixels, as the official code does. Everything is computed in the images' dtype, even where
-    ``forward`` runs in a lower one.
+    Per scale: the larger of image and mirror image (mirrored back) at every pixel, then ReLU. The
+    maximum is taken after the resize to pixels, as the official code does. Everything is computed
+    in the images' dtype, even where ``forward`` runs in a lower one.
 
     Args:
-        forward: Maps images of any size to activations; several sorts of them go side by side as channels. It is given
-            all images of one scale at once, and all their mirror images after them.
+        forward: Maps images of any size to activations; several sorts of them go side by side as
+            channels. It is given all images of one scale at once, and all their mirror images after
+            them.
         images: Normalised images.
-        scales: Sizes relative to the images'; a scaled side is floored. 1.0 is always used, first, listed or not.
+        scales: Sizes relative to the images'; a scaled side is floored. 1.0 is always used, first,
+            listed or not.
         flip: Also look at the mirror images.
-        base: What ``forward(images)`` returned, where the caller has it already; that pass is then not repeated.
+        base: What ``forward(images)`` returned, where the caller has it already; that pass is then
+            not repeated.
 
     Raises:
         ValueError: A scale is not positive, or leaves no pixel.
@@ -68,11 +74,15 @@ def multi_scale_cams(
     Source: official camutils.py, ``multi_scale_cam2``.
     """
     if any(scale <= 0 for scale in scales):
-        raise ValueError(f"CAM scales are positive factors of the image size, but got {list(scales)}.")
+        raise ValueError(
+            f"CAM scales are positive factors of the image size, but got {list(scales)}."
+        )
     height, width = images.shape[-2:]
 
     def to_pixels(maps: Tensor) -> Tensor:
-        return F.interpolate(maps.to(images.dtype), size=(height, width), mode="bilinear", align_corners=False)
+        return F.interpolate(
+            maps.to(images.dtype), size=(height, width), mode="bilinear", align_corners=False
+        )
 
     def at_one_scale(scaled: Tensor, known: Tensor | None) -> Tensor:
         if known is None and flip:
@@ -88,7 +98,9 @@ def multi_scale_cams(
         if scale != 1.0:
             size = (int(scale * height), int(scale * width))
             if min(size) < 1:
-                raise ValueError(f"images of {height} x {width} px are empty at CAM scale {scale}; raise the scale")
+                raise ValueError(
+                    f"images of {height} x {width} px are empty at CAM scale {scale}; raise the scale"
+                )
             scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
             total = total + at_one_scale(scaled, None)
     return normalise_cam(total)

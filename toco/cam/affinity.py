@@ -12,9 +12,9 @@ from toco.types import IGNORE_INDEX
 def affinity(label: Integer[Tensor, "b h w"]) -> Integer[Tensor, "b n n"]:
     """1 for two patches with the same label, 0 with different ones, 255 where the pair does not count.
 
-    A pair does not count where either patch is ignored, nor does a patch with itself. Two background patches count as
-    belonging together. Bytes, because at 448 px and patch 16 the matrix has 600 000
-    entries an image.
+    A pair does not count where either patch is ignored, nor does a patch with itself. Two
+    background patches count as belonging together. Bytes, because at 448 px and patch 16 the matrix
+    has 600 000 entries an image.
 
     >>> affinity(torch.tensor([[[3, 3, 0, 255]]])).tolist()
     [[[255, 1, 0, 255], [1, 255, 0, 255], [0, 0, 255, 255], [255, 255, 255, 255]]]

@@ -39,9 +39,10 @@ class CrfConfig(Config):
         bilateral_weight: Weight of the kernel of position and colour.
         bilateral_sigma_xy: Its standard deviation in position, pixels.
         bilateral_sigma_rgb: And in colour, levels of 255.
-        filter_name: ``lattice`` is what pydensecrf computes, ``exact`` the sums that it approximates. ``auto`` is the
-            lattice on a CPU, where the exact filter takes minutes an image (time goes with the square of its pixels),
-            and exact elsewhere. On photographs 97 to 99.9 % of the labels are the same.
+        filter_name: ``lattice`` is what pydensecrf computes, ``exact`` the sums that it
+            approximates. ``auto`` is the lattice on a CPU, where the exact filter takes minutes an
+            image (time goes with the square of its pixels), and exact elsewhere. On photographs 97
+            to 99.9 % of the labels are the same.
     """
 
     iterations: int = Field(default=10, ge=1)
@@ -56,7 +57,9 @@ class CrfConfig(Config):
         """The config with ``auto`` replaced by what it means on a device, as ``cpu`` or ``cuda``."""
         if self.filter_name != "auto":
             return self
-        return self.model_copy(update={"filter_name": "lattice" if device_type == "cpu" else "exact"})
+        return self.model_copy(
+            update={"filter_name": "lattice" if device_type == "cpu" else "exact"}
+        )
 
     def protocol(self) -> str:
         """The CRF in words."""

@@ -1,8 +1,8 @@
 """The fully connected conditional random field, by mean field.
 
-Source: Kraehenbuehl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NeurIPS
-2011, as pydensecrf computes it: a Gaussian kernel of position and a bilateral one, each normalised symmetrically, and
-Potts compatibility.
+Source: Kraehenbuehl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
+Potentials", NeurIPS 2011, as pydensecrf computes it: a Gaussian kernel of position and a bilateral
+one, each normalised symmetrically, and Potts compatibility.
 """
 
 from __future__ import annotations
@@ -31,10 +31,15 @@ def dense_crf(
     name = config.resolved(images.device.type).filter_name
     kernels = [
         (config.position_weight, build_gaussian(name, images, config.position_sigma)),
-        (config.bilateral_weight, build(name, images, config.bilateral_sigma_rgb, config.bilateral_sigma_xy)),
+        (
+            config.bilateral_weight,
+            build(name, images, config.bilateral_sigma_rgb, config.bilateral_sigma_xy),
+        ),
     ]
     ones = torch.ones_like(images[:, :1])
-    normalised = [(weight, kernel, kernel(ones).rsqrt()) for weight, kernel in kernels if weight > 0]
+    normalised = [
+        (weight, kernel, kernel(ones).rsqrt()) for weight, kernel in kernels if weight > 0
+    ]
     log_probabilities = probabilities.clamp(_MIN_PROBABILITY, 1).log()
     q = log_probabilities.softmax(1)
     for _ in range(config.iterations):

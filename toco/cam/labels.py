@@ -1,7 +1,7 @@
 """From CAMs to labels: the threshold of the evaluation, the two thresholds of training, and the valid box.
 
-A score is compared with a threshold in the CAM's dtype, and equal counts as below: a float32 CAM of exactly
-``float32(0.7)`` is not above 0.7.
+A score is compared with a threshold in the CAM's dtype, and equal counts as below: a float32 CAM of
+exactly ``float32(0.7)`` is not above 0.7.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class Region(IntEnum):
     FOREGROUND = 2
 
 
-def mask_absent_classes(cam: Float[Tensor, "b k h w"], class_labels: Float[Tensor, "b k"]) -> Float[Tensor, "b k h w"]:
+def mask_absent_classes(
+    cam: Float[Tensor, "b k h w"], class_labels: Float[Tensor, "b k"]
+) -> Float[Tensor, "b k h w"]:
     """The CAM with the maps of the classes that the image does not contain set to 0."""
     return cam * class_labels[:, :, None, None]
 
@@ -34,7 +36,8 @@ def cam_to_label(
 ) -> Integer[Tensor, "b h w"]:
     """The present class with the highest score, or 0 where that is not above the threshold.
 
-    Ids are 1..k; the first class wins a tie. This is the label that the evaluation compares with the ground truth.
+    Ids are 1..k; the first class wins a tie. This is the label that the evaluation compares with
+    the ground truth.
 
     Source: official camutils.py, ``cam_to_label`` without a box.
     """
@@ -70,8 +73,8 @@ def where_certain(
 ) -> Integer[Tensor, "b h w"]:
     """The labels that win against a low and against a high background score, as one label.
 
-    A class where it wins against the high score; 0 where the background wins even with the low one; 255 where they
-    disagree.
+    A class where it wins against the high score; 0 where the background wins even with the low one;
+    255 where they disagree.
 
     Source: official camutils.py, ``refine_cams_with_bkg_v2``, and ``tools/infer_cam_crf_label.py``.
 
@@ -82,7 +85,9 @@ def where_certain(
     return torch.where(against_high == 0, background_or_not, against_high)
 
 
-def class_ids(label: Integer[Tensor, "b h w"], present: Integer[Tensor, "b m"]) -> Integer[Tensor, "b h w"]:
+def class_ids(
+    label: Integer[Tensor, "b h w"], present: Integer[Tensor, "b m"]
+) -> Integer[Tensor, "b h w"]:
     """Labels that number the present classes of each image from 1, as ids of all classes; 0 and 255 stay.
 
     >>> class_ids(torch.tensor([[[0, 1, 2, 255]]]), torch.tensor([[3, 7]])).tolist()
@@ -94,7 +99,9 @@ def class_ids(label: Integer[Tensor, "b h w"], present: Integer[Tensor, "b m"]) 
     return torch.where(is_class, found, IGNORE_INDEX)
 
 
-def ignore_outside(label: Integer[Tensor, "b h w"], valid_box: Integer[Tensor, "b 4"]) -> Integer[Tensor, "b h w"]:
+def ignore_outside(
+    label: Integer[Tensor, "b h w"], valid_box: Integer[Tensor, "b 4"]
+) -> Integer[Tensor, "b h w"]:
     """The label with everything outside the box set to 255."""
     height, width = label.shape[-2:]
     return label.masked_fill(~inside(valid_box, height, width), IGNORE_INDEX)
@@ -105,20 +112,24 @@ def scale_box(
 ) -> Integer[Tensor, "b 4"]:
     """The box on another grid over the same image: a cell belongs to it if the cell's centre does.
 
-    The official code applies the pixel box to the token grid unscaled, which ignores almost every token of a padded
-    image; this is the correction of it.
+    The official code applies the pixel box to the token grid unscaled, which ignores almost every
+    token of a padded image; this is the correction of it.
 
     >>> scale_box(torch.tensor([[60, 448, 0, 100]]), from_size=(448, 448), to_size=(28, 28)).tolist()
     [[4, 28, 0, 6]]
     """
 
     def first_cell(edge: Tensor, source: int, target: int) -> Tensor:
-        # The first cell i with its centre (i + 1/2) * source / target >= edge is ceil(edge * target / source - 1/2).
-        # In whole numbers, so that a centre exactly on the edge does not depend on rounding; -(-a // b) is the ceiling.
+        # The first cell i with its centre (i + 1/2) * source / target >= edge is ceil(edge * target
+        # / source - 1/2). In whole numbers, so that a centre exactly on the edge does not depend on
+        # rounding; -(-a // b) is the ceiling.
         return -((source - 2 * edge * target) // (2 * source))
 
     rows, columns = valid_box[:, :2].long(), valid_box[:, 2:].long()
-    return torch.cat([first_cell(rows, from_size[0], to_size[0]), first_cell(columns, from_size[1], to_size[1])], dim=1)
+    return torch.cat(
+        [first_cell(rows, from_size[0], to_size[0]), first_cell(columns, from_size[1], to_size[1])],
+        dim=1,
+    )
 
 
 def check_thresholds(low_threshold: float, high_threshold: float) -> None:

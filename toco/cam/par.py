@@ -1,7 +1,7 @@
 """Pixel-adaptive refinement (PAR): probabilities spread to pixels nearby of similar colour, and labels from them.
 
-Source: Ru et al., "Learning Affinity from Attention" (CVPR 2022), and the official PAR.py and camutils.py
-(``refine_cams_with_bkg_v2``).
+Source: Ru et al., "Learning Affinity from Attention" (CVPR 2022), and the official PAR.py and
+camutils.py (``refine_cams_with_bkg_v2``).
 """
 
 from __future__ import annotations
@@ -17,28 +17,36 @@ from toco.cam.config import ParConfig
 from toco.cam.labels import check_thresholds, ignore_outside, where_certain
 
 
-def neighbour_affinity(images: Float[Tensor, "b 3 h w"], config: ParConfig) -> Float[Tensor, "b h w m"]:
+def neighbour_affinity(
+    images: Float[Tensor, "b 3 h w"], config: ParConfig
+) -> Float[Tensor, "b h w m"]:
     """Weight of each of the ``m = 8 * len(dilations)`` neighbours of every pixel.
 
     The first part is a softmax over the neighbours of the negative squared colour difference. The
-    difference is in units of the local standard deviation times ``colour_weight``, and its square is
-    averaged over channels. The second part is ``position_weight`` times the same of the distance.
-    The weights of a pixel therefore sum to ``1 + position_weight``.
+    difference is in units of the local standard deviation times ``colour_weight``, and its square
+    is averaged over channels. The second part is ``position_weight`` times the same of the
+    distance. The weights of a pixel therefore sum to ``1 + position_weight``.
 
     Args:
         images: Colours in [0, 1].
         config: Neighbours and kernels.
     """
     height, width = images.shape[-2:]
-    neighbours = images.flatten(2)[:, :, _neighbours(height, width, config.dilations, images.device)]
+    neighbours = images.flatten(2)[
+        :, :, _neighbours(height, width, config.dilations, images.device)
+    ]
     # In two passes by hand: several times as fast as torch.std on a CPU.
-    variance = (neighbours - neighbours.mean(dim=3, keepdim=True)).square().sum(dim=3) / (neighbours.shape[3] - 1)
+    variance = (neighbours - neighbours.mean(dim=3, keepdim=True)).square().sum(dim=3) / (
+        neighbours.shape[3] - 1
+    )
     width_of_kernel = (variance.sqrt() + 1e-8) * config.colour_weight
     difference = (neighbours - images.flatten(2)[..., None]) / width_of_kernel[..., None]
     from_colour = difference.square_().mean(dim=1).neg_().softmax(dim=2)
 
     distance = _offsets(config.dilations, images.device).double().square().sum(dim=0).sqrt()
-    distance = distance.float().to(images.dtype)  # single precision, whatever the images have: as officially
+    distance = distance.float().to(
+        images.dtype
+    )  # single precision, whatever the images have: as officially
     distance = distance / (distance.std() + 1e-8) / config.colour_weight
     from_position = (-distance.square()).softmax(dim=0)
     weights: Tensor = from_colour + config.position_weight * from_position
@@ -94,7 +102,11 @@ def refined_probabilities(
     small_cam = F.interpolate(cam, size=size, mode="bilinear", align_corners=False)
     small_cam = small_cam.masked_fill((class_labels == 0)[:, :, None, None], -torch.inf)
     probabilities = torch.stack(
-        [F.pad(small_cam, (0, 0, 0, 0, 1, 0), value=background).softmax(dim=1) for background in backgrounds], dim=1
+        [
+            F.pad(small_cam, (0, 0, 0, 0, 1, 0), value=background).softmax(dim=1)
+            for background in backgrounds
+        ],
+        dim=1,
     )
     affinity = neighbour_affinity(small_images, config)
     return propagate(probabilities.flatten(1, 2), affinity, config).view_as(probabilities)
@@ -112,14 +124,15 @@ def refine_pseudo_label(
 ) -> Integer[Tensor, "b h w"]:
     """The label that the decoder learns, from the CAM refined against a high and a low background score.
 
-    A class where it wins against the high background; 0 where the background wins even with the low score; 255 where
-    they disagree, and outside the box.
+    A class where it wins against the high background; 0 where the background wins even with the low
+    score; 255 where they disagree, and outside the box.
 
     Args:
-        images: Colours in [0, 1]. The official code truncates them to the 256 levels of a byte first; that belongs to
-            the caller.
-        cam: Scores in [0, 1] at the images' size; absent classes need not be masked. It is cheapest to hand over the
-            maps of the present classes alone: the labels are then their numbers in this order.
+        images: Colours in [0, 1]. The official code truncates them to the 256 levels of a byte
+            first; that belongs to the caller.
+        cam: Scores in [0, 1] at the images' size; absent classes need not be masked. It is cheapest
+            to hand over the maps of the present classes alone: the labels are then their numbers in
+            this order.
         class_labels: Which classes the image contains.
         valid_box: Image area of a padded crop, or None if all of it counts.
         low_threshold: Background score that certain background wins with.
@@ -134,7 +147,9 @@ def refine_pseudo_label(
     refined = refined_probabilities(images, cam, class_labels, backgrounds, config)
     winners = []
     for probabilities in refined.unbind(dim=1):
-        full_size = F.interpolate(probabilities, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        full_size = F.interpolate(
+            probabilities, size=images.shape[-2:], mode="bilinear", align_corners=False
+        )
         winners.append(_first_largest(full_size))
     label = where_certain(*winners)
     return label if valid_box is None else ignore_outside(label, valid_box)
@@ -145,22 +160,28 @@ def _first_largest(maps: Float[Tensor, "b s h w"]) -> Int[Tensor, "b h w"]:
     num_maps = maps.shape[1]
     from_the_end = torch.arange(num_maps, 0, -1, device=maps.device)[:, None, None]
     is_largest = maps == maps.amax(dim=1, keepdim=True)
-    # Not a number equals nothing, not even itself: 1, the last map, so that a diverged step still has a label.
+    # Not a number equals nothing, not even itself: 1, the last map, so that a diverged step still
+    # has a label.
     return num_maps - torch.where(is_largest, from_the_end, 1).amax(dim=1)
 
 
 def _offsets(dilations: Sequence[int], device: torch.device) -> Int[Tensor, "2 m"]:
     """Rows and columns from a pixel to its neighbours, ring by ring.
 
-    Computed on the device: a copy from the host could wait for it, and would part the CUDA graph of a compiled step.
+    Computed on the device: a copy from the host could wait for it, and would part the CUDA graph of
+    a compiled step.
     """
     ring = torch.arange(8, device=device)
     ring = ring + (ring >= 4).long()  # of the 3 x 3 pixels, without the one in the middle
     distance = torch.stack([torch.full((1,), dilation, device=device) for dilation in dilations])
-    return torch.stack([(distance * (ring // 3 - 1)).flatten(), (distance * (ring % 3 - 1)).flatten()])
+    return torch.stack(
+        [(distance * (ring // 3 - 1)).flatten(), (distance * (ring % 3 - 1)).flatten()]
+    )
 
 
-def _neighbours(height: int, width: int, dilations: Sequence[int], device: torch.device) -> Int[Tensor, "n m"]:
+def _neighbours(
+    height: int, width: int, dilations: Sequence[int], device: torch.device
+) -> Int[Tensor, "n m"]:
     """Numbers of every pixel's neighbours; beyond the border the border's pixel goes on."""
     offset_y, offset_x = _offsets(dilations, device)
     row = (torch.arange(height, device=device)[:, None] + offset_y).clamp_(0, height - 1)

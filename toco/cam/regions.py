@@ -14,12 +14,15 @@ from toco.types import Shard
 
 
 def regions(
-    cam: Float[Tensor, "b k h w"], class_labels: Float[Tensor, "b k"], low_threshold: float, high_threshold: float
+    cam: Float[Tensor, "b k h w"],
+    class_labels: Float[Tensor, "b k"],
+    low_threshold: float,
+    high_threshold: float,
 ) -> Integer[Tensor, "b h w"]:
     """The :class:`Region` of every pixel by the best score of a present class.
 
-    Background up to and including ``low_threshold``, foreground from ``high_threshold`` on (including it, unlike in
-    a pseudo label), uncertain between them.
+    Background up to and including ``low_threshold``, foreground from ``high_threshold`` on
+    (including it, unlike in a pseudo label), uncertain between them.
 
     Raises:
         ValueError: The low threshold exceeds the high one.
@@ -34,7 +37,11 @@ def regions(
 
 
 def draw_keys(
-    num_images: int, size: tuple[int, int], crop_size_px: int, generator: torch.Generator, shard: Shard = Shard()
+    num_images: int,
+    size: tuple[int, int],
+    crop_size_px: int,
+    generator: torch.Generator,
+    shard: Shard = Shard(),
 ) -> Float[Tensor, "b n"]:
     """A random key for every place where a crop's centre may be, which :func:`sample_crop_corners` chooses by.
 
@@ -42,14 +49,16 @@ def draw_keys(
         num_images: Images of this part of the batch.
         size: Rows and columns of the images.
         crop_size_px: Side of a crop; its centre is at least half of it from the border.
-        generator: Source of the keys, which are drawn on its device, so that a CPU generator gives the same crops on
-            every machine.
-        shard: Which part of a global batch the images are. Keys are drawn for all of it, so that an image's crops do
-            not depend on the number of processes.
+        generator: Source of the keys, which are drawn on its device, so that a CPU generator gives
+            the same crops on every machine.
+        shard: Which part of a global batch the images are. Keys are drawn for all of it, so that an
+            image's crops do not depend on the number of processes.
     """
     height, width = _inner_size(size, crop_size_px)
     num_drawn = shard.world_size * num_images
-    keys = torch.rand(num_drawn, max(height, 0) * max(width, 0), generator=generator, device=generator.device)
+    keys = torch.rand(
+        num_drawn, max(height, 0) * max(width, 0), generator=generator, device=generator.device
+    )
     return keys[shard.rank * num_images :][:num_images]
 
 
@@ -58,12 +67,12 @@ def sample_crop_corners(
 ) -> Integer[Tensor, "b v 2"]:
     """Top-left corners (y, x) of square crops whose centres are drawn from uncertain and background pixels.
 
-    Per image ``num_crops`` distinct centres, all equally likely, in random order, at least half a crop from the
-    border. An image with fewer candidates than crops is cut anywhere. Padding counts as background, as in the
-    official code.
+    Per image ``num_crops`` distinct centres, all equally likely, in random order, at least half a
+    crop from the border. An image with fewer candidates than crops is cut anywhere. Padding counts
+    as background, as in the official code.
 
-    The largest of the random keys among the candidates win: the distribution of a random permutation of the
-    candidates, without a loop over images and without counting them on the host.
+    The largest of the random keys among the candidates win: the distribution of a random
+    permutation of the candidates, without a loop over images and without counting them on the host.
 
     Args:
         regions: Region of every pixel.
@@ -88,7 +97,8 @@ def sample_crop_corners(
     is_candidate = (inner <= Region.UNCERTAIN.value).flatten(1)
     too_few = is_candidate.sum(dim=1, keepdim=True) < num_crops
     chosen = keys.masked_fill(~(is_candidate | too_few), -1.0).topk(num_crops, dim=1).indices
-    # The centre is ``margin`` below and right of the corner, so an index into the inner part is the corner itself.
+    # The centre is ``margin`` below and right of the corner, so an index into the inner part is the
+    # corner itself.
     return torch.stack([chosen // inner_width, chosen % inner_width], dim=-1)
 
 
@@ -119,8 +129,9 @@ def positive_crops(
 ) -> Bool[Tensor, "b v"]:
     """Whether a crop shows enough of an object to be a positive of its image.
 
-    Positive means that the mean of the region VALUES in the crop is above ``min_mean_region``: sure foreground (2)
-    counts twice as much as uncertain pixels (1). Any other crop is background, a negative.
+    Positive means that the mean of the region VALUES in the crop is above ``min_mean_region``: sure
+    foreground (2) counts twice as much as uncertain pixels (1). Any other crop is background, a
+    negative.
 
     Source: official camutils.py, ``crop_from_roi_neg``.
     """

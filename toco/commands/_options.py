@@ -5,12 +5,22 @@ from pathlib import Path
 import click
 
 changes = click.option(
-    "--set", "changes", multiple=True, metavar="a.b=VALUE", help="Change a setting by its dotted path; repeatable."
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="a.b=VALUE",
+    help="Change a setting by its dotted path; repeatable.",
 )
-experiment = click.option("--experiment", default="toco", show_default=True, help="Experiment of the run.")
-labelled_split = click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
+experiment = click.option(
+    "--experiment", default="toco", show_default=True, help="Experiment of the run."
+)
+labelled_split = click.option(
+    "--split", type=click.Choice(["train", "val"]), default="train", show_default=True
+)
 """The split that image-level labels are used of: by default the one that a second stage is trained on."""
-out = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the outputs.")
+out = click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the outputs."
+)
 progress = click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
 run_dir = click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
 """A run folder, as ``train`` and ``import-official`` make it."""

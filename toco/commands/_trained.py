@@ -52,7 +52,9 @@ def open_images(trained: Trained, split: Split, shard: Shard) -> tuple[Dataset, 
     from toco.config import digest
     from toco.registry import load
 
-    dataset: Dataset = load("toco.data", trained.config.data.name).open_split(trained.config.data, split)
+    dataset: Dataset = load("toco.data", trained.config.data.name).open_split(
+        trained.config.data, split
+    )
     if dataset.class_names != trained.class_names:
         raise ValueError(
             f"The method was trained for the classes {', '.join(trained.class_names)}, but the data set has "

@@ -19,10 +19,21 @@ def command() -> None:
 
 @command.command()
 @click.argument("root", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--train-list", default="train_aug", show_default=True, help="Name of the training list.")
+@click.option(
+    "--train-list", default="train_aug", show_default=True, help="Name of the training list."
+)
 @click.option("--val-list", default="val", show_default=True, help="Name of the validation list.")
-@click.option("--labels", default="masks", show_default=True, help="masks, xml, or a csv, json or npz file in ROOT.")
-@click.option("--classes", type=click.Path(path_type=Path), help="File of class names; default: ROOT/classes.txt.")
+@click.option(
+    "--labels",
+    default="masks",
+    show_default=True,
+    help="masks, xml, or a csv, json or npz file in ROOT.",
+)
+@click.option(
+    "--classes",
+    type=click.Path(path_type=Path),
+    help="File of class names; default: ROOT/classes.txt.",
+)
 @click.option("--mask-folder", help="Folder of masks in ROOT.")
 @click.option("--allow-empty-labels", is_flag=True, help="Take training images that show no class.")
 @click.option("--allow-overlap", is_flag=True, help="Take images that are in both lists.")
@@ -64,8 +75,9 @@ def check(
 def check_set(name: str, changes: tuple[str, ...]) -> None:
     """Report every fault of the data set NAME.
 
-    NAME is that of a kind (coco, folder, ...); all of it is decoded. Exits with 1 if there is a fault. Its settings are
-    those of a run, without "data.": data check-set folder --set root=tiles --set labels=folders
+    NAME is that of a kind (coco, folder, ...); all of it is decoded. Exits with 1 if there is a
+    fault. Its settings are those of a run, without "data.": data check-set folder --set root=tiles
+    --set labels=folders
     """
     from toco.data.check import check_splits
 
@@ -92,18 +104,31 @@ def convert_labels_(source: Path, target: Path) -> None:
 
 @command.command(name="prepare-coco")
 @click.argument("root", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--annotations", type=click.Path(path_type=Path), help="Folder of the files; default: ROOT/annotations.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: ROOT/masks80.")
-@click.option("--split", "splits", type=click.Choice(("train", "val")), multiple=True, default=("train", "val"))
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    help="Folder of the files; default: ROOT/annotations.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder to write; default: ROOT/masks80."
+)
+@click.option(
+    "--split",
+    "splits",
+    type=click.Choice(("train", "val")),
+    multiple=True,
+    default=("train", "val"),
+)
 @_options.progress
 def prepare_coco(
     root: Path, annotations: Path | None, out: Path | None, splits: tuple[str, ...], progress: bool
 ) -> None:
     """Write labels and masks of COCO 2014 in ROOT.
 
-    They are made from instances_train2014.json and instances_val2014.json. Masks hold the classes 1 to 80 and 255
-    (void) where there is but a crowd; smaller objects lie over larger ones. Labels are the classes of all objects that
-    are no crowds. What was stopped goes on when it is called again.
+    They are made from instances_train2014.json and instances_val2014.json. Masks hold the classes 1
+    to 80 and 255 (void) where there is but a crowd; smaller objects lie over larger ones. Labels
+    are the classes of all objects that are no crowds. What was stopped goes on when it is called
+    again.
     """
     from toco.data.coco_format.annotations import RULES, read_annotations
     from toco.data.files.layout import examples
@@ -121,7 +146,9 @@ def prepare_coco(
         try:
             folder = OutputFolder(out / part, made_by, names, ".png", names.__getitem__)
         except ValueError as error:
-            raise ValueError(f"The masks of {printable(file)} cannot be written: {error}") from error
+            raise ValueError(
+                f"The masks of {printable(file)} cannot be written: {error}"
+            ) from error
         found.write_labels(out / f"labels_{part}.json")
         folder.fill(found.mask_png, doing=part, progress=progress)
         click.echo(
@@ -130,7 +157,9 @@ def prepare_coco(
         )
         missing = [name for name in names if not (root / part / f"{name}.jpg").is_file()]
         if missing:
-            click.echo(f"{root / part}: {len(missing)} of these images are missing: {examples(missing)}.")
+            click.echo(
+                f"{root / part}: {len(missing)} of these images are missing: {examples(missing)}."
+            )
 
 
 @command.command(name="convert-coco-masks")
@@ -149,7 +178,9 @@ def convert_coco_masks(source: Path, target: Path, progress: bool) -> None:
 
     tree = read_tree(source, (".png",))
     if not tree.names:
-        raise ValueError(f"{source}: expected PNG masks in it or in folders below, but there is none.")
+        raise ValueError(
+            f"{source}: expected PNG masks in it or in folders below, but there is none."
+        )
     paths = [source / f"{name}.png" for name in tree.names]
     about = {"converted_from": "COCO's categories"}
     folder = OutputFolder(target, about, tree.names, ".png", lambda index: sha256(paths[index]))

@@ -21,8 +21,20 @@ if TYPE_CHECKING:
 @click.command()
 @_options.run_dir
 @_options.changes
-@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes a free one.")
-@click.option("--open/--no-open", "open_page", default=False, show_default=True, help="Open the page in the browser.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=7860,
+    show_default=True,
+    help="0 takes a free one.",
+)
+@click.option(
+    "--open/--no-open",
+    "open_page",
+    default=False,
+    show_default=True,
+    help="Open the page in the browser.",
+)
 @click.option(
     "--max-side-px",
     type=click.IntRange(min=16),
@@ -31,9 +43,15 @@ if TYPE_CHECKING:
     help="Shrink longer images to this side first.",
 )
 @click.option(
-    "--max-upload-mib", type=click.IntRange(min=1), default=32, show_default=True, help="Refuse larger files."
+    "--max-upload-mib",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Refuse larger files.",
 )
-@click.option("--max-pixels", type=click.IntRange(min=1), help="Refuse larger images.  [default: 50000000]")
+@click.option(
+    "--max-pixels", type=click.IntRange(min=1), help="Refuse larger images.  [default: 50000000]"
+)
 def command(
     run_dir: Path,
     changes: tuple[str, ...],
@@ -45,9 +63,9 @@ def command(
 ) -> None:
     """Serve a page that shows what a run sees in an image.
 
-    It is served on loopback alone, with the newest checkpoint of RUN_DIR. CAM, auxiliary CAM, pseudo labels at any two
-    thresholds, segmentation, and how alike patches are after every block. It looks as the run's evaluation does; --set
-    changes how, as in evaluate.size_px=224.
+    It is served on loopback alone, with the newest checkpoint of RUN_DIR. CAM, auxiliary CAM,
+    pseudo labels at any two thresholds, segmentation, and how alike patches are after every block.
+    It looks as the run's evaluation does; --set changes how, as in evaluate.size_px=224.
     """
     from toco.data.files.images import MAX_PIXELS
     from toco.demo.analysis import Analyst
@@ -55,7 +73,9 @@ def command(
     from toco.demo.server import HOST, Demo, listen, serve
     from toco.train.trained import open_trained
 
-    limits = Limits(upload_bytes=max_upload_mib * 2**20, pixels=MAX_PIXELS if max_pixels is None else max_pixels)
+    limits = Limits(
+        upload_bytes=max_upload_mib * 2**20, pixels=MAX_PIXELS if max_pixels is None else max_pixels
+    )
     with listen(port) as listening:
         trained = open_trained(run_dir, parse_assignments(changes))
         token = secrets.token_urlsafe(24)
@@ -75,6 +95,8 @@ def _val_images(config: RunConfig) -> Dataset | None:
         data = config.data.model_copy(update={"cache": "none"})
         dataset: Dataset = load("toco.data", data.name).open_split(data, "val")
     except (ValueError, OSError) as error:
-        click.echo(f"No examples are offered, since the run's data set cannot be opened: {error}", err=True)
+        click.echo(
+            f"No examples are offered, since the run's data set cannot be opened: {error}", err=True
+        )
         return None
     return dataset

@@ -14,16 +14,23 @@ from toco.registry import load
 @click.command()
 @_options.run_dir
 @_options.changes
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the evaluation and its pictures.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the evaluation and its pictures."
+)
 @_options.progress
 def command(run_dir: Path, changes: tuple[str, ...], out: Path | None, progress: bool) -> None:
     """Evaluate the newest checkpoint of RUN_DIR.
 
-    --set changes the run's config, as in evaluate.size_px=224. Where the run is of a recipe of the paper, the authors'
-    scores stand beside.
+    --set changes the run's config, as in evaluate.size_px=224. Where the run is of a recipe of the
+    paper, the authors' scores stand beside.
     """
     from toco.evaluate.evaluator import evaluate as run
-    from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve, save_figure, save_panels
+    from toco.evaluate.pictures import (
+        draw_similarity_curve,
+        draw_threshold_curve,
+        save_figure,
+        save_panels,
+    )
     from toco.files import printable, write_text
     from toco.official.expected import beside_expected
     from toco.train.trained import open_trained
@@ -32,11 +39,15 @@ def command(run_dir: Path, changes: tuple[str, ...], out: Path | None, progress:
     value = trained.config
     val_set = load("toco.data", value.data.name).open_split(value.data, "val")
     device = value.torch_device()
-    evaluation = run(trained.method, val_set, value.evaluate, device, progress=progress, step=trained.step)
+    evaluation = run(
+        trained.method, val_set, value.evaluate, device, progress=progress, step=trained.step
+    )
     click.echo(evaluation.table())
     click.echo(evaluation.protocol)
     if beside := beside_expected(evaluation, trained.recipe, value, len(val_set), trained.step):
-        click.echo(f"\nBeside the last evaluation of the authors' log of {trained.recipe}:\n{beside}")
+        click.echo(
+            f"\nBeside the last evaluation of the authors' log of {trained.recipe}:\n{beside}"
+        )
     if out is not None:
         threshold, curve = value.evaluate.background_threshold, evaluation.threshold_curve
         write_text(out / "evaluation.json", evaluation.to_json())

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @_options.run_dir
 @_options.labelled_split
 @_options.out
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True
+)
 @_options.changes
 @_options.progress
 def command(
@@ -30,11 +32,12 @@ def command(
 ) -> None:
     """Write the CAMs of a split, one NPZ file an image.
 
-    They are made with the newest checkpoint of RUN_DIR. Arrays, by the names that IRN uses: keys (classes of the image,
-    from 0), high_res (their CAMs at the image's size), cam (at a quarter of it), and the same of further CAMs of the
-    method, as aux_high_res and aux_cam of an auxiliary one. They follow the evaluation of the run, with the image-level
-    labels of the data; --set changes how, as in evaluate.size_px=null for the image's own size. The work goes on where
-    it was stopped, and torchrun shares it among processes.
+    They are made with the newest checkpoint of RUN_DIR. Arrays, by the names that IRN uses: keys
+    (classes of the image, from 0), high_res (their CAMs at the image's size), cam (at a quarter of
+    it), and the same of further CAMs of the method, as aux_high_res and aux_cam of an auxiliary
+    one. They follow the evaluation of the run, with the image-level labels of the data; --set
+    changes how, as in evaluate.size_px=null for the image's own size. The work goes on where it was
+    stopped, and torchrun shares it among processes.
     """
     from toco.commands._trained import open_for_share, open_images
     from toco.predict.cams import export_cams

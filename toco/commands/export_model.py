@@ -13,14 +13,22 @@ from toco.commands import _options
 @_options.run_dir
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
-    "--size", "size_px", type=int, help="Images are squares of this side in pixels.  [default: any height and width]"
+    "--size",
+    "size_px",
+    type=int,
+    help="Images are squares of this side in pixels.  [default: any height and width]",
 )
-@click.option("--cams", is_flag=True, help="Have class activation maps and image-level class scores as outputs, too.")
+@click.option(
+    "--cams",
+    is_flag=True,
+    help="Have class activation maps and image-level class scores as outputs, too.",
+)
 def command(run_dir: Path, file: Path, size_px: int | None, cams: bool) -> None:
     """Write the network of RUN_DIR to FILE.onnx.
 
-    It is that of the newest checkpoint: RGB levels in, scores and labels out. The file says what its inputs and outputs
-    are and names the classes; it is checked in ONNX Runtime before it is written.
+    It is that of the newest checkpoint: RGB levels in, scores and labels out. The file says what
+    its inputs and outputs are and names the classes; it is checked in ONNX Runtime before it is
+    written.
     """
     from toco.export.onnx import export_onnx
 

@@ -50,10 +50,11 @@ def command(
 ) -> None:
     """Write the pseudo labels of a split as index PNGs.
 
-    In VOC's palette, with the newest checkpoint of RUN_DIR. They are made of the final CAM, which follows the
-    evaluation of the run, and of the image-level labels of the data: 0 background, 1 and up classes, 255 uncertain. If
-    the data has masks, the mIoU is printed at the end. --set changes how, as in method.high_threshold=0.6 or
-    evaluate.size_px=null. The work goes on where it was stopped, and torchrun shares it among processes.
+    In VOC's palette, with the newest checkpoint of RUN_DIR. They are made of the final CAM, which
+    follows the evaluation of the run, and of the image-level labels of the data: 0 background, 1
+    and up classes, 255 uncertain. If the data has masks, the mIoU is printed at the end. --set
+    changes how, as in method.high_threshold=0.6 or evaluate.size_px=null. The work goes on where it
+    was stopped, and torchrun shares it among processes.
     """
     from toco.commands._trained import open_for_share, open_images
     from toco.config import parse_assignments, replace
@@ -66,7 +67,9 @@ def command(
 
     if crf_changes and "crf" not in refine:
         raise click.UsageError(f"--crf changes a CRF, but --refine {refine} has none.")
-    crf = replace(OFFICIAL_CAM_CRF, dict(parse_assignments(crf_changes))) if "crf" in refine else None
+    crf = (
+        replace(OFFICIAL_CAM_CRF, dict(parse_assignments(crf_changes))) if "crf" in refine else None
+    )
     trained, shard = open_for_share(run_dir, changes)
     rule, device = trained.config.method.label_rule(), trained.config.torch_device()
     config = PseudoLabelConfig(
@@ -89,5 +92,8 @@ def command(
     )
     missing = len(folder.missing())
     click.echo(f"{len(dataset) - missing} of {len(dataset)} images have a pseudo label: {out}")
-    if not missing and (scores := score_pseudo_labels(folder, dataset, progress=progress)) is not None:
+    if (
+        not missing
+        and (scores := score_pseudo_labels(folder, dataset, progress=progress)) is not None
+    ):
         click.echo(scores)

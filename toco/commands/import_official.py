@@ -16,12 +16,18 @@ from toco.registry import load
 @click.option("--recipe", required=True, help="What it was trained with, as voc_deit_b.")
 @_options.changes
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Folder to make.")
-@click.option("--step", type=click.IntRange(min=0), help="Updates it was saved after; by default all of the recipe.")
-def command(file: Path, recipe: str, changes: tuple[str, ...], run_dir: Path, step: int | None) -> None:
+@click.option(
+    "--step",
+    type=click.IntRange(min=0),
+    help="Updates it was saved after; by default all of the recipe.",
+)
+def command(
+    file: Path, recipe: str, changes: tuple[str, ...], run_dir: Path, step: int | None
+) -> None:
     """Make a run folder of an official checkpoint.
 
-    FILE is one that the official ToCo code saved. All verbs that take a trained run take it: evaluate, predict, test.
-    It cannot be trained on.
+    FILE is one that the official ToCo code saved. All verbs that take a trained run take it:
+    evaluate, predict, test. It cannot be trained on.
     """
     from toco.official.checkpoint import import_checkpoint
 

@@ -13,8 +13,9 @@ import click
 def command(storage: str, port: int) -> None:
     """Open the MLflow UI over STORAGE, on this machine.
 
-    STORAGE is the --storage of studies, which holds mlflow.db, or a database file or its sqlite:///PATH; by default
-    ./results. The page of every experiment is printed. Ctrl-C ends the server.
+    STORAGE is the --storage of studies, which holds mlflow.db, or a database file or its
+    sqlite:///PATH; by default ./results. The page of every experiment is printed. Ctrl-C ends the
+    server.
     """
     from toco.tracking import client_uri, database_of
     from toco.tracking.ui import experiment_pages, serve

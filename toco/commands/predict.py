@@ -16,12 +16,28 @@ if TYPE_CHECKING:
 @click.command()
 @_options.run_dir
 @click.argument("inputs", metavar="[INPUT]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(["train", "val"]), help="Take a split of the run's data instead of INPUT.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val"]),
+    help="Take a split of the run's data instead of INPUT.",
+)
 @_options.out
-@click.option("--overlay", is_flag=True, help="Also paint the classes over the images, with a legend: OUT/overlays.")
-@click.option("--soft", is_flag=True, help="Also keep the class probabilities, float16: OUT/probabilities.")
-@click.option("--coco-json", is_flag=True, help="Also write all labels as COCO annotations: OUT/coco.json.")
-@click.option("--max-pixels", type=click.IntRange(min=1), help="Refuse larger INPUT images.  [default: 50000000]")
+@click.option(
+    "--overlay",
+    is_flag=True,
+    help="Also paint the classes over the images, with a legend: OUT/overlays.",
+)
+@click.option(
+    "--soft", is_flag=True, help="Also keep the class probabilities, float16: OUT/probabilities."
+)
+@click.option(
+    "--coco-json", is_flag=True, help="Also write all labels as COCO annotations: OUT/coco.json."
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    help="Refuse larger INPUT images.  [default: 50000000]",
+)
 @_options.changes
 @_options.progress
 def command(
@@ -38,11 +54,12 @@ def command(
 ) -> None:
     """Segment any images.
 
-    INPUT are JPEG and PNG files, and folders of them, links too; they are turned upright by their EXIF orientation, and
-    segmented with the newest checkpoint of RUN_DIR. OUT/labels gets an index PNG for each image, in VOC's palette. The
-    work goes on where it was stopped, and makes again what a changed image was the input of; torchrun shares it among
-    processes. --set changes how, as in inference.crf=null (no CRF, faster), 'inference.scales=[1]' or
-    inference.tile_px=1024 (large images). Exits with 1 if an image cannot be segmented; the others are.
+    INPUT are JPEG and PNG files, and folders of them, links too; they are turned upright by their
+    EXIF orientation, and segmented with the newest checkpoint of RUN_DIR. OUT/labels gets an index
+    PNG for each image, in VOC's palette. The work goes on where it was stopped, and makes again
+    what a changed image was the input of; torchrun shares it among processes. --set changes how, as
+    in inference.crf=null (no CRF, faster), 'inference.scales=[1]' or inference.tile_px=1024 (large
+    images). Exits with 1 if an image cannot be segmented; the others are.
     """
     import sys
     from functools import partial
@@ -55,16 +72,24 @@ def command(
     from toco.predict.predictions import predict
 
     if bool(inputs) == bool(split):
-        raise click.UsageError("Name the images: either as INPUT, or with --split as those of the run's data.")
+        raise click.UsageError(
+            "Name the images: either as INPUT, or with --split as those of the run's data."
+        )
     if split and max_pixels is not None:
-        raise click.UsageError("--max-pixels goes with INPUT; for a split it is --set data.max_pixels=NUMBER.")
+        raise click.UsageError(
+            "--max-pixels goes with INPUT; for a split it is --set data.max_pixels=NUMBER."
+        )
     images: Images
     if inputs:
         if any(out.resolve().is_relative_to(path.resolve()) for path in inputs):
-            raise click.UsageError(f"--out {out} lies in a folder of INPUT and would add images to it; name another.")
+            raise click.UsageError(
+                f"--out {out} lies in a folder of INPUT and would add images to it; name another."
+            )
         images = files = find_images(inputs, MAX_PIXELS if max_pixels is None else max_pixels)
         file_names = files.file_names
-        if out.is_dir() and any(path.resolve().is_relative_to(out.resolve()) for path in files.paths):
+        if out.is_dir() and any(
+            path.resolve().is_relative_to(out.resolve()) for path in files.paths
+        ):
             raise click.UsageError(f"--out {out} holds images of INPUT; name another.")
     trained, shard = open_for_share(run_dir, changes)
     trained.check_decoder()
@@ -99,7 +124,9 @@ def command(
         f"{num_labels} of {num_images} images have a label: {printable(labels.path)} ({predicted.num_made} made now)"
     )
     if coco_json and not predicted.is_complete:
-        click.echo(f"{printable(out / 'coco.json')} is written by the process that finds all labels.")
+        click.echo(
+            f"{printable(out / 'coco.json')} is written by the process that finds all labels."
+        )
     if faults:
         click.echo(f"{len(faults)} of {num_images} images cannot be segmented:", err=True)
         for sentence in faults.values():

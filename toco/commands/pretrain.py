@@ -22,7 +22,16 @@ def command(weights: Path, changes: tuple[str, ...], progress: bool) -> None:
     from toco.train.pretrain import PretrainConfig
     from toco.train.pretrain import pretrain as run
 
-    command = " ".join(["python -m toco pretrain", weights.name, *(f"--set {change}" for change in changes)])
-    result = run(replace(PretrainConfig(), parse_assignments(changes)), weights, command=command, progress=progress)
+    command = " ".join(
+        ["python -m toco pretrain", weights.name, *(f"--set {change}" for change in changes)]
+    )
+    result = run(
+        replace(PretrainConfig(), parse_assignments(changes)),
+        weights,
+        command=command,
+        progress=progress,
+    )
     similarity = ", ".join(f"{value:.2f}" for value in result.patch_similarity)
-    click.echo(f"{weights}: label accuracy {result.label_accuracy:.3f}; patch similarity by block {similarity}")
+    click.echo(
+        f"{weights}: label accuracy {result.label_accuracy:.3f}; patch similarity by block {similarity}"
+    )

@@ -11,14 +11,17 @@ from toco.commands import _options
 
 @click.command()
 @_options.run_dir
-@click.option("--name", help="Make a new version of this registered model.  [default: logged, not registered]")
+@click.option(
+    "--name", help="Make a new version of this registered model.  [default: logged, not registered]"
+)
 @_options.tracking_uri
 @_options.experiment
 def command(run_dir: Path, name: str | None, tracking_uri: str, experiment: str) -> None:
     """Log the network of a run to MLflow, as a model.
 
-    It is that of RUN_DIR's newest checkpoint; MLflow loads and serves it. Its run is filled first, as `track` does it.
-    The model takes encoded images and gives label maps; whoever loads it needs neither toco nor torch.
+    It is that of RUN_DIR's newest checkpoint; MLflow loads and serves it. Its run is filled first,
+    as `track` does it. The model takes encoded images and gives label maps; whoever loads it needs
+    neither toco nor torch.
     """
     import tempfile
 
@@ -32,4 +35,6 @@ def command(run_dir: Path, name: str | None, tracking_uri: str, experiment: str)
         store = open_store(tracking_uri, experiment)
         run_id = track_run(run_dir, store)
         network = log_network(store, run_id, exported.path, exported.metadata, exported.step, name)
-    click.echo(f"{run_dir} is MLflow run {run_id}, {store.pages.run(run_id)}; its network is {network}")
+    click.echo(
+        f"{run_dir} is MLflow run {run_id}, {store.pages.run(run_id)}; its network is {network}"
+    )

@@ -16,20 +16,33 @@ if TYPE_CHECKING:
 @click.command()
 @_options.run_dir
 @_options.changes
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for predictions and scores.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for predictions and scores.",
+)
 @click.option("--split", type=click.Choice(["train", "val"]), default="val", show_default=True)
-@click.option("--also-without-crf", is_flag=True, help="Keep and score the predictions before the CRF, too.")
+@click.option(
+    "--also-without-crf", is_flag=True, help="Keep and score the predictions before the CRF, too."
+)
 @_options.progress
 def command(
-    run_dir: Path, changes: tuple[str, ...], out: Path, split: Split, also_without_crf: bool, progress: bool
+    run_dir: Path,
+    changes: tuple[str, ...],
+    out: Path,
+    split: Split,
+    also_without_crf: bool,
+    progress: bool,
 ) -> None:
     """Segment a split as in Table 2, and score it.
 
-    Every image is segmented with the newest checkpoint of RUN_DIR, at several scales, with mirror images and a CRF.
-    --set inference.NAME=VALUE changes how, as in inference.crf=null; --set data.val_list=test takes another list. Each
-    prediction is written as it is made, a PNG of class ids in OUT/predictions; what is there of the same image is not
-    made again. Where there are masks, the scores go to OUT/scores.json. Under torchrun the processes share the images:
-    torchrun --standalone --nproc-per-node 4 -m toco test RUN_DIR --out DIR
+    Every image is segmented with the newest checkpoint of RUN_DIR, at several scales, with mirror
+    images and a CRF. --set inference.NAME=VALUE changes how, as in inference.crf=null; --set
+    data.val_list=test takes another list. Each prediction is written as it is made, a PNG of class
+    ids in OUT/predictions; what is there of the same image is not made again. Where there are
+    masks, the scores go to OUT/scores.json. Under torchrun the processes share the images: torchrun
+    --standalone --nproc-per-node 4 -m toco test RUN_DIR --out DIR
     """
     from toco.commands._trained import open_for_share, open_images
     from toco.files import printable, write_text
@@ -46,13 +59,18 @@ def command(
     if also_without_crf and config.crf is None:
         raise click.UsageError("--also-without-crf goes with a CRF, but inference.crf is null.")
     if config.crf is not None and config.crf.filter_name == "exact" and device.type == "cpu":
-        click.echo("The exact filter takes minutes an image on a CPU; inference.crf.filter_name=lattice takes seconds.")
+        click.echo(
+            "The exact filter takes minutes an image on a CPU; inference.crf.filter_name=lattice takes seconds."
+        )
     dataset, about = open_images(trained, split, shard)
 
     ways = {"": config}
     if also_without_crf:
         ways["_without_crf"] = config.model_copy(update={"crf": None})
-    folders = {name: open_predictions(out / f"predictions{name}", dataset, way, about) for name, way in ways.items()}
+    folders = {
+        name: open_predictions(out / f"predictions{name}", dataset, way, about)
+        for name, way in ways.items()
+    }
     read = large_enough(dataset, least_side_px(trained.method, config))
     check_readable(read, folders.values(), shard, progress=progress)
     predict_split(
@@ -67,7 +85,9 @@ def command(
     )
     missing = {index for folder in folders.values() for index in folder.missing()}
     if missing:
-        click.echo(f"Process {shard.rank} is done; {len(missing)} images of the others are not. The last one scores.")
+        click.echo(
+            f"Process {shard.rank} is done; {len(missing)} images of the others are not. The last one scores."
+        )
         return
     for name, way in ways.items():
         scores = score_predictions(folders[name], dataset, way, progress)
@@ -80,6 +100,8 @@ def command(
         write_text(file, scores.to_json())
         click.echo(f"{scores.table()}\n{scores.protocol}")
         miou = scores.metrics["miou"]
-        if beside := beside_table2(miou, trained.recipe, split, trained.config, way, scores.num_images, trained.step):
+        if beside := beside_table2(
+            miou, trained.recipe, split, trained.config, way, scores.num_images, trained.step
+        ):
             click.echo(beside)
         click.echo(f"mIoU {100 * miou:.2f} %: {printable(file)}\n")

@@ -16,8 +16,8 @@ from toco.commands import _options
 def command(run_dirs: tuple[Path, ...], tracking_uri: str, experiment: str) -> None:
     """Fill MLflow from run folders.
 
-    What is there already is not written twice. User name and password of a server come from MLFLOW_TRACKING_USERNAME
-    and MLFLOW_TRACKING_PASSWORD.
+    What is there already is not written twice. User name and password of a server come from
+    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
     """
     from toco.tracking import open_store, read_run_record, track_run
 

@@ -16,15 +16,19 @@ from toco.registry import load
 @click.command()
 @click.argument("recipe")
 @_options.changes
-@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Folder that keeps the run.")
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), required=True, help="Folder that keeps the run."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, if there is one.")
 @_options.progress
-def command(recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, progress: bool) -> None:
+def command(
+    recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, progress: bool
+) -> None:
     """Train RECIPE and evaluate it, in a run folder.
 
-    The folder keeps everything. Ctrl-C or SIGTERM makes a checkpoint and ends; --resume goes on from it. Under
-    torchrun, all processes train the one run together: torchrun --standalone --nproc-per-node 2 -m toco train RECIPE
-    --run-dir DIR
+    The folder keeps everything. Ctrl-C or SIGTERM makes a checkpoint and ends; --resume goes on
+    from it. Under torchrun, all processes train the one run together: torchrun --standalone
+    --nproc-per-node 2 -m toco train RECIPE --run-dir DIR
     """
     from toco.evaluate.report import mious
     from toco.processes import end_with_parent

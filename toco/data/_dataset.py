@@ -28,12 +28,14 @@ class DataConfig(EntryConfig):
     A module there defines ``Config(DataConfig)`` and ``open_split(config, split) -> Dataset``.
 
     Attributes:
-        cache: What is kept of decoded images: nothing; in the ``memory`` of each process that reads them, masks too; or
-            once for the ``node``, in a file that all its processes map into their memory.
-        cache_root: Folder of the files of ``node``; by default ``toco`` in the user's cache (``XDG_CACHE_HOME``, else
-            ``~/.cache``). It should be on a disk of the node; in ``/dev/shm`` it takes the node's memory.
-        allow_overlap: Take images that are for training and for validation. Scores are then of images that were seen;
-            the run's provenance says so.
+        cache: What is kept of decoded images: nothing; in the ``memory`` of each process that reads
+            them, masks too; or once for the ``node``, in a file that all its processes map into
+            their memory.
+        cache_root: Folder of the files of ``node``; by default ``toco`` in the user's cache
+            (``XDG_CACHE_HOME``, else ``~/.cache``). It should be on a disk of the node; in
+            ``/dev/shm`` it takes the node's memory.
+        allow_overlap: Take images that are for training and for validation. Scores are then of
+            images that were seen; the run's provenance says so.
     """
 
     cache: Cache = Field(default="none", json_schema_extra={RUN_ONLY: True})
@@ -58,9 +60,11 @@ class Dataset(ABC):
     """A fixed, ordered list of images. Instances can be pickled, so that loader processes can be given one.
 
     Attributes:
-        class_names: Names of the foreground classes; class ``class_names[j]`` has the label ``j + 1`` in a mask.
+        class_names: Names of the foreground classes; class ``class_names[j]`` has the label
+            ``j + 1`` in a mask.
         names: Name of every image, unique.
-        notes: What was left out, or may be meant in another way, as far as opening the data set shows it.
+        notes: What was left out, or may be meant in another way, as far as opening the data set
+            shows it.
     """
 
     class_names: tuple[str, ...]

@@ -1,8 +1,9 @@
 """Draw the scenes of the generated benchmark, in whole numbers only, so that every machine draws the same pixels.
 
-What makes them hard for image-level labels is built in. An object is a plain *body* with a weak tint of its class and
-a small *part* in the class's full colour and pattern, so that a classifier needs the part only. Half of the classes
-mostly stand before a background of their own, which a classifier can take for evidence. Objects occlude one another.
+What makes them hard for image-level labels is built in. An object is a plain *body* with a weak
+tint of its class and a small *part* in the class's full colour and pattern, so that a classifier
+needs the part only. Half of the classes mostly stand before a background of their own, which a
+classifier can take for evidence. Objects occlude one another.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ _PART_COLOURS = np.array(
     ],
     dtype=np.int64,
 )
-_BACKGROUND_COLOURS = np.array([(104, 124, 96), (132, 120, 100), (100, 116, 136), (124, 124, 124)], dtype=np.int64)
+_BACKGROUND_COLOURS = np.array(
+    [(104, 124, 96), (132, 120, 100), (100, 116, 136), (124, 124, 124)], dtype=np.int64
+)
 _NUM_BACKGROUNDS = len(_BACKGROUND_COLOURS)
 _GREY = 128
 _PLACEMENT_ATTEMPTS = 12
@@ -53,8 +56,10 @@ class SceneConfig(Config):
     """What a scene shows. Fractions are whole percentages, since scenes are drawn in whole numbers.
 
     Attributes:
-        num_objects: Least and most objects that are tried; one that finds no place is left out, but for the first.
-        context_percent: How often a scene of one of the first four classes has that class's own background.
+        num_objects: Least and most objects that are tried; one that finds no place is left out, but
+            for the first.
+        context_percent: How often a scene of one of the first four classes has that class's own
+            background.
         tint_percent: Strength of the class's colour in a body, of that in a part.
         body_jitter: Largest random change of a body's brightness, in levels of 255.
         hidden_part_percent: How often an object lacks its part.
@@ -90,9 +95,12 @@ def draw_scene(key: tuple[int, ...], size_px: int, num_classes: int, config: Sce
         num_classes: The classes are the first ``num_classes`` of ``CLASS_NAMES``.
         config: What it shows.
     """
-    # The stream of this old generator is frozen by numpy's compatibility policy; Generator's is not.
+    # The stream of this old generator is frozen by numpy's compatibility policy; Generator's is
+    # not.
     random = np.random.RandomState(list(key))
-    classes = [_between(random, 0, num_classes - 1) for _ in range(_between(random, *config.num_objects))]
+    classes = [
+        _between(random, 0, num_classes - 1) for _ in range(_between(random, *config.num_objects))
+    ]
     background = _between(random, 0, _NUM_BACKGROUNDS - 1)
     if classes[0] < _NUM_BACKGROUNDS and _chance(random, config.context_percent):
         background = classes[0]
@@ -156,10 +164,16 @@ def _draw_background(random: np.random.RandomState, size_px: int, kind: int) -> 
     return pixels
 
 
-def _place(random: np.random.RandomState, size_px: int, class_index: int) -> tuple[_Region, _Region]:
+def _place(
+    random: np.random.RandomState, size_px: int, class_index: int
+) -> tuple[_Region, _Region]:
     """Where a body and its part lie; their centres are in the image."""
-    half_height, half_width = (_between(random, 3 * size_px // 16, 17 * size_px // 64) for _ in range(2))
-    centre_y, centre_x = (_between(random, size_px // 8, size_px - size_px // 8 - 1) for _ in range(2))
+    half_height, half_width = (
+        _between(random, 3 * size_px // 16, 17 * size_px // 64) for _ in range(2)
+    )
+    centre_y, centre_x = (
+        _between(random, size_px // 8, size_px - size_px // 8 - 1) for _ in range(2)
+    )
     y, x = np.mgrid[:size_px, :size_px]
     dy, dx = y - centre_y, x - centre_x
     outline = class_index % 4
@@ -170,11 +184,17 @@ def _place(random: np.random.RandomState, size_px: int, class_index: int) -> tup
     elif outline == 2:
         body = 4 * (abs(dy) * half_width + abs(dx) * half_height) <= 5 * half_height * half_width
     else:
-        body = (abs(dy) <= half_height) & (2 * half_height * abs(dx) <= half_width * (dy + half_height + 2))
+        body = (abs(dy) <= half_height) & (
+            2 * half_height * abs(dx) <= half_width * (dy + half_height + 2)
+        )
     radius = _between(random, size_px // 16, 3 * size_px // 32)
     margin = size_px // 32
-    part_y = _inside(centre_y + _between(random, -(half_height // 2), half_height // 2), margin, size_px)
-    part_x = _inside(centre_x + _between(random, -(half_width // 2), half_width // 2), margin, size_px)
+    part_y = _inside(
+        centre_y + _between(random, -(half_height // 2), half_height // 2), margin, size_px
+    )
+    part_x = _inside(
+        centre_x + _between(random, -(half_width // 2), half_width // 2), margin, size_px
+    )
     return body, body & ((y - part_y) ** 2 + (x - part_x) ** 2 <= radius**2)
 
 
@@ -182,7 +202,9 @@ def _inside(value: int, margin: int, size_px: int) -> int:
     return min(max(value, margin), size_px - 1 - margin)
 
 
-def _body_pixels(random: np.random.RandomState, size_px: int, class_index: int, config: SceneConfig) -> _Pixels:
+def _body_pixels(
+    random: np.random.RandomState, size_px: int, class_index: int, config: SceneConfig
+) -> _Pixels:
     """Nearly plain; brightness and hue vary between objects about as much as between classes."""
     colour = _PART_COLOURS[class_index]
     tint = (colour - colour.sum() // 3) * config.tint_percent // 100

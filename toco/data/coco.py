@@ -1,7 +1,7 @@
 """COCO 2014: 80 classes, 82 081 training and 40 137 validation images with objects.
 
-Run ``python -m toco data prepare-coco ROOT`` once: it writes labels and masks from the official annotations. Ready
-masks are read, too, if they number the classes from 1 to 80.
+Run ``python -m toco data prepare-coco ROOT`` once: it writes labels and masks from the official
+annotations. Ready masks are read, too, if they number the classes from 1 to 80.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ class Config(DataConfig):
 
     Attributes:
         root: Folder with ``train2014``, ``val2014`` and, for ``prepare-coco``, ``annotations``.
-        train_list: Name of a list of training images, ``NAME.txt`` in ``root``; ``None`` takes all that have a label.
+        train_list: Name of a list of training images, ``NAME.txt`` in ``root``; ``None`` takes all
+            that have a label.
         val_list: The same of validation images (``val_part`` of the official code has 5 000).
         mask_folder: Folder with ``train2014`` and ``val2014`` of masks, relative to ``root``.
-        labels: Where image-level labels come from: ``prepared`` by ``prepare-coco`` into ``mask_folder``, ``masks``, or
-            a ``.csv``, ``.json`` or ``.npz`` file of both splits, relative to ``root``.
-        allow_empty_labels: Take training images without any class, which are trained as pure background.
+        labels: Where image-level labels come from: ``prepared`` by ``prepare-coco`` into
+            ``mask_folder``, ``masks``, or a ``.csv``, ``.json`` or ``.npz`` file of both splits,
+            relative to ``root``.
+        allow_empty_labels: Take training images without any class, which are trained as pure
+            background.
         max_pixels: Larger images are refused before they are decoded.
     """
 
@@ -64,7 +67,8 @@ class CocoFolder(FileDataset):
         labels: Where image-level labels come from.
         config: The config.
         allow_empty_labels: Whether an image may show no class.
-        annotations_sha256: Of the annotation file that the masks were prepared from; ``None`` for ready masks.
+        annotations_sha256: Of the annotation file that the masks were prepared from; ``None`` for
+            ready masks.
         notes: What was left out of the folder of masks, where its files say which images there are.
     """
 
@@ -102,13 +106,16 @@ def open_split(config: Config, split: Split) -> CocoFolder:
     """Open the training or the validation images.
 
     Raises:
-        ValueError: Images, labels or masks are missing, or masks number their classes in another way.
+        ValueError: Images, labels or masks are missing, or masks number their classes in another
+            way.
     """
     part, root = f"{split}2014", config.root
     masks = root / config.mask_folder / part
     layout = Layout(root, root / part, masks, root, root / "annotations", (".jpg",))
     if not layout.images.is_dir():
-        raise ValueError(f"{layout.images}: expected the images of COCO 2014, but there is no folder; set data.root.")
+        raise ValueError(
+            f"{layout.images}: expected the images of COCO 2014, but there is no folder; set data.root."
+        )
     labels: LabelsFrom
     if config.labels == "prepared":
         labels = config.mask_folder / f"labels_{part}.json"
@@ -138,7 +145,9 @@ def open_split(config: Config, split: Split) -> CocoFolder:
         )
     allow_empty_labels = config.allow_empty_labels or split == "val"
     annotations_sha256 = _prepared_from(masks / "about.json")
-    dataset = CocoFolder(layout, names, labels, config, allow_empty_labels, annotations_sha256, notes)
+    dataset = CocoFolder(
+        layout, names, labels, config, allow_empty_labels, annotations_sha256, notes
+    )
     without = [name for name in names if not layout.mask_path(name).is_file()]
     if without and (split == "val" or config.labels == "masks"):
         raise ValueError(
@@ -166,14 +175,22 @@ def _prepared_from(about: Path) -> str | None:
 
 def _refuse_other_numbering(dataset: CocoFolder, masks: Path, config: Config) -> None:
     """Masks that number classes as the annotation files do look right, and call most objects by another's name."""
-    present = [index for index, name in enumerate(dataset.names) if dataset.layout.mask_path(name).is_file()]
+    present = [
+        index
+        for index, name in enumerate(dataset.names)
+        if dataset.layout.mask_path(name).is_file()
+    ]
     by_image: dict[int, set[int]] = {}
     try:
         for index in present[:: -(-len(present) // _NUM_NUMBERED) or 1]:
-            ids = ids_in(read_ids(dataset.layout.mask_path(dataset.names[index]), config.max_pixels))
+            ids = ids_in(
+                read_ids(dataset.layout.mask_path(dataset.names[index]), config.max_pixels)
+            )
             by_image[index] = set(ids) - {0, IGNORE_INDEX}
     except ValueError as error:
-        raise ValueError(f"{error} `prepare-coco` writes masks of ids from the official annotations.") from error
+        raise ValueError(
+            f"{error} `prepare-coco` writes masks of ids from the official annotations."
+        ) from error
     ids_found = sorted(set[int]().union(*by_image.values()))
     possible = numberings(ids_found)
     if len(possible) > 1 and config.labels != "masks":
@@ -181,7 +198,11 @@ def _refuse_other_numbering(dataset: CocoFolder, masks: Path, config: Config) ->
         labels = {index: dataset.class_labels(index) for index in by_image}
 
         def agrees(numbering: int) -> bool:
-            return all(labels[index][numbers[numbering].index(i)] for index, ids in by_image.items() for i in ids)
+            return all(
+                labels[index][numbers[numbering].index(i)]
+                for index, ids in by_image.items()
+                for i in ids
+            )
 
         possible = tuple(filter(agrees, possible))
     if possible == (80,):
@@ -194,5 +215,9 @@ def _refuse_other_numbering(dataset: CocoFolder, masks: Path, config: Config) ->
             "others, which costs a result most of its mIoU. `python -m toco data "
             f"convert-coco-masks {masks} NEW_FOLDER` renumbers them, and {mend}"
         )
-    what = "could as well be COCO's categories (1 to 90, with gaps)" if possible else "are neither these nor categories"
+    what = (
+        "could as well be COCO's categories (1 to 90, with gaps)"
+        if possible
+        else "are neither these nor categories"
+    )
     raise ValueError(f"{found} {what}; {mend}")

@@ -1,7 +1,8 @@
 """Any images with image-level labels: a folder, a ``classes.txt``, and a file of labels or one folder for each class.
 
-Masks are needed neither to train nor to evaluate. Without them an evaluation holds label metrics and pictures, and no
-score of pixels. Grey images of 16 bits, as in medicine and remote sensing, are read once ``levels`` says how.
+Masks are needed neither to train nor to evaluate. Without them an evaluation holds label metrics
+and pictures, and no score of pixels. Grey images of 16 bits, as in medicine and remote sensing, are
+read once ``levels`` says how.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from toco.data.files.layout import Layout, leads_out, read_class_names, read_nam
 from toco.data.files.tree import read_tree
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-_ANY_CASE = tuple(spelt for suffix in _SUFFIXES for spelt in (suffix, suffix.upper(), suffix.title()))
+_ANY_CASE = tuple(
+    spelt for suffix in _SUFFIXES for spelt in (suffix, suffix.upper(), suffix.title())
+)
 _HASH_BYTES = 8
 
 
@@ -30,21 +33,24 @@ class Config(DataConfig):
     """A folder of images. The name of an image is its path below ``root`` without suffix, as in ``north/2021/tile_7``.
 
     Attributes:
-        root: The folder. JPEG, PNG and TIFF images lie in it or in folders below; hidden folders are left alone. Links
-            are followed, but for those back into the folder.
+        root: The folder. JPEG, PNG and TIFF images lie in it or in folders below; hidden folders
+            are left alone. Links are followed, but for those back into the folder.
         classes: File of class names, one a line, relative to ``root``.
-        labels: Where image-level labels come from: a ``.csv``, ``.json`` or ``.npz`` file relative to ``root``,
-            ``folders`` (one of the folders that an image is in has the name of its class), or ``masks``.
-        train_list: Name of a list of training images, ``NAME.txt`` in ``root``. Without lists ``train.txt`` and
-            ``val.txt`` are taken where they are, and else all images are split.
+        labels: Where image-level labels come from: a ``.csv``, ``.json`` or ``.npz`` file relative
+            to ``root``, ``folders`` (one of the folders that an image is in has the name of its
+            class), or ``masks``.
+        train_list: Name of a list of training images, ``NAME.txt`` in ``root``. Without lists
+            ``train.txt`` and ``val.txt`` are taken where they are, and else all images are split.
         val_list: The same of validation images; both lists or none.
-        val_share: Share of images that validate where there are no lists. Which ones follows from their names alone,
-            so that a new image moves no other.
-        masks: Folder of masks, absolute or relative to ``root``: index PNGs with the names of the images. ``None`` if
-            there are none: then there are no scores of pixels.
-        levels: Levels of grey images of more than 8 bits that become 0 and 255, as ``[0, 4095]``; levels between are
-            scaled linearly, others clipped. Such images are refused without it. Images of 8 bits stay as they are.
-        allow_empty_labels: Take training images without any class, which are trained as pure background.
+        val_share: Share of images that validate where there are no lists. Which ones follows from
+            their names alone, so that a new image moves no other.
+        masks: Folder of masks, absolute or relative to ``root``: index PNGs with the names of the
+            images. ``None`` if there are none: then there are no scores of pixels.
+        levels: Levels of grey images of more than 8 bits that become 0 and 255, as ``[0, 4095]``;
+            levels between are scaled linearly, others clipped. Such images are refused without it.
+            Images of 8 bits stay as they are.
+        allow_empty_labels: Take training images without any class, which are trained as pure
+            background.
         max_pixels: Larger images are refused before they are decoded.
     """
 
@@ -67,7 +73,9 @@ class Config(DataConfig):
         if self.labels == "masks" and self.masks is None:
             raise ValueError("labels from masks need a folder of masks; set data.masks")
         if self.levels is not None and self.levels[0] >= self.levels[1]:
-            raise ValueError(f"levels have to be the lower and the higher one; got {list(self.levels)}")
+            raise ValueError(
+                f"levels have to be the lower and the higher one; got {list(self.levels)}"
+            )
         return self
 
 
@@ -82,7 +90,9 @@ def open_split(config: Config, split: Split) -> FileDataset:
         raise ValueError(f"{root}: expected a folder of images, but there is none; set data.root.")
     masks = None if config.masks is None else root / config.masks
     if masks is not None and not masks.is_dir():
-        raise ValueError(f"{masks}: expected a folder of masks, but there is none; set data.masks, or null if none.")
+        raise ValueError(
+            f"{masks}: expected a folder of masks, but there is none; set data.masks, or null if none."
+        )
     if masks is not None and masks.resolve() == root.resolve():
         masks = root  # as images are looked for, so that a mask is not taken for one
     layout = Layout(root, root, masks, root, root, _ANY_CASE)
@@ -115,19 +125,25 @@ def is_for_validation(name: str, val_share: float) -> bool:
     return number < val_share * float(256**_HASH_BYTES)
 
 
-def _names(config: Config, layout: Layout, split: Split, beside: Sequence[Path], notes: list[Fault]) -> tuple[str, ...]:
+def _names(
+    config: Config, layout: Layout, split: Split, beside: Sequence[Path], notes: list[Fault]
+) -> tuple[str, ...]:
     if _has_lists(config, layout):
         return read_names(layout, _lists(config)[split], leads_out)
     tree = read_tree(layout.root, _ANY_CASE, beside)
     if twice := [name for name, count in Counter(tree.names).items() if count > 1]:
-        raise ValueError(f"{layout.root}: {twice[0]!r} is the name of several images; rename all but one.")
+        raise ValueError(
+            f"{layout.root}: {twice[0]!r} is the name of several images; rename all but one."
+        )
     if pairs := same_name(tree.names):
         first, second = map(ascii, pairs[0])
         raise ValueError(
             f"{layout.root}: the names {first} and {second} differ only in their Unicode form; rename one."
         )
     notes += tree.notes()
-    names = tuple(name for name in tree.names if is_for_validation(name, config.val_share) == (split == "val"))
+    names = tuple(
+        name for name in tree.names if is_for_validation(name, config.val_share) == (split == "val")
+    )
     if not names:
         raise ValueError(
             f"{layout.root}: of the {len(tree.names)} images there ({', '.join(_SUFFIXES)}), none is for {split}; "

@@ -1,7 +1,8 @@
 """The generated benchmark: small scenes on which weak supervision fails as it does on photographs.
 
-The data set is written once, as a VOC-shaped folder, and then read as any other. The same config gives the same bytes
-on every machine: see ``_scene`` (whole numbers only) and ``_png`` (nothing compressed).
+The data set is written once, as a VOC-shaped folder, and then read as any other. The same config
+gives the same bytes on every machine: see ``_scene`` (whole numbers only) and ``_png`` (nothing
+compressed).
 """
 
 from __future__ import annotations
@@ -52,10 +53,11 @@ class Config(DataConfig):
         num_val: Validation images.
         image_size_px: Side of the square images.
         num_classes: Foreground classes.
-        seed: Seed of all scenes. An image depends on it, its split and its index only, not on the counts.
+        seed: Seed of all scenes. An image depends on it, its split and its index only, not on the
+            counts.
         scene: What the scenes show.
-        root: Folder under which the data set is generated, in a folder of its own; by default ``toco`` in the user's
-            cache (``XDG_CACHE_HOME``, else ``~/.cache``).
+        root: Folder under which the data set is generated, in a folder of its own; by default
+            ``toco`` in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``).
     """
 
     name: str = "shapes"
@@ -84,8 +86,8 @@ class ShapesFolder(FileDataset):
     def manifest_digest(self) -> str:
         """Digest of names, classes, labels, and all images and masks as they were generated.
 
-        Of the files themselves only a few are read here, as every start of a study asks for this digest; each one is
-        compared with what was generated when it is read.
+        Of the files themselves only a few are read here, as every start of a study asks for this
+        digest; each one is compared with what was generated when it is read.
         """
         digest = hashlib.sha256(repr((self.class_names, self.names, self._digest)).encode())
         for index in range(len(self)):
@@ -136,9 +138,10 @@ def open_split(config: Config, split: Split) -> ShapesFolder:
 def generated_folder(config: Config) -> Path:
     """The folder of the generated data set, written first if need be, and mended where a file of it is damaged.
 
-    Its name says what generated it, code included, so a changed generator never meets old images. It appears by one
-    rename when it is complete; processes that generate it at once write the same bytes, and the first rename counts.
-    Of images and masks it is seen here that they are there; their bytes are compared when they are read.
+    Its name says what generated it, code included, so a changed generator never meets old images.
+    It appears by one rename when it is complete; processes that generate it at once write the same
+    bytes, and the first rename counts. Of images and masks it is seen here that they are there;
+    their bytes are compared when they are read.
 
     Raises:
         ValueError: The folder cannot be written.
@@ -152,7 +155,10 @@ def generated_folder(config: Config) -> Path:
     try:
         write_folder(config, unfinished)
         if damaged is not None:
-            logger.warning("%s is damaged or missing and is generated again, with all beside it.", printable(damaged))
+            logger.warning(
+                "%s is damaged or missing and is generated again, with all beside it.",
+                printable(damaged),
+            )
             # One by one, since trainings may be reading there; the manifest comes last.
             files = sorted(path for path in unfinished.rglob("*") if path.is_file())
             for path in sorted(files, key=lambda path: path.name == _MANIFEST):
@@ -161,7 +167,9 @@ def generated_folder(config: Config) -> Path:
         else:
             unfinished.rename(folder)
     except OSError as error:
-        if not folder.is_dir() or _damaged_file(folder) is not None:  # else another process was first
+        if (
+            not folder.is_dir() or _damaged_file(folder) is not None
+        ):  # else another process was first
             raise ValueError(
                 f"{root}: the generated data set cannot be written there ({error}); set data.root to another folder."
             ) from error
@@ -173,7 +181,8 @@ def generated_folder(config: Config) -> Path:
 def write_folder(config: Config, folder: Path) -> None:
     """Generate the data set into ``folder``, in VOC layout.
 
-    No file is waited for: one that a crash loses does not fit its digest in the manifest, and is written again.
+    No file is waited for: one that a crash loses does not fit its digest in the manifest, and is
+    written again.
     """
     lists = folder / "ImageSets/Segmentation"
     for part in (*_PARTS, lists):
@@ -207,12 +216,18 @@ def _damaged_file(folder: Path) -> Path | None:
         for text, written in texts.items():
             if sha256(folder / text) != written:
                 return folder / text
-        for path in (folder / f"{name}.png" for split in _SPLITS for name in manifest["sha256"][split]):
+        for path in (
+            folder / f"{name}.png" for split in _SPLITS for name in manifest["sha256"][split]
+        ):
             if not path.is_file():
                 return path
         return None
     except (OSError, UnreadableError, KeyError) as error:
-        return Path(error.filename) if isinstance(error, OSError) and error.filename else folder / _MANIFEST
+        return (
+            Path(error.filename)
+            if isinstance(error, OSError) and error.filename
+            else folder / _MANIFEST
+        )
 
 
 def _files_of(folder: Path, name: str) -> tuple[Path, Path]:
@@ -224,7 +239,11 @@ def _draw(config: Config, split: Split, index: int) -> tuple[bytes, bytes, tuple
     """PNG of a generated image, PNG of its mask, and the classes in it, ascending."""
     seed = (config.seed, _SPLITS.index(split), index)
     scene = draw_scene(seed, config.image_size_px, config.num_classes, config.scene)
-    return png_bytes(scene.image), png_bytes(scene.mask), tuple(int(i) for i in np.unique(scene.mask) if i)
+    return (
+        png_bytes(scene.image),
+        png_bytes(scene.mask),
+        tuple(int(i) for i in np.unique(scene.mask) if i),
+    )
 
 
 def _write_again(path: Path, content: bytes) -> None:
@@ -232,7 +251,9 @@ def _write_again(path: Path, content: bytes) -> None:
         with whole_file(path, durable=False) as partial:
             partial.write_bytes(content)
     except OSError as error:
-        raise ValueError(f"{path}: is damaged and cannot be written again ({error}); delete the folder.") from error
+        raise ValueError(
+            f"{path}: is damaged and cannot be written again ({error}); delete the folder."
+        ) from error
 
 
 def _write_lines(path: Path, lines: list[str] | tuple[str, ...]) -> None:

@@ -22,17 +22,20 @@ class Config(DataConfig):
             ``SegmentationClass`` (``.../VOCdevkit/VOC2012``).
         train_list: Name of the training list (``train_aug`` has 10 582 images, ``train`` 1 464).
         val_list: Name of the validation list (1 449 images).
-        labels: Where image-level labels come from: ``masks``, ``xml`` (``Annotations``), or a ``.csv``, ``.json`` or
-            ``.npz`` file, relative to ``root``.
-        classes: File of class names, relative to ``root``; without it ``classes.txt`` in ``root``, else VOC's names.
-        mask_folder: Folder of masks in ``root``; without it ``SegmentationClassAug`` if present, else
-            ``SegmentationClass``.
-        allow_empty_labels: Take training images without any class, which are trained as pure background.
+        labels: Where image-level labels come from: ``masks``, ``xml`` (``Annotations``), or a
+            ``.csv``, ``.json`` or ``.npz`` file, relative to ``root``.
+        classes: File of class names, relative to ``root``; without it ``classes.txt`` in ``root``,
+            else VOC's names.
+        mask_folder: Folder of masks in ``root``; without it ``SegmentationClassAug`` if present,
+            else ``SegmentationClass``.
+        allow_empty_labels: Take training images without any class, which are trained as pure
+            background.
         max_pixels: Larger images are refused before they are decoded.
     """
 
     name: str = "voc"
-    # Where the data lies changes no result: the manifest digest in a run's provenance says what it was.
+    # Where the data lies changes no result: the manifest digest in a run's provenance says what it
+    # was.
     root: Path = Field(default=Path("VOCdevkit/VOC2012"), json_schema_extra={RUN_ONLY: True})
     train_list: str = "train_aug"
     val_list: str = "val"
@@ -50,14 +53,18 @@ def open_split(config: Config, split: Split) -> FileDataset:
         ValueError: The folder, the list, an image or a label is missing or wrong.
     """
     if not config.root.is_dir():
-        raise ValueError(f"{config.root}: expected a VOC-shaped folder, but there is none; set data.root.")
+        raise ValueError(
+            f"{config.root}: expected a VOC-shaped folder, but there is none; set data.root."
+        )
     layout = Layout.of_voc(config.root, config.mask_folder)
     notes: list[Fault] = []
     list_name = config.train_list if split == "train" else config.val_list
     return FileDataset(
         layout,
         read_names(layout, list_name),
-        read_class_names(layout, None if config.classes is None else config.root / config.classes, notes),
+        read_class_names(
+            layout, None if config.classes is None else config.root / config.classes, notes
+        ),
         config.labels,
         config,
         allow_empty_labels=config.allow_empty_labels or split == "val",

@@ -101,10 +101,14 @@ class Analyst:
             if logits is None
             else resize_bilinear(logits, (height, width))[0].argmax(0).byte().cpu().numpy(),
             unit_tokens=tuple(
-                normalize(tokens[0], dim=-1).unflatten(0, patch_grid(tokens.shape[1], height / width))
+                normalize(tokens[0], dim=-1).unflatten(
+                    0, patch_grid(tokens.shape[1], height / width)
+                )
                 for tokens in prediction.block_tokens
             ),
-            mean_similarity=tuple(patch_similarity(tokens).item() for tokens in prediction.block_tokens),
+            mean_similarity=tuple(
+                patch_similarity(tokens).item() for tokens in prediction.block_tokens
+            ),
         )
 
     def refined_label(
@@ -123,11 +127,14 @@ class Analyst:
             ValueError: The low threshold exceeds the high one.
         """
         maps = analysis.cams.by_name()[cam]
-        # Without any class, one that is absent: the refinement has the background win everywhere then.
+        # Without any class, one that is absent: the refinement has the background win everywhere
+        # then.
         classes = torch.tensor(sorted(present) or [0], device=maps.device)
         is_present = torch.full((1, len(classes)), float(bool(present)), device=maps.device)
         levels = denormalise_255(analysis.network_input, truncate=True)
-        label = refine_pseudo_label(levels / 255, maps[:, classes], is_present, None, low, high, self.rule.par)
+        label = refine_pseudo_label(
+            levels / 255, maps[:, classes], is_present, None, low, high, self.rule.par
+        )
         refined: UInt8[np.ndarray, "h w"] = class_ids(label, classes[None])[0].byte().cpu().numpy()
         return refined
 
@@ -138,7 +145,9 @@ def patch_grid(num_patches: int, aspect: float) -> tuple[int, int]:
     >>> patch_grid(31 * 23, 500 / 375)
     (31, 23)
     """
-    grids = ((rows, num_patches // rows) for rows in range(1, num_patches + 1) if num_patches % rows == 0)
+    grids = (
+        (rows, num_patches // rows) for rows in range(1, num_patches + 1) if num_patches % rows == 0
+    )
     return min(grids, key=lambda grid: abs(math.log(grid[0] / grid[1] / aspect)))
 
 

@@ -1,7 +1,8 @@
 """What one visitor, or another user of the machine, may ask of the demo: time, connections and memory.
 
-uvicorn limits a header's bytes, and answers 503 beyond a number of connections. It waits for a half-sent request for
-ever, and keeps any number of such connections; :func:`limited_protocol` does not.
+uvicorn limits a header's bytes, and answers 503 beyond a number of connections. It waits for a
+half-sent request for ever, and keeps any number of such connections; :func:`limited_protocol` does
+not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class Limits:
         upload_bytes: Larger files are refused.
         pixels: Images with more are refused before they are decoded.
         uploads: Uploads that are in memory at once; others wait.
-        connections: Beyond so many, requests are answered with 503. Beyond twice as many, connections are closed.
+        connections: Beyond so many, requests are answered with 503. Beyond twice as many,
+            connections are closed.
         head_s: Time for the header of a request, and for what comes after an early answer.
         upload_s: Time for the body of an upload.
     """

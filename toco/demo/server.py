@@ -1,9 +1,10 @@
 """The page and what it asks for, over HTTP on loopback.
 
-Other users of the machine reach its loopback, too, and so do pages of other sites in the visitor's browser. So whoever
-asks has to know a token, which is made anew for every server; the page gets it in its address and sends it in a header,
-as no other site can. Host names other than the loopback's are refused, so that no foreign name can be made to point
-here. Time, connections and memory are limited, see :mod:`toco.demo.limits`. Nothing is written to disk.
+Other users of the machine reach its loopback, too, and so do pages of other sites in the visitor's
+browser. So whoever asks has to know a token, which is made anew for every server; the page gets it
+in its address and sends it in a header, as no other site can. Host names other than the loopback's
+are refused, so that no foreign name can be made to point here. Time, connections and memory are
+limited, see :mod:`toco.demo.limits`. Nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -116,7 +117,9 @@ class Demo:
         limits: What a visitor may ask for.
     """
 
-    def __init__(self, analyst: Analyst, title: str, token: str, dataset: Dataset | None, limits: Limits) -> None:
+    def __init__(
+        self, analyst: Analyst, title: str, token: str, dataset: Dataset | None, limits: Limits
+    ) -> None:
         self.analyst, self.token, self.dataset, self.limits = analyst, token, dataset, limits
         thumbnails = {} if dataset is None else _thumbnails(dataset)
         self.examples = list(thumbnails)
@@ -138,7 +141,8 @@ class Demo:
             "flip": evaluate.cam_flip,
             "max_upload_bytes": limits.upload_bytes,
             "examples": [
-                {"name": dataset.names[index], "thumbnail": thumbnail} for index, thumbnail in thumbnails.items()
+                {"name": dataset.names[index], "thumbnail": thumbnail}
+                for index, thumbnail in thumbnails.items()
             ]
             if dataset is not None
             else [],
@@ -162,7 +166,9 @@ class Demo:
                 Route("/api/images/{id}/similarity", self.similarity),
             ],
             middleware=[
-                Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False),
+                Middleware(
+                    TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False
+                ),
                 Middleware(AuthenticationMiddleware, backend=_Token(self.token), on_error=_unknown),
             ],
             exception_handlers=dict.fromkeys((HTTPException, ValueError, Exception), _answer_error),
@@ -186,7 +192,9 @@ class Demo:
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody reads it
             except TimeoutError:
-                sentence = f"The file did not arrive within {self.limits.upload_s:g} s; send it again."
+                sentence = (
+                    f"The file did not arrive within {self.limits.upload_s:g} s; send it again."
+                )
                 raise HTTPException(408, sentence, {"Connection": "close"}) from None
             return await self._look(lambda: read_upright(Path(name), self.limits.pixels, content))
 
@@ -201,14 +209,18 @@ class Demo:
                 content.clear()
         if num_bytes > self.limits.upload_bytes:
             limit = self.limits.upload_bytes / 2**20
-            raise HTTPException(413, f"Expected a file of at most {limit:g} MiB; take a smaller one.")
+            raise HTTPException(
+                413, f"Expected a file of at most {limit:g} MiB; take a smaller one."
+            )
         return bytes(content)
 
     async def example(self, request: Request) -> Response:
         """Look at an image of the data set."""
         number = request.path_params["number"]
         if self.dataset is None or number >= len(self.examples):
-            raise HTTPException(404, f"There are {len(self.examples)} examples, and no number {number} among them.")
+            raise HTTPException(
+                404, f"There are {len(self.examples)} examples, and no number {number} among them."
+            )
         dataset = self.dataset
         return await self._look(lambda: dataset.image(self.examples[number]))
 
@@ -216,7 +228,9 @@ class Demo:
         """All CAMs of a class: float32, little-endian, one after the other."""
         analysis, class_index = self._analysis(request), request.path_params["class_index"]
         if class_index >= len(self.class_names):
-            raise HTTPException(404, f"There are {len(self.class_names)} classes, and no number {class_index}.")
+            raise HTTPException(
+                404, f"There are {len(self.class_names)} classes, and no number {class_index}."
+            )
         return _bytes(analysis.cam_maps(class_index))
 
     async def refined(self, request: Request) -> Response:
@@ -224,20 +238,28 @@ class Demo:
         analysis, query = self._analysis(request), request.query_params
         cam = query.get("cam") or "cam"
         if cam not in analysis.cams.by_name():
-            raise ValueError(f"cam is {cam!r}; expected one of {', '.join(analysis.cams.by_name())}.")
+            raise ValueError(
+                f"cam is {cam!r}; expected one of {', '.join(analysis.cams.by_name())}."
+            )
         low, high = _fraction(query, "low"), _fraction(query, "high")
         known = {str(number): number for number in range(len(self.class_names))}
         present = [text for text in query.get("present", "").split(",") if text]
         if not set(present) <= known.keys():
-            raise ValueError(f"present is {query['present']!r}; expected numbers below {len(known)}.")
+            raise ValueError(
+                f"present is {query['present']!r}; expected numbers below {len(known)}."
+            )
         classes = [known[text] for text in set(present)]
-        return _bytes(await self._work(lambda: self.analyst.refined_label(analysis, cam, classes, low, high)))
+        return _bytes(
+            await self._work(lambda: self.analyst.refined_label(analysis, cam, classes, low, high))
+        )
 
     async def similarity(self, request: Request) -> Response:
         """Similarity of all patches with one: the maps of all blocks, float32, little-endian, one after the other."""
         analysis, query = self._analysis(request), request.query_params
         y, x = _fraction(query, "y"), _fraction(query, "x")
-        return _bytes(np.concatenate([m.ravel() for m in await self._work(lambda: analysis.similarity(y, x))]))
+        return _bytes(
+            np.concatenate([m.ravel() for m in await self._work(lambda: analysis.similarity(y, x))])
+        )
 
     async def _look(self, read: Callable[[], UInt8[np.ndarray, "h w 3"]]) -> Response:
         analysis = await self._work(lambda: self.analyst.analyse(read()))
@@ -250,7 +272,9 @@ class Demo:
     def _analysis(self, request: Request) -> Analysis:
         name = request.path_params["id"]
         if name not in self._kept:
-            raise HTTPException(404, f"Only the last {_NUM_KEPT} images are kept, and not this one; load it again.")
+            raise HTTPException(
+                404, f"Only the last {_NUM_KEPT} images are kept, and not this one; load it again."
+            )
         self._kept.move_to_end(name)
         return self._kept[name]
 
@@ -311,7 +335,9 @@ def _thumbnails(dataset: Dataset) -> dict[int, str]:
 
 
 def _bytes(array: Shaped[np.ndarray, "*shape"]) -> Response:
-    return Response(array.astype(array.dtype.newbyteorder("<")).tobytes(), media_type="application/octet-stream")
+    return Response(
+        array.astype(array.dtype.newbyteorder("<")).tobytes(), media_type="application/octet-stream"
+    )
 
 
 def _fraction(query: QueryParams, name: str) -> float:
@@ -329,7 +355,10 @@ def _policy(page: str) -> str:
 
     def hashes(element: str) -> str:
         contents: Sequence[str] = re.findall(rf"<{element}>(.*?)</{element}>", page, re.DOTALL)
-        digests = (base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents)
+        digests = (
+            base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+            for content in contents
+        )
         return " ".join(f"'sha256-{digest}'" for digest in digests)
 
     return (

@@ -4,4 +4,11 @@ from toco.evaluate.config import EvaluateConfig
 from toco.evaluate.confusions import Confusions, read_confusions
 from toco.evaluate.report import Evaluation, Picture, ThresholdCurve
 
-__all__ = ["Confusions", "EvaluateConfig", "Evaluation", "Picture", "ThresholdCurve", "read_confusions"]
+__all__ = [
+    "Confusions",
+    "EvaluateConfig",
+    "Evaluation",
+    "Picture",
+    "ThresholdCurve",
+    "read_confusions",
+]

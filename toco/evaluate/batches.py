@@ -66,11 +66,13 @@ class SampleBatch:
         )
 
 
-def plan_batches(dataset: Dataset, indices: Sequence[int], batch_size: int, one_size: bool) -> list[tuple[int, ...]]:
+def plan_batches(
+    dataset: Dataset, indices: Sequence[int], batch_size: int, one_size: bool
+) -> list[tuple[int, ...]]:
     """Indices of the images of every batch: consecutive ones, and with ``one_size`` consecutive ones of their size.
 
-    Processes that share an evaluation divide these batches. As no batch depends on their number, neither does a bit of
-    what the network says of an image.
+    Processes that share an evaluation divide these batches. As no batch depends on their number,
+    neither does a bit of what the network says of an image.
     """
     groups: dict[tuple[int, int] | None, list[int]] = {}
     for index in indices:
@@ -124,13 +126,19 @@ def in_order(stacks: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> Tensor:
     """
     if len(stacks) == 1:
         return stacks[0]
-    by_row = {row: stack[i : i + 1] for stack, group in zip(stacks, rows, strict=True) for i, row in enumerate(group)}
+    by_row = {
+        row: stack[i : i + 1]
+        for stack, group in zip(stacks, rows, strict=True)
+        for i, row in enumerate(group)
+    }
     return torch.cat([by_row[row] for row in range(len(by_row))])
 
 
 def take(values: Tensor, rows: Sequence[int]) -> Tensor:
     """Some rows in ascending order, without a copy if they are all; as in :func:`in_order`, nothing is waited for."""
-    return values if len(rows) == len(values) else torch.cat([values[row : row + 1] for row in rows])
+    return (
+        values if len(rows) == len(values) else torch.cat([values[row : row + 1] for row in rows])
+    )
 
 
 def read_ahead(values: Iterator[_T]) -> Iterator[_T]:
@@ -148,5 +156,7 @@ def _read(dataset: Dataset, index: int) -> LabelledImage:
     try:
         mask = dataset.mask(index)
     except LookupError as error:
-        raise ValueError(f"Evaluation needs a mask of every image; {name!r} has none. {error}") from error
+        raise ValueError(
+            f"Evaluation needs a mask of every image; {name!r} has none. {error}"
+        ) from error
     return LabelledImage(index, name, dataset.image(index), mask, dataset.class_labels(index))

@@ -20,7 +20,9 @@ class CamScores:
     threshold_curve: ThresholdCurve
 
 
-def score_cams(qualities: Mapping[str, CamQuality], thresholds: tuple[float, ...], fixed: int) -> CamScores:
+def score_cams(
+    qualities: Mapping[str, CamQuality], thresholds: tuple[float, ...], fixed: int
+) -> CamScores:
     """Score CAMs at the fixed threshold, which is the one with index ``fixed``, and over all of them.
 
     Args:
@@ -28,7 +30,9 @@ def score_cams(qualities: Mapping[str, CamQuality], thresholds: tuple[float, ...
         thresholds: Those of ``qualities``.
         fixed: Index of the fixed threshold.
     """
-    scores = {name: class_scores(quality.confusion_matrices()) for name, quality in qualities.items()}
+    scores = {
+        name: class_scores(quality.confusion_matrices()) for name, quality in qualities.items()
+    }
     metrics: dict[str, float] = {}
     for name, of_cam in scores.items():
         metrics |= _metrics(name, of_cam, thresholds, fixed)
@@ -36,18 +40,26 @@ def score_cams(qualities: Mapping[str, CamQuality], thresholds: tuple[float, ...
     return CamScores(
         metrics={f"val/{name}": value for name, value in metrics.items() if math.isfinite(value)},
         per_class={
-            **{f"{name}_iou": undefined_to_none(of_cam.iou[fixed].tolist()) for name, of_cam in scores.items()},
+            **{
+                f"{name}_iou": undefined_to_none(of_cam.iou[fixed].tolist())
+                for name, of_cam in scores.items()
+            },
             "cam_precision": undefined_to_none(final.precision[fixed].tolist()),
             "cam_recall": undefined_to_none(final.recall[fixed].tolist()),
         },
         threshold_curve=ThresholdCurve(
             thresholds=thresholds,
-            miou={name: undefined_to_none(mean_over_classes(of_cam.iou).tolist()) for name, of_cam in scores.items()},
+            miou={
+                name: undefined_to_none(mean_over_classes(of_cam.iou).tolist())
+                for name, of_cam in scores.items()
+            },
         ),
     )
 
 
-def _metrics(prefix: str, scores: ClassScores, thresholds: tuple[float, ...], fixed: int) -> dict[str, float]:
+def _metrics(
+    prefix: str, scores: ClassScores, thresholds: tuple[float, ...], fixed: int
+) -> dict[str, float]:
     """Scores at the fixed threshold, and the best threshold of the curve (the lowest one on ties)."""
     miou = mean_over_classes(scores.iou)
     best = int(miou.nan_to_num(-1.0).argmax())

@@ -17,10 +17,12 @@ class EvaluateConfig(Config):
         size_px: Every image is squashed to a square of this side; ``None`` keeps its own size.
         cam_scales: Scales whose CAMs are summed; 1.0 always takes part.
         cam_flip: Take the maximum with the CAM of the mirrored image.
-        background_threshold: A pixel is background where its CAM is at most this. 0.5 for VOC, 0.45 for COCO.
+        background_threshold: A pixel is background where its CAM is at most this. 0.5 for VOC, 0.45
+            for COCO.
         curve_stop: Last threshold of the curve, which starts at 0.
         curve_step: Distance of its thresholds.
-        max_images: Evaluate this many images, evenly spaced over the split; ``None`` means all of them.
+        max_images: Evaluate this many images, evenly spaced over the split; ``None`` means all of
+            them.
         average_last: A training's result is the mean over this many last evaluations.
         batch_size: Images that pass the network at once.
         num_pictures: Images to draw, evenly spaced over those evaluated.
@@ -40,7 +42,10 @@ class EvaluateConfig(Config):
     def thresholds(self) -> tuple[float, ...]:
         """Thresholds of the curve, with the fixed one among them, ascending."""
         # Rounded, so that 0.5 is one of 0.00, 0.01, ... and not a neighbour of 50 * 0.01.
-        grid = (round(i * self.curve_step, 6) for i in range(round(self.curve_stop / self.curve_step) + 1))
+        grid = (
+            round(i * self.curve_step, 6)
+            for i in range(round(self.curve_stop / self.curve_step) + 1)
+        )
         return tuple(sorted({*grid, round(self.background_threshold, 6)}))
 
     def fixed_threshold_index(self) -> int:
@@ -49,7 +54,11 @@ class EvaluateConfig(Config):
 
     def protocol(self) -> str:
         """The protocol in words, to stand beside every number."""
-        size = "at their own size" if self.size_px is None else f"squashed to {self.size_px} x {self.size_px} px"
+        size = (
+            "at their own size"
+            if self.size_px is None
+            else f"squashed to {self.size_px} x {self.size_px} px"
+        )
         scales = ", ".join(f"{scale:g}" for scale in dict.fromkeys((1.0, *self.cam_scales)))
         official = (
             self.size_px == _OFFICIAL_SIZE_PX

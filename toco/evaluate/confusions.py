@@ -1,6 +1,7 @@
 """What an evaluation counted: confusion matrices by image, and the histograms that hold those of every threshold.
 
-This is what resampling over images and another background threshold need, and neither needs the network again.
+This is what resampling over images and another background threshold need, and neither needs the
+network again.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ class Confusions:
     Attributes:
         names: Images, in the order of the first axis of the matrices.
         class_names: The background first.
-        matrices: By label map and image: ``seg``, what the decoder predicts, if there is one; ``cam``, labels of the
-            CAM at the fixed background threshold, and the same of each further CAM by its name.
+        matrices: By label map and image: ``seg``, what the decoder predicts, if there is one;
+            ``cam``, labels of the CAM at the fixed background threshold, and the same of each
+            further CAM by its name.
         thresholds: Those of the curve, ascending, with the fixed one among them.
-        histograms: :attr:`toco.metrics.cam_quality.CamQuality.histogram` of each CAM over all images at ``thresholds``.
+        histograms: :attr:`toco.metrics.cam_quality.CamQuality.histogram` of each CAM over all
+            images at ``thresholds``.
     """
 
     names: tuple[str, ...]
@@ -73,13 +76,17 @@ def read_confusions(path: Path) -> Confusions:
     except FileNotFoundError:
         raise
     except Exception as error:  # of damaged bytes zipfile, zlib, struct and NumPy make many kinds
-        raise ValueError(f"{path} is not a file of confusion matrices, or is damaged: {error}.") from error
+        raise ValueError(
+            f"{path} is not a file of confusion matrices, or is damaged: {error}."
+        ) from error
     maps = found["maps"].tolist() if "maps" in found else _MAPS_OF_TOCO
     cams = [name for name in maps if name != "seg"]
     histograms = [f"{name}{_HISTOGRAM}" for name in cams]
     required = ("format_version", "names", "class_names", *maps, "thresholds", *histograms)
     if missing := [name for name in required if name not in found]:
-        raise ValueError(f"{path} is not a file of confusion matrices: it lacks {', '.join(missing)}.")
+        raise ValueError(
+            f"{path} is not a file of confusion matrices: it lacks {', '.join(missing)}."
+        )
     check_version(path, found["format_version"].tolist(), FORMAT_VERSION, "Evaluate again.")
     shape = (*found["names"].shape, *2 * found["class_names"].shape)
     if any(found[name].shape != shape for name in maps):

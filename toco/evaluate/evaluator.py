@@ -45,11 +45,13 @@ def evaluate(
         device: Where ``method`` is.
         progress: Show a bar.
         step: Optimizer updates so far.
-        shard: Which of the processes of the default group of ``torch.distributed`` this is. Each of them has to call;
-            they divide the images among them, and each gets the whole evaluation, the same as that of one process.
+        shard: Which of the processes of the default group of ``torch.distributed`` this is. Each of
+            them has to call; they divide the images among them, and each gets the whole evaluation,
+            the same as that of one process.
 
     Raises:
-        ValueError: The data set has other classes than the method, no images, or an image without a mask.
+        ValueError: The data set has other classes than the method, no images, or an image without a
+            mask.
         RuntimeError: Another process of the group failed.
     """
     num_classes = len(dataset.class_names)
@@ -67,7 +69,8 @@ def rescore(evaluation: Evaluation, confusions: Confusions, config: EvaluateConf
     """What an evaluation with other thresholds would have found, exactly, from what this one counted.
 
     Args:
-        evaluation: An evaluation whose config differs from ``config`` in the background threshold and the curve only.
+        evaluation: An evaluation whose config differs from ``config`` in the background threshold
+            and the curve only.
         confusions: What it counted.
         config: How it would have been evaluated.
 
@@ -82,7 +85,9 @@ def rescore(evaluation: Evaluation, confusions: Confusions, config: EvaluateConf
     qualities = {name: counted(histogram) for name, histogram in confusions.histograms.items()}
     cams = score_cams(qualities, thresholds, config.fixed_threshold_index())
     of_cams = tuple(f"val/{name}_" for name in qualities)
-    kept = {name: value for name, value in evaluation.metrics.items() if not name.startswith(of_cams)}
+    kept = {
+        name: value for name, value in evaluation.metrics.items() if not name.startswith(of_cams)
+    }
     return replace(
         evaluation,
         protocol=_protocol(config, cams.per_class["cam_iou"]),
@@ -117,23 +122,40 @@ def _evaluate_part(
     batches = plan_batches(dataset, indices, config.batch_size, one_size=config.size_px is None)
     batches = batches[shard.rank :: shard.world_size]
     pin = torch.device(device).type == "cuda"
-    scores = Scores(len(dataset.class_names), config.thresholds(), config.fixed_threshold_index(), device)
+    scores = Scores(
+        len(dataset.class_names), config.thresholds(), config.fixed_threshold_index(), device
+    )
     was_training = method.training
     method.eval()
     try:
         with (
             torch.no_grad(),
-            tqdm(total=sum(map(len, batches)), desc="evaluate", unit="image", leave=None, disable=not progress) as bar,
+            tqdm(
+                total=sum(map(len, batches)),
+                desc="evaluate",
+                unit="image",
+                leave=None,
+                disable=not progress,
+            ) as bar,
         ):
             for on_host in read_ahead(read_batch(dataset, batch, pin) for batch in batches):
                 batch = on_host.to(device)
-                images = in_order([network_input(stack, config.size_px) for stack in batch.images], batch.rows)
-                prediction = method.predict(images, config.cam_scales, config.cam_flip, batch.present)
+                images = in_order(
+                    [network_input(stack, config.size_px) for stack in batch.images], batch.rows
+                )
+                prediction = method.predict(
+                    images, config.cam_scales, config.cam_flip, batch.present
+                )
                 scores.update(batch, prediction)
-                drawn = [row for row, sample in enumerate(batch.samples) if sample.index in pictured]
+                drawn = [
+                    row for row, sample in enumerate(batch.samples) if sample.index in pictured
+                ]
                 if drawn:
                     scores.draw(
-                        batch, prediction, drawn, method.pseudo_labels(images[drawn], batch.class_labels[drawn])
+                        batch,
+                        prediction,
+                        drawn,
+                        method.pseudo_labels(images[drawn], batch.class_labels[drawn]),
                     )
                 bar.update(len(batch.samples))
     finally:
@@ -141,12 +163,20 @@ def _evaluate_part(
     return scores.part()
 
 
-def _whole(parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step: int | None) -> Evaluation:
+def _whole(
+    parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step: int | None
+) -> Evaluation:
     """The evaluation, from all its parts."""
     # In the order of the split, which depends neither on the batches nor on the processes.
-    rows = {index: (batch, row) for part in parts for batch in part.batches for row, index in enumerate(batch.indices)}
+    rows = {
+        index: (batch, row)
+        for part in parts
+        for batch in part.batches
+        for row, index in enumerate(batch.indices)
+    }
     order = sorted(rows)
-    # Stacked row by row: the matrices of a large split are gigabytes, which cat and then an index would copy twice.
+    # Stacked row by row: the matrices of a large split are gigabytes, which cat and then an index
+    # would copy twice.
     class_labels, class_logits, similarities, confusions = (
         torch.stack([getattr(batch, name)[row] for batch, row in map(rows.__getitem__, order)])
         for name in ("class_labels", "class_logits", "similarities", "confusions")
@@ -170,11 +200,14 @@ def _whole(parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step
         "patch_similarity_last": similarity[-1],
     }
     class_names = ("background", *dataset.class_names)
-    seg_iou = {} if segmentation is None else {"seg_iou": undefined_to_none(segmentation.iou.tolist())}
+    seg_iou = (
+        {} if segmentation is None else {"seg_iou": undefined_to_none(segmentation.iou.tolist())}
+    )
     return Evaluation(
         step=step,
         protocol=_protocol(config, cams.per_class["cam_iou"]),
-        metrics={f"val/{name}": value for name, value in metrics.items() if np.isfinite(value)} | cams.metrics,
+        metrics={f"val/{name}": value for name, value in metrics.items() if np.isfinite(value)}
+        | cams.metrics,
         class_names=class_names,
         per_class=seg_iou | cams.per_class,
         threshold_curve=cams.threshold_curve,
@@ -193,7 +226,10 @@ def _whole(parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step
 def _segmentation_metrics(scores: ClassScores | None) -> dict[str, float]:
     if scores is None:
         return {}
-    return {"seg_miou": mean_over_classes(scores.iou).item(), "seg_pixel_accuracy": scores.pixel_accuracy.item()}
+    return {
+        "seg_miou": mean_over_classes(scores.iou).item(),
+        "seg_pixel_accuracy": scores.pixel_accuracy.item(),
+    }
 
 
 def _protocol(config: EvaluateConfig, iou: Sequence[float | None]) -> str:

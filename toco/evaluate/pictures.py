@@ -1,7 +1,8 @@
 """Panels and curves as figures.
 
-Figures are made without pyplot, whose global state would leak one figure per picture and is not safe in threads. Names
-of images, classes and runs are drawn as they are: Matplotlib would read what stands between two ``$`` as mathematics.
+Figures are made without pyplot, whose global state would leak one figure per picture and is not
+safe in threads. Names of images, classes and runs are drawn as they are: Matplotlib would read what
+stands between two ``$`` as mathematics.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def voc_palette(num_colours: int = 256) -> UInt8[np.ndarray, "num_colours 3"]:
     index = np.arange(num_colours)
     for significance in range(8):
         for channel in range(3):
-            palette[:, channel] |= (((index >> (3 * significance + channel)) & 1) << (7 - significance)).astype(
-                np.uint8
-            )
+            palette[:, channel] |= (
+                ((index >> (3 * significance + channel)) & 1) << (7 - significance)
+            ).astype(np.uint8)
     return palette
 
 
@@ -65,13 +66,21 @@ def draw_panel(picture: Picture, class_names: Sequence[str], background_threshol
     Args:
         picture: What to draw.
         class_names: The background first.
-        background_threshold: Drawn as a line into every CAM: inside it the evaluation sees foreground.
+        background_threshold: Drawn as a line into every CAM: inside it the evaluation sees
+            foreground.
     """
     height, width = picture.mask.shape
-    labels = {"pseudo_label": picture.pseudo_label, "prediction": picture.prediction, "mask": picture.mask}
+    labels = {
+        "pseudo_label": picture.pseudo_label,
+        "prediction": picture.prediction,
+        "mask": picture.mask,
+    }
     shown = {name: label for name, label in labels.items() if label is not None}
     names = ("image", *picture.cams, *shown)
-    size_inches = (len(names) * _PANEL_INCHES + 0.5, _PANEL_INCHES * min(height / width, 1.6) + 0.85)
+    size_inches = (
+        len(names) * _PANEL_INCHES + 0.5,
+        _PANEL_INCHES * min(height / width, 1.6) + 0.85,
+    )
     figure = Figure(figsize=size_inches, dpi=_DPI)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", h_pad=0.03, w_pad=0.02)
@@ -96,17 +105,25 @@ def draw_panel(picture: Picture, class_names: Sequence[str], background_threshol
 
 
 def save_panels(
-    pictures: Sequence[Picture], class_names: Sequence[str], background_threshold: float, folder: Path
+    pictures: Sequence[Picture],
+    class_names: Sequence[str],
+    background_threshold: float,
+    folder: Path,
 ) -> list[Path]:
     """Write one PNG for every picture into ``folder``, named as the image is, and return the paths of those written.
 
-    Characters that some file system refuses become ``_``. Where that shortens a name, or gives two images one name, a
-    digest of the image's name follows. A picture that cannot be drawn or written is left out with a warning.
+    Characters that some file system refuses become ``_``. Where that shortens a name, or gives two
+    images one name, a digest of the image's name follows. A picture that cannot be drawn or written
+    is left out with a warning.
     """
     paths = []
-    for picture, stem in zip(pictures, _file_stems([picture.name for picture in pictures]), strict=True):
+    for picture, stem in zip(
+        pictures, _file_stems([picture.name for picture in pictures]), strict=True
+    ):
         path = folder / f"{stem}.png"
-        if save_figure(lambda: draw_panel(picture, class_names, background_threshold), path, with_panels=True):  # noqa: B023 - called at once
+        if save_figure(
+            lambda: draw_panel(picture, class_names, background_threshold), path, with_panels=True
+        ):  # noqa: B023 - called at once
             paths.append(path)
     return paths
 
@@ -129,7 +146,9 @@ def save_figure(draw: Callable[[], Figure], path: Path, *, with_panels: bool = F
                 figure.savefig(partial, format="png", metadata=metadata)
     except Exception as error:  # Matplotlib raises anything
         logger.warning(
-            "The picture %s is left out, because it cannot be drawn or written: %s", printable(path), printable(error)
+            "The picture %s is left out, because it cannot be drawn or written: %s",
+            printable(path),
+            printable(error),
         )
         return False
     return True
@@ -162,9 +181,18 @@ def _boxes(figure: Figure) -> dict[str, list[int]]:
     """Where the panels lie, so that a single one can be cut out."""
     figure.draw_without_rendering()  # the layout is not known before
     height = round(figure.bbox.height)
-    extents = {axes.get_gid(): axes.get_window_extent() for axes in figure.axes if axes.get_gid() is not None}
+    extents = {
+        axes.get_gid(): axes.get_window_extent()
+        for axes in figure.axes
+        if axes.get_gid() is not None
+    }
     return {
-        str(name): [math.ceil(box.x0), height - math.floor(box.y1), math.floor(box.x1), height - math.ceil(box.y0)]
+        str(name): [
+            math.ceil(box.x0),
+            height - math.floor(box.y1),
+            math.floor(box.x1),
+            height - math.ceil(box.y0),
+        ]
         for name, box in extents.items()
     }
 
@@ -173,12 +201,21 @@ def draw_similarity_curve(curves: Mapping[str, Sequence[float | None]]) -> Figur
     """Mean patch similarity after every block, one line for each named curve; blocks are counted from 1 as in print."""
     figure, axes = _curve_figure()
     for name, values in curves.items():
-        axes.plot(range(1, len(values) + 1), [np.nan if v is None else v for v in values], marker="o", ms=4, label=name)
+        axes.plot(
+            range(1, len(values) + 1),
+            [np.nan if v is None else v for v in values],
+            marker="o",
+            ms=4,
+            label=name,
+        )
     axes.set_xticks(range(1, max((len(values) for values in curves.values()), default=0) + 1))
     axes.set_xlabel("block")
     axes.set_ylabel("mean patch similarity (cosine)")
     axes.set_title("Over-smoothing: similarity of patches by block", fontsize=10)
-    _name_as_it_is(axes.legend(list(axes.get_lines()), [" "] * len(curves), frameon=False, fontsize=8), list(curves))
+    _name_as_it_is(
+        axes.legend(list(axes.get_lines()), [" "] * len(curves), frameon=False, fontsize=8),
+        list(curves),
+    )
     return figure
 
 
@@ -192,7 +229,13 @@ def draw_threshold_curve(curve: ThresholdCurve, background_threshold: float) -> 
             best = int(np.nanargmax(percent))
             line.set_label(f"{name}: best {percent[best]:.1f} at {curve.thresholds[best]:.2f}")
             axes.plot(curve.thresholds[best], percent[best], "o", ms=5, color=line.get_color())
-    axes.axvline(background_threshold, color="grey", lw=1, ls="--", label=f"fixed threshold {background_threshold:g}")
+    axes.axvline(
+        background_threshold,
+        color="grey",
+        lw=1,
+        ls="--",
+        label=f"fixed threshold {background_threshold:g}",
+    )
     axes.set_xlabel("background threshold")
     axes.set_ylabel("mIoU (%)")
     axes.set_title("CAM quality by background threshold", fontsize=10)
@@ -210,18 +253,25 @@ def _curve_figure() -> tuple[Figure, Axes]:
 
 
 def _show_image(axes: Axes, image: UInt8[np.ndarray, "h w 3"], title: str) -> None:
-    # Nearest: an interpolated label map would show classes that are not there, and a small image would look sharp.
+    # Nearest: an interpolated label map would show classes that are not there, and a small image
+    # would look sharp.
     axes.imshow(image, interpolation="nearest")
     axes.set_title(title, fontsize=9, pad=3)
     axes.set_axis_off()
 
 
 def _show_cam(
-    axes: Axes, image: UInt8[np.ndarray, "h w 3"], cam: Float[np.ndarray, "h w"], title: str, threshold: float
+    axes: Axes,
+    image: UInt8[np.ndarray, "h w 3"],
+    cam: Float[np.ndarray, "h w"],
+    title: str,
+    threshold: float,
 ) -> AxesImage:
     grey = image.astype(np.float32).mean(-1) / 255
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    heat = axes.imshow(cam, cmap=_CAM_COLOURS, vmin=0, vmax=1, alpha=_CAM_OPACITY, interpolation="nearest")
+    heat = axes.imshow(
+        cam, cmap=_CAM_COLOURS, vmin=0, vmax=1, alpha=_CAM_OPACITY, interpolation="nearest"
+    )
     if cam.min() <= threshold < cam.max():
         axes.contour(cam, levels=[threshold], colors="white", linewidths=0.9)
     axes.set_title(f"{title} (line at {threshold:g})", fontsize=9, pad=3)
@@ -236,9 +286,14 @@ def _legend(
     palette: UInt8[np.ndarray, "256 3"],
 ) -> None:
     shown = sorted({int(value) for label in maps for value in np.unique(label)})
-    names = {value: "void / uncertain" if value == IGNORE_INDEX else class_names[value] for value in shown}
+    names = {
+        value: "void / uncertain" if value == IGNORE_INDEX else class_names[value]
+        for value in shown
+    }
     legend = figure.legend(
-        handles=[Patch(facecolor=palette[value] / 255, edgecolor="grey", lw=0.5) for value in names],
+        handles=[
+            Patch(facecolor=palette[value] / 255, edgecolor="grey", lw=0.5) for value in names
+        ],
         labels=[" "] * len(names),
         loc="outside lower left",
         ncols=_CLASSES_IN_A_LEGEND_ROW,

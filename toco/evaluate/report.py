@@ -55,12 +55,19 @@ class ThresholdCurve:
 
     def to_json(self) -> dict[str, Sequence[float | None]]:
         """As an evaluation's file holds it: ``thresholds``, and ``NAME_miou`` of each CAM."""
-        return {"thresholds": self.thresholds, **{f"{name}_miou": values for name, values in self.miou.items()}}
+        return {
+            "thresholds": self.thresholds,
+            **{f"{name}_miou": values for name, values in self.miou.items()},
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ThresholdCurve:
         """Read what :meth:`to_json` made."""
-        curves = {name.removesuffix("_miou"): tuple(v) for name, v in content.items() if name != "thresholds"}
+        curves = {
+            name.removesuffix("_miou"): tuple(v)
+            for name, v in content.items()
+            if name != "thresholds"
+        }
         return cls(tuple(content["thresholds"]), curves)
 
 
@@ -71,13 +78,16 @@ class Evaluation:
     Attributes:
         step: Optimizer updates before it, or ``None`` where it does not belong to a training.
         protocol: How it was measured, in words.
-        metrics: Flat, by key. A metric that is not defined on the split (no such pixel, no such label) is absent.
+        metrics: Flat, by key. A metric that is not defined on the split (no such pixel, no such
+            label) is absent.
         class_names: The background first.
-        per_class: Scores in the order of ``class_names``; ``None`` for a class that the ground truth does not contain.
+        per_class: Scores in the order of ``class_names``; ``None`` for a class that the ground
+            truth does not contain.
         threshold_curve: CAM mIoU by threshold.
         patch_similarity: Mean cosine similarity of the patches after every block, first to last.
         pictures: What the panels are drawn from; not part of the JSON.
-        confusions: What was counted; ``None`` where it was not kept, and not part of the JSON either.
+        confusions: What was counted; ``None`` where it was not kept, and not part of the JSON
+            either.
     """
 
     step: int | None
@@ -115,7 +125,9 @@ class Evaluation:
             content = json.loads(text)
             if content["format_version"] != FORMAT_VERSION:
                 found = content["format_version"]
-                raise ValueError(f"The evaluation has format version {found}; this program reads {FORMAT_VERSION}.")
+                raise ValueError(
+                    f"The evaluation has format version {found}; this program reads {FORMAT_VERSION}."
+                )
             return cls(
                 step=content["step"],
                 protocol=content["protocol"],
@@ -126,7 +138,9 @@ class Evaluation:
                 patch_similarity=tuple(content["patch_similarity"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"This is not an evaluation written by this program: {error!r}.") from error
+            raise ValueError(
+                f"This is not an evaluation written by this program: {error!r}."
+            ) from error
 
     def coverage(self) -> str | None:
         """For how many classes there is ground truth: see :func:`describe_coverage`."""
@@ -169,7 +183,8 @@ def describe_coverage(iou: Sequence[float | None]) -> str | None:
     """For how many foreground classes a split has ground truth, as a sentence; ``None`` where it has it for all.
 
     Args:
-        iou: One for each class, the background first; ``None`` for a class that the ground truth does not contain.
+        iou: One for each class, the background first; ``None`` for a class that the ground truth
+            does not contain.
 
     >>> describe_coverage([0.8, None]), describe_coverage([0.8, 0.1])
     ('The masks of the split show 0 of 1 foreground classes: scores of pixels are those of the background alone.', None)
@@ -191,12 +206,15 @@ def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[flo
         per_class: Scores by column.
     """
     rows: list[list[str]] = [
-        [printable(name), *(_percent(values[i]) for values in per_class.values())] for i, name in enumerate(class_names)
+        [printable(name), *(_percent(values[i]) for values in per_class.values())]
+        for i, name in enumerate(class_names)
     ]
     means = ["mean", *(_percent(mean_defined(values)) for values in per_class.values())]
     headers = ["class", *map(title_of, per_class)]
     aligned = ("left", *("right" for _ in per_class))
-    return tabulate([*rows, SEPARATING_LINE, means], headers=headers, colalign=aligned, disable_numparse=True)
+    return tabulate(
+        [*rows, SEPARATING_LINE, means], headers=headers, colalign=aligned, disable_numparse=True
+    )
 
 
 def undefined_to_none(values: Sequence[float]) -> tuple[float | None, ...]:

@@ -30,7 +30,8 @@ class CountedBatch:
         class_labels: Multi-hot ground truth.
         class_logits: What the classifier says.
         similarities: Mean cosine similarity of the patches after every block.
-        confusions: By label map: of the segmentation, if there is one, and of each CAM at the fixed threshold.
+        confusions: By label map: of the segmentation, if there is one, and of each CAM at the fixed
+            threshold.
     """
 
     indices: tuple[int, ...]
@@ -88,7 +89,9 @@ class Scores:
             height, width = mask.shape[1:]
             matrices = []
             if prediction.segmentation_logits is not None:
-                logits = resize_bilinear(take(prediction.segmentation_logits, rows), (height, width))
+                logits = resize_bilinear(
+                    take(prediction.segmentation_logits, rows), (height, width)
+                )
                 # On a CPU several times faster than argmax, and the first class wins here, too.
                 predicted = logits.max(dim=1).indices
                 matrices.append(count_by_image(mask, predicted, self.num_classes, self.num_classes))
@@ -121,7 +124,9 @@ class Scores:
         for row, pseudo_label in zip(rows, pseudo_labels, strict=True):
             sample = batch.samples[row]
             present_labels = batch.class_labels[row, batch.present[row].long()]
-            self.pictures[sample.index] = _picture(sample, present_labels, prediction, row, pseudo_label)
+            self.pictures[sample.index] = _picture(
+                sample, present_labels, prediction, row, pseudo_label
+            )
 
     def part(self) -> Part:
         """What was found, once the device has found it."""
@@ -134,7 +139,8 @@ def gather(find: Callable[[], Part], shard: Shard) -> list[Part]:
     """The parts of all processes of the default group of ``torch.distributed``, in the order of their ranks.
 
     Raises:
-        RuntimeError: Another process failed to find its part; what failed in this one is raised as it is.
+        RuntimeError: Another process failed to find its part; what failed in this one is raised as
+            it is.
     """
     if shard.world_size == 1:
         return [find()]
@@ -155,7 +161,8 @@ def gather(find: Callable[[], Part], shard: Shard) -> list[Part]:
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    # From a GPU this goes to pinned memory, behind the kernels; it may be read once the device has been waited for.
+    # From a GPU this goes to pinned memory, behind the kernels; it may be read once the device has
+    # been waited for.
     return tensor.to("cpu", non_blocking=True)
 
 
@@ -171,7 +178,10 @@ def _picture(
 
     def strongest(cam: Tensor) -> Float[np.ndarray, "h w"]:
         shown: Float[np.ndarray, "h w"] = (
-            (resize_bilinear(cam[row : row + 1], size)[0] * present_labels[:, None, None]).amax(0).cpu().numpy()
+            (resize_bilinear(cam[row : row + 1], size)[0] * present_labels[:, None, None])
+            .amax(0)
+            .cpu()
+            .numpy()
         )
         return shown
 
@@ -182,6 +192,8 @@ def _picture(
         image=sample.image,
         cams={name: strongest(cam) for name, cam in prediction.cams.by_name().items()},
         pseudo_label=resize_nearest(pseudo_label[None], size)[0].cpu().numpy(),
-        prediction=None if logits is None else resize_bilinear(logits[row : row + 1], size).argmax(1)[0].cpu().numpy(),
+        prediction=None
+        if logits is None
+        else resize_bilinear(logits[row : row + 1], size).argmax(1)[0].cpu().numpy(),
         mask=sample.mask,
     )

@@ -1,8 +1,9 @@
 """A trained network as one ONNX file: pixels in, labels out, for programs that know neither this library nor Python.
 
-The file is made by ``torch.export`` and today's exporter of torch; the older one, by TorchScript, is deprecated. It
-holds weights and a graph, and nothing that is run when it is read. (A ``.pt2`` file of torch is unpickled, so there is
-none here.) Before it is written it is run by ONNX Runtime and held against the network.
+The file is made by ``torch.export`` and today's exporter of torch; the older one, by TorchScript,
+is deprecated. It holds weights and a graph, and nothing that is run when it is read. (A ``.pt2``
+file of torch is unpickled, so there is none here.) Before it is written it is run by ONNX Runtime
+and held against the network.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ _BATCH = "batch"
 _ONE_SIZE_ONLY = frozenset({"swin"})
 """Backbones whose windows torch cannot follow, in any bearable time, for an unknown height and width."""
 
-# The same operations in another order round otherwise; a wrong graph is wrong by far more than this.
+# The same operations in another order round otherwise; a wrong graph is wrong by far more than
+# this.
 _TOLERANCE = 1e-3
 _LEAST_AGREEMENT = 0.999
 _WHAT_TO_DO = "No file was written; give the size that images will have (--size), or try another version of torch."
@@ -60,7 +62,8 @@ class Exported:
         path: The file.
         size_bytes: Its size.
         step: Optimizer updates before the checkpoint that was taken.
-        max_difference: Largest absolute difference of a score, which are the outputs but the labels.
+        max_difference: Largest absolute difference of a score, which are the outputs but the
+            labels.
         max_score: Largest absolute score of torch.
         label_agreement: Fraction of pixels with the same label.
         metadata: What the file says of itself.
@@ -106,23 +109,29 @@ def _at(size: tuple[int, int], logits: Float[Tensor, "b s p q"]) -> tuple[Tensor
     return logits, logits.argmax(1).to(torch.uint8)
 
 
-def export_onnx(run_dir: Path, path: Path, *, size_px: int | None = None, cams: bool = False) -> Exported:
+def export_onnx(
+    run_dir: Path, path: Path, *, size_px: int | None = None, cams: bool = False
+) -> Exported:
     """Write the network of a run to ``path``, in float32 whatever it was trained in.
 
     Args:
         run_dir: The run folder; its newest checkpoint is taken.
         path: File to write, ``.onnx``; it appears whole or not at all.
-        size_px: Images are squares of this side. ``None`` leaves height and width free, from one patch on; as in the
-            official code, what is over a whole number of patches is not looked at.
+        size_px: Images are squares of this side. ``None`` leaves height and width free, from one
+            patch on; as in the official code, what is over a whole number of patches is not looked
+            at.
         cams: Have two more outputs: CAMs and the logits of the image-level classes.
 
     Raises:
-        ValueError: ``path`` is not ``.onnx``, the method has no decoder, or no CAMs of all classes and ``cams`` is set,
-            ``size_px`` is no multiple of the patch or is missing where the backbone
-            needs it, there is no run or checkpoint, or what was exported does not compute what the network does.
+        ValueError: ``path`` is not ``.onnx``, the method has no decoder, or no CAMs of all classes
+            and ``cams`` is set, ``size_px`` is no multiple of the patch or is missing where the
+            backbone needs it, there is no run or checkpoint, or what was exported does not compute
+            what the network does.
     """
     if path.suffix != ".onnx":
-        raise ValueError(f"Expected the name of an .onnx file, got {path}; no other format is written.")
+        raise ValueError(
+            f"Expected the name of an .onnx file, got {path}; no other format is written."
+        )
     trained = open_trained(run_dir, {"precision": "float32", "device": "cpu"})
     trained.check_decoder()
     if cams and not trained.config.method.has_cams_of_all_classes():
@@ -132,7 +141,9 @@ def export_onnx(run_dir: Path, path: Path, *, size_px: int | None = None, cams: 
         )
     patch = trained.method.patch_size_px
     if size_px is not None and (size_px <= 0 or size_px % patch):
-        raise ValueError(f"size is {size_px} px; expected a positive multiple of the patch of {patch} px.")
+        raise ValueError(
+            f"size is {size_px} px; expected a positive multiple of the patch of {patch} px."
+        )
     if size_px is None and trained.config.backbone.name in _ONE_SIZE_ONLY:
         raise ValueError(
             f"A network on {trained.config.backbone.name} can be exported for one size of image only; give that to "
@@ -141,7 +152,8 @@ def export_onnx(run_dir: Path, path: Path, *, size_px: int | None = None, cams: 
     network = Segmenter(trained.method, cams).requires_grad_(False)
     crop = trained.config.views.crop_size_px
     if size_px is None:
-        # Two images, and sides that nothing else has: a length of 1 or of something else would be taken for a constant.
+        # Two images, and sides that nothing else has: a length of 1 or of something else would be
+        # taken for a constant.
         model = _convert(network, (2, crop + patch, crop + 2 * patch), (_BATCH, "height", "width"))
         checked = [(1, crop, crop), (2, crop + 3 * patch + 1, crop - 1)]
     else:
@@ -181,7 +193,9 @@ def _text(value: Any) -> str:  # noqa: ANN401 - any JSON value
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _convert(network: Segmenter, example: tuple[int, int, int], free: tuple[str, ...]) -> ModelProto:
+def _convert(
+    network: Segmenter, example: tuple[int, int, int], free: tuple[str, ...]
+) -> ModelProto:
     """The network as an ONNX model.
 
     Args:
@@ -190,10 +204,13 @@ def _convert(network: Segmenter, example: tuple[int, int, int], free: tuple[str,
         free: Names of the leading axes that may have another length.
     """
     names = dict(enumerate(free))
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of constants that it leaves as they are
+    logging.getLogger("onnxscript").setLevel(
+        logging.ERROR
+    )  # it warns of constants that it leaves as they are
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
-        # Strict, which keeps the lengths of tensors as unknowns; without it ``len(images)`` becomes a constant.
+        # Strict, which keeps the lengths of tensors as unknowns; without it ``len(images)`` becomes
+        # a constant.
         program = torch.export.export(
             network,
             (torch.zeros(*example, 3, dtype=torch.uint8),),
@@ -220,12 +237,20 @@ def _annotate(model: ModelProto, metadata: Mapping[str, str]) -> None:
     model.doc_string = "Semantic segmentation network, exported by toco. Pixels in, labels out."
     for value in (*model.graph.input, *model.graph.output):
         value.doc_string = _DESCRIPTIONS[value.name]
-    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer, model.graph):
+    for part in (
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+        model.graph,
+    ):
         part.ClearField("metadata_props")
     model.graph.ClearField("value_info")
 
 
-def _compare(network: Segmenter, content: bytes, shapes: Sequence[tuple[int, int, int]]) -> tuple[float, float, float]:
+def _compare(
+    network: Segmenter, content: bytes, shapes: Sequence[tuple[int, int, int]]
+) -> tuple[float, float, float]:
     """Torch against ONNX Runtime on noise: largest difference of a score, largest score, agreement of the labels.
 
     Args:

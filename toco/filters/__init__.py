@@ -1,8 +1,9 @@
 """Gaussian filters over all pixels behind one interface: the exact sum and the permutohedral lattice.
 
-A module of this package is a filter, named as the file is, and defines ``build(images, sigma_rgb, sigma_xy, boxes)``,
-the bilateral filter, and ``build_gaussian(images, sigma_xy)``, that of position alone: what depends on the images is
-computed there, once, and the filter that comes back takes any number of maps in one call.
+A module of this package is a filter, named as the file is, and defines
+``build(images, sigma_rgb, sigma_xy, boxes)``, the bilateral filter, and
+``build_gaussian(images, sigma_xy)``, that of position alone: what depends on the images is computed
+there, once, and the filter that comes back takes any number of maps in one call.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ FilterName = Literal["exact", "lattice"]
 EXACT_MAX_PIXELS = 64 * 64
 """Largest image that ``resolve("auto", ...)`` filters exactly on a CPU.
 
-Measured on two threads of a quiet AVX-512 CPU, with 21 maps, building and filtering together, the fastest of several
-(exact | lattice; ``python -m benchmarks energy``): 32 x 32 1.8 | 2.1 ms, 56 x 56 13 | 3.8 ms, 112 x 112 196 | 7.9 ms;
-224 x 224 27 ms on the lattice.
+Measured on two threads of a quiet AVX-512 CPU, with 21 maps, building and filtering together, the
+fastest of several (exact | lattice; ``python -m benchmarks energy``): 32 x 32 1.8 | 2.1 ms, 56 x 56
+13 | 3.8 ms, 112 x 112 196 | 7.9 ms; 224 x 224 27 ms on the lattice.
 """
 
 
@@ -52,14 +53,17 @@ def build(
         images: Colours in the unit of ``sigma_rgb``, usually 0 to 255.
         sigma_rgb: Standard deviation of the kernel in colour.
         sigma_xy: Standard deviation of the kernel in position, in pixels of these images.
-        boxes: Rows ``y0 y1`` and columns ``x0 x1`` of each image, half-open, on its pixels; what lies beyond the image
-            is cut off. Outside of the box values count as 0, whatever they are, and the result is 0.
+        boxes: Rows ``y0 y1`` and columns ``x0 x1`` of each image, half-open, on its pixels; what
+            lies beyond the image is cut off. Outside of the box values count as 0, whatever they
+            are, and the result is 0.
 
     Raises:
         ValueError: There is no such filter, or a standard deviation is not positive.
     """
     if not (sigma_rgb > 0 and sigma_xy > 0):
-        raise ValueError(f"expected positive standard deviations, got sigma_rgb={sigma_rgb} and sigma_xy={sigma_xy}")
+        raise ValueError(
+            f"expected positive standard deviations, got sigma_rgb={sigma_rgb} and sigma_xy={sigma_xy}"
+        )
     if images.device.type == "meta":
         return lambda values: torch.empty_like(values)  # there is nothing to filter but a shape
     return cast(BilateralFilter, load(__name__, name).build(images, sigma_rgb, sigma_xy, boxes))
@@ -81,11 +85,14 @@ def build_gaussian(name: str, images: Float[Tensor, "b 3 h w"], sigma_xy: float)
     return cast(BilateralFilter, load(__name__, name).build_gaussian(images, sigma_xy))
 
 
-def resolve(name: Literal["auto", "exact", "lattice"], device: torch.device | str, num_pixels: int) -> FilterName:
+def resolve(
+    name: Literal["auto", "exact", "lattice"], device: torch.device | str, num_pixels: int
+) -> FilterName:
     """The filter that ``name`` means for images of ``num_pixels`` on ``device``.
 
-    "auto" is exact where that is cheap, on any device that is not a CPU and for small images, and the lattice
-    otherwise. The two are not interchangeable in size: see ``toco.losses.dense_energy`` on ``energy_scale``.
+    "auto" is exact where that is cheap, on any device that is not a CPU and for small images, and
+    the lattice otherwise. The two are not interchangeable in size: see ``toco.losses.dense_energy``
+    on ``energy_scale``.
 
     Args:
         name: "auto", "exact" or "lattice".
@@ -99,10 +106,21 @@ def resolve(name: Literal["auto", "exact", "lattice"], device: torch.device | st
     ('exact', 'lattice', 'exact')
     """
     if name == "auto":
-        return "exact" if torch.device(device).type != "cpu" or num_pixels <= EXACT_MAX_PIXELS else "lattice"
+        return (
+            "exact"
+            if torch.device(device).type != "cpu" or num_pixels <= EXACT_MAX_PIXELS
+            else "lattice"
+        )
     if name not in ("exact", "lattice"):
         raise ValueError(f"{name!r} is not a filter: expected 'auto', 'exact' or 'lattice'")
     return name
 
 
-__all__ = ["EXACT_MAX_PIXELS", "BilateralFilter", "FilterName", "build", "build_gaussian", "resolve"]
+__all__ = [
+    "EXACT_MAX_PIXELS",
+    "BilateralFilter",
+    "FilterName",
+    "build",
+    "build_gaussian",
+    "resolve",
+]

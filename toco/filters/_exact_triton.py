@@ -1,22 +1,27 @@
 """The exact bilateral filter as one kernel of Triton: no weight is ever in memory, no program waits for another.
 
-A program owns 128 pixels and adds up their sums over all pixels of the box, 32 at a time, always in the same order: the
-result is deterministic. For each pair it takes the distance as a sum of squared differences in float32 (integers are
-exact in half precision, but images that were blurred or jittered are none, and features in standard deviations never
-are), the weight by one exp2, and leaves the product of weights and maps to the matrix units.
+A program owns 128 pixels and adds up their sums over all pixels of the box, 32 at a time, always in
+the same order: the result is deterministic. For each pair it takes the distance as a sum of squared
+differences in float32 (integers are exact in half precision, but images that were blurred or
+jittered are none, and features in standard deviations never are), the weight by one exp2, and
+leaves the product of weights and maps to the matrix units.
 
-Those multiply in bfloat16, with sums in float32. A weight or value is therefore split into two numbers of 8 bits,
-``a = a_high + a_low``, and ``w v`` taken as ``w_high v_high + w_high v_low + w_low v_high``: what is left out and what
-is rounded is below 8e-5 of every term, and so of every sum of terms of one sign. Unlike float16, bfloat16 has the
-exponents of float32: small weights are not lost. And because those units cut off what does not fit into a sum instead
-of rounding it, which after thousands of additions could come to 2e-4, they add up 128 pixels at a time from zero.
+Those multiply in bfloat16, with sums in float32. A weight or value is therefore split into two
+numbers of 8 bits, ``a = a_high + a_low``, and ``w v`` taken as
+``w_high v_high + w_high v_low + w_low v_high``: what is left out and what is rounded is below 8e-5
+of every term, and so of every sum of terms of one sign. Unlike float16, bfloat16 has the exponents
+of float32: small weights are not lost. And because those units cut off what does not fit into a sum
+instead of rounding it, which after thousands of additions could come to 2e-4, they add up 128
+pixels at a time from zero.
 
-The 32 pixels of a step lie in one row, so that the distance across rows is one number per pixel of the program. They
-are arranged for that before (:func:`build`): the box row after row, each row filled up to a multiple of 32 with pixels
-of value zero. Programs beyond the box end at once. The box is only ever read on the device: nothing waits for it.
+The 32 pixels of a step lie in one row, so that the distance across rows is one number per pixel of
+the program. They are arranged for that before (:func:`build`): the box row after row, each row
+filled up to a multiple of 32 with pixels of value zero. Programs beyond the box end at once. The
+box is only ever read on the device: nothing waits for it.
 
-Not measured on a GPU yet. What Triton 3.7 compiles for an H100 or H200 takes 15 instructions a pair and 165 registers a
-thread: 2.2 million cycles for one image of 224 x 224 pixels and up to 32 maps, or 1.2 ms at 1.9 GHz, if none is lost.
+Not measured on a GPU yet. What Triton 3.7 compiles for an H100 or H200 takes 15 instructions a pair
+and 165 registers a thread: 2.2 million cycles for one image of 224 x 224 pixels and up to 32 maps,
+or 1.2 ms at 1.9 GHz, if none is lost.
 """
 
 from __future__ import annotations
@@ -46,8 +51,8 @@ class FusedFilter:
     """All pairs of pixels inside the box of each image, for maps on the device of the images.
 
     Attributes:
-        features: Column, row and colours of the arranged pixels, centred, in units in which the weight of a pair is
-            2 to the minus squared distance.
+        features: Column, row and colours of the arranged pixels, centred, in units in which the
+            weight of a pair is 2 to the minus squared distance.
         pixels: Which pixel of the image (row by row) an arranged one is.
         is_pixel: Whether it is one, or fills up a row.
         places: Which arranged pixel a pixel of the image is; 0 outside of the box.
@@ -75,7 +80,9 @@ class FusedFilter:
         arranged = by_pixel.gather(1, self.pixels[:, :, None].expand(-1, -1, num_maps))
         arranged = arranged.where(self.is_pixel[:, :, None], 0)
         high = arranged.bfloat16()
-        split = torch.zeros(num_images, num_points, 2, groups * channels, dtype=torch.bfloat16, device=values.device)
+        split = torch.zeros(
+            num_images, num_points, 2, groups * channels, dtype=torch.bfloat16, device=values.device
+        )
         split[:, :, 0, :num_maps] = high
         split[:, :, 1, :num_maps] = arranged - high
 
@@ -92,7 +99,8 @@ class FusedFilter:
                 sources_per_step=_SOURCES,
                 steps_per_sum=_STEPS_PER_SUM,
                 channels=channels,
-                # Triton's interpreter, which runs on CPU tensors, cannot multiply matrices of bfloat16.
+                # Triton's interpreter, which runs on CPU tensors, cannot multiply matrices of
+                # bfloat16.
                 factor=tl.bfloat16 if values.is_cuda else tl.float32,
                 num_warps=4,
                 num_stages=2,
@@ -103,7 +111,10 @@ class FusedFilter:
 
 @torch.no_grad()
 def build(
-    images: Float[Tensor, "b 3 h w"], sigma_rgb: float, sigma_xy: float, boxes: Int[Tensor, "b 4"] | None
+    images: Float[Tensor, "b 3 h w"],
+    sigma_rgb: float,
+    sigma_xy: float,
+    boxes: Int[Tensor, "b 4"] | None,
 ) -> FusedFilter:
     """Prepare the filter: see ``toco.filters.exact.build``. The boxes lie inside the images."""
     num_images, _, height, width = images.shape
@@ -121,7 +132,8 @@ def build(
     pixels = (row * width + column).where(is_pixel, 0)
 
     features = bilateral_features(images.double(), sigma_rgb, sigma_xy)
-    # Every point of a row, also one that fills it up, needs the row itself: the kernel takes it from the first of 32.
+    # Every point of a row, also one that fills it up, needs the row itself: the kernel takes it
+    # from the first of 32.
     arranged = features.gather(2, pixels[:, None].expand(-1, 5, -1))
     arranged[:, 1] = row / sigma_xy
     # Centred, because a feature is rounded to float32 as far as it is from zero.
@@ -157,8 +169,9 @@ def _gaussian_sums(
 ) -> None:
     """``sums[i] = sum over j of 2^-|f_i - f_j|^2 (values[j, 0] + values[j, 1])``, for one image and 128 targets i.
 
-    Every column and every colour is loaded, none computed, and the weights are made of loads by nothing but
-    arithmetic: then Triton computes them where the matrix units expect them, else it moves each through memory.
+    Every column and every colour is loaded, none computed, and the weights are made of loads by
+    nothing but arithmetic: then Triton computes them where the matrix units expect them, else it
+    moves each through memory.
     """
     image = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * targets_per_program
@@ -187,7 +200,9 @@ def _gaussian_sums(
             start = chunk + step * sources_per_step
             source = start + tl.arange(0, sources_per_step)
             difference = row - tl.load(rows + start)
-            exponent = (0.0 - difference * difference)[:, None]  # not -d * d, which takes two instructions
+            exponent = (0.0 - difference * difference)[
+                :, None
+            ]  # not -d * d, which takes two instructions
             difference = column - tl.load(columns + source)[None, :]
             exponent = exponent - difference * difference
             difference = red - tl.load(reds + source)[None, :]
@@ -197,7 +212,8 @@ def _gaussian_sums(
             difference = blue - tl.load(blues + source)[None, :]
             exponent = exponent - difference * difference
             weight = tl.exp2(exponent)
-            # The upper half of the bits of a float32 is a bfloat16; cutting takes fewer instructions than rounding.
+            # The upper half of the bits of a float32 is a bfloat16; cutting takes fewer
+            # instructions than rounding.
             weight_high = (weight.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
             weight_low = (weight - weight_high).to(tl.bfloat16).to(factor)
             weight_high = weight_high.to(tl.bfloat16).to(factor)

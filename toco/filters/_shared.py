@@ -10,7 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def bilateral_features(image: Float[Tensor, "*b 3 h w"], sigma_rgb: float, sigma_xy: float) -> Float[Tensor, "*b 5 hw"]:
+def bilateral_features(
+    image: Float[Tensor, "*b 3 h w"], sigma_rgb: float, sigma_xy: float
+) -> Float[Tensor, "*b 5 hw"]:
     """Column, row and colours of every pixel, row by row, in standard deviations of the kernel.
 
     The order of the coordinates is that of the official filter; the lattice depends on it.
@@ -26,12 +28,14 @@ def position_features(image: Float[Tensor, "*b 3 h w"], sigma_xy: float) -> Floa
     per_pixel = _scalar(image, sigma_xy)
     column = torch.arange(width, dtype=image.dtype, device=image.device) / per_pixel
     row = torch.arange(height, dtype=image.dtype, device=image.device) / per_pixel
-    return torch.stack([column.expand(height, width), row[:, None].expand(height, width)]).flatten(1)
+    return torch.stack([column.expand(height, width), row[:, None].expand(height, width)]).flatten(
+        1
+    )
 
 
 def _scalar(image: Tensor, value: float) -> Float[Tensor, ""]:
-    # A tensor, because CUDA divides by a Python number through its reciprocal: the last bit would differ from the
-    # CPU's, and with it, for a few pixels, the simplex of the lattice.
+    # A tensor, because CUDA divides by a Python number through its reciprocal: the last bit would
+    # differ from the CPU's, and with it, for a few pixels, the simplex of the lattice.
     return image.new_full((), value)
 
 
@@ -53,7 +57,8 @@ class ImageByImage:
     """A filter of several images, one after the other.
 
     Attributes:
-        images: For each image, what filters its maps ``k h w``; the dtype of its result does not matter.
+        images: For each image, what filters its maps ``k h w``; the dtype of its result does not
+            matter.
         inside: Pixels that count; ``None`` if all do, or if ``images`` see to it themselves.
         size: Rows and columns.
     """

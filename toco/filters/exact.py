@@ -1,6 +1,7 @@
 """The bilateral filter as defined: the Gaussian-weighted sum over all pairs of pixels, tile by tile.
 
-Here in torch; on CUDA it is one kernel of Triton, where that can be had (``toco.filters._exact_triton``).
+Here in torch; on CUDA it is one kernel of Triton, where that can be had
+(``toco.filters._exact_triton``).
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from toco.boxes import clip, inside
 from toco.filters import BilateralFilter
 from toco.filters._shared import ImageByImage, bilateral_features
 
-# exp(-60) is 1e-26: nothing in a sum of float32. Below about -87 exp returns denormal numbers, 10 to 20 times slower.
+# exp(-60) is 1e-26: nothing in a sum of float32. Below about -87 exp returns denormal numbers, 10
+# to 20 times slower.
 _MIN_EXPONENT = -60.0
 _LOG2_E = math.log2(math.e)
 
-# A tile is held once in float64 (exponents) and once in the dtype of the filter (weights): 0.75 MB on a CPU, which
-# stays in its second-level cache (256 rows were best of 128 to 2048, measured), and 192 MB elsewhere, for few launches.
+# A tile is held once in float64 (exponents) and once in the dtype of the filter (weights): 0.75 MB
+# on a CPU, which stays in its second-level cache (256 rows were best of 128 to 2048, measured), and
+# 192 MB elsewhere, for few launches.
 _CPU_TILE_ROWS = 256
 _ACCELERATOR_TILE_ROWS = 4096
 
@@ -51,8 +54,8 @@ class _Image:
     """All pairs of pixels inside the box of one image; relative error below 1e-4 of a float64 sum also in float32.
 
     Attributes:
-        left: First factor of the matrix of exponents, to base 2, in float64: entry i, j of ``left @ right`` is
-            -|f_i - f_j|^2 / 2 * log2(e).
+        left: First factor of the matrix of exponents, to base 2, in float64: entry i, j of
+            ``left @ right`` is -|f_i - f_j|^2 / 2 * log2(e).
         right: Second factor.
         rows: Which rows of the image the pixels are; the result is 0 elsewhere.
         columns: Which columns.
@@ -91,14 +94,21 @@ class _Image:
         return result
 
     def _weights(
-        self, rows: slice, columns: slice, exponents: Float[Tensor, " size"], tile: Float[Tensor, " size"]
+        self,
+        rows: slice,
+        columns: slice,
+        exponents: Float[Tensor, " size"],
+        tile: Float[Tensor, " size"],
     ) -> Float[Tensor, "rows columns"]:
         """The weights of one tile, in the memory of ``tile``."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         size = math.prod(shape)
-        exponent = torch.mm(self.left[rows], self.right[:, columns], out=exponents[:size].view(shape))
+        exponent = torch.mm(
+            self.left[rows], self.right[:, columns], out=exponents[:size].view(shape)
+        )
         weights = tile[:size].view(shape).copy_(exponent)
-        # To base 2 because torch.exp2 is four times as fast as torch.exp on a CPU (measured, torch 2.13).
+        # To base 2 because torch.exp2 is four times as fast as torch.exp on a CPU (measured, torch
+        # 2.13).
         return weights.clamp_(min=_MIN_EXPONENT * _LOG2_E).exp2_()
 
 
@@ -112,16 +122,16 @@ def build(
 ) -> BilateralFilter:
     """Prepare the exact filter of some images; it computes in float64 if the images are float64, else in float32.
 
-    Where the images are on CUDA (compute capability 8.0 or more), in no more than float32, and Triton is installed, as
-    it is with torch for CUDA on Linux, the filter is the fused kernel. What stands in for it elsewhere gives the same
-    within 1e-4, slower. Neither waits for the device.
+    Where the images are on CUDA (compute capability 8.0 or more), in no more than float32, and
+    Triton is installed, as it is with torch for CUDA on Linux, the filter is the fused kernel. What
+    stands in for it elsewhere gives the same within 1e-4, slower. Neither waits for the device.
 
     Args:
         images: Colours in the unit of ``sigma_rgb``.
         sigma_rgb: Standard deviation in colour.
         sigma_xy: Standard deviation in position, pixels.
-        boxes: See ``toco.filters.build``. The fused kernel and a CPU leave the other pixels out of the sums; torch
-            on another device adds up zeros.
+        boxes: See ``toco.filters.build``. The fused kernel and a CPU leave the other pixels out of
+            the sums; torch on another device adds up zeros.
         tile_rows: Side of the tile of weights in torch; by default 256 on a CPU, 4096 elsewhere.
     """
     if boxes is not None:
@@ -173,17 +183,30 @@ def build_gaussian(images: Float[Tensor, "b 3 h w"], sigma_xy: float) -> ImageBy
 
 def has_fused_kernel(images: Float[Tensor, "b 3 h w"]) -> bool:
     """Whether the exact filter of these images is the kernel of Triton, which multiplies in bfloat16."""
-    if not images.is_cuda or images.dtype == torch.float64 or importlib.util.find_spec("triton") is None:
+    if (
+        not images.is_cuda
+        or images.dtype == torch.float64
+        or importlib.util.find_spec("triton") is None
+    ):
         return False
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(images.device) >= (8, 0)
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(images.device) >= (
+        8,
+        0,
+    )
 
 
 def _prepare(
-    image: Float[Tensor, "3 h w"], rows: slice, columns: slice, sigma_rgb: float, sigma_xy: float, tile_rows: int
+    image: Float[Tensor, "3 h w"],
+    rows: slice,
+    columns: slice,
+    sigma_rgb: float,
+    sigma_xy: float,
+    tile_rows: int,
 ) -> _Image:
     features = bilateral_features(image[:, rows, columns].double(), sigma_rgb, sigma_xy)
-    # -|a - b|^2 / 2 as a.b - |a|^2 / 2 - |b|^2 / 2, one product of matrices. Its terms are larger than their sum, hence
-    # the centring, and hence float64: in float32 narrow kernels came out with errors of 2e-4.
+    # -|a - b|^2 / 2 as a.b - |a|^2 / 2 - |b|^2 / 2, one product of matrices. Its terms are larger
+    # than their sum, hence the centring, and hence float64: in float32 narrow kernels came out with
+    # errors of 2e-4.
     features = features - features.mean(1, keepdim=True)
     half_square = features.square().sum(0, keepdim=True) / 2
     ones = torch.ones_like(half_square)

@@ -1,18 +1,20 @@
 """Gaussian filters on the permutohedral lattice: the approximation that the official ToCo is trained and tested with.
 
-Pixels are points in d dimensions: five (position and colour) for the bilateral filter, two for the Gaussian of
-position alone. The lattice divides that space into simplices; each point spreads its value over the d + 1 vertices of
-its simplex (splat), neighbouring vertices are averaged along the d + 1 lattice directions in turn (blur), and each
-point reads its vertices back with the same weights (slice).
+Pixels are points in d dimensions: five (position and colour) for the bilateral filter, two for the
+Gaussian of position alone. The lattice divides that space into simplices; each point spreads its
+value over the d + 1 vertices of its simplex (splat), neighbouring vertices are averaged along the d
++ 1 lattice directions in turn (blur), and each point reads its vertices back with the same weights
+(slice).
 
-Source: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", Eurographics 2010,
-with the constants of Kraehenbuehl's implementation that the official code compiles: vertices that no pixel touches do
-not exist, so what is blurred onto them is lost (together with the constants 0.4 to 0.6 of the Gaussian sum is left).
-All in float32, as there: recorded outputs of the compiled filter are met to 1e-7 (relative L2 norm).
+Source: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
+Eurographics 2010, with the constants of Kraehenbuehl's implementation that the official code
+compiles: vertices that no pixel touches do not exist, so what is blurred onto them is lost
+(together with the constants 0.4 to 0.6 of the Gaussian sum is left). All in float32, as there:
+recorded outputs of the compiled filter are met to 1e-7 (relative L2 norm).
 
-The compiled filter works on blocks of four pixels and fills up the last block with points at the origin, whose
-vertices then exist as well. That is not followed: it has no effect for numbers of pixels divisible by 4, and none on
-the recorded 13 x 11 image.
+The compiled filter works on blocks of four pixels and fills up the last block with points at the
+origin, whose vertices then exist as well. That is not followed: it has no effect for numbers of
+pixels divisible by 4, and none on the recorded 13 x 11 image.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ class _Lattice:
         splat_pixels: Pixels that touch a vertex, vertex after vertex.
         splat_weights: Their weights.
         splat_offsets: Where the pixels of each vertex begin in ``splat_pixels``.
-        neighbours: For each direction and vertex: the vertex itself and its two neighbours. The number of vertices
-            stands for a neighbour that does not exist.
+        neighbours: For each direction and vertex: the vertex itself and its two neighbours. The
+            number of vertices stands for a neighbour that does not exist.
     """
 
     corners: Int[Tensor, "pixels corners"]
@@ -52,7 +54,9 @@ class _Lattice:
 
     def __call__(self, values: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
         by_pixel = values.float().flatten(1).T.contiguous()
-        by_vertex = _weighted_sum(self.splat_pixels, by_pixel, self.splat_weights, self.splat_offsets)
+        by_vertex = _weighted_sum(
+            self.splat_pixels, by_pixel, self.splat_weights, self.splat_offsets
+        )
         blur = by_vertex.new_tensor([1.0, 0.5, 0.5]).repeat(len(by_vertex), 1)
         for neighbours in self.neighbours:
             # One more row of zeros: the value of every neighbour that does not exist.
@@ -69,26 +73,32 @@ def _weighted_sum(
 ) -> Float[Tensor, "n k"]:
     """Sums of weighted rows of a table: one for each row of ``rows``, or for each run that begins at an offset.
 
-    An embedding bag is the fused kernel for it: it copies no row, is parallel over the results and sums each of them in
-    a fixed order.
+    An embedding bag is the fused kernel for it: it copies no row, is parallel over the results and
+    sums each of them in a fixed order.
     """
     return F.embedding_bag(rows, table, offsets, per_sample_weights=weights, mode="sum")
 
 
 @torch.no_grad()
 def build(
-    images: Float[Tensor, "b 3 h w"], sigma_rgb: float, sigma_xy: float, boxes: Int[Tensor, "b 4"] | None = None
+    images: Float[Tensor, "b 3 h w"],
+    sigma_rgb: float,
+    sigma_xy: float,
+    boxes: Int[Tensor, "b 4"] | None = None,
 ) -> ImageByImage:
     """Build the lattice of each image; it serves any number of maps.
 
     Pixels outside of their box are in the lattice all the same, as in the compiled filter.
 
     Raises:
-        ValueError: The standard deviations are so small that the lattice has more cells than 63 bits can count.
+        ValueError: The standard deviations are so small that the lattice has more cells than 63
+            bits can count.
     """
     height, width = images.shape[2:]
     return ImageByImage(
-        images=tuple(_lattice(bilateral_features(image.float(), sigma_rgb, sigma_xy)) for image in images),
+        images=tuple(
+            _lattice(bilateral_features(image.float(), sigma_rgb, sigma_xy)) for image in images
+        ),
         inside=None if boxes is None else inside(boxes, height, width),
         size=(height, width),
     )
@@ -99,7 +109,8 @@ def build_gaussian(images: Float[Tensor, "b 3 h w"], sigma_xy: float) -> ImageBy
     """Build the lattice of the positions, which all images have in common.
 
     Raises:
-        ValueError: The standard deviation is so small that the lattice has more cells than 63 bits can count.
+        ValueError: The standard deviation is so small that the lattice has more cells than 63 bits
+            can count.
     """
     height, width = images.shape[2:]
     lattice = _lattice(position_features(images.float(), sigma_xy))
@@ -111,7 +122,8 @@ def _lattice(features: Float[Tensor, "d pixels"]) -> _Lattice:
     packed, steps = _pack(nearest, rank)
     num_corners, num_pixels = weights.shape
 
-    # One sort gives the vertices, the corner -> vertex table and, for the splat, the pixels of each vertex.
+    # One sort gives the vertices, the corner -> vertex table and, for the splat, the pixels of each
+    # vertex.
     in_order, order = packed.flatten().sort(stable=True)
     is_first = torch.ones_like(in_order, dtype=torch.bool)
     torch.ne(in_order[1:], in_order[:-1], out=is_first[1:])
@@ -128,19 +140,23 @@ def _lattice(features: Float[Tensor, "d pixels"]) -> _Lattice:
 
 def _simplices(
     features: Float[Tensor, "d pixels"],
-) -> tuple[Float[Tensor, "corners pixels"], Int[Tensor, "corners pixels"], Float[Tensor, "corners pixels"]]:
+) -> tuple[
+    Float[Tensor, "corners pixels"], Int[Tensor, "corners pixels"], Float[Tensor, "corners pixels"]
+]:
     """The simplex around every point, and the weights of its d + 1 vertices.
 
-    Coordinates, of which there are d + 1 with the sum zero, come first, their ranks next. Vertex 0 is at the
-    coordinates, vertex c at c more in each of them, less d + 1 in those of the c highest ranks.
+    Coordinates, of which there are d + 1 with the sum zero, come first, their ranks next. Vertex 0
+    is at the coordinates, vertex c at c more in each of them, less d + 1 in those of the c highest
+    ranks.
 
-    The order of the operations is that of the compiled filter, because a point on the face of a simplex goes to one
-    side or the other by its rounding.
+    The order of the operations is that of the compiled filter, because a point on the face of a
+    simplex goes to one side or the other by its rounding.
     """
     num_dimensions = len(features)
     num_corners = num_dimensions + 1
-    # Onto the plane in d + 1 dimensions whose coordinates sum to 0. The factor makes the standard deviation of splat,
-    # blur and slice together equal to 1 in every direction. It is rounded to float32 where the compiled filter does.
+    # Onto the plane in d + 1 dimensions whose coordinates sum to 0. The factor makes the standard
+    # deviation of splat, blur and slice together equal to 1 in every direction. It is rounded to
+    # float32 where the compiled filter does.
     spread = torch.tensor(math.sqrt(2 / 3) * num_corners, dtype=torch.float32).item()
     elevated = torch.empty(num_corners, features.shape[1], device=features.device)
     partial_sum = torch.zeros_like(features[0])
@@ -150,12 +166,16 @@ def _simplices(
         partial_sum = partial_sum + scaled
     elevated[0] = partial_sum
 
-    # The nearest point whose coordinates are multiples of d + 1 (halves to even, as the processor rounds); their sum is
-    # brought back to 0 by moving the coordinates that were rounded furthest, which the rank finds.
+    # The nearest point whose coordinates are multiples of d + 1 (halves to even, as the processor
+    # rounds); their sum is brought back to 0 by moving the coordinates that were rounded furthest,
+    # which the rank finds.
     rounded = torch.round(elevated * (1 / num_corners))
     nearest = rounded * num_corners
     offset = elevated - nearest
-    rank = rounded.sum(0) + torch.arange(num_corners, dtype=offset.dtype, device=offset.device)[:, None]
+    rank = (
+        rounded.sum(0)
+        + torch.arange(num_corners, dtype=offset.dtype, device=offset.device)[:, None]
+    )
     for axis in range(num_corners):
         for other in range(axis + 1, num_corners):
             smaller = (offset[axis] < offset[other]).float()
@@ -179,8 +199,9 @@ def _pack(
 ) -> tuple[Int[Tensor, "corners pixels"], Int[Tensor, " corners"]]:
     """The vertices of each simplex as one integer each, and what a step in each lattice direction adds to it.
 
-    All coordinates but the last, which is implied, make the integer. A step adds d to one of them and takes 1 from the
-    others. The extent of every coordinate has room for a step both ways, so that it cannot carry over into the next.
+    All coordinates but the last, which is implied, make the integer. A step adds d to one of them
+    and takes 1 from the others. The extent of every coordinate has room for a step both ways, so
+    that it cannot carry over into the next.
     """
     num_corners = len(nearest)
     num_dimensions = num_corners - 1
@@ -189,12 +210,18 @@ def _pack(
     lowest, highest = lowest - num_dimensions, highest + 2 * num_dimensions
     extents = (highest - lowest + 1).tolist()
     if math.prod(extents) >= 2**63:
-        raise ValueError(f"the lattice has {extents} cells, too many to number: use larger standard deviations")
+        raise ValueError(
+            f"the lattice has {extents} cells, too many to number: use larger standard deviations"
+        )
     strides = torch.tensor(
-        [*(math.prod(extents[axis + 1 :]) for axis in range(num_dimensions)), 0], device=nearest.device
+        [*(math.prod(extents[axis + 1 :]) for axis in range(num_dimensions)), 0],
+        device=nearest.device,
     )
-    first = ((nearest[:num_dimensions].long() - lowest[:, None]) * strides[:num_dimensions, None]).sum(0)
-    # From each vertex to the next one coordinate falls by d + 1, the one of the highest rank first, and all rise by 1.
+    first = (
+        (nearest[:num_dimensions].long() - lowest[:, None]) * strides[:num_dimensions, None]
+    ).sum(0)
+    # From each vertex to the next one coordinate falls by d + 1, the one of the highest rank first,
+    # and all rise by 1.
     by_rank = torch.zeros_like(rank).scatter_(0, rank, strides[:, None].expand_as(rank))
     steps = num_corners * strides - strides.sum()
     falls = strides.sum() - num_corners * by_rank[1:].flip(0)
@@ -211,6 +238,7 @@ def _neighbours(
     found = torch.searchsorted(vertices, wanted).clamp_(max=missing - 1)
     exists = vertices[found] == wanted
     after = torch.where(exists, found, missing)
-    # Whoever is after me has me before it. The extra column takes the writes of those with nobody after them.
+    # Whoever is after me has me before it. The extra column takes the writes of those with nobody
+    # after them.
     before = here.new_full((num_corners, missing + 1), missing).scatter_(1, after, here)
     return torch.stack([here, before[:, :missing], after], dim=-1)

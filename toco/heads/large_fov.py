@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class LargeFov(nn.Module):
     """DeepLab's LargeFOV head on the patch grid: two dilated 3x3 convolutions and a 1x1, without biases.
 
-    Layers keep the names they have in DeepLab (fc6 to fc8 as convolutions), so official weights load as they are.
-    The initialisation is torch's default, as in the official code, whose own is never called.
+    Layers keep the names they have in DeepLab (fc6 to fc8 as convolutions), so official weights
+    load as they are. The initialisation is torch's default, as in the official code, whose own is
+    never called.
 
     Args:
         in_channels: Width of the tokens.
@@ -19,10 +20,16 @@ class LargeFov(nn.Module):
         dilation: Distance between the taps of the 3x3 convolutions, in patches.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, hidden_channels: int, dilation: int) -> None:
+    def __init__(
+        self, in_channels: int, num_classes: int, hidden_channels: int, dilation: int
+    ) -> None:
         super().__init__()
-        self.conv6 = nn.Conv2d(in_channels, hidden_channels, 3, padding=dilation, dilation=dilation, bias=False)
-        self.conv7 = nn.Conv2d(hidden_channels, hidden_channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv6 = nn.Conv2d(
+            in_channels, hidden_channels, 3, padding=dilation, dilation=dilation, bias=False
+        )
+        self.conv7 = nn.Conv2d(
+            hidden_channels, hidden_channels, 3, padding=dilation, dilation=dilation, bias=False
+        )
         self.conv8 = nn.Conv2d(hidden_channels, num_classes, 1, bias=False)
 
     def forward(self, features: Float[Tensor, "b c p q"]) -> Float[Tensor, "b s p q"]:

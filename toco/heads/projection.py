@@ -41,12 +41,17 @@ class ProjectionHead(nn.Module):
         in_channels: Width of the class token.
         config: The other sizes.
 
-    Source: official model_seg_neg.py, after Caron et al., "Emerging Properties in Self-Supervised Vision Transformers".
+    Source: official model_seg_neg.py, after Caron et al., "Emerging Properties in Self-Supervised
+    Vision Transformers".
     """
 
     def __init__(self, in_channels: int, config: ProjectionConfig) -> None:
         super().__init__()
-        widths = [in_channels, *[config.hidden_width] * (config.num_layers - 1), config.bottleneck_width]
+        widths = [
+            in_channels,
+            *[config.hidden_width] * (config.num_layers - 1),
+            config.bottleneck_width,
+        ]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             linear = nn.Linear(width_in, width_out)
@@ -66,14 +71,16 @@ class ProjectionHead(nn.Module):
 def ema_update_(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """Move every parameter of ``teacher`` to ``decay * teacher + (1 - decay) * student``, in place.
 
-    ``decay`` is the weight of the OLD value (the paper calls it momentum). Of a weight-normed layer the parameters are
-    averaged, not the weight that they stand for, as in the official code.
+    ``decay`` is the weight of the OLD value (the paper calls it momentum). Of a weight-normed layer
+    the parameters are averaged, not the weight that they stand for, as in the official code.
 
     Raises:
         ValueError: The two modules do not have the same parameters, or the decay is outside [0, 1].
     """
     if not 0 <= decay <= 1:
-        raise ValueError(f"The EMA decay is the weight of the old value, between 0 and 1, but is {decay}.")
+        raise ValueError(
+            f"The EMA decay is the weight of the old value, between 0 and 1, but is {decay}."
+        )
     old, new = dict(teacher.named_parameters()), dict(student.named_parameters())
     if old.keys() != new.keys():
         raise ValueError(

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def classification_loss(logits: Float[Tensor, "b k"], class_labels: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
+def classification_loss(
+    logits: Float[Tensor, "b k"], class_labels: Float[Tensor, "b k"]
+) -> Float[Tensor, ""]:
     """Binary cross-entropy of every class for itself, averaged over classes and images."""
     return F.multilabel_soft_margin_loss(logits, class_labels)

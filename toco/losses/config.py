@@ -20,8 +20,8 @@ class DenseEnergyConfig(Config):
         scale: Size at which the energy is computed, relative to the size of the images.
         energy_scale: Factor on the value and the gradient, to compare the filters. The lattice, for
             which the official weight was chosen, gives less than the exact sum, by nearly the same
-            factor everywhere (the directions of the gradients have a cosine of 0.997). Measured with
-            sigmas of 15 and 50 pixels on photographs: 0.58 to 0.63 at 224 x 224 pixels after
+            factor everywhere (the directions of the gradients have a cosine of 0.997). Measured
+            with sigmas of 15 and 50 pixels on photographs: 0.58 to 0.63 at 224 x 224 pixels after
             down-scaling, 0.60 at 112 x 112, 0.56 at 56 x 56, 0.51 at 32 x 32. On a smooth generated
             image it is 0.54, on one of a single colour 0.44. With ``energy_scale=0.6`` the exact
             energy of photographs of 448 px therefore weighs what the official one weighs.

@@ -1,7 +1,8 @@
 """Dense energy loss: pixels that are near and of one colour should get one class, over all pairs of pixels.
 
-Source: Tang et al., "On Regularized Losses for Weakly-supervised CNN Segmentation", ECCV 2018, with the gate of the
-official ToCo code (``DenseEnergyLoss``, ``get_energy_loss``), whose gradient is not the derivative of its value.
+Source: Tang et al., "On Regularized Losses for Weakly-supervised CNN Segmentation", ECCV 2018, with
+the gate of the official ToCo code (``DenseEnergyLoss``, ``get_energy_loss``), whose gradient is not
+the derivative of its value.
 """
 
 from __future__ import annotations
@@ -50,21 +51,21 @@ def dense_energy(
 ) -> Float[Tensor, ""]:
     """Gated bilateral affinity of class probabilities with themselves, negative: more agreement, lower energy.
 
-    With S the down-scaled probabilities inside the box, G the gate and A the filter of one image, the loss is
-    ``-weight / b * sum(S * G * (A S))``. It is divided by the number of images only, so it grows with the square of the
-    number of pixels; the official weight of 1e-7 is for 448 px.
+    With S the down-scaled probabilities inside the box, G the gate and A the filter of one image,
+    the loss is ``-weight / b * sum(S * G * (A S))``. It is divided by the number of images only, so
+    it grows with the square of the number of pixels; the official weight of 1e-7 is for 448 px.
 
-    The gradient handed back is the official one, ``-2 * weight / b * G * (A S)`` inside the box, with respect to the
-    down-scaled probabilities. The derivative of the value differs: it has ``A (G S)`` in the place of one
-    ``G * (A S)``, and the gate depends on the probabilities too.
+    The gradient handed back is the official one, ``-2 * weight / b * G * (A S)`` inside the box,
+    with respect to the down-scaled probabilities. The derivative of the value differs: it has
+    ``A (G S)`` in the place of one ``G * (A S)``, and the gate depends on the probabilities too.
 
     Args:
         images255: Images, 0 to 255, not rounded to integers.
         probabilities: Class probabilities of every pixel.
-        label: Class of every pixel. The gate is 1 where it is 255, else one minus the largest probability (0 outside):
-            labelled pixels take part as far as the prediction is unsure.
-        valid_box: Rows ``y0 y1`` and columns ``x0 x1`` of the image inside its padding, as slices (clipped): the pixels
-            that count, on either side of a pair.
+        label: Class of every pixel. The gate is 1 where it is 255, else one minus the largest
+            probability (0 outside): labelled pixels take part as far as the prediction is unsure.
+        valid_box: Rows ``y0 y1`` and columns ``x0 x1`` of the image inside its padding, as slices
+            (clipped): the pixels that count, on either side of a pair.
         config: Kernel and scale.
 
     Raises:
@@ -77,7 +78,9 @@ def dense_energy(
             f"images of {tuple(images255.shape[2:])} pixels are empty at scale {config.scale}: raise the scale"
         )
     small_images = F.interpolate(images255, size=(height, width), mode="nearest")
-    small_probabilities = F.interpolate(probabilities, size=(height, width), mode="bilinear", align_corners=False)
+    small_probabilities = F.interpolate(
+        probabilities, size=(height, width), mode="bilinear", align_corners=False
+    )
     boxes = _nearest_box(valid_box, label.shape[1:], (height, width))
     small_label = _nearest(label, height, width)
 
@@ -97,8 +100,9 @@ def dense_energy(
 class _OfficialEnergy(torch.autograd.Function):
     """``-factor * sum(probabilities * attraction)``, with the gradient ``-2 * factor * attraction``.
 
-    The energy is quadratic in the probabilities, hence the 2; the official code counts the second half as equal to the
-    first, which holds for a symmetric kernel without a gate. ToCo's gate makes it untrue, and its results are with it.
+    The energy is quadratic in the probabilities, hence the 2; the official code counts the second
+    half as equal to the first, which holds for a symmetric kernel without a gate. ToCo's gate makes
+    it untrue, and its results are with it.
     """
 
     @staticmethod
@@ -115,17 +119,22 @@ class _OfficialEnergy(torch.autograd.Function):
         return gradient, None, None
 
 
-def _nearest(maps: Integer[Tensor, "b h w"], height: int, width: int) -> Integer[Tensor, "b height width"]:
+def _nearest(
+    maps: Integer[Tensor, "b h w"], height: int, width: int
+) -> Integer[Tensor, "b height width"]:
     """Nearest neighbour by the rule of ``F.interpolate``, which takes no integers: index floor(i * in / out)."""
     row = torch.arange(height, device=maps.device) * maps.shape[1] // height
     column = torch.arange(width, device=maps.device) * maps.shape[2] // width
     return maps[:, row[:, None], column]
 
 
-def _nearest_box(boxes: Int[Tensor, "b 4"], size: Sequence[int], small_size: Sequence[int]) -> Int[Tensor, "b 4"]:
+def _nearest_box(
+    boxes: Int[Tensor, "b 4"], size: Sequence[int], small_size: Sequence[int]
+) -> Int[Tensor, "b 4"]:
     """The small pixels whose nearest neighbours, by the same rule, lie in each box.
 
-    Those are the i with y0 <= floor(i * in / out) < y1, that is from ceil(y0 * out / in) to before ceil(y1 * out / in).
+    Those are the i with y0 <= floor(i * in / out) < y1, that is from ceil(y0 * out / in) to before
+    ceil(y1 * out / in).
     """
     edges = [-(-boxes[:, edge] * small_size[edge // 2] // size[edge // 2]) for edge in range(4)]
     return torch.stack(edges, dim=1)

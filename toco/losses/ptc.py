@@ -13,21 +13,25 @@ def patch_token_contrast_loss(
 ) -> Float[Tensor, ""]:
     """Half the mean dissimilarity of pairs with affinity 1 plus half the mean similarity of pairs with affinity 0.
 
-    The similarity is the ABSOLUTE cosine, so opposite tokens count as alike. Both means run over the pairs of the
-    whole batch, with 1 added to the count: without any counted pair the loss is 0.5, with gradient 0. Any other
-    affinity (255) is not counted.
+    The similarity is the ABSOLUTE cosine, so opposite tokens count as alike. Both means run over
+    the pairs of the whole batch, with 1 added to the count: without any counted pair the loss is
+    0.5, with gradient 0. Any other affinity (255) is not counted.
 
     Args:
         features: Patch tokens of the last block, as a map.
         affinity: 1, 0 or 255 for every pair of the ``n = p * q`` patches of an image.
 
-    Source: Ru et al., "Token Contrast for Weakly-Supervised Semantic Segmentation" (CVPR 2023), patch token contrast;
-    absolute value and counts as in the official losses.py.
+    Source: Ru et al., "Token Contrast for Weakly-Supervised Semantic Segmentation" (CVPR 2023),
+    patch token contrast; absolute value and counts as in the official losses.py.
     """
     tokens = F.normalize(features.flatten(2), dim=1, eps=1e-8)
     similarity = torch.einsum("bcn,bcm->bnm", tokens, tokens).abs()
-    return 0.5 * (1 - _mean_over(similarity, affinity == 1)) + 0.5 * _mean_over(similarity, affinity == 0)
+    return 0.5 * (1 - _mean_over(similarity, affinity == 1)) + 0.5 * _mean_over(
+        similarity, affinity == 0
+    )
 
 
-def _mean_over(similarity: Float[Tensor, "b n n"], is_counted: Bool[Tensor, "b n n"]) -> Float[Tensor, ""]:
+def _mean_over(
+    similarity: Float[Tensor, "b n n"], is_counted: Bool[Tensor, "b n n"]
+) -> Float[Tensor, ""]:
     return torch.where(is_counted, similarity, 0).sum() / (is_counted.sum() + 1)

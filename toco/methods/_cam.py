@@ -28,9 +28,12 @@ class Cam(CamMethod):
         """Classification, and from its first step on segmentation of the pseudo labels. It draws nothing."""
         weights = {"classification": 1.0, "segmentation": self.config.segmentation.at(step)}
         weights = {name: weight for name, weight in weights.items() if weight > 0}
-        # Outside of what is compiled: levels are cut to whole numbers, and a fused operation would round otherwise.
+        # Outside of what is compiled: levels are cut to whole numbers, and a fused operation would
+        # round otherwise.
         levels = denormalise_255(batch.images, truncate=True) if "segmentation" in weights else None
-        losses, counts = self._losses(batch.images, batch.class_labels, batch.present, batch.valid_box, levels)
+        losses, counts = self._losses(
+            batch.images, batch.class_labels, batch.present, batch.valid_box, levels
+        )
         return StepOutput(losses, weights, counts)
 
     def compile_step(self) -> None:
@@ -38,17 +41,28 @@ class Cam(CamMethod):
         self._losses = compile_graphs(self._losses)  # type: ignore[method-assign]
 
     def _losses(
-        self, images: Tensor, class_labels: Tensor, present: Tensor, valid_box: Tensor, levels: Tensor | None
+        self,
+        images: Tensor,
+        class_labels: Tensor,
+        present: Tensor,
+        valid_box: Tensor,
+        levels: Tensor | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses and counts; that of the decoder where there are ``levels``, the images as levels 0 to 255."""
         features = self.encode(images)
         losses = {
-            "classification": self.by_group(classification_loss, self.classifier(features.features), class_labels)
+            "classification": self.by_group(
+                classification_loss, self.classifier(features.features), class_labels
+            )
         }
         if levels is None:
             return losses, {}
-        cams = self.cam_maps(images, self.config.cam_scales, self.config.cam_flip, ("cam",), present, features)
-        label = self.label_of(cams["cam"], levels, class_labels.gather(1, present), present, valid_box)
+        cams = self.cam_maps(
+            images, self.config.cam_scales, self.config.cam_flip, ("cam",), present, features
+        )
+        label = self.label_of(
+            cams["cam"], levels, class_labels.gather(1, present), present, valid_box
+        )
         logits = self.decode(features.features)
         logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
         losses["segmentation"] = self.by_group(segmentation_loss, logits, label)

@@ -83,7 +83,8 @@ class MethodConfig(EntryConfig):
     def further_cams(self) -> dict[str, int | None]:
         """Names of the CAMs that the method makes besides the final one.
 
-        Each comes with the block (0-based) whose tokens it is made of, or ``None`` where that is not a single block.
+        Each comes with the block (0-based) whose tokens it is made of, or ``None`` where that is
+        not a single block.
         """
         return {}
 
@@ -128,7 +129,8 @@ class MethodConfig(EntryConfig):
     def inert_until(self, step: int) -> frozenset[str]:
         """Paths below ``method.`` that have no effect, to the bit, on the first ``step`` updates.
 
-        Neither have they any on the optimizer's state after them, nor on evaluations and pictures until then.
+        Neither have they any on the optimizer's state after them, nor on evaluations and pictures
+        until then.
         """
         return frozenset()
 

@@ -32,8 +32,10 @@ class Method(nn.Module, ABC):
     Attributes:
         config: Settings of the method.
         num_foreground_classes: Classes without the background.
-        patch_size_px: Side of the square of pixels that an entry of :meth:`segmentation_logits` stands for.
-        autocast_dtype: Type that the network's passes are autocast to, or ``None``; losses are float32 always.
+        patch_size_px: Side of the square of pixels that an entry of :meth:`segmentation_logits`
+            stands for.
+        autocast_dtype: Type that the network's passes are autocast to, or ``None``; losses are
+            float32 always.
     """
 
     config: MethodConfig
@@ -63,8 +65,9 @@ class Method(nn.Module, ABC):
     ) -> Cams:
         """Multi-scale CAMs of the classes ``present`` names (0-based, image by image), or of all. No gradient.
 
-        Besides the final one there are those that the config names as :meth:`MethodConfig.further_cams`. Callers may
-        have gradients disabled; a method whose maps need some enables them inside, and hands out none.
+        Besides the final one there are those that the config names as
+        :meth:`MethodConfig.further_cams`. Callers may have gradients disabled; a method whose maps
+        need some enables them inside, and hands out none.
         """
 
     @abstractmethod
@@ -97,7 +100,9 @@ class Method(nn.Module, ABC):
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context of a pass through the network."""
         return torch.autocast(
-            autocast_device(device), dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
+            autocast_device(device),
+            dtype=self.autocast_dtype,
+            enabled=self.autocast_dtype is not None,
         )
 
     def by_group(self, loss: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
@@ -118,7 +123,8 @@ class CamMethod(Method):
     A subclass adds its own parts and the losses.
 
     Attributes:
-        aux_block: Block (0-based) of the auxiliary features, of which ``aux_cam`` is made; ``None`` without one.
+        aux_block: Block (0-based) of the auxiliary features, of which ``aux_cam`` is made; ``None``
+            without one.
         decoder: Segments the final patch tokens; ``None`` where the config has no decoder.
     """
 
@@ -126,7 +132,9 @@ class CamMethod(Method):
     aux_block: int | None = None
     decoder: LargeFov | None
 
-    def __init__(self, config: CamLabelsConfig, backbone: Backbone, num_foreground_classes: int) -> None:
+    def __init__(
+        self, config: CamLabelsConfig, backbone: Backbone, num_foreground_classes: int
+    ) -> None:
         super().__init__()
         self.config = config
         self.num_foreground_classes = num_foreground_classes
@@ -167,7 +175,9 @@ class CamMethod(Method):
         if self.autocast_dtype:
             features, blocks = _in_float32(features), [tokens.float() for tokens in blocks]
         return Prediction(
-            cams=_as_cams(self.cam_maps(images, scales, flip, self.cam_weights(), present, features)),
+            cams=_as_cams(
+                self.cam_maps(images, scales, flip, self.cam_weights(), present, features)
+            ),
             class_logits=self.classifier(features.features),
             segmentation_logits=None if self.decoder is None else self.decode(features.features),
             block_tokens=tuple(blocks),
@@ -187,9 +197,15 @@ class CamMethod(Method):
     ) -> Int[Tensor, "b h w"]:
         """See the base class; from the final CAM."""
         present = present_classes(class_labels)
-        maps = self.cam_maps(images, self.config.cam_scales, self.config.cam_flip, ("cam",), present)
+        maps = self.cam_maps(
+            images, self.config.cam_scales, self.config.cam_flip, ("cam",), present
+        )
         return self.label_of(
-            maps["cam"], denormalise_255(images, truncate=True), class_labels.gather(1, present), present, valid_box
+            maps["cam"],
+            denormalise_255(images, truncate=True),
+            class_labels.gather(1, present),
+            present,
+            valid_box,
         )
 
     @torch.no_grad()
@@ -220,14 +236,18 @@ class CamMethod(Method):
             # All images, and after them their mirror images, of which the same classes are wanted.
             num_images = len(next(iter(tokens.values())))
             classes = None if present is None else present.repeat(num_images // len(present), 1)
-            return torch.cat([activation_maps(tokens[name], weights[name], classes) for name in wanted], dim=1)
+            return torch.cat(
+                [activation_maps(tokens[name], weights[name], classes) for name in wanted], dim=1
+            )
 
         def forward(images: Tensor) -> Tensor:
             if "cam" in wanted or self.aux_block is None:
                 return maps_of(_tokens_by_cam(self.encode(images)))
             with self.autocast(images.device):
                 aux_features: Tensor = self.backbone.aux_features(images, self.aux_block)
-            return maps_of({"aux_cam": aux_features.float() if self.autocast_dtype else aux_features})
+            return maps_of(
+                {"aux_cam": aux_features.float() if self.autocast_dtype else aux_features}
+            )
 
         known = None if features is None else maps_of(_tokens_by_cam(features))
         cams = multi_scale_cams(forward, images, scales, flip, known)
@@ -245,7 +265,10 @@ class CamMethod(Method):
             present: Classes (0-based), image by image.
             valid_box: Area of the image; outside of it is 255.
         """
-        return class_ids(refine_pseudo_label(levels / 255, cam, labels, valid_box, *self.config.label_rule()), present)
+        return class_ids(
+            refine_pseudo_label(levels / 255, cam, labels, valid_box, *self.config.label_rule()),
+            present,
+        )
 
     def encode(self, images: Tensor, num_maps: int | None = None) -> Features:
         """One pass through the backbone, in float32 after it; ``num_maps`` as of :meth:`Backbone.forward`."""
@@ -279,7 +302,9 @@ def _as_cams(maps: Mapping[str, Tensor]) -> Cams:
 
 
 def _in_float32(features: Features) -> Features:
-    return Features(features.class_token.float(), features.features.float(), features.aux_features.float())
+    return Features(
+        features.class_token.float(), features.features.float(), features.aux_features.float()
+    )
 
 
 def autocast_device(device: torch.device) -> str:
@@ -289,8 +314,8 @@ def autocast_device(device: torch.device) -> str:
 
 def compile_graphs(function: Callable[..., T]) -> Callable[..., T]:
     """Compile ``function``, which reads no value of a tensor, to one graph for each of its phases."""
-    # Each set of terms is a graph, for images of one class and of several. Torch allows 8, and counts those of the
-    # methods that this process trained before.
+    # Each set of terms is a graph, for images of one class and of several. Torch allows 8, and
+    # counts those of the methods that this process trained before.
     torch.compiler.reset()
     torch._dynamo.config.recompile_limit = _MAX_GRAPHS
     return torch.compile(function, fullgraph=True, mode="reduce-overhead")

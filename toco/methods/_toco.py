@@ -46,9 +46,13 @@ class ToCo(CamMethod):
     def __init__(self, config: Config, backbone: Backbone, num_foreground_classes: int) -> None:
         super().__init__(config, backbone, num_foreground_classes)
         self.aux_block = config.aux_block
-        self.aux_classifier = Classifier(backbone.aux_width(config.aux_block), num_foreground_classes)
+        self.aux_classifier = Classifier(
+            backbone.aux_width(config.aux_block), num_foreground_classes
+        )
         self.decoder = self.build_decoder()
-        self.projection, self.teacher = (ProjectionHead(backbone.width, config.projection) for _ in range(2))
+        self.projection, self.teacher = (
+            ProjectionHead(backbone.width, config.projection) for _ in range(2)
+        )
         self.teacher.load_state_dict(self.projection.state_dict())
         self.teacher.requires_grad_(False)
 
@@ -59,11 +63,12 @@ class ToCo(CamMethod):
     def training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
         """Losses of one step.
 
-        One pass over both global views serves the classifiers, the scale-1 CAM, the decoder, the student and the
-        teacher, whose encoder is the student's: the values are those of the official five passes. Views that are only
-        there for their class token take a cheaper last block, and maps are made for the classes in the image alone.
-        Terms that do not count at this step are not computed, nor the CAM that only they would use.
-        Source: official ``scripts/dist_train_voc_seg_neg.py``.
+        One pass over both global views serves the classifiers, the scale-1 CAM, the decoder, the
+        student and the teacher, whose encoder is the student's: the values are those of the
+        official five passes. Views that are only there for their class token take a cheaper last
+        block, and maps are made for the classes in the image alone. Terms that do not count at this
+        step are not computed, nor the CAM that only they would use. Source: official
+        ``scripts/dist_train_voc_seg_neg.py``.
         """
         config = self.config
         weights = {
@@ -75,17 +80,24 @@ class ToCo(CamMethod):
             "energy": config.energy.at(step),
         }
         weights = {name: weight for name, weight in weights.items() if weight > 0}
-        # The official teacher moves at the start of a step, towards the student that the previous step left.
+        # The official teacher moves at the start of a step, towards the student that the previous
+        # step left.
         ema_update_(self.teacher, self.projection, config.ema_decay)
         keys = None
         if "ctc" in weights:
             size, device = _size(batch.images), batch.images.device
-            keys = draw_keys(len(batch.images), size, config.local_crop_size_px, generator, batch.shard)
-            # A copy from memory that is not pinned would wait for all that the device has still to do.
-            keys = (keys.pin_memory() if device.type == "cuda" else keys).to(device, non_blocking=True)
+            keys = draw_keys(
+                len(batch.images), size, config.local_crop_size_px, generator, batch.shard
+            )
+            # A copy from memory that is not pinned would wait for all that the device has still to
+            # do.
+            keys = (keys.pin_memory() if device.type == "cuda" else keys).to(
+                device, non_blocking=True
+            )
         levels = None
         if "segmentation" in weights or "energy" in weights:
-            # Not in the compiled part, which would round once where two operations round twice: levels are cut here.
+            # Not in the compiled part, which would round once where two operations round twice:
+            # levels are cut here.
             levels = denormalise_255(batch.images, truncate=True)
         outcome = self._outcome(
             batch.images,
@@ -143,15 +155,18 @@ class ToCo(CamMethod):
             from_aux_cam: The decoder learns from the auxiliary CAM.
         """
         config = self.config
-        # A disabled context around all passes: weights that one of them casts are there for the next. The first pass is
-        # one with gradients, as it has to be: what is cast without them would stay without them.
+        # A disabled context around all passes: weights that one of them casts are there for the
+        # next. The first pass is one with gradients, as it has to be: what is cast without them
+        # would stay without them.
         with torch.autocast(autocast_device(images.device), enabled=False):
             views = [images] if keys is None or second_view is None else [images, second_view]
             main = self.encode(torch.cat(views), num_maps=len(images))
 
             # Classification: the last block's tokens, and the auxiliary block's.
             losses = {
-                "classification": self.by_group(classification_loss, self.classifier(main.features), class_labels)
+                "classification": self.by_group(
+                    classification_loss, self.classifier(main.features), class_labels
+                )
             }
             if "aux_classification" in terms:
                 losses["aux_classification"] = self.by_group(
@@ -169,7 +184,9 @@ class ToCo(CamMethod):
 
             # Patch token contrast: which pairs of patches agree, by the auxiliary CAM.
             if "ptc" in terms:
-                label = self._token_labels(cams["aux_cam"], present_labels, valid_box, _size(main.features))
+                label = self._token_labels(
+                    cams["aux_cam"], present_labels, valid_box, _size(main.features)
+                )
                 pairs = affinity(label)
                 losses["ptc"] = self.by_group(patch_token_contrast_loss, main.features, pairs)
                 counts["ptc_positive_pairs"] = (pairs == 1).float().mean()
@@ -197,29 +214,44 @@ class ToCo(CamMethod):
         heads = [self.classifier, self.aux_classifier, self.projection]
         return group_parameters(self.backbone, heads, self.decoder)
 
-    def _token_labels(self, aux_cam: Tensor, class_labels: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _token_labels(
+        self, aux_cam: Tensor, class_labels: Tensor, box: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
         """Pseudo labels of the patches, from the auxiliary CAM."""
         config = self.config
         on_grid = F.interpolate(aux_cam, size=grid, mode="bilinear", align_corners=False)
         if config.token_box == "scaled":  # noqa: S105
             box = scale_box(box, _size(aux_cam), grid)
         # Numbers of the image's own classes: all that counts is whether two patches have the same.
-        return cam_to_pseudo_label(on_grid, class_labels, config.low_threshold, config.high_threshold, box)
+        return cam_to_pseudo_label(
+            on_grid, class_labels, config.low_threshold, config.high_threshold, box
+        )
 
     def _class_token_contrast(
-        self, class_tokens: Tensor, aux_cam: Tensor, class_labels: Tensor, crop_source: Tensor, keys: Tensor
+        self,
+        class_tokens: Tensor,
+        aux_cam: Tensor,
+        class_labels: Tensor,
+        crop_source: Tensor,
+        keys: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """CTC of both global views and the local crops, and the fraction of crops that are positive."""
         config, num_images = self.config, len(aux_cam)
         region = regions(aux_cam, class_labels, config.low_threshold, config.high_threshold)
-        corners = sample_crop_corners(region, keys, config.num_local_crops, config.local_crop_size_px)
+        corners = sample_crop_corners(
+            region, keys, config.num_local_crops, config.local_crop_size_px
+        )
         crops = crop(crop_source, corners, config.local_crop_size_px)
-        positive = positive_crops(region, corners, config.local_crop_size_px, config.min_crop_region)
+        positive = positive_crops(
+            region, corners, config.local_crop_size_px, config.min_crop_region
+        )
         # Both global views show the whole image, so they are positive by definition.
         is_positive = torch.cat([positive.new_ones(num_images, 2), positive], dim=1)
 
         local_tokens = self.encode(crops.flatten(0, 1), num_maps=0).class_token
-        student = self.projection(torch.cat([class_tokens, local_tokens])).unflatten(0, (-1, num_images))
+        student = self.projection(torch.cat([class_tokens, local_tokens])).unflatten(
+            0, (-1, num_images)
+        )
         with torch.no_grad():
             teacher = self.teacher(class_tokens.detach()).unflatten(0, (-1, num_images))
 
@@ -227,7 +259,9 @@ class ToCo(CamMethod):
             by_view = student.transpose(0, 1).flatten(0, 1), teacher.transpose(0, 1).flatten(0, 1)
             return class_token_contrast_loss(*by_view, is_positive, config.temperature)
 
-        loss = self.by_group(contrast, student.transpose(0, 1), teacher.transpose(0, 1), is_positive)
+        loss = self.by_group(
+            contrast, student.transpose(0, 1), teacher.transpose(0, 1), is_positive
+        )
         return loss, positive.float().mean()
 
 

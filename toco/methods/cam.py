@@ -25,8 +25,8 @@ class Config(CamLabelsConfig):
     """Settings of the baseline. The classification loss has weight 1.
 
     Attributes:
-        segmentation: Weight and first step of the decoder's loss on the pseudo labels. Without weight there is no
-            decoder, and the run is evaluated by its CAM alone.
+        segmentation: Weight and first step of the decoder's loss on the pseudo labels. Without
+            weight there is no decoder, and the run is evaluated by its CAM alone.
     """
 
     name: str = "cam"

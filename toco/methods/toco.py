@@ -1,8 +1,9 @@
 """Token Contrast (ToCo): Ru et al., "Token Contrast for Weakly-Supervised Semantic Segmentation", CVPR 2023.
 
-An auxiliary classifier on an intermediate block gives a CAM that is less over-smoothed than the last block's. It says
-which pairs of final patch tokens should agree (patch token contrast, PTC) and where an image is uncertain or
-background, so that crops from there can be contrasted with the whole image (class token contrast, CTC).
+An auxiliary classifier on an intermediate block gives a CAM that is less over-smoothed than the
+last block's. It says which pairs of final patch tokens should agree (patch token contrast, PTC) and
+where an image is uncertain or background, so that crops from there can be contrasted with the whole
+image (class token contrast, CTC).
 """
 
 from __future__ import annotations
@@ -27,16 +28,21 @@ class Config(CamLabelsConfig):
 
     Attributes:
         aux_block: 0-based block of the auxiliary classifier; 9 is what the paper prints as #10.
-        token_box: How the image area of a padded crop reaches the token grid for PTC. ``scaled`` divides the pixel box
-            by the patch size. ``official`` slices the token grid with the pixel box, which ignores every pair as soon
-            as the border is as wide as the grid and so silences PTC on padded images (a quirk of the official code).
+        token_box: How the image area of a padded crop reaches the token grid for PTC. ``scaled``
+            divides the pixel box by the patch size. ``official`` slices the token grid with the
+            pixel box, which ignores every pair as soon as the border is as wide as the grid and so
+            silences PTC on padded images (a quirk of the official code).
         temperature: Tau of CTC.
-        ema_decay: Weight of the OLD value in the teacher's moving average (the paper says momentum).
-        min_crop_region: A local crop is positive if the mean of its region values (0, 1, 2) exceeds this.
-        aux_pseudo_labels_until_step: Before this step the decoder learns from the auxiliary CAM (official for COCO).
-        aux_weight: Weight of the auxiliary classification loss. 0 leaves it out, and with it an auxiliary CAM that says
-            anything, so nothing else may use that CAM then.
-        ptc, ctc, segmentation, energy: Weight and first step of each term. The classification loss has weight 1.
+        ema_decay: Weight of the OLD value in the teacher's moving average (the paper says
+            momentum).
+        min_crop_region: A local crop is positive if the mean of its region values (0, 1, 2) exceeds
+            this.
+        aux_pseudo_labels_until_step: Before this step the decoder learns from the auxiliary CAM
+            (official for COCO).
+        aux_weight: Weight of the auxiliary classification loss. 0 leaves it out, and with it an
+            auxiliary CAM that says anything, so nothing else may use that CAM then.
+        ptc, ctc, segmentation, energy: Weight and first step of each term. The classification loss
+        has weight 1.
     """
 
     name: str = "toco"
@@ -63,7 +69,9 @@ class Config(CamLabelsConfig):
             "ctc.weight": self.ctc.weight,
             "aux_pseudo_labels_until_step": self.aux_pseudo_labels_until_step,
         }
-        if self.aux_weight == 0 and (used := {name: value for name, value in uses.items() if value}):
+        if self.aux_weight == 0 and (
+            used := {name: value for name, value in uses.items() if value}
+        ):
             raise ValueError(
                 "aux_weight is 0, so the auxiliary CAM is that of an untrained classifier, but "
                 f"{' and '.join(f'{name} is {value}' for name, value in used.items())}, which would learn from it; "
@@ -105,15 +113,22 @@ class Config(CamLabelsConfig):
 
     def late_step(self) -> int | None:
         """Where the decoder's terms join. One without weight never joins, but a study may give it one."""
-        starts = [t.start_step for t in (self.segmentation, self.energy) if t.weight > 0 or t.start_step > 0]
+        starts = [
+            t.start_step
+            for t in (self.segmentation, self.energy)
+            if t.weight > 0 or t.start_step > 0
+        ]
         return min(starts, default=0) or None
 
     def inert_until(self, step: int) -> frozenset[str]:
         """Everything about the decoder's terms, as long as none of them counts.
 
-        Until then the decoder gets zero gradients whatever the settings are: it decays, and its moments stay zero.
+        Until then the decoder gets zero gradients whatever the settings are: it decays, and its
+        moments stay zero.
         """
-        if any(term.weight > 0 and term.start_step < step for term in (self.segmentation, self.energy)):
+        if any(
+            term.weight > 0 and term.start_step < step for term in (self.segmentation, self.energy)
+        ):
             return frozenset()
         return frozenset({"segmentation", "energy", "dense_energy", "aux_pseudo_labels_until_step"})
 

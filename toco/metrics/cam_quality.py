@@ -1,7 +1,8 @@
 """How good CAMs are as labels, at every threshold of a curve in one pass over the split.
 
-Where a pixel is foreground its class is the arg max of the CAMs whatever the threshold is, so a histogram of the
-maximum per (ground truth, arg max) holds the confusion matrices of all thresholds, exactly.
+Where a pixel is foreground its class is the arg max of the CAMs whatever the threshold is, so a
+histogram of the maximum per (ground truth, arg max) holds the confusion matrices of all thresholds,
+exactly.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ class CamCounts:
     """Pixels of a batch, void excluded, by image. A slot is one of the maps of an image, or the first one: no map.
 
     Attributes:
-        pixels: Pixels by ground truth, slot of the highest CAM, and number of thresholds below that CAM.
-        classes: 0-based class of every slot. Where all CAMs are 0 the absent classes tie with the present ones, and
-            class 0 wins, as it would among the maps of all classes.
+        pixels: Pixels by ground truth, slot of the highest CAM, and number of thresholds below that
+            CAM.
+        classes: 0-based class of every slot. Where all CAMs are 0 the absent classes tie with the
+            present ones, and class 0 wins, as it would among the maps of all classes.
     """
 
     pixels: Integer[Tensor, "b s slots bins"]
@@ -42,16 +44,21 @@ class CamCounts:
 class CamQuality:
     """Confusion matrices of the labels that CAMs give at several background thresholds.
 
-    The label of a pixel is the class with the highest CAM among the classes of the image, and background where that
-    CAM is at most the threshold (the evaluation form of ``cam_to_label``, compared in float32 as there).
+    The label of a pixel is the class with the highest CAM among the classes of the image, and
+    background where that CAM is at most the threshold (the evaluation form of ``cam_to_label``,
+    compared in float32 as there).
 
     Attributes:
         thresholds: Ascending, float32.
-        histogram: Pixels by ground truth class, arg max class, and number of thresholds below the score.
+        histogram: Pixels by ground truth class, arg max class, and number of thresholds below the
+            score.
     """
 
     def __init__(
-        self, num_foreground_classes: int, thresholds: Sequence[float], device: torch.device | str = "cpu"
+        self,
+        num_foreground_classes: int,
+        thresholds: Sequence[float],
+        device: torch.device | str = "cpu",
     ) -> None:
         """Start from zero counts.
 
@@ -59,9 +66,13 @@ class CamQuality:
             ValueError: The thresholds do not ascend strictly, or there is none.
         """
         self.num_foreground_classes = num_foreground_classes
-        self.thresholds: Float[Tensor, " t"] = torch.tensor(list(thresholds), dtype=torch.float32, device=device)
+        self.thresholds: Float[Tensor, " t"] = torch.tensor(
+            list(thresholds), dtype=torch.float32, device=device
+        )
         if len(self.thresholds) == 0 or bool((self.thresholds.diff() <= 0).any()):
-            raise ValueError(f"The thresholds have to ascend strictly, and be distinct in float32; got {thresholds}.")
+            raise ValueError(
+                f"The thresholds have to ascend strictly, and be distinct in float32; got {thresholds}."
+            )
         self.histogram: Integer[Tensor, "s k bins"] = torch.zeros(
             num_foreground_classes + 1,
             num_foreground_classes,
@@ -83,18 +94,25 @@ class CamQuality:
             label: Ground truth, 255 where a pixel is not counted.
             cam: CAMs in [0, 1].
             class_labels: Which classes take part (the ground truth at validation).
-            present: 0-based classes of the maps, ascending; every class that takes part is among them. ``None`` stands
-                for all ``k``.
+            present: 0-based classes of the maps, ascending; every class that takes part is among
+                them. ``None`` stands for all ``k``.
         """
         if present is None:
-            present = torch.arange(self.num_foreground_classes, device=cam.device).expand(len(cam), -1)
+            present = torch.arange(self.num_foreground_classes, device=cam.device).expand(
+                len(cam), -1
+            )
         present = present.long()
-        score, best = (cam.float() * class_labels.gather(1, present)[:, :, None, None].float()).max(dim=1)
+        score, best = (cam.float() * class_labels.gather(1, present)[:, :, None, None].float()).max(
+            dim=1
+        )
         slot = torch.where(score <= 0, 0, best + 1)
-        # right=False: a score equal to a threshold stays on its lower side, which is the background's.
+        # right=False: a score equal to a threshold stays on its lower side, which is the
+        # background's.
         bins = torch.bucketize(score, self.thresholds)
         num_slots, num_bins = cam.shape[1] + 1, len(self.thresholds) + 1
-        pixels = count_by_image(label, slot * num_bins + bins, self.num_foreground_classes + 1, num_slots * num_bins)
+        pixels = count_by_image(
+            label, slot * num_bins + bins, self.num_foreground_classes + 1, num_slots * num_bins
+        )
         return CamCounts(
             pixels=pixels.unflatten(2, (num_slots, num_bins)),
             classes=torch.cat([torch.zeros_like(present[:, :1]), present], dim=1),
@@ -102,7 +120,9 @@ class CamQuality:
 
     def add(self, counts: CamCounts) -> None:
         """Add images that were counted."""
-        self.histogram.index_add_(1, counts.classes.flatten(), counts.pixels.transpose(0, 1).flatten(1, 2))
+        self.histogram.index_add_(
+            1, counts.classes.flatten(), counts.pixels.transpose(0, 1).flatten(1, 2)
+        )
 
     def confusion_matrices(self) -> Integer[Tensor, "t s s"]:
         """One confusion matrix (rows: ground truth) for every threshold."""
@@ -118,7 +138,9 @@ class CamQuality:
         """
         fewer = CamQuality(self.num_foreground_classes, thresholds, self.histogram.device)
         if not bool(torch.isin(fewer.thresholds, self.thresholds).all()):
-            raise ValueError(f"Counted at {self.thresholds.tolist()}; expected some of these, got {list(thresholds)}.")
+            raise ValueError(
+                f"Counted at {self.thresholds.tolist()}; expected some of these, got {list(thresholds)}."
+            )
         # The bin of a score is the number of thresholds below it.
         bins = torch.searchsorted(fewer.thresholds, self.thresholds, right=True)
         bins = torch.cat([bins.new_zeros(1), bins])

@@ -8,17 +8,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def f1_per_image(class_labels: Float[Tensor, "b k"], predicted: Bool[Tensor, "b k"]) -> Float[Tensor, " b"]:
+def f1_per_image(
+    class_labels: Float[Tensor, "b k"], predicted: Bool[Tensor, "b k"]
+) -> Float[Tensor, " b"]:
     """F1 of every image's set of labels, 2 TP / (P + T); 0 where the image has no label and none is predicted.
 
-    The official log averages this over the first image of every batch and adds it twice; here every image counts once.
+    The official log averages this over the first image of every batch and adds it twice; here every
+    image counts once.
     """
     true = class_labels > 0
     shared = (true & predicted).sum(1).double()
     return 2 * shared / (true.sum(1) + predicted.sum(1)).clamp(min=1)
 
 
-def mean_average_precision(class_labels: Float[Tensor, "b k"], scores: Float[Tensor, "b k"]) -> float:
+def mean_average_precision(
+    class_labels: Float[Tensor, "b k"], scores: Float[Tensor, "b k"]
+) -> float:
     """Mean over classes of the average precision of ranking all images; classes without an image do not count.
 
     Returns:
@@ -29,8 +34,12 @@ def mean_average_precision(class_labels: Float[Tensor, "b k"], scores: Float[Ten
     """
     if not bool(scores.isfinite().all()):
         bad = int((~scores.isfinite()).any(1).sum())
-        raise ValueError(f"The class logits of {bad} of {len(scores)} images are not finite; they cannot be ranked.")
-    from sklearn.metrics import average_precision_score  # brings scipy and pandas, seconds that only a training needs
+        raise ValueError(
+            f"The class logits of {bad} of {len(scores)} images are not finite; they cannot be ranked."
+        )
+    from sklearn.metrics import (
+        average_precision_score,
+    )  # brings scipy and pandas, seconds that only a training needs
 
     true = (class_labels > 0).cpu()
     present = true.any(0)
@@ -39,4 +48,8 @@ def mean_average_precision(class_labels: Float[Tensor, "b k"], scores: Float[Ten
     with warnings.catch_warnings():
         # A class that every image has is ranked perfectly; scikit-learn warns of it.
         warnings.simplefilter("ignore", UserWarning)
-        return float(average_precision_score(true[:, present].numpy(), scores.cpu().double()[:, present].numpy()))
+        return float(
+            average_precision_score(
+                true[:, present].numpy(), scores.cpu().double()[:, present].numpy()
+            )
+        )

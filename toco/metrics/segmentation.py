@@ -1,6 +1,7 @@
 """Semantic segmentation scores from one confusion matrix over a whole split.
 
-The mIoU of PASCAL VOC is one matrix over all pixels of the split; an average of per-image IoUs is another number.
+The mIoU of PASCAL VOC is one matrix over all pixels of the split; an average of per-image IoUs is
+another number.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ class ClassScores:
         iou: TP / (P + T - TP).
         precision: TP / P, and 0 for a class that is never predicted.
         recall: TP / T.
-        fp_rate: (P - TP) / (P + T - TP): over-activation; it sums with ``fn_rate`` and ``iou`` to 1.
+        fp_rate: (P - TP) / (P + T - TP): over-activation; it sums with ``fn_rate`` and ``iou`` to
+            1.
         fn_rate: (T - TP) / (P + T - TP): under-activation.
         confusion_ratio: (P - TP) / TP, not bounded by 1; NaN where TP is 0.
         pixel_accuracy: Share of the counted pixels that is right, over all classes.
 
-    Source: MCTformer ``evaluation.py`` (the two rates), SeCo ``utils/evaluate.py`` (the confusion ratio).
+    Source: MCTformer ``evaluation.py`` (the two rates), SeCo ``utils/evaluate.py`` (the confusion
+    ratio).
     """
 
     iou: Float[Tensor, "*t s"]
@@ -52,11 +55,17 @@ class ConfusionMatrix:
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
-        self.matrix: Integer[Tensor, "s s"] = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        self.matrix: Integer[Tensor, "s s"] = torch.zeros(
+            num_classes, num_classes, dtype=torch.int64, device=device
+        )
 
-    def update(self, label: Integer[Tensor, "*pixels"], prediction: Integer[Tensor, "*pixels"]) -> None:
+    def update(
+        self, label: Integer[Tensor, "*pixels"], prediction: Integer[Tensor, "*pixels"]
+    ) -> None:
         """Add pixels, counted as in :func:`confusion_by_image`."""
-        self.matrix += confusion_by_image(label.reshape(1, 1, -1), prediction.reshape(1, 1, -1), self.num_classes)[0]
+        self.matrix += confusion_by_image(
+            label.reshape(1, 1, -1), prediction.reshape(1, 1, -1), self.num_classes
+        )[0]
 
     def scores(self) -> ClassScores:
         """All scores so far."""
@@ -68,7 +77,8 @@ def confusion_by_image(
 ) -> Integer[Tensor, "b s s"]:
     """Pixels by (ground truth, prediction) of every image. Where either side is 255 a pixel is not counted.
 
-    A prediction may be 255 so that incomplete pseudo labels can be scored; read their coverage beside the score.
+    A prediction may be 255 so that incomplete pseudo labels can be scored; read their coverage
+    beside the score.
 
     Raises:
         ValueError: A label or a prediction is neither a class nor 255.
@@ -81,19 +91,26 @@ def confusion_by_image(
 
 
 def count_by_image(
-    label: Integer[Tensor, "b h w"], value: Integer[Tensor, "b h w"], num_classes: int, num_values: int
+    label: Integer[Tensor, "b h w"],
+    value: Integer[Tensor, "b h w"],
+    num_classes: int,
+    num_values: int,
 ) -> Integer[Tensor, "b s values"]:
     """Pixels of every image by (ground truth, value). Where the ground truth is 255 a pixel is not counted.
 
-    Nothing here waits for the device, so nothing is checked: labels are below ``num_classes`` or 255 (see
-    :func:`check_labels`), values below ``num_values``.
+    Nothing here waits for the device, so nothing is checked: labels are below ``num_classes`` or
+    255 (see :func:`check_labels`), values below ``num_values``.
     """
-    # Void pixels are counted in a row of their own, which is dropped: to leave them out would need their number first.
+    # Void pixels are counted in a row of their own, which is dropped: to leave them out would need
+    # their number first.
     row = torch.where(label == IGNORE_INDEX, num_classes, label.long())
     image = torch.arange(len(label), device=label.device)[:, None, None]
     cells = ((image * (num_classes + 1) + row) * num_values + value).flatten()
-    counts = torch.zeros(len(label) * (num_classes + 1) * num_values, dtype=torch.int64, device=label.device)
-    # Not a bincount, which waits for the device to know its own length. Whole numbers: the order of adding is nothing.
+    counts = torch.zeros(
+        len(label) * (num_classes + 1) * num_values, dtype=torch.int64, device=label.device
+    )
+    # Not a bincount, which waits for the device to know its own length. Whole numbers: the order of
+    # adding is nothing.
     counts.scatter_add_(0, cells, cells.new_ones(()).expand_as(cells))
     return counts.view(len(label), num_classes + 1, num_values)[:, :num_classes]
 
@@ -103,7 +120,8 @@ def class_scores(matrix: Integer[Tensor, "*t s s"]) -> ClassScores:
     counts = matrix.cpu().double()
     right = counts.diagonal(dim1=-2, dim2=-1)
     true, predicted = counts.sum(-1), counts.sum(-2)
-    # 0/0 is NaN, which marks the absent classes; an absent class that was predicted has to be marked as well.
+    # 0/0 is NaN, which marks the absent classes; an absent class that was predicted has to be
+    # marked as well.
     true = torch.where(true > 0, true, torch.nan)
     union = true + predicted - right
     wrong = predicted - right

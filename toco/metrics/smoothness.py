@@ -10,11 +10,13 @@ from torch.nn.functional import normalize
 def patch_similarity(tokens: Float[Tensor, "b n c"]) -> Float[Tensor, " b"]:
     """Mean cosine similarity over all pairs of different patches of an image, in [-1, 1].
 
-    The paper's figure 2 plots this per block and does not say whether a patch is paired with itself. Here it is not:
-    the diagonal would add (1 - s) / n, which is nothing for 784 patches, but lifts the values of a small image with 16
-    of them. The sign is kept (the PTC loss takes the absolute value).
+    The paper's figure 2 plots this per block and does not say whether a patch is paired with
+    itself. Here it is not: the diagonal would add (1 - s) / n, which is nothing for 784 patches,
+    but lifts the values of a small image with 16 of them. The sign is kept (the PTC loss takes the
+    absolute value).
 
-    The sum over all pairs is the squared length of the sum of the unit vectors, so this costs O(n c), not O(n^2 c).
+    The sum over all pairs is the squared length of the sum of the unit vectors, so this costs O(n
+    c), not O(n^2 c).
 
     >>> import torch
     >>> patch_similarity(torch.tensor([[[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]]])).tolist()  # cosines 0, 1, 0
@@ -27,7 +29,9 @@ def patch_similarity(tokens: Float[Tensor, "b n c"]) -> Float[Tensor, " b"]:
     """
     num_patches = tokens.shape[1]
     if num_patches < 2:
-        raise ValueError(f"Similarity needs at least two patches an image; got {num_patches}. Use a larger image.")
+        raise ValueError(
+            f"Similarity needs at least two patches an image; got {num_patches}. Use a larger image."
+        )
     unit = normalize(tokens.float(), dim=-1)
     pairs = unit.sum(1).square().sum(-1) - unit.square().sum((1, 2))
     return pairs / (num_patches * (num_patches - 1))

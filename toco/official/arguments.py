@@ -23,7 +23,8 @@ class _Script(NamedTuple):
         num_gpus: How many the authors started it on.
         ignored: Flags whose values are written into it, with these values.
         whole: Names of its lists that hold a whole split, for which our data set needs no list.
-        settings: What it does otherwise than the recipe with DeiT-B, which follows the authors' log.
+        settings: What it does otherwise than the recipe with DeiT-B, which follows the authors'
+            log.
     """
 
     data: str
@@ -130,22 +131,25 @@ class Translation:
     def command(self) -> str:
         """The line to type."""
         values = [
-            f"{path}={value if isinstance(value, str) else json.dumps(value)}" for path, value in self.settings.items()
+            f"{path}={value if isinstance(value, str) else json.dumps(value)}"
+            for path, value in self.settings.items()
         ]
         words = [word for value in values for word in ("--set", value)]
-        return shlex.join(["python", "-m", "toco", "train", self.recipe, *words, "--run-dir", self.run_dir])
+        return shlex.join(
+            ["python", "-m", "toco", "train", self.recipe, *words, "--run-dir", self.run_dir]
+        )
 
 
 def translate(words: Sequence[str]) -> Translation:
     """What an official command line trains, as a recipe and settings.
 
     Args:
-        words: The command, with or without its launcher: ``python -m torch.distributed.launch --nproc_per_node=2
-            scripts/dist_train_voc_seg_neg.py --work_dir DIR``.
+        words: The command, with or without its launcher:
+            ``python -m torch.distributed.launch --nproc_per_node=2 scripts/dist_train_voc_seg_neg.py --work_dir DIR``.
 
     Raises:
-        ValueError: There is no official training script in it, a flag is unknown (the nearest is named), or a value
-            does not fit.
+        ValueError: There is no official training script in it, a flag is unknown (the nearest is
+            named), or a value does not fit.
     """
     launcher, name, rest = _split(words)
     script = _SCRIPTS[name]
@@ -160,21 +164,31 @@ def translate(words: Sequence[str]) -> Translation:
             f"vit_base_patch16_224, the recipe is {script.data}_vit_b."
         )
     if backbone not in _BACKBONES:
-        raise ValueError(f"--backbone is {backbone!r}, but there are recipes for {' and '.join(_BACKBONES)} only.")
+        raise ValueError(
+            f"--backbone is {backbone!r}, but there are recipes for {' and '.join(_BACKBONES)} only."
+        )
     recipe = f"{script.data}_{_BACKBONES[backbone]}"
     base = load("toco.recipes", recipe).recipe()
 
     num_gpus = _num_processes(launcher)
     if num_gpus is None:
         num_gpus = script.num_gpus
-        notes.append(f"The command names no number of GPUs, and this is for {num_gpus}, as the authors had.")
+        notes.append(
+            f"The command names no number of GPUs, and this is for {num_gpus}, as the authors had."
+        )
     per_gpu = _value("spg", flags.pop("spg", str(_SAMPLES_PER_GPU)), int)
-    settings: dict[str, Any] = {"batch_size": num_gpus * per_gpu, "method.loss_group_size": per_gpu, **script.settings}
+    settings: dict[str, Any] = {
+        "batch_size": num_gpus * per_gpu,
+        "method.loss_group_size": per_gpu,
+        **script.settings,
+    }
     run_dir = flags.pop("work_dir", f"runs/{recipe}")
 
     for flag, text in flags.items():
         if flag in script.ignored:
-            notes.append(f"--{flag} had no effect: {name} has {script.ignored[flag]} written in it, as the recipe.")
+            notes.append(
+                f"--{flag} had no effect: {name} has {script.ignored[flag]} written in it, as the recipe."
+            )
         elif flag in _NOTES:
             notes.append(f"--{flag} {_NOTES[flag]}.")
         else:
@@ -182,7 +196,9 @@ def translate(words: Sequence[str]) -> Translation:
             is_whole = flag.endswith("_set") and text in script.whole
             settings |= dict.fromkeys(paths, None if is_whole else _value(flag, text, parse))
     if "crop_size" in flags:
-        notes.append(f"--crop_size is the training's; evaluations stay at evaluate.size_px={base.evaluate.size_px}.")
+        notes.append(
+            f"--crop_size is the training's; evaluations stay at evaluate.size_px={base.evaluate.size_px}."
+        )
 
     config, official = flatten(replace(base, settings)), flatten(base)
     different = {path: config[path] for path in settings if config[path] != official[path]}

@@ -31,24 +31,27 @@ _SEGMENTATION = "decoder.conv8.weight"
 """The official parameter with one row for each class, the background among them."""
 
 
-def import_checkpoint(path: Path, run_dir: Path, config: RunConfig, recipe: str | None, step: int) -> int:
+def import_checkpoint(
+    path: Path, run_dir: Path, config: RunConfig, recipe: str | None, step: int
+) -> int:
     """Make ``run_dir`` the folder of a run that ended with an official checkpoint; returns its number of tensors.
 
-    The network is there, with the teacher's head; the state of the optimizer is not, so that nothing can be trained
-    on from it. No data set and no pretrained weights are needed.
+    The network is there, with the teacher's head; the state of the optimizer is not, so that
+    nothing can be trained on from it. No data set and no pretrained weights are needed.
 
     Args:
-        path: A file that the official code saved: tensors by name, opened without running anything in it. Of several
-            state dicts one is named behind it, as in ``file.pth#model``.
+        path: A file that the official code saved: tensors by name, opened without running anything
+            in it. Of several state dicts one is named behind it, as in ``file.pth#model``.
         run_dir: Folder to make; it must not hold a run.
-        config: The run. That it says how this checkpoint was trained is the word of whoever imports it: DeiT-B and
-            ViT-B have the same shapes.
+        config: The run. That it says how this checkpoint was trained is the word of whoever imports
+            it: DeiT-B and ViT-B have the same shapes.
         recipe: Name of the recipe that ``config`` came from, for the record.
         step: Optimizer updates that the checkpoint was saved after.
 
     Raises:
         FileExistsError: ``run_dir`` holds a run.
-        ValueError: The file cannot be read as tensors, or they are not those of the network that ``config`` describes.
+        ValueError: The file cannot be read as tensors, or they are not those of the network that
+            ``config`` describes.
     """
     folder = RunFolder(run_dir)
     if folder.exists():
@@ -82,18 +85,21 @@ def import_checkpoint(path: Path, run_dir: Path, config: RunConfig, recipe: str 
 def export_checkpoint(run_dir: Path, path: Path) -> int:
     """Write the newest checkpoint of a run as the official code would have saved it; returns its number of tensors.
 
-    Every name starts with ``module.``. The 1000-class layer, which the official code keeps but never uses, is zeros.
+    Every name starts with ``module.``. The 1000-class layer, which the official code keeps but
+    never uses, is zeros.
 
     Raises:
         FileExistsError: ``path`` is there.
-        ValueError: There is no whole checkpoint, the method is not ToCo itself, the network has parts that the official
-            one has not, another dilation of the decoder, or pixels that are normalised in another way.
+        ValueError: There is no whole checkpoint, the method is not ToCo itself, the network has
+            parts that the official one has not, another dilation of the decoder, or pixels that are
+            normalised in another way.
     """
     if path.exists():
         raise FileExistsError(f"{path} is there already; name a new file.")
     trained = open_trained(run_dir, {"device": "cpu"})
     backbone, method = trained.config.backbone, trained.config.method
-    # A subclass may compute something else of the same tensors, which is what the official code would not do.
+    # A subclass may compute something else of the same tensors, which is what the official code
+    # would not do.
     if type(method) is not toco.Config:
         raise ValueError(
             f"The official code computes ToCo and nothing else; the method of this run is {method.name!r}. "
@@ -109,7 +115,10 @@ def export_checkpoint(run_dir: Path, path: Path) -> int:
             f"The official code normalises pixels by mean {IMAGENET_MEAN} and deviation {IMAGENET_STD} always, but "
             f"this network was trained with {backbone.pixel_mean} and {backbone.pixel_std}, and would see others there."
         )
-    official = {f"{MODULE}{name}": value.clone() for name, value in to_official(trained.method.state_dict()).items()}
+    official = {
+        f"{MODULE}{name}": value.clone()
+        for name, value in to_official(trained.method.state_dict()).items()
+    }
     with whole_file(path) as partial:
         torch.save(official, partial)
     return len(official)
@@ -124,7 +133,9 @@ def _class_names(data: DataConfig) -> tuple[str, ...]:
 
 
 def _other_classes(path: Path, found: int, expected: int, recipe: str | None) -> str:
-    sentence = f"{path} has {found} classes with the background, the recipe {recipe} has {expected}; "
+    sentence = (
+        f"{path} has {found} classes with the background, the recipe {recipe} has {expected}; "
+    )
     for name, classes in _CLASSES.items():
         if found == len(classes) + 1:
             return f"{sentence}take --recipe {name}_deit_b or {name}_vit_b."

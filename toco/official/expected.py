@@ -1,7 +1,8 @@
 """What the authors got with the recipes, to stand beside what we get.
 
-``expected.csv`` holds the last evaluation of each of the authors' four logs: IoU in percent by class, of the CAM, the
-auxiliary CAM and the segmentation. Table 2 of the paper gives one number for each split.
+``expected.csv`` holds the last evaluation of each of the authors' four logs: IoU in percent by
+class, of the CAM, the auxiliary CAM and the segmentation. Table 2 of the paper gives one number for
+each split.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from toco.train.run_config import RunConfig
 _FILE = Path(__file__).with_name("expected.csv")
 _SCORES = {"cam_iou": "CAM", "aux_cam_iou": "aux CAM", "seg_iou": "segmentation"}
 """Scores by class of an evaluation that the logs have, too, and what they are called here."""
-_SAME_EVALUATION = {f"evaluate.{name}" for name in ("curve_stop", "curve_step", "average_last", "max_images")}
+_SAME_EVALUATION = {
+    f"evaluate.{name}" for name in ("curve_stop", "curve_step", "average_last", "max_images")
+}
 """Settings that change none of these scores, or are counted as images."""
 _SHOWN = 6
 
@@ -53,7 +56,8 @@ class Expected:
     Attributes:
         recipe: Its name.
         class_names: The background first.
-        per_class: IoU as fractions in the order of ``class_names``: ``cam_iou``, ``aux_cam_iou`` and ``seg_iou``.
+        per_class: IoU as fractions in the order of ``class_names``: ``cam_iou``, ``aux_cam_iou``
+            and ``seg_iou``.
         num_images: Images of the split that these are of.
         table2: Table 2 of the paper by split.
     """
@@ -84,7 +88,10 @@ def expected(recipe: str | None) -> Expected | None:
     return Expected(
         recipe=recipe,
         class_names=tuple(row["class"] for row in rows),
-        per_class={score: tuple(float(row[score.removesuffix("_iou")]) / 100 for row in rows) for score in _SCORES},
+        per_class={
+            score: tuple(float(row[score.removesuffix("_iou")]) / 100 for row in rows)
+            for score in _SCORES
+        },
         num_images=_LOGGED_IMAGES[recipe],
         table2=_TABLE_2[recipe],
     )
@@ -109,14 +116,23 @@ def beside_expected(
     rows = [
         [
             name,
-            *(cell for score in columns for cell in _cells(evaluation.per_class[score][i], theirs.per_class[score][i])),
+            *(
+                cell
+                for score in columns
+                for cell in _cells(evaluation.per_class[score][i], theirs.per_class[score][i])
+            ),
         ]
         for i, name in enumerate(theirs.class_names)
     ]
     means = [
-        cell for score in columns for cell in _cells(mean_defined(evaluation.per_class[score]), theirs.miou(score))
+        cell
+        for score in columns
+        for cell in _cells(mean_defined(evaluation.per_class[score]), theirs.miou(score))
     ]
-    headers = ["class", *(text for score in columns for text in (_SCORES[score], "authors", "difference"))]
+    headers = [
+        "class",
+        *(text for score in columns for text in (_SCORES[score], "authors", "difference")),
+    ]
     table = tabulate(
         [*rows, SEPARATING_LINE, ["mean", *means]],
         headers=headers,
@@ -125,7 +141,9 @@ def beside_expected(
     )
     official: RunConfig = load("toco.recipes", theirs.recipe).recipe()
     changes = diff(official, config, run_only=False)
-    protocol = [path for path in changes if _is_of_evaluation(path) and path not in _SAME_EVALUATION]
+    protocol = [
+        path for path in changes if _is_of_evaluation(path) and path not in _SAME_EVALUATION
+    ]
     other_way = f"the protocol is not that of the log ({_listed(protocol)})" if protocol else None
     evaluated = min(num_images, config.evaluate.max_images or num_images)
     return f"{table}\n{_compare(official, config, step, evaluated, theirs.num_images, other_way)}"
@@ -158,7 +176,9 @@ def beside_table2(
     official: RunConfig = load("toco.recipes", recipe).recipe()
     # Which of its filters the CRF takes is chosen for the machine.
     changes = [path for path in diff(official.inference, inference) if path != "crf.filter_name"]
-    other_way = f"the images were segmented in another way ({_listed(changes)})" if changes else None
+    other_way = (
+        f"the images were segmented in another way ({_listed(changes)})" if changes else None
+    )
     difference = 100 * miou - table.miou
     return (
         f"Table 2 of the paper has {table.miou:.1f} mIoU for {recipe} on {split}; this is {100 * miou:.1f} "
@@ -167,7 +187,12 @@ def beside_table2(
 
 
 def _compare(
-    official: RunConfig, config: RunConfig, step: int, num_images: int, their_images: int, other_way: str | None
+    official: RunConfig,
+    config: RunConfig,
+    step: int,
+    num_images: int,
+    their_images: int,
+    other_way: str | None,
 ) -> str:
     """Say in a sentence whether our numbers stand for the same as the authors'.
 
@@ -185,7 +210,9 @@ def _compare(
     if step != official.num_steps:
         differences.append(f"the checkpoint is of step {step} and not {official.num_steps}")
     changes = diff(official, config, run_only=False)
-    if training := [path for path in changes if not _is_of_evaluation(path) and not _is_same(path, config)]:
+    if training := [
+        path for path in changes if not _is_of_evaluation(path) and not _is_same(path, config)
+    ]:
         differences.append(f"it was trained with other settings ({_listed(training)})")
     if not differences:
         return "The numbers are comparable: the same images, protocol and settings (one seed each)."

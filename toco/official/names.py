@@ -44,18 +44,24 @@ def official_name(name: str) -> str:
         within = name.removeprefix(f"{ours}.")
         if within != name and (official != "encoder" or _ENCODER.fullmatch(within)):
             return f"{official}.{within}"
-    raise ValueError(f"The official network has no counterpart of {name}: it is ToCo on a plain ViT.")
+    raise ValueError(
+        f"The official network has no counterpart of {name}: it is ToCo on a plain ViT."
+    )
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict as that of the official network, without ``module.``.
 
-    The 1000-class layer, which ours does not have, is zeros: it never gets a gradient and nothing reads it.
+    The 1000-class layer, which ours does not have, is zeros: it never gets a gradient and nothing
+    reads it.
 
     Raises:
         ValueError: The official network has no such parameter.
     """
-    official = {official_name(name): value.reshape(_official_shape(name, value)) for name, value in state.items()}
+    official = {
+        official_name(name): value.reshape(_official_shape(name, value))
+        for name, value in state.items()
+    }
     width = official["encoder.cls_token"].shape[-1]
     like = official["encoder.cls_token"]
     official[f"{UNUSED}weight"] = like.new_zeros(_NUM_PRETRAINED_CLASSES, width)
@@ -63,7 +69,9 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return official
 
 
-def from_official(official: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_official(
+    official: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The official network's state dict as ours.
 
     Args:
@@ -71,14 +79,17 @@ def from_official(official: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) 
         wanted: Our state dict, for its names and shapes.
 
     Raises:
-        ValueError: Names, shapes or types differ, or a value is not finite; the message names the first few.
+        ValueError: Names, shapes or types differ, or a value is not finite; the message names the
+            first few.
     """
     given = {name.removeprefix(MODULE): value for name, value in official.items()}
     given = {name: value for name, value in given.items() if not name.startswith(UNUSED)}
     ours = {official_name(name): name for name in wanted}
     shapes = {name: _official_shape(ours[name], wanted[ours[name]]) for name in ours}
     problems = [f"{name} {list(shapes[name])} is missing" for name in ours.keys() - given.keys()]
-    problems += [f"{name} {list(given[name].shape)} is unknown" for name in given.keys() - ours.keys()]
+    problems += [
+        f"{name} {list(given[name].shape)} is unknown" for name in given.keys() - ours.keys()
+    ]
     for name in ours.keys() & given.keys():
         value = given[name]
         if tuple(value.shape) != shapes[name]:
@@ -89,7 +100,9 @@ def from_official(official: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) 
             problems.append(f"{name} holds values that are not finite")
     if problems:
         shown = "; ".join(sorted(problems)[:_SHOWN])
-        raise ValueError(f"{len(problems)} differences from the official network of this config: {shown}.")
+        raise ValueError(
+            f"{len(problems)} differences from the official network of this config: {shown}."
+        )
     return {name: given[theirs].reshape(wanted[name].shape) for theirs, name in ours.items()}
 
 

@@ -57,14 +57,16 @@ def export_cams(
 ) -> OutputFolder:
     """Write an NPZ file for each image; what ``out`` holds of the same image and label is not made again.
 
-    CAMs follow the evaluation: the scales, the flip and ``size_px`` (448: squashed; ``None``: the image's own size) of
-    ``config``, each class min-max normalised to [0, 1], of the classes of the image-level label alone. The names are
-    IRN's (``np.load(name + ".npz")["high_res"]``), with further CAMs besides; ``m`` is the number of classes:
+    CAMs follow the evaluation: the scales, the flip and ``size_px`` (448: squashed; ``None``: the
+    image's own size) of ``config``, each class min-max normalised to [0, 1], of the classes of the
+    image-level label alone. The names are IRN's (``np.load(name + ".npz")["high_res"]``), with
+    further CAMs besides; ``m`` is the number of classes:
 
     - ``keys`` int64 [m]: classes, from 0 without background, ascending;
     - ``high_res`` [m, h, w]: CAM at the image's size;
     - ``cam`` [m, ceil(h / 4), ceil(w / 4)]: the same at a quarter of it;
-    - ``X_high_res``, ``X_cam``: the same of each further CAM of the method, whose name is ``X_cam``.
+    - ``X_high_res``, ``X_cam``: the same of each further CAM of the method, whose name is
+      ``X_cam``.
 
     Args:
         method: In evaluation mode, on ``device``.
@@ -78,7 +80,8 @@ def export_cams(
         progress: Show a bar.
 
     Raises:
-        ValueError: An image or its label cannot be read (all are tried first), or ``out`` was made in another way.
+        ValueError: An image or its label cannot be read (all are tried first), or ``out`` was made
+            in another way.
     """
     made_by = {**about, **cam_protocol(config), "dtype": dtype}
     folder = open_labelled(dataset, out, made_by, ".npz", shard, progress=progress)
@@ -86,7 +89,9 @@ def export_cams(
     def make(index: int) -> bytes:
         image, class_labels = dataset.image(index), dataset.class_labels(index)
         keys = np.flatnonzero(class_labels)
-        cams = cams_of(method, image, present_classes(torch.from_numpy(class_labels)[None]), config, device)
+        cams = cams_of(
+            method, image, present_classes(torch.from_numpy(class_labels)[None]), config, device
+        )
         height, width, _ = image.shape
         strided = -(-height // _IRN_STRIDE), -(-width // _IRN_STRIDE)
 
@@ -105,20 +110,31 @@ def export_cams(
 
 
 def open_labelled(
-    dataset: Dataset, out: Path, about: Mapping[str, Any], suffix: str, shard: Shard, *, progress: bool
+    dataset: Dataset,
+    out: Path,
+    about: Mapping[str, Any],
+    suffix: str,
+    shard: Shard,
+    *,
+    progress: bool,
 ) -> OutputFolder:
     """The folder of outputs that are made of images and image-level labels.
 
     Raises:
-        ValueError: An image or its label cannot be read (all that are missing are tried), or ``out`` was made in
-            another way.
+        ValueError: An image or its label cannot be read (all that are missing are tried), or
+            ``out`` was made in another way.
     """
 
     def input_sha256(index: int) -> str:
-        return hashlib.sha256(dataset.image_sha256(index).encode() + dataset.class_labels(index).tobytes()).hexdigest()
+        return hashlib.sha256(
+            dataset.image_sha256(index).encode() + dataset.class_labels(index).tobytes()
+        ).hexdigest()
 
     folder = OutputFolder(out, about, dataset.names, suffix, input_sha256)
     check_readable(
-        lambda index: (dataset.image(index), dataset.class_labels(index)), [folder], shard, progress=progress
+        lambda index: (dataset.image(index), dataset.class_labels(index)),
+        [folder],
+        shard,
+        progress=progress,
     )
     return folder

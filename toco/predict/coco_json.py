@@ -11,13 +11,16 @@ from pycocotools import mask as run_lengths
 
 
 def coco_annotations(
-    file_names: Sequence[str], labels: Iterable[UInt8[np.ndarray, "_ _"]], class_names: Sequence[str]
+    file_names: Sequence[str],
+    labels: Iterable[UInt8[np.ndarray, "_ _"]],
+    class_names: Sequence[str],
 ) -> dict[str, Any]:
     """What :class:`pycocotools.coco.COCO` reads: one annotation for every class in every image.
 
-    The format is that of COCO-Stuff, semantic segmentation in COCO's terms: an annotation is all pixels of a class, as
-    compressed run lengths, and the background has none. Images are numbered from 1 in their order, and categories as
-    the labels are: ``class_names[j]`` has the id ``j + 1``, also where the classes are COCO's, whose own ids have gaps.
+    The format is that of COCO-Stuff, semantic segmentation in COCO's terms: an annotation is all
+    pixels of a class, as compressed run lengths, and the background has none. Images are numbered
+    from 1 in their order, and categories as the labels are: ``class_names[j]`` has the id
+    ``j + 1``, also where the classes are COCO's, whose own ids have gaps.
 
     Args:
         file_names: Of the images.
@@ -36,11 +39,17 @@ def coco_annotations(
                     "id": len(annotations) + 1,
                     "image_id": image_id,
                     "category_id": category_id,
-                    "segmentation": {"size": [height, width], "counts": encoded["counts"].decode("ascii")},
+                    "segmentation": {
+                        "size": [height, width],
+                        "counts": encoded["counts"].decode("ascii"),
+                    },
                     "area": int(run_lengths.area(encoded)),
                     "bbox": run_lengths.toBbox(encoded).tolist(),
                     "iscrowd": 0,
                 }
             )
-    categories = [{"id": i, "name": name, "supercategory": name} for i, name in enumerate(class_names, start=1)]
+    categories = [
+        {"id": i, "name": name, "supercategory": name}
+        for i, name in enumerate(class_names, start=1)
+    ]
     return {"images": images, "annotations": annotations, "categories": categories}

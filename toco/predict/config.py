@@ -16,17 +16,19 @@ class InferenceConfig(Config):
     That on COCO is ``size_px=448, scales=(1.0, 1.25, 1.5), merge_flips="max", merge_scales="sum"``.
 
     Attributes:
-        size_px: The image is squashed to a square of this side before it is scaled; ``None`` keeps its own size.
+        size_px: The image is squashed to a square of this side before it is scaled; ``None`` keeps
+            its own size.
         scales: Factors of both sides at which the image passes the network.
         flip: Each scale has the mirror image pass, too.
         merge_flips: How the logits of an image and of its mirror image become one.
         merge_scales: How those of the scales do.
         crf: What refines the probabilities; ``None`` leaves them.
-        tile_px: A scaled image with a longer side passes the network in square tiles of this side, rounded down to
-            whole patches; ``None`` never cuts. For images that are too large for the memory: a network sees less of
-            the image around a tile, so the result is another one.
-        tile_overlap_px: Least overlap of neighbouring tiles, rounded down to whole patches. Logits there go over from
-            one tile to the other.
+        tile_px: A scaled image with a longer side passes the network in square tiles of this side,
+            rounded down to whole patches; ``None`` never cuts. For images that are too large for
+            the memory: a network sees less of the image around a tile, so the result is another
+            one.
+        tile_overlap_px: Least overlap of neighbouring tiles, rounded down to whole patches. Logits
+            there go over from one tile to the other.
     """
 
     size_px: int | None = Field(default=None, ge=16)
@@ -49,13 +51,21 @@ class InferenceConfig(Config):
 
     def resolved(self, device_type: str) -> InferenceConfig:
         """The config with every ``auto`` replaced by what it means on a device, as ``cpu`` or ``cuda``."""
-        return self if self.crf is None else self.model_copy(update={"crf": self.crf.resolved(device_type)})
+        return (
+            self
+            if self.crf is None
+            else self.model_copy(update={"crf": self.crf.resolved(device_type)})
+        )
 
     def protocol(self) -> str:
         """The protocol in words, to stand beside every number."""
         size = "their own size" if self.size_px is None else f"{self.size_px} x {self.size_px} px"
         scales = ", ".join(f"{scale:g}" for scale in self.scales)
-        flips = f"with mirror images, merged by {self.merge_flips} of the logits" if self.flip else "no mirror images"
+        flips = (
+            f"with mirror images, merged by {self.merge_flips} of the logits"
+            if self.flip
+            else "no mirror images"
+        )
         tiles = (
             ""
             if self.tile_px is None

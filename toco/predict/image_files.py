@@ -29,7 +29,8 @@ class ImageFiles:
         names: Name of each, unique: its path below its root, without suffix.
         file_names: The same with suffix.
         paths: Where they are.
-        left_out: A phrase for what the folders hold besides: files of other formats, links that lead nowhere.
+        left_out: A phrase for what the folders hold besides: files of other formats, links that
+            lead nowhere.
         max_pixels: Larger images are refused before they are decoded.
     """
 
@@ -62,7 +63,8 @@ def find_images(inputs: Sequence[Path], max_pixels: int) -> ImageFiles:
     Links are followed. Hidden files and folders are left out.
 
     Raises:
-        ValueError: There is no such file, a folder holds no image, or two images would have one output.
+        ValueError: There is no such file, a folder holds no image, or two images would have one
+            output.
     """
     found: dict[str, tuple[str, Path]] = {}
     left_out: list[str] = []
@@ -80,7 +82,11 @@ def find_images(inputs: Sequence[Path], max_pixels: int) -> ImageFiles:
 
 
 def find_faults(
-    read: Callable[[int], object], indices: Sequence[int], *, doing: str = "check", progress: bool = False
+    read: Callable[[int], object],
+    indices: Sequence[int],
+    *,
+    doing: str = "check",
+    progress: bool = False,
 ) -> dict[int, str]:
     """Read images once, so that a broken file is known before the work and not in the middle of it.
 
@@ -102,12 +108,22 @@ def find_faults(
         return None
 
     with ThreadPoolExecutor() as threads:
-        found = tqdm(threads.map(fault, indices), total=len(indices), desc=doing, unit="image", disable=not progress)
+        found = tqdm(
+            threads.map(fault, indices),
+            total=len(indices),
+            desc=doing,
+            unit="image",
+            disable=not progress,
+        )
         return {index: text for index, text in zip(indices, found, strict=True) if text is not None}
 
 
 def check_readable(
-    read: Callable[[int], object], folders: Iterable[OutputFolder], shard: Shard = Shard(), *, progress: bool = False
+    read: Callable[[int], object],
+    folders: Iterable[OutputFolder],
+    shard: Shard = Shard(),
+    *,
+    progress: bool = False,
 ) -> None:
     """Read once what outputs are still to be made of.
 
@@ -123,7 +139,9 @@ def check_readable(
     unmade = sorted({index for folder in folders for index in folder.missing(shard)})
     if faults := list(find_faults(read, unmade, progress=progress).values()):
         more = f" And {len(faults) - 5} more." if len(faults) > 5 else ""
-        raise ValueError(f"{len(faults)} of {len(unmade)} images cannot be used. {' '.join(faults[:5])}{more}")
+        raise ValueError(
+            f"{len(faults)} of {len(unmade)} images cannot be used. {' '.join(faults[:5])}{more}"
+        )
 
 
 def large_enough(images: Images, least_side_px: int) -> Callable[[int], UInt8[np.ndarray, "h w 3"]]:
@@ -167,8 +185,12 @@ def _below(path: Path, left_out: list[str]) -> list[tuple[str, Path]]:
 def _others(folder: Path, contents: FolderContents) -> list[str]:
     """Phrases for what is no image: files by their suffix, and what could not be looked at."""
     suffixes = Counter(file.suffix.lower() or "without a suffix" for file in contents.files)
-    others = {suffix: count for suffix, count in sorted(suffixes.items()) if suffix not in _SUFFIXES}
+    others = {
+        suffix: count for suffix, count in sorted(suffixes.items()) if suffix not in _SUFFIXES
+    }
     counts = ", ".join(f"{count} {printable(suffix)}" for suffix, count in others.items())
     number = sum(others.values())
-    formats = [f"{printable(folder)}: {number} {'file' if number == 1 else 'files'} of other formats ({counts})"]
+    formats = [
+        f"{printable(folder)}: {number} {'file' if number == 1 else 'files'} of other formats ({counts})"
+    ]
     return (formats if others else []) + list(contents.left_out)

@@ -1,7 +1,7 @@
 """From one image to class probabilities at its own size: several scales, mirror images, then a dense CRF.
 
-This is how the final numbers of the paper (its Table 2) are made, on VOC and on COCO by different rules. Sources:
-official ``tools/infer_seg_voc.py`` and ``tools/infer_seg_coco_ddp.py``.
+This is how the final numbers of the paper (its Table 2) are made, on VOC and on COCO by different
+rules. Sources: official ``tools/infer_seg_voc.py`` and ``tools/infer_seg_coco_ddp.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from toco.predict.config import InferenceConfig
 
 
 def class_probabilities(
-    method: Method, image: UInt8[ndarray, "h w 3"], config: InferenceConfig, device: torch.device | str
+    method: Method,
+    image: UInt8[ndarray, "h w 3"],
+    config: InferenceConfig,
+    device: torch.device | str,
 ) -> Float[Tensor, "s h w"]:
     """Probabilities of the background and the classes at every pixel of an image, on ``device``.
 
@@ -34,7 +37,8 @@ def class_probabilities(
         device: Where the network is, and where the CRF is computed.
 
     Raises:
-        ValueError: The image is smaller than a patch at one of the scales; see :func:`least_side_px`.
+        ValueError: The image is smaller than a patch at one of the scales; see
+            :func:`least_side_px`.
     """
     levels = torch.tensor(image, device=device)
     probabilities = network_probabilities(method, levels, config)
@@ -59,9 +63,13 @@ def network_probabilities(
         scaled = resize_bilinear(normalised, (rows, columns))
         both = torch.cat([scaled, scaled.flip(-1)]) if config.flip else scaled
         logits = resize_bilinear(_logits(method, both, config), (height, width))
-        return _merge(logits[:1], logits[1:].flip(-1), config.merge_flips) if config.flip else logits
+        return (
+            _merge(logits[:1], logits[1:].flip(-1), config.merge_flips) if config.flip else logits
+        )
 
-    return reduce(partial(_merge, rule=config.merge_scales), map(at_scale, config.scales))[0].softmax(0)
+    return reduce(partial(_merge, rule=config.merge_scales), map(at_scale, config.scales))[
+        0
+    ].softmax(0)
 
 
 def refined(
@@ -75,7 +83,9 @@ def _merge(left: Tensor, right: Tensor, rule: Literal["sum", "max"]) -> Tensor:
     return left + right if rule == "sum" else torch.maximum(left, right)
 
 
-def _logits(method: Method, images: Float[Tensor, "b 3 h w"], config: InferenceConfig) -> Float[Tensor, "b s p q"]:
+def _logits(
+    method: Method, images: Float[Tensor, "b 3 h w"], config: InferenceConfig
+) -> Float[Tensor, "b s p q"]:
     """Logits on the patch grid, tile by tile where an image is larger than a tile."""
     height, width = images.shape[2:]
     if config.tile_px is None or max(height, width) <= config.tile_px:
@@ -84,13 +94,18 @@ def _logits(method: Method, images: Float[Tensor, "b 3 h w"], config: InferenceC
     rows, columns = height // patch, width // patch
     tile, overlap = max(config.tile_px // patch, 1), config.tile_overlap_px // patch
     tile_rows, tile_columns = min(tile, rows), min(tile, columns)
-    # Falls to the edges of a tile: in an overlap each tile counts the more the further inside it is.
+    # Falls to the edges of a tile: in an overlap each tile counts the more the further inside it
+    # is.
     weight = _ramp(tile_rows, images)[:, None] * _ramp(tile_columns, images)
     total = images.new_zeros(len(images), method.num_foreground_classes + 1, rows, columns)
     weights = images.new_zeros(rows, columns)
     for top in _starts(rows, tile_rows, overlap):
         for left in _starts(columns, tile_columns, overlap):
-            cut = images[..., top * patch : (top + tile_rows) * patch, left * patch : (left + tile_columns) * patch]
+            cut = images[
+                ...,
+                top * patch : (top + tile_rows) * patch,
+                left * patch : (left + tile_columns) * patch,
+            ]
             place = (..., slice(top, top + tile_rows), slice(left, left + tile_columns))
             total[place] += weight * method.segmentation_logits(cut)
             weights[place] += weight

@@ -1,9 +1,10 @@
 """A folder with one output for every image, written as they come: work that is stopped goes on where it was.
 
-An output is known by what it was made of: the bytes of its input, and the way, which is the network with its settings.
-Each file carries this identity and its own digest (see :mod:`toco.predict.output_seal`). So an output is made again
-when its input changed or a byte of it did, whatever its name; and the processes that share the work need not talk to
-each other, because the folder says which images are done.
+An output is known by what it was made of: the bytes of its input, and the way, which is the network
+with its settings. Each file carries this identity and its own digest (see
+:mod:`toco.predict.output_seal`). So an output is made again when its input changed or a byte of it
+did, whatever its name; and the processes that share the work need not talk to each other, because
+the folder says which images are done.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from typing import Any
 from tqdm import tqdm
 
 from toco.config import diff
-from toco.files import UnreadableError, check_version, printable, read_json, read_record, whole_file, write_record
+from toco.files import (
+    UnreadableError,
+    check_version,
+    printable,
+    read_json,
+    read_record,
+    whole_file,
+    write_record,
+)
 from toco.predict.output_seal import is_sealed, sealed
 from toco.types import Shard
 
@@ -36,16 +45,18 @@ class OutputFolder:
 
     Args:
         path: The folder.
-        about: How the outputs are made, as JSON values: everything that changes one of them, but the inputs.
+        about: How the outputs are made, as JSON values: everything that changes one of them, but
+            the inputs.
         names: Names of the images; one with slashes lies in a subfolder.
         suffix: Of every output file, ``.png`` or ``.npz``.
-        input_sha256: SHA-256 of the bytes that the output of an image is made of. It is asked once for an image, by
-            :meth:`missing`, so before the image is worked on: an image that changes later is made again the next time.
-            It raises ``OSError`` or ``ValueError`` where the image cannot be read.
+        input_sha256: SHA-256 of the bytes that the output of an image is made of. It is asked once
+            for an image, by :meth:`missing`, so before the image is worked on: an image that
+            changes later is made again the next time. It raises ``OSError`` or ``ValueError`` where
+            the image cannot be read.
 
     Raises:
-        ValueError: ``path`` is no folder, it holds outputs that were made in another way or nobody knows how, or two
-            images would have one output.
+        ValueError: ``path`` is no folder, it holds outputs that were made in another way or nobody
+            knows how, or two images would have one output.
     """
 
     def __init__(
@@ -64,10 +75,14 @@ class OutputFolder:
                 raise ValueError(f"Expected the name of an image as a relative path, got {name!r}.")
         if len(set(names)) < len(names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
-            raise ValueError(f"{twice!r} is there twice, so that two images would have one output; rename one.")
+            raise ValueError(
+                f"{twice!r} is there twice, so that two images would have one output; rename one."
+            )
         self.about: dict[str, Any] = json.loads(json.dumps(about))
         way = json.dumps(self.about, sort_keys=True)
-        self._identity = cache(lambda index: hashlib.sha256(f"{input_sha256(index)} {way}".encode()).hexdigest())
+        self._identity = cache(
+            lambda index: hashlib.sha256(f"{input_sha256(index)} {way}".encode()).hexdigest()
+        )
         self._known_as_made: set[int] = set()
         self._is_begun = False
         self._check_same()
@@ -80,7 +95,11 @@ class OutputFolder:
         """Images of this share of the work without a whole output of their input; with the default, of all images."""
         own = range(shard.rank, len(self.names), shard.world_size)
         with ThreadPoolExecutor() as threads:
-            return [index for index, is_made in zip(own, threads.map(self._is_made, own), strict=True) if not is_made]
+            return [
+                index
+                for index, is_made in zip(own, threads.map(self._is_made, own), strict=True)
+                if not is_made
+            ]
 
     def fill(
         self,
@@ -102,7 +121,9 @@ class OutputFolder:
         """
         missing = [index for index in self.missing(shard) if index not in without]
         own = len(range(shard.rank, len(self.names), shard.world_size))
-        with tqdm(total=own, initial=own - len(missing), desc=doing, unit="image", disable=not progress) as bar:
+        with tqdm(
+            total=own, initial=own - len(missing), desc=doing, unit="image", disable=not progress
+        ) as bar:
             for index in missing:
                 self.write(index, make(index))
                 bar.update()
@@ -131,7 +152,9 @@ class OutputFolder:
         if not self._is_begun:
             self._check_same()  # another process may have begun in another way
             if not (self.path / ABOUT).exists():
-                write_record(self.path / ABOUT, {"format_version": FORMAT_VERSION, **self.about}, indent=1)
+                write_record(
+                    self.path / ABOUT, {"format_version": FORMAT_VERSION, **self.about}, indent=1
+                )
             self._is_begun = True
 
     def _check_same(self) -> None:
@@ -160,7 +183,9 @@ class OutputFolder:
             ) from None
         check_version(file, was.pop("format_version", None), FORMAT_VERSION, another)
         if changes := diff(was, self.about):
-            changed = "; ".join(f"{path} was {old!r} and is {new!r}" for path, (old, new) in changes.items())
+            changed = "; ".join(
+                f"{path} was {old!r} and is {new!r}" for path, (old, new) in changes.items()
+            )
             raise ValueError(
                 f"{printable(self.path)} holds outputs that were made in another way: {changed}. Give the same "
                 "settings, or another folder with --out."

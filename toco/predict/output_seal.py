@@ -1,7 +1,8 @@
 """PNG and NPZ files that say what they were made of, and in which a changed byte is noticed.
 
-A PNG gets a text chunk before its end, an NPZ a comment of its archive. Both hold the identity of what the file was
-made of, and the SHA-256 of all that precedes. What reads images and arrays passes over them.
+A PNG gets a text chunk before its end, an NPZ a comment of its archive. Both hold the identity of
+what the file was made of, and the SHA-256 of all that precedes. What reads images and arrays passes
+over them.
 """
 
 from __future__ import annotations
@@ -49,4 +50,9 @@ def _seal(body: bytes, identity: str) -> bytes:
     if body.startswith(_ZIP_START):
         return struct.pack("<H", len(said)) + said
     chunk = b"tEXt" + _KEYWORD + b"\0" + said
-    return struct.pack(">I", len(said) + len(_KEYWORD) + 1) + chunk + struct.pack(">I", zlib.crc32(chunk)) + _PNG_END
+    return (
+        struct.pack(">I", len(said) + len(_KEYWORD) + 1)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + _PNG_END
+    )

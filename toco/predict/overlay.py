@@ -22,8 +22,9 @@ def overlay(
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """The classes in VOC's colours over the image, with the names of those that appear below it.
 
-    The image's own pixels stay where they are: ``result[:h, :w]`` is 0.6 colour + 0.4 image where there is a class, and
-    the image where there is background. Right of an image that is narrower than its legend the result is white.
+    The image's own pixels stay where they are: ``result[:h, :w]`` is 0.6 colour + 0.4 image where
+    there is a class, and the image where there is background. Right of an image that is narrower
+    than its legend the result is white.
 
     Args:
         image: RGB levels.
@@ -31,17 +32,25 @@ def overlay(
         class_names: Foreground classes; ``class_names[j]`` has the label ``j + 1``.
     """
     colour = voc_palette()[label]
-    mixed = np.where(label[..., None] > 0, _OPACITY * colour + (1 - _OPACITY) * image, image).round().astype(np.uint8)
+    mixed = (
+        np.where(label[..., None] > 0, _OPACITY * colour + (1 - _OPACITY) * image, image)
+        .round()
+        .astype(np.uint8)
+    )
     legend = _legend([int(i) for i in np.unique(label) if i], class_names, image.shape[1])
     width = max(image.shape[1], legend.shape[1])
     return np.concatenate([_widened(mixed, width), _widened(legend, width)])
 
 
-def _legend(ids: Sequence[int], class_names: Sequence[str], image_width: int) -> UInt8[np.ndarray, "h w 3"]:
+def _legend(
+    ids: Sequence[int], class_names: Sequence[str], image_width: int
+) -> UInt8[np.ndarray, "h w 3"]:
     """A patch of colour and a name for each class, in rows no wider than the image or one entry."""
     size = min(max(image_width // 32, 12), 48)
     font = ImageFont.truetype(_FONT, size)
-    entries = [(voc_palette()[i], printable(class_names[i - 1])) for i in ids] or [(voc_palette()[0], "background")]
+    entries = [(voc_palette()[i], printable(class_names[i - 1])) for i in ids] or [
+        (voc_palette()[0], "background")
+    ]
     gap, row_height = size // 3, round(1.5 * size)
     places, x, row = [], 0, 0
     for _, name in entries:
@@ -55,8 +64,12 @@ def _legend(ids: Sequence[int], class_names: Sequence[str], image_width: int) ->
     draw = ImageDraw.Draw(canvas)
     for (colour, name), (x, y, _) in zip(entries, places, strict=True):
         top = y + (row_height - size) // 2
-        draw.rectangle((x + gap, top, x + gap + size - 1, top + size - 1), fill=tuple(colour.tolist()))
-        draw.text((x + 2 * gap + size, y + row_height // 2), name, fill="black", font=font, anchor="lm")
+        draw.rectangle(
+            (x + gap, top, x + gap + size - 1, top + size - 1), fill=tuple(colour.tolist())
+        )
+        draw.text(
+            (x + 2 * gap + size, y + row_height // 2), name, fill="black", font=font, anchor="lm"
+        )
     return np.asarray(canvas)
 
 

@@ -32,9 +32,10 @@ class Predicted:
     Attributes:
         labels: The folder of labels.
         num_made: Labels that were made now.
-        faults: For every image of this share that cannot be segmented, a sentence that says why; if the work is
-            complete, for those of other shares, too.
-        is_complete: Whether every image that can be segmented has a label. Else another process is still at work.
+        faults: For every image of this share that cannot be segmented, a sentence that says why; if
+            the work is complete, for those of other shares, too.
+        is_complete: Whether every image that can be segmented has a label. Else another process is
+            still at work.
     """
 
     labels: OutputFolder
@@ -59,10 +60,11 @@ def predict(
 ) -> Predicted:
     """Segment images; what ``out`` holds of the same bytes already is not made again.
 
-    ``out/labels`` gets an index PNG for each image, in VOC's palette. All else is asked for: ``out/overlays``,
-    ``out/probabilities`` (NPZ files with one float16 array ``probabilities`` [s, h, w], the background first) and
-    ``out/coco.json``. Overlays and the JSON are made from the labels, so they can be asked for later at little cost.
-    Images that cannot be segmented are left out; the others are segmented.
+    ``out/labels`` gets an index PNG for each image, in VOC's palette. All else is asked for:
+    ``out/overlays``, ``out/probabilities`` (NPZ files with one float16 array ``probabilities`` [s,
+    h, w], the background first) and ``out/coco.json``. Overlays and the JSON are made from the
+    labels, so they can be asked for later at little cost. Images that cannot be segmented are left
+    out; the others are segmented.
 
     Args:
         probabilities_of: Class probabilities of an image at its own size.
@@ -73,26 +75,41 @@ def predict(
         shard: Which share of the images is worked on.
         overlay: Paint the classes over the images, with a legend, as PNG files.
         soft: Keep the probabilities.
-        coco_json: File names of the images in ``out/coco.json``; without them there is none. It is written by a process
-            that finds a label of every image that can be segmented, as the last of several does.
+        coco_json: File names of the images in ``out/coco.json``; without them there is none. It is
+            written by a process that finds a label of every image that can be segmented, as the
+            last of several does.
         least_side_px: Images with a shorter side cannot be segmented.
         progress: Show a bar.
 
     Raises:
         ValueError: ``out`` was made in another way.
     """
-    kinds = {"labels": ".png"} | ({"probabilities": ".npz"} if soft else {}) | ({"overlays": ".png"} if overlay else {})
+    kinds = (
+        {"labels": ".png"}
+        | ({"probabilities": ".npz"} if soft else {})
+        | ({"overlays": ".png"} if overlay else {})
+    )
     input_sha256 = cache(images.image_sha256)
     folders = {
-        kind: OutputFolder(out / kind, about, images.names, suffix, input_sha256) for kind, suffix in kinds.items()
+        kind: OutputFolder(out / kind, about, images.names, suffix, input_sha256)
+        for kind, suffix in kinds.items()
     }
-    labels, probabilities, overlays = folders["labels"], folders.get("probabilities"), folders.get("overlays")
-    by_network = {*labels.missing(shard), *(probabilities.missing(shard) if probabilities is not None else ())}
+    labels, probabilities, overlays = (
+        folders["labels"],
+        folders.get("probabilities"),
+        folders.get("overlays"),
+    )
+    by_network = {
+        *labels.missing(shard),
+        *(probabilities.missing(shard) if probabilities is not None else ()),
+    }
     unmade = sorted(by_network.union(overlays.missing(shard) if overlays is not None else ()))
     read = large_enough(images, least_side_px)
     faults = find_faults(read, unmade, progress=progress)
     num_made = 0
-    for index in tqdm(sorted(by_network - faults.keys()), desc="predict", unit="image", disable=not progress):
+    for index in tqdm(
+        sorted(by_network - faults.keys()), desc="predict", unit="image", disable=not progress
+    ):
         try:
             found = probabilities_of(read(index))
         except ValueError as error:
@@ -128,12 +145,16 @@ def predict(
     if coco_json is not None and is_complete and len(missing) < len(labels.names):
         labelled = sorted(set(range(len(labels.names))).difference(missing))
         written = (read_index_png(labels.output(index)) for index in labelled)
-        annotations = coco_annotations([coco_json[index] for index in labelled], written, class_names)
+        annotations = coco_annotations(
+            [coco_json[index] for index in labelled], written, class_names
+        )
         write_text(out / "coco.json", json.dumps(annotations))
     return Predicted(labels, num_made, faults, is_complete)
 
 
-def _add_faults(faults: dict[int, str], read: Callable[[int], object], missing: Sequence[int]) -> bool:
+def _add_faults(
+    faults: dict[int, str], read: Callable[[int], object], missing: Sequence[int]
+) -> bool:
     """Add the faults of images of other shares, up to the first that has none: its process is still at work.
 
     Returns:

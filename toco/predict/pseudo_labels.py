@@ -32,7 +32,11 @@ from toco.tensors import present_classes
 from toco.types import IGNORE_INDEX, Shard
 
 OFFICIAL_CAM_CRF = CrfConfig(
-    position_weight=3, position_sigma=3, bilateral_weight=4, bilateral_sigma_xy=36, bilateral_sigma_rgb=3
+    position_weight=3,
+    position_sigma=3,
+    bilateral_weight=4,
+    bilateral_sigma_xy=36,
+    bilateral_sigma_rgb=3,
 )
 """The CRF on CAMs of the official ``tools/infer_cam_crf_label.py``."""
 
@@ -42,7 +46,8 @@ class PseudoLabelConfig(Config):
 
     Attributes:
         low_threshold: Background score that certain background wins with.
-        high_threshold: Background score that certain foreground wins against. Between them a pixel is uncertain (255).
+        high_threshold: Background score that certain foreground wins against. Between them a pixel
+            is uncertain (255).
         par: Refine by pixel-adaptive refinement, or not.
         crf: Refine by a dense CRF, or not; after PAR if there are both.
     """
@@ -69,11 +74,12 @@ def pseudo_label(
 ) -> UInt8[np.ndarray, "h w"]:
     """The pseudo label of an image at its own size: 0 background, 1..k, 255 uncertain.
 
-    From the final CAM by the protocol of the evaluation, for the classes of the image-level label, resized to the
-    image. Without refinement the CAM is compared with both thresholds. PAR gives what
-    :meth:`toco.methods.Method.pseudo_labels` gives where the CAM's settings are those of training. A CRF starts from
-    the softmax over background score and CAMs (PAR's result instead, if there is one), once with each background
-    score; as with PAR, a class counts where it wins against the high one, background where it wins with the low one.
+    From the final CAM by the protocol of the evaluation, for the classes of the image-level label,
+    resized to the image. Without refinement the CAM is compared with both thresholds. PAR gives
+    what :meth:`toco.methods.Method.pseudo_labels` gives where the CAM's settings are those of
+    training. A CRF starts from the softmax over background score and CAMs (PAR's result instead, if
+    there is one), once with each background score; as with PAR, a class counts where it wins
+    against the high one, background where it wins with the low one.
 
     Source of the CRF's: official ``tools/infer_cam_crf_label.py``.
     """
@@ -89,7 +95,9 @@ def pseudo_label(
     if config.crf is not None:
         if par is None:
             masked = cam.masked_fill((labels == 0)[:, :, None, None], -torch.inf)
-            maps = torch.cat([F.pad(masked, (0, 0, 0, 0, 1, 0), value=score).softmax(1) for score in (low, high)])
+            maps = torch.cat(
+                [F.pad(masked, (0, 0, 0, 0, 1, 0), value=score).softmax(1) for score in (low, high)]
+            )
         else:
             refined = refined_probabilities(colours, cam, labels, (low, high), par)[0]
             maps = resize_bilinear(refined, (height, width))
@@ -130,7 +138,8 @@ def export_pseudo_labels(
         progress: Show a bar.
 
     Raises:
-        ValueError: An image or its label cannot be read (all are tried first), or ``out`` was made in another way.
+        ValueError: An image or its label cannot be read (all are tried first), or ``out`` was made
+            in another way.
     """
     made_by = {**about, **cam_protocol(evaluate), **config.model_dump(mode="json")}
     folder = open_labelled(dataset, out, made_by, ".png", shard, progress=progress)
@@ -143,11 +152,14 @@ def export_pseudo_labels(
     return folder
 
 
-def score_pseudo_labels(folder: OutputFolder, dataset: Dataset, *, progress: bool = False) -> str | None:
+def score_pseudo_labels(
+    folder: OutputFolder, dataset: Dataset, *, progress: bool = False
+) -> str | None:
     """The mIoU of exported pseudo labels in a sentence, or ``None`` if the data set has no masks, or only void ones.
 
-    One confusion matrix over all images with a mask, and the mean over the classes in the ground truth. A pixel that
-    is 255 in the mask or in the pseudo label counts for nothing, so the sentence says how many of the latter there are.
+    One confusion matrix over all images with a mask, and the mean over the classes in the ground
+    truth. A pixel that is 255 in the mask or in the pseudo label counts for nothing, so the
+    sentence says how many of the latter there are.
     """
     confusion, without_mask, num_pixels = count_pixels(folder, dataset, progress=progress)
     if not num_pixels:
@@ -166,5 +178,7 @@ def _refined_by_crf(
     """Labels that a CRF finds with the low and with the high background score, as one: 255 where they disagree."""
     # PAR's maps sum to more than 1, all to the same.
     probabilities = low_and_high / low_and_high.sum(1, keepdim=True)
-    with_low, with_high = (dense_crf(levels, maps[None], config).max(1).indices for maps in probabilities)
+    with_low, with_high = (
+        dense_crf(levels, maps[None], config).max(1).indices for maps in probabilities
+    )
     return where_certain(with_low, with_high)

@@ -35,12 +35,14 @@ class PredictionScores:
     """Scores of the predictions of a split, as fractions.
 
     Attributes:
-        about: How the predictions were made, as their folder says, and ``images``, the digest of the split.
+        about: How the predictions were made, as their folder says, and ``images``, the digest of
+            the split.
         protocol: The same in words.
         num_images: Images that were scored.
         metrics: ``miou`` and ``pixel_accuracy``.
         class_names: The background first.
-        per_class: Scores in the order of ``class_names``; ``None`` for a class that the ground truth does not contain.
+        per_class: Scores in the order of ``class_names``; ``None`` for a class that the ground
+            truth does not contain.
     """
 
     about: Mapping[str, Any]
@@ -52,7 +54,9 @@ class PredictionScores:
 
     def to_json(self) -> str:
         """Strict JSON, ``null`` for what is not defined."""
-        content = {"format_version": FORMAT_VERSION} | {name: getattr(self, name) for name in self.__slots__}
+        content = {"format_version": FORMAT_VERSION} | {
+            name: getattr(self, name) for name in self.__slots__
+        }
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     def table(self) -> str:
@@ -60,14 +64,17 @@ class PredictionScores:
         return class_table(self.class_names, self.per_class)
 
 
-def open_predictions(path: Path, dataset: Dataset, config: InferenceConfig, about: Mapping[str, Any]) -> OutputFolder:
+def open_predictions(
+    path: Path, dataset: Dataset, config: InferenceConfig, about: Mapping[str, Any]
+) -> OutputFolder:
     """The folder of the predictions that are made in one way; see :class:`OutputFolder` for what it refuses.
 
     Args:
         path: The folder.
         dataset: The split.
         config: How images are segmented, without an ``auto``.
-        about: What else decides about a prediction: the weights of the network, how the data is read.
+        about: What else decides about a prediction: the weights of the network, how the data is
+            read.
     """
     made_by = {**about, "inference": config.model_dump(mode="json")}
     return OutputFolder(path, made_by, dataset.names, ".png", dataset.image_sha256)
@@ -112,7 +119,12 @@ def predict_split(
     folder.fill(predict, shard, doing="predict", progress=progress)
     if without_crf is not None:
         # Those of images whose other prediction was there before.
-        without_crf.fill(lambda index: label_png(before_crf(index)[1]), shard, doing="without CRF", progress=progress)
+        without_crf.fill(
+            lambda index: label_png(before_crf(index)[1]),
+            shard,
+            doing="without CRF",
+            progress=progress,
+        )
 
 
 def score_predictions(
@@ -139,7 +151,10 @@ def score_predictions(
         protocol=f"{config.protocol()} mIoU: one confusion matrix over the {num_images} images, void excluded, mean "
         "over the classes in the ground truth.",
         num_images=num_images,
-        metrics={"miou": mean_over_classes(scores.iou).item(), "pixel_accuracy": scores.pixel_accuracy.item()},
+        metrics={
+            "miou": mean_over_classes(scores.iou).item(),
+            "pixel_accuracy": scores.pixel_accuracy.item(),
+        },
         class_names=("background", *dataset.class_names),
         per_class={
             "seg_iou": undefined_to_none(scores.iou.tolist()),
@@ -149,14 +164,20 @@ def score_predictions(
     )
 
 
-def count_pixels(folder: OutputFolder, dataset: Dataset, *, progress: bool) -> tuple[ConfusionMatrix, list[str], int]:
+def count_pixels(
+    folder: OutputFolder, dataset: Dataset, *, progress: bool
+) -> tuple[ConfusionMatrix, list[str], int]:
     """Compare label files with the ground truth.
 
     Returns:
-        One confusion matrix over all images with a mask, the names of those without, and the number of pixels that the
-        masks know the class of.
+        One confusion matrix over all images with a mask, the names of those without, and the number
+        of pixels that the masks know the class of.
     """
-    confusion, without_mask, num_pixels = ConfusionMatrix(len(dataset.class_names) + 1), list[str](), 0
+    confusion, without_mask, num_pixels = (
+        ConfusionMatrix(len(dataset.class_names) + 1),
+        list[str](),
+        0,
+    )
 
     def pairs() -> Iterator[tuple[UInt8[ndarray, "h w"], UInt8[ndarray, "h w"]] | None]:
         for index in range(len(dataset)):
@@ -168,7 +189,9 @@ def count_pixels(folder: OutputFolder, dataset: Dataset, *, progress: bool) -> t
             else:
                 yield mask, read_index_png(folder.output(index))
 
-    for pair in tqdm(read_ahead(pairs()), total=len(dataset), desc="score", unit="image", disable=not progress):
+    for pair in tqdm(
+        read_ahead(pairs()), total=len(dataset), desc="score", unit="image", disable=not progress
+    ):
         if pair is not None:
             mask, label = pair
             confusion.update(torch.tensor(mask), torch.tensor(label))

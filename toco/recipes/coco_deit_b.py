@@ -2,22 +2,25 @@
 
     python -m toco train coco_deit_b --set data.root=coco --run-dir runs/coco_deit_b
 
-Hardware of the paper: 4 x A100-40GB with two images each, 27.5 hours.
-Expected on the 5,000 images of val_part after 80,000 steps, single scale, no CRF (last line of the authors' log; by
-class in expected.csv): CAM 41.9, auxiliary CAM 30.9, segmentation 40.6 mIoU. With three scales, flip and CRF on all
-40,137 images of val (Table 2): 41.3.
+Hardware of the paper: 4 x A100-40GB with two images each, 27.5 hours. Expected on the 5,000 images
+of val_part after 80,000 steps, single scale, no CRF (last line of the authors' log; by class in
+expected.csv): CAM 41.9, auxiliary CAM 30.9, segmentation 40.6 mIoU. With three scales, flip and CRF
+on all 40,137 images of val (Table 2): 41.3.
 
-The schedule is that of the log. The official script, as published and as the ViT-B log shows it, adds PTC and CTC after
-step 12,000. In the DeiT-B log they act from the beginning: PTC falls from 0.44 to 0.24 in 4,000 steps (with ViT-B it
-stays at 0.47 until step 8,000) and the CAM is at 34.4 mIoU by then (17.1). For the published schedule set
-method.ptc.start_step and method.ctc.start_step to 12001.
+The schedule is that of the log. The official script, as published and as the ViT-B log shows it,
+adds PTC and CTC after step 12,000. In the DeiT-B log they act from the beginning: PTC falls from
+0.44 to 0.24 in 4,000 steps (with ViT-B it stays at 0.47 until step 8,000) and the CAM is at 34.4
+mIoU by then (17.1). For the published schedule set method.ptc.start_step and method.ctc.start_step
+to 12001.
 
-Weights: timm's ``deit_base_patch16_224.fb_in1k``. The file that timm names for it, and that the official code reads, is
-``deit_base_patch16_224-b5f2ef4d.pth``, whose SHA-256 begins with those digits; the hub has the same tensors as
-safetensors. A file is given by ``--set backbone.weights=PATH`` and has to be that one.
+Weights: timm's ``deit_base_patch16_224.fb_in1k``. The file that timm names for it, and that the
+official code reads, is ``deit_base_patch16_224-b5f2ef4d.pth``, whose SHA-256 begins with those
+digits; the hub has the same tensors as safetensors. A file is given by
+``--set backbone.weights=PATH`` and has to be that one.
 
-``val_part.txt``, the list of those images, lies in ``datasets/coco`` of the authors' repository; put it into the root.
-The decoder learns from the auxiliary CAM at first. The paper calls this network ViT-B.
+``val_part.txt``, the list of those images, lies in ``datasets/coco`` of the authors' repository;
+put it into the root. The decoder learns from the auxiliary CAM at first. The paper calls this
+network ViT-B.
 """
 
 from toco.backbones import vit
@@ -57,9 +60,16 @@ def recipe() -> RunConfig:
             aux_pseudo_labels_until_step=12_001,
         ),
         optim=OptimConfig(
-            lr=6e-5, head_lr_multiplier=10.0, weight_decay=0.01, warmup_steps=1500, warmup_ratio=1e-6, power=0.9
+            lr=6e-5,
+            head_lr_multiplier=10.0,
+            weight_decay=0.01,
+            warmup_steps=1500,
+            warmup_ratio=1e-6,
+            power=0.9,
         ),
-        evaluate=EvaluateConfig(size_px=448, cam_scales=(1.0, 0.5, 1.5), cam_flip=True, background_threshold=0.45),
+        evaluate=EvaluateConfig(
+            size_px=448, cam_scales=(1.0, 0.5, 1.5), cam_flip=True, background_threshold=0.45
+        ),
         inference=InferenceConfig(
             size_px=448, scales=(1.0, 1.25, 1.5), flip=True, merge_flips="max", merge_scales="sum"
         ),

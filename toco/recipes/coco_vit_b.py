@@ -2,20 +2,22 @@
 
     python -m toco train coco_vit_b --set data.root=coco --run-dir runs/coco_vit_b
 
-Hardware of the paper: 4 x A100-40GB with two images each, 27.5 hours.
-Expected on the 5,000 images of val_part after 80,000 steps, single scale, no CRF (last line of the authors' log; by
-class in expected.csv): CAM 43.4, auxiliary CAM 41.2, segmentation 42.4 mIoU. With three scales, flip and CRF on all
-40,137 images of val (Table 2): 42.3 (42.2 in the authors' repository).
+Hardware of the paper: 4 x A100-40GB with two images each, 27.5 hours. Expected on the 5,000 images
+of val_part after 80,000 steps, single scale, no CRF (last line of the authors' log; by class in
+expected.csv): CAM 43.4, auxiliary CAM 41.2, segmentation 42.4 mIoU. With three scales, flip and CRF
+on all 40,137 images of val (Table 2): 42.3 (42.2 in the authors' repository).
 
-Weights: timm's ``vit_base_patch16_224.orig_in21k_ft_in1k``. The file that timm names for it, and that the official code
-reads, is ``jx_vit_base_p16_224-80ecf9dd.pth``, whose SHA-256 begins with those digits; the hub has the same tensors as
-safetensors. A file is given by ``--set backbone.weights=PATH`` and has to be that one. What timm gives today for
-``vit_base_patch16_224`` without a tag is another network (``augreg2_in21k_ft_in1k``). These weights were made with
-pixels normalised by 0.5 and 0.5; the official code normalises by ImageNet's mean and deviation all the same, and so
-does this.
+Weights: timm's ``vit_base_patch16_224.orig_in21k_ft_in1k``. The file that timm names for it, and
+that the official code reads, is ``jx_vit_base_p16_224-80ecf9dd.pth``, whose SHA-256 begins with
+those digits; the hub has the same tensors as safetensors. A file is given by
+``--set backbone.weights=PATH`` and has to be that one. What timm gives today for
+``vit_base_patch16_224`` without a tag is another network (``augreg2_in21k_ft_in1k``). These weights
+were made with pixels normalised by 0.5 and 0.5; the official code normalises by ImageNet's mean and
+deviation all the same, and so does this.
 
-``val_part.txt``, the list of those images, lies in ``datasets/coco`` of the authors' repository; put it into the root.
-The decoder learns from the auxiliary CAM at first. The paper calls this network ViT-B with a dagger.
+``val_part.txt``, the list of those images, lies in ``datasets/coco`` of the authors' repository;
+put it into the root. The decoder learns from the auxiliary CAM at first. The paper calls this
+network ViT-B with a dagger.
 """
 
 from toco.backbones import vit
@@ -55,9 +57,16 @@ def recipe() -> RunConfig:
             aux_pseudo_labels_until_step=12_001,
         ),
         optim=OptimConfig(
-            lr=6e-5, head_lr_multiplier=10.0, weight_decay=0.01, warmup_steps=1500, warmup_ratio=1e-6, power=0.9
+            lr=6e-5,
+            head_lr_multiplier=10.0,
+            weight_decay=0.01,
+            warmup_steps=1500,
+            warmup_ratio=1e-6,
+            power=0.9,
         ),
-        evaluate=EvaluateConfig(size_px=448, cam_scales=(1.0, 0.5, 1.5), cam_flip=True, background_threshold=0.45),
+        evaluate=EvaluateConfig(
+            size_px=448, cam_scales=(1.0, 0.5, 1.5), cam_flip=True, background_threshold=0.45
+        ),
         inference=InferenceConfig(
             size_px=448, scales=(1.0, 1.25, 1.5), flip=True, merge_flips="max", merge_scales="sum"
         ),

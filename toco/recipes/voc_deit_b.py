@@ -2,14 +2,15 @@
 
     python -m toco train voc_deit_b --set data.root=VOCdevkit/VOC2012 --run-dir runs/voc_deit_b
 
-Hardware of the paper: 2 x A100-40GB with two images each, 3.7 hours.
-Expected on VOC val after 20,000 steps, single scale, no CRF (last line of the authors' log; by class in expected.csv):
-CAM 70.5, auxiliary CAM 62.5, segmentation 68.1 mIoU. With three scales, flip and CRF (Table 2): 69.8 on val, 70.5 on
-test.
+Hardware of the paper: 2 x A100-40GB with two images each, 3.7 hours. Expected on VOC val after
+20,000 steps, single scale, no CRF (last line of the authors' log; by class in expected.csv): CAM
+70.5, auxiliary CAM 62.5, segmentation 68.1 mIoU. With three scales, flip and CRF (Table 2): 69.8 on
+val, 70.5 on test.
 
-Weights: timm's ``deit_base_patch16_224.fb_in1k``. The file that timm names for it, and that the official code reads, is
-``deit_base_patch16_224-b5f2ef4d.pth``, whose SHA-256 begins with those digits; the hub has the same tensors as
-safetensors. A file is given by ``--set backbone.weights=PATH`` and has to be that one.
+Weights: timm's ``deit_base_patch16_224.fb_in1k``. The file that timm names for it, and that the
+official code reads, is ``deit_base_patch16_224-b5f2ef4d.pth``, whose SHA-256 begins with those
+digits; the hub has the same tensors as safetensors. A file is given by
+``--set backbone.weights=PATH`` and has to be that one.
 
 The paper calls this network ViT-B; its "ViT-B with a dagger" is the one pretrained on ImageNet-21k.
 """
@@ -51,10 +52,19 @@ def recipe() -> RunConfig:
             energy=toco.Term(weight=0.05, start_step=2001),
         ),
         optim=OptimConfig(
-            lr=6e-5, head_lr_multiplier=10.0, weight_decay=0.01, warmup_steps=1500, warmup_ratio=1e-6, power=0.9
+            lr=6e-5,
+            head_lr_multiplier=10.0,
+            weight_decay=0.01,
+            warmup_steps=1500,
+            warmup_ratio=1e-6,
+            power=0.9,
         ),
-        evaluate=EvaluateConfig(size_px=448, cam_scales=(1.0, 0.5, 1.5), cam_flip=True, background_threshold=0.5),
-        inference=InferenceConfig(scales=(1.0, 1.5, 1.25), flip=True, merge_flips="sum", merge_scales="max"),
+        evaluate=EvaluateConfig(
+            size_px=448, cam_scales=(1.0, 0.5, 1.5), cam_flip=True, background_threshold=0.5
+        ),
+        inference=InferenceConfig(
+            scales=(1.0, 1.5, 1.25), flip=True, merge_flips="sum", merge_scales="max"
+        ),
         num_steps=20_000,
         batch_size=4,
         evaluate_every=2000,

@@ -2,17 +2,18 @@
 
     python -m toco train voc_vit_b --set data.root=VOCdevkit/VOC2012 --run-dir runs/voc_vit_b
 
-Hardware of the paper: 2 x A100-40GB with two images each, 3.8 hours.
-Expected on VOC val after 20,000 steps, single scale, no CRF (last line of the authors' log; by class in expected.csv):
-CAM 72.3, auxiliary CAM 68.4, segmentation 69.2 mIoU. With three scales, flip and CRF (Table 2): 71.1 on val, 72.2 on
-test.
+Hardware of the paper: 2 x A100-40GB with two images each, 3.8 hours. Expected on VOC val after
+20,000 steps, single scale, no CRF (last line of the authors' log; by class in expected.csv): CAM
+72.3, auxiliary CAM 68.4, segmentation 69.2 mIoU. With three scales, flip and CRF (Table 2): 71.1 on
+val, 72.2 on test.
 
-Weights: timm's ``vit_base_patch16_224.orig_in21k_ft_in1k``. The file that timm names for it, and that the official code
-reads, is ``jx_vit_base_p16_224-80ecf9dd.pth``, whose SHA-256 begins with those digits; the hub has the same tensors as
-safetensors. A file is given by ``--set backbone.weights=PATH`` and has to be that one. What timm gives today for
-``vit_base_patch16_224`` without a tag is another network (``augreg2_in21k_ft_in1k``). These weights were made with
-pixels normalised by 0.5 and 0.5; the official code normalises by ImageNet's mean and deviation all the same, and so
-does this.
+Weights: timm's ``vit_base_patch16_224.orig_in21k_ft_in1k``. The file that timm names for it, and
+that the official code reads, is ``jx_vit_base_p16_224-80ecf9dd.pth``, whose SHA-256 begins with
+those digits; the hub has the same tensors as safetensors. A file is given by
+``--set backbone.weights=PATH`` and has to be that one. What timm gives today for
+``vit_base_patch16_224`` without a tag is another network (``augreg2_in21k_ft_in1k``). These weights
+were made with pixels normalised by 0.5 and 0.5; the official code normalises by ImageNet's mean and
+deviation all the same, and so does this.
 
 The paper calls this network ViT-B with a dagger; what it calls ViT-B is DeiT-B.
 """
@@ -54,10 +55,19 @@ def recipe() -> RunConfig:
             energy=toco.Term(weight=0.05, start_step=2001),
         ),
         optim=OptimConfig(
-            lr=6e-5, head_lr_multiplier=10.0, weight_decay=0.01, warmup_steps=1500, warmup_ratio=1e-6, power=0.9
+            lr=6e-5,
+            head_lr_multiplier=10.0,
+            weight_decay=0.01,
+            warmup_steps=1500,
+            warmup_ratio=1e-6,
+            power=0.9,
         ),
-        evaluate=EvaluateConfig(size_px=448, cam_scales=(1.0, 0.5, 1.5), cam_flip=True, background_threshold=0.5),
-        inference=InferenceConfig(scales=(1.0, 1.5, 1.25), flip=True, merge_flips="sum", merge_scales="max"),
+        evaluate=EvaluateConfig(
+            size_px=448, cam_scales=(1.0, 0.5, 1.5), cam_flip=True, background_threshold=0.5
+        ),
+        inference=InferenceConfig(
+            scales=(1.0, 1.5, 1.25), flip=True, merge_flips="sum", merge_scales="max"
+        ),
         num_steps=20_000,
         batch_size=4,
         evaluate_every=2000,

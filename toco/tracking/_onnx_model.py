@@ -1,8 +1,9 @@
 """What MLflow runs of a logged network: encoded images in, label maps out.
 
-It reads images by the rules of ``toco.data.files.images``: turned upright by their EXIF orientation, of 8 bits only.
-MLflow copies this file into the model and executes it where the model is loaded ("models from code": nothing is
-unpickled). It imports nothing of this library, which need not be installed there.
+It reads images by the rules of ``toco.data.files.images``: turned upright by their EXIF
+orientation, of 8 bits only. MLflow copies this file into the model and executes it where the model
+is loaded ("models from code": nothing is unpickled). It imports nothing of this library, which need
+not be installed there.
 """
 
 from __future__ import annotations
@@ -30,27 +31,34 @@ class OnnxSegmenter(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Open the network that lies beside this file."""
-        self._session = InferenceSession(context.artifacts["network"], providers=["CPUExecutionProvider"])
+        self._session = InferenceSession(
+            context.artifacts["network"], providers=["CPUExecutionProvider"]
+        )
         about = self._session.get_modelmeta().custom_metadata_map
         self._class_names: list[str] = json.loads(about["toco.class_names"])
         self._patch_size_px = int(about["toco.patch_size_px"])
 
     def predict(
-        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+        self,
+        context: PythonModelContext,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
         """Label every pixel of every image.
 
         Args:
             context: Not looked at.
-            model_input: Column ``image``: content of a JPEG or PNG file, in any size from one patch on.
+            model_input: Column ``image``: content of a JPEG or PNG file, in any size from one patch
+                on.
             params: None are known.
 
         Returns:
-            Columns ``labels``, uint8 ``h w`` at the size of the upright image, and ``classes``, the names of those in
-            it, background first.
+            Columns ``labels``, uint8 ``h w`` at the size of the upright image, and ``classes``, the
+            names of those in it, background first.
 
         Raises:
-            ValueError: An image cannot be read, is too large or smaller than a patch, or has no 8-bit RGB form.
+            ValueError: An image cannot be read, is too large or smaller than a patch, or has no
+                8-bit RGB form.
         """
         labels = [self._label(content) for content in model_input["image"]]
         classes = [[self._class_names[label] for label in np.unique(image)] for image in labels]
@@ -59,23 +67,35 @@ class OnnxSegmenter(PythonModel):
     def _label(self, content: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is a lower one
+                warnings.simplefilter(
+                    "ignore", Image.DecompressionBombWarning
+                )  # the limit below is a lower one
                 image: Image.Image = Image.open(BytesIO(content), formats=["JPEG", "PNG"])
             stored = [str(tile[3]) for tile in getattr(image, "tile", ())]
             if image.width * image.height <= _MAX_PIXELS:
                 image = ImageOps.exif_transpose(image)
         except Image.DecompressionBombError as error:
-            raise ValueError(f"The image is too large; expected {_MAX_PIXELS} pixels or fewer.") from error
+            raise ValueError(
+                f"The image is too large; expected {_MAX_PIXELS} pixels or fewer."
+            ) from error
         except (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error) as error:
-            raise ValueError("Expected the content of a JPEG or PNG file, but it cannot be read as one.") from error
+            raise ValueError(
+                "Expected the content of a JPEG or PNG file, but it cannot be read as one."
+            ) from error
         if image.width * image.height > _MAX_PIXELS:
-            raise ValueError(f"The image has {image.size} px; expected {_MAX_PIXELS} pixels or fewer.")
+            raise ValueError(
+                f"The image has {image.size} px; expected {_MAX_PIXELS} pixels or fewer."
+            )
         if any(";16" in way for way in stored) and image.mode == "RGB":
             raise ValueError("The image has colours of 16 bits; expected 8 bits.")
         if image.mode not in _MODES:
-            raise ValueError(f"The image has the mode {image.mode}; expected one of 8 bits: {', '.join(_MODES)}.")
+            raise ValueError(
+                f"The image has the mode {image.mode}; expected one of 8 bits: {', '.join(_MODES)}."
+            )
         if min(image.size) < self._patch_size_px:
-            raise ValueError(f"The image has {image.size} px; expected {self._patch_size_px} px or more on each side.")
+            raise ValueError(
+                f"The image has {image.size} px; expected {self._patch_size_px} px or more on each side."
+            )
         labels: np.ndarray[Any, np.dtype[np.uint8]] = self._session.run(
             ["labels"], {"images": np.asarray(image.convert("RGB"))[None]}
         )[0][0]

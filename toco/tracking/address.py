@@ -1,7 +1,8 @@
 """Addresses of MLflow: of its store, as a person gives it, and of the pages that show what lies in it.
 
-A store is a database file (``sqlite:///PATH``) or a server (``http://HOST:PORT``). All such addresses are made and read
-here, and no address with a password leaves this module: ``log_in`` hands the password to MLflow's environment.
+A store is a database file (``sqlite:///PATH``) or a server (``http://HOST:PORT``). All such
+addresses are made and read here, and no address with a password leaves this module: ``log_in``
+hands the password to MLflow's environment.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ VIEW_KEY = "trainings-by-row"
 """Key of the saved view that the page of an experiment opens with, see ``chart_view``."""
 
 _SQLITE = "sqlite:///"
-# MLflow 3 shows an experiment of another kind, traces of language models, unless the address says what it wants.
+# MLflow 3 shows an experiment of another kind, traces of language models, unless the address says
+# what it wants.
 _TRAININGS = "workflowType=machine_learning"
 _CHARTS = f"{_TRAININGS}&compareRunsMode=CHART&viewStateShareKey={VIEW_KEY}"
 _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -53,7 +55,8 @@ def client_uri(uri: str) -> str:
     """``uri`` as MLflow takes it; a relative path becomes absolute, as workers of a cluster run in other folders.
 
     Raises:
-        ValueError: It is neither the address of a database file nor of a server. The message holds no password.
+        ValueError: It is neither the address of a database file nor of a server. The message holds
+            no password.
 
     >>> client_uri("http://127.0.0.1:5000/")
     'http://127.0.0.1:5000'
@@ -122,16 +125,18 @@ def ui_host(uri: str) -> str:
 
 def _server_uri(uri: str) -> str:
     host = uri.partition("://")[2]
-    advice = (
-        "Give http(s)://HOST:PORT, with user name and password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    )
+    advice = "Give http(s)://HOST:PORT, with user name and password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     try:
         parts = urllib.parse.urlsplit(uri)
-        is_address = bool(parts.hostname) and parts.port != 0 and host.isprintable() and " " not in host
+        is_address = (
+            bool(parts.hostname) and parts.port != 0 and host.isprintable() and " " not in host
+        )
     except ValueError:  # of the port, of the brackets of an IPv6 address
         is_address = False
     if not is_address:
-        raise ValueError(f"The tracking URI {public_uri(uri)!r} is not the address of a server. {advice}.")
+        raise ValueError(
+            f"The tracking URI {public_uri(uri)!r} is not the address of a server. {advice}."
+        )
     if parts.query or parts.fragment or "@" in parts.path:
         raise ValueError(
             f"The tracking URI {public_uri(uri)!r} has more than an address: a query, a fragment, or a '/', '?' or "

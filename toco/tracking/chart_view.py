@@ -15,7 +15,8 @@ from toco.tracking.mlflow_store import KIND_TAGS, Store
 
 VIEW_NAME = "Trainings by row"
 
-# Not documented; read out of the pages of MLflow 3.17. Another version that does not know the tag shows its own view.
+# Not documented; read out of the pages of MLflow 3.17. Another version that does not know the tag
+# shows its own view.
 _TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 _STATE = {
     "searchFilter": "",
@@ -30,7 +31,10 @@ _STATE = {
     "runsHidden": [],
     "runsHiddenMode": "FIRST_20_RUNS",
     "runsVisibilityMap": {},
-    "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "cell"}]},
+    "groupBy": {
+        "aggregateFunction": "average",
+        "groupByKeys": [{"mode": "tag", "groupByData": "cell"}],
+    },
     "groupsExpanded": {},
     "useGroupedValuesInCharts": True,
     "viewMaximized": False,

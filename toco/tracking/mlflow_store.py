@@ -37,8 +37,9 @@ KIND_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 _PARENT_TAG = "mlflow.parentRunId"
 
-# A tracker must not hold a training up: MLflow itself retries for minutes and waits two minutes a request. Nor must it
-# talk: it would print a line for every run that ends, into the middle of a progress bar.
+# A tracker must not hold a training up: MLflow itself retries for minutes and waits two minutes a
+# request. Nor must it talk: it would print a line for every run that ends, into the middle of a
+# progress bar.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -69,12 +70,19 @@ class Store:
         if parent_run_id is not None:
             conditions.append(f"tags.`{_PARENT_TAG}` = '{parent_run_id}'")
         found = self.client.search_runs(
-            [self.experiment_id], " and ".join(conditions), max_results=1, order_by=["attributes.start_time ASC"]
+            [self.experiment_id],
+            " and ".join(conditions),
+            max_results=1,
+            order_by=["attributes.start_time ASC"],
         )
         return found[0] if found else None
 
     def create_run(
-        self, name: str, tags: Mapping[str, str], start_time_ms: int | None = None, parent_run_id: str | None = None
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        start_time_ms: int | None = None,
+        parent_run_id: str | None = None,
     ) -> Run:
         """A new run in state RUNNING."""
         parent = {} if parent_run_id is None else {_PARENT_TAG: parent_run_id}
@@ -84,15 +92,22 @@ class Store:
         """Set the tags that ``run`` does not hold with these values already."""
         from mlflow.entities import RunTag
 
-        changed = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+        changed = [
+            RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value
+        ]
         if changed:
             self.client.log_batch(run.info.run_id, tags=changed)
 
-    def upload(self, run_id: str, files: Iterable[Path], folder: str = "", *, overwrite: bool = True) -> None:
+    def upload(
+        self, run_id: str, files: Iterable[Path], folder: str = "", *, overwrite: bool = True
+    ) -> None:
         """Upload ``files`` to an artifact folder; without ``overwrite`` only those not there in their full size."""
         there = {}
         if not overwrite:
-            there = {Path(item.path).name: item.file_size for item in self.client.list_artifacts(run_id, folder)}
+            there = {
+                Path(item.path).name: item.file_size
+                for item in self.client.list_artifacts(run_id, folder)
+            }
         for file in files:
             name = _artifact_name(file.name)
             if there.get(name) == file.stat().st_size:
@@ -116,8 +131,8 @@ def _artifact_name(name: str) -> str:
 def import_mlflow() -> None:
     """Import MLflow with the environment that it is to have.
 
-    Who is going to track from a thread calls this first: MLflow brings compiled packages (pandas, pyarrow) that others
-    import, too, and two threads that load them at once can crash the process.
+    Who is going to track from a thread calls this first: MLflow brings compiled packages (pandas,
+    pyarrow) that others import, too, and two threads that load them at once can crash the process.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -128,10 +143,12 @@ def import_mlflow() -> None:
 def open_store(tracking_uri: str, experiment: str) -> Store:
     """Open an experiment, making it where it does not exist.
 
-    With sqlite its artifacts lie in ``mlartifacts`` beside the database, also where both were moved.
+    With sqlite its artifacts lie in ``mlartifacts`` beside the database, also where both were
+    moved.
 
     Raises:
-        ValueError: The URI is of no supported kind, or the experiment was deleted or cannot be written from here.
+        ValueError: The URI is of no supported kind, or the experiment was deleted or cannot be
+            written from here.
         ConnectionError: The store cannot be reached or read.
     """
     uri = client_uri(tracking_uri)
@@ -147,7 +164,9 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
         client = MlflowClient(tracking_uri=log_in(uri))
         found = _find_or_create(client, experiment, location)
     if found.lifecycle_stage != "active":
-        raise ValueError(f"The MLflow experiment {experiment!r} was deleted. Restore it, or give another name.")
+        raise ValueError(
+            f"The MLflow experiment {experiment!r} was deleted. Restore it, or give another name."
+        )
     if database is not None and found.artifact_location.startswith("mlflow-artifacts:"):
         raise ValueError(
             f"The MLflow experiment {experiment!r} was made through a server, which alone can reach its artifacts. "

@@ -1,7 +1,7 @@
 """A trained network in MLflow: logged to its run, and under a name in the registry where one is asked for.
 
-The model is an ONNX file and a script that runs it (``_onnx_model.py``). Whoever loads it needs neither this library
-nor torch, and unpickles nothing.
+The model is an ONNX file and a script that runs it (``_onnx_model.py``). Whoever loads it needs
+neither this library nor torch, and unpickles nothing.
 """
 
 from __future__ import annotations
@@ -27,23 +27,31 @@ _EXAMPLE_SIZE_PX = (96, 64)
 
 
 def log_network(
-    store: Store, run_id: str, network: Path, about: Mapping[str, str], step: int, registered_name: str | None = None
+    store: Store,
+    run_id: str,
+    network: Path,
+    about: Mapping[str, str],
+    step: int,
+    registered_name: str | None = None,
 ) -> str:
     """Log an exported network to a run, as a pyfunc model with signature and input example.
 
-    It predicts its example from the files that are then uploaded, before MLflow is told that it is there.
+    It predicts its example from the files that are then uploaded, before MLflow is told that it is
+    there.
 
     Args:
         store: Where the run is.
         run_id: Run that the network was trained in.
         network: The ONNX file.
-        about: What that says of itself: params of the logged model and tags of the registered version.
+        about: What that says of itself: params of the logged model and tags of the registered
+            version.
         step: Optimizer updates before the checkpoint.
-        registered_name: Make a new version of this registered model, and the model if it is not there; ``None``
-            registers nothing.
+        registered_name: Make a new version of this registered model, and the model if it is not
+            there; ``None`` registers nothing.
 
     Returns:
-        The address that ``mlflow.pyfunc.load_model`` takes: ``models:/NAME/VERSION`` where it is registered.
+        The address that ``mlflow.pyfunc.load_model`` takes: ``models:/NAME/VERSION`` where it is
+        registered.
 
     Raises:
         ConnectionError: MLflow does not take it.
@@ -52,7 +60,9 @@ def log_network(
         logged = _log(store, run_id, network, about, step)
         if registered_name is None:
             return f"models:/{logged}"
-        return f"models:/{registered_name}/{_register(store, run_id, logged, about, registered_name)}"
+        return (
+            f"models:/{registered_name}/{_register(store, run_id, logged, about, registered_name)}"
+        )
 
 
 def _log(store: Store, run_id: str, network: Path, about: Mapping[str, str], step: int) -> str:
@@ -60,7 +70,11 @@ def _log(store: Store, run_id: str, network: Path, about: Mapping[str, str], ste
     from mlflow.models import Model
 
     logged = store.client.create_logged_model(
-        store.experiment_id, "segmentation", source_run_id=run_id, params=dict(about), model_type="onnx"
+        store.experiment_id,
+        "segmentation",
+        source_run_id=run_id,
+        params=dict(about),
+        model_type="onnx",
     )
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -111,7 +125,8 @@ def _register(store: Store, run_id: str, model_id: str, about: Mapping[str, str]
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # By its place: MLflow would look for a models:/ address in the store that the environment names, not in this one.
+    # By its place: MLflow would look for a models:/ address in the store that the environment
+    # names, not in this one.
     source = store.client.get_logged_model(model_id).artifact_location
     made = store.client.create_model_version(name, source, run_id, dict(about), model_id=model_id)
     return str(made.version)

@@ -1,7 +1,7 @@
 """A database file that was moved or copied together with its artifacts, and whose entries name the old folder.
 
-MLflow keeps absolute locations only. Those that this library made end in ``mlartifacts/EXPERIMENT``, beside the
-database, so that where they are now is known.
+MLflow keeps absolute locations only. Those that this library made end in
+``mlartifacts/EXPERIMENT``, beside the database, so that where they are now is known.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _WAIT_S = 30.0
 def artifact_location(database: Path, experiment: str) -> str:
     """Where the artifacts of an experiment lie; MLflow's own choice is the current folder.
 
-    The folder has the name of the experiment, encoded as in an address. A file system takes 255 bytes.
+    The folder has the name of the experiment, encoded as in an address. A file system takes 255
+    bytes.
     """
     name = urllib.parse.quote(experiment, safe="")
     if name.startswith("."):  # "..", above all
@@ -45,7 +46,8 @@ def artifact_location(database: Path, experiment: str) -> str:
 def follow_move(database: Path) -> None:
     """Let a database name the artifacts beside it, where it names those of a folder that it was moved or copied from.
 
-    Locations of another form stay, and so does a folder that exists elsewhere while there is none beside the database.
+    Locations of another form stay, and so does a folder that exists elsewhere while there is none
+    beside the database.
 
     Raises:
         sqlite3.Error: It cannot be read or written.
@@ -88,4 +90,8 @@ def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
 def local_folder(location: str | None) -> Path | None:
     """The folder of a location of artifacts; ``None`` where it is none of a file system."""
     parts = urllib.parse.urlsplit(location or "")
-    return Path(urllib.parse.unquote(parts.path)) if parts.scheme == "file" and not parts.netloc else None
+    return (
+        Path(urllib.parse.unquote(parts.path))
+        if parts.scheme == "file" and not parts.netloc
+        else None
+    )

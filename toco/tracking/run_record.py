@@ -1,7 +1,7 @@
 """What a run folder says, as plain values: trackers and reports start here.
 
-Unlike ``toco.train.run_folder`` this validates no config and imports no torch: a run of an older version, or one that
-is still being written, can be shown as it stands.
+Unlike ``toco.train.run_folder`` this validates no config and imports no torch: a run of an older
+version, or one that is still being written, can be shown as it stands.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class MetricRow:
         step: Optimizer updates done.
         kind: ``"train"`` or ``"val"``.
         time_s: Seconds since the run started.
-        values: Numbers by metric key; fractions are in [0, 1]. A number that could not be computed is left out.
+        values: Numbers by metric key; fractions are in [0, 1]. A number that could not be computed
+            is left out.
     """
 
     step: int
@@ -49,7 +50,8 @@ class RunRecord:
         rows: Every whole line of ``metrics.jsonl``, in order.
         pictures: The pictures' files, by step.
         result: How the run ended, or ``None`` while it has not.
-        last_evaluation: The evaluation with the highest step; ``None`` where there is none or it is damaged.
+        last_evaluation: The evaluation with the highest step; ``None`` where there is none or it is
+            damaged.
         faults: What is damaged and therefore left out, a sentence for every file.
     """
 
@@ -73,7 +75,8 @@ class RunRecord:
 def read_run_record(path: Path) -> RunRecord:
     """Read ``path``, which must hold config and provenance; everything else may not be there yet.
 
-    A row, an evaluation or a result that is damaged is left out, with a warning that names its file.
+    A row, an evaluation or a result that is damaged is left out, with a warning that names its
+    file.
 
     Raises:
         ValueError: It is no run folder, or its config or provenance is damaged.
@@ -90,7 +93,9 @@ def read_run_record(path: Path) -> RunRecord:
         )
     faults: list[str] = []
     files = sorted((path / "evaluations").glob("step_*.json"))
-    evaluations = {_step(file): content for file in files if (content := _read(file, faults)) is not None}
+    evaluations = {
+        _step(file): content for file in files if (content := _read(file, faults)) is not None
+    }
     found = records.read_rows(path / records.METRICS)
     if found.fault is not None:
         faults.append(f"{found.fault} The damaged rows are left out.")

@@ -11,7 +11,15 @@ from typing import TypeVar
 from toco.passwords import public_text
 from toco.tracking.address import Pages, client_uri
 from toco.tracking.chart_view import save_chart_view
-from toco.tracking.mlflow_store import STUDY_TAG, Store, StoreError, answers, open_store, shorten, tag_value
+from toco.tracking.mlflow_store import (
+    STUDY_TAG,
+    Store,
+    StoreError,
+    answers,
+    open_store,
+    shorten,
+    tag_value,
+)
 from toco.tracking.training_run import track_run
 
 T = TypeVar("T")
@@ -24,20 +32,26 @@ class TrackingWarning(UserWarning):
 class Tracker:
     """Fills one experiment of one store, as far as the store lets it.
 
-    After a failure of the store it leaves it alone for a while (30 s, doubled with every further failure, at most 10
-    minutes) so that a dead server costs a training seconds and not minutes. Calls in between do nothing; since every
-    call sends all that is missing, nothing is lost by it.
+    After a failure of the store it leaves it alone for a while (30 s, doubled with every further
+    failure, at most 10 minutes) so that a dead server costs a training seconds and not minutes.
+    Calls in between do nothing; since every call sends all that is missing, nothing is lost by it.
 
     Attributes:
         tracking_uri: Absolute, see ``client_uri``.
         experiment: Name of the experiment.
 
     Raises:
-        ValueError: The URI is of no supported kind: a mistake to hear of before a study, not a failure during one.
+        ValueError: The URI is of no supported kind: a mistake to hear of before a study, not a
+            failure during one.
     """
 
     def __init__(
-        self, tracking_uri: str, experiment: str, *, pause_s: float = 30.0, clock: Callable[[], float] = time.monotonic
+        self,
+        tracking_uri: str,
+        experiment: str,
+        *,
+        pause_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tracking_uri = client_uri(tracking_uri)
         self.experiment = experiment
@@ -58,10 +72,12 @@ class Tracker:
         """Find or make the parent run of a study, which its trainings are shown under; it is RUNNING then.
 
         Args:
-            study_id: Identity of the study for a restored driver; another start of the study needs another one.
+            study_id: Identity of the study for a restored driver; another start of the study needs
+                another one.
             run_name: Name in the UI.
             tags: Further tags.
-            maps: Names of the maps that the methods of the study make; the page of the experiment lists their mIoU.
+            maps: Names of the maps that the methods of the study make; the page of the experiment
+                lists their mIoU.
             last: Try even within the pause after a failure.
 
         Returns:
@@ -72,7 +88,9 @@ class Tracker:
             wanted = {**(tags or {}), STUDY_TAG: tag_value(study_id)}
             with answers(store.uri):
                 save_chart_view(store, maps)
-                run = store.find_run({STUDY_TAG: wanted[STUDY_TAG]}) or store.create_run(run_name, wanted)
+                run = store.find_run({STUDY_TAG: wanted[STUDY_TAG]}) or store.create_run(
+                    run_name, wanted
+                )
                 store.set_tags(run, wanted)
                 if run.info.status != "RUNNING":
                     store.client.update_run(run.info.run_id, status="RUNNING")
@@ -96,13 +114,19 @@ class Tracker:
     ) -> str | None:
         """``track_run``; ``None`` where it could not be done. ``last`` tries even within the pause after a failure."""
         return self._guarded(
-            lambda store: track_run(run_dir, store, parent_run_id=parent_run_id, run_name=run_name, tags=tags),
+            lambda store: track_run(
+                run_dir, store, parent_run_id=parent_run_id, run_name=run_name, tags=tags
+            ),
             str(run_dir),
             last=last,
         )
 
     def finish_parent(
-        self, parent_run_id: str, files: Iterable[Path] = (), status: str = "FINISHED", note: str | None = None
+        self,
+        parent_run_id: str,
+        files: Iterable[Path] = (),
+        status: str = "FINISHED",
+        note: str | None = None,
     ) -> bool:
         """End a study's run, even within the pause after a failure.
 
@@ -136,7 +160,11 @@ class Tracker:
             if not isinstance(error, ValueError):
                 self._silent_until = self._clock() + self._pause_s
                 self._pause_s = min(2 * self._pause_s, 600.0)
-            said = str(error) if isinstance(error, ValueError | StoreError) else f"{type(error).__name__}: {error}"
+            said = (
+                str(error)
+                if isinstance(error, ValueError | StoreError)
+                else f"{type(error).__name__}: {error}"
+            )
             warnings.warn(
                 f"MLflow could not be filled from {what}, which is tried again: {shorten(public_text(said), 700)}",
                 TrackingWarning,

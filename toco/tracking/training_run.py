@@ -37,9 +37,9 @@ def track_run(
 ) -> str:
     """Fill one MLflow run from a run folder, finished or not, and return its id.
 
-    May be called again at any time, from any process: the run is found by digest, folder name and start (tags
-    ``toco.run`` and ``toco.started``), under the same parent if one is given, and only what is missing is added.
-    Checkpoints stay in the run folder.
+    May be called again at any time, from any process: the run is found by digest, folder name and
+    start (tags ``toco.run`` and ``toco.started``), under the same parent if one is given, and only
+    what is missing is added. Checkpoints stay in the run folder.
 
     Args:
         run_dir: The run folder.
@@ -53,12 +53,17 @@ def track_run(
         ConnectionError: The store cannot be reached, read or written.
     """
     record = read_run_record(run_dir)
-    wanted = {**_tags(record), **{key: str(value)[:MAX_TAG_CHARACTERS] for key, value in (tags or {}).items()}}
+    wanted = {
+        **_tags(record),
+        **{key: str(value)[:MAX_TAG_CHARACTERS] for key, value in (tags or {}).items()},
+    }
     status = _status(record)
     with answers(store.uri):
         run = store.find_run({tag: wanted[tag] for tag in (RUN_TAG, STARTED_TAG)}, parent_run_id)
         if run is None:
-            run = store.create_run(run_name or record.path.resolve().name, wanted, record.started_ms, parent_run_id)
+            run = store.create_run(
+                run_name or record.path.resolve().name, wanted, record.started_ms, parent_run_id
+            )
         store.set_tags(run, wanted)
         _add_params(store, run, record)
         _add_metrics(store, run, record)
@@ -84,14 +89,20 @@ def _tags(record: RunRecord) -> dict[str, str]:
         "platform": provenance.get("platform"),
         "run_dir": record.path.resolve(),
         **{f"version.{name}": version for name, version in provenance.get("versions", {}).items()},
-        **{f"data.{split}": digest for split, digest in provenance.get("data_manifest", {}).items()},
+        **{
+            f"data.{split}": digest for split, digest in provenance.get("data_manifest", {}).items()
+        },
         "mlflow.note.content": result.get("message"),
     }
-    return {key: _text(value)[:MAX_TAG_CHARACTERS] for key, value in tags.items() if value is not None}
+    return {
+        key: _text(value)[:MAX_TAG_CHARACTERS] for key, value in tags.items() if value is not None
+    }
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    return json.dumps(value) if isinstance(value, bool | list | dict) or value is None else str(value)
+    return (
+        json.dumps(value) if isinstance(value, bool | list | dict) or value is None else str(value)
+    )
 
 
 def _param_text(value: Any) -> str:  # noqa: ANN401 - any JSON value
@@ -105,10 +116,13 @@ def _param_text(value: Any) -> str:  # noqa: ANN401 - any JSON value
 def _add_params(store: Store, run: Run, record: RunRecord) -> None:
     from mlflow.entities import Param
 
-    # MLflow never changes a param. Only fields without effect on results can differ within one digest (a device after
-    # a resume, say), so what stands there stays and config.json tells the newest.
+    # MLflow never changes a param. Only fields without effect on results can differ within one
+    # digest (a device after a resume, say), so what stands there stays and config.json tells the
+    # newest.
     missing = [
-        Param(key, _param_text(value)) for key, value in flatten(record.config).items() if key not in run.data.params
+        Param(key, _param_text(value))
+        for key, value in flatten(record.config).items()
+        if key not in run.data.params
     ]
     for start in range(0, len(missing), MAX_PARAMS_PER_CALL):
         store.client.log_batch(run.info.run_id, params=missing[start : start + MAX_PARAMS_PER_CALL])
@@ -117,7 +131,8 @@ def _add_params(store: Store, run: Run, record: RunRecord) -> None:
 def _metric_rows(record: RunRecord) -> list[tuple[str, float, int, int]]:
     """Key, value, time in ms and step of everything the folder has to say.
 
-    The time comes from the folder and not from the clock, so that the same row is the same row whoever sends it.
+    The time comes from the folder and not from the clock, so that the same row is the same row
+    whoever sends it.
     """
     rows = [
         (key, value, record.started_ms + round(row.time_s * 1000), row.step)
@@ -128,11 +143,21 @@ def _metric_rows(record: RunRecord) -> list[tuple[str, float, int, int]]:
         return rows
     result = record.result
     ended_ms = record.started_ms + round(1000 * (result.get("wall_time_s") or 0))
-    final = {f"final/{key.rpartition('/')[2]}": value for key, value in result.get("metrics", {}).items()}
-    final |= {f"final/{key}": result.get(key) for key in ("step_time_s", "wall_time_s", "peak_memory_bytes")}
-    rows += [(key, float(value), ended_ms, result["step"]) for key, value in final.items() if value is not None]
+    final = {
+        f"final/{key.rpartition('/')[2]}": value for key, value in result.get("metrics", {}).items()
+    }
+    final |= {
+        f"final/{key}": result.get(key)
+        for key in ("step_time_s", "wall_time_s", "peak_memory_bytes")
+    }
+    rows += [
+        (key, float(value), ended_ms, result["step"])
+        for key, value in final.items()
+        if value is not None
+    ]
     if record.last_evaluation is not None:
-        # A curve over blocks, for the UI to lay those of several runs over each other: its "step" is the block, from 1.
+        # A curve over blocks, for the UI to lay those of several runs over each other: its "step"
+        # is the block, from 1.
         similarity = record.last_evaluation.get("patch_similarity") or []
         rows += [
             ("blocks/patch_similarity", float(value), ended_ms, block)
@@ -152,7 +177,11 @@ def _add_metrics(store: Store, run: Run, record: RunRecord) -> None:
         for key in {key for key, *_ in rows} & run.data.metrics.keys()
         for metric in store.client.get_metric_history(run_id, key)
     }
-    missing = [Metric(key, value, time, step) for key, value, time, step in rows if (key, step) not in there]
+    missing = [
+        Metric(key, value, time, step)
+        for key, value, time, step in rows
+        if (key, step) not in there
+    ]
     for start in range(0, len(missing), MAX_METRICS_PER_CALL):
         store.client.log_batch(run_id, metrics=missing[start : start + MAX_METRICS_PER_CALL])
 
@@ -172,11 +201,14 @@ def _add_artifacts(store: Store, run: Run, record: RunRecord) -> None:
         files = _evaluation_files(evaluation, record.config, Path(scratch))
         store.upload(run_id, files, "evaluation")
     tables = json.dumps([{"path": "evaluation/per_class.json", "type": "table"}])
-    # Last of all, so that a crash before here makes the next call send everything of this step again.
+    # Last of all, so that a crash before here makes the next call send everything of this step
+    # again.
     store.set_tags(run, {"mlflow.loggedArtifacts": tables, _SEEN_TAG: str(evaluation["step"])})
 
 
-def _evaluation_files(evaluation: dict[str, Any], config: dict[str, Any], scratch: Path) -> list[Path]:
+def _evaluation_files(
+    evaluation: dict[str, Any], config: dict[str, Any], scratch: Path
+) -> list[Path]:
     """Per-class table in the form of ``mlflow.log_table`` (which appends, and so would double), and two curves.
 
     A curve that cannot be drawn is left out with a warning.
@@ -192,7 +224,9 @@ def _evaluation_files(evaluation: dict[str, Any], config: dict[str, Any], scratc
     curve = ThresholdCurve.from_json(evaluation["threshold_curve"])
     figures = {
         scratch / "patch_similarity.png": lambda: draw_similarity_curve(similarity),
-        scratch / "cam_thresholds.png": lambda: draw_threshold_curve(curve, config["evaluate"]["background_threshold"]),
+        scratch / "cam_thresholds.png": lambda: draw_threshold_curve(
+            curve, config["evaluate"]["background_threshold"]
+        ),
     }
     return [file, *(path for path, draw in figures.items() if save_figure(draw, path))]
 
@@ -204,7 +238,9 @@ def _status(record: RunRecord) -> str:
     status = STATUS.get(record.result["status"])
     if status is None:
         known = ", ".join(STATUS)
-        raise ValueError(f"{record.path / 'result.json'} has status {record.result['status']!r}, expected {known}.")
+        raise ValueError(
+            f"{record.path / 'result.json'} has status {record.result['status']!r}, expected {known}."
+        )
     return status
 
 

@@ -40,13 +40,28 @@ def experiment_pages(database: Path, port: int) -> dict[str, str]:
                 "(SELECT experiment_id FROM runs) ORDER BY experiment_id"
             ).fetchall()
     except sqlite3.Error as error:
-        raise StoreError(f"{printable(database)} is no database of MLflow: {error}. Give another path.") from error
-    return {name: Pages(f"http://127.0.0.1:{port}", str(number)).experiment for name, number in rows}
+        raise StoreError(
+            f"{printable(database)} is no database of MLflow: {error}. Give another path."
+        ) from error
+    return {
+        name: Pages(f"http://127.0.0.1:{port}", str(number)).experiment for name, number in rows
+    }
 
 
 def serve(database: Path, port: int) -> None:
     """Become MLflow's server for a database file, on loopback; Ctrl-C ends it."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     command += ["--backend-store-uri", sqlite_uri(database)]
     command += ["--artifacts-destination", str(database.resolve().parent / ARTIFACTS)]
     # The same process goes on as the server, so that a signal to it ends the server.

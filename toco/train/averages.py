@@ -43,7 +43,8 @@ class _Pending:
 class Averages:
     """Means between two log steps, and the watch for losses that are not finite.
 
-    The values of a step are read at the next one, or some later on a GPU, which so never runs out of work for it.
+    The values of a step are read at the next one, or some later on a GPU, which so never runs out
+    of work for it.
 
     Attributes:
         stop_was_set: Whether a rank had been asked to stop, by the last step that was read.
@@ -63,7 +64,9 @@ class Averages:
         self.check(_LAG_STEPS - 1 if gradient_norm.is_cuda else 0)
         checked = output.losses | {"gradient_norm": gradient_norm}
         named = checked | output.counts | {"loss_total": output.total}
-        values = [value.detach() for value in named.values()] + [gradient_norm.new_full((), float(stop_is_set))]
+        values = [value.detach() for value in named.values()] + [
+            gradient_norm.new_full((), float(stop_is_set))
+        ]
         means = distributed.mean(torch.stack(values))
         self._pending.append(_Pending(step, list(named), len(checked), *_to_host(means)))
 
@@ -89,7 +92,11 @@ class Averages:
         *values, stop_was_set = pending.values.tolist()
         self.stop_was_set = self.stop_was_set or stop_was_set > 0
         named = list(zip(pending.names, values, strict=True))
-        bad = [f"{name} is {value}" for name, value in named[: pending.checked] if not math.isfinite(value)]
+        bad = [
+            f"{name} is {value}"
+            for name, value in named[: pending.checked]
+            if not math.isfinite(value)
+        ]
         if bad:
             raise DivergedError(
                 f"At step {pending.step}, {' and '.join(bad)}. The last checkpoint is from before it; "
@@ -101,7 +108,8 @@ class Averages:
     def state(self) -> dict[str, Tensor]:
         """Sum and number of everything added since the last log step, for a checkpoint."""
         return {
-            name: torch.tensor([total, self._numbers[name]], dtype=torch.float64) for name, total in self._sums.items()
+            name: torch.tensor([total, self._numbers[name]], dtype=torch.float64)
+            for name, total in self._sums.items()
         }
 
     def _add(self, name: str, value: float) -> None:

@@ -1,9 +1,9 @@
 """Atomic, hash-checked checkpoints: safetensors and JSON, nothing that runs code when it is read.
 
-A checkpoint is a folder with ``tensors.safetensors`` (model, teacher, optimizer, random states) and ``state.json``
-(format version, step, digest of the config, SHA-256 of the tensors, the rows of metrics until the step). The folder
-appears under its name only when both files are complete and on disk. The position in the data and the learning rate
-are functions of the step.
+A checkpoint is a folder with ``tensors.safetensors`` (model, teacher, optimizer, random states) and
+``state.json`` (format version, step, digest of the config, SHA-256 of the tensors, the rows of
+metrics until the step). The folder appears under its name only when both files are complete and on
+disk. The position in the data and the learning rate are functions of the step.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Checkpoint:
         step: Optimizer updates it was made after.
         digest: Of its run's config.
         tensors: By name.
-        rows: Rows of metrics that its run had then; ``None`` where a version made it that did not record them.
+        rows: Rows of metrics that its run had then; ``None`` where a version made it that did not
+            record them.
     """
 
     step: int
@@ -60,7 +61,11 @@ class Checkpoint:
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Tensors under ``prefix/``, without the prefix."""
         start = f"{prefix}/"
-        return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
+        return {
+            name.removeprefix(start): value
+            for name, value in self.tensors.items()
+            if name.startswith(start)
+        }
 
 
 def folder_name(step: int) -> str:
@@ -83,24 +88,34 @@ def save(
 ) -> Path:
     """Write the state after ``step`` updates to ``folder / step_...`` and return that path.
 
-    A crash at any moment leaves either no checkpoint of this step or a whole one. ``extra`` holds further parts by
-    their prefix; :meth:`Checkpoint.part` gives them back. ``rows`` says which rows of metrics the run has by now.
+    A crash at any moment leaves either no checkpoint of this step or a whole one. ``extra`` holds
+    further parts by their prefix; :meth:`Checkpoint.part` gives them back. ``rows`` says which rows
+    of metrics the run has by now.
     """
     tensors = _tensors(model, optimizer, extra)
-    return _write(folder, step, digest, {name: value.cpu().contiguous() for name, value in tensors.items()}, rows)
+    return _write(
+        folder,
+        step,
+        digest,
+        {name: value.cpu().contiguous() for name, value in tensors.items()},
+        rows,
+    )
 
 
 def save_model(folder: Path, step: int, digest: str, model: nn.Module) -> Path:
     """Write a model alone, as :func:`save` does: enough to use it, not to train it on."""
-    tensors = {f"model/{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {
+        f"model/{name}": value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+    }
     return _write(folder, step, digest, tensors, _NO_ROWS)
 
 
 class Writer:
     """Writes checkpoints while the training goes on, one at a time.
 
-    The training waits only for a copy of its state in host memory. That memory is kept from one checkpoint to the next.
-    Leaving the context waits for what is being written.
+    The training waits only for a copy of its state in host memory. That memory is kept from one
+    checkpoint to the next. Leaving the context waits for what is being written.
 
     Args:
         folder: Where the checkpoints lie.
@@ -181,11 +196,15 @@ def _tensors(
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= _optimizer_tensors(model, optimizer)
     tensors |= _random_states()
-    tensors |= {f"{prefix}/{name}": value for prefix, part in extra.items() for name, value in part.items()}
+    tensors |= {
+        f"{prefix}/{name}": value for prefix, part in extra.items() for name, value in part.items()
+    }
     return {name: value.detach() for name, value in tensors.items()}
 
 
-def _write(folder: Path, step: int, digest: str, tensors: Mapping[str, Tensor], rows: RowsMark) -> Path:
+def _write(
+    folder: Path, step: int, digest: str, tensors: Mapping[str, Tensor], rows: RowsMark
+) -> Path:
     from safetensors.torch import save_file
 
     target = folder / folder_name(step)
@@ -198,7 +217,9 @@ def _write(folder: Path, step: int, digest: str, tensors: Mapping[str, Tensor], 
     return target
 
 
-def _write_state(folder: Path, step: int, digest: str, tensors_sha256: str, rows: RowsMark | None) -> None:
+def _write_state(
+    folder: Path, step: int, digest: str, tensors_sha256: str, rows: RowsMark | None
+) -> None:
     state = {"step": step, "digest": digest, "sha256": tensors_sha256}
     records.write(folder / STATE, state | {"rows": None if rows is None else rows.to_json()})
 
@@ -228,7 +249,8 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint folder.
 
     Raises:
-        CheckpointError: A file is missing, of an unknown format, or its hash is not the recorded one.
+        CheckpointError: A file is missing, of an unknown format, or its hash is not the recorded
+            one.
     """
     from safetensors.torch import load_file
 
@@ -279,9 +301,14 @@ def _read_state(path: Path) -> _State:
     try:
         rows = content.get("rows")
         state = _State(
-            content["step"], content["digest"], content["sha256"], None if rows is None else RowsMark(**rows)
+            content["step"],
+            content["digest"],
+            content["sha256"],
+            None if rows is None else RowsMark(**rows),
         )
-        is_whole = path.name == folder_name(state.step) and isinstance(state.digest + state.tensors_sha256, str)
+        is_whole = path.name == folder_name(state.step) and isinstance(
+            state.digest + state.tensors_sha256, str
+        )
     except (KeyError, TypeError, ValueError):
         is_whole = False
     if not is_whole:
@@ -322,11 +349,14 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
     """Put a checkpoint's state into ``model`` and, for training on, into ``optimizer`` and the random generators.
 
     Raises:
-        CheckpointError: The model has other tensors than the checkpoint, or it holds no state to train on.
+        CheckpointError: The model has other tensors than the checkpoint, or it holds no state to
+            train on.
     """
     import torch
 
@@ -336,11 +366,15 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     moments = checkpoint.part("optimizer")
     for name, parameter in model.named_parameters():
         entries = {
-            key: moments[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in moments
+            key: moments[f"{key}/{name}"]
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"{key}/{name}" in moments
         }
         if entries:
             # The fused optimizer has its number of steps beside the parameter, too.
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in entries.items()}
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device) for key, value in entries.items()
+            }
     random = checkpoint.part("random")
     if "cpu" not in random:
         raise CheckpointError(

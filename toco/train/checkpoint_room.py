@@ -19,7 +19,9 @@ _TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Bytes of a checkpoint: the model, and AdamW's two moments of every parameter that is trained."""
-    trained: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    trained: list[Tensor] = [
+        parameter for group in optimizer.param_groups for parameter in group["params"]
+    ]
     tensors: list[Tensor] = [*model.state_dict().values(), *trained, *trained]
     return sum(value.nbytes for value in tensors)
 
@@ -33,12 +35,15 @@ def check_room(run_dir: Path, checkpoint_size: int, keep: int) -> None:
         keep: Checkpoints that are kept; one more exists while it is written.
 
     Raises:
-        NoRoomError: They do not fit beside those that exist already, or the disk takes no more files.
+        NoRoomError: They do not fit beside those that exist already, or the disk takes no more
+            files.
     """
     stored = sum(file.stat().st_size for file in run_dir.glob("checkpoints/step_*/*"))
     problem = shortage(run_dir, max((keep + 1) * checkpoint_size - stored, 1))
     if problem is not None:
-        raise NoRoomError(f"{problem} Or lower keep_checkpoints, which is {keep}, or take a folder on another disk.")
+        raise NoRoomError(
+            f"{problem} Or lower keep_checkpoints, which is {keep}, or take a folder on another disk."
+        )
 
 
 @contextmanager
@@ -59,7 +64,9 @@ def room_in_sentences(run_dir: Path, checkpoint_size: int) -> Iterator[None]:
                 "(ulimit -n), or lower num_workers; --resume goes on from the last checkpoint.",
                 error.errno,
             ) from error
-        is_elsewhere = error.filename is not None and run_dir not in Path(os.fsdecode(error.filename)).parents
+        is_elsewhere = (
+            error.filename is not None and run_dir not in Path(os.fsdecode(error.filename)).parents
+        )
         if not is_no_room(error) or is_elsewhere:
             raise
         raise NoRoomError(

@@ -1,7 +1,8 @@
 """One run trained by several processes, the ranks: each has its share of every batch, and all hold the same network.
 
-torchrun starts the ranks, or :mod:`toco.train.ranks` does. Gradients and logged losses are means over the ranks, and as
-every loss is a mean over groups of images, these are the values that one process finds, up to rounding.
+torchrun starts the ranks, or :mod:`toco.train.ranks` does. Gradients and logged losses are means
+over the ranks, and as every loss is a mean over groups of images, these are the values that one
+process finds, up to rounding.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Place:
         world_size: Number of ranks.
         local_rank: The same among those on this machine; its GPU has this number.
         local_world_size: Ranks on this machine.
-        rendezvous: How the ranks find each other, as :func:`torch.distributed.init_process_group` takes it.
+        rendezvous: How the ranks find each other, as :func:`torch.distributed.init_process_group`
+            takes it.
     """
 
     rank: int
@@ -65,13 +67,22 @@ class Place:
         """
         if os.environ.get("WORLD_SIZE", "1") == "1":
             return None
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        names = (
+            "RANK",
+            "WORLD_SIZE",
+            "LOCAL_RANK",
+            "LOCAL_WORLD_SIZE",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+        )
         if missing := [name for name in names if name not in os.environ]:
             raise ValueError(
                 f"WORLD_SIZE is above 1, but {', '.join(missing)} are not set. Start the ranks with torchrun, or "
                 "unset WORLD_SIZE to train in one process."
             )
-        rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in names[:4])
+        rank, world_size, local_rank, local_world_size = (
+            int(os.environ[name]) for name in names[:4]
+        )
         return cls(rank, world_size, local_rank, local_world_size)
 
 
@@ -80,7 +91,8 @@ def joined(config: RunConfig, place: Place | None) -> Iterator[Shard]:
     """Be one of the ranks that train ``config``; alone where ``place`` is ``None``.
 
     Raises:
-        ValueError: The config cannot be trained by so many ranks, or there are fewer GPUs than ranks.
+        ValueError: The config cannot be trained by so many ranks, or there are fewer GPUs than
+            ranks.
         RankError: Another rank failed while this one waited for it.
     """
     if place is None:
@@ -109,7 +121,8 @@ def joined(config: RunConfig, place: Place | None) -> Iterator[Shard]:
         is_lost = type(error) is RuntimeError or isinstance(error, dist.DistError)
         if is_lost and store.check([_FAILURE]):
             raise RankError(store.get(_FAILURE).decode()) from error
-        # No farewell: it waits for work that the others will not do. The end of this process ends theirs.
+        # No farewell: it waits for work that the others will not do. The end of this process ends
+        # theirs.
         store.set(_FAILURE, f"Rank {place.rank} of {place.world_size} failed: {error}")
         raise
     dist.destroy_process_group()
@@ -118,7 +131,8 @@ def joined(config: RunConfig, place: Place | None) -> Iterator[Shard]:
 def own_share() -> Shard:
     """The share of this process of work that the processes of torchrun divide without a word to each other.
 
-    Each takes a GPU of its machine, where there are any; processes beyond their number share them in turn.
+    Each takes a GPU of its machine, where there are any; processes beyond their number share them
+    in turn.
     """
     place = Place.of_torchrun()
     if place is None:

@@ -1,8 +1,8 @@
 """Whether a run can run, before anything of it is made: its step, evaluation and inference on tensors without values.
 
-Meta tensors have shapes and types alone. The real backbone and the real method compute on them what they compute in a
-training, in a second or two and without memory for a single weight, and fail where sizes do not fit. What only values
-decide is not seen: it passes.
+Meta tensors have shapes and types alone. The real backbone and the real method compute on them what
+they compute in a training, in a second or two and without memory for a single weight, and fail
+where sizes do not fit. What only values decide is not seen: it passes.
 """
 
 from __future__ import annotations
@@ -47,8 +47,12 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
     Raises:
         ValueError: They do not. The message says what fails, and the settings.
     """
-    settings = {} if recipe is None else {path: new for path, (_, new) in diff(recipe, config).items()}
-    config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"weights": None})})
+    settings = (
+        {} if recipe is None else {path: new for path, (_, new) in diff(recipe, config).items()}
+    )
+    config = config.model_copy(
+        update={"backbone": config.backbone.model_copy(update={"weights": None})}
+    )
 
     def part(what: str, sections: tuple[str, ...], compute: Callable[[], None]) -> None:
         changed = {path: value for path, value in settings.items() if path.startswith(sections)}
@@ -60,13 +64,29 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
     of_all = ("backbone.", "method.")
     part("The network cannot be built", of_all, lambda: methods.append(_bare_method(config)))
     (method,) = methods
-    part("A training step cannot be computed", ("views.", "batch_size", *of_all), lambda: _train(config, method))
-    part("An evaluation cannot be computed", ("evaluate.", *of_all), lambda: _evaluate(config, method))
+    part(
+        "A training step cannot be computed",
+        ("views.", "batch_size", *of_all),
+        lambda: _train(config, method),
+    )
+    part(
+        "An evaluation cannot be computed",
+        ("evaluate.", *of_all),
+        lambda: _evaluate(config, method),
+    )
     if config.method.has_decoder():
-        part("The inference cannot be computed", ("inference.", *of_all), lambda: _infer(config, method))
+        part(
+            "The inference cannot be computed",
+            ("inference.", *of_all),
+            lambda: _infer(config, method),
+        )
     for name, used in config.method.bilateral_filters().items():
         setting = f"method.{name}"
-        part(f"The filter of {setting} cannot be computed", (f"{setting}.",), partial(_filter_of_method, used))
+        part(
+            f"The filter of {setting} cannot be computed",
+            (f"{setting}.",),
+            partial(_filter_of_method, used),
+        )
     part("The CRF cannot be computed", ("inference.crf",), lambda: _filter_for_crf(config))
 
 
@@ -131,7 +151,9 @@ def _bare_method(config: RunConfig) -> Method:
     with torch.device("meta"):
         backbone = load("toco.backbones", config.backbone.name).build(config.backbone)
         resolved = config.method.resolved("cpu", config.views.crop_size_px)
-        method: Method = load("toco.methods", config.method.name).build(resolved, backbone, _NUM_CLASSES)
+        method: Method = load("toco.methods", config.method.name).build(
+            resolved, backbone, _NUM_CLASSES
+        )
     return method
 
 
@@ -221,7 +243,9 @@ def _own_side(config: RunConfig, method: Method, scale: float) -> int:
     """Side of an image of its own size that has a patch at ``scale``, if there are such images."""
     side = max(config.views.crop_size_px, _patch_side(method, scale))
     if side > MAX_SIDE_PX:
-        raise ValueError(f"at scale {scale:g} an image needs {side} px for a patch, and {MAX_SIDE_PX} are the most")
+        raise ValueError(
+            f"at scale {scale:g} an image needs {side} px for a patch, and {MAX_SIDE_PX} are the most"
+        )
     return side
 
 

@@ -1,8 +1,8 @@
 """Trainings that are the same until a step are trained until there once.
 
-The decoder's terms join late, so trainings that differ only in these share all updates before. The first one leaves a
-snapshot of its run folder at that step, and the others begin from it. On a CPU they become, bit for bit, what they
-would have become alone.
+The decoder's terms join late, so trainings that differ only in these share all updates before. The
+first one leaves a snapshot of its run folder at that step, and the others begin from it. On a CPU
+they become, bit for bit, what they would have become alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
     from toco.methods import Method
 
-_CONDITIONS = ("versions", "platform", "device", "num_threads", "world_size", "data_manifest", "weights_sha256")
+_CONDITIONS = (
+    "versions",
+    "platform",
+    "device",
+    "num_threads",
+    "world_size",
+    "data_manifest",
+    "weights_sha256",
+)
 """Keys of the provenance on which bits depend."""
 
 
@@ -41,15 +49,20 @@ def prefix_digest(config: RunConfig, step: int) -> str:
     """Digest (16 digits) of all settings that have an effect on the run folder after ``step`` updates."""
     inert = [f"method.{path}" for path in sorted(config.method.inert_until(step))]
     # Run-only, but rows, pictures and the last bits do depend on these.
-    recorded = (config.device, config.log_every, config.evaluate.batch_size, config.evaluate.num_pictures)
+    recorded = (
+        config.device,
+        config.log_every,
+        config.evaluate.batch_size,
+        config.evaluate.num_pictures,
+    )
     return _digest(digest(config, without=inert), step, recorded)
 
 
 class Prefixes:
     """Snapshots of run folders, each complete up to the step at which late terms join.
 
-    A snapshot is found by its settings and by the data, weights, versions and machine it was made with; which code
-    made it is not known here.
+    A snapshot is found by its settings and by the data, weights, versions and machine it was made
+    with; which code made it is not known here.
 
     Args:
         folder: Where the snapshots lie. All trainings that share it must run the same code.
@@ -66,7 +79,9 @@ class Prefixes:
         self._path: Path | None = None
         if self.step is not None:
             conditions = [provenance[key] for key in _CONDITIONS]
-            self._path = folder / f"{_digest(prefix_digest(config, self.step), conditions)}-{self.step}"
+            self._path = (
+                folder / f"{_digest(prefix_digest(config, self.step), conditions)}-{self.step}"
+            )
 
     def begin(self, folder: RunFolder) -> checkpoint.Checkpoint | None:
         """Bring ``folder``, a run without a checkpoint, to the shared step; ``None`` if there is no whole snapshot."""
@@ -83,7 +98,9 @@ class Prefixes:
         folder.set_forked_at(saved.step)
         # Last, because a run with a checkpoint goes on from it.
         checkpoint.adopt(
-            self._path / "checkpoints" / checkpoint.folder_name(saved.step), folder.checkpoints, self._digest
+            self._path / "checkpoints" / checkpoint.folder_name(saved.step),
+            folder.checkpoints,
+            self._digest,
         )
         return saved
 
@@ -97,14 +114,27 @@ class Prefixes:
         """Keep ``folder`` as it is after the shared step, unless another training did so before.
 
         Raises:
-            OSError: The snapshot cannot be written. Where the disk is full, ``filename`` says that it is this one's.
+            OSError: The snapshot cannot be written. Where the disk is full, ``filename`` says that
+                it is this one's.
         """
         if self._path is None or self.step is None or self._path.is_dir():
             return
         partial = partial_name(self._path)
         try:
-            shutil.copytree(folder.path, partial, ignore=shutil.ignore_patterns("checkpoints", LOCK, "*.partial"))
-            checkpoint.save(partial / "checkpoints", self.step, self._digest, method, optimizer, extra, folder.mark())
+            shutil.copytree(
+                folder.path,
+                partial,
+                ignore=shutil.ignore_patterns("checkpoints", LOCK, "*.partial"),
+            )
+            checkpoint.save(
+                partial / "checkpoints",
+                self.step,
+                self._digest,
+                method,
+                optimizer,
+                extra,
+                folder.mark(),
+            )
             partial.rename(self._path)
         except OSError as error:
             if self._path.is_dir():  # another training was first

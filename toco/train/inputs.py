@@ -31,10 +31,14 @@ def open_data(config: RunConfig) -> tuple[Dataset, Dataset]:
     """Open the training and the validation split.
 
     Raises:
-        ValueError: The data is missing or wrong, or an image is in both splits and ``data.allow_overlap`` is not set.
+        ValueError: The data is missing or wrong, or an image is in both splits and
+            ``data.allow_overlap`` is not set.
     """
     module = load("toco.data", config.data.name)
-    train_set, val_set = module.open_split(config.data, "train"), module.open_split(config.data, "val")
+    train_set, val_set = (
+        module.open_split(config.data, "train"),
+        module.open_split(config.data, "val"),
+    )
     refuse_overlap(train_set, val_set, config.data.allow_overlap)
     return train_set, val_set
 

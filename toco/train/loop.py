@@ -47,8 +47,8 @@ class Observer(Protocol):
     def on_evaluation(self, step: int, metrics: dict[str, float], checkpoint: Path) -> None:
         """Called when the evaluation after ``step`` updates, its row and its checkpoint are on disk.
 
-        It is called in another thread than the training's, which goes on and may have rows of later steps by then; the
-        next evaluation and the end of the run wait for it.
+        It is called in another thread than the training's, which goes on and may have rows of later
+        steps by then; the next evaluation and the end of the run wait for it.
         """
 
 
@@ -78,25 +78,29 @@ def train(
 ) -> Result:
     """Train, evaluate and keep everything in ``run_dir``.
 
-    Of the ranks of :mod:`toco.train.distributed`, all of which call this, the first writes ``run_dir``; all see it.
+    Of the ranks of :mod:`toco.train.distributed`, all of which call this, the first writes
+    ``run_dir``; all see it.
 
     Args:
         config: The run.
         run_dir: The run folder.
         recipe: Name of the recipe that ``config`` came from, for the record.
-        resume: Continue the run that ``run_dir`` holds, or start one if it holds none. On a CPU the result is that of
-            the uninterrupted run, bit for bit.
+        resume: Continue the run that ``run_dir`` holds, or start one if it holds none. On a CPU the
+            result is that of the uninterrupted run, bit for bit.
         observer: Told of every evaluation.
         progress: Show a progress bar.
-        prefixes: Folder of trainings' beginnings; see :mod:`toco.train.fork`. The training starts from one of them
-            where it can, and leaves its own there. All that share the folder must run the same code.
+        prefixes: Folder of trainings' beginnings; see :mod:`toco.train.fork`. The training starts
+            from one of them where it can, and leaves its own there. All that share the folder must
+            run the same code.
 
     Raises:
         FileExistsError: ``run_dir`` holds a run and ``resume`` is not set.
-        ValueError: ``run_dir`` holds a run of another config, of other data or weights, or is in use.
+        ValueError: ``run_dir`` holds a run of another config, of other data or weights, or is in
+            use.
         NoRoomError: The checkpoints do not fit on the disk of ``run_dir``, or it became full; see
             :mod:`toco.train.checkpoint_room`.
-        DivergedError: A loss is not finite. ``result.json`` says so, and the last checkpoint is kept.
+        DivergedError: A loss is not finite. ``result.json`` says so, and the last checkpoint is
+            kept.
     """
     started = time.monotonic()
     config = config.resolved()
@@ -121,20 +125,33 @@ def train(
             notes = [str(note) for note in notes_of_splits(train_set, val_set)]
             for note in notes:
                 logger.warning("%s", note)
-            record = {**provenance(device, inputs), "data_notes": notes, "own_code": own_code(config)}
+            record = {
+                **provenance(device, inputs),
+                "data_notes": notes,
+                "own_code": own_code(config),
+            }
             check = partial(check_room, run_dir, size, config.keep_checkpoints)
-            restored = begin_or_resume(folder, config, recipe, train_set.class_names, record, check, resume=resume)
+            restored = begin_or_resume(
+                folder, config, recipe, train_set.class_names, record, check, resume=resume
+            )
             shared = None if prefixes is None else Prefixes(prefixes, config, record)
         done = distributed.from_first(folder.result)
         if done is not None and done["status"] == "finished":
             return Result("finished", done["step"], done["metrics"])
 
-        # The state to go on from, if there is one: a checkpoint, or a shared prefix of other trainings.
-        if restored is None and shared is not None and (restored := shared.begin(folder)) is not None:
+        # The state to go on from, if there is one: a checkpoint, or a shared prefix of other
+        # trainings.
+        if (
+            restored is None
+            and shared is not None
+            and (restored := shared.begin(folder)) is not None
+        ):
             _report_evaluation(observer, folder, restored.step)
         step = distributed.from_first(lambda: None if restored is None else restored.step)
         if step is not None:
-            restored = restored or checkpoint.read(folder.checkpoints / checkpoint.folder_name(step))
+            restored = restored or checkpoint.read(
+                folder.checkpoints / checkpoint.folder_name(step)
+            )
             checkpoint.restore(restored, method, optimizer)
 
         # Filling a cache of images may take long: do it before signals wait for the end of a step.
@@ -176,7 +193,8 @@ class _Run:
         prefixes: Beginnings that trainings share, on the first rank and if there are any.
         observer: Told of every evaluation.
         progress: Whether this rank shows progress bars.
-        started: Start of the run on the clock of ``time.monotonic``, as if it had never been interrupted.
+        started: Start of the run on the clock of ``time.monotonic``, as if it had never been
+            interrupted.
         step: Updates done.
         saved_step: Step of the newest checkpoint.
     """
@@ -203,7 +221,11 @@ class _Run:
         """
         config = self.config
         bar = tqdm(
-            total=config.num_steps, initial=self.step, unit="step", disable=not self.progress, dynamic_ncols=True
+            total=config.num_steps,
+            initial=self.step,
+            unit="step",
+            disable=not self.progress,
+            dynamic_ncols=True,
         )
         left = config.num_steps - self.step
         with (
@@ -216,8 +238,13 @@ class _Run:
                 for batch in batches:
                     self._update(batch, stop)
                     bar.update()
-                    # Read once a step: it may be set at any moment. Several ranks stop when all of them know.
-                    stopping = stop.is_set() if distributed.shard().world_size == 1 else self.averages.stop_was_set
+                    # Read once a step: it may be set at any moment. Several ranks stop when all of
+                    # them know.
+                    stopping = (
+                        stop.is_set()
+                        if distributed.shard().world_size == 1
+                        else self.averages.stop_was_set
+                    )
                     self.writer.check()
                     is_last = self.step == config.num_steps
                     is_due = self.step % config.evaluate_every == 0 or is_last
@@ -253,8 +280,13 @@ class _Run:
 
         status, message = "finished", None
         if self.step < config.num_steps:
-            status, message = "stopped", f"Stopped by a signal after step {self.step}; --resume continues."
-        return Result(status, self.step, distributed.from_first(partial(self._finish, status, message)))
+            status, message = (
+                "stopped",
+                f"Stopped by a signal after step {self.step}; --resume continues.",
+            )
+        return Result(
+            status, self.step, distributed.from_first(partial(self._finish, status, message))
+        )
 
     def _update(self, batch: RawBatch, stop: threading.Event) -> None:
         """Update the network once; add its losses to the averages, which raise if earlier ones are not finite."""
@@ -266,7 +298,9 @@ class _Run:
 
     def _log(self) -> dict[str, float]:
         """Write a training row, the means over the steps since the last one, and return it."""
-        values = self.averages.take() | {"train/lr": self.train_step.optimizer.param_groups[0]["lr"]}
+        values = self.averages.take() | {
+            "train/lr": self.train_step.optimizer.param_groups[0]["lr"]
+        }
         if distributed.shard().rank == 0:
             self.folder.add_metrics(self.step, "train", time.monotonic() - self.started, values)
         return values
@@ -277,7 +311,9 @@ class _Run:
         self.writer.wait()
         time_s = time.monotonic() - self.started
         method = self.train_step.method
-        return evaluate_into(self.folder, method, self.val_set, self.config, self.step, time_s, self.progress)
+        return evaluate_into(
+            self.folder, method, self.val_set, self.config, self.step, time_s, self.progress
+        )
 
     def _save(self, on_saved: Callable[[Path], None]) -> None:
         """Start to write a checkpoint, on the first rank."""
@@ -296,7 +332,9 @@ class _Run:
     def _finish(self, status: str, message: str | None) -> dict[str, float]:
         """Write ``result.json`` and return its metrics."""
         rows = self.folder.metrics()
-        step_times_s = [row["values"]["train/step_time_s"] for row in rows if row["kind"] == "train"]
+        step_times_s = [
+            row["values"]["train/step_time_s"] for row in rows if row["kind"] == "train"
+        ]
         averages = averaged(rows, self.config.evaluate.average_last)
         result = {
             "status": status,
@@ -317,7 +355,9 @@ def _report_evaluation(observer: Observer | None, folder: RunFolder, step: int) 
     """Tell ``observer`` of the evaluation after ``step``, which another training made, if there was one."""
     for row in folder.metrics():
         if observer is not None and (row["kind"], row["step"]) == ("val", step):
-            observer.on_evaluation(step, row["values"], folder.checkpoints / checkpoint.folder_name(step))
+            observer.on_evaluation(
+                step, row["values"], folder.checkpoints / checkpoint.folder_name(step)
+            )
 
 
 def evaluate_into(
@@ -346,7 +386,9 @@ def evaluate_into(
 
     shard = distributed.shard()
     device = config.torch_device()
-    evaluation = evaluate(method, val_set, config.evaluate, device, progress=progress, step=step, shard=shard)
+    evaluation = evaluate(
+        method, val_set, config.evaluate, device, progress=progress, step=step, shard=shard
+    )
     if shard.rank == 0:
         folder.add_evaluation(step, evaluation, config.evaluate.average_last)
         threshold = config.evaluate.background_threshold
@@ -359,7 +401,8 @@ def evaluate_into(
 def _stop_signals() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C or SIGTERM sets; a second one acts as usual.
 
-    Only the main thread may handle signals; a run in another thread is stopped by whoever started it.
+    Only the main thread may handle signals; a run in another thread is stopped by whoever started
+    it.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

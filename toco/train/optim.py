@@ -27,7 +27,9 @@ def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
     return float((1 - last / num_steps) ** config.power)
 
 
-def build_optimizer(groups: Mapping[str, Sequence[nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    groups: Mapping[str, Sequence[nn.Parameter]], config: OptimConfig
+) -> torch.optim.AdamW:
     """AdamW with one parameter group per non-empty entry of ``groups``; each remembers its name and its peak rate."""
     settings = [
         {"params": list(parameters), "name": name, "peak_lr": config.lr * _multiplier(name, config)}
@@ -35,11 +37,18 @@ def build_optimizer(groups: Mapping[str, Sequence[nn.Parameter]], config: OptimC
         if parameters
     ]
     return torch.optim.AdamW(
-        settings, lr=config.lr, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay, fused=True
+        settings,
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
 
 
-def set_lr(optimizer: torch.optim.Optimizer, step: int, num_steps: int, config: OptimConfig) -> None:
+def set_lr(
+    optimizer: torch.optim.Optimizer, step: int, num_steps: int, config: OptimConfig
+) -> None:
     """Set every group's rate to what step ``step`` uses."""
     factor = lr_factor(step, num_steps, config)
     for group in optimizer.param_groups:

@@ -31,12 +31,16 @@ def build_method(config: RunConfig, num_foreground_classes: int) -> Method:
     """Build backbone and method with the run's seed and precision, on the CPU."""
     torch.manual_seed(config.seed)
     backbone = load("toco.backbones", config.backbone.name).build(config.backbone)
-    method: Method = load("toco.methods", config.method.name).build(config.method, backbone, num_foreground_classes)
+    method: Method = load("toco.methods", config.method.name).build(
+        config.method, backbone, num_foreground_classes
+    )
     method.autocast_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
     return method
 
 
-def method_of(saved: checkpoint.Checkpoint, config: RunConfig, num_foreground_classes: int) -> Method:
+def method_of(
+    saved: checkpoint.Checkpoint, config: RunConfig, num_foreground_classes: int
+) -> Method:
     """Build the method that a checkpoint holds, on the run's device.
 
     Raises:

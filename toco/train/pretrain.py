@@ -1,13 +1,15 @@
 """Pretrain the nano ViT on generated scenes, so that it stands to the benchmark as an ImageNet ViT stands to VOC.
 
-A ViT pretrained on ImageNet has two properties that weak supervision lives and suffers by: the patch tokens of its
-middle blocks are local and know what they show, and those of its last blocks have become alike. A nano ViT trained
-briefly has neither (with the class token alone supervised, its last block's patch similarity stays near 0.5). So both
-are asked for, by image-level labels only; no loss sees a mask:
+A ViT pretrained on ImageNet has two properties that weak supervision lives and suffers by: the
+patch tokens of its middle blocks are local and know what they show, and those of its last blocks
+have become alike. A nano ViT trained briefly has neither (with the class token alone supervised,
+its last block's patch similarity stays near 0.5). So both are asked for, by image-level labels
+only; no loss sees a mask:
 
 - the class token predicts the classes in the image;
 - so does the maximum over the patch tokens of one middle block (the *local* block);
-- so does every single patch token of the last blocks (the *smooth* blocks), which all have to say the same.
+- so does every single patch token of the last blocks (the *smooth* blocks), which all have to say
+  the same.
 """
 
 from __future__ import annotations
@@ -45,15 +47,16 @@ class PretrainConfig(Config):
 
     Attributes:
         backbone: The ViT, from random weights.
-        scene: What the scenes show. Hidden parts make the bodies known as well, and backgrounds tell less than in the
-            benchmark.
+        scene: What the scenes show. Hidden parts make the bodies known as well, and backgrounds
+            tell less than in the benchmark.
         num_classes: Foreground classes.
         num_steps: Optimizer updates.
         batch_size: Scenes per update; none is seen twice.
         lr: Peak learning rate, after ``warmup_steps``; it falls to 0 as half a cosine.
         weight_decay: Of AdamW, on every parameter.
         local_block: 0-based block whose maximum over patch tokens predicts the labels.
-        smooth_weights: Weights of the loss of every single patch token, of the last block, the one before it, ...
+        smooth_weights: Weights of the loss of every single patch token, of the last block, the one
+            before it, ...
         seed: Of the scenes and of the initial weights.
     """
 
@@ -73,9 +76,13 @@ class PretrainConfig(Config):
     def _parts_fit(self) -> PretrainConfig:
         depth = self.backbone.depth
         if self.local_block >= depth or len(self.smooth_weights) > depth:
-            raise ValueError(f"local_block and smooth_weights reach beyond the {depth} blocks of the backbone")
+            raise ValueError(
+                f"local_block and smooth_weights reach beyond the {depth} blocks of the backbone"
+            )
         if self.backbone.weights is not None:
-            raise ValueError("a pretraining starts from random weights: set backbone.weights to null")
+            raise ValueError(
+                "a pretraining starts from random weights: set backbone.weights to null"
+            )
         return self
 
 
@@ -84,7 +91,8 @@ class PretrainResult:
     """What came out.
 
     Attributes:
-        weights: The safetensors file; beside it lies a JSON file of the same name that says how it was made.
+        weights: The safetensors file; beside it lies a JSON file of the same name that says how it
+            was made.
         label_accuracy: Part of the last scenes whose classes the class token named exactly.
         patch_similarity: Mean pairwise cosine of patch tokens after each block, on the last batch.
     """
@@ -111,7 +119,9 @@ def pretrain(
     if weights.suffix != ".safetensors":
         raise ValueError(f"{weights}: expected a file name that ends in .safetensors.")
     model = _build(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+    )
     steps = tqdm(range(config.num_steps), unit="step", disable=not progress, dynamic_ncols=True)
     correct: list[float] = []
     for step in steps:
@@ -126,7 +136,9 @@ def pretrain(
         correct.append(((output.class_logits > 0) == (labels > 0)).all(dim=1).float().mean().item())
         steps.set_postfix(loss=f"{loss.item():.3f}", exact=f"{_recent_mean(correct):.3f}")
     result = PretrainResult(
-        weights, _recent_mean(correct), [patch_similarity(t).mean().item() for t in output.block_tokens]
+        weights,
+        _recent_mean(correct),
+        [patch_similarity(t).mean().item() for t in output.block_tokens],
     )
     _write(config, model.backbone.vit, result, command)
     return result
@@ -161,34 +173,47 @@ class Pretraining(nn.Module):
         self.local_block = config.local_block
         self.class_head = nn.Linear(width, num_classes)
         self.local_head = nn.Linear(width, num_classes)
-        # The last block's tokens come out of the final norm; those before it are normalised by their head.
+        # The last block's tokens come out of the final norm; those before it are normalised by
+        # their head.
         self.smooth_heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width) if before_last else nn.Identity(), nn.Linear(width, num_classes))
+            nn.Sequential(
+                nn.LayerNorm(width) if before_last else nn.Identity(), nn.Linear(width, num_classes)
+            )
             for before_last in range(len(config.smooth_weights))
         )
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> PretrainOutput:
         """Predict the labels from all of these tokens."""
-        final, blocks = self.backbone.vit.forward_intermediates(self.backbone.renormalise(images), output_fmt="NLC")
+        final, blocks = self.backbone.vit.forward_intermediates(
+            self.backbone.renormalise(images), output_fmt="NLC"
+        )
         blocks[-1] = final[:, 1:]
         return PretrainOutput(
             class_logits=self.class_head(final[:, 0]),
             local_logits=self.local_head(blocks[self.local_block].amax(dim=1)),
-            smooth_logits=[head(blocks[-1 - index]) for index, head in enumerate(self.smooth_heads)],
+            smooth_logits=[
+                head(blocks[-1 - index]) for index, head in enumerate(self.smooth_heads)
+            ],
             block_tokens=[tokens.detach() for tokens in blocks],
         )
 
 
-def pretraining_loss(output: PretrainOutput, labels: Float[Tensor, "b k"], config: PretrainConfig) -> Float[Tensor, ""]:
+def pretraining_loss(
+    output: PretrainOutput, labels: Float[Tensor, "b k"], config: PretrainConfig
+) -> Float[Tensor, ""]:
     """Sum of the binary cross-entropies of all predictions, the smooth ones weighted."""
     loss = F.binary_cross_entropy_with_logits(output.class_logits, labels)
     loss = loss + F.binary_cross_entropy_with_logits(output.local_logits, labels)
     for weight, logits in zip(config.smooth_weights, output.smooth_logits, strict=True):
-        loss = loss + weight * F.binary_cross_entropy_with_logits(logits, labels[:, None].expand_as(logits))
+        loss = loss + weight * F.binary_cross_entropy_with_logits(
+            logits, labels[:, None].expand_as(logits)
+        )
     return loss
 
 
-def draw_batch(config: PretrainConfig, step: int) -> tuple[UInt8[Tensor, "b 3 h w"], Float[Tensor, "b k"]]:
+def draw_batch(
+    config: PretrainConfig, step: int
+) -> tuple[UInt8[Tensor, "b 3 h w"], Float[Tensor, "b k"]]:
     """Scenes that no other step sees, and their image-level labels."""
     first = step * config.batch_size
     size_px = config.backbone.image_size_px
@@ -197,7 +222,10 @@ def draw_batch(config: PretrainConfig, step: int) -> tuple[UInt8[Tensor, "b 3 h 
         for index in range(first, first + config.batch_size)
     ]
     images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
-    present = [[bool((scene.mask == label).any()) for label in range(1, config.num_classes + 1)] for scene in scenes]
+    present = [
+        [bool((scene.mask == label).any()) for label in range(1, config.num_classes + 1)]
+        for scene in scenes
+    ]
     return images, torch.tensor(present, dtype=torch.float32)
 
 
@@ -219,7 +247,9 @@ def _recent_mean(values: list[float]) -> float:
     return sum(recent) / len(recent)
 
 
-def _write(config: PretrainConfig, vit: nn.Module, result: PretrainResult, command: str | None) -> None:
+def _write(
+    config: PretrainConfig, vit: nn.Module, result: PretrainResult, command: str | None
+) -> None:
     state = {name: tensor.contiguous() for name, tensor in vit.state_dict().items()}
     with whole_file(result.weights) as partial:
         save_file(state, partial)

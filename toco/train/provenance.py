@@ -44,7 +44,9 @@ def own_command() -> tuple[str, ...]:
 
 def own_code(config: RunConfig) -> dict[str, str]:
     """Digests of the code of the user's own modules that ``config`` names, by module."""
-    own = [name for name in (config.backbone.name, config.data.name, config.method.name) if "." in name]
+    own = [
+        name for name in (config.backbone.name, config.data.name, config.method.name) if "." in name
+    ]
     return code_digests(own, without=[toco.__name__])
 
 
@@ -57,7 +59,9 @@ def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:
         "dirty": dirty,
         "versions": {"python": platform.python_version(), "toco": toco.__version__, **versions},
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU {platform.machine()}",
         "num_threads": torch.get_num_threads(),
         "world_size": distributed.shard().world_size,
         "data_manifest": {"train": inputs.train_data, "val": inputs.val_data},
@@ -75,7 +79,9 @@ def _commit() -> tuple[str | None, bool | None]:
         return None, None
 
     def ask(*command: str) -> str | None:
-        done = subprocess.run([git, "-C", str(source), *command], capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(
+            [git, "-C", str(source), *command], capture_output=True, text=True, check=False
+        )  # noqa: S603
         return done.stdout.strip() if done.returncode == 0 else None
 
     # An installed copy inside somebody else's repository must not report that repository's commit.

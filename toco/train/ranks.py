@@ -49,7 +49,8 @@ def train_on_ranks(
     However it ends, no process is left.
 
     Args:
-        world_size: Number of ranks; each takes the GPU of its number, where ``config`` is trained on GPUs.
+        world_size: Number of ranks; each takes the GPU of its number, where ``config`` is trained
+            on GPUs.
         train: :func:`toco.train.loop.train`, or another function of a module with its signature.
         config: The run.
         run_dir: The run folder.
@@ -64,7 +65,9 @@ def train_on_ranks(
     check_shares(config, world_size)
     with tempfile.TemporaryDirectory(prefix="toco-ranks-") as folder:
         rendezvous = (Path(folder) / "rendezvous").as_uri()
-        places = [Place(rank, world_size, rank, world_size, rendezvous) for rank in range(world_size)]
+        places = [
+            Place(rank, world_size, rank, world_size, rendezvous) for rank in range(world_size)
+        ]
         with _started([(place, train, config, run_dir, options) for place in places]) as ranks:
             return _until_the_end(ranks, observer)
 
@@ -76,7 +79,9 @@ def _until_the_end(ranks: Mapping[Connection, BaseProcess], observer: Observer |
     lost: BaseException | None = None
     deadline = 0.0
     while open_:
-        ready: list[Any] = wait(list(open_), timeout=max(deadline - time.monotonic(), 0) if lost else None)
+        ready: list[Any] = wait(
+            list(open_), timeout=max(deadline - time.monotonic(), 0) if lost else None
+        )
         if not ready:
             break
         for connection in ready:
@@ -85,12 +90,16 @@ def _until_the_end(ranks: Mapping[Connection, BaseProcess], observer: Observer |
             except (EOFError, ConnectionError):
                 process = ranks[connection]
                 process.join()
-                raise RankError(f"{process.name} was killed, exit code {process.exitcode}.") from lost
+                raise RankError(
+                    f"{process.name} was killed, exit code {process.exitcode}."
+                ) from lost
             match message:
                 case _Evaluated():
                     if observer is not None:
                         observer.on_evaluation(message.step, message.metrics, message.checkpoint)
-                    with suppress(BrokenPipeError):  # it was killed meanwhile, which is noticed above
+                    with suppress(
+                        BrokenPipeError
+                    ):  # it was killed meanwhile, which is noticed above
                         connection.send(None)
                 case _Ended():
                     results[message.rank] = message.result
@@ -114,14 +123,17 @@ def _started(calls: list[tuple[Any, ...]]) -> Iterator[dict[Connection, BaseProc
     try:
         for number, call in enumerate(calls):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_be_rank, args=(theirs, *call), name=f"Rank {number} of {len(calls)}")
+            process = context.Process(
+                target=_be_rank, args=(theirs, *call), name=f"Rank {number} of {len(calls)}"
+            )
             process.start()
             # The end of the process is the end of the connection only if nobody else holds it.
             theirs.close()
             ranks[ours] = process
         yield ranks
     finally:
-        # Who has lost another rank, or this process, ends by itself; the first rank ends what it is writing before.
+        # Who has lost another rank, or this process, ends by itself; the first rank ends what it is
+        # writing before.
         for connection in ranks:
             connection.close()
         deadline = time.monotonic() + _PATIENCE_S

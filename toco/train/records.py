@@ -2,8 +2,9 @@
 
 Every reader of run folders starts here, also those that load neither torch nor a config.
 
-Version 2 of the format gives every record the SHA-256 of its own bytes. Folders of version 1 (toco 0.4 and before)
-have no digests: their records are read without that check, and a log entry says so once.
+Version 2 of the format gives every record the SHA-256 of its own bytes. Folders of version 1 (toco
+0.4 and before) have no digests: their records are read without that check, and a log entry says so
+once.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Rows:
     Attributes:
         whole: Rows from the first to the last before a fault.
         later: Whole rows after the first fault.
-        fault: The first fault in a sentence that names the file and the line; ``None`` where there is none.
+        fault: The first fault in a sentence that names the file and the line; ``None`` where there
+            is none.
     """
 
     whole: tuple[Row, ...]
@@ -86,7 +88,11 @@ class Rows:
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Write a record of the present format, whole and durable; :func:`read` reads it."""
     # What was read of an older run has another version.
-    write_record(path, {"format_version": FORMAT_VERSION, **content} | {"format_version": FORMAT_VERSION}, indent=2)
+    write_record(
+        path,
+        {"format_version": FORMAT_VERSION, **content} | {"format_version": FORMAT_VERSION},
+        indent=2,
+    )
 
 
 def read(path: Path, *, advice: str = _RESTORE) -> dict[str, Any]:
@@ -114,7 +120,9 @@ def read(path: Path, *, advice: str = _RESTORE) -> dict[str, Any]:
         fault = str(error).removesuffix(" Correct it, or write it again.")
         raise UnreadableError(f"{fault} {advice}") from error
     if not isinstance(record, dict):
-        raise UnreadableError(f"{printable(path)} holds a JSON {type(record).__name__}, expected an object. {advice}")
+        raise UnreadableError(
+            f"{printable(path)} holds a JSON {type(record).__name__}, expected an object. {advice}"
+        )
     if (version := record.get("format_version")) != UNSEALED_VERSION:
         raise UnreadableError(
             f"{printable(path)} has format version {version!r} and no digest; expected a record of this program. "
@@ -150,7 +158,8 @@ def rows_text(rows: Iterable[Mapping[str, Any]]) -> str:
 def read_rows(path: Path) -> Rows:
     """Read a file of metrics; one that is not there has no rows.
 
-    A last line without its end was cut off by a crash, or is still being written: it is no row and no fault.
+    A last line without its end was cut off by a crash, or is still being written: it is no row and
+    no fault.
     """
     try:
         content = path.read_bytes()
@@ -180,9 +189,16 @@ def read_row(line: bytes) -> Row | None:
         row: Row = json.loads(line)
         if not sealed and row.get("format_version", UNSEALED_VERSION) != UNSEALED_VERSION:
             return None
-        if not (isinstance(row["step"], int) and isinstance(row["kind"], str) and isinstance(row["values"], dict)):
+        if not (
+            isinstance(row["step"], int)
+            and isinstance(row["kind"], str)
+            and isinstance(row["values"], dict)
+        ):
             return None
-        if not all(isinstance(value, int | float | None) for value in (row["time_s"], *row["values"].values())):
+        if not all(
+            isinstance(value, int | float | None)
+            for value in (row["time_s"], *row["values"].values())
+        ):
             return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -195,7 +211,9 @@ def averaged(rows: Sequence[Row], average_last: int) -> dict[str, Any]:
     evaluations = [row["values"] for row in rows if row["kind"] == "val"]
     last = evaluations[-average_last:]
     return {
-        "metrics": {name: sum(row[name] for row in last) / len(last) for name in (last[-1] if last else {})},
+        "metrics": {
+            name: sum(row[name] for row in last) / len(last) for name in (last[-1] if last else {})
+        },
         "last_metrics": evaluations[-1] if evaluations else {},
         "averaged_evaluations": len(last),
     }

@@ -1,7 +1,7 @@
 """Another evaluation of a finished training, without training again.
 
-Where only the thresholds differ, the counts that the evaluations left hold every other threshold of their curve, and
-the network is not needed. Otherwise the kept checkpoints are evaluated.
+Where only the thresholds differ, the counts that the evaluations left hold every other threshold of
+their curve, and the network is not needed. Otherwise the kept checkpoints are evaluated.
 """
 
 from __future__ import annotations
@@ -31,21 +31,26 @@ Way = Literal["rescore", "evaluate"]
 _THRESHOLDS = ("background_threshold", "curve_stop", "curve_step")
 
 
-def reevaluate(source: Path, target: Path, config: RunConfig, way: Way, *, recipe: str | None = None) -> Result:
+def reevaluate(
+    source: Path, target: Path, config: RunConfig, way: Way, *, recipe: str | None = None
+) -> Result:
     """Make ``target`` the run folder that a training of ``config`` would have left, but for its checkpoints.
 
-    It has the training rows of ``source`` and those evaluations that the result is the mean of; rescored, it has
-    neither pictures nor confusion matrices. ``target`` appears when it is complete.
+    It has the training rows of ``source`` and those evaluations that the result is the mean of;
+    rescored, it has neither pictures nor confusion matrices. ``target`` appears when it is
+    complete.
 
     Args:
-        source: The run folder of a finished training that differs from ``config`` in ``evaluate`` only.
+        source: The run folder of a finished training that differs from ``config`` in ``evaluate``
+            only.
         target: The folder to make.
         config: The run whose result is wanted.
         way: See :func:`way_from`.
         recipe: Name of the recipe that ``config`` came from, for the record.
 
     Raises:
-        ValueError: ``source`` is not finished, is of another training or of other data, or lacks what ``way`` needs.
+        ValueError: ``source`` is not finished, is of another training or of other data, or lacks
+            what ``way`` needs.
         FileExistsError: ``target`` is there.
     """
     from toco.train.loop import Result
@@ -54,7 +59,9 @@ def reevaluate(source: Path, target: Path, config: RunConfig, way: Way, *, recip
     trained = RunFolder(source)
     result = trained.result() if trained.exists() else None
     if result is None or result["status"] != "finished":
-        raise ValueError(f"{source} holds no finished training; only a finished one can be evaluated in another way.")
+        raise ValueError(
+            f"{source} holds no finished training; only a finished one can be evaluated in another way."
+        )
     config = _as_trained(config, trained, way)
     if target.exists():
         raise FileExistsError(f"{target} is there already; name a new folder for the evaluation.")
@@ -63,9 +70,18 @@ def reevaluate(source: Path, target: Path, config: RunConfig, way: Way, *, recip
     evaluations = _averaged_rows(trained, rows, result, config)
     with whole_folder(target) as partial:
         folder = RunFolder(partial)
-        evaluate_step, now = (_rescoring if way == "rescore" else _evaluating)(trained, folder, config)
-        origin = {"of": trained.digest(), "run": source.name, "rescored": way == "rescore", "environment": now}
-        folder.create(config, recipe, trained.class_names(), {**trained.provenance(), "reevaluated": origin})
+        evaluate_step, now = (_rescoring if way == "rescore" else _evaluating)(
+            trained, folder, config
+        )
+        origin = {
+            "of": trained.digest(),
+            "run": source.name,
+            "rescored": way == "rescore",
+            "environment": now,
+        }
+        folder.create(
+            config, recipe, trained.class_names(), {**trained.provenance(), "reevaluated": origin}
+        )
         folder.set_metrics([row for row in rows if row["kind"] != "val"])
         for row in evaluations:
             evaluate_step(row["step"], row["time_s"])
@@ -81,8 +97,8 @@ def way_from(source: Path, config: RunConfig, *, same_code: bool) -> Way | None:
     Args:
         source: A run folder, which need not be there or whole.
         config: The run whose result is wanted.
-        same_code: Whether the evaluations of ``source`` were made by the code that is here now: what other code
-            counted is not what this one would count.
+        same_code: Whether the evaluations of ``source`` were made by the code that is here now:
+            what other code counted is not what this one would count.
     """
     trained = RunFolder(source)
     try:
@@ -94,10 +110,16 @@ def way_from(source: Path, config: RunConfig, *, same_code: bool) -> Way | None:
         steps = [row["step"] for row in _averaged_rows(trained, trained.metrics(), result, config)]
     except (OSError, ValueError, KeyError):
         return None
-    if same_code and _is_same_pass(was, config) and all(_is_counted(trained, config, step) for step in steps):
+    if (
+        same_code
+        and _is_same_pass(was, config)
+        and all(_is_counted(trained, config, step) for step in steps)
+    ):
         return "rescore"
     kept = [trained.checkpoints / checkpoint.folder_name(step) for step in steps]
-    whole = all((path / name).is_file() for path in kept for name in (checkpoint.STATE, checkpoint.TENSORS))
+    whole = all(
+        (path / name).is_file() for path in kept for name in (checkpoint.STATE, checkpoint.TENSORS)
+    )
     return "evaluate" if steps and whole else None
 
 
@@ -107,7 +129,9 @@ def way_expected(trained: RunConfig, config: RunConfig, checkpoints: int) -> Way
     ``config`` has to differ from ``trained`` in ``evaluate`` only.
     """
     was, wanted = trained.evaluate, config.evaluate
-    counted = wanted.average_last <= was.average_last and set(wanted.thresholds()) <= set(was.thresholds())
+    counted = wanted.average_last <= was.average_last and set(wanted.thresholds()) <= set(
+        was.thresholds()
+    )
     if counted and _is_same_pass(trained, config):
         return "rescore"
     needed = min(wanted.average_last, math.ceil(trained.num_steps / trained.evaluate_every))
@@ -132,7 +156,9 @@ def _as_trained(config: RunConfig, trained: RunFolder, way: Way) -> RunConfig:
     return config
 
 
-def _averaged_rows(trained: RunFolder, rows: Sequence[Row], result: Mapping[str, Any], config: RunConfig) -> list[Row]:
+def _averaged_rows(
+    trained: RunFolder, rows: Sequence[Row], result: Mapping[str, Any], config: RunConfig
+) -> list[Row]:
     """Rows of those evaluations that the result of ``config`` is the mean of.
 
     Raises:
@@ -168,7 +194,9 @@ def _counts(file: Path, modified_ns: int) -> Confusions:
     return read_confusions(file)
 
 
-def _rescoring(trained: RunFolder, folder: RunFolder, config: RunConfig) -> tuple[_EvaluateStep, None]:
+def _rescoring(
+    trained: RunFolder, folder: RunFolder, config: RunConfig
+) -> tuple[_EvaluateStep, None]:
     from toco.evaluate.evaluator import rescore
 
     def evaluate_step(step: int, time_s: float) -> None:
@@ -180,7 +208,9 @@ def _rescoring(trained: RunFolder, folder: RunFolder, config: RunConfig) -> tupl
     return evaluate_step, None
 
 
-def _evaluating(trained: RunFolder, folder: RunFolder, config: RunConfig) -> tuple[_EvaluateStep, dict[str, Any]]:
+def _evaluating(
+    trained: RunFolder, folder: RunFolder, config: RunConfig
+) -> tuple[_EvaluateStep, dict[str, Any]]:
     from toco.train.loop import evaluate_into
     from toco.train.parts import method_of
     from toco.train.provenance import provenance

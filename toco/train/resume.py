@@ -33,7 +33,8 @@ def begin_or_resume(
         recipe: Name of the recipe that ``config`` came from.
         class_names: Foreground classes of the data.
         provenance: What the run is made with.
-        check_room: Raises where the checkpoints do not fit on the disk; a finished run needs no room.
+        check_room: Raises where the checkpoints do not fit on the disk; a finished run needs no
+            room.
         resume: Go on with a run that made steps.
 
     Raises:
@@ -59,7 +60,9 @@ def _is_finished(folder: RunFolder) -> bool:
         return False
     if (fault := folder.fault_of_rows()) is not None:
         # The result carries its own digest: a damaged curve is no reason to train again.
-        logger.warning("%s The run has ended and its result stands; its curves lack what is damaged.", fault)
+        logger.warning(
+            "%s The run has ended and its result stands; its curves lack what is damaged.", fault
+        )
     return True
 
 
@@ -79,7 +82,9 @@ def _go_back_to_checkpoint(folder: RunFolder, config: RunConfig) -> checkpoint.C
         )
     found = folder.newest()
     if found is None:
-        logger.warning("%s holds no whole checkpoint; the training begins anew.", printable(folder.path))
+        logger.warning(
+            "%s holds no whole checkpoint; the training begins anew.", printable(folder.path)
+        )
         folder.forget_after(0, ())
         return None
     restored, rows = found
@@ -101,4 +106,7 @@ def _warn_of_replaced_run(folder: RunFolder, config: RunConfig) -> None:
     except ValueError:
         is_same = False
     if not is_same:
-        logger.warning("%s holds a run of another config that made no step; it is replaced.", printable(folder.path))
+        logger.warning(
+            "%s holds a run of another config that made no step; it is replaced.",
+            printable(folder.path),
+        )

@@ -32,7 +32,8 @@ class OptimConfig(Config):
         weight_decay: Decoupled decay, officially on everything, norms and biases too.
         warmup_steps: Steps of linear warm-up.
         warmup_ratio: The warm-up starts at this fraction of ``lr``.
-        power: Exponent of the decay. It counts from step 0, so the rate jumps down when the warm-up ends.
+        power: Exponent of the decay. It counts from step 0, so the rate jumps down when the warm-up
+            ends.
     """
 
     lr: float = Field(default=6e-5, gt=0)
@@ -50,13 +51,18 @@ class RunConfig(Config):
 
     Attributes:
         num_steps: Optimizer updates.
-        batch_size: Images per update over all devices; a changed number of devices does not change it.
+        batch_size: Images per update over all devices; a changed number of devices does not change
+            it.
         precision: ``bfloat16`` autocasts the passes through the network; losses are float32 always.
         evaluate_every: Steps between evaluations; the last step is always evaluated.
-        inference: How images are segmented once it is trained, by ``test`` and by all that predicts.
-        device: ``auto`` takes CUDA where there is one. Does not enter the digest; provenance records it.
-        compile: Compile the step, which takes minutes and pays on a GPU. Values stay the same within rounding.
-        log_every: Steps between training rows in ``metrics.jsonl``, whose values are means over them.
+        inference: How images are segmented once it is trained, by ``test`` and by all that
+            predicts.
+        device: ``auto`` takes CUDA where there is one. Does not enter the digest; provenance
+            records it.
+        compile: Compile the step, which takes minutes and pays on a GPU. Values stay the same
+            within rounding.
+        log_every: Steps between training rows in ``metrics.jsonl``, whose values are means over
+            them.
         keep_checkpoints: Newest checkpoints that are kept; one is made at every evaluation.
     """
 
@@ -100,9 +106,13 @@ class RunConfig(Config):
         try:
             device = torch.device(self.device)
         except RuntimeError as error:
-            raise ValueError(f"device is {self.device!r}; expected auto, cpu, cuda or cuda:N.") from error
+            raise ValueError(
+                f"device is {self.device!r}; expected auto, cpu, cuda or cuda:N."
+            ) from error
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {self.device!r}, but torch sees no CUDA device; set device to cpu or auto.")
+            raise ValueError(
+                f"device is {self.device!r}, but torch sees no CUDA device; set device to cpu or auto."
+            )
         return device
 
     def resolved(self) -> RunConfig:

@@ -3,14 +3,14 @@
 ::
 
     config.json        the resolved config, its digest, and the digests of the data and the weights
-    provenance.json    commit, versions, data, weights, device
-    metrics.jsonl      one row a line, unique by (kind, step)
-    evaluations/       everything an evaluation measured, by step; the .npz of those that the result is the mean of
-    pictures/          panels of fixed validation images, by step
-    checkpoints/       see toco.train.checkpoint
-    result.json        how the run ended and its metrics
+    provenance.json    commit, versions, data, weights, device metrics.jsonl      one row a line,
+    unique by (kind, step) evaluations/       everything an evaluation measured, by step; the .npz
+    of those that the result is the mean of pictures/          panels of fixed validation images, by
+    step checkpoints/       see toco.train.checkpoint result.json        how the run ended and its
+    metrics
 
-Every JSON file and every row carries its own digest, see :mod:`toco.train.records`: what is damaged is as if missing.
+Every JSON file and every row carries its own digest, see :mod:`toco.train.records`: what is damaged
+is as if missing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,11 @@ class RunFolder:
         """All rows, where this object wrote them: a training does not depend on reading back what it wrote."""
 
     def create(
-        self, config: RunConfig, recipe: str | None, class_names: Sequence[str], provenance: Mapping[str, Any]
+        self,
+        config: RunConfig,
+        recipe: str | None,
+        class_names: Sequence[str],
+        provenance: Mapping[str, Any],
     ) -> None:
         """Start a new run; what a run without a step left here is replaced.
 
@@ -97,16 +101,20 @@ class RunFolder:
             yield
 
     def check_same_run(
-        self, config: RunConfig, recipe: str | None, class_names: Sequence[str], provenance: Mapping[str, Any]
+        self,
+        config: RunConfig,
+        recipe: str | None,
+        class_names: Sequence[str],
+        provenance: Mapping[str, Any],
     ) -> None:
         """See that the run here, which has steps, is the one that :meth:`create` would start, and can be trained on.
 
-        One of ``config.json`` and ``provenance.json`` may be damaged or missing. If the rest of the folder shows that
-        the run is the same, the file is written again.
+        One of ``config.json`` and ``provenance.json`` may be damaged or missing. If the rest of the
+        folder shows that the run is the same, the file is written again.
 
         Raises:
-            ValueError: It is another run (the message names what differs), cannot be trained on, or what is left of
-                it does not show which run it is.
+            ValueError: It is another run (the message names what differs), cannot be trained on, or
+                what is left of it does not show which run it is.
         """
         inputs = recorded_inputs(provenance)
         if (fault := self._fault("config.json")) is not None:
@@ -117,7 +125,10 @@ class RunFolder:
                     f"{fault} What else is in the folder does not show that its run is the one that is asked for. "
                     "Restore the file from a copy, or train in another folder."
                 )
-            logger.warning("%s It is written again: provenance.json and a checkpoint show that the run is this.", fault)
+            logger.warning(
+                "%s It is written again: provenance.json and a checkpoint show that the run is this.",
+                fault,
+            )
             self._check_inputs(inputs)
             self._write_config(config, recipe, class_names, inputs)
         self.check_same_config(config)
@@ -127,7 +138,9 @@ class RunFolder:
                     f"{fault} Without it nothing says which data and weights the run was trained on. Restore the file "
                     "from a copy, or train in another folder."
                 )
-            logger.warning("%s It is written again: config.json shows that the inputs are the same.", fault)
+            logger.warning(
+                "%s It is written again: config.json shows that the inputs are the same.", fault
+            )
             self._check_inputs(inputs)
             self._write("provenance.json", {**provenance, "restored": True})
         if (imported := self.provenance().get("imported")) is not None:
@@ -147,7 +160,11 @@ class RunFolder:
     def _check_inputs(self, inputs: Inputs | None) -> None:
         was = self.inputs()
         if was != inputs:
-            names = [f.name for f in fields(Inputs) if getattr(was, f.name, "") != getattr(inputs, f.name, "")]
+            names = [
+                f.name
+                for f in fields(Inputs)
+                if getattr(was, f.name, "") != getattr(inputs, f.name, "")
+            ]
             raise ValueError(
                 f"{printable(self.path)} holds a run of the same config on other inputs ({', '.join(names)} differ "
                 "from what it records). Use another folder for this one."
@@ -168,9 +185,14 @@ class RunFolder:
 
     def inputs(self) -> Inputs | None:
         """What the run was started on; ``None`` where it was made of an imported network."""
-        if self._fault("config.json") is None and (recorded := self._head().get("inputs")) is not None:
+        if (
+            self._fault("config.json") is None
+            and (recorded := self._head().get("inputs")) is not None
+        ):
             return Inputs(**recorded)
-        return recorded_inputs(self.provenance()) if self._fault("provenance.json") is None else None
+        return (
+            recorded_inputs(self.provenance()) if self._fault("provenance.json") is None else None
+        )
 
     def provenance(self) -> dict[str, Any]:
         """Code, versions, machine and inputs that the run was started with."""
@@ -183,16 +205,20 @@ class RunFolder:
     def config(self) -> RunConfig:
         """The resolved config of the run.
 
-        A module of the user's own that it names is imported, unless that lies in the run folder itself.
+        A module of the user's own that it names is imported, unless that lies in the run folder
+        itself.
 
         Raises:
-            UnreadableError: It is damaged, of settings that this version does not have, or of a module of the user's
-                own that cannot be imported.
+            UnreadableError: It is damaged, of settings that this version does not have, or of a
+                module of the user's own that cannot be imported.
         """
         try:
             return RunConfig.model_validate(self._head()["config"], context={UNTRUSTED: self.path})
         except ValidationError as error:
-            if any(isinstance(item.get("ctx", {}).get("error"), OwnModuleError) for item in error.errors()):
+            if any(
+                isinstance(item.get("ctx", {}).get("error"), OwnModuleError)
+                for item in error.errors()
+            ):
                 raise UnreadableError(
                     f"{printable(self.path / 'config.json')} names a module that cannot be used. {sentences(error)}"
                 ) from error
@@ -243,7 +269,9 @@ class RunFolder:
             return None
         if isinstance(result.get("status"), str) and isinstance(result.get("step"), int):
             return result
-        logger.warning("%s does not say how a run ended and at which step; it is no result.", printable(path))
+        logger.warning(
+            "%s does not say how a run ended and at which step; it is no result.", printable(path)
+        )
         return None
 
     def add_metrics(self, step: int, kind: str, time_s: float, values: Mapping[str, float]) -> None:
@@ -263,7 +291,9 @@ class RunFolder:
             return list(self._rows)
         found = records.read_rows(self._metrics)
         if found.fault is not None:
-            raise UnreadableError(f"{found.fault} --resume trains again from before it; or restore it from a copy.")
+            raise UnreadableError(
+                f"{found.fault} --resume trains again from before it; or restore it from a copy."
+            )
         return list(found.whole)
 
     def mark(self) -> RowsMark:
@@ -284,11 +314,20 @@ class RunFolder:
             except checkpoint.CheckpointError as error:
                 logger.warning("Passing over a checkpoint: %s", error)
                 continue
-            rows = list(found.whole) if saved.rows is None else list(found.whole[: saved.rows.count])
+            rows = (
+                list(found.whole) if saved.rows is None else list(found.whole[: saved.rows.count])
+            )
             if saved.rows is not None and RowsMark.of(rows) == saved.rows:
                 return saved, rows
-            fault = found.fault or f"{printable(self._metrics)} lacks rows, or has others than those that were written."
-            logger.warning("Passing over the checkpoint of step %d, whose rows are not whole: %s", saved.step, fault)
+            fault = (
+                found.fault
+                or f"{printable(self._metrics)} lacks rows, or has others than those that were written."
+            )
+            logger.warning(
+                "Passing over the checkpoint of step %d, whose rows are not whole: %s",
+                saved.step,
+                fault,
+            )
         return None
 
     def fault_of_rows(self) -> str | None:
@@ -327,7 +366,8 @@ class RunFolder:
         Args:
             step: Optimizer updates before it.
             evaluation: What was measured.
-            keep_counts: Newest evaluations whose confusion matrices are kept, which are larger than all the rest.
+            keep_counts: Newest evaluations whose confusion matrices are kept, which are larger than
+                all the rest.
         """
         folder = self.path / "evaluations"
         if (counted := evaluation.confusions) is not None:
@@ -345,7 +385,9 @@ class RunFolder:
             FileNotFoundError: There was none.
             ValueError: The file is damaged.
         """
-        return Evaluation.from_json(json.dumps(records.read(self.path / "evaluations" / f"{folder_name(step)}.json")))
+        return Evaluation.from_json(
+            json.dumps(records.read(self.path / "evaluations" / f"{folder_name(step)}.json"))
+        )
 
     def counts(self, step: int) -> Path:
         """File of what the evaluation after ``step`` updates counted; see :func:`toco.evaluate.read_confusions`."""
@@ -383,7 +425,11 @@ class RunFolder:
         return None
 
     def _write_config(
-        self, config: RunConfig, recipe: str | None, class_names: Sequence[str], inputs: Inputs | None
+        self,
+        config: RunConfig,
+        recipe: str | None,
+        class_names: Sequence[str],
+        inputs: Inputs | None,
     ) -> None:
         self._write(
             "config.json",

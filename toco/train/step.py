@@ -22,7 +22,8 @@ class TrainingStep:
     """Forward pass, backward pass and update of a method's network.
 
     Each of the three is a method, so that a benchmark can time it. With several ranks (see
-    :mod:`toco.train.distributed`) every rank has a step of its own, and gradients are means over them.
+    :mod:`toco.train.distributed`) every rank has a step of its own, and gradients are means over
+    them.
 
     Args:
         method: The method, on the device of ``config``.
@@ -85,8 +86,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     status = Path("/proc/self/status")
-    # On Linux ru_maxrss begins with what the process that started this one held, and VmHWM does not.
-    if status.is_file() and (own := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)):
+    # On Linux ru_maxrss begins with what the process that started this one held, and VmHWM does
+    # not.
+    if status.is_file() and (
+        own := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+    ):
         return int(own[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

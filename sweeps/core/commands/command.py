@@ -31,17 +31,23 @@ RUN = "run"
 _TYPED = "sweeps.arguments"
 
 
-def integers(_context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+def integers(
+    _context: click.Context, option: click.Parameter, text: str | None
+) -> tuple[int, ...] | None:
     """Read ``0,1,2``; a click callback."""
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise click.BadParameter(f"expected integers with commas between them, as in 0,1,2; got {text!r}") from None
+        raise click.BadParameter(
+            f"expected integers with commas between them, as in 0,1,2; got {text!r}"
+        ) from None
 
 
-def assignments(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
+def assignments(
+    _context: click.Context, _option: click.Parameter, texts: Sequence[str]
+) -> dict[str, str]:
     """Read ``a.b=value`` given several times; a click callback."""
     try:
         return parse_assignments(texts)
@@ -59,7 +65,11 @@ def _changed(
     """``study`` with what a command line says of it; ``fields`` that are ``None`` stay as they are."""
     paths = {"data.root": data, "backbone.weights": weights}
     # Absolute, as workers run in other folders.
-    absolute = {path: str(value.expanduser().resolve()) for path, value in paths.items() if value is not None}
+    absolute = {
+        path: str(value.expanduser().resolve())
+        for path, value in paths.items()
+        if value is not None
+    }
     given = {name: value for name, value in fields.items() if value is not None}
     return dataclasses.replace(study, **given, changes={**study.changes, **changes, **absolute})
 
@@ -76,8 +86,8 @@ def study_command(
     Args:
         study: The study as it is without options.
         text: Its help: the docstring of its file.
-        adapt: Called with the study after its options, and with ``options`` by name; returns the study to use. For what
-            depends on the recipe, such as the depth of its backbone.
+        adapt: Called with the study after its options, and with ``options`` by name; returns the
+            study to use. For what depends on the recipe, such as the depth of its backbone.
         options: Options of its own, as made by ``click.option``.
         connect: Connects to the workers; to Ray unless given.
     """
@@ -106,7 +116,9 @@ class VerbGroup(Commands):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put ``run`` before options without a verb, and keep the options as they were typed."""
-        if not args or (args[0] not in self.commands and args[0] not in SETTINGS["help_option_names"]):
+        if not args or (
+            args[0] not in self.commands and args[0] not in SETTINGS["help_option_names"]
+        ):
             args = [RUN, *args]
         ctx.meta[_TYPED] = args[1:]
         return super().parse_args(ctx, args)
@@ -131,7 +143,13 @@ def _sync_words(study: str) -> list[str]:
     program, *typed = sys.argv
     if Path(program).name == "__main__.py":
         # A study of the user's own is named by its module there.
-        return ["python", "-m", "sweeps", "sync", next((word for word in typed[1:2] if "." in word), study)]
+        return [
+            "python",
+            "-m",
+            "sweeps",
+            "sync",
+            next((word for word in typed[1:2] if "." in word), study),
+        ]
     spec = sys.modules["__main__"].__spec__
     if spec is not None and spec.origin == str(Path(program).absolute()):
         return ["python", "-m", spec.name, "sync"]
@@ -153,7 +171,8 @@ def _command(
         parameters: Those of the study.
         name: The verb.
         text: Its help.
-        do: Called with the study, the launch and the options that are no fields of it; returns the exit status.
+        do: Called with the study, the launch and the options that are no fields of it; returns the
+            exit status.
         options: Options of this verb alone.
     """
 
@@ -207,7 +226,9 @@ def _run(study: Study | SearchStudy, launch: Launch, *, connect: Connect | None)
     launch.check_addresses()
     if isinstance(study, Study) and (ended := recall(study, launch.storage)):
         page = launch.storage / ended.folder / ended.page
-        click.echo(f"{ended.text_printed}\n\nReport: {page}\nAll of its trials are there; nothing was run.")
+        click.echo(
+            f"{ended.text_printed}\n\nReport: {page}\nAll of its trials are there; nothing was run."
+        )
         return ended.exit_code
     from sweeps.core.run.start import connect_to_ray, run_study
 
@@ -218,12 +239,23 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _LAUNCH = {field.name for field in dataclasses.fields(Launch)}
 
 _COMMON = (
-    click.option("--recipe", help="What every training starts from. [default: shapes_nano, the embedded benchmark]"),
+    click.option(
+        "--recipe",
+        help="What every training starts from. [default: shapes_nano, the embedded benchmark]",
+    ),
     click.option("--data", type=_FOLDER, help="Folder of the data set (data.root)."),
     click.option(
-        "--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="backbone.weights, a file."
+        "--weights",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="backbone.weights, a file.",
     ),
-    click.option("--set", "changes", multiple=True, callback=assignments, help="Set a field in all: a.b=value."),
+    click.option(
+        "--set",
+        "changes",
+        multiple=True,
+        callback=assignments,
+        help="Set a field in all: a.b=value.",
+    ),
 )
 
 _STORAGE = click.option(
@@ -232,11 +264,16 @@ _STORAGE = click.option(
     help="Folder of studies, seen by all nodes. [default: ./results; in a Ray job ~/toco-results]",
 )
 
-_SEEDS = click.option("--seeds", callback=integers, help="A row is their mean, as in 0,1,2.  [default: the study's]")
+_SEEDS = click.option(
+    "--seeds", callback=integers, help="A row is their mean, as in 0,1,2.  [default: the study's]"
+)
 
 _SEARCH = (
     click.option(
-        "--trials", "num_trials", type=click.IntRange(1), help="Trials in all; a search goes on where this is raised."
+        "--trials",
+        "num_trials",
+        type=click.IntRange(1),
+        help="Trials in all; a search goes on where this is raised.",
     ),
     click.option("--seed", type=click.IntRange(0), help="Of all trainings and of the proposals."),
 )
@@ -248,7 +285,13 @@ _TRACKING = click.option(
 )
 
 _RESOURCES = (
-    click.option("--concurrent", default=2, show_default=True, type=click.IntRange(1), help="Trainings at once."),
+    click.option(
+        "--concurrent",
+        default=2,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Trainings at once.",
+    ),
     click.option("--cpus-per-trial", default=1.0, show_default=True, type=click.FloatRange(0)),
     click.option("--gpus-per-trial", default=0.0, show_default=True, type=click.FloatRange(0)),
     click.option(
@@ -259,22 +302,36 @@ _RESOURCES = (
 )
 
 _RUNNING = (
-    click.option("--max-failures", default=3, show_default=True, help="Restarts of a training; -1: any number."),
-    click.option("--address", help="Ray cluster: HOST:PORT or auto. [default: RAY_ADDRESS, else a new local one]"),
+    click.option(
+        "--max-failures",
+        default=3,
+        show_default=True,
+        help="Restarts of a training; -1: any number.",
+    ),
+    click.option(
+        "--address",
+        help="Ray cluster: HOST:PORT or auto. [default: RAY_ADDRESS, else a new local one]",
+    ),
 )
 
 _UNDERPOWERED = click.option(
     "--accept-underpowered", is_flag=True, help="Run although the seeds cannot answer the question."
 )
 
-_BUNDLE = click.option("--bundle", type=click.Path(dir_okay=False, path_type=Path), help="Also make a reviewer's zip.")
+_BUNDLE = click.option(
+    "--bundle", type=click.Path(dir_okay=False, path_type=Path), help="Also make a reviewer's zip."
+)
 
 _STDOUT = click.option("--stdout", is_flag=True, help="Print the report and write nothing.")
 
-_OTHER = click.option("--with", "other", type=_FOLDER, help="Folder to compare with.  [default: the state before]")
+_OTHER = click.option(
+    "--with", "other", type=_FOLDER, help="Folder to compare with.  [default: the state before]"
+)
 
 
-def _verbs(verb: Callable[..., click.Command], is_study: bool, connect: Connect | None) -> tuple[click.Command, ...]:
+def _verbs(
+    verb: Callable[..., click.Command], is_study: bool, connect: Connect | None
+) -> tuple[click.Command, ...]:
     """What can be done with a study, or with a search; ``verb`` makes a command."""
     contradicted = "3 where a claim of the paper is contradicted, " if is_study else ""
     run = verb(
@@ -299,7 +356,9 @@ def _verbs(verb: Callable[..., click.Command], is_study: bool, connect: Connect 
             _RESOURCES,
         ),
         verb(
-            "status", "Say what is there, what runs and what failed.", _lazy("sweeps.core.commands.status:print_status")
+            "status",
+            "Say what is there, what runs and what failed.",
+            _lazy("sweeps.core.commands.status:print_status"),
         ),
         verb(
             "report",
@@ -308,5 +367,10 @@ def _verbs(verb: Callable[..., click.Command], is_study: bool, connect: Connect 
             (*((_BUNDLE,) if is_study else ()), _STDOUT),
         ),
         *((diff,) if is_study else ()),
-        verb("sync", "Fill MLflow again from the ledger.", _lazy("sweeps.core.commands.status:sync"), (_TRACKING,)),
+        verb(
+            "sync",
+            "Fill MLflow again from the ledger.",
+            _lazy("sweeps.core.commands.status:sync"),
+            (_TRACKING,),
+        ),
     )

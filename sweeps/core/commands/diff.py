@@ -17,7 +17,13 @@ from sweeps.core.report.numbers import format_difference, format_interval
 from sweeps.core.statistics.paired import paired
 from sweeps.core.store.identity import why
 from sweeps.core.store.study_folder import StudyFolder, is_same_state, study_file
-from sweeps.core.store.study_record import StudyFile, StudyRecord, read_study_record, values_by_replicate, with_results
+from sweeps.core.store.study_record import (
+    StudyFile,
+    StudyRecord,
+    read_study_record,
+    values_by_replicate,
+    with_results,
+)
 
 
 def print_diff(study: Study, launch: Launch, other: Path | None) -> int:
@@ -53,7 +59,10 @@ def _before(folder: StudyFolder, now: StudyFile) -> StudyRecord:
 
 def diff_text(before: StudyRecord, after: StudyRecord) -> str:
     """The cells of both, matched by what they change, with the paired difference of every metric."""
-    was = {_name(cell): (cell, trials) for cell, trials in zip(before.cells, before.trials_by_cell, strict=True)}
+    was = {
+        _name(cell): (cell, trials)
+        for cell, trials in zip(before.cells, before.trials_by_cell, strict=True)
+    }
     rows, remarks = [], []
     for cell, trials in zip(after.cells, after.trials_by_cell, strict=True):
         _, old = was.pop(_name(cell), (None, ()))
@@ -61,7 +70,9 @@ def diff_text(before: StudyRecord, after: StudyRecord) -> str:
             remarks.append(f"{cell.label} is new.")
             continue
         for metric in after.metrics:
-            change = paired(values_by_replicate(trials, metric.key), values_by_replicate(old, metric.key))
+            change = paired(
+                values_by_replicate(trials, metric.key), values_by_replicate(old, metric.key)
+            )
             if change is None:
                 continue
             difference = format_difference(change.difference, percent=metric.percent)
@@ -69,10 +80,14 @@ def diff_text(before: StudyRecord, after: StudyRecord) -> str:
             rows.append([cell.label, metric.title, difference, interval, change.n])
         broken = [trial for trial in trials if trial.state in ("failed", "diverged")]
         if broken and all(trial.counts for trial in old):
-            remarks.append(f"{cell.label} is newly broken: {len(broken)} of its trials have no result.")
+            remarks.append(
+                f"{cell.label} is newly broken: {len(broken)} of its trials have no result."
+            )
     remarks += [f"{cell.label} is gone." for cell, _ in was.values()]
     remarks += _causes(before, after)
-    table = tabulate(rows, ["cell", "metric", "change", "95 % interval", "n"], disable_numparse=True)
+    table = tabulate(
+        rows, ["cell", "metric", "change", "95 % interval", "n"], disable_numparse=True
+    )
     return "\n".join([f"{after.title}: since {before.path.name}", "", table, "", *remarks])
 
 

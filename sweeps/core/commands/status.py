@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def print_status(study: Study | SearchStudy, launch: Launch) -> int:
     """Print what is there, what runs where, what failed and why; returns 0."""
     situation = survey(study, launch.storage)
-    lines = _study_status(situation) if isinstance(situation, Situation) else _search_status(situation)
+    lines = (
+        _study_status(situation) if isinstance(situation, Situation) else _search_status(situation)
+    )
     click.echo("\n".join(lines))
     return 0
 
@@ -49,7 +51,9 @@ def print_report(
     _warn_of_nothing(situation)
     if stdout:
         if bundle is not None:
-            raise ValueError(f"--stdout writes nothing, so there is no --bundle {bundle}: give one of the two.")
+            raise ValueError(
+                f"--stdout writes nothing, so there is no --bundle {bundle}: give one of the two."
+            )
         return print_report_of(situation)
     situation.write()
     report = write_report_of(situation, running=_is_running(situation))
@@ -72,7 +76,9 @@ def sync(study: Study | SearchStudy, launch: Launch) -> int:
     mirror.start()
     mirror.drain()
     report = write_report_of(situation, running=_is_running(situation))
-    is_complete = not situation.missing() if isinstance(situation, Situation) else situation.is_complete
+    is_complete = (
+        not situation.missing() if isinstance(situation, Situation) else situation.is_complete
+    )
     is_sent = mirror.close(report.files, "FINISHED" if is_complete else "KILLED", report.note)
     if is_sent:
         number = len(situation.ledger.finished_keys(trials))
@@ -83,14 +89,18 @@ def sync(study: Study | SearchStudy, launch: Launch) -> int:
 
 def _warn_of_nothing(situation: Situation | SearchSituation) -> None:
     if isinstance(situation, Situation) and len(situation.missing()) == len(situation.plan.trials):
-        warnings.warn(f"None of the trials of {situation.plan.study.name} is there yet.", stacklevel=3)
+        warnings.warn(
+            f"None of the trials of {situation.plan.study.name} is there yet.", stacklevel=3
+        )
 
 
 def _study_status(situation: Situation) -> list[str]:
     leases, missing = _leases(situation), situation.missing()
     total = len(situation.plan.trials)
     there = total - len(missing)
-    lines = [f"{situation.plan.study.title}: {there} of {total} trials {'is' if there == 1 else 'are'} there."]
+    lines = [
+        f"{situation.plan.study.title}: {there} of {total} trials {'is' if there == 1 else 'are'} there."
+    ]
     states: Counter[str] = Counter()
     for task in missing:
         step = max(newest_step(situation.ledger.run_dir(task.key)), 0)
@@ -105,14 +115,23 @@ def _study_status(situation: Situation) -> list[str]:
         states[state] += 1
         lines += [f"  {task.name}: {text}"] if text else []
     if missing:
-        lines.append("Missing: " + ", ".join(f"{number} {state}" for state, number in states.items()) + ".")
+        lines.append(
+            "Missing: " + ", ".join(f"{number} {state}" for state, number in states.items()) + "."
+        )
         now, later = situation.tasks()
-        lines += [f"{number} because of {reason}" for reason, number in situation.reasons(now + later).items()]
+        lines += [
+            f"{number} because of {reason}"
+            for reason, number in situation.reasons(now + later).items()
+        ]
     return lines
 
 
 def _search_status(situation: SearchSituation) -> list[str]:
-    study, record, holder = situation.plan.study, situation.record(), _leases(situation).holder(situation.lease)
+    study, record, holder = (
+        situation.plan.study,
+        situation.record(),
+        _leases(situation).holder(situation.lease),
+    )
     trials = record.trials if record else ()
     counts = Counter(trial.state for trial in trials)
     counted = ", ".join(f"{number} {state}" for state, number in counts.items()) or "none begun"
@@ -120,7 +139,8 @@ def _search_status(situation: SearchSituation) -> list[str]:
         f"{study.title}: {counted}, of {max(study.num_trials, len(trials))} trials.",
         f"It is run by {holder}." if holder else "Nobody runs it now.",
         *(
-            f"  trial {trial.number}: {trial.state_text}" + (f", {trial.message}" if trial.message else "")
+            f"  trial {trial.number}: {trial.state_text}"
+            + (f", {trial.message}" if trial.message else "")
             for trial in trials
         ),
     ]
@@ -128,7 +148,10 @@ def _search_status(situation: SearchSituation) -> list[str]:
 
 def _is_running(situation: Situation | SearchSituation) -> bool:
     """Whether a driver runs a search. The page of a study asks for itself."""
-    return not isinstance(situation, Situation) and _leases(situation).holder(situation.lease) is not None
+    return (
+        not isinstance(situation, Situation)
+        and _leases(situation).holder(situation.lease) is not None
+    )
 
 
 def _leases(situation: Situation | SearchSituation) -> Leases:

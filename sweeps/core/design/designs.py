@@ -9,7 +9,14 @@ from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from sweeps.core.design.factors import EVALUATION, Changes, Component, Factor, Scalar, refuse_repeats
+from sweeps.core.design.factors import (
+    EVALUATION,
+    Changes,
+    Component,
+    Factor,
+    Scalar,
+    refuse_repeats,
+)
 from sweeps.core.design.paper import Paper
 
 
@@ -20,7 +27,8 @@ class Row:
     Attributes:
         label: First column.
         changes: Fields that the design sets in the study's recipe.
-        versus: Index in the block of the row it is compared with; ``None`` for a row that is a base itself.
+        versus: Index in the block of the row it is compared with; ``None`` for a row that is a base
+            itself.
         paper_row: Label of the published row it stands beside.
     """
 
@@ -36,10 +44,11 @@ class Block:
 
     Attributes:
         title: Heading of the first column: what varies.
-        rows: In order; empty in a block that was read from a file, which lists the rows of all blocks in one place.
+        rows: In order; empty in a block that was read from a file, which lists the rows of all
+            blocks in one place.
         factors: Paths that vary within it.
-        metrics: Keys whose comparisons are declared for it; empty, before a study resolves it, for the study's first
-            metric.
+        metrics: Keys whose comparisons are declared for it; empty, before a study resolves it, for
+            the study's first metric.
         paper: The published table it stands beside.
     """
 
@@ -53,10 +62,16 @@ class Block:
         refuse_repeats(f"rows of {self.title!r}", [row.label for row in self.rows])
         known = [row.label for row in self.paper.rows] if self.paper else []
         for number, row in enumerate(self.rows):
-            if row.versus is not None and (row.versus == number or not 0 <= row.versus < len(self.rows)):
-                raise ValueError(f"{self.title}: {row.label} is compared with row {row.versus}, which is no other row.")
+            if row.versus is not None and (
+                row.versus == number or not 0 <= row.versus < len(self.rows)
+            ):
+                raise ValueError(
+                    f"{self.title}: {row.label} is compared with row {row.versus}, which is no other row."
+                )
             if row.paper_row is not None and row.paper_row not in known:
-                raise ValueError(f"{self.title}: there is no published row {row.paper_row!r}; there are {known}.")
+                raise ValueError(
+                    f"{self.title}: there is no published row {row.paper_row!r}; there are {known}."
+                )
 
 
 @runtime_checkable
@@ -81,25 +96,34 @@ class Declared:
     Attributes:
         metrics: Keys whose comparisons are declared; empty for the study's first metric.
         paper: The published table that the block stands beside.
-        beside: Label of the published row by our label; without it a row stands beside the one of its own label.
+        beside: Label of the published row by our label; without it a row stands beside the one of
+            its own label.
     """
 
     metrics: tuple[str, ...] = ()
     paper: Paper | None = None
     beside: Mapping[str, str] | None = None
 
-    def block(self, title: str, factors: Iterable[str], rows: Iterable[tuple[str, Changes, int | None]]) -> Block:
+    def block(
+        self, title: str, factors: Iterable[str], rows: Iterable[tuple[str, Changes, int | None]]
+    ) -> Block:
         """The block of these rows (label, changes, versus).
 
         Raises:
             ValueError: ``beside`` speaks of a row that is not there, or rows cannot be told apart.
         """
         published = [row.label for row in self.paper.rows] if self.paper else []
-        beside = dict(zip(published, published, strict=True)) if self.beside is None else self.beside
-        made = tuple(Row(label, changes, versus, beside.get(label)) for label, changes, versus in rows)
+        beside = (
+            dict(zip(published, published, strict=True)) if self.beside is None else self.beside
+        )
+        made = tuple(
+            Row(label, changes, versus, beside.get(label)) for label, changes, versus in rows
+        )
         labels = [row.label for row in made]
         if self.beside is not None and (unknown := self.beside.keys() - set(labels)):
-            raise ValueError(f"{title}: published rows are given for {sorted(unknown)}, but the rows are {labels}.")
+            raise ValueError(
+                f"{title}: published rows are given for {sorted(unknown)}, but the rows are {labels}."
+            )
         return Block(title, made, tuple(factors), self.metrics, self.paper)
 
 
@@ -147,7 +171,9 @@ class OneFactor:
             raise ValueError("One factor at a time needs at least one factor.")
         refuse_repeats("paths of the factors", paths)
         if unknown := self.declared.keys() - set(paths):
-            raise ValueError(f"Something is declared for {sorted(unknown)}, but what varies is {paths}.")
+            raise ValueError(
+                f"Something is declared for {sorted(unknown)}, but what varies is {paths}."
+            )
 
     def blocks(self) -> tuple[Block, ...]:
         """A block for each factor."""
@@ -156,10 +182,16 @@ class OneFactor:
         for factor in self.factors:
             of_base = factor.values.index(factor.base)
             rows = [
-                (factor.label(value), {**base, factor.path: value}, None if number == of_base else of_base)
+                (
+                    factor.label(value),
+                    {**base, factor.path: value},
+                    None if number == of_base else of_base,
+                )
                 for number, value in enumerate(factor.values)
             ]
-            blocks.append(self.declared.get(factor.path, Declared()).block(factor.name, [factor.path], rows))
+            blocks.append(
+                self.declared.get(factor.path, Declared()).block(factor.name, [factor.path], rows)
+            )
         return tuple(blocks)
 
     def notes(self) -> tuple[str, ...]:
@@ -219,7 +251,9 @@ class LeaveOneOut:
     def blocks(self) -> tuple[Block, ...]:
         """One block, all components first."""
         rows: list[tuple[str, Changes, int | None]] = [(self.everything, {}, None)]
-        rows += [(f"without {component.label}", dict(component.off), 0) for component in self.components]
+        rows += [
+            (f"without {component.label}", dict(component.off), 0) for component in self.components
+        ]
         return (self.declared.block(self.title, _off(self.components), rows),)
 
     def notes(self) -> tuple[str, ...]:
@@ -253,7 +287,10 @@ class SideBySide:
         """The blocks of the designs, in order."""
         base = self._base()
         return tuple(
-            replace(block, rows=tuple(replace(row, changes={**base, **row.changes}) for row in block.rows))
+            replace(
+                block,
+                rows=tuple(replace(row, changes={**base, **row.changes}) for row in block.rows),
+            )
             for design in self.designs
             for block in design.blocks()
         )
@@ -284,13 +321,17 @@ def _base_of(design: Design) -> Changes:
 
 
 def combined(
-    factors: Sequence[Factor], combinations: Sequence[tuple[Scalar, ...]], title: str, declared: Declared
+    factors: Sequence[Factor],
+    combinations: Sequence[tuple[Scalar, ...]],
+    title: str,
+    declared: Declared,
 ) -> Block:
     """One block of combinations of the factors' values, compared with that of the bases, which is among them."""
     base = combinations.index(tuple(factor.base for factor in factors))
     rows = [
         (
-            ", ".join(factor.label(value) for factor, value in zip(factors, values, strict=True)) or "base",
+            ", ".join(factor.label(value) for factor, value in zip(factors, values, strict=True))
+            or "base",
             {factor.path: value for factor, value in zip(factors, values, strict=True)},
             None if number == base else base,
         )
@@ -315,7 +356,9 @@ def _check_components(components: Sequence[Component]) -> None:
     if not components:
         raise ValueError("There is no component to leave out.")
     refuse_repeats("components", [component.label for component in components])
-    refuse_repeats("fields that leave components out", [path for part in components for path in part.off])
+    refuse_repeats(
+        "fields that leave components out", [path for part in components for path in part.off]
+    )
 
 
 def _off(components: Sequence[Component]) -> dict[str, Scalar]:

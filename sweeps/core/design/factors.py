@@ -46,9 +46,11 @@ class Factor:
 
     Attributes:
         path: Dotted path in the ``RunConfig``.
-        values: What it is set to, in the order of the table's rows; a list as its JSON text, as in ``"[1.0, 0.5]"``.
-        base: The value that the others are compared with; the first one where none is given. ``None`` is the base of
-            every factor that has it among its values and does not name another.
+        values: What it is set to, in the order of the table's rows; a list as its JSON text, as in
+            ``"[1.0, 0.5]"``.
+        base: The value that the others are compared with; the first one where none is given.
+            ``None`` is the base of every factor that has it among its values and does not name
+            another.
         labels: How the values are printed, where that differs from the values themselves.
         title: What it is called in print; the last part of the path where none is given.
     """
@@ -61,16 +63,22 @@ class Factor:
 
     def __post_init__(self) -> None:
         if self.path == SEED_PATH:
-            raise ValueError(f"{SEED_PATH!r} cannot be a factor: rows are means over seeds. List seeds in Study.seeds.")
+            raise ValueError(
+                f"{SEED_PATH!r} cannot be a factor: rows are means over seeds. List seeds in Study.seeds."
+            )
         if not self.values:
             raise ValueError(f"The factor {self.path} has no values.")
         refuse_repeats(f"values of the factor {self.path}", self.values)
         if self.labels and len(self.labels) != len(self.values):
-            raise ValueError(f"The factor {self.path} has {len(self.values)} values but {len(self.labels)} labels.")
+            raise ValueError(
+                f"The factor {self.path} has {len(self.values)} values but {len(self.labels)} labels."
+            )
         if self.base is None and None not in self.values:
             object.__setattr__(self, "base", self.values[0])
         if self.base not in self.values:
-            raise ValueError(f"The base {self.base!r} of the factor {self.path} is none of its values {self.values}.")
+            raise ValueError(
+                f"The base {self.base!r} of the factor {self.path} is none of its values {self.values}."
+            )
 
     @property
     def name(self) -> str:
@@ -88,7 +96,8 @@ class Component:
 
     Attributes:
         label: What it is called in print.
-        off: The fields that leave it out, as in ``{"method.ptc.weight": 0.0}``; the recipe's own values put it in.
+        off: The fields that leave it out, as in ``{"method.ptc.weight": 0.0}``; the recipe's own
+            values put it in.
     """
 
     label: str
@@ -96,7 +105,9 @@ class Component:
 
     def __post_init__(self) -> None:
         if not self.off:
-            raise ValueError(f"The component {self.label!r} does not say which fields leave it out.")
+            raise ValueError(
+                f"The component {self.label!r} does not say which fields leave it out."
+            )
 
 
 def refuse_repeats(what: str, values: Sequence[object]) -> None:

@@ -19,13 +19,15 @@ LETTERS = "ABCDEFGHJKLMNOPQRSTUVWXYZ"
 class Fraction:
     """A regular fraction of all combinations of two-level factors: few trainings, and effects that are mixed.
 
-    Factors are called A, B, C, ... (without I) in order; a letter is +1 at the factor's base and -1 at its other value,
-    so that the combination of all bases is in every fraction. It is the first row, and the others are compared with it.
+    Factors are called A, B, C, ... (without I) in order; a letter is +1 at the factor's base and -1
+    at its other value, so that the combination of all bases is in every fraction. It is the first
+    row, and the others are compared with it.
 
     Attributes:
         factors: Two values each.
-        generators: Such as ``D=ABC``: the level of the factor D is the product of those of A, B and C. All combinations
-            of the factors that no generator sets are trained: 2 to the power of their number.
+        generators: Such as ``D=ABC``: the level of the factor D is the product of those of A, B and
+            C. All combinations of the factors that no generator sets are trained: 2 to the power of
+            their number.
     """
 
     name: ClassVar[str] = "fraction"
@@ -38,9 +40,13 @@ class Fraction:
         refuse_repeats("paths of the factors", [factor.path for factor in self.factors])
         for factor in self.factors:
             if len(factor.values) != 2:
-                raise ValueError(f"A fraction needs two values of each factor; {factor.path} has {factor.values}.")
+                raise ValueError(
+                    f"A fraction needs two values of each factor; {factor.path} has {factor.values}."
+                )
         if len(self.factors) > len(LETTERS):
-            raise ValueError(f"A fraction takes at most {len(LETTERS)} factors, got {len(self.factors)}.")
+            raise ValueError(
+                f"A fraction takes at most {len(LETTERS)} factors, got {len(self.factors)}."
+            )
         if not self.generators:
             raise ValueError("A fraction without generators is all combinations: take a Grid.")
         generated = self._generated()
@@ -71,7 +77,11 @@ class Fraction:
     @property
     def aliases(self) -> tuple[tuple[str, ...], ...]:
         """Main effects and interactions of two factors that cannot be told apart, as in ``(("AB", "CD"), ...)``."""
-        effects = [frozenset(letters) for order in (1, 2) for letters in itertools.combinations(self.letters, order)]
+        effects = [
+            frozenset(letters)
+            for order in (1, 2)
+            for letters in itertools.combinations(self.letters, order)
+        ]
         words = [frozenset(), *map(frozenset, self.words)]
         groups: dict[frozenset[frozenset[str]], list[frozenset[str]]] = {}
         for effect in effects:
@@ -89,7 +99,9 @@ class Fraction:
                 level[letter] = math.prod(level[part] for part in product)
             combinations.append(
                 tuple(
-                    factor.base if level[letter] == 1 else next(v for v in factor.values if v != factor.base)
+                    factor.base
+                    if level[letter] == 1
+                    else next(v for v in factor.values if v != factor.base)
                     for letter, factor in zip(self.letters, self.factors, strict=True)
                 )
             )
@@ -98,7 +110,8 @@ class Fraction:
     def notes(self) -> tuple[str, ...]:
         """Letters, defining relation, and what cannot be told apart."""
         meaning = "; ".join(
-            f"{letter} {factor.name}" for letter, factor in zip(self.letters, self.factors, strict=True)
+            f"{letter} {factor.name}"
+            for letter, factor in zip(self.letters, self.factors, strict=True)
         )
         mixed = (
             f"Cannot be told apart: {'; '.join(' = '.join(group) for group in self.aliases)}"

@@ -1,8 +1,8 @@
 """The paper's numbers: Ru et al., "Token Contrast for Weakly-Supervised Semantic Segmentation", CVPR 2023,
 arXiv 2303.01267, tables 4 and 5 and figure 2.
 
-One seed everywhere: the paper reports no spread. Inside the authors' own training, consecutive evaluations after 14 000
-iterations move by up to 1.1 points (decoder) and 0.5 points (CAM).
+One seed everywhere: the paper reports no spread. Inside the authors' own training, consecutive
+evaluations after 14 000 iterations move by up to 1.1 points (decoder) and 0.5 points (CAM).
 """  # noqa: D205 - the title of the paper does not fit on one line with it
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ class Paper:
     Attributes:
         source: Where it is printed.
         setting: How it was measured, in words.
-        data: Entry of ``toco.data`` and ``recipe`` of ``toco.recipes`` that a study must use for its numbers to be
-            comparable; with others only the direction of a claim can be confirmed.
+        data: Entry of ``toco.data`` and ``recipe`` of ``toco.recipes`` that a study must use for
+            its numbers to be comparable; with others only the direction of a claim can be
+            confirmed.
         num_images: Validation images that it must be evaluated on for that.
         rows: As printed, in order.
         claims: What a re-run should confirm or contradict.
@@ -76,13 +77,21 @@ class Paper:
         for claim in self.claims:
             for label in (claim.better, *claim.than):
                 if claim.metric not in metrics.get(label, {}):
-                    raise ValueError(f"{claim.name} speaks of {claim.metric} of {label!r}, which {self.source} lacks.")
+                    raise ValueError(
+                        f"{claim.name} speaks of {claim.metric} of {label!r}, which {self.source} lacks."
+                    )
 
 
-def _row(label: str, cam: float, aux_cam: float | None, seg: float | None, *, default: bool = False) -> PaperRow:
+def _row(
+    label: str, cam: float, aux_cam: float | None, seg: float | None, *, default: bool = False
+) -> PaperRow:
     """A row as printed, in percent, turned into fractions under our own keys."""
     percent = {M: cam, M_AUX: aux_cam, SEG: seg}
-    return PaperRow(label, {key: round(value / 100, 4) for key, value in percent.items() if value is not None}, default)
+    return PaperRow(
+        label,
+        {key: round(value / 100, 4) for key, value in percent.items() if value is not None},
+        default,
+    )
 
 
 TABLE_4 = Paper(
@@ -110,7 +119,14 @@ TABLE_5A = Paper(
     claims=(
         Claim("rises to block #10", M, "#10", ("#8",), by=7.0, size="large"),
         Claim("collapses at block #11", M, "#10", ("#11",), by=27.4, size="large"),
-        Claim("auxiliary CAM is best at block #10", M_AUX, "#10", ("#8", "#9", "#11"), by=7.4, size="large"),
+        Claim(
+            "auxiliary CAM is best at block #10",
+            M_AUX,
+            "#10",
+            ("#8", "#9", "#11"),
+            by=7.4,
+            size="large",
+        ),
     ),
 )
 
@@ -123,7 +139,16 @@ TABLE_5B = Paper(
         _row("96 px", 70.5, None, 68.1, default=True),
         _row("112 px", 69.4, None, 67.0),
     ),
-    claims=(Claim("crops of 96 px are best", SEG, "96 px", ("64 px", "80 px", "112 px"), by=0.8, size="small"),),
+    claims=(
+        Claim(
+            "crops of 96 px are best",
+            SEG,
+            "96 px",
+            ("64 px", "80 px", "112 px"),
+            by=0.8,
+            size="small",
+        ),
+    ),
 )
 
 TABLE_5C = Paper(
@@ -135,11 +160,26 @@ TABLE_5C = Paper(
         _row("0.9", 70.5, None, 68.1, default=True),
         _row("0.99", 68.7, None, 66.6),
     ),
-    claims=(Claim("a decay of 0.9 is best", SEG, "0.9", ("0", "0.1", "0.99"), by=1.0, size="small"),),
+    claims=(
+        Claim("a decay of 0.9 is best", SEG, "0.9", ("0", "0.1", "0.99"), by=1.0, size="small"),
+    ),
 )
 
 FIGURE_2 = {
-    "without PTC": (0.354, 0.370, 0.450, 0.520, 0.583, 0.622, 0.637, 0.641, 0.651, 0.750, 0.772, 0.837),
+    "without PTC": (
+        0.354,
+        0.370,
+        0.450,
+        0.520,
+        0.583,
+        0.622,
+        0.637,
+        0.641,
+        0.651,
+        0.750,
+        0.772,
+        0.837,
+    ),
     "ToCo": (0.335, 0.327, 0.373, 0.398, 0.439, 0.479, 0.499, 0.509, 0.523, 0.626, 0.599, 0.586),
 }
 """Mean patch similarity after blocks 1 to 12 of ViT-B on VOC train, read off the plot: +-0.005."""

@@ -1,7 +1,7 @@
 """A search is a value: a base recipe, a space of settings, objectives, and rungs at which trials are stopped early.
 
-Its trials are chosen after looking at others, with one seed each. What it finds is a candidate for an ablation study,
-not a row of one.
+Its trials are chosen after looking at others, with one seed each. What it finds is a candidate for
+an ablation study, not a row of one.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Objective:
     Attributes:
         key: A key of the evaluation's metrics (``val/...``), or one of ``COSTS``.
         title: What it is called in print.
-        resolution: Values are rounded to powers of one more than this, so that smaller differences decide nothing; 0
-            for none.
+        resolution: Values are rounded to powers of one more than this, so that smaller differences
+            decide nothing; 0 for none.
     """
 
     key: str
@@ -115,9 +115,9 @@ class Objective:
 class Rungs:
     """Evaluations at which a trial is stopped unless it is among the best so far (ASHA: asynchronous halving).
 
-    Steps are counted from where the last loss term joins: before it has acted, no evaluation says anything about it.
-    The first rung is the first evaluation at which it has acted for a whole interval between evaluations; with every
-    further rung it has acted ``reduction`` times as long.
+    Steps are counted from where the last loss term joins: before it has acted, no evaluation says
+    anything about it. The first rung is the first evaluation at which it has acted for a whole
+    interval between evaluations; with every further rung it has acted ``reduction`` times as long.
 
     Attributes:
         reduction: One in this many goes on, ties apart.
@@ -148,7 +148,11 @@ class Rungs:
 
         earliest = evaluated(terms_joined + every)
         first = earliest if self.first is None else self.first
-        if first < earliest or first % every or (self.first is not None and first >= config.num_steps):
+        if (
+            first < earliest
+            or first % every
+            or (self.first is not None and first >= config.num_steps)
+        ):
             raise ValueError(
                 f"The first rung is after step {first}, but it has to be at an evaluation (every {every} steps) from "
                 f"step {earliest} on, where the last loss term, which joins at step {terms_joined}, has acted for an "
@@ -170,16 +174,18 @@ class SearchStudy:
         name: Name of its file, of its folder and of its MLflow experiment.
         recipe: Entry of ``toco.recipes`` that every training starts from.
         space: What varies: Optuna's distributions by dotted path in the ``RunConfig``.
-        num_trials: Trainings that are begun, counting those that are stopped early. A search goes on from where it is
-            when this is raised.
+        num_trials: Trainings that are begun, counting those that are stopped early. A search goes
+            on from where it is when this is raised.
         objectives: Two or more; no weighting is made up between them, the result is a front.
-        rungs: When trials are stopped early, by the objectives that every evaluation measures; ``None`` for never.
-        seed: Of all trainings and of the proposals. Not one of the seeds of ablation studies, as a setting that did
-            well with a seed by chance would do well with that seed again.
-        num_random: Trials drawn at random before others are proposed from what they showed. The first of all has the
-            recipe's own values, where these lie in the space.
+        rungs: When trials are stopped early, by the objectives that every evaluation measures;
+            ``None`` for never.
+        seed: Of all trainings and of the proposals. Not one of the seeds of ablation studies, as a
+            setting that did well with a seed by chance would do well with that seed again.
+        num_random: Trials drawn at random before others are proposed from what they showed. The
+            first of all has the recipe's own values, where these lie in the space.
         changes: Fields of the recipe set for all trainings, by dotted path.
-        train: ``module:function`` that a trial calls, with the signature of ``toco.train.loop.train``.
+        train: ``module:function`` that a trial calls, with the signature of
+            ``toco.train.loop.train``.
     """
 
     name: str
@@ -204,17 +210,29 @@ class SearchStudy:
         if not 0 <= self.seed < MAX_SEED:
             raise ValueError(f"A seed is from 0 to {MAX_SEED - 1}, got {self.seed}.")
         if len(self.objectives) < 2:
-            raise ValueError("A search has at least two objectives: one alone would be traded for everything else.")
+            raise ValueError(
+                "A search has at least two objectives: one alone would be traded for everything else."
+            )
         refuse_repeats("objectives", [objective.key for objective in self.objectives])
-        if self.rungs is not None and not any(objective.is_evaluated for objective in self.objectives):
-            raise ValueError(f"Rungs compare evaluations, but no objective is a metric of them ({_EVALUATED}...).")
+        if self.rungs is not None and not any(
+            objective.is_evaluated for objective in self.objectives
+        ):
+            raise ValueError(
+                f"Rungs compare evaluations, but no objective is a metric of them ({_EVALUATED}...)."
+            )
         for path, distribution in self.space.items():
             if path in _SHARED or path.startswith((EVALUATION, _DATA)):
-                raise ValueError(f"{path} cannot be searched: trials that differ in it cannot be compared.")
+                raise ValueError(
+                    f"{path} cannot be searched: trials that differ in it cannot be compared."
+                )
             if path in self.changes:
-                raise ValueError(f"{path} is searched, so it cannot be set to {self.changes[path]!r} for all trials.")
+                raise ValueError(
+                    f"{path} is searched, so it cannot be set to {self.changes[path]!r} for all trials."
+                )
             if distribution.single():
-                raise ValueError(f"{path} has one value in the space, {distribution}: set it for all trials instead.")
+                raise ValueError(
+                    f"{path} has one value in the space, {distribution}: set it for all trials instead."
+                )
 
     def base(self) -> RunConfig:
         """The recipe with the seed and the changes that hold for all trainings.
@@ -236,10 +254,16 @@ class SearchStudy:
         for path in self.space:
             if path not in own:
                 raise lacking(self.name, path, base)
-        start = {path: own[path] for path, distribution in self.space.items() if _contains(distribution, own[path])}
+        start = {
+            path: own[path]
+            for path, distribution in self.space.items()
+            if _contains(distribution, own[path])
+        }
         plan = SearchPlan(self, base, (), start if len(start) == len(self.space) else {})
         joined = max(map(terms_joined, plan.corners()))
-        return plan if self.rungs is None else with_fields(plan, rungs=self.rungs.steps(base, joined))
+        return (
+            plan if self.rungs is None else with_fields(plan, rungs=self.rungs.steps(base, joined))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +288,10 @@ class SearchPlan:
         parts = [
             study.train,
             digest(self.base),
-            {path: distribution_to_json(distribution) for path, distribution in study.space.items()},
+            {
+                path: distribution_to_json(distribution)
+                for path, distribution in study.space.items()
+            },
             [asdict(objective) for objective in study.objectives],
             self.rungs,
             self.reduction,
@@ -313,15 +340,20 @@ class SearchPlan:
         if reduction is None:
             return True
         evaluated = [objective for objective in self.study.objectives if objective.is_evaluated]
-        points = [[objective.at_rung(found) for objective in evaluated] for found in (metrics, *others)]
+        points = [
+            [objective.at_rung(found) for objective in evaluated] for found in (metrics, *others)
+        ]
         return is_among_best(points[0], points[1:], reduction)
 
 
-def is_among_best(point: Sequence[float], others: Sequence[Sequence[float]], reduction: int) -> bool:
+def is_among_best(
+    point: Sequence[float], others: Sequence[Sequence[float]], reduction: int
+) -> bool:
     """Whether fewer than one in ``reduction`` of all are in better fronts than ``point``; larger values are better.
 
-    The best front are those that no other is better than in everything, the next front those of the rest, and so on.
-    Trials of one front are not ranked among each other: either all or none of them go on.
+    The best front are those that no other is better than in everything, the next front those of the
+    rest, and so on. Trials of one front are not ranked among each other: either all or none of them
+    go on.
 
     >>> is_among_best([2.0], [[1.0], [3.0]], 2), is_among_best([1.0], [[2.0], [3.0]], 2)
     (True, False)
@@ -358,7 +390,9 @@ def _extremes(distribution: BaseDistribution) -> tuple[Scalar, ...]:
         return tuple(distribution.choices)
     if isinstance(distribution, FloatDistribution | IntDistribution):
         return (distribution.low, distribution.high)
-    raise ValueError(f"{distribution} is none of Optuna's float, integer and categorical distributions.")
+    raise ValueError(
+        f"{distribution} is none of Optuna's float, integer and categorical distributions."
+    )
 
 
 def _pairs_of_extremes(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Scalar]]:

@@ -1,7 +1,7 @@
 """A study is a value: a base recipe, a design, the seeds, the metrics of its table.
 
-It can be counted, checked and written down before anything runs. ``resolve`` turns it into a ``Plan``: every config of
-every trial, validated.
+It can be counted, checked and written down before anything runs. ``resolve`` turns it into a
+``Plan``: every config of every trial, validated.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Cell:
         label: What it is called outside of its table.
         changes: Fields that the design sets in the study's recipe.
         seeds: One trial each. The n-th trial of every cell is paired with the n-th of its base.
-        keys: Keys of the trials in the ledger, one a seed; empty in a plan, which does not know them.
+        keys: Keys of the trials in the ledger, one a seed; empty in a plan, which does not know
+            them.
     """
 
     label: str
@@ -110,15 +111,18 @@ class Study:
         seeds: Every cell is trained once with each.
         metrics: Columns of the table; the first is the one that the study is about.
         changes: Fields of the recipe set for all trainings, by dotted path.
-        purpose: ``effect`` asks for differences of a size, and is refused where the seeds cannot show them;
-            ``direction`` asks which way things go and may run with fewer seeds: its rows can read "underpowered".
+        purpose: ``effect`` asks for differences of a size, and is refused where the seeds cannot
+            show them; ``direction`` asks which way things go and may run with fewer seeds: its rows
+            can read "underpowered".
         a_a: Train the base once more with other seeds, to see what differs where nothing does.
         smallest_effect: Difference worth detecting, as a fraction (0.005 is half a point of mIoU).
-        largest_blind_effect: With no seed noise known yet, the largest effect, in standard deviations of a paired
-            difference, that a study with the purpose ``effect`` may be unable to detect.
+        largest_blind_effect: With no seed noise known yet, the largest effect, in standard
+            deviations of a paired difference, that a study with the purpose ``effect`` may be
+            unable to detect.
         significance: Family-wise error rate of the declared comparisons.
         power: Probability of detecting an effect of that size.
-        train: ``module:function`` that a trial calls, with the signature of ``toco.train.loop.train``.
+        train: ``module:function`` that a trial calls, with the signature of
+            ``toco.train.loop.train``.
     """
 
     name: str
@@ -144,24 +148,35 @@ class Study:
         highest = 2 * max(self.seeds) + 1 - min(self.seeds) if self.a_a else max(self.seeds)
         if min(self.seeds) < 0 or highest >= MAX_SEED:
             with_a_a = f", those of the A/A row up to {highest}" if self.a_a else ""
-            raise ValueError(f"Seeds are from 0 to {MAX_SEED - 1}, got {list(self.seeds)}{with_a_a}.")
+            raise ValueError(
+                f"Seeds are from 0 to {MAX_SEED - 1}, got {list(self.seeds)}{with_a_a}."
+            )
         if not self.metrics:
             raise ValueError("A study needs at least one metric for its table.")
         if self.smallest_effect <= 0:
-            raise ValueError(f"The smallest effect worth detecting has to be positive, got {self.smallest_effect}.")
+            raise ValueError(
+                f"The smallest effect worth detecting has to be positive, got {self.smallest_effect}."
+            )
         refuse_repeats("metrics", [metric.key for metric in self.metrics])
         blocks = self.design.blocks()
         refuse_repeats("titles of the blocks", [block.title for block in blocks])
-        varied = {path for block in blocks for row in block.rows for path in row.changes} | {SEED_PATH}
+        varied = {path for block in blocks for row in block.rows for path in row.changes} | {
+            SEED_PATH
+        }
         for path in sorted(varied & self.changes.keys()):
             raise ValueError(
                 f"{path} varies in this study, so it cannot be set to {self.changes[path]!r} for all trials."
             )
         keys = {metric.key for metric in self.metrics}
         for block in blocks:
-            for key in (*block.metrics, *(claim.metric for claim in (block.paper.claims if block.paper else ()))):
+            for key in (
+                *block.metrics,
+                *(claim.metric for claim in (block.paper.claims if block.paper else ())),
+            ):
                 if key not in keys:
-                    raise ValueError(f"{block.title}: {key} is compared but is no column of the table {sorted(keys)}.")
+                    raise ValueError(
+                        f"{block.title}: {key} is compared but is no column of the table {sorted(keys)}."
+                    )
 
     def base(self) -> RunConfig:
         """The recipe with the changes that hold for all trainings.
@@ -191,7 +206,8 @@ class Study:
         """
         base = self.base()
         blocks = tuple(
-            with_fields(block, metrics=block.metrics or (self.metrics[0].key,)) for block in self.design.blocks()
+            with_fields(block, metrics=block.metrics or (self.metrics[0].key,))
+            for block in self.design.blocks()
         )
         cells: list[Cell] = []
         configs: list[RunConfig] = []
@@ -222,14 +238,26 @@ class Study:
                     configs.append(config)
                 versus = None if row.versus is None else first + row.versus
                 role: Literal["base", "row"] = "base" if versus is None else "row"
-                rows.append(PlannedRow(len(rows), index, row.label, number_of[identity], versus, role, row.paper_row))
+                rows.append(
+                    PlannedRow(
+                        len(rows),
+                        index,
+                        row.label,
+                        number_of[identity],
+                        versus,
+                        role,
+                        row.paper_row,
+                    )
+                )
 
         # The base once more with other seeds.
         if self.a_a:
             base_row = next(number for number, row in enumerate(rows) if row.role == "base")
             cell = cells[rows[base_row].cell]
             shift = max(self.seeds) + 1 - min(self.seeds)
-            rows.append(PlannedRow(len(rows), rows[base_row].block, A_A, len(cells), base_row, "a/a", None))
+            rows.append(
+                PlannedRow(len(rows), rows[base_row].block, A_A, len(cells), base_row, "a/a", None)
+            )
             cells.append(Cell(A_A, cell.changes, tuple(seed + shift for seed in self.seeds)))
             configs.append(configs[rows[base_row].cell])
 
@@ -238,7 +266,9 @@ class Study:
         trials = []
         for number, (cell, config) in enumerate(zip(cells, configs, strict=True)):
             for replicate, seed in enumerate(cell.seeds):
-                seeded = config if seed == config.seed else config.model_copy(update={SEED_PATH: seed})
+                seeded = (
+                    config if seed == config.seed else config.model_copy(update={SEED_PATH: seed})
+                )
                 identity = known[number] if seeded is config else digest(seeded)
                 trials.append(Trial(number, replicate, cell.label, seed, identity, seeded))
         return Plan(self, blocks, tuple(cells), tuple(rows), tuple(trials))
@@ -270,9 +300,13 @@ class Plan:
         return declared_comparisons(self.rows, self.blocks)
 
 
-def declared_comparisons(rows: Sequence[PlannedRow], blocks: Sequence[Block]) -> tuple[tuple[int, str], ...]:
+def declared_comparisons(
+    rows: Sequence[PlannedRow], blocks: Sequence[Block]
+) -> tuple[tuple[int, str], ...]:
     """The comparisons that a study declares: (number of the row, key of the metric), the family of Holm's correction.
 
     The A/A row is none of them.
     """
-    return tuple((row.number, key) for row in rows if row.role == "row" for key in blocks[row.block].metrics)
+    return tuple(
+        (row.number, key) for row in rows if row.role == "row" for key in blocks[row.block].metrics
+    )

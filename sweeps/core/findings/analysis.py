@@ -1,7 +1,7 @@
 """Compute every number that a study's report shows. All forms of the report read this one result.
 
-Training noise is what differs between seeds; all tests, corrections and marks are about it. Noise of the test set is an
-interval over images of its own, and enters no p value and no mark.
+Training noise is what differs between seeds; all tests, corrections and marks are about it. Noise
+of the test set is an interval over images of its own, and enters no p value and no mark.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from sweeps.core.findings.comparisons import (
     read_pairs,
 )
 from sweeps.core.findings.confounders import daggers
-from sweeps.core.findings.image_intervals import ImageIntervals, image_intervals, missing_files, per_image_metrics
+from sweeps.core.findings.image_intervals import (
+    ImageIntervals,
+    image_intervals,
+    missing_files,
+    per_image_metrics,
+)
 from sweeps.core.findings.interactions import Crossing, crossings
 from sweeps.core.statistics.power import Power
 from sweeps.core.store.study_record import StudyRecord
@@ -38,8 +43,9 @@ class RowAnalysis:
         figures: By key of the metric, for every metric of the study.
         finished: Trials that count, of ``planned``.
         states: Number of trials by state, for the states that occur.
-        daggers: What differs from the row it is compared with besides the block's factors, in sentences without a full
-            stop. Where no such thing is there, the row's numbers answer the question that the row asks.
+        daggers: What differs from the row it is compared with besides the block's factors, in
+            sentences without a full stop. Where no such thing is there, the row's numbers answer
+            the question that the row asks.
         classes: Scores by class; empty where there are none.
     """
 
@@ -57,8 +63,9 @@ class StudyAnalysis:
 
     Attributes:
         rows: By number, as in the study.
-        floors: By key: half width of the interval of a difference where nothing differs, from the A/A row; ``None``
-            where that is not known. Drawn as a band around zero, or around the base.
+        floors: By key: half width of the interval of a difference where nothing differs, from the
+            A/A row; ``None`` where that is not known. Drawn as a band around zero, or around the
+            base.
         crossings: Of blocks with several factors.
         notes: What was left out and why, in sentences.
     """
@@ -74,7 +81,11 @@ def analyse(study: StudyRecord) -> StudyAnalysis:
     """Analyse a study as it stands, which may be unfinished."""
     is_small = len(study.trials) <= MANY_TRIALS
     pairs = read_pairs(study)
-    floors, power, marks = noise_floors(study, pairs), measured_power(study, pairs), mark_best(study, pairs)
+    floors, power, marks = (
+        noise_floors(study, pairs),
+        measured_power(study, pairs),
+        mark_best(study, pairs),
+    )
     intervals = image_intervals(study, pairs) if is_small else ImageIntervals({}, {}, ())
     classes = class_scores(study, intervals) if is_small else {}
     figures = compare(study, pairs, floors, power, marks, intervals.metrics)
@@ -119,7 +130,9 @@ def _absent(study: StudyRecord, pairs: Pairs, is_small: bool) -> list[str]:
     elif per_image_metrics(study):
         notes += missing_files(study)
     if all(len(values) < 2 for values in pairs.values.values()) and any(pairs.values.values()):
-        notes.append("With one seed nothing can be tested: no row is told from the best, so all are bold.")
+        notes.append(
+            "With one seed nothing can be tested: no row is told from the best, so all are bold."
+        )
     if study.rows and not any(row.role == "a/a" for row in study.rows):
         notes.append("There is no A/A row, so there is no noise floor.")
     return notes

@@ -31,26 +31,36 @@ class ClassFigures:
 def class_scores(study: StudyRecord, intervals: ImageIntervals) -> dict[int, ClassScores]:
     """Scores by class of every row that has them, by its number."""
     iou = {
-        row.number: {trial.replicate: class_iou(trial) for trial in study.trials_of(row) if trial.counts}
+        row.number: {
+            trial.replicate: class_iou(trial) for trial in study.trials_of(row) if trial.counts
+        }
         for row in study.rows
     }
     scores: dict[int, dict[str, tuple[ClassFigures, ...]]] = {}
     for row in study.rows:
         for key in per_image_metrics(study):
-            names = next((of_trial[key] for of_trial in iou[row.number].values() if key in of_trial), {})
+            names = next(
+                (of_trial[key] for of_trial in iou[row.number].values() if key in of_trial), {}
+            )
             images = intervals.classes.get((row.number, key), ())
-            if len(images) != len(names):  # the scores of all seeds, or some counts, are missing or damaged
+            if len(images) != len(
+                names
+            ):  # the scores of all seeds, or some counts, are missing or damaged
                 images = (None,) * len(names)
             figures = []
             for name, interval in zip(names, images, strict=True):
                 ours = _of_class(iou[row.number], key, name)
                 base = {} if row.versus is None else _of_class(iou[row.versus], key, name)
-                figures.append(ClassFigures(name, summarise(ours.values()), paired(ours, base), interval))
+                figures.append(
+                    ClassFigures(name, summarise(ours.values()), paired(ours, base), interval)
+                )
             if figures:
                 scores.setdefault(row.number, {})[key] = tuple(figures)
     return dict(scores)
 
 
-def _of_class(iou: Mapping[int, Mapping[str, Mapping[str, float | None]]], key: str, name: str) -> dict[int, float]:
+def _of_class(
+    iou: Mapping[int, Mapping[str, Mapping[str, float | None]]], key: str, name: str
+) -> dict[int, float]:
     values = {replicate: of_trial.get(key, {}).get(name) for replicate, of_trial in iou.items()}
     return {replicate: value for replicate, value in values.items() if value is not None}

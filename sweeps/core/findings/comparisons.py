@@ -11,7 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from sweeps.core.statistics.image_noise import ImageInterval
-from sweeps.core.statistics.paired import Paired, Summary, holm, noise_floor, not_distinguishable, paired, summarise
+from sweeps.core.statistics.paired import (
+    Paired,
+    Summary,
+    holm,
+    noise_floor,
+    not_distinguishable,
+    paired,
+    summarise,
+)
 from sweeps.core.statistics.power import Power, PowerGoal, pooled_sd
 from sweeps.core.store.study_record import StudyRecord, values_by_replicate
 
@@ -28,20 +36,24 @@ class Figures:
 
     Attributes:
         summary: Over its seeds; ``None`` where no trial has the metric.
-        paired: Difference to the row it is compared with, paired by place among the seeds; ``None`` for a base and
-            where no pair has ended.
+        paired: Difference to the row it is compared with, paired by place among the seeds; ``None``
+            for a base and where no pair has ended.
         declared: Whether the study declared this comparison.
-        p_holm: Corrected over all declared comparisons of the study; ``None`` for others and below two pairs.
+        p_holm: Corrected over all declared comparisons of the study; ``None`` for others and below
+            two pairs.
         significant: Whether ``p_holm`` is below the study's significance.
-        images: Interval of the same difference over resampled images; ``None`` where confusion matrices by image are
-            not there for every pair, and for studies too large for it, see ``Analysis.notes``.
+        images: Interval of the same difference over resampled images; ``None`` where confusion
+            matrices by image are not there for every pair, and for studies too large for it, see
+            ``Analysis.notes``.
         bold: The best of its block or not distinguishable from it; the A/A row takes no part.
         underlined: The best of those that are distinguishable from the best.
-        below_noise_floor: The difference is smaller than what differs where nothing does; ``None`` where there is no
-            difference or no noise floor.
-        detectable: Smallest difference that this declared comparison detects with the study's power, in the metric's
-            unit; infinite below two pairs, ``None`` where the scatter of differences is not known at all.
-        underpowered: A declared comparison that is not significant, and cannot detect the study's smallest effect.
+        below_noise_floor: The difference is smaller than what differs where nothing does; ``None``
+            where there is no difference or no noise floor.
+        detectable: Smallest difference that this declared comparison detects with the study's
+            power, in the metric's unit; infinite below two pairs, ``None`` where the scatter of
+            differences is not known at all.
+        underpowered: A declared comparison that is not significant, and cannot detect the study's
+            smallest effect.
     """
 
     summary: Summary | None
@@ -63,8 +75,8 @@ class Pairs:
 
     Attributes:
         values: By place among the seeds.
-        paired: Differences to the row that a row is compared with, of rows that are compared; ``None`` where no pair of
-            trials has ended.
+        paired: Differences to the row that a row is compared with, of rows that are compared;
+            ``None`` where no pair of trials has ended.
     """
 
     values: Mapping[Place, Mapping[int, float]]
@@ -83,7 +95,11 @@ class Marks:
 def read_pairs(study: StudyRecord) -> Pairs:
     """Pair the values of every row with those of the row it is compared with."""
     keys = [metric.key for metric in study.metrics]
-    values = {(row.number, key): values_by_replicate(study.trials_of(row), key) for row in study.rows for key in keys}
+    values = {
+        (row.number, key): values_by_replicate(study.trials_of(row), key)
+        for row in study.rows
+        for key in keys
+    }
     differences = {
         (row.number, key): paired(values[row.number, key], values[row.versus, key])
         for row in study.rows
@@ -109,14 +125,16 @@ def noise_floors(study: StudyRecord, pairs: Pairs) -> dict[str, float | None]:
 
 def power_goal(study: StudyRecord) -> PowerGoal:
     """What the study asks of its seeds."""
-    return PowerGoal(len(study.comparisons()), study.significance, study.power, study.smallest_effect)
+    return PowerGoal(
+        len(study.comparisons()), study.significance, study.power, study.smallest_effect
+    )
 
 
 def measured_power(study: StudyRecord, pairs: Pairs) -> Power:
     """What the study can detect, given the scatter of its own pairs.
 
-    The pairs are those of the declared comparison with the fewest, of those that have one. Standard deviations are
-    pooled over comparisons: that of one over a handful of seeds is mostly chance.
+    The pairs are those of the declared comparison with the fewest, of those that have one. Standard
+    deviations are pooled over comparisons: that of one over a handful of seeds is mostly chance.
     """
     declared = study.comparisons()
     tests = {place: pairs.paired[place] for place in declared}
@@ -136,7 +154,9 @@ def mark_best(study: StudyRecord, pairs: Pairs) -> Marks:
     for index in range(len(study.blocks)):
         rows = [row.number for row in study.rows if row.block == index and row.role != "a/a"]
         if len(rows) > MANY_ROWS:
-            notes.append(f"No row is marked as the best, since there are more than {MANY_ROWS} rows.")
+            notes.append(
+                f"No row is marked as the best, since there are more than {MANY_ROWS} rows."
+            )
             continue
         for metric in study.metrics:
             key, sign = metric.key, 1 if metric.higher_is_better else -1
@@ -171,7 +191,9 @@ def compare(
         test, p = pairs.paired.get(place), corrected.get(place)
         is_declared = place in corrected
         is_significant = p is not None and p <= study.significance
-        detectable = goal.detectable(test.n if test else 0, power.metrics[key].sd) if is_declared else None
+        detectable = (
+            goal.detectable(test.n if test else 0, power.metrics[key].sd) if is_declared else None
+        )
         is_sensitive = detectable is not None and detectable <= study.smallest_effect
         figures[place] = Figures(
             summary=summarise(values.values()),

@@ -1,7 +1,7 @@
 """What a trial has different from the one it is compared with, besides what the study varies on purpose.
 
-A difference between two rows says something of the named factor only if nothing else differs. Where something does,
-the row carries a dagger.
+A difference between two rows says something of the named factor only if nothing else differs. Where
+something does, the row carries a dagger.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def daggers(
         base: Trials of the row that it is compared with; none where it is compared with no row.
         base_label: What that row is called.
         factors: Paths that may differ.
-        known: Cache of what is known of config fields, empty at first; shared between calls for speed.
+        known: Cache of what is known of config fields, empty at first; shared between calls for
+            speed.
     """
     entries = [(trial.replicate, trial.seed, trial.entry) for trial in row if trial.entry]
     found: dict[str, list[int]] = {}
@@ -67,25 +68,37 @@ def is_run_only(config: Mapping[str, Any], path: str) -> bool:
 
 
 def _differences(
-    entry: LedgerEntry, other: LedgerEntry, label: str, factors: Sequence[str], known: dict[Any, bool]
+    entry: LedgerEntry,
+    other: LedgerEntry,
+    label: str,
+    factors: Sequence[str],
+    known: dict[Any, bool],
 ) -> Iterator[str]:
     for path, (ours, theirs) in diff(entry.config, other.config).items():
         if not _named(path, factors) and _affects_results(entry.config, path, known):
             yield f"{_TITLES.get(path, path)} is {ours!r}, in {label} {theirs!r}"
     ours, theirs = entry.identity, other.identity
-    modules = _modules(ours["code"], theirs["code"], any(path.endswith(_CODE_CHOICE) for path in factors))
+    modules = _modules(
+        ours["code"], theirs["code"], any(path.endswith(_CODE_CHOICE) for path in factors)
+    )
     if modules:
         more = len(modules) - _MODULES_NAMED
         named = ", ".join(modules[:_MODULES_NAMED]) + (f" and {more} more" if more > 0 else "")
         yield f"code is another than in {label}: {named}"
     if not any(path.startswith("data.") for path in factors):
-        splits = [split for split in ours["data"] if ours["data"][split] != theirs["data"].get(split)]
+        splits = [
+            split for split in ours["data"] if ours["data"][split] != theirs["data"].get(split)
+        ]
         if splits:
             yield f"data is another than in {label}: {', '.join(splits)}"
-    if ours["weights"] != theirs["weights"] and not any(path.startswith("backbone.") for path in factors):
+    if ours["weights"] != theirs["weights"] and not any(
+        path.startswith("backbone.") for path in factors
+    ):
         yield f"pre-trained weights are others than in {label}"
     mine, its = entry.provenance, other.provenance
-    if entry.resources == other.resources and all(mine.get(name) == its.get(name) for name in _RECORDED):
+    if entry.resources == other.resources and all(
+        mine.get(name) == its.get(name) for name in _RECORDED
+    ):
         return
     mine, its = _environment(entry), _environment(other)
     for name in sorted(mine.keys() | its.keys()):
@@ -117,7 +130,9 @@ def _affects_results(config: Mapping[str, Any], path: str, known: dict[Any, bool
     return known[key]
 
 
-def _modules(ours: Mapping[str, str], theirs: Mapping[str, str], others_expected: bool) -> list[str]:
+def _modules(
+    ours: Mapping[str, str], theirs: Mapping[str, str], others_expected: bool
+) -> list[str]:
     """Modules that differ; with ``others_expected`` a trial may use modules that the other does not."""
     if ours == theirs:
         return []
@@ -128,14 +143,23 @@ def _modules(ours: Mapping[str, str], theirs: Mapping[str, str], others_expected
 def _environment(entry: LedgerEntry) -> dict[str, str]:
     """What may change numbers in their last digits, and so a training's whole course, by name."""
     provenance = entry.provenance
-    versions = {name: str(version) for name, version in provenance.get("versions", {}).items() if name != "toco"}
+    versions = {
+        name: str(version)
+        for name, version in provenance.get("versions", {}).items()
+        if name != "toco"
+    }
     if "python" in versions:
         versions["python"] = ".".join(versions["python"].split(".")[:2])
-    facts = {name: str(provenance[name]) for name in ("device", "num_threads") if name in provenance}
+    facts = {
+        name: str(provenance[name]) for name in ("device", "num_threads") if name in provenance
+    }
     if "platform" in provenance:
         # The release of the kernel computes nothing; the C library's mathematics does.
         system, _, library = str(provenance["platform"]).partition("-with-")
         parts = system.split("-")
         facts["platform"] = " ".join(filter(None, (parts[0], parts[-1], library)))
     facts["world size"] = str(entry.resources.world_size)
-    return {**versions, **{name.replace("num_threads", "number of threads"): fact for name, fact in facts.items()}}
+    return {
+        **versions,
+        **{name.replace("num_threads", "number of threads"): fact for name, fact in facts.items()},
+    }

@@ -29,28 +29,35 @@ Resampled = Mapping[str, Floats]
 def class_iou(trial: TrialRecord) -> Mapping[str, Mapping[str, float | None]]:
     """IoU by metric and class, mean over the evaluations that the trial's result is the mean of; empty where unknown.
 
-    Classes are in the data's order, the background first; ``None`` for one that the ground truth does not contain.
+    Classes are in the data's order, the background first; ``None`` for one that the ground truth
+    does not contain.
     """
     contents = [_at_this_time(_scores, path) for path in _evaluations(trial, ".json")]
     whole = [content for content in contents if content is not None]
     if not whole or len(whole) < len(contents):
         return {}
     found: dict[str, dict[str, float | None]] = {}
-    maps = [column.removesuffix("_iou") for column in whole[0]["per_class"] if column.endswith("_iou")]
+    maps = [
+        column.removesuffix("_iou") for column in whole[0]["per_class"] if column.endswith("_iou")
+    ]
     for name in maps:
         columns = [content["per_class"].get(f"{name}_iou") for content in whole]
         if all(columns):
             labelled = zip(whole[0]["class_names"], *columns, strict=True)
             found[f"val/{name}_miou"] = {
-                label: None if None in values else float(np.mean(values)) for label, *values in labelled
+                label: None if None in values else float(np.mean(values))
+                for label, *values in labelled
             }
     return found
 
 
-def resampled(trial: TrialRecord, keys: tuple[str, ...]) -> tuple[tuple[str, ...], Resampled] | None:
+def resampled(
+    trial: TrialRecord, keys: tuple[str, ...]
+) -> tuple[tuple[str, ...], Resampled] | None:
     """Names of the images, and IoU on resampled images.
 
-    Without the metrics that the trial's method does not have; ``None`` where an evaluation has no such file.
+    Without the metrics that the trial's method does not have; ``None`` where an evaluation has no
+    such file.
     """
     parts = [_at_this_time(_resampled, path, keys) for path in _evaluations(trial, ".npz")]
     whole = [part for part in parts if part is not None]
@@ -61,7 +68,9 @@ def resampled(trial: TrialRecord, keys: tuple[str, ...]) -> tuple[tuple[str, ...
 
 def num_images(trials: Iterable[TrialRecord]) -> int | None:
     """Images that the first trial that says so was evaluated on."""
-    counts = (_at_this_time(_num_images, path) for trial in trials for path in _evaluations(trial, ".npz"))
+    counts = (
+        _at_this_time(_num_images, path) for trial in trials for path in _evaluations(trial, ".npz")
+    )
     return next((count for count in counts if count is not None), None)
 
 
@@ -87,7 +96,9 @@ def _evaluations(trial: TrialRecord, suffix: str) -> list[Path]:
     return [trial.run_dir / "evaluations" / f"step_{step:08d}{suffix}" for step in steps]
 
 
-def _at_this_time(read: Callable[..., _Content | None], path: Path, *arguments: object) -> _Content | None:
+def _at_this_time(
+    read: Callable[..., _Content | None], path: Path, *arguments: object
+) -> _Content | None:
     """What ``read`` makes of a file as it is now; ``None`` where there is no such file."""
     try:
         modified_ns = path.stat().st_mtime_ns
@@ -96,7 +107,8 @@ def _at_this_time(read: Callable[..., _Content | None], path: Path, *arguments: 
     return read(path, modified_ns, *arguments)
 
 
-# A page that follows a running study is written again and again: what has not changed is not read again.
+# A page that follows a running study is written again and again: what has not changed is not read
+# again.
 @lru_cache(maxsize=_KEPT)
 def _scores(path: Path, modified_ns: int) -> Mapping[str, Any] | None:
     try:
@@ -109,10 +121,16 @@ def _scores(path: Path, modified_ns: int) -> Mapping[str, Any] | None:
 
 
 @lru_cache(maxsize=_KEPT)
-def _resampled(path: Path, modified_ns: int, keys: tuple[str, ...]) -> tuple[tuple[str, ...], Resampled] | None:
+def _resampled(
+    path: Path, modified_ns: int, keys: tuple[str, ...]
+) -> tuple[tuple[str, ...], Resampled] | None:
     try:
         confusions = read_confusions(path)
-        counts = {key: matrices for key in keys if (matrices := confusions.matrices.get(map_of(key) or "")) is not None}
+        counts = {
+            key: matrices
+            for key in keys
+            if (matrices := confusions.matrices.get(map_of(key) or "")) is not None
+        }
         iou = {key: resampled_iou(array[None], RESAMPLES) for key, array in counts.items()}
     except (OSError, ValueError):
         return None

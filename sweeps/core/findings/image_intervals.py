@@ -10,7 +10,11 @@ import numpy as np
 from sweeps.core.design.study import PlannedRow
 from sweeps.core.findings.comparisons import Pairs, Place
 from sweeps.core.findings.evaluations import resampled, unreadable_files
-from sweeps.core.statistics.image_noise import ImageInterval, class_difference_intervals, difference_interval
+from sweeps.core.statistics.image_noise import (
+    ImageInterval,
+    class_difference_intervals,
+    difference_interval,
+)
 from sweeps.core.statistics.paired import Floats
 from sweeps.core.store.study_record import StudyRecord
 from toco.evaluate.report import map_of
@@ -26,8 +30,10 @@ class ImageIntervals:
     """Intervals over the very pairs of trials that a paired difference is of.
 
     Attributes:
-        metrics: By row and metric; absent where confusion matrices by image are not there for every pair.
-        classes: The same for each class, in the data's order; ``None`` for one that the ground truth does not contain.
+        metrics: By row and metric; absent where confusion matrices by image are not there for every
+            pair.
+        classes: The same for each class, in the data's order; ``None`` for one that the ground
+            truth does not contain.
         notes: What was not used and why, in sentences.
     """
 
@@ -71,7 +77,11 @@ def missing_files(study: StudyRecord) -> tuple[str, ...]:
     number = sum(bool(of_trial) for of_trial in files.values())
     if not number:
         return ()
-    names = [path.relative_to(study.path.parent).as_posix() for of_trial in files.values() for path in of_trial]
+    names = [
+        path.relative_to(study.path.parent).as_posix()
+        for of_trial in files.values()
+        for path in of_trial
+    ]
     rest = len(names) - FILES_NAMED
     return (
         f"For {number} of {len(counted)} finished trials, counts by image or scores by class are missing or "
@@ -87,7 +97,8 @@ def _resampled_pairs(
     if row.versus is None:
         return None
     ours, base = (
-        {trial.replicate: trial for trial in study.trials_of(shown)} for shown in (row, study.rows[row.versus])
+        {trial.replicate: trial for trial in study.trials_of(shown)}
+        for shown in (row, study.rows[row.versus])
     )
     common = sorted(pairs.values[row.number, key].keys() & pairs.values[row.versus, key].keys())
     of_row, of_base = [], []

@@ -34,7 +34,8 @@ class Crossing:
         block: Number of the block.
         metric: Key of the metric.
         anova: Main effects and, where the design allows, interactions, with the seeds as blocks.
-        effects: Effects and interactions with their aliases, where every factor has two levels and a seed all rows.
+        effects: Effects and interactions with their aliases, where every factor has two levels and
+            a seed all rows.
         means: Of every two factors, at every pair of their levels.
         warnings: Where a row that varies one factor alone depends on another factor, in sentences.
     """
@@ -76,7 +77,8 @@ def _crossing(
     table = pd.DataFrame(
         [
             # As text: 1, 1.0 and True are three levels, and None is one.
-            {VALUE: value, SEED: replicate} | {path: str(level) for path, level in levels[row.number].items()}
+            {VALUE: value, SEED: replicate}
+            | {path: str(level) for path, level in levels[row.number].items()}
             for row in rows
             for replicate, value in pairs.values[row.number, key].items()
         ]
@@ -91,7 +93,9 @@ def _crossing(
         metric=key,
         anova=variance,
         effects=two_level_effects(table) if whole and two_level else (),
-        means=tuple(_level_means(factors, [(levels[number], mean) for number, mean in means.items()])),
+        means=tuple(
+            _level_means(factors, [(levels[number], mean) for number, mean in means.items()])
+        ),
         warnings=warnings,
     )
 
@@ -118,12 +122,16 @@ def _crossed(pairs: Sequence[tuple[Scalar, Scalar]]) -> bool:
     return any(len(first & second) > 1 for first, second in combinations(seen.values(), 2))
 
 
-def _level_means(factors: Sequence[str], cells: Sequence[tuple[Mapping[str, Scalar], float]]) -> Iterator[LevelMean]:
+def _level_means(
+    factors: Sequence[str], cells: Sequence[tuple[Mapping[str, Scalar], float]]
+) -> Iterator[LevelMean]:
     for factor, other in combinations(factors, 2):
         points: dict[tuple[str, str], tuple[Scalar, Scalar, list[float]]] = {}
         for levels, value in cells:
             level, other_level = levels[factor], levels[other]
             # As text: 1, 1.0 and True are three levels.
-            points.setdefault((str(level), str(other_level)), (level, other_level, []))[2].append(value)
+            points.setdefault((str(level), str(other_level)), (level, other_level, []))[2].append(
+                value
+            )
         for level, other_level, values in points.values():
             yield LevelMean(factor, level, other, other_level, float(np.mean(values)))

@@ -1,7 +1,8 @@
 """What a study says of the paper's numbers and claims.
 
-The paper reports one seed and no spread. So its numbers are held against the interval in which one more seed of ours
-would lie, and its claims against the study's declared comparisons, corrected as those are.
+The paper reports one seed and no spread. So its numbers are held against the interval in which one
+more seed of ours would lie, and its claims against the study's declared comparisons, corrected as
+those are.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class _Judgement:
 
     Attributes:
         outcome: As printed, but for ``off``.
-        off_by: Ours minus published, as a fraction, with the outcome ``off``; of a claim, our advantage minus the
-            published one.
+        off_by: Ours minus published, as a fraction, with the outcome ``off``; of a claim, our
+            advantage minus the published one.
     """
 
     outcome: Outcome
@@ -73,8 +74,9 @@ class RowVerdict(_Judgement):
 class ClaimVerdict(_Judgement):
     """What became of a claim.
 
-    The outcome is ``direction confirmed`` where the setting is not the paper's: nothing more can be said then. It is
-    ``not confirmed`` in a study that could have shown its smallest effect, and did not show one.
+    The outcome is ``direction confirmed`` where the setting is not the paper's: nothing more can be
+    said then. It is ``not confirmed`` in a study that could have shown its smallest effect, and did
+    not show one.
 
     Attributes:
         name: Name of the claim.
@@ -136,16 +138,21 @@ def same_setting(study: StudyRecord, paper: Paper) -> bool:
 
 def _changed(study: StudyRecord) -> list[str]:
     """Changes for all trainings that make the setting another; where files lie and how fast it runs do not."""
-    config: Mapping[str, Any] = next((trial.entry.config for trial in study.trials if trial.entry), {})
+    config: Mapping[str, Any] = next(
+        (trial.entry.config for trial in study.trials if trial.entry), {}
+    )
     return sorted(
         path
         for path, value in study.changes.items()
-        # A file of the weights that the recipe would load itself; without any it is another setting.
+        # A file of the weights that the recipe would load itself; without any it is another
+        # setting.
         if not (path == "backbone.weights" and value is not None) and not is_run_only(config, path)
     )
 
 
-def _row(study: StudyRecord, analysis: StudyAnalysis, row: PlannedRow, key: str, published: float) -> RowVerdict:
+def _row(
+    study: StudyRecord, analysis: StudyAnalysis, row: PlannedRow, key: str, published: float
+) -> RowVerdict:
     paper, summary = study.blocks[row.block].paper, analysis.rows[row.number].figures[key].summary
     if summary is None:
         return RowVerdict("no result", None, row.number, key)
@@ -161,7 +168,11 @@ def _one_more(summary: Summary) -> float | None:
     """Half width of the interval in which the value of one more seed lies; ``None`` where seeds say nothing of it."""
     if summary.n < _FEWEST_SEEDS or not summary.sd:
         return None
-    return float(special.stdtrit(summary.n - 1, (1 + CONFIDENCE) / 2)) * summary.sd * math.sqrt(1 + 1 / summary.n)
+    return (
+        float(special.stdtrit(summary.n - 1, (1 + CONFIDENCE) / 2))
+        * summary.sd
+        * math.sqrt(1 + 1 / summary.n)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +197,9 @@ class _Comparison:
 class _Judge:
     """Judges the claims of one block."""
 
-    def __init__(self, study: StudyRecord, analysis: StudyAnalysis, block: int, paper: Paper) -> None:
+    def __init__(
+        self, study: StudyRecord, analysis: StudyAnalysis, block: int, paper: Paper
+    ) -> None:
         self.study = study
         self.analysis = analysis
         self.block = block
@@ -197,7 +210,9 @@ class _Judge:
         found = [self._comparison(claim, than) for than in claim.than]
         refusals = [item for item in found if isinstance(item, str)]
         if refusals:
-            return ClaimVerdict("not tested", None, claim.name, f"Not tested: {'; '.join(dict.fromkeys(refusals))}.")
+            return ClaimVerdict(
+                "not tested", None, claim.name, f"Not tested: {'; '.join(dict.fromkeys(refusals))}."
+            )
         comparisons = [item for item in found if not isinstance(item, str)]
         numbers = ", ".join(item.text for item in comparisons)
         scope = (
@@ -209,7 +224,8 @@ class _Judge:
         blind = [item for item in comparisons if not _sees(item.figures, self.study)]
         shown = all(item.figures.significant and item.advantage > 0 for item in comparisons)
         if wrong:
-            # A study that only asks for directions, or that could not have found the effect, contradicts nobody.
+            # A study that only asks for directions, or that could not have found the effect,
+            # contradicts nobody.
             if self.study.purpose == "direction" or all(item in blind for item in wrong):
                 why = (
                     "the study asks for directions and was not planned to contradict a claim"
@@ -218,7 +234,9 @@ class _Judge:
                 )
                 sentence = f"{numbers}: the other way, but {why}.{scope}"
                 return ClaimVerdict("underpowered", None, claim.name, sentence)
-            return ClaimVerdict("contradicted", None, claim.name, f"{numbers}: the other way.{scope}")
+            return ClaimVerdict(
+                "contradicted", None, claim.name, f"{numbers}: the other way.{scope}"
+            )
         if not shown:
             return self._not_shown(claim, comparisons, blind, numbers, scope)
         if not self.same:
@@ -227,9 +245,16 @@ class _Judge:
         short = [item for item in comparisons if item.high is not None and item.high < published]
         if short:
             off_by = min(item.advantage for item in short) - published
-            sentence = f"{numbers}: as claimed, but less than the paper's {claim.by:g} points at least."
+            sentence = (
+                f"{numbers}: as claimed, but less than the paper's {claim.by:g} points at least."
+            )
             return ClaimVerdict("off", off_by, claim.name, sentence)
-        return ClaimVerdict("reproduced", None, claim.name, f"{numbers}; the paper has {claim.by:g} points at least.")
+        return ClaimVerdict(
+            "reproduced",
+            None,
+            claim.name,
+            f"{numbers}; the paper has {claim.by:g} points at least.",
+        )
 
     def _not_shown(
         self,
@@ -256,7 +281,11 @@ class _Judge:
 
     def _comparison(self, claim: Claim, than: str) -> _Comparison | str:
         """The study's own comparison of the two rows, or why there is none."""
-        rows = {row.paper_row: row for row in self.study.rows if row.block == self.block and row.paper_row}
+        rows = {
+            row.paper_row: row
+            for row in self.study.rows
+            if row.block == self.block and row.paper_row
+        }
         better, worse = rows.get(claim.better), rows.get(than)
         if better is None or worse is None:
             absent = claim.better if better is None else than
@@ -272,7 +301,9 @@ class _Judge:
             return f"{claim.metric} is not compared in this block"
         if figures.paired is None:
             return f"no trials of {better.label} and {worse.label} with the same place among the seeds have ended"
-        if not next(metric.higher_is_better for metric in self.study.metrics if metric.key == claim.metric):
+        if not next(
+            metric.higher_is_better for metric in self.study.metrics if metric.key == claim.metric
+        ):
             sign = -sign
         ends = [sign * end for end in (figures.paired.low, figures.paired.high) if end is not None]
         high = max(ends) if ends else None
@@ -297,7 +328,9 @@ def _whole(study: StudyRecord, claims: Sequence[ClaimVerdict], without_result: i
     counts = Counter(claim.outcome for claim in claims)
     said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     number = f"{len(claims)} claim{'' if len(claims) == 1 else 's'}"
-    of_claims = f"Of {number} of the paper: {said}." if claims else "The study stands beside no claim."
+    of_claims = (
+        f"Of {number} of the paper: {said}." if claims else "The study stands beside no claim."
+    )
     have = "has" if without_result == 1 else "have"
     missing = (
         f" {without_result} of {len(study.trials)} trials {have} no result, so this is not the last word."

@@ -19,7 +19,8 @@ CONTEXT_BYTES = 600 * 10**6
 def refusal(foretold: Forecast, launch: Launch) -> str | None:
     """Why the trials of ``launch`` would not fit beside each other, and what would; ``None`` where they do.
 
-    Nothing is said where nothing was measured, or where the trials run on machines that cannot be asked from here.
+    Nothing is said where nothing was measured, or where the trials run on machines that cannot be
+    asked from here.
     """
     each, launched = foretold.trial_memory_bytes, foretold.trainings + foretold.evaluations
     if each is None or resolve_address(launch.address) != "local":
@@ -33,7 +34,9 @@ def refusal(foretold: Forecast, launch: Launch) -> str | None:
         at_once = min(at_once, int(1 / launch.gpus_per_trial))
         total = torch.cuda.get_device_properties(0).total_memory
         fitting, where = fit(each + CONTEXT_BYTES, total), "a GPU"
-        advice = f"give --gpus-per-trial {1 / fitting:.3g}" if fitting else "take one with more memory"
+        advice = (
+            f"give --gpus-per-trial {1 / fitting:.3g}" if fitting else "take one with more memory"
+        )
     else:
         return None
     if at_once <= fitting:

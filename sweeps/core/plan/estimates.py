@@ -1,7 +1,7 @@
 """How long single trials take: measured by a probe, or by finished trainings.
 
-Finished trainings of the same kind know best: they ran beside others, as the coming ones will. A probe ran alone, so
-what it tells is an interval that begins there.
+Finished trainings of the same kind know best: they ran beside others, as the coming ones will. A
+probe ran alone, so what it tells is an interval that begins there.
 """
 
 from __future__ import annotations
@@ -24,12 +24,21 @@ SPREAD = 0.1
 """Nothing is foretold better than this fraction to either side."""
 SLOW_DOWN = 1.6
 """At most this many times longer takes a training on CPU cores beside others than alone. Measured for two trainings at
-once on a machine of two cores only: 1.0 to 1.6 times, of which this is the upper end. Caches, memory and, on virtual
-machines, cores are shared, so that it depends on the machine; with more trainings at once it is a guess. Finished
-trainings in the ledger, which ran beside others, replace it."""
+once on a machine of two cores only: 1.0 to 1.6 times, of which this is the upper end. Caches,
+memory and, on virtual machines, cores are shared, so that it depends on the machine; with more
+trainings at once it is a guess. Finished trainings in the ledger, which ran beside others, replace
+it."""
 SIMILAR = 3
 """Trainings that are only similar count from this many on."""
-_SIMILAR_FIELDS = ("num_steps", "batch_size", "evaluate_every", "precision", "data", "backbone", "evaluate")
+_SIMILAR_FIELDS = (
+    "num_steps",
+    "batch_size",
+    "evaluate_every",
+    "precision",
+    "data",
+    "backbone",
+    "evaluate",
+)
 
 Kind = Literal["train", "evaluate", "rescore"]
 
@@ -40,8 +49,8 @@ class Work:
 
     Attributes:
         config: The trial.
-        kind: ``train`` from ``steps_done`` on; ``evaluate`` stored checkpoints; ``rescore`` stored histograms, which
-            costs nothing worth foretelling.
+        kind: ``train`` from ``steps_done`` on; ``evaluate`` stored checkpoints; ``rescore`` stored
+            histograms, which costs nothing worth foretelling.
         steps_done: Steps of its last checkpoint, its own or one that it forks from.
     """
 
@@ -67,7 +76,9 @@ class Estimator:
         setup_s: Seconds until its process trains.
     """
 
-    def __init__(self, costs: Sequence[Cost], past: Sequence[Past], concurrent: int, gpus: float) -> None:
+    def __init__(
+        self, costs: Sequence[Cost], past: Sequence[Past], concurrent: int, gpus: float
+    ) -> None:
         self._costs = costs
         self._cost_of = {kind(cost.config): cost for cost in costs}
         self._past = past
@@ -88,7 +99,9 @@ class Estimator:
         """The probed training that differs in the fewest settings."""
         wanted = kind(config)
         if wanted not in self._cost_of:
-            self._cost_of[wanted] = min(self._costs, key=lambda cost: len(diff(cost.config, config)))
+            self._cost_of[wanted] = min(
+                self._costs, key=lambda cost: len(diff(cost.config, config))
+            )
         return self._cost_of[wanted]
 
     def basis(self) -> str:
@@ -99,7 +112,11 @@ class Estimator:
             "probe": "a probe",
             "nothing": "nothing: there is neither a probe nor a finished training like them",
         }
-        parts = [f"{self._used[source]} from {text}" for source, text in texts.items() if source in self._used]
+        parts = [
+            f"{self._used[source]} from {text}"
+            for source, text in texts.items()
+            if source in self._used
+        ]
         text = f"Times of trainings: {', '.join(parts)}." if parts else ""
         if "probe" in self._used and self._slow_down > 1:
             text += f" A probe runs alone; beside others a training may take up to {self._slow_down:.1f} times as long."
@@ -144,18 +161,26 @@ class Estimator:
             return alone.scaled(self.nearest(config).evaluation_s * config.evaluate.average_last)
         if whole is None:
             return None
-        most = whole.high * min(config.evaluate.average_last / evaluations(config, config.num_steps), 1.0)
+        most = whole.high * min(
+            config.evaluate.average_last / evaluations(config, config.num_steps), 1.0
+        )
         return Range(0.0, most / 2, most)
 
 
-def comparable(history: Iterable[LedgerEntry], cpus: float, gpus: float, costs: Sequence[Cost]) -> Iterable[Past]:
+def comparable(
+    history: Iterable[LedgerEntry], cpus: float, gpus: float, costs: Sequence[Cost]
+) -> Iterable[Past]:
     """Whole trainings, made with these resources, on the newest one's device where a probe does not name it."""
     device = costs[0].device if costs else None
     for entry in history:
         origin, resources = entry.origin, entry.resources
         # Neither derived nor forked: these did not train from the first step on.
         whole = entry.status == "finished" and origin.derived_from is None and not origin.forked_at
-        if not whole or entry.wall_time_s is None or (resources.cpus, resources.gpus) != (cpus, gpus):
+        if (
+            not whole
+            or entry.wall_time_s is None
+            or (resources.cpus, resources.gpus) != (cpus, gpus)
+        ):
             continue
         try:
             config = RunConfig.model_validate(entry.config)
@@ -176,5 +201,7 @@ def _range(past: Sequence[Past]) -> Range:
     """Median and the 10 % and 90 % quantiles, at least ``SPREAD`` apart from it."""
     times_s = sorted(one.time_s for one in past)
     likely = statistics.median(times_s)
-    low, *_, high = statistics.quantiles(times_s, n=10, method="inclusive") if len(times_s) > 1 else times_s * 2
+    low, *_, high = (
+        statistics.quantiles(times_s, n=10, method="inclusive") if len(times_s) > 1 else times_s * 2
+    )
     return Range(min(low, likely * (1 - SPREAD)), likely, max(high, likely * (1 + SPREAD)))

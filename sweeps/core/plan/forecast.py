@@ -48,7 +48,9 @@ def forecast(
     trainings = [work for work in works if work.kind == "train"]
     basis = estimator.basis()
     if costs and not usable:
-        basis += f" The probe ran on {costs[0].device}, where the trials will not run, and is left out."
+        basis += (
+            f" The probe ran on {costs[0].device}, where the trials will not run, and is left out."
+        )
     peaks = [cost.peak_memory_bytes for cost in usable] or [one.peak_memory_bytes for one in past]
     peak = max(peaks, default=0) or None
     counted = Forecast(
@@ -56,7 +58,9 @@ def forecast(
         resumed=sum(work.steps_done > 0 for work in trainings),
         evaluations=len(works) - len(trainings),
         concurrent=concurrent,
-        disk_bytes=sum(estimator.nearest(work.config).run_bytes for work in trainings) if usable else None,
+        disk_bytes=sum(estimator.nearest(work.config).run_bytes for work in trainings)
+        if usable
+        else None,
         memory_bytes=None if peak is None else peak * min(concurrent, len(estimates)),
         trial_memory_bytes=peak,
         basis=basis,
@@ -85,7 +89,11 @@ def forecast(
 def describe(predicted: Forecast, now: datetime) -> tuple[str, ...]:
     """The prediction in sentences; ``now`` is when the study would start."""
     counts = f"{_count(predicted.trainings, 'training')} to run"
-    counts += f", {_count(predicted.evaluations, 'cell')} evaluated without training" if predicted.evaluations else ""
+    counts += (
+        f", {_count(predicted.evaluations, 'cell')} evaluated without training"
+        if predicted.evaluations
+        else ""
+    )
     if not predicted.trainings + predicted.evaluations:
         return ("Nothing is left to run.",)
     if predicted.wall_s is None:
@@ -96,20 +104,32 @@ def describe(predicted: Forecast, now: datetime) -> tuple[str, ...]:
         f"{counts}, {predicted.concurrent} at once: about {duration(wall.likely)} ({duration(wall.low)} to "
         f"{duration(wall.high)}), done about {done:%Y-%m-%d %H:%M}, at the latest {last:%Y-%m-%d %H:%M}."
     ]
-    spent = f"{predicted.gpu_hours:.1f} GPU hours" if predicted.gpu_hours else f"{predicted.cpu_hours:.1f} CPU hours"
+    spent = (
+        f"{predicted.gpu_hours:.1f} GPU hours"
+        if predicted.gpu_hours
+        else f"{predicted.cpu_hours:.1f} CPU hours"
+    )
     spent += f", {predicted.money:.2f} at the given price" if predicted.money is not None else ""
     spent += f", {size(predicted.disk_bytes)} of disk" if predicted.disk_bytes is not None else ""
-    spent += f", {size(predicted.memory_bytes)} of memory at once" if predicted.memory_bytes is not None else ""
+    spent += (
+        f", {size(predicted.memory_bytes)} of memory at once"
+        if predicted.memory_bytes is not None
+        else ""
+    )
     return (*lines, f"{spent}.", predicted.basis)
 
 
-def scorecard(foretold: Forecast, entries: Iterable[LedgerEntry], wall_s: float | None) -> tuple[str, ...]:
+def scorecard(
+    foretold: Forecast, entries: Iterable[LedgerEntry], wall_s: float | None
+) -> tuple[str, ...]:
     """The forecast beside what happened, in sentences.
 
     Args:
         foretold: The forecast.
-        entries: Of the ledger, of the trainings that the forecast was of, as far as they have ended.
-        wall_s: Seconds that the study took; ``None`` where it was interrupted, so that nobody knows.
+        entries: Of the ledger, of the trainings that the forecast was of, as far as they have
+            ended.
+        wall_s: Seconds that the study took; ``None`` where it was interrupted, so that nobody
+            knows.
     """
     trained = [entry for entry in entries if entry.origin.derived_from is None]
     lines = []
@@ -170,7 +190,11 @@ def _compared(took: float, foretold: float) -> str:
     if not foretold:
         return "nothing was foretold"
     percent = 100 * (took / foretold - 1)
-    return "as foretold" if abs(percent) < 0.5 else f"{abs(percent):.0f} % {'longer' if percent > 0 else 'shorter'}"
+    return (
+        "as foretold"
+        if abs(percent) < 0.5
+        else f"{abs(percent):.0f} % {'longer' if percent > 0 else 'shorter'}"
+    )
 
 
 def _count(number: int, what: str) -> str:

@@ -20,7 +20,8 @@ class Launch:
         tracking_uri: MLflow store; a database in ``storage`` unless given.
         address: Ray cluster; see ``ray_environment.resolve_address``.
         concurrent: Trials at once.
-        gpus_per_trial: A part of one, or whole ones; with several, a trial is trained by a rank on each.
+        gpus_per_trial: A part of one, or whole ones; with several, a trial is trained by a rank on
+            each.
         max_failures: Restarts of one trial; -1 for any number.
         accept_underpowered: Run a study although its seeds cannot answer its comparisons.
         price_per_hour: Of a GPU, or of a CPU core where trials have no GPU; in any currency.
@@ -53,7 +54,11 @@ class Launch:
     @property
     def resources(self) -> dict[str, float | int]:
         """What a trial gets, for the record."""
-        return {"cpus": self.cpus_per_trial, "gpus": self.gpus_per_trial, "world_size": self.world_size}
+        return {
+            "cpus": self.cpus_per_trial,
+            "gpus": self.gpus_per_trial,
+            "world_size": self.world_size,
+        }
 
     def check_addresses(self) -> None:
         """Refuse an address of a Ray cluster or of an MLflow store that is none.
@@ -70,7 +75,11 @@ class Launch:
         Raises:
             ValueError: It is none, or MLflow cannot open a database in ``storage``.
         """
-        return client_uri(self.tracking_uri) if self.tracking_uri else sqlite_uri(self.storage / "mlflow.db")
+        return (
+            client_uri(self.tracking_uri)
+            if self.tracking_uri
+            else sqlite_uri(self.storage / "mlflow.db")
+        )
 
 
 def default_storage() -> Path:
@@ -91,7 +100,9 @@ def checked_storage(storage: Path) -> Path:
         )
     found = mounted(storage).expanduser().resolve()
     if found.exists() and not found.is_dir():
-        raise ValueError(f"--storage {storage} is a file; give a folder, which need not be there yet.")
+        raise ValueError(
+            f"--storage {storage} is a file; give a folder, which need not be there yet."
+        )
     return found
 
 

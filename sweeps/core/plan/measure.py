@@ -1,7 +1,7 @@
 """Times a few real steps of trainings and one short evaluation: the process of ``sweeps.core.plan.probe``.
 
-A method computes fewer terms early in a training than late, so steps are timed in every phase. Where the terms change
-is found by halving.
+A method computes fewer terms early in a training than late, so steps are timed in every phase.
+Where the terms change is found by halving.
 """
 
 from __future__ import annotations
@@ -67,10 +67,14 @@ def measure(config: RunConfig, started: float, like: Cost | None = None) -> Cost
         checkpoint_bytes, run_bytes = like.checkpoint_bytes, like.run_bytes
     else:
         evaluation_s = _evaluation_s(config.evaluate, method, val_set, device)
-        checkpoint_s, checkpoint_bytes, evaluation_bytes = _stored(config, method, steps.optimizer, val_set, device)
+        checkpoint_s, checkpoint_bytes, evaluation_bytes = _stored(
+            config, method, steps.optimizer, val_set, device
+        )
         evaluation_s += checkpoint_s
         number = evaluations(config, config.num_steps)
-        run_bytes = min(config.keep_checkpoints, number) * checkpoint_bytes + number * evaluation_bytes
+        run_bytes = (
+            min(config.keep_checkpoints, number) * checkpoint_bytes + number * evaluation_bytes
+        )
     return Cost(
         config=config,
         device=provenance(device, inputs)["device"],
@@ -86,7 +90,8 @@ def measure(config: RunConfig, started: float, like: Cost | None = None) -> Cost
 def changes_of_terms(terms_at: Callable[[int], Set[str]], num_steps: int) -> list[int]:
     """First steps of the phases after the first.
 
-    Terms that come and go between two steps that were looked at are not seen; ends and middle are always looked at.
+    Terms that come and go between two steps that were looked at are not seen; ends and middle are
+    always looked at.
     """
     apart = max(int(PRECISION * num_steps), 1)
 
@@ -110,7 +115,8 @@ class _Steps:
         self._train_step = TrainingStep(method, self.optimizer, config)
         self._num_steps = config.num_steps
         self._device = config.torch_device()
-        # One stream for all: loader processes are started once, and have batches ready as in a training.
+        # One stream for all: loader processes are started once, and have batches ready as in a
+        # training.
         self._batches = loader.batches(start_step=0, num_steps=sys.maxsize)
         self._terms: dict[int, Set[str]] = {}
         self._times_s: list[tuple[int, float]] = []
@@ -118,12 +124,15 @@ class _Steps:
     def phases(self) -> tuple[Phase, ...]:
         """The phases with the median time of their steps."""
         end = self._num_steps
-        # First steps allocate memory and start threads, which a training does once among its many steps.
+        # First steps allocate memory and start threads, which a training does once among its many
+        # steps.
         for step in (0, end - 1):
             self._take(step)
         self._times_s.clear()
         bounds = [0, *changes_of_terms(self._terms_at, end), end]
-        return tuple(Phase(start, stop, self._step_s(start, stop)) for start, stop in pairwise(bounds))
+        return tuple(
+            Phase(start, stop, self._step_s(start, stop)) for start, stop in pairwise(bounds)
+        )
 
     def _step_s(self, start: int, stop: int) -> float:
         for number in range(SAMPLES - len(self._within(start, stop))):
@@ -147,7 +156,9 @@ class _Steps:
         self._terms[step] = frozenset(output.weights)
 
 
-def _evaluation_s(settings: EvaluateConfig, method: Method, val_set: Dataset, device: torch.device) -> float:
+def _evaluation_s(
+    settings: EvaluateConfig, method: Method, val_set: Dataset, device: torch.device
+) -> float:
     """Seconds of one evaluation with its pictures, from a few batches and one picture."""
 
     def timed(images: int, pictures: int) -> float:
@@ -164,21 +175,31 @@ def _evaluation_s(settings: EvaluateConfig, method: Method, val_set: Dataset, de
 
 
 def _stored(
-    config: RunConfig, method: Method, optimizer: torch.optim.Optimizer, val_set: Dataset, device: torch.device
+    config: RunConfig,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    val_set: Dataset,
+    device: torch.device,
 ) -> tuple[float, int, int]:
     """Seconds to write a checkpoint, its bytes, and the bytes that one evaluation leaves in the run folder."""
     pictures = min(config.evaluate.num_pictures, len(val_set))
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch))
         started = time.perf_counter()
-        saved = checkpoint.save(folder.checkpoints, config.num_steps, digest(config), method, optimizer, {})
+        saved = checkpoint.save(
+            folder.checkpoints, config.num_steps, digest(config), method, optimizer, {}
+        )
         checkpoint_s = time.perf_counter() - started
         evaluation = _evaluated(
             config.evaluate, method, val_set, device, 1, min(pictures, 1), Path(scratch, "pictures")
         )
         folder.add_evaluation(config.num_steps, evaluation, config.evaluate.average_last)
         picture_bytes = _bytes(Path(scratch, "pictures"))
-        return checkpoint_s, _bytes(saved), _bytes(Path(scratch, "evaluations")) + picture_bytes * pictures
+        return (
+            checkpoint_s,
+            _bytes(saved),
+            _bytes(Path(scratch, "evaluations")) + picture_bytes * pictures,
+        )
 
 
 def _evaluated(
@@ -195,12 +216,23 @@ def _evaluated(
     with tempfile.TemporaryDirectory() as scratch:
         folder = drawn_to or Path(scratch)
         folder.mkdir(exist_ok=True)
-        save_panels(evaluation.pictures, evaluation.class_names, settings.background_threshold, folder)
+        save_panels(
+            evaluation.pictures, evaluation.class_names, settings.background_threshold, folder
+        )
     return evaluation
 
 
 def _same_evaluation(left: RunConfig, right: RunConfig) -> bool:
-    shared = ("data", "backbone", "evaluate", "num_steps", "evaluate_every", "keep_checkpoints", "device", "precision")
+    shared = (
+        "data",
+        "backbone",
+        "evaluate",
+        "num_steps",
+        "evaluate_every",
+        "keep_checkpoints",
+        "device",
+        "precision",
+    )
     return all(getattr(left, name) == getattr(right, name) for name in shared)
 
 
@@ -223,7 +255,9 @@ def main(folder: Path) -> None:
     end_with_parent()
     request = read_json(folder / REQUEST)
     torch.set_num_threads(request["num_threads"])
-    write_text(folder / COSTS, COSTS_MODEL.dump_json(tuple(_costs(request))).decode(), durable=False)
+    write_text(
+        folder / COSTS, COSTS_MODEL.dump_json(tuple(_costs(request))).decode(), durable=False
+    )
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ def print_plan(study: Study | SearchStudy, launch: Launch) -> int:
     return 1 if outlook.refusals else 0
 
 
-def look_ahead(situation: Situation | SearchSituation, launch: Launch, *, refuse: bool = False) -> Outlook:
+def look_ahead(
+    situation: Situation | SearchSituation, launch: Launch, *, refuse: bool = False
+) -> Outlook:
     """Plan what is left, and predict what it will cost.
 
     Args:
@@ -77,7 +79,9 @@ def power_of(situation: Situation, launch: Launch) -> PowerCheck:
     """What the seeds of the study can show, with the seed noise that the ledger knows."""
     plan = situation.plan
     history, base = tuple(situation.ledger.history(plan.study.recipe)), plan.study.base()
-    measured = {key: seed_noise(history, base, key) for key in {key for _, key in plan.comparisons()}}
+    measured = {
+        key: seed_noise(history, base, key) for key in {key for _, key in plan.comparisons()}
+    }
     noise = {key: known for key, known in measured.items() if known is not None}
     return power_check(plan, noise, accept_underpowered=launch.accept_underpowered)
 
@@ -134,7 +138,9 @@ def _look_ahead_search(situation: SearchSituation, launch: Launch, refuse: bool)
     predicted = _predict([Work(plan.base)] * num_left, [plan.base], situation, launch)
     refusal = admission.refusal(predicted, launch)
     _raise_refusal(refusal if refuse else None)
-    objectives = ", ".join(f"{o.title} {'up' if o.higher_is_better else 'down'}" for o in study.objectives)
+    objectives = ", ".join(
+        f"{o.title} {'up' if o.higher_is_better else 'down'}" for o in study.objectives
+    )
     lines = [
         study.title,
         f"search over {len(study.space)} settings ({', '.join(study.space)}); objectives: {objectives}",
@@ -145,7 +151,9 @@ def _look_ahead_search(situation: SearchSituation, launch: Launch, refuse: bool)
         *describe(predicted, datetime.now()),
         *(["That is if no trial were stopped early."] if plan.rungs and num_left else []),
     ]
-    return Outlook(num_trials, num_left, predicted, "\n".join(lines), () if refusal is None else (refusal,))
+    return Outlook(
+        num_trials, num_left, predicted, "\n".join(lines), () if refusal is None else (refusal,)
+    )
 
 
 def _predict(

@@ -23,8 +23,8 @@ class SeedNoise:
     Attributes:
         sd: The standard deviation.
         trainings: How many it comes from.
-        paired: Whether it is that of differences between trainings of the same seed; otherwise that of single
-            trainings times the root of two, as if seeds paired nothing.
+        paired: Whether it is that of differences between trainings of the same seed; otherwise that
+            of single trainings times the root of two, as if seeds paired nothing.
     """
 
     sd: float
@@ -49,12 +49,15 @@ class PowerCheck:
     sentences: tuple[str, ...]
 
 
-def power_check(plan: Plan, noise: Mapping[str, SeedNoise], *, accept_underpowered: bool = False) -> PowerCheck:
+def power_check(
+    plan: Plan, noise: Mapping[str, SeedNoise], *, accept_underpowered: bool = False
+) -> PowerCheck:
     """Whether ``plan`` can show what it declares.
 
-    Where the noise of a metric is known, the difference it can detect must be no larger than ``smallest_effect``. Where
-    it is not, the effect it can detect must be no larger than ``largest_blind_effect`` standard deviations. A study
-    with the purpose ``direction`` may be underpowered.
+    Where the noise of a metric is known, the difference it can detect must be no larger than
+    ``smallest_effect``. Where it is not, the effect it can detect must be no larger than
+    ``largest_blind_effect`` standard deviations. A study with the purpose ``direction`` may be
+    underpowered.
 
     Args:
         plan: The study.
@@ -68,14 +71,23 @@ def power_check(plan: Plan, noise: Mapping[str, SeedNoise], *, accept_underpower
     power = goal.assess(len(study.seeds), sds)
     if not declared:
         return PowerCheck(power, False, None, ("No comparison is declared, so nothing is tested.",))
-    short = [metric for metric in power.metrics.values() if metric.seeds_needed is not None and metric.underpowered]
+    short = [
+        metric
+        for metric in power.metrics.values()
+        if metric.seeds_needed is not None and metric.underpowered
+    ]
     is_blind = any(metric.sd is None for metric in power.metrics.values())
     too_blind = is_blind and power.detectable_sd > study.largest_blind_effect
     underpowered = bool(short) or too_blind
     sentences = [
         _design_sentence(power, study.power),
         *(
-            _metric_sentence(metric.title, power.metrics[metric.key], noise.get(metric.key), study.smallest_effect)
+            _metric_sentence(
+                metric.title,
+                power.metrics[metric.key],
+                noise.get(metric.key),
+                study.smallest_effect,
+            )
             for metric in compared
         ),
     ]
@@ -99,9 +111,9 @@ def power_check(plan: Plan, noise: Mapping[str, SeedNoise], *, accept_underpower
 def seed_noise(entries: Iterable[LedgerEntry], base: RunConfig, metric: str) -> SeedNoise | None:
     """The noise of ``metric`` known so far; ``None`` where no config has two seeds.
 
-    Pooled over all pairs of configs that share seeds. Trainings count that differ from ``base`` in the
-    method, the optimizer and the seed alone and were not made by a search; only those of the same code and data are
-    compared.
+    Pooled over all pairs of configs that share seeds. Trainings count that differ from ``base`` in
+    the method, the optimizer and the seed alone and were not made by a search; only those of the
+    same code and data are compared.
 
     Args:
         entries: Of the ledger, newest first.
@@ -112,7 +124,12 @@ def seed_noise(entries: Iterable[LedgerEntry], base: RunConfig, metric: str) -> 
     by_setting: dict[str, dict[str, dict[int, float]]] = {}
     for entry in entries:
         value = entry.metrics.get(metric)
-        if entry.status != "finished" or entry.origin.search or value is None or not math.isfinite(value):
+        if (
+            entry.status != "finished"
+            or entry.origin.search
+            or value is None
+            or not math.isfinite(value)
+        ):
             continue
         try:
             config = RunConfig.model_validate(entry.config)
@@ -120,14 +137,20 @@ def seed_noise(entries: Iterable[LedgerEntry], base: RunConfig, metric: str) -> 
             continue  # of another version of the code
         if _family(config, base) == family:
             cells = by_setting.setdefault(_setting(entry), {})
-            cells.setdefault(digest(config.model_copy(update={"seed": 0})), {})[config.seed] = float(value)
-    single = [_spread(list(values.values())) for cells in by_setting.values() for values in cells.values()]
+            cells.setdefault(digest(config.model_copy(update={"seed": 0})), {})[config.seed] = (
+                float(value)
+            )
+    single = [
+        _spread(list(values.values())) for cells in by_setting.values() for values in cells.values()
+    ]
     differences = [
         _spread([left[seed] - right[seed] for seed in left.keys() & right.keys()])
         for cells in by_setting.values()
         for left, right in combinations(cells.values(), 2)
     ]
-    trainings = sum(len(values) for cells in by_setting.values() for values in cells.values() if len(values) > 1)
+    trainings = sum(
+        len(values) for cells in by_setting.values() for values in cells.values() if len(values) > 1
+    )
     if (sd := pooled_sd(filter(None, differences))) is not None:
         return SeedNoise(sd, trainings, True)
     sd = pooled_sd(filter(None, single))
@@ -144,25 +167,29 @@ def _family(config: RunConfig, base: RunConfig) -> str:
 
 
 def _setting(entry: LedgerEntry) -> str:
-    return json.dumps([entry.identity[part] for part in ("code", "data", "weights", "versions")], sort_keys=True)
+    return json.dumps(
+        [entry.identity[part] for part in ("code", "data", "weights", "versions")], sort_keys=True
+    )
 
 
 def _design_sentence(power: Power, probability: float) -> str:
     seeds = f"{power.n} seed{'' if power.n == 1 else 's'}"
     if power.n < 2:
-        return (
-            f"{seeds.capitalize()} and {_comparisons(power.comparisons)}: no effect of any size can be told from noise."
-        )
+        return f"{seeds.capitalize()} and {_comparisons(power.comparisons)}: no effect of any size can be told from noise."
     return (
         f"{seeds.capitalize()} and {_comparisons(power.comparisons)} detect an effect of {power.detectable_sd:.1f} "
         f"standard deviations of the paired difference with {100 * probability:.0f} % power."
     )
 
 
-def _metric_sentence(title: str, power: MetricPower, noise: SeedNoise | None, smallest_effect: float) -> str:
+def _metric_sentence(
+    title: str, power: MetricPower, noise: SeedNoise | None, smallest_effect: float
+) -> str:
     wanted = f"{100 * smallest_effect:g} points"
     if noise is None or power.detectable is None:
-        return f"{title}: the seed noise is not known yet, so nobody can say how many points that is."
+        return (
+            f"{title}: the seed noise is not known yet, so nobody can say how many points that is."
+        )
     source = "paired differences" if noise.paired else "the spread over seeds, unpaired"
     known = f"seed noise {100 * noise.sd:.2f} points ({source}, {noise.trainings} trainings)"
     shown = (

@@ -1,7 +1,7 @@
 """What a training costs on this machine, from a few real steps of it; ``sweeps.core.plan.measure`` takes them.
 
-They run in a process of their own, as a trial does: the start of a process, its threads and its peak memory are part of
-what is measured.
+They run in a process of their own, as a trial does: the start of a process, its threads and its
+peak memory are part of what is measured.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Cost:
         phases: In order, without gaps.
         evaluation_s: One evaluation, with its pictures and the checkpoint that is made at it.
         setup_s: From the start of a process to the first step.
-        peak_memory_bytes: Of the GPU what torch reserved, where there is one; otherwise of the process.
+        peak_memory_bytes: Of the GPU what torch reserved, where there is one; otherwise of the
+            process.
         checkpoint_bytes: One checkpoint.
         run_bytes: The whole run folder at the end.
     """
@@ -67,7 +68,8 @@ class Cost:
         """Seconds of the steps ``start`` to ``stop - 1``; those beyond the probed training are like its last."""
         last = len(self.phases) - 1
         return sum(
-            phase.step_s * max((stop if number == last else min(stop, phase.stop)) - max(start, phase.start), 0)
+            phase.step_s
+            * max((stop if number == last else min(stop, phase.stop)) - max(start, phase.start), 0)
             for number, phase in enumerate(self.phases)
         )
 
@@ -77,7 +79,9 @@ class Cost:
         Evaluations count, the start of the process does not.
         """
         left = self.steps_s(steps_done, config.num_steps)
-        return left + self.evaluation_s * (evaluations(config, config.num_steps) - evaluations(config, steps_done))
+        return left + self.evaluation_s * (
+            evaluations(config, config.num_steps) - evaluations(config, steps_done)
+        )
 
 
 COSTS_MODEL = TypeAdapter(tuple[Cost, ...])
@@ -96,7 +100,11 @@ def kind(config: RunConfig) -> str:
 
 
 def probe(
-    configs: Sequence[RunConfig], *, num_threads: int = 1, budget_s: float = 30.0, limit_s: float = 600.0
+    configs: Sequence[RunConfig],
+    *,
+    num_threads: int = 1,
+    budget_s: float = 30.0,
+    limit_s: float = 600.0,
 ) -> tuple[Cost, ...]:
     """Run a few steps of ``configs`` in a new process, one after the other.
 
@@ -125,7 +133,10 @@ def probe(
             "started": time.time(),
         }
         write_text(folder / REQUEST, json.dumps(request), durable=False)
-        threads = {name: str(num_threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        threads = {
+            name: str(num_threads)
+            for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        }
         try:
             done = subprocess.run(  # noqa: S603 - this interpreter, this module
                 [sys.executable, "-m", _MEASURE, folder],
@@ -147,4 +158,6 @@ def probe(
         except OSError as error:
             raise ProbeError(f"The probe of a training left no costs: {error}") from error
         except ValidationError as error:
-            raise ProbeError(f"The probe of a training left no costs: {sentences(error)}") from error
+            raise ProbeError(
+                f"The probe of a training left no costs: {sentences(error)}"
+            ) from error

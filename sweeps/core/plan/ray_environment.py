@@ -9,7 +9,8 @@ import os
 import secrets
 from pathlib import Path
 
-# Named for the systems where it is off by default: there, Ray uses 127.0.0.1 for everything and listens nowhere else.
+# Named for the systems where it is off by default: there, Ray uses 127.0.0.1 for everything and
+# listens nowhere else.
 _LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 _LOCAL_HOSTS = ("127.0.0.1", "localhost")
 
@@ -33,12 +34,14 @@ def prepare(address: str) -> None:
     """Set the variables for the cluster at ``address``."""
     quiet = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Run folders are the record; Tune's own CSV, JSON and TensorBoard copies of every row would be a second one.
+        # Run folders are the record; Tune's own CSV, JSON and TensorBoard copies of every row would
+        # be a second one.
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         # Failures and progress are printed by sweeps.core, in a line each.
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
-        # Tune runs every trial in a new thread, and glibc gives each thread a heap of its own and seldom takes it back.
+        # Tune runs every trial in a new thread, and glibc gives each thread a heap of its own and
+        # seldom takes it back.
         "MALLOC_ARENA_MAX": "2",
         # Short trials report often; that the state is saved as often is what we want.
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",

@@ -9,7 +9,16 @@ from toco.config import flatten
 from toco.registry import load
 from toco.train.run_config import RunConfig
 
-_WITHOUT_SIZE = ("data.", "optim.", "seed", "device", "num_workers", "log_every", "evaluate_every", "keep_checkpoints")
+_WITHOUT_SIZE = (
+    "data.",
+    "optim.",
+    "seed",
+    "device",
+    "num_workers",
+    "log_every",
+    "evaluate_every",
+    "keep_checkpoints",
+)
 _SIZES = ("scale", "sigma")
 """Parts of the names of the fractions that change the size of something; of others only whether they are 0 counts."""
 
@@ -40,7 +49,14 @@ def check_sizes(configs: Iterable[RunConfig], recipe: str, train: str) -> None:
 
 def _sizes(config: RunConfig) -> Hashable:
     return tuple(
-        (path, repr(value > 0 if isinstance(value, float) and not any(part in path for part in _SIZES) else value))
+        (
+            path,
+            repr(
+                value > 0
+                if isinstance(value, float) and not any(part in path for part in _SIZES)
+                else value
+            ),
+        )
         for path, value in flatten(config).items()
         if not path.startswith(_WITHOUT_SIZE)
     )

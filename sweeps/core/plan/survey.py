@@ -111,7 +111,12 @@ class Situation(_Planned):
         zipped = zip(self.plan.trials, self.identities, self.inputs, strict=True)
         return {
             identity.key: Task(
-                trial.name, trial.label, trial.config, identity, inputs, factors=cells[trial.cell].changes
+                trial.name,
+                trial.label,
+                trial.config,
+                identity,
+                inputs,
+                factors=cells[trial.cell].changes,
             )
             for trial, identity, inputs in zipped
         }
@@ -122,14 +127,18 @@ class Situation(_Planned):
         finished = self.ledger.finished_keys(task.key for task in tasks)
         return [task for task in tasks if task.key not in finished]
 
-    def tasks(self, among: Iterable[Task] | None = None, afresh: Iterable[str] = ()) -> tuple[list[Task], list[Task]]:
+    def tasks(
+        self, among: Iterable[Task] | None = None, afresh: Iterable[str] = ()
+    ) -> tuple[list[Task], list[Task]]:
         """What can be started now, and what waits for a training among them.
 
-        Trials that differ in their evaluation alone share one training where that can serve them: one that is stored,
-        else that of the trial among them which has come furthest, else that of the base, which then has pictures.
+        Trials that differ in their evaluation alone share one training where that can serve them:
+        one that is stored, else that of the trial among them which has come furthest, else that of
+        the base, which then has pictures.
 
         Args:
-            among: The trials that are looked at, or all. Those that may share a training belong together.
+            among: The trials that are looked at, or all. Those that may share a training belong
+                together.
             afresh: Keys that are trained, although there is a training that seems to serve.
         """
         groups: dict[str, list[Task]] = defaultdict(list)
@@ -153,7 +162,11 @@ class Situation(_Planned):
 
     def begun(self, tasks: Iterable[Task]) -> dict[str, int]:
         """Steps done by trainings that have a checkpoint, by key."""
-        steps = {task.key: newest_step(self.ledger.run_dir(task.key)) for task in tasks if task.source is None}
+        steps = {
+            task.key: newest_step(self.ledger.run_dir(task.key))
+            for task in tasks
+            if task.source is None
+        }
         return {key: step for key, step in steps.items() if step > 0}
 
     def reasons(self, tasks: Iterable[Task]) -> Counter[str]:
@@ -163,7 +176,9 @@ class Situation(_Planned):
         reasons: Counter[str] = Counter()
         for task in tasks:
             if task.key in damaged:
-                reasons["the entry in the ledger is damaged; a whole run folder makes it again without training"] += 1
+                reasons[
+                    "the entry in the ledger is damaged; a whole run folder makes it again without training"
+                ] += 1
                 continue
             nearest = self.ledger.nearest(task.identity.parts["config"])
             if nearest is not None:
@@ -197,11 +212,14 @@ class Situation(_Planned):
         parts = member.identity.parts
         evaluated = None
         for entry in stored:
-            # One that was rescored itself has neither counts nor checkpoints, and there may be hundreds of them.
+            # One that was rescored itself has neither counts nor checkpoints, and there may be
+            # hundreds of them.
             if entry.is_rescored or entry.identity["data"] != parts["data"]:
                 continue
             source = self.ledger.run_dir(entry.key)
-            way = way_from(source, member.config, same_code=same_surroundings(parts, entry.identity))
+            way = way_from(
+                source, member.config, same_code=same_surroundings(parts, entry.identity)
+            )
             if way == "rescore":
                 return replace(member, source=entry.key, way=way)
             if way is not None and evaluated is None:
@@ -221,7 +239,9 @@ class Situation(_Planned):
             if task.source is None and step is not None:
                 digests[task.key] = prefix_digest(task.config, step)
         counts = Counter(digests.values())
-        return [replace(task, prefix_shared=counts[digests.get(task.key, "")] > 1) for task in tasks]
+        return [
+            replace(task, prefix_shared=counts[digests.get(task.key, "")] > 1) for task in tasks
+        ]
 
 
 def _from_planned(member: Task, trained: Iterable[Task]) -> Task | None:
@@ -267,7 +287,9 @@ class SearchSituation(_Planned):
             ValueError: The values do not go together.
         """
         config, name = self.plan.config(values), f"trial {number}"
-        return Task(name, name, config, identify(config, self.plan.study.train, self.inputs), self.inputs)
+        return Task(
+            name, name, config, identify(config, self.plan.study.train, self.inputs), self.inputs
+        )
 
     def record(self) -> SearchRecord | None:
         """The search as it stands; ``None`` where it has not begun with this code and data."""
@@ -281,7 +303,9 @@ class SearchSituation(_Planned):
         from sweeps.core.store.search_record import ENDED
 
         trials = record.trials if (record := self.record()) else ()
-        return len(trials) >= self.plan.study.num_trials and all(trial.state in ENDED for trial in trials)
+        return len(trials) >= self.plan.study.num_trials and all(
+            trial.state in ENDED for trial in trials
+        )
 
     def trials(self) -> dict[str, Task]:
         """The trials that were proposed, by key; the first of those that share one."""
@@ -319,7 +343,9 @@ class SearchSituation(_Planned):
         from sweeps.core.store.search_record import RECORD, search_file
 
         journal = self.journal.name
-        RECORD.write(self.path, lambda _, start_id: search_file(self.plan, journal, self.inputs, start_id))
+        RECORD.write(
+            self.path, lambda _, start_id: search_file(self.plan, journal, self.inputs, start_id)
+        )
 
 
 def survey(study: Study | SearchStudy, storage: Path) -> Situation | SearchSituation:
@@ -336,6 +362,7 @@ def survey(study: Study | SearchStudy, storage: Path) -> Situation | SearchSitua
     plan = study.resolve()
     inputs = trial_inputs(plan.trials)
     identities = tuple(
-        identify(trial.config, study.train, read) for trial, read in zip(plan.trials, inputs, strict=True)
+        identify(trial.config, study.train, read)
+        for trial, read in zip(plan.trials, inputs, strict=True)
     )
     return Situation(plan, runs, tuple(inputs), identities)

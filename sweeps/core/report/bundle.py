@@ -1,7 +1,7 @@
 """The reviewer's archive: raw values by seed, configs, environments, figures, and a script that makes the table again.
 
-Nothing in it says who ran the study where: no hosts, users, folders, commands or times. The same results give the same
-bytes.
+Nothing in it says who ran the study where: no hosts, users, folders, commands or times. The same
+results give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ from sweeps.core.store.study_record import StudyRecord
 from toco.files import whole_file
 from toco.passwords import public_text
 
-ENVIRONMENT = ("commit", "dirty", "versions", "platform", "device", "num_threads", "data_manifest", "weights_sha256")
+ENVIRONMENT = (
+    "commit",
+    "dirty",
+    "versions",
+    "platform",
+    "device",
+    "num_threads",
+    "data_manifest",
+    "weights_sha256",
+)
 """Parts of a trial's provenance that are no trace of a person or a place."""
 _MOMENT = (1980, 1, 1, 0, 0, 0)
 
@@ -52,7 +61,10 @@ def bundle_files(report: ReportForms) -> dict[str, str]:
         **_configs(study),
         **_figures(report.cards),
     }
-    sums = [f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in sorted(files.items())]
+    sums = [
+        f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n"
+        for name, text in sorted(files.items())
+    ]
     return files | {"SHA256SUMS": "".join(sums)}
 
 
@@ -68,7 +80,10 @@ def rebuild_files(table: StudyTable, study: StudyRecord) -> dict[str, str]:
 
 def write_zip(target: Path, folder: str, files: Mapping[str, str]) -> None:
     """Write ``files`` under ``folder`` into the zip file ``target``, which appears whole or not at all."""
-    with whole_file(target) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+    with (
+        whole_file(target) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         for name, text in files.items():
             entry = zipfile.ZipInfo(f"{folder}/{name}", _MOMENT)
             entry.compress_type = zipfile.ZIP_DEFLATED
@@ -89,7 +104,15 @@ def _values(study: StudyRecord) -> str:
 
 def _trials(study: StudyRecord) -> str:
     lines = [
-        (number, study.cells[number].label, trial.replicate, trial.seed, trial.state, trial.step, trial.key)
+        (
+            number,
+            study.cells[number].label,
+            trial.replicate,
+            trial.seed,
+            trial.state,
+            trial.step,
+            trial.key,
+        )
         for number, trials in enumerate(study.trials_by_cell)
         for trial in trials
     ]
@@ -100,7 +123,9 @@ def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
     """What ``rebuild_table`` needs to know besides the values: the design, and the columns that it does not compute."""
     columns = [(column.key, column.value) for column in table.columns if column.value is not None]
     given = [(key, value) for key, value in columns if key not in rebuild_table.COMPUTED]
-    rows = sorted((row for block in table.blocks for row in block.rows), key=lambda row: row.planned.number)
+    rows = sorted(
+        (row for block in table.blocks for row in block.rows), key=lambda row: row.planned.number
+    )
     return {
         "headings": [key for key, _ in columns],
         "title": study.title,
@@ -119,7 +144,10 @@ def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
                 "block": row.planned.block,
                 "cell": row.planned.cell,
                 "versus": row.planned.versus,
-                "columns": {one.metric.key: {key: value(one) for key, value in given} for one in row.measurements},
+                "columns": {
+                    one.metric.key: {key: value(one) for key, value in given}
+                    for one in row.measurements
+                },
             }
             for row in rows
         ],
@@ -137,7 +165,9 @@ def _environments(study: StudyRecord) -> list[dict[str, Any]]:
                 "resources": asdict(trial.entry.resources),
                 "code": trial.entry.identity["code"],
             }
-            found.setdefault(json.dumps(described, sort_keys=True), (described, []))[1].append(trial.key)
+            found.setdefault(json.dumps(described, sort_keys=True), (described, []))[1].append(
+                trial.key
+            )
     return [{**described, "trials": keys} for described, keys in found.values()]
 
 
@@ -178,7 +208,9 @@ def _alone(svg: str) -> str:
         variables.setdefault(name, value)
     used = sorted(set(re.findall(r"var\((--[\w-]+)\)", svg)) & variables.keys())
     rules = " ".join(f"{name}: {variables[name]};" for name in used)
-    return re.sub(r"(<svg[^>]*>)", lambda tag: f"{tag[1]}<style>svg {{ {rules} }}</style>", svg, count=1)
+    return re.sub(
+        r"(<svg[^>]*>)", lambda tag: f"{tag[1]}<style>svg {{ {rules} }}</style>", svg, count=1
+    )
 
 
 def _json(content: object) -> str:

@@ -1,8 +1,8 @@
 """The statistics of a study's report, each a column: what every form of the report prints of a row and a metric.
 
-``COLUMNS`` is the one list. ``table.csv`` has the columns with a ``value``, in this order; the terminal, Markdown,
-LaTeX and the page have those with a ``text``. To add a statistic, write a function of numbers in
-``sweeps.core.statistics`` and add a column here that calls it.
+``COLUMNS`` is the one list. ``table.csv`` has the columns with a ``value``, in this order; the
+terminal, Markdown, LaTeX and the page have those with a ``text``. To add a statistic, write a
+function of numbers in ``sweeps.core.statistics`` and add a column here that calls it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from typing import Any
 from sweeps.core.design.study import Metric, PlannedRow
 from sweeps.core.findings.analysis import RowAnalysis
 from sweeps.core.findings.comparisons import Figures
-from sweeps.core.report.numbers import format_difference, format_interval, format_p, format_value, without_negative_zero
+from sweeps.core.report.numbers import (
+    format_difference,
+    format_interval,
+    format_p,
+    format_value,
+    without_negative_zero,
+)
 from sweeps.core.report.text_grid import Column, Mark, Place
 from sweeps.core.store.study_record import StudyRecord, values_by_replicate
 from toco.passwords import public_text
@@ -111,7 +117,11 @@ def mean_text(measurement: Measurement) -> str:
 def difference_text(measurement: Measurement) -> str:
     """The mean paired difference with its sign; ``-`` where there is none."""
     paired = measurement.figures.paired
-    return "-" if paired is None else format_difference(paired.difference, percent=measurement.metric.percent)
+    return (
+        "-"
+        if paired is None
+        else format_difference(paired.difference, percent=measurement.metric.percent)
+    )
 
 
 def _mean_interval(m: Measurement) -> str:
@@ -146,7 +156,9 @@ _BOTH = _VALUES + _DIFFERENCES
 
 COLUMNS: tuple[StatisticColumn, ...] = (
     Column("block", lambda m: m.study.blocks[m.row.block].title),
-    Column("row", lambda m: m.row.label, "row", lambda m: m.row.label, _DIFFERENCES, "left", wraps=True),
+    Column(
+        "row", lambda m: m.row.label, "row", lambda m: m.row.label, _DIFFERENCES, "left", wraps=True
+    ),
     Column("role", lambda m: m.row.role),
     Column("versus", _label_of_base, "against", _label_of_base, _DIFFERENCES, "left", wraps=True),
     Column("changes", lambda m: changes_text(m.study.changes_of(m.row))),
@@ -164,7 +176,13 @@ COLUMNS: tuple[StatisticColumn, ...] = (
     Column("difference_low", _of("paired", "low"), "95 % interval", _interval, _DIFFERENCES),
     Column("difference_high", _of("paired", "high")),
     Column("p", _of("paired", "p")),
-    Column("p_holm", lambda m: m.figures.p_holm, "p", lambda m: format_p(m.figures.p_holm), _DIFFERENCES),
+    Column(
+        "p_holm",
+        lambda m: m.figures.p_holm,
+        "p",
+        lambda m: format_p(m.figures.p_holm),
+        _DIFFERENCES,
+    ),
     Column("effect_size", _of("paired", "effect_size"), "d", _effect_text, _DIFFERENCES),
     Column("images_low", _of("images", "low"), "over images", _image_interval, _DIFFERENCES),
     Column("images_high", _of("images", "high")),

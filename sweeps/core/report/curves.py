@@ -1,7 +1,7 @@
 """Curves of the rows' run folders, read once and drawn by several sections of the report.
 
-The noise band is around the base: between it and the base once more with other seeds (A/A) nothing differs, so a
-difference inside the band is one that the seeds make by themselves.
+The noise band is around the base: between it and the base once more with other seeds (A/A) nothing
+differs, so a difference inside the band is one that the seeds make by themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from sweeps.core.design.study import PlannedRow
-from sweeps.core.report.drawing import MARKERS, MAX_BLOCKS, MAX_LINES, MUTED, SERIES, STYLE, grid, svg
+from sweeps.core.report.drawing import (
+    MARKERS,
+    MAX_BLOCKS,
+    MAX_LINES,
+    MUTED,
+    SERIES,
+    STYLE,
+    grid,
+    svg,
+)
 from sweeps.core.statistics.paired import noise_floor
 from sweeps.core.store.study_record import StudyRecord, TrialRecord, values_by_replicate
 from toco.tracking import RunRecord, read_run_record
@@ -81,8 +90,10 @@ class Curves:
 
     Attributes:
         blocks: At most ``MAX_BLOCKS``.
-        twins: The base and the base once more, whose difference is the noise band; ``None`` without an A/A row.
-        faults: A sentence for every run folder that is not there or cannot be read, whose curves are left out.
+        twins: The base and the base once more, whose difference is the noise band; ``None`` without
+            an A/A row.
+        faults: A sentence for every run folder that is not there or cannot be read, whose curves
+            are left out.
     """
 
     blocks: tuple[BlockLines, ...]
@@ -92,8 +103,14 @@ class Curves:
     @property
     def notes(self) -> tuple[str, ...]:
         """Which rows have no curves because a block has many, in a sentence."""
-        left_out = [f"{block.title} has {block.left_out} more" for block in self.blocks if block.left_out]
-        return (f"Curves show the base and the best rows of a block: {'; '.join(left_out)}.",) if left_out else ()
+        left_out = [
+            f"{block.title} has {block.left_out} more" for block in self.blocks if block.left_out
+        ]
+        return (
+            (f"Curves show the base and the best rows of a block: {'; '.join(left_out)}.",)
+            if left_out
+            else ()
+        )
 
     def plan(
         self,
@@ -119,11 +136,17 @@ class Curves:
         def has_curve(panel: Panel, block: BlockLines) -> bool:
             return any(line.curve(panel.points) for line in block.lines)
 
-        panels = [panel for panel in panels if any(has_curve(panel, block) for block in self.blocks)]
-        blocks = [block for block in self.blocks if any(has_curve(panel, block) for panel in panels)]
+        panels = [
+            panel for panel in panels if any(has_curve(panel, block) for block in self.blocks)
+        ]
+        blocks = [
+            block for block in self.blocks if any(has_curve(panel, block) for panel in panels)
+        ]
         if not blocks:
             return None
-        return lambda: _draw(self, blocks, panels, xlabel, name, description, published or {}, seeds)
+        return lambda: _draw(
+            self, blocks, panels, xlabel, name, description, published or {}, seeds
+        )
 
 
 def read_curves(study: StudyRecord) -> Curves:
@@ -150,7 +173,9 @@ def read_curves(study: StudyRecord) -> Curves:
         for trial in counted:
             if trial.key not in known:
                 known[trial.key] = read(trial)
-        return CurveLine(row, tuple(run for trial in counted if (run := known[trial.key]) is not None))
+        return CurveLine(
+            row, tuple(run for trial in counted if (run := known[trial.key]) is not None)
+        )
 
     blocks = []
     for index, block in enumerate(study.blocks[:MAX_BLOCKS]):
@@ -210,7 +235,11 @@ def _draw(
 
 def _of_all(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
     """What a legend of several panels says: a line may have a curve in one of them only."""
-    found = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    found = {
+        name: handle
+        for axes in panels
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     return list(found.values()), list(found)
 
 
@@ -231,7 +260,13 @@ def _draw_line(axes: Axes, line: CurveLine, number: int, panel: Panel, seeds: bo
     if seeds:
         for run in line.runs:
             single = CurveLine(line.row, (run,)).curve(panel.points)
-            axes.plot(list(single), [panel.scale * y[0] for y in single.values()], color=colour, lw=0.7, alpha=0.35)
+            axes.plot(
+                list(single),
+                [panel.scale * y[0] for y in single.values()],
+                color=colour,
+                lw=0.7,
+                alpha=0.35,
+            )
     axes.plot(
         list(curve),
         [panel.scale * float(np.mean(values)) for values in curve.values()],
@@ -255,4 +290,12 @@ def _draw_band(axes: Axes, block: BlockLines, curves: Curves, panel: Panel) -> N
     ]
     if band:
         x, centre, floor = np.array(band).T
-        axes.fill_between(x, centre - floor, centre + floor, color=MUTED, alpha=0.16, lw=0, label="noise band (A/A)")
+        axes.fill_between(
+            x,
+            centre - floor,
+            centre + floor,
+            color=MUTED,
+            alpha=0.16,
+            lw=0,
+            label="noise band (A/A)",
+        )

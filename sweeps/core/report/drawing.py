@@ -79,7 +79,9 @@ def svg(figure: Figure, name: str, description: str) -> str:
     """``figure`` as an SVG element for a page; ``name`` keeps its ids apart from those of other figures."""
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": name}), without_glyph_warnings():
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -91,5 +93,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
     return re.sub(
         r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt"|width="[\d.]+pt"',
         "",
-        text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" style="{size}" ', 1),
+        text.replace(
+            "<svg ", f'<svg role="img" aria-label="{html.escape(description)}" style="{size}" ', 1
+        ),
     )

@@ -11,7 +11,12 @@ from sweeps.core.report.table import LEGEND, StudyTable, differences_grid, rows_
 from sweeps.core.report.text_grid import Mark, TextCell, TextGrid
 
 _BOLD = r"\textbf{%s}"
-_MARKS: dict[Mark, str] = {"best": _BOLD, "strong": _BOLD, "significant": _BOLD, "second": r"\underline{%s}"}
+_MARKS: dict[Mark, str] = {
+    "best": _BOLD,
+    "strong": _BOLD,
+    "significant": _BOLD,
+    "second": r"\underline{%s}",
+}
 _FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 """Scales down what is wider than the line, and nothing else."""
 
@@ -73,7 +78,10 @@ def escaped(text: str) -> str:
     M\_m: $-$0.5 \& 100 \% $\pm$ 3
     """
     pieces = re.split(r"((?<![\w.])-(?=\d))", text.replace("\n", " "))
-    return "".join("$-$" if number % 2 else "".join(map(_character, piece)) for number, piece in enumerate(pieces))
+    return "".join(
+        "$-$" if number % 2 else "".join(map(_character, piece))
+        for number, piece in enumerate(pieces)
+    )
 
 
 def _character(character: str) -> str:
@@ -118,9 +126,14 @@ def _spanning(grid: TextGrid) -> str:
 def _headings(grid: TextGrid) -> list[str]:
     """One line of headings, or two where neighbours share an upper one with another table beside them."""
     columns = grid.columns
-    overs = [(over, list(places)) for over, places in groupby(range(len(columns)), lambda n: columns[n].over)]
+    overs = [
+        (over, list(places))
+        for over, places in groupby(range(len(columns)), lambda n: columns[n].over)
+    ]
     if len({column.over for column in columns} - {""}) < 2:
-        headings = ["" if column.heading == grid.group else _heading(column.heading) for column in columns]
+        headings = [
+            "" if column.heading == grid.group else _heading(column.heading) for column in columns
+        ]
         return [_line(headings)]
     cells, rules = [], []
     for over, places in overs:
@@ -144,7 +157,10 @@ def _cell(cell: TextCell) -> str:
 def _legend(table: StudyTable) -> list[str]:
     """What must stand at the table itself."""
     lines = [LEGEND]
-    lines += [f"{_dagger([number])}{escaped(text)}" for number, text in enumerate(table.footnotes, start=1)]
+    lines += [
+        f"{_dagger([number])}{escaped(text)}"
+        for number, text in enumerate(table.footnotes, start=1)
+    ]
     return ["", *_small(lines)]
 
 
@@ -158,4 +174,8 @@ def _notes(table: StudyTable, grids: Sequence[TextGrid]) -> list[str]:
 
 
 def _small(lines: Sequence[str]) -> list[str]:
-    return [r"\par\medskip\noindent{\scriptsize\raggedright", *(f"{line}\\par" for line in lines), "}"]
+    return [
+        r"\par\medskip\noindent{\scriptsize\raggedright",
+        *(f"{line}\\par" for line in lines),
+        "}",
+    ]

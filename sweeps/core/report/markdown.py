@@ -10,10 +10,16 @@ from tabulate import tabulate
 from sweeps.core.report.table import LEGEND, StudyTable, claims_grid, differences_grid, rows_grid
 from sweeps.core.report.text_grid import Mark, TextCell, TextGrid
 
-_MARKS: dict[Mark, tuple[str, str]] = {"best": ("**", "**"), "strong": ("**", "**"), "second": ("<u>", "</u>")}
+_MARKS: dict[Mark, tuple[str, str]] = {
+    "best": ("**", "**"),
+    "strong": ("**", "**"),
+    "second": ("<u>", "</u>"),
+}
 
 
-def markdown(table: StudyTable, grids: Iterable[TextGrid] = (), appendix: Iterable[TextGrid] = ()) -> str:
+def markdown(
+    table: StudyTable, grids: Iterable[TextGrid] = (), appendix: Iterable[TextGrid] = ()
+) -> str:
     """The table with all it says.
 
     Args:
@@ -29,12 +35,18 @@ def markdown(table: StudyTable, grids: Iterable[TextGrid] = (), appendix: Iterab
     if table.claims:
         parts.append(pipe(claims_grid(table)))
     for grid in grids:
-        parts += [escaped(grid.title) + ":", pipe(grid), *([_list(grid.notes)] if grid.notes else [])]
+        parts += [
+            escaped(grid.title) + ":",
+            pipe(grid),
+            *([_list(grid.notes)] if grid.notes else []),
+        ]
     if table.warnings:
         parts.append(_list(table.warnings))
     parts.append(_list([LEGEND, *table.captions]))
     if table.footnotes:
-        parts.append(_list([f"†{number} {text}" for number, text in enumerate(table.footnotes, start=1)]))
+        parts.append(
+            _list([f"†{number} {text}" for number, text in enumerate(table.footnotes, start=1)])
+        )
     if table.states:
         parts += ["Do not count:", _list(table.states)]
     for grid in appendix:

@@ -1,8 +1,9 @@
 """The report as one page that needs nothing but a browser, and is the dashboard while the study runs.
 
-The page holds the sections of the report. What opens under a row (its seeds, what its config has different, the end of
-its logs) is data that a small script shows. Of more than ``INLINE_TRIALS`` trials it lies in files beside the page,
-which are loaded as scripts: that works from a disk and a bucket, too, where fetching does not.
+The page holds the sections of the report. What opens under a row (its seeds, what its config has
+different, the end of its logs) is data that a small script shows. Of more than ``INLINE_TRIALS``
+trials it lies in files beside the page, which are loaded as scripts: that works from a disk and a
+bucket, too, where fetching does not.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Page:
     Attributes:
         html: The page itself.
         details: The files beside it by relative name; there are none for a small study.
-        remarks: Which pictures and curves are left out since their files are missing or damaged, in sentences.
+        remarks: Which pictures and curves are left out since their files are missing or damaged, in
+            sentences.
     """
 
     html: str
@@ -113,8 +115,12 @@ def page(source: Source, cards: Cards, written: str) -> Page:
                     "rowsPerPage": ROWS_PER_PAGE,
                     "rowsPerFile": ROWS_PER_FILE,
                     "written": re.sub(r"\W", "", written),
-                    "metrics": [[metric.title, metric.higher_is_better] for metric in table.metrics],
-                    "valueHeadings": [column.heading for column in columns_of("values", table.columns)],
+                    "metrics": [
+                        [metric.title, metric.higher_is_better] for metric in table.metrics
+                    ],
+                    "valueHeadings": [
+                        column.heading for column in columns_of("values", table.columns)
+                    ],
                     "differenceHeadings": [column.heading for column in _difference_columns(table)],
                 }
             ),
@@ -147,8 +153,13 @@ def _block(analysis: StudyAnalysis, block: TableBlock) -> dict[str, Any]:
     rows = [str(row_markup(row, block, _unfinished(analysis, row))) for row in block.rows]
     rest = None
     if len(rows) > ROWS_PER_PAGE:
-        summaries = [[measurement.figures.summary for measurement in row.measurements] for row in block.rows]
-        means = [[None if summary is None else round(summary.mean, 6) for summary in row] for row in summaries]
+        summaries = [
+            [measurement.figures.summary for measurement in row.measurements] for row in block.rows
+        ]
+        means = [
+            [None if summary is None else round(summary.mean, 6) for summary in row]
+            for row in summaries
+        ]
         rest = safe_json({"rows": rows[ROWS_PER_PAGE:], "means": means})
     first = Markup("".join(rows[:ROWS_PER_PAGE]))  # noqa: S704
     return {"block": block, "rows": first, "shown": ROWS_PER_PAGE, "count": len(rows), "rest": rest}
@@ -156,7 +167,9 @@ def _block(analysis: StudyAnalysis, block: TableBlock) -> dict[str, Any]:
 
 def _unfinished(analysis: StudyAnalysis, row: TableRow) -> list[tuple[str, int]]:
     states = analysis.rows[row.planned.number].states
-    return [(state, states[state]) for state in ("running", "failed", "diverged") if states.get(state)]
+    return [
+        (state, states[state]) for state in ("running", "failed", "diverged") if states.get(state)
+    ]
 
 
 def _files(details: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
@@ -164,7 +177,10 @@ def _files(details: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
     parts: dict[int, dict[int, Mapping[str, Any]]] = {}
     for number in sorted(details):
         parts.setdefault(number // ROWS_PER_FILE, {})[number] = details[number]
-    return {f"details/{part:04d}.js": f"tocoDetails({part},{safe_json(content)});\n" for part, content in parts.items()}
+    return {
+        f"details/{part:04d}.js": f"tocoDetails({part},{safe_json(content)});\n"
+        for part, content in parts.items()
+    }
 
 
 def _failures(study: StudyRecord) -> list[dict[str, Any]]:
@@ -191,7 +207,9 @@ def _failures(study: StudyRecord) -> list[dict[str, Any]]:
 
 def _running(study: StudyRecord) -> list[tuple[str, int, int | None]]:
     """List the running trials: name, step, and the total number of steps, once a trial has ended."""
-    steps = next((trial.entry.config.get("num_steps") for trial in study.trials if trial.entry), None)
+    steps = next(
+        (trial.entry.config.get("num_steps") for trial in study.trials if trial.entry), None
+    )
     found = [
         (f"{cell.label}, seed {trial.seed}", trial.step, steps)
         for cell, trials in zip(study.cells, study.trials_by_cell, strict=True)
@@ -206,7 +224,11 @@ def _forecast(study: StudyRecord) -> tuple[str, ...]:
     if study.forecast is None:
         return ()
     # The forecast left out what another study had trained before.
-    entries = [trial.entry for trial in study.trials if trial.entry and trial.entry.origin.study == study.name]
+    entries = [
+        trial.entry
+        for trial in study.trials
+        if trial.entry and trial.entry.origin.study == study.name
+    ]
     return scorecard(study.forecast, entries, None)
 
 
@@ -216,18 +238,32 @@ def _facts(study: StudyRecord) -> list[tuple[str, str]]:
     provenance = [entry.provenance for entry in entries]
     finished = sum(trial.counts for trial in study.trials)
     commits = (
-        "unknown (not in a git checkout)" if commit is None else commit + (" with uncommitted changes" if dirty else "")
+        "unknown (not in a git checkout)"
+        if commit is None
+        else commit + (" with uncommitted changes" if dirty else "")
         for commit, dirty in dict.fromkeys((p.get("commit"), p.get("dirty")) for p in provenance)
     )
-    versions = (", ".join(f"{name} {v}" for name, v in p.get("versions", {}).items()) for p in provenance)
-    manifests = (", ".join(f"{split} {v[:16]}" for split, v in p.get("data_manifest", {}).items()) for p in provenance)
+    versions = (
+        ", ".join(f"{name} {v}" for name, v in p.get("versions", {}).items()) for p in provenance
+    )
+    manifests = (
+        ", ".join(f"{split} {v[:16]}" for split, v in p.get("data_manifest", {}).items())
+        for p in provenance
+    )
     times = [entry.wall_time_s for entry in entries if entry.wall_time_s is not None]
-    time = f"{duration(sum(times))} in all trials together, {duration(max(times))} the longest" if times else ""
+    time = (
+        f"{duration(sum(times))} in all trials together, {duration(max(times))} the longest"
+        if times
+        else ""
+    )
     memory = max((entry.peak_memory_bytes or 0 for entry in entries), default=0)
     facts = [
         ("Recipe", study.recipe),
         ("Data", study.data),
-        ("Design", f"{study.design}, for {'effects of a size' if study.purpose == 'effect' else 'direction'}"),
+        (
+            "Design",
+            f"{study.design}, for {'effects of a size' if study.purpose == 'effect' else 'direction'}",
+        ),
         (
             "Changed from the recipe",
             ", ".join(f"{path} = {value}" for path, value in study.changes.items()) or "nothing",
@@ -238,7 +274,10 @@ def _facts(study: StudyRecord) -> list[tuple[str, str]]:
         ("Commit", _distinct(commits)),
         ("Versions", _distinct(versions)),
         ("Hardware", _distinct(f"{p.get('device')}, {p.get('platform')}" for p in provenance if p)),
-        ("Weights (sha256)", _distinct(p.get("weights_sha256") or "none from a file" for p in provenance)),
+        (
+            "Weights (sha256)",
+            _distinct(p.get("weights_sha256") or "none from a file" for p in provenance),
+        ),
         ("Data manifest (sha256)", _distinct(manifests)),
         ("Time", time),
         ("Peak memory", f"{size(memory)} in one trial" if memory else ""),
@@ -265,19 +304,24 @@ def _row_details(study: StudyRecord, table: StudyTable, logs: bool) -> dict[int,
     Args:
         study: The study.
         table: Its table.
-        logs: Read the end of every trial's log; of a large study only of those that are not finished.
+        logs: Read the end of every trial's log; of a large study only of those that are not
+            finished.
     """
     # Most rows have the same base, whose config is flattened once.
     numbers = {row.versus for row in study.rows if row.versus is not None}
     bases = {number: _resolved(study, study.rows[number]) for number in numbers}
-    cells = [[_trial(study, table, trial, logs) for trial in trials] for trials in study.trials_by_cell]
+    cells = [
+        [_trial(study, table, trial, logs) for trial in trials] for trials in study.trials_by_cell
+    ]
     values, differences = columns_of("values", table.columns), _difference_columns(table)
     return {
         row.planned.number: {
             "versus": row.versus,
             "remarks": [table.footnotes[number - 1] for number in row.footnotes],
             "values": [[column.print(one) for column in values] for one in row.measurements],
-            "differences": [[column.print(one) for column in differences] for one in row.comparisons],
+            "differences": [
+                [column.print(one) for column in differences] for one in row.comparisons
+            ],
             "config": _changes(study, row.planned, bases),
             "trials": cells[row.planned.cell],
         }
@@ -288,11 +332,17 @@ def _row_details(study: StudyRecord, table: StudyTable, logs: bool) -> dict[int,
 
 def _difference_columns(table: StudyTable) -> tuple[StatisticColumn, ...]:
     """The statistics of its differences to the row that it is compared with."""
-    return tuple(column for column in columns_of("differences", table.columns) if column.key not in _OF_THE_ROW)
+    return tuple(
+        column
+        for column in columns_of("differences", table.columns)
+        if column.key not in _OF_THE_ROW
+    )
 
 
 def _trial(study: StudyRecord, table: StudyTable, trial: TrialRecord, logs: bool) -> list[Any]:
-    wall, memory = (trial.entry.wall_time_s, trial.entry.peak_memory_bytes) if trial.entry else (None, None)
+    wall, memory = (
+        (trial.entry.wall_time_s, trial.entry.peak_memory_bytes) if trial.entry else (None, None)
+    )
     values = [(trial.value(metric.key), metric) for metric in table.metrics]
     return [
         trial.key,
@@ -302,9 +352,14 @@ def _trial(study: StudyRecord, table: StudyTable, trial: TrialRecord, logs: bool
         trial.attempts,
         "-" if wall is None else duration(wall),
         "-" if not memory else size(memory),
-        ["-" if value is None else format_value(value, percent=metric.percent) for value, metric in values],
+        [
+            "-" if value is None else format_value(value, percent=metric.percent)
+            for value, metric in values
+        ],
         trial.message,
-        read_log_tail(trial.run_dir) if logs or trial.state in ("running", "failed", "diverged") else [],
+        read_log_tail(trial.run_dir)
+        if logs or trial.state in ("running", "failed", "diverged")
+        else [],
         study.mlflow.trial(trial.key) if study.mlflow else None,
     ]
 
@@ -325,13 +380,19 @@ def _log_line(line: bytes) -> str | None:
     if row is None:
         return None  # damaged, or cut off by a crash or by where reading began
     try:
-        values = [f"{key.partition('/')[2]} {value:.4g}" for key, value in row["values"].items() if value is not None]
+        values = [
+            f"{key.partition('/')[2]} {value:.4g}"
+            for key, value in row["values"].items()
+            if value is not None
+        ]
         return f"{row['kind']} after step {row['step']}, {row['time_s']:.0f} s: {', '.join(values)}"
     except (ValueError, TypeError):
         return None
 
 
-def _changes(study: StudyRecord, row: PlannedRow, bases: Mapping[int, Mapping[str, Any]]) -> list[list[str]]:
+def _changes(
+    study: StudyRecord, row: PlannedRow, bases: Mapping[int, Mapping[str, Any]]
+) -> list[list[str]]:
     """Fields whose values differ from those of the row it is compared with: path, value there, value here."""
     here, there = _resolved(study, row), {} if row.versus is None else bases[row.versus]
     if not here or not there:
@@ -340,7 +401,8 @@ def _changes(study: StudyRecord, row: PlannedRow, bases: Mapping[int, Mapping[st
     return [
         [path, _value_text(there, path), _value_text(here, path)]
         for path in {**there, **here}
-        if path not in NEVER_SHARED and (path not in there or path not in here or there[path] != here[path])
+        if path not in NEVER_SHARED
+        and (path not in there or path not in here or there[path] != here[path])
     ]
 
 

@@ -2,9 +2,10 @@
 
 Needs Python 3.10, numpy and scipy.
 
-values.csv has the result of every trial, table.json says which cells are rows, what each is compared with and which
-comparisons were declared before anything was run. The columns in COMPUTED are computed here; all others are copied from
-table.json, among them intervals over images, which need the confusion matrices of single images.
+values.csv has the result of every trial, table.json says which cells are rows, what each is
+compared with and which comparisons were declared before anything was run. The columns in COMPUTED
+are computed here; all others are copied from table.json, among them intervals over images, which
+need the confusion matrices of single images.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def read_values(text: str) -> Values:
 def rebuilt(table: dict[str, Any], values: Values) -> str:
     """The text of table.csv."""
     lines = [
-        line for row in table["rows"] for line in (row_line(table, row, m["key"], values) for m in table["metrics"])
+        line
+        for row in table["rows"]
+        for line in (row_line(table, row, m["key"], values) for m in table["metrics"])
     ]
     correct_by_holm(lines)
     for metric in table["metrics"]:
@@ -54,7 +57,8 @@ def rebuilt(table: dict[str, Any], values: Values) -> str:
             of_block = [
                 line
                 for line in lines
-                if (line["number of block"], line["metric"]) == (block, metric["key"]) and line["role"] != "a/a"
+                if (line["number of block"], line["metric"]) == (block, metric["key"])
+                and line["role"] != "a/a"
             ]
             mark(of_block, metric, values, table["significance"])
     text = io.StringIO()
@@ -64,13 +68,24 @@ def rebuilt(table: dict[str, Any], values: Values) -> str:
     return text.getvalue()
 
 
-def row_line(table: dict[str, Any], row: dict[str, Any], key: str, values: Values) -> dict[str, Any]:
+def row_line(
+    table: dict[str, Any], row: dict[str, Any], key: str, values: Values
+) -> dict[str, Any]:
     """One line, without the mark and without Holm's correction."""
     ours = values.get((row["cell"], key), {})
-    theirs = {} if row["versus"] is None else values.get((table["rows"][row["versus"]]["cell"], key), {})
-    line: dict[str, Any] = {"cell": row["cell"], "number of block": row["block"], "mark": "", **row["columns"][key]}
+    theirs = (
+        {} if row["versus"] is None else values.get((table["rows"][row["versus"]]["cell"], key), {})
+    )
+    line: dict[str, Any] = {
+        "cell": row["cell"],
+        "number of block": row["block"],
+        "mark": "",
+        **row["columns"][key],
+    }
     numbers = np.array(list(ours.values()))
-    line |= dict(zip(("n", "mean", "sd", "low", "high"), summary(numbers, np.abs(numbers)), strict=True))
+    line |= dict(
+        zip(("n", "mean", "sd", "low", "high"), summary(numbers, np.abs(numbers)), strict=True)
+    )
     return line | paired(ours, theirs)
 
 
@@ -79,7 +94,8 @@ def summary(
 ) -> tuple[int, float | None, float | None, float | None, float | None]:
     """Number, mean, standard deviation and the t interval of the mean.
 
-    A deviation that is rounding, compared with the largest of ``sizes``, is 0; without scatter there is no interval.
+    A deviation that is rounding, compared with the largest of ``sizes``, is 0; without scatter
+    there is no interval.
     """
     n = len(values)
     if n < 2:
@@ -97,12 +113,18 @@ def paired(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any]:
     first, second = (np.array([side[key] for key in common]) for side in (ours, theirs))
     sizes = np.abs(np.concatenate([first, second]))
     n, mean, sd, low, high = summary(first - second, sizes)
-    line: dict[str, Any] = {"pairs": n, "difference": mean, "difference_low": low, "difference_high": high}
+    line: dict[str, Any] = {
+        "pairs": n,
+        "difference": mean,
+        "difference_low": low,
+        "difference_high": high,
+    }
     line |= dict.fromkeys(("p", "p_holm", "effect_size"))
     if mean is None or sd is None:
         return line
     if sd == 0:
-        # Nothing scatters: the t test has no scale. All signs equal is what the exact sign-flip test counts.
+        # Nothing scatters: the t test has no scale. All signs equal is what the exact sign-flip
+        # test counts.
         return line | {"p": 1.0 if abs(mean) <= ROUNDING * float(sizes.max()) else 2.0 ** (1 - n)}
     line["p"] = float(stats.ttest_rel(first, second).pvalue)
     if n > 2:
@@ -112,7 +134,11 @@ def paired(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any]:
 
 def hedges(df: int) -> float:
     """Hedges' correction of an effect size for ``df`` degrees of freedom."""
-    return math.gamma(df / 2) / (math.sqrt(df / 2) * math.gamma((df - 1) / 2)) if df < 300 else 1 - 0.75 / df
+    return (
+        math.gamma(df / 2) / (math.sqrt(df / 2) * math.gamma((df - 1) / 2))
+        if df < 300
+        else 1 - 0.75 / df
+    )
 
 
 def correct_by_holm(lines: list[dict[str, Any]]) -> None:
@@ -126,7 +152,9 @@ def correct_by_holm(lines: list[dict[str, Any]]) -> None:
             line["p_holm"] = largest
 
 
-def mark(lines: list[dict[str, Any]], metric: dict[str, Any], values: Values, significance: float) -> None:
+def mark(
+    lines: list[dict[str, Any]], metric: dict[str, Any], values: Values, significance: float
+) -> None:
     """Bold: the best row and all that a one-sided paired t test, corrected over the others, cannot tell from it."""
     shown = [line for line in lines if values.get((line["cell"], metric["key"]))]
     if not shown:
@@ -161,10 +189,14 @@ def main() -> int:
     made = rebuilt(table, read_values((folder / "values.csv").read_text(encoding="utf-8")))
     stored = (folder / "table.csv").read_text(encoding="utf-8")
     if made == stored:
-        sys.stdout.write(f"table.csv was made again from values.csv: {made.count(chr(10)) - 1} lines, all the same.\n")
+        sys.stdout.write(
+            f"table.csv was made again from values.csv: {made.count(chr(10)) - 1} lines, all the same.\n"
+        )
         return 0
     sys.stdout.writelines(
-        difflib.unified_diff(stored.splitlines(True), made.splitlines(True), "table.csv", "made from values.csv")
+        difflib.unified_diff(
+            stored.splitlines(True), made.splitlines(True), "table.csv", "made from values.csv"
+        )
     )
     return 1
 

@@ -64,7 +64,9 @@ def make_report(
     answers = [(section, section.show(source)) for section in sections]
     cards = Cards(
         tuple((section, card) for section, card in answers if isinstance(card, Card)),
-        tuple(f"{section.title}: {reason}." for section, reason in answers if isinstance(reason, str)),
+        tuple(
+            f"{section.title}: {reason}." for section, reason in answers if isinstance(reason, str)
+        ),
     )
     body, appendix = cards.grids("body"), cards.grids("appendix")
     texts = terminal(table, body), markdown(table, body, appendix), latex(table, body)
@@ -92,8 +94,12 @@ def write_report(study_dir: Path) -> WrittenReport:
     }
     _write(study_dir, tables | {PAGE: written.html})
     files = tuple(study_dir / name for name in (*tables, PAGE))
-    text = "\n".join([report.terminal, *(f"Left out of the page: {remark}" for remark in written.remarks)])
-    return WrittenReport(text, tables["table.md"], study_dir / PAGE, files, report.verdict.exit_code)
+    text = "\n".join(
+        [report.terminal, *(f"Left out of the page: {remark}" for remark in written.remarks)]
+    )
+    return WrittenReport(
+        text, tables["table.md"], study_dir / PAGE, files, report.verdict.exit_code
+    )
 
 
 def report_text(study: StudyRecord) -> tuple[str, ExitCode]:

@@ -11,7 +11,12 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from sweeps.core.design.search_space import Objective
 from sweeps.core.findings.exit_status import CLEAN, INCOMPLETE, ExitCode
@@ -21,7 +26,12 @@ from sweeps.core.report.markup import REFRESH_S, policy, safe_svg, templates
 from sweeps.core.report.report import PAGE, WrittenReport
 from sweeps.core.report.terminal import plain, sentences
 from sweeps.core.report.text_grid import Column, TextColumn, TextGrid, columns_csv, make_cells
-from sweeps.core.store.search_record import FEWEST_FOR_IMPORTANCE, SearchRecord, SearchTrial, read_search_record
+from sweeps.core.store.search_record import (
+    FEWEST_FOR_IMPORTANCE,
+    SearchRecord,
+    SearchTrial,
+    read_search_record,
+)
 from toco.files import write_text
 
 SELECTED = (
@@ -56,14 +66,19 @@ def write_search_report(path: Path, *, running: bool = False) -> WrittenReport:
     for name, content in contents.items():
         write_text(path / name, content)
     text, exit_code = search_text(record)
-    return WrittenReport(text, contents["search.md"], path / PAGE, tuple(path / name for name in contents), exit_code)
+    return WrittenReport(
+        text, contents["search.md"], path / PAGE, tuple(path / name for name in contents), exit_code
+    )
 
 
 def search_text(record: SearchRecord) -> tuple[str, ExitCode]:
     """Make the report for a terminal, with the exit status: 4 where a trial failed, else 0. Writes nothing."""
     parts = [record.title, sentences([_summary(record)])]
     for grid in _grids(record):
-        parts += [f"{grid.title}\n{plain(grid)}" if grid.lines else grid.title, sentences(grid.notes)]
+        parts += [
+            f"{grid.title}\n{plain(grid)}" if grid.lines else grid.title,
+            sentences(grid.notes),
+        ]
     exit_code = INCOMPLETE if any(trial.state == "failed" for trial in record.trials) else CLEAN
     return "\n\n".join([*parts, sentences([SELECTED])]), exit_code
 
@@ -77,7 +92,12 @@ def trials_csv(record: SearchRecord) -> str:
         Column("on_front", lambda trial: "yes" if trial.on_front else "no"),
         *map(_setting, record.space),
         *map(_objective, record.objectives),
-        *(_rung(step, objective) for step in record.rungs for objective in record.objectives if objective.is_evaluated),
+        *(
+            _rung(step, objective)
+            for step in record.rungs
+            for objective in record.objectives
+            if objective.is_evaluated
+        ),
         Column("key", lambda trial: trial.key),
     ]
     return columns_csv(columns, record.trials, lambda value: value)
@@ -100,7 +120,9 @@ def _objective(objective: Objective) -> TrialColumn:
         value = reached.get(objective.key)
         return "-" if value is None else f"({objective.text(value)})"
 
-    return Column(objective.key, lambda trial: trial.results.get(objective.key), _heading(objective), text)
+    return Column(
+        objective.key, lambda trial: trial.results.get(objective.key), _heading(objective), text
+    )
 
 
 def _rung(step: int, objective: Objective) -> TrialColumn:
@@ -109,7 +131,11 @@ def _rung(step: int, objective: Objective) -> TrialColumn:
 
 
 def _trials_grid(
-    title: str, names: Sequence[TrialColumn], record: SearchRecord, trials: Iterable[SearchTrial], note: str
+    title: str,
+    names: Sequence[TrialColumn],
+    record: SearchRecord,
+    trials: Iterable[SearchTrial],
+    note: str,
 ) -> TextGrid:
     """Trials with their results and settings, a line for each."""
     columns = [*names, *map(_objective, record.objectives), *map(_setting, record.space)]
@@ -123,7 +149,9 @@ def _front(record: SearchRecord) -> TextGrid:
         "one seed each, neighbours on it may have changed places by chance."
     )
     note += "".join(map(_reservation, record.objectives)) + _recipe_note(record)
-    number: TrialColumn = Column("trial", None, "trial", lambda trial: str(trial.number), align="left")
+    number: TrialColumn = Column(
+        "trial", None, "trial", lambda trial: str(trial.number), align="left"
+    )
     return _trials_grid("Pareto front", [number], record, record.front, note)
 
 
@@ -145,8 +173,13 @@ def _importance(record: SearchRecord) -> TextGrid:
             f"Share of the variance of each objective that a setting explains by itself: fANOVA over {number} finished "
             "trials. Trials that were stopped early are not among them."
         )
-        caption += f" With fewer than {FEW} that is hardly more than a hint." if number < FEW else ""
-    columns = (TextColumn("setting"), *(TextColumn(objective.title, "right") for objective in known))
+        caption += (
+            f" With fewer than {FEW} that is hardly more than a hint." if number < FEW else ""
+        )
+    columns = (
+        TextColumn("setting"),
+        *(TextColumn(objective.title, "right") for objective in known),
+    )
     return TextGrid(columns, lines, "Importance of the settings", notes=(caption,))
 
 
@@ -161,7 +194,13 @@ def _all(record: SearchRecord) -> TextGrid:
             reasons.setdefault(f"{trial.state}: {trial.message}", []).append(str(trial.number))
     failures = [f" Trial {', '.join(numbers)} {reason}" for reason, numbers in reasons.items()]
     names: list[TrialColumn] = [
-        Column("trial", None, "trial", lambda trial: f"{trial.number}{'*' if trial.on_front else ''}", align="left"),
+        Column(
+            "trial",
+            None,
+            "trial",
+            lambda trial: f"{trial.number}{'*' if trial.on_front else ''}",
+            align="left",
+        ),
         Column("state", None, "state", lambda trial: trial.state_text, align="left"),
     ]
     note += _recipe_note(record) + "".join(failures)
@@ -172,7 +211,9 @@ def _reservation(objective: Objective) -> str:
     """What a reader must know of a cost that is measured with a clock."""
     if not objective.key.endswith("_s"):
         return ""
-    rounded = f", rounded to steps of {100 * objective.resolution:g} %" if objective.resolution else ""
+    rounded = (
+        f", rounded to steps of {100 * objective.resolution:g} %" if objective.resolution else ""
+    )
     return (
         f" The {objective.title} is that of the machine it was measured on, beside whatever else ran there{rounded}: a "
         "trial may be on the front for having run in a quiet hour."
@@ -206,7 +247,10 @@ def _heading(objective: Objective) -> str:
 
 def _summary(record: SearchRecord) -> str:
     states = [trial.state for trial in record.trials]
-    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none begun"
+    counted = (
+        ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        or "none begun"
+    )
     text = f"{len(states)} of {record.num_trials} trials: {counted}."
     if record.rungs:
         text += (
@@ -226,7 +270,11 @@ def _grids(record: SearchRecord) -> tuple[TextGrid, ...]:
 def _markdown(record: SearchRecord) -> str:
     parts = [f"# {escaped(record.title)}", f"**{escaped(SELECTED)}**", escaped(_summary(record))]
     for grid in _grids(record):
-        parts += [f"## {grid.title}", *([pipe(grid)] if grid.lines else []), *map(escaped, grid.notes)]
+        parts += [
+            f"## {grid.title}",
+            *([pipe(grid)] if grid.lines else []),
+            *map(escaped, grid.notes),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -266,21 +314,34 @@ def _plot(record: SearchRecord) -> Markup | None:
     pairs = list(itertools.combinations(record.objectives, 2))
     with rc_context(STYLE):
         figure = Figure(figsize=(3.6 * len(pairs), 3.2), layout="constrained")
-        for axes, (across, up) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
+        for axes, (across, up) in zip(
+            figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True
+        ):
             _pair(axes, record, across, up)
-        return safe_svg(svg(figure, "front", "Finished trials by every pair of objectives, the Pareto front in colour"))
+        return safe_svg(
+            svg(
+                figure,
+                "front",
+                "Finished trials by every pair of objectives, the Pareto front in colour",
+            )
+        )
 
 
 def _pair(axes: Axes, record: SearchRecord, across: Objective, up: Objective) -> None:
     for trial in record.trials:
         if not trial.results:
             continue
-        x, y = (100 * trial.results[o.key] if o.is_evaluated else trial.results[o.key] for o in (across, up))
+        x, y = (
+            100 * trial.results[o.key] if o.is_evaluated else trial.results[o.key]
+            for o in (across, up)
+        )
         is_start = trial.values == record.start
         marker, size = ("s", 7) if is_start else ("o", 6 if trial.on_front else 4)
         axes.plot(x, y, marker, color=SERIES[0] if trial.on_front else MUTED, ms=size)
         if trial.on_front or is_start:
-            axes.annotate(str(trial.number), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(
+                str(trial.number), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8
+            )
     axes.set_xlabel(f"{_heading(across)}, {_better(across)}")
     axes.set_ylabel(f"{_heading(up)}, {_better(up)}")
     axes.margins(0.12)

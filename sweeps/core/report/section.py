@@ -1,7 +1,7 @@
 """What a section of a report is: one analysis, in one file of ``sections/``, that shows a card or says why it has none.
 
-The report is the ordered list ``sweeps.core.report.sections.SECTIONS``. The page, Markdown, LaTeX, the terminal and the
-archive loop over it.
+The report is the ordered list ``sweeps.core.report.sections.SECTIONS``. The page, Markdown, LaTeX,
+the terminal and the archive loop over it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Source:
         study: The study as it stands.
         analysis: Its numbers.
         table: Its table.
-        faults: Gets a sentence for each file of a run folder that cannot be read, while cards are made and drawn.
+        faults: Gets a sentence for each file of a run folder that cannot be read, while cards are
+            made and drawn.
     """
 
     study: StudyRecord
@@ -71,8 +72,8 @@ class Section:
         title: Its heading.
         show: Makes the card, or says why there is none: a phrase without a full stop.
         template: The page's template of the section.
-        text: Where Markdown, LaTeX and the terminal print its grids: after the rows, in an ``appendix`` that Markdown
-            alone has, or nowhere, since the table has them already.
+        text: Where Markdown, LaTeX and the terminal print its grids: after the rows, in an
+            ``appendix`` that Markdown alone has, or nowhere, since the table has them already.
     """
 
     name: str
@@ -96,7 +97,9 @@ class Cards:
 
     def grids(self, text: Literal["body", "appendix"]) -> tuple[TextGrid, ...]:
         """The tables that the text forms print in a place."""
-        return tuple(grid for section, card in self.shown if section.text == text for grid in card.grids)
+        return tuple(
+            grid for section, card in self.shown if section.text == text for grid in card.grids
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The table of a study: rows, comparisons and sentences, as the terminal, Markdown, LaTeX, CSV and the page print them.
 
-Nothing here depends on when, where or by whom the study was run: the same results give the same bytes.
+Nothing here depends on when, where or by whom the study was run: the same results give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class TableRow:
         planned: The row of the study.
         versus: Label of the row it is compared with.
         measurements: One for each metric of the table.
-        n: Seeds behind it, as ``3`` or, where some are missing, ``2 of 3``; ``3 (seg 2)`` where a metric of a finished
-            trial is not a number.
+        n: Seeds behind it, as ``3`` or, where some are missing, ``2 of 3``; ``3 (seg 2)`` where a
+            metric of a finished trial is not a number.
         footnotes: Numbers of its daggers, see ``StudyTable.footnotes``.
         paper: The published values by key of the metric.
         verdict: What became of the published values, in a few words; empty where there are none.
@@ -63,7 +64,11 @@ class TableRow:
     @property
     def comparisons(self) -> tuple[Measurement, ...]:
         """The measurements that have a difference to the row that this one is compared with."""
-        return tuple(measurement for measurement in self.measurements if measurement.figures.paired is not None)
+        return tuple(
+            measurement
+            for measurement in self.measurements
+            if measurement.figures.paired is not None
+        )
 
     def published(self, metric: Metric) -> str:
         """The paper's value; ``-`` where it has none."""
@@ -77,7 +82,8 @@ class TableBlock:
     Attributes:
         title: What varies.
         rows: In the study's order.
-        compared: Metrics whose comparisons are declared for this block; the CSV has the other differences.
+        compared: Metrics whose comparisons are declared for this block; the CSV has the other
+            differences.
         published: Metrics that any published row of this block has.
     """
 
@@ -94,9 +100,17 @@ class TableBlock:
         if all(row.versus in of_base for row in compared):
             return "the base"
         above = dict(
-            zip((row.planned.label for row in self.rows[1:]), (row.planned.label for row in self.rows), strict=False)
+            zip(
+                (row.planned.label for row in self.rows[1:]),
+                (row.planned.label for row in self.rows),
+                strict=False,
+            )
         )
-        return "the row above" if all(above.get(row.planned.label) == row.versus for row in compared) else "another row"
+        return (
+            "the row above"
+            if all(above.get(row.planned.label) == row.versus for row in compared)
+            else "another row"
+        )
 
     @property
     def renamed(self) -> bool:
@@ -107,7 +121,10 @@ class TableBlock:
     def comparisons(self) -> tuple[Measurement, ...]:
         """The differences that are printed below the rows, in the compared metrics."""
         return tuple(
-            measurement for row in self.rows for measurement in row.comparisons if measurement.metric in self.compared
+            measurement
+            for row in self.rows
+            for measurement in row.comparisons
+            if measurement.metric in self.compared
         )
 
 
@@ -142,7 +159,9 @@ class StudyTable:
     @property
     def measurements(self) -> tuple[Measurement, ...]:
         """Every row under every metric, in the study's order."""
-        rows = sorted((row for block in self.blocks for row in block.rows), key=lambda row: row.planned.number)
+        rows = sorted(
+            (row for block in self.blocks for row in block.rows), key=lambda row: row.planned.number
+        )
         return tuple(measurement for row in rows for measurement in row.measurements)
 
 
@@ -152,7 +171,8 @@ def rows_grid(table: StudyTable, block: TableBlock, like: Sequence[TableBlock] =
     Args:
         table: The table.
         block: The block.
-        like: Blocks whose columns this one is to have, too, so that LaTeX can print all of them as one table.
+        like: Blocks whose columns this one is to have, too, so that LaTeX can print all of them as
+            one table.
     """
     rows, blocks = block.rows, like or [block]
     labels = [TextCell(row.planned.label, footnotes=row.footnotes) for row in rows]
@@ -161,14 +181,26 @@ def rows_grid(table: StudyTable, block: TableBlock, like: Sequence[TableBlock] =
         look = TextColumn(metric.title, "right", over="ours", under=metric.title)
         measurements = [row.measurements[index] for row in rows]
         columns.append((look, [TextCell(mean_text(one), one.mark) for one in measurements]))
-    columns.append((TextColumn("n", "right", over="ours", under="n"), [TextCell(row.n) for row in rows]))
+    columns.append(
+        (TextColumn("n", "right", over="ours", under="n"), [TextCell(row.n) for row in rows])
+    )
     if any(other.renamed for other in blocks):
         look = TextColumn("paper's row", "right", over="paper", under="row")
         columns.append((look, [TextCell(row.planned.paper_row or "-") for row in rows]))
-    published = [metric for metric in table.metrics if any(metric in other.published for other in blocks)]
+    published = [
+        metric for metric in table.metrics if any(metric in other.published for other in blocks)
+    ]
     for metric in published:
         look = TextColumn(f"paper {metric.title}", "right", over="paper", under=metric.title)
-        columns.append((look, [TextCell(row.published(metric) if metric in block.published else "") for row in rows]))
+        columns.append(
+            (
+                look,
+                [
+                    TextCell(row.published(metric) if metric in block.published else "")
+                    for row in rows
+                ],
+            )
+        )
     if published:
         look = TextColumn("verdict", wraps=True, over="verdict")
         columns.append((look, [TextCell(row.verdict) for row in rows]))
@@ -180,7 +212,10 @@ def differences_grid(table: StudyTable, block: TableBlock) -> TextGrid:
     """The declared comparisons of a block, a line for each, with the columns of ``differences``."""
     columns = columns_of("differences", table.columns)
     lines = tuple(
-        tuple(TextCell(column.print(one), "significant" if one.figures.significant else "") for column in columns)
+        tuple(
+            TextCell(column.print(one), "significant" if one.figures.significant else "")
+            for column in columns
+        )
         for one in block.comparisons
     )
     return TextGrid(tuple(column.look for column in columns), lines, group=block.title)
@@ -188,9 +223,12 @@ def differences_grid(table: StudyTable, block: TableBlock) -> TextGrid:
 
 def claims_grid(table: StudyTable) -> TextGrid:
     """The claims of the paper and what became of them."""
-    columns = tuple(TextColumn(heading, wraps=True) for heading in ("the paper's claim", "outcome", "because"))
+    columns = tuple(
+        TextColumn(heading, wraps=True) for heading in ("the paper's claim", "outcome", "because")
+    )
     lines = tuple(
-        (TextCell(claim.name), TextCell(claim.text, "strong"), TextCell(claim.sentence)) for claim in table.claims
+        (TextCell(claim.name), TextCell(claim.text, "strong"), TextCell(claim.sentence))
+        for claim in table.claims
     )
     return TextGrid(columns, lines)
 
@@ -204,7 +242,10 @@ def table_csv(table: StudyTable) -> str:
 
 
 def study_table(
-    study: StudyRecord, analysis: StudyAnalysis, verdict: Verdict, columns: tuple[StatisticColumn, ...] = COLUMNS
+    study: StudyRecord,
+    analysis: StudyAnalysis,
+    verdict: Verdict,
+    columns: tuple[StatisticColumn, ...] = COLUMNS,
 ) -> StudyTable:
     """The table of a study as it stands, which may be unfinished.
 
@@ -222,10 +263,17 @@ def study_table(
         title=study.title,
         columns=columns,
         metrics=study.metrics,
-        blocks=tuple(_block(study, number, analysis, verdict, footnotes) for number in range(len(study.blocks))),
+        blocks=tuple(
+            _block(study, number, analysis, verdict, footnotes)
+            for number in range(len(study.blocks))
+        ),
         claims=verdict.claims,
         verdict=verdict.sentence,
-        warnings=tuple(dict.fromkeys(warning for crossing in analysis.crossings for warning in crossing.warnings)),
+        warnings=tuple(
+            dict.fromkeys(
+                warning for crossing in analysis.crossings for warning in crossing.warnings
+            )
+        ),
         footnotes=tuple(footnotes),
         states=_states(study),
         captions=(*_captions(study, analysis), *(column.note for column in columns if column.note)),
@@ -233,7 +281,11 @@ def study_table(
 
 
 def _block(
-    study: StudyRecord, number: int, analysis: StudyAnalysis, verdict: Verdict, footnotes: Mapping[str, int]
+    study: StudyRecord,
+    number: int,
+    analysis: StudyAnalysis,
+    verdict: Verdict,
+    footnotes: Mapping[str, int],
 ) -> TableBlock:
     block = study.blocks[number]
     rows = tuple(
@@ -245,12 +297,18 @@ def _block(
         block.title,
         rows,
         compared=tuple(metric for metric in study.metrics if metric.key in block.metrics),
-        published=tuple(metric for metric in study.metrics if any(metric.key in row.paper for row in rows)),
+        published=tuple(
+            metric for metric in study.metrics if any(metric.key in row.paper for row in rows)
+        ),
     )
 
 
 def _row(
-    study: StudyRecord, row: PlannedRow, numbers: RowAnalysis, verdict: Verdict, footnotes: Mapping[str, int]
+    study: StudyRecord,
+    row: PlannedRow,
+    numbers: RowAnalysis,
+    verdict: Verdict,
+    footnotes: Mapping[str, int],
 ) -> TableRow:
     paper_row = study.published(row)
     paper = paper_row.metrics if paper_row else {}
@@ -275,14 +333,20 @@ def _seeds(numbers: RowAnalysis, metrics: Iterable[Metric]) -> str:
     count = numbers.finished
     text = str(count) if count == numbers.planned else f"{count} of {numbers.planned}"
     summaries = [(metric, numbers.figures[metric.key].summary) for metric in metrics]
-    fewer = [f"{metric.title} {summary.n}" for metric, summary in summaries if summary and summary.n < count]
+    fewer = [
+        f"{metric.title} {summary.n}"
+        for metric, summary in summaries
+        if summary and summary.n < count
+    ]
     return f"{text} ({', '.join(fewer)})" if fewer else text
 
 
 def _row_verdict(metrics: Iterable[Metric], verdicts: Mapping[str, str]) -> str:
     if len(set(verdicts.values())) <= 1:
         return next(iter(verdicts.values()), "")
-    return "; ".join(f"{metric.title} {verdicts[metric.key]}" for metric in metrics if metric.key in verdicts)
+    return "; ".join(
+        f"{metric.title} {verdicts[metric.key]}" for metric in metrics if metric.key in verdicts
+    )
 
 
 def _states(study: StudyRecord) -> tuple[str, ...]:
@@ -295,7 +359,9 @@ def _states(study: StudyRecord) -> tuple[str, ...]:
     lines = ended[:MAX_STATES]
     if len(ended) > MAX_STATES:
         lines.append(f"{len(ended) - MAX_STATES} more failed or diverged.")
-    pending = Counter(trial.state for trial in study.trials if trial.state in ("running", "waiting"))
+    pending = Counter(
+        trial.state for trial in study.trials if trial.state in ("running", "waiting")
+    )
     lines += [
         f"{count} of {len(study.trials)} trials {'is' if count == 1 else 'are'} {state}."
         for state, count in pending.items()
@@ -339,7 +405,9 @@ def _captions(study: StudyRecord, analysis: StudyAnalysis) -> tuple[str, ...]:
             "smaller than that; a paired test may find it all the same, since pairing takes out what a seed does to "
             "both rows."
         )
-    if any(figures.underpowered for numbers in analysis.rows for figures in numbers.figures.values()):
+    if any(
+        figures.underpowered for numbers in analysis.rows for figures in numbers.figures.values()
+    ):
         lines.append(
             "Underpowered: not significant, in a study that could not have shown a difference of "
             f"{100 * study.smallest_effect:g} points."
@@ -349,7 +417,10 @@ def _captions(study: StudyRecord, analysis: StudyAnalysis) -> tuple[str, ...]:
     for block in study.blocks:
         if block.paper is not None:
             settings.setdefault(block.paper.setting, []).append(block.paper.source)
-    lines += [f"Paper: {'; '.join(dict.fromkeys(sources))}. {setting}" for setting, sources in settings.items()]
+    lines += [
+        f"Paper: {'; '.join(dict.fromkeys(sources))}. {setting}"
+        for setting, sources in settings.items()
+    ]
     if study.data == "shapes":
         lines.append(NOT_VOC)
     return (*lines, *study.notes, *analysis.notes)
@@ -366,14 +437,20 @@ def _power(study: StudyRecord, analysis: StudyAnalysis) -> list[str]:
     points = [
         f"{metric.title} {_detectable(metric, found.detectable)}{' points' if metric.percent else ''}"
         for metric in study.metrics
-        if (found := power.metrics.get(metric.key)) and found.detectable is not None and math.isfinite(found.detectable)
+        if (found := power.metrics.get(metric.key))
+        and found.detectable is not None
+        and math.isfinite(found.detectable)
     ]
     return [f"{text}, which is {', '.join(points)}." if points else f"{text}."]
 
 
 def _detectable(metric: Metric, value: float) -> str:
     # No two scores are further apart than 100 points.
-    return ">100" if metric.percent and value > 1 else format_difference(value, percent=metric.percent).lstrip("+")
+    return (
+        ">100"
+        if metric.percent and value > 1
+        else format_difference(value, percent=metric.percent).lstrip("+")
+    )
 
 
 def _meaning(metric: Metric) -> str:

@@ -46,7 +46,9 @@ def terminal(table: StudyTable, grids: Iterable[TextGrid] = ()) -> str:
     parts += [sentences([table.verdict]), sentences(table.warnings)]
     if table.states:
         parts.append(f"Do not count:\n{sentences(table.states, indent='  ')}")
-    parts.append(sentences((f"†{number} {text}" for number, text in enumerate(table.footnotes, start=1))))
+    parts.append(
+        sentences((f"†{number} {text}" for number, text in enumerate(table.footnotes, start=1)))
+    )
     parts.append(sentences([LEGEND, *table.captions]))
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -56,11 +58,18 @@ def plain(grid: TextGrid) -> str:
 
     A sign stands beside every mark, since logs and pipes have no bold.
     """
-    signed = [any(line[place].mark in _SIGNS for line in grid.lines) for place in range(len(grid.columns))]
-    lines = [[_text(cell, is_signed) for cell, is_signed in zip(line, signed, strict=True)] for line in grid.lines]
+    signed = [
+        any(line[place].mark in _SIGNS for line in grid.lines) for place in range(len(grid.columns))
+    ]
+    lines = [
+        [_text(cell, is_signed) for cell, is_signed in zip(line, signed, strict=True)]
+        for line in grid.lines
+    ]
     headings = [_heading(column) for column in grid.columns]
     if _total(_widths(headings, lines)) > WIDTH:
-        headings = [_broken(heading, texts) for heading, *texts in zip(headings, *lines, strict=True)]
+        headings = [
+            _broken(heading, texts) for heading, *texts in zip(headings, *lines, strict=True)
+        ]
     widths = _widths(headings, lines)
     limits = _wrap(widths, grid.columns)
     return tabulate(
@@ -70,7 +79,9 @@ def plain(grid: TextGrid) -> str:
         colalign=[column.align for column in grid.columns],
         disable_numparse=True,
         preserve_whitespace=True,
-        maxcolwidths=[limit if limit < width else None for limit, width in zip(limits, widths, strict=True)],
+        maxcolwidths=[
+            limit if limit < width else None for limit, width in zip(limits, widths, strict=True)
+        ],
         maxheadercolwidths=[limit - MIN_PADDING for limit in limits],
         break_on_hyphens=False,
     )
@@ -125,6 +136,10 @@ def _text(cell: TextCell, is_signed: bool) -> str:
 def sentences(texts: Iterable[str], indent: str = "") -> str:
     """Sentences, each on lines of its own. File names stay whole, so that they can be copied."""
     wrapper = textwrap.TextWrapper(
-        WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     return "\n".join(filter(None, map(wrapper.fill, texts)))

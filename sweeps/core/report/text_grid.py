@@ -81,13 +81,15 @@ class Column(Generic[Of]):
 
     Attributes:
         key: Its name for programs: the heading in a CSV file.
-        value: The number or word for programs, ``None`` where there is none; without it, people alone get the column.
+        value: The number or word for programs, ``None`` where there is none; without it, people
+            alone get the column.
         heading: Its heading for people.
         text: The text for people; without it, programs alone get the column.
         places: Tables for people that have the column.
         align: Side on which people's texts are aligned.
         wraps: Whether a terminal may break the texts into lines.
-        note: A sentence that explains the column below the table; empty where the captions explain it.
+        note: A sentence that explains the column below the table; empty where the captions explain
+            it.
     """
 
     key: str
@@ -109,7 +111,9 @@ class Column(Generic[Of]):
         return self.text(thing) if self.text else ""
 
 
-def columns_csv(columns: Iterable[Column[Of]], things: Iterable[Of], text: Callable[[Value], object]) -> str:
+def columns_csv(
+    columns: Iterable[Column[Of]], things: Iterable[Of], text: Callable[[Value], object]
+) -> str:
     """A CSV file: a line for each thing.
 
     Args:
@@ -118,7 +122,9 @@ def columns_csv(columns: Iterable[Column[Of]], things: Iterable[Of], text: Calla
         text: Prints a value.
     """
     known = [(column.key, column.value) for column in columns if column.value is not None]
-    return csv_text([key for key, _ in known], ([text(value(thing)) for _, value in known] for thing in things))
+    return csv_text(
+        [key for key, _ in known], ([text(value(thing)) for _, value in known] for thing in things)
+    )
 
 
 def csv_text(headings: Iterable[str], lines: Iterable[Iterable[object]]) -> str:

@@ -1,7 +1,8 @@
 """The loop of a study or a search: a proposer decides, a backend runs on workers, a listener stores.
 
-The driver between them holds the leases, so that no trial is computed twice. It takes one when a worker is free, not
-before: what waits for a worker here is free for another driver of the same study.
+The driver between them holds the leases, so that no trial is computed twice. It takes one when a
+worker is free, not before: what waits for a worker here is free for another driver of the same
+study.
 """
 
 from __future__ import annotations
@@ -76,13 +77,15 @@ class Driver:
         self._started = time.monotonic()
         self._session = self._runs.sessions / uuid.uuid4().hex[:12]
         self._proposer: Proposer = (
-            StudyProposer(situation) if isinstance(situation, Situation) else SearchProposer(situation, leases)
+            StudyProposer(situation)
+            if isinstance(situation, Situation)
+            else SearchProposer(situation, leases)
         )
         self._progress = self._proposer.progress()
         self._mirror = Mirror(tracker, situation, self._proposer.trials)
         self._page = LivePage(situation) if is_shown else None
-        # Trials that were proposed and are not leased; then by key those that this driver leases, as several may be one
-        # training; then, by key and name, those that others lease.
+        # Trials that were proposed and are not leased; then by key those that this driver leases,
+        # as several may be one training; then, by key and name, those that others lease.
         self._ready: deque[Task] = deque()
         self._tasks: dict[str, list[Task]] = {}
         self._elsewhere: dict[tuple[str, str], Task] = {}
@@ -148,7 +151,9 @@ class Driver:
             with self._listener.noting():
                 spec = self._next()
                 if spec is None and not (self._ready or self._tasks) and self._elsewhere:
-                    self._listener.waiting_for(next(iter(self._elsewhere.values())), len(self._elsewhere))
+                    self._listener.waiting_for(
+                        next(iter(self._elsewhere.values())), len(self._elsewhere)
+                    )
         except (ValueError, OSError, LostLeaseError) as error:
             # Raised again at the end: Ray would bury it in a trace of its own.
             self._error = error
@@ -178,7 +183,10 @@ class Driver:
                 raise NoRoomError(problem)
             with connect(self._launch) as backend:
                 self._begin()
-                session, name = self._session / uuid.uuid4().hex[:8], self._situation.plan.study.name
+                session, name = (
+                    self._session / uuid.uuid4().hex[:8],
+                    self._situation.plan.study.name,
+                )
                 backend.run(self, self._listener, self._runs, session, name)
         self._listener.check()
         if self._error is not None:
@@ -221,7 +229,8 @@ class Driver:
     def _take(self, task: Task) -> bool:
         """Lease ``task``; says whether a worker has to run it. If not, it ends here, or another driver has it.
 
-        No worker is needed by what ended when its driver was lost, and by what a stored threshold curve answers.
+        No worker is needed by what ended when its driver was lost, and by what a stored threshold
+        curve answers.
         """
         self._progress.expect(task.name, task.config.num_steps)
         if task.key in self._tasks:
@@ -262,7 +271,9 @@ class Driver:
         """Enter what the evaluations in the run folder ``source`` say of ``task``."""
         scratch = self._session / "rescored" / task.key
         try:
-            reevaluate(source, scratch, task.config, "rescore", recipe=self._situation.plan.study.recipe)
+            reevaluate(
+                source, scratch, task.config, "rescore", recipe=self._situation.plan.study.recipe
+            )
         except Exception as error:  # a damaged file of the source: no reason to end the study
             self._fail_here(task, error)
             return
@@ -271,7 +282,9 @@ class Driver:
         except OSError as error:
             if is_no_room(error):
                 raise
-            warnings.warn(f"The run folder of {task.name} could not be written: {error!r}", stacklevel=2)
+            warnings.warn(
+                f"The run folder of {task.name} could not be written: {error!r}", stacklevel=2
+            )
         except LostLeaseError:
             pass  # it is set aside when it is let go
         self._listener.ended(task.key)
@@ -329,7 +342,9 @@ class Driver:
             with carrying_on("The next start of this finished study will take a little longer"):
                 remember_report(self._situation, report)
         is_sent = self._mirror.close(
-            report.files if report else (), "FAILED" if unfinished else "FINISHED", report.note if report else None
+            report.files if report else (),
+            "FAILED" if unfinished else "FINISHED",
+            report.note if report else None,
         )
         click.echo(self._closing_text(unfinished, report))
         click.echo(closing_sentence(self._launch, self._mirror.pages, complete=is_sent))
@@ -338,7 +353,9 @@ class Driver:
     def _write_report(self) -> WrittenReport | None:
         try:
             return write_report_of(self._situation, running=False)
-        except Exception as error:  # the trainings are done and kept; the report can be written again
+        except (
+            Exception
+        ) as error:  # the trainings are done and kept; the report can be written again
             warnings.warn(f"The report could not be written: {error!r}", stacklevel=2)
             return None
 
@@ -353,6 +370,10 @@ class Driver:
             )
         if report is not None:
             lines += [f"\n{report.text}\n", f"Report: {report.page}"]
-        entries = [entry for key in self._proposed if (entry := self._situation.ledger.entry(key)) is not None]
+        entries = [
+            entry
+            for key in self._proposed
+            if (entry := self._situation.ledger.entry(key)) is not None
+        ]
         lines += scorecard(self._forecast, entries, time.monotonic() - self._started)
         return "\n".join(lines)

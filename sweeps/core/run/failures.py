@@ -62,10 +62,11 @@ class Failure:
     """An attempt that failed.
 
     Attributes:
-        kind: ``trial``, where its training raised what a restart may make up for; ``hopeless``, where a restart would
-            fail alike; ``machine``, where the node could not do what it has to; ``lost``, where the worker process
-            ended without a word; ``room``, where the node's disk is full; ``storage``, where the folder that all nodes
-            share is full; ``left out``, where the node gets no trials any more.
+        kind: ``trial``, where its training raised what a restart may make up for; ``hopeless``,
+            where a restart would fail alike; ``machine``, where the node could not do what it has
+            to; ``lost``, where the worker process ended without a word; ``room``, where the node's
+            disk is full; ``storage``, where the folder that all nodes share is full; ``left out``,
+            where the node gets no trials any more.
         reason: In a line.
         trace: The end of its trace.
         host: Name of the machine; empty where the attempt ended before it said so.
@@ -133,8 +134,9 @@ class Decision:
 class Attempts:
     """Counts failures by trial and by node, and decides what follows.
 
-    A failure of a machine does not count against its trial while there is a node that the trial has not failed on. A
-    trial that has failed on all nodes is to blame itself: its failures speak against no node, and count.
+    A failure of a machine does not count against its trial while there is a node that the trial has
+    not failed on. A trial that has failed on all nodes is to blame itself: its failures speak
+    against no node, and count.
 
     Args:
         max_failures: Restarts of a trial; -1 for any number.
@@ -157,9 +159,15 @@ class Attempts:
             return Decision(starts_again=False)
         if failure.kind == "left out":
             return Decision(starts_again=True)
-        if failure.kind == "storage" or (failure.kind == "room" and not self._untried(key, failure.node)):
+        if failure.kind == "storage" or (
+            failure.kind == "room" and not self._untried(key, failure.node)
+        ):
             return Decision(starts_again=True, no_room=failure.sentence)
-        if failure.kind in ("machine", "lost", "room") and failure.node and self._is_forgiven(key, failure.node):
+        if (
+            failure.kind in ("machine", "lost", "room")
+            and failure.node
+            and self._is_forgiven(key, failure.node)
+        ):
             return Decision(starts_again=True, left_out=self._leave_out(failure))
         counted = self._counted[key] = self._counted.get(key, 0) + 1
         return Decision(self._max_failures < 0 or counted <= self._max_failures)
@@ -171,7 +179,11 @@ class Attempts:
 
     def avoided(self, key: str) -> frozenset[str]:
         """Nodes that the next attempt of a trial should not use; never all that there are."""
-        own = {node for node, keys in self._failed_on.items() if key in keys and key not in self._to_blame}
+        own = {
+            node
+            for node, keys in self._failed_on.items()
+            if key in keys and key not in self._to_blame
+        }
         avoided = own | self.left_out
         return frozenset(avoided) if self._nodes() - avoided else self.left_out
 
@@ -199,7 +211,11 @@ class Attempts:
 
     def _leave_out(self, failure: Failure) -> str | None:
         node = failure.node
-        if node in self._left_out or not self._is_bad(node) or not self._nodes() - self._left_out - {node}:
+        if (
+            node in self._left_out
+            or not self._is_bad(node)
+            or not self._nodes() - self._left_out - {node}
+        ):
             return None
         self._left_out.add(node)
         return (

@@ -29,7 +29,8 @@ class Listener:
     """Told of every event. No method but ``publish``, ``settle`` and ``check`` raises: results must not be lost.
 
     Args:
-        tasks: The trials that this driver has now, by key; several where they are one training. The driver changes it.
+        tasks: The trials that this driver has now, by key; several where they are one training. The
+            driver changes it.
         runs: Where results are stored.
         origin: Of the results, for the record.
         resources: What a trial gets, for the record.
@@ -37,8 +38,10 @@ class Listener:
         progress: Prints the progress line.
         mirror: Fills MLflow.
         page: Keeps the page up to date; ``None`` where another driver does.
-        trial_bytes: What a trial writes, for the sentence about a full storage; 0 where that is not known.
-        let_go: Called with the key of a trial that does not run any more, and whether it has failed.
+        trial_bytes: What a trial writes, for the sentence about a full storage; 0 where that is not
+            known.
+        let_go: Called with the key of a trial that does not run any more, and whether it has
+            failed.
     """
 
     def __init__(
@@ -157,7 +160,8 @@ class Listener:
     def noting(self) -> Iterator[None]:
         """Keep an error of the block after which no trial can go on, for :meth:`check`; the first counts.
 
-        The error is raised all the same, but Ray Tune would take one in a callback for an error of the trial.
+        The error is raised all the same, but Ray Tune would take one in a callback for an error of
+        the trial.
         """
         try:
             yield
@@ -191,8 +195,14 @@ class Listener:
         holder, silent_s = self._leases.holder(task.key), self._leases.silence_s(task.key)
         if holder is not None and "first" not in self._said:
             self._said.add("first")
-            self.say(f"{number} trials, {task.name} among them, are run by another driver: {holder}. Waiting.")
-        if holder is not None and silent_s > SILENT_BEATS * self._leases.beat_every_s and holder not in self._said:
+            self.say(
+                f"{number} trials, {task.name} among them, are run by another driver: {holder}. Waiting."
+            )
+        if (
+            holder is not None
+            and silent_s > SILENT_BEATS * self._leases.beat_every_s
+            and holder not in self._said
+        ):
             self._said.add(holder)
             self.say(
                 f"There was no sign of life of {holder} for {silent_s:.0f} s; its trials are taken over after "

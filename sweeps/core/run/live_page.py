@@ -28,15 +28,18 @@ SHARE = 0.05
 class LivePage:
     """Keeps ``progress.json`` and the report of a study or a search up to date while it runs.
 
-    The report is written at most every ``every_s`` seconds, less often where writing takes long, so that at most
-    ``SHARE`` of a core is taken from the trainings; and only after something has changed.
+    The report is written at most every ``every_s`` seconds, less often where writing takes long, so
+    that at most ``SHARE`` of a core is taken from the trainings; and only after something has
+    changed.
 
     Args:
         situation: The study or search.
         every_s: Seconds between reports.
     """
 
-    def __init__(self, situation: Situation | SearchSituation, every_s: float = _PAGE_EVERY_S) -> None:
+    def __init__(
+        self, situation: Situation | SearchSituation, every_s: float = _PAGE_EVERY_S
+    ) -> None:
         self._situation = situation
         self._folder = StudyFolder(situation.path)
         self._every_s = every_s
@@ -81,7 +84,9 @@ class LivePage:
             try:
                 write_report_of(self._situation, running=True)
             except Exception as error:  # the page is for looking at; the trainings are worth more
-                logger.warning("The report could not be written, which is tried again later: %r", error)
+                logger.warning(
+                    "The report could not be written, which is tried again later: %r", error
+                )
             self._closing.wait(max(self._every_s, (time.monotonic() - began) * (1 / SHARE - 1)))
 
 
@@ -90,11 +95,13 @@ def write_report_of(situation: Situation | SearchSituation, *, running: bool) ->
 
     Args:
         situation: The study or search.
-        running: Whether a driver runs it, so that the page loads itself again. That of a study asks for itself.
+        running: Whether a driver runs it, so that the page loads itself again. That of a study asks
+            for itself.
     """
     if isinstance(situation, Situation):
         return write_report(situation.path)
-    # Who asked for a report with other code or another number of trials has left that in the search's record.
+    # Who asked for a report with other code or another number of trials has left that in the
+    # search's record.
     situation.write()
     return write_search_report(situation.path, running=running)
 

@@ -19,7 +19,8 @@ from toco.tracking import Pages, Tracker, database_of, has_password, import_mlfl
 class Mirror:
     """Keeps a parent run and a child run for every trial up to date with the run folders.
 
-    The ledger is the record. What cannot be sent is sent with the next change of that trial, and once more at the end.
+    The ledger is the record. What cannot be sent is sent with the next change of that trial, and
+    once more at the end.
 
     Args:
         tracker: The store.
@@ -30,7 +31,9 @@ class Mirror:
         pages: Where MLflow's UI shows it, once that is known.
     """
 
-    def __init__(self, tracker: Tracker, situation: Situation | SearchSituation, trials: Mapping[str, Task]) -> None:
+    def __init__(
+        self, tracker: Tracker, situation: Situation | SearchSituation, trials: Mapping[str, Task]
+    ) -> None:
         self._tracker = tracker
         self._situation = situation
         self._trials = trials
@@ -105,7 +108,8 @@ class Mirror:
             else:
                 failed.pop(key, None)
             if not self._changed:
-                # Not after every trial: of a study of 50,000 that would write the links of all as often.
+                # Not after every trial: of a study of 50,000 that would write the links of all as
+                # often.
                 self._keep_links()
 
     def _send(self, key: str, *, last: bool) -> bool:
@@ -128,7 +132,13 @@ class Mirror:
         """Tags by which runs can be grouped in MLflow; parameters have the factors too, among sixty others."""
         role = "trial" if self._situation.kind == "study" else "search trial"
         factors = {f"factor.{path}": str(value) for path, value in task.factors.items()}
-        return {"study": self._situation.plan.study.name, "cell": task.cell, "role": role, "key": task.key, **factors}
+        return {
+            "study": self._situation.plan.study.name,
+            "cell": task.cell,
+            "role": role,
+            "key": task.key,
+            **factors,
+        }
 
     def _ensure_parent(self, *, last: bool) -> bool:
         """Find or make the parent run; says whether the store has it."""
@@ -168,12 +178,20 @@ def closing_sentence(launch: Launch, pages: Pages | None, *, complete: bool) -> 
     """Say at the end where MLflow shows the trials, or how to send what it lacks."""
     uri = launch.tracking
     if not complete:
-        login = ", with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set" if has_password(uri) else ""
+        login = (
+            ", with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set"
+            if has_password(uri)
+            else ""
+        )
         return (
             f"MLflow at {printable(public_uri(uri))} does not have everything; the run folders do. "
             f"To fill it{login}: {launch.sync_command}"
         )
     page = "" if pages is None else pages.experiment
     database = database_of(uri)
-    start = "" if database is None else f"\nTo see that page: python -m toco mlflow {shlex.quote(str(database))}"
+    start = (
+        ""
+        if database is None
+        else f"\nTo see that page: python -m toco mlflow {shlex.quote(str(database))}"
+    )
     return f"MLflow: {page}{start}"

@@ -14,8 +14,8 @@ from toco.files import printable
 class Progress:
     """Counts trials and steps, and prints a line: in place on a terminal, else when a trial ended and every 30 s.
 
-    The time left is that of the steps left at the rate of this start, evaluations included; steps are known from the
-    evaluations, so there is none before the first.
+    The time left is that of the steps left at the rate of this start, evaluations included; steps
+    are known from the evaluations, so there is none before the first.
 
     Args:
         title: Begins every line.
@@ -82,7 +82,9 @@ class Progress:
     def eta_s(self) -> float | None:
         """Seconds to the end at the rate of this start; ``None`` before anything is known."""
         failed = {name for name, is_failed in self._ended.items() if is_failed}
-        left = sum(steps - self._step[name] for name, steps in self._steps.items() if name not in failed)
+        left = sum(
+            steps - self._step[name] for name, steps in self._steps.items() if name not in failed
+        )
         done = self._step.total() - self._earlier.total()
         if left == 0:
             return 0.0
@@ -93,7 +95,9 @@ class Progress:
         failed = sum(self._ended.values())
         total, done, running = len(self._steps), len(self._ended) - failed, len(self._running)
         waiting = total - done - failed - running
-        counts = f"{done}/{total} trials done, {running} running, {failed} failed, {waiting} waiting"
+        counts = (
+            f"{done}/{total} trials done, {running} running, {failed} failed, {waiting} waiting"
+        )
         return f"{self._title}: {counts}, {_duration(self._clock() - self._started)} gone, {self._time_left()} left"
 
     def print(self, *, now: bool = False) -> None:
@@ -111,7 +115,9 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         text = printable(text, keep="\n\t")
-        self._stream.write(f"\r{text.ljust(self._width)}\n" if self._stream.isatty() else f"{text}\n")
+        self._stream.write(
+            f"\r{text.ljust(self._width)}\n" if self._stream.isatty() else f"{text}\n"
+        )
         self.print(now=True)
 
     def close(self) -> None:

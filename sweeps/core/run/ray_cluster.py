@@ -27,7 +27,8 @@ from toco import interrupts
 
 logger = logging.getLogger(__name__)
 
-# Nothing large goes through the object store, so Ray's default of 30 % of the memory would be a waste.
+# Nothing large goes through the object store, so Ray's default of 30 % of the memory would be a
+# waste.
 _OBJECT_STORE_BYTES = 200 * 1024**2
 
 ASK_EVERY_S, PATIENCE_S = 2.0, 20.0
@@ -42,15 +43,21 @@ def connected(address: str) -> Iterator[None]:
 
     Raises:
         ValueError: ``address`` is ``auto``, and several clusters run on this machine.
-        ConnectionError: There is no cluster at ``address``, Ray did not start, or its head was lost in the block.
+        ConnectionError: There is no cluster at ``address``, Ray did not start, or its head was lost
+            in the block.
     """
     with ExitStack() as stack:
         options: dict[str, Any] = {}
         if address == "local":
             sweep_scratch()
-            # Ray opens its folder to all users of the machine, and Tune keeps pickles there: it lies in a closed one.
+            # Ray opens its folder to all users of the machine, and Tune keeps pickles there: it
+            # lies in a closed one.
             folder = stack.enter_context(scratch_folder("ray", for_sockets=True)) / "ray"
-            options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES, "_temp_dir": str(folder)}
+            options = {
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+                "_temp_dir": str(folder),
+            }
         if address == "auto":
             _refuse_several_clusters()
         try:
@@ -60,11 +67,15 @@ def connected(address: str) -> Iterator[None]:
             raise KeyboardInterrupt from None
         except ConnectionError:
             raise
-        except Exception as error:  # Ray raises a plain one where its processes do not answer in time
+        except (
+            Exception
+        ) as error:  # Ray raises a plain one where its processes do not answer in time
             raise ConnectionError(
                 f"Ray did not start: {error}. On a busy machine this passes. The same command goes on from here."
             ) from error
-        head = HeadWatch(ray.get_runtime_context().gcs_address, _any_node_alive if address == "local" else None)
+        head = HeadWatch(
+            ray.get_runtime_context().gcs_address, _any_node_alive if address == "local" else None
+        )
         try:
             interrupts.take_again()
             head.start()
@@ -114,7 +125,9 @@ def check_resources(launch: Launch, *, may_grow: bool) -> None:
     if any(fits(launch, node) for node in nodes):
         return
     there = [node["Resources"] for node in nodes if node["Alive"]]
-    largest = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in there)
+    largest = ", ".join(
+        f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in there
+    )
     message = (
         f"A trial wants {launch.cpus_per_trial:g} CPUs and {launch.gpus_per_trial:g} GPUs, but the nodes have "
         f"{largest}. Lower --cpus-per-trial or --gpus-per-trial, or add a node."
@@ -127,7 +140,9 @@ def check_resources(launch: Launch, *, may_grow: bool) -> None:
 def fits(launch: Launch, node: Mapping[str, Any]) -> bool:
     """Whether a node of ``ray.nodes`` is there and can hold a trial of ``launch``."""
     has, wanted = node["Resources"], {"CPU": launch.cpus_per_trial, "GPU": launch.gpus_per_trial}
-    return bool(node["Alive"]) and all(has.get(kind, 0) >= number for kind, number in wanted.items())
+    return bool(node["Alive"]) and all(
+        has.get(kind, 0) >= number for kind, number in wanted.items()
+    )
 
 
 class HeadWatch:
@@ -135,8 +150,9 @@ class HeadWatch:
 
     Args:
         address: Host and port of the head.
-        has_nodes: Whether the cluster has a living node. A local Ray is lost with its only node, since its head waits
-            for other nodes without end; where nodes may join, nobody needs to ask.
+        has_nodes: Whether the cluster has a living node. A local Ray is lost with its only node,
+            since its head waits for other nodes without end; where nodes may join, nobody needs to
+            ask.
     """
 
     def __init__(self, address: str, has_nodes: Callable[[], bool] | None = None) -> None:
@@ -182,7 +198,8 @@ class HeadWatch:
         self.is_lost = True
         _thread.interrupt_main()
         time.sleep(UNWINDING_S)
-        # This thread ends with the process, so that the main thread still waits here: for the head, or for MLflow.
+        # This thread ends with the process, so that the main thread still waits here: for the head,
+        # or for MLflow.
         if not self._closing.is_set():
             _kill_children()
         print(f"Error: {self.loss}", file=sys.stderr, flush=True)  # noqa: T201 - the last word of the process

@@ -1,7 +1,7 @@
 """Runs trials on Ray Tune: the side of the driver.
 
-Only the modules ``ray_*`` import Ray, which reads its environment then: ``sweeps.core.plan.ray_environment`` sets it
-before.
+Only the modules ``ray_*`` import Ray, which reads its environment then:
+``sweeps.core.plan.ray_environment`` sets it before.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ _EXPERIMENT: ContextVar[_Experiment] = ContextVar("experiment")
 class RayTune:
     """Runs trials on the cluster that this process is connected to.
 
-    Nothing of Ray Tune's own state is ever read again: a driver that is started anew begins from the run folders.
-    Tune's own searchers keep their state in its experiment, forget it with the driver, and report a trial that a
-    scheduler stopped as complete: so Tune only asks, and its questions are passed on.
+    Nothing of Ray Tune's own state is ever read again: a driver that is started anew begins from
+    the run folders. Tune's own searchers keep their state in its experiment, forget it with the
+    driver, and report a trial that a scheduler stopped as complete: so Tune only asks, and its
+    questions are passed on.
 
     Args:
         launch: What each trial gets, how many run at once, and how often one is tried again.
@@ -58,7 +59,9 @@ class RayTune:
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
 
-    def run(self, queue: TrialQueue, listener: Listener, runs: Runs, session: Path, name: str) -> None:
+    def run(
+        self, queue: TrialQueue, listener: Listener, runs: Runs, session: Path, name: str
+    ) -> None:
         """Run what ``queue`` has; see ``sweeps.core.run.roles.Backend.run``."""
         left_out = session / _LEFT_OUT
         token = _EXPERIMENT.set(_Experiment(queue, listener, runs, self._launch, left_out))
@@ -71,7 +74,8 @@ class RayTune:
                 # How often a trial is tried again is decided here, see `_Deciding`.
                 max_failures=-1,
                 max_concurrent_trials=self._launch.concurrent,
-                # A worker's imports take seconds; with this they are paid once a worker and not once a trial.
+                # A worker's imports take seconds; with this they are paid once a worker and not
+                # once a trial.
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
@@ -103,7 +107,9 @@ class _Experiment:
         failed: Tune's ids of the trials that failed for good.
     """
 
-    def __init__(self, queue: TrialQueue, listener: Listener, runs: Runs, launch: Launch, left_out: Path) -> None:
+    def __init__(
+        self, queue: TrialQueue, listener: Listener, runs: Runs, launch: Launch, left_out: Path
+    ) -> None:
         self.queue = queue
         self.listener = listener
         self.failed: set[str] = set()
@@ -201,7 +207,9 @@ class _Experiment:
 
     def _nodes(self) -> frozenset[str]:
         if time.monotonic() - self._alive_since > _NODES_EVERY_S:
-            self._alive = frozenset(node["NodeID"] for node in ray.nodes() if fits(self._launch, node))
+            self._alive = frozenset(
+                node["NodeID"] for node in ray.nodes() if fits(self._launch, node)
+            )
             self._alive_since = time.monotonic()
         return self._alive
 
@@ -213,7 +221,8 @@ def _trial_name(trial: Trial) -> str:
 class _Events(tune.Callback):
     """Passes Tune's events on to the experiment of this process.
 
-    Tune pickles its callbacks with the experiment and brings them back from there, so they can hold nothing.
+    Tune pickles its callbacks with the experiment and brings them back from there, so they can hold
+    nothing.
     """
 
     def setup(
@@ -227,16 +236,28 @@ class _Events(tune.Callback):
         interrupts.take_again()
 
     def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: Mapping[str, Any], **info: object
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: Mapping[str, Any],
+        **info: object,
     ) -> None:
         _EXPERIMENT.get().reported(_trial_name(trial), result)
 
     def on_checkpoint(
-        self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: tune.Checkpoint, **info: object
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        checkpoint: tune.Checkpoint,
+        **info: object,
     ) -> None:
         _EXPERIMENT.get().snapshot(_trial_name(trial), checkpoint)
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: object
+    ) -> None:
         experiment = _EXPERIMENT.get()
         # One that failed for good is stopped, which to Tune is an end as any.
         if trial.trial_id not in experiment.failed:
@@ -245,7 +266,9 @@ class _Events(tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: object) -> None:
         experiment = _EXPERIMENT.get()
         experiment.check()
-        experiment.listener.running({_trial_name(trial) for trial in trials if trial.status == Trial.RUNNING})
+        experiment.listener.running(
+            {_trial_name(trial) for trial in trials if trial.status == Trial.RUNNING}
+        )
 
 
 class _Asking(Searcher):
@@ -271,8 +294,8 @@ class _Asking(Searcher):
 class _Deciding(FIFOScheduler):
     """Decides what becomes of a trial after a result or a failure, see ``_Events`` for why it holds nothing.
 
-    Tune counts all failures alike. So it starts every trial again, and those that have failed for good are stopped
-    before they get a worker.
+    Tune counts all failures alike. So it starts every trial again, and those that have failed for
+    good are stopped before they get a worker.
     """
 
     def on_trial_result(self, controller: object, trial: Trial, result: Mapping[str, Any]) -> str:

@@ -29,7 +29,8 @@ def trainable(runs: Runs, name: str, left_out: Path) -> Callable[[dict[str, Any]
 
     Args:
         runs: Where the run folders are, under the same path on every node.
-        name: By which Tune finds it, in a cluster that may run other studies from other versions of this code.
+        name: By which Tune finds it, in a cluster that may run other studies from other versions of
+            this code.
         left_out: Has an empty file for each node that gets no more trials.
     """
     published, storage = runs.ledger.run_dir, runs.ledger.storage
@@ -66,7 +67,8 @@ class _TuneChannel:
     def restored(self) -> Iterator[Path | None]:
         """The newer of Tune's checkpoint and the published run folder.
 
-        They are the same, unless a driver was lost: then Tune may be a snapshot behind, or may have lost its state.
+        They are the same, unless a driver was lost: then Tune may be a snapshot behind, or may have
+        lost its state.
         """
         checkpoint = tune.get_checkpoint()
         if checkpoint is None:
@@ -87,4 +89,6 @@ class _TuneChannel:
 
     def fail(self, error: Exception) -> None:
         """Announce the failure to the driver: what Tune hands on of an exception is a pickle."""
-        tune.report({"status": FAILED, "failure": asdict(failure_of(error, self._host, self._node))})
+        tune.report(
+            {"status": FAILED, "failure": asdict(failure_of(error, self._host, self._node))}
+        )

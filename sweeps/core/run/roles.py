@@ -28,7 +28,8 @@ class Proposer(Protocol):
         """Trials that can start now and were not proposed before.
 
         Args:
-            is_idle: Whether a worker waits for a trial. Who chooses by the results so far chooses then, not before.
+            is_idle: Whether a worker waits for a trial. Who chooses by the results so far chooses
+                then, not before.
         """
 
     @property
@@ -77,7 +78,9 @@ class TrialQueue(Protocol):
 class Backend(Protocol):
     """Runs trials on workers."""
 
-    def run(self, queue: TrialQueue, listener: Listener, runs: Runs, session: Path, name: str) -> None:
+    def run(
+        self, queue: TrialQueue, listener: Listener, runs: Runs, session: Path, name: str
+    ) -> None:
         """Run what ``queue`` has, until it is done.
 
         Args:

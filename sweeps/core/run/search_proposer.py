@@ -26,7 +26,8 @@ class SearchProposer(Proposer):
         leases: They hold the search's lease.
 
     Attributes:
-        trials: What was proposed or goes on in this start, by key; the first of those with equal values.
+        trials: What was proposed or goes on in this start, by key; the first of those with equal
+            values.
     """
 
     def __init__(self, situation: SearchSituation, leases: Leases) -> None:
@@ -73,7 +74,9 @@ class SearchProposer(Proposer):
             return True
         last = min(step, task.config.num_steps - 1)
         return all(
-            self._reached(task.key, row.step, row.values) for row in rows if row.kind == "val" and row.step <= last
+            self._reached(task.key, row.step, row.values)
+            for row in rows
+            if row.kind == "val" and row.step <= last
         )
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
@@ -114,7 +117,9 @@ class SearchProposer(Proposer):
         for number in self._journal.ended():
             progress.ended_before(names[number])
         for task in self._begun:
-            progress.resumed(task.name, max(newest_step(self._situation.ledger.run_dir(task.key)), 0))
+            progress.resumed(
+                task.name, max(newest_step(self._situation.ledger.run_dir(task.key)), 0)
+            )
         return progress
 
     def _task(self, trial: FrozenTrial) -> Task:
@@ -143,7 +148,13 @@ class SearchProposer(Proposer):
             message = f"Stopped at rung {step} by the search {self._situation.plan.study.name}."
             digest = read_run_record(folder.path).digest
             folder.finish(
-                {"status": "stopped", "step": step, "digest": digest, **averaged(rows, 1), "message": message}
+                {
+                    "status": "stopped",
+                    "step": step,
+                    "digest": digest,
+                    **averaged(rows, 1),
+                    "message": message,
+                }
             )
 
     def _check_lease(self) -> None:

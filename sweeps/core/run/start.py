@@ -53,12 +53,13 @@ def run_study(study: Study | SearchStudy, launch: Launch, connect: Connect = con
         connect: Connects to the workers, once there is something for them.
 
     Returns:
-        The exit status: 0 where no claim of the paper is contradicted, 3 where one is, 4 where trials have no result.
+        The exit status: 0 where no claim of the paper is contradicted, 3 where one is, 4 where
+        trials have no result.
 
     Raises:
         NoRoomError: A disk has no room for the trials.
-        ValueError: The study, its data or the launch is not valid; its seeds cannot answer what it asks; or another
-            driver runs this search.
+        ValueError: The study, its data or the launch is not valid; its seeds cannot answer what it
+            asks; or another driver runs this search.
         OSError: A folder or file cannot be read or written, or there is no cluster at the address.
         LostLeaseError: This driver was suspended, and another one runs the trials now.
     """
@@ -75,7 +76,9 @@ def run_study(study: Study | SearchStudy, launch: Launch, connect: Connect = con
             situation.write()
             report = write_report_of(situation, running=False)
             remember_report(situation, report)
-            click.echo(f"All {outlook.num_trials} trials have ended.\n\n{report.text}\n\nReport: {report.page}")
+            click.echo(
+                f"All {outlook.num_trials} trials have ended.\n\n{report.text}\n\nReport: {report.page}"
+            )
             return report.exit_code
         if isinstance(situation, Situation):
             situation.write(outlook.forecast)

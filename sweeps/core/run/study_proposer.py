@@ -14,8 +14,8 @@ from sweeps.core.store.runs import newest_step
 class StudyProposer(Proposer):
     """Proposes the trials of a study.
 
-    All that can start is proposed at once. A trial that waits for a training, whose stored evaluations or checkpoints
-    answer it, is proposed when that training has ended.
+    All that can start is proposed at once. A trial that waits for a training, whose stored
+    evaluations or checkpoints answer it, is proposed when that training has ended.
 
     Attributes:
         trials: The trials of the study, by key.
@@ -38,7 +38,12 @@ class StudyProposer(Proposer):
     def propose(self, *, is_idle: bool) -> Collection[Task]:
         """The trials that can start now, of trainings where something has ended since."""
         groups, self._unasked = self._unasked, {}
-        among = [task for group in groups for task in self._groups[group] if task.key not in self._given_up]
+        among = [
+            task
+            for group in groups
+            for task in self._groups[group]
+            if task.key not in self._given_up
+        ]
         now, _ = self._situation.tasks(among, self._afresh) if among else ([], [])
         new = {task.key: task for task in now if task.key not in self._open}
         self._open |= new
@@ -70,12 +75,15 @@ class StudyProposer(Proposer):
     def progress(self) -> Progress:
         """The progress line of all trials, as they stand."""
         progress = Progress(
-            self._situation.plan.study.name, {task.name: task.config.num_steps for task in self.trials.values()}
+            self._situation.plan.study.name,
+            {task.name: task.config.num_steps for task in self.trials.values()},
         )
         missing = {task.key for task in self.unfinished()}
         for key, task in self.trials.items():
             if key in missing:
-                progress.resumed(task.name, max(newest_step(self._situation.ledger.run_dir(key)), 0))
+                progress.resumed(
+                    task.name, max(newest_step(self._situation.ledger.run_dir(key)), 0)
+                )
             else:
                 progress.ended_before(task.name)
         return progress

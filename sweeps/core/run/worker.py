@@ -1,9 +1,10 @@
 """One trial: a training that may lose its worker at any moment and goes on elsewhere.
 
-The training writes its run folder on the worker's own disk, where nobody else writes, not even a lost worker's ghost.
-After every evaluation a snapshot of that folder, with its newest checkpoint, is reported; whoever starts the trial
-again hands the last reported snapshot in. So nothing is lost but the steps since the last evaluation, and nothing is
-doubled: rows, evaluations and checkpoint of a snapshot always belong together.
+The training writes its run folder on the worker's own disk, where nobody else writes, not even a
+lost worker's ghost. After every evaluation a snapshot of that folder, with its newest checkpoint,
+is reported; whoever starts the trial again hands the last reported snapshot in. So nothing is lost
+but the steps since the last evaluation, and nothing is doubled: rows, evaluations and checkpoint of
+a snapshot always belong together.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class Spec:
 def run_trial(spec: Spec, channel: Channel) -> None:
     """Run what ``spec`` says from where the last snapshot left it, and report every evaluation once.
 
-    The last report's snapshot holds ``result.json``; its row has the status ``finished`` or ``diverged``.
+    The last report's snapshot holds ``result.json``; its row has the status ``finished`` or
+    ``diverged``.
 
     Raises:
         Exception: Whatever went wrong; the channel was told.
@@ -110,10 +112,16 @@ def _with_folder(error: Exception, spec: Spec) -> Exception:
     """A disk that is full, as a sentence that names folder and bytes; any other error as it is."""
     if not isinstance(error, OSError) or not is_no_room(error):
         return error
-    folder = Path(error.filename).parent if isinstance(error.filename, str) else Path(tempfile.gettempdir())
+    folder = (
+        Path(error.filename).parent
+        if isinstance(error.filename, str)
+        else Path(tempfile.gettempdir())
+    )
     # The checkpoints that trials share lie beside the ledger, where all nodes write.
     is_shared = spec.prefixes is not None and folder.is_relative_to(spec.prefixes)
-    return (StorageError if is_shared else ScratchError)(sentence_of(folder, spec.scratch_bytes, error))
+    return (StorageError if is_shared else ScratchError)(
+        sentence_of(folder, spec.scratch_bytes, error)
+    )
 
 
 def _run(spec: Spec, channel: Channel) -> None:
@@ -135,7 +143,9 @@ def _run(spec: Spec, channel: Channel) -> None:
             return
         train: Callable[..., Result] = resolve_name(spec.train)
         if spec.world_size > 1:
-            train = partial(train_on_ranks, spec.world_size, partial(_train_recording, spec.command, train))
+            train = partial(
+                train_on_ranks, spec.world_size, partial(_train_recording, spec.command, train)
+            )
         with channel.restored() as snapshot:
             if snapshot is not None:
                 shutil.copytree(snapshot, run_dir)
@@ -143,18 +153,29 @@ def _run(spec: Spec, channel: Channel) -> None:
         options: dict[str, Any] = {} if spec.prefixes is None else {"prefixes": Path(spec.prefixes)}
         try:
             result = train(
-                config, run_dir, recipe=spec.recipe, resume=True, observer=reporter, progress=False, **options
+                config,
+                run_dir,
+                recipe=spec.recipe,
+                resume=True,
+                observer=reporter,
+                progress=False,
+                **options,
             )
         except DivergedError:
-            # Deterministic, so that a restart would only diverge again: the result, not a failure of the machine.
+            # Deterministic, so that a restart would only diverge again: the result, not a failure
+            # of the machine.
             reporter.report({"status": "diverged"})
             return
         if result.status != "finished":
-            raise MachineError(f"The training was {result.status} by a signal after step {result.step}.")
+            raise MachineError(
+                f"The training was {result.status} by a signal after step {result.step}."
+            )
         reporter.report({"status": result.status, "step": result.step, **result.metrics})
 
 
-def _train_recording(command: tuple[str, ...], train: Callable[..., Result], *arguments: Any, **options: Any) -> Result:  # noqa: ANN401 - those of train
+def _train_recording(
+    command: tuple[str, ...], train: Callable[..., Result], *arguments: Any, **options: Any
+) -> Result:  # noqa: ANN401 - those of train
     """Train in a rank, a process of its own, which does not know what is recorded in the one that started it."""
     with recording_command(command or None):
         return train(*arguments, **options)
@@ -189,6 +210,8 @@ class _Reporter:
             ignore=lambda folder, names: [name for name in names if Path(folder, name) in left_out],
         )
         rows = read_rows(self._run_dir / METRICS).readable
-        RunFolder(self._snapshot).set_metrics([one for one in rows if until_step is None or one["step"] <= until_step])
+        RunFolder(self._snapshot).set_metrics(
+            [one for one in rows if until_step is None or one["step"] <= until_step]
+        )
         seal(self._snapshot)
         self._channel.report(row, self._snapshot)

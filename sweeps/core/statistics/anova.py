@@ -28,9 +28,10 @@ class AnovaTerm:
         df: Degrees of freedom.
         f: F statistic of what the term explains beyond the others (type II).
         p: Its p value.
-        partial_eta_squared: Share of what the term and the noise explain together that is the term's.
-        aliases: Interactions that were left out since these rows do not tell them from this one: each of them, too, may
-            be what is seen here.
+        partial_eta_squared: Share of what the term and the noise explain together that is the
+            term's.
+        aliases: Interactions that were left out since these rows do not tell them from this one:
+            each of them, too, may be what is seen here.
     """
 
     factors: tuple[str, ...]
@@ -51,7 +52,8 @@ class Anova:
     """An analysis of variance with seeds as blocks.
 
     Attributes:
-        terms: Seeds, factors, interactions of two factors; none where the noise cannot be estimated, which a note says.
+        terms: Seeds, factors, interactions of two factors; none where the noise cannot be
+            estimated, which a note says.
         residual_df: Degrees of freedom of the noise.
         notes: What was left out and why, in sentences.
     """
@@ -84,8 +86,9 @@ class Effect:
     Attributes:
         factors: The factor, or the two factors of an interaction.
         levels: For each factor its low and its high level, in the order of first appearance.
-        estimate: Mean at high minus mean at low; of an interaction half the difference between the effects of the one
-            factor at the two levels of the other. Interval and test are over seeds.
+        estimate: Mean at high minus mean at low; of an interaction half the difference between the
+            effects of the one factor at the two levels of the other. Interval and test are over
+            seeds.
         aliases: Factors and interactions of two that this design does not tell from it.
     """
 
@@ -98,8 +101,8 @@ class Effect:
 def anova(table: pd.DataFrame) -> Anova:
     """Analysis of variance (type II) of the column ``value`` over seeds as blocks, factors, and pairs of factors.
 
-    Interactions enter one by one as far as the rows of the design tell them from what entered before, and all of them
-    only where that leaves at least one degree of freedom for the noise.
+    Interactions enter one by one as far as the rows of the design tell them from what entered
+    before, and all of them only where that leaves at least one degree of freedom for the noise.
 
     Args:
         table: One row a trial: columns ``value``, ``seed``, and one for each factor.
@@ -114,12 +117,15 @@ def anova(table: pd.DataFrame) -> Anova:
     # The observations: codes of levels instead of the levels, and names that a formula can hold.
     factors = _factors(table)
     names = {SEED: (SEED,)} | {f"f{index}": (factor,) for index, factor in enumerate(factors)}
-    data = pd.DataFrame({short: table[long[0]].factorize(use_na_sentinel=False)[0] for short, long in names.items()})
+    data = pd.DataFrame(
+        {short: table[long[0]].factorize(use_na_sentinel=False)[0] for short, long in names.items()}
+    )
     data[VALUE] = finite(table[VALUE])
     short_names = [name for name in names if data[name].nunique() > 1]
     notes: list[str] = []
 
-    # The terms: seeds and factors, then pairs of factors, as far as the rows tell each from those before it.
+    # The terms: seeds and factors, then pairs of factors, as far as the rows tell each from those
+    # before it.
     columns = np.ones((len(data), 1))
     kept: list[tuple[str, ...]] = []
     left_out: list[tuple[str, ...]] = []
@@ -137,7 +143,9 @@ def anova(table: pd.DataFrame) -> Anova:
         kept.append(term)
     if columns.shape[1] >= len(data) and any(len(term) > 1 for term in kept):
         kept = [term for term in kept if len(term) == 1]
-        notes.append("Interactions are left out, since without a second seed they are the only measure of the noise.")
+        notes.append(
+            "Interactions are left out, since without a second seed they are the only measure of the noise."
+        )
         columns = np.hstack([np.ones((len(data), 1)), *(_contrasts(data, term) for term in kept)])
 
     # The fit, and from it the table of the terms.
@@ -146,7 +154,9 @@ def anova(table: pd.DataFrame) -> Anova:
     fit = ols(f"{VALUE} ~ {' + '.join(in_formula.values())}", data).fit()
     noise = float(fit.ssr)
     if residual_df < 1 or noise <= (ROUNDING * float(data[VALUE].abs().max())) ** 2 * len(data):
-        notes.append("The noise cannot be estimated from these trials, so nothing can be tested. Add seeds.")
+        notes.append(
+            "The noise cannot be estimated from these trials, so nothing can be tested. Add seeds."
+        )
         return Anova((), residual_df, tuple(notes))
     result = anova_lm(fit, typ=2)
     return Anova(
@@ -155,7 +165,11 @@ def anova(table: pd.DataFrame) -> Anova:
                 tuple(names[name][0] for name in term),
                 result.loc[written],
                 noise,
-                tuple(tuple(names[name][0] for name in other) for other in left_out if _mixed(data, term, other)),
+                tuple(
+                    tuple(names[name][0] for name in other)
+                    for other in left_out
+                    if _mixed(data, term, other)
+                ),
             )
             for term, written in in_formula.items()
         ),
@@ -167,37 +181,48 @@ def anova(table: pd.DataFrame) -> Anova:
 def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
     """Effects and interactions of two factors in a two-level design, full or a fraction of it, with their aliases.
 
-    Each seed gives one estimate of an effect; the interval and the test are over seeds. Seeds that lack a row of the
-    design do not count. Of terms that alias each other all are listed, each with the others as aliases.
+    Each seed gives one estimate of an effect; the interval and the test are over seeds. Seeds that
+    lack a row of the design do not count. Of terms that alias each other all are listed, each with
+    the others as aliases.
 
     Args:
         table: As for :func:`anova`; every factor has two levels.
 
     Raises:
-        ValueError: A column is missing, a value is not finite, a factor has another number of levels, a seed has a row
-            twice, or no seed has all rows.
+        ValueError: A column is missing, a value is not finite, a factor has another number of
+            levels, a seed has a row twice, or no seed has all rows.
     """
     # Every row of the table as the signs of its levels.
     factors = _factors(table)
     levels = {factor: tuple(table[factor].drop_duplicates()) for factor in factors}
     for factor, found in levels.items():
         if len(found) != 2:
-            raise ValueError(f"Effects are of factors with two levels; {factor} has {len(found)}: {list(found)}.")
-    signs = np.stack([np.where(table[factor] == levels[factor][1], 1, -1) for factor in factors], axis=1)
+            raise ValueError(
+                f"Effects are of factors with two levels; {factor} has {len(found)}: {list(found)}."
+            )
+    signs = np.stack(
+        [np.where(table[factor] == levels[factor][1], 1, -1) for factor in factors], axis=1
+    )
 
     # The value of every run, by seed, for the seeds that have all runs.
     by_seed: dict[int, dict[tuple[int, ...], float]] = {}
     values = finite(table[VALUE])
     for seed, run, value in zip(table[SEED], map(tuple, signs.tolist()), values, strict=True):
         if run in by_seed.setdefault(seed, {}):
-            raise ValueError(f"The seed {seed} has two values for one combination of levels; expected one.")
+            raise ValueError(
+                f"The seed {seed} has two values for one combination of levels; expected one."
+            )
         by_seed[seed][run] = float(value)
     runs = sorted({run for observed in by_seed.values() for run in observed})
     complete = [
-        np.array([observed[run] for run in runs]) for observed in by_seed.values() if len(observed) == len(runs)
+        np.array([observed[run] for run in runs])
+        for observed in by_seed.values()
+        if len(observed) == len(runs)
     ]
     if not complete:
-        raise ValueError(f"No seed has all {len(runs)} rows of the design, so no effect can be computed. Run the rest.")
+        raise ValueError(
+            f"No seed has all {len(runs)} rows of the design, so no effect can be computed. Run the rest."
+        )
 
     # A column of signs for every factor and for every two, and the contrast of each.
     design = np.array(runs)
@@ -211,7 +236,9 @@ def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
             term,
             tuple((levels[factor][0], levels[factor][1]) for factor in term),
             _contrast(complete, column),
-            tuple(other for other, its in terms.items() if other != term and _entangled(its, column)),
+            tuple(
+                other for other, its in terms.items() if other != term and _entangled(its, column)
+            ),
         )
         for term, column in terms.items()
         if len(set(column.tolist())) == 2
@@ -231,7 +258,9 @@ def _contrast(complete: Sequence[Floats], column: NDArray[np.int64]) -> Paired:
 def _dependent(term: AnovaTerm) -> str:
     pairs = [f"that of {one} on {other}" for one, other in term.aliases]
     depends = f"The effect of {term.factors[0]} depends on {term.factors[1]}"
-    return f"{depends}, or {', or '.join(pairs)}: these rows cannot tell which" if pairs else depends
+    return (
+        f"{depends}, or {', or '.join(pairs)}: these rows cannot tell which" if pairs else depends
+    )
 
 
 def _mixed(data: pd.DataFrame, term: tuple[str, ...], other: tuple[str, ...]) -> bool:
@@ -249,7 +278,10 @@ def _mixed(data: pd.DataFrame, term: tuple[str, ...], other: tuple[str, ...]) ->
 
 
 def _term(
-    factors: tuple[str, ...], row: pd.Series[Any], noise: float, aliases: tuple[tuple[str, ...], ...]
+    factors: tuple[str, ...],
+    row: pd.Series[Any],
+    noise: float,
+    aliases: tuple[tuple[str, ...], ...],
 ) -> AnovaTerm:
     explained = float(row["sum_sq"])
     return AnovaTerm(
@@ -264,10 +296,14 @@ def _term(
 
 def _factors(table: pd.DataFrame) -> list[str]:
     if missing := {VALUE, SEED} - set(table.columns):
-        raise ValueError(f"The table lacks the columns {sorted(missing)}; it has {list(table.columns)}.")
+        raise ValueError(
+            f"The table lacks the columns {sorted(missing)}; it has {list(table.columns)}."
+        )
     factors = [str(column) for column in table.columns if column not in (VALUE, SEED)]
     if not any(table[factor].nunique(dropna=False) > 1 for factor in factors):
-        raise ValueError(f"No factor has two levels, so nothing can be compared; the factors are {factors}.")
+        raise ValueError(
+            f"No factor has two levels, so nothing can be compared; the factors are {factors}."
+        )
     return factors
 
 

@@ -1,6 +1,7 @@
 """The noise of the test set: what another draw of images would change, the trained networks being fixed.
 
-A paired bootstrap over stored confusion matrices. It is told apart from the noise of training, and enters no p value.
+A paired bootstrap over stored confusion matrices. It is told apart from the noise of training, and
+enters no p value.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class ImageInterval:
 def resampled_iou(confusions: Counts, resamples: int = 2000, seed: int = 0) -> Floats:
     """IoU per class on resampled images: ``[seeds, 1 + resamples, classes]``, the images themselves first.
 
-    NaN where no image of a resample has the class. Arrays over the same number of images get the same resamples, all
-    their seeds too, which is what pairs them.
+    NaN where no image of a resample has the class. Arrays over the same number of images get the
+    same resamples, all their seeds too, which is what pairs them.
 
     Args:
         confusions: ``[seeds, images, classes, classes]``, rows are ground truth.
@@ -50,13 +51,19 @@ def resampled_iou(confusions: Counts, resamples: int = 2000, seed: int = 0) -> F
             f"{list(confusions.shape)}."
         )
     num_seeds, num_images, num_classes, _ = confusions.shape
-    # An image has few classes, so most of its matrix is zero: sparse products are many times faster.
-    counts = [sparse.csr_array(of_seed.reshape(num_images, -1).astype(np.float64)).T.tocsr() for of_seed in confusions]
+    # An image has few classes, so most of its matrix is zero: sparse products are many times
+    # faster.
+    counts = [
+        sparse.csr_array(of_seed.reshape(num_images, -1).astype(np.float64)).T.tocsr()
+        for of_seed in confusions
+    ]
     iou = np.empty((num_seeds, 1 + resamples, num_classes))
     generator = np.random.default_rng(seed)
     for start in range(0, 1 + resamples, CHUNK):
         size = min(CHUNK, 1 + resamples - start)
-        weights = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size).astype(np.float64)
+        weights = generator.multinomial(
+            num_images, np.full(num_images, 1 / num_images), size
+        ).astype(np.float64)
         if start == 0:
             weights[0] = 1.0
         for index, of_seed in enumerate(counts):
@@ -74,7 +81,9 @@ def difference_interval(row: Floats, base: Floats, confidence: float = CONFIDENC
     _check_pair(row, base)
     interval = _interval((_mean_iou(row) - _mean_iou(base)).mean(axis=0), confidence)
     if interval is None:
-        raise ValueError("No image has a ground truth pixel, so there is no mIoU. Check the confusion matrices.")
+        raise ValueError(
+            "No image has a ground truth pixel, so there is no mIoU. Check the confusion matrices."
+        )
     return interval
 
 

@@ -1,11 +1,13 @@
 """What seeds can tell, and what they cannot: means, paired differences, power, the set that holds the best.
 
-Values are paired by seed, since a seed fixes the initial weights and the order of the data of a row and of its base
-alike. Every function is checked in the tests against a second implementation, and the error rates of the whole chain by
-simulation. Nothing here knows of studies: numbers in, dataclasses out.
+Values are paired by seed, since a seed fixes the initial weights and the order of the data of a row
+and of its base alike. Every function is checked in the tests against a second implementation, and
+the error rates of the whole chain by simulation. Nothing here knows of studies: numbers in,
+dataclasses out.
 
-A spread of exactly zero over a handful of seeds is no certainty: metrics that take few values repeat themselves. There,
-an interval is ``None`` and the p value is that of the exact sign-flip test, which needs no spread.
+A spread of exactly zero over a handful of seeds is no certainty: metrics that take few values
+repeat themselves. There, an interval is ``None`` and the p value is that of the exact sign-flip
+test, which needs no spread.
 """
 
 from __future__ import annotations
@@ -56,10 +58,11 @@ class Paired:
         sd: Their sample standard deviation; ``None`` for one pair.
         low: Lower end of the t interval of the difference; ``None`` where the pairs show no spread.
         high: Upper end.
-        p: Two-sided paired t test, uncorrected; ``None`` for one pair. Without spread it is 1 where nothing differs,
-            else that of the exact sign-flip test, 2 / 2^n.
-        effect_size: Cohen's d_z with Hedges' correction: the difference in standard deviations of the differences.
-            ``None`` for fewer than three pairs, where no such correction exists, and without spread.
+        p: Two-sided paired t test, uncorrected; ``None`` for one pair. Without spread it is 1 where
+            nothing differs, else that of the exact sign-flip test, 2 / 2^n.
+        effect_size: Cohen's d_z with Hedges' correction: the difference in standard deviations of
+            the differences. ``None`` for fewer than three pairs, where no such correction exists,
+            and without spread.
     """
 
     n: int
@@ -92,7 +95,9 @@ def summarise(values: Iterable[float], confidence: float = CONFIDENCE) -> Summar
     return Summary(len(array), mean, sd, mean - half, mean + half)
 
 
-def paired(row: Mapping[int, float], base: Mapping[int, float], confidence: float = CONFIDENCE) -> Paired | None:
+def paired(
+    row: Mapping[int, float], base: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Paired | None:
     """Difference of ``row`` from ``base`` over the keys that both have; ``None`` where there is none.
 
     Raises:
@@ -102,28 +107,33 @@ def paired(row: Mapping[int, float], base: Mapping[int, float], confidence: floa
     if not common:
         return None
     ours, theirs = finite(row[key] for key in common), finite(base[key] for key in common)
-    return one_sample(ours - theirs, float(max(np.abs(ours).max(), np.abs(theirs).max())), confidence)
+    return one_sample(
+        ours - theirs, float(max(np.abs(ours).max(), np.abs(theirs).max())), confidence
+    )
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
     """P values after Holm's correction over all of ``p``.
 
-    ``None`` stays ``None`` yet counts: the family is what was declared, not what has run so far, so that a table that
-    fills in loses no significance that it once showed for want of a row.
+    ``None`` stays ``None`` yet counts: the family is what was declared, not what has run so far, so
+    that a table that fills in loses no significance that it once showed for want of a row.
     """
-    # statsmodels' multipletests collects garbage at every call: 50 ms in a process that holds a report. It is the
-    # second implementation in the tests.
+    # statsmodels' multipletests collects garbage at every call: 50 ms in a process that holds a
+    # report. It is the second implementation in the tests.
     values = np.array([1.0 if value is None else value for value in p])
     order = np.argsort(values, kind="stable")
     corrected = np.empty_like(values)
-    corrected[order] = np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values)))).clip(max=1.0)
+    corrected[order] = np.maximum.accumulate(
+        values[order] * (len(values) - np.arange(len(values)))
+    ).clip(max=1.0)
     return [None if value is None else float(new) for value, new in zip(p, corrected, strict=True)]
 
 
 def paired_power(effect: float, n: int, comparisons: int, significance: float) -> float:
     """Probability that ``n`` pairs show ``effect``, in standard deviations of the paired difference.
 
-    By Bonferroni: the two-sided paired t test at ``significance / comparisons``. Holm's finds at least as much.
+    By Bonferroni: the two-sided paired t test at ``significance / comparisons``. Holm's finds at
+    least as much.
 
     Raises:
         ValueError: There are fewer than one comparison, or the significance is no probability.
@@ -140,7 +150,8 @@ def paired_power(effect: float, n: int, comparisons: int, significance: float) -
 def detectable_effect(n: int, comparisons: int, significance: float, power: float) -> float:
     """Smallest effect that ``n`` pairs show with probability ``power``.
 
-    In standard deviations of the paired difference. Infinite for fewer than two pairs. See :func:`paired_power`.
+    In standard deviations of the paired difference. Infinite for fewer than two pairs. See
+    :func:`paired_power`.
 
     >>> [round(detectable_effect(n, 9, 0.05, 0.8), 1) for n in (3, 5, 10)]
     [9.8, 3.1, 1.5]
@@ -161,11 +172,14 @@ def detectable_effect(n: int, comparisons: int, significance: float, power: floa
     return float(optimize.brentq(missing, 0.0, high, xtol=1e-6))
 
 
-def seeds_needed(effect: float, sd: float, comparisons: int, significance: float, power: float) -> int:
+def seeds_needed(
+    effect: float, sd: float, comparisons: int, significance: float, power: float
+) -> int:
     """Seeds that show ``effect`` with probability ``power``; ``sd`` is that of the paired differences, in its unit.
 
     Raises:
-        ValueError: The effect is zero, the standard deviation negative, or see :func:`detectable_effect`.
+        ValueError: The effect is zero, the standard deviation negative, or see
+            :func:`detectable_effect`.
     """
     _check_plan(comparisons, significance, power)
     if not effect or not sd >= 0:
@@ -189,12 +203,17 @@ def not_distinguishable(
 ) -> set[str]:
     """Labels of the best row of a column and of every row that is not distinguishable from it: those in bold.
 
-    A row is distinguishable where it is worse than the best by a one-sided paired t test, after Bonferroni's correction
-    over all other rows, since any of them could have come out as the best. So the truly best row, and each that is as
-    good, is in the set with probability ``1 - significance`` (subset selection, Gupta 1965). Rows that cannot be
-    tested, for want of a second pair, are in the set; rows without values are not.
+    A row is distinguishable where it is worse than the best by a one-sided paired t test, after
+    Bonferroni's correction over all other rows, since any of them could have come out as the best.
+    So the truly best row, and each that is as good, is in the set with probability
+    ``1 - significance`` (subset selection, Gupta 1965). Rows that cannot be tested, for want of a
+    second pair, are in the set; rows without values are not.
     """
-    means = {label: float(finite(by_seed.values()).mean()) for label, by_seed in values.items() if by_seed}
+    means = {
+        label: float(finite(by_seed.values()).mean())
+        for label, by_seed in values.items()
+        if by_seed
+    }
     if not means:
         return set()
     sign = 1 if higher_is_better else -1
@@ -212,12 +231,14 @@ def not_distinguishable(
     return kept
 
 
-def noise_floor(base: Iterable[float], again: Iterable[float], confidence: float = CONFIDENCE) -> float | None:
+def noise_floor(
+    base: Iterable[float], again: Iterable[float], confidence: float = CONFIDENCE
+) -> float | None:
     """Half the width of the interval that the difference between two means has where nothing differs but the seeds.
 
-    From the base and the base again with other seeds (A/A), so unpaired: t times the pooled standard deviation times
-    sqrt(1 / n + 1 / m). Paired differences of rows scatter at most as much, as long as pairing does not hurt. ``None``
-    where either has fewer than two values.
+    From the base and the base again with other seeds (A/A), so unpaired: t times the pooled
+    standard deviation times sqrt(1 / n + 1 / m). Paired differences of rows scatter at most as
+    much, as long as pairing does not hurt. ``None`` where either has fewer than two values.
     """
     first, second = finite(base), finite(again)
     if min(len(first), len(second)) < 2:
@@ -233,12 +254,16 @@ def one_sample(differences: Floats, scale: float, confidence: float = CONFIDENCE
     if sd is None:
         return Paired(n, mean, None, None, None, None, None)
     if sd == 0:
-        return Paired(n, mean, sd, None, None, 1.0 if abs(mean) <= ROUNDING * scale else 2.0 ** (1 - n), None)
+        return Paired(
+            n, mean, sd, None, None, 1.0 if abs(mean) <= ROUNDING * scale else 2.0 ** (1 - n), None
+        )
     df, error = n - 1, sd / math.sqrt(n)
     half = _t(confidence, df) * error
     p = 2 * float(special.stdtr(df, -abs(mean) / error))
     correction = (
-        math.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / math.sqrt(df / 2) if n > 2 else None
+        math.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / math.sqrt(df / 2)
+        if n > 2
+        else None
     )
     effect_size = mean / sd * correction if correction is not None else None
     return Paired(n, mean, sd, mean - half, mean + half, p, effect_size)
@@ -258,8 +283,8 @@ def _t(confidence: float, df: int) -> float:
 def _beyond(critical: float, shift: float, df: int) -> float:
     """P(T > critical) for noncentral t, as an integral over the normal part.
 
-    scipy's ``nct``, and statsmodels' ``TTestPower`` on it, give NaN or values too large for few pairs and many
-    comparisons (8.9 instead of 9.8 for 3 and 9), which are the case here.
+    scipy's ``nct``, and statsmodels' ``TTestPower`` on it, give NaN or values too large for few
+    pairs and many comparisons (8.9 instead of 9.8 for 3 and 9), which are the case here.
     """
 
     def density(z: float) -> float:
@@ -281,7 +306,9 @@ def _check_plan(comparisons: int, significance: float, power: float | None = Non
             f"{significance}."
         )
     if power is not None and not significance < power < 1:
-        raise ValueError(f"Expected a power between the significance, {significance}, and 1; got {power}.")
+        raise ValueError(
+            f"Expected a power between the significance, {significance}, and 1; got {power}."
+        )
 
 
 def finite(values: Iterable[float]) -> Floats:
@@ -292,5 +319,7 @@ def finite(values: Iterable[float]) -> Floats:
     """
     array = np.fromiter(values, dtype=np.float64)
     if not np.isfinite(array).all():
-        raise ValueError(f"Expected finite values; got {array.tolist()}. Leave out trials that have no value.")
+        raise ValueError(
+            f"Expected finite values; got {array.tolist()}. Leave out trials that have no value."
+        )
     return array

@@ -14,10 +14,13 @@ class MetricPower:
     """What seeds can show of one metric.
 
     Attributes:
-        sd: Standard deviation of a paired difference, in the metric's unit; ``None`` where it is not known.
-        detectable: Smallest difference that is detected, in the metric's unit; ``None`` where ``sd`` is.
+        sd: Standard deviation of a paired difference, in the metric's unit; ``None`` where it is
+            not known.
+        detectable: Smallest difference that is detected, in the metric's unit; ``None`` where
+            ``sd`` is.
         seeds_needed: Seeds that detect the smallest effect that matters; ``None`` where ``sd`` is.
-        underpowered: Whether ``detectable`` exceeds the smallest effect that matters, or is not known.
+        underpowered: Whether ``detectable`` exceeds the smallest effect that matters, or is not
+            known.
     """
 
     sd: float | None
@@ -33,8 +36,8 @@ class Power:
     Attributes:
         comparisons: Number of declared comparisons, the family of Holm's correction.
         n: Pairs of each comparison.
-        detectable_sd: Smallest detectable difference in standard deviations of a paired difference; infinite below
-            two pairs.
+        detectable_sd: Smallest detectable difference in standard deviations of a paired difference;
+            infinite below two pairs.
         metrics: By key, for the metrics with declared comparisons.
     """
 
@@ -82,9 +85,15 @@ class PowerGoal:
 
         Args:
             n: Pairs of each comparison.
-            sds: Standard deviation of a paired difference by metric; ``None`` where it is not known.
+            sds: Standard deviation of a paired difference by metric; ``None`` where it is not
+                known.
         """
-        return Power(self.comparisons, n, self.detectable_sd(n), {key: self._of(n, sd) for key, sd in sds.items()})
+        return Power(
+            self.comparisons,
+            n,
+            self.detectable_sd(n),
+            {key: self._of(n, sd) for key, sd in sds.items()},
+        )
 
     def _of(self, n: int, sd: float | None) -> MetricPower:
         detectable = self.detectable(n, sd)

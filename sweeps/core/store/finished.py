@@ -1,7 +1,8 @@
 """Finished studies, remembered by how they were asked for: asking again costs reading, not resolving, them.
 
-A study of thousands of cells takes seconds to resolve and to report. Here lies what was printed at its end, under a
-digest of everything that could change it; whether its results are still the same is looked up each time.
+A study of thousands of cells takes seconds to resolve and to report. Here lies what was printed at
+its end, under a digest of everything that could change it; whether its results are still the same
+is looked up each time.
 """
 
 from __future__ import annotations
@@ -55,10 +56,13 @@ def recall(study: Study, storage: Path) -> FinishedStudy | None:
     """How ``study`` ended, if it was finished in ``storage`` by this very code and its results are those of then."""
     try:
         was = FinishedStudy.read(_path(study, storage), "It counts as missing.")
-        has_report = all(sha256(storage / was.folder / name) == known for name, known in was.files.items())
+        has_report = all(
+            sha256(storage / was.folder / name) == known for name, known in was.files.items()
+        )
     except (OSError, UnreadableError):
         return None
-    # The entries are compared byte by byte: one that was deleted may have been computed again for another study.
+    # The entries are compared byte by byte: one that was deleted may have been computed again for
+    # another study.
     if not has_report or Ledger(storage).content_digest(was.keys) != was.entries:
         return None
     return was
@@ -76,7 +80,8 @@ def remember(
 ) -> None:
     """Keep how ``study`` ended, if all of its ``keys`` are in the ledger.
 
-    Where its trials read different ``inputs`` nothing is kept: only those of its base are looked at by ``recall``.
+    Where its trials read different ``inputs`` nothing is kept: only those of its base are looked at
+    by ``recall``.
 
     Args:
         study: The study.
@@ -118,7 +123,12 @@ def _path(study: Study, storage: Path) -> Path:
 
 def _own_code(study: Study, base: RunConfig) -> dict[str, str]:
     """Digests of the code of the user's own modules that a training of ``study`` may name."""
-    varied = (item for block in study.design.blocks() for row in block.rows for item in row.changes.items())
+    varied = (
+        item
+        for block in study.design.blocks()
+        for row in block.rows
+        for item in row.changes.items()
+    )
     names = {base.backbone.name, base.data.name, base.method.name}
     names |= {str(value) for path, value in varied if path.endswith(".name")}
     return code_digests(sorted(name for name in names if "." in name), without=_SOURCES)

@@ -15,8 +15,8 @@ _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSY
 def write_first(path: Path, text: str, is_whole: Callable[[bytes], bool]) -> bool:
     """Write a file unless a whole one has that name; durable when this returns.
 
-    Of all who write at once, on whichever machine, one succeeds. A damaged file is replaced: of several who replace
-    one at the same moment, any may be the last, and the file is whole.
+    Of all who write at once, on whichever machine, one succeeds. A damaged file is replaced: of
+    several who replace one at the same moment, any may be the last, and the file is whole.
 
     Args:
         path: The file. Its folder is made.

@@ -1,6 +1,7 @@
 """The record that makes a folder a study's or a search's, and what is written beside it.
 
-A record carries its own digest. One that is damaged is kept aside and written again from the command and the ledger.
+A record carries its own digest. One that is damaged is kept aside and written again from the
+command and the ledger.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from typing import Any, Generic, TypeVar
 
 from sweeps.core.store.first_writer import keep_aside, write_first
 from sweeps.core.store.stored import Stored, warn_once
-from toco.files import SEAL, UnreadableError, check_seal, check_version, is_sealed, printable, write_text
+from toco.files import (
+    SEAL,
+    UnreadableError,
+    check_seal,
+    check_version,
+    is_sealed,
+    printable,
+    write_text,
+)
 
 _START = re.compile(rb'"start_id": ?"([0-9a-f]{32})"')
 HISTORY = "history"
@@ -29,8 +38,8 @@ class FolderFile(Stored):
     """The first fields of ``study.json`` and ``search.json``.
 
     Attributes:
-        start_id: Identifies the start of the study or search. It stands at the beginning, which is most likely to be
-            left of a file that is cut off.
+        start_id: Identifies the start of the study or search. It stands at the beginning, which is
+            most likely to be left of a file that is cut off.
         digest: Digest of the plan.
         changes: Fields of the recipe that are set for all trainings, by dotted path.
         data: Entry of ``toco.data``.
@@ -77,18 +86,21 @@ class FolderRecord(Generic[File]):
             ValueError: There is no such file, it is damaged, or of another version.
         """
         if not path.is_file():
-            raise ValueError(f"{printable(path.parent)} is not a {self.kind}'s folder: it has no {path.name}.")
+            raise ValueError(
+                f"{printable(path.parent)} is not a {self.kind}'s folder: it has no {path.name}."
+            )
         return self._parse(path, path.read_bytes(), advice)
 
     def write(self, folder: Path, make: Callable[[File | None, str], File]) -> None:
         """Write the record of ``folder``, unless it says the same; durable when this returns.
 
-        What cannot be read is kept aside in ``folder/history``. The start stays from start to start.
+        What cannot be read is kept aside in ``folder/history``. The start stays from start to
+        start.
 
         Args:
             folder: The study's or search's folder. It is made.
-            make: Makes the record of the one that is stored, or of ``None``, and of its ``start_id``. Called again
-                where another driver wrote one in the meantime.
+            make: Makes the record of the one that is stored, or of ``None``, and of its
+                ``start_id``. Called again where another driver wrote one in the meantime.
 
         Raises:
             ValueError: It is of a later version, or the folder's file system has no hard links.
@@ -106,18 +118,24 @@ class FolderRecord(Generic[File]):
                 return
 
     def _parse(self, path: Path, content: bytes, advice: str | None) -> File:
-        advice = advice or f"Run the {self.kind}'s command again: it writes the file anew from its options."
+        advice = (
+            advice
+            or f"Run the {self.kind}'s command again: it writes the file anew from its options."
+        )
         version = self._older(content)
         if version is None:
             check_seal(path, content, advice)
             version = json.loads(content).get("format_version")
-        check_version(path, version, self.version, "Give another --storage." if is_sealed(content) else advice)
+        check_version(
+            path, version, self.version, "Give another --storage." if is_sealed(content) else advice
+        )
         return self.model.of_json(content, path, advice)
 
     def _kept(self, path: Path) -> tuple[File | None, str | None]:
         """The record that is stored and its ``start_id``.
 
-        The record is ``None`` where there is none or, after it was kept aside, where it cannot be read.
+        The record is ``None`` where there is none or, after it was kept aside, where it cannot be
+        read.
         """
         try:
             content = path.read_bytes()
@@ -132,9 +150,16 @@ class FolderRecord(Generic[File]):
             kept = keep_aside(path, path.parent / HISTORY, suffix)
         except FileNotFoundError:  # by another driver
             return None, None
-        fault = "is damaged" if older is None else "was written by an earlier version, without a digest of its own"
-        logger.warning("%s %s. It is kept as %s and written again.", printable(path), fault, printable(kept))
-        # Runs in MLflow are found by it. Were it damaged, too, it would be another one, as after a new start.
+        fault = (
+            "is damaged"
+            if older is None
+            else "was written by an earlier version, without a digest of its own"
+        )
+        logger.warning(
+            "%s %s. It is kept as %s and written again.", printable(path), fault, printable(kept)
+        )
+        # Runs in MLflow are found by it. Were it damaged, too, it would be another one, as after a
+        # new start.
         start = _START.search(content)
         return None, start[1].decode() if start else None
 

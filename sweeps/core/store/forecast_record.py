@@ -25,16 +25,19 @@ class Forecast:
     Attributes:
         trainings: To begin or to go on with.
         resumed: Of these, how many go on from a checkpoint.
-        evaluations: Cells that are evaluated from what other trainings stored, without training; rescored ones, too.
+        evaluations: Cells that are evaluated from what other trainings stored, without training;
+            rescored ones, too.
         concurrent: Trials at once.
         wall_s: Seconds to the end.
-        training_s: Mean seconds of a training from where it is now, without the start of its process.
+        training_s: Mean seconds of a training from where it is now, without the start of its
+            process.
         cpu_hours: CPU cores held, times hours.
         gpu_hours: GPUs held, times hours.
         money: Price of ``gpu_hours``, or of ``cpu_hours`` where trials have no GPU.
         disk_bytes: Run folders of the trainings.
         memory_bytes: Of all trials that run at once; of the GPU, where they have one.
-        trial_memory_bytes: The most that one training was measured to need, by a probe or in the past.
+        trial_memory_bytes: The most that one training was measured to need, by a probe or in the
+            past.
         basis: Where this comes from, in sentences.
     """
 

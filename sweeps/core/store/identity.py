@@ -1,8 +1,9 @@
 """What a trial's result depends on, as one key: the name of the result in the ledger.
 
-Two trials with the same key have the same result, whichever study asks for them, on whichever machine. Everything that
-should not change a result (devices, paths, the version of Python, comments in the code) is provenance and in no key.
-Of the data and the weights, what they hold is part of the key, and where they lie is not.
+Two trials with the same key have the same result, whichever study asks for them, on whichever
+machine. Everything that should not change a result (devices, paths, the version of Python, comments
+in the code) is provenance and in no key. Of the data and the weights, what they hold is part of the
+key, and where they lie is not.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Identity:
     Attributes:
         key: Name of the result (hex, 20 digits).
         training_key: Name of its training; results that differ in their evaluation alone share it.
-        parts: What went into the keys, as a ledger entry holds it; to be read only, as trials share parts of it.
+        parts: What went into the keys, as a ledger entry holds it; to be read only, as trials share
+            parts of it.
     """
 
     key: str
@@ -88,10 +90,20 @@ def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) ->
         "seed": config.seed,
     }
     # In this order in the ledger.
-    parts = {"config": config_digest, "training_config": training_config_digest, "train": train, "code": code, **common}
+    parts = {
+        "config": config_digest,
+        "training_config": training_config_digest,
+        "train": train,
+        "code": code,
+        **common,
+    }
     common["format_version"] = FORMAT_VERSION
     # The validation data reaches no training.
-    training = {"config": training_config_digest, "code": training_code_digest, "data": inputs["train"]}
+    training = {
+        "config": training_config_digest,
+        "code": training_code_digest,
+        "data": inputs["train"],
+    }
     return Identity(
         key=_sha256({**common, "config": config_digest, "code": code_digest})[:20],
         training_key=_sha256({**common, **training})[:20],
@@ -143,7 +155,11 @@ def why(parts: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     data, known_data = parts.get("data", {}), known.get("data", {})
     versions, known_versions = parts.get("versions", {}), known.get("versions", {})
     modules = {
-        "changed": [name for name in sorted(code.keys() & known_code.keys()) if code[name] != known_code[name]],
+        "changed": [
+            name
+            for name in sorted(code.keys() & known_code.keys())
+            if code[name] != known_code[name]
+        ],
         "added": sorted(code.keys() - known_code.keys()),
         "no longer used": sorted(known_code.keys() - code.keys()),
     }

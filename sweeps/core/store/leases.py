@@ -1,12 +1,14 @@
 """Who works on a trial now: leases on keys, between processes and between machines that mount the same storage.
 
-A lease is a hard link ``leases/KEY.json`` to the holder's own file, so that of all who try one gets it, on NFS too, and
-one heart-beat keeps all leases of a holder alive. Where a holder is gone, a successor links its own file to
-``leases/KEY.after-HOLDER.json``: the end of that chain holds the lease, and again one of all who try gets it.
+A lease is a hard link ``leases/KEY.json`` to the holder's own file, so that of all who try one gets
+it, on NFS too, and one heart-beat keeps all leases of a holder alive. Where a holder is gone, a
+successor links its own file to ``leases/KEY.after-HOLDER.json``: the end of that chain holds the
+lease, and again one of all who try gets it.
 
-A heart-beat is a new modification time of the holder's file. A waiter compares it with what the waiter saw before, and
-counts the seconds without a change on its own monotonic clock: no clock of another machine matters, nor a clock that
-is set. A file that cannot be read is a lease of an unknown holder, which lives as long as its heart-beat changes.
+A heart-beat is a new modification time of the holder's file. A waiter compares it with what the
+waiter saw before, and counts the seconds without a change on its own monotonic clock: no clock of
+another machine matters, nor a clock that is set. A file that cannot be read is a lease of an
+unknown holder, which lives as long as its heart-beat changes.
 """
 
 from __future__ import annotations
@@ -74,8 +76,8 @@ class _Link:
 class _Silences:
     """For how long the heart-beats of others have not changed, on the monotonic clock of this process.
 
-    Time counts between two looks only, and at most ``longest_s`` of it: a process that was suspended itself did not
-    see the heart-beats of that time.
+    Time counts between two looks only, and at most ``longest_s`` of it: a process that was
+    suspended itself did not see the heart-beats of that time.
     """
 
     def __init__(self, longest_s: float, clock: Callable[[], float]) -> None:
@@ -96,7 +98,8 @@ class _Silences:
 class Leases(AbstractContextManager["Leases"]):
     """Takes leases in a storage folder and keeps them alive; a context, which releases them at its end.
 
-    A process that was suspended for longer than ``expires_s`` may find its leases taken over: :meth:`holds` says so.
+    A process that was suspended for longer than ``expires_s`` may find its leases taken over:
+    :meth:`holds` says so.
 
     Attributes:
         beat_every_s: Seconds between heart-beats.
@@ -176,11 +179,15 @@ class Leases(AbstractContextManager["Leases"]):
     def holder(self, key: str) -> str | None:
         """Who holds the lease, in words; ``None`` where nobody does who is still there.
 
-        Who takes no leases itself asks once and cannot wait for a heart-beat. For such a reader the age of the last
-        one counts, by the clock of the storage. Nothing is written because of it.
+        Who takes no leases itself asks once and cannot wait for a heart-beat. For such a reader the
+        age of the last one counts, by the clock of the storage. Nothing is written because of it.
         """
         link = self._last(key)
-        if link is None or self._is_gone(link) or (self._heart is None and self._age_s(link) > self.expires_s):
+        if (
+            link is None
+            or self._is_gone(link)
+            or (self._heart is None and self._age_s(link) > self.expires_s)
+        ):
             return None
         return link.text
 
@@ -253,7 +260,9 @@ class Leases(AbstractContextManager["Leases"]):
             try:
                 os.utime(self._file(owner))
             except OSError as error:
-                logger.warning("The leases in %s could not be renewed, and may expire: %s", self._folder, error)
+                logger.warning(
+                    "The leases in %s could not be renewed, and may expire: %s", self._folder, error
+                )
 
     def _take(self, key: str) -> bool:
         chain = self._chain(key)
@@ -264,14 +273,16 @@ class Leases(AbstractContextManager["Leases"]):
         if chain and chain[-1].holder is None:
             logger.warning("Took over from %s: it had no sign of life.", chain[-1].text)
         if self._successor(key, self._owners[-1]).exists():
-            # Somebody took over from this holder while it was suspended: the name has its place, and no second one.
+            # Somebody took over from this holder while it was suspended: the name has its place,
+            # and no second one.
             self._new_owner()
         target = self._successor(key, chain[-1].owner) if chain else self._folder / f"{key}.json"
         if not link_first(self._file(self._owners[-1]), target):
             return False
         if self.holds(key):
             return True
-        # The chain ended, or began anew, between the look at it and the link, which therefore joined nothing.
+        # The chain ended, or began anew, between the look at it and the link, which therefore
+        # joined nothing.
         target.unlink(missing_ok=True)
         return False
 
@@ -301,13 +312,16 @@ class Leases(AbstractContextManager["Leases"]):
 
     def _is_gone(self, link: _Link) -> bool:
         silent_s = self._silences.look(link)
-        return silent_s > self.expires_s or (link.holder is not None and link.holder.process.is_dead())
+        return silent_s > self.expires_s or (
+            link.holder is not None and link.holder.process.is_dead()
+        )
 
 
 def _read(path: Path) -> _Link | None:
     """What a file says; ``None`` where there is none."""
     try:
-        # Opened, not just asked for: only then does NFS look at the server for the newest heart-beat.
+        # Opened, not just asked for: only then does NFS look at the server for the newest
+        # heart-beat.
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
         holder = Holder.read(path, "It is taken over when its heart-beat ends.")

@@ -4,11 +4,11 @@
 
     ledger/KK/KEY.json            how a trial ended, final: the first whole one stays
     ledger/KK/KEY.failures/       the attempts that failed, a file each
-    ledger/trainings/TT/TRAINING_KEY/KEY, ledger/configs/CC/CONFIG/KEY   empty files, by which entries are found
-    runs/KEY/                     its run folder
+    ledger/trainings/TT/TRAINING_KEY/KEY, ledger/configs/CC/CONFIG/KEY   empty files, by which
+    entries are found runs/KEY/                     its run folder
 
-Every entry and every failure carries the SHA-256 of its own bytes. One that a bad disk changed counts as missing: the
-next run enters the trial again from its run folder, or trains it again.
+Every entry and every failure carries the SHA-256 of its own bytes. One that a bad disk changed
+counts as missing: the next run enters the trial again from its run folder, or trains it again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Ledger:
         Entries of version 0.4, which carry no digest, are as if they were not there.
 
         Raises:
-            ValueError: It was written by a version of this program with a later format, or is no entry at all.
+            ValueError: It was written by a version of this program with a later format, or is no
+                entry at all.
         """
         return _read(LedgerEntry, self._path(key), key, _RUN)
 
@@ -95,7 +96,11 @@ class Ledger:
 
     def damaged_keys(self, keys: Iterable[str]) -> set[str]:
         """Those of ``keys`` that have an entry which is damaged, and therefore count as not finished."""
-        return {key for key, path in self._present(keys) if not is_whole_file(path, partial(_is_known, key=key))}
+        return {
+            key
+            for key, path in self._present(keys)
+            if not is_whole_file(path, partial(_is_known, key=key))
+        }
 
     def content_digest(self, keys: Iterable[str]) -> str | None:
         """SHA-256 over the entries of ``keys``, byte by byte; ``None`` where one is not there or damaged."""
@@ -116,7 +121,8 @@ class Ledger:
         The first entry of a key stays; only a damaged one is replaced.
 
         Raises:
-            ValueError: ``storage`` cannot hold a ledger, or a later version of this program wrote an entry of this key.
+            ValueError: ``storage`` cannot hold a ledger, or a later version of this program wrote
+                an entry of this key.
         """
         key = entry.key
         # Before the entry: one that cannot be found from its training would be trained again.
@@ -127,7 +133,10 @@ class Ledger:
 
     def mark(self, key: str, training_key: str, config_digest: str) -> None:
         """Make the files that lead from its training and its config to the entry ``key``; durable when this returns."""
-        for marker in (self._marked("trainings", training_key) / key, self._marked("configs", config_digest) / key):
+        for marker in (
+            self._marked("trainings", training_key) / key,
+            self._marked("configs", config_digest) / key,
+        ):
             if not marker.exists():
                 marker.parent.mkdir(parents=True, exist_ok=True)
                 marker.touch()
@@ -137,7 +146,11 @@ class Ledger:
         """The attempts that failed, oldest first."""
         folder = self._failures(key)
         names = [name for name in sorted(_names(folder)) if name.endswith(".json")]
-        return [failure for name in names if (failure := _read(Failure, folder / name, key, _DELETE)) is not None]
+        return [
+            failure
+            for name in names
+            if (failure := _read(Failure, folder / name, key, _DELETE)) is not None
+        ]
 
     def add_failure(self, key: str, reason: str, traceback: str, *, host: str = "") -> None:
         """Add an attempt that failed; durable when this returns. Others may add theirs at the same time.
@@ -164,7 +177,9 @@ class Ledger:
     def by_training(self, training_key: str) -> list[LedgerEntry]:
         """The finished entries with this training, sorted by key."""
         # A crash may have left a marker without an entry.
-        entries = [self.entry(key) for key in sorted(_names(self._marked("trainings", training_key)))]
+        entries = [
+            self.entry(key) for key in sorted(_names(self._marked("trainings", training_key)))
+        ]
         return [entry for entry in entries if entry is not None and entry.status == "finished"]
 
     def nearest(self, config_digest: str) -> Nearest | None:
@@ -181,9 +196,14 @@ class Ledger:
 
     def history(self, recipe: str, limit: int = 200) -> Iterator[LedgerEntry]:
         """The newest entries of trials that began from ``recipe``, newest first, ``limit`` at most."""
-        files = [(file.stat().st_mtime_ns, file.name.removesuffix(".json")) for file in self._entries()]
+        files = [
+            (file.stat().st_mtime_ns, file.name.removesuffix(".json")) for file in self._entries()
+        ]
         entries = (self.entry(key) for _, key in sorted(files, reverse=True))
-        return islice((entry for entry in entries if entry is not None and entry.origin.recipe == recipe), limit)
+        return islice(
+            (entry for entry in entries if entry is not None and entry.origin.recipe == recipe),
+            limit,
+        )
 
     def without_digest(self) -> str | None:
         """A sentence about the results of version 0.4, which do not count; ``None`` where there are none."""
@@ -214,7 +234,8 @@ class Ledger:
         for key in keys:
             by_folder.setdefault(self._path(key).parent, set()).add(key)
         for folder, wanted in by_folder.items():
-            # One listing instead of a question for every key, which a network file system would take long to answer.
+            # One listing instead of a question for every key, which a network file system would
+            # take long to answer.
             names = {name.removesuffix(".json") for name in _names(folder)}
             yield from ((key, self._path(key)) for key in wanted & names)
 
@@ -303,7 +324,9 @@ def _fault(path: Path, content: bytes) -> str:
         ValueError: A later version of this program wrote it.
     """
     if not is_sealed(content):
-        return f"{path} is damaged and counts as missing: its bytes are not those that were written."
+        return (
+            f"{path} is damaged and counts as missing: its bytes are not those that were written."
+        )
     record = json.loads(content)
     check_version(path, record.get("format_version"), FORMAT_VERSION, "Give another --storage.")
     return f"{path} counts as missing: it is the record of {record.get('key')}."

@@ -79,7 +79,10 @@ class LedgerEntry(Stored):
     @property
     def measured(self) -> dict[str, int | float | None]:
         """The metrics, and what the trial cost."""
-        costs = {name: getattr(self, name) for name in ("wall_time_s", "step_time_s", "peak_memory_bytes")}
+        costs = {
+            name: getattr(self, name)
+            for name in ("wall_time_s", "step_time_s", "peak_memory_bytes")
+        }
         return {**self.metrics, **costs}
 
     @property

@@ -34,7 +34,9 @@ class Process(Stored):
 def this_process() -> Process:
     """The process that calls this."""
     pid = os.getpid()
-    return Process(host=socket.gethostname(), machine=machine(), pid=pid, started=started(pid) or "")
+    return Process(
+        host=socket.gethostname(), machine=machine(), pid=pid, started=started(pid) or ""
+    )
 
 
 def machine() -> str:
@@ -52,7 +54,12 @@ def started(pid: int) -> str | None:
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
         stat = Path(f"/proc/{pid}/stat")
-        # In ticks since the boot: psutil adds the time of the boot, which moves when the clock is set.
-        return stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else str(process.create_time())
+        # In ticks since the boot: psutil adds the time of the boot, which moves when the clock is
+        # set.
+        return (
+            stat.read_text().rpartition(")")[2].split()[19]
+            if stat.exists()
+            else str(process.create_time())
+        )
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return None

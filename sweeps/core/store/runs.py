@@ -2,8 +2,8 @@
 
 ::
 
-    runs/KEY/        see toco.train.run_folder
-    tune/SESSION/    what one driver's Ray Tune keeps, the newest snapshots of its trials: a cache, gone with it
+    runs/KEY/        see toco.train.run_folder tune/SESSION/    what one driver's Ray Tune keeps,
+    the newest snapshots of its trials: a cache, gone with it
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.ledger_entry import LedgerEntry, Origin, Resources
 from sweeps.core.store.stored import Stored, warn_once
 from toco.command_line import sentence_of
-from toco.files import UnreadableError, printable, read_json, sha256, sync, whole_file, whole_folder, write_text
+from toco.files import (
+    UnreadableError,
+    printable,
+    read_json,
+    sha256,
+    sync,
+    whole_file,
+    whole_folder,
+    write_text,
+)
 from toco.passwords import public_text
 from toco.train import records
 from toco.train.checkpoint import STATE, TENSORS, CheckpointError, all_in, read
@@ -61,20 +70,24 @@ class Runs:
         """How a trial ended by its run folder, ``None`` while it has not, or where a damaged file hides it."""
         return _status(self.ledger.run_dir(key))
 
-    def publish(self, key: str, snapshot: Path, check: Callable[[str], None] = lambda key: None) -> None:
+    def publish(
+        self, key: str, snapshot: Path, check: Callable[[str], None] = lambda key: None
+    ) -> None:
         """Bring a run folder to the state of ``snapshot``; durable when this returns.
 
-        ``check`` is asked before every change: a driver that is suspended on the way must not go on in a folder that
-        another driver has taken over meanwhile.
+        ``check`` is asked before every change: a driver that is suspended on the way must not go on
+        in a folder that another driver has taken over meanwhile.
 
-        A snapshot older than what is there changes nothing: after the loss of a driver, one may be handed out again.
-        At every moment of this the folder can be resumed: a checkpoint never appears before the rows that belong to it.
+        A snapshot older than what is there changes nothing: after the loss of a driver, one may be
+        handed out again. At every moment of this the folder can be resumed: a checkpoint never
+        appears before the rows that belong to it.
 
         Args:
             key: The trial.
             snapshot: Its run folder as it was reported.
-            check: Raises where the lease of ``key`` is not held, see ``sweeps.core.store.leases.Leases.check``. Only a
-                process that nobody else can write beside needs none.
+            check: Raises where the lease of ``key`` is not held, see
+                ``sweeps.core.store.leases.Leases.check``. Only a process that nobody else can write
+                beside needs none.
 
         Raises:
             LostLeaseError: ``check`` raised it.
@@ -98,8 +111,11 @@ class Runs:
         for checkpoint in checkpoints:
             _link_folder(checkpoint, target / "checkpoints" / checkpoint.name, before)
 
-        # What the training has dropped, such as counts of evaluations that are not among the last any more.
-        for old in {path.name for path in all_in(target / "checkpoints")} - {path.name for path in checkpoints}:
+        # What the training has dropped, such as counts of evaluations that are not among the last
+        # any more.
+        for old in {path.name for path in all_in(target / "checkpoints")} - {
+            path.name for path in checkpoints
+        }:
             before()
             shutil.rmtree(target / "checkpoints" / old)
         for path in [path for path in target.rglob("*") if path.is_file()]:
@@ -121,15 +137,17 @@ class Runs:
     def salvage(self, folder: Path, check: Callable[[str], None] = lambda key: None) -> bool:
         """Publish what a driver that is gone had received of a trial; says whether everything could be read.
 
-        A snapshot that was cut off or is damaged is passed over. One that cannot be read or written, on a full disk for
-        example, may be published the next time.
+        A snapshot that was cut off or is damaged is passed over. One that cannot be read or
+        written, on a full disk for example, may be published the next time.
 
         Args:
             folder: The driver's snapshots of the trial; its name is the trial's key.
             check: As of :meth:`publish`.
         """
         key, complete = folder.name, True
-        for snapshot in sorted(folder.glob("checkpoint_*"), key=lambda path: (newest_step(path), path.name)):
+        for snapshot in sorted(
+            folder.glob("checkpoint_*"), key=lambda path: (newest_step(path), path.name)
+        ):
             newest = all_in(snapshot / "checkpoints")[-1:]
             try:
                 # The copy may have been cut off, at any file.
@@ -142,10 +160,16 @@ class Runs:
                 logger.warning("Passing over a snapshot of %s: %s", key, error)
             except (OSError, LostLeaseError) as error:
                 complete = False
-                logger.warning("A snapshot of %s could not be published and is left: %s", key, sentence_of(error))
+                logger.warning(
+                    "A snapshot of %s could not be published and is left: %s",
+                    key,
+                    sentence_of(error),
+                )
         return complete
 
-    def settle(self, key: str, identity: Identity, origin: Origin, resources: Mapping[str, Any]) -> bool:
+    def settle(
+        self, key: str, identity: Identity, origin: Origin, resources: Mapping[str, Any]
+    ) -> bool:
         """Enter a trial whose run folder says how it ended into the ledger; says whether it is there now."""
         run_dir = self.ledger.run_dir(key)
         result, provenance = _result(run_dir), _read(run_dir / "provenance.json")
@@ -186,7 +210,8 @@ def session_lease(session: Path) -> str:
 def salvage(runs: Runs, leases: Leases, own: Path) -> None:
     """Publish what drivers that are gone had received, for whatever study, and delete what they kept; ``own`` stays.
 
-    What another driver has the lease of, and what cannot be published now, is left for the next one.
+    What another driver has the lease of, and what cannot be published now, is left for the next
+    one.
     """
     sessions = [path for path in runs.sessions.glob("*") if path != own]
     dead = leases.acquire([session_lease(path) for path in sessions])
@@ -205,7 +230,9 @@ def salvage(runs: Runs, leases: Leases, own: Path) -> None:
 def leave(runs: Runs, own: Path) -> None:
     """Delete what this driver kept, but for snapshots that could not be published, which :func:`salvage` finds."""
     for folder in _trials_in(own):
-        if all(runs.is_published(folder.name, snapshot) for snapshot in folder.glob("checkpoint_*")):
+        if all(
+            runs.is_published(folder.name, snapshot) for snapshot in folder.glob("checkpoint_*")
+        ):
             shutil.rmtree(folder, ignore_errors=True)
     _remove_empty(own)
 
@@ -236,7 +263,9 @@ def mend(run_dir: Path) -> None:
     if _result(run_dir) is None:
         (run_dir / "result.json").unlink(missing_ok=True)
     if _head_version(run_dir) is None:
-        logger.warning("The run folder of %s is damaged, so the training begins again.", run_dir.name)
+        logger.warning(
+            "The run folder of %s is damaged, so the training begins again.", run_dir.name
+        )
         shutil.rmtree(run_dir)
 
 
@@ -253,7 +282,9 @@ def _is_sealed(snapshot: Path) -> bool:
         hashes = read_json(snapshot / CONTENTS)
     except (OSError, UnreadableError):
         return False
-    return bool(hashes == {str(relative): _hash(snapshot / relative) for relative in _files(snapshot)})
+    return bool(
+        hashes == {str(relative): _hash(snapshot / relative) for relative in _files(snapshot)}
+    )
 
 
 def _files(snapshot: Path) -> set[Path]:
@@ -274,14 +305,21 @@ def newest_step(run_dir: Path) -> int:
 def _status(run_dir: Path) -> str | None:
     result = _result(run_dir)
     # The ledger records all three: where one is damaged, the trial runs again and leaves it whole.
-    if result is None or result.status == "stopped" or result.format_version != _head_version(run_dir):
+    if (
+        result is None
+        or result.status == "stopped"
+        or result.format_version != _head_version(run_dir)
+    ):
         return None
     return result.status
 
 
 def _result(run_dir: Path) -> RunResult | None:
     """What ``result.json`` says; ``None`` where there is none or, with a warning, where it is damaged."""
-    path, advice = run_dir / "result.json", "It counts as missing: the training goes on from its newest checkpoint."
+    path, advice = (
+        run_dir / "result.json",
+        "It counts as missing: the training goes on from its newest checkpoint.",
+    )
     try:
         records.read(path, advice=advice)
         return RunResult.of_json(path.read_bytes(), path, advice)
@@ -294,7 +332,9 @@ def _result(run_dir: Path) -> RunResult | None:
 
 def _head_version(run_dir: Path) -> int | None:
     """Format version of the records that a run folder has from its start; ``None`` where one is missing or damaged."""
-    heads = [_read(run_dir / name).get("format_version") for name in ("config.json", "provenance.json")]
+    heads = [
+        _read(run_dir / name).get("format_version") for name in ("config.json", "provenance.json")
+    ]
     return heads[0] if heads[0] == heads[1] else None
 
 

@@ -37,7 +37,8 @@ def make_scratch_folder(name: str, *, for_sockets: bool = False) -> Path:
 
     Args:
         name: Part of the folder's name, which is ``toco-NAME-PID-RANDOM``.
-        for_sockets: Sockets lie below it: use ``/tmp`` where the path of ``TMPDIR`` is too long for them.
+        for_sockets: Sockets lie below it: use ``/tmp`` where the path of ``TMPDIR`` is too long for
+            them.
 
     Raises:
         OSError: The folder cannot be made.

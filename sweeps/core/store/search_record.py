@@ -2,9 +2,8 @@
 
 ::
 
-    search.json          the search
-    trials-CODE.jsonl    Optuna's journal; another one begins where code, data or versions are others
-    report.html, search.md, trials.csv
+    search.json          the search trials-CODE.jsonl    Optuna's journal; another one begins where
+    code, data or versions are others report.html, search.md, trials.csv
 """
 
 from __future__ import annotations
@@ -45,7 +44,8 @@ class SearchTrial:
         number: In the order of the proposals, from 0.
         key: Its key in the ledger; empty where its driver was lost before it was known.
         values: What was proposed, by path.
-        state: ``finished`` alone has results; what was ``stopped`` at a rung is censored: it could have become better.
+        state: ``finished`` alone has results; what was ``stopped`` at a rung is censored: it could
+            have become better.
         results: By key of the objective; empty for all others.
         rungs: What it reached at each rung, by step.
         stopped_at: Step of the rung that stopped it.
@@ -71,7 +71,11 @@ class SearchTrial:
 
 Distribution = Annotated[
     BaseDistribution,
-    PlainValidator(lambda kind: kind if isinstance(kind, BaseDistribution) else json_to_distribution(json.dumps(kind))),
+    PlainValidator(
+        lambda kind: (
+            kind if isinstance(kind, BaseDistribution) else json_to_distribution(json.dumps(kind))
+        )
+    ),
     PlainSerializer(lambda kind: json.loads(distribution_to_json(kind))),
 ]
 """Optuna's distribution, in a file as Optuna writes it."""
@@ -81,8 +85,8 @@ class SearchFile(FolderFile):
     """``search.json``: a search and what its trials read.
 
     Attributes:
-        start: The recipe's own values of the settings, which the first trial has; empty where they lie outside of the
-            space.
+        start: The recipe's own values of the settings, which the first trial has; empty where they
+            lie outside of the space.
         reduction: Of how many trials one goes on at a rung; ``None`` without rungs.
         journal: Name of the file that holds the trials.
         inputs: Digests of what is read, see ``sweeps.core.store.identity``.
@@ -109,8 +113,8 @@ class SearchRecord(SearchFile):
 
     Attributes:
         path: Its folder.
-        importance: Share of the variance of each objective, by its key, that each setting explains (fANOVA); empty for
-            an objective of which too few trials tell.
+        importance: Share of the variance of each objective, by its key, that each setting explains
+            (fANOVA); empty for an objective of which too few trials tell.
         importance_n: Finished trials that this is from.
         fault: What is damaged in the journal, in a sentence; trials after it are not here.
     """
@@ -126,7 +130,11 @@ class SearchRecord(SearchFile):
         """The trials on the Pareto front, the best of the first objective first."""
         first = self.objectives[0]
         sign = -1 if first.higher_is_better else 1
-        return tuple(sorted((t for t in self.trials if t.on_front), key=lambda t: sign * t.results[first.key]))
+        return tuple(
+            sorted(
+                (t for t in self.trials if t.on_front), key=lambda t: sign * t.results[first.key]
+            )
+        )
 
 
 def search_file(plan: SearchPlan, journal: str, inputs: Inputs, start_id: str) -> SearchFile:
@@ -173,7 +181,9 @@ def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
         ValueError: It is no search's folder, its record is damaged, or of another version.
     """
     search = RECORD.read(path / RECORD.file)
-    return with_trials(search if journal is None else search.model_copy(update={"journal": journal}), path)
+    return with_trials(
+        search if journal is None else search.model_copy(update={"journal": journal}), path
+    )
 
 
 def with_trials(search: SearchFile, path: Path) -> SearchRecord:
@@ -198,11 +208,14 @@ def with_trials(search: SearchFile, path: Path) -> SearchRecord:
     )
 
 
-def importance(study: optuna.Study, objectives: tuple[Objective, ...]) -> dict[str, dict[str, float]]:
+def importance(
+    study: optuna.Study, objectives: tuple[Objective, ...]
+) -> dict[str, dict[str, float]]:
     """Share of the variance of each objective that each setting explains, by the objective's key.
 
-    fANOVA is named on purpose: Optuna's default is PED-ANOVA, which found a setting of by far the largest effect to be
-    without any. An objective is left out where there are too few complete trials or they are all equal in it.
+    fANOVA is named on purpose: Optuna's default is PED-ANOVA, which found a setting of by far the
+    largest effect to be without any. An objective is left out where there are too few complete
+    trials or they are all equal in it.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     found = {}
@@ -219,7 +232,9 @@ def importance(study: optuna.Study, objectives: tuple[Objective, ...]) -> dict[s
     return found
 
 
-def _trial(trial: FrozenTrial, objectives: tuple[Objective, ...], best: set[int], ledger: Ledger) -> SearchTrial:
+def _trial(
+    trial: FrozenTrial, objectives: tuple[Objective, ...], best: set[int], ledger: Ledger
+) -> SearchTrial:
     key = trial.user_attrs.get(KEY, "")
     rungs = trial.user_attrs.get(RUNGS, {"reached": {}, "stopped_at": None})
     state, message = _state(trial, key, rungs["stopped_at"], ledger)
@@ -229,7 +244,9 @@ def _trial(trial: FrozenTrial, objectives: tuple[Objective, ...], best: set[int]
         key=key,
         values=dict(trial.params),
         state=state,
-        results={objective.key: value for objective, value in zip(objectives, values, strict=False)},
+        results={
+            objective.key: value for objective, value in zip(objectives, values, strict=False)
+        },
         rungs={int(step): reached for step, reached in rungs["reached"].items()},
         stopped_at=rungs["stopped_at"],
         message=message,
@@ -237,7 +254,9 @@ def _trial(trial: FrozenTrial, objectives: tuple[Objective, ...], best: set[int]
     )
 
 
-def _state(trial: FrozenTrial, key: str, stopped_at: int | None, ledger: Ledger) -> tuple[State, str | None]:
+def _state(
+    trial: FrozenTrial, key: str, stopped_at: int | None, ledger: Ledger
+) -> tuple[State, str | None]:
     """How a trial stands, and what there is to say of it."""
     message = trial.user_attrs.get(MESSAGE)
     if trial.state is TrialState.COMPLETE:

@@ -1,8 +1,8 @@
 """The trials of a search as Optuna keeps them, in a journal that outlives its driver.
 
-A trial is asked for, runs, and is told to be complete or pruned, as Optuna calls those without a result: stopped at a
-rung, or diverged, so that proposals keep away from what diverged, too. One that was asked for and not told goes on with
-the same values before another is asked for.
+A trial is asked for, runs, and is told to be complete or pruned, as Optuna calls those without a
+result: stopped at a rung, or diverged, so that proposals keep away from what diverged, too. One
+that was asked for and not told goes on with the same values before another is asked for.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ _STUDY = "search"
 class Journal(BaseJournalBackend):
     """What Optuna logs, one record a line, each with its place and its own digest.
 
-    Every trial follows from the lines before it. A journal therefore ends before its first damaged line: what came
-    after is asked for again, and results that the ledger has are not computed again.
+    Every trial follows from the lines before it. A journal therefore ends before its first damaged
+    line: what came after is asked for again, and results that the ledger has are not computed
+    again.
 
     Only the process that holds the search's lease appends lines; others may read meanwhile.
     """
@@ -61,7 +62,8 @@ class Journal(BaseJournalBackend):
     def read_logs(self, log_number_from: int) -> Sequence[dict[str, Any]]:
         """Logs of the whole lines from the given one on.
 
-        A last line without its end was cut off by a crash, or is being written: it is no line and no fault.
+        A last line without its end was cut off by a crash, or is being written: it is no line and
+        no fault.
         """
         if self.fault is None and self._path.is_file():
             with self._path.open("rb") as file:
@@ -98,7 +100,10 @@ class Journal(BaseJournalBackend):
             )
             self.fault = None
         elif self._path.is_file() and self._path.stat().st_size > self._end:
-            logger.warning("The last line of %s is torn, which loses one event of the search.", printable(self._path))
+            logger.warning(
+                "The last line of %s is torn, which loses one event of the search.",
+                printable(self._path),
+            )
             os.truncate(self._path, self._end)
 
 
@@ -111,7 +116,8 @@ class SearchTrials:
         Args:
             journal: The file.
             plan: The search.
-            check: Called before every change of the journal; raises where the search's lease is lost.
+            check: Called before every change of the journal; raises where the search's lease is
+                lost.
         """
         check()
         self._plan = plan
@@ -127,7 +133,11 @@ class SearchTrials:
             directions=[objective.direction for objective in plan.study.objectives],
             load_if_exists=True,
         )
-        if plan.start and not self._asked and not any(trial.state is TrialState.WAITING for trial in self._trials()):
+        if (
+            plan.start
+            and not self._asked
+            and not any(trial.state is TrialState.WAITING for trial in self._trials())
+        ):
             self._study.enqueue_trial(dict(plan.start))
 
     def unfinished(self) -> list[FrozenTrial]:
@@ -150,7 +160,9 @@ class SearchTrials:
         known = self._trials()
         asked = [trial.number for trial in known if self._is_whole(trial)]
         following = sum(trial.state is not TrialState.WAITING for trial in known)
-        return asked + list(range(following, following + max(self._plan.study.num_trials - len(asked), 0)))
+        return asked + list(
+            range(following, following + max(self._plan.study.num_trials - len(asked), 0))
+        )
 
     @property
     def is_full(self) -> bool:
@@ -163,9 +175,14 @@ class SearchTrials:
             return None
         self._check()
         asked = self._asked
-        # Of this number alone: a sampler that began anew with its driver would propose again what it had proposed.
-        seed = int.from_bytes(hashlib.sha256(f"{self._plan.study.seed}/{asked}".encode()).digest()[:4], "big")
-        self._study.sampler = TPESampler(n_startup_trials=self._plan.study.num_random, seed=seed, multivariate=True)
+        # Of this number alone: a sampler that began anew with its driver would propose again what
+        # it had proposed.
+        seed = int.from_bytes(
+            hashlib.sha256(f"{self._plan.study.seed}/{asked}".encode()).digest()[:4], "big"
+        )
+        self._study.sampler = TPESampler(
+            n_startup_trials=self._plan.study.num_random, seed=seed, multivariate=True
+        )
         trial = self._study.ask(dict(self._plan.study.space))
         return self._trial(trial.number)
 
@@ -178,19 +195,27 @@ class SearchTrials:
     def reached(self, number: int, step: int, metrics: Mapping[str, Any]) -> bool:
         """An evaluation of a running trial; says whether the trial goes on.
 
-        A rung is judged once: a trial that goes on from a checkpoint behind it is not asked there again.
+        A rung is judged once: a trial that goes on from a checkpoint behind it is not asked there
+        again.
         """
         trial = self._trial(number)
         known = trial.user_attrs.get(RUNGS, {"reached": {}, "stopped_at": None})
-        if step not in self._plan.rungs or trial.state is not TrialState.RUNNING or str(step) in known["reached"]:
+        if (
+            step not in self._plan.rungs
+            or trial.state is not TrialState.RUNNING
+            or str(step) in known["reached"]
+        ):
             return bool(known["stopped_at"] is None)
         others = [
             other.user_attrs[RUNGS]["reached"][str(step)]
             for other in self._trials()
             # The same values are the same training, which competes with others and not with itself.
-            if other.params != trial.params and str(step) in other.user_attrs.get(RUNGS, {}).get("reached", {})
+            if other.params != trial.params
+            and str(step) in other.user_attrs.get(RUNGS, {}).get("reached", {})
         ]
-        keys = [objective.key for objective in self._plan.study.objectives if objective.is_evaluated]
+        keys = [
+            objective.key for objective in self._plan.study.objectives if objective.is_evaluated
+        ]
         found = {key: metrics.get(key) for key in keys}
         goes_on = self._plan.goes_on(found, others)
         reached = {**known["reached"], str(step): found}
@@ -212,7 +237,10 @@ class SearchTrials:
         trial = self._trial(number)
         if trial.state in _ENDED:
             return
-        values = {objective.key: objective.value(entry.measured) for objective in self._plan.study.objectives}
+        values = {
+            objective.key: objective.value(entry.measured)
+            for objective in self._plan.study.objectives
+        }
         missing = [key for key, value in values.items() if value is None]
         if entry.status != "finished":
             self._drop(trial, entry.message or entry.status)
@@ -233,7 +261,9 @@ class SearchTrials:
         self._set(trial, MESSAGE, message)
         self._tell(trial.number, state=TrialState.PRUNED)
 
-    def _tell(self, number: int, values: Sequence[float] | None = None, state: TrialState | None = None) -> None:
+    def _tell(
+        self, number: int, values: Sequence[float] | None = None, state: TrialState | None = None
+    ) -> None:
         self._check()
         self._study.tell(number, values, state)
 

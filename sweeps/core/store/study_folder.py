@@ -2,11 +2,10 @@
 
 ::
 
-    study.json       the study with its rows, cells, seeds, keys in the ledger, and what its trials read
-    progress.json    how far a running driver is
-    mlflow.json      where MLflow shows it
-    history/         earlier states of study.json (other code or other data), and those that could not be read
-    report.html ...  see sweeps.core.report
+    study.json       the study with its rows, cells, seeds, keys in the ledger, and what its trials
+    read progress.json    how far a running driver is mlflow.json      where MLflow shows it
+    history/         earlier states of study.json (other code or other data), and those that could
+    not be read report.html ...  see sweeps.core.report
 """
 
 from __future__ import annotations
@@ -24,7 +23,14 @@ from sweeps.core.store.first_writer import write_first
 from sweeps.core.store.folder_record import HISTORY, read_beside
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.identity import Inputs
-from sweeps.core.store.study_record import MLFLOW_FILE, PROGRESS_FILE, RECORD, MlflowLinks, Progress, StudyFile
+from sweeps.core.store.study_record import (
+    MLFLOW_FILE,
+    PROGRESS_FILE,
+    RECORD,
+    MlflowLinks,
+    Progress,
+    StudyFile,
+)
 from toco.files import UnreadableError, VersionError, is_sealed, write_text
 from toco.tracking import Pages
 
@@ -50,7 +56,9 @@ class StudyFolder:
                 return
             yield True
 
-    def write_study(self, plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], forecast: Forecast | None) -> None:
+    def write_study(
+        self, plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], forecast: Forecast | None
+    ) -> None:
         """Write ``study.json``, unless it says the same. A forecast that is there stays: it is compared afterwards.
 
         One that cannot be read is kept in ``history/``, which a warning says.
@@ -67,11 +75,15 @@ class StudyFolder:
             same = was is not None and is_same_state(was, now)
             if was is not None and not same:
                 self._keep(was)
-            return now.model_copy(update={"forecast": (was.forecast if was and same else None) or forecast})
+            return now.model_copy(
+                update={"forecast": (was.forecast if was and same else None) or forecast}
+            )
 
         RECORD.write(self.path, make)
 
-    def write_progress(self, steps: Mapping[str, int], eta_s: float | None, *, running: bool) -> None:
+    def write_progress(
+        self, steps: Mapping[str, int], eta_s: float | None, *, running: bool
+    ) -> None:
         """Say how far the running trials are, by key."""
         progress = Progress(running=running, steps=steps, eta_s=eta_s)
         write_text(self.path / PROGRESS_FILE, progress.text(), durable=False)
@@ -129,7 +141,9 @@ class StudyFolder:
             number += 1
 
 
-def study_file(plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], start_id: str) -> StudyFile:
+def study_file(
+    plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], start_id: str
+) -> StudyFile:
     """What ``study.json`` says of a plan; without a forecast.
 
     Args:
@@ -161,7 +175,9 @@ def study_file(plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], start_
         metrics=study.metrics,
         blocks=plan.blocks,
         rows=plan.rows,
-        cells=tuple(replace(cell, keys=tuple(keys_of[number])) for number, cell in enumerate(plan.cells)),
+        cells=tuple(
+            replace(cell, keys=tuple(keys_of[number])) for number, cell in enumerate(plan.cells)
+        ),
         inputs=tuple({json.dumps(item): item for item in inputs}.values()),
         forecast=None,
     )
@@ -169,5 +185,7 @@ def study_file(plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], start_
 
 def is_same_state(one: StudyFile, other: StudyFile) -> bool:
     """Whether two states of a study have the same results; where not, the earlier one is kept."""
-    first, second = (study.model_dump(mode="json", include={"cells", "inputs"}) for study in (one, other))
+    first, second = (
+        study.model_dump(mode="json", include={"cells", "inputs"}) for study in (one, other)
+    )
     return first == second

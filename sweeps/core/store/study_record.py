@@ -61,7 +61,8 @@ class TrialRecord:
         key: Its key in the ledger.
         seed: Its seed.
         replicate: Its place among the cell's seeds; trials of the same place are paired.
-        state: ``finished`` counts; ``diverged`` and ``failed`` are results, too, but have no numbers.
+        state: ``finished`` counts; ``diverged`` and ``failed`` are results, too, but have no
+            numbers.
         message: Traceback of a failure, or how it diverged.
         attempts: How often it was tried and failed.
         step: Optimizer updates done, as far as known.
@@ -155,7 +156,11 @@ class StudyRecord(StudyFile):
     def published(self, row: PlannedRow) -> PaperRow | None:
         """The published row that a row stands beside."""
         paper = self.blocks[row.block].paper
-        return next((known for known in paper.rows if known.label == row.paper_row), None) if paper else None
+        return (
+            next((known for known in paper.rows if known.label == row.paper_row), None)
+            if paper
+            else None
+        )
 
 
 def values_by_replicate(trials: Iterable[TrialRecord], key: str) -> dict[int, float]:
@@ -191,7 +196,9 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
     Raises:
         ValueError: There is no such file, it is damaged, or of another version.
     """
-    advice = None if file is None else "Delete it, or compare with another study's folder by --with."
+    advice = (
+        None if file is None else "Delete it, or compare with another study's folder by --with."
+    )
     return with_results(RECORD.read(file or study_dir / RECORD.file, advice), study_dir)
 
 
@@ -232,13 +239,25 @@ def _is_held(leases: Leases, key: str) -> bool:
         return True
 
 
-def _trial(ledger: Ledger, key: str, seed: int, replicate: int, steps: Mapping[str, int]) -> TrialRecord:
+def _trial(
+    ledger: Ledger, key: str, seed: int, replicate: int, steps: Mapping[str, int]
+) -> TrialRecord:
     run_dir, entry = ledger.run_dir(key), ledger.entry(key)
     if entry is not None:
         return TrialRecord(
-            key, seed, replicate, entry.status, entry.message, entry.attempts, entry.step, entry, run_dir
+            key,
+            seed,
+            replicate,
+            entry.status,
+            entry.message,
+            entry.attempts,
+            entry.step,
+            entry,
+            run_dir,
         )
     failures = ledger.failures(key)
     state: State = "running" if key in steps else "failed" if failures else "waiting"
     message = failures[-1].traceback if failures else None
-    return TrialRecord(key, seed, replicate, state, message, len(failures), steps.get(key, 0), None, run_dir)
+    return TrialRecord(
+        key, seed, replicate, state, message, len(failures), steps.get(key, 0), None, run_dir
+    )

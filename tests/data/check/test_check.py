@@ -42,12 +42,28 @@ def truncate_mask(root: Path) -> None:
 
 FAULTS: list[tuple[Callable[[Path], object], str, str]] = [
     (truncate, "JPEGImages/a1.png", "truncated or damaged"),
-    (lambda r: (r / "JPEGImages/a1.png").write_text("<html>"), "JPEGImages/a1.png", "cannot be read as JPEG or PNG"),
-    (lambda r: Image.new("I;16", SIZE[::-1]).save(r / "JPEGImages/a1.png"), "JPEGImages/a1.png", "mode is I;16"),
-    (lambda r: Image.new("RGB", SIZE[::-1]).save(r / "JPEGImages/a1.jpg"), "JPEGImages/a1", "found a1.jpg, a1.png"),
+    (
+        lambda r: (r / "JPEGImages/a1.png").write_text("<html>"),
+        "JPEGImages/a1.png",
+        "cannot be read as JPEG or PNG",
+    ),
+    (
+        lambda r: Image.new("I;16", SIZE[::-1]).save(r / "JPEGImages/a1.png"),
+        "JPEGImages/a1.png",
+        "mode is I;16",
+    ),
+    (
+        lambda r: Image.new("RGB", SIZE[::-1]).save(r / "JPEGImages/a1.jpg"),
+        "JPEGImages/a1",
+        "found a1.jpg, a1.png",
+    ),
     (lambda r: (r / "JPEGImages/a1.png").unlink(), "JPEGImages/a1", "found none"),
     (truncate_mask, "SegmentationClass/a1.png", "truncated or damaged"),
-    (lambda r: (r / "SegmentationClass/a1.png").unlink(), "SegmentationClass/a1.png", "there is no mask of 'a1'"),
+    (
+        lambda r: (r / "SegmentationClass/a1.png").unlink(),
+        "SegmentationClass/a1.png",
+        "there is no mask of 'a1'",
+    ),
     (
         lambda r: Image.fromarray(np.ones((9, 9), np.uint8)).save(r / "SegmentationClass/a1.png"),
         "SegmentationClass/a1.png",
@@ -68,22 +84,40 @@ FAULTS: list[tuple[Callable[[Path], object], str, str]] = [
         "SegmentationClass/a1.png",
         "'a1' has no class",
     ),
-    (lambda r: edit_list(r, "val", b"v1\nv2\nv1\n"), "ImageSets/Segmentation/val.txt", "'v1' is there 2 times"),
+    (
+        lambda r: edit_list(r, "val", b"v1\nv2\nv1\n"),
+        "ImageSets/Segmentation/val.txt",
+        "'v1' is there 2 times",
+    ),
     (
         lambda r: edit_list(r, "val", b"v1\nv2\na1\n"),
         "ImageSets/Segmentation/val.txt",
         "1 of 3 validation images also for training: 'a1'",
     ),
-    (lambda r: edit_list(r, "val", b"v1\nv2\n../../x\n"), "ImageSets/Segmentation/val.txt", "leads out"),
-    (lambda r: edit_list(r, "val", b"v1\nv2\nC:\\x\n"), "ImageSets/Segmentation/val.txt", "leads out"),
+    (
+        lambda r: edit_list(r, "val", b"v1\nv2\n../../x\n"),
+        "ImageSets/Segmentation/val.txt",
+        "leads out",
+    ),
+    (
+        lambda r: edit_list(r, "val", b"v1\nv2\nC:\\x\n"),
+        "ImageSets/Segmentation/val.txt",
+        "leads out",
+    ),
     (lambda r: edit_list(r, "val", b""), "ImageSets/Segmentation/val.txt", "is empty"),
     (lambda r: edit_list(r, "val", b"v1\nv\xff\n"), "ImageSets/Segmentation/val.txt", "UTF-8"),
-    (lambda r: (r / "ImageSets/Segmentation/val.txt").unlink(), "ImageSets/Segmentation/val.txt", "no such list"),
+    (
+        lambda r: (r / "ImageSets/Segmentation/val.txt").unlink(),
+        "ImageSets/Segmentation/val.txt",
+        "no such list",
+    ),
     (lambda r: (r / "classes.txt").write_text("a\na\n"), "classes.txt", "different class names"),
 ]
 
 
-@pytest.mark.parametrize(("damage", "file", "reason"), FAULTS, ids=[f"{f[1]}:{f[2][:20]}" for f in FAULTS])
+@pytest.mark.parametrize(
+    ("damage", "file", "reason"), FAULTS, ids=[f"{f[1]}:{f[2][:20]}" for f in FAULTS]
+)
 def test_one_fault_is_reported_once_with_file_and_reason(
     folder: Path, damage: Callable[[Path], object], file: str, reason: str
 ) -> None:
@@ -137,7 +171,9 @@ def test_label_file_faults(folder: Path, rows: str, reason: str) -> None:
 
 
 def test_training_masks_are_not_needed_with_a_label_file(folder: Path) -> None:
-    (folder / "labels.csv").write_text("name,class_ids\na1,1\na2,2 3\na3,3\na4,1 2\na5,2\nv1,1 3\nv2,2\n")
+    (folder / "labels.csv").write_text(
+        "name,class_ids\na1,1\na2,2 3\na3,3\na4,1 2\na5,2\nv1,1 3\nv2,2\n"
+    )
     (folder / "SegmentationClass/a1.png").unlink()
     assert check(folder, labels=Path("labels.csv")).faults == []
     (folder / "SegmentationClass/v1.png").unlink()
@@ -145,7 +181,9 @@ def test_training_masks_are_not_needed_with_a_label_file(folder: Path) -> None:
 
 
 def test_shifted_ids_and_exif_are_notes(folder: Path) -> None:
-    (folder / "labels.csv").write_text("name,class_ids\na1,2\na2,2 3\na3,3\na4,1 2\na5,2\nv1,1 3\nv2,2\n")
+    (folder / "labels.csv").write_text(
+        "name,class_ids\na1,2\na2,2 3\na3,3\na4,1 2\na5,2\nv1,1 3\nv2,2\n"
+    )
     exif = Image.Exif()
     exif[0x0112] = 6
     (folder / "JPEGImages/a5.png").unlink()
@@ -166,7 +204,9 @@ def test_same_list_twice(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("TOCO_VOC_ROOT" not in os.environ, reason="TOCO_VOC_ROOT names no folder of real VOC images")
+@pytest.mark.skipif(
+    "TOCO_VOC_ROOT" not in os.environ, reason="TOCO_VOC_ROOT names no folder of real VOC images"
+)
 @pytest.mark.parametrize("labels", ["masks", Path("image_labels.csv")])
 def test_real_voc_images_are_sound(labels: object) -> None:
     report = check_folder(voc.Config(root=os.environ["TOCO_VOC_ROOT"], labels=labels))

@@ -25,7 +25,9 @@ TURNED = {
 
 
 @pytest.mark.parametrize("orientation", TURNED)
-def test_images_of_a_data_set_stay_as_they_are_stored_and_others_are_turned_upright(tmp_path, orientation):
+def test_images_of_a_data_set_stay_as_they_are_stored_and_others_are_turned_upright(
+    tmp_path, orientation
+):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -33,22 +35,33 @@ def test_images_of_a_data_set_stay_as_they_are_stored_and_others_are_turned_upri
     Image.fromarray(pixels).save(path, exif=exif)
     np.testing.assert_array_equal(read_image(path, 100), pixels)
     np.testing.assert_array_equal(read_upright(path, 100), TURNED[orientation](pixels))
-    np.testing.assert_array_equal(read_upright(Path("photo"), 100, path.read_bytes()), TURNED[orientation](pixels))
+    np.testing.assert_array_equal(
+        read_upright(Path("photo"), 100, path.read_bytes()), TURNED[orientation](pixels)
+    )
 
 
 def test_no_limit_but_the_reader_s_own_holds(tmp_path):
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     # More pixels than PIL opens by itself, of which it needs no more than the header.
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 14_000, 13_000, 1, 0, 0, 0, 0))
-    (tmp_path / "big.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")))
+    (tmp_path / "big.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b""))
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with open_checked(tmp_path / "big.png", 182_000_000) as image:
             assert image.size == (14_000, 13_000)
         for read in (read_image, read_upright):
-            with pytest.raises(ValueError, match=r"expected at most 181999999 pixels, but it has 14000 x 13000\."):
+            with pytest.raises(
+                ValueError, match=r"expected at most 181999999 pixels, but it has 14000 x 13000\."
+            ):
                 read(tmp_path / "big.png", 181_999_999)
 
 

@@ -22,7 +22,9 @@ def save(path: Path, content: object, protocol: int = 4) -> Path:
 
 def save_bytes(path: Path, payload: bytes) -> Path:
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|O", "fortran_order": False, "shape": ()})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|O", "fortran_order": False, "shape": ()}
+    )
     path.write_bytes(header.getvalue() + payload)
     return path
 
@@ -66,8 +68,12 @@ class Evil:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("wrap", [lambda e: e, lambda e: {"x": e}, lambda e: np.array({"x": e}, dtype=object)])
-def test_malicious_pickle_is_refused_and_does_not_run(tmp_path: Path, protocol: int, wrap: object) -> None:
+@pytest.mark.parametrize(
+    "wrap", [lambda e: e, lambda e: {"x": e}, lambda e: np.array({"x": e}, dtype=object)]
+)
+def test_malicious_pickle_is_refused_and_does_not_run(
+    tmp_path: Path, protocol: int, wrap: object
+) -> None:
     source = save(tmp_path / "l.npy", wrap(Evil(tmp_path / "ran")), protocol)  # type: ignore[operator]
     with pytest.raises(ValueError, match=r"refused, it is not a label file"):
         convert_labels(source, tmp_path / "out.npz")
@@ -134,9 +140,13 @@ def test_plain_array_missing_file_and_target(tmp_path: Path) -> None:
         convert_labels(tmp_path / "l.npy", tmp_path / "l.pkl")
 
 
-@pytest.mark.skipif("TOCO_VOC_ROOT" not in os.environ, reason="TOCO_VOC_ROOT names no folder of real VOC images")
+@pytest.mark.skipif(
+    "TOCO_VOC_ROOT" not in os.environ, reason="TOCO_VOC_ROOT names no folder of real VOC images"
+)
 def test_official_file_agrees_with_the_csv(tmp_path: Path) -> None:
     root = Path(os.environ["TOCO_VOC_ROOT"])
     convert_labels(root / "ImageSets/Segmentation/cls_labels_onehot.npy", tmp_path / "labels.json")
     classes = tuple(map(str, range(20)))
-    assert read_table(tmp_path / "labels.json", classes) == read_table(root / "image_labels.csv", classes)
+    assert read_table(tmp_path / "labels.json", classes) == read_table(
+        root / "image_labels.csv", classes
+    )

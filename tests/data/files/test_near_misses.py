@@ -27,14 +27,20 @@ NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
 def save_image(path: Path, seed: int = 0, size: tuple[int, int] = SIZE) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(
+        path
+    )
 
 
-def make_root(root: Path, names: tuple[str, ...] = ("a", "b", "c", "d"), val: tuple[str, ...] = ("d",)) -> Path:
+def make_root(
+    root: Path, names: tuple[str, ...] = ("a", "b", "c", "d"), val: tuple[str, ...] = ("d",)
+) -> Path:
     for seed, name in enumerate(names):
         save_image(root / f"{name}.png", seed)
     (root / "classes.txt").write_text("cat\ndog\n")
-    (root / "labels.csv").write_text("name,class_ids\n" + "".join(f"{n},{i % 2 + 1}\n" for i, n in enumerate(names)))
+    (root / "labels.csv").write_text(
+        "name,class_ids\n" + "".join(f"{n},{i % 2 + 1}\n" for i, n in enumerate(names))
+    )
     (root / "train.txt").write_text("".join(f"{name}\n" for name in names if name not in val))
     (root / "val.txt").write_text("".join(f"{name}\n" for name in val))
     return root
@@ -62,13 +68,18 @@ def classes(root: Path, content: bytes) -> tuple[str, ...]:
 
 
 class TestClassNames:
-    @pytest.mark.parametrize("first", ["background", "Background", "_background_", "__background__", "bg"])
+    @pytest.mark.parametrize(
+        "first", ["background", "Background", "_background_", "__background__", "bg"]
+    )
     @pytest.mark.parametrize("encode", ["utf-8", "utf-8-sig", "utf-16"])
     @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
     def test_a_background_in_the_first_line_is_left_out(
         self, tmp_path: Path, first: str, encode: str, end: str
     ) -> None:
-        assert classes(tmp_path, end.join((first, "cat ", "dög", "")).encode(encode)) == ("cat", "dög")
+        assert classes(tmp_path, end.join((first, "cat ", "dög", "")).encode(encode)) == (
+            "cat",
+            "dög",
+        )
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -89,7 +100,9 @@ class TestClassNames:
             ("chât\n".encode("latin-1"), "not text in UTF-8"),
         ],
     )
-    def test_what_is_no_list_of_classes_is_refused(self, tmp_path: Path, content: bytes, message: str) -> None:
+    def test_what_is_no_list_of_classes_is_refused(
+        self, tmp_path: Path, content: bytes, message: str
+    ) -> None:
         with pytest.raises(ValueError, match=message) as error:
             classes(tmp_path, content)
         assert "classes.txt" in str(error.value)
@@ -121,14 +134,23 @@ class TestTables:
             ("name\tclass_ids\na\t1\n", "separate columns by commas"),
             ("name,class_ids,name\na,1,b\n", "expected the columns name and class_ids"),
             ("", r"found \[\]"),
-            ("name,class_ids\na,1.0\n", "expected class ids separated by spaces for 'a', found '1.0'"),
+            (
+                "name,class_ids\na,1.0\n",
+                "expected class ids separated by spaces for 'a', found '1.0'",
+            ),
             ("name,class_ids\na,1;2\n", "found '1;2'"),
             ("name,class_ids\na,[1]\n", r"found '\[1\]'"),
             ("name,class_ids\na,dog\n", "found 'dog'; write its id, 2"),
             ("name,class_ids\na,dog cow\n", "write ids in place of names, here 2 3"),
-            ("name,class_ids\na,0 1 0\nb,1 0 0\n", r"'a' has \[0, 1, 0\], which reads as a vector of 0 and 1"),
+            (
+                "name,class_ids\na,0 1 0\nb,1 0 0\n",
+                r"'a' has \[0, 1, 0\], which reads as a vector of 0 and 1",
+            ),
             ("name,class_ids\na,1 1 1\n", "reads as a vector of 0 and 1"),
-            ("name,class_ids\na,0\nb,2\n", r"ids begin at 1 \('cat'\), and these seem to begin at 0"),
+            (
+                "name,class_ids\na,0\nb,2\n",
+                r"ids begin at 1 \('cat'\), and these seem to begin at 0",
+            ),
             ("name,class_ids\na,0 3\n", "0 is the background"),
             ("name,class_ids\na,4\n", r"class ids \[4\], expected 1\.\.3\.$"),
             ("name,class_ids\na,1\na,1\n", "'a' is there twice"),
@@ -145,7 +167,14 @@ class TestTables:
     @pytest.mark.parametrize("encode", ["utf-8", "utf-8-sig", "utf-16"])
     @pytest.mark.parametrize("end", ["\n", "\r\n"])
     def test_csv_as_spreadsheets_write_it(self, tmp_path: Path, encode: str, end: str) -> None:
-        rows = (" name ,class_ids,split", ' "" , ', "a , 1 2 ,train", '"b, c",3,val,', "d,,val", ",,,")
+        rows = (
+            " name ,class_ids,split",
+            ' "" , ',
+            "a , 1 2 ,train",
+            '"b, c",3,val,',
+            "d,,val",
+            ",,,",
+        )
         (tmp_path / "labels.csv").write_bytes(end.join((rows[0], *rows[2:])).encode(encode))
         assert read_table(tmp_path / "labels.csv", CLASSES) == {"a": (1, 2), "b, c": (3,), "d": ()}
 
@@ -188,7 +217,9 @@ def npz(path: Path, **members: bytes) -> None:
 
 def npy(shape: tuple[int, ...], descr: str, content: bytes = b"") -> bytes:
     file = BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
     return file.getvalue() + content
 
 
@@ -196,14 +227,41 @@ class TestArrays:
     @pytest.mark.parametrize(
         ("members", "message"),
         [
-            ({"names": npy((1,), "<U1", b"a\0\0\0"), "class_labels": npy((10**6, 10**6), "|u1")}, "of shape"),
-            ({"names": npy((10**12,), "<U4"), "class_labels": npy((10**12, 3), "|u1")}, "more than 1073741824"),
-            ({"names": npy((1,), "<U1", b"a\0\0\0"), "class_labels": npy((1, 3), "|u1", b"\1")}, "labels"),
-            ({"names": npy((1,), "|S1", b"a"), "class_labels": npy((1, 3), "|u1", bytes(3))}, "names as text"),
-            ({"names": npy((1, 1), "<U1", b"a\0\0\0"), "class_labels": npy((1, 3), "|u1", bytes(3))}, "one dimension"),
-            ({"names": npy((1,), "<U1", b"a\0\0\0"), "class_labels": npy((1, 3), "<U1", bytes(12))}, "0 and 1"),
+            (
+                {"names": npy((1,), "<U1", b"a\0\0\0"), "class_labels": npy((10**6, 10**6), "|u1")},
+                "of shape",
+            ),
+            (
+                {"names": npy((10**12,), "<U4"), "class_labels": npy((10**12, 3), "|u1")},
+                "more than 1073741824",
+            ),
+            (
+                {"names": npy((1,), "<U1", b"a\0\0\0"), "class_labels": npy((1, 3), "|u1", b"\1")},
+                "labels",
+            ),
+            (
+                {"names": npy((1,), "|S1", b"a"), "class_labels": npy((1, 3), "|u1", bytes(3))},
+                "names as text",
+            ),
+            (
+                {
+                    "names": npy((1, 1), "<U1", b"a\0\0\0"),
+                    "class_labels": npy((1, 3), "|u1", bytes(3)),
+                },
+                "one dimension",
+            ),
+            (
+                {
+                    "names": npy((1,), "<U1", b"a\0\0\0"),
+                    "class_labels": npy((1, 3), "<U1", bytes(12)),
+                },
+                "0 and 1",
+            ),
             ({"names": b"no array", "class_labels": b""}, "magic"),
-            ({"names": npy((1,), "<U1", b"a\0\0\0")}, "expected the arrays names and class_labels, found names.npy"),
+            (
+                {"names": npy((1,), "<U1", b"a\0\0\0")},
+                "expected the arrays names and class_labels, found names.npy",
+            ),
         ],
     )
     def test_heads_are_read_before_memory_is_taken(
@@ -235,7 +293,11 @@ class TestArrays:
 
     def test_any_damage_is_a_sentence(self, tmp_path: Path) -> None:
         path = tmp_path / "labels.npz"
-        np.savez_compressed(path, names=np.array(["a", "b"]), class_labels=np.array([[1, 0, 0], [0, 1, 1]], np.uint8))
+        np.savez_compressed(
+            path,
+            names=np.array(["a", "b"]),
+            class_labels=np.array([[1, 0, 0], [0, 1, 1]], np.uint8),
+        )
         whole = path.read_bytes()
         rng = np.random.default_rng(0)
         sentences = []
@@ -267,12 +329,18 @@ class TestAnnotations:
         ("content", "message"),
         [
             ('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>'.encode("utf-16"), "has a document type"),
-            (b'<?xml version="1.0" encoding="klingon"?><annotation/>', "encoding 'klingon', which is unknown"),
+            (
+                b'<?xml version="1.0" encoding="klingon"?><annotation/>',
+                "encoding 'klingon', which is unknown",
+            ),
             (b'<?xml version="1.0" encoding="zip"?><annotation/>', "which is unknown"),
             (b"<annotation>\xff</annotation>", "not text in UTF-8"),
             (b"\0" * 9, "cannot be read as XML"),
             (b"", "cannot be read as XML"),
-            (b'<annotations><image><box label="cat"/></image></annotations>', "but it is <annotations>"),
+            (
+                b'<annotations><image><box label="cat"/></image></annotations>',
+                "but it is <annotations>",
+            ),
         ],
     )
     def test_faults(self, root: Path, content: bytes, message: str) -> None:
@@ -307,7 +375,10 @@ class TestLists:
     @pytest.mark.parametrize(
         ("lines", "message"),
         [
-            ("a.png\n", r"1 of 1 images are missing: 'a.png'\. Names are without suffix: write 'a'"),
+            (
+                "a.png\n",
+                r"1 of 1 images are missing: 'a.png'\. Names are without suffix: write 'a'",
+            ),
             ("north\\a\n", "has a backslash; separate folders by /"),
             ("..\\a\n", "leads out"),
             ("A\n", r"There is 'a.png': write the name as the file has it\."),
@@ -315,7 +386,9 @@ class TestLists:
             (f"{NFC}\n{NFD}\n", "differ only in their Unicode form"),
         ],
     )
-    def test_names_that_nearly_are_those_of_images(self, root: Path, lines: str, message: str) -> None:
+    def test_names_that_nearly_are_those_of_images(
+        self, root: Path, lines: str, message: str
+    ) -> None:
         (root / "train.txt").write_text(lines)
         with pytest.raises(ValueError, match=message):
             open_split(config(root), "train")
@@ -329,14 +402,20 @@ class TestLists:
 
     def test_labels_that_nearly_name_an_image(self, root: Path) -> None:
         for spelt in ("{}.png", "{}.JPG"):
-            (root / "labels.csv").write_text("name,class_ids\n" + "".join(f"{spelt.format(n)},1\n" for n in "abcd"))
-            with pytest.raises(ValueError, match=rf"no label of 'a'\. It names '{spelt.format('a')}'"):
+            (root / "labels.csv").write_text(
+                "name,class_ids\n" + "".join(f"{spelt.format(n)},1\n" for n in "abcd")
+            )
+            with pytest.raises(
+                ValueError, match=rf"no label of 'a'\. It names '{spelt.format('a')}'"
+            ):
                 open_split(config(root), "train")
 
 
 class TestUnicodeForms:
     @pytest.mark.parametrize(("in_list", "on_disk"), [(NFC, NFD), (NFD, NFC)])
-    def test_a_list_in_another_form_than_the_files(self, tmp_path: Path, in_list: str, on_disk: str) -> None:
+    def test_a_list_in_another_form_than_the_files(
+        self, tmp_path: Path, in_list: str, on_disk: str
+    ) -> None:
         root = make_root(tmp_path / "root", (f"{on_disk}/a", "b", "c"), ("c",))
         (root / f"masks/{on_disk}").mkdir(parents=True)
         for name in (f"{on_disk}/a", "b", "c"):
@@ -345,10 +424,15 @@ class TestUnicodeForms:
         dataset = open_split(config(root, masks="masks"), "train")
         assert dataset.names == (f"{in_list}/a", "b")
         assert dataset.class_labels(0).tolist() == [1, 0]
-        np.testing.assert_array_equal(dataset.image(0), np.asarray(Image.open(root / f"{on_disk}/a.png")))
+        np.testing.assert_array_equal(
+            dataset.image(0), np.asarray(Image.open(root / f"{on_disk}/a.png"))
+        )
         assert dataset.mask(0).min() == 1
         (note,) = dataset.notes
-        assert note.reason == f"1 name in another Unicode form than the file, and matched: {in_list + '/a'!r}."
+        assert (
+            note.reason
+            == f"1 name in another Unicode form than the file, and matched: {in_list + '/a'!r}."
+        )
 
     def test_two_files_of_one_name(self, tmp_path: Path) -> None:
         root = make_root(tmp_path / "root", (NFC, NFD, "c"), ("c",))
@@ -365,7 +449,9 @@ class TestUnicodeForms:
         for seed in range(12):
             save_image(tmp_path / f"{NFD}/{seed}.png", seed)
         (tmp_path / "classes.txt").write_text(f"{NFC}\n")
-        assert open_split(config(tmp_path, labels="folders"), "train").class_labels(0).tolist() == [1]
+        assert open_split(config(tmp_path, labels="folders"), "train").class_labels(0).tolist() == [
+            1
+        ]
 
     def test_an_image_in_both_lists_by_two_forms(self, tmp_path: Path) -> None:
         root = make_root(tmp_path / "root", (NFC, "b"), ("b",))
@@ -405,7 +491,9 @@ class TestWhatIsLeftOut:
             "1 file left out, since masks are .png files: .jpg 1.",
         ]
 
-    def test_a_link_to_another_image_is_not_left_out_where_a_list_names_it(self, root: Path) -> None:
+    def test_a_link_to_another_image_is_not_left_out_where_a_list_names_it(
+        self, root: Path
+    ) -> None:
         (root / "d.png").unlink()
         for name in ("d", "e"):
             (root / f"{name}.png").symlink_to("a.png")
@@ -424,7 +512,10 @@ class TestWhatIsLeftOut:
         (tmp_path / "root/dog").symlink_to(tmp_path / "elsewhere/dog")
         (tmp_path / "root/twin").symlink_to(tmp_path / "elsewhere/dog")
         (tmp_path / "root/classes.txt").write_text("cat\ndog\n")
-        splits = [open_split(config(tmp_path / "root", labels="folders"), split) for split in ("train", "val")]
+        splits = [
+            open_split(config(tmp_path / "root", labels="folders"), split)
+            for split in ("train", "val")
+        ]
         assert sorted(splits[0].names + splits[1].names) == sorted(
             f"{c}/{i}" for c in ("cat", "dog") for i in range(20)
         )
@@ -434,7 +525,9 @@ class TestWhatIsLeftOut:
             "20 images left out, met again by a link: 'twin/0', 'twin/1', 'twin/10', 'twin/11', 'twin/12' and 15 more.",
         ]
 
-    def test_a_folder_that_cannot_be_read(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_folder_that_cannot_be_read(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for name in ("train", "val"):
             (root / f"{name}.txt").unlink()
 
@@ -466,7 +559,9 @@ class TestWhatIsLeftOut:
             Image.fromarray(np.ones(SIZE[::-1], np.uint8)).save(root / f"masks/{name}.png")
         (fault,), notes = check(root, masks="masks")
         assert "EXIF orientation turns it" in fault
-        assert ["EXIF orientation turns it" in note for note in notes[:3]] == [True] * 3  # training reads no mask
+        assert ["EXIF orientation turns it" in note for note in notes[:3]] == [
+            True
+        ] * 3  # training reads no mask
         assert "4 images with an EXIF orientation" in notes[3]
 
     def test_the_same_pixels_under_two_names(self, root: Path) -> None:
@@ -512,7 +607,9 @@ def test_masks_are_no_images_however_their_folder_is_named(root: Path, masks: st
 
 def test_an_image_with_two_files_is_refused(root: Path) -> None:
     save_image(root / "a.jpg")
-    with pytest.raises(ValueError, match=r"'a' is the name of several images \(a.jpg, a.png\); keep one"):
+    with pytest.raises(
+        ValueError, match=r"'a' is the name of several images \(a.jpg, a.png\); keep one"
+    ):
         open_split(config(root), "train")
 
 

@@ -45,7 +45,9 @@ def refuse_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files_module, "read_image", refuse)
 
 
-def test_every_image_is_decoded_once_and_read_from_the_file(cached: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_image_is_decoded_once_and_read_from_the_file(
+    cached: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert_decoded(cached)
     expected = [image.copy() for image in pixels(open_split(cached, "train"))]
     refuse_to_decode(monkeypatch)
@@ -68,7 +70,9 @@ def test_nothing_is_written_before_an_image_is_asked_for(cached: Config) -> None
     assert len(caches(cached)) == 1
 
 
-def test_a_pickle_holds_no_pixels_and_reads_the_same_file(cached: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_holds_no_pixels_and_reads_the_same_file(
+    cached: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = open_split(cached, "train")
     image = dataset.image(0)
     content = pickle.dumps(dataset)
@@ -99,7 +103,12 @@ def test_the_other_split_and_a_changed_file_have_a_cache_of_their_own(cached: Co
         ("index.json", b"\xff\xfe"),
         ("index.json", None),
         ("index.json", b'{"format_version": 1, "manifest": "of others", "bytes": 0, "places": []}'),
-        ("index.json", record_text({"format_version": 2, "manifest": "of others", "bytes": 0, "places": []}).encode()),
+        (
+            "index.json",
+            record_text(
+                {"format_version": 2, "manifest": "of others", "bytes": 0, "places": []}
+            ).encode(),
+        ),
     ],
 )
 def test_a_damaged_cache_is_said_and_written_again(
@@ -143,7 +152,9 @@ def test_a_flipped_bit_of_a_pixel_reaches_nobody_and_the_cache_is_written_again(
     assert (folder / "pixels.bin").read_bytes() == whole
 
 
-def test_an_index_with_a_changed_number_is_damaged(cached: Config, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_index_with_a_changed_number_is_damaged(
+    cached: Config, caplog: pytest.LogCaptureFixture
+) -> None:
     open_split(cached, "train").prepare()
     (folder,) = caches(cached)
     text = (folder / "index.json").read_text()
@@ -173,7 +184,9 @@ def test_a_folder_that_cannot_be_made_is_said_and_images_are_decoded(
 def test_a_write_that_fails_leaves_nothing(
     cached: Config, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("toco.data.files.node_cache.os.pwrite", lambda descriptor, data, start: len(data) - 1)
+    monkeypatch.setattr(
+        "toco.data.files.node_cache.os.pwrite", lambda descriptor, data, start: len(data) - 1
+    )
     assert_decoded(cached)
     assert "could not be written whole" in caplog.text
     assert [path.suffix for path in cached.cache_root.iterdir()] == [".lock"]
@@ -194,7 +207,13 @@ def test_a_broken_image_is_left_out_and_refused_when_it_is_asked_for(cached: Con
     dataset = open_split(cached, "train")
     dataset.prepare()
     index = json.loads((caches(cached)[0] / "index.json").read_text())
-    assert [place[1:3] for place in index["places"]] == [[40, 48], [0, 0], [40, 48], [40, 48], [40, 48]]
+    assert [place[1:3] for place in index["places"]] == [
+        [40, 48],
+        [0, 0],
+        [40, 48],
+        [40, 48],
+        [40, 48],
+    ]
     with pytest.raises(ValueError, match="truncated or damaged"):
         dataset.image(1)
     path.unlink()

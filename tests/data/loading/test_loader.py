@@ -35,7 +35,12 @@ def dataset(folder: Path) -> Dataset:
 
 
 def batches(
-    dataset: Dataset, start: int, num: int, seed: int = 3, num_workers: int = 0, views: ViewsConfig = VIEWS
+    dataset: Dataset,
+    start: int,
+    num: int,
+    seed: int = 3,
+    num_workers: int = 0,
+    views: ViewsConfig = VIEWS,
 ) -> list[Batch]:
     loader = TrainLoader(dataset, views, batch_size=2, seed=seed, num_workers=num_workers)
     return [batch.to("cpu") for batch in loader.batches(start, num)]
@@ -45,13 +50,22 @@ def assert_same(left: Sequence[Batch], right: Sequence[Batch]) -> None:
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         assert a.names == b.names
-        for name in ("images", "second_view", "crop_source", "class_labels", "valid_box", "present"):
+        for name in (
+            "images",
+            "second_view",
+            "crop_source",
+            "class_labels",
+            "valid_box",
+            "present",
+        ):
             torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0)
 
 
 def test_batch(dataset: Dataset) -> None:
     (batch,) = batches(dataset, 0, 1)
-    assert batch.images.shape == batch.second_view.shape == batch.crop_source.shape == (2, 3, 32, 32)
+    assert (
+        batch.images.shape == batch.second_view.shape == batch.crop_source.shape == (2, 3, 32, 32)
+    )
     assert batch.images.dtype == batch.class_labels.dtype == torch.float32
     assert batch.valid_box.dtype == torch.int64
     for name, label in zip(batch.names, batch.class_labels, strict=True):
@@ -66,8 +80,12 @@ def test_views_that_a_method_does_not_use_are_not_made_and_change_no_other(
     made: list[str] = []
     for name in ("_planes", "resized_crop", "draw_colour"):
         function = getattr(views_module, name)
-        monkeypatch.setattr(views_module, name, lambda *a, n=name, f=function: made.append(n) or f(*a))
-    (raw,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, extra_views=extra_views).batches(0, 1)
+        monkeypatch.setattr(
+            views_module, name, lambda *a, n=name, f=function: made.append(n) or f(*a)
+        )
+    (raw,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, extra_views=extra_views).batches(
+        0, 1
+    )
     has_second = "second_view" in extra_views
     # Of each of the two images.
     assert made.count("_planes") == 2 * (1 + len(extra_views))
@@ -84,7 +102,9 @@ def test_views_that_a_method_does_not_use_are_not_made_and_change_no_other(
 
 
 def test_pixels_of_a_batch_are_the_images(dataset: Dataset) -> None:
-    views = ViewsConfig(crop_size_px=48, rescale=(1, 1), flip_probability=0, first_view=STILL, second_view=STILL)
+    views = ViewsConfig(
+        crop_size_px=48, rescale=(1, 1), flip_probability=0, first_view=STILL, second_view=STILL
+    )
     (batch,) = batches(dataset, 0, 1, views=views)
     y0, y1, x0, x1 = batch.valid_box[0].tolist()
     assert (y1 - y0, x1 - x0) == (40, 48)
@@ -103,7 +123,9 @@ def test_an_epoch_shows_every_image_once_and_epochs_differ(dataset: Dataset) -> 
 
 def test_views_of_an_image_change_with_epoch_and_seed(dataset: Dataset) -> None:
     def views_of(seed: int) -> list[torch.Tensor]:
-        return [b.images[b.names.index("a1")] for b in batches(dataset, 0, 16, seed) if "a1" in b.names]
+        return [
+            b.images[b.names.index("a1")] for b in batches(dataset, 0, 16, seed) if "a1" in b.names
+        ]
 
     first, second, *_ = views_of(3)
     other, *_ = views_of(4)
@@ -117,7 +139,9 @@ def test_resumed_batches_are_the_uninterrupted_ones(dataset: Dataset) -> None:
 
 
 @pytest.mark.slow
-def test_loader_processes_give_the_same_batches_and_draw_no_global_random_numbers(dataset: Dataset) -> None:
+def test_loader_processes_give_the_same_batches_and_draw_no_global_random_numbers(
+    dataset: Dataset,
+) -> None:
     state = torch.get_rng_state()
     with_processes = batches(dataset, 1, 5, num_workers=2)
     assert torch.equal(torch.get_rng_state(), state)
@@ -189,9 +213,14 @@ HARMS = {harm.__name__: harm for harm in (kill, hang, time_out, fail)}
 
 
 def harmed(
-    harm: str, stop: threading.Event | None = None, shard: Shard = Shard(), patience_s: float = 600.0
+    harm: str,
+    stop: threading.Event | None = None,
+    shard: Shard = Shard(),
+    patience_s: float = 600.0,
 ) -> list[RawBatch]:
-    loader = TrainLoader(Bad(harm), VIEWS, 2, seed=0, num_workers=1, patience_s=patience_s, shard=shard)
+    loader = TrainLoader(
+        Bad(harm), VIEWS, 2, seed=0, num_workers=1, patience_s=patience_s, shard=shard
+    )
     got = []
     for batch in loader.batches(0, 3, stop):
         got.append(batch)
@@ -204,13 +233,23 @@ def harmed(
 @pytest.mark.parametrize(
     ("harm", "error", "sentence"),
     [
-        ("kill", LoaderError, r"^A loader process was killed by signal 9 while it made a batch; most often memory"),
-        ("hang", LoaderError, r"^A loader process has delivered no batch for 10 s\. See whether the disk"),
+        (
+            "kill",
+            LoaderError,
+            r"^A loader process was killed by signal 9 while it made a batch; most often memory",
+        ),
+        (
+            "hang",
+            LoaderError,
+            r"^A loader process has delivered no batch for 10 s\. See whether the disk",
+        ),
         ("time_out", TimeoutError, r"Connection timed out: 'im00.jpg'"),
         ("fail", RuntimeError, r"^TwoPartError: the rack: burns\nIn a loader process:\n"),
     ],
 )
-def test_what_goes_wrong_in_a_loader_process_is_an_error_here(harm: str, error: type[Exception], sentence: str) -> None:
+def test_what_goes_wrong_in_a_loader_process_is_an_error_here(
+    harm: str, error: type[Exception], sentence: str
+) -> None:
     with pytest.raises(error, match=sentence) as raised:
         # Starting the process takes some seconds, too.
         harmed(harm, patience_s=10.0 if harm == "hang" else 600.0)
@@ -228,7 +267,9 @@ def test_a_wait_for_a_batch_ends_when_it_is_asked_to(monkeypatch: pytest.MonkeyP
         harmed("hang", threading.Event(), Shard(0, 2))
 
 
-def test_a_batch_travels_without_a_copy_on_the_way_and_without_shared_memory_of_torch(dataset: Dataset) -> None:
+def test_a_batch_travels_without_a_copy_on_the_way_and_without_shared_memory_of_torch(
+    dataset: Dataset,
+) -> None:
     (batch,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3).batches(0, 1)
     ours, theirs = multiprocessing.Pipe()
     with ours, theirs:
@@ -279,11 +320,15 @@ if __name__ == "__main__":
     kept = TrainLoader(dataset, ViewsConfig(crop_size_px=32), 2, seed=0, num_workers=1).batches(0, 1000)
     print(next(kept).views.shape[0])
 """)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=600
+    )
     assert (done.returncode, done.stdout.split()) == (0, ["3"]), done.stderr
 
 
-def test_without_processes_no_multiprocessing_is_used(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_processes_no_multiprocessing_is_used(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 
@@ -293,12 +338,16 @@ def test_without_processes_no_multiprocessing_is_used(dataset: Dataset, monkeypa
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_travels_is_whole_levels(dataset: Dataset, num_workers: int) -> None:
-    (raw,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, num_workers=num_workers).batches(0, 1)
+    (raw,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, num_workers=num_workers).batches(
+        0, 1
+    )
     batch = raw.to("cpu")
     assert raw.views.dtype == torch.uint8
     pixels = [batch.images, batch.second_view, batch.crop_source]
     assert 4 * raw.views.nbytes == sum(view.nbytes for view in pixels)
-    assert torch.equal(denormalise_255(batch.crop_source, truncate=False).round().to(torch.uint8), raw.views[2])
+    assert torch.equal(
+        denormalise_255(batch.crop_source, truncate=False).round().to(torch.uint8), raw.views[2]
+    )
 
 
 def test_pinning_reaches_every_tensor(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +356,10 @@ def test_pinning_reaches_every_tensor(dataset: Dataset, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     (raw,) = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, pin_memory=True).batches(0, 1)
     colours = [getattr(raw.colours, f.name) for f in fields(raw.colours)]
-    expected = [*colours, *(value for f in fields(raw) if isinstance(value := getattr(raw, f.name), torch.Tensor))]
+    expected = [
+        *colours,
+        *(value for f in fields(raw) if isinstance(value := getattr(raw, f.name), torch.Tensor)),
+    ]
     assert len(expected) == 8
     assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in expected}
 
@@ -315,12 +367,17 @@ def test_pinning_reaches_every_tensor(dataset: Dataset, monkeypatch: pytest.Monk
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_cuda_device_gets_the_same_batches(dataset: Dataset, num_workers: int) -> None:
-    loader = TrainLoader(dataset, VIEWS, batch_size=2, seed=3, num_workers=num_workers, pin_memory=True)
+    loader = TrainLoader(
+        dataset, VIEWS, batch_size=2, seed=3, num_workers=num_workers, pin_memory=True
+    )
     for raw, expected in zip(loader.batches(0, 3), batches(dataset, 0, 3), strict=True):
         assert raw.views.is_pinned()
         batch = raw.to("cuda")
         for name in ("images", "second_view", "crop_source"):
-            levels = [denormalise_255(getattr(b, name).cpu(), truncate=False).round() for b in (batch, expected)]
+            levels = [
+                denormalise_255(getattr(b, name).cpu(), truncate=False).round()
+                for b in (batch, expected)
+            ]
             torch.testing.assert_close(*levels, rtol=0, atol=1)
         for name in ("class_labels", "valid_box", "present"):
             assert torch.equal(getattr(batch, name).cpu(), getattr(expected, name))
@@ -329,7 +386,9 @@ def test_a_cuda_device_gets_the_same_batches(dataset: Dataset, num_workers: int)
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_shards_are_the_rows_of_the_global_batch(dataset: Dataset, num_workers: int) -> None:
     def of(shard: Shard) -> list[Batch]:
-        loader = TrainLoader(dataset, VIEWS, batch_size=4, seed=3, num_workers=num_workers, shard=shard)
+        loader = TrainLoader(
+            dataset, VIEWS, batch_size=4, seed=3, num_workers=num_workers, shard=shard
+        )
         assert loader.steps_per_epoch == 1
         return [batch.to("cpu") for batch in loader.batches(1, 3)]
 
@@ -338,7 +397,9 @@ def test_shards_are_the_rows_of_the_global_batch(dataset: Dataset, num_workers: 
         assert (whole.shard, left.shard, right.shard) == (Shard(), Shard(0, 2), Shard(1, 2))
         assert whole.names == left.names + right.names
         for name in ("images", "second_view", "crop_source", "class_labels", "valid_box"):
-            assert torch.equal(getattr(whole, name), torch.cat([getattr(left, name), getattr(right, name)]))
+            assert torch.equal(
+                getattr(whole, name), torch.cat([getattr(left, name), getattr(right, name)])
+            )
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused(dataset: Dataset) -> None:
@@ -350,11 +411,20 @@ def test_generators_of_order_and_samples_are_apart() -> None:
     # A plain SeedSequence([3, 0]) and SeedSequence([3, 0, 0]) are one stream.
     order = np.random.default_rng(np.random.SeedSequence([3, 0])).permutation(100)
     assert not np.array_equal(epoch_order(100, 3, 0), order)
-    draws = {sample_generator(s, e, i).integers(2**60) for s in range(4) for e in range(4) for i in range(4)}
+    draws = {
+        sample_generator(s, e, i).integers(2**60)
+        for s in range(4)
+        for e in range(4)
+        for i in range(4)
+    }
     assert len(draws) == 64
 
 
-@pytest.mark.parametrize(("batch_size", "seed", "message"), [(6, 0, "5 images"), (0, 0, "5 images"), (2, -1, "seed")])
-def test_settings_out_of_range_are_refused(dataset: Dataset, batch_size: int, seed: int, message: str) -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "seed", "message"), [(6, 0, "5 images"), (0, 0, "5 images"), (2, -1, "seed")]
+)
+def test_settings_out_of_range_are_refused(
+    dataset: Dataset, batch_size: int, seed: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         TrainLoader(dataset, VIEWS, batch_size, seed)

@@ -19,12 +19,19 @@ GOLDEN = {
     "solarize_threshold_128": Colour(solarise_from=128),
     "grayscale3": Colour(grey=True),
 }
-PIL = {"brightness": pil.brightness, "contrast": pil.contrast, "saturation": pil.saturation, "hue": pil.hue}
+PIL = {
+    "brightness": pil.brightness,
+    "contrast": pil.contrast,
+    "saturation": pil.saturation,
+    "hue": pil.hue,
+}
 EVERYTHING = ColourConfig(solarise_probability=0.3, grey_probability=0.3, blur_probability=0.6)
 STILL = ColourConfig(jitter_probability=0, grey_probability=0, blur_probability=0)
 
 
-def changed(images: Sequence[np.ndarray], drawn: Sequence[Colour], device: str = "cpu") -> np.ndarray:
+def changed(
+    images: Sequence[np.ndarray], drawn: Sequence[Colour], device: str = "cpu"
+) -> np.ndarray:
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     return change_colours(pixels.to(device), Colours.of(drawn)).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -45,7 +52,9 @@ def photos(num: int = 12, height: int = 37, width: int = 50) -> np.ndarray:
 def all_colours() -> np.ndarray:
     """Every third level of every colour, the last included: 86^3 pixels."""
     levels = np.arange(0, 256, 3, dtype=np.uint8)
-    return np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(86 * 4, -1, 3)
+    return np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(
+        86 * 4, -1, 3
+    )
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -56,9 +65,15 @@ def test_operation_is_the_official_one_exactly(golden, name: str) -> None:
 
 @pytest.mark.parametrize("part", PIL)
 def test_every_colour_becomes_what_pil_makes_of_it(all_colours: np.ndarray, part: str) -> None:
-    for amount in (-0.5, -0.1, 0.0, 0.003, 0.07, 0.5) if part == "hue" else (0.0, 0.6, 0.8123, 1.0, 1.2345, 2.0):
+    for amount in (
+        (-0.5, -0.1, 0.0, 0.003, 0.07, 0.5)
+        if part == "hue"
+        else (0.0, 0.6, 0.8123, 1.0, 1.2345, 2.0)
+    ):
         expected = np.asarray(PIL[part](Image.fromarray(all_colours), amount))
-        np.testing.assert_array_equal(changed([all_colours], [Colour(jitter=((part, amount),))])[0], expected)
+        np.testing.assert_array_equal(
+            changed([all_colours], [Colour(jitter=((part, amount),))])[0], expected
+        )
 
 
 @pytest.mark.parametrize("radius", [0.0, 0.05, 0.7, 1.6, 1.8, 3.3, 7.5])
@@ -70,20 +85,29 @@ def test_blur_of_any_radius_is_pils(radius: float, size: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize(
-    "config", [EVERYTHING, ViewsConfig().first_view, ViewsConfig().second_view], ids=["everything", "first", "second"]
+    "config",
+    [EVERYTHING, ViewsConfig().first_view, ViewsConfig().second_view],
+    ids=["everything", "first", "second"],
 )
-def test_chains_of_a_batch_are_those_of_pil_one_by_one_from_the_same_random_numbers(config: ColourConfig) -> None:
+def test_chains_of_a_batch_are_those_of_pil_one_by_one_from_the_same_random_numbers(
+    config: ColourConfig,
+) -> None:
     images = photos()
     for round_ in range(8):
-        ours, theirs = ([np.random.default_rng([round_, i]) for i in range(len(images))] for _ in range(2))
+        ours, theirs = (
+            [np.random.default_rng([round_, i]) for i in range(len(images))] for _ in range(2)
+        )
         drawn = [draw_colour(rng, config) for rng in ours]
         expected = [
             np.asarray(pil.change_colours(Image.fromarray(image), rng, config))
             for image, rng in zip(images, theirs, strict=True)
         ]
         np.testing.assert_array_equal(changed(images, drawn), expected)
-        # What is drawn after the colours is what was drawn after them when they were applied at once.
-        assert [rng.bit_generator.state for rng in ours] == [rng.bit_generator.state for rng in theirs]
+        # What is drawn after the colours is what was drawn after them when they were applied at
+        # once.
+        assert [rng.bit_generator.state for rng in ours] == [
+            rng.bit_generator.state for rng in theirs
+        ]
 
 
 def test_a_view_does_not_depend_on_the_batch_it_is_in() -> None:
@@ -120,7 +144,12 @@ def test_probabilities_and_strengths_are_used() -> None:
     radii = [c.blur_radius for c in drawn if c.blur_radius]
     assert 0.1 < min(radii) < 0.13 < 1.97 < max(radii) < 2
     amounts = {part: [dict(c.jitter)[part] for c in drawn if c.jitter] for part in PIL}
-    for part, centre, spread in (("brightness", 1, 0.4), ("contrast", 1, 0.4), ("saturation", 1, 0.2), ("hue", 0, 0.1)):
+    for part, centre, spread in (
+        ("brightness", 1, 0.4),
+        ("contrast", 1, 0.4),
+        ("saturation", 1, 0.2),
+        ("hue", 0, 0.1),
+    ):
         values = np.array(amounts[part]) - centre
         assert 0.97 * spread < values.max() < spread
         assert -spread < values.min() < -0.97 * spread
@@ -133,7 +162,9 @@ def test_a_part_without_strength_is_left_out_and_leaves_the_others_numbers(part:
     certain = EVERYTHING.model_copy(update={"jitter_probability": 1.0})
     without = certain.model_copy(update={part: 0.0})
     for seed in range(20):
-        whole, rest = (draw_colour(np.random.default_rng(seed), config) for config in (certain, without))
+        whole, rest = (
+            draw_colour(np.random.default_rng(seed), config) for config in (certain, without)
+        )
         assert rest.jitter == tuple(drawn for drawn in whole.jitter if drawn[0] != part)
         assert rest[1:] == whole[1:]
 
@@ -149,7 +180,9 @@ def test_a_cuda_device_makes_the_same_pixels_within_one_level() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cuda_device_is_not_waited_for() -> None:
     images = torch.from_numpy(photos(8)).permute(0, 3, 1, 2).contiguous().cuda()
-    colours = Colours.of([draw_colour(np.random.default_rng(i), EVERYTHING) for i in range(8)]).pin_memory()
+    colours = Colours.of(
+        [draw_colour(np.random.default_rng(i), EVERYTHING) for i in range(8)]
+    ).pin_memory()
     torch.cuda.set_sync_debug_mode("error")
     try:
         result = change_colours(images, colours)

@@ -29,7 +29,9 @@ def test_levels_lost_by_truncation() -> None:
     lost = levels.float() - back
     assert lost.sum(dim=(0, 2, 3)).tolist() == [19, 7, 6]
     assert set(lost.unique().tolist()) == {0.0, 1.0}
-    torch.testing.assert_close(denormalise_255(normalise(levels), truncate=False), levels.float(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        denormalise_255(normalise(levels), truncate=False), levels.float(), atol=1e-4, rtol=0
+    )
 
 
 def test_the_input_is_left_alone() -> None:

@@ -24,25 +24,37 @@ STILL = ColourConfig(jitter_probability=0, grey_probability=0, blur_probability=
 def test_geometry_is_the_official_one_exactly(golden, name: str) -> None:
     g = golden("augment_ops")
     operation, *arguments = OPS[name]
-    np.testing.assert_array_equal(np.asarray(operation(Image.fromarray(g["image"]), *arguments)), g[name])
+    np.testing.assert_array_equal(
+        np.asarray(operation(Image.fromarray(g["image"]), *arguments)), g[name]
+    )
 
 
 def test_every_recorded_operation_is_tested(golden) -> None:
-    rest = {n for n in golden("augment_ops") if not n.startswith("random_crop")} - OPS.keys() - COLOURS.keys()
+    rest = (
+        {n for n in golden("augment_ops") if not n.startswith("random_crop")}
+        - OPS.keys()
+        - COLOURS.keys()
+    )
     assert rest == {"image", "to_tensor_normalise_chw"}
 
 
-@pytest.mark.parametrize("case", ["0_size48", "1_size64", "2_size60", "3_size96", "4_size96", "5_size72"])
+@pytest.mark.parametrize(
+    "case", ["0_size48", "1_size64", "2_size60", "3_size96", "4_size96", "5_size72"]
+)
 def test_padded_crop_and_box(golden, case: str) -> None:
     g = golden("augment_ops")
     offsets = g[f"random_crop{case}__Hpad_Wpad_Hstart_Wstart"]
-    crop, box = padded_crop(Image.fromarray(g["image"]), int(case.split("size")[1]), *map(int, offsets))
+    crop, box = padded_crop(
+        Image.fromarray(g["image"]), int(case.split("size")[1]), *map(int, offsets)
+    )
     np.testing.assert_array_equal(np.asarray(crop), g[f"random_crop{case}__out"])
     assert list(box) == g[f"random_crop{case}__img_box"].tolist()
 
 
 def views(seed: int = 0, image: np.ndarray | None = None, **settings: object) -> Views:
-    config = ViewsConfig.model_validate({"crop_size_px": 64, "first_view": STILL, "second_view": STILL, **settings})
+    config = ViewsConfig.model_validate(
+        {"crop_size_px": 64, "first_view": STILL, "second_view": STILL, **settings}
+    )
     return make_views(photo() if image is None else image, np.random.default_rng(seed), config)
 
 
@@ -65,14 +77,21 @@ def test_aligned_views_share_one_geometry() -> None:
         flipped = views(seed, rescale=(0.5, 0.9))
         np.testing.assert_array_equal(flipped.images, flipped.crop_source)
         # The padding is black and lies exactly outside the box, in mirrored samples too.
-        np.testing.assert_array_equal((flipped.images > 0).any(axis=0), inside((64, 64), flipped.valid_box))
+        np.testing.assert_array_equal(
+            (flipped.images > 0).any(axis=0), inside((64, 64), flipped.valid_box)
+        )
         # Without flips the random numbers are the same, so this is the same sample, unmirrored.
         plain = views(seed, rescale=(0.5, 0.9), flip_probability=0)
-        np.testing.assert_array_equal((plain.images > 0).any(axis=0), inside((64, 64), plain.valid_box))
+        np.testing.assert_array_equal(
+            (plain.images > 0).any(axis=0), inside((64, 64), plain.valid_box)
+        )
         if not np.array_equal(plain.images, flipped.images):
             mirrored += 1
             np.testing.assert_array_equal(plain.images, flipped.images[..., ::-1])
-            assert flipped.valid_box.tolist() == [*plain.valid_box[:2], *(64 - plain.valid_box[:1:-1])]
+            assert flipped.valid_box.tolist() == [
+                *plain.valid_box[:2],
+                *(64 - plain.valid_box[:1:-1]),
+            ]
     assert 10 < mirrored < 30
 
 

@@ -18,7 +18,14 @@ def make_entry(**fields: Any) -> LedgerEntry:
         "step": 160,
         "attempts": 0,
         "message": None,
-        "identity": {"config": "c" * 16, "code": {}, "data": {}, "weights": None, "versions": {}, "seed": 0},
+        "identity": {
+            "config": "c" * 16,
+            "code": {},
+            "data": {},
+            "weights": None,
+            "versions": {},
+            "seed": 0,
+        },
         "config": {},
         "metrics": {},
         "wall_time_s": 60.0,
@@ -27,7 +34,9 @@ def make_entry(**fields: Any) -> LedgerEntry:
         "provenance": {},
         "run": f"runs/{fields.get('key', KEY)}",
     }
-    return LedgerEntry.model_validate({**content, **fields, "origin": origin, "resources": resources})
+    return LedgerEntry.model_validate(
+        {**content, **fields, "origin": origin, "resources": resources}
+    )
 
 
 def amend_entry(entry: LedgerEntry, **fields: Any) -> LedgerEntry:

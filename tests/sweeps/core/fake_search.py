@@ -15,7 +15,10 @@ STUDY = SearchStudy(
     title="A search of fake trainings",
     recipe="shapes_nano",
     # Two settings: the fake training looks at the first alone.
-    space={"method.aux_block": IntDistribution(0, 11), "method.num_local_crops": IntDistribution(1, 64)},
+    space={
+        "method.aux_block": IntDistribution(0, 11),
+        "method.num_local_crops": IntDistribution(1, 64),
+    },
     num_trials=6,
     num_random=3,
     objectives=(Objective("val/cam_miou", "M"), Objective("val/seg_miou", "seg")),

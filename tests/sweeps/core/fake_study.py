@@ -13,7 +13,13 @@ STUDY = Study(
     seeds=(0, 1),
     metrics=(Metric("val/cam_miou", "M"),),
     # Data and weights are read by the driver alone, to know what they are.
-    changes={"data.num_train": 1, "data.num_val": 1, "num_steps": 20, "evaluate_every": 5, "optim.warmup_steps": 0},
+    changes={
+        "data.num_train": 1,
+        "data.num_val": 1,
+        "num_steps": 20,
+        "evaluate_every": 5,
+        "optim.warmup_steps": 0,
+    },
     purpose="direction",
     a_a=False,
     train="fake_training:train",

@@ -34,11 +34,12 @@ def metrics_of(state: str) -> dict[str, float]:
 def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress=True):
     """Writes a run folder as ``toco.train.loop.train`` does.
 
-    A file ``kill-SEED-BLOCK-STEP`` in ``FAKE_ORDERS`` makes the process kill itself before that step, once, as the
-    out-of-memory killer would; ``diverge-SEED-BLOCK`` makes every attempt end as diverged;
-    ``refuse-SEED-BLOCK`` makes it fail as bad data would, after two evaluations; ``wait-STEP`` holds every
-    training before that step for as long as the file is there; ``full`` makes the disk full of the node where the first
-    attempt runs. ``starts`` gets a line for every attempt.
+    A file ``kill-SEED-BLOCK-STEP`` in ``FAKE_ORDERS`` makes the process kill itself before that
+    step, once, as the out-of-memory killer would; ``diverge-SEED-BLOCK`` makes every attempt end as
+    diverged; ``refuse-SEED-BLOCK`` makes it fail as bad data would, after two evaluations;
+    ``wait-STEP`` holds every training before that step for as long as the file is there; ``full``
+    makes the disk full of the node where the first attempt runs. ``starts`` gets a line for every
+    attempt.
     """
     seed, block = config.seed, config.method.aux_block
     checkpoints = run_dir / "checkpoints"
@@ -51,7 +52,9 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
     else:
         head = {"digest": "0" * 16, "recipe": recipe, "config": config.model_dump(mode="json")}
         records.write(run_dir / "config.json", head)
-        records.write(run_dir / "provenance.json", {"commit": None, "started": "2026-01-01T00:00:00+00:00"})
+        records.write(
+            run_dir / "provenance.json", {"commit": None, "started": "2026-01-01T00:00:00+00:00"}
+        )
     orders = Path(os.environ["FAKE_ORDERS"])
     with (orders / "starts").open("a") as starts:
         starts.write(f"{seed} {block} {step} {os.getpid()}\n")

@@ -16,7 +16,12 @@ M, SEG = "val/cam_miou", "val/seg_miou"
 FACTOR = "method.aux_block"
 CONFIG = {
     "data": {"name": "shapes"},
-    "method": {"name": "toco", "aux_block": 9, "ptc": {"weight": 8.0, "start_step": 0}, "ema_decay": 0.9},
+    "method": {
+        "name": "toco",
+        "aux_block": 9,
+        "ptc": {"weight": 8.0, "start_step": 0},
+        "ema_decay": 0.9,
+    },
     "evaluate": {"background_threshold": 0.5},
     "num_steps": 160,
     "evaluate_every": 80,
@@ -27,7 +32,13 @@ CONFIG = {
 PROVENANCE = {
     "commit": "0123456789abcdef",
     "dirty": False,
-    "versions": {"python": "3.11.9", "toco": "1.0", "torch": "2.13.0", "timm": "1.0.20", "numpy": "2.2.0"},
+    "versions": {
+        "python": "3.11.9",
+        "toco": "1.0",
+        "torch": "2.13.0",
+        "timm": "1.0.20",
+        "numpy": "2.2.0",
+    },
     "platform": "Linux-6.1-x86_64",
     "device": "CPU x86_64",
     "num_threads": 1,
@@ -55,17 +66,19 @@ def make_study(
     """A study with these values of its first metric, by seed 0, 1, 2... of each row.
 
     Args:
-        values_by_row: The first row is the base of the others; a row with the label ``A_A`` is the base once more.
-        blocks: Blocks with the labels of their rows, the base of each first; a label in several blocks is one cell.
-            One block with all rows where none is given.
+        values_by_row: The first row is the base of the others; a row with the label ``A_A`` is the
+            base once more.
+        blocks: Blocks with the labels of their rows, the base of each first; a label in several
+            blocks is one cell. One block with all rows where none is given.
         more: Values of further metrics, by key and row; columns of those keys are added.
-        changes: What each row has different, by dotted path; rows are numbered in ``FACTOR`` where none is given.
+        changes: What each row has different, by dotted path; rows are numbered in ``FACTOR`` where
+            none is given.
         factors: Paths that vary in the one block.
         paper: Published table beside the one block; its rows stand beside ours of the same label.
         published: Label of the published row where it is not our own.
         versus: Row each row is compared with, where it is not the first of its block.
-        states: Trials, by row and place among the seeds, that did not finish: ``failed``, ``diverged``, ``running``,
-            ``waiting``.
+        states: Trials, by row and place among the seeds, that did not finish: ``failed``,
+            ``diverged``, ``running``, ``waiting``.
         amend: Parts of the ledger's entries, by row, that are different from the others'.
         fields: Of ``StudyRecord``.
     """
@@ -75,7 +88,9 @@ def make_study(
         blocks = [(block, [label for label in values_by_row if label != A_A])]
     path = fields.pop("path", Path("results/fake-01234567"))
     base = next(iter(values_by_row))
-    changes = {label: {FACTOR: number} for number, label in enumerate(values_by_row)} | dict(changes or {})
+    changes = {label: {FACTOR: number} for number, label in enumerate(values_by_row)} | dict(
+        changes or {}
+    )
     changes[A_A] = changes[base]
     seeds = tuple(range(len(values_by_row[base])))
     cells: dict[str, Cell] = {}
@@ -84,13 +99,27 @@ def make_study(
         trials = []
         for replicate, value in enumerate(values):
             seed = replicate + (len(seeds) if label == A_A else 0)
-            numbers = {columns[0].key: value} | {key: rows[label][replicate] for key, rows in (more or {}).items()}
+            numbers = {columns[0].key: value} | {
+                key: rows[label][replicate] for key, rows in (more or {}).items()
+            }
             state = (states or {}).get((label, replicate), "finished")
             trials.append(
-                _trial(path, label, seed, replicate, state, numbers, changes[label], (amend or {}).get(label, {}))
+                _trial(
+                    path,
+                    label,
+                    seed,
+                    replicate,
+                    state,
+                    numbers,
+                    changes[label],
+                    (amend or {}).get(label, {}),
+                )
             )
         cells[label] = Cell(
-            label, changes[label], tuple(trial.seed for trial in trials), tuple(trial.key for trial in trials)
+            label,
+            changes[label],
+            tuple(trial.seed for trial in trials),
+            tuple(trial.key for trial in trials),
         )
         trials_by_cell.append(tuple(trials))
     number_of = {label: number for number, label in enumerate(cells)}
@@ -104,7 +133,15 @@ def make_study(
             beside = (published or {}).get(label, label)
             row = beside if beside in known else None
             rows.append(
-                PlannedRow(len(rows), number, label, number_of[label], place, "base" if place is None else "row", row)
+                PlannedRow(
+                    len(rows),
+                    number,
+                    label,
+                    number_of[label],
+                    place,
+                    "base" if place is None else "row",
+                    row,
+                )
             )
     if A_A in values_by_row:
         rows.append(PlannedRow(len(rows), 0, A_A, number_of[A_A], 0, "a/a", None))
@@ -152,8 +189,14 @@ def _trial(
     key = hashlib.sha256(f"{label}/{seed}".encode()).hexdigest()[:20]
     run_dir = path.parent / "runs" / key
     if state not in ("finished", "diverged"):
-        message = "Traceback (most recent call last):\nMemoryError: none left" if state == "failed" else None
-        return TrialRecord(key, seed, replicate, state, message, int(state == "failed"), 40, None, run_dir)
+        message = (
+            "Traceback (most recent call last):\nMemoryError: none left"
+            if state == "failed"
+            else None
+        )
+        return TrialRecord(
+            key, seed, replicate, state, message, int(state == "failed"), 40, None, run_dir
+        )
     config = copy.deepcopy(CONFIG)
     for dotted, value in {**changes, "seed": seed}.items():
         *parents, leaf = dotted.split(".")
@@ -185,7 +228,13 @@ def _trial(
         "peak_memory_bytes": 500_000_000,
         "provenance": copy.deepcopy(PROVENANCE),
         "resources": {"cpus": 1.0, "gpus": 0.0, "world_size": 1},
-        "origin": {"study": "fake", "recipe": "shapes_nano", "search": False, "derived_from": None, "forked_at": None},
+        "origin": {
+            "study": "fake",
+            "recipe": "shapes_nano",
+            "search": False,
+            "derived_from": None,
+            "forked_at": None,
+        },
         "run": f"runs/{key}",
     }
     merged = LedgerEntry.model_validate(_merged(entry, amend))
@@ -194,5 +243,7 @@ def _trial(
 
 def _merged(content: dict[str, Any], amend: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in amend.items():
-        content[name] = _merged(content.get(name, {}), value) if isinstance(value, Mapping) else value
+        content[name] = (
+            _merged(content.get(name, {}), value) if isinstance(value, Mapping) else value
+        )
     return content

@@ -35,16 +35,25 @@ class Report:
 
     def __str__(self) -> str:
         """The report as text, faults first."""
-        lines = [f"FAULT {fault}" for fault in self.faults] + [f"note  {note}" for note in self.notes]
-        lines.append("images: " + ", ".join(f"{name} {count}" for name, count in self.num_images.items()))
-        lines.append("train images by class: " + ", ".join(f"{n} {c}" for n, c in self.num_images_by_class.items()))
+        lines = [f"FAULT {fault}" for fault in self.faults] + [
+            f"note  {note}" for note in self.notes
+        ]
+        lines.append(
+            "images: " + ", ".join(f"{name} {count}" for name, count in self.num_images.items())
+        )
+        lines.append(
+            "train images by class: "
+            + ", ".join(f"{n} {c}" for n, c in self.num_images_by_class.items())
+        )
         lines.append(f"{len(self.faults)} faults, {len(self.notes)} notes.")
         return "\n".join(printable(line) for line in lines)
 
     def fault(self, error: Exception | str, paths: Sequence[Path]) -> None:
         """Add a fault. Readers begin their message with the file, one of ``paths``; else the first one is named."""
         message = str(error)
-        path = next((path for path in paths if message.startswith((f"{path}: ", f"{path} "))), paths[0])
+        path = next(
+            (path for path in paths if message.startswith((f"{path}: ", f"{path} "))), paths[0]
+        )
         self.faults.append(Fault(path, message.removeprefix(str(path)).removeprefix(":").lstrip()))
 
     def note(self, path: Path, reason: str) -> None:
@@ -86,7 +95,9 @@ class Seen:
     ids: set[int] = field(default_factory=set)
 
 
-def note_images(train: Dataset, val: Dataset, seen: Seen, small_side_px: int, found: Report) -> None:
+def note_images(
+    train: Dataset, val: Dataset, seen: Seen, small_side_px: int, found: Report
+) -> None:
     """Note images that are small, converted, turned, or the same as another."""
     path = train.layout.images if isinstance(train, FileDataset) else Path("images")
     for names, what in (
@@ -108,7 +119,9 @@ def note_images(train: Dataset, val: Dataset, seen: Seen, small_side_px: int, fo
     ):
         if same:
             shown = [" = ".join(names) for names in same]
-            found.note(path, f"images with the same pixels under several names {what}: {examples(shown)}.")
+            found.note(
+                path, f"images with the same pixels under several names {what}: {examples(shown)}."
+            )
 
 
 def note_masks(class_names: Sequence[str], seen: Seen, found: Report) -> None:
@@ -119,14 +132,18 @@ def note_masks(class_names: Sequence[str], seen: Seen, found: Report) -> None:
     for class_id, names in sorted(seen.unnamed.items()):
         shown = f"{class_names[class_id - 1]!r} ({class_id})"
         found.note(
-            path, f"{count(len(names), 'mask')} with {shown}, which the image's label does not name: {examples(names)}."
+            path,
+            f"{count(len(names), 'mask')} with {shown}, which the image's label does not name: {examples(names)}.",
         )
     for class_id, number in sorted(seen.labelled.items()):
         if not seen.drawn[class_id]:
             shown = f"{class_names[class_id - 1]!r} ({class_id})"
             images = count(number, "image")
             binary = seen.ids == {0, IGNORE_INDEX}
-            advice = f" All masks hold 0 and {IGNORE_INDEX} alone: draw objects with the ids of their classes." * binary
+            advice = (
+                f" All masks hold 0 and {IGNORE_INDEX} alone: draw objects with the ids of their classes."
+                * binary
+            )
             found.note(
                 path,
                 f"labels name {shown} in {images} with a mask, and no mask has a pixel of it; {IGNORE_INDEX} is void "
@@ -140,22 +157,39 @@ def note_left_out(datasets: Sequence[FileDataset], found: Report) -> None:
     present: set[str] = set()
     for dataset in {dataset.layout.images: dataset for dataset in datasets}.values():
         tree = dataset.tree()
-        again = tuple(name for name in tree.again if composed(name) not in used)  # a list takes a link as any file
+        again = tuple(
+            name for name in tree.again if composed(name) not in used
+        )  # a list takes a link as any file
         found.notes += replace(tree, again=again).notes()
         present.update(map(composed, (*tree.names, *tree.again)))
         if unused := [name for name in tree.names if composed(name) not in used]:
-            found.note(tree.folder, f"{count(len(unused), 'image')} in neither split: {examples(unused)}.")
+            found.note(
+                tree.folder, f"{count(len(unused), 'image')} in neither split: {examples(unused)}."
+            )
     for path, names in {
         dataset.label_path(0): dataset.labelled_names() for dataset in datasets if len(dataset)
     }.items():
         if without := [name for name in names if composed(name) not in present]:
-            found.note(path, f"{count(len(without), 'label')} of images that are not there: {examples(without)}.")
-    for masks in {dataset.layout.masks for dataset in datasets} - {dataset.layout.images for dataset in datasets}:
+            found.note(
+                path,
+                f"{count(len(without), 'label')} of images that are not there: {examples(without)}.",
+            )
+    for masks in {dataset.layout.masks for dataset in datasets} - {
+        dataset.layout.images for dataset in datasets
+    }:
         if masks is None or not masks.is_dir():
             continue
         tree = read_tree(masks, (".png",))
         if without := [name for name in tree.names if composed(name) not in present]:
-            found.note(masks, f"{count(len(without), 'mask')} of images that are not there: {examples(without)}.")
-        if others := {suffix: count for suffix, count in tree.others.items() if suffix.lower() in _NOT_MASKS}:
+            found.note(
+                masks,
+                f"{count(len(without), 'mask')} of images that are not there: {examples(without)}.",
+            )
+        if others := {
+            suffix: count for suffix, count in tree.others.items() if suffix.lower() in _NOT_MASKS
+        }:
             counts = ", ".join(f"{suffix} {number}" for suffix, number in others.items())
-            found.note(masks, f"{count(sum(others.values()), 'file')} left out, since masks are .png files: {counts}.")
+            found.note(
+                masks,
+                f"{count(sum(others.values()), 'file')} left out, since masks are .png files: {counts}.",
+            )

@@ -13,7 +13,9 @@ from toco.data.files.layout import Layout, check_names, count, list_lines, read_
 from toco.data.files.splits import overlap
 
 
-def check_folder(config: voc.Config, *, small_side_px: int = SMALL_SIDE_PX, progress: bool = False) -> Report:
+def check_folder(
+    config: voc.Config, *, small_side_px: int = SMALL_SIDE_PX, progress: bool = False
+) -> Report:
     """Decode every image and mask of both lists of a folder of VOC's shape and report all faults.
 
     Unlike :func:`check_splits`, which is given what could be opened, it goes on after faults of the
@@ -31,7 +33,9 @@ def check_folder(config: voc.Config, *, small_side_px: int = SMALL_SIDE_PX, prog
     class_names: tuple[str, ...] = ()
     class_file = root / (config.classes or "classes.txt")
     try:
-        class_names = read_class_names(layout, None if config.classes is None else class_file, found.notes)
+        class_names = read_class_names(
+            layout, None if config.classes is None else class_file, found.notes
+        )
     except ValueError as error:
         found.fault(error, (class_file,))
     has_labels = bool(class_names)
@@ -43,8 +47,12 @@ def check_folder(config: voc.Config, *, small_side_px: int = SMALL_SIDE_PX, prog
         has_labels = False
 
     # Lists.
-    train_names, val_names = (_names_of_list(layout, name, found) for name in (config.train_list, config.val_list))
-    found.overlap(layout.list_path(config.val_list), overlap(train_names, val_names), config.allow_overlap)
+    train_names, val_names = (
+        _names_of_list(layout, name, found) for name in (config.train_list, config.val_list)
+    )
+    found.overlap(
+        layout.list_path(config.val_list), overlap(train_names, val_names), config.allow_overlap
+    )
 
     # Images and masks.
     def open_list(names: Iterable[str], list_name: str, allow_empty_labels: bool) -> FileDataset:
@@ -64,7 +72,8 @@ def check_folder(config: voc.Config, *, small_side_px: int = SMALL_SIDE_PX, prog
         train=open_list(train_names, config.train_list, config.allow_empty_labels),
         val=open_list(val_names, config.val_list, True),
         found=found,
-        # Without classes every id of a mask would be out of range: report one fault, not one an image.
+        # Without classes every id of a mask would be out of range: report one fault, not one an
+        # image.
         has_masks=bool(class_names),
         has_labels=has_labels,
         masks_are_labels=config.labels == "masks",
@@ -85,7 +94,9 @@ def _names_of_list(layout: Layout, list_name: str, found: Report) -> tuple[str, 
         found.note(path, "has line ends of Windows, which are dropped.")
     blank = [str(number) for number, line in enumerate(lines, start=1) if not line.strip()]
     if blank:
-        found.note(path, f"{count(len(blank), 'blank line')} left out, the first is line {blank[0]}.")
+        found.note(
+            path, f"{count(len(blank), 'blank line')} left out, the first is line {blank[0]}."
+        )
     names, problems = check_names(lines)
     if not names and not problems:
         found.fault("is empty.", (path,))
@@ -94,7 +105,9 @@ def _names_of_list(layout: Layout, list_name: str, found: Report) -> tuple[str, 
     return names
 
 
-def _with_one_image(layout: Layout, names: Iterable[str], list_name: str, found: Report) -> tuple[str, ...]:
+def _with_one_image(
+    layout: Layout, names: Iterable[str], list_name: str, found: Report
+) -> tuple[str, ...]:
     """Keep those names of a list that are one image each."""
     source = layout.list_path(list_name).name
     sound = []
@@ -104,5 +117,7 @@ def _with_one_image(layout: Layout, names: Iterable[str], list_name: str, found:
             sound.append(name)
         else:
             files = ", ".join(path.name for path in paths) or "none"
-            found.fault(f"expected one image, as {source} names it, found {files}.", (layout.images / name,))
+            found.fault(
+                f"expected one image, as {source} names it, found {files}.", (layout.images / name,)
+            )
     return tuple(sound)

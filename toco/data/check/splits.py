@@ -31,12 +31,15 @@ def check_splits(
 ) -> Report:
     """Decode every image and mask of an opened data set of any kind and report all faults.
 
-    What opening it refuses (lists, classes, missing images) is not looked for again. Faults are an image in both
-    splits, one that cannot be decoded, a missing or wrong label, and a mask that is missing or wrong where it is read
-    (in validation, and where labels come from masks). Notes are of:
+    What opening it refuses (lists, classes, missing images) is not looked for again. Faults are an
+    image in both splits, one that cannot be decoded, a missing or wrong label, and a mask that is
+    missing or wrong where it is read (in validation, and where labels come from masks). Notes are
+    of:
 
-    - what is left out: links, other suffixes, hidden files, images in no split, labels and masks without an image;
-    - classes that no training image or no mask shows, and masks that show what the label does not name;
+    - what is left out: links, other suffixes, hidden files, images in no split, labels and masks
+      without an image;
+    - classes that no training image or no mask shows, and masks that show what the label does not
+      name;
     - masks that are void everywhere, or wrong where no training reads them;
     - images that are small, not RGB, turned by EXIF, or the same as another.
 
@@ -50,7 +53,13 @@ def check_splits(
     found = Report(num_images={"train": len(train), "val": len(val)})
     found.overlap(Path("val"), overlap(train.names, val.names), allow_overlap)
     masks_are_labels = isinstance(train, FileDataset) and train.labels_from == "masks"
-    check = Check(train=train, val=val, found=found, masks_are_labels=masks_are_labels, small_side_px=small_side_px)
+    check = Check(
+        train=train,
+        val=val,
+        found=found,
+        masks_are_labels=masks_are_labels,
+        small_side_px=small_side_px,
+    )
     return check.run(progress)
 
 
@@ -93,10 +102,18 @@ class Check:
             note_masks(train.class_names, seen, found)
         by_class = {name: seen.in_train[i] for i, name in enumerate(train.class_names, start=1)}
         found.num_images_by_class = by_class
-        if self.has_labels and (note := note_of_classes(train.class_names, list(by_class.values()))) is not None:
+        if (
+            self.has_labels
+            and (note := note_of_classes(train.class_names, list(by_class.values()))) is not None
+        ):
             found.notes.append(note)
-        note_left_out([dataset for dataset in (train, val) if isinstance(dataset, FileDataset)], found)
-        found.faults, found.notes = list(dict.fromkeys(found.faults)), list(dict.fromkeys(found.notes))
+        note_left_out(
+            [dataset for dataset in (train, val) if isinstance(dataset, FileDataset)], found
+        )
+        found.faults, found.notes = (
+            list(dict.fromkeys(found.faults)),
+            list(dict.fromkeys(found.notes)),
+        )
         return found
 
     def _check_sample(self, dataset: Dataset, index: int) -> set[int]:
@@ -117,7 +134,9 @@ class Check:
             self._compare(dataset.names[index], in_mask, labelled)
         return labelled or set()
 
-    def _check_image(self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Report) -> None:
+    def _check_image(
+        self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Report
+    ) -> None:
         """Decode the image, and remember what is worth a note."""
         name, seen = dataset.names[index], self.seen
         try:
@@ -135,7 +154,9 @@ class Check:
         except ValueError as error:
             faults.fault(error, paths)
 
-    def _check_mask(self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Report) -> set[int] | None:
+    def _check_mask(
+        self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Report
+    ) -> set[int] | None:
         """Decode the mask and return its ids; a fault in a mask that nothing reads is a note."""
         is_read = dataset is self.val or self.masks_are_labels
         try:

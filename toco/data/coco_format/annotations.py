@@ -1,11 +1,12 @@
 """Image-level labels and index masks from COCO's annotation files (``instances_train2014.json``).
 
 - Labels: every class with an object that is no crowd, also where other objects hide it.
-- Masks: smaller objects lie over larger ones (by their pixels; of two equal ones the first stays in sight), as a person
-  on a couch is meant to be seen. A crowd is void (255) and lies below all objects: where nothing else is known of a
-  pixel, some of it is the class and some is not.
+- Masks: smaller objects lie over larger ones (by their pixels; of two equal ones the first stays in
+  sight), as a person on a couch is meant to be seen. A crowd is void (255) and lies below all
+  objects: where nothing else is known of a pixel, some of it is the class and some is not.
 
-Objects are drawn by COCO's own code. That is C, and it trusts what it is given, so everything is checked before.
+Objects are drawn by COCO's own code. That is C, and it trusts what it is given, so everything is
+checked before.
 """
 
 from __future__ import annotations
@@ -91,8 +92,9 @@ class Annotations:
 
     Attributes:
         sha256: Of the file.
-        images: Those with at least one object, by their ids. Others were not annotated to be empty: COCO holds images
-            in which nothing of its classes was found, and the lists of the field leave them out.
+        images: Those with at least one object, by their ids. Others were not annotated to be empty:
+            COCO holds images in which nothing of its classes was found, and the lists of the field
+            leave them out.
         num_without_objects: How many were left out.
     """
 
@@ -106,18 +108,23 @@ class Annotations:
 
     def write_labels(self, path: Path) -> None:
         """Write image-level labels for :func:`toco.data.files.label_table.read_table`; the file appears whole."""
-        write_text(path, json.dumps({image.name: image.class_ids() for image in self.images}, indent=0) + "\n")
+        write_text(
+            path,
+            json.dumps({image.name: image.class_ids() for image in self.images}, indent=0) + "\n",
+        )
 
 
 def read_annotations(path: Path) -> Annotations:
     """Read and check an annotation file. It is held in memory once as text, and its outlines as arrays.
 
     Raises:
-        ValueError: It is missing or no such file, has other categories than COCO, or an object that is not one.
+        ValueError: It is missing or no such file, has other categories than COCO, or an object that
+            is not one.
     """
     try:
         sha256_of_file = sha256(path)
-        # Outlines become arrays as they are read: as lists of numbers they would take four times the memory.
+        # Outlines become arrays as they are read: as lists of numbers they would take four times
+        # the memory.
         root = read_json(path, object_pairs_hook=_object_or_dict)
     except FileNotFoundError:
         raise ValueError(
@@ -138,10 +145,14 @@ def read_annotations(path: Path) -> Annotations:
         images = dict(_image(row, by_image) for row in root["images"])
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as COCO's annotations ({error}).") from error
-    if len(images) != len(root["images"]) or len({image.name for image in images.values()}) != len(images):
+    if len(images) != len(root["images"]) or len({image.name for image in images.values()}) != len(
+        images
+    ):
         raise ValueError(f"{path}: two images have one id or one name.")
     if unknown := by_image.keys() - images.keys():
-        raise ValueError(f"{path}: there are objects of images that are not listed, such as {min(unknown)}.")
+        raise ValueError(
+            f"{path}: there are objects of images that are not listed, such as {min(unknown)}."
+        )
     annotated = tuple(images[i] for i in sorted(by_image))
     return Annotations(sha256_of_file, annotated, len(images) - len(annotated))
 
@@ -174,11 +185,16 @@ def _object(row: dict[str, Any]) -> CocoObject:
             polygons = tuple(np.array(polygon, dtype=np.float64) for polygon in shape)
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError("its polygons are no lists of numbers") from error
-        if any(p.ndim != 1 or len(p) < _MIN_COORDINATES or len(p) % 2 or not np.isfinite(p).all() for p in polygons):
+        if any(
+            p.ndim != 1 or len(p) < _MIN_COORDINATES or len(p) % 2 or not np.isfinite(p).all()
+            for p in polygons
+        ):
             raise ValueError("expected polygons of at least three points")
         return CocoObject(image_id, class_id, bool(is_crowd), polygons, None)
     if not isinstance(shape, dict) or not isinstance(counts := shape.get("counts"), list):
-        raise ValueError("expected polygons or a list of runs; compressed runs are not in the official files")
+        raise ValueError(
+            "expected polygons or a list of runs; compressed runs are not in the official files"
+        )
     if not all(type(count) is int and 0 <= count < 2**31 for count in counts):
         raise ValueError("expected runs of so many pixels")
     return CocoObject(image_id, class_id, bool(is_crowd), (), np.array(counts, dtype=np.int64))
@@ -198,8 +214,12 @@ def _image(row: object, by_image: dict[int, list[CocoObject]]) -> tuple[int, Ann
         raise ValueError(f"expected an image, found {_short(row)}")
     number, height, width = (row.get(key) for key in ("id", "height", "width"))
     name = _FILE_NAME.fullmatch(str(row.get("file_name")))
-    if not (name and isinstance(number, int) and isinstance(height, int) and isinstance(width, int)):
-        raise ValueError(f"expected an image with id, file_name, height and width, found {_short(row)}")
+    if not (
+        name and isinstance(number, int) and isinstance(height, int) and isinstance(width, int)
+    ):
+        raise ValueError(
+            f"expected an image with id, file_name, height and width, found {_short(row)}"
+        )
     if min(height, width) < 1 or height * width > MAX_PIXELS:
         raise ValueError(f"expected images of 1 to {MAX_PIXELS} px, found {_short(row)}")
     image = AnnotatedImage(name[1], height, width, tuple(by_image.get(number, ())))
@@ -211,14 +231,18 @@ def _image(row: object, by_image: dict[int, list[CocoObject]]) -> tuple[int, Ann
 def _check_inside(item: CocoObject, image: AnnotatedImage) -> None:
     """What an object says of pixels has to be about pixels of its image."""
     if item.runs is not None and int(item.runs.sum()) != image.height * image.width:
-        raise ValueError(f"the runs of an object of {image.name} are not of {image.height} x {image.width} px")
+        raise ValueError(
+            f"the runs of an object of {image.name} are not of {image.height} x {image.width} px"
+        )
     for polygon in item.polygons:
         points = polygon.reshape(-1, 2)
         size = np.array([image.width, image.height])
         is_far = (points < -size).any() or (points > 2 * size).any()
         length = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
         if is_far or length > _DRAWN_PER_PIXEL * image.height * image.width:
-            raise ValueError(f"an outline of an object of {image.name} is far outside of it or covers it over and over")
+            raise ValueError(
+                f"an outline of an object of {image.name} is far outside of it or covers it over and over"
+            )
 
 
 def _short(value: object) -> str:

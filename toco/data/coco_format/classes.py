@@ -1,7 +1,8 @@
 """The 80 classes of COCO, by both of their numberings.
 
-The annotation files number 91 categories, of which eleven were never annotated. Masks here number the 80 others from 1
-without a gap, so that class 12 (``stop sign``) is COCO's category 13 and every class after it lies further off.
+The annotation files number 91 categories, of which eleven were never annotated. Masks here number
+the 80 others from 1 without a gap, so that class 12 (``stop sign``) is COCO's category 13 and every
+class after it lies further off.
 """
 
 # fmt: off

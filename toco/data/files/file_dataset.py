@@ -11,7 +11,16 @@ import PIL
 from jaxtyping import Float32, UInt8
 
 from toco.data._dataset import DataConfig, Dataset, Fault
-from toco.data.files.images import FORMATS, MAX_PIXELS, Header, Levels, open_checked, read_header, read_image, read_mask
+from toco.data.files.images import (
+    FORMATS,
+    MAX_PIXELS,
+    Header,
+    Levels,
+    open_checked,
+    read_header,
+    read_image,
+    read_mask,
+)
 from toco.data.files.labels import LabelsFrom, Table, label_source, multi_hot
 from toco.data.files.layout import Layout, advise_on_missing, count, examples
 from toco.data.files.node_cache import NodeCache, node_cache, user_cache
@@ -35,17 +44,21 @@ class FileDataset(Dataset):
         allow_empty_labels: Whether an image may show no class.
         max_pixels: Larger images are refused before they are decoded.
         formats: Formats of images that are decoded.
-        levels: Levels of grey images of more than 8 bits that become 0 and 255; see :func:`read_image`.
+        levels: Levels of grey images of more than 8 bits that become 0 and 255; see
+            :func:`read_image`.
         notes: What reading the classes and the list left out.
         beside: Files and folders among the images that are none.
-        check_labels: Look for the labels of all images in a file of labels now, and not when they are asked for.
-        named_in: The list that ``names`` are from, for messages; ``None`` where they are from no list.
+        check_labels: Look for the labels of all images in a file of labels now, and not when they
+            are asked for.
+        named_in: The list that ``names`` are from, for messages; ``None`` where they are from no
+            list.
 
     Attributes:
         labels_from: The argument ``labels``.
 
     Raises:
-        ValueError: Images are missing, several have one name, or a file of labels is not one or lacks an image.
+        ValueError: Images are missing, several have one name, or a file of labels is not one or
+            lacks an image.
     """
 
     def __init__(
@@ -78,7 +91,8 @@ class FileDataset(Dataset):
         self._of_node: NodeCache | None = None
         self._prepared = config.cache != "node"
         if check_labels and isinstance(self._source, Table):
-            # A fault of a label file is said before the first step; masks and XML would all have to be opened for it.
+            # A fault of a label file is said before the first step; masks and XML would all have to
+            # be opened for it.
             for index in range(len(names)):
                 self.class_labels(index)
 
@@ -106,11 +120,15 @@ class FileDataset(Dataset):
         """Decode all images into the node's cache, if there is to be one and they are not in it."""
         if not self._prepared:
             self._prepared = True
-            self._of_node = node_cache(self._cache_root, self._files_digest(), len(self), self.size, self._decode)
+            self._of_node = node_cache(
+                self._cache_root, self._files_digest(), len(self), self.size, self._decode
+            )
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width, from the image's header."""
-        with open_checked(self.layout.image_path(self.names[index]), self._max_pixels, self._formats) as image:
+        with open_checked(
+            self.layout.image_path(self.names[index]), self._max_pixels, self._formats
+        ) as image:
             return image.height, image.width
 
     def class_labels(self, index: int) -> Float32[np.ndarray, " k"]:
@@ -142,19 +160,27 @@ class FileDataset(Dataset):
             turned = ""
             if mask.shape == size[::-1] and self.header(index).orientation > _LAST_UPRIGHT:
                 turned = " The image's EXIF orientation turns it, and is ignored: store the image turned, without EXIF."
-            raise ValueError(f"{path}: expected a mask of the image's size {size}, but it has {mask.shape}.{turned}")
+            raise ValueError(
+                f"{path}: expected a mask of the image's size {size}, but it has {mask.shape}.{turned}"
+            )
         if self._cache == "memory":
             self._masks[index] = mask
         return mask
 
     def header(self, index: int) -> Header:
         """Mode and EXIF orientation of the image. The orientation is ignored: masks lie on the stored pixels."""
-        return read_header(self.layout.image_path(self.names[index]), self._max_pixels, self._formats)
+        return read_header(
+            self.layout.image_path(self.names[index]), self._max_pixels, self._formats
+        )
 
     def label_path(self, index: int) -> Path:
         """The file, or for names of folders the image, that the image's label is read from."""
         layout = self.layout
-        paths = {"masks": layout.mask_path, "xml": layout.annotation_path, "folders": layout.image_path}
+        paths = {
+            "masks": layout.mask_path,
+            "xml": layout.annotation_path,
+            "folders": layout.image_path,
+        }
         path_of = paths.get(str(self.labels_from))
         return layout.root / self.labels_from if path_of is None else path_of(self.names[index])
 
@@ -226,7 +252,9 @@ def _find_images(layout: Layout, names: Sequence[str], named_in: Path | None) ->
             missing.append(name)
         elif len(paths) > 1:
             files = ", ".join(sorted(ascii(path.name)[1:-1] for path in paths))
-            raise ValueError(f"{layout.images}: {name!r} is the name of several images ({files}); keep one of them.")
+            raise ValueError(
+                f"{layout.images}: {name!r} is the name of several images ({files}); keep one of them."
+            )
         elif paths[0].with_suffix("") != layout.images / name:
             matched.append(name)
     if missing:

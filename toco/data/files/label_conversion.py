@@ -1,8 +1,9 @@
 """Convert the official pickled label file (``cls_labels_onehot.npy``) once, without running anything in it.
 
-The file is a pickled dictionary of arrays, and a pickle is a program. Here only the operations that such a dictionary
-needs are accepted, only the four names that numpy writes are resolved, and those to inert stand-ins: no numpy object
-is built from what the file says, since a forged dtype state could make numpy treat bytes as pointers.
+The file is a pickled dictionary of arrays, and a pickle is a program. Here only the operations that
+such a dictionary needs are accepted, only the four names that numpy writes are resolved, and those
+to inert stand-ins: no numpy object is built from what the file says, since a forged dtype state
+could make numpy treat bytes as pointers.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def convert_labels(source: Path, target: Path) -> int:
     """Write the labels in the pickled ``source`` to ``target``, a ``.npz`` or ``.json`` file; returns their number.
 
     Raises:
-        ValueError: ``source`` holds anything but a dictionary of names with 0/1 vectors of one length, or ``target``
-            has another suffix.
+        ValueError: ``source`` holds anything but a dictionary of names with 0/1 vectors of one
+            length, or ``target`` has another suffix.
     """
     if target.suffix not in (".npz", ".json"):
         raise ValueError(f"{target}: expected a .npz or .json file to write the labels to.")
@@ -45,7 +46,9 @@ def convert_labels(source: Path, target: Path) -> int:
         if target.suffix == ".npz":
             np.savez_compressed(file, names=np.array(names), class_labels=labels)
         else:
-            rows = {n: (np.flatnonzero(row) + 1).tolist() for n, row in zip(names, labels, strict=True)}
+            rows = {
+                n: (np.flatnonzero(row) + 1).tolist() for n, row in zip(names, labels, strict=True)
+            }
             file.write(json.dumps(rows, indent=0).encode())
     return len(names)
 
@@ -60,7 +63,11 @@ def read_pickled_labels(source: Path) -> tuple[tuple[str, ...], UInt8[np.ndarray
         payload = _payload(source)
         _refuse_operations(payload)
         outer = _Unpickler(io.BytesIO(payload)).load()
-        if not isinstance(outer, _Array) or outer.shape != () or not isinstance(outer.content, list):
+        if (
+            not isinstance(outer, _Array)
+            or outer.shape != ()
+            or not isinstance(outer.content, list)
+        ):
             raise ValueError("expected one array that holds a dictionary")
         (table,) = outer.content
         if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
@@ -71,10 +78,13 @@ def read_pickled_labels(source: Path) -> tuple[tuple[str, ...], UInt8[np.ndarray
         labels = np.stack(rows)
         if not np.isin(labels, (0, 1)).all():
             raise ValueError("expected labels 0 and 1 only")
-    # A forged file can make the reader fail in any way; none of them may look like success or like a crash.
+    # A forged file can make the reader fail in any way; none of them may look like success or like
+    # a crash.
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{source}: refused, it is not a label file like cls_labels_onehot.npy: {reason}.") from error
+        raise ValueError(
+            f"{source}: refused, it is not a label file like cls_labels_onehot.npy: {reason}."
+        ) from error
     return tuple(table), labels.astype(np.uint8)
 
 
@@ -125,7 +135,11 @@ def _payload(source: Path) -> bytes:
         raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
     with source.open("rb") as file:
         version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, _fortran, dtype = header(file)
         if shape != () or dtype != np.dtype(object):
             raise ValueError(f"expected one pickled object, found an array {shape} of {dtype}")
@@ -144,9 +158,15 @@ def _refuse_operations(payload: bytes) -> None:
 
 
 def _vector(name: str, value: object) -> np.ndarray:
-    if not isinstance(value, _Array) or not isinstance(value.dtype, _Dtype) or not isinstance(value.content, bytes):
+    if (
+        not isinstance(value, _Array)
+        or not isinstance(value.dtype, _Dtype)
+        or not isinstance(value.content, bytes)
+    ):
         raise ValueError(f"the label of {name!r} is not an array of numbers")
     vector = np.frombuffer(value.content, dtype=value.dtype.resolve())
     if value.shape != (vector.size,):
-        raise ValueError(f"the label of {name!r} has the shape {value.shape} but {vector.size} numbers")
+        raise ValueError(
+            f"the label of {name!r} has the shape {value.shape} but {vector.size} numbers"
+        )
     return vector

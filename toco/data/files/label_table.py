@@ -23,12 +23,15 @@ _Rows = list[tuple[str, list[int]]]
 def read_table(path: Path, class_names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     """Read a file of labels as ``{name: ids}``, ids ascending from 1.
 
-    - ``.csv``: columns ``name`` and ``class_ids`` (separated by spaces); other columns are left alone.
+    - ``.csv``: columns ``name`` and ``class_ids`` (separated by spaces); other columns are left
+      alone.
     - ``.json``: ``{"2007_000063": [9, 12], ...}``.
-    - ``.npz``: ``names`` (text, n) and ``class_labels`` (0 or 1, n x k), as ``convert_labels`` writes it.
+    - ``.npz``: ``names`` (text, n) and ``class_labels`` (0 or 1, n x k), as ``convert_labels``
+      writes it.
 
     Raises:
-        ValueError: The file is missing or of another kind, names an image twice, or has something else than ids.
+        ValueError: The file is missing or of another kind, names an image twice, or has something
+            else than ids.
     """
     readers = {".csv": _read_csv, ".json": _read_json, ".npz": _read_npz}
     if path.suffix not in readers:
@@ -54,7 +57,9 @@ def read_table(path: Path, class_names: tuple[str, ...]) -> dict[str, tuple[int,
         table[name] = tuple(sorted(set(ids)))
     if pairs := same_name(table):
         first, second = pairs[0]
-        raise ValueError(f"{path}: {first!r} and {second!r} differ only in their Unicode form; keep one.")
+        raise ValueError(
+            f"{path}: {first!r} and {second!r} differ only in their Unicode form; keep one."
+        )
     return table
 
 
@@ -62,7 +67,11 @@ def _check_ids(rows: _Rows, class_names: tuple[str, ...]) -> None:
     """Refuse what is no id of a class: vectors of 0 and 1, ids that begin at 0, ids out of range."""
     num_classes = len(class_names)
     # Of one class, 1 is its id and a vector at once.
-    if rows and num_classes > 1 and all(len(ids) == num_classes and set(ids) <= {0, 1} for _, ids in rows):
+    if (
+        rows
+        and num_classes > 1
+        and all(len(ids) == num_classes and set(ids) <= {0, 1} for _, ids in rows)
+    ):
         name, ids = rows[0]
         raise ValueError(
             f"{name!r} has {ids}, which reads as a vector of 0 and 1, one for each class; write the ids of the "
@@ -89,15 +98,21 @@ def _read_csv(path: Path, class_names: tuple[str, ...]) -> _Rows:
         hint = ""
         if len(header) == 1 and re.search(r"[;\t]", header[0]):
             hint = "; separate columns by commas"
-        elif len(header) > 1 and _WHOLE_NUMBER.fullmatch(header[1].split()[0] if header[1].split() else ""):
+        elif len(header) > 1 and _WHOLE_NUMBER.fullmatch(
+            header[1].split()[0] if header[1].split() else ""
+        ):
             hint = "; write name,class_ids above the first row"
-        raise ValueError(f"expected the columns name and class_ids in the first line, found {header}{hint}")
+        raise ValueError(
+            f"expected the columns name and class_ids in the first line, found {header}{hint}"
+        )
     name_column, ids_column = header.index("name"), header.index("class_ids")
     rows = []
     for number, fields in enumerate(lines[1:], start=2):
         if not any(field.strip() for field in fields):
             continue
-        if any(field.strip() for field in fields[len(header) :]) or len(fields) <= max(name_column, ids_column):
+        if any(field.strip() for field in fields[len(header) :]) or len(fields) <= max(
+            name_column, ids_column
+        ):
             raise ValueError(
                 f"row {number} has {len(fields)} fields, and the first line {len(header)}: {fields}; separate ids by "
                 "spaces, as in name,1 2"
@@ -113,7 +128,9 @@ def _ids_of_text(name: str, text: str, class_names: tuple[str, ...]) -> list[int
     parts = text.split()
     if all(_WHOLE_NUMBER.fullmatch(part) for part in parts):
         return [int(part) for part in parts]
-    raise ValueError(f"expected class ids separated by spaces for {name!r}, found {text!r}{_hint(text, class_names)}")
+    raise ValueError(
+        f"expected class ids separated by spaces for {name!r}, found {text!r}{_hint(text, class_names)}"
+    )
 
 
 def _hint(value: object, class_names: tuple[str, ...]) -> str:
@@ -135,7 +152,9 @@ def _read_json(path: Path, class_names: tuple[str, ...]) -> _Rows:
     for name, ids in content:
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
             found = _short(dict(ids) if isinstance(ids, tuple) else ids)
-            raise ValueError(f"expected a list of class ids for {name!r}, found {found}{_hint(ids, class_names)}")
+            raise ValueError(
+                f"expected a list of class ids for {name!r}, found {found}{_hint(ids, class_names)}"
+            )
     return list(content)
 
 
@@ -146,7 +165,9 @@ def _read_npz(path: Path, class_names: tuple[str, ...]) -> _Rows:
         with zipfile.ZipFile(path) as archive:
             shape, dtype = _head(archive, "names")
             if len(shape) != 1 or dtype.kind != "U":
-                raise ValueError(f"expected names as text in one dimension, found {dtype} of shape {shape}")
+                raise ValueError(
+                    f"expected names as text in one dimension, found {dtype} of shape {shape}"
+                )
             expected = (*shape, num_classes)
             shape, dtype = _head(archive, "class_labels")
             if shape != expected:
@@ -161,16 +182,25 @@ def _read_npz(path: Path, class_names: tuple[str, ...]) -> _Rows:
         raise ValueError(str(error).rstrip(".") or type(error).__name__) from error
     if not np.isin(labels, (0, 1)).all():
         raise ValueError("expected labels 0 and 1 only")
-    return [(str(name), (np.flatnonzero(row) + 1).tolist()) for name, row in zip(names, labels, strict=True)]
+    return [
+        (str(name), (np.flatnonzero(row) + 1).tolist())
+        for name, row in zip(names, labels, strict=True)
+    ]
 
 
 def _head(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an array, of which nothing is read yet."""
     if f"{name}.npy" not in archive.namelist():
-        raise ValueError(f"expected the arrays names and class_labels, found {', '.join(archive.namelist()) or 'none'}")
+        raise ValueError(
+            f"expected the arrays names and class_labels, found {', '.join(archive.namelist()) or 'none'}"
+        )
     with archive.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, _, dtype = read(file)
     if dtype.hasobject:
         raise ValueError(
@@ -178,7 +208,9 @@ def _head(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtyp
         )
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes > _MAX_ARRAY_BYTES:
-        raise ValueError(f"{name} of shape {shape} takes {num_bytes} bytes, more than {_MAX_ARRAY_BYTES}")
+        raise ValueError(
+            f"{name} of shape {shape} takes {num_bytes} bytes, more than {_MAX_ARRAY_BYTES}"
+        )
     return shape, dtype
 
 

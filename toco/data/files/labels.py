@@ -30,7 +30,9 @@ It raises ``ValueError`` where it does not know the image, or the image has an i
 """
 
 
-def label_source(layout: Layout, labels: LabelsFrom, class_names: tuple[str, ...], max_pixels: int) -> LabelSource:
+def label_source(
+    layout: Layout, labels: LabelsFrom, class_names: tuple[str, ...], max_pixels: int
+) -> LabelSource:
     """Open a source of labels. A file's labels are all read and validated now; masks and XML when asked for.
 
     Raises:
@@ -79,11 +81,19 @@ class Table:
             path = PurePosixPath(other.replace("\\", "/"))
             return str(path.with_suffix("") if path.suffix.lower() in _IMAGE_SUFFIXES else path)
 
-        near = next((other for other in self.names if composed(plain(other)) == composed(name)), None)
-        return "" if near is None else f" It names {near!r}: write names without suffix, and with / between folders."
+        near = next(
+            (other for other in self.names if composed(plain(other)) == composed(name)), None
+        )
+        return (
+            ""
+            if near is None
+            else f" It names {near!r}: write names without suffix, and with / between folders."
+        )
 
 
-def _ids_in_mask(layout: Layout, num_foreground_classes: int, max_pixels: int, name: str) -> tuple[int, ...]:
+def _ids_in_mask(
+    layout: Layout, num_foreground_classes: int, max_pixels: int, name: str
+) -> tuple[int, ...]:
     mask = read_mask(layout.mask_path(name), num_foreground_classes, max_pixels)
     return tuple(i for i in ids_in(mask) if i not in (0, IGNORE_INDEX))
 
@@ -98,10 +108,14 @@ def _ids_in_annotation(layout: Layout, ids: Mapping[str, int], name: str) -> tup
     except OSError as error:
         raise ValueError(f"{path}: the annotation cannot be read: {error.strerror}.") from error
     if root.tag != "annotation":
-        raise ValueError(f"{path}: expected an annotation of VOC's form, <annotation>, but it is <{root.tag}>.")
+        raise ValueError(
+            f"{path}: expected an annotation of VOC's form, <annotation>, but it is <{root.tag}>."
+        )
     shown = {composed(item.findtext("name", "").strip()) for item in root.findall("object")}
     if unknown := sorted(shown - ids.keys()):
-        raise ValueError(f"{path}: {', '.join(map(repr, unknown))} is not in the class list: {', '.join(ids)}.")
+        raise ValueError(
+            f"{path}: {', '.join(map(repr, unknown))} is not in the class list: {', '.join(ids)}."
+        )
     return tuple(sorted(ids[item] for item in shown))
 
 

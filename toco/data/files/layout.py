@@ -22,7 +22,9 @@ VOC_CLASSES = (
 # fmt: on
 """Foreground classes of PASCAL VOC 2012, in the order of their ids 1 to 20."""
 _BACKGROUND_NAMES = frozenset({"background", "_background_", "__background__", "bg"})
-_VOID_NAMES = frozenset({"void", "_void_", "__void__", "ignore", "_ignore_", "__ignore__", "unlabeled", "unlabelled"})
+_VOID_NAMES = frozenset(
+    {"void", "_void_", "__void__", "ignore", "_ignore_", "__ignore__", "unlabeled", "unlabelled"}
+)
 _MAX_CLASSES = 254  # 0 is the background and 255 is void
 _NUM_EXAMPLES = 5
 _NUMBERED = re.compile(r"(\d+)[\s:;,.)]+\S")
@@ -54,9 +56,9 @@ class Layout:
 
         Args:
             root: Folder that holds ``JPEGImages``, ``ImageSets/Segmentation`` and the masks.
-            mask_folder: Name of the folder of masks; by default ``SegmentationClassAug`` where it exists (its masks
-                cover the images of ``train_aug``, VOC's own only those of ``train`` and ``val``), else
-                ``SegmentationClass``.
+            mask_folder: Name of the folder of masks; by default ``SegmentationClassAug`` where it
+                exists (its masks cover the images of ``train_aug``, VOC's own only those of
+                ``train`` and ``val``), else ``SegmentationClass``.
         """
         if mask_folder is None:
             aug = "SegmentationClassAug"
@@ -86,7 +88,9 @@ class Layout:
         for path in self._candidates(name):
             if path.is_file():
                 return path
-        raise ValueError(f"{self.images / name}: expected an image with {' or '.join(self.suffixes)}.")
+        raise ValueError(
+            f"{self.images / name}: expected an image with {' or '.join(self.suffixes)}."
+        )
 
     def mask_path(self, name: str) -> Path:
         """Where the mask of ``name`` is, if it has one.
@@ -122,7 +126,11 @@ def unicode_forms(name: str) -> tuple[str, ...]:
     """The name as it is, composed (NFC) and decomposed (NFD), each once."""
     if name.isascii():
         return (name,)
-    return tuple(dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))))
+    return tuple(
+        dict.fromkeys(
+            (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+        )
+    )
 
 
 def examples(names: Sequence[str]) -> str:
@@ -160,11 +168,16 @@ def name_fault(name: str) -> str | None:
     (None, "leads out of the data set's folder")
     """
     if any(character.isspace() or not character.isprintable() for character in name):
-        return leads_out(name) or "is not one name (a list holds one name a line, without paths or labels)"
+        return (
+            leads_out(name)
+            or "is not one name (a list holds one name a line, without paths or labels)"
+        )
     return leads_out(name)
 
 
-def read_names(layout: Layout, list_name: str, fault: Callable[[str], str | None] = name_fault) -> tuple[str, ...]:
+def read_names(
+    layout: Layout, list_name: str, fault: Callable[[str], str | None] = name_fault
+) -> tuple[str, ...]:
     """The names in a list, in its order. Blank lines, and blanks around a name, are dropped.
 
     Args:
@@ -173,7 +186,8 @@ def read_names(layout: Layout, list_name: str, fault: Callable[[str], str | None
         fault: Why a line cannot be a name, or ``None``.
 
     Raises:
-        ValueError: There is no such list, it is empty, or a name is doubled or leads out of the folder.
+        ValueError: There is no such list, it is empty, or a name is doubled or leads out of the
+            folder.
     """
     path = layout.list_path(list_name)
     names, problems = check_names(list_lines(path), fault)
@@ -190,8 +204,13 @@ def check_names(
     """Usable names of a list, once each, and what is wrong with the others."""
     written = [name for line in lines if (name := line.strip())]
     problems = [f"{name!r} {reason}" for name in dict.fromkeys(written) if (reason := fault(name))]
-    problems += [f"{name!r} is there {count} times" for name, count in Counter(written).items() if count > 1]
-    problems += [f"{first!r} and {second!r} differ only in their Unicode form" for first, second in same_name(written)]
+    problems += [
+        f"{name!r} is there {count} times" for name, count in Counter(written).items() if count > 1
+    ]
+    problems += [
+        f"{first!r} and {second!r} differ only in their Unicode form"
+        for first, second in same_name(written)
+    ]
     return tuple(name for name in dict.fromkeys(written) if not fault(name)), problems
 
 
@@ -215,7 +234,9 @@ def list_lines(path: Path) -> list[str]:
         return read_lines(path)
     except FileNotFoundError:
         present = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        raise ValueError(f"{path}: there is no such list of names; lists there: {present}.") from None
+        raise ValueError(
+            f"{path}: there is no such list of names; lists there: {present}."
+        ) from None
     except OSError as error:
         raise ValueError(f"{path}: the list cannot be read: {error.strerror}.") from error
 
@@ -230,20 +251,29 @@ def advise_on_missing(layout: Layout, name: str) -> str:
         files = sorted(file.name for file in folder.iterdir())
     except OSError:
         return f" There is no folder {str(folder)!r}."
-    near = [file for file in files if composed(Path(file).stem).casefold() == composed(wanted.name).casefold()]
+    near = [
+        file
+        for file in files
+        if composed(Path(file).stem).casefold() == composed(wanted.name).casefold()
+    ]
     if not near:
         return ""
     images = [file for file in near if Path(file).suffix in layout.suffixes]
     if images:
         return f" There is {images[0]!r}: write the name as the file has it."
     suffixes = ", ".join(dict.fromkeys(suffix.lower() for suffix in layout.suffixes))
-    return f" There is {near[0]!r}, which is not read: images end in {suffixes}; convert or rename it."
+    return (
+        f" There is {near[0]!r}, which is not read: images end in {suffixes}; convert or rename it."
+    )
 
 
-def read_class_names(layout: Layout, path: Path | None = None, notes: list[Fault] | None = None) -> tuple[str, ...]:
+def read_class_names(
+    layout: Layout, path: Path | None = None, notes: list[Fault] | None = None
+) -> tuple[str, ...]:
     """Foreground classes: from ``path``, from the ``classes.txt`` of the root, or else VOC's twenty.
 
-    The file has one name a line in the order of the ids; a first line that names the background is left out.
+    The file has one name a line in the order of the ids; a first line that names the background is
+    left out.
 
     Args:
         layout: Says where the root is.
@@ -251,8 +281,8 @@ def read_class_names(layout: Layout, path: Path | None = None, notes: list[Fault
         notes: Gets what was left out of the file.
 
     Raises:
-        ValueError: The file is missing, empty, no list of names, names a class twice, more than 254 classes, or
-            something that is no class.
+        ValueError: The file is missing, empty, no list of names, names a class twice, more than 254
+            classes, or something that is no class.
     """
     if path is None:
         path = layout.root / "classes.txt"
@@ -263,7 +293,9 @@ def read_class_names(layout: Layout, path: Path | None = None, notes: list[Fault
     except UnreadableError:
         raise
     except OSError as error:
-        raise ValueError(f"{path}: expected a file with one class name a line ({error.strerror}).") from error
+        raise ValueError(
+            f"{path}: expected a file with one class name a line ({error.strerror})."
+        ) from error
     names = [line for line in lines if line]
     if fault := _fault_of_lines(names):
         raise ValueError(f"{path}: expected one class name a line, but {fault}.")
@@ -287,17 +319,28 @@ def read_class_names(layout: Layout, path: Path | None = None, notes: list[Fault
     inner = lines[: max(index for index, line in enumerate(lines) if line)]
     if notes is not None and "" in inner:
         number = inner.index("") + 1
-        notes.append(Fault(path, f"line {number} is blank and was left out; classes are numbered without a gap."))
+        notes.append(
+            Fault(
+                path,
+                f"line {number} is blank and was left out; classes are numbered without a gap.",
+            )
+        )
     folded = Counter(name.casefold() for name in names)
     if notes is not None and (same := [name for name in names if folded[name.casefold()] > 1]):
-        notes.append(Fault(path, f"the classes {examples(same)} differ in upper and lower case alone."))
+        notes.append(
+            Fault(path, f"the classes {examples(same)} differ in upper and lower case alone.")
+        )
     return tuple(names)
 
 
 def _fault_of_lines(lines: Sequence[str]) -> str | None:
     """Why the lines of a file are no list of class names, or ``None``."""
     numbers = [int(match[1]) for line in lines if (match := _NUMBERED.match(line))]
-    if len(lines) > 1 and len(numbers) == len(lines) and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+    if (
+        len(lines) > 1
+        and len(numbers) == len(lines)
+        and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    ):
         return f"its lines are numbered, as in {lines[0]!r}; write the names alone"
     if _is_json("\n".join(lines)):
         return f"{lines[0]!r} begins JSON; write plain text"
@@ -320,4 +363,6 @@ def _first_file(folder: Path, name: str, suffix: str) -> Path:
     """The file of ``name`` in a folder, in whichever Unicode form; where there is none, the name as it is."""
     forms = unicode_forms(name)
     paths = (folder / f"{form}{suffix}" for form in forms)
-    return next((path for path in paths if len(forms) == 1 or path.is_file()), folder / f"{name}{suffix}")
+    return next(
+        (path for path in paths if len(forms) == 1 or path.is_file()), folder / f"{name}{suffix}"
+    )

@@ -1,7 +1,7 @@
 """Decoded images in one file, which all processes of a node map into their memory instead of decoding.
 
-The file is written once, by whichever process comes first, and the page cache of the system holds it once, however many
-trainings and loader processes read it.
+The file is written once, by whichever process comes first, and the page cache of the system holds
+it once, however many trainings and loader processes read it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def user_cache() -> Path:
 class NodeCache:
     """The decoded images of one list of files. A pickle holds no pixels and maps the file again.
 
-    Pixels are compared with their checksum when a process reads them first. An image that does not fit is not
-    delivered, and the cache gives up its index, so that it is written again when it is opened next.
+    Pixels are compared with their checksum when a process reads them first. An image that does not
+    fit is not delivered, and the cache gives up its index, so that it is written again when it is
+    opened next.
 
     Raises:
         OSError: The files cannot be read.
@@ -53,9 +54,15 @@ class NodeCache:
     def __init__(self, folder: Path, manifest: str) -> None:
         self._folder, self._manifest = folder, manifest
         index = read_record(folder / _INDEX)
-        expected = {"format_version": _FORMAT_VERSION, "manifest": manifest, "bytes": (folder / _PIXELS).stat().st_size}
+        expected = {
+            "format_version": _FORMAT_VERSION,
+            "manifest": manifest,
+            "bytes": (folder / _PIXELS).stat().st_size,
+        }
         if {key: index.get(key) for key in expected} != expected:
-            raise ValueError("its index is of other images, of another version, or of another length of the file")
+            raise ValueError(
+                "its index is of other images, of another version, or of another length of the file"
+            )
         self._places: list[_Place] = index["places"]
         self._pixels = np.memmap(folder / _PIXELS, dtype=np.uint8, mode="r")
         self._compared: set[int] = set()
@@ -100,17 +107,20 @@ def node_cache(
         manifest: Hexadecimal digest that changes when a pixel of the images may.
         count: How many images there are.
         size: Height and width of an image, without decoding it.
-        decode: Decodes an image. One that raises ``ValueError`` is left out, and refused when it is asked for.
+        decode: Decodes an image. One that raises ``ValueError`` is left out, and refused when it is
+            asked for.
 
     Returns:
-        The cache, or ``None`` where it cannot be written or read; a log entry says why. Images are decoded then.
+        The cache, or ``None`` where it cannot be written or read; a log entry says why. Images are
+        decoded then.
     """
     folder = root / f"decoded-{_FORMAT_VERSION}-{manifest[:16]}"
     if folder.is_dir() and (whole := _opened(folder, manifest)) is not None:
         return whole
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Whoever waits here finds the folder afterwards. The lock goes with its process, however that ends.
+        # Whoever waits here finds the folder afterwards. The lock goes with its process, however
+        # that ends.
         with (root / f".{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if folder.is_dir() and _opened(folder, manifest) is None:
@@ -120,7 +130,9 @@ def node_cache(
                 _write(folder, manifest, count, size, decode)
     except OSError as error:
         logger.warning(
-            "%s: the decoded images cannot be kept there (%s); they are decoded each time.", printable(root), error
+            "%s: the decoded images cannot be kept there (%s); they are decoded each time.",
+            printable(root),
+            error,
         )
         return None
     return _opened(folder, manifest)
@@ -130,7 +142,9 @@ def _opened(folder: Path, manifest: str) -> NodeCache | None:
     try:
         return NodeCache(folder, manifest)
     except (OSError, ValueError) as error:
-        logger.warning("%s: expected decoded images, but they cannot be read (%s).", printable(folder), error)
+        logger.warning(
+            "%s: expected decoded images, but they cannot be read (%s).", printable(folder), error
+        )
         return None
 
 
@@ -150,9 +164,13 @@ def _write(
     *starts, end = accumulate((height * width * 3 for height, width in sizes), initial=0)
     free = shutil.disk_usage(folder.parent).free
     if free < end + _SPARE_BYTES:
-        raise OSError(errno.ENOSPC, f"{end} bytes and {_SPARE_BYTES} to spare are needed, {free} are free")
+        raise OSError(
+            errno.ENOSPC, f"{end} bytes and {_SPARE_BYTES} to spare are needed, {free} are free"
+        )
     unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed: only who has the lock writes here
+    shutil.rmtree(
+        unfinished, ignore_errors=True
+    )  # of a process that was killed: only who has the lock writes here
     unfinished.mkdir()
     try:
         with (unfinished / _PIXELS).open("wb") as pixels, ThreadPoolExecutor() as threads:
@@ -179,7 +197,12 @@ def _write(
             )
             pixels.truncate(end)
             os.fsync(pixels.fileno())
-        whole = {"format_version": _FORMAT_VERSION, "manifest": manifest, "bytes": end, "places": places}
+        whole = {
+            "format_version": _FORMAT_VERSION,
+            "manifest": manifest,
+            "bytes": end,
+            "places": places,
+        }
         write_record(unfinished / _INDEX, whole)
         unfinished.rename(folder)
         sync(folder.parent)

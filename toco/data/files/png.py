@@ -17,12 +17,15 @@ _STORED_MAX = 65_535  # longest stored block of deflate; its length is a 16-bit 
 def png_bytes(pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]) -> bytes:
     """A grey or RGB PNG with its data stored, not compressed.
 
-    Compressed data depends on the version of zlib (and zlib-ng, and PIL's settings); stored blocks leave nothing to
-    choose. Source: PNG specification, third edition; RFC 1950 and RFC 1951, section 3.2.4.
+    Compressed data depends on the version of zlib (and zlib-ng, and PIL's settings); stored blocks
+    leave nothing to choose. Source: PNG specification, third edition; RFC 1950 and RFC 1951,
+    section 3.2.4.
     """
     height, width = pixels.shape[:2]
     # A row begins with the number of its filter; 0 is none.
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1).tobytes()
+    rows = np.concatenate(
+        [np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1
+    ).tobytes()
     header = struct.pack(">IIBBBBB", width, height, 8, _RGB if pixels.ndim == 3 else _GREY, 0, 0, 0)
     stream = b"\x78\x01" + b"".join(_stored_blocks(rows)) + struct.pack(">I", zlib.adler32(rows))
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", stream) + _chunk(b"IEND", b"")
@@ -36,4 +39,9 @@ def _stored_blocks(data: bytes) -> Iterator[bytes]:
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )

@@ -49,4 +49,8 @@ def notes_of_splits(train: Dataset, val: Dataset) -> tuple[Fault, ...]:
 def note_of_classes(class_names: Collection[str], num_images: Collection[int]) -> Fault | None:
     """Which classes no training image shows, if there are any."""
     without = [name for name, count in zip(class_names, num_images, strict=True) if not count]
-    return Fault(Path("train"), f"no training image shows the class {examples(without)}.") if without else None
+    return (
+        Fault(Path("train"), f"no training image shows the class {examples(without)}.")
+        if without
+        else None
+    )

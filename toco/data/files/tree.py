@@ -19,7 +19,8 @@ class Tree:
     Attributes:
         folder: The folder.
         suffixes: Of images, in small letters.
-        names: Relative paths of images without their suffix, sorted; a name is there twice if two images have it.
+        names: Relative paths of images without their suffix, sorted; a name is there twice if two
+            images have it.
         others: Number of files that are no images, by suffix.
         hidden: Hidden files and folders, which are left out with all that is in them.
         again: Images that are there by another name, too: a link leads to them. They are left out.
@@ -38,15 +39,21 @@ class Tree:
         """What was left out."""
         notes = [f"left out: {phrase}." for phrase in self.left_out]
         if self.again:
-            notes.append(f"{count(len(self.again), 'image')} left out, met again by a link: {examples(self.again)}.")
+            notes.append(
+                f"{count(len(self.again), 'image')} left out, met again by a link: {examples(self.again)}."
+            )
         if self.others:
-            counts = ", ".join(f"{suffix or 'no suffix'} {number}" for suffix, number in self.others.items())
+            counts = ", ".join(
+                f"{suffix or 'no suffix'} {number}" for suffix, number in self.others.items()
+            )
             notes.append(
                 f"{count(sum(self.others.values()), 'file')} left out, since images are {', '.join(self.suffixes)}: "
                 f"{counts}."
             )
         if self.hidden:
-            notes.append(f"hidden files and folders left out, {len(self.hidden)}: {examples(self.hidden)}.")
+            notes.append(
+                f"hidden files and folders left out, {len(self.hidden)}: {examples(self.hidden)}."
+            )
         return tuple(Fault(self.folder, note) for note in notes)
 
 
@@ -63,7 +70,9 @@ def read_tree(folder: Path, suffixes: Collection[str], without: Iterable[Path] =
     """
     contents = files_below(folder, without)
     if contents.closed:
-        raise ValueError(f"{contents.closed[0]}: the folder cannot be opened; change its permissions.")
+        raise ValueError(
+            f"{contents.closed[0]}: the folder cannot be opened; change its permissions."
+        )
     images = [path for path in contents.files if path.suffix in suffixes]
     taken, again = _each_once(folder, images)
     others = Counter(path.suffix for path in contents.files if path.suffix not in suffixes)
@@ -93,7 +102,9 @@ def _each_once(folder: Path, paths: Iterable[Path]) -> tuple[list[Path], list[Pa
         real[path] = path.resolve() if path.is_symlink() else parents[path.parent] / path.name
 
     def order(path: Path) -> tuple[bool, str]:
-        return real[path] != top / path.relative_to(folder), path.as_posix()  # a path without links comes first
+        return real[path] != top / path.relative_to(
+            folder
+        ), path.as_posix()  # a path without links comes first
 
     taken: dict[Path, Path] = {}
     again = []

@@ -1,7 +1,7 @@
 """Training batches as a pure function of the step.
 
-Which images a step sees follows from (seed, step), and how an image is changed from (seed, epoch, index), so that
-neither the number of loader processes nor a resume changes a batch.
+Which images a step sees follows from (seed, step), and how an image is changed from (seed, epoch,
+index), so that neither the number of loader processes nor a resume changes a batch.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class TrainLoader:
         extra_views: Views to make besides the first.
 
     Raises:
-        ValueError: The data set has fewer images than a batch, the batch cannot be parted among the processes, or the
-            seed is out of range.
+        ValueError: The data set has fewer images than a batch, the batch cannot be parted among the
+            processes, or the seed is out of range.
     """
 
     def __init__(
@@ -56,8 +56,11 @@ class TrainLoader:
         extra_views: Collection[ExtraView] = EXTRA_VIEWS,
     ) -> None:
         if not 0 < batch_size <= len(dataset):
-            raise ValueError(f"Expected a batch size from 1 to the {len(dataset)} images there are, got {batch_size}.")
-        # A larger one takes two words of the sequence of a generator, which another (seed, epoch) could also give.
+            raise ValueError(
+                f"Expected a batch size from 1 to the {len(dataset)} images there are, got {batch_size}."
+            )
+        # A larger one takes two words of the sequence of a generator, which another (seed, epoch)
+        # could also give.
         if not 0 <= seed < MAX_SEED:
             raise ValueError(f"Expected a seed from 0 to {MAX_SEED - 1}, got {seed}.")
         if batch_size % shard.world_size:
@@ -71,7 +74,9 @@ class TrainLoader:
         self._num_workers, self._pin_memory, self._patience_s = num_workers, pin_memory, patience_s
         self.steps_per_epoch = len(dataset) // batch_size
 
-    def batches(self, start_step: int, num_steps: int, stop: threading.Event | None = None) -> Generator[RawBatch]:
+    def batches(
+        self, start_step: int, num_steps: int, stop: threading.Event | None = None
+    ) -> Generator[RawBatch]:
         """This shard's part of the batches of steps ``start_step`` to ``start_step + num_steps - 1``.
 
         Loader processes live as long as this iterator: ask once for a whole run, and close it.
@@ -79,11 +84,13 @@ class TrainLoader:
         Args:
             start_step: The first step.
             num_steps: How many batches.
-            stop: Ends the iterator early where it is set while a batch of a loader process is waited for.
+            stop: Ends the iterator early where it is set while a batch of a loader process is
+                waited for.
 
         Raises:
-            LoaderError: A loader process ended or delivers nothing. Where several processes share the batches,
-                ``stop`` is one, too: they cannot all stop after the same step any more.
+            LoaderError: A loader process ended or delivers nothing. Where several processes share
+                the batches, ``stop`` is one, too: they cannot all stop after the same step any
+                more.
             Exception: What reading an image raised, the same with loader processes and without.
         """
         keys = self._keys(start_step, num_steps)
@@ -115,7 +122,9 @@ class TrainLoader:
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of the images in an epoch."""
-    return np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(_ORDER,))).permutation(num_images)
+    return np.random.default_rng(
+        np.random.SeedSequence([seed, epoch], spawn_key=(_ORDER,))
+    ).permutation(num_images)
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -124,7 +133,12 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 def _make_batch(
-    dataset: Dataset, views: ViewsConfig, seed: int, shard: Shard, extra_views: frozenset[ExtraView], keys: Keys
+    dataset: Dataset,
+    views: ViewsConfig,
+    seed: int,
+    shard: Shard,
+    extra_views: frozenset[ExtraView],
+    keys: Keys,
 ) -> RawBatch:
     """The batch of some epochs and indices."""
 

@@ -1,8 +1,9 @@
 """Processes that make batches ahead of their use, and the way of a batch from them to the training.
 
-A process shares a pair of connected sockets with the training, and nothing else: no lock, no queue, and no room in
-``/dev/shm``, which is small in many containers. A batch travels as a file without a name, in memory, whose descriptor
-goes through the socket. When one of the two processes ends, its socket does, and the other one sees it at once.
+A process shares a pair of connected sockets with the training, and nothing else: no lock, no queue,
+and no room in ``/dev/shm``, which is small in many containers. A batch travels as a file without a
+name, in memory, whose descriptor goes through the socket. When one of the two processes ends, its
+socket does, and the other one sees it at once.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class LoaderProcesses:
         number: Processes.
         pin_memory: Copy the batches to page-locked memory.
         patience_s: Longest that one batch may take.
-        share_stop: Whether other ranks stop with this one, so that it cannot stop before a batch arrives.
+        share_stop: Whether other ranks stop with this one, so that it cannot stop before a batch
+            arrives.
     """
 
     def __init__(
@@ -88,10 +90,16 @@ class LoaderProcesses:
             Exception: What making a batch raised.
         """
         # The thread that receives has the GPU of this one, in whose context memory is page-locked.
-        take_gpu = partial(torch.cuda.set_device, torch.cuda.current_device()) if self._pin_memory else None
+        take_gpu = (
+            partial(torch.cuda.set_device, torch.cuda.current_device())
+            if self._pin_memory
+            else None
+        )
         with (
             self._started() as processes,
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader", initializer=take_gpu) as receiver,
+            ThreadPoolExecutor(
+                max_workers=1, thread_name_prefix="loader", initializer=take_gpu
+            ) as receiver,
             ExitStack() as before_the_thread_is_waited_for,
         ):
             before_the_thread_is_waited_for.callback(self._ending.set)
@@ -122,7 +130,9 @@ class LoaderProcesses:
                 following = receiver.submit(receive)
                 yield batch
 
-    def _waited_for(self, following: Future[RawBatch | None], stop: threading.Event) -> RawBatch | None:
+    def _waited_for(
+        self, following: Future[RawBatch | None], stop: threading.Event
+    ) -> RawBatch | None:
         waited_s = 0.0
         while True:
             if wait([following], timeout=_LOOK_EVERY_S).done:
@@ -151,7 +161,11 @@ class LoaderProcesses:
                 return error
             process.join(_FAREWELL_S)
             code = process.exitcode
-            how = f"killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
+            how = (
+                f"killed by signal {-code}"
+                if code is not None and code < 0
+                else f"ended with status {code}"
+            )
             return LoaderError(
                 f"A loader process was {how} while it made a batch; most often memory had run out. Lower num_workers, "
                 "or set data.cache to node instead of memory; --resume goes on from the last checkpoint."
@@ -164,9 +178,14 @@ class LoaderProcesses:
     @contextmanager
     def _started(self) -> Iterator[dict[Connection, BaseProcess]]:
         """The processes by their connections; none is left in the end."""
-        # A fork would copy the locks of a process that has started threads or CUDA, and hang on them.
+        # A fork would copy the locks of a process that has started threads or CUDA, and hang on
+        # them.
         by_server = "forkserver" in multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver") if by_server else multiprocessing.get_context("spawn")
+        context = (
+            multiprocessing.get_context("forkserver")
+            if by_server
+            else multiprocessing.get_context("spawn")
+        )
         processes: dict[Connection, BaseProcess] = {}
 
         def end() -> None:
@@ -178,12 +197,15 @@ class LoaderProcesses:
                 process.kill()
                 process.join()
 
-        # Python waits for what is left of them when it exits, and an iterator that a traceback keeps also keeps them.
+        # Python waits for what is left of them when it exits, and an iterator that a traceback
+        # keeps also keeps them.
         atexit.register(end)
         try:
             for number in range(self._number):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs, self._make), name=f"loader {number}", daemon=True)
+                process = context.Process(
+                    target=_work, args=(theirs, self._make), name=f"loader {number}", daemon=True
+                )
                 # The end of the process is the end of the connection only if nobody else holds it.
                 with _signals_blocked(), theirs:
                     process.start()
@@ -211,7 +233,11 @@ class _Pickler(pickle.Pickler):
     """Leaves the bytes of tensors out, as pickle does with those of NumPy's arrays."""
 
     def reducer_override(self, value: Any) -> Any:  # noqa: ANN401 - as pickle declares it
-        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented
+        return (
+            (torch.from_numpy, (value.numpy(),))
+            if isinstance(value, torch.Tensor)
+            else NotImplemented
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +283,8 @@ def _send(connection: Connection, packed: _Packed) -> None:
     try:
         connection.send((packed.head, packed.spans, packed.size))
         if packed.size:
-            # Not by multiprocessing, which on macOS waits for an answer and takes the next request for it.
+            # Not by multiprocessing, which on macOS waits for an answer and takes the next request
+            # for it.
             with _socket_of(connection) as way:
                 socket.send_fds(way, [_MARK], [packed.file])
     finally:
@@ -309,8 +336,8 @@ def _write(file: int, content: memoryview, start: int) -> None:
 def _signals_blocked() -> Iterator[None]:
     """Processes started in here inherit the block, also through the fork server, from their first instruction on.
 
-    A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process group. The training process answers them with
-    a checkpoint, for which it still needs its loader.
+    A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process group. The training
+    process answers them with a checkpoint, for which it still needs its loader.
     """
     # The fork server starts it, and it would end the block before the fork server has inherited it.
     resource_tracker.ensure_running()

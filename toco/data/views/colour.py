@@ -53,7 +53,8 @@ class Colour(NamedTuple):
     """What was drawn for one view; the default changes nothing.
 
     Attributes:
-        jitter: Parts in their order, each with its factor (1 changes nothing) or, for the hue, its shift in turns.
+        jitter: Parts in their order, each with its factor (1 changes nothing) or, for the hue, its
+            shift in turns.
         grey: Whether the view becomes grey.
         blur_radius: Radius of the blur in px, 0 for none.
         solarise_from: Lowest level that is inverted, 256 for none.
@@ -69,12 +70,16 @@ def draw_colour(rng: np.random.Generator, config: ColourConfig) -> Colour:
     """Draw every change of ``config``, in a fixed order of random numbers."""
     jitter = _draw_jitter(rng, config) if rng.random() < config.jitter_probability else ()
     grey = bool(rng.random() < config.grey_probability)
-    blur_radius = rng.uniform(*config.blur_radius) if rng.random() < config.blur_probability else 0.0
+    blur_radius = (
+        rng.uniform(*config.blur_radius) if rng.random() < config.blur_probability else 0.0
+    )
     solarise = rng.random() < config.solarise_probability
     return Colour(jitter, grey, blur_radius, config.solarise_threshold if solarise else _NO_LEVEL)
 
 
-def _draw_jitter(rng: np.random.Generator, config: ColourConfig) -> tuple[tuple[JitterPart, float], ...]:
+def _draw_jitter(
+    rng: np.random.Generator, config: ColourConfig
+) -> tuple[tuple[JitterPart, float], ...]:
     parts: tuple[tuple[JitterPart, float, float], ...] = (
         ("brightness", 1.0, config.brightness),
         ("contrast", 1.0, config.contrast),
@@ -84,7 +89,8 @@ def _draw_jitter(rng: np.random.Generator, config: ColourConfig) -> tuple[tuple[
     drawn = []
     for i in rng.permutation(len(parts)):
         part, centre, spread = parts[i]
-        # Drawn also where it is not applied, so that one strength does not change the others' random numbers.
+        # Drawn also where it is not applied, so that one strength does not change the others'
+        # random numbers.
         amount = rng.uniform(centre - spread, centre + spread)
         if spread:
             drawn.append((part, amount))

@@ -1,9 +1,10 @@
 """Colours of many views at once, on any device, to the same levels as PIL's operations on one image.
 
-PIL computes in whole levels and cuts after every operation, so every step is done here in numbers in which it is exact
-or rounds as PIL's: single precision for blends (whole numbers up to 2^24), double precision where PIL has it, and
-whole numbers for the blur. Each arithmetic operation is a kernel of its own: a fused multiplication and addition would
-round once instead of twice, and cut to another level.
+PIL computes in whole levels and cuts after every operation, so every step is done here in numbers
+in which it is exact or rounds as PIL's: single precision for blends (whole numbers up to 2^24),
+double precision where PIL has it, and whole numbers for the blur. Each arithmetic operation is a
+kernel of its own: a fused multiplication and addition would round once instead of twice, and cut to
+another level.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ _MIDDLE = 128  # levels are blurred as -128..127, so that a weighted sum of them
 class Colours:
     """The changes of ``n`` views in the form in which a device applies them to all at once, whatever their orders.
 
-    Brightness, contrast, saturation and grey are one operation with different weights, a blend: a jitter is some
-    blends, the turn of the hue, and some more blends, and a view that has less is given blends that change nothing.
+    Brightness, contrast, saturation and grey are one operation with different weights, a blend: a
+    jitter is some blends, the turn of the hue, and some more blends, and a view that has less is
+    given blends that change nothing.
 
     Attributes:
-        blends: Blends before and after the turn of the hue: the factor, and how much of the mean grey level and of the
-            grey view the other side of the blend has.
-        hue_step: By how many of 256 steps the hue is turned; -1 where the colours are not taken apart at all, which
-            differs from 0 as the way there and back rounds.
-        blur: Fixed-point weights of the box filter that makes the blur in three passes: of a pixel, of its neighbours
-            at a distance of 1, 2, ...
+        blends: Blends before and after the turn of the hue: the factor, and how much of the mean
+            grey level and of the grey view the other side of the blend has.
+        hue_step: By how many of 256 steps the hue is turned; -1 where the colours are not taken
+            apart at all, which differs from 0 as the way there and back rounds.
+        blur: Fixed-point weights of the box filter that makes the blur in three passes: of a pixel,
+            of its neighbours at a distance of 1, 2, ...
         solarise_from: Lowest level that is inverted, 256 for none.
     """
 
@@ -92,7 +94,8 @@ def change_colours(pixels: UInt8[Tensor, "n 3 h w"], colours: Colours) -> UInt8[
 
     Args:
         pixels: Views, on any device.
-        colours: On the host: what no view has is not computed, and that must be known without asking the device.
+        colours: On the host: what no view has is not computed, and that must be known without
+            asking the device.
 
     Returns:
         The changed views, of the size and on the device of ``pixels``.
@@ -107,7 +110,9 @@ def change_colours(pixels: UInt8[Tensor, "n 3 h w"], colours: Colours) -> UInt8[
     return changed
 
 
-def _changed(pixels: UInt8[Tensor, "n 3 h w"], known: Colours, colours: Colours) -> UInt8[Tensor, "n 3 h w"]:
+def _changed(
+    pixels: UInt8[Tensor, "n 3 h w"], known: Colours, colours: Colours
+) -> UInt8[Tensor, "n 3 h w"]:
     """``known`` on the host says what there is to do, ``colours`` on the device how."""
     blends = known.blends.numpy()
     used = (blends[..., 0] != 1).any(axis=0)
@@ -117,7 +122,11 @@ def _changed(pixels: UInt8[Tensor, "n 3 h w"], known: Colours, colours: Colours)
     for after in (0, 1):
         if after and turns.any():
             turned = _turn_hue(levels, colours.hue_step)
-            levels = turned if turns.all() else torch.where(_column(colours.hue_step) < 0, levels, turned)
+            levels = (
+                turned
+                if turns.all()
+                else torch.where(_column(colours.hue_step) < 0, levels, turned)
+            )
         for slot in used[after].nonzero()[0].tolist():
             _blend(levels, colours.blends[:, after, slot], *weighs[after, slot].tolist())
     if (known.blur.numpy()[:, 1:] != 0).any():
@@ -127,7 +136,9 @@ def _changed(pixels: UInt8[Tensor, "n 3 h w"], known: Colours, colours: Colours)
     return levels.to(torch.uint8)
 
 
-def _blend(levels: Float32[Tensor, "n 3 h w"], blend: Float32[Tensor, "n 3"], to_mean: bool, to_grey: bool) -> None:
+def _blend(
+    levels: Float32[Tensor, "n 3 h w"], blend: Float32[Tensor, "n 3"], to_mean: bool, to_grey: bool
+) -> None:
     """Move the levels away from the other side, or towards it, in place.
 
     The other side is black, the mean grey level or the grey view: brightness, contrast, saturation.
@@ -153,7 +164,9 @@ def _grey(levels: Float32[Tensor, "n 3 h w"]) -> Float32[Tensor, "n 1 h w"]:
     return weighed.add_(_GREY_ONE / 2).mul_(1 / _GREY_ONE).floor_()
 
 
-def _turn_hue(levels: Float32[Tensor, "n 3 h w"], steps: Int32[Tensor, " n"]) -> Float32[Tensor, "n 3 h w"]:
+def _turn_hue(
+    levels: Float32[Tensor, "n 3 h w"], steps: Int32[Tensor, " n"]
+) -> Float32[Tensor, "n 3 h w"]:
     """Turn the colour wheel, with hue, saturation and value in 256 levels each."""
     hue, saturation, value = _hsv(levels)
     hue = hue + _column(steps)
@@ -168,8 +181,8 @@ def _turn_hue(levels: Float32[Tensor, "n 3 h w"], steps: Int32[Tensor, " n"]) ->
         return (1 - missing).mul_(value).add_(0.5).floor_()
 
     low, middle = level(strength), level(strength * (even - rest).abs_())
-    # Where on the wheel of six sectors a colour is lowest, half-way between two of them; a sector to either side of
-    # those two it has the middle level, and opposite of them the highest.
+    # Where on the wheel of six sectors a colour is lowest, half-way between two of them; a sector
+    # to either side of those two it has the middle level, and opposite of them the highest.
     lowest = torch.arange(2.5, 7, 2, device=levels.device).view(3, 1, 1)
     away = (sector - lowest).abs_().sub_(3).abs_()
     return middle.add(1.5 - away, alpha=512).clamp_(low, value)
@@ -183,20 +196,24 @@ def _hsv(
     chroma = value - lowest
     # A grey pixel has hue and saturation 0, whatever it is divided by.
     red, green, blue = ((value - levels) / chroma.clamp(min=1)).split(1, dim=1)
-    # 1 for the first of the highest colours and 0 for the others: products are much faster than choices on a processor.
+    # 1 for the first of the highest colours and 0 for the others: products are much faster than
+    # choices on a processor.
     is_red = 1 - red.sign()
     is_green = (1 - green.sign()).mul_(1 - is_red)
     is_blue = 1 - is_red - is_green
     plus = (is_red * blue).add_(is_green * red).add_(is_blue * green)
     minus = (is_red * green).add_(is_green * blue).add_(is_blue * red)
     sixths = (is_green * 2).add_(is_blue * 4).double().add_(plus).sub_(minus).float()
-    # Single and double precision in turns, as in PIL: a hue one level off is up to six levels in a colour.
+    # Single and double precision in turns, as in PIL: a hue one level off is up to six levels in a
+    # colour.
     turns = _divided(sixths.double(), 6.0).add_(1).frac_().float()
     hue = turns.double().mul_(255).floor_().float()
     return hue, (chroma / value.clamp(min=1)).mul_(255).floor_(), value
 
 
-def _blur(levels: Float32[Tensor, "n 3 h w"], weights: Int32[Tensor, "n taps"]) -> Float32[Tensor, "n 3 h w"]:
+def _blur(
+    levels: Float32[Tensor, "n 3 h w"], weights: Int32[Tensor, "n taps"]
+) -> Float32[Tensor, "n 3 h w"]:
     """Three box filters along the rows and three along the columns, each rounded to whole levels."""
     taps = [_column(weight) for weight in weights.unbind(1)]
     # Half a level, and what the weights lack to 1, which the levels were moved by.
@@ -234,14 +251,19 @@ def _column(per_view: Shaped[Tensor, " n"]) -> Shaped[Tensor, "n 1 1 1"]:
 def _box_filter(sigma: float) -> list[int]:
     """Weights of the box filter that, applied three times, PIL takes for a Gaussian of ``sigma`` px.
 
-    Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering" (SSVM 2011), equations
-    7, 11 and 14: a box of odd length with a smaller weight at either end. In single precision, as PIL computes it.
+    Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering"
+    (SSVM 2011), equations 7, 11 and 14: a box of odd length with a smaller weight at either end. In
+    single precision, as PIL computes it.
     """
     f32 = np.float32
     variance = f32(sigma) * f32(sigma) / f32(_BLUR_PASSES)
     length = f32(math.sqrt(12.0 * float(variance) + 1.0))
     whole = f32(math.floor((float(length) - 1.0) / 2.0))
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) * (whole + 1)))
+    part = (
+        (2 * whole + 1)
+        * (whole * (whole + 1) - 3 * variance)
+        / (6 * (variance - (whole + 1) * (whole + 1)))
+    )
     radius = whole + part
     inner = int(f32(2**_BLUR_BITS) / (radius * 2 + 1))
     outer = (2**_BLUR_BITS - (2 * int(radius) + 1) * inner) // 2

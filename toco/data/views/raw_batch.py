@@ -34,7 +34,8 @@ class RawBatch:
 
     Attributes:
         views: Views of every image, in the order of ``kinds``.
-        colours: How the colours of the first views and then of the second views, if any, are to change.
+        colours: How the colours of the first views and then of the second views, if any, are to
+            change.
         class_labels: See :class:`toco.tensors.Batch`, as for all that follows.
         valid_box: Rows and columns of the image inside its padded crop.
         names: Name of every image.
@@ -88,9 +89,13 @@ class RawBatch:
         Where the memory is pinned, neither the copies nor the changes are waited for.
         """
         views = self.views.to(device, non_blocking=True)
-        has_source = "crop_source" in self.kinds  # the only view that keeps its colours, and the last
+        has_source = (
+            "crop_source" in self.kinds
+        )  # the only view that keeps its colours, and the last
         coloured = views[:-1] if has_source else views
-        images, *second = normalise(change_colours(coloured.flatten(0, 1), self.colours)).split(len(self.names))
+        images, *second = normalise(change_colours(coloured.flatten(0, 1), self.colours)).split(
+            len(self.names)
+        )
         return Batch(
             images=images,
             second_view=second[0] if second else None,

@@ -1,9 +1,11 @@
 """From one image to the views of a training sample: their pixels, and how their colours are to change.
 
-Geometry is done here, in the loader's processes; colours are only drawn, and changed later, many views at once.
+Geometry is done here, in the loader's processes; colours are only drawn, and changed later, many
+views at once.
 
-Source: ToCo (Ru et al., CVPR 2023), section 4.1, and the official ``datasets/voc.py`` and ``transforms.py``: what they
-draw is drawn here from the same distributions, by one generator a sample.
+Source: ToCo (Ru et al., CVPR 2023), section 4.1, and the official ``datasets/voc.py`` and
+``transforms.py``: what they draw is drawn here from the same distributions, by one generator a
+sample.
 """
 
 from __future__ import annotations
@@ -34,9 +36,10 @@ class ViewsConfig(Config):
         crop_size_px: Side of every view.
         rescale: Range of the factor by which the image is rescaled before the crop.
         flip_probability: Chance of a mirrored view.
-        view_geometry: ``aligned``: first view, valid box and crop source are mirrored together. ``official``: first
-            view and crop source are mirrored independently and the box never, so that in half of the samples the
-            local crops are cut at mirrored positions and, if padded, the wrong side is ignored.
+        view_geometry: ``aligned``: first view, valid box and crop source are mirrored together.
+            ``official``: first view and crop source are mirrored independently and the box never,
+            so that in half of the samples the local crops are cut at mirrored positions and, if
+            padded, the wrong side is ignored.
         first_view: Colours of the first global view, which the classifier and the decoder see.
         second_view: Colours of the second global view.
         second_view_area: Range of the part of the original image that the second view shows.
@@ -69,10 +72,11 @@ class Views:
 
     Attributes:
         images: First global view: the crop, its colours not changed yet.
-        second_view: Second global view: another crop, of the image before rescaling; its colours not changed yet.
-            ``None`` where it is not used.
+        second_view: Second global view: another crop, of the image before rescaling; its colours
+            not changed yet. ``None`` where it is not used.
         crop_source: The crop with its own colours, or ``None``.
-        valid_box: Rows ``y0 y1`` and columns ``x0 x1`` (half-open) of the crop that are image and not padding.
+        valid_box: Rows ``y0 y1`` and columns ``x0 x1`` (half-open) of the crop that are image and
+            not padding.
         first_colour: How the colours of the first view are to change.
         second_colour: How the colours of the second view are to change, if there is one.
     """
@@ -93,7 +97,8 @@ def make_views(
 ) -> Views:
     """Draw the first view of one image, and those of ``extra_views``.
 
-    All randomness comes from ``rng``, in a fixed order, so that a view does not depend on which others are made.
+    All randomness comes from ``rng``, in a fixed order, so that a view does not depend on which
+    others are made.
     """
     original = Image.fromarray(image)
     size = config.crop_size_px
@@ -103,7 +108,8 @@ def make_views(
 
     scaled = rescale(original, rng.uniform(*config.rescale))
     if config.view_geometry == "official" and flips():
-        # The official code mirrors the whole image here and every view once more; the box is right up to here.
+        # The official code mirrors the whole image here and every view once more; the box is right
+        # up to here.
         scaled = mirror(scaled)
     crop, box = padded_crop(scaled, size, *_draw_offsets(scaled.height, scaled.width, size, rng))
     if config.view_geometry == "official":
@@ -118,7 +124,9 @@ def make_views(
 
     second, second_colour = None, None
     if "second_view" in extra_views:  # drawn last, so that nothing else depends on it
-        second = resized_crop(original, _draw_part(original.height, original.width, rng, config), size)
+        second = resized_crop(
+            original, _draw_part(original.height, original.width, rng, config), size
+        )
         if flips():
             second = mirror(second)
         second_colour = draw_colour(rng, config.second_view)
@@ -133,7 +141,8 @@ def make_views(
 
 
 def _planes(image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
-    # Packed line by line in three colours, which is the fastest way that PIL has of taking them apart.
+    # Packed line by line in three colours, which is the fastest way that PIL has of taking them
+    # apart.
     lines = np.frombuffer(image.tobytes("raw", "RGB;L"), dtype=np.uint8)
     return lines.reshape(image.height, 3, image.width).transpose(1, 0, 2)
 
@@ -173,14 +182,18 @@ def resized_crop(image: Image.Image, part: tuple[int, int, int, int], size: int)
     return cut.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _draw_offsets(height: int, width: int, size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def _draw_offsets(
+    height: int, width: int, size: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """``pad_top pad_left top left``: a smaller side lies anywhere on the canvas, a larger one is cut anywhere."""
     pad_top, pad_left = (int(rng.integers(max(size - side, 0) + 1)) for side in (height, width))
     top, left = (int(rng.integers(max(side - size, 0) + 1)) for side in (height, width))
     return pad_top, pad_left, top, left
 
 
-def _draw_part(height: int, width: int, rng: np.random.Generator, config: ViewsConfig) -> tuple[int, int, int, int]:
+def _draw_part(
+    height: int, width: int, rng: np.random.Generator, config: ViewsConfig
+) -> tuple[int, int, int, int]:
     """Top, left, height and width of a part with random area and aspect, as torchvision's ``RandomResizedCrop``."""
     low, high = config.second_view_aspect
     for _ in range(_CROP_ATTEMPTS):

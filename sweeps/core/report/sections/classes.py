@@ -29,7 +29,9 @@ class ClassTable:
 
 
 def _show(source: Source) -> Card | str:
-    tables = [table for metric in source.table.metrics if (table := _table(source, metric)) is not None]
+    tables = [
+        table for metric in source.table.metrics if (table := _table(source, metric)) is not None
+    ]
     if not tables:
         return "no finished trial has scores by class"
     return Card(
@@ -51,11 +53,15 @@ def _table(source: Source, metric: Metric) -> ClassTable | None:
             continue
         names = tuple(score.name for score in scores)
         means = tuple(
-            "-" if score.summary is None else format_value(score.summary.mean, percent=metric.percent)
+            "-"
+            if score.summary is None
+            else format_value(score.summary.mean, percent=metric.percent)
             for score in scores
         )
         differences = tuple(
-            None if score.paired is None else format_difference(score.paired.difference, percent=metric.percent)
+            None
+            if score.paired is None
+            else format_difference(score.paired.difference, percent=metric.percent)
             for score in scores
         )
         rows.append(ClassRow(row.label, means, differences))
@@ -66,6 +72,7 @@ def _grid(table: ClassTable) -> TextGrid:
     """A line for each class, which stays readable with many of them."""
     columns = (TextColumn("class"), *(TextColumn(row.label, "right") for row in table.rows))
     lines = tuple(
-        make_cells(name, *(row.means[number] for row in table.rows)) for number, name in enumerate(table.classes)
+        make_cells(name, *(row.means[number] for row in table.rows))
+        for number, name in enumerate(table.classes)
     )
     return TextGrid(columns, lines, title=f"{table.metric.title} by class")

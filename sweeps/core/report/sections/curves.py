@@ -33,9 +33,16 @@ def _threshold_points(name: str) -> Points:
 def _show_thresholds(source: Source) -> Card | str:
     """MIoU over the background threshold, of each CAM that the rows' methods make."""
     runs = [run for block in source.curves.blocks for line in block.lines for run in line.runs]
-    names = dict.fromkeys(name for run in runs for name in _threshold_curve(run) if name.endswith("_miou"))
-    panels = [Panel(f"{title_of(name.removesuffix('_miou'))} mIoU (%)", _threshold_points(name), 100) for name in names]
-    draw = source.curves.plan(panels, "background threshold", "thresholds", "CAM mIoU over the background threshold")
+    names = dict.fromkeys(
+        name for run in runs for name in _threshold_curve(run) if name.endswith("_miou")
+    )
+    panels = [
+        Panel(f"{title_of(name.removesuffix('_miou'))} mIoU (%)", _threshold_points(name), 100)
+        for name in names
+    ]
+    draw = source.curves.plan(
+        panels, "background threshold", "thresholds", "CAM mIoU over the background threshold"
+    )
     caption = (
         "mIoU of the CAMs where a pixel is background at or below the threshold; means over seeds of the last "
         "evaluation."
@@ -53,7 +60,11 @@ def _show_similarity(source: Source) -> Card | str:
     has_paper = any(block.paper for block in source.study.blocks)
     published = {f"paper, {name}": values for name, values in FIGURE_2.items()} if has_paper else {}
     draw = source.curves.plan(
-        panels, "after block", "similarity", "Patch similarity after every block", published=published
+        panels,
+        "after block",
+        "similarity",
+        "Patch similarity after every block",
+        published=published,
     )
     caption = (
         "Mean cosine similarity between all pairs of patch tokens after every block, on validation images; means over "
@@ -86,5 +97,7 @@ def _show_training(source: Source) -> Card | str:
 
 
 THRESHOLDS = Section("thresholds", "CAM quality by background threshold", _show_thresholds)
-SIMILARITY = Section("similarity", "Over-smoothing: similarity of patches by block", _show_similarity)
+SIMILARITY = Section(
+    "similarity", "Over-smoothing: similarity of patches by block", _show_similarity
+)
 TRAINING = Section("training", "Training", _show_training)

@@ -1,7 +1,7 @@
 """Every comparison: the paired difference with its interval, the interval over images, the paper's difference.
 
-Each figure has the noise band: between the base and the base once more with other seeds (A/A) nothing differs, so a
-difference inside the band is one that the seeds make by themselves.
+Each figure has the noise band: between the base and the base once more with other seeds (A/A)
+nothing differs, so a difference inside the band is one that the seeds make by themselves.
 """
 
 from __future__ import annotations
@@ -34,17 +34,25 @@ _CAPTION = (
 
 def _show(source: Source) -> Card | str:
     study, analysis, table = source.study, source.analysis, source.table
-    metrics = [metric for metric in table.metrics if any(metric.key in block.metrics for block in study.blocks)]
+    metrics = [
+        metric
+        for metric in table.metrics
+        if any(metric.key in block.metrics for block in study.blocks)
+    ]
     if not metrics:
         return "the study declares no comparison"
     rows = [
         row
         for row in study.rows
-        if row.versus is not None and any(analysis.rows[row.number].figures[m.key].paired for m in metrics)
+        if row.versus is not None
+        and any(analysis.rows[row.number].figures[m.key].paired for m in metrics)
     ]
     if not rows:
         return "no row and its base have finished trials of the same seed"
-    grids = [replace(differences_grid(table, b), title=f"{b.title}: the differences as numbers") for b in table.blocks]
+    grids = [
+        replace(differences_grid(table, b), title=f"{b.title}: the differences as numbers")
+        for b in table.blocks
+    ]
     return Card(
         _CAPTION,
         lambda: _draw(study, analysis, metrics, rows),
@@ -55,19 +63,27 @@ def _show(source: Source) -> Card | str:
 DIFFERENCES = Section("differences", "Differences", _show)
 
 
-def _draw(study: StudyRecord, analysis: StudyAnalysis, metrics: Sequence[Metric], rows: list[PlannedRow]) -> str:
+def _draw(
+    study: StudyRecord, analysis: StudyAnalysis, metrics: Sequence[Metric], rows: list[PlannedRow]
+) -> str:
     if len(rows) > MAX_ROWS:
-        paired = {row.number: analysis.rows[row.number].figures[metrics[0].key].paired for row in rows}
+        paired = {
+            row.number: analysis.rows[row.number].figures[metrics[0].key].paired for row in rows
+        }
         sizes = {number: abs(test.difference) if test else 0.0 for number, test in paired.items()}
         kept = set(sorted(sizes, key=sizes.__getitem__, reverse=True)[:MAX_ROWS])
         rows = [row for row in rows if row.number in kept or row.role == "a/a"]
     places, labels, headings = _places(study, rows)
     with rc_context(STYLE):
-        figure = Figure(figsize=(1.6 + 3.1 * len(metrics), 0.9 + 0.27 * len(labels)), layout="constrained")
+        figure = Figure(
+            figsize=(1.6 + 3.1 * len(metrics), 0.9 + 0.27 * len(labels)), layout="constrained"
+        )
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axes, metric in zip(panels, metrics, strict=True):
             _draw_panel(axes, study, analysis, metric, rows, places)
-            axes.set(title=metric.title, xlabel="difference (points)" if metric.percent else "difference")
+            axes.set(
+                title=metric.title, xlabel="difference (points)" if metric.percent else "difference"
+            )
             axes.set_yticks(range(len(labels)), labels)
             axes.tick_params(axis="y", length=0)
             axes.grid(visible=False, axis="y")
@@ -76,14 +92,17 @@ def _draw(study: StudyRecord, analysis: StudyAnalysis, metrics: Sequence[Metric]
                 text.set_color(INK)
             axes.set_ylim(len(labels) - 0.4, -0.6)
         handles, names = panels[0].get_legend_handles_labels()
-        # A legend that is wider than the figure is cut off, and its lines take their height from the panels.
+        # A legend that is wider than the figure is cut off, and its lines take their height from
+        # the panels.
         columns = min(2 * len(metrics), 5)
         figure.legend(handles, names, loc="outside lower left", ncols=columns, columnspacing=1.4)
         figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
         return svg(figure, "differences", "Differences with their intervals, over the noise band")
 
 
-def _places(study: StudyRecord, rows: Sequence[PlannedRow]) -> tuple[dict[int, int], list[str], set[int]]:
+def _places(
+    study: StudyRecord, rows: Sequence[PlannedRow]
+) -> tuple[dict[int, int], list[str], set[int]]:
     """Place of every row from the top, and the labels, where the block's headings stand between the rows."""
     places: dict[int, int] = {}
     labels: list[str] = []
@@ -92,7 +111,11 @@ def _places(study: StudyRecord, rows: Sequence[PlannedRow]) -> tuple[dict[int, i
     # The A/A row belongs to the whole study: last, without a heading.
     for row in sorted(rows, key=lambda row: (row.role == "a/a", row.block, row.number)):
         heading = study.blocks[row.block].title
-        if several and row.role != "a/a" and (not labels or heading not in {labels[place] for place in headings}):
+        if (
+            several
+            and row.role != "a/a"
+            and (not labels or heading not in {labels[place] for place in headings})
+        ):
             headings.add(len(labels))
             labels.append(heading)
         places[row.number] = len(labels)
@@ -111,7 +134,9 @@ def _draw_panel(
     scale = 100 if metric.percent else 1
     floor = analysis.floors.get(metric.key)
     if floor is not None:
-        axes.axvspan(-scale * floor, scale * floor, color=MUTED, alpha=0.16, lw=0, label="noise band (A/A)")
+        axes.axvspan(
+            -scale * floor, scale * floor, color=MUTED, alpha=0.16, lw=0, label="noise band (A/A)"
+        )
     axes.axvline(0, color=MUTED, lw=0.9)
     shown: set[str] = set()
 
@@ -149,7 +174,15 @@ def _draw_panel(
             )
         published = _published_difference(study, row, metric.key)
         if published is not None:
-            axes.plot(scale * published, y - 0.24, "D", ms=4, color=SERIES[1], mfc="none", label=once("paper"))
+            axes.plot(
+                scale * published,
+                y - 0.24,
+                "D",
+                ms=4,
+                color=SERIES[1],
+                mfc="none",
+                label=once("paper"),
+            )
 
 
 def _published_difference(study: StudyRecord, row: PlannedRow, key: str) -> float | None:

@@ -54,7 +54,8 @@ class GalleryImage:
 
     Attributes:
         name: Its name.
-        shared: Data URIs of the image and of its ground truth; empty where all its pictures are damaged.
+        shared: Data URIs of the image and of its ground truth; empty where all its pictures are
+            damaged.
         maps: By name of the map: one for each column.
     """
 
@@ -103,11 +104,16 @@ class Matrix:
 def _show(source: Source) -> Card | str:
     """Show the first images, in the order of their names, that all columns of all blocks have.
 
-    All columns show trials of the same place among the seeds: what is paired in the table is paired here.
+    All columns show trials of the same place among the seeds: what is paired in the table is paired
+    here.
     """
     study = source.study
     blocks = [
-        _block(study, block.title, [row for row in study.rows if row.block == number and row.role != "a/a"])
+        _block(
+            study,
+            block.title,
+            [row for row in study.rows if row.block == number and row.role != "a/a"],
+        )
         for number, block in enumerate(study.blocks[:MAX_BLOCKS])
     ]
     blocks = [block for block in blocks if block.columns]
@@ -127,7 +133,9 @@ def _block(study: StudyRecord, title: str, rows: Sequence[PlannedRow]) -> Block:
     """Show the trials of the place among the seeds that most rows have."""
     ended = [(row, [trial for trial in study.trials_of(row) if trial.counts]) for row in rows]
     places = [trial.replicate for _, trials in ended for trial in trials]
-    place = min(set(places), key=lambda replicate: (-places.count(replicate), replicate), default=None)
+    place = min(
+        set(places), key=lambda replicate: (-places.count(replicate), replicate), default=None
+    )
     columns: list[Column] = []
     left_out = 0
     for row, trials in ended:
@@ -141,12 +149,16 @@ def _block(study: StudyRecord, title: str, rows: Sequence[PlannedRow]) -> Block:
 
 
 def _column(label: str, trial: TrialRecord) -> Column | None:
-    folders = sorted(path for path in (trial.run_dir / "pictures").glob("step_*") if _STEP.fullmatch(path.name))
+    folders = sorted(
+        path for path in (trial.run_dir / "pictures").glob("step_*") if _STEP.fullmatch(path.name)
+    )
     pictures = {path.stem: path for path in folders[-1].glob("*.png")} if folders else {}
     if not pictures:
         return None
     step = int(folders[-1].name.removeprefix("step_"))
-    return Column(label, trial.seed, step, pictures, trial.run_dir / "evaluations" / f"{folders[-1].name}.npz")
+    return Column(
+        label, trial.seed, step, pictures, trial.run_dir / "evaluations" / f"{folders[-1].name}.npz"
+    )
 
 
 def _ious(path: Path) -> dict[str, dict[str, float]]:
@@ -165,12 +177,15 @@ def image_iou(confusions: NDArray[np.integer]) -> NDArray[np.float64]:
     """Mean IoU of every image over the classes in its ground truth.
 
     Args:
-        confusions: ``[images, classes, classes]``, rows are ground truth; void pixels are not counted.
+        confusions: ``[images, classes, classes]``, rows are ground truth; void pixels are not
+            counted.
     """
     counts = confusions.astype(np.float64)
     true = counts.sum(2)
     union = true + counts.sum(1) - np.diagonal(counts, axis1=1, axis2=2)
-    iou = np.divide(np.diagonal(counts, axis1=1, axis2=2), union, out=np.zeros_like(union), where=union > 0)
+    iou = np.divide(
+        np.diagonal(counts, axis1=1, axis2=2), union, out=np.zeros_like(union), where=union > 0
+    )
     present = true > 0
     total = present.sum(1)
     mean: NDArray[np.float64] = np.divide(
@@ -181,10 +196,16 @@ def image_iou(confusions: NDArray[np.integer]) -> NDArray[np.float64]:
 
 def _matrix(block: Block, names: Sequence[str], faults: list[str]) -> Matrix:
     ious = [_ious(column.confusions) for column in block.columns]
-    pictures = {name: [_panels(column.pictures[name], faults) for column in block.columns] for name in names}
-    made = dict.fromkeys(map_name for of_image in pictures.values() for picture in of_image for map_name in picture)
+    pictures = {
+        name: [_panels(column.pictures[name], faults) for column in block.columns] for name in names
+    }
+    made = dict.fromkeys(
+        map_name for of_image in pictures.values() for picture in of_image for map_name in picture
+    )
     # Methods may make different maps; the CAMs stand first.
-    maps = sorted((name for name in made if name not in SHARED), key=lambda name: not name.endswith("cam"))
+    maps = sorted(
+        (name for name in made if name not in SHARED), key=lambda name: not name.endswith("cam")
+    )
     lines = []
     for name, of_image in pictures.items():
         whole = next(filter(None, of_image), {})
@@ -195,12 +216,15 @@ def _matrix(block: Block, names: Sequence[str], faults: list[str]) -> Matrix:
             )
             for map_name in maps
         }
-        lines.append(GalleryImage(name, tuple(whole[panel] for panel in SHARED if panel in whole), shown))
+        lines.append(
+            GalleryImage(name, tuple(whole[panel] for panel in SHARED if panel in whole), shown)
+        )
     return Matrix(block, {name: title_of(name) for name in maps}, tuple(lines))
 
 
 def _iou(ious: Mapping[str, Mapping[str, float]], name: str, image: str) -> float | None:
-    # A picture's file is named as its image is, with other characters than letters, digits, dots and dashes replaced.
+    # A picture's file is named as its image is, with other characters than letters, digits, dots
+    # and dashes replaced.
     for known, value in ious.get(_IOU_OF.get(name, name), {}).items():
         if known == image or re.sub(r"[^0-9A-Za-z._-]", "_", known) == image:
             return value if np.isfinite(value) else None
@@ -213,7 +237,9 @@ def _panels(path: Path, faults: list[str]) -> dict[str, str]:
         with Image.open(path) as image:
             text = getattr(image, "text", {}).get(PANELS, "{}")
             boxes: dict[str, tuple[float, float, float, float]] = json.loads(text)
-            if not boxes or not all(map(_NAME.fullmatch, boxes)):  # they become names in the page's style
+            if not boxes or not all(
+                map(_NAME.fullmatch, boxes)
+            ):  # they become names in the page's style
                 raise ValueError(f"expected panels with names of maps, got {list(boxes)}")
             return {name: data_uri(image.convert("RGB").crop(box)) for name, box in boxes.items()}
     except Exception as error:  # of damaged bytes Pillow, zlib and struct make many kinds

@@ -11,7 +11,16 @@ from matplotlib.axes import Axes
 from sweeps.core.design.study import Metric
 from sweeps.core.findings.analysis import StudyAnalysis
 from sweeps.core.findings.interactions import Crossing
-from sweeps.core.report.drawing import MARKERS, MAX_LINES, MUTED, SERIES, STYLE, grid, label_rows, svg
+from sweeps.core.report.drawing import (
+    MARKERS,
+    MAX_LINES,
+    MUTED,
+    SERIES,
+    STYLE,
+    grid,
+    label_rows,
+    svg,
+)
 from sweeps.core.report.numbers import format_difference, format_interval, format_p
 from sweeps.core.report.section import Card, Section, Source
 from sweeps.core.report.text_grid import TextColumn, TextGrid, make_cells
@@ -24,7 +33,10 @@ _CAPTION = (
     "Lines that are not parallel show an interaction: what one factor does depends on the other. The grey band is the "
     "noise floor around the first line."
 )
-_COLUMNS = (TextColumn("term"), *(TextColumn(heading, "right") for heading in ("df", "F", "p", "partial η²")))
+_COLUMNS = (
+    TextColumn("term"),
+    *(TextColumn(heading, "right") for heading in ("df", "F", "p", "partial η²")),
+)
 
 _Pair = tuple[Crossing, Metric, str, str]
 
@@ -45,7 +57,13 @@ def _terms(crossing: Crossing, study: StudyRecord) -> TextGrid:
     """The analysis of variance, a line a term; the notes say what it leaves out, and the effects of two levels."""
     metric = next(metric for metric in study.metrics if metric.key == crossing.metric)
     lines = [
-        make_cells(term.name, str(term.df), f"{term.f:.2f}", format_p(term.p), f"{term.partial_eta_squared:.3f}")
+        make_cells(
+            term.name,
+            str(term.df),
+            f"{term.f:.2f}",
+            format_p(term.p),
+            f"{term.partial_eta_squared:.3f}",
+        )
         for term in crossing.anova.terms
     ]
     lines.append(make_cells("noise", str(crossing.anova.residual_df), "", "", ""))
@@ -53,7 +71,10 @@ def _terms(crossing: Crossing, study: StudyRecord) -> TextGrid:
         _COLUMNS,
         tuple(lines),
         title=f"{study.blocks[crossing.block].title}: analysis of variance of {metric.title}",
-        notes=(*crossing.anova.notes, *(_effect(effect, metric.percent) for effect in crossing.effects)),
+        notes=(
+            *crossing.anova.notes,
+            *(_effect(effect, metric.percent) for effect in crossing.effects),
+        ),
     )
 
 
@@ -61,10 +82,15 @@ def _effect(effect: Effect, percent: bool) -> str:
     """An effect in a two-level design with what it cannot be told from, as a sentence."""
     estimate = effect.estimate
     steps = ", ".join(
-        f"{factor} from {low} to {high}" for factor, (low, high) in zip(effect.factors, effect.levels, strict=True)
+        f"{factor} from {low} to {high}"
+        for factor, (low, high) in zip(effect.factors, effect.levels, strict=True)
     )
     interval = "" if estimate.low is None else f" ({format_interval(estimate, percent=percent)})"
-    mixed = f"; not told from {', '.join(' x '.join(alias) for alias in effect.aliases)}" if effect.aliases else ""
+    mixed = (
+        f"; not told from {', '.join(' x '.join(alias) for alias in effect.aliases)}"
+        if effect.aliases
+        else ""
+    )
     kind = "Effect of" if len(effect.factors) == 1 else "Interaction of"
     return f"{kind} {steps}: {format_difference(estimate.difference, percent=percent)}{interval}{mixed}."
 
@@ -93,10 +119,16 @@ def _draw(analysis: StudyAnalysis, pairs: Sequence[_Pair]) -> str:
             name, lines = factor.rpartition(".")[2], other.rpartition(".")[2]
             axes.set(title=f"{metric.title}: {name} and {lines}", xlabel=name, ylabel="mIoU (%)")
             axes.legend(title=lines)
-        return svg(figure, "interactions", "Means by two factors: lines that are not parallel show an interaction")
+        return svg(
+            figure,
+            "interactions",
+            "Means by two factors: lines that are not parallel show an interaction",
+        )
 
 
-def _draw_panel(axes: Axes, crossing: Crossing, factor: str, other: str, floor: float | None) -> None:
+def _draw_panel(
+    axes: Axes, crossing: Crossing, factor: str, other: str, floor: float | None
+) -> None:
     means = {
         (str(mean.level), str(mean.other_level)): 100 * mean.mean
         for mean in crossing.means
@@ -109,5 +141,13 @@ def _draw_panel(axes: Axes, crossing: Crossing, factor: str, other: str, floor: 
         if floor is not None and number == 0:
             # Around the first line: another one inside the band is not told apart from it there.
             low, high = (np.array(values) + sign * 100 * floor for sign in (-1, 1))
-            axes.fill_between(range(len(levels)), low, high, color=MUTED, alpha=0.16, lw=0, label="noise band (A/A)")
+            axes.fill_between(
+                range(len(levels)),
+                low,
+                high,
+                color=MUTED,
+                alpha=0.16,
+                lw=0,
+                label="noise band (A/A)",
+            )
     label_rows(axes, levels)

@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 
 from sweeps.core.design.study import Metric, PlannedRow
 from sweeps.core.findings.analysis import StudyAnalysis
-from sweeps.core.report.drawing import MARKERS, MAX_BLOCKS, MAX_LINES, SERIES, STYLE, grid, label_rows, svg
+from sweeps.core.report.drawing import (
+    MARKERS,
+    MAX_BLOCKS,
+    MAX_LINES,
+    SERIES,
+    STYLE,
+    grid,
+    label_rows,
+    svg,
+)
 from sweeps.core.report.section import Card, Section, Source
 from sweeps.core.store.study_record import StudyRecord, values_by_replicate
 
@@ -20,7 +29,9 @@ _CAPTION = (
     "Points are means, bars 95 % t intervals, short strokes the seeds themselves; the band in a metric's colour is the "
     "noise floor around its base."
 )
-_PAPER_CAPTION = " The paper's curve has a panel and a scale of its own: compare the shapes, not the heights."
+_PAPER_CAPTION = (
+    " The paper's curve has a panel and a scale of its own: compare the shapes, not the heights."
+)
 
 
 def _show(source: Source) -> Card | str:
@@ -31,13 +42,18 @@ def _show(source: Source) -> Card | str:
     blocks = {}
     for number, block in enumerate(study.blocks[:MAX_BLOCKS]):
         rows = [row for row in study.rows if row.block == number and row.role != "a/a"]
-        figures = [analysis.rows[row.number].figures[metric.key] for row in rows for metric in metrics]
+        figures = [
+            analysis.rows[row.number].figures[metric.key] for row in rows for metric in metrics
+        ]
         if 1 < len(rows) <= MAX_ROWS and any(one.summary for one in figures):
             blocks[block.title] = rows
     if not blocks:
         return f"no block of 2 to {MAX_ROWS} rows has a finished trial"
     has_paper = any(block.published for block in source.table.blocks)
-    return Card(_CAPTION + (_PAPER_CAPTION if has_paper else ""), lambda: _draw(study, analysis, metrics, blocks))
+    return Card(
+        _CAPTION + (_PAPER_CAPTION if has_paper else ""),
+        lambda: _draw(study, analysis, metrics, blocks),
+    )
 
 
 MEANS = Section("means", "The curve over the rows", _show)
@@ -61,12 +77,17 @@ def _draw(
                 _draw_published(axes[1], study, metrics, rows)
             elif has_paper:
                 axes[1].remove()
-        # One for all panels, and under them: lines over all of a panel's width leave no free corner.
-        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=len(metrics))
+        # One for all panels, and under them: lines over all of a panel's width leave no free
+        # corner.
+        figure.legend(
+            *panels[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=len(metrics)
+        )
         return svg(figure, "means", "Metrics over the rows of the table, ours and the paper's")
 
 
-def _draw_published(axes: Axes, study: StudyRecord, metrics: Sequence[Metric], rows: Sequence[PlannedRow]) -> None:
+def _draw_published(
+    axes: Axes, study: StudyRecord, metrics: Sequence[Metric], rows: Sequence[PlannedRow]
+) -> None:
     for number, metric in enumerate(metrics):
         published = [paper.metrics if paper else {} for paper in map(study.published, rows)]
         values = [100 * of_row.get(metric.key, np.nan) for of_row in published]
@@ -87,9 +108,14 @@ def _draw_means(
 ) -> None:
     colour = SERIES[number]
     base = next((row for row in rows if row.role == "base"), rows[0])
-    centre, floor = analysis.rows[base.number].figures[metric.key].summary, analysis.floors.get(metric.key)
+    centre, floor = (
+        analysis.rows[base.number].figures[metric.key].summary,
+        analysis.floors.get(metric.key),
+    )
     if centre is not None and floor is not None:
-        axes.axhspan(100 * (centre.mean - floor), 100 * (centre.mean + floor), color=colour, alpha=0.12, lw=0)
+        axes.axhspan(
+            100 * (centre.mean - floor), 100 * (centre.mean + floor), color=colour, alpha=0.12, lw=0
+        )
     # Side by side, so that intervals of different metrics do not hide each other.
     positions = np.arange(len(rows)) + 0.12 * (number - (count - 1) / 2)
     summaries = [analysis.rows[row.number].figures[metric.key].summary for row in rows]
@@ -103,5 +129,7 @@ def _draw_means(
     for position, row, summary in zip(positions, rows, summaries, strict=True):
         if summary is not None and summary.low is not None and summary.high is not None:
             axes.plot([position] * 2, [100 * summary.low, 100 * summary.high], color=colour, lw=1.1)
-        seeds = [100 * value for value in values_by_replicate(study.trials_of(row), metric.key).values()]
+        seeds = [
+            100 * value for value in values_by_replicate(study.trials_of(row), metric.key).values()
+        ]
         axes.plot([position] * len(seeds), seeds, ls="", marker="_", ms=7, color=colour, alpha=0.55)

@@ -10,4 +10,6 @@ def _show_claims(source: Source) -> Card | str:
 
 
 RESULTS = Section("results", "Results", lambda _: Card(), "results.html.j2")
-CLAIMS = Section("claims", "What the paper says, and what this says of it", _show_claims, "claims.html.j2")
+CLAIMS = Section(
+    "claims", "What the paper says, and what this says of it", _show_claims, "claims.html.j2"
+)

@@ -22,7 +22,10 @@ from tests.sweeps.core.records import make_study
 def contents(storage):
     """Every file with its bytes and the time of its last change, and every folder."""
     paths = storage.rglob("*")
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else None for path in paths}
+    return {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else None
+        for path in paths
+    }
 
 
 def ask(command, storage, *words):
@@ -42,7 +45,9 @@ def test_asking_about_a_study_writes_nothing(tmp_path, words):
     folder.write_study(situation.plan, keys, situation.inputs, None)
     (tmp_path / "leases" / "holders").mkdir(parents=True)
     said = ask(study_command(STUDY, "Fake."), tmp_path, *words)
-    assert {"status": "4 of 4 trials", "plan": "Fake trainings", "report": "50.0", "diff": "since"}[words[0]] in said
+    assert {"status": "4 of 4 trials", "plan": "Fake trainings", "report": "50.0", "diff": "since"}[
+        words[0]
+    ] in said
 
 
 @pytest.mark.filterwarnings("ignore:None of the trials")

@@ -29,8 +29,14 @@ def test_a_study_that_was_stopped_says_that_it_goes_on(capsys, monkeypatch, numb
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (NoRoomError("/results has no room: 0 B are free. Make room there."), "/results has no room: 0 B are free."),
-        (OSError(errno.ENOSPC, "No space left on device", "/results/study.json"), "/results/study.json: No space left"),
+        (
+            NoRoomError("/results has no room: 0 B are free. Make room there."),
+            "/results has no room: 0 B are free.",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/results/study.json"),
+            "/results/study.json: No space left",
+        ),
     ],
 )
 def test_a_full_disk_is_a_sentence_and_trials_without_a_result(capsys, error, sentence):
@@ -54,7 +60,10 @@ def test_a_study_that_ends_has_its_own_status():
     ("argv", "words"),
     [
         (["/a/sweeps/__main__.py", "run", "table5"], ["python", "-m", "sweeps", "sync", "pooling"]),
-        (["/a/sweeps/__main__.py", "run", "own.study"], ["python", "-m", "sweeps", "sync", "own.study"]),
+        (
+            ["/a/sweeps/__main__.py", "run", "own.study"],
+            ["python", "-m", "sweeps", "sync", "own.study"],
+        ),
         (["my_study.py", "run"], ["python", "my_study.py", "sync"]),
         (["/a/own/study.py", "run"], ["python", "-m", "own.study", "sync"]),
     ],

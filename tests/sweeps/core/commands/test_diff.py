@@ -42,22 +42,32 @@ def test_changes_are_paired_by_seed_with_the_sign_of_after_minus_before():
 
 def test_a_missing_seed_is_left_out_on_both_sides():
     before = make_study(BEFORE, states={("#10", 0): "failed"})
-    after = make_study({"#10": (0.70, 0.63, 0.99), "#8": BEFORE["#8"]}, states={("#10", 2): "waiting"})
+    after = make_study(
+        {"#10": (0.70, 0.63, 0.99), "#8": BEFORE["#8"]}, states={("#10", 2): "waiting"}
+    )
     assert lines(diff_text(before, after))["#10", "M"] == ["+1.00", "-", "1"]
 
 
 def test_what_is_no_percentage_is_not_printed_as_one():
     similarity = {"#10": (0.90, 0.91, 0.92), "#8": (0.80, 0.80, 0.80)}
     lower = {label: [value - 0.1 for value in values] for label, values in similarity.items()}
-    before, after = make_study(BEFORE, more={SIMILARITY: similarity}), make_study(BEFORE, more={SIMILARITY: lower})
+    before, after = (
+        make_study(BEFORE, more={SIMILARITY: similarity}),
+        make_study(BEFORE, more={SIMILARITY: lower}),
+    )
     assert lines(diff_text(before, after))["#10", "patch_similarity_last"][0] == "-0.1000"
 
 
 def test_cells_that_came_went_or_broke_are_named():
     # By what they change, not by what they are called.
-    blocks = {label: {"method.aux_block": number} for label, number in (("#10", 9), ("#8", 7), ("ten", 9), ("#9", 8))}
+    blocks = {
+        label: {"method.aux_block": number}
+        for label, number in (("#10", 9), ("#8", 7), ("ten", 9), ("#9", 8))
+    }
     before = make_study(BEFORE, changes=blocks)
-    after = make_study({"ten": BEFORE["#10"], "#9": BEFORE["#8"]}, changes=blocks, states={("ten", 1): "diverged"})
+    after = make_study(
+        {"ten": BEFORE["#10"], "#9": BEFORE["#8"]}, changes=blocks, states={("ten", 1): "diverged"}
+    )
     text = diff_text(before, after)
     assert lines(text)["ten", "M"] == ["0.00", "-", "2"]
     assert text.splitlines()[-3:] == [

@@ -64,7 +64,9 @@ def test_a_whole_study_misses_nothing(tmp_path, capsys):
     assert capsys.readouterr().out == "Fake trainings: 4 of 4 trials are there.\n"
 
 
-def test_the_status_says_why_a_trial_is_missing_although_its_settings_are_there(tmp_path, keys, capsys):
+def test_the_status_says_why_a_trial_is_missing_although_its_settings_are_there(
+    tmp_path, keys, capsys
+):
     ledger = Ledger(tmp_path)
     situation = survey(STUDY, tmp_path)
     identity = situation.identities[1]
@@ -136,11 +138,15 @@ def test_sync_fills_mlflow_from_the_ledger(tmp_path, keys, capsys, monkeypatch, 
     assert status.sync(STUDY, Launch(tmp_path)) == 0
     said, page, start = capsys.readouterr().out.splitlines()
     assert said == f"MLflow has {len(there)} trials of fake.".replace("1 trials", "1 trial")
-    assert page.startswith("MLflow: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning")
+    assert page.startswith(
+        "MLflow: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+    )
     assert start == f"To see that page: python -m toco mlflow {tmp_path / 'mlflow.db'}"
     # The page that was sent knows where MLflow shows its trials.
     report = (tmp_path / survey(STUDY, tmp_path).plan.folder_name / "report.html").read_text()
-    assert all(f"/#/experiments/1/runs/run-{key}?workflowType=machine_learning" in report for key in there)
+    assert all(
+        f"/#/experiments/1/runs/run-{key}?workflowType=machine_learning" in report for key in there
+    )
     tracker = _Tracker.last
     assert (tracker.experiment, tracker.uri) == ("fake", f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert {key for key, _ in tracker.tracked} == set(there)

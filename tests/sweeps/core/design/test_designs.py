@@ -4,7 +4,17 @@ import itertools
 
 import pytest
 
-from sweeps.core.design.designs import Block, Declared, Design, Grid, Ladder, LeaveOneOut, OneFactor, Row, SideBySide
+from sweeps.core.design.designs import (
+    Block,
+    Declared,
+    Design,
+    Grid,
+    Ladder,
+    LeaveOneOut,
+    OneFactor,
+    Row,
+    SideBySide,
+)
 from sweeps.core.design.factors import Component, Factor
 from sweeps.core.design.fractions import Fraction
 from sweeps.core.design.paper import TABLE_5A
@@ -17,7 +27,10 @@ SEG = Component("seg", {"method.segmentation.weight": 0.0, "method.energy.weight
 
 
 def table(design):
-    return [[(row.label, dict(row.changes), row.versus) for row in block.rows] for block in design.blocks()]
+    return [
+        [(row.label, dict(row.changes), row.versus) for row in block.rows]
+        for block in design.blocks()
+    ]
 
 
 def test_a_grid_has_all_combinations_against_that_of_the_bases():
@@ -32,7 +45,10 @@ def test_a_grid_has_all_combinations_against_that_of_the_bases():
         ]
     ]
     (block,) = Grid((BLOCK, TAU)).blocks()
-    assert (block.title, block.factors) == ("block x tau", ("method.aux_block", "method.temperature"))
+    assert (block.title, block.factors) == (
+        "block x tau",
+        ("method.aux_block", "method.temperature"),
+    )
 
 
 def test_a_grid_without_factors_is_the_base_alone():
@@ -102,7 +118,10 @@ def test_side_by_side_every_design_varies_around_the_bases_of_all():
 def test_beside_a_ladder_others_vary_around_its_end():
     ladder, out = Ladder("cls", (PTC, SEG)), LeaveOneOut((PTC, SEG), title="left out")
     off = {"method.ptc.weight": 0.0, "method.segmentation.weight": 0.0, "method.energy.weight": 0.0}
-    for design in (SideBySide((ladder, out, Grid((BLOCK,)))), SideBySide((SideBySide((ladder, out)), Grid((BLOCK,))))):
+    for design in (
+        SideBySide((ladder, out, Grid((BLOCK,)))),
+        SideBySide((SideBySide((ladder, out)), Grid((BLOCK,)))),
+    ):
         climbed, left_out, grid = table(design)
         assert [changes for _, changes, _ in climbed] == [
             {"method.aux_block": 9, **off},
@@ -140,7 +159,10 @@ def test_rows_stand_beside_the_published_rows_of_their_label_or_of_those_named()
     blocks = Factor("method.aux_block", (6, 7), None, ("#7", "#8"))
 
     def beside(**declared):
-        return [row.paper_row for row in OneFactor((blocks,), {blocks.path: Declared(**declared)}).blocks()[0].rows]
+        return [
+            row.paper_row
+            for row in OneFactor((blocks,), {blocks.path: Declared(**declared)}).blocks()[0].rows
+        ]
 
     assert beside() == [None, None]
     assert beside(paper=TABLE_5A) == [None, "#8"]
@@ -151,7 +173,12 @@ def test_rows_stand_beside_the_published_rows_of_their_label_or_of_those_named()
 def test_what_is_declared_of_a_factor_arrives_in_its_block():
     declared = Declared(("val/seg_miou",), TABLE_5A)
     first, second = OneFactor((BLOCK, TAU), {BLOCK.path: declared}).blocks()
-    assert (first.metrics, first.paper, second.metrics, second.paper) == (("val/seg_miou",), TABLE_5A, (), None)
+    assert (first.metrics, first.paper, second.metrics, second.paper) == (
+        ("val/seg_miou",),
+        TABLE_5A,
+        (),
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,27 +187,42 @@ def test_what_is_declared_of_a_factor_arrives_in_its_block():
         (lambda: Grid((BLOCK, BLOCK)), "'method.aux_block' occurs twice in the paths"),
         (lambda: OneFactor((BLOCK, BLOCK)), "'method.aux_block' occurs twice in the paths"),
         (lambda: OneFactor(()), "at least one factor"),
-        (lambda: OneFactor((BLOCK,), {"method.aux_blok": Declared()}), r"declared for \['method.aux_blok'\]"),
+        (
+            lambda: OneFactor((BLOCK,), {"method.aux_blok": Declared()}),
+            r"declared for \['method.aux_blok'\]",
+        ),
         (lambda: Ladder("cls", ()), "no component"),
         (lambda: LeaveOneOut(()), "no component"),
         (lambda: Ladder("cls", (PTC, PTC)), "'PTC' occurs twice"),
-        (lambda: LeaveOneOut((PTC, Component("p", PTC.off))), "'method.ptc.weight' occurs twice in the fields"),
+        (
+            lambda: LeaveOneOut((PTC, Component("p", PTC.off))),
+            "'method.ptc.weight' occurs twice in the fields",
+        ),
         (lambda: Component("PTC", {}), "does not say which fields"),
         (lambda: SideBySide(()), "no design"),
-        (lambda: SideBySide((Grid((BLOCK,)), Grid((Factor(BLOCK.path, (7, 8)),)))), "method.aux_block are 9 and 7"),
+        (
+            lambda: SideBySide((Grid((BLOCK,)), Grid((Factor(BLOCK.path, (7, 8)),)))),
+            "method.aux_block are 9 and 7",
+        ),
         (
             lambda: Declared(paper=TABLE_5A, beside={"#9": "#9"}).block("x", [], [("a", {}, None)]),
             r"given for \['#9'\]",
         ),
         (lambda: Block("x", (Row("a", {}, None, "#9"),), ()), "no published row '#9'"),
-        (lambda: Block("x", (Row("a", {}, None), Row("a", {"b": 1}, 0)), ()), "'a' occurs twice in the rows of 'x'"),
+        (
+            lambda: Block("x", (Row("a", {}, None), Row("a", {"b": 1}, 0)), ()),
+            "'a' occurs twice in the rows of 'x'",
+        ),
         (lambda: Block("x", (Row("a", {}, 0),), ()), "is no other row"),
         (lambda: Block("x", (Row("a", {}, None), Row("b", {}, 2)), ()), "is no other row"),
         (lambda: Factor("seed", (0, 1)), "Study.seeds"),
         (lambda: Factor("method.aux_block", ()), "no values"),
         (lambda: Factor("method.aux_block", (7, 8, 7)), "7 occurs twice"),
         (lambda: Factor("method.aux_block", (7, 8), None, ("#8",)), "2 values but 1 labels"),
-        (lambda: Factor("method.aux_block", (7, 8), 9), "base 9 of the factor method.aux_block is none of its values"),
+        (
+            lambda: Factor("method.aux_block", (7, 8), 9),
+            "base 9 of the factor method.aux_block is none of its values",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):
@@ -200,7 +242,10 @@ def two_level(count):
 
 def signs(fraction):
     """Every row as +1 (base) and -1, in the order of the factors."""
-    return [[1 if value == 0 else -1 for value in row.changes.values()] for row in fraction.blocks()[0].rows]
+    return [
+        [1 if value == 0 else -1 for value in row.changes.values()]
+        for row in fraction.blocks()[0].rows
+    ]
 
 
 @pytest.mark.parametrize(
@@ -224,12 +269,17 @@ def test_aliases_are_the_columns_of_the_design_that_are_equal(count, generators,
     def column(letters):
         product = [1] * len(rows)
         for letter in letters:
-            product = [p * row["ABCDEFG".index(letter)] for p, row in zip(product, rows, strict=True)]
+            product = [
+                p * row["ABCDEFG".index(letter)] for p, row in zip(product, rows, strict=True)
+            ]
         return tuple(product)
 
     letters = "ABCDEFG"[:count]
-    effects = ["".join(c) for order in range(1, count + 1) for c in itertools.combinations(letters, order)]
-    # A word is a column of ones; two effects are aliases where their columns are equal, else orthogonal.
+    effects = [
+        "".join(c) for order in range(1, count + 1) for c in itertools.combinations(letters, order)
+    ]
+    # A word is a column of ones; two effects are aliases where their columns are equal, else
+    # orthogonal.
     words = [effect for effect in effects if column(effect) == (1,) * len(rows)]
     assert list(fraction.words) == words
     assert fraction.resolution == min(map(len, words)) == resolution
@@ -237,7 +287,9 @@ def test_aliases_are_the_columns_of_the_design_that_are_equal(count, generators,
     groups = {}
     for effect in small:
         groups.setdefault(column(effect), []).append(effect)
-    assert sorted(fraction.aliases) == sorted(tuple(group) for group in groups.values() if len(group) > 1)
+    assert sorted(fraction.aliases) == sorted(
+        tuple(group) for group in groups.values() if len(group) > 1
+    )
     for one, other in itertools.combinations(groups, 2):
         assert sum(a * b for a, b in zip(one, other, strict=True)) == 0
 
@@ -245,13 +297,20 @@ def test_aliases_are_the_columns_of_the_design_that_are_equal(count, generators,
 def test_a_half_fraction_of_four_factors_as_textbooks_have_it():
     fraction = Fraction(two_level(4), ("D=ABC",))
     labels = [row.label for row in fraction.blocks()[0].rows]
-    assert labels[:4] == ["a 0, b 0, c 0, d 0", "a 1, b 0, c 0, d 1", "a 0, b 1, c 0, d 1", "a 1, b 1, c 0, d 0"]
+    assert labels[:4] == [
+        "a 0, b 0, c 0, d 0",
+        "a 1, b 0, c 0, d 1",
+        "a 0, b 1, c 0, d 1",
+        "a 1, b 1, c 0, d 0",
+    ]
     assert fraction.notes() == (
         "8 of 16 combinations (A a; B b; C c; D d; +1 is the base).",
         "Defining relation: I = ABCD. Resolution 4.",
         "Cannot be told apart: AB = CD; AC = BD; AD = BC (interactions of three and more factors are left out here).",
     )
-    assert "No main effect and no interaction of two" in Fraction(two_level(5), ("E=ABCD",)).notes()[2]
+    assert (
+        "No main effect and no interaction of two" in Fraction(two_level(5), ("E=ABCD",)).notes()[2]
+    )
 
 
 def test_the_base_of_a_fraction_need_not_be_the_first_value():

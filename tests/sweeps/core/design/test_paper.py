@@ -4,7 +4,17 @@ import dataclasses
 
 import pytest
 
-from sweeps.core.design.paper import FIGURE_2, M_AUX, SEG, TABLE_4, TABLE_5A, TABLE_5B, TABLE_5C, Claim, M
+from sweeps.core.design.paper import (
+    FIGURE_2,
+    M_AUX,
+    SEG,
+    TABLE_4,
+    TABLE_5A,
+    TABLE_5B,
+    TABLE_5C,
+    Claim,
+    M,
+)
 
 TABLES = (TABLE_4, TABLE_5A, TABLE_5B, TABLE_5C)
 CLAIMS = [(paper, claim) for paper in TABLES for claim in paper.claims]
@@ -47,17 +57,37 @@ def test_the_default_row_has_the_best_cam(paper):
                 ("#11", [43.1, 45.2, 40.3]),
             ],
         ),
-        (TABLE_5B, [("64 px", [68.1, 65.5]), ("80 px", [69.3, 67.3]), ("96 px", [70.5, 68.1]), ("112 px", [69.4, 67])]),
-        (TABLE_5C, [("0", [69.2, 66.9]), ("0.1", [69.0, 67.1]), ("0.9", [70.5, 68.1]), ("0.99", [68.7, 66.6])]),
+        (
+            TABLE_5B,
+            [
+                ("64 px", [68.1, 65.5]),
+                ("80 px", [69.3, 67.3]),
+                ("96 px", [70.5, 68.1]),
+                ("112 px", [69.4, 67]),
+            ],
+        ),
+        (
+            TABLE_5C,
+            [
+                ("0", [69.2, 66.9]),
+                ("0.1", [69.0, 67.1]),
+                ("0.9", [70.5, 68.1]),
+                ("0.99", [68.7, 66.6]),
+            ],
+        ),
     ],
     ids=["4", "5a", "5b", "5c"],
 )
 def test_tables_as_printed(paper, printed):
-    assert [(row.label, [round(100 * value, 1) for value in row.metrics.values()]) for row in paper.rows] == printed
+    assert [
+        (row.label, [round(100 * value, 1) for value in row.metrics.values()]) for row in paper.rows
+    ] == printed
 
 
 def test_table_5_gives_no_auxiliary_cam_for_crops_and_decays():
-    assert all(row.metrics.keys() == {M, SEG} for paper in (TABLE_5B, TABLE_5C) for row in paper.rows)
+    assert all(
+        row.metrics.keys() == {M, SEG} for paper in (TABLE_5B, TABLE_5C) for row in paper.rows
+    )
 
 
 def test_there_are_five_claims():
@@ -72,7 +102,11 @@ def test_there_are_five_claims():
 
 @pytest.mark.parametrize(("paper", "claim"), CLAIMS, ids=[claim.name for _, claim in CLAIMS])
 def test_a_claim_is_what_the_table_says_to_the_decimal(paper, claim):
-    values = {row.label: 100 * row.metrics[claim.metric] for row in paper.rows if claim.metric in row.metrics}
+    values = {
+        row.label: 100 * row.metrics[claim.metric]
+        for row in paper.rows
+        if claim.metric in row.metrics
+    }
     smallest = min(values[claim.better] - values[other] for other in claim.than)
     assert smallest == pytest.approx(claim.by, abs=1e-9)
     assert max(values, key=values.get) == claim.better

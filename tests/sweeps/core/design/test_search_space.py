@@ -7,7 +7,13 @@ import random
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from sweeps.core.design.search_space import Objective, Rungs, SearchStudy, is_among_best, terms_joined
+from sweeps.core.design.search_space import (
+    Objective,
+    Rungs,
+    SearchStudy,
+    is_among_best,
+    terms_joined,
+)
 from sweeps.core.store.search_record import search_file
 from sweeps.search import STUDY, for_recipe
 from toco.config import flatten, replace
@@ -20,18 +26,28 @@ COST = Objective("step_time_s", "cost", higher_is_better=False)
 
 def search(**fields):
     space = {"method.temperature": FloatDistribution(0.1, 1.0)}
-    return SearchStudy(**{"name": "s", "title": "S", "recipe": "shapes_nano", "space": space, "num_trials": 4} | fields)
+    return SearchStudy(
+        **{"name": "s", "title": "S", "recipe": "shapes_nano", "space": space, "num_trials": 4}
+        | fields
+    )
 
 
 def nano(num_steps, every, segmentation=80, energy=80, weight=0.05):
-    paths = {"num_steps": num_steps, "evaluate_every": every, "method.segmentation.start_step": segmentation}
-    return replace(recipe(), paths | {"method.energy.start_step": energy, "method.energy.weight": weight})
+    paths = {
+        "num_steps": num_steps,
+        "evaluate_every": every,
+        "method.segmentation.start_step": segmentation,
+    }
+    return replace(
+        recipe(), paths | {"method.energy.start_step": energy, "method.energy.weight": weight}
+    )
 
 
 @pytest.mark.parametrize(
     ("config", "rungs", "expected"),
     [
-        # The segmentation loss acts from step 80 on: for 20, 40, 80 steps at 100, 120 and 160, which is the end.
+        # The segmentation loss acts from step 80 on: for 20, 40, 80 steps at 100, 120 and 160,
+        # which is the end.
         (nano(160, 20), Rungs(), (100, 120)),
         (nano(161, 20), Rungs(), (100, 120, 160)),
         (nano(1000, 20), Rungs(reduction=3), (100, 140, 260, 620)),
@@ -56,7 +72,9 @@ def test_rungs(config, rungs, expected):
 @pytest.mark.parametrize("first", [80, 110, 160])
 def test_a_rung_before_the_segmentation_loss_has_acted_is_refused(first):
     with pytest.raises(ValueError, match=f"first rung is after step {first}.*from step 100 on"):
-        search(objectives=(CAM, SEG), rungs=Rungs(first=first), changes={"evaluate_every": 20}).resolve()
+        search(
+            objectives=(CAM, SEG), rungs=Rungs(first=first), changes={"evaluate_every": 20}
+        ).resolve()
 
 
 def test_a_search_over_when_the_loss_joins_waits_for_the_latest():
@@ -95,7 +113,9 @@ def test_of_one_objective_the_best_part_goes_on():
         reduction = rng.randint(2, 5)
         own, others = values[0], values[1:]
         rank = sum(other > own for other in others)
-        assert is_among_best([own], [[other] for other in others], reduction) is (rank * reduction < len(values))
+        assert is_among_best([own], [[other] for other in others], reduction) is (
+            rank * reduction < len(values)
+        )
 
 
 def test_rungs_compare_what_evaluations_measure_and_no_cost():
@@ -116,12 +136,18 @@ def test_rungs_compare_what_evaluations_measure_and_no_cost():
         ({"space": {"method.temperature": FloatDistribution(0.5, 0.5)}}, "has one value"),
         ({"space": {"num_steps": IntDistribution(10, 20)}}, "cannot be compared"),
         ({"space": {"seed": IntDistribution(0, 9)}}, "cannot be compared"),
-        ({"space": {"evaluate.background_threshold": FloatDistribution(0.1, 0.9)}}, "cannot be compared"),
+        (
+            {"space": {"evaluate.background_threshold": FloatDistribution(0.1, 0.9)}},
+            "cannot be compared",
+        ),
         ({"space": {"data.num_train": IntDistribution(1, 9)}}, "cannot be compared"),
         ({"changes": {"method.temperature": 0.3}}, "is searched, so it cannot be set"),
         ({"objectives": (CAM,)}, "at least two objectives"),
         ({"objectives": (CAM, CAM)}, "occurs twice"),
-        ({"objectives": (COST, dataclasses.replace(COST, key="wall_time_s"))}, "Rungs compare evaluations"),
+        (
+            {"objectives": (COST, dataclasses.replace(COST, key="wall_time_s"))},
+            "Rungs compare evaluations",
+        ),
         ({"num_trials": 0}, "at least one trial"),
         ({"seed": -1}, "from 0 to"),
     ],
@@ -135,7 +161,10 @@ def test_a_search_that_makes_no_sense_is_refused(fields, message):
     ("space", "message"),
     [
         ({"method.no_such": FloatDistribution(0.1, 0.9)}, "does not have"),
-        ({"method.local_crop_size_px": CategoricalDistribution([32, 128])}, "do not go together.*larger than"),
+        (
+            {"method.local_crop_size_px": CategoricalDistribution([32, 128])},
+            "do not go together.*larger than",
+        ),
         (
             # Each fits the recipe's own value of the other.
             {
@@ -170,7 +199,12 @@ def test_the_folder_is_that_of_what_results_and_proposals_depend_on():
         {"objectives": (SEG, CAM)},
         {"num_random": 3},
     ):
-        assert dataclasses.replace(one, **{"changes": {"evaluate_every": 20}} | fields).resolve().folder_name != name
+        assert (
+            dataclasses.replace(one, **{"changes": {"evaluate_every": 20}} | fields)
+            .resolve()
+            .folder_name
+            != name
+        )
 
 
 def test_values_of_an_entry():
@@ -199,7 +233,8 @@ def test_the_shipped_search_fits_every_recipe(name):
     plan = study.resolve()
     assert len(plan.rungs) >= 2
     own = flatten(plan.base)
-    # The recipe's own values are the first trial, and one setting at least changes what a step costs.
+    # The recipe's own values are the first trial, and one setting at least changes what a step
+    # costs.
     assert plan.start == {path: own[path] for path in study.space}
     assert {objective.key: objective.higher_is_better for objective in study.objectives} == {
         "val/cam_miou": True,
@@ -216,5 +251,7 @@ def test_the_shipped_search_shares_no_seed_with_the_shipped_studies():
 
     shipped = studies()
     assert shipped.pop("search") == STUDY
-    seeds = set(itertools.chain.from_iterable(study.resolve().cells[-1].seeds for study in shipped.values()))
+    seeds = set(
+        itertools.chain.from_iterable(study.resolve().cells[-1].seeds for study in shipped.values())
+    )
     assert STUDY.seed not in seeds | {seed for study in shipped.values() for seed in study.seeds}

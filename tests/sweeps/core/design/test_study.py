@@ -44,7 +44,9 @@ def test_a_cell_that_stands_in_two_blocks_is_trained_once():
         ("block: #10", {"method.aux_block": 9, "num_steps": 30}),
         ("num_steps: num_steps 40", {"method.aux_block": 9, "num_steps": 40}),
     ]
-    assert [(row.block, row.label, row.cell, row.versus, row.role, row.paper_row) for row in plan.rows] == [
+    assert [
+        (row.block, row.label, row.cell, row.versus, row.role, row.paper_row) for row in plan.rows
+    ] == [
         (0, "#8", 0, 1, "row", "#8"),
         (0, "#10", 1, None, "base", "#10"),
         (1, "num_steps 30", 1, None, "base", None),
@@ -59,7 +61,9 @@ def test_methods_are_rows_of_a_table_and_a_change_switches_the_method_of_all():
     baseline = replace(recipe, {"method.name": "cam", "optim.warmup_steps": 2, "seed": 5})
     assert methods.trials[3].config == baseline
     changes = {"optim.warmup_steps": "2", "method.name": "cam", "num_steps": "40"}
-    switched = make(design=OneFactor((Factor("optim.lr", (6e-5, 1e-4)),)), changes=changes, a_a=False).resolve()
+    switched = make(
+        design=OneFactor((Factor("optim.lr", (6e-5, 1e-4)),)), changes=changes, a_a=False
+    ).resolve()
     assert {trial.config.method for trial in switched.trials} == {baseline.method}
 
 
@@ -82,7 +86,9 @@ def test_a_trial_is_a_cell_with_a_seed_and_its_config_says_both():
     base = load("toco.recipes", "voc_deit_b").recipe()
     for trial in plan.trials:
         changes = dict(plan.cells[trial.cell].changes)
-        assert trial.config == replace(base, {"optim.warmup_steps": 2, **changes, "seed": trial.seed})
+        assert trial.config == replace(
+            base, {"optim.warmup_steps": 2, **changes, "seed": trial.seed}
+        )
         assert trial.digest == digest(trial.config)
     assert len({trial.name for trial in plan.trials}) == 8
     assert plan.trials[1].name == "block: #8, seed 5"
@@ -97,7 +103,10 @@ def test_the_a_a_row_is_the_first_base_again_with_other_seeds_and_no_declared_co
     assert not set(again.seeds) & set(base.seeds)
     assert all(plan.rows[number].role == "row" for number, _ in plan.comparisons())
     # The n-th trial of both is paired and differs in nothing but its seed.
-    pairs = [[trial.config for trial in plan.trials if trial.cell == cell] for cell in (row.cell, plan.rows[1].cell)]
+    pairs = [
+        [trial.config for trial in plan.trials if trial.cell == cell]
+        for cell in (row.cell, plan.rows[1].cell)
+    ]
     assert [replace(a, {"seed": b.seed}) for a, b in zip(*pairs, strict=True)] == pairs[1]
 
 
@@ -128,7 +137,9 @@ def test_the_digest_is_of_what_is_trained_and_nothing_else():
 def test_what_the_recipe_has_at_a_path_is_known_with_the_changes():
     study = make(changes={"method.ptc.weight": "0.25"})
     assert (study.value("method.ptc.weight"), study.value("method.ctc.weight")) == (0.25, 0.5)
-    with pytest.raises(ValueError, match=r"example varies method\.ptc\.wait, which the method 'toco' does not"):
+    with pytest.raises(
+        ValueError, match=r"example varies method\.ptc\.wait, which the method 'toco' does not"
+    ):
         study.value("method.ptc.wait")
 
 
@@ -137,13 +148,21 @@ def test_a_value_of_the_evaluation_is_a_cell_of_its_own_that_trains_nothing_else
     plan = make(design=OneFactor((factor,)), a_a=False).resolve()
     assert len(plan.cells) == 2
     assert len({trial.digest for trial in plan.trials}) == 4
-    assert len({replace(trial.config, {factor.path: 0.5}).model_dump_json() for trial in plan.trials}) == 2
+    assert (
+        len({replace(trial.config, {factor.path: 0.5}).model_dump_json() for trial in plan.trials})
+        == 2
+    )
 
 
 def test_the_file_says_which_row_is_compared_with_which_and_stands_beside_which():
     plan = make().resolve()
-    content = json.loads(study_file(plan, [str(number) for number in range(len(plan.trials))], [], "0").text())
-    assert [(row["label"], row["cell"], row["versus"], row["role"], row["paper_row"]) for row in content["rows"]] == [
+    content = json.loads(
+        study_file(plan, [str(number) for number in range(len(plan.trials))], [], "0").text()
+    )
+    assert [
+        (row["label"], row["cell"], row["versus"], row["role"], row["paper_row"])
+        for row in content["rows"]
+    ] == [
         ("#8", 0, 1, "row", "#8"),
         ("#10", 1, None, "base", "#10"),
         ("num_steps 30", 1, None, "base", None),
@@ -158,13 +177,28 @@ def test_the_file_says_which_row_is_compared_with_which_and_stands_beside_which(
     }
     assert content["cells"][3]["seeds"] == [6, 11]
     first, second = content["blocks"]
-    assert (first["title"], first["factors"], first["metrics"]) == ("block", ["method.aux_block"], [CAM, SEG])
+    assert (first["title"], first["factors"], first["metrics"]) == (
+        "block",
+        ["method.aux_block"],
+        [CAM, SEG],
+    )
     assert (second["metrics"], second["paper"]) == ([CAM], None)
     assert first["paper"]["rows"][1] == {"label": "#10", "metrics": {CAM: 0.705}, "default": True}
     assert first["paper"]["claims"] == [
-        {"name": "rises", "metric": CAM, "better": "#10", "than": ["#8"], "by": 7.0, "size": "large"}
+        {
+            "name": "rises",
+            "metric": CAM,
+            "better": "#10",
+            "than": ["#8"],
+            "by": 7.0,
+            "size": "large",
+        }
     ]
-    assert (content["data"], content["design"], content["seeds"]) == ("voc", "one factor at a time", [0, 5])
+    assert (content["data"], content["design"], content["seeds"]) == (
+        "voc",
+        "one factor at a time",
+        [0, 5],
+    )
 
 
 class Twins:
@@ -173,7 +207,10 @@ class Twins:
     name = "twins"
 
     def blocks(self):
-        return (Block("a", (Row("x", {}, None),), ()), Block("a", (Row("y", {"num_steps": 1}, None),), ()))
+        return (
+            Block("a", (Row("x", {}, None),), ()),
+            Block("a", (Row("y", {"num_steps": 1}, None),), ()),
+        )
 
     def notes(self):
         return ()
@@ -188,10 +225,16 @@ class Twins:
         ({"seeds": (0, 2**32)}, "Seeds are from 0 to 4294967295"),
         ({"seeds": (2**31, 2**32 - 1)}, "those of the A/A row up to"),
         ({"metrics": ()}, "at least one metric"),
-        ({"metrics": (Metric(CAM, "M"), Metric(CAM, "N"), Metric(SEG, "seg"))}, "'val/cam_miou' occurs twice"),
+        (
+            {"metrics": (Metric(CAM, "M"), Metric(CAM, "N"), Metric(SEG, "seg"))},
+            "'val/cam_miou' occurs twice",
+        ),
         ({"metrics": (Metric(CAM, "M"),)}, "block: val/seg_miou is compared but is no column"),
         (
-            {"metrics": (Metric(SEG, "seg"),), "design": OneFactor((BLOCKS,), {BLOCKS.path: Declared(paper=PAPER)})},
+            {
+                "metrics": (Metric(SEG, "seg"),),
+                "design": OneFactor((BLOCKS,), {BLOCKS.path: Declared(paper=PAPER)}),
+            },
             "block: val/cam_miou is compared but is no column",
         ),
         ({"changes": {"num_steps": 50}}, "num_steps varies in this study"),
@@ -214,8 +257,14 @@ def test_a_study_that_makes_no_sense_is_refused(change, message):
         ),
         ({"recipe": "voc_deit_c"}, "Did you mean 'voc_deit_b'"),
         ({"design": Grid((Factor("num_steps", (30, -1)),))}, "num_steps: num_steps -1: num_steps"),
-        ({"design": Grid((Factor("num_workers", (0, 1)),))}, "'num_workers' has no effect on results"),
-        ({"design": Grid((Factor("method.low_threshold", (0.2, 0.9)),))}, "low_threshold 0.9: .* above high_threshold"),
+        (
+            {"design": Grid((Factor("num_workers", (0, 1)),))},
+            "'num_workers' has no effect on results",
+        ),
+        (
+            {"design": Grid((Factor("method.low_threshold", (0.2, 0.9)),))},
+            "low_threshold 0.9: .* above high_threshold",
+        ),
     ],
 )
 def test_resolving_refuses_what_no_training_could_be_started_with(change, message):

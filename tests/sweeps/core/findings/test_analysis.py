@@ -32,7 +32,10 @@ CLASSES = ("background", "square", "circle")
 
 
 def test_tests_are_paired_by_seed_and_corrected_over_the_declared_comparisons_alone():
-    metrics = {M: VALUES, SEG: {label: [1 - value for value in values] for label, values in VALUES.items()}}
+    metrics = {
+        M: VALUES,
+        SEG: {label: [1 - value for value in values] for label, values in VALUES.items()},
+    }
     found = analyse(make_study(VALUES, more={SEG: metrics[SEG]}))
     p = [stats.ttest_rel(VALUES[label], BASE).pvalue for label in ("#9", "#11")]
     corrected = multipletests(p, method="holm")[1]
@@ -59,7 +62,9 @@ def test_a_comparison_that_has_not_run_counts_in_the_family():
 
 
 def test_a_trial_without_a_result_takes_its_pair_with_it():
-    study = make_study(VALUES, states={("#10", 1): "failed", ("#9", 2): "diverged", ("#11", 0): "running"})
+    study = make_study(
+        VALUES, states={("#10", 1): "failed", ("#9", 2): "diverged", ("#11", 0): "running"}
+    )
     found = analyse(study)
     assert (found.rows[1].finished, found.rows[1].planned) == (3, 4)
     assert found.rows[1].states == {"finished": 3, "diverged": 1}
@@ -70,7 +75,9 @@ def test_a_trial_without_a_result_takes_its_pair_with_it():
 
 
 def test_a_row_without_results_has_no_figures_and_breaks_nothing():
-    found = analyse(make_study(VALUES, states={(label, i): "waiting" for label in VALUES for i in range(4)}))
+    found = analyse(
+        make_study(VALUES, states={(label, i): "waiting" for label in VALUES for i in range(4)})
+    )
     for row in found.rows:
         assert row.figures[M].summary is None
         assert row.figures[M].paired is None
@@ -158,8 +165,13 @@ def test_power_is_in_the_scatter_of_the_studys_own_pairs():
 
 
 @pytest.mark.parametrize(("smallest", "underpowered"), [(0.5, False), (0.005, True)])
-def test_only_what_is_not_significant_and_could_not_have_been_is_underpowered(smallest, underpowered):
-    study = make_study({"#10": BASE, "far": VALUES["#11"], "near": [0.51, 0.50, 0.52, 0.485]}, smallest_effect=smallest)
+def test_only_what_is_not_significant_and_could_not_have_been_is_underpowered(
+    smallest, underpowered
+):
+    study = make_study(
+        {"#10": BASE, "far": VALUES["#11"], "near": [0.51, 0.50, 0.52, 0.485]},
+        smallest_effect=smallest,
+    )
     far, near = (row.figures[M] for row in analyse(study).rows[1:])
     assert (far.significant, far.underpowered) == (True, False)
     assert (near.significant, near.underpowered) == (False, underpowered)
@@ -171,14 +183,23 @@ def test_only_what_is_not_significant_and_could_not_have_been_is_underpowered(sm
     [
         ({"config": {"batch_size": 32}}, "effective batch size is 32, in #10 16"),
         ({"config": {"method": {"ptc": {"weight": 4.0}}}}, "method.ptc.weight is 4.0, in #10 8.0"),
-        ({"identity": {"code": {"toco.losses.ptc": "f" * 16}}}, "code is another than in #10: toco.losses.ptc"),
-        ({"identity": {"code": {"toco.heads.new": "f" * 16}}}, "code is another than in #10: toco.heads.new"),
+        (
+            {"identity": {"code": {"toco.losses.ptc": "f" * 16}}},
+            "code is another than in #10: toco.losses.ptc",
+        ),
+        (
+            {"identity": {"code": {"toco.heads.new": "f" * 16}}},
+            "code is another than in #10: toco.heads.new",
+        ),
         ({"identity": {"data": {"val": "cc"}}}, "data is another than in #10: val"),
         ({"identity": {"weights": "abc"}}, "pre-trained weights are others than in #10"),
         ({"provenance": {"versions": {"torch": "2.12.1"}}}, "torch is 2.12.1, in #10 2.13.0"),
         ({"provenance": {"versions": {"python": "3.12.1"}}}, "python is 3.12, in #10 3.11"),
         ({"provenance": {"device": "NVIDIA H100"}}, "device is NVIDIA H100, in #10 CPU x86_64"),
-        ({"provenance": {"platform": "Linux-6.1-aarch64"}}, "platform is Linux aarch64, in #10 Linux x86_64"),
+        (
+            {"provenance": {"platform": "Linux-6.1-aarch64"}},
+            "platform is Linux aarch64, in #10 Linux x86_64",
+        ),
         ({"provenance": {"num_threads": 8}}, "number of threads is 8, in #10 1"),
         ({"resources": {"world_size": 2}}, "world size is 2, in #10 1"),
         ({"origin": {"search": True}}, "chosen by a search, after looking at other trials"),
@@ -192,7 +213,13 @@ def test_what_differs_besides_the_factor_is_a_dagger(amend, phrase):
 @pytest.mark.parametrize(
     "amend",
     [
-        {"provenance": {"commit": "another", "dirty": True, "started": "2027-01-01T00:00:00+00:00"}},
+        {
+            "provenance": {
+                "commit": "another",
+                "dirty": True,
+                "started": "2027-01-01T00:00:00+00:00",
+            }
+        },
         {"provenance": {"versions": {"python": "3.11.1", "toco": "9.9"}}},
         {"provenance": {"platform": "Linux-6.9.3-x86_64"}},
         {"wall_time_s": 1.0, "origin": {"study": "other", "forked_at": 80}},
@@ -208,7 +235,13 @@ def test_a_setting_without_effect_on_results_is_no_dagger():
 
     config = recipe().model_dump(mode="json")
     amend = {label: {"config": config} for label in VALUES}
-    amend["#9"] = {"config": {**config, "num_workers": 7, "evaluate": {**config["evaluate"], "num_pictures": 9}}}
+    amend["#9"] = {
+        "config": {
+            **config,
+            "num_workers": 7,
+            "evaluate": {**config["evaluate"], "num_pictures": 9},
+        }
+    }
     assert all(row.daggers == () for row in analyse(make_study(VALUES, amend=amend)).rows)
     amend["#9"]["config"]["num_steps"] = 170
     daggers = [row.daggers for row in analyse(make_study(VALUES, amend=amend)).rows]
@@ -218,7 +251,9 @@ def test_a_setting_without_effect_on_results_is_no_dagger():
 def test_a_factor_that_picks_a_component_brings_its_settings_and_code():
     amend = {"#9": {"config": {"method": {"name": "other", "ptc": {"weight": 1.0}}}}}
     amend["#9"]["identity"] = {"code": {"toco.methods.other": "3" * 16}}
-    named = make_study(VALUES, amend=amend, factors=("method.name",), changes={label: {} for label in VALUES})
+    named = make_study(
+        VALUES, amend=amend, factors=("method.name",), changes={label: {} for label in VALUES}
+    )
     assert analyse(named).rows[1].daggers == ()
     amend["#9"]["identity"]["code"]["toco.losses.ptc"] = "f" * 16
     assert analyse(make_study(VALUES, amend=amend, factors=("method.name",))).rows[1].daggers == (
@@ -229,7 +264,9 @@ def test_a_factor_that_picks_a_component_brings_its_settings_and_code():
 def test_a_dagger_of_some_seeds_says_which():
     study = make_study(VALUES)
     odd = study.trials_of(study.rows[1])[2]
-    entry = odd.entry.model_copy(update={"resources": dataclasses.replace(odd.entry.resources, world_size=4)})
+    entry = odd.entry.model_copy(
+        update={"resources": dataclasses.replace(odd.entry.resources, world_size=4)}
+    )
     trials = [list(trials) for trials in study.trials_by_cell]
     trials[study.rows[1].cell][2] = dataclasses.replace(odd, entry=entry)
     study = study.model_copy(update={"trials_by_cell": trials})
@@ -269,7 +306,10 @@ def imaged(tmp_path, change=lambda trial, evaluations: evaluations, steps=(160,)
         for seed in range(3)
     }
     values = {
-        label: [float(np.mean([iou.mean() for _, iou in results[label, seed].values()])) for seed in range(3)]
+        label: [
+            float(np.mean([iou.mean() for _, iou in results[label, seed].values()]))
+            for seed in range(3)
+        ]
         for label in ("#10", "#9")
     }
     path = tmp_path / "fake-01234567"
@@ -305,10 +345,14 @@ def test_the_interval_over_images_is_of_the_same_difference(tmp_path):
     differences = []
     for _ in range(1000):
         drawn = generator.integers(0, 12, 12)
-        differences.append(np.mean([miou("#9", seed, drawn) - miou("#10", seed, drawn) for seed in range(3)]))
+        differences.append(
+            np.mean([miou("#9", seed, drawn) - miou("#10", seed, drawn) for seed in range(3)])
+        )
     spread = np.std(differences)
     np.testing.assert_allclose(
-        [found.images.low, found.images.high], np.quantile(differences, [0.025, 0.975]), atol=spread / 3
+        [found.images.low, found.images.high],
+        np.quantile(differences, [0.025, 0.975]),
+        atol=spread / 3,
     )
 
 
@@ -316,18 +360,25 @@ def test_a_result_that_is_a_mean_over_evaluations_has_all_of_them_in_its_interva
     amend = {label: {"config": {"evaluate": {"average_last": 2}}} for label in ("#10", "#9")}
     study, _ = imaged(tmp_path, steps=(80, 160), amend=amend)
     found = analyse(study).rows[1]
-    assert found.figures[SEG].images.difference == pytest.approx(found.figures[SEG].paired.difference, abs=1e-12)
+    assert found.figures[SEG].images.difference == pytest.approx(
+        found.figures[SEG].paired.difference, abs=1e-12
+    )
     assert found.classes[SEG][0].summary.n == 3
 
 
 def test_scores_by_class_are_means_over_seeds_with_paired_differences(tmp_path):
     study, results = imaged(tmp_path)
     background, square, circle = analyse(study).rows[1].classes[SEG]
-    iou = {label: np.array([results[label, seed][160][1] for seed in range(3)]) for label in ("#10", "#9")}
+    iou = {
+        label: np.array([results[label, seed][160][1] for seed in range(3)])
+        for label in ("#10", "#9")
+    }
     assert (background.name, square.name) == CLASSES[:2]
     assert background.summary.mean == pytest.approx(iou["#9"][:, 0].mean())
     assert square.paired.difference == pytest.approx((iou["#9"] - iou["#10"])[:, 1].mean())
-    assert square.paired.p == pytest.approx(stats.ttest_rel(iou["#9"][:, 1], iou["#10"][:, 1]).pvalue)
+    assert square.paired.p == pytest.approx(
+        stats.ttest_rel(iou["#9"][:, 1], iou["#10"][:, 1]).pvalue
+    )
     assert square.images.low < square.paired.difference < square.images.high
     assert (circle.summary, circle.paired) == (None, None)
 
@@ -340,7 +391,9 @@ def test_without_every_pairs_matrices_there_is_no_interval_over_images(tmp_path)
     assert found.classes[SEG][1].paired.n == 3
 
 
-@pytest.mark.parametrize("damage", ["other images", "not of this result", "of a method without it", "cut off"])
+@pytest.mark.parametrize(
+    "damage", ["other images", "not of this result", "of a method without it", "cut off"]
+)
 def test_matrices_that_do_not_belong_to_the_numbers_are_not_used(tmp_path, damage):
     def change(trial, evaluations):
         found, iou = evaluations[160]
@@ -371,7 +424,12 @@ def grid(effect_of_both):
     values, changes = {}, {}
     for low, high in product((0.1, 0.2), (0.6, 0.7)):
         label = f"{low}, {high}"
-        mean = 0.5 + 0.3 * (low > 0.1) + 0.05 * (high > 0.6) + effect_of_both * (low > 0.1 and high > 0.6)
+        mean = (
+            0.5
+            + 0.3 * (low > 0.1)
+            + 0.05 * (high > 0.6)
+            + effect_of_both * (low > 0.1 and high > 0.6)
+        )
         values[label] = list(mean + generator.normal(0, 0.002, 4))
         changes[label] = {"method.low": low, "method.high": high}
     return make_study(values, changes=changes, factors=("method.low", "method.high")), values
@@ -391,7 +449,9 @@ def test_crossed_factors_are_analysed_together():
     }
     both = next(effect for effect in crossing.effects if len(effect.factors) == 2)
     corners = {label: np.mean(row) for label, row in values.items()}
-    expected = (corners["0.2, 0.7"] - corners["0.1, 0.7"] - corners["0.2, 0.6"] + corners["0.1, 0.6"]) / 2
+    expected = (
+        corners["0.2, 0.7"] - corners["0.1, 0.7"] - corners["0.2, 0.6"] + corners["0.1, 0.6"]
+    ) / 2
     assert both.estimate.difference == pytest.approx(expected)
 
 
@@ -411,11 +471,17 @@ def test_an_unfinished_grid_is_analysed_as_far_as_it_goes():
     labels = [row.label for row in study.rows]
     values = {label: [0.5, 0.6, 0.55, 0.52] for label in labels}
     changes = {row.label: study.changes_of(row) for row in study.rows}
-    states = {(labels[3], replicate): "waiting" for replicate in range(4)} | {(labels[2], 0): "running"}
+    states = {(labels[3], replicate): "waiting" for replicate in range(4)} | {
+        (labels[2], 0): "running"
+    }
     factors = ("method.low", "method.high")
-    assert analyse(make_study(values, changes=changes, factors=factors, states=states)).crossings == ()
+    assert (
+        analyse(make_study(values, changes=changes, factors=factors, states=states)).crossings == ()
+    )
     del states[labels[3], 2]
-    (crossing,) = analyse(make_study(values, changes=changes, factors=factors, states=states)).crossings
+    (crossing,) = analyse(
+        make_study(values, changes=changes, factors=factors, states=states)
+    ).crossings
     assert crossing.effects == ()
 
 

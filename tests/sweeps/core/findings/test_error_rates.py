@@ -1,6 +1,7 @@
 """How often the statistics of a study are wrong, by simulation: studies of which the truth is known.
 
-The bounds leave 2.6 standard errors of the simulation itself (one in a hundred); every simulation has a fixed seed.
+The bounds leave 2.6 standard errors of the simulation itself (one in a hundred); every simulation
+has a fixed seed.
 """
 
 import math
@@ -51,7 +52,8 @@ def test_family_wise_error_of_null_studies(noise, n):
         false_alarms += any(corrected <= LEVEL for corrected in holm(p))
         uncorrected += any(value <= LEVEL for value in p)
     assert false_alarms / STUDIES <= bound(LEVEL, STUDIES)
-    # The simulation can fail: without the correction about every fourth study would report an effect.
+    # The simulation can fail: without the correction about every fourth study would report an
+    # effect.
     if noise == "normal":
         assert uncorrected / STUDIES > 0.2
         assert false_alarms / STUDIES > 0.01
@@ -112,7 +114,9 @@ def test_intervals_over_images_cover_what_other_images_would_give():
         400, np.clip(hard + generator.normal([[[0.03]], [[0.0]]], 0.05, (2, population, 2)), 0, 1)
     )
     confusions = np.stack([right, 400 - right], axis=-1)
-    confusions[:, :, 1] = confusions[:, :, 1, ::-1]  # rows are ground truth: wrong pixels of class 1 are class 0
+    confusions[:, :, 1] = confusions[
+        :, :, 1, ::-1
+    ]  # rows are ground truth: wrong pixels of class 1 are class 0
     row, base = confusions[:, None].astype(np.int32)
     truth = image_interval(row, base, 1).difference
     covered = 0

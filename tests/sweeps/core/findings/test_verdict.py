@@ -17,12 +17,20 @@ from sweeps.core.findings.verdict import judge
 PAPER = Paper(
     source="A table",
     setting="in words",
-    rows=(PaperRow("#8", {M: 0.635}), PaperRow("#10", {M: 0.705}, default=True), PaperRow("#11", {M: 0.431})),
+    rows=(
+        PaperRow("#8", {M: 0.635}),
+        PaperRow("#10", {M: 0.705}, default=True),
+        PaperRow("#11", {M: 0.431}),
+    ),
     claims=(Claim("rises to #10", M, "#10", ("#8", "#11"), by=7.0, size="large"),),
 )
 OURS = {"data": "voc", "recipe": "voc_deit_b"}
 BASE = [0.700, 0.706, 0.703, 0.709, 0.701]
-AS_PUBLISHED = {"#10": BASE, "#8": [0.630, 0.634, 0.639, 0.640, 0.628], "#11": [0.44, 0.43, 0.42, 0.43, 0.44]}
+AS_PUBLISHED = {
+    "#10": BASE,
+    "#8": [0.630, 0.634, 0.639, 0.640, 0.628],
+    "#11": [0.44, 0.43, 0.42, 0.43, 0.44],
+}
 
 
 def above(difference, scatter=0.001):
@@ -55,7 +63,9 @@ def test_published_numbers_are_held_against_one_more_seed_of_ours():
 
 
 def test_two_seeds_reproduce_no_number():
-    found = verdict({"#10": [0.6, 0.8]}, paper=Paper("", "", (PaperRow("#10", {M: 0.705}),)), **OURS)
+    found = verdict(
+        {"#10": [0.6, 0.8]}, paper=Paper("", "", (PaperRow("#10", {M: 0.705}),)), **OURS
+    )
     assert found.rows[0].text == "off by -0.5"
 
 
@@ -77,12 +87,16 @@ def test_in_another_setting_no_number_is_tested_and_claims_are_of_direction(sett
     assert found.exit_code == 0
 
 
-@pytest.mark.parametrize(("images", "outcome"), [(1449, "reproduced"), (461, "direction confirmed")])
+@pytest.mark.parametrize(
+    ("images", "outcome"), [(1449, "reproduced"), (461, "direction confirmed")]
+)
 def test_a_part_of_the_papers_images_is_another_setting(monkeypatch, images, outcome):
     monkeypatch.setattr(verdicts, "num_images", lambda trials: images)
     found = verdict(AS_PUBLISHED, **OURS)
     assert found.claims[0].outcome == outcome
-    assert {row.text for row in found.rows} == {"reproduced" if images == 1449 else "not tested at this scale"}
+    assert {row.text for row in found.rows} == {
+        "reproduced" if images == 1449 else "not tested at this scale"
+    }
     assert ("voc_deit_b on 461 images of voc, not" in found.claims[0].sentence) == (images == 461)
 
 
@@ -140,7 +154,8 @@ def test_only_a_study_that_can_answer_contradicts(options, outcome, exit_code):
     found = verdict({"#10": BASE, "#8": above(+0.03), "#11": above(-0.2)}, **options)
     assert found.claims[0].outcome == outcome
     assert "the other way" in found.claims[0].sentence
-    # A direction found in spite of few seeds was not too small to be seen: the study just did not plan to contradict.
+    # A direction found in spite of few seeds was not too small to be seen: the study just did not
+    # plan to contradict.
     small, direction = "too small to contradict", "was not planned to contradict"
     said = {text for text in (small, direction) if text in found.claims[0].sentence}
     expected = direction if options.get("purpose") == "direction" else small
@@ -152,8 +167,13 @@ def test_a_lower_loss_is_better():
     rows = (PaperRow("#10", {M: 0.1}), PaperRow("#8", {M: 0.2}))
     paper = Paper("", "", rows, (Claim("less", M, "#10", ("#8",), by=1.0, size="large"),))
     metrics = (Metric(M, "loss", higher_is_better=False),)
-    assert claim({"#10": BASE, "#8": above(+0.03)}, paper=paper, metrics=metrics).outcome == "direction confirmed"
-    contradicted = claim({"#10": BASE, "#8": above(-0.03)}, paper=paper, metrics=metrics, smallest_effect=0.02)
+    assert (
+        claim({"#10": BASE, "#8": above(+0.03)}, paper=paper, metrics=metrics).outcome
+        == "direction confirmed"
+    )
+    contradicted = claim(
+        {"#10": BASE, "#8": above(-0.03)}, paper=paper, metrics=metrics, smallest_effect=0.02
+    )
     assert contradicted.outcome == "contradicted"
 
 
@@ -167,7 +187,11 @@ def test_a_row_compared_with_the_worse_one_counts_as_well():
     ("values", "options", "reason"),
     [
         ({"#10": BASE, "#8": above(-0.07)}, {}, "no row stands beside the paper's #11"),
-        ({"#8": BASE, "#10": above(0.07), "#11": above(-0.2)}, {}, "#10 and #11 are not compared in this study"),
+        (
+            {"#8": BASE, "#10": above(0.07), "#11": above(-0.2)},
+            {},
+            "#10 and #11 are not compared in this study",
+        ),
         (
             AS_PUBLISHED,
             {"metrics": (Metric(SEG, "seg"),), "more": {M: AS_PUBLISHED}},
@@ -186,7 +210,10 @@ def test_what_the_study_does_not_compare_is_not_tested(values, options, reason):
 
 
 def test_rows_with_published_twins_of_another_name_stand_in_for_them():
-    values = {{"#8": "24 px", "#10": "32 px", "#11": "40 px"}[label]: row for label, row in AS_PUBLISHED.items()}
+    values = {
+        {"#8": "24 px", "#10": "32 px", "#11": "40 px"}[label]: row
+        for label, row in AS_PUBLISHED.items()
+    }
     beside = {"24 px": "#8", "32 px": "#10", "40 px": "#11"}
     found = claim(values, published=beside)
     assert found.outcome == "direction confirmed"

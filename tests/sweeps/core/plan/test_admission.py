@@ -12,7 +12,9 @@ GB = 10**9
 
 
 def foretold(each, trainings=8):
-    nothing = dict.fromkeys(("wall_s", "training_s", "cpu_hours", "gpu_hours", "money", "disk_bytes", "memory_bytes"))
+    nothing = dict.fromkeys(
+        ("wall_s", "training_s", "cpu_hours", "gpu_hours", "money", "disk_bytes", "memory_bytes")
+    )
     return Forecast(trainings, 0, 0, 4, **nothing, trial_memory_bytes=each, basis="")
 
 
@@ -22,7 +24,9 @@ def machine(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=100 * GB))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * GB))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * GB)
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,5 +83,7 @@ def test_a_trial_has_a_rank_on_each_of_its_gpus(tmp_path, gpus, world_size):
 
 
 def test_a_gpu_and_a_half_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"--gpus-per-trial 1\.5 is neither a part of a GPU nor a number of GPUs"):
+    with pytest.raises(
+        ValueError, match=r"--gpus-per-trial 1\.5 is neither a part of a GPU nor a number of GPUs"
+    ):
         Launch(tmp_path, gpus_per_trial=1.5)

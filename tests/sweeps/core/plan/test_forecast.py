@@ -17,7 +17,9 @@ from toco.registry import load
 
 NANO = load("toco.recipes", "shapes_nano").recipe()
 OTHER = replace(NANO, {"method.local_crop_size_px": 16})
-COST = Cost(NANO, "CPU x86_64", (Phase(0, 80, 0.5), Phase(80, 160, 1.0)), 3.0, 5.0, 10**9, 10**7, 2 * 10**7)
+COST = Cost(
+    NANO, "CPU x86_64", (Phase(0, 80, 0.5), Phase(80, 160, 1.0)), 3.0, 5.0, 10**9, 10**7, 2 * 10**7
+)
 TRAINING_S = 40 + 80 + 2 * 3
 CHEAP = dataclasses.replace(COST, config=OTHER, phases=(Phase(0, 160, 0.25),))
 
@@ -60,7 +62,9 @@ def test_the_makespan_is_that_of_a_clock():
 def test_one_training_alone_is_its_phases_its_evaluations_and_its_start():
     result = forecast([Work(NANO)], concurrent=1, costs=[COST])
     assert result.training_s == TRAINING_S
-    assert result.wall_s == Range(5 + 0.9 * TRAINING_S, 5 + TRAINING_S, pytest.approx(5 + 1.1 * TRAINING_S))
+    assert result.wall_s == Range(
+        5 + 0.9 * TRAINING_S, 5 + TRAINING_S, pytest.approx(5 + 1.1 * TRAINING_S)
+    )
     assert result.cpu_hours == pytest.approx((5 + TRAINING_S) / 3600)
     assert result.gpu_hours == 0
     assert (result.disk_bytes, result.memory_bytes, result.money) == (2 * 10**7, 10**9, None)
@@ -102,7 +106,9 @@ def test_a_price_is_of_a_gpu_or_of_a_core_where_there_is_no_gpu():
     assert on_cores.money > 0
     cost = dataclasses.replace(COST, device="NVIDIA A100")
     # Cores beside a GPU are in its price.
-    shared = forecast([Work(NANO)] * 4, concurrent=4, cpus=3.0, gpus=0.25, costs=[cost], price_per_hour=2.0)
+    shared = forecast(
+        [Work(NANO)] * 4, concurrent=4, cpus=3.0, gpus=0.25, costs=[cost], price_per_hour=2.0
+    )
     assert shared.money == pytest.approx(2 * shared.gpu_hours)
 
 
@@ -128,7 +134,8 @@ def test_finished_trainings_of_the_same_settings_know_better_than_a_probe():
     history = [entry(seeded(NANO, seed), wall) for seed, wall in enumerate((100.0, 110.0, 150.0))]
     result = forecast([Work(seeded(NANO, 9))], concurrent=2, costs=[COST], history=history)
     assert result.training_s == 110
-    # Quantiles of three values by hand: 100 + 0.2 * 10 and 110 + 0.8 * 40; the lower one is within 10 % of the median.
+    # Quantiles of three values by hand: 100 + 0.2 * 10 and 110 + 0.8 * 40; the lower one is within
+    # 10 % of the median.
     assert (result.wall_s.low, result.wall_s.high) == pytest.approx((5 + 99, 5 + 142))
     assert "1 from finished trainings of the same settings" in result.basis
 
@@ -144,7 +151,9 @@ def test_finished_trainings_of_the_same_settings_know_better_than_a_probe():
     {"wall_time_s": None},
 ])  # fmt: skip
 def test_trainings_that_were_cut_or_ran_elsewhere_foretell_nothing(changes):
-    result = forecast([Work(NANO)], concurrent=1, costs=[COST], history=[amend_entry(entry(), **changes)])
+    result = forecast(
+        [Work(NANO)], concurrent=1, costs=[COST], history=[amend_entry(entry(), **changes)]
+    )
     assert result.training_s == TRAINING_S
 
 
@@ -165,7 +174,9 @@ def test_cells_that_are_only_evaluated_cost_an_evaluation_or_nothing():
     assert result.disk_bytes == COST.run_bytes
     # Without a probe: at most half of a training with two evaluations.
     past = forecast([Work(NANO, "evaluate")], concurrent=1, history=[entry()])
-    assert dataclasses.astuple(past.wall_s) == pytest.approx((START_S, START_S + 27.5, START_S + 55))
+    assert dataclasses.astuple(past.wall_s) == pytest.approx(
+        (START_S, START_S + 27.5, START_S + 55)
+    )
 
 
 def test_nothing_left_costs_nothing():
@@ -175,9 +186,16 @@ def test_nothing_left_costs_nothing():
 
 
 def test_the_sentences_say_when_it_will_be_done():
-    text = " ".join(describe(forecast([Work(NANO)] * 30, concurrent=1, costs=[COST]), datetime(2026, 1, 31, 23, 30)))
+    text = " ".join(
+        describe(
+            forecast([Work(NANO)] * 30, concurrent=1, costs=[COST]), datetime(2026, 1, 31, 23, 30)
+        )
+    )
     # 30 x (5 + 126) s is 65.5 minutes.
-    assert "30 trainings to run, 1 at once: about 66 min (59 min to 72 min), done about 2026-02-01 00:35" in text
+    assert (
+        "30 trainings to run, 1 at once: about 66 min (59 min to 72 min), done about 2026-02-01 00:35"
+        in text
+    )
     assert "1.1 CPU hours, 600 MB of disk, 1.0 GB of memory at once." in text
     assert "30 from a probe" in text
 

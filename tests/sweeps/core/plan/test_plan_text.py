@@ -25,7 +25,13 @@ STUDY = Study(
     design=OneFactor((Factor("method.aux_block", (7, 8, 9, 10), 9),)),
     seeds=(0, 1, 2),
     metrics=(Metric(M, "M"),),
-    changes={"data.num_train": 1, "data.num_val": 1, "num_steps": 10, "evaluate_every": 5, "optim.warmup_steps": 0},
+    changes={
+        "data.num_train": 1,
+        "data.num_val": 1,
+        "num_steps": 10,
+        "evaluate_every": 5,
+        "optim.warmup_steps": 0,
+    },
     purpose="direction",
     a_a=False,
 )
@@ -33,7 +39,9 @@ STUDY = Study(
 
 def cost(config):
     """Ten steps of 1 s and two evaluations of 2 s after a start of 6 s: 20 s a training."""
-    return Cost(config.resolved(), "CPU x86_64", (Phase(0, 10, 1.0),), 2.0, 6.0, 10**9, 10**6, 10**7)
+    return Cost(
+        config.resolved(), "CPU x86_64", (Phase(0, 10, 1.0),), 2.0, 6.0, 10**9, 10**6, 10**7
+    )
 
 
 def enter(situation, values, **fields):
@@ -58,7 +66,12 @@ def enter(situation, values, **fields):
             "peak_memory_bytes": 10**9,
             "provenance": {"device": "CPU x86_64", "started": "2026-01-01T00:00:00+00:00"},
             "resources": {"cpus": 1.0, "gpus": 0.0, "world_size": 1},
-            "origin": {"study": "planned", "recipe": "shapes_nano", "search": False, "derived_from": None},
+            "origin": {
+                "study": "planned",
+                "recipe": "shapes_nano",
+                "search": False,
+                "derived_from": None,
+            },
             "run": f"runs/{identity.key}",
         }
         assert situation.ledger.write(LedgerEntry.model_validate(entry | fields))
@@ -87,7 +100,11 @@ def test_without_history_the_first_cells_are_probed_once_each(tmp_path, probed):
     ((blocks, threads),) = probed
     assert (len(blocks), len(set(blocks)), threads) == (PROBED, PROBED, 2)
     # Twelve trainings of 20 s, one after the other, on two cores.
-    assert (foretold.trainings, foretold.wall_s.likely, foretold.training_s) == (12, 12 * 20.0, 14.0)
+    assert (foretold.trainings, foretold.wall_s.likely, foretold.training_s) == (
+        12,
+        12 * 20.0,
+        14.0,
+    )
     assert foretold.cpu_hours == pytest.approx(12 * 20 * 2 / 3600)
 
 
@@ -119,15 +136,25 @@ def test_a_probe_that_fails_leaves_a_plan_without_times(tmp_path, monkeypatch, c
 
 def test_the_noise_is_that_of_the_ledger(tmp_path):
     situation = survey(STUDY, tmp_path)
-    assert all(metric.sd is None for metric in power_of(situation, Launch(tmp_path)).power.metrics.values())
+    assert all(
+        metric.sd is None for metric in power_of(situation, Launch(tmp_path)).power.metrics.values()
+    )
     base, row = (0.50, 0.52, 0.51), (0.61, 0.60, 0.63)
-    enter(situation, {(9, seed): base[seed] for seed in range(3)} | {(7, seed): row[seed] for seed in range(3)})
+    enter(
+        situation,
+        {(9, seed): base[seed] for seed in range(3)} | {(7, seed): row[seed] for seed in range(3)},
+    )
     check = power_of(situation, Launch(tmp_path))
     sd = statistics.stdev(ours - theirs for ours, theirs in zip(row, base, strict=True))
     (metric,) = check.power.metrics.values()
     assert metric.sd == pytest.approx(sd)
     assert metric.detectable == pytest.approx(check.power.detectable_sd * sd)
-    assert (check.power.comparisons, check.power.n, check.underpowered, check.refusal) == (3, 3, True, None)
+    assert (check.power.comparisons, check.power.n, check.underpowered, check.refusal) == (
+        3,
+        3,
+        True,
+        None,
+    )
     strict = survey(dataclasses.replace(STUDY, purpose="effect"), tmp_path)
     assert power_of(strict, Launch(tmp_path)).refusal is not None
     assert power_of(strict, Launch(tmp_path, accept_underpowered=True)).refusal is None
@@ -156,7 +183,10 @@ def test_the_text_says_what_is_there_what_goes_on_and_why_it_runs_again(tmp_path
     enter(one, {(trial.config.method.aux_block, trial.config.seed): 0.5})
     lines = text_of(situation, launch).splitlines()
     assert lines[0] == "A planned study"
-    assert lines[1] == f"one factor at a time: 4 cells x 3 seeds = 12 trials, 3 of them there, in {situation.path}"
+    assert (
+        lines[1]
+        == f"one factor at a time: 4 cells x 3 seeds = 12 trials, 3 of them there, in {situation.path}"
+    )
     assert "1 go on from a checkpoint." in lines
     (why,) = (line for line in lines if line.startswith("1 of them because of this"))
     assert "data" in why

@@ -23,7 +23,9 @@ def study(**changes):
         "name": "example",
         "title": "An example",
         "recipe": "shapes_nano",
-        "design": OneFactor((Factor("method.temperature", tuple(0.1 * (1 + number) for number in range(10))),)),
+        "design": OneFactor(
+            (Factor("method.temperature", tuple(0.1 * (1 + number) for number in range(10))),)
+        ),
         "seeds": (0, 1, 2),
         "metrics": (Metric(M, "M"), Metric(SEG, "seg")),
     }
@@ -32,7 +34,9 @@ def study(**changes):
 
 def power_of(effect_sd, n, comparisons):
     """Of the two-sided paired t test, from the distribution itself; the far tail holds nothing."""
-    return stats.nct.sf(stats.t.ppf(1 - 0.05 / comparisons / 2, n - 1), n - 1, effect_sd * math.sqrt(n))
+    return stats.nct.sf(
+        stats.t.ppf(1 - 0.05 / comparisons / 2, n - 1), n - 1, effect_sd * math.sqrt(n)
+    )
 
 
 def entry(config, value, *, code="a", **changes):
@@ -133,7 +137,9 @@ def test_the_pooled_noise_converges_to_the_true_one():
         config = replace(NANO, {"method.temperature": 0.1 + 0.01 * cell})
         shared = np.random.default_rng(7).normal(0, 0.03, 10)  # of the seed, in every cell
         values = 0.5 + cell / 100 + shared + generator.normal(0, 0.01, 10)
-        entries += [entry(config.model_copy(update={"seed": s}), float(v)) for s, v in enumerate(values)]
+        entries += [
+            entry(config.model_copy(update={"seed": s}), float(v)) for s, v in enumerate(values)
+        ]
     assert seed_noise(entries, NANO, M).sd == pytest.approx(0.01 * math.sqrt(2), rel=0.1)
 
 

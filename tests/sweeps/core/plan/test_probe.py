@@ -8,7 +8,9 @@ from toco.config import replace
 from toco.registry import load
 
 NANO = load("toco.recipes", "shapes_nano").recipe()
-COST = Cost(NANO, "CPU x86_64", (Phase(0, 80, 0.5), Phase(80, 160, 1.0)), 3.0, 5.0, 10**9, 10**7, 2 * 10**7)
+COST = Cost(
+    NANO, "CPU x86_64", (Phase(0, 80, 0.5), Phase(80, 160, 1.0)), 3.0, 5.0, 10**9, 10**7, 2 * 10**7
+)
 
 
 def looked_at(first_steps, num_steps):
@@ -67,7 +69,10 @@ def test_the_last_step_is_always_evaluated(num_steps, every, steps, expected):
 
 
 def test_trainings_that_differ_in_the_seed_or_in_what_changes_no_result_are_of_one_kind():
-    same = {kind(replace(NANO, changes)) for changes in ({}, {"seed": 3}, {"num_workers": 2}, {"device": "cpu"})}
+    same = {
+        kind(replace(NANO, changes))
+        for changes in ({}, {"seed": 3}, {"num_workers": 2}, {"device": "cpu"})
+    }
     assert len(same) == 1
     assert kind(replace(NANO, {"method.aux_block": 8})) not in same
 
@@ -88,8 +93,13 @@ def test_a_probe_that_takes_too_long_is_ended():
 
 @pytest.mark.slow
 def test_a_real_probe_finds_the_phases_and_the_sizes():
-    small = replace(NANO, {"data.num_train": 32, "data.num_val": 8, "num_steps": 20, "evaluate_every": 10})
-    small = replace(small, {"method.segmentation.start_step": 13, "method.energy.start_step": 13, "batch_size": 2})
+    small = replace(
+        NANO, {"data.num_train": 32, "data.num_val": 8, "num_steps": 20, "evaluate_every": 10}
+    )
+    small = replace(
+        small,
+        {"method.segmentation.start_step": 13, "method.energy.start_step": 13, "batch_size": 2},
+    )
     other = replace(small, {"method.segmentation.weight": 0, "method.energy.weight": 0})
     costs = probe([small, replace(small, {"seed": 5}), other], budget_s=1000)
     assert [cost.config for cost in costs] == [small.resolved(), other.resolved()]
@@ -108,6 +118,8 @@ def test_a_real_probe_finds_the_phases_and_the_sizes():
 
 @pytest.mark.slow
 def test_with_no_time_left_only_the_first_is_probed():
-    small = replace(NANO, {"data.num_train": 32, "data.num_val": 8, "num_steps": 12, "batch_size": 2})
+    small = replace(
+        NANO, {"data.num_train": 32, "data.num_val": 8, "num_steps": 12, "batch_size": 2}
+    )
     costs = probe([small, replace(small, {"method.temperature": 0.3})], budget_s=0)
     assert [cost.config for cost in costs] == [small.resolved()]

@@ -43,7 +43,14 @@ def make(data):
         changes = {path: value for path, value in changes.items() if path not in varied}
         options = {"purpose": "direction", "a_a": False, **fields}
         return Study(
-            "example", "An example", "shapes_nano", design, seeds, (Metric("val/cam_miou", "M"),), changes, **options
+            "example",
+            "An example",
+            "shapes_nano",
+            design,
+            seeds,
+            (Metric("val/cam_miou", "M"),),
+            changes,
+            **options,
         )
 
     return study
@@ -71,7 +78,10 @@ def finish(trained, tmp_path):
         key = situation.keys[number]
         situation.runs.publish(key, trained(situation.plan.trials[number]))
         assert situation.runs.settle(
-            key, situation.identities[number], Origin("example", "shapes_nano"), {"cpus": 1.0, "gpus": 0.0}
+            key,
+            situation.identities[number],
+            Origin("example", "shapes_nano"),
+            {"cpus": 1.0, "gpus": 0.0},
         )
         return key
 
@@ -86,7 +96,10 @@ def look(tmp_path):
 def short(tasks, situation):
     """Number of the trial, number of its source, way; in the order of the trials."""
     number = {key: n for n, key in enumerate(situation.keys)}
-    return sorted((number[t.key], None if t.source is None else number.get(t.source, t.source), t.way) for t in tasks)
+    return sorted(
+        (number[t.key], None if t.source is None else number.get(t.source, t.source), t.way)
+        for t in tasks
+    )
 
 
 def without(situation, number):
@@ -114,7 +127,9 @@ def _forget_code():
 
 def test_what_is_not_there_is_missing(make, look, finish):
     situation = look(make(BLOCKS, seeds=(0, 1)))
-    assert [task.name for task in situation.missing()] == [trial.name for trial in situation.plan.trials]
+    assert [task.name for task in situation.missing()] == [
+        trial.name for trial in situation.plan.trials
+    ]
     now, later = situation.tasks()
     assert short(now, situation) == [(number, None, None) for number in range(4)]
     assert later == []
@@ -142,7 +157,9 @@ def test_trials_that_differ_in_their_evaluation_wait_for_one_training(make, look
     assert short(later, situation) == [(waiting[1], waiting[0], "rescore")]
     finish(situation, base)
     now, later = situation.tasks()
-    assert short(now, situation) == sorted([(number, base, "rescore") for number in waiting] + [(other, None, None)])
+    assert short(now, situation) == sorted(
+        [(number, base, "rescore") for number in waiting] + [(other, None, None)]
+    )
     assert later == []
     # Told that the source is of no use, it trains.
     now, later = situation.tasks(afresh=[situation.keys[waiting[0]]])
@@ -168,7 +185,10 @@ def test_what_no_kept_checkpoint_can_serve_is_trained(make, look, finish):
         base, flipped = flips.index(False), flips.index(True)
         expected = [(flipped, base if source is not None else None, way) for _, source, way in ways]
         now, later = situation.tasks()
-        assert short([task for task in now + later if task.key == situation.keys[flipped]], situation) == expected
+        assert (
+            short([task for task in now + later if task.key == situation.keys[flipped]], situation)
+            == expected
+        )
         finish(situation, base)
         # And so it is when it is there.
         now, later = situation.tasks()
@@ -185,7 +205,10 @@ def test_how_often_is_evaluated_belongs_to_the_training(make, look, finish):
 
 def test_what_other_code_counted_is_evaluated_again(make, look, finish, monkeypatch):
     before = look(make(OneFactor((THRESHOLDS,))))
-    base = finish(before, [trial.config.evaluate.background_threshold for trial in before.plan.trials].index(0.5))
+    base = finish(
+        before,
+        [trial.config.evaluate.background_threshold for trial in before.plan.trials].index(0.5),
+    )
     with_other_code(monkeypatch, "toco.evaluate.evaluator")
     situation = look(make(OneFactor((THRESHOLDS,))))
     assert not set(situation.keys) & set(before.keys)
@@ -250,7 +273,9 @@ def test_trainings_with_the_same_first_steps_share_them(make, look, finish):
     blocks = [trial.config.method.aux_block for trial in situation.plan.trials]
     finish(situation, blocks.index(8))
     now, _ = situation.tasks()
-    assert [task.prefix_shared for task in now] == [task.config.method.aux_block == 9 for task in now]
+    assert [task.prefix_shared for task in now] == [
+        task.config.method.aux_block == 9 for task in now
+    ]
     # Only this project's own training knows of prefixes.
     own = look(make(OneFactor((weights,)), late, train="tests.sweeps.core.fake_training:train"))
     assert not any(task.prefix_shared for task in own.tasks()[0])

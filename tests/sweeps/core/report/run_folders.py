@@ -27,19 +27,33 @@ def write_runs(study: StudyRecord, images: Sequence[str] = ("b", "a")) -> None:
             write_run(trial, trial.value(study.metrics[0].key) or 0.0)
             for number, image in enumerate(images):
                 path = trial.run_dir / f"pictures/step_{STEP:08d}/{image}.png"
-                write_picture(path, lambda name, n=number, s=trial.seed: (10 * NAMES.index(name), 40 * n, s))
+                write_picture(
+                    path, lambda name, n=number, s=trial.seed: (10 * NAMES.index(name), 40 * n, s)
+                )
 
 
 def write_run(trial: TrialRecord, value: float) -> None:
     """Its metrics reach ``value`` at the last step; its threshold curve is ``value * (1 - threshold)``."""
-    records.write(trial.run_dir / "config.json", {"digest": trial.key, "config": trial.entry.config})
+    records.write(
+        trial.run_dir / "config.json", {"digest": trial.key, "config": trial.entry.config}
+    )
     records.write(trial.run_dir / "provenance.json", trial.entry.provenance)
     rows = [
-        {"step": step, "kind": "train", "time_s": step / 4, "values": {"train/loss_total": 100.0 / step}}
+        {
+            "step": step,
+            "kind": "train",
+            "time_s": step / 4,
+            "values": {"train/loss_total": 100.0 / step},
+        }
         for step in (40, 80, 120, STEP)
     ]
     rows += [
-        {"step": step, "kind": "val", "time_s": step / 4, "values": {"val/cam_miou": value * step / STEP}}
+        {
+            "step": step,
+            "kind": "val",
+            "time_s": step / 4,
+            "values": {"val/cam_miou": value * step / STEP},
+        }
         for step in (80, STEP)
     ]
     (trial.run_dir / "metrics.jsonl").write_text(records.rows_text(rows))

@@ -55,17 +55,36 @@ def drawn(seed: int) -> StudyRecord:
         rows = {}
         for label in labels:
             kind = generator.random()
-            own = generator.normal(generator.choice([0, 0.1]), 10 ** generator.uniform(-4, -1), num_seeds)
+            own = generator.normal(
+                generator.choice([0, 0.1]), 10 ** generator.uniform(-4, -1), num_seeds
+            )
             row = (
-                shared + own if kind < 0.7 else shared if kind < 0.8 else shared + 0.1 if kind < 0.9 else 0 * own + 0.25
+                shared + own
+                if kind < 0.7
+                else shared
+                if kind < 0.8
+                else shared + 0.1
+                if kind < 0.9
+                else 0 * own + 0.25
             )
             rows[label] = [float(value) for value in row]
         return rows
 
     rows = [label for label in labels if label != A_A]
-    one = Block("(a)", (), ("method.aux_block",), (M, LOSS), Paper("T", "S", (PaperRow("row 0", {M: 0.705}),)))
+    one = Block(
+        "(a)",
+        (),
+        ("method.aux_block",),
+        (M, LOSS),
+        Paper("T", "S", (PaperRow("row 0", {M: 0.705}),)),
+    )
     two = Block("(b)", (), ("method.aux_block",), (SEG,), None)
-    states = {(label, n): "failed" for label in labels for n in range(num_seeds) if generator.random() < 0.15}
+    states = {
+        (label, n): "failed"
+        for label in labels
+        for n in range(num_seeds)
+        if generator.random() < 0.15
+    }
     return make_study(
         values(),
         metrics=(Metric(LOSS, "loss", higher_is_better=False),),
@@ -78,12 +97,19 @@ def drawn(seed: int) -> StudyRecord:
 @pytest.mark.parametrize("seed", range(40))
 def test_the_table_is_made_again_byte_by_byte(seed: int):
     made = tables(drawn(seed))
-    assert rebuilt(json.loads(made["table.json"]), read_values(made["values.csv"])) == made["table.csv"]
+    assert (
+        rebuilt(json.loads(made["table.json"]), read_values(made["values.csv"]))
+        == made["table.csv"]
+    )
 
 
 def test_the_drawn_studies_have_what_can_go_wrong():
     studies = [drawn(seed) for seed in range(40)]
-    lines = [line for study in studies for line in csv.DictReader(io.StringIO(tables(study)["table.csv"]))]
+    lines = [
+        line
+        for study in studies
+        for line in csv.DictReader(io.StringIO(tables(study)["table.csv"]))
+    ]
     assert {line["mark"] for line in lines} == {"bold", "underlined", ""}
     assert {line["n"] for line in lines} >= set("0123456")
     assert {"", "0.000000", "1.000000"} <= {line["p_holm"] for line in lines}
@@ -114,7 +140,13 @@ def test_checksums_cover_every_file(tmp_path: Path):
     made = files(make_study({"a": (0.5, 0.6), "b": (0.4, 0.5)}))
     sums = dict(reversed(line.split("  ")) for line in made.pop("SHA256SUMS").splitlines())
     assert sums == {name: hashlib.sha256(text.encode()).hexdigest() for name, text in made.items()}
-    assert {"values.csv", "trials.csv", "environments.json", "configs/cell_00001.json", "README.md"} <= made.keys()
+    assert {
+        "values.csv",
+        "trials.csv",
+        "environments.json",
+        "configs/cell_00001.json",
+        "README.md",
+    } <= made.keys()
 
 
 def test_the_same_results_give_the_same_archive(tmp_path: Path):
@@ -126,7 +158,9 @@ def test_the_same_results_give_the_same_archive(tmp_path: Path):
 
 def test_nothing_says_who_or_where():
     private = {
-        "config": {"data": {"root": "/home/reviewed/VOC2012", "weights": "C:\\Users\\reviewed\\w.pth"}},
+        "config": {
+            "data": {"root": "/home/reviewed/VOC2012", "weights": "C:\\Users\\reviewed\\w.pth"}
+        },
         "provenance": {"command": ["/home/reviewed/run.py"], "host": "reviewed.example.org"},
         "origin": {"study": "reviewed"},
     }

@@ -35,7 +35,14 @@ def text(measurement: Measurement) -> str:
     return "-" if number is None else format_difference(number, percent=measurement.metric.percent)
 
 
-RANGE = Column("range", value, "Δ-range", text, ("differences",), note="The largest minus the smallest difference.")
+RANGE = Column(
+    "range",
+    value,
+    "Δ-range",
+    text,
+    ("differences",),
+    note="The largest minus the smallest difference.",
+)
 
 
 def test_a_new_statistic_is_in_every_form():
@@ -52,10 +59,17 @@ def test_a_new_statistic_is_in_every_form():
     assert [line["range"] for line in lines] == ["", "0.020000", "0.050000"]
     # What opens under a row of the page.
     data, details = (
-        json.loads(re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', html)[1])
+        json.loads(
+            re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', html)[1]
+        )
         for name in ("page", "details")
     )
-    assert dict(zip(data["differenceHeadings"], details["1"]["differences"][0], strict=True))["Δ-range"] == "+2.00"
+    assert (
+        dict(zip(data["differenceHeadings"], details["1"]["differences"][0], strict=True))[
+            "Δ-range"
+        ]
+        == "+2.00"
+    )
     # The reviewer's archive, whose script copies what it does not compute.
     archive = bundle_files(report)
     assert "Δ-range" in archive["table.md"]

@@ -33,7 +33,9 @@ def folder(tmp_path: Path):
         path = trial.run_dir / f"evaluations/step_{STEP:08d}.json"
         scores = {"class_names": ["x", "y"], "per_class": {"cam_iou": [0.5, 0.4]}}
         curve = {"thresholds": [0.0, 0.5], "cam_miou": [0.4, 0.5], "aux_cam_miou": [0.3, 0.2]}
-        records.write(path, {"step": STEP, "threshold_curve": curve, "patch_similarity": [0.5], **scores})
+        records.write(
+            path, {"step": STEP, "threshold_curve": curve, "patch_similarity": [0.5], **scores}
+        )
     return folder
 
 
@@ -78,7 +80,9 @@ def test_a_picture_that_all_rows_have_damaged_is_empty(folder, cut):
         path.write_bytes(path.read_bytes()[:cut])
     faults: list[str] = []
     first, second = gallery(read_study_record(folder), faults)[0].lines
-    assert {(shown.uri, shown.is_damaged) for maps in first.maps.values() for shown in maps} == {(None, True)}
+    assert {(shown.uri, shown.is_damaged) for maps in first.maps.values() for shown in maps} == {
+        (None, True)
+    }
     assert all(shown.uri for maps in second.maps.values() for shown in maps)
     assert len(faults) == 2
 
@@ -107,7 +111,9 @@ def test_damaged_counts_and_scores_are_named_in_a_caption(folder, suffix):
     path = the_file(folder, f"evaluations/*.{suffix}")
     path.write_bytes(path.read_bytes()[:-30])
     (note,) = [note for note in analyse(read_study_record(folder)).notes if note.startswith("For ")]
-    assert note.startswith("For 1 of 4 finished trials, counts by image or scores by class are missing or damaged")
+    assert note.startswith(
+        "For 1 of 4 finished trials, counts by image or scores by class are missing or damaged"
+    )
     assert note.endswith(f"The files: {relative(path, folder)}.")
 
 
@@ -134,9 +140,14 @@ def test_deleted_run_folders_are_counted(folder, monkeypatch):
     shutil.rmtree(folder.parent / "runs")
     monkeypatch.setattr(page_module, "MAX_FAULTS", 3)
     report = write_report(folder)
-    assert [line.split(",")[9:11] for line in (folder / "table.csv").read_text().splitlines()] == numbers
+    assert [
+        line.split(",")[9:11] for line in (folder / "table.csv").read_text().splitlines()
+    ] == numbers
     text = " ".join(report.text.split())
-    assert "For 4 of 4 finished trials, counts by image or scores by class are missing or damaged" in text
+    assert (
+        "For 4 of 4 finished trials, counts by image or scores by class are missing or damaged"
+        in text
+    )
     assert f"and {8 - FILES_NAMED} more." in text
     assert report.text.count("Left out of the page: runs/") == 3
     assert "Left out of the page: And 1 more files." in report.text
@@ -149,7 +160,13 @@ def test_no_damage_ends_a_report(folder, name):
     study = read_study_record(folder)
     trial = study.trials_by_cell[0][0]
     whole = analyse(study)
-    for pattern in ("config.json", "provenance.json", "metrics.jsonl", "evaluations/*.json", "evaluations/*.npz"):
+    for pattern in (
+        "config.json",
+        "provenance.json",
+        "metrics.jsonl",
+        "evaluations/*.json",
+        "evaluations/*.npz",
+    ):
         path = the_file(folder, pattern)
         content = path.read_bytes()
         damaged = DAMAGES[name](content)
@@ -161,6 +178,8 @@ def test_no_damage_ends_a_report(folder, name):
         if damaged != content and not pattern.endswith("npz") and name != "another object":
             assert any(str(path) in fault for fault in faults)
             assert files == ([path] if pattern.startswith("evaluations") else [])
-        assert [row.figures[M].summary for row in analyse(study).rows] == [row.figures[M].summary for row in whole.rows]
+        assert [row.figures[M].summary for row in analyse(study).rows] == [
+            row.figures[M].summary for row in whole.rows
+        ]
         path.write_bytes(content)
     assert not unreadable_files(trial)

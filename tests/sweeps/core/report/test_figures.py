@@ -42,7 +42,11 @@ def drawn(monkeypatch) -> list[Figure]:
     """Every figure that becomes an SVG."""
     kept: list[Figure] = []
     for module in (curves, differences, means, interactions):
-        monkeypatch.setattr(module, "svg", lambda figure, *names: (kept.append(figure), drawing.svg(figure, *names))[1])
+        monkeypatch.setattr(
+            module,
+            "svg",
+            lambda figure, *names: (kept.append(figure), drawing.svg(figure, *names))[1],
+        )
     return kept
 
 
@@ -58,7 +62,9 @@ def band(axes) -> tuple[np.ndarray, np.ndarray]:
     (found,) = [c for c in axes.collections if c.get_label() == "noise band (A/A)"]
     corners = np.unique(found.get_paths()[0].vertices, axis=0)
     xs = np.unique(corners[:, 0])
-    return tuple(np.array([edge(corners[corners[:, 0] == x, 1]) for x in xs]) for edge in (np.min, np.max))
+    return tuple(
+        np.array([edge(corners[corners[:, 0] == x, 1]) for x in xs]) for edge in (np.min, np.max)
+    )
 
 
 def line(axes, label: str):
@@ -70,10 +76,14 @@ def test_differences_lie_over_a_band_as_wide_as_the_noise_floor(study, drawn):
     assert draw(study, differences.DIFFERENCES)
     (axes,) = drawn[0].axes
     (patch,) = [patch for patch in axes.patches if patch.get_label() == "noise band (A/A)"]
-    assert (patch.get_x(), patch.get_x() + patch.get_width()) == pytest.approx((-100 * FLOOR, 100 * FLOOR))
+    assert (patch.get_x(), patch.get_x() + patch.get_width()) == pytest.approx(
+        (-100 * FLOOR, 100 * FLOOR)
+    )
     assert [text.get_text() for text in axes.get_yticklabels()] == ["#8", "<#9>", A_A]
     points = [one for one in axes.lines if one.get_marker() == "o"]
-    assert [float(p.get_xdata()[0]) for p in points] == pytest.approx([-10.0, 0.0, 100 * (1.87 - 1.86) / 3], abs=1e-9)
+    assert [float(p.get_xdata()[0]) for p in points] == pytest.approx(
+        [-10.0, 0.0, 100 * (1.87 - 1.86) / 3], abs=1e-9
+    )
     assert line(axes, "paper").get_xdata()[0] == pytest.approx(-10.0)
 
 
@@ -84,7 +94,11 @@ def test_without_an_a_a_row_there_is_no_band(tmp_path, drawn):
 
 
 def test_only_significant_points_are_filled(tmp_path, drawn):
-    rows = {"#10": (0.60, 0.62, 0.64, 0.61), "#8": (0.401, 0.421, 0.439, 0.410), "#9": (0.61, 0.60, 0.66, 0.60)}
+    rows = {
+        "#10": (0.60, 0.62, 0.64, 0.61),
+        "#8": (0.401, 0.421, 0.439, 0.410),
+        "#9": (0.61, 0.60, 0.66, 0.60),
+    }
     study = make_study(rows, path=tmp_path / "fake-01234567")
     draw(study, differences.DIFFERENCES)
     filled, empty = [one for one in drawn[0].axes[0].lines if one.get_marker() == "o"]
@@ -93,7 +107,11 @@ def test_only_significant_points_are_filled(tmp_path, drawn):
 
 
 def test_of_many_rows_the_largest_differences_are_drawn(tmp_path, drawn):
-    rows = {"base": BASE} | {f"row {n}": tuple(value - n / 100 for value in BASE) for n in range(1, 46)} | {A_A: AGAIN}
+    rows = (
+        {"base": BASE}
+        | {f"row {n}": tuple(value - n / 100 for value in BASE) for n in range(1, 46)}
+        | {A_A: AGAIN}
+    )
     study = make_study(rows, path=tmp_path / "fake-01234567")
     draw(study, differences.DIFFERENCES)
     labels = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]
@@ -104,7 +122,9 @@ def test_means_have_the_band_around_the_base(study, drawn):
     assert draw(study, means.MEANS)
     ours, paper = drawn[0].axes
     (patch,) = ours.patches
-    assert (patch.get_y(), patch.get_y() + patch.get_height()) == pytest.approx((62 - 100 * FLOOR, 62 + 100 * FLOOR))
+    assert (patch.get_y(), patch.get_y() + patch.get_height()) == pytest.approx(
+        (62 - 100 * FLOOR, 62 + 100 * FLOOR)
+    )
     assert line(ours, "M").get_ydata().tolist() == pytest.approx([62, 52, 62])
     assert line(paper, "M").get_ydata()[:2].tolist() == pytest.approx([70, 60])
 
@@ -151,7 +171,9 @@ def test_training_shows_every_seed_and_their_mean(study, drawn):
     metric, loss = drawn[0].axes
     assert line(metric, "#8").get_ydata() == pytest.approx([26, 52])
     seeds = [one.get_ydata()[-1] for one in metric.lines if one.get_alpha() == 0.35]
-    assert seeds == pytest.approx([100 * value for label in ("#10", "#8", "<#9>") for value in ROWS[label]])
+    assert seeds == pytest.approx(
+        [100 * value for label in ("#10", "#8", "<#9>") for value in ROWS[label]]
+    )
     assert line(loss, "#10").get_ydata() == pytest.approx([2.5, 1.25, 100 / 120, 0.625])
 
 
@@ -159,8 +181,11 @@ def test_interactions_draw_a_line_for_each_level_of_the_other_factor(tmp_path, d
     factors = ("method.low", "method.high")
     cells = {"a": (1, 1, 0.1), "b": (1, 2, 0.2), "c": (2, 1, 0.3), "d": (2, 2, 0.6)}
     study = make_study(
-        {label: (mean, mean + 0.01, mean + 0.02) for label, (_, _, mean) in cells.items()} | {A_A: (0.1, 0.12, 0.12)},
-        changes={label: dict(zip(factors, levels[:2], strict=True)) for label, levels in cells.items()},
+        {label: (mean, mean + 0.01, mean + 0.02) for label, (_, _, mean) in cells.items()}
+        | {A_A: (0.1, 0.12, 0.12)},
+        changes={
+            label: dict(zip(factors, levels[:2], strict=True)) for label, levels in cells.items()
+        },
         factors=factors,
         path=tmp_path / "fake-01234567",
     )
@@ -178,7 +203,10 @@ def test_a_block_with_many_rows_shows_the_base_and_the_best(tmp_path):
     rows = {"base": (0.1,)} | {f"row {number}": (0.2 + number / 100,) for number in range(20)}
     study = make_study(rows, path=tmp_path / "fake-01234567")
     (block,) = curves.read_curves(study).blocks
-    assert [one.row.label for one in block.lines] == ["base", *(f"row {number}" for number in range(13, 20))]
+    assert [one.row.label for one in block.lines] == [
+        "base",
+        *(f"row {number}" for number in range(13, 20)),
+    ]
     assert block.left_out == 13
 
 
@@ -199,7 +227,9 @@ def test_colours_come_from_the_page_and_ids_are_unique(study):
     svg = "".join(card.draw() for _, card in cards.shown if card.draw)
     assert svg.count("<svg") == 5
     assert re.findall(r"#0[1-5]0[0-9a-f]{3}\b", svg) == []
-    assert {"var(--ink)", "var(--series-1)", "var(--muted)"} <= set(re.findall(r"var\(--[a-z0-9-]+\)", svg))
+    assert {"var(--ink)", "var(--series-1)", "var(--muted)"} <= set(
+        re.findall(r"var\(--[a-z0-9-]+\)", svg)
+    )
     ids = re.findall(r'<clipPath id="(\w+)"', svg)
     assert len(ids) == len(set(ids)) > 0
     assert "<#9>" not in svg
@@ -208,7 +238,9 @@ def test_colours_come_from_the_page_and_ids_are_unique(study):
 
 def test_nothing_to_draw_is_no_figure(tmp_path):
     states = {("#10", 0): "waiting", ("#8", 0): "failed"}
-    study = make_study({"#10": (0.6,), "#8": (0.5,)}, states=states, path=tmp_path / "fake-01234567")
+    study = make_study(
+        {"#10": (0.6,), "#8": (0.5,)}, states=states, path=tmp_path / "fake-01234567"
+    )
     cards = make_report(study).cards
     assert [section.name for section, _ in cards.shown] == ["results"]
     assert "Differences: no row and its base have finished trials of the same seed." in cards.absent
@@ -220,7 +252,10 @@ def test_the_legend_of_the_differences_fits_on_the_figure(tmp_path, drawn, metri
     keys = [f"val/metric_{number}" for number in range(metrics - 1)]
     block = Block("Row", (), ("method.aux_block",), (M, *keys), PAPER)
     made = make_study(
-        ROWS, path=tmp_path / "fake-01234567", blocks=[(block, ["#10", "#8", "<#9>"])], more=dict.fromkeys(keys, ROWS)
+        ROWS,
+        path=tmp_path / "fake-01234567",
+        blocks=[(block, ["#10", "#8", "<#9>"])],
+        more=dict.fromkeys(keys, ROWS),
     )
     assert draw(made, differences.DIFFERENCES) is not None
     (figure,) = drawn

@@ -12,9 +12,17 @@ from sweeps.core.report.markup import templates
 from sweeps.core.report.sections import gallery as gallery_module
 from sweeps.core.report.sections.gallery import GALLERY, MAX_WIDTH_PX, data_uri, image_iou
 from tests.sweeps.core.records import make_study
-from tests.sweeps.core.report.run_folders import SIZE, STEP, gallery, write_confusions, write_picture, write_runs
+from tests.sweeps.core.report.run_folders import (
+    SIZE,
+    STEP,
+    gallery,
+    write_confusions,
+    write_picture,
+    write_runs,
+)
 
-# Image "a": class 0 is 2 of 2 + 1 pixels right, class 1 is 1 of 2; image "b": class 0 alone, all of it right.
+# Image "a": class 0 is 2 of 2 + 1 pixels right, class 1 is 1 of 2; image "b": class 0 alone, all of
+# it right.
 CONFUSIONS = np.array([[[2, 0], [1, 1]], [[4, 0], [0, 0]]])
 
 
@@ -46,7 +54,9 @@ def test_images_down_rows_across(study):
 
 
 def test_a_map_is_cut_out_of_its_picture(study):
-    line = gallery(study)[0].lines[0]  # "a" was written second: its green is 40, and its blue the seed
+    line = gallery(study)[0].lines[
+        0
+    ]  # "a" was written second: its green is 40, and its blue the seed
     for name, red in (("cam", 10), ("prediction", 40)):
         picture = decoded(line.maps[name][0].uri)
         assert picture.size == (SIZE, SIZE)
@@ -76,7 +86,9 @@ def test_an_image_whose_name_is_no_file_name(tmp_path: Path):
 
 def test_maps_that_a_rows_method_does_not_make_stay_empty(study):
     for path in study.trials_by_cell[1][1].run_dir.glob("pictures/*/*.png"):
-        write_picture(path, lambda _: (1, 2, 3), names=("image", "cam", "walked_cam", "pseudo_label", "mask"))
+        write_picture(
+            path, lambda _: (1, 2, 3), names=("image", "cam", "walked_cam", "pseudo_label", "mask")
+        )
     (matrix,) = gallery(study)
     assert matrix.maps == {
         "cam": "CAM",
@@ -86,13 +98,22 @@ def test_maps_that_a_rows_method_does_not_make_stay_empty(study):
         "prediction": "prediction",
     }
     line = matrix.lines[0]
-    made = {name: tuple(shown.uri is not None for shown in columns) for name, columns in line.maps.items()}
+    made = {
+        name: tuple(shown.uri is not None for shown in columns)
+        for name, columns in line.maps.items()
+    }
     assert made["cam"] == made["pseudo_label"] == (True, True)
     assert made["aux_cam"] == made["prediction"] == (True, False)
     assert made["walked_cam"] == (False, True)
     assert not any(shown.is_damaged for columns in line.maps.values() for shown in columns)
-    page = templates().get_template("gallery.html.j2").render(part=SimpleNamespace(section=GALLERY, content=[matrix]))
-    assert '.matrix:has(input[value="walked_cam"]:checked) .map.walked_cam { display: block; }' in page
+    page = (
+        templates()
+        .get_template("gallery.html.j2")
+        .render(part=SimpleNamespace(section=GALLERY, content=[matrix]))
+    )
+    assert (
+        '.matrix:has(input[value="walked_cam"]:checked) .map.walked_cam { display: block; }' in page
+    )
 
 
 @pytest.mark.parametrize("names", [("image", "cam", '"]{}', "mask"), ()])

@@ -12,16 +12,29 @@ from sweeps.core.report.report import make_report
 from tests.sweeps.core.records import SEG, M, make_study
 
 NASTY = r"50% of $x_1 & {y}^2 ~ #3 \ <a> τ = 0.5 ± 1 é 漢"
-PAPER = Paper("Table 5 (a)", "VOC val.", (PaperRow("#8", {M: 0.635}), PaperRow("#10", {M: 0.705, SEG: 0.681})))
+PAPER = Paper(
+    "Table 5 (a)", "VOC val.", (PaperRow("#8", {M: 0.635}), PaperRow("#10", {M: 0.705, SEG: 0.681}))
+)
 TEX = shutil.which("pdflatex") or shutil.which("tectonic")
 
 
 def text(**changes: object) -> str:
     values = {"#10": (0.60, 0.62, 0.64), NASTY: (0.50, 0.51, 0.55), A_A: (0.61, 0.62, 0.60)}
     published = {"#10": "#10", NASTY: "#8"}
-    amend = {NASTY: {"identity": {"versions": {"torch": "2.12"}}, "provenance": {"versions": {"torch": "2.12.0"}}}}
+    amend = {
+        NASTY: {
+            "identity": {"versions": {"torch": "2.12"}},
+            "provenance": {"versions": {"torch": "2.12.0"}},
+        }
+    }
     study = make_study(
-        values, more={SEG: values}, paper=PAPER, published=published, amend=amend, title=NASTY, **changes
+        values,
+        more={SEG: values},
+        paper=PAPER,
+        published=published,
+        amend=amend,
+        title=NASTY,
+        **changes,
     )
     return make_report(study).latex
 
@@ -62,7 +75,11 @@ def test_it_compiles_within_the_line(tmp_path: Path):
     (tmp_path / "paper.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs,graphicx}\n\\begin{document}\\input{table.tex}\\end{document}\n"
     )
-    command = [TEX, *(["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in TEX else []), "paper.tex"]
+    command = [
+        TEX,
+        *(["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in TEX else []),
+        "paper.tex",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "paper.pdf").stat().st_size > 10_000

@@ -53,7 +53,11 @@ class Parsed(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes.append((tag, dict(attrs)))
-        self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
+        self.loaded += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "xlink:href", "srcset", "data")
+        ]
         if tag in ("script", "style"):
             self._in_script, self._script = True, dict(attrs).get("id")
             self.scripts[self._script] = ""
@@ -69,7 +73,9 @@ class Parsed(HTMLParser):
             self._texts.append(data)
 
     def policy(self) -> str:
-        (found,) = [a for tag, a in self.attributes if a.get("http-equiv") == "Content-Security-Policy"]
+        (found,) = [
+            a for tag, a in self.attributes if a.get("http-equiv") == "Content-Security-Policy"
+        ]
         return found["content"] or ""
 
 
@@ -79,13 +85,18 @@ def made(study) -> Page:
 
 
 def details(of: Page) -> dict[int, dict[str, Any]]:
-    return {int(number): value for number, value in json.loads(Parsed(of.html).scripts["details"]).items()}
+    return {
+        int(number): value
+        for number, value in json.loads(Parsed(of.html).scripts["details"]).items()
+    }
 
 
 @pytest.fixture
 def study(tmp_path: Path):
     amend = {"#8</script>": {"provenance": {"device": "<img src=x>"}}}
-    found = make_study(ROWS, path=tmp_path / "fake-01234567", paper=PAPER, amend=amend, title="Blocks <b>&")
+    found = make_study(
+        ROWS, path=tmp_path / "fake-01234567", paper=PAPER, amend=amend, title="Blocks <b>&"
+    )
     write_runs(found)
     return found
 
@@ -107,14 +118,21 @@ def test_texts_of_others_are_text(study):
     assert "#8</script>" in parsed.text
     assert "<img src=x>" in parsed.text
     assert parsed.tags.count("script") == html.count("</script>") == 3
-    assert [a for tag, a in parsed.attributes if tag == "img" and not (a["src"] or "").startswith("data:")] == []
+    assert [
+        a
+        for tag, a in parsed.attributes
+        if tag == "img" and not (a["src"] or "").startswith("data:")
+    ] == []
 
 
 def test_the_table_says_what_the_other_forms_say(study):
     table = make_report(study).source.table
     text = Parsed(made(study).html).text
     for row in table.blocks[0].rows:
-        (line,) = re.findall(rf"<tr[^>]*><th[^>]*><button data-row=\"{row.planned.number}\".*?</tr>", made(study).html)
+        (line,) = re.findall(
+            rf"<tr[^>]*><th[^>]*><button data-row=\"{row.planned.number}\".*?</tr>",
+            made(study).html,
+        )
         said = entities.unescape(re.sub(r"<[^>]*>", " ", line))
         shown = [row.planned.label, *mean_text(row.measurements[0]).split(" ± "), row.n]
         for one in row.comparisons:
@@ -134,7 +152,9 @@ def test_what_opens_under_a_row(study):
     base, row, again = found[0], found[1], found[2]
     assert [trial[1] for trial in row["trials"]] == [0, 1, 2]
     assert [trial[7] for trial in row["trials"]] == [["50.0"], ["53.0"], ["53.0"]]
-    assert [trial[0] for trial in row["trials"]] == [trial.key for trial in study.trials_of(study.rows[1])]
+    assert [trial[0] for trial in row["trials"]] == [
+        trial.key for trial in study.trials_of(study.rows[1])
+    ]
     assert row["versus"] == "#10"
     assert row["config"] == [[FACTOR, "0", "1"]]
     assert again["config"] == []
@@ -153,8 +173,13 @@ def test_what_opens_under_a_row(study):
 
 def test_a_log_that_was_cut_off_or_is_longer_is_told_from_its_end(study):
     run_dir = study.trials_of(study.rows[1])[0].run_dir
-    rows = [{"step": n, "kind": "train", "time_s": n, "values": {"train/loss_total": n}} for n in range(1000)]
-    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 10')
+    rows = [
+        {"step": n, "kind": "train", "time_s": n, "values": {"train/loss_total": n}}
+        for n in range(1000)
+    ]
+    (run_dir / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 10'
+    )
     assert details(made(study))[1]["trials"][0][9] == [
         f"train after step {n}, {n} s: loss_total {n}" for n in range(995, 1000)
     ]
@@ -162,22 +187,42 @@ def test_a_log_that_was_cut_off_or_is_longer_is_told_from_its_end(study):
 
 def test_a_base_shows_what_it_changes_in_the_recipe(tmp_path):
     states = {("#10", 0): "waiting", ("#8", 0): "waiting"}
-    study = make_study({"#10": (0.6,), "#8": (0.5,)}, states=states, path=tmp_path / "fake-01234567")
+    study = make_study(
+        {"#10": (0.6,), "#8": (0.5,)}, states=states, path=tmp_path / "fake-01234567"
+    )
     found = details(made(study))
     assert found[0]["config"] == [[FACTOR, "as the recipe has it", "0"]]
     assert found[1]["config"] == [[FACTOR, "0", "1"]]
 
 
 def test_a_study_that_runs_is_a_dashboard(tmp_path):
-    states = {("#8", 0): "failed", ("#8", 1): "running", ("#9", 0): "diverged", ("#9", 1): "waiting"}
+    states = {
+        ("#8", 0): "failed",
+        ("#8", 1): "running",
+        ("#9", 0): "diverged",
+        ("#9", 1): "waiting",
+    }
     rows = {"#10": (0.6, 0.6), "#8": (0.5, 0.5), "#9": (0.4, 0.4)}
-    study = make_study(rows, states=states, path=tmp_path / "fake-01234567", running=True, eta_s=600.0)
+    study = make_study(
+        rows, states=states, path=tmp_path / "fake-01234567", running=True, eta_s=600.0
+    )
     html = made(study).html
     parsed = Parsed(html)
-    for said in ("2 finished", "1 running", "1 failed", "1 diverged", "1 waiting", "of 6 trials", "10 min left"):
+    for said in (
+        "2 finished",
+        "1 running",
+        "1 failed",
+        "1 diverged",
+        "1 waiting",
+        "of 6 trials",
+        "10 min left",
+    ):
         assert said in parsed.text
     assert "#8, seed 1 40 of 160" in parsed.text
-    assert "MemoryError: none left #8, seed 0. Traceback (most recent call last): MemoryError: none left" in parsed.text
+    assert (
+        "MemoryError: none left #8, seed 0. Traceback (most recent call last): MemoryError: none left"
+        in parsed.text
+    )
     assert re.search(r"#8 .{0,20}0 of 2 1 running 1 failed", parsed.text)
     assert '<noscript><meta http-equiv="refresh" content="30"></noscript>' in html
     assert json.loads(parsed.scripts["page"])["running"] is True
@@ -197,13 +242,16 @@ def test_the_same_failure_is_told_once(tmp_path):
     text = Parsed(made(make_study(rows, states=states, path=tmp_path / "fake-01234567")).html).text
     assert text.count("Traceback") == 1
     assert (
-        "8 failed MemoryError: none left #8, seed 0; #8, seed 1; #8, seed 2; #8, seed 3; #9, seed 0 and others" in text
+        "8 failed MemoryError: none left #8, seed 0; #8, seed 1; #8, seed 2; #8, seed 3; #9, seed 0 and others"
+        in text
     )
 
 
 def test_a_study_that_has_not_begun(tmp_path):
     states = {(label, 0): "waiting" for label in ("#10", "#8")}
-    study = make_study({"#10": (0.6,), "#8": (0.5,)}, states=states, path=tmp_path / "fake-01234567")
+    study = make_study(
+        {"#10": (0.6,), "#8": (0.5,)}, states=states, path=tmp_path / "fake-01234567"
+    )
     html = made(study).html
     assert "<svg" not in html
     assert "2 waiting" in Parsed(html).text
@@ -211,7 +259,9 @@ def test_a_study_that_has_not_begun(tmp_path):
 
 def test_links_to_mlflow_are_those_that_mlflow_was_told_to_show(study):
     def trial_pages(links: MlflowLinks | None) -> list[str | None]:
-        details = json.loads(Parsed(made(study.model_copy(update={"mlflow": links})).html).scripts["details"])
+        details = json.loads(
+            Parsed(made(study.model_copy(update={"mlflow": links})).html).scripts["details"]
+        )
         return [trial[10] for row in details.values() for trial in row["trials"]]
 
     pages = Pages("http://127.0.0.1:5000", "3")
@@ -219,7 +269,10 @@ def test_links_to_mlflow_are_those_that_mlflow_was_told_to_show(study):
     links = MlflowLinks(host=pages.host, experiment_id=pages.experiment_id, runs={first: "abc"})
     shown = set(trial_pages(links))
     assert shown == {pages.run("abc"), None}
-    assert pages.experiment.replace("&", "&amp;") in made(study.model_copy(update={"mlflow": links})).html
+    assert (
+        pages.experiment.replace("&", "&amp;")
+        in made(study.model_copy(update={"mlflow": links})).html
+    )
     assert set(trial_pages(None)) == {None}
     assert "#/experiments" not in made(study).html
 
@@ -233,7 +286,9 @@ def test_many_rows_come_by_pages_and_their_details_by_files(tmp_path, monkeypatc
     assert found.html.count("<button data-row=") == ROWS_PER_PAGE
     rest = json.loads(parsed.scripts["rest-0"])
     assert len(rest["rows"]) == 30
-    assert [row[0] for row in rest["means"]] == [None if n == 7 else n / 1000 for n in range(ROWS_PER_PAGE + 30)]
+    assert [row[0] for row in rest["means"]] == [
+        None if n == 7 else n / 1000 for n in range(ROWS_PER_PAGE + 30)
+    ]
     assert f'data-row="{ROWS_PER_PAGE}"' in rest["rows"][0]
     assert parsed.scripts["details"] == "{}"
     assert sorted(found.details) == ["details/0000.js", "details/0001.js", "details/0002.js"]
@@ -275,6 +330,13 @@ def test_what_another_study_had_trained_is_not_held_against_the_forecast(tmp_pat
     path = tmp_path / "fake-01234567"
     alone = made(make_study(rows, path=path, forecast=foretold))
     assert "Trainings: foretold 2, ended 4." in Parsed(alone.html).text
-    shared = made(make_study(rows, path=path, forecast=foretold, amend={"#10": {"origin": {"study": "other"}}}))
-    assert "A training: foretold 60 s, took 60 s on average over 2: as foretold." in Parsed(shared.html).text
+    shared = made(
+        make_study(
+            rows, path=path, forecast=foretold, amend={"#10": {"origin": {"study": "other"}}}
+        )
+    )
+    assert (
+        "A training: foretold 60 s, took 60 s on average over 2: as foretold."
+        in Parsed(shared.html).text
+    )
     assert "Trainings: foretold" not in Parsed(shared.html).text

@@ -25,9 +25,13 @@ def lacks_secrets(text: str) -> bool:
 
 def test_a_report_and_a_bundle_show_no_password(tmp_path: Path):
     folder = write_study(tmp_path, amend=AMEND, states={("#8", 1): "failed"})
-    trial = next(path.name.removesuffix(".failures") for path in tmp_path.glob("ledger/??/*.failures"))
+    trial = next(
+        path.name.removesuffix(".failures") for path in tmp_path.glob("ledger/??/*.failures")
+    )
     Ledger(tmp_path).add_failure(
-        trial, f"ConnectionError: {ADDRESS} is gone", f"Traceback:\nConnectionError: {ADDRESS} is gone"
+        trial,
+        f"ConnectionError: {ADDRESS} is gone",
+        f"Traceback:\nConnectionError: {ADDRESS} is gone",
     )
     report = write_report(folder)
     for path in (*report.files, *tmp_path.glob("ledger/??/*.failures/*.json")):
@@ -38,10 +42,14 @@ def test_a_report_and_a_bundle_show_no_password(tmp_path: Path):
 
 
 def test_a_bundle_has_no_password_in_any_file():
-    study = make_study({"#10": (0.6, 0.62), "#8": (0.5, 0.51)}, amend=AMEND, changes={"#8": {FACTOR: ADDRESS}})
+    study = make_study(
+        {"#10": (0.6, 0.62), "#8": (0.5, 0.51)}, amend=AMEND, changes={"#8": {FACTOR: ADDRESS}}
+    )
     bundle = files(study)
     for name, text in bundle.items():
         assert lacks_secrets(text), name
-    (config, *_) = [json.loads(text) for name, text in bundle.items() if name.startswith("configs/")]
+    (config, *_) = [
+        json.loads(text) for name, text in bundle.items() if name.startswith("configs/")
+    ]
     assert config["data"]["root"] == "http://host:5000/data"
     assert "sweeps" not in bundle["environments.json"]

@@ -14,14 +14,20 @@ STUDY = make_study({"#10": (0.60, 0.62, 0.64), "#8": (0.50, 0.51, 0.55)})
 
 
 def show(source: Source) -> Card | str:
-    grid = TextGrid((TextColumn("word"), TextColumn("size", "right")), (make_cells("rows-counted", "2"),), "A table")
+    grid = TextGrid(
+        (TextColumn("word"), TextColumn("size", "right")),
+        (make_cells("rows-counted", "2"),),
+        "A table",
+    )
     return Card("What it shows.", lambda: "<svg><title>drawn</title></svg>", (grid,))
 
 
 def forms(section: Section) -> tuple[dict[str, str], str]:
     """The archive, which has all text forms but the terminal's, with the terminal's; and the page."""
     report = make_report(STUDY, sections=(*SECTIONS, section))
-    return {**bundle_files(report), "terminal": report.terminal}, page(report.source, report.cards, "now").html
+    return {**bundle_files(report), "terminal": report.terminal}, page(
+        report.source, report.cards, "now"
+    ).html
 
 
 def test_a_new_section_is_in_every_form():
@@ -29,7 +35,13 @@ def test_a_new_section_is_in_every_form():
     assert all("rows-counted" in files[name] for name in ("table.md", "table.tex", "terminal"))
     assert files["figures/extra.svg"].startswith("<svg><style>")
     (shown,) = re.findall(r'<section id="extra">(.*?)</section>', html, re.DOTALL)
-    for text in ("Another analysis", "<title>drawn</title>", "What it shows.", "A table", "rows-counted"):
+    for text in (
+        "Another analysis",
+        "<title>drawn</title>",
+        "What it shows.",
+        "A table",
+        "rows-counted",
+    ):
         assert text in shown
 
 
@@ -40,7 +52,9 @@ def test_an_appendix_is_in_markdown_alone_after_the_notes():
 
 
 def test_a_section_that_does_not_apply_says_why():
-    files, html = forms(Section("extra", "Another <analysis>", lambda _: "there are fewer than three rows"))
+    files, html = forms(
+        Section("extra", "Another <analysis>", lambda _: "there are fewer than three rows")
+    )
     assert "figures/extra.svg" not in files
     assert 'id="extra"' not in html
     assert "<li>Another &lt;analysis&gt;: there are fewer than three rows.</li>" in html

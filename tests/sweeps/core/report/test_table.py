@@ -53,7 +53,8 @@ def rows(study: StudyRecord) -> list[dict[str, str]]:
 
 def test_a_row_by_hand():
     """#8 - #10 is -0.10, -0.11, -0.09: mean -0.10, sd 0.01, so t = -0.10 / (0.01 / sqrt(3)) = -17.3 with 2 degrees of
-    freedom, whose two-sided p is 0.00332 (t^2 = 300: 1 - sqrt(300 / 302)), and t(0.975, 2) = 4.3027."""
+    freedom, whose two-sided p is 0.00332 (t^2 = 300: 1 - sqrt(300 / 302)), and t(0.975, 2) =
+    4.3027."""
     found = table(make_study(VALUES))
     block = found.blocks[0]
     base, row, again = block.rows
@@ -74,7 +75,10 @@ def test_a_row_by_hand():
 
 
 def test_all_forms_print_the_same_numbers():
-    study = make_study(VALUES, more={SEG: {"#10": (0.5, 0.52, 0.51), "#8": (0.4, 0.47, 0.5), A_A: (0.5, 0.5, 0.51)}})
+    study = make_study(
+        VALUES,
+        more={SEG: {"#10": (0.5, 0.52, 0.51), "#8": (0.4, 0.47, 0.5), A_A: (0.5, 0.5, 0.51)}},
+    )
     found = table(study)
     (block,) = found.blocks
     shown = [cell.text for line in rows_grid(found, block).lines for cell in line]
@@ -102,7 +106,9 @@ def test_the_terminal_is_120_columns_wide_and_marks_without_colour():
     study = make_study(VALUES, more=more, paper=PAPER)
     text = terminal(study)
     assert max(map(len, text.splitlines())) <= 120
-    assert re.search(r"^#10 +62\.0 ± 2\.0 \* +62\.0 ± 2\.0 \* +62\.0 ± 2\.0 \* +3 +70\.5", text, re.MULTILINE)
+    assert re.search(
+        r"^#10 +62\.0 ± 2\.0 \* +62\.0 ± 2\.0 \* +62\.0 ± 2\.0 \* +3 +70\.5", text, re.MULTILINE
+    )
     assert re.search(r"^#8 +52\.0 ± 2\.6 _ ", text, re.MULTILINE)
     assert "\x1b" not in text
 
@@ -132,7 +138,13 @@ def test_a_long_table_is_left_to_the_files():
 
 def test_what_does_not_count_is_told_without_its_traceback():
     study = make_study(
-        VALUES, states={("#8", 0): "failed", ("#8", 1): "diverged", ("#10", 2): "running", (A_A, 0): "waiting"}
+        VALUES,
+        states={
+            ("#8", 0): "failed",
+            ("#8", 1): "diverged",
+            ("#10", 2): "running",
+            (A_A, 0): "waiting",
+        },
     )
     found = table(study)
     assert found.states == (
@@ -159,7 +171,12 @@ def test_nothing_has_ended_yet():
 
 
 def test_daggers_lead_to_footnotes():
-    other = {"#8": {"provenance": {"versions": {"torch": "2.12.0"}}, "identity": {"versions": {"torch": "2.12"}}}}
+    other = {
+        "#8": {
+            "provenance": {"versions": {"torch": "2.12.0"}},
+            "identity": {"versions": {"torch": "2.12"}},
+        }
+    }
     study = make_study(VALUES, amend=other)
     found = table(study)
     base, row, again = found.blocks[0].rows
@@ -195,7 +212,9 @@ def test_blocks_share_a_base_and_declare_their_own_metrics():
     one = Block("(a) block", (), ("method.aux_block",), (M,), None)
     two = Block("(b) crop", (), ("method.ctc.crop",), (SEG,), None)
     values = {"base": (0.5, 0.6), "a": (0.4, 0.5), "b": (0.3, 0.5)}
-    study = make_study(values, more={SEG: values}, blocks=[(one, ["base", "a"]), (two, ["base", "b"])])
+    study = make_study(
+        values, more={SEG: values}, blocks=[(one, ["base", "a"]), (two, ["base", "b"])]
+    )
     found = table(study)
     assert [block.title for block in found.blocks] == ["(a) block", "(b) crop"]
     shown = [(one.row.label, one.metric.key) for block in found.blocks for one in block.comparisons]
@@ -227,7 +246,12 @@ def test_the_same_results_give_the_same_bytes_wherever_and_whenever():
 
 
 def test_an_analysis_of_variance_is_printed():
-    cells = {f"{a}, {b}": (0.4 + a / 10 + s / 100 + a * b * s / 50,) * 1 for a in (0, 1) for b in (0, 1) for s in (1,)}
+    cells = {
+        f"{a}, {b}": (0.4 + a / 10 + s / 100 + a * b * s / 50,) * 1
+        for a in (0, 1)
+        for b in (0, 1)
+        for s in (1,)
+    }
     values = {label: (value[0], value[0] + 0.02, value[0] + 0.01) for label, value in cells.items()}
     values["1, 1"] = (0.9, 0.93, 0.91)
     changes = {f"{a}, {b}": {"method.x": a, "method.y": b} for a in (0, 1) for b in (0, 1)}
@@ -239,7 +263,9 @@ def test_an_analysis_of_variance_is_printed():
         assert all(line[2].text in text for line in terms.lines)
 
 
-@pytest.mark.parametrize(("p", "text"), [(0.00049, "<0.001"), (0.0005, "0.001"), (0.0496, "0.050"), (1.0, "1.000")])
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.00049, "<0.001"), (0.0005, "0.001"), (0.0496, "0.050"), (1.0, "1.000")]
+)
 def test_p_values(p: float, text: str):
     assert format_p(p) == text
 
@@ -259,7 +285,9 @@ def test_a_fraction_says_what_it_left_out_and_what_it_cannot_tell_apart():
         levels = (a, b, (a + b) % 2)
         label = "".join(map(str, levels))
         values[label] = tuple(0.5 + 0.1 * a + 0.001 * number * (number - a) for number in range(3))
-        changes[label] = {f"method.{name}": level for name, level in zip(letters, levels, strict=True)}
+        changes[label] = {
+            f"method.{name}": level for name, level in zip(letters, levels, strict=True)
+        }
     study = make_study(values, factors=tuple(f"method.{name}" for name in letters), changes=changes)
     (terms,) = make_report(study).cards.grids("body")
     left_out = "method.a x method.b is left out: these rows cannot tell it from other terms."

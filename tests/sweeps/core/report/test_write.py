@@ -43,7 +43,12 @@ def write_study(storage: Path, **changes: object) -> Path:
 
 def test_every_form_is_written(tmp_path: Path):
     report = write_report(write_study(tmp_path))
-    assert [path.name for path in report.files] == ["table.md", "table.csv", "table.tex", "report.html"]
+    assert [path.name for path in report.files] == [
+        "table.md",
+        "table.csv",
+        "table.tex",
+        "report.html",
+    ]
     assert report.page == report.files[-1]
     assert report.exit_code == 0
     markdown, csv, latex, page = (path.read_text() for path in report.files)
@@ -59,7 +64,9 @@ def test_every_form_is_written(tmp_path: Path):
 def test_a_moved_storage_gives_the_same_tables(tmp_path: Path):
     first = [path.read_bytes() for path in write_report(write_study(tmp_path / "one")).files[:3]]
     (tmp_path / "one").rename(tmp_path / "two")
-    assert [path.read_bytes() for path in write_report(tmp_path / "two/fake-01234567").files[:3]] == first
+    assert [
+        path.read_bytes() for path in write_report(tmp_path / "two/fake-01234567").files[:3]
+    ] == first
     assert not any(str(tmp_path).encode() in text for text in first)
 
 

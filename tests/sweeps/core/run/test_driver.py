@@ -100,7 +100,9 @@ def no_leases(storage):
 
 
 @pytest.mark.parametrize(("breaks_at", "parent"), [("connect", None), ("run", "FAILED")])
-def test_a_study_that_breaks_leaves_no_run_that_seems_to_go_on(tmp_path, tracker, breaks_at, parent):
+def test_a_study_that_breaks_leaves_no_run_that_seems_to_go_on(
+    tmp_path, tracker, breaks_at, parent
+):
     @contextmanager
     def connect(launch):
         if breaks_at == "connect":
@@ -117,9 +119,15 @@ def test_a_study_that_breaks_leaves_no_run_that_seems_to_go_on(tmp_path, tracker
 
 @pytest.mark.parametrize(
     ("error", "parent"),
-    [(KeyboardInterrupt(), "KILLED"), (NoRoomError("full"), "FAILED"), (LostLeaseError("taken over"), "RUNNING")],
+    [
+        (KeyboardInterrupt(), "KILLED"),
+        (NoRoomError("full"), "FAILED"),
+        (LostLeaseError("taken over"), "RUNNING"),
+    ],
 )
-def test_what_ends_a_study_on_the_way_is_handed_on_and_mlflow_knows(tmp_path, tracker, error, parent):
+def test_what_ends_a_study_on_the_way_is_handed_on_and_mlflow_knows(
+    tmp_path, tracker, error, parent
+):
     with pytest.raises(type(error)):
         run_study(make(tmp_path, ONE), Launch(tmp_path / "results"), breaking(error).connect)
     assert tracker.parent == parent
@@ -194,7 +202,10 @@ def test_a_threshold_of_the_evaluation_costs_no_training(tmp_path, tracker):
     for trial, entry in zip(situation.plan.trials, entries, strict=True):
         whole = train(trial.config, tmp_path / f"whole{trial.cell}", progress=False)
         assert entry.metrics == whole.metrics
-        assert entry.config["evaluate"]["background_threshold"] == trial.config.evaluate.background_threshold
+        assert (
+            entry.config["evaluate"]["background_threshold"]
+            == trial.config.evaluate.background_threshold
+        )
     # A study that shares a cell has it already; what it has more is all that is trained.
     other = make(tmp_path, OneFactor((Factor("method.aux_block", (9, 8)),)))
     assert run_study(other, Launch(tmp_path / "results"), trainer.connect) == 0
@@ -208,7 +219,9 @@ def test_a_threshold_of_the_evaluation_costs_no_training(tmp_path, tracker):
 def test_an_underpowered_study_is_refused_unless_that_is_accepted(tmp_path, tracker):
     trainer = Trainer()
     study = make(tmp_path, OneFactor((Factor("method.aux_block", (9, 8)),)), purpose="effect")
-    with pytest.raises(ValueError, match=r"cannot answer its 1 declared comparison.*--accept-underpowered"):
+    with pytest.raises(
+        ValueError, match=r"cannot answer its 1 declared comparison.*--accept-underpowered"
+    ):
         run_study(study, Launch(tmp_path / "results"), trainer.connect)
     assert trainer.trained == []
     assert not (tmp_path / "results" / study.resolve().folder_name).exists()
@@ -263,7 +276,9 @@ def test_changed_code_of_the_evaluation_evaluates_again(tmp_path, monkeypatch, t
         assert entry.origin.derived_from == trainer.trained[0]
 
 
-def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_study(tmp_path, tracker):
+def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_study(
+    tmp_path, tracker
+):
     trainer, start = Trainer(), Launch(tmp_path / "results")
     assert run_study(make(tmp_path, ONE), start, trainer.connect) == 0
     scales = OneFactor((Factor("evaluate.cam_flip", (True, False), True),))
@@ -276,7 +291,9 @@ def test_a_source_that_turns_out_to_be_damaged_costs_a_training_and_not_the_stud
             evaluation.write_text("{")
         assert run_study(study, start, trainer.connect) == 0
         assert len(trainer.evaluated) == evaluated
-        entry = next(entry for entry in entries(study, start.storage) if entry.key != trainer.trained[0])
+        entry = next(
+            entry for entry in entries(study, start.storage) if entry.key != trainer.trained[0]
+        )
         assert entry.attempts == 1
         assert entry.origin.derived_from is None
         assert trainer.trained[-1] == entry.key
@@ -289,18 +306,25 @@ def test_a_cell_that_was_begun_as_a_training_may_end_as_an_evaluation(tmp_path, 
     study = make(tmp_path, THRESHOLDS)
     situation = survey(study, start.storage)
     (missing,) = situation.missing()
-    shutil.copytree(situation.ledger.run_dir(trainer.trained[0]), situation.ledger.run_dir(missing.key))
+    shutil.copytree(
+        situation.ledger.run_dir(trainer.trained[0]), situation.ledger.run_dir(missing.key)
+    )
     (situation.ledger.run_dir(missing.key) / "result.json").unlink()
     assert run_study(study, start, trainer.connect) == 0
     assert len(trainer.trained) == 1
     assert situation.ledger.entry(missing.key).origin.derived_from == trainer.trained[0]
 
 
-def test_what_cannot_be_published_is_given_up_and_a_full_disk_ends_the_study(tmp_path, monkeypatch, tracker):
+def test_what_cannot_be_published_is_given_up_and_a_full_disk_ends_the_study(
+    tmp_path, monkeypatch, tracker
+):
     """The driver says so instead of trying for ever."""
     trainer, start = Trainer(), Launch(tmp_path / "results")
     assert run_study(make(tmp_path, ONE), start, trainer.connect) == 0
-    errors = [OSError(errno.EIO, "Input/output error"), OSError(errno.ENOSPC, "No space left on device")]
+    errors = [
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ]
 
     def publish(*_):
         raise errors[0]
@@ -331,9 +355,11 @@ def test_a_trial_starts_as_soon_as_what_it_waits_for_has_ended(tmp_path, tracker
     assert run_study(study, Launch(storage), trainer.connect) == 0
     config = [spec.config for spec in trainer.specs]
     made = [
-        (one["method"]["aux_block"], spec.source is not None) for one, spec in zip(config, trainer.specs, strict=True)
+        (one["method"]["aux_block"], spec.source is not None)
+        for one, spec in zip(config, trainer.specs, strict=True)
     ]
-    # The evaluation with another flip is next after its training; the other threshold is there by then.
+    # The evaluation with another flip is next after its training; the other threshold is there by
+    # then.
     assert sorted(made) == [(7, False), (8, False), (9, False), (9, True)]
     first = made.index((9, False))
     assert made[first + 1] == (9, True)
@@ -415,7 +441,9 @@ def test_a_driver_that_waits_lets_go_of_what_has_ended(tmp_path, monkeypatch, tr
     assert trainer.trained == [first]
 
 
-def test_an_error_while_the_driver_waits_is_its_own_and_not_the_backends(tmp_path, monkeypatch, tracker):
+def test_an_error_while_the_driver_waits_is_its_own_and_not_the_backends(
+    tmp_path, monkeypatch, tracker
+):
     """Ray would bury it in a trace of its own."""
     trainer, start, reached = Trainer(), Launch(tmp_path / "results"), []
     study = make(tmp_path, OneFactor((Factor("method.aux_block", (9, 8)),)))
@@ -468,7 +496,9 @@ def test_what_waits_for_a_worker_is_free_for_another_driver(tmp_path, tracker):
     with Leases(storage, "another driver") as other:
 
         def looking(spec, *arguments):
-            waiting = {key for key in situation.keys if situation.ledger.entry(key) is None} - {spec.key}
+            waiting = {key for key in situation.keys if situation.ledger.entry(key) is None} - {
+                spec.key
+            }
             taken = other.acquire([*waiting, spec.key])
             other.release(taken)
             assert taken == waiting
@@ -479,12 +509,18 @@ def test_what_waits_for_a_worker_is_free_for_another_driver(tmp_path, tracker):
     assert len(trainer.trained) == 3
 
 
-def test_the_backend_deals_with_its_events_while_many_trials_are_rescored(tmp_path, monkeypatch, tracker):
+def test_the_backend_deals_with_its_events_while_many_trials_are_rescored(
+    tmp_path, monkeypatch, tracker
+):
     trainer, storage, idle = Trainer(), tmp_path / "results", []
     thresholds = Factor("evaluate.background_threshold", (0.3, 0.4, 0.5, 0.6), 0.5)
     trainer.idle = lambda: idle.append(len(list(storage.glob("ledger/??/*.json"))))
     seconds = itertools.count(step=0.6 * driver._SLICE_S)
-    monkeypatch.setattr(driver, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: next(seconds)))
-    assert run_study(make(tmp_path, OneFactor((thresholds,))), Launch(storage), trainer.connect) == 0
+    monkeypatch.setattr(
+        driver, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: next(seconds))
+    )
+    assert (
+        run_study(make(tmp_path, OneFactor((thresholds,))), Launch(storage), trainer.connect) == 0
+    )
     assert len(trainer.specs) == 1
     assert idle[:3] == [2, 3, 4]

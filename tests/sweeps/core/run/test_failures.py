@@ -18,7 +18,9 @@ from toco.train.distributed import RankError
 
 
 def machine(node, kind="machine"):
-    return Failure(kind, "OSError: [Errno 28] No space left on device", "trace", f"host of {node}", node)
+    return Failure(
+        kind, "OSError: [Errno 28] No space left on device", "trace", f"host of {node}", node
+    )
 
 
 FLAW = Failure("trial", "KeyError: 'x'", "trace", "host of a", "a")
@@ -35,8 +37,14 @@ FLAW = Failure("trial", "KeyError: 'x'", "trace", "host of a", "a")
         (shutil.Error([("a", "b", "[Errno 13] Permission denied: 'a' -> 'b'")]), "trial"),
         (FileNotFoundError(errno.ENOENT, "No such file"), "trial"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "machine"),
-        (LoaderError("A loader process was killed by signal 9 while it made a batch; ..."), "machine"),
-        (LoaderError("A loader process has delivered no batch for 900 s. See whether ..."), "machine"),
+        (
+            LoaderError("A loader process was killed by signal 9 while it made a batch; ..."),
+            "machine",
+        ),
+        (
+            LoaderError("A loader process has delivered no batch for 900 s. See whether ..."),
+            "machine",
+        ),
         (RankError("Rank 1 of 2 was killed, exit code -9."), "machine"),
         (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"), "machine"),
         (MemoryError(), "machine"),
@@ -109,7 +117,12 @@ def test_a_trial_that_fails_on_every_node_speaks_against_none():
 
 def test_on_one_node_a_machines_failures_are_bounded_as_others_are():
     attempts = Attempts(3, lambda: {"a"})
-    assert [attempts.failed("one", machine("a", "lost")).starts_again for _ in range(4)] == [True, True, True, False]
+    assert [attempts.failed("one", machine("a", "lost")).starts_again for _ in range(4)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert attempts.left_out == set()
 
 

@@ -106,7 +106,10 @@ def test_failures_are_kept_with_their_traces_and_hosts(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "is started again: its worker process is gone (on w1)\n" in err
     assert "failed: image7.png cannot be decoded (on w2)\n" in err
-    assert [failure.reason for failure in failures] == ["its worker process is gone", "image7.png cannot be decoded"]
+    assert [failure.reason for failure in failures] == [
+        "its worker process is gone",
+        "image7.png cannot be decoded",
+    ]
     assert failures[1].traceback == "Traceback: image7"
 
 

@@ -92,18 +92,31 @@ def test_every_change_arrives_under_the_studys_run(study):
     ]
     assert set(tracker.parents) == {(folder.start_id, situation.plan.folder_name)}
     first, second = names(situation)
-    assert tracker.tracked == [(first, "parent", "#8, seed 0", "#8"), (second, "parent", "#10, seed 0", "#10")]
+    assert tracker.tracked == [
+        (first, "parent", "#8, seed 0", "#8"),
+        (second, "parent", "#10, seed 0", "#10"),
+    ]
     assert tracker.finished == [("parent", [folder.path / "table.md"], "FINISHED")]
     # What MLflow's UI can group by.
-    expected = {"study": "example", "cell": "#10", "role": "trial", "key": second, "factor.method.aux_block": "9"}
+    expected = {
+        "study": "example",
+        "cell": "#10",
+        "role": "trial",
+        "key": second,
+        "factor.method.aux_block": "9",
+    }
     assert tracker.tags == expected
 
 
 def test_the_page_lists_the_maps_of_all_methods_of_the_study(tmp_path):
     def maps(*levels):
         design = OneFactor((Factor("method.name", levels),))
-        plan = Study("m", "M", "shapes_nano", design, (0,), (Metric("val/cam_miou", "M"),), a_a=False).resolve()
-        identities = tuple(Identity(f"{number:020x}", f"{number:020x}", {}) for number in range(len(plan.trials)))
+        plan = Study(
+            "m", "M", "shapes_nano", design, (0,), (Metric("val/cam_miou", "M"),), a_a=False
+        ).resolve()
+        identities = tuple(
+            Identity(f"{number:020x}", f"{number:020x}", {}) for number in range(len(plan.trials))
+        )
         inputs = ({"train": "aa", "val": "bb", "weights": None},) * len(plan.trials)
         situation = Situation(plan, Runs(Ledger(tmp_path)), inputs, identities)
         situation.write()
@@ -243,7 +256,9 @@ def test_links_that_are_none_are_left_out(study, content):
     assert read_study_record(folder.path).mlflow is None
 
 
-@pytest.mark.parametrize("uri", [None, "http://me:p@ss/w:rd@host:5000", "http://me:secret@host:5000"])
+@pytest.mark.parametrize(
+    "uri", [None, "http://me:p@ss/w:rd@host:5000", "http://me:secret@host:5000"]
+)
 def test_what_mlflow_lacks_is_said_with_the_command_that_fills_it(tmp_path, uri):
     launch = Launch(tmp_path, uri, sync_command="python -m sweeps sync example --storage results")
     if uri is not None and "/w" in uri:

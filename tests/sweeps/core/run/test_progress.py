@@ -20,22 +20,33 @@ class Terminal(io.StringIO):
 
 def make(stream, num_trials=4, steps=100):
     clock = Clock()
-    return Progress("study", {f"t{number}": steps for number in range(num_trials)}, stream, clock), clock
+    return Progress(
+        "study", {f"t{number}": steps for number in range(num_trials)}, stream, clock
+    ), clock
 
 
 def test_counts_and_time_left():
     progress, clock = make(io.StringIO())
-    assert progress.line() == "study: 0/4 trials done, 0 running, 0 failed, 4 waiting, 0s gone, unknown time left"
+    assert (
+        progress.line()
+        == "study: 0/4 trials done, 0 running, 0 failed, 4 waiting, 0s gone, unknown time left"
+    )
     progress.running({"t0", "t1"})
     clock.now += 50
     progress.reported("t0", 50)
     progress.reported("t1", 50)
     # 100 of 400 steps in 50 s.
-    assert progress.line() == "study: 0/4 trials done, 2 running, 0 failed, 2 waiting, 50s gone, about 2m30s left"
+    assert (
+        progress.line()
+        == "study: 0/4 trials done, 2 running, 0 failed, 2 waiting, 50s gone, about 2m30s left"
+    )
     progress.ended("t0", failed=False)
     progress.ended("t1", failed=True)
     # 150 steps in 50 s; a failed trial has none left.
-    assert progress.line() == "study: 1/4 trials done, 0 running, 1 failed, 2 waiting, 50s gone, about 1m07s left"
+    assert (
+        progress.line()
+        == "study: 1/4 trials done, 0 running, 1 failed, 2 waiting, 50s gone, about 1m07s left"
+    )
 
 
 def test_steps_of_earlier_starts_do_not_make_this_one_look_fast():
@@ -46,7 +57,10 @@ def test_steps_of_earlier_starts_do_not_make_this_one_look_fast():
     assert "unknown time left" in progress.line()
     progress.reported("t1", 60)
     # 10 steps in 30 s, 240 to go.
-    assert progress.line() == "study: 1/4 trials done, 0 running, 0 failed, 3 waiting, 30s gone, about 12m00s left"
+    assert (
+        progress.line()
+        == "study: 1/4 trials done, 0 running, 0 failed, 3 waiting, 30s gone, about 12m00s left"
+    )
 
 
 def test_a_restarted_trial_does_not_count_its_steps_twice():

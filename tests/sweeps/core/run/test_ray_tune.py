@@ -55,7 +55,11 @@ class Driver:
         self.orphans = []
 
     def start(self, *arguments):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RAY_", "TUNE_"))
+        }
         environment |= {"FAKE_ORDERS": str(self.orders), "RAY_AUTH_TOKEN_PATH": str(self.token)}
         environment["XDG_CACHE_HOME"] = str(self.orders / "cache")
         command = [sys.executable, *map(str, self.command), *arguments]
@@ -73,7 +77,9 @@ class Driver:
         """Kill the driver when the first two trainings, which wait there, have published their rows up to ``step``."""
         process = self.start(*arguments)
         try:
-            wait_for(lambda: all(self.steps(trial)[-1:] == [step] for trial in PLAN.trials[:2]), process)
+            wait_for(
+                lambda: all(self.steps(trial)[-1:] == [step] for trial in PLAN.trials[:2]), process
+            )
             children = psutil.Process(process.pid).children(recursive=True)
             listening = listening_addresses(children)
         finally:
@@ -96,12 +102,20 @@ class Driver:
     def run_dir(self, trial):
         """The run folder of a trial, by its place in the plan; where there is no study yet, one that is not there."""
         file = self.folder / "study.json"
-        keys = [key for cell in json.loads(file.read_text())["cells"] for key in cell["keys"]] if file.exists() else []
+        keys = (
+            [key for cell in json.loads(file.read_text())["cells"] for key in cell["keys"]]
+            if file.exists()
+            else []
+        )
         return self.storage / "runs" / (keys[PLAN.trials.index(trial)] if keys else "none")
 
     def steps(self, trial):
         path = self.run_dir(trial) / "metrics.jsonl"
-        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+        return (
+            [json.loads(line)["step"] for line in path.read_text().splitlines()]
+            if path.exists()
+            else []
+        )
 
     def starts(self):
         """Step that every attempt began at, by (seed, block)."""
@@ -126,7 +140,9 @@ def listening_addresses(processes):
             connections = process.net_connections(kind="inet")
         except psutil.Error:
             continue
-        addresses |= {item.laddr.ip.removeprefix("::ffff:") for item in connections if item.status == "LISTEN"}
+        addresses |= {
+            item.laddr.ip.removeprefix("::ffff:") for item in connections if item.status == "LISTEN"
+        }
     return addresses
 
 
@@ -142,10 +158,15 @@ def check_rows(driver, trials=PLAN.trials):
     for trial in trials:
         run_dir = driver.run_dir(trial)
         rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        assert [(row["step"], row["kind"]) for row in rows] == [(step, "val") for step in (5, 10, 15, 20)]
+        assert [(row["step"], row["kind"]) for row in rows] == [
+            (step, "val") for step in (5, 10, 15, 20)
+        ]
         for row in rows:
-            # The state of an uninterrupted training: a step done twice or left out would change the whole chain.
-            assert row["values"] == metrics_of(chain(trial.seed, trial.config.method.aux_block, row["step"]))
+            # The state of an uninterrupted training: a step done twice or left out would change the
+            # whole chain.
+            assert row["values"] == metrics_of(
+                chain(trial.seed, trial.config.method.aux_block, row["step"])
+            )
         result = json.loads((run_dir / "result.json").read_text())
         assert (result["status"], result["step"]) == ("finished", 20)
         assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_00000020"]
@@ -180,9 +201,11 @@ def test_a_killed_worker_a_diverging_training_and_bad_data(driver):
     assert "Traceback" not in log
     check_rows(driver, PLAN.trials[:2])
     check_tracked(driver, "FAILED", PLAN.trials[:2])
-    # Killed before step 12, it went on from its last evaluation; what would go wrong again was not tried again.
+    # Killed before step 12, it went on from its last evaluation; what would go wrong again was not
+    # tried again.
     assert driver.starts() == {(0, 7): [0, 10], (1, 7): [0], (0, 9): [0], (1, 9): [0]}
-    # What went wrong is part of the record: the trace of the failure, the retry of the killed one, how one diverged.
+    # What went wrong is part of the record: the trace of the failure, the retry of the killed one,
+    # how one diverged.
     ledger = Ledger(driver.storage)
     keys = [driver.run_dir(trial).name for trial in PLAN.trials]
     assert [ledger.entry(key) and ledger.entry(key).status for key in keys] == [
@@ -277,7 +300,9 @@ def is_alive(process):
 
 
 @pytest.mark.parametrize(
-    ("number", "moment"), [(signal.SIGINT, "a worker is waited for"), (signal.SIGTERM, "trials run")], ids=str
+    ("number", "moment"),
+    [(signal.SIGINT, "a worker is waited for"), (signal.SIGTERM, "trials run")],
+    ids=str,
 )
 def test_a_signal_ends_a_study_with_a_sentence_and_leaves_no_process(driver, number, moment):
     (driver.orders / "wait-0").touch()
@@ -302,7 +327,9 @@ def test_a_lost_head_is_a_sentence_and_leaves_no_process(driver):
     (driver.orders / "wait-11").touch()
     process = driver.start()
     try:
-        wait_for(lambda: all(driver.steps(trial)[-1:] == [10] for trial in PLAN.trials[:2]), process)
+        wait_for(
+            lambda: all(driver.steps(trial)[-1:] == [10] for trial in PLAN.trials[:2]), process
+        )
         children = psutil.Process(process.pid).children(recursive=True)
         (head,) = (child for child in children if child.name() == "gcs_server")
         head.kill()
@@ -320,20 +347,44 @@ def test_a_lost_head_is_a_sentence_and_leaves_no_process(driver):
     check_rows(driver)
 
 
-SMALL = {"data.num_train": 32, "data.num_val": 8, "num_steps": 20, "evaluate_every": 5, "log_every": 2}
-SMALL |= {"method.segmentation.start_step": 4, "method.energy.start_step": 4, "evaluate.num_pictures": 1}
+SMALL = {
+    "data.num_train": 32,
+    "data.num_val": 8,
+    "num_steps": 20,
+    "evaluate_every": 5,
+    "log_every": 2,
+}
+SMALL |= {
+    "method.segmentation.start_step": 4,
+    "method.energy.start_step": 4,
+    "evaluate.num_pictures": 1,
+}
 
 
 def test_a_real_training_whose_worker_is_killed_is_the_uninterrupted_one(driver, tmp_path):
-    driver.command = [ROOT / "sweeps" / "layer_ablation.py", "--storage", driver.storage, "--layers", 9, "--seeds", 0]
-    driver.command += [part for path, value in SMALL.items() for part in ("--set", f"{path}={value}")]
+    driver.command = [
+        ROOT / "sweeps" / "layer_ablation.py",
+        "--storage",
+        driver.storage,
+        "--layers",
+        9,
+        "--seeds",
+        0,
+    ]
+    driver.command += [
+        part for path, value in SMALL.items() for part in ("--set", f"{path}={value}")
+    ]
     process = driver.start()
     try:
         wait_for(lambda: list(driver.storage.glob("runs/*/checkpoints/step_*")), process)
         # A worker's scratch folder says which process it is.
-        (run_dir,) = (path.parents[1] for path in list(driver.storage.glob("runs/*/checkpoints/step_*"))[:1])
+        (run_dir,) = (
+            path.parents[1] for path in list(driver.storage.glob("runs/*/checkpoints/step_*"))[:1]
+        )
         (scratch,) = Path(tempfile.gettempdir()).glob(f"toco-{run_dir.name}-*")
-        worker = psutil.Process(int(scratch.name.removeprefix(f"toco-{run_dir.name}-").partition("-")[0]))
+        worker = psutil.Process(
+            int(scratch.name.removeprefix(f"toco-{run_dir.name}-").partition("-")[0])
+        )
         assert process.pid in [parent.pid for parent in worker.parents()]
         worker.kill()
         assert process.wait(700) == 0, driver.log.read_text()
@@ -349,12 +400,18 @@ def test_a_real_training_whose_worker_is_killed_is_the_uninterrupted_one(driver,
     finally:
         torch.set_num_threads(threads)
     assert [row["step"] for row in run.metrics() if row["kind"] == "val"] == [5, 10, 15, 20]
-    assert [without_times(row) for row in run.metrics()] == [without_times(row) for row in expected.metrics()]
+    assert [without_times(row) for row in run.metrics()] == [
+        without_times(row) for row in expected.metrics()
+    ]
     assert run.result()["metrics"] == expected.result()["metrics"]
 
 
 def without_times(row):
-    return row["step"], row["kind"], {name: value for name, value in row["values"].items() if "time" not in name}
+    return (
+        row["step"],
+        row["kind"],
+        {name: value for name, value in row["values"].items() if "time" not in name},
+    )
 
 
 def test_the_reason_of_a_lost_worker_is_text(tmp_path):
@@ -373,7 +430,12 @@ def test_the_reason_of_a_lost_worker_is_text(tmp_path):
     ):
         file.write_text(text)
         failure = runner._lost(SimpleNamespace(error_file=str(file)), "w1", "node")
-        assert (failure.kind, failure.reason, failure.host, failure.trace) == ("lost", reason, "w1", text)
+        assert (failure.kind, failure.reason, failure.host, failure.trace) == (
+            "lost",
+            reason,
+            "w1",
+            text,
+        )
     failure = runner._lost(SimpleNamespace(error_file=str(tmp_path / "none")), "", "")
     assert "cannot be read" in failure.reason
 
@@ -413,7 +475,9 @@ def test_trials_that_fail_by_a_machines_fault_start_elsewhere(tmp_path, monkeypa
     monkeypatch.setattr(runner.ray, "nodes", lambda: nodes)
     told = Told()
     launch = Launch(tmp_path, max_failures=0)
-    experiment = runner._Experiment(None, told, Runs(Ledger(tmp_path)), launch, tmp_path / "left_out")
+    experiment = runner._Experiment(
+        None, told, Runs(Ledger(tmp_path)), launch, tmp_path / "left_out"
+    )
     one, two, three = map(fake_trial, ("1", "2", "3"))
 
     def selector(key):
@@ -425,15 +489,28 @@ def test_trials_that_fail_by_a_machines_fault_start_elsewhere(tmp_path, monkeypa
     assert selector("1") == [{"ray.io/node-id": "!in(aa)"}]
     assert selector("2") is None
     tried(experiment, two, "aa")
-    # Also for trials that have not failed, and those that wait for a worker there already find a mark.
+    # Also for trials that have not failed, and those that wait for a worker there already find a
+    # mark.
     assert selector("3") == [{"ray.io/node-id": "!in(aa)"}]
     assert [path.name for path in (tmp_path / "left_out").iterdir()] == ["aa"]
     away = nodes.pop()
     monkeypatch.setattr(runner, "_NODES_EVERY_S", -1.0)
-    tried(experiment, three, "aa", Failure("left out", "host aa gets no more trials.", "", "host aa", "aa"))
-    assert not list((tmp_path / "left_out").iterdir()), "no other node is left, and it would refuse trials for ever"
+    tried(
+        experiment,
+        three,
+        "aa",
+        Failure("left out", "host aa gets no more trials.", "", "host aa", "aa"),
+    )
+    assert not list((tmp_path / "left_out").iterdir()), (
+        "no other node is left, and it would refuse trials for ever"
+    )
     nodes.append(away)
-    tried(experiment, three, "aa", Failure("left out", "host aa gets no more trials.", "", "host aa", "aa"))
+    tried(
+        experiment,
+        three,
+        "aa",
+        Failure("left out", "host aa gets no more trials.", "", "host aa", "aa"),
+    )
     assert [path.name for path in (tmp_path / "left_out").iterdir()] == ["aa"]
     gone = Failure("lost", "its worker process is gone", "", "host aa", "aa")
     assert told.told[:2] == [("lost", "1", full), ("lost", "2", gone)]
@@ -512,7 +589,9 @@ def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interru
     monkeypatch.setattr(runner.os, "_exit", lambda status: ended.set())
     monkeypatch.setattr(runner, "_kill_children", lambda: None)
     with (
-        pytest.raises(runner.HeadLostError, match=r"head at 127\.0\.0\.1:9 is lost\. The same command goes on"),
+        pytest.raises(
+            runner.HeadLostError, match=r"head at 127\.0\.0\.1:9 is lost\. The same command goes on"
+        ),
         runner.connected("127.0.0.1:9"),
     ):
         time.sleep(30)
@@ -562,17 +641,24 @@ def test_rays_folder_is_the_drivers_own(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(runner.ray, "init", init)
     monkeypatch.setattr(runner.ray, "shutdown", lambda: None)
-    monkeypatch.setattr(runner.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:9"))
+    monkeypatch.setattr(
+        runner.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:9")
+    )
     with runner.connected("local"):
         folder = Path(given["_temp_dir"]).parent
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert len(f"{folder}/ray/session_2026-11-29_17-12-16_123456_1234567/sockets/plasma_store") < 108
+        assert (
+            len(f"{folder}/ray/session_2026-11-29_17-12-16_123456_1234567/sockets/plasma_store")
+            < 108
+        )
     assert not folder.exists()
 
 
 def test_nothing_that_ray_pickled_is_read():
     for module in (ROOT / "sweeps" / "core" / "run").glob("*.py"):
-        assert not re.search(r"pickle\.load|get_pickled_error|tune\.Tuner|ResultGrid", module.read_text())
+        assert not re.search(
+            r"pickle\.load|get_pickled_error|tune\.Tuner|ResultGrid", module.read_text()
+        )
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(9, 0), (5, 1), (1, 3)])
@@ -580,8 +666,14 @@ def test_a_trial_that_no_node_can_hold_is_refused(monkeypatch, tmp_path, cpus, g
     ray_environment.prepare("local")
     from sweeps.core.run import ray_cluster as runner
 
-    nodes = [({"CPU": 8.0}, True), ({"CPU": 4.0, "GPU": 2.0}, True), ({"CPU": 64.0, "GPU": 8.0}, False)]
-    monkeypatch.setattr(runner.ray, "nodes", lambda: [{"Resources": has, "Alive": alive} for has, alive in nodes])
+    nodes = [
+        ({"CPU": 8.0}, True),
+        ({"CPU": 4.0, "GPU": 2.0}, True),
+        ({"CPU": 64.0, "GPU": 8.0}, False),
+    ]
+    monkeypatch.setattr(
+        runner.ray, "nodes", lambda: [{"Resources": has, "Alive": alive} for has, alive in nodes]
+    )
     launch = Launch(tmp_path, cpus_per_trial=cpus, gpus_per_trial=gpus)
     with pytest.raises(ValueError, match=f"A trial wants {cpus} CPUs and {gpus} GPUs"):
         runner.check_resources(launch, may_grow=False)

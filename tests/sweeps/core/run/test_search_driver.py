@@ -70,7 +70,11 @@ def begun(storage, holder="a test"):
         situation.claim(leases)
         launch = Launch(storage)
         forecast = look_ahead(situation, launch).forecast
-        yield driver.Driver(situation, launch, leases, Tracker(), forecast, is_shown=False), leases, situation
+        yield (
+            driver.Driver(situation, launch, leases, Tracker(), forecast, is_shown=False),
+            leases,
+            situation,
+        )
 
 
 def starts(place):
@@ -95,7 +99,9 @@ def test_a_search_that_is_lost_again_and_again_ends_as_the_uninterrupted_one(pla
         drive(storage, lose=lose)
     assert table(drive(storage)) == whole
     # Nobody began anew: every attempt after the first is from a checkpoint.
-    assert sorted(block for block, step in starts(place) if step == 0) == sorted(block for block, _ in attempts)
+    assert sorted(block for block, step in starts(place) if step == 0) == sorted(
+        block for block, _ in attempts
+    )
     assert len(starts(place)) > len(attempts)
     assert drive(storage).path == drive(storage).path
     before = len(starts(place))
@@ -113,12 +119,18 @@ def test_full_trials_enter_the_ledger_as_chosen_by_a_search_and_stopped_ones_do_
     assert stopped
     for trial in finished:
         entry = ledger.entry(trial.key)
-        assert (entry.status, entry.origin.search, entry.origin.study) == ("finished", True, STUDY.name)
+        assert (entry.status, entry.origin.search, entry.origin.study) == (
+            "finished",
+            True,
+            STUDY.name,
+        )
         block = trial.values["method.aux_block"]
         assert entry.metrics == metrics_of(chain(STUDY.seed, block, 20))
         assert trial.results == {o.key: entry.metrics[o.key] for o in STUDY.objectives}
         # A table that finds it says so.
-        record = TrialRecord(trial.key, STUDY.seed, 0, "finished", None, 0, 20, entry, ledger.run_dir(trial.key))
+        record = TrialRecord(
+            trial.key, STUDY.seed, 0, "finished", None, 0, 20, entry, ledger.run_dir(trial.key)
+        )
         assert daggers((record,), (), "base", (), {})[0] == CHOSEN
     for trial in stopped:
         run_dir = ledger.run_dir(trial.key)
@@ -218,23 +230,33 @@ def test_a_damaged_row_of_a_stopped_trial_does_not_end_the_search(place):
     first, *others = rows.read_bytes().splitlines(keepends=True)
     rows.write_bytes(b"".join([first.replace(b"step", b"stop"), *others]))
     trials = table(drive(place / "results", study))
-    assert [trial.state for trial in trials if trial.key == stopped[0]].count("stopped") > len(stopped)
+    assert [trial.state for trial in trials if trial.key == stopped[0]].count("stopped") > len(
+        stopped
+    )
     assert starts(place) == [(8, 0), (7, 0)]
 
 
 def test_a_driver_that_was_suspended_and_replaced_writes_nothing(place):
-    with begun(place / "results") as (search, first, situation), Leases(place / "results", "the second") as second:
+    with (
+        begun(place / "results") as (search, first, situation),
+        Leases(place / "results", "the second") as second,
+    ):
         spec = search.next()
         # As after its heart-beat has stopped for a minute.
         first.release([situation.lease, spec.key])
         assert second.acquire([situation.lease, spec.key]) == {situation.lease, spec.key}
         journal = situation.journal.read_bytes()
         listener = search._listener
-        run_trial(spec, Channel(spec, search, listener, situation.ledger.run_dir(spec.key), place / "kept"))
+        run_trial(
+            spec,
+            Channel(spec, search, listener, situation.ledger.run_dir(spec.key), place / "kept"),
+        )
         assert search.next() is None
         assert situation.journal.read_bytes() == journal
         assert not situation.ledger.run_dir(spec.key).exists()
-        with pytest.raises(LostLeaseError, match=r"suspended or cut off, and the second on .* has taken over"):
+        with pytest.raises(
+            LostLeaseError, match=r"suspended or cut off, and the second on .* has taken over"
+        ):
             listener.check()
         # Nor does it note failures of what is another's.
         listener.lost(spec.key, Failure("lost", "its worker process is gone", "", "w1", "node"))
@@ -273,7 +295,9 @@ def test_the_report(place, capsys):
     assert "<script" not in page
     # It loads itself again only while a driver runs the search.
     assert 'http-equiv="refresh"' not in page
-    assert 'http-equiv="refresh"' in write_search_report(situation.path, running=True).page.read_text()
+    assert (
+        'http-equiv="refresh"' in write_search_report(situation.path, running=True).page.read_text()
+    )
     # A stopped trial has no result; what it had reached stands in brackets.
     stopped = next(trial for trial in trials if trial.state == "stopped")
     (line,) = (line for line in report.note.splitlines() if line.startswith(f"| {stopped.number} "))
@@ -287,7 +311,9 @@ def test_the_report(place, capsys):
     assert [row["state"] for row in rows] == [trial.state for trial in trials]
     for row, trial in zip(rows, trials, strict=True):
         assert int(row["method.aux_block"]) == trial.values["method.aux_block"]
-        assert row["val/cam_miou"] == ("" if trial.state == "stopped" else str(trial.results["val/cam_miou"]))
+        assert row["val/cam_miou"] == (
+            "" if trial.state == "stopped" else str(trial.results["val/cam_miou"])
+        )
     capsys.readouterr()
     assert print_status(STUDY, Launch(place / "results")) == 0
     printed = capsys.readouterr().out
@@ -309,11 +335,15 @@ def test_a_spec_is_what_an_ablation_would_train(place):
         spec = search.next()
     task = situation.task(0, situation.record().trials[0].values)
     dumped = task.config.model_dump(mode="json")
-    expected = Spec(task.key, "shapes_nano", STUDY.train, dumped, inputs=situation.inputs, command=own_command())
+    expected = Spec(
+        task.key, "shapes_nano", STUDY.train, dumped, inputs=situation.inputs, command=own_command()
+    )
     assert spec == expected
 
 
-def test_a_trial_that_another_driver_has_ended_is_not_waited_for_and_stopped_ones_are_free(place, monkeypatch):
+def test_a_trial_that_another_driver_has_ended_is_not_waited_for_and_stopped_ones_are_free(
+    place, monkeypatch
+):
     """That driver keeps its lease for as long as it runs, and may be waiting for one of ours."""
     monkeypatch.setattr(driver, "_POLL_S", 0.0)
     drive(place / "elsewhere")
@@ -340,7 +370,10 @@ def test_a_trial_that_fails_is_left_for_the_next_start(place, capsys):
     order.touch()
     study = replace(STUDY, rungs=None, num_trials=2)
     assert run_study(study, Launch(place / "results"), InProcess().connect) == 4
-    assert "trial 0 failed 1 times, at last: ValueError: image7.png cannot be decoded." in capsys.readouterr().out
+    assert (
+        "trial 0 failed 1 times, at last: ValueError: image7.png cannot be decoded."
+        in capsys.readouterr().out
+    )
     order.unlink()
     assert run_study(study, Launch(place / "results"), InProcess().connect) == 0
     assert starts(place)[-1] == (block, 10)

@@ -32,11 +32,25 @@ class Driver:
         self.orphans = []
 
     def start(self, *arguments):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
-        environment |= {"FAKE_ORDERS": str(self.orders), "RAY_AUTH_TOKEN_PATH": str(self.orders / "token")}
-        command = [sys.executable, Path(__file__).parents[1] / "fake_search.py", self.storage, *arguments]
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RAY_", "TUNE_"))
+        }
+        environment |= {
+            "FAKE_ORDERS": str(self.orders),
+            "RAY_AUTH_TOKEN_PATH": str(self.orders / "token"),
+        }
+        command = [
+            sys.executable,
+            Path(__file__).parents[1] / "fake_search.py",
+            self.storage,
+            *arguments,
+        ]
         with self.log.open("w") as log:
-            return subprocess.Popen([str(part) for part in command], env=environment, stdout=log, stderr=log)
+            return subprocess.Popen(
+                [str(part) for part in command], env=environment, stdout=log, stderr=log
+            )
 
     def finish(self, *arguments):
         process = self.start(*arguments)

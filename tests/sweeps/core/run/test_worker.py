@@ -119,7 +119,9 @@ def test_a_snapshot_holds_the_newest_checkpoint_only_and_its_own_rows(spec, tmp_
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("breaks_at", range(4))
-def test_a_trial_whose_worker_is_lost_at_a_report_goes_on_from_the_last_one_kept(spec, tmp_path, breaks_at, after):
+def test_a_trial_whose_worker_is_lost_at_a_report_goes_on_from_the_last_one_kept(
+    spec, tmp_path, breaks_at, after
+):
     first = Channel(tmp_path / "kept", breaks_at=breaks_at, after=after)
     with pytest.raises(Lost):
         run_trial(spec, first)
@@ -170,7 +172,9 @@ def test_a_config_or_data_that_is_wrong_is_a_failure_that_no_restart_makes_up_fo
 
 
 def test_a_file_system_without_links_has_copies(spec, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
+    monkeypatch.setattr(
+        os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here"))
+    )
     channel = Channel(tmp_path / "kept")
     run_trial(spec, channel)
     assert channel.rows == EXPECTED
@@ -186,20 +190,27 @@ def test_nothing_stays_on_the_workers_disk(spec, tmp_path):
 def test_a_node_without_room_is_said_before_the_training_begins(spec, tmp_path, monkeypatch):
     full = dataclasses.replace(spec, scratch_bytes=10**18)
     channel = Channel(tmp_path / "kept")
-    with pytest.raises(ScratchError, match=r"scratch has no room: .* are free, and about 1000000000.0 GB are needed"):
+    with pytest.raises(
+        ScratchError,
+        match=r"scratch has no room: .* are free, and about 1000000000.0 GB are needed",
+    ):
         run_trial(full, channel)
     assert [kind_of(error) for error in channel.errors] == ["room"]
     assert not (tmp_path / "orders" / "starts").exists()
 
 
 @pytest.mark.parametrize(("folder", "kind"), [("scratch", "room"), ("prefixes", "storage")])
-def test_a_disk_that_fills_up_on_the_way_is_a_sentence_with_its_folder(spec, tmp_path, monkeypatch, folder, kind):
+def test_a_disk_that_fills_up_on_the_way_is_a_sentence_with_its_folder(
+    spec, tmp_path, monkeypatch, folder, kind
+):
     def train(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / folder / "file"))
 
     monkeypatch.setattr(fake_training, "train", train)
     channel = Channel(tmp_path / "kept")
-    with pytest.raises(RuntimeError, match=rf"{folder} has no room: No space left on device. About 1 MB are needed"):
+    with pytest.raises(
+        RuntimeError, match=rf"{folder} has no room: No space left on device. About 1 MB are needed"
+    ):
         run_trial(dataclasses.replace(spec, prefixes=str(tmp_path / "prefixes")), channel)
     assert [kind_of(error) for error in channel.errors] == [kind]
 
@@ -216,12 +227,21 @@ def test_a_node_that_is_left_out_trains_nothing(spec, tmp_path):
 def test_the_record_has_the_command_of_the_study(spec, tmp_path):
     channel = Channel(tmp_path / "kept")
     command = ("sweeps", "run", "table5")
-    run_trial(dataclasses.replace(make_spec(spec.config, f"{__name__}:recorded"), command=command), channel)
+    run_trial(
+        dataclasses.replace(make_spec(spec.config, f"{__name__}:recorded"), command=command),
+        channel,
+    )
     assert json.loads((channel.newest / "command.json").read_text()) == list(command)
 
 
 def test_the_command_is_recorded_without_passwords(monkeypatch):
-    words = ["/repository/sweeps/table5.py", "--tracking-uri", "http://me:secret@host/x?token=y", "--seeds", "0"]
+    words = [
+        "/repository/sweeps/table5.py",
+        "--tracking-uri",
+        "http://me:secret@host/x?token=y",
+        "--seeds",
+        "0",
+    ]
     monkeypatch.setattr(sys, "argv", words)
     assert own_command() == ("table5.py", "--tracking-uri", "http://host/x", "--seeds", "0")
 
@@ -229,12 +249,18 @@ def test_the_command_is_recorded_without_passwords(monkeypatch):
 def recorded(config, run_dir, **_):
     run_dir.mkdir()
     inputs = Inputs("train", "val", None)
-    (run_dir / "command.json").write_text(json.dumps(provenance(torch.device("cpu"), inputs)["command"]))
+    (run_dir / "command.json").write_text(
+        json.dumps(provenance(torch.device("cpu"), inputs)["command"])
+    )
     return Result("finished", 0, {})
 
 
-@pytest.mark.parametrize(("damaged", "starts"), [("result.json", [20]), ("config.json", [0]), (None, [20])])
-def test_a_run_folder_with_a_damaged_file_does_not_end_its_trial_for_good(spec, tmp_path, damaged, starts):
+@pytest.mark.parametrize(
+    ("damaged", "starts"), [("result.json", [20]), ("config.json", [0]), (None, [20])]
+)
+def test_a_run_folder_with_a_damaged_file_does_not_end_its_trial_for_good(
+    spec, tmp_path, damaged, starts
+):
     channel = Channel(tmp_path / "kept")
     run_trial(spec, channel)
     if damaged:
@@ -243,7 +269,9 @@ def test_a_run_folder_with_a_damaged_file_does_not_end_its_trial_for_good(spec, 
     again = Channel(tmp_path / "kept", newest=channel.newest)
     run_trial(spec, again)
     assert again.rows[-1] == EXPECTED[-1]
-    assert [int(line.split()[2]) for line in (tmp_path / "orders" / "starts").read_text().splitlines()] == starts
+    assert [
+        int(line.split()[2]) for line in (tmp_path / "orders" / "starts").read_text().splitlines()
+    ] == starts
 
 
 def test_every_snapshot_is_sealed(spec, tmp_path):
@@ -257,16 +285,24 @@ def test_rows_of_steps_after_the_evaluation_are_not_in_its_snapshot(spec, tmp_pa
     """A training goes on while its evaluation is reported."""
     channel = Channel(tmp_path / "kept")
     run_trial(make_spec(spec.config, f"{__name__}:going_on"), channel)
-    seen = [[item["step"] for item in metric_rows(snapshot)] for snapshot in sorted((tmp_path / "kept").iterdir())]
+    seen = [
+        [item["step"] for item in metric_rows(snapshot)]
+        for snapshot in sorted((tmp_path / "kept").iterdir())
+    ]
     assert seen == [[3, 5], [3, 5, 8]]
     for snapshot in (tmp_path / "kept").iterdir():
         sealed = json.loads((snapshot / CONTENTS).read_text())
-        assert sealed["metrics.jsonl"] == hashlib.sha256((snapshot / "metrics.jsonl").read_bytes()).hexdigest()
+        assert (
+            sealed["metrics.jsonl"]
+            == hashlib.sha256((snapshot / "metrics.jsonl").read_bytes()).hexdigest()
+        )
 
 
 def going_on(config, run_dir, *, observer, **_):
     def rows(*steps):
-        (run_dir / "metrics.jsonl").write_text(rows_text([make_row(step, "val", 0.0, {}) for step in steps]))
+        (run_dir / "metrics.jsonl").write_text(
+            rows_text([make_row(step, "val", 0.0, {}) for step in steps])
+        )
 
     (run_dir / "checkpoints" / "step_00000005").mkdir(parents=True)
     rows(3, 5, 8)
@@ -281,7 +317,10 @@ def test_a_trial_of_several_gpus_is_trained_by_as_many_ranks(spec, tmp_path):
     run_trial(dataclasses.replace(together, world_size=2), channel)
     assert channel.rows == EXPECTED
     (start,) = (tmp_path / "orders" / "starts").read_text().splitlines()
-    assert len({os.getpid(), int(start.split()[3]), int((tmp_path / "orders" / "beside").read_text())}) == 3
+    assert (
+        len({os.getpid(), int(start.split()[3]), int((tmp_path / "orders" / "beside").read_text())})
+        == 3
+    )
 
 
 def test_a_worker_with_other_code_than_the_drivers_is_refused(spec, tmp_path):

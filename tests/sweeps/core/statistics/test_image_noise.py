@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from sweeps.core.statistics import image_noise
-from sweeps.core.statistics.image_noise import class_difference_intervals, difference_interval, resampled_iou
+from sweeps.core.statistics.image_noise import (
+    class_difference_intervals,
+    difference_interval,
+    resampled_iou,
+)
 from toco.metrics.segmentation import class_scores, mean_over_classes
 
 
@@ -23,7 +27,10 @@ def random_confusions(seeds, images, classes, quality, entropy=0):
     for seed, image in itertools.product(range(seeds), range(images)):
         for true, other in ((0, shown[image]), (shown[image], 0)):
             right = generator.binomial(500, np.clip(generator.normal(quality, 0.1), 0, 1))
-            confusions[seed, image, true, true], confusions[seed, image, true, other] = right, 500 - right
+            confusions[seed, image, true, true], confusions[seed, image, true, other] = (
+                right,
+                500 - right,
+            )
     return confusions
 
 
@@ -39,12 +46,15 @@ def test_absent_classes_are_left_out_as_in_the_metric():
         confusions[:, :, 4] = 0  # no ground truth of class 4; some predictions of it
     row[0, 0, 0, 4] = 50
     mious = [
-        float(mean_over_classes(class_scores(torch.from_numpy(confusions[0].sum(0))).iou)) for confusions in (row, base)
+        float(mean_over_classes(class_scores(torch.from_numpy(confusions[0].sum(0))).iou))
+        for confusions in (row, base)
     ]
     assert image_interval(row, base, 10).difference == pytest.approx(mious[0] - mious[1], rel=1e-12)
     per_class = class_difference_intervals(resampled_iou(row, 10), resampled_iou(base, 10))
     assert per_class[4] is None
-    assert np.mean([interval.difference for interval in per_class[:4]]) == pytest.approx(mious[0] - mious[1])
+    assert np.mean([interval.difference for interval in per_class[:4]]) == pytest.approx(
+        mious[0] - mious[1]
+    )
 
 
 def test_the_bootstrap_draws_images_in_pairs():
@@ -55,13 +65,17 @@ def test_the_bootstrap_draws_images_in_pairs():
     for _ in range(4000):
         chosen = generator.integers(0, 40, 40)
         mious = [
-            mean_over_classes(class_scores(torch.from_numpy(confusions[:, chosen].sum(1))).iou).mean().item()
+            mean_over_classes(class_scores(torch.from_numpy(confusions[:, chosen].sum(1))).iou)
+            .mean()
+            .item()
             for confusions in (row, base)
         ]
         draws.append(mious[0] - mious[1])
     interval = image_interval(row, base, 4000)
     width = interval.high - interval.low
-    assert [interval.low, interval.high] == pytest.approx(np.quantile(draws, [0.025, 0.975]).tolist(), abs=0.05 * width)
+    assert [interval.low, interval.high] == pytest.approx(
+        np.quantile(draws, [0.025, 0.975]).tolist(), abs=0.05 * width
+    )
     assert interval.low < interval.difference < interval.high
     # Other images for the base, so that the pairing is lost, give a wider interval.
     shuffled = base[:, np.random.default_rng(6).permutation(40)]
@@ -85,7 +99,9 @@ def test_resamples_do_not_depend_on_how_many_are_counted_at_once(monkeypatch):
     at_once = resampled_iou(confusions, 40, seed=3)
     monkeypatch.setattr(image_noise, "CHUNK", 7)
     np.testing.assert_array_equal(resampled_iou(confusions, 40, seed=3), at_once)
-    assert not np.array_equal(resampled_iou(confusions, 40, seed=4)[:, 1:], at_once[:, 1:], equal_nan=True)
+    assert not np.array_equal(
+        resampled_iou(confusions, 40, seed=4)[:, 1:], at_once[:, 1:], equal_nan=True
+    )
 
 
 def test_confusions_of_other_shapes_are_refused():

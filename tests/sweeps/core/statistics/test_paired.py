@@ -59,7 +59,8 @@ def test_values_have_to_be_finite(bad):
 
 def test_paired_by_hand():
     result = paired({0: 3.0, 1: 5.0, 2: 7.0, 9: 100.0}, {0: 2.0, 1: 3.0, 2: 4.0, 8: -100.0})
-    # Differences 1, 2, 3: mean 2, sd 1, t = 2 sqrt(3), and for two degrees of freedom p = 1 - t / sqrt(2 + t^2).
+    # Differences 1, 2, 3: mean 2, sd 1, t = 2 sqrt(3), and for two degrees of freedom p = 1 - t /
+    # sqrt(2 + t^2).
     assert (result.n, result.difference, result.sd) == (3, 2.0, 1.0)
     assert result.p == pytest.approx(1 - math.sqrt(12 / 14))
     assert result.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-6)
@@ -81,7 +82,10 @@ def test_paired_as_scipy(n):
 def test_the_effect_size_is_unbiased():
     generator = np.random.default_rng(0)
     zero = dict.fromkeys(range(5), 0.0)
-    sizes = [paired(dict(enumerate(values)), zero).effect_size for values in generator.normal(0.8, 1, (4000, 5))]
+    sizes = [
+        paired(dict(enumerate(values)), zero).effect_size
+        for values in generator.normal(0.8, 1, (4000, 5))
+    ]
     # Without the correction the mean is 0.8 / 0.798 = 1.0.
     assert np.mean(sizes) == pytest.approx(0.8, abs=3.5 * np.std(sizes) / math.sqrt(len(sizes)))
     assert paired({0: 1.0, 1: 2.0}, {0: 0.0, 1: 0.0}).effect_size is None
@@ -90,7 +94,13 @@ def test_the_effect_size_is_unbiased():
 def test_pairs_without_spread_are_no_certainty():
     base = {0: 0.1, 1: 0.2, 2: 0.7}
     nothing = paired(base, base)
-    assert (nothing.difference, nothing.sd, nothing.p, nothing.low, nothing.effect_size) == (0.0, 0.0, 1.0, None, None)
+    assert (nothing.difference, nothing.sd, nothing.p, nothing.low, nothing.effect_size) == (
+        0.0,
+        0.0,
+        1.0,
+        None,
+        None,
+    )
     shifted = {seed: value + 0.1 for seed, value in base.items()}
     result = paired(shifted, base)
     flips = [abs(np.dot(signs, [1, 1, 1])) >= 3 for signs in itertools.product((-1, 1), repeat=3)]
@@ -105,7 +115,8 @@ def test_one_pair_and_none():
 
 
 def test_holm_by_hand():
-    # Four declared comparisons, one of them not there yet: 0.01 * 4, 0.03 * 3, then 0.04 * 2 raised to 0.09.
+    # Four declared comparisons, one of them not there yet: 0.01 * 4, 0.03 * 3, then 0.04 * 2 raised
+    # to 0.09.
     assert holm([0.01, 0.04, None, 0.03]) == pytest.approx([0.04, 0.09, None, 0.09])
     assert holm([]) == []
     assert holm([None]) == [None]
@@ -116,7 +127,9 @@ def test_holm_as_statsmodels():
     generator = np.random.default_rng(0)
     for size in (1, 2, 9, 40):
         p = np.round(generator.uniform(0, 0.2, size), 2)  # rounding makes ties
-        assert holm(p.tolist()) == pytest.approx(multipletests(p, method="holm")[1].tolist(), rel=1e-12)
+        assert holm(p.tolist()) == pytest.approx(
+            multipletests(p, method="holm")[1].tolist(), rel=1e-12
+        )
 
 
 # --- power ---
@@ -153,12 +166,17 @@ def test_power_without_an_effect_is_the_significance():
 @pytest.mark.parametrize(("effect", "sd"), [(0.005, 0.005), (-0.005, 0.02), (0.5, 0.01)])
 def test_seeds_needed_is_the_smallest_number(effect, sd):
     n = seeds_needed(effect, sd, 9, 0.05, 0.8)
-    assert detectable_effect(n, 9, 0.05, 0.8) <= abs(effect) / sd < detectable_effect(n - 1, 9, 0.05, 0.8)
+    assert (
+        detectable_effect(n, 9, 0.05, 0.8)
+        <= abs(effect) / sd
+        < detectable_effect(n - 1, 9, 0.05, 0.8)
+    )
 
 
 def test_seeds_needed_at_the_ends():
     assert seeds_needed(0.005, 0.0, 9, 0.05, 0.8) == 2
-    # Of many seeds the t test is a z test: n = ((z of 1 - 0.05 / 18) + (z of 0.8))^2 (sd / effect)^2.
+    # Of many seeds the t test is a z test: n = ((z of 1 - 0.05 / 18) + (z of 0.8))^2 (sd /
+    # effect)^2.
     z = stats.norm.isf(0.05 / 18) + stats.norm.isf(0.2)
     assert seeds_needed(0.005, 0.5, 9, 0.05, 0.8) == pytest.approx(z**2 * 100**2, rel=1e-3)
     with pytest.raises(ValueError, match="effect other than 0"):
@@ -191,7 +209,9 @@ def test_bold_is_the_best_and_what_is_not_distinguishable():
 
 def test_bold_is_corrected_for_the_other_rows_and_one_sided():
     base, noise = dict.fromkeys(range(5), 0.0), [1.0, -1.0, 2.0, -2.0, 0.5]
-    rows = {"best": base} | {f"row {k}": {seed: k / 10 - 2.2 + noise[seed] for seed in base} for k in (1, 2, 3, 4)}
+    rows = {"best": base} | {
+        f"row {k}": {seed: k / 10 - 2.2 + noise[seed] for seed in base} for k in (1, 2, 3, 4)
+    }
     worst_first = sorted(
         stats.ttest_rel([*values.values()], [*base.values()], alternative="less").pvalue
         for label, values in rows.items()
@@ -211,7 +231,12 @@ def test_bold_of_a_row_that_is_ahead_where_both_have_values():
 
 def test_bold_of_rows_with_few_values():
     assert not_distinguishable({}, True, 0.05) == set()
-    values = {"many": {0: 0.6, 1: 0.61, 2: 0.605}, "one": {0: 0.1}, "none": {}, "other seeds": {7: 0.3, 8: 0.31}}
+    values = {
+        "many": {0: 0.6, 1: 0.61, 2: 0.605},
+        "one": {0: 0.1},
+        "none": {},
+        "other seeds": {7: 0.3, 8: 0.31},
+    }
     assert not_distinguishable(values, True, 0.05) == {"many", "one", "other seeds"}
 
 

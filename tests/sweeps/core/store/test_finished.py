@@ -22,7 +22,15 @@ from toco.data.shapes import ShapesFolder
 def study(tmp_path):
     changes = {"data.num_train": 2, "data.num_val": 1, "data.root": str(tmp_path / "data")}
     design = OneFactor((Factor("method.temperature", (0.4, 0.5)),))
-    return Study("example", "An example", "shapes_nano", design, (0, 1), (Metric("val/cam_miou", "M"),), changes)
+    return Study(
+        "example",
+        "An example",
+        "shapes_nano",
+        design,
+        (0, 1),
+        (Metric("val/cam_miou", "M"),),
+        changes,
+    )
 
 
 def finish(study, storage):
@@ -50,12 +58,18 @@ def test_a_finished_study_is_recalled_until_something_differs(study, tmp_path, m
     # Moved elsewhere it is still there.
     assert recall(study, storage.rename(tmp_path / "moved")).exit_code == 3
     (tmp_path / "moved").rename(storage)
-    for change in ({"seeds": (0, 2)}, {"title": "Another"}, {"changes": {**study.changes, "num_steps": 100}}):
+    for change in (
+        {"seeds": (0, 2)},
+        {"title": "Another"},
+        {"changes": {**study.changes, "num_steps": 100}},
+    ):
         assert recall(dataclasses.replace(study, **change), storage) is None
     with monkeypatch.context() as patch:
         patch.setattr(finished, "_sources", lambda train: "other code")
         assert recall(study, storage) is None
-    (image,) = (path for path in (tmp_path / "data").glob("shapes-*/SegmentationClass/val_00000.png"))
+    (image,) = (
+        path for path in (tmp_path / "data").glob("shapes-*/SegmentationClass/val_00000.png")
+    )
     kept = image.read_bytes()
     image.write_bytes(kept + b"x")
     assert recall(study, storage) is not None  # it is drawn again
@@ -115,11 +129,15 @@ def test_nothing_is_remembered_of_a_study_that_lacks_a_result(study, tmp_path):
     page = folder / "report.html"
     page.write_text("")
     trials = study.resolve().trials
-    remember(study, tmp_path / "results", ["0" * 20], trial_inputs(trials), "the table", 0, page, [page])
+    remember(
+        study, tmp_path / "results", ["0" * 20], trial_inputs(trials), "the table", 0, page, [page]
+    )
     assert recall(study, tmp_path / "results") is None
 
 
-def test_a_study_of_a_users_own_method_is_forgotten_when_its_code_changes(study, tmp_path, monkeypatch):
+def test_a_study_of_a_users_own_method_is_forgotten_when_its_code_changes(
+    study, tmp_path, monkeypatch
+):
     method = tmp_path / "own_finished" / "method.py"
     method.parent.mkdir()
     imports = "from toco.methods import toco\nbuild = toco.build\n"

@@ -62,7 +62,10 @@ def test_keys_are_short_and_repeatable():
     assert re.fullmatch(r"[0-9a-f]{20}", key)
     assert re.fullmatch(r"[0-9a-f]{20}", training_key)
     assert (key, training_key) == keys()
-    assert keys()[0] == identify(RunConfig.model_validate_json(recipe().model_dump_json()), TRAIN, INPUTS).key
+    assert (
+        keys()[0]
+        == identify(RunConfig.model_validate_json(recipe().model_dump_json()), TRAIN, INPUTS).key
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,9 @@ def test_keys_know_the_function_that_trains():
 def test_versions_count_to_the_second_place(monkeypatch):
     def with_torch(version):
         identity._versions.cache_clear()
-        monkeypatch.setattr(identity.metadata, "version", lambda name: version if name == "torch" else "1.0.20")
+        monkeypatch.setattr(
+            identity.metadata, "version", lambda name: version if name == "torch" else "1.0.20"
+        )
         return keys()
 
     base = with_torch("2.13.0+cpu")
@@ -164,7 +169,11 @@ def test_changed_code_changes_the_keys_of_what_uses_it(monkeypatch, module, trai
 
 def test_code_that_is_not_used_does_not_count():
     parts = identify(recipe(), TRAIN, INPUTS).parts
-    assert not {name for name in parts["code"] if name.startswith(("toco.tracking", "toco.recipes", "sweeps"))}
+    assert not {
+        name
+        for name in parts["code"]
+        if name.startswith(("toco.tracking", "toco.recipes", "sweeps"))
+    }
     assert "toco.train.pretrain" not in parts["code"]
     assert "toco.methods.toco" in parts["code"]
 
@@ -196,10 +205,15 @@ def test_why_names_what_differs():
         "code added: toco.types",
         "code no longer used: toco.gone",
     ]
-    assert why(base, base | {"data": {"train": "x", "val": "x"}}) == ["other training data", "other validation data"]
+    assert why(base, base | {"data": {"train": "x", "val": "x"}}) == [
+        "other training data",
+        "other validation data",
+    ]
     assert why(base, base | {"weights": None}) == ["other pretrained weights"]
     torch = base["versions"]["torch"]
-    assert why(base, base | {"versions": {**base["versions"], "torch": "1.0"}}) == [f"torch {torch} instead of 1.0"]
+    assert why(base, base | {"versions": {**base["versions"], "torch": "1.0"}}) == [
+        f"torch {torch} instead of 1.0"
+    ]
     assert why(base, base | {"train": "own:train"}) == [f"trained by {TRAIN} instead of own:train"]
     seeded = identify(replace(recipe(), {"seed": 4}), TRAIN, INPUTS).parts
     assert why(seeded, base) == ["seed 4 instead of 0"]

@@ -82,7 +82,10 @@ def test_a_lease_has_one_holder(tmp_path):
         assert (one.holds(KEY), two.holds(KEY)) == (True, False)
         assert (one.holds(OTHER), two.holds(OTHER)) == (False, True)
         for asked in (one, two, quiet(tmp_path, "a third")):
-            assert asked.holder(KEY) == f"the study one on {socket.gethostname()} (process {os.getpid()})"
+            assert (
+                asked.holder(KEY)
+                == f"the study one on {socket.gethostname()} (process {os.getpid()})"
+            )
         # What somebody else holds cannot be released.
         two.release([KEY])
         assert one.holds(KEY)
@@ -174,7 +177,10 @@ def held_elsewhere(tmp_path):
 def test_a_killed_process_loses_its_leases_at_once(tmp_path, held_elsewhere):
     with quiet(tmp_path, "the study next") as leases:
         assert leases.acquire([KEY]) == set()
-        assert leases.holder(KEY) == f"the study killed on {socket.gethostname()} (process {held_elsewhere.pid})"
+        assert (
+            leases.holder(KEY)
+            == f"the study killed on {socket.gethostname()} (process {held_elsewhere.pid})"
+        )
         held_elsewhere.send_signal(signal.SIGKILL)
         # Not reaped: to the machine it is there until somebody asks how it ended.
         os.waitid(os.P_PID, held_elsewhere.pid, os.WEXITED | os.WNOWAIT)
@@ -214,7 +220,9 @@ def test_another_process_with_the_same_number_is_another_process(tmp_path):
         assert leases.acquire([KEY]) == set()
         content["process"]["started"] = "1"
         # Nor does a number say anything about another machine's processes.
-        write_record(path, {**content, "process": {**content["process"], "machine": "another machine"}})
+        write_record(
+            path, {**content, "process": {**content["process"], "machine": "another machine"}}
+        )
         assert leases.acquire([KEY]) == set()
         write_record(path, content)
         assert leases.acquire([KEY]) == {KEY}
@@ -339,7 +347,8 @@ def test_a_late_successor_of_a_chain_that_ended_gets_nothing(tmp_path, monkeypat
         def chain(key):
             looks.append(real(key))
             if len(looks) == 1:
-                # Between its look and its link, somebody takes the lease over, ends, and the next begins.
+                # Between its look and its link, somebody takes the lease over, ends, and the next
+                # begins.
                 here.acquire([KEY])
                 here.release([KEY])
                 here.acquire([KEY])
@@ -352,7 +361,9 @@ def test_a_late_successor_of_a_chain_that_ended_gets_nothing(tmp_path, monkeypat
         assert [path.name for path in (tmp_path / "leases").glob("*.json")] == [f"{KEY}.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format_version":2,"owner":"a', b"\xff\0"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"format_version":2,"owner":"a', b"\xff\0"]
+)
 def test_a_lease_that_cannot_be_read_is_gone_after_a_long_silence(tmp_path, caplog, content):
     folder = tmp_path / "leases"
     (folder / "holders").mkdir(parents=True)
@@ -363,7 +374,10 @@ def test_a_lease_that_cannot_be_read_is_gone_after_a_long_silence(tmp_path, capl
         # It stops nothing else, and nobody who only reads.
         assert leases.acquire([KEY, OTHER]) == {OTHER}
         assert other.acquire([KEY]) == set()
-        assert quiet(tmp_path, "somebody who asks").holder(KEY) == f"a driver whose lease {torn} cannot be read"
+        assert (
+            quiet(tmp_path, "somebody who asks").holder(KEY)
+            == f"a driver whose lease {torn} cannot be read"
+        )
         watch(2000, [KEY], leases)
         # Its holder may have the file open, and shows that it is there.
         os.utime(torn)

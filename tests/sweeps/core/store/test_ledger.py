@@ -20,9 +20,13 @@ from toco.files import SEAL, is_sealed, record_text
 KEYS = [f"{number:02x}{number:018x}" for number in range(40)]
 
 
-def entry(key, training_key="c" * 20, status="finished", config="d" * 16, recipe="shapes_nano", **values):
+def entry(
+    key, training_key="c" * 20, status="finished", config="d" * 16, recipe="shapes_nano", **values
+):
     content = {"identity": {"config": config}, "metrics": {"val/seg_miou": 0.1 + 0.2}, **values}
-    return make_entry(key=key, training_key=training_key, status=status, origin={"recipe": recipe}, **content)
+    return make_entry(
+        key=key, training_key=training_key, status=status, origin={"recipe": recipe}, **content
+    )
 
 
 @pytest.fixture
@@ -111,8 +115,14 @@ def test_a_later_format_is_refused_and_not_overwritten(ledger):
     path = path_of(ledger, KEYS[0])
     path.write_text(record_text({"format_version": FORMAT_VERSION + 1, "key": KEYS[0]}))
     later = path.read_bytes()
-    for ask in (ledger.entry, lambda key: ledger.finished_keys([key]), lambda key: ledger.write(entry(key))):
-        with pytest.raises(ValueError, match=r"has format version 3; this program reads 2. Give another --storage"):
+    for ask in (
+        ledger.entry,
+        lambda key: ledger.finished_keys([key]),
+        lambda key: ledger.write(entry(key)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"has format version 3; this program reads 2. Give another --storage"
+        ):
             ask(KEYS[0])
     assert path.read_bytes() == later
 
@@ -143,7 +153,10 @@ def test_results_of_version_0_4_do_not_count_and_are_named(ledger, caplog):
 
 @pytest.mark.parametrize(
     ("field", "value", "fault"),
-    [("status", "lost", "status: Input should be 'finished' or 'diverged'"), ("step", "9", "step: Input should be a")],
+    [
+        ("status", "lost", "status: Input should be 'finished' or 'diverged'"),
+        ("step", "9", "step: Input should be a"),
+    ],
 )
 def test_an_entry_that_another_program_wrote_is_a_sentence(ledger, field, value, fault):
     ledger.write(entry(KEYS[0]))
@@ -151,7 +164,9 @@ def test_an_entry_that_another_program_wrote_is_a_sentence(ledger, field, value,
     record = json.loads(path.read_text())
     del record[SEAL]
     path.write_text(record_text({**record, field: value}))
-    with pytest.raises(ValueError, match=rf"{KEYS[0]}\.json is not a record of its kind: {fault}.* Delete it\."):
+    with pytest.raises(
+        ValueError, match=rf"{KEYS[0]}\.json is not a record of its kind: {fault}.* Delete it\."
+    ):
         ledger.entry(KEYS[0])
 
 
@@ -183,7 +198,8 @@ def test_one_of_many_healers_wins(ledger, damaged):
             thread.start()
         for thread in threads:
             thread.join()
-        # Each of several healers may have seen the damaged entry, but never replaces what it saw to be whole.
+        # Each of several healers may have seen the damaged entry, but never replaces what it saw to
+        # be whole.
         assert len(won) >= 1 if damaged else len(won) == 1
         assert ledger.entry(key).step in won
         assert [file.name for file in path_of(ledger, key).parent.iterdir()] == [f"{key}.json"]
@@ -201,7 +217,9 @@ def test_failures_of_two_writers_at_once_all_stay(ledger):
         thread.start()
     for thread in threads:
         thread.join()
-    assert {failure.reason for failure in ledger.failures(KEYS[0])} == {f"reason {number}" for number in range(8)}
+    assert {failure.reason for failure in ledger.failures(KEYS[0])} == {
+        f"reason {number}" for number in range(8)
+    }
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -227,7 +245,9 @@ def test_finished_keys_are_those_with_an_entry(ledger):
 def test_failures_add_up(ledger):
     assert ledger.failures(KEYS[0]) == []
     ledger.add_failure(KEYS[0], "the worker was lost", "")
-    ledger.add_failure(KEYS[0], "ValueError", "first line\n" + "x" * LONGEST_TRACEBACK + "last line")
+    ledger.add_failure(
+        KEYS[0], "ValueError", "first line\n" + "x" * LONGEST_TRACEBACK + "last line"
+    )
     one, other = ledger.failures(KEYS[0])
     assert one.reason == "the worker was lost"
     assert one.time <= other.time
@@ -254,7 +274,9 @@ def test_the_nearest_is_the_newest_of_the_same_config(ledger):
         ledger.write(entry(key, identity={"config": "d" * 16, "seed": int(key[:2], 16)}))
         os.utime(path_of(ledger, key), (1000 - age, 1000 - age))
     ledger.write(entry(KEYS[4], config="0" * 16))
-    assert ledger.nearest("d" * 16) == Nearest({"config": "d" * 16, "seed": 3}, without_digest=False)
+    assert ledger.nearest("d" * 16) == Nearest(
+        {"config": "d" * 16, "seed": 3}, without_digest=False
+    )
     assert ledger.nearest("e" * 16) is None
 
 
@@ -276,7 +298,9 @@ def test_a_moved_ledger_is_the_same(ledger, tmp_path):
     assert [found.key for found in moved.by_training("c" * 20)] == KEYS[:4]
 
 
-@pytest.mark.parametrize("storage", ["s3://bucket/results", "gs://bucket", "file:///results", "abfs://a@b/c"])
+@pytest.mark.parametrize(
+    "storage", ["s3://bucket/results", "gs://bucket", "file:///results", "abfs://a@b/c"]
+)
 @pytest.mark.parametrize("form", [Path, str])
 def test_an_address_is_refused(storage, form):
     with pytest.raises(ValueError, match="a ledger needs a folder"):
@@ -325,7 +349,13 @@ for number in range(10**6):
 def test_a_writer_killed_at_any_moment_leaves_whole_files(ledger, tmp_path):
     for kill in range(3):
         storage = tmp_path / str(kill)
-        command = [sys.executable, "-c", WRITER, str(storage), entry("", training_key="").model_dump_json()]
+        command = [
+            sys.executable,
+            "-c",
+            WRITER,
+            str(storage),
+            entry("", training_key="").model_dump_json(),
+        ]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             written = [writer.stdout.readline().strip() for _ in range(5 + 7 * kill)]
             writer.send_signal(signal.SIGKILL)

@@ -44,7 +44,9 @@ def snapshot(root, step, finished=False):
 
 
 def files(path):
-    return {str(file.relative_to(path)): file.read_text() for file in path.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(path)): file.read_text() for file in path.rglob("*") if file.is_file()
+    }
 
 
 def test_a_run_folder_follows_its_snapshots(runs, tmp_path):
@@ -94,13 +96,17 @@ def resumable_step(run_dir):
     step = newest_step(run_dir)
     for folder in (run_dir / "checkpoints").glob("step_*"):
         assert {path.name for path in folder.iterdir()} == {"tensors.safetensors", "state.json"}
-    rows = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [row for row in rows if row <= step] == list(range(10, step + 1, 10))
     return step
 
 
 @pytest.mark.parametrize("dies_at", range(6))
-def test_a_driver_that_dies_while_publishing_leaves_a_folder_to_go_on_from(runs, tmp_path, monkeypatch, dies_at):
+def test_a_driver_that_dies_while_publishing_leaves_a_folder_to_go_on_from(
+    runs, tmp_path, monkeypatch, dies_at
+):
     runs.publish(KEY, snapshot(tmp_path, 10))
     left = dies_at
 
@@ -126,12 +132,16 @@ def test_a_driver_that_dies_while_publishing_leaves_a_folder_to_go_on_from(runs,
     assert files(runs.ledger.run_dir(KEY)) == files(final)
 
 
-def test_checkpoints_are_links_where_the_file_system_has_them_and_copies_where_not(runs, tmp_path, monkeypatch):
+def test_checkpoints_are_links_where_the_file_system_has_them_and_copies_where_not(
+    runs, tmp_path, monkeypatch
+):
     first, second = snapshot(tmp_path, 10), snapshot(tmp_path, 20)
     runs.publish(KEY, first)
     tensors = runs.ledger.run_dir(KEY) / "checkpoints" / "step_00000010" / "tensors.safetensors"
     assert tensors.samefile(first / "checkpoints" / "step_00000010" / "tensors.safetensors")
-    monkeypatch.setattr(runs_module.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here")))
+    monkeypatch.setattr(
+        runs_module.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links here"))
+    )
     runs.publish(KEY, second)
     assert files(runs.ledger.run_dir(KEY)) == files(second)
 
@@ -153,7 +163,9 @@ def test_a_damaged_checkpoint_does_not_count_and_is_replaced(runs, tmp_path, dam
 
 @pytest.mark.parametrize("name", DAMAGES)
 @pytest.mark.parametrize("file", ["result.json", "config.json", "provenance.json"])
-def test_a_run_folder_with_a_damaged_record_has_not_ended_and_is_made_whole_again(runs, tmp_path, file, name):
+def test_a_run_folder_with_a_damaged_record_has_not_ended_and_is_made_whole_again(
+    runs, tmp_path, file, name
+):
     finished = snapshot(tmp_path, 20, finished=True)
     runs.publish(KEY, finished)
     damage(runs.ledger.run_dir(KEY) / file, name)
@@ -169,7 +181,9 @@ IDENTITY = Identity(KEY, KEY[::-1], {"config": "c" * 16, "training_config": "d" 
 
 
 def settle(runs):
-    return runs.settle(KEY, IDENTITY, Origin("example", "shapes_nano"), {"cpus": 1.0, "gpus": 0.0, "world_size": 1})
+    return runs.settle(
+        KEY, IDENTITY, Origin("example", "shapes_nano"), {"cpus": 1.0, "gpus": 0.0, "world_size": 1}
+    )
 
 
 def test_a_run_that_has_ended_enters_the_ledger_once(runs, tmp_path):
@@ -222,7 +236,9 @@ def test_what_a_lost_driver_had_received_is_published_and_what_was_cut_off_is_no
     assert not (runs.ledger.run_dir(KEY) / CONTENTS).exists()
 
 
-@pytest.mark.parametrize("cut_off", ["metrics.jsonl", "evaluations/step_00000020.json", "result.json", CONTENTS, None])
+@pytest.mark.parametrize(
+    "cut_off", ["metrics.jsonl", "evaluations/step_00000020.json", "result.json", CONTENTS, None]
+)
 def test_a_snapshot_that_was_cut_off_at_any_file_is_left(runs, tmp_path, cut_off):
     runs.publish(KEY, snapshot(tmp_path, 10))
     before = files(runs.ledger.run_dir(KEY))
@@ -260,7 +276,9 @@ def test_a_seal_does_not_reach_what_its_file_is_linked_to(tmp_path):
         {"message": 3},
     ],
 )
-def test_a_result_with_a_value_of_another_kind_counts_as_missing_and_is_written_again(runs, tmp_path, wrong, caplog):
+def test_a_result_with_a_value_of_another_kind_counts_as_missing_and_is_written_again(
+    runs, tmp_path, wrong, caplog
+):
     finished = snapshot(tmp_path, 20, finished=True)
     runs.publish(KEY, finished)
     result = runs.ledger.run_dir(KEY) / "result.json"

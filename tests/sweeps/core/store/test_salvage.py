@@ -67,7 +67,10 @@ def test_what_another_driver_holds_is_left_to_it(runs, tmp_path):
 
 
 def test_a_driver_that_ends_keeps_only_what_it_could_not_publish(runs):
-    unpublished, published = finished_snapshot(runs, "own"), finished_snapshot(runs, "own", KEY[::-1])
+    unpublished, published = (
+        finished_snapshot(runs, "own"),
+        finished_snapshot(runs, "own", KEY[::-1]),
+    )
     runs.publish(KEY[::-1], published)
     own = runs.sessions / "own"
     leave(runs, own)

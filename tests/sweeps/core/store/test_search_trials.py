@@ -44,7 +44,12 @@ def metrics(value):
 
 
 def entry(cam, seg, cost, status="finished", **fields):
-    return make_entry(status=status, metrics={"val/cam_miou": cam, "val/seg_miou": seg}, step_time_s=cost, **fields)
+    return make_entry(
+        status=status,
+        metrics={"val/cam_miou": cam, "val/seg_miou": seg},
+        step_time_s=cost,
+        **fields,
+    )
 
 
 def states(trials):
@@ -93,17 +98,26 @@ def test_rungs_are_judged_once_and_the_stopped_are_censored(tmp_path):
     numbers = [trials.ask().number for _ in range(4)]
     # No rung: no question.
     assert trials.reached(numbers[0], 80, metrics(0.0))
-    assert [trials.reached(n, 100, metrics(v)) for n, v in zip(numbers[:3], (0.5, 0.4, 0.6), strict=True)] == [
+    assert [
+        trials.reached(n, 100, metrics(v))
+        for n, v in zip(numbers[:3], (0.5, 0.4, 0.6), strict=True)
+    ] == [
         True,
         False,
         True,
     ]
     again = SearchTrials(journal, PLAN, held)
-    # It went on from a checkpoint before the rung; in the meantime it would not be among the best any more.
+    # It went on from a checkpoint before the rung; in the meantime it would not be among the best
+    # any more.
     assert again.reached(numbers[0], 100, metrics(0.1))
     assert not again.reached(numbers[3], 100, metrics(0.45))
     assert not again.reached(numbers[1], 120, metrics(0.9))
-    assert states(again) == [TrialState.RUNNING, TrialState.PRUNED, TrialState.RUNNING, TrialState.PRUNED]
+    assert states(again) == [
+        TrialState.RUNNING,
+        TrialState.PRUNED,
+        TrialState.RUNNING,
+        TrialState.PRUNED,
+    ]
     stopped = again._trials()[numbers[1]]
     assert stopped.values is None
     assert stopped.user_attrs["rungs"] == {
@@ -178,7 +192,9 @@ def test_proposals_learn_from_what_diverged(tmp_path):
         # The larger, the better, until it diverges.
         weight = asked.params["method.ptc.weight"]
         diverged.append(weight > 10)
-        found = entry(0.5 + weight / 100, 0.4 - weight / 200, 1.0, "diverged" if weight > 10 else "finished")
+        found = entry(
+            0.5 + weight / 100, 0.4 - weight / 200, 1.0, "diverged" if weight > 10 else "finished"
+        )
         trials.finish(asked.number, found)
     # Six of thirty; where Optuna passes over them, as it does over failed trials, it is 29.
     assert any(diverged)
@@ -220,7 +236,9 @@ def test_the_front_of_numbers_by_hand(tmp_path):
     record = read_search_record(tmp_path)
     # The best of the first objective comes first.
     assert [trial.number for trial in record.front] == [0, 1, 4]
-    assert [trial.state_text for trial in record.trials] == ["finished"] * 5 + ["stopped at rung 100"]
+    assert [trial.state_text for trial in record.trials] == ["finished"] * 5 + [
+        "stopped at rung 100"
+    ]
     assert record.trials[5].results == {}
 
 
@@ -251,7 +269,9 @@ def values_of(params):
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_journal_ends_before_its_damaged_line_and_the_search_asks_again_for_the_same(tmp_path, name, caplog):
+def test_a_journal_ends_before_its_damaged_line_and_the_search_asks_again_for_the_same(
+    tmp_path, name, caplog
+):
     journal = tmp_path / "trials.jsonl"
     proposals = run(journal, values_of, again=False)
     lines = journal.read_bytes().splitlines(keepends=True)
@@ -268,7 +288,9 @@ def test_a_journal_ends_before_its_damaged_line_and_the_search_asks_again_for_th
     for trial in trials.unfinished():
         trials.finish(trial.number, entry(*values_of(trial.params)))
     asked_again = run(journal, values_of, again=False)
-    assert [params for params in asked_again if params.keys() == PLAN.study.space.keys()] == proposals
+    assert [
+        params for params in asked_again if params.keys() == PLAN.study.space.keys()
+    ] == proposals
     kept = tmp_path / "history" / "trials.jsonl.damaged-1"
     assert kept.read_bytes() == as_damaged
     assert f"The journal is kept as {kept}" in caplog.text

@@ -24,7 +24,9 @@ INPUTS = {"train": "aa", "val": "bb", "weights": None}
 @pytest.fixture(scope="module")
 def plan():
     design = OneFactor((Factor("method.aux_block", (7, 9)),))
-    return Study("example", "An example", "voc_deit_b", design, (0, 1), (Metric("val/cam_miou", "M"),)).resolve()
+    return Study(
+        "example", "An example", "voc_deit_b", design, (0, 1), (Metric("val/cam_miou", "M"),)
+    ).resolve()
 
 
 def keys(plan, start=0):
@@ -71,7 +73,9 @@ def test_other_keys_leave_the_earlier_state_in_the_history(tmp_path, plan):
     assert [json.loads(path.read_text()) for path in folder.history()] == [first]
     assert folder.start_id == start_id
     assert read_study_record(folder.path).forecast == Forecast(2, 0, 0, 10)
-    assert [trial.key for trial in read_study_record(folder.path, folder.history()[0]).trials] == keys(plan)
+    assert [
+        trial.key for trial in read_study_record(folder.path, folder.history()[0]).trials
+    ] == keys(plan)
 
 
 def test_running_trials_are_known_from_the_progress(tmp_path, plan):
@@ -97,9 +101,7 @@ def test_one_driver_writes_and_a_dead_one_is_not_in_the_way(tmp_path):
     folder = StudyFolder(tmp_path / "study")
     with folder.locked() as first, StudyFolder(folder.path).locked() as second:
         assert (first, second) == (True, False)
-    program = (
-        "import fcntl, os, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); os.kill(os.getpid(), 9)"
-    )
+    program = "import fcntl, os, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", program, str(folder.path / ".lock")], check=False)
     with folder.locked() as owner:
         assert owner
@@ -110,7 +112,9 @@ def test_a_later_version_is_refused(tmp_path, plan):
     write(folder, plan)
     (folder.path / "study.json").write_text(record_text({"format_version": FORMAT_VERSION + 1}))
     for use in (lambda: write(folder, plan), lambda: read_study_record(folder.path)):
-        with pytest.raises(ValueError, match=r"has format version 4; this program reads 3\. Give another --storage"):
+        with pytest.raises(
+            ValueError, match=r"has format version 4; this program reads 3\. Give another --storage"
+        ):
             use()
 
 
@@ -123,7 +127,9 @@ def test_a_study_of_version_0_4_is_kept_aside_and_written_again(tmp_path, plan, 
     del old[SEAL]
     file.write_text(json.dumps(old, indent=1) + "\n")
     as_written = file.read_bytes()
-    with pytest.raises(ValueError, match=r"format version 2; this program reads 3\. Run the study's command again"):
+    with pytest.raises(
+        ValueError, match=r"format version 2; this program reads 3\. Run the study's command again"
+    ):
         read_study_record(folder.path)
     write(folder, plan)
     kept = folder.path / "history" / "study.json.format-2-1"
@@ -143,14 +149,20 @@ def test_a_damaged_study_is_kept_aside_and_written_again(tmp_path, plan, name, c
     whole = read_study_record(folder.path)
     damage(file, name)
     damaged, is_older = file.read_bytes(), name == "another object"
-    fault = "has format version 1" if is_older else "is damaged: its bytes are not those that were written"
+    fault = (
+        "has format version 1"
+        if is_older
+        else "is damaged: its bytes are not those that were written"
+    )
     with pytest.raises(ValueError, match=rf"study\.json {fault}.* Run the study's command again"):
         read_study_record(folder.path)
     write(folder, plan)
     (kept,) = (folder.path / "history").iterdir()
     assert kept.name == ("study.json.format-1-1" if is_older else "study.json.damaged-1")
     assert kept.read_bytes() == damaged
-    assert f"{file} {'was written by an earlier version' if is_older else 'is damaged'}" in caplog.text
+    assert (
+        f"{file} {'was written by an earlier version' if is_older else 'is damaged'}" in caplog.text
+    )
     assert f"kept as {kept}" in caplog.text
     # Damage may have taken the start with it.
     assert read_study_record(folder.path).model_copy(update={"start_id": whole.start_id}) == whole
@@ -216,7 +228,10 @@ def test_a_study_that_another_program_wrote_is_a_sentence(tmp_path, plan):
     record = json.loads(file.read_text())
     del record[SEAL], record["purpose"]
     file.write_text(record_text({**record, "seeds": "0, 1"}))
-    with pytest.raises(ValueError, match=r"study\.json is not a record of its kind: seeds: .*purpose: Field required"):
+    with pytest.raises(
+        ValueError,
+        match=r"study\.json is not a record of its kind: seeds: .*purpose: Field required",
+    ):
         read_study_record(folder.path)
 
 
@@ -236,5 +251,8 @@ def test_a_damaged_earlier_state_says_what_to_do(tmp_path, plan):
     write(folder, plan, start=100)
     (earlier,) = folder.history()
     damage(earlier, "a missing end")
-    with pytest.raises(ValueError, match=r"0000\.json is damaged.*Delete it, or compare with another study's folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"0000\.json is damaged.*Delete it, or compare with another study's folder",
+    ):
         read_study_record(folder.path, earlier)

@@ -17,7 +17,9 @@ def study(tmp_path):
     changes = {"data.num_train": 2, "data.num_val": 1, "data.root": str(tmp_path)}
     design = OneFactor((Factor("method.aux_block", (7, 9)),))
     metrics = (Metric("val/cam_miou", "M"),)
-    return Study("example", "An example", "shapes_nano", design, (0, 1), metrics, changes, a_a=False)
+    return Study(
+        "example", "An example", "shapes_nano", design, (0, 1), metrics, changes, a_a=False
+    )
 
 
 def distinct(study):
@@ -33,12 +35,16 @@ def test_trainings_that_read_the_same_have_one_item(study, tmp_path):
     assert read["train"] != read["val"]
     assert read["weights"] == hashlib.sha256(BUNDLED_WEIGHTS.read_bytes()).hexdigest()
     (tmp_path / "elsewhere").mkdir()
-    moved = dataclasses.replace(study, changes={**study.changes, "data.root": str(tmp_path / "elsewhere")})
+    moved = dataclasses.replace(
+        study, changes={**study.changes, "data.root": str(tmp_path / "elsewhere")}
+    )
     assert distinct(moved) == [read]
 
 
 def test_weights_that_are_not_there_are_found_before_any_training(study):
-    lacking = dataclasses.replace(study, changes={**study.changes, "backbone.weights": "no/such/file"})
+    lacking = dataclasses.replace(
+        study, changes={**study.changes, "backbone.weights": "no/such/file"}
+    )
     with pytest.raises(FileNotFoundError, match="no/such/file"):
         distinct(lacking)
 
