@@ -240,8 +240,12 @@ def energy_term(prepared: Prepared, setting: Setting, times: int) -> dict[str, A
     "--compile/--no-compile", "compiled", default=False, show_default=True, help="Compile our step."
 )
 def step(
-    backbone: str, size: int | None, batch: int | None, times: int, **chosen: Any
-) -> dict[str, Any]:  # noqa: ANN401
+    backbone: str,
+    size: int | None,
+    batch: int | None,
+    times: int,
+    **chosen: Any,  # noqa: ANN401
+) -> dict[str, Any]:
     """Measure both steps; ``chosen`` are the other fields of a :class:`Setting`."""
     is_nano = backbone == NANO
     size, batch = size or (64 if is_nano else 224), batch or (16 if is_nano else 2)

@@ -264,7 +264,10 @@ def test_an_error_of_a_users_own_module_names_its_file_and_not_this_program(tmp_
         "def refuse():\n    raise ValueError('gamma is 3.')\n\ndef fail():\n    return {}['gamma']\n\n"
         "def misuse():\n    import json\n    json.loads(3)\n"
     )
-    code = f"sys.path.insert(0, {str(tmp_path)!r})\nimport own_errors\nrun(click.Command('main', callback=own_errors.%s))"
+    code = (
+        f"sys.path.insert(0, {str(tmp_path)!r})\nimport own_errors\n"
+        "run(click.Command('main', callback=own_errors.%s))"
+    )
     refused = f"Error: own_errors refused what it was given: gamma is 3. See {module}, line 2.\n"
     assert run(code % "refuse") == (1, "", refused)
     status, _, complaints = run(code % "fail")

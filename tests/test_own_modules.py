@@ -75,7 +75,10 @@ def test_a_name_with_a_dot_is_the_module_itself(write):
 
 
 def test_defaults_of_a_method_that_do_not_fit_the_run_are_set_with_its_name(write):
-    twin = "from toco.methods import toco\n\nclass Config(toco.Config):\n    name: str = __name__\n\nbuild = toco.build\n"
+    twin = (
+        "from toco.methods import toco\n\nclass Config(toco.Config):\n"
+        "    name: str = __name__\n\nbuild = toco.build\n"
+    )
     write(own_package__in__twin=twin)
     names = {"method.name": "own_package.twin"}
     with pytest.raises(

@@ -122,8 +122,10 @@ def save_panels(
     ):
         path = folder / f"{stem}.png"
         if save_figure(
-            lambda: draw_panel(picture, class_names, background_threshold), path, with_panels=True
-        ):  # noqa: B023 - called at once
+            lambda: draw_panel(picture, class_names, background_threshold),  # noqa: B023 - called at once
+            path,
+            with_panels=True,
+        ):
             paths.append(path)
     return paths
 

@@ -125,7 +125,10 @@ def ui_host(uri: str) -> str:
 
 def _server_uri(uri: str) -> str:
     host = uri.partition("://")[2]
-    advice = "Give http(s)://HOST:PORT, with user name and password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    advice = (
+        "Give http(s)://HOST:PORT, with user name and password in MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD"
+    )
     try:
         parts = urllib.parse.urlsplit(uri)
         is_address = (

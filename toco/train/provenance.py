@@ -79,9 +79,9 @@ def _commit() -> tuple[str | None, bool | None]:
         return None, None
 
     def ask(*command: str) -> str | None:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603
             [git, "-C", str(source), *command], capture_output=True, text=True, check=False
-        )  # noqa: S603
+        )
         return done.stdout.strip() if done.returncode == 0 else None
 
     # An installed copy inside somebody else's repository must not report that repository's commit.

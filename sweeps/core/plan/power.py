@@ -175,7 +175,10 @@ def _setting(entry: LedgerEntry) -> str:
 def _design_sentence(power: Power, probability: float) -> str:
     seeds = f"{power.n} seed{'' if power.n == 1 else 's'}"
     if power.n < 2:
-        return f"{seeds.capitalize()} and {_comparisons(power.comparisons)}: no effect of any size can be told from noise."
+        return (
+            f"{seeds.capitalize()} and {_comparisons(power.comparisons)}: "
+            "no effect of any size can be told from noise."
+        )
     return (
         f"{seeds.capitalize()} and {_comparisons(power.comparisons)} detect an effect of {power.detectable_sd:.1f} "
         f"standard deviations of the paired difference with {100 * probability:.0f} % power."

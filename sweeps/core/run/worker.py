@@ -174,8 +174,11 @@ def _run(spec: Spec, channel: Channel) -> None:
 
 
 def _train_recording(
-    command: tuple[str, ...], train: Callable[..., Result], *arguments: Any, **options: Any
-) -> Result:  # noqa: ANN401 - those of train
+    command: tuple[str, ...],
+    train: Callable[..., Result],
+    *arguments: Any,  # noqa: ANN401 - those of train
+    **options: Any,  # noqa: ANN401
+) -> Result:
     """Train in a rank, a process of its own, which does not know what is recorded in the one that started it."""
     with recording_command(command or None):
         return train(*arguments, **options)

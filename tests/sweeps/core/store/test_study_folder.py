@@ -101,7 +101,10 @@ def test_one_driver_writes_and_a_dead_one_is_not_in_the_way(tmp_path):
     folder = StudyFolder(tmp_path / "study")
     with folder.locked() as first, StudyFolder(folder.path).locked() as second:
         assert (first, second) == (True, False)
-    program = "import fcntl, os, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); os.kill(os.getpid(), 9)"
+    program = (
+        "import fcntl, os, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
+        "os.kill(os.getpid(), 9)"
+    )
     subprocess.run([sys.executable, "-c", program, str(folder.path / ".lock")], check=False)
     with folder.locked() as owner:
         assert owner
