@@ -1,4 +1,4 @@
-"""Studies: sweeps that are values, run on Ray Tune, reported as tables."""
+"""Studies: values that Ray Tune runs and that are reported as tables."""
 
 from toco import interrupts
 
@@ -6,7 +6,7 @@ ENTRY = {
     "STUDY": "STUDY = Study(name=..., title=..., recipe=..., design=..., seeds=..., metrics=...)",
     "main": 'main = study_command(STUDY, __doc__)\nif __name__ == "__main__":\n    main()',
 }
-"""What a study's module defines, and how that is written."""
+"""What a module must define to be a study, and an example of each definition."""
 
 interrupts.take_in_script(
     __file__

@@ -1,4 +1,4 @@
-"""``python -m sweeps``: the studies there are, and every verb for each of them."""
+"""``python -m sweeps``: lists the studies, and runs every verb on each of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VERBS = {
     "your own is a module, as my_package.my_study, of this folder or of one in PYTHONPATH.",
 )
 def main() -> None:
-    """Commands."""
+    """Group the verbs."""
 
 
 @main.command("list")
@@ -55,13 +55,14 @@ def list_studies() -> None:
 
 
 def studies() -> dict[str, Study | SearchStudy]:
-    """Every public module in ``sweeps`` with a ``STUDY``: a table or a search."""
+    """Return the ``STUDY`` of every public module in ``sweeps``: a table or a search."""
     modules = {name: load(sweeps.__name__, name) for name in available(sweeps.__name__)}
     return {name: module.STUDY for name, module in modules.items() if hasattr(module, "STUDY")}
 
 
 def _add(verb: str, text: str) -> None:
-    # Everything after the study's name is the study's own command line, --help included.
+    # All arguments after the study's name belong to the study's own command line, ``--help``
+    # included.
     @main.command(
         verb, help=text, add_help_option=False, context_settings={"ignore_unknown_options": True}
     )

@@ -1,1 +1,4 @@
-"""How it happens: the driver, workers, Ray Tune (in ray_tune.py alone) and MLflow."""
+"""Trials are run here: the driver, its workers, Ray Tune and MLflow.
+
+Only ``ray_*.py`` import Ray.
+"""

@@ -1,8 +1,7 @@
-"""The loop of a study or a search: a proposer decides, a backend runs on workers, a listener stores.
+"""The loop of a study or a search: a proposer decides, a backend runs, a listener stores.
 
-The driver between them holds the leases, so that no trial is computed twice. It takes one when a
-worker is free, not before: what waits for a worker here is free for another driver of the same
-study.
+The driver holds the leases, so that no trial is computed twice. It leases a trial when a worker is
+free, not before: another driver of the same study can take the trials that wait here.
 """
 
 from __future__ import annotations
@@ -44,19 +43,19 @@ from toco.train.reevaluate import reevaluate
 _POLL_S = 5.0
 """Seconds between looks at the trials of other drivers."""
 _SLICE_S = 1.0
-"""Seconds after which trials that need no worker wait until the backend has dealt with its events."""
+"""Seconds for trials that need no worker, before the backend handles its events again."""
 
 
 class Driver:
-    """One process that runs a study or a search, perhaps beside others that run it too.
+    """A process that runs a study or a search, alone or together with drivers elsewhere.
 
     Args:
         situation: The study or search, whose record is written.
-        launch: Where and how it runs.
-        leases: The driver's; they hold that of the search.
+        launch: Where and how the trials run.
+        leases: The leases of this driver. They hold the lease of the search already.
         tracker: The MLflow store.
-        forecast: What the trials are predicted to cost.
-        is_shown: Whether this driver keeps the page up to date.
+        forecast: The predicted cost of the trials.
+        is_shown: Whether this driver updates the report page while it runs.
     """
 
     def __init__(
@@ -84,8 +83,8 @@ class Driver:
         self._progress = self._proposer.progress()
         self._mirror = Mirror(tracker, situation, self._proposer.trials)
         self._page = LivePage(situation) if is_shown else None
-        # Trials that were proposed and are not leased; then by key those that this driver leases,
-        # as several may be one training; then, by key and name, those that others lease.
+        # Three states of a proposed trial: not leased; leased by this driver, by key (several
+        # trials may be one training); leased by another driver, by key and name.
         self._ready: deque[Task] = deque()
         self._tasks: dict[str, list[Task]] = {}
         self._elsewhere: dict[tuple[str, str], Task] = {}
@@ -109,7 +108,7 @@ class Driver:
         )
 
     def run(self, connect: Connect) -> int:
-        """Run to the end; returns the exit status. Raises as :func:`run_study`."""
+        """Run to the end; return the exit status. Raises the errors of :func:`run_study`."""
         self._leases.acquire([session_lease(self._session)])
         outcome = "FAILED"
         try:
@@ -119,7 +118,7 @@ class Driver:
             outcome = "KILLED"
             raise
         except LostLeaseError:
-            # The study goes on elsewhere: its parent run in MLflow has not ended.
+            # Another driver continues the study, so its parent run in MLflow has not ended.
             outcome = "RUNNING"
             raise
         finally:
@@ -133,17 +132,20 @@ class Driver:
                 self._mirror.close((), outcome)
         return self._close()
 
-    # What the backend asks.
+    # Questions of the backend.
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing more to begin."""
+        """Whether no trial remains to be started."""
         if self._error is not None:
             return True
         return not (self._ready or self._tasks or self._elsewhere) and self._proposer.is_done
 
     def next(self) -> Spec | None:
-        """The next trial for a worker; ``None`` where there is none now. Others are brought to their end here."""
+        """Return the next trial for a worker, or ``None`` where none is ready.
+
+        Trials that need no worker are completed during this call.
+        """
         first, self._first = self._first, None
         if first is not None or self._error is not None:
             return first
@@ -155,13 +157,14 @@ class Driver:
                         next(iter(self._elsewhere.values())), len(self._elsewhere)
                     )
         except (ValueError, OSError, LostLeaseError) as error:
-            # Raised again at the end: Ray would bury it in a trace of its own.
+            # Raised again at the end of the run. Raised here, Ray would wrap it in its own
+            # traceback.
             self._error = error
             return None
         return spec
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
-        """Whether a trial goes on after what it has reported."""
+        """Return whether a trial continues after what it has reported."""
         with carrying_on(f"The rung of {key} could not be judged, so it goes on"):
             if not self._proposer.goes_on(key, row):
                 self._listener.stopped(key, int(row["step"]))
@@ -171,7 +174,8 @@ class Driver:
     # The loop.
 
     def _run_all(self, connect: Connect) -> None:
-        """Run until every trial has ended, or this driver has given it up."""
+        """Run until every trial has ended here or was left to another driver."""
+        # Complete what needs no worker, and wait for other drivers, before Ray is started at all.
         while (spec := self.next()) is None and not self.is_done:
             self._begin()
             if not self._ready:
@@ -194,7 +198,10 @@ class Driver:
         self._begin()
 
     def _begin(self) -> None:
-        """Begin to fill MLflow and the page. Otherwise MLflow shows a study as RUNNING when Ray failed to start."""
+        """Start to fill MLflow and the page.
+
+        Not earlier: otherwise MLflow shows a study as RUNNING when Ray failed to start.
+        """
         if not self._has_begun:
             self._has_begun = True
             if self._page is not None:
@@ -204,7 +211,7 @@ class Driver:
     def _next(self) -> Spec | None:
         began = time.monotonic()
         if self._elsewhere and began - self._looked_elsewhere >= _POLL_S:
-            # They may have ended, or their driver may be gone.
+            # These trials may have ended since, or their driver may have been lost.
             self._looked_elsewhere = began
             self._ready.extendleft(self._elsewhere.values())
             self._elsewhere.clear()
@@ -221,20 +228,21 @@ class Driver:
         return None
 
     def _add(self, tasks: Collection[Task]) -> None:
-        """Queue what was proposed, evaluations first."""
+        """Queue the proposed trials, evaluations first."""
         self._proposed |= {task.key: None for task in tasks}
         self._ready.extendleft(task for task in reversed([*tasks]) if task.source is not None)
         self._ready.extend(task for task in tasks if task.source is None)
 
     def _take(self, task: Task) -> bool:
-        """Lease ``task``; says whether a worker has to run it. If not, it ends here, or another driver has it.
+        """Lease ``task``; return whether a worker has to run it.
 
-        No worker is needed by what ended when its driver was lost, and by what a stored threshold
-        curve answers.
+        If not, it was completed here, or another driver leases it. No worker is needed for a trial
+        that ended when its driver was lost, nor for one whose result follows from a stored
+        threshold curve.
         """
         self._progress.expect(task.name, task.config.num_steps)
         if task.key in self._tasks:
-            # Equal values that were proposed twice are one training.
+            # Two proposals with equal values are one training.
             self._tasks[task.key].append(task)
             return False
         is_finished = bool(self._situation.ledger.finished_keys([task.key]))
@@ -242,7 +250,7 @@ class Driver:
             if not self._leases.acquire([task.key]):
                 self._set_aside(task)
                 return False
-            # What a driver that is gone had received of this trial, or of others.
+            # Recover the snapshots of this trial, and of others, that a lost driver had received.
             salvage(self._runs, self._leases, self._session)
         self._tasks[task.key] = [task]
         try:
@@ -262,13 +270,13 @@ class Driver:
         return True
 
     def _set_aside(self, *tasks: Task) -> None:
-        """Wait for another driver, which has the leases of ``tasks``."""
+        """Wait for the driver that holds the leases of ``tasks``."""
         if not self._elsewhere:
             self._looked_elsewhere = time.monotonic()
         self._elsewhere |= {(task.key, task.name): task for task in tasks}
 
     def _rescore(self, task: Task, source: Path) -> None:
-        """Enter what the evaluations in the run folder ``source`` say of ``task``."""
+        """Compute the result of ``task`` from the evaluations in the run folder ``source``."""
         scratch = self._session / "rescored" / task.key
         try:
             reevaluate(
@@ -290,13 +298,16 @@ class Driver:
         self._listener.ended(task.key)
 
     def _fail_here(self, task: Task, error: Exception) -> None:
-        """A trial failed in this process."""
+        """Record the failure of a trial in this process."""
         if isinstance(error, OSError) and is_no_room(error):
             raise error
         self._listener.failed(task.key, failure_of(error, socket.gethostname(), ""))
 
     def _let_go(self, key: str, failed: bool) -> None:
-        """A trial does not run here any more."""
+        """Handle the end of a trial's run in this driver.
+
+        The trial is released, or set aside until its new driver has finished it.
+        """
         tasks = self._tasks.pop(key)
         has_end = False
         if failed:
@@ -307,9 +318,9 @@ class Driver:
                 self._set_aside(*tasks)
                 return
             if not has_end:
-                # Its run folder could not be written, as the log says.
+                # Its run folder could not be written; the log has the error.
                 self._proposer.give_up(key)
-        # Another driver may be waiting for it, or have better luck with it.
+        # Another driver may wait for this trial, or may succeed where this one failed.
         self._leases.release([key])
         for task in tasks:
             self._listener.closed(task, failed=not has_end)
@@ -323,7 +334,7 @@ class Driver:
             study.train,
             task.config.model_dump(mode="json"),
             None if task.source is None else str(situation.ledger.run_dir(task.source)),
-            # Trainings share checkpoints with those of the same code, data and versions.
+            # Trainings with the same code, data and versions share their first checkpoints.
             str(storage / "prefixes" / task.identity.surroundings) if task.prefix_shared else None,
             task.inputs,
             launch.world_size,
@@ -331,10 +342,10 @@ class Driver:
             own_command(),
         )
 
-    # The end.
+    # The end of a run.
 
     def _close(self) -> int:
-        """Write and send the last report, and print it; returns the exit status."""
+        """Write, send and print the last report; return the exit status."""
         self._mirror.drain()
         unfinished = self._proposer.unfinished()
         report = self._write_report()

@@ -1,4 +1,4 @@
-"""Failed attempts: what is a failure of a machine, which attempts count against a trial, which nodes are left out."""
+"""Failed attempts: whose fault they are, whether a trial starts again, which nodes are excluded."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from toco.files import is_no_room
 from toco.processes import MachineError
 
 LONGEST_TRACE = 8000
-"""Characters that are kept of a trace, from its end."""
+"""Characters that are stored of a trace, from its end. The cause stands at the end."""
 TRIALS_TO_LEAVE_OUT = 2
-"""A node where so many trials failed by the machine's fault gets no more."""
+"""Number of trials that must fail by a node's fault before the node gets no more trials."""
 MOST_MACHINE_FAILURES = 10
-"""So many failures of machines are forgiven one trial."""
+"""Number of machine failures that do not count against a trial."""
 
 _MACHINE = frozenset(
     getattr(errno, name)
@@ -36,7 +36,7 @@ _MACHINE_TEXTS = (
     "insufficient shared memory",
     "Bus error",
 )
-"""What torch says of a machine's fault in an error that has no class of its own."""
+"""Texts in torch's errors that mean a fault of the machine, where the error has no own class."""
 
 Kind = Literal["trial", "hopeless", "machine", "lost", "room", "storage", "left out"]
 
@@ -46,11 +46,11 @@ class HeadLostError(ConnectionError):
 
 
 class LeftOutError(RuntimeError):
-    """A trial was placed on a node that is left out; it starts again elsewhere."""
+    """A trial was placed on an excluded node; it starts again on another one."""
 
 
 class ScratchError(RuntimeError):
-    """A node has no room for a trial. The message names folder and bytes."""
+    """A node's disk has no room for a trial. The message names folder and bytes."""
 
 
 class StorageError(RuntimeError):
@@ -59,18 +59,17 @@ class StorageError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An attempt that failed.
+    """A failed attempt of a trial.
 
     Attributes:
-        kind: ``trial``, where its training raised what a restart may make up for; ``hopeless``,
-            where a restart would fail alike; ``machine``, where the node could not do what it has
-            to; ``lost``, where the worker process ended without a word; ``room``, where the node's
-            disk is full; ``storage``, where the folder that all nodes share is full; ``left out``,
-            where the node gets no trials any more.
-        reason: In a line.
-        trace: The end of its trace.
-        host: Name of the machine; empty where the attempt ended before it said so.
-        node: Its node in Ray; empty as ``host``.
+        kind: ``trial``: the training raised an error, and a restart may succeed. ``hopeless``: a
+            restart would fail in the same way. ``machine``: a fault of the node. ``lost``: the
+            worker process ended without a message. ``room``: the node's disk is full. ``storage``:
+            the folder that all nodes share is full. ``left out``: the node gets no trials any more.
+        reason: The reason in one line.
+        trace: The end of the trace.
+        host: Name of the machine; empty where the attempt ended before it reported its place.
+        node: Ray's id of the node; empty where ``host`` is.
     """
 
     kind: Kind
@@ -81,7 +80,7 @@ class Failure:
 
     @property
     def sentence(self) -> str:
-        """Reason and machine."""
+        """Reason and machine, for a log line."""
         return f"{self.reason} (on {self.host})" if self.host else self.reason
 
 
@@ -96,7 +95,10 @@ _KINDS: tuple[tuple[type[Exception], Kind], ...] = (
 
 
 def kind_of(error: BaseException) -> Kind:
-    """What an exception that a trial raised is a failure of; of a machine where another machine may do what failed."""
+    """Classify an exception that a trial raised.
+
+    It is a failure of the machine where another machine may do what failed here.
+    """
     for known, kind in _KINDS:
         if isinstance(error, known):
             return kind
@@ -108,7 +110,7 @@ def kind_of(error: BaseException) -> Kind:
 
 
 def failure_of(error: BaseException, host: str, node: str) -> Failure:
-    """What ``error``, raised on a node, is to the driver."""
+    """Describe the exception ``error``, raised on a node, for the driver."""
     reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
     trace = "".join(traceback.format_exception(error))[-LONGEST_TRACE:]
     if not isinstance(error, ScratchError | StorageError):
@@ -118,12 +120,13 @@ def failure_of(error: BaseException, host: str, node: str) -> Failure:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows from a failure.
+    """The consequence of a failure.
 
     Attributes:
         starts_again: Whether the trial is tried again.
-        left_out: What to say of a node that gets no more trials from now on.
-        no_room: What to say where no trial can run for want of room. The failure counts for nobody.
+        left_out: A message about the node that gets no more trials from now on.
+        no_room: A message where no trial can run for want of room. Such a failure counts neither
+            against the trial nor against a node.
     """
 
     starts_again: bool
@@ -132,15 +135,15 @@ class Decision:
 
 
 class Attempts:
-    """Counts failures by trial and by node, and decides what follows.
+    """Count failures by trial and by node, and decide what follows.
 
     A failure of a machine does not count against its trial while there is a node that the trial has
-    not failed on. A trial that has failed on all nodes is to blame itself: its failures speak
-    against no node, and count.
+    not failed on. A trial that has failed on all nodes is itself the cause: its failures count
+    against the trial, and no longer against any node.
 
     Args:
-        max_failures: Restarts of a trial; -1 for any number.
-        nodes: The nodes that could hold a trial now.
+        max_failures: Number of restarts of a trial; -1 for any number.
+        nodes: Returns the nodes that could hold a trial now.
     """
 
     def __init__(self, max_failures: int, nodes: Callable[[], Set[str]]) -> None:
@@ -148,13 +151,13 @@ class Attempts:
         self._nodes = nodes
         self._counted: dict[str, int] = {}
         self._forgiven: dict[str, int] = {}
-        # By node: the trials that failed there by the machine's fault.
+        # For each node, the trials that failed there by the machine's fault.
         self._failed_on: dict[str, set[str]] = {}
         self._to_blame: set[str] = set()
         self._left_out: set[str] = set()
 
     def failed(self, key: str, failure: Failure) -> Decision:
-        """Note a failure of the trial ``key``."""
+        """Record a failure of the trial ``key`` and decide what follows."""
         if failure.kind == "hopeless":
             return Decision(starts_again=False)
         if failure.kind == "left out":
@@ -173,12 +176,12 @@ class Attempts:
         return Decision(self._max_failures < 0 or counted <= self._max_failures)
 
     def forget(self, key: str) -> None:
-        """Begin to count anew for a trial that will be made in another way."""
+        """Reset the counts of a trial, which will now be trained instead of evaluated."""
         self._counted.pop(key, None)
         self._forgiven.pop(key, None)
 
     def avoided(self, key: str) -> frozenset[str]:
-        """Nodes that the next attempt of a trial should not use; never all that there are."""
+        """Return the nodes that the next attempt of a trial should not use; never all nodes."""
         own = {
             node
             for node, keys in self._failed_on.items()
@@ -189,11 +192,11 @@ class Attempts:
 
     @property
     def left_out(self) -> frozenset[str]:
-        """Nodes that get no more trials as things stand; none while there is no other node."""
+        """Nodes that get no more trials at present; empty while no other node exists."""
         return frozenset(self._left_out) if self._nodes() - self._left_out else frozenset()
 
     def _is_forgiven(self, key: str, node: str) -> bool:
-        """Whether a failure of a machine does not count against the trial."""
+        """Record a failure of a machine; return whether it does not count against the trial."""
         untried = self._untried(key, node)
         self._failed_on.setdefault(node, set()).add(key)
         forgiven = self._forgiven.get(key, 0)
@@ -205,7 +208,7 @@ class Attempts:
         return True
 
     def _untried(self, key: str, node: str) -> set[str]:
-        """Nodes but ``node`` that are in use and that a trial has not failed on."""
+        """Return the nodes in use, except ``node``, that a trial has not failed on."""
         usable = self._nodes() - self._left_out - {node}
         return {other for other in usable if key not in self._failed_on.get(other, ())}
 

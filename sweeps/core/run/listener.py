@@ -1,4 +1,4 @@
-"""What a driver does when something happens to a trial: store its snapshot, tell MLflow, print progress."""
+"""The reaction of a driver to events: store a trial's snapshot, fill MLflow, print progress."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ from toco.room import NoRoomError, sentence_of
 logger = logging.getLogger(__name__)
 
 SILENT_BEATS = 2
-"""A driver that others wait for is said to be silent after so many heart-beats were missed."""
+"""Number of missed heart-beats after which a driver that others wait for is called silent."""
 
 
 class Listener:
-    """Told of every event. No method but ``publish``, ``settle`` and ``check`` raises: results must not be lost.
+    """The receiver of every event of a run.
+
+    Only ``publish``, ``settle`` and ``check`` raise: an error in printing or in MLflow must not
+    cost a result.
 
     Args:
-        tasks: The trials that this driver has now, by key; several where they are one training. The
-            driver changes it.
+        tasks: The trials that this driver leases, by key; several where they are one training. The
+            driver changes this mapping.
         runs: Where results are stored.
-        origin: Of the results, for the record.
-        resources: What a trial gets, for the record.
-        leases: The driver's.
+        origin: Origin of the results, for the record.
+        resources: Resources of a trial, for the record.
+        leases: The leases of this driver.
         progress: Prints the progress line.
         mirror: Fills MLflow.
-        page: Keeps the page up to date; ``None`` where another driver does.
-        trial_bytes: What a trial writes, for the sentence about a full storage; 0 where that is not
-            known.
-        let_go: Called with the key of a trial that does not run any more, and whether it has
-            failed.
+        page: Updates the report page; ``None`` where another driver does.
+        trial_bytes: Bytes that a trial writes, for the message about a full storage; 0 where
+            unknown.
+        let_go: Called with the key of a trial that does not run any more, and whether it failed.
     """
 
     def __init__(
@@ -71,10 +73,10 @@ class Listener:
         self._let_go = let_go
         self._said: set[str] = set()
 
-    # What the backend tells.
+    # Events of the backend.
 
     def running(self, keys: Set[str]) -> None:
-        """These trials run now; called all the time."""
+        """Note which trials run now. The backend calls this all the time."""
         with carrying_on("The progress line cannot be printed"):
             names = {key: self._name(key) for key in keys if key in self._tasks}
             self._progress.running(set(names.values()))
@@ -83,59 +85,61 @@ class Listener:
                 self._page.progress(steps, self._progress.eta_s())
 
     def reported(self, key: str, row: Mapping[str, Any]) -> None:
-        """A trial has reported an evaluation."""
+        """Note an evaluation that a trial has reported."""
         name = self._name(key)
         with carrying_on(f"The progress of {name} is unknown"):
             if "step" in row:
                 self._progress.reported(name, int(row["step"]))
 
     def snapshot(self, key: str, snapshot: Path) -> None:
-        """A trial's snapshot has arrived."""
-        # One that this driver let go is not its own any more.
+        """Store a snapshot of a trial."""
+        # A trial that this driver has released belongs to another driver now.
         if key in self._tasks:
             problem = f"The run folder of {self._name(key)} could not be updated, which is tried again later"
             with carrying_on(problem), self.noting():
                 self.publish(key, snapshot)
 
     def lost(self, key: str, failure: Failure) -> None:
-        """A trial failed or lost its worker and will be started again."""
+        """Note that a trial failed or lost its worker and will be started again."""
         self._note(key, failure)
         self.say(f"{self._name(key)} is started again: {failure.sentence}")
 
     def failed(self, key: str, failure: Failure) -> None:
-        """A trial has failed as often as it may."""
+        """Note that a trial has failed as often as it may."""
         self._note(key, failure)
         self.say(f"{self._name(key)} failed: {failure.sentence}")
         self.ended(key, failed=True)
 
     def ended(self, key: str, *, failed: bool = False) -> None:
-        """A trial will not run any more, however it ended."""
+        """Note that a trial does not run any more, for any reason."""
         with carrying_on(f"The end of {self._name(key)} could not be noted"), self.noting():
             self._let_go(key, failed)
 
     def stopped(self, key: str, step: int) -> None:
-        """A trial does not go on after a rung."""
+        """Note that a trial was stopped at a rung."""
         self.say(f"{self._name(key)} is stopped at rung {step}.")
 
     def say(self, text: str) -> None:
-        """Print a line beside the progress line."""
+        """Print a line above the progress line."""
         with carrying_on(f"A line could not be printed ({text})"):
             self._progress.say(text)
 
     def check(self) -> None:
-        """See whether the driver may go on.
+        """Raise the error after which the driver cannot continue, if there was one.
 
         Raises:
-            NoRoomError: A result could not be written, since the storage is full.
+            NoRoomError: A result could not be written, because the storage is full.
             LostLeaseError: This driver was suspended, and another one runs its trials now.
         """
         if self._obstacle is not None:
             raise self._obstacle
 
-    # What the driver tells.
+    # Calls of the driver.
 
     def publish(self, key: str, snapshot: Path) -> None:
-        """Bring a trial's run folder to the state of ``snapshot``, and enter the trial into the ledger if it has ended.
+        """Update a trial's run folder from ``snapshot``.
+
+        If the trial has ended, it is entered into the ledger.
 
         Raises:
             LostLeaseError: Another driver has taken the trial over.
@@ -147,7 +151,9 @@ class Listener:
         self.settle(self._tasks[key][0])
 
     def settle(self, task: Task) -> bool:
-        """Enter a trial into the ledger if its run folder says that it has ended; says whether it is entered.
+        """Enter a trial that has ended into the ledger; return whether the ledger has it.
+
+        The trial's run folder says whether it has ended.
 
         Raises:
             LostLeaseError: Another driver has taken the trial over.
@@ -158,10 +164,10 @@ class Listener:
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Keep an error of the block after which no trial can go on, for :meth:`check`; the first counts.
+        """Store the first error after which no trial can continue, for :meth:`check`.
 
-        The error is raised all the same, but Ray Tune would take one in a callback for an error of
-        the trial.
+        The error is raised here, too. But Ray Tune takes an error in a callback for an error of the
+        trial.
         """
         try:
             yield
@@ -175,22 +181,22 @@ class Listener:
             raise
 
     def closed(self, task: Task, *, failed: bool) -> None:
-        """This driver has let a trial go that has a result, was stopped or failed."""
+        """Note that this driver has released a trial that has a result, was stopped or failed."""
         with carrying_on(f"The end of {task.name} could not be noted"):
             status = self._runs.status(task.key)
             self._progress.ended(task.name, failed=failed or status == "diverged")
             if self._page is not None:
                 self._page.changed()
-            # Only one that has ended was published last of all.
+            # MLflow has the last state of a trial with a result; that of others is sent now.
             if status is None and (self._runs.ledger.run_dir(task.key) / "config.json").is_file():
                 self._mirror.changed(task.key)
 
     def waiting_for(self, task: Task, number: int) -> None:
-        """Everything left, ``number`` trials, is run by other drivers; called every few seconds.
+        """Say which driver runs the remaining trials; called every few seconds.
 
         Args:
-            task: One of the trials.
-            number: How many there are.
+            task: One of these trials.
+            number: Number of these trials.
         """
         holder, silent_s = self._leases.holder(task.key), self._leases.silence_s(task.key)
         if holder is not None and "first" not in self._said:
@@ -221,7 +227,7 @@ class Listener:
 
 @contextmanager
 def carrying_on(problem: str) -> Iterator[None]:
-    """Turn any exception into a warning."""
+    """Turn any exception of the block into a warning."""
     try:
         yield
     except Exception as error:  # whatever it was, the trainings are worth more

@@ -1,4 +1,4 @@
-"""The report while its study runs: written again in a thread of its own, so that no training waits for it."""
+"""The report while its study runs, written by a thread so that no training waits for it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from sweeps.core.store.study_record import with_results
 
 logger = logging.getLogger(__name__)
 
+# Seconds between two writes of ``progress.json``, and between two reports: a reader looks no more
+# often, and a report of a large study takes seconds.
 _PROGRESS_EVERY_S = 5.0
 _PAGE_EVERY_S = 30.0
 SHARE = 0.05
-"""Of the time that may go into writing."""
+"""Largest share of the time that may go into writing the report."""
 
 
 class LivePage:
-    """Keeps ``progress.json`` and the report of a study or a search up to date while it runs.
+    """Keep ``progress.json`` and the report of a study or a search up to date while it runs.
 
-    The report is written at most every ``every_s`` seconds, less often where writing takes long, so
-    that at most ``SHARE`` of a core is taken from the trainings; and only after something has
-    changed.
+    The report is written only after a change, and at most every ``every_s`` seconds. Where writing
+    takes long it is written less often: it takes at most the share ``SHARE`` of one core from the
+    trainings.
 
     Args:
         situation: The study or search.
@@ -49,23 +51,28 @@ class LivePage:
         self._thread = threading.Thread(target=self._work, name="live-page", daemon=True)
 
     def start(self) -> None:
-        """Begin, with everything as it stands."""
+        """Start the thread, with a report of the present state."""
         self._folder.write_progress({}, None, running=True)
         self._changed.set()
         self._thread.start()
 
     def changed(self) -> None:
-        """There is something new to report."""
+        """Note that there is something new to report."""
         self._changed.set()
 
     def progress(self, steps: Mapping[str, int], eta_s: float | None) -> None:
-        """Running trials with the steps they have done, and the seconds to the end; may be called all the time."""
+        """Write ``progress.json`` if it is due. May be called all the time.
+
+        Args:
+            steps: Steps done by each running trial.
+            eta_s: Predicted seconds to the end; ``None`` where unknown.
+        """
         if time.monotonic() - self._progress_written >= _PROGRESS_EVERY_S:
             self._progress_written = time.monotonic()
             self._folder.write_progress(steps, eta_s, running=True)
 
     def close(self) -> None:
-        """Stop; whoever calls this writes the last report."""
+        """Stop the thread. The caller writes the last report."""
         self._closing.set()
         self._changed.set()
         self._thread.join()
@@ -91,23 +98,23 @@ class LivePage:
 
 
 def write_report_of(situation: Situation | SearchSituation, *, running: bool) -> WrittenReport:
-    """Write the report of a study or a search as it stands.
+    """Write the report of a study or a search in its present state.
 
     Args:
         situation: The study or search.
-        running: Whether a driver runs it, so that the page loads itself again. That of a study asks
-            for itself.
+        running: Whether a driver runs it. The page of a running search reloads; that of a study
+            reads ``progress.json`` to know.
     """
     if isinstance(situation, Situation):
         return write_report(situation.path)
-    # Who asked for a report with other code or another number of trials has left that in the
-    # search's record.
+    # A ``report`` with other code or another number of trials has written these to the record of
+    # the search.
     situation.write()
     return write_search_report(situation.path, running=running)
 
 
 def remember_report(situation: Situation | SearchSituation, report: WrittenReport) -> None:
-    """Keep how a finished study ended, for its next start; a search is looked at anew each time."""
+    """Store how a finished study ended, for its next start. A search is always read anew."""
     if isinstance(situation, Situation):
         remember(
             situation.plan.study,
@@ -122,7 +129,10 @@ def remember_report(situation: Situation | SearchSituation, report: WrittenRepor
 
 
 def print_report_of(situation: Situation | SearchSituation) -> int:
-    """Print the report of a study or a search as it stands, and write nothing; returns its exit status."""
+    """Print the report of a study or a search in its present state; return its exit status.
+
+    Nothing is written.
+    """
     if isinstance(situation, Situation):
         now = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
         text, exit_code = report_text(with_results(now, situation.path))

@@ -1,4 +1,4 @@
-"""MLflow, filled from the run folders in a thread of its own, so that a slow store never holds a study up."""
+"""MLflow, filled from the run folders by a thread, so that a slow store never delays a study."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from toco.tracking import Pages, Tracker, database_of, has_password, import_mlfl
 
 
 class Mirror:
-    """Keeps a parent run and a child run for every trial up to date with the run folders.
+    """Keep a parent run, and a child run for every trial, up to date with the run folders.
 
-    The ledger is the record. What cannot be sent is sent with the next change of that trial, and
-    once more at the end.
+    The ledger is the record. A change that cannot be sent is sent with the next change of the same
+    trial, and once more at the end.
 
     Args:
-        tracker: The store.
+        tracker: The MLflow store.
         situation: The study or search, whose record is written.
-        trials: Every trial that is sent, by key. More may be added while the mirror runs.
+        trials: Every trial that is sent, by key. The caller may add trials while the mirror runs.
 
     Attributes:
-        pages: Where MLflow's UI shows it, once that is known.
+        pages: Addresses of the study in MLflow's UI; ``None`` until the store has answered.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Mirror:
         self._tracker = tracker
         self._situation = situation
         self._trials = trials
-        # Now, while the record is whole: it may be damaged before the study ends.
+        # Read now: the record on disk may be damaged before the study ends.
         self._start_id = situation.start_id
         self.pages: Pages | None = None
         self._parent: str | None = None
@@ -50,7 +50,7 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
 
     def start(self) -> None:
-        """Open the store and begin, with what earlier starts left."""
+        """Start the thread. First it sends the run folders of earlier starts."""
         for key in self._trials:
             if self._situation.ledger.run_dir(key).is_dir():
                 self.changed(key)
@@ -58,20 +58,24 @@ class Mirror:
         self._thread.start()
 
     def changed(self, key: str) -> None:
-        """The run folder of a trial has something new."""
+        """Note that the run folder of a trial has changed."""
         with self._wake:
             self._changed[key] = None
             self._wake.notify()
 
     def drain(self) -> None:
-        """Send what is left, and take no more. The report is written after it, so that it knows all links."""
+        """Send all remaining changes, and accept no more.
+
+        The report is written after this call, so that it knows all links.
+        """
         if self._closing:
             return
         with self._wake:
             self._closing = True
             self._wake.notify()
         self._thread.join()
-        # Even with a parent: a store that is gone by now would cost every trial its time limits.
+        # Ask even where the parent run exists: an unreachable store would cost every trial its time
+        # limits.
         if not self._ensure_parent(last=True):
             self._all_sent = False
             return
@@ -80,11 +84,11 @@ class Mirror:
         self._keep_links()
 
     def close(self, files: Iterable[Path], status: str, note: str | None = None) -> bool:
-        """``drain``, and end the parent run; says whether MLflow has everything.
+        """Drain, and end the parent run; return whether MLflow has everything.
 
         Args:
             files: Report and table.
-            status: MLflow's own: ``FINISHED``, ``FAILED`` or ``KILLED``.
+            status: A status of MLflow: ``FINISHED``, ``FAILED`` or ``KILLED``.
             note: The run's description, in Markdown.
         """
         self.drain()
@@ -108,12 +112,12 @@ class Mirror:
             else:
                 failed.pop(key, None)
             if not self._changed:
-                # Not after every trial: of a study of 50,000 that would write the links of all as
-                # often.
+                # Not after every trial: a study of 50,000 trials would write the links of all
+                # trials 50,000 times.
                 self._keep_links()
 
     def _send(self, key: str, *, last: bool) -> bool:
-        # The store was gone at the start and may be back.
+        # The store was not reachable at the start and may be now.
         if self._parent is None and not self._ensure_parent(last=last):
             return False
         task = self._trials[key]
@@ -129,7 +133,10 @@ class Mirror:
         return run is not None
 
     def _tags(self, task: Task) -> dict[str, str]:
-        """Tags by which runs can be grouped in MLflow; parameters have the factors too, among sixty others."""
+        """Return the tags by which MLflow can group runs.
+
+        The parameters hold the factors, too, but among sixty others.
+        """
         role = "trial" if self._situation.kind == "study" else "search trial"
         factors = {f"factor.{path}": str(value) for path, value in task.factors.items()}
         return {
@@ -141,7 +148,7 @@ class Mirror:
         }
 
     def _ensure_parent(self, *, last: bool) -> bool:
-        """Find or make the parent run; says whether the store has it."""
+        """Find or create the parent run; return whether the store has it."""
         plan = self._situation.plan
         tags = {
             "study": plan.study.name,
@@ -168,14 +175,14 @@ class Mirror:
     def _keep_links(self) -> None:
         if self.pages is None or self._links_kept == len(self._runs):
             return
-        # A full disk, say: the links are kept with the next trial.
+        # On an error, a full disk for example, the links are written with the next trial.
         with contextlib.suppress(OSError):
             StudyFolder(self._situation.path).write_mlflow_links(self.pages, self._runs)
             self._links_kept = len(self._runs)
 
 
 def closing_sentence(launch: Launch, pages: Pages | None, *, complete: bool) -> str:
-    """Say at the end where MLflow shows the trials, or how to send what it lacks."""
+    """Say where MLflow shows the trials, or how to send what it lacks."""
     uri = launch.tracking
     if not complete:
         login = (

@@ -1,4 +1,4 @@
-"""One line that says how far a study or a search is."""
+"""The progress line of a study or a search."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from toco.files import printable
 
 
 class Progress:
-    """Counts trials and steps, and prints a line: in place on a terminal, else when a trial ended and every 30 s.
+    """Count trials and steps, and print a line.
 
-    The time left is that of the steps left at the rate of this start, evaluations included; steps
-    are known from the evaluations, so there is none before the first.
+    On a terminal the line is updated in place. Elsewhere a new line is printed after the end of a
+    trial and every 30 s. The remaining time follows from the remaining steps and the rate of this
+    start, evaluations included. Steps are known from the evaluations, so the time is unknown before
+    the first one.
 
     Args:
         title: Begins every line.
         steps: Optimizer updates of every trial, by name.
-        stream: Where to; standard error unless given.
+        stream: The stream to print to; standard error by default.
+        clock: Returns seconds; tests hand in their own.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class Progress:
         self._started = clock()
         self._running: Set[str] = set()
         self._ended: dict[str, bool] = {}
-        # Steps done, and of these the steps done before this start.
+        # Steps done by each trial, and those of them that were done before this start.
         self._step: Counter[str] = Counter()
         self._earlier: Counter[str] = Counter()
         self._printed = float("-inf")
@@ -45,42 +48,45 @@ class Progress:
         self._width = 0
 
     def expect(self, name: str, steps: int) -> None:
-        """There is one more trial, of so many steps; nothing changes where it is known."""
+        """Add a trial of ``steps`` steps; do nothing where ``name`` is known."""
         self._steps.setdefault(name, steps)
 
     def resumed(self, name: str, step: int) -> None:
-        """``name`` had done ``step`` steps before this start; they say nothing about the rate."""
+        """Note that ``name`` had done ``step`` steps before this start.
+
+        They do not count for the rate.
+        """
         self._step[name] = self._earlier[name] = step
 
     def ended_before(self, name: str) -> None:
-        """``name`` had its result before this start."""
+        """Note that ``name`` had its result before this start."""
         self._step[name] = self._earlier[name] = self._steps[name]
         self._ended[name] = False
 
     def running(self, names: Set[str]) -> None:
-        """These trials run now, and no others."""
+        """Note that these trials run now, and no others."""
         self._running = names
         self.print()
 
     def reported(self, name: str, step: int) -> None:
-        """``name`` has evaluated after ``step`` steps."""
+        """Note that ``name`` has evaluated after ``step`` steps."""
         self._step[name] = max(self._step[name], step)
 
     def ended(self, name: str, *, failed: bool) -> None:
-        """``name`` has ended."""
+        """Note that ``name`` has ended."""
         self._running = self._running - {name}
         if not failed:
             self._step[name] = self._steps[name]
         self._ended[name] = failed
-        # Not at once: a moment later the next one runs, and the line says so.
+        # Wait a second before printing: by then the next trial runs, and the line says so.
         self._print_by = min(self._print_by, self._clock() + 1.0)
 
     def step_of(self, name: str) -> int:
-        """Steps done, as far as known."""
+        """Return the steps that ``name`` has done, as far as known."""
         return self._step[name]
 
     def eta_s(self) -> float | None:
-        """Seconds to the end at the rate of this start; ``None`` before anything is known."""
+        """Return the seconds to the end at the rate of this start; ``None`` where unknown."""
         failed = {name for name, is_failed in self._ended.items() if is_failed}
         left = sum(
             steps - self._step[name] for name, steps in self._steps.items() if name not in failed
@@ -91,7 +97,7 @@ class Progress:
         return (self._clock() - self._started) * left / done if done else None
 
     def line(self) -> str:
-        """The line as it is now."""
+        """Return the present line."""
         failed = sum(self._ended.values())
         total, done, running = len(self._steps), len(self._ended) - failed, len(self._running)
         waiting = total - done - failed - running
@@ -101,7 +107,7 @@ class Progress:
         return f"{self._title}: {counts}, {_duration(self._clock() - self._started)} gone, {self._time_left()} left"
 
     def print(self, *, now: bool = False) -> None:
-        """Print the line, if it is time to."""
+        """Print the line if it is due."""
         in_place = self._stream.isatty()
         due = min(self._print_by, self._printed + (1.0 if in_place else 30.0))
         if not now and self._clock() < due:
@@ -121,7 +127,7 @@ class Progress:
         self.print(now=True)
 
     def close(self) -> None:
-        """Print the last line and leave it."""
+        """Print the last line and keep it."""
         self.print(now=True)
         if self._stream.isatty():
             self._stream.write("\n")
@@ -134,7 +140,7 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
-    """Rounded to seconds.
+    """Format seconds, rounded to whole ones.
 
     >>> _duration(3725)
     '1h02m'

@@ -1,6 +1,6 @@
-"""Connects to a Ray cluster, or starts one on this machine, and watches its head.
+"""Connect to a Ray cluster, or start one on this machine, and watch its head.
 
-See ``sweeps.core.plan.ray_environment`` for what is set before Ray is imported.
+``sweeps.core.plan.ray_environment`` sets the environment before Ray is imported.
 """
 
 from __future__ import annotations
@@ -27,31 +27,37 @@ from toco import interrupts
 
 logger = logging.getLogger(__name__)
 
-# Nothing large goes through the object store, so Ray's default of 30 % of the memory would be a
-# waste.
+# No large object goes through the object store. Ray's default of 30 % of the memory would be
+# wasted.
 _OBJECT_STORE_BYTES = 200 * 1024**2
 
 ASK_EVERY_S, PATIENCE_S = 2.0, 20.0
-"""How often the head is asked, and for how long it may not answer. Ray itself ends the process after 60 s."""
+"""Seconds between two questions to the head, and how long it may not answer.
+
+Ray itself ends the process after 60 s, with a message that does not name the cause.
+"""
 UNWINDING_S = 10.0
-"""Time for this process to end after its head was lost; it may wait for an answer of the head all the while."""
+"""Seconds for this process to end after its head was lost.
+
+All the while the main thread may wait for an answer of the head.
+"""
 
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Be the driver of the cluster at ``address``, or of a new one on this machine where that is ``local``.
+    """Connect to the cluster at ``address``, or to a new one on this machine if it is ``local``.
 
     Raises:
         ValueError: ``address`` is ``auto``, and several clusters run on this machine.
-        ConnectionError: There is no cluster at ``address``, Ray did not start, or its head was lost
-            in the block.
+        ConnectionError: No cluster runs at ``address``, Ray did not start, or its head was lost in
+            the block.
     """
     with ExitStack() as stack:
         options: dict[str, Any] = {}
         if address == "local":
             sweep_scratch()
-            # Ray opens its folder to all users of the machine, and Tune keeps pickles there: it
-            # lies in a closed one.
+            # Ray makes its folder readable to all users of the machine, and Tune stores pickles
+            # there. So the folder lies inside a closed one.
             folder = stack.enter_context(scratch_folder("ray", for_sockets=True)) / "ray"
             options = {
                 "include_dashboard": False,
@@ -63,7 +69,7 @@ def connected(address: str) -> Iterator[None]:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
         except SystemExit:
-            # Ray's handler of SIGTERM, which stands until the signal is taken back.
+            # Raised by Ray's handler of SIGTERM, which is in place until ``take_again`` below.
             raise KeyboardInterrupt from None
         except ConnectionError:
             raise
@@ -86,18 +92,20 @@ def connected(address: str) -> Iterator[None]:
             raise
         finally:
             head.close()
-            # With a lost head it would end this process with a line of Ray's.
+            # With a lost head, ``ray.shutdown`` would end this process with a message of Ray.
             if not head.is_lost:
                 ray.shutdown()
-            # Workers of this machine were killed with it.
+            # The workers of this machine ended with the cluster and could not remove their folders.
             sweep_scratch()
 
 
 def _refuse_several_clusters() -> None:
-    """Refuse ``auto`` where several clusters run on this machine: Ray takes any of them, another user's too.
+    """Refuse ``auto`` where several clusters run on this machine.
+
+    Ray would take any of them, even one of another user.
 
     Raises:
-        ValueError: There are several.
+        ValueError: Several clusters run here.
     """
     addresses = sorted(find_gcs_addresses())
     if len(addresses) > 1 and not os.environ.get("RAY_ADDRESS"):
@@ -112,14 +120,14 @@ def _any_node_alive() -> bool:
 
 
 def check_resources(launch: Launch, *, may_grow: bool) -> None:
-    """See that some node can hold a trial.
+    """Check that some node can hold a trial.
 
     Args:
-        launch: What a trial gets.
-        may_grow: Nodes may still join, so that it is only worth a warning.
+        launch: Has the resources of a trial.
+        may_grow: Nodes may still join, so that a warning is enough.
 
     Raises:
-        ValueError: No node can.
+        ValueError: No node can hold a trial.
     """
     nodes = ray.nodes()
     if any(fits(launch, node) for node in nodes):
@@ -138,7 +146,7 @@ def check_resources(launch: Launch, *, may_grow: bool) -> None:
 
 
 def fits(launch: Launch, node: Mapping[str, Any]) -> bool:
-    """Whether a node of ``ray.nodes`` is there and can hold a trial of ``launch``."""
+    """Return whether a node of ``ray.nodes`` is alive and can hold a trial of ``launch``."""
     has, wanted = node["Resources"], {"CPU": launch.cpus_per_trial, "GPU": launch.gpus_per_trial}
     return bool(node["Alive"]) and all(
         has.get(kind, 0) >= number for kind, number in wanted.items()
@@ -146,13 +154,15 @@ def fits(launch: Launch, node: Mapping[str, Any]) -> bool:
 
 
 class HeadWatch:
-    """Asks the head of the cluster whether it is there; interrupts the main thread when the head is lost.
+    """Watch the head of the cluster; interrupt the main thread when the head is lost.
 
     Args:
         address: Host and port of the head.
-        has_nodes: Whether the cluster has a living node. A local Ray is lost with its only node,
-            since its head waits for other nodes without end; where nodes may join, nobody needs to
-            ask.
+        has_nodes: Returns whether the cluster has a living node. A local Ray is lost with its only
+            node, because its head waits for other nodes without end. ``None`` where nodes may join.
+
+    Attributes:
+        is_lost: Whether the head is lost.
     """
 
     def __init__(self, address: str, has_nodes: Callable[[], bool] | None = None) -> None:
@@ -164,21 +174,24 @@ class HeadWatch:
 
     @property
     def loss(self) -> str:
-        """What to say of a head that is lost."""
+        """The message about a lost head."""
         return f"Ray's head at {self._address} is lost. The same command goes on from here."
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start the thread that asks the head."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop asking; where the head is lost, end Ray's processes on this machine, which wait for it."""
+        """Stop asking.
+
+        If the head is lost, end Ray's processes on this machine, which wait for it.
+        """
         self._closing.set()
         if self.is_lost:
             _kill_children()
 
     def answers(self) -> bool:
-        """Whether the head takes connections, and has a node if it needs one."""
+        """Return whether the head accepts connections, and has a node if it needs one."""
         host, _, port = self._address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=ASK_EVERY_S).close()
@@ -198,7 +211,7 @@ class HeadWatch:
         self.is_lost = True
         _thread.interrupt_main()
         time.sleep(UNWINDING_S)
-        # This thread ends with the process, so that the main thread still waits here: for the head,
+        # This thread would have ended with the process. So the main thread still waits for the head
         # or for MLflow.
         if not self._closing.is_set():
             _kill_children()

@@ -1,6 +1,6 @@
-"""Runs trials on Ray Tune: the side of the driver.
+"""Run trials on Ray Tune: the side of the driver.
 
-Only the modules ``ray_*`` import Ray, which reads its environment then:
+Only the modules ``ray_*`` import Ray, which reads its environment on import.
 ``sweeps.core.plan.ray_environment`` sets it before.
 """
 
@@ -34,26 +34,29 @@ from toco import interrupts
 from toco.files import is_no_room
 from toco.room import NoRoomError, sentence_of
 
-# It misses the CSV and JSON copies of the rows, which sweeps.core.plan.ray_environment turns off.
+# This logger warns that the CSV and JSON copies of the rows are missing.
+# ``sweeps.core.plan.ray_environment`` turns these off.
 logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
 _NODES_EVERY_S = 2.0
-"""What is known of the nodes is at most this old."""
+"""Seconds after which the list of nodes is read again."""
 _LEFT_OUT = "left_out"
-"""Folder of a session. It has an empty file for each node that gets no more trials."""
+"""Folder of a session with an empty file for each node that gets no more trials."""
+# The state of the driver. Tune pickles its callbacks, searcher and scheduler, so they cannot hold
+# it.
 _EXPERIMENT: ContextVar[_Experiment] = ContextVar("experiment")
 
 
 class RayTune:
-    """Runs trials on the cluster that this process is connected to.
+    """Run trials on the cluster that this process is connected to.
 
-    Nothing of Ray Tune's own state is ever read again: a driver that is started anew begins from
-    the run folders. Tune's own searchers keep their state in its experiment, forget it with the
-    driver, and report a trial that a scheduler stopped as complete: so Tune only asks, and its
-    questions are passed on.
+    No state of Ray Tune is ever read again: a restarted driver begins from the run folders. Tune's
+    own searchers store their state in its experiment, forget it with the driver, and report a trial
+    that a scheduler stopped as complete. So Tune only asks, and its questions are passed on to the
+    driver.
 
     Args:
-        launch: What each trial gets, how many run at once, and how often one is tried again.
+        launch: Resources of each trial, number of trials at once, number of restarts of each.
     """
 
     def __init__(self, launch: Launch) -> None:
@@ -62,20 +65,20 @@ class RayTune:
     def run(
         self, queue: TrialQueue, listener: Listener, runs: Runs, session: Path, name: str
     ) -> None:
-        """Run what ``queue`` has; see ``sweeps.core.run.roles.Backend.run``."""
+        """Run the trials of ``queue``; see ``sweeps.core.run.roles.Backend.run``."""
         left_out = session / _LEFT_OUT
         token = _EXPERIMENT.set(_Experiment(queue, listener, runs, self._launch, left_out))
         try:
-            # And not through a Tuner, which reads the pickled exceptions of trials that failed.
+            # Not through a ``Tuner``, which unpickles the exceptions of failed trials.
             tune.run(
                 tune.with_resources(trainable(runs, f"{name}-{session.name}", left_out), _request),
                 name=session.name,
                 storage_path=str(session.parent),
-                # How often a trial is tried again is decided here, see `_Deciding`.
+                # No limit for Tune: ``_Deciding`` decides how often a trial is tried again.
                 max_failures=-1,
                 max_concurrent_trials=self._launch.concurrent,
-                # A worker's imports take seconds; with this they are paid once a worker and not
-                # once a trial.
+                # The imports of a worker take seconds. With reuse they run once for each worker,
+                # not for each trial.
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
@@ -96,14 +99,16 @@ class RayTune:
 
 
 def _request(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    """What a trial gets; a function of this module, as Tune pickles it."""
+    """Return the resources of a trial. Tune pickles this function, so it belongs to the module."""
     return _EXPERIMENT.get().request(config["trial"]["key"])
 
 
 class _Experiment:
-    """What this driver knows of the trials that run, by key.
+    """The state of the trials that run in this driver, by key.
 
     Attributes:
+        queue: Where the trials come from.
+        listener: Receives the events.
         failed: Tune's ids of the trials that failed for good.
     """
 
@@ -119,7 +124,7 @@ class _Experiment:
         self._launch = launch
         self._left_out = left_out
         self._attempts = Attempts(launch.max_failures, self._nodes)
-        # Host and node of the attempt that runs, and why it says that it fails.
+        # Host and node of the present attempt, and the failure that it has announced.
         self._places: dict[str, tuple[str, str]] = {}
         self._failures: dict[str, Failure] = {}
         self._no_room: str | None = None
@@ -127,24 +132,25 @@ class _Experiment:
         self._alive_since = float("-inf")
 
     def suggest(self) -> Spec | None:
-        """The next trial. One that has failed may come again, to be made in another way."""
+        """Return the next trial. A failed evaluation may come again, as a training."""
         spec = self.queue.next()
         if spec is not None and spec.key in self._folders:
             self._attempts.forget(spec.key)
-            # Tune would give its folder another name, by which nobody would find it again.
+            # With the old folder in place Tune would choose another name for the new one, and
+            # nothing would find that folder.
             for folder in self._folders.pop(spec.key):
                 shutil.rmtree(folder, ignore_errors=True)
         return spec
 
     def request(self, key: str) -> tune.PlacementGroupFactory:
-        """What the next attempt of a trial gets: resources, on a node that it should use."""
+        """Return the resources of a trial's next attempt, and the nodes that it should not use."""
         bundle = {"CPU": self._launch.cpus_per_trial, "GPU": self._launch.gpus_per_trial}
         avoided = sorted(self._attempts.avoided(key))
         selectors = [{NODE_ID_LABEL_KEY: f"!in({','.join(avoided)})"}] if avoided else None
         return tune.PlacementGroupFactory([bundle], bundle_label_selector=selectors)
 
     def reported(self, key: str, row: Mapping[str, Any]) -> None:
-        """An attempt says where it runs, why it is about to fail, or what an evaluation found."""
+        """Handle a row of an attempt: its place, the failure it announces, or an evaluation."""
         if row.get("status") == STARTED:
             self._places[key] = row["host"], row["node"]
         elif row.get("status") == FAILED:
@@ -153,20 +159,23 @@ class _Experiment:
             self.listener.reported(key, row)
 
     def snapshot(self, key: str, checkpoint: tune.Checkpoint) -> None:
-        """A snapshot has arrived."""
+        """Hand a snapshot that has arrived to the listener."""
         self._checkpoints[key] = checkpoint
         with checkpoint.as_directory() as snapshot:
             self.listener.snapshot(key, Path(snapshot))
 
     def ended(self, key: str) -> None:
-        """A trial has ended, however it did. What could not be stored of it is handed out once more."""
+        """Handle the end of a trial.
+
+        A last snapshot that could not be stored is handed over once more.
+        """
         checkpoint = self._checkpoints.pop(key, None)
         if checkpoint is not None and self._runs.status(key) is None:
             self.snapshot(key, checkpoint)
         self.listener.ended(key)
 
     def failed_now(self, trial: Trial) -> None:
-        """An attempt has failed: decide whether there is another one, and tell."""
+        """Handle a failed attempt: decide whether there is another one, and tell the listener."""
         key = _trial_name(trial)
         host, node = self._places.pop(key, ("", ""))
         failure = self._failures.pop(key, None) or _lost(trial, host, node)
@@ -184,7 +193,7 @@ class _Experiment:
             self._folders[key] = [path for path in (trial.local_path, trial.path) if path]
 
     def _tell_workers(self, left_out: Set[str]) -> None:
-        """Let ``left_out`` be the nodes whose workers refuse trials: one that is used again must not refuse them."""
+        """Let the workers of exactly the nodes ``left_out`` refuse trials."""
         told = {file.name for file in self._left_out.glob("*")}
         for node in left_out - told:
             self._left_out.mkdir(parents=True, exist_ok=True)
@@ -193,10 +202,10 @@ class _Experiment:
             (self._left_out / node).unlink(missing_ok=True)
 
     def check(self) -> None:
-        """See whether the trials may go on.
+        """Check that the trials may continue.
 
         Raises:
-            KeyboardInterrupt: Somebody has stopped the driver.
+            KeyboardInterrupt: The driver was interrupted.
             NoRoomError: The storage, or every node, is full.
             LostLeaseError: Another driver runs the trials now.
         """
@@ -219,10 +228,10 @@ def _trial_name(trial: Trial) -> str:
 
 
 class _Events(tune.Callback):
-    """Passes Tune's events on to the experiment of this process.
+    """Pass Tune's events on to the experiment of this process.
 
-    Tune pickles its callbacks with the experiment and brings them back from there, so they can hold
-    nothing.
+    Tune pickles its callbacks with the experiment and loads them from there. So they can hold no
+    state.
     """
 
     def setup(
@@ -232,7 +241,10 @@ class _Events(tune.Callback):
         total_num_samples: int | None = None,
         **info: object,
     ) -> None:
-        """Take the signals back from Tune, which waits for the end of a step."""
+        """Restore the signal handlers.
+
+        Tune replaces them by ones that wait for the end of a step.
+        """
         interrupts.take_again()
 
     def on_trial_result(
@@ -259,7 +271,7 @@ class _Events(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: object
     ) -> None:
         experiment = _EXPERIMENT.get()
-        # One that failed for good is stopped, which to Tune is an end as any.
+        # A trial that failed for good was stopped, and Tune calls that a completion, too.
         if trial.trial_id not in experiment.failed:
             experiment.ended(_trial_name(trial))
 
@@ -272,7 +284,7 @@ class _Events(tune.Callback):
 
 
 class _Asking(Searcher):
-    """Asks the driver of this process, see ``_Events`` for why it holds nothing."""
+    """Ask the driver of this process for trials; stateless like ``_Events``."""
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ANN401 - Ray's own says less than its documentation
         experiment = _EXPERIMENT.get()
@@ -282,20 +294,20 @@ class _Asking(Searcher):
         return Searcher.FINISHED if experiment.queue.is_done else None
 
     def on_trial_complete(self, trial_id: str, result: object = None, error: bool = False) -> None:
-        """Nothing: the listener is told."""
+        """Do nothing: ``_Events`` tells the listener."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal of the search is its state."""
+        """Do nothing: the journal of a search is its state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as Tune's experiments are never restored."""
+        """Do nothing: Tune's experiments are never restored."""
 
 
 class _Deciding(FIFOScheduler):
-    """Decides what becomes of a trial after a result or a failure, see ``_Events`` for why it holds nothing.
+    """Decide what follows from a result or a failure; stateless like ``_Events``.
 
-    Tune counts all failures alike. So it starts every trial again, and those that have failed for
-    good are stopped before they get a worker.
+    Tune counts all failures alike. So Tune starts every trial again, and this scheduler stops those
+    that have failed for good before they get a worker.
     """
 
     def on_trial_result(self, controller: object, trial: Trial, result: Mapping[str, Any]) -> str:
@@ -317,7 +329,7 @@ class _Deciding(FIFOScheduler):
 
 
 def _lost(trial: Trial, host: str, node: str) -> Failure:
-    """A failure that the worker did not announce, from the text that Tune has written of it."""
+    """Describe a failure that the worker did not announce, from Tune's error file."""
     try:
         text = Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
     except OSError as error:

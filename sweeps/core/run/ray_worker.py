@@ -1,4 +1,4 @@
-"""A trial in a worker of Ray Tune, and how it talks to its driver."""
+"""A trial in a worker of Ray Tune, and its messages to the driver."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from toco.own_modules import add_search_folders, search_folders
 from toco.room import sentence_of
 
 STARTED, FAILED = "started", "failed"
-"""Status of the rows that say where an attempt runs, and why it is about to fail."""
+"""Status of a row with the place of an attempt, and of one that announces a failure."""
 
 
 def trainable(runs: Runs, name: str, left_out: Path) -> Callable[[dict[str, Any]], None]:
-    """What Tune runs for each trial.
+    """Return the function that Tune runs for each trial.
 
     Args:
         runs: Where the run folders are, under the same path on every node.
-        name: By which Tune finds it, in a cluster that may run other studies from other versions of
-            this code.
-        left_out: Has an empty file for each node that gets no more trials.
+        name: Name of the function in the cluster, which may run other studies with other versions
+            of this code.
+        left_out: Folder with an empty file for each node that gets no more trials.
     """
     published, storage = runs.ledger.run_dir, runs.ledger.storage
     folders = search_folders()
@@ -47,7 +47,7 @@ def trainable(runs: Runs, name: str, left_out: Path) -> Callable[[dict[str, Any]
 
 
 class _TuneChannel:
-    """Reports through Tune, which keeps the snapshots in its storage."""
+    """Report through Tune, which stores the snapshots."""
 
     def __init__(self, published: Path, storage: Path, left_out: Path, needed_bytes: int) -> None:
         self._published = published
@@ -58,16 +58,16 @@ class _TuneChannel:
         self._node = ray.get_runtime_context().get_node_id()
 
     def begin(self) -> None:
-        """Tell the driver where this is, for the case that the worker is lost."""
+        """Tell the driver where this attempt runs, in case the worker is lost."""
         tune.report({"status": STARTED, "host": self._host, "node": self._node})
         if (self._left_out / self._node).exists():
             raise LeftOutError(f"{self._host} gets no more trials.")
 
     @contextmanager
     def restored(self) -> Iterator[Path | None]:
-        """The newer of Tune's checkpoint and the published run folder.
+        """Open the newer of Tune's checkpoint and the published run folder.
 
-        They are the same, unless a driver was lost: then Tune may be a snapshot behind, or may have
+        They are equal, unless a driver was lost: then Tune may be a snapshot behind, or may have
         lost its state.
         """
         checkpoint = tune.get_checkpoint()
@@ -88,7 +88,10 @@ class _TuneChannel:
             raise StorageError(sentence_of(self._storage, self._needed_bytes, error)) from error
 
     def fail(self, error: Exception) -> None:
-        """Announce the failure to the driver: what Tune hands on of an exception is a pickle."""
+        """Announce the failure to the driver as a row.
+
+        Tune itself hands exceptions on as pickles.
+        """
         tune.report(
             {"status": FAILED, "failure": asdict(failure_of(error, self._host, self._node))}
         )

@@ -1,4 +1,4 @@
-"""The roles beside the driver: a proposer decides what is computed next, a backend runs it on workers."""
+"""The roles around the driver: a proposer decides what is computed next, a backend runs it."""
 
 from __future__ import annotations
 
@@ -16,86 +16,94 @@ from sweeps.core.store.runs import Runs
 
 
 class Proposer(Protocol):
-    """Decides what is computed next. It is asked again after each end, so that results so far can count.
+    """Decide what is computed next.
+
+    The driver asks again after the end of each trial, so that all results so far can count.
 
     Attributes:
-        trials: All trials that are known, by key; more may come.
+        trials: All trials proposed so far, by key. More may be added.
     """
 
     trials: Mapping[str, Task]
 
     def propose(self, *, is_idle: bool) -> Collection[Task]:
-        """Trials that can start now and were not proposed before.
+        """Return trials that can start now and were not proposed before.
 
         Args:
-            is_idle: Whether a worker waits for a trial. Who chooses by the results so far chooses
-                then, not before.
+            is_idle: Whether a worker waits for a trial. A proposer that chooses by the results so
+                far chooses only then.
         """
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing more will be proposed unless a trial ends."""
+        """Whether no trial will be proposed before another one ends."""
 
     def may_start(self, task: Task) -> bool:
-        """Judge a trial, whose lease the driver holds, by what its run folder has; says whether it is to run."""
+        """Judge a leased trial by its run folder; return whether it has to run."""
         return True
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
-        """Whether a running trial goes on after what it has reported."""
+        """Return whether a running trial continues after what it has reported."""
         return True
 
     def ended(self, key: str) -> bool:
-        """A trial does not run any more; says whether it has an end: a result, or it was to be stopped."""
+        """Handle the end of a trial's run; return whether the trial is complete.
+
+        A trial is complete if it has a result or was stopped at a rung.
+        """
 
     def failed(self, key: str) -> None:
-        """A trial has failed as often as it may."""
+        """Handle a trial that has failed as often as it may."""
         self.give_up(key)
 
     def give_up(self, key: str) -> None:
-        """What became of a trial cannot be stored."""
+        """Give up a trial whose result cannot be stored."""
 
     def unfinished(self) -> list[Task]:
-        """Trials without an end."""
+        """Return the trials that are not complete."""
 
     def progress(self) -> Progress:
-        """The progress line of all trials, as they stand."""
+        """Return the progress line of all trials, in their present state."""
 
 
 class TrialQueue(Protocol):
-    """Where a backend gets trials: the driver."""
+    """Where a backend gets its trials: the driver."""
 
     def next(self) -> Spec | None:
-        """The next trial for a worker; ``None`` where there is none now. Others are brought to their end here."""
+        """Return the next trial for a worker, or ``None`` where none is ready.
+
+        Trials that need no worker are completed during this call.
+        """
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing more to begin."""
+        """Whether no trial remains to be started."""
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
-        """Whether a running trial goes on after what it has reported."""
+        """Return whether a running trial continues after what it has reported."""
 
 
 class Backend(Protocol):
-    """Runs trials on workers."""
+    """Run trials on workers."""
 
     def run(
         self, queue: TrialQueue, listener: Listener, runs: Runs, session: Path, name: str
     ) -> None:
-        """Run what ``queue`` has, until it is done.
+        """Run the trials of ``queue`` until it is done.
 
         Args:
             queue: Asked whenever a worker is free.
-            listener: Told of everything.
+            listener: Receives every event.
             runs: Where the run folders are.
-            session: A folder of this call alone, seen by all nodes.
-            name: Of the study.
+            session: A folder for this call alone, which all nodes see.
+            name: Name of the study.
 
         Raises:
             NoRoomError: The storage, or every node, is full.
             LostLeaseError: Another driver runs the trials now.
-            KeyboardInterrupt: Somebody has stopped the driver.
+            KeyboardInterrupt: The driver was interrupted.
         """
 
 
 Connect = Callable[[Launch], AbstractContextManager[Backend]]
-"""Connects to the workers of a launch, for the time of a context."""
+"""Connects to the workers of a launch, for the duration of a context."""

@@ -1,4 +1,7 @@
-"""Decides what a search computes next: what its journal has begun, then what Optuna proposes."""
+"""Decide what a search computes next.
+
+First come the trials that its journal has begun, then Optuna's proposals.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,15 @@ from toco.train.run_folder import RunFolder
 
 
 class SearchProposer(Proposer):
-    """Proposes the trials of a search. The journal outlives any driver.
+    """Propose the trials of a search. The journal outlives any driver.
 
     Args:
         situation: The search, whose record is written.
         leases: They hold the search's lease.
 
     Attributes:
-        trials: What was proposed or goes on in this start, by key; the first of those with equal
-            values.
+        trials: The trials proposed or continued in this start, by key. Of trials with equal values,
+            the first.
     """
 
     def __init__(self, situation: SearchSituation, leases: Leases) -> None:
@@ -35,13 +38,13 @@ class SearchProposer(Proposer):
         self._leases = leases
         self._journal = SearchTrials(situation.journal, situation.plan, self._check_lease)
         self.trials: dict[str, Task] = {}
-        # Numbers of the proposals that have no end yet, by key: equal values are one training.
+        # Numbers of the proposals that are not complete, by key: equal values are one training.
         self._numbers: dict[str, list[int]] = {}
         self._stopped: dict[str, int] = {}
         self._begun = [self._task(trial) for trial in self._journal.unfinished()]
 
     def propose(self, *, is_idle: bool) -> Collection[Task]:
-        """What an earlier driver has begun, then one proposal whenever a worker waits for a trial.
+        """Return the trials of an earlier driver, then one proposal for each idle worker.
 
         Raises:
             LostLeaseError: Another driver runs the search now.
@@ -58,13 +61,14 @@ class SearchProposer(Proposer):
 
     @property
     def is_done(self) -> bool:
-        """Whether as many trials were proposed as the search is to have."""
+        """Whether all trials of the search were proposed."""
         return not self._begun and self._journal.is_full
 
     def may_start(self, task: Task) -> bool:
-        """Judge the rungs that a trial is at already; says whether it goes on.
+        """Judge the rungs that a trial has reached already; return whether it continues.
 
-        Its driver was lost there, or it has the values of a trial that was stopped.
+        There are such rungs if its driver was lost there, or if a stopped trial has the same
+        values.
         """
         run_dir = self._situation.ledger.run_dir(task.key)
         step = newest_step(run_dir)
@@ -80,14 +84,14 @@ class SearchProposer(Proposer):
         )
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
-        """Whether a running trial goes on after what it has reported."""
+        """Return whether a running trial continues after what it has reported."""
         if row.get("status") != "running" or row.get("step") is None:
             return True
         self._check_lease()
         return self._reached(key, int(row["step"]), row)
 
     def ended(self, key: str) -> bool:
-        """Tell the journal how a trial ended; says whether it was stopped at a rung or the ledger has it."""
+        """Write to the journal how a trial ended; return whether it was stopped or has a result."""
         if (step := self._stopped.pop(key, None)) is not None:
             for number in self._numbers.pop(key):
                 self._journal.stop(number, step)
@@ -101,16 +105,16 @@ class SearchProposer(Proposer):
         return True
 
     def give_up(self, key: str) -> None:
-        """A trial stays unfinished, for the next start of the search."""
+        """Leave a trial unfinished, for the next start of the search."""
         self._stopped.pop(key, None)
         self._numbers.pop(key)
 
     def unfinished(self) -> list[Task]:
-        """Trials that were proposed and did not end."""
+        """Return the trials that were proposed and are not complete."""
         return [self._task_of(trial) for trial in self._journal.unfinished()]
 
     def progress(self) -> Progress:
-        """The progress line of all trials, those included that are still to be proposed."""
+        """Return the progress line of all trials, those not proposed yet included."""
         plan = self._situation.plan
         names = {number: f"trial {number}" for number in self._journal.planned()}
         progress = Progress(plan.study.name, dict.fromkeys(names.values(), plan.base.num_steps))
@@ -123,7 +127,7 @@ class SearchProposer(Proposer):
         return progress
 
     def _task(self, trial: FrozenTrial) -> Task:
-        """What a proposal stands for; the journal has its key from now on."""
+        """Return the task of a proposal, and write its key to the journal."""
         task = self._task_of(trial)
         self._journal.set_key(trial.number, task.key)
         self.trials.setdefault(task.key, task)
@@ -134,14 +138,17 @@ class SearchProposer(Proposer):
         return self._situation.task(trial.number, trial.params)
 
     def _reached(self, key: str, step: int, metrics: Mapping[str, Any]) -> bool:
-        # The first alone is compared: equal values that were proposed twice are one training.
+        # Only the first is compared: two proposals with equal values are one training.
         goes_on = self._journal.reached(self._numbers[key][0], step, metrics)
         if not goes_on:
             self._stopped[key] = step
         return goes_on
 
     def _mark_stopped(self, key: str, step: int) -> None:
-        """Say in a run folder that its training was stopped; whoever needs the whole one goes on from there."""
+        """Write to a run folder that its training was stopped.
+
+        A study that needs the complete training continues from there.
+        """
         folder = RunFolder(self._situation.ledger.run_dir(key))
         if folder.exists() and self._situation.runs.status(key) is None:
             rows = read_rows(folder.path / METRICS).readable
@@ -158,5 +165,9 @@ class SearchProposer(Proposer):
             )
 
     def _check_lease(self) -> None:
-        """A driver that was suspended for long may not be the search's any more; it must not write to the journal."""
+        """Check that this driver still runs the search.
+
+        After a long suspension another driver may run it, and only that one may write to the
+        journal.
+        """
         self._leases.check(self._situation.lease)

@@ -1,4 +1,4 @@
-"""Runs a study or a search from its survey to its report.
+"""Run a study or a search from its survey to its report.
 
 Everything that can be refused is refused before Ray starts.
 """
@@ -30,12 +30,12 @@ def connect_to_ray(launch: Launch) -> Iterator[Backend]:
     """Connect to the Ray cluster of ``launch``, or start one on this machine.
 
     Raises:
-        ConnectionError: There is no cluster at the address, or Ray did not start.
-        ValueError: No node of it can hold a trial.
+        ConnectionError: No cluster runs at the address, or Ray did not start.
+        ValueError: No node of the cluster can hold a trial.
     """
     address = ray_environment.resolve_address(launch.address)
     ray_environment.prepare(address)
-    # Only now: Ray reads its environment when it is imported.
+    # Import only now: Ray reads its environment on import.
     from sweeps.core.run.ray_cluster import check_resources, connected
     from sweeps.core.run.ray_tune import RayTune
 
@@ -45,22 +45,22 @@ def connect_to_ray(launch: Launch) -> Iterator[Backend]:
 
 
 def run_study(study: Study | SearchStudy, launch: Launch, connect: Connect = connect_to_ray) -> int:
-    """Run what is missing of a study or a search, write its report and print it.
+    """Run the missing trials of a study or a search, write its report and print it.
 
     Args:
-        study: What is asked.
+        study: The study or search.
         launch: Where and how it runs.
-        connect: Connects to the workers, once there is something for them.
+        connect: Connects to the workers, once a trial needs one.
 
     Returns:
         The exit status: 0 where no claim of the paper is contradicted, 3 where one is, 4 where
-        trials have no result.
+            trials have no result.
 
     Raises:
         NoRoomError: A disk has no room for the trials.
-        ValueError: The study, its data or the launch is not valid; its seeds cannot answer what it
-            asks; or another driver runs this search.
-        OSError: A folder or file cannot be read or written, or there is no cluster at the address.
+        ValueError: The study, its data or the launch is not valid; its seeds cannot decide its
+            claims; or another driver runs this search.
+        OSError: A folder or file cannot be read or written, or no cluster runs at the address.
         LostLeaseError: This driver was suspended, and another one runs the trials now.
     """
     launch.check_addresses()
@@ -72,6 +72,7 @@ def run_study(study: Study | SearchStudy, launch: Launch, connect: Connect = con
         else:
             situation.claim(leases)
         outlook = look_ahead(situation, launch, refuse=True)
+        # Nothing to run: write the report again and print it.
         if not outlook.num_left:
             situation.write()
             report = write_report_of(situation, running=False)

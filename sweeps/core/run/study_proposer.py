@@ -1,4 +1,4 @@
-"""Decides what a study computes next: every trial of its design that the ledger does not have."""
+"""Decide what a study computes next: the trials of its design that the ledger does not have."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sweeps.core.store.runs import newest_step
 
 
 class StudyProposer(Proposer):
-    """Proposes the trials of a study.
+    """Propose the trials of a study.
 
-    All that can start is proposed at once. A trial that waits for a training, whose stored
-    evaluations or checkpoints answer it, is proposed when that training has ended.
+    All trials that can start are proposed at once. Some trials follow from the stored evaluations
+    or checkpoints of a training: they are proposed when that training has ended.
 
     Attributes:
         trials: The trials of the study, by key.
@@ -24,19 +24,19 @@ class StudyProposer(Proposer):
     def __init__(self, situation: Situation) -> None:
         self._situation = situation
         self.trials = situation.trials()
-        # Trials of one training decide together which of them is trained.
+        # The trials of one training belong together: only one of them is trained.
         self._groups: dict[str, list[Task]] = defaultdict(list)
         for task in self.trials.values():
             self._groups[task.identity.training_key].append(task)
         self._open: dict[str, Task] = {}
         self._given_up: set[str] = set()
-        # Whose evaluation from a stored training failed, so that they are trained.
+        # Trials whose evaluation of a stored training failed, so that they are trained.
         self._afresh: set[str] = set()
-        # Groups where something may have become ready.
+        # Trainings that have a trial that may be ready to start.
         self._unasked = dict.fromkeys(self._groups)
 
     def propose(self, *, is_idle: bool) -> Collection[Task]:
-        """The trials that can start now, of trainings where something has ended since."""
+        """Return the trials that can start now, of trainings where a trial has ended since."""
         groups, self._unasked = self._unasked, {}
         among = [
             task
@@ -51,29 +51,29 @@ class StudyProposer(Proposer):
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing has ended since the last proposal."""
+        """Whether no trial has ended since the last proposal."""
         return not self._unasked
 
     def ended(self, key: str) -> bool:
-        """A trial does not run any more; says whether the ledger has it."""
+        """Handle the end of a trial's run; return whether the ledger has the trial."""
         self._close(key)
         return self._situation.ledger.entry(key) is not None
 
     def failed(self, key: str) -> None:
-        """A trial has failed: one that was evaluated is trained now, any other is given up."""
+        """Handle a failed trial: train one that was evaluated, give up any other."""
         task = self._close(key)
         (self._given_up if task.source is None else self._afresh).add(key)
 
     def give_up(self, key: str) -> None:
-        """What became of a trial cannot be stored."""
+        """Give up a trial whose result cannot be stored."""
         self._given_up.add(key)
 
     def unfinished(self) -> list[Task]:
-        """Trials that the ledger does not have."""
+        """Return the trials that the ledger does not have."""
         return self._situation.missing(self.trials.values())
 
     def progress(self) -> Progress:
-        """The progress line of all trials, as they stand."""
+        """Return the progress line of all trials, in their present state."""
         progress = Progress(
             self._situation.plan.study.name,
             {task.name: task.config.num_steps for task in self.trials.values()},

@@ -1,10 +1,10 @@
-"""One trial: a training that may lose its worker at any moment and goes on elsewhere.
+"""A trial in a worker: a training that may lose its worker at any moment and continues elsewhere.
 
-The training writes its run folder on the worker's own disk, where nobody else writes, not even a
-lost worker's ghost. After every evaluation a snapshot of that folder, with its newest checkpoint,
-is reported; whoever starts the trial again hands the last reported snapshot in. So nothing is lost
-but the steps since the last evaluation, and nothing is doubled: rows, evaluations and checkpoint of
-a snapshot always belong together.
+The training writes its run folder on the worker's own disk, where no other process writes, not even
+a lost worker that still runs. After every evaluation it reports a snapshot of that folder with its
+newest checkpoint. The next attempt starts from the snapshot that was reported last. So only the
+steps since the last evaluation can be lost, and none is counted twice: rows, evaluations and
+checkpoint of a snapshot always belong together.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from toco.train.run_folder import RunFolder
 
 
 class Channel(Protocol):
-    """How a trial talks to whoever started it."""
+    """The connection of a trial to its driver."""
 
     def restored(self) -> AbstractContextManager[Path | None]:
-        """The snapshot that was reported last, readable while the context is open; ``None`` on a first start."""
+        """Open the snapshot that was reported last; ``None`` on a first start."""
 
     def report(self, row: dict[str, Any], snapshot: Path) -> None:
-        """Hand over a row and a snapshot; the snapshot is safe when this returns."""
+        """Hand over a row and a snapshot; the snapshot is stored safely when this returns."""
 
     def begin(self) -> None:
         """Say where the trial is about to run.
 
         Raises:
-            LeftOutError: No trial should run there.
+            LeftOutError: No trial should run on this node.
         """
 
     def fail(self, error: Exception) -> None:
@@ -59,7 +59,7 @@ class Channel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a worker must know to run a trial; plain values, so that it outlives processes and versions.
+    """All that a worker needs to run a trial: plain values, which any process and version can read.
 
     Attributes:
         key: Key of the trial in the ledger.
@@ -68,9 +68,9 @@ class Spec:
         config: The ``RunConfig`` as JSON.
         source: Run folder whose checkpoints are evaluated again, instead of a training.
         prefixes: Folder of the checkpoints that trainings with the same first steps share.
-        inputs: Digests of what the trial reads, as the driver found them.
-        world_size: Processes that train it together, one a GPU.
-        scratch_bytes: What its temporary folder comes to hold; 0 where that is not known.
+        inputs: Digests of the files that the trial reads, as the driver computed them.
+        world_size: Processes that train it together, one for each GPU.
+        scratch_bytes: Bytes that its temporary folder will hold; 0 where unknown.
         command: The command of the study, for the record.
     """
 
@@ -87,13 +87,13 @@ class Spec:
 
 
 def run_trial(spec: Spec, channel: Channel) -> None:
-    """Run what ``spec`` says from where the last snapshot left it, and report every evaluation once.
+    """Run a trial from its last snapshot, and report every evaluation once.
 
     The last report's snapshot holds ``result.json``; its row has the status ``finished`` or
     ``diverged``.
 
     Raises:
-        Exception: Whatever went wrong; the channel was told.
+        Exception: Any error of the trial, after it was told to the channel.
     """
     try:
         channel.begin()
@@ -109,7 +109,7 @@ def run_trial(spec: Spec, channel: Channel) -> None:
 
 
 def _with_folder(error: Exception, spec: Spec) -> Exception:
-    """A disk that is full, as a sentence that names folder and bytes; any other error as it is."""
+    """Name folder and bytes in the error of a full disk; return other errors unchanged."""
     if not isinstance(error, OSError) or not is_no_room(error):
         return error
     folder = (
@@ -117,7 +117,7 @@ def _with_folder(error: Exception, spec: Spec) -> Exception:
         if isinstance(error.filename, str)
         else Path(tempfile.gettempdir())
     )
-    # The checkpoints that trials share lie beside the ledger, where all nodes write.
+    # Trials share checkpoints in the storage, where all nodes write.
     is_shared = spec.prefixes is not None and folder.is_relative_to(spec.prefixes)
     return (StorageError if is_shared else ScratchError)(
         sentence_of(folder, spec.scratch_bytes, error)
@@ -125,6 +125,7 @@ def _with_folder(error: Exception, spec: Spec) -> Exception:
 
 
 def _run(spec: Spec, channel: Channel) -> None:
+    # Check code and disk.
     config = RunConfig.model_validate(spec.config)
     if identify(config, spec.train, spec.inputs).key != spec.key:
         raise ValueError(
@@ -134,6 +135,7 @@ def _run(spec: Spec, channel: Channel) -> None:
         )
     if (problem := shortage(Path(tempfile.gettempdir()), spec.scratch_bytes)) is not None:
         raise ScratchError(problem)
+    # Evaluate a stored training again, or train from the last snapshot.
     with scratch_folder(spec.key) as scratch:
         run_dir = scratch / spec.key
         reporter = _Reporter(channel, run_dir, scratch / "snapshot", config.num_steps)
@@ -162,8 +164,7 @@ def _run(spec: Spec, channel: Channel) -> None:
                 **options,
             )
         except DivergedError:
-            # Deterministic, so that a restart would only diverge again: the result, not a failure
-            # of the machine.
+            # Deterministic, so that a restart would diverge again: this is a result, not a failure.
             reporter.report({"status": "diverged"})
             return
         if result.status != "finished":
@@ -179,13 +180,13 @@ def _train_recording(
     *arguments: Any,  # noqa: ANN401 - those of train
     **options: Any,  # noqa: ANN401
 ) -> Result:
-    """Train in a rank, a process of its own, which does not know what is recorded in the one that started it."""
+    """Train in a rank: a process of its own, which has to be told the recorded command again."""
     with recording_command(command or None):
         return train(*arguments, **options)
 
 
 class _Reporter:
-    """The training's observer."""
+    """The observer of the training, which reports to the channel."""
 
     def __init__(self, channel: Channel, run_dir: Path, snapshot: Path, num_steps: int) -> None:
         self._channel = channel
@@ -194,18 +195,21 @@ class _Reporter:
         self._num_steps = num_steps
 
     def on_evaluation(self, step: int, metrics: dict[str, float], checkpoint: Path) -> None:
-        """Report the evaluation. That after the last step waits for ``result.json``, which follows at once."""
+        """Report an evaluation.
+
+        That of the last step is left to ``result.json``, which follows at once.
+        """
         if step < self._num_steps:
             self.report({"status": "running", "step": step, **metrics}, until_step=step)
 
     def report(self, row: dict[str, Any], until_step: int | None = None) -> None:
-        """Report ``row`` with the run folder as it is now, without rows of steps after ``until_step``.
+        """Report ``row`` with the present run folder, without rows of steps after ``until_step``.
 
-        The training goes on meanwhile, and adds nothing else until this returns.
+        The training continues meanwhile, but writes nothing to the folder until this returns.
         """
         shutil.rmtree(self._snapshot, ignore_errors=True)
         left_out = [*all_in(self._run_dir / "checkpoints")[:-1], self._run_dir / METRICS]
-        # Links: a copy of a large checkpoint would hold the training up for nothing.
+        # Links, because copying a large checkpoint would delay the training.
         shutil.copytree(
             self._run_dir,
             self._snapshot,
