@@ -1,1 +1,1 @@
-"""Class activation maps and everything that is read from them."""
+"""Class activation maps, and the labels, affinities and crops derived from them."""

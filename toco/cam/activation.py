@@ -1,4 +1,4 @@
-"""Class activation maps: one resolution, several scales with their mirror images, and the normalisation to [0, 1]."""
+"""Class activation maps: at one resolution, over several scales, normalised to [0, 1]."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 Forward = Callable[[Float[Tensor, "images 3 h w"]], Float[Tensor, "images k p q"]]
-"""Images to activation maps on the patch grid."""
+"""Function from images to activation maps on the patch grid."""
 
 
 def activation_maps(
@@ -18,12 +18,14 @@ def activation_maps(
     classifier_weight: Float[Tensor, "k c"],
     present: Integer[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, "b _ p q"]:
-    """Score of classes at every patch: the classifier applied to each token instead of to the pooled one.
+    """Score classes at every patch by applying the classifier to each token.
+
+    The image's logits apply the same weight to the pooled token.
 
     Args:
         features: Patch tokens.
         classifier_weight: One row for every class.
-        present: Classes (0-based) whose maps are wanted, image by image; ``None`` means all ``k``.
+        present: Classes (0-based) to score in each image; ``None`` means all ``k``.
     """
     if present is None:
         return torch.einsum("bcpq,kc->bkpq", features, classifier_weight)
@@ -35,8 +37,8 @@ def normalise_cam(
 ) -> Float[Tensor, "b k h w"]:
     """Min-max normalise every map of every image to [0, 1).
 
-    ``epsilon`` is added to the range, so a constant map becomes 0 and the maximum stays just below
-    1.
+    ``epsilon`` is added to the range, so that a constant map becomes 0 and the maximum stays just
+    below 1.
 
     Source: official camutils.py, ``multi_scale_cam2``.
     """
@@ -51,22 +53,21 @@ def multi_scale_cams(
     flip: bool,
     base: Float[Tensor, "b k p q"] | None = None,
 ) -> Float[Tensor, "b k h w"]:
-    """CAMs at the images' size, summed over scales and normalised.
+    """Sum CAMs at the images' size over scales, and normalise them.
 
-    Per scale: the larger of image and mirror image (mirrored back) at every pixel, then ReLU. The
-    maximum is taken after the resize to pixels, as the official code does. Everything is computed
-    in the images' dtype, even where ``forward`` runs in a lower one.
+    At each scale the larger value of image and mirror image (mirrored back) is taken at every
+    pixel, then ReLU. The maximum is taken after the resize to pixels, as in the official code.
+    Everything is computed in the images' dtype, even where ``forward`` runs in a lower one.
 
     Args:
-        forward: Maps images of any size to activations; several sorts of them go side by side as
-            channels. It is given all images of one scale at once, and all their mirror images after
-            them.
+        forward: Maps images of any size to activations; several kinds of maps may be stacked as
+            channels. One call gets all images of a scale, followed by all their mirror images.
         images: Normalised images.
-        scales: Sizes relative to the images'; a scaled side is floored. 1.0 is always used, first,
-            listed or not.
-        flip: Also look at the mirror images.
-        base: What ``forward(images)`` returned, where the caller has it already; that pass is then
-            not repeated.
+        scales: Sizes relative to the images; scaled sides are rounded down. Scale 1.0 is always
+            used, first, whether it is listed or not.
+        flip: Also use the mirror images.
+        base: The result of ``forward(images)``, if the caller has it already; that pass is then
+            skipped.
 
     Raises:
         ValueError: A scale is not positive, or leaves no pixel.

@@ -1,4 +1,4 @@
-"""Which pairs of patches belong together, by a pseudo label on the patch grid."""
+"""Affinity of patch pairs, from a pseudo label on the patch grid."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from toco.types import IGNORE_INDEX
 
 
 def affinity(label: Integer[Tensor, "b h w"]) -> Integer[Tensor, "b n n"]:
-    """1 for two patches with the same label, 0 with different ones, 255 where the pair does not count.
+    """Pairwise affinity of patches: 1 for the same label, 0 for different labels.
 
-    A pair does not count where either patch is ignored, nor does a patch with itself. Two
-    background patches count as belonging together. Bytes, because at 448 px and patch 16 the matrix
+    A pair is 255 (ignored) where either patch is ignored, and so is a patch with itself. Two
+    background patches have the same label. The matrix is stored as bytes: at 448 px and patch 16 it
     has 600 000 entries an image.
 
     >>> affinity(torch.tensor([[[3, 3, 0, 255]]])).tolist()

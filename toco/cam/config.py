@@ -1,4 +1,4 @@
-"""The settings of PAR and of the CRF. Nothing here needs torch."""
+"""Settings of PAR and of the CRF. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from toco.config import Config
 
 
 class ParConfig(Config):
-    """Settings of PAR; the defaults are the official ones.
+    """Settings of pixel-adaptive refinement (PAR); the defaults are the official ones.
 
     Attributes:
         iterations: Steps of propagation.
         dilations: Distances of the rings of eight neighbours, in pixels of the refined map. A pixel
             is not its own neighbour.
-        colour_weight: Width of the colour kernel and of the distance kernel. A smaller one makes
+        colour_weight: Width of the colour kernel and of the distance kernel. With a smaller width
             only more similar colours count.
         position_weight: Share of the distance term.
         scale: Size of the refined map relative to the image; sides are rounded down.
@@ -30,19 +30,21 @@ class ParConfig(Config):
 
 
 class CrfConfig(Config):
-    """Kernels and iterations. The defaults are those of the official test (``tools/infer_seg_voc.py``).
+    """Kernels and iterations of the CRF; the defaults are those of the official test.
 
     Attributes:
         iterations: Updates of the mean field.
-        position_weight: Weight of the kernel of position.
-        position_sigma: Its standard deviation, pixels.
+        position_weight: Weight of the position kernel.
+        position_sigma: Standard deviation of the position kernel, pixels.
         bilateral_weight: Weight of the kernel of position and colour.
-        bilateral_sigma_xy: Its standard deviation in position, pixels.
-        bilateral_sigma_rgb: And in colour, levels of 255.
-        filter_name: ``lattice`` is what pydensecrf computes, ``exact`` the sums that it
-            approximates. ``auto`` is the lattice on a CPU, where the exact filter takes minutes an
-            image (time goes with the square of its pixels), and exact elsewhere. On photographs 97
-            to 99.9 % of the labels are the same.
+        bilateral_sigma_xy: Standard deviation of that kernel in position, pixels.
+        bilateral_sigma_rgb: Standard deviation of that kernel in colour, levels of 255.
+        filter_name: ``lattice`` is the approximation of pydensecrf, ``exact`` the sums that it
+            approximates. ``auto`` is the lattice on a CPU, and exact elsewhere. On a CPU the exact
+            filter takes minutes an image (time grows with the square of the number of pixels). On
+            photographs 97 to 99.9 % of the labels are the same.
+
+    Source: official ``tools/infer_seg_voc.py``.
     """
 
     iterations: int = Field(default=10, ge=1)
@@ -54,7 +56,7 @@ class CrfConfig(Config):
     filter_name: Literal["auto", "exact", "lattice"] = "auto"
 
     def resolved(self, device_type: str) -> CrfConfig:
-        """The config with ``auto`` replaced by what it means on a device, as ``cpu`` or ``cuda``."""
+        """Return the config with ``auto`` replaced by the filter for ``cpu`` or ``cuda``."""
         if self.filter_name != "auto":
             return self
         return self.model_copy(
@@ -62,7 +64,7 @@ class CrfConfig(Config):
         )
 
     def protocol(self) -> str:
-        """The CRF in words."""
+        """Describe the CRF as text."""
         return (
             f"dense CRF, {self.iterations} iterations, position {self.position_weight:g} "
             f"(sigma {self.position_sigma:g} px), bilateral {self.bilateral_weight:g} (sigma "

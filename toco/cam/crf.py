@@ -1,8 +1,10 @@
-"""The fully connected conditional random field, by mean field.
+"""The fully connected conditional random field, solved by mean field.
+
+It has two kernels, a Gaussian of position and a bilateral one, each normalised symmetrically, and
+Potts compatibility.
 
 Source: Kraehenbuehl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
-Potentials", NeurIPS 2011, as pydensecrf computes it: a Gaussian kernel of position and a bilateral
-one, each normalised symmetrically, and Potts compatibility.
+Potentials", NeurIPS 2011, as implemented by pydensecrf.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor
 from toco.cam.config import CrfConfig
 from toco.filters import build, build_gaussian
 
+# Keeps the logarithm of a probability finite.
 _MIN_PROBABILITY = 1e-5
 
 
@@ -21,11 +24,12 @@ _MIN_PROBABILITY = 1e-5
 def dense_crf(
     images: Float[Tensor, "b 3 h w"], probabilities: Float[Tensor, "b s h w"], config: CrfConfig
 ) -> Float[Tensor, "b s h w"]:
-    """Probabilities that agree with the edges of the images; the mean field starts from them.
+    """Refine probabilities so that they follow the edges of the images.
 
     Args:
         images: Levels 0 to 255.
-        probabilities: Of every class at every pixel; below 1e-5 they count as that.
+        probabilities: Probability of every class at every pixel, the start of the mean field.
+            Values below 1e-5 are raised to it.
         config: Kernels and iterations.
     """
     name = config.resolved(images.device.type).filter_name

@@ -1,4 +1,4 @@
-"""From CAMs to labels: the threshold of the evaluation, the two thresholds of training, and the valid box.
+"""Labels from CAMs: one threshold for the evaluation, two for training, and the valid box.
 
 A score is compared with a threshold in the CAM's dtype, and equal counts as below: a float32 CAM of
 exactly ``float32(0.7)`` is not above 0.7.
@@ -17,7 +17,10 @@ from toco.types import IGNORE_INDEX
 
 
 class Region(IntEnum):
-    """What a CAM says about a pixel. The values matter: positive crops are found by their mean."""
+    """Class of a pixel by its CAM score.
+
+    The values matter: a crop is positive if the mean of its values is high enough.
+    """
 
     BACKGROUND = 0
     UNCERTAIN = 1
@@ -27,7 +30,7 @@ class Region(IntEnum):
 def mask_absent_classes(
     cam: Float[Tensor, "b k h w"], class_labels: Float[Tensor, "b k"]
 ) -> Float[Tensor, "b k h w"]:
-    """The CAM with the maps of the classes that the image does not contain set to 0."""
+    """Set the maps of classes that the image does not contain to 0."""
     return cam * class_labels[:, :, None, None]
 
 
@@ -36,8 +39,8 @@ def cam_to_label(
 ) -> Integer[Tensor, "b h w"]:
     """The present class with the highest score, or 0 where that is not above the threshold.
 
-    Ids are 1..k; the first class wins a tie. This is the label that the evaluation compares with
-    the ground truth.
+    Ids are 1..k; the first class wins a tie. The evaluation compares this label with the ground
+    truth.
 
     Source: official camutils.py, ``cam_to_label`` without a box.
     """
@@ -52,9 +55,10 @@ def cam_to_pseudo_label(
     high_threshold: float,
     valid_box: Integer[Tensor, "b 4"] | None = None,
 ) -> Integer[Tensor, "b h w"]:
-    """The best present class above ``high_threshold``, 0 up to ``low_threshold``, 255 between and outside the box.
+    """The best present class where its score is certain, 0 where background is, else 255.
 
-    This is the label that the affinity of patch tokens is read from.
+    A class is certain above ``high_threshold``, background up to ``low_threshold``. Pixels outside
+    the box are 255, too. The affinity of patch tokens is computed from this label.
 
     Raises:
         ValueError: The low threshold exceeds the high one.
@@ -71,10 +75,10 @@ def cam_to_pseudo_label(
 def where_certain(
     against_low: Integer[Tensor, "b h w"], against_high: Integer[Tensor, "b h w"]
 ) -> Integer[Tensor, "b h w"]:
-    """The labels that win against a low and against a high background score, as one label.
+    """Merge the labels that win against a low and against a high background score.
 
-    A class where it wins against the high score; 0 where the background wins even with the low one;
-    255 where they disagree.
+    A pixel gets the class that wins against the high score. It gets 0 where the background wins
+    even with the low score, and 255 where the two labels disagree.
 
     Source: official camutils.py, ``refine_cams_with_bkg_v2``, and ``tools/infer_cam_crf_label.py``.
 
@@ -88,7 +92,9 @@ def where_certain(
 def class_ids(
     label: Integer[Tensor, "b h w"], present: Integer[Tensor, "b m"]
 ) -> Integer[Tensor, "b h w"]:
-    """Labels that number the present classes of each image from 1, as ids of all classes; 0 and 255 stay.
+    """Translate labels that number the present classes of an image into ids of all classes.
+
+    Labels 1..m number the classes in ``present``; 0 and 255 stay.
 
     >>> class_ids(torch.tensor([[[0, 1, 2, 255]]]), torch.tensor([[3, 7]])).tolist()
     [[[0, 4, 8, 255]]]
@@ -102,7 +108,7 @@ def class_ids(
 def ignore_outside(
     label: Integer[Tensor, "b h w"], valid_box: Integer[Tensor, "b 4"]
 ) -> Integer[Tensor, "b h w"]:
-    """The label with everything outside the box set to 255."""
+    """Set the label outside the box to 255."""
     height, width = label.shape[-2:]
     return label.masked_fill(~inside(valid_box, height, width), IGNORE_INDEX)
 
@@ -110,19 +116,20 @@ def ignore_outside(
 def scale_box(
     valid_box: Integer[Tensor, "b 4"], from_size: tuple[int, int], to_size: tuple[int, int]
 ) -> Integer[Tensor, "b 4"]:
-    """The box on another grid over the same image: a cell belongs to it if the cell's centre does.
+    """Map the box to another grid over the same image, by the centres of the cells.
 
-    The official code applies the pixel box to the token grid unscaled, which ignores almost every
-    token of a padded image; this is the correction of it.
+    A cell belongs to the box if the centre of the cell does. The official code applies the pixel
+    box to the token grid unscaled, which ignores almost every token of a padded image. This
+    function corrects that.
 
     >>> scale_box(torch.tensor([[60, 448, 0, 100]]), from_size=(448, 448), to_size=(28, 28)).tolist()
     [[4, 28, 0, 6]]
     """
 
     def first_cell(edge: Tensor, source: int, target: int) -> Tensor:
-        # The first cell i with its centre (i + 1/2) * source / target >= edge is ceil(edge * target
-        # / source - 1/2). In whole numbers, so that a centre exactly on the edge does not depend on
-        # rounding; -(-a // b) is the ceiling.
+        # The first cell i whose centre (i + 1/2) * source / target is >= edge is i = ceil(edge *
+        # target / source - 1/2). Computed in whole numbers, so that a centre exactly on the edge
+        # does not depend on rounding; -(-a // b) is the ceiling.
         return -((source - 2 * edge * target) // (2 * source))
 
     rows, columns = valid_box[:, :2].long(), valid_box[:, 2:].long()

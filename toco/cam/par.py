@@ -1,4 +1,4 @@
-"""Pixel-adaptive refinement (PAR): probabilities spread to pixels nearby of similar colour, and labels from them.
+"""Pixel-adaptive refinement (PAR): spread probabilities to nearby pixels of similar colour.
 
 Source: Ru et al., "Learning Affinity from Attention" (CVPR 2022), and the official PAR.py and
 camutils.py (``refine_cams_with_bkg_v2``).
@@ -20,12 +20,13 @@ from toco.cam.labels import check_thresholds, ignore_outside, where_certain
 def neighbour_affinity(
     images: Float[Tensor, "b 3 h w"], config: ParConfig
 ) -> Float[Tensor, "b h w m"]:
-    """Weight of each of the ``m = 8 * len(dilations)`` neighbours of every pixel.
+    """Compute the weight of each neighbour of every pixel, ``m = 8 * len(dilations)`` of them.
 
-    The first part is a softmax over the neighbours of the negative squared colour difference. The
-    difference is in units of the local standard deviation times ``colour_weight``, and its square
-    is averaged over channels. The second part is ``position_weight`` times the same of the
-    distance. The weights of a pixel therefore sum to ``1 + position_weight``.
+    A weight has two parts. The first is a softmax over the neighbours of the negative squared
+    colour difference. The difference is in units of the local standard deviation times
+    ``colour_weight``, and its square is averaged over channels. The second part is
+    ``position_weight`` times the same softmax of the distance. The weights of a pixel therefore sum
+    to ``1 + position_weight``.
 
     Args:
         images: Colours in [0, 1].
@@ -35,7 +36,8 @@ def neighbour_affinity(
     neighbours = images.flatten(2)[
         :, :, _neighbours(height, width, config.dilations, images.device)
     ]
-    # In two passes by hand: several times as fast as torch.std on a CPU.
+    # Colour part. The variance is computed in two passes: several times as fast as torch.std on a
+    # CPU.
     variance = (neighbours - neighbours.mean(dim=3, keepdim=True)).square().sum(dim=3) / (
         neighbours.shape[3] - 1
     )
@@ -43,10 +45,9 @@ def neighbour_affinity(
     difference = (neighbours - images.flatten(2)[..., None]) / width_of_kernel[..., None]
     from_colour = difference.square_().mean(dim=1).neg_().softmax(dim=2)
 
+    # Distance part. It is rounded to single precision whatever the images' dtype, as officially.
     distance = _offsets(config.dilations, images.device).double().square().sum(dim=0).sqrt()
-    distance = distance.float().to(
-        images.dtype
-    )  # single precision, whatever the images have: as officially
+    distance = distance.float().to(images.dtype)
     distance = distance / (distance.std() + 1e-8) / config.colour_weight
     from_position = (-distance.square()).softmax(dim=0)
     weights: Tensor = from_colour + config.position_weight * from_position
@@ -60,8 +61,8 @@ def propagate(
 ) -> Float[Tensor, "b c h w"]:
     """Replace every value by the weighted sum of its neighbours' values, ``iterations`` times.
 
-    An embedding bag is the fused kernel for a sum of weighted rows of a table: nothing the size of
-    all neighbours is ever written, and the sums have a fixed order.
+    An embedding bag is the fused kernel for a sum of weighted rows of a table. The values of all
+    neighbours are never stored, and the sums have a fixed order.
     """
     num_images, _, height, width = maps.shape
     neighbours = _neighbours(height, width, config.dilations, maps.device)
@@ -81,16 +82,17 @@ def refined_probabilities(
     backgrounds: Sequence[float],
     config: ParConfig,
 ) -> Float[Tensor, "b t s p q"]:
-    """Refined class probabilities at the reduced size, for each background score in ``backgrounds``.
+    """Refine class probabilities at the reduced size, for each background score.
 
     The probabilities are a softmax over the background score and the CAMs of the classes in the
-    image (values in [0, 1], so it is nearly flat). An absent class has probability 0. The position
-    term makes them grow by ``1 + position_weight`` an iteration, the same for all classes.
+    image. These values lie in [0, 1], so the softmax is nearly flat. An absent class has
+    probability 0. The position term scales all probabilities by ``1 + position_weight`` an
+    iteration, the same for all classes.
 
-    The image's affinity is computed once, and the ``t`` backgrounds are propagated as channels.
+    The affinity is computed once per image, and the ``t`` backgrounds are propagated as channels.
 
     Raises:
-        ValueError: No pixel is left at the reduced size.
+        ValueError: No pixel remains at the reduced size.
     """
     size = (int(images.shape[-2] * config.scale), int(images.shape[-1] * config.scale))
     if min(size) < 1:
@@ -122,21 +124,21 @@ def refine_pseudo_label(
     high_threshold: float,
     config: ParConfig,
 ) -> Integer[Tensor, "b h w"]:
-    """The label that the decoder learns, from the CAM refined against a high and a low background score.
+    """Refine the CAM against a low and a high background score, and make the decoder's label.
 
-    A class where it wins against the high background; 0 where the background wins even with the low
-    score; 255 where they disagree, and outside the box.
+    A pixel gets the class that wins against the high background score. It gets 0 where the
+    background wins even with the low score. It gets 255 where the two disagree, and outside the
+    box.
 
     Args:
-        images: Colours in [0, 1]. The official code truncates them to the 256 levels of a byte
-            first; that belongs to the caller.
-        cam: Scores in [0, 1] at the images' size; absent classes need not be masked. It is cheapest
-            to hand over the maps of the present classes alone: the labels are then their numbers in
-            this order.
+        images: Colours in [0, 1]. The official code first truncates them to the 256 levels of a
+            byte; here the caller does that.
+        cam: Scores in [0, 1] at the images' size; absent classes need not be masked. Maps of the
+            present classes alone are cheapest: the labels then number these maps from 1.
         class_labels: Which classes the image contains.
-        valid_box: Image area of a padded crop, or None if all of it counts.
-        low_threshold: Background score that certain background wins with.
-        high_threshold: Background score that certain foreground wins against.
+        valid_box: Image area of a padded crop, or ``None`` if all pixels count.
+        low_threshold: A pixel is background where this background score beats all classes.
+        high_threshold: A pixel is foreground where a class beats this background score.
         config: Neighbours, kernels, iterations and size of the refined map.
 
     Raises:
@@ -156,20 +158,20 @@ def refine_pseudo_label(
 
 
 def _first_largest(maps: Float[Tensor, "b s h w"]) -> Int[Tensor, "b h w"]:
-    """``maps.argmax(dim=1)``; on a CPU several times as fast for the few maps that there are."""
+    """``maps.argmax(dim=1)``, several times as fast on a CPU for a few maps."""
     num_maps = maps.shape[1]
     from_the_end = torch.arange(num_maps, 0, -1, device=maps.device)[:, None, None]
     is_largest = maps == maps.amax(dim=1, keepdim=True)
-    # Not a number equals nothing, not even itself: 1, the last map, so that a diverged step still
-    # has a label.
+    # NaN equals nothing, not even itself. The value 1 then selects the last map, so that a diverged
+    # step still has a label.
     return num_maps - torch.where(is_largest, from_the_end, 1).amax(dim=1)
 
 
 def _offsets(dilations: Sequence[int], device: torch.device) -> Int[Tensor, "2 m"]:
     """Rows and columns from a pixel to its neighbours, ring by ring.
 
-    Computed on the device: a copy from the host could wait for it, and would part the CUDA graph of
-    a compiled step.
+    Computed on the device: a copy from the host could wait for the device, and would split the CUDA
+    graph of a compiled step.
     """
     ring = torch.arange(8, device=device)
     ring = ring + (ring >= 4).long()  # of the 3 x 3 pixels, without the one in the middle
@@ -182,7 +184,7 @@ def _offsets(dilations: Sequence[int], device: torch.device) -> Int[Tensor, "2 m
 def _neighbours(
     height: int, width: int, dilations: Sequence[int], device: torch.device
 ) -> Int[Tensor, "n m"]:
-    """Numbers of every pixel's neighbours; beyond the border the border's pixel goes on."""
+    """Indices of every pixel's neighbours; beyond the border the border pixel is repeated."""
     offset_y, offset_x = _offsets(dilations, device)
     row = (torch.arange(height, device=device)[:, None] + offset_y).clamp_(0, height - 1)
     column = (torch.arange(width, device=device)[:, None] + offset_x).clamp_(0, width - 1)

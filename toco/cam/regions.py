@@ -1,6 +1,7 @@
-"""Regions of a CAM, and the local crops that the contrast of class tokens cuts from its uncertain and background ones.
+"""Regions of a CAM, and the local crops for class token contrast.
 
-Nothing here waits for the device: shapes are static and no mask is used as an index.
+Crops are cut from uncertain and background regions. No function waits for the device: shapes are
+static and no mask is used as an index.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ def regions(
     low_threshold: float,
     high_threshold: float,
 ) -> Integer[Tensor, "b h w"]:
-    """The :class:`Region` of every pixel by the best score of a present class.
+    """The :class:`Region` of every pixel, by the best score of a present class.
 
-    Background up to and including ``low_threshold``, foreground from ``high_threshold`` on
-    (including it, unlike in a pseudo label), uncertain between them.
+    Background is up to and including ``low_threshold``, foreground from ``high_threshold`` on
+    (inclusive, unlike in a pseudo label), uncertain between them.
 
     Raises:
         ValueError: The low threshold exceeds the high one.
@@ -43,16 +44,18 @@ def draw_keys(
     generator: torch.Generator,
     shard: Shard = Shard(),
 ) -> Float[Tensor, "b n"]:
-    """A random key for every place where a crop's centre may be, which :func:`sample_crop_corners` chooses by.
+    """Draw a random key for every possible centre of a crop.
+
+    :func:`sample_crop_corners` chooses centres by these keys.
 
     Args:
         num_images: Images of this part of the batch.
         size: Rows and columns of the images.
-        crop_size_px: Side of a crop; its centre is at least half of it from the border.
-        generator: Source of the keys, which are drawn on its device, so that a CPU generator gives
+        crop_size_px: Side of a crop; its centre is at least half a side from the border.
+        generator: Source of the keys. They are drawn on its device, so that a CPU generator gives
             the same crops on every machine.
-        shard: Which part of a global batch the images are. Keys are drawn for all of it, so that an
-            image's crops do not depend on the number of processes.
+        shard: Part of the global batch that the images are. Keys are drawn for the global batch, so
+            that an image's crops do not depend on the number of processes.
     """
     height, width = _inner_size(size, crop_size_px)
     num_drawn = shard.world_size * num_images
@@ -65,18 +68,19 @@ def draw_keys(
 def sample_crop_corners(
     regions: Integer[Tensor, "b h w"], keys: Float[Tensor, "b n"], num_crops: int, crop_size_px: int
 ) -> Integer[Tensor, "b v 2"]:
-    """Top-left corners (y, x) of square crops whose centres are drawn from uncertain and background pixels.
+    """Draw square crops whose centres are uncertain or background pixels.
 
-    Per image ``num_crops`` distinct centres, all equally likely, in random order, at least half a
-    crop from the border. An image with fewer candidates than crops is cut anywhere. Padding counts
-    as background, as in the official code.
+    Returns the top-left corners (y, x). Each image gets ``num_crops`` distinct centres, all equally
+    likely, in random order, at least half a crop from the border. In an image with fewer candidates
+    than crops, any centre may be drawn. Padding counts as background, as in the official code.
 
-    The largest of the random keys among the candidates win: the distribution of a random
-    permutation of the candidates, without a loop over images and without counting them on the host.
+    The candidates with the largest random keys are chosen. This has the distribution of a random
+    permutation of the candidates, without a loop over images and without counting candidates on the
+    host.
 
     Args:
         regions: Region of every pixel.
-        keys: What :func:`draw_keys` drew for these images.
+        keys: Keys from :func:`draw_keys` for these images.
         num_crops: Crops per image.
         crop_size_px: Side of a crop.
 
@@ -97,13 +101,13 @@ def sample_crop_corners(
     is_candidate = (inner <= Region.UNCERTAIN.value).flatten(1)
     too_few = is_candidate.sum(dim=1, keepdim=True) < num_crops
     chosen = keys.masked_fill(~(is_candidate | too_few), -1.0).topk(num_crops, dim=1).indices
-    # The centre is ``margin`` below and right of the corner, so an index into the inner part is the
-    # corner itself.
+    # A centre is ``margin`` below and right of its corner, and the inner part starts at ``margin``.
+    # An index into the inner part is therefore the corner.
     return torch.stack([chosen // inner_width, chosen % inner_width], dim=-1)
 
 
 def _inner_size(size: tuple[int, int], crop_size_px: int) -> tuple[int, int]:
-    """Rows and columns of the places where a crop's centre may be."""
+    """Rows and columns of the area where the centre of a crop may be."""
     margin = crop_size_px // 2
     return size[0] - 2 * margin, size[1] - 2 * margin
 
@@ -111,7 +115,10 @@ def _inner_size(size: tuple[int, int], crop_size_px: int) -> tuple[int, int]:
 def crop(
     images: Num[Tensor, "b c h w"], corners: Integer[Tensor, "b v 2"], crop_size_px: int
 ) -> Num[Tensor, "v b c {crop_size_px} {crop_size_px}"]:
-    """Cut the squares at ``corners`` (y, x of the top-left pixel): crop-major, all images of the first crop first."""
+    """Cut the squares whose top-left pixels are ``corners`` (y, x).
+
+    The result is crop-major: all images of the first crop, then of the second.
+    """
     num_channels, _, width = images.shape[1:]
     offset = torch.arange(crop_size_px, device=images.device)
     y, x = corners.long()[..., None, None].unbind(dim=2)
@@ -129,9 +136,8 @@ def positive_crops(
 ) -> Bool[Tensor, "b v"]:
     """Whether a crop shows enough of an object to be a positive of its image.
 
-    Positive means that the mean of the region VALUES in the crop is above ``min_mean_region``: sure
-    foreground (2) counts twice as much as uncertain pixels (1). Any other crop is background, a
-    negative.
+    A crop is positive if the mean of its region VALUES is above ``min_mean_region``: certain
+    foreground (2) counts twice as much as uncertain pixels (1). Any other crop is a negative.
 
     Source: official camutils.py, ``crop_from_roi_neg``.
     """

@@ -1,1 +1,1 @@
-"""What sits on tokens: classifiers, decoder, projection head."""
+"""Heads on tokens: classifiers, decoder, projection head."""

@@ -1,4 +1,4 @@
-"""Image-level classifier whose weights are also what the CAM is made with."""
+"""Image-level classifier whose weight also makes the CAM."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """Global max pooling over patches, channel by channel, then a linear layer without bias.
+    """Max pooling over patches, channel by channel, then a linear layer without bias.
 
-    Without a bias and with one weight vector per class, applying ``weight`` to every token gives
-    the CAM (:func:`toco.cam.activation.activation_maps`).
+    With one weight vector per class and no bias, applying ``weight`` to every token gives the CAM
+    (:func:`toco.cam.activation.activation_maps`).
 
     Args:
         in_channels: Width of the tokens.
@@ -22,8 +22,8 @@ class Classifier(nn.Module):
 
     def __init__(self, in_channels: int, num_foreground_classes: int) -> None:
         super().__init__()
-        # The default of a 1x1 convolution, which is what the official code holds here: uniform
-        # within 1/sqrt(fan-in).
+        # Torch's default for a 1x1 convolution, which the official code has here: uniform within
+        # 1/sqrt(fan-in).
         bound = in_channels**-0.5
         self.weight = nn.Parameter(
             torch.empty(num_foreground_classes, in_channels).uniform_(-bound, bound)
@@ -31,7 +31,7 @@ class Classifier(nn.Module):
 
     def forward(self, features: Float[Tensor, "b c p q"]) -> Float[Tensor, "b k"]:
         """Logits of the foreground classes."""
-        # max, not amax: the gradient of a tie goes to one patch, as in max pooling, instead of to
-        # all in equal parts.
+        # max, not amax: at a tie the gradient goes to one patch, as in max pooling, and is not
+        # shared.
         pooled = features.flatten(2).max(dim=2).values
         return nn.functional.linear(pooled, self.weight)

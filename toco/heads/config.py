@@ -1,4 +1,4 @@
-"""The settings of the projection head. Nothing here needs torch."""
+"""Settings of the projection head. Nothing here needs torch."""
 
 from __future__ import annotations
 

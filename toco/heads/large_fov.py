@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class LargeFov(nn.Module):
-    """DeepLab's LargeFOV head on the patch grid: two dilated 3x3 convolutions and a 1x1, without biases.
+    """DeepLab's LargeFOV head on the patch grid.
 
-    Layers keep the names they have in DeepLab (fc6 to fc8 as convolutions), so official weights
-    load as they are. The initialisation is torch's default, as in the official code, whose own is
-    never called.
+    It has two dilated 3x3 convolutions and a 1x1 convolution, without biases. Layers keep their
+    names from DeepLab (fc6 to fc8, as convolutions), so that official weights load unchanged. The
+    initialisation is torch's default: the official code defines its own but never calls it.
 
     Args:
         in_channels: Width of the tokens.

@@ -1,4 +1,4 @@
-"""Projection head of the class tokens, and the update that makes a teacher of a copy of it."""
+"""Projection head of the class tokens, and the moving average that updates the teacher's copy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from toco.heads.config import ProjectionConfig
 
 
 class WeightNormLinear(nn.Module):
-    """Linear layer without bias whose rows have length ``weight_g``, frozen at 1: only their directions are learnt.
+    """Linear layer without bias that learns only the directions of its rows.
 
-    ``weight_g`` stays a parameter because official checkpoints contain it.
+    Rows have length ``weight_g``, frozen at 1. ``weight_g`` stays a parameter because official
+    checkpoints contain it.
     """
 
     weight_g: Float[Tensor, "out 1"]
@@ -33,9 +34,10 @@ class WeightNormLinear(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """MLP with GELU, L2 normalisation, weight-normed linear layer: DINO's head, without its centring and softmax.
+    """DINO's head without its centring and softmax.
 
-    Parameter names are the official ones (``mlp.0.weight`` ... ``last_layer.weight_v``).
+    It is an MLP with GELU, L2 normalisation and a weight-normed linear layer. Parameter names are
+    the official ones (``mlp.0.weight`` ... ``last_layer.weight_v``).
 
     Args:
         in_channels: Width of the class token.
@@ -62,17 +64,17 @@ class ProjectionHead(nn.Module):
         self.last_layer = WeightNormLinear(config.bottleneck_width, config.output_width)
 
     def forward(self, class_token: Float[Tensor, "b c"]) -> Float[Tensor, "b out"]:
-        """Projection of the class token; the contrast takes raw dot products of these."""
+        """Project the class token; the contrast takes raw dot products of the results."""
         projection: Tensor = self.last_layer(F.normalize(self.mlp(class_token), dim=-1))
         return projection
 
 
 @torch.no_grad()
 def ema_update_(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """Move every parameter of ``teacher`` to ``decay * teacher + (1 - decay) * student``, in place.
+    """Set ``teacher`` to ``decay * teacher + (1 - decay) * student``, in place.
 
-    ``decay`` is the weight of the OLD value (the paper calls it momentum). Of a weight-normed layer
-    the parameters are averaged, not the weight that they stand for, as in the official code.
+    ``decay`` is the weight of the OLD value (the paper calls it momentum). In a weight-normed layer
+    the parameters are averaged, not the resulting weight, as in the official code.
 
     Raises:
         ValueError: The two modules do not have the same parameters, or the decay is outside [0, 1].

@@ -1,4 +1,4 @@
-"""The loss of the image-level labels."""
+"""Loss of the image-level labels."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from torch import Tensor
 def classification_loss(
     logits: Float[Tensor, "b k"], class_labels: Float[Tensor, "b k"]
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy of every class for itself, averaged over classes and images."""
+    """Binary cross-entropy of each class, averaged over classes and images."""
     return F.multilabel_soft_margin_loss(logits, class_labels)

@@ -1,4 +1,4 @@
-"""The settings of the dense energy loss. Nothing here needs torch."""
+"""Settings of the dense energy loss. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class DenseEnergyConfig(Config):
 
     Attributes:
         filter_name: ``exact``, ``lattice``, or ``auto``; see :func:`toco.filters.resolve`.
-        weight: Of the term before the weight of the method.
+        weight: Factor of the energy, besides the term's weight in the method.
         sigma_rgb: Standard deviation of the kernel in colour, levels of 255.
-        sigma_xy: Standard deviation in position, in pixels before the down-scaling.
-        scale: Size at which the energy is computed, relative to the size of the images.
-        energy_scale: Factor on the value and the gradient, to compare the filters. The lattice, for
-            which the official weight was chosen, gives less than the exact sum, by nearly the same
-            factor everywhere (the directions of the gradients have a cosine of 0.997). Measured
-            with sigmas of 15 and 50 pixels on photographs: 0.58 to 0.63 at 224 x 224 pixels after
-            down-scaling, 0.60 at 112 x 112, 0.56 at 56 x 56, 0.51 at 32 x 32. On a smooth generated
-            image it is 0.54, on one of a single colour 0.44. With ``energy_scale=0.6`` the exact
-            energy of photographs of 448 px therefore weighs what the official one weighs.
+        sigma_xy: Standard deviation in position, in pixels before down-scaling.
+        scale: Size at which the energy is computed, relative to the images.
+        energy_scale: Factor on value and gradient, to make the two filters comparable. The official
+            weight was chosen for the lattice. The lattice gives less than the exact sum, by nearly
+            the same factor everywhere (the cosine between the gradients is 0.997). Measured on
+            photographs with sigmas of 15 and 50 pixels: 0.58 to 0.63 at 224 x 224 pixels after
+            down-scaling, 0.60 at 112 x 112, 0.56 at 56 x 56, 0.51 at 32 x 32. A smooth generated
+            image gives 0.54, an image of a single colour 0.44. For photographs of 448 px,
+            ``energy_scale=0.6`` therefore gives the exact energy the weight of the official one.
     """
 
     filter_name: Literal["auto", "exact", "lattice"] = "auto"
@@ -35,8 +35,8 @@ class DenseEnergyConfig(Config):
     energy_scale: float = Field(default=1.0, gt=0)
 
     def resolved(self, device_type: str, height: int, width: int) -> DenseEnergyConfig:
-        """The config with ``auto`` replaced by the filter for images of this size on a device."""
-        from toco import filters  # here, as what only names a filter needs no torch
+        """Return the config with ``auto`` replaced by the filter for this image size and device."""
+        from toco import filters  # imported late: naming a filter needs no torch
 
         num_pixels = int(height * self.scale) * int(width * self.scale)
         chosen = filters.resolve(self.filter_name, device_type, num_pixels)

@@ -1,4 +1,4 @@
-"""Class token contrast (CTC): local crops of an object agree with the whole image, crops of background do not."""
+"""Class token contrast (CTC): object crops agree with the whole image, background crops do not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 EPSILON = 1e-4
-"""Added to the negatives inside the fraction and to the number of positives, as in the official code."""
+"""Added to the negatives in the fraction and to the number of positives, as officially."""
 
 
 def class_token_contrast_loss(
@@ -19,29 +19,30 @@ def class_token_contrast_loss(
     is_positive: Bool[Tensor, "b v"],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """InfoNCE of the teacher's global views against the student's views of the same image.
+    """InfoNCE of the teacher's global views against all student views of the same image.
 
     With the logits ``l[g, v] = teacher[g] . student[v] / temperature`` (raw dot products, as in the
-    official code) and ``N[g]`` the sum of ``exp(l[g, v])`` over the negative views, an image's loss
-    is
+    official code) and ``N[g]`` the sum of ``exp(l[g, v])`` over the negative views, the loss of an
+    image is::
 
-        ( sum over g and positive v of -log( exp(l) / (exp(l) + N + 1e-4) )  +  sum over g of log(1
-        + N + 1e-4) ) / number of global views / (number of positive views + 1e-4)
+        (  sum over g and positive v of -log( exp(l) / (exp(l) + N + 1e-4) )
+         + sum over g of log(1 + N + 1e-4) )
+        / number of global views / (number of positive views + 1e-4)
 
-    and the loss is the mean over images. The second sum comes from a for/else in the official code:
-    it is always there, as if each global view had one more positive with logit 0, and pushes the
-    negatives down even without any positive.
+    and the loss is the mean over images. The second sum is the result of a for/else in the official
+    code. It is always added, as if each global view had one more positive with logit 0, and pushes
+    the negatives down even without any positive.
 
-    Everything is computed from ``L = log(N + 1e-4)``, a log-sum-exp: the fraction is
-    ``sigmoid(l - L)`` and the extra term ``-log(sigmoid(0 - L))``. The value is the same, and no
-    exponential overflows at small temperatures.
+    All terms are computed from ``L = log(N + 1e-4)``, a log-sum-exp: the fraction is ``sigmoid(l -
+    L)`` and the extra term ``-log(sigmoid(0 - L))``. The value is the same, and no exponential
+    overflows at small temperatures.
 
     Args:
         student: Projected class tokens of all views, crop-major: all images of the first view, then
             of the second.
         teacher: Projected class tokens of the global views, crop-major. Pass it detached.
-        is_positive: Whether a view shows the image's objects; the global views come first and are
-            positives.
+        is_positive: Whether a view shows the image's objects. The global views come first and are
+            positive.
         temperature: Divides the dot products.
 
     Raises:

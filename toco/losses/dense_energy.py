@@ -1,8 +1,10 @@
-"""Dense energy loss: pixels that are near and of one colour should get one class, over all pairs of pixels.
+"""Dense energy loss: nearby pixels of similar colour should get the same class.
+
+The energy is a sum over all pairs of pixels.
 
 Source: Tang et al., "On Regularized Losses for Weakly-supervised CNN Segmentation", ECCV 2018, with
-the gate of the official ToCo code (``DenseEnergyLoss``, ``get_energy_loss``), whose gradient is not
-the derivative of its value.
+the gate of the official ToCo code (``DenseEnergyLoss``, ``get_energy_loss``). The gradient of that
+code is not the derivative of its value.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ def dense_energy_loss(
     valid_box: Int[Tensor, "b 4"],
     config: DenseEnergyConfig,
 ) -> Float[Tensor, ""]:
-    """The energy of the softmax of full-size logits, inside the box; see :func:`dense_energy`.
+    """Energy of the softmax of full-size logits inside the box; see :func:`dense_energy`.
 
     Args:
-        images255: Images that the logits belong to, 0 to 255. As in the official loss, they are not
-            rounded to integers.
-        logits: Segmentation logits at the size of the images. The softmax is taken here, before the
+        images255: Images of the logits, 0 to 255. As in the official loss, they are not rounded to
+            integers.
+        logits: Segmentation logits at the size of the images. The softmax is taken before
             down-scaling.
         label: Class of every pixel; 255 opens the gate.
         valid_box: Image area of each padded crop.
@@ -49,23 +51,25 @@ def dense_energy(
     valid_box: Int[Tensor, "b 4"],
     config: DenseEnergyConfig,
 ) -> Float[Tensor, ""]:
-    """Gated bilateral affinity of class probabilities with themselves, negative: more agreement, lower energy.
+    """Negative, gated bilateral affinity of class probabilities with themselves.
 
-    With S the down-scaled probabilities inside the box, G the gate and A the filter of one image,
-    the loss is ``-weight / b * sum(S * G * (A S))``. It is divided by the number of images only, so
-    it grows with the square of the number of pixels; the official weight of 1e-7 is for 448 px.
+    The more the probabilities of similar pixels agree, the lower the energy. With S the down-scaled
+    probabilities inside the box, G the gate and A the filter of one image, the loss is ``-weight /
+    b * sum(S * G * (A S))``. It is divided by the number of images only, so it grows with the
+    square of the number of pixels; the official weight of 1e-7 is for 448 px.
 
-    The gradient handed back is the official one, ``-2 * weight / b * G * (A S)`` inside the box,
-    with respect to the down-scaled probabilities. The derivative of the value differs: it has
-    ``A (G S)`` in the place of one ``G * (A S)``, and the gate depends on the probabilities too.
+    The returned gradient is the official one, ``-2 * weight / b * G * (A S)`` inside the box, with
+    respect to the down-scaled probabilities. The derivative of the value differs: it has ``A (G
+    S)`` in place of one ``G * (A S)``, and the gate depends on the probabilities too.
 
     Args:
         images255: Images, 0 to 255, not rounded to integers.
         probabilities: Class probabilities of every pixel.
-        label: Class of every pixel. The gate is 1 where it is 255, else one minus the largest
-            probability (0 outside): labelled pixels take part as far as the prediction is unsure.
+        label: Class of every pixel. The gate is 1 where the label is 255. Elsewhere it is one minus
+            the largest probability (0 outside the box), so labelled pixels count as far as the
+            prediction is unsure.
         valid_box: Rows ``y0 y1`` and columns ``x0 x1`` of the image inside its padding, as slices
-            (clipped): the pixels that count, on either side of a pair.
+            (clipped). Only these pixels count, on either side of a pair.
         config: Kernel and scale.
 
     Raises:
@@ -98,15 +102,16 @@ def dense_energy(
 
 
 class _OfficialEnergy(torch.autograd.Function):
-    """``-factor * sum(probabilities * attraction)``, with the gradient ``-2 * factor * attraction``.
+    """``-factor * sum(probabilities * attraction)``, with gradient ``-2 * factor * attraction``.
 
-    The energy is quadratic in the probabilities, hence the 2; the official code counts the second
-    half as equal to the first, which holds for a symmetric kernel without a gate. ToCo's gate makes
-    it untrue, and its results are with it.
+    The energy is quadratic in the probabilities, hence the 2. The official code assumes that both
+    halves of the derivative are equal. That holds for a symmetric kernel without a gate, but not
+    with ToCo's gate. The official results were obtained with this gradient, so it is kept.
     """
 
     @staticmethod
-    def forward(ctx: Any, probabilities: Tensor, attraction: Tensor, factor: float) -> Tensor:  # noqa: ANN401 - torch's
+    # The type of ctx is torch's own.
+    def forward(ctx: Any, probabilities: Tensor, attraction: Tensor, factor: float) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(attraction)
         ctx.factor = factor
         energy: Tensor = -factor * (probabilities * attraction).sum()
@@ -122,7 +127,10 @@ class _OfficialEnergy(torch.autograd.Function):
 def _nearest(
     maps: Integer[Tensor, "b h w"], height: int, width: int
 ) -> Integer[Tensor, "b height width"]:
-    """Nearest neighbour by the rule of ``F.interpolate``, which takes no integers: index floor(i * in / out)."""
+    """Resize integer maps to the nearest neighbour, by the rule of ``F.interpolate``.
+
+    ``F.interpolate`` takes no integers. The source index is floor(i * in / out).
+    """
     row = torch.arange(height, device=maps.device) * maps.shape[1] // height
     column = torch.arange(width, device=maps.device) * maps.shape[2] // width
     return maps[:, row[:, None], column]
@@ -131,10 +139,10 @@ def _nearest(
 def _nearest_box(
     boxes: Int[Tensor, "b 4"], size: Sequence[int], small_size: Sequence[int]
 ) -> Int[Tensor, "b 4"]:
-    """The small pixels whose nearest neighbours, by the same rule, lie in each box.
+    """Boxes of the small pixels whose nearest neighbours lie in each original box.
 
-    Those are the i with y0 <= floor(i * in / out) < y1, that is from ceil(y0 * out / in) to before
-    ceil(y1 * out / in).
+    These are the i with y0 <= floor(i * in / out) < y1: from ceil(y0 * out / in) to before ceil(y1
+    * out / in).
     """
     edges = [-(-boxes[:, edge] * small_size[edge // 2] // size[edge // 2]) for edge in range(4)]
     return torch.stack(edges, dim=1)

@@ -1,4 +1,4 @@
-"""Patch token contrast (PTC): patches of one class alike, patches of different classes unlike."""
+"""Patch token contrast (PTC): patches of one class agree, patches of different classes differ."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 def patch_token_contrast_loss(
     features: Float[Tensor, "b c p q"], affinity: Integer[Tensor, "b n n"]
 ) -> Float[Tensor, ""]:
-    """Half the mean dissimilarity of pairs with affinity 1 plus half the mean similarity of pairs with affinity 0.
+    """Mean dissimilarity of positive pairs and mean similarity of negative pairs, half each.
 
+    Pairs with affinity 1 are positive, pairs with affinity 0 negative; others (255) are ignored.
     The similarity is the ABSOLUTE cosine, so opposite tokens count as alike. Both means run over
     the pairs of the whole batch, with 1 added to the count: without any counted pair the loss is
-    0.5, with gradient 0. Any other affinity (255) is not counted.
+    0.5, with gradient 0.
 
     Args:
         features: Patch tokens of the last block, as a map.

@@ -1,4 +1,4 @@
-"""The loss of the decoder against pseudo labels."""
+"""Loss of the decoder against pseudo labels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from toco.types import IGNORE_INDEX
 def segmentation_loss(
     logits: Float[Tensor, "b s h w"], label: Integer[Tensor, "b h w"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy averaged over background pixels and over foreground pixels separately, half of each.
+    """Cross-entropy with background and foreground pixels averaged separately, half each.
 
-    The batch's pixels are pooled. A half without pixels contributes 0 and no gradient; the official
-    losses.py has the same gradient there but the value NaN. Pixels labelled 255 are not counted.
+    The pixels of the batch are pooled. A half without pixels contributes 0 and no gradient; the
+    official losses.py has the same gradient there but the value NaN. Pixels labelled 255 are
+    ignored.
 
     Written with a gather because the backward pass of ``nll_loss`` in 2-D is not deterministic on
     CUDA.

@@ -1,4 +1,4 @@
-"""Training methods, one file each: what is computed in a step, and which losses come of it."""
+"""Training methods, one file each: the network, the training step and its losses."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,11 @@ ENTRY = {
     "Config": "class Config(MethodConfig):\n    name: str = __name__",
     "build": "def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> Method: ...",
 }
-"""What a method's module defines, and how that is written."""
+"""Definitions that a method's module must have, as code."""
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562: what needs torch is imported when it is asked for
+# PEP 562: the classes need torch, whose import takes seconds, so they are imported on first use.
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - an attribute of any type
     if name not in ("CamMethod", "Method"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from toco.methods import _method

@@ -16,7 +16,7 @@ from toco.tensors import Batch, StepOutput
 
 
 class Cam(CamMethod):
-    """A classifier over the patches of a backbone, and a decoder if the config has one."""
+    """A classifier over patch tokens, and a decoder if the config asks for one."""
 
     config: Config
 
@@ -25,11 +25,14 @@ class Cam(CamMethod):
         self.decoder = self.build_decoder() if config.has_decoder() else None
 
     def training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
-        """Classification, and from its first step on segmentation of the pseudo labels. It draws nothing."""
+        """Compute the classification loss and, from its first step on, the segmentation loss.
+
+        The decoder learns from pseudo labels. The step draws no random numbers.
+        """
         weights = {"classification": 1.0, "segmentation": self.config.segmentation.at(step)}
         weights = {name: weight for name, weight in weights.items() if weight > 0}
-        # Outside of what is compiled: levels are cut to whole numbers, and a fused operation would
-        # round otherwise.
+        # Computed outside the compiled graph: the levels are truncated to whole numbers, and a
+        # fused operation would round differently.
         levels = denormalise_255(batch.images, truncate=True) if "segmentation" in weights else None
         losses, counts = self._losses(
             batch.images, batch.class_labels, batch.present, batch.valid_box, levels
@@ -48,7 +51,11 @@ class Cam(CamMethod):
         valid_box: Tensor,
         levels: Tensor | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses and counts; that of the decoder where there are ``levels``, the images as levels 0 to 255."""
+        """Compute losses and counts; the decoder's where ``levels`` are given.
+
+        ``levels`` are the images as levels 0 to 255, or ``None`` at steps without the decoder's
+        loss.
+        """
         features = self.encode(images)
         losses = {
             "classification": self.by_group(

@@ -1,4 +1,7 @@
-"""The settings of methods, and what a run asks of them before a network is built. Nothing here needs torch."""
+"""Settings of methods, and the questions that a run asks them.
+
+A run asks before it builds a network, so nothing here needs torch.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,21 @@ from toco.types import ExtraView
 
 
 class Term(Config):
-    """One loss term: its weight, and the first step (0-based) at which it counts."""
+    """Weight and first step (0-based) of a loss term."""
 
     weight: float = Field(ge=0)
     start_step: int = Field(default=0, ge=0)
 
     def at(self, step: int) -> float:
-        """Weight at ``step``."""
+        """Return the weight at ``step``: 0 before ``start_step``."""
         return self.weight if step >= self.start_step else 0.0
 
 
 class BilateralFilter(NamedTuple):
-    """A filter of :mod:`toco.filters` that a method builds in its steps; distances are in pixels of its input."""
+    """A filter of :mod:`toco.filters` that training steps build.
+
+    ``sigma_xy`` is in pixels of the filter's input, ``sigma_rgb`` in levels of 255.
+    """
 
     filter_name: str
     sigma_rgb: float
@@ -31,12 +37,12 @@ class BilateralFilter(NamedTuple):
 
 
 class LabelRule(NamedTuple):
-    """How a method makes pseudo labels of its CAM.
+    """Two thresholds and a refinement that turn a CAM into a pseudo label.
 
     Attributes:
-        low_threshold: Background score that certain background wins with.
-        high_threshold: Background score that certain foreground wins against.
-        par: The refinement.
+        low_threshold: A pixel is background where this background score beats all classes.
+        high_threshold: A pixel is foreground where a class beats this background score.
+        par: Settings of the refinement (PAR).
     """
 
     low_threshold: float
@@ -45,30 +51,32 @@ class LabelRule(NamedTuple):
 
 
 class MethodConfig(EntryConfig):
-    """Base of the configs of ``toco.methods``: all that a run asks of a method before it is built.
+    """Base of the configs in ``toco.methods``; it answers what a run asks of a method.
+
+    A run asks before it builds the method, and so without torch.
 
     Attributes:
-        loss_group_size: Losses are computed over groups of this many images and averaged, so that
-            sums over a batch do not depend on the number of GPUs; ranks share a batch by whole
-            groups. ``null`` takes the whole batch as one group, which only one rank can train.
+        loss_group_size: Losses are computed over groups of this many images, then averaged. Sums
+            over a batch therefore do not depend on the number of GPUs, and ranks share a batch by
+            whole groups. ``null`` makes the whole batch one group, which only one rank can train.
     """
 
     loss_group_size: int | None = Field(default=None, gt=0)
 
     @classmethod
     def small(cls) -> MethodConfig:
-        """A config for a backbone of 3 blocks and images of 32 px, as the contract test builds."""
+        """Return a config for the contract test: a backbone of 3 blocks, images of 32 px."""
         return cls.model_validate({})
 
     def check(self, batch_size: int, crop_size_px: int) -> None:
-        """Compare the settings with those of the run.
+        """Check the settings against those of the run.
 
         Args:
-            batch_size: Images of a step, of all ranks together.
+            batch_size: Images per step, over all ranks.
             crop_size_px: Side of the training views.
 
         Raises:
-            ValueError: They do not fit together.
+            ValueError: The settings do not fit together.
         """
         if self.loss_group_size is not None and batch_size % self.loss_group_size:
             raise ValueError(
@@ -77,30 +85,30 @@ class MethodConfig(EntryConfig):
             )
 
     def extra_views(self) -> frozenset[ExtraView]:
-        """Views besides ``Batch.images`` that a training step reads; the loader makes no others."""
+        """Views that training steps read besides ``Batch.images``; the loader makes no others."""
         return frozenset()
 
     def further_cams(self) -> dict[str, int | None]:
-        """Names of the CAMs that the method makes besides the final one.
+        """Names of the method's CAMs besides the final one.
 
-        Each comes with the block (0-based) whose tokens it is made of, or ``None`` where that is
-        not a single block.
+        Each name comes with the block (0-based) whose tokens make the CAM, or with ``None`` if the
+        CAM is not made from a single block.
         """
         return {}
 
     def has_cams_of_all_classes(self) -> bool:
-        """Whether the method makes CAMs of all classes of an image whose classes nobody knows."""
+        """Whether the method makes CAMs of all classes for an image without labels."""
         return True
 
     def has_decoder(self) -> bool:
-        """Whether the method segments; without a decoder it is evaluated by its CAMs alone."""
+        """Whether the method segments; without a decoder only its CAMs are evaluated."""
         return True
 
     def label_rule(self) -> LabelRule:
-        """The rule that ``export-pseudo-labels`` and the demo start from.
+        """Return the rule from which ``export-pseudo-labels`` and the demo start.
 
         Raises:
-            ValueError: The method's labels are not made of its CAM by two thresholds.
+            ValueError: The method does not make labels from its CAM by two thresholds.
         """
         raise ValueError(
             f"The method {self.name!r} makes no pseudo labels of its CAM by a low and a high threshold; "
@@ -108,45 +116,48 @@ class MethodConfig(EntryConfig):
         )
 
     def network_sides_px(self, crop_size_px: int) -> dict[str, float]:
-        """Sides of the images that training passes through the network, by the setting that asks for them.
+        """Sides of the images that training passes through the network, in pixels.
 
-        The crop itself need not be named.
+        The key is the setting that asks for the side. The crop itself may be omitted.
         """
         return {}
 
     def bilateral_filters(self) -> dict[str, BilateralFilter]:
-        """Filters that training steps build, by the setting that describes them."""
+        """Filters that training steps build, keyed by the setting that describes each."""
         return {}
 
     def resolved(self, device_type: str, crop_size_px: int) -> MethodConfig:
-        """The config with every ``auto`` replaced by what it stands for on a device, as ``cpu`` or ``cuda``."""
+        """Return the config with every ``auto`` replaced by the choice for a device.
+
+        ``device_type`` is ``cpu`` or ``cuda``.
+        """
         return self
 
     def late_step(self) -> int | None:
-        """First step (0-based) at which terms join that had no part in the training until then, if any join late."""
+        """First step (0-based) at which further loss terms join, if any join late."""
         return None
 
     def inert_until(self, step: int) -> frozenset[str]:
         """Paths below ``method.`` that have no effect, to the bit, on the first ``step`` updates.
 
-        Neither have they any on the optimizer's state after them, nor on evaluations and pictures
-        until then.
+        These settings affect neither the optimizer's state after these updates, nor evaluations and
+        pictures before ``step``.
         """
         return frozenset()
 
 
 class CamLabelsConfig(MethodConfig):
-    """The CAM of training steps, and the pseudo labels that are made of it.
+    """Settings of the CAM in training, and of the pseudo labels and decoder that use it.
 
     Attributes:
-        loss_group_size: See the base class; the official GPUs of ToCo have two images each.
+        loss_group_size: See the base class. The default is the official one: two images per GPU.
         low_threshold: CAM values up to this are certain background.
         high_threshold: CAM values from this on are certain foreground.
-        cam_scales: Input scales of the CAM in training; scale 1 is always among them.
-        cam_flip: Also take the CAM of the mirrored image.
+        cam_scales: Input scales of the CAM in training; scale 1 is always used.
+        cam_flip: Also compute the CAM of the mirrored image.
         par: Refinement of the pseudo labels.
         decoder_width: Channels between the decoder's layers.
-        decoder_dilation: Dilation of its convolutions, in patches.
+        decoder_dilation: Dilation of the decoder's 3x3 convolutions, in patches.
     """
 
     loss_group_size: int | None = Field(default=2, gt=0)

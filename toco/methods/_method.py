@@ -1,4 +1,7 @@
-"""The interface of a method to the training loop, the evaluation and the verbs, and what CAM methods share."""
+"""The interface of methods, and the base class of methods that make CAMs from a classifier.
+
+The training loop and the evaluation call only :class:`Method`.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +26,20 @@ from toco.tensors import Batch, Cams, Features, Prediction, StepOutput, present_
 T = TypeVar("T")
 
 _MAX_GRAPHS = 64
-"""Of a compiled step: far more than there are phases of a training."""
+"""Limit on the graphs of a compiled step; a training has far fewer phases."""
 
 
 class Method(nn.Module, ABC):
-    """A network and the losses that train it. State (a teacher, a memory) is parameters or buffers.
+    """A network and the losses that train it.
+
+    All state (a teacher, a memory) is parameters or buffers, so that checkpoints hold it.
 
     Attributes:
         config: Settings of the method.
         num_foreground_classes: Classes without the background.
-        patch_size_px: Side of the square of pixels that an entry of :meth:`segmentation_logits`
-            stands for.
-        autocast_dtype: Type that the network's passes are autocast to, or ``None``; losses are
-            float32 always.
+        patch_size_px: Side of the square of pixels behind one entry of :meth:`segmentation_logits`.
+        autocast_dtype: Type that passes through the network are autocast to, or ``None``. Losses
+            are always float32.
     """
 
     config: MethodConfig
@@ -45,15 +49,15 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
-        """The named losses of one step (0-based), with the weights that hold at it."""
+        """Compute the named losses of one step (0-based), with their weights at that step."""
 
     @abstractmethod
     def compile_step(self) -> None:
-        """Have torch compile what a step computes; its values stay the same within rounding."""
+        """Compile the computation of a step with torch; values stay the same up to rounding."""
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by group: ``backbone``, ``backbone_norms``, ``heads``, ``decoder``."""
+        """Trainable parameters in ``backbone``, ``backbone_norms``, ``heads`` and ``decoder``."""
 
     @abstractmethod
     def cams(
@@ -63,11 +67,12 @@ class Method(nn.Module, ABC):
         flip: bool,
         present: Int[Tensor, "b m"] | None = None,
     ) -> Cams:
-        """Multi-scale CAMs of the classes ``present`` names (0-based, image by image), or of all. No gradient.
+        """Compute multi-scale CAMs without gradient.
 
-        Besides the final one there are those that the config names as
-        :meth:`MethodConfig.further_cams`. Callers may have gradients disabled; a method whose maps
-        need some enables them inside, and hands out none.
+        ``present`` names the classes (0-based) for each image; ``None`` means all classes. The
+        result holds the final CAM and those named by :meth:`MethodConfig.further_cams`. Callers may
+        have disabled gradients. A method whose maps need gradients enables them inside, and returns
+        maps without.
         """
 
     @abstractmethod
@@ -78,14 +83,14 @@ class Method(nn.Module, ABC):
         flip: bool,
         present: Int[Tensor, "b m"] | None = None,
     ) -> Prediction:
-        """Everything an evaluation needs, with the CAMs that ``cams`` gives. No gradient."""
+        """Predict all that an evaluation needs, including the CAMs of :meth:`cams`. No gradient."""
 
     @abstractmethod
     def segmentation_logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b s p q"]:
         """Logits of the decoder alone, on the patch grid, background first. No gradient.
 
         Raises:
-            ValueError: There is no decoder.
+            ValueError: The method has no decoder.
         """
 
     @abstractmethod
@@ -95,10 +100,13 @@ class Method(nn.Module, ABC):
         class_labels: Float[Tensor, "b k"],
         valid_box: Int[Tensor, "b 4"] | None = None,
     ) -> Int[Tensor, "b h w"]:
-        """What the decoder would be trained on: refined labels, 0 background, 1..k, 255 void. No gradient."""
+        """Labels that the decoder would be trained on. No gradient.
+
+        They are refined labels: 0 is background, 1..k are classes, 255 is void.
+        """
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The context of a pass through the network."""
+        """Return the context for a pass through the network."""
         return torch.autocast(
             autocast_device(device),
             dtype=self.autocast_dtype,
@@ -106,7 +114,7 @@ class Method(nn.Module, ABC):
         )
 
     def by_group(self, loss: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
-        """Mean of ``loss`` over groups of ``loss_group_size`` images.
+        """Average ``loss`` over groups of ``loss_group_size`` images.
 
         Args:
             loss: Takes the tensors of a group, and returns a scalar.
@@ -118,13 +126,13 @@ class Method(nn.Module, ABC):
 
 
 class CamMethod(Method):
-    """A classifier over the patch tokens of a backbone, whose weight makes the CAM, and a decoder.
+    """A backbone with a patch classifier, whose weight also makes the CAM, and a decoder.
 
-    A subclass adds its own parts and the losses.
+    A subclass adds other parts and the losses.
 
     Attributes:
-        aux_block: Block (0-based) of the auxiliary features, of which ``aux_cam`` is made; ``None``
-            without one.
+        aux_block: Block (0-based) whose features make ``aux_cam``; ``None`` without an auxiliary
+            CAM.
         decoder: Segments the final patch tokens; ``None`` where the config has no decoder.
     """
 
@@ -143,7 +151,7 @@ class CamMethod(Method):
         self.classifier = Classifier(backbone.width, num_foreground_classes)
 
     def build_decoder(self) -> LargeFov:
-        """A decoder with new weights, of the sizes in the config."""
+        """Build a decoder with new weights, with the sizes in the config."""
         width, dilation = self.config.decoder_width, self.config.decoder_dilation
         return LargeFov(self.backbone.width, self.num_foreground_classes + 1, width, dilation)
 
@@ -169,7 +177,7 @@ class CamMethod(Method):
         flip: bool,
         present: Int[Tensor, "b m"] | None = None,
     ) -> Prediction:
-        """See the base class; one pass gives everything but the rescaled and mirrored CAMs."""
+        """See the base class; one pass serves all but the rescaled and mirrored CAMs."""
         with self.autocast(images.device):
             features, blocks = self.backbone.forward_blocks(images, self.aux_block)
         if self.autocast_dtype:
@@ -195,7 +203,7 @@ class CamMethod(Method):
         class_labels: Float[Tensor, "b k"],
         valid_box: Int[Tensor, "b 4"] | None = None,
     ) -> Int[Tensor, "b h w"]:
-        """See the base class; from the final CAM."""
+        """See the base class; the labels are made from the final CAM."""
         present = present_classes(class_labels)
         maps = self.cam_maps(
             images, self.config.cam_scales, self.config.cam_flip, ("cam",), present
@@ -218,22 +226,22 @@ class CamMethod(Method):
         present: Tensor | None = None,
         features: Features | None = None,
     ) -> dict[str, Tensor]:
-        """Multi-scale CAMs by name; the auxiliary one alone takes no block after its own.
+        """Compute multi-scale CAMs by name; for ``aux_cam`` alone later blocks are skipped.
 
         Args:
             images: Normalised images.
-            scales: Sizes of the images, relative to their own.
-            flip: Also look at the mirror images.
+            scales: Sizes relative to the images' own.
+            flip: Also compute the maps of the mirrored images.
             wanted: Names of the CAMs.
-            present: Classes (0-based) whose maps are wanted, image by image, or ``None`` for all.
-            features: Those of ``images``, where they are known already.
+            present: Classes (0-based) to compute for each image, or ``None`` for all.
+            features: Features of ``images``, if the caller has computed them already.
         """
         if not wanted:
             return {}
         weights = self.cam_weights()
 
         def maps_of(tokens: Mapping[str, Tensor]) -> Tensor:
-            # All images, and after them their mirror images, of which the same classes are wanted.
+            # The batch may hold all images and then their mirror images, with the same classes.
             num_images = len(next(iter(tokens.values())))
             classes = None if present is None else present.repeat(num_images // len(present), 1)
             return torch.cat(
@@ -256,14 +264,14 @@ class CamMethod(Method):
     def label_of(
         self, cam: Tensor, levels: Tensor, labels: Tensor, present: Tensor, valid_box: Tensor | None
     ) -> Tensor:
-        """Refined pseudo labels, as :meth:`pseudo_labels` gives them.
+        """Make refined pseudo labels, as :meth:`pseudo_labels` returns them.
 
         Args:
-            cam: Maps in [0, 1] of the classes ``present``.
+            cam: Maps in [0, 1] of the classes in ``present``.
             levels: The images as levels 0 to 255.
-            labels: Which of the classes ``present`` each image contains.
-            present: Classes (0-based), image by image.
-            valid_box: Area of the image; outside of it is 255.
+            labels: For each class in ``present``, whether the image contains it.
+            present: Classes (0-based) of each image.
+            valid_box: Area of the image; pixels outside get 255.
         """
         return class_ids(
             refine_pseudo_label(levels / 255, cam, labels, valid_box, *self.config.label_rule()),
@@ -271,7 +279,10 @@ class CamMethod(Method):
         )
 
     def encode(self, images: Tensor, num_maps: int | None = None) -> Features:
-        """One pass through the backbone, in float32 after it; ``num_maps`` as of :meth:`Backbone.forward`."""
+        """Pass images through the backbone once; the result is float32.
+
+        ``num_maps`` is explained at :meth:`Backbone.forward`.
+        """
         with self.autocast(images.device):
             features: Features = self.backbone(images, self.aux_block, num_maps)
         return _in_float32(features) if self.autocast_dtype else features
@@ -280,7 +291,7 @@ class CamMethod(Method):
         """Logits of the decoder on the patch grid, in float32.
 
         Raises:
-            ValueError: There is no decoder.
+            ValueError: The method has no decoder.
         """
         if self.decoder is None:
             raise ValueError("The method has no decoder, since method.segmentation.weight is 0.")
@@ -308,14 +319,20 @@ def _in_float32(features: Features) -> Features:
 
 
 def autocast_device(device: torch.device) -> str:
-    """What torch calls the device; tensors without values, of which only shapes are asked, have no autocast."""
+    """Name of the device type for autocast.
+
+    Tensors on ``meta`` have shapes alone and no autocast, so they use that of the CPU.
+    """
     return "cpu" if device.type == "meta" else device.type
 
 
 def compile_graphs(function: Callable[..., T]) -> Callable[..., T]:
-    """Compile ``function``, which reads no value of a tensor, to one graph for each of its phases."""
-    # Each set of terms is a graph, for images of one class and of several. Torch allows 8, and
-    # counts those of the methods that this process trained before.
+    """Compile ``function`` to one graph for each phase of the training.
+
+    ``function`` must not read the value of a tensor.
+    """
+    # Each set of loss terms needs one graph for images of one class and one for images of several.
+    # Torch allows 8, and counts the graphs of methods that this process trained before.
     torch.compiler.reset()
     torch._dynamo.config.recompile_limit = _MAX_GRAPHS
     return torch.compile(function, fullgraph=True, mode="reduce-overhead")
@@ -324,7 +341,7 @@ def compile_graphs(function: Callable[..., T]) -> Callable[..., T]:
 def group_parameters(
     backbone: Backbone, heads: Sequence[nn.Module], decoder: nn.Module | None
 ) -> dict[str, list[nn.Parameter]]:
-    """The official four groups of trainable parameters; frozen ones are in none."""
+    """Return trainable parameters in the four official groups; frozen ones are in none."""
     norms = backbone.norm_parameters()
     in_norms = {id(parameter) for parameter in norms}
     groups = {

@@ -28,7 +28,10 @@ from toco.tensors import Batch, StepOutput
 
 
 class _Outcome(NamedTuple):
-    """What the tensors of a step give: losses, counts and, where the decoder learns, its logits and its label."""
+    """Results of a step's compiled part: losses, counts, and the decoder's logits and label.
+
+    ``logits`` and ``label`` are ``None`` at steps at which the decoder does not learn.
+    """
 
     losses: dict[str, Tensor]
     counts: dict[str, Tensor]
@@ -37,7 +40,7 @@ class _Outcome(NamedTuple):
 
 
 class ToCo(CamMethod):
-    """The network of ToCo and one training step of it."""
+    """The network of ToCo and its training step."""
 
     config: Config
 
@@ -57,18 +60,19 @@ class ToCo(CamMethod):
         self.teacher.requires_grad_(False)
 
     def cam_weights(self) -> dict[str, Tensor]:
-        """See the base class; the auxiliary classifier makes another CAM."""
+        """See the base class; the auxiliary classifier makes ``aux_cam``."""
         return {**super().cam_weights(), "aux_cam": self.aux_classifier.weight}
 
     def training_losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
-        """Losses of one step.
+        """Compute the losses of one step.
 
-        One pass over both global views serves the classifiers, the scale-1 CAM, the decoder, the
-        student and the teacher, whose encoder is the student's: the values are those of the
-        official five passes. Views that are only there for their class token take a cheaper last
-        block, and maps are made for the classes in the image alone. Terms that do not count at this
-        step are not computed, nor the CAM that only they would use. Source: official
-        ``scripts/dist_train_voc_seg_neg.py``.
+        One pass over both global views serves the classifiers, the CAM at scale 1, the decoder, the
+        student and the teacher, because the teacher shares the student's encoder. The values equal
+        those of the five passes in the official code. Views of which only the class token is used
+        take a cheaper last block. Maps are computed only for the classes in the image. A term
+        without weight at this step is not computed, nor is a CAM that only such a term uses.
+
+        Source: official ``scripts/dist_train_voc_seg_neg.py``.
         """
         config = self.config
         weights = {
@@ -80,25 +84,30 @@ class ToCo(CamMethod):
             "energy": config.energy.at(step),
         }
         weights = {name: weight for name, weight in weights.items() if weight > 0}
-        # The official teacher moves at the start of a step, towards the student that the previous
-        # step left.
+        # Teacher: as in the official code, it moves at the start of a step, towards the student
+        # after the previous step.
         ema_update_(self.teacher, self.projection, config.ema_decay)
+
+        # Random keys of the local crops.
         keys = None
         if "ctc" in weights:
             size, device = _size(batch.images), batch.images.device
             keys = draw_keys(
                 len(batch.images), size, config.local_crop_size_px, generator, batch.shard
             )
-            # A copy from memory that is not pinned would wait for all that the device has still to
-            # do.
+            # Pinned, because a copy from other memory would wait for all work queued on the device.
             keys = (keys.pin_memory() if device.type == "cuda" else keys).to(
                 device, non_blocking=True
             )
+
+        # Image levels for the pseudo labels.
         levels = None
         if "segmentation" in weights or "energy" in weights:
-            # Not in the compiled part, which would round once where two operations round twice:
-            # levels are cut here.
+            # Computed outside the compiled graph: a fused operation rounds once where two
+            # operations round twice, and the levels are truncated here.
             levels = denormalise_255(batch.images, truncate=True)
+
+        # All losses but the energy, in the part that may be compiled; then the energy.
         outcome = self._outcome(
             batch.images,
             batch.second_view,
@@ -123,7 +132,7 @@ class ToCo(CamMethod):
         return StepOutput(losses, weights, counts)
 
     def compile_step(self) -> None:
-        """See the base class: all but the energy is one graph in each phase, which CUDA replays as one."""
+        """See the base class. All but the energy becomes one graph for each phase."""
         self._outcome = compile_graphs(self._outcome)  # type: ignore[method-assign]
 
     def _outcome(
@@ -140,29 +149,32 @@ class ToCo(CamMethod):
         terms: Collection[str],
         from_aux_cam: bool,
     ) -> _Outcome:
-        """All losses among ``terms`` but the energy: tensors to tensors, without a look at any value.
+        """Compute all losses in ``terms`` but the energy.
+
+        The function reads no value of a tensor, so that it can be compiled.
 
         Args:
             images: See :class:`toco.tensors.Batch` for this and the five that follow.
-            second_view: Second view.
-            crop_source: What local crops are cut from.
-            class_labels: Labels.
-            present: Classes.
+            second_view: Second global view.
+            crop_source: Images to cut local crops from.
+            class_labels: Image-level labels.
+            present: Classes of each image.
             valid_box: Image area.
-            keys: Random keys of the local crops, if class tokens are to be contrasted.
-            levels: ``images`` as whole levels 0 to 255, if the decoder learns.
-            terms: Losses that count.
-            from_aux_cam: The decoder learns from the auxiliary CAM.
+            keys: Random keys of the local crops; ``None`` at steps without CTC.
+            levels: ``images`` as whole levels 0 to 255; ``None`` at steps where the decoder does
+                not learn.
+            terms: Losses with a weight at this step.
+            from_aux_cam: Whether the decoder learns from the auxiliary CAM.
         """
         config = self.config
-        # A disabled context around all passes: weights that one of them casts are there for the
-        # next. The first pass is one with gradients, as it has to be: what is cast without them
-        # would stay without them.
+        # Passes: inside one disabled autocast context, later passes reuse the weights that the
+        # first one cast. The first pass must have gradients, because weights cast without gradients
+        # would be reused without them.
         with torch.autocast(autocast_device(images.device), enabled=False):
             views = [images] if keys is None or second_view is None else [images, second_view]
             main = self.encode(torch.cat(views), num_maps=len(images))
 
-            # Classification: the last block's tokens, and the auxiliary block's.
+            # Classification: tokens of the last block, and of the auxiliary block.
             losses = {
                 "classification": self.by_group(
                     classification_loss, self.classifier(main.features), class_labels
@@ -174,7 +186,7 @@ class ToCo(CamMethod):
                 )
             counts: dict[str, Tensor] = {}
 
-            # CAMs, those that a term of this step learns from.
+            # CAMs: only those from which a term of this step learns.
             source = "aux_cam" if from_aux_cam else "cam"
             wanted = ["aux_cam"] if "ptc" in terms or keys is not None else []
             if levels is not None and source not in wanted:
@@ -182,7 +194,7 @@ class ToCo(CamMethod):
             cams = self.cam_maps(images, config.cam_scales, config.cam_flip, wanted, present, main)
             present_labels = class_labels.gather(1, present)
 
-            # Patch token contrast: which pairs of patches agree, by the auxiliary CAM.
+            # Patch token contrast: the auxiliary CAM says which pairs of patches agree.
             if "ptc" in terms:
                 label = self._token_labels(
                     cams["aux_cam"], present_labels, valid_box, _size(main.features)
@@ -210,19 +222,20 @@ class ToCo(CamMethod):
             return _Outcome(losses, counts, logits, label)
 
     def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
-        """The official four groups; the frozen position embeddings and the teacher are in none."""
+        """The official four groups; frozen position embeddings and the teacher are in none."""
         heads = [self.classifier, self.aux_classifier, self.projection]
         return group_parameters(self.backbone, heads, self.decoder)
 
     def _token_labels(
         self, aux_cam: Tensor, class_labels: Tensor, box: Tensor, grid: tuple[int, int]
     ) -> Tensor:
-        """Pseudo labels of the patches, from the auxiliary CAM."""
+        """Make pseudo labels of the patches from the auxiliary CAM."""
         config = self.config
         on_grid = F.interpolate(aux_cam, size=grid, mode="bilinear", align_corners=False)
         if config.token_box == "scaled":  # noqa: S105
             box = scale_box(box, _size(aux_cam), grid)
-        # Numbers of the image's own classes: all that counts is whether two patches have the same.
+        # Labels number the classes of this image alone. That is enough, because the affinity only
+        # asks whether two patches have the same label.
         return cam_to_pseudo_label(
             on_grid, class_labels, config.low_threshold, config.high_threshold, box
         )
@@ -235,7 +248,7 @@ class ToCo(CamMethod):
         crop_source: Tensor,
         keys: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """CTC of both global views and the local crops, and the fraction of crops that are positive."""
+        """Compute CTC over global views and local crops, and the fraction of positive crops."""
         config, num_images = self.config, len(aux_cam)
         region = regions(aux_cam, class_labels, config.low_threshold, config.high_threshold)
         corners = sample_crop_corners(
@@ -245,6 +258,7 @@ class ToCo(CamMethod):
         positive = positive_crops(
             region, corners, config.local_crop_size_px, config.min_crop_region
         )
+
         # Both global views show the whole image, so they are positive by definition.
         is_positive = torch.cat([positive.new_ones(num_images, 2), positive], dim=1)
 

@@ -1,13 +1,15 @@
-"""The class activation map baseline: an image classifier, its CAM, and a decoder trained on the CAM if asked for.
+"""The CAM baseline: an image classifier, its CAM, and a decoder if the config asks for one.
 
-Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, on any backbone. Pooling, CAM, pseudo
-labels and decoder are those of ToCo, so that the two differ in nothing but what ToCo adds. The plain classifier is the
-row of every table that other rows are compared with::
+Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, on any backbone.
+Pooling, CAM, pseudo labels and decoder are those of ToCo, so that the two methods differ only in
+what ToCo adds. The plain classifier is the baseline of every table::
 
     python -m toco train shapes_nano --set method.name=cam --run-dir runs/cam
 
-With the decoder it is the single-stage baseline: --set method.segmentation.weight=0.1
---set method.segmentation.start_step=80
+With the decoder it is the single-stage baseline::
+
+    python -m toco train shapes_nano --set method.name=cam --run-dir runs/cam_seg \
+        --set method.segmentation.weight=0.1 --set method.segmentation.start_step=80
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Config(CamLabelsConfig):
-    """Settings of the baseline. The classification loss has weight 1.
+    """Settings of the baseline; the classification loss has weight 1.
 
     Attributes:
-        segmentation: Weight and first step of the decoder's loss on the pseudo labels. Without
-            weight there is no decoder, and the run is evaluated by its CAM alone.
+        segmentation: Weight and first step of the decoder's loss on the pseudo labels. With weight
+            0 there is no decoder, and the run is evaluated by its CAM alone.
     """
 
     name: str = "cam"
@@ -34,25 +36,29 @@ class Config(CamLabelsConfig):
 
     @classmethod
     def small(cls) -> Config:
-        """With a decoder, whose parts the test can then see."""
+        """See the base class; with a decoder, so that the contract test covers its parts."""
         return cls(segmentation=Term(weight=0.1, start_step=1), decoder_width=16)
 
     def has_decoder(self) -> bool:
-        """Whether its loss has a weight."""
+        """Whether the decoder's loss has a weight."""
         return self.segmentation.weight > 0
 
     def late_step(self) -> int | None:
-        """Where the decoder's loss joins, if it joins late."""
+        """See the base class: the first step of the decoder's loss."""
         return self.segmentation.start_step or None if self.has_decoder() else None
 
     def inert_until(self, step: int) -> frozenset[str]:
-        """The decoder's loss before it joins: until then the decoder gets zero gradients and decays."""
+        """The decoder's loss, before its first step: until then the decoder only decays.
+
+        A loss without weight gives zero gradients, so weight decay is the only update of the
+        decoder.
+        """
         joins_later = self.has_decoder() and self.segmentation.start_step >= step
         return frozenset({"segmentation"} if joins_later else ())
 
 
 def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> Cam:
-    """The method on ``backbone``."""
-    from toco.methods._cam import Cam  # here, as what only names a method needs no torch
+    """Build the method on ``backbone``."""
+    from toco.methods._cam import Cam  # imported late: naming a method needs no torch
 
     return Cam(config, backbone, num_foreground_classes)

@@ -1,9 +1,11 @@
-"""Token Contrast (ToCo): Ru et al., "Token Contrast for Weakly-Supervised Semantic Segmentation", CVPR 2023.
+"""Token Contrast (ToCo), a single-stage method for weakly-supervised segmentation.
 
-An auxiliary classifier on an intermediate block gives a CAM that is less over-smoothed than the
-last block's. It says which pairs of final patch tokens should agree (patch token contrast, PTC) and
-where an image is uncertain or background, so that crops from there can be contrasted with the whole
-image (class token contrast, CTC).
+An auxiliary classifier on an intermediate block gives a CAM that is less over-smoothed than that of
+the last block. This CAM says which pairs of final patch tokens should agree (patch token contrast,
+PTC). It also says where an image is uncertain or background, so that crops from there are
+contrasted with the whole image (class token contrast, CTC).
+
+Source: Ru et al., "Token Contrast for Weakly-Supervised Semantic Segmentation", CVPR 2023.
 """
 
 from __future__ import annotations
@@ -27,22 +29,28 @@ class Config(CamLabelsConfig):
     """Settings of ToCo; the defaults are the paper's for VOC.
 
     Attributes:
-        aux_block: 0-based block of the auxiliary classifier; 9 is what the paper prints as #10.
-        token_box: How the image area of a padded crop reaches the token grid for PTC. ``scaled``
-            divides the pixel box by the patch size. ``official`` slices the token grid with the
-            pixel box, which ignores every pair as soon as the border is as wide as the grid and so
-            silences PTC on padded images (a quirk of the official code).
+        aux_block: 0-based block of the auxiliary classifier; the paper prints block 9 as #10.
+        token_box: How the image area of a padded crop is mapped to the token grid for PTC.
+            ``scaled`` divides the pixel box by the patch size. ``official`` slices the token grid
+            with the pixel box. Once the border is as wide as the grid, that ignores every pair and
+            so switches PTC off for padded images (a quirk of the official code).
         temperature: Tau of CTC.
         ema_decay: Weight of the OLD value in the teacher's moving average (the paper says
             momentum).
+        num_local_crops: Local crops per image for CTC.
+        local_crop_size_px: Side of a local crop.
         min_crop_region: A local crop is positive if the mean of its region values (0, 1, 2) exceeds
             this.
         aux_pseudo_labels_until_step: Before this step the decoder learns from the auxiliary CAM
             (official for COCO).
-        aux_weight: Weight of the auxiliary classification loss. 0 leaves it out, and with it an
-            auxiliary CAM that says anything, so nothing else may use that CAM then.
-        ptc, ctc, segmentation, energy: Weight and first step of each term. The classification loss
-        has weight 1.
+        projection: Sizes of the projection head of CTC.
+        aux_weight: Weight of the auxiliary classification loss. With 0 the auxiliary CAM is
+            untrained, so no other term may use it.
+        ptc: Weight and first step of patch token contrast. The classification loss has weight 1.
+        ctc: Weight and first step of class token contrast.
+        segmentation: Weight and first step of the decoder's loss on the pseudo labels.
+        energy: Weight and first step of the dense energy loss.
+        dense_energy: Kernel and scale of the dense energy loss.
     """
 
     name: str = "toco"
@@ -93,26 +101,30 @@ class Config(CamLabelsConfig):
             )
 
     def extra_views(self) -> frozenset[ExtraView]:
-        """Both, if class tokens are contrasted."""
+        """Both further views if CTC has a weight."""
         return frozenset({"second_view", "crop_source"} if self.ctc.weight else ())
 
     def further_cams(self) -> dict[str, int | None]:
-        """That of the auxiliary classifier."""
+        """The CAM of the auxiliary classifier."""
         return {"aux_cam": self.aux_block}
 
     def bilateral_filters(self) -> dict[str, BilateralFilter]:
-        """The one of the energy."""
+        """The filter of the dense energy loss."""
         energy = self.dense_energy
         sigma_xy = energy.sigma_xy * energy.scale
         return {"dense_energy": BilateralFilter(energy.filter_name, energy.sigma_rgb, sigma_xy)}
 
     def resolved(self, device_type: str, crop_size_px: int) -> Config:
-        """The bilateral filter chosen for the device."""
+        """See the base class; the bilateral filter of the energy is chosen for the device."""
         energy = self.dense_energy.resolved(device_type, crop_size_px, crop_size_px)
         return self.model_copy(update={"dense_energy": energy})
 
     def late_step(self) -> int | None:
-        """Where the decoder's terms join. One without weight never joins, but a study may give it one."""
+        """First step of the decoder's terms.
+
+        A term without weight never joins, but its ``start_step`` counts, since a study may give it
+        a weight.
+        """
         starts = [
             t.start_step
             for t in (self.segmentation, self.energy)
@@ -121,10 +133,10 @@ class Config(CamLabelsConfig):
         return min(starts, default=0) or None
 
     def inert_until(self, step: int) -> frozenset[str]:
-        """Everything about the decoder's terms, as long as none of them counts.
+        """All settings of the decoder's terms, as long as no such term counts.
 
-        Until then the decoder gets zero gradients whatever the settings are: it decays, and its
-        moments stay zero.
+        Until then the decoder gets zero gradients whatever the settings are: the decoder decays,
+        and its moments stay zero.
         """
         if any(
             term.weight > 0 and term.start_step < step for term in (self.segmentation, self.energy)
@@ -134,12 +146,13 @@ class Config(CamLabelsConfig):
 
 
 def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> ToCo:
-    """The method on ``backbone``.
+    """Build ToCo on ``backbone``.
 
     Raises:
-        ValueError: The backbone has no block ``aux_block``, or none that can be the auxiliary one.
+        ValueError: The backbone has no block ``aux_block``, or that block cannot be the auxiliary
+            one.
     """
-    from toco.methods._toco import ToCo  # here, as what only names a method needs no torch
+    from toco.methods._toco import ToCo  # imported late: naming a method needs no torch
 
     return ToCo(config, backbone, num_foreground_classes)
 
