@@ -104,7 +104,8 @@ class PlainStep:
         device = network.classifier.weight.device
         if batch.second_view is None or batch.crop_source is None:
             raise ValueError(
-                "Expected a batch with all three views; make the loader with its default extra_views."
+                "Expected a batch with all three views; make the loader with its default "
+                "extra_views."
             )
         images, second_view, class_labels, box = (
             tensor.to(device)

@@ -58,8 +58,8 @@ def render(results: Path) -> str:
         record = read_json(file)
         if not set(_ABOUT) <= record.keys() or record["format_version"] != FORMAT_VERSION:
             raise ValueError(
-                f"{file} is not a result in version {FORMAT_VERSION} of the format (with {', '.join(_ABOUT)}); "
-                "measure it again with --out."
+                f"{file} is not a result in version {FORMAT_VERSION} of the format (with "
+                f"{', '.join(_ABOUT)}); measure it again with --out."
             )
         by_name.setdefault(record["name"], {})[file.name] = record
     parts = [HEAD]

@@ -68,8 +68,8 @@ def code_digests(
                 todo += (f"{registry}.{entry}" for entry in public_modules(registry))
         elif name in roots:
             raise ValueError(
-                f"There is no source file of the module {name}: expected one below the folders that Python imports "
-                "from (PYTHONPATH)."
+                f"There is no source file of the module {name}: expected one below the folders "
+                "that Python imports from (PYTHONPATH)."
             )
         # Python runs the packages on the way before the module itself.
         parent = name.rpartition(".")[0]

@@ -326,7 +326,8 @@ def files_below(folder: Path, without: Iterable[Path] = ()) -> FolderContents:
                 files.append(path)
             else:
                 left_out.append(
-                    f"{printable(path)} is {'a link to nothing' if path.is_symlink() else 'no file'}"
+                    f"{printable(path)} is "
+                    f"{'a link to nothing' if path.is_symlink() else 'no file'}"
                 )
     return FolderContents(
         tuple(sorted(files, key=Path.as_posix)),
@@ -395,7 +396,8 @@ def _decoded(path: Path, content: bytes, encoding: str) -> str:
         ) from error
     except LookupError as error:
         raise UnreadableError(
-            f"{printable(path)} declares the encoding {encoding!r}, which is unknown. Save it as UTF-8."
+            f"{printable(path)} declares the encoding {encoding!r}, which is unknown. Save it as "
+            "UTF-8."
         ) from error
 
 

@@ -151,7 +151,8 @@ def _check_complete(
     if missing := [part for part in contract if part not in defined]:
         right = "\n".join(contract.values())
         raise OwnModuleError(
-            f"{name} ({file}) does not define {' and '.join(missing)}. A module of {kind} has:\n{right}"
+            f"{name} ({file}) does not define {' and '.join(missing)}. A module of {kind} "
+            f"has:\n{right}"
         )
 
 

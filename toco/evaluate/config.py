@@ -67,12 +67,14 @@ class EvaluateConfig(Config):
             and self.max_images is None
         )
         return (
-            f"{'The official validation protocol of ToCo' if official else 'Not the official protocol'}: images {size} "
-            f"(bilinear), {'all of the split' if self.max_images is None else f'at most {self.max_images}'}. "
-            f"CAM: scales {scales} {'with' if self.cam_flip else 'without'} flip, restricted to the ground-truth "
-            f"image-level labels of the evaluated images, resized to the mask, background where it is at most "
-            f"{self.background_threshold:g}; no PAR, no CRF. cam_best_threshold is chosen with the masks of this very "
-            "split. Segmentation: one scale, no flip, no CRF. mIoU: one confusion matrix over the split, void "
-            "excluded, mean over the classes in the ground truth; precision, recall, FP and FN rates over the same "
-            "classes. Label F1: logits above 0, mean over images."
+            f"{'The official validation protocol of ToCo' if official else 'Not the official protocol'}: "
+            f"images {size} (bilinear), "
+            f"{'all of the split' if self.max_images is None else f'at most {self.max_images}'}. "
+            f"CAM: scales {scales} {'with' if self.cam_flip else 'without'} flip, restricted to "
+            "the ground-truth image-level labels of the evaluated images, resized to the mask, "
+            f"background where it is at most {self.background_threshold:g}; no PAR, no CRF. "
+            "cam_best_threshold is chosen with the masks of this very split. Segmentation: one "
+            "scale, no flip, no CRF. mIoU: one confusion matrix over the split, void excluded, "
+            "mean over the classes in the ground truth; precision, recall, FP and FN rates over "
+            "the same classes. Label F1: logits above 0, mean over images."
         )

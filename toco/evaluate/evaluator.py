@@ -57,7 +57,8 @@ def evaluate(
     num_classes = len(dataset.class_names)
     if num_classes != method.num_foreground_classes:
         raise ValueError(
-            f"The data set has {num_classes} foreground classes, the method {method.num_foreground_classes}."
+            f"The data set has {num_classes} foreground classes, the method "
+            f"{method.num_foreground_classes}."
         )
     if len(dataset) == 0:
         raise ValueError("There is no image to evaluate: the split is empty.")

@@ -126,7 +126,8 @@ class Evaluation:
             if content["format_version"] != FORMAT_VERSION:
                 found = content["format_version"]
                 raise ValueError(
-                    f"The evaluation has format version {found}; this program reads {FORMAT_VERSION}."
+                    f"The evaluation has format version {found}; this program reads "
+                    f"{FORMAT_VERSION}."
                 )
             return cls(
                 step=content["step"],

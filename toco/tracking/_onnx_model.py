@@ -94,7 +94,8 @@ class OnnxSegmenter(PythonModel):
             )
         if min(image.size) < self._patch_size_px:
             raise ValueError(
-                f"The image has {image.size} px; expected {self._patch_size_px} px or more on each side."
+                f"The image has {image.size} px; expected {self._patch_size_px} px or more on each "
+                "side."
             )
         labels: np.ndarray[Any, np.dtype[np.uint8]] = self._session.run(
             ["labels"], {"images": np.asarray(image.convert("RGB"))[None]}

@@ -45,8 +45,9 @@ def sqlite_uri(database: Path) -> str:
     unusable = _UNUSABLE_IN_PATH.search(str(path))
     if unusable is not None:
         raise ValueError(
-            f"MLflow cannot open the database {printable(path)}: its path contains {unusable[0]!r}. Rename the folder "
-            "or the file, or give the address of an MLflow server."
+            f"MLflow cannot open the database {printable(path)}: its path contains "
+            f"{unusable[0]!r}. Rename the folder or the file, or give the address of an MLflow "
+            "server."
         )
     return f"{_SQLITE}{path}"
 
@@ -67,7 +68,8 @@ def client_uri(uri: str) -> str:
         return sqlite_uri(Path(uri.removeprefix(_SQLITE)))
     raise ValueError(
         f"The tracking URI {public_uri(uri)!r} is neither sqlite:///PATH nor http(s)://HOST. "
-        "MLflow no longer writes plain folders; for another database start an MLflow server and give its address."
+        "MLflow no longer writes plain folders; for another database start an MLflow server and "
+        "give its address."
     )
 
 
@@ -142,7 +144,7 @@ def _server_uri(uri: str) -> str:
         )
     if parts.query or parts.fragment or "@" in parts.path:
         raise ValueError(
-            f"The tracking URI {public_uri(uri)!r} has more than an address: a query, a fragment, or a '/', '?' or "
-            f"'#' in the password. {advice}."
+            f"The tracking URI {public_uri(uri)!r} has more than an address: a query, a fragment, "
+            f"or a '/', '?' or '#' in the password. {advice}."
         )
     return uri.rstrip("/")

@@ -169,15 +169,16 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
         )
     if database is not None and found.artifact_location.startswith("mlflow-artifacts:"):
         raise ValueError(
-            f"The MLflow experiment {experiment!r} was made through a server, which alone can reach its artifacts. "
-            "Give the address of that server, or another --experiment."
+            f"The MLflow experiment {experiment!r} was made through a server, which alone can "
+            "reach its artifacts. Give the address of that server, or another --experiment."
         )
     folder = local_folder(found.artifact_location)
     if database is None and folder is not None and not folder.parent.parent.is_dir():
         # MLflow's client would make that folder here, and nobody would find the artifacts.
         raise ValueError(
-            f"The artifacts of the MLflow experiment {experiment!r} lie in {printable(folder)} on the server's "
-            "machine, and there is no such folder on this one. Give another --experiment, or fill it on that machine."
+            f"The artifacts of the MLflow experiment {experiment!r} lie in {printable(folder)} on "
+            "the server's machine, and there is no such folder on this one. Give another "
+            "--experiment, or fill it on that machine."
         )
     return Store(client, found.experiment_id, uri)
 
@@ -204,7 +205,8 @@ def answers(uri: str) -> Iterator[None]:
         said = printable(" ".join(public_text(str(error)).split()))
         raise StoreError(
             f"MLflow at {printable(public_uri(uri))} does not take it: {kind}{shorten(said, 300)} "
-            "See that it runs, takes this name and has room, or give another address; the run folders have everything."
+            "See that it runs, takes this name and has room, or give another address; the run "
+            "folders have everything."
         ) from error
 
 
@@ -226,7 +228,8 @@ def _check_database(database: Path) -> None:
         follow_move(database)
     except sqlite3.Error as error:
         raise StoreError(
-            f"{printable(database)} cannot be used as MLflow's database: {error}. Give another path."
+            f"{printable(database)} cannot be used as MLflow's database: {error}. Give another "
+            "path."
         ) from error
 
 

@@ -84,12 +84,14 @@ def read_run_record(path: Path) -> RunRecord:
     for name in ("config.json", "provenance.json"):
         if not (path / name).is_file():
             raise ValueError(
-                f"{printable(path)} is not a run folder: it has no {name}. Give the --run-dir of a training."
+                f"{printable(path)} is not a run folder: it has no {name}. Give the --run-dir of a "
+                "training."
             )
     head = records.read(path / "config.json")
     if not isinstance(head.get("config"), dict) or not isinstance(head.get("digest"), str):
         raise ValueError(
-            f"{printable(path / 'config.json')} does not hold a config and its digest; was it edited by hand?"
+            f"{printable(path / 'config.json')} does not hold a config and its digest; was it "
+            "edited by hand?"
         )
     faults: list[str] = []
     files = sorted((path / "evaluations").glob("step_*.json"))

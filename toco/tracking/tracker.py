@@ -166,7 +166,8 @@ class Tracker:
                 else f"{type(error).__name__}: {error}"
             )
             warnings.warn(
-                f"MLflow could not be filled from {what}, which is tried again: {shorten(public_text(said), 700)}",
+                f"MLflow could not be filled from {what}, which is tried again: "
+                f"{shorten(public_text(said), 700)}",
                 TrackingWarning,
                 stacklevel=3,
             )

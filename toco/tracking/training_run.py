@@ -239,7 +239,8 @@ def _status(record: RunRecord) -> str:
     if status is None:
         known = ", ".join(STATUS)
         raise ValueError(
-            f"{record.path / 'result.json'} has status {record.result['status']!r}, expected {known}."
+            f"{record.path / 'result.json'} has status {record.result['status']!r}, expected "
+            f"{known}."
         )
     return status
 

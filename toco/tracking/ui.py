@@ -30,14 +30,15 @@ def experiment_pages(database: Path, port: int) -> dict[str, str]:
     """
     if not database.is_file():
         raise ValueError(
-            f"There is no {printable(database)} yet: a study makes it, and so does `python -m toco track RUN_DIR`."
+            f"There is no {printable(database)} yet: a study makes it, and so does `python -m toco "
+            "track RUN_DIR`."
         )
     try:
         follow_move(database)
         with closing(sqlite3.connect(database)) as connection:
             rows = connection.execute(
-                "SELECT name, experiment_id FROM experiments WHERE lifecycle_stage = 'active' AND experiment_id IN "
-                "(SELECT experiment_id FROM runs) ORDER BY experiment_id"
+                "SELECT name, experiment_id FROM experiments WHERE lifecycle_stage = 'active' AND "
+                "experiment_id IN (SELECT experiment_id FROM runs) ORDER BY experiment_id"
             ).fetchall()
     except sqlite3.Error as error:
         raise StoreError(

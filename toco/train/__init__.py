@@ -1,1 +1,1 @@
-"""The training loop and what it keeps: optimizer, checkpoints, run folder."""
+"""The training loop, its optimizer, its checkpoints and its run folder."""

@@ -1,4 +1,4 @@
-"""What the steps between two rows of ``metrics.jsonl`` come to."""
+"""Averages over the steps between two training rows of ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -15,23 +15,31 @@ from toco.tensors import StepOutput
 from toco.train import distributed
 
 _LAG_STEPS = 4
-"""So many steps later than a GPU was given them, its values are read: it has work to do while the host reads."""
+"""The host reads the values of a GPU's step this many steps later, so the GPU always has work."""
 
 
 class DivergedError(RuntimeError):
-    """A loss or a gradient became infinite or not a number; the message names the terms and the step."""
+    """A loss or a gradient is infinite or NaN; the message names the terms and the step."""
 
 
 @runtime_checkable
 class _Arrival(Protocol):
-    """What can be waited for: an event of CUDA."""
+    """An object to wait for, such as a CUDA event."""
 
     def synchronize(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """Values of a step on their way to the host; ``arrived`` says when they are there, where that is not at once."""
+    """Values of a step that are being copied to the host.
+
+    Attributes:
+        step: The step.
+        names: Names of the values, in order.
+        checked: How many values, from the first, must be finite.
+        values: The values, and at the end whether a rank was asked to stop.
+        arrived: Event after the copy; ``None`` where the values are on the host already.
+    """
 
     step: int
     names: list[str]
@@ -41,13 +49,13 @@ class _Pending:
 
 
 class Averages:
-    """Means between two log steps, and the watch for losses that are not finite.
+    """Means over the steps between two training rows, and the check for losses that are not finite.
 
-    The values of a step are read at the next one, or some later on a GPU, which so never runs out
-    of work for it.
+    On a CPU the values of a step are read at the next step, on a GPU a few steps later. The GPU
+    therefore never waits for the host.
 
     Attributes:
-        stop_was_set: Whether a rank had been asked to stop, by the last step that was read.
+        stop_was_set: Whether any rank had been asked to stop, as of the last step that was read.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
@@ -60,7 +68,7 @@ class Averages:
         self._pending: deque[_Pending] = deque()
 
     def add(self, output: StepOutput, gradient_norm: Tensor, step: int, stop_is_set: bool) -> None:
-        """Add a step's losses, means over the ranks, and check those of earlier steps."""
+        """Add the losses of a step, as means over the ranks, and check those of earlier steps."""
         self.check(_LAG_STEPS - 1 if gradient_norm.is_cuda else 0)
         checked = output.losses | {"gradient_norm": gradient_norm}
         named = checked | output.counts | {"loss_total": output.total}
@@ -71,18 +79,22 @@ class Averages:
         self._pending.append(_Pending(step, list(named), len(checked), *_to_host(means)))
 
     def add_time(self, time_s: float) -> None:
-        """Add what a step took on the host."""
+        """Add the seconds that a step took on the host."""
         self._add("train/step_time_s", time_s)
 
     def take(self) -> dict[str, float]:
-        """The means since the last call."""
+        """Return the means over the steps since the last call, and start anew."""
         self.check()
         means = {name: total / self._numbers[name] for name, total in self._sums.items()}
         self._sums, self._numbers = {}, {}
         return means
 
     def check(self, but_last: int = 0) -> None:
-        """Raise if a step that was added has a loss that is not finite; the last ``but_last`` are not looked at."""
+        """Read the steps that were added, but for the last ``but_last`` of them.
+
+        Raises:
+            DivergedError: A loss or the norm of the gradients is not finite.
+        """
         while len(self._pending) > but_last:
             self._read(self._pending.popleft())
 
@@ -99,14 +111,14 @@ class Averages:
         ]
         if bad:
             raise DivergedError(
-                f"At step {pending.step}, {' and '.join(bad)}. The last checkpoint is from before it; "
-                "try a lower optim.lr."
+                f"At step {pending.step}, {' and '.join(bad)}. The last checkpoint is from before "
+                "it; try a lower optim.lr."
             )
         for name, value in named:
             self._add(f"train/{name}", value)
 
     def state(self) -> dict[str, Tensor]:
-        """Sum and number of everything added since the last log step, for a checkpoint."""
+        """Return sum and number of each value since the last training row, for a checkpoint."""
         return {
             name: torch.tensor([total, self._numbers[name]], dtype=torch.float64)
             for name, total in self._sums.items()
@@ -118,7 +130,7 @@ class Averages:
 
 
 def _to_host(values: Tensor) -> tuple[Tensor, _Arrival | None]:
-    """``values`` in the memory of the host, without waiting for them, and an event that is there when they are."""
+    """Start to copy ``values`` to the host; return the copy, and an event after it on a GPU."""
     if not values.is_cuda:
         return values, None
     host = torch.empty_like(values, device="cpu", pin_memory=True)

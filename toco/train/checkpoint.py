@@ -1,9 +1,10 @@
-"""Atomic, hash-checked checkpoints: safetensors and JSON, nothing that runs code when it is read.
+"""Atomic checkpoints with checksums, in safetensors and JSON: reading one runs no code.
 
 A checkpoint is a folder with ``tensors.safetensors`` (model, teacher, optimizer, random states) and
-``state.json`` (format version, step, digest of the config, SHA-256 of the tensors, the rows of
-metrics until the step). The folder appears under its name only when both files are complete and on
-disk. The position in the data and the learning rate are functions of the step.
+``state.json`` (format version, step, digest of the config, SHA-256 of the tensors, number and
+SHA-256 of the rows of metrics until the step). The folder gets its name only when both files are
+complete and on disk. A checkpoint holds neither the position in the data nor the learning rate:
+both are functions of the step.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from toco.train import records
 from toco.train.records import RowsMark
 
 if TYPE_CHECKING:
-    # Imported where tensors are read, written or copied: who looks for checkpoints needs no torch.
+    # The functions that read, write or copy tensors import torch. Finding checkpoints needs none.
     import torch
     from torch import Tensor, nn
 
@@ -38,19 +39,19 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is incomplete, damaged, or of another run."""
+    """A checkpoint is incomplete, damaged, or belongs to another run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint read back.
+    """The content of a checkpoint.
 
     Attributes:
-        step: Optimizer updates it was made after.
-        digest: Of its run's config.
-        tensors: By name.
-        rows: Rows of metrics that its run had then; ``None`` where a version made it that did not
-            record them.
+        step: Optimizer updates before the checkpoint.
+        digest: Digest of the run's config.
+        tensors: Tensors by name.
+        rows: Mark of the rows of metrics until the step; ``None`` in checkpoints of toco 0.4 or
+            before, which did not record it.
     """
 
     step: int
@@ -59,7 +60,7 @@ class Checkpoint:
     rows: RowsMark | None
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """Tensors under ``prefix/``, without the prefix."""
+        """Return the tensors under ``prefix/``, by their names without the prefix."""
         start = f"{prefix}/"
         return {
             name.removeprefix(start): value
@@ -69,7 +70,7 @@ class Checkpoint:
 
 
 def folder_name(step: int) -> str:
-    """Name of the folder of everything that belongs to ``step``.
+    """Return the name of the folder of ``step``, for checkpoints, evaluations and pictures.
 
     >>> folder_name(150)
     'step_00000150'
@@ -88,9 +89,16 @@ def save(
 ) -> Path:
     """Write the state after ``step`` updates to ``folder / step_...`` and return that path.
 
-    A crash at any moment leaves either no checkpoint of this step or a whole one. ``extra`` holds
-    further parts by their prefix; :meth:`Checkpoint.part` gives them back. ``rows`` says which rows
-    of metrics the run has by now.
+    A crash at any moment leaves either no checkpoint of this step or a complete one.
+
+    Args:
+        folder: Folder of the run's checkpoints.
+        step: Optimizer updates so far.
+        digest: Digest of the run's config.
+        model: The model.
+        optimizer: The optimizer of ``model``.
+        extra: Further tensors, by prefix and name; :meth:`Checkpoint.part` returns them.
+        rows: Mark of the rows of metrics so far.
     """
     tensors = _tensors(model, optimizer, extra)
     return _write(
@@ -103,7 +111,7 @@ def save(
 
 
 def save_model(folder: Path, step: int, digest: str, model: nn.Module) -> Path:
-    """Write a model alone, as :func:`save` does: enough to use it, not to train it on."""
+    """Write a model without optimizer, as :func:`save` does: enough to use it, not to resume it."""
     tensors = {
         f"model/{name}": value.detach().cpu().contiguous()
         for name, value in model.state_dict().items()
@@ -112,15 +120,15 @@ def save_model(folder: Path, step: int, digest: str, model: nn.Module) -> Path:
 
 
 class Writer:
-    """Writes checkpoints while the training goes on, one at a time.
+    """Writer of checkpoints in a thread, one at a time, while the training goes on.
 
-    The training waits only for a copy of its state in host memory. That memory is kept from one
-    checkpoint to the next. Leaving the context waits for what is being written.
+    The training waits only for a copy of its state in host memory, which all checkpoints share.
+    Leaving the context waits until the last checkpoint is written.
 
     Args:
-        folder: Where the checkpoints lie.
-        digest: Of the run's config.
-        keep: Newest checkpoints that are kept.
+        folder: Folder of the checkpoints.
+        digest: Digest of the run's config.
+        keep: How many of the newest checkpoints are kept.
     """
 
     def __init__(self, folder: Path, digest: str, keep: int) -> None:
@@ -144,10 +152,18 @@ class Writer:
         then: Callable[[Path], None],
         rows: RowsMark = _NO_ROWS,
     ) -> None:
-        """Write the state as it is now, as :func:`save` does, and call ``then`` in the writing thread when it is whole.
+        """Copy the present state and start to write it as :func:`save` does.
+
+        Args:
+            step: Optimizer updates so far.
+            model: The model.
+            optimizer: The optimizer of ``model``.
+            extra: Further tensors, by prefix and name.
+            then: Called with the checkpoint's path when it is complete, in the writing thread.
+            rows: Mark of the rows of metrics so far.
 
         Raises:
-            Exception: As :meth:`wait`.
+            Exception: The error of the previous checkpoint, as in :meth:`wait`.
         """
         self.wait()
         tensors = self._copied(_tensors(model, optimizer, extra))
@@ -160,15 +176,15 @@ class Writer:
         self._writing = self._thread.submit(write)
 
     def check(self) -> None:
-        """Raise what went wrong with the last checkpoint, if it is known by now."""
+        """Raise the error of the last checkpoint if its writing has already failed."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Return when the last checkpoint is on disk.
+        """Wait until the last checkpoint is on disk and its ``then`` has returned.
 
         Raises:
-            Exception: What writing it raised, or what was called then.
+            Exception: The error of writing the checkpoint, or of ``then``.
         """
         if self._writing is not None:
             writing, self._writing = self._writing, None
@@ -192,7 +208,7 @@ class Writer:
 def _tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """All that a checkpoint holds, where it is."""
+    """Collect all tensors of a checkpoint, on the devices where they are."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= _optimizer_tensors(model, optimizer)
     tensors |= _random_states()
@@ -225,17 +241,17 @@ def _write_state(
 
 
 def _as_os_error(error: SafetensorError) -> OSError:
-    """What the system said, which safetensors only quotes."""
+    """Return the operating system's error, whose number safetensors has in its message only."""
     quoted = re.search(r"os error (\d+)", str(error))
     number = int(quoted[1]) if quoted else errno.EIO
     return OSError(number, os.strerror(number) if quoted else str(error))
 
 
 def adopt(path: Path, folder: Path, digest: str) -> Path:
-    """Copy the checkpoint ``path`` of another run into ``folder`` as one of the run with ``digest``.
+    """Copy the checkpoint ``path`` of another run into ``folder``, for the run with ``digest``.
 
     Raises:
-        CheckpointError: ``path`` is damaged.
+        CheckpointError: ``state.json`` of ``path`` is missing or damaged.
     """
     state = _read_state(path)
     target = folder / path.name
@@ -249,8 +265,8 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint folder.
 
     Raises:
-        CheckpointError: A file is missing, of an unknown format, or its hash is not the recorded
-            one.
+        CheckpointError: A file is missing or of an unknown format, or the SHA-256 of the tensors
+            differs from the recorded one.
     """
     from safetensors.torch import load_file
 
@@ -259,19 +275,21 @@ def read(path: Path) -> Checkpoint:
         actual = sha256(path / TENSORS)
         if actual != state.tensors_sha256:
             raise CheckpointError(
-                f"{printable(path / TENSORS)} has SHA-256 {actual[:12]}..., but {state.tensors_sha256[:12]}... was "
-                f"recorded when it was written: the file is damaged. {_DAMAGED}"
+                f"{printable(path / TENSORS)} has SHA-256 {actual[:12]}..., but "
+                f"{state.tensors_sha256[:12]}... was recorded when it was written: the file is "
+                f"damaged. {_DAMAGED}"
             )
         tensors = load_file(path / TENSORS)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{printable(path / TENSORS)} cannot be read, so its checkpoint is not whole: {_reason(error)}. {_DAMAGED}"
+            f"{printable(path / TENSORS)} cannot be read, so its checkpoint is not whole: "
+            f"{_reason(error)}. {_DAMAGED}"
         ) from error
     return Checkpoint(state.step, state.digest, tensors, state.rows)
 
 
 def recorded_rows(path: Path) -> RowsMark | None:
-    """The rows that a checkpoint belongs to; ``None`` where a version without digests made it.
+    """Read the mark of a checkpoint's rows of metrics; ``None`` from toco 0.4 or before.
 
     Raises:
         CheckpointError: ``state.json`` is missing or damaged.
@@ -294,7 +312,8 @@ def _read_state(path: Path) -> _State:
         content = records.read(path / STATE, advice=_DAMAGED)
     except OSError as error:
         raise CheckpointError(
-            f"{printable(path / STATE)} cannot be read, so its checkpoint is not whole: {_reason(error)}. {_DAMAGED}"
+            f"{printable(path / STATE)} cannot be read, so its checkpoint is not whole: "
+            f"{_reason(error)}. {_DAMAGED}"
         ) from error
     except UnreadableError as error:
         raise CheckpointError(str(error)) from error
@@ -313,8 +332,8 @@ def _read_state(path: Path) -> _State:
         is_whole = False
     if not is_whole:
         raise CheckpointError(
-            f"{printable(path / STATE)} is not the state of the checkpoint {printable(path.name)}: expected its step, "
-            f"digest, sha256 and rows. {_DAMAGED}"
+            f"{printable(path / STATE)} is not the state of the checkpoint {printable(path.name)}: "
+            f"expected its step, digest, sha256 and rows. {_DAMAGED}"
         )
     return state
 
@@ -330,19 +349,19 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def all_in(folder: Path) -> list[Path]:
-    """Checkpoint folders in ``folder``, oldest first."""
+    """List the checkpoint folders in ``folder``, oldest first."""
     return sorted(folder.glob("step_*")) if folder.is_dir() else []
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Delete checkpoints of later steps: a run that goes on from ``step`` makes them again, and they may be damaged."""
+    """Delete the checkpoints after ``step``, which a run that resumes from ``step`` makes again."""
     for path in all_in(folder):
         if path.name > folder_name(step):
             shutil.rmtree(path)
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints and what crashed writers left."""
+    """Delete all but the newest ``keep`` checkpoints, and partial folders of crashed writers."""
     for path in all_in(folder)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".*.partial"):
@@ -352,11 +371,11 @@ def prune(folder: Path, keep: int) -> None:
 def restore(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Put a checkpoint's state into ``model`` and, for training on, into ``optimizer`` and the random generators.
+    """Load a checkpoint into ``model`` and, to resume, into ``optimizer`` and torch's generators.
 
     Raises:
-        CheckpointError: The model has other tensors than the checkpoint, or it holds no state to
-            train on.
+        CheckpointError: The model has other tensors than the checkpoint; or ``optimizer`` is given
+            and the checkpoint holds a model alone.
     """
     import torch
 
@@ -371,14 +390,15 @@ def restore(
             if f"{key}/{name}" in moments
         }
         if entries:
-            # The fused optimizer has its number of steps beside the parameter, too.
+            # The fused optimizer keeps its step count on the parameter's device, too.
             optimizer.state[parameter] = {
                 key: value.to(parameter.device) for key, value in entries.items()
             }
     random = checkpoint.part("random")
     if "cpu" not in random:
         raise CheckpointError(
-            f"The checkpoint of step {checkpoint.step} holds a model alone: it can be used, but not trained on."
+            f"The checkpoint of step {checkpoint.step} holds a model alone: it can be used, but "
+            "not trained on."
         )
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():
@@ -386,10 +406,10 @@ def restore(
 
 
 def load_model(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Put the model's tensors back.
+    """Load the tensors of the model alone.
 
     Raises:
-        CheckpointError: Names or shapes differ; the message gives the first few.
+        CheckpointError: Names or shapes differ; the message names the first few.
     """
     saved, wanted = checkpoint.part("model"), model.state_dict()
     problems = [f"{name} is missing" for name in wanted.keys() - saved.keys()]
@@ -401,8 +421,8 @@ def load_model(checkpoint: Checkpoint, model: nn.Module) -> None:
     ]
     if problems:
         raise CheckpointError(
-            f"The checkpoint does not fit this model ({len(problems)} differences): {'; '.join(sorted(problems)[:4])}. "
-            "Use the config.json that lies beside it."
+            f"The checkpoint does not fit this model ({len(problems)} differences): "
+            f"{'; '.join(sorted(problems)[:4])}. Use the config.json that lies beside it."
         )
     model.load_state_dict(saved)
 
@@ -416,7 +436,10 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Ma
 
 
 def _random_states() -> dict[str, Tensor]:
-    """Only torch's own: everything else here is drawn from generators seeded by (seed, epoch, index) or by step."""
+    """Return the states of torch's global generators.
+
+    All other random draws come from generators that are seeded by (seed, epoch, index) or by step.
+    """
     import torch
 
     states = {"random/cpu": torch.get_rng_state()}
@@ -426,5 +449,5 @@ def _random_states() -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """What a library says is wrong, without the number and the path of an error of the system."""
+    """Return an error's message, without the number and the path of an ``OSError``."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

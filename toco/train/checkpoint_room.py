@@ -1,4 +1,4 @@
-"""Room for what a training writes: seen before it starts, and named when it runs out."""
+"""Disk room for a training: checked before it starts, and reported when it runs out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of a checkpoint: the model, and AdamW's two moments of every parameter that is trained."""
+    """Compute the bytes of a checkpoint: the model, and AdamW's two moments of its parameters."""
     trained: list[Tensor] = [
         parameter for group in optimizer.param_groups for parameter in group["params"]
     ]
@@ -27,31 +27,33 @@ def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 
 def check_room(run_dir: Path, checkpoint_size: int, keep: int) -> None:
-    """See that the checkpoints of a training fit on the disk of its folder.
+    """Check that the checkpoints of a training fit on the disk of its folder.
 
     Args:
         run_dir: The run folder, which exists.
         checkpoint_size: Bytes of one checkpoint.
-        keep: Checkpoints that are kept; one more exists while it is written.
+        keep: Checkpoints that are kept; one more exists while the next is written.
 
     Raises:
-        NoRoomError: They do not fit beside those that exist already, or the disk takes no more
-            files.
+        NoRoomError: The checkpoints do not fit, also when the existing ones of the run count as
+            room; or the disk takes no more files.
     """
     stored = sum(file.stat().st_size for file in run_dir.glob("checkpoints/step_*/*"))
     problem = shortage(run_dir, max((keep + 1) * checkpoint_size - stored, 1))
     if problem is not None:
         raise NoRoomError(
-            f"{problem} Or lower keep_checkpoints, which is {keep}, or take a folder on another disk."
+            f"{problem} Or lower keep_checkpoints, which is {keep}, or take a folder on another "
+            "disk."
         )
 
 
 @contextmanager
 def room_in_sentences(run_dir: Path, checkpoint_size: int) -> Iterator[None]:
-    """Raise what a system says of a full disk in ``run_dir``, or of too many files, as a sentence.
+    """Turn an ``OSError`` about a full disk, or about too many open files, into a sentence.
 
     Raises:
-        NoRoomError: Instead of another ``OSError``.
+        NoRoomError: In place of an ``OSError`` about ``run_dir`` or about no file. A full disk
+            elsewhere keeps its own error.
     """
     try:
         yield
@@ -60,8 +62,9 @@ def room_in_sentences(run_dir: Path, checkpoint_size: int) -> Iterator[None]:
     except OSError as error:
         if error.errno in _TOO_MANY_FILES:
             raise NoRoomError(
-                f"The training in {printable(run_dir)} may open no more files ({error.strerror}). Raise the limit "
-                "(ulimit -n), or lower num_workers; --resume goes on from the last checkpoint.",
+                f"The training in {printable(run_dir)} may open no more files ({error.strerror}). "
+                "Raise the limit (ulimit -n), or lower num_workers; --resume goes on from the "
+                "last checkpoint.",
                 error.errno,
             ) from error
         is_elsewhere = (
@@ -70,7 +73,7 @@ def room_in_sentences(run_dir: Path, checkpoint_size: int) -> Iterator[None]:
         if not is_no_room(error) or is_elsewhere:
             raise
         raise NoRoomError(
-            f"{sentence_of(run_dir, checkpoint_size, error)} The last checkpoint is whole, and --resume goes on from "
-            "it.",
+            f"{sentence_of(run_dir, checkpoint_size, error)} The last checkpoint is whole, and "
+            "--resume goes on from it.",
             error.errno or errno.ENOSPC,
         ) from error

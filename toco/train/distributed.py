@@ -1,8 +1,9 @@
-"""One run trained by several processes, the ranks: each has its share of every batch, and all hold the same network.
+"""One training on several processes, the ranks, by data parallelism.
 
-torchrun starts the ranks, or :mod:`toco.train.ranks` does. Gradients and logged losses are means
-over the ranks, and as every loss is a mean over groups of images, these are the values that one
-process finds, up to rounding.
+Each rank computes its share of every batch, and all hold the same network. torchrun starts the
+ranks, or :mod:`toco.train.ranks` does. Gradients and logged losses are means over the ranks. As
+every loss is a mean over groups of images, these means equal the values of a single process, up to
+rounding.
 """
 
 from __future__ import annotations
@@ -29,27 +30,27 @@ from toco.types import Shard
 T = TypeVar("T")
 
 _TIMEOUT = timedelta(minutes=10)
-"""Longest that a rank waits for the others; the first may be drawing pictures meanwhile."""
+"""Longest wait of a rank for the others; rank 0 may be drawing pictures meanwhile."""
 _FAILURE = "toco/failure"
-"""Key of the store under which the first rank that fails says why."""
+"""Key of torch's store for the message of the first rank that fails."""
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 class RankError(MachineError):
-    """Another rank failed; the message is its."""
+    """Another rank failed; the message is the one of that rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process stands among those that train a run.
+    """The place of a process among the ranks that train a run.
 
     Attributes:
         rank: 0 to ``world_size - 1``; rank 0 writes the run folder.
         world_size: Number of ranks.
-        local_rank: The same among those on this machine; its GPU has this number.
-        local_world_size: Ranks on this machine.
-        rendezvous: How the ranks find each other, as :func:`torch.distributed.init_process_group`
-            takes it.
+        local_rank: Rank among those on this machine, and the number of the rank's GPU.
+        local_world_size: Number of ranks on this machine.
+        rendezvous: Address where the ranks meet, the ``init_method`` of
+            :func:`torch.distributed.init_process_group`.
     """
 
     rank: int
@@ -60,10 +61,10 @@ class Place:
 
     @classmethod
     def of_torchrun(cls) -> Place | None:
-        """What torchrun says in the environment; ``None`` where it started no further process.
+        """Read the place from torchrun's environment variables; ``None`` for a single process.
 
         Raises:
-            ValueError: It says only half of it.
+            ValueError: Some of the variables are not set.
         """
         if os.environ.get("WORLD_SIZE", "1") == "1":
             return None
@@ -77,8 +78,8 @@ class Place:
         )
         if missing := [name for name in names if name not in os.environ]:
             raise ValueError(
-                f"WORLD_SIZE is above 1, but {', '.join(missing)} are not set. Start the ranks with torchrun, or "
-                "unset WORLD_SIZE to train in one process."
+                f"WORLD_SIZE is above 1, but {', '.join(missing)} are not set. Start the ranks "
+                "with torchrun, or unset WORLD_SIZE to train in one process."
             )
         rank, world_size, local_rank, local_world_size = (
             int(os.environ[name]) for name in names[:4]
@@ -88,10 +89,13 @@ class Place:
 
 @contextmanager
 def joined(config: RunConfig, place: Place | None) -> Iterator[Shard]:
-    """Be one of the ranks that train ``config``; alone where ``place`` is ``None``.
+    """Join the process group of the ranks that train ``config``; none where ``place`` is ``None``.
+
+    Yields:
+        The share of this rank.
 
     Raises:
-        ValueError: The config cannot be trained by so many ranks, or there are fewer GPUs than
+        ValueError: The batch cannot be divided among so many ranks, or there are fewer GPUs than
             ranks.
         RankError: Another rank failed while this one waited for it.
     """
@@ -103,7 +107,7 @@ def joined(config: RunConfig, place: Place | None) -> Iterator[Shard]:
     if device.type == "cuda":
         _take_gpu(device, place)
     if place.local_world_size == place.world_size:
-        # Nobody else has to reach these ports.
+        # All ranks are on this machine, so no other machine needs to reach the ports.
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, _LOOPBACK)
     dist.init_process_group(
@@ -117,22 +121,22 @@ def joined(config: RunConfig, place: Place | None) -> Iterator[Shard]:
     try:
         yield Shard(place.rank, place.world_size)
     except BaseException as error:
-        # torch says of a rank that is gone nothing but that its connection is.
+        # torch reports a lost rank as a lost connection, without the reason.
         is_lost = type(error) is RuntimeError or isinstance(error, dist.DistError)
         if is_lost and store.check([_FAILURE]):
             raise RankError(store.get(_FAILURE).decode()) from error
-        # No farewell: it waits for work that the others will not do. The end of this process ends
-        # theirs.
+        # Without destroy_process_group, which would wait for collectives that the other ranks never
+        # call. When this process ends, the others lose the connection and end, too.
         store.set(_FAILURE, f"Rank {place.rank} of {place.world_size} failed: {error}")
         raise
     dist.destroy_process_group()
 
 
 def own_share() -> Shard:
-    """The share of this process of work that the processes of torchrun divide without a word to each other.
+    """Return this process's share of work that torchrun's processes divide without communicating.
 
-    Each takes a GPU of its machine, where there are any; processes beyond their number share them
-    in turn.
+    The process also takes a GPU of its machine, if there is one. Where there are more processes
+    than GPUs, they share the GPUs in turn.
     """
     place = Place.of_torchrun()
     if place is None:
@@ -145,55 +149,57 @@ def own_share() -> Shard:
 def _take_gpu(device: torch.device, place: Place) -> None:
     if device.index is not None:
         raise ValueError(
-            f"device is {device}, but {place.world_size} ranks need a GPU each; set device to auto or cuda."
+            f"device is {device}, but {place.world_size} ranks need a GPU each; set device to auto "
+            "or cuda."
         )
     if (number := torch.cuda.device_count()) < place.local_world_size:
         raise ValueError(
-            f"{place.local_world_size} ranks were started on this machine, where torch sees {number} GPUs; "
-            "start one rank a GPU."
+            f"{place.local_world_size} ranks were started on this machine, where torch sees "
+            f"{number} GPUs; start one rank a GPU."
         )
     torch.cuda.set_device(place.local_rank)
 
 
 def check_shares(config: RunConfig, world_size: int) -> None:
-    """See that ``world_size`` ranks can have equal shares of a batch without a change of what is computed.
+    """Check that ``world_size`` ranks can divide a batch equally with the losses unchanged.
 
     Raises:
-        ValueError: They cannot.
+        ValueError: The losses need whole batches, or the batch cannot be divided by groups.
     """
     if world_size == 1:
         return
     group: int | None = config.method.loss_group_size
     if group is None:
         raise ValueError(
-            f"method.loss_group_size is null, so that the losses are of a whole batch, which {world_size} ranks cannot "
-            "share. Train with one, or set a group size, which is another recipe."
+            "method.loss_group_size is null, so that the losses are of a whole batch, which "
+            f"{world_size} ranks cannot share. Train with one, or set a group size, which is "
+            "another recipe."
         )
     if config.batch_size % (world_size * group):
         raise ValueError(
-            f"batch_size {config.batch_size}, the images of all {world_size} ranks together, is not a multiple of "
-            f"{world_size} ranks x method.loss_group_size {group}. Take another number of ranks; another batch_size is "
-            "another recipe."
+            f"batch_size {config.batch_size}, the images of all {world_size} ranks together, is "
+            f"not a multiple of {world_size} ranks x method.loss_group_size {group}. Take another "
+            "number of ranks; another batch_size is another recipe."
         )
 
 
 def shard() -> Shard:
-    """The share of this process."""
+    """Return the share of this rank; all of the work without a process group."""
     return Shard(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Shard()
 
 
 def from_first(value: Callable[[], T]) -> T:
-    """What ``value`` returns on rank 0; it is called there only."""
+    """Call ``value`` on rank 0 alone, and return its result on every rank."""
     if not dist.is_initialized():
         return value()
-    # The list is torch's way to hand out what the others receive.
+    # torch replaces the item of the list on the other ranks.
     found = [value() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
     return found[0]  # type: ignore[return-value]
 
 
 def mean(values: Tensor) -> Tensor:
-    """Mean of ``values`` over the ranks, on their device, without waiting for it there."""
+    """Return the mean of ``values`` over the ranks, on their device, without waiting for it."""
     if not dist.is_initialized():
         return values
     total = values.clone()
@@ -202,15 +208,15 @@ def mean(values: Tensor) -> Tensor:
 
 
 def averaging(method: Method) -> Callable[[Batch, int, torch.Generator], StepOutput]:
-    """``method.training_losses``, whose ``backward`` leaves gradients that are means over the ranks."""
+    """Wrap ``method.training_losses`` so that ``backward`` averages gradients over the ranks."""
     if not dist.is_initialized():
         return method.training_losses
-    # Terms join late, and until then some parameters have no gradient.
+    # Some terms start late, and until then their parameters have no gradient.
     return DistributedDataParallel(_Losses(method), find_unused_parameters=True)
 
 
 class _Losses(nn.Module):
-    """What torch's wrapper can wrap."""
+    """A module whose ``forward`` computes the losses, as DistributedDataParallel needs it."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()

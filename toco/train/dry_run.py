@@ -1,8 +1,8 @@
-"""Whether a run can run, before anything of it is made: its step, evaluation and inference on tensors without values.
+"""Dry run of a config: step, evaluation and inference on tensors without values.
 
-Meta tensors have shapes and types alone. The real backbone and the real method compute on them what
-they compute in a training, in a second or two and without memory for a single weight, and fail
-where sizes do not fit. What only values decide is not seen: it passes.
+Meta tensors have shapes and types alone. The real backbone and the real method run on them as in a
+training, in a second or two and without memory for weights, and fail where sizes do not fit. Errors
+that depend on values are not found.
 """
 
 from __future__ import annotations
@@ -26,26 +26,28 @@ from toco.tensors import Batch
 from toco.train.run_config import RunConfig
 
 MAX_SIDE_PX = 2**15
-"""Largest side of an image that passes a network: in float32 it takes 12 GB, and its features many times that."""
+"""Largest side of a network's input: the image takes 12 GB in float32, its features far more."""
 MAX_KEPT_BYTES = 2**40
-"""Most that a step may keep for its backward pass; no accelerator holds it."""
+"""Most bytes that a step may keep for its backward pass: more than any accelerator holds."""
 _NUM_CLASSES = 20
-"""The data set is not opened. Shapes that do not fit do so for any number of classes."""
+"""Any number does: the data set is not opened, and misfits do not depend on the number."""
 _NUM_IMAGES = 2
+"""The fewest that make a batch."""
 _LEVEL = 64.0
-"""Nearly all images have two pixels that differ by as much, of the levels 0 to 255."""
+"""Difference between pixels, of levels 0 to 255, that nearly all images contain."""
 _SCALAR_OF = torch.ops.aten._local_scalar_dense.default
 
 
 def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
-    """See that the sizes of ``config`` fit together: views, crops, patches, scales, tiles.
+    """Check that the sizes of ``config`` fit together: views, crops, patches, scales, tiles.
 
     Args:
         config: The run.
-        recipe: What it was changed from: the message names the settings that differ.
+        recipe: The config that ``config`` was changed from; the message names the changes.
 
     Raises:
-        ValueError: They do not. The message says what fails, and the settings.
+        ValueError: A stage cannot be computed. The message names the stage, the reason and the
+            changed settings.
     """
     settings = (
         {} if recipe is None else {path: new for path, (_, new) in diff(recipe, config).items()}
@@ -92,7 +94,7 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
 
 @contextmanager
 def _named(what: str, settings: Mapping[str, Any], modules: Collection[str]) -> Iterator[None]:
-    """Errors as a sentence that begins with ``what`` and names ``settings``, and the line in the user's ``modules``."""
+    """Turn errors into a sentence: ``what``, the reason, the line in ``modules``, ``settings``."""
     shapes = _Shapes()
     try:
         with shapes:
@@ -100,7 +102,7 @@ def _named(what: str, settings: Mapping[str, Any], modules: Collection[str]) -> 
     except NotImplementedError:  # torch does not know what shape an operation has
         return
     except (ArithmeticError, RuntimeError, ValueError) as error:
-        # Code of a method that looks at values cannot be followed; it may raise anything.
+        # A method that reads values cannot be followed on meta tensors and may raise anything.
         if isinstance(error, RuntimeError) and ("meta" in str(error) or shapes.value_was_asked):
             return
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -112,7 +114,7 @@ def _named(what: str, settings: Mapping[str, Any], modules: Collection[str]) -> 
 
 
 class _Shapes(TorchDispatchMode):
-    """Makes random tensors without values, too, and answers 1 where a value is asked for."""
+    """Mode of torch in which random tensors have no values, and a value that is read is 1."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -130,7 +132,7 @@ class _Shapes(TorchDispatchMode):
 
 
 def _check_sides(config: RunConfig) -> None:
-    """Sides that no network takes, by what makes them."""
+    """Refuse settings that give a network larger images than ``MAX_SIDE_PX``."""
     crop, evaluate, inference = config.views.crop_size_px, config.evaluate, config.inference
     sides = {
         "views.crop_size_px": crop,
@@ -143,7 +145,8 @@ def _check_sides(config: RunConfig) -> None:
     for path, side in sides.items():
         if side > MAX_SIDE_PX:
             raise ValueError(
-                f"{path} asks for images of {side:.0f} px, and {MAX_SIDE_PX} px are the most for a network."
+                f"{path} asks for images of {side:.0f} px, and {MAX_SIDE_PX} px are the most for a "
+                "network."
             )
 
 
@@ -158,8 +161,8 @@ def _bare_method(config: RunConfig) -> Method:
 
 
 def _train(config: RunConfig, method: Method) -> None:
-    """The last step, in which all terms count that ever do."""
-    # One group of images stands for the batch, of which the step may keep a part as large.
+    """Compute the last step of the training, in which every term counts."""
+    # One group of images stands for the batch, so the limit of bytes shrinks by the same factor.
     number = min(config.method.loss_group_size or _NUM_IMAGES, config.batch_size)
     largest = MAX_KEPT_BYTES * number // config.batch_size
     images, views = _images(number, config.views.crop_size_px), config.method.extra_views()
@@ -213,7 +216,7 @@ def _infer(config: RunConfig, method: Method) -> None:
     inference = config.inference.model_copy(update={"scales": (least, most)})
     side = inference.size_px or _own_side(config, method, least)
     if inference.tile_px is not None:
-        # Somewhat more than a tile: of many tiles, one is as good as another.
+        # A little more than one tile: all tiles have the same size.
         side = min(side, int(1.5 * inference.tile_px / most) + _patch_side(method, least))
     method.eval()
     with torch.device("meta"):
@@ -234,17 +237,21 @@ def _filter_for_crf(config: RunConfig) -> None:
 
 
 def _filter(sigma_rgb: float, sigma_xy: float) -> None:
-    """Number the cells of the lattice that a tiny image needs: larger images need more."""
+    """Build the lattice of a tiny image, which fails where it has too many cells to number.
+
+    Larger images have more cells.
+    """
     image = torch.tensor([[0.0, _LEVEL], [_LEVEL, 0.0]]).expand(1, 3, 2, 2)
     filters.build("lattice", image, sigma_rgb, sigma_xy)
 
 
 def _own_side(config: RunConfig, method: Method, scale: float) -> int:
-    """Side of an image of its own size that has a patch at ``scale``, if there are such images."""
+    """Return a side, for images that keep their size, with at least one patch at ``scale``."""
     side = max(config.views.crop_size_px, _patch_side(method, scale))
     if side > MAX_SIDE_PX:
         raise ValueError(
-            f"at scale {scale:g} an image needs {side} px for a patch, and {MAX_SIDE_PX} are the most"
+            f"at scale {scale:g} an image needs {side} px for a patch, and {MAX_SIDE_PX} are the "
+            "most"
         )
     return side
 

@@ -1,8 +1,8 @@
-"""Trainings that are the same until a step are trained until there once.
+"""Shared beginnings: trainings with the same first steps compute these steps once.
 
-The decoder's terms join late, so trainings that differ only in these share all updates before. The
-first one leaves a snapshot of its run folder at that step, and the others begin from it. On a CPU
-they become, bit for bit, what they would have become alone.
+The decoder's loss terms start late, so trainings that differ in these terms only share all earlier
+updates. The first such training stores a snapshot of its run folder at that step, and the others
+start from the snapshot. On a CPU their results are, bit for bit, those of trainings without it.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ _CONDITIONS = (
     "data_manifest",
     "weights_sha256",
 )
-"""Keys of the provenance on which bits depend."""
+"""Keys of the provenance on which the bits of a training depend."""
 
 
 def prefix_step(config: RunConfig) -> int | None:
-    """How many updates this training may share with others, or ``None`` where nothing joins late."""
+    """Return how many updates a training can share; ``None`` where no loss term starts late."""
     late: int | None = config.method.late_step()
     return late if late is not None and late < config.num_steps else None
 
 
 def prefix_digest(config: RunConfig, step: int) -> str:
-    """Digest (16 digits) of all settings that have an effect on the run folder after ``step`` updates."""
+    """Digest (16 digits) all settings with an effect on the run folder after ``step`` updates."""
     inert = [f"method.{path}" for path in sorted(config.method.inert_until(step))]
-    # Run-only, but rows, pictures and the last bits do depend on these.
+    # Run-only settings, on which rows, pictures and the last bits depend nevertheless.
     recorded = (
         config.device,
         config.log_every,
@@ -59,18 +59,19 @@ def prefix_digest(config: RunConfig, step: int) -> str:
 
 
 class Prefixes:
-    """Snapshots of run folders, each complete up to the step at which late terms join.
+    """Snapshots of run folders, each complete up to the step at which late terms start.
 
-    A snapshot is found by its settings and by the data, weights, versions and machine it was made
-    with; which code made it is not known here.
+    A snapshot is found by the settings, data, weights, versions and machine of its training. The
+    code is not compared.
 
     Args:
-        folder: Where the snapshots lie. All trainings that share it must run the same code.
-        config: The training at hand, resolved.
-        provenance: What it runs with; see :func:`toco.train.provenance.provenance`.
+        folder: Folder of the snapshots. All trainings that share it must run the same code.
+        config: Config of the present training, resolved.
+        provenance: Provenance of the present training, from
+            :func:`toco.train.provenance.provenance`.
 
     Attributes:
-        step: Updates that the training may share, or ``None``.
+        step: Updates that the training can share, or ``None``.
     """
 
     def __init__(self, folder: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
@@ -84,7 +85,10 @@ class Prefixes:
             )
 
     def begin(self, folder: RunFolder) -> checkpoint.Checkpoint | None:
-        """Bring ``folder``, a run without a checkpoint, to the shared step; ``None`` if there is no whole snapshot."""
+        """Copy the snapshot into ``folder``, a run without a checkpoint, and return its checkpoint.
+
+        Returns ``None``, and changes nothing, if there is no complete snapshot.
+        """
         if self._path is None:
             return None
         prefix = RunFolder(self._path)
@@ -96,7 +100,7 @@ class Prefixes:
                 shutil.copytree(self._path / name, folder.path / name, dirs_exist_ok=True)
         folder.set_metrics(rows)
         folder.set_forked_at(saved.step)
-        # Last, because a run with a checkpoint goes on from it.
+        # The checkpoint last: after a crash before here the run has none, and starts anew.
         checkpoint.adopt(
             self._path / "checkpoints" / checkpoint.folder_name(saved.step),
             folder.checkpoints,
@@ -111,11 +115,17 @@ class Prefixes:
         optimizer: torch.optim.Optimizer,
         extra: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
-        """Keep ``folder`` as it is after the shared step, unless another training did so before.
+        """Store a snapshot of ``folder`` after the shared step, unless one exists already.
+
+        Args:
+            folder: The run folder.
+            method: The method after the shared step.
+            optimizer: The optimizer of ``method``.
+            extra: Further tensors of the checkpoint, by prefix and name.
 
         Raises:
-            OSError: The snapshot cannot be written. Where the disk is full, ``filename`` says that
-                it is this one's.
+            OSError: The snapshot cannot be written. Where its disk is full, ``filename`` is the
+                path of the snapshot.
         """
         if self._path is None or self.step is None or self._path.is_dir():
             return

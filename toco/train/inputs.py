@@ -1,4 +1,4 @@
-"""What a run reads besides its config: the data and the file of weights, and digests of both. Nothing needs torch."""
+"""Inputs of a run besides its config: data, file of weights, and their digests; without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from toco.train.run_config import RunConfig
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a run depends on besides its config: digests of the data, and of the file of weights where there is one."""
+    """Digests of the data and, if there is one, of the file of pretrained weights.
+
+    Attributes:
+        train_data: Digest of the training split's manifest.
+        val_data: Digest of the validation split's manifest.
+        weights_sha256: SHA-256 of the file of weights; ``None`` for random weights.
+    """
 
     train_data: str
     val_data: str
@@ -22,7 +28,7 @@ class Inputs:
 
 
 def recorded_inputs(provenance: Mapping[str, Any]) -> Inputs | None:
-    """Read the inputs from a recorded provenance; ``None`` where the run was made of an imported network."""
+    """Read the inputs from a provenance; ``None`` for a run made from an imported network."""
     data = provenance.get("data_manifest")
     return Inputs(data["train"], data["val"], provenance["weights_sha256"]) if data else None
 
@@ -44,7 +50,7 @@ def open_data(config: RunConfig) -> tuple[Dataset, Dataset]:
 
 
 def digest_inputs(config: RunConfig, train_set: Dataset, val_set: Dataset) -> Inputs:
-    """Digest what the run reads besides its config.
+    """Digest the inputs of a run besides its config.
 
     Raises:
         OSError: A file cannot be read.

@@ -42,22 +42,29 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Observer(Protocol):
-    """Somebody who watches a run, such as a sweep."""
+    """Receiver of a run's evaluations, such as a study's worker."""
 
     def on_evaluation(self, step: int, metrics: dict[str, float], checkpoint: Path) -> None:
-        """Called when the evaluation after ``step`` updates, its row and its checkpoint are on disk.
+        """Receive an evaluation when its row and its checkpoint are on disk.
 
-        It is called in another thread than the training's, which goes on and may have rows of later
-        steps by then; the next evaluation and the end of the run wait for it.
+        The call comes from another thread than the training's. The training goes on and may have
+        written rows of later steps. The next evaluation and the end of the run wait until the call
+        returns.
+
+        Args:
+            step: Optimizer updates before the evaluation.
+            metrics: Metrics by key.
+            checkpoint: Folder of the checkpoint.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
         status: ``finished``, or ``stopped`` by a signal after a checkpoint.
+        step: Optimizer updates done.
         metrics: Mean over the last ``evaluate.average_last`` evaluations.
     """
 
@@ -76,10 +83,10 @@ def train(
     progress: bool = True,
     prefixes: Path | None = None,
 ) -> Result:
-    """Train, evaluate and keep everything in ``run_dir``.
+    """Train, evaluate, and store everything in ``run_dir``.
 
-    Of the ranks of :mod:`toco.train.distributed`, all of which call this, the first writes
-    ``run_dir``; all see it.
+    With several ranks (see :mod:`toco.train.distributed`), every rank calls this function. Rank 0
+    writes ``run_dir``, which all ranks must be able to read.
 
     Args:
         config: The run.
@@ -87,11 +94,11 @@ def train(
         recipe: Name of the recipe that ``config`` came from, for the record.
         resume: Continue the run that ``run_dir`` holds, or start one if it holds none. On a CPU the
             result is that of the uninterrupted run, bit for bit.
-        observer: Told of every evaluation.
+        observer: Receives every evaluation.
         progress: Show a progress bar.
-        prefixes: Folder of trainings' beginnings; see :mod:`toco.train.fork`. The training starts
-            from one of them where it can, and leaves its own there. All that share the folder must
-            run the same code.
+        prefixes: Folder of shared beginnings; see :mod:`toco.train.fork`. The training starts from
+            a snapshot there if one fits, and otherwise stores its own. All trainings that share the
+            folder must run the same code.
 
     Raises:
         FileExistsError: ``run_dir`` holds a run and ``resume`` is not set.
@@ -99,8 +106,8 @@ def train(
             use.
         NoRoomError: The checkpoints do not fit on the disk of ``run_dir``, or it became full; see
             :mod:`toco.train.checkpoint_room`.
-        DivergedError: A loss is not finite. ``result.json`` says so, and the last checkpoint is
-            kept.
+        DivergedError: A loss or a gradient is not finite. ``result.json`` records it, and the last
+            checkpoint is kept.
     """
     started = time.monotonic()
     config = config.resolved()
@@ -119,7 +126,7 @@ def train(
 
     size = checkpoint_bytes(method, optimizer)
     with folder.locked() if shard.rank == 0 else nullcontext(), room_in_sentences(run_dir, size):
-        # The run folder: a new run, or the one to resume.
+        # Run folder: begin a new run, or find the one to resume.
         restored, shared = None, None
         if shard.rank == 0:
             notes = [str(note) for note in notes_of_splits(train_set, val_set)]
@@ -139,8 +146,7 @@ def train(
         if done is not None and done["status"] == "finished":
             return Result("finished", done["step"], done["metrics"])
 
-        # The state to go on from, if there is one: a checkpoint, or a shared prefix of other
-        # trainings.
+        # State: restore the checkpoint, or start from another training's shared beginning.
         if (
             restored is None
             and shared is not None
@@ -154,10 +160,10 @@ def train(
             )
             checkpoint.restore(restored, method, optimizer)
 
-        # Filling a cache of images may take long: do it before signals wait for the end of a step.
+        # Filling a cache of images may take long, so it comes before signals wait for a step's end.
         train_set.prepare()
         if device.type == "cuda":
-            # This process may have trained before; the peak is to be that of this training.
+            # The process may have trained before; peak memory is recorded for this training alone.
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         run = _Run(
@@ -180,21 +186,21 @@ def train(
 
 @dataclass(slots=True)
 class _Run:
-    """A training that is ready to go on: its parts, its stages, and how far it is.
+    """A prepared training: its parts, its stages and its position.
 
     Attributes:
         config: The run, resolved.
-        folder: Its folder, which the first rank writes.
+        folder: The run folder, which rank 0 writes.
         loader: Batches of the training split.
         val_set: The validation split.
-        train_step: One update.
+        train_step: Computes one update.
         averages: Means over the steps since the last training row.
         writer: Writes checkpoints while the training goes on.
-        prefixes: Beginnings that trainings share, on the first rank and if there are any.
-        observer: Told of every evaluation.
+        prefixes: Shared beginnings; on rank 0 only, ``None`` without a folder for them.
+        observer: Receives every evaluation.
         progress: Whether this rank shows progress bars.
-        started: Start of the run on the clock of ``time.monotonic``, as if it had never been
-            interrupted.
+        started: Start of the run on the clock of ``time.monotonic``, moved back by the time of
+            earlier, interrupted calls.
         step: Updates done.
         saved_step: Step of the newest checkpoint.
     """
@@ -214,10 +220,10 @@ class _Run:
     saved_step: int
 
     def train(self) -> Result:
-        """Train to the end, or until a signal.
+        """Train to the last step, or until a signal asks to stop.
 
         Raises:
-            DivergedError: A loss or a gradient is not finite; ``result.json`` says so.
+            DivergedError: A loss or a gradient is not finite; ``result.json`` records it.
         """
         config = self.config
         bar = tqdm(
@@ -238,8 +244,8 @@ class _Run:
                 for batch in batches:
                     self._update(batch, stop)
                     bar.update()
-                    # Read once a step: it may be set at any moment. Several ranks stop when all of
-                    # them know.
+                    # The event may be set at any moment, so read it once a step. Several ranks
+                    # stop at the same step, by the exchanged value.
                     stopping = (
                         stop.is_set()
                         if distributed.shard().world_size == 1
@@ -249,9 +255,11 @@ class _Run:
                     is_last = self.step == config.num_steps
                     is_due = self.step % config.evaluate_every == 0 or is_last
 
+                    # Training row.
                     if self.step % config.log_every == 0 or is_last:
                         losses = self._log()
                         bar.set_postfix(loss=f"{losses['train/loss_total']:.3f}")
+                    # Evaluation and checkpoint, of steps whose losses are all finite.
                     if is_due or stopping:
                         self.averages.check()
                     on_saved: Callable[[Path], None] = _do_nothing
@@ -268,7 +276,7 @@ class _Run:
                         break
                 self.averages.check()
                 if self.step > self.saved_step:
-                    # A signal came while the next batch was waited for.
+                    # A signal came during the wait for the next batch.
                     self._save(_do_nothing)
                 self.writer.wait()
             except DivergedError as error:
@@ -289,7 +297,11 @@ class _Run:
         )
 
     def _update(self, batch: RawBatch, stop: threading.Event) -> None:
-        """Update the network once; add its losses to the averages, which raise if earlier ones are not finite."""
+        """Update the network once, and add its losses to the averages.
+
+        Raises:
+            DivergedError: A loss or a gradient of an earlier step is not finite.
+        """
         started = time.monotonic()
         output, gradient_norm = self.train_step(batch, self.step)
         self.averages.add(output, gradient_norm, self.step, stop.is_set())
@@ -297,7 +309,7 @@ class _Run:
         self.step += 1
 
     def _log(self) -> dict[str, float]:
-        """Write a training row, the means over the steps since the last one, and return it."""
+        """Write a training row, the means over the steps since the last one; return its values."""
         values = self.averages.take() | {
             "train/lr": self.train_step.optimizer.param_groups[0]["lr"]
         }
@@ -306,7 +318,7 @@ class _Run:
         return values
 
     def _evaluate(self) -> dict[str, float]:
-        """Evaluate the network as it is now and return the metrics."""
+        """Evaluate the present network and return the metrics."""
         # The observer of the previous evaluation may still be copying the run folder.
         self.writer.wait()
         time_s = time.monotonic() - self.started
@@ -316,7 +328,7 @@ class _Run:
         )
 
     def _save(self, on_saved: Callable[[Path], None]) -> None:
-        """Start to write a checkpoint, on the first rank."""
+        """Start to write a checkpoint, on rank 0."""
         if distributed.shard().rank == 0:
             method, optimizer = self.train_step.method, self.train_step.optimizer
             extra = {"averages": self.averages.state()}
@@ -324,7 +336,7 @@ class _Run:
             self.saved_step = self.step
 
     def _leave_prefix(self, prefixes: Prefixes) -> None:
-        """Leave the run as it is now for trainings that differ from it in later steps only."""
+        """Store a snapshot of the run for trainings that differ from it in later steps only."""
         self.averages.check()
         extra = {"averages": self.averages.state()}
         prefixes.leave(self.folder, self.train_step.method, self.train_step.optimizer, extra)
@@ -352,7 +364,7 @@ class _Run:
 
 
 def _report_evaluation(observer: Observer | None, folder: RunFolder, step: int) -> None:
-    """Tell ``observer`` of the evaluation after ``step``, which another training made, if there was one."""
+    """Send ``observer`` the evaluation at a shared beginning's ``step``, if there is one."""
     for row in folder.metrics():
         if observer is not None and (row["kind"], row["step"]) == ("val", step):
             observer.on_evaluation(
@@ -369,9 +381,9 @@ def evaluate_into(
     time_s: float,
     progress: bool = False,
 ) -> dict[str, float]:
-    """Evaluate ``method`` as it is after ``step`` updates, keep what was found in ``folder``, and return the metrics.
+    """Evaluate ``method``, store evaluation, pictures and row in ``folder``; return the metrics.
 
-    Several ranks do it together, and the first keeps it.
+    Several ranks evaluate together, and rank 0 writes.
 
     Args:
         folder: The run folder.
@@ -399,10 +411,10 @@ def evaluate_into(
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; a second one acts as usual.
+    """Yield an event that the first Ctrl-C or SIGTERM sets; a second signal acts as usual.
 
-    Only the main thread may handle signals; a run in another thread is stopped by whoever started
-    it.
+    Python allows signal handlers in the main thread only. In other threads the event is never set,
+    and the caller of the run stops it.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -425,7 +437,7 @@ def _stop_signals() -> Iterator[threading.Event]:
 
 
 def _do_nothing(_: Path) -> None:
-    """No observer waits for this checkpoint."""
+    """Ignore the checkpoint: no observer waits for it."""
 
 
 def _percent(metrics: dict[str, float], what: str) -> str:

@@ -10,11 +10,11 @@ from torch import nn
 from toco.train.run_config import OptimConfig
 
 HEAD_GROUPS = frozenset({"heads", "decoder"})
-"""Groups that start from random weights and so learn at ``head_lr_multiplier`` times the rate."""
+"""Parameter groups that start from random weights, at ``head_lr_multiplier`` times the rate."""
 
 
 def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
-    """Fraction of the peak rate used at optimizer step ``step`` (0-based) of ``num_steps``.
+    """Return the fraction of the peak rate at step ``step`` (0-based) of ``num_steps``.
 
     >>> round(lr_factor(1500, 20_000, OptimConfig()), 4)
     0.9322
@@ -30,7 +30,10 @@ def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
 def build_optimizer(
     groups: Mapping[str, Sequence[nn.Parameter]], config: OptimConfig
 ) -> torch.optim.AdamW:
-    """AdamW with one parameter group per non-empty entry of ``groups``; each remembers its name and its peak rate."""
+    """Build AdamW with a parameter group for each non-empty entry of ``groups``.
+
+    Each parameter group has two further keys: ``name`` and ``peak_lr``.
+    """
     settings = [
         {"params": list(parameters), "name": name, "peak_lr": config.lr * _multiplier(name, config)}
         for name, parameters in groups.items()
@@ -49,16 +52,17 @@ def build_optimizer(
 def set_lr(
     optimizer: torch.optim.Optimizer, step: int, num_steps: int, config: OptimConfig
 ) -> None:
-    """Set every group's rate to what step ``step`` uses."""
+    """Set the learning rate of every group to that of ``step``."""
     factor = lr_factor(step, num_steps, config)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
 
 
 def fill_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Give a zero gradient to parameters that got none, so that they decay and their step counts advance.
+    """Set missing gradients to zero, so that weights decay and step counts advance as officially.
 
-    A term that does not count yet is not computed here; officially it is, and multiplied by zero.
+    This code does not compute a term before its first step. The official code computes the term and
+    multiplies it by zero.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:

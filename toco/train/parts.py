@@ -1,4 +1,4 @@
-"""The parts of a run that need torch, made from its config: loader and network."""
+"""Loader and network of a run, built from its config."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def build_method(config: RunConfig, num_foreground_classes: int) -> Method:
 def method_of(
     saved: checkpoint.Checkpoint, config: RunConfig, num_foreground_classes: int
 ) -> Method:
-    """Build the method that a checkpoint holds, on the run's device.
+    """Build the method of ``config`` with a checkpoint's weights, on the run's device.
 
     Raises:
-        CheckpointError: It holds a method of another config.
+        CheckpointError: The tensors of the checkpoint do not fit the method.
     """
-    # The checkpoint holds the backbone, so pretrained weights need not be there any more.
+    # The checkpoint holds the backbone, too, so the file of pretrained weights is not needed.
     config_without_weights = config.model_copy(
         update={"backbone": config.backbone.model_copy(update={"weights": None})}
     )

@@ -1,15 +1,15 @@
-"""Pretrain the nano ViT on generated scenes, so that it stands to the benchmark as an ImageNet ViT stands to VOC.
+"""Pretrain the nano ViT on generated scenes, as an ImageNet ViT is pretrained for VOC.
 
-A ViT pretrained on ImageNet has two properties that weak supervision lives and suffers by: the
-patch tokens of its middle blocks are local and know what they show, and those of its last blocks
-have become alike. A nano ViT trained briefly has neither (with the class token alone supervised,
-its last block's patch similarity stays near 0.5). So both are asked for, by image-level labels
-only; no loss sees a mask:
+A ViT pretrained on ImageNet has two properties that matter to weak supervision. The patch tokens of
+its middle blocks are local and predict the class of their patch. Those of its last blocks are
+over-smoothed: nearly the same for all patches. A nano ViT after a brief training has neither
+property; with the class token alone supervised, its last block's patch similarity stays near 0.5.
+Three losses therefore train for both properties, by image-level labels only and without masks:
 
 - the class token predicts the classes in the image;
 - so does the maximum over the patch tokens of one middle block (the *local* block);
-- so does every single patch token of the last blocks (the *smooth* blocks), which all have to say
-  the same.
+- so does every single patch token of the last blocks (the *smooth* blocks), so that they become
+  alike.
 """
 
 from __future__ import annotations
@@ -38,26 +38,27 @@ from toco.metrics.smoothness import patch_similarity
 
 FORMAT_VERSION = 1
 _STREAM = 2
-"""Second number of a scene's key; the benchmark's splits have 0 and 1, so no seed gives a scene of theirs."""
+"""Second number of a scene's key. The benchmark's splits have 0 and 1, so they share no scene."""
 _MAX_GRADIENT_NORM = 1.0
+"""The usual clipping of ViT pretraining."""
 
 
 class PretrainConfig(Config):
-    """A pretraining.
+    """Settings of a pretraining.
 
     Attributes:
         backbone: The ViT, from random weights.
-        scene: What the scenes show. Hidden parts make the bodies known as well, and backgrounds
-            tell less than in the benchmark.
+        scene: Content of the scenes. More parts are hidden than in the benchmark, so that the ViT
+            learns the bodies, too; backgrounds tell less of the class.
         num_classes: Foreground classes.
         num_steps: Optimizer updates.
-        batch_size: Scenes per update; none is seen twice.
+        batch_size: Scenes per update; every scene is used once.
         lr: Peak learning rate, after ``warmup_steps``; it falls to 0 as half a cosine.
-        weight_decay: Of AdamW, on every parameter.
+        weight_decay: Weight decay of AdamW, on every parameter.
         local_block: 0-based block whose maximum over patch tokens predicts the labels.
-        smooth_weights: Weights of the loss of every single patch token, of the last block, the one
+        smooth_weights: Weights of the loss over single patch tokens, for the last block, the one
             before it, ...
-        seed: Of the scenes and of the initial weights.
+        seed: Seed of the scenes and of the initial weights.
     """
 
     backbone: vit_nano.Config = vit_nano.Config(weights=None)
@@ -88,12 +89,12 @@ class PretrainConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class PretrainResult:
-    """What came out.
+    """The result of a pretraining.
 
     Attributes:
-        weights: The safetensors file; beside it lies a JSON file of the same name that says how it
-            was made.
-        label_accuracy: Part of the last scenes whose classes the class token named exactly.
+        weights: The safetensors file; a JSON file of the same name records how it was made.
+        label_accuracy: Fraction of scenes whose classes the class token predicts exactly, over the
+            last 20 batches.
         patch_similarity: Mean pairwise cosine of patch tokens after each block, on the last batch.
     """
 
@@ -105,7 +106,7 @@ class PretrainResult:
 def pretrain(
     config: PretrainConfig, weights: Path, *, command: str | None = None, progress: bool = True
 ) -> PretrainResult:
-    """Train from random weights and write ``weights`` and, beside it, a JSON file that says how they were made.
+    """Train from random weights, and write ``weights`` and a JSON record beside it.
 
     Args:
         config: The pretraining.
@@ -114,7 +115,7 @@ def pretrain(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: ``weights`` is not a safetensors file by its name.
+        ValueError: The name of ``weights`` does not end in ``.safetensors``.
     """
     if weights.suffix != ".safetensors":
         raise ValueError(f"{weights}: expected a file name that ends in .safetensors.")
@@ -146,12 +147,12 @@ def pretrain(
 
 @dataclass(frozen=True, slots=True)
 class PretrainOutput:
-    """One forward pass.
+    """The output of one forward pass.
 
     Attributes:
-        class_logits: From the class token.
-        local_logits: From the maximum over the patch tokens of the local block.
-        smooth_logits: From every patch token of the last block, the one before it, ...
+        class_logits: Logits from the class token.
+        local_logits: Logits from the maximum over the patch tokens of the local block.
+        smooth_logits: Logits from every patch token of the last block, the one before it, ...
         block_tokens: Patch tokens after every block, the last after the final norm; detached.
     """
 
@@ -162,19 +163,19 @@ class PretrainOutput:
 
 
 class Pretraining(nn.Module):
-    """The ViT with the heads that it is pretrained with, which are thrown away afterwards."""
+    """The ViT with the heads of its pretraining, which are dropped afterwards."""
 
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__()
         self.backbone = vit_nano.build(config.backbone)
-        # Frozen for everybody else, as in the official encoder; here they are made.
+        # Position embeddings are frozen in trainings, as in the official encoder. Pretraining
+        # learns them.
         self.backbone.vit.pos_embed.requires_grad_(True)
         width, num_classes = config.backbone.width, config.num_classes
         self.local_block = config.local_block
         self.class_head = nn.Linear(width, num_classes)
         self.local_head = nn.Linear(width, num_classes)
-        # The last block's tokens come out of the final norm; those before it are normalised by
-        # their head.
+        # The last block's tokens come from the final norm; the heads of earlier blocks have a norm.
         self.smooth_heads = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(width) if before_last else nn.Identity(), nn.Linear(width, num_classes)
@@ -183,7 +184,7 @@ class Pretraining(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> PretrainOutput:
-        """Predict the labels from all of these tokens."""
+        """Predict the labels from the class token, the local block and the smooth blocks."""
         final, blocks = self.backbone.vit.forward_intermediates(
             self.backbone.renormalise(images), output_fmt="NLC"
         )
@@ -201,7 +202,7 @@ class Pretraining(nn.Module):
 def pretraining_loss(
     output: PretrainOutput, labels: Float[Tensor, "b k"], config: PretrainConfig
 ) -> Float[Tensor, ""]:
-    """Sum of the binary cross-entropies of all predictions, the smooth ones weighted."""
+    """Sum the binary cross-entropies of all predictions, those of smooth blocks weighted."""
     loss = F.binary_cross_entropy_with_logits(output.class_logits, labels)
     loss = loss + F.binary_cross_entropy_with_logits(output.local_logits, labels)
     for weight, logits in zip(config.smooth_weights, output.smooth_logits, strict=True):
@@ -214,7 +215,7 @@ def pretraining_loss(
 def draw_batch(
     config: PretrainConfig, step: int
 ) -> tuple[UInt8[Tensor, "b 3 h w"], Float[Tensor, "b k"]]:
-    """Scenes that no other step sees, and their image-level labels."""
+    """Draw the scenes of one step, which no other step uses, and their image-level labels."""
     first = step * config.batch_size
     size_px = config.backbone.image_size_px
     scenes = [
@@ -230,13 +231,13 @@ def draw_batch(
 
 
 def learning_rate(config: PretrainConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine down to 0 after the last step."""
+    """Return the rate of ``step``: linear warm-up, times half a cosine down to 0 at the end."""
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
 
 
 def _build(config: PretrainConfig) -> Pretraining:
-    # Initial values come from torch's global generator, which is put back afterwards.
+    # Initial values come from torch's global generator, whose state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return Pretraining(config)

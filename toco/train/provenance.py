@@ -1,4 +1,4 @@
-"""What a run came of, for its record: code, versions, machine, data, weights, command."""
+"""Provenance of a run for its record: code, versions, machine, data, weights, command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COMMAND: ContextVar[tuple[str, ...] | None] = ContextVar("command", default=Non
 
 @contextmanager
 def recording_command(command: Sequence[str] | None) -> Iterator[None]:
-    """Let provenance record ``command`` in the block; the process's own command where it is ``None``."""
+    """Record ``command`` as the command of runs in the block; ``None``: this process's own."""
     token = _COMMAND.set(None if command is None else tuple(command))
     try:
         yield
@@ -38,12 +38,12 @@ def recording_command(command: Sequence[str] | None) -> Iterator[None]:
 
 
 def own_command() -> tuple[str, ...]:
-    """The command line of this process, without the folder of its program and without passwords in addresses."""
+    """Return this process's command line, without its program's folder and without passwords."""
     return (Path(sys.argv[0]).name, *map(public_uri, sys.argv[1:]))
 
 
 def own_code(config: RunConfig) -> dict[str, str]:
-    """Digests of the code of the user's own modules that ``config`` names, by module."""
+    """Digest the code of the user's own modules that ``config`` names; digests by module."""
     own = [
         name for name in (config.backbone.name, config.data.name, config.method.name) if "." in name
     ]
@@ -51,7 +51,7 @@ def own_code(config: RunConfig) -> dict[str, str]:
 
 
 def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:
-    """What a reader needs to know to run it again: code, versions, machine, data, weights."""
+    """Collect what one needs to repeat a run: code, versions, machine, data, weights, command."""
     commit, dirty = _commit()
     versions = {name: metadata.version(name) for name in _PACKAGES}
     return {
@@ -72,7 +72,10 @@ def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """Commit of the source tree this package is imported from, and whether it has uncommitted changes."""
+    """Return the commit of this package's source tree, and whether it has uncommitted changes.
+
+    Both are ``None`` where the package is no part of a repository.
+    """
     source = Path(toco.__file__).parent
     git = shutil.which("git")
     if git is None:
@@ -84,7 +87,7 @@ def _commit() -> tuple[str | None, bool | None]:
         )
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed copy inside somebody else's repository must not report that repository's commit.
+    # An installed copy may lie inside another project's repository, whose commit is not ours.
     if ask("ls-files", "--error-unmatch", "__init__.py") is None:
         return None, None
     return ask("rev-parse", "HEAD"), bool(ask("status", "--porcelain", "--untracked-files=no"))

@@ -1,4 +1,4 @@
-"""Starts the ranks of a training on this machine, one process a GPU, and is told by them how it goes."""
+"""Ranks of a training on this machine: start a process for each GPU and receive their results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from toco.train.loop import Observer, Result
 from toco.train.run_config import RunConfig
 
 _PATIENCE_S = 10.0
-"""So long may pass from the first sign of a failure to its reason, and then to the end of all processes."""
+"""Longest wait from a failure's first sign to its reason, and again for all processes to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +44,22 @@ def train_on_ranks(
     observer: Observer | None = None,
     **options: Any,  # noqa: ANN401 - as train takes them
 ) -> Result:
-    """Call ``train`` in ``world_size`` processes that train ``config`` together, and return what rank 0 returns.
+    """Train ``config`` in ``world_size`` processes together, and return the result of rank 0.
 
-    However it ends, no process is left.
+    All processes have ended when this returns or raises.
 
     Args:
-        world_size: Number of ranks; each takes the GPU of its number, where ``config`` is trained
-            on GPUs.
+        world_size: Number of ranks. On GPUs, rank N takes GPU N.
         train: :func:`toco.train.loop.train`, or another function of a module with its signature.
         config: The run.
         run_dir: The run folder.
-        observer: Told here of every evaluation.
-        options: Further arguments of ``train``, which can be pickled.
+        observer: Receives every evaluation, in this process.
+        options: Further arguments of ``train``, which must be picklable.
 
     Raises:
-        ValueError: The config cannot be trained by so many ranks.
+        ValueError: The batch of ``config`` cannot be divided among so many ranks.
         RankError: A rank was killed.
-        Exception: Whatever the first rank that failed raised.
+        Exception: The error of the first rank that failed.
     """
     check_shares(config, world_size)
     with tempfile.TemporaryDirectory(prefix="toco-ranks-") as folder:
@@ -73,7 +72,7 @@ def train_on_ranks(
 
 
 def _until_the_end(ranks: Mapping[Connection, BaseProcess], observer: Observer | None) -> Result:
-    """Answer the ranks until all have ended; returns the result of the first."""
+    """Receive the messages of the ranks until all have ended; return the result of rank 0."""
     results: dict[int, Result] = {}
     open_ = dict.fromkeys(ranks)
     lost: BaseException | None = None
@@ -99,7 +98,7 @@ def _until_the_end(ranks: Mapping[Connection, BaseProcess], observer: Observer |
                         observer.on_evaluation(message.step, message.metrics, message.checkpoint)
                     with suppress(
                         BrokenPipeError
-                    ):  # it was killed meanwhile, which is noticed above
+                    ):  # the rank was killed meanwhile; the next recv above finds out
                         connection.send(None)
                 case _Ended():
                     results[message.rank] = message.result
@@ -116,8 +115,12 @@ def _until_the_end(ranks: Mapping[Connection, BaseProcess], observer: Observer |
 
 @contextmanager
 def _started(calls: list[tuple[Any, ...]]) -> Iterator[dict[Connection, BaseProcess]]:
-    """A process for each of ``calls`` of :func:`_be_rank`, by its connection; none is left in the end."""
-    # A fork would copy the locks of a process that has started threads or CUDA.
+    """Start a process for each of ``calls`` of :func:`_be_rank`, and end all of them at the end.
+
+    Yields:
+        The processes by the connections to them.
+    """
+    # Spawn, because a fork would copy the locks of a process that has started threads or CUDA.
     context = multiprocessing.get_context("spawn")
     ranks: dict[Connection, BaseProcess] = {}
     try:
@@ -127,13 +130,13 @@ def _started(calls: list[tuple[Any, ...]]) -> Iterator[dict[Connection, BaseProc
                 target=_be_rank, args=(theirs, *call), name=f"Rank {number} of {len(calls)}"
             )
             process.start()
-            # The end of the process is the end of the connection only if nobody else holds it.
+            # The connection closes with the process only if this process holds no copy of its end.
             theirs.close()
             ranks[ours] = process
         yield ranks
     finally:
-        # Who has lost another rank, or this process, ends by itself; the first rank ends what it is
-        # writing before.
+        # A rank that loses another rank, or this process, ends on its own. Rank 0 first completes
+        # the file that it is writing.
         for connection in ranks:
             connection.close()
         deadline = time.monotonic() + _PATIENCE_S
@@ -157,14 +160,14 @@ def _be_rank(
             observer = _Teller(parent) if place.rank == 0 else None
             ended = _Ended(place.rank, train(config, run_dir, observer=observer, **options))
     except Exception as error:
-        with suppress(BrokenPipeError):  # somebody else was the first to fail
+        with suppress(BrokenPipeError):  # another rank failed first, and the parent has hung up
             parent.send(sendable(error, f"On rank {place.rank}"))
     else:
         parent.send(ended)
 
 
 class _Teller:
-    """Hands evaluations to the process that started this one, and waits until it has seen to them."""
+    """Observer that sends evaluations to the parent process and waits for its answer."""
 
     def __init__(self, parent: Connection) -> None:
         self._parent = parent

@@ -1,10 +1,10 @@
-"""The records of a run folder as bytes: JSON objects and rows of metrics that carry their own digest.
+"""Records of a run folder: JSON objects and rows of metrics, each with its own SHA-256.
 
-Every reader of run folders starts here, also those that load neither torch nor a config.
+Every reader of run folders uses this module, also those that load neither torch nor a config.
 
-Version 2 of the format gives every record the SHA-256 of its own bytes. Folders of version 1 (toco
-0.4 and before) have no digests: their records are read without that check, and a log entry says so
-once.
+In version 2 of the format every record carries the SHA-256 of its own bytes. Folders of version 1
+(toco 0.4 and before) have no digests. Their records are read without the check, with one warning
+for each folder.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RowsMark:
-    """Which rows a file of metrics begins with.
+    """Number and digest of the first rows of a file of metrics.
 
     Attributes:
-        count: How many rows.
-        sha256: Of their lines, in hex.
+        count: Number of rows.
+        sha256: SHA-256 of their lines, in hex.
     """
 
     count: int
@@ -56,23 +56,22 @@ class RowsMark:
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> RowsMark:
-        """The mark of some rows."""
+        """Compute the mark of ``rows``."""
         return cls(len(rows), hashlib.sha256(rows_text(rows).encode()).hexdigest())
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return the mark as a JSON object."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a file of metrics holds.
+    """The rows of a file of metrics.
 
     Attributes:
-        whole: Rows from the first to the last before a fault.
-        later: Whole rows after the first fault.
-        fault: The first fault in a sentence that names the file and the line; ``None`` where there
-            is none.
+        whole: Rows before the first fault.
+        later: Undamaged rows after the first fault.
+        fault: A sentence that names file and line of the first fault; ``None`` without a fault.
     """
 
     whole: tuple[Row, ...]
@@ -81,13 +80,13 @@ class Rows:
 
     @property
     def readable(self) -> tuple[Row, ...]:
-        """All whole rows, also those after a fault."""
+        """All undamaged rows, also those after a fault."""
         return (*self.whole, *self.later)
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a record of the present format, whole and durable; :func:`read` reads it."""
-    # What was read of an older run has another version.
+    """Write a record of the present format, atomically and durably; :func:`read` reads it."""
+    # Content that was read from an older run carries the older version.
     write_record(
         path,
         {"format_version": FORMAT_VERSION, **content} | {"format_version": FORMAT_VERSION},
@@ -96,7 +95,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, *, advice: str = _RESTORE) -> dict[str, Any]:
-    """Read a record of a run folder, of either version of the format.
+    """Read a record of a run folder, in version 1 or 2 of the format.
 
     Args:
         path: The file.
@@ -104,7 +103,7 @@ def read(path: Path, *, advice: str = _RESTORE) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        UnreadableError: It is damaged, is no JSON object, or is of another version.
+        UnreadableError: The file is damaged, is no JSON object, or is of another version.
     """
     content = path.read_bytes()
     if is_sealed(content):
@@ -125,15 +124,15 @@ def read(path: Path, *, advice: str = _RESTORE) -> dict[str, Any]:
         )
     if (version := record.get("format_version")) != UNSEALED_VERSION:
         raise UnreadableError(
-            f"{printable(path)} has format version {version!r} and no digest; expected a record of this program. "
-            f"{advice}"
+            f"{printable(path)} has format version {version!r} and no digest; expected a record of "
+            f"this program. {advice}"
         )
     _say_unsealed(path.parent if path.parent.name != "evaluations" else path.parent.parent)
     return record
 
 
 def make_row(step: int, kind: str, time_s: float, values: Mapping[str, float]) -> Row:
-    """A row of metrics.
+    """Build a row of metrics.
 
     Args:
         step: Optimizer updates done.
@@ -151,22 +150,22 @@ def make_row(step: int, kind: str, time_s: float, values: Mapping[str, float]) -
 
 
 def rows_text(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The lines of some rows; each carries its digest."""
+    """Return the lines of ``rows``, each with its digest."""
     return "".join(record_text({**row, "format_version": FORMAT_VERSION}) for row in rows)
 
 
 def read_rows(path: Path) -> Rows:
-    """Read a file of metrics; one that is not there has no rows.
+    """Read a file of metrics; a missing file has no rows.
 
-    A last line without its end was cut off by a crash, or is still being written: it is no row and
-    no fault.
+    A last line without a line end was cut off by a crash, or is still being written. Unless its
+    digest shows that it is complete, it is ignored and is no fault.
     """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return Rows(())
     *lines, cut_off = content.split(b"\n")
-    if is_sealed(cut_off):  # only the end of the line is missing
+    if is_sealed(cut_off):  # the row is complete, and only its line end is missing
         lines.append(cut_off)
     whole: list[Row] = []
     later: list[Row] = []
@@ -176,12 +175,15 @@ def read_rows(path: Path) -> Rows:
         if row is not None:
             (whole if fault is None else later).append(row)
         elif fault is None:
-            fault = f"{printable(path)} is damaged in line {number}: its bytes are not those that were written."
+            fault = (
+                f"{printable(path)} is damaged in line {number}: its bytes are not those that "
+                "were written."
+            )
     return Rows(tuple(whole), tuple(later), fault)
 
 
 def read_row(line: bytes) -> Row | None:
-    """The row in a line; ``None`` where it is damaged or cut off."""
+    """Parse the row in a line; ``None`` where the line is damaged or cut off."""
     sealed = is_sealed(line)
     if not sealed and SEAL.encode() in line:
         return None
@@ -207,7 +209,7 @@ def read_row(line: bytes) -> Row | None:
 
 
 def averaged(rows: Sequence[Row], average_last: int) -> dict[str, Any]:
-    """Summarise the evaluations among ``rows`` for ``result.json``: means of the last ones, and the last one."""
+    """Average the last ``average_last`` evaluations among ``rows``, for ``result.json``."""
     evaluations = [row["values"] for row in rows if row["kind"] == "val"]
     last = evaluations[-average_last:]
     return {
@@ -222,6 +224,7 @@ def averaged(rows: Sequence[Row], average_last: int) -> dict[str, Any]:
 @cache
 def _say_unsealed(run_dir: Path) -> None:
     logger.warning(
-        "%s was written by toco 0.4 or before, whose files carry no digests: it is read without that check.",
+        "%s was written by toco 0.4 or before, whose files carry no digests: it is read without "
+        "that check.",
         printable(run_dir),
     )

@@ -1,7 +1,7 @@
-"""Another evaluation of a finished training, without training again.
+"""Evaluate a finished training with other settings, without training again.
 
-Where only the thresholds differ, the counts that the evaluations left hold every other threshold of
-their curve, and the network is not needed. Otherwise the kept checkpoints are evaluated.
+Where only the thresholds differ, the stored counts of the evaluations hold every threshold of their
+curve, and the network is not needed. Otherwise the kept checkpoints are evaluated.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from toco.train.run_config import RunConfig
 from toco.train.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    # Imported where something is evaluated: who asks for the ways needs no torch.
+    # The functions that evaluate import it, as ``way_from`` and ``way_expected`` need no torch.
     from toco.train.loop import Result
 
 Way = Literal["rescore", "evaluate"]
-"""From what the evaluations counted, without the network, or from the checkpoints."""
+"""``rescore``: from the stored counts, without the network; ``evaluate``: from checkpoints."""
 _THRESHOLDS = ("background_threshold", "curve_stop", "curve_step")
 
 
 def reevaluate(
     source: Path, target: Path, config: RunConfig, way: Way, *, recipe: str | None = None
 ) -> Result:
-    """Make ``target`` the run folder that a training of ``config`` would have left, but for its checkpoints.
+    """Make the run folder of ``config`` from ``source``, a training with other evaluations.
 
-    It has the training rows of ``source`` and those evaluations that the result is the mean of;
-    rescored, it has neither pictures nor confusion matrices. ``target`` appears when it is
-    complete.
+    ``target`` gets the training rows of ``source`` and the evaluations over which its result is
+    the mean, but no checkpoints. After ``rescore`` it has neither pictures nor confusion matrices.
+    The folder appears when it is complete. One wants it where a study changes only ``evaluate``.
 
     Args:
         source: The run folder of a finished training that differs from ``config`` in ``evaluate``
             only.
         target: The folder to make.
-        config: The run whose result is wanted.
-        way: See :func:`way_from`.
+        config: The run to make.
+        way: The way that :func:`way_from` returned.
         recipe: Name of the recipe that ``config`` came from, for the record.
 
     Raises:
-        ValueError: ``source`` is not finished, is of another training or of other data, or lacks
-            what ``way`` needs.
-        FileExistsError: ``target`` is there.
+        ValueError: ``source`` is not finished, belongs to another training or other data, or lacks
+            the counts or checkpoints that ``way`` needs.
+        FileExistsError: ``target`` exists.
     """
     from toco.train.loop import Result
 
@@ -60,7 +60,8 @@ def reevaluate(
     result = trained.result() if trained.exists() else None
     if result is None or result["status"] != "finished":
         raise ValueError(
-            f"{source} holds no finished training; only a finished one can be evaluated in another way."
+            f"{source} holds no finished training; only a finished one can be evaluated in another "
+            "way."
         )
     config = _as_trained(config, trained, way)
     if target.exists():
@@ -92,13 +93,13 @@ def reevaluate(
 
 
 def way_from(source: Path, config: RunConfig, *, same_code: bool) -> Way | None:
-    """How :func:`reevaluate` can make a run of ``config`` from ``source``; ``None`` where it has to be trained.
+    """Find how :func:`reevaluate` can make ``config`` from ``source``; ``None``: it needs training.
 
     Args:
-        source: A run folder, which need not be there or whole.
-        config: The run whose result is wanted.
-        same_code: Whether the evaluations of ``source`` were made by the code that is here now:
-            what other code counted is not what this one would count.
+        source: A run folder, which may be missing or incomplete.
+        config: The run to make.
+        same_code: Whether the present code made the evaluations of ``source``. Counts of other code
+            are not used.
     """
     trained = RunFolder(source)
     try:
@@ -124,9 +125,12 @@ def way_from(source: Path, config: RunConfig, *, same_code: bool) -> Way | None:
 
 
 def way_expected(trained: RunConfig, config: RunConfig, checkpoints: int) -> Way | None:
-    """What :func:`way_from` will say of a training that is still to be done, of which so many checkpoints will be kept.
+    """Predict what :func:`way_from` will return after a training that is not done yet.
 
-    ``config`` has to differ from ``trained`` in ``evaluate`` only.
+    Args:
+        trained: Config of the training.
+        config: The run to make; it differs from ``trained`` in ``evaluate`` only.
+        checkpoints: How many checkpoints the training will keep.
     """
     was, wanted = trained.evaluate, config.evaluate
     counted = wanted.average_last <= was.average_last and set(wanted.thresholds()) <= set(
@@ -139,14 +143,14 @@ def way_expected(trained: RunConfig, config: RunConfig, checkpoints: int) -> Way
 
 
 _EvaluateStep = Callable[[int, float], object]
-"""Makes the evaluation after a step, whose row has a time, in the new folder."""
+"""Function of a step and its row's ``time_s`` that adds the evaluation to the new folder."""
 
 
 def _as_trained(config: RunConfig, trained: RunFolder, way: Way) -> RunConfig:
-    """``config`` with the choices that were made where it was trained, which may have been another machine.
+    """Resolve ``config`` as on the machine of the training, which may have been another one.
 
     Raises:
-        ValueError: It was another training.
+        ValueError: ``trained`` is the folder of another training.
     """
     was = trained.config()
     method = config.method.resolved(was.device.partition(":")[0], config.views.crop_size_px)
@@ -159,7 +163,7 @@ def _as_trained(config: RunConfig, trained: RunFolder, way: Way) -> RunConfig:
 def _averaged_rows(
     trained: RunFolder, rows: Sequence[Row], result: Mapping[str, Any], config: RunConfig
 ) -> list[Row]:
-    """Rows of those evaluations that the result of ``config`` is the mean of.
+    """Select the rows of the evaluations over which the result of ``config`` is the mean.
 
     Raises:
         UnreadableError: The last evaluation is not among ``rows``.
@@ -167,20 +171,21 @@ def _averaged_rows(
     evaluations = [row for row in rows if row["kind"] == "val"]
     if not evaluations or evaluations[-1]["step"] != result["step"]:
         raise UnreadableError(
-            f"{printable(trained.path / METRICS)} lacks the evaluation after step {result['step']}, with which the "
-            "training ended. Restore the file from a copy, or train again."
+            f"{printable(trained.path / METRICS)} lacks the evaluation after step "
+            f"{result['step']}, with which the training ended. Restore the file from a copy, or "
+            "train again."
         )
     return evaluations[-config.evaluate.average_last :]
 
 
 def _is_same_pass(was: RunConfig, config: RunConfig) -> bool:
-    """Whether the evaluations differ at most in thresholds and in how many of them are averaged."""
+    """Whether the evaluations differ at most in thresholds and in ``average_last``."""
     same = {name: getattr(was.evaluate, name) for name in (*_THRESHOLDS, "average_last")}
     return digest(config.evaluate.model_copy(update=same)) == digest(was.evaluate)
 
 
 def _is_counted(trained: RunFolder, config: RunConfig, step: int) -> bool:
-    """Whether the evaluation after ``step`` counted at all thresholds of ``config``."""
+    """Whether counts at all thresholds of ``config`` are stored for the evaluation of ``step``."""
     file = trained.counts(step)
     try:
         return _counts(file, file.stat().st_mtime_ns).have(config.evaluate.thresholds())
@@ -188,7 +193,7 @@ def _is_counted(trained: RunFolder, config: RunConfig, step: int) -> bool:
         return False
 
 
-# The thresholds of a study are asked for one after the other, each of the same few files.
+# A study asks for its thresholds one after the other, each time of the same few files.
 @lru_cache(maxsize=8)
 def _counts(file: Path, modified_ns: int) -> Confusions:
     return read_confusions(file)
@@ -219,16 +224,18 @@ def _evaluating(
     inputs = trained.inputs()
     if inputs is None or val_set.manifest_digest() != inputs.val_data:
         raise ValueError(
-            f"{trained.path} was evaluated on other validation data than data.root holds now; give it the same data."
+            f"{trained.path} was evaluated on other validation data than data.root holds now; give "
+            "it the same data."
         )
 
     def evaluate_step(step: int, time_s: float) -> None:
         path = trained.checkpoints / checkpoint.folder_name(step)
         if not path.is_dir():
             raise ValueError(
-                f"{trained.path} keeps no checkpoint of step {step}, whose evaluation is part of the result. Train it "
-                f"again with keep_checkpoints={config.evaluate.average_last} or more, or set evaluate.average_last "
-                "to the number of checkpoints that are there."
+                f"{trained.path} keeps no checkpoint of step {step}, whose evaluation is part of "
+                f"the result. Train it again with keep_checkpoints={config.evaluate.average_last} "
+                "or more, or set evaluate.average_last to the number of checkpoints that are "
+                "there."
             )
         method = method_of(checkpoint.read(path), config, len(val_set.class_names))
         evaluate_into(folder, method, val_set, config, step, time_s)

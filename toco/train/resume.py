@@ -1,4 +1,4 @@
-"""What a training finds in its run folder: nothing to keep, an unfinished run, or a finished one."""
+"""Begin a run in its folder, or resume the run that the folder holds."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ def begin_or_resume(
     *,
     resume: bool,
 ) -> checkpoint.Checkpoint | None:
-    """Begin a run in ``folder``, or find the run that it holds; returns the checkpoint to go on from, if there is one.
+    """Begin a run in ``folder``, or prepare it to resume; return the checkpoint to resume from.
+
+    The result is ``None`` for a new run, for a finished run, and without a complete checkpoint.
 
     Args:
         folder: The run folder.
         config: The run, resolved.
         recipe: Name of the recipe that ``config`` came from.
         class_names: Foreground classes of the data.
-        provenance: What the run is made with.
-        check_room: Raises where the checkpoints do not fit on the disk; a finished run needs no
-            room.
-        resume: Go on with a run that made steps.
+        provenance: Provenance of this run.
+        check_room: Raises where the checkpoints do not fit on the disk; not called for a finished
+            run, which needs no room.
+        resume: Resume a run that made steps.
 
     Raises:
-        FileExistsError: The folder holds such a run and ``resume`` is not set.
-        ValueError: It is another run, or cannot be trained on.
+        FileExistsError: The folder holds a run that made steps, and ``resume`` is not set.
+        ValueError: The folder holds another run, or one that cannot be resumed.
     """
     if not (resume and folder.has_steps()):
         check_room()
@@ -54,7 +56,7 @@ def begin_or_resume(
 
 
 def _is_finished(folder: RunFolder) -> bool:
-    """Whether the run in ``folder`` has ended; damaged rows are named in a warning."""
+    """Whether the run in ``folder`` is finished; a warning names damaged rows."""
     result = folder.result()
     if result is None or result["status"] != "finished":
         return False
@@ -67,18 +69,19 @@ def _is_finished(folder: RunFolder) -> bool:
 
 
 def _go_back_to_checkpoint(folder: RunFolder, config: RunConfig) -> checkpoint.Checkpoint | None:
-    """Read the newest whole checkpoint and remove from ``folder`` what is of later steps.
+    """Read the newest complete checkpoint, and remove everything of later steps from ``folder``.
 
-    Without one, everything is removed, and the training begins anew.
+    Without such a checkpoint everything is removed, and the training begins anew.
 
     Raises:
-        ValueError: A version made the run that recorded no digests.
-        CheckpointError: The checkpoint is of another run.
+        ValueError: The run was made by toco 0.4 or before, which recorded no digests.
+        CheckpointError: The checkpoint belongs to another run.
     """
     if folder.is_unsealed():
         raise ValueError(
-            f"{printable(folder.path)} holds an unfinished run of toco 0.4 or before, whose files carry no digests: "
-            "whether its rows are whole cannot be known. Use it as it is, or train again in another folder."
+            f"{printable(folder.path)} holds an unfinished run of toco 0.4 or before, whose files "
+            "carry no digests: whether its rows are whole cannot be known. Use it as it is, or "
+            "train again in another folder."
         )
     found = folder.newest()
     if found is None:
@@ -90,15 +93,16 @@ def _go_back_to_checkpoint(folder: RunFolder, config: RunConfig) -> checkpoint.C
     restored, rows = found
     if restored.digest != digest(config):
         raise checkpoint.CheckpointError(
-            f"{printable(folder.checkpoints / checkpoint.folder_name(restored.step))} is a checkpoint of another run: "
-            f"its config has the digest {restored.digest}, this run's {digest(config)}. Move it out of the folder."
+            f"{printable(folder.checkpoints / checkpoint.folder_name(restored.step))} is a "
+            f"checkpoint of another run: its config has the digest {restored.digest}, this run's "
+            f"{digest(config)}. Move it out of the folder."
         )
     folder.forget_after(restored.step, rows)
     return restored
 
 
 def _warn_of_replaced_run(folder: RunFolder, config: RunConfig) -> None:
-    """Warn where a run without a step, such as one that failed at its start, will be replaced."""
+    """Warn that a run of another config, which made no step, is replaced."""
     if not folder.exists() or folder.has_steps():
         return
     try:

@@ -1,4 +1,4 @@
-"""Everything that one run is made of, as one value."""
+"""The config of a run: data, network, method, optimizer, evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _run_only(default: Any, **limits: Any) -> Any:  # noqa: ANN401 - as pydantic's own Field
-    """A field that has no effect on results, and so is in no digest."""
+    """Declare a field without effect on results, which no digest contains."""
     return Field(default=default, json_schema_extra={RUN_ONLY: True}, **limits)
 
 
@@ -28,10 +28,12 @@ class OptimConfig(Config):
 
     Attributes:
         lr: Peak rate of the backbone, per step.
-        head_lr_multiplier: Classifiers, projection and decoder learn this many times faster.
-        weight_decay: Decoupled decay, officially on everything, norms and biases too.
+        head_lr_multiplier: Rate of classifiers, projection and decoder, in multiples of ``lr``.
+        weight_decay: Decoupled weight decay; as officially, on norms and biases, too.
+        betas: Decay rates of AdamW's moments.
+        epsilon: Added to the denominator of AdamW's update.
         warmup_steps: Steps of linear warm-up.
-        warmup_ratio: The warm-up starts at this fraction of ``lr``.
+        warmup_ratio: Fraction of ``lr`` at which the warm-up starts.
         power: Exponent of the decay. It counts from step 0, so the rate jumps down when the warm-up
             ends.
     """
@@ -50,20 +52,26 @@ class RunConfig(Config):
     """One training with its evaluations.
 
     Attributes:
+        data: The data set.
+        views: Crops and augmentations of training images.
+        backbone: The backbone.
+        method: The method and its losses.
+        optim: Optimizer and learning rates.
+        evaluate: Settings of evaluations.
         num_steps: Optimizer updates.
-        batch_size: Images per update over all devices; a changed number of devices does not change
-            it.
-        precision: ``bfloat16`` autocasts the passes through the network; losses are float32 always.
+        batch_size: Images per update, over all devices together.
+        seed: Seed of initial weights, order of images, views and losses.
+        precision: ``bfloat16`` autocasts the passes through the network; losses are always float32.
         evaluate_every: Steps between evaluations; the last step is always evaluated.
-        inference: How images are segmented once it is trained, by ``test`` and by all that
-            predicts.
-        device: ``auto`` takes CUDA where there is one. Does not enter the digest; provenance
-            records it.
-        compile: Compile the step, which takes minutes and pays on a GPU. Values stay the same
-            within rounding.
+        inference: How the trained network segments images, in ``test`` and in all predictions.
+        device: ``auto`` takes CUDA if there is a GPU. No part of the digest; provenance records
+            it.
+        compile: Compile the step. It takes minutes and pays on a GPU; values stay the same within
+            rounding.
+        num_workers: Processes that load training images.
         log_every: Steps between training rows in ``metrics.jsonl``, whose values are means over
-            them.
-        keep_checkpoints: Newest checkpoints that are kept; one is made at every evaluation.
+            these steps.
+        keep_checkpoints: How many of the newest checkpoints are kept; every evaluation makes one.
     """
 
     data: choice("toco.data", DataConfig)  # type: ignore[valid-type]
@@ -89,17 +97,18 @@ class RunConfig(Config):
         self.method.check(self.batch_size, self.views.crop_size_px)
         if self.optim.warmup_steps >= self.num_steps:
             raise ValueError(
-                f"optim.warmup_steps {self.optim.warmup_steps} leaves nothing of num_steps {self.num_steps}; shorten it"
+                f"optim.warmup_steps {self.optim.warmup_steps} leaves nothing of num_steps "
+                f"{self.num_steps}; shorten it"
             )
         return self
 
     def torch_device(self) -> torch.device:
-        """The device that ``device`` names.
+        """Return the device that ``device`` names.
 
         Raises:
-            ValueError: CUDA is asked for and there is none.
+            ValueError: The name is unknown, or it asks for CUDA and there is no GPU.
         """
-        import torch  # here, as what only names a device needs no torch
+        import torch  # only here, so that configs load without torch
 
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -111,12 +120,13 @@ class RunConfig(Config):
             ) from error
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(
-                f"device is {self.device!r}, but torch sees no CUDA device; set device to cpu or auto."
+                f"device is {self.device!r}, but torch sees no CUDA device; set device to cpu or "
+                "auto."
             )
         return device
 
     def resolved(self) -> RunConfig:
-        """The config with every ``auto`` replaced by what it means on this machine."""
+        """Replace every ``auto`` by its meaning on this machine."""
         device = self.torch_device()
         method = self.method.resolved(device.type, self.views.crop_size_px)
         return self.model_copy(update={"device": str(device), "method": method})

@@ -1,16 +1,17 @@
-"""The run folder: the record of a run, from which trackers and reports are filled.
+"""The run folder: the record of a run, which trackers and reports read.
 
 ::
 
-    config.json        the resolved config, its digest, and the digests of the data and the weights
-    provenance.json    commit, versions, data, weights, device metrics.jsonl      one row a line,
-    unique by (kind, step) evaluations/       everything an evaluation measured, by step; the .npz
-    of those that the result is the mean of pictures/          panels of fixed validation images, by
-    step checkpoints/       see toco.train.checkpoint result.json        how the run ended and its
-    metrics
+    config.json        the resolved config, its digest, digests of the data and the weights
+    provenance.json    commit, versions, data, weights, device
+    metrics.jsonl      one row a line, unique by (kind, step)
+    evaluations/       all measurements of each evaluation, by step; counts (.npz) of the last ones
+    pictures/          panels of fixed validation images, by step
+    checkpoints/       see toco.train.checkpoint
+    result.json        status, last step and metrics of a run that has ended
 
-Every JSON file and every row carries its own digest, see :mod:`toco.train.records`: what is damaged
-is as if missing.
+Every JSON file and every row carries its own digest, see :mod:`toco.train.records`. A damaged file
+counts as missing.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Reads and writes one run folder; every file appears whole or not at all."""
+    """Reader and writer of one run folder, whose files appear complete or not at all."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._metrics = path / METRICS
         self._rows: list[Row] | None = None
-        """All rows, where this object wrote them: a training does not depend on reading back what it wrote."""
+        """All rows, where this object wrote them, so that a training does not read them back."""
 
     def create(
         self,
@@ -61,15 +62,21 @@ class RunFolder:
         class_names: Sequence[str],
         provenance: Mapping[str, Any],
     ) -> None:
-        """Start a new run; what a run without a step left here is replaced.
+        """Start a new run, which replaces a run that made no step.
+
+        Args:
+            config: The run, resolved.
+            recipe: Name of the recipe that ``config`` came from.
+            class_names: Foreground classes of the data.
+            provenance: Provenance of the run.
 
         Raises:
             FileExistsError: The folder already holds a run that made steps.
         """
         if self.has_steps():
             raise FileExistsError(
-                f"{printable(self.path)} already holds a run. Give --resume to continue it, or another folder to start "
-                "a new one."
+                f"{printable(self.path)} already holds a run. Give --resume to continue it, or "
+                "another folder to start a new one."
             )
         if self.exists():
             self.forget_after(0, ())
@@ -78,17 +85,17 @@ class RunFolder:
         self._write_config(config, recipe, class_names, recorded_inputs(provenance))
 
     def has_steps(self) -> bool:
-        """Whether a training left a checkpoint or a row here; a folder without may be used for another run."""
+        """Whether the folder holds a checkpoint or a row; otherwise another run may replace it."""
         return bool(checkpoint.all_in(self.checkpoints)) or (
             self._metrics.is_file() and self._metrics.stat().st_size > 0
         )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training in this folder at the same time.
+        """Lock the folder, so that no other process trains in it at the same time.
 
         Raises:
-            ValueError: One does.
+            ValueError: Another process is training in the folder.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK).open("w") as lock:
@@ -96,7 +103,8 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(
-                    f"Another process is training in {printable(self.path)}. Wait for it, or end it."
+                    f"Another process is training in {printable(self.path)}. Wait for it, or end "
+                    "it."
                 ) from None
             yield
 
@@ -107,36 +115,40 @@ class RunFolder:
         class_names: Sequence[str],
         provenance: Mapping[str, Any],
     ) -> None:
-        """See that the run here, which has steps, is the one that :meth:`create` would start, and can be trained on.
+        """Check that the folder's run, which has steps, can be resumed with these arguments.
 
         One of ``config.json`` and ``provenance.json`` may be damaged or missing. If the rest of the
-        folder shows that the run is the same, the file is written again.
+        folder shows that the run is the same, the file is written again. Arguments are those of
+        :meth:`create`.
 
         Raises:
-            ValueError: It is another run (the message names what differs), cannot be trained on, or
-                what is left of it does not show which run it is.
+            ValueError: The folder holds another run (the message names the differences), a run
+                that cannot be resumed, or too little to show which run it is.
         """
         inputs = recorded_inputs(provenance)
+        # Config: a checkpoint with the config's digest stands in for a damaged config.json.
         if (fault := self._fault("config.json")) is not None:
             saved = checkpoint.latest(self.checkpoints)
             shows_config = saved is not None and saved.digest == digest(config)
             if self._fault("provenance.json") is not None or not shows_config:
                 raise UnreadableError(
-                    f"{fault} What else is in the folder does not show that its run is the one that is asked for. "
-                    "Restore the file from a copy, or train in another folder."
+                    f"{fault} What else is in the folder does not show that its run is the one "
+                    "that is asked for. Restore the file from a copy, or train in another folder."
                 )
             logger.warning(
-                "%s It is written again: provenance.json and a checkpoint show that the run is this.",
+                "%s It is written again: provenance.json and a checkpoint show that the run is "
+                "this.",
                 fault,
             )
             self._check_inputs(inputs)
             self._write_config(config, recipe, class_names, inputs)
         self.check_same_config(config)
+        # Provenance: the inputs in config.json stand in for a damaged provenance.json.
         if (fault := self._fault("provenance.json")) is not None:
             if self.inputs() is None:
                 raise UnreadableError(
-                    f"{fault} Without it nothing says which data and weights the run was trained on. Restore the file "
-                    "from a copy, or train in another folder."
+                    f"{fault} Without it nothing says which data and weights the run was trained "
+                    "on. Restore the file from a copy, or train in another folder."
                 )
             logger.warning(
                 "%s It is written again: config.json shows that the inputs are the same.", fault
@@ -145,14 +157,17 @@ class RunFolder:
             self._write("provenance.json", {**provenance, "restored": True})
         if (imported := self.provenance().get("imported")) is not None:
             raise ValueError(
-                f"{printable(self.path)} was made of {printable(imported['file'])}, which holds a network and no state "
-                "of its optimizer: it can be used, but not trained on. Start a training in another folder."
+                f"{printable(self.path)} was made of {printable(imported['file'])}, which holds a "
+                "network and no state of its optimizer: it can be used, but not trained on. Start "
+                "a training in another folder."
             )
         self._check_inputs(inputs)
+        # Code: changed modules of the user's own are only a warning.
         was, now = (record.get("own_code", {}) for record in (self.provenance(), provenance))
         if changed := sorted(name for name in {*was, *now} if was.get(name) != now.get(name)):
             logger.warning(
-                "The code of %s was changed after %s was begun; the steps that follow are computed by the new code.",
+                "The code of %s was changed after %s was begun; the steps that follow are "
+                "computed by the new code.",
                 ", ".join(changed),
                 printable(self.path),
             )
@@ -166,25 +181,27 @@ class RunFolder:
                 if getattr(was, f.name, "") != getattr(inputs, f.name, "")
             ]
             raise ValueError(
-                f"{printable(self.path)} holds a run of the same config on other inputs ({', '.join(names)} differ "
-                "from what it records). Use another folder for this one."
+                f"{printable(self.path)} holds a run of the same config on other inputs "
+                f"({', '.join(names)} differ from what it records). Use another folder for this "
+                "one."
             )
 
     def check_same_config(self, config: RunConfig) -> None:
-        """See that the run here has the config ``config``.
+        """Check that the folder's run has the config ``config``.
 
         Raises:
-            ValueError: It has not; the message names what differs.
+            ValueError: The configs differ; the message names the settings.
         """
         if self.digest() != digest(config):
             changes = diff(self.config(), config).items()
             changed = ", ".join(f"{path} ({was!r} -> {now!r})" for path, (was, now) in changes)
             raise ValueError(
-                f"{printable(self.path)} holds a run of another config: {changed}. Use another folder for this one."
+                f"{printable(self.path)} holds a run of another config: {changed}. Use another "
+                "folder for this one."
             )
 
     def inputs(self) -> Inputs | None:
-        """What the run was started on; ``None`` where it was made of an imported network."""
+        """Return the run's digests of data and weights; ``None`` for an imported network."""
         if (
             self._fault("config.json") is None
             and (recorded := self._head().get("inputs")) is not None
@@ -195,22 +212,22 @@ class RunFolder:
         )
 
     def provenance(self) -> dict[str, Any]:
-        """Code, versions, machine and inputs that the run was started with."""
+        """Read code, versions, machine and inputs of the start of the run."""
         return records.read(self.path / "provenance.json")
 
     def set_forked_at(self, step: int) -> None:
-        """Record that the first ``step`` updates were another training's."""
+        """Record that the run started from another training's state after ``step`` updates."""
         self._write("provenance.json", {**self.provenance(), "forked_at": step})
 
     def config(self) -> RunConfig:
-        """The resolved config of the run.
+        """Read the resolved config of the run.
 
-        A module of the user's own that it names is imported, unless that lies in the run folder
+        This imports modules of the user's own that the config names, but none from the run folder
         itself.
 
         Raises:
-            UnreadableError: It is damaged, of settings that this version does not have, or of a
-                module of the user's own that cannot be imported.
+            UnreadableError: ``config.json`` is damaged, has settings that this version does not
+                know, or names a module of the user's own that cannot be imported.
         """
         try:
             return RunConfig.model_validate(self._head()["config"], context={UNTRUSTED: self.path})
@@ -220,24 +237,26 @@ class RunFolder:
                 for item in error.errors()
             ):
                 raise UnreadableError(
-                    f"{printable(self.path / 'config.json')} names a module that cannot be used. {sentences(error)}"
+                    f"{printable(self.path / 'config.json')} names a module that cannot be used. "
+                    f"{sentences(error)}"
                 ) from error
             raise UnreadableError(
-                f"{printable(self.path / 'config.json')} holds settings that this version of toco does not take: "
-                f"{sentences(error)} Use the version that wrote it (provenance.json names it)."
+                f"{printable(self.path / 'config.json')} holds settings that this version of toco "
+                f"does not take: {sentences(error)} Use the version that wrote it (provenance.json "
+                "names it)."
             ) from error
 
     def digest(self) -> str:
-        """Digest of the config the run was started with."""
+        """Read the digest of the run's config."""
         return str(self._head()["digest"])
 
     def recipe(self) -> str | None:
-        """Name of the recipe that the run came from."""
+        """Read the name of the recipe that the run came from; ``None`` without a recipe."""
         recipe: str | None = self._head()["recipe"]
         return recipe
 
     def class_names(self) -> tuple[str, ...]:
-        """Foreground classes of the run's data.
+        """Read the foreground classes of the run's data.
 
         Raises:
             ValueError: A version before 0.4 made the run, which did not record them.
@@ -245,7 +264,8 @@ class RunFolder:
         names = self._head().get("class_names")
         if names is None:
             raise ValueError(
-                f"{printable(self.path)} was made by a version before 0.4 and does not name its classes; train again."
+                f"{printable(self.path)} was made by a version before 0.4 and does not name its "
+                "classes; train again."
             )
         return tuple(names)
 
@@ -254,11 +274,11 @@ class RunFolder:
         return (self.path / "config.json").is_file()
 
     def is_unsealed(self) -> bool:
-        """Whether a version without digests made the run."""
+        """Whether the run was made by toco 0.4 or before, whose files carry no digests."""
         return bool(self._head()["format_version"] == records.UNSEALED_VERSION)
 
     def result(self) -> dict[str, Any] | None:
-        """How the run ended; ``None`` while it has not, or where the file is damaged."""
+        """Read the result of the run; ``None`` before its end, or where the file is damaged."""
         path = self.path / "result.json"
         try:
             result = records.read(path)
@@ -275,14 +295,14 @@ class RunFolder:
         return None
 
     def add_metrics(self, step: int, kind: str, time_s: float, values: Mapping[str, float]) -> None:
-        """Append a row; durable when this returns."""
+        """Append a row, which is on disk when this returns."""
         row = records.make_row(step, kind, time_s, values)
         append(self._metrics, records.rows_text([row]).encode())
         if self._rows is not None:
             self._rows.append(row)
 
     def metrics(self) -> list[Row]:
-        """All rows; a last line that a crash cut off is left out.
+        """Return all rows, without a last line that a crash cut off.
 
         Raises:
             UnreadableError: A row is damaged.
@@ -297,16 +317,22 @@ class RunFolder:
         return list(found.whole)
 
     def mark(self) -> RowsMark:
-        """The mark of all rows, which a checkpoint records."""
+        """Return the mark of all rows, for a checkpoint."""
         return RowsMark.of(self.metrics())
 
     def set_metrics(self, rows: Sequence[Row]) -> None:
-        """Put ``rows``, as :meth:`metrics` gives them, in the place of all rows."""
+        """Replace all rows by ``rows``, which have the form of :meth:`metrics`."""
         write_text(self._metrics, records.rows_text(rows))
         self._rows = list(rows)
 
     def newest(self) -> tuple[checkpoint.Checkpoint, list[Row]] | None:
-        """The newest whole checkpoint whose rows are whole, too, with these rows; the others are named in warnings."""
+        """Find the newest undamaged checkpoint whose rows are undamaged, too.
+
+        Newer checkpoints, which are damaged, are named in warnings.
+
+        Returns:
+            The checkpoint and the rows until its step; ``None`` if there is none.
+        """
         found = records.read_rows(self._metrics)
         for path in reversed(checkpoint.all_in(self.checkpoints)):
             try:
@@ -321,7 +347,8 @@ class RunFolder:
                 return saved, rows
             fault = (
                 found.fault
-                or f"{printable(self._metrics)} lacks rows, or has others than those that were written."
+                or f"{printable(self._metrics)} lacks rows, or has others than those that were "
+                "written."
             )
             logger.warning(
                 "Passing over the checkpoint of step %d, whose rows are not whole: %s",
@@ -331,7 +358,10 @@ class RunFolder:
         return None
 
     def fault_of_rows(self) -> str | None:
-        """What is wrong with the rows, by what the newest readable checkpoint says of them; ``None`` if nothing is."""
+        """Describe what is wrong with the rows; ``None`` if nothing is.
+
+        Missing rows are found by the mark in the newest readable checkpoint.
+        """
         found = records.read_rows(self._metrics)
         for path in reversed(checkpoint.all_in(self.checkpoints)):
             try:
@@ -344,11 +374,11 @@ class RunFolder:
         return found.fault
 
     def forget_after(self, step: int, rows: Sequence[Row]) -> None:
-        """Go back to ``step``: what is of later steps is removed, which a resumed run makes again, and the result.
+        """Remove the result and everything of steps after ``step``, which the run makes again.
 
         Args:
-            step: Step of the checkpoint that the run goes on from; 0 to begin anew.
-            rows: The rows until then.
+            step: Step of the checkpoint that the run resumes from; 0 to begin anew.
+            rows: The rows until ``step``.
         """
         self.set_metrics(rows)
         checkpoint.drop_after(self.checkpoints, step)
@@ -361,13 +391,13 @@ class RunFolder:
         (self.path / "result.json").unlink(missing_ok=True)
 
     def add_evaluation(self, step: int, evaluation: Evaluation, keep_counts: int) -> None:
-        """Keep everything an evaluation measured, and what it counted for as long as it is one of the last few.
+        """Store an evaluation, and its counts while it is one of the newest.
 
         Args:
-            step: Optimizer updates before it.
-            evaluation: What was measured.
-            keep_counts: Newest evaluations whose confusion matrices are kept, which are larger than
-                all the rest.
+            step: Optimizer updates before the evaluation.
+            evaluation: The evaluation.
+            keep_counts: How many of the newest evaluations keep their counts, the largest files of
+                an evaluation.
         """
         folder = self.path / "evaluations"
         if (counted := evaluation.confusions) is not None:
@@ -379,10 +409,10 @@ class RunFolder:
         write_record(folder / f"{folder_name(step)}.json", content, indent=1)
 
     def evaluation(self, step: int) -> Evaluation:
-        """The evaluation after ``step`` updates, without pictures and counts.
+        """Read the evaluation after ``step`` updates, without pictures and counts.
 
         Raises:
-            FileNotFoundError: There was none.
+            FileNotFoundError: No evaluation of ``step`` is stored.
             ValueError: The file is damaged.
         """
         return Evaluation.from_json(
@@ -390,32 +420,32 @@ class RunFolder:
         )
 
     def counts(self, step: int) -> Path:
-        """File of what the evaluation after ``step`` updates counted; see :func:`toco.evaluate.read_confusions`."""
+        """Return the path of ``step``'s counts, see :func:`toco.evaluate.read_confusions`."""
         return self.path / "evaluations" / f"{folder_name(step)}.npz"
 
     def pictures(self, step: int) -> Path:
-        """Folder for the pictures of ``step``, made."""
+        """Make the folder for the pictures of ``step``, and return its path."""
         folder = self.path / "pictures" / folder_name(step)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write how the run ended."""
+        """Write ``result.json``."""
         self._write("result.json", result)
 
     def _head(self) -> dict[str, Any]:
-        """The content of ``config.json``."""
+        """Read ``config.json``."""
         path = self.path / "config.json"
         head = records.read(path)
         if missing := [name for name in ("digest", "recipe", "config") if name not in head]:
             raise UnreadableError(
-                f"{printable(path)} lacks {', '.join(missing)}. Restore it from a copy, or train again in another "
-                "folder."
+                f"{printable(path)} lacks {', '.join(missing)}. Restore it from a copy, or train "
+                "again in another folder."
             )
         return head
 
     def _fault(self, name: str) -> str | None:
-        """What is wrong with a JSON file of the run, in a sentence; ``None`` where it can be read."""
+        """Describe what is wrong with a JSON file of the run; ``None`` where it can be read."""
         try:
             records.read(self.path / name, advice="")
         except FileNotFoundError:

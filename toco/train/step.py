@@ -1,4 +1,4 @@
-"""One update of a training: the same for the training loop, the probe of a study and the benchmarks."""
+"""One update of a training, for the training loop, the probe of a study and the benchmarks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class TrainingStep:
     """Forward pass, backward pass and update of a method's network.
 
     Each of the three is a method, so that a benchmark can time it. With several ranks (see
-    :mod:`toco.train.distributed`) every rank has a step of its own, and gradients are means over
-    them.
+    :mod:`toco.train.distributed`) every rank has its own object, and gradients are means over the
+    ranks.
 
     Args:
         method: The method, on the device of ``config``.
-        optimizer: Of the method's parameters, as :func:`toco.train.optim.build_optimizer` makes it.
+        optimizer: The optimizer, from :func:`toco.train.optim.build_optimizer`.
         config: The run.
     """
 
@@ -54,13 +54,14 @@ class TrainingStep:
 
     def losses(self, batch: Batch | RawBatch, step: int) -> StepOutput:
         """Compute the losses of ``step``."""
-        # Seeded by the step, so that a resumed run draws what the uninterrupted one draws.
+        # Seeded by run and step, so that a resumed run draws the same numbers. The factor exceeds
+        # any usual number of steps, so that no two pairs of seed and step have the same state.
         self._generator.manual_seed(self._config.seed * 1_000_003 + step)
         self.method.train()
         return self._training_losses(batch.to(self._device), step, self._generator)
 
     def backward(self, output: StepOutput) -> None:
-        """Replace the gradients by those of the weighted sum of ``output``."""
+        """Replace the gradients by those of the weighted sum of losses in ``output``."""
         self.optimizer.zero_grad(set_to_none=True)
         output.total.backward()
 
@@ -79,15 +80,15 @@ class TrainingStep:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory so far: what torch reserved of a GPU, which no other process can use, else resident.
+    """Return the most memory so far: reserved by torch on a GPU, resident otherwise.
 
-    Resident memory is that of the whole process, which may have done more than one training.
+    Reserved memory of a GPU counts because no other process can use it. Resident memory is that of
+    the whole process, which may have done more than one training.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     status = Path("/proc/self/status")
-    # On Linux ru_maxrss begins with what the process that started this one held, and VmHWM does
-    # not.
+    # On Linux ru_maxrss includes the peak of the process that started this one; VmHWM does not.
     if status.is_file() and (
         own := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
     ):

@@ -1,4 +1,4 @@
-"""A trained method with all that its use needs, from a run folder: no data set and no pretrained weights."""
+"""A trained method from a run folder alone, without data set and pretrained weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from toco.train.run_folder import RunFolder
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A method as a run left it.
+    """A trained method with its config and its classes.
 
     Attributes:
-        method: On the device of ``config``, in evaluation mode.
-        config: Config of the run, with the changes that were asked for.
+        method: The method, on the device of ``config``, in evaluation mode.
+        config: Config of the run, with the caller's changes.
         step: Optimizer updates before the checkpoint.
         class_names: Foreground classes; ``class_names[j]`` has the label ``j + 1``.
-        recipe: Name of the recipe that the run came from, where it came from one.
+        recipe: Name of the recipe that the run came from; ``None`` without a recipe.
         digest: Digest of the config that the run was started with.
     """
 
@@ -37,27 +37,27 @@ class Trained:
     digest: str
 
     def check_decoder(self) -> None:
-        """See that the method segments.
+        """Check that the method can segment.
 
         Raises:
-            ValueError: It has no decoder.
+            ValueError: The method has no decoder.
         """
         if not self.config.method.has_decoder():
             raise ValueError(
-                f"The method {self.config.method.name!r} of this run has no decoder, and so segments nothing. "
-                "`evaluate` scores its CAMs, and `export-cams` writes them."
+                f"The method {self.config.method.name!r} of this run has no decoder, and so "
+                "segments nothing. `evaluate` scores its CAMs, and `export-cams` writes them."
             )
 
 
 def open_trained(run_dir: Path, changes: Mapping[str, Any] | None = None) -> Trained:
-    """The trained method of a run folder, from its newest checkpoint.
+    """Load the trained method of a run folder, from its newest checkpoint.
 
     Args:
         run_dir: The run folder.
         changes: Settings to change by their dotted paths, as for :func:`toco.config.replace`.
 
     Raises:
-        ValueError: There is no run or no whole checkpoint, or a change does not fit.
+        ValueError: There is no run or no complete checkpoint, or a change does not fit.
     """
     folder = RunFolder(run_dir)
     if not folder.exists():
@@ -68,8 +68,9 @@ def open_trained(run_dir: Path, changes: Mapping[str, Any] | None = None) -> Tra
         raise ValueError(f"{printable(run_dir)} holds no whole checkpoint to restore.")
     if saved.digest != folder.digest():
         raise ValueError(
-            f"{printable(folder.checkpoints / checkpoint.folder_name(saved.step))} is a checkpoint of another run: its "
-            f"config has the digest {saved.digest}, that of config.json {folder.digest()}. Move it out of the folder."
+            f"{printable(folder.checkpoints / checkpoint.folder_name(saved.step))} is a checkpoint "
+            f"of another run: its config has the digest {saved.digest}, that of config.json "
+            f"{folder.digest()}. Move it out of the folder."
         )
     class_names = folder.class_names()
     method = method_of(saved, config, len(class_names)).eval()
