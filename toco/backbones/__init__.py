@@ -1,4 +1,4 @@
-"""Encoders that turn an image into a class token and patch tokens; one file each."""
+"""Encoders that turn an image into a class token and patch tokens, one file each."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,14 @@ ENTRY = {
     "build": "def build(config: Config) -> Backbone: ...",
     "weights_path": "def weights_path(config: Config) -> Path | None: ...",
 }
-"""What a backbone's module defines, and how that is written."""
+"""Definitions that a backbone's module must have, as code."""
 
 
 _OF_WEIGHTS = ("load_file", "read_tensors", "without_shared_prefix")
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562: what needs torch is imported when it is asked for
+# PEP 562: these names need torch, whose import takes seconds, so they are imported on first use.
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - an attribute of any type
     if name not in ("Backbone", *_OF_WEIGHTS):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from toco.backbones import _backbone, _weights

@@ -1,4 +1,4 @@
-"""What a backbone is to the rest of the library."""
+"""The interface of a backbone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Backbone(nn.Module, ABC):
 
     Args:
         pixel_mean: Mean of the pixels that the weights expect.
-        pixel_std: Their standard deviation.
+        pixel_std: Standard deviation of the pixels that the weights expect.
 
     Attributes:
         width: Channels of the class token and of the final patch tokens.
         depth: Number of blocks.
-        patch_size_px: Side of the square of pixels that an entry of the maps stands for.
+        patch_size_px: Side of the square of pixels behind one entry of the maps.
     """
 
     width: int
@@ -45,26 +45,25 @@ class Backbone(nn.Module, ABC):
         aux_block: int | None = None,
         num_maps: int | None = None,
     ) -> Features:
-        """Tokens of the last block and of block ``aux_block`` (0-based).
+        """Compute the tokens of the last block and of block ``aux_block`` (0-based).
 
         Args:
             images: Images, normalised with the ImageNet mean and std. Rows and columns beyond the
-                last whole patch are not looked at.
-            aux_block: Block of the auxiliary features; ``None`` is the last one, whose features
-                they then are.
-            num_maps: Patch tokens are wanted of this many images, the first ones; of the others the
-                class token alone, for which much of the last block need not be computed. ``None``
-                means all of them.
+                last complete patch are ignored.
+            aux_block: Block of the auxiliary features; ``None`` is the last block.
+            num_maps: Compute patch tokens of the first ``num_maps`` images alone. The others get a
+                class token only, for which much of the last block need not be computed. ``None``
+                means all images.
 
         Raises:
-            ValueError: The image is smaller than a patch, or there is no such block.
+            ValueError: The image is smaller than a patch, or the block does not exist.
         """
 
     @abstractmethod
     def aux_features(
         self, images: Float[Tensor, "b 3 h w"], aux_block: int
     ) -> Float[Tensor, "b c p q"]:
-        """The auxiliary features of :meth:`forward` alone; the blocks after ``aux_block`` are not computed.
+        """Compute only the auxiliary features of :meth:`forward`; later blocks are skipped.
 
         Raises:
             ValueError: As for :meth:`forward`.
@@ -74,10 +73,10 @@ class Backbone(nn.Module, ABC):
     def forward_blocks(
         self, images: Float[Tensor, "b 3 h w"], aux_block: int | None = None
     ) -> tuple[Features, list[Float[Tensor, "b _ _"]]]:
-        """What :meth:`forward` gives, and from the same pass the patch tokens after every block.
+        """Compute :meth:`forward` and, in the same pass, the patch tokens after every block.
 
-        These are before the final norm, except for the last block's, which are after it. Neither
-        their number nor their width need be the same for all blocks.
+        The tokens are taken before the final norm, except for the last block's, which are taken
+        after it. Number and width of the tokens may differ between blocks.
 
         Raises:
             ValueError: As for :meth:`forward`.
@@ -87,7 +86,7 @@ class Backbone(nn.Module, ABC):
         """Channels of the auxiliary features of ``aux_block``.
 
         Raises:
-            ValueError: There is no such block, or it cannot be the auxiliary one.
+            ValueError: The block does not exist, or cannot be the auxiliary one.
         """
         if not 0 <= aux_block < self.depth:
             raise ValueError(
@@ -97,20 +96,20 @@ class Backbone(nn.Module, ABC):
         return self.width
 
     def _checked_block(self, aux_block: int | None) -> int:
-        """The block of the auxiliary features, which exists."""
+        """Return the block of the auxiliary features after checking that it exists."""
         block = self.depth - 1 if aux_block is None else aux_block
         self.aux_width(block)
         return block
 
     def norm_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the normalisation layers; the optimizer keeps them in a group of their own."""
+        """Parameters of the normalisation layers, which the optimizer keeps in their own group."""
         from timm.layers.norm import RmsNorm
 
         norms = (module for module in self.modules() if isinstance(module, (nn.LayerNorm, RmsNorm)))
         return [parameter for norm in norms for parameter in norm.parameters()]
 
     def _prepare(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The part of ``images`` that whole patches cover, as the weights expect it, and the grid of these patches."""
+        """Crop images to complete patches and normalise them; also return the grid of patches."""
         height, width = images.shape[-2:]
         p, q = height // self.patch_size_px, width // self.patch_size_px
         if min(p, q) == 0:
@@ -122,7 +121,7 @@ class Backbone(nn.Module, ABC):
 
 
 class _Renormalise(nn.Module):
-    """From the ImageNet normalisation to another one."""
+    """Conversion from the ImageNet normalisation to another one."""
 
     scale: Tensor
     shift: Tensor
@@ -133,10 +132,10 @@ class _Renormalise(nn.Module):
             torch.tensor(values, dtype=torch.float64)[:, None, None]
             for values in (mean, std, IMAGENET_MEAN, IMAGENET_STD)
         )
-        # Not persistent: the config says it, and checkpoints stay those of the weights.
+        # Not persistent: the config holds these values, and checkpoints hold the weights alone.
         self.register_buffer("scale", (old_std / new_std).float(), persistent=False)
         self.register_buffer("shift", ((old_mean - new_mean) / new_std).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``images`` with the other normalisation."""
+        """Normalise ``images`` with the other mean and deviation."""
         return images * self.scale + self.shift

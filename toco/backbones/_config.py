@@ -1,4 +1,4 @@
-"""The settings of backbones. Nothing here needs torch."""
+"""Settings of backbones. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toco.types import IMAGENET_MEAN, IMAGENET_STD
 
 HUB = "hub"
 ENTRY = "#"
-"""Stands between a file and the name of the state dict in it, where it holds several: ``file.pth#teacher``."""
+"""Separates a file from the name of a state dict in it: ``file.pth#teacher``."""
 
 
 class Dimensions(NamedTuple):
@@ -26,32 +26,32 @@ class BackboneConfig(EntryConfig):
     """Base of the configs of ``toco.backbones``.
 
     Attributes:
-        pixel_mean, pixel_std: Normalisation that the weights expect, of pixels in [0, 1], R, G and
-        B. Batches have
-            ImageNet's everywhere; a backbone with another one converts them in its forward pass.
-            The official ViT-B takes ImageNet's, although its weights were made with 0.5 and 0.5, so
-            nothing is taken from the weights.
+        pixel_mean: Mean of R, G and B, in [0, 1], that the weights expect. Batches are always
+            normalised with ImageNet's mean and deviation; a backbone with others converts them in
+            its forward pass. The official ViT-B takes ImageNet's, although its weights were made
+            with 0.5 and 0.5, so the values are never read from the weights.
+        pixel_std: Standard deviation of R, G and B that the weights expect.
     """
 
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     pixel_std: tuple[Positive, Positive, Positive] = IMAGENET_STD
 
     def dimensions(self) -> Dimensions | None:
-        """What the settings say of the network; ``None`` where only the network itself knows."""
+        """Return the dimensions, or ``None`` where only the network itself knows them."""
         return None
 
 
 class TimmConfig(BackboneConfig):
-    """A network of timm.
+    """Settings of a network of timm.
 
     Attributes:
-        model: Name in timm, with its tag where weights come from the hub, as in
+        model: Name in timm, with the tag of the weights if they come from the hub, as in
             ``deit_base_patch16_224.fb_in1k``.
-        weights: ``hub`` downloads timm's weights; a path reads a file (safetensors, or a torch file
-            of plain tensors; of several state dicts in it one is named behind the path, as in
-            ``dino.pth#teacher``); ``null`` starts from random weights.
-        weights_sha256: What the SHA-256 (hex) of such a file has to begin with. What the hub gives
-            is not looked at: its files hold the same tensors in another format.
+        weights: ``hub`` downloads timm's weights. A path reads a file: safetensors, or a torch file
+            of plain tensors. If the file holds several state dicts, name one after the path, as in
+            ``dino.pth#teacher``. ``null`` starts from random weights.
+        weights_sha256: Beginning of the SHA-256 (hex) of such a file. Weights from the hub are not
+            checked: its files hold the same tensors in another format.
     """
 
     model: str
@@ -62,12 +62,12 @@ class TimmConfig(BackboneConfig):
 
 
 def weights_path(config: TimmConfig) -> Path | None:
-    """The file that the weights are read from, if they are read from one."""
+    """Path of the file of weights, or ``None`` for weights from the hub or random ones."""
     return None if config.weights in (None, HUB) else split_entry(str(config.weights))[0]
 
 
 def split_entry(text: str) -> tuple[Path, str | None]:
-    """The file that ``backbone.weights`` names, and the state dict in it, if one is named.
+    """Split ``backbone.weights`` into the file and the name of a state dict in it, if any.
 
     >>> split_entry("dino.pth#teacher")[1], split_entry("dino.pth")[1]
     ('teacher', None)

@@ -16,16 +16,17 @@ from toco.types import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Swin(Backbone):
-    """A ``SwinTransformer`` of timm for any input size, WITHOUT A CLASS TOKEN: ours, the paper has only ViTs.
+    """A ``SwinTransformer`` of timm for any input size, WITHOUT A CLASS TOKEN.
 
-    The class token of the result is the mean of the final patch tokens after the norm. Blocks are
-    counted from 0 over all stages. All maps lie on the grid of the last stage but one (stride 16):
-    tokens of the last stage (stride 32) are interpolated to it bilinearly, and blocks of earlier
-    stages, whose grids are finer, cannot be auxiliary ones.
+    It is an addition to the paper, which has only ViTs. The class token of the result is the mean
+    of the final patch tokens after the norm. Blocks are counted from 0 over all stages. All maps
+    lie on the grid of the last stage but one (stride 16). Tokens of the last stage (stride 32) are
+    interpolated to this grid bilinearly. Blocks of earlier stages, whose grids are finer, cannot be
+    auxiliary ones.
 
-    As in timm, windows and merged patches that reach beyond the grid are filled up with zeros, and
+    As in timm, windows and merged patches that reach beyond the grid are padded with zeros, and
     windows are not shifted where one covers the grid. The biases of relative positions are frozen,
-    as positions are in the ViTs.
+    like the position embeddings of the ViTs.
 
     Args:
         swin: Made with ``strict_img_size=False, always_partition=True``.
@@ -33,7 +34,7 @@ class Swin(Backbone):
         pixel_std: See the base class.
 
     Raises:
-        ValueError: The network is no such Swin transformer.
+        ValueError: The network is not such a Swin transformer.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Swin(Backbone):
         ]
 
     def aux_width(self, aux_block: int) -> int:
-        """See the base class; blocks before the last two stages are refused, too."""
+        """See the base class; blocks before the last two stages are refused as well."""
         super().aux_width(aux_block)
         if aux_block < self.first_aux_block:
             raise ValueError(
@@ -100,7 +101,10 @@ class Swin(Backbone):
         return self.widths[aux_block]
 
     def _blocks(self, images: Tensor) -> Iterator[Tensor]:
-        """Tokens ``b p q c`` after each block, on the grid of its stage; the last ones after the final norm."""
+        """Tokens ``b p q c`` after each block, on the grid of its stage.
+
+        The tokens of the last block are taken after the final norm.
+        """
         tokens = self.swin.patch_embed(images)
         for stage in self.swin.layers:
             tokens = stage.downsample(tokens)
@@ -134,12 +138,12 @@ def _check(swin: nn.Module) -> None:
 
 
 def _on_grid(tokens: Float[Tensor, "b y x c"], grid: tuple[int, int]) -> Float[Tensor, "b c p q"]:
-    """Tokens as a map on ``grid``, which is theirs or twice as fine."""
+    """Arrange tokens as a map on ``grid``, which is the tokens' own grid or twice as fine."""
     maps = tokens.permute(0, 3, 1, 2)
     if maps.shape[-2:] == grid:
         return maps
-    # Where the finer grid is odd, patches beyond it were merged into the last ones, so their maps
-    # reach beyond it, too.
+    # Where a side of the finer grid is odd, patches beyond it were merged into the last ones. The
+    # maps then reach beyond the grid, and are cropped.
     return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)[
         ..., : grid[0], : grid[1]
     ]

@@ -1,4 +1,4 @@
-"""Networks of timm by their names."""
+"""Build networks of timm by name."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def build(
     backbone_of: Callable[[Any, Triple, Triple], B],
     **options: Any,  # noqa: ANN401 - of any model of timm
 ) -> B:
-    """The backbone of the network that ``config`` names, without a classifier, and with its weights.
+    """Build the network that ``config`` names, without a classifier, with its weights.
 
     Args:
         config: The config.
-        kind: What messages call such networks.
-        backbone_of: Takes a network of timm, and mean and standard deviation of the pixels that its
-            weights expect.
-        options: Of the network; one that does not take them is none of the kind.
+        kind: Name of such networks in messages.
+        backbone_of: Takes a network of timm, and the mean and standard deviation of the pixels that
+            its weights expect.
+        options: Options of the network. A network that does not accept them is not of this kind.
 
     Raises:
-        FileNotFoundError: There is no such file of weights.
-        ValueError: timm has no such model, it is none of the kind, or its weights cannot be had or
-            do not fit.
+        FileNotFoundError: The file of weights does not exist.
+        ValueError: timm has no such model, the model is not of this kind, or its weights cannot be
+            loaded or do not fit.
     """
     import toco.backbones._torchvision  # noqa: F401 - must come before timm
 
@@ -63,7 +63,7 @@ def build(
     return backbone
 
 
-def _compare_pixels(config: TimmConfig, network: Any) -> None:  # noqa: ANN401 - a model of timm, with its record
+def _compare_pixels(config: TimmConfig, network: Any) -> None:  # noqa: ANN401 - a model of timm
     made_with = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
     if made_with != (config.pixel_mean, config.pixel_std):
         logger.warning(

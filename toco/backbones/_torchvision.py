@@ -1,9 +1,9 @@
-"""Lets torchvision, which timm imports, be imported beside a torch without CUDA.
+"""Make torchvision, which timm imports, importable beside a torch without CUDA.
 
 Every torchvision wheel on the Python package index is a CUDA build. Beside a CPU build of torch its
 compiled library does not load, and the import then fails because the operators ``nms`` and ``qnms``
-have no schema. Nothing here calls them, so declaring them is enough. Where the library loads,
-nothing is declared.
+have no schema. This project does not call them, so declaring them is enough. Where the library
+loads, nothing is declared.
 """
 
 import sys
@@ -12,7 +12,7 @@ import torch
 
 
 def make_importable() -> torch.library.Library | None:
-    """Import torchvision, declaring its missing operators if need be.
+    """Import torchvision, and declare its missing operators where necessary.
 
     Returns:
         The declarations, which last as long as this object does; ``None`` where none were needed.

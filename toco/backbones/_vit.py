@@ -17,33 +17,32 @@ from toco.types import IMAGENET_MEAN, IMAGENET_STD
 
 
 class ViT(Backbone):
-    """A ``VisionTransformer`` or an ``Eva`` of timm that takes any input size and hands out the tokens of any block.
+    """A ``VisionTransformer`` or ``Eva`` of timm for any input size, with the tokens of any block.
 
     The class token is the first one. Tokens between it and the patches (registers, the distillation
     token of DeiT) take part in every block and are in no map.
 
-    Three things follow the official encoder rather than timm: positions are frozen; their
-    embeddings are interpolated bicubically without anti-aliasing (timm anti-aliases), while rotary
-    ones are computed for the grid at hand, as in timm; and an input that is not a multiple of the
-    patch loses its last rows and columns (timm pads). Source: official ``model/vit.py``.
+    Three things follow the official encoder rather than timm. Positions are frozen. Their
+    embeddings are interpolated bicubically without anti-aliasing (timm anti-aliases); rotary ones
+    are computed for the current grid, as in timm. An input that is not a multiple of the patch
+    loses its last rows and columns (timm pads). Source: official ``model/vit.py``.
 
-    Where timm normalises what it pools instead of the tokens (``fc_norm``), this norm is the final
-    norm of every token.
+    Where timm normalises the pooled tokens instead of each token (``fc_norm``), that norm becomes
+    the final norm of every token.
 
     Raises:
-        ValueError: The network is no such ViT, or it has no class token.
+        ValueError: The network is not such a ViT, or has no class token.
     """
 
     def __init__(
         self,
-        vit: Any,  # noqa: ANN401 - whose attributes timm types as optional
+        vit: Any,  # noqa: ANN401 - timm types its attributes as optional
         pixel_mean: tuple[float, float, float] = IMAGENET_MEAN,
         pixel_std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
         super().__init__(pixel_mean, pixel_std)
         _check(vit)
-        # Of pooled tokens, of which there are none here; parameters without a gradient are in the
-        # way of DDP.
+        # Pooling is not used here, and DDP fails on parameters without a gradient.
         vit.attn_pool = None
         if isinstance(vit.norm, nn.Identity):
             vit.norm, vit.fc_norm = vit.fc_norm, nn.Identity()
@@ -77,7 +76,7 @@ class ViT(Backbone):
             if index == aux_block:
                 aux_features = self._as_map(tokens[:num_maps], grid)
         last = self.vit.blocks[-1]
-        # Not of no image: attention kernels of CUDA need not take an empty batch.
+        # Skipped for zero images, because attention kernels of CUDA may reject an empty batch.
         whole = self.vit.norm(last(tokens[:num_maps], **last_rotation)) if num_maps else tokens[:0]
         class_token = whole[:, 0]
         if num_maps < len(images):
@@ -136,7 +135,10 @@ class ViT(Backbone):
             yield self.vit.norm(tokens) if index == self.depth - 1 else tokens
 
     def _positions(self, p: int, q: int) -> Tensor | None:
-        """Position embeddings for a grid of ``p`` by ``q`` patches; those of the tokens before them stay."""
+        """Position embeddings for a grid of ``p`` by ``q`` patches.
+
+        Only the patches' embeddings are interpolated, not those of the tokens before them.
+        """
         positions: Tensor | None = self.vit.pos_embed
         rows, columns = self.vit.patch_embed.grid_size
         if positions is None or (p, q) == (rows, columns):
@@ -147,7 +149,7 @@ class ViT(Backbone):
         return torch.cat([prefix, grid.flatten(2).transpose(1, 2)], dim=1)
 
     def _rotations(self, grid: tuple[int, int]) -> list[dict[str, Tensor]]:
-        """What every block is told of the positions: nothing, or their rotary embedding."""
+        """Keyword arguments with the rotary embedding for each block; empty without one."""
         if (rope := getattr(self.vit, "rope", None)) is None:
             return [{}] * self.depth
         rotation = rope.get_embed(grid)
@@ -157,7 +159,7 @@ class ViT(Backbone):
         ]
 
     def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The patches among the tokens ``b n c``, as ``b c p q``."""
+        """Arrange the patches among the tokens ``b n c`` as a map ``b c p q``."""
         patches = tokens[:, self.num_prefix_tokens :].transpose(1, 2)
         return patches.reshape(*patches.shape[:2], *grid)
 
@@ -185,10 +187,10 @@ def _class_token_after(
     tokens: Float[Tensor, "b n c"],
     rotation: dict[str, Tensor],
 ) -> Float[Tensor, "b c"]:
-    """The class token of ``block(tokens, **rotation)``.
+    """Compute the class token of ``block(tokens, **rotation)`` alone.
 
-    It needs the keys and values of all tokens, but only its own query, projection and MLP. A block
-    that is not built as timm's plain one is computed whole.
+    The class token needs the keys and values of all tokens, but only its own query, projection and
+    MLP. A block other than timm's plain one is computed in full.
     """
     from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block

@@ -1,4 +1,4 @@
-"""Pretrained weights from a file, without ever unpickling code."""
+"""Pretrained weights from a file, without unpickling code."""
 
 from __future__ import annotations
 
@@ -30,25 +30,24 @@ _HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
 def load_file(
     model: nn.Module, path: Path, sha256: str | None = None, entry: str | None = None
 ) -> None:
-    """Load an encoder's weights into ``model``, a network of timm; the heads of the pretraining are left out.
+    """Load an encoder's weights into ``model``, a network of timm, without the heads.
 
-    A safetensors file, or a torch file that holds nothing but tensors and containers (it is opened
-    with ``weights_only=True``). A prefix that all names share, as ``module.``, is taken off.
-    Position embeddings of another grid are interpolated bicubically. A file with other names than
-    timm's (DINOv2, DINOv3, EVA, CLIP or Swin as their authors released them) is converted as timm
-    does it.
+    The file is a safetensors file, or a torch file that holds only tensors and containers (it is
+    opened with ``weights_only=True``). A prefix that all names share, such as ``module.``, is
+    removed. Position embeddings of another grid are interpolated bicubically. A file with other
+    names than timm's (DINOv2, DINOv3, EVA, CLIP or Swin as their authors released them) is
+    converted by timm's own function.
 
     Args:
         model: The encoder.
         path: The file.
-        sha256: What its SHA-256 (hex) has to begin with.
-        entry: Which state dict of the file is meant, where it holds several.
+        sha256: Expected beginning of the file's SHA-256 (hex).
+        entry: State dict to load, if the file holds several.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is another file than ``sha256`` says, does not hold exactly this model's
-            tensors, or one of them has values that are not finite; the message names those that
-            differ.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file has another SHA-256, does not hold exactly this model's tensors, or
+            holds values that are not finite. The message names the tensors.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -59,7 +58,7 @@ def load_file(
     wanted = model.state_dict()
     given = state = read_tensors(path, entry)
     if not state.keys() & wanted.keys():
-        # The names of heads, too, may have the prefix, or be all that does not share it.
+        # Twice, because names of heads may have the prefix, or be the only names without it.
         state = without_shared_prefix(_without_heads(without_shared_prefix(state)))
     state = _without_heads(state)
     _check_finite(state, path)
@@ -68,7 +67,7 @@ def load_file(
     if state.keys() != wanted.keys():
         if state.keys() & wanted.keys():
             given = state
-        # By the names as they were released: a prefix may be what timm knows them by.
+        # With the names as they were released, because timm may recognise them by a prefix.
         state = _without_heads(_renamed(given, model, path))
     problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
     problems += [f"{name} is not part of the model" for name in state.keys() - wanted.keys()]
@@ -86,7 +85,7 @@ def load_file(
 
 
 def without_shared_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors without the parts of their names, up to a dot, with which all of these begin.
+    """Remove the leading parts of names, up to a dot, that all names share.
 
     >>> list(without_shared_prefix({"module.net.a.w": 1, "module.net.b": 2}))
     ['a.w', 'b']
@@ -103,15 +102,15 @@ def without_shared_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a file by name, opened without running anything in it.
+    """Read the tensors of a file by name, without running anything in it.
 
     Args:
-        path: The file: the tensors themselves, or dictionaries around them.
-        entry: Which state dict of the file is meant, as ``teacher`` or ``model/ema``.
+        path: The file. It holds the tensors, or dictionaries around them.
+        entry: State dict to read, as ``teacher`` or ``model/ema``.
 
     Raises:
-        ValueError: It holds something else than tensors, or is damaged; it holds several state
-            dicts, or none of this name. The message names them.
+        ValueError: The file holds something else than tensors, or is damaged; it holds several
+            state dicts, or none of this name. The message names them.
     """
     try:
         if path.suffix == ".safetensors":
@@ -120,9 +119,8 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # on what is no file of tensors (a page that says "quota exceeded") all can happen
+    # Any error is possible on a file that holds no tensors, such as a page "quota exceeded".
+    except Exception as error:
         raise ValueError(
             f"{path} cannot be read as plain tensors: {_fault(path)}. Expected a safetensors file, or a torch file "
             "that holds nothing but tensors. Nothing in it was run."
@@ -147,9 +145,9 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
 
 
 def _damaged_entry(path: Path) -> str | None:
-    """First entry of a torch file whose bytes do not have its checksum, which torch itself does not compare.
+    """Return the first entry of a torch file with a wrong checksum; torch compares none.
 
-    A checksum of 0 is none: ``torch.serialization.set_crc32_options(False)`` writes it.
+    A checksum of 0 means none: ``torch.serialization.set_crc32_options(False)`` writes it.
     """
     if not zipfile.is_zipfile(path):
         return None
@@ -159,7 +157,7 @@ def _damaged_entry(path: Path) -> str | None:
 
 
 def _state_dicts(content: object, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """All dictionaries of tensors by names, with the names of those around them."""
+    """Yield all dictionaries of tensors, named by the keys that lead to each."""
     if (
         not isinstance(content, dict)
         or not content
@@ -174,7 +172,7 @@ def _state_dicts(content: object, keys: tuple[str, ...]) -> Iterator[tuple[str, 
 
 
 def _fault(path: Path) -> str:
-    """What is wrong with a file that is none of tensors, as far as its beginning says."""
+    """Say why a file holds no tensors, as far as its beginning shows."""
     with path.open("rb") as file:
         beginning = file.read(512).lstrip()
     if not beginning:
@@ -214,7 +212,10 @@ def _check_sha256(path: Path, expected: str) -> None:
 
 
 def _without_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what only a classifier needs. A norm of pooled tokens is that, unless there is no other final norm."""
+    """Remove tensors that only a classifier needs.
+
+    The norm of pooled tokens (``fc_norm``) is one of them, unless it is the only final norm.
+    """
     if "norm.weight" not in state:
         state = {
             f"norm.{name[8:]}" if name.startswith("fc_norm.") else name: value
@@ -224,12 +225,12 @@ def _without_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(state: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401 - a model of timm
-    """``state`` with timm's names; timm keeps the conversions of a network beside it."""
+    """Convert ``state`` to timm's names, by the function that timm keeps beside the network."""
     kernel = model.patch_embed.proj.weight.shape
     if other := [
         tuple(value.shape) for value in state.values() if value.ndim == 4 and value.shape != kernel
     ]:
-        # Which timm would resample without a word.
+        # timm would resample such a kernel silently.
         raise ValueError(
             f"{path} embeds patches with a kernel of shape {other[0]}, expected {tuple(kernel)}."
         )
@@ -244,7 +245,10 @@ def _renamed(state: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tens
 
 
 def _fit_positions(positions: Tensor, wanted: Tensor, model: Any) -> Tensor:  # noqa: ANN401 - a model of timm
-    """Square grids only: pretrained ViTs have no other. What stands before the grid (class token, ...) stays."""
+    """Interpolate position embeddings from a square grid to the model's grid.
+
+    Pretrained ViTs have square grids only. Embeddings before the grid (class token, ...) stay.
+    """
     if (
         positions.ndim != 3
         or positions.shape == wanted.shape

@@ -1,4 +1,7 @@
-"""Swin transformers of timm. They have NO CLASS TOKEN: CTC contrasts pooled tokens instead (ours, not the paper's)."""
+"""Swin transformers of timm, which have NO CLASS TOKEN.
+
+CTC contrasts pooled tokens instead. This is an addition to the paper.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class Config(TimmConfig):
-    """A Swin transformer of timm.
+    """Settings of a Swin transformer of timm.
 
     Attributes:
-        class_token: Swin has none. ``pooled`` is the mean of the final patch tokens after the norm,
-            which is what its classifier was pretrained on; class token contrast takes it instead.
-            This is not in the paper: it stands here so that every record of a run says so, and
-            there is no other choice.
+        class_token: ``pooled`` is the mean of the final patch tokens after the norm, on which
+            Swin's classifier was pretrained. Class token contrast uses it, because Swin has no
+            class token. This is not in the paper. The setting has one value, and exists so that
+            every record of a run says so.
     """
 
     name: str = "swin"
@@ -26,17 +29,17 @@ class Config(TimmConfig):
 
 
 def build(config: Config) -> Swin:
-    """The backbone that ``config`` describes.
+    """Build the backbone that ``config`` describes.
 
     Raises:
         ValueError: timm has no such model, it is no Swin transformer, or the weights do not fit.
     """
-    # Here, as what only names a backbone needs no torch.
+    # Imported late: naming a backbone needs no torch.
     from toco.backbones._swin import Swin
     from toco.backbones._timm import build as build_timm
 
-    # Any size, and windows that stay as large as they were pretrained. Without stochastic depth,
-    # timm's default here: it would draw from the global random state, and the ViTs have none.
+    # Images of any size, with windows as large as in the pretraining. Stochastic depth, timm's
+    # default for Swin, is off: it would draw from the global random state, and the ViTs have none.
     options = {"strict_img_size": False, "always_partition": True, "drop_path_rate": 0.0}
     return build_timm(config, "Swin", Swin, **options)
 

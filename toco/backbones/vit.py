@@ -1,4 +1,4 @@
-"""Vision transformers of timm with a class token, by their names there: ViT, DeiT, DINO (v1 to v3), EVA, CLIP."""
+"""Vision transformers of timm with a class token: ViT, DeiT, DINO (v1 to v3), EVA, CLIP."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ if TYPE_CHECKING:
 _TWELVE_BLOCKS = re.compile(
     r"(vit|deit|deit3)_(tiny|small|base)(_distilled)?_patch(?P<patch>\d+)_\d+(\..*)?"
 )
-"""Names in timm of the plain ViTs of up to ViT-B, which have 12 blocks."""
+"""Names in timm of the plain ViTs up to ViT-B, which have 12 blocks."""
 
 
 class Config(TimmConfig):
-    """A ViT of timm."""
+    """Settings of a ViT of timm."""
 
     name: str = "vit"
     model: str = "deit_base_patch16_224.fb_in1k"
 
     def dimensions(self) -> Dimensions | None:
-        """See the base class; of the plain ViTs the name says it."""
+        """See the base class; the names of plain ViTs give the dimensions."""
         named = _TWELVE_BLOCKS.fullmatch(self.model)
         return None if named is None else Dimensions(12, int(named["patch"]))
 
 
 def build(config: Config) -> ViT:
-    """The backbone that ``config`` describes.
+    """Build the backbone that ``config`` describes.
 
     Raises:
         ValueError: timm has no such model, it is no ViT with a class token, or the weights do not
             fit.
     """
-    # Here, as what only names a backbone needs no torch.
+    # Imported late: naming a backbone needs no torch.
     from toco.backbones._timm import build as build_timm
     from toco.backbones._vit import ViT
 
-    # dynamic_img_size only changes the layout of the patch embedding's output; positions are
-    # interpolated below.
+    # dynamic_img_size only changes the layout of the patch embedding's output; the class ViT
+    # interpolates positions.
     return build_timm(config, "ViT", ViT, dynamic_img_size=True)
 
 

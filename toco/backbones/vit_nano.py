@@ -18,13 +18,12 @@ BUNDLED_WEIGHTS = Path(__file__).with_suffix(".safetensors")
 
 
 class Config(BackboneConfig):
-    """A ViT by its dimensions.
+    """Dimensions and weights of a small ViT.
 
     Attributes:
-        image_size_px: Side of the image that the position embeddings are made for.
-        weights: ``bundled`` are those that ship with the package, for the default dimensions, made
-            by ``python -m toco pretrain``; a path reads a file; ``null`` starts from random
-            weights.
+        image_size_px: Side of the image for which the position embeddings are made.
+        weights: ``bundled`` weights ship with the package, for the default dimensions; ``python -m
+            toco pretrain`` made them. A path reads a file. ``null`` starts from random weights.
     """
 
     name: str = "vit_nano"
@@ -54,12 +53,12 @@ class Config(BackboneConfig):
 
 
 def build(config: Config) -> ViT:
-    """The backbone that ``config`` describes.
+    """Build the backbone that ``config`` describes.
 
     Raises:
         ValueError: The weights do not fit the dimensions.
     """
-    # Here, as what only names a backbone needs no torch.
+    # Imported late: naming a backbone needs no torch.
     import toco.backbones._torchvision  # noqa: F401 - must come before timm
     from toco.backbones._vit import ViT
     from toco.backbones._weights import load_file
@@ -83,7 +82,7 @@ def build(config: Config) -> ViT:
 
 
 def weights_path(config: Config) -> Path | None:
-    """The file that the weights are read from, if they are read from one."""
+    """Path of the file of weights, or ``None`` for random weights."""
     if config.weights is None:
         return None
     return BUNDLED_WEIGHTS if config.weights == BUNDLED else split_entry(config.weights)[0]
