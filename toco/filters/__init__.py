@@ -1,9 +1,9 @@
-"""Gaussian filters over all pixels behind one interface: the exact sum and the permutohedral lattice.
+"""Gaussian filters over all pixels: the exact sum, and the permutohedral lattice.
 
-A module of this package is a filter, named as the file is, and defines
-``build(images, sigma_rgb, sigma_xy, boxes)``, the bilateral filter, and
-``build_gaussian(images, sigma_xy)``, that of position alone: what depends on the images is computed
-there, once, and the filter that comes back takes any number of maps in one call.
+Each module of this package is a filter, named as its file, and defines ``build(images, sigma_rgb,
+sigma_xy, boxes)``, the bilateral filter, and ``build_gaussian(images, sigma_xy)``, the filter of
+position alone. Both compute once what depends on the images. The filter that they return takes any
+number of maps in one call.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ FilterName = Literal["exact", "lattice"]
 EXACT_MAX_PIXELS = 64 * 64
 """Largest image that ``resolve("auto", ...)`` filters exactly on a CPU.
 
-Measured on two threads of a quiet AVX-512 CPU, with 21 maps, building and filtering together, the
-fastest of several (exact | lattice; ``python -m benchmarks energy``): 32 x 32 1.8 | 2.1 ms, 56 x 56
-13 | 3.8 ms, 112 x 112 196 | 7.9 ms; 224 x 224 27 ms on the lattice.
+Measured on two threads of an otherwise idle AVX-512 CPU, with 21 maps, building and filtering
+together, the fastest of several (exact | lattice; ``python -m benchmarks energy``): 32 x 32 1.8 |
+2.1 ms, 56 x 56 13 | 3.8 ms, 112 x 112 196 | 7.9 ms; 224 x 224 27 ms on the lattice.
 """
 
 
 @runtime_checkable
 class BilateralFilter(Protocol):
-    """Unnormalised Gaussian sums over all pixels of an image, the pixel itself included, for each map in ``values``.
+    """Unnormalised Gaussian sum over all pixels of an image, for each map in ``values``.
 
-    One filter takes maps as often as wanted, as the iterations of a conditional random field do.
+    The sum includes the pixel itself. One filter may be called many times, as the iterations of a
+    conditional random field do.
     """
 
     def __call__(self, values: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
-        """Filter ``k`` maps of the size of each image; the result has their dtype and no gradient."""
+        """Filter ``k`` maps of each image; the result keeps their dtype, without gradient."""
         ...
 
 
@@ -46,16 +47,16 @@ def build(
     sigma_xy: float,
     boxes: Int[Tensor, "b 4"] | None = None,
 ) -> BilateralFilter:
-    """The filter ``name`` for some images.
+    """Build the filter ``name`` for some images.
 
     Args:
         name: "exact" or "lattice" (``resolve`` turns "auto" into one of them).
         images: Colours in the unit of ``sigma_rgb``, usually 0 to 255.
         sigma_rgb: Standard deviation of the kernel in colour.
         sigma_xy: Standard deviation of the kernel in position, in pixels of these images.
-        boxes: Rows ``y0 y1`` and columns ``x0 x1`` of each image, half-open, on its pixels; what
-            lies beyond the image is cut off. Outside of the box values count as 0, whatever they
-            are, and the result is 0.
+        boxes: Rows ``y0 y1`` and columns ``x0 x1`` of each image, half-open, in its pixels; parts
+            beyond the image are cut off. Outside the box values count as 0, whatever they are, and
+            the result is 0.
 
     Raises:
         ValueError: There is no such filter, or a standard deviation is not positive.
@@ -65,16 +66,16 @@ def build(
             f"expected positive standard deviations, got sigma_rgb={sigma_rgb} and sigma_xy={sigma_xy}"
         )
     if images.device.type == "meta":
-        return lambda values: torch.empty_like(values)  # there is nothing to filter but a shape
+        return lambda values: torch.empty_like(values)  # tensors on "meta" have only a shape
     return cast(BilateralFilter, load(__name__, name).build(images, sigma_rgb, sigma_xy, boxes))
 
 
 def build_gaussian(name: str, images: Float[Tensor, "b 3 h w"], sigma_xy: float) -> BilateralFilter:
-    """The filter ``name`` with the kernel of position alone.
+    """Build the filter ``name`` with the kernel of position alone.
 
     Args:
         name: "exact" or "lattice".
-        images: Of the size, the number, the dtype and on the device of what is to be filtered.
+        images: Images with the size, number, dtype and device of the maps to filter.
         sigma_xy: Standard deviation, in pixels.
 
     Raises:
@@ -88,11 +89,11 @@ def build_gaussian(name: str, images: Float[Tensor, "b 3 h w"], sigma_xy: float)
 def resolve(
     name: Literal["auto", "exact", "lattice"], device: torch.device | str, num_pixels: int
 ) -> FilterName:
-    """The filter that ``name`` means for images of ``num_pixels`` on ``device``.
+    """Choose the filter for images of ``num_pixels`` on ``device``.
 
-    "auto" is exact where that is cheap, on any device that is not a CPU and for small images, and
-    the lattice otherwise. The two are not interchangeable in size: see ``toco.losses.dense_energy``
-    on ``energy_scale``.
+    "auto" is exact where that is cheap: on any device that is not a CPU, and for small images.
+    Otherwise it is the lattice. The results of the two differ by a factor: see ``energy_scale`` of
+    :class:`toco.losses.config.DenseEnergyConfig`.
 
     Args:
         name: "auto", "exact" or "lattice".
@@ -102,8 +103,10 @@ def resolve(
     Raises:
         ValueError: There is no such filter.
 
-    >>> resolve("auto", "cpu", 32 * 32), resolve("auto", "cpu", 224 * 224), resolve("auto", "cuda", 224 * 224)
-    ('exact', 'lattice', 'exact')
+    >>> resolve("auto", "cpu", 32 * 32), resolve("auto", "cpu", 224 * 224)
+    ('exact', 'lattice')
+    >>> resolve("auto", "cuda", 224 * 224)
+    'exact'
     """
     if name == "auto":
         return (

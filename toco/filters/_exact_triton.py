@@ -1,27 +1,28 @@
-"""The exact bilateral filter as one kernel of Triton: no weight is ever in memory, no program waits for another.
+"""The exact bilateral filter as one kernel of Triton, which stores no weights.
 
-A program owns 128 pixels and adds up their sums over all pixels of the box, 32 at a time, always in
-the same order: the result is deterministic. For each pair it takes the distance as a sum of squared
-differences in float32 (integers are exact in half precision, but images that were blurred or
-jittered are none, and features in standard deviations never are), the weight by one exp2, and
-leaves the product of weights and maps to the matrix units.
+A program owns 128 pixels and adds their sums over all pixels of the box, 32 at a time, always in
+the same order: the result is deterministic, and no program waits for another. For each pair the
+kernel takes the distance as a sum of squared differences in float32. (Integers are exact in half
+precision. Blurred or jittered images have no integers, and neither do features in standard
+deviations.) It computes the weight by one exp2, and leaves the product of weights and maps to the
+matrix units.
 
-Those multiply in bfloat16, with sums in float32. A weight or value is therefore split into two
-numbers of 8 bits, ``a = a_high + a_low``, and ``w v`` taken as
-``w_high v_high + w_high v_low + w_low v_high``: what is left out and what is rounded is below 8e-5
-of every term, and so of every sum of terms of one sign. Unlike float16, bfloat16 has the exponents
-of float32: small weights are not lost. And because those units cut off what does not fit into a sum
-instead of rounding it, which after thousands of additions could come to 2e-4, they add up 128
-pixels at a time from zero.
+The matrix units multiply in bfloat16, with sums in float32. A weight or value is therefore split
+into two numbers of 8 bits, ``a = a_high + a_low``, and ``w v`` is computed as ``w_high v_high +
+w_high v_low + w_low v_high``. The omitted product and the rounding are below 8e-5 of every term,
+and so of every sum of terms of one sign. Unlike float16, bfloat16 has the exponents of float32:
+small weights are not lost. The matrix units truncate sums instead of rounding them, which after
+thousands of additions could amount to 2e-4. They therefore add only 128 pixels at a time, starting
+from zero.
 
 The 32 pixels of a step lie in one row, so that the distance across rows is one number per pixel of
-the program. They are arranged for that before (:func:`build`): the box row after row, each row
-filled up to a multiple of 32 with pixels of value zero. Programs beyond the box end at once. The
-box is only ever read on the device: nothing waits for it.
+the program. :func:`build` arranges the pixels for that: the box row after row, each row padded to a
+multiple of 32 with pixels of value zero. Programs beyond the box end at once. The box is only ever
+read on the device: nothing waits for it.
 
-Not measured on a GPU yet. What Triton 3.7 compiles for an H100 or H200 takes 15 instructions a pair
-and 165 registers a thread: 2.2 million cycles for one image of 224 x 224 pixels and up to 32 maps,
-or 1.2 ms at 1.9 GHz, if none is lost.
+Not measured on a GPU yet. The code that Triton 3.7 compiles for an H100 or H200 takes 15
+instructions a pair and 165 registers a thread. That is 2.2 million cycles for one image of 224 x
+224 pixels and up to 32 maps, or 1.2 ms at 1.9 GHz without stalls.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ from torch import Tensor
 from toco.boxes import inside, whole
 from toco.filters._shared import bilateral_features, check_maps
 
-_TARGETS = 128
-_SOURCES = 32
-_STEPS_PER_SUM = 4
-_MIN_CHANNELS = 16  # of a product of matrices in Triton
-_MAX_CHANNELS = 64  # whose sums stay in registers
+_TARGETS = 128  # pixels of a program
+_SOURCES = 32  # pixels of a step
+_STEPS_PER_SUM = 4  # 128 pixels before a sum starts from zero again
+_MIN_CHANNELS = 16  # the smallest side of a matrix product in Triton
+_MAX_CHANNELS = 64  # the sums of more channels do not stay in registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,9 @@ class FusedFilter:
     Attributes:
         features: Column, row and colours of the arranged pixels, centred, in units in which the
             weight of a pair is 2 to the minus squared distance.
-        pixels: Which pixel of the image (row by row) an arranged one is.
-        is_pixel: Whether it is one, or fills up a row.
-        places: Which arranged pixel a pixel of the image is; 0 outside of the box.
+        pixels: Index in the image (row by row) of each arranged pixel.
+        is_pixel: Whether an arranged pixel is part of the image; the others pad a row.
+        places: Index in the arrangement of each pixel of the image; 0 outside the box.
         inside: Pixels in the box.
         counts: Number of arranged pixels of each image.
     """
@@ -69,13 +70,17 @@ class FusedFilter:
 
     @torch.no_grad()
     def __call__(self, values: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
-        """Filter the maps; relative error below 1e-4 of a float64 sum for maps without negative values."""
+        """Filter the maps.
+
+        The relative error is below 1e-4 of a float64 sum for maps without negative values.
+        """
         check_maps(values, *self.inside.shape)
         num_maps = values.shape[1]
         num_images, _, num_points = self.features.shape
         channels = min(max(triton.next_power_of_2(num_maps), _MIN_CHANNELS), _MAX_CHANNELS)
         groups = math.ceil(num_maps / channels)
 
+        # Arrange the pixels, and split each value into two numbers of bfloat16.
         by_pixel = values.float().flatten(2).transpose(1, 2)
         arranged = by_pixel.gather(1, self.pixels[:, :, None].expand(-1, -1, num_maps))
         arranged = arranged.where(self.is_pixel[:, :, None], 0)
@@ -86,6 +91,7 @@ class FusedFilter:
         split[:, :, 0, :num_maps] = high
         split[:, :, 1, :num_maps] = arranged - high
 
+        # Compute the sums, and put them back to the pixels of the image.
         sums = arranged.new_empty(num_images, num_points, groups * channels)
         with torch.cuda.device_of(values):
             _gaussian_sums[(num_points // _TARGETS, num_images, groups)](
@@ -99,8 +105,7 @@ class FusedFilter:
                 sources_per_step=_SOURCES,
                 steps_per_sum=_STEPS_PER_SUM,
                 channels=channels,
-                # Triton's interpreter, which runs on CPU tensors, cannot multiply matrices of
-                # bfloat16.
+                # Triton's interpreter, used for CPU tensors, cannot multiply bfloat16 matrices.
                 factor=tl.bfloat16 if values.is_cuda else tl.float32,
                 num_warps=4,
                 num_stages=2,
@@ -116,7 +121,7 @@ def build(
     sigma_xy: float,
     boxes: Int[Tensor, "b 4"] | None,
 ) -> FusedFilter:
-    """Prepare the filter: see ``toco.filters.exact.build``. The boxes lie inside the images."""
+    """Build the filter: see ``toco.filters.exact.build``. The boxes lie inside the images."""
     num_images, _, height, width = images.shape
     if boxes is None:
         boxes = whole(num_images, height, width, images.device)
@@ -132,11 +137,10 @@ def build(
     pixels = (row * width + column).where(is_pixel, 0)
 
     features = bilateral_features(images.double(), sigma_rgb, sigma_xy)
-    # Every point of a row, also one that fills it up, needs the row itself: the kernel takes it
-    # from the first of 32.
+    # Padding also needs the row number: the kernel reads it from the first of 32 points.
     arranged = features.gather(2, pixels[:, None].expand(-1, 5, -1))
     arranged[:, 1] = row / sigma_xy
-    # Centred, because a feature is rounded to float32 as far as it is from zero.
+    # Centred, because the rounding error in float32 grows with the distance from zero.
     arranged = (arranged - features.mean(2, keepdim=True)) * math.sqrt(math.log2(math.e) / 2)
 
     in_box = inside(boxes, height, width)
@@ -153,9 +157,9 @@ def build(
 
 
 @triton.jit
-@no_type_check  # or a checker that wraps it under pytest hides the names that Triton looks up
+@no_type_check  # the type checker under pytest would hide the names that Triton looks up
 def _gaussian_sums(
-    features,  # noqa: ANN001 - what Triton passes has no type of Python
+    features,  # noqa: ANN001 - Triton passes pointers, which have no Python type
     values,  # noqa: ANN001
     sums,  # noqa: ANN001
     counts,  # noqa: ANN001
@@ -167,12 +171,15 @@ def _gaussian_sums(
     channels: tl.constexpr,
     factor: tl.constexpr,
 ) -> None:
-    """``sums[i] = sum over j of 2^-|f_i - f_j|^2 (values[j, 0] + values[j, 1])``, for one image and 128 targets i.
+    """Add the sums of one image for 128 targets.
 
-    Every column and every colour is loaded, none computed, and the weights are made of loads by
-    nothing but arithmetic: then Triton computes them where the matrix units expect them, else it
-    moves each through memory.
+    ``sums[i] = sum over j of 2^-|f_i - f_j|^2 (values[j, 0] + values[j, 1])``.
+
+    Every column and every colour is loaded, none computed, and weights are computed from loaded
+    values by arithmetic alone. Triton then computes the weights where the matrix units expect them;
+    otherwise it moves each one through memory.
     """
+    # Pointers of this program's image, and an early end beyond its box.
     image = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * targets_per_program
     count = tl.load(counts + image)
@@ -186,6 +193,7 @@ def _gaussian_sums(
     values += image * num_points * 2 * num_channels
     sums += image * num_points * num_channels
 
+    # Features of the targets.
     target = first + tl.arange(0, targets_per_program)
     channel = tl.program_id(2) * channels + tl.arange(0, channels)
     column = tl.load(columns + target)[:, None]
@@ -193,6 +201,7 @@ def _gaussian_sums(
     red = tl.load(reds + target)[:, None]
     green = tl.load(greens + target)[:, None]
     blue = tl.load(blues + target)[:, None]
+    # Sums over all sources, 128 at a time.
     total = tl.zeros((targets_per_program, channels), tl.float32)
     for chunk in range(0, count, sources_per_step * steps_per_sum):
         part = tl.zeros((targets_per_program, channels), tl.float32)
@@ -212,8 +221,8 @@ def _gaussian_sums(
             difference = blue - tl.load(blues + source)[None, :]
             exponent = exponent - difference * difference
             weight = tl.exp2(exponent)
-            # The upper half of the bits of a float32 is a bfloat16; cutting takes fewer
-            # instructions than rounding.
+            # The upper 16 bits of a float32 are a bfloat16. Truncating takes fewer instructions
+            # than rounding.
             weight_high = (weight.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
             weight_low = (weight - weight_high).to(tl.bfloat16).to(factor)
             weight_high = weight_high.to(tl.bfloat16).to(factor)

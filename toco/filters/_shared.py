@@ -1,4 +1,4 @@
-"""What the filters share: the coordinates in which they measure distance, and how they are called on maps."""
+"""Coordinates in which the filters measure distance, and the loop over images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bilateral_features(
 
 
 def position_features(image: Float[Tensor, "*b 3 h w"], sigma_xy: float) -> Float[Tensor, "2 hw"]:
-    """Column and row alone."""
+    """Column and row of every pixel, in standard deviations of the kernel."""
     height, width = image.shape[-2:]
     per_pixel = _scalar(image, sigma_xy)
     column = torch.arange(width, dtype=image.dtype, device=image.device) / per_pixel
@@ -34,16 +34,16 @@ def position_features(image: Float[Tensor, "*b 3 h w"], sigma_xy: float) -> Floa
 
 
 def _scalar(image: Tensor, value: float) -> Float[Tensor, ""]:
-    # A tensor, because CUDA divides by a Python number through its reciprocal: the last bit would
-    # differ from the CPU's, and with it, for a few pixels, the simplex of the lattice.
+    # A tensor, because CUDA divides by a Python number through its reciprocal. The last bit would
+    # then differ from the CPU's, and for a few pixels so would the simplex of the lattice.
     return image.new_full((), value)
 
 
 def check_maps(values: Float[Tensor, "b k h w"], num_images: int, height: int, width: int) -> None:
-    """Refuse maps that do not lie on the pixels of the images.
+    """Check that maps lie on the pixels of the images.
 
     Raises:
-        ValueError: They are of another number or size.
+        ValueError: The maps have another number or size.
     """
     if len(values) != num_images or values.shape[2:] != (height, width):
         raise ValueError(
@@ -54,12 +54,11 @@ def check_maps(values: Float[Tensor, "b k h w"], num_images: int, height: int, w
 
 @dataclass(frozen=True, slots=True)
 class ImageByImage:
-    """A filter of several images, one after the other.
+    """A filter of several images, applied one after the other.
 
     Attributes:
-        images: For each image, what filters its maps ``k h w``; the dtype of its result does not
-            matter.
-        inside: Pixels that count; ``None`` if all do, or if ``images`` see to it themselves.
+        images: A filter of maps ``k h w`` for each image; the dtype of its result does not matter.
+        inside: Pixels that count; ``None`` if all do, or if ``images`` handle the boxes themselves.
         size: Rows and columns.
     """
 
@@ -69,10 +68,10 @@ class ImageByImage:
 
     @torch.no_grad()
     def __call__(self, values: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
-        """Filter all maps of an image at once.
+        """Filter all maps, image by image.
 
         Raises:
-            ValueError: The maps are of another number or size than the images.
+            ValueError: The maps have another number or size than the images.
         """
         check_maps(values, len(self.images), *self.size)
         if self.inside is not None:

@@ -1,6 +1,6 @@
-"""The bilateral filter as defined: the Gaussian-weighted sum over all pairs of pixels, tile by tile.
+"""The exact bilateral filter: the Gaussian-weighted sum over all pairs of pixels, by tiles.
 
-Here in torch; on CUDA it is one kernel of Triton, where that can be had
+This is the version in torch. On CUDA one kernel of Triton replaces it, where Triton is installed
 (``toco.filters._exact_triton``).
 """
 
@@ -21,21 +21,24 @@ from toco.boxes import clip, inside
 from toco.filters import BilateralFilter
 from toco.filters._shared import ImageByImage, bilateral_features
 
-# exp(-60) is 1e-26: nothing in a sum of float32. Below about -87 exp returns denormal numbers, 10
-# to 20 times slower.
+# exp(-60) is 1e-26, negligible in a float32 sum. Below about -87 exp returns denormal numbers,
+# which are 10 to 20 times slower.
 _MIN_EXPONENT = -60.0
 _LOG2_E = math.log2(math.e)
 
-# A tile is held once in float64 (exponents) and once in the dtype of the filter (weights): 0.75 MB
-# on a CPU, which stays in its second-level cache (256 rows were best of 128 to 2048, measured), and
-# 192 MB elsewhere, for few launches.
+# A tile is stored once in float64 (exponents) and once in the dtype of the filter (weights). On a
+# CPU that is 0.75 MB, which stays in the second-level cache (256 rows were the fastest of 128 to
+# 2048, measured). Elsewhere it is 192 MB, so that few kernels are launched.
 _CPU_TILE_ROWS = 256
 _ACCELERATOR_TILE_ROWS = 4096
 
 
 @contextmanager
 def _full_precision(device_type: str) -> Iterator[None]:
-    """Products of matrices in the dtype of their factors: no autocast, TF32 or bfloat16, whatever training uses."""
+    """Multiply matrices in their own dtype: no autocast, TF32 or bfloat16.
+
+    The settings of the training do not matter inside this context.
+    """
     mkldnn: Any = torch.backends.mkldnn  # its attributes are made at run time
     backends = (torch.backends.cuda.matmul, mkldnn.matmul)
     before = [backend.fp32_precision for backend in backends]
@@ -51,15 +54,17 @@ def _full_precision(device_type: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """All pairs of pixels inside the box of one image; relative error below 1e-4 of a float64 sum also in float32.
+    """All pairs of pixels inside the box of one image.
+
+    The relative error is below 1e-4 of a float64 sum, also in float32.
 
     Attributes:
-        left: First factor of the matrix of exponents, to base 2, in float64: entry i, j of
-            ``left @ right`` is -|f_i - f_j|^2 / 2 * log2(e).
+        left: First factor of the matrix of exponents, to base 2, in float64: entry i, j of ``left @
+            right`` is -|f_i - f_j|^2 / 2 * log2(e).
         right: Second factor.
-        rows: Which rows of the image the pixels are; the result is 0 elsewhere.
-        columns: Which columns.
-        dtype: In which the weights and the sums are.
+        rows: Rows of the image inside the box; the result is 0 elsewhere.
+        columns: Columns of the image inside the box.
+        dtype: Type of the weights and sums.
         tile_rows: Side of the square tile of weights that is in memory at a time.
     """
 
@@ -89,7 +94,7 @@ class _Image:
                 columns = slice(second, min(second + self.tile_rows, num_pixels))
                 weights = self._weights(rows, columns, exponents, tile)
                 result[:, columns].addmm_(flat[:, rows], weights)
-                if second > first:  # the kernel is symmetric: the tile serves its mirror image too
+                if second > first:  # the kernel is symmetric: a tile also serves its transpose
                     result[:, rows].addmm_(flat[:, columns], weights.T)
         return result
 
@@ -100,14 +105,14 @@ class _Image:
         exponents: Float[Tensor, " size"],
         tile: Float[Tensor, " size"],
     ) -> Float[Tensor, "rows columns"]:
-        """The weights of one tile, in the memory of ``tile``."""
+        """Compute the weights of one tile, in the memory of ``tile``."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         size = math.prod(shape)
         exponent = torch.mm(
             self.left[rows], self.right[:, columns], out=exponents[:size].view(shape)
         )
         weights = tile[:size].view(shape).copy_(exponent)
-        # To base 2 because torch.exp2 is four times as fast as torch.exp on a CPU (measured, torch
+        # Base 2, because torch.exp2 is four times as fast as torch.exp on a CPU (measured, torch
         # 2.13).
         return weights.clamp_(min=_MIN_EXPONENT * _LOG2_E).exp2_()
 
@@ -120,18 +125,18 @@ def build(
     boxes: Int[Tensor, "b 4"] | None = None,
     tile_rows: int | None = None,
 ) -> BilateralFilter:
-    """Prepare the exact filter of some images; it computes in float64 if the images are float64, else in float32.
+    """Build the exact filter; it computes in float64 for float64 images, else in float32.
 
-    Where the images are on CUDA (compute capability 8.0 or more), in no more than float32, and
-    Triton is installed, as it is with torch for CUDA on Linux, the filter is the fused kernel. What
-    stands in for it elsewhere gives the same within 1e-4, slower. Neither waits for the device.
+    The fused kernel of Triton is used where the images are on CUDA (compute capability 8.0 or
+    more), have at most float32, and Triton is installed, as it is with torch for CUDA on Linux.
+    Elsewhere torch gives the same result within 1e-4, more slowly. Neither waits for the device.
 
     Args:
         images: Colours in the unit of ``sigma_rgb``.
         sigma_rgb: Standard deviation in colour.
         sigma_xy: Standard deviation in position, pixels.
-        boxes: See ``toco.filters.build``. The fused kernel and a CPU leave the other pixels out of
-            the sums; torch on another device adds up zeros.
+        boxes: See ``toco.filters.build``. The fused kernel, and torch on a CPU, leave pixels
+            outside the box out of the sums; torch on another device adds zeros for them.
         tile_rows: Side of the tile of weights in torch; by default 256 on a CPU, 4096 elsewhere.
     """
     if boxes is not None:
@@ -149,7 +154,7 @@ def build(
             _prepare(image, slice(y0, y1), slice(x0, x1), sigma_rgb, sigma_xy, tile_rows)
             for image, (y0, y1, x0, x1) in zip(images, crops, strict=True)
         ),
-        # On a CPU the images are cropped to their boxes already.
+        # On a CPU the images were cropped to their boxes above.
         inside=None if boxes is None or on_cpu else inside(boxes, height, width),
         size=(height, width),
     )
@@ -157,7 +162,7 @@ def build(
 
 @dataclass(frozen=True, slots=True)
 class _Separable:
-    """The Gaussian of position alone: one matrix of weights between rows, another between columns."""
+    """The Gaussian of position alone, as one matrix of weights for rows and one for columns."""
 
     rows: Float[Tensor, "h h"]
     columns: Float[Tensor, "w w"]
@@ -169,7 +174,7 @@ class _Separable:
 
 @torch.no_grad()
 def build_gaussian(images: Float[Tensor, "b 3 h w"], sigma_xy: float) -> ImageByImage:
-    """Prepare the exact filter of position, which all images have in common; cheap, as it is separable."""
+    """Build the exact filter of position, which all images share; it is separable and cheap."""
     height, width = images.shape[2:]
     dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
 
@@ -182,7 +187,7 @@ def build_gaussian(images: Float[Tensor, "b 3 h w"], sigma_xy: float) -> ImageBy
 
 
 def has_fused_kernel(images: Float[Tensor, "b 3 h w"]) -> bool:
-    """Whether the exact filter of these images is the kernel of Triton, which multiplies in bfloat16."""
+    """Whether these images use the kernel of Triton, which multiplies in bfloat16."""
     if (
         not images.is_cuda
         or images.dtype == torch.float64
@@ -204,9 +209,9 @@ def _prepare(
     tile_rows: int,
 ) -> _Image:
     features = bilateral_features(image[:, rows, columns].double(), sigma_rgb, sigma_xy)
-    # -|a - b|^2 / 2 as a.b - |a|^2 / 2 - |b|^2 / 2, one product of matrices. Its terms are larger
-    # than their sum, hence the centring, and hence float64: in float32 narrow kernels came out with
-    # errors of 2e-4.
+    # -|a - b|^2 / 2 is a.b - |a|^2 / 2 - |b|^2 / 2, one product of matrices. Its terms are larger
+    # than their sum, so features are centred and in float64: in float32 narrow kernels had errors
+    # of 2e-4.
     features = features - features.mean(1, keepdim=True)
     half_square = features.square().sum(0, keepdim=True) / 2
     ones = torch.ones_like(half_square)

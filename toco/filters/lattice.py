@@ -1,20 +1,22 @@
-"""Gaussian filters on the permutohedral lattice: the approximation that the official ToCo is trained and tested with.
+"""Gaussian filters on the permutohedral lattice, the approximation that official ToCo uses.
 
 Pixels are points in d dimensions: five (position and colour) for the bilateral filter, two for the
-Gaussian of position alone. The lattice divides that space into simplices; each point spreads its
-value over the d + 1 vertices of its simplex (splat), neighbouring vertices are averaged along the d
-+ 1 lattice directions in turn (blur), and each point reads its vertices back with the same weights
+Gaussian of position alone. The lattice divides that space into simplices. Each point distributes
+its value over the d + 1 vertices of its simplex (splat). Neighbouring vertices are averaged along
+the d + 1 lattice directions in turn (blur). Each point then sums its vertices with the same weights
 (slice).
 
-Source: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
-Eurographics 2010, with the constants of Kraehenbuehl's implementation that the official code
-compiles: vertices that no pixel touches do not exist, so what is blurred onto them is lost
-(together with the constants 0.4 to 0.6 of the Gaussian sum is left). All in float32, as there:
-recorded outputs of the compiled filter are met to 1e-7 (relative L2 norm).
+The constants are those of Kraehenbuehl's implementation, which the official code compiles. Vertices
+that no pixel touches do not exist, so values blurred onto them are lost. Together with the
+constants, the result is 0.4 to 0.6 of the Gaussian sum. All steps are in float32, as there:
+recorded outputs of the compiled filter are reproduced to 1e-7 (relative L2 norm).
 
-The compiled filter works on blocks of four pixels and fills up the last block with points at the
-origin, whose vertices then exist as well. That is not followed: it has no effect for numbers of
-pixels divisible by 4, and none on the recorded 13 x 11 image.
+The compiled filter works on blocks of four pixels and pads the last block with points at the
+origin, whose vertices then exist as well. This module does not do that: it has no effect for
+numbers of pixels divisible by 4, and none on the recorded 13 x 11 image.
+
+Source: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
+Eurographics 2010.
 """
 
 from __future__ import annotations
@@ -36,13 +38,13 @@ class _Lattice:
     """The lattice of one image, as index tables for weighted sums of rows.
 
     Attributes:
-        corners: Vertex of every corner of every pixel's simplex.
+        corners: Vertex at each corner of every pixel's simplex.
         weights: Barycentric weight of those corners.
         splat_pixels: Pixels that touch a vertex, vertex after vertex.
-        splat_weights: Their weights.
-        splat_offsets: Where the pixels of each vertex begin in ``splat_pixels``.
-        neighbours: For each direction and vertex: the vertex itself and its two neighbours. The
-            number of vertices stands for a neighbour that does not exist.
+        splat_weights: Weights of those pixels.
+        splat_offsets: Position in ``splat_pixels`` at which the pixels of each vertex begin.
+        neighbours: For each direction and vertex, the vertex itself and its two neighbours. A
+            missing neighbour has the number of vertices as its index.
     """
 
     corners: Int[Tensor, "pixels corners"]
@@ -59,7 +61,7 @@ class _Lattice:
         )
         blur = by_vertex.new_tensor([1.0, 0.5, 0.5]).repeat(len(by_vertex), 1)
         for neighbours in self.neighbours:
-            # One more row of zeros: the value of every neighbour that does not exist.
+            # The padding is one row of zeros, the value of every missing neighbour.
             by_vertex = _weighted_sum(neighbours, F.pad(by_vertex, (0, 0, 0, 1)), blur)
         gain = 1 / (1 + 2.0 ** -(self.corners.shape[1] - 1))
         return _weighted_sum(self.corners, by_vertex, self.weights * gain).T.reshape(values.shape)
@@ -71,9 +73,10 @@ def _weighted_sum(
     weights: Float[Tensor, "*entries"],
     offsets: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, "n k"]:
-    """Sums of weighted rows of a table: one for each row of ``rows``, or for each run that begins at an offset.
+    """Sums of weighted rows of a table, one for each row of ``rows``.
 
-    An embedding bag is the fused kernel for it: it copies no row, is parallel over the results and
+    With ``offsets``, ``rows`` is flat, and each run that begins at an offset gives a sum. An
+    embedding bag is the fused kernel for this: it copies no row, is parallel over the results and
     sums each of them in a fixed order.
     """
     return F.embedding_bag(rows, table, offsets, per_sample_weights=weights, mode="sum")
@@ -88,7 +91,7 @@ def build(
 ) -> ImageByImage:
     """Build the lattice of each image; it serves any number of maps.
 
-    Pixels outside of their box are in the lattice all the same, as in the compiled filter.
+    As in the compiled filter, pixels outside their box are part of the lattice.
 
     Raises:
         ValueError: The standard deviations are so small that the lattice has more cells than 63
@@ -106,7 +109,7 @@ def build(
 
 @torch.no_grad()
 def build_gaussian(images: Float[Tensor, "b 3 h w"], sigma_xy: float) -> ImageByImage:
-    """Build the lattice of the positions, which all images have in common.
+    """Build the lattice of the positions, which all images share.
 
     Raises:
         ValueError: The standard deviation is so small that the lattice has more cells than 63 bits
@@ -122,8 +125,8 @@ def _lattice(features: Float[Tensor, "d pixels"]) -> _Lattice:
     packed, steps = _pack(nearest, rank)
     num_corners, num_pixels = weights.shape
 
-    # One sort gives the vertices, the corner -> vertex table and, for the splat, the pixels of each
-    # vertex.
+    # One sort gives the vertices, the table from corners to vertices and, for the splat, the pixels
+    # of each vertex.
     in_order, order = packed.flatten().sort(stable=True)
     is_first = torch.ones_like(in_order, dtype=torch.bool)
     torch.ne(in_order[1:], in_order[:-1], out=is_first[1:])
@@ -143,20 +146,20 @@ def _simplices(
 ) -> tuple[
     Float[Tensor, "corners pixels"], Int[Tensor, "corners pixels"], Float[Tensor, "corners pixels"]
 ]:
-    """The simplex around every point, and the weights of its d + 1 vertices.
+    """Find the simplex around every point, and the weights of its d + 1 vertices.
 
-    Coordinates, of which there are d + 1 with the sum zero, come first, their ranks next. Vertex 0
-    is at the coordinates, vertex c at c more in each of them, less d + 1 in those of the c highest
-    ranks.
+    Returns the d + 1 coordinates of the nearest lattice point (their sum is zero), the ranks of the
+    coordinates, and the weights. Vertex 0 is at these coordinates. Vertex c has c more in each
+    coordinate, and d + 1 less in the coordinates with the c highest ranks.
 
-    The order of the operations is that of the compiled filter, because a point on the face of a
-    simplex goes to one side or the other by its rounding.
+    The order of the operations is that of the compiled filter, because rounding decides to which
+    side a point on the face of a simplex belongs.
     """
     num_dimensions = len(features)
     num_corners = num_dimensions + 1
-    # Onto the plane in d + 1 dimensions whose coordinates sum to 0. The factor makes the standard
-    # deviation of splat, blur and slice together equal to 1 in every direction. It is rounded to
-    # float32 where the compiled filter does.
+    # Project onto the plane in d + 1 dimensions whose coordinates sum to 0. The factor makes the
+    # standard deviation of splat, blur and slice together 1 in every direction. It is rounded to
+    # float32 where the compiled filter rounds it.
     spread = torch.tensor(math.sqrt(2 / 3) * num_corners, dtype=torch.float32).item()
     elevated = torch.empty(num_corners, features.shape[1], device=features.device)
     partial_sum = torch.zeros_like(features[0])
@@ -166,9 +169,9 @@ def _simplices(
         partial_sum = partial_sum + scaled
     elevated[0] = partial_sum
 
-    # The nearest point whose coordinates are multiples of d + 1 (halves to even, as the processor
-    # rounds); their sum is brought back to 0 by moving the coordinates that were rounded furthest,
-    # which the rank finds.
+    # Find the nearest point whose coordinates are multiples of d + 1 (halves round to even, as in
+    # the processor). The coordinates that were rounded furthest, found by rank, are moved until the
+    # sum is 0 again.
     rounded = torch.round(elevated * (1 / num_corners))
     nearest = rounded * num_corners
     offset = elevated - nearest
@@ -185,7 +188,7 @@ def _simplices(
     rank = (rank + wrap).long()
     nearest = nearest + wrap
 
-    # Weights are differences of neighbours in the sorted offsets.
+    # The weights are differences between neighbours in the sorted offsets.
     offset = (elevated - nearest) * (1 / num_corners)
     descending = torch.empty_like(offset).scatter_(0, rank, offset)
     weights = torch.empty_like(offset)
@@ -197,15 +200,15 @@ def _simplices(
 def _pack(
     nearest: Float[Tensor, "corners pixels"], rank: Int[Tensor, "corners pixels"]
 ) -> tuple[Int[Tensor, "corners pixels"], Int[Tensor, " corners"]]:
-    """The vertices of each simplex as one integer each, and what a step in each lattice direction adds to it.
+    """Number the vertices of each simplex, and give the step of each lattice direction.
 
-    All coordinates but the last, which is implied, make the integer. A step adds d to one of them
-    and takes 1 from the others. The extent of every coordinate has room for a step both ways, so
-    that it cannot carry over into the next.
+    The integer of a vertex is made from all coordinates but the last, which is implied. A step in a
+    direction adds d to one coordinate and subtracts 1 from the others. The extent of every
+    coordinate leaves room for a step both ways, so that no coordinate carries over into the next.
     """
     num_corners = len(nearest)
     num_dimensions = num_corners - 1
-    # A coordinate of rank r goes, over the vertices, from its r less to d - r more.
+    # Over the vertices, a coordinate of rank r varies from r below its value to d - r above it.
     lowest, highest = (nearest - rank)[:num_dimensions].long().aminmax(dim=1)
     lowest, highest = lowest - num_dimensions, highest + 2 * num_dimensions
     extents = (highest - lowest + 1).tolist()
@@ -220,8 +223,8 @@ def _pack(
     first = (
         (nearest[:num_dimensions].long() - lowest[:, None]) * strides[:num_dimensions, None]
     ).sum(0)
-    # From each vertex to the next one coordinate falls by d + 1, the one of the highest rank first,
-    # and all rise by 1.
+    # From one vertex to the next, all coordinates rise by 1, and one falls by d + 1: the highest
+    # rank first.
     by_rank = torch.zeros_like(rank).scatter_(0, rank, strides[:, None].expand_as(rank))
     steps = num_corners * strides - strides.sum()
     falls = strides.sum() - num_corners * by_rank[1:].flip(0)
@@ -231,14 +234,17 @@ def _pack(
 def _neighbours(
     vertices: Int[Tensor, " vertices"], steps: Int[Tensor, " corners"]
 ) -> Int[Tensor, "corners vertices 3"]:
-    """Index of every vertex and of its two neighbours in each direction; ``len(vertices)`` where there is none."""
+    """Indices of every vertex and of its two neighbours in each direction.
+
+    ``len(vertices)`` stands for a missing neighbour.
+    """
     missing, num_corners = len(vertices), len(steps)
     here = torch.arange(missing, device=vertices.device).expand(num_corners, missing)
     wanted = vertices + steps[:, None]
     found = torch.searchsorted(vertices, wanted).clamp_(max=missing - 1)
     exists = vertices[found] == wanted
     after = torch.where(exists, found, missing)
-    # Whoever is after me has me before it. The extra column takes the writes of those with nobody
-    # after them.
+    # Invert the table: after[i] == j gives before[j] == i. The extra column collects the writes of
+    # vertices without a successor.
     before = here.new_full((num_corners, missing + 1), missing).scatter_(1, after, here)
     return torch.stack([here, before[:, :missing], after], dim=-1)

@@ -1,8 +1,8 @@
-"""How good CAMs are as labels, at every threshold of a curve in one pass over the split.
+"""Quality of CAMs as labels, at all thresholds of a curve in one pass over the split.
 
-Where a pixel is foreground its class is the arg max of the CAMs whatever the threshold is, so a
-histogram of the maximum per (ground truth, arg max) holds the confusion matrices of all thresholds,
-exactly.
+The class of a foreground pixel is the arg max of the CAMs, whatever the threshold is. A histogram
+of the maximum per (ground truth, arg max) therefore holds the exact confusion matrices of all
+thresholds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from toco.metrics.segmentation import count_by_image
 
 @dataclass(frozen=True, slots=True)
 class CamCounts:
-    """Pixels of a batch, void excluded, by image. A slot is one of the maps of an image, or the first one: no map.
+    """Pixel counts of a batch by image, without void pixels.
+
+    A slot is the index of a map of the image plus one; slot 0 stands for no map.
 
     Attributes:
         pixels: Pixels by ground truth, slot of the highest CAM, and number of thresholds below that
@@ -45,8 +47,8 @@ class CamQuality:
     """Confusion matrices of the labels that CAMs give at several background thresholds.
 
     The label of a pixel is the class with the highest CAM among the classes of the image, and
-    background where that CAM is at most the threshold (the evaluation form of ``cam_to_label``,
-    compared in float32 as there).
+    background where that CAM is at most the threshold. It equals
+    :func:`toco.cam.labels.cam_to_label`, compared in float32.
 
     Attributes:
         thresholds: Ascending, float32.
@@ -63,7 +65,7 @@ class CamQuality:
         """Start from zero counts.
 
         Raises:
-            ValueError: The thresholds do not ascend strictly, or there is none.
+            ValueError: The thresholds do not ascend strictly, or are empty.
         """
         self.num_foreground_classes = num_foreground_classes
         self.thresholds: Float[Tensor, " t"] = torch.tensor(
@@ -88,14 +90,16 @@ class CamQuality:
         class_labels: Float[Tensor, "b k"],
         present: Int[Tensor, "b m"] | None = None,
     ) -> CamCounts:
-        """Count images without adding them. Nothing waits for the device, so labels are not checked.
+        """Count the pixels of images without adding them to the histogram.
+
+        The function does not wait for the device, so labels are not checked.
 
         Args:
-            label: Ground truth, 255 where a pixel is not counted.
+            label: Ground truth, 255 where a pixel is ignored.
             cam: CAMs in [0, 1].
-            class_labels: Which classes take part (the ground truth at validation).
-            present: 0-based classes of the maps, ascending; every class that takes part is among
-                them. ``None`` stands for all ``k``.
+            class_labels: Classes that may win (at validation, those of the ground truth).
+            present: 0-based classes of the maps, ascending, including all that may win. ``None``
+                stands for all ``k``.
         """
         if present is None:
             present = torch.arange(self.num_foreground_classes, device=cam.device).expand(
@@ -106,8 +110,7 @@ class CamQuality:
             dim=1
         )
         slot = torch.where(score <= 0, 0, best + 1)
-        # right=False: a score equal to a threshold stays on its lower side, which is the
-        # background's.
+        # right=False: a score equal to a threshold counts as below it, and so as background.
         bins = torch.bucketize(score, self.thresholds)
         num_slots, num_bins = cam.shape[1] + 1, len(self.thresholds) + 1
         pixels = count_by_image(
@@ -119,7 +122,7 @@ class CamQuality:
         )
 
     def add(self, counts: CamCounts) -> None:
-        """Add images that were counted."""
+        """Add the counts of images to the histogram."""
         self.histogram.index_add_(
             1, counts.classes.flatten(), counts.pixels.transpose(0, 1).flatten(1, 2)
         )
@@ -131,10 +134,12 @@ class CamQuality:
         return torch.cat([background[:, None], above], dim=1).permute(2, 0, 1)
 
     def at(self, thresholds: Sequence[float]) -> CamQuality:
-        """The same pixels at fewer thresholds: exactly what an evaluation with these alone would have counted.
+        """Restrict the counts to fewer thresholds.
+
+        The result is exactly that of an evaluation with these thresholds alone.
 
         Raises:
-            ValueError: One of them is not among those that were counted at.
+            ValueError: One of them is not among the counted thresholds.
         """
         fewer = CamQuality(self.num_foreground_classes, thresholds, self.histogram.device)
         if not bool(torch.isin(fewer.thresholds, self.thresholds).all()):

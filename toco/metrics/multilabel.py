@@ -11,10 +11,10 @@ from torch import Tensor
 def f1_per_image(
     class_labels: Float[Tensor, "b k"], predicted: Bool[Tensor, "b k"]
 ) -> Float[Tensor, " b"]:
-    """F1 of every image's set of labels, 2 TP / (P + T); 0 where the image has no label and none is predicted.
+    """F1 of every image's set of labels, 2 TP / (P + T).
 
-    The official log averages this over the first image of every batch and adds it twice; here every
-    image counts once.
+    It is 0 where the image has no label and none is predicted. The official log averages this over
+    the first image of every batch and adds it twice; here every image counts once.
     """
     true = class_labels > 0
     shared = (true & predicted).sum(1).double()
@@ -24,7 +24,9 @@ def f1_per_image(
 def mean_average_precision(
     class_labels: Float[Tensor, "b k"], scores: Float[Tensor, "b k"]
 ) -> float:
-    """Mean over classes of the average precision of ranking all images; classes without an image do not count.
+    """Mean over classes of the average precision of ranking all images.
+
+    Classes without an image are ignored.
 
     Returns:
         The mean in [0, 1]; NaN where no class has an image.
@@ -37,16 +39,15 @@ def mean_average_precision(
         raise ValueError(
             f"The class logits of {bad} of {len(scores)} images are not finite; they cannot be ranked."
         )
-    from sklearn.metrics import (
-        average_precision_score,
-    )  # brings scipy and pandas, seconds that only a training needs
+    # Imported late: scikit-learn imports scipy and pandas, which takes seconds.
+    from sklearn.metrics import average_precision_score
 
     true = (class_labels > 0).cpu()
     present = true.any(0)
     if not bool(present.any()):
         return float("nan")
     with warnings.catch_warnings():
-        # A class that every image has is ranked perfectly; scikit-learn warns of it.
+        # scikit-learn warns of a class that every image has, whose ranking is perfect.
         warnings.simplefilter("ignore", UserWarning)
         return float(
             average_precision_score(

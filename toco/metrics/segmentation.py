@@ -1,7 +1,7 @@
-"""Semantic segmentation scores from one confusion matrix over a whole split.
+"""Semantic segmentation scores from one confusion matrix over a complete split.
 
-The mIoU of PASCAL VOC is one matrix over all pixels of the split; an average of per-image IoUs is
-another number.
+The mIoU of PASCAL VOC uses one matrix over all pixels of the split. An average of the IoUs of
+single images is a different number.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from toco.types import IGNORE_INDEX
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
-    """Scores per class; NaN for a class that the ground truth does not contain. Leading axes are those of the matrix.
+    """Scores per class; NaN for a class that the ground truth does not contain.
 
-    With P the pixels predicted as a class, T those that are it, and TP both:
+    Leading axes are those of the matrix. With P the pixels predicted as a class, T those of the
+    class in the ground truth, and TP the pixels in both:
 
     Attributes:
         iou: TP / (P + T - TP).
         precision: TP / P, and 0 for a class that is never predicted.
         recall: TP / T.
-        fp_rate: (P - TP) / (P + T - TP): over-activation; it sums with ``fn_rate`` and ``iou`` to
-            1.
+        fp_rate: (P - TP) / (P + T - TP): over-activation. ``iou``, ``fp_rate`` and ``fn_rate`` sum
+            to 1.
         fn_rate: (T - TP) / (P + T - TP): under-activation.
         confusion_ratio: (P - TP) / TP, not bounded by 1; NaN where TP is 0.
         pixel_accuracy: Share of the counted pixels that is right, over all classes.
@@ -45,7 +46,7 @@ class ClassScores:
 
 
 class ConfusionMatrix:
-    """Counts of (ground truth, prediction) pairs of pixels, exact (int64), on the device of its inputs.
+    """Exact counts (int64) of pixels by ground truth and prediction, on the inputs' device.
 
     >>> confusion = ConfusionMatrix(num_classes=2)
     >>> confusion.update(torch.tensor([0, 1, 1, 255]), torch.tensor([0, 1, 0, 1]))
@@ -68,17 +69,17 @@ class ConfusionMatrix:
         )[0]
 
     def scores(self) -> ClassScores:
-        """All scores so far."""
+        """Compute all scores so far."""
         return class_scores(self.matrix)
 
 
 def confusion_by_image(
     label: Integer[Tensor, "b h w"], prediction: Integer[Tensor, "b h w"], num_classes: int
 ) -> Integer[Tensor, "b s s"]:
-    """Pixels by (ground truth, prediction) of every image. Where either side is 255 a pixel is not counted.
+    """Count the pixels of every image by (ground truth, prediction).
 
-    A prediction may be 255 so that incomplete pseudo labels can be scored; read their coverage
-    beside the score.
+    A pixel is ignored where either side is 255. A prediction may be 255 so that incomplete pseudo
+    labels can be scored; read their coverage together with the score.
 
     Raises:
         ValueError: A label or a prediction is neither a class nor 255.
@@ -96,32 +97,36 @@ def count_by_image(
     num_classes: int,
     num_values: int,
 ) -> Integer[Tensor, "b s values"]:
-    """Pixels of every image by (ground truth, value). Where the ground truth is 255 a pixel is not counted.
+    """Count the pixels of every image by (ground truth, value).
 
-    Nothing here waits for the device, so nothing is checked: labels are below ``num_classes`` or
-    255 (see :func:`check_labels`), values below ``num_values``.
+    A pixel is ignored where the ground truth is 255. The function does not wait for the device, so
+    it checks nothing: labels are below ``num_classes`` or 255 (see :func:`check_labels`), values
+    below ``num_values``.
     """
-    # Void pixels are counted in a row of their own, which is dropped: to leave them out would need
-    # their number first.
+    # Void pixels are counted in an extra row, which is dropped: filtering them would need their
+    # number, and so wait for the device.
     row = torch.where(label == IGNORE_INDEX, num_classes, label.long())
     image = torch.arange(len(label), device=label.device)[:, None, None]
     cells = ((image * (num_classes + 1) + row) * num_values + value).flatten()
     counts = torch.zeros(
         len(label) * (num_classes + 1) * num_values, dtype=torch.int64, device=label.device
     )
-    # Not a bincount, which waits for the device to know its own length. Whole numbers: the order of
-    # adding is nothing.
+    # Not a bincount, which waits for the device to learn its length. The order of the additions
+    # does not matter for integers.
     counts.scatter_add_(0, cells, cells.new_ones(()).expand_as(cells))
     return counts.view(len(label), num_classes + 1, num_values)[:, :num_classes]
 
 
 def class_scores(matrix: Integer[Tensor, "*t s s"]) -> ClassScores:
-    """Scores of one confusion matrix or of a stack of them (rows: ground truth), in float64 on the CPU."""
+    """Scores of one confusion matrix or a stack of them (rows: ground truth).
+
+    Computed in float64 on the CPU.
+    """
     counts = matrix.cpu().double()
     right = counts.diagonal(dim1=-2, dim2=-1)
     true, predicted = counts.sum(-1), counts.sum(-2)
-    # 0/0 is NaN, which marks the absent classes; an absent class that was predicted has to be
-    # marked as well.
+    # 0/0 is NaN, which marks absent classes. This line also marks absent classes that were
+    # predicted.
     true = torch.where(true > 0, true, torch.nan)
     union = true + predicted - right
     wrong = predicted - right
@@ -142,10 +147,10 @@ def mean_over_classes(values: Float[Tensor, "*t s"]) -> Float[Tensor, "*t"]:
 
 
 def check_labels(label: Integer[Tensor, "*pixels"], num_classes: int, what: str) -> None:
-    """Refuse what is neither a class nor 255. On a GPU this waits for all that came before.
+    """Check that all labels are classes or 255. On a GPU this waits for queued work.
 
     Raises:
-        ValueError: There is such a value. Leaving such pixels out would hide a wrong class list.
+        ValueError: There is another value. Ignoring such pixels would hide a wrong class list.
     """
     outside = (label != IGNORE_INDEX) & ((label < 0) | (label >= num_classes))
     if bool(outside.any()):

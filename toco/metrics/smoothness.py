@@ -1,4 +1,4 @@
-"""Over-smoothing: how alike the patch tokens of an image have become."""
+"""Over-smoothing: the similarity of an image's patch tokens."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ def patch_similarity(tokens: Float[Tensor, "b n c"]) -> Float[Tensor, " b"]:
     """Mean cosine similarity over all pairs of different patches of an image, in [-1, 1].
 
     The paper's figure 2 plots this per block and does not say whether a patch is paired with
-    itself. Here it is not: the diagonal would add (1 - s) / n, which is nothing for 784 patches,
-    but lifts the values of a small image with 16 of them. The sign is kept (the PTC loss takes the
-    absolute value).
+    itself. Here it is not. The diagonal would add (1 - s) / n: negligible for 784 patches, but
+    noticeable for a small image with 16. The sign is kept (the PTC loss takes the absolute value).
 
     The sum over all pairs is the squared length of the sum of the unit vectors, so this costs O(n
     c), not O(n^2 c).
 
     >>> import torch
-    >>> patch_similarity(torch.tensor([[[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]]])).tolist()  # cosines 0, 1, 0
+    >>> tokens = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]]])
+    >>> patch_similarity(tokens).tolist()  # cosines 0, 1, 0
     [0.3333333432674408]
 
     Raises:
