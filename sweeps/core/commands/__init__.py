@@ -1,1 +1,1 @@
-"""What the user asks: the verbs of studies and searches."""
+"""The command line of studies: the verbs and their options."""

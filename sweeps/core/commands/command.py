@@ -1,4 +1,4 @@
-"""The command line of a study or a search: the same verbs and options for all, and errors as sentences."""
+"""The command line of a study or a search: common verbs and options, errors as sentences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from toco.files import is_no_room
 from toco.passwords import public_uri
 
 if TYPE_CHECKING:
-    # Optuna and what runs studies take seconds to import; -h needs neither.
+    # Optuna and the driver take seconds to import; -h needs neither.
     from sweeps.core.design.search_space import SearchStudy
     from sweeps.core.run.roles import Connect
 
@@ -62,9 +62,12 @@ def _changed(
     changes: Mapping[str, Any],
     **fields: Any,  # noqa: ANN401 - of the study
 ) -> AnyStudy:
-    """``study`` with what a command line says of it; ``fields`` that are ``None`` stay as they are."""
+    """Return ``study`` with the values of a command line.
+
+    ``fields`` that are ``None`` do not change.
+    """
     paths = {"data.root": data, "backbone.weights": weights}
-    # Absolute, as workers run in other folders.
+    # Absolute paths, because workers run in other folders.
     absolute = {
         path: str(value.expanduser().resolve())
         for path, value in paths.items()
@@ -81,15 +84,16 @@ def study_command(
     options: Sequence[Callable[[Any], Any]] = (),
     connect: Connect | None = None,
 ) -> click.Group:
-    """The verbs of a study or a search; without a verb it runs.
+    """Make the command line of a study or a search; without a verb it runs.
 
     Args:
-        study: The study as it is without options.
+        study: The study without options.
         text: Its help: the docstring of its file.
         adapt: Called with the study after its options, and with ``options`` by name; returns the
-            study to use. For what depends on the recipe, such as the depth of its backbone.
-        options: Options of its own, as made by ``click.option``.
-        connect: Connects to the workers; to Ray unless given.
+            study to use. For studies that depend on the recipe, for example on the depth of its
+            backbone.
+        options: Further options of this study, made by ``click.option``.
+        connect: Connects to the workers; by default to Ray.
     """
     is_study: bool = isinstance(study, Study)
     own = {parameter.name for parameter in _parameters(options)}
@@ -111,11 +115,11 @@ class VerbGroup(Commands):
     """A group whose verb may be left out. Called without arguments, it is the program."""
 
     def __call__(self) -> NoReturn:
-        """Run on the words of the command line."""
+        """Run with the arguments of the command line."""
         run(self)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put ``run`` before options without a verb, and keep the options as they were typed."""
+        """Put ``run`` before options without a verb, and store the options as they were typed."""
         if not args or (
             args[0] not in self.commands and args[0] not in SETTINGS["help_option_names"]
         ):
@@ -125,7 +129,10 @@ class VerbGroup(Commands):
 
 
 def _sync_command(context: click.Context) -> str:
-    """The command line of ``sync`` with the same study, storage and store, quoted for a shell, without password."""
+    """Return the command that fills MLflow for the same study, storage and store.
+
+    It is quoted for a shell and has no password.
+    """
     group = context.parent and context.parent.command
     assert isinstance(group, click.Group)  # noqa: S101 - verbs belong to a group
     words = _sync_words(str(group.name))
@@ -139,10 +146,13 @@ def _sync_command(context: click.Context) -> str:
 
 
 def _sync_words(study: str) -> list[str]:
-    """How ``sync`` of ``study`` is called by the program that runs: a script, a module, or ``python -m sweeps``."""
+    """Return the first words of the command ``sync`` of ``study``.
+
+    The program may be a script, a module, or ``python -m sweeps``.
+    """
     program, *typed = sys.argv
     if Path(program).name == "__main__.py":
-        # A study of the user's own is named by its module there.
+        # A study outside of this project is named by its module.
         return [
             "python",
             "-m",
@@ -164,15 +174,14 @@ def _command(
     do: Callable[..., int],
     options: Sequence[Callable[[Any], Any]] = (),
 ) -> click.Command:
-    """The command of a verb.
+    """Make the command of a verb.
 
     Args:
-        build: Makes the study of what ``parameters`` were given.
-        parameters: Those of the study.
+        build: Makes the study from the values of ``parameters``.
+        parameters: Options of the study.
         name: The verb.
         text: Its help.
-        do: Called with the study, the launch and the options that are no fields of it; returns the
-            exit status.
+        do: Called with the study, the launch and the remaining options; returns the exit status.
         options: Options of this verb alone.
     """
 
@@ -190,7 +199,7 @@ def _command(
 
 
 def _parameters(options: Sequence[Callable[[Any], Any]]) -> list[click.Parameter]:
-    """What ``options``, made by ``click.option``, say."""
+    """Return the parameters of ``options``, which ``click.option`` made."""
 
     @click.command
     def command() -> None:
@@ -202,7 +211,10 @@ def _parameters(options: Sequence[Callable[[Any], Any]]) -> list[click.Parameter
 
 
 def _run_to_the_end(run: Callable[..., int], *asked: Study | SearchStudy | Launch) -> int:
-    """Run a study or a search. Somebody may stop it, or a full disk may; the same command goes on from there."""
+    """Run a study or a search; turn an interruption or a full disk into a message.
+
+    The same command then continues.
+    """
     try:
         return run(*asked)
     except KeyboardInterrupt:
@@ -216,7 +228,10 @@ def _run_to_the_end(run: Callable[..., int], *asked: Study | SearchStudy | Launc
 
 
 def _lazy(path: str) -> Callable[..., int]:
-    """``module:function``, imported when it is called: what plots and fits takes seconds to import."""
+    """Return the function ``module:function``, imported on its first call.
+
+    Plots and fits take seconds to import.
+    """
     return lambda *arguments, **options: resolve_name(path)(*arguments, **options)
 
 
@@ -332,7 +347,7 @@ _OTHER = click.option(
 def _verbs(
     verb: Callable[..., click.Command], is_study: bool, connect: Connect | None
 ) -> tuple[click.Command, ...]:
-    """What can be done with a study, or with a search; ``verb`` makes a command."""
+    """Make the commands of a study, or of a search, with ``verb``."""
     contradicted = "3 where a claim of the paper is contradicted, " if is_study else ""
     run = verb(
         RUN,

@@ -1,4 +1,4 @@
-"""Two states of a study, or two studies, cell by cell: what changed since the table was printed last."""
+"""Compare two states of a study, or two studies, configuration by configuration."""
 
 from __future__ import annotations
 
@@ -27,25 +27,28 @@ from sweeps.core.store.study_record import (
 
 
 def print_diff(study: Study, launch: Launch, other: Path | None) -> int:
-    """Print how the study differs from ``other``, by default from its state before the last change; returns 0.
+    """Print how the study differs from ``other``; return 0.
 
-    Nothing is written.
+    By default it is compared with its state before the last change. Nothing is written.
 
     Raises:
-        ValueError: There is nothing to compare with.
+        ValueError: The study has no earlier state.
     """
     situation = survey(study, launch.storage)
     assert isinstance(situation, Situation)  # noqa: S101 - of a study
     folder = StudyFolder(situation.path)
     now = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
-    # Another study has its results in the storage that it lies in.
+    # The results of another study are in the storage of its folder.
     before = _before(folder, now) if other is None else read_study_record(other)
     click.echo(diff_text(before, with_results(now, folder.path)))
     return 0
 
 
 def _before(folder: StudyFolder, now: StudyFile) -> StudyRecord:
-    """The state before the last change, which the next run would keep or an earlier one kept."""
+    """Return the state before the last change.
+
+    It is the stored one if the next run would replace it, else the newest of the history.
+    """
     stored, history = folder.stored(), folder.history()
     if stored is not None and not is_same_state(stored, now):
         return with_results(stored, folder.path)
@@ -58,7 +61,7 @@ def _before(folder: StudyFolder, now: StudyFile) -> StudyRecord:
 
 
 def diff_text(before: StudyRecord, after: StudyRecord) -> str:
-    """The cells of both, matched by what they change, with the paired difference of every metric."""
+    """Match the configurations of both by their changes, and list the paired differences."""
     was = {
         _name(cell): (cell, trials)
         for cell, trials in zip(before.cells, before.trials_by_cell, strict=True)
@@ -92,7 +95,7 @@ def diff_text(before: StudyRecord, after: StudyRecord) -> str:
 
 
 def _causes(before: StudyRecord, after: StudyRecord) -> list[str]:
-    """Which code, data and versions differ, by the first trials of each that ended."""
+    """List the code, data and versions that differ, by the first ended trial of each state."""
     first, second = _identity(before), _identity(after)
     return why(second, first) if first and second else []
 

@@ -1,4 +1,4 @@
-"""What can be asked of a study or a search without running it: its status, its report, MLflow filled again."""
+"""Verbs that run no trial: status, report, and filling MLflow again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def print_status(study: Study | SearchStudy, launch: Launch) -> int:
-    """Print what is there, what runs where, what failed and why; returns 0."""
+    """Print which trials have a result, which run where, and which failed and why; return 0."""
     situation = survey(study, launch.storage)
     lines = (
         _study_status(situation) if isinstance(situation, Situation) else _search_status(situation)
@@ -33,16 +33,16 @@ def print_status(study: Study | SearchStudy, launch: Launch) -> int:
 def print_report(
     study: Study | SearchStudy, launch: Launch, bundle: Path | None = None, *, stdout: bool = False
 ) -> int:
-    """Write the report as things stand, and print it; returns its exit status.
+    """Write the report of the present state and print it; return its exit status.
 
     Args:
         study: The study or search.
         launch: Has the folder of the results.
-        bundle: Where a study's archive for reviewers is written; none unless given.
+        bundle: Where to write a study's archive for reviewers; ``None`` for no archive.
         stdout: Print the report and write nothing.
 
     Raises:
-        ValueError: ``stdout`` is asked for together with a bundle.
+        ValueError: ``stdout`` is given together with a bundle.
     """
     from sweeps.core.report import write_bundle
     from sweeps.core.run.live_page import print_report_of, write_report_of
@@ -64,7 +64,7 @@ def print_report(
 
 
 def sync(study: Study | SearchStudy, launch: Launch) -> int:
-    """Fill MLflow from the ledger; returns 0 where it has everything, else 1."""
+    """Fill MLflow from the ledger; return 0 where it has everything, else 1."""
     from sweeps.core.run.live_page import write_report_of
     from sweeps.core.run.mlflow_mirror import Mirror, closing_sentence
 
@@ -147,7 +147,10 @@ def _search_status(situation: SearchSituation) -> list[str]:
 
 
 def _is_running(situation: Situation | SearchSituation) -> bool:
-    """Whether a driver runs a search. The page of a study asks for itself."""
+    """Return whether a driver runs a search.
+
+    The page of a study finds out from ``progress.json``.
+    """
     return (
         not isinstance(situation, Situation)
         and _leases(situation).holder(situation.lease) is not None
@@ -155,5 +158,5 @@ def _is_running(situation: Situation | SearchSituation) -> bool:
 
 
 def _leases(situation: Situation | SearchSituation) -> Leases:
-    """Only asked; nothing is taken."""
+    """Return the leases of the storage, to read them only."""
     return Leases(situation.ledger.storage, "somebody who asks for the status")

@@ -1,1 +1,1 @@
-"""What is missing, what it will cost and what it can show. Starts nothing but the probe."""
+"""Before a study runs: what is missing, its cost, its power. Only the probe starts a process."""

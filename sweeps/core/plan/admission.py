@@ -1,4 +1,7 @@
-"""How many trials fit into the memory of a GPU, or of this machine, by what one was measured to need."""
+"""How many trials fit into the memory of a GPU, or of this machine.
+
+The memory of one trial was measured by a probe or in the past.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,19 @@ from sweeps.core.store.forecast_record import Forecast
 from toco.room import size
 
 MARGIN = 0.1
-"""Part of the memory that is left free: trainings of other settings may need a little more than what was measured."""
+"""Part of the memory that stays free: other settings may need a little more than was measured."""
 CONTEXT_BYTES = 600 * 10**6
-"""Of a GPU, what each process takes beside what torch reserves: the CUDA context and its kernels."""
+"""Bytes of GPU memory that each process takes in addition to what torch reserves.
+
+This is the CUDA context with its kernels.
+"""
 
 
 def refusal(foretold: Forecast, launch: Launch) -> str | None:
-    """Why the trials of ``launch`` would not fit beside each other, and what would; ``None`` where they do.
+    """Say why the trials of ``launch`` do not fit into memory together, and how many do.
 
-    Nothing is said where nothing was measured, or where the trials run on machines that cannot be
-    asked from here.
+    ``None`` where they fit, where nothing was measured, and where the trials run on machines that
+    cannot be asked from here.
     """
     each, launched = foretold.trial_memory_bytes, foretold.trainings + foretold.evaluations
     if each is None or resolve_address(launch.address) != "local":
@@ -48,7 +54,7 @@ def refusal(foretold: Forecast, launch: Launch) -> str | None:
 
 
 def fit(each_bytes: int, total_bytes: int) -> int:
-    """How many that need ``each_bytes`` fit into ``total_bytes``, with the margin left free.
+    """Count the trials of ``each_bytes`` that fit into ``total_bytes``, with the margin left free.
 
     >>> fit(each_bytes=30, total_bytes=100)
     3

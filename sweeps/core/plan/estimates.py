@@ -1,7 +1,7 @@
-"""How long single trials take: measured by a probe, or by finished trainings.
+"""Duration of single trials, from a probe or from finished trainings.
 
-Finished trainings of the same kind know best: they ran beside others, as the coming ones will. A
-probe ran alone, so what it tells is an interval that begins there.
+Finished trainings of the same kind are the better source: they ran together with others, as the
+coming ones will. A probe ran alone, so its time is the lower end of an interval.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ from toco.config import diff
 from toco.train.run_config import RunConfig
 
 START_S = 6.0
-"""Start of a process until it trains, where no probe has measured it: most of it is importing torch."""
+"""Seconds from the start of a process to its first step, where no probe measured it.
+
+Most of this time goes into importing torch.
+"""
 SPREAD = 0.1
-"""Nothing is foretold better than this fraction to either side."""
+"""Fraction of the likely time that an interval has at least on either side."""
 SLOW_DOWN = 1.6
-"""At most this many times longer takes a training on CPU cores beside others than alone. Measured for two trainings at
-once on a machine of two cores only: 1.0 to 1.6 times, of which this is the upper end. Caches,
-memory and, on virtual machines, cores are shared, so that it depends on the machine; with more
-trainings at once it is a guess. Finished trainings in the ledger, which ran beside others, replace
-it."""
+"""Largest factor by which other trainings slow a training on CPU cores down.
+
+Measured only for two trainings at once on a machine of two cores: 1.0 to 1.6, of which this is the
+upper end. Trainings share caches, memory and, on virtual machines, cores. So the factor depends on
+the machine, and for more trainings at once it is a guess. Finished trainings in the ledger, which
+ran together with others, replace it.
+"""
 SIMILAR = 3
-"""Trainings that are only similar count from this many on."""
+"""Number of similar trainings that are needed where none of the same kind exists."""
+# Settings that decide most of the cost. Method and optimizer change it little.
 _SIMILAR_FIELDS = (
     "num_steps",
     "batch_size",
@@ -45,13 +51,13 @@ Kind = Literal["train", "evaluate", "rescore"]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is left of one trial.
+    """The remaining work of one trial.
 
     Attributes:
         config: The trial.
         kind: ``train`` from ``steps_done`` on; ``evaluate`` stored checkpoints; ``rescore`` stored
-            histograms, which costs nothing worth foretelling.
-        steps_done: Steps of its last checkpoint, its own or one that it forks from.
+            histograms, whose cost is negligible.
+        steps_done: Step of the checkpoint that it continues or forks from.
     """
 
     config: RunConfig
@@ -61,7 +67,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A finished training."""
+    """A finished training, with the digests of its kind and of its similar trainings."""
 
     kind: str
     similar: str
@@ -70,10 +76,10 @@ class Past:
 
 
 class Estimator:
-    """Seconds of a trial.
+    """Predict the seconds of a trial.
 
     Attributes:
-        setup_s: Seconds until its process trains.
+        setup_s: Seconds from the start of its process to its first step.
     """
 
     def __init__(
@@ -88,7 +94,10 @@ class Estimator:
         self._rates: dict[str, tuple[str, Range | None]] = {}
 
     def seconds(self, work: Work) -> Range | None:
-        """Seconds of ``work`` without the start of its process; ``None`` where nothing is known."""
+        """Predict the seconds of ``work``; ``None`` where unknown.
+
+        The start of its process is not included.
+        """
         source, whole = self._training(work.config)
         if work.kind == "evaluate":
             return self._evaluation(work.config, whole)
@@ -96,7 +105,7 @@ class Estimator:
         return None if whole is None else whole.scaled(self._share_left(work))
 
     def nearest(self, config: RunConfig) -> Cost:
-        """The probed training that differs in the fewest settings."""
+        """Return the probed training that differs in the fewest settings."""
         wanted = kind(config)
         if wanted not in self._cost_of:
             self._cost_of[wanted] = min(
@@ -105,7 +114,7 @@ class Estimator:
         return self._cost_of[wanted]
 
     def basis(self) -> str:
-        """Where the estimates came from."""
+        """Name the sources of the estimates."""
         texts = {
             "same": "finished trainings of the same settings",
             "similar": "finished trainings of other settings of this recipe",
@@ -123,7 +132,7 @@ class Estimator:
         return text
 
     def _training(self, config: RunConfig) -> tuple[str, Range | None]:
-        """Seconds of a whole training, and what says so."""
+        """Return the source of an estimate and the seconds of a complete training."""
         wanted = kind(config)
         if wanted not in self._rates:
             self._rates[wanted] = self._whole_training(config, wanted)
@@ -141,7 +150,8 @@ class Estimator:
     def _from_probe(self, config: RunConfig, wanted: str) -> Range:
         probed = wanted in {kind(cost.config) for cost in self._costs}
         likely_s = self.nearest(config).training_s(config)
-        # One that was not probed costs what one of the others costs, and nobody knows which.
+        # A training that was not probed costs as much as one of the probed ones; which one is
+        # unknown.
         all_s = [likely_s] if probed else [cost.training_s(config) for cost in self._costs]
         alone = Range(min(all_s) * (1 - SPREAD), likely_s, max(all_s) * (1 + SPREAD))
         return Range(alone.low, alone.likely * self._slow_down**0.5, alone.high * self._slow_down)
@@ -155,7 +165,11 @@ class Estimator:
         return 1 - work.steps_done / work.config.num_steps
 
     def _evaluation(self, config: RunConfig, whole: Range | None) -> Range | None:
-        """Of the stored checkpoints; without a probe all that is known is that a training's evaluations are in it."""
+        """Predict the seconds to evaluate stored checkpoints.
+
+        Without a probe only an upper bound is known: the time of a training includes its
+        evaluations.
+        """
         if self._costs:
             alone = Range(1 - SPREAD, self._slow_down**0.5, self._slow_down * (1 + SPREAD))
             return alone.scaled(self.nearest(config).evaluation_s * config.evaluate.average_last)
@@ -170,11 +184,14 @@ class Estimator:
 def comparable(
     history: Iterable[LedgerEntry], cpus: float, gpus: float, costs: Sequence[Cost]
 ) -> Iterable[Past]:
-    """Whole trainings, made with these resources, on the newest one's device where a probe does not name it."""
+    """Yield the complete trainings of ``history`` that used these resources and this device.
+
+    Where no probe names the device, that of the newest training counts.
+    """
     device = costs[0].device if costs else None
     for entry in history:
         origin, resources = entry.origin, entry.resources
-        # Neither derived nor forked: these did not train from the first step on.
+        # Derived and forked trials did not train from the first step on.
         whole = entry.status == "finished" and origin.derived_from is None and not origin.forked_at
         if (
             not whole
@@ -193,12 +210,12 @@ def comparable(
 
 
 def _similar(config: RunConfig) -> str:
-    """Equal for trainings that differ in the method or the optimizer alone."""
+    """Return a text that is equal for trainings that differ only in method or optimizer."""
     return json.dumps(config.model_dump(mode="json", include=set(_SIMILAR_FIELDS)), sort_keys=True)
 
 
 def _range(past: Sequence[Past]) -> Range:
-    """Median and the 10 % and 90 % quantiles, at least ``SPREAD`` apart from it."""
+    """Return the median and the 10 % and 90 % quantiles, at least ``SPREAD`` apart from it."""
     times_s = sorted(one.time_s for one in past)
     likely = statistics.median(times_s)
     low, *_, high = (

@@ -1,4 +1,8 @@
-"""What is left of a study will cost: predicted from single trials, told in sentences, and later compared."""
+"""Predict the time and cost of a study's remaining trials.
+
+The prediction follows from single trials, is printed in sentences, and is compared with the real
+cost at the end.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +30,19 @@ def forecast(
     history: Iterable[LedgerEntry] = (),
     price_per_hour: float | None = None,
 ) -> Forecast:
-    """Foretell what ``works``, started in this order, will cost.
+    """Predict the cost of ``works``, started in this order.
 
     Args:
-        works: What is left.
+        works: The remaining work.
         concurrent: Trials at once.
         cpus: CPU cores of a trial.
         gpus: GPUs of a trial, also a part of one.
-        costs: From a probe, made where the trials will run.
-        history: Entries of the ledger, newest first, of the same recipe.
-        price_per_hour: Of a GPU, or of a CPU core where trials have no GPU; in any currency.
+        costs: Costs from a probe on the machine where the trials will run.
+        history: Entries of the ledger of the same recipe, newest first.
+        price_per_hour: Price of a GPU hour, or of a CPU core hour where trials have no GPU; in any
+            currency.
     """
-    # Costs and entries hold configs as a machine resolved them.
+    # Costs and entries hold resolved configs, so these are resolved, too.
     device = "cuda" if gpus else "cpu"
     works = [replace(work, config=_resolved(work.config, device)) for work in works]
     usable = [cost for cost in costs if (gpus > 0) != cost.device.startswith("CPU")]
@@ -53,6 +58,7 @@ def forecast(
         )
     peaks = [cost.peak_memory_bytes for cost in usable] or [one.peak_memory_bytes for one in past]
     peak = max(peaks, default=0) or None
+    # Count trainings and their disk and memory, which are known even if no time is.
     counted = Forecast(
         trainings=len(trainings),
         resumed=sum(work.steps_done > 0 for work in trainings),
@@ -67,6 +73,7 @@ def forecast(
     )
     if len(known) < len(estimates):
         return counted
+    # Add up the times.
     setup_s = estimator.setup_s
     hours = sum(setup_s + estimate.likely for _, estimate in known) / 3600
     money = None if price_per_hour is None else hours * (gpus or cpus) * price_per_hour
@@ -87,7 +94,7 @@ def forecast(
 
 
 def describe(predicted: Forecast, now: datetime) -> tuple[str, ...]:
-    """The prediction in sentences; ``now`` is when the study would start."""
+    """Describe a prediction in sentences, for a study that starts at ``now``."""
     counts = f"{_count(predicted.trainings, 'training')} to run"
     counts += (
         f", {_count(predicted.evaluations, 'cell')} evaluated without training"
@@ -122,14 +129,12 @@ def describe(predicted: Forecast, now: datetime) -> tuple[str, ...]:
 def scorecard(
     foretold: Forecast, entries: Iterable[LedgerEntry], wall_s: float | None
 ) -> tuple[str, ...]:
-    """The forecast beside what happened, in sentences.
+    """Compare the forecast with the real cost, in sentences.
 
     Args:
         foretold: The forecast.
-        entries: Of the ledger, of the trainings that the forecast was of, as far as they have
-            ended.
-        wall_s: Seconds that the study took; ``None`` where it was interrupted, so that nobody
-            knows.
+        entries: Entries of the ledger of the predicted trainings, as far as they have ended.
+        wall_s: Seconds that the study took; ``None`` where an interruption makes that unknown.
     """
     trained = [entry for entry in entries if entry.origin.derived_from is None]
     lines = []
@@ -140,7 +145,7 @@ def scorecard(
             f"{duration(wall_s)}: {_compared(wall_s, wall.likely)}, {'inside' if inside else 'outside'} it."
         )
     times_s = [entry.wall_time_s for entry in trained if entry.wall_time_s is not None]
-    # What resumed trainings took counts what was done before.
+    # The time of a resumed training includes its earlier steps, which were not predicted.
     if foretold.training_s is not None and times_s and not foretold.resumed:
         mean_s = statistics.fmean(times_s)
         lines.append(
@@ -157,7 +162,9 @@ def scorecard(
 
 
 def makespan(times_s: Sequence[float], concurrent: int) -> float:
-    """Seconds until all have ended, if ``concurrent`` run at once and the next starts when one ends.
+    """Return the seconds until all trials have ended, with ``concurrent`` of them at once.
+
+    The next trial starts when one ends.
 
     >>> makespan([3.0, 1.0, 1.0, 2.0], 2)
     4.0
@@ -169,7 +176,7 @@ def makespan(times_s: Sequence[float], concurrent: int) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people.
+    """Format seconds for a reader.
 
     >>> [duration(s) for s in (4.2, 95, 1000, 9000, 200_000)]
     ['4 s', '95 s', '17 min', '2.5 h', '2.3 days']

@@ -1,4 +1,4 @@
-"""Where and how a study runs: nothing here affects results."""
+"""Where and how a study runs. Nothing here affects results."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ class Launch:
 
     Attributes:
         storage: Folder of studies; every node of a cluster must see it under this path.
-        tracking_uri: MLflow store; a database in ``storage`` unless given.
+        tracking_uri: MLflow store; by default a database in ``storage``.
         address: Ray cluster; see ``ray_environment.resolve_address``.
         concurrent: Trials at once.
-        gpus_per_trial: A part of one, or whole ones; with several, a trial is trained by a rank on
-            each.
+        cpus_per_trial: CPU cores of a trial.
+        gpus_per_trial: A part of a GPU, or whole GPUs. With several, each GPU gets one rank of the
+            training.
         max_failures: Restarts of one trial; -1 for any number.
-        accept_underpowered: Run a study although its seeds cannot answer its comparisons.
-        price_per_hour: Of a GPU, or of a CPU core where trials have no GPU; in any currency.
-        sync_command: What a person types to fill MLflow again, without a password.
+        accept_underpowered: Run a study although its seeds cannot decide its comparisons.
+        price_per_hour: Price of a GPU hour, or of a CPU core hour where trials have no GPU; in any
+            currency.
+        sync_command: The command that fills MLflow again, without a password.
     """
 
     storage: Path
@@ -53,7 +55,7 @@ class Launch:
 
     @property
     def resources(self) -> dict[str, float | int]:
-        """What a trial gets, for the record."""
+        """Resources of a trial, for the record."""
         return {
             "cpus": self.cpus_per_trial,
             "gpus": self.gpus_per_trial,
@@ -61,10 +63,10 @@ class Launch:
         }
 
     def check_addresses(self) -> None:
-        """Refuse an address of a Ray cluster or of an MLflow store that is none.
+        """Refuse an invalid address of a Ray cluster or of an MLflow store.
 
         Raises:
-            ValueError: One of them is none; see :func:`resolve_address` and :attr:`tracking`.
+            ValueError: One of them is invalid; see :func:`resolve_address` and :attr:`tracking`.
         """
         _ = resolve_address(self.address), self.tracking
 
@@ -73,7 +75,7 @@ class Launch:
         """MLflow store.
 
         Raises:
-            ValueError: It is none, or MLflow cannot open a database in ``storage``.
+            ValueError: The address is no store, or MLflow cannot open a database in ``storage``.
         """
         return (
             client_uri(self.tracking_uri)
@@ -83,15 +85,18 @@ class Launch:
 
 
 def default_storage() -> Path:
-    """``results`` in the current folder. A Ray job's is thrown away with the job, so there it is ``~/toco-results``."""
+    """Return ``results`` in the current folder, or ``~/toco-results`` in a Ray job.
+
+    The current folder of a Ray job is deleted with the job.
+    """
     return Path.home() / "toco-results" if _in_ray_job() else Path("results")
 
 
 def checked_storage(storage: Path) -> Path:
-    """``storage``, absolute.
+    """Return the absolute path of ``storage``.
 
     Raises:
-        ValueError: It would be lost with the Ray job, or is a file.
+        ValueError: The folder would be lost with the Ray job, or is a file.
     """
     if _in_ray_job() and not storage.expanduser().is_absolute():
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Times a few real steps of trainings and one short evaluation: the process of ``sweeps.core.plan.probe``.
+"""Time a few real steps of trainings and a short evaluation: the process of ``plan.probe``.
 
-A method computes fewer terms early in a training than late, so steps are timed in every phase.
-Where the terms change is found by halving.
+A method computes fewer loss terms early in a training than late, so steps are timed in every phase.
+A binary search finds the steps where the terms change.
 """
 
 from __future__ import annotations
@@ -37,23 +37,27 @@ from toco.train.run_folder import RunFolder
 from toco.train.step import TrainingStep, peak_memory_bytes
 
 SAMPLES = 3
-"""Timed steps of every phase, at least; the median counts."""
+"""Timed steps of every phase, at least; their median counts."""
 PRECISION = 0.01
-"""A phase's first step is known to this fraction of the training."""
+"""Error of a phase's first step, as a fraction of the training."""
+# Batches of the timed evaluation: few, because a user waits, and yet a mean.
 EVALUATED_BATCHES = 3
 
 
 def measure(config: RunConfig, started: float, like: Cost | None = None) -> Cost:
-    """Run a few steps of ``config`` in this process and, unless ``like`` shares its evaluation, an evaluation.
+    """Time a few steps of ``config`` in this process, and one evaluation.
+
+    The evaluation is not timed again if that of ``like`` is the same.
 
     Args:
         config: The training.
         started: When this process was started, in seconds since the epoch.
-        like: What was measured before it in this process.
+        like: The first measurement of this process.
 
     Raises:
-        ValueError: The config does not fit this machine, or data or weights are not there.
+        ValueError: The config does not fit this machine, or data or weights are missing.
     """
+    # Build the training as a trial does.
     config = config.resolved()
     device = config.torch_device()
     train_set, val_set = open_data(config)
@@ -61,7 +65,9 @@ def measure(config: RunConfig, started: float, like: Cost | None = None) -> Cost
     method = build_method(config, len(train_set.class_names)).to(device)
     steps = _Steps(config, method, build_loader(config, train_set))
     setup_s = time.time() - started
+    # Time its steps.
     phases = steps.phases()
+    # Time its evaluation and checkpoint.
     if like is not None and _same_evaluation(like.config, config):
         setup_s, evaluation_s = like.setup_s, like.evaluation_s
         checkpoint_bytes, run_bytes = like.checkpoint_bytes, like.run_bytes
@@ -88,10 +94,10 @@ def measure(config: RunConfig, started: float, like: Cost | None = None) -> Cost
 
 
 def changes_of_terms(terms_at: Callable[[int], Set[str]], num_steps: int) -> list[int]:
-    """First steps of the phases after the first.
+    """Return the first step of every phase but the first.
 
-    Terms that come and go between two steps that were looked at are not seen; ends and middle are
-    always looked at.
+    Terms that come and go between two inspected steps are missed. The first, middle and last step
+    are always inspected.
     """
     apart = max(int(PRECISION * num_steps), 1)
 
@@ -108,24 +114,23 @@ def changes_of_terms(terms_at: Callable[[int], Set[str]], num_steps: int) -> lis
 
 
 class _Steps:
-    """Takes real steps of a training, in any order, and remembers what they computed and how long they took."""
+    """Take real steps of a training, in any order, and store their loss terms and times."""
 
     def __init__(self, config: RunConfig, method: Method, loader: TrainLoader) -> None:
         self.optimizer = build_optimizer(method.parameter_groups(), config.optim)
         self._train_step = TrainingStep(method, self.optimizer, config)
         self._num_steps = config.num_steps
         self._device = config.torch_device()
-        # One stream for all: loader processes are started once, and have batches ready as in a
+        # One stream for all steps: loader processes start once, and have batches ready as in a
         # training.
         self._batches = loader.batches(start_step=0, num_steps=sys.maxsize)
         self._terms: dict[int, Set[str]] = {}
         self._times_s: list[tuple[int, float]] = []
 
     def phases(self) -> tuple[Phase, ...]:
-        """The phases with the median time of their steps."""
+        """Return the phases with the median time of their steps."""
         end = self._num_steps
-        # First steps allocate memory and start threads, which a training does once among its many
-        # steps.
+        # Warm up: the first steps allocate memory and start threads, which a training does once.
         for step in (0, end - 1):
             self._take(step)
         self._times_s.clear()
@@ -159,7 +164,7 @@ class _Steps:
 def _evaluation_s(
     settings: EvaluateConfig, method: Method, val_set: Dataset, device: torch.device
 ) -> float:
-    """Seconds of one evaluation with its pictures, from a few batches and one picture."""
+    """Estimate the seconds of one evaluation from a few batches and one picture."""
 
     def timed(images: int, pictures: int) -> float:
         started = time.perf_counter()
@@ -181,7 +186,12 @@ def _stored(
     val_set: Dataset,
     device: torch.device,
 ) -> tuple[float, int, int]:
-    """Seconds to write a checkpoint, its bytes, and the bytes that one evaluation leaves in the run folder."""
+    """Measure a checkpoint and the files of an evaluation.
+
+    Returns:
+        The seconds to write a checkpoint, its bytes, and the bytes that one evaluation adds to the
+        run folder.
+    """
     pictures = min(config.evaluate.num_pictures, len(val_set))
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch))

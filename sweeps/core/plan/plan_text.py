@@ -1,4 +1,4 @@
-"""What a study or a search would run, cost and be able to show, before anything runs."""
+"""The plan of a study or a search: trials, cost and power, before anything runs."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from toco.train.distributed import check_shares
 from toco.train.run_config import RunConfig
 
 PROBED = 3
-"""Different trainings that are probed, where there is no history."""
+"""Number of different trainings that are probed, where the ledger has no history."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What is left of a study or a search.
+    """The remaining work of a study or a search.
 
     Attributes:
         num_trials: All trials, as far as they are known.
-        num_left: Those without a result.
-        forecast: What these will cost.
-        text: The plan for people.
-        refusals: Why it must not run as it is, in sentences.
+        num_left: Trials without a result.
+        forecast: The predicted cost of these.
+        text: The plan as text.
+        refusals: Reasons why it must not run as it is, in sentences.
     """
 
     num_trials: int
@@ -47,7 +47,7 @@ class Outlook:
 
 
 def print_plan(study: Study | SearchStudy, launch: Launch) -> int:
-    """Print the plan of ``study``; returns 0, or 1 where it would be refused."""
+    """Print the plan of ``study``; return 0, or 1 where it would be refused."""
     situation = survey(study, launch.storage)
     situation.check()
     outlook = look_ahead(situation, launch)
@@ -60,7 +60,7 @@ def print_plan(study: Study | SearchStudy, launch: Launch) -> int:
 def look_ahead(
     situation: Situation | SearchSituation, launch: Launch, *, refuse: bool = False
 ) -> Outlook:
-    """Plan what is left, and predict what it will cost.
+    """Plan the remaining trials and predict their cost.
 
     Args:
         situation: The study or search.
@@ -68,7 +68,7 @@ def look_ahead(
         refuse: Raise the first refusal, before anything is timed for the forecast.
 
     Raises:
-        ValueError: Trainings cannot be shared by as many GPUs as a trial gets; or a refusal.
+        ValueError: A training cannot be divided among the GPUs of a trial; or a refusal.
     """
     if isinstance(situation, Situation):
         return _look_ahead_study(situation, launch, refuse)
@@ -76,7 +76,7 @@ def look_ahead(
 
 
 def power_of(situation: Situation, launch: Launch) -> PowerCheck:
-    """What the seeds of the study can show, with the seed noise that the ledger knows."""
+    """Compute the power of the study's seeds, with the seed noise in the ledger."""
     plan = situation.plan
     history, base = tuple(situation.ledger.history(plan.study.recipe)), plan.study.base()
     measured = {
@@ -87,7 +87,7 @@ def power_of(situation: Situation, launch: Launch) -> PowerCheck:
 
 
 def rungs_text(plan: SearchPlan) -> str:
-    """When trials are stopped early, in a sentence."""
+    """Say in a sentence when trials are stopped early."""
     if not plan.rungs or plan.study.rungs is None:
         return "No trial is stopped early: no rung lies between where the last loss term has acted and the end."
     steps = ", ".join(map(str, plan.rungs))
@@ -99,17 +99,20 @@ def rungs_text(plan: SearchPlan) -> str:
 
 def _look_ahead_study(situation: Situation, launch: Launch, refuse: bool) -> Outlook:
     plan, study = situation.plan, situation.plan.study
+    # Find the remaining trials and the power of the seeds.
     now, later = situation.tasks()
     tasks = [*now, *later]
     power = power_of(situation, launch)
     _raise_refusal(power.refusal if refuse else None)
     trained = [task for task in tasks if task.source is None]
     begun = situation.begun(tasks)
+    # Predict their cost.
     works = [Work(task.config, task.way or "train", begun.get(task.key, 0)) for task in tasks]
     different = list({task.cell: task.config for task in trained}.values())
     predicted = _predict(works, different[:PROBED], situation, launch)
     refusal = admission.refusal(predicted, launch)
     _raise_refusal(refusal if refuse else None)
+    # Describe the plan.
     num_trials, num_left = len(plan.trials), len(tasks)
     lines = [
         study.title,
@@ -134,7 +137,7 @@ def _look_ahead_search(situation: SearchSituation, launch: Launch, refuse: bool)
     begun = sum(newest_step(situation.ledger.run_dir(key)) > 0 for key in open_keys)
     num_trials = max(study.num_trials, len(proposed))
     num_left = num_trials - sum(trial.state in ENDED for trial in proposed)
-    # As if every trial ran to its end with the recipe's own settings.
+    # Predict as if every trial ran to its end with the recipe's own settings.
     predicted = _predict([Work(plan.base)] * num_left, [plan.base], situation, launch)
     refusal = admission.refusal(predicted, launch)
     _raise_refusal(refusal if refuse else None)
@@ -162,12 +165,14 @@ def _predict(
     situation: Situation | SearchSituation,
     launch: Launch,
 ) -> Forecast:
-    """Predict what ``works`` will cost, from the ledger and, where that knows nothing like them, from a probe.
+    """Predict the cost of ``works`` from the ledger, or from a probe.
+
+    A probe runs only where the ledger has no history of such trainings.
 
     Args:
-        works: What is left to run.
-        probed: The trainings that are probed then.
-        situation: What asks for them: its recipe's history counts.
+        works: The remaining work.
+        probed: The trainings to probe.
+        situation: The study or search; the history of its recipe counts.
         launch: The resources.
     """
     study = situation.plan.study

@@ -1,4 +1,4 @@
-"""What a study's seeds can show, asked before anything is trained."""
+"""Statistical power of a study's seeds, computed before anything is trained."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class SeedNoise:
 
     Attributes:
         sd: The standard deviation.
-        trainings: How many it comes from.
-        paired: Whether it is that of differences between trainings of the same seed; otherwise that
-            of single trainings times the root of two, as if seeds paired nothing.
+        trainings: Number of trainings that it is estimated from.
+        paired: Whether it is estimated from differences between trainings of the same seed.
+            Otherwise it is that of single trainings times the root of two: pairing by seed then
+            gains nothing.
     """
 
     sd: float
@@ -34,13 +35,13 @@ class SeedNoise:
 
 @dataclass(frozen=True, slots=True)
 class PowerCheck:
-    """What a design can answer.
+    """The power of a design, and whether it may run.
 
     Attributes:
-        power: What its seeds can show.
-        underpowered: Whether it cannot show what it is for.
+        power: The power of its seeds.
+        underpowered: Whether the seeds cannot decide the comparisons of the study.
         refusal: Why it must not run as it is; ``None`` where it may.
-        sentences: All of this for people.
+        sentences: The result as text.
     """
 
     power: Power
@@ -52,7 +53,7 @@ class PowerCheck:
 def power_check(
     plan: Plan, noise: Mapping[str, SeedNoise], *, accept_underpowered: bool = False
 ) -> PowerCheck:
-    """Whether ``plan`` can show what it declares.
+    """Check whether the seeds of ``plan`` can decide its declared comparisons.
 
     Where the noise of a metric is known, the difference it can detect must be no larger than
     ``smallest_effect``. Where it is not, the effect it can detect must be no larger than
@@ -61,9 +62,10 @@ def power_check(
 
     Args:
         plan: The study.
-        noise: By key of a metric, see :func:`seed_noise`.
-        accept_underpowered: Let it run all the same.
+        noise: Seed noise by key of a metric, see :func:`seed_noise`.
+        accept_underpowered: Let an underpowered study run.
     """
+    # Compute the power for every metric that is compared.
     study, declared = plan.study, plan.comparisons()
     goal = PowerGoal(len(declared), study.significance, study.power, study.smallest_effect)
     compared = [metric for metric in study.metrics if metric.key in {key for _, key in declared}]
@@ -71,6 +73,7 @@ def power_check(
     power = goal.assess(len(study.seeds), sds)
     if not declared:
         return PowerCheck(power, False, None, ("No comparison is declared, so nothing is tested.",))
+    # Compare it with the effects that the study asks for.
     short = [
         metric
         for metric in power.metrics.values()
@@ -91,6 +94,7 @@ def power_check(
             for metric in compared
         ),
     ]
+    # Refuse an underpowered study that asks for effects, or say that it is underpowered.
     needed = [metric.seeds_needed for metric in short if metric.seeds_needed is not None]
     if too_blind:
         needed.append(goal.seeds_needed(study.largest_blind_effect, 1.0))
@@ -109,17 +113,18 @@ def power_check(
 
 
 def seed_noise(entries: Iterable[LedgerEntry], base: RunConfig, metric: str) -> SeedNoise | None:
-    """The noise of ``metric`` known so far; ``None`` where no config has two seeds.
+    """Estimate the seed noise of ``metric``; ``None`` where no config has two seeds.
 
-    Pooled over all pairs of configs that share seeds. Trainings count that differ from ``base`` in
-    the method, the optimizer and the seed alone and were not made by a search; only those of the
-    same code and data are compared.
+    The noise is pooled over all pairs of configs that share seeds. A training counts if it differs
+    from ``base`` only in method, optimizer and seed, and if no search made it. Only trainings with
+    the same code and data are compared.
 
     Args:
-        entries: Of the ledger, newest first.
+        entries: Entries of the ledger, newest first.
         base: Config of the study's base.
         metric: Key of the metric.
     """
+    # Group the values by code and data, by config, and by seed.
     family = _family(base, base)
     by_setting: dict[str, dict[str, dict[int, float]]] = {}
     for entry in entries:
@@ -140,6 +145,7 @@ def seed_noise(entries: Iterable[LedgerEntry], base: RunConfig, metric: str) -> 
             cells.setdefault(digest(config.model_copy(update={"seed": 0})), {})[config.seed] = (
                 float(value)
             )
+    # Pool the spread of single configs, and of differences between configs with common seeds.
     single = [
         _spread(list(values.values())) for cells in by_setting.values() for values in cells.values()
     ]
@@ -158,7 +164,7 @@ def seed_noise(entries: Iterable[LedgerEntry], base: RunConfig, metric: str) -> 
 
 
 def _spread(values: list[float]) -> tuple[int, float] | None:
-    """Degrees of freedom and standard deviation; ``None`` below two values."""
+    """Return degrees of freedom and standard deviation; ``None`` for fewer than two values."""
     return (len(values) - 1, statistics.stdev(values)) if len(values) > 1 else None
 
 

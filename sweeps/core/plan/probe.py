@@ -1,7 +1,7 @@
-"""What a training costs on this machine, from a few real steps of it; ``sweeps.core.plan.measure`` takes them.
+"""Measure the cost of a training on this machine from a few real steps.
 
-They run in a process of their own, as a trial does: the start of a process, its threads and its
-peak memory are part of what is measured.
+``sweeps.core.plan.measure`` takes the steps, in a process of its own, as a trial does. So the start
+of a process, its threads and its peak memory are measured, too.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ _MEASURE = "sweeps.core.plan.measure"
 
 
 class ProbeError(RuntimeError):
-    """The probe could not be made; the message says why."""
+    """The probe failed; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Steps ``start`` to ``stop - 1`` (0-based) compute the same terms and take ``step_s`` seconds each."""
+    """Steps ``start`` to ``stop - 1`` (0-based), with equal loss terms.
+
+    Each of them takes ``step_s`` seconds.
+    """
 
     start: int
     stop: int
@@ -41,18 +44,18 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one training costs when nothing else runs beside it.
+    """The cost of one training that runs alone.
 
     Attributes:
         config: The training, resolved for this machine.
-        device: As provenance names it.
-        phases: In order, without gaps.
-        evaluation_s: One evaluation, with its pictures and the checkpoint that is made at it.
-        setup_s: From the start of a process to the first step.
-        peak_memory_bytes: Of the GPU what torch reserved, where there is one; otherwise of the
-            process.
-        checkpoint_bytes: One checkpoint.
-        run_bytes: The whole run folder at the end.
+        device: The device as provenance names it.
+        phases: Phases in order, without gaps.
+        evaluation_s: Seconds of one evaluation, its pictures and checkpoint included.
+        setup_s: Seconds from the start of a process to the first step.
+        peak_memory_bytes: Memory that torch reserved on the GPU, where there is one; otherwise
+            memory of the process.
+        checkpoint_bytes: Bytes of one checkpoint.
+        run_bytes: Bytes of the run folder at the end.
     """
 
     config: RunConfig
@@ -65,7 +68,10 @@ class Cost:
     run_bytes: int
 
     def steps_s(self, start: int, stop: int) -> float:
-        """Seconds of the steps ``start`` to ``stop - 1``; those beyond the probed training are like its last."""
+        """Return the seconds of the steps ``start`` to ``stop - 1``.
+
+        Steps beyond the probed training take as long as its last ones.
+        """
         last = len(self.phases) - 1
         return sum(
             phase.step_s
@@ -74,7 +80,7 @@ class Cost:
         )
 
     def training_s(self, config: RunConfig, steps_done: int = 0) -> float:
-        """Seconds that ``config`` takes from a checkpoint after ``steps_done`` steps to its end, at these rates.
+        """Predict the seconds of ``config`` from its step ``steps_done`` to its end.
 
         Evaluations count, the start of the process does not.
         """
@@ -89,13 +95,13 @@ COSTS_MODEL = TypeAdapter(tuple[Cost, ...])
 
 
 def evaluations(config: RunConfig, steps: int) -> int:
-    """How often a training of ``config`` has evaluated when ``steps`` steps are done."""
+    """Count the evaluations of a training of ``config`` in its first ``steps`` steps."""
     regular, last = steps // config.evaluate_every, config.num_steps
     return regular + (steps >= last and last % config.evaluate_every != 0)
 
 
 def kind(config: RunConfig) -> str:
-    """Digest of everything but the seed: trainings of one kind cost the same."""
+    """Digest everything but the seed: trainings of one kind cost the same."""
     return digest(config.model_copy(update={"seed": 0}))
 
 
@@ -106,21 +112,21 @@ def probe(
     budget_s: float = 30.0,
     limit_s: float = 600.0,
 ) -> tuple[Cost, ...]:
-    """Run a few steps of ``configs`` in a new process, one after the other.
+    """Run a few steps of each of ``configs`` in a new process.
 
     Only ``toco.train.loop.train`` can be probed, not another ``Study.train``.
 
     Args:
-        configs: The first is always probed, in full.
+        configs: The trainings. The first one is always probed completely.
         num_threads: CPU threads, as a trial will get.
-        budget_s: No further config is begun after this many seconds.
-        limit_s: The process is ended after this many seconds.
+        budget_s: After this many seconds no further config is begun. A user waits for the plan.
+        limit_s: After this many seconds the process is ended.
 
     Returns:
         Costs of the first ``n`` kinds of ``configs``, in order.
 
     Raises:
-        ProbeError: Data or weights are not there, or it took longer than ``limit_s``.
+        ProbeError: Data or weights are missing, or the probe took longer than ``limit_s``.
     """
     kinds = {kind(config): config for config in reversed(configs)}
     distinct = [config.model_dump(mode="json") for config in reversed(kinds.values())]

@@ -1,6 +1,7 @@
-"""The environment that Ray starts in: authenticated, on loopback where it can be, and telling nobody.
+"""The environment of Ray: authenticated, on loopback where possible, without usage reports.
 
-Ray reads these variables when it is imported, so this runs before; what the user has set stays.
+Ray reads these variables on import, so this module sets them before. Values that the user has set
+stay.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ import os
 import secrets
 from pathlib import Path
 
-# Named for the systems where it is off by default: there, Ray uses 127.0.0.1 for everything and
-# listens nowhere else.
+# The variable is named for the systems where it is off by default. There, Ray uses 127.0.0.1 for
+# everything and listens on no other address.
 _LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 _LOCAL_HOSTS = ("127.0.0.1", "localhost")
 
 
 def resolve_address(given: str | None) -> str:
-    """Where the cluster is: ``given``, or ``RAY_ADDRESS``, which a Ray job finds set; else ``local`` starts one.
+    """Return the address of the cluster: ``given``, or ``RAY_ADDRESS``, or ``local``.
+
+    A Ray job finds ``RAY_ADDRESS`` set. For ``local`` a new cluster is started.
 
     Raises:
-        ValueError: It is the address of another of Ray's services.
+        ValueError: It is the address of another service of Ray.
     """
     address = given or os.environ.get("RAY_ADDRESS") or "local"
     if "://" in address:
@@ -34,16 +37,17 @@ def prepare(address: str) -> None:
     """Set the variables for the cluster at ``address``."""
     quiet = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Run folders are the record; Tune's own CSV, JSON and TensorBoard copies of every row would
-        # be a second one.
+        # Run folders are the record. Tune's CSV, JSON and TensorBoard files would be a second copy
+        # of every row.
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        # Failures and progress are printed by sweeps.core, in a line each.
+        # ``sweeps.core`` prints failures and progress, one line each.
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
-        # Tune runs every trial in a new thread, and glibc gives each thread a heap of its own and
-        # seldom takes it back.
+        # Tune runs every trial in a new thread. glibc gives each thread its own heap and seldom
+        # frees it.
         "MALLOC_ARENA_MAX": "2",
-        # Short trials report often; that the state is saved as often is what we want.
+        # Short trials report often, and Tune warns if its state is saved as often. That is
+        # intended.
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     }
     for name, value in quiet.items():
@@ -57,17 +61,20 @@ def prepare(address: str) -> None:
 
 
 def token_path() -> Path:
-    """Where Ray looks for the token."""
+    """Return the path where Ray looks for the token."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def has_token() -> bool:
-    """Whether Ray would find a token."""
+    """Return whether Ray would find a token."""
     return bool(os.environ.get("RAY_AUTH_TOKEN")) or token_path().is_file()
 
 
 def ensure_token() -> None:
-    """Make a token if there is none, and keep the file to its owner: Ray itself lets everybody read it."""
+    """Make a token unless one exists, readable by its owner only.
+
+    Ray's own is readable by everybody.
+    """
     if os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = token_path()

@@ -1,4 +1,7 @@
-"""See that trainings can run, each sort of them once: thousands of trials of a study have a few different sizes."""
+"""Check once for each size that a training can run.
+
+Thousands of trials of a study have only a few different sizes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from toco.config import flatten
 from toco.registry import load
 from toco.train.run_config import RunConfig
 
+# Settings that change the size of no tensor.
 _WITHOUT_SIZE = (
     "data.",
     "optim.",
@@ -20,23 +24,25 @@ _WITHOUT_SIZE = (
     "keep_checkpoints",
 )
 _SIZES = ("scale", "sigma")
-"""Parts of the names of the fractions that change the size of something; of others only whether they are 0 counts."""
+"""Parts of the names of fractions that change a size. Of other fractions only 0 or not counts."""
 
 
 def check_sizes(configs: Iterable[RunConfig], recipe: str, train: str) -> None:
-    """See that the sizes in each of ``configs`` fit together; see :func:`toco.train.dry_run.check_can_run`.
+    """Check that the sizes in each of ``configs`` fit together.
+
+    See :func:`toco.train.dry_run.check_can_run`.
 
     Args:
         configs: Trainings.
-        recipe: What all of them were changed from.
-        train: What trains them; of any other than ours nothing is known.
+        recipe: The recipe that all of them were changed from.
+        train: The function that trains them. Only the project's own can be checked.
 
     Raises:
         ValueError: One of them cannot run.
     """
     if train != TRAIN:
         return
-    # Only here: this imports networks, which takes seconds, and a finished study needs none.
+    # Import only here: networks take seconds to import, and a finished study needs none.
     from toco.train.dry_run import check_can_run
 
     base = load("toco.recipes", recipe).recipe()

@@ -1,4 +1,4 @@
-"""What a study or a search asks for, and how much of it the ledger has."""
+"""The trials that a study or a search asks for, and those that the ledger has."""
 
 from __future__ import annotations
 
@@ -35,21 +35,27 @@ if TYPE_CHECKING:
     from sweeps.core.store.search_record import SearchRecord
 
 _KEPT_CHECKPOINTS = 1
-"""Of a training, in its run folder: a snapshot has the newest alone, see ``sweeps.core.run.worker``."""
+"""Checkpoints in the run folder of a training.
+
+A snapshot has only the newest, see ``sweeps.core.run.worker``.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something to run: a training, or another evaluation of one.
+    """A trial to run: a training, or another evaluation of one.
 
     Attributes:
-        name: What people call the trial.
-        cell: Its cell without the seed.
-        inputs: What the trial reads, see ``sweeps.core.store.identity``.
+        name: Name of the trial in messages.
+        cell: Label of its configuration, without the seed.
+        config: The ``RunConfig``.
+        identity: Everything that its result depends on; it gives the key.
+        inputs: Digests of the files that the trial reads, see ``sweeps.core.store.identity``.
         factors: The settings by which it differs from the recipe, by path.
-        source: Key of the trial whose training is evaluated again.
-        way: How it is evaluated.
-        prefix_shared: Whether other tasks have the same first steps, so that these are done once.
+        source: Key of the trial whose training is evaluated again; ``None`` for a training.
+        way: How that training is evaluated again.
+        prefix_shared: Whether other tasks have the same first steps, so that these are trained
+            once.
     """
 
     name: str
@@ -70,7 +76,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """What is planned, and where its results are."""
+    """A plan and the place of its results."""
 
     plan: Plan | SearchPlan
     runs: Runs
@@ -88,7 +94,7 @@ class _Planned:
 
 @dataclass(frozen=True, slots=True)
 class Situation(_Planned):
-    """A study and what the ledger has of it."""
+    """A study, and the part of its results that the ledger has."""
 
     kind = "study"
     plan: Plan
@@ -97,7 +103,7 @@ class Situation(_Planned):
 
     @property
     def start_id(self) -> str:
-        """Identifies this start of the study: the same after a restart, another one in another folder."""
+        """Identifies the start of the study: equal after a restart, different in another folder."""
         return StudyFolder(self.path).start_id
 
     @property
@@ -106,7 +112,7 @@ class Situation(_Planned):
         return tuple(identity.key for identity in self.identities)
 
     def trials(self) -> dict[str, Task]:
-        """All trials of the study, by key."""
+        """Return all trials of the study, by key."""
         cells = self.plan.cells
         zipped = zip(self.plan.trials, self.identities, self.inputs, strict=True)
         return {
@@ -122,7 +128,7 @@ class Situation(_Planned):
         }
 
     def missing(self, among: Iterable[Task] | None = None) -> list[Task]:
-        """Trials that the ledger does not have; ``among`` these, or all."""
+        """Return the trials that the ledger does not have, of ``among`` or of all."""
         tasks = self.trials().values() if among is None else list(among)
         finished = self.ledger.finished_keys(task.key for task in tasks)
         return [task for task in tasks if task.key not in finished]
@@ -130,16 +136,16 @@ class Situation(_Planned):
     def tasks(
         self, among: Iterable[Task] | None = None, afresh: Iterable[str] = ()
     ) -> tuple[list[Task], list[Task]]:
-        """What can be started now, and what waits for a training among them.
+        """Return the trials that can start now, and those that wait for a training among these.
 
-        Trials that differ in their evaluation alone share one training where that can serve them:
-        one that is stored, else that of the trial among them which has come furthest, else that of
+        Trials that differ only in their evaluation share one training if it can serve them all.
+        That is a stored training, else that of the trial with the newest checkpoint, else that of
         the base, which then has pictures.
 
         Args:
-            among: The trials that are looked at, or all. Those that may share a training belong
+            among: The trials to look at, or all. Trials that may share a training must come
                 together.
-            afresh: Keys that are trained, although there is a training that seems to serve.
+            afresh: Keys of trials that are trained even if another training could serve them.
         """
         groups: dict[str, list[Task]] = defaultdict(list)
         for task in self.missing(among):
@@ -161,7 +167,7 @@ class Situation(_Planned):
         return self._with_prefixes(now), later
 
     def begun(self, tasks: Iterable[Task]) -> dict[str, int]:
-        """Steps done by trainings that have a checkpoint, by key."""
+        """Return the steps done by trainings that have a checkpoint, by key."""
         steps = {
             task.key: newest_step(self.ledger.run_dir(task.key))
             for task in tasks
@@ -170,7 +176,7 @@ class Situation(_Planned):
         return {key: step for key, step in steps.items() if step > 0}
 
     def reasons(self, tasks: Iterable[Task]) -> Counter[str]:
-        """Why trials run although their config is in the ledger: what differs, and for how many."""
+        """Count the reasons why trials run although the ledger has their config."""
         tasks = list(tasks)
         damaged = self.ledger.damaged_keys(task.key for task in tasks)
         reasons: Counter[str] = Counter()
@@ -187,7 +193,7 @@ class Situation(_Planned):
         return +reasons
 
     def check(self) -> None:
-        """See that the trainings that are missing can run; nothing is written.
+        """Check that the missing trainings can run. Nothing is written.
 
         Raises:
             ValueError: One of them cannot.
@@ -197,23 +203,23 @@ class Situation(_Planned):
         check_sizes(configs.values(), study.recipe, study.train)
 
     def mark_finished(self) -> None:
-        """Make the files by which the finished trials are found from their training, where these were lost."""
+        """Write again the lost files that lead from a training to its finished trials."""
         finished = self.ledger.finished_keys(self.keys)
         for identity in self.identities:
             if identity.key in finished:
                 self.ledger.mark(identity.key, identity.training_key, identity.parts["config"])
 
     def write(self, forecast: Forecast | None = None) -> None:
-        """Write ``study.json``, with what was forecast where that is given."""
+        """Write ``study.json``, with the forecast if there is one."""
         StudyFolder(self.path).write_study(self.plan, self.keys, self.inputs, forecast)
 
     def _from_stored(self, member: Task, stored: Iterable[LedgerEntry]) -> Task | None:
-        """The evaluation of one of the stored trainings; without the network rather than with it."""
+        """Return the evaluation of a stored training, if possible without running the network."""
         parts = member.identity.parts
         evaluated = None
         for entry in stored:
-            # One that was rescored itself has neither counts nor checkpoints, and there may be
-            # hundreds of them.
+            # A rescored trial has neither counts nor checkpoints, and there may be hundreds of
+            # them.
             if entry.is_rescored or entry.identity["data"] != parts["data"]:
                 continue
             source = self.ledger.run_dir(entry.key)
@@ -245,7 +251,7 @@ class Situation(_Planned):
 
 
 def _from_planned(member: Task, trained: Iterable[Task]) -> Task | None:
-    """The evaluation of a training that will be there."""
+    """Return the evaluation of a training that will run."""
     for first in trained:
         if first.identity.parts["data"] == member.identity.parts["data"]:
             way = way_expected(first.config, member.config, _KEPT_CHECKPOINTS)
@@ -256,7 +262,7 @@ def _from_planned(member: Task, trained: Iterable[Task]) -> Task | None:
 
 @dataclass(frozen=True, slots=True)
 class SearchSituation(_Planned):
-    """A search and where it is kept."""
+    """A search and the place of its results."""
 
     kind = "search"
     plan: SearchPlan
@@ -264,24 +270,27 @@ class SearchSituation(_Planned):
 
     @property
     def start_id(self) -> str:
-        """Identifies this start of the search: the same after a restart, another one in another folder."""
+        """Identifies the start of the search: equal after a restart, else different."""
         from sweeps.core.store.search_record import RECORD
 
         return RECORD.read(self.path / RECORD.file).start_id
 
     @property
     def lease(self) -> str:
-        """What the driver of the search holds: proposals depend on what came before, so one driver asks for them."""
+        """Name of the lease of the search's driver.
+
+        Proposals depend on earlier results, so only one driver asks for them.
+        """
         return f"search-{self.plan.folder_name}"
 
     @property
     def journal(self) -> Path:
-        """The trials, which are those of this code, data and versions: results of others would not compare."""
+        """File of the trials with this code, data and versions. Other results would not compare."""
         base = identify(self.plan.base, self.plan.study.train, self.inputs)
         return self.path / f"trials-{base.surroundings}.jsonl"
 
     def task(self, number: int, values: Mapping[str, Any]) -> Task:
-        """The training that a proposal stands for.
+        """Return the training of a proposal.
 
         Raises:
             ValueError: The values do not go together.
@@ -292,7 +301,7 @@ class SearchSituation(_Planned):
         )
 
     def record(self) -> SearchRecord | None:
-        """The search as it stands; ``None`` where it has not begun with this code and data."""
+        """Read the search; ``None`` where it has not begun with this code and data."""
         from sweeps.core.store.search_record import read_search_record
 
         return read_search_record(self.path, self.journal.name) if self.journal.is_file() else None
@@ -308,7 +317,7 @@ class SearchSituation(_Planned):
         )
 
     def trials(self) -> dict[str, Task]:
-        """The trials that were proposed, by key; the first of those that share one."""
+        """Return the proposed trials by key; of trials with equal values the first."""
         record = self.record()
         proposed: dict[str, Task] = {}
         for trial in record.trials if record else ():
@@ -317,7 +326,7 @@ class SearchSituation(_Planned):
         return proposed
 
     def check(self) -> None:
-        """See that the trainings at the corners of the space can run; nothing is written.
+        """Check that the trainings at the corners of the space can run. Nothing is written.
 
         Raises:
             ValueError: One of them cannot.
@@ -326,7 +335,7 @@ class SearchSituation(_Planned):
         check_sizes(self.plan.corners(), study.recipe, study.train)
 
     def claim(self, leases: Leases) -> None:
-        """Be the one driver of the search, and write its record.
+        """Become the one driver of the search, and write its record.
 
         Raises:
             ValueError: Another driver runs it.
@@ -349,7 +358,9 @@ class SearchSituation(_Planned):
 
 
 def survey(study: Study | SearchStudy, storage: Path) -> Situation | SearchSituation:
-    """Resolve ``study`` and look at what ``storage`` has of it, and at what its trials read.
+    """Resolve ``study`` and look up its results in ``storage``.
+
+    The files that its trials read are digested.
 
     Raises:
         ValueError: The study, the search or its data is not valid.

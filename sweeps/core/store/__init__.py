@@ -1,1 +1,1 @@
-"""What is on disk, and who may write it: the ledger, leases, run folders, records of studies and searches."""
+"""Files on disk and the right to write them: ledger, leases, run folders, records."""

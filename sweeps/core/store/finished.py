@@ -1,8 +1,8 @@
-"""Finished studies, remembered by how they were asked for: asking again costs reading, not resolving, them.
+"""The printed results of finished studies, found again without resolving the study.
 
-A study of thousands of cells takes seconds to resolve and to report. Here lies what was printed at
-its end, under a digest of everything that could change it; whether its results are still the same
-is looked up each time.
+A study of thousands of configurations takes seconds to resolve and to report. So its last output is
+stored under a digest of everything that could change it. Each start checks whether the results are
+still the same.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from toco.config import digest
 from toco.files import UnreadableError, sha256, write_text
 from toco.train.run_config import RunConfig
 
+# Folder in the storage; the packages whose versions count; the packages whose source counts.
 FOLDER = "finished"
 _PACKAGES = ("torch", "timm")
 _SOURCES = ("toco", "sweeps")
 
 
 class FinishedStudy(Stored):
-    """How a finished study ended.
+    """The end of a finished study.
 
     Attributes:
-        folder: Name of the study's folder, beside this one.
+        folder: Name of the study's folder in the storage.
         page: File name of its page.
         files: SHA-256 of the report's files, by name.
-        keys: Of its trials.
-        entries: SHA-256 over their entries in the ledger.
-        text_printed: What it printed.
+        keys: Keys of its trials.
+        entries: SHA-256 over the entries of its trials in the ledger.
+        text_printed: The text that it printed.
         exit_code: Its exit status.
     """
 
@@ -53,7 +54,11 @@ class FinishedStudy(Stored):
 
 
 def recall(study: Study, storage: Path) -> FinishedStudy | None:
-    """How ``study`` ended, if it was finished in ``storage`` by this very code and its results are those of then."""
+    """Return the end of ``study`` if it was finished in ``storage`` and nothing has changed since.
+
+    That is the case if its code, the entries of its trials and the files of its report are the
+    same.
+    """
     try:
         was = FinishedStudy.read(_path(study, storage), "It counts as missing.")
         has_report = all(
@@ -61,7 +66,7 @@ def recall(study: Study, storage: Path) -> FinishedStudy | None:
         )
     except (OSError, UnreadableError):
         return None
-    # The entries are compared byte by byte: one that was deleted may have been computed again for
+    # The entries are compared byte by byte: a deleted entry may have been computed again for
     # another study.
     if not has_report or Ledger(storage).content_digest(was.keys) != was.entries:
         return None
@@ -78,20 +83,20 @@ def remember(
     page: Path,
     files: Sequence[Path],
 ) -> None:
-    """Keep how ``study`` ended, if all of its ``keys`` are in the ledger.
+    """Store the end of ``study``, if the ledger has all of its ``keys``.
 
-    Where its trials read different ``inputs`` nothing is kept: only those of its base are looked at
-    by ``recall``.
+    Nothing is stored where its trials read different ``inputs``: ``recall`` looks only at those of
+    the base.
 
     Args:
         study: The study.
         storage: Where its ledger and its folder lie.
-        keys: Of its trials.
-        inputs: What they read.
-        text: What was printed.
+        keys: Keys of its trials.
+        inputs: Digests of the files that its trials read.
+        text: The printed text.
         exit_code: The exit status.
         page: The page of the report, in the study's folder.
-        files: All files of the report; with another content nothing is recalled.
+        files: All files of the report. If one of them changes, ``recall`` returns nothing.
     """
     entries = Ledger(storage).content_digest(keys)
     if entries is None or len({json.dumps(read, sort_keys=True) for read in inputs}) != 1:
@@ -122,7 +127,7 @@ def _path(study: Study, storage: Path) -> Path:
 
 
 def _own_code(study: Study, base: RunConfig) -> dict[str, str]:
-    """Digests of the code of the user's own modules that a training of ``study`` may name."""
+    """Digest the code of the user's own modules that a training of ``study`` may name."""
     varied = (
         item
         for block in study.design.blocks()
@@ -135,7 +140,9 @@ def _own_code(study: Study, base: RunConfig) -> dict[str, str]:
 
 
 def _sources(trainer: str) -> str:
-    """Digest of the bytes of all code that has to do with it; a comment counts, since this only saves time.
+    """Digest the bytes of all code that may affect results or report.
+
+    A comment counts, too: a needless miss only costs the time to resolve the study.
 
     Args:
         trainer: Top-level package or module of the function that trains.

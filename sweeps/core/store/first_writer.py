@@ -1,4 +1,7 @@
-"""Files that several drivers may write at once: the first whole one stays, on a local disk and on NFS."""
+"""Files that several drivers may write at once: the first complete one stays.
+
+This holds on a local disk and on NFS.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,24 @@ from pathlib import Path
 
 from toco.files import partial_name, sync, write_text
 
+# Errors of a file system that has no hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def write_first(path: Path, text: str, is_whole: Callable[[bytes], bool]) -> bool:
-    """Write a file unless a whole one has that name; durable when this returns.
+    """Write a file unless a complete one has that name; durable when this returns.
 
-    Of all who write at once, on whichever machine, one succeeds. A damaged file is replaced: of
-    several who replace one at the same moment, any may be the last, and the file is whole.
+    Of all processes that write at once, on any machine, exactly one succeeds. A damaged file is
+    replaced. If several processes replace it at the same moment, any of them may be the last, and
+    the file is complete.
 
     Args:
-        path: The file. Its folder is made.
-        text: Its content, for which ``is_whole`` holds.
-        is_whole: Whether the bytes of a file are those that its writer gave it.
+        path: The file. Its folder is created.
+        text: The content, for which ``is_whole`` holds.
+        is_whole: Returns whether the bytes of a file are complete and undamaged.
 
     Returns:
-        Whether ``text`` was given that name.
+        Whether the file has the content ``text`` from this call.
 
     Raises:
         ValueError: The file system has no hard links.
@@ -43,10 +48,10 @@ def write_first(path: Path, text: str, is_whole: Callable[[bytes], bool]) -> boo
 
 
 def keep_aside(path: Path, folder: Path, suffix: str) -> Path:
-    """Give a file another name in ``folder``, such as ``study.json.damaged-1``, which no file had; returns that name.
+    """Move a file to a new name in ``folder``, such as ``study.json.damaged-1``; return that name.
 
     Raises:
-        FileNotFoundError: There is no such file; somebody else may have kept it aside.
+        FileNotFoundError: The file does not exist; another process may have moved it.
         ValueError: The file system has no hard links.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,9 +64,9 @@ def keep_aside(path: Path, folder: Path, suffix: str) -> Path:
 
 
 def link_first(source: Path, target: Path) -> bool:
-    """Give ``source`` the name ``target`` too, unless something has that name; says whether ``target`` is ``source``.
+    """Link ``target`` to ``source`` unless ``target`` exists; return whether the two are one file.
 
-    Of all who try at once, on whichever machine, one succeeds.
+    Of all processes that try at once, on any machine, exactly one succeeds.
 
     Raises:
         ValueError: The file system has no hard links.
@@ -69,7 +74,8 @@ def link_first(source: Path, target: Path) -> bool:
     try:
         os.link(source, target)
     except FileExistsError:
-        # On NFS the answer to a link that was made may be lost, and the request is then sent again.
+        # On NFS the answer to a successful request may be lost. Then the request is sent again and
+        # fails.
         try:
             return source.samefile(target)
         except FileNotFoundError:
@@ -85,7 +91,7 @@ def link_first(source: Path, target: Path) -> bool:
 
 
 def is_whole_file(path: Path, is_whole: Callable[[bytes], bool]) -> bool:
-    """Whether there is such a file and it is whole."""
+    """Return whether a file exists and is complete."""
     try:
         return is_whole(path.read_bytes())
     except FileNotFoundError:
@@ -93,7 +99,10 @@ def is_whole_file(path: Path, is_whole: Callable[[bytes], bool]) -> bool:
 
 
 def _remove_damaged(path: Path, is_whole: Callable[[bytes], bool]) -> None:
-    """Take a damaged file away; a whole one that somebody wrote since it was looked at gets its name back."""
+    """Remove a damaged file.
+
+    If another process has replaced it by a complete one meanwhile, that one gets its name back.
+    """
     taken = partial_name(path)
     try:
         path.rename(taken)

@@ -1,7 +1,7 @@
-"""The record that makes a folder a study's or a search's, and what is written beside it.
+"""The record that makes a folder a study's or a search's, and the small files next to it.
 
-A record carries its own digest. One that is damaged is kept aside and written again from the
-command and the ledger.
+A record carries its own digest. A damaged record is moved to ``history/`` and written again from
+the command and the ledger.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from toco.files import (
     write_text,
 )
 
+# Finds the ``start_id`` in a file that cannot be parsed any more.
 _START = re.compile(rb'"start_id": ?"([0-9a-f]{32})"')
 HISTORY = "history"
-"""Folder of what was kept aside."""
+"""Folder of the records that were replaced."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ class FolderFile(Stored):
     """The first fields of ``study.json`` and ``search.json``.
 
     Attributes:
-        start_id: Identifies the start of the study or search. It stands at the beginning, which is
-            most likely to be left of a file that is cut off.
+        start_id: Identifies the start of the study or search. It stands at the beginning: that part
+            is most likely to survive in a truncated file.
         digest: Digest of the plan.
         changes: Fields of the recipe that are set for all trainings, by dotted path.
         data: Entry of ``toco.data``.
@@ -61,13 +62,13 @@ Beside = TypeVar("Beside", bound=Stored)
 
 @dataclass(frozen=True, slots=True)
 class FolderRecord(Generic[File]):
-    """A kind of record.
+    """A kind of record, its file and its format.
 
     Attributes:
-        file: Its name, such as ``study.json``.
-        kind: What the folder is then, such as ``study``.
-        version: Of its format. Earlier ones had no digest.
-        model: Writes and reads it.
+        file: Name of the file, such as ``study.json``.
+        kind: The owner of the folder, such as ``study``.
+        version: Version of the format. Earlier versions had no digest.
+        model: Writes and reads the record.
     """
 
     file: str
@@ -76,14 +77,14 @@ class FolderRecord(Generic[File]):
     model: type[File]
 
     def read(self, path: Path, advice: str | None = None) -> File:
-        """The record in the file ``path``.
+        """Read the record in the file ``path``.
 
         Args:
             path: The file, which may have another name than ``file``.
-            advice: What to do where it cannot be read; unless given, to run the command again.
+            advice: Last sentence of the error message. By default it says to run the command again.
 
         Raises:
-            ValueError: There is no such file, it is damaged, or of another version.
+            ValueError: The file does not exist, is damaged, or has another version.
         """
         if not path.is_file():
             raise ValueError(
@@ -92,18 +93,18 @@ class FolderRecord(Generic[File]):
         return self._parse(path, path.read_bytes(), advice)
 
     def write(self, folder: Path, make: Callable[[File | None, str], File]) -> None:
-        """Write the record of ``folder``, unless it says the same; durable when this returns.
+        """Write the record of ``folder`` unless the stored one is equal. Durable when this returns.
 
-        What cannot be read is kept aside in ``folder/history``. The start stays from start to
-        start.
+        A record that cannot be read is moved to ``folder/history``. The ``start_id`` stays the same
+        in all starts.
 
         Args:
-            folder: The study's or search's folder. It is made.
-            make: Makes the record of the one that is stored, or of ``None``, and of its
-                ``start_id``. Called again where another driver wrote one in the meantime.
+            folder: The folder of the study or search. It is created.
+            make: Makes the record from the stored one, or from ``None``, and from its ``start_id``.
+                It is called again where another driver wrote a record meanwhile.
 
         Raises:
-            ValueError: It is of a later version, or the folder's file system has no hard links.
+            ValueError: The stored record has a later version, or the file system has no hard links.
         """
         path = folder / self.file
         while True:
@@ -113,7 +114,7 @@ class FolderRecord(Generic[File]):
                 if text != was.text():
                     write_text(path, text)
                 return
-            # Two drivers that begin at once: both are to have the start_id of the first.
+            # If two drivers begin at once, both use the ``start_id`` of the first.
             if write_first(path, text, is_sealed):
                 return
 
@@ -132,10 +133,9 @@ class FolderRecord(Generic[File]):
         return self.model.of_json(content, path, advice)
 
     def _kept(self, path: Path) -> tuple[File | None, str | None]:
-        """The record that is stored and its ``start_id``.
+        """Read the stored record and its ``start_id``.
 
-        The record is ``None`` where there is none or, after it was kept aside, where it cannot be
-        read.
+        The record is ``None`` where none is stored, and where it cannot be read and was moved.
         """
         try:
             content = path.read_bytes()
@@ -158,13 +158,16 @@ class FolderRecord(Generic[File]):
         logger.warning(
             "%s %s. It is kept as %s and written again.", printable(path), fault, printable(kept)
         )
-        # Runs in MLflow are found by it. Were it damaged, too, it would be another one, as after a
-        # new start.
+        # Runs in MLflow are found by the ``start_id``. If it is damaged, too, the study gets a new
+        # one, like a new start.
         start = _START.search(content)
         return None, start[1].decode() if start else None
 
     def _older(self, content: bytes) -> int | None:
-        """The format version of a record without a digest; ``None`` where it has one or cannot be read."""
+        """Return the format version of a record without a digest.
+
+        ``None`` where the record has a digest or cannot be read.
+        """
         if is_sealed(content):
             return None
         try:
@@ -178,7 +181,10 @@ class FolderRecord(Generic[File]):
 
 
 def read_beside(path: Path, model: type[Beside]) -> Beside | None:
-    """A record that only says how something is shown; ``None`` where it is missing or, with a warning, damaged."""
+    """Read a file that only affects how results are shown.
+
+    ``None`` where it is missing or, with a warning, damaged.
+    """
     try:
         return model.read(path, "It counts as missing.")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a study was predicted to cost, as ``study.json`` keeps it."""
+"""The predicted cost of a study, as ``study.json`` stores it."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ class Range:
     high: float
 
     def scaled(self, factor: float) -> Range:
-        """The range times ``factor``."""
+        """Return the range times ``factor``."""
         return Range(self.low * factor, self.likely * factor, self.high * factor)
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What is left of a study will cost. Fields are ``None`` where nothing is known.
+    """The predicted cost of a study's remaining trials. Unknown fields are ``None``.
 
     Attributes:
-        trainings: To begin or to go on with.
-        resumed: Of these, how many go on from a checkpoint.
-        evaluations: Cells that are evaluated from what other trainings stored, without training;
-            rescored ones, too.
+        trainings: Number of trainings to begin or to continue.
+        resumed: Number of these that continue from a checkpoint.
+        evaluations: Number of trials that are computed from the files of another training, without
+            a training of their own; rescored trials included.
         concurrent: Trials at once.
         wall_s: Seconds to the end.
-        training_s: Mean seconds of a training from where it is now, without the start of its
+        training_s: Mean seconds of a training from its present step, without the start of its
             process.
         cpu_hours: CPU cores held, times hours.
         gpu_hours: GPUs held, times hours.
         money: Price of ``gpu_hours``, or of ``cpu_hours`` where trials have no GPU.
-        disk_bytes: Run folders of the trainings.
-        memory_bytes: Of all trials that run at once; of the GPU, where they have one.
-        trial_memory_bytes: The most that one training was measured to need, by a probe or in the
-            past.
-        basis: Where this comes from, in sentences.
+        disk_bytes: Bytes of the run folders of the trainings.
+        memory_bytes: Memory of all trials that run at once; of the GPU, where they have one.
+        trial_memory_bytes: Largest memory that one training was measured to need, by a probe or in
+            the past.
+        basis: Source of the estimates, in sentences.
     """
 
     trainings: int
@@ -57,5 +57,5 @@ class Forecast:
 
     @property
     def trial_bytes(self) -> int:
-        """Bytes of one training's run folder; 0 where nothing is known."""
+        """Bytes of one training's run folder; 0 where unknown."""
         return 0 if self.disk_bytes is None else -(-self.disk_bytes // max(self.trainings, 1))

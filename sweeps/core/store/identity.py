@@ -1,9 +1,8 @@
-"""What a trial's result depends on, as one key: the name of the result in the ledger.
+"""Everything that a trial's result depends on, as one key: the name of the result in the ledger.
 
-Two trials with the same key have the same result, whichever study asks for them, on whichever
-machine. Everything that should not change a result (devices, paths, the version of Python, comments
-in the code) is provenance and in no key. Of the data and the weights, what they hold is part of the
-key, and where they lie is not.
+Two trials with the same key have the same result, in any study and on any machine. The key ignores
+whatever should not change a result: devices, paths, the version of Python, comments in the code.
+Those are provenance. Of data and weights, the content is part of the key and the path is not.
 """
 
 from __future__ import annotations
@@ -27,30 +26,33 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 EVALUATION_FIELD = "evaluate"
-"""The field of a ``RunConfig`` that no training depends on. How often it evaluates is no such field: that says which
-checkpoints and evaluations there are."""
+"""The field of a ``RunConfig`` that does not affect the training.
+
+``evaluate_every`` is no such field: it decides which checkpoints and evaluations exist.
+"""
 EVALUATION_CODE = ("toco.evaluate", "toco.metrics")
-"""Code that no training depends on."""
+"""Packages that do not affect the training."""
 SURROUNDINGS = ("code", "data", "weights", "versions")
 """Parts of an identity that no config holds."""
 _REGISTRIES = ("toco.backbones", "toco.data", "toco.methods")
 """Packages of which a config names one entry each."""
+# Packages that compute; their major and minor versions are part of the key.
 _PACKAGES = ("torch", "timm")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 
 Inputs = dict[str, str | None]
-"""Digests of what a trial reads besides its config, by ``train``, ``val`` and ``weights``."""
+"""Digests of the files that a trial reads, by ``train``, ``val`` and ``weights``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a result depends on.
+    """Everything that a result depends on.
 
     Attributes:
         key: Name of the result (hex, 20 digits).
-        training_key: Name of its training; results that differ in their evaluation alone share it.
-        parts: What went into the keys, as a ledger entry holds it; to be read only, as trials share
-            parts of it.
+        training_key: Name of its training. Results that differ only in their evaluation share it.
+        parts: The values behind the keys, as a ledger entry holds them. Read only, because trials
+            share parts.
     """
 
     key: str
@@ -65,14 +67,14 @@ class Identity:
 
 
 def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) -> Identity:
-    """The identity of what ``train`` makes of ``config`` and ``inputs`` with the code as it is on disk.
+    """Compute the identity of a run with the code that is on disk.
 
-    Code is read once per process: a process that has begun a study stays with what it found.
+    Code is read once per process: a running study keeps the code that it started with.
 
     Args:
         config: The run.
         train: ``module:function`` that trains.
-        inputs: Digests of what the run reads, see ``Inputs``.
+        inputs: Digests of the files that the run reads, see ``Inputs``.
 
     Raises:
         ValueError: A module that the config or ``train`` names has no source.
@@ -89,7 +91,7 @@ def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) ->
         "versions": _versions(),
         "seed": config.seed,
     }
-    # In this order in the ledger.
+    # The ledger has the parts in this order.
     parts = {
         "config": config_digest,
         "training_config": training_config_digest,
@@ -98,7 +100,7 @@ def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) ->
         **common,
     }
     common["format_version"] = FORMAT_VERSION
-    # The validation data reaches no training.
+    # Validation data cannot affect training.
     training = {
         "config": training_config_digest,
         "code": training_code_digest,
@@ -112,10 +114,10 @@ def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) ->
 
 
 def config_inputs(config: RunConfig) -> Inputs:
-    """What a training of ``config`` reads.
+    """Digest the files that a training of ``config`` reads.
 
     Raises:
-        ValueError: A data set is not there or is wrong.
+        ValueError: A data set is missing or wrong.
         OSError: A file cannot be read.
     """
     read = digest_inputs(config, *open_data(config))
@@ -123,16 +125,16 @@ def config_inputs(config: RunConfig) -> Inputs:
 
 
 def trial_inputs(trials: Sequence[Trial]) -> list[Inputs]:
-    """Open everything that ``trials`` will read, and say what it is, for each of them.
+    """Open all files that ``trials`` will read, and digest them for each trial.
 
     Raises:
-        ValueError: A data set is not there or is wrong.
+        ValueError: A data set is missing or wrong.
         OSError: A file cannot be read.
     """
     known: dict[tuple[str, str], Inputs] = {}
     inputs = []
     for trial in trials:
-        # As text: to compare thousands of configs by value takes seconds.
+        # As text: comparing thousands of configs by value takes seconds.
         parts = (trial.config.data.model_dump_json(), trial.config.backbone.model_dump_json())
         if parts not in known:
             known[parts] = config_inputs(trial.config)
@@ -141,12 +143,12 @@ def trial_inputs(trials: Sequence[Trial]) -> list[Inputs]:
 
 
 def same_surroundings(parts: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
-    """Whether two results were made by the same code and versions from the same data and weights."""
+    """Return whether two results have the same code, versions, data and weights."""
     return all(parts[name] == known.get(name) for name in SURROUNDINGS)
 
 
 def why(parts: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
-    """In which respects a trial is another one than a known one, in words; empty where in none.
+    """List the differences between a trial and a stored one, as text; empty where there is none.
 
     >>> why({"code": {"a": "1"}, "seed": 3}, {"code": {"a": "2"}, "seed": 3})
     ['code changed: a']
@@ -193,12 +195,12 @@ def _code(roots: tuple[str, ...], without: tuple[str, ...]) -> tuple[dict[str, s
 
 @cache
 def _versions() -> dict[str, str]:
-    """Major and minor version of the packages that compute, without importing them."""
+    """Return major and minor version of the packages that compute, without importing them."""
     return {name: ".".join(metadata.version(name).split(".")[:2]) for name in _PACKAGES}
 
 
 def _config_digests(config: RunConfig) -> tuple[str, str]:
-    """Of all fields that affect results, and of those that affect the training."""
+    """Digest all fields that affect results, and those that affect the training."""
     names = type(config).model_fields.keys() - run_only_fields(type(config))
     values = {name: _value(getattr(config, name)) for name in names}
     training = {name: value for name, value in values.items() if name != EVALUATION_FIELD}
@@ -206,7 +208,7 @@ def _config_digests(config: RunConfig) -> tuple[str, str]:
 
 
 class _Same:
-    """Stands for one object, whatever others are equal to it: comparing configs by value takes long."""
+    """A config compared by identity. Comparing configs by value takes long."""
 
     __slots__ = ("value",)
 
@@ -226,7 +228,7 @@ def _value(value: Any) -> Any:  # noqa: ANN401 - any JSON value
 
 @lru_cache(maxsize=4096)
 def _part_digest(part: _Same) -> str:
-    # The trials of a study share most parts of their configs as objects.
+    # The configs of a study's trials share most of their parts as objects.
     return digest(part.value)
 
 

@@ -1,14 +1,15 @@
-"""Who works on a trial now: leases on keys, between processes and between machines that mount the same storage.
+"""Leases on keys: which driver works on a trial now.
 
-A lease is a hard link ``leases/KEY.json`` to the holder's own file, so that of all who try one gets
-it, on NFS too, and one heart-beat keeps all leases of a holder alive. Where a holder is gone, a
-successor links its own file to ``leases/KEY.after-HOLDER.json``: the end of that chain holds the
-lease, and again one of all who try gets it.
+They hold between processes, and between machines that mount the same storage. A lease is a hard
+link ``leases/KEY.json`` to the holder's own file. Of all who try at once exactly one gets it, on
+NFS too, and one heart-beat renews all leases of a holder. If a holder is gone, a successor links
+its own file to ``leases/KEY.after-HOLDER.json``. The last link of that chain is the lease, and
+again exactly one successor gets it.
 
-A heart-beat is a new modification time of the holder's file. A waiter compares it with what the
-waiter saw before, and counts the seconds without a change on its own monotonic clock: no clock of
-another machine matters, nor a clock that is set. A file that cannot be read is a lease of an
-unknown holder, which lives as long as its heart-beat changes.
+A heart-beat is a new modification time of the holder's file. A waiter compares it with the time
+that it read before, and counts the seconds without a change on its own monotonic clock. So neither
+the clocks of other machines matter nor a clock that is set. A file that cannot be read is the lease
+of an unknown holder. It is valid as long as its heart-beat changes.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class LostLeaseError(RuntimeError):
 
 
 class Holder(Stored):
-    """A holder's file: a name that no other holder has, what it is, in words, and its process."""
+    """The file of a holder: its unique name, its description as text, and its process."""
 
     format_version: int = FORMAT_VERSION
     owner: str
@@ -55,9 +56,9 @@ class _Link:
 
     Attributes:
         path: The file.
-        owner: Name of the holder that made it; no other holder has this name.
-        holder: What the file says of the holder; ``None`` where it cannot be read.
-        beat: Changes with every heart-beat.
+        owner: Unique name of the holder that made it.
+        holder: The content of the file; ``None`` where it cannot be read.
+        beat: A number that changes with every heart-beat.
     """
 
     path: Path
@@ -67,27 +68,28 @@ class _Link:
 
     @property
     def text(self) -> str:
-        """Who it is, for people."""
+        """Description of the holder, for messages."""
         if self.holder is None:
             return f"a driver whose lease {self.path} cannot be read"
         return f"{self.holder.holder} on {self.holder.process.host} (process {self.holder.process.pid})"
 
 
 class _Silences:
-    """For how long the heart-beats of others have not changed, on the monotonic clock of this process.
+    """Measure the silence of other holders: the seconds since their last heart-beat changed.
 
-    Time counts between two looks only, and at most ``longest_s`` of it: a process that was
-    suspended itself did not see the heart-beats of that time.
+    The clock is the monotonic one of this process. Time counts only between two looks, and at most
+    ``longest_s`` of it: a process that was suspended itself did not see the heart-beats of that
+    time.
     """
 
     def __init__(self, longest_s: float, clock: Callable[[], float]) -> None:
         self._longest_s = longest_s
         self._clock = clock
-        # Owner: the heart-beat that was seen last, when that was, and the silence until then.
+        # By owner: the last heart-beat, the time of the last look, and the silence until then.
         self._seen: dict[str, tuple[int, float, float]] = {}
 
     def look(self, link: _Link) -> float:
-        """Seconds without a new heart-beat; 0 at the first look."""
+        """Return the seconds without a new heart-beat; 0 at the first look."""
         now_s = self._clock()
         beat, last_s, silent_s = self._seen.get(link.owner, (None, now_s, 0.0))
         silent_s = silent_s + min(now_s - last_s, self._longest_s) if beat == link.beat else 0.0
@@ -96,14 +98,14 @@ class _Silences:
 
 
 class Leases(AbstractContextManager["Leases"]):
-    """Takes leases in a storage folder and keeps them alive; a context, which releases them at its end.
+    """Take leases in a storage folder and renew them; a context that releases them at its end.
 
-    A process that was suspended for longer than ``expires_s`` may find its leases taken over:
-    :meth:`holds` says so.
+    A process that was suspended for longer than ``expires_s`` may lose its leases to another one.
+    :meth:`holds` then returns false.
 
     Attributes:
         beat_every_s: Seconds between heart-beats.
-        expires_s: Seconds without a heart-beat after which other drivers take its leases over.
+        expires_s: Seconds without a heart-beat after which other drivers take the leases over.
     """
 
     def __init__(
@@ -115,14 +117,14 @@ class Leases(AbstractContextManager["Leases"]):
         expires_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Say who takes leases; nothing is written before the first one.
+        """Describe the holder. Nothing is written before the first lease is taken.
 
         Args:
             storage: The folder that the ledger is in.
-            holder: What others read about it, such as ``the study table5``.
+            holder: Description for other drivers, such as ``the study table5``.
             beat_every_s: See the attributes.
             expires_s: See the attributes.
-            clock: Seconds that only grow.
+            clock: Returns monotonic seconds.
 
         Raises:
             ValueError: ``storage`` is an address and no folder, or the times do not fit.
@@ -137,7 +139,7 @@ class Leases(AbstractContextManager["Leases"]):
         self.beat_every_s = beat_every_s
         self.expires_s = expires_s
         self._silences = _Silences(beat_every_s, clock)
-        # Names that this holder has had, the one it takes leases with last.
+        # All names of this holder. The last one takes new leases.
         self._owners: list[str] = []
         self._held: set[str] = set()
         self._lock = threading.Lock()
@@ -148,7 +150,10 @@ class Leases(AbstractContextManager["Leases"]):
         self.close()
 
     def acquire(self, keys: Iterable[str]) -> set[str]:
-        """Take what is free of ``keys``, or was left by a holder that is gone; those that are held now.
+        """Take those leases of ``keys`` that are free or whose holder is gone.
+
+        Returns:
+            Those of ``keys`` whose leases are held now.
 
         Raises:
             ValueError: The storage has no hard links.
@@ -160,15 +165,18 @@ class Leases(AbstractContextManager["Leases"]):
             return got
 
     def holds(self, key: str) -> bool:
-        """Whether the lease is held, as the storage says; to be asked before writing what only a holder may write."""
+        """Return whether the storage says that this process holds the lease.
+
+        To be asked before writing anything that only a holder may write.
+        """
         chain = self._chain(key)
         return bool(chain) and chain[-1].owner in self._owners
 
     def check(self, key: str) -> None:
-        """As :meth:`holds`, for writers.
+        """Raise unless :meth:`holds`; for writers.
 
         Raises:
-            LostLeaseError: Another driver holds the lease, or nobody does.
+            LostLeaseError: Another driver holds the lease, or no driver does.
         """
         if not self.holds(key):
             raise LostLeaseError(
@@ -177,10 +185,11 @@ class Leases(AbstractContextManager["Leases"]):
             )
 
     def holder(self, key: str) -> str | None:
-        """Who holds the lease, in words; ``None`` where nobody does who is still there.
+        """Describe the holder of a lease, as text; ``None`` where no living driver holds it.
 
-        Who takes no leases itself asks once and cannot wait for a heart-beat. For such a reader the
-        age of the last one counts, by the clock of the storage. Nothing is written because of it.
+        A process that takes no leases itself asks only once and cannot wait for a heart-beat. For
+        such a reader the age of the last heart-beat counts, by the clock of the storage. Nothing is
+        written because of it.
         """
         link = self._last(key)
         if (
@@ -192,17 +201,17 @@ class Leases(AbstractContextManager["Leases"]):
         return link.text
 
     def silence_s(self, key: str) -> float:
-        """For how many seconds this process saw no sign of life of the holder; 0 where nobody holds the lease."""
+        """Return the seconds without a heart-beat of the holder; 0 where no driver holds it."""
         link = self._last(key)
         return 0.0 if link is None else self._silences.look(link)
 
     def release(self, keys: Iterable[str]) -> None:
-        """Let go of ``keys``; those that are not held stay as they are."""
+        """Release ``keys``; ignore those that are not held."""
         with self._lock:
             for key in keys:
                 chain = self._chain(key)
                 if chain and chain[-1].owner in self._owners:
-                    # The first link first: what is left of a chain without it means nothing.
+                    # Remove the first link first: the remaining links mean nothing without it.
                     for link in chain:
                         link.path.unlink(missing_ok=True)
                 self._held.discard(key)
@@ -217,7 +226,7 @@ class Leases(AbstractContextManager["Leases"]):
             self._file(owner).unlink(missing_ok=True)
 
     def _show_life(self) -> None:
-        """Renew all leases; with the first call, begin to do so again and again."""
+        """Renew all leases. The first call starts the heart-beat."""
         if self._heart is not None:
             self._renew()
             return
@@ -227,7 +236,10 @@ class Leases(AbstractContextManager["Leases"]):
         self._heart.start()
 
     def _sweep(self) -> None:
-        """Remove the files of holders that ended, and files that cannot be read and have had no heart-beat for long."""
+        """Remove the files of holders that ended.
+
+        Files that cannot be read are removed, too, after a long time without a heart-beat.
+        """
         for path in self._file("*").parent.glob("*.json"):
             link = _read(path)
             if link is None or not self._is_gone(link):
@@ -238,7 +250,7 @@ class Leases(AbstractContextManager["Leases"]):
                 path.unlink(missing_ok=True)
 
     def _new_owner(self) -> None:
-        """Take a name that is in no chain, with a file to link to."""
+        """Take a name that is in no chain, and write a file to link to."""
         owner = uuid.uuid4().hex
         holder = Holder(owner=owner, holder=self._holder, process=this_process())
         write_text(self._file(owner), holder.text(indent=None))
@@ -273,21 +285,21 @@ class Leases(AbstractContextManager["Leases"]):
         if chain and chain[-1].holder is None:
             logger.warning("Took over from %s: it had no sign of life.", chain[-1].text)
         if self._successor(key, self._owners[-1]).exists():
-            # Somebody took over from this holder while it was suspended: the name has its place,
-            # and no second one.
+            # Another driver took over from this holder while it was suspended. The present name has
+            # its place in the chain and cannot get a second one.
             self._new_owner()
         target = self._successor(key, chain[-1].owner) if chain else self._folder / f"{key}.json"
         if not link_first(self._file(self._owners[-1]), target):
             return False
         if self.holds(key):
             return True
-        # The chain ended, or began anew, between the look at it and the link, which therefore
-        # joined nothing.
+        # The chain ended, or a new one began, between the look and the link. So the new link joined
+        # nothing.
         target.unlink(missing_ok=True)
         return False
 
     def _chain(self, key: str) -> list[_Link]:
-        """The first holder of a lease and whoever took over from it, from the one before."""
+        """Return the first holder of a lease and its successors, in order."""
         chain: list[_Link] = []
         path = self._folder / f"{key}.json"
         while (link := _read(path)) is not None:
@@ -303,7 +315,7 @@ class Leases(AbstractContextManager["Leases"]):
         return chain[-1] if chain else None
 
     def _age_s(self, link: _Link) -> float:
-        """Seconds since a heart-beat by the storage's clock; 0 where it cannot be asked."""
+        """Return the seconds since a heart-beat by the storage's clock; 0 where that is unknown."""
         try:
             with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".now-") as file:
                 return (os.fstat(file.fileno()).st_mtime_ns - link.beat) / 1e9
@@ -318,10 +330,10 @@ class Leases(AbstractContextManager["Leases"]):
 
 
 def _read(path: Path) -> _Link | None:
-    """What a file says; ``None`` where there is none."""
+    """Read a lease; ``None`` where the file does not exist."""
     try:
-        # Opened, not just asked for: only then does NFS look at the server for the newest
-        # heart-beat.
+        # Open the file instead of calling ``stat``: only then does NFS ask the server for the
+        # newest heart-beat.
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
         holder = Holder.read(path, "It is taken over when its heart-beat ends.")
@@ -329,5 +341,6 @@ def _read(path: Path) -> _Link | None:
     except FileNotFoundError:
         return None
     except UnreadableError:
-        # The inode, as the file has one name in every chain and one among the holders.
+        # The inode identifies the owner: the same file has a name in every chain and one among the
+        # holders.
         return _Link(path, f"unreadable-{state.st_ino}", None, state.st_mtime_ns)

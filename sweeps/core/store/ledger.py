@@ -1,13 +1,16 @@
-"""The ledger: what every trial that ever ended came to, by its key; the record that everything else is made from.
+"""The ledger: the result of every trial that ever ended, by its key.
+
+All tables and reports are made from it.
 
 ::
 
-    ledger/KK/KEY.json            how a trial ended, final: the first whole one stays
-    ledger/KK/KEY.failures/       the attempts that failed, a file each
-    ledger/trainings/TT/TRAINING_KEY/KEY, ledger/configs/CC/CONFIG/KEY   empty files, by which
-    entries are found runs/KEY/                     its run folder
+    ledger/KK/KEY.json                             the result of a trial, final: the first stays
+    ledger/KK/KEY.failures/                        the failed attempts, a file each
+    ledger/trainings/TT/TRAINING_KEY/KEY           empty file: the entry has this training
+    ledger/configs/CC/CONFIG/KEY                   empty file: the entry has this config
+    runs/KEY/                                      the run folder of the trial
 
-Every entry and every failure carries the SHA-256 of its own bytes. One that a bad disk changed
+Every entry and every failure carries the SHA-256 of its own bytes. An entry that a bad disk changed
 counts as missing: the next run enters the trial again from its run folder, or trains it again.
 """
 
@@ -33,11 +36,11 @@ from toco.files import check_version, is_sealed, sync, write_text
 from toco.passwords import public_text
 
 LONGEST_TRACEBACK = 20_000
-"""Characters that are kept of a traceback, from its end."""
+"""Characters that are stored of a traceback, from its end. The cause stands at the end."""
 _WITHOUT_DIGEST = b'{"format_version":1,'
-"""How the entries of version 0.4 begin."""
+"""The first bytes of the entries of version 0.4."""
 _RUN, _DELETE = "The next run makes it again.", "Delete it."
-"""What to do about a damaged entry and a damaged failure."""
+"""Advice about a damaged entry, and about a damaged failure."""
 
 Record = TypeVar("Record", bound=Stored)
 
@@ -47,7 +50,7 @@ class Nearest:
     """A result of the same config.
 
     Attributes:
-        identity: What it depends on, see ``sweeps.core.store.identity.Identity.parts``.
+        identity: What the result depends on, see ``sweeps.core.store.identity.Identity.parts``.
         without_digest: Whether version 0.4 wrote it, so that it does not count.
     """
 
@@ -56,7 +59,7 @@ class Nearest:
 
 
 class Ledger:
-    """Reads and writes the entries below a storage folder."""
+    """Read and write the entries in a storage folder."""
 
     def __init__(self, storage: Path) -> None:
         """Open the ledger in ``storage``, which need not exist.
@@ -68,25 +71,24 @@ class Ledger:
         self._root = self.storage / "ledger"
 
     def run_dir(self, key: str) -> Path:
-        """The run folder of a trial, which need not exist."""
+        """Return the run folder of a trial, which need not exist."""
         return self.storage / "runs" / key
 
     def entry(self, key: str) -> LedgerEntry | None:
-        """How a trial ended; ``None`` where it has not, or, with a warning, where the file is damaged.
+        """Return the entry of a trial; ``None`` where it is missing or, with a warning, damaged.
 
-        Entries of version 0.4, which carry no digest, are as if they were not there.
+        Entries of version 0.4, which carry no digest, count as missing.
 
         Raises:
-            ValueError: It was written by a version of this program with a later format, or is no
-                entry at all.
+            ValueError: A later version of this program wrote the file, or it is no entry at all.
         """
         return _read(LedgerEntry, self._path(key), key, _RUN)
 
     def finished_keys(self, keys: Iterable[str]) -> set[str]:
-        """Those of ``keys`` that have a whole entry, so that there is nothing left to compute.
+        """Return those of ``keys`` that have a complete entry, so that nothing has to be computed.
 
         Raises:
-            ValueError: One was written by a version of this program with a later format.
+            ValueError: A later version of this program wrote an entry.
         """
         return {
             key
@@ -95,7 +97,7 @@ class Ledger:
         }
 
     def damaged_keys(self, keys: Iterable[str]) -> set[str]:
-        """Those of ``keys`` that have an entry which is damaged, and therefore count as not finished."""
+        """Return those of ``keys`` whose entry is damaged. They do not count as finished."""
         return {
             key
             for key, path in self._present(keys)
@@ -103,7 +105,10 @@ class Ledger:
         }
 
     def content_digest(self, keys: Iterable[str]) -> str | None:
-        """SHA-256 over the entries of ``keys``, byte by byte; ``None`` where one is not there or damaged."""
+        """Return the SHA-256 over the bytes of the entries of ``keys``.
+
+        ``None`` where an entry is missing or damaged.
+        """
         sha256 = hashlib.sha256()
         try:
             for key in keys:
@@ -116,7 +121,9 @@ class Ledger:
         return sha256.hexdigest()
 
     def write(self, entry: LedgerEntry) -> bool:
-        """Enter how a trial ended; durable when this returns. Says whether it is this entry that stands there now.
+        """Write the result of a trial; return whether this entry is the stored one.
+
+        Durable on return.
 
         The first entry of a key stays; only a damaged one is replaced.
 
@@ -125,14 +132,17 @@ class Ledger:
                 an entry of this key.
         """
         key = entry.key
-        # Before the entry: one that cannot be found from its training would be trained again.
+        # Before the entry: a result that cannot be found from its training would be trained again.
         self.mark(key, entry.training_key, entry.identity["config"])
         if self.entry(key) is not None:
             return False
         return write_first(self._path(key), entry.text(indent=None), partial(_is_whole, key=key))
 
     def mark(self, key: str, training_key: str, config_digest: str) -> None:
-        """Make the files that lead from its training and its config to the entry ``key``; durable when this returns."""
+        """Write the files by which an entry is found from its training and its config.
+
+        They are durable when this returns.
+        """
         for marker in (
             self._marked("trainings", training_key) / key,
             self._marked("configs", config_digest) / key,
@@ -143,7 +153,7 @@ class Ledger:
                 sync(marker.parent)
 
     def failures(self, key: str) -> list[Failure]:
-        """The attempts that failed, oldest first."""
+        """Return the failed attempts of a trial, oldest first."""
         folder = self._failures(key)
         names = [name for name in sorted(_names(folder)) if name.endswith(".json")]
         return [
@@ -153,15 +163,17 @@ class Ledger:
         ]
 
     def add_failure(self, key: str, reason: str, traceback: str, *, host: str = "") -> None:
-        """Add an attempt that failed; durable when this returns. Others may add theirs at the same time.
+        """Add a failed attempt; durable when this returns.
 
-        Passwords in addresses are left out.
+        Other processes may add theirs meanwhile.
+
+        Passwords in addresses are removed.
 
         Args:
             key: The trial.
-            reason: In a line.
-            traceback: Its end is kept.
-            host: Machine where it failed; empty where that is not known.
+            reason: The reason in one line.
+            traceback: The traceback, of which the end is stored.
+            host: Machine where it failed; empty where unknown.
         """
         now = datetime.now(UTC)
         failure = Failure(
@@ -175,7 +187,7 @@ class Ledger:
         write_text(self._failures(key) / name.replace(":", ""), failure.text(indent=None))
 
     def by_training(self, training_key: str) -> list[LedgerEntry]:
-        """The finished entries with this training, sorted by key."""
+        """Return the finished entries with this training, sorted by key."""
         # A crash may have left a marker without an entry.
         entries = [
             self.entry(key) for key in sorted(_names(self._marked("trainings", training_key)))
@@ -183,9 +195,10 @@ class Ledger:
         return [entry for entry in entries if entry is not None and entry.status == "finished"]
 
     def nearest(self, config_digest: str) -> Nearest | None:
-        """The newest result of this config, whatever its code, data and versions; for the question how they differ.
+        """Return the newest result of this config with any code, data and versions.
 
-        Results of version 0.4 are among them, although they do not count.
+        The caller compares it with a new trial to say how they differ. Results of version 0.4 are
+        included, although they do not count.
         """
         results = [
             (path.stat().st_mtime_ns, path.name, nearest)
@@ -195,7 +208,7 @@ class Ledger:
         return max(results, key=lambda result: result[:2])[2] if results else None
 
     def history(self, recipe: str, limit: int = 200) -> Iterator[LedgerEntry]:
-        """The newest entries of trials that began from ``recipe``, newest first, ``limit`` at most."""
+        """Return up to ``limit`` entries of trials of ``recipe``, newest first."""
         files = [
             (file.stat().st_mtime_ns, file.name.removesuffix(".json")) for file in self._entries()
         ]
@@ -206,7 +219,7 @@ class Ledger:
         )
 
     def without_digest(self) -> str | None:
-        """A sentence about the results of version 0.4, which do not count; ``None`` where there are none."""
+        """Describe the results of version 0.4, which do not count; ``None`` where none exists."""
         number = 0
         for entry in self._entries():
             with Path(entry).open("rb") as file:
@@ -219,7 +232,7 @@ class Ledger:
         )
 
     def _entries(self) -> Iterator[os.DirEntry[str]]:
-        """The files of all entries."""
+        """Return the files of all entries."""
         return (
             file
             for folder in _names(self._root)
@@ -229,13 +242,13 @@ class Ledger:
         )
 
     def _present(self, keys: Iterable[str]) -> Iterator[tuple[str, Path]]:
-        """Those of ``keys`` of which there is a file."""
+        """Return those of ``keys`` that have a file."""
         by_folder: dict[Path, set[str]] = {}
         for key in keys:
             by_folder.setdefault(self._path(key).parent, set()).add(key)
         for folder, wanted in by_folder.items():
-            # One listing instead of a question for every key, which a network file system would
-            # take long to answer.
+            # One listing instead of one question for every key, which would take long on a network
+            # file system.
             names = {name.removesuffix(".json") for name in _names(folder)}
             yield from ((key, self._path(key)) for key in wanted & names)
 
@@ -250,7 +263,7 @@ class Ledger:
 
 
 def mounted(storage: Path) -> Path:
-    """``storage``, if it is a folder's path.
+    """Return ``storage`` if it is the path of a folder.
 
     Raises:
         ValueError: It is an address, such as that of a bucket.
@@ -273,22 +286,22 @@ def _names(folder: Path) -> list[str]:
 
 
 def _head(key: str) -> bytes:
-    """How every file of ``key`` begins: its format, and whose it is."""
+    """Return the first bytes of every file of ``key``: its format and its key."""
     return f'{{"format_version":{FORMAT_VERSION},"key":{json.dumps(key)},'.encode()
 
 
 def _is_whole(content: bytes, key: str) -> bool:
-    """Whether these are the bytes that were written for ``key``."""
+    """Return whether these are the bytes that were written for ``key``."""
     return content.startswith(_head(key)) and is_sealed(content)
 
 
 def _is_known(content: bytes, key: str) -> bool:
-    """Whether an entry is whole, or one of version 0.4, of which that cannot be known."""
+    """Return whether an entry is complete, or one of version 0.4, which has no digest to check."""
     return _is_whole(content, key) or _is_without_digest(content)
 
 
 def _read(model: type[Record], path: Path, key: str, advice: str) -> Record | None:
-    """What was written for ``key``; ``None`` where there is no such file, or, with a warning, where it is damaged."""
+    """Read the record of ``key``; ``None`` where it is missing or, with a warning, damaged."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -301,12 +314,15 @@ def _read(model: type[Record], path: Path, key: str, advice: str) -> Record | No
 
 
 def _is_without_digest(content: bytes) -> bool:
-    """Whether an entry is one of version 0.4, which nothing guards against damage."""
+    """Return whether an entry is one of version 0.4, which no digest protects."""
     return content.startswith(_WITHOUT_DIGEST) and content.endswith(b"}\n")
 
 
 def _nearest(path: Path, key: str) -> Nearest | None:
-    """What a result depends on, one of version 0.4 included; ``None`` where there is none or it cannot be read."""
+    """Read the identity of a result, also of one of version 0.4.
+
+    ``None`` where the file is missing or cannot be read.
+    """
     if (entry := _read(LedgerEntry, path, key, _RUN)) is not None:
         return Nearest(entry.identity, without_digest=False)
     try:
@@ -318,7 +334,7 @@ def _nearest(path: Path, key: str) -> Nearest | None:
 
 
 def _fault(path: Path, content: bytes) -> str:
-    """What is wrong with a file that is not whole.
+    """Describe the fault of a file that is not complete.
 
     Raises:
         ValueError: A later version of this program wrote it.

@@ -1,4 +1,4 @@
-"""What the ledger holds: how a trial ended, and how an attempt failed."""
+"""The records of the ledger: the result of a trial, and a failed attempt."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an entry came from; none of it affects its numbers.
+    """Where an entry came from. None of it affects the numbers.
 
     Attributes:
-        study: Name of the study that had it trained.
-        recipe: What its config started from.
+        study: Name of the study that asked for the trial.
+        recipe: Recipe that its config started from.
         search: Whether a search chose its config, after looking at other trials.
         derived_from: Run folder of the training that it evaluates again; ``None`` for a training.
         forked_at: Step of the shared snapshot that the training began from; ``None`` for step 0.
@@ -32,7 +32,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a trial had: CPU cores, GPUs (also a part of one), and ranks of its training."""
+    """Resources of a trial: CPU cores, GPUs (also a part of one), and ranks of its training."""
 
     cpus: float
     gpus: float
@@ -40,21 +40,22 @@ class Resources:
 
 
 class LedgerEntry(Stored):
-    """How a trial ended.
+    """The result of a trial.
 
     Attributes:
         key: Its name, see ``sweeps.core.store.identity``.
         training_key: Name of its training.
         step: Optimizer updates done.
-        attempts: How often it failed before.
+        attempts: Number of failed attempts before.
         message: How it diverged.
-        identity: What its result depends on, see ``sweeps.core.store.identity.Identity.parts``.
-        config: Its ``RunConfig`` as JSON, of the version of the program that trained it.
+        identity: Everything that the result depends on, see
+            ``sweeps.core.store.identity.Identity.parts``.
+        config: Its ``RunConfig`` as JSON, in the version of the program that trained it.
         metrics: Fractions and other numbers of the result; ``None`` for one that is not defined.
-        wall_time_s: Seconds that it took.
+        wall_time_s: Seconds of the trial.
         step_time_s: Mean seconds of a step.
-        peak_memory_bytes: Of the GPU, where it had one.
-        provenance: As its run folder says.
+        peak_memory_bytes: Peak memory of the GPU, where it had one.
+        provenance: The provenance in its run folder.
         run: Its run folder, relative to the storage.
     """
 
@@ -78,7 +79,7 @@ class LedgerEntry(Stored):
 
     @property
     def measured(self) -> dict[str, int | float | None]:
-        """The metrics, and what the trial cost."""
+        """The metrics and the cost of the trial."""
         costs = {
             name: getattr(self, name)
             for name in ("wall_time_s", "step_time_s", "peak_memory_bytes")
@@ -87,19 +88,22 @@ class LedgerEntry(Stored):
 
     @property
     def is_rescored(self) -> bool:
-        """Whether it was computed from the counts of another trial, and has neither counts nor checkpoints."""
+        """Whether it was computed from the counts of another trial.
+
+        Such a trial has neither counts nor checkpoints of its own.
+        """
         return bool(self.provenance.get("reevaluated", {}).get("rescored", False))
 
 
 class Failure(Stored):
-    """An attempt that failed.
+    """A failed attempt of a trial.
 
     Attributes:
         key: The trial.
-        time: In ISO format.
-        host: Machine where it failed; empty where that is not known.
-        reason: In a line.
-        traceback: Its end.
+        time: Time in ISO format.
+        host: Machine where it failed; empty where unknown.
+        reason: The reason in one line.
+        traceback: The end of the traceback.
     """
 
     format_version: int = FORMAT_VERSION

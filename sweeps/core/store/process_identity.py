@@ -1,4 +1,4 @@
-"""Processes as other processes can know them: whether one on the same machine has ended."""
+"""A description of a process, by which other processes can tell whether it has ended."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sweeps.core.store.stored import Stored
 
 
 class Process(Stored):
-    """A process, told apart from later processes with the same number.
+    """A process, distinguished from later processes with the same number.
 
     Attributes:
-        host: Name of its machine, for people.
+        host: Name of its machine, for messages.
         machine: Boot and process-number space. Processes with the same value can see each other.
         pid: Its number.
-        started: When it started, in the machine's own unit.
+        started: Time of its start, in the machine's own unit.
     """
 
     host: str
@@ -27,12 +27,15 @@ class Process(Stored):
     started: str
 
     def is_dead(self) -> bool:
-        """Whether the process is known to have ended. Nothing is known of other machines' processes."""
+        """Return whether the process is known to have ended.
+
+        Processes of other machines are never known to have ended.
+        """
         return self.machine == machine() and started(self.pid) != self.started
 
 
 def this_process() -> Process:
-    """The process that calls this."""
+    """Return the calling process."""
     pid = os.getpid()
     return Process(
         host=socket.gethostname(), machine=machine(), pid=pid, started=started(pid) or ""
@@ -40,7 +43,10 @@ def this_process() -> Process:
 
 
 def machine() -> str:
-    """Equal for processes that see each other's numbers: one boot of one machine, and one container of it."""
+    """Return a text that is equal for processes that see each other's numbers.
+
+    That is: one boot of one machine, and one container on it.
+    """
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     if boot.exists() and space.is_symlink():
         return f"{boot.read_text().strip()} {space.readlink()}"
@@ -48,13 +54,16 @@ def machine() -> str:
 
 
 def started(pid: int) -> str | None:
-    """When a process started, as exactly as the machine knows; ``None`` where it ended or is a zombie."""
+    """Return the start of a process as exactly as the machine knows it.
+
+    ``None`` where the process ended or is a zombie.
+    """
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
         stat = Path(f"/proc/{pid}/stat")
-        # In ticks since the boot: psutil adds the time of the boot, which moves when the clock is
+        # In ticks since the boot. psutil adds the time of the boot, which changes when the clock is
         # set.
         return (
             stat.read_text().rpartition(")")[2].split()[19]

@@ -1,9 +1,11 @@
-"""The run folders of all studies, ``runs/KEY``: published by drivers that hold the trial's lease, and by nobody else.
+"""The run folders of all studies, ``runs/KEY``.
+
+Only a driver that holds the trial's lease writes one.
 
 ::
 
-    runs/KEY/        see toco.train.run_folder tune/SESSION/    what one driver's Ray Tune keeps,
-    the newest snapshots of its trials: a cache, gone with it
+    runs/KEY/        see toco.train.run_folder
+    tune/SESSION/    Ray Tune's files of one driver: the newest snapshots of its trials, a cache
 """
 
 from __future__ import annotations
@@ -41,13 +43,14 @@ from toco.train.checkpoint import STATE, TENSORS, CheckpointError, all_in, read
 
 logger = logging.getLogger(__name__)
 
+# Folder of the sessions, one for each driver.
 SESSIONS = "tune"
 CONTENTS = "snapshot.json"
-"""File of a snapshot that says what else belongs to it."""
+"""File of a snapshot that lists all its other files."""
 
 
 class RunResult(Stored):
-    """``result.json``: how a run ended. The fields mean what those of ``LedgerEntry`` mean."""
+    """``result.json``: how a run ended. The fields mean the same as in ``LedgerEntry``."""
 
     format_version: int
     status: Literal["finished", "diverged", "stopped"]
@@ -60,14 +63,17 @@ class RunResult(Stored):
 
 
 class Runs:
-    """Reads and writes the run folders beside a ledger."""
+    """Read and write the run folders of a ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.sessions = ledger.storage / SESSIONS
 
     def status(self, key: str) -> str | None:
-        """How a trial ended by its run folder, ``None`` while it has not, or where a damaged file hides it."""
+        """Return how a trial ended according to its run folder.
+
+        ``None`` where it has not ended, and where a damaged file hides it.
+        """
         return _status(self.ledger.run_dir(key))
 
     def publish(
@@ -75,19 +81,19 @@ class Runs:
     ) -> None:
         """Bring a run folder to the state of ``snapshot``; durable when this returns.
 
-        ``check`` is asked before every change: a driver that is suspended on the way must not go on
-        in a folder that another driver has taken over meanwhile.
+        ``check`` is called before every change: a driver that was suspended on the way must not
+        write to a folder that another driver has taken over.
 
-        A snapshot older than what is there changes nothing: after the loss of a driver, one may be
-        handed out again. At every moment of this the folder can be resumed: a checkpoint never
-        appears before the rows that belong to it.
+        A snapshot that is older than the run folder changes nothing: after the loss of a driver, an
+        old one may be handed over again. The folder can be resumed from at any moment: a checkpoint
+        never appears before the rows that belong to it.
 
         Args:
             key: The trial.
             snapshot: Its run folder as it was reported.
-            check: Raises where the lease of ``key`` is not held, see
-                ``sweeps.core.store.leases.Leases.check``. Only a process that nobody else can write
-                beside needs none.
+            check: Raises where this process does not hold the lease of ``key``, see
+                ``sweeps.core.store.leases.Leases.check``. The default is for a process that is
+                alone with the folder.
 
         Raises:
             LostLeaseError: ``check`` raised it.
@@ -96,14 +102,15 @@ class Runs:
         ended, status = self.status(key), _status(snapshot)
         step, newest = newest_step(snapshot), newest_step(target)
         is_older = step < newest or (step == newest and ended is not None and status is None)
-        # An evaluation of a stored training has no checkpoint, and yet ends what was begun here.
+        # The evaluation of a stored training has no checkpoint, but it is final for a training
+        # begun here.
         if ended == "finished" or (is_older and status != "finished"):
             return
         before = partial(check, key)
         last = Path("result.json")
         files = _files(snapshot)
 
-        # What is new: rows and evaluations first, then checkpoints.
+        # Add new files: rows and evaluations first, then checkpoints.
         for relative in sorted(files - {last}):
             if relative.parts[0] != "checkpoints":
                 _copy(snapshot / relative, target / relative, before)
@@ -111,8 +118,7 @@ class Runs:
         for checkpoint in checkpoints:
             _link_folder(checkpoint, target / "checkpoints" / checkpoint.name, before)
 
-        # What the training has dropped, such as counts of evaluations that are not among the last
-        # any more.
+        # Remove files that the training has dropped, such as the counts of old evaluations.
         for old in {path.name for path in all_in(target / "checkpoints")} - {
             path.name for path in checkpoints
         }:
@@ -123,26 +129,29 @@ class Runs:
                 before()
                 path.unlink()
 
-        # How it ended, which makes it final.
+        # Add the result last: it makes the folder final.
         if last in files:
             _copy(snapshot / last, target / last, before)
 
     def is_published(self, key: str, snapshot: Path) -> bool:
-        """Whether a run folder has what ``snapshot`` has, or more."""
+        """Return whether a run folder is at least as new as ``snapshot``."""
         ended, status = self.status(key), _status(snapshot)
         if ended == "finished" or status is not None:
             return ended in ("finished", status)
         return newest_step(snapshot) <= newest_step(self.ledger.run_dir(key))
 
     def salvage(self, folder: Path, check: Callable[[str], None] = lambda key: None) -> bool:
-        """Publish what a driver that is gone had received of a trial; says whether everything could be read.
+        """Publish the snapshots that a lost driver had received of a trial.
 
-        A snapshot that was cut off or is damaged is passed over. One that cannot be read or
-        written, on a full disk for example, may be published the next time.
+        An incomplete or damaged snapshot is skipped. One that cannot be read or written now, on a
+        full disk for example, can be published next time.
 
         Args:
             folder: The driver's snapshots of the trial; its name is the trial's key.
-            check: As of :meth:`publish`.
+            check: See :meth:`publish`.
+
+        Returns:
+            Whether no snapshot has to be tried again.
         """
         key, complete = folder.name, True
         for snapshot in sorted(
@@ -150,7 +159,7 @@ class Runs:
         ):
             newest = all_in(snapshot / "checkpoints")[-1:]
             try:
-                # The copy may have been cut off, at any file.
+                # The copy may be incomplete, at any file.
                 if not _is_sealed(snapshot):
                     continue
                 if newest and newest_step(snapshot) > newest_step(self.ledger.run_dir(key)):
@@ -170,7 +179,10 @@ class Runs:
     def settle(
         self, key: str, identity: Identity, origin: Origin, resources: Mapping[str, Any]
     ) -> bool:
-        """Enter a trial whose run folder says how it ended into the ledger; says whether it is there now."""
+        """Enter a trial that has ended into the ledger; return whether the ledger has it.
+
+        The trial's run folder says whether it has ended.
+        """
         run_dir = self.ledger.run_dir(key)
         result, provenance = _result(run_dir), _read(run_dir / "provenance.json")
         if result is None or self.status(key) != result.status:
@@ -203,15 +215,15 @@ class Runs:
 
 
 def session_lease(session: Path) -> str:
-    """Name of the lease that a driver holds as long as it uses the folder."""
+    """Return the name of the lease that a driver holds while it uses the folder ``session``."""
     return f"{SESSIONS}-{session.name}"
 
 
 def salvage(runs: Runs, leases: Leases, own: Path) -> None:
-    """Publish what drivers that are gone had received, for whatever study, and delete what they kept; ``own`` stays.
+    """Publish the snapshots of lost drivers, of all studies, and delete their folders.
 
-    What another driver has the lease of, and what cannot be published now, is left for the next
-    one.
+    The folder of this driver, ``own``, stays. Trials that other drivers lease, and snapshots that
+    cannot be published now, are left for the next call.
     """
     sessions = [path for path in runs.sessions.glob("*") if path != own]
     dead = leases.acquire([session_lease(path) for path in sessions])
@@ -228,7 +240,10 @@ def salvage(runs: Runs, leases: Leases, own: Path) -> None:
 
 
 def leave(runs: Runs, own: Path) -> None:
-    """Delete what this driver kept, but for snapshots that could not be published, which :func:`salvage` finds."""
+    """Delete the folder of this driver, except snapshots that could not be published.
+
+    A later :func:`salvage` publishes those.
+    """
     for folder in _trials_in(own):
         if all(
             runs.is_published(folder.name, snapshot) for snapshot in folder.glob("checkpoint_*")
@@ -238,7 +253,7 @@ def leave(runs: Runs, own: Path) -> None:
 
 
 def _trials_in(session: Path) -> list[Path]:
-    """Folders of the trials that a session has snapshots of."""
+    """Return the folders of the trials that a session has snapshots of."""
     return sorted({snapshot.parent for snapshot in session.glob("*/*/checkpoint_*")})
 
 
@@ -248,16 +263,19 @@ def _remove_empty(session: Path) -> None:
 
 
 def seal(snapshot: Path) -> None:
-    """Write into a snapshot what belongs to it, for who finds it after a crash."""
+    """Write the list of a snapshot's files into it, to check it after a crash."""
     hashes = {str(relative): _hash(snapshot / relative) for relative in sorted(_files(snapshot))}
     path = snapshot / CONTENTS
-    # It may be a link into the run folder.
+    # The file may be a link into the run folder.
     path.unlink(missing_ok=True)
     write_text(path, json.dumps(hashes), durable=False)
 
 
 def mend(run_dir: Path) -> None:
-    """Take what is damaged out of a copy of a run folder, so that its training goes on; all of it, if it cannot."""
+    """Repair a copy of a run folder, so that its training can continue.
+
+    Damaged files are removed; all files are, if the training has to begin again.
+    """
     for file in (run_dir / "result.json", *(run_dir / "evaluations").glob("*")):
         _clear_folder(file)
     if _result(run_dir) is None:
@@ -270,14 +288,14 @@ def mend(run_dir: Path) -> None:
 
 
 def _clear_folder(file: Path) -> None:
-    """Delete a folder that stands in the place of ``file``, which could not be written otherwise."""
+    """Delete a folder in the place of ``file``, which could not be written otherwise."""
     if file.is_dir():
         logger.warning("%s is a folder in the place of a file, and is deleted.", printable(file))
         shutil.rmtree(file)
 
 
 def _is_sealed(snapshot: Path) -> bool:
-    """Whether all of a snapshot is there."""
+    """Return whether a snapshot is complete."""
     try:
         hashes = read_json(snapshot / CONTENTS)
     except (OSError, UnreadableError):
@@ -293,18 +311,19 @@ def _files(snapshot: Path) -> set[Path]:
 
 
 def _hash(path: Path) -> str:
-    # Large, and the checkpoint itself says what its hash is.
+    # The tensors are large, and the checkpoint itself has their hash.
     return str(path.stat().st_size) if path.name == TENSORS else sha256(path)
 
 
 def newest_step(run_dir: Path) -> int:
-    """Step of the newest checkpoint in a run folder that can be read; -1 before the first."""
+    """Return the step of the newest readable checkpoint in a run folder; -1 without one."""
     return max((_step(checkpoint) for checkpoint in all_in(run_dir / "checkpoints")), default=-1)
 
 
 def _status(run_dir: Path) -> str | None:
     result = _result(run_dir)
-    # The ledger records all three: where one is damaged, the trial runs again and leaves it whole.
+    # The ledger records all three files. If one is damaged, the trial runs again and writes it
+    # again.
     if (
         result is None
         or result.status == "stopped"
@@ -315,7 +334,7 @@ def _status(run_dir: Path) -> str | None:
 
 
 def _result(run_dir: Path) -> RunResult | None:
-    """What ``result.json`` says; ``None`` where there is none or, with a warning, where it is damaged."""
+    """Read ``result.json``; ``None`` where it is missing or, with a warning, damaged."""
     path, advice = (
         run_dir / "result.json",
         "It counts as missing: the training goes on from its newest checkpoint.",
@@ -331,7 +350,10 @@ def _result(run_dir: Path) -> RunResult | None:
 
 
 def _head_version(run_dir: Path) -> int | None:
-    """Format version of the records that a run folder has from its start; ``None`` where one is missing or damaged."""
+    """Return the format version of the records that a run folder has from its start.
+
+    ``None`` where one of them is missing or damaged.
+    """
     heads = [
         _read(run_dir / name).get("format_version") for name in ("config.json", "provenance.json")
     ]
@@ -339,13 +361,13 @@ def _head_version(run_dir: Path) -> int | None:
 
 
 def _step(checkpoint: Path) -> int:
-    """What a checkpoint says of itself; -1 for one that is not there or is damaged."""
+    """Return the step in the state file of a checkpoint; -1 where it is missing or damaged."""
     step = _read(checkpoint / STATE).get("step")
     return step if isinstance(step, int) else -1
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A record of a run folder; empty where there is none or it is damaged."""
+    """Read a record of a run folder; empty where it is missing or damaged."""
     try:
         return records.read(path)
     except (OSError, UnreadableError):
@@ -353,31 +375,31 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _copy(source: Path, target: Path, before: Callable[[], None]) -> None:
-    """Bring ``target`` to the content of ``source``; durable when this returns. ``before`` is called first."""
+    """Copy ``source`` to ``target``; durable when this returns. ``before`` is called first."""
     if target.is_file() and filecmp.cmp(source, target, shallow=False):
         return
     with whole_file(target) as new:
         shutil.copy2(source, new)
-        # Also now, so that next to no time passes between the question and the change.
+        # Sync first, so that hardly any time passes between the question and the change.
         sync(new)
         before()
         _clear_folder(target)
 
 
 def _link_folder(source: Path, target: Path, before: Callable[[], None]) -> None:
-    """Make ``target``, a checkpoint, with links to the files of ``source``; one that is whole stays."""
+    """Make the checkpoint ``target`` of links to the files of ``source``, unless it is complete."""
     if _step(target) >= 0:
         return
     with whole_folder(target) as new:
         shutil.copytree(source, new, copy_function=link_or_copy, dirs_exist_ok=True)
-        # Also now, so that next to no time passes between the question and the change.
+        # Sync first, so that hardly any time passes between the question and the change.
         for path in new.iterdir():
             sync(path)
         before()
 
 
 def link_or_copy(source: str, target: str) -> None:
-    """Make ``target`` a hard link to ``source``, or a copy where there can be none; a ``copy_function``."""
+    """Link ``target`` to ``source``, or copy it where no link is possible; a ``copy_function``."""
     try:
         os.link(source, target)
     except OSError:

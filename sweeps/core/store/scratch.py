@@ -1,4 +1,7 @@
-"""Temporary folders of one process. What a killed process left is removed by the next that starts here."""
+"""Temporary folders of one process.
+
+The folders of a killed process are removed by the next one that starts on the machine.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from toco.files import UnreadableError, write_text
 
 _PREFIX = "toco-"
 _OWNER = ".owner.json"
-"""File of a temporary folder that says which process made it."""
+"""File of a temporary folder that identifies the process that made it."""
 _SHORT_ROOT = Path("/tmp")  # noqa: S108 - only mkdtemp makes folders there
 _LONGEST_SOCKET_FOLDER = 40
-"""Characters. The path of a socket has 107 at most, and Ray needs some 65 of them."""
+"""Characters. The path of a socket has at most 107, and Ray needs some 65 of them."""
 
 
 @contextmanager
 def scratch_folder(name: str, *, for_sockets: bool = False) -> Iterator[Path]:
-    """As :func:`make_scratch_folder`; the folder is removed at the end."""
+    """Make a folder as :func:`make_scratch_folder`, and remove it at the end."""
     folder = make_scratch_folder(name, for_sockets=for_sockets)
     try:
         yield folder
@@ -31,14 +34,14 @@ def scratch_folder(name: str, *, for_sockets: bool = False) -> Iterator[Path]:
 
 
 def make_scratch_folder(name: str, *, for_sockets: bool = False) -> Path:
-    """Make a folder of this process alone, mode 0700, below ``TMPDIR``.
+    """Make a folder for this process alone, mode 0700, below ``TMPDIR``.
 
-    A program that this process becomes by ``exec`` is the same process.
+    A program that replaces this process by ``exec`` is the same process.
 
     Args:
         name: Part of the folder's name, which is ``toco-NAME-PID-RANDOM``.
-        for_sockets: Sockets lie below it: use ``/tmp`` where the path of ``TMPDIR`` is too long for
-            them.
+        for_sockets: Whether sockets lie below it. Then ``/tmp`` is used where the path of
+            ``TMPDIR`` is too long for them.
 
     Raises:
         OSError: The folder cannot be made.

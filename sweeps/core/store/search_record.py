@@ -1,9 +1,10 @@
-"""A search's folder, written by its driver and read by its report; the search may still run.
+"""A search's folder, written by its driver and read by its report while the search may still run.
 
 ::
 
-    search.json          the search trials-CODE.jsonl    Optuna's journal; another one begins where
-    code, data or versions are others report.html, search.md, trials.csv
+    search.json          the search
+    trials-CODE.jsonl    Optuna's journal; with other code, data or versions another one begins
+    report.html, search.md, trials.csv
 """
 
 from __future__ import annotations
@@ -29,28 +30,29 @@ from sweeps.core.store.search_trials import KEY, MESSAGE, RUNGS, read_study
 
 FORMAT_VERSION = 2
 FEWEST_FOR_IMPORTANCE = 4
-"""Complete trials without which nothing is said of the importance of settings."""
+"""Number of complete trials below which the importance of settings is not computed."""
 
 State = Literal["finished", "stopped", "diverged", "failed", "running", "unfinished"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "diverged")
-"""States of trials that are not run again."""
+"""States of trials that do not run again."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchTrial:
-    """One trial.
+    """One trial of a search.
 
     Attributes:
-        number: In the order of the proposals, from 0.
-        key: Its key in the ledger; empty where its driver was lost before it was known.
-        values: What was proposed, by path.
-        state: ``finished`` alone has results; what was ``stopped`` at a rung is censored: it could
-            have become better.
-        results: By key of the objective; empty for all others.
-        rungs: What it reached at each rung, by step.
+        number: Its place in the order of the proposals, from 0.
+        key: Its key in the ledger; empty where its driver was lost before the key was known.
+        values: The proposed values, by path.
+        state: Only ``finished`` trials have results. A trial ``stopped`` at a rung is censored: it
+            could have become better.
+        results: Results by key of the objective; empty unless finished.
+        rungs: Metrics at each rung, by step.
         stopped_at: Step of the rung that stopped it.
         message: How it diverged or failed.
-        on_front: Whether no other finished trial is better in something and nowhere worse.
+        on_front: Whether it is on the Pareto front: no other finished trial is better in one
+            objective and nowhere worse.
     """
 
     number: int
@@ -65,7 +67,7 @@ class SearchTrial:
 
     @property
     def state_text(self) -> str:
-        """For people."""
+        """State for a table or a log line."""
         return self.state if self.stopped_at is None else f"stopped at rung {self.stopped_at}"
 
 
@@ -78,18 +80,18 @@ Distribution = Annotated[
     ),
     PlainSerializer(lambda kind: json.loads(distribution_to_json(kind))),
 ]
-"""Optuna's distribution, in a file as Optuna writes it."""
+"""Optuna's distribution, stored as Optuna writes it."""
 
 
 class SearchFile(FolderFile):
-    """``search.json``: a search and what its trials read.
+    """``search.json``: a search and the digests of what its trials read.
 
     Attributes:
-        start: The recipe's own values of the settings, which the first trial has; empty where they
+        start: The recipe's own values of the settings, which the first trial uses; empty where they
             lie outside of the space.
-        reduction: Of how many trials one goes on at a rung; ``None`` without rungs.
+        reduction: One of so many trials continues after a rung; ``None`` without rungs.
         journal: Name of the file that holds the trials.
-        inputs: Digests of what is read, see ``sweeps.core.store.identity``.
+        inputs: Digests of the files that trials read, see ``sweeps.core.store.identity``.
     """
 
     space: Mapping[str, Distribution]
@@ -109,14 +111,14 @@ RECORD = FolderRecord("search.json", "search", FORMAT_VERSION, SearchFile)
 
 
 class SearchRecord(SearchFile):
-    """A search as it stands.
+    """A search in its present state.
 
     Attributes:
         path: Its folder.
         importance: Share of the variance of each objective, by its key, that each setting explains
-            (fANOVA); empty for an objective of which too few trials tell.
-        importance_n: Finished trials that this is from.
-        fault: What is damaged in the journal, in a sentence; trials after it are not here.
+            (fANOVA); empty for an objective with too few trials.
+        importance_n: Number of finished trials behind the importance.
+        fault: Description of the journal's damage. Trials after it are missing here.
     """
 
     path: Path
@@ -138,12 +140,12 @@ class SearchRecord(SearchFile):
 
 
 def search_file(plan: SearchPlan, journal: str, inputs: Inputs, start_id: str) -> SearchFile:
-    """What ``search.json`` says of a plan.
+    """Return the content of ``search.json`` for a plan.
 
     Args:
         plan: The search.
         journal: File name of its journal.
-        inputs: What its trials read, see ``sweeps.core.store.identity``.
+        inputs: Digests of the files that its trials read, see ``sweeps.core.store.identity``.
         start_id: See ``FolderFile``.
     """
     study = plan.study
@@ -171,14 +173,15 @@ def search_file(plan: SearchPlan, journal: str, inputs: Inputs, start_id: str) -
 
 
 def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
-    """Read ``search.json``, its journal and the failures in the ledger beside the search's folder.
+    """Read ``search.json``, its journal, and the failures in the ledger of the same storage.
 
     Args:
         path: The search's folder.
-        journal: Another journal in it than that which ``search.json`` names.
+        journal: Name of another journal in the folder, instead of the one in ``search.json``.
 
     Raises:
-        ValueError: It is no search's folder, its record is damaged, or of another version.
+        ValueError: The folder is no search's folder; or its record is damaged or has another
+            version.
     """
     search = RECORD.read(path / RECORD.file)
     return with_trials(
@@ -187,7 +190,7 @@ def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
 
 
 def with_trials(search: SearchFile, path: Path) -> SearchRecord:
-    """Add what the journal and the ledger say of a search now. Writes nothing.
+    """Add the present state of journal and ledger to a search. Nothing is written.
 
     Args:
         search: The search.
@@ -211,11 +214,11 @@ def with_trials(search: SearchFile, path: Path) -> SearchRecord:
 def importance(
     study: optuna.Study, objectives: tuple[Objective, ...]
 ) -> dict[str, dict[str, float]]:
-    """Share of the variance of each objective that each setting explains, by the objective's key.
+    """Return the share of each objective's variance that each setting explains, by objective.
 
-    fANOVA is named on purpose: Optuna's default is PED-ANOVA, which found a setting of by far the
-    largest effect to be without any. An objective is left out where there are too few complete
-    trials or they are all equal in it.
+    The evaluator is fANOVA on purpose. Optuna's default, PED-ANOVA, gave no importance to a setting
+    with by far the largest effect. An objective is left out where too few trials are complete or
+    all have the same value.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     found = {}
@@ -257,7 +260,7 @@ def _trial(
 def _state(
     trial: FrozenTrial, key: str, stopped_at: int | None, ledger: Ledger
 ) -> tuple[State, str | None]:
-    """How a trial stands, and what there is to say of it."""
+    """Return the state of a trial and its message."""
     message = trial.user_attrs.get(MESSAGE)
     if trial.state is TrialState.COMPLETE:
         return "finished", message

@@ -1,8 +1,8 @@
-"""The trials of a search as Optuna keeps them, in a journal that outlives its driver.
+"""The trials of a search in Optuna's journal, which outlives its driver.
 
-A trial is asked for, runs, and is told to be complete or pruned, as Optuna calls those without a
-result: stopped at a rung, or diverged, so that proposals keep away from what diverged, too. One
-that was asked for and not told goes on with the same values before another is asked for.
+A trial is asked for, runs, and is told to be complete or pruned. Optuna calls a trial without a
+result pruned: it was stopped at a rung, or it diverged. So proposals keep away from values that
+diverged. An unfinished trial continues with the same values before a new one is asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from toco.files import append, is_sealed, printable, record_text, write_text
 logger = logging.getLogger(__name__)
 
 RUNGS = "rungs"
-"""Attribute of a trial: what it reached at each rung, by step, and ``stopped_at``."""
+"""Attribute of a trial: its metrics at each rung, by step, and ``stopped_at``."""
 MESSAGE = "message"
 """Attribute of a trial: why it has no result although no rung stopped it."""
 KEY = "key"
@@ -42,11 +42,10 @@ _STUDY = "search"
 
 
 class Journal(BaseJournalBackend):
-    """What Optuna logs, one record a line, each with its place and its own digest.
+    """Optuna's log, one record a line, each with its line number and its own digest.
 
-    Every trial follows from the lines before it. A journal therefore ends before its first damaged
-    line: what came after is asked for again, and results that the ledger has are not computed
-    again.
+    Every trial depends on the lines before it. So a journal ends before its first damaged line:
+    later trials are asked for again, and results that the ledger has are not computed again.
 
     Only the process that holds the search's lease appends lines; others may read meanwhile.
     """
@@ -55,15 +54,15 @@ class Journal(BaseJournalBackend):
         self._path = path
         self._logs: list[dict[str, Any]] = []
         self._end = 0
-        """Bytes of the whole lines."""
+        """Number of bytes of the complete lines."""
         self.fault: str | None = None
-        """What is damaged, in a sentence; nothing after it is read."""
+        """Description of the damage; nothing after it is read."""
 
     def read_logs(self, log_number_from: int) -> Sequence[dict[str, Any]]:
-        """Logs of the whole lines from the given one on.
+        """Return the logs from the given number on.
 
-        A last line without its end was cut off by a crash, or is being written: it is no line and
-        no fault.
+        A last line without its line end was cut off by a crash or is being written. It is neither a
+        line nor a fault.
         """
         if self.fault is None and self._path.is_file():
             with self._path.open("rb") as file:
@@ -82,12 +81,15 @@ class Journal(BaseJournalBackend):
         return self._logs[log_number_from:]
 
     def append_logs(self, logs: Sequence[dict[str, Any]]) -> None:
-        """Append lines; they are on disk when this returns, or none of them is there."""
+        """Append lines. When this returns, all of them are on disk; after an error, none is."""
         self.read_logs(0)
         append(self._path, "".join(_lines(logs, len(self._logs))).encode())
 
     def repair(self) -> None:
-        """End the file after its last whole line, so that lines can follow; a damaged one is kept in ``history/``."""
+        """End the file after its last complete line, so that lines can follow.
+
+        A damaged journal is stored in ``history/``.
+        """
         self.read_logs(0)
         if self.fault is not None:
             kept = keep_aside(self._path, self._path.parent / HISTORY, "damaged")
@@ -108,7 +110,10 @@ class Journal(BaseJournalBackend):
 
 
 class SearchTrials:
-    """Asks for trials and tells how they ended. For one process at a time: that which holds the search's lease."""
+    """Ask Optuna for trials and tell it how they ended.
+
+    For one process at a time: the one that holds the search's lease.
+    """
 
     def __init__(self, journal: Path, plan: SearchPlan, check: Callable[[], None]) -> None:
         """Open the journal, or begin it with the recipe's own values as the first trial.
@@ -141,22 +146,26 @@ class SearchTrials:
             self._study.enqueue_trial(dict(plan.start))
 
     def unfinished(self) -> list[FrozenTrial]:
-        """Trials that were asked for and did not end; those that a rung had stopped are told so now."""
+        """Return the trials that were asked for and did not end.
+
+        A trial that a rung had stopped is told to be pruned now.
+        """
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         for trial in running:
             if trial.user_attrs.get(RUNGS, {}).get("stopped_at") is not None:
                 self._tell(trial.number, state=TrialState.PRUNED)
             elif not self._is_whole(trial):
-                # Its driver was lost while it asked. It is asked for again, by another number.
+                # The driver was lost while it asked. The trial is asked for again, with another
+                # number.
                 self._tell(trial.number, state=TrialState.FAIL)
         return [trial for trial in self._trials() if trial.state is TrialState.RUNNING]
 
     def ended(self) -> list[int]:
-        """Numbers of the trials that ended."""
+        """Return the numbers of the trials that ended."""
         return [trial.number for trial in self._trials() if trial.state in _ENDED]
 
     def planned(self) -> list[int]:
-        """Numbers of all trials, those included that are still to be asked for."""
+        """Return the numbers of all trials, those that will still be asked for included."""
         known = self._trials()
         asked = [trial.number for trial in known if self._is_whole(trial)]
         following = sum(trial.state is not TrialState.WAITING for trial in known)
@@ -166,17 +175,17 @@ class SearchTrials:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many trials were asked for as the search is to have."""
+        """Whether all trials of the search were asked for."""
         return self._asked >= self._plan.study.num_trials
 
     def ask(self) -> FrozenTrial | None:
-        """The next trial; ``None`` where there are as many as the search is to have."""
+        """Return the next trial; ``None`` where all were asked for."""
         if self.is_full:
             return None
         self._check()
         asked = self._asked
-        # Of this number alone: a sampler that began anew with its driver would propose again what
-        # it had proposed.
+        # The seed depends on the number of the trial: a sampler with a fixed seed would repeat its
+        # proposals after each restart of the driver.
         seed = int.from_bytes(
             hashlib.sha256(f"{self._plan.study.seed}/{asked}".encode()).digest()[:4], "big"
         )
@@ -187,15 +196,15 @@ class SearchTrials:
         return self._trial(trial.number)
 
     def set_key(self, number: int, key: str) -> None:
-        """Note the key of a trial in the ledger, where it is not known yet."""
+        """Store the key of a trial in the ledger, unless it is stored already."""
         trial = self._trial(number)
         if trial.user_attrs.get(KEY) != key and trial.state not in _ENDED:
             self._set(trial, KEY, key)
 
     def reached(self, number: int, step: int, metrics: Mapping[str, Any]) -> bool:
-        """An evaluation of a running trial; says whether the trial goes on.
+        """Record an evaluation of a running trial; return whether the trial continues.
 
-        A rung is judged once: a trial that goes on from a checkpoint behind it is not asked there
+        A rung is judged once: a trial that continues from a later checkpoint is not judged there
         again.
         """
         trial = self._trial(number)
@@ -209,7 +218,7 @@ class SearchTrials:
         others = [
             other.user_attrs[RUNGS]["reached"][str(step)]
             for other in self._trials()
-            # The same values are the same training, which competes with others and not with itself.
+            # Equal values are the same training, which competes with others and not with itself.
             if other.params != trial.params
             and str(step) in other.user_attrs.get(RUNGS, {}).get("reached", {})
         ]
@@ -219,21 +228,25 @@ class SearchTrials:
         found = {key: metrics.get(key) for key in keys}
         goes_on = self._plan.goes_on(found, others)
         reached = {**known["reached"], str(step): found}
-        # One line of the journal: either the trial was there and was judged, or it was not there.
+        # One line of the journal: either the trial reached the rung and was judged, or it did not
+        # reach it.
         self._set(trial, RUNGS, {"reached": reached, "stopped_at": None if goes_on else step})
         if not goes_on:
             self._tell(number, state=TrialState.PRUNED)
         return goes_on
 
     def stop(self, number: int, step: int) -> None:
-        """A rung has stopped this trial, or another one of the same values."""
+        """Record that a rung has stopped this trial, or another one with the same values."""
         trial = self._trial(number)
         if trial.state not in _ENDED:
             self._set(trial, RUNGS, {"reached": {}, "stopped_at": step})
             self._tell(number, state=TrialState.PRUNED)
 
     def finish(self, number: int, entry: LedgerEntry) -> None:
-        """The ledger has an entry of a trial. One that diverged, or has no value of an objective, has no result."""
+        """Record the ledger's entry of a trial.
+
+        A trial that diverged, or that lacks the value of an objective, gets no result.
+        """
         trial = self._trial(number)
         if trial.state in _ENDED:
             return
@@ -254,7 +267,10 @@ class SearchTrials:
         return sum(map(self._is_whole, self._trials()))
 
     def _is_whole(self, trial: FrozenTrial) -> bool:
-        """Whether the trial has all its values: else its driver was lost while it asked, or it waits to be asked."""
+        """Return whether the trial has all its values.
+
+        If not, its driver was lost while it asked, or the trial waits to be asked for.
+        """
         return trial.params.keys() == self._plan.study.space.keys()
 
     def _drop(self, trial: FrozenTrial, message: str) -> None:
@@ -279,9 +295,10 @@ class SearchTrials:
 
 
 def read_study(journal: Path) -> tuple[optuna.Study | None, str | None]:
-    """What a journal holds, and what is damaged in it, in a sentence; both ``None`` where there is none yet.
+    """Read the Optuna study in a journal and the description of its damage.
 
-    Writes nothing, so that a running driver may go on.
+    Both are ``None`` where the journal has not begun. Nothing is written, so that a running driver
+    can continue.
     """
     lines = Journal(journal)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -303,7 +320,7 @@ def _lines(logs: Sequence[dict[str, Any]], start: int) -> Iterator[str]:
 
 
 def _log(line: bytes, number: int) -> dict[str, Any] | None:
-    """The log in a line; ``None`` where it is damaged or not the line of that number."""
+    """Return the log in a line; ``None`` where the line is damaged or has another number."""
     record = json.loads(line) if is_sealed(line) else {}
     log: dict[str, Any] | None = record.get("log") if record.get("line") == number else None
     return log

@@ -1,4 +1,4 @@
-"""Files of a storage as pydantic models: written by the model, and read by it into the same model."""
+"""Files of a storage as pydantic models: the model writes the file and reads it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 class Stored(BaseModel):
-    """Content of a JSON file. Fields that the model does not have are passed over."""
+    """The content of a JSON file. Fields that the model does not have are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
     def text(self, indent: int | None = 1) -> str:
-        """The file: JSON that carries its own SHA-256, see ``toco.files.record_text``."""
+        """Return the text of the file.
+
+        It is JSON that carries its own SHA-256, see ``toco.files.record_text``.
+        """
         return record_text(self.model_dump(mode="json"), indent=indent)
 
     @classmethod
@@ -30,11 +33,11 @@ class Stored(BaseModel):
 
         Args:
             path: The file.
-            advice: Last sentence of the message: what to do about a damaged file.
+            advice: Last sentence of the error message: what to do about a damaged file.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            UnreadableError: It is damaged, a field is missing, or one has a value of another kind.
+            FileNotFoundError: The file does not exist.
+            UnreadableError: The file is damaged, a field is missing, or a value has the wrong type.
         """
         content = path.read_bytes()
         check_seal(path, content, advice)
@@ -45,12 +48,12 @@ class Stored(BaseModel):
         """Read the bytes of a file.
 
         Args:
-            content: JSON whose seal was compared already.
+            content: JSON whose seal was checked already.
             path: The file, for the message.
-            advice: As of :meth:`read`.
+            advice: See :meth:`read`.
 
         Raises:
-            UnreadableError: A field is missing, or has a value of another kind.
+            UnreadableError: A field is missing, or a value has the wrong type.
         """
         try:
             return cls.model_validate_json(content, strict=True)
@@ -60,7 +63,7 @@ class Stored(BaseModel):
             ) from error
 
 
-# A page that follows a study reads the same damaged file again and again.
+# A page that follows a running study reads the same damaged file again and again.
 @lru_cache(maxsize=1024)
 def warn_once(text: str) -> None:
     """Log a warning, unless this process has logged the same text before."""

@@ -1,11 +1,12 @@
-"""The study's folder: what is planned and what is shown. Results lie in the ledger beside it, shared by all studies.
+"""The study's folder: its plan and its report. All studies share the ledger next to it.
 
 ::
 
-    study.json       the study with its rows, cells, seeds, keys in the ledger, and what its trials
-    read progress.json    how far a running driver is mlflow.json      where MLflow shows it
-    history/         earlier states of study.json (other code or other data), and those that could
-    not be read report.html ...  see sweeps.core.report
+    study.json       the study: rows, configurations, seeds, keys in the ledger, inputs of trials
+    progress.json    the progress of a running driver
+    mlflow.json      where MLflow shows the study
+    history/         earlier states of study.json (other code or data), and unreadable ones
+    report.html ...  see sweeps.core.report
 """
 
 from __future__ import annotations
@@ -38,18 +39,21 @@ logger = logging.getLogger(__name__)
 
 
 class StudyFolder:
-    """Reads and writes one study's folder."""
+    """Read and write one study's folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
-        """Try to be the driver that writes what is shown; says whether this one is. Others may train all the same."""
+        """Try to become the driver that writes the report; yield whether this one is.
+
+        Other drivers can train without it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
             try:
-                # Held by the process, so that no crash can leave it behind.
+                # The process holds the lock, so that no crash can leave it behind.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
@@ -59,15 +63,16 @@ class StudyFolder:
     def write_study(
         self, plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], forecast: Forecast | None
     ) -> None:
-        """Write ``study.json``, unless it says the same. A forecast that is there stays: it is compared afterwards.
+        """Write ``study.json``, unless the stored one is equal.
 
-        One that cannot be read is kept in ``history/``, which a warning says.
+        A stored forecast stays: at the end it is compared with what happened. A record that cannot
+        be read is moved to ``history/``, with a warning.
 
         Args:
             plan: The study.
             keys: Keys of its trials in the ledger, in their order.
-            inputs: What its trials read, see ``sweeps.core.store.identity``.
-            forecast: What was foretold.
+            inputs: Digests of the files that its trials read, see ``sweeps.core.store.identity``.
+            forecast: The predicted cost.
         """
 
         def make(was: StudyFile | None, start_id: str) -> StudyFile:
@@ -84,16 +89,22 @@ class StudyFolder:
     def write_progress(
         self, steps: Mapping[str, int], eta_s: float | None, *, running: bool
     ) -> None:
-        """Say how far the running trials are, by key."""
+        """Write ``progress.json``.
+
+        Args:
+            steps: Steps done by each running trial, by key.
+            eta_s: Predicted seconds to the end; ``None`` where unknown.
+            running: Whether the driver still runs.
+        """
         progress = Progress(running=running, steps=steps, eta_s=eta_s)
         write_text(self.path / PROGRESS_FILE, progress.text(), durable=False)
 
     def write_mlflow_links(self, pages: Pages, runs: Mapping[str, str]) -> None:
-        """Say where MLflow's UI shows the study, for the links of the report.
+        """Write where MLflow's UI shows the study, for the links of the report.
 
         Args:
-            pages: Of its experiment.
-            runs: Ids of MLflow runs by the keys of trials; those that were written before stay.
+            pages: Addresses of its experiment.
+            runs: Ids of MLflow runs by the keys of trials. Links that were written before stay.
         """
         was = read_beside(self.path / MLFLOW_FILE, MlflowLinks)
         now = MlflowLinks(host=pages.host, experiment_id=pages.experiment_id, runs=runs)
@@ -103,10 +114,12 @@ class StudyFolder:
             write_text(self.path / MLFLOW_FILE, now.text(), durable=False)
 
     def stored(self) -> StudyFile | None:
-        """``study.json``; ``None`` where it is missing or, with a warning, damaged. Writes nothing.
+        """Read ``study.json``; ``None`` where it is missing or, with a warning, damaged.
+
+        Nothing is written.
 
         Raises:
-            ValueError: It is of another version.
+            ValueError: The file has another version.
         """
         path = self.path / RECORD.file
         if not path.is_file():
@@ -121,15 +134,15 @@ class StudyFolder:
 
     @property
     def start_id(self) -> str:
-        """Identifies this start of the study: the same after a restart, another one in another folder."""
+        """Identifies the start of the study: equal after a restart, different in another folder."""
         return RECORD.read(self.path / RECORD.file).start_id
 
     def history(self) -> list[Path]:
-        """Earlier states of ``study.json``, oldest first."""
+        """Return the earlier states of ``study.json``, oldest first."""
         return sorted((self.path / HISTORY).glob("*.json"))
 
     def _keep(self, study: StudyFile) -> None:
-        """Keep an earlier state of ``study.json``, unless another driver just did."""
+        """Store an earlier state of ``study.json``, unless another driver just did."""
         text = study.text()
         history = self.history()
         if history and history[-1].read_bytes() == text.encode():
@@ -144,12 +157,12 @@ class StudyFolder:
 def study_file(
     plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], start_id: str
 ) -> StudyFile:
-    """What ``study.json`` says of a plan; without a forecast.
+    """Return the content of ``study.json`` for a plan, without a forecast.
 
     Args:
         plan: The study.
         keys: Keys of its trials in the ledger, in their order.
-        inputs: What its trials read.
+        inputs: Digests of the files that its trials read.
         start_id: See ``FolderFile``.
     """
     study = plan.study
@@ -184,7 +197,10 @@ def study_file(
 
 
 def is_same_state(one: StudyFile, other: StudyFile) -> bool:
-    """Whether two states of a study have the same results; where not, the earlier one is kept."""
+    """Return whether two states of a study have the same results.
+
+    If not, the earlier one is stored.
+    """
     first, second = (
         study.model_dump(mode="json", include={"cells", "inputs"}) for study in (one, other)
     )

@@ -1,4 +1,7 @@
-"""A study's folder with its part of the ledger, as plain values; it may still run, and trials may have failed."""
+"""A study's folder with its part of the ledger, as plain values.
+
+The study may still run, and trials may have failed.
+"""
 
 from __future__ import annotations
 
@@ -49,25 +52,25 @@ class MlflowLinks(Stored):
         return Pages(self.host, self.experiment_id)
 
     def trial(self, key: str) -> str | None:
-        """Page of a trial; ``None`` where MLflow does not have it."""
+        """Return the page of a trial; ``None`` where MLflow does not have it."""
         return self.pages.run(self.runs[key]) if key in self.runs else None
 
 
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """One trial.
+    """One trial of a study.
 
     Attributes:
         key: Its key in the ledger.
         seed: Its seed.
-        replicate: Its place among the cell's seeds; trials of the same place are paired.
+        replicate: Its place among the configuration's seeds; trials of the same place are paired.
         state: ``finished`` counts; ``diverged`` and ``failed`` are results, too, but have no
             numbers.
         message: Traceback of a failure, or how it diverged.
-        attempts: How often it was tried and failed.
+        attempts: Number of failed attempts.
         step: Optimizer updates done, as far as known.
         entry: Its entry in the ledger; ``None`` before it ends.
-        run_dir: Its run folder, which may not be there.
+        run_dir: Its run folder, which may not exist.
     """
 
     key: str
@@ -82,21 +85,22 @@ class TrialRecord:
 
     @property
     def counts(self) -> bool:
-        """Whether it enters the table."""
+        """Whether the trial enters the table."""
         return self.state == "finished"
 
     def value(self, key: str) -> float | None:
-        """A metric of its result; ``None`` where it does not count or was not defined."""
+        """Return a metric; ``None`` where the trial does not count or lacks the metric."""
         value = self.entry.metrics.get(key) if self.entry and self.counts else None
         return None if value is None or not math.isfinite(value) else float(value)
 
 
 class StudyFile(FolderFile):
-    """``study.json``: a study with its rows, cells, seeds and keys in the ledger, and what its trials read.
+    """``study.json``: a study with its rows, configurations, seeds, keys and inputs.
 
     Attributes:
-        inputs: Digests of what was read, see ``sweeps.core.store.identity``.
-        forecast: What was predicted when the study was first run; ``None`` where nothing was.
+        inputs: Digests of the files that trials read, see ``sweeps.core.store.identity``.
+        forecast: The cost predicted when the study was first run; ``None`` where nothing was
+            predicted.
     """
 
     design: str
@@ -119,19 +123,22 @@ class StudyFile(FolderFile):
         return tuple(replace(row, number=number) for number, row in enumerate(rows))
 
     def comparisons(self) -> tuple[tuple[int, str], ...]:
-        """See ``sweeps.core.design.study.declared_comparisons``."""
+        """Return the comparisons that the study declares.
+
+        See ``sweeps.core.design.study.declared_comparisons``.
+        """
         return declared_comparisons(self.rows, self.blocks)
 
 
 class StudyRecord(StudyFile):
-    """A study as it stands.
+    """A study in its present state.
 
     Attributes:
         path: Its folder.
-        trials_by_cell: By cell, and by seed as planned.
-        eta_s: Seconds to the end, while trials run and that is known.
+        trials_by_cell: Trials by configuration, and by seed as planned.
+        eta_s: Seconds to the end, if trials run and the time is known.
         running: Whether a driver runs it now.
-        mlflow: Where MLflow's UI shows it, if that is known.
+        mlflow: Where MLflow's UI shows it, if known.
     """
 
     path: Path
@@ -142,19 +149,19 @@ class StudyRecord(StudyFile):
 
     @property
     def trials(self) -> tuple[TrialRecord, ...]:
-        """All trials, cell by cell."""
+        """All trials, configuration by configuration."""
         return tuple(trial for trials in self.trials_by_cell for trial in trials)
 
     def trials_of(self, row: PlannedRow) -> tuple[TrialRecord, ...]:
-        """The trials that a row shows."""
+        """Return the trials that a row shows."""
         return self.trials_by_cell[row.cell]
 
     def changes_of(self, row: PlannedRow) -> Mapping[str, Any]:
-        """Fields that the design sets for a row in the study's recipe."""
+        """Return the fields that the design sets for a row in the study's recipe."""
         return self.cells[row.cell].changes
 
     def published(self, row: PlannedRow) -> PaperRow | None:
-        """The published row that a row stands beside."""
+        """Return the published row that a row is compared with."""
         paper = self.blocks[row.block].paper
         return (
             next((known for known in paper.rows if known.label == row.paper_row), None)
@@ -164,18 +171,18 @@ class StudyRecord(StudyFile):
 
 
 def values_by_replicate(trials: Iterable[TrialRecord], key: str) -> dict[int, float]:
-    """The metric of every trial that has it, by its place among the seeds."""
+    """Return the metric of every trial that has it, by the trial's place among the seeds."""
     values = {trial.replicate: trial.value(key) for trial in trials}
     return {replicate: value for replicate, value in values.items() if value is not None}
 
 
 class Progress(Stored):
-    """``progress.json``: how far a driver is.
+    """``progress.json``: the progress of a driver.
 
     Attributes:
-        running: Whether it has not ended.
+        running: Whether the driver has not ended.
         steps: Optimizer updates done by running trials, by key.
-        eta_s: Seconds to the end; ``None`` where that is not known.
+        eta_s: Seconds to the end; ``None`` where unknown.
     """
 
     running: bool
@@ -187,14 +194,14 @@ RECORD = FolderRecord("study.json", "study", FORMAT_VERSION, StudyFile)
 
 
 def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
-    """Read ``study.json``, ``progress.json`` and the ledger beside the study's folder.
+    """Read ``study.json``, ``progress.json`` and the ledger of the same storage.
 
     Args:
         study_dir: The study's folder.
         file: Another ``study.json``, such as an earlier one.
 
     Raises:
-        ValueError: There is no such file, it is damaged, or of another version.
+        ValueError: The file does not exist, is damaged, or has another version.
     """
     advice = (
         None if file is None else "Delete it, or compare with another study's folder by --with."
@@ -203,7 +210,7 @@ def read_study_record(study_dir: Path, file: Path | None = None) -> StudyRecord:
 
 
 def with_results(study: StudyFile, study_dir: Path) -> StudyRecord:
-    """Add what the ledger, a running driver and MLflow say of a study now. Writes nothing.
+    """Add the present state of ledger, driver and MLflow to a study. Nothing is written.
 
     Args:
         study: The study.
@@ -225,14 +232,14 @@ def with_results(study: StudyFile, study_dir: Path) -> StudyRecord:
             for cell in study.cells
         ),
         eta_s=progress.eta_s if progress and steps else None,
-        # A driver that was killed leaves what it wrote last.
+        # A killed driver leaves its last ``progress.json`` behind.
         running=progress is not None and progress.running and (bool(steps) or not written),
         mlflow=read_beside(study_dir / MLFLOW_FILE, MlflowLinks),
     )
 
 
 def _is_held(leases: Leases, key: str) -> bool:
-    """Whether a driver that is still there works on a trial; where that cannot be asked, what it wrote counts."""
+    """Return whether a living driver works on a trial; true where that cannot be asked."""
     try:
         return leases.holder(key) is not None
     except OSError:
