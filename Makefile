@@ -32,7 +32,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table5 pictures test test-kill test-damage check mlflow lock clean
+.PHONY: help setup reproduce-table5 pictures test test-kill test-damage check mlflow docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -89,6 +89,11 @@ lint:
 mlflow: $(STAMP)  ## open the MLflow UI on loopback over the results of this folder
 	$(RUN) -m toco mlflow $(call quoted,$(STORE)) --port $(call quoted,$(PORT))
 
+docs: $(STAMP)  ## the site of docs/ and of the docstrings, in docs/_build; a warning is an error
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(VENV)/bin/sphinx-build --quiet --fail-on-warning --keep-going -b html -c docs . docs/_build
+	@echo "The first page is $(CURDIR)/docs/_build/index.html"
+
 lock:  ## write requirements.lock, the files of constraints.txt by their SHA-256; needs uv
 	{ echo "# Written by 'make lock' from constraints.txt: all but torch and torchvision, whose builds differ by machine."; \
 	  grep -vE '^(#|torch==|torchvision==)' constraints.txt | sed "s/^triton==.*/& ; sys_platform == 'linux'/" \
@@ -96,4 +101,4 @@ lock:  ## write requirements.lock, the files of constraints.txt by their SHA-256
 	    --no-emit-index-url --quiet; } > requirements.lock
 
 clean:  ## delete the environment and caches; results stay
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis docs/_build
