@@ -59,10 +59,14 @@ def add_menu_and_headers(app: Sphinx, name: str, source: list[str]) -> None:
             source[0] += f"\n## {title}\n"
             for path in sorted((ROOT / folder).glob("[a-z]*.py")):
                 module = f"{folder.replace('/', '.')}.{path.stem}"
-                source[0] += f"\n### {path.stem}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
+                source[0] += (
+                    f"\n### {path.stem}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
+                )
 
 
-def mark_commands(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+def mark_commands(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
     """Make indented commands in the header of a module a block of code."""
     if what == "module":
         for number in reversed(range(1, len(lines))):
@@ -71,7 +75,9 @@ def mark_commands(app: Sphinx, what: str, name: str, obj: object, options: objec
                 lines[number:number] = [".. code-block:: console", ""]
 
 
-def list_fields(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+def list_fields(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
     """Add types and defaults to the fields of a config, and the fields that its base describes."""
     if what != "class" or not isinstance(obj, type) or not issubclass(obj, BaseModel):
         return
@@ -93,7 +99,9 @@ def list_fields(app: Sphinx, what: str, name: str, obj: object, options: object,
     lines.append("")
 
 
-def hide_fields(app: Sphinx, what: str, name: str, obj: object, *others: object) -> tuple[str, None] | None:
+def hide_fields(
+    app: Sphinx, what: str, name: str, obj: object, *others: object
+) -> tuple[str, None] | None:
     """Leave the arguments of a config out of its heading: they are its fields."""
     is_config = what == "class" and isinstance(obj, type) and issubclass(obj, BaseModel)
     return ("()", None) if is_config else None

@@ -120,7 +120,10 @@ FIXED = {"jinja2": "3.1.6", "tqdm": "4.66.3", "starlette": "0.49.1", "mlflow": "
 def test_no_floor_is_below_a_known_fix_or_above_what_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = pinned()
-    for text in (*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())):
+    for text in (
+        *project["dependencies"],
+        *itertools.chain(*project["optional-dependencies"].values()),
+    ):
         requirement = Requirement(text)
         name = canonicalize_name(requirement.name)
         assert pins[name] in requirement.specifier, text
