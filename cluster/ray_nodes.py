@@ -1,14 +1,14 @@
 """Start the nodes of a Ray cluster with token authentication, and stop them with Ctrl-C.
 
-    python cluster/ray_nodes.py local --workers 2               # a head and two workers, all on
-    this machine's loopback python cluster/ray_nodes.py head --ip 10.0.0.1              # on the
-    first of several machines python cluster/ray_nodes.py worker --head 10.0.0.1:6379     # on each
-    of the others
+\b
+    python cluster/ray_nodes.py local --workers 2            # head and two workers, on loopback
+    python cluster/ray_nodes.py head --ip 10.0.0.1           # on the first of several machines
+    python cluster/ray_nodes.py worker --head 10.0.0.1:6379  # on each of the others
 
-Each command stays in the foreground and ends the processes that it started, and no others, when it
-is stopped (``ray stop`` would end every Ray process on the machine). README.md says how a study
-gets there.
-"""
+Each command stays in the foreground. When it is stopped, it ends the processes that it started and
+no others (``ray stop`` would end every Ray process on the machine). docs/cluster.md says how to
+submit a study.
+"""  # noqa: D301 - click prints a paragraph after \b as it is
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def main() -> None:
     "--dashboard-port", default=DASHBOARD_PORT, show_default=True, help="Where jobs are submitted."
 )
 def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: int) -> None:
-    """A head and several workers on this machine; nothing listens outside of it."""
+    """Start a head and workers on this machine; they listen on loopback only."""
     ray_environment.prepare("local")
     _lend_interpreter()
-    # Only now: Ray reads its environment when it is imported. `ray start` refuses workers on
-    # loopback; this does not.
+    # Imported late, because Ray reads its environment on import. `ray start` refuses workers on
+    # loopback; this class does not.
     from ray.cluster_utils import Cluster
 
     head = {
@@ -72,30 +72,30 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
         "include_dashboard": True,
         "dashboard_host": "127.0.0.1",
         "dashboard_port": dashboard_port,
-        # Any free one: Ray's default is taken where another study runs on this machine, and then
-        # all jobs are refused.
+        # Any free port: where another study runs on this machine, Ray's default port is in use, and
+        # then all jobs are refused.
         "dashboard_agent_listen_port": 0,
     }
     sweep_scratch()
     with scratch_folder("ray", for_sockets=True) as folders:
-        # Ray notes the cluster's address in its default folder, which may not exist, and for which
-        # clusters compete.
+        # Ray writes the cluster's address to its default folder, which may not exist, and which
+        # several clusters would share.
         os.environ["RAY_TMPDIR"] = str(folders)
         Path(folders, "ray").mkdir()
         head["temp_dir"] = f"{folders}/0"
         cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=True)
-        # A folder each, as if on machines of their own: in a shared one, a lost node takes the
-        # jobs' code along.
+        # One folder for each node, as on separate machines: in a shared folder, a lost node deletes
+        # the code of the jobs.
         nodes = {
             n: cluster.add_node(num_cpus=cpus, temp_dir=f"{folders}/{n}")
             for n in range(1, workers + 1)
         }
-        # Where several clusters run on a machine, a job looks here for its own, and takes any where
-        # this is missing.
+        # Where several clusters run on a machine, a job finds its own by this file. Without it, the
+        # job joins any of them.
         for number in range(workers + 1):
             Path(folders, str(number), "ray_current_cluster").write_text(cluster.address)
-        # After the nodes: for each, Ray sets a handler of its own that would end this process as a
-        # failure.
+        # Set after the nodes start, because for each of them Ray sets its own handler, which would
+        # end this process as a failure.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             _say_where(cluster.address, dashboard_port)
@@ -122,7 +122,10 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
     help="Where jobs are submitted, on loopback.",
 )
 def head(ip: str, cpus: int, gpus: int, port: int, dashboard_port: int) -> None:
-    """The head of a cluster of several machines. It makes a token, which every other machine must be given."""
+    """Start the head of a cluster of several machines.
+
+    It makes a token, which every other machine needs.
+    """
     ray_environment.ensure_token()
     click.echo(
         f"Copy {ray_environment.token_path()} to the same place on every machine, readable by its owner only."
@@ -141,7 +144,7 @@ def head(ip: str, cpus: int, gpus: int, port: int, dashboard_port: int) -> None:
 @click.option("--cpus", type=int, help="CPUs for trials.  [default: all]")
 @click.option("--gpus", type=int, help="GPUs for trials.  [default: all]")
 def worker(address: str, ip: str | None, cpus: int | None, gpus: int | None) -> None:
-    """Another machine of the cluster."""
+    """Start a worker node on another machine of the cluster."""
     if not ray_environment.has_token():
         raise click.ClickException(
             f"There is no token at {ray_environment.token_path()}. Copy the head's to that place, readable by its "
@@ -151,10 +154,10 @@ def worker(address: str, ip: str | None, cpus: int | None, gpus: int | None) -> 
 
 
 def _ray_start(*arguments: str, ip: str | None, cpus: int | None, gpus: int | None) -> NoReturn:
-    """Become ``ray start --block``, which ends its node when it is ended.
+    """Become ``ray start --block``, which ends its node when the command is stopped.
 
-    Ray opens its folder to all users of the machine, so it lies in a closed one; the next start
-    removes what is left.
+    Ray opens its folder to all users of the machine, so the folder lies in a private one. The next
+    start removes the remains of earlier ones.
     """
     sweep_scratch()
     folder = make_scratch_folder("ray", for_sockets=True) / "ray"
@@ -175,14 +178,17 @@ def _ray_start(*arguments: str, ip: str | None, cpus: int | None, gpus: int | No
 
 
 def _lend_interpreter() -> None:
-    """Let the ``python`` of a job be this one: a job finds it in the PATH of the head node."""
+    """Make this interpreter the ``python`` of jobs.
+
+    A job finds its interpreter in the PATH of the head node.
+    """
     os.environ["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     )
 
 
 def _watch(raylets: dict[int, subprocess.Popen[bytes]]) -> None:
-    """Say which process each worker node hangs on, and when one is lost, until Ctrl-C."""
+    """Print each worker node's process, and each node that is lost, until Ctrl-C."""
     for number, raylet in raylets.items():
         click.echo(f"worker {number}: raylet is process {raylet.pid}")
     with suppress(KeyboardInterrupt):

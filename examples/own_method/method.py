@@ -16,8 +16,8 @@ class Config(toco.Config):
     """Settings of ToCo, and one more.
 
     Attributes:
-        pooled_fraction: Patches that a class score is the mean of, as a fraction of all, the best
-            of each channel. At least one counts: 0 is ToCo's max pooling, 1 is mean pooling.
+        pooled_fraction: A class score is the mean over this fraction of the patches, the best of
+            each channel. At least one patch counts: 0 is ToCo's max pooling, 1 is mean pooling.
     """
 
     name: str = __name__
@@ -25,7 +25,7 @@ class Config(toco.Config):
 
 
 def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> toco.ToCo:
-    """ToCo with its two classifiers replaced; with the same seed all weights begin as ToCo's."""
+    """Build ToCo with other classifiers; with the same seed all weights begin as ToCo's."""
     method = toco.ToCo(config, backbone, num_foreground_classes)
     method.classifier = PooledClassifier(method.classifier, config.pooled_fraction)
     method.aux_classifier = PooledClassifier(method.aux_classifier, config.pooled_fraction)
@@ -33,11 +33,11 @@ def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> to
 
 
 class PooledClassifier(Classifier):
-    """A classifier over the mean of the best patches; its weight makes the CAM, as any classifier's.
+    """A classifier over the mean of the best patches; its weight also makes the CAM.
 
     Args:
-        like: The classifier whose weight it takes over.
-        fraction: Patches that are pooled, as a fraction of all.
+        like: Classifier whose weight is used.
+        fraction: Fraction of the patches to pool.
     """
 
     def __init__(self, like: Classifier, fraction: float) -> None:

@@ -1,10 +1,11 @@
-"""How many patches should a class score be the mean of?
+"""How many patches should a class score average?
 
     python -m sweeps plan own_method.study
     python -m sweeps run own_method.study
 
-Three fractions and max pooling again with other seeds (A/A), three seeds each: 12 trainings of a
-minute or somewhat more on one core. Expected: nobody has run it on VOC; see what your table says.
+Three fractions, and max pooling again with other seeds (A/A), three seeds each: 12 trainings of a
+minute or somewhat more on one core. Expected: not measured on VOC; the table of your run is the
+answer.
 """
 
 from sweeps.core.commands.command import study_command

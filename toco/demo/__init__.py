@@ -1,1 +1,1 @@
-"""A page on loopback that shows what a trained method sees."""
+"""A page on loopback that shows the CAMs, labels and tokens of a trained method."""

@@ -1,4 +1,7 @@
-"""What a trained method makes of an image, kept, so that other thresholds and patches need no network."""
+"""Run a trained method on an image, and keep the results in memory.
+
+Other thresholds and patches are then shown without another pass through the network.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ from toco.train.trained import Trained
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """One image through the network. All maps have the size of the network's input.
+    """Results of the network on one image; maps have the size of the network's input.
 
     Attributes:
-        image: What was looked at: the image, shrunk if it was too large.
-        full_size: Height and width of the image before that.
-        network_input: It as the network got it.
+        image: The analysed image, shrunk if it was too large.
+        full_size: Height and width of the image before shrinking.
+        network_input: The image as the network's input.
         cams: CAMs of all classes.
         class_logits: Logits of the classifier.
         segmentation: The decoder's label, 0 background, 1..k; ``None`` without a decoder.
@@ -53,7 +56,10 @@ class Analysis:
         return of_class
 
     def similarity(self, y: float, x: float) -> list[Float[np.ndarray, "_ _"]]:
-        """Cosine similarity of every patch with the one at ``y x`` (fractions of the sides), by block."""
+        """Cosine similarity of every patch with the patch at ``y x``, by block.
+
+        ``y`` and ``x`` are fractions of the sides.
+        """
         maps = []
         for tokens in self.unit_tokens:
             rows, columns, _ = tokens.shape
@@ -63,10 +69,10 @@ class Analysis:
 
 
 class Analyst:
-    """Puts images through a trained method as its evaluation does, one at a time.
+    """Analyses images with a trained method, one at a time, as its evaluation does.
 
     Args:
-        trained: The method; ``evaluate`` of its config says at which size and scales it looks.
+        trained: The method; ``evaluate`` of its config gives size and scales.
         max_side_px: Longer images are shrunk to this side first.
 
     Raises:
@@ -79,7 +85,7 @@ class Analyst:
 
     @torch.no_grad()
     def analyse(self, image: UInt8[np.ndarray, "h w 3"]) -> Analysis:
-        """What the network makes of an image.
+        """Run the network on an image.
 
         Raises:
             ValueError: The image is too small for the network.
@@ -114,21 +120,22 @@ class Analyst:
     def refined_label(
         self, analysis: Analysis, cam: str, present: Sequence[int], low: float, high: float
     ) -> UInt8[np.ndarray, "h w"]:
-        """The label that the decoder would learn from these CAMs: 0 background, 1..k, 255 where it would not.
+        """Make the label that the decoder would learn from these CAMs.
+
+        0 is background, 1..k are classes, and 255 is void.
 
         Args:
-            analysis: Of the image.
+            analysis: Analysis of the image.
             cam: Name of one of its CAMs.
             present: Classes (0-based) that count as present.
-            low: Background score that certain background wins with.
-            high: Background score that certain foreground wins against.
+            low: A pixel is background where this background score beats all classes.
+            high: A pixel is foreground where a class beats this background score.
 
         Raises:
             ValueError: The low threshold exceeds the high one.
         """
         maps = analysis.cams.by_name()[cam]
-        # Without any class, one that is absent: the refinement has the background win everywhere
-        # then.
+        # Without present classes, one absent class is passed: the background then wins everywhere.
         classes = torch.tensor(sorted(present) or [0], device=maps.device)
         is_present = torch.full((1, len(classes)), float(bool(present)), device=maps.device)
         levels = denormalise_255(analysis.network_input, truncate=True)
@@ -140,7 +147,9 @@ class Analyst:
 
 
 def patch_grid(num_patches: int, aspect: float) -> tuple[int, int]:
-    """Rows and columns of a grid of ``num_patches`` over an image whose height is ``aspect`` times its width.
+    """Find the rows and columns of ``num_patches`` patches for an image of this aspect.
+
+    ``aspect`` is the height over the width.
 
     >>> patch_grid(31 * 23, 500 / 375)
     (31, 23)

@@ -1,8 +1,8 @@
-"""What one visitor, or another user of the machine, may ask of the demo: time, connections and memory.
+"""Limits on the time, connections and memory that a client of the demo may use.
 
-uvicorn limits a header's bytes, and answers 503 beyond a number of connections. It waits for a
-half-sent request for ever, and keeps any number of such connections; :func:`limited_protocol` does
-not.
+uvicorn limits the bytes of a header, and answers 503 beyond a number of connections. But it waits
+forever for a half-sent request, and keeps any number of such connections. :func:`limited_protocol`
+ends them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Limits:
 
     Attributes:
         upload_bytes: Larger files are refused.
-        pixels: Images with more are refused before they are decoded.
-        uploads: Uploads that are in memory at once; others wait.
-        connections: Beyond so many, requests are answered with 503. Beyond twice as many,
-            connections are closed.
-        head_s: Time for the header of a request, and for what comes after an early answer.
+        pixels: Images with more pixels are refused before they are decoded.
+        uploads: Uploads in memory at once; others wait.
+        connections: With more connections, requests are answered with 503. With more than twice as
+            many, connections are closed.
+        head_s: Time for the header of a request, and for bytes after an early answer.
         upload_s: Time for the body of an upload.
     """
 
@@ -38,12 +38,16 @@ class Limits:
 
 
 def limited_protocol(limits: Limits) -> type[H11Protocol]:
-    """The connection of uvicorn, closed when it takes too long to say what it wants or is one of too many."""
+    """Return uvicorn's connection class with a limit on time and on their number.
+
+    A connection is closed if its request does not arrive in time, or if there are too many.
+    """
 
     class Connection(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        # uvicorn, too, narrows the type of transport.
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > 2 * limits.connections:
                 transport.abort()
@@ -58,7 +62,7 @@ def limited_protocol(limits: Limits) -> type[H11Protocol]:
             self._forget()
 
         def _watch(self) -> None:
-            """Run the clock while no request is being answered; bytes that come in do not set it back."""
+            """Run the clock unless a request is being answered; incoming bytes do not reset it."""
             if self.cycle is not None and not self.cycle.response_complete:
                 self._forget()
             elif self._deadline is None:

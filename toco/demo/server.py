@@ -1,10 +1,10 @@
-"""The page and what it asks for, over HTTP on loopback.
+"""The demo's page and its data, over HTTP on loopback.
 
-Other users of the machine reach its loopback, too, and so do pages of other sites in the visitor's
-browser. So whoever asks has to know a token, which is made anew for every server; the page gets it
-in its address and sends it in a header, as no other site can. Host names other than the loopback's
-are refused, so that no foreign name can be made to point here. Time, connections and memory are
-limited, see :mod:`toco.demo.limits`. Nothing is written to disk.
+Other users of the machine can reach its loopback, and so can pages of other sites in the visitor's
+browser. Every request therefore needs a token, which is new for every server. The page has the
+token in its address and sends it in a header, which other sites cannot do. Host names other than
+the loopback's are refused, so that no foreign name can be resolved to this server. Time,
+connections and memory are limited, see :mod:`toco.demo.limits`. Nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -60,20 +60,23 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""Headers of every answer, which keep it from being stored, framed, or read by another site."""
+"""Headers of every answer; they prevent storing, framing, and reading by other sites."""
 _NUM_EXAMPLES = 8
 _THUMBNAIL_PX = 96
 _NUM_KEPT = 3
-"""Analyses in memory: those of the newest images of a few tabs. One takes 60 MB with VOC's classes, 160 with COCO's."""
+"""Analyses in memory: enough for the newest images of a few tabs.
+
+One takes 60 MB with VOC's classes, 160 MB with COCO's.
+"""
 
 T = TypeVar("T")
 
 
 def listen(port: int) -> socket.socket:
-    """A socket on loopback; 0 takes any free port.
+    """Open a socket on loopback; port 0 takes any free port.
 
     Raises:
-        ValueError: The port is taken, or not for this user.
+        ValueError: The port is in use, or this user may not use it.
     """
     try:
         return socket.create_server((HOST, port))
@@ -90,7 +93,7 @@ def serve(demo: Demo, listening: socket.socket) -> None:
 
 
 def server_of(demo: Demo) -> uvicorn.Server:
-    """The server of a demo."""
+    """Build the server of a demo."""
     config = uvicorn.Config(
         demo.application(),
         http=limited_protocol(demo.limits),
@@ -99,22 +102,22 @@ def server_of(demo: Demo) -> uvicorn.Server:
         limit_concurrency=demo.limits.connections,
         timeout_keep_alive=math.ceil(demo.limits.head_s),
         access_log=False,  # it would print the token with every address
-        log_level="error",  # a warning is a line for every wrong request of anybody
+        log_level="error",  # warnings would be a line for every wrong request of any client
         timeout_graceful_shutdown=1,
     )
     return uvicorn.Server(config)
 
 
 class Demo:
-    """What the routes answer.
+    """The state of the demo, and the handlers of its routes.
 
     Args:
-        analyst: Looks at images; one at a time, in a thread of its own.
-        title: What was trained, for the head of the page.
-        token: What a visitor has to know.
-        dataset: A few of its images are offered as examples, if there is one.
-            Those that cannot be read are left out with a warning.
-        limits: What a visitor may ask for.
+        analyst: Analyses images one at a time, in a thread of its own.
+        title: Title of the page: the trained method and its run.
+        token: Token that every request needs.
+        dataset: Data set, a few of whose images are offered as examples; ``None`` offers none.
+            Unreadable images are omitted with a warning.
+        limits: Limits on a client.
     """
 
     def __init__(
@@ -154,7 +157,7 @@ class Demo:
         self._uploads = asyncio.Semaphore(limits.uploads)
 
     def application(self) -> Starlette:
-        """The demo as an ASGI application."""
+        """Return the demo as an ASGI application."""
         return Starlette(
             routes=[
                 Route("/", self.page),
@@ -175,22 +178,22 @@ class Demo:
         )
 
     async def page(self, request: Request) -> Response:
-        """The page, the same for every run."""
+        """Answer with the page, which is the same for every run."""
         return HTMLResponse(self._page, headers={"Content-Security-Policy": self._policy})
 
     async def about(self, request: Request) -> Response:
-        """What the page has to know of the run."""
+        """Answer with the facts of the run that the page shows."""
         return JSONResponse(self._about)
 
     async def upload(self, request: Request) -> Response:
-        """Look at an image that comes as the body, the bytes of a file."""
+        """Analyse an image whose file is the body of the request."""
         name = request.query_params.get("name") or "The image"
         async with self._uploads:
             try:
                 async with asyncio.timeout(self.limits.upload_s):
                     content = await self._content(request)
             except ClientDisconnect:
-                return Response(status_code=400)  # nobody reads it
+                return Response(status_code=400)  # the client is gone
             except TimeoutError:
                 sentence = (
                     f"The file did not arrive within {self.limits.upload_s:g} s; send it again."
@@ -199,7 +202,10 @@ class Demo:
             return await self._look(lambda: read_upright(Path(name), self.limits.pixels, content))
 
     async def _content(self, request: Request) -> bytes:
-        """The body. One that is too large is read to its end: a browser shows no answer that comes before."""
+        """Read the body, also to its end if it is too large.
+
+        A browser does not show an answer that comes before the end of the body.
+        """
         content, num_bytes = bytearray(), 0
         async for chunk in request.stream():
             num_bytes += len(chunk)
@@ -215,7 +221,7 @@ class Demo:
         return bytes(content)
 
     async def example(self, request: Request) -> Response:
-        """Look at an image of the data set."""
+        """Analyse an image of the data set."""
         number = request.path_params["number"]
         if self.dataset is None or number >= len(self.examples):
             raise HTTPException(
@@ -225,7 +231,7 @@ class Demo:
         return await self._look(lambda: dataset.image(self.examples[number]))
 
     async def cams(self, request: Request) -> Response:
-        """All CAMs of a class: float32, little-endian, one after the other."""
+        """Answer with all CAMs of a class: float32, little-endian, one after the other."""
         analysis, class_index = self._analysis(request), request.path_params["class_index"]
         if class_index >= len(self.class_names):
             raise HTTPException(
@@ -234,7 +240,7 @@ class Demo:
         return _bytes(analysis.cam_maps(class_index))
 
     async def refined(self, request: Request) -> Response:
-        """The refined pseudo label: a byte for every pixel."""
+        """Answer with the refined pseudo label: a byte for every pixel."""
         analysis, query = self._analysis(request), request.query_params
         cam = query.get("cam") or "cam"
         if cam not in analysis.cams.by_name():
@@ -254,7 +260,10 @@ class Demo:
         )
 
     async def similarity(self, request: Request) -> Response:
-        """Similarity of all patches with one: the maps of all blocks, float32, little-endian, one after the other."""
+        """Answer with the similarity of all patches with one patch.
+
+        The maps of all blocks follow each other, float32, little-endian.
+        """
         analysis, query = self._analysis(request), request.query_params
         y, x = _fraction(query, "y"), _fraction(query, "x")
         return _bytes(
@@ -283,13 +292,16 @@ class Demo:
 
 
 class _Token(AuthenticationBackend):
-    """Refuses whoever does not know the token: the page wants it in its address, everything else in a header."""
+    """Refuses requests without the token.
+
+    The page has the token in its address, all other requests in a header.
+    """
 
     def __init__(self, token: str) -> None:
         self.token = token
 
     async def authenticate(self, conn: HTTPConnection) -> None:
-        # Not the path of its URL, which is put together with what the visitor says the host is.
+        # Not the path of conn.url, which is built with the host name that the client sent.
         if conn.scope["path"] == "/":
             given = conn.query_params.get("token", "")
         else:
@@ -319,7 +331,7 @@ def _pixels(pixels: UInt8[np.ndarray, "h w *c"]) -> dict[str, Any]:
 
 
 def _thumbnails(dataset: Dataset) -> dict[int, str]:
-    """Small versions of a few images, as data URIs, by their places in the data set."""
+    """Small versions of a few images as data URIs, by their index in the data set."""
     thumbnails = {}
     for index in evenly_spaced(len(dataset), _NUM_EXAMPLES):
         try:
@@ -351,7 +363,10 @@ def _fraction(query: QueryParams, name: str) -> float:
 
 
 def _policy(page: str) -> str:
-    """A content security policy under which nothing runs but this page's own style and script, and nothing leaves."""
+    """Content security policy that allows only this page's own style and script.
+
+    The page can connect to its own server alone.
+    """
 
     def hashes(element: str) -> str:
         contents: Sequence[str] = re.findall(rf"<{element}>(.*?)</{element}>", page, re.DOTALL)

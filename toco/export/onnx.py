@@ -1,9 +1,10 @@
-"""A trained network as one ONNX file: pixels in, labels out, for programs that know neither this library nor Python.
+"""Export a trained network as one ONNX file: pixels in, labels out.
 
-The file is made by ``torch.export`` and today's exporter of torch; the older one, by TorchScript,
-is deprecated. It holds weights and a graph, and nothing that is run when it is read. (A ``.pt2``
-file of torch is unpickled, so there is none here.) Before it is written it is run by ONNX Runtime
-and held against the network.
+The file is for programs that know neither this library nor Python. It is made by ``torch.export``
+and torch's current exporter; the older one, by TorchScript, is deprecated. It holds weights and a
+graph, and no code that runs when it is read. (A ``.pt2`` file of torch is unpickled, so that format
+is not offered.) Before the file is written, ONNX Runtime runs it and the results are compared with
+the network's.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 INPUT = "images"
 PREFIX = "toco."
-"""Of the keys that the metadata of a file has from here."""
+"""Prefix of the metadata keys that this module writes."""
 
 _DESCRIPTIONS = {
     INPUT: "RGB levels 0 to 255: image, row, column, channel. Not normalised: the graph does that.",
@@ -45,10 +46,9 @@ _DESCRIPTIONS = {
 _BATCH = "batch"
 
 _ONE_SIZE_ONLY = frozenset({"swin"})
-"""Backbones whose windows torch cannot follow, in any bearable time, for an unknown height and width."""
+"""Backbones whose windows torch cannot trace for an unknown size in acceptable time."""
 
-# The same operations in another order round otherwise; a wrong graph is wrong by far more than
-# this.
+# The same operations in another order round differently. A wrong graph differs by far more.
 _TOLERANCE = 1e-3
 _LEAST_AGREEMENT = 0.999
 _WHAT_TO_DO = "No file was written; give the size that images will have (--size), or try another version of torch."
@@ -56,17 +56,17 @@ _WHAT_TO_DO = "No file was written; give the size that images will have (--size)
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """An exported file, and how ONNX Runtime agreed with torch on it.
+    """An exported file, and the agreement of ONNX Runtime with torch on it.
 
     Attributes:
         path: The file.
-        size_bytes: Its size.
-        step: Optimizer updates before the checkpoint that was taken.
-        max_difference: Largest absolute difference of a score, which are the outputs but the
+        size_bytes: Size of the file.
+        step: Optimizer updates before the exported checkpoint.
+        max_difference: Largest absolute difference of a score; scores are all outputs but the
             labels.
         max_score: Largest absolute score of torch.
         label_agreement: Fraction of pixels with the same label.
-        metadata: What the file says of itself.
+        metadata: Metadata in the file.
     """
 
     path: Path
@@ -79,7 +79,10 @@ class Exported:
 
 
 class Segmenter(nn.Module):
-    """What is exported: levels in; logits and labels at their size out, and with ``cams`` those, too."""
+    """The exported network: levels in; logits and labels out, and CAMs on request.
+
+    Logits and labels have the size of the input.
+    """
 
     def __init__(self, method: Method, cams: bool) -> None:
         super().__init__()
@@ -92,7 +95,7 @@ class Segmenter(nn.Module):
         return ("logits", "labels", "cams", "class_logits") if self.cams else ("logits", "labels")
 
     def forward(self, images: UInt8[Tensor, "b h w 3"]) -> tuple[Tensor, ...]:
-        """The outputs, in the order of their names."""
+        """Compute the outputs, in the order of their names."""
         normalised = network_input(images, None)
         size = (images.shape[1], images.shape[2])
         if not self.cams:
@@ -112,20 +115,20 @@ def _at(size: tuple[int, int], logits: Float[Tensor, "b s p q"]) -> tuple[Tensor
 def export_onnx(
     run_dir: Path, path: Path, *, size_px: int | None = None, cams: bool = False
 ) -> Exported:
-    """Write the network of a run to ``path``, in float32 whatever it was trained in.
+    """Write the network of a run to ``path``, always in float32.
 
     Args:
-        run_dir: The run folder; its newest checkpoint is taken.
-        path: File to write, ``.onnx``; it appears whole or not at all.
-        size_px: Images are squares of this side. ``None`` leaves height and width free, from one
-            patch on; as in the official code, what is over a whole number of patches is not looked
-            at.
-        cams: Have two more outputs: CAMs and the logits of the image-level classes.
+        run_dir: The run folder; its newest checkpoint is exported.
+        path: File to write, ``.onnx``; it appears complete or not at all.
+        size_px: Side of the images, which are squares. ``None`` leaves height and width free, from
+            one patch on; as in the official code, pixels beyond the last complete patch are
+            ignored.
+        cams: Add two outputs: CAMs and the logits of the image-level classes.
 
     Raises:
         ValueError: ``path`` is not ``.onnx``, the method has no decoder, or no CAMs of all classes
             and ``cams`` is set, ``size_px`` is no multiple of the patch or is missing where the
-            backbone needs it, there is no run or checkpoint, or what was exported does not compute
+            backbone needs it, there is no run or checkpoint, or the exported file does not compute
             what the network does.
     """
     if path.suffix != ".onnx":
@@ -149,11 +152,13 @@ def export_onnx(
             f"A network on {trained.config.backbone.name} can be exported for one size of image only; give that to "
             f"export-model, as in --size {trained.config.views.crop_size_px}."
         )
+
+    # Convert, with free sizes where none is given.
     network = Segmenter(trained.method, cams).requires_grad_(False)
     crop = trained.config.views.crop_size_px
     if size_px is None:
-        # Two images, and sides that nothing else has: a length of 1 or of something else would be
-        # taken for a constant.
+        # Two images, and sides that no other tensor has: torch takes a length of 1, or one that
+        # another axis has, for a constant.
         model = _convert(network, (2, crop + patch, crop + 2 * patch), (_BATCH, "height", "width"))
         checked = [(1, crop, crop), (2, crop + 3 * patch + 1, crop - 1)]
     else:
@@ -161,6 +166,8 @@ def export_onnx(
         checked = [(1, size_px, size_px), (3, size_px, size_px)]
     metadata = {f"{PREFIX}{key}": _text(value) for key, value in describe(trained, size_px).items()}
     _annotate(model, metadata)
+
+    # Compare with the network before the file appears.
     content = model.SerializeToString()
     difference, highest, agreement = _compare(network, content, checked)
     if not difference <= _TOLERANCE * max(highest, 1.0) or agreement < _LEAST_AGREEMENT:
@@ -174,7 +181,10 @@ def export_onnx(
 
 
 def describe(trained: Trained, size_px: int | None) -> dict[str, Any]:
-    """What a file says of itself, under keys with the prefix ``toco.``: JSON values, text as it is."""
+    """Metadata of the exported file: JSON values by key, without the prefix ``toco.``.
+
+    Text is stored unquoted.
+    """
     return {
         "version": toco.__version__,
         "run_digest": trained.digest,
@@ -196,21 +206,19 @@ def _text(value: Any) -> str:  # noqa: ANN401 - any JSON value
 def _convert(
     network: Segmenter, example: tuple[int, int, int], free: tuple[str, ...]
 ) -> ModelProto:
-    """The network as an ONNX model.
+    """Convert the network to an ONNX model.
 
     Args:
         network: The network.
-        example: Number, height and width of the images that it is followed on.
-        free: Names of the leading axes that may have another length.
+        example: Number, height and width of the images to trace with.
+        free: Names of the leading axes whose length is free.
     """
     names = dict(enumerate(free))
-    logging.getLogger("onnxscript").setLevel(
-        logging.ERROR
-    )  # it warns of constants that it leaves as they are
+    # onnxscript warns of constants that it does not fold.
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
-        # Strict, which keeps the lengths of tensors as unknowns; without it ``len(images)`` becomes
-        # a constant.
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own code
+        # Strict, because otherwise ``len(images)`` becomes a constant instead of staying unknown.
         program = torch.export.export(
             network,
             (torch.zeros(*example, 3, dtype=torch.uint8),),
@@ -230,7 +238,10 @@ def _convert(
 
 
 def _annotate(model: ModelProto, metadata: Mapping[str, str]) -> None:
-    """Say what goes in and out; and take out what the exporter notes of every node, such as paths on this machine."""
+    """Describe inputs and outputs, and remove the exporter's notes.
+
+    The exporter notes facts about every node, such as paths on this machine.
+    """
     from onnx.helper import set_model_props
 
     set_model_props(model, dict(metadata))
@@ -251,11 +262,13 @@ def _annotate(model: ModelProto, metadata: Mapping[str, str]) -> None:
 def _compare(
     network: Segmenter, content: bytes, shapes: Sequence[tuple[int, int, int]]
 ) -> tuple[float, float, float]:
-    """Torch against ONNX Runtime on noise: largest difference of a score, largest score, agreement of the labels.
+    """Compare torch with ONNX Runtime on images of noise.
+
+    Returns the largest difference of a score, the largest score, and the agreement of the labels.
 
     Args:
         network: The network.
-        content: The model that was made of it.
+        content: The model that was converted from it.
         shapes: Numbers, heights and widths of the images to compare on.
 
     Raises:
@@ -272,7 +285,7 @@ def _compare(
             expected = [output.numpy() for output in network(torch.from_numpy(images))]
         try:
             got = session.run(network.outputs, {INPUT: images})
-        except Exception as error:  # the errors of ONNX Runtime have no class in common
+        except Exception as error:  # the errors of ONNX Runtime have no common class
             raise ValueError(
                 f"ONNX Runtime cannot run the exported network on images of shape {images.shape} ({error}). "
                 f"{_WHAT_TO_DO}"

@@ -1,1 +1,1 @@
-"""Compatibility with the official ToCo code: its checkpoints and its command lines."""
+"""Compatibility with the official ToCo code: checkpoints, command lines and results."""

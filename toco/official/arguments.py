@@ -1,4 +1,4 @@
-"""Command lines of the official training scripts as recipes with settings."""
+"""Translate command lines of the official training scripts into recipes with settings."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from toco.registry import load
 
 
 class _Script(NamedTuple):
-    """What an official script fixes.
+    """Properties of an official training script.
 
     Attributes:
         data: First part of the names of its recipes.
-        num_gpus: How many the authors started it on.
-        ignored: Flags whose values are written into it, with these values.
-        whole: Names of its lists that hold a whole split, for which our data set needs no list.
-        settings: What it does otherwise than the recipe with DeiT-B, which follows the authors'
-            log.
+        num_gpus: Number of GPUs in the authors' trainings.
+        ignored: Flags that the script ignores, because their values, given here, are literals in
+            it.
+        whole: Names of lists that hold a complete split, for which the data set here needs no list.
+        settings: Settings in which the script differs from the recipe with DeiT-B, which follows
+            the authors' log.
     """
 
     data: str
@@ -112,14 +113,14 @@ _FLAGS = {*_SETTINGS, *_NOTES, "spg", "backbone", "work_dir"}
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """An official command line in our words.
+    """A recipe and settings that train the same as an official command line.
 
     Attributes:
         recipe: The recipe to train.
-        settings: What differs from it, by dotted path.
+        settings: Settings that differ from the recipe, by dotted path.
         run_dir: Folder for the run.
         num_gpus: Processes of the official command.
-        notes: Sentences on what has no counterpart, had no effect, or was assumed.
+        notes: Sentences on flags that have no counterpart, had no effect, or were assumed.
     """
 
     recipe: str
@@ -129,7 +130,7 @@ class Translation:
     notes: tuple[str, ...]
 
     def command(self) -> str:
-        """The line to type."""
+        """Return the shell command that starts the training."""
         values = [
             f"{path}={value if isinstance(value, str) else json.dumps(value)}"
             for path, value in self.settings.items()
@@ -141,14 +142,14 @@ class Translation:
 
 
 def translate(words: Sequence[str]) -> Translation:
-    """What an official command line trains, as a recipe and settings.
+    """Translate an official command line into a recipe and settings.
 
     Args:
-        words: The command, with or without its launcher:
-            ``python -m torch.distributed.launch --nproc_per_node=2 scripts/dist_train_voc_seg_neg.py --work_dir DIR``.
+        words: The command, with or without its launcher: ``python -m torch.distributed.launch
+            --nproc_per_node=2 scripts/dist_train_voc_seg_neg.py --work_dir DIR``.
 
     Raises:
-        ValueError: There is no official training script in it, a flag is unknown (the nearest is
+        ValueError: The command has no official training script, a flag is unknown (the nearest is
             named), or a value does not fit.
     """
     launcher, name, rest = _split(words)
@@ -156,6 +157,7 @@ def translate(words: Sequence[str]) -> Translation:
     flags = _flags(rest)
     notes = []
 
+    # Recipe: from the script and the backbone.
     backbone = flags.pop("backbone", None)
     if backbone is None:
         backbone = _DEFAULT_BACKBONE
@@ -170,6 +172,7 @@ def translate(words: Sequence[str]) -> Translation:
     recipe = f"{script.data}_{_BACKBONES[backbone]}"
     base = load("toco.recipes", recipe).recipe()
 
+    # Batch: from the number of processes and the images of each.
     num_gpus = _num_processes(launcher)
     if num_gpus is None:
         num_gpus = script.num_gpus
@@ -184,6 +187,7 @@ def translate(words: Sequence[str]) -> Translation:
     }
     run_dir = flags.pop("work_dir", f"runs/{recipe}")
 
+    # Settings: one flag after the other, with a note for each flag that sets nothing.
     for flag, text in flags.items():
         if flag in script.ignored:
             notes.append(
@@ -200,6 +204,7 @@ def translate(words: Sequence[str]) -> Translation:
             f"--crop_size is the training's; evaluations stay at evaluate.size_px={base.evaluate.size_px}."
         )
 
+    # Keep the settings that differ from the recipe.
     config, official = flatten(replace(base, settings)), flatten(base)
     different = {path: config[path] for path in settings if config[path] != official[path]}
     if "method.ptc.start_step" in different:
@@ -216,7 +221,7 @@ def translate(words: Sequence[str]) -> Translation:
 
 
 def _split(words: Sequence[str]) -> tuple[Sequence[str], str, Sequence[str]]:
-    """Launcher, name of the script, its arguments."""
+    """Split a command into launcher, name of the script, and arguments."""
     for index, word in enumerate(words):
         if (name := PurePosixPath(word).name) in _SCRIPTS:
             return words[:index], name, words[index + 1 :]
@@ -228,7 +233,7 @@ def _split(words: Sequence[str]) -> tuple[Sequence[str], str, Sequence[str]]:
 
 
 def _num_processes(launcher: Sequence[str]) -> int | None:
-    """How many processes the launcher starts; ``None`` where there is none."""
+    """Number of processes that the launcher starts; ``None`` without a launcher."""
     text = " ".join(launcher)
     if not re.search(r"torchrun|torch\.distributed", text):
         return None
@@ -240,7 +245,10 @@ def _num_processes(launcher: Sequence[str]) -> int | None:
 
 
 def _flags(words: Sequence[str]) -> dict[str, str]:
-    """Flags with their values as one text; like argparse, beginnings of names are taken, and the last of two values."""
+    """Parse flags, each with its values as one text.
+
+    As in argparse, a flag may be abbreviated, and the last of two values counts.
+    """
     flags: dict[str, str] = {}
     current = None
     for word in words:
@@ -266,7 +274,7 @@ def _known(given: str) -> str:
     raise ValueError(f"The official scripts have no flag --{given}.{hint}")
 
 
-def _value(flag: str, text: str, parse: Callable[[str], Any]) -> Any:  # noqa: ANN401 - what the flag holds
+def _value(flag: str, text: str, parse: Callable[[str], Any]) -> Any:  # noqa: ANN401 - any value
     try:
         return parse(text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Checkpoints of the official code, made into run folders and made of them."""
+"""Import checkpoints of the official code as run folders, and export runs as such checkpoints."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ from toco.types import IMAGENET_MEAN, IMAGENET_STD
 
 _CLASSES = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
 _DILATION = 5
-"""Of the official decoder, where the code has it as a literal."""
+"""Dilation of the official decoder, where it is a literal in the code."""
 _SEGMENTATION = "decoder.conv8.weight"
-"""The official parameter with one row for each class, the background among them."""
+"""The official parameter with one row for each class, including the background."""
 
 
 def import_checkpoint(
     path: Path, run_dir: Path, config: RunConfig, recipe: str | None, step: int
 ) -> int:
-    """Make ``run_dir`` the folder of a run that ended with an official checkpoint; returns its number of tensors.
+    """Make ``run_dir`` a run that ended with an official checkpoint; return its number of tensors.
 
-    The network is there, with the teacher's head; the state of the optimizer is not, so that
-    nothing can be trained on from it. No data set and no pretrained weights are needed.
+    The run has the network and the teacher's head, but no state of the optimizer, so that no
+    training can resume from it. No data set and no pretrained weights are needed.
 
     Args:
         path: A file that the official code saved: tensors by name, opened without running anything
-            in it. Of several state dicts one is named behind it, as in ``file.pth#model``.
+            in it. If it holds several state dicts, name one after the path, as in
+            ``file.pth#model``.
         run_dir: Folder to make; it must not hold a run.
-        config: The run. That it says how this checkpoint was trained is the word of whoever imports
-            it: DeiT-B and ViT-B have the same shapes.
-        recipe: Name of the recipe that ``config`` came from, for the record.
-        step: Optimizer updates that the checkpoint was saved after.
+        config: Config of the run. The caller is responsible for it: the file does not say how it
+            was trained, and DeiT-B and ViT-B have the same shapes.
+        recipe: Name of the recipe of ``config``, for the record.
+        step: Optimizer updates before the checkpoint was saved.
 
     Raises:
         FileExistsError: ``run_dir`` holds a run.
-        ValueError: The file cannot be read as tensors, or they are not those of the network that
-            ``config`` describes.
+        ValueError: The file cannot be read as tensors, or the tensors are not those of the network
+            that ``config`` describes.
     """
     folder = RunFolder(run_dir)
     if folder.exists():
@@ -63,6 +64,8 @@ def import_checkpoint(
             f"{path} is no checkpoint of the official network: it has {len(tensors)} tensors, but no {_SEGMENTATION}. "
             "Weights of an encoder alone are given to a training as backbone.weights."
         )
+
+    # Build the network without pretrained weights, and load the tensors.
     class_names = _class_names(config.data)
     found = len(tensors[_SEGMENTATION])
     if found != len(class_names) + 1:
@@ -75,6 +78,8 @@ def import_checkpoint(
         raise ValueError(
             f"{path}: {error} Take the recipe that it was trained with, or give its sizes with --set."
         ) from error
+
+    # Write the run folder.
     source = {"file": path.name, "sha256": sha256(path), "size_bytes": path.stat().st_size}
     known = provenance(torch.device("cpu"), Inputs("", "", None))
     folder.create(config, recipe, class_names, {**known, "data_manifest": {}, "imported": source})
@@ -83,23 +88,22 @@ def import_checkpoint(
 
 
 def export_checkpoint(run_dir: Path, path: Path) -> int:
-    """Write the newest checkpoint of a run as the official code would have saved it; returns its number of tensors.
+    """Write the newest checkpoint of a run in the official format; return its number of tensors.
 
     Every name starts with ``module.``. The 1000-class layer, which the official code keeps but
     never uses, is zeros.
 
     Raises:
-        FileExistsError: ``path`` is there.
-        ValueError: There is no whole checkpoint, the method is not ToCo itself, the network has
-            parts that the official one has not, another dilation of the decoder, or pixels that are
-            normalised in another way.
+        FileExistsError: ``path`` exists.
+        ValueError: The run has no complete checkpoint, or the official code would compute something
+            else: the method is not ToCo itself, or the network has further parts, another dilation
+            of the decoder, or another normalisation of pixels.
     """
     if path.exists():
         raise FileExistsError(f"{path} is there already; name a new file.")
     trained = open_trained(run_dir, {"device": "cpu"})
     backbone, method = trained.config.backbone, trained.config.method
-    # A subclass may compute something else of the same tensors, which is what the official code
-    # would not do.
+    # Not isinstance: a subclass may compute something else from the same tensors.
     if type(method) is not toco.Config:
         raise ValueError(
             f"The official code computes ToCo and nothing else; the method of this run is {method.name!r}. "
@@ -125,7 +129,7 @@ def export_checkpoint(run_dir: Path, path: Path) -> int:
 
 
 def _class_names(data: DataConfig) -> tuple[str, ...]:
-    """Foreground classes. Those of VOC and COCO are known without the images."""
+    """Foreground classes; those of VOC and COCO are known without the images."""
     if data.name in _CLASSES and getattr(data, "classes", None) is None:
         return _CLASSES[data.name]
     names: tuple[str, ...] = load("toco.data", data.name).open_split(data, "val").class_names

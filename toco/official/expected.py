@@ -1,7 +1,7 @@
-"""What the authors got with the recipes, to stand beside what we get.
+"""The authors' results for the recipes, and sentences that compare a run with them.
 
-``expected.csv`` holds the last evaluation of each of the authors' four logs: IoU in percent by
-class, of the CAM, the auxiliary CAM and the segmentation. Table 2 of the paper gives one number for
+``expected.csv`` holds the last evaluation in each of the authors' four logs: IoU in percent by
+class of the CAM, the auxiliary CAM and the segmentation. Table 2 of the paper gives one number for
 each split.
 """
 
@@ -25,16 +25,20 @@ from toco.train.run_config import RunConfig
 
 _FILE = Path(__file__).with_name("expected.csv")
 _SCORES = {"cam_iou": "CAM", "aux_cam_iou": "aux CAM", "seg_iou": "segmentation"}
-"""Scores by class of an evaluation that the logs have, too, and what they are called here."""
+"""Scores by class that an evaluation shares with the logs, and their headings."""
 _SAME_EVALUATION = {
     f"evaluate.{name}" for name in ("curve_stop", "curve_step", "average_last", "max_images")
 }
-"""Settings that change none of these scores, or are counted as images."""
+"""Settings that do not change these scores, or are compared as a number of images."""
 _SHOWN = 6
+"""Settings that a sentence lists at most."""
 
 
 class Segmentation(NamedTuple):
-    """A number of Table 2: mIoU in percent with several scales, flip and CRF, and on how many images."""
+    """A number of Table 2, and the images behind it.
+
+    The mIoU is in percent, with several scales, flip and CRF.
+    """
 
     miou: float
     num_images: int
@@ -47,18 +51,19 @@ _TABLE_2 = {
     "coco_vit_b": {"val": Segmentation(42.3, 40_137)},
 }
 _LOGGED_IMAGES = {"voc_deit_b": 1449, "voc_vit_b": 1449, "coco_deit_b": 5000, "coco_vit_b": 5000}
+"""Images of the evaluation in each log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the authors got with a recipe.
+    """The authors' results with a recipe.
 
     Attributes:
-        recipe: Its name.
+        recipe: Name of the recipe.
         class_names: The background first.
-        per_class: IoU as fractions in the order of ``class_names``: ``cam_iou``, ``aux_cam_iou``
-            and ``seg_iou``.
-        num_images: Images of the split that these are of.
+        per_class: ``cam_iou``, ``aux_cam_iou`` and ``seg_iou`` as fractions, in the order of
+            ``class_names``.
+        num_images: Images of the split behind these scores.
         table2: Table 2 of the paper by split.
     """
 
@@ -69,13 +74,13 @@ class Expected:
     table2: Mapping[str, Segmentation]
 
     def miou(self, score: str) -> float:
-        """Mean over the classes of ``cam_iou``, ``aux_cam_iou`` or ``seg_iou``, a fraction."""
+        """Mean over the classes of ``cam_iou``, ``aux_cam_iou`` or ``seg_iou``, as a fraction."""
         return sum(self.per_class[score]) / len(self.class_names)
 
 
 @cache
 def expected(recipe: str | None) -> Expected | None:
-    """What the authors got with ``recipe``; ``None`` for one that they did not train.
+    """Return the authors' results with ``recipe``; ``None`` if the authors did not train it.
 
     >>> result = expected("voc_deit_b")
     >>> result and round(100 * result.miou("seg_iou"), 1)
@@ -100,18 +105,22 @@ def expected(recipe: str | None) -> Expected | None:
 def beside_expected(
     evaluation: Evaluation, recipe: str | None, config: RunConfig, num_images: int, step: int
 ) -> str | None:
-    """Our scores beside the authors', class by class, and whether they can be compared; ``None`` if there are none.
+    """Compare scores with the authors' by class, and say whether they are comparable.
+
+    Returns ``None`` where the authors have no results for the recipe.
 
     Args:
-        evaluation: What was found.
-        recipe: The recipe that the run came from.
-        config: Its config, as evaluated.
+        evaluation: Scores of the run.
+        recipe: Recipe of the run.
+        config: Config of the run, as evaluated.
         num_images: Images in the split.
         step: Updates before the evaluation.
     """
     theirs = expected(recipe)
     if theirs is None or theirs.class_names != evaluation.class_names:
         return None
+
+    # Table: this run, the authors and the difference, for each score that the run has.
     columns = [score for score in _SCORES if score in evaluation.per_class]
     rows = [
         [
@@ -139,6 +148,8 @@ def beside_expected(
         colalign=("left", *("right" for _ in headers[1:])),
         disable_numparse=True,
     )
+
+    # Comparable? Settings of the evaluation are compared here, the others in _compare.
     official: RunConfig = load("toco.recipes", theirs.recipe).recipe()
     changes = diff(official, config, run_only=False)
     protocol = [
@@ -158,15 +169,17 @@ def beside_table2(
     num_images: int,
     step: int,
 ) -> str | None:
-    """Sentences that put our mIoU (a fraction) beside that of Table 2; ``None`` where the table has none.
+    """Compare the mIoU (a fraction) with that of Table 2, in sentences.
+
+    Returns ``None`` where the table has no such number.
 
     Args:
-        miou: Of the segmentation, over the split.
-        recipe: The recipe that the run came from.
-        split: As the table calls it: ``val`` or ``test``.
+        miou: mIoU of the segmentation over the split.
+        recipe: Recipe of the run.
+        split: ``val`` or ``test``, as in the table.
         config: Config of the run.
-        inference: How the images were segmented.
-        num_images: How many they were.
+        inference: Settings with which the images were segmented.
+        num_images: Number of segmented images.
         step: Updates before the checkpoint.
     """
     theirs = expected(recipe)
@@ -174,7 +187,7 @@ def beside_table2(
         return None
     table = theirs.table2[split]
     official: RunConfig = load("toco.recipes", recipe).recipe()
-    # Which of its filters the CRF takes is chosen for the machine.
+    # The filter of the CRF is chosen for the machine, so it may differ.
     changes = [path for path in diff(official.inference, inference) if path != "crf.filter_name"]
     other_way = (
         f"the images were segmented in another way ({_listed(changes)})" if changes else None
@@ -194,15 +207,15 @@ def _compare(
     their_images: int,
     other_way: str | None,
 ) -> str:
-    """Say in a sentence whether our numbers stand for the same as the authors'.
+    """Say in a sentence whether two evaluations measure the same.
 
     Args:
-        official: The recipe.
+        official: Config of the recipe.
         config: Config of the run.
         step: Updates before the checkpoint.
         num_images: Images that were evaluated.
         their_images: Images that the authors evaluated.
-        other_way: How the evaluation differs, apart from its images.
+        other_way: Difference of the evaluation, apart from its images.
     """
     differences = [] if other_way is None else [other_way]
     if num_images != their_images:
@@ -224,7 +237,10 @@ def _is_of_evaluation(path: str) -> bool:
 
 
 def _is_same(path: str, config: RunConfig) -> bool:
-    """Whether the setting may differ: where data and weights lie, the seed, and what is chosen for the machine."""
+    """Whether a setting may differ without changing the experiment.
+
+    These are the places of data and weights, the seed, and choices for the machine.
+    """
     if path == "backbone.weights":
         return config.backbone.weights is not None
     if path.startswith("data."):
@@ -238,7 +254,7 @@ def _listed(paths: Sequence[str]) -> str:
 
 
 def _cells(ours: float | None, theirs: float) -> tuple[str, str, str]:
-    """Percent."""
+    """Three cells in percent: this run, the authors, the difference."""
     if ours is None:
         return "-", f"{100 * theirs:.1f}", "-"
     return f"{100 * ours:.1f}", f"{100 * theirs:.1f}", f"{100 * (ours - theirs):+.1f}"

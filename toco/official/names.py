@@ -1,4 +1,4 @@
-"""Names and shapes of the official network's parameters, against those of :class:`toco.methods.toco.ToCo`."""
+"""Map parameters of :class:`toco.methods.toco.ToCo` to those of the official network."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 MODULE = "module."
-"""What official checkpoints put before every name, because they were saved from a distributed wrapper."""
+"""Prefix of names in official checkpoints, which were saved from a distributed wrapper."""
 UNUSED = "encoder.head."
-"""The 1000-class layer of the pretraining, which the official network keeps and never uses."""
+"""The 1000-class layer of the pretraining, which the official network keeps but never uses."""
 
 _PREFIXES = {
     "backbone.vit": "encoder",
@@ -24,15 +24,15 @@ _PREFIXES = {
 _ENCODER = re.compile(
     r"cls_token|pos_embed|(patch_embed\.proj|norm|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"
 )
-"""The parameters of a plain ViT: no registers, no scales of layers, no second token."""
+"""Parameters of a plain ViT: no registers, no layer scales, no second token."""
 _CONVOLUTIONS = frozenset({"classifier.weight", "aux_classifier.weight"})
-"""1x1 convolutions there, matrices here."""
+"""Parameters that are 1x1 convolutions officially, and matrices here."""
 _NUM_PRETRAINED_CLASSES = 1000
 _SHOWN = 6
 
 
 def official_name(name: str) -> str:
-    """The official name of one of our parameters, without ``module.``.
+    """Return the official name of a parameter of this project, without ``module.``.
 
     >>> official_name("backbone.vit.cls_token"), official_name("teacher.mlp.0.bias")
     ('encoder.cls_token', 'proj_head_t.mlp.0.bias')
@@ -50,10 +50,10 @@ def official_name(name: str) -> str:
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict as that of the official network, without ``module.``.
+    """Convert a state dict to that of the official network, without ``module.``.
 
-    The 1000-class layer, which ours does not have, is zeros: it never gets a gradient and nothing
-    reads it.
+    The 1000-class layer, which ToCo here does not have, is zeros: it never gets a gradient and is
+    never read.
 
     Raises:
         ValueError: The official network has no such parameter.
@@ -72,11 +72,11 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_official(
     official: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The official network's state dict as ours.
+    """Convert a state dict of the official network to that of ToCo here.
 
     Args:
         official: State dict, with or without ``module.`` and the unused layer.
-        wanted: Our state dict, for its names and shapes.
+        wanted: State dict of ToCo here, for its names and shapes.
 
     Raises:
         ValueError: Names, shapes or types differ, or a value is not finite; the message names the

@@ -1,4 +1,4 @@
-"""Experiments: one short file each, with the command, the hardware, the hours and the expected number."""
+"""Experiments, one short file each, with command, hardware, hours and expected numbers."""
 
 ENTRY = {"recipe": "def recipe() -> RunConfig: ..."}
-"""What a recipe's module defines, and how that is written."""
+"""Definition that a recipe's module must have, as code."""

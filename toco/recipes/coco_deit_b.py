@@ -7,20 +7,20 @@ of val_part after 80,000 steps, single scale, no CRF (last line of the authors' 
 expected.csv): CAM 41.9, auxiliary CAM 30.9, segmentation 40.6 mIoU. With three scales, flip and CRF
 on all 40,137 images of val (Table 2): 41.3.
 
-The schedule is that of the log. The official script, as published and as the ViT-B log shows it,
-adds PTC and CTC after step 12,000. In the DeiT-B log they act from the beginning: PTC falls from
-0.44 to 0.24 in 4,000 steps (with ViT-B it stays at 0.47 until step 8,000) and the CAM is at 34.4
-mIoU by then (17.1). For the published schedule set method.ptc.start_step and method.ctc.start_step
-to 12001.
+The schedule is that of the log. The published script adds PTC and CTC after step 12,000, and the
+ViT-B log agrees with it. In the DeiT-B log both act from the beginning: PTC falls from 0.44 to 0.24
+in 4,000 steps, and the CAM has 34.4 mIoU by then. (With ViT-B, PTC stays at 0.47 until step 8,000,
+and the CAM has 17.1 mIoU.) For the published schedule, set method.ptc.start_step and
+method.ctc.start_step to 12001.
 
-Weights: timm's ``deit_base_patch16_224.fb_in1k``. The file that timm names for it, and that the
-official code reads, is ``deit_base_patch16_224-b5f2ef4d.pth``, whose SHA-256 begins with those
-digits; the hub has the same tensors as safetensors. A file is given by
-``--set backbone.weights=PATH`` and has to be that one.
+Weights: timm's ``deit_base_patch16_224.fb_in1k``. The file that timm names for these weights, and
+that the official code reads, is ``deit_base_patch16_224-b5f2ef4d.pth``, whose SHA-256 begins with
+those digits. The hub has the same tensors as safetensors. To use a local file, set
+``backbone.weights=PATH``; it must be this one.
 
-``val_part.txt``, the list of those images, lies in ``datasets/coco`` of the authors' repository;
-put it into the root. The decoder learns from the auxiliary CAM at first. The paper calls this
-network ViT-B.
+``val_part.txt``, the list of these images, is in ``datasets/coco`` of the authors' repository. Copy
+it to the root of the data set. Until step 12,000 the decoder learns from the auxiliary CAM. The
+paper calls this network ViT-B.
 """
 
 from toco.backbones import vit
@@ -32,7 +32,10 @@ from toco.train.run_config import OptimConfig, RunConfig
 
 
 def recipe() -> RunConfig:
-    """Every value is the official one, but for two mended quirks: views.view_geometry and method.token_box."""
+    """The official values, except for two corrected quirks.
+
+    The corrections are views.view_geometry and method.token_box.
+    """
     return RunConfig(
         data=coco.Config(val_list="val_part"),
         views=ViewsConfig(crop_size_px=448, rescale=(0.5, 2.0)),

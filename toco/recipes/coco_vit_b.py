@@ -7,17 +7,17 @@ of val_part after 80,000 steps, single scale, no CRF (last line of the authors' 
 expected.csv): CAM 43.4, auxiliary CAM 41.2, segmentation 42.4 mIoU. With three scales, flip and CRF
 on all 40,137 images of val (Table 2): 42.3 (42.2 in the authors' repository).
 
-Weights: timm's ``vit_base_patch16_224.orig_in21k_ft_in1k``. The file that timm names for it, and
-that the official code reads, is ``jx_vit_base_p16_224-80ecf9dd.pth``, whose SHA-256 begins with
-those digits; the hub has the same tensors as safetensors. A file is given by
-``--set backbone.weights=PATH`` and has to be that one. What timm gives today for
-``vit_base_patch16_224`` without a tag is another network (``augreg2_in21k_ft_in1k``). These weights
-were made with pixels normalised by 0.5 and 0.5; the official code normalises by ImageNet's mean and
-deviation all the same, and so does this.
+Weights: timm's ``vit_base_patch16_224.orig_in21k_ft_in1k``. The file that timm names for these
+weights, and that the official code reads, is ``jx_vit_base_p16_224-80ecf9dd.pth``, whose SHA-256
+begins with those digits. The hub has the same tensors as safetensors. To use a local file, set
+``backbone.weights=PATH``; it must be this one. Without a tag, ``vit_base_patch16_224`` is another
+network in timm today (``augreg2_in21k_ft_in1k``). These weights were made with pixels normalised by
+0.5 and 0.5. The official code normalises by ImageNet's mean and deviation nevertheless, and so does
+this recipe.
 
-``val_part.txt``, the list of those images, lies in ``datasets/coco`` of the authors' repository;
-put it into the root. The decoder learns from the auxiliary CAM at first. The paper calls this
-network ViT-B with a dagger.
+``val_part.txt``, the list of these images, is in ``datasets/coco`` of the authors' repository. Copy
+it to the root of the data set. Until step 12,000 the decoder learns from the auxiliary CAM. The
+paper calls this network ViT-B with a dagger.
 """
 
 from toco.backbones import vit
@@ -29,7 +29,10 @@ from toco.train.run_config import OptimConfig, RunConfig
 
 
 def recipe() -> RunConfig:
-    """Every value is the official one, but for two mended quirks: views.view_geometry and method.token_box."""
+    """The official values, except for two corrected quirks.
+
+    The corrections are views.view_geometry and method.token_box.
+    """
     return RunConfig(
         data=coco.Config(val_list="val_part"),
         views=ViewsConfig(crop_size_px=448, rescale=(0.5, 2.0)),

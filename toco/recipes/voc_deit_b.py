@@ -7,10 +7,10 @@ Hardware of the paper: 2 x A100-40GB with two images each, 3.7 hours. Expected o
 70.5, auxiliary CAM 62.5, segmentation 68.1 mIoU. With three scales, flip and CRF (Table 2): 69.8 on
 val, 70.5 on test.
 
-Weights: timm's ``deit_base_patch16_224.fb_in1k``. The file that timm names for it, and that the
-official code reads, is ``deit_base_patch16_224-b5f2ef4d.pth``, whose SHA-256 begins with those
-digits; the hub has the same tensors as safetensors. A file is given by
-``--set backbone.weights=PATH`` and has to be that one.
+Weights: timm's ``deit_base_patch16_224.fb_in1k``. The file that timm names for these weights, and
+that the official code reads, is ``deit_base_patch16_224-b5f2ef4d.pth``, whose SHA-256 begins with
+those digits. The hub has the same tensors as safetensors. To use a local file, set
+``backbone.weights=PATH``; it must be this one.
 
 The paper calls this network ViT-B; its "ViT-B with a dagger" is the one pretrained on ImageNet-21k.
 """
@@ -24,7 +24,10 @@ from toco.train.run_config import OptimConfig, RunConfig
 
 
 def recipe() -> RunConfig:
-    """Every value is the official one, but for two mended quirks: views.view_geometry and method.token_box."""
+    """The official values, except for two corrected quirks.
+
+    The corrections are views.view_geometry and method.token_box.
+    """
     return RunConfig(
         # The decoded images, 6 GB, are written to a file once and read by all trainings of a node.
         data=voc.Config(train_list="train_aug", val_list="val", cache="node"),

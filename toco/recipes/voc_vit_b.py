@@ -7,13 +7,13 @@ Hardware of the paper: 2 x A100-40GB with two images each, 3.8 hours. Expected o
 72.3, auxiliary CAM 68.4, segmentation 69.2 mIoU. With three scales, flip and CRF (Table 2): 71.1 on
 val, 72.2 on test.
 
-Weights: timm's ``vit_base_patch16_224.orig_in21k_ft_in1k``. The file that timm names for it, and
-that the official code reads, is ``jx_vit_base_p16_224-80ecf9dd.pth``, whose SHA-256 begins with
-those digits; the hub has the same tensors as safetensors. A file is given by
-``--set backbone.weights=PATH`` and has to be that one. What timm gives today for
-``vit_base_patch16_224`` without a tag is another network (``augreg2_in21k_ft_in1k``). These weights
-were made with pixels normalised by 0.5 and 0.5; the official code normalises by ImageNet's mean and
-deviation all the same, and so does this.
+Weights: timm's ``vit_base_patch16_224.orig_in21k_ft_in1k``. The file that timm names for these
+weights, and that the official code reads, is ``jx_vit_base_p16_224-80ecf9dd.pth``, whose SHA-256
+begins with those digits. The hub has the same tensors as safetensors. To use a local file, set
+``backbone.weights=PATH``; it must be this one. Without a tag, ``vit_base_patch16_224`` is another
+network in timm today (``augreg2_in21k_ft_in1k``). These weights were made with pixels normalised by
+0.5 and 0.5. The official code normalises by ImageNet's mean and deviation nevertheless, and so does
+this recipe.
 
 The paper calls this network ViT-B with a dagger; what it calls ViT-B is DeiT-B.
 """
@@ -27,7 +27,10 @@ from toco.train.run_config import OptimConfig, RunConfig
 
 
 def recipe() -> RunConfig:
-    """Every value is the official one, but for two mended quirks: views.view_geometry and method.token_box."""
+    """The official values, except for two corrected quirks.
+
+    The corrections are views.view_geometry and method.token_box.
+    """
     return RunConfig(
         # The decoded images, 6 GB, are written to a file once and read by all trainings of a node.
         data=voc.Config(train_list="train_aug", val_list="val", cache="node"),
