@@ -1,4 +1,4 @@
-"""Evaluation of a trained method on a split. What is exported here needs neither torch nor matplotlib."""
+"""Evaluation of a trained method on a split. These exports need neither torch nor matplotlib."""
 
 from toco.evaluate.config import EvaluateConfig
 from toco.evaluate.confusions import Confusions, read_confusions

@@ -1,4 +1,4 @@
-"""The images of a split in batches: which ones pass the network together, read ahead, and checked before they do."""
+"""Batches of an evaluation: plan them, read them ahead of the network, check their masks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """One image as the data set has it."""
+    """An image of the data set, with its mask and its image-level labels."""
 
     index: int
     name: str
@@ -35,12 +35,12 @@ class SampleBatch:
     """Images that pass the network together, stacked size by size.
 
     Attributes:
-        samples: Row by row.
+        samples: The images, one for each row of the batch.
         rows: For every size, the rows of its images.
         images: For every size, these images.
         masks: For every size, their masks.
-        class_labels: Multi-hot.
-        present: What :func:`toco.tensors.present_classes` says of them.
+        class_labels: Multi-hot image-level labels.
+        present: Classes of each image, from :func:`toco.tensors.present_classes`.
     """
 
     samples: tuple[LabelledImage, ...]
@@ -51,7 +51,7 @@ class SampleBatch:
     present: Int[Tensor, "b m"]
 
     def to(self, device: torch.device | str) -> SampleBatch:
-        """The same with its tensors on ``device`` (copies are asynchronous where the memory is pinned)."""
+        """Copy the tensors to ``device``, asynchronously where the memory is pinned."""
 
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -69,10 +69,13 @@ class SampleBatch:
 def plan_batches(
     dataset: Dataset, indices: Sequence[int], batch_size: int, one_size: bool
 ) -> list[tuple[int, ...]]:
-    """Indices of the images of every batch: consecutive ones, and with ``one_size`` consecutive ones of their size.
+    """Divide images into batches of consecutive images; with ``one_size``, of the same size.
 
-    Processes that share an evaluation divide these batches. As no batch depends on their number,
-    neither does a bit of what the network says of an image.
+    Processes that share an evaluation divide these batches. As the batches do not depend on the
+    number of processes, neither does any bit of a prediction.
+
+    Returns:
+        The indices of every batch.
     """
     groups: dict[tuple[int, int] | None, list[int]] = {}
     for index in indices:
@@ -85,10 +88,10 @@ def plan_batches(
 
 
 def read_batch(dataset: Dataset, indices: Sequence[int], pin: bool) -> SampleBatch:
-    """Decode images, masks and labels, in memory that a GPU can copy from by itself if ``pin`` is set.
+    """Decode images, masks and labels; into pinned memory with ``pin``.
 
     Raises:
-        ValueError: An image has no mask, or its mask holds something else than classes and 255.
+        ValueError: An image has no mask, or a mask holds a value that is neither a class nor 255.
     """
     samples = tuple(_read(dataset, index) for index in indices)
     by_size: dict[tuple[int, ...], list[int]] = {}
@@ -117,9 +120,9 @@ def read_batch(dataset: Dataset, indices: Sequence[int], pin: bool) -> SampleBat
 
 
 def in_order(stacks: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> Tensor:
-    """The rows of all stacks as one tensor.
+    """Concatenate the rows of all stacks, in the order of the batch.
 
-    Row by row rather than through a tensor of indices, which would have to be copied to the device.
+    Rows are taken one by one: a tensor of indices would have to be copied to the device.
 
     >>> in_order([torch.tensor([5, 7]), torch.tensor([6])], [(0, 2), (1,)]).tolist()
     [5, 6, 7]
@@ -135,14 +138,20 @@ def in_order(stacks: Sequence[Tensor], rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def take(values: Tensor, rows: Sequence[int]) -> Tensor:
-    """Some rows in ascending order, without a copy if they are all; as in :func:`in_order`, nothing is waited for."""
+    """Select rows in ascending order, without a copy if all are selected.
+
+    Like :func:`in_order`, this does not wait for the device.
+    """
     return (
         values if len(rows) == len(values) else torch.cat([values[row : row + 1] for row in rows])
     )
 
 
 def read_ahead(values: Iterator[_T]) -> Iterator[_T]:
-    """The same values, each found in another thread while its predecessor is worked on; errors come when it is due."""
+    """Yield the values of an iterator, each computed in a thread while its predecessor is in use.
+
+    An error of the iterator is raised when its value is due.
+    """
     end = object()
     with ThreadPoolExecutor(max_workers=1) as thread:
         following = thread.submit(next, values, end)

@@ -1,4 +1,4 @@
-"""Everything that an evaluation says of the CAMs, from their histograms alone."""
+"""Scores of the CAMs, computed from their histograms alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toco.metrics.segmentation import ClassScores, class_scores, mean_over_class
 
 @dataclass(frozen=True, slots=True)
 class CamScores:
-    """The part of an :class:`toco.evaluate.Evaluation` that depends on the thresholds."""
+    """The part of an :class:`toco.evaluate.Evaluation` that depends on thresholds."""
 
     metrics: dict[str, float]
     per_class: dict[str, tuple[float | None, ...]]
@@ -23,11 +23,11 @@ class CamScores:
 def score_cams(
     qualities: Mapping[str, CamQuality], thresholds: tuple[float, ...], fixed: int
 ) -> CamScores:
-    """Score CAMs at the fixed threshold, which is the one with index ``fixed``, and over all of them.
+    """Score CAMs at the fixed threshold and over the curve of all thresholds.
 
     Args:
-        qualities: Of each CAM by name, ``cam`` among them.
-        thresholds: Those of ``qualities``.
+        qualities: Counts of each CAM by name, ``cam`` among them.
+        thresholds: Thresholds of ``qualities``.
         fixed: Index of the fixed threshold.
     """
     scores = {
@@ -60,7 +60,7 @@ def score_cams(
 def _metrics(
     prefix: str, scores: ClassScores, thresholds: tuple[float, ...], fixed: int
 ) -> dict[str, float]:
-    """Scores at the fixed threshold, and the best threshold of the curve (the lowest one on ties)."""
+    """Score one CAM at the fixed and at the best threshold (the lowest one on ties)."""
     miou = mean_over_classes(scores.iou)
     best = int(miou.nan_to_num(-1.0).argmax())
     return {

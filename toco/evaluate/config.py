@@ -1,4 +1,4 @@
-"""The settings of an evaluation. Nothing here needs torch."""
+"""The settings of an evaluation, without torch."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ _OFFICIAL_SCALES = {0.5, 1.0, 1.5}
 
 
 class EvaluateConfig(Config):
-    """How a method is evaluated. The defaults are the official validation on PASCAL VOC.
+    """Settings of an evaluation. The defaults are the official validation on PASCAL VOC.
 
     Attributes:
         size_px: Every image is squashed to a square of this side; ``None`` keeps its own size.
-        cam_scales: Scales whose CAMs are summed; 1.0 always takes part.
+        cam_scales: Scales whose CAMs are summed; 1.0 is always added.
         cam_flip: Take the maximum with the CAM of the mirrored image.
         background_threshold: A pixel is background where its CAM is at most this. 0.5 for VOC, 0.45
             for COCO.
         curve_stop: Last threshold of the curve, which starts at 0.
-        curve_step: Distance of its thresholds.
-        max_images: Evaluate this many images, evenly spaced over the split; ``None`` means all of
-            them.
-        average_last: A training's result is the mean over this many last evaluations.
+        curve_step: Step between the curve's thresholds.
+        max_images: Evaluate this many images, evenly spaced over the split; ``None`` means all.
+        average_last: A training's result is the mean over its last ``average_last`` evaluations.
         batch_size: Images that pass the network at once.
         num_pictures: Images to draw, evenly spaced over those evaluated.
     """
@@ -40,8 +39,8 @@ class EvaluateConfig(Config):
     num_pictures: int = Field(default=8, ge=0, json_schema_extra={RUN_ONLY: True})
 
     def thresholds(self) -> tuple[float, ...]:
-        """Thresholds of the curve, with the fixed one among them, ascending."""
-        # Rounded, so that 0.5 is one of 0.00, 0.01, ... and not a neighbour of 50 * 0.01.
+        """Return the thresholds of the curve and the fixed threshold, ascending."""
+        # Rounded, so that 0.5 equals one of 0.00, 0.01, ...; 50 * 0.01 may differ in the last bit.
         grid = (
             round(i * self.curve_step, 6)
             for i in range(round(self.curve_stop / self.curve_step) + 1)
@@ -49,11 +48,11 @@ class EvaluateConfig(Config):
         return tuple(sorted({*grid, round(self.background_threshold, 6)}))
 
     def fixed_threshold_index(self) -> int:
-        """Where the background threshold stands among :meth:`thresholds`."""
+        """Return the index of the background threshold in :meth:`thresholds`."""
         return self.thresholds().index(round(self.background_threshold, 6))
 
     def protocol(self) -> str:
-        """The protocol in words, to stand beside every number."""
+        """Describe the protocol as text, which accompanies every number."""
         size = (
             "at their own size"
             if self.size_px is None
@@ -66,10 +65,12 @@ class EvaluateConfig(Config):
             and self.cam_flip
             and self.max_images is None
         )
+        name = (
+            "The official validation protocol of ToCo" if official else "Not the official protocol"
+        )
+        images = "all of the split" if self.max_images is None else f"at most {self.max_images}"
         return (
-            f"{'The official validation protocol of ToCo' if official else 'Not the official protocol'}: "
-            f"images {size} (bilinear), "
-            f"{'all of the split' if self.max_images is None else f'at most {self.max_images}'}. "
+            f"{name}: images {size} (bilinear), {images}. "
             f"CAM: scales {scales} {'with' if self.cam_flip else 'without'} flip, restricted to "
             "the ground-truth image-level labels of the evaluated images, resized to the mask, "
             f"background where it is at most {self.background_threshold:g}; no PAR, no CRF. "

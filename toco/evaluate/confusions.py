@@ -1,7 +1,6 @@
-"""What an evaluation counted: confusion matrices by image, and the histograms that hold those of every threshold.
+"""Counts of an evaluation: a confusion matrix for each image, and histograms for the thresholds.
 
-This is what resampling over images and another background threshold need, and neither needs the
-network again.
+With these counts, resampling over images and other background thresholds need no network.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ FORMAT_VERSION = 1
 
 _HISTOGRAM = "_histogram"
 _MAPS_OF_TOCO = ("seg", "cam", "aux_cam")
-"""What a file holds that does not say it: only ToCo wrote such files."""
+"""Maps of a file that does not list them; only the method ToCo wrote such files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Confusions:
-    """Counts of pixels, void excluded. Matrices have the ground truth in their rows and the background first.
+    """Counts of pixels without void.
 
     Attributes:
-        names: Images, in the order of the first axis of the matrices.
-        class_names: The background first.
-        matrices: By label map and image: ``seg``, what the decoder predicts, if there is one;
-            ``cam``, labels of the CAM at the fixed background threshold, and the same of each
-            further CAM by its name.
-        thresholds: Those of the curve, ascending, with the fixed one among them.
+        names: Names of the images, in the order of the first axis of the matrices.
+        class_names: Names of the classes, the background first.
+        matrices: Confusion matrices by label map and image; rows are ground truth, columns
+            predictions. ``seg`` is the decoder's prediction, if there is a decoder; ``cam`` has the
+            labels of the CAM at the fixed background threshold; further CAMs have their names.
+        thresholds: Thresholds of the curve and the fixed one, ascending.
         histograms: :attr:`toco.metrics.cam_quality.CamQuality.histogram` of each CAM over all
             images at ``thresholds``.
     """
@@ -46,16 +45,16 @@ class Confusions:
     histograms: Mapping[str, Int64[np.ndarray, "s k bins"]]
 
     def have(self, thresholds: Iterable[float]) -> bool:
-        """Whether pixels were counted at all of ``thresholds``, so that another evaluation needs no network."""
+        """Whether pixels were counted at all ``thresholds``, so that rescoring needs no network."""
         return set(thresholds) <= set(self.thresholds.tolist())
 
     def arrays(self) -> dict[str, Any]:
-        """The content of the file, for :func:`numpy.savez_compressed`; no array of it is an array of objects."""
+        """Return the arrays of the file, for :func:`numpy.savez_compressed`; none holds objects."""
         return {
             "format_version": np.asarray(FORMAT_VERSION),
             "names": np.asarray(self.names),
             "class_names": np.asarray(self.class_names),
-            # A damaged archive may lack arrays without a trace, so it lists them.
+            # A damaged archive may lack arrays without an error, so the file lists its maps.
             "maps": np.asarray(list(self.matrices)),
             **self.matrices,
             "thresholds": self.thresholds,
@@ -67,15 +66,15 @@ def read_confusions(path: Path) -> Confusions:
     """Read ``evaluations/step_*.npz`` of a run folder.
 
     Raises:
-        ValueError: It is not such a file, it is damaged, or of another version.
-        FileNotFoundError: There is none.
+        ValueError: The file is damaged, is no file of counts, or has another version.
+        FileNotFoundError: There is no such file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             found: Mapping[str, Any] = dict(file)
     except FileNotFoundError:
         raise
-    except Exception as error:  # of damaged bytes zipfile, zlib, struct and NumPy make many kinds
+    except Exception as error:  # zipfile, zlib, struct and NumPy raise many kinds for damaged bytes
         raise ValueError(
             f"{path} is not a file of confusion matrices, or is damaged: {error}."
         ) from error

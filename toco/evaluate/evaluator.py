@@ -1,4 +1,4 @@
-"""One pass over a split: every metric, the data of the curves, and what the pictures show."""
+"""Evaluate a method in one pass over a split: metrics, curves, data of the pictures."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def evaluate(
     step: int | None = None,
     shard: Shard = Shard(),
 ) -> Evaluation:
-    """Evaluate ``method``, which has to be on ``device``, and leave it in the mode it was in.
+    """Evaluate ``method`` on a split; its training or evaluation mode is restored afterwards.
 
     Args:
-        method: The method.
+        method: The method, on ``device``.
         dataset: The split.
-        config: How.
-        device: Where ``method`` is.
-        progress: Show a bar.
+        config: Settings of the evaluation.
+        device: Device of ``method``.
+        progress: Show a progress bar.
         step: Optimizer updates so far.
-        shard: Which of the processes of the default group of ``torch.distributed`` this is. Each of
-            them has to call; they divide the images among them, and each gets the whole evaluation,
-            the same as that of one process.
+        shard: Share of this process in the default group of ``torch.distributed``. Every process of
+            the group must call. They divide the batches, and each returns the complete evaluation,
+            which equals that of a single process.
 
     Raises:
         ValueError: The data set has other classes than the method, no images, or an image without a
@@ -67,13 +67,13 @@ def evaluate(
 
 
 def rescore(evaluation: Evaluation, confusions: Confusions, config: EvaluateConfig) -> Evaluation:
-    """What an evaluation with other thresholds would have found, exactly, from what this one counted.
+    """Compute the evaluation with other thresholds, exactly and without the network.
 
     Args:
         evaluation: An evaluation whose config differs from ``config`` in the background threshold
             and the curve only.
-        confusions: What it counted.
-        config: How it would have been evaluated.
+        confusions: The counts of ``evaluation``.
+        config: Settings of the new evaluation.
 
     Raises:
         ValueError: The pixels were not counted at a threshold of ``config``.
@@ -101,12 +101,13 @@ def rescore(evaluation: Evaluation, confusions: Confusions, config: EvaluateConf
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """At most ``count`` different indices below ``total``, evenly spaced, the first and the last among them.
+    """Return at most ``count`` evenly spaced indices below ``total``, with the first and the last.
 
     >>> evenly_spaced(10, 4)
     [0, 3, 6, 9]
     """
-    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()  # type: ignore[no-any-return]
+    indices = np.linspace(0, total - 1, min(count, total)).round().astype(int)
+    return np.unique(indices).tolist()  # type: ignore[no-any-return]
 
 
 def _evaluate_part(
@@ -117,7 +118,8 @@ def _evaluate_part(
     progress: bool,
     shard: Shard,
 ) -> Part:
-    """Evaluate every ``world_size``-th batch."""
+    """Evaluate the batches of this process: every ``world_size``-th one."""
+    # Plan the batches.
     indices = evenly_spaced(len(dataset), config.max_images or len(dataset))
     pictured = {indices[i] for i in evenly_spaced(len(indices), config.num_pictures)}
     batches = plan_batches(dataset, indices, config.batch_size, one_size=config.size_px is None)
@@ -126,6 +128,7 @@ def _evaluate_part(
     scores = Scores(
         len(dataset.class_names), config.thresholds(), config.fixed_threshold_index(), device
     )
+    # Predict, count and keep the data of pictures.
     was_training = method.training
     method.eval()
     try:
@@ -167,8 +170,8 @@ def _evaluate_part(
 def _whole(
     parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step: int | None
 ) -> Evaluation:
-    """The evaluation, from all its parts."""
-    # In the order of the split, which depends neither on the batches nor on the processes.
+    """Join the parts of all processes into the evaluation."""
+    # Sort images in the order of the split, which depends on neither batches nor processes.
     rows = {
         index: (batch, row)
         for part in parts
@@ -176,15 +179,15 @@ def _whole(
         for row, index in enumerate(batch.indices)
     }
     order = sorted(rows)
-    # Stacked row by row: the matrices of a large split are gigabytes, which cat and then an index
-    # would copy twice.
+    # Stack row by row. The matrices of a large split take gigabytes, which cat and indexing would
+    # copy twice.
     class_labels, class_logits, similarities, confusions = (
         torch.stack([getattr(batch, name)[row] for batch, row in map(rows.__getitem__, order)])
         for name in ("class_labels", "class_logits", "similarities", "confusions")
     )
     pictures = dict(sorted(chain.from_iterable(part.pictures.items() for part in parts)))
     thresholds = config.thresholds()
-    # A process without a batch has seen no map.
+    # Score. A process without a batch has no maps and is left out.
     counted = [part for part in parts if part.batches]
     qualities = {
         name: _counted(torch.stack([part.histograms[name] for part in counted]).sum(0), thresholds)
@@ -234,7 +237,7 @@ def _segmentation_metrics(scores: ClassScores | None) -> dict[str, float]:
 
 
 def _protocol(config: EvaluateConfig, iou: Sequence[float | None]) -> str:
-    """The protocol in words; it says for how many classes there is ground truth, where that is not all."""
+    """Describe the protocol as text, with the coverage of classes where it is not complete."""
     coverage = describe_coverage(iou)
     return config.protocol() + ("" if coverage is None else f" {coverage}")
 

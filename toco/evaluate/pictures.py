@@ -1,8 +1,8 @@
-"""Panels and curves as figures.
+"""Figures of an evaluation: panels of images, curves over thresholds and blocks.
 
 Figures are made without pyplot, whose global state would leak one figure per picture and is not
-safe in threads. Names of images, classes and runs are drawn as they are: Matplotlib would read what
-stands between two ``$`` as mathematics.
+safe in threads. Names of images, classes and runs are drawn literally. Otherwise Matplotlib would
+read text between two ``$`` as mathematics.
 """
 
 from __future__ import annotations
@@ -36,16 +36,19 @@ _CAM_COLOURS = "viridis"  # perceptually uniform, and readable without colour vi
 _CAM_OPACITY = 0.65  # the grey image shows through
 _PANEL_INCHES = 2.1
 _DPI = 110
+# About as many names as fit below the four panels of the narrowest picture.
 _CLASSES_IN_A_LEGEND_ROW = 7
 _LABEL_TITLES = {"pseudo_label": "pseudo label", "prediction": "prediction", "mask": "ground truth"}
 PANELS = "toco.panels"
-"""Text in a picture's PNG: the pixels ``[left, top, right, bottom]`` of its panels, by name, as JSON."""
+"""Key of a text in the PNG: JSON with ``[left, top, right, bottom]`` of each panel, in pixels."""
 _LONGEST_STEM = 200
-"""Of a picture's file, in characters; file systems take names of 255 bytes."""
+"""Longest name of a picture's file, in characters; file systems allow 255 bytes."""
 
 
 def voc_palette(num_colours: int = 256) -> UInt8[np.ndarray, "num_colours 3"]:
-    """The colours that PASCAL VOC paints classes with: the bits of the index, dealt to red, green and blue in turn.
+    """Compute the colours of PASCAL VOC's classes.
+
+    The bits of the index, lowest first, become bits of red, green and blue in turn, highest first.
 
     >>> voc_palette()[[0, 1, 15, 255]].tolist()
     [[0, 0, 0], [128, 0, 0], [192, 128, 128], [224, 224, 192]]
@@ -61,12 +64,12 @@ def voc_palette(num_colours: int = 256) -> UInt8[np.ndarray, "num_colours 3"]:
 
 
 def draw_panel(picture: Picture, class_names: Sequence[str], background_threshold: float) -> Figure:
-    """Image, CAMs, pseudo label, prediction and ground truth side by side, with a legend of the classes.
+    """Draw image, CAMs, pseudo label, prediction and ground truth side by side, with a legend.
 
     Args:
-        picture: What to draw.
-        class_names: The background first.
-        background_threshold: Drawn as a line into every CAM: inside it the evaluation sees
+        picture: Data of the panels.
+        class_names: Names of the classes, the background first.
+        background_threshold: Drawn as a line into every CAM; inside the line the evaluation counts
             foreground.
     """
     height, width = picture.mask.shape
@@ -90,7 +93,7 @@ def draw_panel(picture: Picture, class_names: Sequence[str], background_threshol
     _show_image(panels["image"], picture.image, "image")
     for name, cam in picture.cams.items():
         heat = _show_cam(panels[name], picture.image, cam, title_of(name), background_threshold)
-    # Beside the last of them, and as high as the map, whatever its aspect ratio.
+    # Colour bar beside the last CAM, as high as the CAM for any aspect ratio.
     beside = panels[list(picture.cams)[-1]].inset_axes((1.02, 0, 0.05, 1))
     colour_bar = figure.colorbar(heat, cax=beside, ticks=[0, background_threshold, 1])
     colour_bar.ax.tick_params(labelsize=7, length=2)
@@ -110,11 +113,11 @@ def save_panels(
     background_threshold: float,
     folder: Path,
 ) -> list[Path]:
-    """Write one PNG for every picture into ``folder``, named as the image is, and return the paths of those written.
+    """Write one PNG for every picture into ``folder``, with the image's name; return the paths.
 
-    Characters that some file system refuses become ``_``. Where that shortens a name, or gives two
-    images one name, a digest of the image's name follows. A picture that cannot be drawn or written
-    is left out with a warning.
+    Characters that some file system refuses become ``_``. A digest of the image's name is appended
+    to names that are too long or that two images would share. A picture that cannot be drawn or
+    written is left out with a warning.
     """
     paths = []
     for picture, stem in zip(
@@ -131,14 +134,14 @@ def save_panels(
 
 
 def save_figure(draw: Callable[[], Figure], path: Path, *, with_panels: bool = False) -> bool:
-    """Draw a figure and write it as a PNG; returns whether it was written.
+    """Draw a figure and write it as a PNG; return whether it was written.
 
-    A picture is no result: whatever goes wrong with it is a warning that names the file.
+    Results do not depend on pictures, so any error becomes a warning that names the file.
 
     Args:
         draw: Makes the figure.
         path: The file; its folder is made.
-        with_panels: Note in the file where its panels are, see :data:`PANELS`.
+        with_panels: Store the positions of the panels in the file, see :data:`PANELS`.
     """
     try:
         with without_glyph_warnings():
@@ -158,14 +161,14 @@ def save_figure(draw: Callable[[], Figure], path: Path, *, with_panels: bool = F
 
 @contextmanager
 def without_glyph_warnings() -> Iterator[None]:
-    """Draw without a warning for every character that the font lacks, which is every one of a Chinese name."""
+    """Suppress warnings about characters that Matplotlib's font lacks, as in Chinese names."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield
 
 
 def _file_stems(names: Sequence[str]) -> list[str]:
-    """A name of a file for each image.
+    """Return a file name for each image, without suffix.
 
     >>> _file_stems(["2007/a b", "c"])
     ['2007_a_b', 'c']
@@ -174,14 +177,18 @@ def _file_stems(names: Sequence[str]) -> list[str]:
     return [
         stem
         if len(stem) <= _LONGEST_STEM and stems.count(stem) == 1
-        else f"{stem[:_LONGEST_STEM]}_{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+        else f"{stem[:_LONGEST_STEM]}_{_name_digest(name)}"
         for name, stem in zip(names, stems, strict=True)
     ]
 
 
+def _name_digest(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
 def _boxes(figure: Figure) -> dict[str, list[int]]:
-    """Where the panels lie, so that a single one can be cut out."""
-    figure.draw_without_rendering()  # the layout is not known before
+    """Compute the pixels of each panel, by which a reader can cut out a single one."""
+    figure.draw_without_rendering()  # computes the layout
     height = round(figure.bbox.height)
     extents = {
         axes.get_gid(): axes.get_window_extent()
@@ -200,7 +207,7 @@ def _boxes(figure: Figure) -> dict[str, list[int]]:
 
 
 def draw_similarity_curve(curves: Mapping[str, Sequence[float | None]]) -> Figure:
-    """Mean patch similarity after every block, one line for each named curve; blocks are counted from 1 as in print."""
+    """Draw the mean patch similarity after every block, a line for each curve; blocks from 1."""
     figure, axes = _curve_figure()
     for name, values in curves.items():
         axes.plot(
@@ -222,7 +229,7 @@ def draw_similarity_curve(curves: Mapping[str, Sequence[float | None]]) -> Figur
 
 
 def draw_threshold_curve(curve: ThresholdCurve, background_threshold: float) -> Figure:
-    """Draw the mIoU of each CAM over the background threshold, with the fixed threshold and the best ones marked."""
+    """Draw each CAM's mIoU by background threshold; mark the fixed and the best threshold."""
     figure, axes = _curve_figure()
     for name, values in ((title_of(cam), miou) for cam, miou in curve.miou.items()):
         percent = np.array([np.nan if v is None else 100 * v for v in values])
@@ -255,8 +262,8 @@ def _curve_figure() -> tuple[Figure, Axes]:
 
 
 def _show_image(axes: Axes, image: UInt8[np.ndarray, "h w 3"], title: str) -> None:
-    # Nearest: an interpolated label map would show classes that are not there, and a small image
-    # would look sharp.
+    # Nearest neighbour: interpolation would show classes that a label map does not contain, and
+    # would hide how small an image is.
     axes.imshow(image, interpolation="nearest")
     axes.set_title(title, fontsize=9, pad=3)
     axes.set_axis_off()
@@ -307,7 +314,7 @@ def _legend(
 
 
 def _name_as_it_is(legend: Legend, names: Sequence[str]) -> None:
-    """Give the entries of a legend names from outside; as labels, Matplotlib drops those that begin with ``_``."""
+    """Set a legend's texts literally; as labels, Matplotlib drops names that begin with ``_``."""
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
         text.set_text(printable(name))

@@ -1,4 +1,4 @@
-"""The result of an evaluation: numbers, the protocol that they stand for, a file format and a table."""
+"""The result of an evaluation: its numbers, its protocol, its file format and its table."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _WORDS = {"seg": "segmentation", "cam": "CAM", "aux": "auxiliary", "iou": "IoU"}
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What one panel shows, at the size of the mask.
+    """Data of one panel, at the size of the mask.
 
     Attributes:
         name: Name of the image.
-        class_labels: Multi-hot ground truth, foreground classes.
-        image: The image itself.
-        cams: Of each CAM by name, the maximum over the ground truth classes.
-        pseudo_label: What the decoder would be trained on; 255 is uncertain.
-        prediction: What the decoder predicts, if there is one.
+        class_labels: Multi-hot ground truth of the foreground classes.
+        image: The image.
+        cams: Each CAM by name, as its maximum over the ground-truth classes.
+        pseudo_label: Labels on which the decoder would be trained; 255 is uncertain.
+        prediction: The decoder's prediction; ``None`` without a decoder.
         mask: Ground truth; 255 is void.
     """
 
@@ -48,13 +48,13 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class ThresholdCurve:
-    """mIoU of each CAM, by name, where a pixel is background at or below each threshold."""
+    """mIoU of each CAM, by name, at each background threshold."""
 
     thresholds: tuple[float, ...]
     miou: Mapping[str, tuple[float | None, ...]]
 
     def to_json(self) -> dict[str, Sequence[float | None]]:
-        """As an evaluation's file holds it: ``thresholds``, and ``NAME_miou`` of each CAM."""
+        """Return the JSON form: ``thresholds``, and ``NAME_miou`` of each CAM."""
         return {
             "thresholds": self.thresholds,
             **{f"{name}_miou": values for name, values in self.miou.items()},
@@ -62,7 +62,7 @@ class ThresholdCurve:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ThresholdCurve:
-        """Read what :meth:`to_json` made."""
+        """Build the curve from the form that :meth:`to_json` returns."""
         curves = {
             name.removesuffix("_miou"): tuple(v)
             for name, v in content.items()
@@ -73,21 +73,20 @@ class ThresholdCurve:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What one evaluation found. All scores but the confusion ratios are fractions in [0, 1].
+    """Scores of one evaluation. All but the confusion ratios are fractions in [0, 1].
 
     Attributes:
-        step: Optimizer updates before it, or ``None`` where it does not belong to a training.
-        protocol: How it was measured, in words.
-        metrics: Flat, by key. A metric that is not defined on the split (no such pixel, no such
+        step: Optimizer updates before the evaluation; ``None`` outside of a training.
+        protocol: The protocol as text.
+        metrics: Metrics by key. A metric that is not defined on the split (no such pixel, no such
             label) is absent.
-        class_names: The background first.
+        class_names: Names of the classes, the background first.
         per_class: Scores in the order of ``class_names``; ``None`` for a class that the ground
             truth does not contain.
-        threshold_curve: CAM mIoU by threshold.
+        threshold_curve: mIoU of the CAMs by threshold.
         patch_similarity: Mean cosine similarity of the patches after every block, first to last.
-        pictures: What the panels are drawn from; not part of the JSON.
-        confusions: What was counted; ``None`` where it was not kept, and not part of the JSON
-            either.
+        pictures: Data of the panels; not part of the JSON.
+        confusions: Counts of pixels; ``None`` where they were not kept. Not part of the JSON.
     """
 
     step: int | None
@@ -101,7 +100,7 @@ class Evaluation:
     confusions: Confusions | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:
-        """The content of ``evaluations/step_*.json``: strict JSON, ``null`` for what is not defined."""
+        """Return the evaluation as strict JSON, with ``null`` for undefined values."""
         content = {
             "format_version": FORMAT_VERSION,
             "step": self.step,
@@ -116,10 +115,10 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, text: str) -> Evaluation:
-        """Read what :meth:`to_json` wrote; pictures and counts are not in it.
+        """Parse the text of :meth:`to_json`, which has no pictures and no counts.
 
         Raises:
-            ValueError: It is not such a file, or of another version.
+            ValueError: The text is no evaluation, or has another version.
         """
         try:
             content = json.loads(text)
@@ -144,16 +143,16 @@ class Evaluation:
             ) from error
 
     def coverage(self) -> str | None:
-        """For how many classes there is ground truth: see :func:`describe_coverage`."""
+        """Describe for how many classes there is ground truth, see :func:`describe_coverage`."""
         return describe_coverage(self.per_class["cam_iou"])
 
     def table(self) -> str:
-        """The scores per class as text: see :func:`class_table`."""
+        """Format the scores per class, see :func:`class_table`."""
         return class_table(self.class_names, self.per_class)
 
 
 def title_of(name: str) -> str:
-    """The name of a map or of a column as a title.
+    """Format the name of a map or of a column as a title.
 
     >>> title_of("aux_cam"), title_of("seg_iou")
     ('auxiliary CAM', 'segmentation IoU')
@@ -162,7 +161,7 @@ def title_of(name: str) -> str:
 
 
 def map_of(key: str) -> str | None:
-    """The map that a metric is the mIoU of at the fixed threshold; ``None`` for another metric.
+    """Return the map whose mIoU at the fixed threshold a metric is; ``None`` for another metric.
 
     >>> map_of("val/aux_cam_miou"), map_of("val/cam_best_miou"), map_of("step_time_s")
     ('aux_cam', None, None)
@@ -172,7 +171,7 @@ def map_of(key: str) -> str | None:
 
 
 def mious(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The mIoU of each map, by its name, at the fixed threshold.
+    """Select the mIoU of each map at the fixed threshold, by the map's name.
 
     >>> mious({"val/seg_miou": 0.4, "val/cam_miou": 0.5, "val/cam_best_miou": 0.6})
     {'seg': 0.4, 'cam': 0.5}
@@ -181,14 +180,15 @@ def mious(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def describe_coverage(iou: Sequence[float | None]) -> str | None:
-    """For how many foreground classes a split has ground truth, as a sentence; ``None`` where it has it for all.
+    """Say how many foreground classes a split's ground truth contains; ``None`` if it has all.
 
     Args:
-        iou: One for each class, the background first; ``None`` for a class that the ground truth
+        iou: IoU of each class, the background first; ``None`` for a class that the ground truth
             does not contain.
 
-    >>> describe_coverage([0.8, None]), describe_coverage([0.8, 0.1])
-    ('The masks of the split show 0 of 1 foreground classes: scores of pixels are those of the background alone.', None)
+    >>> describe_coverage([0.8, 0.5, None])
+    'The masks of the split show 1 of 2 foreground classes.'
+    >>> describe_coverage([0.8, 0.1])
     """
     defined = [value is not None for value in iou]
     if all(defined):
@@ -196,15 +196,18 @@ def describe_coverage(iou: Sequence[float | None]) -> str | None:
     if not any(defined):
         return "No pixel of the split has a ground truth, so there are no scores of pixels."
     what = "" if any(defined[1:]) else ": scores of pixels are those of the background alone"
-    return f"The masks of the split show {sum(defined[1:])} of {len(defined) - 1} foreground classes{what}."
+    return (
+        f"The masks of the split show {sum(defined[1:])} of {len(defined) - 1} "
+        f"foreground classes{what}."
+    )
 
 
 def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[float | None]]) -> str:
-    """Scores per class as text, in percent, with their means; ``-`` marks a class that is absent.
+    """Format scores per class in percent, with their means; ``-`` marks an absent class.
 
     Args:
-        class_names: One for each row.
-        per_class: Scores by column.
+        class_names: Name of each row.
+        per_class: Scores of each column, one for each row.
     """
     rows: list[list[str]] = [
         [printable(name), *(_percent(values[i]) for values in per_class.values())]
@@ -219,7 +222,7 @@ def class_table(class_names: Sequence[str], per_class: Mapping[str, Sequence[flo
 
 
 def undefined_to_none(values: Sequence[float]) -> tuple[float | None, ...]:
-    """NaN as ``None``, which JSON can hold.
+    """Replace values that are not finite by ``None``, which JSON can hold.
 
     >>> undefined_to_none([0.5, float("nan")])
     (0.5, None)
@@ -228,7 +231,7 @@ def undefined_to_none(values: Sequence[float]) -> tuple[float | None, ...]:
 
 
 def mean_defined(values: Sequence[float | None]) -> float | None:
-    """Mean over the classes that have a score; ``None`` where none has."""
+    """Average over the classes that have a score; ``None`` where none has."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None
 

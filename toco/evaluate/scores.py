@@ -1,4 +1,4 @@
-"""What one process counts of its batches, and the exchange of it with the other processes."""
+"""Count the batches of one process, and gather the counts of all processes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from toco.types import Shard
 
 @dataclass(frozen=True, slots=True)
 class CountedBatch:
-    """What is kept of the images of one batch, on the host.
+    """Counts and logits of the images of one batch, on the host.
 
     Attributes:
-        indices: Of the images, row by row.
+        indices: Indices of the images in the split, row by row.
         class_labels: Multi-hot ground truth.
-        class_logits: What the classifier says.
+        class_logits: Logits of the classifier.
         similarities: Mean cosine similarity of the patches after every block.
-        confusions: By label map: of the segmentation, if there is one, and of each CAM at the fixed
-            threshold.
+        confusions: Confusion matrices by label map: of the segmentation, if there is one, and of
+            each CAM at the fixed threshold.
     """
 
     indices: tuple[int, ...]
@@ -43,13 +43,13 @@ class CountedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """All that one process found, on the host.
+    """One process's part of an evaluation, on the host.
 
     Attributes:
-        batches: What was counted.
+        batches: Counts of its batches.
         maps: Names of the label maps in ``CountedBatch.confusions``; empty without a batch.
-        histograms: Of each CAM by name; empty without a batch.
-        pictures: What the panels show, by place of the image.
+        histograms: Histogram of each CAM by name; empty without a batch.
+        pictures: Data of the panels, by index of the image in the split.
     """
 
     batches: tuple[CountedBatch, ...]
@@ -59,7 +59,10 @@ class Part:
 
 
 class Scores:
-    """All accumulators of one process. Counting a batch does not wait for the device; drawing one does."""
+    """All accumulators of one process.
+
+    Counting a batch does not wait for the device; keeping the data of its pictures does.
+    """
 
     def __init__(
         self,
@@ -77,14 +80,14 @@ class Scores:
         self.pictures: dict[int, Picture] = {}
 
     def update(self, batch: SampleBatch, prediction: Prediction) -> None:
-        """Count a batch whose tensors are on the device. Its CAMs are those of the classes that are present."""
+        """Count a batch whose tensors are on the device, with the CAMs of its present classes."""
         by_name = prediction.cams.by_name()
         cams = torch.cat(list(by_name.values()), dim=1)
         if not self.batches:
             self.qualities = {name: self.new_quality() for name in by_name}
             self.maps = (*(() if prediction.segmentation_logits is None else ("seg",)), *by_name)
         confusions: list[Integer[Tensor, "_ maps s s"]] = []
-        # Masks keep their own resolution; those of one size are scored together.
+        # Masks keep their own resolution; masks of the same size are scored together.
         for mask, rows in zip(batch.masks, batch.rows, strict=True):
             height, width = mask.shape[1:]
             matrices = []
@@ -92,7 +95,8 @@ class Scores:
                 logits = resize_bilinear(
                     take(prediction.segmentation_logits, rows), (height, width)
                 )
-                # On a CPU several times faster than argmax, and the first class wins here, too.
+                # On a CPU max is several times faster than argmax, and also returns the first class
+                # on ties.
                 predicted = logits.max(dim=1).indices
                 matrices.append(count_by_image(mask, predicted, self.num_classes, self.num_classes))
             resized = resize_bilinear(take(cams, rows), (height, width)).chunk(len(by_name), dim=1)
@@ -120,7 +124,7 @@ class Scores:
         rows: Sequence[int],
         pseudo_labels: Integer[Tensor, "_ p q"],
     ) -> None:
-        """Keep what the pictures of some rows show."""
+        """Keep the data of the pictures of ``rows``."""
         for row, pseudo_label in zip(rows, pseudo_labels, strict=True):
             sample = batch.samples[row]
             present_labels = batch.class_labels[row, batch.present[row].long()]
@@ -129,18 +133,22 @@ class Scores:
             )
 
     def part(self) -> Part:
-        """What was found, once the device has found it."""
-        # These copies wait for the device, and so for the copies that came before.
+        """Wait for the device, and return the counts of all batches."""
+        # These copies wait for the device, and with it for the asynchronous copies before them.
         histograms = {name: quality.histogram.cpu() for name, quality in self.qualities.items()}
         return Part(tuple(self.batches), self.maps, histograms, self.pictures)
 
 
 def gather(find: Callable[[], Part], shard: Shard) -> list[Part]:
-    """The parts of all processes of the default group of ``torch.distributed``, in the order of their ranks.
+    """Compute this process's part, and gather the parts of all ranks in their order.
+
+    Args:
+        find: Computes the part of this process.
+        shard: Share of this process in the default group of ``torch.distributed``.
 
     Raises:
-        RuntimeError: Another process failed to find its part; what failed in this one is raised as
-            it is.
+        RuntimeError: Another process failed. An error of ``find`` in this process is raised
+            unchanged.
     """
     if shard.world_size == 1:
         return [find()]
@@ -148,7 +156,7 @@ def gather(find: Callable[[], Part], shard: Shard) -> list[Part]:
     error: Exception | None = None
     try:
         found = find()
-    except Exception as raised:  # whatever it is, the others wait to hear of it
+    except Exception as raised:  # any error: the other processes wait for a part or a message
         error, found = raised, f"{type(raised).__name__}: {raised}"
     everything: list[Part | str | None] = [None] * shard.world_size
     torch.distributed.all_gather_object(everything, found)
@@ -161,8 +169,8 @@ def gather(find: Callable[[], Part], shard: Shard) -> list[Part]:
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    # From a GPU this goes to pinned memory, behind the kernels; it may be read once the device has
-    # been waited for.
+    # From a GPU this copies to pinned memory, in order after the kernels. The values may be read
+    # only after a wait for the device.
     return tensor.to("cpu", non_blocking=True)
 
 

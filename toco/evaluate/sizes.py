@@ -1,4 +1,4 @@
-"""From images of any size to the input of a network, and from maps of any size to the size of a mask."""
+"""Resize images to a network's input, and maps to the size of a mask."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from toco.data.views.normalise import normalise
 def network_input(
     images: UInt8[Tensor, "b h w 3"], size_px: int | None
 ) -> Float[Tensor, "b 3 h2 w2"]:
-    """Normalised images, squashed to a square of ``size_px`` unless that is ``None``.
+    """Normalise images, and squash them to a square of ``size_px`` unless that is ``None``.
 
-    The official validation squashes every image so, whatever its aspect ratio
-    (``tools/infer_cam.py``): bilinear, without antialias, after the normalisation.
+    The official validation squashes images of any aspect ratio (``tools/infer_cam.py``): bilinear,
+    without antialias, after the normalisation.
     """
     normalised = normalise(images.permute(0, 3, 1, 2))
     return normalised if size_px is None else resize_bilinear(normalised, (size_px, size_px))
@@ -24,7 +24,7 @@ def network_input(
 def resize_bilinear(
     maps: Float[Tensor, "b c h w"], size: tuple[int, int]
 ) -> Float[Tensor, "b c h2 w2"]:
-    """Maps of scores at another size (half-pixel centres, no antialias), as the official validation resizes them."""
+    """Resize maps of scores as the official validation: half-pixel centres, no antialias."""
     if maps.shape[-2:] == size:
         return maps
     return interpolate(maps, size=size, mode="bilinear", align_corners=False)
@@ -33,7 +33,7 @@ def resize_bilinear(
 def resize_nearest(
     label: Integer[Tensor, "b h w"], size: tuple[int, int]
 ) -> Integer[Tensor, "b h2 w2"]:
-    """Labels at another size, so that no value appears that was not there."""
+    """Resize label maps by nearest neighbour, which makes no new values."""
     if label.shape[-2:] == size:
         return label
     return interpolate(label[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(

@@ -1,6 +1,6 @@
-"""From a run folder to MLflow. The folder is the record: MLflow is filled from it, and can be filled again.
+"""Copy run folders to MLflow. The folder is the record, from which MLflow can be filled again.
 
-The only package that imports MLflow, and only when something is tracked: its import takes seconds.
+Only this package imports MLflow, and only when a run is tracked, because the import takes seconds.
 """
 
 from toco.tracking.address import Pages, client_uri, database_of, has_password, sqlite_uri

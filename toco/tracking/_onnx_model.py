@@ -1,9 +1,9 @@
-"""What MLflow runs of a logged network: encoded images in, label maps out.
+"""Script of a network logged to MLflow: encoded images in, label maps out.
 
 It reads images by the rules of ``toco.data.files.images``: turned upright by their EXIF
-orientation, of 8 bits only. MLflow copies this file into the model and executes it where the model
-is loaded ("models from code": nothing is unpickled). It imports nothing of this library, which need
-not be installed there.
+orientation, of 8 bits only. MLflow copies this file into the model and executes it when the model
+is loaded ("models from code"), so nothing is unpickled. The script imports nothing of this library,
+which need not be installed where the model is used.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from onnxruntime import InferenceSession
 from PIL import Image, ImageOps
 
+# As in ``toco.data.files.images``.
 _MAX_PIXELS = 50_000_000
 _MODES = ("RGB", "L", "LA", "P", "RGBA", "CMYK")
-"""Others, such as grey of 16 bits, would be clipped on the way to RGB."""
+"""Modes of 8 bits. Others, such as grey of 16 bits, would be clipped by the conversion to RGB."""
 
 
 class OnnxSegmenter(PythonModel):
-    """An exported network, see ``toco.export.onnx``, on images of any size."""
+    """An exported network (see ``toco.export.onnx``) that segments images of any size."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Open the network that lies beside this file."""
+        """Open the network among the model's files."""
         self._session = InferenceSession(
             context.artifacts["network"], providers=["CPUExecutionProvider"]
         )
@@ -47,18 +48,17 @@ class OnnxSegmenter(PythonModel):
         """Label every pixel of every image.
 
         Args:
-            context: Not looked at.
-            model_input: Column ``image``: content of a JPEG or PNG file, in any size from one patch
-                on.
-            params: None are known.
+            context: Ignored.
+            model_input: Column ``image``: content of a JPEG or PNG file, at least one patch large.
+            params: Ignored: there are no parameters.
 
         Returns:
             Columns ``labels``, uint8 ``h w`` at the size of the upright image, and ``classes``, the
-            names of those in it, background first.
+            names of the classes in the image, background first.
 
         Raises:
-            ValueError: An image cannot be read, is too large or smaller than a patch, or has no
-                8-bit RGB form.
+            ValueError: An image cannot be read, is too large, is smaller than a patch, or cannot be
+                converted to RGB of 8 bits.
         """
         labels = [self._label(content) for content in model_input["image"]]
         classes = [[self._class_names[label] for label in np.unique(image)] for image in labels]
@@ -69,7 +69,7 @@ class OnnxSegmenter(PythonModel):
             with warnings.catch_warnings():
                 warnings.simplefilter(
                     "ignore", Image.DecompressionBombWarning
-                )  # the limit below is a lower one
+                )  # the limit below is lower than Pillow's
                 image: Image.Image = Image.open(BytesIO(content), formats=["JPEG", "PNG"])
             stored = [str(tile[3]) for tile in getattr(image, "tile", ())]
             if image.width * image.height <= _MAX_PIXELS:

@@ -1,8 +1,8 @@
-"""Addresses of MLflow: of its store, as a person gives it, and of the pages that show what lies in it.
+"""Addresses of MLflow's stores and of the pages of its UI.
 
-A store is a database file (``sqlite:///PATH``) or a server (``http://HOST:PORT``). All such
-addresses are made and read here, and no address with a password leaves this module: ``log_in``
-hands the password to MLflow's environment.
+A store is a database file (``sqlite:///PATH``) or a server (``http://HOST:PORT``). Only this module
+makes and reads such addresses. ``log_in`` moves a password from the address to MLflow's environment
+variables, so that no address with a password leaves this module.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from toco.files import printable
 from toco.passwords import public_uri
 
 LOCAL_UI = "http://127.0.0.1:5000"
-"""Where ``python -m toco mlflow`` shows a database file unless it is given another port."""
+"""Address where ``python -m toco mlflow`` shows a database file, unless it gets another port."""
 
 VIEW_KEY = "trainings-by-row"
-"""Key of the saved view that the page of an experiment opens with, see ``chart_view``."""
+"""Key of the saved view with which an experiment's page opens, see ``chart_view``."""
 
 _SQLITE = "sqlite:///"
-# MLflow 3 shows an experiment of another kind, traces of language models, unless the address says
-# what it wants.
+# Without it MLflow 3 shows the page for another kind of experiment, traces of language models.
 _TRAININGS = "workflowType=machine_learning"
 _CHARTS = f"{_TRAININGS}&compareRunsMode=CHART&viewStateShareKey={VIEW_KEY}"
 _CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -33,10 +32,10 @@ _UNUSABLE_IN_PATH = re.compile(r"\?|%[0-9a-fA-F]{2}")
 
 
 def sqlite_uri(database: Path) -> str:
-    """Address of a database file, which need not be there; the path becomes absolute.
+    """Return the address of a database file, which need not exist; the path becomes absolute.
 
     Raises:
-        ValueError: MLflow could not open a database of this path.
+        ValueError: The path contains characters that MLflow misreads.
 
     >>> sqlite_uri(Path("/data/my results/mlflow.db"))
     'sqlite:////data/my results/mlflow.db'
@@ -53,11 +52,13 @@ def sqlite_uri(database: Path) -> str:
 
 
 def client_uri(uri: str) -> str:
-    """``uri`` as MLflow takes it; a relative path becomes absolute, as workers of a cluster run in other folders.
+    """Check a store's address, and bring it to the form that MLflow takes.
+
+    A relative path becomes absolute, because workers of a cluster run in other folders.
 
     Raises:
-        ValueError: It is neither the address of a database file nor of a server. The message holds
-            no password.
+        ValueError: ``uri`` is neither the address of a database file nor of a server. The message
+            contains no password.
 
     >>> client_uri("http://127.0.0.1:5000/")
     'http://127.0.0.1:5000'
@@ -74,19 +75,22 @@ def client_uri(uri: str) -> str:
 
 
 def database_of(uri: str) -> Path | None:
-    """The database file of a store's address; ``None`` for a server."""
+    """Return the database file of a store's address; ``None`` for a server."""
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
 def has_password(uri: str) -> bool:
-    """Whether a store's address names a user or a password."""
+    """Whether a store's address contains a user or a password."""
     return database_of(uri) is None and "@" in urllib.parse.urlsplit(uri).netloc
 
 
 def log_in(uri: str) -> str:
-    """Give user name and password in the address of a server to MLflow by its environment; returns the address without.
+    """Move user and password from a server's address to MLflow's environment variables.
 
-    MLflow writes the address of its server into its errors.
+    MLflow writes the server's address into its errors, so the address must not contain them.
+
+    Returns:
+        The address without user and password.
     """
     if not has_password(uri):
         return uri
@@ -100,11 +104,11 @@ def log_in(uri: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Pages of MLflow's UI that show an experiment; all links to MLflow are made here.
+    """Links to the pages of an experiment in MLflow's UI; all links to MLflow come from here.
 
     Attributes:
-        host: Where the UI is.
-        experiment_id: MLflow's.
+        host: Address of the UI.
+        experiment_id: MLflow's id of the experiment.
     """
 
     host: str
@@ -112,16 +116,16 @@ class Pages:
 
     @property
     def experiment(self) -> str:
-        """The runs of the experiment as charts, grouped by row."""
+        """Link to the runs of the experiment as charts, grouped by row."""
         return f"{self.host}/#/experiments/{self.experiment_id}/runs?{_CHARTS}"
 
     def run(self, run_id: str) -> str:
-        """One run."""
+        """Link to one run."""
         return f"{self.host}/#/experiments/{self.experiment_id}/runs/{run_id}?{_TRAININGS}"
 
 
 def ui_host(uri: str) -> str:
-    """Where the UI of a store is: at its server, or for a database file at ``LOCAL_UI``."""
+    """Return the address of a store's UI: its server, or ``LOCAL_UI`` for a database file."""
     return LOCAL_UI if database_of(uri) else public_uri(uri)
 
 
@@ -136,7 +140,7 @@ def _server_uri(uri: str) -> str:
         is_address = (
             bool(parts.hostname) and parts.port != 0 and host.isprintable() and " " not in host
         )
-    except ValueError:  # of the port, of the brackets of an IPv6 address
+    except ValueError:  # a wrong port, or wrong brackets of an IPv6 address
         is_address = False
     if not is_address:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""A saved view for MLflow's page of an experiment: the trainings of a study grouped by row, as charts or as a table.
+"""A saved view of MLflow's experiment page: a study's trainings by row, as charts or table.
 
-Left to itself the page shows a study as one collapsed line and no curve of its trainings.
+MLflow's default view shows a study as one collapsed line, without curves of its trainings.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from toco.tracking.mlflow_store import KIND_TAGS, Store
 
 VIEW_NAME = "Trainings by row"
 
-# Not documented; read out of the pages of MLflow 3.17. Another version that does not know the tag
-# shows its own view.
+# Undocumented; taken from the pages of MLflow 3.17. A version that does not know the tag shows its
+# default view.
 _TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 _STATE = {
     "searchFilter": "",
@@ -47,9 +47,10 @@ _STATE = {
 
 
 def save_chart_view(store: Store, maps: Iterable[str]) -> None:
-    """Save the view, and tag the experiment as one of trainings unless it is tagged as something else.
+    """Save the view, and tag the experiment as one of trainings unless it has another kind.
 
-    The view groups runs by their tag ``cell``. A view of other maps, saved before, is replaced.
+    The view groups runs by their tag ``cell``. It replaces an earlier view, such as one of other
+    maps.
 
     Args:
         store: The experiment.

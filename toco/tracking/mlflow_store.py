@@ -1,4 +1,4 @@
-"""Where MLflow keeps its runs: opening a store, finding a run by a tag, uploading what is not there yet."""
+"""An experiment in a store of MLflow: open it, find runs by tags, upload missing files."""
 
 from __future__ import annotations
 
@@ -24,22 +24,25 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
 
 RUN_TAG = "toco.run"
-"""Tag by which a training finds its MLflow run again: digest and name of its folder."""
+"""Tag by which a training's MLflow run is found: digest and name of its folder."""
 
 STARTED_TAG = "toco.started"
-"""When the training began, in ms: a resumed one keeps it, one that was begun anew in the same folder is another run."""
+"""Tag with the start of the training, in ms.
+
+A resumed training keeps its start; one that begins anew in the same folder is another MLflow run.
+"""
 
 STUDY_TAG = "toco.study"
-"""Tag by which a study finds its parent run again."""
+"""Tag by which a study's parent run is found."""
 
 KIND_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""What MLflow calls an experiment of trainings; where nothing is said, its page shows traces of language models."""
+"""Tag of an experiment of trainings; without it MLflow shows traces of language models."""
 
 _PARENT_TAG = "mlflow.parentRunId"
 
-# A tracker must not hold a training up: MLflow itself retries for minutes and waits two minutes a
-# request. Nor must it talk: it would print a line for every run that ends, into the middle of a
-# progress bar.
+# Tracking must not delay a training, but by default MLflow retries for minutes and waits two
+# minutes for a request. MLflow must not print either: its line for every finished run would break
+# the progress bar.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -61,11 +64,11 @@ class Store:
 
     @property
     def pages(self) -> Pages:
-        """Where MLflow's UI shows the experiment."""
+        """Links to the experiment in MLflow's UI."""
         return Pages(ui_host(self.uri), self.experiment_id)
 
     def find_run(self, tags: Mapping[str, str], parent_run_id: str | None = None) -> Run | None:
-        """The run with these tags (under this parent, if one is given); the oldest, should there be several."""
+        """Find the oldest run with these tags, under ``parent_run_id`` if that is given."""
         conditions = [f"tags.`{tag}` = '{value}'" for tag, value in tags.items()]
         if parent_run_id is not None:
             conditions.append(f"tags.`{_PARENT_TAG}` = '{parent_run_id}'")
@@ -84,12 +87,12 @@ class Store:
         start_time_ms: int | None = None,
         parent_run_id: str | None = None,
     ) -> Run:
-        """A new run in state RUNNING."""
+        """Create a run in state RUNNING."""
         parent = {} if parent_run_id is None else {_PARENT_TAG: parent_run_id}
         return self.client.create_run(self.experiment_id, start_time_ms, {**tags, **parent}, name)
 
     def set_tags(self, run: Run, tags: Mapping[str, str]) -> None:
-        """Set the tags that ``run`` does not hold with these values already."""
+        """Set those tags whose values on ``run`` differ or are missing."""
         from mlflow.entities import RunTag
 
         changed = [
@@ -101,7 +104,10 @@ class Store:
     def upload(
         self, run_id: str, files: Iterable[Path], folder: str = "", *, overwrite: bool = True
     ) -> None:
-        """Upload ``files`` to an artifact folder; without ``overwrite`` only those not there in their full size."""
+        """Upload ``files`` to an artifact folder.
+
+        Without ``overwrite``, a file is skipped if an artifact of its name and size exists.
+        """
         there = {}
         if not overwrite:
             there = {
@@ -121,7 +127,7 @@ class Store:
 
 
 def _artifact_name(name: str) -> str:
-    """Name under which a file is uploaded: MLflow's client puts it into an address without encoding it."""
+    """Return an artifact name: MLflow's client puts names into URLs without encoding them."""
     safe = re.sub(r"[#?%]", "_", name)
     if safe == name:
         return name
@@ -129,10 +135,11 @@ def _artifact_name(name: str) -> str:
 
 
 def import_mlflow() -> None:
-    """Import MLflow with the environment that it is to have.
+    """Import MLflow, after setting its environment variables.
 
-    Who is going to track from a thread calls this first: MLflow brings compiled packages (pandas,
-    pyarrow) that others import, too, and two threads that load them at once can crash the process.
+    Call this in the main thread before a thread tracks. MLflow imports compiled packages (pandas,
+    pyarrow) that other code imports, too, and two threads that load them at once can crash the
+    process.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -141,10 +148,9 @@ def import_mlflow() -> None:
 
 
 def open_store(tracking_uri: str, experiment: str) -> Store:
-    """Open an experiment, making it where it does not exist.
+    """Open an experiment, which is made if it does not exist.
 
-    With sqlite its artifacts lie in ``mlartifacts`` beside the database, also where both were
-    moved.
+    With a database file the artifacts lie in ``mlartifacts`` beside it, also after both were moved.
 
     Raises:
         ValueError: The URI is of no supported kind, or the experiment was deleted or cannot be
@@ -174,7 +180,7 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
         )
     folder = local_folder(found.artifact_location)
     if database is None and folder is not None and not folder.parent.parent.is_dir():
-        # MLflow's client would make that folder here, and nobody would find the artifacts.
+        # MLflow's client would make that folder on this machine, where the server cannot read it.
         raise ValueError(
             f"The artifacts of the MLflow experiment {experiment!r} lie in {printable(folder)} on "
             "the server's machine, and there is no such folder on this one. Give another "
@@ -185,13 +191,13 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
 
 @contextmanager
 def answers(uri: str) -> Iterator[None]:
-    """What MLflow, its database or the network raise in this block becomes one sentence without a password.
+    """Turn errors of MLflow, its database or the network into a sentence without a password.
 
     Args:
-        uri: Of the store.
+        uri: Address of the store.
 
     Raises:
-        ConnectionError: In place of any such error.
+        StoreError: In place of any such error.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -211,17 +217,20 @@ def answers(uri: str) -> Iterator[None]:
 
 
 def shorten(text: str, num_characters: int) -> str:
-    """A text of at most so many characters that ends as a sentence does."""
+    """Cut a text to at most ``num_characters``, and end it with a full stop or an ellipsis."""
     text = text.rstrip(". ")
     return f"{text}." if len(text) < num_characters else f"{text[: num_characters - 3]}..."
 
 
 class StoreError(ConnectionError):
-    """MLflow cannot be reached, read or written. The message is a sentence without a password."""
+    """MLflow cannot be reached, read or written; the message contains no password."""
 
 
 def _check_database(database: Path) -> None:
-    """Refuse at once a file that cannot be opened: MLflow would try for 100 s. Follow one that was moved."""
+    """Update a database's artifact locations after a move; refuse a file that cannot be opened.
+
+    MLflow itself would retry such a file for 100 s.
+    """
     try:
         with closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA schema_version")
@@ -242,7 +251,7 @@ def _find_or_create(client: MlflowClient, name: str, artifact_location: str | No
     try:
         return client.get_experiment(client.create_experiment(name, artifact_location, KIND_TAGS))
     except MlflowException:
-        # Another process may have made it in between.
+        # Another process may have made the experiment in between.
         found = client.get_experiment_by_name(name)
         if found is None:
             raise
@@ -250,5 +259,5 @@ def _find_or_create(client: MlflowClient, name: str, artifact_location: str | No
 
 
 def tag_value(text: str) -> str:
-    """``text`` fit for a search filter: a quote or a space in a folder's name would break the query."""
+    """Replace characters, such as quotes and spaces, that would break a search filter."""
     return re.sub(r"[^\w.=+/:-]", "_", text)

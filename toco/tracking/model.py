@@ -1,7 +1,7 @@
-"""A trained network in MLflow: logged to its run, and under a name in the registry where one is asked for.
+"""Log a trained network to its MLflow run and, if asked, register it under a name.
 
-The model is an ONNX file and a script that runs it (``_onnx_model.py``). Whoever loads it needs
-neither this library nor torch, and unpickles nothing.
+The model is an ONNX file and a script that runs it (``_onnx_model.py``). Loading it needs neither
+this library nor torch, and unpickles nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SCRIPT = Path(__file__).with_name("_onnx_model.py")
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 _EXAMPLE_SIZE_PX = (96, 64)
-"""Of the input example: width and height."""
+"""Width and height of the input example."""
 
 
 def log_network(
@@ -36,25 +36,24 @@ def log_network(
 ) -> str:
     """Log an exported network to a run, as a pyfunc model with signature and input example.
 
-    It predicts its example from the files that are then uploaded, before MLflow is told that it is
-    there.
+    The model must predict its example from the files to upload before MLflow marks it as ready.
 
     Args:
-        store: Where the run is.
-        run_id: Run that the network was trained in.
+        store: Store of the run.
+        run_id: Run in which the network was trained.
         network: The ONNX file.
-        about: What that says of itself: params of the logged model and tags of the registered
-            version.
+        about: Metadata of the ONNX file, for the params of the logged model and the tags of the
+            registered version.
         step: Optimizer updates before the checkpoint.
-        registered_name: Make a new version of this registered model, and the model if it is not
-            there; ``None`` registers nothing.
+        registered_name: Name of the registered model that gets a new version; the model is made if
+            it does not exist. ``None`` registers nothing.
 
     Returns:
-        The address that ``mlflow.pyfunc.load_model`` takes: ``models:/NAME/VERSION`` where it is
-        registered.
+        The address for ``mlflow.pyfunc.load_model``; ``models:/NAME/VERSION`` of a registered
+        model.
 
     Raises:
-        ConnectionError: MLflow does not take it.
+        ConnectionError: MLflow cannot be reached or refuses the model.
     """
     with answers(store.uri):
         logged = _log(store, run_id, network, about, step)
@@ -79,7 +78,7 @@ def _log(store: Store, run_id: str, network: Path, about: Mapping[str, str], ste
     try:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
-            # Under its name and not under its place, which changes when the store is moved.
+            # By its name and not by its location, which changes when the store is moved.
             head = Model(logged.name, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
             _save(folder, head, network, about)
             store.client.log_model_artifacts(logged.model_id, str(folder))
@@ -93,7 +92,7 @@ def _log(store: Store, run_id: str, network: Path, about: Mapping[str, str], ste
 
 
 def _save(folder: Path, head: Model, network: Path, about: Mapping[str, str]) -> None:
-    """Write the model to ``folder`` and see that it predicts its example from there."""
+    """Write the model to ``folder``, and predict its example from there."""
     import pandas as pd
     from mlflow import pyfunc
     from mlflow.models import ModelSignature
@@ -125,15 +124,15 @@ def _register(store: Store, run_id: str, model_id: str, about: Mapping[str, str]
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # By its place: MLflow would look for a models:/ address in the store that the environment
-    # names, not in this one.
+    # By its location: MLflow would look up a models:/ address in the store that environment
+    # variables name, and not in this store.
     source = store.client.get_logged_model(model_id).artifact_location
     made = store.client.create_model_version(name, source, run_id, dict(about), model_id=model_id)
     return str(made.version)
 
 
 def _example_png() -> bytes:
-    """A colour wedge."""
+    """Encode a colour wedge as PNG."""
     from PIL import Image
 
     width, height = _EXAMPLE_SIZE_PX

@@ -1,7 +1,7 @@
-"""A database file that was moved or copied together with its artifacts, and whose entries name the old folder.
+"""Update the artifact locations of a database that was moved or copied with its artifacts.
 
-MLflow keeps absolute locations only. Those that this library made end in
-``mlartifacts/EXPERIMENT``, beside the database, so that where they are now is known.
+MLflow stores absolute locations only. Locations made by this library end in
+``mlartifacts/EXPERIMENT``, beside the database, so that the new location is known.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 ARTIFACTS = "mlartifacts"
 """Folder of artifacts beside a database file."""
 
-# Where MLflow 3.17 keeps locations of artifacts. A database of another version may lack one.
+# Tables and columns in which MLflow 3.17 stores artifact locations; other versions may lack some.
 _COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -25,18 +25,18 @@ _COLUMNS = (
     ("model_versions", "storage_location"),
 )
 _LONGEST_NAME = 200
+"""Longest name of a folder, in characters; file systems allow 255 bytes."""
 _WAIT_S = 30.0
-"""For another process that writes to the database."""
+"""Longest wait for another process that writes to the database."""
 
 
 def artifact_location(database: Path, experiment: str) -> str:
-    """Where the artifacts of an experiment lie; MLflow's own choice is the current folder.
+    """Return the location for an experiment's artifacts; MLflow's default is the current folder.
 
-    The folder has the name of the experiment, encoded as in an address. A file system takes 255
-    bytes.
+    The folder has the name of the experiment, encoded as in a URL and cut where it is too long.
     """
     name = urllib.parse.quote(experiment, safe="")
-    if name.startswith("."):  # "..", above all
+    if name.startswith("."):  # "." and ".." would name other folders
         name = f"%2E{name[1:]}"
     if len(name) > _LONGEST_NAME:
         name = f"{name[:100]}-{hashlib.sha256(experiment.encode()).hexdigest()[:16]}"
@@ -44,18 +44,18 @@ def artifact_location(database: Path, experiment: str) -> str:
 
 
 def follow_move(database: Path) -> None:
-    """Let a database name the artifacts beside it, where it names those of a folder that it was moved or copied from.
+    """Point a database at the artifacts beside it, where it names those of its former folder.
 
-    Locations of another form stay, and so does a folder that exists elsewhere while there is none
-    beside the database.
+    Locations of another form stay. So does a location whose folder exists while none exists beside
+    the database.
 
     Raises:
-        sqlite3.Error: It cannot be read or written.
+        sqlite3.Error: The database cannot be read or written.
     """
     if not database.is_file():
         return
     with closing(sqlite3.connect(database, timeout=_WAIT_S)) as connection:
-        # A relative path would differ from every location, and a location cannot be made of it.
+        # Resolved, because locations are absolute: a relative path would equal none of them.
         moves = list(_moves(connection, database.resolve().parent / ARTIFACTS))
         if not moves:
             return
@@ -71,7 +71,7 @@ def follow_move(database: Path) -> None:
 
 
 def _moves(connection: sqlite3.Connection, here: Path) -> Iterator[tuple[str, str]]:
-    """Old and new location of every experiment whose artifacts lie beside the database now."""
+    """Yield old and new location of every experiment whose artifacts moved with the database."""
     if "artifact_location" not in _columns(connection, "experiments"):
         return
     for (old,) in connection.execute("SELECT DISTINCT artifact_location FROM experiments"):
@@ -88,7 +88,7 @@ def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
 
 
 def local_folder(location: str | None) -> Path | None:
-    """The folder of a location of artifacts; ``None`` where it is none of a file system."""
+    """Return the folder of an artifact location; ``None`` where it is not in a file system."""
     parts = urllib.parse.urlsplit(location or "")
     return (
         Path(urllib.parse.unquote(parts.path))

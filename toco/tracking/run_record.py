@@ -1,7 +1,7 @@
-"""What a run folder says, as plain values: trackers and reports start here.
+"""Read a run folder as plain values, for trackers and reports.
 
-Unlike ``toco.train.run_folder`` this validates no config and imports no torch: a run of an older
-version, or one that is still being written, can be shown as it stands.
+Unlike ``toco.train.run_folder`` this module validates no config and imports no torch. It therefore
+also reads runs of older versions and runs that are still being written.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ class MetricRow:
         step: Optimizer updates done.
         kind: ``"train"`` or ``"val"``.
         time_s: Seconds since the run started.
-        values: Numbers by metric key; fractions are in [0, 1]. A number that could not be computed
-            is left out.
+        values: Numbers by metric key; fractions are in [0, 1]. Undefined numbers are left out.
     """
 
     step: int
@@ -39,20 +38,20 @@ class MetricRow:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run folder as it stands; the training may still be going on.
+    """Content of a run folder, whose training may still be going on.
 
     Attributes:
         path: The folder.
         digest: Digest of the config fields that affect results.
-        recipe: Name of the recipe, if the run came from one.
+        recipe: Name of the recipe that the run came from; ``None`` without a recipe.
         config: The resolved config, nested.
         provenance: Commit, versions, device, data manifest, start.
-        rows: Every whole line of ``metrics.jsonl``, in order.
-        pictures: The pictures' files, by step.
-        result: How the run ended, or ``None`` while it has not.
-        last_evaluation: The evaluation with the highest step; ``None`` where there is none or it is
-            damaged.
-        faults: What is damaged and therefore left out, a sentence for every file.
+        rows: Every undamaged line of ``metrics.jsonl``, in order.
+        pictures: Files of the pictures, by step.
+        result: Content of ``result.json``; ``None`` before the end of the run.
+        last_evaluation: The evaluation with the highest step; ``None`` where it is damaged or no
+            evaluation is stored.
+        faults: A sentence for every damaged file, whose content is left out.
     """
 
     path: Path
@@ -73,13 +72,12 @@ class RunRecord:
 
 
 def read_run_record(path: Path) -> RunRecord:
-    """Read ``path``, which must hold config and provenance; everything else may not be there yet.
+    """Read the run folder ``path``, of which only config and provenance must exist.
 
-    A row, an evaluation or a result that is damaged is left out, with a warning that names its
-    file.
+    Damaged rows, evaluations and results are left out, with a warning that names the file.
 
     Raises:
-        ValueError: It is no run folder, or its config or provenance is damaged.
+        ValueError: ``path`` is no run folder, or its config or provenance is damaged.
     """
     for name in ("config.json", "provenance.json"):
         if not (path / name).is_file():
@@ -132,7 +130,7 @@ def _row(row: records.Row) -> MetricRow:
 
 
 def _read(path: Path, faults: list[str]) -> dict[str, Any] | None:
-    """A record; ``None`` where there is none or, with a sentence in ``faults``, where it is damaged."""
+    """Read a record; ``None`` if it is missing or, with a sentence in ``faults``, damaged."""
     try:
         return records.read(path, advice="It is left out.")
     except FileNotFoundError:
@@ -145,7 +143,7 @@ def _read(path: Path, faults: list[str]) -> dict[str, Any] | None:
         return None
 
 
-# Said once: a run is read again with every evaluation of its study.
+# Once for each fault, although a run is read again with every evaluation of its study.
 @lru_cache(maxsize=1024)
 def _warn(fault: str) -> None:
     logger.warning("%s", fault)

@@ -1,4 +1,4 @@
-"""Tracking that never stops a training: a failure becomes a warning, and the next call catches up."""
+"""Tracking that never stops a training: failures are warnings, and the next call catches up."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ T = TypeVar("T")
 
 
 class TrackingWarning(UserWarning):
-    """MLflow could not be filled; the run folder has everything."""
+    """MLflow could not be filled; the run folder still has everything."""
 
 
 class Tracker:
-    """Fills one experiment of one store, as far as the store lets it.
+    """Sender of runs to one experiment of a store, which turns failures of the store into warnings.
 
-    After a failure of the store it leaves it alone for a while (30 s, doubled with every further
-    failure, at most 10 minutes) so that a dead server costs a training seconds and not minutes.
-    Calls in between do nothing; since every call sends all that is missing, nothing is lost by it.
+    After a failure the tracker pauses (30 s, doubled with every further failure, at most 10
+    minutes), so that a dead server costs a training seconds and not minutes. Calls during the pause
+    do nothing. Nothing is lost, because every call sends all that is missing.
 
     Attributes:
-        tracking_uri: Absolute, see ``client_uri``.
+        tracking_uri: Address of the store, absolute, see ``client_uri``.
         experiment: Name of the experiment.
 
     Raises:
-        ValueError: The URI is of no supported kind: a mistake to hear of before a study, not a
-            failure during one.
+        ValueError: The URI is of no supported kind. This is a mistake of the user, to be reported
+            before a study starts.
     """
 
     def __init__(
@@ -69,19 +69,19 @@ class Tracker:
         *,
         last: bool = False,
     ) -> str | None:
-        """Find or make the parent run of a study, which its trainings are shown under; it is RUNNING then.
+        """Find or make the parent run of a study's trainings, and set its status to RUNNING.
 
         Args:
-            study_id: Identity of the study for a restored driver; another start of the study needs
-                another one.
+            study_id: Identity of the start of a study. A restored driver gives the same one;
+                another start of the study needs another one.
             run_name: Name in the UI.
             tags: Further tags.
             maps: Names of the maps that the methods of the study make; the page of the experiment
                 lists their mIoU.
-            last: Try even within the pause after a failure.
+            last: Try even during the pause after a failure.
 
         Returns:
-            The run's id; ``None`` where the store did not take it.
+            The run's id; ``None`` during the pause or after a failure of the store.
         """
 
         def ensure(store: Store) -> str:
@@ -100,7 +100,7 @@ class Tracker:
         return self._guarded(ensure, f"study {study_id}", last=last)
 
     def pages(self) -> Pages | None:
-        """Where MLflow's UI shows the experiment; ``None`` where that is not known."""
+        """Return links to the experiment in MLflow's UI; ``None`` if the store cannot be read."""
         return self._guarded(lambda store: store.pages, f"experiment {self.experiment}", last=False)
 
     def track(
@@ -112,7 +112,10 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         last: bool = False,
     ) -> str | None:
-        """``track_run``; ``None`` where it could not be done. ``last`` tries even within the pause after a failure."""
+        """Call ``track_run``; return ``None`` during the pause or after a failure of the store.
+
+        ``last`` tries even during the pause.
+        """
         return self._guarded(
             lambda store: track_run(
                 run_dir, store, parent_run_id=parent_run_id, run_name=run_name, tags=tags
@@ -128,16 +131,17 @@ class Tracker:
         status: str = "FINISHED",
         note: str | None = None,
     ) -> bool:
-        """End a study's run, even within the pause after a failure.
+        """End the parent run of a study, even during the pause after a failure.
 
         Args:
-            parent_run_id: From ``ensure_parent``.
-            files: Logged at the top of the run's artifacts; those of the same name are replaced.
+            parent_run_id: Id from ``ensure_parent``.
+            files: Files for the top folder of the run's artifacts; files of the same name are
+                replaced.
             status: ``FINISHED``, ``FAILED`` or ``KILLED``.
-            note: Markdown that the run's page shows; the study's table reads well there.
+            note: Markdown that the run's page shows, such as the study's table.
 
         Returns:
-            Whether the store took it.
+            Whether the store accepted everything.
         """
 
         def finish(store: Store) -> bool:
@@ -155,8 +159,8 @@ class Tracker:
             return None
         try:
             value = call(open_store(self.tracking_uri, self.experiment))
-        except Exception as error:  # whatever MLflow, its database or the network came up with
-            # A ValueError is about a run folder or a name, and says nothing about the store.
+        except Exception as error:  # MLflow, its database and the network raise many kinds
+            # A ValueError is about a run folder or a name and no failure of the store: no pause.
             if not isinstance(error, ValueError):
                 self._silent_until = self._clock() + self._pause_s
                 self._pause_s = min(2 * self._pause_s, 600.0)

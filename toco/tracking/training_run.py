@@ -1,4 +1,4 @@
-"""One training in MLflow: params, metrics by step, tags, pictures, tables, filled from its run folder."""
+"""Fill one MLflow run from a run folder: params, metrics, tags, pictures, tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from toco.tracking.run_record import RunRecord, read_run_record
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-# MLflow's own limits (mlflow/utils/validation.py, 3.17): a longer param is an error on some stores.
+# Limits of MLflow (mlflow/utils/validation.py, 3.17); a longer param is an error on some stores.
 MAX_PARAM_CHARACTERS = 6000
 MAX_TAG_CHARACTERS = 8000
 MAX_METRICS_PER_CALL = 1000
@@ -25,6 +25,7 @@ STATUS = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED"}
 """MLflow's run status by the status in ``result.json``."""
 
 _SEEN_TAG = "toco.artifacts_of_step"
+"""Tag with the step of the last evaluation whose files are uploaded."""
 
 
 def track_run(
@@ -37,15 +38,16 @@ def track_run(
 ) -> str:
     """Fill one MLflow run from a run folder, finished or not, and return its id.
 
-    May be called again at any time, from any process: the run is found by digest, folder name and
-    start (tags ``toco.run`` and ``toco.started``), under the same parent if one is given, and only
-    what is missing is added. Checkpoints stay in the run folder.
+    Any process may call this again at any time. The run is found by digest, folder name and start
+    (tags ``toco.run`` and ``toco.started``), under the same parent if one is given. Only missing
+    values and files are added. Checkpoints stay in the run folder.
 
     Args:
         run_dir: The run folder.
-        store: Where it is shown.
-        parent_run_id: Run that this one is shown under, see ``Tracker.ensure_parent``.
-        run_name: Name in the UI, what varies in a study; by default the folder's name.
+        store: The experiment to fill.
+        parent_run_id: Parent of the run in the UI, see ``Tracker.ensure_parent``.
+        run_name: Name in the UI, such as the changes of a study's row; by default the folder's
+            name.
         tags: Further tags, such as ``study`` and ``cell``.
 
     Raises:
@@ -116,9 +118,9 @@ def _param_text(value: Any) -> str:  # noqa: ANN401 - any JSON value
 def _add_params(store: Store, run: Run, record: RunRecord) -> None:
     from mlflow.entities import Param
 
-    # MLflow never changes a param. Only fields without effect on results can differ within one
-    # digest (a device after a resume, say), so what stands there stays and config.json tells the
-    # newest.
+    # MLflow never changes a param. Within one digest only fields without effect on results can
+    # differ, such as the device after a resume. Their params keep the first value, and the artifact
+    # config.json has the newest.
     missing = [
         Param(key, _param_text(value))
         for key, value in flatten(record.config).items()
@@ -129,10 +131,10 @@ def _add_params(store: Store, run: Run, record: RunRecord) -> None:
 
 
 def _metric_rows(record: RunRecord) -> list[tuple[str, float, int, int]]:
-    """Key, value, time in ms and step of everything the folder has to say.
+    """List key, value, time in ms and step of all metrics of the run.
 
-    The time comes from the folder and not from the clock, so that the same row is the same row
-    whoever sends it.
+    The time comes from the folder and not from the clock, so that every process sends the same
+    rows.
     """
     rows = [
         (key, value, record.started_ms + round(row.time_s * 1000), row.step)
@@ -156,8 +158,8 @@ def _metric_rows(record: RunRecord) -> list[tuple[str, float, int, int]]:
         if value is not None
     ]
     if record.last_evaluation is not None:
-        # A curve over blocks, for the UI to lay those of several runs over each other: its "step"
-        # is the block, from 1.
+        # A curve over blocks, so that the UI can compare runs in one chart. Its "step" is the
+        # block, from 1.
         similarity = record.last_evaluation.get("patch_similarity") or []
         rows += [
             ("blocks/patch_similarity", float(value), ended_ms, block)
@@ -201,17 +203,17 @@ def _add_artifacts(store: Store, run: Run, record: RunRecord) -> None:
         files = _evaluation_files(evaluation, record.config, Path(scratch))
         store.upload(run_id, files, "evaluation")
     tables = json.dumps([{"path": "evaluation/per_class.json", "type": "table"}])
-    # Last of all, so that a crash before here makes the next call send everything of this step
-    # again.
+    # The tag last: after a crash before here, the next call uploads all files of this step again.
     store.set_tags(run, {"mlflow.loggedArtifacts": tables, _SEEN_TAG: str(evaluation["step"])})
 
 
 def _evaluation_files(
     evaluation: dict[str, Any], config: dict[str, Any], scratch: Path
 ) -> list[Path]:
-    """Per-class table in the form of ``mlflow.log_table`` (which appends, and so would double), and two curves.
+    """Write the per-class table and two curves, and return their files.
 
-    A curve that cannot be drawn is left out with a warning.
+    The table has the form of ``mlflow.log_table``, which would append to an existing table. A curve
+    that cannot be drawn is left out with a warning.
     """
     from toco.evaluate.pictures import draw_similarity_curve, draw_threshold_curve, save_figure
     from toco.evaluate.report import ThresholdCurve
@@ -232,7 +234,7 @@ def _evaluation_files(
 
 
 def _status(record: RunRecord) -> str:
-    """MLflow's status of a run."""
+    """Return MLflow's status of a run."""
     if record.result is None:
         return "RUNNING"
     status = STATUS.get(record.result["status"])

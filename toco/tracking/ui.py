@@ -1,4 +1,4 @@
-"""MLflow's UI over a database file, on this machine alone."""
+"""MLflow's UI for a database file, reachable from this machine only."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from toco.tracking.address import Pages, sqlite_uri
 from toco.tracking.mlflow_store import StoreError
 from toco.tracking.moved_store import ARTIFACTS, follow_move
 
-# It looks for jobs of language models otherwise, with worker processes for them.
+# Otherwise MLflow starts worker processes for jobs of language models.
 _ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def experiment_pages(database: Path, port: int) -> dict[str, str]:
-    """Page of every experiment that is shown, by the experiment's name; the database's locations are put right first.
+    """List the pages of all experiments with runs, by the experiment's name.
+
+    Artifact locations of a moved database are updated first.
 
     Args:
-        database: The file.
-        port: Of the server that is to show it.
+        database: The database file.
+        port: Port of the server that will show it.
 
     Raises:
         ValueError: There is no such file.
-        StoreError: It is no database of MLflow.
+        StoreError: The file is no database of MLflow.
     """
     if not database.is_file():
         raise ValueError(
@@ -50,7 +52,7 @@ def experiment_pages(database: Path, port: int) -> dict[str, str]:
 
 
 def serve(database: Path, port: int) -> None:
-    """Become MLflow's server for a database file, on loopback; Ctrl-C ends it."""
+    """Replace this process by MLflow's server for a database file, on loopback; Ctrl-C ends it."""
     command = [
         sys.executable,
         "-m",
@@ -65,5 +67,5 @@ def serve(database: Path, port: int) -> None:
     ]
     command += ["--backend-store-uri", sqlite_uri(database)]
     command += ["--artifacts-destination", str(database.resolve().parent / ARTIFACTS)]
-    # The same process goes on as the server, so that a signal to it ends the server.
+    # exec, so that a signal to this process ends the server.
     os.execve(sys.executable, command, {**os.environ, **_ENVIRONMENT})  # noqa: S606 - no shell is wanted
