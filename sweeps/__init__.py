@@ -8,6 +8,5 @@ ENTRY = {
 }
 """What a module must define to be a study, and an example of each definition."""
 
-interrupts.take_in_script(
-    __file__
-)  # python sweeps/NAME.py: before the imports of the study, which take their time
+# python sweeps/NAME.py: signals are taken before the imports of the study, which take seconds.
+interrupts.take_in_script(__file__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import toco.interrupts
 
 if __name__ == "__main__":
-    toco.interrupts.take()  # before the imports below, which take their time
+    toco.interrupts.take()  # before the imports below, which take seconds
 
 import sys
 
@@ -30,8 +30,9 @@ VERBS = {
 @click.group(
     cls=Commands,
     context_settings=SETTINGS,
-    help="Studies. Each is a file in sweeps/; python sweeps/NAME.py is short for python -m sweeps run NAME. A study of "
-    "your own is a module, as my_package.my_study, of this folder or of one in PYTHONPATH.",
+    help="Studies. Each is a file in sweeps/; python sweeps/NAME.py is short for "
+    "python -m sweeps run NAME. A study of your own is a module, as my_package.my_study, "
+    "of this folder or of one in PYTHONPATH.",
 )
 def main() -> None:
     """Group the verbs."""

@@ -1,22 +1,24 @@
-"""Thresholds of the CAM: where background ends (low) and foreground begins (high), and the one of the evaluation.
+"""CAM thresholds of the training (low x high) and of the evaluation.
 
     python -m sweeps run cam_thresholds
     python -m sweeps run cam_thresholds --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1
 
-``low`` and ``high`` say which patches PTC pairs, which crops CTC takes for background, and what the
-decoder learns from: all nine combinations are trained. The background threshold of the evaluation
-only reads the CAM: its rows are evaluations of the trainings of the base.
+Below ``low`` a patch is background, above ``high`` foreground. The two decide which patches PTC
+pairs, which crops CTC takes as background, and what the decoder learns from. All nine combinations
+are trained. The background threshold of the evaluation only affects how a CAM is read: its rows are
+evaluations of the base's trainings.
 
-By default the embedded benchmark: 9 combinations and the base again with other seeds (A/A), with 3
-seeds each: 30 trainings of about a minute on one core, about 16 minutes on two, and 12 evaluations.
+Default: the embedded benchmark. 9 combinations and the A/A row, with 3 seeds each: 30 trainings of
+about a minute on one core, about 16 minutes on two cores, and 12 evaluations.
+
 Expected on the embedded benchmark (CAM mIoU in percent, mean of three seeds whose standard
 deviation is 0.4 to 10): 50.9, 53.5, 56.6 with low at 0.15 and high at 0.6, 0.7, 0.8; 52.2, 56.6,
-59.3 at 0.25; 54.6, 59.1, 59.9 at 0.35. No combination differs significantly from the base; the
+59.3 at 0.25; 54.6, 59.1, 59.9 at 0.35. No combination differs significantly from the base. The
 analysis of variance finds an effect of high (p = 0.022), none of low (p = 0.13) and no interaction.
-By the background threshold 0.3 to 0.7: 53.5, 55.9, 56.6, 55.5, 51.2.
+For background thresholds of 0.3 to 0.7: 53.5, 55.9, 56.6, 55.5, 51.2.
 
-With ``voc_deit_b`` 3.7 hours on two A100 for each training. The paper gives no table of these; it
-uses 0.25 and 0.7 for VOC, and 0.5 for the evaluation.
+With ``voc_deit_b``: 3.7 hours on two A100 for each training. The paper has no table of these
+thresholds. It uses 0.25 and 0.7 for VOC, and 0.5 for the evaluation.
 """
 
 from sweeps.core.commands.command import study_command

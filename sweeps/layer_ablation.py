@@ -1,19 +1,23 @@
-"""Table 5 (a) of the paper alone: which block the auxiliary classifier reads, and any others with ``--layers``.
+"""Table 5 (a) of the paper: the block that the auxiliary classifier reads.
 
     python -m sweeps run layer_ablation
     python -m sweeps run layer_ablation --layers 2,5,8,11
     python -m sweeps run layer_ablation --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1
 
-By default the embedded benchmark: 4 blocks and the default one again with other seeds (A/A), with 3
-seeds each: 15 trainings of a minute or somewhat more on one core, 11 minutes on two; none where
-table5 has run in the same storage. Expected on the embedded benchmark (mIoU in percent, mean of
-three seeds whose standard deviation is 2 to 15): CAM 61.8, 58.9, 56.6, 46.3 and auxiliary CAM 55.2,
-59.9, 58.4, 51.7 for blocks #8 to #11, none significantly different from #10.
+Default: the embedded benchmark. 4 blocks and the A/A row, with 3 seeds each: 15 trainings of a
+minute or slightly more on one core, 11 minutes on two cores. If table5 has run in the same storage,
+no training is needed.
 
-With ``voc_deit_b`` the paper's own setting: 3.7 hours on two A100 for each training, as the
-authors' log says. Expected there (mIoU of the CAM on VOC val): 63.5, 67.6, 70.5, 43.1 for blocks #8
-to #11. Blocks are counted from 0 in ``--layers`` and in files, from 1 (as #n) in print, as the
-paper counts them.
+Expected on the embedded benchmark (mIoU in percent, mean of three seeds whose standard deviation is
+2 to 15): CAM 61.8, 58.9, 56.6, 46.3 and auxiliary CAM 55.2, 59.9, 58.4, 51.7 for blocks #8 to #11.
+None differs significantly from #10.
+
+With ``voc_deit_b``, the paper's own setting: 3.7 hours on two A100 for each training, according to
+the authors' log. Expected there (mIoU of the CAM on VOC val): 63.5, 67.6, 70.5, 43.1 for blocks #8
+to #11.
+
+``--layers`` sets other blocks. Blocks are counted from 0 in ``--layers`` and in files. Reports
+count them from 1 (as #n), like the paper.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ PAPER_DEFAULT = 9
 
 
 def label(block: int) -> str:
-    """A 0-based block as the paper prints it.
+    """Format a 0-based block as the paper prints it.
 
     >>> label(9)
     '#10'
@@ -54,21 +58,27 @@ def aux_block(
     layers: tuple[int, ...] | None = None,
     title: str = "block of the auxiliary classifier",
 ) -> tuple[Factor, Declared]:
-    """These 0-based blocks, by default those that lie as far from the last of ``depth`` as the paper's.
+    """Make the factor of the auxiliary classifier's block, with its declarations.
 
-    A row stands beside the paper's row at the same distance from the last block: over-smoothing
-    grows towards it. The base is the block at the distance of the paper's default or, where that is
-    not among them, the first.
+    By default the blocks have the same distances from the last block as the paper's blocks, because
+    over-smoothing grows towards the last block. A row corresponds to the published row at the same
+    distance. The base is the block at the distance of the paper's default, or else the first block.
+
+    Args:
+        depth: Number of blocks of the backbone.
+        layers: 0-based blocks; ``None`` for the default.
+        title: Title of the factor.
 
     Raises:
-        ValueError: The backbone does not have one of them.
+        ValueError: The backbone lacks one of the blocks.
     """
     shift = PAPER_DEPTH - depth
     blocks = layers if layers is not None else tuple(block - shift for block in PAPER_BLOCKS)
     outside = [block for block in blocks if not 0 <= block < depth]
     if outside:
         raise ValueError(
-            f"The backbone has blocks 0 to {depth - 1}, so the auxiliary classifier cannot read block "
+            f"The backbone has blocks 0 to {depth - 1}, "
+            "so the auxiliary classifier cannot read block "
             f"{', '.join(map(str, outside))}. Give others with --layers of layer_ablation."
         )
     base = PAPER_DEFAULT - shift if PAPER_DEFAULT - shift in blocks else None
@@ -80,17 +90,21 @@ def aux_block(
 
 
 def design(depth: int, layers: tuple[int, ...] | None = None) -> OneFactor:
-    """The one factor of this study."""
+    """Make the design: the block of the auxiliary classifier is the only factor."""
     factor, declared = aux_block(depth, layers)
     return OneFactor((factor,), {AUX_BLOCK: declared})
 
 
 def dimensions(config: RunConfig) -> Dimensions:
-    """Blocks and patches of the backbone, from its settings or else from a network without memory for its weights."""
+    """Return the dimensions of the backbone: number of blocks and size of a patch.
+
+    They come from the backbone's settings, or else from a network on the meta device, which has no
+    memory for weights.
+    """
     known: Dimensions | None = config.backbone.dimensions()
     if known is not None:
         return known
-    import torch  # here, as its import takes seconds
+    import torch  # only here, because the import takes seconds
 
     module = load("toco.backbones", config.backbone.name)
     with torch.device("meta"):
@@ -110,7 +124,12 @@ STUDY = Study(
 
 
 def for_recipe(study: Study, layers: tuple[int, ...] | None = None) -> Study:
-    """``study`` with these 0-based blocks, or with those of its recipe's backbone that match the paper's."""
+    """Adapt the study to its recipe's backbone.
+
+    Args:
+        study: The study.
+        layers: 0-based blocks; ``None`` for the blocks that match the paper's.
+    """
     return dataclasses.replace(study, design=design(dimensions(study.base()).depth, layers))
 
 

@@ -1,15 +1,19 @@
-"""Weights of the two contrasts, lambda1 (PTC) x lambda2 (CTC): half, once and twice those of the recipe.
+"""Weights of the contrastive losses, lambda1 (PTC) x lambda2 (CTC).
 
     python -m sweeps run loss_weights
     python -m sweeps run loss_weights --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1
 
-By default the embedded benchmark, lambda1 in 4, 8, 16 and lambda2 in 0.05, 0.1, 0.2: 9 combinations
-and the base again with other seeds (A/A), with 3 seeds each: 30 trainings of about a minute on one
-core, about 16 minutes on two. Expected on the embedded benchmark (CAM mIoU in percent, measured
-with seed 0 alone): 43.6, 45.8, 39.6 for lambda1 = 4 and lambda2 = 0.05, 0.1, 0.2; 54.8, 54.5, 50.5
-for 8; 58.2, 59.2, 57.9 for 16. The base again with another seed: 63.5.
+Each weight is half, once and twice the weight of the recipe.
 
-With ``voc_deit_b`` lambda1 in 0.1, 0.2, 0.4 and lambda2 in 0.25, 0.5, 1: 3.7 hours on two A100 for
+Default: the embedded benchmark, lambda1 in 4, 8, 16 and lambda2 in 0.05, 0.1, 0.2. 9 combinations
+and the A/A row, with 3 seeds each: 30 trainings of about a minute on one core, about 16 minutes on
+two cores.
+
+Expected on the embedded benchmark (CAM mIoU in percent, measured with seed 0 only): 43.6, 45.8,
+39.6 for lambda1 = 4 and lambda2 = 0.05, 0.1, 0.2; 54.8, 54.5, 50.5 for 8; 58.2, 59.2, 57.9 for 16.
+The base again with another seed: 63.5.
+
+With ``voc_deit_b``, lambda1 in 0.1, 0.2, 0.4 and lambda2 in 0.25, 0.5, 1: 3.7 hours on two A100 for
 each training.
 """
 
@@ -28,7 +32,7 @@ NANO_PTC, NANO_CTC = 8.0, 0.1
 
 
 def design(ptc: float, ctc: float) -> Grid:
-    """Half, once and twice these weights, in all combinations."""
+    """Make the grid of half, once and twice these weights."""
     return Grid(
         (
             Factor(PTC, (ptc / 2, ptc, 2 * ptc), ptc, title="lambda1"),
@@ -49,7 +53,7 @@ STUDY = Study(
 
 
 def for_recipe(study: Study) -> Study:
-    """``study`` around the weights of its recipe."""
+    """Centre the study on the weights of its recipe."""
     return dataclasses.replace(study, design=design(study.value(PTC), study.value(CTC)))
 
 

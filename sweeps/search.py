@@ -1,22 +1,27 @@
-"""A search over the method's settings: CAM and segmentation mIoU against the time of a step.
+"""Search over the method's settings: CAM and segmentation mIoU against the time of a step.
 
     python -m sweeps run search
     python -m sweeps run search --trials 30
     python -m sweeps run search --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1 --trials 40
 
-By default the embedded benchmark: 8 trials of one to three minutes on one core, about 10 minutes on
-two; trials that are not among the better half at a rung are stopped there. Rungs lie where the
-segmentation loss, which joins at step 80 of 160, has acted for one and two intervals between
-evaluations (steps 100 and 120). The first trial has the recipe's own values. Raising ``--trials``
-goes on with the same search. The time of a step is that of this machine with whatever else runs on
-it; it is rounded to steps of 10 %, and means something only where nothing else runs. Expected on
-the embedded benchmark: half of the trials stopped at a rung, and a front of some four trials with
-51 to 58 % CAM mIoU and 46 to 56 % segmentation mIoU; which ones depends on what had ended when they
-were proposed.
+Default: the embedded benchmark. 8 trials of one to three minutes on one core, about 10 minutes on
+two cores. The first trial has the recipe's own values. A larger ``--trials`` continues the same
+search.
 
-What it finds are candidates, chosen after looking at others with one seed: they belong in no
-ablation table without a mark. With ``voc_deit_b`` a full training takes 3.7 hours on two A100; 40
-trials are a beginning.
+At a rung, trials that are not in the better half are stopped. The segmentation loss starts at step
+80 of 160; rungs lie where it has acted for one and for two intervals between evaluations (steps 100
+and 120).
+
+The time of a step includes the effect of everything else that runs on the machine. It is rounded to
+steps of 10 %, and is only meaningful on a machine without other work.
+
+Expected on the embedded benchmark: half of the trials are stopped at a rung. The Pareto front has
+about four trials with 51 to 58 % CAM mIoU and 46 to 56 % segmentation mIoU. Which trials these are
+depends on the results that were known when they were proposed.
+
+The front holds candidates, chosen after looking at others, with one seed each. They belong in no
+ablation table without a mark. With ``voc_deit_b`` a full training takes 3.7 hours on two A100, and
+40 trials are only a beginning.
 """
 
 from __future__ import annotations
@@ -37,21 +42,25 @@ from sweeps.layer_ablation import AUX_BLOCK, PAPER_BLOCKS, PAPER_DEPTH, dimensio
 from toco.registry import load
 
 FACTOR = 4.0
-"""Weights and the temperature are searched from this many times less to this many times more than the recipe's."""
+"""Weights and temperature are searched from the recipe's value divided by this to times this."""
 EVALUATIONS = 8
-"""Evaluations of a training, at least, so that there are rungs between the segmentation loss and the end."""
+"""Least number of evaluations of a training.
+
+It leaves room for rungs between the start of the segmentation loss and the end.
+"""
 
 
 def space(
     weights: dict[str, float], depth: int, num_local_crops: int
 ) -> dict[str, BaseDistribution]:
-    """Settings around a recipe's.
+    """Make the space of settings around a recipe's values.
 
     Args:
-        weights: Its weights and temperature, by path.
-        depth: Blocks of its backbone; the auxiliary classifier reads those as far from the last as
-            the paper's.
-        num_local_crops: Its local crops: the setting that changes what a step costs.
+        weights: The recipe's loss weights and temperature, by path.
+        depth: Number of blocks of the backbone. The auxiliary classifier reads blocks with the same
+            distances from the last block as the paper's.
+        num_local_crops: The recipe's number of local crops, the setting that changes the cost of a
+            step.
     """
     around = {
         path: FloatDistribution(value / FACTOR, value * FACTOR, log=True)
@@ -70,7 +79,7 @@ def space(
 
 
 def for_recipe(study: SearchStudy) -> SearchStudy:
-    """``study`` with a space around its recipe's own values, and evaluations often enough for rungs."""
+    """Centre the space on the recipe's values, and evaluate often enough for rungs."""
     recipe = load("toco.recipes", study.recipe).recipe()
     method = recipe.method
     weights = {
@@ -89,8 +98,8 @@ def for_recipe(study: SearchStudy) -> SearchStudy:
 OBJECTIVES = (
     Objective(M, "CAM mIoU"),
     Objective(SEG, "seg mIoU"),
-    # Each trial's own clock, beside whatever else runs: a finer difference would put chance on the
-    # front.
+    # Each trial measures its own time, disturbed by other work on the machine. A finer resolution
+    # would let chance decide the front.
     Objective(STEP_TIME, "time of a step", higher_is_better=False, resolution=0.1),
 )
 STUDY = SearchStudy(

@@ -1,19 +1,21 @@
-"""Table 5 of the paper: (a) block of the auxiliary classifier, (b) size of the local crops, (c) decay of the teacher.
+"""Table 5 of the paper: auxiliary block, local crops, decay of the teacher.
 
     python -m sweeps run table5
     python -m sweeps run table5 --recipe voc_deit_b --data VOC2012 --gpus-per-trial 1
 
-By default the embedded benchmark: ten cells, of which the default one stands in all three blocks,
-and that one again with other seeds (A/A), with 3 seeds each: 33 trainings of a minute or somewhat
-more on one core, 24 minutes on two. Crops are one patch apart there (16, 24, 32, 40 px of 64), as
-the paper's are (64, 80, 96, 112 px of 448). Expected on the embedded benchmark (mIoU in percent,
-mean of three seeds whose standard deviation is 2 to 15): (a) CAM 61.8, 58.9, 56.6, 46.3 and
-auxiliary CAM 55.2, 59.9, 58.4, 51.7 for blocks #8 to #11; (b) segmentation 54.3, 54.7, 56.4, 54.9
-for crops of 16, 24, 32, 40 px; (c) segmentation 55.4, 56.2, 56.4, 56.0 for decays of 0, 0.1, 0.9,
-0.99. No difference is significant with three seeds: all five claims of the paper read
-"underpowered".
+Default: the embedded benchmark. The three blocks (a), (b), (c) share the default configuration, so
+the study has ten configurations. With the A/A row and 3 seeds each, these are 33 trainings of a
+minute or slightly more on one core, 24 minutes on two cores. The sizes of the crops are one patch
+apart (16, 24, 32, 40 px of 64 px), like the paper's (64, 80, 96, 112 px of 448 px).
 
-With ``voc_deit_b`` the paper's own setting: 3.7 hours on two A100 for each of the 33 trainings.
+Expected on the embedded benchmark (mIoU in percent, mean of three seeds whose standard deviation is
+2 to 15):
+(a) CAM 61.8, 58.9, 56.6, 46.3 and auxiliary CAM 55.2, 59.9, 58.4, 51.7 for blocks #8 to #11;
+(b) segmentation 54.3, 54.7, 56.4, 54.9 for crops of 16, 24, 32, 40 px;
+(c) segmentation 55.4, 56.2, 56.4, 56.0 for decays of 0, 0.1, 0.9, 0.99.
+No difference is significant with three seeds: all five claims of the paper read "underpowered".
+
+With ``voc_deit_b``, the paper's own setting: 3.7 hours on two A100 for each of the 33 trainings.
 Expected there (mIoU in percent on VOC val):
 (a) CAM 63.5, 67.6, 70.5, 43.1 and auxiliary CAM 48.1, 55.1, 62.5, 45.2 for blocks #8 to #11;
 (b) segmentation 65.5, 67.3, 68.1, 67.0 for crops of 64, 80, 96, 112 px;
@@ -37,7 +39,9 @@ NANO_CROP_PX, NANO_PATCH_PX = 32, 8
 
 
 def local_crop(base_px: int, patch_px: int) -> tuple[Factor, Declared]:
-    """Local crops around ``base_px`` that differ from it by as many patches as the paper's do from 96 px.
+    """Make the factor of the local crops' size, with its declarations.
+
+    The sizes differ from ``base_px`` by as many patches as the paper's sizes do from 96 px.
 
     >>> local_crop(96, 16)[0].values
     (64, 80, 96, 112)
@@ -51,7 +55,7 @@ def local_crop(base_px: int, patch_px: int) -> tuple[Factor, Declared]:
 
 
 def design(depth: int, crop_px: int, patch_px: int) -> OneFactor:
-    """The three factors for a backbone of ``depth`` blocks and patches of ``patch_px``."""
+    """Make the three factors for a backbone of ``depth`` blocks and patches of ``patch_px``."""
     blocks, declared_blocks = aux_block(depth, title="(a) block of the auxiliary classifier")
     crops, declared_crops = local_crop(crop_px, patch_px)
     decays = Factor(
@@ -81,7 +85,7 @@ STUDY = Study(
 
 
 def for_recipe(study: Study) -> Study:
-    """``study`` with the blocks and crops that its recipe has room for."""
+    """Adapt the study to the backbone and the crops of its recipe."""
     backbone = dimensions(study.base())
     own = design(backbone.depth, study.value(LOCAL_CROP), backbone.patch_size_px)
     return dataclasses.replace(study, design=own)

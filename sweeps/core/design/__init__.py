@@ -1,1 +1,1 @@
-"""What is asked: factors, designs, the paper's tables, studies and searches as values. No files, no clock."""
+"""Studies and searches as values: factors, designs, the paper's tables. No files, no clock."""

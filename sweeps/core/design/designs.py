@@ -1,4 +1,8 @@
-"""Designs by name: from what varies to the rows of the table, and which row each is compared with."""
+"""Designs of studies: they turn factors or components into the rows of a table.
+
+A row knows the row that it is compared with. Grid, one factor at a time, ladder, and leave one out
+are defined in this module; fractions are defined in ``fractions.py``.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +26,14 @@ from sweeps.core.design.paper import Paper
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a block.
+    """One row of a block.
 
     Attributes:
-        label: First column.
-        changes: Fields that the design sets in the study's recipe.
-        versus: Index in the block of the row it is compared with; ``None`` for a row that is a base
-            itself.
-        paper_row: Label of the published row it stands beside.
+        label: Text of the first column.
+        changes: Values that the design sets in the study's recipe.
+        versus: Index, in the block, of the row that this row is compared with; ``None`` for a base
+            row.
+        paper_row: Label of the published row that this row corresponds to.
     """
 
     label: str
@@ -43,13 +47,13 @@ class Block:
     """Rows under one heading, such as Table 5 (a).
 
     Attributes:
-        title: Heading of the first column: what varies.
-        rows: In order; empty in a block that was read from a file, which lists the rows of all
-            blocks in one place.
-        factors: Paths that vary within it.
-        metrics: Keys whose comparisons are declared for it; empty, before a study resolves it, for
-            the study's first metric.
-        paper: The published table it stands beside.
+        title: Heading of the first column: the factor that varies.
+        rows: Rows in order. Empty in a block that was read from a file, because a file lists the
+            rows of all blocks in one place.
+        factors: Dotted paths of the settings that vary in the block.
+        metrics: Metric keys whose comparisons the block declares. Before a study is resolved, empty
+            means the study's first metric.
+        paper: The published table that the block corresponds to.
     """
 
     title: str
@@ -66,7 +70,8 @@ class Block:
                 row.versus == number or not 0 <= row.versus < len(self.rows)
             ):
                 raise ValueError(
-                    f"{self.title}: {row.label} is compared with row {row.versus}, which is no other row."
+                    f"{self.title}: {row.label} is compared with row {row.versus}, "
+                    "which is no other row."
                 )
             if row.paper_row is not None and row.paper_row not in known:
                 raise ValueError(
@@ -76,28 +81,31 @@ class Block:
 
 @runtime_checkable
 class Design(Protocol):
-    """What a study's ``design`` has to be."""
+    """Interface of a study's ``design``."""
 
     @property
     def name(self) -> str:
-        """Name in print: grid, one factor at a time, ladder, leave one out, fraction."""
+        """Name in reports, such as grid, ladder or fraction."""
 
     def blocks(self) -> tuple[Block, ...]:
-        """The table, block by block. The first row of the first block with ``versus`` ``None`` is the study's base."""
+        """Return the table, block by block.
+
+        The study's base is the first row of the first block whose ``versus`` is ``None``.
+        """
 
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know of the design, in sentences, such as the aliasing of a fraction."""
+        """Return warnings about the design as sentences, such as the aliases of a fraction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What is said of a block before anything runs.
+    """Declarations of a block: they are fixed before any trial runs.
 
     Attributes:
-        metrics: Keys whose comparisons are declared; empty for the study's first metric.
-        paper: The published table that the block stands beside.
-        beside: Label of the published row by our label; without it a row stands beside the one of
-            its own label.
+        metrics: Metric keys whose comparisons are declared; empty for the study's first metric.
+        paper: The published table that the block corresponds to.
+        beside: Published row label by row label. Without this mapping, a row corresponds to the
+            published row of the same label.
     """
 
     metrics: tuple[str, ...] = ()
@@ -107,10 +115,10 @@ class Declared:
     def block(
         self, title: str, factors: Iterable[str], rows: Iterable[tuple[str, Changes, int | None]]
     ) -> Block:
-        """The block of these rows (label, changes, versus).
+        """Build a block from rows of (label, changes, versus).
 
         Raises:
-            ValueError: ``beside`` speaks of a row that is not there, or rows cannot be told apart.
+            ValueError: ``beside`` names a row that does not exist, or two rows are equal.
         """
         published = [row.label for row in self.paper.rows] if self.paper else []
         beside = (
@@ -122,16 +130,18 @@ class Declared:
         labels = [row.label for row in made]
         if self.beside is not None and (unknown := self.beside.keys() - set(labels)):
             raise ValueError(
-                f"{title}: published rows are given for {sorted(unknown)}, but the rows are {labels}."
+                f"{title}: published rows are given for {sorted(unknown)}, "
+                f"but the rows are {labels}."
             )
         return Block(title, made, tuple(factors), self.metrics, self.paper)
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Every combination of the factors' values, the last factor fastest, compared with the combination of their bases.
+    """Full factorial design: every combination of the factors' values.
 
-    Without factors it is one row: how much seeds alone change.
+    The last factor changes fastest. Every combination is compared with the combination of the
+    bases. A grid without factors has one row and shows the effect of the seed alone.
     """
 
     name: ClassVar[str] = "grid"
@@ -143,22 +153,22 @@ class Grid:
         refuse_repeats("paths of the factors", [factor.path for factor in self.factors])
 
     def blocks(self) -> tuple[Block, ...]:
-        """One block."""
+        """Return one block with all combinations."""
         combinations = list(itertools.product(*(factor.values for factor in self.factors)))
         return (combined(self.factors, combinations, self.title, self.declared),)
 
     def notes(self) -> tuple[str, ...]:
-        """What costs no training."""
+        """Name the factors that need no training."""
         return costs_nothing(self.factors)
 
 
 @dataclass(frozen=True, slots=True)
 class OneFactor:
-    """One factor at a time around one base: a block for each, with the base in every block.
+    """One factor at a time: each block varies one factor around a shared base.
 
     Attributes:
-        factors: What varies; all the others keep their bases meanwhile.
-        declared: By path of the factor.
+        factors: The factors. While one varies, all others keep their base values.
+        declared: Declarations of a block, by the path of its factor.
     """
 
     name: ClassVar[str] = "one factor at a time"
@@ -176,7 +186,7 @@ class OneFactor:
             )
 
     def blocks(self) -> tuple[Block, ...]:
-        """A block for each factor."""
+        """Return one block for each factor; each block contains the base row."""
         base = {factor.path: factor.base for factor in self.factors}
         blocks = []
         for factor in self.factors:
@@ -195,8 +205,11 @@ class OneFactor:
         return tuple(blocks)
 
     def notes(self) -> tuple[str, ...]:
-        """What it cannot show, and what costs no training."""
-        blind = "Each block varies one field around the base: whether its effect depends on another field is not seen."
+        """Name the limits of the design and the factors that need no training."""
+        blind = (
+            "Each block varies one field around the base: whether its effect depends on another "
+            "field is not seen."
+        )
         return (*((blind,) if len(self.factors) > 1 else ()), *costs_nothing(self.factors))
 
 
@@ -205,8 +218,8 @@ class Ladder:
     """Components added one at a time, each row compared with the row above it.
 
     Attributes:
-        start: Label of the first row, without any of the components.
-        components: In the order in which they are added.
+        start: Label of the first row, which has none of the components.
+        components: Components in the order in which they are added.
     """
 
     name: ClassVar[str] = "ladder"
@@ -219,7 +232,7 @@ class Ladder:
         _check_components(self.components)
 
     def blocks(self) -> tuple[Block, ...]:
-        """One block, from none of the components to all of them."""
+        """Return one block, from none of the components to all of them."""
         labels = (self.start, *(f"+ {component.label}" for component in self.components))
         rows = [
             (label, _off(self.components[number:]), number - 1 if number else None)
@@ -228,16 +241,16 @@ class Ladder:
         return (self.declared.block(self.title, _off(self.components), rows),)
 
     def notes(self) -> tuple[str, ...]:
-        """What its differences depend on."""
+        """Warn that the differences depend on the order of the components."""
         return (
-            "Each row adds one component to the row above it and is compared with that row: what a component is seen "
-            "to add depends on the order.",
+            "Each row adds one component to the row above it and is compared with that row: "
+            "what a component is seen to add depends on the order.",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveOneOut:
-    """All components, and all but one for each of them, compared with all."""
+    """Leave one out: each row lacks one component and is compared with all components."""
 
     name: ClassVar[str] = "leave one out"
     components: tuple[Component, ...]
@@ -249,7 +262,7 @@ class LeaveOneOut:
         _check_components(self.components)
 
     def blocks(self) -> tuple[Block, ...]:
-        """One block, all components first."""
+        """Return one block; its first row has all components."""
         rows: list[tuple[str, Changes, int | None]] = [(self.everything, {}, None)]
         rows += [
             (f"without {component.label}", dict(component.off), 0) for component in self.components
@@ -257,18 +270,18 @@ class LeaveOneOut:
         return (self.declared.block(self.title, _off(self.components), rows),)
 
     def notes(self) -> tuple[str, ...]:
-        """What its differences mean."""
+        """Warn that components can replace each other."""
         return (
-            "Each row lacks one component and is compared with all: of two components that can stand in for each other "
-            "neither is seen to matter.",
+            "Each row lacks one component and is compared with all: "
+            "of two components that can stand in for each other neither is seen to matter.",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class SideBySide:
-    """Designs in one table around one base, which is the base of all of them together.
+    """Several designs in one table around one shared base.
 
-    A ladder ends at that base; it begins without its components.
+    The base of a ladder is its last row, which has all components.
     """
 
     designs: tuple[Design, ...]
@@ -280,11 +293,11 @@ class SideBySide:
 
     @property
     def name(self) -> str:
-        """See ``Design``."""
+        """Names of the designs, joined by "and"."""
         return " and ".join(dict.fromkeys(design.name for design in self.designs))
 
     def blocks(self) -> tuple[Block, ...]:
-        """The blocks of the designs, in order."""
+        """Return the blocks of all designs in order, each row with the shared base."""
         base = self._base()
         return tuple(
             replace(
@@ -296,7 +309,7 @@ class SideBySide:
         )
 
     def notes(self) -> tuple[str, ...]:
-        """The notes of the designs."""
+        """Return the notes of all designs, each note once."""
         return tuple(dict.fromkeys(note for design in self.designs for note in design.notes()))
 
     def _base(self) -> Changes:
@@ -326,7 +339,10 @@ def combined(
     title: str,
     declared: Declared,
 ) -> Block:
-    """One block of combinations of the factors' values, compared with that of the bases, which is among them."""
+    """Build one block of combinations of the factors' values.
+
+    Every combination is compared with the combination of the bases, which must be among them.
+    """
     base = combinations.index(tuple(factor.base for factor in factors))
     rows = [
         (
@@ -342,13 +358,13 @@ def combined(
 
 
 def costs_nothing(factors: Sequence[Factor]) -> tuple[str, ...]:
-    """Which rows need no training of their own, in a sentence."""
+    """Name the factors whose rows need no training, as at most one sentence."""
     names = [factor.name for factor in factors if factor.path.startswith(EVALUATION)]
     if not names:
         return ()
     return (
-        f"Rows that differ in nothing but {' or '.join(names)} are evaluations of the same trainings: their "
-        "differences hold no noise of training.",
+        f"Rows that differ in nothing but {' or '.join(names)} are evaluations of the same "
+        "trainings: their differences hold no noise of training.",
     )
 
 

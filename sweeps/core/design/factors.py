@@ -1,4 +1,4 @@
-"""What a study varies: factors with values, and components that can be switched off."""
+"""Factors and components: the settings that a study varies."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from toco.own_modules import did_you_mean
 
 SEED_PATH = "seed"
 EVALUATION = "evaluate."
-"""Paths under it are settings of the evaluation. Values of such a factor share one training."""
+"""Prefix of the settings of the evaluation. All values of such a factor share one training."""
 
 _SAME_BUT_FOR_A_SLIP = 0.8
-"""Similarity (of :mod:`difflib`) from which on one path is taken for the other, misspelt."""
+"""Similarity (of :mod:`difflib`) at which an unknown path is taken for a misspelt known path."""
 
 Scalar = bool | int | float | str | None
 Changes = Mapping[str, Scalar]
-"""Values by dotted path in the ``RunConfig``."""
+"""Values by dotted path in ``RunConfig``."""
 
 
 def lacking(study: str, path: str, base: Config) -> ValueError:
-    """What to raise of a study that varies a setting which its trainings do not have.
+    """Build the error for a study that varies a setting which its recipe lacks.
 
     Args:
         study: Name of the study.
-        path: The setting.
-        base: What its trainings start from.
+        path: Dotted path of the setting.
+        base: Config that the trainings start from.
     """
     part = path.partition(".")[0]
     name = getattr(getattr(base, part, None), "name", None)
@@ -35,24 +35,23 @@ def lacking(study: str, path: str, base: Config) -> ValueError:
         owner, way = f"the {part} {name!r}", f"name another {part} with --set {part}.name=NAME"
     hint = did_you_mean(path, flatten(base), cutoff=_SAME_BUT_FOR_A_SLIP)
     return ValueError(
-        f"{study} varies {path}, which {owner} does not have.{hint} To study it, {way}; for settings that {owner} has, "
-        "take another study (python -m sweeps list)."
+        f"{study} varies {path}, which {owner} does not have.{hint} To study it, {way}; "
+        f"for settings that {owner} has, take another study (python -m sweeps list)."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """One varied field of the training or, below ``EVALUATION``, of the evaluation alone.
+    """A varied setting of the training, or of the evaluation (below ``EVALUATION``).
 
     Attributes:
-        path: Dotted path in the ``RunConfig``.
-        values: What it is set to, in the order of the table's rows; a list as its JSON text, as in
+        path: Dotted path in ``RunConfig``.
+        values: Values in the order of the table's rows. A list is given as its JSON text, such as
             ``"[1.0, 0.5]"``.
-        base: The value that the others are compared with; the first one where none is given.
-            ``None`` is the base of every factor that has it among its values and does not name
-            another.
-        labels: How the values are printed, where that differs from the values themselves.
-        title: What it is called in print; the last part of the path where none is given.
+        base: The value that the others are compared with; by default the first value. A factor
+            with ``None`` among its values has the base ``None`` unless it names another base.
+        labels: Printed form of each value; empty to print the values themselves.
+        title: Name in reports; by default the last part of the path.
     """
 
     path: str
@@ -64,40 +63,43 @@ class Factor:
     def __post_init__(self) -> None:
         if self.path == SEED_PATH:
             raise ValueError(
-                f"{SEED_PATH!r} cannot be a factor: rows are means over seeds. List seeds in Study.seeds."
+                f"{SEED_PATH!r} cannot be a factor: rows are means over seeds. "
+                "List seeds in Study.seeds."
             )
         if not self.values:
             raise ValueError(f"The factor {self.path} has no values.")
         refuse_repeats(f"values of the factor {self.path}", self.values)
         if self.labels and len(self.labels) != len(self.values):
             raise ValueError(
-                f"The factor {self.path} has {len(self.values)} values but {len(self.labels)} labels."
+                f"The factor {self.path} has {len(self.values)} values "
+                f"but {len(self.labels)} labels."
             )
         if self.base is None and None not in self.values:
             object.__setattr__(self, "base", self.values[0])
         if self.base not in self.values:
             raise ValueError(
-                f"The base {self.base!r} of the factor {self.path} is none of its values {self.values}."
+                f"The base {self.base!r} of the factor {self.path} "
+                f"is none of its values {self.values}."
             )
 
     @property
     def name(self) -> str:
-        """What it is called in print."""
+        """Name in reports."""
         return self.title or self.path.rpartition(".")[2]
 
     def label(self, value: Scalar) -> str:
-        """How ``value`` is printed."""
+        """Return the printed form of ``value``."""
         return self.labels[self.values.index(value)] if self.labels else f"{self.name} {value}"
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """Something that can be left out.
+    """A part of the method that can be switched off.
 
     Attributes:
-        label: What it is called in print.
-        off: The fields that leave it out, as in ``{"method.ptc.weight": 0.0}``; the recipe's own
-            values put it in.
+        label: Name in reports.
+        off: Values that switch the component off, such as ``{"method.ptc.weight": 0.0}``. The
+            recipe's own values switch it on.
     """
 
     label: str
@@ -111,7 +113,7 @@ class Component:
 
 
 def refuse_repeats(what: str, values: Sequence[object]) -> None:
-    """Raise ``ValueError`` if a value occurs twice; 1, 1.0 and True are three values."""
+    """Raise ``ValueError`` if a value occurs twice; 1, 1.0 and True are three different values."""
     seen = set()
     for value in values:
         if (key := (type(value), value)) in seen:

@@ -1,4 +1,4 @@
-"""Fractional factorial designs: few of the combinations, chosen so that it is known which effects are mixed."""
+"""Fractional factorial designs: a part of all combinations, with known aliases."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from sweeps.core.design.designs import Block, Declared, combined, costs_nothing
 from sweeps.core.design.factors import Factor, refuse_repeats
 
 LETTERS = "ABCDEFGHJKLMNOPQRSTUVWXYZ"
-"""Names of the factors of a fraction; I is the column of ones."""
+"""Letters that name the factors of a fraction. ``I`` is left out: it names the column of ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fraction:
-    """A regular fraction of all combinations of two-level factors: few trainings, and effects that are mixed.
+    """A regular fraction of all combinations of two-level factors.
 
-    Factors are called A, B, C, ... (without I) in order; a letter is +1 at the factor's base and -1
-    at its other value, so that the combination of all bases is in every fraction. It is the first
-    row, and the others are compared with it.
+    A fraction needs few trainings, but some effects are aliased: they cannot be told apart.
+
+    The letters A, B, C, ... (without I) name the factors in order. A letter is +1 at the factor's
+    base and -1 at its other value. The combination of all bases is therefore in every fraction: it
+    is the first row, and all other rows are compared with it.
 
     Attributes:
-        factors: Two values each.
-        generators: Such as ``D=ABC``: the level of the factor D is the product of those of A, B and
-            C. All combinations of the factors that no generator sets are trained: 2 to the power of
-            their number.
+        factors: Factors with two values each.
+        generators: Equations such as ``D=ABC``: the level of factor D is the product of the levels
+            of A, B and C. The fraction trains all combinations of the factors that no generator
+            sets: 2 to the power of their number.
     """
 
     name: ClassVar[str] = "fraction"
@@ -41,7 +43,8 @@ class Fraction:
         for factor in self.factors:
             if len(factor.values) != 2:
                 raise ValueError(
-                    f"A fraction needs two values of each factor; {factor.path} has {factor.values}."
+                    f"A fraction needs two values of each factor; "
+                    f"{factor.path} has {factor.values}."
                 )
         if len(self.factors) > len(LETTERS):
             raise ValueError(
@@ -52,18 +55,19 @@ class Fraction:
         generated = self._generated()
         if self.resolution < 3:
             raise ValueError(
-                f"The generators {', '.join(self.generators)} let two main effects be one ({self._relation()}); use "
-                f"products of at least two of {', '.join(sorted(set(self.letters) - generated.keys()))}, all different."
+                f"The generators {', '.join(self.generators)} let two main effects be one "
+                f"({self._relation()}); use products of at least two of "
+                f"{', '.join(sorted(set(self.letters) - generated.keys()))}, all different."
             )
 
     @property
     def letters(self) -> str:
-        """The factors' letters."""
+        """Letters of the factors, in order."""
         return LETTERS[: len(self.factors)]
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Products of letters that are +1 in every row, shortest first."""
+        """Products of letters that are +1 in every row (the defining words), shortest first."""
         words: set[frozenset[str]] = {frozenset()}
         for letter, product in self._generated().items():
             words |= {word ^ frozenset(letter + product) for word in words}
@@ -71,12 +75,19 @@ class Fraction:
 
     @property
     def resolution(self) -> int:
-        """Length of the shortest word: at 3 main effects are mixed with interactions of two factors, at 5 no more."""
+        """Length of the shortest word.
+
+        At resolution 3, main effects are aliased with interactions of two factors. At resolution 5,
+        neither main effects nor interactions of two factors are aliased with each other.
+        """
         return len(self.words[0])
 
     @property
     def aliases(self) -> tuple[tuple[str, ...], ...]:
-        """Main effects and interactions of two factors that cannot be told apart, as in ``(("AB", "CD"), ...)``."""
+        """Groups of aliased main effects and interactions of two factors.
+
+        An example is ``(("AB", "CD"), ...)``: the interactions AB and CD cannot be told apart.
+        """
         effects = [
             frozenset(letters)
             for order in (1, 2)
@@ -89,7 +100,7 @@ class Fraction:
         return tuple(tuple(_in_order(group)) for group in groups.values() if len(group) > 1)
 
     def blocks(self) -> tuple[Block, ...]:
-        """One block in standard order: the first letter changes fastest."""
+        """Return one block in standard order: the first letter changes fastest."""
         generated = self._generated()
         free = [letter for letter in self.letters if letter not in generated]
         combinations = []
@@ -108,7 +119,7 @@ class Fraction:
         return (combined(self.factors, combinations, self.title, self.declared),)
 
     def notes(self) -> tuple[str, ...]:
-        """Letters, defining relation, and what cannot be told apart."""
+        """Return the letters, the defining relation and the aliases as sentences."""
         meaning = "; ".join(
             f"{letter} {factor.name}"
             for letter, factor in zip(self.letters, self.factors, strict=True)
@@ -130,26 +141,28 @@ class Fraction:
         return " = ".join(("I", *self.words))
 
     def _generated(self) -> dict[str, str]:
-        """The product that sets a letter, by letter."""
+        """Parse the generators: return the product of letters that sets a letter, by letter."""
         generated: dict[str, str] = {}
         for generator in self.generators:
             letter, _, product = generator.replace(" ", "").partition("=")
             if len(letter) != 1 or not product or {letter, *product} - set(self.letters):
                 raise ValueError(
-                    f"The generator {generator!r} should read as D=ABC does, in the letters {self.letters} of the "
-                    f"{len(self.factors)} factors."
+                    f"The generator {generator!r} should read as D=ABC does, in the letters "
+                    f"{self.letters} of the {len(self.factors)} factors."
                 )
             if letter in generated:
                 raise ValueError(f"Two generators set {letter}: {', '.join(self.generators)}.")
             if len(set(product)) < len(product):
                 raise ValueError(
-                    f"The generator {generator!r} names a letter twice, which is the same as leaving it out."
+                    f"The generator {generator!r} names a letter twice, "
+                    "which is the same as leaving it out."
                 )
             generated[letter] = product
         for letter, product in generated.items():
             if set(product) & generated.keys():
                 raise ValueError(
-                    f"{letter} is set to {product}, of which another generator sets a part; use the others only: "
+                    f"{letter} is set to {product}, of which another generator sets a part; "
+                    "use the others only: "
                     f"{', '.join(sorted(set(self.letters) - generated.keys()))}."
                 )
         return generated

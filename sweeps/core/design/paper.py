@@ -1,9 +1,10 @@
-"""The paper's numbers: Ru et al., "Token Contrast for Weakly-Supervised Semantic Segmentation", CVPR 2023,
-arXiv 2303.01267, tables 4 and 5 and figure 2.
+"""Published numbers of the ToCo paper: tables 4 and 5 and figure 2.
 
-One seed everywhere: the paper reports no spread. Inside the authors' own training, consecutive
-evaluations after 14 000 iterations move by up to 1.1 points (decoder) and 0.5 points (CAM).
-"""  # noqa: D205 - the title of the paper does not fit on one line with it
+Source: Ru et al., "Token Contrast for Weakly-Supervised Semantic Segmentation", CVPR 2023, arXiv
+2303.01267. The paper trains one seed for each row and reports no spread. In the authors' own
+training, consecutive evaluations after 14 000 iterations differ by up to 1.1 points (decoder) and
+0.5 points (CAM).
+"""
 
 from __future__ import annotations
 
@@ -14,22 +15,23 @@ from typing import Literal
 M, M_AUX, SEG = "val/cam_miou", "val/aux_cam_miou", "val/seg_miou"
 
 SETTING = (
-    "PASCAL VOC 2012 val, DeiT-B, 20 000 iterations of 4 images, one seed. CAMs: raw, ground-truth image labels, "
-    "threshold 0.5, scales 1, 0.5 and 1.5 with flip, 448 px. Seg: one scale, 448 px, no CRF."
+    "PASCAL VOC 2012 val, DeiT-B, 20 000 iterations of 4 images, one seed. CAMs: raw, "
+    "ground-truth image labels, threshold 0.5, scales 1, 0.5 and 1.5 with flip, 448 px. "
+    "Seg: one scale, 448 px, no CRF."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Something the paper says about two rows, that a study can confirm or contradict.
+    """A statement of the paper about the rows of one table.
 
     Attributes:
         name: Short name.
-        metric: Key of the metric.
-        better: Label of the published row that is said to be better.
-        than: Labels of the rows it is said to be better than.
-        by: By how much at least, in percentage points, as published.
-        size: How large the paper's own effect is beside its noise.
+        metric: Metric key.
+        better: Label of the published row that the claim calls better.
+        than: Labels of the published rows that the claim calls worse.
+        by: Smallest published advantage of the better row, in percentage points.
+        size: Whether the paper's effect is large or small relative to the noise of its training.
     """
 
     name: str
@@ -42,7 +44,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class PaperRow:
-    """A published row. Metrics are fractions under the same keys as ours; ``default`` marks the paper's own choice."""
+    """A row of a published table.
+
+    Attributes:
+        label: Label of the row, as printed.
+        metrics: Published values as fractions, under the metric keys of this project.
+        default: Whether the row is the paper's own choice.
+    """
 
     label: str
     metrics: Mapping[str, float]
@@ -51,17 +59,17 @@ class PaperRow:
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """A published table, and what its setting was, so that nobody takes it for ours.
+    """A published table with the setting in which it was measured.
 
     Attributes:
-        source: Where it is printed.
-        setting: How it was measured, in words.
-        data: Entry of ``toco.data`` and ``recipe`` of ``toco.recipes`` that a study must use for
-            its numbers to be comparable; with others only the direction of a claim can be
-            confirmed.
-        num_images: Validation images that it must be evaluated on for that.
-        rows: As printed, in order.
-        claims: What a re-run should confirm or contradict.
+        source: Place where the table is printed.
+        setting: Measurement of the table, as text.
+        data: Entry of ``toco.data`` that a study must use for comparable numbers. With other data,
+            or with another ``recipe``, a study can only confirm the direction of a claim.
+        recipe: Entry of ``toco.recipes`` that a study must use for comparable numbers.
+        num_images: Number of validation images that comparable numbers need.
+        rows: Rows as printed, in order.
+        claims: Claims that a study should confirm or contradict.
     """
 
     source: str
@@ -78,14 +86,15 @@ class Paper:
             for label in (claim.better, *claim.than):
                 if claim.metric not in metrics.get(label, {}):
                     raise ValueError(
-                        f"{claim.name} speaks of {claim.metric} of {label!r}, which {self.source} lacks."
+                        f"{claim.name} speaks of {claim.metric} of {label!r}, "
+                        f"which {self.source} lacks."
                     )
 
 
 def _row(
     label: str, cam: float, aux_cam: float | None, seg: float | None, *, default: bool = False
 ) -> PaperRow:
-    """A row as printed, in percent, turned into fractions under our own keys."""
+    """Convert a row as printed, in percent, to fractions under this project's metric keys."""
     percent = {M: cam, M_AUX: aux_cam, SEG: seg}
     return PaperRow(
         label,
@@ -152,7 +161,8 @@ TABLE_5B = Paper(
 )
 
 TABLE_5C = Paper(
-    source='Ru et al., CVPR 2023, Table 5 (c): "momentum" of the teacher, the weight of its old value',
+    source='Ru et al., CVPR 2023, Table 5 (c): "momentum" of the teacher, '
+    "the weight of its old value",
     setting=SETTING,
     rows=(
         _row("0", 69.2, None, 66.9),
@@ -182,4 +192,7 @@ FIGURE_2 = {
     ),
     "ToCo": (0.335, 0.327, 0.373, 0.398, 0.439, 0.479, 0.499, 0.509, 0.523, 0.626, 0.599, 0.586),
 }
-"""Mean patch similarity after blocks 1 to 12 of ViT-B on VOC train, read off the plot: +-0.005."""
+"""Mean patch similarity after blocks 1 to 12 of ViT-B on VOC train.
+
+The values are read off the plot, with an uncertainty of 0.005.
+"""

@@ -1,7 +1,7 @@
-"""A search is a value: a base recipe, a space of settings, objectives, and rungs at which trials are stopped early.
+"""Searches as values: a recipe, a space of settings, objectives and rungs.
 
-Its trials are chosen after looking at others, with one seed each. What it finds is a candidate for
-an ablation study, not a row of one.
+A search chooses its trials after looking at earlier trials, and trains one seed each. Its result is
+a candidate for an ablation study, not a row of one.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
     from toco.train.run_config import RunConfig
 
 STEP_TIME = "step_time_s"
-"""The mean time of a step, as ``result.json`` has it: the cost of a training."""
+"""Mean time of a step, a key of ``result.json``: the cost of a training."""
 COSTS = (STEP_TIME, "wall_time_s", "peak_memory_bytes")
 _EVALUATED = "val/"
 _SHARED = ("num_steps", "evaluate_every", SEED_PATH, "backbone.name", "backbone.weights")
 _DATA = "data."
-"""Trials with different values of these could not be compared at a rung or at the end, or read other files."""
+"""Settings that no search varies: trials that differ in them are not comparable."""
 _TERM = ".start_step"
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """Something to maximise or to minimise.
+    """A quantity that a search maximises or minimises.
 
     Attributes:
-        key: A key of the evaluation's metrics (``val/...``), or one of ``COSTS``.
-        title: What it is called in print.
-        resolution: Values are rounded to powers of one more than this, so that smaller differences
-            decide nothing; 0 for none.
+        key: A metric key of the evaluation (``val/...``), or one of ``COSTS``.
+        title: Name in reports.
+        resolution: Relative rounding step: values are rounded to powers of ``1 + resolution``, so
+            that smaller differences decide nothing; 0 for no rounding.
     """
 
     key: str
@@ -60,35 +60,42 @@ class Objective:
     def __post_init__(self) -> None:
         if self.resolution < 0:
             raise ValueError(
-                f"The resolution of {self.key} is a fraction of its value, 0 or more, got {self.resolution}."
+                f"The resolution of {self.key} is a fraction of its value, 0 or more, "
+                f"got {self.resolution}."
             )
         if not self.is_evaluated and self.key not in COSTS:
             raise ValueError(
-                f"The objective {self.key!r} is neither a metric of the evaluation ({_EVALUATED}...) nor one of "
-                f"{', '.join(COSTS)}."
+                f"The objective {self.key!r} is neither a metric of the evaluation "
+                f"({_EVALUATED}...) nor one of {', '.join(COSTS)}."
             )
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether every evaluation measures it, so that rungs can compare it."""
+        """Whether every evaluation measures the objective, so that rungs can use it."""
         return self.key.startswith(_EVALUATED)
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """As Optuna calls it."""
+        """Direction in Optuna's terms."""
         return "maximize" if self.higher_is_better else "minimize"
 
     def value(self, measured: Mapping[str, int | float | None]) -> float | None:
-        """What a trial has of it among its metrics and costs; ``None`` where that is no finite number."""
+        """Return the rounded value of a trial; ``None`` if it is missing or not finite.
+
+        Args:
+            measured: Metrics and costs of the trial, by key.
+        """
         value = measured.get(self.key)
         return self._rounded(float(value)) if value is not None and math.isfinite(value) else None
 
     def _rounded(self, value: float) -> float:
-        """To the nearest power of one more than the resolution.
+        """Round to the nearest power of ``1 + resolution``.
 
         >>> cost = Objective("step_time_s", "cost", higher_is_better=False, resolution=0.1)
-        >>> cost._rounded(0.205) == cost._rounded(0.195), cost._rounded(0.205) == cost._rounded(0.18)
-        (True, False)
+        >>> cost._rounded(0.205) == cost._rounded(0.195)
+        True
+        >>> cost._rounded(0.205) == cost._rounded(0.18)
+        False
         """
         if not self.resolution or value <= 0:
             return value
@@ -96,32 +103,38 @@ class Objective:
         return float(base ** round(math.log(value, base)))
 
     def at_rung(self, metrics: Mapping[str, Any]) -> float:
-        """What an evaluation found, the larger the better; what it did not measure is worse than anything."""
+        """Return the value of an evaluation, signed so that larger is better.
+
+        A value that is missing or not finite counts as minus infinity.
+        """
         value = metrics.get(self.key)
         if value is None or not math.isfinite(value):
             return -math.inf
         return float(value) if self.higher_is_better else -float(value)
 
     def text(self, value: float) -> str:
-        """For people: evaluated fractions in percent, others with three digits.
+        """Format a value: evaluated fractions in percent, all others with three digits.
 
-        >>> Objective("val/seg_miou", "seg").text(0.5678), Objective("step_time_s", "cost", False).text(0.12345)
-        ('56.8', '0.123')
+        >>> Objective("val/seg_miou", "seg").text(0.5678)
+        '56.8'
+        >>> Objective("step_time_s", "cost", False).text(0.12345)
+        '0.123'
         """
         return f"{100 * value:.1f}" if self.is_evaluated else f"{value:.3g}"
 
 
 @dataclass(frozen=True, slots=True)
 class Rungs:
-    """Evaluations at which a trial is stopped unless it is among the best so far (ASHA: asynchronous halving).
+    """Evaluations at which a search stops the weaker trials (ASHA: asynchronous halving).
 
-    Steps are counted from where the last loss term joins: before it has acted, no evaluation says
-    anything about it. The first rung is the first evaluation at which it has acted for a whole
-    interval between evaluations; with every further rung it has acted ``reduction`` times as long.
+    A trial goes on if it is among the best trials that have reached the rung so far. Steps are
+    counted from the start of the last loss term, because an earlier evaluation says nothing about
+    that term. The first rung is the first evaluation at which the last term has acted for a full
+    interval between evaluations. At every further rung it has acted ``reduction`` times as long.
 
     Attributes:
-        reduction: One in this many goes on, ties apart.
-        first: Step of the first rung, where that is to be later.
+        reduction: At a rung one trial in ``reduction`` goes on, not counting ties.
+        first: Step of the first rung, if it is to be later than the default.
     """
 
     reduction: int = 2
@@ -132,7 +145,11 @@ class Rungs:
             raise ValueError(f"Of how many trials one goes on is at least 2, got {self.reduction}.")
 
     def steps(self, config: RunConfig, terms_joined: int) -> tuple[int, ...]:
-        """The rungs of trainings like ``config`` whose last loss term acts from step ``terms_joined`` (0-based) on.
+        """Compute the steps of the rungs.
+
+        Args:
+            config: Config of the trainings.
+            terms_joined: Step (0-based) at which the last loss term starts.
 
         >>> from toco.recipes.voc_deit_b import recipe
         >>> Rungs().steps(recipe(), 2001)
@@ -154,9 +171,10 @@ class Rungs:
             or (self.first is not None and first >= config.num_steps)
         ):
             raise ValueError(
-                f"The first rung is after step {first}, but it has to be at an evaluation (every {every} steps) from "
-                f"step {earliest} on, where the last loss term, which joins at step {terms_joined}, has acted for an "
-                f"interval between evaluations, and before the end (step {config.num_steps})."
+                f"The first rung is after step {first}, but it has to be at an evaluation "
+                f"(every {every} steps) from step {earliest} on, where the last loss term, which "
+                f"joins at step {terms_joined}, has acted for an interval between evaluations, "
+                f"and before the end (step {config.num_steps})."
             )
         rungs = []
         acted = every if self.first is None else first - terms_joined
@@ -171,19 +189,20 @@ class SearchStudy:
     """A search before it is resolved.
 
     Attributes:
-        name: Name of its file, of its folder and of its MLflow experiment.
+        name: Name of the search's module, of its folder and of its MLflow experiment.
+        title: Title in reports.
         recipe: Entry of ``toco.recipes`` that every training starts from.
-        space: What varies: Optuna's distributions by dotted path in the ``RunConfig``.
-        num_trials: Trainings that are begun, counting those that are stopped early. A search goes
-            on from where it is when this is raised.
-        objectives: Two or more; no weighting is made up between them, the result is a front.
-        rungs: When trials are stopped early, by the objectives that every evaluation measures;
-            ``None`` for never.
-        seed: Of all trainings and of the proposals. Not one of the seeds of ablation studies, as a
-            setting that did well with a seed by chance would do well with that seed again.
-        num_random: Trials drawn at random before others are proposed from what they showed. The
-            first of all has the recipe's own values, where these lie in the space.
-        changes: Fields of the recipe set for all trainings, by dotted path.
+        space: Optuna's distributions of the varied settings, by dotted path in ``RunConfig``.
+        num_trials: Number of trainings to start, including those that a rung stops. A larger
+            number continues the same search.
+        objectives: Two or more objectives. They are not weighted: the result is a Pareto front.
+        rungs: Rungs that stop trials early, by the objectives that every evaluation measures;
+            ``None`` to stop no trial.
+        seed: Seed of all trainings and of the proposals. It should not be a seed of an ablation
+            study: a setting that is best with a seed by chance would be best with it again.
+        num_random: Number of trials drawn at random before the sampler proposes from their
+            results. The very first trial has the recipe's own values if these lie in the space.
+        changes: Settings for all trainings that differ from the recipe, by dotted path.
         train: ``module:function`` that a trial calls, with the signature of
             ``toco.train.loop.train``.
     """
@@ -205,20 +224,23 @@ class SearchStudy:
             raise ValueError(f"The search {self.name} varies nothing: its space is empty.")
         if self.num_trials < 1 or self.num_random < 1:
             raise ValueError(
-                f"A search has at least one trial and one random one, got {self.num_trials} and {self.num_random}."
+                f"A search has at least one trial and one random one, "
+                f"got {self.num_trials} and {self.num_random}."
             )
         if not 0 <= self.seed < MAX_SEED:
             raise ValueError(f"A seed is from 0 to {MAX_SEED - 1}, got {self.seed}.")
         if len(self.objectives) < 2:
             raise ValueError(
-                "A search has at least two objectives: one alone would be traded for everything else."
+                "A search has at least two objectives: "
+                "one alone would be traded for everything else."
             )
         refuse_repeats("objectives", [objective.key for objective in self.objectives])
         if self.rungs is not None and not any(
             objective.is_evaluated for objective in self.objectives
         ):
             raise ValueError(
-                f"Rungs compare evaluations, but no objective is a metric of them ({_EVALUATED}...)."
+                "Rungs compare evaluations, "
+                f"but no objective is a metric of them ({_EVALUATED}...)."
             )
         for path, distribution in self.space.items():
             if path in _SHARED or path.startswith((EVALUATION, _DATA)):
@@ -227,15 +249,17 @@ class SearchStudy:
                 )
             if path in self.changes:
                 raise ValueError(
-                    f"{path} is searched, so it cannot be set to {self.changes[path]!r} for all trials."
+                    f"{path} is searched, "
+                    f"so it cannot be set to {self.changes[path]!r} for all trials."
                 )
             if distribution.single():
                 raise ValueError(
-                    f"{path} has one value in the space, {distribution}: set it for all trials instead."
+                    f"{path} has one value in the space, {distribution}: "
+                    "set it for all trials instead."
                 )
 
     def base(self) -> RunConfig:
-        """The recipe with the seed and the changes that hold for all trainings.
+        """Return the recipe with the search's seed and changes.
 
         Raises:
             ValueError: There is no such recipe or field, or a value does not fit.
@@ -244,7 +268,9 @@ class SearchStudy:
         return replace(recipe, {**self.changes, SEED_PATH: self.seed})
 
     def resolve(self) -> SearchPlan:
-        """The search with its rungs, its space checked at the extremes of every pair of settings.
+        """Check the search and compute its rungs.
+
+        The space is checked at the extreme values of every pair of settings.
 
         Raises:
             ValueError: A recipe, a path or a value is not valid.
@@ -268,12 +294,12 @@ class SearchStudy:
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """A search, checked.
+    """A resolved search: its settings are valid.
 
     Attributes:
-        base: What every trial starts from.
-        rungs: Steps of the rungs; empty where no trial is stopped early.
-        start: The recipe's own values of the settings; empty where they do not lie in the space.
+        base: Config that every trial starts from.
+        rungs: Steps of the rungs; empty if no trial is stopped early.
+        start: The recipe's own values of the settings; empty if they do not all lie in the space.
     """
 
     study: SearchStudy
@@ -283,7 +309,10 @@ class SearchPlan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex, 16 digits) of everything that proposals and results depend on, but their number."""
+        """SHA-256 (hex, 16 digits) of everything that affects proposals and results.
+
+        The number of trials is left out, so that a longer search continues the same folder.
+        """
         study = self.study
         parts = [
             study.train,
@@ -306,17 +335,17 @@ class SearchPlan:
 
     @property
     def reduction(self) -> int | None:
-        """Of how many trials one goes on at a rung; ``None`` without rungs."""
+        """At a rung one trial in this many goes on; ``None`` without rungs."""
         return None if self.study.rungs is None else self.study.rungs.reduction
 
     def corners(self) -> Iterator[RunConfig]:
-        """Trainings at the extremes of every pair of settings, and that of the recipe."""
+        """Yield the recipe's config, then configs at the extreme values of pairs of settings."""
         yield self.base
         for values in _pairs_of_extremes(self.study.space):
             yield self.config(values)
 
     def config(self, values: Mapping[str, Any]) -> RunConfig:
-        """The training that a proposal stands for.
+        """Build the config of a proposal.
 
         Raises:
             ValueError: These values do not go together.
@@ -326,15 +355,16 @@ class SearchPlan:
         except ValueError as error:
             shown = ", ".join(f"{path}={value}" for path, value in values.items())
             raise ValueError(
-                f"The space of {self.study.name} holds settings that do not go together ({shown}): {error}"
+                f"The space of {self.study.name} holds settings that do not go together "
+                f"({shown}): {error}"
             ) from error
 
     def goes_on(self, metrics: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether a trial goes on after a rung.
+        """Decide whether a trial goes on after a rung.
 
         Args:
-            metrics: What it reached there.
-            others: What the others that were there before reached.
+            metrics: Metrics of the trial at the rung.
+            others: Metrics of the trials that reached the rung earlier.
         """
         reduction = self.reduction
         if reduction is None:
@@ -349,11 +379,11 @@ class SearchPlan:
 def is_among_best(
     point: Sequence[float], others: Sequence[Sequence[float]], reduction: int
 ) -> bool:
-    """Whether fewer than one in ``reduction`` of all are in better fronts than ``point``; larger values are better.
+    """Whether fewer than one in ``reduction`` of all points lie in better fronts.
 
-    The best front are those that no other is better than in everything, the next front those of the
-    rest, and so on. Trials of one front are not ranked among each other: either all or none of them
-    go on.
+    Larger values are better. The first front holds the points that no other point dominates, the
+    second front those that only the first front dominates, and so on. Points of one front are not
+    ranked: either all of them go on, or none.
 
     >>> is_among_best([2.0], [[1.0], [3.0]], 2), is_among_best([1.0], [[2.0], [3.0]], 2)
     (True, False)
@@ -371,7 +401,7 @@ def is_among_best(
 
 
 def terms_joined(config: RunConfig) -> int:
-    """Step (0-based) from which every loss term with a weight acts."""
+    """Return the step (0-based) from which every loss term with a weight acts."""
     values = flatten(config)
     starts = (
         start
@@ -396,7 +426,7 @@ def _extremes(distribution: BaseDistribution) -> tuple[Scalar, ...]:
 
 
 def _pairs_of_extremes(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Scalar]]:
-    """All extremes of one setting or of two: what does not go together mostly does so in pairs."""
+    """Yield the extreme values of all settings and pairs: most conflicts are pairwise."""
     extremes = {path: _extremes(distribution) for path, distribution in space.items()}
     for path, values in extremes.items():
         yield from ({path: value} for value in values)

@@ -1,7 +1,7 @@
-"""A study is a value: a base recipe, a design, the seeds, the metrics of its table.
+"""Studies as values: a recipe, a design, seeds and metrics.
 
-It can be counted, checked and written down before anything runs. ``resolve`` turns it into a
-``Plan``: every config of every trial, validated.
+A study can be counted, checked and written down before anything runs. :meth:`Study.resolve` turns
+it into a :class:`Plan`, which holds the validated config of every trial.
 """
 
 from __future__ import annotations
@@ -37,19 +37,22 @@ class Metric:
 
     @property
     def percent(self) -> bool:
-        """Whether it is a score in [0, 1], which is printed in percent."""
+        """Whether the metric is a score in [0, 1], which is printed in percent."""
         return not any(part in self.key for part in ("similarity", "loss", "time", "bytes"))
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One config with all its seeds; rows of several blocks may show it.
+    """A configuration with all its seeds.
+
+    Rows of several blocks may show the same configuration.
 
     Attributes:
-        label: What it is called outside of its table.
-        changes: Fields that the design sets in the study's recipe.
-        seeds: One trial each. The n-th trial of every cell is paired with the n-th of its base.
-        keys: Keys of the trials in the ledger, one a seed; empty in a plan, which does not know
+        label: Name outside of the table.
+        changes: Values that the design sets in the study's recipe.
+        seeds: Seeds, one trial each. The n-th trial of every configuration is paired with the n-th
+            trial of its base.
+        keys: Ledger keys of the trials, one for each seed; empty in a plan, which does not know
             them.
     """
 
@@ -64,13 +67,13 @@ class PlannedRow:
     """A row of the table.
 
     Attributes:
-        number: Index of the row, over all blocks.
-        block: Index of its block.
-        label: First column.
-        cell: Index of its cell.
-        versus: Number of the row that it is compared with; ``None`` for a base.
-        role: ``a/a`` is the base once more with other seeds.
-        paper_row: Label of the published row it stands beside.
+        number: Index of the row over all blocks.
+        block: Index of the block of the row.
+        label: Text of the first column.
+        cell: Index of the configuration of the row.
+        versus: Number of the row that this row is compared with; ``None`` for a base row.
+        role: ``a/a`` marks the A/A row: the base again with other seeds.
+        paper_row: Label of the published row that this row corresponds to.
     """
 
     # A file lists the rows in order and does not number them.
@@ -85,7 +88,14 @@ class PlannedRow:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One cell with one seed. ``digest`` is the config's before a machine says what ``auto`` means."""
+    """One configuration with one seed.
+
+    Attributes:
+        cell: Index of the configuration.
+        replicate: Index of the seed among the seeds of the configuration.
+        label: Label of the configuration.
+        digest: Digest of the config before a machine has replaced its ``auto`` values.
+    """
 
     cell: int
     replicate: int
@@ -96,31 +106,33 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Name in messages."""
         return f"{self.label}, seed {self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A sweep before it is resolved.
+    """A study before it is resolved.
 
     Attributes:
-        name: Name of its file, of its folder and of its MLflow experiment.
+        name: Name of the study's module, of its folder and of its MLflow experiment.
+        title: Title in reports.
         recipe: Entry of ``toco.recipes`` that every training starts from.
-        design: What varies, see ``sweeps.core.design.designs``.
-        seeds: Every cell is trained once with each.
-        metrics: Columns of the table; the first is the one that the study is about.
-        changes: Fields of the recipe set for all trainings, by dotted path.
-        purpose: ``effect`` asks for differences of a size, and is refused where the seeds cannot
-            show them; ``direction`` asks which way things go and may run with fewer seeds: its rows
-            can read "underpowered".
-        a_a: Train the base once more with other seeds, to see what differs where nothing does.
+        design: Design of the study, see ``sweeps.core.design.designs``.
+        seeds: Every configuration is trained once with each seed.
+        metrics: Columns of the table; the study is about the first one.
+        changes: Settings for all trainings that differ from the recipe, by dotted path.
+        purpose: ``effect`` asks for the size of differences; such a study is refused if its seeds
+            cannot show them. ``direction`` asks for the sign of differences and may run with fewer
+            seeds: its rows can read "underpowered".
+        a_a: Whether to train the base again with other seeds (A/A), which measures the difference
+            that seeds alone cause.
         smallest_effect: Difference worth detecting, as a fraction (0.005 is half a point of mIoU).
-        largest_blind_effect: With no seed noise known yet, the largest effect, in standard
-            deviations of a paired difference, that a study with the purpose ``effect`` may be
-            unable to detect.
+        largest_blind_effect: Largest effect, in standard deviations of a paired difference, that a
+            study with the purpose ``effect`` may miss. It applies while the noise between seeds is
+            unknown.
         significance: Family-wise error rate of the declared comparisons.
-        power: Probability of detecting an effect of that size.
+        power: Probability of detecting an effect of ``smallest_effect``.
         train: ``module:function`` that a trial calls, with the signature of
             ``toco.train.loop.train``.
     """
@@ -155,7 +167,8 @@ class Study:
             raise ValueError("A study needs at least one metric for its table.")
         if self.smallest_effect <= 0:
             raise ValueError(
-                f"The smallest effect worth detecting has to be positive, got {self.smallest_effect}."
+                f"The smallest effect worth detecting has to be positive, "
+                f"got {self.smallest_effect}."
             )
         refuse_repeats("metrics", [metric.key for metric in self.metrics])
         blocks = self.design.blocks()
@@ -165,7 +178,8 @@ class Study:
         }
         for path in sorted(varied & self.changes.keys()):
             raise ValueError(
-                f"{path} varies in this study, so it cannot be set to {self.changes[path]!r} for all trials."
+                f"{path} varies in this study, "
+                f"so it cannot be set to {self.changes[path]!r} for all trials."
             )
         keys = {metric.key for metric in self.metrics}
         for block in blocks:
@@ -175,11 +189,12 @@ class Study:
             ):
                 if key not in keys:
                     raise ValueError(
-                        f"{block.title}: {key} is compared but is no column of the table {sorted(keys)}."
+                        f"{block.title}: {key} is compared but is no column of the table "
+                        f"{sorted(keys)}."
                     )
 
     def base(self) -> RunConfig:
-        """The recipe with the changes that hold for all trainings.
+        """Return the recipe with the changes that hold for all trainings.
 
         Raises:
             ValueError: There is no such recipe or field, or a value does not fit.
@@ -188,10 +203,13 @@ class Study:
         return replace(recipe, dict(self.changes))
 
     def value(self, path: str) -> Any:  # noqa: ANN401 - any JSON value
-        """What the recipe, with the changes that hold for all trainings, has at a dotted path.
+        """Return the value of a setting in :meth:`base`.
+
+        Args:
+            path: Dotted path of the setting.
 
         Raises:
-            ValueError: It has no such field.
+            ValueError: The recipe has no such setting.
         """
         values = flatten(self.base())
         if path not in values:
@@ -228,8 +246,8 @@ class Study:
                 identity = digest(config)
                 if (same := seen.setdefault(identity, row.label)) != row.label:
                     raise ValueError(
-                        f"{row.label} and {same} are the same training (digest {identity}): what varies in "
-                        f"{block.title!r} has no effect on results."
+                        f"{row.label} and {same} are the same training (digest {identity}): "
+                        f"what varies in {block.title!r} has no effect on results."
                     )
                 if identity not in number_of:
                     number_of[identity] = len(cells)
@@ -286,7 +304,10 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex, 16 digits) over the digests of the trials in order: what will be trained, and nothing else."""
+        """SHA-256 (hex, 16 digits) over the digests of all trials in order.
+
+        It identifies the trainings of the study and depends on nothing else.
+        """
         text = json.dumps([self.study.train, *(trial.digest for trial in self.trials)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -303,9 +324,9 @@ class Plan:
 def declared_comparisons(
     rows: Sequence[PlannedRow], blocks: Sequence[Block]
 ) -> tuple[tuple[int, str], ...]:
-    """The comparisons that a study declares: (number of the row, key of the metric), the family of Holm's correction.
+    """List the comparisons that a study declares: the family of Holm's correction.
 
-    The A/A row is none of them.
+    A comparison is (number of the row, metric key). The A/A row declares none.
     """
     return tuple(
         (row.number, key) for row in rows if row.role == "row" for key in blocks[row.block].metrics

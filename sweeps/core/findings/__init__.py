@@ -1,1 +1,1 @@
-"""What the results show: evaluations, analysis, confounders and the verdict."""
+"""Interpretation of results: evaluations, analysis, confounders and the verdict."""

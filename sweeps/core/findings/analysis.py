@@ -1,7 +1,8 @@
-"""Compute every number that a study's report shows. All forms of the report read this one result.
+"""Compute every number that a study's report shows.
 
-Training noise is what differs between seeds; all tests, corrections and marks are about it. Noise
-of the test set is an interval over images of its own, and enters no p value and no mark.
+All forms of the report print this one result. All tests, corrections and marks are about the noise
+of training: the spread between seeds. The noise of the test set is a separate interval over images;
+no p value and no mark depends on it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from sweeps.core.statistics.power import Power
 from sweeps.core.store.study_record import StudyRecord
 
 MANY_TRIALS = 250
-"""Larger studies are analysed without what reads a file for every trial, and without analyses of variance."""
+"""Larger studies get no analyses of variance, and no analyses that read a file for every trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,12 @@ class RowAnalysis:
     """One row of the table.
 
     Attributes:
-        figures: By key of the metric, for every metric of the study.
-        finished: Trials that count, of ``planned``.
+        figures: Figures by metric key, for every metric of the study.
+        finished: Number of trials with a result, of ``planned``.
         states: Number of trials by state, for the states that occur.
-        daggers: What differs from the row it is compared with besides the block's factors, in
-            sentences without a full stop. Where no such thing is there, the row's numbers answer
-            the question that the row asks.
-        classes: Scores by class; empty where there are none.
+        daggers: Confounders: differences from the base row other than the block's factors, as
+            phrases. Without confounders, the row measures the effect of its factors.
+        classes: Scores by class; empty if the study has none.
     """
 
     figures: Mapping[str, Figures]
@@ -59,15 +59,16 @@ class RowAnalysis:
 
 @dataclass(frozen=True, slots=True)
 class StudyAnalysis:
-    """Everything.
+    """All results of a study.
 
     Attributes:
-        rows: By number, as in the study.
-        floors: By key: half width of the interval of a difference where nothing differs, from the
-            A/A row; ``None`` where that is not known. Drawn as a band around zero, or around the
-            base.
-        crossings: Of blocks with several factors.
-        notes: What was left out and why, in sentences.
+        rows: Results by row number, as in the study.
+        floors: Noise floor by metric key: half width of the interval of a difference that only
+            seeds cause, from the A/A row; ``None`` if unknown. Plots draw it as a band around zero
+            or around the base.
+        power: Differences that the study can detect.
+        crossings: Analyses of the blocks whose factors vary together.
+        notes: Parts that were left out and the reasons, as sentences.
     """
 
     rows: tuple[RowAnalysis, ...]
@@ -78,7 +79,7 @@ class StudyAnalysis:
 
 
 def analyse(study: StudyRecord) -> StudyAnalysis:
-    """Analyse a study as it stands, which may be unfinished."""
+    """Analyse a study in its current state, finished or not."""
     is_small = len(study.trials) <= MANY_TRIALS
     pairs = read_pairs(study)
     floors, power, marks = (
@@ -120,12 +121,12 @@ def analyse(study: StudyRecord) -> StudyAnalysis:
 
 
 def _absent(study: StudyRecord, pairs: Pairs, is_small: bool) -> list[str]:
-    """Name the analyses and numbers that this study lacks, with the reason, in sentences."""
+    """List the analyses and numbers that this study lacks with the reasons, as sentences."""
     notes = []
     if not is_small:
         notes.append(
-            f"With {len(study.trials)} trials, more than {MANY_TRIALS}, there are no intervals over images, no "
-            "scores by class and no analyses of variance."
+            f"With {len(study.trials)} trials, more than {MANY_TRIALS}, there are no intervals "
+            "over images, no scores by class and no analyses of variance."
         )
     elif per_image_metrics(study):
         notes += missing_files(study)

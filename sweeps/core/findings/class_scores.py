@@ -1,4 +1,4 @@
-"""IoU of every class in every row, with its difference to the row's base."""
+"""IoU of every class in every row, with the difference from the base row."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from sweeps.core.statistics.paired import Paired, Summary, paired, summarise
 from sweeps.core.store.study_record import StudyRecord
 
 ClassScores = Mapping[str, tuple["ClassFigures", ...]]
-"""By key of the metric (those that have an IoU by class), background first."""
+"""Figures of the classes by metric key, the background first; only for metrics with class IoUs."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassFigures:
-    """A class's IoU in a row and its difference to the row it is compared with; not corrected for their number.
+    """IoU of one class in a row, with the difference from the row's base.
 
-    ``summary`` is ``None`` for a class that the ground truth does not contain.
+    The p value is not corrected for the number of classes. ``summary`` is ``None`` for a class that
+    the ground truth does not contain.
     """
 
     name: str
@@ -29,7 +30,7 @@ class ClassFigures:
 
 
 def class_scores(study: StudyRecord, intervals: ImageIntervals) -> dict[int, ClassScores]:
-    """Scores by class of every row that has them, by its number."""
+    """Compute the class scores of every row that has them, by row number."""
     iou = {
         row.number: {
             trial.replicate: class_iou(trial) for trial in study.trials_of(row) if trial.counts

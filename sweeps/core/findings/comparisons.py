@@ -1,6 +1,6 @@
-"""Means, paired differences and their tests, the best rows, the noise floor and the power of a study.
+"""Compare rows: means, paired tests, the best rows, the noise floor and the power.
 
-All of it is about the noise of training: what differs between seeds.
+All of these are about the noise of training: the spread between seeds.
 """
 
 from __future__ import annotations
@@ -24,35 +24,36 @@ from sweeps.core.statistics.power import Power, PowerGoal, pooled_sd
 from sweeps.core.store.study_record import StudyRecord, values_by_replicate
 
 MANY_ROWS = 1000
-"""Larger blocks have no marks: among so many pairs of rows hardly one can be told from the best."""
+"""Larger blocks get no marks: hardly any of so many rows is distinguishable from the best."""
 
 Place = tuple[int, str]
-"""Number of a row, and key of a metric."""
+"""A place in the table: row number and metric key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A row in a column.
+    """All numbers of one row and one metric.
 
     Attributes:
-        summary: Over its seeds; ``None`` where no trial has the metric.
-        paired: Difference to the row it is compared with, paired by place among the seeds; ``None``
-            for a base and where no pair has ended.
+        summary: Mean and spread over the seeds; ``None`` if no trial has the metric.
+        paired: Difference from the base row, paired by the index of the seed; ``None`` for a base
+            row, and while no pair has finished.
         declared: Whether the study declared this comparison.
-        p_holm: Corrected over all declared comparisons of the study; ``None`` for others and below
-            two pairs.
-        significant: Whether ``p_holm`` is below the study's significance.
-        images: Interval of the same difference over resampled images; ``None`` where confusion
-            matrices by image are not there for every pair, and for studies too large for it, see
-            ``Analysis.notes``.
-        bold: The best of its block or not distinguishable from it; the A/A row takes no part.
-        underlined: The best of those that are distinguishable from the best.
-        below_noise_floor: The difference is smaller than what differs where nothing does; ``None``
-            where there is no difference or no noise floor.
+        p_holm: P value corrected over all declared comparisons of the study; ``None`` for other
+            comparisons and below two pairs.
+        significant: Whether ``p_holm`` is at most the study's significance.
+        images: Interval of the difference over resampled images. ``None`` if a pair has no
+            confusion matrices of images, or if the study is too large: see
+            ``StudyAnalysis.notes``.
+        bold: Whether the row is the best of its block or not distinguishable from the best. The A/A
+            row is ignored.
+        underlined: Whether the row is the best of those that are distinguishable from the best.
+        below_noise_floor: Whether the difference is within the noise floor; ``None`` if there is no
+            difference or no noise floor.
         detectable: Smallest difference that this declared comparison detects with the study's
-            power, in the metric's unit; infinite below two pairs, ``None`` where the scatter of
-            differences is not known at all.
-        underpowered: A declared comparison that is not significant, and cannot detect the study's
+            power, in the metric's unit; infinite below two pairs, ``None`` if the scatter of the
+            differences is unknown.
+        underpowered: Whether a declared comparison is not significant and cannot detect the study's
             smallest effect.
     """
 
@@ -71,12 +72,12 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """A study's values, and those of each row beside the row it is compared with.
+    """Values of a study and paired differences of its rows.
 
     Attributes:
-        values: By place among the seeds.
-        paired: Differences to the row that a row is compared with, of rows that are compared;
-            ``None`` where no pair of trials has ended.
+        values: Values by the index of the seed, for each place.
+        paired: Difference from the base row, for each place of a row with a base; ``None`` while no
+            pair of trials has finished.
     """
 
     values: Mapping[Place, Mapping[int, float]]
@@ -85,7 +86,7 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Places in bold, places that are underlined, and what was not marked and why."""
+    """Places in bold, underlined places, and notes about blocks without marks."""
 
     bold: frozenset[Place]
     underlined: frozenset[Place]
@@ -93,7 +94,7 @@ class Marks:
 
 
 def read_pairs(study: StudyRecord) -> Pairs:
-    """Pair the values of every row with those of the row it is compared with."""
+    """Read the values of all rows and pair them with their bases."""
     keys = [metric.key for metric in study.metrics]
     values = {
         (row.number, key): values_by_replicate(study.trials_of(row), key)
@@ -110,7 +111,7 @@ def read_pairs(study: StudyRecord) -> Pairs:
 
 
 def noise_floors(study: StudyRecord, pairs: Pairs) -> dict[str, float | None]:
-    """By metric: how far the base and the base again (A/A) may be apart; ``None`` where that is not known."""
+    """Compute the noise floor of each metric from the A/A row; ``None`` if unknown."""
     again = next((row for row in study.rows if row.role == "a/a"), None)
     if again is None or again.versus is None:
         return {metric.key: None for metric in study.metrics}
@@ -124,17 +125,18 @@ def noise_floors(study: StudyRecord, pairs: Pairs) -> dict[str, float | None]:
 
 
 def power_goal(study: StudyRecord) -> PowerGoal:
-    """What the study asks of its seeds."""
+    """Return the study's requirements on the power of its comparisons."""
     return PowerGoal(
         len(study.comparisons()), study.significance, study.power, study.smallest_effect
     )
 
 
 def measured_power(study: StudyRecord, pairs: Pairs) -> Power:
-    """What the study can detect, given the scatter of its own pairs.
+    """Compute the power of the study from the scatter of its own pairs.
 
-    The pairs are those of the declared comparison with the fewest, of those that have one. Standard
-    deviations are pooled over comparisons: that of one over a handful of seeds is mostly chance.
+    The number of pairs is that of the declared comparison with the fewest pairs. Standard
+    deviations are pooled over comparisons: over a few seeds, that of one comparison is mostly
+    chance.
     """
     declared = study.comparisons()
     tests = {place: pairs.paired[place] for place in declared}
@@ -147,7 +149,7 @@ def measured_power(study: StudyRecord, pairs: Pairs) -> Power:
 
 
 def mark_best(study: StudyRecord, pairs: Pairs) -> Marks:
-    """Find the best rows and the second, block by block and metric by metric."""
+    """Find the best and the second-best rows of each block, for each metric."""
     bold: set[Place] = set()
     underlined: set[Place] = set()
     notes = []
@@ -181,7 +183,7 @@ def compare(
     marks: Marks,
     images: Mapping[Place, ImageInterval],
 ) -> dict[Place, Figures]:
-    """Every row under every metric."""
+    """Compute the figures of every row and metric."""
     goal, declared = power_goal(study), study.comparisons()
     tests = [pairs.paired[place] for place in declared]
     corrected = dict(zip(declared, holm([test.p if test else None for test in tests]), strict=True))

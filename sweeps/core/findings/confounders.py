@@ -1,7 +1,7 @@
-"""What a trial has different from the one it is compared with, besides what the study varies on purpose.
+"""Find confounders: unintended differences between a row and its base row.
 
-A difference between two rows says something of the named factor only if nothing else differs. Where
-something does, the row carries a dagger.
+A difference between two rows shows the effect of the varied factor only if nothing else differs.
+The report marks rows with a confounder with a dagger.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from toco.train.run_config import RunConfig
 CHOSEN = "chosen by a search, after looking at other trials"
 _MODULES_NAMED = 3
 _CODE_CHOICE = ".name"
-"""Paths with this end say which module a component is of."""
+"""End of the paths that choose the module of a component, such as ``method.name``."""
 _RECORDED = ("versions", "device", "num_threads", "platform")
 _TITLES = {"batch_size": "effective batch size"}
 
@@ -30,14 +30,16 @@ def daggers(
     factors: Sequence[str],
     known: dict[Any, bool],
 ) -> tuple[str, ...]:
-    """What differs, in phrases, trial by trial in the order of the seeds; each phrase once.
+    """List the confounders of a row as phrases.
+
+    Phrases are in the order of the seeds, each phrase once.
 
     Args:
         row: Trials of the row.
-        base: Trials of the row that it is compared with; none where it is compared with no row.
-        base_label: What that row is called.
-        factors: Paths that may differ.
-        known: Cache of what is known of config fields, empty at first; shared between calls for
+        base: Trials of the base row; empty for a row that is compared with no row.
+        base_label: Label of the base row.
+        factors: Paths of the settings that may differ.
+        known: Cache of the answers of :func:`is_run_only`, empty at first. All calls share it, for
             speed.
     """
     entries = [(trial.replicate, trial.seed, trial.entry) for trial in row if trial.entry]
@@ -57,11 +59,16 @@ def daggers(
 
 
 def is_run_only(config: Mapping[str, Any], path: str) -> bool:
-    """Whether the field at ``path`` of a ``RunConfig`` (as JSON) is marked as without effect on results."""
+    """Whether a field of a ``RunConfig`` is marked as having no effect on results.
+
+    Args:
+        config: A ``RunConfig`` as JSON.
+        path: Dotted path of the field.
+    """
     try:
         run = RunConfig.model_validate(config)
     except ValueError:
-        # Another version of the program wrote it, which alone knew what its fields affect.
+        # Another version of the program wrote the config; its fields may have other effects.
         return False
     below = {leaf for leaf in flatten(run) if f"{leaf}.".startswith(f"{path}.")}
     return bool(below) and below.isdisjoint(flatten(run, run_only=False))
@@ -103,11 +110,16 @@ def _differences(
     mine, its = _environment(entry), _environment(other)
     for name in sorted(mine.keys() | its.keys()):
         if mine.get(name) != its.get(name):
-            yield f"{name} is {mine.get(name, 'not known')}, in {label} {its.get(name, 'not known')}"
+            yield (
+                f"{name} is {mine.get(name, 'not known')}, in {label} {its.get(name, 'not known')}"
+            )
 
 
 def _named(path: str, factors: Sequence[str]) -> bool:
-    """Whether a factor sets the path: itself, something above it, or which component it is a setting of."""
+    """Whether a factor explains a difference at ``path``.
+
+    That holds if the factor is the path, lies above it, or chooses the component of the path.
+    """
     return path == SEED_PATH or any(
         path == factor
         or path.startswith(f"{factor}.")
@@ -117,7 +129,7 @@ def _named(path: str, factors: Sequence[str]) -> bool:
 
 
 def _affects_results(config: Mapping[str, Any], path: str, known: dict[Any, bool]) -> bool:
-    """Whether the field at ``path`` is not marked as run-only."""
+    """Whether the field at ``path`` may affect results: it is not marked as run-only."""
     names, node = [], config
     for part in path.split("."):
         if not isinstance(node, Mapping):
@@ -133,7 +145,10 @@ def _affects_results(config: Mapping[str, Any], path: str, known: dict[Any, bool
 def _modules(
     ours: Mapping[str, str], theirs: Mapping[str, str], others_expected: bool
 ) -> list[str]:
-    """Modules that differ; with ``others_expected`` a trial may use modules that the other does not."""
+    """List the modules whose code differs.
+
+    With ``others_expected``, modules that only one of the trials uses are ignored.
+    """
     if ours == theirs:
         return []
     names = ours.keys() & theirs.keys() if others_expected else ours.keys() | theirs.keys()
@@ -141,7 +156,10 @@ def _modules(
 
 
 def _environment(entry: LedgerEntry) -> dict[str, str]:
-    """What may change numbers in their last digits, and so a training's whole course, by name."""
+    """List versions, device, platform and world size of a trial, by name.
+
+    They can change the last digits of a number, and therefore the course of a training.
+    """
     provenance = entry.provenance
     versions = {
         name: str(version)
@@ -154,7 +172,7 @@ def _environment(entry: LedgerEntry) -> dict[str, str]:
         name: str(provenance[name]) for name in ("device", "num_threads") if name in provenance
     }
     if "platform" in provenance:
-        # The release of the kernel computes nothing; the C library's mathematics does.
+        # The kernel's release does not affect numbers; the C library's mathematical functions do.
         system, _, library = str(provenance["platform"]).partition("-with-")
         parts = system.split("-")
         facts["platform"] = " ".join(filter(None, (parts[0], parts[-1], library)))

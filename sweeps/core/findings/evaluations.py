@@ -1,4 +1,4 @@
-"""What the evaluations of finished trials left beside their numbers: IoU by class, confusion matrices by image."""
+"""Read the evaluations of finished trials: IoU by class, confusion matrices by image."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from toco.train import records
 
 RESAMPLES = 2000
 _KEPT = 256
-"""Files whose content stays in memory: about 1 MB each for 21 classes and three metrics."""
+"""Number of files whose content stays in memory: about 1 MB each for 21 classes and 3 metrics."""
 
 _Content = TypeVar("_Content")
 
 Resampled = Mapping[str, Floats]
-"""By metric: ``[evaluations, 1 + RESAMPLES, classes]``, see ``sweeps.core.statistics.image_noise.resampled_iou``."""
+"""IoU on resampled images by metric: ``[evaluations, 1 + RESAMPLES, classes]``.
+
+See :func:`sweeps.core.statistics.image_noise.resampled_iou`.
+"""
 
 
 def class_iou(trial: TrialRecord) -> Mapping[str, Mapping[str, float | None]]:
-    """IoU by metric and class, mean over the evaluations that the trial's result is the mean of; empty where unknown.
+    """Read the IoU of a trial by metric and class; empty if unknown.
 
-    Classes are in the data's order, the background first; ``None`` for one that the ground truth
-    does not contain.
+    The IoU is the mean over the same evaluations as the trial's result. Classes are in the order of
+    the data set, the background first. A class that the ground truth does not contain has ``None``.
     """
     contents = [_at_this_time(_scores, path) for path in _evaluations(trial, ".json")]
     whole = [content for content in contents if content is not None]
@@ -54,10 +57,10 @@ def class_iou(trial: TrialRecord) -> Mapping[str, Mapping[str, float | None]]:
 def resampled(
     trial: TrialRecord, keys: tuple[str, ...]
 ) -> tuple[tuple[str, ...], Resampled] | None:
-    """Names of the images, and IoU on resampled images.
+    """Read the names of the images, and compute the IoU on resampled images.
 
-    Without the metrics that the trial's method does not have; ``None`` where an evaluation has no
-    such file.
+    Metrics that the trial's method does not have are left out. The result is ``None`` if an
+    evaluation lacks its confusion matrices.
     """
     parts = [_at_this_time(_resampled, path, keys) for path in _evaluations(trial, ".npz")]
     whole = [part for part in parts if part is not None]
@@ -67,7 +70,10 @@ def resampled(
 
 
 def num_images(trials: Iterable[TrialRecord]) -> int | None:
-    """Images that the first trial that says so was evaluated on."""
+    """Return the number of images of an evaluation.
+
+    It is read from the first trial that has it; ``None`` if no trial has it.
+    """
     counts = (
         _at_this_time(_num_images, path) for trial in trials for path in _evaluations(trial, ".npz")
     )
@@ -75,9 +81,9 @@ def num_images(trials: Iterable[TrialRecord]) -> int | None:
 
 
 def unreadable_files(trial: TrialRecord) -> list[Path]:
-    """Files that a trial's evaluations left and that are missing or damaged; none where it has no result.
+    """List the missing or damaged files of a trial's evaluations; empty without a result.
 
-    What was rescored from the counts of another trial has no counts of its own.
+    A trial that was rescored from the confusion matrices of another trial has none of its own.
     """
     counts = [] if trial.entry is None or trial.entry.is_rescored else _evaluations(trial, ".npz")
     return [
@@ -87,7 +93,7 @@ def unreadable_files(trial: TrialRecord) -> list[Path]:
 
 
 def _evaluations(trial: TrialRecord, suffix: str) -> list[Path]:
-    """Files of the evaluations that the result is the mean of, first to last, whether they are there or not."""
+    """List the files of the evaluations that the result averages, in order, existing or not."""
     if trial.entry is None or not trial.counts:
         return []
     config = trial.entry.config
@@ -99,7 +105,7 @@ def _evaluations(trial: TrialRecord, suffix: str) -> list[Path]:
 def _at_this_time(
     read: Callable[..., _Content | None], path: Path, *arguments: object
 ) -> _Content | None:
-    """What ``read`` makes of a file as it is now; ``None`` where there is no such file."""
+    """Call ``read`` with the file and its modification time; ``None`` if no such file exists."""
     try:
         modified_ns = path.stat().st_mtime_ns
     except OSError:
@@ -107,8 +113,8 @@ def _at_this_time(
     return read(path, modified_ns, *arguments)
 
 
-# A page that follows a running study is written again and again: what has not changed is not read
-# again.
+# A live page follows a running study and reads the same files again and again. The cache keeps the
+# content of files whose modification time has not changed.
 @lru_cache(maxsize=_KEPT)
 def _scores(path: Path, modified_ns: int) -> Mapping[str, Any] | None:
     try:

@@ -8,7 +8,7 @@ ExitCode = Literal[0, 3, 4]
 CLEAN: Literal[0] = 0
 CONTRADICTED: Literal[3] = 3
 INCOMPLETE: Literal[4] = 4
-"""No claim of the paper is contradicted; one is; trials have no result."""
+"""Of the claims of the paper none is contradicted (0), one is (3); or trials have no result (4)."""
 
 STOPPED = 130
 """Ctrl-C or SIGTERM stopped the program."""

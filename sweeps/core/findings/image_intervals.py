@@ -1,4 +1,7 @@
-"""Noise of the test set: an interval of every difference over resampled images. It enters no p value and no mark."""
+"""Noise of the test set: an interval of every difference over resampled images.
+
+No p value and no mark depends on it.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,21 @@ from sweeps.core.store.study_record import StudyRecord
 from toco.evaluate.report import map_of
 
 ADDS_UP = 1e-4
-"""Largest difference between a metric and the same computed from confusion matrices by image that is rounding."""
+"""Tolerance between a metric and its value recomputed from confusion matrices: rounding errors."""
 FILES_NAMED = 3
-"""Missing or damaged files that are named one by one."""
+"""Number of missing or damaged files that a note lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageIntervals:
-    """Intervals over the very pairs of trials that a paired difference is of.
+    """Intervals over images, for the same pairs of trials as the paired differences.
 
     Attributes:
-        metrics: By row and metric; absent where confusion matrices by image are not there for every
-            pair.
-        classes: The same for each class, in the data's order; ``None`` for one that the ground
-            truth does not contain.
-        notes: What was not used and why, in sentences.
+        metrics: Intervals by place. A place is absent if a pair of trials has no confusion matrices
+            by image.
+        classes: Intervals of each class, in the order of the data set; ``None`` for a class that
+            the ground truth does not contain.
+        notes: Intervals that were left out and the reasons, as sentences.
     """
 
     metrics: Mapping[Place, ImageInterval]
@@ -43,12 +46,12 @@ class ImageIntervals:
 
 
 def per_image_metrics(study: StudyRecord) -> tuple[str, ...]:
-    """The metrics of the study that evaluations count image by image."""
+    """List the study's metrics that can be computed from confusion matrices by image."""
     return tuple(metric.key for metric in study.metrics if map_of(metric.key) is not None)
 
 
 def image_intervals(study: StudyRecord, pairs: Pairs) -> ImageIntervals:
-    """Resample the images of every row and of the row it is compared with."""
+    """Compute the intervals of all rows by resampling images."""
     keys = per_image_metrics(study)
     metrics: dict[Place, ImageInterval] = {}
     classes: dict[Place, tuple[ImageInterval | None, ...]] = {}
@@ -71,7 +74,7 @@ def image_intervals(study: StudyRecord, pairs: Pairs) -> ImageIntervals:
 
 
 def missing_files(study: StudyRecord) -> tuple[str, ...]:
-    """Name the files without which trials lack intervals over images or scores by class."""
+    """Write a note about missing files of evaluations, if any."""
     counted = [trial for trial in study.trials if trial.counts]
     files = {trial.key: unreadable_files(trial) for trial in counted}
     number = sum(bool(of_trial) for of_trial in files.values())
@@ -84,16 +87,19 @@ def missing_files(study: StudyRecord) -> tuple[str, ...]:
     ]
     rest = len(names) - FILES_NAMED
     return (
-        f"For {number} of {len(counted)} finished trials, counts by image or scores by class are missing or "
-        "damaged, so their rows lack intervals over images or scores by class. The files: "
-        f"{', '.join(names[:FILES_NAMED])}{f' and {rest} more' if rest > 0 else ''}.",
+        f"For {number} of {len(counted)} finished trials, counts by image or scores by class are "
+        "missing or damaged, so their rows lack intervals over images or scores by class. "
+        f"The files: {', '.join(names[:FILES_NAMED])}{f' and {rest} more' if rest > 0 else ''}.",
     )
 
 
 def _resampled_pairs(
     study: StudyRecord, pairs: Pairs, row: PlannedRow, key: str, keys: tuple[str, ...]
 ) -> tuple[Floats, Floats] | None:
-    """IoU on resampled images of the row and of what it is compared with; a place for each pair of evaluations."""
+    """Compute the IoU on resampled images of a row and its base, paired by evaluation.
+
+    The result is ``None`` if the trials of a pair were not evaluated on the same images.
+    """
     if row.versus is None:
         return None
     ours, base = (

@@ -1,4 +1,4 @@
-"""Factors of a block that were varied together: which act, alone and together."""
+"""Analyse blocks whose factors vary together: which factors act, alone or together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from sweeps.core.store.study_record import StudyRecord
 
 @dataclass(frozen=True, slots=True)
 class LevelMean:
-    """Mean of a metric over the cells that have two factors at these levels: a point of a plot of their interaction."""
+    """Mean of a metric over the configurations with given levels of two factors.
+
+    It is one point of an interaction plot.
+    """
 
     factor: str
     level: Scalar
@@ -28,16 +31,17 @@ class LevelMean:
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """Factors of a block that were varied together, and what that says of a metric.
+    """Analysis of one metric of a block whose factors vary together.
 
     Attributes:
-        block: Number of the block.
-        metric: Key of the metric.
-        anova: Main effects and, where the design allows, interactions, with the seeds as blocks.
-        effects: Effects and interactions with their aliases, where every factor has two levels and
-            a seed all rows.
-        means: Of every two factors, at every pair of their levels.
-        warnings: Where a row that varies one factor alone depends on another factor, in sentences.
+        block: Index of the block.
+        metric: Metric key.
+        anova: Analysis of variance with the seeds as blocks; it has interactions if the design
+            allows them.
+        effects: Effects and interactions with their aliases; empty unless every factor has two
+            levels and all trials have finished.
+        means: Means at every pair of levels of every two factors.
+        warnings: Sentences about factors whose effect depends on another factor.
     """
 
     block: int
@@ -49,7 +53,10 @@ class Crossing:
 
 
 def crossings(study: StudyRecord, pairs: Pairs) -> Iterator[Crossing]:
-    """Every block and metric with two factors that were varied together, as far as trials have finished."""
+    """Yield the analysis of every block and metric with two factors that vary together.
+
+    Only finished trials count.
+    """
     for index, block in enumerate(study.blocks):
         rows = [row for row in study.rows if row.block == index and row.role != "a/a"]
         levels = {row.number: _levels(study, row, block.factors) for row in rows}
@@ -76,7 +83,7 @@ def _crossing(
     factors = study.blocks[block].factors
     table = pd.DataFrame(
         [
-            # As text: 1, 1.0 and True are three levels, and None is one.
+            # Levels as text: 1, 1.0 and True are three levels, and None is a level.
             {VALUE: value, SEED: replicate}
             | {path: str(level) for path, level in levels[row.number].items()}
             for row in rows
@@ -101,7 +108,7 @@ def _crossing(
 
 
 def _levels(study: StudyRecord, row: PlannedRow, factors: Sequence[str]) -> dict[str, Scalar]:
-    """What a row has each factor at: what it changes, else what its trials resolved it to."""
+    """Return the level of each factor: from the row's changes, else from its trials' config."""
     trials, changes = study.trials_of(row), study.changes_of(row)
     config: Mapping[str, object] = next((trial.entry.config for trial in trials if trial.entry), {})
     return {path: changes[path] if path in changes else _at(config, path) for path in factors}
@@ -115,7 +122,10 @@ def _at(config: Mapping[str, object], path: str) -> Scalar:
 
 
 def _crossed(pairs: Sequence[tuple[Scalar, Scalar]]) -> bool:
-    """Whether two levels of the one factor both occur with the same two levels of the other."""
+    """Whether two factors vary together.
+
+    They do if two levels of one factor both occur with the same two levels of the other.
+    """
     seen: dict[str, set[str]] = {}
     for one, other in pairs:
         seen.setdefault(str(one), set()).add(str(other))
@@ -129,7 +139,7 @@ def _level_means(
         points: dict[tuple[str, str], tuple[Scalar, Scalar, list[float]]] = {}
         for levels, value in cells:
             level, other_level = levels[factor], levels[other]
-            # As text: 1, 1.0 and True are three levels.
+            # Levels as text: 1, 1.0 and True are three levels.
             points.setdefault((str(level), str(other_level)), (level, other_level, []))[2].append(
                 value
             )

@@ -1,8 +1,8 @@
-"""What a study says of the paper's numbers and claims.
+"""Compare a study with the paper's numbers and claims.
 
-The paper reports one seed and no spread. So its numbers are held against the interval in which one
-more seed of ours would lie, and its claims against the study's declared comparisons, corrected as
-those are.
+The paper reports one seed and no spread. A published number is therefore compared with the interval
+in which one more seed of this study would lie. A claim is compared with the study's declared
+comparisons, after their correction.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ Outcome = Literal[
 
 @dataclass(frozen=True, slots=True)
 class _Judgement:
-    """What became of something that the paper says.
+    """Outcome of the comparison with something that the paper says.
 
     Attributes:
-        outcome: As printed, but for ``off``.
-        off_by: Ours minus published, as a fraction, with the outcome ``off``; of a claim, our
-            advantage minus the published one.
+        outcome: Outcome as printed, except for ``off``.
+        off_by: With the outcome ``off``: our value minus the published value, as a fraction. For a
+            claim: our advantage minus the published advantage.
     """
 
     outcome: Outcome
@@ -59,11 +59,13 @@ class _Judgement:
 
 @dataclass(frozen=True, slots=True)
 class RowVerdict(_Judgement):
-    """A published number beside ours: ``reproduced``, ``off``, ``not tested at this scale`` or ``no result``.
+    """Outcome for one published number.
+
+    It is ``reproduced``, ``off``, ``not tested at this scale`` or ``no result``.
 
     Attributes:
         row: Number of our row.
-        metric: Key of the metric.
+        metric: Metric key.
     """
 
     row: int
@@ -72,15 +74,14 @@ class RowVerdict(_Judgement):
 
 @dataclass(frozen=True, slots=True)
 class ClaimVerdict(_Judgement):
-    """What became of a claim.
+    """Outcome for one claim.
 
-    The outcome is ``direction confirmed`` where the setting is not the paper's: nothing more can be
-    said then. It is ``not confirmed`` in a study that could have shown its smallest effect, and did
-    not show one.
+    ``direction confirmed`` is the best outcome in a setting other than the paper's. ``not
+    confirmed`` means that the study could have shown its smallest effect, and did not.
 
     Attributes:
         name: Name of the claim.
-        sentence: The outcome with its numbers.
+        sentence: Outcome with its numbers.
     """
 
     name: str
@@ -89,13 +90,13 @@ class ClaimVerdict(_Judgement):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The whole verdict.
+    """Outcomes for all published numbers and claims of a study.
 
     Attributes:
-        rows: For every published number that a row of ours stands beside.
-        claims: For every claim of the study's blocks.
-        exit_code: 4 where a trial has no result, else 3 where a claim is contradicted, else 0.
-        sentence: All of it in one sentence.
+        rows: Outcomes for the published numbers that correspond to a row of the study.
+        claims: Outcomes for the claims of the study's blocks.
+        exit_code: 4 if a trial has no result, else 3 if a claim is contradicted, else 0.
+        sentence: Summary in one sentence.
     """
 
     rows: tuple[RowVerdict, ...]
@@ -105,11 +106,14 @@ class Verdict:
 
 
 _FEWEST_SEEDS = 3
-"""Below this an interval for one more seed holds nearly every number."""
+"""With fewer seeds, the interval for one more seed contains nearly every number."""
 
 
 def judge(study: StudyRecord, analysis: StudyAnalysis) -> Verdict:
-    """Hold the study against the paper. A study without a paper has an exit code, too."""
+    """Compare a study with the paper.
+
+    A study without a paper gets an exit code only.
+    """
     rows = tuple(
         _row(study, analysis, row, key, published)
         for row in study.rows
@@ -130,14 +134,20 @@ def judge(study: StudyRecord, analysis: StudyAnalysis) -> Verdict:
 
 
 def same_setting(study: StudyRecord, paper: Paper) -> bool:
-    """Whether the study's numbers can be held against the paper's: its data, its recipe, nothing of it changed."""
+    """Whether the study has the paper's data, recipe and settings.
+
+    Only then are the study's numbers comparable with the paper's.
+    """
     is_same = study.data == paper.data and study.recipe == paper.recipe and not _changed(study)
     # A part of the data, in the same layout.
     return is_same and num_images(study.trials) in (None, paper.num_images)
 
 
 def _changed(study: StudyRecord) -> list[str]:
-    """Changes for all trainings that make the setting another; where files lie and how fast it runs do not."""
+    """List changes for all trainings that make the setting differ from the paper's.
+
+    Locations of files and settings of speed do not count.
+    """
     config: Mapping[str, Any] = next(
         (trial.entry.config for trial in study.trials if trial.entry), {}
     )
@@ -165,7 +175,7 @@ def _row(
 
 
 def _one_more(summary: Summary) -> float | None:
-    """Half width of the interval in which the value of one more seed lies; ``None`` where seeds say nothing of it."""
+    """Half width of the interval for one more seed; ``None`` if unknown."""
     if summary.n < _FEWEST_SEEDS or not summary.sd:
         return None
     return (
@@ -177,7 +187,7 @@ def _one_more(summary: Summary) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """Ours of one comparison of a claim: by how much the better row is better, with its interval."""
+    """One comparison of a claim: the advantage of the better row, with its interval."""
 
     than: str
     figures: Figures
@@ -195,7 +205,7 @@ class _Comparison:
 
 
 class _Judge:
-    """Judges the claims of one block."""
+    """Judge of the claims of one block."""
 
     def __init__(
         self, study: StudyRecord, analysis: StudyAnalysis, block: int, paper: Paper
@@ -218,14 +228,15 @@ class _Judge:
         scope = (
             ""
             if self.same
-            else f" This is not the paper's setting ({self._setting()}), so it can speak of the direction only."
+            else f" This is not the paper's setting ({self._setting()}), "
+            "so it can speak of the direction only."
         )
         wrong = [item for item in comparisons if item.figures.significant and item.advantage < 0]
         blind = [item for item in comparisons if not _sees(item.figures, self.study)]
         shown = all(item.figures.significant and item.advantage > 0 for item in comparisons)
         if wrong:
-            # A study that only asks for directions, or that could not have found the effect,
-            # contradicts nobody.
+            # A study that only asks for directions, or that could not have detected the effect,
+            # contradicts no claim.
             if self.study.purpose == "direction" or all(item in blind for item in wrong):
                 why = (
                     "the study asks for directions and was not planned to contradict a claim"
@@ -268,19 +279,22 @@ class _Judge:
         if any(item in blind for item in unclear):
             agree = sum(item.advantage > 0 for item in comparisons)
             sentence = (
-                f"{numbers}: {agree} of {len(comparisons)} {'points' if agree == 1 else 'point'} the claimed way, and "
-                f"the study is too small to tell that from chance.{scope}"
+                f"{numbers}: {agree} of {len(comparisons)} {'points' if agree == 1 else 'point'} "
+                f"the claimed way, and the study is too small to tell that from chance.{scope}"
             )
             return ClaimVerdict("underpowered", None, claim.name, sentence)
         smallest = _points(self.study.smallest_effect)
-        sentence = f"{numbers}: no difference, in a study that would have shown one of {smallest} points.{scope}"
+        sentence = (
+            f"{numbers}: no difference, in a study that would have shown one of {smallest} points."
+            f"{scope}"
+        )
         if not self.same:
             return ClaimVerdict("not confirmed", None, claim.name, sentence)
         off_by = min(item.advantage for item in comparisons) - claim.by / 100
         return ClaimVerdict("off", off_by, claim.name, sentence)
 
     def _comparison(self, claim: Claim, than: str) -> _Comparison | str:
-        """The study's own comparison of the two rows, or why there is none."""
+        """Return the study's comparison of two rows, or the reason why it has none."""
         rows = {
             row.paper_row: row
             for row in self.study.rows
@@ -300,7 +314,10 @@ class _Judge:
         if not figures.declared:
             return f"{claim.metric} is not compared in this block"
         if figures.paired is None:
-            return f"no trials of {better.label} and {worse.label} with the same place among the seeds have ended"
+            return (
+                f"no trials of {better.label} and {worse.label} "
+                "with the same place among the seeds have ended"
+            )
         if not next(
             metric.higher_is_better for metric in self.study.metrics if metric.key == claim.metric
         ):
@@ -333,7 +350,8 @@ def _whole(study: StudyRecord, claims: Sequence[ClaimVerdict], without_result: i
     )
     have = "has" if without_result == 1 else "have"
     missing = (
-        f" {without_result} of {len(study.trials)} trials {have} no result, so this is not the last word."
+        f" {without_result} of {len(study.trials)} trials {have} no result, "
+        "so this is not the last word."
         if without_result
         else ""
     )

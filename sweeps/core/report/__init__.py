@@ -1,4 +1,4 @@
-"""The report of a study: its table (printed, Markdown, CSV, LaTeX), one page, and the archive for reviewers."""
+"""Report of a study: tables, an HTML page, and the archive for reviewers."""
 
 from sweeps.core.report.report import WrittenReport, report_text, write_bundle, write_report
 

@@ -1,7 +1,7 @@
-"""The reviewer's archive: raw values by seed, configs, environments, figures, and a script that makes the table again.
+"""Archive for reviewers: values by seed, configs, environments, figures and a script.
 
-Nothing in it says who ran the study where: no hosts, users, folders, commands or times. The same
-results give the same bytes.
+The script computes the table again from the values. For anonymous review, the archive contains no
+hosts, users, folders, commands or times. The same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -33,23 +33,26 @@ ENVIRONMENT = (
     "data_manifest",
     "weights_sha256",
 )
-"""Parts of a trial's provenance that are no trace of a person or a place."""
+"""Parts of a trial's provenance that identify no person and no place."""
 _MOMENT = (1980, 1, 1, 0, 0, 0)
 
 README = """# {title}
 
 - `table.csv`, `table.md`, `table.tex`: the table.
 - `values.csv`: the result of every trial, by cell, seed and metric. `trials.csv`: how each ended.
-- `table.json`: rows, cells, comparisons that were declared before anything was run, and columns that are copied.
-- `rebuild_table.py`: makes `table.csv` again from `values.csv` and compares; needs Python, numpy and scipy.
-- `configs/`: the whole config of every cell. `environments.json`: versions and hardware, with the trials each ran.
+- `table.json`: rows, cells, comparisons that were declared before anything was run, and columns \
+that are copied.
+- `rebuild_table.py`: makes `table.csv` again from `values.csv` and compares; needs Python, numpy \
+and scipy.
+- `configs/`: the whole config of every cell. `environments.json`: versions and hardware, with the \
+trials each ran.
 - `figures/`: the figures of the report.
 - `SHA256SUMS`: checksums, for `sha256sum -c SHA256SUMS`.
 """
 
 
 def bundle_files(report: ReportForms) -> dict[str, str]:
-    """Content of the archive by relative path, ``SHA256SUMS`` last."""
+    """Make the content of the archive's files by relative path; ``SHA256SUMS`` is the last."""
     study = report.source.study
     files = {
         "README.md": README.format(title=study.title),
@@ -69,7 +72,7 @@ def bundle_files(report: ReportForms) -> dict[str, str]:
 
 
 def rebuild_files(table: StudyTable, study: StudyRecord) -> dict[str, str]:
-    """The table for programs, what it is made of, and the script that makes it."""
+    """Make ``table.csv`` with its input and the script that computes it again."""
     return {
         "table.csv": table_csv(table),
         "values.csv": _values(study),
@@ -79,7 +82,7 @@ def rebuild_files(table: StudyTable, study: StudyRecord) -> dict[str, str]:
 
 
 def write_zip(target: Path, folder: str, files: Mapping[str, str]) -> None:
-    """Write ``files`` under ``folder`` into the zip file ``target``, which appears whole or not at all."""
+    """Write ``files`` under ``folder`` into the zip file ``target``, atomically."""
     with (
         whole_file(target) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -120,7 +123,10 @@ def _trials(study: StudyRecord) -> str:
 
 
 def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
-    """What ``rebuild_table`` needs to know besides the values: the design, and the columns that it does not compute."""
+    """Make ``table.json``, the input of ``rebuild_table`` besides the values.
+
+    It holds the design, and the columns that ``rebuild_table`` copies instead of computing.
+    """
     columns = [(column.key, column.value) for column in table.columns if column.value is not None]
     given = [(key, value) for key, value in columns if key not in rebuild_table.COMPUTED]
     rows = sorted(
@@ -155,7 +161,7 @@ def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
 
 
 def _environments(study: StudyRecord) -> list[dict[str, Any]]:
-    """Every environment that a trial ran in, with the keys of its trials."""
+    """List the environments of all trials, each with the keys of its trials."""
     found: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for trial in study.trials:
         if trial.entry:
@@ -181,7 +187,7 @@ def _configs(study: StudyRecord) -> dict[str, str]:
 
 
 def _without_folders(node: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """``node`` with the name alone of whatever is an absolute path, and without passwords in addresses."""
+    """Replace absolute paths by their last part, and remove passwords from addresses."""
     if isinstance(node, Mapping):
         return {name: _without_folders(value) for name, value in node.items()}
     if isinstance(node, list):
@@ -200,9 +206,12 @@ def _figures(cards: Cards) -> dict[str, str]:
 
 
 def _alone(svg: str) -> str:
-    """A figure of the page as a file of its own: with the page's colours, which it takes from variables."""
+    """Make a figure of the page a file of its own.
+
+    The colours that the page defines are added to the figure.
+    """
     style = (Path(__file__).parent / "style.html.j2").read_text(encoding="utf-8")
-    # The first of each name: those of the light page.
+    # The style defines each variable first for the light page; that value is taken.
     variables: dict[str, str] = {}
     for name, value in re.findall(r"(--[\w-]+):\s*([^;{}]+);", style):
         variables.setdefault(name, value)

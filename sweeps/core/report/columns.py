@@ -1,8 +1,10 @@
-"""The statistics of a study's report, each a column: what every form of the report prints of a row and a metric.
+"""Statistics of a study's report, each as one column.
 
-``COLUMNS`` is the one list. ``table.csv`` has the columns with a ``value``, in this order; the
-terminal, Markdown, LaTeX and the page have those with a ``text``. To add a statistic, write a
-function of numbers in ``sweeps.core.statistics`` and add a column here that calls it.
+Every format of the report prints these columns.
+
+``COLUMNS`` is the only list. ``table.csv`` has the columns with a ``value``, in this order. The
+terminal, Markdown, LaTeX and the page have the columns with a ``text``. To add a statistic, write a
+function of numbers in ``sweeps.core.statistics``, and add a column to this list that calls it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from toco.passwords import public_text
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One row of the table under one metric: what a column is a function of."""
+    """One row of the table and one metric: the argument of the column functions."""
 
     study: StudyRecord
     row: PlannedRow
@@ -38,43 +40,43 @@ class Measurement:
 
     @property
     def figures(self) -> Figures:
-        """The statistics that all forms of the report share."""
+        """Statistics that all formats of the report share."""
         return self.numbers.figures[self.metric.key]
 
     @property
     def values(self) -> dict[int, float]:
-        """The metric of every trial of the row that has it, by its place among the seeds."""
+        """Metric values of the row's trials, by the index of the seed."""
         return values_by_replicate(self.study.trials_of(self.row), self.metric.key)
 
     @property
     def base(self) -> PlannedRow | None:
-        """The row that this one is compared with."""
+        """Row that this row is compared with; ``None`` for a base row."""
         return None if self.row.versus is None else self.study.rows[self.row.versus]
 
     @property
     def base_values(self) -> dict[int, float]:
-        """The same as ``values``, of the row that this one is compared with; empty where there is none."""
+        """Metric values of the base row's trials, by index of the seed; empty without a base."""
         if self.base is None:
             return {}
         return values_by_replicate(self.study.trials_of(self.base), self.metric.key)
 
     @property
     def mark(self) -> Mark:
-        """Whether the mean is the best of its column."""
+        """Mark of the mean: the best of its column, the second best, or none."""
         return "best" if self.figures.bold else "second" if self.figures.underlined else ""
 
 
 StatisticColumn = Column[Measurement]
-"""A statistic of a row under a metric."""
+"""A statistic of one row and one metric."""
 
 
 def columns_of(place: Place, columns: Iterable[StatisticColumn]) -> tuple[StatisticColumn, ...]:
-    """The columns of a table for people."""
+    """Return the columns of a table for people: those of a given place."""
     return tuple(column for column in columns if place in column.places)
 
 
 def changes_text(changes: Mapping[str, Any]) -> str:
-    """Values by path in a line, without passwords in addresses.
+    """Format values by path as one line, without passwords in addresses.
 
     >>> changes_text({"method.aux_block": 9, "method.name": "toco"})
     'method.aux_block=9; method.name="toco"'
@@ -101,12 +103,12 @@ def _published(measurement: Measurement) -> float | None:
 
 
 def _of(statistics: str, name: str) -> Callable[[Measurement], float | None]:
-    """Find a number of ``Figures.summary``, ``paired`` or ``images``."""
+    """Return a function that reads a number of ``Figures.summary``, ``paired`` or ``images``."""
     return lambda m: getattr(getattr(m.figures, statistics), name, None)
 
 
 def mean_text(measurement: Measurement) -> str:
-    """``mean ± standard deviation``; the mean alone of one seed, ``-`` of none."""
+    """Format as ``mean ± standard deviation``; the mean alone for one seed, ``-`` for none."""
     summary, percent = measurement.figures.summary, measurement.metric.percent
     if summary is None:
         return "-"
@@ -115,7 +117,7 @@ def mean_text(measurement: Measurement) -> str:
 
 
 def difference_text(measurement: Measurement) -> str:
-    """The mean paired difference with its sign; ``-`` where there is none."""
+    """Format the mean paired difference with its sign; ``-`` without pairs."""
     paired = measurement.figures.paired
     return (
         "-"
@@ -144,7 +146,7 @@ def _effect_text(measurement: Measurement) -> str:
 
 
 def remark_text(measurement: Measurement) -> str:
-    """``underpowered``, ``within noise``, both or nothing."""
+    """Return the remarks: ``underpowered``, ``within noise``, both or none."""
     remarks = ["underpowered"] if measurement.figures.underpowered else []
     remarks += ["within noise"] if measurement.figures.below_noise_floor else []
     return ", ".join(remarks)
@@ -190,4 +192,4 @@ COLUMNS: tuple[StatisticColumn, ...] = (
     Column("differs_in", lambda m: "; ".join(m.numbers.daggers)),
     Column("remark", None, "", remark_text, _DIFFERENCES, "left", wraps=True),
 )
-"""Every statistic, in the order in which they are printed."""
+"""All statistics, in the order in which they are printed."""

@@ -1,7 +1,7 @@
-"""Curves of the rows' run folders, read once and drawn by several sections of the report.
+"""Curves from run folders, read once and drawn by several sections.
 
-The noise band is around the base: between it and the base once more with other seeds (A/A) nothing
-differs, so a difference inside the band is one that the seeds make by themselves.
+The noise band lies around the base. Only the seeds differ between the base and the A/A row, so a
+difference inside the band can be caused by seeds alone.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from toco.tracking import RunRecord, read_run_record
 from toco.train.records import METRICS
 
 MANY_PANELS = 4
-"""Panels beside each other from which on they are drawn narrower."""
+"""Number of panels in a row from which on the panels are narrower."""
 
 Curve = dict[float, list[float]]
-"""Values of all seeds, by position."""
+"""Values of all seeds, by position on the x axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class CurveLine:
     runs: tuple[RunRecord, ...]
 
     def curve(self, points: Points) -> Curve:
-        """What ``points`` finds in the runs."""
+        """Collect the points of all runs, sorted by position."""
         curve: Curve = {}
         for run in self.runs:
             for x, y in points(run):
@@ -57,12 +57,12 @@ class CurveLine:
 
 @dataclass(frozen=True, slots=True)
 class BlockLines:
-    """What the panels of a block draw.
+    """Rows that the panels of a block draw.
 
     Attributes:
         title: Heading of the block.
-        lines: Its rows, the base first where it has one; at most ``MAX_LINES``.
-        left_out: How many rows are not among them.
+        lines: At most ``MAX_LINES`` rows, among them the base if the block has one.
+        left_out: Number of rows that are not drawn.
     """
 
     title: str
@@ -71,12 +71,19 @@ class BlockLines:
 
 
 Points = Callable[[RunRecord], Iterable[tuple[float, float | None]]]
-"""Finds the points of a curve in a run."""
+"""Function that finds the points of a curve in a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One column of panels: what is drawn, and times what. ``ticks``: positions are whole numbers."""
+    """One column of panels.
+
+    Attributes:
+        title: Title above the panel.
+        points: Function that finds the points of the curve.
+        scale: Factor of the drawn values, such as 100 for percent.
+        ticks: Whether positions are whole numbers.
+    """
 
     title: str
     points: Points
@@ -86,14 +93,14 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """The run folders that curves are drawn from.
+    """Run folders that curves are drawn from.
 
     Attributes:
-        blocks: At most ``MAX_BLOCKS``.
-        twins: The base and the base once more, whose difference is the noise band; ``None`` without
-            an A/A row.
-        faults: A sentence for every run folder that is not there or cannot be read, whose curves
-            are left out.
+        blocks: At most ``MAX_BLOCKS`` blocks.
+        twins: The base and the A/A row, whose difference is the noise band; ``None`` without an A/A
+            row.
+        faults: Sentences about run folders that are missing or unreadable; their curves are left
+            out.
     """
 
     blocks: tuple[BlockLines, ...]
@@ -102,7 +109,7 @@ class Curves:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which rows have no curves because a block has many, in a sentence."""
+        """Sentence about rows without curves, because their block has too many rows."""
         left_out = [
             f"{block.title} has {block.left_out} more" for block in self.blocks if block.left_out
         ]
@@ -122,15 +129,15 @@ class Curves:
         published: Mapping[str, Sequence[float]] | None = None,
         seeds: bool = False,
     ) -> Callable[[], str] | None:
-        """What draws a row of panels for each block; ``None`` where there is nothing to draw.
+        """Return a function that draws a row of panels for each block; ``None`` without curves.
 
         Args:
             panels: The panels; those without a curve are left out.
-            xlabel: What the positions are.
+            xlabel: Label of the x axis.
             name: Name of the figure.
-            description: What it shows, for those who cannot see it.
-            published: Curves of the paper by label, for a panel of their own.
-            seeds: Draw the trainings themselves, too.
+            description: Text alternative of the figure.
+            published: Curves of the paper by label, for an additional panel.
+            seeds: Whether to draw the curves of the single seeds, too.
         """
 
         def has_curve(panel: Panel, block: BlockLines) -> bool:
@@ -150,7 +157,10 @@ class Curves:
 
 
 def read_curves(study: StudyRecord) -> Curves:
-    """Run folders of the rows that curves show: of a block with many rows the base and the best by the first metric."""
+    """Read the run folders of the plotted rows.
+
+    Of a block with many rows, the base and the rows that are best by the first metric are plotted.
+    """
     known: dict[str, RunRecord | None] = {}
     faults: list[str] = []
 
@@ -164,7 +174,8 @@ def read_curves(study: StudyRecord) -> Curves:
         last = max((row.step for row in run.rows if row.kind == "val"), default=0)
         if last < trial.step:
             faults.append(
-                f"{run.path / METRICS} lacks rows: its last evaluation is that of step {last}, not {trial.step}."
+                f"{run.path / METRICS} lacks rows: its last evaluation is that of step {last}, "
+                f"not {trial.step}."
             )
         return run
 
@@ -212,19 +223,19 @@ def _draw(
 ) -> str:
     with rc_context(STYLE):
         num_panels = len(columns) + bool(published)
-        # The page scales a wide figure down, and its letters with it.
+        # The page scales a wide figure down together with its text, so many panels are narrower.
         figure, panels = grid(len(blocks), num_panels, 4.6 if num_panels < MANY_PANELS else 3.4)
         for block, row_of_panels in zip(blocks, panels, strict=True):
             for axes, panel in zip(row_of_panels, columns, strict=False):
                 _draw_band(axes, block, curves, panel)
                 for number, line in enumerate(block.lines):
                     _draw_line(axes, line, number, panel, seeds)
-                # Said once in a row of panels, over the first, since it may be wider than a panel.
+                # The block's title is printed once, over the first panel: it may be wider than one.
                 heading = f"{block.title}\n" if panel is columns[0] else "\n"
                 axes.set(title=f"{heading if len(blocks) > 1 else ''}{panel.title}", xlabel=xlabel)
                 if panel.ticks:
                     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            # One legend a block: its colours are the same in all its panels.
+            # One legend for each block: all its panels use the same colours.
             row_of_panels[0].legend(*_of_all(row_of_panels[: len(columns)]))
         if published:
             _draw_published(panels[0][-1], published, xlabel)
@@ -234,7 +245,10 @@ def _draw(
 
 
 def _of_all(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
-    """What a legend of several panels says: a line may have a curve in one of them only."""
+    """Collect the legend entries of several panels.
+
+    A line may have a curve in one of the panels only.
+    """
     found = {
         name: handle
         for axes in panels
@@ -278,7 +292,7 @@ def _draw_line(axes: Axes, line: CurveLine, number: int, panel: Panel, seeds: bo
 
 
 def _draw_band(axes: Axes, block: BlockLines, curves: Curves, panel: Panel) -> None:
-    """Around the block's base: as far as base and A/A may be apart at each position."""
+    """Draw the noise band: the noise floor of base and A/A row at each position."""
     base = next((line for line in block.lines if line.row.role == "base"), None)
     if base is None or curves.twins is None:
         return

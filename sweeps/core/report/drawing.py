@@ -1,6 +1,6 @@
-"""How the report's figures look: SVG that takes its colours and its font from the page.
+"""Style of the report's figures: SVG that takes colours and font from the page.
 
-So a figure follows light and dark.
+A figure therefore follows the page's light and dark mode.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from toco.evaluate.pictures import without_glyph_warnings
 
 MAX_LINES = 8
-"""Lines in a panel: as many as there are colours that can be told apart."""
+"""Largest number of lines in a panel: the number of distinguishable colours."""
 MAX_BLOCKS = 6
-"""Blocks of a study that have panels."""
+"""Largest number of blocks of a study that have panels."""
 
-# Matplotlib knows no CSS: these stand in for the page's variables until the SVG is written.
+# Matplotlib knows no CSS. These colours are placeholders, which svg() replaces by CSS variables.
 INK, MUTED, _RULE, PAPER = "#010101", "#020202", "#030303", "#050505"
 SERIES = tuple(f"#0400{number:02x}" for number in range(MAX_LINES))
 _VARIABLES = {INK: "--ink", MUTED: "--muted", _RULE: "--rule", PAPER: "--paper"} | {
@@ -49,7 +49,7 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
-    # Where no corner is free, a legend lies over lines, and has to be read there.
+    # A legend may cover lines if no corner is free; its background keeps it readable.
     "legend.facecolor": PAPER,
     "legend.edgecolor": "none",
     "legend.framealpha": 0.8,
@@ -60,14 +60,17 @@ STYLE: dict[Any, Any] = {
 
 
 def grid(rows: int, columns: int, width: float = 4.6) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with panels, row by row; ``width`` of each in inches, the height being 3.1."""
+    """Make a figure with panels, row by row.
+
+    A panel is ``width`` inches wide and 3.1 inches high.
+    """
     figure = Figure(figsize=(width * columns, 3.1 * rows), layout="constrained")
     panels: list[list[Axes]] = figure.subplots(rows, columns, squeeze=False).tolist()
     return figure, panels
 
 
 def label_rows(axes: Axes, labels: Sequence[str]) -> None:
-    """Write ``labels`` under the positions 0, 1, ...; aslant where they would run into each other."""
+    """Write ``labels`` at the positions 0, 1, ...; slanted if they are long or many."""
     if max(map(len, labels)) > 12 or len(labels) > 8:
         axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right", rotation_mode="anchor")
     else:
@@ -76,7 +79,13 @@ def label_rows(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def svg(figure: Figure, name: str, description: str) -> str:
-    """``figure`` as an SVG element for a page; ``name`` keeps its ids apart from those of other figures."""
+    """Convert a figure to an SVG element of a page.
+
+    Args:
+        figure: The figure.
+        name: Name that makes the ids of the SVG unique in the page.
+        description: Text alternative of the figure.
+    """
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": name}), without_glyph_warnings():
         figure.savefig(

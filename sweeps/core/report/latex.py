@@ -1,4 +1,4 @@
-r"""The table as LaTeX in ASCII, to be read by ``\input``; the document needs ``booktabs`` and ``graphicx``."""
+r"""Table as LaTeX in ASCII, for ``\input``; the document needs ``booktabs`` and ``graphicx``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MARKS: dict[Mark, str] = {
     "second": r"\underline{%s}",
 }
 _FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-"""Scales down what is wider than the line, and nothing else."""
+"""Scales a table down to the width of the line if it is wider."""
 
 _CHARACTERS = {
     "\\": r"\textbackslash{}",
@@ -46,10 +46,10 @@ _CHARACTERS = {
 
 
 def latex(table: StudyTable, grids: Sequence[TextGrid] = ()) -> str:
-    """A ``table`` with one ``tabular`` of the rows and one of the differences; the notes follow it in the text.
+    """Make a ``table`` of the rows and the differences; notes follow it as text.
 
     Args:
-        table: The table.
+        table: The study's table.
         grids: Tables of further analyses.
     """
     rows = [rows_grid(table, block, table.blocks) for block in table.blocks]
@@ -72,7 +72,7 @@ def latex(table: StudyTable, grids: Sequence[TextGrid] = ()) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""``text`` without a meaning in TeX, and with the minus before a number; unknown characters become ``?``.
+    r"""Escape ``text`` for TeX, with a minus sign before numbers; unknown characters become ``?``.
 
     >>> print(escaped("M_m: -0.5 & 100 % ± 3"))
     M\_m: $-$0.5 \& 100 \% $\pm$ 3
@@ -102,12 +102,13 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _tabular(grids: Sequence[TextGrid]) -> list[str]:
-    """Tables of the same columns as one, each under its title or its group."""
+    """Print tables with the same columns as one ``tabular``, each under its title or group."""
     columns = grids[0].columns
     titled = [_spanning(grids[0])] if grids[0].title else []
     lines = [
         _FIT,
-        rf"\begin{{tabular}}{{{''.join('l' if column.align == 'left' else 'c' for column in columns)}}}",
+        rf"\begin{{tabular}}"
+        rf"{{{''.join('l' if column.align == 'left' else 'c' for column in columns)}}}",
         r"\toprule",
         *titled,
         *_headings(grids[0]),
@@ -119,12 +120,15 @@ def _tabular(grids: Sequence[TextGrid]) -> list[str]:
 
 
 def _spanning(grid: TextGrid) -> str:
-    """The table's title or group, over all columns."""
-    return rf"\multicolumn{{{len(grid.columns)}}}{{l}}{{\textit{{{escaped(grid.title or grid.group)}}}}} \\"
+    """Print the table's title or group over all columns."""
+    return (
+        rf"\multicolumn{{{len(grid.columns)}}}{{l}}"
+        rf"{{\textit{{{escaped(grid.title or grid.group)}}}}} \\"
+    )
 
 
 def _headings(grid: TextGrid) -> list[str]:
-    """One line of headings, or two where neighbours share an upper one with another table beside them."""
+    """Print one line of headings, or two if groups of columns share an upper heading."""
     columns = grid.columns
     overs = [
         (over, list(places))
@@ -155,7 +159,7 @@ def _cell(cell: TextCell) -> str:
 
 
 def _legend(table: StudyTable) -> list[str]:
-    """What must stand at the table itself."""
+    """Print the legend and footnotes, which must stand in the float of the table."""
     lines = [LEGEND]
     lines += [
         f"{_dagger([number])}{escaped(text)}"
@@ -165,7 +169,7 @@ def _legend(table: StudyTable) -> list[str]:
 
 
 def _notes(table: StudyTable, grids: Sequence[TextGrid]) -> list[str]:
-    """What follows the table in the text: a float must fit on a page."""
+    """Print the notes after the float, because a float must fit on a page."""
     notes = [f"{claim.name}: {claim.text}. {claim.sentence}" for claim in table.claims]
     notes += [*([table.verdict] if table.verdict else []), *table.warnings]
     notes += [f"{grid.title}: {note}" for grid in grids for note in grid.notes]

@@ -1,4 +1,4 @@
-"""The table as Markdown, for a repository, a pull request or MLflow."""
+"""Table as Markdown, for a repository, a pull request or MLflow."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MARKS: dict[Mark, tuple[str, str]] = {
 def markdown(
     table: StudyTable, grids: Iterable[TextGrid] = (), appendix: Iterable[TextGrid] = ()
 ) -> str:
-    """The table with all it says.
+    """Print the table with its verdict, claims, warnings and notes.
 
     Args:
-        table: The table.
+        table: The study's table.
         grids: Tables of further analyses.
-        appendix: Long ones, which follow the notes.
+        appendix: Long tables, printed after the notes.
     """
     parts = [f"# {escaped(table.title)}", *([escaped(table.verdict)] if table.verdict else [])]
     for block in table.blocks:
@@ -55,7 +55,7 @@ def markdown(
 
 
 def escaped(text: str) -> str:
-    r"""``text`` without a meaning in Markdown or HTML.
+    r"""Escape ``text`` for Markdown and HTML.
 
     >>> print(escaped("a|b <c> 2*3"))
     a\|b \<c\> 2\*3
@@ -64,7 +64,7 @@ def escaped(text: str) -> str:
 
 
 def pipe(grid: TextGrid) -> str:
-    """A table; columns that follow one of numbers are aligned as numbers are."""
+    """Print a table; columns from the first column of numbers on are right-aligned."""
     aligns = [column.align for column in grid.columns]
     left = aligns.index("right") if "right" in aligns else len(aligns)
     return tabulate(

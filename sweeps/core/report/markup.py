@@ -1,4 +1,4 @@
-"""What the pages of studies and of searches have in common: templates, markup that is safe, what a page may load."""
+"""HTML pages of studies and searches: templates, safe markup, content security policy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from sweeps.core.report.columns import difference_text, mean_text, remark_text
 from sweeps.core.report.numbers import format_p
 
 REFRESH_S = 30
-"""Seconds after which the page of what runs is loaded again."""
+"""Seconds after which the page of a running study reloads."""
 _NO_SCRIPT = "script-src 'none'"
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'; "
+)
 
 
 @cache
 def templates() -> Environment:
-    """The templates, with the functions that they call."""
+    """Load the templates, with the functions that they call."""
     environment = Environment(
         loader=PackageLoader("sweeps.core.report", "."),
         autoescape=True,
@@ -41,7 +44,11 @@ def templates() -> Environment:
 
 
 def policy(script: str = "") -> str:
-    """What a page may load: its own script, known by its digest, and what that script loads; nothing by markup."""
+    """Return the content security policy of a page.
+
+    The page may load its own script, identified by its digest, and files that this script loads.
+    Markup may load nothing.
+    """
     if not script:
         return _POLICY + _NO_SCRIPT
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -49,16 +56,16 @@ def policy(script: str = "") -> str:
 
 
 def safe_svg(svg: str) -> Markup:
-    """A figure as markup: Matplotlib escapes the texts in it."""
+    """Mark a figure as safe markup: Matplotlib escapes the texts in it."""
     return Markup(svg)  # noqa: S704
 
 
 def safe_json(value: object) -> Markup:
-    """JSON that can stand in a script element: nothing in it ends one."""
+    """Write JSON for a script element: no text in it can end the element."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))  # noqa: S704
 
 
 def _breakable(heading: str) -> Markup:
-    """A heading that may be broken after every dot and underscore."""
+    """Allow line breaks after every dot and underscore of a heading."""
     return Markup("<wbr>").join(re.split(r"(?<=[._])", heading))

@@ -1,4 +1,4 @@
-"""Numbers as text: with few digits for people, with six for programs."""
+"""Numbers as text: few digits for people, six for programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from sweeps.core.statistics.paired import Paired, Summary
 
 
 def format_value(value: float, *, percent: bool) -> str:
-    """A value for people: percent with one digit, or a plain number with three.
+    """Format a value for people.
+
+    Percent has one digit, a plain number three.
 
     >>> format_value(0.705, percent=True), format_value(0.705, percent=False)
     ('70.5', '0.705')
@@ -18,7 +20,9 @@ def format_value(value: float, *, percent: bool) -> str:
 
 
 def format_difference(value: float, *, percent: bool) -> str:
-    """A difference with its sign: points with two digits, or a plain number with four.
+    """Format a difference with its sign.
+
+    Points have two digits, plain numbers four.
 
     >>> format_difference(-0.0123, percent=True), format_difference(-1e-9, percent=True)
     ('-1.23', '0.00')
@@ -32,12 +36,14 @@ def format_interval(
     *,
     percent: bool,
 ) -> str:
-    """Both ends of an interval, as ``-1.50 to -0.20``; ``-`` where there is none.
+    """Format both ends of an interval, such as ``-1.50 to -0.20``.
+
+    The result is ``-`` if there is no interval.
 
     Args:
         interval: The interval.
         format_end: ``format_value`` or ``format_difference``.
-        percent: As there.
+        percent: Whether the ends are fractions, printed in percent.
     """
     if interval is None or interval.low is None or interval.high is None:
         return "-"
@@ -45,7 +51,7 @@ def format_interval(
 
 
 def format_p(p: float | None) -> str:
-    """A p value with three digits; ``-`` where there is none.
+    """Format a p value with three digits; ``-`` for ``None``.
 
     >>> format_p(0.0312), format_p(0.0001), format_p(None)
     ('0.031', '<0.001', '-')
@@ -56,7 +62,9 @@ def format_p(p: float | None) -> str:
 
 
 def format_for_program(value: float | str | None) -> str:
-    """A cell of a CSV file: six digits after the point, more than any result has; empty for ``None``.
+    """Format a cell of a CSV file.
+
+    A float has six digits after the point, more than any result needs; ``None`` is empty.
 
     >>> format_for_program(-1e-9), format_for_program(3), format_for_program(None)
     ('0.000000', '3', '')
@@ -67,5 +75,5 @@ def format_for_program(value: float | str | None) -> str:
 
 
 def without_negative_zero(text: str) -> str:
-    """What is zero after rounding has no sign."""
+    """Remove the sign of a number that is zero after rounding."""
     return text.lstrip("+-") if float(text) == 0 else text

@@ -1,9 +1,9 @@
-"""The report as one page that needs nothing but a browser, and is the dashboard while the study runs.
+"""Report as one HTML page; it is the dashboard while the study runs.
 
-The page holds the sections of the report. What opens under a row (its seeds, what its config has
-different, the end of its logs) is data that a small script shows. Of more than ``INLINE_TRIALS``
-trials it lies in files beside the page, which are loaded as scripts: that works from a disk and a
-bucket, too, where fetching does not.
+The page needs nothing but a browser. It holds the sections of the report. Data for the details of a
+row (its seeds, the differences of its config, the end of its logs) is shown by a small script. With
+more than ``INLINE_TRIALS`` trials, this data lies in files beside the page, which the page loads as
+scripts: unlike fetch, this works from a local disk and from a bucket.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from toco.room import size
 from toco.train.records import METRICS, read_row
 
 INLINE_TRIALS = 2000
-"""Details of up to so many trials are in the page itself."""
+"""Largest number of trials whose details are stored in the page itself."""
 ROWS_PER_PAGE = 200
 ROWS_PER_FILE = 100
 MAX_FOOTNOTES = 50
 MAX_FAULTS, MAX_FAILURES, MAX_RUNNING = 5, 20, 50
 LOG_LINES = 6
-"""Rows of metrics that a log's end shows."""
+"""Number of rows of metrics that the end of a log shows."""
 NEVER_SHARED = frozenset({"seed"})
-"""Fields that differ between the trials of a row."""
+"""Settings that differ between the trials of a row."""
 _OF_THE_ROW = frozenset({"row", "versus"})
-"""Columns that say which rows are compared, which the heading above says."""
+"""Columns that name the compared rows, which the heading names already."""
 _STATES: tuple[State, ...] = ("finished", "running", "failed", "diverged", "waiting")
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The page.
+    """The page with its files.
 
     Attributes:
         html: The page itself.
-        details: The files beside it by relative name; there are none for a small study.
-        remarks: Which pictures and curves are left out since their files are missing or damaged, in
-            sentences.
+        details: Files beside the page, by relative name; empty for a small study.
+        remarks: Sentences about pictures and curves that are left out because their files are
+            missing or damaged.
     """
 
     html: str
@@ -64,19 +64,19 @@ class Page:
 
 
 def page(source: Source, cards: Cards, written: str) -> Page:
-    """The page of a study as it stands, which may be unfinished.
+    """Make the page of a study in its current state, finished or not.
 
     Args:
-        source: The study with its numbers: what the page prints is what the other forms print.
-        cards: The sections, which are drawn now.
-        written: When, for the reader of a page that is still being written.
+        source: The study with its numbers, which all formats share.
+        cards: The sections; their figures are drawn by this call.
+        written: Time of writing, for readers of a page that is still updated.
     """
     study, table = source.study, source.table
     is_small = len(study.trials) <= INLINE_TRIALS
     details = _row_details(study, table, logs=is_small)
     script = templates().get_template("script.html.j2").render()
     counts = Counter(trial.state for trial in study.trials)
-    # Drawing finds the files that cannot be read.
+    # Drawing adds to source.faults, so the remarks come after it.
     parts = [_part(section, card) for section, card in cards.shown]
     remarks = _remarks(study, source.faults)
     html = (
@@ -131,7 +131,7 @@ def page(source: Source, cards: Cards, written: str) -> Page:
 
 
 def _part(section: Section, card: Card) -> dict[str, Any]:
-    """A section as its template reads it."""
+    """Make the input of a section's template."""
     return {
         "section": section,
         "card": card,
@@ -141,14 +141,20 @@ def _part(section: Section, card: Card) -> dict[str, Any]:
 
 
 def _remarks(study: StudyRecord, faults: Iterable[str]) -> tuple[str, ...]:
-    """The first of some faults, with files by their names in the storage, and how many more there are."""
+    """List the first faults and the number of the others.
+
+    Paths are relative to the storage.
+    """
     distinct = list(dict.fromkeys(fault.replace(f"{study.path.parent}/", "") for fault in faults))
     more = [f"And {len(distinct) - MAX_FAULTS} more files."] if len(distinct) > MAX_FAULTS else []
     return (*distinct[:MAX_FAULTS], *more)
 
 
 def _block(analysis: StudyAnalysis, block: TableBlock) -> dict[str, Any]:
-    """A block with its rows as markup: those of the first page, and the others as data."""
+    """Make a block with its rows.
+
+    The first page of rows is markup, the others are data.
+    """
     row_markup = templates().get_template("rows.html.j2").module.row  # type: ignore[attr-defined]
     rows = [str(row_markup(row, block, _unfinished(analysis, row))) for row in block.rows]
     rest = None
@@ -173,7 +179,7 @@ def _unfinished(analysis: StudyAnalysis, row: TableRow) -> list[tuple[str, int]]
 
 
 def _files(details: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
-    """The details as scripts, ``ROWS_PER_FILE`` rows each, that hand them to the page's own script."""
+    """Make scripts that pass the details to the page's script, ``ROWS_PER_FILE`` rows each."""
     parts: dict[int, dict[int, Mapping[str, Any]]] = {}
     for number in sorted(details):
         parts.setdefault(number // ROWS_PER_FILE, {})[number] = details[number]
@@ -184,7 +190,7 @@ def _files(details: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _failures(study: StudyRecord) -> list[dict[str, Any]]:
-    """Group the trials that failed or diverged by their last line, the most frequent first."""
+    """Group the failed and diverged trials by the last line of their message."""
     groups: dict[tuple[str, str], list[tuple[Cell, TrialRecord]]] = {}
     for cell, trials in zip(study.cells, study.trials_by_cell, strict=True):
         for trial in trials:
@@ -206,7 +212,7 @@ def _failures(study: StudyRecord) -> list[dict[str, Any]]:
 
 
 def _running(study: StudyRecord) -> list[tuple[str, int, int | None]]:
-    """List the running trials: name, step, and the total number of steps, once a trial has ended."""
+    """List the running trials: name, step, and number of steps if a trial has ended."""
     steps = next(
         (trial.entry.config.get("num_steps") for trial in study.trials if trial.entry), None
     )
@@ -220,10 +226,10 @@ def _running(study: StudyRecord) -> list[tuple[str, int, int | None]]:
 
 
 def _forecast(study: StudyRecord) -> tuple[str, ...]:
-    """Compare the forecast with what happened, in sentences."""
+    """Compare the forecast with the measured times, as sentences."""
     if study.forecast is None:
         return ()
-    # The forecast left out what another study had trained before.
+    # The forecast did not include trainings of other studies.
     entries = [
         trial.entry
         for trial in study.trials
@@ -233,7 +239,7 @@ def _forecast(study: StudyRecord) -> tuple[str, ...]:
 
 
 def _facts(study: StudyRecord) -> list[tuple[str, str]]:
-    """List recipe, data, versions, hardware and cost; where trials differ, all values are named."""
+    """List recipe, data, versions, hardware and cost; all values if trials differ."""
     entries = [trial.entry for trial in study.trials if trial.entry]
     provenance = [entry.provenance for entry in entries]
     finished = sum(trial.counts for trial in study.trials)
@@ -262,7 +268,8 @@ def _facts(study: StudyRecord) -> list[tuple[str, str]]:
         ("Data", study.data),
         (
             "Design",
-            f"{study.design}, for {'effects of a size' if study.purpose == 'effect' else 'direction'}",
+            f"{study.design}, "
+            f"for {'effects of a size' if study.purpose == 'effect' else 'direction'}",
         ),
         (
             "Changed from the recipe",
@@ -291,7 +298,10 @@ def _distinct(values: Iterable[str]) -> str:
 
 
 def _shared_config(study: StudyRecord) -> list[tuple[str, str]]:
-    """List the fields of the first config that was trained; those that the study varies read ``varies``."""
+    """List the fields of the first trained config.
+
+    Fields that the study varies read ``varies``.
+    """
     entry = next((trial.entry for trial in study.trials if trial.entry), None)
     varied = {path for cell in study.cells for path in cell.changes} | NEVER_SHARED
     leaves = {} if entry is None else flatten(entry.config)
@@ -299,15 +309,15 @@ def _shared_config(study: StudyRecord) -> list[tuple[str, str]]:
 
 
 def _row_details(study: StudyRecord, table: StudyTable, logs: bool) -> dict[int, dict[str, Any]]:
-    """Collect what opens under every row, by its number.
+    """Collect the details of every row, by row number.
 
     Args:
         study: The study.
-        table: Its table.
-        logs: Read the end of every trial's log; of a large study only of those that are not
-            finished.
+        table: Table of the study.
+        logs: Whether to read the end of the log of every trial. Otherwise only the logs of running,
+            failed and diverged trials are read.
     """
-    # Most rows have the same base, whose config is flattened once.
+    # Most rows have the same base; its config is flattened once.
     numbers = {row.versus for row in study.rows if row.versus is not None}
     bases = {number: _resolved(study, study.rows[number]) for number in numbers}
     cells = [
@@ -331,7 +341,7 @@ def _row_details(study: StudyRecord, table: StudyTable, logs: bool) -> dict[int,
 
 
 def _difference_columns(table: StudyTable) -> tuple[StatisticColumn, ...]:
-    """The statistics of its differences to the row that it is compared with."""
+    """Return the statistics of the difference from the base row."""
     return tuple(
         column
         for column in columns_of("differences", table.columns)
@@ -365,7 +375,10 @@ def _trial(study: StudyRecord, table: StudyTable, trial: TrialRecord, logs: bool
 
 
 def read_log_tail(run_dir: Path) -> list[str]:
-    """Read the last rows of a run's metrics, one line each; none where there is no such file."""
+    """Read the last rows of a run's metrics, one line each.
+
+    The result is empty if the run has no such file.
+    """
     try:
         with (run_dir / METRICS).open("rb") as file:
             file.seek(max(file.seek(0, 2) - LOG_LINES * 2048, 0))
@@ -378,7 +391,7 @@ def read_log_tail(run_dir: Path) -> list[str]:
 def _log_line(line: bytes) -> str | None:
     row = read_row(line)
     if row is None:
-        return None  # damaged, or cut off by a crash or by where reading began
+        return None  # damaged, or cut off by a crash or by the start of reading
     try:
         values = [
             f"{key.partition('/')[2]} {value:.4g}"
@@ -393,7 +406,10 @@ def _log_line(line: bytes) -> str | None:
 def _changes(
     study: StudyRecord, row: PlannedRow, bases: Mapping[int, Mapping[str, Any]]
 ) -> list[list[str]]:
-    """Fields whose values differ from those of the row it is compared with: path, value there, value here."""
+    """List the fields that differ from the base row.
+
+    Each is a list of path, value in the base, value in the row.
+    """
     here, there = _resolved(study, row), {} if row.versus is None else bases[row.versus]
     if not here or not there:
         here = study.changes_of(row)
@@ -407,10 +423,10 @@ def _changes(
 
 
 def _value_text(config: Mapping[str, Any], path: str) -> str:
-    """The value of a config's leaf as JSON, without passwords in addresses."""
+    """Return the value of a config's field as JSON, without passwords in addresses."""
     return public_text(json.dumps(config[path])) if path in config else "as the recipe has it"
 
 
 def _resolved(study: StudyRecord, row: PlannedRow) -> Mapping[str, Any]:
-    """The leaves of the first config that was trained; empty where none was."""
+    """Return the fields of the row's first trained config; empty if none was trained."""
     return next((flatten(trial.entry.config) for trial in study.trials_of(row) if trial.entry), {})

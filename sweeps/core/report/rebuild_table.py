@@ -1,11 +1,11 @@
-"""Make table.csv again from values.csv, and compare it with the table.csv beside it; exit status 1 where they differ.
+"""Compute table.csv again from values.csv, and compare it with the stored table.csv.
 
-Needs Python 3.10, numpy and scipy.
+Needs Python 3.10, numpy and scipy. The exit status is 1 if the two tables differ.
 
-values.csv has the result of every trial, table.json says which cells are rows, what each is
-compared with and which comparisons were declared before anything was run. The columns in COMPUTED
-are computed here; all others are copied from table.json, among them intervals over images, which
-need the confusion matrices of single images.
+values.csv has the result of every trial. table.json says which configurations (cells) are rows,
+which base each row is compared with, and which comparisons were declared before anything was run.
+This script computes the columns in COMPUTED. It copies all others from table.json, among them the
+intervals over images, which need the confusion matrices of single images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from scipy import stats
 
 ROUNDING = 1e-12
-"""Standard deviations below this part of the largest value are rounding: such values count as equal."""
+"""Standard deviations below this part of the largest value are rounding errors and count as 0."""
 
 COMPUTED = (
     *("n", "mean", "sd", "low", "high", "mark"),
@@ -32,11 +32,11 @@ COMPUTED = (
 """Columns of table.csv that are computed from values.csv."""
 
 Values = dict[tuple[int, str], dict[int, float]]
-"""By cell and metric: by place among the seeds."""
+"""Values by index of the seed, for each cell and metric."""
 
 
 def read_values(text: str) -> Values:
-    """The values that count, of the text of values.csv."""
+    """Parse the text of values.csv."""
     values: Values = {}
     for line in csv.DictReader(io.StringIO(text)):
         of_cell = values.setdefault((int(line["cell"]), line["metric"]), {})
@@ -45,7 +45,7 @@ def read_values(text: str) -> Values:
 
 
 def rebuilt(table: dict[str, Any], values: Values) -> str:
-    """The text of table.csv."""
+    """Compute the text of table.csv."""
     lines = [
         line
         for row in table["rows"]
@@ -71,7 +71,7 @@ def rebuilt(table: dict[str, Any], values: Values) -> str:
 def row_line(
     table: dict[str, Any], row: dict[str, Any], key: str, values: Values
 ) -> dict[str, Any]:
-    """One line, without the mark and without Holm's correction."""
+    """Compute one line, without its mark and without Holm's correction."""
     ours = values.get((row["cell"], key), {})
     theirs = (
         {} if row["versus"] is None else values.get((table["rows"][row["versus"]]["cell"], key), {})
@@ -92,10 +92,10 @@ def row_line(
 def summary(
     values: np.ndarray, sizes: np.ndarray
 ) -> tuple[int, float | None, float | None, float | None, float | None]:
-    """Number, mean, standard deviation and the t interval of the mean.
+    """Compute number, mean, standard deviation and the t interval of the mean.
 
-    A deviation that is rounding, compared with the largest of ``sizes``, is 0; without scatter
-    there is no interval.
+    A standard deviation that is a rounding error compared with the largest of ``sizes`` is 0.
+    Without spread there is no interval.
     """
     n = len(values)
     if n < 2:
@@ -108,7 +108,7 @@ def summary(
 
 
 def paired(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any]:
-    """The difference paired by place among the seeds, its t interval, the paired t test and Hedges' effect size."""
+    """Compute the difference paired by seed, t interval, t test and Hedges' effect size."""
     common = sorted(ours.keys() & theirs.keys())
     first, second = (np.array([side[key] for key in common]) for side in (ours, theirs))
     sizes = np.abs(np.concatenate([first, second]))
@@ -123,8 +123,8 @@ def paired(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any]:
     if mean is None or sd is None:
         return line
     if sd == 0:
-        # Nothing scatters: the t test has no scale. All signs equal is what the exact sign-flip
-        # test counts.
+        # Without spread the t test has no scale. The exact sign-flip test needs none: all signs are
+        # equal.
         return line | {"p": 1.0 if abs(mean) <= ROUNDING * float(sizes.max()) else 2.0 ** (1 - n)}
     line["p"] = float(stats.ttest_rel(first, second).pvalue)
     if n > 2:
@@ -142,7 +142,10 @@ def hedges(df: int) -> float:
 
 
 def correct_by_holm(lines: list[dict[str, Any]]) -> None:
-    """Holm's step-down over all declared comparisons; one without a result yet counts as p = 1."""
+    """Correct all declared comparisons by Holm's method.
+
+    A comparison without a result counts as p = 1.
+    """
     family = [line for line in lines if line["declared"] == "yes"]
     family.sort(key=lambda line: 1.0 if line["p"] is None else line["p"])
     largest = 0.0
@@ -155,7 +158,13 @@ def correct_by_holm(lines: list[dict[str, Any]]) -> None:
 def mark(
     lines: list[dict[str, Any]], metric: dict[str, Any], values: Values, significance: float
 ) -> None:
-    """Bold: the best row and all that a one-sided paired t test, corrected over the others, cannot tell from it."""
+    """Mark the best rows and the second-best row.
+
+    The best row, and all rows that are not distinguishable from it, are bold.
+
+    The test is the one-sided paired t test with Bonferroni's correction over the other rows. The
+    best of the remaining rows is marked as underlined.
+    """
     shown = [line for line in lines if values.get((line["cell"], metric["key"]))]
     if not shown:
         return
@@ -173,7 +182,7 @@ def mark(
 
 
 def printed(value: Any) -> str:  # noqa: ANN401 - a cell of the table
-    """Fractions with six digits."""
+    """Format a cell of the table: fractions with six digits."""
     if value is None:
         return ""
     if not isinstance(value, float):
@@ -183,14 +192,15 @@ def printed(value: Any) -> str:  # noqa: ANN401 - a cell of the table
 
 
 def main() -> int:
-    """The script."""
+    """Run the script."""
     folder = Path(__file__).parent
     table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     made = rebuilt(table, read_values((folder / "values.csv").read_text(encoding="utf-8")))
     stored = (folder / "table.csv").read_text(encoding="utf-8")
     if made == stored:
         sys.stdout.write(
-            f"table.csv was made again from values.csv: {made.count(chr(10)) - 1} lines, all the same.\n"
+            f"table.csv was made again from values.csv: {made.count(chr(10)) - 1} lines, "
+            "all the same.\n"
         )
         return 0
     sys.stdout.writelines(

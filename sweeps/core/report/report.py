@@ -1,4 +1,4 @@
-"""Make the report of a study, and write it, or an archive of it for reviewers."""
+"""Make and write the report of a study, and the archive for reviewers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PAGE = "report.html"
 
 @dataclass(frozen=True, slots=True)
 class WrittenReport:
-    """The report of a study or a search in its folder.
+    """Files of the report of a study or a search.
 
     Attributes:
-        text: The report for a terminal of 120 columns, and what the page lacks.
-        note: The report in Markdown: what MLflow shows as the description.
-        page: ``report.html``.
-        files: All that was written, the page last.
-        exit_code: 4 where a trial has no result, else 3 where a claim is contradicted, else 0.
+        text: The report for a terminal of 120 columns, with the parts that the page lacks.
+        note: The report in Markdown, which MLflow shows as the description.
+        page: Path of ``report.html``.
+        files: All written files, the page last.
+        exit_code: 4 if a trial has no result, else 3 if a claim is contradicted, else 0.
     """
 
     text: str
@@ -50,12 +50,12 @@ def make_report(
     columns: tuple[StatisticColumn, ...] = COLUMNS,
     sections: tuple[Section, ...] = SECTIONS,
 ) -> ReportForms:
-    """Analyse a study as it stands, which may be unfinished, and judge it.
+    """Analyse a study in its current state, and compare it with the paper.
 
     Args:
-        study: The study.
-        columns: The statistics to print.
-        sections: The sections, in the order of the page.
+        study: The study, finished or not.
+        columns: Statistics to print.
+        sections: Sections in the order of the page.
     """
     analysis = analyse(study)
     verdict = judge(study, analysis)
@@ -74,17 +74,17 @@ def make_report(
 
 
 def write_report(study_dir: Path) -> WrittenReport:
-    """Write ``table.md``, ``table.csv``, ``table.tex`` and the page of the study as it stands.
+    """Write ``table.md``, ``table.csv``, ``table.tex`` and the page of a study.
 
     Args:
-        study_dir: The study's folder.
+        study_dir: Folder of the study, finished or not.
 
     Raises:
-        ValueError: ``study_dir`` is not a study's folder.
+        ValueError: ``study_dir`` is not the folder of a study.
     """
     report = make_report(read_study_record(study_dir))
     written = page(report.source, report.cards, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
-    # What the page loads is there before the page is.
+    # The files that the page loads are written before the page.
     _write(study_dir, written.details)
     _drop_details(study_dir, written.details)
     tables = {
@@ -103,16 +103,16 @@ def write_report(study_dir: Path) -> WrittenReport:
 
 
 def report_text(study: StudyRecord) -> tuple[str, ExitCode]:
-    """The table with its verdict and captions, for a terminal, and the verdict's exit status. Writes nothing."""
+    """Make the report for a terminal, with the exit status. It writes nothing."""
     report = make_report(study)
     return report.terminal, report.verdict.exit_code
 
 
 def write_bundle(study_dir: Path, target: Path) -> Path:
-    """Write the reviewer's archive of the study to ``target``, a zip file, and return that path.
+    """Write the archive for reviewers to ``target``, a zip file, and return its path.
 
     Raises:
-        ValueError: ``study_dir`` is not a study's folder.
+        ValueError: ``study_dir`` is not the folder of a study.
     """
     study = read_study_record(study_dir)
     write_zip(target, study.name, bundle_files(make_report(study)))

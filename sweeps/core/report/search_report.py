@@ -1,4 +1,7 @@
-"""The report of a search: its front, the importance of its settings, all its trials; printed, Markdown, CSV, a page."""
+"""Report of a search: the Pareto front, the importance of its settings, and all trials.
+
+It is printed, and written as Markdown, CSV and an HTML page.
+"""
 
 from __future__ import annotations
 
@@ -35,27 +38,28 @@ from sweeps.core.store.search_record import (
 from toco.files import write_text
 
 SELECTED = (
-    "These are selected values: every trial was chosen after looking at others, and trained with one seed. They belong "
-    "in no ablation table without a mark; a table that finds one of these trials puts a dagger on its row. To know "
-    "what a setting does, run an ablation study of it, with other seeds."
+    "These are selected values: every trial was chosen after looking at others, and trained with "
+    "one seed. They belong in no ablation table without a mark; a table that finds one of these "
+    "trials puts a dagger on its row. To know what a setting does, run an ablation study of it, "
+    "with other seeds."
 )
 FEW = 20
-"""With fewer finished trials than this, importance is hardly more than a hint."""
+"""With fewer finished trials, the importance of a setting is only a hint."""
 
 
 TrialColumn = Column[SearchTrial]
-"""What the report prints of a trial."""
+"""A column of the report, with one value for each trial."""
 
 
 def write_search_report(path: Path, *, running: bool = False) -> WrittenReport:
-    """Write ``search.md``, ``trials.csv`` and the page of the search as it stands, which may be unfinished.
+    """Write ``search.md``, ``trials.csv`` and the page of a search.
 
     Args:
-        path: The search's folder.
-        running: Whether a driver runs it, so that the page is to load itself again.
+        path: Folder of the search, finished or not.
+        running: Whether a driver runs the search, so that the page should reload itself.
 
     Raises:
-        ValueError: ``path`` is not a search's folder.
+        ValueError: ``path`` is not the folder of a search.
     """
     record = read_search_record(path)
     contents = {
@@ -72,7 +76,10 @@ def write_search_report(path: Path, *, running: bool = False) -> WrittenReport:
 
 
 def search_text(record: SearchRecord) -> tuple[str, ExitCode]:
-    """Make the report for a terminal, with the exit status: 4 where a trial failed, else 0. Writes nothing."""
+    """Make the report for a terminal, with the exit status. It writes nothing.
+
+    The exit status is 4 if a trial failed, else 0.
+    """
     parts = [record.title, sentences([_summary(record)])]
     for grid in _grids(record):
         parts += [
@@ -84,7 +91,10 @@ def search_text(record: SearchRecord) -> tuple[str, ExitCode]:
 
 
 def trials_csv(record: SearchRecord) -> str:
-    """All trials for programs: raw values, empty where there is none; a stopped trial has none, but its rungs do."""
+    """Make ``trials.csv`` with the raw values of all trials, for programs.
+
+    A missing value is empty. A stopped trial has values at its rungs, but no results.
+    """
     columns: list[TrialColumn] = [
         Column("trial", lambda trial: trial.number),
         Column("state", lambda trial: trial.state),
@@ -113,7 +123,7 @@ def _setting(path: str) -> TrialColumn:
 
 def _objective(objective: Objective) -> TrialColumn:
     def text(trial: SearchTrial) -> str:
-        """The result; of a stopped trial, what it had reached at the rung."""
+        """Print the result; for a stopped trial, the value at its last rung in brackets."""
         if objective.key in trial.results:
             return objective.text(trial.results[objective.key])
         reached = {} if trial.stopped_at is None else trial.rungs.get(trial.stopped_at, {})
@@ -137,7 +147,7 @@ def _trials_grid(
     trials: Iterable[SearchTrial],
     note: str,
 ) -> TextGrid:
-    """Trials with their results and settings, a line for each."""
+    """Make a table of trials with their results and settings, one line each."""
     columns = [*names, *map(_objective, record.objectives), *map(_setting, record.space)]
     lines = tuple(make_cells(*(column.print(trial) for column in columns)) for trial in trials)
     return TextGrid(tuple(column.look for column in columns), lines, title, notes=(note,))
@@ -145,8 +155,8 @@ def _trials_grid(
 
 def _front(record: SearchRecord) -> TextGrid:
     note = (
-        "The Pareto front: no other finished trial is better than one of these in something and nowhere worse. With "
-        "one seed each, neighbours on it may have changed places by chance."
+        "The Pareto front: no other finished trial is better than one of these in something and "
+        "nowhere worse. With one seed each, neighbours on it may have changed places by chance."
     )
     note += "".join(map(_reservation, record.objectives)) + _recipe_note(record)
     number: TrialColumn = Column(
@@ -167,11 +177,14 @@ def _importance(record: SearchRecord) -> TextGrid:
     )
     number = record.importance_n
     if not known:
-        caption = f"Nothing can be said from {number} finished trials; it takes {FEWEST_FOR_IMPORTANCE} that differ."
+        caption = (
+            f"Nothing can be said from {number} finished trials; "
+            f"it takes {FEWEST_FOR_IMPORTANCE} that differ."
+        )
     else:
         caption = (
-            f"Share of the variance of each objective that a setting explains by itself: fANOVA over {number} finished "
-            "trials. Trials that were stopped early are not among them."
+            "Share of the variance of each objective that a setting explains by itself: fANOVA "
+            f"over {number} finished trials. Trials that were stopped early are not among them."
         )
         caption += (
             f" With fewer than {FEW} that is hardly more than a hint." if number < FEW else ""
@@ -185,8 +198,8 @@ def _importance(record: SearchRecord) -> TextGrid:
 
 def _all(record: SearchRecord) -> TextGrid:
     note = (
-        "* on the front. What was stopped at a rung is censored: it has no result, as it could have become better; in "
-        "brackets is what it had reached there."
+        "* on the front. What was stopped at a rung is censored: it has no result, as it could "
+        "have become better; in brackets is what it had reached there."
     )
     reasons: dict[str, list[str]] = {}
     for trial in record.trials:
@@ -208,15 +221,15 @@ def _all(record: SearchRecord) -> TextGrid:
 
 
 def _reservation(objective: Objective) -> str:
-    """What a reader must know of a cost that is measured with a clock."""
+    """Write a warning about an objective that a clock measures."""
     if not objective.key.endswith("_s"):
         return ""
     rounded = (
         f", rounded to steps of {100 * objective.resolution:g} %" if objective.resolution else ""
     )
     return (
-        f" The {objective.title} is that of the machine it was measured on, beside whatever else ran there{rounded}: a "
-        "trial may be on the front for having run in a quiet hour."
+        f" The {objective.title} is that of the machine it was measured on, beside whatever else "
+        f"ran there{rounded}: a trial may be on the front for having run in a quiet hour."
     )
 
 
@@ -226,7 +239,7 @@ def _recipe_note(record: SearchRecord) -> str:
 
 
 def _space(distribution: BaseDistribution) -> str:
-    """For people.
+    """Describe a distribution for people.
 
     >>> _space(FloatDistribution(2, 32, log=True)), _space(IntDistribution(7, 10))
     ('2 to 32, logarithmic', '7 to 10, integers')
@@ -254,8 +267,9 @@ def _summary(record: SearchRecord) -> str:
     text = f"{len(states)} of {record.num_trials} trials: {counted}."
     if record.rungs:
         text += (
-            f" Rungs at step {', '.join(map(str, record.rungs))} of {record.num_steps}, where one in "
-            f"{record.reduction} goes on; none lies before the last loss term has acted."
+            f" Rungs at step {', '.join(map(str, record.rungs))} of {record.num_steps}, "
+            f"where one in {record.reduction} goes on; "
+            "none lies before the last loss term has acted."
         )
     if record.fault is not None:
         fault = record.fault.replace(f"{record.path.parent}/", "")
@@ -308,7 +322,10 @@ def _page(record: SearchRecord, *, running: bool) -> str:
 
 
 def _plot(record: SearchRecord) -> Markup | None:
-    """Every pair of objectives with all finished trials; the front in colour, the recipe's own settings as a square."""
+    """Plot all finished trials over every pair of objectives.
+
+    The front is coloured. A trial with the recipe's own settings is a square.
+    """
     if not any(trial.results for trial in record.trials):
         return None
     pairs = list(itertools.combinations(record.objectives, 2))

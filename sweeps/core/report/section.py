@@ -1,4 +1,6 @@
-"""What a section of a report is: one analysis, in one file of ``sections/``, that shows a card or says why it has none.
+"""Sections of a report: each is one analysis in one file of ``sections/``.
+
+A section gives a card, or the reason why it has none.
 
 The report is the ordered list ``sweeps.core.report.sections.SECTIONS``. The page, Markdown, LaTeX,
 the terminal and the archive loop over it.
@@ -21,14 +23,14 @@ from sweeps.core.store.study_record import StudyRecord
 
 @dataclass(frozen=True)
 class Source:
-    """What sections are made from.
+    """Input of the sections.
 
     Attributes:
-        study: The study as it stands.
-        analysis: Its numbers.
-        table: Its table.
-        faults: Gets a sentence for each file of a run folder that cannot be read, while cards are
-            made and drawn.
+        study: The study in its current state.
+        analysis: Numbers of the study.
+        table: Table of the study.
+        faults: Receives a sentence for each unreadable file of a run folder, while cards are made
+            and drawn.
     """
 
     study: StudyRecord
@@ -38,7 +40,7 @@ class Source:
 
     @cached_property
     def curves(self) -> Curves:
-        """The run folders of the rows that curves show, read once."""
+        """Curves from the run folders of the plotted rows, read once."""
         curves = read_curves(self.study)
         self.faults.extend(curves.faults)
         return curves
@@ -46,14 +48,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a section shows.
+    """Content of a section.
 
     Attributes:
-        caption: What a reader must know to read the figure.
-        draw: Draws the figure as SVG; ``None`` where the section has none.
+        caption: Explanation of the figure.
+        draw: Function that draws the figure as SVG; ``None`` if the section has none.
         grids: Tables of text.
-        notes: Sentences below, such as what was left out.
-        content: Makes what the section's own template shows.
+        notes: Sentences below the figure, such as parts that were left out.
+        content: Function that computes the values for the section's own template.
     """
 
     caption: str = ""
@@ -68,12 +70,14 @@ class Section:
     """A section of the report.
 
     Attributes:
-        name: Its id in the page, and the name of its figure in the archive.
-        title: Its heading.
-        show: Makes the card, or says why there is none: a phrase without a full stop.
-        template: The page's template of the section.
-        text: Where Markdown, LaTeX and the terminal print its grids: after the rows, in an
-            ``appendix`` that Markdown alone has, or nowhere, since the table has them already.
+        name: HTML id in the page, and name of the figure in the archive.
+        title: Heading.
+        show: Function that makes the card, or returns the reason why there is none: a phrase
+            without a full stop.
+        template: HTML template of the section.
+        text: Place of the section's grids in Markdown, LaTeX and the terminal. ``body`` is after
+            the rows; ``appendix`` exists in Markdown only. Empty means nowhere, because the table
+            has these numbers already.
     """
 
     name: str
@@ -85,18 +89,18 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Cards:
-    """The sections that a study has, in order, and the reasons of the others.
+    """Cards of the sections that apply, and reasons of the others.
 
     Attributes:
         shown: Sections with their cards.
-        absent: Titles with the reason, as sentences.
+        absent: Titles of the other sections with the reason, as sentences.
     """
 
     shown: tuple[tuple[Section, Card], ...]
     absent: tuple[str, ...]
 
     def grids(self, text: Literal["body", "appendix"]) -> tuple[TextGrid, ...]:
-        """The tables that the text forms print in a place."""
+        """Return the tables that the text formats print in one place."""
         return tuple(
             grid for section, card in self.shown if section.text == text for grid in card.grids
         )
@@ -104,12 +108,15 @@ class Cards:
 
 @dataclass(frozen=True, slots=True)
 class ReportForms:
-    """A study's report: what every form is made from, and the text forms.
+    """A study's report: the input of every format, and the finished text formats.
 
     Attributes:
-        terminal: The table with all it says, for a terminal of 120 columns.
-        markdown: ``table.md``.
-        latex: ``table.tex``.
+        source: Input of the sections.
+        cards: Cards of the sections.
+        verdict: Comparison with the paper.
+        terminal: The report for a terminal of 120 columns.
+        markdown: Content of ``table.md``.
+        latex: Content of ``table.tex``.
     """
 
     source: Source

@@ -1,7 +1,7 @@
-"""The table of a study: rows, comparisons and sentences, as the terminal, Markdown, LaTeX, CSV and the page print them.
+"""Table of a study: rows, comparisons and sentences, which all formats print.
 
-Nothing here depends on when, where or by whom the study was run: the same results give the same
-bytes.
+The table does not depend on when, where or by whom the study was run. The same results give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from toco.evaluate.report import map_of, title_of
 
 LEGEND = "Bold: the best, or not distinguishable from it; underlined: the second."
 NOT_VOC = (
-    "Ours is measured on the embedded benchmark: small generated scenes and a small network. It is not PASCAL VOC: "
-    "the size of its numbers says nothing beside the paper's; what can be compared is the order of the rows."
+    "Ours is measured on the embedded benchmark: small generated scenes and a small network. It is "
+    "not PASCAL VOC: the size of its numbers says nothing beside the paper's; "
+    "what can be compared is the order of the rows."
 )
-"""The caption of a study on the embedded benchmark, which the page sets apart."""
+"""Caption of a study on the embedded benchmark; the page highlights it."""
 MEANINGS = {
     "val/cam_miou": "mIoU of the CAM of the last block",
     "val/aux_cam_miou": "mIoU of the auxiliary CAM, made from the tokens of the auxiliary block",
     "val/seg_miou": "mIoU of the decoder's segmentation",
-    "val/patch_similarity_last": "mean cosine similarity of the patch tokens after the last block (1 = all the same)",
+    "val/patch_similarity_last": (
+        "mean cosine similarity of the patch tokens after the last block (1 = all the same)"
+    ),
 }
-"""What a metric is, by key."""
+"""Explanation of each metric, by key."""
 MAX_STATES = 50
-"""Trials that are named one by one because they do not count."""
+"""Largest number of failed and diverged trials that are listed one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +46,14 @@ class TableRow:
     """A row of the table.
 
     Attributes:
-        planned: The row of the study.
-        versus: Label of the row it is compared with.
-        measurements: One for each metric of the table.
-        n: Seeds behind it, as ``3`` or, where some are missing, ``2 of 3``; ``3 (seg 2)`` where a
+        planned: Row of the study.
+        versus: Label of the base row.
+        measurements: One measurement for each metric of the table.
+        n: Number of seeds as text: ``3``, or ``2 of 3`` if trials are missing. ``3 (seg 2)`` if a
             metric of a finished trial is not a number.
-        footnotes: Numbers of its daggers, see ``StudyTable.footnotes``.
-        paper: The published values by key of the metric.
-        verdict: What became of the published values, in a few words; empty where there are none.
+        footnotes: Numbers of the row's daggers, see ``StudyTable.footnotes``.
+        paper: Published values by metric key.
+        verdict: Outcome for the published values in a few words; empty without such values.
     """
 
     planned: PlannedRow
@@ -63,7 +66,7 @@ class TableRow:
 
     @property
     def comparisons(self) -> tuple[Measurement, ...]:
-        """The measurements that have a difference to the row that this one is compared with."""
+        """Measurements with a difference from the base row."""
         return tuple(
             measurement
             for measurement in self.measurements
@@ -71,7 +74,7 @@ class TableRow:
         )
 
     def published(self, metric: Metric) -> str:
-        """The paper's value; ``-`` where it has none."""
+        """Return the paper's value as text; ``-`` if the paper has none."""
         return self.paper.get(metric.key, "-")
 
 
@@ -80,11 +83,11 @@ class TableBlock:
     """Rows under one heading.
 
     Attributes:
-        title: What varies.
-        rows: In the study's order.
-        compared: Metrics whose comparisons are declared for this block; the CSV has the other
-            differences.
-        published: Metrics that any published row of this block has.
+        title: The factor that varies.
+        rows: Rows in the study's order.
+        compared: Metrics whose comparisons are declared for this block. Other differences are in
+            the CSV only.
+        published: Metrics that at least one published row of this block has.
     """
 
     title: str
@@ -94,7 +97,7 @@ class TableBlock:
 
     @property
     def against(self) -> str:
-        """What the rows are compared with, in words: the base, or on a ladder the row above."""
+        """The compared rows as text: "the base" or, for a ladder, "the row above"."""
         compared = [row for row in self.rows if row.planned.role == "row"]
         of_base = {row.planned.label for row in self.rows if row.planned.role == "base"}
         if all(row.versus in of_base for row in compared):
@@ -114,12 +117,15 @@ class TableBlock:
 
     @property
     def renamed(self) -> bool:
-        """Whether a row stands beside a published one of another label, so that the table must say which."""
+        """Whether a row corresponds to a published row with another label.
+
+        The table must then print the label of the published row.
+        """
         return any(row.planned.paper_row not in (None, row.planned.label) for row in self.rows)
 
     @property
     def comparisons(self) -> tuple[Measurement, ...]:
-        """The differences that are printed below the rows, in the compared metrics."""
+        """Differences of the compared metrics, which are printed below the rows."""
         return tuple(
             measurement
             for row in self.rows
@@ -130,19 +136,19 @@ class TableBlock:
 
 @dataclass(frozen=True, slots=True)
 class StudyTable:
-    """A study's table.
+    """Table of a study.
 
     Attributes:
-        title: What the study is about.
-        columns: The statistics that are printed.
-        metrics: The metrics that they are of.
-        blocks: Its rows, block by block.
-        claims: The paper's claims, and what became of them.
-        verdict: One sentence over all of them.
-        warnings: Where a row holds at one value of another factor only.
-        footnotes: What the daggers say; ``†n`` is the n-th, counted from 1.
-        states: Trials that do not count, and why, one sentence each.
-        captions: What a reader must know, in sentences.
+        title: Title of the study.
+        columns: Statistics to print.
+        metrics: Metrics of the table.
+        blocks: Rows, block by block.
+        claims: Outcomes for the paper's claims.
+        verdict: Summary of the outcomes, one sentence.
+        warnings: Sentences about rows that hold at one value of another factor only.
+        footnotes: Texts of the daggers; ``†n`` is the n-th, counted from 1.
+        states: Trials without a result with the reason, one sentence each.
+        captions: Explanations that a reader needs, as sentences.
     """
 
     title: str
@@ -158,7 +164,7 @@ class StudyTable:
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """Every row under every metric, in the study's order."""
+        """All rows and metrics, in the study's order."""
         rows = sorted(
             (row for block in self.blocks for row in block.rows), key=lambda row: row.planned.number
         )
@@ -166,12 +172,14 @@ class StudyTable:
 
 
 def rows_grid(table: StudyTable, block: TableBlock, like: Sequence[TableBlock] = ()) -> TextGrid:
-    """The rows of a block: label, means, number of seeds, the paper's values and the verdict.
+    """Make the grid of a block's rows.
+
+    A row has its label, means, number of seeds, the paper's values and the verdict.
 
     Args:
-        table: The table.
+        table: Table of the study.
         block: The block.
-        like: Blocks whose columns this one is to have, too, so that LaTeX can print all of them as
+        like: Blocks whose columns this block must have, too, so that LaTeX can print all of them as
             one table.
     """
     rows, blocks = block.rows, like or [block]
@@ -209,7 +217,7 @@ def rows_grid(table: StudyTable, block: TableBlock, like: Sequence[TableBlock] =
 
 
 def differences_grid(table: StudyTable, block: TableBlock) -> TextGrid:
-    """The declared comparisons of a block, a line for each, with the columns of ``differences``."""
+    """Make the grid of a block's declared comparisons, one line each."""
     columns = columns_of("differences", table.columns)
     lines = tuple(
         tuple(
@@ -222,7 +230,7 @@ def differences_grid(table: StudyTable, block: TableBlock) -> TextGrid:
 
 
 def claims_grid(table: StudyTable) -> TextGrid:
-    """The claims of the paper and what became of them."""
+    """Make the grid of the paper's claims with their outcomes."""
     columns = tuple(
         TextColumn(heading, wraps=True) for heading in ("the paper's claim", "outcome", "because")
     )
@@ -234,9 +242,12 @@ def claims_grid(table: StudyTable) -> TextGrid:
 
 
 def table_csv(table: StudyTable) -> str:
-    """``table.csv``: a line for each row and metric, fractions with six digits, empty where there is no number.
+    """Make ``table.csv``: one line for each row and metric.
 
-    ``rebuild_table`` makes the same lines from the raw values without anything of this project.
+    Numbers have six digits after the point.
+
+    A missing number is empty. ``rebuild_table`` computes the same lines from the raw values without
+    any code of this project.
     """
     return columns_csv(table.columns, table.measurements, format_for_program)
 
@@ -247,13 +258,13 @@ def study_table(
     verdict: Verdict,
     columns: tuple[StatisticColumn, ...] = COLUMNS,
 ) -> StudyTable:
-    """The table of a study as it stands, which may be unfinished.
+    """Make the table of a study in its current state, finished or not.
 
     Args:
         study: The study.
-        analysis: Its numbers.
-        verdict: Its verdict.
-        columns: The statistics to print.
+        analysis: Numbers of the study.
+        verdict: Comparison with the paper.
+        columns: Statistics to print.
     """
     footnotes: dict[str, int] = {}
     for row in analysis.rows:
@@ -329,7 +340,10 @@ def _row(
 
 
 def _seeds(numbers: RowAnalysis, metrics: Iterable[Metric]) -> str:
-    """The number of seeds, which every row shows: a mean of one seed must not look like a mean of ten."""
+    """Format the number of seeds.
+
+    Every row shows it, because a mean of one seed must not look like a mean of ten.
+    """
     count = numbers.finished
     text = str(count) if count == numbers.planned else f"{count} of {numbers.planned}"
     summaries = [(metric, numbers.figures[metric.key].summary) for metric in metrics]
@@ -370,7 +384,10 @@ def _states(study: StudyRecord) -> tuple[str, ...]:
 
 
 def _end(cell: Cell, trial: TrialRecord) -> str:
-    """How a trial ended; of a traceback only the exception's name, since its text may hold paths."""
+    """Describe the end of a trial.
+
+    Of a traceback, only the name of the exception is printed: the text may contain paths.
+    """
     name = f"{cell.label}, seed {trial.seed}"
     if trial.state == "diverged":
         return f"{name}: diverged. {trial.message or ''}".rstrip()
@@ -385,14 +402,16 @@ def _captions(study: StudyRecord, analysis: StudyAnalysis) -> tuple[str, ...]:
     if any(row.paired for numbers in analysis.rows for row in numbers.figures.values()):
         family = len(study.comparisons())
         lines.append(
-            "Differences are paired by seed, with their t interval; p: two-sided paired t test after Holm's correction "
-            f"over the {family} declared comparison{'' if family == 1 else 's'} of the study; d: the difference in "
-            "standard deviations of the differences (Hedges)."
+            "Differences are paired by seed, with their t interval; p: two-sided paired t test "
+            f"after Holm's correction over the {family} declared "
+            f"comparison{'' if family == 1 else 's'} of the study; d: the difference in standard "
+            "deviations of the differences (Hedges)."
         )
     if any(figures.images for numbers in analysis.rows for figures in numbers.figures.values()):
         lines.append(
-            "Over images: the interval that another draw of test images would give, by a paired bootstrap, the trained "
-            "networks being fixed. It is noise of the test set and enters no p."
+            "Over images: the interval that another draw of test images would give, by a paired "
+            "bootstrap, the trained networks being fixed. "
+            "It is noise of the test set and enters no p."
         )
     floors = [
         f"{metric.title} ±{format_difference(floor, percent=metric.percent).lstrip('+')}"
@@ -401,9 +420,9 @@ def _captions(study: StudyRecord, analysis: StudyAnalysis) -> tuple[str, ...]:
     ]
     if floors:
         lines.append(
-            f"Noise floor, from the base and the base again (A/A): {', '.join(floors)}. Within noise: a difference "
-            "smaller than that; a paired test may find it all the same, since pairing takes out what a seed does to "
-            "both rows."
+            f"Noise floor, from the base and the base again (A/A): {', '.join(floors)}. Within "
+            "noise: a difference smaller than that; a paired test may find it all the same, since "
+            "pairing takes out what a seed does to both rows."
         )
     if any(
         figures.underpowered for numbers in analysis.rows for figures in numbers.figures.values()
@@ -431,11 +450,13 @@ def _power(study: StudyRecord, analysis: StudyAnalysis) -> list[str]:
     if not power.comparisons or not math.isfinite(power.detectable_sd):
         return []
     text = (
-        f"With {power.n} pairs and {power.comparisons} comparisons this study detects, at {100 * study.power:.0f} % "
-        f"power, an effect of {power.detectable_sd:.1f} standard deviations of a paired difference"
+        f"With {power.n} pairs and {power.comparisons} comparisons this study detects, "
+        f"at {100 * study.power:.0f} % power, an effect of {power.detectable_sd:.1f} standard "
+        "deviations of a paired difference"
     )
     points = [
-        f"{metric.title} {_detectable(metric, found.detectable)}{' points' if metric.percent else ''}"
+        f"{metric.title} {_detectable(metric, found.detectable)}"
+        f"{' points' if metric.percent else ''}"
         for metric in study.metrics
         if (found := power.metrics.get(metric.key))
         and found.detectable is not None
@@ -445,7 +466,7 @@ def _power(study: StudyRecord, analysis: StudyAnalysis) -> list[str]:
 
 
 def _detectable(metric: Metric, value: float) -> str:
-    # No two scores are further apart than 100 points.
+    # Two scores differ by at most 100 points.
     return (
         ">100"
         if metric.percent and value > 1
@@ -454,7 +475,7 @@ def _detectable(metric: Metric, value: float) -> str:
 
 
 def _meaning(metric: Metric) -> str:
-    """What the metric is, and in which unit."""
+    """Explain the metric and its unit."""
     of_map = map_of(metric.key)
     derived = metric.key if of_map is None else f"mIoU of the {title_of(of_map)}"
     return MEANINGS.get(metric.key, derived) + (", in percent" if metric.percent else "")

@@ -1,4 +1,4 @@
-"""The table for a terminal of 120 columns."""
+"""Report for a terminal of 120 columns."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from sweeps.core.report.text_grid import Mark, TextCell, TextColumn, TextGrid
 
 WIDTH = 120
 MAX_ROWS = 200
-"""More rows of a block than a person scrolls through are left to the files."""
+"""Largest number of rows of a block that a terminal prints; the files have all rows."""
 LEGEND = "* best, or not distinguishable from it; _ second."
 
 _MIN_WIDTH = 8
-"""A column is not wrapped to fewer characters than these."""
+"""A column is wrapped to at least this many characters."""
 _GAP = 2
-"""Spaces between two columns."""
+"""Number of spaces between two columns."""
 _SIGNS: dict[Mark, str] = {"best": " *", "second": " _"}
 
 
 def terminal(table: StudyTable, grids: Iterable[TextGrid] = ()) -> str:
-    """The table with all it says.
+    """Print the table with its verdict, warnings and captions.
 
     Args:
-        table: The table.
+        table: Table of the study.
         grids: Tables of further analyses.
     """
     parts = [table.title]
@@ -54,9 +54,9 @@ def terminal(table: StudyTable, grids: Iterable[TextGrid] = ()) -> str:
 
 
 def plain(grid: TextGrid) -> str:
-    """A table of at most ``WIDTH`` columns, as far as headings and wrapping texts can be broken.
+    """Print a table of at most ``WIDTH`` columns, if it can be wrapped so far.
 
-    A sign stands beside every mark, since logs and pipes have no bold.
+    Marks are signs after the text, because logs and pipes have no bold type.
     """
     signed = [
         any(line[place].mark in _SIGNS for line in grid.lines) for place in range(len(grid.columns))
@@ -88,7 +88,10 @@ def plain(grid: TextGrid) -> str:
 
 
 def _wrap(widths: Sequence[int], columns: Iterable[TextColumn]) -> list[int]:
-    """For each column the width to which its texts are broken, so that the table fits as far as it can."""
+    """Compute the width of each column after wrapping.
+
+    Columns are narrowed until the table fits, if that is possible.
+    """
     limits = list(widths)
     wrapping = [place for place, column in enumerate(columns) if column.wraps]
     while _total(limits) > WIDTH:
@@ -100,14 +103,14 @@ def _wrap(widths: Sequence[int], columns: Iterable[TextColumn]) -> list[int]:
 
 
 def _broken(heading: str, texts: Sequence[str]) -> str:
-    """A heading that is wider than the texts below it, in several lines."""
+    """Break a heading into lines if it is wider than the texts below it."""
     if len(heading) + MIN_PADDING <= max(map(len, texts), default=0):
         return heading
     return re.sub(r" |(?<=[._])", "\n", heading)
 
 
 def _widths(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> list[int]:
-    """How wide each column is, unless it is broken."""
+    """Compute the width of each column without wrapping."""
     return [
         max(_longest(heading) + MIN_PADDING, *map(_longest, texts), 0)
         for heading, *texts in zip(headings, *lines, strict=True)
@@ -123,7 +126,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _heading(column: TextColumn) -> str:
-    """The heading, in two lines where it has two levels that say more than one."""
+    """Return the heading, in two lines if its two levels say different things."""
     if not column.under or column.under == column.heading:
         return column.heading
     return f"{column.over}\n{column.under}"
@@ -134,7 +137,10 @@ def _text(cell: TextCell, is_signed: bool) -> str:
 
 
 def sentences(texts: Iterable[str], indent: str = "") -> str:
-    """Sentences, each on lines of its own. File names stay whole, so that they can be copied."""
+    """Print sentences on lines of their own.
+
+    Names of files are not broken, so that they can be copied.
+    """
     wrapper = textwrap.TextWrapper(
         WIDTH,
         initial_indent=indent,

@@ -1,4 +1,4 @@
-"""Tables of text and what they are made of. The terminal, Markdown, LaTeX, CSV and the page print them from these."""
+"""Tables of text, which all formats print, and the columns that make them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Of = TypeVar("Of")
 Value = float | str | bool | None
 
 Place = Literal["values", "differences"]
-"""A table for people: of what a row has, or of how it differs from the row it is compared with."""
+"""Table for people that has a column: the values of a row, or its differences from the base."""
 
 Mark = Literal["best", "second", "significant", "strong", ""]
-"""``best``: the best of its column, or not distinguishable from it; ``second``: the best of the others."""
+"""``best``: best of the column, or not distinguishable from it. ``second``: best of the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextCell:
-    """A text, what sets it apart from the other cells of its column, and the numbers of its footnotes."""
+    """Text of a cell, with its mark and the numbers of its footnotes."""
 
     text: str
     mark: Mark = ""
@@ -28,7 +28,7 @@ class TextCell:
 
     @property
     def full_text(self) -> str:
-        """The text with its footnotes: ``#10 †1``."""
+        """Text with its footnotes, such as ``#10 †1``."""
         return " ".join([self.text, *(f"†{number}" for number in self.footnotes)])
 
 
@@ -37,11 +37,11 @@ class TextColumn:
     """A column of a table.
 
     Attributes:
-        heading: Its heading where a table has one line of headings.
-        align: Side on which its texts are aligned.
-        wraps: Whether a terminal may break its texts into lines.
-        over: The upper of two headings, which neighbours share, such as ``paper``.
-        under: The lower of two headings, below ``over``.
+        heading: Heading in tables with one line of headings.
+        align: Alignment of the texts.
+        wraps: Whether a terminal may wrap the texts.
+        over: Upper of two headings, which neighbours share, such as ``paper``.
+        under: Lower of two headings, below ``over``.
     """
 
     heading: str
@@ -53,14 +53,14 @@ class TextColumn:
 
 @dataclass(frozen=True, slots=True)
 class TextGrid:
-    """A table.
+    """A table of text.
 
     Attributes:
-        columns: Its columns.
-        lines: Its lines, a cell for each column.
-        title: A heading over the table; empty where the text around it says what it is.
-        group: What its lines have in common, where LaTeX prints several tables as one.
-        notes: Sentences below it.
+        columns: Columns.
+        lines: Lines with one cell for each column.
+        title: Heading over the table; empty if the surrounding text names the table.
+        group: Heading of the lines when LaTeX prints several tables as one.
+        notes: Sentences below the table.
     """
 
     columns: tuple[TextColumn, ...]
@@ -71,25 +71,27 @@ class TextGrid:
 
 
 def make_cells(*texts: str) -> tuple[TextCell, ...]:
-    """A line of cells without marks."""
+    """Make a line of cells without marks."""
     return tuple(map(TextCell, texts))
 
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[Of]):
-    """A column, such as a statistic of a row under a metric, or a setting of a search's trial.
+    """A column of a report.
+
+    It shows a statistic of a row and a metric, or a setting of a search's trial.
 
     Attributes:
-        key: Its name for programs: the heading in a CSV file.
-        value: The number or word for programs, ``None`` where there is none; without it, people
-            alone get the column.
-        heading: Its heading for people.
-        text: The text for people; without it, programs alone get the column.
+        key: Name for programs: the heading in a CSV file.
+        value: Function that returns the value for programs, or ``None``. A column without this
+            function is for people only.
+        heading: Heading for people.
+        text: Function that returns the text for people. A column without this function is for
+            programs only.
         places: Tables for people that have the column.
-        align: Side on which people's texts are aligned.
-        wraps: Whether a terminal may break the texts into lines.
-        note: A sentence that explains the column below the table; empty where the captions explain
-            it.
+        align: Alignment of the text for people.
+        wraps: Whether a terminal may wrap the texts.
+        note: Sentence below the table that explains the column; empty if the captions explain it.
     """
 
     key: str
@@ -103,23 +105,23 @@ class Column(Generic[Of]):
 
     @property
     def look(self) -> TextColumn:
-        """The column in a table of text."""
+        """The column of a table of text."""
         return TextColumn(self.heading, self.align, self.wraps)
 
     def print(self, thing: Of) -> str:
-        """The text for people, of a column that has one."""
+        """Return the text for people; empty if the column has none."""
         return self.text(thing) if self.text else ""
 
 
 def columns_csv(
     columns: Iterable[Column[Of]], things: Iterable[Of], text: Callable[[Value], object]
 ) -> str:
-    """A CSV file: a line for each thing.
+    """Make a CSV file with one line for each thing.
 
     Args:
-        columns: Those without a ``value`` are left out.
-        things: What the columns are of.
-        text: Prints a value.
+        columns: Columns; those without a ``value`` are left out.
+        things: Arguments of the column functions.
+        text: Function that formats a value.
     """
     known = [(column.key, column.value) for column in columns if column.value is not None]
     return csv_text(
@@ -128,7 +130,7 @@ def columns_csv(
 
 
 def csv_text(headings: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
-    """A CSV file of some lines."""
+    """Make a CSV file from headings and lines."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([headings, *lines])
     return text.getvalue()

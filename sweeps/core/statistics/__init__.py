@@ -1,1 +1,1 @@
-"""What numbers say: paired differences, noise of images, analysis of variance. No files, no clock."""
+"""Statistics of numbers: paired differences, image noise, power, ANOVA. No files, no clock."""

@@ -1,4 +1,4 @@
-"""Which factors act, alone and together: analysis of variance, and the effects of two-level designs."""
+"""Analysis of variance, and effects of two-level designs: which factors act, alone or together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VALUE, SEED = "value", "seed"
-"""Columns of a table of observations; its other columns are factors."""
+"""Columns of a table of observations. All other columns are factors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class AnovaTerm:
     """A row of an analysis of variance.
 
     Attributes:
-        factors: The factor, or the factors of an interaction; ``("seed",)`` for the block.
+        factors: The factor, or the factors of an interaction; ``("seed",)`` for the seeds.
         df: Degrees of freedom.
-        f: F statistic of what the term explains beyond the others (type II).
-        p: Its p value.
-        partial_eta_squared: Share of what the term and the noise explain together that is the
-            term's.
-        aliases: Interactions that were left out since these rows do not tell them from this one:
-            each of them, too, may be what is seen here.
+        f: F statistic of the variation that the term explains beyond the other terms (type II).
+        p: P value of the F statistic.
+        partial_eta_squared: Share of the term in the variation that term and noise explain
+            together.
+        aliases: Interactions that were left out because these rows do not distinguish them from
+            this term. The effect of this term may be the effect of any of them.
     """
 
     factors: tuple[str, ...]
@@ -43,19 +43,19 @@ class AnovaTerm:
 
     @property
     def name(self) -> str:
-        """What it is called in print."""
+        """Name in reports."""
         return " x ".join(self.factors)
 
 
 @dataclass(frozen=True, slots=True)
 class Anova:
-    """An analysis of variance with seeds as blocks.
+    """An analysis of variance with the seeds as blocks.
 
     Attributes:
-        terms: Seeds, factors, interactions of two factors; none where the noise cannot be
+        terms: Seeds, factors and interactions of two factors; empty if the noise cannot be
             estimated, which a note says.
         residual_df: Degrees of freedom of the noise.
-        notes: What was left out and why, in sentences.
+        notes: Terms that were left out and the reasons, as sentences.
     """
 
     terms: tuple[AnovaTerm, ...]
@@ -64,16 +64,16 @@ class Anova:
 
     @property
     def interactions(self) -> tuple[AnovaTerm, ...]:
-        """The terms of two factors."""
+        """Terms of two factors."""
         return tuple(term for term in self.terms if len(term.factors) > 1)
 
     def dependencies(self, significance: float) -> tuple[str, ...]:
-        """A warning for each interaction that is significant after Holm's correction over all of them."""
+        """Write a warning for each interaction that is significant after Holm's correction."""
         corrected = holm([term.p for term in self.interactions])
         return tuple(
             f"{_dependent(term)} (interaction: F({term.df}, "
-            f"{self.residual_df}) = {term.f:.2f}, p = {p:.2g} after Holm): a row that varies one of them alone "
-            "holds only at the value that the other has there."
+            f"{self.residual_df}) = {term.f:.2f}, p = {p:.2g} after Holm): a row that varies one "
+            "of them alone holds only at the value that the other has there."
             for term, p in zip(self.interactions, corrected, strict=True)
             if p is not None and p <= significance
         )
@@ -85,11 +85,12 @@ class Effect:
 
     Attributes:
         factors: The factor, or the two factors of an interaction.
-        levels: For each factor its low and its high level, in the order of first appearance.
-        estimate: Mean at high minus mean at low; of an interaction half the difference between the
-            effects of the one factor at the two levels of the other. Interval and test are over
-            seeds.
-        aliases: Factors and interactions of two that this design does not tell from it.
+        levels: Low and high level of each factor, in the order of first appearance.
+        estimate: Mean at the high level minus mean at the low level. For an interaction: half the
+            difference between the effects of one factor at the two levels of the other. The
+            interval and the test are over seeds.
+        aliases: Factors and interactions of two factors that this design does not distinguish from
+            the effect.
     """
 
     factors: tuple[str, ...]
@@ -99,13 +100,14 @@ class Effect:
 
 
 def anova(table: pd.DataFrame) -> Anova:
-    """Analysis of variance (type II) of the column ``value`` over seeds as blocks, factors, and pairs of factors.
+    """Compute a type II analysis of variance of the column ``value``.
 
-    Interactions enter one by one as far as the rows of the design tell them from what entered
-    before, and all of them only where that leaves at least one degree of freedom for the noise.
+    The terms are seeds (as blocks), factors, and pairs of factors. An interaction enters if the
+    rows of the design distinguish it from the terms before it. Interactions enter only if at least
+    one degree of freedom remains for the noise.
 
     Args:
-        table: One row a trial: columns ``value``, ``seed``, and one for each factor.
+        table: One row for each trial, with the columns ``value``, ``seed`` and one for each factor.
 
     Raises:
         ValueError: A column is missing, a value is not finite, or no factor has two levels.
@@ -114,7 +116,7 @@ def anova(table: pd.DataFrame) -> Anova:
     from statsmodels.formula.api import ols
     from statsmodels.stats.anova import anova_lm
 
-    # The observations: codes of levels instead of the levels, and names that a formula can hold.
+    # The observations: codes of the levels, and column names that a formula can hold.
     factors = _factors(table)
     names = {SEED: (SEED,)} | {f"f{index}": (factor,) for index, factor in enumerate(factors)}
     data = pd.DataFrame(
@@ -124,8 +126,8 @@ def anova(table: pd.DataFrame) -> Anova:
     short_names = [name for name in names if data[name].nunique() > 1]
     notes: list[str] = []
 
-    # The terms: seeds and factors, then pairs of factors, as far as the rows tell each from those
-    # before it.
+    # The terms: seeds and factors, then pairs of factors. A term that the rows do not distinguish
+    # from the terms before it is left out.
     columns = np.ones((len(data), 1))
     kept: list[tuple[str, ...]] = []
     left_out: list[tuple[str, ...]] = []
@@ -144,7 +146,8 @@ def anova(table: pd.DataFrame) -> Anova:
     if columns.shape[1] >= len(data) and any(len(term) > 1 for term in kept):
         kept = [term for term in kept if len(term) == 1]
         notes.append(
-            "Interactions are left out, since without a second seed they are the only measure of the noise."
+            "Interactions are left out, "
+            "since without a second seed they are the only measure of the noise."
         )
         columns = np.hstack([np.ones((len(data), 1)), *(_contrasts(data, term) for term in kept)])
 
@@ -179,20 +182,20 @@ def anova(table: pd.DataFrame) -> Anova:
 
 
 def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
-    """Effects and interactions of two factors in a two-level design, full or a fraction of it, with their aliases.
+    """Compute the main effects and interactions of a two-level design, with their aliases.
 
-    Each seed gives one estimate of an effect; the interval and the test are over seeds. Seeds that
-    lack a row of the design do not count. Of terms that alias each other all are listed, each with
-    the others as aliases.
+    The design is full or a fraction. Each seed gives one estimate of an effect; the interval and
+    the test are over seeds. Seeds that lack a row of the design are ignored. Aliased terms are all
+    listed, each with the others as its aliases.
 
     Args:
-        table: As for :func:`anova`; every factor has two levels.
+        table: Observations as for :func:`anova`; every factor has two levels.
 
     Raises:
-        ValueError: A column is missing, a value is not finite, a factor has another number of
-            levels, a seed has a row twice, or no seed has all rows.
+        ValueError: A column is missing, a value is not finite, a factor does not have two levels, a
+            seed has a row twice, or no seed has all rows.
     """
-    # Every row of the table as the signs of its levels.
+    # The levels of every observation as signs: -1 for low, +1 for high.
     factors = _factors(table)
     levels = {factor: tuple(table[factor].drop_duplicates()) for factor in factors}
     for factor, found in levels.items():
@@ -204,7 +207,7 @@ def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
         [np.where(table[factor] == levels[factor][1], 1, -1) for factor in factors], axis=1
     )
 
-    # The value of every run, by seed, for the seeds that have all runs.
+    # The values by seed, for the seeds that have all rows of the design.
     by_seed: dict[int, dict[tuple[int, ...], float]] = {}
     values = finite(table[VALUE])
     for seed, run, value in zip(table[SEED], map(tuple, signs.tolist()), values, strict=True):
@@ -221,10 +224,11 @@ def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
     ]
     if not complete:
         raise ValueError(
-            f"No seed has all {len(runs)} rows of the design, so no effect can be computed. Run the rest."
+            f"No seed has all {len(runs)} rows of the design, "
+            "so no effect can be computed. Run the rest."
         )
 
-    # A column of signs for every factor and for every two, and the contrast of each.
+    # The column of signs of every factor and of every pair of factors, then its contrast.
     design = np.array(runs)
     terms: dict[tuple[str, ...], NDArray[np.int64]] = {
         tuple(factors[index] for index in term): design[:, term].prod(axis=1)
@@ -246,7 +250,7 @@ def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
 
 
 def _entangled(first: NDArray[np.int64], second: NDArray[np.int64]) -> bool:
-    """Whether two columns of signs are correlated: not only in full, as in a regular fraction."""
+    """Whether two columns of signs are correlated, fully or (in irregular designs) partly."""
     return bool(len(first) * (first @ second) != first.sum() * second.sum())
 
 
@@ -264,7 +268,10 @@ def _dependent(term: AnovaTerm) -> str:
 
 
 def _mixed(data: pd.DataFrame, term: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    """Whether two interactions are correlated over these rows, beyond what their factors explain one by one."""
+    """Whether these rows correlate two interactions.
+
+    The part of the interactions that the main effects of their factors explain is removed first.
+    """
     if min(len(term), len(other)) < 2:
         return False
     mains = dict.fromkeys((*term, *other))
@@ -308,7 +315,10 @@ def _factors(table: pd.DataFrame) -> list[str]:
 
 
 def _contrasts(data: pd.DataFrame, term: tuple[str, ...]) -> Floats:
-    """Columns of the term in the design matrix, every level against the last."""
+    """Build the columns of a term in the design matrix.
+
+    Levels have sum coding against the last level.
+    """
     product = np.ones((len(data), 1))
     for name in term:
         codes = data[name].to_numpy()

@@ -1,7 +1,9 @@
-"""The noise of the test set: what another draw of images would change, the trained networks being fixed.
+"""Noise of the test set: the spread over draws of images.
 
-A paired bootstrap over stored confusion matrices. It is told apart from the noise of training, and
-enters no p value.
+The trained networks are fixed.
+
+The method is a paired bootstrap over stored confusion matrices. This noise is reported apart from
+the noise of training, and no p value depends on it.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from scipy import sparse
 from sweeps.core.statistics.paired import CONFIDENCE, Floats
 
 CHUNK = 256
-"""Resamples of images that are counted at once, which bounds the memory."""
+"""Number of resamples that are computed at once; it limits the memory."""
 
 Counts = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInterval:
-    """A difference with the interval that another draw of test images would give, the trained networks being fixed."""
+    """A difference with its interval over draws of test images, for fixed trained networks."""
 
     difference: float
     low: float
@@ -32,27 +34,31 @@ class ImageInterval:
 
 
 def resampled_iou(confusions: Counts, resamples: int = 2000, seed: int = 0) -> Floats:
-    """IoU per class on resampled images: ``[seeds, 1 + resamples, classes]``, the images themselves first.
+    """Compute the IoU of each class on resampled images.
 
-    NaN where no image of a resample has the class. Arrays over the same number of images get the
-    same resamples, all their seeds too, which is what pairs them.
+    All seeds, and all arrays over the same number of images, use the same resamples. The results of
+    two rows are therefore paired.
 
     Args:
-        confusions: ``[seeds, images, classes, classes]``, rows are ground truth.
-        resamples: Draws of as many images as there are, with replacement.
-        seed: Of the draws.
+        confusions: Confusion matrices ``[seeds, images, classes, classes]``; rows are ground truth.
+        resamples: Number of resamples; each draws as many images as exist, with replacement.
+        seed: Seed of the draws.
+
+    Returns:
+        IoU as ``[seeds, 1 + resamples, classes]``; entry 0 is the original set of images. NaN where
+        no image of a resample has the class.
 
     Raises:
-        ValueError: The shape is another, or there is no image.
+        ValueError: The shape is wrong, or there is no image.
     """
     if confusions.ndim != 4 or confusions.shape[2] != confusions.shape[3] or 0 in confusions.shape:
         raise ValueError(
-            "Expected confusion matrices of images, [seeds, images, classes, classes] with nothing empty; got "
-            f"{list(confusions.shape)}."
+            "Expected confusion matrices of images, [seeds, images, classes, classes] "
+            f"with nothing empty; got {list(confusions.shape)}."
         )
     num_seeds, num_images, num_classes, _ = confusions.shape
-    # An image has few classes, so most of its matrix is zero: sparse products are many times
-    # faster.
+    # An image has few classes, so most of its matrix is zero. Sparse products are many times faster
+    # than dense ones.
     counts = [
         sparse.csr_array(of_seed.reshape(num_images, -1).astype(np.float64)).T.tocsr()
         for of_seed in confusions
@@ -73,7 +79,14 @@ def resampled_iou(confusions: Counts, resamples: int = 2000, seed: int = 0) -> F
 
 
 def difference_interval(row: Floats, base: Floats, confidence: float = CONFIDENCE) -> ImageInterval:
-    """Interval of the difference in mIoU, mean over seeds, of a row and its base, both from :func:`resampled_iou`.
+    """Compute the interval of the difference in mIoU between a row and its base.
+
+    The difference is the mean over seeds.
+
+    Args:
+        row: IoU of the row, from :func:`resampled_iou`.
+        base: IoU of the base, from :func:`resampled_iou`.
+        confidence: Probability that the interval covers.
 
     Raises:
         ValueError: The two are of different shapes.
@@ -90,7 +103,10 @@ def difference_interval(row: Floats, base: Floats, confidence: float = CONFIDENC
 def class_difference_intervals(
     row: Floats, base: Floats, confidence: float = CONFIDENCE
 ) -> tuple[ImageInterval | None, ...]:
-    """As :func:`difference_interval`, for each class; ``None`` for one that the ground truth does not contain."""
+    """Compute the interval of :func:`difference_interval` for each class.
+
+    A class that the ground truth does not contain has ``None``.
+    """
     _check_pair(row, base)
     return tuple(_interval(of_class, confidence) for of_class in (row - base).mean(axis=0).T)
 
@@ -114,8 +130,8 @@ def _mean_iou(iou: Floats) -> Floats:
 def _check_pair(row: NDArray[Any], base: NDArray[Any]) -> None:
     if row.shape != base.shape:
         raise ValueError(
-            f"A row and its base are compared over the same seeds, images and classes; got {list(row.shape)} and "
-            f"{list(base.shape)}."
+            "A row and its base are compared over the same seeds, images and classes; "
+            f"got {list(row.shape)} and {list(base.shape)}."
         )
 
 

@@ -1,13 +1,13 @@
-"""What seeds can tell, and what they cannot: means, paired differences, power, the set that holds the best.
+"""Statistics over seeds: means, paired differences, power and the best rows.
 
-Values are paired by seed, since a seed fixes the initial weights and the order of the data of a row
-and of its base alike. Every function is checked in the tests against a second implementation, and
-the error rates of the whole chain by simulation. Nothing here knows of studies: numbers in,
-dataclasses out.
+Values are paired by seed: a seed fixes the initial weights and the order of the data of a row and
+of its base alike. The tests check every function against a second implementation, and the error
+rates of all steps together by simulation. This module knows nothing of studies: it takes numbers
+and returns dataclasses.
 
-A spread of exactly zero over a handful of seeds is no certainty: metrics that take few values
-repeat themselves. There, an interval is ``None`` and the p value is that of the exact sign-flip
-test, which needs no spread.
+A spread of exactly zero over a few seeds proves nothing: metrics with few possible values repeat by
+chance. In this case an interval is ``None``, and the p value is that of the exact sign-flip test,
+which needs no spread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scipy import integrate, optimize, special
 
 CONFIDENCE = 0.95
 ROUNDING = 1e-12
-"""Standard deviations below this part of the largest value are rounding: differences of equal numbers."""
+"""Standard deviations below this part of the largest value are rounding errors and count as 0."""
 
 Floats = NDArray[np.float64]
 
@@ -35,10 +35,10 @@ class Summary:
 
     Attributes:
         n: Number of seeds.
-        mean: Their mean.
+        mean: Mean over the seeds.
         sd: Sample standard deviation; ``None`` for one seed.
-        low: Lower end of the t interval of the mean; ``None`` where the seeds show no spread.
-        high: Upper end.
+        low: Lower end of the t interval of the mean; ``None`` if the seeds show no spread.
+        high: Upper end of the interval.
     """
 
     n: int
@@ -54,15 +54,15 @@ class Paired:
 
     Attributes:
         n: Number of pairs.
-        difference: Mean of the differences.
-        sd: Their sample standard deviation; ``None`` for one pair.
-        low: Lower end of the t interval of the difference; ``None`` where the pairs show no spread.
-        high: Upper end.
-        p: Two-sided paired t test, uncorrected; ``None`` for one pair. Without spread it is 1 where
-            nothing differs, else that of the exact sign-flip test, 2 / 2^n.
+        difference: Mean of the paired differences.
+        sd: Sample standard deviation of the differences; ``None`` for one pair.
+        low: Lower end of the t interval of the difference; ``None`` if the pairs show no spread.
+        high: Upper end of the interval.
+        p: P value of the two-sided paired t test, uncorrected; ``None`` for one pair. Without
+            spread it is 1 if all differences are 0, else that of the exact sign-flip test, 2 / 2^n.
         effect_size: Cohen's d_z with Hedges' correction: the difference in standard deviations of
-            the differences. ``None`` for fewer than three pairs, where no such correction exists,
-            and without spread.
+            the differences. ``None`` without spread, and for fewer than three pairs, for which no
+            such correction exists.
     """
 
     n: int
@@ -75,7 +75,7 @@ class Paired:
 
 
 def summarise(values: Iterable[float], confidence: float = CONFIDENCE) -> Summary | None:
-    """Mean, sample standard deviation and t interval; ``None`` of no values.
+    """Compute mean, sample standard deviation and t interval; ``None`` for no values.
 
     >>> summarise([0.25, 0.75]).mean
     0.5
@@ -98,7 +98,9 @@ def summarise(values: Iterable[float], confidence: float = CONFIDENCE) -> Summar
 def paired(
     row: Mapping[int, float], base: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Paired | None:
-    """Difference of ``row`` from ``base`` over the keys that both have; ``None`` where there is none.
+    """Compute the paired difference of ``row`` from ``base`` over their common keys.
+
+    The result is ``None`` if they have no key in common.
 
     Raises:
         ValueError: A value is not finite.
@@ -113,13 +115,14 @@ def paired(
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """P values after Holm's correction over all of ``p``.
+    """Correct p values by Holm's method over all of ``p``.
 
-    ``None`` stays ``None`` yet counts: the family is what was declared, not what has run so far, so
-    that a table that fills in loses no significance that it once showed for want of a row.
+    ``None`` stays ``None`` but counts as a member of the family. The family is the set of declared
+    comparisons, not of those that have run so far: a row cannot lose its significance when other
+    rows finish.
     """
-    # statsmodels' multipletests collects garbage at every call: 50 ms in a process that holds a
-    # report. It is the second implementation in the tests.
+    # Not multipletests of statsmodels: it collects garbage at every call, which takes 50 ms in a
+    # process that holds a report. The tests use it as the second implementation.
     values = np.array([1.0 if value is None else value for value in p])
     order = np.argsort(values, kind="stable")
     corrected = np.empty_like(values)
@@ -130,10 +133,16 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def paired_power(effect: float, n: int, comparisons: int, significance: float) -> float:
-    """Probability that ``n`` pairs show ``effect``, in standard deviations of the paired difference.
+    """Probability that ``n`` pairs show an effect.
 
-    By Bonferroni: the two-sided paired t test at ``significance / comparisons``. Holm's finds at
-    least as much.
+    The test is the two-sided paired t test at ``significance / comparisons`` (Bonferroni). Holm's
+    correction detects at least as much.
+
+    Args:
+        effect: Effect in standard deviations of the paired difference.
+        n: Number of pairs.
+        comparisons: Number of declared comparisons.
+        significance: Family-wise error rate.
 
     Raises:
         ValueError: There are fewer than one comparison, or the significance is no probability.
@@ -150,8 +159,8 @@ def paired_power(effect: float, n: int, comparisons: int, significance: float) -
 def detectable_effect(n: int, comparisons: int, significance: float, power: float) -> float:
     """Smallest effect that ``n`` pairs show with probability ``power``.
 
-    In standard deviations of the paired difference. Infinite for fewer than two pairs. See
-    :func:`paired_power`.
+    The effect is in standard deviations of the paired difference. It is infinite for fewer than two
+    pairs. See :func:`paired_power` for the test.
 
     >>> [round(detectable_effect(n, 9, 0.05, 0.8), 1) for n in (3, 5, 10)]
     [9.8, 3.1, 1.5]
@@ -175,7 +184,14 @@ def detectable_effect(n: int, comparisons: int, significance: float, power: floa
 def seeds_needed(
     effect: float, sd: float, comparisons: int, significance: float, power: float
 ) -> int:
-    """Seeds that show ``effect`` with probability ``power``; ``sd`` is that of the paired differences, in its unit.
+    """Number of seeds that show ``effect`` with probability ``power``.
+
+    Args:
+        effect: Difference to detect, in the unit of ``sd``.
+        sd: Standard deviation of the paired differences.
+        comparisons: Number of declared comparisons.
+        significance: Family-wise error rate.
+        power: Probability of detecting the effect.
 
     Raises:
         ValueError: The effect is zero, the standard deviation negative, or see
@@ -184,8 +200,8 @@ def seeds_needed(
     _check_plan(comparisons, significance, power)
     if not effect or not sd >= 0:
         raise ValueError(
-            f"Seeds can be counted for an effect other than 0 and a standard deviation of at least 0; got {effect} and "
-            f"{sd}."
+            "Seeds can be counted for an effect other than 0 and a standard deviation of at least "
+            f"0; got {effect} and {sd}."
         )
     size = abs(effect) / sd if sd else math.inf
 
@@ -201,13 +217,13 @@ def seeds_needed(
 def not_distinguishable(
     values: Mapping[str, Mapping[int, float]], higher_is_better: bool, significance: float
 ) -> set[str]:
-    """Labels of the best row of a column and of every row that is not distinguishable from it: those in bold.
+    """Labels of the best row and of all rows not distinguishable from it.
 
-    A row is distinguishable where it is worse than the best by a one-sided paired t test, after
-    Bonferroni's correction over all other rows, since any of them could have come out as the best.
-    So the truly best row, and each that is as good, is in the set with probability
-    ``1 - significance`` (subset selection, Gupta 1965). Rows that cannot be tested, for want of a
-    second pair, are in the set; rows without values are not.
+    These rows are printed in bold. A row is distinguishable if a one-sided paired t test finds it
+    worse than the best row. The test has Bonferroni's correction over all other rows, because any
+    of them could have been the best by chance. The truly best row, and each row as good as it, is
+    therefore in the set with probability ``1 - significance`` (subset selection, Gupta 1965). Rows
+    with fewer than two pairs cannot be tested and are in the set; rows without values are not.
     """
     means = {
         label: float(finite(by_seed.values()).mean())
@@ -234,11 +250,11 @@ def not_distinguishable(
 def noise_floor(
     base: Iterable[float], again: Iterable[float], confidence: float = CONFIDENCE
 ) -> float | None:
-    """Half the width of the interval that the difference between two means has where nothing differs but the seeds.
+    """Half width of the interval of a difference that only seeds cause.
 
-    From the base and the base again with other seeds (A/A), so unpaired: t times the pooled
-    standard deviation times sqrt(1 / n + 1 / m). Paired differences of rows scatter at most as
-    much, as long as pairing does not hurt. ``None`` where either has fewer than two values.
+    It compares the base with the base again with other seeds (A/A), unpaired: t times the pooled
+    standard deviation times sqrt(1 / n + 1 / m). Paired differences scatter at most as much, unless
+    pairing increases the noise. The result is ``None`` if either has fewer than two values.
     """
     first, second = finite(base), finite(again)
     if min(len(first), len(second)) < 2:
@@ -249,7 +265,14 @@ def noise_floor(
 
 
 def one_sample(differences: Floats, scale: float, confidence: float = CONFIDENCE) -> Paired:
-    """Mean, interval and t test of differences; a standard deviation that is rounding beside ``scale`` counts as 0."""
+    """Compute mean, interval and t test of differences.
+
+    Args:
+        differences: Paired differences.
+        scale: Size of the values that were subtracted. A standard deviation that is a rounding
+            error at this scale counts as 0.
+        confidence: Probability that the interval covers.
+    """
     n, mean, sd = len(differences), float(differences.mean()), _sd(differences, scale)
     if sd is None:
         return Paired(n, mean, None, None, None, None, None)
@@ -283,14 +306,16 @@ def _t(confidence: float, df: int) -> float:
 def _beyond(critical: float, shift: float, df: int) -> float:
     """P(T > critical) for noncentral t, as an integral over the normal part.
 
-    scipy's ``nct``, and statsmodels' ``TTestPower`` on it, give NaN or values too large for few
-    pairs and many comparisons (8.9 instead of 9.8 for 3 and 9), which are the case here.
+    scipy's ``nct``, and statsmodels' ``TTestPower``, which uses it, fail for few pairs and many
+    comparisons, the usual case of a study. They give NaN or values that are too large: a detectable
+    effect of 8.9 instead of 9.8 for 3 pairs and 9 comparisons.
     """
 
     def density(z: float) -> float:
         ratio = (z + shift) / critical
         return float(math.exp(-z * z / 2) * special.chdtr(df, df * ratio * ratio))
 
+    # Beyond 9 standard deviations the normal density is below 1e-17.
     low, high = max(-shift, -9.0), 9.0
     if low >= high:
         return 0.0
@@ -302,8 +327,8 @@ def _beyond(critical: float, shift: float, df: int) -> float:
 def _check_plan(comparisons: int, significance: float, power: float | None = None) -> None:
     if comparisons < 1 or not 0 < significance < 1:
         raise ValueError(
-            f"Expected at least one comparison and a significance between 0 and 1; got {comparisons} and "
-            f"{significance}."
+            "Expected at least one comparison and a significance between 0 and 1; "
+            f"got {comparisons} and {significance}."
         )
     if power is not None and not significance < power < 1:
         raise ValueError(
@@ -312,10 +337,10 @@ def _check_plan(comparisons: int, significance: float, power: float | None = Non
 
 
 def finite(values: Iterable[float]) -> Floats:
-    """``values`` as an array.
+    """Return ``values`` as an array.
 
     Raises:
-        ValueError: One is NaN or infinite.
+        ValueError: A value is NaN or infinite.
     """
     array = np.fromiter(values, dtype=np.float64)
     if not np.isfinite(array).all():

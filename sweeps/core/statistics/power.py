@@ -1,4 +1,7 @@
-"""What a number of seeds can show: the same question before a study, with known noise, and after it, with its own."""
+"""Power: the differences that a number of seeds can detect.
+
+A plan uses the noise that earlier trials showed; a report uses the noise of its own study.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,15 @@ from sweeps.core.statistics.paired import detectable_effect, seeds_needed
 
 @dataclass(frozen=True, slots=True)
 class MetricPower:
-    """What seeds can show of one metric.
+    """Power of one metric.
 
     Attributes:
-        sd: Standard deviation of a paired difference, in the metric's unit; ``None`` where it is
-            not known.
-        detectable: Smallest difference that is detected, in the metric's unit; ``None`` where
+        sd: Standard deviation of a paired difference, in the metric's unit; ``None`` if unknown.
+        detectable: Smallest detectable difference, in the metric's unit; ``None`` if ``sd`` is.
+        seeds_needed: Number of seeds that detect the smallest effect that matters; ``None`` if
             ``sd`` is.
-        seeds_needed: Seeds that detect the smallest effect that matters; ``None`` where ``sd`` is.
-        underpowered: Whether ``detectable`` exceeds the smallest effect that matters, or is not
-            known.
+        underpowered: Whether ``detectable`` exceeds the smallest effect that matters, or is
+            unknown.
     """
 
     sd: float | None
@@ -31,14 +33,14 @@ class MetricPower:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """What seeds can show at all.
+    """Power of a study.
 
     Attributes:
         comparisons: Number of declared comparisons, the family of Holm's correction.
-        n: Pairs of each comparison.
+        n: Number of pairs of each comparison.
         detectable_sd: Smallest detectable difference in standard deviations of a paired difference;
             infinite below two pairs.
-        metrics: By key, for the metrics with declared comparisons.
+        metrics: Power by metric key, for the metrics with declared comparisons.
     """
 
     comparisons: int
@@ -49,11 +51,11 @@ class Power:
 
 @dataclass(frozen=True, slots=True)
 class PowerGoal:
-    """What a study asks of its seeds.
+    """Requirements of a study on the power of its comparisons.
 
     Attributes:
         comparisons: Number of declared comparisons.
-        significance: Probability of any false positive among them.
+        significance: Family-wise error rate: probability of any false positive among them.
         power: Probability with which an effect is to be detected.
         smallest_effect: Smallest difference that matters, in the metric's unit.
     """
@@ -64,29 +66,31 @@ class PowerGoal:
     smallest_effect: float
 
     def detectable_sd(self, n: int) -> float:
-        """Smallest effect that ``n`` pairs detect, in standard deviations; infinite without comparisons."""
+        """Smallest effect that ``n`` pairs detect, in standard deviations of a paired difference.
+
+        It is infinite without comparisons.
+        """
         if not self.comparisons:
             return math.inf
         return detectable_effect(n, self.comparisons, self.significance, self.power)
 
     def detectable(self, n: int, sd: float | None) -> float | None:
-        """Smallest difference that ``n`` pairs detect, in the unit of ``sd``; ``None`` where that is not known."""
+        """Smallest difference that ``n`` pairs detect, in the unit of ``sd``; or ``None``."""
         if sd is None:
             return None
-        # Infinity times a noise of zero is not a number.
+        # Without two pairs the detectable effect is infinite, and infinity times an sd of 0 is NaN.
         return self.detectable_sd(n) * sd if n > 1 else math.inf
 
     def seeds_needed(self, effect: float, sd: float) -> int:
-        """Seeds that detect ``effect``, in the unit of ``sd``."""
+        """Number of seeds that detect ``effect``, in the unit of ``sd``."""
         return seeds_needed(effect, sd, self.comparisons, self.significance, self.power)
 
     def assess(self, n: int, sds: Mapping[str, float | None]) -> Power:
-        """What ``n`` pairs can show.
+        """Compute the power of ``n`` pairs.
 
         Args:
-            n: Pairs of each comparison.
-            sds: Standard deviation of a paired difference by metric; ``None`` where it is not
-                known.
+            n: Number of pairs of each comparison.
+            sds: Standard deviation of a paired difference by metric; ``None`` if unknown.
         """
         return Power(
             self.comparisons,
@@ -106,7 +110,9 @@ class PowerGoal:
 
 
 def pooled_sd(spreads: Iterable[tuple[int, float]]) -> float | None:
-    """One standard deviation from those of several groups, each with its degrees of freedom; ``None`` of no group.
+    """Pool standard deviations of groups, given as (degrees of freedom, standard deviation).
+
+    The result is ``None`` without groups.
 
     >>> pooled_sd([(1, 3.0), (1, 1.0)])
     2.23606797749979

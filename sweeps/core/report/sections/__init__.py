@@ -1,4 +1,4 @@
-"""The sections of a study's report, in the order in which a reader meets them."""
+"""Sections of a study's report, in the order of the page."""
 
 from sweeps.core.report.sections.classes import CLASSES
 from sweeps.core.report.sections.curves import SIMILARITY, THRESHOLDS, TRAINING

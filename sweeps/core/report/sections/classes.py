@@ -1,4 +1,4 @@
-"""IoU of every class, and its difference to the row's base."""
+"""IoU of every class, with the difference from the row's base."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sweeps.core.report.text_grid import TextColumn, TextGrid, make_cells
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
-    """A row: its means over the seeds by class, and their differences to the row it is compared with."""
+    """Means of a row by class, and their differences from the base row."""
 
     label: str
     means: tuple[str, ...]
@@ -21,7 +21,10 @@ class ClassRow:
 
 @dataclass(frozen=True, slots=True)
 class ClassTable:
-    """IoU of every class under one metric; ``classes`` are names, in the order of their numbers."""
+    """IoU of every class for one metric.
+
+    ``classes`` holds the names in the order of the class numbers.
+    """
 
     metric: Metric
     classes: tuple[str, ...]
@@ -69,7 +72,7 @@ def _table(source: Source, metric: Metric) -> ClassTable | None:
 
 
 def _grid(table: ClassTable) -> TextGrid:
-    """A line for each class, which stays readable with many of them."""
+    """Make a table with one line for each class: it stays readable with many classes."""
     columns = (TextColumn("class"), *(TextColumn(row.label, "right") for row in table.rows))
     lines = tuple(
         make_cells(name, *(row.means[number] for row in table.rows))

@@ -1,4 +1,4 @@
-"""Curves of the run folders: over the background threshold, over the blocks of the network, over the training steps."""
+"""Curves over thresholds, network blocks and training steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _threshold_points(name: str) -> Points:
 
 
 def _show_thresholds(source: Source) -> Card | str:
-    """MIoU over the background threshold, of each CAM that the rows' methods make."""
+    """Show the mIoU of each CAM over the background threshold."""
     runs = [run for block in source.curves.blocks for line in block.lines for run in line.runs]
     names = dict.fromkeys(
         name for run in runs for name in _threshold_curve(run) if name.endswith("_miou")
@@ -44,8 +44,8 @@ def _show_thresholds(source: Source) -> Card | str:
         panels, "background threshold", "thresholds", "CAM mIoU over the background threshold"
     )
     caption = (
-        "mIoU of the CAMs where a pixel is background at or below the threshold; means over seeds of the last "
-        "evaluation."
+        "mIoU of the CAMs where a pixel is background at or below the threshold; "
+        "means over seeds of the last evaluation."
     )
     return _card(source, draw, "a curve over thresholds", caption)
 
@@ -55,7 +55,7 @@ def _similarity_points(run: RunRecord) -> Iterable[tuple[float, float | None]]:
 
 
 def _show_similarity(source: Source) -> Card | str:
-    """Similarity of the patch tokens after every block: over-smoothing."""
+    """Show the similarity of the patch tokens after every block, which measures over-smoothing."""
     panels = (Panel("cosine similarity", _similarity_points, 1, ticks=True),)
     has_paper = any(block.paper for block in source.study.blocks)
     published = {f"paper, {name}": values for name, values in FIGURE_2.items()} if has_paper else {}
@@ -67,9 +67,9 @@ def _show_similarity(source: Source) -> Card | str:
         published=published,
     )
     caption = (
-        "Mean cosine similarity between all pairs of patch tokens after every block, on validation images; means over "
-        "seeds. Near 1 all patches look alike to the classifier, and a CAM of that block cannot tell object from "
-        "background."
+        "Mean cosine similarity between all pairs of patch tokens after every block, on validation "
+        "images; means over seeds. Near 1 all patches look alike to the classifier, and a CAM of "
+        "that block cannot tell object from background."
     )
     return _card(source, draw, "similarities", caption)
 
@@ -79,7 +79,7 @@ def _metric_points(key: str) -> Points:
 
 
 def _show_training(source: Source) -> Card | str:
-    """Every metric at every evaluation, and the total training loss."""
+    """Show every metric at every evaluation, and the total training loss."""
     panels = [
         Panel(f"{metric.title} (%)", _metric_points(metric.key), 100)
         if metric.percent
@@ -90,8 +90,8 @@ def _show_training(source: Source) -> Card | str:
     description = f"Metrics and loss over the steps of {source.study.name}"
     draw = source.curves.plan(panels, "step", "training", description, seeds=True)
     caption = (
-        "Thick lines are means over the seeds, thin lines the trainings themselves; validation scores at every "
-        "evaluation."
+        "Thick lines are means over the seeds, thin lines the trainings themselves; "
+        "validation scores at every evaluation."
     )
     return _card(source, draw, "metrics over the steps", caption)
 

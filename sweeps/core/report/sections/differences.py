@@ -1,7 +1,7 @@
-"""Every comparison: the paired difference with its interval, the interval over images, the paper's difference.
+"""Figure of all comparisons, with intervals over seeds and over images.
 
-Each figure has the noise band: between the base and the base once more with other seeds (A/A)
-nothing differs, so a difference inside the band is one that the seeds make by themselves.
+The paper's differences are drawn, too. The noise band lies around zero. Only the seeds differ
+between the base and the A/A row, so a difference inside the band can be caused by seeds alone.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from sweeps.core.report.table import differences_grid
 from sweeps.core.store.study_record import StudyRecord
 
 MAX_ROWS = 40
-"""Rows of the figure."""
+"""Largest number of rows in the figure."""
 MAX_LINES = 200
-"""With more rows the differences are left to ``table.csv``."""
+"""With more rows, only ``table.csv`` has the differences as numbers."""
 _CAPTION = (
-    "Points are mean differences to the base, or to the row that the table names, paired by seed, filled where they "
-    "are significant after Holm's correction; thick bars their 95 % intervals over seeds, thin bars the interval over "
-    "test images, which is another noise and enters no test. Diamonds are the paper's differences. The grey band is "
-    "the noise floor: as far as the base and the base again (A/A) may be apart where nothing differs but the seeds."
+    "Points are mean differences to the base, or to the row that the table names, paired by seed, "
+    "filled where they are significant after Holm's correction; thick bars their 95 % intervals "
+    "over seeds, thin bars the interval over test images, which is another noise and enters no "
+    "test. Diamonds are the paper's differences. The grey band is the noise floor: as far as the "
+    "base and the base again (A/A) may be apart where nothing differs but the seeds."
 )
 
 
@@ -92,8 +93,8 @@ def _draw(
                 text.set_color(INK)
             axes.set_ylim(len(labels) - 0.4, -0.6)
         handles, names = panels[0].get_legend_handles_labels()
-        # A legend that is wider than the figure is cut off, and its lines take their height from
-        # the panels.
+        # A legend wider than the figure would be cut off, so it has several lines. They would take
+        # their height from the panels, so the figure grows.
         columns = min(2 * len(metrics), 5)
         figure.legend(handles, names, loc="outside lower left", ncols=columns, columnspacing=1.4)
         figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
@@ -103,12 +104,15 @@ def _draw(
 def _places(
     study: StudyRecord, rows: Sequence[PlannedRow]
 ) -> tuple[dict[int, int], list[str], set[int]]:
-    """Place of every row from the top, and the labels, where the block's headings stand between the rows."""
+    """Compute the position of every row from the top, and the labels.
+
+    Headings of the blocks are labels between the rows; the third result holds their positions.
+    """
     places: dict[int, int] = {}
     labels: list[str] = []
     headings: set[int] = set()
     several = len({row.block for row in rows}) > 1
-    # The A/A row belongs to the whole study: last, without a heading.
+    # The A/A row belongs to the study as a whole: it is the last row and has no heading.
     for row in sorted(rows, key=lambda row: (row.role == "a/a", row.block, row.number)):
         heading = study.blocks[row.block].title
         if (
@@ -141,7 +145,9 @@ def _draw_panel(
     shown: set[str] = set()
 
     def once(name: str) -> str | None:
-        return None if name in shown or shown.add(name) else name  # type: ignore[func-returns-value]
+        return (
+            None if name in shown or shown.add(name) else name  # type: ignore[func-returns-value]
+        )
 
     for row in rows:
         figures, y = analysis.rows[row.number].figures[metric.key], places[row.number]

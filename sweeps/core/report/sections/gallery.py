@@ -1,4 +1,7 @@
-"""CAMs as a matrix: a few validation images down, the rows of a block across, the IoU of that image under each."""
+"""Gallery of CAMs: validation images down, rows of a block across.
+
+Each CAM has the IoU of its image.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +25,24 @@ from toco.evaluate.pictures import PANELS
 from toco.evaluate.report import title_of
 
 MAX_WIDTH_PX = 240
-"""Larger pictures are scaled down: a page of 448 px maps would have tens of megabytes."""
+"""Larger pictures are scaled down: the maps of 448 px would make a page of tens of megabytes."""
 MAX_IMAGES, MAX_COLUMNS, MAX_BLOCKS = 4, 8, 6
 
 SHARED = ("image", "mask")
-"""Panels of a picture that are the same for all rows, and shown once."""
+"""Panels of a picture that are equal for all rows, and shown once."""
 _STEP = re.compile(r"step_\d+")
 _NAME = re.compile("[a-z0-9_]+")
 _IOU_OF = {"prediction": "seg"}
-"""What the confusion matrices of a map are called, if not as the map."""
+"""Names of maps in the confusion matrices, if they differ from the name of the picture's panel."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShownMap:
-    """One map.
+    """A map of one image.
 
     Attributes:
-        uri: Data URI; ``None`` where the picture is damaged, or the row's method makes no such map.
-        iou: Mean IoU over the classes in that image's ground truth, where it is known.
+        uri: Data URI; ``None`` if the picture is damaged, or the row's method makes no such map.
+        iou: Mean IoU over the classes in the image's ground truth, if known.
         is_damaged: Whether the picture is damaged.
     """
 
@@ -50,13 +53,13 @@ class ShownMap:
 
 @dataclass(frozen=True, slots=True)
 class GalleryImage:
-    """One validation image.
+    """A validation image with its maps.
 
     Attributes:
-        name: Its name.
-        shared: Data URIs of the image and of its ground truth; empty where all its pictures are
+        name: Name of the image.
+        shared: Data URIs of the image and of its ground truth; empty if all its pictures are
             damaged.
-        maps: By name of the map: one for each column.
+        maps: Maps by name, one for each column.
     """
 
     name: str
@@ -66,14 +69,14 @@ class GalleryImage:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The pictures of a row's trial.
+    """Pictures of one trial of a row.
 
     Attributes:
         label: Label of the row.
         seed: Seed of the trial; the trials of all columns are paired.
-        step: Optimizer updates done.
-        pictures: Files by the names of the images.
-        confusions: File of the confusion matrices by image, which need not exist.
+        step: Number of optimizer updates.
+        pictures: Files by image name.
+        confusions: File of the confusion matrices by image; it may be missing.
     """
 
     label: str
@@ -85,7 +88,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The rows of a block that have pictures, and how many of these rows are not shown."""
+    """Rows of a block that have pictures.
+
+    ``left_out`` is the number of such rows that are not shown.
+    """
 
     title: str
     columns: tuple[Column, ...]
@@ -94,7 +100,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """The pictures of a block: names and titles of the maps, and the images."""
+    """Pictures of a block: names and titles of the maps, and the images."""
 
     block: Block
     maps: Mapping[str, str]
@@ -102,10 +108,10 @@ class Matrix:
 
 
 def _show(source: Source) -> Card | str:
-    """Show the first images, in the order of their names, that all columns of all blocks have.
+    """Show the first images (by name) that all columns of all blocks have.
 
-    All columns show trials of the same place among the seeds: what is paired in the table is paired
-    here.
+    All columns show trials with the same index of the seed, so that their pictures are paired like
+    the numbers of the table.
     """
     study = source.study
     blocks = [
@@ -130,7 +136,10 @@ GALLERY = Section("gallery", "CAMs", _show, "gallery.html.j2")
 
 
 def _block(study: StudyRecord, title: str, rows: Sequence[PlannedRow]) -> Block:
-    """Show the trials of the place among the seeds that most rows have."""
+    """Choose the trials to show.
+
+    They have the index of the seed that most rows have.
+    """
     ended = [(row, [trial for trial in study.trials_of(row) if trial.counts]) for row in rows]
     places = [trial.replicate for _, trials in ended for trial in trials]
     place = min(
@@ -162,7 +171,7 @@ def _column(label: str, trial: TrialRecord) -> Column | None:
 
 
 def _ious(path: Path) -> dict[str, dict[str, float]]:
-    """IoU by map and image; empty where the confusion matrices by image cannot be read."""
+    """Read the IoU by map and image; empty if the confusion matrices cannot be read."""
     try:
         confusions: Confusions = read_confusions(path)
     except (OSError, ValueError):
@@ -174,11 +183,11 @@ def _ious(path: Path) -> dict[str, dict[str, float]]:
 
 
 def image_iou(confusions: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Mean IoU of every image over the classes in its ground truth.
+    """Compute the mean IoU of every image over the classes in its ground truth.
 
     Args:
-        confusions: ``[images, classes, classes]``, rows are ground truth; void pixels are not
-            counted.
+        confusions: Confusion matrices ``[images, classes, classes]``; rows are ground truth, void
+            pixels are not counted.
     """
     counts = confusions.astype(np.float64)
     true = counts.sum(2)
@@ -202,7 +211,7 @@ def _matrix(block: Block, names: Sequence[str], faults: list[str]) -> Matrix:
     made = dict.fromkeys(
         map_name for of_image in pictures.values() for picture in of_image for map_name in picture
     )
-    # Methods may make different maps; the CAMs stand first.
+    # Methods may make different maps; CAMs come first.
     maps = sorted(
         (name for name in made if name not in SHARED), key=lambda name: not name.endswith("cam")
     )
@@ -223,8 +232,8 @@ def _matrix(block: Block, names: Sequence[str], faults: list[str]) -> Matrix:
 
 
 def _iou(ious: Mapping[str, Mapping[str, float]], name: str, image: str) -> float | None:
-    # A picture's file is named as its image is, with other characters than letters, digits, dots
-    # and dashes replaced.
+    # The file of a picture has the name of its image, with every character other than letters,
+    # digits, dots, dashes and underscores replaced.
     for known, value in ious.get(_IOU_OF.get(name, name), {}).items():
         if known == image or re.sub(r"[^0-9A-Za-z._-]", "_", known) == image:
             return value if np.isfinite(value) else None
@@ -232,23 +241,25 @@ def _iou(ious: Mapping[str, Mapping[str, float]], name: str, image: str) -> floa
 
 
 def _panels(path: Path, faults: list[str]) -> dict[str, str]:
-    """Cut the panels out of a picture, as data URIs; none, and a sentence in ``faults``, where it is damaged."""
+    """Cut the panels out of a picture, as data URIs.
+
+    A damaged picture has no panels, and adds a sentence to ``faults``.
+    """
     try:
         with Image.open(path) as image:
             text = getattr(image, "text", {}).get(PANELS, "{}")
             boxes: dict[str, tuple[float, float, float, float]] = json.loads(text)
-            if not boxes or not all(
-                map(_NAME.fullmatch, boxes)
-            ):  # they become names in the page's style
+            # Names of panels become class names in the page's style.
+            if not boxes or not all(map(_NAME.fullmatch, boxes)):
                 raise ValueError(f"expected panels with names of maps, got {list(boxes)}")
             return {name: data_uri(image.convert("RGB").crop(box)) for name, box in boxes.items()}
-    except Exception as error:  # of damaged bytes Pillow, zlib and struct make many kinds
+    except Exception as error:  # Pillow, zlib and struct raise many kinds for damaged bytes
         faults.append(f"{path} cannot be read, so its picture is left out: {error}.")
         return {}
 
 
 def data_uri(image: Image.Image) -> str:
-    """The image as WebP in a data URI, at most ``MAX_WIDTH_PX`` wide."""
+    """Encode the image as WebP in a data URI, at most ``MAX_WIDTH_PX`` wide."""
     if image.width > MAX_WIDTH_PX:
         size = (MAX_WIDTH_PX, round(image.height * MAX_WIDTH_PX / image.width))
         image = image.resize(size, Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Factors that were varied together: means by two factors, the analysis of variance, effects of two levels."""
+"""Factors that vary together: interaction plots, analysis of variance, two-level effects."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from sweeps.core.statistics.anova import Effect
 from sweeps.core.store.study_record import StudyRecord
 
 MAX_CROSSINGS = 9
-"""Panels of the figure."""
+"""Largest number of panels in the figure."""
 _CAPTION = (
-    "Lines that are not parallel show an interaction: what one factor does depends on the other. The grey band is the "
-    "noise floor around the first line."
+    "Lines that are not parallel show an interaction: what one factor does depends on the other. "
+    "The grey band is the noise floor around the first line."
 )
 _COLUMNS = (
     TextColumn("term"),
@@ -54,7 +54,10 @@ INTERACTIONS = Section("interactions", "Factors varied together", _show, text="b
 
 
 def _terms(crossing: Crossing, study: StudyRecord) -> TextGrid:
-    """The analysis of variance, a line a term; the notes say what it leaves out, and the effects of two levels."""
+    """Make the table of an analysis of variance, one line for each term.
+
+    The notes list the terms that it leaves out, and the two-level effects.
+    """
     metric = next(metric for metric in study.metrics if metric.key == crossing.metric)
     lines = [
         make_cells(
@@ -79,7 +82,7 @@ def _terms(crossing: Crossing, study: StudyRecord) -> TextGrid:
 
 
 def _effect(effect: Effect, percent: bool) -> str:
-    """An effect in a two-level design with what it cannot be told from, as a sentence."""
+    """Describe an effect in a two-level design with its aliases, as a sentence."""
     estimate = effect.estimate
     steps = ", ".join(
         f"{factor} from {low} to {high}"
@@ -92,11 +95,14 @@ def _effect(effect: Effect, percent: bool) -> str:
         else ""
     )
     kind = "Effect of" if len(effect.factors) == 1 else "Interaction of"
-    return f"{kind} {steps}: {format_difference(estimate.difference, percent=percent)}{interval}{mixed}."
+    return (
+        f"{kind} {steps}: "
+        f"{format_difference(estimate.difference, percent=percent)}{interval}{mixed}."
+    )
 
 
 def _pairs(analysis: StudyAnalysis, metrics: Sequence[Metric]) -> list[_Pair]:
-    """The panels: every two factors of a crossing, for the metrics in percent."""
+    """List the panels: every two factors of a crossing, for the metrics in percent."""
     percent = {metric.key: metric for metric in metrics if metric.percent}
     pairs: list[_Pair] = []
     for crossing in analysis.crossings:
@@ -139,7 +145,7 @@ def _draw_panel(
         values = [means.get((level, line), np.nan) for level in levels]
         axes.plot(values, marker=MARKERS[number], color=SERIES[number], label=line)
         if floor is not None and number == 0:
-            # Around the first line: another one inside the band is not told apart from it there.
+            # The band lies around the first line only: inside it, no other line is distinguishable.
             low, high = (np.array(values) + sign * 100 * floor for sign in (-1, 1))
             axes.fill_between(
                 range(len(levels)),

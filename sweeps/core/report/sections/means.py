@@ -1,4 +1,7 @@
-"""The curve over the rows: means with intervals and seeds; the paper's beside them, in a panel of its own scale."""
+"""Curve over the rows: means with intervals and seeds, beside the paper's curve.
+
+The paper's curve has a panel with its own scale.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,10 @@ from sweeps.core.report.section import Card, Section, Source
 from sweeps.core.store.study_record import StudyRecord, values_by_replicate
 
 MAX_ROWS = 40
-"""Rows of a panel."""
+"""Largest number of rows in a panel."""
 _CAPTION = (
-    "Points are means, bars 95 % t intervals, short strokes the seeds themselves; the band in a metric's colour is the "
-    "noise floor around its base."
+    "Points are means, bars 95 % t intervals, short strokes the seeds themselves; "
+    "the band in a metric's colour is the noise floor around its base."
 )
 _PAPER_CAPTION = (
     " The paper's curve has a panel and a scale of its own: compare the shapes, not the heights."
@@ -77,8 +80,7 @@ def _draw(
                 _draw_published(axes[1], study, metrics, rows)
             elif has_paper:
                 axes[1].remove()
-        # One for all panels, and under them: lines over all of a panel's width leave no free
-        # corner.
+        # One legend for all panels, below them: lines that cross the panel leave no free corner.
         figure.legend(
             *panels[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=len(metrics)
         )
@@ -116,7 +118,7 @@ def _draw_means(
         axes.axhspan(
             100 * (centre.mean - floor), 100 * (centre.mean + floor), color=colour, alpha=0.12, lw=0
         )
-    # Side by side, so that intervals of different metrics do not hide each other.
+    # Metrics are shifted, so that their intervals do not hide each other.
     positions = np.arange(len(rows)) + 0.12 * (number - (count - 1) / 2)
     summaries = [analysis.rows[row.number].figures[metric.key].summary for row in rows]
     axes.plot(

@@ -1,4 +1,4 @@
-"""The table: a line for each row, which opens to show its details, and the claims of the paper beside it."""
+"""The table of results, and the claims of the paper."""
 
 from __future__ import annotations
 
