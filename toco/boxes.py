@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def clip(boxes: Int[Tensor, "b 4"], height: int, width: int) -> Int[Tensor, "b 4"]:
-    """The boxes without what lies beyond ``height x width`` pixels; one that ends before it begins is empty."""
+    """Clip boxes to ``height x width`` pixels; a box that ends before it begins becomes empty."""
     y0, y1, x0, x1 = boxes.T
     y0, x0 = y0.clamp(0, height), x0.clamp(0, width)
     return torch.stack(
@@ -18,14 +18,14 @@ def clip(boxes: Int[Tensor, "b 4"], height: int, width: int) -> Int[Tensor, "b 4
 
 
 def whole(num_images: int, height: int, width: int, device: torch.device) -> Int[Tensor, "b 4"]:
-    """Boxes with all pixels; made on the device, so that it is not waited for."""
+    """Return boxes with all pixels, created on the device without waiting for it."""
     boxes = torch.zeros(num_images, 4, dtype=torch.long, device=device)
     boxes[:, 1], boxes[:, 3] = height, width
     return boxes
 
 
 def inside(boxes: Int[Tensor, "b 4"], height: int, width: int) -> Bool[Tensor, "b h w"]:
-    """True for the pixels inside each box, which may be empty or reach beyond the grid.
+    """Mark the pixels inside each box; a box may be empty or reach beyond the grid.
 
     >>> inside(torch.tensor([[0, 1, 1, 3]]), height=2, width=3).int().tolist()
     [[[0, 1, 1], [0, 0, 0]]]

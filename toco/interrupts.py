@@ -1,10 +1,10 @@
-"""Ctrl-C and SIGTERM as an exception that every ``finally`` sees, but never in the middle of an import.
+"""Turn Ctrl-C and SIGTERM into ``KeyboardInterrupt``, but never during an import.
 
-An exception inside an import leaves a library half imported, or the library takes it for a fault of
-its own. A signal that comes during an import therefore waits until the import has ended. A second
-signal ends the process at once.
+An exception during an import may leave a library half imported, or the library may treat it as an
+import error. A signal that arrives during an import therefore takes effect after the import. A
+second signal ends the process at once.
 
-This module imports next to nothing: a command takes the signals before it imports what it needs.
+This module imports almost nothing, because a command installs the handlers before other imports.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WAIT_S = 0.05
-"""Between looks at whether an import has ended."""
+"""Interval at which the end of an import is checked."""
 _ONE_WISH_S = 1.0
-"""Signals that come within this time are one: ``timeout`` sends its own to a process and to its group."""
+"""Signals within this time count as one: ``timeout`` signals a process and also its group."""
 _received: int = signal.SIGINT
 _received_at: float | None = None
 _is_taken = False
 
 
 def take() -> None:
-    """From now on raise ``KeyboardInterrupt`` for Ctrl-C and for SIGTERM. What is ignored stays ignored."""
+    """Install handlers that raise ``KeyboardInterrupt`` for Ctrl-C and SIGTERM.
+
+    Signals that the process ignores stay ignored.
+    """
     global _is_taken
     _is_taken = True
     for number in _SIGNALS:
@@ -37,25 +40,28 @@ def take() -> None:
 
 
 def take_in_script(package: str) -> None:
-    """:func:`take`, if the program that runs is a file of the folder of ``package``, which is its ``__file__``."""
+    """Call :func:`take` if the running script lies in the folder of ``package``.
+
+    ``package`` is the ``__file__`` of a module in this folder.
+    """
     if Path(sys.argv[0]).resolve().parent == Path(package).resolve().parent:
         take()
 
 
 def take_again() -> None:
-    """Take the signals back from a library that set handlers of its own, if this process had taken them."""
+    """Install the handlers again after a library replaced them, if :func:`take` was called."""
     if _is_taken:
         take()
 
 
 def check() -> None:
-    """Raise ``KeyboardInterrupt`` again after a signal: a callback of a library may have lost the first."""
+    """Raise ``KeyboardInterrupt`` again after a signal, in case a library swallowed the first."""
     if _received_at is not None:
         raise KeyboardInterrupt
 
 
 def give_up() -> None:
-    """From now on let Ctrl-C and SIGTERM end the process at once: nothing but its end is left to do."""
+    """Let Ctrl-C and SIGTERM end the process at once, for the last steps of a program."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in (*_SIGNALS, signal.SIGALRM):
         if signal.getsignal(number) is _interrupt:
@@ -63,13 +69,13 @@ def give_up() -> None:
 
 
 def record(number: int) -> None:
-    """Note a signal that another handler received and obeys, for :func:`exit_status`."""
+    """Record a signal that another handler received, for :func:`exit_status`."""
     global _received
     _received = number
 
 
 def exit_status() -> int:
-    """What a shell expects of a process that the last signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Return the exit status for the last signal: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + _received
 
 

@@ -1,4 +1,4 @@
-"""Addresses and messages without the passwords in them: what is printed, recorded or shown goes through here."""
+"""Remove passwords from addresses and messages before they are printed or recorded."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 
 
 def public_uri(text: str) -> str:
-    """One address, or an argument that ends in one, without user name, password and query.
+    """Remove user name, password and query from an address, or an argument that ends in one.
 
-    Whatever stands before the last ``@`` goes: a password may contain any character. Where that
-    ``@`` may belong to a query, nothing of the address is left.
+    Everything before the last ``@`` is removed, because a password may contain any character. If
+    this ``@`` may belong to a query, the whole address is removed.
 
     >>> public_uri("https://me:p@ss/w:rd@host:5000/x?password=secret")
     'https://host:5000/x'
@@ -24,10 +24,10 @@ def public_uri(text: str) -> str:
 
 
 def public_text(message: str) -> str:
-    """A message with its addresses as ``public_uri`` shows them; an address ends at a space, a quote or a bracket.
+    """Apply ``public_uri`` to every address in a message.
 
-    In a password a single quote and a round bracket end nothing: addresses may hold them there as
-    they are.
+    An address ends at a space, a quote or a bracket. Single quotes and round brackets do not end a
+    password, where addresses may contain them unescaped.
 
     >>> public_text("GET http://me:secret@host/a?token=x failed, says me@host")
     'GET http://host/a failed, says me@host'

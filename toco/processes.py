@@ -1,4 +1,4 @@
-"""What processes that this project starts have in common: how they end, and how their errors reach who started them."""
+"""Helpers for child processes: end with the parent, and pass errors to the parent."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import time
 import traceback
 from collections.abc import Callable
 
-_LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S = 1.0  # interval of polling
 
 
 class MachineError(RuntimeError):
-    """The machine failed, and not the training: another machine, or the same one later, may succeed."""
+    """The machine failed and not the training: a retry, or another machine, may succeed."""
 
 
 def end_with_parent() -> None:
-    """End this process at once when the process that asked for it ends, however that happens.
+    """End this process at once when its parent ends, however that happens.
 
-    That process is the one which called ``start``, also where a fork server did the work; without
-    one, as under torchrun, it is the parent of this process.
+    The parent is the process that called ``start`` of multiprocessing, also with a fork server.
+    Otherwise, as under torchrun, it is the parent process of the system.
     """
     parent = multiprocessing.parent_process()
     threading.Thread(
@@ -32,11 +32,13 @@ def end_with_parent() -> None:
 
 
 def sendable(error: Exception, where: str) -> Exception:
-    """``error`` as another process can raise it: one of a class that no pickle holds becomes a ``RuntimeError``.
+    """Return ``error`` in a form that another process can raise, with its traceback as a note.
+
+    An error that cannot be pickled becomes a ``RuntimeError`` with the same message.
 
     Args:
-        error: What was raised, being handled.
-        where: This process, for the traceback that goes with the error as a note.
+        error: The exception that is being handled.
+        where: Description of this process, for the note.
     """
     origin = f"{where}:\n{traceback.format_exc()}"
     error.add_note(origin)

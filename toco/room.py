@@ -1,4 +1,4 @@
-"""Room on disks: how much there is, how much is needed, and the sentence about it."""
+"""Free disk space: compare it with the need, and word the message about a shortage."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 from toco.files import is_no_room, printable
 
 LEAST_BYTES = 1_000_000
-"""A folder with less free than that is taken for full, where nobody knows what is needed."""
+"""Free space below which a disk counts as full if the need is unknown."""
 
 
 class NoRoomError(OSError):
-    """A disk, its inodes, a quota or the files that a process may open are used up.
+    """A disk, its inodes, a quota or the open files of a process are used up.
 
     Args:
-        message: A sentence that names the folder and says what to do.
-        number: The error number of the system.
+        message: Message that names the folder and gives advice.
+        number: Error number of the system.
     """
 
     def __init__(self, message: str, number: int = errno.ENOSPC) -> None:
@@ -33,7 +33,7 @@ class NoRoomError(OSError):
 
 
 def size(number: int | float) -> str:
-    """Bytes for people.
+    """Format a number of bytes with a unit.
 
     >>> [size(n) for n in (900, 18_475_990, 3_200_000_000)]
     ['900 B', '18 MB', '3.2 GB']
@@ -45,50 +45,50 @@ def size(number: int | float) -> str:
 
 
 def shortage(folder: Path, needed_bytes: int) -> str | None:
-    """Say what a folder's disk lacks; ``None`` where there is room.
+    """Describe the shortage of a folder's disk; ``None`` if there is enough space.
 
     Args:
-        folder: The folder, or one that will be made.
-        needed_bytes: Bytes that will be written there; 0 where that is not known.
+        folder: The folder, which may not exist yet.
+        needed_bytes: Number of bytes that will be written; 0 if unknown.
 
     Raises:
-        OSError: The disk cannot be asked.
+        OSError: The system does not report the disk's free space.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     disk = os.statvfs(existing)
     free, needed = disk.f_bavail * disk.f_frsize, needed_bytes or LEAST_BYTES
-    # File systems without a fixed number of inodes say 0 of 0.
+    # File systems without a fixed number of inodes report a total of 0.
     if disk.f_files and not disk.f_favail:
         return f"{printable(folder)} has no room: its disk has no free inodes. Delete files there."
     if free < needed:
         return (
-            f"{printable(folder)} has no room: {size(free)} are free, and about {size(needed)} are needed. "
-            "Make room there."
+            f"{printable(folder)} has no room: {size(free)} are free, and about {size(needed)} are "
+            "needed. Make room there."
         )
     return None
 
 
 def sentence_of(folder: Path, needed_bytes: int, error: OSError) -> str:
-    """Say why writing below ``folder`` failed for want of room. A quota is no property of the disk."""
+    """Describe why writing below ``folder`` failed for lack of space: the disk, else a quota."""
     return shortage(folder, needed_bytes) or (
-        f"{printable(folder)} has no room: {error.strerror or error}. About {size(needed_bytes or LEAST_BYTES)} are "
-        "needed. Make room there, or raise its quota."
+        f"{printable(folder)} has no room: {error.strerror or error}. About "
+        f"{size(needed_bytes or LEAST_BYTES)} are needed. Make room there, or raise its quota."
     )
 
 
 @contextmanager
 def telling_shortage(folder: Path, needed_bytes: int) -> Iterator[None]:
-    """Say what the disk of ``folder`` lacks where an error of the block says only that a disk is full.
+    """Replace errors of a full disk in the block by a message about the disk of ``folder``.
 
-    Errors of ``write`` name no file, and which of a driver's files it was helps nobody.
+    The system's errors of ``write`` do not name the file or its folder.
 
     Args:
-        folder: The folder that the block writes to.
+        folder: Folder to which the block writes.
         needed_bytes: As in :func:`shortage`.
 
     Raises:
-        NoRoomError: The folder has no room.
-        OSError: Another disk is full, or another error.
+        NoRoomError: The folder's disk has no space.
+        OSError: Another disk is full, or any other error.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The tensors that travel between the parts of a run. Axis letters are those of :mod:`toco.types`."""
+"""Tensors that the parts of a run exchange. Axis letters are those of :mod:`toco.types`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from toco.types import Shard
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one training step gets from the loader. Images are normalised with the ImageNet mean and std.
+    """Input of one training step. Images are normalised with the ImageNet mean and std.
 
     Attributes:
-        images: First global view; the classifier, the CAMs and the decoder see this one.
-        second_view: Second global view; ``None`` where the method does not use it.
-        crop_source: The crop of ``images`` with its own colours, to cut local crops from; ``None``
-            likewise.
+        images: First global view, the input of the classifier, the CAMs and the decoder.
+        second_view: Second global view; ``None`` if the method does not use it.
+        crop_source: The crop of ``images`` without colour changes, from which local crops are cut;
+            ``None`` if the method does not use it.
         class_labels: Multi-hot image-level labels without background, 0.0 or 1.0.
         valid_box: Rows ``y0 y1`` and columns ``x0 x1`` (half-open, pixels) of the image inside its
             padded crop.
         names: Name of every image, for messages.
-        present: What :func:`present_classes` says of the labels, found on the host so that no
-            device is waited for.
-        shard: Which consecutive part of the global batch these images are.
+        present: Result of :func:`present_classes` on the labels, computed on the host to avoid
+            waiting for the device.
+        shard: Consecutive part of the global batch that these images are.
     """
 
     images: Float[Tensor, "b 3 h w"]
@@ -41,7 +41,7 @@ class Batch:
     shard: Shard = Shard()
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on ``device`` (copies are asynchronous where the memory is pinned)."""
+        """Copy the batch to ``device``, asynchronously from pinned memory."""
         moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=True)
             if isinstance(value := getattr(self, f.name), Tensor)
@@ -52,10 +52,10 @@ class Batch:
 
 
 def present_classes(class_labels: Float[Tensor, "b k"]) -> Int[Tensor, "b m"]:
-    """0-based classes of every image, ascending; ``m`` is the most that one image has, at least 1.
+    """Return the ascending 0-based classes of every image.
 
-    Images with fewer are filled up with absent classes, whose label is 0 and whose maps therefore
-    count for nothing.
+    ``m`` is the largest number of classes of an image, at least 1. Images with fewer classes are
+    filled up with absent classes, whose label is 0 and whose maps are therefore ignored.
 
     >>> present_classes(torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]])).tolist()
     [[1, 3], [0, 2]]
@@ -67,15 +67,15 @@ def present_classes(class_labels: Float[Tensor, "b k"]) -> Int[Tensor, "b m"]:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """One forward pass of a backbone.
+    """Result of a forward pass of a backbone.
 
     Attributes:
         class_token: Class token of every image, after the final norm.
         features: Patch tokens of the last block after the final norm, as a map, of the images whose
-            maps were wanted.
+            maps were requested.
         aux_features: Patch tokens of the auxiliary block of these images, before the final norm
-            (after it, if that block is the last). They may have other channels, but lie on the same
-            grid.
+            (after it, if that block is the last). The number of channels may differ from
+            ``features``; the grid is the same.
     """
 
     class_token: Float[Tensor, "images c"]
@@ -87,13 +87,13 @@ class Features:
 class Cams:
     """Class activation maps in [0, 1], min-max normalised per class.
 
-    The maps are those of all classes or, where a caller named some, of these in the order in which
-    they were named.
+    There is one map per class that the caller requested, in the caller's order, or one map for each
+    of all classes.
 
     Attributes:
-        cam: The maps that pseudo labels are made of.
-        further: Other maps of the same classes that the method makes, by name, such as ``aux_cam``.
-            Scores, pictures and files carry the name, which ends in ``_cam``.
+        cam: Maps from which pseudo labels are made.
+        further: Further maps of the same classes, by name, such as ``aux_cam``. Scores, pictures
+            and files use this name, which ends in ``_cam``.
 
     Raises:
         ValueError: A name does not end in ``_cam``.
@@ -110,16 +110,16 @@ class Cams:
                 )
 
     def by_name(self) -> dict[str, Float[Tensor, "b k h w"]]:
-        """All maps, ``cam`` first."""
+        """Return all maps by name, ``cam`` first."""
         return {"cam": self.cam, **self.further}
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """All that a method says of a batch of images, in float32, without knowledge of their labels.
+    """Predictions of a method for a batch of images, in float32, without use of labels.
 
     Attributes:
-        cams: CAMs at the size of the input, of the classes that the caller named, or of all.
+        cams: CAMs at the size of the input, of the requested classes or of all classes.
         class_logits: Logits of the classifier.
         segmentation_logits: Logits of the decoder on the patch grid, background first; ``None``
             without a decoder.
@@ -134,12 +134,12 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Named losses of one training step, before weighting, with the weights that hold at this step.
+    """Unweighted losses of one training step by name, with their weights at this step.
 
     Attributes:
-        losses: Scalar tensors by term. A term whose weight is 0 at this step may be absent.
-        weights: Weight of every term present in ``losses``.
-        counts: Numbers worth logging that are not losses (ignored affinities, positive crops, ...).
+        losses: Scalar tensors by term. A term with weight 0 at this step may be absent.
+        weights: Weight of every term in ``losses``.
+        counts: Numbers to log that are no losses (ignored affinities, positive crops, ...).
     """
 
     losses: dict[str, Float[Tensor, ""]]
@@ -148,5 +148,5 @@ class StepOutput:
 
     @property
     def total(self) -> Float[Tensor, ""]:
-        """Weighted sum of all terms: what is differentiated."""
+        """Return the weighted sum of all terms, which is differentiated."""
         return torch.stack([self.weights[name] * loss for name, loss in self.losses.items()]).sum()

@@ -1,7 +1,7 @@
-"""Axis letters, and the values without tensors that the parts of a run agree on.
+"""Axis letters, and constants and types without tensors that all parts share.
 
-Axis letters, everywhere in this project: ``b`` image, ``k`` foreground class, ``s`` = k + 1 classes
-with the background first, ``c`` channel, ``h w`` pixels, ``p q`` patch grid, ``n`` = p * q patches,
+Axis letters in the whole project: ``b`` image, ``k`` foreground class, ``s`` = k + 1 classes with
+the background first, ``c`` channel, ``h w`` pixels, ``p q`` patch grid, ``n`` = p * q patches,
 ``v`` view.
 """
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 IGNORE_INDEX = 255
-"""Label of a pixel (or of a pair of patches) that no loss and no metric counts."""
+"""Label of pixels (or of pairs of patches) that losses and metrics ignore."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Every batch is normalised with these, of pixels in [0, 1], R, G and B."""
+"""Normalisation of every batch, for pixels in [0, 1], in the order R, G, B."""
 
 ExtraView = Literal["second_view", "crop_source"]
-"""A view of a training batch that is made for methods that use it."""
+"""View of a training batch that is only made for methods that use it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Which of ``world_size`` equal parts of a whole (a global batch, a split) a process works on."""
+    """Part ``rank`` of ``world_size`` equal parts of a global batch or a split."""
 
     rank: int = 0
     world_size: int = 1

@@ -1,4 +1,4 @@
-"""Options that several verbs take."""
+"""Options that several verbs share."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ experiment = click.option(
 labelled_split = click.option(
     "--split", type=click.Choice(["train", "val"]), default="train", show_default=True
 )
-"""The split that image-level labels are used of: by default the one that a second stage is trained on."""
+"""Split whose image-level labels are used; by default the one for training a second stage."""
 out = click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder of the outputs."
 )
 progress = click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
 run_dir = click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
-"""A run folder, as ``train`` and ``import-official`` make it."""
+"""Run folder, made by ``train`` or ``import-official``."""
 tracking_uri = click.option(
     "--tracking-uri",
     envvar="MLFLOW_TRACKING_URI",

@@ -1,4 +1,4 @@
-"""What the verbs share that let a trained method work on many images."""
+"""Helpers of the verbs that apply a trained method to many images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_for_share(run_dir: Path, changes: Sequence[str]) -> tuple[Trained, Shard]:
-    """The trained method, and the share of the images that is this process's among those that torchrun started."""
+    """Open the trained method, and the shard of this process among those of torchrun."""
     from toco.config import parse_assignments
     from toco.train.distributed import own_share
     from toco.train.trained import open_trained
@@ -26,7 +26,7 @@ def open_for_share(run_dir: Path, changes: Sequence[str]) -> tuple[Trained, Shar
 
 
 def identity(trained: Trained) -> dict[str, Any]:
-    """What a trained method's outputs depend on, whatever they are: its weights and how it computes."""
+    """Return what every output of a trained method depends on: its weights and settings."""
     from toco.config import digest
     from toco.predict.split_predictions import weights_digest
 
@@ -42,12 +42,12 @@ def identity(trained: Trained) -> dict[str, Any]:
 
 
 def open_images(trained: Trained, split: Split, shard: Shard) -> tuple[Dataset, dict[str, Any]]:
-    """A split of the run's data, and what its outputs depend on besides each image.
+    """Open a split of the run's data; return also what its outputs depend on, apart from images.
 
-    The first of the processes that share the work says how many images carry an EXIF orientation.
+    The process of rank 0 prints how many images have an EXIF orientation.
 
     Raises:
-        ValueError: There is none, or its classes are not those that the method was trained for.
+        ValueError: The split cannot be opened, or its classes are not those of the training.
     """
     from toco.config import digest
     from toco.registry import load
@@ -57,19 +57,20 @@ def open_images(trained: Trained, split: Split, shard: Shard) -> tuple[Dataset, 
     )
     if dataset.class_names != trained.class_names:
         raise ValueError(
-            f"The method was trained for the classes {', '.join(trained.class_names)}, but the data set has "
-            f"{', '.join(dataset.class_names)}. Name the right one with --set data.root=FOLDER."
+            f"The method was trained for the classes {', '.join(trained.class_names)}, but the "
+            f"data set has {', '.join(dataset.class_names)}. Name the right one with --set "
+            "data.root=FOLDER."
         )
     if shard.rank == 0 and (num_turned := _num_turned(dataset)):
         click.echo(
-            f"Note: {num_turned} of {len(dataset)} images have an EXIF orientation, which is ignored: the masks of a "
-            "data set lie on the stored pixels."
+            f"Note: {num_turned} of {len(dataset)} images have an EXIF orientation, which is "
+            "ignored: the masks of a data set lie on the stored pixels."
         )
     return dataset, {**identity(trained), "split": split, "data": digest(trained.config.data)}
 
 
 def _num_turned(dataset: Dataset) -> int:
-    """Number of images whose EXIF orientation is not upright. An image that cannot be read is reported later."""
+    """Count images with an EXIF orientation; unreadable images are skipped and reported later."""
     from toco.data.files.file_dataset import FileDataset
 
     if not isinstance(dataset, FileDataset):

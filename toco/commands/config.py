@@ -1,4 +1,4 @@
-"""Print a config."""
+"""Print the config of a recipe."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from toco.registry import load
 @click.argument("recipe")
 @_options.changes
 def command(recipe: str, changes: tuple[str, ...]) -> None:
-    """Print the config of RECIPE, defaults too, as JSON.
+    """Print the config of RECIPE as JSON, with all defaults.
 
-    A config whose sizes do not fit together, so that it cannot run, is refused.
+    A config that cannot run, because its sizes do not fit together, is refused.
     """
     from toco.train.dry_run import check_can_run
 

@@ -47,9 +47,9 @@ def check(
     allow_empty_labels: bool,
     allow_overlap: bool,
 ) -> None:
-    """Report every fault of a folder of VOC's shape.
+    """Report every fault of a VOC-shaped folder.
 
-    All of ROOT is decoded. Exits with 1 if there is a fault.
+    All images and masks of ROOT are decoded. Exits with 1 if there is a fault.
     """
     from toco.data import voc
     from toco.data.check import check_folder
@@ -75,9 +75,9 @@ def check(
 def check_set(name: str, changes: tuple[str, ...]) -> None:
     """Report every fault of the data set NAME.
 
-    NAME is that of a kind (coco, folder, ...); all of it is decoded. Exits with 1 if there is a
-    fault. Its settings are those of a run, without "data.": data check-set folder --set root=tiles
-    --set labels=folders
+    NAME is the kind of data set: coco, folder, ... All images and masks are decoded. Exits with 1
+    if there is a fault. Settings are named as in a run, without "data.": data check-set folder
+    --set root=tiles --set labels=folders
     """
     from toco.data.check import check_splits
 
@@ -95,7 +95,7 @@ def check_set(name: str, changes: tuple[str, ...]) -> None:
 def convert_labels_(source: Path, target: Path) -> None:
     """Convert the official pickled labels in SOURCE.
 
-    TARGET is .npz or .json. Nothing that the pickle holds is run.
+    TARGET is a .npz or .json file. No code of the pickle is executed.
     """
     from toco.data import convert_labels
 
@@ -125,10 +125,10 @@ def prepare_coco(
 ) -> None:
     """Write labels and masks of COCO 2014 in ROOT.
 
-    They are made from instances_train2014.json and instances_val2014.json. Masks hold the classes 1
-    to 80 and 255 (void) where there is but a crowd; smaller objects lie over larger ones. Labels
-    are the classes of all objects that are no crowds. What was stopped goes on when it is called
-    again.
+    They are made from instances_train2014.json and instances_val2014.json. Masks have the classes 1
+    to 80, and 255 (void) for crowds outside of objects; smaller objects lie over larger ones.
+    Labels are the classes of all objects that are no crowds. Call the command again to continue
+    stopped work.
     """
     from toco.data.coco_format.annotations import RULES, read_annotations
     from toco.data.files.layout import examples
@@ -142,7 +142,7 @@ def prepare_coco(
         found = read_annotations(file)
         names = [image.name for image in found.images]
         made_by = {"annotations_sha256": found.sha256, "rules": RULES}
-        # A mask follows from the annotations and the name of its image.
+        # The annotations and the image's name determine a mask, so the name serves as input digest.
         try:
             folder = OutputFolder(out / part, made_by, names, ".png", names.__getitem__)
         except ValueError as error:
@@ -152,8 +152,8 @@ def prepare_coco(
         found.write_labels(out / f"labels_{part}.json")
         folder.fill(found.mask_png, doing=part, progress=progress)
         click.echo(
-            f"{part}: {len(names)} images with objects, {found.num_without_objects} without are left out; labels and "
-            f"masks are in {out}"
+            f"{part}: {len(names)} images with objects, {found.num_without_objects} without are "
+            f"left out; labels and masks are in {out}"
         )
         missing = [name for name in names if not (root / part / f"{name}.jpg").is_file()]
         if missing:
@@ -167,9 +167,9 @@ def prepare_coco(
 @click.argument("target", type=click.Path(path_type=Path, file_okay=False))
 @_options.progress
 def convert_coco_masks(source: Path, target: Path, progress: bool) -> None:
-    """Renumber COCO's masks to its 80 classes.
+    """Renumber COCO masks from categories to the 80 classes.
 
-    SOURCE holds masks of COCO's categories (1 to 90); TARGET gets those of its classes, 1 to 80.
+    SOURCE has masks with COCO's categories (1 to 90); TARGET gets masks with the classes 1 to 80.
     """
     from toco.data.coco_format.masks import renumber
     from toco.data.files.tree import read_tree

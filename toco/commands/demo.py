@@ -1,4 +1,4 @@
-"""Show what a run sees in an image, on a page."""
+"""Serve a page with the CAMs and predictions of a run for any image."""
 
 from __future__ import annotations
 
@@ -61,11 +61,12 @@ def command(
     max_upload_mib: int,
     max_pixels: int | None,
 ) -> None:
-    """Serve a page that shows what a run sees in an image.
+    """Serve a page with the CAMs and predictions of a run.
 
-    It is served on loopback alone, with the newest checkpoint of RUN_DIR. CAM, auxiliary CAM,
-    pseudo labels at any two thresholds, segmentation, and how alike patches are after every block.
-    It looks as the run's evaluation does; --set changes how, as in evaluate.size_px=224.
+    The page shows CAM, auxiliary CAM, pseudo labels at any two thresholds, segmentation, and the
+    similarity of patches after every block. It uses the newest checkpoint of RUN_DIR and the
+    settings of the run's evaluation, which --set changes, as in evaluate.size_px=224. The server
+    only listens on this machine (loopback).
     """
     from toco.data.files.images import MAX_PIXELS
     from toco.demo.analysis import Analyst
@@ -89,9 +90,9 @@ def command(
 
 
 def _val_images(config: RunConfig) -> Dataset | None:
-    """The images to offer, if the run's data set is here."""
+    """Open the validation images as examples; ``None`` if the data set cannot be opened."""
     try:
-        # Read one by one: filling a cache would decode all of them.
+        # Images are read one by one: filling a cache would decode all of them.
         data = config.data.model_copy(update={"cache": "none"})
         dataset: Dataset = load("toco.data", data.name).open_split(data, "val")
     except (ValueError, OSError) as error:

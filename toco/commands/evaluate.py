@@ -1,4 +1,4 @@
-"""Evaluate a run by the protocol of the validation."""
+"""Evaluate a run as during training."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from toco.registry import load
 def command(run_dir: Path, changes: tuple[str, ...], out: Path | None, progress: bool) -> None:
     """Evaluate the newest checkpoint of RUN_DIR.
 
-    --set changes the run's config, as in evaluate.size_px=224. Where the run is of a recipe of the
-    paper, the authors' scores stand beside.
+    --set changes the run's config, as in evaluate.size_px=224. For a recipe of the paper, the
+    authors' scores are printed as well.
     """
     from toco.evaluate.evaluator import evaluate as run
     from toco.evaluate.pictures import (

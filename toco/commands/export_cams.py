@@ -1,4 +1,4 @@
-"""CAMs of a run, for a second stage."""
+"""Export the CAMs of a run for a second stage."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def command(
     changes: tuple[str, ...],
     progress: bool,
 ) -> None:
-    """Write the CAMs of a split, one NPZ file an image.
+    """Write the CAMs of a split, one NPZ file per image.
 
-    They are made with the newest checkpoint of RUN_DIR. Arrays, by the names that IRN uses: keys
-    (classes of the image, from 0), high_res (their CAMs at the image's size), cam (at a quarter of
-    it), and the same of further CAMs of the method, as aux_high_res and aux_cam of an auxiliary
-    one. They follow the evaluation of the run, with the image-level labels of the data; --set
-    changes how, as in evaluate.size_px=null for the image's own size. The work goes on where it was
-    stopped, and torchrun shares it among processes.
+    CAMs are made with the newest checkpoint of RUN_DIR and the image-level labels of the data. The
+    arrays have IRN's names: keys (classes of the image, from 0), high_res (CAMs at the image's
+    size), cam (CAMs at a quarter of it), and the same for further CAMs of the method, as
+    aux_high_res and aux_cam. The settings are those of the run's evaluation; --set changes them, as
+    in evaluate.size_px=null for the image's own size. Stopped work continues when the command is
+    called again; torchrun shares it among processes.
     """
     from toco.commands._trained import open_for_share, open_images
     from toco.predict.cams import export_cams

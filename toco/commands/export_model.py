@@ -26,16 +26,16 @@ from toco.commands import _options
 def command(run_dir: Path, file: Path, size_px: int | None, cams: bool) -> None:
     """Write the network of RUN_DIR to FILE.onnx.
 
-    It is that of the newest checkpoint: RGB levels in, scores and labels out. The file says what
-    its inputs and outputs are and names the classes; it is checked in ONNX Runtime before it is
-    written.
+    It has the weights of the newest checkpoint; its input is RGB levels, its outputs are scores and
+    labels. The file documents its inputs, outputs and classes. It is checked in ONNX Runtime before
+    it is written.
     """
     from toco.export.onnx import export_onnx
 
     exported = export_onnx(run_dir, file, size_px=size_px, cams=cams)
     click.echo(
-        f"{file}: {exported.size_bytes / 1e6:.1f} MB. ONNX Runtime against torch: scores differ by at most "
-        f"{exported.max_difference:.2g} (the largest is {exported.max_score:.3g}), "
+        f"{file}: {exported.size_bytes / 1e6:.1f} MB. ONNX Runtime against torch: scores differ by "
+        f"at most {exported.max_difference:.2g} (the largest is {exported.max_score:.3g}), "
         f"{exported.label_agreement:.2%} of the labels agree."
     )
     for key, value in exported.metadata.items():

@@ -1,4 +1,4 @@
-"""A checkpoint for the official code from a run folder."""
+"""Export a run as a checkpoint for the official code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from toco.commands import _options
 def command(run_dir: Path, file: Path) -> None:
     """Write a checkpoint for the official ToCo code.
 
-    FILE is the newest checkpoint of RUN_DIR as that code would have saved it.
+    FILE gets the newest checkpoint of RUN_DIR in the format of that code.
     """
     from toco.official.checkpoint import export_checkpoint
 

@@ -1,4 +1,4 @@
-"""Pseudo labels of a run, as masks for a second training."""
+"""Export pseudo labels of a run as masks for a second training."""
 
 from __future__ import annotations
 
@@ -27,14 +27,20 @@ if TYPE_CHECKING:
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    help="One background score, so that nothing is uncertain.  [default: method.low_threshold and .high_threshold]",
+    help=(
+        "One background score, so that nothing is uncertain.  [default: method.low_threshold and "
+        ".high_threshold]"
+    ),
 )
 @click.option(
     "--crf",
     "crf_changes",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Change a setting of the CRF, as in bilateral_sigma_xy=50; repeatable.  [default: the official ones for CAMs]",
+    help=(
+        "Change a setting of the CRF, as in bilateral_sigma_xy=50; repeatable.  [default: the "
+        "official ones for CAMs]"
+    ),
 )
 @_options.changes
 @_options.progress
@@ -50,11 +56,11 @@ def command(
 ) -> None:
     """Write the pseudo labels of a split as index PNGs.
 
-    In VOC's palette, with the newest checkpoint of RUN_DIR. They are made of the final CAM, which
-    follows the evaluation of the run, and of the image-level labels of the data: 0 background, 1
-    and up classes, 255 uncertain. If the data has masks, the mIoU is printed at the end. --set
-    changes how, as in method.high_threshold=0.6 or evaluate.size_px=null. The work goes on where it
-    was stopped, and torchrun shares it among processes.
+    The PNGs have VOC's palette: 0 background, 1 and up classes, 255 uncertain. They are made with
+    the newest checkpoint of RUN_DIR from the final CAM, as in the run's evaluation, and the
+    image-level labels of the data. If the data has masks, the mIoU is printed at the end. --set
+    changes settings, as in method.high_threshold=0.6 or evaluate.size_px=null. Stopped work
+    continues when the command is called again; torchrun shares it among processes.
     """
     from toco.commands._trained import open_for_share, open_images
     from toco.config import parse_assignments, replace

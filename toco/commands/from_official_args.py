@@ -1,4 +1,4 @@
-"""Our command for one of the official code."""
+"""Translate a command of the official code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import click
 def command(words: tuple[str, ...]) -> None:
     """Translate a command of the official ToCo code.
 
-    Prints the `toco train` command that trains what WORDS train, and what of them has no
-    counterpart. As in: from-official-args -- python -m torch.distributed.launch --nproc_per_node=2
-    scripts/dist_train_voc_seg_neg.py --backbone deit_base_patch16_224 --temp 0.3
+    Prints the `toco train` command that is equivalent to WORDS, and notes on arguments without a
+    counterpart. Example: from-official-args -- python -m torch.distributed.launch
+    --nproc_per_node=2 scripts/dist_train_voc_seg_neg.py --backbone deit_base_patch16_224 --temp 0.3
     """
     from toco.official.arguments import translate
 

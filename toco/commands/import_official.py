@@ -1,4 +1,4 @@
-"""A run folder from a checkpoint of the official code."""
+"""Make a run folder from a checkpoint of the official code."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from toco.registry import load
 def command(
     file: Path, recipe: str, changes: tuple[str, ...], run_dir: Path, step: int | None
 ) -> None:
-    """Make a run folder of an official checkpoint.
+    """Make a run folder from an official checkpoint.
 
-    FILE is one that the official ToCo code saved. All verbs that take a trained run take it:
-    evaluate, predict, test. It cannot be trained on.
+    FILE was saved by the official ToCo code. All verbs for trained runs accept the run folder:
+    evaluate, predict, test. Its training cannot be continued.
     """
     from toco.official.checkpoint import import_checkpoint
 

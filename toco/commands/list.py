@@ -1,4 +1,4 @@
-"""List what there is."""
+"""List recipes, methods, backbones, data and metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def command() -> None:
 
 
 def _first_line(module: str) -> str:
-    """Of the docstring of ``module``, from its source: to import it may take seconds."""
+    """Read the first line of a module's docstring from its source; an import may take seconds."""
     file = source_file(module)
     docstring = None if file is None else ast.get_docstring(ast.parse(file.read_bytes()))
     return (docstring or "").partition("\n")[0]

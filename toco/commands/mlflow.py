@@ -1,4 +1,4 @@
-"""Open the MLflow UI over a results folder, on this machine."""
+"""Start the MLflow UI on this machine for a results folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import click
 @click.argument("storage", default="results")
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 def command(storage: str, port: int) -> None:
-    """Open the MLflow UI over STORAGE, on this machine.
+    """Start the MLflow UI for STORAGE, on this machine.
 
-    STORAGE is the --storage of studies, which holds mlflow.db, or a database file or its
-    sqlite:///PATH; by default ./results. The page of every experiment is printed. Ctrl-C ends the
-    server.
+    STORAGE is the --storage of studies, which contains mlflow.db, or a database file, or its
+    sqlite:///PATH; by default ./results. The address of every experiment is printed. Ctrl-C ends
+    the server.
     """
     from toco.tracking import client_uri, database_of
     from toco.tracking.ui import experiment_pages, serve

@@ -54,12 +54,12 @@ def command(
 ) -> None:
     """Segment any images.
 
-    INPUT are JPEG and PNG files, and folders of them, links too; they are turned upright by their
-    EXIF orientation, and segmented with the newest checkpoint of RUN_DIR. OUT/labels gets an index
-    PNG for each image, in VOC's palette. The work goes on where it was stopped, and makes again
-    what a changed image was the input of; torchrun shares it among processes. --set changes how, as
-    in inference.crf=null (no CRF, faster), 'inference.scales=[1]' or inference.tile_px=1024 (large
-    images). Exits with 1 if an image cannot be segmented; the others are.
+    INPUT are JPEG and PNG files, folders of them, and links. Images are rotated by their EXIF
+    orientation and segmented with the newest checkpoint of RUN_DIR. OUT/labels gets an index PNG
+    for each image, in VOC's palette. --set changes settings, as in inference.crf=null (no CRF,
+    faster), 'inference.scales=[1]' or inference.tile_px=1024 (large images). Stopped work continues
+    when the command is called again, and changed images are segmented again; torchrun shares the
+    work among processes. Exits with 1 if an image cannot be segmented; the others still are.
     """
     import sys
     from functools import partial
@@ -79,6 +79,8 @@ def command(
         raise click.UsageError(
             "--max-pixels goes with INPUT; for a split it is --set data.max_pixels=NUMBER."
         )
+
+    # Input files, which must not mix with outputs.
     images: Images
     if inputs:
         if any(out.resolve().is_relative_to(path.resolve()) for path in inputs):
@@ -91,6 +93,8 @@ def command(
             path.resolve().is_relative_to(out.resolve()) for path in files.paths
         ):
             raise click.UsageError(f"--out {out} holds images of INPUT; name another.")
+
+    # Trained method, settings and identity of the outputs.
     trained, shard = open_for_share(run_dir, changes)
     trained.check_decoder()
     if inputs and shard.rank == 0:
@@ -103,6 +107,8 @@ def command(
         images, about = open_images(trained, split, shard)
         file_names = images.names
     about["inference"] = inference.model_dump(mode="json")
+
+    # Segmentation.
     network = partial(class_probabilities, trained.method, config=inference, device=device)
     predicted = predict(
         network,
@@ -117,11 +123,14 @@ def command(
         least_side_px=least_side_px(trained.method, inference),
         progress=progress and shard.rank == 0,
     )
+
+    # Report.
     labels, faults = predicted.labels, predicted.faults
     num_images = len(labels.names)
     num_labels = num_images - len(labels.missing())
     click.echo(
-        f"{num_labels} of {num_images} images have a label: {printable(labels.path)} ({predicted.num_made} made now)"
+        f"{num_labels} of {num_images} images have a label: {printable(labels.path)} "
+        f"({predicted.num_made} made now)"
     )
     if coco_json and not predicted.is_complete:
         click.echo(
@@ -132,4 +141,4 @@ def command(
         for sentence in faults.values():
             click.echo(f"  {printable(sentence)}", err=True)
     if faults and predicted.is_complete:
-        sys.exit(1)  # not before, because torchrun ends all processes when one fails
+        sys.exit(1)  # only when all are done: torchrun ends all processes if one fails

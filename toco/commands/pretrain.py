@@ -17,7 +17,7 @@ from toco.config import parse_assignments, replace
 def command(weights: Path, changes: tuple[str, ...], progress: bool) -> None:
     """Pretrain the nano ViT on generated scenes.
 
-    Writes WEIGHTS (.safetensors) and a JSON file that says how.
+    Writes WEIGHTS (.safetensors) and a JSON file with the settings and results.
     """
     from toco.train.pretrain import PretrainConfig
     from toco.train.pretrain import pretrain as run
@@ -33,5 +33,6 @@ def command(weights: Path, changes: tuple[str, ...], progress: bool) -> None:
     )
     similarity = ", ".join(f"{value:.2f}" for value in result.patch_similarity)
     click.echo(
-        f"{weights}: label accuracy {result.label_accuracy:.3f}; patch similarity by block {similarity}"
+        f"{weights}: label accuracy {result.label_accuracy:.3f}; patch similarity by block "
+        f"{similarity}"
     )

@@ -1,4 +1,4 @@
-"""Log the network of a run to MLflow, and register it under a name."""
+"""Log the network of a run to MLflow, and optionally register it under a name."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from toco.commands import _options
 def command(run_dir: Path, name: str | None, tracking_uri: str, experiment: str) -> None:
     """Log the network of a run to MLflow, as a model.
 
-    It is that of RUN_DIR's newest checkpoint; MLflow loads and serves it. Its run is filled first,
-    as `track` does it. The model takes encoded images and gives label maps; whoever loads it needs
-    neither toco nor torch.
+    The model has the weights of RUN_DIR's newest checkpoint. Its input is encoded images, its
+    output label maps; loading and serving it needs neither toco nor torch. The run is also recorded
+    in MLflow, as `track` does.
     """
     import tempfile
 
@@ -29,7 +29,7 @@ def command(run_dir: Path, name: str | None, tracking_uri: str, experiment: str)
     from toco.tracking import client_uri, open_store, track_run
     from toco.tracking.model import log_network
 
-    client_uri(tracking_uri)  # a wrong one is heard of at once
+    client_uri(tracking_uri)  # refuse an invalid address before the export
     with tempfile.TemporaryDirectory() as scratch:
         exported = export_onnx(run_dir, Path(scratch) / "network.onnx")
         store = open_store(tracking_uri, experiment)

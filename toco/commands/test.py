@@ -1,4 +1,4 @@
-"""Test a run as the paper's final numbers are made: several scales, mirror images and a dense CRF."""
+"""Test a run as in the paper's Table 2: multiple scales, mirror images and a dense CRF."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def command(
     also_without_crf: bool,
     progress: bool,
 ) -> None:
-    """Segment a split as in Table 2, and score it.
+    """Segment a split as in the paper's Table 2, and score it.
 
     Every image is segmented with the newest checkpoint of RUN_DIR, at several scales, with mirror
-    images and a CRF. --set inference.NAME=VALUE changes how, as in inference.crf=null; --set
-    data.val_list=test takes another list. Each prediction is written as it is made, a PNG of class
-    ids in OUT/predictions; what is there of the same image is not made again. Where there are
-    masks, the scores go to OUT/scores.json. Under torchrun the processes share the images: torchrun
-    --standalone --nproc-per-node 4 -m toco test RUN_DIR --out DIR
+    images and a CRF. --set inference.NAME=VALUE changes settings, as in inference.crf=null; --set
+    data.val_list=test takes another list. Predictions are written one by one, as PNGs of class ids
+    in OUT/predictions; images whose prediction is up to date are skipped. If the split has masks,
+    the scores are written to OUT/scores.json. Under torchrun the processes share the images:
+    torchrun --standalone --nproc-per-node 4 -m toco test RUN_DIR --out DIR
     """
     from toco.commands._trained import open_for_share, open_images
     from toco.files import printable, write_text
@@ -51,6 +51,7 @@ def command(
     from toco.predict.inference import least_side_px
     from toco.predict.split_predictions import open_predictions, predict_split, score_predictions
 
+    # Trained method, settings and images.
     trained, shard = open_for_share(run_dir, changes)
     trained.check_decoder()
     progress = progress and shard.rank == 0
@@ -60,10 +61,12 @@ def command(
         raise click.UsageError("--also-without-crf goes with a CRF, but inference.crf is null.")
     if config.crf is not None and config.crf.filter_name == "exact" and device.type == "cpu":
         click.echo(
-            "The exact filter takes minutes an image on a CPU; inference.crf.filter_name=lattice takes seconds."
+            "The exact filter takes minutes an image on a CPU; inference.crf.filter_name=lattice "
+            "takes seconds."
         )
     dataset, about = open_images(trained, split, shard)
 
+    # Predictions.
     ways = {"": config}
     if also_without_crf:
         ways["_without_crf"] = config.model_copy(update={"crf": None})
@@ -86,14 +89,18 @@ def command(
     missing = {index for folder in folders.values() for index in folder.missing()}
     if missing:
         click.echo(
-            f"Process {shard.rank} is done; {len(missing)} images of the others are not. The last one scores."
+            f"Process {shard.rank} is done; {len(missing)} images of the others are not. The last "
+            "one scores."
         )
         return
+
+    # Scores.
     for name, way in ways.items():
         scores = score_predictions(folders[name], dataset, way, progress)
         if scores is None:
             click.echo(
-                f"{len(dataset)} predictions: {printable(folders[name].path)}. There are no masks to score them by."
+                f"{len(dataset)} predictions: {printable(folders[name].path)}. There are no masks "
+                "to score them by."
             )
             continue
         file = out / f"scores{name}.json"

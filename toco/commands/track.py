@@ -1,4 +1,4 @@
-"""Fill MLflow from run folders."""
+"""Record run folders in MLflow."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from toco.commands import _options
 @_options.tracking_uri
 @_options.experiment
 def command(run_dirs: tuple[Path, ...], tracking_uri: str, experiment: str) -> None:
-    """Fill MLflow from run folders.
+    """Record run folders in MLflow.
 
-    What is there already is not written twice. User name and password of a server come from
-    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
+    Data that MLflow already has is not written again. User name and password of a server are read
+    from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
     """
     from toco.tracking import open_store, read_run_record, track_run
 
     for run_dir in run_dirs:
-        read_run_record(run_dir)  # refused before a store is made
+        read_run_record(run_dir)  # refuse invalid folders before a store is created
     store = open_store(tracking_uri, experiment)
     for run_dir in run_dirs:
         run_id = track_run(run_dir, store)

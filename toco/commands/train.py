@@ -26,9 +26,9 @@ def command(
 ) -> None:
     """Train RECIPE and evaluate it, in a run folder.
 
-    The folder keeps everything. Ctrl-C or SIGTERM makes a checkpoint and ends; --resume goes on
-    from it. Under torchrun, all processes train the one run together: torchrun --standalone
-    --nproc-per-node 2 -m toco train RECIPE --run-dir DIR
+    The run folder stores all results. Ctrl-C or SIGTERM makes a checkpoint and ends; --resume
+    continues from the checkpoint. Under torchrun, all processes train the same run together:
+    torchrun --standalone --nproc-per-node 2 -m toco train RECIPE --run-dir DIR
     """
     from toco.evaluate.report import mious
     from toco.processes import end_with_parent
@@ -40,7 +40,7 @@ def command(
     base = load("toco.recipes", recipe).recipe()
     value = replace(base, parse_assignments(changes))
     if (place := Place.of_torchrun()) is not None:
-        end_with_parent()  # which would end its ranks, unless it is killed
+        end_with_parent()  # a killed torchrun does not end its ranks
     try:
         check_can_run(value, base)
         with joined(value, place) as shard:
@@ -58,16 +58,16 @@ def command(
         click.echo(f"  {name + ' mIoU':<13} {100 * miou:5.1f} %")
     if (coverage := _coverage(run_dir, result.step)) is not None:
         click.echo(f"  {coverage}")
-    # torchrun would take the status of one rank for a failure, and end the others.
+    # torchrun would treat a rank's exit status as a failure and end the others.
     if result.status == "stopped" and shard.world_size == 1:
         raise SystemExit(interrupts.exit_status())
 
 
 def _coverage(run_dir: Path, step: int) -> str | None:
-    """For how many classes the last evaluation had ground truth, where that is not all of them."""
+    """Report the classes with ground truth in the last evaluation; ``None`` if all have it."""
     from toco.train.run_folder import RunFolder
 
     try:
         return RunFolder(run_dir).evaluation(step).coverage()
     except (FileNotFoundError, ValueError):
-        return None  # a stopped run has no evaluation of its last step; the scores above do not depend on it
+        return None  # a stopped run has no evaluation of its last step

@@ -1,4 +1,7 @@
-"""Data sets, one file each, and the way from an image to a training batch. What is exported here needs no torch."""
+"""Data sets, one file each, and the steps from an image to a training batch.
+
+The exports of this package import no torch.
+"""
 
 from toco.data._dataset import DataConfig, Dataset, Fault, Split
 from toco.data.files.label_conversion import convert_labels
@@ -10,7 +13,7 @@ ENTRY = {
     "Config": "class Config(DataConfig):\n    name: str = __name__",
     "open_split": "def open_split(config: Config, split: Split) -> Dataset: ...",
 }
-"""What a data set's module defines, and how that is written."""
+"""Names that the module of a data set defines, each with its first line of code."""
 
 __all__ = [
     "ENTRY",

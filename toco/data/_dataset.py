@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the library: images, image-level labels and, where there are any, masks."""
+"""Interface of a data set: images, image-level labels and optional masks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from toco.config import RUN_ONLY, EntryConfig
 from toco.files import printable
 
 Split = Literal["train", "val"]
-"""The two parts of a data set that a run uses; a data set's config says which list or which seed each stands for."""
-
+"""The two parts of a data set that a run uses; its config maps each to a list or a seed."""
 
 Cache = Literal["none", "memory", "node"]
+"""Where decoded images are kept; see :class:`DataConfig`."""
 
 
 class DataConfig(EntryConfig):
@@ -28,43 +28,43 @@ class DataConfig(EntryConfig):
     A module there defines ``Config(DataConfig)`` and ``open_split(config, split) -> Dataset``.
 
     Attributes:
-        cache: What is kept of decoded images: nothing; in the ``memory`` of each process that reads
-            them, masks too; or once for the ``node``, in a file that all its processes map into
-            their memory.
-        cache_root: Folder of the files of ``node``; by default ``toco`` in the user's cache
-            (``XDG_CACHE_HOME``, else ``~/.cache``). It should be on a disk of the node; in
-            ``/dev/shm`` it takes the node's memory.
-        allow_overlap: Take images that are for training and for validation. Scores are then of
-            images that were seen; the run's provenance says so.
+        cache: Where decoded images are kept. ``none``: they are decoded each time. ``memory``: in
+            the memory of each process that reads them, masks too. ``node``: in one file per node,
+            which all processes map into their memory.
+        cache_root: Folder for the files of ``node``; by default ``toco`` in the user's cache
+            (``XDG_CACHE_HOME``, else ``~/.cache``). Choose a local disk of the node; a folder in
+            ``/dev/shm`` takes memory.
+        allow_overlap: Accept images that are both in the training and in the validation split.
+            Scores then include images that the network was trained on; the run's provenance
+            records this.
     """
 
     cache: Cache = Field(default="none", json_schema_extra={RUN_ONLY: True})
     cache_root: Path | None = Field(default=None, json_schema_extra={RUN_ONLY: True})
-    # It changes whether a training starts, and no number of one that does.
+    # Run-only: it decides whether a training starts, and changes no number of the training.
     allow_overlap: bool = Field(default=False, json_schema_extra={RUN_ONLY: True})
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong or worth a look, with the file that it is in."""
+    """A problem or a remark, with the file that it concerns."""
 
     path: Path
     reason: str
 
     def __str__(self) -> str:
-        """``path: reason``, without characters that a terminal obeys."""
+        """Format as ``path: reason``, without control characters."""
         return printable(f"{self.path}: {self.reason}")
 
 
 class Dataset(ABC):
-    """A fixed, ordered list of images. Instances can be pickled, so that loader processes can be given one.
+    """Fixed, ordered list of images with labels; picklable for loader processes.
 
     Attributes:
         class_names: Names of the foreground classes; class ``class_names[j]`` has the label
             ``j + 1`` in a mask.
-        names: Name of every image, unique.
-        notes: What was left out, or may be meant in another way, as far as opening the data set
-            shows it.
+        names: Unique name of every image.
+        notes: Remarks from opening the data set: skipped files, and input that may be a mistake.
     """
 
     class_names: tuple[str, ...]
@@ -72,22 +72,22 @@ class Dataset(ABC):
     notes: tuple[Fault, ...] = ()
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.names)
 
     def prepare(self) -> None:  # noqa: B027 - most data sets have nothing to do
-        """Do what all processes that are given this data set would otherwise do first."""
+        """Do work once that every process would otherwise repeat, such as filling a cache."""
 
     @abstractmethod
     def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The decoded RGB image; not to be written to.
+        """Return the decoded RGB image; the caller must not modify it.
 
         Raises:
             ValueError: The file cannot be decoded.
         """
 
     def image_sha256(self, index: int) -> str:
-        """SHA-256 (hex) of what the image is read from: of its file, where it has one, else of its size and pixels.
+        """Return the SHA-256 (hex) of the image's file, or of its size and pixels without a file.
 
         Raises:
             OSError: The file cannot be read.
@@ -96,27 +96,32 @@ class Dataset(ABC):
         return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the image; a data set of files reads no more than the header for it."""
+        """Return height and width; data sets of files read only the header."""
         height, width, _ = self.image(index).shape
         return height, width
 
     @abstractmethod
     def class_labels(self, index: int) -> Float32[np.ndarray, " k"]:
-        """The image-level label, multi-hot without background."""
+        """Return the image-level label, multi-hot without background."""
 
     def num_images_by_class(self) -> tuple[int, ...] | None:
-        """Images that show each class, or ``None`` where a file of every image would have to be read for it."""
+        """Count the images of each class.
+
+        ``None`` where the count would need one file read per image.
+        """
         return None
 
     @abstractmethod
     def mask(self, index: int) -> UInt8[np.ndarray, "h w"]:
-        """The ground truth: 0 background, 1..k, 255 void; of the image's size. Not to be written to.
+        """Return the ground truth at the image's size: 0 background, 1..k classes, 255 void.
+
+        The caller must not modify it.
 
         Raises:
-            LookupError: There is no mask of this image.
+            LookupError: The image has no mask.
             ValueError: The file is not a mask of this image.
         """
 
     @abstractmethod
     def manifest_digest(self) -> str:
-        """SHA-256 (hex) that changes when the names, the labels, the masks or the image files change."""
+        """Return a SHA-256 (hex) that changes with the names, labels, masks or image files."""

@@ -1,7 +1,7 @@
 """COCO 2014: 80 classes, 82 081 training and 40 137 validation images with objects.
 
 Run ``python -m toco data prepare-coco ROOT`` once: it writes labels and masks from the official
-annotations. Ready masks are read, too, if they number the classes from 1 to 80.
+annotations. Existing masks work as well if they number the classes from 1 to 80.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from toco.files import read_json
 from toco.types import IGNORE_INDEX
 
 _NUM_READ = 4
-"""Prepared masks whose pixels enter the digest of a manifest."""
+"""Prepared masks whose pixels enter the manifest digest."""
 _NUM_NUMBERED = 100
-"""Ready masks that tell how classes are numbered: one of COCO's images in seven or so shows a class that does."""
+"""Masks that are read to detect the numbering of classes.
+
+About one image in seven of COCO shows a class that distinguishes the two numberings.
+"""
 
 
 class Config(DataConfig):
@@ -37,15 +40,15 @@ class Config(DataConfig):
     Attributes:
         root: Folder with ``train2014``, ``val2014`` and, for ``prepare-coco``, ``annotations``.
         train_list: Name of a list of training images, ``NAME.txt`` in ``root``; ``None`` takes all
-            that have a label.
-        val_list: The same of validation images (``val_part`` of the official code has 5 000).
-        mask_folder: Folder with ``train2014`` and ``val2014`` of masks, relative to ``root``.
-        labels: Where image-level labels come from: ``prepared`` by ``prepare-coco`` into
-            ``mask_folder``, ``masks``, or a ``.csv``, ``.json`` or ``.npz`` file of both splits,
-            relative to ``root``.
-        allow_empty_labels: Take training images without any class, which are trained as pure
+            images that have a label.
+        val_list: Name of a list of validation images (``val_part`` of the official code has 5 000).
+        mask_folder: Folder with the masks in ``train2014`` and ``val2014``, relative to ``root``.
+        labels: Source of image-level labels: ``prepared`` (the files that ``prepare-coco`` wrote
+            into ``mask_folder``), ``masks``, or a ``.csv``, ``.json`` or ``.npz`` file of both
+            splits, relative to ``root``.
+        allow_empty_labels: Accept training images without any class, and train on them as pure
             background.
-        max_pixels: Larger images are refused before they are decoded.
+        max_pixels: Most pixels of an image; larger images are refused before they are decoded.
     """
 
     name: str = "coco"
@@ -59,17 +62,17 @@ class Config(DataConfig):
 
 
 class CocoFolder(FileDataset):
-    """A split of COCO.
+    """Split of COCO.
 
     Args:
-        layout: Where its files are.
-        names: Its images.
-        labels: Where image-level labels come from.
-        config: The config.
-        allow_empty_labels: Whether an image may show no class.
-        annotations_sha256: Of the annotation file that the masks were prepared from; ``None`` for
-            ready masks.
-        notes: What was left out of the folder of masks, where its files say which images there are.
+        layout: Paths of images, masks and labels.
+        names: Names of the images.
+        labels: Source of image-level labels.
+        config: Configuration of the data set.
+        allow_empty_labels: Whether an image may have no class.
+        annotations_sha256: SHA-256 of the annotation file that the masks were prepared from;
+            ``None`` for masks from another source.
+        notes: Remarks on skipped files, where the folder of masks defines the list of images.
     """
 
     def __init__(
@@ -95,7 +98,10 @@ class CocoFolder(FileDataset):
         self.annotations_sha256 = annotations_sha256
 
     def _mask_digest(self, index: int) -> bytes:
-        """Prepared masks follow from the annotation file; of these only a few are read."""
+        """Return a mask's digest; of prepared masks, only a few are read.
+
+        Prepared masks follow from the annotation file, so its digest stands for them.
+        """
         if self.annotations_sha256 is None:
             return super()._mask_digest(index)
         is_read = index % -(-len(self) // _NUM_READ) == 0
@@ -106,27 +112,33 @@ def open_split(config: Config, split: Split) -> CocoFolder:
     """Open the training or the validation images.
 
     Raises:
-        ValueError: Images, labels or masks are missing, or masks number their classes in another
-            way.
+        ValueError: Images, labels or masks are missing, or the masks do not number the classes
+            from 1 to 80.
     """
+    # Paths of the split.
     part, root = f"{split}2014", config.root
     masks = root / config.mask_folder / part
     layout = Layout(root, root / part, masks, root, root / "annotations", (".jpg",))
     if not layout.images.is_dir():
         raise ValueError(
-            f"{layout.images}: expected the images of COCO 2014, but there is no folder; set data.root."
+            f"{layout.images}: expected the images of COCO 2014, but there is no folder; set "
+            "data.root."
         )
+
+    # Source of labels.
     labels: LabelsFrom
     if config.labels == "prepared":
         labels = config.mask_folder / f"labels_{part}.json"
         if not (root / labels).is_file():
             raise ValueError(
-                f"{root / labels}: there are no labels yet; `python -m toco data prepare-coco {root}` writes them and "
-                f"masks from annotations/instances_{part}.json. With ready masks set data.mask_folder, and data.labels "
-                "to masks or to a file."
+                f"{root / labels}: there are no labels yet; `python -m toco data prepare-coco "
+                f"{root}` writes them and masks from annotations/instances_{part}.json. With ready "
+                "masks set data.mask_folder, and data.labels to masks or to a file."
             )
     else:
         labels = config.labels
+
+    # Names of images: from a list, from the prepared labels, or from the masks.
     notes: tuple[Fault, ...] = ()
     list_name = config.train_list if split == "train" else config.val_list
     if list_name is not None:
@@ -140,9 +152,11 @@ def open_split(config: Config, split: Split) -> CocoFolder:
         names = ()
     if not names:
         raise ValueError(
-            f"{masks}: there are no masks. Masks of a split lie below data.mask_folder in a folder named so; without "
-            f"masks, set data.{split}_list to a list of names."
+            f"{masks}: there are no masks. Masks of a split lie below data.mask_folder in a folder "
+            f"named so; without masks, set data.{split}_list to a list of names."
         )
+
+    # Data set; validation always needs masks, training only where they are the labels.
     allow_empty_labels = config.allow_empty_labels or split == "val"
     annotations_sha256 = _prepared_from(masks / "about.json")
     dataset = CocoFolder(
@@ -151,8 +165,8 @@ def open_split(config: Config, split: Split) -> CocoFolder:
     without = [name for name in names if not layout.mask_path(name).is_file()]
     if without and (split == "val" or config.labels == "masks"):
         raise ValueError(
-            f"{masks}: {len(without)} of {len(names)} masks are missing: {examples(without)}. `prepare-coco` goes on "
-            "where it was stopped."
+            f"{masks}: {len(without)} of {len(names)} masks are missing: {examples(without)}. "
+            "`prepare-coco` goes on where it was stopped."
         )
     if annotations_sha256 is None:
         _refuse_other_numbering(dataset, masks, config)
@@ -160,10 +174,12 @@ def open_split(config: Config, split: Split) -> CocoFolder:
 
 
 def _prepared_from(about: Path) -> str | None:
-    """SHA-256 of the annotation file that masks were prepared from, or ``None`` where they are somebody else's.
+    """Read the SHA-256 of the annotation file from which ``prepare-coco`` made the masks.
+
+    ``None`` for masks from another source.
 
     Raises:
-        UnreadableError: The file is damaged, so that nobody knows.
+        UnreadableError: The file is damaged.
     """
     try:
         content = read_json(about)
@@ -174,7 +190,12 @@ def _prepared_from(about: Path) -> str | None:
 
 
 def _refuse_other_numbering(dataset: CocoFolder, masks: Path, config: Config) -> None:
-    """Masks that number classes as the annotation files do look right, and call most objects by another's name."""
+    """Refuse masks that number the classes in another way than 1 to 80.
+
+    Masks with the category ids of the annotation files (1 to 90, with gaps) look right, but most
+    classes would get the name of another class.
+    """
+    # Ids of evenly spaced masks.
     present = [
         index
         for index, name in enumerate(dataset.names)
@@ -191,6 +212,8 @@ def _refuse_other_numbering(dataset: CocoFolder, masks: Path, config: Config) ->
         raise ValueError(
             f"{error} `prepare-coco` writes masks of ids from the official annotations."
         ) from error
+
+    # Numberings that fit the ids, and, if both fit, that also fit the labels.
     ids_found = sorted(set[int]().union(*by_image.values()))
     possible = numberings(ids_found)
     if len(possible) > 1 and config.labels != "masks":
@@ -211,8 +234,8 @@ def _refuse_other_numbering(dataset: CocoFolder, masks: Path, config: Config) ->
     mend = "`prepare-coco` writes masks that are numbered so from the official annotations."
     if possible == (91,):
         raise ValueError(
-            f"{found} are COCO's categories (1 to 90, with gaps). Read as they are, most classes would stand for "
-            "others, which costs a result most of its mIoU. `python -m toco data "
+            f"{found} are COCO's categories (1 to 90, with gaps). Read as they are, most classes "
+            "would stand for others, which costs a result most of its mIoU. `python -m toco data "
             f"convert-coco-masks {masks} NEW_FOLDER` renumbers them, and {mend}"
         )
     what = (

@@ -1,8 +1,8 @@
-"""Any images with image-level labels: a folder, a ``classes.txt``, and a file of labels or one folder for each class.
+"""Folder of images with image-level labels, for data sets of users.
 
-Masks are needed neither to train nor to evaluate. Without them an evaluation holds label metrics
-and pictures, and no score of pixels. Grey images of 16 bits, as in medicine and remote sensing, are
-read once ``levels`` says how.
+It needs a ``classes.txt`` and labels: a label file, or one subfolder per class. Masks are optional.
+Without masks an evaluation reports label metrics and pictures, but no pixel scores. 16-bit grey
+images, as in medicine and remote sensing, need the setting ``levels``.
 """
 
 from __future__ import annotations
@@ -30,28 +30,30 @@ _HASH_BYTES = 8
 
 
 class Config(DataConfig):
-    """A folder of images. The name of an image is its path below ``root`` without suffix, as in ``north/2021/tile_7``.
+    """Folder of images.
+
+    The name of an image is its path below ``root`` without suffix, as in ``north/2021/tile_7``.
 
     Attributes:
-        root: The folder. JPEG, PNG and TIFF images lie in it or in folders below; hidden folders
-            are left alone. Links are followed, but for those back into the folder.
-        classes: File of class names, one a line, relative to ``root``.
-        labels: Where image-level labels come from: a ``.csv``, ``.json`` or ``.npz`` file relative
-            to ``root``, ``folders`` (one of the folders that an image is in has the name of its
-            class), or ``masks``.
-        train_list: Name of a list of training images, ``NAME.txt`` in ``root``. Without lists
-            ``train.txt`` and ``val.txt`` are taken where they are, and else all images are split.
-        val_list: The same of validation images; both lists or none.
-        val_share: Share of images that validate where there are no lists. Which ones follows from
-            their names alone, so that a new image moves no other.
+        root: Folder with JPEG, PNG and TIFF images, also in subfolders. Hidden folders are skipped.
+            Links are followed, except links back into the folder.
+        classes: File of class names, one per line, relative to ``root``.
+        labels: Source of image-level labels: a ``.csv``, ``.json`` or ``.npz`` file relative to
+            ``root``; ``folders`` (the image lies in a folder with the name of its class); or
+            ``masks``.
+        train_list: Name of a list of training images, ``NAME.txt`` in ``root``. By default
+            ``train.txt`` and ``val.txt`` are used if they exist; else all images are split.
+        val_list: Name of a list of validation images; set both lists or none.
+        val_share: Share of validation images when there are no lists. The name of an image decides
+            its split, so that a new image does not move others.
         masks: Folder of masks, absolute or relative to ``root``: index PNGs with the names of the
-            images. ``None`` if there are none: then there are no scores of pixels.
-        levels: Levels of grey images of more than 8 bits that become 0 and 255, as ``[0, 4095]``;
-            levels between are scaled linearly, others clipped. Such images are refused without it.
-            Images of 8 bits stay as they are.
-        allow_empty_labels: Take training images without any class, which are trained as pure
+            images. ``None`` without masks; there are no pixel scores then.
+        levels: Grey levels that become 0 and 255 in images of more than 8 bits, such as
+            ``[0, 4095]``. Levels in between are scaled linearly, others are clipped. Such images
+            are refused without this setting. 8-bit images are not changed.
+        allow_empty_labels: Accept training images without any class, and train on them as pure
             background.
-        max_pixels: Larger images are refused before they are decoded.
+        max_pixels: Most pixels of an image; larger images are refused before they are decoded.
     """
 
     name: str = "folder"
@@ -91,10 +93,11 @@ def open_split(config: Config, split: Split) -> FileDataset:
     masks = None if config.masks is None else root / config.masks
     if masks is not None and not masks.is_dir():
         raise ValueError(
-            f"{masks}: expected a folder of masks, but there is none; set data.masks, or null if none."
+            f"{masks}: expected a folder of masks, but there is none; set data.masks, or null if "
+            "none."
         )
     if masks is not None and masks.resolve() == root.resolve():
-        masks = root  # as images are looked for, so that a mask is not taken for one
+        masks = root  # the same path as for images, so that no mask is read as an image
     layout = Layout(root, root, masks, root, root, _ANY_CASE)
     notes: list[Fault] = []
     class_names = read_class_names(layout, root / config.classes, notes)
@@ -116,7 +119,7 @@ def open_split(config: Config, split: Split) -> FileDataset:
 
 
 def is_for_validation(name: str, val_share: float) -> bool:
-    """Whether an image validates where there are no lists.
+    """Whether an image belongs to the validation split when there are no lists.
 
     >>> [name for name in map(str, range(8)) if is_for_validation(name, 0.4)]
     ['0', '3', '4']
@@ -138,7 +141,8 @@ def _names(
     if pairs := same_name(tree.names):
         first, second = map(ascii, pairs[0])
         raise ValueError(
-            f"{layout.root}: the names {first} and {second} differ only in their Unicode form; rename one."
+            f"{layout.root}: the names {first} and {second} differ only in their Unicode form; "
+            "rename one."
         )
     notes += tree.notes()
     names = tuple(
@@ -146,14 +150,14 @@ def _names(
     )
     if not names:
         raise ValueError(
-            f"{layout.root}: of the {len(tree.names)} images there ({', '.join(_SUFFIXES)}), none is for {split}; "
-            "change data.val_share, or write train.txt and val.txt."
+            f"{layout.root}: of the {len(tree.names)} images there ({', '.join(_SUFFIXES)}), none "
+            f"is for {split}; change data.val_share, or write train.txt and val.txt."
         )
     return names
 
 
 def _has_lists(config: Config, layout: Layout) -> bool:
-    """Whether lists say which images there are, and not the folder."""
+    """Whether lists, and not the contents of the folder, define the splits."""
     there = any(layout.list_path(name).is_file() for name in _lists(config).values())
     return config.train_list is not None or there
 
@@ -163,7 +167,7 @@ def _lists(config: Config) -> dict[Split, str]:
 
 
 def _beside(config: Config, layout: Layout) -> tuple[Path, ...]:
-    """What the config names that lies among the images."""
+    """Return the files and folders that the config names, which are no images."""
     files = [layout.root / config.classes, *map(layout.list_path, _lists(config).values())]
     if config.labels not in ("folders", "masks"):
         files.append(layout.root / config.labels)

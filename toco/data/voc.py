@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012, and any folder of the same shape with its own ``classes.txt``."""
+"""PASCAL VOC 2012, and any folder of the same structure with its own ``classes.txt``."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from toco.data.files.layout import Layout, read_class_names, read_names
 
 
 class Config(DataConfig):
-    """A VOC-shaped folder.
+    """VOC-shaped folder.
 
     Attributes:
         root: Folder with ``JPEGImages``, ``ImageSets/Segmentation`` and ``SegmentationClassAug`` or
             ``SegmentationClass`` (``.../VOCdevkit/VOC2012``).
         train_list: Name of the training list (``train_aug`` has 10 582 images, ``train`` 1 464).
         val_list: Name of the validation list (1 449 images).
-        labels: Where image-level labels come from: ``masks``, ``xml`` (``Annotations``), or a
-            ``.csv``, ``.json`` or ``.npz`` file, relative to ``root``.
-        classes: File of class names, relative to ``root``; without it ``classes.txt`` in ``root``,
-            else VOC's names.
-        mask_folder: Folder of masks in ``root``; without it ``SegmentationClassAug`` if present,
+        labels: Source of image-level labels: ``masks``, ``xml`` (``Annotations``), or a ``.csv``,
+            ``.json`` or ``.npz`` file, relative to ``root``.
+        classes: File of class names, relative to ``root``; by default ``classes.txt`` in ``root``
+            if it exists, else VOC's names.
+        mask_folder: Folder of masks in ``root``; by default ``SegmentationClassAug`` if it exists,
             else ``SegmentationClass``.
-        allow_empty_labels: Take training images without any class, which are trained as pure
+        allow_empty_labels: Accept training images without any class, and train on them as pure
             background.
-        max_pixels: Larger images are refused before they are decoded.
+        max_pixels: Most pixels of an image; larger images are refused before they are decoded.
     """
 
     name: str = "voc"
-    # Where the data lies changes no result: the manifest digest in a run's provenance says what it
-    # was.
+    # The location changes no result: the manifest digest in the run's provenance identifies the
+    # data.
     root: Path = Field(default=Path("VOCdevkit/VOC2012"), json_schema_extra={RUN_ONLY: True})
     train_list: str = "train_aug"
     val_list: str = "val"

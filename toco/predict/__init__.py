@@ -1,1 +1,1 @@
-"""What a trained method makes of many images, one file an image: predictions, CAMs and pseudo labels."""
+"""Outputs of a trained method, one file per image: predictions, CAMs and pseudo labels."""

@@ -1,4 +1,4 @@
-"""CAMs of the classes that an image contains, at the image's size, and files of them for a second stage."""
+"""CAMs of the classes in an image, at the image's size, and CAM files for a second stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from toco.predict.output_folder import OutputFolder
 from toco.tensors import Cams, present_classes
 from toco.types import Shard
 
-_IRN_STRIDE = 4
+_IRN_STRIDE = 4  # IRN's smaller maps have a quarter of the image's size
 
 
 @torch.no_grad()
@@ -33,13 +33,13 @@ def cams_of(
     config: EvaluateConfig,
     device: torch.device | str,
 ) -> Cams:
-    """The CAMs of one image by the protocol of the evaluation, at the size that the network sees (``size_px``)."""
+    """Compute the CAMs of one image as the evaluation does, at the network's input size."""
     images = network_input(torch.tensor(image, device=device)[None], config.size_px)
     return method.cams(images, config.cam_scales, config.cam_flip, present.to(device))
 
 
 def cam_protocol(config: EvaluateConfig) -> dict[str, Any]:
-    """The settings that CAMs depend on."""
+    """Return the settings on which CAMs depend."""
     return {"size_px": config.size_px, "cam_scales": config.cam_scales, "cam_flip": config.cam_flip}
 
 
@@ -55,33 +55,32 @@ def export_cams(
     dtype: Literal["float32", "float16"] = "float32",
     progress: bool = False,
 ) -> OutputFolder:
-    """Write an NPZ file for each image; what ``out`` holds of the same image and label is not made again.
+    """Write the CAMs of each image to an NPZ file; skip images whose file is up to date.
 
-    CAMs follow the evaluation: the scales, the flip and ``size_px`` (448: squashed; ``None``: the
-    image's own size) of ``config``, each class min-max normalised to [0, 1], of the classes of the
-    image-level label alone. The names are IRN's (``np.load(name + ".npz")["high_res"]``), with
-    further CAMs besides; ``m`` is the number of classes:
+    CAMs follow the evaluation: ``config`` gives the scales, the flip and ``size_px`` (448: the
+    image is squashed to a square; ``None``: the image's own size). Each class is min-max normalised
+    to [0, 1]. Only classes of the image-level label have CAMs. The array names are IRN's
+    (``np.load(name + ".npz")["high_res"]``), plus further CAMs; ``m`` is the number of classes:
 
-    - ``keys`` int64 [m]: classes, from 0 without background, ascending;
+    - ``keys`` int64 [m]: ascending classes from 0, without background;
     - ``high_res`` [m, h, w]: CAM at the image's size;
-    - ``cam`` [m, ceil(h / 4), ceil(w / 4)]: the same at a quarter of it;
-    - ``X_high_res``, ``X_cam``: the same of each further CAM of the method, whose name is
-      ``X_cam``.
+    - ``cam`` [m, ceil(h / 4), ceil(w / 4)]: CAM at a quarter of this size;
+    - ``X_high_res``, ``X_cam``: the same arrays for each further CAM ``X_cam`` of the method.
 
     Args:
-        method: In evaluation mode, on ``device``.
+        method: Method in evaluation mode, on ``device``.
         dataset: Images and image-level labels.
-        config: The protocol.
-        out: The folder.
-        about: What the method is; its outputs and those of another are not mixed.
-        shard: Which share of the images is worked on.
-        device: Where the method is.
-        dtype: Of the CAMs.
-        progress: Show a bar.
+        config: Protocol of the CAMs.
+        out: Output folder.
+        about: Identity of the method; a folder does not mix outputs of different methods.
+        shard: Part of the images that this process handles.
+        device: Device of the method.
+        dtype: Type of the CAMs.
+        progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: An image or its label cannot be read (all are tried first), or ``out`` was made
-            in another way.
+        ValueError: An image or its label cannot be read (all are read before the work starts), or
+            the files in ``out`` were made with other settings.
     """
     made_by = {**about, **cam_protocol(config), "dtype": dtype}
     folder = open_labelled(dataset, out, made_by, ".npz", shard, progress=progress)
@@ -96,7 +95,7 @@ def export_cams(
         strided = -(-height // _IRN_STRIDE), -(-width // _IRN_STRIDE)
 
         def at(cam: Tensor, size: tuple[int, int]) -> Float[np.ndarray, "m h w"]:
-            # An image without any class has the CAM of an absent one, which is left out.
+            # An image without any class has the CAM of one absent class, which is dropped here.
             return resize_bilinear(cam, size)[0, : len(keys)].cpu().numpy().astype(dtype)
 
         arrays = {"keys": keys}
@@ -118,11 +117,11 @@ def open_labelled(
     *,
     progress: bool,
 ) -> OutputFolder:
-    """The folder of outputs that are made of images and image-level labels.
+    """Open a folder of outputs that depend on images and image-level labels.
 
     Raises:
-        ValueError: An image or its label cannot be read (all that are missing are tried), or
-            ``out`` was made in another way.
+        ValueError: An image without an output, or its label, cannot be read, or the files in
+            ``out`` were made with other settings.
     """
 
     def input_sha256(index: int) -> str:

@@ -1,4 +1,4 @@
-"""Label images as one file of COCO annotations."""
+"""Convert label images to COCO annotations."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def coco_annotations(
     labels: Iterable[UInt8[np.ndarray, "_ _"]],
     class_names: Sequence[str],
 ) -> dict[str, Any]:
-    """What :class:`pycocotools.coco.COCO` reads: one annotation for every class in every image.
+    """Make the content of a file for :class:`pycocotools.coco.COCO`.
 
-    The format is that of COCO-Stuff, semantic segmentation in COCO's terms: an annotation is all
-    pixels of a class, as compressed run lengths, and the background has none. Images are numbered
-    from 1 in their order, and categories as the labels are: ``class_names[j]`` has the id
-    ``j + 1``, also where the classes are COCO's, whose own ids have gaps.
+    The format is that of COCO-Stuff for semantic segmentation. Each class in each image has one
+    annotation with all its pixels, as compressed run lengths; the background has none. Images are
+    numbered from 1 in order. ``class_names[j]`` has the category id ``j + 1``, even if the classes
+    are COCO's, whose official ids have gaps.
 
     Args:
-        file_names: Of the images.
-        labels: Of the images, in the same order and each of its image's size: 0 background, 1..k.
+        file_names: File names of the images.
+        labels: Label of each image, in the same order and at the image's size: 0 background, 1..k.
         class_names: Foreground classes.
     """
     images: list[dict[str, Any]] = []

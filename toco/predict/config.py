@@ -1,4 +1,4 @@
-"""The settings of inference. Nothing here needs torch."""
+"""Settings of inference; imports no torch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from toco.config import Config, Positive
 
 
 class InferenceConfig(Config):
-    """How an image is segmented. The defaults are the official test on PASCAL VOC.
+    """Configuration of segmentation. The defaults are the official test on PASCAL VOC.
 
-    That on COCO is ``size_px=448, scales=(1.0, 1.25, 1.5), merge_flips="max", merge_scales="sum"``.
+    The official test on COCO is
+    ``size_px=448, scales=(1.0, 1.25, 1.5), merge_flips="max", merge_scales="sum"``.
 
     Attributes:
-        size_px: The image is squashed to a square of this side before it is scaled; ``None`` keeps
-            its own size.
-        scales: Factors of both sides at which the image passes the network.
-        flip: Each scale has the mirror image pass, too.
-        merge_flips: How the logits of an image and of its mirror image become one.
-        merge_scales: How those of the scales do.
-        crf: What refines the probabilities; ``None`` leaves them.
-        tile_px: A scaled image with a longer side passes the network in square tiles of this side,
-            rounded down to whole patches; ``None`` never cuts. For images that are too large for
-            the memory: a network sees less of the image around a tile, so the result is another
-            one.
-        tile_overlap_px: Least overlap of neighbouring tiles, rounded down to whole patches. Logits
-            there go over from one tile to the other.
+        size_px: Side of the square to which the image is squashed before scaling; ``None`` keeps
+            the image's own size.
+        scales: Factors of both sides at which the network sees the image.
+        flip: Whether the network also sees the mirror image at each scale.
+        merge_flips: Rule that merges the logits of an image and its mirror image.
+        merge_scales: Rule that merges the logits of the scales.
+        crf: CRF that refines the probabilities; ``None`` for no CRF.
+        tile_px: Side of square tiles, rounded down to whole patches, for scaled images with a
+            longer side; ``None`` for no tiles. Use tiles for images that do not fit into memory.
+            They change the result, because the network sees less context around a tile.
+        tile_overlap_px: Smallest overlap of neighbouring tiles, rounded down to whole patches. In
+            the overlap the logits of both tiles are blended.
     """
 
     size_px: int | None = Field(default=None, ge=16)
@@ -44,13 +44,13 @@ class InferenceConfig(Config):
     def _possible(self) -> InferenceConfig:
         if self.tile_px is not None and 2 * self.tile_overlap_px > self.tile_px:
             raise ValueError(
-                f"tile_overlap_px {self.tile_overlap_px} is more than half of tile_px {self.tile_px}; make the tiles "
-                "larger or the overlap smaller"
+                f"tile_overlap_px {self.tile_overlap_px} is more than half of tile_px "
+                f"{self.tile_px}; make the tiles larger or the overlap smaller"
             )
         return self
 
     def resolved(self, device_type: str) -> InferenceConfig:
-        """The config with every ``auto`` replaced by what it means on a device, as ``cpu`` or ``cuda``."""
+        """Replace every ``auto`` by its meaning on a device type, such as ``cpu`` or ``cuda``."""
         return (
             self
             if self.crf is None
@@ -58,7 +58,7 @@ class InferenceConfig(Config):
         )
 
     def protocol(self) -> str:
-        """The protocol in words, to stand beside every number."""
+        """Describe the protocol as text, for the reports of scores."""
         size = "their own size" if self.size_px is None else f"{self.size_px} x {self.size_px} px"
         scales = ", ".join(f"{scale:g}" for scale in self.scales)
         flips = (
@@ -69,10 +69,13 @@ class InferenceConfig(Config):
         tiles = (
             ""
             if self.tile_px is None
-            else f" in tiles of {self.tile_px} px that overlap by {self.tile_overlap_px} px where they are larger,"
+            else (
+                f" in tiles of {self.tile_px} px that overlap by {self.tile_overlap_px} px where "
+                "they are larger,"
+            )
         )
         crf = "no CRF" if self.crf is None else self.crf.protocol()
         return (
-            f"Images at {size}, scaled by {scales},{tiles} {flips}; scales merged by {self.merge_scales} of the logits "
-            f"at the size of the image; softmax; {crf}."
+            f"Images at {size}, scaled by {scales},{tiles} {flips}; scales merged by "
+            f"{self.merge_scales} of the logits at the size of the image; softmax; {crf}."
         )

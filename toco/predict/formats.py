@@ -1,4 +1,4 @@
-"""The bytes of output files, and labels read back from them."""
+"""Encode output files, and read labels from them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from toco.evaluate.pictures import voc_palette
 
 
 def index_png(label: UInt8[np.ndarray, "h w"]) -> bytes:
-    """A PNG whose pixels are class ids, painted with VOC's palette: the format of VOC's own masks."""
+    """Encode class ids as a PNG with VOC's palette, the format of VOC's masks."""
     return png(label, voc_palette().tobytes())
 
 
 def label_png(probabilities: Float[Tensor, "s h w"]) -> bytes:
-    """The most probable class of every pixel, the first of equal ones, as :func:`index_png`."""
-    # On a CPU several times faster than argmax.
+    """Encode the most probable class of every pixel as :func:`index_png`; ties give the first."""
+    # max is several times faster than argmax on a CPU.
     return index_png(probabilities.max(0).indices.byte().cpu().numpy())
 
 
 def read_index_png(path: Path) -> UInt8[np.ndarray, "h w"]:
-    """The class ids of :func:`index_png`."""
+    """Read the class ids of an :func:`index_png`."""
     with Image.open(path, formats=("PNG",)) as image:
         return np.asarray(image)
 
 
 def npz(**arrays: np.ndarray) -> bytes:
-    """A compressed NPZ of arrays, none of which is one of objects."""
+    """Encode arrays as a compressed NPZ; object arrays are refused."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()

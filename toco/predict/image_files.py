@@ -1,4 +1,4 @@
-"""Images to work on: those of a data set, or any files and folders; all of them are decoded once before the work."""
+"""Image files and folders as input, and the check that all images can be decoded."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True, slots=True)
 class ImageFiles:
-    """Image files.
+    """Image files with unique names.
 
     Attributes:
-        names: Name of each, unique: its path below its root, without suffix.
-        file_names: The same with suffix.
-        paths: Where they are.
-        left_out: A phrase for what the folders hold besides: files of other formats, links that
-            lead nowhere.
-        max_pixels: Larger images are refused before they are decoded.
+        names: Unique name of each image: its path below its root, without suffix.
+        file_names: Names with suffix.
+        paths: Paths of the files.
+        left_out: Phrases on skipped items of the folders, such as files of other formats and broken
+            links.
+        max_pixels: Most pixels of an image; larger images are refused before they are decoded.
     """
 
     names: tuple[str, ...]
@@ -41,30 +41,31 @@ class ImageFiles:
     max_pixels: int
 
     def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The decoded RGB image, upright; see :mod:`toco.data.files.images` for the rule.
+        """Return the decoded RGB image, rotated upright (see :mod:`toco.data.files.images`).
 
         Raises:
-            ValueError: The file is no JPEG or PNG, broken, too large, or has no 8-bit RGB form.
+            ValueError: The file is no JPEG or PNG, damaged, too large, or has no 8-bit RGB form.
         """
         return read_upright(self.paths[index], self.max_pixels)
 
     def image_sha256(self, index: int) -> str:
-        """SHA-256 (hex) of the file."""
+        """Return the SHA-256 (hex) of the file."""
         return sha256(self.paths[index])
 
 
 Images = Dataset | ImageFiles
-"""Named images."""
+"""Images with names: a data set, or any files."""
 
 
 def find_images(inputs: Sequence[Path], max_pixels: int) -> ImageFiles:
-    """Files as they are named, and all ``.jpg``, ``.jpeg`` and ``.png`` files in folders and in the folders in them.
+    """Find the image files of inputs: files, and folders with their subfolders.
 
-    Links are followed. Hidden files and folders are left out.
+    In folders, images are ``.jpg``, ``.jpeg`` and ``.png`` files. Links are followed; hidden files
+    and folders are skipped.
 
     Raises:
-        ValueError: There is no such file, a folder holds no image, or two images would have one
-            output.
+        ValueError: An input does not exist, a folder has no image, or two images would have the
+            same output file.
     """
     found: dict[str, tuple[str, Path]] = {}
     left_out: list[str] = []
@@ -74,8 +75,8 @@ def find_images(inputs: Sequence[Path], max_pixels: int) -> ImageFiles:
             _, other = found.setdefault(name, (file_name, file))
             if other.resolve() != file.resolve():
                 raise ValueError(
-                    f"{printable(other)} and {printable(file)} would both be {name!r} in the output; rename one, or "
-                    "use two output folders."
+                    f"{printable(other)} and {printable(file)} would both be {name!r} in the "
+                    "output; rename one, or use two output folders."
                 )
     file_names, paths = zip(*found.values(), strict=True)
     return ImageFiles(tuple(found), file_names, paths, tuple(left_out), max_pixels)
@@ -88,16 +89,16 @@ def find_faults(
     doing: str = "check",
     progress: bool = False,
 ) -> dict[int, str]:
-    """Read images once, so that a broken file is known before the work and not in the middle of it.
+    """Read images once, to report damaged files before the work starts.
 
     Args:
-        read: Reads what belongs to one image.
+        read: Function that reads the input of one image.
         indices: Images to read.
-        doing: What the bar says.
-        progress: Show a bar.
+        doing: Text of the progress bar.
+        progress: Whether to show a progress bar.
 
     Returns:
-        For every image that cannot be read, a sentence that says why.
+        Reason for each image that cannot be read.
     """
 
     def fault(index: int) -> str | None:
@@ -125,16 +126,16 @@ def check_readable(
     *,
     progress: bool = False,
 ) -> None:
-    """Read once what outputs are still to be made of.
+    """Check that every image without an output can be read.
 
     Args:
-        read: Reads what belongs to one image.
-        folders: Folders of outputs of the same images. Images that all of them have are not read.
-        shard: Which share of the images is worked on.
-        progress: Show a bar.
+        read: Function that reads the input of one image.
+        folders: Output folders of the same images. An image with an output in each is not read.
+        shard: Part of the images that this process handles.
+        progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: Some cannot be read; the message says which and why.
+        ValueError: Images cannot be read; the message names them with the reasons.
     """
     unmade = sorted({index for folder in folders for index in folder.missing(shard)})
     if faults := list(find_faults(read, unmade, progress=progress).values()):
@@ -145,7 +146,10 @@ def check_readable(
 
 
 def large_enough(images: Images, least_side_px: int) -> Callable[[int], UInt8[np.ndarray, "h w 3"]]:
-    """A function that decodes an image, and raises ``ValueError`` where a side is shorter than ``least_side_px``."""
+    """Return a function that decodes an image.
+
+    It raises ``ValueError`` if a side is shorter than ``least_side_px``.
+    """
 
     def read(index: int) -> UInt8[np.ndarray, "h w 3"]:
         try:
@@ -155,8 +159,8 @@ def large_enough(images: Images, least_side_px: int) -> Callable[[int], UInt8[np
         height, width, _ = image.shape
         if min(height, width) < least_side_px:
             raise ValueError(
-                f"{images.names[index]!r}: expected sides of at least {least_side_px} px, a patch at the smallest of "
-                f"inference.scales, but it has {height} x {width} px."
+                f"{images.names[index]!r}: expected sides of at least {least_side_px} px, a patch "
+                f"at the smallest of inference.scales, but it has {height} x {width} px."
             )
         return image
 
@@ -164,7 +168,7 @@ def large_enough(images: Images, least_side_px: int) -> Callable[[int], UInt8[np
 
 
 def _below(path: Path, left_out: list[str]) -> list[tuple[str, Path]]:
-    """Relative names and paths of the images that ``path`` stands for; what else is there is added to ``left_out``."""
+    """List names and paths of the images at ``path``; add skipped items to ``left_out``."""
     if path.is_file():
         return [(path.name, path)]
     if not path.is_dir():
@@ -175,15 +179,15 @@ def _below(path: Path, left_out: list[str]) -> list[tuple[str, Path]]:
     if not images:
         besides = f"; {'; '.join(others)}" if others else ""
         raise ValueError(
-            f"{printable(path)}: expected images ({', '.join(_SUFFIXES)}) in it or in its folders; there is "
-            f"none{besides}."
+            f"{printable(path)}: expected images ({', '.join(_SUFFIXES)}) in it or in its folders; "
+            f"there is none{besides}."
         )
     left_out += others
     return [(file.relative_to(path).as_posix(), file) for file in images]
 
 
 def _others(folder: Path, contents: FolderContents) -> list[str]:
-    """Phrases for what is no image: files by their suffix, and what could not be looked at."""
+    """Describe skipped items: files of other formats by suffix, and what could not be read."""
     suffixes = Counter(file.suffix.lower() or "without a suffix" for file in contents.files)
     others = {
         suffix: count for suffix, count in sorted(suffixes.items()) if suffix not in _SUFFIXES
@@ -191,6 +195,7 @@ def _others(folder: Path, contents: FolderContents) -> list[str]:
     counts = ", ".join(f"{count} {printable(suffix)}" for suffix, count in others.items())
     number = sum(others.values())
     formats = [
-        f"{printable(folder)}: {number} {'file' if number == 1 else 'files'} of other formats ({counts})"
+        f"{printable(folder)}: {number} {'file' if number == 1 else 'files'} of other formats "
+        f"({counts})"
     ]
     return (formats if others else []) + list(contents.left_out)

@@ -1,7 +1,7 @@
-"""From one image to class probabilities at its own size: several scales, mirror images, then a dense CRF.
+"""Class probabilities of an image at its own size: multiple scales, mirror images, dense CRF.
 
-This is how the final numbers of the paper (its Table 2) are made, on VOC and on COCO by different
-rules. Sources: official ``tools/infer_seg_voc.py`` and ``tools/infer_seg_coco_ddp.py``.
+The final numbers of the paper (Table 2) are made in this way, with different rules for VOC and
+COCO. Sources: official ``tools/infer_seg_voc.py`` and ``tools/infer_seg_coco_ddp.py``.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def class_probabilities(
     config: InferenceConfig,
     device: torch.device | str,
 ) -> Float[Tensor, "s h w"]:
-    """Probabilities of the background and the classes at every pixel of an image, on ``device``.
+    """Compute the probabilities of background and classes at every pixel, on ``device``.
 
     Args:
-        method: In evaluation mode, on ``device``.
-        image: RGB levels, of any size from one patch on.
-        config: How.
-        device: Where the network is, and where the CRF is computed.
+        method: Method in evaluation mode, on ``device``.
+        image: RGB levels, of at least one patch.
+        config: Configuration of inference.
+        device: Device of the network and of the CRF.
 
     Raises:
         ValueError: The image is smaller than a patch at one of the scales; see
@@ -46,7 +46,7 @@ def class_probabilities(
 
 
 def least_side_px(method: Method, config: InferenceConfig) -> int:
-    """From which side on an image holds a patch at every scale."""
+    """Return the smallest side of an image that has a patch at every scale."""
     return 1 if config.size_px is not None else math.ceil(method.patch_size_px / min(config.scales))
 
 
@@ -54,7 +54,7 @@ def least_side_px(method: Method, config: InferenceConfig) -> int:
 def network_probabilities(
     method: Method, image: UInt8[Tensor, "h w 3"], config: InferenceConfig
 ) -> Float[Tensor, "s h w"]:
-    """What the network says of an image, which is on its device: :func:`class_probabilities` without the CRF."""
+    """Compute :func:`class_probabilities` without the CRF, on the image's device."""
     height, width, _ = image.shape
     normalised = network_input(image[None], config.size_px)
 
@@ -75,7 +75,7 @@ def network_probabilities(
 def refined(
     image: UInt8[Tensor, "h w 3"], probabilities: Float[Tensor, "s h w"], config: CrfConfig
 ) -> Float[Tensor, "s h w"]:
-    """Probabilities after the CRF on the image that they are of."""
+    """Refine the probabilities of an image by the CRF."""
     return dense_crf(image.permute(2, 0, 1)[None].float(), probabilities[None], config)[0]
 
 
@@ -86,7 +86,7 @@ def _merge(left: Tensor, right: Tensor, rule: Literal["sum", "max"]) -> Tensor:
 def _logits(
     method: Method, images: Float[Tensor, "b 3 h w"], config: InferenceConfig
 ) -> Float[Tensor, "b s p q"]:
-    """Logits on the patch grid, tile by tile where an image is larger than a tile."""
+    """Compute logits on the patch grid, tile by tile if an image is larger than a tile."""
     height, width = images.shape[2:]
     if config.tile_px is None or max(height, width) <= config.tile_px:
         return method.segmentation_logits(images)
@@ -94,8 +94,7 @@ def _logits(
     rows, columns = height // patch, width // patch
     tile, overlap = max(config.tile_px // patch, 1), config.tile_overlap_px // patch
     tile_rows, tile_columns = min(tile, rows), min(tile, columns)
-    # Falls to the edges of a tile: in an overlap each tile counts the more the further inside it
-    # is.
+    # The weight decreases towards the edges of a tile, which blends the tiles in an overlap.
     weight = _ramp(tile_rows, images)[:, None] * _ramp(tile_columns, images)
     total = images.new_zeros(len(images), method.num_foreground_classes + 1, rows, columns)
     weights = images.new_zeros(rows, columns)
@@ -113,7 +112,9 @@ def _logits(
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin that cover a length, evenly spaced, so that neighbours overlap by at least ``overlap``.
+    """Return the starts of evenly spaced tiles that cover a length.
+
+    Neighbours overlap by at least ``overlap``.
 
     >>> _starts(10, tile=4, overlap=1), _starts(4, tile=4, overlap=1)
     ([0, 3, 6], [0])
@@ -123,6 +124,6 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def _ramp(length: int, like: Tensor) -> Float[Tensor, " length"]:
-    """1, 2, ..., 2, 1: distances to the next end."""
+    """Return 1, 2, ..., 2, 1: the distances to the nearer end."""
     up = torch.arange(1, length + 1, device=like.device, dtype=like.dtype)
     return torch.minimum(up, up.flip(0))

@@ -1,10 +1,10 @@
-"""A folder with one output for every image, written as they come: work that is stopped goes on where it was.
+"""Folder with one output file per image, which interrupted work continues.
 
-An output is known by what it was made of: the bytes of its input, and the way, which is the network
-with its settings. Each file carries this identity and its own digest (see
-:mod:`toco.predict.output_seal`). So an output is made again when its input changed or a byte of it
-did, whatever its name; and the processes that share the work need not talk to each other, because
-the folder says which images are done.
+The identity of an output is a digest of its input's bytes and of the settings, including the
+network. Each file stores this identity and a digest of its own bytes (see
+:mod:`toco.predict.output_seal`). An output is therefore made again when its input, the settings or
+a byte of the file changed. Processes that share the work do not need to communicate: the folder
+shows which images are done.
 """
 
 from __future__ import annotations
@@ -33,30 +33,29 @@ from toco.predict.output_seal import is_sealed, sealed
 from toco.types import Shard
 
 ABOUT = "about.json"
-"""Says how the outputs of a folder were made."""
+"""File that records how the outputs of a folder were made."""
 FORMAT_VERSION = 2
-"""Of this file. Folders of version 1 did not record what each output was made of."""
+"""Version of this file. Folders of version 1 did not record the inputs of each output."""
 
 
 class OutputFolder:
-    """Outputs of a list of images under ``path``, all made in one way.
+    """Outputs of a list of images under ``path``, all made with the same settings.
 
-    Nothing is written before the first output is.
+    Nothing is written before the first output.
 
     Args:
         path: The folder.
-        about: How the outputs are made, as JSON values: everything that changes one of them, but
-            the inputs.
-        names: Names of the images; one with slashes lies in a subfolder.
-        suffix: Of every output file, ``.png`` or ``.npz``.
-        input_sha256: SHA-256 of the bytes that the output of an image is made of. It is asked once
-            for an image, by :meth:`missing`, so before the image is worked on: an image that
-            changes later is made again the next time. It raises ``OSError`` or ``ValueError`` where
-            the image cannot be read.
+        about: Everything that determines the outputs, apart from the inputs, as JSON values.
+        names: Names of the images; an image with slashes in its name lies in a subfolder.
+        suffix: Suffix of every output file, ``.png`` or ``.npz``.
+        input_sha256: Function that returns the SHA-256 of an image's input. It is called once per
+            image, by :meth:`missing`, before the output is made: if the image changes later, the
+            next call of the program makes the output again. It raises ``OSError`` or ``ValueError``
+            for an unreadable image.
 
     Raises:
-        ValueError: ``path`` is no folder, it holds outputs that were made in another way or nobody
-            knows how, or two images would have one output.
+        ValueError: ``path`` is no folder, it has outputs of other or unknown settings, or two
+            images would have the same output file.
     """
 
     def __init__(
@@ -88,11 +87,11 @@ class OutputFolder:
         self._check_same()
 
     def output(self, index: int) -> Path:
-        """File of the output of image ``index``."""
+        """Return the output file of image ``index``."""
         return self.path / f"{self.names[index]}{self._suffix}"
 
     def missing(self, shard: Shard = Shard()) -> list[int]:
-        """Images of this share of the work without a whole output of their input; with the default, of all images."""
+        """List the images of a shard (by default all) without a complete, current output."""
         own = range(shard.rank, len(self.names), shard.world_size)
         with ThreadPoolExecutor() as threads:
             return [
@@ -110,14 +109,14 @@ class OutputFolder:
         doing: str = "write",
         progress: bool = False,
     ) -> None:
-        """Make the outputs that this share lacks; each appears whole or not at all.
+        """Make the missing outputs of a shard; each file appears complete or not at all.
 
         Args:
-            make: Content of the output of an image.
-            shard: Which share of the images is made here.
-            without: Images that are left out.
-            doing: What the bar says.
-            progress: Show a bar.
+            make: Function that returns the content of an image's output.
+            shard: Part of the images that this process handles.
+            without: Images to skip.
+            doing: Text of the progress bar.
+            progress: Whether to show a progress bar.
         """
         missing = [index for index in self.missing(shard) if index not in without]
         own = len(range(shard.rank, len(self.names), shard.world_size))
@@ -129,7 +128,10 @@ class OutputFolder:
                 bar.update()
 
     def write(self, index: int, content: bytes) -> None:
-        """Write the output of image ``index``, a PNG or NPZ file; it appears whole or not at all."""
+        """Write the output of image ``index``, a PNG or NPZ file.
+
+        The file appears complete or not at all.
+        """
         identity = self._identity(index)
         self._begin()
         with whole_file(self.output(index)) as partial:
@@ -150,7 +152,7 @@ class OutputFolder:
 
     def _begin(self) -> None:
         if not self._is_begun:
-            self._check_same()  # another process may have begun in another way
+            self._check_same()  # another process may have started with other settings
             if not (self.path / ABOUT).exists():
                 write_record(
                     self.path / ABOUT, {"format_version": FORMAT_VERSION, **self.about}, indent=1
@@ -166,20 +168,20 @@ class OutputFolder:
             was = read_record(file, advice=another)
         except FileNotFoundError:
             if any(self.path.rglob(f"*{self._suffix}")):
-                if file.exists():  # another process began in between
+                if file.exists():  # another process created it in the meantime
                     self._check_same()
                     return
                 raise ValueError(
-                    f"{printable(self.path)} holds {self._suffix} files but no {ABOUT} that says how they were made; "
-                    "name a new folder."
+                    f"{printable(self.path)} holds {self._suffix} files but no {ABOUT} that says "
+                    "how they were made; name a new folder."
                 ) from None
             return
         except UnreadableError:
             if not _is_of_version_1(file):
                 raise
             raise ValueError(
-                f"{printable(self.path)} was written by toco 0.4 or older, which did not record what each output was "
-                f"made of: an output may be that of another image. {another}"
+                f"{printable(self.path)} was written by toco 0.4 or older, which did not record "
+                f"what each output was made of: an output may be that of another image. {another}"
             ) from None
         check_version(file, was.pop("format_version", None), FORMAT_VERSION, another)
         if changes := diff(was, self.about):
@@ -187,8 +189,8 @@ class OutputFolder:
                 f"{path} was {old!r} and is {new!r}" for path, (old, new) in changes.items()
             )
             raise ValueError(
-                f"{printable(self.path)} holds outputs that were made in another way: {changed}. Give the same "
-                "settings, or another folder with --out."
+                f"{printable(self.path)} holds outputs that were made in another way: {changed}. "
+                "Give the same settings, or another folder with --out."
             )
 
 

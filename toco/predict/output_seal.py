@@ -1,8 +1,8 @@
-"""PNG and NPZ files that say what they were made of, and in which a changed byte is noticed.
+"""Seal of PNG and NPZ files: the identity of their inputs, and a checksum of their bytes.
 
-A PNG gets a text chunk before its end, an NPZ a comment of its archive. Both hold the identity of
-what the file was made of, and the SHA-256 of all that precedes. What reads images and arrays passes
-over them.
+The seal is a text chunk before the end of a PNG, and the archive comment of an NPZ. It holds the
+identity of the file's inputs and settings, and the SHA-256 of all preceding bytes. Readers of
+images and arrays ignore it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _NO_COMMENT = b"\0\0"
 
 
 def sealed(content: bytes, identity: str) -> bytes:
-    """A PNG or NPZ file with its seal.
+    """Add a seal to a PNG or NPZ file.
 
     Args:
-        content: The file, without a seal.
-        identity: SHA-256, in hex, of all that decides about the content.
+        content: Content of the file, without a seal.
+        identity: SHA-256 (hex) of everything that determines the content.
 
     Raises:
         ValueError: The content is neither a PNG nor an NPZ file.
@@ -39,13 +39,13 @@ def sealed(content: bytes, identity: str) -> bytes:
 
 
 def is_sealed(content: bytes, identity: str) -> bool:
-    """Whether a file is whole, as it was written, and made of what has this identity."""
+    """Whether a file is complete and unchanged, and its seal has this identity."""
     body = content[: -len(_seal(content, identity))]
     return content == body + _seal(body, identity)
 
 
 def _seal(body: bytes, identity: str) -> bytes:
-    """The end of a file; its length follows from the kind of file alone."""
+    """Return the end of a sealed file; its length depends only on the kind of file."""
     said = f"{identity} {hashlib.sha256(body).hexdigest()}".encode()
     if body.startswith(_ZIP_START):
         return struct.pack("<H", len(said)) + said

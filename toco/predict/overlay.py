@@ -1,4 +1,4 @@
-"""An image with its classes painted over it, and a legend below."""
+"""Paint classes over an image, with a legend below."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from PIL import Image, ImageDraw, ImageFont
 from toco.evaluate.pictures import voc_palette
 from toco.files import printable
 
-_OPACITY = 0.6
+_OPACITY = 0.6  # of the colours over the image; both remain visible
 _FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 
 
 def overlay(
     image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], class_names: Sequence[str]
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The classes in VOC's colours over the image, with the names of those that appear below it.
+    """Paint the classes in VOC's colours over the image, with a legend of their names below.
 
-    The image's own pixels stay where they are: ``result[:h, :w]`` is 0.6 colour + 0.4 image where
-    there is a class, and the image where there is background. Right of an image that is narrower
-    than its legend the result is white.
+    ``result[:h, :w]`` is 0.6 colour + 0.4 image at pixels of a class, and the image at background.
+    An image narrower than its legend is padded with white on the right.
 
     Args:
         image: RGB levels.
@@ -45,7 +44,7 @@ def overlay(
 def _legend(
     ids: Sequence[int], class_names: Sequence[str], image_width: int
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A patch of colour and a name for each class, in rows no wider than the image or one entry."""
+    """Draw a colour patch and a name for each class, in rows as wide as the image or one entry."""
     size = min(max(image_width // 32, 12), 48)
     font = ImageFont.truetype(_FONT, size)
     entries = [(voc_palette()[i], printable(class_names[i - 1])) for i in ids] or [

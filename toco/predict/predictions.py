@@ -1,4 +1,4 @@
-"""Predicted labels of images, and what can be made of them."""
+"""Predict the labels of images, with overlays, probabilities and COCO annotations."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from toco.types import Shard
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """What :func:`predict` did.
+    """Result of :func:`predict`.
 
     Attributes:
-        labels: The folder of labels.
-        num_made: Labels that were made now.
-        faults: For every image of this share that cannot be segmented, a sentence that says why; if
-            the work is complete, for those of other shares, too.
-        is_complete: Whether every image that can be segmented has a label. Else another process is
-            still at work.
+        labels: Folder of labels.
+        num_made: Number of labels that this call made.
+        faults: Reason for each image of this shard that cannot be segmented; if the work is
+            complete, also for images of other shards.
+        is_complete: Whether every image that can be segmented has a label. Otherwise another
+            process is still working.
     """
 
     labels: OutputFolder
@@ -58,32 +58,32 @@ def predict(
     least_side_px: int = 1,
     progress: bool = False,
 ) -> Predicted:
-    """Segment images; what ``out`` holds of the same bytes already is not made again.
+    """Segment images; skip images whose output is up to date.
 
-    ``out/labels`` gets an index PNG for each image, in VOC's palette. All else is asked for:
+    ``out/labels`` gets an index PNG for each image, in VOC's palette. Optional outputs are
     ``out/overlays``, ``out/probabilities`` (NPZ files with one float16 array ``probabilities`` [s,
-    h, w], the background first) and ``out/coco.json``. Overlays and the JSON are made from the
-    labels, so they can be asked for later at little cost. Images that cannot be segmented are left
-    out; the others are segmented.
+    h, w], the background first) and ``out/coco.json``. Overlays and JSON are made from the labels,
+    so they can be added later at little cost. Images that cannot be segmented are skipped.
 
     Args:
-        probabilities_of: Class probabilities of an image at its own size.
-        images: The images.
+        probabilities_of: Function that returns the class probabilities of an image at its own size.
+        images: Images to segment.
         class_names: Foreground classes.
-        out: The folder.
-        about: How the probabilities are made; the outputs of another way are not mixed with these.
-        shard: Which share of the images is worked on.
-        overlay: Paint the classes over the images, with a legend, as PNG files.
-        soft: Keep the probabilities.
-        coco_json: File names of the images in ``out/coco.json``; without them there is none. It is
-            written by a process that finds a label of every image that can be segmented, as the
-            last of several does.
-        least_side_px: Images with a shorter side cannot be segmented.
-        progress: Show a bar.
+        out: Output folder.
+        about: Settings that determine the probabilities; a folder has outputs of one setting only.
+        shard: Part of the images that this process handles.
+        overlay: Whether to paint the classes over the images, with a legend, as PNG files.
+        soft: Whether to store the probabilities.
+        coco_json: File names of the images in ``out/coco.json``; ``None`` for no such file. The
+            process writes it that finds a label for every image that can be segmented: usually the
+            last of several.
+        least_side_px: Smallest side of an image; smaller images cannot be segmented.
+        progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: ``out`` was made in another way.
+        ValueError: The outputs in ``out`` were made with other settings.
     """
+    # Output folders.
     kinds = (
         {"labels": ".png"}
         | ({"probabilities": ".npz"} if soft else {})
@@ -99,6 +99,8 @@ def predict(
         folders.get("probabilities"),
         folders.get("overlays"),
     )
+
+    # Images without an output, and the faults among them.
     by_network = {
         *labels.missing(shard),
         *(probabilities.missing(shard) if probabilities is not None else ()),
@@ -106,6 +108,8 @@ def predict(
     unmade = sorted(by_network.union(overlays.missing(shard) if overlays is not None else ()))
     read = large_enough(images, least_side_px)
     faults = find_faults(read, unmade, progress=progress)
+
+    # Labels and probabilities, which need the network.
     num_made = 0
     for index in tqdm(
         sorted(by_network - faults.keys()), desc="predict", unit="image", disable=not progress
@@ -116,30 +120,35 @@ def predict(
             faults[index] = str(error)
             continue
         except (MemoryError, RuntimeError) as error:
-            # For the host's memory torch raises a RuntimeError like any other.
+            # If the host's memory is exhausted, torch raises a plain RuntimeError.
             is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
             if not is_memory and "can't allocate memory" not in str(error):
                 raise
             faults[index] = (
-                f"{images.names[index]!r} does not fit into the memory. Tiles (--set inference.tile_px=1024), fewer "
-                "scales and no mirror images take less."
+                f"{images.names[index]!r} does not fit into the memory. Tiles (--set "
+                "inference.tile_px=1024), fewer scales and no mirror images take less."
             )
             continue
         if probabilities is not None:
             probabilities.write(index, npz(probabilities=found.half().cpu().numpy()))
         labels.write(index, label_png(found))
         num_made += 1
+
+    # Overlays, from images and labels.
     if overlays is not None:
 
         def paint(index: int) -> bytes:
             image, label = images.image(index), read_index_png(labels.output(index))
             if image.shape[:2] != label.shape:
                 raise ValueError(
-                    f"{images.names[index]!r} changed while it was worked on; give the same command again."
+                    f"{images.names[index]!r} changed while it was worked on; give the same "
+                    "command again."
                 )
             return png(painted(image, label, class_names))
 
         overlays.fill(paint, shard, without=faults, doing="overlay", progress=progress)
+
+    # COCO annotations, if no other process is still working.
     missing = labels.missing()
     is_complete = _add_faults(faults, read, missing)
     if coco_json is not None and is_complete and len(missing) < len(labels.names):
@@ -155,10 +164,12 @@ def predict(
 def _add_faults(
     faults: dict[int, str], read: Callable[[int], object], missing: Sequence[int]
 ) -> bool:
-    """Add the faults of images of other shares, up to the first that has none: its process is still at work.
+    """Add the faults of images of other shards, until an image without label has no fault.
+
+    Another process is still working on such an image.
 
     Returns:
-        Whether there is a fault of every missing image.
+        Whether every image without label has a fault.
     """
     for index in missing:
         if index not in faults:

@@ -1,4 +1,4 @@
-"""Pseudo labels as the masks of a second training: from the CAM, refined by PAR, by a dense CRF, or by both."""
+"""Pseudo labels for a second training: CAMs, optionally refined by PAR and a dense CRF."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ OFFICIAL_CAM_CRF = CrfConfig(
     bilateral_sigma_xy=36,
     bilateral_sigma_rgb=3,
 )
-"""The CRF on CAMs of the official ``tools/infer_cam_crf_label.py``."""
+"""CRF on CAMs with the values of the official ``tools/infer_cam_crf_label.py``."""
 
 
 class PseudoLabelConfig(Config):
-    """From CAMs to pseudo labels.
+    """Conversion of CAMs to pseudo labels.
 
     Attributes:
-        low_threshold: Background score that certain background wins with.
-        high_threshold: Background score that certain foreground wins against. Between them a pixel
-            is uncertain (255).
-        par: Refine by pixel-adaptive refinement, or not.
-        crf: Refine by a dense CRF, or not; after PAR if there are both.
+        low_threshold: Low background score: a pixel is background if this score is the highest.
+        high_threshold: High background score: a pixel has a class if the class's score is higher.
+            Pixels in between are uncertain (255).
+        par: Pixel-adaptive refinement; ``None`` for none.
+        crf: Dense CRF, after PAR if both are set; ``None`` for none.
     """
 
     low_threshold: float = Field(ge=0, le=1)
@@ -72,26 +72,32 @@ def pseudo_label(
     config: PseudoLabelConfig,
     device: torch.device | str = "cpu",
 ) -> UInt8[np.ndarray, "h w"]:
-    """The pseudo label of an image at its own size: 0 background, 1..k, 255 uncertain.
+    """Make the pseudo label of an image at its own size: 0 background, 1..k, 255 uncertain.
 
-    From the final CAM by the protocol of the evaluation, for the classes of the image-level label,
-    resized to the image. Without refinement the CAM is compared with both thresholds. PAR gives
-    what :meth:`toco.methods.Method.pseudo_labels` gives where the CAM's settings are those of
-    training. A CRF starts from the softmax over background score and CAMs (PAR's result instead, if
-    there is one), once with each background score; as with PAR, a class counts where it wins
-    against the high one, background where it wins with the low one.
+    It starts from the final CAM as in the evaluation, for the classes of the image-level label,
+    resized to the image.
 
-    Source of the CRF's: official ``tools/infer_cam_crf_label.py``.
+    - Without refinement, the CAM is compared with both thresholds.
+    - PAR gives the same result as :meth:`toco.methods.Method.pseudo_labels` if the CAM's settings
+      are those of training.
+    - The CRF runs once with each background score, on the softmax over background score and CAMs,
+      or on PAR's result. As with PAR, a pixel gets a class that wins against the high score, and
+      background if it wins with the low score.
+
+    Source of the CRF: official ``tools/infer_cam_crf_label.py``.
     """
+    # CAM at the image's size, and the image as the official code sees it.
     height, width, _ = image.shape
     labels = torch.from_numpy(class_labels)[None].to(device)
     present = present_classes(labels)
     cam = resize_bilinear(cams_of(method, image, present, evaluate, device).cam, (height, width))
     labels = labels.gather(1, present)
     levels = torch.tensor(image, device=device)[None]
-    # A byte less for some levels, as officially.
+    # Truncated levels, as in the official code: some are one lower.
     colours = denormalise_255(network_input(levels, None), truncate=True) / 255
     low, high, par = config.low_threshold, config.high_threshold, config.par
+
+    # Labels: from CRF (with or without PAR), from PAR, or from the thresholds alone.
     if config.crf is not None:
         if par is None:
             masked = cam.masked_fill((labels == 0)[:, :, None, None], -torch.inf)
@@ -122,24 +128,24 @@ def export_pseudo_labels(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> OutputFolder:
-    """Write :func:`pseudo_label` of each image as a PNG in VOC's palette.
+    """Write the :func:`pseudo_label` of each image as a PNG in VOC's palette.
 
-    What ``out`` holds of the same image and label is not made again.
+    Images whose file is up to date are skipped.
 
     Args:
-        method: In evaluation mode, on ``device``.
+        method: Method in evaluation mode, on ``device``.
         dataset: Images and image-level labels.
-        evaluate: The protocol of the CAMs.
-        config: From CAMs to labels.
-        out: The folder.
-        about: What the method is; its outputs and those of another are not mixed.
-        shard: Which share of the images is worked on.
-        device: Where the method is.
-        progress: Show a bar.
+        evaluate: Protocol of the CAMs.
+        config: Conversion of CAMs to labels.
+        out: Output folder.
+        about: Identity of the method; a folder does not mix outputs of different methods.
+        shard: Part of the images that this process handles.
+        device: Device of the method.
+        progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: An image or its label cannot be read (all are tried first), or ``out`` was made
-            in another way.
+        ValueError: An image or its label cannot be read (all are read before the work starts), or
+            the files in ``out`` were made with other settings.
     """
     made_by = {**about, **cam_protocol(evaluate), **config.model_dump(mode="json")}
     folder = open_labelled(dataset, out, made_by, ".png", shard, progress=progress)
@@ -155,11 +161,11 @@ def export_pseudo_labels(
 def score_pseudo_labels(
     folder: OutputFolder, dataset: Dataset, *, progress: bool = False
 ) -> str | None:
-    """The mIoU of exported pseudo labels in a sentence, or ``None`` if the data set has no masks, or only void ones.
+    """Compute the mIoU of exported pseudo labels, as text; ``None`` without ground truth.
 
-    One confusion matrix over all images with a mask, and the mean over the classes in the ground
-    truth. A pixel that is 255 in the mask or in the pseudo label counts for nothing, so the
-    sentence says how many of the latter there are.
+    One confusion matrix covers all images with a mask; the mean is over the classes in the ground
+    truth. Pixels that are 255 in the mask or in the pseudo label are ignored, so the text also
+    gives the share of uncertain pixels.
     """
     confusion, without_mask, num_pixels = count_pixels(folder, dataset, progress=progress)
     if not num_pixels:
@@ -167,16 +173,17 @@ def score_pseudo_labels(
     miou = mean_over_classes(confusion.scores().iou).item()
     uncertain = 1 - int(confusion.matrix.sum()) / num_pixels
     return (
-        f"mIoU of the pseudo labels {100 * miou:.2f} %; images with a mask: {len(dataset) - len(without_mask)}. "
-        f"{100 * uncertain:.2f} % of the pixels are uncertain ({IGNORE_INDEX}) and count for nothing."
+        f"mIoU of the pseudo labels {100 * miou:.2f} %; images with a mask: "
+        f"{len(dataset) - len(without_mask)}. {100 * uncertain:.2f} % of the pixels are uncertain "
+        f"({IGNORE_INDEX}) and count for nothing."
     )
 
 
 def _refined_by_crf(
     levels: Float[Tensor, "1 3 h w"], low_and_high: Float[Tensor, "2 s h w"], config: CrfConfig
 ) -> Int[Tensor, "1 h w"]:
-    """Labels that a CRF finds with the low and with the high background score, as one: 255 where they disagree."""
-    # PAR's maps sum to more than 1, all to the same.
+    """Merge the CRF's labels with low and high background score; 255 where they disagree."""
+    # PAR scales all maps of a pixel by the same factor; let them sum to 1 again.
     probabilities = low_and_high / low_and_high.sum(1, keepdim=True)
     with_low, with_high = (
         dense_crf(levels, maps[None], config).max(1).indices for maps in probabilities

@@ -1,4 +1,4 @@
-"""The predictions of a split as label pictures, one file an image, and the scores of these files."""
+"""Predictions of a split, one label image per file, and the scores of these files."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class PredictionScores:
     """Scores of the predictions of a split, as fractions.
 
     Attributes:
-        about: How the predictions were made, as their folder says, and ``images``, the digest of
-            the split.
-        protocol: The same in words.
-        num_images: Images that were scored.
+        about: Settings of the predictions, as recorded in their folder, and ``images``, the digest
+            of the split.
+        protocol: Settings of the predictions as text.
+        num_images: Number of scored images.
         metrics: ``miou`` and ``pixel_accuracy``.
-        class_names: The background first.
-        per_class: Scores in the order of ``class_names``; ``None`` for a class that the ground
-            truth does not contain.
+        class_names: Names of the classes, the background first.
+        per_class: Scores in the order of ``class_names``; ``None`` for a class that is not in the
+            ground truth.
     """
 
     about: Mapping[str, Any]
@@ -53,28 +53,28 @@ class PredictionScores:
     per_class: dict[str, tuple[float | None, ...]]
 
     def to_json(self) -> str:
-        """Strict JSON, ``null`` for what is not defined."""
+        """Format as strict JSON, with ``null`` for undefined scores."""
         content = {"format_version": FORMAT_VERSION} | {
             name: getattr(self, name) for name in self.__slots__
         }
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     def table(self) -> str:
-        """The scores per class as text, in percent, with their means."""
+        """Format the scores per class and their means as text, in percent."""
         return class_table(self.class_names, self.per_class)
 
 
 def open_predictions(
     path: Path, dataset: Dataset, config: InferenceConfig, about: Mapping[str, Any]
 ) -> OutputFolder:
-    """The folder of the predictions that are made in one way; see :class:`OutputFolder` for what it refuses.
+    """Open the folder of the predictions of a split; raises as :class:`OutputFolder`.
 
     Args:
         path: The folder.
         dataset: The split.
-        config: How images are segmented, without an ``auto``.
-        about: What else decides about a prediction: the weights of the network, how the data is
-            read.
+        config: Configuration of inference, without ``auto``.
+        about: Everything else that determines a prediction, such as the network's weights and the
+            settings of the data.
     """
     made_by = {**about, "inference": config.model_dump(mode="json")}
     return OutputFolder(path, made_by, dataset.names, ".png", dataset.image_sha256)
@@ -91,17 +91,17 @@ def predict_split(
     shard: Shard = Shard(),
     progress: bool = False,
 ) -> None:
-    """Write the predictions that a share of the split still lacks.
+    """Write the missing predictions of a shard of the split.
 
     Args:
-        method: In evaluation mode, on ``device``.
+        method: Method in evaluation mode, on ``device``.
         dataset: The split.
-        config: How.
-        device: Where the network is, and where the CRF is computed.
-        folder: Where the predictions go.
-        without_crf: Where those before the CRF go, if they are wanted, too.
-        shard: Which share of the images.
-        progress: Show a bar.
+        config: Configuration of inference.
+        device: Device of the network and of the CRF.
+        folder: Folder of the predictions.
+        without_crf: Folder of the predictions before the CRF; ``None`` for none.
+        shard: Part of the images that this process handles.
+        progress: Whether to show a progress bar.
     """
 
     def before_crf(index: int) -> tuple[UInt8[Tensor, "h w 3"], Float[Tensor, "s h w"]]:
@@ -118,7 +118,7 @@ def predict_split(
 
     folder.fill(predict, shard, doing="predict", progress=progress)
     if without_crf is not None:
-        # Those of images whose other prediction was there before.
+        # Images that already have a prediction with the CRF.
         without_crf.fill(
             lambda index: label_png(before_crf(index)[1]),
             shard,
@@ -130,26 +130,29 @@ def predict_split(
 def score_predictions(
     folder: OutputFolder, dataset: Dataset, config: InferenceConfig, progress: bool = False
 ) -> PredictionScores | None:
-    """The scores of all predictions, from their files; ``None`` if there is no ground truth.
+    """Compute the scores of all predictions from their files; ``None`` without ground truth.
 
     Raises:
         OSError: A prediction is missing or cannot be read.
-        ValueError: A mask cannot be read, or some images have one and others have none.
+        ValueError: A mask cannot be read, or only some of the images have a mask.
     """
     confusion, without_mask, _ = count_pixels(folder, dataset, progress=progress)
     num_images = len(dataset) - len(without_mask)
     if num_images and without_mask:
         raise ValueError(
-            f"{len(without_mask)} of {len(dataset)} images have no mask, as {without_mask[0]!r}, so that the scores "
-            "would not be those of the split; add the masks, or take the images off the list."
+            f"{len(without_mask)} of {len(dataset)} images have no mask, as {without_mask[0]!r}, "
+            "so that the scores would not be those of the split; add the masks, or take the "
+            "images off the list."
         )
     if not confusion.matrix.any():
         return None
     scores = confusion.scores()
     return PredictionScores(
         about={**folder.about, "images": dataset.manifest_digest()},
-        protocol=f"{config.protocol()} mIoU: one confusion matrix over the {num_images} images, void excluded, mean "
-        "over the classes in the ground truth.",
+        protocol=(
+            f"{config.protocol()} mIoU: one confusion matrix over the {num_images} images, "
+            "void excluded, mean over the classes in the ground truth."
+        ),
         num_images=num_images,
         metrics={
             "miou": mean_over_classes(scores.iou).item(),
@@ -170,8 +173,8 @@ def count_pixels(
     """Compare label files with the ground truth.
 
     Returns:
-        One confusion matrix over all images with a mask, the names of those without, and the number
-        of pixels that the masks know the class of.
+        The confusion matrix over all images with a mask, the names of images without a mask, and
+        the number of pixels that are not void in the masks.
     """
     confusion, without_mask, num_pixels = (
         ConfusionMatrix(len(dataset.class_names) + 1),
@@ -200,7 +203,7 @@ def count_pixels(
 
 
 def weights_digest(method: Method) -> str:
-    """SHA-256 (hex, 16 digits) of the state of a network, wherever it came from."""
+    """Return a SHA-256 (hex, 16 digits) of a network's state."""
     total = hashlib.sha256()
     for name, tensor in method.state_dict().items():
         total.update(name.encode())

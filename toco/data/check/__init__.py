@@ -1,6 +1,6 @@
-"""Decode a whole data set once and report every fault, before a training meets one.
+"""Check a complete data set and report every fault before a training fails on it.
 
-A fault is what a training refuses, or fails on. All else that is worth a look is a note.
+A fault makes a training refuse the data or fail. Other remarks are notes.
 """
 
 from toco.data.check.findings import Report

@@ -1,4 +1,4 @@
-"""What a check of a data set finds: the report of faults and notes, and the notes of what may not be meant."""
+"""Report of a data set check: faults, and notes on what may be a mistake."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _NOT_MASKS = frozenset({".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp
 
 @dataclass(slots=True)
 class Report:
-    """What a check found, in the order in which it was found.
+    """Faults and notes of a check, in the order of their discovery.
 
     Attributes:
-        faults: Everything that has to be fixed. The folder is sound when there is none.
-        notes: What is worth a look but may be meant.
-        num_images: Images by list.
-        num_images_by_class: Training images that show each class.
+        faults: Problems that the user must fix; empty for a valid data set.
+        notes: Remarks on what may be intended.
+        num_images: Number of images by list.
+        num_images_by_class: Number of training images by class.
     """
 
     faults: list[Fault] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Report:
     num_images_by_class: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """The report as text, faults first."""
+        """Format the report as text, faults first."""
         lines = [f"FAULT {fault}" for fault in self.faults] + [
             f"note  {note}" for note in self.notes
         ]
@@ -49,7 +49,7 @@ class Report:
         return "\n".join(printable(line) for line in lines)
 
     def fault(self, error: Exception | str, paths: Sequence[Path]) -> None:
-        """Add a fault. Readers begin their message with the file, one of ``paths``; else the first one is named."""
+        """Add a fault of the path with which the message begins, else of the first path."""
         message = str(error)
         path = next(
             (path for path in paths if message.startswith((f"{path}: ", f"{path} "))), paths[0]
@@ -61,25 +61,25 @@ class Report:
         self.notes.append(Fault(path, reason))
 
     def overlap(self, path: Path, shared: str | None, allowed: bool) -> None:
-        """Add the sentence on images in both splits, if there is one: a note where that is allowed."""
+        """Add the message on images in both splits, as a note if allowed, else as a fault."""
         if shared is not None:
             (self.notes if allowed else self.faults).append(Fault(path, shared))
 
 
 @dataclass(slots=True)
 class Seen:
-    """What the images of both splits showed.
+    """Properties of the images of both splits.
 
     Attributes:
         small: Images with a short side.
         converted: Images that are not stored in RGB.
         turned: Images with an EXIF orientation.
         void: Images whose mask is void everywhere.
-        unnamed: Images by class that their mask shows and their label does not name.
+        unnamed: Images by class, where the mask has the class and the label does not.
         by_pixels: Images by a digest of their pixels.
-        in_train: Training images by class of their label.
-        labelled: Images with a mask by class of their label.
-        drawn: Images by class of their mask.
+        in_train: Number of training images by class of their label.
+        labelled: Number of images with a mask by class of their label.
+        drawn: Number of images by class of their mask.
         ids: All ids in masks.
     """
 
@@ -98,14 +98,15 @@ class Seen:
 def note_images(
     train: Dataset, val: Dataset, seen: Seen, small_side_px: int, found: Report
 ) -> None:
-    """Note images that are small, converted, turned, or the same as another."""
+    """Note images that are small, converted, rotated by EXIF, or duplicates."""
     path = train.layout.images if isinstance(train, FileDataset) else Path("images")
     for names, what in (
         (seen.small, f"with a side under {small_side_px} px"),
         (seen.converted, "not in RGB, which are converted"),
         (
             seen.turned,
-            "with an EXIF orientation, which is ignored, since masks lie on the stored pixels (`predict` turns files)",
+            "with an EXIF orientation, which is ignored, since masks lie on the stored pixels "
+            "(`predict` turns files)",
         ),
     ):
         if names:
@@ -125,7 +126,7 @@ def note_images(
 
 
 def note_masks(class_names: Sequence[str], seen: Seen, found: Report) -> None:
-    """Note masks that are void, and where masks and labels name other classes."""
+    """Note void masks and classes on which masks and labels disagree."""
     path = Path("masks")
     if seen.void:
         found.note(path, f"{count(len(seen.void), 'mask')} void everywhere: {examples(seen.void)}.")
@@ -133,7 +134,8 @@ def note_masks(class_names: Sequence[str], seen: Seen, found: Report) -> None:
         shown = f"{class_names[class_id - 1]!r} ({class_id})"
         found.note(
             path,
-            f"{count(len(names), 'mask')} with {shown}, which the image's label does not name: {examples(names)}.",
+            f"{count(len(names), 'mask')} with {shown}, which the image's label does not name: "
+            f"{examples(names)}.",
         )
     for class_id, number in sorted(seen.labelled.items()):
         if not seen.drawn[class_id]:
@@ -141,25 +143,25 @@ def note_masks(class_names: Sequence[str], seen: Seen, found: Report) -> None:
             images = count(number, "image")
             binary = seen.ids == {0, IGNORE_INDEX}
             advice = (
-                f" All masks hold 0 and {IGNORE_INDEX} alone: draw objects with the ids of their classes."
-                * binary
+                f" All masks hold 0 and {IGNORE_INDEX} alone: draw objects with the ids of their "
+                "classes." * binary
             )
             found.note(
                 path,
-                f"labels name {shown} in {images} with a mask, and no mask has a pixel of it; {IGNORE_INDEX} is void "
-                f"and no class.{advice}",
+                f"labels name {shown} in {images} with a mask, and no mask has a pixel of it; "
+                f"{IGNORE_INDEX} is void and no class.{advice}",
             )
 
 
 def note_left_out(datasets: Sequence[FileDataset], found: Report) -> None:
-    """Note what lies in the folders and belongs to neither split."""
+    """Note files in the folders that belong to neither split."""
     used = {composed(name) for dataset in datasets for name in dataset.names}
     present: set[str] = set()
     for dataset in {dataset.layout.images: dataset for dataset in datasets}.values():
         tree = dataset.tree()
         again = tuple(
             name for name in tree.again if composed(name) not in used
-        )  # a list takes a link as any file
+        )  # lists may name links
         found.notes += replace(tree, again=again).notes()
         present.update(map(composed, (*tree.names, *tree.again)))
         if unused := [name for name in tree.names if composed(name) not in used]:
@@ -172,7 +174,8 @@ def note_left_out(datasets: Sequence[FileDataset], found: Report) -> None:
         if without := [name for name in names if composed(name) not in present]:
             found.note(
                 path,
-                f"{count(len(without), 'label')} of images that are not there: {examples(without)}.",
+                f"{count(len(without), 'label')} of images that are not there: "
+                f"{examples(without)}.",
             )
     for masks in {dataset.layout.masks for dataset in datasets} - {
         dataset.layout.images for dataset in datasets
@@ -191,5 +194,6 @@ def note_left_out(datasets: Sequence[FileDataset], found: Report) -> None:
             counts = ", ".join(f"{suffix} {number}" for suffix, number in others.items())
             found.note(
                 masks,
-                f"{count(sum(others.values()), 'file')} left out, since masks are .png files: {counts}.",
+                f"{count(sum(others.values()), 'file')} left out, since masks are .png files: "
+                f"{counts}.",
             )

@@ -1,4 +1,4 @@
-"""Check a folder of VOC's shape, also where faults of its lists keep it from being opened."""
+"""Check a VOC-shaped folder, even if faults in its lists make it impossible to open."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from toco.data.files.splits import overlap
 def check_folder(
     config: voc.Config, *, small_side_px: int = SMALL_SIDE_PX, progress: bool = False
 ) -> Report:
-    """Decode every image and mask of both lists of a folder of VOC's shape and report all faults.
+    """Decode every image and mask of both lists of a VOC-shaped folder and report all faults.
 
-    Unlike :func:`check_splits`, which is given what could be opened, it goes on after faults of the
-    lists, the classes and the labels.
+    Unlike :func:`check_splits`, which needs opened splits, it continues after faults of the lists,
+    the classes and the labels.
 
     Args:
-        config: The folder and how it is read.
-        small_side_px: Smaller images are noted.
-        progress: Show a bar.
+        config: Configuration of the folder.
+        small_side_px: Images with a smaller side are noted.
+        progress: Whether to show a progress bar.
     """
     root, found = config.root, Report()
     layout = Layout.of_voc(root, config.mask_folder)
@@ -72,8 +72,8 @@ def check_folder(
         train=open_list(train_names, config.train_list, config.allow_empty_labels),
         val=open_list(val_names, config.val_list, True),
         found=found,
-        # Without classes every id of a mask would be out of range: report one fault, not one an
-        # image.
+        # Without classes every id of a mask would be out of range: one fault is enough, instead of
+        # one per image.
         has_masks=bool(class_names),
         has_labels=has_labels,
         masks_are_labels=config.labels == "masks",
@@ -83,7 +83,7 @@ def check_folder(
 
 
 def _names_of_list(layout: Layout, list_name: str, found: Report) -> tuple[str, ...]:
-    """Read the usable names of a list, once each; what a training would refuse in it is a fault."""
+    """Return the usable names of a list, without duplicates; report its other lines as faults."""
     path = layout.list_path(list_name)
     try:
         lines = list_lines(path)
@@ -108,7 +108,7 @@ def _names_of_list(layout: Layout, list_name: str, found: Report) -> tuple[str, 
 def _with_one_image(
     layout: Layout, names: Iterable[str], list_name: str, found: Report
 ) -> tuple[str, ...]:
-    """Keep those names of a list that are one image each."""
+    """Return the names of a list that belong to exactly one image file."""
     source = layout.list_path(list_name).name
     sound = []
     for name in names:

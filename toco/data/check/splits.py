@@ -17,8 +17,8 @@ from toco.data.files.splits import note_of_classes, overlap
 from toco.types import IGNORE_INDEX
 
 SMALL_SIDE_PX = 32
-"""Images with a smaller side are noted, unless a caller says otherwise."""
-_UPRIGHT = 1
+"""Default: images with a smaller side are noted."""
+_UPRIGHT = 1  # EXIF orientation
 
 
 def check_splits(
@@ -29,26 +29,29 @@ def check_splits(
     small_side_px: int = SMALL_SIDE_PX,
     progress: bool = False,
 ) -> Report:
-    """Decode every image and mask of an opened data set of any kind and report all faults.
+    """Decode every image and mask of an opened data set and report all faults.
 
-    What opening it refuses (lists, classes, missing images) is not looked for again. Faults are an
-    image in both splits, one that cannot be decoded, a missing or wrong label, and a mask that is
-    missing or wrong where it is read (in validation, and where labels come from masks). Notes are
-    of:
+    Opening a data set already refuses faulty lists and classes and missing images. Faults here are:
 
-    - what is left out: links, other suffixes, hidden files, images in no split, labels and masks
+    - an image in both splits, or one that cannot be decoded;
+    - a missing or wrong label;
+    - a missing or wrong mask, if the mask is read (in validation, or as the source of labels).
+
+    Notes are on:
+
+    - skipped files: links, other suffixes, hidden files, images in no split, labels and masks
       without an image;
-    - classes that no training image or no mask shows, and masks that show what the label does not
-      name;
-    - masks that are void everywhere, or wrong where no training reads them;
-    - images that are small, not RGB, turned by EXIF, or the same as another.
+    - classes that no training image or no mask shows, and masks with classes that the label does
+      not name;
+    - masks that are void everywhere, or wrong masks that no training reads;
+    - images that are small, not RGB, rotated by EXIF, or duplicates.
 
     Args:
-        train: The training images.
-        val: The validation images.
+        train: Training images.
+        val: Validation images.
         allow_overlap: Whether an image may be in both splits.
-        small_side_px: Smaller images are noted.
-        progress: Show a bar.
+        small_side_px: Images with a smaller side are noted.
+        progress: Whether to show a progress bar.
     """
     found = Report(num_images={"train": len(train), "val": len(val)})
     found.overlap(Path("val"), overlap(train.names, val.names), allow_overlap)
@@ -65,17 +68,17 @@ def check_splits(
 
 @dataclass(slots=True, kw_only=True)
 class Check:
-    """One pass over the images of both splits.
+    """Pass over the images of both splits.
 
     Attributes:
-        train: The training images.
-        val: The validation images.
-        found: Faults and notes, to which the pass adds its own.
+        train: Training images.
+        val: Validation images.
+        found: Report to which the pass adds faults and notes.
         has_masks: Whether masks can be read.
         has_labels: Whether labels can be read.
         masks_are_labels: Whether the labels of the training images come from their masks.
         small_side_px: Images with a smaller side are noted.
-        seen: What the images showed so far.
+        seen: Properties of the images that are already checked.
     """
 
     train: Dataset
@@ -88,7 +91,7 @@ class Check:
     seen: Seen = field(default_factory=Seen)
 
     def run(self, progress: bool) -> Report:
-        """Decode all images, with a bar or without, and report on them and on what belongs to no image."""
+        """Decode all images, then add the notes on images, masks, classes and unused files."""
         train, val, seen, found = self.train, self.val, self.seen, self.found
         images = [(dataset, index) for dataset in (train, val) for index in range(len(dataset))]
         for dataset, index in tqdm(images, unit="image", leave=False, disable=not progress):
@@ -117,7 +120,10 @@ class Check:
         return found
 
     def _check_sample(self, dataset: Dataset, index: int) -> set[int]:
-        """Check one image and return the classes that its label names; each of its files has one fault at most."""
+        """Check one image and return the classes of its label.
+
+        At most one fault is reported per file.
+        """
         paths = _files_of(dataset, index)
         faults = Report()
         self._check_image(dataset, index, paths, faults)
@@ -137,7 +143,7 @@ class Check:
     def _check_image(
         self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Report
     ) -> None:
-        """Decode the image, and remember what is worth a note."""
+        """Decode the image and collect its properties."""
         name, seen = dataset.names[index], self.seen
         try:
             image = dataset.image(index)
@@ -157,7 +163,7 @@ class Check:
     def _check_mask(
         self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Report
     ) -> set[int] | None:
-        """Decode the mask and return its ids; a fault in a mask that nothing reads is a note."""
+        """Decode the mask and return its ids; faults of masks that no training reads are notes."""
         is_read = dataset is self.val or self.masks_are_labels
         try:
             return set(ids_in(dataset.mask(index)))
@@ -172,7 +178,7 @@ class Check:
         return None
 
     def _compare(self, name: str, in_mask: set[int], labelled: set[int] | None) -> None:
-        """Remember which classes the mask shows and the label names."""
+        """Collect the classes of the mask and of the label."""
         classes = in_mask - {0, IGNORE_INDEX}
         self.seen.ids |= in_mask
         self.seen.drawn.update(classes)
@@ -184,7 +190,7 @@ class Check:
 
 
 def _files_of(dataset: Dataset, index: int) -> tuple[Path, ...]:
-    """List the files of an image, or its name where the data is in no files."""
+    """List the files of an image; for data without files, its name."""
     if not isinstance(dataset, FileDataset):
         return (Path(dataset.names[index]),)
     layout, name = dataset.layout, dataset.names[index]

@@ -1,1 +1,1 @@
-"""COCO's annotation files, class numbers and masks."""
+"""Annotation files, class numbers and masks of COCO."""

@@ -1,12 +1,12 @@
 """Image-level labels and index masks from COCO's annotation files (``instances_train2014.json``).
 
-- Labels: every class with an object that is no crowd, also where other objects hide it.
-- Masks: smaller objects lie over larger ones (by their pixels; of two equal ones the first stays in
-  sight), as a person on a couch is meant to be seen. A crowd is void (255) and lies below all
-  objects: where nothing else is known of a pixel, some of it is the class and some is not.
+- Labels: every class with an object that is no crowd, even if other objects cover it.
+- Masks: smaller objects lie over larger ones, by number of pixels, so that a person on a couch is
+  visible. Of two equal objects the first one is on top. A crowd is void (255) and lies below all
+  objects, since only some of its pixels belong to the class.
 
-Objects are drawn by COCO's own code. That is C, and it trusts what it is given, so everything is
-checked before.
+COCO's own C code draws the objects. It does not check its input, so this module checks everything
+before.
 """
 
 from __future__ import annotations
@@ -27,25 +27,28 @@ from toco.files import UnreadableError, read_json, sha256, write_text
 from toco.types import IGNORE_INDEX
 
 RULES = "80 classes; smaller objects over larger ones; crowds void, below all objects"
-"""What masks follow from, besides the file."""
+"""Rules by which masks are made from an annotation file."""
 _KEYS = ("images", "annotations", "categories")
 _FILE_NAME = re.compile(r"([A-Za-z0-9_-]+)\.jpg")
 _MIN_COORDINATES = 6  # a triangle; COCO's code takes four numbers for a box
 _DRAWN_PER_PIXEL = 4
-"""Longest outline of a polygon, in times the pixels of its image; COCO's code takes memory for its length."""
+"""Longest outline of a polygon, as a multiple of the image's pixels.
+
+COCO's code allocates memory in proportion to the outline.
+"""
 _CLASS_IDS = {category: i for i, category in enumerate(CATEGORY_IDS, start=1)}
 
 
 @dataclass(frozen=True, slots=True)
 class CocoObject:
-    """An object or a crowd.
+    """Object or crowd.
 
     Attributes:
-        image_id: Its image.
-        class_id: 1 to 80.
+        image_id: Id of the image.
+        class_id: Class, 1 to 80.
         is_crowd: Whether it is a crowd.
-        polygons: Flat outlines x, y, x, y, ... in px; none where there are runs.
-        runs: Lengths of runs, column by column, outside first.
+        polygons: Flat outlines x, y, x, y, ... in px; empty if ``runs`` is set.
+        runs: Lengths of runs, column by column, starting with a run outside of the object.
     """
 
     image_id: int
@@ -57,7 +60,7 @@ class CocoObject:
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedImage:
-    """An image with at least one object or crowd."""
+    """Image with at least one object or crowd."""
 
     name: str
     height: int
@@ -65,13 +68,13 @@ class AnnotatedImage:
     objects: tuple[CocoObject, ...]
 
     def class_ids(self) -> tuple[int, ...]:
-        """Classes of its objects, ascending; crowds do not count."""
+        """Return the ascending classes of the objects; crowds do not count."""
         return tuple(sorted({item.class_id for item in self.objects if not item.is_crowd}))
 
     def mask(self) -> UInt8[np.ndarray, "h w"]:
-        """Its mask; see the head of the module for what lies over what."""
+        """Draw the mask; the module's docstring has the order of the objects."""
         drawn = [(item, self._pixels(item)) for item in self.objects]
-        drawn.reverse()  # and a stable sort: of equal ones the first comes last
+        drawn.reverse()  # the sort is stable: of equal objects, the first is drawn last, on top
         drawn.sort(key=lambda pair: (not pair[0].is_crowd, -int(np.count_nonzero(pair[1]))))
         mask = np.zeros((self.height, self.width), dtype=np.uint8)
         for item, pixels in drawn:
@@ -88,14 +91,13 @@ class AnnotatedImage:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """The content of an annotation file.
+    """Content of an annotation file.
 
     Attributes:
-        sha256: Of the file.
-        images: Those with at least one object, by their ids. Others were not annotated to be empty:
-            COCO holds images in which nothing of its classes was found, and the lists of the field
-            leave them out.
-        num_without_objects: How many were left out.
+        sha256: SHA-256 of the file.
+        images: Images with at least one object or crowd, sorted by id. COCO also has images without
+            objects, which the usual lists of the field do not contain.
+        num_without_objects: Number of images without objects, which are dropped.
     """
 
     sha256: str
@@ -103,11 +105,14 @@ class Annotations:
     num_without_objects: int
 
     def mask_png(self, index: int) -> bytes:
-        """The mask of an image, as a grey PNG."""
+        """Return the mask of an image as a grey PNG."""
         return png(self.images[index].mask())
 
     def write_labels(self, path: Path) -> None:
-        """Write image-level labels for :func:`toco.data.files.label_table.read_table`; the file appears whole."""
+        """Write image-level labels for :func:`toco.data.files.label_table.read_table`.
+
+        The file appears complete or not at all.
+        """
         write_text(
             path,
             json.dumps({image.name: image.class_ids() for image in self.images}, indent=0) + "\n",
@@ -115,24 +120,30 @@ class Annotations:
 
 
 def read_annotations(path: Path) -> Annotations:
-    """Read and check an annotation file. It is held in memory once as text, and its outlines as arrays.
+    """Read and check an annotation file.
+
+    Memory holds its text once, and its outlines as arrays.
 
     Raises:
-        ValueError: It is missing or no such file, has other categories than COCO, or an object that
-            is not one.
+        ValueError: The file is missing or no annotation file, has other categories than COCO, or
+            has an invalid object.
     """
+    # Text and outlines.
     try:
         sha256_of_file = sha256(path)
-        # Outlines become arrays as they are read: as lists of numbers they would take four times
+        # Outlines become arrays while the file is parsed: lists of numbers would take four times
         # the memory.
         root = read_json(path, object_pairs_hook=_object_or_dict)
     except FileNotFoundError:
         raise ValueError(
-            f"{path}: there is no such file of annotations. It is in COCO's annotations_trainval2014.zip; unpack that "
-            "into the folder of the data set, or name the folder of the files with --annotations."
+            f"{path}: there is no such file of annotations. It is in COCO's "
+            "annotations_trainval2014.zip; unpack that into the folder of the data set, or name "
+            "the folder of the files with --annotations."
         ) from None
     except _ObjectError as error:
         raise ValueError(f"{path}: cannot be read as COCO's annotations ({error}).") from error
+
+    # Categories, objects by image, and images.
     try:
         if not isinstance(root, dict) or not all(isinstance(root.get(key), list) for key in _KEYS):
             raise ValueError(f"expected an object with the lists {', '.join(_KEYS)}")
@@ -145,6 +156,8 @@ def read_annotations(path: Path) -> Annotations:
         images = dict(_image(row, by_image) for row in root["images"])
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as COCO's annotations ({error}).") from error
+
+    # Unique images, and no object without an image.
     if len(images) != len(root["images"]) or len({image.name for image in images.values()}) != len(
         images
     ):
@@ -158,7 +171,7 @@ def read_annotations(path: Path) -> Annotations:
 
 
 class _ObjectError(UnreadableError):
-    """An annotation is none of COCO's. The message names it, and not the file."""
+    """Invalid annotation; the message names the annotation, but not the file."""
 
 
 def _object_or_dict(pairs: list[tuple[str, Any]]) -> CocoObject | dict[str, Any]:
@@ -205,7 +218,8 @@ def _check_categories(rows: list[Any]) -> None:
     for row in rows:
         if not isinstance(row, dict) or expected.get(row.get("id", 0)) != row.get("name"):
             raise ValueError(
-                f"the category {_short(row)} is none of COCO's 80; other data sets are read as data.name=folder"
+                f"the category {_short(row)} is none of COCO's 80; other data sets are read as "
+                "data.name=folder"
             )
 
 
@@ -229,7 +243,7 @@ def _image(row: object, by_image: dict[int, list[CocoObject]]) -> tuple[int, Ann
 
 
 def _check_inside(item: CocoObject, image: AnnotatedImage) -> None:
-    """What an object says of pixels has to be about pixels of its image."""
+    """Refuse an object whose runs or outlines do not fit its image."""
     if item.runs is not None and int(item.runs.sum()) != image.height * image.width:
         raise ValueError(
             f"the runs of an object of {image.name} are not of {image.height} x {image.width} px"
@@ -241,7 +255,8 @@ def _check_inside(item: CocoObject, image: AnnotatedImage) -> None:
         length = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
         if is_far or length > _DRAWN_PER_PIXEL * image.height * image.width:
             raise ValueError(
-                f"an outline of an object of {image.name} is far outside of it or covers it over and over"
+                f"an outline of an object of {image.name} is far outside of it or covers it over "
+                "and over"
             )
 
 

@@ -1,4 +1,7 @@
-"""How masks of COCO number their classes, and the way from its categories (1 to 90, with gaps) to 1 to 80."""
+"""Numbering of classes in COCO masks: detect it, and convert categories to classes.
+
+Categories are the ids of the annotation files (1 to 90, with gaps); classes are 1 to 80.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,14 @@ _CLASS_OF_CATEGORY[list(CATEGORY_IDS)] = np.arange(1, len(CATEGORY_IDS) + 1)
 
 
 def numberings(ids: Iterable[int]) -> tuple[int, ...]:
-    """The numberings, 80 and 91, in which masks with these ids make sense; both only where they say different things.
+    """Return the numberings, 80 or 91, that allow these mask ids.
 
-    >>> numberings([1, 11]), numberings([1, 12]), numberings([1, 90]), numberings([1, 13]), numberings([1, 182])
-    ((80,), (80,), (91,), (80, 91), ())
+    Both are returned only if they assign different classes to the ids.
+
+    >>> numberings([1, 11]), numberings([1, 12]), numberings([1, 90])
+    ((80,), (80,), (91,))
+    >>> numberings([1, 13]), numberings([1, 182])
+    ((80, 91), ())
     """
     foreground = set(ids) - {0, IGNORE_INDEX}
     of_80, of_91 = max(foreground, default=0) <= len(COCO_CLASSES), foreground <= set(CATEGORY_IDS)
@@ -28,16 +35,16 @@ def numberings(ids: Iterable[int]) -> tuple[int, ...]:
 
 
 def renumber(path: Path) -> bytes:
-    """A PNG mask that holds categories as one of the classes 1 to 80; background and void stay.
+    """Convert a PNG mask of categories to the classes 1 to 80; keep background and void.
 
     Raises:
-        ValueError: The file is no mask of ids, or has an id that is no category.
+        ValueError: The file is no mask of ids, or an id is no category.
     """
     mask = read_ids(path, MAX_PIXELS)
     unknown = sorted(set(ids_in(mask)) - {0, IGNORE_INDEX, *CATEGORY_IDS})
     if unknown:
         raise ValueError(
-            f"{path}: expected ids of COCO's categories, but {unknown} are none; its classes are numbered in another "
-            "way."
+            f"{path}: expected ids of COCO's categories, but {unknown} are none; its classes are "
+            "numbered in another way."
         )
     return png(_CLASS_OF_CATEGORY[mask])

@@ -1,1 +1,1 @@
-"""Data sets that are files: images, masks, label tables, their layout, their cache and their check."""
+"""Data sets in files: images, masks, label files, folder layout and cache."""

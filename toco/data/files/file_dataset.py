@@ -1,4 +1,4 @@
-"""Images, labels and masks that lie in files: what all readers of folders have in common."""
+"""Data set of image, label and mask files; the base of all readers of folders."""
 
 from __future__ import annotations
 
@@ -29,36 +29,34 @@ from toco.files import sha256
 from toco.types import IGNORE_INDEX
 
 _LAST_UPRIGHT = 4
-"""EXIF orientations above it swap height and width."""
+"""Larger EXIF orientations swap height and width."""
 
 
 class FileDataset(Dataset):
-    """Images in files, with the labels and masks that belong to them.
+    """Data set of image files with their labels and masks.
 
     Args:
-        layout: Where the files are.
-        names: Which images, and in which order.
+        layout: Paths of images, masks and labels.
+        names: Names of the images, in order.
         class_names: Foreground classes in the order of their ids.
-        labels: Where image-level labels come from.
-        config: Says what is kept of decoded images, and where.
-        allow_empty_labels: Whether an image may show no class.
-        max_pixels: Larger images are refused before they are decoded.
-        formats: Formats of images that are decoded.
-        levels: Levels of grey images of more than 8 bits that become 0 and 255; see
+        labels: Source of image-level labels.
+        config: Configuration of the cache of decoded images.
+        allow_empty_labels: Whether an image may have no class.
+        max_pixels: Most pixels of an image; larger images are refused before they are decoded.
+        formats: Image formats that are decoded.
+        levels: Grey levels that become 0 and 255 in images of more than 8 bits; see
             :func:`read_image`.
-        notes: What reading the classes and the list left out.
-        beside: Files and folders among the images that are none.
-        check_labels: Look for the labels of all images in a file of labels now, and not when they
-            are asked for.
-        named_in: The list that ``names`` are from, for messages; ``None`` where they are from no
-            list.
+        notes: Remarks from reading the classes and the list.
+        beside: Files and folders within the folder of images that are no images.
+        check_labels: Look up the labels of all images in a label file now, instead of on demand.
+        named_in: List from which ``names`` were read, for messages; ``None`` without a list.
 
     Attributes:
         labels_from: The argument ``labels``.
 
     Raises:
-        ValueError: Images are missing, several have one name, or a file of labels is not one or
-            lacks an image.
+        ValueError: Images are missing, several images have the same name, or a label file is
+            invalid or lacks an image.
     """
 
     def __init__(
@@ -91,17 +89,17 @@ class FileDataset(Dataset):
         self._of_node: NodeCache | None = None
         self._prepared = config.cache != "node"
         if check_labels and isinstance(self._source, Table):
-            # A fault of a label file is said before the first step; masks and XML would all have to
-            # be opened for it.
+            # Report faults of a label file before the first step. For masks and XML this would mean
+            # opening every file.
             for index in range(len(names)):
                 self.class_labels(index)
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the decoded images: a loader process decodes its own."""
+        """Drop the decoded images: each loader process decodes its own."""
         return {**self.__dict__, "_images": {}, "_masks": {}}
 
     def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The decoded RGB image."""
+        """Return the decoded RGB image."""
         if index in self._images:
             return self._images[index]
         self.prepare()
@@ -113,11 +111,11 @@ class FileDataset(Dataset):
         return image
 
     def image_sha256(self, index: int) -> str:
-        """SHA-256 (hex) of the image's file."""
+        """Return the SHA-256 (hex) of the image's file."""
         return sha256(self.layout.image_path(self.names[index]))
 
     def prepare(self) -> None:
-        """Decode all images into the node's cache, if there is to be one and they are not in it."""
+        """Decode all images into the node's cache, if configured and not done yet."""
         if not self._prepared:
             self._prepared = True
             self._of_node = node_cache(
@@ -125,28 +123,32 @@ class FileDataset(Dataset):
             )
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width, from the image's header."""
+        """Return height and width from the image's header."""
         with open_checked(
             self.layout.image_path(self.names[index]), self._max_pixels, self._formats
         ) as image:
             return image.height, image.width
 
     def class_labels(self, index: int) -> Float32[np.ndarray, " k"]:
-        """The image-level label."""
+        """Return the image-level label."""
         if index not in self._labels:
             name = self.names[index]
             ids = self._source(name)
             if not ids and not self._allow_empty_labels:
                 void = f" Its mask may have {IGNORE_INDEX}, which is void and no class."
                 raise ValueError(
-                    f"{self.label_path(index)}: {name!r} has no class, so it would be trained as pure background; "
-                    f"take it off the list or set data.allow_empty_labels=true.{void * (self.labels_from == 'masks')}"
+                    f"{self.label_path(index)}: {name!r} has no class, so it would be trained as "
+                    "pure background; take it off the list or set "
+                    f"data.allow_empty_labels=true.{void * (self.labels_from == 'masks')}"
                 )
             self._labels[index] = multi_hot(ids, len(self.class_names))
         return self._labels[index].copy()
 
     def mask(self, index: int) -> UInt8[np.ndarray, "h w"]:
-        """The ground truth; void everywhere where the data set has no masks, so that nothing is scored by pixels."""
+        """Return the ground truth.
+
+        A data set without masks returns void everywhere, so that no pixel is scored.
+        """
         if index in self._masks:
             return self._masks[index]
         if self.layout.masks is None:
@@ -159,22 +161,29 @@ class FileDataset(Dataset):
         if mask.shape != size:
             turned = ""
             if mask.shape == size[::-1] and self.header(index).orientation > _LAST_UPRIGHT:
-                turned = " The image's EXIF orientation turns it, and is ignored: store the image turned, without EXIF."
+                turned = (
+                    " The image's EXIF orientation turns it, and is ignored: store the image "
+                    "turned, without EXIF."
+                )
             raise ValueError(
-                f"{path}: expected a mask of the image's size {size}, but it has {mask.shape}.{turned}"
+                f"{path}: expected a mask of the image's size {size}, but it has "
+                f"{mask.shape}.{turned}"
             )
         if self._cache == "memory":
             self._masks[index] = mask
         return mask
 
     def header(self, index: int) -> Header:
-        """Mode and EXIF orientation of the image. The orientation is ignored: masks lie on the stored pixels."""
+        """Return mode and EXIF orientation of the image.
+
+        Reading ignores the orientation, because masks refer to the stored pixels.
+        """
         return read_header(
             self.layout.image_path(self.names[index]), self._max_pixels, self._formats
         )
 
     def label_path(self, index: int) -> Path:
-        """The file, or for names of folders the image, that the image's label is read from."""
+        """Return the file with the image's label; the image itself if its folder is the label."""
         layout = self.layout
         paths = {
             "masks": layout.mask_path,
@@ -185,24 +194,24 @@ class FileDataset(Dataset):
         return layout.root / self.labels_from if path_of is None else path_of(self.names[index])
 
     def tree(self) -> Tree:
-        """All that lies in the folder of images, those of the other split too."""
+        """Read the whole folder of images, including those of the other split."""
         return read_tree(self.layout.images, self.layout.suffixes, self._beside)
 
     def labelled_names(self) -> tuple[str, ...]:
-        """All names in a file of labels, those of the other split too; none where there is no such file."""
+        """Return all names in the label file, including the other split; empty without a file."""
         return self._source.names if isinstance(self._source, Table) else ()
 
     def num_images_by_class(self) -> tuple[int, ...] | None:
-        """Images that show each class, where labels are in one file or in names of folders."""
+        """Count the images of each class, if labels come from one file or from folder names."""
         if not (isinstance(self._source, Table) or self.labels_from == "folders"):
             return None
         labels = (self.class_labels(index) for index in range(len(self)))
         return tuple(int(count) for count in sum(labels, np.zeros(len(self.class_names))))
 
     def manifest_digest(self) -> str:
-        """Digest of names, classes, masks (their bytes), images (their sizes in bytes) and labels of a file.
+        """Return a digest of names, classes, labels, bytes of masks and file sizes of images.
 
-        Images are not read: at 1.2 GB for ``train_aug`` that would cost minutes on a network disk.
+        Images are not read: ``train_aug`` has 1.2 GB, which takes minutes on a network disk.
         """
         digest = hashlib.sha256(repr(self.class_names).encode())
         for index, name in enumerate(self.names):
@@ -216,7 +225,7 @@ class FileDataset(Dataset):
         return digest.hexdigest()
 
     def _mask_digest(self, index: int) -> bytes:
-        """Changes when a mask that is there does."""
+        """Return the digest of a mask's file, which has to exist."""
         return hashlib.sha256(self.layout.mask_path(self.names[index]).read_bytes()).digest()
 
     def _decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -224,7 +233,10 @@ class FileDataset(Dataset):
         return read_image(path, self._max_pixels, self._formats, self._levels)
 
     def _files_digest(self) -> str:
-        """Digest of all that decoded images depend on, by the times of the files and not by their bytes."""
+        """Return a digest of everything that decoded images depend on.
+
+        It uses sizes and modification times of files, not their bytes.
+        """
         read = (str(self.layout.images.resolve()), PIL.__version__, self._max_pixels, self._levels)
         digest = hashlib.sha256(repr(read).encode())
         for name in self.names:
@@ -235,15 +247,15 @@ class FileDataset(Dataset):
 
 
 def _find_images(layout: Layout, names: Sequence[str], named_in: Path | None) -> tuple[Fault, ...]:
-    """See that each name is that of one image; notes of names that are matched by their Unicode form.
+    """Check that each name belongs to one image; note names in another Unicode form.
 
     Args:
-        layout: Says where the images are.
-        names: Of the images.
-        named_in: The list that the names are from; ``None`` where they are from no list.
+        layout: Paths of the images.
+        names: Names of the images.
+        named_in: List from which the names were read; ``None`` without a list.
 
     Raises:
-        ValueError: Images are missing, or several have one name.
+        ValueError: Images are missing, or several images have the same name.
     """
     missing, matched = [], []
     for name in names:
@@ -253,17 +265,21 @@ def _find_images(layout: Layout, names: Sequence[str], named_in: Path | None) ->
         elif len(paths) > 1:
             files = ", ".join(sorted(ascii(path.name)[1:-1] for path in paths))
             raise ValueError(
-                f"{layout.images}: {name!r} is the name of several images ({files}); keep one of them."
+                f"{layout.images}: {name!r} is the name of several images ({files}); keep one of "
+                "them."
             )
         elif paths[0].with_suffix("") != layout.images / name:
             matched.append(name)
     if missing:
         source = "" if named_in is None else f"{named_in} names images that are not there. "
         raise ValueError(
-            f"{source}{layout.images}: {len(missing)} of {len(names)} images are missing: {examples(missing)}."
-            f"{advise_on_missing(layout, missing[0])}"
+            f"{source}{layout.images}: {len(missing)} of {len(names)} images are missing: "
+            f"{examples(missing)}.{advise_on_missing(layout, missing[0])}"
         )
     if not matched:
         return ()
-    note = f"{count(len(matched), 'name')} in another Unicode form than the file, and matched: {examples(matched)}."
+    note = (
+        f"{count(len(matched), 'name')} in another Unicode form than the file, and matched: "
+        f"{examples(matched)}."
+    )
     return (Fault(layout.images, note),)

@@ -1,9 +1,9 @@
-"""Decode images and index masks; refuse what would be silently misread.
+"""Decode images and index masks; refuse files that would be misread silently.
 
-An image may carry an EXIF orientation, as photographs of phones do. The rule: the images of a data
-set are read as their pixels are stored, because its masks lie on the stored pixels
-(:func:`read_image`). Image files that belong to no data set are turned upright
-(:func:`read_upright`): ``predict`` and the demo read them so, and so does the registered model.
+An image may have an EXIF orientation, as photographs of phones do. Images of a data set are read
+with their pixels as stored, because masks refer to the stored pixels (:func:`read_image`). Images
+outside of a data set are rotated upright (:func:`read_upright`): in ``predict``, in the demo and in
+the registered model.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from toco.files import printable
 from toco.types import IGNORE_INDEX
 
-# Every image is held against a limit of pixels of its reader before it is decoded. A second limit,
-# PIL's own, would refuse what the setting allows, and warn below that.
+# Each reader checks its own pixel limit before it decodes. PIL's limit would refuse images that the
+# setting allows.
 Image.MAX_IMAGE_PIXELS = None
 
 MAX_PIXELS = 50_000_000
-"""Default cap on an image's pixels: a hundred times the largest image of VOC or COCO."""
+"""Default limit on an image's pixels: a hundred times the largest image of VOC or COCO."""
 FORMATS = ("JPEG", "PNG")
-"""Only these decoders of PIL are ever started, whatever a file's name says."""
+"""Decoders of PIL that may run, whatever the suffix of a file is."""
 Levels = tuple[int, int]
-"""Levels of a grey image of more than 8 bits that become 0 and 255."""
-_EXIF_ORIENTATION, _UPRIGHT, _LAST_ORIENTATION = 0x0112, 1, 8
-_DEEP = ("I;16", "I;16B", "I;16L", "I")
+"""Grey levels that become 0 and 255 in an image of more than 8 bits."""
+_EXIF_ORIENTATION, _UPRIGHT, _LAST_ORIENTATION = 0x0112, 1, 8  # tag, first and last value
+_DEEP = ("I;16", "I;16B", "I;16L", "I")  # PIL's modes of grey images of more than 8 bits
 _CONVERTIBLE = ("RGB", "L", "LA", "P", "RGBA", "CMYK")
 _MASK_MODES = ("L", "P")
 _MASK_FORMATS = ("PNG",)
-"""JPEG would blur ids into others."""
+"""JPEG compression would change ids."""
 
 
 def read_image(
     path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS, levels: Levels | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode an image as RGB, pixels as they are stored: an EXIF orientation is ignored, but for that of a TIFF.
+    """Decode an image as RGB with its pixels as stored.
 
-    VOC's masks lie on the stored pixels, so turning the image would move it away from its mask.
-    Grey, palette, alpha (which is dropped) and CMYK images are converted. Grey images of more than
-    8 bits need ``levels``: PIL would wrap or clip them. A level v becomes 255 (v - low) / (high -
-    low), rounded to even and clipped to 0..255.
+    The EXIF orientation is ignored, except for TIFF: VOC's masks refer to the stored pixels, so a
+    rotated image would no longer match its mask. Grey, palette and CMYK images are converted; alpha
+    is dropped. Grey images of more than 8 bits need ``levels``, because PIL would wrap or clip
+    them. A level v becomes 255 (v - low) / (high - low), rounded to even and clipped to 0..255.
 
     Raises:
-        ValueError: The file is missing, truncated, of another format, too large, of several pages,
-            of a mode that has no 8-bit RGB form, or in colours of 16 bits, of which PIL would drop
+        ValueError: The file is missing, truncated, of another format, too large, has several pages,
+            has a mode without an 8-bit RGB form, or has colours of 16 bits, of which PIL would drop
             the lower 8.
     """
     image, stored = _decode(path, max_pixels, formats)
@@ -61,8 +61,9 @@ def read_image(
         return _frozen(np.repeat(grey[..., None], 3, axis=2))
     if image.mode in _DEEP:
         raise ValueError(
-            f"{path}: expected an 8-bit image, but its mode is {image.mode} (16 bits or more); convert it, or read it "
-            "as data.name=folder with data.levels=[low,high], the levels that become black and white."
+            f"{path}: expected an 8-bit image, but its mode is {image.mode} (16 bits or more); "
+            "convert it, or read it as data.name=folder with data.levels=[low,high], the levels "
+            "that become black and white."
         )
     return _rgb(image, stored, str(path))
 
@@ -70,13 +71,13 @@ def read_image(
 def read_upright(
     path: Path, max_pixels: int, content: bytes | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode what belongs to no data set as RGB, turned by its EXIF orientation.
+    """Decode an image outside of a data set as RGB, rotated by its EXIF orientation.
 
     Args:
         path: The file.
-        max_pixels: Larger images are refused before they are decoded.
-        content: What somebody sent, in place of the file; ``path`` is then only what messages call
-            it.
+        max_pixels: Most pixels; larger images are refused before they are decoded.
+        content: Bytes of an uploaded image, instead of the file; ``path`` is then only its name in
+            messages.
 
     Raises:
         ValueError: As in :func:`read_image`, or the EXIF data is damaged.
@@ -86,7 +87,7 @@ def read_upright(
     )
     try:
         upright = ImageOps.exif_transpose(image)
-    # It writes the EXIF data anew, which may hold anything.
+    # exif_transpose writes the EXIF data again, and fails on invalid data in many ways.
     except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:
         raise ValueError(
             f"{printable(path)}: its EXIF data is damaged ({error}); save it without."
@@ -96,13 +97,12 @@ def read_upright(
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an image's file says of it before a pixel is decoded.
+    """Properties of an image that are known before its pixels are decoded.
 
     Attributes:
-        mode: As PIL names it, ``RGB`` or ``L`` for example.
-        orientation: EXIF orientation, 1 to 8, that is ignored; 1 is upright, as are images that say
-            nothing or nothing readable. PIL turns a TIFF as its tag says, so that nothing of it is
-            ignored.
+        mode: PIL's mode, such as ``RGB`` or ``L``.
+        orientation: EXIF orientation that reading ignores, 1 to 8. It is 1 (upright) without a
+            valid tag, and for TIFF, which PIL rotates.
     """
 
     mode: str
@@ -117,7 +117,7 @@ def read_header(path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS)
     """
     with open_checked(path, max_pixels, formats) as image:
         if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
-            return Header(image.mode, _UPRIGHT)  # all of a PNG would be decoded to look for it
+            return Header(image.mode, _UPRIGHT)  # getexif would decode the whole PNG
         try:
             value = image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT)
         except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
@@ -127,10 +127,10 @@ def read_header(path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS)
 
 
 def read_mask(path: Path, num_foreground_classes: int, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
-    """Decode a mask of class ids: a palette image's indices, or the levels of a grey image of 8 bits.
+    """Decode a mask of class ids: indices of a palette image, or levels of an 8-bit grey image.
 
     Raises:
-        ValueError: The file is missing, broken or no PNG, holds colours or scaled levels instead of
+        ValueError: The file is missing, damaged or no PNG, has colours or scaled levels instead of
             ids, or has ids beyond 0..k and 255.
     """
     mask = read_ids(path, max_pixels)
@@ -145,16 +145,17 @@ def read_mask(path: Path, num_foreground_classes: int, max_pixels: int) -> UInt8
 
 
 def read_ids(path: Path, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
-    """Decode a mask whatever its ids are.
+    """Decode a mask with any ids.
 
     Raises:
-        ValueError: The file is missing, broken or no PNG, or holds colours or scaled levels instead
+        ValueError: The file is missing, damaged or no PNG, or has colours or scaled levels instead
             of ids.
     """
     image, stored = _decode(path, max_pixels, _MASK_FORMATS)
     if image.mode not in _MASK_MODES:
         raise ValueError(
-            f"{path}: expected a mask of class ids (8-bit grey or palette), but its mode is {image.mode}; "
+            f"{path}: expected a mask of class ids (8-bit grey or palette), but its mode is "
+            f"{image.mode}; "
             + (
                 "save it with 8 bits."
                 if image.mode == "1"
@@ -162,11 +163,12 @@ def read_ids(path: Path, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
             )
         )
     if image.mode == "L" and stored != "L":
-        # PIL makes 0, 85, 170 and 255 of the ids 0 to 3 in two bits: 3 would be void, and 1 in four
-        # bits the class 17.
+        # PIL scales levels of fewer bits: the 2-bit ids 0 to 3 become 0, 85, 170 and 255, so that 3
+        # would be void; the 4-bit id 1 becomes 17.
         raise ValueError(
-            f"{path}: expected a mask of class ids in 8 bits, but its grey levels are stored as {stored} and scaled to "
-            "0..255 when they are read; save it with 8 bits or as a palette image."
+            f"{path}: expected a mask of class ids in 8 bits, but its grey levels are stored as "
+            f"{stored} and scaled to 0..255 when they are read; save it with 8 bits or as a "
+            "palette image."
         )
     return _frozen(np.asarray(image))
 
@@ -174,7 +176,7 @@ def read_ids(path: Path, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
 def png(
     pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"], palette: bytes | None = None
 ) -> bytes:
-    """A PNG of grey levels or ids, which a palette gives colours, or of colours."""
+    """Encode ids, grey levels or colours as PNG; a palette adds colours to ids."""
     image, file = Image.fromarray(pixels), BytesIO()
     if palette is not None:
         image.putpalette(palette)
@@ -183,21 +185,20 @@ def png(
 
 
 def ids_in(mask: UInt8[np.ndarray, "h w"]) -> list[int]:
-    """All ids in ``mask``, ascending (a count is several times faster than a sort of the pixels)."""
+    """Return the ascending ids in ``mask``; counting is several times faster than sorting."""
     return np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
 
 
 def open_checked(
     path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS, content: BytesIO | None = None
 ) -> Image.Image:
-    """Open a file's header: format and size are known, no pixel is decoded yet.
+    """Open an image and check format and size before any pixel is decoded.
 
     Args:
         path: The file.
-        max_pixels: Most pixels that it may have.
-        formats: Formats that are decoded.
-        content: What would be in the file, where there is none; ``path`` is then only what messages
-            call it.
+        max_pixels: Most pixels of the image.
+        formats: Accepted formats.
+        content: Content instead of the file; ``path`` is then only its name in messages.
 
     Raises:
         ValueError: The file is missing, of another format, or has more than ``max_pixels`` pixels.
@@ -225,15 +226,18 @@ def open_checked(
 def _decode(
     path: Path, max_pixels: int, formats: tuple[str, ...], content: BytesIO | None = None
 ) -> tuple[Image.Image, str]:
-    """A file's image, and how PIL calls the way its pixels are stored: its mode, or ``RGB;16B`` and the like."""
+    """Decode an image; return it with PIL's name of the stored pixel format.
+
+    The name is the mode, or a raw mode such as ``RGB;16B``.
+    """
     with open_checked(path, max_pixels, formats, content) as image:
         try:
-            # A JPEG of a camera may carry a preview, and a PNG an animation; the pages of a TIFF
-            # are all images.
+            # Further frames of a JPEG (preview) or PNG (animation) are ignored; the pages of a TIFF
+            # are images.
             pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
             stored = _stored_as(image)
             image.load()
-        # PIL reports a broken file by any of these, depending on the decoder.
+        # PIL's decoders report damaged files by any of these errors.
         except (
             OSError,
             SyntaxError,
@@ -264,8 +268,8 @@ def _rgb(image: Image.Image, stored: str, path: str) -> UInt8[np.ndarray, "h w 3
         )
     if ";16" in stored:
         raise ValueError(
-            f"{path}: expected an 8-bit RGB image, but its colours are of 16 bits ({stored}), of which the lower 8 "
-            "would be dropped; scale and convert it."
+            f"{path}: expected an 8-bit RGB image, but its colours are of 16 bits ({stored}), of "
+            "which the lower 8 would be dropped; scale and convert it."
         )
     return _frozen(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
 

@@ -1,9 +1,9 @@
-"""Convert the official pickled label file (``cls_labels_onehot.npy``) once, without running anything in it.
+"""Convert the official pickled label file (``cls_labels_onehot.npy``) safely.
 
-The file is a pickled dictionary of arrays, and a pickle is a program. Here only the operations that
-such a dictionary needs are accepted, only the four names that numpy writes are resolved, and those
-to inert stand-ins: no numpy object is built from what the file says, since a forged dtype state
-could make numpy treat bytes as pointers.
+The file is a pickled dictionary of arrays, and a pickle is a program. This reader accepts only the
+operations that such a dictionary needs. It resolves only the four names that numpy writes, to
+stand-ins without behaviour. It never builds a numpy object from the file's own description, because
+a forged dtype state could make numpy treat bytes as pointers.
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ from toco.files import whole_file
 
 # fmt: off
 _OPERATIONS = frozenset({
-    "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET",
-    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "SHORT_BINUNICODE", "BINUNICODE",
-    "SHORT_BINBYTES", "BINBYTES", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND",
-    "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
+    "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET",
+    "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
+    "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "EMPTY_TUPLE", "TUPLE",
+    "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM",
+    "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
 })
 # fmt: on
 _DTYPES = ("f4", "f8", "u1", "i1", "i4", "i8", "b1")
-_MAX_BYTES = 1 << 28
+_MAX_BYTES = 1 << 28  # the official files are smaller
 
 
 def convert_labels(source: Path, target: Path) -> int:
-    """Write the labels in the pickled ``source`` to ``target``, a ``.npz`` or ``.json`` file; returns their number.
+    """Convert the pickled label file ``source`` to ``target``; return the number of labels.
+
+    ``target`` is a ``.npz`` or a ``.json`` file.
 
     Raises:
-        ValueError: ``source`` holds anything but a dictionary of names with 0/1 vectors of one
-            length, or ``target`` has another suffix.
+        ValueError: ``source`` is no dictionary of names with 0/1 vectors of the same length, or
+            ``target`` has another suffix.
     """
     if target.suffix not in (".npz", ".json"):
         raise ValueError(f"{target}: expected a .npz or .json file to write the labels to.")
@@ -54,10 +57,10 @@ def convert_labels(source: Path, target: Path) -> int:
 
 
 def read_pickled_labels(source: Path) -> tuple[tuple[str, ...], UInt8[np.ndarray, "n k"]]:
-    """Names and 0/1 labels in a pickled label file, in the file's order.
+    """Read names and 0/1 labels from a pickled label file, in the file's order.
 
     Raises:
-        ValueError: The file is not what the official one is.
+        ValueError: The file differs in form from the official file.
     """
     try:
         payload = _payload(source)
@@ -78,8 +81,7 @@ def read_pickled_labels(source: Path) -> tuple[tuple[str, ...], UInt8[np.ndarray
         labels = np.stack(rows)
         if not np.isin(labels, (0, 1)).all():
             raise ValueError("expected labels 0 and 1 only")
-    # A forged file can make the reader fail in any way; none of them may look like success or like
-    # a crash.
+    # A forged file can cause any exception; report each as an invalid file.
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise ValueError(
@@ -89,7 +91,7 @@ def read_pickled_labels(source: Path) -> tuple[tuple[str, ...], UInt8[np.ndarray
 
 
 class _Dtype:
-    """What the file says about a dtype; nothing is believed until it is one of ``_DTYPES``."""
+    """Stand-in for a dtype in the file; valid only if it is one of ``_DTYPES``."""
 
     def __init__(self, code: object, align: object = False, copy: object = True) -> None:
         self.code, self.order = code, "<"
@@ -104,7 +106,7 @@ class _Dtype:
 
 
 class _Array:
-    """What the file says about an array: shape, dtype, and bytes or a list."""
+    """Stand-in for an array in the file: shape, dtype, and bytes or a list."""
 
     def __setstate__(self, state: tuple[object, ...]) -> None:
         _version, self.shape, self.dtype, _fortran, self.content = state
@@ -130,7 +132,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _payload(source: Path) -> bytes:
-    """The pickle behind the npy header."""
+    """Read the pickle after the npy header."""
     if source.stat().st_size > _MAX_BYTES:
         raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
     with source.open("rb") as file:
@@ -152,7 +154,7 @@ def _refuse_operations(payload: bytes) -> None:
             raise ValueError(f"it uses the operation {operation.name}")
         if operation.name == "GLOBAL" and tuple(str(argument).split(" ", 1)) not in _NAMES:
             raise ValueError(f"it asks for {argument}")
-        # The unpickler's memo is an array: a forged index would allocate gigabytes.
+        # The unpickler's memo is an array: a forged index could allocate gigabytes.
         if "PUT" in operation.name and isinstance(argument, int) and argument > len(payload):
             raise ValueError("it uses a memo index beyond its own length")
 

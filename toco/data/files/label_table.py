@@ -1,4 +1,4 @@
-"""Files of image-level labels that people and other programs write: CSV, JSON and npz."""
+"""Read image-level labels from CSV, JSON and npz files."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ from toco.files import UnreadableError, read_json, read_text
 
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
 _MAX_ARRAY_BYTES = 2**30
-"""Largest array of an npz file: names or labels of some million images."""
+"""Largest array of an npz file: enough for names or labels of a few million images."""
 _Rows = list[tuple[str, list[int]]]
 
 
 def read_table(path: Path, class_names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """Read a file of labels as ``{name: ids}``, ids ascending from 1.
+    """Read a label file as ``{name: ids}`` with ascending ids from 1.
 
-    - ``.csv``: columns ``name`` and ``class_ids`` (separated by spaces); other columns are left
-      alone.
+    - ``.csv``: columns ``name`` and ``class_ids`` (separated by spaces); other columns are ignored.
     - ``.json``: ``{"2007_000063": [9, 12], ...}``.
-    - ``.npz``: ``names`` (text, n) and ``class_labels`` (0 or 1, n x k), as ``convert_labels``
-      writes it.
+    - ``.npz``: ``names`` (text, n) and ``class_labels`` (0 or 1, n x k), as written by
+      ``convert_labels``.
 
     Raises:
-        ValueError: The file is missing or of another kind, names an image twice, or has something
-            else than ids.
+        ValueError: The file is missing or has another suffix, names an image twice, or has invalid
+            ids.
     """
     readers = {".csv": _read_csv, ".json": _read_json, ".npz": _read_npz}
     if path.suffix not in readers:
         raise ValueError(
-            f"{path}: expected labels in a {', '.join(readers)} file; `python -m toco data convert-labels` makes one "
-            "of the official cls_labels_onehot.npy."
+            f"{path}: expected labels in a {', '.join(readers)} file; `python -m toco data "
+            "convert-labels` makes one of the official cls_labels_onehot.npy."
         )
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file of labels.")
@@ -64,9 +63,9 @@ def read_table(path: Path, class_names: tuple[str, ...]) -> dict[str, tuple[int,
 
 
 def _check_ids(rows: _Rows, class_names: tuple[str, ...]) -> None:
-    """Refuse what is no id of a class: vectors of 0 and 1, ids that begin at 0, ids out of range."""
+    """Refuse invalid class ids: 0/1 vectors, ids that begin at 0, and ids out of range."""
     num_classes = len(class_names)
-    # Of one class, 1 is its id and a vector at once.
+    # With a single class, [1] is both a list of ids and a vector.
     if (
         rows
         and num_classes > 1
@@ -74,8 +73,8 @@ def _check_ids(rows: _Rows, class_names: tuple[str, ...]) -> None:
     ):
         name, ids = rows[0]
         raise ValueError(
-            f"{name!r} has {ids}, which reads as a vector of 0 and 1, one for each class; write the ids of the "
-            "classes that the image shows, from 1"
+            f"{name!r} has {ids}, which reads as a vector of 0 and 1, one for each class; write "
+            "the ids of the classes that the image shows, from 1"
         )
     for name, ids in rows:
         if wrong := [i for i in ids if not 1 <= i <= num_classes]:
@@ -114,8 +113,8 @@ def _read_csv(path: Path, class_names: tuple[str, ...]) -> _Rows:
             name_column, ids_column
         ):
             raise ValueError(
-                f"row {number} has {len(fields)} fields, and the first line {len(header)}: {fields}; separate ids by "
-                "spaces, as in name,1 2"
+                f"row {number} has {len(fields)} fields, and the first line {len(header)}: "
+                f"{fields}; separate ids by spaces, as in name,1 2"
             )
         name = fields[name_column].strip()
         if not name:
@@ -129,12 +128,13 @@ def _ids_of_text(name: str, text: str, class_names: tuple[str, ...]) -> list[int
     if all(_WHOLE_NUMBER.fullmatch(part) for part in parts):
         return [int(part) for part in parts]
     raise ValueError(
-        f"expected class ids separated by spaces for {name!r}, found {text!r}{_hint(text, class_names)}"
+        f"expected class ids separated by spaces for {name!r}, found "
+        f"{text!r}{_hint(text, class_names)}"
     )
 
 
 def _hint(value: object, class_names: tuple[str, ...]) -> str:
-    """What to write in place of something that is no list of ids."""
+    """Suggest the ids to write if the value has class names; empty text otherwise."""
     if isinstance(value, str) and value.strip() in class_names:
         return f"; write its id, {class_names.index(value.strip()) + 1}"
     parts = value.split() if isinstance(value, str) else value if isinstance(value, list) else []
@@ -145,7 +145,7 @@ def _hint(value: object, class_names: tuple[str, ...]) -> str:
 
 
 def _read_json(path: Path, class_names: tuple[str, ...]) -> _Rows:
-    # A tuple of pairs in place of a dict, so that a name that is there twice is seen.
+    # Pairs instead of a dict keep duplicate names, which are then refused.
     content = read_json(path, object_pairs_hook=tuple)
     if not isinstance(content, tuple):
         raise ValueError("expected one object of names with lists of class ids")
@@ -159,7 +159,7 @@ def _read_json(path: Path, class_names: tuple[str, ...]) -> _Rows:
 
 
 def _read_npz(path: Path, class_names: tuple[str, ...]) -> _Rows:
-    """Names and vectors. Shapes are read, and compared, before the memory that they ask for is taken."""
+    """Read names and 0/1 vectors; check the shapes before memory is allocated."""
     num_classes = len(class_names)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -175,7 +175,7 @@ def _read_npz(path: Path, class_names: tuple[str, ...]) -> _Rows:
             if dtype.kind not in "biuf":
                 raise ValueError(f"expected labels 0 and 1, found {dtype}")
             names, labels = _array(archive, "names"), _array(archive, "class_labels")
-    # zipfile, zlib and numpy report a damaged file in a dozen ways.
+    # zipfile, zlib and numpy report damaged files by many kinds of errors.
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -189,10 +189,11 @@ def _read_npz(path: Path, class_names: tuple[str, ...]) -> _Rows:
 
 
 def _head(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an array, of which nothing is read yet."""
+    """Read shape and type of an array from its header alone."""
     if f"{name}.npy" not in archive.namelist():
         raise ValueError(
-            f"expected the arrays names and class_labels, found {', '.join(archive.namelist()) or 'none'}"
+            "expected the arrays names and class_labels, found "
+            f"{', '.join(archive.namelist()) or 'none'}"
         )
     with archive.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
@@ -204,7 +205,8 @@ def _head(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtyp
         shape, _, dtype = read(file)
     if dtype.hasobject:
         raise ValueError(
-            f"{name} holds Python objects, which are not loaded (allow_pickle); save it as text or numbers"
+            f"{name} holds Python objects, which are not loaded (allow_pickle); save it as text or "
+            "numbers"
         )
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes > _MAX_ARRAY_BYTES:
@@ -215,7 +217,7 @@ def _head(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtyp
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array; no more is inflated than its head says."""
+    """Read an array; never decompress more than its header declares."""
     with archive.open(f"{name}.npy") as file:
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 

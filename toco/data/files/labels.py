@@ -1,4 +1,4 @@
-"""Image-level labels from masks, XML annotations, the names of folders, a CSV, a JSON or an npz file."""
+"""Image-level labels from masks, XML annotations, folder names or a label file."""
 
 from __future__ import annotations
 
@@ -17,26 +17,30 @@ from toco.files import read_xml
 from toco.types import IGNORE_INDEX
 
 LabelsFrom = Literal["masks", "xml", "folders"] | Path
-"""``masks``, ``xml`` (VOC's annotations), ``folders`` (one of the folders that an image is in has the name of its
-class), or a ``.csv``, ``.json`` or ``.npz`` file (relative to the root)."""
+"""Source of labels: ``masks``, ``xml`` (VOC's annotations), ``folders`` or a label file.
+
+``folders``: the image lies in a folder with the name of its class. A label file is a ``.csv``,
+``.json`` or ``.npz`` file, relative to the root.
+"""
 
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 
-
 LabelSource = Callable[[str], tuple[int, ...]]
-"""Gives the ids (1..k, ascending) of the classes in an image, none where there is no class.
+"""Function from an image's name to its ascending class ids (1..k); empty without a class.
 
-It raises ``ValueError`` where it does not know the image, or the image has an id out of range.
+It raises ``ValueError`` for an unknown image or an id out of range.
 """
 
 
 def label_source(
     layout: Layout, labels: LabelsFrom, class_names: tuple[str, ...], max_pixels: int
 ) -> LabelSource:
-    """Open a source of labels. A file's labels are all read and validated now; masks and XML when asked for.
+    """Open a source of labels.
+
+    A label file is read and checked at once; masks and XML are read on demand.
 
     Raises:
-        ValueError: The file cannot be read as labels of these classes.
+        ValueError: The label file is invalid for these classes.
     """
     if labels == "masks":
         return partial(_ids_in_mask, layout, len(class_names), max_pixels)
@@ -49,7 +53,7 @@ def label_source(
 
 
 def multi_hot(class_ids: Iterable[int], num_foreground_classes: int) -> Float32[np.ndarray, " k"]:
-    """The label vector of some class ids.
+    """Convert class ids to a label vector.
 
     >>> multi_hot((1, 3), 3).tolist()
     [1.0, 0.0, 1.0]
@@ -60,7 +64,7 @@ def multi_hot(class_ids: Iterable[int], num_foreground_classes: int) -> Float32[
 
 
 class Table:
-    """Labels that were read from one file. A name is found in whichever Unicode form the file has it."""
+    """Labels of one file; names match in any Unicode form."""
 
     def __init__(self, class_ids: dict[str, tuple[int, ...]], origin: str) -> None:
         self._class_ids = {composed(name): ids for name, ids in class_ids.items()}
@@ -68,14 +72,14 @@ class Table:
         self.names = tuple(class_ids)
 
     def __call__(self, name: str) -> tuple[int, ...]:
-        """Ids of the classes in the image."""
+        """Return the class ids of the image."""
         ids = self._class_ids.get(composed(name))
         if ids is None:
             raise ValueError(f"{self._origin}: there is no label of {name!r}.{self._advice(name)}")
         return ids
 
     def _advice(self, name: str) -> str:
-        """What to do where the file has nearly this name."""
+        """Advise if the file has a similar name, such as one with a suffix."""
 
         def plain(other: str) -> str:
             path = PurePosixPath(other.replace("\\", "/"))
@@ -99,7 +103,7 @@ def _ids_in_mask(
 
 
 def _ids_in_annotation(layout: Layout, ids: Mapping[str, int], name: str) -> tuple[int, ...]:
-    """All objects count, those marked difficult too, as in the label files the field uses."""
+    """Read class ids from XML; difficult objects count, as in the label files of the field."""
     path = layout.annotation_path(name)
     try:
         root = read_xml(path)

@@ -1,4 +1,4 @@
-"""Where the files of a data set lie, and its lists of names and classes."""
+"""Paths of a data set's files, and its lists of names and classes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from toco.types import IGNORE_INDEX
 
 # fmt: off
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
 )
 # fmt: on
 """Foreground classes of PASCAL VOC 2012, in the order of their ids 1 to 20."""
@@ -26,21 +27,23 @@ _VOID_NAMES = frozenset(
     {"void", "_void_", "__void__", "ignore", "_ignore_", "__ignore__", "unlabeled", "unlabelled"}
 )
 _MAX_CLASSES = 254  # 0 is the background and 255 is void
-_NUM_EXAMPLES = 5
+_NUM_EXAMPLES = 5  # names that a message shows
 _NUMBERED = re.compile(r"(\d+)[\s:;,.)]+\S")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the files of the image ``name`` are. A name may hold slashes: the image then lies in a subfolder.
+    """Folders of a data set, and the paths of an image's files.
+
+    A name with slashes belongs to an image in a subfolder.
 
     Attributes:
-        root: Folder of the whole data set, in which files of labels are looked for.
+        root: Folder of the data set, with the label files.
         images: Folder of the images.
-        masks: Folder of the masks; ``None`` where there are none at all.
+        masks: Folder of the masks; ``None`` for a data set without masks.
         lists: Folder of the lists of names.
         annotations: Folder of the XML annotations.
-        suffixes: Of images, in the order in which they are looked for.
+        suffixes: Suffixes of images, in the order in which they are tried.
     """
 
     root: Path
@@ -52,13 +55,13 @@ class Layout:
 
     @classmethod
     def of_voc(cls, root: Path, mask_folder: str | None = None) -> Layout:
-        """The folders of PASCAL VOC 2012 under ``root``.
+        """Return the layout of PASCAL VOC 2012 under ``root``.
 
         Args:
-            root: Folder that holds ``JPEGImages``, ``ImageSets/Segmentation`` and the masks.
-            mask_folder: Name of the folder of masks; by default ``SegmentationClassAug`` where it
-                exists (its masks cover the images of ``train_aug``, VOC's own only those of
-                ``train`` and ``val``), else ``SegmentationClass``.
+            root: Folder with ``JPEGImages``, ``ImageSets/Segmentation`` and the masks.
+            mask_folder: Name of the folder of masks; by default ``SegmentationClassAug`` if it
+                exists, else ``SegmentationClass``. The first has masks for ``train_aug``; VOC's own
+                folder only has masks for ``train`` and ``val``.
         """
         if mask_folder is None:
             aug = "SegmentationClassAug"
@@ -67,23 +70,23 @@ class Layout:
         return cls(root, root / "JPEGImages", root / mask_folder, lists, root / "Annotations")
 
     def image_paths(self, name: str) -> list[Path]:
-        """Files that are the image ``name``: exactly one in a sound folder.
+        """Return all files of the image ``name``: exactly one in a valid folder.
 
-        A file counts whose name is ``name`` in another Unicode form, as a Mac may write it.
+        File names in another Unicode form match as well; macOS may write them.
         """
         mask = None if self.masks is None else self.masks / f"{name}.png"
         paths: list[Path] = []
         for path in self._candidates(name):
-            # On disks that ignore case, or the Unicode form, several spellings are one file.
+            # On disks that ignore case or the Unicode form, several spellings are the same file.
             if path.is_file() and path != mask and not any(path.samefile(other) for other in paths):
                 paths.append(path)
         return paths
 
     def image_path(self, name: str) -> Path:
-        """The image's file.
+        """Return the image's file.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is no such file.
         """
         for path in self._candidates(name):
             if path.is_file():
@@ -93,7 +96,7 @@ class Layout:
         )
 
     def mask_path(self, name: str) -> Path:
-        """Where the mask of ``name`` is, if it has one.
+        """Return the path of the mask of ``name``, which may not exist.
 
         Raises:
             LookupError: The data set has no masks.
@@ -103,7 +106,7 @@ class Layout:
         return _first_file(self.masks, name, ".png")
 
     def annotation_path(self, name: str) -> Path:
-        """Where the XML annotation of ``name`` is, if it has one."""
+        """Return the path of the XML annotation of ``name``, which may not exist."""
         return _first_file(self.annotations, name, ".xml")
 
     def _candidates(self, name: str) -> Iterable[Path]:
@@ -113,17 +116,17 @@ class Layout:
                 yield stem.with_name(stem.name + suffix)
 
     def list_path(self, list_name: str) -> Path:
-        """The file of the list ``list_name``."""
+        """Return the file of the list ``list_name``."""
         return self.lists / f"{list_name}.txt"
 
 
 def composed(name: str) -> str:
-    """The name in Unicode's composed form (NFC): equal for names that look the same."""
+    """Return the name in Unicode's composed form (NFC), equal for names that look equal."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def unicode_forms(name: str) -> tuple[str, ...]:
-    """The name as it is, composed (NFC) and decomposed (NFD), each once."""
+    """Return the name as given, composed (NFC) and decomposed (NFD), without duplicates."""
     if name.isascii():
         return (name,)
     return tuple(
@@ -134,7 +137,7 @@ def unicode_forms(name: str) -> tuple[str, ...]:
 
 
 def examples(names: Sequence[str]) -> str:
-    """The first of some names, for a message.
+    """Format the first of some names for a message.
 
     >>> examples(["b", "a"]), examples(list("abcdefg"))
     ("'b', 'a'", "'a', 'b', 'c', 'd', 'e' and 2 more")
@@ -144,7 +147,7 @@ def examples(names: Sequence[str]) -> str:
 
 
 def count(number: int, thing: str) -> str:
-    """How many there are, for a message.
+    """Format a number with its noun for a message.
 
     >>> count(1, "image"), count(2, "image")
     ('1 image', '2 images')
@@ -153,7 +156,7 @@ def count(number: int, thing: str) -> str:
 
 
 def leads_out(name: str) -> str | None:
-    """Why ``name`` cannot be an image's name, or ``None``: it must stay inside the data set's folder."""
+    """Explain why a name leads out of the data set's folder; ``None`` for a valid name."""
     if name.startswith("/") or PureWindowsPath(name).drive or ".." in PureWindowsPath(name).parts:
         return "leads out of the data set's folder"
     if "\\" in name:
@@ -162,7 +165,10 @@ def leads_out(name: str) -> str | None:
 
 
 def name_fault(name: str) -> str | None:
-    """The same, and that it is one word: what is not is a line of another kind of list.
+    """Explain why a line of a list is no name of an image; ``None`` for a valid name.
+
+    A valid name stays in the data set's folder and is one word; other lines belong to another kind
+    of list.
 
     >>> name_fault("2007_000063"), name_fault("../secret")
     (None, "leads out of the data set's folder")
@@ -178,15 +184,15 @@ def name_fault(name: str) -> str | None:
 def read_names(
     layout: Layout, list_name: str, fault: Callable[[str], str | None] = name_fault
 ) -> tuple[str, ...]:
-    """The names in a list, in its order. Blank lines, and blanks around a name, are dropped.
+    """Read the names of a list in order; ignore blank lines and surrounding blanks.
 
     Args:
-        layout: Says where the list is.
-        list_name: Its name.
-        fault: Why a line cannot be a name, or ``None``.
+        layout: Paths of the data set.
+        list_name: Name of the list.
+        fault: Function that explains why a line is no name, or returns ``None``.
 
     Raises:
-        ValueError: There is no such list, it is empty, or a name is doubled or leads out of the
+        ValueError: The list is missing or empty, or a name is a duplicate or leads out of the
             folder.
     """
     path = layout.list_path(list_name)
@@ -201,7 +207,7 @@ def read_names(
 def check_names(
     lines: Iterable[str], fault: Callable[[str], str | None] = name_fault
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Usable names of a list, once each, and what is wrong with the others."""
+    """Return the usable names of a list without duplicates, and the problems of its lines."""
     written = [name for line in lines if (name := line.strip())]
     problems = [f"{name!r} {reason}" for name in dict.fromkeys(written) if (reason := fault(name))]
     problems += [
@@ -215,7 +221,7 @@ def check_names(
 
 
 def same_name(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of different names that look the same: they differ in their Unicode form alone."""
+    """Return pairs of names that differ only in their Unicode form and look the same."""
     by_form: dict[str, str] = {}
     pairs = []
     for name in dict.fromkeys(names):
@@ -225,10 +231,10 @@ def same_name(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def list_lines(path: Path) -> list[str]:
-    """The lines of a list as they are, without line ends.
+    """Read the lines of a list, without line ends.
 
     Raises:
-        ValueError: There is no such list (the message names those there are), or it is not text.
+        ValueError: The list is missing (the message names the existing lists), or is no text.
     """
     try:
         return read_lines(path)
@@ -242,7 +248,7 @@ def list_lines(path: Path) -> list[str]:
 
 
 def advise_on_missing(layout: Layout, name: str) -> str:
-    """What to do about ``name``, which has no image, where a file has nearly this name; else nothing."""
+    """Advise on a name without an image if a file has a similar name; else return empty text."""
     folder = (layout.images / name).parent
     wanted = PurePosixPath(name)
     if wanted.suffix in layout.suffixes and layout.image_paths(name.removesuffix(wanted.suffix)):
@@ -270,20 +276,21 @@ def advise_on_missing(layout: Layout, name: str) -> str:
 def read_class_names(
     layout: Layout, path: Path | None = None, notes: list[Fault] | None = None
 ) -> tuple[str, ...]:
-    """Foreground classes: from ``path``, from the ``classes.txt`` of the root, or else VOC's twenty.
+    """Read the foreground classes from ``path`` or ``classes.txt``, or return VOC's twenty.
 
-    The file has one name a line in the order of the ids; a first line that names the background is
-    left out.
+    The file has one name per line in the order of the ids. A first line that names the background
+    is skipped.
 
     Args:
-        layout: Says where the root is.
-        path: Another file.
-        notes: Gets what was left out of the file.
+        layout: Paths of the data set.
+        path: File of class names; by default ``classes.txt`` in the root, if it exists.
+        notes: List to which remarks on the file are added.
 
     Raises:
-        ValueError: The file is missing, empty, no list of names, names a class twice, more than 254
-            classes, or something that is no class.
+        ValueError: The file is missing, empty or no list of names, or it has a duplicate, more than
+            254 classes, or a line that is no class.
     """
+    # Lines of the file.
     if path is None:
         path = layout.root / "classes.txt"
         if not path.exists():
@@ -296,6 +303,8 @@ def read_class_names(
         raise ValueError(
             f"{path}: expected a file with one class name a line ({error.strerror})."
         ) from error
+
+    # Names, without background and void.
     names = [line for line in lines if line]
     if fault := _fault_of_lines(names):
         raise ValueError(f"{path}: expected one class name a line, but {fault}.")
@@ -304,18 +313,23 @@ def read_class_names(
     for name in names:
         if name.lower() in _BACKGROUND_NAMES:
             raise ValueError(
-                f"{path}: {name!r} is the background, which has the id 0; write it in the first line or leave it out."
+                f"{path}: {name!r} is the background, which has the id 0; write it in the first "
+                "line or leave it out."
             )
         if name.lower() in _VOID_NAMES:
             raise ValueError(
-                f"{path}: {name!r} reads as pixels without ground truth, which have the id {IGNORE_INDEX} and are no "
-                "class; take it off the list, or give the class another name."
+                f"{path}: {name!r} reads as pixels without ground truth, which have the id "
+                f"{IGNORE_INDEX} and are no class; take it off the list, or give the class another "
+                "name."
             )
     doubled = Counter(composed(name) for name in names)
     if not 0 < len(names) <= _MAX_CLASSES or len(doubled) != len(names):
         raise ValueError(
-            f"{path}: expected 1 to {_MAX_CLASSES} different class names, but it has {len(names)}: {names}."
+            f"{path}: expected 1 to {_MAX_CLASSES} different class names, but it has {len(names)}: "
+            f"{names}."
         )
+
+    # Notes on blank lines and on names that differ only in case.
     inner = lines[: max(index for index, line in enumerate(lines) if line)]
     if notes is not None and "" in inner:
         number = inner.index("") + 1
@@ -334,7 +348,7 @@ def read_class_names(
 
 
 def _fault_of_lines(lines: Sequence[str]) -> str | None:
-    """Why the lines of a file are no list of class names, or ``None``."""
+    """Explain why the lines of a file are no list of class names; ``None`` if they are."""
     numbers = [int(match[1]) for line in lines if (match := _NUMBERED.match(line))]
     if (
         len(lines) > 1
@@ -360,7 +374,7 @@ def _is_json(text: str) -> bool:
 
 
 def _first_file(folder: Path, name: str, suffix: str) -> Path:
-    """The file of ``name`` in a folder, in whichever Unicode form; where there is none, the name as it is."""
+    """Return the file of ``name`` in any Unicode form; the name as given if no file exists."""
     forms = unicode_forms(name)
     paths = (folder / f"{form}{suffix}" for form in forms)
     return next(

@@ -1,7 +1,8 @@
-"""Decoded images in one file, which all processes of a node map into their memory instead of decoding.
+"""Cache of decoded images, shared by all processes of a node.
 
-The file is written once, by whichever process comes first, and the page cache of the system holds
-it once, however many trainings and loader processes read it.
+All images lie in one file, which each process maps into its memory instead of decoding. The first
+process writes the file. The system's page cache holds it once, for any number of trainings and
+loader processes.
 """
 
 from __future__ import annotations
@@ -29,26 +30,26 @@ logger = logging.getLogger(__name__)
 _FORMAT_VERSION = 2
 _INDEX, _PIXELS = "index.json", "pixels.bin"
 _SPARE_BYTES = 2**30
-"""Space that is left free: a run next to a full disk cannot keep its checkpoints."""
+"""Disk space that stays free, for the checkpoints of runs on the same disk."""
 _Place = tuple[int, int, int, int]
-"""Where an image begins, its height and its width, 0 for one that is not there, and the CRC-32 of its pixels."""
+"""First byte, height and width of an image (0 if it is missing), and the CRC-32 of its pixels."""
 
 
 def user_cache() -> Path:
-    """``toco`` in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``)."""
+    """Return the folder ``toco`` in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "toco"
 
 
 class NodeCache:
-    """The decoded images of one list of files. A pickle holds no pixels and maps the file again.
+    """Decoded images of one list of files; unpickling maps the file again.
 
-    Pixels are compared with their checksum when a process reads them first. An image that does not
-    fit is not delivered, and the cache gives up its index, so that it is written again when it is
-    opened next.
+    Each process checks an image's checksum when it first reads the image. If a checksum is wrong,
+    the cache returns no image and deletes its index, so that the next opening writes the cache
+    again.
 
     Raises:
         OSError: The files cannot be read.
-        ValueError: They are not the whole cache of this manifest.
+        ValueError: The files are not the complete cache of this manifest.
     """
 
     def __init__(self, folder: Path, manifest: str) -> None:
@@ -71,7 +72,7 @@ class NodeCache:
         return _opened, (self._folder, self._manifest)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
-        """Image ``index``, or ``None`` where it could not be decoded or its pixels are damaged."""
+        """Return the image; ``None`` if it could not be decoded or its pixels are damaged."""
         start, height, width, crc = self._places[index]
         if not height:
             return None
@@ -85,8 +86,8 @@ class NodeCache:
 
     def _give_up(self) -> None:
         logger.warning(
-            "%s: decoded images are damaged; such images are decoded from their files, and the next training writes "
-            "the folder again.",
+            "%s: decoded images are damaged; such images are decoded from their files, and the "
+            "next training writes the folder again.",
             printable(self._folder),
         )
         with suppress(OSError):
@@ -100,32 +101,32 @@ def node_cache(
     size: Callable[[int], tuple[int, int]],
     decode: Callable[[int], UInt8[np.ndarray, "h w 3"]],
 ) -> NodeCache | None:
-    """The cache of some images under ``root``, written first if it is not there.
+    """Open the cache of some images under ``root``; write it first if necessary.
 
     Args:
         root: Folder of the caches, on a disk of the node or in its memory.
-        manifest: Hexadecimal digest that changes when a pixel of the images may.
-        count: How many images there are.
-        size: Height and width of an image, without decoding it.
-        decode: Decodes an image. One that raises ``ValueError`` is left out, and refused when it is
-            asked for.
+        manifest: Hexadecimal digest that changes whenever a pixel of the images may change.
+        count: Number of images.
+        size: Function that returns height and width of an image without decoding it.
+        decode: Function that decodes an image. An image for which it raises ``ValueError`` is not
+            stored.
 
     Returns:
-        The cache, or ``None`` where it cannot be written or read; a log entry says why. Images are
-        decoded then.
+        The cache; ``None`` if it cannot be written or read, with a log entry. The caller then
+        decodes the images.
     """
     folder = root / f"decoded-{_FORMAT_VERSION}-{manifest[:16]}"
     if folder.is_dir() and (whole := _opened(folder, manifest)) is not None:
         return whole
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Whoever waits here finds the folder afterwards. The lock goes with its process, however
-        # that ends.
+        # Only one process writes; the others wait and then find the folder. The system releases the
+        # lock when its process ends, however that happens.
         with (root / f".{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if folder.is_dir() and _opened(folder, manifest) is None:
                 logger.warning("%s is written again.", printable(folder))
-                shutil.rmtree(folder)  # who has mapped its pixels keeps them
+                shutil.rmtree(folder)  # processes that have mapped the file keep its pixels
             if not folder.is_dir():
                 _write(folder, manifest, count, size, decode)
     except OSError as error:
@@ -155,6 +156,7 @@ def _write(
     size: Callable[[int], tuple[int, int]],
     decode: Callable[[int], UInt8[np.ndarray, "h w 3"]],
 ) -> None:
+    # Position of each image in the file.
     sizes = []
     for index in range(count):
         try:
@@ -167,11 +169,13 @@ def _write(
         raise OSError(
             errno.ENOSPC, f"{end} bytes and {_SPARE_BYTES} to spare are needed, {free} are free"
         )
+
+    # Remove the folder of a killed process; the lock excludes other writers.
     unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(
-        unfinished, ignore_errors=True
-    )  # of a process that was killed: only who has the lock writes here
+    shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
+
+    # Pixels, then the index, then the rename that makes the cache visible.
     try:
         with (unfinished / _PIXELS).open("wb") as pixels, ThreadPoolExecutor() as threads:
 

@@ -1,4 +1,4 @@
-"""What the training and the validation images of a data set are to each other."""
+"""Checks across the training and the validation split of a data set."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from toco.data.files.layout import composed, count, examples
 
 
 def overlap(train_names: Collection[str], val_names: Collection[str]) -> str | None:
-    """Which images are for training and for validation, as a sentence, or ``None`` where there is none.
+    """Report images that are in both splits, as a message; ``None`` without overlap.
 
-    Names that differ only in their Unicode form are one name.
+    Names that differ only in their Unicode form are the same name.
     """
     trained = {composed(name) for name in train_names}
     both = [name for name in val_names if composed(name) in trained]
     if not both:
         return None
     return (
-        f"{len(both)} of {count(len(val_names), 'validation image')} also for training: {examples(both)}. Take them "
-        "off one of the lists, or set data.allow_overlap=true: scores are then of images that were seen."
+        f"{len(both)} of {count(len(val_names), 'validation image')} also for training: "
+        f"{examples(both)}. Take them off one of the lists, or set data.allow_overlap=true: scores "
+        "are then of images that were seen."
     )
 
 
@@ -28,14 +29,14 @@ def refuse_overlap(train: Dataset, val: Dataset, allow_overlap: bool) -> None:
     """Refuse splits that share an image.
 
     Raises:
-        ValueError: An image is in both, and ``allow_overlap`` is not set.
+        ValueError: An image is in both splits, and ``allow_overlap`` is not set.
     """
     if not allow_overlap and (shared := overlap(train.names, val.names)) is not None:
         raise ValueError(shared)
 
 
 def notes_of_splits(train: Dataset, val: Dataset) -> tuple[Fault, ...]:
-    """What opening both splits left out or may have read in another way than meant, and which classes lack images."""
+    """Collect the notes of both splits, on their overlap and on classes without images."""
     notes = list(dict.fromkeys((*train.notes, *val.notes)))
     shared = overlap(train.names, val.names)
     if shared is not None:
@@ -47,7 +48,7 @@ def notes_of_splits(train: Dataset, val: Dataset) -> tuple[Fault, ...]:
 
 
 def note_of_classes(class_names: Collection[str], num_images: Collection[int]) -> Fault | None:
-    """Which classes no training image shows, if there are any."""
+    """Note classes that no training image shows; ``None`` without such classes."""
     without = [name for name, count in zip(class_names, num_images, strict=True) if not count]
     return (
         Fault(Path("train"), f"no training image shows the class {examples(without)}.")

@@ -1,4 +1,4 @@
-"""What lies below a folder of images: what is read, and what is left out."""
+"""Contents of a folder of images: the images, and the files that are skipped."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from toco.files import files_below
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The files below a folder.
+    """Files below a folder.
 
     Attributes:
         folder: The folder.
-        suffixes: Of images, in small letters.
-        names: Relative paths of images without their suffix, sorted; a name is there twice if two
-            images have it.
+        suffixes: Suffixes of images, in lower case.
+        names: Sorted relative paths of images, without suffix; twice if two images have the name.
         others: Number of files that are no images, by suffix.
-        hidden: Hidden files and folders, which are left out with all that is in them.
-        again: Images that are there by another name, too: a link leads to them. They are left out.
-        left_out: Phrases for what else is left out, such as links to nothing.
+        hidden: Hidden files and folders, which are skipped with their contents.
+        again: Links to images that are already in ``names``; they are skipped.
+        left_out: Phrases on other skipped items, such as broken links.
     """
 
     folder: Path
@@ -36,19 +35,20 @@ class Tree:
     left_out: tuple[str, ...]
 
     def notes(self) -> tuple[Fault, ...]:
-        """What was left out."""
+        """Return notes on the skipped files."""
         notes = [f"left out: {phrase}." for phrase in self.left_out]
         if self.again:
             notes.append(
-                f"{count(len(self.again), 'image')} left out, met again by a link: {examples(self.again)}."
+                f"{count(len(self.again), 'image')} left out, met again by a link: "
+                f"{examples(self.again)}."
             )
         if self.others:
             counts = ", ".join(
                 f"{suffix or 'no suffix'} {number}" for suffix, number in self.others.items()
             )
             notes.append(
-                f"{count(sum(self.others.values()), 'file')} left out, since images are {', '.join(self.suffixes)}: "
-                f"{counts}."
+                f"{count(sum(self.others.values()), 'file')} left out, since images are "
+                f"{', '.join(self.suffixes)}: {counts}."
             )
         if self.hidden:
             notes.append(
@@ -58,12 +58,12 @@ class Tree:
 
 
 def read_tree(folder: Path, suffixes: Collection[str], without: Iterable[Path] = ()) -> Tree:
-    """Look through a folder and the folders in it. Links are followed, and each image is taken once.
+    """Read a folder and its subfolders; follow links, and list each image once.
 
     Args:
         folder: The folder.
         suffixes: Suffixes of images.
-        without: Files and folders that are neither read nor counted.
+        without: Files and folders to ignore.
 
     Raises:
         ValueError: A folder cannot be opened.
@@ -92,7 +92,7 @@ def read_tree(folder: Path, suffixes: Collection[str], without: Iterable[Path] =
 
 
 def _each_once(folder: Path, paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Paths of different files below a folder, and paths by which a link leads to one of these."""
+    """Split paths into different files and links to one of these files."""
     top = folder.resolve()
     parents: dict[Path, Path] = {}
     real: dict[Path, Path] = {}
@@ -102,9 +102,8 @@ def _each_once(folder: Path, paths: Iterable[Path]) -> tuple[list[Path], list[Pa
         real[path] = path.resolve() if path.is_symlink() else parents[path.parent] / path.name
 
     def order(path: Path) -> tuple[bool, str]:
-        return real[path] != top / path.relative_to(
-            folder
-        ), path.as_posix()  # a path without links comes first
+        # A path without links comes first.
+        return real[path] != top / path.relative_to(folder), path.as_posix()
 
     taken: dict[Path, Path] = {}
     again = []

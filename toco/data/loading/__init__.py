@@ -1,1 +1,1 @@
-"""From a data set to batches: the order of an epoch and the processes that decode."""
+"""Batches from a data set: the order of each epoch, and the processes that make batches."""

@@ -1,7 +1,7 @@
 """Training batches as a pure function of the step.
 
-Which images a step sees follows from (seed, step), and how an image is changed from (seed, epoch,
-index), so that neither the number of loader processes nor a resume changes a batch.
+The images of a step depend only on (seed, step), and the augmentation of an image only on (seed,
+epoch, index). The number of loader processes and a resume therefore change no batch.
 """
 
 from __future__ import annotations
@@ -21,26 +21,29 @@ from toco.types import ExtraView, Shard
 
 _WHOLE = Shard()
 _ORDER = 1
-"""Spawn key of the generators of orders: ``SeedSequence([a, b])`` alone equals ``SeedSequence([a, b, 0])``."""
+"""Spawn key of the generators that shuffle epochs.
+
+Without it, their ``SeedSequence([a, b])`` would equal the ``SeedSequence([a, b, 0])`` of an image.
+"""
 
 
 class TrainLoader:
-    """Endless shuffled epochs over a data set; the last, incomplete batch of an epoch is dropped.
+    """Endless shuffled epochs over a data set, without incomplete last batches.
 
     Args:
         dataset: Images and labels. With ``num_workers`` > 0 it is pickled into every process.
-        views: How views are made.
-        batch_size: Images of a global batch, of all shards together.
+        views: Configuration of the views.
+        batch_size: Number of images in a global batch, over all shards.
         seed: Seed of order and views, 0 to 2^32 - 1.
-        num_workers: Processes that make batches; 0 makes them here, without multiprocessing.
-        pin_memory: Return page-locked tensors, for copies to a GPU that do not wait.
-        shard: Which part of every global batch this process gets: so many consecutive images of it.
-        patience_s: Longest that a process may take for one batch before it counts as hanging.
-        extra_views: Views to make besides the first.
+        num_workers: Number of processes that make batches; 0 makes them in this process.
+        pin_memory: Whether to return page-locked tensors, for asynchronous copies to a GPU.
+        shard: Part of every global batch that this process gets, as consecutive images.
+        patience_s: Longest time for one batch, after which a process counts as hanging.
+        extra_views: Views to make in addition to the first view.
 
     Raises:
-        ValueError: The data set has fewer images than a batch, the batch cannot be parted among the
-            processes, or the seed is out of range.
+        ValueError: The data set has fewer images than a batch, the batch size is no multiple of the
+            number of shards, or the seed is out of range.
     """
 
     def __init__(
@@ -57,16 +60,17 @@ class TrainLoader:
     ) -> None:
         if not 0 < batch_size <= len(dataset):
             raise ValueError(
-                f"Expected a batch size from 1 to the {len(dataset)} images there are, got {batch_size}."
+                f"Expected a batch size from 1 to the {len(dataset)} images there are, got "
+                f"{batch_size}."
             )
-        # A larger one takes two words of the sequence of a generator, which another (seed, epoch)
-        # could also give.
+        # A larger seed takes two words of the SeedSequence, which could equal those of another
+        # (seed, epoch).
         if not 0 <= seed < MAX_SEED:
             raise ValueError(f"Expected a seed from 0 to {MAX_SEED - 1}, got {seed}.")
         if batch_size % shard.world_size:
             raise ValueError(
-                f"Expected a batch size that {shard.world_size} processes can share equally, got {batch_size}; "
-                "change the batch size or the number of processes."
+                f"Expected a batch size that {shard.world_size} processes can share equally, got "
+                f"{batch_size}; change the batch size or the number of processes."
             )
         self._dataset = dataset
         self._make = partial(_make_batch, dataset, views, seed, shard, frozenset(extra_views))
@@ -77,21 +81,21 @@ class TrainLoader:
     def batches(
         self, start_step: int, num_steps: int, stop: threading.Event | None = None
     ) -> Generator[RawBatch]:
-        """This shard's part of the batches of steps ``start_step`` to ``start_step + num_steps - 1``.
+        """Yield this shard's part of the batches from step ``start_step`` on.
 
-        Loader processes live as long as this iterator: ask once for a whole run, and close it.
+        Loader processes live as long as this iterator: call it once per run, and close it.
 
         Args:
-            start_step: The first step.
-            num_steps: How many batches.
-            stop: Ends the iterator early where it is set while a batch of a loader process is
-                waited for.
+            start_step: First step.
+            num_steps: Number of batches.
+            stop: Event that ends the iterator early if it is set while the iterator waits for a
+                batch of a loader process.
 
         Raises:
-            LoaderError: A loader process ended or delivers nothing. Where several processes share
-                the batches, ``stop`` is one, too: they cannot all stop after the same step any
-                more.
-            Exception: What reading an image raised, the same with loader processes and without.
+            LoaderError: A loader process ended or hangs. With several shards, ``stop`` also raises
+                this error if no batch arrives in time: the ranks can no longer stop after the same
+                step.
+            Exception: Any error from reading an image, with and without loader processes.
         """
         keys = self._keys(start_step, num_steps)
         if self._num_workers == 0:
@@ -121,14 +125,14 @@ class TrainLoader:
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of the images in an epoch."""
+    """Draw the permutation of the images in an epoch."""
     return np.random.default_rng(
         np.random.SeedSequence([seed, epoch], spawn_key=(_ORDER,))
     ).permutation(num_images)
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator that draws the views of image ``index`` in ``epoch``."""
+    """Return the generator for the views of image ``index`` in ``epoch``."""
     return np.random.default_rng(np.random.SeedSequence([seed, epoch, index]))
 
 
@@ -140,7 +144,7 @@ def _make_batch(
     extra_views: frozenset[ExtraView],
     keys: Keys,
 ) -> RawBatch:
-    """The batch of some epochs and indices."""
+    """Make the batch of some (epoch, index) pairs."""
 
     def sample(epoch: int, index: int) -> Sample:
         rng = sample_generator(seed, epoch, index)

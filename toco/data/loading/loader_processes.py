@@ -1,9 +1,9 @@
-"""Processes that make batches ahead of their use, and the way of a batch from them to the training.
+"""Loader processes that make batches in advance, and the transfer of batches to the training.
 
-A process shares a pair of connected sockets with the training, and nothing else: no lock, no queue,
-and no room in ``/dev/shm``, which is small in many containers. A batch travels as a file without a
-name, in memory, whose descriptor goes through the socket. When one of the two processes ends, its
-socket does, and the other one sees it at once.
+A loader process and the training share only a pair of connected sockets: no lock, no queue, and no
+space in ``/dev/shm``, which is small in many containers. A batch is an anonymous file in memory,
+whose descriptor is sent through the socket. When one of the two processes ends, its socket closes,
+and the other process notices at once.
 """
 
 from __future__ import annotations
@@ -36,36 +36,39 @@ from toco.data.views.raw_batch import RawBatch
 from toco.processes import MachineError, sendable
 
 Keys = Sequence[tuple[int, int]]
-"""Of a batch: epoch and index of each image."""
+"""Epoch and index of each image of a batch."""
 
 PATIENCE_S = 900.0
-"""So long may a process make one batch before it counts as hanging: longer than any disk takes that still answers."""
+"""Time for one batch, after which a process counts as hanging; slow disks answer much sooner."""
 _GRACE_S = 20.0
-"""So long after a signal may several ranks wait for a batch, to stop together after it; torchrun kills after 30 s."""
+"""Time after a signal in which several ranks wait for a batch, to stop together after it.
+
+torchrun kills the ranks after 30 s.
+"""
 _FAREWELL_S = 5.0
-"""So long may a process finish its batch when nobody wants it any more."""
+"""Time in which a process may finish its last batch before it is killed."""
 _AHEAD = 2
-"""Batches that each process makes ahead of their use."""
-_LOOK_EVERY_S = 0.2
-_ALIGNMENT = 64
+"""Number of batches that each process makes in advance."""
+_LOOK_EVERY_S = 0.2  # interval of polling
+_ALIGNMENT = 64  # bytes; a cache line
 _MARK = b"F"
-"""Sent with a descriptor, which cannot travel alone."""
+"""Byte that is sent with a descriptor, which cannot be sent without data."""
 
 
 class LoaderError(MachineError):
-    """A loader process ended, or delivers nothing."""
+    """A loader process ended or hangs."""
 
 
 class LoaderProcesses:
-    """Makes batches in other processes, in order.
+    """Group of processes that make batches, delivered in order.
 
     Args:
-        make: Makes a batch of its keys; it is pickled into every process.
-        number: Processes.
-        pin_memory: Copy the batches to page-locked memory.
-        patience_s: Longest that one batch may take.
-        share_stop: Whether other ranks stop with this one, so that it cannot stop before a batch
-            arrives.
+        make: Function that makes a batch from its keys; it is pickled into every process.
+        number: Number of processes.
+        pin_memory: Whether to copy the batches to page-locked memory.
+        patience_s: Longest time for one batch.
+        share_stop: Whether this rank stops together with others, and therefore waits for its
+            batch.
     """
 
     def __init__(
@@ -83,13 +86,14 @@ class LoaderProcesses:
         self._ending = threading.Event()
 
     def batches(self, keys: Iterator[Keys], stop: threading.Event) -> Iterator[RawBatch]:
-        """The batches of ``keys``; fewer where ``stop`` is set while one is waited for.
+        """Yield the batches of ``keys``; end early if ``stop`` is set while waiting for a batch.
 
         Raises:
-            LoaderError: A process ended or delivers nothing, or the grace after ``stop`` is over.
-            Exception: What making a batch raised.
+            LoaderError: A process ended or hangs, or the grace time after ``stop`` is over.
+            Exception: Any error from making a batch.
         """
-        # The thread that receives has the GPU of this one, in whose context memory is page-locked.
+        # The receiving thread uses this thread's GPU, because page-locked memory belongs to its
+        # context.
         take_gpu = (
             partial(torch.cuda.set_device, torch.cuda.current_device())
             if self._pin_memory
@@ -109,7 +113,7 @@ class LoaderProcesses:
             def ask(connection: Connection) -> None:
                 if (wanted := next(keys, None)) is not None:
                     waiting.append(connection)
-                    with suppress(BrokenPipeError):  # its end is noticed when its batch is due
+                    with suppress(BrokenPipeError):  # reported when the batch is received
                         connection.send(wanted)
 
             def receive() -> RawBatch | None:
@@ -124,7 +128,7 @@ class LoaderProcesses:
 
             for connection in connections * _AHEAD:
                 ask(connection)
-            # Received, and pinned, in another thread while the training works on the batch before.
+            # A thread receives and pins the next batch while the training uses the previous one.
             following = receiver.submit(receive)
             while (batch := self._waited_for(following, stop)) is not None:
                 following = receiver.submit(receive)
@@ -143,14 +147,16 @@ class LoaderProcesses:
                     if not self._grace_s:
                         return None
                     raise LoaderError(
-                        f"A signal came, and the loader delivered no batch for {self._grace_s:.0f} s more, after which "
-                        "all ranks could have stopped together. The training ends without a checkpoint of the last "
-                        "steps; --resume goes on from the newest."
+                        f"A signal came, and the loader delivered no batch for {self._grace_s:.0f} "
+                        "s more, after which all ranks could have stopped together. The training "
+                        "ends without a checkpoint of the last steps; --resume goes on from the "
+                        "newest."
                     )
 
     def _received(self, connection: Connection, process: BaseProcess) -> RawBatch | Exception:
         try:
-            # Looks are counted, not seconds: while this process is suspended, it waits for nobody.
+            # Count polls instead of seconds, so that the time of a suspended process does not
+            # count.
             for _ in range(math.ceil(self._patience_s / _LOOK_EVERY_S)):
                 if connection.poll(_LOOK_EVERY_S):
                     return _receive(connection)
@@ -167,19 +173,19 @@ class LoaderProcesses:
                 else f"ended with status {code}"
             )
             return LoaderError(
-                f"A loader process was {how} while it made a batch; most often memory had run out. Lower num_workers, "
-                "or set data.cache to node instead of memory; --resume goes on from the last checkpoint."
+                f"A loader process was {how} while it made a batch; most often memory had run out. "
+                "Lower num_workers, or set data.cache to node instead of memory; --resume goes on "
+                "from the last checkpoint."
             )
         return LoaderError(
-            f"A loader process has delivered no batch for {self._patience_s:.0f} s. See whether the disk of the images "
-            "answers; --resume goes on from the last checkpoint."
+            f"A loader process has delivered no batch for {self._patience_s:.0f} s. See whether "
+            "the disk of the images answers; --resume goes on from the last checkpoint."
         )
 
     @contextmanager
     def _started(self) -> Iterator[dict[Connection, BaseProcess]]:
-        """The processes by their connections; none is left in the end."""
-        # A fork would copy the locks of a process that has started threads or CUDA, and hang on
-        # them.
+        """Start the processes, by connection, and end all of them afterwards."""
+        # A fork would copy locks that threads or CUDA hold, and block on them.
         by_server = "forkserver" in multiprocessing.get_all_start_methods()
         context = (
             multiprocessing.get_context("forkserver")
@@ -197,8 +203,8 @@ class LoaderProcesses:
                 process.kill()
                 process.join()
 
-        # Python waits for what is left of them when it exits, and an iterator that a traceback
-        # keeps also keeps them.
+        # At exit Python waits for running processes; a traceback may keep the iterator, and with it
+        # the processes, until then.
         atexit.register(end)
         try:
             for number in range(self._number):
@@ -206,7 +212,7 @@ class LoaderProcesses:
                 process = context.Process(
                     target=_work, args=(theirs, self._make), name=f"loader {number}", daemon=True
                 )
-                # The end of the process is the end of the connection only if nobody else holds it.
+                # The connection closes with the process only if no other process has its end open.
                 with _signals_blocked(), theirs:
                     process.start()
                 processes[ours] = process
@@ -217,7 +223,7 @@ class LoaderProcesses:
 
 
 def _work(connection: Connection, make: Callable[[Keys], RawBatch]) -> None:
-    """Be a loader process, until nobody listens any more."""
+    """Make batches in a loader process until the connection closes."""
     torch.set_num_threads(1)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
@@ -230,7 +236,7 @@ def _work(connection: Connection, make: Callable[[Keys], RawBatch]) -> None:
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves the bytes of tensors out, as pickle does with those of NumPy's arrays."""
+    """Pickler that keeps the bytes of tensors out of the stream, as for NumPy arrays."""
 
     def reducer_override(self, value: Any) -> Any:  # noqa: ANN401 - as pickle declares it
         return (
@@ -242,12 +248,12 @@ class _Pickler(pickle.Pickler):
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """A batch, or what went wrong, ready to be sent.
+    """Batch or exception, ready to be sent.
 
     Attributes:
-        head: Its pickle, without the bytes of its arrays.
+        head: Pickle without the bytes of the arrays.
         spans: First byte and number of bytes of each array in the file.
-        size: Bytes of the file; 0 where there is none.
+        size: Size of the file in bytes; 0 without a file.
         file: Descriptor of the file.
     """
 
@@ -258,7 +264,7 @@ class _Packed:
 
     @classmethod
     def of(cls, answer: RawBatch | Exception) -> _Packed:
-        """Pack an answer."""
+        """Pack a batch or an exception."""
         arrays: list[pickle.PickleBuffer] = []
         head = io.BytesIO()
         _Pickler(head, protocol=5, buffer_callback=arrays.append).dump(answer)
@@ -283,8 +289,8 @@ def _send(connection: Connection, packed: _Packed) -> None:
     try:
         connection.send((packed.head, packed.spans, packed.size))
         if packed.size:
-            # Not by multiprocessing, which on macOS waits for an answer and takes the next request
-            # for it.
+            # On macOS multiprocessing's own function waits for an acknowledgement, and would take
+            # the next request for it.
             with _socket_of(connection) as way:
                 socket.send_fds(way, [_MARK], [packed.file])
     finally:
@@ -293,7 +299,7 @@ def _send(connection: Connection, packed: _Packed) -> None:
 
 
 def _receive(connection: Connection) -> RawBatch | Exception:
-    """What :func:`_send` sent; a batch stays in the memory where it was made."""
+    """Receive what :func:`_send` sent; arrays use the sender's memory without a copy."""
     head, spans, size = connection.recv()
     arrays: list[memoryview] = []
     if size:
@@ -301,7 +307,7 @@ def _receive(connection: Connection) -> RawBatch | Exception:
             mark, files, _, _ = socket.recv_fds(way, len(_MARK), 1)
         if not mark:
             raise EOFError
-        if not files:  # it was left behind, as this process cannot have more
+        if not files:  # the system dropped it: this process has too many open files
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         (file,) = files
         try:
@@ -314,12 +320,12 @@ def _receive(connection: Connection) -> RawBatch | Exception:
 
 
 def _socket_of(connection: Connection) -> socket.socket:
-    """The socket of a connection, with a descriptor of its own."""
+    """Return the socket of a connection, with a separate descriptor."""
     return socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
 
 
 def _open_memory() -> int:
-    """A descriptor of a file that has no name: in memory where the system has such files, else on the disk."""
+    """Open an anonymous file, in memory if the system supports it, else on disk."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("batch")
     with tempfile.TemporaryFile() as file:
@@ -334,12 +340,13 @@ def _write(file: int, content: memoryview, start: int) -> None:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Processes started in here inherit the block, also through the fork server, from their first instruction on.
+    """Block SIGINT and SIGTERM in processes that the block starts, also through the fork server.
 
-    A terminal's Ctrl-C and a scheduler's SIGTERM reach the whole process group. The training
-    process answers them with a checkpoint, for which it still needs its loader.
+    Ctrl-C in a terminal and SIGTERM of a scheduler reach the whole process group. The training
+    process answers with a checkpoint, and needs its loader until then.
     """
-    # The fork server starts it, and it would end the block before the fork server has inherited it.
+    # Otherwise the fork server would start the resource tracker, which unblocks the signals before
+    # the fork server inherits the mask.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:

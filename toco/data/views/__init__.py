@@ -1,1 +1,1 @@
-"""From an image to the views of a training batch: geometry, colour, normalisation."""
+"""Views of training images: geometry, colour, normalisation."""

@@ -1,4 +1,4 @@
-"""How the colours of a view change: what is drawn for an image."""
+"""Random colour changes of a view: their configuration and their draws."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from toco.config import Config
 Probability = Annotated[float, Field(ge=0, le=1)]
 JitterPart = Literal["brightness", "contrast", "saturation", "hue"]
 
-_NO_LEVEL = 256
+_NO_LEVEL = 256  # above every level, so that none is inverted
 
 
 class ColourConfig(Config):
-    """How the colours of one view are changed, in this order: jitter, grey, blur, solarise.
+    """Colour changes of one view, in this order: jitter, grey, blur, solarise.
 
     Attributes:
-        jitter_probability: Chance of the jitter as a whole; its four parts come in random order.
-        brightness: Factor is drawn from 1 - x to 1 + x.
+        jitter_probability: Probability of the jitter; its four parts are applied in random order.
+        brightness: Half-width x of the range [1 - x, 1 + x] of the factor.
         contrast: As ``brightness``.
         saturation: As ``brightness``.
-        hue: Shift is drawn from -x to x, in turns of the colour wheel.
-        grey_probability: Chance of a grey image.
-        blur_probability: Chance of a Gaussian blur.
-        blur_radius: Range of its radius in px (PIL's, the standard deviation).
-        solarise_probability: Chance that levels from ``solarise_threshold`` on are inverted.
+        hue: Half-width x of the range [-x, x] of the shift, in turns of the colour wheel.
+        grey_probability: Probability of a grey image.
+        blur_probability: Probability of a Gaussian blur.
+        blur_radius: Range of the blur's radius in px (as in PIL, the standard deviation).
+        solarise_probability: Probability that levels from ``solarise_threshold`` on are inverted.
         solarise_threshold: Lowest level that is inverted.
     """
 
@@ -50,14 +50,14 @@ class ColourConfig(Config):
 
 
 class Colour(NamedTuple):
-    """What was drawn for one view; the default changes nothing.
+    """Drawn colour changes of one view; the default changes nothing.
 
     Attributes:
-        jitter: Parts in their order, each with its factor (1 changes nothing) or, for the hue, its
-            shift in turns.
+        jitter: Ordered parts, each with its factor (1 changes nothing) or, for the hue, its shift
+            in turns.
         grey: Whether the view becomes grey.
-        blur_radius: Radius of the blur in px, 0 for none.
-        solarise_from: Lowest level that is inverted, 256 for none.
+        blur_radius: Radius of the blur in px; 0 for none.
+        solarise_from: Lowest level that is inverted; 256 for none.
     """
 
     jitter: tuple[tuple[JitterPart, float], ...] = ()
@@ -89,8 +89,8 @@ def _draw_jitter(
     drawn = []
     for i in rng.permutation(len(parts)):
         part, centre, spread = parts[i]
-        # Drawn also where it is not applied, so that one strength does not change the others'
-        # random numbers.
+        # Draw even if the part is not applied: the strength of one part must not change the random
+        # numbers of others.
         amount = rng.uniform(centre - spread, centre + spread)
         if spread:
             drawn.append((part, amount))

@@ -1,10 +1,9 @@
-"""Colours of many views at once, on any device, to the same levels as PIL's operations on one image.
+"""Colour changes of many views at once, on any device, with the same levels as PIL.
 
-PIL computes in whole levels and cuts after every operation, so every step is done here in numbers
-in which it is exact or rounds as PIL's: single precision for blends (whole numbers up to 2^24),
-double precision where PIL has it, and whole numbers for the blur. Each arithmetic operation is a
-kernel of its own: a fused multiplication and addition would round once instead of twice, and cut to
-another level.
+PIL truncates to integer levels after every operation. Each step here uses numbers in which it is
+exact or rounds as in PIL: single precision for blends (integers up to 2^24), double precision where
+PIL has it, and integers for the blur. Each arithmetic operation is a separate kernel: a fused
+multiply-add would round once instead of twice, and could give another level.
 """
 
 from __future__ import annotations
@@ -21,31 +20,31 @@ from torch import Tensor
 from toco.data.views.colour import Colour
 
 _CPU_PIXELS = 2**16
-"""Pixels that a processor changes at a time, so that they stay in its cache."""
+"""Number of pixels that a CPU changes at a time, so that they stay in its cache."""
 _RED, _GREEN, _BLUE = 19595.0, 38470.0, 7471.0  # of 2^16: ITU-R 601-2, as PIL rounds it
 _GREY_ONE = 65536.0
-_MAX_BLENDS = 4  # before or after the turn of the hue: three parts of the jitter, and grey
+_MAX_BLENDS = 4  # before or after the hue shift: three parts of the jitter, and grey
 _BLUR_PASSES = 3
-_BLUR_BITS = 24  # PIL's box filter is in fixed point
-_MIDDLE = 128  # levels are blurred as -128..127, so that a weighted sum of them fits into 32 bits
+_BLUR_BITS = 24  # fixed-point bits of PIL's box filter
+_MIDDLE = 128  # levels are blurred as -128..127, so that their weighted sum fits into 32 bits
 
 
 @dataclass(frozen=True, slots=True)
 class Colours:
-    """The changes of ``n`` views in the form in which a device applies them to all at once, whatever their orders.
+    """Colour changes of ``n`` views, as tensors that a device applies to all views at once.
 
-    Brightness, contrast, saturation and grey are one operation with different weights, a blend: a
-    jitter is some blends, the turn of the hue, and some more blends, and a view that has less is
-    given blends that change nothing.
+    Brightness, contrast, saturation and grey are the same operation with different weights, a
+    blend. A jitter consists of blends, a hue shift, and further blends, in any order; unused places
+    have blends that change nothing.
 
     Attributes:
-        blends: Blends before and after the turn of the hue: the factor, and how much of the mean
-            grey level and of the grey view the other side of the blend has.
-        hue_step: By how many of 256 steps the hue is turned; -1 where the colours are not taken
-            apart at all, which differs from 0 as the way there and back rounds.
-        blur: Fixed-point weights of the box filter that makes the blur in three passes: of a pixel,
-            of its neighbours at a distance of 1, 2, ...
-        solarise_from: Lowest level that is inverted, 256 for none.
+        blends: Blends before and after the hue shift: the factor, and the weights of the mean grey
+            level and of the grey view in the image with which the view is blended.
+        hue_step: Hue shift in steps of 1/256 turn; -1 without conversion to HSV. A shift of 0 steps
+            is different, because the conversion to HSV and back rounds.
+        blur: Fixed-point weights of the box filter, of which three passes make the blur: of the
+            pixel itself, and of its neighbours at distance 1, 2, ...
+        solarise_from: Lowest level that is inverted; 256 for none.
     """
 
     blends: Float32[Tensor, "n 2 blends 3"]
@@ -55,13 +54,13 @@ class Colours:
 
     @classmethod
     def of(cls, drawn: Sequence[Colour]) -> Colours:
-        """The tensors of what was drawn."""
+        """Convert drawn colour changes to tensors."""
         blends = np.zeros((len(drawn), 2, _MAX_BLENDS, 3), dtype=np.float32)
         blends[..., 0] = 1
         hue_step = np.full(len(drawn), -1, dtype=np.int32)
         for view, colour in enumerate(drawn):
             after, slot = 0, 0
-            # A grey view is one without saturation.
+            # A grey view has the saturation 0.
             for part, amount in (*colour.jitter, *([("saturation", 0.0)] if colour.grey else [])):
                 if part == "hue":
                     hue_step[view] = int(amount * 255) % 256
@@ -77,15 +76,15 @@ class Colours:
         return cls(*map(torch.from_numpy, (blends, hue_step, blur, solarise_from)))
 
     def __getitem__(self, views: slice) -> Colours:
-        """Those of some of the views."""
+        """Select some of the views."""
         return Colours(*(getattr(self, f.name)[views] for f in fields(self)))
 
     def to(self, device: torch.device | str) -> Colours:
-        """The same on ``device`` (copies are asynchronous where the memory is pinned)."""
+        """Copy to ``device``, asynchronously from pinned memory."""
         return Colours(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
     def pin_memory(self) -> Colours:
-        """The same in page-locked memory."""
+        """Copy to page-locked memory."""
         return Colours(*(getattr(self, f.name).pin_memory() for f in fields(self)))
 
 
@@ -94,11 +93,11 @@ def change_colours(pixels: UInt8[Tensor, "n 3 h w"], colours: Colours) -> UInt8[
 
     Args:
         pixels: Views, on any device.
-        colours: On the host: what no view has is not computed, and that must be known without
-            asking the device.
+        colours: Colour changes, on the host: it decides which operations to skip without asking the
+            device.
 
     Returns:
-        The changed views, of the size and on the device of ``pixels``.
+        The changed views, with the size and device of ``pixels``.
     """
     if pixels.device.type != "cpu":
         return _changed(pixels, colours, colours.to(pixels.device))
@@ -113,7 +112,7 @@ def change_colours(pixels: UInt8[Tensor, "n 3 h w"], colours: Colours) -> UInt8[
 def _changed(
     pixels: UInt8[Tensor, "n 3 h w"], known: Colours, colours: Colours
 ) -> UInt8[Tensor, "n 3 h w"]:
-    """``known`` on the host says what there is to do, ``colours`` on the device how."""
+    """Apply the changes; ``known`` is the host's copy of ``colours``, which selects operations."""
     blends = known.blends.numpy()
     used = (blends[..., 0] != 1).any(axis=0)
     turns = known.hue_step.numpy() >= 0
@@ -139,9 +138,10 @@ def _changed(
 def _blend(
     levels: Float32[Tensor, "n 3 h w"], blend: Float32[Tensor, "n 3"], to_mean: bool, to_grey: bool
 ) -> None:
-    """Move the levels away from the other side, or towards it, in place.
+    """Blend the levels with another image, in place.
 
-    The other side is black, the mean grey level or the grey view: brightness, contrast, saturation.
+    The other image is black for brightness, the mean grey level for contrast, and the grey view for
+    saturation.
     """
     factor, of_mean, of_grey = (_column(weight) for weight in blend.unbind(1))
     if not (to_mean or to_grey):
@@ -150,7 +150,7 @@ def _blend(
     grey = _grey(levels)
     other = grey * of_grey
     if to_mean:
-        # The sum of a large view has more digits than single precision.
+        # The sum over a large view needs more digits than single precision has.
         total = grey.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
         mean = _divided(total, float(grey[0].numel())).add_(0.5).floor_()
         other += mean.float().mul_(of_mean)
@@ -159,7 +159,7 @@ def _blend(
 
 def _grey(levels: Float32[Tensor, "n 3 h w"]) -> Float32[Tensor, "n 1 h w"]:
     red, green, blue = levels.split(1, dim=1)
-    # Exact: every term and every sum is a whole number below 2^24.
+    # Exact: every term and every sum is an integer below 2^24.
     weighed: Tensor = red * _RED + green * _GREEN + blue * _BLUE
     return weighed.add_(_GREY_ONE / 2).mul_(1 / _GREY_ONE).floor_()
 
@@ -167,7 +167,7 @@ def _grey(levels: Float32[Tensor, "n 3 h w"]) -> Float32[Tensor, "n 1 h w"]:
 def _turn_hue(
     levels: Float32[Tensor, "n 3 h w"], steps: Int32[Tensor, " n"]
 ) -> Float32[Tensor, "n 3 h w"]:
-    """Turn the colour wheel, with hue, saturation and value in 256 levels each."""
+    """Shift the hue, with hue, saturation and value in 256 levels each."""
     hue, saturation, value = _hsv(levels)
     hue = hue + _column(steps)
     hue -= 256 * (hue >= 256)
@@ -181,8 +181,9 @@ def _turn_hue(
         return (1 - missing).mul_(value).add_(0.5).floor_()
 
     low, middle = level(strength), level(strength * (even - rest).abs_())
-    # Where on the wheel of six sectors a colour is lowest, half-way between two of them; a sector
-    # to either side of those two it has the middle level, and opposite of them the highest.
+    # On the wheel of six sectors each colour channel is low in two adjacent sectors; the constants
+    # are the points between the two. It has the middle level in the sectors next to these, and the
+    # highest level in the opposite two.
     lowest = torch.arange(2.5, 7, 2, device=levels.device).view(3, 1, 1)
     away = (sector - lowest).abs_().sub_(3).abs_()
     return middle.add(1.5 - away, alpha=512).clamp_(low, value)
@@ -191,21 +192,21 @@ def _turn_hue(
 def _hsv(
     levels: Float32[Tensor, "n 3 h w"],
 ) -> tuple[Float32[Tensor, "n 1 h w"], Float32[Tensor, "n 1 h w"], Float32[Tensor, "n 1 h w"]]:
-    """Hue, saturation and value, each in whole levels 0..255."""
+    """Convert RGB to hue, saturation and value, each in integer levels 0..255."""
     value, lowest = levels.amax(dim=1, keepdim=True), levels.amin(dim=1, keepdim=True)
     chroma = value - lowest
-    # A grey pixel has hue and saturation 0, whatever it is divided by.
+    # Grey pixels have hue and saturation 0 with any divisor; 1 avoids a division by 0.
     red, green, blue = ((value - levels) / chroma.clamp(min=1)).split(1, dim=1)
-    # 1 for the first of the highest colours and 0 for the others: products are much faster than
-    # choices on a processor.
+    # 1 for the first of the highest channels and 0 for the others: on a CPU products are much
+    # faster than torch.where.
     is_red = 1 - red.sign()
     is_green = (1 - green.sign()).mul_(1 - is_red)
     is_blue = 1 - is_red - is_green
     plus = (is_red * blue).add_(is_green * red).add_(is_blue * green)
     minus = (is_red * green).add_(is_green * blue).add_(is_blue * red)
     sixths = (is_green * 2).add_(is_blue * 4).double().add_(plus).sub_(minus).float()
-    # Single and double precision in turns, as in PIL: a hue one level off is up to six levels in a
-    # colour.
+    # Alternate single and double precision as PIL does: an error of one level of hue changes a
+    # colour by up to six levels.
     turns = _divided(sixths.double(), 6.0).add_(1).frac_().float()
     hue = turns.double().mul_(255).floor_().float()
     return hue, (chroma / value.clamp(min=1)).mul_(255).floor_(), value
@@ -214,9 +215,10 @@ def _hsv(
 def _blur(
     levels: Float32[Tensor, "n 3 h w"], weights: Int32[Tensor, "n taps"]
 ) -> Float32[Tensor, "n 3 h w"]:
-    """Three box filters along the rows and three along the columns, each rounded to whole levels."""
+    """Apply three box filters along rows and three along columns, each in integer levels."""
     taps = [_column(weight) for weight in weights.unbind(1)]
-    # Half a level, and what the weights lack to 1, which the levels were moved by.
+    # The weights sum to slightly less than 1; correct the offset of _MIDDLE for that, and add half
+    # a level for rounding.
     lacking = 2**_BLUR_BITS - (2 * weights.sum(dim=1, dtype=torch.int32) - weights[:, 0])
     rounding = _column(2 ** (_BLUR_BITS - 1) - _MIDDLE * lacking)
     moved = (levels - _MIDDLE).to(torch.int32)
@@ -228,7 +230,7 @@ def _blur(
 def _box_filtered(
     levels: Int32[Tensor, "n 3 h w"], taps: list[Int32[Tensor, "n 1 1 1"]], dim: int
 ) -> Int32[Tensor, "n 3 h w"]:
-    """Weighted sum over the neighbours along ``dim``; beyond the edge its pixel is repeated."""
+    """Sum the weighted neighbours along ``dim``; edge pixels are repeated beyond the edge."""
     reach, size = len(taps) - 1, levels.shape[dim]
     first, last = levels.narrow(dim, 0, 1), levels.narrow(dim, size - 1, 1)
     padded = torch.cat([*[first] * reach, levels, *[last] * reach], dim=dim)
@@ -240,7 +242,7 @@ def _box_filtered(
 
 
 def _divided(numbers: Float[Tensor, "*shape"], by: float) -> Float[Tensor, "*shape"]:
-    # By a tensor: CUDA replaces the division by a number with a product, which rounds otherwise.
+    # Divide by a tensor: CUDA multiplies by the reciprocal of a number, which rounds differently.
     return numbers / torch.full((), by, dtype=numbers.dtype, device=numbers.device)
 
 
@@ -249,11 +251,11 @@ def _column(per_view: Shaped[Tensor, " n"]) -> Shaped[Tensor, "n 1 1 1"]:
 
 
 def _box_filter(sigma: float) -> list[int]:
-    """Weights of the box filter that, applied three times, PIL takes for a Gaussian of ``sigma`` px.
+    """Compute the weights of the box filter with which PIL approximates a Gaussian in three passes.
 
     Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering"
-    (SSVM 2011), equations 7, 11 and 14: a box of odd length with a smaller weight at either end. In
-    single precision, as PIL computes it.
+    (SSVM 2011), equations 7, 11 and 14: a box of odd length with a smaller weight at either end.
+    Single precision, as in PIL. ``sigma`` is in px.
     """
     f32 = np.float32
     variance = f32(sigma) * f32(sigma) / f32(_BLUR_PASSES)

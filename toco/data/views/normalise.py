@@ -13,26 +13,26 @@ _STD_255 = (58.395, 57.12, 57.375)
 
 
 def normalise(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
-    """Pixels 0..255 to what every backbone takes; one whose weights expect other pixels converts them itself.
+    """Normalise pixels 0..255 with ImageNet's mean and standard deviation.
 
-    Black padding becomes a negative colour here, not zero: it is put on before, as in the official
-    code.
+    Backbones whose weights expect another normalisation convert the result. Black padding is added
+    before, as in the official code, so that it becomes a negative value and not zero.
     """
     mean, std = _column(images, IMAGENET_MEAN), _column(images, IMAGENET_STD)
-    # By a tensor, because CUDA divides by a Python number through its reciprocal: the last bit
-    # would differ from the CPU's, and with it which levels ``denormalise_255`` puts one lower.
+    # Divide by a tensor: CUDA multiplies by the reciprocal of a Python number. The last bit would
+    # differ from the CPU's, and ``denormalise_255`` would truncate other levels.
     whole = torch.full((), 255.0, device=images.device)
     return images.float().div_(whole).sub_(mean).div_(std)
 
 
 def denormalise_255(images: Float[Tensor, "*b 3 h w"], truncate: bool) -> Float[Tensor, "*b 3 h w"]:
-    """Back to 0..255, as float.
+    """Convert normalised images back to 0..255, as float.
 
     Args:
         images: Normalised images.
-        truncate: Cut to whole levels, which puts some levels one lower (19, 7 and 6 of 256 in R, G
-            and B). The official refinement sees this image (``imutils.denormalize_img`` casts to
-            uint8), the energy loss the other.
+        truncate: Whether to truncate to integer levels, as the official refinement does
+            (``imutils.denormalize_img`` casts to uint8); the energy loss does not. Truncation makes
+            some levels one lower: 19, 7 and 6 of 256 in R, G and B.
     """
     levels = images * _column(images, _STD_255) + _column(images, _MEAN_255)
     return levels.clamp(0, 255).trunc() if truncate else levels
@@ -40,7 +40,7 @@ def denormalise_255(images: Float[Tensor, "*b 3 h w"], truncate: bool) -> Float[
 
 def _column(images: Tensor, values: tuple[float, float, float]) -> Float[Tensor, "3 1 1"]:
     dtype = images.dtype if images.is_floating_point() else torch.float32
-    # Filled in on the device: a copy from the host would wait for it.
+    # Created on the device: a copy from the host would wait for the device.
     return torch.stack(
         [torch.full((1, 1), value, dtype=dtype, device=images.device) for value in values]
     )

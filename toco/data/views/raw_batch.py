@@ -1,4 +1,4 @@
-"""What travels from the loader to the device, and what becomes of it there."""
+"""Batch as the loader sends it to the device, before colours and normalisation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS = ("images", "second_view", "crop_source")
 
 
 class Sample(NamedTuple):
-    """One image of a batch: its views, its image-level label and its name."""
+    """Views, image-level label and name of one image of a batch."""
 
     views: Views
     class_labels: Float32[np.ndarray, " k"]
@@ -30,18 +30,20 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """A batch before colours and normalisation: whole levels, a quarter of the bytes that the images become.
+    """Batch before colour changes and normalisation.
+
+    Its integer levels take a quarter of the bytes of the normalised images.
 
     Attributes:
         views: Views of every image, in the order of ``kinds``.
-        colours: How the colours of the first views and then of the second views, if any, are to
-            change.
-        class_labels: See :class:`toco.tensors.Batch`, as for all that follows.
+        colours: Colour changes of the first views, then of the second views, if any.
+        class_labels: As in :class:`toco.tensors.Batch`, like the following fields.
         valid_box: Rows and columns of the image inside its padded crop.
         names: Name of every image.
         present: Classes of every image.
-        shard: Which part of the global batch these images are.
-        kinds: Fields of :class:`toco.tensors.Batch` that ``views`` become; the others are ``None``.
+        shard: Part of the global batch that these images are.
+        kinds: Fields of :class:`toco.tensors.Batch` that ``views`` become; other views are
+            ``None``.
     """
 
     views: UInt8[Tensor, "views b 3 s s"]
@@ -55,7 +57,7 @@ class RawBatch:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], shard: Shard) -> RawBatch:
-        """The batch of some samples, all with the same views."""
+        """Collate samples, which all have the same views."""
         views, labels, names = zip(*samples, strict=True)
         kinds = tuple(kind for kind in _KINDS if getattr(views[0], kind) is not None)
         pixels = [[getattr(view, kind) for view in views] for kind in kinds]
@@ -73,7 +75,7 @@ class RawBatch:
         )
 
     def pin_memory(self) -> RawBatch:
-        """The same in page-locked memory."""
+        """Copy to page-locked memory."""
         return replace(
             self,
             views=self.views.pin_memory(),
@@ -84,14 +86,13 @@ class RawBatch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch that a step gets, on ``device``: colours changed there, all views at once, then normalised.
+        """Copy to ``device``, and change colours and normalise there, all views at once.
 
-        Where the memory is pinned, neither the copies nor the changes are waited for.
+        With pinned memory this waits neither for the copies nor for the operations.
         """
         views = self.views.to(device, non_blocking=True)
-        has_source = (
-            "crop_source" in self.kinds
-        )  # the only view that keeps its colours, and the last
+        # The crop source is the last view, and the only one whose colours do not change.
+        has_source = "crop_source" in self.kinds
         coloured = views[:-1] if has_source else views
         images, *second = normalise(change_colours(coloured.flatten(0, 1), self.colours)).split(
             len(self.names)

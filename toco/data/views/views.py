@@ -1,11 +1,10 @@
-"""From one image to the views of a training sample: their pixels, and how their colours are to change.
+"""Make the views of a training sample from one image: pixels and drawn colour changes.
 
-Geometry is done here, in the loader's processes; colours are only drawn, and changed later, many
-views at once.
+Loader processes apply the geometry here. Colour changes are only drawn; the device applies them
+later, to many views at once.
 
 Source: ToCo (Ru et al., CVPR 2023), section 4.1, and the official ``datasets/voc.py`` and
-``transforms.py``: what they draw is drawn here from the same distributions, by one generator a
-sample.
+``transforms.py``. The distributions are the same; each sample has one random generator.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ _CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, before it falls back 
 
 
 class ViewsConfig(Config):
-    """How views are made; the defaults are those of the official VOC and COCO recipes.
+    """Configuration of the views; the defaults are those of the official VOC and COCO recipes.
 
     Attributes:
         crop_size_px: Side of every view.
         rescale: Range of the factor by which the image is rescaled before the crop.
-        flip_probability: Chance of a mirrored view.
+        flip_probability: Probability of a mirrored view.
         view_geometry: ``aligned``: first view, valid box and crop source are mirrored together.
-            ``official``: first view and crop source are mirrored independently and the box never,
-            so that in half of the samples the local crops are cut at mirrored positions and, if
-            padded, the wrong side is ignored.
-        first_view: Colours of the first global view, which the classifier and the decoder see.
-        second_view: Colours of the second global view.
-        second_view_area: Range of the part of the original image that the second view shows.
-        second_view_aspect: Range of that part's width / height.
+            ``official``: first view and crop source are mirrored independently, and the box is
+            never mirrored. Half of the samples then have local crops at mirrored positions and, if
+            padded, ignore the wrong side.
+        first_view: Colour changes of the first global view, the input of classifier and decoder.
+        second_view: Colour changes of the second global view.
+        second_view_area: Range of the fraction of the original image that the second view shows.
+        second_view_aspect: Range of the width / height of this part.
     """
 
     crop_size_px: int = Field(default=448, gt=0)
@@ -68,17 +67,17 @@ class ViewsConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """One training sample; the names are those of ``toco.tensors.Batch``.
+    """Views of one training sample, with the names of ``toco.tensors.Batch``.
 
     Attributes:
-        images: First global view: the crop, its colours not changed yet.
-        second_view: Second global view: another crop, of the image before rescaling; its colours
-            not changed yet. ``None`` where it is not used.
-        crop_source: The crop with its own colours, or ``None``.
-        valid_box: Rows ``y0 y1`` and columns ``x0 x1`` (half-open) of the crop that are image and
-            not padding.
-        first_colour: How the colours of the first view are to change.
-        second_colour: How the colours of the second view are to change, if there is one.
+        images: First global view: the crop, before its colour changes.
+        second_view: Second global view: another crop, of the image before rescaling, before its
+            colour changes; ``None`` if unused.
+        crop_source: The crop, whose colours do not change; ``None`` if unused.
+        valid_box: Rows ``y0 y1`` and columns ``x0 x1`` (half-open) of the crop that show the image
+            and not padding.
+        first_colour: Colour changes of the first view.
+        second_colour: Colour changes of the second view; ``None`` without this view.
     """
 
     images: UInt8[np.ndarray, "3 s s"]
@@ -97,9 +96,10 @@ def make_views(
 ) -> Views:
     """Draw the first view of one image, and those of ``extra_views``.
 
-    All randomness comes from ``rng``, in a fixed order, so that a view does not depend on which
-    others are made.
+    All random numbers are drawn from ``rng`` in a fixed order, so that a view does not depend on
+    the choice of other views.
     """
+    # Rescale and crop.
     original = Image.fromarray(image)
     size = config.crop_size_px
 
@@ -108,10 +108,12 @@ def make_views(
 
     scaled = rescale(original, rng.uniform(*config.rescale))
     if config.view_geometry == "official" and flips():
-        # The official code mirrors the whole image here and every view once more; the box is right
-        # up to here.
+        # The official code mirrors the image here, where the box remains correct, and again each
+        # view, where it does not.
         scaled = mirror(scaled)
     crop, box = padded_crop(scaled, size, *_draw_offsets(scaled.height, scaled.width, size, rng))
+
+    # Mirror first view, crop source and box.
     if config.view_geometry == "official":
         first, source = (mirror(crop) if flips() else crop for _ in range(2))
     elif flips():
@@ -122,8 +124,9 @@ def make_views(
         first = source = crop
     first_colour = draw_colour(rng, config.first_view)
 
+    # The second view is drawn last, so that no other view depends on it.
     second, second_colour = None, None
-    if "second_view" in extra_views:  # drawn last, so that nothing else depends on it
+    if "second_view" in extra_views:
         second = resized_crop(
             original, _draw_part(original.height, original.width, rng, config), size
         )
@@ -141,14 +144,13 @@ def make_views(
 
 
 def _planes(image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
-    # Packed line by line in three colours, which is the fastest way that PIL has of taking them
-    # apart.
+    # "RGB;L" packs each line as three lines, one per colour: PIL's fastest way to separate them.
     lines = np.frombuffer(image.tobytes("raw", "RGB;L"), dtype=np.uint8)
     return lines.reshape(image.height, 3, image.width).transpose(1, 0, 2)
 
 
 def rescale(image: Image.Image, factor: float) -> Image.Image:
-    """Resize to ``int(factor * side)`` (bilinear, antialiased), at least 1 px."""
+    """Resize each side to ``int(factor * side)``, at least 1 px (bilinear, antialiased)."""
     width, height = (max(1, int(factor * side)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
@@ -156,7 +158,7 @@ def rescale(image: Image.Image, factor: float) -> Image.Image:
 def padded_crop(
     image: Image.Image, size: int, pad_top: int, pad_left: int, top: int, left: int
 ) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """Put the image on a black canvas of at least ``size`` a side and cut a square out of it.
+    """Pad the image with black to at least ``size`` per side, and crop a square.
 
     Args:
         image: The image.
@@ -167,16 +169,16 @@ def padded_crop(
         left: First column of the square on the canvas.
 
     Returns:
-        The square, and the rows ``y0 y1`` and columns ``x0 x1`` of it that show the image.
+        The square, and its rows ``y0 y1`` and columns ``x0 x1`` (half-open) that show the image.
     """
-    # Both steps in one: a crop that reaches beyond the image is black there.
+    # One crop does both steps: PIL fills the part beyond the image with black.
     y, x = top - pad_top, left - pad_left
     crop = image.crop((x, y, x + size, y + size))
     return crop, (max(-y, 0), min(image.height - y, size), max(-x, 0), min(image.width - x, size))
 
 
 def resized_crop(image: Image.Image, part: tuple[int, int, int, int], size: int) -> Image.Image:
-    """Cut ``part`` (top, left, height, width) out and resize it to a square (bicubic, antialiased)."""
+    """Crop ``part`` (top, left, height, width) and resize it to a square (bicubic, antialiased)."""
     top, left, height, width = part
     cut = image.crop((left, top, left + width, top + height))
     return cut.resize((size, size), Image.Resampling.BICUBIC)
@@ -185,7 +187,7 @@ def resized_crop(image: Image.Image, part: tuple[int, int, int, int], size: int)
 def _draw_offsets(
     height: int, width: int, size: int, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """``pad_top pad_left top left``: a smaller side lies anywhere on the canvas, a larger one is cut anywhere."""
+    """Draw ``pad_top pad_left top left``: random padding if smaller, random crop if larger."""
     pad_top, pad_left = (int(rng.integers(max(size - side, 0) + 1)) for side in (height, width))
     top, left = (int(rng.integers(max(side - size, 0) + 1)) for side in (height, width))
     return pad_top, pad_left, top, left
@@ -194,7 +196,10 @@ def _draw_offsets(
 def _draw_part(
     height: int, width: int, rng: np.random.Generator, config: ViewsConfig
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a part with random area and aspect, as torchvision's ``RandomResizedCrop``."""
+    """Draw a part of random area and aspect, as torchvision's ``RandomResizedCrop``.
+
+    Returns top, left, height and width.
+    """
     low, high = config.second_view_aspect
     for _ in range(_CROP_ATTEMPTS):
         area = height * width * rng.uniform(*config.second_view_area)
@@ -202,7 +207,7 @@ def _draw_part(
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    # The image is so long that few parts fit: the largest central one with an allowed aspect.
+    # For a long image few parts fit: take the largest central part of an allowed aspect.
     aspect = min(max(width / height, low), high)
     w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
     return (height - h) // 2, (width - w) // 2, h, w
