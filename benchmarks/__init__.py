@@ -1,1 +1,1 @@
-"""What is measured of this project; ``python -m benchmarks`` lists the commands, ``results/`` keeps what they found."""
+"""Benchmarks: ``python -m benchmarks`` lists the commands, ``results/`` has their results."""

@@ -1,6 +1,6 @@
 """``python -m benchmarks COMMAND [--out FILE.json]``, from the root of the repository.
 
-A module of this folder whose name has no leading underscore is a command, named as the file is.
+Every module of this folder without a leading underscore is a command with the name of its file.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import toco.interrupts
 
 if __name__ == "__main__":
-    toco.interrupts.take()  # before the imports below, which take their time
+    toco.interrupts.take()  # before the imports below, which are slow
 
 import pkgutil
 from importlib import import_module
@@ -20,7 +20,7 @@ from toco.command_line import SETTINGS, Commands, run
 
 
 class _Folder(Commands):
-    """The commands of this folder, imported when they are asked for: each needs other packages."""
+    """The commands of this folder, imported on demand because each needs other packages."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         modules = pkgutil.iter_modules([str(Path(__file__).parent)])
@@ -39,7 +39,7 @@ class _Folder(Commands):
 
 
 class _Unavailable(click.Command):
-    """A command whose packages are not installed here, which keeps no other from working."""
+    """A command whose packages are not installed, so that the other commands still work."""
 
     def __init__(self, name: str, error: ModuleNotFoundError) -> None:
         self._sentence = f"{name} needs the package {error.name!r}, which is not installed here."
@@ -52,7 +52,7 @@ class _Unavailable(click.Command):
 
 @click.command(cls=_Folder, help=__doc__, context_settings=SETTINGS)
 def main() -> None:
-    """See the module."""
+    """See the docstring of the module."""
 
 
 if __name__ == "__main__":

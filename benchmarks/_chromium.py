@@ -1,4 +1,4 @@
-"""The Chromium of this machine, driven by Playwright, which makes and removes its profile."""
+"""The installed Chromium, driven by Playwright with a temporary profile."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _OPTIONS = (
 
 
 def find_chromium() -> str | None:
-    """Path of Chromium or Chrome, if one is installed; Playwright's own is not downloaded."""
+    """Find an installed Chromium or Chrome; Playwright's own browser is not downloaded."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return next(filter(None, map(shutil.which, names)), None)
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A headless browser.
+    """Start a headless browser.
 
     Raises:
-        ValueError: None is installed.
+        ValueError: No Chromium is installed.
     """
     program = find_chromium()
     if program is None:

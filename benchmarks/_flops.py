@@ -1,4 +1,4 @@
-"""Arithmetic of the matrix products and convolutions in a call, counted and not timed."""
+"""Count the arithmetic of the matrix products and convolutions in a call."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def count_flops(function: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and convolutions in one call of ``function``.
+    """Count floating-point operations of matrix products and convolutions in one call.
 
-    A backward pass of attention counts as two forward ones; that a fused kernel computes the scores
-    once more is no work of the step.
+    A backward pass of attention counts as two forward passes. A fused kernel computes the scores
+    again, which is not counted.
     """
     with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
         function()
@@ -36,7 +36,7 @@ def _attention_backward(
     return 2 * int(sdpa_flop_count(query, key, value))
 
 
-# torch knows none for the CPU, and counts the recomputation in those for CUDA.
+# torch has no formulas for attention on the CPU, and its formulas for CUDA count recomputations.
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention
 } | dict.fromkeys(

@@ -1,4 +1,4 @@
-"""The frame of every benchmark, which only measures: its command, the figures in print, and the JSON file."""
+"""Frame of every benchmark: its command, the printed figures and the JSON file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from benchmarks.table import describe
 def benchmark(
     *, times: int, device: str | None = "cpu", threads: bool = False
 ) -> Callable[[Callable[..., dict[str, Any]]], click.Command]:
-    """Make a command of a function that returns what it measured. Name and help are those of the function's module.
+    """Make a command of a function that returns measured figures.
+
+    Name and help of the command are the name and docstring of the function's module.
 
     Args:
-        times: Default of ``--times``, which says how often everything is measured.
-        device: Default of ``--device``; ``None`` where the benchmark has no such option.
+        times: Default of ``--times``, the number of timed runs.
+        device: Default of ``--device``; ``None`` for a benchmark without this option.
         threads: Whether ``--threads`` sets the CPU threads of torch.
     """
     options = [

@@ -1,4 +1,4 @@
-"""Studies with invented results: what a storage holds after thousands of trials, without one training."""
+"""Studies with invented results: a storage with thousands of trials, without a training."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ if __name__ == "__main__":
 def fill(
     file: Path, storage: Path, trials: int, seeds: int, share_failed: float = 0.0
 ) -> Situation:
-    """Write a study and enter an invented result for every trial that has none, without waiting for the disk.
+    """Write a study, and store an invented result for every missing trial, without disk syncs.
 
     Args:
-        file: The script of the study, which is written.
+        file: The script of the study to write.
         storage: Folder of the ledger.
-        trials: How many trials the study has, about.
-        seeds: How many of them each cell has.
-        share_failed: How many of the trials fail instead.
+        trials: Number of trials, rounded down to a multiple of ``seeds``.
+        seeds: Number of seeds of each configuration.
+        share_failed: Fraction of trials that fail.
     """
     file.write_text(STUDY_FILE.format(cells=trials // seeds, seeds=seeds))
     study = runpy.run_path(str(file))["STUDY"]

@@ -1,4 +1,4 @@
-"""What benchmarks measure with: networks with random weights, a batch, and a folder of VOC's shape, all made up."""
+"""Made-up data of benchmarks: recipes with random weights, a batch, a folder like VOC's."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NANO = "nano"
 ALIASES = {"vit_small": "vit_small_patch16_224", "vit_base": "vit_base_patch16_224"}
 PHOTOGRAPH = (375, 500)
 """Height and width of most images of VOC."""
-_BLOCK_PX = 25  # a side of what is one colour before smoothing
-_NOISE = 12  # levels; with it a file has about the size of one of VOC
+_BLOCK_PX = 25  # side of a block of one colour before smoothing
+_NOISE = 12  # standard deviation in levels; gives files about the size of VOC's
 
 
 def recipe_of(backbone: str) -> RunConfig:
-    """The recipe whose settings a network has, with random weights: that of ``nano``, or of a ViT of timm on VOC."""
+    """Return the recipe of ``nano``, or of a ViT of timm on VOC, with random weights."""
     if backbone == NANO:
         return replace(shapes_nano.recipe(), {"backbone.weights": None})
     return replace(
@@ -36,12 +36,15 @@ def recipe_of(backbone: str) -> RunConfig:
 
 
 def num_foreground_classes_of(backbone: str) -> int:
-    """Classes of the data of :func:`recipe_of`: those of the generated scenes, or VOC's."""
+    """Return the number of foreground classes in the data of :func:`recipe_of`."""
     return 8 if backbone == NANO else 20
 
 
 def generated_batch(num_images: int, size_px: int, num_foreground_classes: int, seed: int) -> Batch:
-    """Smooth images of one to three classes each, as in VOC; a quarter of the first one is black padding."""
+    """Generate a batch of smooth images with one to three classes each, as in VOC.
+
+    The right quarter of the first image is black padding.
+    """
     generator = torch.Generator().manual_seed(seed)
     views = []
     for _ in range(3):
@@ -72,12 +75,12 @@ def generated_batch(num_images: int, size_px: int, num_foreground_classes: int, 
 def write_voc_folder(
     root: Path, num: int, sizes: Sequence[tuple[int, int]] = (PHOTOGRAPH,)
 ) -> None:
-    """Write photograph-like JPEG files and masks of one to three classes with some void, listed as ``train``.
+    """Write JPEG files like photographs and masks of one to three classes with void, as ``train``.
 
     Args:
-        root: The folder, in which there is none of these files yet.
+        root: The folder, without any of these files.
         num: Number of images.
-        sizes: Heights and widths, in turns.
+        sizes: Heights and widths of the images, in turn.
     """
     rng = np.random.default_rng(0)
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by phase."""
+"""Time of a training step by phase."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PHASES = {
     "backward": ("backward",),
     "optimizer": ("update",),
 }
-"""The functions whose time makes up a phase of our step: its own, and those called in the modules of the method."""
+"""Functions of each phase of our step: its methods, and functions in the modules of the method."""
 
 PLAIN_PHASES = {
     "CAM passes": ("cams",),
@@ -42,11 +42,11 @@ PLAIN_PHASES = {
     "backward": ("backward",),
     "optimizer": ("update",),
 }
-"""The same of the plain step, in its module or of its own."""
+"""Functions of each phase of the plain step: its methods, and functions in its module."""
 
 
 class Phases:
-    """Seconds by phase. What happens inside a phase belongs to the outermost one."""
+    """Seconds by phase; time in nested phases counts for the outermost one."""
 
     def __init__(self, device: torch.device | str) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -55,7 +55,7 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to the phase ``name``."""
+        """Add the time of the block to the phase ``name``."""
         if self._inside:
             yield
             return
@@ -71,11 +71,19 @@ class Phases:
 
     @contextmanager
     def of(self, step: TrainingStep | PlainStep, method: toco.ToCo) -> Iterator[None]:
-        """Time the parts of the updates that ``step`` does with ``method``."""
+        """Time the phases of the updates that ``step`` makes in the block.
+
+        Args:
+            step: The step.
+            method: The method of ``step``.
+        """
         local = method.config.local_crop_size_px
 
         def timed(phase: str | None, function: Callable[..., Any]) -> Callable[..., Any]:
-            """``function`` as a part of ``phase``; without one, the size of its images says which pass it is."""
+            """Wrap ``function`` as part of ``phase``; ``None``: of local crops or global views.
+
+            The size of the images tells local crops from global views.
+            """
 
             @wraps(function)
             def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any function

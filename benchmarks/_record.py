@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine, fair timing, the peak of the matrix units, memory, the JSON file."""
+"""Tools of all benchmarks: machine, timing, peak of matrix products, memory, JSON file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ FORMAT_VERSION = 1
 RESULTS = Path(__file__).parent / "results"
 
 _MATRIX_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+# Large enough to keep the processor's or the GPU's matrix units busy.
 _PEAK_SIDE = {"cpu": 2048, "cuda": 8192}
 _PEAK_TIMES = 10
 
 
 def machine(device: torch.device | str) -> dict[str, Any]:
-    """What the figures depend on besides the code. Contains neither a date nor a name of the host."""
+    """Describe the machine of the figures, without date and name of the host."""
     found: dict[str, Any] = {
         "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -53,13 +54,13 @@ def machine(device: torch.device | str) -> dict[str, Any]:
 
 
 def write(out: Path | None, name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Write ``result`` with what it was measured on to ``out``, if there is an ``out``; return what was written.
+    """Add command and machine to ``result``, write it to ``out`` if that is given, and return it.
 
     Args:
         out: The file.
         name: The benchmark's command.
-        result: What was measured. Where it has a ``device``, that is the device that is described,
-            else the CPU.
+        result: The measured figures. Their ``device``, by default the CPU, is the machine to
+            describe.
     """
     about = {
         "format_version": FORMAT_VERSION,
@@ -74,9 +75,9 @@ def write(out: Path | None, name: str, result: dict[str, Any]) -> dict[str, Any]
 def measure(
     functions: Mapping[str, Callable[[], object]], times: int, device: torch.device | str
 ) -> dict[str, list[float]]:
-    """Seconds of every function, ``times`` each, after one call of each that is not counted.
+    """Time every function ``times`` times, in seconds, after one call that is not timed.
 
-    The functions take turns, so that other load on the machine hits all of them alike.
+    The functions take turns, so that other load on the machine affects all of them alike.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for count in (False,) + (True,) * times:
@@ -91,7 +92,7 @@ def measure(
 
 
 def matrix_peak(dtype: torch.dtype, device: torch.device | str) -> float:
-    """FLOP/s of the best of several products of two large matrices: what the chip can really do, with these threads."""
+    """Measure the FLOP/s of the fastest of several large matrix products, with torch's threads."""
     side = _PEAK_SIDE[torch.device(device).type]
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = measure({"product": lambda: left @ right}, _PEAK_TIMES, device)["product"]
@@ -99,7 +100,7 @@ def matrix_peak(dtype: torch.dtype, device: torch.device | str) -> float:
 
 
 def peak_memory_bytes(device: torch.device | str) -> int:
-    """Most memory so far: allocated on a CUDA device since its last reset, or resident in this process."""
+    """Return the most memory so far: allocated on a GPU since the last reset, or resident."""
     device = torch.device(device)
     return (
         torch.cuda.max_memory_allocated(device)
@@ -109,13 +110,13 @@ def peak_memory_bytes(device: torch.device | str) -> int:
 
 
 def synchronise(device: torch.device | str) -> None:
-    """Wait until a CUDA device has done all that it was given."""
+    """Wait until a CUDA device has finished all its work; a CPU needs no wait."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _cpuinfo(field: str) -> str:
-    """What Linux says of the first processor, or nothing elsewhere."""
+    """Read a field of the first processor in ``/proc/cpuinfo``; empty where it is missing."""
     file = Path("/proc/cpuinfo")
     for line in file.read_text().splitlines() if file.is_file() else ():
         name, _, value = line.partition(":")

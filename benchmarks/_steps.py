@@ -1,6 +1,6 @@
-"""The training step as the official iteration computes it.
+"""The training step as the official iteration computes it, for comparison.
 
-Its losses and gradients are those of :class:`toco.train.step.TrainingStep`
+Its losses and gradients equal those of :class:`toco.train.step.TrainingStep`
 (``tests/methods/test_plain_step.py``).
 """
 
@@ -34,21 +34,21 @@ from toco.types import IGNORE_INDEX
 
 
 class PlainStep:
-    """One update as the official iteration computes it: every pass of its own, nothing kept or skipped.
+    """One update as the official iteration computes it, without reuse of any pass.
 
-    In float32, with explicit attention. The global views are encoded for the CAM (twice: upright,
-    mirrored), for the classifiers and the decoder, for the teacher (with a graph that nobody uses)
-    and for the student. The decoder runs inside the CAM passes, too. All classes' maps are brought
-    to pixels. Crops are cut image by image on the host. PAR runs once for each threshold, each time
-    with an affinity of its own. All terms are computed at all steps and count zero before their
-    first. Every loss is read from the device at every step.
+    It computes in float32, with explicit attention. The global views are encoded for the CAM
+    (twice: upright and mirrored), for the classifiers and the decoder, for the teacher (with an
+    unused graph) and for the student. The decoder also runs inside the CAM passes. The maps of all
+    classes are resized to pixels. Crops are cut image by image on the host. PAR runs once for each
+    threshold, each time with a new affinity. All terms are computed at all steps, with weight zero
+    before their first step. Every loss is read from the device at every step.
 
-    The losses, the normalisation of the CAM and the lattice are the library's, since they are the
-    same thing.
+    The losses, the normalisation of the CAM and the lattice are those of this library, because they
+    equal the official ones.
 
     Args:
-        method: Settings and weights. Its attention is made explicit, so give a copy.
-        optim: Settings of the optimizer, which is torch's AdamW with its defaults.
+        method: Settings and weights. Give a copy: its attention is made explicit.
+        optim: Settings of the optimizer, torch's AdamW with its default implementation.
         num_steps: Length of the training, for the learning rate.
         energy: Whether the energy term is computed.
     """
@@ -81,7 +81,7 @@ class PlainStep:
         )
 
     def __call__(self, batch: Batch, step: int) -> None:
-        """One update with a batch on the host."""
+        """Make one update with a batch on the host."""
         output = self.losses(batch, step, torch.Generator())
         self.backward(output)
         self.update(step)
@@ -89,7 +89,7 @@ class PlainStep:
             loss.item()
 
     def backward(self, output: StepOutput) -> None:
-        """Replace the gradients by those of the weighted sum of ``output``."""
+        """Replace the gradients by those of the weighted sum of losses in ``output``."""
         self._optimizer.zero_grad()
         output.total.backward()
 
@@ -99,7 +99,7 @@ class PlainStep:
         self._optimizer.step()
 
     def losses(self, batch: Batch, step: int, generator: torch.Generator) -> StepOutput:
-        """Losses of the step and their weights, zero for those that do not count yet."""
+        """Compute the losses of ``step`` and their weights, zero before a term's first step."""
         config, network = self._config, self.network
         device = network.classifier.weight.device
         if batch.second_view is None or batch.crop_source is None:
@@ -114,10 +114,12 @@ class PlainStep:
         size = images.shape[-2], images.shape[-1]
         losses: dict[str, Tensor] = {}
 
+        # CAM passes, regions and local crops.
         cam, aux_cam = self.cams(images)
         region = regions(aux_cam, class_labels, config.low_threshold, config.high_threshold)
         crops, positive = self.crops(region, batch.crop_source, generator)
 
+        # Passes of classifiers and decoder, teacher, student, local crops.
         _, features, aux_features = self._encode(images)
         logits = network.decoder(features)
         ema_update_(network.teacher, network.projection, config.ema_decay)
@@ -126,6 +128,7 @@ class PlainStep:
         student_tokens, _, _ = self._encode(torch.cat([images, second_view]))
         local_tokens, _, _ = self._encode(crops.flatten(0, 1))
 
+        # Classification, CTC, PTC.
         losses["classification"] = self._by_group(
             classification_loss, network.classifier(features), class_labels
         )
@@ -148,7 +151,7 @@ class PlainStep:
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         losses["segmentation"] = self._by_group(segmentation_loss, logits, label)
         if self._energy:
-            # The official filter is on the CPU wherever the network is.
+            # The official filter always runs on the CPU.
             levels = denormalise_255(images, truncate=False)
             settings = config.dense_energy.model_copy(update={"filter_name": "lattice"})
             energy = dense_energy_loss(levels.cpu(), logits.cpu(), label.cpu(), box.cpu(), settings)
@@ -161,13 +164,13 @@ class PlainStep:
         return StepOutput(losses, {name: weights[name] for name in losses})
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Class token, patch tokens of the last block, patch tokens of the auxiliary block; no block is cut short."""
+        """Encode to class token and patch tokens of the last and the auxiliary block."""
         encoded, _ = self.network.backbone.forward_blocks(images, self._config.aux_block)
         return encoded.class_token, encoded.features, encoded.aux_features
 
     @torch.no_grad()
     def cams(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """CAM and auxiliary CAM of all classes."""
+        """Compute CAM and auxiliary CAM of all classes."""
         network = self.network
         sums: dict[str, list[Tensor]] = {"cam": [], "aux_cam": []}
         for scale in (1.0, *(scale for scale in self._config.cam_scales if scale != 1.0)):
@@ -195,7 +198,10 @@ class PlainStep:
     def crops(
         self, region: Tensor, source: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Local crops, crop-major, on the device, and which views are positive (the global ones are)."""
+        """Cut local crops, crop-major, on the device; return them and which views are positive.
+
+        The two global views are always positive.
+        """
         config = self._config
         side = config.local_crop_size_px
         crops, positive = [], []
@@ -218,7 +224,7 @@ class PlainStep:
     def pseudo_label(
         self, images: Tensor, cams: Tensor, class_labels: Tensor, box: Tensor
     ) -> Tensor:
-        """Image by image, and once for each threshold."""
+        """Compute the pseudo label image by image, with one PAR for each threshold."""
         config = self._config
         colours = denormalise_255(images, truncate=True) / 255
         size = images.shape[-2], images.shape[-1]
@@ -226,7 +232,7 @@ class PlainStep:
         labels = []
         for image, cam, present in zip(colours[:, None], cams[:, None], class_labels, strict=True):
             classes = present.nonzero().flatten()
-            # Entry 0 is the background.
+            # Index 0 is the background.
             ids = torch.cat([classes.new_zeros(1), classes + 1])
             small_image = F.interpolate(image, size=small, mode="bilinear", align_corners=False)
             small_cam = F.interpolate(
@@ -246,14 +252,14 @@ class PlainStep:
         return ignore_outside(torch.cat(labels), box)
 
     def _by_group(self, loss: Callable[..., Tensor], *per_image: Tensor) -> Tensor:
-        """Mean over the groups of images that share a device in the official run."""
+        """Average a loss over groups of images, which share a device in the official run."""
         size = self._config.loss_group_size or len(per_image[0])
         groups = zip(*(tensor.split(size) for tensor in per_image), strict=True)
         return torch.stack([loss(*group) for group in groups]).mean()
 
 
 def random_corners(region: Tensor, num_crops: int, side: int, generator: torch.Generator) -> Tensor:
-    """Corners of one image's crops: a random permutation of all centres that are not sure foreground."""
+    """Draw corners of one image's crops from all centres that are not certain foreground."""
     margin = side // 2
     height, width = region.shape
     inner = region[margin : height - margin, margin : width - margin]
@@ -264,7 +270,7 @@ def random_corners(region: Tensor, num_crops: int, side: int, generator: torch.G
 
 
 def refined_by_convolutions(images: Tensor, maps: Tensor, par: ParConfig) -> Tensor:
-    """PAR with one-hot convolutions for neighbours and copies for centres: ``b c h w`` to ``b c h w``."""
+    """Refine maps by PAR with one-hot convolutions and copied centres, ``b c h w`` to the same."""
     offsets = [offset for offset in product((-1, 0, 1), repeat=2) if offset != (0, 0)]
     kernel = images.new_zeros(len(offsets), 1, 3, 3)
     for index, (dy, dx) in enumerate(offsets):

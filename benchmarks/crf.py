@@ -1,10 +1,10 @@
-"""Seconds an image of the test as in the paper's Table 2: the network at several scales with flip, then the dense CRF.
+"""Time the test of the paper's Table 2: multi-scale network with flip, then the dense CRF.
 
     python -m benchmarks crf --out benchmarks/results/crf_cpu.json
     python -m benchmarks crf --device cuda --out benchmarks/results/crf_h200.json
 
-A made-up image of the usual size of VOC and 21 classes; the network is ViT-B with random weights.
-Figures are those of the fastest of some runs, so that other load counts least.
+The image is made up, with the usual size of VOC and 21 classes; the network is ViT-B with random
+weights. Figures are seconds an image of the fastest run, which other load affects least.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from toco.train.parts import build_method
 def crf(
     device: str, height: int, width: int, backbone: str, filter_name: str, times: int
 ) -> dict[str, Any]:
-    """Seconds an image of the network at all scales and of the CRF."""
+    """Measure the seconds an image of the network at all scales and of the CRF."""
     num_foreground_classes = num_foreground_classes_of(backbone)
     method = build_method(recipe_of(backbone), num_foreground_classes).to(device).eval()
     config = CrfConfig(filter_name=filter_name).resolved(torch.device(device).type)
-    # About as many vertices of the lattice as photographs of VOC have, on which the time of the CRF
-    # depends.
+    # The time of the CRF depends on the vertices of the lattice. This image has about as many as
+    # photographs of VOC.
     coarse = F.interpolate(torch.rand(1, 3, 10, 10), size=(height, width), mode="bicubic").clamp(
         0, 1
     )

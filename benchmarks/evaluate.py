@@ -1,13 +1,13 @@
-"""Evaluation: images a second, where the time goes, and what the threshold curve adds.
+"""Time an evaluation, its parts and its threshold curve.
 
-    python -m benchmarks evaluate --out benchmarks/results/evaluate_nano_64.json python -m
-    benchmarks evaluate --backbone deit_base_patch16_224 --size 448 --images 64 --device cuda
+    python -m benchmarks evaluate --out benchmarks/results/evaluate_nano.json
+    python -m benchmarks evaluate --backbone deit_base_patch16_224 --size 448 --device cuda
 
 ``nano`` evaluates the generated scenes as the recipe ``shapes_nano`` does. Any other backbone is a
 ViT of timm on made-up images of VOC's sizes, with up to three of 20 classes each, under the
-official protocol (three scales, mirrored). Weights are random. Images lie in memory: decoding them
-overlaps with the work of a GPU, and is not in these figures, which are those of the fastest of some
-runs, so that other load counts least.
+official protocol (three scales, mirrored). Weights are random. Images lie in memory, because
+decoding overlaps with the work of a GPU; no figure contains it. Figures are those of the fastest
+run, which other load affects least.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ VOC_SIZES = (
     (366, 500),
     PHOTOGRAPH,
 )
-"""Sizes as they are common in VOC: half of the images have the first one."""
+"""Common sizes of VOC; half of the images have the first one."""
 
 
 @benchmark(times=5)
@@ -79,7 +79,7 @@ def evaluate(
     device: str,
     times: int,
 ) -> dict[str, Any]:
-    """Images a second of an evaluation, its parts, and the cost of the threshold curve."""
+    """Measure images a second, the parts of an evaluation, and the cost of the threshold curve."""
     defaults = (64, 300, 50) if backbone == NANO else (448, 16, 8)
     size, images, batch = (
         given or default for given, default in zip((size, images, batch), defaults, strict=True)
@@ -129,7 +129,7 @@ def _whole(
     device: str,
     times: int,
 ) -> dict[str, Any]:
-    """Whole evaluations, with the curve and with one threshold."""
+    """Time complete evaluations, with the curve and with a single threshold."""
     configs = {"curve": curve, "single": single}
     runs = {name: partial(run, method, dataset, config, device) for name, config in configs.items()}
     seconds = measure(runs, times, device)
@@ -150,7 +150,7 @@ def _parts(
     device: str,
     times: int,
 ) -> dict[str, Any]:
-    """Milliseconds an image of the parts, from the first batch, which lies on the device."""
+    """Time the parts on the first batch, which is on the device, in milliseconds an image."""
     (indices, *_) = plan_batches(dataset, range(len(dataset)), curve.batch_size, one_size=False)
     batch = read_batch(dataset, indices, pin=False).to(device)
 

@@ -1,11 +1,11 @@
-"""How many images a second the input makes: decoding and geometry on processors, colours and normalisation on a device.
+"""Time the input pipeline: decoding and geometry on CPUs, colours on the device.
 
     python -m benchmarks input --device cuda --workers 4 --out benchmarks/results/input_h200.json
 
-Generates photograph-like JPEG files of 500 x 375 px in a temporary VOC-shaped folder; no data set
-is needed. Parts are measured one after the other on one core, in processor time; the whole loader
-with ``--workers`` processes. Three views an image, at the settings of ``voc_deit_b``.
-``--device cpu`` measures what a training without a GPU pays for colours.
+The command generates JPEG files of 500 x 375 px like photographs in a temporary folder, and needs
+no data set. Parts are measured one after the other on one core, in processor time; the loader with
+``--workers`` processes. Every image has three views, at the settings of ``voc_deit_b``. With
+``--device cpu`` colours are computed on the CPU, as in a training without a GPU.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from toco.data import Dataset, ViewsConfig, make_views, voc
 from toco.data.loading.loader import TrainLoader
 
 GOAL_CORES = 4
+"""Number of cores for which the projections are calculated."""
 
 
 @benchmark(times=20)
@@ -38,7 +39,7 @@ GOAL_CORES = 4
 def main(
     images: int, size: int, batch: int, workers: int, times: int, device: str
 ) -> dict[str, Any]:
-    """Measure the input: decoding, geometry, colours, and the whole loader."""
+    """Measure decoding, geometry, colours, and the complete loader."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -66,8 +67,7 @@ def main(
                 "from_files": _loader_rate(files, views, batch, workers, times, device),
                 "from_the_node_cache": _loader_rate(node, views, batch, workers, times, device),
             },
-            # What as many cores as the goal names would make, if they only decode and cut:
-            # calculated, not measured.
+            # Calculated, not measured: GOAL_CORES cores that only decode and cut.
             "projection_images_per_s": {
                 "from_files": GOAL_CORES * 1e3 / (parts["decoding"] + parts["geometry"]),
                 "from_the_node_cache": GOAL_CORES * 1e3 / parts["geometry"],
@@ -78,10 +78,10 @@ def main(
 def _parts(
     files: Dataset, node: Dataset, views: ViewsConfig, batch: int, times: int, device: str
 ) -> dict[str, float]:
-    """Milliseconds an image of each part: on one core, except for the colours."""
+    """Time each part in milliseconds an image, on one core except for the colours."""
     rng = np.random.default_rng(0)
     cuda = torch.device(device).type == "cuda"
-    # Batches are made before the clock runs: only their way to the device counts as colours.
+    # Batches are made before the clock runs; colours are computed on the way to the device.
     batches = list(TrainLoader(node, views, batch, seed=0, pin_memory=cuda).batches(0, times + 1))
     colours = measure({"colours": lambda: batches.pop().to(device)}, times, device)["colours"]
     return {
@@ -97,7 +97,10 @@ def _parts(
 
 
 def _core_ms(do: Callable[[int], object], num: int, times: int) -> float:
-    """Mean processor time of a call, so that other load on the machine does not count. Scales are drawn: no minimum."""
+    """Measure the mean processor time of a call in ms, which other load does not change.
+
+    The mean and not the minimum, because views with random scales take different times.
+    """
     for index in range(num):
         do(index)
     started = time.thread_time()
@@ -109,10 +112,10 @@ def _core_ms(do: Callable[[int], object], num: int, times: int) -> float:
 def _loader_rate(
     dataset: Dataset, views: ViewsConfig, batch: int, workers: int, times: int, device: str
 ) -> float:
-    """Images a second of the whole loader, colours and copies included, once its processes are at work."""
+    """Measure images a second of the loader with colours and copies, after its start."""
     pin = torch.device(device).type == "cuda"
     loader = TrainLoader(dataset, views, batch, seed=0, num_workers=workers, pin_memory=pin)
-    begun = 4 * max(workers, 1)  # beyond what the processes make ahead
+    begun = 4 * max(workers, 1)  # more than the processes prefetch
     batches = loader.batches(0, begun + times)
     for _ in range(begun):
         next(batches).to(device)

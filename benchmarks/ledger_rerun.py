@@ -1,9 +1,10 @@
-"""How long the command of a finished study of 10,000 trials takes, when there is nothing left to run.
+"""Time the command of a finished study of 10,000 trials, which has nothing to run.
 
     python -m benchmarks ledger-rerun --out benchmarks/results/ledger_rerun.json
 
-Fills a ledger with invented results and runs the study's own command a few times in new processes.
-Hardware: one CPU core and 300 MB of disk. ``--storage`` keeps the ledger for the next time.
+The benchmark fills a ledger with invented results, and runs the study's command a few times in new
+processes. Hardware: one CPU core and 300 MB of disk. ``--storage`` keeps the ledger for the next
+benchmark.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks._frame import benchmark
 from benchmarks._invented import fill
 
 LIMIT_S = 5.0
+"""Goal for the command."""
 
 
 @benchmark(times=5, device=None)
@@ -34,7 +36,7 @@ LIMIT_S = 5.0
     help="Folder of the ledger. [default: a temporary one]",
 )
 def ledger_rerun(trials: int, seeds: int, times: int, storage: Path | None) -> dict[str, Any]:
-    """Fill the ledger, and run the command."""
+    """Fill the ledger, and time the command."""
     with tempfile.TemporaryDirectory(prefix="toco-ledger-rerun-") as scratch:
         file, storage = (
             Path(scratch, "ledger_rerun.py"),
@@ -56,10 +58,10 @@ def ledger_rerun(trials: int, seeds: int, times: int, storage: Path | None) -> d
 
 
 def rerun(file: Path, storage: Path) -> float:
-    """Seconds of the command, as a person waits for it.
+    """Time the study's command in a new process, in seconds.
 
     Raises:
-        RuntimeError: It failed, or would have trained something.
+        RuntimeError: The command failed, or made a run folder, so a trial was missing.
     """
     started = time.perf_counter()
     done = subprocess.run(  # noqa: S603 - this interpreter, the file written here

@@ -1,9 +1,9 @@
-"""What a training costs besides its steps: its start, its log, its checkpoints; and what several at once gain.
+"""Time the start, log and checkpoints of a training, and the gain of several trainings at once.
 
     python -m benchmarks overhead --out benchmarks/results/overhead.json
 
-Of the embedded benchmark, but for the checkpoints, which are also measured with the state of DeiT-B
-on VOC.
+Trainings are those of the recipe ``shapes_nano``. Checkpoints are also measured with the state of
+DeiT-B on VOC.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ from toco.train.run_folder import RunFolder
 from toco.train.step import TrainingStep
 
 MOMENTS = "TOCO_BENCHMARK_MOMENTS"
-"""Environment variable with the file that trainings note their moments in."""
+"""Environment variable with the file to which trainings write the times of their events."""
 SHORT = {"num_steps": 4, "evaluate_every": 4, "optim.warmup_steps": 0, "evaluate.max_images": 20}
 SHAPES_CLASSES, VOC_CLASSES = 8, 20
 _LONGEST_S = 300.0
-"""So long may the start of all processes take."""
+"""Longest wait for the start of all processes."""
 
 
 def build_step(config: RunConfig, num_threads: int) -> Callable[[], tuple[StepOutput, Tensor]]:
-    """The last step of a training, in which all terms count, as a function that does it again and again."""
+    """Build a function that repeats the last step of a training, in which all terms count."""
     torch.set_num_threads(num_threads)
     config = config.resolved()
     train_set, _ = open_data(config)
@@ -72,7 +72,7 @@ def build_step(config: RunConfig, num_threads: int) -> Callable[[], tuple[StepOu
 
 
 def train_noting(config: RunConfig, run_dir: Path, **options: Any) -> loop.Result:  # noqa: ANN401 - as loop.train
-    """A training that notes when it was called, when its steps began, and when it returned."""
+    """Train, and record the times of the call, of the start of each step, and of the return."""
     real = ToCo.training_losses
 
     def noting(*arguments: Any) -> StepOutput:  # noqa: ANN401 - as training_losses
@@ -92,7 +92,12 @@ def _note(what: str) -> None:
 
 
 def _seconds_to_step(after: str, train: Callable[[Path], None]) -> list[float]:
-    """Seconds from each moment ``after`` to the next step in the same process, of what ``train`` does in a folder."""
+    """Measure the seconds from each event ``after`` to the next step in the same process.
+
+    Args:
+        after: ``call`` or ``return``.
+        train: Runs trainings of :func:`train_noting` in a folder.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "moments")
         with patch.dict(os.environ, {MOMENTS: str(file)}):
@@ -108,7 +113,7 @@ def _seconds_to_step(after: str, train: Callable[[Path], None]) -> list[float]:
 
 
 def starts_in_a_process(times: int) -> list[float]:
-    """Seconds from the call of a training to its first step, of all but the first training of this process."""
+    """Measure the seconds from a training's call to its first step, after one warm-up training."""
 
     def train(folder: Path) -> None:
         for seed in range(times + 1):
@@ -119,9 +124,10 @@ def starts_in_a_process(times: int) -> list[float]:
 
 
 def starts_in_a_worker(times: int) -> list[float]:
-    """Seconds from the end of a training to the first step of the next in the same Ray worker.
+    """Measure the seconds from a training's end to the next one's first step in a Ray worker.
 
-    The last checkpoint is reported in between, and the driver enters the result into the ledger.
+    In between the worker reports the last checkpoint, and the driver stores the result in the
+    ledger.
     """
     study = Study(
         name="overhead",
@@ -146,7 +152,7 @@ def starts_in_a_worker(times: int) -> list[float]:
 
 
 def log_seconds(config: RunConfig, steps: int, times: int) -> dict[str, float]:
-    """Seconds a step that the log costs, and those of the step itself."""
+    """Measure the seconds that the log adds to a step, and those of the step."""
     train_step, device = build_step(config, 1), config.torch_device()
     step_s = statistics.median(measure({"step": train_step}, times, device)["step"])
     output, gradient_norm = train_step()
@@ -165,7 +171,7 @@ def log_seconds(config: RunConfig, steps: int, times: int) -> dict[str, float]:
 
 
 def mirror_seconds(config: RunConfig) -> dict[str, float]:
-    """Seconds in which a finished training is sent to a new and then again to a filled MLflow database."""
+    """Measure the seconds to send a finished training to a new and to a filled MLflow database."""
     import_mlflow()
     with tempfile.TemporaryDirectory() as scratch:
         loop.train(config, Path(scratch) / "run", progress=False)
@@ -184,7 +190,11 @@ def mirror_seconds(config: RunConfig) -> dict[str, float]:
 
 
 def stall_seconds(config: RunConfig, num_foreground_classes: int, times: int) -> dict[str, float]:
-    """Seconds that a training waits for a checkpoint, written beside it and written at once, and its bytes."""
+    """Measure how long a training waits for a checkpoint, by a writing thread and without one.
+
+    Returns:
+        The seconds, and the bytes of the checkpoint.
+    """
     device = config.torch_device()
     method = build_method(config, num_foreground_classes).to(device)
     optimizer = build_optimizer(method.parameter_groups(), config.optim)
@@ -209,7 +219,7 @@ def stall_seconds(config: RunConfig, num_foreground_classes: int, times: int) ->
         at_once_s = statistics.median(measure({"save": save}, times, device)["save"])
         (written,) = (folder / "beside").iterdir()
         size = sum(path.stat().st_size for path in written.iterdir())
-    # The first one also gets the memory for the copies.
+    # The first checkpoint also allocates the memory for the copies.
     stall_s = statistics.median(stalls[1:])
     return {
         "bytes": size,
@@ -224,7 +234,7 @@ def stall_seconds(config: RunConfig, num_foreground_classes: int, times: int) ->
 def packing(
     config: RunConfig, steps: int, trainings: int, threads: int, times: int
 ) -> dict[str, Any]:
-    """Images per second of one training with all threads, and of several at once that share them."""
+    """Compare the images per second of one training with all threads and of several that share."""
     context = get_context("spawn")
 
     def rate(number: int, num_threads: int) -> float:
@@ -257,7 +267,7 @@ def packing(
 def _take_steps(
     config: RunConfig, steps: int, num_threads: int, begin: Barrier
 ) -> tuple[float, float]:
-    """When the steps that several processes begin together began in this one, and when they ended."""
+    """Take steps together with other processes; return start and end of this process's steps."""
     train_step, device = build_step(config, num_threads), config.torch_device()
     for _ in range(3):
         train_step()
@@ -285,7 +295,7 @@ def _take_steps(
 def overhead(
     device: str, times: int, steps: int, trainings: int, threads: int, ray: bool, voc: bool
 ) -> dict[str, Any]:
-    """Start, log and checkpoints of a training, and several trainings at once."""
+    """Measure start, log and checkpoints of a training, and several trainings at once."""
     torch.set_num_threads(1)
     config = replace(shapes_nano.recipe(), {"device": device})
     starts = {"in_a_process_s": starts_in_a_process(times)}

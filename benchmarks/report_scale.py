@@ -1,10 +1,10 @@
-"""How large the page of a study of 50,000 trials is, and how long it takes to write, to open and to use.
+"""Measure the page of a study of 50,000 trials: its size, and the time to write, open and use it.
 
     python -m benchmarks report-scale --out benchmarks/results/report_scale.json
 
-Fills a ledger with invented results, of which one in 100 is a failure, writes the study's report,
-and opens the page in headless Chromium a few times. Hardware: one CPU core, 1 GB of disk. Needs
-Chromium, and Playwright, which `pip install -e '.[dev]'` installs.
+The benchmark fills a ledger with invented results, of which one in 100 is a failure, writes the
+study's report, and opens the page in headless Chromium a few times. Hardware: one CPU core, 1 GB of
+disk. It needs Chromium, and Playwright, which `pip install -e '.[dev]'` installs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from benchmarks._frame import benchmark
 from benchmarks._invented import fill
 from sweeps.core.report import write_report
 
+# Goals of the page, to open and in size.
 LIMIT_S, LIMIT_BYTES = 3.0, 20_000_000
+# Far above the goal, so that a slow page is measured and not aborted.
 LOAD_MS = 120_000
 SEEDS, SHARE_FAILED = 3, 0.01
 
@@ -54,7 +56,7 @@ FIND = TIMED.format(
     "--trials", default=50_000, show_default=True, help="Trials of the study, three for every row."
 )
 def report_scale(trials: int, times: int) -> dict[str, Any]:
-    """Write the report, and use its page."""
+    """Write the report, and time its page in a browser."""
     with tempfile.TemporaryDirectory() as folder:
         situation = fill(
             Path(folder, "study.py"), Path(folder, "storage"), trials, SEEDS, SHARE_FAILED
@@ -88,7 +90,7 @@ def report_scale(trials: int, times: int) -> dict[str, Any]:
 
 
 def use(page: Path) -> list[float]:
-    """Open a page in a new browser, open a row, turn to the next page and find a word; the seconds of each."""
+    """Time a page in a new browser: open it, expand a row, turn a page, find a word; seconds."""
     with chromium() as browser:
         tab = browser.new_page(viewport={"width": 1280, "height": 1200})
         tab.goto(page.resolve().as_uri(), timeout=LOAD_MS)

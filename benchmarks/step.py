@@ -1,13 +1,12 @@
-"""One training step: the official way of computing it against ours, side by side in one run.
+"""Time one training step: the official computation against ours, side by side in one run.
 
-    python -m benchmarks step --backbone vit_base --size 448 --batch 2 --out
-    benchmarks/results/step_vit_base_448.json
+    python -m benchmarks step --backbone vit_base --size 448 --batch 2 --out step_vit_base_448.json
 
-Both start from the same random weights and take the same generated images. The plain step does all
-passes of the official iteration, in float32, with explicit attention; its losses and gradients are
-ours (a test compares them). The energy term is left out of the steps unless ``--energy`` is given,
-and timed on its own in any case. Peak memory, arithmetic and phases come from two steps of each in
-a process of its own.
+Both steps start from the same random weights and take the same generated images. The plain step
+makes all passes of the official iteration, in float32, with explicit attention. Its losses and
+gradients equal ours (a test compares them). The energy term is left out of the steps unless
+``--energy`` is given, and is always timed separately. Peak memory, arithmetic and phases come from
+two steps of each kind in a separate process.
 """
 
 from __future__ import annotations
@@ -48,14 +47,18 @@ SIDES = ("plain", "ours")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is measured.
+    """Settings of a measurement.
 
     Attributes:
         backbone: ``nano``, ``vit_small``, ``vit_base`` or a name of timm.
-        precision: Of our step; the plain one is float32.
-        phase: ``full`` has all terms, ``warmup`` is before the decoder's terms count.
-        energy: Whether the energy term is among them.
+        size_px: Side of the images.
+        batch: Images of a step.
+        precision: Precision of our step; the plain step is float32.
+        phase: ``full`` has all terms; ``warmup`` is before the decoder's terms count.
+        energy: Whether the steps include the energy term.
         compiled: Whether our step is compiled.
+        device: Device of both steps.
+        threads: CPU threads of torch.
     """
 
     backbone: str
@@ -71,7 +74,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A setting made real: the network with random weights, a batch on the host, and where in the training it is."""
+    """Network with random weights, batch on the host, config, and step of the training."""
 
     method: toco.ToCo
     batch: Batch
@@ -80,7 +83,7 @@ class Prepared:
 
 
 def prepare(setting: Setting) -> Prepared:
-    """What the recipe of the backbone says, with the weights and the images of one fixed seed."""
+    """Build the network of the backbone's recipe and a batch, both from fixed seeds."""
     torch.set_num_threads(setting.threads)
     changes = {
         "device": setting.device,
@@ -99,7 +102,10 @@ def prepare(setting: Setting) -> Prepared:
 
 
 def build_step(name: str, prepared: Prepared, setting: Setting) -> PlainStep | TrainingStep:
-    """Build the ``plain`` step or ``ours``, the training loop's; it changes the network of ``prepared``."""
+    """Build the ``plain`` step, or ``ours``, that of the training loop.
+
+    Either changes the network of ``prepared``.
+    """
     method, config = prepared.method, prepared.config
     if name == "plain":
         return PlainStep(method, config.optim, config.num_steps, energy=setting.energy)
@@ -107,17 +113,17 @@ def build_step(name: str, prepared: Prepared, setting: Setting) -> PlainStep | T
 
 
 def compile_step(step: TrainingStep, run: Callable[[], object]) -> None:
-    """Compile ``step``, and ``run`` it until that is done and its graph is recorded."""
+    """Compile ``step``, and ``run`` it until compilation and recording of its graph are done."""
     step.method.compile_step()
     for _ in range(3):
         run()
 
 
 def alone(name: str, setting: Setting) -> dict[str, Any]:
-    """Arithmetic, phases and peak memory of one side in a process that does nothing else.
+    """Measure arithmetic, phases and peak memory of one side, in a process for it alone.
 
-    On a CPU the memory has the libraries in it, and the compiler if there is one. A compiled step
-    has no phases to be told apart, so they are those of the uncompiled one.
+    On a CPU the memory includes the libraries, and the compiler if it ran. The phases of a compiled
+    step cannot be separated, so the phases are always those of the uncompiled step.
     """
     prepared = prepare(setting)
     step = build_step(name, prepared, setting)
@@ -141,7 +147,7 @@ def alone(name: str, setting: Setting) -> dict[str, Any]:
 
 
 def compare(setting: Setting, times: int) -> dict[str, Any]:
-    """All figures of both steps."""
+    """Measure all figures of both steps."""
     measured: dict[str, dict[str, Any]] = {}
     for name in SIDES:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
@@ -180,7 +186,7 @@ def compare(setting: Setting, times: int) -> dict[str, Any]:
 
 
 def energy_term(prepared: Prepared, setting: Setting, times: int) -> dict[str, Any]:
-    """Seconds of the energy term, forward and backward: the lattice on the CPU, and what ours resolves to."""
+    """Time the energy term, forward and backward: official lattice on the CPU, and our filter."""
     config, batch = prepared.method.config.dense_energy, prepared.batch
     num_classes = prepared.method.num_foreground_classes + 1
     size = (setting.size_px, setting.size_px)
@@ -246,7 +252,7 @@ def step(
     times: int,
     **chosen: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
-    """Measure both steps; ``chosen`` are the other fields of a :class:`Setting`."""
+    """Measure both steps; ``chosen`` holds the other fields of a :class:`Setting`."""
     is_nano = backbone == NANO
     size, batch = size or (64 if is_nano else 224), batch or (16 if is_nano else 2)
     if size <= (local := recipe_of(backbone).method.local_crop_size_px):

@@ -1,4 +1,4 @@
-"""The summary of all results in ``benchmarks/results``, as its ``README.md``; every figure in it is from a JSON there.
+"""Write ``benchmarks/results/README.md``, the summary of all JSON files in that folder.
 
 python -m benchmarks table
 """
@@ -42,16 +42,16 @@ _GIB = 2**30
     help="Another folder.",
 )
 def table(results: Path) -> None:
-    """Read, write."""
+    """Read the results, and write the summary."""
     write_text(results / README, render(results))
     click.echo(f"wrote {results / README}")
 
 
 def render(results: Path) -> str:
-    """The text for the JSON files in ``results``.
+    """Format the summary of the JSON files in ``results``.
 
     Raises:
-        ValueError: A file is not one of ours, or is of another version.
+        ValueError: A file is no benchmark's result, or has another version.
     """
     by_name: dict[str, dict[str, Mapping[str, Any]]] = {}
     for file in sorted(results.glob("*.json")):
@@ -75,7 +75,7 @@ def render(results: Path) -> str:
 
 
 def describe(record: Mapping[str, Any]) -> str:
-    """The figures of one result, for a terminal."""
+    """Format the figures of one result for a terminal."""
     if record["name"] == STEP:
         (step,), (phases,) = _steps([record])
         only_phases = {name: value for name, value in phases.items() if name not in step}
@@ -87,7 +87,7 @@ def describe(record: Mapping[str, Any]) -> str:
 def _steps(
     records: Sequence[Mapping[str, Any]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A row for each step, and a row of its phases."""
+    """Return a row for each step, and a row of its phases."""
     steps, phases = [], []
     names = dict.fromkeys(
         name
@@ -134,7 +134,7 @@ def _steps(
 
 
 def _figures(record: Mapping[str, Any]) -> Iterable[str]:
-    """Every figure of a result: numbers in one table, lists of rows in tables of their own."""
+    """Format every figure of a result: numbers in one table, each list of rows in a table."""
     figures = flatten({name: value for name, value in record.items() if name not in _ABOUT})
     tables = {
         path: value
@@ -175,7 +175,7 @@ def _two(plain: float, ours: float) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits, without an exponent."""
+    """Format with three digits, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

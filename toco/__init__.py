@@ -1,13 +1,11 @@
-"""Token Contrast (ToCo) for weakly-supervised semantic segmentation: one run, from images with labels to metrics."""
+"""Token Contrast (ToCo) for weakly-supervised semantic segmentation: single runs."""
 
 
 def __getattr__(name: str) -> str:
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Only when it is asked for: this import takes longer than all that a command needs to be told
-    # to stop.
+    # Only on demand: this import takes longer than a command may need to react to Ctrl-C.
     from importlib.metadata import version
 
-    # Not a literal: the code of this file is part of what results depend on, and a release changes
-    # no result.
+    # Not a literal: digests of code contain this file, and a release must not change them.
     return version("toco")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import toco.interrupts
 
 if __name__ == "__main__":
-    toco.interrupts.take()  # before the imports below, which take their time
+    toco.interrupts.take()  # before the imports below, which are slow
 
 import click
 
@@ -19,11 +19,11 @@ class Verbs(Commands):
     """Finds a verb by the name of its module."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all verbs."""
+        """List the names of all verbs."""
         return [name.replace("_", "-") for name in available(_VERBS)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The verb, imported when it is wanted."""
+        """Import and return one verb; ``None`` where there is none of this name."""
         module = cmd_name.replace("-", "_")
         return load(_VERBS, module).command if module in available(_VERBS) else None
 

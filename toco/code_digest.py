@@ -1,11 +1,11 @@
-"""Which code a result depends on: a digest for every module that can be imported on the way from some roots.
+"""Digests of the code that a result depends on: of every module that the roots import.
 
-Nothing is imported: source files are found and parsed. A digest is over the syntax tree without
+Source files are found and parsed; nothing is imported. A digest covers the syntax tree without
 docstrings, so that comments, formatting and the version of Python do not change it.
 
-What a program imports by a name that it computes is not seen, but for the registries: where code
-loads an entry of one (``load("toco.methods", name)``), every entry counts, unless the caller says
-that its roots hold the chosen ones.
+Imports by a computed name are not found, with one exception. Where code loads an entry of a
+registry (``load("toco.methods", name)``), all entries count, unless the caller states that its
+roots contain the chosen entries.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 _WITHOUT_MEANING = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
-"""Fields of the syntax tree that follow from the others, or that nothing reads."""
+"""Fields of the syntax tree that follow from other fields, or that Python ignores."""
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _STANDARD_LIBRARY = frozenset(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
@@ -32,16 +32,20 @@ _STANDARD_LIBRARY = frozenset(Path(sysconfig.get_path(name)) for name in ("stdli
 def code_digests(
     roots: Iterable[str], without: Iterable[str] = (), chosen: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Digest by module (hex, 16 digits) of all that ``roots`` import, directly or not, inside functions too.
+    """Digest every module that ``roots`` import, directly or not, also inside functions.
 
-    Of a root outside of this package the modules count that lie in its top-level package, or beside
-    this package in the same folder. Installed packages are left out: their versions stand for them.
+    Modules count if they lie in the top-level package of a root. For a root outside of this
+    package, modules beside its top-level package in the same folder count, too. Installed packages
+    are left out; records hold their versions.
 
     Args:
         roots: Modules to begin with.
-        without: Modules and packages that are neither entered nor listed.
+        without: Modules and packages to leave out, together with their imports.
         chosen: Registries whose chosen entries are among ``roots``, so that their other entries do
             not count.
+
+    Returns:
+        Digests (hex, 16 digits) by module.
 
     Raises:
         ValueError: A root has no source file, or a file is no Python.
@@ -71,7 +75,7 @@ def code_digests(
                 f"There is no source file of the module {name}: expected one below the folders "
                 "that Python imports from (PYTHONPATH)."
             )
-        # Python runs the packages on the way before the module itself.
+        # Python runs the packages that contain a module before the module.
         parent = name.rpartition(".")[0]
         if parent:
             todo.append(parent)
@@ -79,10 +83,10 @@ def code_digests(
 
 
 def syntax_digest(source: bytes | str) -> str:
-    """SHA-256 (hex, 16 digits) of what ``source`` means to Python: equal on every version that can parse it.
+    """Digest the syntax tree of ``source`` (SHA-256, 16 hex digits), the same in every Python.
 
     Raises:
-        SyntaxError: It is no Python.
+        SyntaxError: ``source`` is no Python.
 
     >>> syntax_digest("x = 'a'  # one") == syntax_digest('x = ("a")') != syntax_digest("x = 'b'")
     True
@@ -92,11 +96,12 @@ def syntax_digest(source: bytes | str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Module:
-    """What a file says.
+    """A parsed module.
 
     Attributes:
-        imports: What it may import: names that may be attributes and no modules.
-        registries: Packages that it loads entries of by a computed name.
+        digest: Digest of its syntax tree.
+        imports: Names that it may import; some may be attributes and no modules.
+        registries: Packages whose entries it loads by a computed name.
     """
 
     digest: str
@@ -105,7 +110,7 @@ class _Module:
 
 
 def source_file(name: str) -> Path | None:
-    """The file of a module; ``None`` where there is none, as for attributes and for folders without ``__init__.py``."""
+    """Find the file of a module; ``None`` for attributes and folders without ``__init__.py``."""
     top, *rest = name.split(".")
     spec = module_spec(top)
     if spec is None:
@@ -121,7 +126,7 @@ def source_file(name: str) -> Path | None:
 
 
 def public_modules(package: str) -> list[str]:
-    """Names of the modules of a package, sorted; not of folders, nor of modules that begin with an underscore."""
+    """List the modules of a package, sorted, without subfolders and names with an underscore."""
     path = source_file(package)
     if path is None or path.name != "__init__.py":
         return []
@@ -129,7 +134,7 @@ def public_modules(package: str) -> list[str]:
 
 
 def import_folders(top: str) -> frozenset[Path]:
-    """Folders that hold the top-level package or module ``top``, unless it is an installed one."""
+    """Find the folders that contain the top-level module ``top``, unless it is installed."""
     spec = module_spec(top)
     if spec is None:
         return frozenset()
@@ -139,17 +144,17 @@ def import_folders(top: str) -> frozenset[Path]:
 
 
 def is_installed(path: Path) -> bool:
-    """Whether a file or folder of code belongs to Python itself or to an installed package."""
+    """Whether a file or folder of code belongs to Python or to an installed package."""
     return not _INSTALLED.isdisjoint(path.parts) or any(
         path.is_relative_to(folder) for folder in _STANDARD_LIBRARY
     )
 
 
 def module_spec(top: str) -> ModuleSpec | None:
-    """How Python would import the top-level package or module ``top``; ``None`` where it cannot."""
+    """Find the import spec of the top-level module ``top``; ``None`` where there is none."""
     try:
         return importlib.util.find_spec(top)
-    except ValueError:  # of a module that the program itself has made
+    except ValueError:  # a module object that the program itself made, without a spec
         return None
 
 
@@ -173,7 +178,7 @@ def _module(name: str) -> _Module | None:
 
 
 def _live(tree: ast.Module) -> Iterator[ast.AST]:
-    """All nodes but those below ``if TYPE_CHECKING``, which is never run."""
+    """Yield all nodes but those below ``if TYPE_CHECKING``, which never runs."""
     nodes: list[ast.AST] = [tree]
     while nodes:
         node = nodes.pop()
@@ -200,7 +205,7 @@ def _imports(nodes: Iterable[ast.AST], package: str) -> Iterator[str]:
 
 
 def _loaded(nodes: Iterable[ast.AST], name: str) -> Iterator[tuple[str, str | None]]:
-    """Registries that the module ``name`` loads from, each with the entry, or ``None`` where a variable names it."""
+    """Yield the registries from which ``name`` loads, with the entry; ``None`` for a variable."""
     for node in nodes:
         if not (isinstance(node, ast.Call) and node.args and _name(node.func) == "load"):
             continue
@@ -217,7 +222,7 @@ def _text(node: ast.expr) -> str | None:
 
 
 def _name(node: ast.expr) -> str | None:
-    """The last name of ``a`` or ``b.a``."""
+    """Return the last name, ``a``, of ``a`` or ``b.a``."""
     name: str | None = getattr(node, "id", getattr(node, "attr", None))
     return name
 
@@ -227,16 +232,16 @@ def _digest(tree: ast.Module) -> str:
 
 
 def _written(value: object) -> str:
-    """A node, or what a field of one holds, as text.
+    """Format a node, or the value of a node's field, as text.
 
-    What is empty is left out, so that fields which later versions of Python add do not show.
+    Empty fields are left out, so that new fields of later Python versions change nothing.
     """
     if isinstance(value, list):
         return "[" + "".join([f"{_written(item)}," for item in value]) + "]"
     if not isinstance(value, ast.AST):
         return repr(value)
     if isinstance(value, ast.Constant):
-        # By itself: None is a value here, and True == 1 == 1.0.
+        # With its type: None is a value here and no empty field, and True == 1 == 1.0.
         content = f"{type(value.value).__name__}:{value.value!r}"
     else:
         content = ""
@@ -248,9 +253,9 @@ def _written(value: object) -> str:
 
 
 def _meant(node: ast.AST, name: str, field: Any) -> Any:  # noqa: ANN401 - what a node holds
-    """A field of a node without a docstring, and of an f-string with neighbouring texts as one.
+    """Return a node's field without a docstring, and with the adjacent texts of f-strings merged.
 
-    Versions of Python cut the texts of an f-string differently.
+    Python versions split the texts of an f-string differently.
     """
     if (
         name == "body"

@@ -1,13 +1,15 @@
-"""What all command lines share: ``toco``, ``sweeps``, its studies, ``benchmarks`` and ``cluster``.
+"""Entry point and conventions of all command lines: toco, sweeps, studies, benchmarks, cluster.
 
-:func:`run` is the entry of each, and :class:`Commands` their groups. They keep these conventions.
+:func:`run` is the entry point of each, and :class:`Commands` the base of their groups. The
+conventions:
 
-- An error that a person can mend is one sentence on standard error, with exit status 1; wrong usage
-  has 2.
-- What nobody expected is a fault of this program: a sentence that says so, then the traceback; exit
-  status 1. ``TOCO_TRACEBACK=1`` shows the traceback of every other error, too.
-- Ctrl-C ends a command with one line and 130, SIGTERM with 143. Both wait for an import to end.
-- A reader that closes the pipe ends it without a word, with 141, as other programs.
+- An error that the user can fix is one sentence on standard error, with exit status 1; wrong usage
+  has status 2.
+- An unexpected error is a fault of this program: a sentence that says so, the traceback, status 1.
+  ``TOCO_TRACEBACK=1`` also shows the traceback of all other errors.
+- Ctrl-C ends a command with one line and status 130, SIGTERM with 143. Both wait for a running
+  import to end.
+- When the reader of a pipe closes it, the command ends silently with status 141.
 - ``-h`` is ``--help`` everywhere. Unprintable characters, as in names of files, are printed
   escaped.
 """
@@ -34,16 +36,16 @@ from toco.files import is_no_room, printable
 from toco.own_modules import own_place
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-"""Settings of the context of every command that is the first of a command line."""
+"""Settings of click's context for the outermost command of a command line."""
 TRACEBACK = "TOCO_TRACEBACK"
-"""Environment variable that shows the traceback of errors that are expected."""
+"""Environment variable that also shows the traceback of expected errors."""
 
 _OURS = frozenset({"toco", "sweeps", "benchmarks", "cluster", "__main__"})
 _KEPT = "\n\t"
 
 
 class Stopped(click.ClickException):
-    """A signal ended the command; the message says what is left of it."""
+    """A signal ended the command; the message says what remains of the work."""
 
     def __init__(self, message: str = "Stopped.") -> None:
         super().__init__(message)
@@ -56,7 +58,7 @@ class Stopped(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group whose commands end in sentences."""
+    """A group of commands whose expected errors are sentences."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click declares it
         """Run the command."""
@@ -66,7 +68,7 @@ class Commands(click.Group):
 
 @contextlib.contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """Raise what is expected as a ``click.ClickException`` whose message is a sentence; let the rest through."""
+    """Turn expected errors into a ``click.ClickException``, and let others through."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -80,10 +82,13 @@ def errors_as_sentences() -> Iterator[None]:
 
 
 def sentence_of(error: Exception) -> str | None:
-    """What to tell a person of an error, or ``None`` where nobody expected it."""
+    """Return the sentence for an expected error; ``None`` for an unexpected one."""
     root = type(error).__module__.partition(".")[0]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return f"There is not enough memory: {error}. Take smaller images, batches or crops, or fewer processes."
+        return (
+            f"There is not enough memory: {error}. Take smaller images, batches or crops, or fewer "
+            "processes."
+        )
     if isinstance(error, OSError) and error.errno is not None and root == "builtins":
         return _of_system(error)
     if isinstance(error, (ValueError, OSError)) or root in _OURS:
@@ -103,7 +108,7 @@ def sentence_of(error: Exception) -> str | None:
 
 
 def run(command: click.Command, prog_name: str | None = None) -> NoReturn:
-    """Be the program: run ``command`` on the words of the command line, and exit as the module's conventions say."""
+    """Run ``command`` on the process's arguments, and exit by the conventions of this module."""
     interrupts.take()
     _escape_messages()
     try:
@@ -115,7 +120,10 @@ def run(command: click.Command, prog_name: str | None = None) -> NoReturn:
 
 
 def invoke(command: click.Command, words: Sequence[str], prog_name: str) -> int:
-    """Run ``command`` on ``words``; returns its exit status. ``click.Command.main`` would hide a broken pipe."""
+    """Run ``command`` on ``words``, and return its exit status.
+
+    Unlike ``click.Command.main`` this does not hide a broken pipe.
+    """
     try:
         with command.make_context(prog_name, list(words)) as context:
             value = command.invoke(context)
@@ -179,18 +187,18 @@ def _say(text: str) -> None:
 
 
 def _end_of_pipe(error: BrokenPipeError) -> int:
-    """Nobody reads on. That of another pipe, as to a process that died, is an error."""
+    """End silently where standard output is closed; show an error where another pipe is."""
     pipe = select.poll()
     pipe.register(sys.stdout, 0)
     if any(events & (select.POLLERR | select.POLLHUP) for _, events in pipe.poll(0)):
-        # What is left to write goes nowhere, without a word from Python when it exits.
+        # Discard the remaining output, so that Python does not complain at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return _show(click.ClickException(_of_system(error)))
 
 
 def _of_system(error: OSError) -> str:
-    """An error of the operating system, with its file."""
+    """Describe an error of the operating system, with its files."""
     reason = error.strerror or str(error)
     names = (name for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
     where = "".join(f"{printable(os.fsdecode(name))}: " for name in names)
@@ -199,13 +207,13 @@ def _of_system(error: OSError) -> str:
 
 
 def _raised_in(error: BaseException) -> str:
-    """The package whose code raised an error."""
+    """Return the top-level package whose code raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
 
 
 def _escape_messages() -> None:
-    """Escape unprintable characters in whatever this process prints from now on."""
+    """Escape unprintable characters in all later output, warnings and log messages."""
     if type(sys.stdout) is io.TextIOWrapper:
         old = sys.stdout
         old.flush()
@@ -227,23 +235,26 @@ def _escape_messages() -> None:
 
 
 class _Text(io.StringIO):
-    """Text from which click takes no colours: they are to be shown escaped."""
+    """Text that claims to be a terminal, so that click keeps colours, which are shown escaped."""
 
     def isatty(self) -> bool:
         return True
 
 
 class _Escaping(io.TextIOWrapper):
-    """A text stream that no terminal can be made to obey. Standard error has bars that move the cursor, so not it."""
+    """A text stream that escapes control characters, which a terminal would obey.
+
+    It is used for standard output. Progress bars on standard error need control characters.
+    """
 
     def write(self, text: str, /) -> int:
-        # What is no text is the base's to refuse: click asks a stream so whether it takes bytes.
+        # Bytes go to the base class, which refuses them: click probes a stream this way.
         super().write(printable(text, keep="\n\t\r") if isinstance(text, str) else text)
         return len(text)
 
 
 class _EscapingFormatter(logging.Formatter):
-    """Messages of loggers, escaped."""
+    """Formatter of log messages that escapes unprintable characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), keep=_KEPT)

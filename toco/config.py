@@ -1,8 +1,8 @@
-"""Typed, frozen configuration: change a field by its dotted path, compare two configs, digest one.
+"""Typed, frozen configs: change fields by dotted paths, compare two configs, digest one.
 
-A config is a tree of frozen pydantic models. There is no other way to set anything: recipes build a
-tree in Python, ``--set a.b=value`` changes a leaf, and every name that does not exist is refused
-with the nearest one that does.
+A config is a tree of frozen pydantic models, and it alone holds settings. Recipes build a tree in
+Python, and ``--set a.b=value`` changes a leaf. The error for an unknown name names the nearest
+known one.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from pydantic_core import ErrorDetails
 from toco.own_modules import did_you_mean
 
 RUN_ONLY = "run_only"
-"""Key in a field's ``json_schema_extra`` that marks it as without effect on results, so that no digest contains it."""
+"""Key in ``json_schema_extra`` of a field without effect on results, which no digest contains."""
 PLACE = "place"
-"""Key in the ``json_schema_extra`` of a field of text that may be a path, with the words that are none.
+"""Key in ``json_schema_extra`` of a text field that may be a path; lists words that are no paths.
 
-A digest contains the name of the file and not its folder, so that a moved file changes nothing.
-What the file holds is recorded by a digest of its own.
+A digest contains the name of the file and not its folder, so that moving a file changes no digest.
+A digest of its own records the content of the file.
 """
 
 MAX_SEED = 2**32
-"""Seeds of runs are below it."""
+"""Seeds of runs are below this number, as NumPy's generators need."""
 
 
 class Config(BaseModel):
-    """Base of every config: frozen, strict about names, validated with its defaults."""
+    """Base class of every config: frozen, without unknown fields, with validated defaults."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
@@ -60,41 +60,41 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circu
 _NESTED = (dict, list)
 _PYTHON_WORDS = {"none": "null", "true": "true", "false": "false"}
 _SHOWN = 120
-"""Characters of a value in a message."""
+"""Most characters of a value in a message."""
 
 
 class EntryConfig(Config):
-    """Config of an entry of a registry: ``name`` says which."""
+    """Config of the registry's entry ``name``."""
 
     name: str
 
 
 def replace(config: T, changes: dict[str, Any]) -> T:
-    """A copy of ``config`` with the fields at dotted paths set and everything validated again.
+    """Copy ``config`` with the fields at dotted paths changed, and validate the copy.
 
-    The type of a field says how a value that is text is read. A field of text, such as a path,
-    takes it as it is, so that ``root=2012`` names the folder 2012; where ``None`` is allowed, too,
-    ``null`` is ``None``. Other fields read JSON ("3", "true", "[1, 2]", "null"). Setting a
-    component's ``name`` to another entry starts from that entry's defaults.
+    The type of the field decides how a value that is text is parsed. A text field, such as a path,
+    takes the text unchanged, so that ``root=2012`` names the folder 2012; if the field allows
+    ``None``, ``null`` is ``None``. Other fields parse JSON ("3", "true", "[1, 2]", "null"). A new
+    ``name`` of a component replaces its settings by that entry's defaults.
 
     Raises:
-        UnknownFieldError: A path does not exist; the nearest is named.
-        ValueError: A value does not fit its field, or ``config`` is none.
+        UnknownFieldError: A path does not exist; the message names the nearest one.
+        ValueError: A value does not fit its field, or ``config`` is no config.
     """
-    if not isinstance(config, Config):  # what a recipe of the user's own returned
+    if not isinstance(config, Config):  # a recipe of the user's own may return anything
         raise ValueError(
             f"expected a config, as the RunConfig that a recipe returns; got {config!r}."
         )
     names = {path: value for path, value in changes.items() if path.endswith(".name")}
     others = {path: value for path, value in changes.items() if path not in names}
-    # Names first, on their own: they decide which other paths there are.
+    # Names first: they decide which other paths exist.
     if names:
         config = _renamed(config, names)
     return _replace(config, others) if changes else config
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
-    """Items ``a.b=value`` as ``{path: text}``, for :func:`replace`.
+    """Split items ``a.b=value`` into ``{path: text}``, for :func:`replace`.
 
     Raises:
         ValueError: An item has no equals sign, or a path is given twice.
@@ -118,15 +118,16 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
 def diff(
     left: Config | Mapping[str, Any], right: Config | Mapping[str, Any], *, run_only: bool = True
 ) -> dict[str, tuple[Any, Any]]:
-    """Dotted paths whose values differ, with both values; what is missing on one side reads ``None`` there.
+    """Compare two configs: the dotted paths whose values differ, with both values.
 
-    A part that one side lacks or has as ``None`` is one difference, and not one for each of its
-    fields.
+    A field that one side lacks has the value ``None`` there. A component that one side lacks, or
+    has as ``None``, is a single difference, and not one for each of its fields.
 
     Args:
-        left: A config, or one as JSON.
-        right: Another one.
-        run_only: Look at the run-only fields, too, which a config knows and its JSON does not.
+        left: A config, or its JSON.
+        right: Another config, or its JSON.
+        run_only: Also compare run-only fields. Without it they are dropped from configs; in JSON
+            they cannot be told apart and stay.
 
     >>> diff({"seed": 0, "ptc": None}, {"seed": 0, "ptc": {"weight": 0.2}})
     {'ptc': (None, {'weight': 0.2})}
@@ -134,7 +135,7 @@ def diff(
     found: dict[str, tuple[Any, Any]] = {}
 
     def visit(prefix: str, ours: Any, theirs: Any) -> None:  # noqa: ANN401 - any JSON value
-        if ours == theirs:  # most parts of two configs; passed over whole, which makes this fast
+        if ours == theirs:  # most parts of two configs: comparing them as one is fast
             return
         if not (isinstance(ours, Mapping) and isinstance(theirs, Mapping)):
             found[prefix] = (ours, theirs)
@@ -147,7 +148,11 @@ def diff(
 
 
 def flatten(config: Config | Mapping[str, Any], *, run_only: bool = True) -> dict[str, Any]:
-    """All leaves as ``{dotted path: JSON value}``; lists and empty mappings are leaves. Arguments as of :func:`diff`.
+    """Flatten a config to ``{dotted path: JSON value}``; lists and empty mappings are leaves.
+
+    Args:
+        config: A config, or its JSON.
+        run_only: As for :func:`diff`.
 
     >>> flatten({"seed": 0, "method": {"ptc": {"weight": 0.2}, "scales": [1, 2]}})
     {'seed': 0, 'method.ptc.weight': 0.2, 'method.scales': [1, 2]}
@@ -175,9 +180,9 @@ def _tree(config: Config | Mapping[str, Any], *, run_only: bool) -> Mapping[str,
 
 
 def digest(config: Config, without: Iterable[str] = ()) -> str:
-    """SHA-256 (hex, 16 digits) of the fields that affect results: everything but those marked run-only.
+    """Digest all fields but run-only ones: SHA-256, 16 hex digits.
 
-    Of a field marked as a place, the folder does not count.
+    Of a path in a field marked ``PLACE`` only the file's name counts.
 
     Args:
         config: The config.
@@ -191,8 +196,7 @@ def digest(config: Config, without: Iterable[str] = ()) -> str:
     Raises:
         ValueError: A path of ``without`` does not exist.
     """
-    # A study of thousands of trials digests every config each time it starts, so this has to take
-    # microseconds.
+    # Every start of a study digests the configs of thousands of trials, so this must be fast.
     dumped = config.model_dump(mode="json")
     _keep_what_counts(config, dumped)
     for path in without:
@@ -207,11 +211,11 @@ def digest(config: Config, without: Iterable[str] = ()) -> str:
 
 
 def sentences(error: ValidationError, forms: Mapping[str, str] | None = None) -> str:
-    """A validation error as sentences: path, what is wrong, what came.
+    """Format a validation error as sentences: path, fault and value of each.
 
     Args:
         error: The error.
-        forms: How a value should have been written, by path.
+        forms: The right notation of a value, by path.
     """
     lines = []
     for item in error.errors(include_url=False):
@@ -238,7 +242,7 @@ def _wrong(item: ErrorDetails, path: str) -> str:
 def _shortened(value: object) -> str:
     try:
         shown = repr(value)
-    except ValueError:  # a number of more digits than Python writes
+    except ValueError:  # an integer beyond Python's limit of digits
         shown = "a number of thousands of digits"
     return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
 
@@ -256,7 +260,10 @@ def _replace(config: T, changes: dict[str, Any]) -> T:
 
 
 def _renamed(config: T, names: dict[str, Any]) -> T:
-    """``config`` with other components; whether they fit together is left to the changes that follow."""
+    """Replace components by name, without the check that they fit together.
+
+    The changes that follow may make them fit, and their validation checks it.
+    """
     try:
         return _with(config, names)
     except ValidationError as error:
@@ -276,7 +283,7 @@ def _with(config: T, changes: Mapping[str, Any]) -> T:
 
 
 def _changed(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``config`` as JSON with the fields at dotted paths set."""
+    """Dump ``config`` to JSON, and set the fields at dotted paths."""
     tree = config.model_dump(mode="json")
     for path, value in changes.items():
         _set(tree, path, _parse(value, _field(config, path), path))
@@ -284,7 +291,7 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _field(config: Config, path: str) -> Any:  # noqa: ANN401 - an annotation
-    """The type of the field at a path; ``None`` where there is no such field."""
+    """Return the type of the field at a path; ``None`` where there is no such field."""
     node: Any = config
     *parents, leaf = path.split(".")
     for part in parents:
@@ -305,12 +312,12 @@ def _parse(value: Any, annotation: Any, path: str) -> Any:  # noqa: ANN401 - any
         raise ValueError(
             f"{path}: expected a value, got brackets that are nested too deeply."
         ) from None
-    except ValueError:  # no JSON, or a number of more digits than Python reads
+    except ValueError:  # no JSON, or an integer beyond Python's limit of digits
         return value
 
 
 def _members(annotation: Any) -> set[type]:  # noqa: ANN401 - an annotation
-    """The types that a field takes; ``str`` stands for all text: paths, and the words of a ``Literal``."""
+    """List the types that a field takes; ``str`` stands for paths and words of a ``Literal``."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _members(get_args(annotation)[0])
@@ -326,7 +333,7 @@ def _members(annotation: Any) -> set[type]:  # noqa: ANN401 - an annotation
 def _right_form(
     config: T, changes: Mapping[str, Any], path: str, error: ValidationError
 ) -> str | None:
-    """What somebody meant who wrote a value as in Python or as words with commas, if the field takes that."""
+    """Find the right notation of a value in Python's notation or in words with commas, if any."""
     value = changes[path]
     if not isinstance(value, str) or not _is_wrong(path, error):
         return None
@@ -379,7 +386,7 @@ def _refuse(tree: dict[str, Any], missing: str, path: str) -> None:
 
 
 def _keep_what_counts(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any value of a field
-    """Take run-only fields, and the folders of places, out of ``dumped``, which ``value`` was dumped to."""
+    """Remove run-only fields, and the folders of ``PLACE`` fields, from the dump of ``value``."""
     if isinstance(value, BaseModel):
         for name in run_only_fields(type(value)):
             del dumped[name]
@@ -405,7 +412,7 @@ def _keep_what_counts(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any va
 
 @cache
 def run_only_fields(model: type[BaseModel]) -> tuple[str, ...]:
-    """Names of the fields of ``model`` that are marked as without effect on results."""
+    """List the fields of ``model`` that are marked run-only, without effect on results."""
     extras = {name: info.json_schema_extra for name, info in model.model_fields.items()}
     return tuple(
         name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(RUN_ONLY)
@@ -414,7 +421,7 @@ def run_only_fields(model: type[BaseModel]) -> tuple[str, ...]:
 
 @cache
 def _places(model: type[BaseModel]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Names of the fields that are marked as places, each with the words that are no paths."""
+    """List the fields that are marked ``PLACE``, each with the words that are no paths."""
     extras = {name: info.json_schema_extra for name, info in model.model_fields.items()}
     return tuple(
         (name, tuple(map(str, words)))

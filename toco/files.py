@@ -1,17 +1,18 @@
-"""Files that appear whole or not at all, are on disk when a writer says so, and are refused when a byte changed.
+"""Atomic and durable files, records with their own SHA-256, and text from outside.
 
-Every writer and reader of this project's own records uses this module, and so does every reader of
-text that people or other programs write.
+Every writer and reader of this project's records uses this module, and so does every reader of text
+that people or other programs write. "Whole" means: complete, or absent.
 
 ::
 
-    whole_file, whole_folder     write beside the target, sync, give the target its name write_text,
-    write_record     a file from text; a JSON object that carries the SHA-256 of its own bytes
-    append                       bytes at the end of a file, all or none read_text, read_lines
-    text in UTF-8 or UTF-16, with or without a byte order mark read_json, read_record       JSON; a
-    record, whose SHA-256 is compared check_seal, check_version    refuse a damaged record, and one
-    of another version files_below                  files of a folder and of the folders in it, and
-    what was left out read_xml                     XML in any encoding, without a document type
+    whole_file, whole_folder     write beside the target, sync, rename to the target
+    write_text, write_record     a text file; a JSON object with the SHA-256 of its own bytes
+    append                       bytes at the end of a file, all or none
+    read_text, read_lines        text in UTF-8 or UTF-16, with or without a byte order mark
+    read_json, read_record       JSON; a record, whose SHA-256 is compared
+    check_seal, check_version    refuse a damaged record; refuse another version of a format
+    files_below                  the files in a folder and in its subfolders, and what is skipped
+    read_xml                     XML in any encoding, without a document type
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 SEAL = "record_sha256"
-"""Last field of a record: SHA-256, in hex, of all bytes of the file before the comma that precedes it."""
+"""Last field of a record: SHA-256, in hex, of all bytes before the comma in front of the field."""
 
 _SEALED = re.compile(rb',[ \n]*"' + SEAL.encode() + rb'":[ \n]*"([0-9a-f]{64})"[ \n]*\}[ \n]*\Z')
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -40,24 +41,24 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class UnreadableError(ValueError):
-    """A file cannot be read as what it should be. The message names the file, the fault and what to do."""
+    """A file cannot be read in its format; the message names file, fault and remedy."""
 
 
 class VersionError(UnreadableError):
-    """A file is whole, and of a version of its format that this program does not read."""
+    """A file is undamaged, but has a format version that this program does not read."""
 
 
 @contextmanager
 def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield another name to write; the file becomes ``path`` when the block ends without an exception.
+    """Yield a partial file to write, which is renamed to ``path`` if the block succeeds.
 
-    A crash at any moment leaves the old ``path``, or none, or the new one. The folder of ``path``
+    A crash at any moment leaves the former ``path`` or the complete new one. The folder of ``path``
     is made.
 
     Args:
         path: The file to write; an existing one is replaced.
-        durable: Wait until the file and its name are on disk. A file that is made again after a
-            crash needs no wait.
+        durable: Wait until the file and its name are on disk. A file that can be made again after
+            a crash needs no wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
@@ -74,11 +75,11 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it becomes ``path`` when the block ends without an exception.
+    """Yield an empty folder to fill, which is renamed to ``path`` if the block succeeds.
 
-    All files, and the name, are on disk then. An existing ``path`` is replaced. A crash between the
-    two renames of a replacement leaves no ``path``: use it for what can be made again or was
-    absent.
+    All files, and the name, are on disk then. An existing ``path`` is replaced by two renames, and
+    a crash between these leaves no ``path``. Use this for new folders, and for folders that can be
+    made again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
@@ -98,27 +99,27 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def partial_name(path: Path) -> Path:
-    """A new name beside ``path`` for what is not whole yet; it begins with a dot and ends in ``.partial``.
+    """Return a new name beside ``path`` for incomplete content: ``.HEX.partial``.
 
-    It does not contain the name of ``path``, which may be as long as the file system allows.
+    The name does not contain the name of ``path``, which may be as long as the file system allows.
     """
     return path.with_name(f".{uuid.uuid4().hex}.partial")
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a text file in UTF-8, whole or not at all; see :func:`whole_file`."""
+    """Write a text file in UTF-8, atomically; see :func:`whole_file`."""
     with whole_file(path, durable=durable) as partial:
         partial.write_bytes(text.encode("utf-8"))
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add bytes at the end of a file, which is made if it is missing. They are on disk when this returns.
+    """Append bytes to a file, which is made if it is missing; they are on disk on return.
 
     Raises:
-        OSError: They cannot be written; the file ends where it ended before.
+        OSError: The bytes cannot be written; the file has its former length.
     """
-    # Without a buffer: closing one writes again what could not be written, after the file was cut
-    # back.
+    # Without a buffer: closing a buffered file would write the failed bytes again, after the file
+    # was cut back to its former length.
     with path.open("ab", buffering=0) as file:
         end = file.tell()
         try:
@@ -135,19 +136,19 @@ def append(path: Path, content: bytes) -> None:
 def write_record(
     path: Path, content: Mapping[str, Any], *, indent: int | None = None, durable: bool = True
 ) -> None:
-    """Write a JSON object that carries the SHA-256 of its own bytes; :func:`read_record` reads it."""
+    """Write a JSON object with the SHA-256 of its own bytes, for :func:`read_record`."""
     write_text(path, record_text(content, indent=indent), durable=durable)
 
 
 def record_text(content: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """A JSON object with its own SHA-256 as the last field.
+    """Format a JSON object with its own SHA-256 as the last field.
 
     Args:
         content: The fields, at least one.
-        indent: Spaces of indentation; one line without it.
+        indent: Spaces of indentation; ``None`` writes one line.
 
     Raises:
-        ValueError: ``content`` is empty, or has a field of the seal's name.
+        ValueError: ``content`` is empty, or has a field named as ``SEAL``.
 
     >>> record_text({"step": 4})[:27]
     '{"step":4,"record_sha256":"'
@@ -165,7 +166,7 @@ def record_text(content: Mapping[str, Any], *, indent: int | None = None) -> str
 
 
 def is_sealed(content: bytes) -> bool:
-    """Whether the bytes of a record are those that were written. Takes a fraction of the time that parsing takes."""
+    """Whether a record's bytes match its SHA-256; much faster than parsing the record."""
     seal = _SEALED.search(content, max(len(content) - 200, 0))
     return (
         seal is not None and hashlib.sha256(content[: seal.start()]).hexdigest().encode() == seal[1]
@@ -173,7 +174,7 @@ def is_sealed(content: bytes) -> bool:
 
 
 def check_seal(path: Path, content: bytes, advice: str) -> None:
-    """Refuse the bytes of a record that are not those that were written; see :func:`read_record`."""
+    """Raise :class:`UnreadableError` if a record's bytes do not match its SHA-256."""
     if not is_sealed(content):
         raise UnreadableError(
             f"{printable(path)} is damaged: its bytes are not those that were written. {advice}"
@@ -183,7 +184,7 @@ def check_seal(path: Path, content: bytes, advice: str) -> None:
 def read_record(
     path: Path, *, advice: str = "Restore it from a copy, or delete it."
 ) -> dict[str, Any]:
-    """Read what :func:`write_record` wrote, without the seal.
+    """Read a record of :func:`write_record`, without the field of its SHA-256.
 
     Args:
         path: The file.
@@ -201,16 +202,16 @@ def read_record(
 
 
 def check_version(path: Path, version: object, known: int, advice: str) -> None:
-    """Refuse a file of another version of its format.
+    """Refuse a file with another version of its format.
 
     Args:
         path: The file.
-        version: Its version, as it says.
+        version: The version that the file states.
         known: The version that this program reads.
         advice: Last sentence of the message: what to do.
 
     Raises:
-        VersionError: The two differ.
+        VersionError: The versions differ.
     """
     if version != known:
         raise VersionError(
@@ -229,10 +230,10 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file without their ends (LF, CR LF or CR); see :func:`read_text`.
+    """Read the lines of a text file without their ends (LF, CR LF or CR); see :func:`read_text`.
 
-    No other character ends a line: ``str.splitlines`` also splits at form feeds and Unicode's
-    separators.
+    No other character ends a line, unlike in ``str.splitlines``, which also splits at form feeds
+    and Unicode's separators.
     """
     lines = re.split(r"\r\n|\n|\r", read_text(path))
     return lines[:-1] if not lines[-1] else lines
@@ -246,7 +247,7 @@ def read_json(
     Args:
         path: The file, in an encoding that :func:`read_text` reads.
         object_pairs_hook: As in ``json.loads``. An :class:`UnreadableError` of the hook is raised
-            as it is.
+            unchanged.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -268,13 +269,13 @@ def read_json(
 
 @dataclass(frozen=True, slots=True)
 class FolderContents:
-    """What lies below a folder.
+    """The files below a folder, and what is skipped.
 
     Attributes:
         files: Regular files, in the order of their names.
-        left_out: A phrase for each thing that was not looked at: a link to nothing, a link to a
-            folder that holds the link, a folder that cannot be opened, a pipe.
-        hidden: Hidden files and folders, which are not looked at either.
+        left_out: A phrase for each skipped item: a link to nothing, a link to a folder that holds
+            the link, a folder that cannot be opened, a pipe.
+        hidden: Hidden files and folders, which are skipped, too.
         closed: Folders that cannot be opened.
     """
 
@@ -285,11 +286,13 @@ class FolderContents:
 
 
 def files_below(folder: Path, without: Iterable[Path] = ()) -> FolderContents:
-    """Find the files in a folder and in the folders below it. Links are followed; hidden files and folders are not.
+    """Find the files in a folder and in its subfolders.
+
+    Links are followed; hidden files and folders are skipped.
 
     Args:
         folder: The folder.
-        without: Files and folders that are passed over, by whichever name they are met.
+        without: Files and folders to skip, also where a link leads to them.
     """
     files: list[Path] = []
     left_out: list[str] = []
@@ -298,7 +301,7 @@ def files_below(folder: Path, without: Iterable[Path] = ()) -> FolderContents:
     passed = {path.resolve() for path in without}
     passed_names = {path.name for path in passed}
     above = {folder: {folder.resolve()}}
-    """For every folder, itself and the folders that it lies in, as they are without links."""
+    """For each folder to visit, the real paths of the folder and of those that contain it."""
 
     def note(error: OSError) -> None:
         closed.append(Path(error.filename))
@@ -378,7 +381,7 @@ def sha256(path: Path) -> str:
 
 
 def _decoded(path: Path, content: bytes, encoding: str) -> str:
-    """Text of a file's content; a byte order mark counts more than ``encoding`` and is dropped."""
+    """Decode a file's content; a byte order mark overrides ``encoding`` and is dropped."""
     encoding = next(
         (name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), encoding
     )
@@ -402,20 +405,20 @@ def _decoded(path: Path, content: bytes, encoding: str) -> str:
 
 
 def is_no_room(error: BaseException) -> bool:
-    """Whether an error says that a disk, its inodes or a quota are used up."""
+    """Whether an error means that a disk, its inodes or a quota are used up."""
     if isinstance(error, shutil.Error):
-        # From copying a folder: a list of sources, targets and messages, without a number.
+        # copytree raises a list of sources, targets and messages, without an errno.
         return any(f"[Errno {number}]" in str(error) for number in _NO_ROOM)
     return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""Text from outside, such as a file's name, with its unprintable characters escaped.
+    r"""Escape the unprintable characters of text from outside, such as a file's name.
 
     A terminal obeys control characters, and a name that is no UTF-8 cannot be printed at all.
 
     Args:
-        text: A string, or what ``str`` makes one of.
+        text: A string, or a value for ``str``.
         keep: Unprintable characters that stay, such as line ends of a message.
 
     >>> printable("\x1b[31mred.png")

@@ -1,9 +1,9 @@
-"""Modules of the user's own: a method, backbone, data set, recipe or study outside of this project.
+"""Modules of the user's own: methods, backbones, data sets, recipes, studies outside this project.
 
-Python finds them as it finds every module: in the folder of the script that runs or, with
-``python -m``, in the current folder; then in the folders of ``PYTHONPATH``; then among what is
-installed. A module is looked at before it is imported, so that a name in a file, such as the
-config of somebody else's run, imports nothing but what defines an entry.
+Python finds them like every module: in the folder of the script or, with ``python -m``, in the
+current folder; then in the folders of ``PYTHONPATH``; then among installed packages. The source of
+a module is inspected before the import. A name in a file, such as the config of another person's
+run, can therefore import only modules that define an entry.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from toco.code_digest import is_installed, module_spec, source_file
 
 
 class OwnModuleError(ValueError):
-    """A module of the user's own cannot be imported, or is no entry."""
+    """A module of the user's own cannot be imported, or does not define an entry."""
 
 
 def import_own(name: str, contract: Mapping[str, str], kind: str) -> ModuleType:
-    """Import the module ``name``, which defines what ``contract`` says.
+    """Import the module ``name`` and check that it defines the names in ``contract``.
 
     Args:
-        name: Full name, with a dot.
-        contract: Names that it has to define, each with how it is written.
-        kind: What it is one of, for messages, as ``methods``.
+        name: Full name of the module, with a dot.
+        contract: Names that the module must define, each with an example of its definition.
+        kind: Kind of entry in messages, such as ``methods``.
 
     Raises:
         OwnModuleError: The module is missing, its import fails, or it lacks a name.
@@ -46,10 +46,10 @@ def import_own(name: str, contract: Mapping[str, str], kind: str) -> ModuleType:
 
 
 def refuse_within(folder: Path, name: str) -> None:
-    """See that the module ``name`` does not lie in ``folder``, which may have come from anywhere.
+    """Check that the module ``name`` does not lie in ``folder``, which is not trusted.
 
     Raises:
-        OwnModuleError: It does.
+        OwnModuleError: The module lies in ``folder``.
     """
     file = source_file(name) if "." in name and _is_name(name) else None
     if file is not None and file.resolve().is_relative_to(folder.resolve()):
@@ -61,7 +61,7 @@ def refuse_within(folder: Path, name: str) -> None:
 
 
 def search_folders() -> tuple[str, ...]:
-    """Folders that modules of the user's own are imported from, absolute, in order.
+    """List the folders from which the user's own modules are imported, absolute, in order.
 
     Folders of installed packages are left out.
     """
@@ -71,16 +71,20 @@ def search_folders() -> tuple[str, ...]:
 
 
 def add_search_folders(folders: Iterable[str]) -> None:
-    """Import from ``folders``, too: in a worker, from those of the process that started it."""
+    """Also import from ``folders``, such as those of the driver in a worker."""
     sys.path += [folder for folder in folders if folder not in sys.path]
 
 
 def own_place(error: BaseException, ours: Collection[str]) -> str | None:
-    """File and line of the user's own code that raised an error, or called the library that did.
+    """Locate the user's own code that raised an error, or that called the library that raised it.
 
     Args:
-        error: What was raised.
-        ours: Top-level packages of this project; an error that they meet further down is theirs.
+        error: The error.
+        ours: Top-level packages of this project. If one of them was called later than the user's
+            code, the error counts as this project's.
+
+    Returns:
+        File and line as text; ``None`` where the error is not of the user's code.
     """
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = Path(frame.f_code.co_filename)
@@ -92,7 +96,7 @@ def own_place(error: BaseException, ours: Collection[str]) -> str | None:
 
 
 def place_in(error: BaseException, modules: Collection[str]) -> str | None:
-    """File and line, in one of ``modules``, of what raised an error or called what raised it."""
+    """Locate the innermost frame of an error in ``modules``; file and line as text."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         if frame.f_globals.get("__name__") in modules:
             return f"{frame.f_code.co_filename}, line {line}"
@@ -109,7 +113,7 @@ def _imported(name: str, file: Path) -> ModuleType:
 
 
 def _place(error: BaseException, file: Path) -> str:
-    """File and line of the user's own code where its import failed."""
+    """Locate the user's own code in the error of an import; file and line as text."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -131,7 +135,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _defined(file: Path) -> Collection[str]:
-    """Names that a module defines or imports, found without running it."""
+    """List the names that a module defines or imports, without running it."""
     try:
         table = symtable.symtable(file.read_text("utf-8"), str(file), "exec")
     except (SyntaxError, ValueError) as error:
@@ -183,7 +187,7 @@ def _not_found(name: str) -> str:
 
 
 def _not_in_package(name: str) -> str:
-    """What to say of a missing module whose top-level package exists."""
+    """Explain why a module is missing whose top-level package exists."""
     top, *rest = name.split(".")
     spec = module_spec(top)
     places = () if spec is None else spec.submodule_search_locations or ()
@@ -204,18 +208,18 @@ def _not_in_package(name: str) -> str:
 
 
 def _names_in(folders: Iterable[Path]) -> list[str]:
-    """Names of modules and of packages, also of those without ``__init__.py``, in ``folders``."""
+    """List modules and packages in ``folders``, also packages without ``__init__.py``."""
     items = [item for folder in folders for item in folder.iterdir()]
     code = (item for item in items if item.suffix == ".py" or any(item.glob("*.py")))
     return sorted({item.stem for item in code if item.stem.isidentifier()} - {"__init__"})
 
 
 def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """A question, after a space, that names the one of ``names`` nearest to ``name``; empty where none is near.
+    """Return " Did you mean ...?" with the nearest of ``names``; empty where none is near.
 
     Args:
-        name: What was given.
-        names: What there is.
+        name: The unknown name.
+        names: The known names.
         cutoff: Least similarity, as :mod:`difflib` measures it.
     """
     near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)

@@ -1,8 +1,9 @@
-"""Entries by name: the folder is the registry, and a name with a dot is a module of the user's own.
+"""Registries: the modules of a folder are its entries, and a dotted name is a user's own module.
 
-A public module in a package is an entry, named as its file is; folders are none. A module of the
-user's own, ``my_package.my_method``, is an entry too where the package says in ``ENTRY`` what its
-entries define: names, each with how it is written. See CONTRIBUTING.md and ``toco.own_modules``.
+Every public module in a package is an entry, with the name of its file; subfolders are no entries.
+A package with ``ENTRY`` also takes modules of the user's own, such as ``my_package.my_method``.
+``ENTRY`` lists the names that an entry must define, each with an example of its definition. See
+CONTRIBUTING.md and ``toco.own_modules``.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from toco.code_digest import public_modules
 from toco.own_modules import OwnModuleError, did_you_mean, import_own, refuse_within
 
 UNTRUSTED = "untrusted"
-"""Key in the context of a validation: a folder of which no module is imported."""
+"""Key in the context of a validation: a folder from which no module is imported."""
 
 
 def available(package: str) -> tuple[str, ...]:
-    """Names of the public modules in ``package``, sorted. Folders, and modules with an underscore first, are none.
+    """List the entries of ``package``: its public modules, sorted, without subfolders.
 
     >>> "toco" in available("toco.methods")
     True
@@ -32,7 +33,7 @@ def available(package: str) -> tuple[str, ...]:
 
 
 def module_name(package: str, name: str) -> str:
-    """Name of the module of the entry ``name`` of ``package``.
+    """Return the module's full name for the entry ``name`` of ``package``.
 
     >>> module_name("toco.methods", "toco"), module_name("toco.methods", "my_package.my_method")
     ('toco.methods.toco', 'my_package.my_method')
@@ -51,7 +52,7 @@ def load(package: str, name: str) -> ModuleType:
         return _load_own(package, name)
     entry = sys.modules.get(f"{package}.{name}")
     if entry is not None and not (name.startswith("_") or hasattr(entry, "__path__")):
-        return entry  # without listing the folder: every validation of a config comes here
+        return entry  # without listing the folder: every validation of a config calls this
     entries = available(package)
     if name not in entries:
         kind = package.rpartition(".")[2]
@@ -62,8 +63,11 @@ def load(package: str, name: str) -> ModuleType:
     return importlib.import_module(f"{package}.{name}")
 
 
-def choice(package: str, base: type[BaseModel]) -> Any:  # noqa: ANN401 - an annotated type, which has no type of its own
-    """Type of a config field that holds the ``Config`` of whichever entry of ``package`` its ``name`` names."""
+def choice(package: str, base: type[BaseModel]) -> Any:  # noqa: ANN401 - an annotated type
+    """Make the type of a config field that holds the ``Config`` of an entry of ``package``.
+
+    The field's ``name`` selects the entry, and ``base`` is the base class of the configs.
+    """
 
     def resolve(value: object, info: Any) -> object:  # noqa: ANN401 - pydantic's ValidationInfo
         return _resolve(package, base, value, (info.context or {}).get(UNTRUSTED))
@@ -86,7 +90,7 @@ def _resolve(package: str, base: type[BaseModel], value: object, untrusted: Path
     if isinstance(value, base):
         config = _config(package, base, str(getattr(value, "name", "")))
         if type(value) is not config:
-            # A run folder would hold the name, and another class would read it.
+            # A run folder would store the name, and reading it would use another class.
             raise OwnModuleError(
                 f"{_full_name(type(value))} has the name of {_full_name(config)}. "
                 "In the class, write name: str = __name__."
@@ -103,7 +107,7 @@ def _resolve(package: str, base: type[BaseModel], value: object, untrusted: Path
 
 
 def _config(package: str, base: type[BaseModel], name: str) -> type[BaseModel]:
-    """``Config`` of an entry."""
+    """Load the ``Config`` of an entry."""
     module = load(package, name)
     config: type[BaseModel] = module.Config
     if "." not in name:
