@@ -312,7 +312,8 @@ def test_python_exits_while_loader_processes_are_at_work(folder: Path, tmp_path:
     script = tmp_path / "script.py"
     script.write_text(f"""
 from pathlib import Path
-from toco.data import TrainLoader, ViewsConfig
+from toco.data import ViewsConfig
+from toco.data.loading.loader import TrainLoader
 from toco.data.voc import Config, open_split
 
 if __name__ == "__main__":
