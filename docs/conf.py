@@ -22,7 +22,7 @@ release = version_of("toco")
 html_title = f"toco {release}"
 html_theme = "furo"
 html_copy_source = False
-toc_object_entries_show_parents = "all"  # several classes are called Config
+toc_object_entries = False  # headings are the table of contents
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "README"
 include_patterns = [
@@ -34,7 +34,7 @@ myst_heading_anchors = 4
 # Fields are listed by list_fields; as attributes they would be described twice.
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
-autodoc_typehints = "none"
+python_maximum_signature_line_length = 88
 autodoc_member_order = "bysource"
 
 PAGES = (
