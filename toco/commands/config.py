@@ -13,9 +13,10 @@ from toco.registry import load
 @click.argument("recipe")
 @_options.changes
 def command(recipe: str, changes: tuple[str, ...]) -> None:
-    """Print the config of RECIPE as JSON, with all defaults.
+    """Print the config of RECIPE as JSON.
 
-    A config that cannot run, because its sizes do not fit together, is refused.
+    All defaults are included. A config that cannot run, because its sizes do not fit together, is
+    refused.
     """
     from toco.train.dry_run import check_can_run
 

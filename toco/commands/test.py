@@ -35,14 +35,14 @@ def command(
     also_without_crf: bool,
     progress: bool,
 ) -> None:
-    """Segment a split as in the paper's Table 2, and score it.
+    """Segment a split as in Table 2, and score it.
 
-    Every image is segmented with the newest checkpoint of RUN_DIR, at several scales, with mirror
-    images and a CRF. --set inference.NAME=VALUE changes settings, as in inference.crf=null; --set
-    data.val_list=test takes another list. Predictions are written one by one, as PNGs of class ids
-    in OUT/predictions; images whose prediction is up to date are skipped. If the split has masks,
-    the scores are written to OUT/scores.json. Under torchrun the processes share the images:
-    torchrun --standalone --nproc-per-node 4 -m toco test RUN_DIR --out DIR
+    As for Table 2 of the paper, the newest checkpoint of RUN_DIR segments every image at several
+    scales, with mirror images and a CRF. --set inference.NAME=VALUE changes settings, as in
+    inference.crf=null; --set data.val_list=test takes another list. Predictions are written one by
+    one, as PNGs of class ids in OUT/predictions; images whose prediction is up to date are skipped.
+    If the split has masks, the scores are written to OUT/scores.json. Under torchrun the processes
+    share the images: torchrun --standalone --nproc-per-node 4 -m toco test RUN_DIR --out DIR
     """
     from toco.commands._trained import open_for_share, open_images
     from toco.files import printable, write_text
