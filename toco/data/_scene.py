@@ -1,9 +1,11 @@
-"""Draw the scenes of the generated benchmark, in whole numbers only, so that every machine draws the same pixels.
+"""Draw the scenes of the generated benchmark.
 
-What makes them hard for image-level labels is built in. An object is a plain *body* with a weak
-tint of its class and a small *part* in the class's full colour and pattern, so that a classifier
-needs the part only. Half of the classes mostly stand before a background of their own, which a
-classifier can take for evidence. Objects occlude one another.
+All arithmetic is on integers, so that every machine draws the same pixels.
+
+The scenes contain what makes image-level supervision hard. An object has a plain *body* with a weak
+tint of its class and a small *part* with the class's full colour and pattern: the part alone is
+enough for a classifier. Half of the classes mostly appear on a background of their own, which a
+classifier can use as evidence. Objects occlude one another.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ _BACKGROUND_COLOURS = np.array(
     [(104, 124, 96), (132, 120, 100), (100, 116, 136), (124, 124, 124)], dtype=np.int64
 )
 _NUM_BACKGROUNDS = len(_BACKGROUND_COLOURS)
-_GREY = 128
-_PLACEMENT_ATTEMPTS = 12
+_GREY = 128  # level of a body without tint
+_PLACEMENT_ATTEMPTS = 12  # positions that are tried for an object before it is dropped
 _UNIT = 256  # noise lies in [-_UNIT, _UNIT]
 
 _Plane = Int64[np.ndarray, "h w"]
@@ -53,16 +55,17 @@ _Region = Bool[np.ndarray, "h w"]
 
 
 class SceneConfig(Config):
-    """What a scene shows. Fractions are whole percentages, since scenes are drawn in whole numbers.
+    """Contents of a scene. Fractions are integer percentages, since drawing uses integers only.
 
     Attributes:
-        num_objects: Least and most objects that are tried; one that finds no place is left out, but
-            for the first.
-        context_percent: How often a scene of one of the first four classes has that class's own
-            background.
-        tint_percent: Strength of the class's colour in a body, of that in a part.
+        num_objects: Minimum and maximum number of objects that are tried. An object without a free
+            place is dropped, except the first.
+        context_percent: If the first object has one of the first four classes: chance, in percent,
+            of that class's own background.
+        tint_percent: Strength of the class's colour in the body, as a percentage of its strength in
+            the part.
         body_jitter: Largest random change of a body's brightness, in levels of 255.
-        hidden_part_percent: How often an object lacks its part.
+        hidden_part_percent: Percentage of objects without their part.
     """
 
     num_objects: tuple[int, int] = (1, 3)
@@ -80,7 +83,7 @@ class SceneConfig(Config):
 
 
 class Scene(NamedTuple):
-    """An image and its mask (0 background, 1..k)."""
+    """Image and its mask (0 background, 1..k)."""
 
     image: UInt8[np.ndarray, "h w 3"]
     mask: UInt8[np.ndarray, "h w"]
@@ -90,13 +93,12 @@ def draw_scene(key: tuple[int, ...], size_px: int, num_classes: int, config: Sce
     """Draw one scene.
 
     Args:
-        key: Whole numbers in [0, 2^32) that name the scene, such as seed, split and index.
+        key: Integers in [0, 2^32) that identify the scene, such as seed, split and index.
         size_px: Side of the square image, at least 32.
         num_classes: The classes are the first ``num_classes`` of ``CLASS_NAMES``.
-        config: What it shows.
+        config: Contents of the scene.
     """
-    # The stream of this old generator is frozen by numpy's compatibility policy; Generator's is
-    # not.
+    # numpy guarantees the random stream of RandomState for all versions, but not of Generator.
     random = np.random.RandomState(list(key))
     classes = [
         _between(random, 0, num_classes - 1) for _ in range(_between(random, *config.num_objects))
@@ -111,7 +113,8 @@ def draw_scene(key: tuple[int, ...], size_px: int, num_classes: int, config: Sce
         for _ in range(_PLACEMENT_ATTEMPTS):
             body, part = _place(random, size_px, class_index)
             covers = np.count_nonzero(body & (mask > 0))
-            # Occlusion is wanted, but neither of parts nor of most of another object.
+            # Objects may occlude others, but no part, and at most a third of the new body may
+            # cover other objects.
             if label == 0 or (3 * covers <= np.count_nonzero(body) and not (body & parts).any()):
                 break
         else:
@@ -133,7 +136,7 @@ def _chance(random: np.random.RandomState, percent: int) -> bool:
 
 
 def _noise(random: np.random.RandomState, size_px: int, cell_px: int) -> _Plane:
-    """Random values on a grid of cells, bilinear in between."""
+    """Draw random values on a grid of cells and interpolate bilinearly."""
     knots = size_px // cell_px + 2
     grid = random.randint(-_UNIT, _UNIT + 1, (knots, knots), dtype=np.int64)
     for _ in range(2):
@@ -145,7 +148,7 @@ def _noise(random: np.random.RandomState, size_px: int, cell_px: int) -> _Plane:
 
 
 def _draw_background(random: np.random.RandomState, size_px: int, kind: int) -> _Pixels:
-    """Waves, diagonals, blotches or checks, with uneven light and grain."""
+    """Draw waves, diagonals, blotches or checks, with uneven light and grain."""
     y, x = np.mgrid[:size_px, :size_px]
     phase = _between(random, 0, 15)
     if kind == 0:
@@ -167,7 +170,7 @@ def _draw_background(random: np.random.RandomState, size_px: int, kind: int) -> 
 def _place(
     random: np.random.RandomState, size_px: int, class_index: int
 ) -> tuple[_Region, _Region]:
-    """Where a body and its part lie; their centres are in the image."""
+    """Draw the regions of a body and its part, with both centres inside the image."""
     half_height, half_width = (
         _between(random, 3 * size_px // 16, 17 * size_px // 64) for _ in range(2)
     )
@@ -205,7 +208,10 @@ def _inside(value: int, margin: int, size_px: int) -> int:
 def _body_pixels(
     random: np.random.RandomState, size_px: int, class_index: int, config: SceneConfig
 ) -> _Pixels:
-    """Nearly plain; brightness and hue vary between objects about as much as between classes."""
+    """Draw the nearly plain pixels of a body.
+
+    Brightness and hue vary between objects about as much as between classes.
+    """
     colour = _PART_COLOURS[class_index]
     tint = (colour - colour.sum() // 3) * config.tint_percent // 100
     brightness = _between(random, -config.body_jitter, config.body_jitter)
@@ -216,7 +222,7 @@ def _body_pixels(
 
 
 def _part_pixels(size_px: int, class_index: int) -> _Pixels:
-    """Stripes for even classes, checks for odd ones."""
+    """Draw the pattern of a part: stripes for even classes, checks for odd ones."""
     y, x = np.mgrid[:size_px, :size_px]
     bright = (x // 2 + y // 2) % 2 == 0 if class_index % 2 else y // 2 % 2 == 0
     colour = _PART_COLOURS[class_index]

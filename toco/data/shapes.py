@@ -1,8 +1,8 @@
-"""The generated benchmark: small scenes on which weak supervision fails as it does on photographs.
+"""Generated benchmark: small scenes on which weak supervision fails as it does on photographs.
 
-The data set is written once, as a VOC-shaped folder, and then read as any other. The same config
-gives the same bytes on every machine: see ``_scene`` (whole numbers only) and ``_png`` (nothing
-compressed).
+The data set is written once, as a VOC-shaped folder, and then read like any other. The same config
+gives the same bytes on every machine: ``_scene`` computes with integers only, and ``files/png.py``
+does not compress.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ _TEXTS = (
     Path("classes.txt"),
     _LABELS,
 )
-_NUM_READ = 4
+_NUM_READ = 4  # images whose bytes enter the manifest digest
 _SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 class Config(DataConfig):
-    """The generated benchmark.
+    """Generated benchmark.
 
     Attributes:
         num_train: Training images.
         num_val: Validation images.
         image_size_px: Side of the square images.
         num_classes: Foreground classes.
-        seed: Seed of all scenes. An image depends on it, its split and its index only, not on the
-            counts.
-        scene: What the scenes show.
-        root: Folder under which the data set is generated, in a folder of its own; by default
-            ``toco`` in the user's cache (``XDG_CACHE_HOME``, else ``~/.cache``).
+        seed: Seed of all scenes. An image depends on the seed, its split and its index, but not on
+            the number of images.
+        scene: Contents of the scenes.
+        root: Folder in which the data set gets a subfolder; by default ``toco`` in the user's cache
+            (``XDG_CACHE_HOME``, else ``~/.cache``).
     """
 
     name: str = "shapes"
@@ -72,7 +72,7 @@ class Config(DataConfig):
 
 
 class ShapesFolder(FileDataset):
-    """A split of a generated folder. A file that is not what was generated is generated again before it is read."""
+    """Split of a generated folder; a damaged or missing file is generated again when it is read."""
 
     def __init__(self, folder: Path, split: Split, config: Config) -> None:
         layout = Layout.of_voc(folder)
@@ -84,10 +84,10 @@ class ShapesFolder(FileDataset):
         self._sha256: dict[str, str] = manifest["sha256"][split]
 
     def manifest_digest(self) -> str:
-        """Digest of names, classes, labels, and all images and masks as they were generated.
+        """Return a digest of names, classes, labels, and all images and masks as generated.
 
-        Of the files themselves only a few are read here, as every start of a study asks for this
-        digest; each one is compared with what was generated when it is read.
+        Only a few files are read here, because every start of a study needs this digest. Each file
+        is compared with its stored checksum when it is read.
         """
         digest = hashlib.sha256(repr((self.class_names, self.names, self._digest)).encode())
         for index in range(len(self)):
@@ -98,11 +98,11 @@ class ShapesFolder(FileDataset):
         return digest.hexdigest()
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width, which are those of all images."""
+        """Return height and width, the same for all images."""
         return self._config.image_size_px, self._config.image_size_px
 
     def mask(self, index: int) -> UInt8[np.ndarray, "h w"]:
-        """The ground truth."""
+        """Return the ground truth."""
         if index not in self._masks:
             self._whole_files(index)
         return super().mask(index)
@@ -112,7 +112,7 @@ class ShapesFolder(FileDataset):
         return super()._decode(index)
 
     def _whole_files(self, index: int) -> tuple[Path, Path]:
-        """Files of an image and of its mask, drawn again if a byte of one is not what was written."""
+        """Return the files of an image and its mask; draw them again if their checksum is wrong."""
         paths = _files_of(self.layout.root, self.names[index])
         for is_mask, path in enumerate(paths):
             try:
@@ -127,7 +127,7 @@ class ShapesFolder(FileDataset):
 
 
 def open_split(config: Config, split: Split) -> ShapesFolder:
-    """Open the training or the validation images; generate both first, if they are not there.
+    """Open the training or the validation images; generate both first if they do not exist.
 
     Raises:
         ValueError: The folder cannot be written.
@@ -136,12 +136,12 @@ def open_split(config: Config, split: Split) -> ShapesFolder:
 
 
 def generated_folder(config: Config) -> Path:
-    """The folder of the generated data set, written first if need be, and mended where a file of it is damaged.
+    """Return the folder of the generated data set; write or repair it if necessary.
 
-    Its name says what generated it, code included, so a changed generator never meets old images.
-    It appears by one rename when it is complete; processes that generate it at once write the same
-    bytes, and the first rename counts. Of images and masks it is seen here that they are there;
-    their bytes are compared when they are read.
+    The folder's name has a digest of the config and the generator's code, so that changed code
+    never reads old images. The folder appears complete, by one rename. Several processes that
+    generate it at the same time write the same bytes; the first rename succeeds. This function
+    checks that images and masks exist; their bytes are compared when they are read.
 
     Raises:
         ValueError: The folder cannot be written.
@@ -159,7 +159,7 @@ def generated_folder(config: Config) -> Path:
                 "%s is damaged or missing and is generated again, with all beside it.",
                 printable(damaged),
             )
-            # One by one, since trainings may be reading there; the manifest comes last.
+            # Replace file by file, since trainings may be reading the folder; the manifest is last.
             files = sorted(path for path in unfinished.rglob("*") if path.is_file())
             for path in sorted(files, key=lambda path: path.name == _MANIFEST):
                 (folder / path.relative_to(unfinished)).parent.mkdir(parents=True, exist_ok=True)
@@ -169,9 +169,10 @@ def generated_folder(config: Config) -> Path:
     except OSError as error:
         if (
             not folder.is_dir() or _damaged_file(folder) is not None
-        ):  # else another process was first
+        ):  # otherwise another process has written the folder
             raise ValueError(
-                f"{root}: the generated data set cannot be written there ({error}); set data.root to another folder."
+                f"{root}: the generated data set cannot be written there ({error}); set data.root "
+                "to another folder."
             ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -181,8 +182,8 @@ def generated_folder(config: Config) -> Path:
 def write_folder(config: Config, folder: Path) -> None:
     """Generate the data set into ``folder``, in VOC layout.
 
-    No file is waited for: one that a crash loses does not fit its digest in the manifest, and is
-    written again.
+    Files are not synced to disk: after a crash, a lost file does not match its digest in the
+    manifest and is written again.
     """
     lists = folder / "ImageSets/Segmentation"
     for part in (*_PARTS, lists):
@@ -209,7 +210,7 @@ def write_folder(config: Config, folder: Path) -> None:
 
 
 def _damaged_file(folder: Path) -> Path | None:
-    """A file of a generated folder that is missing or, of those that are read at once, not what was written."""
+    """Find a file that is missing or, among manifest, lists and labels, has a wrong checksum."""
     try:
         manifest = read_record(folder / _MANIFEST)
         texts: dict[str, str] = manifest["texts"]
@@ -236,7 +237,7 @@ def _files_of(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def _draw(config: Config, split: Split, index: int) -> tuple[bytes, bytes, tuple[int, ...]]:
-    """PNG of a generated image, PNG of its mask, and the classes in it, ascending."""
+    """Draw a scene: PNG of the image, PNG of the mask, and ascending ids of its classes."""
     seed = (config.seed, _SPLITS.index(split), index)
     scene = draw_scene(seed, config.image_size_px, config.num_classes, config.scene)
     return (

@@ -15,14 +15,13 @@ _STORED_MAX = 65_535  # longest stored block of deflate; its length is a 16-bit 
 
 
 def png_bytes(pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """A grey or RGB PNG with its data stored, not compressed.
+    """Encode a grey or RGB image as PNG without compression.
 
-    Compressed data depends on the version of zlib (and zlib-ng, and PIL's settings); stored blocks
-    leave nothing to choose. Source: PNG specification, third edition; RFC 1950 and RFC 1951,
-    section 3.2.4.
+    Compressed bytes depend on the versions of zlib, zlib-ng and PIL; stored blocks do not. Source:
+    PNG specification, third edition; RFC 1950 and RFC 1951, section 3.2.4.
     """
     height, width = pixels.shape[:2]
-    # A row begins with the number of its filter; 0 is none.
+    # Each row begins with the number of its filter; 0 means none.
     rows = np.concatenate(
         [np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1
     ).tobytes()
