@@ -124,7 +124,7 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
 def head(ip: str, cpus: int, gpus: int, port: int, dashboard_port: int) -> None:
     """Start the head of a cluster of several machines.
 
-    It makes a token, which every other machine needs.
+    Every other machine needs the head's token. A token is made if none exists yet.
     """
     ray_environment.ensure_token()
     click.echo(

@@ -13,9 +13,9 @@ import click
 def command(storage: str, port: int) -> None:
     """Start the MLflow UI for STORAGE, on this machine.
 
-    STORAGE is the --storage of studies, which contains mlflow.db, or a database file, or its
-    sqlite:///PATH; by default ./results. The address of every experiment is printed. Ctrl-C ends
-    the server.
+    STORAGE is one of three: the folder that a study has as --storage, which contains mlflow.db; a
+    database file; or a database's address, sqlite:///PATH. The default is ./results. The address of
+    every experiment is printed. Ctrl-C ends the server.
     """
     from toco.tracking import client_uri, database_of
     from toco.tracking.ui import experiment_pages, serve

@@ -47,10 +47,11 @@ class Config(DataConfig):
 
 
 def open_split(config: Config, split: Split) -> FileDataset:
-    """Open the training or the validation list.
+    """Open one split: the images of its list.
 
     Raises:
-        ValueError: The folder, the list, an image or a label is missing or wrong.
+        ValueError: The folder or the list does not exist, a listed image does not exist, or an
+            entry of a label file is invalid.
     """
     if not config.root.is_dir():
         raise ValueError(
@@ -67,6 +68,7 @@ def open_split(config: Config, split: Split) -> FileDataset:
         ),
         config.labels,
         config,
+        # Only training needs a class in every image. In validation, images without any class count.
         allow_empty_labels=config.allow_empty_labels or split == "val",
         max_pixels=config.max_pixels,
         notes=notes,

@@ -19,8 +19,8 @@ from toco.types import IGNORE_INDEX
 class ClassScores:
     """Scores per class; NaN for a class that the ground truth does not contain.
 
-    Leading axes are those of the matrix. With P the pixels predicted as a class, T those of the
-    class in the ground truth, and TP the pixels in both:
+    Leading axes are those of the matrix. P is the number of pixels predicted as the class. T is the
+    number of pixels of the class in the ground truth. TP is the number of pixels that are both.
 
     Attributes:
         iou: TP / (P + T - TP).
@@ -30,7 +30,7 @@ class ClassScores:
             to 1.
         fn_rate: (T - TP) / (P + T - TP): under-activation.
         confusion_ratio: (P - TP) / TP, not bounded by 1; NaN where TP is 0.
-        pixel_accuracy: Share of the counted pixels that is right, over all classes.
+        pixel_accuracy: Share of the counted pixels whose predicted class is correct.
 
     Source: MCTformer ``evaluation.py`` (the two rates), SeCo ``utils/evaluate.py`` (the confusion
     ratio).
@@ -78,8 +78,9 @@ def confusion_by_image(
 ) -> Integer[Tensor, "b s s"]:
     """Count the pixels of every image by (ground truth, prediction).
 
-    A pixel is ignored where either side is 255. A prediction may be 255 so that incomplete pseudo
-    labels can be scored; read their coverage together with the score.
+    Void pixels (255 in the ground truth) are ignored. Incomplete pseudo labels can be scored, too:
+    pixels where the prediction is 255 are ignored, and count neither in P nor in T. A score of
+    incomplete labels therefore says nothing without their coverage.
 
     Raises:
         ValueError: A label or a prediction is neither a class nor 255.
@@ -97,22 +98,25 @@ def count_by_image(
     num_classes: int,
     num_values: int,
 ) -> Integer[Tensor, "b s values"]:
-    """Count the pixels of every image by (ground truth, value).
+    """Count the pixels of every image by (class in the ground truth, value).
 
-    A pixel is ignored where the ground truth is 255. The function does not wait for the device, so
-    it checks nothing: labels are below ``num_classes`` or 255 (see :func:`check_labels`), values
-    below ``num_values``.
+    A value is any number of a pixel: its predicted class for a confusion matrix; for a curve over
+    thresholds, a number for its class and the bin of its activation. Pixels with 255 in the ground
+    truth are ignored.
+
+    The inputs are not checked, since a check would make the CPU wait for the GPU's queue. Labels
+    must be below ``num_classes`` or 255 (see :func:`check_labels`), values below ``num_values``.
     """
-    # Void pixels are counted in an extra row, which is dropped: filtering them would need their
-    # number, and so wait for the device.
+    # Void pixels are counted in an extra row, which is dropped. Filtering them would make the CPU
+    # wait for the GPU, to learn their number.
     row = torch.where(label == IGNORE_INDEX, num_classes, label.long())
     image = torch.arange(len(label), device=label.device)[:, None, None]
     cells = ((image * (num_classes + 1) + row) * num_values + value).flatten()
     counts = torch.zeros(
         len(label) * (num_classes + 1) * num_values, dtype=torch.int64, device=label.device
     )
-    # Not a bincount, which waits for the device to learn its length. The order of the additions
-    # does not matter for integers.
+    # ``bincount`` would make the CPU wait for the GPU, to learn the length of its result. The order
+    # of the additions does not matter for integers.
     counts.scatter_add_(0, cells, cells.new_ones(()).expand_as(cells))
     return counts.view(len(label), num_classes + 1, num_values)[:, :num_classes]
 
@@ -123,21 +127,23 @@ def class_scores(matrix: Integer[Tensor, "*t s s"]) -> ClassScores:
     Computed in float64 on the CPU.
     """
     counts = matrix.cpu().double()
-    right = counts.diagonal(dim1=-2, dim2=-1)
-    true, predicted = counts.sum(-1), counts.sum(-2)
-    # 0/0 is NaN, which marks absent classes. This line also marks absent classes that were
-    # predicted.
-    true = torch.where(true > 0, true, torch.nan)
-    union = true + predicted - right
-    wrong = predicted - right
+    true_positives = counts.diagonal(dim1=-2, dim2=-1)
+    ground_truth, predicted = counts.sum(-1), counts.sum(-2)
+    # NaN marks the classes that the ground truth does not contain, also where they were predicted.
+    ground_truth = torch.where(ground_truth > 0, ground_truth, torch.nan)
+    has_class = ground_truth > 0
+    union = ground_truth + predicted - true_positives
+    false_positives = predicted - true_positives
     return ClassScores(
-        iou=right / union,
-        precision=torch.where(true > 0, right / predicted.clamp(min=1), torch.nan),
-        recall=right / true,
-        fp_rate=wrong / union,
-        fn_rate=(true - right) / union,
-        confusion_ratio=torch.where((true > 0) & (right > 0), wrong / right, torch.nan),
-        pixel_accuracy=right.sum(-1) / counts.sum((-2, -1)),
+        iou=true_positives / union,
+        precision=torch.where(has_class, true_positives / predicted.clamp(min=1), torch.nan),
+        recall=true_positives / ground_truth,
+        fp_rate=false_positives / union,
+        fn_rate=(ground_truth - true_positives) / union,
+        confusion_ratio=torch.where(
+            has_class & (true_positives > 0), false_positives / true_positives, torch.nan
+        ),
+        pixel_accuracy=true_positives.sum(-1) / counts.sum((-2, -1)),
     )
 
 

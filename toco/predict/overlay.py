@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from toco.evaluate.pictures import voc_palette
 from toco.files import printable
 
-_OPACITY = 0.6  # of the colours over the image; both remain visible
+_OPACITY = 0.6  # weight of the colour in a painted pixel; the image remains visible
 _FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 
 
@@ -22,12 +22,12 @@ def overlay(
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Paint the classes in VOC's colours over the image, with a legend of their names below.
 
-    ``result[:h, :w]`` is 0.6 colour + 0.4 image at pixels of a class, and the image at background.
-    An image narrower than its legend is padded with white on the right.
+    At pixels of a class ``result[:h, :w]`` mixes colour (weight ``_OPACITY``) and image; at the
+    background it is the image. An image narrower than its legend is padded with white on the right.
 
     Args:
         image: RGB levels.
-        label: 0 background, 1..k.
+        label: 0 is the background, 1 to ``len(class_names)`` are classes.
         class_names: Foreground classes; ``class_names[j]`` has the label ``j + 1``.
     """
     colour = voc_palette()[label]
@@ -44,7 +44,11 @@ def overlay(
 def _legend(
     ids: Sequence[int], class_names: Sequence[str], image_width: int
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Draw a colour patch and a name for each class, in rows as wide as the image or one entry."""
+    """Draw an entry, a colour patch and a name, for each class; a row holds as many as fit.
+
+    A row is at most as wide as the image, or as its only entry. Without any class the legend has
+    the entry "background".
+    """
     size = min(max(image_width // 32, 12), 48)
     font = ImageFont.truetype(_FONT, size)
     entries = [(voc_palette()[i], printable(class_names[i - 1])) for i in ids] or [

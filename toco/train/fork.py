@@ -1,8 +1,10 @@
-"""Shared beginnings: trainings with the same first steps compute these steps once.
+"""Shared prefixes: trainings whose first updates are identical compute these updates once.
 
-The decoder's loss terms start late, so trainings that differ in these terms only share all earlier
-updates. The first such training stores a snapshot of its run folder at that step, and the others
-start from the snapshot. On a CPU their results are, bit for bit, those of trainings without it.
+The prefix of a training is its updates before the first late loss term. The decoder's terms start
+late, so trainings that differ only in settings of these terms have identical prefixes. The first
+training stores a snapshot, a copy of its run folder at the end of the prefix. The other trainings
+start from the snapshot. On a CPU a training that starts from a snapshot has the same result, bit
+for bit, as a training that computes its prefix.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ _CONDITIONS = (
     "data_manifest",
     "weights_sha256",
 )
-"""Keys of the provenance on which the bits of a training depend."""
+"""Keys of the provenance that must be equal: the bits of a training depend on these."""
 
 
 def prefix_step(config: RunConfig) -> int | None:
-    """Return how many updates a training can share; ``None`` where no loss term starts late."""
+    """Return the number of updates in the prefix; ``None`` where no loss term starts late."""
     late: int | None = config.method.late_step()
     return late if late is not None and late < config.num_steps else None
 
@@ -59,10 +61,14 @@ def prefix_digest(config: RunConfig, step: int) -> str:
 
 
 class Prefixes:
-    """Snapshots of run folders, each complete up to the step at which late terms start.
+    """Folder of snapshots, and the snapshot in it that fits the present training.
 
-    A snapshot is found by the settings, data, weights, versions and machine of its training. The
-    code is not compared.
+    A snapshot fits a training with an equal prefix: the settings that affect it, data, weights,
+    package versions, platform, device, number of threads and world size are equal. Two CPUs of one
+    architecture count as one device, although the last bits of their results can differ.
+
+    The code is not compared. Therefore a study uses one folder per digest of code, data, weights
+    and versions (``Identity.surroundings`` in :mod:`sweeps.core.store.identity`).
 
     Args:
         folder: Folder of the snapshots. All trainings that share it must run the same code.
@@ -71,7 +77,7 @@ class Prefixes:
             :func:`toco.train.provenance.provenance`.
 
     Attributes:
-        step: Updates that the training can share, or ``None``.
+        step: Number of updates in the prefix, or ``None`` without a prefix.
     """
 
     def __init__(self, folder: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
@@ -87,7 +93,7 @@ class Prefixes:
     def begin(self, folder: RunFolder) -> checkpoint.Checkpoint | None:
         """Copy the snapshot into ``folder``, a run without a checkpoint, and return its checkpoint.
 
-        Returns ``None``, and changes nothing, if there is no complete snapshot.
+        Returns ``None`` and changes nothing if no complete snapshot exists.
         """
         if self._path is None:
             return None
@@ -100,7 +106,7 @@ class Prefixes:
                 shutil.copytree(self._path / name, folder.path / name, dirs_exist_ok=True)
         folder.set_metrics(rows)
         folder.set_forked_at(saved.step)
-        # The checkpoint last: after a crash before here the run has none, and starts anew.
+        # The checkpoint is copied last: a run that crashed before has none, and starts anew.
         checkpoint.adopt(
             self._path / "checkpoints" / checkpoint.folder_name(saved.step),
             folder.checkpoints,
@@ -115,11 +121,11 @@ class Prefixes:
         optimizer: torch.optim.Optimizer,
         extra: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
-        """Store a snapshot of ``folder`` after the shared step, unless one exists already.
+        """Store a snapshot of ``folder`` at the end of the prefix, unless one exists already.
 
         Args:
             folder: The run folder.
-            method: The method after the shared step.
+            method: The method at the end of the prefix.
             optimizer: The optimizer of ``method``.
             extra: Further tensors of the checkpoint, by prefix and name.
 

@@ -1,4 +1,4 @@
-"""The training loop, from top to bottom."""
+"""The training loop: :func:`train` prepares a run, and ``_Run.train`` makes its updates."""
 
 from __future__ import annotations
 
@@ -94,11 +94,13 @@ def train(
         recipe: Name of the recipe that ``config`` came from, for the record.
         resume: Continue the run that ``run_dir`` holds, or start one if it holds none. On a CPU the
             result is that of the uninterrupted run, bit for bit.
-        observer: Receives every evaluation.
+        observer: Receives every evaluation of this call. A training that starts from a snapshot
+            reports the evaluation at the snapshot's step, too. It does not report the snapshot's
+            earlier evaluations, of which only the rows exist.
         progress: Show a progress bar.
-        prefixes: Folder of shared beginnings; see :mod:`toco.train.fork`. The training starts from
-            a snapshot there if one fits, and otherwise stores its own. All trainings that share the
-            folder must run the same code.
+        prefixes: Folder of snapshots; see :mod:`toco.train.fork`. The training starts from the
+            snapshot that fits; where none fits, it stores one. All trainings that share the folder
+            must run the same code.
 
     Raises:
         FileExistsError: ``run_dir`` holds a run and ``resume`` is not set.
@@ -146,7 +148,7 @@ def train(
         if done is not None and done["status"] == "finished":
             return Result("finished", done["step"], done["metrics"])
 
-        # State: restore the checkpoint, or start from another training's shared beginning.
+        # State: restore the run's checkpoint, or start from another training's snapshot.
         if (
             restored is None
             and shared is not None
@@ -160,7 +162,8 @@ def train(
             )
             checkpoint.restore(restored, method, optimizer)
 
-        # Filling a cache of images may take long, so it comes before signals wait for a step's end.
+        # Fill a cache of images. This may take long, so Ctrl-C must end it at once. From
+        # ``run.train`` on, Ctrl-C takes effect at the end of a step only.
         train_set.prepare()
         if device.type == "cuda":
             # The process may have trained before; peak memory is recorded for this training alone.
@@ -196,8 +199,9 @@ class _Run:
         train_step: Computes one update.
         averages: Means over the steps since the last training row.
         writer: Writes checkpoints while the training goes on.
-        prefixes: Shared beginnings; on rank 0 only, ``None`` without a folder for them.
-        observer: Receives every evaluation.
+        prefixes: Stores the snapshot at the end of the prefix. Set on rank 0 only; ``None``
+            without a folder of snapshots.
+        observer: Receives the evaluations; see :func:`train`.
         progress: Whether this rank shows progress bars.
         started: Start of the run on the clock of ``time.monotonic``, moved back by the time of
             earlier, interrupted calls.
@@ -336,7 +340,7 @@ class _Run:
             self.saved_step = self.step
 
     def _leave_prefix(self, prefixes: Prefixes) -> None:
-        """Store a snapshot of the run for trainings that differ from it in later steps only."""
+        """Store a snapshot of the run, from which trainings with the same prefix can start."""
         self.averages.check()
         extra = {"averages": self.averages.state()}
         prefixes.leave(self.folder, self.train_step.method, self.train_step.optimizer, extra)
@@ -364,7 +368,10 @@ class _Run:
 
 
 def _report_evaluation(observer: Observer | None, folder: RunFolder, step: int) -> None:
-    """Send ``observer`` the evaluation at a shared beginning's ``step``, if there is one."""
+    """Send ``observer`` the evaluation at the snapshot's ``step``, if one was made there.
+
+    The snapshot's earlier evaluations have no checkpoint and are not sent.
+    """
     for row in folder.metrics():
         if observer is not None and (row["kind"], row["step"]) == ("val", step):
             observer.on_evaluation(
@@ -413,8 +420,8 @@ def evaluate_into(
 def _stop_signals() -> Iterator[threading.Event]:
     """Yield an event that the first Ctrl-C or SIGTERM sets; a second signal acts as usual.
 
-    Python allows signal handlers in the main thread only. In other threads the event is never set,
-    and the caller of the run stops it.
+    Python allows signal handlers in the main thread only. In other threads, as in a study's worker,
+    the event is never set: no signal stops the training there at the end of a step.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

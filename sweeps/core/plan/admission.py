@@ -1,9 +1,11 @@
-"""How many trials fit into the memory of a GPU, or of this machine.
+"""Check that trials which run at once fit into the memory of a GPU, or of this machine.
 
-The memory of one trial was measured by a probe or in the past.
+The memory of a trial is the peak that a probe measured, or an earlier trial of the ledger.
 """
 
 from __future__ import annotations
+
+import math
 
 import psutil
 import torch
@@ -14,19 +16,25 @@ from sweeps.core.store.forecast_record import Forecast
 from toco.room import size
 
 MARGIN = 0.1
-"""Part of the memory that stays free: other settings may need a little more than was measured."""
+"""Part of the memory that stays free.
+
+The measured trial stands for all trials of a study, and some settings need more. A tenth is a
+choice, not a measurement.
+"""
 CONTEXT_BYTES = 600 * 10**6
 """Bytes of GPU memory that each process takes in addition to what torch reserves.
 
-This is the CUDA context with its kernels.
+The CUDA context and the loaded kernels take about half a gigabyte, which torch does not count. The
+number depends on GPU and driver, so it is rounded up.
 """
 
 
 def refusal(foretold: Forecast, launch: Launch) -> str | None:
     """Say why the trials of ``launch`` do not fit into memory together, and how many do.
 
-    ``None`` where they fit, where nothing was measured, and where the trials run on machines that
-    cannot be asked from here.
+    ``None`` where they fit, and where this cannot be checked: nothing was measured, the trials run
+    on a cluster, or they ask for parts of a GPU and this machine has none. ``None`` also where each
+    trial has whole GPUs, since the memory of a trial was measured alone on its GPUs.
     """
     each, launched = foretold.trial_memory_bytes, foretold.trainings + foretold.evaluations
     if each is None or resolve_address(launch.address) != "local":
@@ -41,7 +49,9 @@ def refusal(foretold: Forecast, launch: Launch) -> str | None:
         total = torch.cuda.get_device_properties(0).total_memory
         fitting, where = fit(each + CONTEXT_BYTES, total), "a GPU"
         advice = (
-            f"give --gpus-per-trial {1 / fitting:.3g}" if fitting else "take one with more memory"
+            f"give --gpus-per-trial {gpus_per_trial(fitting):g}"
+            if fitting
+            else "take one with more memory"
         )
     else:
         return None
@@ -51,6 +61,22 @@ def refusal(foretold: Forecast, launch: Launch) -> str | None:
         f"{at_once} trials at once on {where} would not fit: one was measured to need {size(each)} of its "
         f"{size(total)}, so that {fitting} fit with {MARGIN:.0%} to spare; {advice}."
     )
+
+
+def gpus_per_trial(at_once: int) -> float:
+    """Return the part of a GPU with which exactly ``at_once`` trials share one.
+
+    It is rounded down, to three decimals or more: 0.167 for six trials would leave room for five.
+
+    >>> gpus_per_trial(6)
+    0.166
+    """
+    decimals = 3
+    while True:
+        part = math.floor(10**decimals / at_once) / 10**decimals
+        if part and int(1 / part) <= at_once:
+            return part
+        decimals += 1
 
 
 def fit(each_bytes: int, total_bytes: int) -> int:

@@ -65,8 +65,10 @@ class StudyFolder:
     ) -> None:
         """Write ``study.json``, unless the stored one is equal.
 
-        A stored forecast stays: at the end it is compared with what happened. A record that cannot
-        be read is moved to ``history/``, with a warning.
+        If the stored one has other configurations, keys or inputs, it is copied to ``history/``.
+        Otherwise its forecast stays, because the forecast of the first start is compared with the
+        measured cost at the end. A record that cannot be read is moved to ``history/``, with a
+        warning.
 
         Args:
             plan: The study.
@@ -142,7 +144,10 @@ class StudyFolder:
         return sorted((self.path / HISTORY).glob("*.json"))
 
     def _keep(self, study: StudyFile) -> None:
-        """Store an earlier state of ``study.json``, unless another driver just did."""
+        """Copy an earlier state of ``study.json`` to ``history/``, unless it is the newest there.
+
+        Another driver may have copied it.
+        """
         text = study.text()
         history = self.history()
         if history and history[-1].read_bytes() == text.encode():
@@ -197,9 +202,9 @@ def study_file(
 
 
 def is_same_state(one: StudyFile, other: StudyFile) -> bool:
-    """Return whether two states of a study have the same results.
+    """Return whether two states of a study have equal configurations, keys and inputs.
 
-    If not, the earlier one is stored.
+    Equal keys in the ledger mean the same results.
     """
     first, second = (
         study.model_dump(mode="json", include={"cells", "inputs"}) for study in (one, other)

@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from sweeps.core.plan.admission import CONTEXT_BYTES, refusal
+from sweeps.core.plan.admission import CONTEXT_BYTES, gpus_per_trial, refusal
 from sweeps.core.plan.forecast import Forecast
 from sweeps.core.plan.launch_options import Launch
 
@@ -74,6 +74,13 @@ def test_of_machines_that_cannot_be_asked_nothing_is_said(tmp_path, monkeypatch)
     assert refusal(foretold(90 * GB), launch) is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert refusal(foretold(90 * GB), Launch(tmp_path, concurrent=8, gpus_per_trial=0.5)) is None
+
+
+def test_the_advised_part_of_a_gpu_admits_as_many_trials_as_fit():
+    # Rounded up, 1/6 would be 0.167, with which Ray starts five trials.
+    assert [gpus_per_trial(number) for number in (1, 2, 3, 6, 7)] == [1, 0.5, 0.333, 0.166, 0.142]
+    for number in range(1, 500):
+        assert int(1 / float(f"{gpus_per_trial(number):g}")) == number
 
 
 @pytest.mark.parametrize(("gpus", "world_size"), [(0.0, 1), (0.5, 1), (1.0, 1), (2.0, 2), (8.0, 8)])
