@@ -71,12 +71,12 @@ def gpus_per_trial(at_once: int) -> float:
     >>> gpus_per_trial(6)
     0.166
     """
-    decimals = 3
+    scale = 1000
     while True:
-        part = math.floor(10**decimals / at_once) / 10**decimals
+        part = math.floor(scale / at_once) / scale
         if part and int(1 / part) <= at_once:
             return part
-        decimals += 1
+        scale *= 10
 
 
 def fit(each_bytes: int, total_bytes: int) -> int:
