@@ -1,4 +1,4 @@
-"""Time the start, log and checkpoints of a training, and the gain of several trainings at once.
+"""Time start, log, MLflow and checkpoints of a training, and the gain of several at once.
 
     python -m benchmarks overhead --out benchmarks/results/overhead.json
 
@@ -51,9 +51,10 @@ from toco.train.step import TrainingStep
 MOMENTS = "TOCO_BENCHMARK_MOMENTS"
 """Environment variable with the file to which trainings write the times of their events."""
 SHORT = {"num_steps": 4, "evaluate_every": 4, "optim.warmup_steps": 0, "evaluate.max_images": 20}
+"""Changes that make a training short: only its start is timed, or its copy in MLflow."""
 SHAPES_CLASSES, VOC_CLASSES = 8, 20
 _LONGEST_S = 300.0
-"""Longest wait for the start of all processes."""
+"""Longest wait for all processes to reach their first timed step: minutes on a slow machine."""
 
 
 def build_step(config: RunConfig, num_threads: int) -> Callable[[], tuple[StepOutput, Tensor]]:
@@ -87,6 +88,7 @@ def train_noting(config: RunConfig, run_dir: Path, **options: Any) -> loop.Resul
 
 
 def _note(what: str) -> None:
+    # time.time, not perf_counter: only the wall clock is the same in all processes of a machine.
     with Path(os.environ[MOMENTS]).open("a") as file:
         file.write(f"{os.getpid()} {what} {time.time()}\n")
 
@@ -112,22 +114,22 @@ def _seconds_to_step(after: str, train: Callable[[Path], None]) -> list[float]:
     return seconds
 
 
-def starts_in_a_process(times: int) -> list[float]:
+def starts_in_a_process(times: int, device: str) -> list[float]:
     """Measure the seconds from a training's call to its first step, after one warm-up training."""
 
     def train(folder: Path) -> None:
         for seed in range(times + 1):
-            config = replace(shapes_nano.recipe(), {**SHORT, "seed": seed})
+            config = replace(shapes_nano.recipe(), {**SHORT, "device": device, "seed": seed})
             train_noting(config, folder / str(seed), progress=False)
 
     return _seconds_to_step("call", train)[1:]
 
 
-def starts_in_a_worker(times: int) -> list[float]:
+def starts_in_a_worker(times: int, device: str) -> list[float]:
     """Measure the seconds from a training's end to the next one's first step in a Ray worker.
 
-    In between the worker reports the last checkpoint, and the driver stores the result in the
-    ledger.
+    These seconds include two events: the worker reports the last checkpoint, and the driver stores
+    the result in the ledger.
     """
     study = Study(
         name="overhead",
@@ -136,7 +138,7 @@ def starts_in_a_worker(times: int) -> list[float]:
         design=OneFactor((Factor("method.aux_block", (9,)),)),
         seeds=tuple(range(times + 1)),
         metrics=(Metric("val/cam_miou", "M"),),
-        changes=SHORT,
+        changes={**SHORT, "device": device},
         purpose="direction",
         a_a=False,
         train=f"{__name__}:train_noting",
@@ -171,7 +173,11 @@ def log_seconds(config: RunConfig, steps: int, times: int) -> dict[str, float]:
 
 
 def mirror_seconds(config: RunConfig) -> dict[str, float]:
-    """Measure the seconds to send a finished training to a new and to a filled MLflow database."""
+    """Measure the seconds to send a finished training to MLflow.
+
+    Returns:
+        ``first_s``: to a database that does not exist yet; ``again_s``: to one with this training.
+    """
     import_mlflow()
     with tempfile.TemporaryDirectory() as scratch:
         loop.train(config, Path(scratch) / "run", progress=False)
@@ -190,14 +196,16 @@ def mirror_seconds(config: RunConfig) -> dict[str, float]:
 
 
 def stall_seconds(config: RunConfig, num_foreground_classes: int, times: int) -> dict[str, float]:
-    """Measure how long a training waits for a checkpoint, by a writing thread and without one.
+    """Measure how long a training waits for a checkpoint, with a writing thread and without one.
 
     Returns:
-        The seconds, and the bytes of the checkpoint.
+        The seconds, the bytes of the checkpoint, and the time of a step from which on the writing
+        thread costs less than 1 % of the training.
     """
     device = config.torch_device()
     method = build_method(config, num_foreground_classes).to(device)
     optimizer = build_optimizer(method.parameter_groups(), config.optim)
+    # One update with zero gradients: it makes the optimizer's state, which checkpoints contain.
     fill_missing_gradients(optimizer)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -210,6 +218,7 @@ def stall_seconds(config: RunConfig, num_foreground_classes: int, times: int) ->
                 started = time.perf_counter()
                 writer.start(step, method, optimizer, {}, then=lambda path: None)
                 stalls.append(time.perf_counter() - started)
+                # Not timed: the file is complete before the next checkpoint begins.
                 writer.wait()
 
         def save() -> None:
@@ -234,7 +243,7 @@ def stall_seconds(config: RunConfig, num_foreground_classes: int, times: int) ->
 def packing(
     config: RunConfig, steps: int, trainings: int, threads: int, times: int
 ) -> dict[str, Any]:
-    """Compare the images per second of one training with all threads and of several that share."""
+    """Compare one training with all threads to several that share them, in images per second."""
     context = get_context("spawn")
 
     def rate(number: int, num_threads: int) -> float:
@@ -273,6 +282,7 @@ def _take_steps(
         train_step()
     synchronise(device)
     begin.wait(timeout=_LONGEST_S)
+    # The wall clock: the caller compares the times of several processes.
     started = time.time()
     for _ in range(steps):
         train_step()
@@ -281,7 +291,9 @@ def _take_steps(
 
 
 @benchmark(times=5, device="auto")
-@click.option("--steps", default=20, show_default=True, help="Steps of the trainings at once.")
+@click.option(
+    "--steps", default=20, show_default=True, help="Timed steps of each of the trainings at once."
+)
 @click.option("--trainings", default=2, show_default=True, help="Trainings at once.")
 @click.option(
     "--threads", default=2, show_default=True, help="CPU threads of all trainings together."
@@ -290,17 +302,18 @@ def _take_steps(
 @click.option(
     "--voc/--no-voc",
     default=True,
-    help="Also measure checkpoints of DeiT-B on VOC; 1.2 GB of disk.",
+    help="Also measure checkpoints of DeiT-B on VOC; takes 3.6 GB of disk for a while.",
 )
 def overhead(
     device: str, times: int, steps: int, trainings: int, threads: int, ray: bool, voc: bool
 ) -> dict[str, Any]:
-    """Measure start, log and checkpoints of a training, and several trainings at once."""
+    """Measure start, log, MLflow and checkpoints of a training, and several trainings at once."""
+    # One thread, as each training of a packed machine has. ``packing`` sets its own numbers.
     torch.set_num_threads(1)
     config = replace(shapes_nano.recipe(), {"device": device})
-    starts = {"in_a_process_s": starts_in_a_process(times)}
+    starts = {"in_a_process_s": starts_in_a_process(times, device)}
     if ray:
-        starts["in_a_ray_worker_s"] = starts_in_a_worker(times)
+        starts["in_a_ray_worker_s"] = starts_in_a_worker(times, device)
     checkpoints = {"shapes_nano": stall_seconds(config, SHAPES_CLASSES, times)}
     if voc:
         large = replace(voc_deit_b.recipe(), {"device": device, "backbone.weights": None})

@@ -7,6 +7,7 @@ import math
 import pytest
 from click.testing import CliRunner
 
+from benchmarks import overhead
 from benchmarks.__main__ import main
 from benchmarks._chromium import find_chromium
 
@@ -24,6 +25,25 @@ SMALL = {
 
 def run(*arguments):
     return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+def test_starts_are_measured_on_the_device_of_the_option(monkeypatch):
+    devices = []
+
+    def train(config, run_dir, **options):
+        overhead._note("call")
+        devices.append(config.device)
+
+    def run_study(study, launch):
+        overhead._note("call")
+        devices.append(study.changes["device"])
+        study.resolve()
+
+    monkeypatch.setattr(overhead, "train_noting", train)
+    monkeypatch.setattr(overhead, "run_study", run_study)
+    overhead.starts_in_a_process(1, "cpu")
+    overhead.starts_in_a_worker(1, "cpu")
+    assert devices == ["cpu"] * 3
 
 
 def test_every_command_but_the_table_is_run_here():

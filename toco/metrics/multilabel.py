@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -13,9 +11,12 @@ def f1_per_image(
 ) -> Float[Tensor, " b"]:
     """F1 of every image's set of labels, 2 TP / (P + T).
 
-    It is 0 where the image has no label and none is predicted. The official log averages this over
-    the first image of every batch and adds it twice; here every image counts once.
+    TP is the number of labels that are predicted and true, P of those predicted, T of those true.
+    An image without true and predicted labels has 0 / 0. It counts as 0, as in scikit-learn and the
+    official log. That log takes only the first image of every batch, and adds its F1 twice; here
+    every image counts once.
     """
+    # Labels are floats 0 and 1, as the classification loss needs them.
     true = class_labels > 0
     shared = (true & predicted).sum(1).double()
     return 2 * shared / (true.sum(1) + predicted.sum(1)).clamp(min=1)
@@ -32,7 +33,7 @@ def mean_average_precision(
         The mean in [0, 1]; NaN where no class has an image.
 
     Raises:
-        ValueError: A score is not finite.
+        ValueError: A score is NaN or infinite.
     """
     if not bool(scores.isfinite().all()):
         bad = int((~scores.isfinite()).any(1).sum())
@@ -46,11 +47,6 @@ def mean_average_precision(
     present = true.any(0)
     if not bool(present.any()):
         return float("nan")
-    with warnings.catch_warnings():
-        # scikit-learn warns of a class that every image has, whose ranking is perfect.
-        warnings.simplefilter("ignore", UserWarning)
-        return float(
-            average_precision_score(
-                true[:, present].numpy(), scores.cpu().double()[:, present].numpy()
-            )
-        )
+    return float(
+        average_precision_score(true[:, present].numpy(), scores.cpu().double()[:, present].numpy())
+    )

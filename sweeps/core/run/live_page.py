@@ -19,20 +19,24 @@ from sweeps.core.store.study_record import with_results
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two writes of ``progress.json``, and between two reports: a reader looks no more
-# often, and a report of a large study takes seconds.
 _PROGRESS_EVERY_S = 5.0
+"""Seconds between two writes of ``progress.json``: often enough to watch, and 12 small files a
+minute on a network disk."""
 _PAGE_EVERY_S = 30.0
+"""Seconds between two reports: an open page reloads no more often."""
 SHARE = 0.05
-"""Largest share of the time that may go into writing the report."""
+"""Largest share of the time that may go into writing the report.
+
+A choice, not a measurement. Where trainings use all cores, they lose this share of one core.
+"""
 
 
 class LivePage:
     """Keep ``progress.json`` and the report of a study or a search up to date while it runs.
 
-    The report is written only after a change, and at most every ``every_s`` seconds. Where writing
-    takes long it is written less often: it takes at most the share ``SHARE`` of one core from the
-    trainings.
+    The report is written only after a change or a failed write, and at most every ``every_s``
+    seconds. A report that takes long is written less often: at most the share ``SHARE`` of the time
+    goes into it.
 
     Args:
         situation: The study or search.
@@ -51,17 +55,17 @@ class LivePage:
         self._thread = threading.Thread(target=self._work, name="live-page", daemon=True)
 
     def start(self) -> None:
-        """Start the thread, with a report of the present state."""
+        """Start the thread, which writes a first report at once."""
         self._folder.write_progress({}, None, running=True)
         self._changed.set()
         self._thread.start()
 
     def changed(self) -> None:
-        """Note that there is something new to report."""
+        """Note that the report is out of date."""
         self._changed.set()
 
     def progress(self, steps: Mapping[str, int], eta_s: float | None) -> None:
-        """Write ``progress.json`` if it is due. May be called all the time.
+        """Write ``progress.json`` if it is due. The caller need not limit its calls.
 
         Args:
             steps: Steps done by each running trial.
@@ -94,6 +98,7 @@ class LivePage:
                 logger.warning(
                     "The report could not be written, which is tried again later: %r", error
                 )
+                self._changed.set()
             self._closing.wait(max(self._every_s, (time.monotonic() - began) * (1 / SHARE - 1)))
 
 
@@ -102,19 +107,19 @@ def write_report_of(situation: Situation | SearchSituation, *, running: bool) ->
 
     Args:
         situation: The study or search.
-        running: Whether a driver runs it. The page of a running search reloads; that of a study
-            reads ``progress.json`` to know.
+        running: Whether a driver runs it. Only the page of a search needs to know: it then reloads.
+            For a study the argument has no effect, because its page reads ``progress.json``.
     """
     if isinstance(situation, Situation):
         return write_report(situation.path)
-    # A ``report`` with other code or another number of trials has written these to the record of
-    # the search.
+    # The command ``report`` with other code, or with another number of trials, may have changed
+    # ``search.json`` meanwhile. The driver writes its own values again.
     situation.write()
     return write_search_report(situation.path, running=running)
 
 
 def remember_report(situation: Situation | SearchSituation, report: WrittenReport) -> None:
-    """Store how a finished study ended, for its next start. A search is always read anew."""
+    """Store how a finished study ended, for its next start. Nothing is stored for a search."""
     if isinstance(situation, Situation):
         remember(
             situation.plan.study,
@@ -134,6 +139,7 @@ def print_report_of(situation: Situation | SearchSituation) -> int:
     Nothing is written.
     """
     if isinstance(situation, Situation):
+        # ``start_id`` names the start of a driver. No driver starts here, and nothing is written.
         now = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
         text, exit_code = report_text(with_results(now, situation.path))
     else:
