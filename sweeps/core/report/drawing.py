@@ -18,9 +18,12 @@ from matplotlib.figure import Figure
 from toco.evaluate.pictures import without_glyph_warnings
 
 MAX_LINES = 8
-"""Largest number of lines in a panel: the number of distinguishable colours."""
+"""Largest number of lines in a panel: the number of distinguishable colours and of ``MARKERS``."""
 MAX_BLOCKS = 6
-"""Largest number of blocks of a study that have panels."""
+"""Largest number of blocks of a study that have panels.
+
+Six panels of 3.1 inches are 1,800 px high, about two screens of a page.
+"""
 
 # Matplotlib knows no CSS. These colours are placeholders, which svg() replaces by CSS variables.
 INK, MUTED, _RULE, PAPER = "#010101", "#020202", "#030303", "#050505"

@@ -44,7 +44,10 @@ SELECTED = (
     "with other seeds."
 )
 FEW = 20
-"""With fewer finished trials, the importance of a setting is only a hint."""
+"""With fewer finished trials, the importance of a setting is only a hint.
+
+A choice, not a measurement: a search of a few settings has about five trials for each.
+"""
 
 
 TrialColumn = Column[SearchTrial]
@@ -183,8 +186,9 @@ def _importance(record: SearchRecord) -> TextGrid:
         )
     else:
         caption = (
-            "Share of the variance of each objective that a setting explains by itself: fANOVA "
-            f"over {number} finished trials. Trials that were stopped early are not among them."
+            "Each setting's share of the variance that the settings explain one by one; the shares of "
+            f"an objective sum to 100 %. fANOVA over {number} finished trials. Trials that were "
+            "stopped early are not among them."
         )
         caption += (
             f" With fewer than {FEW} that is hardly more than a hint." if number < FEW else ""

@@ -22,18 +22,23 @@ from toco.room import NoRoomError, sentence_of
 logger = logging.getLogger(__name__)
 
 SILENT_BEATS = 2
-"""Number of missed heart-beats after which a driver that others wait for is called silent."""
+"""Number of missed heart-beats after which a driver that others wait for is called silent.
+
+One late heart-beat is usual on a network disk; two are not. Only a message depends on the number:
+the lease ends later.
+"""
 
 
 class Listener:
     """The receiver of every event of a run.
 
-    Only ``publish``, ``settle`` and ``check`` raise: an error in printing or in MLflow must not
-    cost a result.
+    An error in printing or in MLflow must not cost a result. So the methods that the backend calls
+    turn errors into warnings, :meth:`check` excepted. Of the methods that the driver calls,
+    ``publish``, ``settle``, ``waiting_for`` and the context of ``noting`` raise.
 
     Args:
-        tasks: The trials that this driver leases, by key; several where they are one training. The
-            driver changes this mapping.
+        tasks: The trials that this driver leases, by key. Trials with the same values share a key
+            and are one training. The driver changes this mapping.
         runs: Where results are stored.
         origin: Origin of the results, for the record.
         resources: Resources of a trial, for the record.
@@ -76,7 +81,7 @@ class Listener:
     # Events of the backend.
 
     def running(self, keys: Set[str]) -> None:
-        """Note which trials run now. The backend calls this all the time."""
+        """Note which trials run now. The backend calls this in every turn of its loop."""
         with carrying_on("The progress line cannot be printed"):
             names = {key: self._name(key) for key in keys if key in self._tasks}
             self._progress.running(set(names.values()))
@@ -93,7 +98,7 @@ class Listener:
 
     def snapshot(self, key: str, snapshot: Path) -> None:
         """Store a snapshot of a trial."""
-        # A trial that this driver has released belongs to another driver now.
+        # A trial that this driver has released has ended, or another driver runs it.
         if key in self._tasks:
             problem = f"The run folder of {self._name(key)} could not be updated, which is tried again later"
             with carrying_on(problem), self.noting():
@@ -129,7 +134,8 @@ class Listener:
 
         Raises:
             NoRoomError: A result could not be written, because the storage is full.
-            LostLeaseError: This driver was suspended, and another one runs its trials now.
+            LostLeaseError: This driver lost a lease: it was suspended or cut off. Another driver may
+                hold the lease, or none.
         """
         if self._obstacle is not None:
             raise self._obstacle
@@ -142,21 +148,23 @@ class Listener:
         If the trial has ended, it is entered into the ledger.
 
         Raises:
-            LostLeaseError: Another driver has taken the trial over.
+            LostLeaseError: This driver does not hold the trial's lease any more.
             OSError: The run folder or the ledger cannot be written.
         """
         self._leases.check(key)
         self._runs.publish(key, snapshot, self._leases.check)
         self._mirror.changed(key)
+        # All trials of a key share one ledger entry, so the first stands for all.
         self.settle(self._tasks[key][0])
 
     def settle(self, task: Task) -> bool:
         """Enter a trial that has ended into the ledger; return whether the ledger has it.
 
-        The trial's run folder says whether it has ended.
+        The trial's run folder says whether it has ended, and not an event: a trial may have ended
+        under a driver that was lost before it wrote the entry.
 
         Raises:
-            LostLeaseError: Another driver has taken the trial over.
+            LostLeaseError: This driver does not hold the trial's lease any more.
             OSError: The ledger cannot be written.
         """
         self._leases.check(task.key)
@@ -166,8 +174,8 @@ class Listener:
     def noting(self) -> Iterator[None]:
         """Store the first error after which no trial can continue, for :meth:`check`.
 
-        The error is raised here, too. But Ray Tune takes an error in a callback for an error of the
-        trial.
+        The error goes on, and the caller's :func:`carrying_on` turns it into a warning: Ray Tune
+        would take it for an error of the trial. :meth:`check` raises it where the driver can stop.
         """
         try:
             yield
@@ -192,7 +200,9 @@ class Listener:
                 self._mirror.changed(task.key)
 
     def waiting_for(self, task: Task, number: int) -> None:
-        """Say which driver runs the remaining trials; called every few seconds.
+        """Say which driver runs the remaining trials, and once if that driver becomes silent.
+
+        The driver calls this every few seconds; each message is printed once.
 
         Args:
             task: One of these trials.

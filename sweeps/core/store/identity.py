@@ -1,6 +1,6 @@
 """Everything that a trial's result depends on, as one key: the name of the result in the ledger.
 
-Two trials with the same key have the same result, in any study and on any machine. The key ignores
+Results with the same key count as the same result, in any study and on any machine. The key ignores
 whatever should not change a result: devices, paths, the version of Python, comments in the code.
 Those are provenance. Of data and weights, the content is part of the key and the path is not.
 """
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sweeps.core.design.study import Trial
 
 FORMAT_VERSION = 2
+"""Part of every key: a new version makes every key new, and no stored result is found again."""
 EVALUATION_FIELD = "evaluate"
 """The field of a ``RunConfig`` that does not affect the training.
 
@@ -33,15 +34,25 @@ EVALUATION_FIELD = "evaluate"
 EVALUATION_CODE = ("toco.evaluate", "toco.metrics")
 """Packages that do not affect the training."""
 SURROUNDINGS = ("code", "data", "weights", "versions")
-"""Parts of an identity that no config holds."""
+"""Parts of an identity that a config does not determine: they may change while it stays the same.
+
+The function ``train`` is in no config either, but in the study's definition.
+"""
 _REGISTRIES = ("toco.backbones", "toco.data", "toco.methods")
 """Packages of which a config names one entry each."""
-# Packages that compute; their major and minor versions are part of the key.
 _PACKAGES = ("torch", "timm")
+"""Packages whose major and minor versions are part of the key: kernels and networks.
+
+numpy, scikit-learn, Pillow and all other packages are taken as stable: what this project uses of them
+is exactly defined. A key that changes with each of their releases would lose stored results.
+"""
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 
 Inputs = dict[str, str | None]
-"""Digests of the files that a trial reads, by ``train``, ``val`` and ``weights``."""
+"""Digests of what a trial reads: ``train`` and ``val`` data, and pretrained ``weights``.
+
+A value is ``None`` where the trial reads no such file.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,7 @@ def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) ->
         "data": {"train": inputs["train"], "val": inputs["val"]},
         "weights": inputs["weights"],
         "versions": _versions(),
+        # The config's digest has the seed, too. Here a ledger entry has it as a number.
         "seed": config.seed,
     }
     # The ledger has the parts in this order.
@@ -99,8 +111,9 @@ def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) ->
         "code": code,
         **common,
     }
+    # Added only now: it is part of both keys, but not of ``parts``.
     common["format_version"] = FORMAT_VERSION
-    # Validation data cannot affect training.
+    # Validation data cannot affect training, so this "data" replaces that of ``common``.
     training = {
         "config": training_config_digest,
         "code": training_code_digest,
@@ -153,6 +166,7 @@ def why(parts: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     >>> why({"code": {"a": "1"}, "seed": 3}, {"code": {"a": "2"}, "seed": 3})
     ['code changed: a']
     """
+    # Defaults: an entry that another version wrote may lack a part.
     code, known_code = parts.get("code", {}), known.get("code", {})
     data, known_data = parts.get("data", {}), known.get("data", {})
     versions, known_versions = parts.get("versions", {}), known.get("versions", {})
@@ -178,6 +192,8 @@ def why(parts: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     ]
     if parts.get("train") != known.get("train"):
         reasons.append(f"trained by {parts.get('train')} instead of {known.get('train')}")
+    # The seed is a field of the training's config, and that config is a part of the whole config. So
+    # the digest after the first difference differs, too, and is no further reason.
     if parts.get("seed") != known.get("seed"):
         reasons.append(f"seed {parts.get('seed')} instead of {known.get('seed')}")
     elif parts.get("training_config") != known.get("training_config"):
@@ -195,7 +211,7 @@ def _code(roots: tuple[str, ...], without: tuple[str, ...]) -> tuple[dict[str, s
 
 @cache
 def _versions() -> dict[str, str]:
-    """Return major and minor version of the packages that compute, without importing them."""
+    """Return major and minor version of ``_PACKAGES``, without importing them."""
     return {name: ".".join(metadata.version(name).split(".")[:2]) for name in _PACKAGES}
 
 

@@ -3,7 +3,9 @@
 ::
 
     search.json          the search
-    trials-CODE.jsonl    Optuna's journal; with other code, data or versions another one begins
+    trials-CODE.jsonl    Optuna's journal; other code, data, weights or versions begin another one
+    progress.json        progress of the running trials
+    history/             copies of replaced or damaged files
     report.html, search.md, trials.csv
 """
 
@@ -30,7 +32,11 @@ from sweeps.core.store.search_trials import KEY, MESSAGE, RUNGS, read_study
 
 FORMAT_VERSION = 2
 FEWEST_FOR_IMPORTANCE = 4
-"""Number of complete trials below which the importance of settings is not computed."""
+"""Number of complete trials below which the importance of settings is not computed.
+
+With one to three values, every setting explains them about as well as any other. The report calls
+the importance a hint up to a larger number, ``FEW``.
+"""
 
 State = Literal["finished", "stopped", "diverged", "failed", "running", "unfinished"]
 ENDED: tuple[State, ...] = ("finished", "stopped", "diverged")
@@ -46,10 +52,11 @@ class SearchTrial:
         key: Its key in the ledger; empty where its driver was lost before the key was known.
         values: The proposed values, by path.
         state: Only ``finished`` trials have results. A trial ``stopped`` at a rung is censored: it
-            could have become better.
+            could have become better. ``diverged`` includes a trial whose result lacks a finite value
+            of an objective.
         results: Results by key of the objective; empty unless finished.
-        rungs: Metrics at each rung, by step.
-        stopped_at: Step of the rung that stopped it.
+        rungs: Metrics at each rung, by step; ``None`` for a metric without a finite value.
+        stopped_at: Step of the rung that stopped it; ``None`` where none did.
         message: How it diverged or failed.
         on_front: Whether it is on the Pareto front: no other finished trial is better in one
             objective and nowhere worse.
@@ -89,7 +96,11 @@ class SearchFile(FolderFile):
     Attributes:
         start: The recipe's own values of the settings, which the first trial uses; empty where they
             lie outside of the space.
+        num_random: Number of trials drawn at random before the sampler proposes from their results.
+        num_steps: Steps of a training that no rung stops.
+        rungs: Steps at which trials are compared and may be stopped; empty without rungs.
         reduction: One of so many trials continues after a rung; ``None`` without rungs.
+        seed: Seed of all trainings and of the proposals.
         journal: Name of the file that holds the trials.
         inputs: Digests of the files that trials read, see ``sweeps.core.store.identity``.
     """
@@ -115,9 +126,10 @@ class SearchRecord(SearchFile):
 
     Attributes:
         path: Its folder.
-        importance: Share of the variance of each objective, by its key, that each setting explains
-            (fANOVA); empty for an objective with too few trials.
-        importance_n: Number of finished trials behind the importance.
+        importance: By key of the objective, each setting's share of the variance that the settings
+            explain one by one (fANOVA). The shares of an objective sum to 1. An objective with too
+            few trials has no entry.
+        importance_n: Number of finished trials from which the importance is computed.
         fault: Description of the journal's damage. Trials after it are missing here.
     """
 
@@ -177,7 +189,8 @@ def read_search_record(path: Path, journal: str | None = None) -> SearchRecord:
 
     Args:
         path: The search's folder.
-        journal: Name of another journal in the folder, instead of the one in ``search.json``.
+        journal: Name of another journal in the folder, instead of the one in ``search.json``. A
+            plan reads the journal that a run with its own code and data would continue.
 
     Raises:
         ValueError: The folder is no search's folder; or its record is damaged or has another
@@ -198,6 +211,8 @@ def with_trials(search: SearchFile, path: Path) -> SearchRecord:
     """
     study, fault = read_study(path / search.journal)
     known = [] if study is None else study.get_trials(deepcopy=False)
+    # Without all its values, a trial waits to be asked for, or its driver was lost while it asked.
+    # Finished trials have all of them, so ``importance`` uses those that ``importance_n`` counts.
     asked = [trial for trial in known if trial.params.keys() == search.space.keys()]
     best = set() if study is None else {trial.number for trial in study.best_trials}
     ledger = Ledger(path.parent)
@@ -214,10 +229,11 @@ def with_trials(search: SearchFile, path: Path) -> SearchRecord:
 def importance(
     study: optuna.Study, objectives: tuple[Objective, ...]
 ) -> dict[str, dict[str, float]]:
-    """Return the share of each objective's variance that each setting explains, by objective.
+    """Return each setting's share of what the settings explain one by one, by objective.
 
-    The evaluator is fANOVA on purpose. Optuna's default, PED-ANOVA, gave no importance to a setting
-    with by far the largest effect. An objective is left out where too few trials are complete or
+    Shares are of the variance (fANOVA) and sum to 1. The evaluator is not Optuna's default:
+    PED-ANOVA, the default of Optuna 5, gave no importance to a setting with by far the largest
+    effect. An objective is left out where too few trials are complete or
     all have the same value.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -241,6 +257,7 @@ def _trial(
     key = trial.user_attrs.get(KEY, "")
     rungs = trial.user_attrs.get(RUNGS, {"reached": {}, "stopped_at": None})
     state, message = _state(trial, key, rungs["stopped_at"], ledger)
+    # Without a result there are objectives but no values, so ``zip`` below is not strict.
     values = trial.values if state == "finished" else ()
     return SearchTrial(
         number=trial.number,
@@ -265,7 +282,9 @@ def _state(
     if trial.state is TrialState.COMPLETE:
         return "finished", message
     if trial.state is TrialState.PRUNED:
+        # Optuna calls every trial without a result pruned. Without a rung it diverged.
         return "diverged" if stopped_at is None else "stopped", message
+    # The name is never written: this process takes no lease.
     if key and Leases(ledger.storage, "somebody who reads the search").holder(key) is not None:
         return "running", message
     failures = ledger.failures(key) if key else []

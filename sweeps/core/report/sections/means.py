@@ -27,10 +27,11 @@ from sweeps.core.report.section import Card, Section, Source
 from sweeps.core.store.study_record import StudyRecord, values_by_replicate
 
 MAX_ROWS = 40
-"""Largest number of rows in a panel."""
+"""Largest number of rows in a panel: with more, the labels of the rows cover each other."""
 _CAPTION = (
     "Points are means, bars 95 % t intervals, short strokes the seeds themselves; "
-    "the band in a metric's colour is the noise floor around its base."
+    "the band in a metric's colour is the noise floor around its base, or around its first row where "
+    "there is no base."
 )
 _PAPER_CAPTION = (
     " The paper's curve has a panel and a scale of its own: compare the shapes, not the heights."
@@ -39,7 +40,8 @@ _PAPER_CAPTION = (
 
 def _show(source: Source) -> Card | str:
     study, analysis = source.study, source.analysis
-    metrics = [metric for metric in source.table.metrics if metric.percent][:MAX_LINES]
+    percent = [metric for metric in source.table.metrics if metric.percent]
+    metrics = percent[:MAX_LINES]
     if not metrics:
         return "no metric is a score in percent"
     blocks = {}
@@ -52,11 +54,33 @@ def _show(source: Source) -> Card | str:
             blocks[block.title] = rows
     if not blocks:
         return f"no block of 2 to {MAX_ROWS} rows has a finished trial"
-    has_paper = any(block.published for block in source.table.blocks)
+    has_paper = any(row.paper_row for rows in blocks.values() for row in rows)
     return Card(
         _CAPTION + (_PAPER_CAPTION if has_paper else ""),
-        lambda: _draw(study, analysis, metrics, blocks),
+        lambda: _draw(study, analysis, metrics, blocks, has_paper=has_paper),
+        notes=_notes(study, percent),
     )
+
+
+def _notes(study: StudyRecord, percent: Sequence[Metric]) -> tuple[str, ...]:
+    """Name the blocks and metrics that are left out because they are too many or too large."""
+    left_out = [block.title for block in study.blocks[MAX_BLOCKS:]]
+    large = [
+        block.title
+        for number, block in enumerate(study.blocks[:MAX_BLOCKS])
+        if sum(row.block == number and row.role != "a/a" for row in study.rows) > MAX_ROWS
+    ]
+    notes = []
+    if left_out:
+        notes.append(
+            f"Only the first {MAX_BLOCKS} blocks are drawn, without {', '.join(left_out)}."
+        )
+    if large:
+        notes.append(f"Blocks of more than {MAX_ROWS} rows are not drawn: {', '.join(large)}.")
+    if len(percent) > MAX_LINES:
+        titles = ", ".join(metric.title for metric in percent[MAX_LINES:])
+        notes.append(f"Only the first {MAX_LINES} metrics are drawn, without {titles}.")
+    return tuple(notes)
 
 
 MEANS = Section("means", "The curve over the rows", _show)
@@ -67,15 +91,17 @@ def _draw(
     analysis: StudyAnalysis,
     metrics: Sequence[Metric],
     blocks: Mapping[str, Sequence[PlannedRow]],
+    *,
+    has_paper: bool,
 ) -> str:
-    has_paper = any(row.paper_row for rows in blocks.values() for row in rows)
+    ylabel = _ylabel(metrics)
     with rc_context(STYLE):
         figure, panels = grid(len(blocks), 2 if has_paper else 1)
         for (title, rows), axes in zip(blocks.items(), panels, strict=True):
             for number, metric in enumerate(metrics):
                 _draw_means(axes[0], study, analysis, metric, rows, number, len(metrics))
             label_rows(axes[0], [row.label for row in rows])
-            axes[0].set(title=f"{title}\n{study.recipe} on {study.data}", ylabel="mIoU (%)")
+            axes[0].set(title=f"{title}\n{study.recipe} on {study.data}", ylabel=ylabel)
             if any(row.paper_row for row in rows):
                 _draw_published(axes[1], study, metrics, rows)
             elif has_paper:
@@ -84,7 +110,17 @@ def _draw(
         figure.legend(
             *panels[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=len(metrics)
         )
-        return svg(figure, "means", "Metrics over the rows of the table, ours and the paper's")
+        return svg(
+            figure,
+            "means",
+            "Means of the metrics over the rows of the table"
+            + (", and the paper's values" if has_paper else ""),
+        )
+
+
+def _ylabel(metrics: Sequence[Metric]) -> str:
+    is_miou = all(metric.key.endswith("_miou") for metric in metrics)
+    return "mIoU (%)" if is_miou else "score (%)"
 
 
 def _draw_published(
@@ -96,7 +132,7 @@ def _draw_published(
         if np.isfinite(values).any():
             axes.plot(values, marker=MARKERS[number], color=SERIES[number], label=metric.title)
     label_rows(axes, [row.paper_row or "" for row in rows])
-    axes.set(title="Paper, its own scale (one seed: no band)", ylabel="mIoU (%)")
+    axes.set(title="Paper, its own scale (one seed: no band)", ylabel=_ylabel(metrics))
 
 
 def _draw_means(
@@ -118,7 +154,8 @@ def _draw_means(
         axes.axhspan(
             100 * (centre.mean - floor), 100 * (centre.mean + floor), color=colour, alpha=0.12, lw=0
         )
-    # Metrics are shifted, so that their intervals do not hide each other.
+    # 0.12 of the distance of two rows: eight metrics fill less than this distance. Metrics are
+    # shifted, so that their intervals do not hide each other.
     positions = np.arange(len(rows)) + 0.12 * (number - (count - 1) / 2)
     summaries = [analysis.rows[row.number].figures[metric.key].summary for row in rows]
     axes.plot(

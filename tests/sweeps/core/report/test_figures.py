@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Paper, PaperRow
-from sweeps.core.design.study import A_A
+from sweeps.core.design.study import A_A, Metric
 from sweeps.core.report import curves, drawing
 from sweeps.core.report.report import make_report
 from sweeps.core.report.section import Section
@@ -273,6 +273,30 @@ def test_the_rows_of_the_differences_keep_their_height_beside_a_long_legend(tmp_
     labels = [text.get_window_extent() for text in figure.axes[0].get_yticklabels()]
     assert len(labels) == 3
     assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(labels))
+
+
+def test_the_means_name_the_blocks_that_are_not_drawn(tmp_path):
+    rows = {f"row {number}": BASE for number in range(55)}
+    small = [
+        (
+            Block(f"block {number}", (), ("method.aux_block",), (M,), None),
+            [f"row {2 * number}", f"row {2 * number + 1}"],
+        )
+        for number in range(6)
+    ]
+    large = (Block("large", (), ("method.aux_block",), (M,), None), list(rows)[12:])
+    made = make_study(rows, path=tmp_path / "fake-01234567", blocks=[large, *small])
+    ((_, card),) = make_report(made, sections=(means.MEANS,)).cards.shown
+    assert card.notes == (
+        "Only the first 6 blocks are drawn, without block 5.",
+        "Blocks of more than 40 rows are not drawn: large.",
+    )
+
+
+def test_the_axis_of_the_means_says_miou_only_of_miou():
+    cam, f1 = Metric(M, "M"), Metric("val/label_f1", "F1")
+    assert means._ylabel((cam,)) == "mIoU (%)"
+    assert means._ylabel((cam, f1)) == "score (%)"
 
 
 def test_labels_and_legend_of_the_means_do_not_cover_each_other(tmp_path, drawn):
