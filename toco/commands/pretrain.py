@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -17,18 +18,21 @@ from toco.config import parse_assignments, replace
 def command(weights: Path, changes: tuple[str, ...], progress: bool) -> None:
     """Pretrain the nano ViT on generated scenes.
 
-    Writes WEIGHTS (.safetensors) and a JSON file with the settings and results.
+    Writes WEIGHTS (.safetensors), and beside it a JSON file of the same name with the settings and
+    results.
     """
+    # Imported late: torch takes seconds, and ``--help`` does not need it.
     from toco.train.pretrain import PretrainConfig
     from toco.train.pretrain import pretrain as run
 
-    command = " ".join(
-        ["python -m toco pretrain", weights.name, *(f"--set {change}" for change in changes)]
-    )
+    # Without the folder: it differs between machines and does not affect the weights.
+    parts = ["python", "-m", "toco", "pretrain", weights.name]
+    for change in changes:
+        parts += ["--set", change]
     result = run(
         replace(PretrainConfig(), parse_assignments(changes)),
         weights,
-        command=command,
+        command=shlex.join(parts),
         progress=progress,
     )
     similarity = ", ".join(f"{value:.2f}" for value in result.patch_similarity)

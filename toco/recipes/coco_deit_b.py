@@ -16,11 +16,11 @@ method.ctc.start_step to 12001.
 Weights: timm's ``deit_base_patch16_224.fb_in1k``. The file that timm names for these weights, and
 that the official code reads, is ``deit_base_patch16_224-b5f2ef4d.pth``, whose SHA-256 begins with
 those digits. The hub has the same tensors as safetensors. To use a local file, set
-``backbone.weights=PATH``; it must be this one.
+``backbone.weights=PATH``; it must be that ``.pth`` file.
 
-``val_part.txt``, the list of these images, is in ``datasets/coco`` of the authors' repository. Copy
-it to the root of the data set. Until step 12,000 the decoder learns from the auxiliary CAM. The
-paper calls this network ViT-B.
+``val_part.txt``, the list of the 5,000 images, is in ``datasets/coco`` of the authors' repository.
+Copy it to the root of the data set. Up to and including step 12,000, counted from 0, the decoder
+learns from the auxiliary CAM. The paper calls this network ViT-B.
 """
 
 from toco.backbones import vit
@@ -34,7 +34,9 @@ from toco.train.run_config import OptimConfig, RunConfig
 def recipe() -> RunConfig:
     """The official values, except for two corrected quirks.
 
-    The corrections are views.view_geometry and method.token_box.
+    Both corrections are defaults, which no line below sets: ``aligned`` of views.view_geometry and
+    ``scaled`` of method.token_box. For the official behaviour, set both to ``official``. Below,
+    ``toco`` is the module of the method.
     """
     return RunConfig(
         data=coco.Config(val_list="val_part"),

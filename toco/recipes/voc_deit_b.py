@@ -10,7 +10,7 @@ val, 70.5 on test.
 Weights: timm's ``deit_base_patch16_224.fb_in1k``. The file that timm names for these weights, and
 that the official code reads, is ``deit_base_patch16_224-b5f2ef4d.pth``, whose SHA-256 begins with
 those digits. The hub has the same tensors as safetensors. To use a local file, set
-``backbone.weights=PATH``; it must be this one.
+``backbone.weights=PATH``; it must be that ``.pth`` file.
 
 The paper calls this network ViT-B; its "ViT-B with a dagger" is the one pretrained on ImageNet-21k.
 """
@@ -26,7 +26,9 @@ from toco.train.run_config import OptimConfig, RunConfig
 def recipe() -> RunConfig:
     """The official values, except for two corrected quirks.
 
-    The corrections are views.view_geometry and method.token_box.
+    Both corrections are defaults, which no line below sets: ``aligned`` of views.view_geometry and
+    ``scaled`` of method.token_box. For the official behaviour, set both to ``official``. Below,
+    ``toco`` is the module of the method.
     """
     return RunConfig(
         # The decoded images, 6 GB, are written to a file once and read by all trainings of a node.

@@ -9,11 +9,11 @@ val, 72.2 on test.
 
 Weights: timm's ``vit_base_patch16_224.orig_in21k_ft_in1k``. The file that timm names for these
 weights, and that the official code reads, is ``jx_vit_base_p16_224-80ecf9dd.pth``, whose SHA-256
-begins with those digits. The hub has the same tensors as safetensors. To use a local file, set
-``backbone.weights=PATH``; it must be this one. Without a tag, ``vit_base_patch16_224`` is another
-network in timm today (``augreg2_in21k_ft_in1k``). These weights were made with pixels normalised by
-0.5 and 0.5. The official code normalises by ImageNet's mean and deviation nevertheless, and so does
-this recipe.
+begins with the digits in its name. The hub has the same tensors as safetensors. To use a local
+file, set ``backbone.weights=PATH``; it must be that ``.pth`` file. Without a tag,
+``vit_base_patch16_224`` is another network in timm today (``augreg2_in21k_ft_in1k``). These weights
+were made with pixels normalised by 0.5 and 0.5. The official code normalises by ImageNet's mean and
+deviation nevertheless, and so does this recipe.
 
 The paper calls this network ViT-B with a dagger; what it calls ViT-B is DeiT-B.
 """
@@ -29,7 +29,9 @@ from toco.train.run_config import OptimConfig, RunConfig
 def recipe() -> RunConfig:
     """The official values, except for two corrected quirks.
 
-    The corrections are views.view_geometry and method.token_box.
+    Both corrections are defaults, which no line below sets: ``aligned`` of views.view_geometry and
+    ``scaled`` of method.token_box. For the official behaviour, set both to ``official``. Below,
+    ``toco`` is the module of the method.
     """
     return RunConfig(
         # The decoded images, 6 GB, are written to a file once and read by all trainings of a node.

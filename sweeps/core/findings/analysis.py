@@ -33,7 +33,10 @@ from sweeps.core.statistics.power import Power
 from sweeps.core.store.study_record import StudyRecord
 
 MANY_TRIALS = 250
-"""Larger studies get no analyses of variance, and no analyses that read a file for every trial."""
+"""Larger studies get no analyses of variance, and no analyses that read a file for every trial.
+
+A choice, so that a report takes seconds.
+"""
 
 
 @dataclass(frozen=True, slots=True)

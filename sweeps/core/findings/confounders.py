@@ -17,6 +17,7 @@ from toco.train.run_config import RunConfig
 
 CHOSEN = "chosen by a search, after looking at other trials"
 _MODULES_NAMED = 3
+"""Number of changed modules that a footnote names, so that it fits into a line or two."""
 _CODE_CHOICE = ".name"
 """End of the paths that choose the module of a component, such as ``method.name``."""
 _RECORDED = ("versions", "device", "num_threads", "platform")

@@ -24,7 +24,10 @@ START_S = 6.0
 Most of this time goes into importing torch.
 """
 SPREAD = 0.1
-"""Fraction of the likely time that an interval has at least on either side."""
+"""Fraction of the likely time that an interval has at least on either side.
+
+A choice: a few times that are nearly equal by chance do not make a prediction exact.
+"""
 SLOW_DOWN = 1.6
 """Largest factor by which other trainings slow a training on CPU cores down.
 
@@ -34,7 +37,10 @@ the machine, and for more trainings at once it is a guess. Finished trainings in
 ran together with others, replace it.
 """
 SIMILAR = 3
-"""Number of similar trainings that are needed where none of the same kind exists."""
+"""Number of similar trainings that are needed where none of the same kind exists.
+
+With fewer, their spread says little about another kind.
+"""
 # Settings that decide most of the cost. Method and optimizer change it little.
 _SIMILAR_FIELDS = (
     "num_steps",

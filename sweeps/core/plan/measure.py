@@ -37,11 +37,11 @@ from toco.train.run_folder import RunFolder
 from toco.train.step import TrainingStep, peak_memory_bytes
 
 SAMPLES = 3
-"""Timed steps of every phase, at least; their median counts."""
+"""Timed steps of every phase, at least: the fewest whose median ignores one disturbed step."""
 PRECISION = 0.01
-"""Error of a phase's first step, as a fraction of the training."""
-# Batches of the timed evaluation: few, because a user waits, and yet a mean.
+"""Error of a phase's first step, as a fraction of the training: well below ``SPREAD``."""
 EVALUATED_BATCHES = 3
+"""Batches of the timed evaluation: few, because a user waits, and yet a mean."""
 
 
 def measure(config: RunConfig, started: float, like: Cost | None = None) -> Cost:

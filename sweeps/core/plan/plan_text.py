@@ -24,7 +24,10 @@ from toco.train.distributed import check_shares
 from toco.train.run_config import RunConfig
 
 PROBED = 3
-"""Number of different trainings that are probed, where the ledger has no history."""
+"""Number of different trainings that are probed, where the ledger has no history.
+
+Each probe takes seconds to minutes, for which the user waits.
+"""
 
 
 @dataclass(frozen=True, slots=True)

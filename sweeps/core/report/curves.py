@@ -32,7 +32,7 @@ from toco.tracking import RunRecord, read_run_record
 from toco.train.records import METRICS
 
 MANY_PANELS = 4
-"""Number of panels in a row from which on the panels are narrower."""
+"""Number of panels in a row from which on the panels are narrower, so that they fit a page."""
 
 Curve = dict[float, list[float]]
 """Values of all seeds, by position on the x axis."""

@@ -15,7 +15,7 @@ from sweeps.core.report.columns import difference_text, mean_text, remark_text
 from sweeps.core.report.numbers import format_p
 
 REFRESH_S = 30
-"""Seconds after which the page of a running study reloads."""
+"""Seconds after which the page of a running study reloads: the driver writes it no more often."""
 _NO_SCRIPT = "script-src 'none'"
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "

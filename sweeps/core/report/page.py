@@ -33,11 +33,21 @@ from toco.room import size
 from toco.train.records import METRICS, read_row
 
 INLINE_TRIALS = 2000
-"""Largest number of trials whose details are stored in the page itself."""
+"""Largest number of trials whose details are stored in the page itself.
+
+A choice: the page grows with every trial, and a larger one opens slowly.
+"""
 ROWS_PER_PAGE = 200
+"""Rows of a block that are drawn at once: a browser takes long to lay thousands out."""
 ROWS_PER_FILE = 100
+"""Rows whose details share a file: few files, and each loads at once."""
 MAX_FOOTNOTES = 50
+"""Largest number of footnotes below the table: nobody reads a longer list."""
 MAX_FAULTS, MAX_FAILURES, MAX_RUNNING = 5, 20, 50
+"""Largest numbers of unreadable files, groups of failures and running trials on the page.
+
+A cause shared by many trials, such as a lost disk, must not push the table off the screen.
+"""
 LOG_LINES = 6
 """Number of rows of metrics that the end of a log shows."""
 NEVER_SHARED = frozenset({"seed"})

@@ -23,7 +23,11 @@ import numpy as np
 from scipy import stats
 
 ROUNDING = 1e-12
-"""Standard deviations below this part of the largest value are rounding errors and count as 0."""
+"""Standard deviations below this part of the largest value are rounding errors and count as 0.
+
+``sweeps.core.statistics.paired`` has the same number. It is repeated, because this file runs in an
+archive without the project.
+"""
 
 COMPUTED = (
     *("n", "mean", "sd", "low", "high", "mark"),

@@ -186,8 +186,8 @@ def _importance(record: SearchRecord) -> TextGrid:
         )
     else:
         caption = (
-            "Each setting's share of the variance that the settings explain one by one; the shares of "
-            f"an objective sum to 100 %. fANOVA over {number} finished trials. Trials that were "
+            "Each setting's share of the variance that the settings explain one by one; the shares "
+            f"of an objective sum to 100 %. fANOVA over {number} finished trials. Trials that were "
             "stopped early are not among them."
         )
         caption += (

@@ -38,7 +38,10 @@ MEANINGS = {
 }
 """Explanation of each metric, by key."""
 MAX_STATES = 50
-"""Largest number of failed and diverged trials that are listed one by one."""
+"""Largest number of failed and diverged trials that are listed one by one.
+
+More of them have few causes in common, which the page groups.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ MAX_ROWS = 200
 LEGEND = "* best, or not distinguishable from it; _ second."
 
 _MIN_WIDTH = 8
-"""A column is wrapped to at least this many characters."""
+"""A column is wrapped to at least this many characters, so that words stay readable."""
 _GAP = 2
 """Number of spaces between two columns."""
 _SIGNS: dict[Mark, str] = {"best": " *", "second": " _"}

@@ -41,9 +41,12 @@ from toco.train.provenance import own_command
 from toco.train.reevaluate import reevaluate
 
 _POLL_S = 5.0
-"""Seconds between looks at the trials of other drivers."""
+"""Seconds between looks at the trials of other drivers: trials take minutes, a look reads files."""
 _SLICE_S = 1.0
-"""Seconds for trials that need no worker, before the backend handles its events again."""
+"""Seconds for trials that need no worker, before the backend handles its events again.
+
+Results and failures of running trials wait at most this long.
+"""
 
 
 class Driver:

@@ -12,11 +12,20 @@ from toco.files import is_no_room
 from toco.processes import MachineError
 
 LONGEST_TRACE = 8000
-"""Characters that are stored of a trace, from its end. The cause stands at the end."""
+"""Characters that are stored of a trace, from its end. The cause stands at the end.
+
+About a hundred lines, enough for one chain of calls through torch.
+"""
 TRIALS_TO_LEAVE_OUT = 2
-"""Number of trials that must fail by a node's fault before the node gets no more trials."""
+"""Number of trials that must fail by a node's fault before the node gets no more trials.
+
+One failure may have a passing cause. Each further trial on a broken node costs its time.
+"""
 MOST_MACHINE_FAILURES = 10
-"""Number of machine failures that do not count against a trial."""
+"""Number of machine failures that do not count against a trial.
+
+A choice: a trial that breaks every machine must end at some time.
+"""
 
 _MACHINE = frozenset(
     getattr(errno, name)

@@ -28,13 +28,14 @@ from toco import interrupts
 logger = logging.getLogger(__name__)
 
 # No large object goes through the object store. Ray's default of 30 % of the memory would be
-# wasted.
+# wasted. Ray refuses fewer than 75 MiB.
 _OBJECT_STORE_BYTES = 200 * 1024**2
 
 ASK_EVERY_S, PATIENCE_S = 2.0, 20.0
 """Seconds between two questions to the head, and how long it may not answer.
 
-Ray itself ends the process after 60 s, with a message that does not name the cause.
+The patience ends before Ray's own: Ray ends the process after 60 s, with a message that does not
+name the cause.
 """
 UNWINDING_S = 10.0
 """Seconds for this process to end after its head was lost.

@@ -39,7 +39,7 @@ from toco.room import NoRoomError, sentence_of
 logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
 _NODES_EVERY_S = 2.0
-"""Seconds after which the list of nodes is read again."""
+"""Seconds after which the list of nodes is read again: the head is not asked at every event."""
 _LEFT_OUT = "left_out"
 """Folder of a session with an empty file for each node that gets no more trials."""
 # The state of the driver. Tune pickles its callbacks, searcher and scheduler, so they cannot hold

@@ -19,7 +19,10 @@ from scipy import sparse
 from sweeps.core.statistics.paired import CONFIDENCE, Floats
 
 CHUNK = 256
-"""Number of resamples that are computed at once; it limits the memory."""
+"""Number of resamples that are computed at once.
+
+On VOC val, weights (256 x 1449) and matrices (256 x 441) together take 4 MB.
+"""
 
 Counts = NDArray[np.integer[Any]]
 

@@ -23,8 +23,13 @@ from numpy.typing import NDArray
 from scipy import integrate, optimize, special
 
 CONFIDENCE = 0.95
+"""Confidence of every interval: the usual one, which also fits tests at 5 %."""
 ROUNDING = 1e-12
-"""Standard deviations below this part of the largest value are rounding errors and count as 0."""
+"""Standard deviations below this part of the largest value are rounding errors and count as 0.
+
+Floats are exact to 1e-16 of a value. A sum of some thousand values stays well below 1e-12, and real
+differences between seeds are far above it.
+"""
 
 Floats = NDArray[np.float64]
 

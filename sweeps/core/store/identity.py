@@ -43,8 +43,8 @@ _REGISTRIES = ("toco.backbones", "toco.data", "toco.methods")
 _PACKAGES = ("torch", "timm")
 """Packages whose major and minor versions are part of the key: kernels and networks.
 
-numpy, scikit-learn, Pillow and all other packages are taken as stable: what this project uses of them
-is exactly defined. A key that changes with each of their releases would lose stored results.
+All other packages, such as numpy, scikit-learn and Pillow, are taken as stable. A key that changed
+with each of their releases would lose stored results.
 """
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 
@@ -192,8 +192,8 @@ def why(parts: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     ]
     if parts.get("train") != known.get("train"):
         reasons.append(f"trained by {parts.get('train')} instead of {known.get('train')}")
-    # The seed is a field of the training's config, and that config is a part of the whole config. So
-    # the digest after the first difference differs, too, and is no further reason.
+    # ``training_config`` contains the seed, and ``config`` contains all of ``training_config``. So
+    # after the first difference the later digests differ, too, and are no further reasons.
     if parts.get("seed") != known.get("seed"):
         reasons.append(f"seed {parts.get('seed')} instead of {known.get('seed')}")
     elif parts.get("training_config") != known.get("training_config"):

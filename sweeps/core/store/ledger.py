@@ -36,7 +36,10 @@ from toco.files import check_version, is_sealed, sync, write_text
 from toco.passwords import public_text
 
 LONGEST_TRACEBACK = 20_000
-"""Characters that are stored of a traceback, from its end. The cause stands at the end."""
+"""Characters that are stored of a traceback, from its end. The cause stands at the end.
+
+A traceback through Ray and torch has some hundred lines, which fit. A recursion's would not.
+"""
 _WITHOUT_DIGEST = b'{"format_version":1,'
 """The first bytes of the entries of version 0.4."""
 _RUN, _DELETE = "The next run makes it again.", "Delete it."

@@ -52,8 +52,8 @@ class SearchTrial:
         key: Its key in the ledger; empty where its driver was lost before the key was known.
         values: The proposed values, by path.
         state: Only ``finished`` trials have results. A trial ``stopped`` at a rung is censored: it
-            could have become better. ``diverged`` includes a trial whose result lacks a finite value
-            of an objective.
+            could have become better. ``diverged`` includes a trial whose result lacks a finite
+            value of an objective.
         results: Results by key of the objective; empty unless finished.
         rungs: Metrics at each rung, by step; ``None`` for a metric without a finite value.
         stopped_at: Step of the rung that stopped it; ``None`` where none did.

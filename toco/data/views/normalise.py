@@ -8,6 +8,8 @@ from torch import Tensor
 
 from toco.types import IMAGENET_MEAN, IMAGENET_STD
 
+# 255 x IMAGENET_MEAN and 255 x IMAGENET_STD, as the official code writes them. A product could
+# differ in its last bit, and ``denormalise_255`` would truncate other levels.
 _MEAN_255 = (123.675, 116.28, 103.53)
 _STD_255 = (58.395, 57.12, 57.375)
 
@@ -15,8 +17,8 @@ _STD_255 = (58.395, 57.12, 57.375)
 def normalise(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
     """Normalise pixels 0..255 with ImageNet's mean and standard deviation.
 
-    Backbones whose weights expect another normalisation convert the result. Black padding is added
-    before, as in the official code, so that it becomes a negative value and not zero.
+    Backbones whose weights expect another normalisation convert the result. As in the official
+    code, images are padded with black before this function. So padding becomes negative, not 0.
     """
     mean, std = _column(images, IMAGENET_MEAN), _column(images, IMAGENET_STD)
     # Divide by a tensor: CUDA multiplies by the reciprocal of a Python number. The last bit would

@@ -21,7 +21,7 @@ from sweeps.core.report.table import differences_grid
 from sweeps.core.store.study_record import StudyRecord
 
 MAX_ROWS = 40
-"""Largest number of rows in the figure."""
+"""Largest number of rows in the figure, which is then about 1,100 px high: a screen."""
 MAX_LINES = 200
 """With more rows, only ``table.csv`` has the differences as numbers."""
 _CAPTION = (

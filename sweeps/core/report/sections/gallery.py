@@ -27,6 +27,10 @@ from toco.evaluate.report import title_of
 MAX_WIDTH_PX = 240
 """Larger pictures are scaled down: the maps of 448 px would make a page of tens of megabytes."""
 MAX_IMAGES, MAX_COLUMNS, MAX_BLOCKS = 4, 8, 6
+"""Largest numbers of images, of rows of a block (side by side) and of blocks.
+
+Every picture is stored in the page, so that the page needs no other file: at most 192 of each map.
+"""
 
 SHARED = ("image", "mask")
 """Panels of a picture that are equal for all rows, and shown once."""

@@ -28,7 +28,7 @@ from sweeps.core.statistics.anova import Effect
 from sweeps.core.store.study_record import StudyRecord
 
 MAX_CROSSINGS = 9
-"""Largest number of panels in the figure."""
+"""Largest number of panels in the figure: three rows of three, which fill a screen."""
 _CAPTION = (
     "Lines that are not parallel show an interaction: what one factor does depends on the other. "
     "The grey band is the noise floor around the first line."

@@ -27,11 +27,11 @@ from sweeps.core.report.section import Card, Section, Source
 from sweeps.core.store.study_record import StudyRecord, values_by_replicate
 
 MAX_ROWS = 40
-"""Largest number of rows in a panel: with more, the labels of the rows cover each other."""
+"""Largest number of rows in a panel: the labels of more rows are not readable."""
 _CAPTION = (
     "Points are means, bars 95 % t intervals, short strokes the seeds themselves; "
-    "the band in a metric's colour is the noise floor around its base, or around its first row where "
-    "there is no base."
+    "the band in a metric's colour is the noise floor around its base, or around its first "
+    "row where there is no base."
 )
 _PAPER_CAPTION = (
     " The paper's curve has a panel and a scale of its own: compare the shapes, not the heights."
