@@ -134,8 +134,8 @@ class Listener:
 
         Raises:
             NoRoomError: A result could not be written, because the storage is full.
-            LostLeaseError: This driver was suspended or cut off, and lost a lease. Another driver holds
-                that lease now, or none does.
+            LostLeaseError: This driver was suspended or cut off, and lost a lease. Another driver
+                holds that lease now, or none does.
         """
         if self._obstacle is not None:
             raise self._obstacle
