@@ -140,7 +140,7 @@ def starts_in_a_worker(times: int, device: str) -> list[float]:
         metrics=(Metric("val/cam_miou", "M"),),
         changes={**SHORT, "device": device},
         purpose="direction",
-        a_a=False,
+        repeat_base=False,
         train=f"{__name__}:train_noting",
     )
 

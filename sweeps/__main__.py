@@ -18,9 +18,9 @@ from toco.command_line import SETTINGS, Commands, invoke, run
 from toco.registry import available, load
 
 VERBS = {
-    "plan": "Say what would run, what it would cost and what it could show.",
+    "plan": "Show the trials that would run, their cost and their power.",
     "run": "Run what is missing, write the report, print the table.",
-    "status": "Say what is there, what runs and what failed.",
+    "status": "Show what is finished, what runs and what failed.",
     "report": "Write the report of the study as it stands and print its table.",
     "diff": "Compare with an earlier state of the study, or with another study.",
     "sync": "Fill MLflow again from the ledger.",

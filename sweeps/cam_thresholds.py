@@ -24,7 +24,7 @@ thresholds. It uses 0.25 and 0.7 for VOC, and 0.5 for the evaluation.
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import Grid, OneFactor, SideBySide
 from sweeps.core.design.factors import Factor
-from sweeps.core.design.paper import M_AUX, SEG, M
+from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU
 from sweeps.core.design.study import Metric, Study
 
 STUDY = Study(
@@ -52,7 +52,7 @@ STUDY = Study(
         )
     ),
     seeds=(0, 1, 2),
-    metrics=(Metric(M, "M"), Metric(M_AUX, "M_m"), Metric(SEG, "seg")),
+    metrics=(Metric(CAM_MIOU, "M"), Metric(AUX_CAM_MIOU, "M_m"), Metric(SEG_MIOU, "seg")),
     purpose="direction",
 )
 

@@ -25,7 +25,7 @@ row to the last, auxiliary CAM 53.8, 57.8, 60.7, 61.2, 62.5 from the second row 
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import Declared, Ladder
 from sweeps.core.design.factors import Component
-from sweeps.core.design.paper import M_AUX, SEG, TABLE_4, M
+from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU, TABLE_4
 from sweeps.core.design.study import Metric, Study
 
 START = "cls"
@@ -47,10 +47,10 @@ STUDY = Study(
             Component("reg", {"method.energy.weight": 0.0}),
         ),
         title="losses",
-        declared=Declared((M,), TABLE_4),
+        declared=Declared((CAM_MIOU,), TABLE_4),
     ),
     seeds=(0, 1, 2),
-    metrics=(Metric(M, "M"), Metric(M_AUX, "M_m"), Metric(SEG, "seg")),
+    metrics=(Metric(CAM_MIOU, "M"), Metric(AUX_CAM_MIOU, "M_m"), Metric(SEG_MIOU, "seg")),
     purpose="direction",
 )
 

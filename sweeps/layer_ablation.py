@@ -30,7 +30,7 @@ import click
 from sweeps.core.commands.command import integers, study_command
 from sweeps.core.design.designs import Declared, OneFactor
 from sweeps.core.design.factors import Factor
-from sweeps.core.design.paper import M_AUX, SEG, TABLE_5A, M
+from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU, TABLE_5A
 from sweeps.core.design.study import Metric, Study
 from toco.backbones import Dimensions
 from toco.registry import load
@@ -83,10 +83,10 @@ def aux_block(
         )
     base = PAPER_DEFAULT - shift if PAPER_DEFAULT - shift in blocks else None
     factor = Factor(AUX_BLOCK, blocks, base, tuple(map(label, blocks)), title)
-    beside = {
+    published_labels = {
         label(block): label(block + shift) for block in blocks if block + shift in PAPER_BLOCKS
     }
-    return factor, Declared((M, M_AUX), TABLE_5A, beside)
+    return factor, Declared((CAM_MIOU, AUX_CAM_MIOU), TABLE_5A, published_labels)
 
 
 def design(depth: int, layers: tuple[int, ...] | None = None) -> OneFactor:
@@ -101,9 +101,9 @@ def dimensions(config: RunConfig) -> Dimensions:
     They come from the backbone's settings, or else from a network on the meta device, which has no
     memory for weights.
     """
-    known: Dimensions | None = config.backbone.dimensions()
-    if known is not None:
-        return known
+    from_settings: Dimensions | None = config.backbone.dimensions()
+    if from_settings is not None:
+        return from_settings
     import torch  # only here, because the import takes seconds
 
     module = load("toco.backbones", config.backbone.name)
@@ -118,7 +118,7 @@ STUDY = Study(
     recipe="shapes_nano",
     design=design(PAPER_DEPTH),
     seeds=(0, 1, 2),
-    metrics=(Metric(M, "M"), Metric(M_AUX, "M_m"), Metric(SEG, "seg")),
+    metrics=(Metric(CAM_MIOU, "M"), Metric(AUX_CAM_MIOU, "M_m"), Metric(SEG_MIOU, "seg")),
     purpose="direction",
 )
 

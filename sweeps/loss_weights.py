@@ -24,7 +24,7 @@ import dataclasses
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import Grid
 from sweeps.core.design.factors import Factor
-from sweeps.core.design.paper import M_AUX, SEG, M
+from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU
 from sweeps.core.design.study import Metric, Study
 
 PTC, CTC = "method.ptc.weight", "method.ctc.weight"
@@ -47,7 +47,7 @@ STUDY = Study(
     recipe="shapes_nano",
     design=design(NANO_PTC, NANO_CTC),
     seeds=(0, 1, 2),
-    metrics=(Metric(M, "M"), Metric(M_AUX, "M_m"), Metric(SEG, "seg")),
+    metrics=(Metric(CAM_MIOU, "M"), Metric(AUX_CAM_MIOU, "M_m"), Metric(SEG_MIOU, "seg")),
     purpose="direction",
 )
 

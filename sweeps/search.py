@@ -36,7 +36,7 @@ from optuna.distributions import (
 )
 
 from sweeps.core.commands.command import study_command
-from sweeps.core.design.paper import SEG, M
+from sweeps.core.design.paper import CAM_MIOU, SEG_MIOU
 from sweeps.core.design.search_space import STEP_TIME, Objective, SearchStudy
 from sweeps.layer_ablation import AUX_BLOCK, PAPER_BLOCKS, PAPER_DEPTH, dimensions
 from toco.registry import load
@@ -62,13 +62,13 @@ def space(
         num_local_crops: The recipe's number of local crops, the setting that changes the cost of a
             step.
     """
-    around = {
+    weight_space = {
         path: FloatDistribution(value / FACTOR, value * FACTOR, log=True)
         for path, value in weights.items()
     }
     shift = PAPER_DEPTH - depth
     return {
-        **around,
+        **weight_space,
         "method.low_threshold": FloatDistribution(0.1, 0.4),
         "method.high_threshold": FloatDistribution(0.5, 0.85),
         AUX_BLOCK: IntDistribution(min(PAPER_BLOCKS) - shift, max(PAPER_BLOCKS) - shift),
@@ -96,8 +96,8 @@ def for_recipe(study: SearchStudy) -> SearchStudy:
 
 
 OBJECTIVES = (
-    Objective(M, "CAM mIoU"),
-    Objective(SEG, "seg mIoU"),
+    Objective(CAM_MIOU, "CAM mIoU"),
+    Objective(SEG_MIOU, "seg mIoU"),
     # Each trial measures its own time, disturbed by other work on the machine. A finer resolution
     # would let chance decide the front.
     Objective(STEP_TIME, "time of a step", higher_is_better=False, resolution=0.1),

@@ -29,7 +29,7 @@ import dataclasses
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import Declared, OneFactor
 from sweeps.core.design.factors import Factor
-from sweeps.core.design.paper import M_AUX, SEG, TABLE_5B, TABLE_5C, M
+from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU, TABLE_5B, TABLE_5C
 from sweeps.core.design.study import Metric, Study
 from sweeps.layer_ablation import AUX_BLOCK, PAPER_DEPTH, aux_block, dimensions
 
@@ -48,9 +48,9 @@ def local_crop(base_px: int, patch_px: int) -> tuple[Factor, Declared]:
     """
     sizes = tuple(base_px + patches * patch_px for patches in (-2, -1, 0, 1))
     labels = tuple(f"{size} px" for size in sizes)
-    beside = dict(zip(labels, (row.label for row in TABLE_5B.rows), strict=True))
+    published_labels = dict(zip(labels, (row.label for row in TABLE_5B.rows), strict=True))
     return Factor(LOCAL_CROP, sizes, base_px, labels, "(b) local crop"), Declared(
-        (SEG,), TABLE_5B, beside
+        (SEG_MIOU,), TABLE_5B, published_labels
     )
 
 
@@ -68,7 +68,7 @@ def design(depth: int, crop_px: int, patch_px: int) -> OneFactor:
     declared = {
         AUX_BLOCK: declared_blocks,
         LOCAL_CROP: declared_crops,
-        EMA_DECAY: Declared((SEG,), TABLE_5C),
+        EMA_DECAY: Declared((SEG_MIOU,), TABLE_5C),
     }
     return OneFactor((blocks, crops, decays), declared)
 
@@ -79,7 +79,7 @@ STUDY = Study(
     recipe="shapes_nano",
     design=design(PAPER_DEPTH, NANO_CROP_PX, NANO_PATCH_PX),
     seeds=(0, 1, 2),
-    metrics=(Metric(M, "M"), Metric(M_AUX, "M_m"), Metric(SEG, "seg")),
+    metrics=(Metric(CAM_MIOU, "M"), Metric(AUX_CAM_MIOU, "M_m"), Metric(SEG_MIOU, "seg")),
     purpose="direction",
 )
 
@@ -87,8 +87,8 @@ STUDY = Study(
 def for_recipe(study: Study) -> Study:
     """Adapt the study to the backbone and the crops of its recipe."""
     backbone = dimensions(study.base())
-    own = design(backbone.depth, study.value(LOCAL_CROP), backbone.patch_size_px)
-    return dataclasses.replace(study, design=own)
+    recipe_design = design(backbone.depth, study.value(LOCAL_CROP), backbone.patch_size_px)
+    return dataclasses.replace(study, design=recipe_design)
 
 
 main = study_command(STUDY, __doc__, adapt=for_recipe)

@@ -45,7 +45,7 @@ STUDY = dataclasses.replace(
     WHOLE,
     design=OneFactor((Factor("method.pooled_fraction", (0.0, 1.0), 0.0),)),
     seeds=(0,),
-    a_a=False,
+    repeat_base=False,
     changes={changes!r},
 )
 main = study_command(STUDY, __doc__)

@@ -51,9 +51,7 @@ def test_help_and_the_list_of_studies_need_no_torch():
 
 
 def test_the_list_of_what_there_is_needs_no_torch():
-    assert "cam              The class activation map baseline" in run(
-        ASK.format(package="toco", words=["list"])
-    )
+    assert "cam              The CAM baseline" in run(ASK.format(package="toco", words=["list"]))
 
 
 @pytest.fixture(scope="module")

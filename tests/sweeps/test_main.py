@@ -53,7 +53,7 @@ STUDY = Study(
         "evaluate_every": 20,
         "optim.warmup_steps": 0,
     },
-    a_a=False,
+    repeat_base=False,
     train="fake_training:train",
 )
 

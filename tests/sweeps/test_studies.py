@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from sweeps import cam_thresholds, components, layer_ablation, loss_weights, table5, temperature
-from sweeps.core.design.paper import M_AUX, SEG, M
-from sweeps.core.design.study import A_A
+from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU
+from sweeps.core.design.study import BASE_AGAIN
 from toco.config import replace
 from toco.registry import load
 
@@ -55,8 +55,8 @@ def test_table_5_declares_twelve_comparisons():
     plan = table5.STUDY.resolve()
     named = [(plan.rows[row].label, key) for row, key in plan.comparisons()]
     assert named == [
-        *((label, key) for label in ("#8", "#9", "#11") for key in (M, M_AUX)),
-        *((label, SEG) for label in ("16 px", "24 px", "40 px", "0", "0.1", "0.99")),
+        *((label, key) for label in ("#8", "#9", "#11") for key in (CAM_MIOU, AUX_CAM_MIOU)),
+        *((label, SEG_MIOU) for label in ("16 px", "24 px", "40 px", "0", "0.1", "0.99")),
     ]
 
 
@@ -223,7 +223,7 @@ def test_loss_weights_are_half_once_and_twice_those_of_the_recipe(recipe, ptc, c
     factors = (0.5, 1.0, 2.0)
     assert grid[:-1] == [(a * ptc, b * ctc) for a in factors for b in factors]
     assert grid[-1] == grid[4] == (ptc, ctc)
-    assert plan.cells[-1].label == A_A
+    assert plan.cells[-1].label == BASE_AGAIN
 
 
 def test_temperatures_are_compared_with_the_papers():
@@ -244,6 +244,6 @@ def test_no_three_seed_study_asks_for_the_size_of_an_effect():
             temperature,
         )
     ]
-    assert {(study.purpose, study.seeds, study.a_a) for study in studies} == {
+    assert {(study.purpose, study.seeds, study.repeat_base) for study in studies} == {
         ("direction", (0, 1, 2), True)
     }

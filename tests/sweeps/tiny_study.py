@@ -69,7 +69,7 @@ class StudyPlace:
             metrics=(Metric("val/cam_miou", "M"), Metric("val/seg_miou", "seg")),
             changes=changes,
             purpose="direction",
-            a_a=False,
+            repeat_base=False,
         )
         self.backend = InProcess(self.lost_at)
         self.backend.run_one, self.backend.keep = self.run_one, self.keep

@@ -64,18 +64,19 @@ class Block:
 
     def __post_init__(self) -> None:
         refuse_repeats(f"rows of {self.title!r}", [row.label for row in self.rows])
-        known = [row.label for row in self.paper.rows] if self.paper else []
+        published_labels = [row.label for row in self.paper.rows] if self.paper else []
         for number, row in enumerate(self.rows):
             if row.versus is not None and (
                 row.versus == number or not 0 <= row.versus < len(self.rows)
             ):
                 raise ValueError(
                     f"{self.title}: {row.label} is compared with row {row.versus}, "
-                    "which is no other row."
+                    "which is not another row of the block."
                 )
-            if row.paper_row is not None and row.paper_row not in known:
+            if row.paper_row is not None and row.paper_row not in published_labels:
                 raise ValueError(
-                    f"{self.title}: there is no published row {row.paper_row!r}; there are {known}."
+                    f"{self.title}: there is no published row {row.paper_row!r}; "
+                    f"there are {published_labels}."
                 )
 
 
@@ -104,13 +105,13 @@ class Declared:
     Attributes:
         metrics: Metric keys whose comparisons are declared; empty for the study's first metric.
         paper: The published table that the block corresponds to.
-        beside: Published row label by row label. Without this mapping, a row corresponds to the
-            published row of the same label.
+        published_labels: Label of the published row, by label of the row. Without this mapping, a
+            row corresponds to the published row of the same label.
     """
 
     metrics: tuple[str, ...] = ()
     paper: Paper | None = None
-    beside: Mapping[str, str] | None = None
+    published_labels: Mapping[str, str] | None = None
 
     def block(
         self, title: str, factors: Iterable[str], rows: Iterable[tuple[str, Changes, int | None]]
@@ -118,22 +119,27 @@ class Declared:
         """Build a block from rows of (label, changes, versus).
 
         Raises:
-            ValueError: ``beside`` names a row that does not exist, or two rows are equal.
+            ValueError: ``published_labels`` names a row that does not exist, or two rows are equal.
         """
         published = [row.label for row in self.paper.rows] if self.paper else []
-        beside = (
-            dict(zip(published, published, strict=True)) if self.beside is None else self.beside
+        published_labels = (
+            dict(zip(published, published, strict=True))
+            if self.published_labels is None
+            else self.published_labels
         )
-        made = tuple(
-            Row(label, changes, versus, beside.get(label)) for label, changes, versus in rows
+        block_rows = tuple(
+            Row(label, changes, versus, published_labels.get(label))
+            for label, changes, versus in rows
         )
-        labels = [row.label for row in made]
-        if self.beside is not None and (unknown := self.beside.keys() - set(labels)):
+        labels = [row.label for row in block_rows]
+        if self.published_labels is not None and (
+            unknown := self.published_labels.keys() - set(labels)
+        ):
             raise ValueError(
                 f"{title}: published rows are given for {sorted(unknown)}, "
                 f"but the rows are {labels}."
             )
-        return Block(title, made, tuple(factors), self.metrics, self.paper)
+        return Block(title, block_rows, tuple(factors), self.metrics, self.paper)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +188,7 @@ class OneFactor:
         refuse_repeats("paths of the factors", paths)
         if unknown := self.declared.keys() - set(paths):
             raise ValueError(
-                f"Something is declared for {sorted(unknown)}, but what varies is {paths}."
+                f"Comparisons are declared for {sorted(unknown)}, but the factors are {paths}."
             )
 
     def blocks(self) -> tuple[Block, ...]:
@@ -207,8 +213,8 @@ class OneFactor:
     def notes(self) -> tuple[str, ...]:
         """Name the limits of the design and the factors that need no training."""
         blind = (
-            "Each block varies one field around the base: whether its effect depends on another "
-            "field is not seen."
+            "Each block varies one field around the base: the study does not show whether the "
+            "effect of a field depends on another field."
         )
         return (*((blind,) if len(self.factors) > 1 else ()), *costs_nothing(self.factors))
 
@@ -235,16 +241,16 @@ class Ladder:
         """Return one block, from none of the components to all of them."""
         labels = (self.start, *(f"+ {component.label}" for component in self.components))
         rows = [
-            (label, _off(self.components[number:]), number - 1 if number else None)
+            (label, _values_off(self.components[number:]), number - 1 if number else None)
             for number, label in enumerate(labels)
         ]
-        return (self.declared.block(self.title, _off(self.components), rows),)
+        return (self.declared.block(self.title, _values_off(self.components), rows),)
 
     def notes(self) -> tuple[str, ...]:
         """Warn that the differences depend on the order of the components."""
         return (
             "Each row adds one component to the row above it and is compared with that row: "
-            "what a component is seen to add depends on the order.",
+            "the effect of a component depends on the order.",
         )
 
 
@@ -267,13 +273,13 @@ class LeaveOneOut:
         rows += [
             (f"without {component.label}", dict(component.off), 0) for component in self.components
         ]
-        return (self.declared.block(self.title, _off(self.components), rows),)
+        return (self.declared.block(self.title, _values_off(self.components), rows),)
 
     def notes(self) -> tuple[str, ...]:
         """Warn that components can replace each other."""
         return (
             "Each row lacks one component and is compared with all: "
-            "of two components that can stand in for each other neither is seen to matter.",
+            "if two components can replace each other, neither seems to matter.",
         )
 
 
@@ -288,7 +294,7 @@ class SideBySide:
 
     def __post_init__(self) -> None:
         if not self.designs:
-            raise ValueError("There is no design to put side by side.")
+            raise ValueError("SideBySide needs at least one design.")
         self._base()
 
     @property
@@ -364,18 +370,18 @@ def costs_nothing(factors: Sequence[Factor]) -> tuple[str, ...]:
         return ()
     return (
         f"Rows that differ in nothing but {' or '.join(names)} are evaluations of the same "
-        "trainings: their differences hold no noise of training.",
+        "trainings: their differences contain no noise of training.",
     )
 
 
 def _check_components(components: Sequence[Component]) -> None:
     if not components:
-        raise ValueError("There is no component to leave out.")
+        raise ValueError("A ladder, or leave one out, needs at least one component.")
     refuse_repeats("components", [component.label for component in components])
     refuse_repeats(
         "fields that leave components out", [path for part in components for path in part.off]
     )
 
 
-def _off(components: Sequence[Component]) -> dict[str, Scalar]:
+def _values_off(components: Sequence[Component]) -> dict[str, Scalar]:
     return {path: value for component in components for path, value in component.off.items()}

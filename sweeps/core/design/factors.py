@@ -114,8 +114,8 @@ class Component:
 
 def refuse_repeats(what: str, values: Sequence[object]) -> None:
     """Raise ``ValueError`` if a value occurs twice; 1, 1.0 and True are three different values."""
-    seen = set()
+    keys = set()
     for value in values:
-        if (key := (type(value), value)) in seen:
+        if (key := (type(value), value)) in keys:
             raise ValueError(f"{value!r} occurs twice in the {what}.")
-        seen.add(key)
+        keys.add(key)

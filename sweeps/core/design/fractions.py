@@ -55,7 +55,7 @@ class Fraction:
         generated = self._generated()
         if self.resolution < 3:
             raise ValueError(
-                f"The generators {', '.join(self.generators)} let two main effects be one "
+                f"The generators {', '.join(self.generators)} alias two main effects "
                 f"({self._relation()}); use products of at least two of "
                 f"{', '.join(sorted(set(self.letters) - generated.keys()))}, all different."
             )
@@ -68,10 +68,10 @@ class Fraction:
     @property
     def words(self) -> tuple[str, ...]:
         """Products of letters that are +1 in every row (the defining words), shortest first."""
-        words: set[frozenset[str]] = {frozenset()}
+        relation: set[frozenset[str]] = {frozenset()}
         for letter, product in self._generated().items():
-            words |= {word ^ frozenset(letter + product) for word in words}
-        return tuple(_in_order(words - {frozenset()}))
+            relation |= {word ^ frozenset(letter + product) for word in relation}
+        return tuple(_in_order(relation - {frozenset()}))
 
     @property
     def resolution(self) -> int:
@@ -93,10 +93,10 @@ class Fraction:
             for order in (1, 2)
             for letters in itertools.combinations(self.letters, order)
         ]
-        words = [frozenset(), *map(frozenset, self.words)]
+        relation = [frozenset(), *map(frozenset, self.words)]
         groups: dict[frozenset[frozenset[str]], list[frozenset[str]]] = {}
         for effect in effects:
-            groups.setdefault(frozenset(effect ^ word for word in words), []).append(effect)
+            groups.setdefault(frozenset(effect ^ word for word in relation), []).append(effect)
         return tuple(tuple(_in_order(group)) for group in groups.values() if len(group) > 1)
 
     def blocks(self) -> tuple[Block, ...]:
@@ -125,9 +125,10 @@ class Fraction:
             for letter, factor in zip(self.letters, self.factors, strict=True)
         )
         mixed = (
-            f"Cannot be told apart: {'; '.join(' = '.join(group) for group in self.aliases)}"
+            "Aliased effects, which this design does not distinguish: "
+            f"{'; '.join(' = '.join(group) for group in self.aliases)}"
             if self.aliases
-            else "No main effect and no interaction of two factors is mixed with another of these"
+            else "No main effect or interaction of two factors is aliased with another of these"
         )
         trained = 2 ** (len(self.factors) - len(self.generators))
         return (
@@ -147,7 +148,7 @@ class Fraction:
             letter, _, product = generator.replace(" ", "").partition("=")
             if len(letter) != 1 or not product or {letter, *product} - set(self.letters):
                 raise ValueError(
-                    f"The generator {generator!r} should read as D=ABC does, in the letters "
+                    f"The generator {generator!r} should have the form D=ABC, in the letters "
                     f"{self.letters} of the {len(self.factors)} factors."
                 )
             if letter in generated:
@@ -161,12 +162,12 @@ class Fraction:
         for letter, product in generated.items():
             if set(product) & generated.keys():
                 raise ValueError(
-                    f"{letter} is set to {product}, of which another generator sets a part; "
-                    "use the others only: "
+                    f"{letter} is set to {product}, but another generator sets a letter of it; "
+                    "use only the letters that no generator sets: "
                     f"{', '.join(sorted(set(self.letters) - generated.keys()))}."
                 )
         return generated
 
 
-def _in_order(words: Iterable[frozenset[str]]) -> list[str]:
-    return sorted(("".join(sorted(word)) for word in words), key=lambda word: (len(word), word))
+def _in_order(products: Iterable[frozenset[str]]) -> list[str]:
+    return sorted(("".join(sorted(word)) for word in products), key=lambda word: (len(word), word))

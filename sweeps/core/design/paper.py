@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-M, M_AUX, SEG = "val/cam_miou", "val/aux_cam_miou", "val/seg_miou"
+CAM_MIOU, AUX_CAM_MIOU, SEG_MIOU = "val/cam_miou", "val/aux_cam_miou", "val/seg_miou"
 
 SETTING = (
     "PASCAL VOC 2012 val, DeiT-B, 20 000 iterations of 4 images, one seed. CAMs: raw, "
@@ -86,7 +86,7 @@ class Paper:
             for label in (claim.better, *claim.than):
                 if claim.metric not in metrics.get(label, {}):
                     raise ValueError(
-                        f"{claim.name} speaks of {claim.metric} of {label!r}, "
+                        f"{claim.name} needs {claim.metric} of {label!r}, "
                         f"which {self.source} lacks."
                     )
 
@@ -95,7 +95,7 @@ def _row(
     label: str, cam: float, aux_cam: float | None, seg: float | None, *, default: bool = False
 ) -> PaperRow:
     """Convert a row as printed, in percent, to fractions under this project's metric keys."""
-    percent = {M: cam, M_AUX: aux_cam, SEG: seg}
+    percent = {CAM_MIOU: cam, AUX_CAM_MIOU: aux_cam, SEG_MIOU: seg}
     return PaperRow(
         label,
         {key: round(value / 100, 4) for key, value in percent.items() if value is not None},
@@ -126,11 +126,11 @@ TABLE_5A = Paper(
         _row("#11", 43.1, 45.2, 40.3),
     ),
     claims=(
-        Claim("rises to block #10", M, "#10", ("#8",), by=7.0, size="large"),
-        Claim("collapses at block #11", M, "#10", ("#11",), by=27.4, size="large"),
+        Claim("rises to block #10", CAM_MIOU, "#10", ("#8",), by=7.0, size="large"),
+        Claim("collapses at block #11", CAM_MIOU, "#10", ("#11",), by=27.4, size="large"),
         Claim(
             "auxiliary CAM is best at block #10",
-            M_AUX,
+            AUX_CAM_MIOU,
             "#10",
             ("#8", "#9", "#11"),
             by=7.4,
@@ -151,7 +151,7 @@ TABLE_5B = Paper(
     claims=(
         Claim(
             "crops of 96 px are best",
-            SEG,
+            SEG_MIOU,
             "96 px",
             ("64 px", "80 px", "112 px"),
             by=0.8,
@@ -171,7 +171,9 @@ TABLE_5C = Paper(
         _row("0.99", 68.7, None, 66.6),
     ),
     claims=(
-        Claim("a decay of 0.9 is best", SEG, "0.9", ("0", "0.1", "0.99"), by=1.0, size="small"),
+        Claim(
+            "a decay of 0.9 is best", SEG_MIOU, "0.9", ("0", "0.1", "0.99"), by=1.0, size="small"
+        ),
     ),
 )
 

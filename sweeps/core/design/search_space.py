@@ -232,7 +232,7 @@ class SearchStudy:
         if len(self.objectives) < 2:
             raise ValueError(
                 "A search has at least two objectives: "
-                "one alone would be traded for everything else."
+                "with one objective, it would sacrifice every other quantity."
             )
         refuse_repeats("objectives", [objective.key for objective in self.objectives])
         if self.rungs is not None and not any(
@@ -276,14 +276,14 @@ class SearchStudy:
             ValueError: A recipe, a path or a value is not valid.
         """
         base = self.base()
-        own = flatten(base)
+        recipe_values = flatten(base)
         for path in self.space:
-            if path not in own:
+            if path not in recipe_values:
                 raise lacking(self.name, path, base)
         start = {
-            path: own[path]
+            path: recipe_values[path]
             for path, distribution in self.space.items()
-            if _contains(distribution, own[path])
+            if _contains(distribution, recipe_values[path])
         }
         plan = SearchPlan(self, base, (), start if len(start) == len(self.space) else {})
         joined = max(map(terms_joined, plan.corners()))
@@ -353,10 +353,10 @@ class SearchPlan:
         try:
             return replace(self.base, dict(values))
         except ValueError as error:
-            shown = ", ".join(f"{path}={value}" for path, value in values.items())
+            settings = ", ".join(f"{path}={value}" for path, value in values.items())
             raise ValueError(
                 f"The space of {self.study.name} holds settings that do not go together "
-                f"({shown}): {error}"
+                f"({settings}): {error}"
             ) from error
 
     def goes_on(self, metrics: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> bool:
@@ -371,7 +371,8 @@ class SearchPlan:
             return True
         evaluated = [objective for objective in self.study.objectives if objective.is_evaluated]
         points = [
-            [objective.at_rung(found) for objective in evaluated] for found in (metrics, *others)
+            [objective.at_rung(evaluation) for objective in evaluated]
+            for evaluation in (metrics, *others)
         ]
         return is_among_best(points[0], points[1:], reduction)
 
@@ -388,15 +389,19 @@ def is_among_best(
     >>> is_among_best([2.0], [[1.0], [3.0]], 2), is_among_best([1.0], [[2.0], [3.0]], 2)
     (True, False)
     """
-    left = [tuple(point), *map(tuple, others)]
-    limit = len(left) / reduction
+    points = [tuple(point), *map(tuple, others)]
+    limit = len(points) / reduction
     better = 0
     while better < limit:
-        front = [one for one in left if not any(_dominates(other, one) for other in left)]
-        if left[0] in front:
+        front = [
+            candidate
+            for candidate in points
+            if not any(_dominates(other, candidate) for other in points)
+        ]
+        if points[0] in front:
             return True
         better += len(front)
-        left = [one for one in left if one not in front]
+        points = [candidate for candidate in points if candidate not in front]
     return False
 
 
@@ -411,8 +416,10 @@ def terms_joined(config: RunConfig) -> int:
     return max(starts, default=0)
 
 
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one != other and all(mine >= its for mine, its in zip(one, other, strict=True))
+def _dominates(first: Sequence[float], second: Sequence[float]) -> bool:
+    return first != second and all(
+        value >= other_value for value, other_value in zip(first, second, strict=True)
+    )
 
 
 def _extremes(distribution: BaseDistribution) -> tuple[Scalar, ...]:
@@ -430,9 +437,9 @@ def _pairs_of_extremes(space: Mapping[str, BaseDistribution]) -> Iterator[dict[s
     extremes = {path: _extremes(distribution) for path, distribution in space.items()}
     for path, values in extremes.items():
         yield from ({path: value} for value in values)
-    for one, other in itertools.combinations(extremes, 2):
-        for pair in itertools.product(extremes[one], extremes[other]):
-            yield dict(zip((one, other), pair, strict=True))
+    for first, second in itertools.combinations(extremes, 2):
+        for pair in itertools.product(extremes[first], extremes[second]):
+            yield dict(zip((first, second), pair, strict=True))
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:  # noqa: ANN401 - any JSON value

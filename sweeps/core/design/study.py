@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from toco.train.run_config import RunConfig
 
 TRAIN = "toco.train.loop:train"
-A_A = "base again (A/A)"
+BASE_AGAIN = "base again (A/A)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,8 @@ class Study:
         purpose: ``effect`` asks for the size of differences; such a study is refused if its seeds
             cannot show them. ``direction`` asks for the sign of differences and may run with fewer
             seeds: its rows can read "underpowered".
-        a_a: Whether to train the base again with other seeds (A/A), which measures the difference
-            that seeds alone cause.
+        repeat_base: Whether to train the base again with other seeds (A/A), which measures the
+            difference that seeds alone cause.
         smallest_effect: Difference worth detecting, as a fraction (0.005 is half a point of mIoU).
         largest_blind_effect: Largest effect, in standard deviations of a paired difference, that a
             study with the purpose ``effect`` may miss. It applies while the noise between seeds is
@@ -145,7 +145,7 @@ class Study:
     metrics: tuple[Metric, ...]
     changes: Mapping[str, Any] = field(default_factory=dict)
     purpose: Literal["effect", "direction"] = "effect"
-    a_a: bool = True
+    repeat_base: bool = True
     smallest_effect: float = 0.005
     largest_blind_effect: float = 5.0
     significance: float = 0.05
@@ -157,11 +157,11 @@ class Study:
             raise ValueError("A study needs at least one seed.")
         refuse_repeats("seeds", self.seeds)
         # Those of the A/A row lie above, and as far apart.
-        highest = 2 * max(self.seeds) + 1 - min(self.seeds) if self.a_a else max(self.seeds)
+        highest = 2 * max(self.seeds) + 1 - min(self.seeds) if self.repeat_base else max(self.seeds)
         if min(self.seeds) < 0 or highest >= MAX_SEED:
-            with_a_a = f", those of the A/A row up to {highest}" if self.a_a else ""
+            with_base_again = f", those of the A/A row up to {highest}" if self.repeat_base else ""
             raise ValueError(
-                f"Seeds are from 0 to {MAX_SEED - 1}, got {list(self.seeds)}{with_a_a}."
+                f"Seeds are from 0 to {MAX_SEED - 1}, got {list(self.seeds)}{with_base_again}."
             )
         if not self.metrics:
             raise ValueError("A study needs at least one metric for its table.")
@@ -189,7 +189,7 @@ class Study:
             ):
                 if key not in keys:
                     raise ValueError(
-                        f"{block.title}: {key} is compared but is no column of the table "
+                        f"{block.title}: {key} is compared but is not a column of the table "
                         f"{sorted(keys)}."
                     )
 
@@ -235,7 +235,7 @@ class Study:
         # The rows of all blocks. Rows with equal configs share one cell.
         for index, block in enumerate(blocks):
             first = len(rows)
-            seen: dict[str, str] = {}
+            label_of: dict[str, str] = {}
             for row in block.rows:
                 try:
                     config = replace(base, {**row.changes, SEED_PATH: self.seeds[0]})
@@ -244,9 +244,9 @@ class Study:
                 except ValueError as error:
                     raise ValueError(f"{block.title}: {row.label}: {error}") from error
                 identity = digest(config)
-                if (same := seen.setdefault(identity, row.label)) != row.label:
+                if (first_label := label_of.setdefault(identity, row.label)) != row.label:
                     raise ValueError(
-                        f"{row.label} and {same} are the same training (digest {identity}): "
+                        f"{row.label} and {first_label} are the same training (digest {identity}): "
                         f"what varies in {block.title!r} has no effect on results."
                     )
                 if identity not in number_of:
@@ -269,25 +269,27 @@ class Study:
                 )
 
         # The base once more with other seeds.
-        if self.a_a:
+        if self.repeat_base:
             base_row = next(number for number, row in enumerate(rows) if row.role == "base")
             cell = cells[rows[base_row].cell]
             shift = max(self.seeds) + 1 - min(self.seeds)
             rows.append(
-                PlannedRow(len(rows), rows[base_row].block, A_A, len(cells), base_row, "a/a", None)
+                PlannedRow(
+                    len(rows), rows[base_row].block, BASE_AGAIN, len(cells), base_row, "a/a", None
+                )
             )
-            cells.append(Cell(A_A, cell.changes, tuple(seed + shift for seed in self.seeds)))
+            cells.append(Cell(BASE_AGAIN, cell.changes, tuple(seed + shift for seed in self.seeds)))
             configs.append(configs[rows[base_row].cell])
 
         # One trial for each seed of each cell. The first seed's digest is known already.
-        known = dict(zip(number_of.values(), number_of, strict=True))
+        first_digests = dict(zip(number_of.values(), number_of, strict=True))
         trials = []
         for number, (cell, config) in enumerate(zip(cells, configs, strict=True)):
             for replicate, seed in enumerate(cell.seeds):
                 seeded = (
                     config if seed == config.seed else config.model_copy(update={SEED_PATH: seed})
                 )
-                identity = known[number] if seeded is config else digest(seeded)
+                identity = first_digests[number] if seeded is config else digest(seeded)
                 trials.append(Trial(number, replicate, cell.label, seed, identity, seeded))
         return Plan(self, blocks, tuple(cells), tuple(rows), tuple(trials))
 

@@ -21,7 +21,7 @@ from sweeps.core.findings.comparisons import (
     noise_floors,
     read_pairs,
 )
-from sweeps.core.findings.confounders import daggers
+from sweeps.core.findings.confounders import find_confounders
 from sweeps.core.findings.image_intervals import (
     ImageIntervals,
     image_intervals,
@@ -47,7 +47,7 @@ class RowAnalysis:
         figures: Figures by metric key, for every metric of the study.
         finished: Number of trials with a result, of ``planned``.
         states: Number of trials by state, for the states that occur.
-        daggers: Confounders: differences from the base row other than the block's factors, as
+        confounders: Differences from the base row other than the block's factors, as
             phrases. Without confounders, the row measures the effect of its factors.
         classes: Scores by class; empty if the study has none.
     """
@@ -56,7 +56,7 @@ class RowAnalysis:
     finished: int
     planned: int
     states: Mapping[str, int]
-    daggers: tuple[str, ...]
+    confounders: tuple[str, ...]
     classes: ClassScores
 
 
@@ -97,7 +97,7 @@ def analyse(study: StudyRecord) -> StudyAnalysis:
     rows = []
     for row in study.rows:
         trials, base = study.trials_of(row), None if row.versus is None else study.rows[row.versus]
-        differs = daggers(
+        confounders = find_confounders(
             trials,
             study.trials_of(base) if base else (),
             base.label if base else "",
@@ -110,7 +110,7 @@ def analyse(study: StudyRecord) -> StudyAnalysis:
                 finished=sum(trial.counts for trial in trials),
                 planned=len(trials),
                 states=Counter(trial.state for trial in trials),
-                daggers=differs,
+                confounders=confounders,
                 classes=classes.get(row.number, {}),
             )
         )
@@ -119,11 +119,11 @@ def analyse(study: StudyRecord) -> StudyAnalysis:
         floors=floors,
         power=power,
         crossings=tuple(crossings(study, pairs)) if is_small else (),
-        notes=(*marks.notes, *intervals.notes, *_absent(study, pairs, is_small)),
+        notes=(*marks.notes, *intervals.notes, *_missing_parts(study, pairs, is_small)),
     )
 
 
-def _absent(study: StudyRecord, pairs: Pairs, is_small: bool) -> list[str]:
+def _missing_parts(study: StudyRecord, pairs: Pairs, is_small: bool) -> list[str]:
     """List the analyses and numbers that this study lacks with the reasons, as sentences."""
     notes = []
     if not is_small:
@@ -135,7 +135,8 @@ def _absent(study: StudyRecord, pairs: Pairs, is_small: bool) -> list[str]:
         notes += missing_files(study)
     if all(len(values) < 2 for values in pairs.values.values()) and any(pairs.values.values()):
         notes.append(
-            "With one seed nothing can be tested: no row is told from the best, so all are bold."
+            "With one seed nothing can be tested: no row is distinguishable from the best, "
+            "so all are bold."
         )
     if study.rows and not any(row.role == "a/a" for row in study.rows):
         notes.append("There is no A/A row, so there is no noise floor.")

@@ -50,10 +50,15 @@ def class_scores(study: StudyRecord, intervals: ImageIntervals) -> dict[int, Cla
                 images = (None,) * len(names)
             figures = []
             for name, interval in zip(names, images, strict=True):
-                ours = _of_class(iou[row.number], key, name)
-                base = {} if row.versus is None else _of_class(iou[row.versus], key, name)
+                row_values = _of_class(iou[row.number], key, name)
+                base_values = {} if row.versus is None else _of_class(iou[row.versus], key, name)
                 figures.append(
-                    ClassFigures(name, summarise(ours.values()), paired(ours, base), interval)
+                    ClassFigures(
+                        name,
+                        summarise(row_values.values()),
+                        paired(row_values, base_values),
+                        interval,
+                    )
                 )
             if figures:
                 scores.setdefault(row.number, {})[key] = tuple(figures)

@@ -112,13 +112,14 @@ def read_pairs(study: StudyRecord) -> Pairs:
 
 def noise_floors(study: StudyRecord, pairs: Pairs) -> dict[str, float | None]:
     """Compute the noise floor of each metric from the A/A row; ``None`` if unknown."""
-    again = next((row for row in study.rows if row.role == "a/a"), None)
-    if again is None or again.versus is None:
+    base_again = next((row for row in study.rows if row.role == "a/a"), None)
+    if base_again is None or base_again.versus is None:
         return {metric.key: None for metric in study.metrics}
-    base, again_number = again.versus, again.number
+    base, base_again_number = base_again.versus, base_again.number
     return {
         metric.key: noise_floor(
-            pairs.values[base, metric.key].values(), pairs.values[again_number, metric.key].values()
+            pairs.values[base, metric.key].values(),
+            pairs.values[base_again_number, metric.key].values(),
         )
         for metric in study.metrics
     }
@@ -145,7 +146,7 @@ def measured_power(study: StudyRecord, pairs: Pairs) -> Power:
         if test is not None and test.sd is not None:
             spreads[key].append((test.n - 1, test.sd))
     n = min((test.n for test in tests.values() if test), default=0)
-    return power_goal(study).assess(n, {key: pooled_sd(known) for key, known in spreads.items()})
+    return power_goal(study).assess(n, {key: pooled_sd(groups) for key, groups in spreads.items()})
 
 
 def mark_best(study: StudyRecord, pairs: Pairs) -> Marks:

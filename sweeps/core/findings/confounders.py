@@ -24,12 +24,12 @@ _RECORDED = ("versions", "device", "num_threads", "platform")
 _TITLES = {"batch_size": "effective batch size"}
 
 
-def daggers(
+def find_confounders(
     row: Sequence[TrialRecord],
     base: Sequence[TrialRecord],
     base_label: str,
     factors: Sequence[str],
-    known: dict[Any, bool],
+    cache: dict[Any, bool],
 ) -> tuple[str, ...]:
     """List the confounders of a row as phrases.
 
@@ -40,19 +40,19 @@ def daggers(
         base: Trials of the base row; empty for a row that is compared with no row.
         base_label: Label of the base row.
         factors: Paths of the settings that may differ.
-        known: Cache of the answers of :func:`is_run_only`, empty at first. All calls share it, for
+        cache: Cache of the answers of :func:`is_run_only`, empty at first. All calls share it, for
             speed.
     """
     entries = [(trial.replicate, trial.seed, trial.entry) for trial in row if trial.entry]
-    found: dict[str, list[int]] = {}
+    seeds_by_phrase: dict[str, list[int]] = {}
     others = {trial.replicate: trial.entry for trial in base if trial.entry}
     for replicate, seed, entry in entries if others else ():
         other = others.get(replicate) or next(iter(others.values()))
-        for phrase in _differences(entry, other, base_label, factors, known):
-            found.setdefault(phrase, []).append(seed)
+        for phrase in _differences(entry, other, base_label, factors, cache):
+            seeds_by_phrase.setdefault(phrase, []).append(seed)
     phrases = [
         phrase if len(seeds) == len(entries) else f"{phrase} (seed {', '.join(map(str, seeds))})"
-        for phrase, seeds in found.items()
+        for phrase, seeds in seeds_by_phrase.items()
     ]
     if any(entry.origin.search for _, _, entry in entries):
         phrases.insert(0, CHOSEN)
@@ -77,46 +77,52 @@ def is_run_only(config: Mapping[str, Any], path: str) -> bool:
 
 def _differences(
     entry: LedgerEntry,
-    other: LedgerEntry,
+    base: LedgerEntry,
     label: str,
     factors: Sequence[str],
-    known: dict[Any, bool],
+    cache: dict[Any, bool],
 ) -> Iterator[str]:
-    for path, (ours, theirs) in diff(entry.config, other.config).items():
-        if not _named(path, factors) and _affects_results(entry.config, path, known):
-            yield f"{_TITLES.get(path, path)} is {ours!r}, in {label} {theirs!r}"
-    ours, theirs = entry.identity, other.identity
-    modules = _modules(
-        ours["code"], theirs["code"], any(path.endswith(_CODE_CHOICE) for path in factors)
-    )
+    # Settings of the config.
+    for path, (value, base_value) in diff(entry.config, base.config).items():
+        if not _is_explained(path, factors) and _affects_results(entry.config, path, cache):
+            yield f"{_TITLES.get(path, path)} is {value!r}, in {label} {base_value!r}"
+
+    # Code, data and weights that the trainings have read.
+    identity, base_identity = entry.identity, base.identity
+    chooses_code = any(path.endswith(_CODE_CHOICE) for path in factors)
+    modules = _modules(identity["code"], base_identity["code"], chooses_code)
     if modules:
         more = len(modules) - _MODULES_NAMED
-        named = ", ".join(modules[:_MODULES_NAMED]) + (f" and {more} more" if more > 0 else "")
-        yield f"code is another than in {label}: {named}"
+        names = ", ".join(modules[:_MODULES_NAMED]) + (f" and {more} more" if more > 0 else "")
+        yield f"code differs from {label}: {names}"
     if not any(path.startswith("data.") for path in factors):
         splits = [
-            split for split in ours["data"] if ours["data"][split] != theirs["data"].get(split)
+            split
+            for split, digest in identity["data"].items()
+            if digest != base_identity["data"].get(split)
         ]
         if splits:
-            yield f"data is another than in {label}: {', '.join(splits)}"
-    if ours["weights"] != theirs["weights"] and not any(
+            yield f"data differs from {label}: {', '.join(splits)}"
+    if identity["weights"] != base_identity["weights"] and not any(
         path.startswith("backbone.") for path in factors
     ):
-        yield f"pre-trained weights are others than in {label}"
-    mine, its = entry.provenance, other.provenance
-    if entry.resources == other.resources and all(
-        mine.get(name) == its.get(name) for name in _RECORDED
+        yield f"pre-trained weights differ from {label}"
+
+    # Environments; they are only described in full if the recorded parts differ.
+    if entry.resources == base.resources and all(
+        entry.provenance.get(name) == base.provenance.get(name) for name in _RECORDED
     ):
         return
-    mine, its = _environment(entry), _environment(other)
-    for name in sorted(mine.keys() | its.keys()):
-        if mine.get(name) != its.get(name):
-            yield (
-                f"{name} is {mine.get(name, 'not known')}, in {label} {its.get(name, 'not known')}"
-            )
+    facts, base_facts = _environment(entry), _environment(base)
+    for name in sorted(facts.keys() | base_facts.keys()):
+        fact, base_fact = (
+            environment.get(name, "not known") for environment in (facts, base_facts)
+        )
+        if fact != base_fact:
+            yield f"{name} is {fact}, in {label} {base_fact}"
 
 
-def _named(path: str, factors: Sequence[str]) -> bool:
+def _is_explained(path: str, factors: Sequence[str]) -> bool:
     """Whether a factor explains a difference at ``path``.
 
     That holds if the factor is the path, lies above it, or chooses the component of the path.
@@ -129,7 +135,7 @@ def _named(path: str, factors: Sequence[str]) -> bool:
     )
 
 
-def _affects_results(config: Mapping[str, Any], path: str, known: dict[Any, bool]) -> bool:
+def _affects_results(config: Mapping[str, Any], path: str, cache: dict[Any, bool]) -> bool:
     """Whether the field at ``path`` may affect results: it is not marked as run-only."""
     names, node = [], config
     for part in path.split("."):
@@ -138,22 +144,26 @@ def _affects_results(config: Mapping[str, Any], path: str, known: dict[Any, bool
         names.append(node.get("name"))
         node = node.get(part, {})
     key = (path, *names)
-    if key not in known:
-        known[key] = not is_run_only(config, path)
-    return known[key]
+    if key not in cache:
+        cache[key] = not is_run_only(config, path)
+    return cache[key]
 
 
 def _modules(
-    ours: Mapping[str, str], theirs: Mapping[str, str], others_expected: bool
+    row_code: Mapping[str, str], base_code: Mapping[str, str], others_expected: bool
 ) -> list[str]:
     """List the modules whose code differs.
 
     With ``others_expected``, modules that only one of the trials uses are ignored.
     """
-    if ours == theirs:
+    if row_code == base_code:
         return []
-    names = ours.keys() & theirs.keys() if others_expected else ours.keys() | theirs.keys()
-    return sorted(name for name in names if ours.get(name) != theirs.get(name))
+    names = (
+        row_code.keys() & base_code.keys()
+        if others_expected
+        else row_code.keys() | base_code.keys()
+    )
+    return sorted(name for name in names if row_code.get(name) != base_code.get(name))
 
 
 def _environment(entry: LedgerEntry) -> dict[str, str]:

@@ -22,7 +22,7 @@ RESAMPLES = 2000
 From 2,000 resamples, 50 lie beyond either end of a 95 % interval, so the ends hardly depend on the
 draw.
 """
-_KEPT = 256
+_CACHE_SIZE = 256
 """Number of files whose content stays in memory: about 1 MB each for 21 classes and 3 metrics.
 
 A study has up to ``MANY_TRIALS`` (250) trials with such a file, so all fit.
@@ -43,23 +43,25 @@ def class_iou(trial: TrialRecord) -> Mapping[str, Mapping[str, float | None]]:
     The IoU is the mean over the same evaluations as the trial's result. Classes are in the order of
     the data set, the background first. A class that the ground truth does not contain has ``None``.
     """
-    contents = [_at_this_time(_scores, path) for path in _evaluations(trial, ".json")]
-    whole = [content for content in contents if content is not None]
-    if not whole or len(whole) < len(contents):
+    contents = [_read_current(_scores, path) for path in _evaluation_files(trial, ".json")]
+    readable = [content for content in contents if content is not None]
+    if not readable or len(readable) < len(contents):
         return {}
-    found: dict[str, dict[str, float | None]] = {}
+    iou: dict[str, dict[str, float | None]] = {}
     maps = [
-        column.removesuffix("_iou") for column in whole[0]["per_class"] if column.endswith("_iou")
+        column.removesuffix("_iou")
+        for column in readable[0]["per_class"]
+        if column.endswith("_iou")
     ]
     for name in maps:
-        columns = [content["per_class"].get(f"{name}_iou") for content in whole]
+        columns = [content["per_class"].get(f"{name}_iou") for content in readable]
         if all(columns):
-            labelled = zip(whole[0]["class_names"], *columns, strict=True)
-            found[f"val/{name}_miou"] = {
+            labelled = zip(readable[0]["class_names"], *columns, strict=True)
+            iou[f"val/{name}_miou"] = {
                 label: None if None in values else float(np.mean(values))
                 for label, *values in labelled
             }
-    return found
+    return iou
 
 
 def resampled(
@@ -70,11 +72,17 @@ def resampled(
     Metrics that the trial's method does not have are left out. The result is ``None`` if an
     evaluation lacks its confusion matrices.
     """
-    parts = [_at_this_time(_resampled, path, keys) for path in _evaluations(trial, ".npz")]
-    whole = [part for part in parts if part is not None]
-    if not whole or len(whole) < len(parts) or any(names != whole[0][0] for names, _ in whole):
+    parts = [_read_current(_resampled, path, keys) for path in _evaluation_files(trial, ".npz")]
+    results = [part for part in parts if part is not None]
+    if (
+        not results
+        or len(results) < len(parts)
+        or any(names != results[0][0] for names, _ in results)
+    ):
         return None
-    return whole[0][0], {key: np.concatenate([iou[key] for _, iou in whole]) for key in whole[0][1]}
+    return results[0][0], {
+        key: np.concatenate([iou[key] for _, iou in results]) for key in results[0][1]
+    }
 
 
 def num_images(trials: Iterable[TrialRecord]) -> int | None:
@@ -83,7 +91,9 @@ def num_images(trials: Iterable[TrialRecord]) -> int | None:
     It is read from the first trial that has it; ``None`` if no trial has it.
     """
     counts = (
-        _at_this_time(_num_images, path) for trial in trials for path in _evaluations(trial, ".npz")
+        _read_current(_num_images, path)
+        for trial in trials
+        for path in _evaluation_files(trial, ".npz")
     )
     return next((count for count in counts if count is not None), None)
 
@@ -93,14 +103,20 @@ def unreadable_files(trial: TrialRecord) -> list[Path]:
 
     A trial that was rescored from the confusion matrices of another trial has none of its own.
     """
-    counts = [] if trial.entry is None or trial.entry.is_rescored else _evaluations(trial, ".npz")
+    counts = (
+        [] if trial.entry is None or trial.entry.is_rescored else _evaluation_files(trial, ".npz")
+    )
     return [
-        *(path for path in _evaluations(trial, ".json") if _at_this_time(_scores, path) is None),
-        *(path for path in counts if _at_this_time(_num_images, path) is None),
+        *(
+            path
+            for path in _evaluation_files(trial, ".json")
+            if _read_current(_scores, path) is None
+        ),
+        *(path for path in counts if _read_current(_num_images, path) is None),
     ]
 
 
-def _evaluations(trial: TrialRecord, suffix: str) -> list[Path]:
+def _evaluation_files(trial: TrialRecord, suffix: str) -> list[Path]:
     """List the files of the evaluations that the result averages, in order, existing or not."""
     if trial.entry is None or not trial.counts:
         return []
@@ -110,7 +126,7 @@ def _evaluations(trial: TrialRecord, suffix: str) -> list[Path]:
     return [trial.run_dir / "evaluations" / f"step_{step:08d}{suffix}" for step in steps]
 
 
-def _at_this_time(
+def _read_current(
     read: Callable[..., _Content | None], path: Path, *arguments: object
 ) -> _Content | None:
     """Call ``read`` with the file and its modification time; ``None`` if no such file exists."""
@@ -123,7 +139,7 @@ def _at_this_time(
 
 # A live page follows a running study and reads the same files again and again. The cache keeps the
 # content of files whose modification time has not changed.
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=_CACHE_SIZE)
 def _scores(path: Path, modified_ns: int) -> Mapping[str, Any] | None:
     try:
         content = records.read(path)
@@ -134,7 +150,7 @@ def _scores(path: Path, modified_ns: int) -> Mapping[str, Any] | None:
     return scores if lengths <= {len(scores["class_names"])} else None
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=_CACHE_SIZE)
 def _resampled(
     path: Path, modified_ns: int, keys: tuple[str, ...]
 ) -> tuple[tuple[str, ...], Resampled] | None:
@@ -151,7 +167,7 @@ def _resampled(
     return tuple(confusions.names), iou
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=_CACHE_SIZE)
 def _num_images(path: Path, modified_ns: int) -> int | None:
     try:
         return len(read_confusions(path).names)

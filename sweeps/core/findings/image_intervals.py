@@ -58,7 +58,7 @@ def image_intervals(study: StudyRecord, pairs: Pairs) -> ImageIntervals:
     keys = per_image_metrics(study)
     metrics: dict[Place, ImageInterval] = {}
     classes: dict[Place, tuple[ImageInterval | None, ...]] = {}
-    odd: list[str] = []
+    mismatches: list[str] = []
     for row in study.rows:
         for key in keys:
             test = pairs.paired.get((row.number, key))
@@ -67,19 +67,21 @@ def image_intervals(study: StudyRecord, pairs: Pairs) -> ImageIntervals:
                 continue
             interval = difference_interval(*arrays)
             if abs(interval.difference - test.difference) > ADDS_UP:
-                odd.append(f"{row.label} ({key})")
+                mismatches.append(f"{row.label} ({key})")
                 continue
             metrics[row.number, key] = interval
             classes[row.number, key] = class_difference_intervals(*arrays)
     reason = "the confusion matrices by image do not add up to the metric"
-    notes = [f"No interval over images, since {reason}: {', '.join(odd)}."] if odd else []
+    notes = (
+        [f"No interval over images, since {reason}: {', '.join(mismatches)}."] if mismatches else []
+    )
     return ImageIntervals(metrics, classes, tuple(notes))
 
 
 def missing_files(study: StudyRecord) -> tuple[str, ...]:
     """Write a note about missing files of evaluations, if any."""
-    counted = [trial for trial in study.trials if trial.counts]
-    files = {trial.key: unreadable_files(trial) for trial in counted}
+    finished = [trial for trial in study.trials if trial.counts]
+    files = {trial.key: unreadable_files(trial) for trial in finished}
     number = sum(bool(of_trial) for of_trial in files.values())
     if not number:
         return ()
@@ -88,11 +90,12 @@ def missing_files(study: StudyRecord) -> tuple[str, ...]:
         for of_trial in files.values()
         for path in of_trial
     ]
-    rest = len(names) - FILES_NAMED
+    num_unnamed = len(names) - FILES_NAMED
+    more = f" and {num_unnamed} more" if num_unnamed > 0 else ""
     return (
-        f"For {number} of {len(counted)} finished trials, counts by image or scores by class are "
+        f"For {number} of {len(finished)} finished trials, counts by image or scores by class are "
         "missing or damaged, so their rows lack intervals over images or scores by class. "
-        f"The files: {', '.join(names[:FILES_NAMED])}{f' and {rest} more' if rest > 0 else ''}.",
+        f"The files: {', '.join(names[:FILES_NAMED])}{more}.",
     )
 
 
@@ -105,18 +108,25 @@ def _resampled_pairs(
     """
     if row.versus is None:
         return None
-    ours, base = (
-        {trial.replicate: trial for trial in study.trials_of(shown)}
-        for shown in (row, study.rows[row.versus])
+    row_trials, base_trials = (
+        {trial.replicate: trial for trial in study.trials_of(table_row)}
+        for table_row in (row, study.rows[row.versus])
     )
     common = sorted(pairs.values[row.number, key].keys() & pairs.values[row.versus, key].keys())
     of_row, of_base = [], []
     for replicate in common:
-        one, other = resampled(ours[replicate], keys), resampled(base[replicate], keys)
-        if one is None or other is None or one[0] != other[0]:
+        row_result, base_result = (
+            resampled(row_trials[replicate], keys),
+            resampled(base_trials[replicate], keys),
+        )
+        if row_result is None or base_result is None or row_result[0] != base_result[0]:
             return None
-        if key not in one[1] or key not in other[1] or one[1][key].shape != other[1][key].shape:
+        if (
+            key not in row_result[1]
+            or key not in base_result[1]
+            or row_result[1][key].shape != base_result[1][key].shape
+        ):
             return None
-        of_row.append(one[1][key])
-        of_base.append(other[1][key])
+        of_row.append(row_result[1][key])
+        of_base.append(base_result[1][key])
     return np.concatenate(of_row), np.concatenate(of_base)

@@ -61,13 +61,18 @@ def crossings(study: StudyRecord, pairs: Pairs) -> Iterator[Crossing]:
         rows = [row for row in study.rows if row.block == index and row.role != "a/a"]
         levels = {row.number: _levels(study, row, block.factors) for row in rows}
         for key in block.metrics:
-            ended = [row for row in rows if pairs.values[row.number, key]]
+            finished_rows = [row for row in rows if pairs.values[row.number, key]]
             if not any(
-                _crossed([(levels[row.number][one], levels[row.number][other]) for row in ended])
-                for one, other in combinations(block.factors, 2)
+                _crossed(
+                    [
+                        (levels[row.number][factor], levels[row.number][other])
+                        for row in finished_rows
+                    ]
+                )
+                for factor, other in combinations(block.factors, 2)
             ):
                 continue
-            yield _crossing(study, pairs, index, key, ended, levels)
+            yield _crossing(study, pairs, index, key, finished_rows, levels)
 
 
 def _crossing(
@@ -92,14 +97,16 @@ def _crossing(
     )
     variance = anova(table)
     warnings = variance.dependencies(study.significance)
-    whole = all(len(pairs.values[row.number, key]) == len(study.trials_of(row)) for row in rows)
+    is_complete = all(
+        len(pairs.values[row.number, key]) == len(study.trials_of(row)) for row in rows
+    )
     two_level = all(table[path].nunique() == 2 for path in factors)
     means = {row.number: float(np.mean([*pairs.values[row.number, key].values()])) for row in rows}
     return Crossing(
         block=block,
         metric=key,
         anova=variance,
-        effects=two_level_effects(table) if whole and two_level else (),
+        effects=two_level_effects(table) if is_complete and two_level else (),
         means=tuple(
             _level_means(factors, [(levels[number], mean) for number, mean in means.items()])
         ),
@@ -126,10 +133,10 @@ def _crossed(pairs: Sequence[tuple[Scalar, Scalar]]) -> bool:
 
     They do if two levels of one factor both occur with the same two levels of the other.
     """
-    seen: dict[str, set[str]] = {}
-    for one, other in pairs:
-        seen.setdefault(str(one), set()).add(str(other))
-    return any(len(first & second) > 1 for first, second in combinations(seen.values(), 2))
+    levels_of: dict[str, set[str]] = {}
+    for level, other_level in pairs:
+        levels_of.setdefault(str(level), set()).add(str(other_level))
+    return any(len(first & second) > 1 for first, second in combinations(levels_of.values(), 2))
 
 
 def _level_means(

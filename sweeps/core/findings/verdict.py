@@ -130,7 +130,7 @@ def judge(study: StudyRecord, analysis: StudyAnalysis) -> Verdict:
     without_result = sum(not trial.counts for trial in study.trials)
     contradicted = any(claim.outcome == "contradicted" for claim in claims)
     code: ExitCode = INCOMPLETE if without_result else CONTRADICTED if contradicted else CLEAN
-    return Verdict(rows, claims, code, _whole(study, claims, without_result))
+    return Verdict(rows, claims, code, _summarise(study, claims, without_result))
 
 
 def same_setting(study: StudyRecord, paper: Paper) -> bool:
@@ -168,13 +168,13 @@ def _row(
         return RowVerdict("no result", None, row.number, key)
     if paper is None or not same_setting(study, paper):
         return RowVerdict("not tested at this scale", None, row.number, key)
-    off_by, half = summary.mean - published, _one_more(summary)
+    off_by, half = summary.mean - published, _half_width_for_next_seed(summary)
     if half is not None and abs(off_by) <= half:
         return RowVerdict("reproduced", None, row.number, key)
     return RowVerdict("off", off_by, row.number, key)
 
 
-def _one_more(summary: Summary) -> float | None:
+def _half_width_for_next_seed(summary: Summary) -> float | None:
     """Half width of the interval for one more seed; ``None`` if unknown."""
     if summary.n < _FEWEST_SEEDS or not summary.sd:
         return None
@@ -193,14 +193,14 @@ class _Comparison:
     figures: Figures
     advantage: float
     high: float | None
-    daggers: tuple[str, ...]
+    confounders: tuple[str, ...]
 
     @property
     def text(self) -> str:
         paired, p = self.figures.paired, self.figures.p_holm
         n = paired.n if paired else 0
         test = f"p = {p:.2g} after Holm, n = {n}" if p is not None else f"n = {n}"
-        marked = "; \u2020 " + "; ".join(self.daggers) if self.daggers else ""
+        marked = "; \u2020 " + "; ".join(self.confounders) if self.confounders else ""
         return f"{_signed(self.advantage)} over {self.than} ({test}{marked})"
 
 
@@ -217,23 +217,25 @@ class _Judge:
         self.same = same_setting(study, paper)
 
     def judge(self, claim: Claim) -> ClaimVerdict:
-        found = [self._comparison(claim, than) for than in claim.than]
-        refusals = [item for item in found if isinstance(item, str)]
+        # The study's comparisons of the claim; without one of them the claim is not tested.
+        results = [self._comparison(claim, than) for than in claim.than]
+        refusals = [item for item in results if isinstance(item, str)]
         if refusals:
             return ClaimVerdict(
                 "not tested", None, claim.name, f"Not tested: {'; '.join(dict.fromkeys(refusals))}."
             )
-        comparisons = [item for item in found if not isinstance(item, str)]
+        comparisons = [item for item in results if not isinstance(item, str)]
         numbers = ", ".join(item.text for item in comparisons)
         scope = (
             ""
             if self.same
             else f" This is not the paper's setting ({self._setting()}), "
-            "so it can speak of the direction only."
+            "so it can only confirm the direction."
         )
+        # Comparisons with a significant difference in the opposite direction.
         wrong = [item for item in comparisons if item.figures.significant and item.advantage < 0]
-        blind = [item for item in comparisons if not _sees(item.figures, self.study)]
-        shown = all(item.figures.significant and item.advantage > 0 for item in comparisons)
+        blind = [item for item in comparisons if not _can_detect(item.figures, self.study)]
+        is_shown = all(item.figures.significant and item.advantage > 0 for item in comparisons)
         if wrong:
             # A study that only asks for directions, or that could not have detected the effect,
             # contradicts no claim.
@@ -241,30 +243,35 @@ class _Judge:
                 why = (
                     "the study asks for directions and was not planned to contradict a claim"
                     if self.study.purpose == "direction"
-                    else "the study is too small to contradict a claim with it"
+                    else "the study is too small to contradict a claim"
                 )
-                sentence = f"{numbers}: the other way, but {why}.{scope}"
+                sentence = f"{numbers}: significant in the opposite direction, but {why}.{scope}"
                 return ClaimVerdict("underpowered", None, claim.name, sentence)
             return ClaimVerdict(
-                "contradicted", None, claim.name, f"{numbers}: the other way.{scope}"
+                "contradicted",
+                None,
+                claim.name,
+                f"{numbers}: significant in the opposite direction.{scope}",
             )
-        if not shown:
+        # No significant difference in the opposite direction: as claimed, or not shown.
+        if not is_shown:
             return self._not_shown(claim, comparisons, blind, numbers, scope)
         if not self.same:
             return ClaimVerdict("direction confirmed", None, claim.name, f"{numbers}.{scope}")
+        # The paper's setting: the size of the advantage counts, too.
         published = claim.by / 100
         short = [item for item in comparisons if item.high is not None and item.high < published]
         if short:
             off_by = min(item.advantage for item in short) - published
             sentence = (
-                f"{numbers}: as claimed, but less than the paper's {claim.by:g} points at least."
+                f"{numbers}: as claimed, but less than the paper's at least {claim.by:g} points."
             )
             return ClaimVerdict("off", off_by, claim.name, sentence)
         return ClaimVerdict(
             "reproduced",
             None,
             claim.name,
-            f"{numbers}; the paper has {claim.by:g} points at least.",
+            f"{numbers}; the paper has at least {claim.by:g} points.",
         )
 
     def _not_shown(
@@ -280,7 +287,8 @@ class _Judge:
             agree = sum(item.advantage > 0 for item in comparisons)
             sentence = (
                 f"{numbers}: {agree} of {len(comparisons)} {'points' if agree == 1 else 'point'} "
-                f"the claimed way, and the study is too small to tell that from chance.{scope}"
+                "the claimed way, and the study is too small to distinguish that from chance."
+                f"{scope}"
             )
             return ClaimVerdict("underpowered", None, claim.name, sentence)
         smallest = _points(self.study.smallest_effect)
@@ -303,7 +311,7 @@ class _Judge:
         better, worse = rows.get(claim.better), rows.get(than)
         if better is None or worse is None:
             absent = claim.better if better is None else than
-            return f"no row stands beside the paper's {absent}"
+            return f"no row corresponds to the paper's {absent}"
         if worse.versus == better.number:
             row, sign = worse, -1
         elif better.versus == worse.number:
@@ -314,18 +322,17 @@ class _Judge:
         if not figures.declared:
             return f"{claim.metric} is not compared in this block"
         if figures.paired is None:
-            return (
-                f"no trials of {better.label} and {worse.label} "
-                "with the same place among the seeds have ended"
-            )
+            return f"no pair of trials of {better.label} and {worse.label} has finished"
         if not next(
             metric.higher_is_better for metric in self.study.metrics if metric.key == claim.metric
         ):
             sign = -sign
         ends = [sign * end for end in (figures.paired.low, figures.paired.high) if end is not None]
         high = max(ends) if ends else None
-        daggers = self.analysis.rows[row.number].daggers
-        return _Comparison(worse.label, figures, sign * figures.paired.difference, high, daggers)
+        confounders = self.analysis.rows[row.number].confounders
+        return _Comparison(
+            worse.label, figures, sign * figures.paired.difference, high, confounders
+        )
 
     def _setting(self) -> str:
         changed = _changed(self.study)
@@ -336,22 +343,24 @@ class _Judge:
         return f"{self.study.recipe} on {on}{differs}, not {paper}"
 
 
-def _sees(figures: Figures, study: StudyRecord) -> bool:
+def _can_detect(figures: Figures, study: StudyRecord) -> bool:
     """Whether a comparison would have shown the study's smallest effect."""
     return figures.detectable is not None and figures.detectable <= study.smallest_effect
 
 
-def _whole(study: StudyRecord, claims: Sequence[ClaimVerdict], without_result: int) -> str:
+def _summarise(study: StudyRecord, claims: Sequence[ClaimVerdict], without_result: int) -> str:
     counts = Counter(claim.outcome for claim in claims)
-    said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     number = f"{len(claims)} claim{'' if len(claims) == 1 else 's'}"
     of_claims = (
-        f"Of {number} of the paper: {said}." if claims else "The study stands beside no claim."
+        f"Of {number} of the paper: {outcomes}."
+        if claims
+        else "The study tests no claim of the paper."
     )
     have = "has" if without_result == 1 else "have"
     missing = (
         f" {without_result} of {len(study.trials)} trials {have} no result, "
-        "so this is not the last word."
+        "so this summary is preliminary."
         if without_result
         else ""
     )

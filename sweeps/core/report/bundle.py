@@ -128,7 +128,7 @@ def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
     It holds the design, and the columns that ``rebuild_table`` copies instead of computing.
     """
     columns = [(column.key, column.value) for column in table.columns if column.value is not None]
-    given = [(key, value) for key, value in columns if key not in rebuild_table.COMPUTED]
+    copied = [(key, value) for key, value in columns if key not in rebuild_table.COMPUTED]
     rows = sorted(
         (row for block in table.blocks for row in block.rows), key=lambda row: row.planned.number
     )
@@ -151,8 +151,8 @@ def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
                 "cell": row.planned.cell,
                 "versus": row.planned.versus,
                 "columns": {
-                    one.metric.key: {key: value(one) for key, value in given}
-                    for one in row.measurements
+                    measurement.metric.key: {key: value(measurement) for key, value in copied}
+                    for measurement in row.measurements
                 },
             }
             for row in rows
@@ -162,7 +162,7 @@ def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
 
 def _environments(study: StudyRecord) -> list[dict[str, Any]]:
     """List the environments of all trials, each with the keys of its trials."""
-    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    environments: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for trial in study.trials:
         if trial.entry:
             provenance = {name: trial.entry.provenance.get(name) for name in ENVIRONMENT}
@@ -171,10 +171,10 @@ def _environments(study: StudyRecord) -> list[dict[str, Any]]:
                 "resources": asdict(trial.entry.resources),
                 "code": trial.entry.identity["code"],
             }
-            found.setdefault(json.dumps(described, sort_keys=True), (described, []))[1].append(
-                trial.key
-            )
-    return [{**described, "trials": keys} for described, keys in found.values()]
+            environments.setdefault(json.dumps(described, sort_keys=True), (described, []))[
+                1
+            ].append(trial.key)
+    return [{**described, "trials": keys} for described, keys in environments.values()]
 
 
 def _configs(study: StudyRecord) -> dict[str, str]:
@@ -201,11 +201,13 @@ def _without_folders(node: Any) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def _figures(cards: Cards) -> dict[str, str]:
-    drawn = {section.name: card.draw() for section, card in cards.shown if card.draw is not None}
-    return {f"figures/{name}.svg": _alone(svg) for name, svg in drawn.items()}
+    drawings = {
+        section.name: card.draw() for section, card in cards.sections if card.draw is not None
+    }
+    return {f"figures/{name}.svg": _stand_alone_svg(svg) for name, svg in drawings.items()}
 
 
-def _alone(svg: str) -> str:
+def _stand_alone_svg(svg: str) -> str:
     """Make a figure of the page a file of its own.
 
     The colours that the page defines are added to the figure.

@@ -102,7 +102,7 @@ def _published(measurement: Measurement) -> float | None:
     return None if value is None else float(value)
 
 
-def _of(statistics: str, name: str) -> Callable[[Measurement], float | None]:
+def _number_of(statistics: str, name: str) -> Callable[[Measurement], float | None]:
     """Return a function that reads a number of ``Figures.summary``, ``paired`` or ``images``."""
     return lambda m: getattr(getattr(m.figures, statistics), name, None)
 
@@ -168,16 +168,22 @@ COLUMNS: tuple[StatisticColumn, ...] = (
     Column("declared", lambda m: "yes" if m.figures.declared else "no"),
     Column("planned", lambda m: m.numbers.planned),
     Column("n", _num_values, "n", lambda m: str(_num_values(m)), _VALUES),
-    Column("mean", _of("summary", "mean"), "mean ± sd", mean_text, _VALUES),
-    Column("sd", _of("summary", "sd")),
-    Column("low", _of("summary", "low"), "95 % interval", _mean_interval, _VALUES),
-    Column("high", _of("summary", "high")),
+    Column("mean", _number_of("summary", "mean"), "mean ± sd", mean_text, _VALUES),
+    Column("sd", _number_of("summary", "sd")),
+    Column("low", _number_of("summary", "low"), "95 % interval", _mean_interval, _VALUES),
+    Column("high", _number_of("summary", "high")),
     Column("mark", _mark),
     Column("pairs", lambda m: m.figures.paired.n if m.figures.paired else 0),
-    Column("difference", _of("paired", "difference"), "difference", difference_text, _DIFFERENCES),
-    Column("difference_low", _of("paired", "low"), "95 % interval", _interval, _DIFFERENCES),
-    Column("difference_high", _of("paired", "high")),
-    Column("p", _of("paired", "p")),
+    Column(
+        "difference",
+        _number_of("paired", "difference"),
+        "difference",
+        difference_text,
+        _DIFFERENCES,
+    ),
+    Column("difference_low", _number_of("paired", "low"), "95 % interval", _interval, _DIFFERENCES),
+    Column("difference_high", _number_of("paired", "high")),
+    Column("p", _number_of("paired", "p")),
     Column(
         "p_holm",
         lambda m: m.figures.p_holm,
@@ -185,11 +191,11 @@ COLUMNS: tuple[StatisticColumn, ...] = (
         lambda m: format_p(m.figures.p_holm),
         _DIFFERENCES,
     ),
-    Column("effect_size", _of("paired", "effect_size"), "d", _effect_text, _DIFFERENCES),
-    Column("images_low", _of("images", "low"), "over images", _image_interval, _DIFFERENCES),
-    Column("images_high", _of("images", "high")),
+    Column("effect_size", _number_of("paired", "effect_size"), "d", _effect_text, _DIFFERENCES),
+    Column("images_low", _number_of("images", "low"), "over images", _image_interval, _DIFFERENCES),
+    Column("images_high", _number_of("images", "high")),
     Column("paper", _published),
-    Column("differs_in", lambda m: "; ".join(m.numbers.daggers)),
+    Column("differs_in", lambda m: "; ".join(m.numbers.confounders)),
     Column("remark", None, "", remark_text, _DIFFERENCES, "left", wraps=True),
 )
 """All statistics, in the order in which they are printed."""

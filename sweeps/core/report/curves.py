@@ -161,7 +161,7 @@ def read_curves(study: StudyRecord) -> Curves:
 
     Of a block with many rows, the base and the rows that are best by the first metric are plotted.
     """
-    known: dict[str, RunRecord | None] = {}
+    run_records: dict[str, RunRecord | None] = {}
     faults: list[str] = []
 
     def read(trial: TrialRecord) -> RunRecord | None:
@@ -180,27 +180,33 @@ def read_curves(study: StudyRecord) -> Curves:
         return run
 
     def line(row: PlannedRow) -> CurveLine:
-        counted = [trial for trial in study.trials_of(row) if trial.counts]
-        for trial in counted:
-            if trial.key not in known:
-                known[trial.key] = read(trial)
+        finished = [trial for trial in study.trials_of(row) if trial.counts]
+        for trial in finished:
+            if trial.key not in run_records:
+                run_records[trial.key] = read(trial)
         return CurveLine(
-            row, tuple(run for trial in counted if (run := known[trial.key]) is not None)
+            row, tuple(run for trial in finished if (run := run_records[trial.key]) is not None)
         )
 
+    # The plotted rows of every block.
     blocks = []
     for index, block in enumerate(study.blocks[:MAX_BLOCKS]):
         rows = [row for row in study.rows if row.block == index and row.role != "a/a"]
-        shown = _shown(study, rows)
-        blocks.append(BlockLines(block.title, tuple(map(line, shown)), len(rows) - len(shown)))
-    again = next((row for row in study.rows if row.role == "a/a" and row.versus is not None), None)
+        plotted_rows = _plotted_rows(study, rows)
+        blocks.append(
+            BlockLines(block.title, tuple(map(line, plotted_rows)), len(rows) - len(plotted_rows))
+        )
+    # The base and the A/A row, for the noise band.
+    base_again = next(
+        (row for row in study.rows if row.role == "a/a" and row.versus is not None), None
+    )
     twins = None
-    if again is not None and again.versus is not None:
-        twins = (line(study.rows[again.versus]), line(again))
+    if base_again is not None and base_again.versus is not None:
+        twins = (line(study.rows[base_again.versus]), line(base_again))
     return Curves(tuple(blocks), twins, tuple(faults))
 
 
-def _shown(study: StudyRecord, rows: Sequence[PlannedRow]) -> list[PlannedRow]:
+def _plotted_rows(study: StudyRecord, rows: Sequence[PlannedRow]) -> list[PlannedRow]:
     metric = study.metrics[0]
 
     def rank(row: PlannedRow) -> tuple[bool, float]:
@@ -236,7 +242,7 @@ def _draw(
                 if panel.ticks:
                     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             # One legend for each block: all its panels use the same colours.
-            row_of_panels[0].legend(*_of_all(row_of_panels[: len(columns)]))
+            row_of_panels[0].legend(*_legend_entries(row_of_panels[: len(columns)]))
         if published:
             _draw_published(panels[0][-1], published, xlabel)
             for row_of_panels in panels[1:]:
@@ -244,17 +250,17 @@ def _draw(
         return svg(figure, name, description)
 
 
-def _of_all(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
+def _legend_entries(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
     """Collect the legend entries of several panels.
 
     A line may have a curve in one of the panels only.
     """
-    found = {
+    handles = {
         name: handle
         for axes in panels
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    return list(found.values()), list(found)
+    return list(handles.values()), list(handles)
 
 
 def _draw_published(axes: Axes, published: Mapping[str, Sequence[float]], xlabel: str) -> None:
@@ -296,11 +302,13 @@ def _draw_band(axes: Axes, block: BlockLines, curves: Curves, panel: Panel) -> N
     base = next((line for line in block.lines if line.row.role == "base"), None)
     if base is None or curves.twins is None:
         return
-    first, again = (twin.curve(panel.points) for twin in curves.twins)
+    base_curve, base_again_curve = (twin.curve(panel.points) for twin in curves.twins)
     band = [
         (x, panel.scale * float(np.mean(values)), panel.scale * floor)
         for x, values in base.curve(panel.points).items()
-        if x in first and x in again and (floor := noise_floor(first[x], again[x])) is not None
+        if x in base_curve
+        and x in base_again_curve
+        and (floor := noise_floor(base_curve[x], base_again_curve[x])) is not None
     ]
     if band:
         x, centre, floor = np.array(band).T

@@ -48,7 +48,7 @@ def markdown(
             _list([f"†{number} {text}" for number, text in enumerate(table.footnotes, start=1)])
         )
     if table.states:
-        parts += ["Do not count:", _list(table.states)]
+        parts += ["Trials without a result:", _list(table.states)]
     for grid in appendix:
         parts += [f"## {escaped(grid.title)}", pipe(grid)]
     return "\n\n".join(parts) + "\n"
@@ -66,12 +66,12 @@ def escaped(text: str) -> str:
 def pipe(grid: TextGrid) -> str:
     """Print a table; columns from the first column of numbers on are right-aligned."""
     aligns = [column.align for column in grid.columns]
-    left = aligns.index("right") if "right" in aligns else len(aligns)
+    num_left = aligns.index("right") if "right" in aligns else len(aligns)
     return tabulate(
         [[_cell(cell) for cell in line] for line in grid.lines],
         headers=[escaped(column.heading) for column in grid.columns],
         tablefmt="pipe",
-        colalign=["left"] * left + ["right"] * (len(aligns) - left),
+        colalign=["left"] * num_left + ["right"] * (len(aligns) - num_left),
         disable_numparse=True,
     )
 

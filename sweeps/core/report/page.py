@@ -81,13 +81,14 @@ def page(source: Source, cards: Cards, written: str) -> Page:
         cards: The sections; their figures are drawn by this call.
         written: Time of writing, for readers of a page that is still updated.
     """
+    # Data for the script.
     study, table = source.study, source.table
     is_small = len(study.trials) <= INLINE_TRIALS
     details = _row_details(study, table, logs=is_small)
     script = templates().get_template("script.html.j2").render()
     counts = Counter(trial.state for trial in study.trials)
     # Drawing adds to source.faults, so the remarks come after it.
-    parts = [_part(section, card) for section, card in cards.shown]
+    parts = [_part(section, card) for section, card in cards.sections]
     remarks = _remarks(study, source.faults)
     html = (
         templates()
@@ -167,7 +168,7 @@ def _block(analysis: StudyAnalysis, block: TableBlock) -> dict[str, Any]:
     """
     row_markup = templates().get_template("rows.html.j2").module.row  # type: ignore[attr-defined]
     rows = [str(row_markup(row, block, _unfinished(analysis, row))) for row in block.rows]
-    rest = None
+    later_rows = None
     if len(rows) > ROWS_PER_PAGE:
         summaries = [
             [measurement.figures.summary for measurement in row.measurements] for row in block.rows
@@ -176,9 +177,15 @@ def _block(analysis: StudyAnalysis, block: TableBlock) -> dict[str, Any]:
             [None if summary is None else round(summary.mean, 6) for summary in row]
             for row in summaries
         ]
-        rest = safe_json({"rows": rows[ROWS_PER_PAGE:], "means": means})
+        later_rows = safe_json({"rows": rows[ROWS_PER_PAGE:], "means": means})
     first = Markup("".join(rows[:ROWS_PER_PAGE]))  # noqa: S704
-    return {"block": block, "rows": first, "shown": ROWS_PER_PAGE, "count": len(rows), "rest": rest}
+    return {
+        "block": block,
+        "rows": first,
+        "shown": ROWS_PER_PAGE,
+        "count": len(rows),
+        "rest": later_rows,
+    }
 
 
 def _unfinished(analysis: StudyAnalysis, row: TableRow) -> list[tuple[str, int]]:
@@ -226,13 +233,13 @@ def _running(study: StudyRecord) -> list[tuple[str, int, int | None]]:
     steps = next(
         (trial.entry.config.get("num_steps") for trial in study.trials if trial.entry), None
     )
-    found = [
+    running_trials = [
         (f"{cell.label}, seed {trial.seed}", trial.step, steps)
         for cell, trials in zip(study.cells, study.trials_by_cell, strict=True)
         for trial in trials
         if trial.state == "running"
     ]
-    return found[:MAX_RUNNING]
+    return running_trials[:MAX_RUNNING]
 
 
 def _forecast(study: StudyRecord) -> tuple[str, ...]:
@@ -250,6 +257,7 @@ def _forecast(study: StudyRecord) -> tuple[str, ...]:
 
 def _facts(study: StudyRecord) -> list[tuple[str, str]]:
     """List recipe, data, versions, hardware and cost; all values if trials differ."""
+    # What produced the results: commits, versions, data.
     entries = [trial.entry for trial in study.trials if trial.entry]
     provenance = [entry.provenance for entry in entries]
     finished = sum(trial.counts for trial in study.trials)
@@ -266,6 +274,7 @@ def _facts(study: StudyRecord) -> list[tuple[str, str]]:
         ", ".join(f"{split} {v[:16]}" for split, v in p.get("data_manifest", {}).items())
         for p in provenance
     )
+    # What the results cost.
     times = [entry.wall_time_s for entry in entries if entry.wall_time_s is not None]
     time = (
         f"{duration(sum(times))} in all trials together, {duration(max(times))} the longest"
@@ -338,9 +347,12 @@ def _row_details(study: StudyRecord, table: StudyTable, logs: bool) -> dict[int,
         row.planned.number: {
             "versus": row.versus,
             "remarks": [table.footnotes[number - 1] for number in row.footnotes],
-            "values": [[column.print(one) for column in values] for one in row.measurements],
+            "values": [
+                [column.print(measurement) for column in values] for measurement in row.measurements
+            ],
             "differences": [
-                [column.print(one) for column in differences] for one in row.comparisons
+                [column.print(measurement) for column in differences]
+                for measurement in row.comparisons
             ],
             "config": _changes(study, row.planned, bases),
             "trials": cells[row.planned.cell],
@@ -420,15 +432,15 @@ def _changes(
 
     Each is a list of path, value in the base, value in the row.
     """
-    here, there = _resolved(study, row), {} if row.versus is None else bases[row.versus]
-    if not here or not there:
-        here = study.changes_of(row)
-        there = {} if row.versus is None else study.changes_of(study.rows[row.versus])
+    config, base_config = _resolved(study, row), {} if row.versus is None else bases[row.versus]
+    if not config or not base_config:
+        config = study.changes_of(row)
+        base_config = {} if row.versus is None else study.changes_of(study.rows[row.versus])
     return [
-        [path, _value_text(there, path), _value_text(here, path)]
-        for path in {**there, **here}
+        [path, _value_text(base_config, path), _value_text(config, path)]
+        for path in {**base_config, **config}
         if path not in NEVER_SHARED
-        and (path not in there or path not in here or there[path] != here[path])
+        and (path not in base_config or path not in config or base_config[path] != config[path])
     ]
 
 

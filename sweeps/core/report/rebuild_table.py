@@ -76,8 +76,8 @@ def row_line(
     table: dict[str, Any], row: dict[str, Any], key: str, values: Values
 ) -> dict[str, Any]:
     """Compute one line, without its mark and without Holm's correction."""
-    ours = values.get((row["cell"], key), {})
-    theirs = (
+    row_values = values.get((row["cell"], key), {})
+    base_values = (
         {} if row["versus"] is None else values.get((table["rows"][row["versus"]]["cell"], key), {})
     )
     line: dict[str, Any] = {
@@ -86,11 +86,11 @@ def row_line(
         "mark": "",
         **row["columns"][key],
     }
-    numbers = np.array(list(ours.values()))
+    numbers = np.array(list(row_values.values()))
     line |= dict(
         zip(("n", "mean", "sd", "low", "high"), summary(numbers, np.abs(numbers)), strict=True)
     )
-    return line | paired(ours, theirs)
+    return line | paired(row_values, base_values)
 
 
 def summary(
@@ -111,10 +111,10 @@ def summary(
     return n, mean, sd, float(low), float(high)
 
 
-def paired(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, Any]:
+def paired(row_values: dict[int, float], base_values: dict[int, float]) -> dict[str, Any]:
     """Compute the difference paired by seed, t interval, t test and Hedges' effect size."""
-    common = sorted(ours.keys() & theirs.keys())
-    first, second = (np.array([side[key] for key in common]) for side in (ours, theirs))
+    common = sorted(row_values.keys() & base_values.keys())
+    first, second = (np.array([side[key] for key in common]) for side in (row_values, base_values))
     sizes = np.abs(np.concatenate([first, second]))
     n, mean, sd, low, high = summary(first - second, sizes)
     line: dict[str, Any] = {
@@ -169,18 +169,18 @@ def mark(
     The test is the one-sided paired t test with Bonferroni's correction over the other rows. The
     best of the remaining rows is marked as underlined.
     """
-    shown = [line for line in lines if values.get((line["cell"], metric["key"]))]
-    if not shown:
+    measured = [line for line in lines if values.get((line["cell"], metric["key"]))]
+    if not measured:
         return
     sign = 1 if metric["higher_is_better"] else -1
-    best = max(shown, key=lambda line: sign * line["mean"])
+    best = max(measured, key=lambda line: sign * line["mean"])
     best_values = values[best["cell"], metric["key"]]
-    for line in shown:
+    for line in measured:
         test = paired(values[line["cell"], metric["key"]], best_values)
         worse = test["p"] is not None and sign * test["difference"] < 0
-        if line is best or not worse or test["p"] / 2 * (len(shown) - 1) > significance:
+        if line is best or not worse or test["p"] / 2 * (len(measured) - 1) > significance:
             line["mark"] = "bold"
-    others = [line for line in shown if not line["mark"]]
+    others = [line for line in measured if not line["mark"]]
     if others:
         max(others, key=lambda line: sign * line["mean"])["mark"] = "underlined"
 
@@ -199,17 +199,20 @@ def main() -> int:
     """Run the script."""
     folder = Path(__file__).parent
     table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-    made = rebuilt(table, read_values((folder / "values.csv").read_text(encoding="utf-8")))
+    rebuilt_text = rebuilt(table, read_values((folder / "values.csv").read_text(encoding="utf-8")))
     stored = (folder / "table.csv").read_text(encoding="utf-8")
-    if made == stored:
+    if rebuilt_text == stored:
         sys.stdout.write(
-            f"table.csv was made again from values.csv: {made.count(chr(10)) - 1} lines, "
+            f"table.csv was made again from values.csv: {rebuilt_text.count(chr(10)) - 1} lines, "
             "all the same.\n"
         )
         return 0
     sys.stdout.writelines(
         difflib.unified_diff(
-            stored.splitlines(True), made.splitlines(True), "table.csv", "made from values.csv"
+            stored.splitlines(True),
+            rebuilt_text.splitlines(True),
+            "table.csv",
+            "made from values.csv",
         )
     )
     return 1

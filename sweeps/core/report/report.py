@@ -124,7 +124,7 @@ def _write(study_dir: Path, contents: Mapping[str, str]) -> None:
         write_text(study_dir / name, content)
 
 
-def _drop_details(study_dir: Path, kept: Mapping[str, str]) -> None:
+def _drop_details(study_dir: Path, details: Mapping[str, str]) -> None:
     for path in (study_dir / "details").glob("*.js"):
-        if f"details/{path.name}" not in kept:
+        if f"details/{path.name}" not in details:
             path.unlink(missing_ok=True)

@@ -43,7 +43,7 @@ SELECTED = (
     "trials puts a dagger on its row. To know what a setting does, run an ablation study of it, "
     "with other seeds."
 )
-FEW = 20
+FEW_TRIALS = 20
 """With fewer finished trials, the importance of a setting is only a hint.
 
 A choice, not a measurement: a search of a few settings has about five trials for each.
@@ -158,8 +158,8 @@ def _trials_grid(
 
 def _front(record: SearchRecord) -> TextGrid:
     note = (
-        "The Pareto front: no other finished trial is better than one of these in something and "
-        "nowhere worse. With one seed each, neighbours on it may have changed places by chance."
+        "The Pareto front: no other finished trial is better than one of these in one objective "
+        "and no worse in the others. With one seed each, chance may have swapped neighbours on it."
     )
     note += "".join(map(_reservation, record.objectives)) + _recipe_note(record)
     number: TrialColumn = Column(
@@ -169,20 +169,22 @@ def _front(record: SearchRecord) -> TextGrid:
 
 
 def _importance(record: SearchRecord) -> TextGrid:
-    known = [objective for objective in record.objectives if objective.key in record.importance]
-    first = record.importance[known[0].key] if known else {}
+    objectives = [
+        objective for objective in record.objectives if objective.key in record.importance
+    ]
+    first = record.importance[objectives[0].key] if objectives else {}
     lines = tuple(
         make_cells(
             path.removeprefix("method."),
-            *(f"{100 * record.importance[objective.key][path]:.0f} %" for objective in known),
+            *(f"{100 * record.importance[objective.key][path]:.0f} %" for objective in objectives),
         )
         for path in sorted(first, key=lambda path: -first[path])
     )
     number = record.importance_n
-    if not known:
+    if not objectives:
         caption = (
-            f"Nothing can be said from {number} finished trials; "
-            f"it takes {FEWEST_FOR_IMPORTANCE} that differ."
+            f"{number} finished trials are too few; importance needs at least "
+            f"{FEWEST_FOR_IMPORTANCE} that differ."
         )
     else:
         caption = (
@@ -191,19 +193,19 @@ def _importance(record: SearchRecord) -> TextGrid:
             "stopped early are not among them."
         )
         caption += (
-            f" With fewer than {FEW} that is hardly more than a hint." if number < FEW else ""
+            f" With fewer than {FEW_TRIALS} this is only a hint." if number < FEW_TRIALS else ""
         )
     columns = (
         TextColumn("setting"),
-        *(TextColumn(objective.title, "right") for objective in known),
+        *(TextColumn(objective.title, "right") for objective in objectives),
     )
     return TextGrid(columns, lines, "Importance of the settings", notes=(caption,))
 
 
-def _all(record: SearchRecord) -> TextGrid:
+def _all_trials(record: SearchRecord) -> TextGrid:
     note = (
-        "* on the front. What was stopped at a rung is censored: it has no result, as it could "
-        "have become better; in brackets is what it had reached there."
+        "* on the front. A trial that was stopped at a rung is censored: it has no result, because "
+        "it could have improved; its values at that rung are in brackets."
     )
     reasons: dict[str, list[str]] = {}
     for trial in record.trials:
@@ -232,14 +234,16 @@ def _reservation(objective: Objective) -> str:
         f", rounded to steps of {100 * objective.resolution:g} %" if objective.resolution else ""
     )
     return (
-        f" The {objective.title} is that of the machine it was measured on, beside whatever else "
-        f"ran there{rounded}: a trial may be on the front for having run in a quiet hour."
+        f" The {objective.title} depends on the machine and on everything else that ran "
+        f"there{rounded}: a trial may be on the front only because the machine was less busy."
     )
 
 
 def _recipe_note(record: SearchRecord) -> str:
-    own = [str(trial.number) for trial in record.trials if trial.values == record.start]
-    return f" Trial {', '.join(own)} has the recipe's own settings." if own else ""
+    recipe_trials = [str(trial.number) for trial in record.trials if trial.values == record.start]
+    return (
+        f" Trial {', '.join(recipe_trials)} has the recipe's own settings." if recipe_trials else ""
+    )
 
 
 def _space(distribution: BaseDistribution) -> str:
@@ -264,11 +268,11 @@ def _heading(objective: Objective) -> str:
 
 def _summary(record: SearchRecord) -> str:
     states = [trial.state for trial in record.trials]
-    counted = (
+    state_counts = (
         ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         or "none begun"
     )
-    text = f"{len(states)} of {record.num_trials} trials: {counted}."
+    text = f"{len(states)} of {record.num_trials} trials: {state_counts}."
     if record.rungs:
         text += (
             f" Rungs at step {', '.join(map(str, record.rungs))} of {record.num_steps}, "
@@ -277,12 +281,12 @@ def _summary(record: SearchRecord) -> str:
         )
     if record.fault is not None:
         fault = record.fault.replace(f"{record.path.parent}/", "")
-        text += f" {fault} Later trials are not shown; the next run asks for them again."
+        text += f" {fault} Later trials are not shown; the next run proposes them again."
     return text
 
 
 def _grids(record: SearchRecord) -> tuple[TextGrid, ...]:
-    return _front(record), _importance(record), _all(record)
+    return _front(record), _importance(record), _all_trials(record)
 
 
 def _markdown(record: SearchRecord) -> str:

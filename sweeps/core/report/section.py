@@ -92,17 +92,17 @@ class Cards:
     """Cards of the sections that apply, and reasons of the others.
 
     Attributes:
-        shown: Sections with their cards.
+        sections: Sections with their cards.
         absent: Titles of the other sections with the reason, as sentences.
     """
 
-    shown: tuple[tuple[Section, Card], ...]
+    sections: tuple[tuple[Section, Card], ...]
     absent: tuple[str, ...]
 
     def grids(self, text: Literal["body", "appendix"]) -> tuple[TextGrid, ...]:
         """Return the tables that the text formats print in one place."""
         return tuple(
-            grid for section, card in self.shown if section.text == text for grid in card.grids
+            grid for section, card in self.sections if section.text == text for grid in card.grids
         )
 
 

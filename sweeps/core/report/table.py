@@ -23,9 +23,9 @@ from toco.evaluate.report import map_of, title_of
 
 LEGEND = "Bold: the best, or not distinguishable from it; underlined: the second."
 NOT_VOC = (
-    "Ours is measured on the embedded benchmark: small generated scenes and a small network. It is "
-    "not PASCAL VOC: the size of its numbers says nothing beside the paper's; "
-    "what can be compared is the order of the rows."
+    "These results are measured on the embedded benchmark: small generated scenes and a small "
+    "network. It is not PASCAL VOC: its numbers are not comparable with the paper's; "
+    "only the order of the rows is."
 )
 """Caption of a study on the embedded benchmark; the page highlights it."""
 MEANINGS = {
@@ -191,7 +191,15 @@ def rows_grid(table: StudyTable, block: TableBlock, like: Sequence[TableBlock] =
     for index, metric in enumerate(table.metrics):
         look = TextColumn(metric.title, "right", over="ours", under=metric.title)
         measurements = [row.measurements[index] for row in rows]
-        columns.append((look, [TextCell(mean_text(one), one.mark) for one in measurements]))
+        columns.append(
+            (
+                look,
+                [
+                    TextCell(mean_text(measurement), measurement.mark)
+                    for measurement in measurements
+                ],
+            )
+        )
     columns.append(
         (TextColumn("n", "right", over="ours", under="n"), [TextCell(row.n) for row in rows])
     )
@@ -224,10 +232,12 @@ def differences_grid(table: StudyTable, block: TableBlock) -> TextGrid:
     columns = columns_of("differences", table.columns)
     lines = tuple(
         tuple(
-            TextCell(column.print(one), "significant" if one.figures.significant else "")
+            TextCell(
+                column.print(measurement), "significant" if measurement.figures.significant else ""
+            )
             for column in columns
         )
-        for one in block.comparisons
+        for measurement in block.comparisons
     )
     return TextGrid(tuple(column.look for column in columns), lines, group=block.title)
 
@@ -271,7 +281,7 @@ def study_table(
     """
     footnotes: dict[str, int] = {}
     for row in analysis.rows:
-        for text in row.daggers:
+        for text in row.confounders:
             footnotes.setdefault(f"{text}.", len(footnotes) + 1)
     return StudyTable(
         title=study.title,
@@ -326,13 +336,17 @@ def _row(
 ) -> TableRow:
     paper_row = study.published(row)
     paper = paper_row.metrics if paper_row else {}
-    verdicts = {found.metric: found.text for found in verdict.rows if found.row == row.number}
+    verdicts = {
+        row_verdict.metric: row_verdict.text
+        for row_verdict in verdict.rows
+        if row_verdict.row == row.number
+    }
     return TableRow(
         planned=row,
         versus=None if row.versus is None else study.rows[row.versus].label,
         measurements=tuple(Measurement(study, row, numbers, metric) for metric in study.metrics),
         n=_seeds(numbers, study.metrics),
-        footnotes=tuple(footnotes[f"{text}."] for text in numbers.daggers),
+        footnotes=tuple(footnotes[f"{text}."] for text in numbers.confounders),
         paper={
             metric.key: format_value(paper[metric.key], percent=metric.percent)
             for metric in study.metrics
@@ -367,15 +381,15 @@ def _row_verdict(metrics: Iterable[Metric], verdicts: Mapping[str, str]) -> str:
 
 
 def _states(study: StudyRecord) -> tuple[str, ...]:
-    ended = [
+    failures = [
         _end(cell, trial)
         for cell, trials in zip(study.cells, study.trials_by_cell, strict=True)
         for trial in trials
         if trial.state in ("failed", "diverged")
     ]
-    lines = ended[:MAX_STATES]
-    if len(ended) > MAX_STATES:
-        lines.append(f"{len(ended) - MAX_STATES} more failed or diverged.")
+    lines = failures[:MAX_STATES]
+    if len(failures) > MAX_STATES:
+        lines.append(f"{len(failures) - MAX_STATES} more failed or diverged.")
     pending = Counter(
         trial.state for trial in study.trials if trial.state in ("running", "waiting")
     )
@@ -400,8 +414,10 @@ def _end(cell: Cell, trial: TrialRecord) -> str:
 
 
 def _captions(study: StudyRecord, analysis: StudyAnalysis) -> tuple[str, ...]:
+    # The metrics and the statistics of a row.
     lines = [f"{metric.title}: {_meaning(metric)}." for metric in study.metrics]
     lines.append("Mean ± sample standard deviation over n seeds; n = 1 has no spread.")
+    # The comparisons: p values, intervals over images, noise floor, power.
     if any(row.paired for numbers in analysis.rows for row in numbers.figures.values()):
         family = len(study.comparisons())
         lines.append(
@@ -413,8 +429,8 @@ def _captions(study: StudyRecord, analysis: StudyAnalysis) -> tuple[str, ...]:
     if any(figures.images for numbers in analysis.rows for figures in numbers.figures.values()):
         lines.append(
             "Over images: the interval that another draw of test images would give, by a paired "
-            "bootstrap, the trained networks being fixed. "
-            "It is noise of the test set and enters no p."
+            "bootstrap with fixed trained networks. "
+            "It is noise of the test set; no p value depends on it."
         )
     floors = [
         f"{metric.title} ±{format_difference(floor, percent=metric.percent).lstrip('+')}"
@@ -424,8 +440,8 @@ def _captions(study: StudyRecord, analysis: StudyAnalysis) -> tuple[str, ...]:
     if floors:
         lines.append(
             f"Noise floor, from the base and the base again (A/A): {', '.join(floors)}. Within "
-            "noise: a difference smaller than that; a paired test may find it all the same, since "
-            "pairing takes out what a seed does to both rows."
+            "noise: a difference smaller than that; a paired test may still detect it, because "
+            "pairing removes the effect that a seed has on both rows."
         )
     if any(
         figures.underpowered for numbers in analysis.rows for figures in numbers.figures.values()
@@ -435,6 +451,7 @@ def _captions(study: StudyRecord, analysis: StudyAnalysis) -> tuple[str, ...]:
             f"{100 * study.smallest_effect:g} points."
         )
     lines += _power(study, analysis)
+    # The setting of the paper, and of this study.
     settings: dict[str, list[str]] = {}
     for block in study.blocks:
         if block.paper is not None:
@@ -458,12 +475,12 @@ def _power(study: StudyRecord, analysis: StudyAnalysis) -> list[str]:
         "deviations of a paired difference"
     )
     points = [
-        f"{metric.title} {_detectable(metric, found.detectable)}"
+        f"{metric.title} {_detectable(metric, metric_power.detectable)}"
         f"{' points' if metric.percent else ''}"
         for metric in study.metrics
-        if (found := power.metrics.get(metric.key))
-        and found.detectable is not None
-        and math.isfinite(found.detectable)
+        if (metric_power := power.metrics.get(metric.key))
+        and metric_power.detectable is not None
+        and math.isfinite(metric_power.detectable)
     ]
     return [f"{text}, which is {', '.join(points)}." if points else f"{text}."]
 

@@ -33,10 +33,10 @@ def terminal(table: StudyTable, grids: Iterable[TextGrid] = ()) -> str:
     """
     parts = [table.title]
     for block in table.blocks:
-        shown = replace(block, rows=block.rows[:MAX_ROWS])
-        parts.append(plain(rows_grid(table, shown)))
-        if shown.comparisons:
-            parts.append(plain(differences_grid(table, shown)))
+        short_block = replace(block, rows=block.rows[:MAX_ROWS])
+        parts.append(plain(rows_grid(table, short_block)))
+        if short_block.comparisons:
+            parts.append(plain(differences_grid(table, short_block)))
         if len(block.rows) > MAX_ROWS:
             parts.append(f"{len(block.rows) - MAX_ROWS} more rows are in the files.")
     for grid in grids:
@@ -45,7 +45,7 @@ def terminal(table: StudyTable, grids: Iterable[TextGrid] = ()) -> str:
         parts.append(plain(claims_grid(table)))
     parts += [sentences([table.verdict]), sentences(table.warnings)]
     if table.states:
-        parts.append(f"Do not count:\n{sentences(table.states, indent='  ')}")
+        parts.append(f"Trials without a result:\n{sentences(table.states, indent='  ')}")
     parts.append(
         sentences((f"†{number} {text}" for number, text in enumerate(table.footnotes, start=1)))
     )

@@ -123,9 +123,10 @@ def columns_csv(
         things: Arguments of the column functions.
         text: Function that formats a value.
     """
-    known = [(column.key, column.value) for column in columns if column.value is not None]
+    value_columns = [(column.key, column.value) for column in columns if column.value is not None]
     return csv_text(
-        [key for key, _ in known], ([text(value(thing)) for _, value in known] for thing in things)
+        [key for key, _ in value_columns],
+        ([text(value(thing)) for _, value in value_columns] for thing in things),
     )
 
 

@@ -71,7 +71,7 @@ class Anova:
         """Write a warning for each interaction that is significant after Holm's correction."""
         corrected = holm([term.p for term in self.interactions])
         return tuple(
-            f"{_dependent(term)} (interaction: F({term.df}, "
+            f"{_dependency_text(term)} (interaction: F({term.df}, "
             f"{self.residual_df}) = {term.f:.2f}, p = {p:.2g} after Holm): a row that varies one "
             "of them alone holds only at the value that the other has there."
             for term, p in zip(self.interactions, corrected, strict=True)
@@ -129,31 +129,31 @@ def anova(table: pd.DataFrame) -> Anova:
     # The terms: seeds and factors, then pairs of factors. A term that the rows do not distinguish
     # from the terms before it is left out.
     columns = np.ones((len(data), 1))
-    kept: list[tuple[str, ...]] = []
+    terms: list[tuple[str, ...]] = []
     left_out: list[tuple[str, ...]] = []
     candidates: list[tuple[str, ...]] = [(name,) for name in short_names]
     candidates += list(combinations([name for name in short_names if name != SEED], 2))
     for term in candidates:
         label = " x ".join(names[name][0] for name in term)
-        own = _contrasts(data, term)
-        wider = np.hstack([columns, own])
-        if np.linalg.matrix_rank(wider) < np.linalg.matrix_rank(columns) + own.shape[1]:
-            notes.append(f"{label} is left out: these rows cannot tell it from other terms.")
+        term_columns = _contrasts(data, term)
+        wider = np.hstack([columns, term_columns])
+        if np.linalg.matrix_rank(wider) < np.linalg.matrix_rank(columns) + term_columns.shape[1]:
+            notes.append(f"{label} is left out: these rows do not distinguish it from other terms.")
             left_out.append(term)
             continue
         columns = wider
-        kept.append(term)
-    if columns.shape[1] >= len(data) and any(len(term) > 1 for term in kept):
-        kept = [term for term in kept if len(term) == 1]
+        terms.append(term)
+    if columns.shape[1] >= len(data) and any(len(term) > 1 for term in terms):
+        terms = [term for term in terms if len(term) == 1]
         notes.append(
             "Interactions are left out, "
             "since without a second seed they are the only measure of the noise."
         )
-        columns = np.hstack([np.ones((len(data), 1)), *(_contrasts(data, term) for term in kept)])
+        columns = np.hstack([np.ones((len(data), 1)), *(_contrasts(data, term) for term in terms)])
 
     # The fit, and from it the table of the terms.
     residual_df = len(data) - columns.shape[1]
-    in_formula = {term: ":".join(f"C({name}, Sum)" for name in term) for term in kept}
+    in_formula = {term: ":".join(f"C({name}, Sum)" for name in term) for term in terms}
     fit = ols(f"{VALUE} ~ {' + '.join(in_formula.values())}", data).fit()
     noise = float(fit.ssr)
     if residual_df < 1 or noise <= (ROUNDING * float(data[VALUE].abs().max())) ** 2 * len(data):
@@ -171,7 +171,7 @@ def anova(table: pd.DataFrame) -> Anova:
                 tuple(
                     tuple(names[name][0] for name in other)
                     for other in left_out
-                    if _mixed(data, term, other)
+                    if _are_correlated(data, term, other)
                 ),
             )
             for term, written in in_formula.items()
@@ -198,10 +198,11 @@ def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
     # The levels of every observation as signs: -1 for low, +1 for high.
     factors = _factors(table)
     levels = {factor: tuple(table[factor].drop_duplicates()) for factor in factors}
-    for factor, found in levels.items():
-        if len(found) != 2:
+    for factor, factor_levels in levels.items():
+        if len(factor_levels) != 2:
             raise ValueError(
-                f"Effects are of factors with two levels; {factor} has {len(found)}: {list(found)}."
+                f"Effects are computed for factors with two levels; {factor} has "
+                f"{len(factor_levels)}: {list(factor_levels)}."
             )
     signs = np.stack(
         [np.where(table[factor] == levels[factor][1], 1, -1) for factor in factors], axis=1
@@ -225,7 +226,7 @@ def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
     if not complete:
         raise ValueError(
             f"No seed has all {len(runs)} rows of the design, "
-            "so no effect can be computed. Run the rest."
+            "so no effect can be computed. Run the missing trials."
         )
 
     # The column of signs of every factor and of every pair of factors, then its contrast.
@@ -241,7 +242,9 @@ def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
             tuple((levels[factor][0], levels[factor][1]) for factor in term),
             _contrast(complete, column),
             tuple(
-                other for other, its in terms.items() if other != term and _entangled(its, column)
+                other
+                for other, other_column in terms.items()
+                if other != term and _are_signs_correlated(other_column, column)
             ),
         )
         for term, column in terms.items()
@@ -249,7 +252,7 @@ def two_level_effects(table: pd.DataFrame) -> tuple[Effect, ...]:
     )
 
 
-def _entangled(first: NDArray[np.int64], second: NDArray[np.int64]) -> bool:
+def _are_signs_correlated(first: NDArray[np.int64], second: NDArray[np.int64]) -> bool:
     """Whether two columns of signs are correlated, fully or (in irregular designs) partly."""
     return bool(len(first) * (first @ second) != first.sum() * second.sum())
 
@@ -259,15 +262,15 @@ def _contrast(complete: Sequence[Floats], column: NDArray[np.int64]) -> Paired:
     return one_sample(values, float(max(np.abs(run).max() for run in complete)))
 
 
-def _dependent(term: AnovaTerm) -> str:
-    pairs = [f"that of {one} on {other}" for one, other in term.aliases]
+def _dependency_text(term: AnovaTerm) -> str:
+    pairs = [f"that of {first} on {second}" for first, second in term.aliases]
     depends = f"The effect of {term.factors[0]} depends on {term.factors[1]}"
     return (
-        f"{depends}, or {', or '.join(pairs)}: these rows cannot tell which" if pairs else depends
+        f"{depends}, or {', or '.join(pairs)}: these rows do not show which" if pairs else depends
     )
 
 
-def _mixed(data: pd.DataFrame, term: tuple[str, ...], other: tuple[str, ...]) -> bool:
+def _are_correlated(data: pd.DataFrame, term: tuple[str, ...], other: tuple[str, ...]) -> bool:
     """Whether these rows correlate two interactions.
 
     The part of the interactions that the main effects of their factors explain is removed first.
@@ -275,13 +278,17 @@ def _mixed(data: pd.DataFrame, term: tuple[str, ...], other: tuple[str, ...]) ->
     if min(len(term), len(other)) < 2:
         return False
     mains = dict.fromkeys((*term, *other))
-    known = np.hstack([np.ones((len(data), 1)), *(_contrasts(data, (name,)) for name in mains)])
+    main_effects = np.hstack(
+        [np.ones((len(data), 1)), *(_contrasts(data, (name,)) for name in mains)]
+    )
 
-    def rest(columns: Floats) -> Floats:
-        fitted: Floats = known @ np.linalg.lstsq(known, columns, rcond=None)[0]
+    def residual(columns: Floats) -> Floats:
+        fitted: Floats = main_effects @ np.linalg.lstsq(main_effects, columns, rcond=None)[0]
         return columns - fitted
 
-    return bool(np.abs(rest(_contrasts(data, term)).T @ rest(_contrasts(data, other))).max() > 1e-6)
+    return bool(
+        np.abs(residual(_contrasts(data, term)).T @ residual(_contrasts(data, other))).max() > 1e-6
+    )
 
 
 def _term(
@@ -323,6 +330,8 @@ def _contrasts(data: pd.DataFrame, term: tuple[str, ...]) -> Floats:
     for name in term:
         codes = data[name].to_numpy()
         last = codes.max()
-        own = (codes[:, None] == np.arange(last)).astype(np.float64) - (codes[:, None] == last)
-        product = (product[:, :, None] * own[:, None, :]).reshape(len(data), -1)
+        level_columns = (codes[:, None] == np.arange(last)).astype(np.float64) - (
+            codes[:, None] == last
+        )
+        product = (product[:, :, None] * level_columns[:, None, :]).reshape(len(data), -1)
     return product

@@ -113,9 +113,14 @@ def paired(
     common = sorted(row.keys() & base.keys())
     if not common:
         return None
-    ours, theirs = finite(row[key] for key in common), finite(base[key] for key in common)
+    row_values, base_values = (
+        finite(row[key] for key in common),
+        finite(base[key] for key in common),
+    )
     return one_sample(
-        ours - theirs, float(max(np.abs(ours).max(), np.abs(theirs).max())), confidence
+        row_values - base_values,
+        float(max(np.abs(row_values).max(), np.abs(base_values).max())),
+        confidence,
     )
 
 
@@ -157,7 +162,7 @@ def paired_power(effect: float, n: int, comparisons: int, significance: float) -
         return 0.0
     critical = float(special.stdtrit(n - 1, 1 - significance / comparisons / 2))
     shift = abs(effect) * math.sqrt(n)
-    return _beyond(critical, shift, n - 1) + _beyond(critical, -shift, n - 1)
+    return _noncentral_t_tail(critical, shift, n - 1) + _noncentral_t_tail(critical, -shift, n - 1)
 
 
 @lru_cache(maxsize=4096)
@@ -213,10 +218,10 @@ def seeds_needed(
     def enough(n: int) -> bool:
         return paired_power(size, n, comparisons, significance) >= power
 
-    few, many = 1, 2
-    while math.isfinite(size) and not enough(many):
-        few, many = many, 2 * many
-    return few + 1 + bisect_left(range(few + 1, many), True, key=enough)
+    low, high = 1, 2
+    while math.isfinite(size) and not enough(high):
+        low, high = high, 2 * high
+    return low + 1 + bisect_left(range(low + 1, high), True, key=enough)
 
 
 def not_distinguishable(
@@ -239,21 +244,21 @@ def not_distinguishable(
         return set()
     sign = 1 if higher_is_better else -1
     best = max(means, key=lambda label: sign * means[label])
-    kept = {best}
-    for label in means.keys() - kept:
+    labels = {best}
+    for label in means.keys() - labels:
         compared = paired(values[label], values[best])
         if compared is None or compared.p is None:
-            kept.add(label)
+            labels.add(label)
             continue
         # Over the pairs that there are, a row may be ahead of one with the better mean.
         p = compared.p / 2 if sign * compared.difference < 0 else 1 - compared.p / 2
         if p * (len(means) - 1) > significance:
-            kept.add(label)
-    return kept
+            labels.add(label)
+    return labels
 
 
 def noise_floor(
-    base: Iterable[float], again: Iterable[float], confidence: float = CONFIDENCE
+    base: Iterable[float], base_again: Iterable[float], confidence: float = CONFIDENCE
 ) -> float | None:
     """Half width of the interval of a difference that only seeds cause.
 
@@ -261,7 +266,7 @@ def noise_floor(
     standard deviation times sqrt(1 / n + 1 / m). Paired differences scatter at most as much, unless
     pairing increases the noise. The result is ``None`` if either has fewer than two values.
     """
-    first, second = finite(base), finite(again)
+    first, second = finite(base), finite(base_again)
     if min(len(first), len(second)) < 2:
         return None
     df = len(first) + len(second) - 2
@@ -308,7 +313,7 @@ def _t(confidence: float, df: int) -> float:
     return float(special.stdtrit(df, (1 + confidence) / 2))
 
 
-def _beyond(critical: float, shift: float, df: int) -> float:
+def _noncentral_t_tail(critical: float, shift: float, df: int) -> float:
     """P(T > critical) for noncentral t, as an integral over the normal part.
 
     scipy's ``nct``, and statsmodels' ``TTestPower``, which uses it, fail for few pairs and many

@@ -117,6 +117,6 @@ def pooled_sd(spreads: Iterable[tuple[int, float]]) -> float | None:
     >>> pooled_sd([(1, 3.0), (1, 1.0)])
     2.23606797749979
     """
-    known = list(spreads)
-    degrees = sum(df for df, _ in known)
-    return math.sqrt(sum(df * sd**2 for df, sd in known) / degrees) if degrees else None
+    groups = list(spreads)
+    degrees = sum(df for df, _ in groups)
+    return math.sqrt(sum(df * sd**2 for df, sd in groups) / degrees) if degrees else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Paper
-from sweeps.core.design.study import A_A, Cell, Metric, PlannedRow
+from sweeps.core.design.study import BASE_AGAIN, Cell, Metric, PlannedRow
 from sweeps.core.store.ledger_entry import LedgerEntry
 from sweeps.core.store.study_record import FORMAT_VERSION, StudyRecord, TrialRecord
 
@@ -66,7 +66,7 @@ def make_study(
     """A study with these values of its first metric, by seed 0, 1, 2... of each row.
 
     Args:
-        values_by_row: The first row is the base of the others; a row with the label ``A_A`` is the
+        values_by_row: The first row is the base of the others; a row with the label ``BASE_AGAIN`` is the
             base once more.
         blocks: Blocks with the labels of their rows, the base of each first; a label in several
             blocks is one cell. One block with all rows where none is given.
@@ -85,20 +85,20 @@ def make_study(
     columns = (*metrics, *(Metric(key, key.rpartition("/")[2]) for key in more or {}))
     if blocks is None:
         block = Block("Row", (), factors, (columns[0].key,), paper)
-        blocks = [(block, [label for label in values_by_row if label != A_A])]
+        blocks = [(block, [label for label in values_by_row if label != BASE_AGAIN])]
     path = fields.pop("path", Path("results/fake-01234567"))
     base = next(iter(values_by_row))
     changes = {label: {FACTOR: number} for number, label in enumerate(values_by_row)} | dict(
         changes or {}
     )
-    changes[A_A] = changes[base]
+    changes[BASE_AGAIN] = changes[base]
     seeds = tuple(range(len(values_by_row[base])))
     cells: dict[str, Cell] = {}
     trials_by_cell: list[tuple[TrialRecord, ...]] = []
     for label, values in values_by_row.items():
         trials = []
         for replicate, value in enumerate(values):
-            seed = replicate + (len(seeds) if label == A_A else 0)
+            seed = replicate + (len(seeds) if label == BASE_AGAIN else 0)
             numbers = {columns[0].key: value} | {
                 key: rows[label][replicate] for key, rows in (more or {}).items()
             }
@@ -143,8 +143,8 @@ def make_study(
                     row,
                 )
             )
-    if A_A in values_by_row:
-        rows.append(PlannedRow(len(rows), 0, A_A, number_of[A_A], 0, "a/a", None))
+    if BASE_AGAIN in values_by_row:
+        rows.append(PlannedRow(len(rows), 0, BASE_AGAIN, number_of[BASE_AGAIN], 0, "a/a", None))
     record = {
         "format_version": FORMAT_VERSION,
         "start_id": "0" * 32,

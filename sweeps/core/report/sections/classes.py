@@ -38,7 +38,7 @@ def _show(source: Source) -> Card | str:
     if not tables:
         return "no finished trial has scores by class"
     return Card(
-        "Means over seeds, and beside them the difference to the row's base.",
+        "Means over seeds, each with its difference from the row's base.",
         grids=tuple(map(_grid, tables)),
         content=lambda: tables,
     )

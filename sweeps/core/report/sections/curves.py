@@ -90,7 +90,7 @@ def _show_training(source: Source) -> Card | str:
     description = f"Metrics and loss over the steps of {source.study.name}"
     draw = source.curves.plan(panels, "step", "training", description, seeds=True)
     caption = (
-        "Thick lines are means over the seeds, thin lines the trainings themselves; "
+        "Thick lines are means over the seeds, thin lines single trainings; "
         "validation scores at every evaluation."
     )
     return _card(source, draw, "metrics over the steps", caption)

@@ -27,9 +27,9 @@ MAX_LINES = 200
 _CAPTION = (
     "Points are mean differences to the base, or to the row that the table names, paired by seed, "
     "filled where they are significant after Holm's correction; thick bars their 95 % intervals "
-    "over seeds, thin bars the interval over test images, which is another noise and enters no "
-    "test. Diamonds are the paper's differences. The grey band is the noise floor: as far as the "
-    "base and the base again (A/A) may be apart where nothing differs but the seeds."
+    "over seeds, thin bars the interval over test images, another noise that no test uses. "
+    "Diamonds are the paper's differences. The grey band is the noise floor: the "
+    "difference between the base and the base again (A/A) that seeds alone can cause."
 )
 
 
@@ -72,8 +72,8 @@ def _draw(
             row.number: analysis.rows[row.number].figures[metrics[0].key].paired for row in rows
         }
         sizes = {number: abs(test.difference) if test else 0.0 for number, test in paired.items()}
-        kept = set(sorted(sizes, key=sizes.__getitem__, reverse=True)[:MAX_ROWS])
-        rows = [row for row in rows if row.number in kept or row.role == "a/a"]
+        largest = set(sorted(sizes, key=sizes.__getitem__, reverse=True)[:MAX_ROWS])
+        rows = [row for row in rows if row.number in largest or row.role == "a/a"]
     places, labels, headings = _places(study, rows)
     with rc_context(STYLE):
         figure = Figure(
@@ -135,6 +135,7 @@ def _draw_panel(
     rows: Sequence[PlannedRow],
     places: Mapping[int, int],
 ) -> None:
+    # The noise band and the line of no difference.
     scale = 100 if metric.percent else 1
     floor = analysis.floors.get(metric.key)
     if floor is not None:
@@ -142,13 +143,17 @@ def _draw_panel(
             -scale * floor, scale * floor, color=MUTED, alpha=0.16, lw=0, label="noise band (A/A)"
         )
     axes.axvline(0, color=MUTED, lw=0.9)
-    shown: set[str] = set()
+    legend_names: set[str] = set()
 
     def once(name: str) -> str | None:
-        return (
-            None if name in shown or shown.add(name) else name  # type: ignore[func-returns-value]
-        )
+        """Return the name for the first line with it, so that the legend has it once."""
+        if name in legend_names:
+            return None
+        legend_names.add(name)
+        return name
 
+    # Each row: the interval over seeds and the difference on it, the interval over images below,
+    # the paper's difference above.
     for row in rows:
         figures, y = analysis.rows[row.number].figures[metric.key], places[row.number]
         paired, images = figures.paired, figures.images

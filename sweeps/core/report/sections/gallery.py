@@ -144,14 +144,14 @@ def _block(study: StudyRecord, title: str, rows: Sequence[PlannedRow]) -> Block:
 
     They have the index of the seed that most rows have.
     """
-    ended = [(row, [trial for trial in study.trials_of(row) if trial.counts]) for row in rows]
-    places = [trial.replicate for _, trials in ended for trial in trials]
+    finished = [(row, [trial for trial in study.trials_of(row) if trial.counts]) for row in rows]
+    places = [trial.replicate for _, trials in finished for trial in trials]
     place = min(
         set(places), key=lambda replicate: (-places.count(replicate), replicate), default=None
     )
     columns: list[Column] = []
     left_out = 0
-    for row, trials in ended:
+    for row, trials in finished:
         trial = next((trial for trial in trials if trial.replicate == place), None)
         if trial is not None and len(columns) < MAX_COLUMNS:
             column = _column(row.label, trial)
@@ -212,17 +212,18 @@ def _matrix(block: Block, names: Sequence[str], faults: list[str]) -> Matrix:
     pictures = {
         name: [_panels(column.pictures[name], faults) for column in block.columns] for name in names
     }
-    made = dict.fromkeys(
+    map_names = dict.fromkeys(
         map_name for of_image in pictures.values() for picture in of_image for map_name in picture
     )
     # Methods may make different maps; CAMs come first.
     maps = sorted(
-        (name for name in made if name not in SHARED), key=lambda name: not name.endswith("cam")
+        (name for name in map_names if name not in SHARED),
+        key=lambda name: not name.endswith("cam"),
     )
     lines = []
     for name, of_image in pictures.items():
-        whole = next(filter(None, of_image), {})
-        shown = {
+        intact_picture = next(filter(None, of_image), {})
+        maps_of_image = {
             map_name: tuple(
                 ShownMap(picture.get(map_name), _iou(of_column, map_name, name), not picture)
                 for of_column, picture in zip(ious, of_image, strict=True)
@@ -230,7 +231,11 @@ def _matrix(block: Block, names: Sequence[str], faults: list[str]) -> Matrix:
             for map_name in maps
         }
         lines.append(
-            GalleryImage(name, tuple(whole[panel] for panel in SHARED if panel in whole), shown)
+            GalleryImage(
+                name,
+                tuple(intact_picture[panel] for panel in SHARED if panel in intact_picture),
+                maps_of_image,
+            )
         )
     return Matrix(block, {name: title_of(name) for name in maps}, tuple(lines))
 
@@ -238,8 +243,8 @@ def _matrix(block: Block, names: Sequence[str], faults: list[str]) -> Matrix:
 def _iou(ious: Mapping[str, Mapping[str, float]], name: str, image: str) -> float | None:
     # The file of a picture has the name of its image, with every character other than letters,
     # digits, dots, dashes and underscores replaced.
-    for known, value in ious.get(_IOU_OF.get(name, name), {}).items():
-        if known == image or re.sub(r"[^0-9A-Za-z._-]", "_", known) == image:
+    for image_name, value in ious.get(_IOU_OF.get(name, name), {}).items():
+        if image_name == image or re.sub(r"[^0-9A-Za-z._-]", "_", image_name) == image:
             return value if np.isfinite(value) else None
     return None
 

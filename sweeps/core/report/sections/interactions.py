@@ -30,8 +30,8 @@ from sweeps.core.store.study_record import StudyRecord
 MAX_CROSSINGS = 9
 """Largest number of panels in the figure: three rows of three, which fill a screen."""
 _CAPTION = (
-    "Lines that are not parallel show an interaction: what one factor does depends on the other. "
-    "The grey band is the noise floor around the first line."
+    "Lines that are not parallel show an interaction: the effect of one factor depends on the "
+    "other. The grey band is the noise floor around the first line."
 )
 _COLUMNS = (
     TextColumn("term"),
@@ -90,7 +90,7 @@ def _effect(effect: Effect, percent: bool) -> str:
     )
     interval = "" if estimate.low is None else f" ({format_interval(estimate, percent=percent)})"
     mixed = (
-        f"; not told from {', '.join(' x '.join(alias) for alias in effect.aliases)}"
+        f"; aliased with {', '.join(' x '.join(alias) for alias in effect.aliases)}"
         if effect.aliases
         else ""
     )

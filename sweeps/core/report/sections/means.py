@@ -29,12 +29,12 @@ from sweeps.core.store.study_record import StudyRecord, values_by_replicate
 MAX_ROWS = 40
 """Largest number of rows in a panel: the labels of more rows are not readable."""
 _CAPTION = (
-    "Points are means, bars 95 % t intervals, short strokes the seeds themselves; "
+    "Points are means, bars 95 % t intervals, short strokes single seeds; "
     "the band in a metric's colour is the noise floor around its base, or around its first "
     "row where there is no base."
 )
 _PAPER_CAPTION = (
-    " The paper's curve has a panel and a scale of its own: compare the shapes, not the heights."
+    " The paper's curve has its own panel and scale: compare the shapes, not the heights."
 )
 
 
@@ -50,7 +50,7 @@ def _show(source: Source) -> Card | str:
         figures = [
             analysis.rows[row.number].figures[metric.key] for row in rows for metric in metrics
         ]
-        if 1 < len(rows) <= MAX_ROWS and any(one.summary for one in figures):
+        if 1 < len(rows) <= MAX_ROWS and any(entry.summary for entry in figures):
             blocks[block.title] = rows
     if not blocks:
         return f"no block of 2 to {MAX_ROWS} rows has a finished trial"

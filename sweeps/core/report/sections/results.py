@@ -6,10 +6,10 @@ from sweeps.core.report.section import Card, Section, Source
 
 
 def _show_claims(source: Source) -> Card | str:
-    return Card() if source.table.claims else "the study stands beside no claim of a paper"
+    return Card() if source.table.claims else "the study tests no claim of a paper"
 
 
 RESULTS = Section("results", "Results", lambda _: Card(), "results.html.j2")
 CLAIMS = Section(
-    "claims", "What the paper says, and what this says of it", _show_claims, "claims.html.j2"
+    "claims", "The paper's claims, and what this study shows", _show_claims, "claims.html.j2"
 )

@@ -94,7 +94,7 @@ STUDY = Study(
     metrics=(Metric(M, "M"),),
     changes={"data.num_train": 1, "data.num_val": 1},
     purpose="direction",
-    a_a=False,
+    repeat_base=False,
     train="fake_training:train",
 )
 

@@ -72,7 +72,9 @@ def test_one_factor_at_a_time_has_the_same_base_in_every_block():
         ("block", ("method.aux_block",)),
         ("tau", ("method.temperature",)),
     ]
-    assert "depends on another field is not seen" in design.notes()[0]
+    assert (
+        "does not show whether the effect of a field depends on another field" in design.notes()[0]
+    )
     assert OneFactor((TAU,)).notes() == ()
 
 
@@ -111,7 +113,7 @@ def test_side_by_side_every_design_varies_around_the_bases_of_all():
     assert design.name == "grid and one factor at a time"
     assert design.notes() == (
         "Rows that differ in nothing but background_threshold are evaluations of the same trainings: their differences "
-        "hold no noise of training.",
+        "contain no noise of training.",
     )
 
 
@@ -155,19 +157,19 @@ def test_every_design_is_one_and_says_its_name(design, name):
         assert all(row.versus in {None, *range(len(block.rows))} for row in block.rows)
 
 
-def test_rows_stand_beside_the_published_rows_of_their_label_or_of_those_named():
+def test_rows_correspond_to_published_rows_by_label_or_by_a_mapping():
     blocks = Factor("method.aux_block", (6, 7), None, ("#7", "#8"))
 
-    def beside(**declared):
+    def paper_rows(**declared):
         return [
             row.paper_row
             for row in OneFactor((blocks,), {blocks.path: Declared(**declared)}).blocks()[0].rows
         ]
 
-    assert beside() == [None, None]
-    assert beside(paper=TABLE_5A) == [None, "#8"]
-    assert beside(paper=TABLE_5A, beside={"#7": "#8"}) == ["#8", None]
-    assert beside(paper=TABLE_5A, beside={}) == [None, None]
+    assert paper_rows() == [None, None]
+    assert paper_rows(paper=TABLE_5A) == [None, "#8"]
+    assert paper_rows(paper=TABLE_5A, published_labels={"#7": "#8"}) == ["#8", None]
+    assert paper_rows(paper=TABLE_5A, published_labels={}) == [None, None]
 
 
 def test_what_is_declared_of_a_factor_arrives_in_its_block():
@@ -191,21 +193,23 @@ def test_what_is_declared_of_a_factor_arrives_in_its_block():
             lambda: OneFactor((BLOCK,), {"method.aux_blok": Declared()}),
             r"declared for \['method.aux_blok'\]",
         ),
-        (lambda: Ladder("cls", ()), "no component"),
-        (lambda: LeaveOneOut(()), "no component"),
+        (lambda: Ladder("cls", ()), "at least one component"),
+        (lambda: LeaveOneOut(()), "at least one component"),
         (lambda: Ladder("cls", (PTC, PTC)), "'PTC' occurs twice"),
         (
             lambda: LeaveOneOut((PTC, Component("p", PTC.off))),
             "'method.ptc.weight' occurs twice in the fields",
         ),
         (lambda: Component("PTC", {}), "does not say which fields"),
-        (lambda: SideBySide(()), "no design"),
+        (lambda: SideBySide(()), "at least one design"),
         (
             lambda: SideBySide((Grid((BLOCK,)), Grid((Factor(BLOCK.path, (7, 8)),)))),
             "method.aux_block are 9 and 7",
         ),
         (
-            lambda: Declared(paper=TABLE_5A, beside={"#9": "#9"}).block("x", [], [("a", {}, None)]),
+            lambda: Declared(paper=TABLE_5A, published_labels={"#9": "#9"}).block(
+                "x", [], [("a", {}, None)]
+            ),
             r"given for \['#9'\]",
         ),
         (lambda: Block("x", (Row("a", {}, None, "#9"),), ()), "no published row '#9'"),
@@ -213,8 +217,8 @@ def test_what_is_declared_of_a_factor_arrives_in_its_block():
             lambda: Block("x", (Row("a", {}, None), Row("a", {"b": 1}, 0)), ()),
             "'a' occurs twice in the rows of 'x'",
         ),
-        (lambda: Block("x", (Row("a", {}, 0),), ()), "is no other row"),
-        (lambda: Block("x", (Row("a", {}, None), Row("b", {}, 2)), ()), "is no other row"),
+        (lambda: Block("x", (Row("a", {}, 0),), ()), "is not another row"),
+        (lambda: Block("x", (Row("a", {}, None), Row("b", {}, 2)), ()), "is not another row"),
         (lambda: Factor("seed", (0, 1)), "Study.seeds"),
         (lambda: Factor("method.aux_block", ()), "no values"),
         (lambda: Factor("method.aux_block", (7, 8, 7)), "7 occurs twice"),
@@ -306,11 +310,10 @@ def test_a_half_fraction_of_four_factors_as_textbooks_have_it():
     assert fraction.notes() == (
         "8 of 16 combinations (A a; B b; C c; D d; +1 is the base).",
         "Defining relation: I = ABCD. Resolution 4.",
-        "Cannot be told apart: AB = CD; AC = BD; AD = BC (interactions of three and more factors are left out here).",
+        "Aliased effects, which this design does not distinguish: AB = CD; AC = BD; AD = BC "
+        "(interactions of three and more factors are left out here).",
     )
-    assert (
-        "No main effect and no interaction of two" in Fraction(two_level(5), ("E=ABCD",)).notes()[2]
-    )
+    assert "No main effect or interaction of two" in Fraction(two_level(5), ("E=ABCD",)).notes()[2]
 
 
 def test_the_base_of_a_fraction_need_not_be_the_first_value():
@@ -323,16 +326,20 @@ def test_the_base_of_a_fraction_need_not_be_the_first_value():
     [
         ((*two_level(2), TAU), ("C=AB",), "needs two values of each factor; method.temperature"),
         (two_level(3), (), "take a Grid"),
-        (two_level(3), ("C",), "should read as D=ABC does"),
-        (two_level(3), ("C=",), "should read as D=ABC does"),
-        (two_level(3), ("C=-AB",), "should read as D=ABC does"),
+        (two_level(3), ("C",), "should have the form D=ABC"),
+        (two_level(3), ("C=",), "should have the form D=ABC"),
+        (two_level(3), ("C=-AB",), "should have the form D=ABC"),
         (two_level(3), ("D=AB",), "in the letters ABC of the 3 factors"),
         (two_level(4), ("D=AB", "D=AC"), "Two generators set D"),
         (two_level(3), ("C=AAB",), "names a letter twice"),
-        (two_level(4), ("C=AB", "D=AC"), "D is set to AC, of which another generator sets a part"),
+        (
+            two_level(4),
+            ("C=AB", "D=AC"),
+            "D is set to AC, but another generator sets a letter of it",
+        ),
         (two_level(3), ("C=ABC",), "C is set to ABC"),
-        (two_level(3), ("C=A",), r"let two main effects be one \(I = AC\)"),
-        (two_level(4), ("C=AB", "D=AB"), r"let two main effects be one \(I = CD = ABC = ABD\)"),
+        (two_level(3), ("C=A",), r"alias two main effects \(I = AC\)"),
+        (two_level(4), ("C=AB", "D=AB"), r"alias two main effects \(I = CD = ABC = ABD\)"),
         ((BLOCK, BLOCK), ("B=A",), "occurs twice in the paths"),
     ],
 )

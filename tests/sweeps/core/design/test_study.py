@@ -8,7 +8,7 @@ import pytest
 from sweeps.core.design.designs import Block, Declared, Grid, Ladder, OneFactor, Row
 from sweeps.core.design.factors import Component, Factor
 from sweeps.core.design.paper import Claim, Paper, PaperRow
-from sweeps.core.design.study import A_A, Metric, Study
+from sweeps.core.design.study import BASE_AGAIN, Metric, Study
 from sweeps.core.store.study_folder import study_file
 from toco.config import digest, replace
 from toco.registry import load
@@ -38,7 +38,7 @@ def make(**changes):
 
 
 def test_a_cell_that_stands_in_two_blocks_is_trained_once():
-    plan = make(a_a=False).resolve()
+    plan = make(repeat_base=False).resolve()
     assert [(cell.label, dict(cell.changes)) for cell in plan.cells] == [
         ("block: #8", {"method.aux_block": 7, "num_steps": 30}),
         ("block: #10", {"method.aux_block": 9, "num_steps": 30}),
@@ -55,14 +55,16 @@ def test_a_cell_that_stands_in_two_blocks_is_trained_once():
 
 
 def test_methods_are_rows_of_a_table_and_a_change_switches_the_method_of_all():
-    methods = make(design=OneFactor((Factor("method.name", ("toco", "cam")),)), a_a=False).resolve()
+    methods = make(
+        design=OneFactor((Factor("method.name", ("toco", "cam")),)), repeat_base=False
+    ).resolve()
     assert [trial.config.method.name for trial in methods.trials] == ["toco", "toco", "cam", "cam"]
     recipe = load("toco.recipes", "voc_deit_b").recipe()
     baseline = replace(recipe, {"method.name": "cam", "optim.warmup_steps": 2, "seed": 5})
     assert methods.trials[3].config == baseline
     changes = {"optim.warmup_steps": "2", "method.name": "cam", "num_steps": "40"}
     switched = make(
-        design=OneFactor((Factor("optim.lr", (6e-5, 1e-4)),)), changes=changes, a_a=False
+        design=OneFactor((Factor("optim.lr", (6e-5, 1e-4)),)), changes=changes, repeat_base=False
     ).resolve()
     assert {trial.config.method for trial in switched.trials} == {baseline.method}
 
@@ -97,7 +99,7 @@ def test_a_trial_is_a_cell_with_a_seed_and_its_config_says_both():
 def test_the_a_a_row_is_the_first_base_again_with_other_seeds_and_no_declared_comparison():
     plan = make().resolve()
     row = plan.rows[-1]
-    assert (row.label, row.role, row.block, row.versus) == (A_A, "a/a", 0, 1)
+    assert (row.label, row.role, row.block, row.versus) == (BASE_AGAIN, "a/a", 0, 1)
     again, base = plan.cells[row.cell], plan.cells[plan.rows[row.versus].cell]
     assert again.changes == base.changes
     assert not set(again.seeds) & set(base.seeds)
@@ -127,7 +129,12 @@ def test_the_digest_is_of_what_is_trained_and_nothing_else():
     same += [{"changes": {"optim.warmup_steps": "2", "device": "cpu", "data.root": "/elsewhere"}}]
     same += [{"purpose": "direction"}, {"significance": 0.01}]
     assert {make(**change).resolve().digest for change in same} == {plan.digest}
-    others = [{"seeds": (0, 6)}, {"seeds": (0,)}, {"design": OneFactor((BLOCKS,))}, {"a_a": False}]
+    others = [
+        {"seeds": (0, 6)},
+        {"seeds": (0,)},
+        {"design": OneFactor((BLOCKS,))},
+        {"repeat_base": False},
+    ]
     others += [{"changes": {"optim.warmup_steps": "3"}}, {"train": "somewhere:train"}]
     digests = [make(**change).resolve().digest for change in others]
     assert len({plan.digest, *digests}) == 1 + len(others)
@@ -145,7 +152,7 @@ def test_what_the_recipe_has_at_a_path_is_known_with_the_changes():
 
 def test_a_value_of_the_evaluation_is_a_cell_of_its_own_that_trains_nothing_else():
     factor = Factor("evaluate.background_threshold", (0.5, 0.4))
-    plan = make(design=OneFactor((factor,)), a_a=False).resolve()
+    plan = make(design=OneFactor((factor,)), repeat_base=False).resolve()
     assert len(plan.cells) == 2
     assert len({trial.digest for trial in plan.trials}) == 4
     assert (
@@ -167,7 +174,7 @@ def test_the_file_says_which_row_is_compared_with_which_and_stands_beside_which(
         ("#10", 1, None, "base", "#10"),
         ("num_steps 30", 1, None, "base", None),
         ("num_steps 40", 2, 2, "row", None),
-        (A_A, 3, 1, "a/a", None),
+        (BASE_AGAIN, 3, 1, "a/a", None),
     ]
     assert content["cells"][0] == {
         "label": "block: #8",
@@ -229,13 +236,13 @@ class Twins:
             {"metrics": (Metric(CAM, "M"), Metric(CAM, "N"), Metric(SEG, "seg"))},
             "'val/cam_miou' occurs twice",
         ),
-        ({"metrics": (Metric(CAM, "M"),)}, "block: val/seg_miou is compared but is no column"),
+        ({"metrics": (Metric(CAM, "M"),)}, "block: val/seg_miou is compared but is not a column"),
         (
             {
                 "metrics": (Metric(SEG, "seg"),),
                 "design": OneFactor((BLOCKS,), {BLOCKS.path: Declared(paper=PAPER)}),
             },
-            "block: val/cam_miou is compared but is no column",
+            "block: val/cam_miou is compared but is not a column",
         ),
         ({"changes": {"num_steps": 50}}, "num_steps varies in this study"),
         ({"changes": {"seed": 3}}, "seed varies in this study"),

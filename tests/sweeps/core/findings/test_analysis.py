@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from records import FACTOR, SEG, M, make_study
 
 from sweeps.core.design.designs import Block
-from sweeps.core.design.study import A_A, Metric
+from sweeps.core.design.study import BASE_AGAIN, Metric
 from sweeps.core.findings import analysis, comparisons
 from sweeps.core.findings.analysis import analyse
 from sweeps.core.findings.evaluations import num_images
@@ -26,7 +26,7 @@ VALUES = {
     "#10": BASE,
     "#9": [0.47, 0.48, 0.485, 0.45],
     "#11": [0.30, 0.29, 0.33, 0.31],
-    A_A: [0.51, 0.50, 0.53, 0.48],
+    BASE_AGAIN: [0.51, 0.50, 0.53, 0.48],
 }
 CLASSES = ("background", "square", "circle")
 
@@ -90,7 +90,7 @@ def test_a_row_without_results_has_no_figures_and_breaks_nothing():
 
 def test_the_noise_floor_is_what_differs_where_nothing_does():
     found = analyse(make_study({**VALUES, "near": [0.501, 0.519, 0.512, 0.489]}))
-    again = VALUES[A_A]
+    again = VALUES[BASE_AGAIN]
     pooled = math.sqrt((np.var(BASE, ddof=1) + np.var(again, ddof=1)) / 2)
     assert found.floors[M] == pytest.approx(stats.t.ppf(0.975, 6) * pooled * math.sqrt(2 / 4))
     below = {number: row.figures[M].below_noise_floor for number, row in enumerate(found.rows)}
@@ -108,7 +108,7 @@ def test_marks_are_the_best_what_is_not_distinguishable_from_it_and_the_first_th
         "best": [0.60, 0.62, 0.59, 0.61],
         "like it": [0.60, 0.61, 0.60, 0.60],
         "middle": [0.41, 0.42, 0.40, 0.40],
-        A_A: [0.9, 0.9, 0.9, 0.9],
+        BASE_AGAIN: [0.9, 0.9, 0.9, 0.9],
     }
     losses = {label: [1 - value for value in row] for label, row in values.items()}
     columns = (Metric(M, "M"), Metric("val/loss", "loss", higher_is_better=False))
@@ -120,7 +120,7 @@ def test_marks_are_the_best_what_is_not_distinguishable_from_it_and_the_first_th
 
 
 def test_one_seed_tells_no_row_from_the_best_and_says_so():
-    found = analyse(make_study({"#10": [0.5], "#9": [0.1], A_A: [0.5]}))
+    found = analyse(make_study({"#10": [0.5], "#9": [0.1], BASE_AGAIN: [0.5]}))
     assert [row.figures[M].bold for row in found.rows] == [True, True, False]
     assert found.rows[1].figures[M].p_holm is None
     assert found.rows[1].figures[M].underpowered
@@ -185,14 +185,14 @@ def test_only_what_is_not_significant_and_could_not_have_been_is_underpowered(
         ({"config": {"method": {"ptc": {"weight": 4.0}}}}, "method.ptc.weight is 4.0, in #10 8.0"),
         (
             {"identity": {"code": {"toco.losses.ptc": "f" * 16}}},
-            "code is another than in #10: toco.losses.ptc",
+            "code differs from #10: toco.losses.ptc",
         ),
         (
             {"identity": {"code": {"toco.heads.new": "f" * 16}}},
-            "code is another than in #10: toco.heads.new",
+            "code differs from #10: toco.heads.new",
         ),
-        ({"identity": {"data": {"val": "cc"}}}, "data is another than in #10: val"),
-        ({"identity": {"weights": "abc"}}, "pre-trained weights are others than in #10"),
+        ({"identity": {"data": {"val": "cc"}}}, "data differs from #10: val"),
+        ({"identity": {"weights": "abc"}}, "pre-trained weights differ from #10"),
         ({"provenance": {"versions": {"torch": "2.12.1"}}}, "torch is 2.12.1, in #10 2.13.0"),
         ({"provenance": {"versions": {"python": "3.12.1"}}}, "python is 3.12, in #10 3.11"),
         ({"provenance": {"device": "NVIDIA H100"}}, "device is NVIDIA H100, in #10 CPU x86_64"),
@@ -207,7 +207,7 @@ def test_only_what_is_not_significant_and_could_not_have_been_is_underpowered(
 )
 def test_what_differs_besides_the_factor_is_a_dagger(amend, phrase):
     rows = analyse(make_study(VALUES, amend={"#9": amend})).rows
-    assert [row.daggers for row in rows] == [(), (phrase,), (), ()]
+    assert [row.confounders for row in rows] == [(), (phrase,), (), ()]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,9 @@ def test_what_differs_besides_the_factor_is_a_dagger(amend, phrase):
     ],
 )
 def test_what_computes_nothing_is_no_dagger(amend):
-    assert all(row.daggers == () for row in analyse(make_study(VALUES, amend={"#9": amend})).rows)
+    assert all(
+        row.confounders == () for row in analyse(make_study(VALUES, amend={"#9": amend})).rows
+    )
 
 
 def test_a_setting_without_effect_on_results_is_no_dagger():
@@ -242,9 +244,9 @@ def test_a_setting_without_effect_on_results_is_no_dagger():
             "evaluate": {**config["evaluate"], "num_pictures": 9},
         }
     }
-    assert all(row.daggers == () for row in analyse(make_study(VALUES, amend=amend)).rows)
+    assert all(row.confounders == () for row in analyse(make_study(VALUES, amend=amend)).rows)
     amend["#9"]["config"]["num_steps"] = 170
-    daggers = [row.daggers for row in analyse(make_study(VALUES, amend=amend)).rows]
+    daggers = [row.confounders for row in analyse(make_study(VALUES, amend=amend)).rows]
     assert daggers == [(), ("num_steps is 170, in #10 160",), (), ()]
 
 
@@ -254,11 +256,11 @@ def test_a_factor_that_picks_a_component_brings_its_settings_and_code():
     named = make_study(
         VALUES, amend=amend, factors=("method.name",), changes={label: {} for label in VALUES}
     )
-    assert analyse(named).rows[1].daggers == ()
+    assert analyse(named).rows[1].confounders == ()
     amend["#9"]["identity"]["code"]["toco.losses.ptc"] = "f" * 16
-    assert analyse(make_study(VALUES, amend=amend, factors=("method.name",))).rows[1].daggers == (
-        "code is another than in #10: toco.losses.ptc",
-    )
+    assert analyse(make_study(VALUES, amend=amend, factors=("method.name",))).rows[
+        1
+    ].confounders == ("code differs from #10: toco.losses.ptc",)
 
 
 def test_a_dagger_of_some_seeds_says_which():
@@ -270,7 +272,7 @@ def test_a_dagger_of_some_seeds_says_which():
     trials = [list(trials) for trials in study.trials_by_cell]
     trials[study.rows[1].cell][2] = dataclasses.replace(odd, entry=entry)
     study = study.model_copy(update={"trials_by_cell": trials})
-    assert analyse(study).rows[1].daggers == ("world size is 4, in #10 1 (seed 2)",)
+    assert analyse(study).rows[1].confounders == ("world size is 4, in #10 1 (seed 2)",)
 
 
 def confusions(value, seed, images=12, names=None):

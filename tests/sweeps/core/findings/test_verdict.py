@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from records import SEG, M, make_study
 
 from sweeps.core.design.paper import Claim, Paper, PaperRow
-from sweeps.core.design.study import A_A, Metric
+from sweeps.core.design.study import BASE_AGAIN, Metric
 from sweeps.core.findings import verdict as verdicts
 from sweeps.core.findings.analysis import analyse
 from sweeps.core.findings.verdict import judge
@@ -83,7 +83,7 @@ def test_in_another_setting_no_number_is_tested_and_claims_are_of_direction(sett
     found = verdict(AS_PUBLISHED, **setting)
     assert {row.text for row in found.rows} == {"not tested at this scale"}
     assert [claim.outcome for claim in found.claims] == ["direction confirmed"]
-    assert "direction only" in found.claims[0].sentence
+    assert "only confirm the direction" in found.claims[0].sentence
     assert found.exit_code == 0
 
 
@@ -153,7 +153,7 @@ def test_a_study_that_could_have_seen_a_difference_and_did_not_confirms_nothing(
 def test_only_a_study_that_can_answer_contradicts(options, outcome, exit_code):
     found = verdict({"#10": BASE, "#8": above(+0.03), "#11": above(-0.2)}, **options)
     assert found.claims[0].outcome == outcome
-    assert "the other way" in found.claims[0].sentence
+    assert "in the opposite direction" in found.claims[0].sentence
     # A direction found in spite of few seeds was not too small to be seen: the study just did not
     # plan to contradict.
     small, direction = "too small to contradict", "was not planned to contradict"
@@ -186,7 +186,7 @@ def test_a_row_compared_with_the_worse_one_counts_as_well():
 @pytest.mark.parametrize(
     ("values", "options", "reason"),
     [
-        ({"#10": BASE, "#8": above(-0.07)}, {}, "no row stands beside the paper's #11"),
+        ({"#10": BASE, "#8": above(-0.07)}, {}, "no row corresponds to the paper's #11"),
         (
             {"#8": BASE, "#10": above(0.07), "#11": above(-0.2)},
             {},
@@ -200,7 +200,7 @@ def test_a_row_compared_with_the_worse_one_counts_as_well():
         (
             AS_PUBLISHED,
             {"states": {("#8", replicate): "failed" for replicate in range(5)}},
-            "no trials of #10 and #8 with the same place among the seeds have ended",
+            "no pair of trials of #10 and #8 has finished",
         ),
     ],
 )
@@ -227,13 +227,15 @@ def test_a_dagger_is_told_with_the_claim():
 
 @pytest.mark.parametrize("state", ["failed", "diverged", "waiting", "running"])
 def test_a_trial_without_a_result_is_exit_code_4_even_beside_a_contradiction(state):
-    values = {"#10": BASE, "#8": above(+0.03), "#11": above(-0.2), A_A: BASE}
-    found = verdict(values, smallest_effect=0.02, states={(A_A, 4): state})
+    values = {"#10": BASE, "#8": above(+0.03), "#11": above(-0.2), BASE_AGAIN: BASE}
+    found = verdict(values, smallest_effect=0.02, states={(BASE_AGAIN, 4): state})
     assert found.claims[0].outcome == "contradicted"
     assert found.exit_code == 4
     assert "1 of 20 trials has no result" in found.sentence
     assert found.sentence.startswith("Of 1 claim of the paper: ")
-    found = verdict(values, smallest_effect=0.02, states={(A_A, 4): state, (A_A, 3): state})
+    found = verdict(
+        values, smallest_effect=0.02, states={(BASE_AGAIN, 4): state, (BASE_AGAIN, 3): state}
+    )
     assert "2 of 20 trials have no result" in found.sentence
 
 

@@ -33,7 +33,7 @@ STUDY = Study(
         "optim.warmup_steps": 0,
     },
     purpose="direction",
-    a_a=False,
+    repeat_base=False,
 )
 
 

@@ -41,7 +41,7 @@ def make(data):
         changes = {**TINY, "evaluate.cam_flip": False, "data.root": str(data), **(changes or {})}
         varied = {path for block in design.blocks() for row in block.rows for path in row.changes}
         changes = {path: value for path, value in changes.items() if path not in varied}
-        options = {"purpose": "direction", "a_a": False, **fields}
+        options = {"purpose": "direction", "repeat_base": False, **fields}
         return Study(
             "example",
             "An example",

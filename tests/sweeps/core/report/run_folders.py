@@ -106,7 +106,7 @@ def write_confusions(trial: TrialRecord, names: Sequence[str], cam: np.ndarray) 
 def gallery(study: StudyRecord, faults: list[str] | None = None) -> list[Matrix]:
     """The pictures that the gallery shows of a study; ``faults`` gets the sentences about damaged files."""
     report = make_report(study, sections=(GALLERY,))
-    matrices = [matrix for _, card in report.cards.shown for matrix in card.content()]
+    matrices = [matrix for _, card in report.cards.sections for matrix in card.content()]
     if faults is not None:
         faults += report.source.faults
     return matrices

@@ -14,7 +14,7 @@ import pytest
 
 from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Paper, PaperRow
-from sweeps.core.design.study import A_A, Metric
+from sweeps.core.design.study import BASE_AGAIN, Metric
 from sweeps.core.report.bundle import bundle_files, rebuild_files, write_zip
 from sweeps.core.report.rebuild_table import read_values, rebuilt
 from sweeps.core.report.report import make_report
@@ -48,7 +48,7 @@ def drawn(seed: int) -> StudyRecord:
     num_seeds = int(generator.integers(1, 7))
     labels = [f"row {number}" for number in range(int(generator.integers(1, 7)))]
     if generator.random() < 0.7:
-        labels.append(A_A)
+        labels.append(BASE_AGAIN)
 
     def values() -> dict[str, list[float]]:
         shared = generator.normal(0.5, 0.05, num_seeds)
@@ -70,7 +70,7 @@ def drawn(seed: int) -> StudyRecord:
             rows[label] = [float(value) for value in row]
         return rows
 
-    rows = [label for label in labels if label != A_A]
+    rows = [label for label in labels if label != BASE_AGAIN]
     one = Block(
         "(a)",
         (),
@@ -118,7 +118,7 @@ def test_the_drawn_studies_have_what_can_go_wrong():
 
 
 def test_the_script_needs_numpy_and_scipy_alone_and_sees_a_changed_value(tmp_path: Path):
-    values = {"#10": (0.60, 0.62, 0.64), "#8": (0.50, 0.51, 0.55), A_A: (0.61, 0.62, 0.60)}
+    values = {"#10": (0.60, 0.62, 0.64), "#8": (0.50, 0.51, 0.55), BASE_AGAIN: (0.61, 0.62, 0.60)}
     write_zip(tmp_path / "bundle.zip", "fake", files(make_study(values)))
     with zipfile.ZipFile(tmp_path / "bundle.zip") as archive:
         archive.extractall(tmp_path)
@@ -171,7 +171,7 @@ def test_nothing_says_who_or_where():
 
 
 def test_figures_stand_alone():
-    made = files(make_study({"a": (0.5, 0.6), "b": (0.4, 0.5), A_A: (0.5, 0.55)}))
+    made = files(make_study({"a": (0.5, 0.6), "b": (0.4, 0.5), BASE_AGAIN: (0.5, 0.55)}))
     figures = {name: text for name, text in made.items() if name.startswith("figures/")}
     assert "figures/differences.svg" in figures
     for text in figures.values():

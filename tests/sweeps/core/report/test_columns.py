@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from sweeps.core.design.study import A_A
+from sweeps.core.design.study import BASE_AGAIN
 from sweeps.core.report.bundle import bundle_files
 from sweeps.core.report.columns import COLUMNS, Measurement
 from sweeps.core.report.numbers import format_difference
@@ -17,7 +17,7 @@ from sweeps.core.report.table import table_csv
 from sweeps.core.report.text_grid import Column
 from tests.sweeps.core.records import make_study
 
-VALUES = {"#10": (0.60, 0.62, 0.64), "#8": (0.50, 0.51, 0.55), A_A: (0.61, 0.62, 0.60)}
+VALUES = {"#10": (0.60, 0.62, 0.64), "#8": (0.50, 0.51, 0.55), BASE_AGAIN: (0.61, 0.62, 0.60)}
 
 
 def range_of_differences(row: Mapping[int, float], base: Mapping[int, float]) -> float | None:

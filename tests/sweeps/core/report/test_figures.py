@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Paper, PaperRow
-from sweeps.core.design.study import A_A, Metric
+from sweeps.core.design.study import BASE_AGAIN, Metric
 from sweeps.core.report import curves, drawing
 from sweeps.core.report.report import make_report
 from sweeps.core.report.section import Section
@@ -25,7 +25,7 @@ from tests.sweeps.core.report.run_folders import STEP, write_runs
 from toco.train import records
 
 BASE, AGAIN = (0.60, 0.62, 0.64), (0.61, 0.60, 0.66)
-ROWS = {"#10": BASE, "#8": (0.50, 0.53, 0.53), "<#9>": (0.61, 0.60, 0.65), A_A: AGAIN}
+ROWS = {"#10": BASE, "#8": (0.50, 0.53, 0.53), "<#9>": (0.61, 0.60, 0.65), BASE_AGAIN: AGAIN}
 PAPER = Paper("Table 5 (a)", "VOC", (PaperRow("#10", {M: 0.7}), PaperRow("#8", {M: 0.6})))
 FLOOR = noise_floor(BASE, AGAIN)
 
@@ -53,8 +53,8 @@ def drawn(monkeypatch) -> list[Figure]:
 def draw(study, section: Section) -> str | None:
     """The figure of a section; ``None`` where the section does not apply."""
     report = make_report(study, sections=(section,))
-    assert len(report.cards.shown) + len(report.cards.absent) == 1
-    return report.cards.shown[0][1].draw() if report.cards.shown else None
+    assert len(report.cards.sections) + len(report.cards.absent) == 1
+    return report.cards.sections[0][1].draw() if report.cards.sections else None
 
 
 def band(axes) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +79,7 @@ def test_differences_lie_over_a_band_as_wide_as_the_noise_floor(study, drawn):
     assert (patch.get_x(), patch.get_x() + patch.get_width()) == pytest.approx(
         (-100 * FLOOR, 100 * FLOOR)
     )
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["#8", "<#9>", A_A]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["#8", "<#9>", BASE_AGAIN]
     points = [one for one in axes.lines if one.get_marker() == "o"]
     assert [float(p.get_xdata()[0]) for p in points] == pytest.approx(
         [-10.0, 0.0, 100 * (1.87 - 1.86) / 3], abs=1e-9
@@ -110,12 +110,12 @@ def test_of_many_rows_the_largest_differences_are_drawn(tmp_path, drawn):
     rows = (
         {"base": BASE}
         | {f"row {n}": tuple(value - n / 100 for value in BASE) for n in range(1, 46)}
-        | {A_A: AGAIN}
+        | {BASE_AGAIN: AGAIN}
     )
     study = make_study(rows, path=tmp_path / "fake-01234567")
     draw(study, differences.DIFFERENCES)
     labels = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]
-    assert labels == [f"row {n}" for n in range(6, 46)] + [A_A]
+    assert labels == [f"row {n}" for n in range(6, 46)] + [BASE_AGAIN]
 
 
 def test_means_have_the_band_around_the_base(study, drawn):
@@ -182,7 +182,7 @@ def test_interactions_draw_a_line_for_each_level_of_the_other_factor(tmp_path, d
     cells = {"a": (1, 1, 0.1), "b": (1, 2, 0.2), "c": (2, 1, 0.3), "d": (2, 2, 0.6)}
     study = make_study(
         {label: (mean, mean + 0.01, mean + 0.02) for label, (_, _, mean) in cells.items()}
-        | {A_A: (0.1, 0.12, 0.12)},
+        | {BASE_AGAIN: (0.1, 0.12, 0.12)},
         changes={
             label: dict(zip(factors, levels[:2], strict=True)) for label, levels in cells.items()
         },
@@ -218,13 +218,13 @@ def test_headings_of_blocks_stand_between_their_rows(tmp_path, drawn):
     study = make_study(ROWS, blocks=blocks, more={SEG: ROWS}, path=tmp_path / "fake-01234567")
     draw(study, differences.DIFFERENCES)
     labels = [text.get_text() for text in drawn[0].axes[0].get_yticklabels()]
-    assert labels == ["layer", "#8", "crop", "<#9>", A_A]
+    assert labels == ["layer", "#8", "crop", "<#9>", BASE_AGAIN]
     assert [axes.get_title(loc="left") for axes in drawn[0].axes] == ["M", "seg_miou"]
 
 
 def test_colours_come_from_the_page_and_ids_are_unique(study):
     cards = make_report(study).cards
-    svg = "".join(card.draw() for _, card in cards.shown if card.draw)
+    svg = "".join(card.draw() for _, card in cards.sections if card.draw)
     assert svg.count("<svg") == 5
     assert re.findall(r"#0[1-5]0[0-9a-f]{3}\b", svg) == []
     assert {"var(--ink)", "var(--series-1)", "var(--muted)"} <= set(
@@ -242,7 +242,7 @@ def test_nothing_to_draw_is_no_figure(tmp_path):
         {"#10": (0.6,), "#8": (0.5,)}, states=states, path=tmp_path / "fake-01234567"
     )
     cards = make_report(study).cards
-    assert [section.name for section, _ in cards.shown] == ["results"]
+    assert [section.name for section, _ in cards.sections] == ["results"]
     assert "Differences: no row and its base have finished trials of the same seed." in cards.absent
     assert len(cards.absent) == len(SECTIONS) - 1
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sweeps.core.design.study import A_A
+from sweeps.core.design.study import BASE_AGAIN
 from sweeps.core.report.markup import templates
 from sweeps.core.report.sections import gallery as gallery_module
 from sweeps.core.report.sections.gallery import GALLERY, MAX_WIDTH_PX, data_uri, image_iou
@@ -33,7 +33,7 @@ def decoded(uri: str) -> Image.Image:
 @pytest.fixture
 def study(tmp_path: Path):
     """The second row's first trial failed, so that seed 1 is the place with most pictures."""
-    values = {"#10": (0.6, 0.6), "#8": (0.5, 0.5), A_A: (0.6, 0.6)}
+    values = {"#10": (0.6, 0.6), "#8": (0.5, 0.5), BASE_AGAIN: (0.6, 0.6)}
     made = make_study(values, path=tmp_path / "fake-01234567", states={("#8", 0): "failed"})
     write_runs(made)
     return made

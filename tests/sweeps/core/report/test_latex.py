@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.core.design.paper import Paper, PaperRow
-from sweeps.core.design.study import A_A
+from sweeps.core.design.study import BASE_AGAIN
 from sweeps.core.report.latex import escaped
 from sweeps.core.report.report import make_report
 from tests.sweeps.core.records import SEG, M, make_study
@@ -19,7 +19,7 @@ TEX = shutil.which("pdflatex") or shutil.which("tectonic")
 
 
 def text(**changes: object) -> str:
-    values = {"#10": (0.60, 0.62, 0.64), NASTY: (0.50, 0.51, 0.55), A_A: (0.61, 0.62, 0.60)}
+    values = {"#10": (0.60, 0.62, 0.64), NASTY: (0.50, 0.51, 0.55), BASE_AGAIN: (0.61, 0.62, 0.60)}
     published = {"#10": "#10", NASTY: "#8"}
     amend = {
         NASTY: {

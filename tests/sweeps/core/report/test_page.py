@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sweeps.core.design.paper import Claim, Paper, PaperRow
-from sweeps.core.design.study import A_A
+from sweeps.core.design.study import BASE_AGAIN
 from sweeps.core.report import page as page_module
 from sweeps.core.report.columns import difference_text, mean_text
 from sweeps.core.report.numbers import format_p
@@ -26,7 +26,11 @@ from tests.sweeps.core.report.run_folders import write_runs
 from toco.tracking import Pages
 
 WRITTEN = "2026-01-02 03:04 UTC"
-ROWS = {"#10": (0.60, 0.62, 0.64), "#8</script>": (0.50, 0.53, 0.53), A_A: (0.61, 0.60, 0.66)}
+ROWS = {
+    "#10": (0.60, 0.62, 0.64),
+    "#8</script>": (0.50, 0.53, 0.53),
+    BASE_AGAIN: (0.61, 0.60, 0.66),
+}
 PAPER = Paper(
     "Table 5 (a)",
     "VOC",

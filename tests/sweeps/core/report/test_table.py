@@ -8,7 +8,7 @@ import pytest
 
 from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Claim, Paper, PaperRow
-from sweeps.core.design.study import A_A, Metric
+from sweeps.core.design.study import BASE_AGAIN, Metric
 from sweeps.core.report.columns import difference_text, mean_text
 from sweeps.core.report.numbers import format_p
 from sweeps.core.report.report import make_report
@@ -23,7 +23,7 @@ PAPER = Paper(
     (PaperRow("#10", {M: 0.705}, default=True), PaperRow("#8", {M: 0.635})),
     (Claim("rises to block 10", M, "#10", ("#8",), 7.0, "large"),),
 )
-VALUES = {"#10": (0.60, 0.62, 0.64), "#8": (0.50, 0.51, 0.55), A_A: (0.61, 0.62, 0.60)}
+VALUES = {"#10": (0.60, 0.62, 0.64), "#8": (0.50, 0.51, 0.55), BASE_AGAIN: (0.61, 0.62, 0.60)}
 
 
 def table(study: StudyRecord) -> StudyTable:
@@ -77,7 +77,9 @@ def test_a_row_by_hand():
 def test_all_forms_print_the_same_numbers():
     study = make_study(
         VALUES,
-        more={SEG: {"#10": (0.5, 0.52, 0.51), "#8": (0.4, 0.47, 0.5), A_A: (0.5, 0.5, 0.51)}},
+        more={
+            SEG: {"#10": (0.5, 0.52, 0.51), "#8": (0.4, 0.47, 0.5), BASE_AGAIN: (0.5, 0.5, 0.51)}
+        },
     )
     found = table(study)
     (block,) = found.blocks
@@ -143,7 +145,7 @@ def test_what_does_not_count_is_told_without_its_traceback():
             ("#8", 0): "failed",
             ("#8", 1): "diverged",
             ("#10", 2): "running",
-            (A_A, 0): "waiting",
+            (BASE_AGAIN, 0): "waiting",
         },
     )
     found = table(study)
@@ -290,9 +292,11 @@ def test_a_fraction_says_what_it_left_out_and_what_it_cannot_tell_apart():
         }
     study = make_study(values, factors=tuple(f"method.{name}" for name in letters), changes=changes)
     (terms,) = make_report(study).cards.grids("body")
-    left_out = "method.a x method.b is left out: these rows cannot tell it from other terms."
+    left_out = "method.a x method.b is left out: these rows do not distinguish it from other terms."
     # 0.6 and 0.5, and over the seeds 0.001 x (0 + 1 + 2) / 3 less at a = 1.
-    effect = "Effect of method.a from 0 to 1: +9.90 (+9.65 to +10.15); not told from method.b x method.c."
+    effect = (
+        "Effect of method.a from 0 to 1: +9.90 (+9.65 to +10.15); aliased with method.b x method.c."
+    )
     assert left_out in terms.notes
     assert effect in terms.notes
     for form in forms(study):
@@ -302,7 +306,7 @@ def test_a_fraction_says_what_it_left_out_and_what_it_cannot_tell_apart():
 
 
 def test_a_finished_trial_without_a_number_is_not_counted_behind_its_mean():
-    seg = {"#10": (0.5, 0.52, 0.51), "#8": (0.4, float("nan"), 0.5), A_A: (0.5, 0.5, 0.51)}
+    seg = {"#10": (0.5, 0.52, 0.51), "#8": (0.4, float("nan"), 0.5), BASE_AGAIN: (0.5, 0.5, 0.51)}
     found = table(make_study(VALUES, more={SEG: seg}))
     assert [row.n for row in found.blocks[0].rows] == ["3", "3 (seg_miou 2)", "3"]
     never = {**seg, "#8": (float("nan"),) * 3}

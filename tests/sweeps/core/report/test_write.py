@@ -27,7 +27,7 @@ def write_study(storage: Path, **changes: object) -> Path:
         seeds=(0, 1),
         metrics=(Metric(M, "M"),),
         purpose="direction",
-        a_a=False,
+        repeat_base=False,
     )
     record = make_study(VALUES, path=storage / "fake-01234567", **changes)
     ledger = Ledger(storage)

@@ -72,7 +72,7 @@ TINY = {
 def make(tmp_path, design, **fields):
     changes = {**TINY, "data.root": str(tmp_path)}
     metrics = (Metric("val/cam_miou", "M"),)
-    options = {"purpose": "direction", "a_a": False, **fields}
+    options = {"purpose": "direction", "repeat_base": False, **fields}
     return Study("example", "An example", "shapes_nano", design, (0,), metrics, changes, **options)
 
 

@@ -60,7 +60,9 @@ class Held:
 def make(tmp_path, progress=None, **parts):
     design = OneFactor((Factor("method.aux_block", (9,)),))
     metrics = (Metric("val/cam_miou", "M"),)
-    plan = Study("example", "An example", "shapes_nano", design, (0,), metrics, a_a=False).resolve()
+    plan = Study(
+        "example", "An example", "shapes_nano", design, (0,), metrics, repeat_base=False
+    ).resolve()
     runs = Runs(Ledger(tmp_path))
     ((_, task),) = Situation(plan, runs, ({},), (Identity(KEY, KEY, {}),)).trials().items()
     progress = progress or Progress("fake", {})

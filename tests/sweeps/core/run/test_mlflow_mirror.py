@@ -64,7 +64,9 @@ class Tracker:
 def study(tmp_path):
     design = OneFactor((Factor("method.aux_block", (7, 9), labels=("#8", "#10")),))
     metrics = (Metric("val/cam_miou", "M"),)
-    plan = Study("example", "An example", "voc_deit_b", design, (0,), metrics, a_a=False).resolve()
+    plan = Study(
+        "example", "An example", "voc_deit_b", design, (0,), metrics, repeat_base=False
+    ).resolve()
     inputs = ({"train": "aa", "val": "bb", "weights": None},) * 2
     identities = tuple(Identity(f"{number:020x}", f"{number:020x}", {}) for number in range(2))
     situation = Situation(plan, Runs(Ledger(tmp_path)), inputs, identities)
@@ -112,7 +114,7 @@ def test_the_page_lists_the_maps_of_all_methods_of_the_study(tmp_path):
     def maps(*levels):
         design = OneFactor((Factor("method.name", levels),))
         plan = Study(
-            "m", "M", "shapes_nano", design, (0,), (Metric("val/cam_miou", "M"),), a_a=False
+            "m", "M", "shapes_nano", design, (0,), (Metric("val/cam_miou", "M"),), repeat_base=False
         ).resolve()
         identities = tuple(
             Identity(f"{number:020x}", f"{number:020x}", {}) for number in range(len(plan.trials))

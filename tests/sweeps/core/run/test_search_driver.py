@@ -12,7 +12,7 @@ import pytest
 from optuna.distributions import IntDistribution
 
 from sweeps.core.commands.status import print_status
-from sweeps.core.findings.confounders import CHOSEN, daggers
+from sweeps.core.findings.confounders import CHOSEN, find_confounders
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.plan_text import look_ahead, print_plan
 from sweeps.core.plan.survey import survey
@@ -131,7 +131,7 @@ def test_full_trials_enter_the_ledger_as_chosen_by_a_search_and_stopped_ones_do_
         record = TrialRecord(
             trial.key, STUDY.seed, 0, "finished", None, 0, 20, entry, ledger.run_dir(trial.key)
         )
-        assert daggers((record,), (), "base", (), {})[0] == CHOSEN
+        assert find_confounders((record,), (), "base", (), {})[0] == CHOSEN
     for trial in stopped:
         run_dir = ledger.run_dir(trial.key)
         assert (trial.stopped_at, trial.results, trial.on_front) == (10, {}, False)
@@ -326,7 +326,7 @@ def test_a_report_of_a_search_that_has_not_begun(place):
     situation.write()
     report = write_search_report(situation.path)
     assert "0 of 6 trials: none begun." in report.text
-    assert "Nothing can be said from 0 finished trials" in report.text
+    assert "0 finished trials are too few" in report.text
 
 
 def test_a_spec_is_what_an_ablation_would_train(place):

@@ -116,7 +116,7 @@ def test_anova_says_what_a_fraction_cannot_tell():
     result = anova(pd.DataFrame(rows, columns=["A", "B", "C", "seed", "value"]))
     assert [term.name for term in result.terms] == ["seed", "A", "B", "C"]
     assert result.notes == tuple(
-        f"{pair} is left out: these rows cannot tell it from other terms."
+        f"{pair} is left out: these rows do not distinguish it from other terms."
         for pair in ("A x B", "A x C", "B x C")
     )
     assert result.terms[1].p < 1e-6
@@ -229,5 +229,5 @@ def test_an_interaction_that_may_be_another_one_is_not_said_to_be_the_first():
     }
     (warning,) = found.dependencies(0.05)
     assert warning.startswith(
-        "The effect of A depends on B, or that of C on D: these rows cannot tell which ("
+        "The effect of A depends on B, or that of C on D: these rows do not show which ("
     )

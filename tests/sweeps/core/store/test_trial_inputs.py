@@ -18,7 +18,7 @@ def study(tmp_path):
     design = OneFactor((Factor("method.aux_block", (7, 9)),))
     metrics = (Metric("val/cam_miou", "M"),)
     return Study(
-        "example", "An example", "shapes_nano", design, (0, 1), metrics, changes, a_a=False
+        "example", "An example", "shapes_nano", design, (0, 1), metrics, changes, repeat_base=False
     )
 
 
