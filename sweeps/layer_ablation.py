@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from toco.train.run_config import RunConfig
 
 AUX_BLOCK = "method.aux_block"
+# Blocks of ViT-B, the blocks that the paper compares, and the one that it uses, counted from 0.
 PAPER_DEPTH = 12
 PAPER_BLOCKS = (7, 8, 9, 10)
 PAPER_DEFAULT = 9

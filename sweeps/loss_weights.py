@@ -28,6 +28,7 @@ from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU
 from sweeps.core.design.study import Metric, Study
 
 PTC, CTC = "method.ptc.weight", "method.ctc.weight"
+# The weights of the recipe ``shapes_nano``.
 NANO_PTC, NANO_CTC = 8.0, 0.1
 
 

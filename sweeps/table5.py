@@ -35,6 +35,7 @@ from sweeps.layer_ablation import AUX_BLOCK, PAPER_DEPTH, aux_block, dimensions
 
 LOCAL_CROP = "method.local_crop_size_px"
 EMA_DECAY = "method.ema_decay"
+# Local crop of the recipe ``shapes_nano``, and patch of the nano ViT.
 NANO_CROP_PX, NANO_PATCH_PX = 32, 8
 
 

@@ -47,6 +47,7 @@ _SCRIPTS = {
 }
 _BACKBONES = {"deit_base_patch16_224": "deit_b", "vit_base_patch16_224": "vit_b"}
 _DEFAULT_BACKBONE = "deit_base_patch16_224"
+# Default of the official option ``--spg``, and the number of blocks of both backbones.
 _SAMPLES_PER_GPU = 2
 _DEPTH = 12
 

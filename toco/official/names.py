@@ -27,8 +27,10 @@ _ENCODER = re.compile(
 """Parameters of a plain ViT: no registers, no layer scales, no second token."""
 _CONVOLUTIONS = frozenset({"classifier.weight", "aux_classifier.weight"})
 """Parameters that are 1x1 convolutions officially, and matrices here."""
+# Classes of ImageNet-1k, whose classifier official checkpoints contain without using it.
 _NUM_PRETRAINED_CLASSES = 1000
 _SHOWN = 6
+"""Problems that a message lists at most: the first ones usually have the cause of all."""
 
 
 def official_name(name: str) -> str:

@@ -13,8 +13,15 @@ from sweeps.core.report.table import StudyTable, claims_grid, differences_grid, 
 from sweeps.core.report.text_grid import Mark, TextCell, TextColumn, TextGrid
 
 WIDTH = 120
+"""Columns that a table fills at most, if its text can be wrapped.
+
+A fixed number, so that the same study prints the same text in every terminal and log.
+"""
 MAX_ROWS = 200
-"""Largest number of rows of a block that a terminal prints; the files have all rows."""
+"""Largest number of rows of a block that a terminal prints; the files have all rows.
+
+A choice: a few screens, so that the lines above the table can still be reached.
+"""
 LEGEND = "* best, or not distinguishable from it; _ second."
 
 _MIN_WIDTH = 8
