@@ -286,7 +286,7 @@ def test_the_means_name_the_blocks_that_are_not_drawn(tmp_path):
     ]
     large = (Block("large", (), ("method.aux_block",), (M,), None), list(rows)[12:])
     made = make_study(rows, path=tmp_path / "fake-01234567", blocks=[large, *small])
-    ((_, card),) = make_report(made, sections=(means.MEANS,)).cards.shown
+    ((_, card),) = make_report(made, sections=(means.MEANS,)).cards.sections
     assert card.notes == (
         "Only the first 6 blocks are drawn, without block 5.",
         "Blocks of more than 40 rows are not drawn: large.",
