@@ -42,7 +42,7 @@ def main() -> None:
     default=1,
     show_default=True,
     type=click.IntRange(0),
-    help="Worker nodes beside the head.",
+    help="Worker nodes besides the head.",
 )
 @click.option(
     "--cpus", default=1, show_default=True, type=click.IntRange(1), help="CPUs of each worker."
@@ -61,7 +61,7 @@ def main() -> None:
 def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: int) -> None:
     """Start a head and workers on this machine; they listen on loopback only."""
     ray_environment.prepare("local")
-    _lend_interpreter()
+    _put_interpreter_on_path()
     # Imported late, because Ray reads its environment on import. `ray start` refuses workers on
     # loopback; this class does not.
     from ray.cluster_utils import Cluster
@@ -98,7 +98,7 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
         # end this process as a failure.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            _say_where(cluster.address, dashboard_port)
+            _print_address(cluster.address, dashboard_port)
             _watch(
                 {number: node.all_processes["raylet"][0].process for number, node in nodes.items()}
             )
@@ -128,9 +128,10 @@ def head(ip: str, cpus: int, gpus: int, port: int, dashboard_port: int) -> None:
     """
     ray_environment.ensure_token()
     click.echo(
-        f"Copy {ray_environment.token_path()} to the same place on every machine, readable by its owner only."
+        f"Copy {ray_environment.token_path()} to the same place on every machine, readable by its "
+        "owner only."
     )
-    _say_where(f"{ip}:{port}", dashboard_port)
+    _print_address(f"{ip}:{port}", dashboard_port)
     dashboard = ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
     _ray_start("--head", "--port", str(port), *dashboard, ip=ip, cpus=cpus, gpus=gpus)
 
@@ -139,7 +140,9 @@ def head(ip: str, cpus: int, gpus: int, port: int, dashboard_port: int) -> None:
 @click.option("--head", "address", required=True, help="HOST:PORT of the head.")
 @click.option(
     "--ip",
-    help="This machine's address in the cluster's network.  [default: the one that reaches the head]",
+    help=(
+        "This machine's address in the cluster's network.  [default: the one that reaches the head]"
+    ),
 )
 @click.option("--cpus", type=int, help="CPUs for trials.  [default: all]")
 @click.option("--gpus", type=int, help="GPUs for trials.  [default: all]")
@@ -147,8 +150,8 @@ def worker(address: str, ip: str | None, cpus: int | None, gpus: int | None) -> 
     """Start a worker node on another machine of the cluster."""
     if not ray_environment.has_token():
         raise click.ClickException(
-            f"There is no token at {ray_environment.token_path()}. Copy the head's to that place, readable by its "
-            "owner only: without it the head refuses this node."
+            f"There is no token at {ray_environment.token_path()}. Copy the head's to that place, "
+            "readable by its owner only: without it the head refuses this node."
         )
     _ray_start("--address", address, ip=ip, cpus=cpus, gpus=gpus)
 
@@ -167,17 +170,18 @@ def _ray_start(*arguments: str, ip: str | None, cpus: int | None, gpus: int | No
         "--num-gpus": gpus,
         "--temp-dir": folder,
     }
-    given = [
+    option_arguments = [
         part for name, value in options.items() if value is not None for part in (name, str(value))
     ]
     os.environ["RAY_AUTH_MODE"] = "token"
-    _lend_interpreter()
+    _put_interpreter_on_path()
     ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start"]
     sys.stdout.flush()
-    os.execv(sys.executable, [*ray, *arguments, *given, "--block", "--disable-usage-stats"])  # noqa: S606
+    command = [*ray, *arguments, *option_arguments, "--block", "--disable-usage-stats"]
+    os.execv(sys.executable, command)  # noqa: S606
 
 
-def _lend_interpreter() -> None:
+def _put_interpreter_on_path() -> None:
     """Make this interpreter the ``python`` of jobs.
 
     A job finds its interpreter in the PATH of the head node.
@@ -201,7 +205,7 @@ def _watch(raylets: dict[int, subprocess.Popen[bytes]]) -> None:
                 del raylets[number]
 
 
-def _say_where(address: str, dashboard_port: int) -> None:
+def _print_address(address: str, dashboard_port: int) -> None:
     submit = f"ray job submit --address http://127.0.0.1:{dashboard_port} --working-dir ."
     click.echo(f"Cluster at {address}. Submit a study from the repository's root on this machine:")
     click.echo(f"  export RAY_AUTH_MODE=token\n  {submit} -- python sweeps/layer_ablation.py")

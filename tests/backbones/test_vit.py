@@ -284,6 +284,6 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence_with_a_way_out(monkeypatch):
 
     monkeypatch.setattr("timm.create_model", refuse)
     with pytest.raises(
-        ValueError, match=r"could not be had from the hub: no route to host\. Name a file"
+        ValueError, match=r"could not be downloaded from the hub: no route to host\. Set "
     ):
         vit.build(vit.Config())

@@ -25,5 +25,5 @@ def test_a_run_whose_method_has_no_thresholds_is_refused(trained):
         name: str = "other"
 
     config = trained.config.model_copy(update={"method": Other()})
-    with pytest.raises(ValueError, match="The method 'other' makes no pseudo labels of its CAM"):
+    with pytest.raises(ValueError, match="The method 'other' makes no pseudo labels from its CAM"):
         Analyst(dataclasses.replace(trained, config=config), 640)

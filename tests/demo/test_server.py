@@ -153,7 +153,7 @@ def test_an_example_that_cannot_be_read_is_left_out(analyst, trained, data_root,
     examples = client.get("/api/about").json()["examples"]
     assert [example["name"] for example in examples] == ["image12", "image14", "image15"]
     assert client.post("/api/examples/1").status_code == 200
-    assert "An example is left out: " in caplog.text
+    assert "An example image is omitted: " in caplog.text
     assert "image13.png" in caplog.text
 
 
@@ -315,6 +315,6 @@ def test_a_taken_port_is_refused_with_a_sentence():
         host, port = first.getsockname()
         assert host == "127.0.0.1"
         with pytest.raises(
-            ValueError, match=f"Cannot serve on port {port} .* Give another by --port"
+            ValueError, match=f"Cannot serve on port {port} .* Choose another with --port"
         ):
             listen(port)

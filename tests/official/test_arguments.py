@@ -121,11 +121,13 @@ def test_the_printed_command_makes_the_same_config():
         (VOC + DEIT + "--save_ckpt --backend nccl", "--save_ckpt has no counterpart"),
         (VOC + DEIT + "--crop_size 320", "stay at evaluate.size_px=448"),
         (VOC, "names no --backbone"),
-        ("scripts/dist_train_voc_seg_neg.py", "names no number of GPUs, and this is for 2"),
-        (COCO + VIT + "--temp 0.5", "--temp had no effect: dist_train_coco_seg_neg.py has 1.0"),
+        ("scripts/dist_train_voc_seg_neg.py", "names no number of GPUs, so 2 are assumed"),
+        (COCO + VIT + "--temp 0.5", (
+            "--temp had no effect: dist_train_coco_seg_neg.py always uses 1.0"
+        )),
         (
             COCO + VIT + "--aux_layer -4",
-            "--aux_layer had no effect: dist_train_coco_seg_neg.py has 9",
+            "--aux_layer had no effect: dist_train_coco_seg_neg.py always uses 9",
         ),
         (COCO + DEIT, "adds PTC and CTC after step 12000"),
         (COCO + DEIT, "torchrun --standalone --nproc-per-node 4"),

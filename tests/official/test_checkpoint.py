@@ -212,7 +212,7 @@ def test_a_folder_with_a_run_and_a_file_are_not_overwritten(
     file = write(official_state)
     _, run_dir = import_tiny(file)
     assert "already holds a run" in import_tiny(file, fails=True)[0]
-    assert "is there already" in toco("export-official", run_dir, file, fails=True)
+    assert "already exists" in toco("export-official", run_dir, file, fails=True)
 
 
 def test_another_network_is_not_exported():
@@ -323,7 +323,8 @@ def test_an_imported_run_is_evaluated(
     )
     assert "Beside the last evaluation of the authors' log of voc_deit_b:" in output
     assert (
-        "not comparable: 4 images were evaluated instead of 1449; the protocol is not that of the log"
+        "not comparable: 4 images were evaluated instead of 1449; the protocol is not that of the "
+        "log"
         in output
     )
 

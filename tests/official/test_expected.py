@@ -9,7 +9,7 @@ from toco.config import replace
 from toco.data.coco_format.classes import COCO_CLASSES
 from toco.data.files.layout import VOC_CLASSES
 from toco.evaluate import Evaluation, ThresholdCurve
-from toco.official.expected import beside_expected, beside_table2, expected
+from toco.official.expected import compare_with_log, compare_with_table2, expected
 from toco.registry import available, load
 
 # The last line of each log: CAM, auxiliary CAM, segmentation.
@@ -79,7 +79,9 @@ def config():
 
 
 def test_ours_stand_beside_theirs(config):
-    text = beside_expected(evaluation("voc_deit_b", worse=0.01), "voc_deit_b", config, 1449, 20_000)
+    text = compare_with_log(
+        evaluation("voc_deit_b", worse=0.01), "voc_deit_b", config, 1449, 20_000
+    )
     lines = text.splitlines()
     bird = next(line for line in lines if line.startswith("bird")).split()
     assert bird == ["bird", "61.0", "62.0", "-1.0", "68.6", "69.6", "-1.0", "65.5", "66.5", "-1.0"]
@@ -105,7 +107,7 @@ def test_a_class_without_pixels_has_no_difference(config):
     ours = evaluation("voc_deit_b")
     seg = (None, *ours.per_class["seg_iou"][1:])
     ours = dataclasses.replace(ours, per_class={**ours.per_class, "seg_iou": seg})
-    text = beside_expected(ours, "voc_deit_b", config, 1449, 20_000)
+    text = compare_with_log(ours, "voc_deit_b", config, 1449, 20_000)
     assert next(line for line in text.splitlines() if line.startswith("background")).split()[
         -3:
     ] == ["-", "89.3", "-"]
@@ -134,7 +136,7 @@ def test_a_class_without_pixels_has_no_difference(config):
     ],
 )
 def test_what_makes_them_not_comparable_is_said(config, changes, num_images, step, reason):
-    text = beside_expected(
+    text = compare_with_log(
         evaluation("voc_deit_b"), "voc_deit_b", replace(config, changes), num_images, step
     )
     (sentence,) = text.splitlines()[-1:]
@@ -152,7 +154,7 @@ def test_the_machine_and_the_place_of_the_data_do_not_matter(config):
         "evaluate.curve_step": 0.1,
         "evaluate.batch_size": 1,
     }
-    text = beside_expected(
+    text = compare_with_log(
         evaluation("voc_deit_b"), "voc_deit_b", replace(config, moved), 1449, 20_000
     )
     assert "are comparable" in text.splitlines()[-1]
@@ -160,13 +162,15 @@ def test_the_machine_and_the_place_of_the_data_do_not_matter(config):
 
 def test_other_classes_and_recipes_have_nothing_beside_them(config):
     ours = evaluation("voc_deit_b")
-    assert beside_expected(ours, "shapes_nano", config, 1449, 20_000) is None
-    assert beside_expected(ours, None, config, 1449, 20_000) is None
-    assert beside_expected(ours, "coco_deit_b", config, 1449, 20_000) is None
+    assert compare_with_log(ours, "shapes_nano", config, 1449, 20_000) is None
+    assert compare_with_log(ours, None, config, 1449, 20_000) is None
+    assert compare_with_log(ours, "coco_deit_b", config, 1449, 20_000) is None
 
 
 def test_one_number_of_table_2(config):
-    sentence = beside_table2(0.687, "voc_deit_b", "val", config, config.inference, 1449, 20_000)
+    sentence = compare_with_table2(
+        0.687, "voc_deit_b", "val", config, config.inference, 1449, 20_000
+    )
     assert sentence.startswith(
         "Table 2 of the paper has 69.8 mIoU for voc_deit_b on val; this is 68.7 (-1.1)."
     )
@@ -174,19 +178,23 @@ def test_one_number_of_table_2(config):
         "are comparable: the same images, protocol and settings (one seed each)."
     )
     plain = config.inference.model_copy(update={"crf": None, "flip": False})
-    changed = beside_table2(0.687, "voc_deit_b", "test", config, plain, 1449, 20_000)
+    changed = compare_with_table2(0.687, "voc_deit_b", "test", config, plain, 1449, 20_000)
     assert "1449 images were evaluated instead of 1456" in changed
     assert "the images were segmented in another way (flip, crf)." in changed
-    assert beside_table2(0.4, "coco_vit_b", "test", config, config.inference, 1, 20_000) is None
-    assert beside_table2(0.4, "shapes_nano", "val", config, config.inference, 1, 20_000) is None
+    assert (
+        compare_with_table2(0.4, "coco_vit_b", "test", config, config.inference, 1, 20_000) is None
+    )
+    assert (
+        compare_with_table2(0.4, "shapes_nano", "val", config, config.inference, 1, 20_000) is None
+    )
 
 
 def test_another_training_is_not_that_of_table_2(config):
     trained = replace(config, {"method.temperature": 0.3, "seed": 2, "evaluate.size_px": 224})
-    text = beside_table2(0.5, "voc_deit_b", "val", trained, config.inference, 1449, 500)
+    text = compare_with_table2(0.5, "voc_deit_b", "val", trained, config.inference, 1449, 500)
     assert text.endswith(
-        "not comparable: the checkpoint is of step 500 and not 20000; it was trained with other settings "
-        "(method.temperature)."
+        "not comparable: the checkpoint is of step 500 and not 20000; it was trained with other "
+        "settings (method.temperature)."
     )
 
 
@@ -194,10 +202,11 @@ def test_table_2_of_coco_is_of_all_its_validation_images_and_the_log_of_some():
     config = replace(
         load("toco.recipes", "coco_vit_b").recipe().resolved(), {"data.val_list": None}
     )
-    text = beside_table2(0.423, "coco_vit_b", "val", config, config.inference, 40_137, 80_000)
+    text = compare_with_table2(0.423, "coco_vit_b", "val", config, config.inference, 40_137, 80_000)
     assert "are comparable" in text
-    text = beside_expected(evaluation("coco_vit_b"), "coco_vit_b", config, 40_137, 80_000)
+    text = compare_with_log(evaluation("coco_vit_b"), "coco_vit_b", config, 40_137, 80_000)
     assert (
-        "40137 images were evaluated instead of 5000; the protocol is not that of the log (data.val_list)."
+        "40137 images were evaluated instead of 5000; the protocol is not that of the log "
+        "(data.val_list)."
         in text
     )

@@ -35,8 +35,8 @@ class Backbone(nn.Module, ABC):
         pixel_std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        same = (pixel_mean, pixel_std) == (IMAGENET_MEAN, IMAGENET_STD)
-        self.renormalise = nn.Identity() if same else _Renormalise(pixel_mean, pixel_std)
+        uses_imagenet = (pixel_mean, pixel_std) == (IMAGENET_MEAN, IMAGENET_STD)
+        self.renormalise = nn.Identity() if uses_imagenet else _Renormalise(pixel_mean, pixel_std)
 
     @abstractmethod
     def forward(
@@ -90,8 +90,8 @@ class Backbone(nn.Module, ABC):
         """
         if not 0 <= aux_block < self.depth:
             raise ValueError(
-                f"aux_block is {aux_block}, but this backbone has blocks 0 to {self.depth - 1} (the paper counts from "
-                "1)."
+                f"aux_block is {aux_block}, but this backbone has blocks 0 to {self.depth - 1} "
+                "(the paper counts from 1)."
             )
         return self.width
 
@@ -114,10 +114,11 @@ class Backbone(nn.Module, ABC):
         p, q = height // self.patch_size_px, width // self.patch_size_px
         if min(p, q) == 0:
             raise ValueError(
-                f"The image is {height}x{width} px, smaller than one patch of {self.patch_size_px} px."
+                f"The image is {height}x{width} px, smaller than one patch of {self.patch_size_px} "
+                "px."
             )
-        whole = images[..., : p * self.patch_size_px, : q * self.patch_size_px]
-        return self.renormalise(whole), (p, q)
+        cropped = images[..., : p * self.patch_size_px, : q * self.patch_size_px]
+        return self.renormalise(cropped), (p, q)
 
 
 class _Renormalise(nn.Module):

@@ -94,9 +94,9 @@ class Swin(Backbone):
         super().aux_width(aux_block)
         if aux_block < self.first_aux_block:
             raise ValueError(
-                f"aux_block is {aux_block}, but the auxiliary maps of a Swin come from its last two stages, blocks "
-                f"{self.first_aux_block} to {self.depth - 1}, which have the grid of the final maps; set it to one of "
-                "them."
+                f"aux_block is {aux_block}, but the auxiliary maps of a Swin come from its last "
+                f"two stages, blocks {self.first_aux_block} to {self.depth - 1}, which have the "
+                "grid of the final maps; set it to one of them."
             )
         return self.widths[aux_block]
 

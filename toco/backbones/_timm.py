@@ -47,8 +47,8 @@ def build(
         )
     except OSError as error:
         raise ValueError(
-            f"The weights of {config.model!r} could not be had from the hub: {error}. Name a file of them as "
-            "backbone.weights, or null to start from random weights."
+            f"The weights of {config.model!r} could not be downloaded from the hub: {error}. Set "
+            "backbone.weights to a file of these weights, or to null to start from random weights."
         ) from error
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"timm could not create {config.model!r} as a {kind}: {error}") from error
@@ -67,9 +67,9 @@ def _compare_pixels(config: TimmConfig, network: Any) -> None:  # noqa: ANN401 -
     made_with = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
     if made_with != (config.pixel_mean, config.pixel_std):
         logger.warning(
-            "timm says that the weights of %s were made with pixel_mean=%s and pixel_std=%s; here they get images "
-            "normalised with %s and %s. Set both fields of the backbone if that is not what you want "
-            "(the official ViT-B takes ImageNet's on purpose).",
+            "timm says that the weights of %s were made with pixel_mean=%s and pixel_std=%s; "
+            "here they get images normalised with %s and %s. Set both fields of the backbone if "
+            "that is not what you want (the official ViT-B takes ImageNet's on purpose).",
             config.model,
             *(list(values) for values in (*made_with, config.pixel_mean, config.pixel_std)),
         )

@@ -77,12 +77,16 @@ class ViT(Backbone):
                 aux_features = self._as_map(tokens[:num_maps], grid)
         last = self.vit.blocks[-1]
         # Skipped for zero images, because attention kernels of CUDA may reject an empty batch.
-        whole = self.vit.norm(last(tokens[:num_maps], **last_rotation)) if num_maps else tokens[:0]
-        class_token = whole[:, 0]
+        final_tokens = (
+            self.vit.norm(last(tokens[:num_maps], **last_rotation)) if num_maps else tokens[:0]
+        )
+        class_token = final_tokens[:, 0]
         if num_maps < len(images):
-            alone = self.vit.norm(_class_token_after(last, tokens[num_maps:], last_rotation))
-            class_token = torch.cat([class_token, alone])
-        features = self._as_map(whole, grid)
+            other_class_tokens = self.vit.norm(
+                _class_token_after(last, tokens[num_maps:], last_rotation)
+            )
+            class_token = torch.cat([class_token, other_class_tokens])
+        features = self._as_map(final_tokens, grid)
         return Features(
             class_token, features, features if aux_block == self.depth - 1 else aux_features
         )
@@ -115,15 +119,19 @@ class ViT(Backbone):
         """Tokens before the first block, class token first, and the grid of the patches."""
         images, grid = self._prepare(images)
         patches = self.vit.patch_embed(images).flatten(1, 2)
-        given = (getattr(self.vit, name, None) for name in ("cls_token", "dist_token", "reg_token"))
-        prefix = [token.expand(len(images), -1, -1) for token in given if token is not None]
+        prefix_parameters = (
+            getattr(self.vit, name, None) for name in ("cls_token", "dist_token", "reg_token")
+        )
+        prefix_tokens = [
+            token.expand(len(images), -1, -1) for token in prefix_parameters if token is not None
+        ]
         positions = self._positions(*grid)
         if positions is None:
-            tokens = torch.cat([*prefix, patches], dim=1)
+            tokens = torch.cat([*prefix_tokens, patches], dim=1)
         elif positions.shape[1] == patches.shape[1]:
-            tokens = torch.cat([*prefix, patches + positions], dim=1)
+            tokens = torch.cat([*prefix_tokens, patches + positions], dim=1)
         else:
-            tokens = torch.cat([*prefix, patches], dim=1) + positions
+            tokens = torch.cat([*prefix_tokens, patches], dim=1) + positions
         return self.vit.norm_pre(tokens), grid
 
     def _blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
@@ -174,11 +182,13 @@ def _check(vit: nn.Module) -> None:
         )
     if vit.cls_token is None:
         raise ValueError(
-            "it has no class token, which ToCo contrasts; expected a ViT with one (SigLIP has none)."
+            "it has no class token, which ToCo contrasts; expected a ViT with one (SigLIP has "
+            "none)."
         )
     if type(vit.patch_embed) is not PatchEmbed or len(set(vit.patch_embed.patch_size)) > 1:
         raise ValueError(
-            "its patches are not embedded by one square convolution; expected a plain patch embedding."
+            "its patches are not embedded by one square convolution; expected a plain patch "
+            "embedding."
         )
 
 
@@ -200,8 +210,8 @@ def _class_token_after(
         or type(block.attn) is not Attention
         or getattr(block.attn, "gate", None) is not None
     ):
-        after: Tensor = block(tokens, **rotation)[:, 0]
-        return after
+        tokens_after: Tensor = block(tokens, **rotation)[:, 0]
+        return tokens_after
     attention = block.attn
     normed = block.norm1(tokens)
     num_queries = attention.num_heads * attention.head_dim
@@ -214,8 +224,8 @@ def _class_token_after(
         part.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
         for part in (query, key, value)
     )
-    seen = F.scaled_dot_product_attention(attention.q_norm(query), attention.k_norm(key), value)
-    seen = attention.proj(attention.norm(seen.transpose(1, 2).flatten(2)))
-    class_token: Tensor = tokens[:, :1] + block.drop_path1(block.ls1(seen))
+    attended = F.scaled_dot_product_attention(attention.q_norm(query), attention.k_norm(key), value)
+    attended = attention.proj(attention.norm(attended.transpose(1, 2).flatten(2)))
+    class_token: Tensor = tokens[:, :1] + block.drop_path1(block.ls1(attended))
     class_token = class_token + block.drop_path2(block.ls2(block.mlp(block.norm2(class_token))))
     return class_token[:, 0]

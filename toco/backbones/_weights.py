@@ -55,31 +55,31 @@ def load_file(
         )
     if sha256 is not None:
         _check_sha256(path, sha256)
-    wanted = model.state_dict()
-    given = state = read_tensors(path, entry)
-    if not state.keys() & wanted.keys():
+    expected = model.state_dict()
+    released = state = read_tensors(path, entry)
+    if not state.keys() & expected.keys():
         # Twice, because names of heads may have the prefix, or be the only names without it.
         state = without_shared_prefix(_without_heads(without_shared_prefix(state)))
     state = _without_heads(state)
     _check_finite(state, path)
-    if "pos_embed" in state and "pos_embed" in wanted:
-        state["pos_embed"] = _fit_positions(state["pos_embed"], wanted["pos_embed"], model)
-    if state.keys() != wanted.keys():
-        if state.keys() & wanted.keys():
-            given = state
+    if "pos_embed" in state and "pos_embed" in expected:
+        state["pos_embed"] = _fit_positions(state["pos_embed"], expected["pos_embed"], model)
+    if state.keys() != expected.keys():
+        if state.keys() & expected.keys():
+            released = state
         # With the names as they were released, because timm may recognise them by a prefix.
-        state = _without_heads(_renamed(given, model, path))
-    problems = [f"{name} is missing" for name in wanted.keys() - state.keys()]
-    problems += [f"{name} is not part of the model" for name in state.keys() - wanted.keys()]
+        state = _without_heads(_renamed(released, model, path))
+    problems = [f"{name} is missing" for name in expected.keys() - state.keys()]
+    problems += [f"{name} is not part of the model" for name in state.keys() - expected.keys()]
     problems += [
-        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(wanted[name].shape)}"
-        for name in wanted.keys() & state.keys()
-        if state[name].shape != wanted[name].shape
+        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in expected.keys() & state.keys()
+        if state[name].shape != expected[name].shape
     ]
     if problems:
-        shown = "; ".join(sorted(problems)[:6])
+        listed = "; ".join(sorted(problems)[:6])
         raise ValueError(
-            f"{path} does not fit this backbone ({len(problems)} differences): {shown}."
+            f"{path} does not fit this backbone ({len(problems)} differences): {listed}."
         )
     model.load_state_dict(state)
 
@@ -91,13 +91,14 @@ def without_shared_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ['a.w', 'b']
     """
     names = [name.split(".") for name in state]
-    shared = 0
+    num_shared = 0
     while names and all(
-        len(name) > shared + 1 and name[shared] == names[0][shared] for name in names
+        len(name) > num_shared + 1 and name[num_shared] == names[0][num_shared] for name in names
     ):
-        shared += 1
+        num_shared += 1
     return {
-        ".".join(name[shared:]): value for name, value in zip(names, state.values(), strict=True)
+        ".".join(name[num_shared:]): value
+        for name, value in zip(names, state.values(), strict=True)
     }
 
 
@@ -122,26 +123,28 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     # Any error is possible on a file that holds no tensors, such as a page "quota exceeded".
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read as plain tensors: {_fault(path)}. Expected a safetensors file, or a torch file "
-            "that holds nothing but tensors. Nothing in it was run."
+            f"{path} cannot be read as plain tensors: {_describe_fault(path)}. Expected a "
+            "safetensors file, or a torch file that holds nothing but tensors. Nothing in it was "
+            "run."
         ) from error
     if damaged:
         raise ValueError(
             f"{path} is damaged: the bytes of {damaged!r} in it changed. Copy the file again."
         )
-    found = dict(_state_dicts(content, ()))
-    if not found:
+    state_dicts = dict(_state_dicts(content, ()))
+    if not state_dicts:
         raise ValueError(f"{path} holds no state dict: expected names with tensors.")
-    names = ", ".join(filter(None, found))
-    if entry is not None and entry not in found:
+    names = ", ".join(filter(None, state_dicts))
+    if entry is not None and entry not in state_dicts:
         raise ValueError(
-            f"{path} holds no state dict {entry!r}; there is {names or 'one without a name'}."
+            f"{path} holds no state dict {entry!r}; it holds {names or 'one without a name'}."
         )
-    if entry is None and len(found) > 1:
+    if entry is None and len(state_dicts) > 1:
         raise ValueError(
-            f"{path} holds several state dicts: {names}. Say which, as in {path}{ENTRY}{next(iter(found))}."
+            f"{path} holds several state dicts: {names}. Say which, as in "
+            f"{path}{ENTRY}{next(iter(state_dicts))}."
         )
-    return found[entry] if entry is not None else next(iter(found.values()))
+    return state_dicts[entry] if entry is not None else next(iter(state_dicts.values()))
 
 
 def _damaged_entry(path: Path) -> str | None:
@@ -171,7 +174,7 @@ def _state_dicts(content: object, keys: tuple[str, ...]) -> Iterator[tuple[str, 
         yield from _state_dicts(value, (*keys, key))
 
 
-def _fault(path: Path) -> str:
+def _describe_fault(path: Path) -> str:
     """Say why a file holds no tensors, as far as its beginning shows."""
     with path.open("rb") as file:
         beginning = file.read(512).lstrip()
@@ -190,15 +193,16 @@ def _fault(path: Path) -> str:
 
 
 def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    bad = [
+    bad_names = [
         name
         for name, value in state.items()
         if value.is_floating_point() and not value.isfinite().all()
     ]
-    if bad:
-        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+    if bad_names:
+        more = f" and {len(bad_names) - 1} more tensors" if len(bad_names) > 1 else ""
         raise ValueError(
-            f"{path}: {bad[0]}{more} holds values that are not finite. Take another copy of the weights."
+            f"{path}: {bad_names[0]}{more} holds values that are not finite. Take another copy of "
+            "the weights."
         )
 
 
@@ -206,8 +210,9 @@ def _check_sha256(path: Path, expected: str) -> None:
     actual = sha256_of(path)
     if not actual.startswith(expected):
         raise ValueError(
-            f"{path} has SHA-256 {actual[: max(len(expected), 8)]}..., but backbone.weights_sha256 is {expected}: "
-            "these are other weights than the recipe's. Give the file that it names, or set weights_sha256 to null."
+            f"{path} has SHA-256 {actual[: max(len(expected), 8)]}..., but backbone.weights_sha256 "
+            f"is {expected}: these are not the recipe's weights. Use the file that the recipe "
+            "names, or set weights_sha256 to null."
         )
 
 
@@ -224,15 +229,20 @@ def _without_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.startswith(_HEADS)}
 
 
-def _renamed(state: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tensor]:  # noqa: ANN401 - a model of timm
+def _renamed(
+    state: dict[str, Tensor],
+    model: Any,  # noqa: ANN401 - a model of timm
+    path: Path,
+) -> dict[str, Tensor]:
     """Convert ``state`` to timm's names, by the function that timm keeps beside the network."""
     kernel = model.patch_embed.proj.weight.shape
-    if other := [
+    if other_kernels := [
         tuple(value.shape) for value in state.values() if value.ndim == 4 and value.shape != kernel
     ]:
         # timm would resample such a kernel silently.
         raise ValueError(
-            f"{path} embeds patches with a kernel of shape {other[0]}, expected {tuple(kernel)}."
+            f"{path} embeds patches with a kernel of shape {other_kernels[0]}, expected "
+            f"{tuple(kernel)}."
         )
     convert = importlib.import_module(type(model).__module__).checkpoint_filter_fn
     try:
@@ -244,18 +254,22 @@ def _renamed(state: dict[str, Tensor], model: Any, path: Path) -> dict[str, Tens
     return renamed
 
 
-def _fit_positions(positions: Tensor, wanted: Tensor, model: Any) -> Tensor:  # noqa: ANN401 - a model of timm
+def _fit_positions(
+    positions: Tensor,
+    expected: Tensor,
+    model: Any,  # noqa: ANN401 - a model of timm
+) -> Tensor:
     """Interpolate position embeddings from a square grid to the model's grid.
 
     Pretrained ViTs have square grids only. Embeddings before the grid (class token, ...) stay.
     """
     if (
         positions.ndim != 3
-        or positions.shape == wanted.shape
-        or positions.shape[-1] != wanted.shape[-1]
+        or positions.shape == expected.shape
+        or positions.shape[-1] != expected.shape[-1]
     ):
         return positions
-    num_prefix = wanted.shape[1] - model.patch_embed.num_patches
+    num_prefix = expected.shape[1] - model.patch_embed.num_patches
     side = round(max(positions.shape[1] - num_prefix, 0) ** 0.5)
     if num_prefix + side * side != positions.shape[1]:
         return positions

@@ -24,8 +24,8 @@ class Config(TimmConfig):
 
     def dimensions(self) -> Dimensions | None:
         """See the base class; the names of plain ViTs give the dimensions."""
-        named = _TWELVE_BLOCKS.fullmatch(self.model)
-        return None if named is None else Dimensions(12, int(named["patch"]))
+        match = _TWELVE_BLOCKS.fullmatch(self.model)
+        return None if match is None else Dimensions(12, int(match["patch"]))
 
 
 def build(config: Config) -> ViT:

@@ -43,7 +43,8 @@ class Config(BackboneConfig):
             )
         if self.image_size_px % self.patch_size_px:
             raise ValueError(
-                f"image_size_px {self.image_size_px} is no multiple of patch_size_px {self.patch_size_px}"
+                f"image_size_px {self.image_size_px} is no multiple of patch_size_px "
+                f"{self.patch_size_px}"
             )
         return self
 

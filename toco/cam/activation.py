@@ -85,11 +85,11 @@ def multi_scale_cams(
             maps.to(images.dtype), size=(height, width), mode="bilinear", align_corners=False
         )
 
-    def at_one_scale(scaled: Tensor, known: Tensor | None) -> Tensor:
-        if known is None and flip:
+    def at_one_scale(scaled: Tensor, activations: Tensor | None) -> Tensor:
+        if activations is None and flip:
             upright, mirrored = to_pixels(forward(torch.cat([scaled, scaled.flip(-1)]))).chunk(2)
             return torch.maximum(upright, mirrored.flip(-1)).relu()
-        upright = to_pixels(forward(scaled) if known is None else known)
+        upright = to_pixels(forward(scaled) if activations is None else activations)
         if flip:
             upright = torch.maximum(upright, to_pixels(forward(scaled.flip(-1))).flip(-1))
         return upright.relu()
@@ -100,7 +100,8 @@ def multi_scale_cams(
             size = (int(scale * height), int(scale * width))
             if min(size) < 1:
                 raise ValueError(
-                    f"images of {height} x {width} px are empty at CAM scale {scale}; raise the scale"
+                    f"images of {height} x {width} px are empty at CAM scale {scale}; raise the "
+                    "scale"
                 )
             scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
             total = total + at_one_scale(scaled, None)

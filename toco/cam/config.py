@@ -66,7 +66,8 @@ class CrfConfig(Config):
     def protocol(self) -> str:
         """Describe the CRF as text."""
         return (
-            f"dense CRF, {self.iterations} iterations, position {self.position_weight:g} "
-            f"(sigma {self.position_sigma:g} px), bilateral {self.bilateral_weight:g} (sigma "
-            f"{self.bilateral_sigma_xy:g} px, {self.bilateral_sigma_rgb:g} levels), filter {self.filter_name}"
+            f"dense CRF, {self.iterations} iterations, position {self.position_weight:g} (sigma "
+            f"{self.position_sigma:g} px), bilateral {self.bilateral_weight:g} (sigma "
+            f"{self.bilateral_sigma_xy:g} px, {self.bilateral_sigma_rgb:g} levels), filter "
+            f"{self.filter_name}"
         )

@@ -101,8 +101,8 @@ def class_ids(
     """
     ids = torch.cat([torch.zeros_like(present[:, :1]), present + 1], dim=1)
     is_class = label != IGNORE_INDEX
-    found = ids.gather(1, torch.where(is_class, label, 0).flatten(1).long()).view_as(label)
-    return torch.where(is_class, found, IGNORE_INDEX)
+    translated = ids.gather(1, torch.where(is_class, label, 0).flatten(1).long()).view_as(label)
+    return torch.where(is_class, translated, IGNORE_INDEX)
 
 
 def ignore_outside(
@@ -122,7 +122,8 @@ def scale_box(
     box to the token grid unscaled, which ignores almost every token of a padded image. This
     function corrects that.
 
-    >>> scale_box(torch.tensor([[60, 448, 0, 100]]), from_size=(448, 448), to_size=(28, 28)).tolist()
+    >>> box = torch.tensor([[60, 448, 0, 100]])
+    >>> scale_box(box, from_size=(448, 448), to_size=(28, 28)).tolist()
     [[4, 28, 0, 6]]
     """
 
@@ -147,6 +148,6 @@ def check_thresholds(low_threshold: float, high_threshold: float) -> None:
     """
     if low_threshold > high_threshold:
         raise ValueError(
-            f"Background is below the low threshold and foreground above the high one, but low is {low_threshold} "
-            f"and high is {high_threshold}. Swap them."
+            "Background is below the low threshold and foreground above the high one, but low is "
+            f"{low_threshold} and high is {high_threshold}. Swap them."
         )

@@ -97,8 +97,8 @@ def refined_probabilities(
     size = (int(images.shape[-2] * config.scale), int(images.shape[-1] * config.scale))
     if min(size) < 1:
         raise ValueError(
-            f"images of {images.shape[-2]} x {images.shape[-1]} px are empty at scale {config.scale} "
-            "of the refinement (PAR); raise the scale"
+            f"images of {images.shape[-2]} x {images.shape[-1]} px are empty at scale "
+            f"{config.scale} of the refinement (PAR); raise the scale"
         )
     small_images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
     small_cam = F.interpolate(cam, size=size, mode="bilinear", align_corners=False)

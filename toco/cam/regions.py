@@ -58,9 +58,12 @@ def draw_keys(
             that an image's crops do not depend on the number of processes.
     """
     height, width = _inner_size(size, crop_size_px)
-    num_drawn = shard.world_size * num_images
+    global_batch_size = shard.world_size * num_images
     keys = torch.rand(
-        num_drawn, max(height, 0) * max(width, 0), generator=generator, device=generator.device
+        global_batch_size,
+        max(height, 0) * max(width, 0),
+        generator=generator,
+        device=generator.device,
     )
     return keys[shard.rank * num_images :][:num_images]
 
@@ -93,8 +96,8 @@ def sample_crop_corners(
     inner_height, inner_width = _inner_size((height, width), crop_size_px)
     if min(inner_height, inner_width) < 1 or inner_height * inner_width < num_crops:
         raise ValueError(
-            f"{num_crops} different crops of {crop_size_px} px do not fit into an image of {height} x {width} px. "
-            "Choose smaller or fewer local crops, or larger images."
+            f"{num_crops} different crops of {crop_size_px} px do not fit into an image of "
+            f"{height} x {width} px. Choose smaller or fewer local crops, or larger images."
         )
     margin = crop_size_px // 2
     inner = regions[:, margin : margin + inner_height, margin : margin + inner_width]
@@ -123,8 +126,8 @@ def crop(
     offset = torch.arange(crop_size_px, device=images.device)
     y, x = corners.long()[..., None, None].unbind(dim=2)
     pixel = (y + offset[:, None]) * width + x + offset
-    cut = images.flatten(2).gather(2, pixel.flatten(1)[:, None].expand(-1, num_channels, -1))
-    squares: Tensor = cut.unflatten(2, pixel.shape[1:])
+    pixels = images.flatten(2).gather(2, pixel.flatten(1)[:, None].expand(-1, num_channels, -1))
+    squares: Tensor = pixels.unflatten(2, pixel.shape[1:])
     return squares.permute(2, 0, 1, 3, 4)
 
 

@@ -32,7 +32,7 @@ def command(run_dir: Path, changes: tuple[str, ...], out: Path | None, progress:
         save_panels,
     )
     from toco.files import printable, write_text
-    from toco.official.expected import beside_expected
+    from toco.official.expected import compare_with_log
     from toco.train.trained import open_trained
 
     trained = open_trained(run_dir, parse_assignments(changes))
@@ -44,7 +44,7 @@ def command(run_dir: Path, changes: tuple[str, ...], out: Path | None, progress:
     )
     click.echo(evaluation.table())
     click.echo(evaluation.protocol)
-    if beside := beside_expected(evaluation, trained.recipe, value, len(val_set), trained.step):
+    if beside := compare_with_log(evaluation, trained.recipe, value, len(val_set), trained.step):
         click.echo(
             f"\nBeside the last evaluation of the authors' log of {trained.recipe}:\n{beside}"
         )

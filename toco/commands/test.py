@@ -46,7 +46,7 @@ def command(
     """
     from toco.commands._trained import open_for_share, open_images
     from toco.files import printable, write_text
-    from toco.official.expected import beside_table2
+    from toco.official.expected import compare_with_table2
     from toco.predict.image_files import check_readable, large_enough
     from toco.predict.inference import least_side_px
     from toco.predict.split_predictions import open_predictions, predict_split, score_predictions
@@ -107,7 +107,7 @@ def command(
         write_text(file, scores.to_json())
         click.echo(f"{scores.table()}\n{scores.protocol}")
         miou = scores.metrics["miou"]
-        if beside := beside_table2(
+        if beside := compare_with_table2(
             miou, trained.recipe, split, trained.config, way, scores.num_images, trained.step
         ):
             click.echo(beside)

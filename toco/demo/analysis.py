@@ -90,15 +90,15 @@ class Analyst:
         Raises:
             ValueError: The image is too small for the network.
         """
-        shown = _shrunk(image, self.max_side_px)
+        shrunk = _shrunk(image, self.max_side_px)
         method, evaluate = self.trained.method, self.trained.config.evaluate
-        pixels = torch.from_numpy(shown.copy())[None].to(self.trained.config.torch_device())
+        pixels = torch.from_numpy(shrunk.copy())[None].to(self.trained.config.torch_device())
         inputs = network_input(pixels, evaluate.size_px)
         height, width = inputs.shape[-2:]
         prediction = method.predict(inputs, evaluate.cam_scales, evaluate.cam_flip)
         logits = prediction.segmentation_logits
         return Analysis(
-            image=shown,
+            image=shrunk,
             full_size=(image.shape[0], image.shape[1]),
             network_input=inputs,
             cams=prediction.cams,

@@ -63,7 +63,7 @@ _HEADERS = {
 """Headers of every answer; they prevent storing, framing, and reading by other sites."""
 _NUM_EXAMPLES = 8
 _THUMBNAIL_PX = 96
-_NUM_KEPT = 3
+_MAX_ANALYSES = 3
 """Analyses in memory: enough for the newest images of a few tabs.
 
 One takes 60 MB with VOC's classes, 160 MB with COCO's.
@@ -82,7 +82,8 @@ def listen(port: int) -> socket.socket:
         return socket.create_server((HOST, port))
     except OSError as error:
         raise ValueError(
-            f"Cannot serve on port {port} of {HOST} ({error.strerror}). Give another by --port, or 0 for any free one."
+            f"Cannot serve on port {port} of {HOST} ({error.strerror}). Choose another with "
+            "--port, or 0 for any free one."
         ) from error
 
 
@@ -172,7 +173,7 @@ class Demo:
                 Middleware(
                     TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False
                 ),
-                Middleware(AuthenticationMiddleware, backend=_Token(self.token), on_error=_unknown),
+                Middleware(AuthenticationMiddleware, backend=_Token(self.token), on_error=_refuse),
             ],
             exception_handlers=dict.fromkeys((HTTPException, ValueError, Exception), _answer_error),
         )
@@ -225,7 +226,7 @@ class Demo:
         number = request.path_params["number"]
         if self.dataset is None or number >= len(self.examples):
             raise HTTPException(
-                404, f"There are {len(self.examples)} examples, and no number {number} among them."
+                404, f"There are {len(self.examples)} examples, so number {number} does not exist."
             )
         dataset = self.dataset
         return await self._look(lambda: dataset.image(self.examples[number]))
@@ -235,7 +236,11 @@ class Demo:
         analysis, class_index = self._analysis(request), request.path_params["class_index"]
         if class_index >= len(self.class_names):
             raise HTTPException(
-                404, f"There are {len(self.class_names)} classes, and no number {class_index}."
+                404,
+                (
+                    f"There are {len(self.class_names)} classes, so number {class_index} does not "
+                    "exist."
+                ),
             )
         return _bytes(analysis.cam_maps(class_index))
 
@@ -248,13 +253,13 @@ class Demo:
                 f"cam is {cam!r}; expected one of {', '.join(analysis.cams.by_name())}."
             )
         low, high = _fraction(query, "low"), _fraction(query, "high")
-        known = {str(number): number for number in range(len(self.class_names))}
+        class_of = {str(number): number for number in range(len(self.class_names))}
         present = [text for text in query.get("present", "").split(",") if text]
-        if not set(present) <= known.keys():
+        if not set(present) <= class_of.keys():
             raise ValueError(
-                f"present is {query['present']!r}; expected numbers below {len(known)}."
+                f"present is {query['present']!r}; expected numbers below {len(class_of)}."
             )
-        classes = [known[text] for text in set(present)]
+        classes = [class_of[text] for text in set(present)]
         return _bytes(
             await self._work(lambda: self.analyst.refined_label(analysis, cam, classes, low, high))
         )
@@ -274,7 +279,7 @@ class Demo:
         analysis = await self._work(lambda: self.analyst.analyse(read()))
         name = secrets.token_hex(8)
         self._kept[name] = analysis
-        while len(self._kept) > _NUM_KEPT:
+        while len(self._kept) > _MAX_ANALYSES:
             self._kept.popitem(last=False)
         return JSONResponse({"id": name, **_for_page(analysis)})
 
@@ -282,7 +287,9 @@ class Demo:
         name = request.path_params["id"]
         if name not in self._kept:
             raise HTTPException(
-                404, f"Only the last {_NUM_KEPT} images are kept, and not this one; load it again."
+                404,
+                f"Only the last {_MAX_ANALYSES} images are stored, and this is an older one; load "
+                "it again.",
             )
         self._kept.move_to_end(name)
         return self._kept[name]
@@ -303,12 +310,13 @@ class _Token(AuthenticationBackend):
     async def authenticate(self, conn: HTTPConnection) -> None:
         # Not the path of conn.url, which is built with the host name that the client sent.
         if conn.scope["path"] == "/":
-            given = conn.query_params.get("token", "")
+            token = conn.query_params.get("token", "")
         else:
-            given = conn.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self.token.encode()):
+            token = conn.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(token.encode(), self.token.encode()):
             raise AuthenticationError(
-                "The token is missing or wrong: open the address that `python -m toco demo` printed last."
+                "The token is missing or wrong: open the address that `python -m toco demo` "
+                "printed last."
             )
 
 
@@ -337,7 +345,7 @@ def _thumbnails(dataset: Dataset) -> dict[int, str]:
         try:
             small = Image.fromarray(dataset.image(index))
         except (ValueError, OSError) as error:
-            logger.warning("An example is left out: %s", error)
+            logger.warning("An example image is omitted: %s", error)
             continue
         small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
         file = BytesIO()
@@ -377,13 +385,13 @@ def _policy(page: str) -> str:
         return " ".join(f"'sha256-{digest}'" for digest in digests)
 
     return (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src "
+        "data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         "require-trusted-types-for 'script'"
     )
 
 
-def _unknown(conn: HTTPConnection, error: AuthenticationError) -> Response:
+def _refuse(conn: HTTPConnection, error: AuthenticationError) -> Response:
     return JSONResponse({"error": str(error)}, 403)
 
 
@@ -392,5 +400,8 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     if isinstance(error, ValueError):
         return JSONResponse({"error": str(error)}, 422)
-    sentence = f"The server failed ({type(error).__name__}); where it was started stands why."
+    sentence = (
+        f"The server failed ({type(error).__name__}); the terminal in which it was started shows "
+        "the reason."
+    )
     return JSONResponse({"error": sentence}, 500)

@@ -38,7 +38,10 @@ PREFIX = "toco."
 
 _DESCRIPTIONS = {
     INPUT: "RGB levels 0 to 255: image, row, column, channel. Not normalised: the graph does that.",
-    "logits": "Scores before the softmax: image, class (background first), row, column, at the size of the input.",
+    "logits": (
+        "Scores before the softmax: image, class (background first), row, column, at the size of "
+        "the input."
+    ),
     "labels": "Class of the highest score: image, row, column. 0 is the background.",
     "cams": "Class activation maps in [0, 1] at one scale: image, foreground class, row, column.",
     "class_logits": "Scores of the image's foreground classes before the sigmoid: image, class.",
@@ -50,8 +53,11 @@ _ONE_SIZE_ONLY = frozenset({"swin"})
 
 # The same operations in another order round differently. A wrong graph differs by far more.
 _TOLERANCE = 1e-3
-_LEAST_AGREEMENT = 0.999
-_WHAT_TO_DO = "No file was written; give the size that images will have (--size), or try another version of torch."
+_MIN_AGREEMENT = 0.999
+_ADVICE = (
+    "No file was written; give the size that images will have (--size), or try another version of "
+    "torch."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +105,15 @@ class Segmenter(nn.Module):
         normalised = network_input(images, None)
         size = (images.shape[1], images.shape[2])
         if not self.cams:
-            return _at(size, self.method.segmentation_logits(normalised))
+            return _labelled(size, self.method.segmentation_logits(normalised))
         prediction = self.method.predict(normalised, scales=(1.0,), flip=False)
         logits = prediction.segmentation_logits
         if logits is None:
             raise ValueError("The method has no decoder, and so no logits to export.")
-        return *_at(size, logits), prediction.cams.cam, prediction.class_logits
+        return *_labelled(size, logits), prediction.cams.cam, prediction.class_logits
 
 
-def _at(size: tuple[int, int], logits: Float[Tensor, "b s p q"]) -> tuple[Tensor, Tensor]:
+def _labelled(size: tuple[int, int], logits: Float[Tensor, "b s p q"]) -> tuple[Tensor, Tensor]:
     logits = resize_bilinear(logits, size)
     return logits, logits.argmax(1).to(torch.uint8)
 
@@ -139,8 +145,9 @@ def export_onnx(
     trained.check_decoder()
     if cams and not trained.config.method.has_cams_of_all_classes():
         raise ValueError(
-            f"The method {trained.config.method.name!r} makes CAMs of the classes in an image alone, which an exported "
-            "network is not told. Export it without --cams; export-cams writes the CAMs of labelled images."
+            f"The method {trained.config.method.name!r} makes CAMs only of the classes in an "
+            "image, which an exported network does not know. Export it without --cams; export-cams "
+            "writes the CAMs of labelled images."
         )
     patch = trained.method.patch_size_px
     if size_px is not None and (size_px <= 0 or size_px % patch):
@@ -149,8 +156,8 @@ def export_onnx(
         )
     if size_px is None and trained.config.backbone.name in _ONE_SIZE_ONLY:
         raise ValueError(
-            f"A network on {trained.config.backbone.name} can be exported for one size of image only; give that to "
-            f"export-model, as in --size {trained.config.views.crop_size_px}."
+            f"A network on {trained.config.backbone.name} can be exported for one size of image "
+            f"only; give that to export-model, as in --size {trained.config.views.crop_size_px}."
         )
 
     # Convert, with free sizes where none is given.
@@ -160,20 +167,21 @@ def export_onnx(
         # Two images, and sides that no other tensor has: torch takes a length of 1, or one that
         # another axis has, for a constant.
         model = _convert(network, (2, crop + patch, crop + 2 * patch), (_BATCH, "height", "width"))
-        checked = [(1, crop, crop), (2, crop + 3 * patch + 1, crop - 1)]
+        checked_shapes = [(1, crop, crop), (2, crop + 3 * patch + 1, crop - 1)]
     else:
         model = _convert(network, (2, size_px, size_px), (_BATCH,))
-        checked = [(1, size_px, size_px), (3, size_px, size_px)]
+        checked_shapes = [(1, size_px, size_px), (3, size_px, size_px)]
     metadata = {f"{PREFIX}{key}": _text(value) for key, value in describe(trained, size_px).items()}
     _annotate(model, metadata)
 
     # Compare with the network before the file appears.
     content = model.SerializeToString()
-    difference, highest, agreement = _compare(network, content, checked)
-    if not difference <= _TOLERANCE * max(highest, 1.0) or agreement < _LEAST_AGREEMENT:
+    difference, highest, agreement = _compare(network, content, checked_shapes)
+    if not difference <= _TOLERANCE * max(highest, 1.0) or agreement < _MIN_AGREEMENT:
         raise ValueError(
-            f"The exported network differs from the one of {run_dir}: logits by up to {difference:.3g} (the largest is "
-            f"{highest:.3g}), and {1 - agreement:.2%} of the labels. {_WHAT_TO_DO}"
+            f"The exported network differs from the one of {run_dir}: logits by up to "
+            f"{difference:.3g} (the largest is {highest:.3g}), and {1 - agreement:.2%} of the "
+            f"labels. {_ADVICE}"
         )
     with whole_file(path) as partial:
         partial.write_bytes(content)
@@ -282,18 +290,20 @@ def _compare(
     for shape in shapes:
         images = generator.integers(0, 256, (*shape, 3), dtype=np.uint8)
         with torch.no_grad():
-            expected = [output.numpy() for output in network(torch.from_numpy(images))]
+            torch_outputs = [output.numpy() for output in network(torch.from_numpy(images))]
         try:
-            got = session.run(network.outputs, {INPUT: images})
+            onnx_outputs = session.run(network.outputs, {INPUT: images})
         except Exception as error:  # the errors of ONNX Runtime have no common class
             raise ValueError(
-                f"ONNX Runtime cannot run the exported network on images of shape {images.shape} ({error}). "
-                f"{_WHAT_TO_DO}"
+                f"ONNX Runtime cannot run the exported network on images of shape {images.shape} "
+                f"({error}). {_ADVICE}"
             ) from error
-        for name, ours, theirs in zip(network.outputs, expected, got, strict=True):
+        for name, from_torch, from_onnx in zip(
+            network.outputs, torch_outputs, onnx_outputs, strict=True
+        ):
             if name == "labels":
-                agreement = min(agreement, float((ours == theirs).mean()))
+                agreement = min(agreement, float((from_torch == from_onnx).mean()))
             else:
-                difference = max(difference, float(np.abs(ours - theirs).max()))
-                highest = max(highest, float(np.abs(ours).max()))
+                difference = max(difference, float(np.abs(from_torch - from_onnx).max()))
+                highest = max(highest, float(np.abs(from_torch).max()))
     return difference, highest, agreement

@@ -63,7 +63,8 @@ def build(
     """
     if not (sigma_rgb > 0 and sigma_xy > 0):
         raise ValueError(
-            f"expected positive standard deviations, got sigma_rgb={sigma_rgb} and sigma_xy={sigma_xy}"
+            f"expected positive standard deviations, got sigma_rgb={sigma_rgb} and "
+            f"sigma_xy={sigma_xy}"
         )
     if images.device.type == "meta":
         return lambda values: torch.empty_like(values)  # tensors on "meta" have only a shape

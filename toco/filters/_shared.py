@@ -47,8 +47,8 @@ def check_maps(values: Float[Tensor, "b k h w"], num_images: int, height: int, w
     """
     if len(values) != num_images or values.shape[2:] != (height, width):
         raise ValueError(
-            f"expected maps of {height} x {width} pixels for {num_images} images, as the filter was built for, "
-            f"got {tuple(values.shape)}"
+            f"expected maps of {height} x {width} pixels for {num_images} images, as the filter "
+            f"was built for, got {tuple(values.shape)}"
         )
 
 

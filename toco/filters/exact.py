@@ -41,14 +41,14 @@ def _full_precision(device_type: str) -> Iterator[None]:
     """
     mkldnn: Any = torch.backends.mkldnn  # its attributes are made at run time
     backends = (torch.backends.cuda.matmul, mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
+    precisions = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
             backend.fp32_precision = "ieee"
         with torch.autocast(device_type, enabled=False):
             yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
+        for backend, precision in zip(backends, precisions, strict=True):
             backend.fp32_precision = precision
 
 
@@ -59,17 +59,17 @@ class _Image:
     The relative error is below 1e-4 of a float64 sum, also in float32.
 
     Attributes:
-        left: First factor of the matrix of exponents, to base 2, in float64: entry i, j of ``left @
-            right`` is -|f_i - f_j|^2 / 2 * log2(e).
-        right: Second factor.
+        left_factor: First factor of the matrix of exponents, to base 2, in float64: entry i, j of
+            ``left_factor @ right_factor`` is -|f_i - f_j|^2 / 2 * log2(e).
+        right_factor: Second factor.
         rows: Rows of the image inside the box; the result is 0 elsewhere.
         columns: Columns of the image inside the box.
         dtype: Type of the weights and sums.
         tile_rows: Side of the square tile of weights that is in memory at a time.
     """
 
-    left: Float[Tensor, "pixels 7"]
-    right: Float[Tensor, "7 pixels"]
+    left_factor: Float[Tensor, "pixels 7"]
+    right_factor: Float[Tensor, "7 pixels"]
     rows: slice
     columns: slice
     dtype: torch.dtype
@@ -86,7 +86,7 @@ class _Image:
         result = torch.zeros_like(flat)
         num_pixels = flat.shape[1]
         tile_size = min(self.tile_rows, num_pixels) ** 2
-        exponents, tile = self.left.new_empty(tile_size), flat.new_empty(tile_size)
+        exponents, tile = self.left_factor.new_empty(tile_size), flat.new_empty(tile_size)
         starts = range(0, num_pixels, self.tile_rows)
         for first in starts:
             rows = slice(first, min(first + self.tile_rows, num_pixels))
@@ -109,7 +109,7 @@ class _Image:
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         size = math.prod(shape)
         exponent = torch.mm(
-            self.left[rows], self.right[:, columns], out=exponents[:size].view(shape)
+            self.left_factor[rows], self.right_factor[:, columns], out=exponents[:size].view(shape)
         )
         weights = tile[:size].view(shape).copy_(exponent)
         # Base 2, because torch.exp2 is four times as fast as torch.exp on a CPU (measured, torch
@@ -179,8 +179,8 @@ def build_gaussian(images: Float[Tensor, "b 3 h w"], sigma_xy: float) -> ImageBy
     dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
 
     def weights(length: int) -> Float[Tensor, "length length"]:
-        place = torch.arange(length, dtype=torch.float64, device=images.device) / sigma_xy
-        return (-(place[:, None] - place).square() / 2).exp().to(dtype)
+        coordinate = torch.arange(length, dtype=torch.float64, device=images.device) / sigma_xy
+        return (-(coordinate[:, None] - coordinate).square() / 2).exp().to(dtype)
 
     image = _Separable(weights(height), weights(width))
     return ImageByImage(images=(image,) * len(images), inside=None, size=(height, width))
@@ -216,8 +216,8 @@ def _prepare(
     half_square = features.square().sum(0, keepdim=True) / 2
     ones = torch.ones_like(half_square)
     return _Image(
-        left=torch.cat([features, -half_square, -ones]).T.contiguous() * _LOG2_E,
-        right=torch.cat([features, ones, half_square]),
+        left_factor=torch.cat([features, -half_square, -ones]).T.contiguous() * _LOG2_E,
+        right_factor=torch.cat([features, ones, half_square]),
         rows=rows,
         columns=columns,
         dtype=torch.float64 if image.dtype == torch.float64 else torch.float32,

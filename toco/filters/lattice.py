@@ -127,9 +127,9 @@ def _lattice(features: Float[Tensor, "d pixels"]) -> _Lattice:
 
     # One sort gives the vertices, the table from corners to vertices and, for the splat, the pixels
     # of each vertex.
-    in_order, order = packed.flatten().sort(stable=True)
-    is_first = torch.ones_like(in_order, dtype=torch.bool)
-    torch.ne(in_order[1:], in_order[:-1], out=is_first[1:])
+    ascending, order = packed.flatten().sort(stable=True)
+    is_first = torch.ones_like(ascending, dtype=torch.bool)
+    torch.ne(ascending[1:], ascending[:-1], out=is_first[1:])
     vertex = torch.empty_like(order).scatter_(0, order, is_first.cumsum(0) - 1)
     return _Lattice(
         corners=vertex.view(num_corners, num_pixels).T.contiguous(),
@@ -137,7 +137,7 @@ def _lattice(features: Float[Tensor, "d pixels"]) -> _Lattice:
         splat_pixels=order % num_pixels,
         splat_weights=weights.flatten()[order],
         splat_offsets=is_first.nonzero()[:, 0],
-        neighbours=_neighbours(in_order[is_first], steps),
+        neighbours=_neighbours(ascending[is_first], steps),
     )
 
 
@@ -238,13 +238,15 @@ def _neighbours(
 
     ``len(vertices)`` stands for a missing neighbour.
     """
-    missing, num_corners = len(vertices), len(steps)
-    here = torch.arange(missing, device=vertices.device).expand(num_corners, missing)
-    wanted = vertices + steps[:, None]
-    found = torch.searchsorted(vertices, wanted).clamp_(max=missing - 1)
-    exists = vertices[found] == wanted
-    after = torch.where(exists, found, missing)
+    num_vertices, num_corners = len(vertices), len(steps)
+    vertex = torch.arange(num_vertices, device=vertices.device).expand(num_corners, num_vertices)
+    successors = vertices + steps[:, None]
+    candidates = torch.searchsorted(vertices, successors).clamp_(max=num_vertices - 1)
+    exists = vertices[candidates] == successors
+    after = torch.where(exists, candidates, num_vertices)
     # Invert the table: after[i] == j gives before[j] == i. The extra column collects the writes of
     # vertices without a successor.
-    before = here.new_full((num_corners, missing + 1), missing).scatter_(1, after, here)
-    return torch.stack([here, before[:, :missing], after], dim=-1)
+    before = vertex.new_full((num_corners, num_vertices + 1), num_vertices).scatter_(
+        1, after, vertex
+    )
+    return torch.stack([vertex, before[:, :num_vertices], after], dim=-1)

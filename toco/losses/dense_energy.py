@@ -79,7 +79,8 @@ def dense_energy(
     height, width = (int(side * config.scale) for side in images255.shape[2:])
     if min(height, width) < 1:
         raise ValueError(
-            f"images of {tuple(images255.shape[2:])} pixels are empty at scale {config.scale}: raise the scale"
+            f"images of {tuple(images255.shape[2:])} pixels are empty at scale {config.scale}: "
+            "raise the scale"
         )
     small_images = F.interpolate(images255, size=(height, width), mode="nearest")
     small_probabilities = F.interpolate(
@@ -111,7 +112,12 @@ class _OfficialEnergy(torch.autograd.Function):
 
     @staticmethod
     # The type of ctx is torch's own.
-    def forward(ctx: Any, probabilities: Tensor, attraction: Tensor, factor: float) -> Tensor:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        probabilities: Tensor,
+        attraction: Tensor,
+        factor: float,
+    ) -> Tensor:
         ctx.save_for_backward(attraction)
         ctx.factor = factor
         energy: Tensor = -factor * (probabilities * attraction).sum()

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 ENTRY = {
     "Config": "class Config(MethodConfig):\n    name: str = __name__",
-    "build": "def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> Method: ...",
+    "build": (
+        "def build(config: Config, backbone: Backbone, num_foreground_classes: int) -> Method: ..."
+    ),
 }
 """Definitions that a method's module must have, as code."""
 

@@ -111,8 +111,8 @@ class MethodConfig(EntryConfig):
             ValueError: The method does not make labels from its CAM by two thresholds.
         """
         raise ValueError(
-            f"The method {self.name!r} makes no pseudo labels of its CAM by a low and a high threshold; "
-            "export-cams writes its CAMs, of which other programs can make labels."
+            f"The method {self.name!r} makes no pseudo labels from its CAM by a low and a high "
+            "threshold; export-cams writes its CAMs, from which other programs can make labels."
         )
 
     def network_sides_px(self, crop_size_px: int) -> dict[str, float]:
@@ -173,8 +173,9 @@ class CamLabelsConfig(MethodConfig):
     def _thresholds_in_order(self) -> CamLabelsConfig:
         if self.low_threshold > self.high_threshold:
             raise ValueError(
-                f"low_threshold is {self.low_threshold}, above high_threshold {self.high_threshold}: "
-                "nothing would be uncertain and labels would overwrite each other"
+                f"low_threshold is {self.low_threshold}, above high_threshold "
+                f"{self.high_threshold}: nothing would be uncertain and labels would overwrite "
+                "each other"
             )
         return self
 

@@ -222,7 +222,7 @@ class CamMethod(Method):
         images: Tensor,
         scales: Sequence[float],
         flip: bool,
-        wanted: Collection[str],
+        names: Collection[str],
         present: Tensor | None = None,
         features: Features | None = None,
     ) -> dict[str, Tensor]:
@@ -232,11 +232,11 @@ class CamMethod(Method):
             images: Normalised images.
             scales: Sizes relative to the images' own.
             flip: Also compute the maps of the mirrored images.
-            wanted: Names of the CAMs.
+            names: Names of the CAMs.
             present: Classes (0-based) to compute for each image, or ``None`` for all.
             features: Features of ``images``, if the caller has computed them already.
         """
-        if not wanted:
+        if not names:
             return {}
         weights = self.cam_weights()
 
@@ -245,11 +245,11 @@ class CamMethod(Method):
             num_images = len(next(iter(tokens.values())))
             classes = None if present is None else present.repeat(num_images // len(present), 1)
             return torch.cat(
-                [activation_maps(tokens[name], weights[name], classes) for name in wanted], dim=1
+                [activation_maps(tokens[name], weights[name], classes) for name in names], dim=1
             )
 
         def forward(images: Tensor) -> Tensor:
-            if "cam" in wanted or self.aux_block is None:
+            if "cam" in names or self.aux_block is None:
                 return maps_of(_tokens_by_cam(self.encode(images)))
             with self.autocast(images.device):
                 aux_features: Tensor = self.backbone.aux_features(images, self.aux_block)
@@ -257,9 +257,9 @@ class CamMethod(Method):
                 {"aux_cam": aux_features.float() if self.autocast_dtype else aux_features}
             )
 
-        known = None if features is None else maps_of(_tokens_by_cam(features))
-        cams = multi_scale_cams(forward, images, scales, flip, known)
-        return dict(zip(wanted, cams.chunk(len(wanted), dim=1), strict=True))
+        base = None if features is None else maps_of(_tokens_by_cam(features))
+        cams = multi_scale_cams(forward, images, scales, flip, base)
+        return dict(zip(names, cams.chunk(len(names), dim=1), strict=True))
 
     def label_of(
         self, cam: Tensor, levels: Tensor, labels: Tensor, present: Tensor, valid_box: Tensor | None

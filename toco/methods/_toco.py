@@ -188,10 +188,12 @@ class ToCo(CamMethod):
 
             # CAMs: only those from which a term of this step learns.
             source = "aux_cam" if from_aux_cam else "cam"
-            wanted = ["aux_cam"] if "ptc" in terms or keys is not None else []
-            if levels is not None and source not in wanted:
-                wanted.append(source)
-            cams = self.cam_maps(images, config.cam_scales, config.cam_flip, wanted, present, main)
+            cam_names = ["aux_cam"] if "ptc" in terms or keys is not None else []
+            if levels is not None and source not in cam_names:
+                cam_names.append(source)
+            cams = self.cam_maps(
+                images, config.cam_scales, config.cam_flip, cam_names, present, main
+            )
             present_labels = class_labels.gather(1, present)
 
             # Patch token contrast: the auxiliary CAM says which pairs of patches agree.

@@ -82,8 +82,8 @@ class Config(CamLabelsConfig):
         ):
             raise ValueError(
                 "aux_weight is 0, so the auxiliary CAM is that of an untrained classifier, but "
-                f"{' and '.join(f'{name} is {value}' for name, value in used.items())}, which would learn from it; "
-                "set these to 0, too"
+                f"{' and '.join(f'{name} is {value}' for name, value in used.items())}, which "
+                "would learn from it; set these to 0, too"
             )
         return self
 
@@ -97,7 +97,8 @@ class Config(CamLabelsConfig):
         super().check(batch_size, crop_size_px)
         if self.local_crop_size_px > crop_size_px:
             raise ValueError(
-                f"method.local_crop_size_px {self.local_crop_size_px} is larger than views.crop_size_px {crop_size_px}"
+                f"method.local_crop_size_px {self.local_crop_size_px} is larger than "
+                f"views.crop_size_px {crop_size_px}"
             )
 
     def extra_views(self) -> frozenset[ExtraView]:

@@ -73,7 +73,8 @@ class CamQuality:
         )
         if len(self.thresholds) == 0 or bool((self.thresholds.diff() <= 0).any()):
             raise ValueError(
-                f"The thresholds have to ascend strictly, and be distinct in float32; got {thresholds}."
+                "The thresholds have to ascend strictly, and be distinct in float32; got "
+                f"{thresholds}."
             )
         self.histogram: Integer[Tensor, "s k bins"] = torch.zeros(
             num_foreground_classes + 1,
@@ -141,13 +142,14 @@ class CamQuality:
         Raises:
             ValueError: One of them is not among the counted thresholds.
         """
-        fewer = CamQuality(self.num_foreground_classes, thresholds, self.histogram.device)
-        if not bool(torch.isin(fewer.thresholds, self.thresholds).all()):
+        restricted = CamQuality(self.num_foreground_classes, thresholds, self.histogram.device)
+        if not bool(torch.isin(restricted.thresholds, self.thresholds).all()):
             raise ValueError(
-                f"Counted at {self.thresholds.tolist()}; expected some of these, got {list(thresholds)}."
+                f"Counted at {self.thresholds.tolist()}; expected some of these, got "
+                f"{list(thresholds)}."
             )
         # The bin of a score is the number of thresholds below it.
-        bins = torch.searchsorted(fewer.thresholds, self.thresholds, right=True)
+        bins = torch.searchsorted(restricted.thresholds, self.thresholds, right=True)
         bins = torch.cat([bins.new_zeros(1), bins])
-        fewer.histogram.index_add_(-1, bins, self.histogram)
-        return fewer
+        restricted.histogram.index_add_(-1, bins, self.histogram)
+        return restricted

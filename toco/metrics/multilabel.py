@@ -38,7 +38,8 @@ def mean_average_precision(
     if not bool(scores.isfinite().all()):
         bad = int((~scores.isfinite()).any(1).sum())
         raise ValueError(
-            f"The class logits of {bad} of {len(scores)} images are not finite; they cannot be ranked."
+            f"The class logits of {bad} of {len(scores)} images are not finite; they cannot be "
+            "ranked."
         )
     # Imported late: scikit-learn imports scipy and pandas, which takes seconds.
     from sklearn.metrics import average_precision_score

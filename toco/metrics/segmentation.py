@@ -161,6 +161,7 @@ def check_labels(label: Integer[Tensor, "*pixels"], num_classes: int, what: str)
     outside = (label != IGNORE_INDEX) & ((label < 0) | (label >= num_classes))
     if bool(outside.any()):
         raise ValueError(
-            f"The {what} holds the value {int(label[outside][0])}; expected 0 to {num_classes - 1} or "
-            f"{IGNORE_INDEX} (void). Check the list of classes, or the masks with `python -m toco data check`."
+            f"The {what} holds the value {int(label[outside][0])}; expected 0 to {num_classes - 1} "
+            f"or {IGNORE_INDEX} (void). Check the list of classes, or the masks with `python -m "
+            "toco data check`."
         )

@@ -30,7 +30,8 @@ def patch_similarity(tokens: Float[Tensor, "b n c"]) -> Float[Tensor, " b"]:
     num_patches = tokens.shape[1]
     if num_patches < 2:
         raise ValueError(
-            f"Similarity needs at least two patches an image; got {num_patches}. Use a larger image."
+            f"Similarity needs at least two patches an image; got {num_patches}. Use a larger "
+            "image."
         )
     unit = normalize(tokens.float(), dim=-1)
     pairs = unit.sum(1).square().sum(-1) - unit.square().sum((1, 2))

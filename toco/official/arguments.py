@@ -23,7 +23,8 @@ class _Script(NamedTuple):
         num_gpus: Number of GPUs in the authors' trainings.
         ignored: Flags that the script ignores, because their values, given here, are literals in
             it.
-        whole: Names of lists that hold a complete split, for which the data set here needs no list.
+        complete_lists: Names of lists that hold a complete split, for which the data set here needs
+            no list.
         settings: Settings in which the script differs from the recipe with DeiT-B, which follows
             the authors' log.
     """
@@ -31,7 +32,7 @@ class _Script(NamedTuple):
     data: str
     num_gpus: int
     ignored: Mapping[str, str]
-    whole: tuple[str, ...]
+    complete_lists: tuple[str, ...]
     settings: Mapping[str, Any]
 
 
@@ -97,17 +98,28 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
     "data_folder": (str, ("data.root",)),
 }
 _NOTES = {
-    "pooling": "had no effect: the script reads it and then pools by the maximum always, as the recipe does",
-    "pretrained": "has no counterpart: recipes start from pretrained weights, with backbone.weights=null from random",
+    "pooling": (
+        "had no effect: the script reads it and then always uses max pooling, like the recipe"
+    ),
+    "pretrained": (
+        "has no counterpart: recipes start from pretrained weights, with backbone.weights=null "
+        "from random"
+    ),
     "num_classes": "has no counterpart: the classes are those of the data set",
     "ignore_index": "has no counterpart: void is 255 in every mask",
     "optimizer": "has no counterpart: AdamW with warm-up and polynomial decay is the only one",
     "backend": "has no counterpart: it follows from the device",
-    "local_rank": "has no counterpart: torchrun says it",
+    "local_rank": "has no counterpart: torchrun sets it",
     "save_ckpt": "has no counterpart: a checkpoint is kept at every evaluation",
     "list_folder": "has no counterpart: lists are read from the data set's folder",
-    "img_folder": "has no counterpart: data.root is the one folder of COCO; see `python -m toco data prepare-coco`",
-    "label_folder": "has no counterpart: data.root is the one folder of COCO; see `python -m toco data prepare-coco`",
+    "img_folder": (
+        "has no counterpart: data.root is the one folder of COCO; see `python -m toco data "
+        "prepare-coco`"
+    ),
+    "label_folder": (
+        "has no counterpart: data.root is the one folder of COCO; see `python -m toco data "
+        "prepare-coco`"
+    ),
 }
 _FLAGS = {*_SETTINGS, *_NOTES, "spg", "backbone", "work_dir"}
 
@@ -136,26 +148,26 @@ class Translation:
             f"{path}={value if isinstance(value, str) else json.dumps(value)}"
             for path, value in self.settings.items()
         ]
-        words = [word for value in values for word in ("--set", value)]
+        options = [part for value in values for part in ("--set", value)]
         return shlex.join(
-            ["python", "-m", "toco", "train", self.recipe, *words, "--run-dir", self.run_dir]
+            ["python", "-m", "toco", "train", self.recipe, *options, "--run-dir", self.run_dir]
         )
 
 
-def translate(words: Sequence[str]) -> Translation:
+def translate(command: Sequence[str]) -> Translation:
     """Translate an official command line into a recipe and settings.
 
     Args:
-        words: The command, with or without its launcher: ``python -m torch.distributed.launch
+        command: The command, with or without its launcher: ``python -m torch.distributed.launch
             --nproc_per_node=2 scripts/dist_train_voc_seg_neg.py --work_dir DIR``.
 
     Raises:
         ValueError: The command has no official training script, a flag is unknown (the nearest is
             named), or a value does not fit.
     """
-    launcher, name, rest = _split(words)
+    launcher, name, arguments = _split(command)
     script = _SCRIPTS[name]
-    flags = _flags(rest)
+    flags = _flags(arguments)
     notes = []
 
     # Recipe: from the script and the backbone.
@@ -163,12 +175,13 @@ def translate(words: Sequence[str]) -> Translation:
     if backbone is None:
         backbone = _DEFAULT_BACKBONE
         notes.append(
-            f"The command names no --backbone, and this is for {backbone}. If the log of your run says "
-            f"vit_base_patch16_224, the recipe is {script.data}_vit_b."
+            f"The command names no --backbone, so {backbone} is assumed. If the log of your run "
+            f"says vit_base_patch16_224, the recipe is {script.data}_vit_b."
         )
     if backbone not in _BACKBONES:
         raise ValueError(
-            f"--backbone is {backbone!r}, but there are recipes for {' and '.join(_BACKBONES)} only."
+            f"--backbone is {backbone!r}, but there are recipes for {' and '.join(_BACKBONES)} "
+            "only."
         )
     recipe = f"{script.data}_{_BACKBONES[backbone]}"
     base = load("toco.recipes", recipe).recipe()
@@ -178,7 +191,8 @@ def translate(words: Sequence[str]) -> Translation:
     if num_gpus is None:
         num_gpus = script.num_gpus
         notes.append(
-            f"The command names no number of GPUs, and this is for {num_gpus}, as the authors had."
+            f"The command names no number of GPUs, so {num_gpus} are assumed, as in the authors' "
+            "trainings."
         )
     per_gpu = _value("spg", flags.pop("spg", str(_SAMPLES_PER_GPU)), int)
     settings: dict[str, Any] = {
@@ -192,17 +206,19 @@ def translate(words: Sequence[str]) -> Translation:
     for flag, text in flags.items():
         if flag in script.ignored:
             notes.append(
-                f"--{flag} had no effect: {name} has {script.ignored[flag]} written in it, as the recipe."
+                f"--{flag} had no effect: {name} always uses {script.ignored[flag]}, like the "
+                "recipe."
             )
         elif flag in _NOTES:
             notes.append(f"--{flag} {_NOTES[flag]}.")
         else:
             parse, paths = _SETTINGS[flag]
-            is_whole = flag.endswith("_set") and text in script.whole
-            settings |= dict.fromkeys(paths, None if is_whole else _value(flag, text, parse))
+            is_complete = flag.endswith("_set") and text in script.complete_lists
+            settings |= dict.fromkeys(paths, None if is_complete else _value(flag, text, parse))
     if "crop_size" in flags:
         notes.append(
-            f"--crop_size is the training's; evaluations stay at evaluate.size_px={base.evaluate.size_px}."
+            "--crop_size is the training's; evaluations stay at "
+            f"evaluate.size_px={base.evaluate.size_px}."
         )
 
     # Keep the settings that differ from the recipe.
@@ -210,26 +226,27 @@ def translate(words: Sequence[str]) -> Translation:
     different = {path: config[path] for path in settings if config[path] != official[path]}
     if "method.ptc.start_step" in different:
         notes.append(
-            f"{name} adds PTC and CTC after step 12000. In the authors' log of this very training they act from the "
-            f"beginning, as in {recipe}: leave both start_step out to train what the log shows."
+            f"{name} adds PTC and CTC after step 12000. In the authors' log of this very training "
+            f"they act from the beginning, as in {recipe}: leave both start_step out to train what "
+            "the log shows."
         )
     if num_gpus > 1:
         notes.append(
-            f"On {num_gpus} GPUs: torchrun --standalone --nproc-per-node {num_gpus} -m toco train ..., with the same "
-            "settings; batch_size is over all of them."
+            f"On {num_gpus} GPUs: torchrun --standalone --nproc-per-node {num_gpus} -m toco train "
+            "..., with the same settings; batch_size is over all of them."
         )
     return Translation(recipe, different, run_dir, num_gpus, tuple(notes))
 
 
-def _split(words: Sequence[str]) -> tuple[Sequence[str], str, Sequence[str]]:
+def _split(command: Sequence[str]) -> tuple[Sequence[str], str, Sequence[str]]:
     """Split a command into launcher, name of the script, and arguments."""
-    for index, word in enumerate(words):
+    for index, word in enumerate(command):
         if (name := PurePosixPath(word).name) in _SCRIPTS:
-            return words[:index], name, words[index + 1 :]
-    scripts = [word for word in words if word.endswith(".py")]
+            return command[:index], name, command[index + 1 :]
+    scripts = [word for word in command if word.endswith(".py")]
     raise ValueError(
         f"Expected a command with {' or '.join(_SCRIPTS)}, got {' '.join(scripts) or 'no script'}. "
-        "For the official tools that test there is `python -m toco test`."
+        "For the official test tools, use `python -m toco test`."
     )
 
 
@@ -238,24 +255,24 @@ def _num_processes(launcher: Sequence[str]) -> int | None:
     text = " ".join(launcher)
     if not re.search(r"torchrun|torch\.distributed", text):
         return None
-    counts = 1
+    num_processes = 1
     for option in ("nproc", "nnodes"):
-        found = re.search(rf"--{option}(?:[_-]per[_-]node)?[= ](\S+)", text)
-        counts *= _value(option, found.group(1), int) if found else 1
-    return counts
+        match = re.search(rf"--{option}(?:[_-]per[_-]node)?[= ](\S+)", text)
+        num_processes *= _value(option, match.group(1), int) if match else 1
+    return num_processes
 
 
-def _flags(words: Sequence[str]) -> dict[str, str]:
+def _flags(arguments: Sequence[str]) -> dict[str, str]:
     """Parse flags, each with its values as one text.
 
     As in argparse, a flag may be abbreviated, and the last of two values counts.
     """
     flags: dict[str, str] = {}
     current = None
-    for word in words:
+    for word in arguments:
         if word.startswith("--"):
-            given, equals, value = word[2:].partition("=")
-            current = _known(given)
+            name, equals, value = word[2:].partition("=")
+            current = _full_name(name)
             flags[current] = value if equals else ""
         elif current is None:
             raise ValueError(f"Expected a flag of the official script, got {word!r}.")
@@ -264,19 +281,19 @@ def _flags(words: Sequence[str]) -> dict[str, str]:
     return flags
 
 
-def _known(given: str) -> str:
-    if given in _FLAGS:
-        return given
-    beginnings = [flag for flag in _FLAGS if flag.startswith(given)]
+def _full_name(name: str) -> str:
+    if name in _FLAGS:
+        return name
+    beginnings = [flag for flag in _FLAGS if flag.startswith(name)]
     if len(beginnings) == 1:
         return beginnings[0]
-    near = difflib.get_close_matches(given, _FLAGS, n=1)
+    near = difflib.get_close_matches(name, _FLAGS, n=1)
     hint = f" Did you mean --{near[0]}?" if near else ""
-    raise ValueError(f"The official scripts have no flag --{given}.{hint}")
+    raise ValueError(f"The official scripts have no flag --{name}.{hint}")
 
 
 def _value(flag: str, text: str, parse: Callable[[str], Any]) -> Any:  # noqa: ANN401 - any value
     try:
         return parse(text)
     except ValueError as error:
-        raise ValueError(f"--{flag} is {text!r}, which it cannot be: {error}.") from error
+        raise ValueError(f"--{flag} is {text!r}, which is not a valid value: {error}.") from error

@@ -61,28 +61,30 @@ def import_checkpoint(
     tensors = without_shared_prefix(read_tensors(path, entry))
     if _SEGMENTATION not in tensors:
         raise ValueError(
-            f"{path} is no checkpoint of the official network: it has {len(tensors)} tensors, but no {_SEGMENTATION}. "
-            "Weights of an encoder alone are given to a training as backbone.weights."
+            f"{path} is no checkpoint of the official network: it has {len(tensors)} tensors, but "
+            f"no {_SEGMENTATION}. Weights of an encoder alone are given to a training as "
+            "backbone.weights."
         )
 
     # Build the network without pretrained weights, and load the tensors.
     class_names = _class_names(config.data)
-    found = len(tensors[_SEGMENTATION])
-    if found != len(class_names) + 1:
-        raise ValueError(_other_classes(path, found, len(class_names) + 1, recipe))
+    num_classes = len(tensors[_SEGMENTATION])
+    if num_classes != len(class_names) + 1:
+        raise ValueError(_other_classes(path, num_classes, len(class_names) + 1, recipe))
     without_weights = config.backbone.model_copy(update={"weights": None})
     method = build_method(config.model_copy(update={"backbone": without_weights}), len(class_names))
     try:
         method.load_state_dict(from_official(tensors, method.state_dict()))
     except ValueError as error:
         raise ValueError(
-            f"{path}: {error} Take the recipe that it was trained with, or give its sizes with --set."
+            f"{path}: {error} Take the recipe that it was trained with, or give its sizes with "
+            "--set."
         ) from error
 
     # Write the run folder.
     source = {"file": path.name, "sha256": sha256(path), "size_bytes": path.stat().st_size}
-    known = provenance(torch.device("cpu"), Inputs("", "", None))
-    folder.create(config, recipe, class_names, {**known, "data_manifest": {}, "imported": source})
+    record = provenance(torch.device("cpu"), Inputs("", "", None))
+    folder.create(config, recipe, class_names, {**record, "data_manifest": {}, "imported": source})
     checkpoint.save_model(folder.checkpoints, step, digest(config), method)
     return len(tensors)
 
@@ -100,24 +102,27 @@ def export_checkpoint(run_dir: Path, path: Path) -> int:
             of the decoder, or another normalisation of pixels.
     """
     if path.exists():
-        raise FileExistsError(f"{path} is there already; name a new file.")
+        raise FileExistsError(f"{path} already exists; name a new file.")
     trained = open_trained(run_dir, {"device": "cpu"})
     backbone, method = trained.config.backbone, trained.config.method
     # Not isinstance: a subclass may compute something else from the same tensors.
     if type(method) is not toco.Config:
         raise ValueError(
-            f"The official code computes ToCo and nothing else; the method of this run is {method.name!r}. "
-            "Only runs with method.name=toco can be exported."
+            "The official code computes ToCo and nothing else; the method of this run is "
+            f"{method.name!r}. Only runs with method.name=toco can be exported."
         )
     if method.decoder_dilation != _DILATION:
         raise ValueError(
-            f"The official decoder has a dilation of {_DILATION}, which its checkpoints do not hold; this network was "
-            f"trained with method.decoder_dilation={method.decoder_dilation}, and would segment otherwise there."
+            f"The official decoder has a dilation of {_DILATION}, which its checkpoints do not "
+            "hold; this network was trained with "
+            f"method.decoder_dilation={method.decoder_dilation}, and would segment differently "
+            "with it."
         )
     if (backbone.pixel_mean, backbone.pixel_std) != (IMAGENET_MEAN, IMAGENET_STD):
         raise ValueError(
-            f"The official code normalises pixels by mean {IMAGENET_MEAN} and deviation {IMAGENET_STD} always, but "
-            f"this network was trained with {backbone.pixel_mean} and {backbone.pixel_std}, and would see others there."
+            f"The official code normalises pixels by mean {IMAGENET_MEAN} and deviation "
+            f"{IMAGENET_STD} always, but this network was trained with {backbone.pixel_mean} and "
+            f"{backbone.pixel_std}, and would get other inputs from it."
         )
     official = {
         f"{MODULE}{name}": value.clone()
@@ -136,11 +141,15 @@ def _class_names(data: DataConfig) -> tuple[str, ...]:
     return names
 
 
-def _other_classes(path: Path, found: int, expected: int, recipe: str | None) -> str:
+def _other_classes(path: Path, num_classes: int, num_expected: int, recipe: str | None) -> str:
     sentence = (
-        f"{path} has {found} classes with the background, the recipe {recipe} has {expected}; "
+        f"{path} has {num_classes} classes with the background, the recipe {recipe} has "
+        f"{num_expected}; "
     )
     for name, classes in _CLASSES.items():
-        if found == len(classes) + 1:
+        if num_classes == len(classes) + 1:
             return f"{sentence}take --recipe {name}_deit_b or {name}_vit_b."
-    return f"{sentence}name those of your data set, as in --set data.root=FOLDER --set data.classes=classes.txt."
+    return (
+        f"{sentence}name those of your data set, as in --set data.root=FOLDER --set "
+        "data.classes=classes.txt."
+    )

@@ -30,7 +30,7 @@ _SAME_EVALUATION = {
     f"evaluate.{name}" for name in ("curve_stop", "curve_step", "average_last", "max_images")
 }
 """Settings that do not change these scores, or are compared as a number of images."""
-_SHOWN = 6
+_MAX_LISTED = 6
 """Settings that a sentence lists at most."""
 
 
@@ -102,7 +102,7 @@ def expected(recipe: str | None) -> Expected | None:
     )
 
 
-def beside_expected(
+def compare_with_log(
     evaluation: Evaluation, recipe: str | None, config: RunConfig, num_images: int, step: int
 ) -> str | None:
     """Compare scores with the authors' by class, and say whether they are comparable.
@@ -116,8 +116,8 @@ def beside_expected(
         num_images: Images in the split.
         step: Updates before the evaluation.
     """
-    theirs = expected(recipe)
-    if theirs is None or theirs.class_names != evaluation.class_names:
+    authors = expected(recipe)
+    if authors is None or authors.class_names != evaluation.class_names:
         return None
 
     # Table: this run, the authors and the difference, for each score that the run has.
@@ -128,15 +128,15 @@ def beside_expected(
             *(
                 cell
                 for score in columns
-                for cell in _cells(evaluation.per_class[score][i], theirs.per_class[score][i])
+                for cell in _cells(evaluation.per_class[score][i], authors.per_class[score][i])
             ),
         ]
-        for i, name in enumerate(theirs.class_names)
+        for i, name in enumerate(authors.class_names)
     ]
     means = [
         cell
         for score in columns
-        for cell in _cells(mean_defined(evaluation.per_class[score]), theirs.miou(score))
+        for cell in _cells(mean_defined(evaluation.per_class[score]), authors.miou(score))
     ]
     headers = [
         "class",
@@ -150,17 +150,20 @@ def beside_expected(
     )
 
     # Comparable? Settings of the evaluation are compared here, the others in _compare.
-    official: RunConfig = load("toco.recipes", theirs.recipe).recipe()
+    official: RunConfig = load("toco.recipes", authors.recipe).recipe()
     changes = diff(official, config, run_only=False)
     protocol = [
         path for path in changes if _is_of_evaluation(path) and path not in _SAME_EVALUATION
     ]
-    other_way = f"the protocol is not that of the log ({_listed(protocol)})" if protocol else None
+    protocol_difference = (
+        f"the protocol is not that of the log ({_listed(protocol)})" if protocol else None
+    )
     evaluated = min(num_images, config.evaluate.max_images or num_images)
-    return f"{table}\n{_compare(official, config, step, evaluated, theirs.num_images, other_way)}"
+    sentence = _compare(official, config, step, evaluated, authors.num_images, protocol_difference)
+    return f"{table}\n{sentence}"
 
 
-def beside_table2(
+def compare_with_table2(
     miou: float,
     recipe: str | None,
     split: str,
@@ -182,20 +185,21 @@ def beside_table2(
         num_images: Number of segmented images.
         step: Updates before the checkpoint.
     """
-    theirs = expected(recipe)
-    if recipe is None or theirs is None or split not in theirs.table2:
+    authors = expected(recipe)
+    if recipe is None or authors is None or split not in authors.table2:
         return None
-    table = theirs.table2[split]
+    table = authors.table2[split]
     official: RunConfig = load("toco.recipes", recipe).recipe()
     # The filter of the CRF is chosen for the machine, so it may differ.
     changes = [path for path in diff(official.inference, inference) if path != "crf.filter_name"]
-    other_way = (
+    protocol_difference = (
         f"the images were segmented in another way ({_listed(changes)})" if changes else None
     )
     difference = 100 * miou - table.miou
     return (
-        f"Table 2 of the paper has {table.miou:.1f} mIoU for {recipe} on {split}; this is {100 * miou:.1f} "
-        f"({difference:+.1f}). {_compare(official, config, step, num_images, table.num_images, other_way)}"
+        f"Table 2 of the paper has {table.miou:.1f} mIoU for {recipe} on {split}; this is "
+        f"{100 * miou:.1f} ({difference:+.1f}). "
+        f"{_compare(official, config, step, num_images, table.num_images, protocol_difference)}"
     )
 
 
@@ -204,8 +208,8 @@ def _compare(
     config: RunConfig,
     step: int,
     num_images: int,
-    their_images: int,
-    other_way: str | None,
+    num_authors_images: int,
+    protocol_difference: str | None,
 ) -> str:
     """Say in a sentence whether two evaluations measure the same.
 
@@ -214,17 +218,17 @@ def _compare(
         config: Config of the run.
         step: Updates before the checkpoint.
         num_images: Images that were evaluated.
-        their_images: Images that the authors evaluated.
-        other_way: Difference of the evaluation, apart from its images.
+        num_authors_images: Images that the authors evaluated.
+        protocol_difference: Difference of the evaluation, apart from its images.
     """
-    differences = [] if other_way is None else [other_way]
-    if num_images != their_images:
-        differences.insert(0, f"{num_images} images were evaluated instead of {their_images}")
+    differences = [] if protocol_difference is None else [protocol_difference]
+    if num_images != num_authors_images:
+        differences.insert(0, f"{num_images} images were evaluated instead of {num_authors_images}")
     if step != official.num_steps:
         differences.append(f"the checkpoint is of step {step} and not {official.num_steps}")
     changes = diff(official, config, run_only=False)
     if training := [
-        path for path in changes if not _is_of_evaluation(path) and not _is_same(path, config)
+        path for path in changes if not _is_of_evaluation(path) and not _may_differ(path, config)
     ]:
         differences.append(f"it was trained with other settings ({_listed(training)})")
     if not differences:
@@ -236,7 +240,7 @@ def _is_of_evaluation(path: str) -> bool:
     return path.startswith("evaluate.") or path == "data.val_list"
 
 
-def _is_same(path: str, config: RunConfig) -> bool:
+def _may_differ(path: str, config: RunConfig) -> bool:
     """Whether a setting may differ without changing the experiment.
 
     These are the places of data and weights, the seed, and choices for the machine.
@@ -249,12 +253,16 @@ def _is_same(path: str, config: RunConfig) -> bool:
 
 
 def _listed(paths: Sequence[str]) -> str:
-    shown = ", ".join(paths[:_SHOWN])
-    return shown if len(paths) <= _SHOWN else f"{shown} and {len(paths) - _SHOWN} more"
+    text = ", ".join(paths[:_MAX_LISTED])
+    return text if len(paths) <= _MAX_LISTED else f"{text} and {len(paths) - _MAX_LISTED} more"
 
 
-def _cells(ours: float | None, theirs: float) -> tuple[str, str, str]:
+def _cells(value: float | None, authors_value: float) -> tuple[str, str, str]:
     """Three cells in percent: this run, the authors, the difference."""
-    if ours is None:
-        return "-", f"{100 * theirs:.1f}", "-"
-    return f"{100 * ours:.1f}", f"{100 * theirs:.1f}", f"{100 * (ours - theirs):+.1f}"
+    if value is None:
+        return "-", f"{100 * authors_value:.1f}", "-"
+    return (
+        f"{100 * value:.1f}",
+        f"{100 * authors_value:.1f}",
+        f"{100 * (value - authors_value):+.1f}",
+    )

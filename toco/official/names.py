@@ -22,14 +22,15 @@ _PREFIXES = {
     "aux_classifier": "aux_classifier",
 }
 _ENCODER = re.compile(
-    r"cls_token|pos_embed|(patch_embed\.proj|norm|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"
+    r"cls_token|pos_embed|"
+    r"(patch_embed\.proj|norm|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"
 )
 """Parameters of a plain ViT: no registers, no layer scales, no second token."""
 _CONVOLUTIONS = frozenset({"classifier.weight", "aux_classifier.weight"})
 """Parameters that are 1x1 convolutions officially, and matrices here."""
 # Classes of ImageNet-1k, whose classifier official checkpoints contain without using it.
 _NUM_PRETRAINED_CLASSES = 1000
-_SHOWN = 6
+_MAX_LISTED = 6
 """Problems that a message lists at most: the first ones usually have the cause of all."""
 
 
@@ -42,10 +43,10 @@ def official_name(name: str) -> str:
     Raises:
         ValueError: The official network has no such parameter.
     """
-    for ours, official in _PREFIXES.items():
-        within = name.removeprefix(f"{ours}.")
-        if within != name and (official != "encoder" or _ENCODER.fullmatch(within)):
-            return f"{official}.{within}"
+    for prefix, official_prefix in _PREFIXES.items():
+        within = name.removeprefix(f"{prefix}.")
+        if within != name and (official_prefix != "encoder" or _ENCODER.fullmatch(within)):
+            return f"{official_prefix}.{within}"
     raise ValueError(
         f"The official network has no counterpart of {name}: it is ToCo on a plain ViT."
     )
@@ -72,28 +73,28 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_official(
-    official: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+    official: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Convert a state dict of the official network to that of ToCo here.
 
     Args:
         official: State dict, with or without ``module.`` and the unused layer.
-        wanted: State dict of ToCo here, for its names and shapes.
+        expected: State dict of ToCo here, for its names and shapes.
 
     Raises:
         ValueError: Names, shapes or types differ, or a value is not finite; the message names the
             first few.
     """
-    given = {name.removeprefix(MODULE): value for name, value in official.items()}
-    given = {name: value for name, value in given.items() if not name.startswith(UNUSED)}
-    ours = {official_name(name): name for name in wanted}
-    shapes = {name: _official_shape(ours[name], wanted[ours[name]]) for name in ours}
-    problems = [f"{name} {list(shapes[name])} is missing" for name in ours.keys() - given.keys()]
+    tensors = {name.removeprefix(MODULE): value for name, value in official.items()}
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(UNUSED)}
+    names = {official_name(name): name for name in expected}
+    shapes = {name: _official_shape(names[name], expected[names[name]]) for name in names}
+    problems = [f"{name} {list(shapes[name])} is missing" for name in names.keys() - tensors.keys()]
     problems += [
-        f"{name} {list(given[name].shape)} is unknown" for name in given.keys() - ours.keys()
+        f"{name} {list(tensors[name].shape)} is unknown" for name in tensors.keys() - names.keys()
     ]
-    for name in ours.keys() & given.keys():
-        value = given[name]
+    for name in names.keys() & tensors.keys():
+        value = tensors[name]
         if tuple(value.shape) != shapes[name]:
             problems.append(f"{name} has shape {list(value.shape)}, expected {list(shapes[name])}")
         elif value.dtype != torch.float32:
@@ -101,11 +102,14 @@ def from_official(
         elif not value.isfinite().all():
             problems.append(f"{name} holds values that are not finite")
     if problems:
-        shown = "; ".join(sorted(problems)[:_SHOWN])
+        listed = "; ".join(sorted(problems)[:_MAX_LISTED])
         raise ValueError(
-            f"{len(problems)} differences from the official network of this config: {shown}."
+            f"{len(problems)} differences from the official network of this config: {listed}."
         )
-    return {name: given[theirs].reshape(wanted[name].shape) for theirs, name in ours.items()}
+    return {
+        name: tensors[official_key].reshape(expected[name].shape)
+        for official_key, name in names.items()
+    }
 
 
 def _official_shape(name: str, value: Tensor) -> tuple[int, ...]:
