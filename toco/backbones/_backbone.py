@@ -129,6 +129,7 @@ class _Renormalise(nn.Module):
 
     def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
         super().__init__()
+        # In float64, so that the results are rounded once.
         new_mean, new_std, old_mean, old_std = (
             torch.tensor(values, dtype=torch.float64)[:, None, None]
             for values in (mean, std, IMAGENET_MEAN, IMAGENET_STD)

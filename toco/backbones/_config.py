@@ -16,7 +16,7 @@ ENTRY = "#"
 
 
 class Dimensions(NamedTuple):
-    """Number of blocks of a backbone, and the side of its patches in pixels of the input."""
+    """Number of blocks, and side of a patch in pixels of the input."""
 
     depth: int
     patch_size_px: int
@@ -62,7 +62,7 @@ class TimmConfig(BackboneConfig):
 
 
 def weights_path(config: TimmConfig) -> Path | None:
-    """Path of the file of weights, or ``None`` for weights from the hub or random ones."""
+    """Path of the file of weights; ``None`` for weights from the hub or random ones."""
     return None if config.weights in (None, HUB) else split_entry(str(config.weights))[0]
 
 

@@ -112,6 +112,7 @@ class Swin(Backbone):
                 sides = zip(
                     tokens.shape[1:3], block.window_size, block.target_shift_size, strict=True
                 )
+                # timm fixes the shifts for one input size; here they follow the current grid.
                 block.shift_size = tuple(
                     shift if side > window else 0 for side, window, shift in sides
                 )

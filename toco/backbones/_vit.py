@@ -17,7 +17,7 @@ from toco.types import IMAGENET_MEAN, IMAGENET_STD
 
 
 class ViT(Backbone):
-    """A ``VisionTransformer`` or ``Eva`` of timm for any input size, with the tokens of any block.
+    """A ``VisionTransformer`` or ``Eva`` of timm, for any input size and any block.
 
     The class token is the first one. Tokens between it and the patches (registers, the distillation
     token of DeiT) take part in every block and are in no map.

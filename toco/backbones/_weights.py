@@ -23,6 +23,7 @@ _BEGINNINGS = (
     ),
     (b"<", "it is a web page, perhaps of a download that was refused: download it again"),
 )
+# The first bytes of a zip archive, the format of torch files.
 _ZIP = b"PK\x03\x04"
 _HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
 
@@ -148,9 +149,10 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
 
 
 def _damaged_entry(path: Path) -> str | None:
-    """Return the first entry of a torch file with a wrong checksum; torch compares none.
+    """Return the first entry of a torch file that has a wrong checksum.
 
-    A checksum of 0 means none: ``torch.serialization.set_crc32_options(False)`` writes it.
+    torch compares no checksums. A checksum of 0 means none:
+    ``torch.serialization.set_crc32_options(False)`` writes it.
     """
     if not zipfile.is_zipfile(path):
         return None

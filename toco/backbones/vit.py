@@ -1,4 +1,7 @@
-"""Vision transformers of timm with a class token: ViT, DeiT, DINO (v1 to v3), EVA, CLIP."""
+"""Vision transformers of timm with a class token.
+
+ViT, DeiT, DINO (v1 to v3), EVA and CLIP are among them.
+"""
 
 from __future__ import annotations
 

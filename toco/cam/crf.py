@@ -40,6 +40,7 @@ def dense_crf(
             build(name, images, config.bilateral_sigma_rgb, config.bilateral_sigma_xy),
         ),
     ]
+    # Symmetric normalisation: each kernel is divided by the root of its sums on both sides.
     ones = torch.ones_like(images[:, :1])
     normalised = [
         (weight, kernel, kernel(ones).rsqrt()) for weight, kernel in kernels if weight > 0

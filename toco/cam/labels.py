@@ -1,4 +1,4 @@
-"""Labels from CAMs: one threshold for the evaluation, two for training, and the valid box.
+"""Labels from CAMs: by one threshold for the evaluation, by two for training.
 
 A score is compared with a threshold in the CAM's dtype, and equal counts as below: a float32 CAM of
 exactly ``float32(0.7)`` is not above 0.7.
@@ -37,7 +37,7 @@ def mask_absent_classes(
 def cam_to_label(
     cam: Float[Tensor, "b k h w"], class_labels: Float[Tensor, "b k"], background_threshold: float
 ) -> Integer[Tensor, "b h w"]:
-    """The present class with the highest score, or 0 where that is not above the threshold.
+    """The present class with the highest score, or 0 up to the threshold.
 
     Ids are 1..k; the first class wins a tie. The evaluation compares this label with the ground
     truth.
@@ -55,10 +55,11 @@ def cam_to_pseudo_label(
     high_threshold: float,
     valid_box: Integer[Tensor, "b 4"] | None = None,
 ) -> Integer[Tensor, "b h w"]:
-    """The best present class where its score is certain, 0 where background is, else 255.
+    """Label certain pixels with a class or 0, and all others with 255.
 
-    A class is certain above ``high_threshold``, background up to ``low_threshold``. Pixels outside
-    the box are 255, too. The affinity of patch tokens is computed from this label.
+    A pixel gets its best present class where the score is above ``high_threshold``, and 0 where the
+    score is at most ``low_threshold``. Pixels outside the box get 255. The affinity of patch tokens
+    is computed from this label.
 
     Raises:
         ValueError: The low threshold exceeds the high one.
@@ -92,7 +93,7 @@ def where_certain(
 def class_ids(
     label: Integer[Tensor, "b h w"], present: Integer[Tensor, "b m"]
 ) -> Integer[Tensor, "b h w"]:
-    """Translate labels that number the present classes of an image into ids of all classes.
+    """Translate numbers of an image's present classes into ids of all classes.
 
     Labels 1..m number the classes in ``present``; 0 and 255 stay.
 

@@ -20,13 +20,13 @@ from toco.cam.labels import check_thresholds, ignore_outside, where_certain
 def neighbour_affinity(
     images: Float[Tensor, "b 3 h w"], config: ParConfig
 ) -> Float[Tensor, "b h w m"]:
-    """Compute the weight of each neighbour of every pixel, ``m = 8 * len(dilations)`` of them.
+    """Compute the weight of each neighbour of every pixel.
 
-    A weight has two parts. The first is a softmax over the neighbours of the negative squared
-    colour difference. The difference is in units of the local standard deviation times
-    ``colour_weight``, and its square is averaged over channels. The second part is
-    ``position_weight`` times the same softmax of the distance. The weights of a pixel therefore sum
-    to ``1 + position_weight``.
+    A pixel has ``m = 8 * len(dilations)`` neighbours. A weight has two parts. The first is a
+    softmax over the neighbours of the negative squared colour difference. The difference is in
+    units of the local standard deviation times ``colour_weight``, and its square is averaged over
+    channels. The second part is ``position_weight`` times the same softmax of the distance. The
+    weights of a pixel therefore sum to ``1 + position_weight``.
 
     Args:
         images: Colours in [0, 1].
@@ -41,6 +41,7 @@ def neighbour_affinity(
     variance = (neighbours - neighbours.mean(dim=3, keepdim=True)).square().sum(dim=3) / (
         neighbours.shape[3] - 1
     )
+    # 1e-8 is the official epsilon against a division by zero, here and below.
     width_of_kernel = (variance.sqrt() + 1e-8) * config.colour_weight
     difference = (neighbours - images.flatten(2)[..., None]) / width_of_kernel[..., None]
     from_colour = difference.square_().mean(dim=1).neg_().softmax(dim=2)

@@ -62,7 +62,9 @@ _HEADERS = {
 }
 """Headers of every answer; they prevent storing, framing, and reading by other sites."""
 _NUM_EXAMPLES = 8
+"""Example images on the page."""
 _THUMBNAIL_PX = 96
+"""Longer side of an example's thumbnail."""
 _MAX_ANALYSES = 3
 """Analyses in memory: enough for the newest images of a few tabs.
 

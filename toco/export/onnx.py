@@ -132,9 +132,9 @@ def export_onnx(
         cams: Add two outputs: CAMs and the logits of the image-level classes.
 
     Raises:
-        ValueError: ``path`` is not ``.onnx``, the method has no decoder, or no CAMs of all classes
-            and ``cams`` is set, ``size_px`` is no multiple of the patch or is missing where the
-            backbone needs it, there is no run or checkpoint, or the exported file does not compute
+        ValueError: ``path`` is not ``.onnx``; the run or its checkpoint is missing; the method has
+            no decoder, or with ``cams`` no CAMs of all classes; ``size_px`` is no multiple of the
+            patch, or is missing where the backbone needs it; the exported file does not compute
             what the network does.
     """
     if path.suffix != ".onnx":
@@ -285,7 +285,7 @@ def _compare(
     from onnxruntime import InferenceSession
 
     session = InferenceSession(content, providers=["CPUExecutionProvider"])
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(0)  # fixed, so that an export can be repeated
     difference, highest, agreement = 0.0, 0.0, 1.0
     for shape in shapes:
         images = generator.integers(0, 256, (*shape, 3), dtype=np.uint8)

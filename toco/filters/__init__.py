@@ -1,9 +1,9 @@
 """Gaussian filters over all pixels: the exact sum, and the permutohedral lattice.
 
-Each module of this package is a filter, named as its file, and defines ``build(images, sigma_rgb,
-sigma_xy, boxes)``, the bilateral filter, and ``build_gaussian(images, sigma_xy)``, the filter of
-position alone. Both compute once what depends on the images. The filter that they return takes any
-number of maps in one call.
+Each module of this package is a filter, named as its file. It defines ``build(images, sigma_rgb,
+sigma_xy, boxes)``, the bilateral filter. It also defines ``build_gaussian(images, sigma_xy)``, the
+filter of position alone. Both compute once what depends on the images. The filter that they return
+takes any number of maps in one call.
 """
 
 from __future__ import annotations

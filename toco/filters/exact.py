@@ -127,8 +127,8 @@ def build(
 ) -> BilateralFilter:
     """Build the exact filter; it computes in float64 for float64 images, else in float32.
 
-    The fused kernel of Triton is used where the images are on CUDA (compute capability 8.0 or
-    more), have at most float32, and Triton is installed, as it is with torch for CUDA on Linux.
+    The fused kernel of Triton needs images on CUDA (compute capability 8.0 or more) in at most
+    float32, and an installed Triton, which torch for CUDA on Linux brings.
     Elsewhere torch gives the same result within 1e-4, more slowly. Neither waits for the device.
 
     Args:
@@ -162,7 +162,7 @@ def build(
 
 @dataclass(frozen=True, slots=True)
 class _Separable:
-    """The Gaussian of position alone, as one matrix of weights for rows and one for columns."""
+    """The Gaussian of position alone: a matrix of weights each for rows and columns."""
 
     rows: Float[Tensor, "h h"]
     columns: Float[Tensor, "w w"]
@@ -174,7 +174,10 @@ class _Separable:
 
 @torch.no_grad()
 def build_gaussian(images: Float[Tensor, "b 3 h w"], sigma_xy: float) -> ImageByImage:
-    """Build the exact filter of position, which all images share; it is separable and cheap."""
+    """Build the exact filter of position, which all images share.
+
+    It is separable, and so cheap.
+    """
     height, width = images.shape[2:]
     dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
 

@@ -63,6 +63,7 @@ class _Lattice:
         for neighbours in self.neighbours:
             # The padding is one row of zeros, the value of every missing neighbour.
             by_vertex = _weighted_sum(neighbours, F.pad(by_vertex, (0, 0, 0, 1)), blur)
+        # The constant alpha of the slicing step in Kraehenbuehl's implementation.
         gain = 1 / (1 + 2.0 ** -(self.corners.shape[1] - 1))
         return _weighted_sum(self.corners, by_vertex, self.weights * gain).T.reshape(values.shape)
 

@@ -57,7 +57,7 @@ class ProjectionHead(nn.Module):
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             linear = nn.Linear(width_in, width_out)
-            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.trunc_normal_(linear.weight, std=0.02)  # as in DINO
             nn.init.zeros_(linear.bias)
             layers += [linear, nn.GELU()]
         self.mlp = nn.Sequential(*layers[:-1])

@@ -1,4 +1,8 @@
-"""Class token contrast (CTC): object crops agree with the whole image, background crops do not."""
+"""Class token contrast (CTC) of local crops with the global views.
+
+The class tokens of crops of an object agree with the image's token, those of background crops do
+not.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 EPSILON = 1e-4
-"""Added to the negatives in the fraction and to the number of positives, as officially."""
+"""Official epsilon, added to the negatives in the fraction and to the number of positives."""
 
 
 def class_token_contrast_loss(

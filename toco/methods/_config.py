@@ -138,10 +138,10 @@ class MethodConfig(EntryConfig):
         return None
 
     def inert_until(self, step: int) -> frozenset[str]:
-        """Paths below ``method.`` that have no effect, to the bit, on the first ``step`` updates.
+        """Paths below ``method.`` that have no effect on the first ``step`` updates.
 
-        These settings affect neither the optimizer's state after these updates, nor evaluations and
-        pictures before ``step``.
+        These settings change no bit of the weights or the optimizer's state after these updates,
+        nor of evaluations and pictures before ``step``.
         """
         return frozenset()
 

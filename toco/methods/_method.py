@@ -1,4 +1,4 @@
-"""The interface of methods, and the base class of methods that make CAMs from a classifier.
+"""The interface of methods, and a base class for methods with CAMs of a classifier.
 
 The training loop and the evaluation call only :class:`Method`.
 """
@@ -126,7 +126,7 @@ class Method(nn.Module, ABC):
 
 
 class CamMethod(Method):
-    """A backbone with a patch classifier, whose weight also makes the CAM, and a decoder.
+    """A backbone, a patch classifier whose weight makes the CAM, and a decoder.
 
     A subclass adds other parts and the losses.
 

@@ -67,10 +67,11 @@ class ToCo(CamMethod):
         """Compute the losses of one step.
 
         One pass over both global views serves the classifiers, the CAM at scale 1, the decoder, the
-        student and the teacher, because the teacher shares the student's encoder. The values equal
-        those of the five passes in the official code. Views of which only the class token is used
-        take a cheaper last block. Maps are computed only for the classes in the image. A term
-        without weight at this step is not computed, nor is a CAM that only such a term uses.
+        student and the teacher. It can serve the teacher because student and teacher share the
+        encoder. The values equal those of the five passes in the official code. Views of which
+        only the class token is used take a cheaper last block. Maps are computed only for the
+        classes in the image. A term without weight at this step is not computed, nor is a CAM
+        that only such a term uses.
 
         Source: official ``scripts/dist_train_voc_seg_neg.py``.
         """

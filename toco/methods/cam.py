@@ -1,4 +1,4 @@
-"""The CAM baseline: an image classifier, its CAM, and a decoder if the config asks for one.
+"""The CAM baseline: an image classifier, its CAM, and optionally a decoder.
 
 Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, on any backbone.
 Pooling, CAM, pseudo labels and decoder are those of ToCo, so that the two methods differ only in

@@ -1,4 +1,4 @@
-"""Quality of CAMs as labels, at all thresholds of a curve in one pass over the split.
+"""Quality of CAMs as labels, at many thresholds in one pass over the split.
 
 The class of a foreground pixel is the arg max of the CAMs, whatever the threshold is. A histogram
 of the maximum per (ground truth, arg max) therefore holds the exact confusion matrices of all

@@ -153,7 +153,9 @@ def mean_over_classes(values: Float[Tensor, "*t s"]) -> Float[Tensor, "*t"]:
 
 
 def check_labels(label: Integer[Tensor, "*pixels"], num_classes: int, what: str) -> None:
-    """Check that all labels are classes or 255. On a GPU this waits for queued work.
+    """Check that all labels are classes or 255.
+
+    On a GPU this waits for queued work.
 
     Raises:
         ValueError: There is another value. Ignoring such pixels would hide a wrong class list.

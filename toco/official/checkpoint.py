@@ -1,4 +1,4 @@
-"""Import checkpoints of the official code as run folders, and export runs as such checkpoints."""
+"""Convert checkpoints of the official code to run folders, and runs to such checkpoints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SEGMENTATION = "decoder.conv8.weight"
 def import_checkpoint(
     path: Path, run_dir: Path, config: RunConfig, recipe: str | None, step: int
 ) -> int:
-    """Make ``run_dir`` a run that ended with an official checkpoint; return its number of tensors.
+    """Make a finished run from an official checkpoint; return its number of tensors.
 
     The run has the network and the teacher's head, but no state of the optimizer, so that no
     training can resume from it. No data set and no pretrained weights are needed.

@@ -29,7 +29,7 @@ _SCORES = {"cam_iou": "CAM", "aux_cam_iou": "aux CAM", "seg_iou": "segmentation"
 _SAME_EVALUATION = {
     f"evaluate.{name}" for name in ("curve_stop", "curve_step", "average_last", "max_images")
 }
-"""Settings that do not change these scores, or are compared as a number of images."""
+"""Settings without effect on these scores, except by the number of images, which is compared."""
 _MAX_LISTED = 6
 """Settings that a sentence lists at most."""
 
