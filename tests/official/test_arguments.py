@@ -122,9 +122,10 @@ def test_the_printed_command_makes_the_same_config():
         (VOC + DEIT + "--crop_size 320", "stay at evaluate.size_px=448"),
         (VOC, "names no --backbone"),
         ("scripts/dist_train_voc_seg_neg.py", "names no number of GPUs, so 2 are assumed"),
-        (COCO + VIT + "--temp 0.5", (
-            "--temp had no effect: dist_train_coco_seg_neg.py always uses 1.0"
-        )),
+        (
+            COCO + VIT + "--temp 0.5",
+            "--temp had no effect: dist_train_coco_seg_neg.py always uses 1.0",
+        ),
         (
             COCO + VIT + "--aux_layer -4",
             "--aux_layer had no effect: dist_train_coco_seg_neg.py always uses 9",

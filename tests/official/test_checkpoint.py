@@ -323,8 +323,7 @@ def test_an_imported_run_is_evaluated(
     )
     assert "Beside the last evaluation of the authors' log of voc_deit_b:" in output
     assert (
-        "not comparable: 4 images were evaluated instead of 1449; the protocol is not that of the "
-        "log"
+        "not comparable: 4 images were evaluated instead of 1449; the protocol is not that of the log"
         in output
     )
 
