@@ -23,9 +23,11 @@ _BEGINNINGS = (
     ),
     (b"<", "it is a web page, perhaps of a download that was refused: download it again"),
 )
+"""First bytes of files that people take for weights, and what such a file is."""
 # The first bytes of a zip archive, the format of torch files.
 _ZIP = b"PK\x03\x04"
 _HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
+"""Prefixes of tensors that only a classifier needs."""
 
 
 def load_file(

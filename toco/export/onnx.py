@@ -46,6 +46,7 @@ _DESCRIPTIONS = {
     "cams": "Class activation maps in [0, 1] at one scale: image, foreground class, row, column.",
     "class_logits": "Scores of the image's foreground classes before the sigmoid: image, class.",
 }
+"""Descriptions of the input and the outputs, written to the file."""
 _BATCH = "batch"
 
 _ONE_SIZE_ONLY = frozenset({"swin"})

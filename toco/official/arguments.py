@@ -50,7 +50,9 @@ _BACKBONES = {"deit_base_patch16_224": "deit_b", "vit_base_patch16_224": "vit_b"
 _DEFAULT_BACKBONE = "deit_base_patch16_224"
 # Default of the official option ``--spg``, and the number of blocks of both backbones.
 _SAMPLES_PER_GPU = 2
+"""Default of the official flag ``--spg``."""
 _DEPTH = 12
+"""Blocks of the official backbones."""
 
 
 def _numbers(text: str) -> list[float]:
@@ -97,6 +99,7 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
     "val_set": (str, ("data.val_list",)),
     "data_folder": (str, ("data.root",)),
 }
+"""Flags with a counterpart: a parser of the value, and the settings that get it."""
 _NOTES = {
     "pooling": (
         "had no effect: the script reads it and then always uses max pooling, like the recipe"
@@ -121,6 +124,7 @@ _NOTES = {
         "prepare-coco`"
     ),
 }
+"""Flags without a counterpart or without effect, and why."""
 _FLAGS = {*_SETTINGS, *_NOTES, "spg", "backbone", "work_dir"}
 
 

@@ -50,6 +50,7 @@ _TABLE_2 = {
     "coco_deit_b": {"val": Segmentation(41.3, 40_137)},
     "coco_vit_b": {"val": Segmentation(42.3, 40_137)},
 }
+"""Table 2 of the paper by recipe and split."""
 _LOGGED_IMAGES = {"voc_deit_b": 1449, "voc_vit_b": 1449, "coco_deit_b": 5000, "coco_vit_b": 5000}
 """Images of the evaluation in each log."""
 
