@@ -75,7 +75,7 @@ def test_of_several_state_dicts_none_is_chosen_silently(tmp_path, state):
     check_same(loaded(f"{path}#teacher/backbone"), state)
     check_same(loaded(f"{path}#student"), other)
     with pytest.raises(
-        ValueError, match=r"no state dict 'ema'; there is student, teacher/backbone"
+        ValueError, match=r"no state dict 'ema'; it holds student, teacher/backbone"
     ):
         loaded(f"{path}#ema")
 
