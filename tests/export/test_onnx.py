@@ -150,7 +150,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_traced(
     with monkeypatch.context() as patched:
         patched.setattr(MethodConfig, "has_cams_of_all_classes", lambda _: False)
         with pytest.raises(
-            ValueError, match=r"'toco' makes CAMs of the classes in an image alone.* without --cams"
+            ValueError, match=r"'toco' makes CAMs only of the classes in an image.* without --cams"
         ):
             export_onnx(exported.small, tmp_path / "network.onnx", cams=True)
     with pytest.raises(ValueError, match="holds no run"):
