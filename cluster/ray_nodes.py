@@ -66,7 +66,7 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
     # loopback; this class does not.
     from ray.cluster_utils import Cluster
 
-    head = {
+    head_options = {
         "num_cpus": head_cpus,
         "gcs_server_port": port,
         "include_dashboard": True,
@@ -77,28 +77,29 @@ def local(workers: int, cpus: int, head_cpus: int, port: int, dashboard_port: in
         "dashboard_agent_listen_port": 0,
     }
     sweep_scratch()
-    with scratch_folder("ray", for_sockets=True) as folders:
+    with scratch_folder("ray", for_sockets=True) as root:
         # Ray writes the cluster's address to its default folder, which may not exist, and which
         # several clusters would share.
-        os.environ["RAY_TMPDIR"] = str(folders)
-        Path(folders, "ray").mkdir()
-        head["temp_dir"] = f"{folders}/0"
-        cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=True)
+        os.environ["RAY_TMPDIR"] = str(root)
+        Path(root, "ray").mkdir()
+        head_options["temp_dir"] = f"{root}/0"
+        cluster = Cluster(initialize_head=True, head_node_args=head_options, shutdown_at_exit=True)
         # One folder for each node, as on separate machines: in a shared folder, a lost node deletes
         # the code of the jobs.
         nodes = {
-            n: cluster.add_node(num_cpus=cpus, temp_dir=f"{folders}/{n}")
+            n: cluster.add_node(num_cpus=cpus, temp_dir=f"{root}/{n}")
             for n in range(1, workers + 1)
         }
         # Where several clusters run on a machine, a job finds its own by this file. Without it, the
         # job joins any of them.
         for number in range(workers + 1):
-            Path(folders, str(number), "ray_current_cluster").write_text(cluster.address)
+            Path(root, str(number), "ray_current_cluster").write_text(cluster.address)
         # Set after the nodes start, because for each of them Ray sets its own handler, which would
         # end this process as a failure.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            _print_address(cluster.address, dashboard_port)
+            click.echo(f"Cluster at {cluster.address}. {_how_to_submit(dashboard_port)}")
+            sys.stdout.flush()
             _watch(
                 {number: node.all_processes["raylet"][0].process for number, node in nodes.items()}
             )
@@ -131,7 +132,11 @@ def head(ip: str, cpus: int, gpus: int, port: int, dashboard_port: int) -> None:
         f"Copy {ray_environment.token_path()} to the same place on every machine, readable by its "
         "owner only."
     )
-    _print_address(f"{ip}:{port}", dashboard_port)
+    # Before Ray starts, because Ray replaces this process and prints until it ends.
+    click.echo(
+        f"Ray starts the head at {ip}:{port}. When it reports that it is running: "
+        f"{_how_to_submit(dashboard_port)}"
+    )
     dashboard = ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
     _ray_start("--head", "--port", str(port), *dashboard, ip=ip, cpus=cpus, gpus=gpus)
 
@@ -205,11 +210,12 @@ def _watch(raylets: dict[int, subprocess.Popen[bytes]]) -> None:
                 del raylets[number]
 
 
-def _print_address(address: str, dashboard_port: int) -> None:
+def _how_to_submit(dashboard_port: int) -> str:
     submit = f"ray job submit --address http://127.0.0.1:{dashboard_port} --working-dir ."
-    click.echo(f"Cluster at {address}. Submit a study from the repository's root on this machine:")
-    click.echo(f"  export RAY_AUTH_MODE=token\n  {submit} -- python sweeps/layer_ablation.py")
-    sys.stdout.flush()
+    return (
+        "Submit a study from the repository's root on this machine:\n"
+        f"  export RAY_AUTH_MODE=token\n  {submit} -- python sweeps/layer_ablation.py"
+    )
 
 
 if __name__ == "__main__":
