@@ -113,9 +113,13 @@ def test_a_wrong_network_is_an_error_and_leaves_no_file(exported, tmp_path, monk
     monkeypatch.setattr(export, "_convert", lambda *_: wrong)
     with pytest.raises(
         ValueError,
-        match=r"differs from the one of .* and \d+\.\d+% of the labels. No file was written",
+        match=r"differs from the one of .*: logits by up to .* and \d+\.\d+% of the labels. "
+        "No file was written; give the size",
     ):
         export_onnx(exported.small, tmp_path / "wrong.onnx")
+    # With a size, another one is no advice.
+    with pytest.raises(ValueError, match=r"No file was written; try another version of torch\.$"):
+        export_onnx(exported.small, tmp_path / "wrong.onnx", size_px=32)
     weight.raw_data = right
     # A height that was taken for a constant.
     wrong.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 32
@@ -125,6 +129,44 @@ def test_a_wrong_network_is_an_error_and_leaves_no_file(exported, tmp_path, monk
     ):
         export_onnx(exported.small, tmp_path / "wrong.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+class Outputs(export.Segmenter):
+    """A network, or a session of ONNX Runtime, with these outputs for every image."""
+
+    outputs = ("logits", "labels", "cams", "class_logits")
+
+    def __init__(self, **outputs):
+        torch.nn.Module.__init__(self)
+        self.values = [np.asarray(outputs[name], np.float32) for name in self.outputs]
+
+    def __call__(self, images):
+        return [torch.from_numpy(value) for value in self.values]
+
+    def run(self, names, inputs):
+        return self.values
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        # Each output has its own scale: a tolerance of the logits' 0.5 would pass any CAM.
+        ({"logits": [500.4, 1.0], "class_logits": [3.0009]}, []),
+        ({"logits": [500.6, 1.0]}, ["logits"]),
+        ({"cams": [0.6] * 50}, ["cams"]),
+        ({"class_logits": [3.01]}, ["class_logits"]),
+        # Rounding that a map with almost no activation magnifies.
+        ({"cams": [0.54] + [0.5] * 49}, []),
+        ({"logits": [np.nan, 1.0], "cams": [np.nan] * 50}, ["logits", "cams"]),
+    ],
+)
+def test_every_output_is_compared_on_its_own_scale(monkeypatch, changes, wrong):
+    right = {"logits": [500.0, 1.0], "labels": [1], "cams": [0.5] * 50, "class_logits": [3.0]}
+    session = Outputs(**right | changes)
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: session)
+    differences, agreement = export._compare(Outputs(**right), b"", [(1, 8, 8)], "")
+    assert [item.name for item in differences if not item.is_rounding] == wrong
+    assert agreement == 1
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_traced(
