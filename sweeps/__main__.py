@@ -5,7 +5,7 @@ from __future__ import annotations
 import toco.interrupts
 
 if __name__ == "__main__":
-    toco.interrupts.take()  # before the imports below, which take seconds
+    toco.interrupts.take()  # before the imports below, which take their time
 
 import sys
 
@@ -18,10 +18,10 @@ from toco.command_line import SETTINGS, Commands, invoke, run
 from toco.registry import available, load
 
 VERBS = {
-    "plan": "Show the trials that would run, their cost and their power.",
-    "run": "Run what is missing, write the report, print the table.",
-    "status": "Show what is finished, what runs and what failed.",
-    "report": "Write the report of the study as it stands and print its table.",
+    "plan": "Show which trials would run, their cost and their power.",
+    "run": "Run the missing trials, write the report, print the table.",
+    "status": "Show which trials have ended, run or failed.",
+    "report": "Write the report of the present state and print its table.",
     "diff": "Compare with an earlier state of the study, or with another study.",
     "sync": "Fill MLflow again from the ledger.",
 }
@@ -30,9 +30,9 @@ VERBS = {
 @click.group(
     cls=Commands,
     context_settings=SETTINGS,
-    help="Studies. Each is a file in sweeps/; python sweeps/NAME.py is short for "
-    "python -m sweeps run NAME. A study of your own is a module, as my_package.my_study, "
-    "of this folder or of one in PYTHONPATH.",
+    help="Studies. Each is a file in sweeps/; python sweeps/NAME.py is short for python -m sweeps "
+    "run NAME. A study of your own is a module, such as my_package.my_study, in this folder or in "
+    "one of PYTHONPATH.",
 )
 def main() -> None:
     """Group the verbs."""
@@ -80,7 +80,7 @@ def _add(verb: str, text: str) -> None:
             raise click.UsageError(str(error)) from error
         if not hasattr(module, "STUDY"):
             raise click.UsageError(
-                f"{study} is no study; there are {', '.join(sorted(studies()))}."
+                f"{study} is no study; the studies are {', '.join(sorted(studies()))}."
             )
         if not isinstance(module.main, click.Group):
             raise click.UsageError(

@@ -83,7 +83,7 @@ def test_all_verbs_in_a_storage_of_any_name(place, tmp_path, monkeypatch):
         f"../{storage.parent.name}/{storage.name}",
         tmp_path / "link",
     ):
-        assert "4 of 4 trials are there" in call("status", way)
+        assert "4 of 4 trials have ended" in call("status", way)
 
 
 @pytest.mark.parametrize("name", ["what?", "half%20full"])

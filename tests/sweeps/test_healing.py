@@ -46,15 +46,12 @@ def test_a_damaged_entry_is_entered_again_from_its_run_folder(finished):
     for name in DAMAGES:
         damage(entry, name)
         planned = finished("plan").output
-        assert "10 trials, 9 of them there" in planned, name
-        assert (
-            "1 of them because of this, although their settings are in the ledger: the entry in the"
-            in planned
-        )
+        assert "10 trials, 9 of them ended" in planned, name
+        assert "1 of them although the ledger has their settings: the entry in the" in planned
         run(finished)
         assert (table(finished), finished.trained) == (before, TRIALS), name
         assert read_record(entry)["key"] == entry.stem
-    assert "10 trials, 10 of them there" in finished("plan").output
+    assert "10 trials, 10 of them ended" in finished("plan").output
 
 
 def test_a_trial_whose_entry_and_run_folder_are_damaged_is_trained_again(finished):
@@ -108,7 +105,7 @@ def test_no_verb_ends_in_a_traceback_where_everything_is_damaged(finished, verb)
     assert isinstance(found.exception, SystemExit | None), found.output
     assert "Traceback" not in found.output
     if verb == "plan":
-        assert "10 trials, 0 of them there" in found.output
+        assert "10 trials, 0 of them ended" in found.output
 
 
 def test_lost_markers_are_made_again(finished):
@@ -138,8 +135,8 @@ def test_a_storage_of_version_0_4_is_named_and_what_is_needed_runs_again(finishe
     study.write_text(json.dumps(old))
     shutil.rmtree(finished.storage / "runs")
     planned = finished("plan").output
-    assert "10 trials, 0 of them there" in planned
-    assert "10 of them because of this" in planned
+    assert "10 trials, 0 of them ended" in planned
+    assert "10 of them although the ledger has their settings" in planned
     assert "version 0.4 entered it, without a digest" in planned
     assert "The ledger has 10 results of version 0.4, which do not count" in planned
     run(finished)

@@ -166,7 +166,7 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(tmp_pat
             killed.end_orphans()
             log = killed.log.read_text()
             # What was finished is counted as there, and neither its entry nor its run was touched.
-            there = re.search(r"(\d+) of them there", log)
+            there = re.search(r"(\d+) of them ended", log)
             assert there, log
             assert int(there[1]) >= len(before)
             assert {

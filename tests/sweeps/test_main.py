@@ -177,7 +177,10 @@ def test_the_help_has_every_verb():
 def test_a_plan_runs_nothing(place):
     found = place("plan")
     assert found.exit_code == 0, found.output
-    assert "one factor at a time: 2 cells x 5 seeds = 10 trials, 0 of them there" in found.output
+    assert (
+        "one factor at a time: 2 configurations x 5 seeds = 10 trials, 0 of them ended"
+        in found.output
+    )
     assert "10 trainings to run, 2 at once." in found.output
     assert "1 declared comparison" in found.output
     assert place.trained == 0
@@ -209,7 +212,7 @@ def test_a_study_whose_claim_holds_from_plan_to_sync(place):
     assert "Nothing is left to run." in place("plan").output
     stands = place("status")
     assert stands.exit_code == 0
-    assert stands.output == "A small study: 10 of 10 trials are there.\n"
+    assert stands.output == "A small study: 10 of 10 trials have ended.\n"
     reported = place("report", "--bundle", str(place.storage / "bundle.zip"))
     assert reported.exit_code == 0, reported.output
     assert (place.storage / "bundle.zip").is_file()
@@ -245,7 +248,7 @@ def test_a_cell_without_a_result_is_4(place):
     assert place("report").exit_code == 4
     stands = place("status")
     assert stands.exit_code == 0
-    assert "8 of 10 trials are there." in stands.output
+    assert "8 of 10 trials have ended." in stands.output
     assert "Missing: 2 failed." in stands.output
     # The same command tries the failed ones again, and no others.
     place.fail = None
@@ -300,7 +303,7 @@ def test_the_verbs_of_the_search(place):
     stands = place("status", *tiny, study="search")
     assert stands.exit_code == 0, stands.output
     assert "none begun, of 8 trials." in stands.output
-    assert "Nobody runs it now." in stands.output
+    assert "No driver runs it now." in stands.output
     reported = place("report", *tiny, study="search")
     assert reported.exit_code == 0, reported.output
     assert "0 of 8 trials: none begun." in reported.output
@@ -311,7 +314,7 @@ def test_a_study_that_is_stopped_is_130_and_goes_on(place):
     stopped = place("run")
     assert stopped.exit_code == 130, stopped.output
     assert stopped.output.endswith("Stopped. The same command goes on from here.\n")
-    assert "4 of 10 trials are there." in place("status").output
+    assert "4 of 10 trials have ended." in place("status").output
     place.interrupt_after = None
     assert place("run").exit_code == 0
     assert place.trained == 10

@@ -73,8 +73,10 @@ def _changed(
         for path, value in paths.items()
         if value is not None
     }
-    given = {name: value for name, value in fields.items() if value is not None}
-    return dataclasses.replace(study, **given, changes={**study.changes, **changes, **absolute})
+    set_fields = {name: value for name, value in fields.items() if value is not None}
+    return dataclasses.replace(
+        study, **set_fields, changes={**study.changes, **changes, **absolute}
+    )
 
 
 def study_command(
@@ -96,13 +98,13 @@ def study_command(
         connect: Connects to the workers; by default to Ray.
     """
     is_study: bool = isinstance(study, Study)
-    own = {parameter.name for parameter in _parameters(options)}
+    own_names = {parameter.name for parameter in _parameters(options)}
 
-    def build(given: Mapping[str, Any]) -> AnyStudy:
-        of_own = {name: value for name, value in given.items() if name in own}
-        shared = {name: value for name, value in given.items() if name not in own}
+    def build(values: Mapping[str, Any]) -> AnyStudy:
+        own_values = {name: value for name, value in values.items() if name in own_names}
+        shared = {name: value for name, value in values.items() if name not in own_names}
         built = _changed(study, **shared)
-        return adapt(built, **of_own) if adapt else built
+        return adapt(built, **own_values) if adapt else built
 
     parameters = _parameters((*_COMMON, *((_SEEDS,) if is_study else _SEARCH), *options))
     group = VerbGroup(study.name, help=text, context_settings=SETTINGS)
@@ -185,17 +187,19 @@ def _command(
         options: Options of this verb alone.
     """
 
-    def command(storage: Path | None, **given: Any) -> None:  # noqa: ANN401 - all other options
-        of_study = {str(parameter.name): given.pop(str(parameter.name)) for parameter in parameters}
+    def command(storage: Path | None, **values: Any) -> None:  # noqa: ANN401 - all other options
+        of_study = {
+            str(parameter.name): values.pop(str(parameter.name)) for parameter in parameters
+        }
         if _TRACKING in options:
-            given["sync_command"] = _sync_command(click.get_current_context())
-        of_launch = {name: given.pop(name) for name in _LAUNCH & given.keys()}
+            values["sync_command"] = _sync_command(click.get_current_context())
+        of_launch = {name: values.pop(name) for name in _LAUNCH & values.keys()}
         study = build(of_study)
         launch = Launch(checked_storage(storage or default_storage()), **of_launch)
-        sys.exit(do(study, launch, **given))
+        sys.exit(do(study, launch, **values))
 
-    own = _parameters((_STORAGE, *options))
-    return click.Command(name, help=text, params=[*own, *parameters], callback=command)
+    verb_parameters = _parameters((_STORAGE, *options))
+    return click.Command(name, help=text, params=[*verb_parameters, *parameters], callback=command)
 
 
 def _parameters(options: Sequence[Callable[[Any], Any]]) -> list[click.Parameter]:
@@ -239,12 +243,13 @@ def _run(study: Study | SearchStudy, launch: Launch, *, connect: Connect | None)
     from sweeps.core.store.finished import recall
 
     launch.check_addresses()
-    if isinstance(study, Study) and (ended := recall(study, launch.storage)):
-        page = launch.storage / ended.folder / ended.page
+    if isinstance(study, Study) and (finished := recall(study, launch.storage)):
+        page = launch.storage / finished.folder / finished.page
         click.echo(
-            f"{ended.text_printed}\n\nReport: {page}\nAll of its trials are there; nothing was run."
+            f"{finished.text_printed}\n\nReport: {page}\n"
+            "All of its trials have ended; nothing was run."
         )
-        return ended.exit_code
+        return finished.exit_code
     from sweeps.core.run.start import connect_to_ray, run_study
 
     return run_study(study, launch, connect or connect_to_ray)
@@ -256,31 +261,34 @@ _LAUNCH = {field.name for field in dataclasses.fields(Launch)}
 _COMMON = (
     click.option(
         "--recipe",
-        help="What every training starts from. [default: shapes_nano, the embedded benchmark]",
+        help="Recipe of every training. [default: shapes_nano, the embedded benchmark]",
     ),
     click.option("--data", type=_FOLDER, help="Folder of the data set (data.root)."),
     click.option(
         "--weights",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="backbone.weights, a file.",
+        help="File of pretrained weights (backbone.weights).",
     ),
     click.option(
         "--set",
         "changes",
         multiple=True,
         callback=assignments,
-        help="Set a field in all: a.b=value.",
+        help="Set a field in all trainings: a.b=value.",
     ),
 )
 
 _STORAGE = click.option(
     "--storage",
     type=click.Path(path_type=Path),
-    help="Folder of studies, seen by all nodes. [default: ./results; in a Ray job ~/toco-results]",
+    help="Folder of studies, visible to all nodes. "
+    "[default: ./results; in a Ray job ~/toco-results]",
 )
 
 _SEEDS = click.option(
-    "--seeds", callback=integers, help="A row is their mean, as in 0,1,2.  [default: the study's]"
+    "--seeds",
+    callback=integers,
+    help="Seeds of every row, as in 0,1,2; a row shows their mean.  [default: the study's]",
 )
 
 _SEARCH = (
@@ -288,15 +296,18 @@ _SEARCH = (
         "--trials",
         "num_trials",
         type=click.IntRange(1),
-        help="Trials in all; a search goes on where this is raised.",
+        help="Number of trials; raise it to continue a search.",
     ),
-    click.option("--seed", type=click.IntRange(0), help="Of all trainings and of the proposals."),
+    click.option(
+        "--seed", type=click.IntRange(0), help="Seed of all trainings and of the proposals."
+    ),
 )
 
 _TRACKING = click.option(
     "--tracking-uri",
-    help="MLflow store: sqlite:///PATH or http://HOST:PORT, with user name and password in the variables "
-    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. [default: sqlite:///STORAGE/mlflow.db]",
+    help="MLflow store: sqlite:///PATH or http://HOST:PORT, with user name and password in the "
+    "variables MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. "
+    "[default: sqlite:///STORAGE/mlflow.db]",
 )
 
 _RESOURCES = (
@@ -312,7 +323,7 @@ _RESOURCES = (
     click.option(
         "--price-per-hour",
         type=click.FloatRange(0),
-        help="Of a GPU, or of a CPU core where trainings have no GPU, to foretell the cost.",
+        help="Price of a GPU hour, or of a CPU core hour where trainings have no GPU.",
     ),
 )
 
@@ -330,17 +341,19 @@ _RUNNING = (
 )
 
 _UNDERPOWERED = click.option(
-    "--accept-underpowered", is_flag=True, help="Run although the seeds cannot answer the question."
+    "--accept-underpowered", is_flag=True, help="Run although the seeds cannot decide the claims."
 )
 
 _BUNDLE = click.option(
-    "--bundle", type=click.Path(dir_okay=False, path_type=Path), help="Also make a reviewer's zip."
+    "--bundle",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write a zip file for reviewers.",
 )
 
 _STDOUT = click.option("--stdout", is_flag=True, help="Print the report and write nothing.")
 
 _OTHER = click.option(
-    "--with", "other", type=_FOLDER, help="Folder to compare with.  [default: the state before]"
+    "--with", "other", type=_FOLDER, help="Folder to compare with.  [default: the previous state]"
 )
 
 
@@ -348,17 +361,19 @@ def _verbs(
     verb: Callable[..., click.Command], is_study: bool, connect: Connect | None
 ) -> tuple[click.Command, ...]:
     """Make the commands of a study, or of a search, with ``verb``."""
+    # The verbs with more than one line of help or options; the others follow below.
     contradicted = "3 where a claim of the paper is contradicted, " if is_study else ""
     run = verb(
         RUN,
-        f"Run what is missing, write the report, print it. Exit status: 0, or {contradicted}4 where trials have no "
-        "result, 130 where Ctrl-C or SIGTERM stopped it, 1 or 2 where it could not run.",
+        "Run the missing trials, write the report, print it. Exit status: 0, or "
+        f"{contradicted}4 where trials have no result, 130 where Ctrl-C or SIGTERM stopped it, "
+        "1 or 2 where it could not run.",
         partial(_run_to_the_end, partial(_run, connect=connect)),
         (*_RESOURCES, *_RUNNING, *((_UNDERPOWERED,) if is_study else ()), _TRACKING),
     )
     diff = verb(
         "diff",
-        "Compare with an earlier state of the study, or with another study's folder: cell by cell.",
+        "Compare with an earlier state of the study, or with the folder of another study.",
         _lazy("sweeps.core.commands.diff:print_diff"),
         (_OTHER,),
     )
@@ -366,18 +381,18 @@ def _verbs(
         run,
         verb(
             "plan",
-            "Say what would run, what it would cost and what it could show. Runs nothing.",
+            "Show which trials would run, their cost and their power. Runs nothing.",
             _lazy("sweeps.core.plan.plan_text:print_plan"),
             _RESOURCES,
         ),
         verb(
             "status",
-            "Say what is there, what runs and what failed.",
+            "Show which trials have ended, run or failed.",
             _lazy("sweeps.core.commands.status:print_status"),
         ),
         verb(
             "report",
-            "Write the report as things stand, and print it. Exit status as of run.",
+            "Write the report of the present state and print it. Exit status as for run.",
             _lazy("sweeps.core.commands.status:print_report"),
             (*((_BUNDLE,) if is_study else ()), _STDOUT),
         ),

@@ -37,38 +37,38 @@ def print_diff(study: Study, launch: Launch, other: Path | None) -> int:
     situation = survey(study, launch.storage)
     assert isinstance(situation, Situation)  # noqa: S101 - of a study
     folder = StudyFolder(situation.path)
-    now = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
+    present = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
     # The results of another study are in the storage of its folder.
-    before = _before(folder, now) if other is None else read_study_record(other)
-    click.echo(diff_text(before, with_results(now, folder.path)))
+    before = _before(folder, present) if other is None else read_study_record(other)
+    click.echo(diff_text(before, with_results(present, folder.path)))
     return 0
 
 
-def _before(folder: StudyFolder, now: StudyFile) -> StudyRecord:
+def _before(folder: StudyFolder, present: StudyFile) -> StudyRecord:
     """Return the state before the last change.
 
     It is the stored one if the next run would replace it, else the newest of the history.
     """
     stored, history = folder.stored(), folder.history()
-    if stored is not None and not is_same_state(stored, now):
+    if stored is not None and not is_same_state(stored, present):
         return with_results(stored, folder.path)
     if not history:
         raise ValueError(
-            f"{folder.path} has no earlier state: neither code nor data changed since it was first run. "
-            "Give another study's folder with --with."
+            f"{folder.path} has no earlier state: neither code nor data changed since it was first "
+            "run. Give another study's folder with --with."
         )
     return read_study_record(folder.path, history[-1])
 
 
 def diff_text(before: StudyRecord, after: StudyRecord) -> str:
     """Match the configurations of both by their changes, and list the paired differences."""
-    was = {
+    earlier = {
         _name(cell): (cell, trials)
         for cell, trials in zip(before.cells, before.trials_by_cell, strict=True)
     }
     rows, remarks = [], []
     for cell, trials in zip(after.cells, after.trials_by_cell, strict=True):
-        _, old = was.pop(_name(cell), (None, ()))
+        _, old = earlier.pop(_name(cell), (None, ()))
         if not old:
             remarks.append(f"{cell.label} is new.")
             continue
@@ -86,10 +86,10 @@ def diff_text(before: StudyRecord, after: StudyRecord) -> str:
             remarks.append(
                 f"{cell.label} is newly broken: {len(broken)} of its trials have no result."
             )
-    remarks += [f"{cell.label} is gone." for cell, _ in was.values()]
+    remarks += [f"{cell.label} is gone." for cell, _ in earlier.values()]
     remarks += _causes(before, after)
     table = tabulate(
-        rows, ["cell", "metric", "change", "95 % interval", "n"], disable_numparse=True
+        rows, ["configuration", "metric", "change", "95 % interval", "n"], disable_numparse=True
     )
     return "\n".join([f"{after.title}: since {before.path.name}", "", table, "", *remarks])
 

@@ -89,39 +89,40 @@ def sync(study: Study | SearchStudy, launch: Launch) -> int:
 
 def _warn_of_nothing(situation: Situation | SearchSituation) -> None:
     if isinstance(situation, Situation) and len(situation.missing()) == len(situation.plan.trials):
-        warnings.warn(
-            f"None of the trials of {situation.plan.study.name} is there yet.", stacklevel=3
-        )
+        warnings.warn(f"No trial of {situation.plan.study.name} has ended yet.", stacklevel=3)
 
 
 def _study_status(situation: Situation) -> list[str]:
     leases, missing = _leases(situation), situation.missing()
     total = len(situation.plan.trials)
-    there = total - len(missing)
+    num_ended = total - len(missing)
     lines = [
-        f"{situation.plan.study.title}: {there} of {total} trials {'is' if there == 1 else 'are'} there."
+        f"{situation.plan.study.title}: {num_ended} of {total} trials "
+        f"{'has' if num_ended == 1 else 'have'} ended."
     ]
     states: Counter[str] = Counter()
     for task in missing:
         step = max(newest_step(situation.ledger.run_dir(task.key)), 0)
-        begun = f"step {step} of {task.config.num_steps}"
+        step_text = f"step {step} of {task.config.num_steps}"
         if (holder := leases.holder(task.key)) is not None:
-            state, text = "leased by a running driver", f"{begun}, {holder}"
+            state, text = "leased by a running driver", f"{step_text}, {holder}"
         elif failures := situation.ledger.failures(task.key):
             times = "once" if len(failures) == 1 else f"{len(failures)} times, at last"
             state, text = "failed", f"failed {times}: {failures[-1].reason}"
         else:
-            state, text = ("begun", f"{begun}, nobody runs it") if step else ("not begun", "")
+            state, text = (
+                ("begun", f"{step_text}, no driver runs it") if step else ("not begun", "")
+            )
         states[state] += 1
         lines += [f"  {task.name}: {text}"] if text else []
     if missing:
         lines.append(
             "Missing: " + ", ".join(f"{number} {state}" for state, number in states.items()) + "."
         )
-        now, later = situation.tasks()
+        ready, waiting = situation.tasks()
         lines += [
             f"{number} because of {reason}"
-            for reason, number in situation.reasons(now + later).items()
+            for reason, number in situation.reasons(ready + waiting).items()
         ]
     return lines
 
@@ -134,10 +135,10 @@ def _search_status(situation: SearchSituation) -> list[str]:
     )
     trials = record.trials if record else ()
     counts = Counter(trial.state for trial in trials)
-    counted = ", ".join(f"{number} {state}" for state, number in counts.items()) or "none begun"
+    counts_text = ", ".join(f"{number} {state}" for state, number in counts.items()) or "none begun"
     return [
-        f"{study.title}: {counted}, of {max(study.num_trials, len(trials))} trials.",
-        f"It is run by {holder}." if holder else "Nobody runs it now.",
+        f"{study.title}: {counts_text}, of {max(study.num_trials, len(trials))} trials.",
+        f"It is run by {holder}." if holder else "No driver runs it now.",
         *(
             f"  trial {trial.number}: {trial.state_text}"
             + (f", {trial.message}" if trial.message else "")
@@ -147,10 +148,7 @@ def _search_status(situation: SearchSituation) -> list[str]:
 
 
 def _is_running(situation: Situation | SearchSituation) -> bool:
-    """Return whether a driver runs a search.
-
-    The page of a study finds out from ``progress.json``.
-    """
+    """Return whether a driver runs a search. For a study the report reads ``progress.json``."""
     return (
         not isinstance(situation, Situation)
         and _leases(situation).holder(situation.lease) is not None
@@ -159,4 +157,4 @@ def _is_running(situation: Situation | SearchSituation) -> bool:
 
 def _leases(situation: Situation | SearchSituation) -> Leases:
     """Return the leases of the storage, to read them only."""
-    return Leases(situation.ledger.storage, "somebody who asks for the status")
+    return Leases(situation.ledger.storage, "a reader of the status")

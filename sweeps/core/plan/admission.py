@@ -29,14 +29,14 @@ number depends on GPU and driver, so it is rounded up.
 """
 
 
-def refusal(foretold: Forecast, launch: Launch) -> str | None:
+def refusal(predicted: Forecast, launch: Launch) -> str | None:
     """Say why the trials of ``launch`` do not fit into memory together, and how many do.
 
     ``None`` where they fit, and where this cannot be checked: nothing was measured, the trials run
     on a cluster, or they ask for parts of a GPU and this machine has none. ``None`` also where each
     trial has whole GPUs, since the memory of a trial was measured alone on its GPUs.
     """
-    each, launched = foretold.trial_memory_bytes, foretold.trainings + foretold.evaluations
+    each, launched = predicted.trial_memory_bytes, predicted.trainings + predicted.evaluations
     if each is None or resolve_address(launch.address) != "local":
         return None
     at_once = min(launch.concurrent, launched)
@@ -58,8 +58,8 @@ def refusal(foretold: Forecast, launch: Launch) -> str | None:
     if at_once <= fitting:
         return None
     return (
-        f"{at_once} trials at once on {where} would not fit: one was measured to need {size(each)} of its "
-        f"{size(total)}, so that {fitting} fit with {MARGIN:.0%} to spare; {advice}."
+        f"{at_once} trials at once on {where} would not fit: one was measured to need {size(each)} "
+        f"of its {size(total)}, so that {fitting} fit with {MARGIN:.0%} to spare; {advice}."
     )
 
 

@@ -104,20 +104,20 @@ class Estimator:
 
         The start of its process is not included.
         """
-        source, whole = self._training(work.config)
+        source, training_s = self._training(work.config)
         if work.kind == "evaluate":
-            return self._evaluation(work.config, whole)
+            return self._evaluation(work.config, training_s)
         self._used[source] = self._used.get(source, 0) + 1
-        return None if whole is None else whole.scaled(self._share_left(work))
+        return None if training_s is None else training_s.scaled(self._share_left(work))
 
     def nearest(self, config: RunConfig) -> Cost:
         """Return the probed training that differs in the fewest settings."""
-        wanted = kind(config)
-        if wanted not in self._cost_of:
-            self._cost_of[wanted] = min(
+        config_kind = kind(config)
+        if config_kind not in self._cost_of:
+            self._cost_of[config_kind] = min(
                 self._costs, key=lambda cost: len(diff(cost.config, config))
             )
-        return self._cost_of[wanted]
+        return self._cost_of[config_kind]
 
     def basis(self) -> str:
         """Name the sources of the estimates."""
@@ -134,27 +134,30 @@ class Estimator:
         ]
         text = f"Times of trainings: {', '.join(parts)}." if parts else ""
         if "probe" in self._used and self._slow_down > 1:
-            text += f" A probe runs alone; beside others a training may take up to {self._slow_down:.1f} times as long."
+            text += (
+                " A probe runs alone; with others at once a training may take up to "
+                f"{self._slow_down:.1f} times as long."
+            )
         return text
 
     def _training(self, config: RunConfig) -> tuple[str, Range | None]:
         """Return the source of an estimate and the seconds of a complete training."""
-        wanted = kind(config)
-        if wanted not in self._rates:
-            self._rates[wanted] = self._whole_training(config, wanted)
-        return self._rates[wanted]
+        config_kind = kind(config)
+        if config_kind not in self._rates:
+            self._rates[config_kind] = self._whole_training(config, config_kind)
+        return self._rates[config_kind]
 
-    def _whole_training(self, config: RunConfig, wanted: str) -> tuple[str, Range | None]:
-        if same := [one for one in self._past if one.kind == wanted]:
-            return "same", _range(same)
+    def _whole_training(self, config: RunConfig, config_kind: str) -> tuple[str, Range | None]:
+        if same_kind := [training for training in self._past if training.kind == config_kind]:
+            return "same", _range(same_kind)
         if self._costs:
-            return "probe", self._from_probe(config, wanted)
-        wanted = _similar(config)
-        similar = [one for one in self._past if one.similar == wanted]
+            return "probe", self._from_probe(config, config_kind)
+        similar_key = _similar(config)
+        similar = [training for training in self._past if training.similar == similar_key]
         return ("similar", _range(similar)) if len(similar) >= SIMILAR else ("nothing", None)
 
-    def _from_probe(self, config: RunConfig, wanted: str) -> Range:
-        probed = wanted in {kind(cost.config) for cost in self._costs}
+    def _from_probe(self, config: RunConfig, config_kind: str) -> Range:
+        probed = config_kind in {kind(cost.config) for cost in self._costs}
         likely_s = self.nearest(config).training_s(config)
         # A training that was not probed costs as much as one of the probed ones; which one is
         # unknown.
@@ -170,7 +173,7 @@ class Estimator:
             return cost.training_s(work.config, work.steps_done) / cost.training_s(work.config)
         return 1 - work.steps_done / work.config.num_steps
 
-    def _evaluation(self, config: RunConfig, whole: Range | None) -> Range | None:
+    def _evaluation(self, config: RunConfig, training_s: Range | None) -> Range | None:
         """Predict the seconds to evaluate stored checkpoints.
 
         Without a probe only an upper bound is known: the time of a training includes its
@@ -179,9 +182,9 @@ class Estimator:
         if self._costs:
             alone = Range(1 - SPREAD, self._slow_down**0.5, self._slow_down * (1 + SPREAD))
             return alone.scaled(self.nearest(config).evaluation_s * config.evaluate.average_last)
-        if whole is None:
+        if training_s is None:
             return None
-        most = whole.high * min(
+        most = training_s.high * min(
             config.evaluate.average_last / evaluations(config, config.num_steps), 1.0
         )
         return Range(0.0, most / 2, most)
@@ -198,9 +201,11 @@ def comparable(
     for entry in history:
         origin, resources = entry.origin, entry.resources
         # Derived and forked trials did not train from the first step on.
-        whole = entry.status == "finished" and origin.derived_from is None and not origin.forked_at
+        is_complete = (
+            entry.status == "finished" and origin.derived_from is None and not origin.forked_at
+        )
         if (
-            not whole
+            not is_complete
             or entry.wall_time_s is None
             or (resources.cpus, resources.gpus) != (cpus, gpus)
         ):
@@ -222,7 +227,7 @@ def _similar(config: RunConfig) -> str:
 
 def _range(past: Sequence[Past]) -> Range:
     """Return the median and the 10 % and 90 % quantiles, at least ``SPREAD`` apart from it."""
-    times_s = sorted(one.time_s for one in past)
+    times_s = sorted(training.time_s for training in past)
     likely = statistics.median(times_s)
     low, *_, high = (
         statistics.quantiles(times_s, n=10, method="inclusive") if len(times_s) > 1 else times_s * 2

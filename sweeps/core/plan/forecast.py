@@ -49,17 +49,19 @@ def forecast(
     past = list(comparable(history, cpus, gpus, usable))
     estimator = Estimator(usable, past, concurrent, gpus)
     estimates = [(work, estimator.seconds(work)) for work in works if work.kind != "rescore"]
-    known = [(work, estimate) for work, estimate in estimates if estimate is not None]
+    estimated = [(work, estimate) for work, estimate in estimates if estimate is not None]
     trainings = [work for work in works if work.kind == "train"]
     basis = estimator.basis()
     if costs and not usable:
         basis += (
             f" The probe ran on {costs[0].device}, where the trials will not run, and is left out."
         )
-    peaks = [cost.peak_memory_bytes for cost in usable] or [one.peak_memory_bytes for one in past]
+    peaks = [cost.peak_memory_bytes for cost in usable] or [
+        training.peak_memory_bytes for training in past
+    ]
     peak = max(peaks, default=0) or None
     # Count trainings and their disk and memory, which are known even if no time is.
-    counted = Forecast(
+    counts = Forecast(
         trainings=len(trainings),
         resumed=sum(work.steps_done > 0 for work in trainings),
         evaluations=len(works) - len(trainings),
@@ -71,20 +73,20 @@ def forecast(
         trial_memory_bytes=peak,
         basis=basis,
     )
-    if len(known) < len(estimates):
-        return counted
+    if len(estimated) < len(estimates):
+        return counts
     # Add up the times.
     setup_s = estimator.setup_s
-    hours = sum(setup_s + estimate.likely for _, estimate in known) / 3600
+    hours = sum(setup_s + estimate.likely for _, estimate in estimated) / 3600
     money = None if price_per_hour is None else hours * (gpus or cpus) * price_per_hour
-    times_s = [estimate.likely for work, estimate in known if work.kind == "train"]
+    times_s = [estimate.likely for work, estimate in estimated if work.kind == "train"]
     wall_s = Range(
-        makespan([setup_s + estimate.low for _, estimate in known], concurrent),
-        makespan([setup_s + estimate.likely for _, estimate in known], concurrent),
-        makespan([setup_s + estimate.high for _, estimate in known], concurrent),
+        makespan([setup_s + estimate.low for _, estimate in estimated], concurrent),
+        makespan([setup_s + estimate.likely for _, estimate in estimated], concurrent),
+        makespan([setup_s + estimate.high for _, estimate in estimated], concurrent),
     )
     return replace(
-        counted,
+        counts,
         wall_s=wall_s,
         training_s=statistics.fmean(times_s) if times_s else None,
         cpu_hours=hours * cpus,
@@ -93,11 +95,11 @@ def forecast(
     )
 
 
-def describe(predicted: Forecast, now: datetime) -> tuple[str, ...]:
+def describe(predicted: Forecast, start: datetime) -> tuple[str, ...]:
     """Describe a prediction in sentences, for a study that starts at ``now``."""
     counts = f"{_count(predicted.trainings, 'training')} to run"
     counts += (
-        f", {_count(predicted.evaluations, 'cell')} evaluated without training"
+        f", {_count(predicted.evaluations, 'trial')} evaluated without training"
         if predicted.evaluations
         else ""
     )
@@ -106,10 +108,13 @@ def describe(predicted: Forecast, now: datetime) -> tuple[str, ...]:
     if predicted.wall_s is None:
         return (f"{counts}, {predicted.concurrent} at once.", predicted.basis)
     wall = predicted.wall_s
-    done, last = (now + timedelta(seconds=seconds) for seconds in (wall.likely, wall.high))
+    likely_end, latest_end = (
+        start + timedelta(seconds=seconds) for seconds in (wall.likely, wall.high)
+    )
     lines = [
-        f"{counts}, {predicted.concurrent} at once: about {duration(wall.likely)} ({duration(wall.low)} to "
-        f"{duration(wall.high)}), done about {done:%Y-%m-%d %H:%M}, at the latest {last:%Y-%m-%d %H:%M}."
+        f"{counts}, {predicted.concurrent} at once: about {duration(wall.likely)} "
+        f"({duration(wall.low)} to {duration(wall.high)}), done about {likely_end:%Y-%m-%d %H:%M}, "
+        f"at the latest {latest_end:%Y-%m-%d %H:%M}."
     ]
     spent = (
         f"{predicted.gpu_hours:.1f} GPU hours"
@@ -127,37 +132,40 @@ def describe(predicted: Forecast, now: datetime) -> tuple[str, ...]:
 
 
 def scorecard(
-    foretold: Forecast, entries: Iterable[LedgerEntry], wall_s: float | None
+    predicted: Forecast, entries: Iterable[LedgerEntry], wall_s: float | None
 ) -> tuple[str, ...]:
     """Compare the forecast with the real cost, in sentences.
 
     Args:
-        foretold: The forecast.
+        predicted: The forecast.
         entries: Entries of the ledger of the predicted trainings, as far as they have ended.
         wall_s: Seconds that the study took; ``None`` where an interruption makes that unknown.
     """
     trained = [entry for entry in entries if entry.origin.derived_from is None]
     lines = []
-    if wall_s is not None and (wall := foretold.wall_s) is not None:
+    if wall_s is not None and (wall := predicted.wall_s) is not None:
         inside = wall.low <= wall_s <= wall.high
         lines.append(
-            f"Foretold {duration(wall.likely)} ({duration(wall.low)} to {duration(wall.high)}), took "
-            f"{duration(wall_s)}: {_compared(wall_s, wall.likely)}, {'inside' if inside else 'outside'} it."
+            f"Predicted {duration(wall.likely)} ({duration(wall.low)} to {duration(wall.high)}), "
+            f"took {duration(wall_s)}: {_compared(wall_s, wall.likely)}, "
+            f"{'inside' if inside else 'outside'} the range."
         )
     times_s = [entry.wall_time_s for entry in trained if entry.wall_time_s is not None]
     # The time of a resumed training includes its earlier steps, which were not predicted.
-    if foretold.training_s is not None and times_s and not foretold.resumed:
+    if predicted.training_s is not None and times_s and not predicted.resumed:
         mean_s = statistics.fmean(times_s)
         lines.append(
-            f"A training: foretold {duration(foretold.training_s)}, took {duration(mean_s)} on average over "
-            f"{len(times_s)}: {_compared(mean_s, foretold.training_s)}."
+            f"A training: predicted {duration(predicted.training_s)}, took {duration(mean_s)} on "
+            f"average over {len(times_s)}: {_compared(mean_s, predicted.training_s)}."
         )
-    if len(trained) != foretold.trainings:
-        lines.append(f"Trainings: foretold {foretold.trainings}, ended {len(trained)}.")
-    if foretold.memory_bytes is not None and trained:
+    if len(trained) != predicted.trainings:
+        lines.append(f"Trainings: predicted {predicted.trainings}, ended {len(trained)}.")
+    if predicted.memory_bytes is not None and trained:
         peak = max(entry.peak_memory_bytes or 0 for entry in trained)
-        each = foretold.memory_bytes / max(min(foretold.concurrent, foretold.trainings), 1)
-        lines.append(f"Memory of a trial: foretold {size(round(each))}, took at most {size(peak)}.")
+        each = predicted.memory_bytes / max(min(predicted.concurrent, predicted.trainings), 1)
+        lines.append(
+            f"Memory of a trial: predicted {size(round(each))}, took at most {size(peak)}."
+        )
     return tuple(lines)
 
 
@@ -193,12 +201,12 @@ def _resolved(config: RunConfig, device: str) -> RunConfig:
     return config.model_copy(update={"method": method, "device": device})
 
 
-def _compared(took: float, foretold: float) -> str:
-    if not foretold:
-        return "nothing was foretold"
-    percent = 100 * (took / foretold - 1)
+def _compared(took: float, predicted: float) -> str:
+    if not predicted:
+        return "nothing was predicted"
+    percent = 100 * (took / predicted - 1)
     return (
-        "as foretold"
+        "as predicted"
         if abs(percent) < 0.5
         else f"{abs(percent):.0f} % {'longer' if percent > 0 else 'shorter'}"
     )

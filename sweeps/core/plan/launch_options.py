@@ -44,8 +44,8 @@ class Launch:
     def __post_init__(self) -> None:
         if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
             raise ValueError(
-                f"--gpus-per-trial {self.gpus_per_trial:g} is neither a part of a GPU nor a number of GPUs; give 0.5, "
-                "1 or 2, for example."
+                f"--gpus-per-trial {self.gpus_per_trial:g} is neither a part of a GPU nor a number "
+                "of GPUs; give 0.5, 1 or 2, for example."
             )
 
     @property
@@ -100,15 +100,13 @@ def checked_storage(storage: Path) -> Path:
     """
     if _in_ray_job() and not storage.expanduser().is_absolute():
         raise ValueError(
-            f"A Ray job runs in a copy of the working folder that is thrown away, and --storage {storage} would "
-            "be with it: give an absolute path that every node sees."
+            "A Ray job runs in a copy of the working folder that is thrown away with the job, and "
+            f"--storage {storage} lies in it: give an absolute path that every node sees."
         )
-    found = mounted(storage).expanduser().resolve()
-    if found.exists() and not found.is_dir():
-        raise ValueError(
-            f"--storage {storage} is a file; give a folder, which need not be there yet."
-        )
-    return found
+    folder = mounted(storage).expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--storage {storage} is a file; give a folder, which need not exist yet.")
+    return folder
 
 
 def _in_ray_job() -> bool:

@@ -101,13 +101,13 @@ def changes_of_terms(terms_at: Callable[[int], Set[str]], num_steps: int) -> lis
     """
     apart = max(int(PRECISION * num_steps), 1)
 
-    def split(left: int, right: int) -> list[int]:
-        if terms_at(left) == terms_at(right):
+    def split(low: int, high: int) -> list[int]:
+        if terms_at(low) == terms_at(high):
             return []
-        if right - left <= apart:
-            return [right]
-        middle = (left + right) // 2
-        return split(left, middle) + split(middle, right)
+        if high - low <= apart:
+            return [high]
+        middle = (low + high) // 2
+        return split(low, middle) + split(middle, high)
 
     middle, last = (num_steps - 1) // 2, num_steps - 1
     return split(0, middle) + split(middle, last)
@@ -172,11 +172,11 @@ def _evaluation_s(
         return time.perf_counter() - started
 
     total = min(len(val_set), settings.max_images or len(val_set))
-    few = min(total, EVALUATED_BATCHES * settings.batch_size)
+    num_images = min(total, EVALUATED_BATCHES * settings.batch_size)
     pictures = min(settings.num_pictures, total)
-    timed(min(few, settings.batch_size), 1)
+    timed(min(num_images, settings.batch_size), 1)
     picture_s = max(timed(1, 1) - timed(1, 0), 0.0) if pictures else 0.0
-    return timed(few, 0) * total / few + picture_s * pictures
+    return timed(num_images, 0) * total / num_images + picture_s * pictures
 
 
 def _stored(
@@ -221,8 +221,8 @@ def _evaluated(
     pictures: int,
     drawn_to: Path | None = None,
 ) -> Evaluation:
-    few = settings.model_copy(update={"max_images": images, "num_pictures": pictures})
-    evaluation = evaluate(method, val_set, few, device)
+    short_settings = settings.model_copy(update={"max_images": images, "num_pictures": pictures})
+    evaluation = evaluate(method, val_set, short_settings, device)
     with tempfile.TemporaryDirectory() as scratch:
         folder = drawn_to or Path(scratch)
         folder.mkdir(exist_ok=True)
@@ -232,7 +232,7 @@ def _evaluated(
     return evaluation
 
 
-def _same_evaluation(left: RunConfig, right: RunConfig) -> bool:
+def _same_evaluation(first: RunConfig, second: RunConfig) -> bool:
     shared = (
         "data",
         "backbone",
@@ -243,7 +243,7 @@ def _same_evaluation(left: RunConfig, right: RunConfig) -> bool:
         "device",
         "precision",
     )
-    return all(getattr(left, name) == getattr(right, name) for name in shared)
+    return all(getattr(first, name) == getattr(second, name) for name in shared)
 
 
 def _bytes(path: Path) -> int:

@@ -85,32 +85,37 @@ def power_of(situation: Situation, launch: Launch) -> PowerCheck:
     measured = {
         key: seed_noise(history, base, key) for key in {key for _, key in plan.comparisons()}
     }
-    noise = {key: known for key, known in measured.items() if known is not None}
+    noise = {key: estimate for key, estimate in measured.items() if estimate is not None}
     return power_check(plan, noise, accept_underpowered=launch.accept_underpowered)
 
 
 def rungs_text(plan: SearchPlan) -> str:
     """Say in a sentence when trials are stopped early."""
     if not plan.rungs or plan.study.rungs is None:
-        return "No trial is stopped early: no rung lies between where the last loss term has acted and the end."
+        return (
+            "No trial is stopped early: no rung lies between the start of the last loss term and "
+            "the end."
+        )
     steps = ", ".join(map(str, plan.rungs))
     return (
-        f"At the rungs (step {steps} of {plan.base.num_steps}) a trial goes on if it is among the best "
-        f"1/{plan.study.rungs.reduction} so far in what evaluations measure."
+        f"At the rungs (step {steps} of {plan.base.num_steps}) a trial goes on if it is among the "
+        f"best 1/{plan.study.rungs.reduction} so far in the evaluated objectives."
     )
 
 
 def _look_ahead_study(situation: Situation, launch: Launch, refuse: bool) -> Outlook:
     plan, study = situation.plan, situation.plan.study
     # Find the remaining trials and the power of the seeds.
-    now, later = situation.tasks()
-    tasks = [*now, *later]
+    ready, waiting = situation.tasks()
+    tasks = [*ready, *waiting]
     power = power_of(situation, launch)
     _raise_refusal(power.refusal if refuse else None)
     trained = [task for task in tasks if task.source is None]
-    begun = situation.begun(tasks)
+    resumed_steps = situation.begun(tasks)
     # Predict their cost.
-    works = [Work(task.config, task.way or "train", begun.get(task.key, 0)) for task in tasks]
+    works = [
+        Work(task.config, task.way or "train", resumed_steps.get(task.key, 0)) for task in tasks
+    ]
     different = list({task.cell: task.config for task in trained}.values())
     predicted = _predict(works, different[:PROBED], situation, launch)
     refusal = admission.refusal(predicted, launch)
@@ -119,10 +124,10 @@ def _look_ahead_study(situation: Situation, launch: Launch, refuse: bool) -> Out
     num_trials, num_left = len(plan.trials), len(tasks)
     lines = [
         study.title,
-        f"{study.design.name}: {len(plan.cells)} cells x {len(study.seeds)} seeds = {num_trials} trials, "
-        f"{num_trials - num_left} of them there, in {situation.path}",
+        f"{study.design.name}: {len(plan.cells)} configurations x {len(study.seeds)} seeds = "
+        f"{num_trials} trials, {num_trials - num_left} of them ended, in {situation.path}",
         *study.design.notes(),
-        *_begun_text(len(begun)),
+        *_begun_text(len(resumed_steps)),
         *_reason_texts(situation, tasks),
         *_old_ledger_text(situation, num_left),
         *describe(predicted, datetime.now()),
@@ -137,7 +142,7 @@ def _look_ahead_search(situation: SearchSituation, launch: Launch, refuse: bool)
     record = situation.record()
     proposed = record.trials if record else ()
     open_keys = {trial.key for trial in proposed if trial.key and trial.state not in ENDED}
-    begun = sum(newest_step(situation.ledger.run_dir(key)) > 0 for key in open_keys)
+    num_resumed = sum(newest_step(situation.ledger.run_dir(key)) > 0 for key in open_keys)
     num_trials = max(study.num_trials, len(proposed))
     num_left = num_trials - sum(trial.state in ENDED for trial in proposed)
     # Predict as if every trial ran to its end with the recipe's own settings.
@@ -149,13 +154,14 @@ def _look_ahead_search(situation: SearchSituation, launch: Launch, refuse: bool)
     )
     lines = [
         study.title,
-        f"search over {len(study.space)} settings ({', '.join(study.space)}); objectives: {objectives}",
+        f"search over {len(study.space)} settings ({', '.join(study.space)}); "
+        f"objectives: {objectives}",
         f"{num_trials} trials, {num_trials - num_left} of them ended, in {situation.path}",
         rungs_text(plan),
-        *_begun_text(begun),
+        *_begun_text(num_resumed),
         *_old_ledger_text(situation, num_left),
         *describe(predicted, datetime.now()),
-        *(["That is if no trial were stopped early."] if plan.rungs and num_left else []),
+        *(["This holds if no trial is stopped early."] if plan.rungs and num_left else []),
     ]
     return Outlook(
         num_trials, num_left, predicted, "\n".join(lines), () if refusal is None else (refusal,)
@@ -201,7 +207,7 @@ def _predict(
     try:
         return predict(probe(probed, num_threads=max(round(launch.cpus_per_trial), 1)))
     except ProbeError as error:
-        click.echo(f"Nothing can be foretold: {error}", err=True)
+        click.echo(f"Nothing can be predicted: {error}", err=True)
         return first
 
 
@@ -216,9 +222,9 @@ def _begun_text(number: int) -> list[str]:
 
 def _reason_texts(situation: Situation, tasks: Sequence[Task]) -> list[str]:
     shared = sum(task.prefix_shared for task in tasks)
-    once = f"{shared} trainings have their first steps in common with others, and only one of each does them."
+    once = f"{shared} trainings share their first steps with others; these steps run only once."
     reasons = (
-        f"{number} of them because of this, although their settings are in the ledger: {reason}"
+        f"{number} of them although the ledger has their settings: {reason}"
         for reason, number in situation.reasons(tasks).items()
     )
     return [*([once] if shared else []), *reasons]

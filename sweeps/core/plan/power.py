@@ -101,13 +101,15 @@ def power_check(
     refusal = None
     if underpowered and study.purpose == "effect" and not accept_underpowered:
         refusal = (
-            f"This design cannot answer its {_comparisons(len(declared))}: {' '.join(sentences)} It takes "
-            f'{max(needed)} seeds. Give more seeds, declare fewer comparisons, say purpose="direction" in the study if '
-            "only the direction is asked for, or give --accept-underpowered."
+            f"This design cannot answer its {_comparisons(len(declared))}: {' '.join(sentences)} "
+            f"It takes {max(needed)} seeds. Give more seeds, declare fewer comparisons, say "
+            'purpose="direction" in the study if only the direction is asked for, or give '
+            "--accept-underpowered."
         )
     elif underpowered:
         sentences.append(
-            "It runs all the same: a row that it cannot decide will read underpowered, never contradicted."
+            "It runs nevertheless: a row that it cannot decide will be called underpowered, never "
+            "contradicted."
         )
     return PowerCheck(power, underpowered, refusal, tuple(sentences))
 
@@ -150,9 +152,9 @@ def seed_noise(entries: Iterable[LedgerEntry], base: RunConfig, metric: str) -> 
         _spread(list(values.values())) for cells in by_setting.values() for values in cells.values()
     ]
     differences = [
-        _spread([left[seed] - right[seed] for seed in left.keys() & right.keys()])
+        _spread([first[seed] - second[seed] for seed in first.keys() & second.keys()])
         for cells in by_setting.values()
-        for left, right in combinations(cells.values(), 2)
+        for first, second in combinations(cells.values(), 2)
     ]
     trainings = sum(
         len(values) for cells in by_setting.values() for values in cells.values() if len(values) > 1
@@ -186,27 +188,28 @@ def _design_sentence(power: Power, probability: float) -> str:
             "no effect of any size can be told from noise."
         )
     return (
-        f"{seeds.capitalize()} and {_comparisons(power.comparisons)} detect an effect of {power.detectable_sd:.1f} "
-        f"standard deviations of the paired difference with {100 * probability:.0f} % power."
+        f"{seeds.capitalize()} and {_comparisons(power.comparisons)} detect an effect of "
+        f"{power.detectable_sd:.1f} standard deviations of the paired difference with "
+        f"{100 * probability:.0f} % power."
     )
 
 
 def _metric_sentence(
     title: str, power: MetricPower, noise: SeedNoise | None, smallest_effect: float
 ) -> str:
-    wanted = f"{100 * smallest_effect:g} points"
+    effect_text = f"{100 * smallest_effect:g} points"
     if noise is None or power.detectable is None:
-        return (
-            f"{title}: the seed noise is not known yet, so nobody can say how many points that is."
-        )
+        return f"{title}: the seed noise is not known yet, and so neither is this effect in points."
     source = "paired differences" if noise.paired else "the spread over seeds, unpaired"
-    known = f"seed noise {100 * noise.sd:.2f} points ({source}, {noise.trainings} trainings)"
-    shown = (
+    noise_text = f"seed noise {100 * noise.sd:.2f} points ({source}, {noise.trainings} trainings)"
+    detectable_text = (
         f"{100 * power.detectable:.2f} points can be detected"
         if math.isfinite(power.detectable)
         else "nothing can be detected"
     )
-    return f"{title}: {known}: {shown}; {wanted} take {power.seeds_needed} seeds."
+    return (
+        f"{title}: {noise_text}: {detectable_text}; {effect_text} take {power.seeds_needed} seeds."
+    )
 
 
 def _comparisons(number: int) -> str:

@@ -84,8 +84,8 @@ class Cost:
 
         Evaluations count, the start of the process does not.
         """
-        left = self.steps_s(steps_done, config.num_steps)
-        return left + self.evaluation_s * (
+        remaining_s = self.steps_s(steps_done, config.num_steps)
+        return remaining_s + self.evaluation_s * (
             evaluations(config, config.num_steps) - evaluations(config, steps_done)
         )
 
@@ -128,6 +128,7 @@ def probe(
     Raises:
         ProbeError: Data or weights are missing, or the probe took longer than ``limit_s``.
     """
+    # Write the request, with one config of each kind.
     kinds = {kind(config): config for config in reversed(configs)}
     distinct = [config.model_dump(mode="json") for config in reversed(kinds.values())]
     sweep_scratch()
@@ -139,12 +140,13 @@ def probe(
             "started": time.time(),
         }
         write_text(folder / REQUEST, json.dumps(request), durable=False)
+        # Run the measurement in a process of its own.
         threads = {
             name: str(num_threads)
             for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         }
         try:
-            done = subprocess.run(  # noqa: S603 - this interpreter, this module
+            process = subprocess.run(  # noqa: S603 - this interpreter, this module
                 [sys.executable, "-m", _MEASURE, folder],
                 env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(search_folders())},
                 capture_output=True,
@@ -154,11 +156,12 @@ def probe(
             )
         except subprocess.TimeoutExpired:
             raise ProbeError(
-                f"The probe took longer than {limit_s:g} seconds, so nothing is foretold from it."
+                f"The probe took longer than {limit_s:g} seconds, so it gives no prediction."
             ) from None
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise ProbeError(f"The probe of a training failed: {reason}")
+        # Read the answer.
+        if process.returncode:
+            lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+            raise ProbeError(f"The probe of a training failed: {lines[-1]}")
         try:
             return COSTS_MODEL.validate_json((folder / COSTS).read_bytes())
         except OSError as error:

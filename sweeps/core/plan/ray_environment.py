@@ -16,19 +16,20 @@ _LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 _LOCAL_HOSTS = ("127.0.0.1", "localhost")
 
 
-def resolve_address(given: str | None) -> str:
-    """Return the address of the cluster: ``given``, or ``RAY_ADDRESS``, or ``local``.
+def resolve_address(option: str | None) -> str:
+    """Return the address of the cluster: ``option``, or ``RAY_ADDRESS``, or ``local``.
 
     A Ray job finds ``RAY_ADDRESS`` set. For ``local`` a new cluster is started.
 
     Raises:
         ValueError: It is the address of another service of Ray.
     """
-    address = given or os.environ.get("RAY_ADDRESS") or "local"
+    address = option or os.environ.get("RAY_ADDRESS") or "local"
     if "://" in address:
         raise ValueError(
             f"{address} is not the address of a Ray cluster, which is HOST:PORT, auto or local. "
-            "From outside a cluster, submit a job: ray job submit --address http://HOST:8265 --working-dir . -- COMMAND"
+            "From outside a cluster, submit a job: "
+            "ray job submit --address http://HOST:8265 --working-dir . -- COMMAND"
         )
     return address
 

@@ -151,20 +151,20 @@ class Situation(_Planned):
         for task in self.missing(among):
             groups[task.identity.training_key].append(task)
         afresh = set(afresh)
-        now, later = [], []
+        ready, waiting = [], []
         for training_key, members in groups.items():
             stored = self.ledger.by_training(training_key)
             trained: list[Task] = []
             for member in sorted(members, key=self._precedence) if len(members) > 1 else members:
                 is_served = member.key not in afresh
                 if is_served and (evaluation := self._from_stored(member, stored)) is not None:
-                    now.append(evaluation)
+                    ready.append(evaluation)
                 elif is_served and (evaluation := _from_planned(member, trained)) is not None:
-                    later.append(evaluation)
+                    waiting.append(evaluation)
                 else:
                     trained.append(member)
-                    now.append(member)
-        return self._with_prefixes(now), later
+                    ready.append(member)
+        return self._with_prefixes(ready), waiting
 
     def begun(self, tasks: Iterable[Task]) -> dict[str, int]:
         """Return the steps done by trainings that have a checkpoint, by key."""
@@ -183,13 +183,14 @@ class Situation(_Planned):
         for task in tasks:
             if task.key in damaged:
                 reasons[
-                    "the entry in the ledger is damaged; a whole run folder makes it again without training"
+                    "the entry in the ledger is damaged; it is made again from the run folder, if "
+                    "that is undamaged"
                 ] += 1
                 continue
             nearest = self.ledger.nearest(task.identity.parts["config"])
             if nearest is not None:
                 reasons.update(why(task.identity.parts, nearest.identity))
-                reasons["version 0.4 entered it, without a digest"] += nearest.without_digest
+                reasons["version 0.4 entered them, without a digest"] += nearest.without_digest
         return +reasons
 
     def check(self) -> None:
@@ -342,8 +343,9 @@ class SearchSituation(_Planned):
         """
         if not leases.acquire([self.lease]):
             raise ValueError(
-                f"{leases.holder(self.lease)} runs this search now, and proposals depend on what came before: one "
-                "driver asks for them. Wait for it, or give it more trainings at once with --concurrent."
+                f"{leases.holder(self.lease)} runs this search now. Proposals depend on earlier "
+                "results, so only one driver asks for them. Wait for it, or give it more trainings "
+                "at once with --concurrent."
             )
         self.write()
 

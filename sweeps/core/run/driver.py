@@ -23,7 +23,7 @@ from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.survey import SearchSituation, Situation, Task
 from sweeps.core.report import WrittenReport
 from sweeps.core.run.failures import failure_of
-from sweeps.core.run.listener import Listener, carrying_on
+from sweeps.core.run.listener import Listener, errors_as_warnings
 from sweeps.core.run.live_page import LivePage, remember_report, write_report_of
 from sweeps.core.run.mlflow_mirror import Mirror, closing_sentence
 from sweeps.core.run.roles import Connect, Proposer
@@ -33,7 +33,7 @@ from sweeps.core.run.worker import Spec
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.leases import Leases, LostLeaseError
 from sweeps.core.store.ledger_entry import Origin
-from sweeps.core.store.runs import leave, salvage, session_lease
+from sweeps.core.store.runs import leave, recover, session_lease
 from toco.files import is_no_room
 from toco.room import NoRoomError, shortage
 from toco.tracking import Tracker
@@ -78,6 +78,7 @@ class Driver:
         self._runs = situation.runs
         self._started = time.monotonic()
         self._session = self._runs.sessions / uuid.uuid4().hex[:12]
+        # The roles around this driver.
         self._proposer: Proposer = (
             StudyProposer(situation)
             if isinstance(situation, Situation)
@@ -153,7 +154,7 @@ class Driver:
         if first is not None or self._error is not None:
             return first
         try:
-            with self._listener.noting():
+            with self._listener.remember_obstacle():
                 spec = self._next()
                 if spec is None and not (self._ready or self._tasks) and self._elsewhere:
                     self._listener.waiting_for(
@@ -168,7 +169,7 @@ class Driver:
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
         """Return whether a trial continues after what it has reported."""
-        with carrying_on(f"The rung of {key} could not be judged, so it goes on"):
+        with errors_as_warnings(f"The rung of {key} could not be judged, so it goes on"):
             if not self._proposer.goes_on(key, row):
                 self._listener.stopped(key, int(row["step"]))
                 return False
@@ -254,7 +255,7 @@ class Driver:
                 self._set_aside(task)
                 return False
             # Recover the snapshots of this trial, and of others, that a lost driver had received.
-            salvage(self._runs, self._leases, self._session)
+            recover(self._runs, self._leases, self._session)
         self._tasks[task.key] = [task]
         try:
             is_finished = is_finished or self._listener.settle(task)
@@ -353,7 +354,9 @@ class Driver:
         unfinished = self._proposer.unfinished()
         report = self._write_report()
         if report is not None and not unfinished:
-            with carrying_on("The next start of this finished study will take a little longer"):
+            with errors_as_warnings(
+                "The next start of this finished study will take a little longer"
+            ):
                 remember_report(self._situation, report)
         is_sent = self._mirror.close(
             report.files if report else (),
@@ -379,8 +382,8 @@ class Driver:
             failures = self._situation.ledger.failures(task.key)
             reason = failures[-1].reason if failures else "unknown"
             lines.append(
-                f"{task.name} failed {len(failures)} times, at last: {reason}. The ledger has its trace; "
-                "the same command tries again."
+                f"{task.name} failed {len(failures)} times, at last: {reason}. The ledger has its "
+                "trace; the same command tries again."
             )
         if report is not None:
             lines += [f"\n{report.text}\n", f"Report: {report.page}"]

@@ -108,8 +108,8 @@ def kind_of(error: BaseException) -> Kind:
 
     It is a failure of the machine where another machine may do what failed here.
     """
-    for known, kind in _KINDS:
-        if isinstance(error, known):
+    for error_type, kind in _KINDS:
+        if isinstance(error, error_type):
             return kind
     if is_no_room(error):
         return "room"
@@ -181,8 +181,8 @@ class Attempts:
             and self._is_forgiven(key, failure.node)
         ):
             return Decision(starts_again=True, left_out=self._leave_out(failure))
-        counted = self._counted[key] = self._counted.get(key, 0) + 1
-        return Decision(self._max_failures < 0 or counted <= self._max_failures)
+        count = self._counted[key] = self._counted.get(key, 0) + 1
+        return Decision(self._max_failures < 0 or count <= self._max_failures)
 
     def forget(self, key: str) -> None:
         """Reset the counts of a trial, which will now be trained instead of evaluated."""
@@ -191,12 +191,12 @@ class Attempts:
 
     def avoided(self, key: str) -> frozenset[str]:
         """Return the nodes that the next attempt of a trial should not use; never all nodes."""
-        own = {
+        failed_nodes = {
             node
             for node, keys in self._failed_on.items()
             if key in keys and key not in self._to_blame
         }
-        avoided = own | self.left_out
+        avoided = failed_nodes | self.left_out
         return frozenset(avoided) if self._nodes() - avoided else self.left_out
 
     @property
@@ -211,7 +211,7 @@ class Attempts:
         forgiven = self._forgiven.get(key, 0)
         if key in self._to_blame or not untried or forgiven >= MOST_MACHINE_FAILURES:
             self._to_blame.add(key)
-            self._left_out = {one for one in self._left_out if self._is_bad(one)}
+            self._left_out = {candidate for candidate in self._left_out if self._is_bad(candidate)}
             return False
         self._forgiven[key] = forgiven + 1
         return True
@@ -231,8 +231,8 @@ class Attempts:
             return None
         self._left_out.add(node)
         return (
-            f"{failure.host or node} gets no more trials: {TRIALS_TO_LEAVE_OUT} failed there by the machine's fault, "
-            f"at last: {failure.reason}"
+            f"{failure.host or node} gets no more trials: {TRIALS_TO_LEAVE_OUT} failed there by "
+            f"the machine's fault, at last: {failure.reason}"
         )
 
     def _is_bad(self, node: str) -> bool:

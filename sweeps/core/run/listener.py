@@ -82,7 +82,7 @@ class Listener:
 
     def running(self, keys: Set[str]) -> None:
         """Note which trials run now. The backend calls this in every turn of its loop."""
-        with carrying_on("The progress line cannot be printed"):
+        with errors_as_warnings("The progress line cannot be printed"):
             names = {key: self._name(key) for key in keys if key in self._tasks}
             self._progress.running(set(names.values()))
             if self._page is not None:
@@ -92,7 +92,7 @@ class Listener:
     def reported(self, key: str, row: Mapping[str, Any]) -> None:
         """Note an evaluation that a trial has reported."""
         name = self._name(key)
-        with carrying_on(f"The progress of {name} is unknown"):
+        with errors_as_warnings(f"The progress of {name} is unknown"):
             if "step" in row:
                 self._progress.reported(name, int(row["step"]))
 
@@ -100,8 +100,11 @@ class Listener:
         """Store a snapshot of a trial."""
         # A trial that this driver has released has ended, or another driver runs it.
         if key in self._tasks:
-            problem = f"The run folder of {self._name(key)} could not be updated, which is tried again later"
-            with carrying_on(problem), self.noting():
+            problem = (
+                f"The run folder of {self._name(key)} could not be updated, which is tried again "
+                "later"
+            )
+            with errors_as_warnings(problem), self.remember_obstacle():
                 self.publish(key, snapshot)
 
     def lost(self, key: str, failure: Failure) -> None:
@@ -117,7 +120,10 @@ class Listener:
 
     def ended(self, key: str, *, failed: bool = False) -> None:
         """Note that a trial does not run any more, for any reason."""
-        with carrying_on(f"The end of {self._name(key)} could not be noted"), self.noting():
+        with (
+            errors_as_warnings(f"The end of {self._name(key)} could not be noted"),
+            self.remember_obstacle(),
+        ):
             self._let_go(key, failed)
 
     def stopped(self, key: str, step: int) -> None:
@@ -126,7 +132,7 @@ class Listener:
 
     def say(self, text: str) -> None:
         """Print a line above the progress line."""
-        with carrying_on(f"A line could not be printed ({text})"):
+        with errors_as_warnings(f"A line could not be printed ({text})"):
             self._progress.say(text)
 
     def check(self) -> None:
@@ -171,10 +177,10 @@ class Listener:
         return self._runs.settle(task.key, task.identity, self._origin, self._resources)
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
+    def remember_obstacle(self) -> Iterator[None]:
         """Store the first error after which no trial can continue, for :meth:`check`.
 
-        The error goes on, and the caller's :func:`carrying_on` turns it into a warning: Ray Tune
+        The error goes on, and the caller's :func:`errors_as_warnings` turns it into a warning: Ray Tune
         would take it for an error of the trial. :meth:`check` raises it where the driver can stop.
         """
         try:
@@ -190,7 +196,7 @@ class Listener:
 
     def closed(self, task: Task, *, failed: bool) -> None:
         """Note that this driver has released a trial that has a result, was stopped or failed."""
-        with carrying_on(f"The end of {task.name} could not be noted"):
+        with errors_as_warnings(f"The end of {task.name} could not be noted"):
             status = self._runs.status(task.key)
             self._progress.ended(task.name, failed=failed or status == "diverged")
             if self._page is not None:
@@ -212,7 +218,8 @@ class Listener:
         if holder is not None and "first" not in self._said:
             self._said.add("first")
             self.say(
-                f"{number} trials, {task.name} among them, are run by another driver: {holder}. Waiting."
+                f"{number} trials, {task.name} among them, are run by another driver: {holder}. "
+                "Waiting."
             )
         if (
             holder is not None
@@ -221,13 +228,13 @@ class Listener:
         ):
             self._said.add(holder)
             self.say(
-                f"There was no sign of life of {holder} for {silent_s:.0f} s; its trials are taken over after "
-                f"{self._leases.expires_s:.0f} s."
+                f"There was no sign of life of {holder} for {silent_s:.0f} s; its trials are taken "
+                f"over after {self._leases.expires_s:.0f} s."
             )
 
     def _note(self, key: str, failure: Failure) -> None:
         problem = f"A failure of {self._name(key)} could not be noted"
-        with carrying_on(problem), self.noting():
+        with errors_as_warnings(problem), self.remember_obstacle():
             self._leases.check(key)
             self._runs.ledger.add_failure(key, failure.reason, failure.trace, host=failure.host)
 
@@ -236,7 +243,7 @@ class Listener:
 
 
 @contextmanager
-def carrying_on(problem: str) -> Iterator[None]:
+def errors_as_warnings(problem: str) -> Iterator[None]:
     """Turn any exception of the block into a warning."""
     try:
         yield

@@ -140,8 +140,8 @@ def print_report_of(situation: Situation | SearchSituation) -> int:
     """
     if isinstance(situation, Situation):
         # ``start_id`` names the start of a driver. No driver starts here, and nothing is written.
-        now = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
-        text, exit_code = report_text(with_results(now, situation.path))
+        study = study_file(situation.plan, situation.keys, situation.inputs, start_id="")
+        text, exit_code = report_text(with_results(study, situation.path))
     else:
         search = search_file(situation.plan, situation.journal.name, situation.inputs, start_id="")
         text, exit_code = search_text(with_trials(search, situation.path))

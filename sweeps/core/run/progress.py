@@ -88,29 +88,30 @@ class Progress:
     def eta_s(self) -> float | None:
         """Return the seconds to the end at the rate of this start; ``None`` where unknown."""
         failed = {name for name, is_failed in self._ended.items() if is_failed}
-        left = sum(
+        remaining = sum(
             steps - self._step[name] for name, steps in self._steps.items() if name not in failed
         )
-        done = self._step.total() - self._earlier.total()
-        if left == 0:
+        steps_done = self._step.total() - self._earlier.total()
+        if remaining == 0:
             return 0.0
-        return (self._clock() - self._started) * left / done if done else None
+        return (self._clock() - self._started) * remaining / steps_done if steps_done else None
 
     def line(self) -> str:
         """Return the present line."""
         failed = sum(self._ended.values())
-        total, done, running = len(self._steps), len(self._ended) - failed, len(self._running)
-        waiting = total - done - failed - running
+        total, num_done, running = len(self._steps), len(self._ended) - failed, len(self._running)
+        waiting = total - num_done - failed - running
         counts = (
-            f"{done}/{total} trials done, {running} running, {failed} failed, {waiting} waiting"
+            f"{num_done}/{total} trials done, {running} running, {failed} failed, {waiting} waiting"
         )
-        return f"{self._title}: {counts}, {_duration(self._clock() - self._started)} gone, {self._time_left()} left"
+        elapsed = _duration(self._clock() - self._started)
+        return f"{self._title}: {counts}, {elapsed} elapsed, {self._remaining()} remaining"
 
-    def print(self, *, now: bool = False) -> None:
+    def print(self, *, at_once: bool = False) -> None:
         """Print the line if it is due."""
         in_place = self._stream.isatty()
         due = min(self._print_by, self._printed + (1.0 if in_place else 30.0))
-        if not now and self._clock() < due:
+        if not at_once and self._clock() < due:
             return
         self._printed, self._print_by = self._clock(), float("inf")
         line = self.line()
@@ -124,15 +125,15 @@ class Progress:
         self._stream.write(
             f"\r{text.ljust(self._width)}\n" if self._stream.isatty() else f"{text}\n"
         )
-        self.print(now=True)
+        self.print(at_once=True)
 
     def close(self) -> None:
         """Print the last line and keep it."""
-        self.print(now=True)
+        self.print(at_once=True)
         if self._stream.isatty():
             self._stream.write("\n")
 
-    def _time_left(self) -> str:
+    def _remaining(self) -> str:
         eta_s = self.eta_s()
         if eta_s is None:
             return "unknown time"

@@ -53,6 +53,7 @@ def connected(address: str) -> Iterator[None]:
         ConnectionError: No cluster runs at ``address``, Ray did not start, or its head was lost in
             the block.
     """
+    # Choose the folder of a new cluster, or check the address of a running one.
     with ExitStack() as stack:
         options: dict[str, Any] = {}
         if address == "local":
@@ -67,6 +68,7 @@ def connected(address: str) -> Iterator[None]:
             }
         if address == "auto":
             _refuse_several_clusters()
+        # Connect, or start the cluster.
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
         except SystemExit:
@@ -78,8 +80,10 @@ def connected(address: str) -> Iterator[None]:
             Exception
         ) as error:  # Ray raises a plain one where its processes do not answer in time
             raise ConnectionError(
-                f"Ray did not start: {error}. On a busy machine this passes. The same command goes on from here."
+                f"Ray did not start: {error}. A busy machine may cause this. The same command goes "
+                "on from here."
             ) from error
+        # Watch the head while the block runs.
         head = HeadWatch(
             ray.get_runtime_context().gcs_address, _any_node_alive if address == "local" else None
         )
@@ -133,13 +137,13 @@ def check_resources(launch: Launch, *, may_grow: bool) -> None:
     nodes = ray.nodes()
     if any(fits(launch, node) for node in nodes):
         return
-    there = [node["Resources"] for node in nodes if node["Alive"]]
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
     largest = ", ".join(
-        f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in there
+        f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in alive
     )
     message = (
-        f"A trial wants {launch.cpus_per_trial:g} CPUs and {launch.gpus_per_trial:g} GPUs, but the nodes have "
-        f"{largest}. Lower --cpus-per-trial or --gpus-per-trial, or add a node."
+        f"A trial needs {launch.cpus_per_trial:g} CPUs and {launch.gpus_per_trial:g} GPUs, but the "
+        f"nodes have {largest}. Lower --cpus-per-trial or --gpus-per-trial, or add a node."
     )
     if not may_grow:
         raise ValueError(message)
@@ -148,9 +152,9 @@ def check_resources(launch: Launch, *, may_grow: bool) -> None:
 
 def fits(launch: Launch, node: Mapping[str, Any]) -> bool:
     """Return whether a node of ``ray.nodes`` is alive and can hold a trial of ``launch``."""
-    has, wanted = node["Resources"], {"CPU": launch.cpus_per_trial, "GPU": launch.gpus_per_trial}
+    has, needed = node["Resources"], {"CPU": launch.cpus_per_trial, "GPU": launch.gpus_per_trial}
     return bool(node["Alive"]) and all(
-        has.get(kind, 0) >= number for kind, number in wanted.items()
+        has.get(kind, 0) >= number for kind, number in needed.items()
     )
 
 
@@ -216,7 +220,7 @@ class HeadWatch:
         # or for MLflow.
         if not self._closing.is_set():
             _kill_children()
-        print(f"Error: {self.loss}", file=sys.stderr, flush=True)  # noqa: T201 - the last word of the process
+        print(f"Error: {self.loss}", file=sys.stderr, flush=True)  # noqa: T201 - no logger any more
         os._exit(1)
 
 

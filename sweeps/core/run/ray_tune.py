@@ -74,7 +74,7 @@ class RayTune:
                 tune.with_resources(trainable(runs, f"{name}-{session.name}", left_out), _request),
                 name=session.name,
                 storage_path=str(session.parent),
-                # No limit for Tune: ``_Deciding`` decides how often a trial is tried again.
+                # No limit for Tune: ``_DriverScheduler`` decides how often a trial is tried again.
                 max_failures=-1,
                 max_concurrent_trials=self._launch.concurrent,
                 # The imports of a worker take seconds. With reuse they run once for each worker,
@@ -82,9 +82,9 @@ class RayTune:
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
-                search_alg=_Asking(),
+                search_alg=_DriverSearcher(),
                 num_samples=-1,
-                scheduler=_Deciding(),  # type: ignore[no-untyped-call]
+                scheduler=_DriverScheduler(),  # type: ignore[no-untyped-call]
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
                 callbacks=[_Events()],
                 raise_on_failed_trial=False,
@@ -194,11 +194,11 @@ class _Experiment:
 
     def _tell_workers(self, left_out: Set[str]) -> None:
         """Let the workers of exactly the nodes ``left_out`` refuse trials."""
-        told = {file.name for file in self._left_out.glob("*")}
-        for node in left_out - told:
+        refusing = {file.name for file in self._left_out.glob("*")}
+        for node in left_out - refusing:
             self._left_out.mkdir(parents=True, exist_ok=True)
             (self._left_out / node).touch()
-        for node in told - left_out:
+        for node in refusing - left_out:
             (self._left_out / node).unlink(missing_ok=True)
 
     def check(self) -> None:
@@ -283,10 +283,10 @@ class _Events(tune.Callback):
         )
 
 
-class _Asking(Searcher):
+class _DriverSearcher(Searcher):
     """Ask the driver of this process for trials; stateless like ``_Events``."""
 
-    def suggest(self, trial_id: str) -> Any:  # noqa: ANN401 - Ray's own says less than its documentation
+    def suggest(self, trial_id: str) -> Any:  # noqa: ANN401 - as in Ray
         experiment = _EXPERIMENT.get()
         spec = experiment.suggest()
         if spec is not None:
@@ -303,7 +303,7 @@ class _Asking(Searcher):
         """Do nothing: Tune's experiments are never restored."""
 
 
-class _Deciding(FIFOScheduler):
+class _DriverScheduler(FIFOScheduler):
     """Decide what follows from a result or a failure; stateless like ``_Events``.
 
     Tune counts all failures alike. So Tune starts every trial again, and this scheduler stops those
@@ -320,7 +320,7 @@ class _Deciding(FIFOScheduler):
         if trial.status != Trial.RUNNING:
             trial.update_resources(experiment.request(_trial_name(trial)))
 
-    def choose_trial_to_run(self, controller: Any) -> Trial | None:  # noqa: ANN401 - Tune's delegate of its controller
+    def choose_trial_to_run(self, controller: Any) -> Trial | None:  # noqa: ANN401 - as in Ray
         for trial in controller.get_trials():
             if trial.status == Trial.PENDING and trial.trial_id in _EXPERIMENT.get().failed:
                 controller.stop_trial(trial)

@@ -50,9 +50,9 @@ class SearchProposer(Proposer):
             LostLeaseError: Another driver runs the search now.
             ValueError: The space holds settings that do not go together.
         """
-        begun, self._begun = self._begun, []
-        if begun:
-            return begun
+        unfinished, self._begun = self._begun, []
+        if unfinished:
+            return unfinished
         if not is_idle:
             return ()
         self._check_lease()

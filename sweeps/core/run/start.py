@@ -78,7 +78,8 @@ def run_study(study: Study | SearchStudy, launch: Launch, connect: Connect = con
             report = write_report_of(situation, running=False)
             remember_report(situation, report)
             click.echo(
-                f"All {outlook.num_trials} trials have ended.\n\n{report.text}\n\nReport: {report.page}"
+                f"All {outlook.num_trials} trials have ended.\n\n{report.text}\n\n"
+                f"Report: {report.page}"
             )
             return report.exit_code
         if isinstance(situation, Situation):

@@ -44,8 +44,8 @@ class StudyProposer(Proposer):
             for task in self._groups[group]
             if task.key not in self._given_up
         ]
-        now, _ = self._situation.tasks(among, self._afresh) if among else ([], [])
-        new = {task.key: task for task in now if task.key not in self._open}
+        ready, _ = self._situation.tasks(among, self._afresh) if among else ([], [])
+        new = {task.key: task for task in ready if task.key not in self._open}
         self._open |= new
         return list(new.values())
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from sweeps.core.run.failures import ScratchError, StorageError
 from sweeps.core.store.identity import identify
-from sweeps.core.store.runs import link_or_copy, mend, seal
+from sweeps.core.store.runs import link_or_copy, repair, seal
 from sweeps.core.store.scratch import scratch_folder, sweep_scratch
 from toco.files import is_no_room
 from toco.processes import MachineError
@@ -101,11 +101,11 @@ def run_trial(spec: Spec, channel: Channel) -> None:
         with recording_command(spec.command or None):
             _run(spec, channel)
     except Exception as error:
-        known = _with_folder(error, spec)
-        channel.fail(known)
-        if known is error:
+        failure = _with_folder(error, spec)
+        channel.fail(failure)
+        if failure is error:
             raise
-        raise known from error
+        raise failure from error
 
 
 def _with_folder(error: Exception, spec: Spec) -> Exception:
@@ -129,9 +129,9 @@ def _run(spec: Spec, channel: Channel) -> None:
     config = RunConfig.model_validate(spec.config)
     if identify(config, spec.train, spec.inputs).key != spec.key:
         raise ValueError(
-            "The code that this worker has imported is not the code that the study was planned with, so its result "
-            "would be entered under a wrong name. Bring the same code to every node, or start the study again if the "
-            "code was changed while it ran."
+            "The code that this worker has imported is not the code that the study was planned "
+            "with, so its result would be stored under a wrong key. Bring the same code to every "
+            "node, or start the study again if the code was changed while it ran."
         )
     if (problem := shortage(Path(tempfile.gettempdir()), spec.scratch_bytes)) is not None:
         raise ScratchError(problem)
@@ -151,7 +151,7 @@ def _run(spec: Spec, channel: Channel) -> None:
         with channel.restored() as snapshot:
             if snapshot is not None:
                 shutil.copytree(snapshot, run_dir)
-                mend(run_dir)
+                repair(run_dir)
         options: dict[str, Any] = {} if spec.prefixes is None else {"prefixes": Path(spec.prefixes)}
         try:
             result = train(
@@ -218,7 +218,11 @@ class _Reporter:
         )
         rows = read_rows(self._run_dir / METRICS).readable
         RunFolder(self._snapshot).set_metrics(
-            [one for one in rows if until_step is None or one["step"] <= until_step]
+            [
+                stored_row
+                for stored_row in rows
+                if until_step is None or stored_row["step"] <= until_step
+            ]
         )
         seal(self._snapshot)
         self._channel.report(row, self._snapshot)

@@ -60,17 +60,18 @@ def recall(study: Study, storage: Path) -> FinishedStudy | None:
     same.
     """
     try:
-        was = FinishedStudy.read(_path(study, storage), "It counts as missing.")
+        finished = FinishedStudy.read(_path(study, storage), "It counts as missing.")
         has_report = all(
-            sha256(storage / was.folder / name) == known for name, known in was.files.items()
+            sha256(storage / finished.folder / name) == stored_sha256
+            for name, stored_sha256 in finished.files.items()
         )
     except (OSError, UnreadableError):
         return None
     # The entries are compared byte by byte: a deleted entry may have been computed again for
     # another study.
-    if not has_report or Ledger(storage).content_digest(was.keys) != was.entries:
+    if not has_report or Ledger(storage).content_digest(finished.keys) != finished.entries:
         return None
-    return was
+    return finished
 
 
 def remember(
@@ -150,10 +151,10 @@ def _sources(trainer: str) -> str:
     digest_of_all = hashlib.sha256()
     files = []
     for package in (*_SOURCES, *({trainer} - {*_SOURCES})):
-        found = find_spec(package)
-        if found and found.submodule_search_locations is None and found.origin:
-            files.append(Path(found.origin))
-        for root in (found.submodule_search_locations or ()) if found else ():
+        spec = find_spec(package)
+        if spec and spec.submodule_search_locations is None and spec.origin:
+            files.append(Path(spec.origin))
+        for root in (spec.submodule_search_locations or ()) if spec else ():
             files += sorted(path for path in Path(root).rglob("*") if path.suffix in (".py", ".j2"))
     for path in files:
         digest_of_all.update(path.read_bytes())

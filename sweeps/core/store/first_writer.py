@@ -34,17 +34,17 @@ def write_first(path: Path, text: str, is_whole: Callable[[bytes], bool]) -> boo
     Raises:
         ValueError: The file system has no hard links.
     """
-    own = partial_name(path)
+    temporary = partial_name(path)
     try:
-        write_text(own, text)
-        while not link_first(own, path):
+        write_text(temporary, text)
+        while not link_first(temporary, path):
             if is_whole_file(path, is_whole):
                 return False
             _remove_damaged(path, is_whole)
         sync(path.parent)
         return True
     finally:
-        own.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def keep_aside(path: Path, folder: Path, suffix: str) -> Path:
@@ -56,11 +56,11 @@ def keep_aside(path: Path, folder: Path, suffix: str) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
-    while not link_first(path, kept := folder / f"{path.name}.{suffix}-{number}"):
+    while not link_first(path, new_path := folder / f"{path.name}.{suffix}-{number}"):
         number += 1
     path.unlink(missing_ok=True)
     sync(folder)
-    return kept
+    return new_path
 
 
 def link_first(source: Path, target: Path) -> bool:
@@ -84,8 +84,9 @@ def link_first(source: Path, target: Path) -> bool:
         if error.errno not in _NO_LINKS:
             raise
         raise ValueError(
-            f"{target.parent} is on a file system without hard links ({error.strerror}), by which two drivers keep out "
-            "of each other's way. Give a --storage on a local disk or on NFS."
+            f"{target.parent} is on a file system without hard links ({error.strerror}), which "
+            "keep two drivers from running the same trial. Give a --storage on a local disk or "
+            "on NFS."
         ) from error
     return True
 

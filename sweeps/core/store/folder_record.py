@@ -57,7 +57,7 @@ class FolderFile(Stored):
 
 
 File = TypeVar("File", bound=FolderFile)
-Beside = TypeVar("Beside", bound=Stored)
+OptionalFile = TypeVar("OptionalFile", bound=Stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,10 @@ class FolderRecord(Generic[File]):
         """
         path = folder / self.file
         while True:
-            was, start_id = self._kept(path)
-            text = make(was, start_id or uuid.uuid4().hex).text()
-            if was is not None:
-                if text != was.text():
+            stored, start_id = self._kept(path)
+            text = make(stored, start_id or uuid.uuid4().hex).text()
+            if stored is not None:
+                if text != stored.text():
                     write_text(path, text)
                 return
             # If two drivers begin at once, both use the ``start_id`` of the first.
@@ -147,7 +147,7 @@ class FolderRecord(Generic[File]):
         older = self._older(content)
         suffix = "damaged" if older is None else f"format-{older}"
         try:
-            kept = keep_aside(path, path.parent / HISTORY, suffix)
+            kept_path = keep_aside(path, path.parent / HISTORY, suffix)
         except FileNotFoundError:  # by another driver
             return None, None
         fault = (
@@ -156,7 +156,10 @@ class FolderRecord(Generic[File]):
             else "was written by an earlier version, without a digest of its own"
         )
         logger.warning(
-            "%s %s. It is kept as %s and written again.", printable(path), fault, printable(kept)
+            "%s %s. It is kept as %s and written again.",
+            printable(path),
+            fault,
+            printable(kept_path),
         )
         # Runs in MLflow are found by the ``start_id``. If it is damaged, too, the study gets a new
         # one, like a new start.
@@ -180,7 +183,7 @@ class FolderRecord(Generic[File]):
         return version if isinstance(version, int) and 0 < version < self.version else None
 
 
-def read_beside(path: Path, model: type[Beside]) -> Beside | None:
+def read_optional(path: Path, model: type[OptionalFile]) -> OptionalFile | None:
     """Read a file that only affects how results are shown.
 
     ``None`` where it is missing or, with a warning, damaged.

@@ -144,61 +144,61 @@ def trial_inputs(trials: Sequence[Trial]) -> list[Inputs]:
         ValueError: A data set is missing or wrong.
         OSError: A file cannot be read.
     """
-    known: dict[tuple[str, str], Inputs] = {}
+    inputs_of: dict[tuple[str, str], Inputs] = {}
     inputs = []
     for trial in trials:
         # As text: comparing thousands of configs by value takes seconds.
         parts = (trial.config.data.model_dump_json(), trial.config.backbone.model_dump_json())
-        if parts not in known:
-            known[parts] = config_inputs(trial.config)
-        inputs.append(known[parts])
+        if parts not in inputs_of:
+            inputs_of[parts] = config_inputs(trial.config)
+        inputs.append(inputs_of[parts])
     return inputs
 
 
-def same_surroundings(parts: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+def same_surroundings(parts: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
     """Return whether two results have the same code, versions, data and weights."""
-    return all(parts[name] == known.get(name) for name in SURROUNDINGS)
+    return all(parts[name] == stored.get(name) for name in SURROUNDINGS)
 
 
-def why(parts: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+def why(parts: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
     """List the differences between a trial and a stored one, as text; empty where there is none.
 
     >>> why({"code": {"a": "1"}, "seed": 3}, {"code": {"a": "2"}, "seed": 3})
     ['code changed: a']
     """
     # Defaults: an entry that another version wrote may lack a part.
-    code, known_code = parts.get("code", {}), known.get("code", {})
-    data, known_data = parts.get("data", {}), known.get("data", {})
-    versions, known_versions = parts.get("versions", {}), known.get("versions", {})
+    code, stored_code = parts.get("code", {}), stored.get("code", {})
+    data, stored_data = parts.get("data", {}), stored.get("data", {})
+    versions, stored_versions = parts.get("versions", {}), stored.get("versions", {})
     modules = {
         "changed": [
             name
-            for name in sorted(code.keys() & known_code.keys())
-            if code[name] != known_code[name]
+            for name in sorted(code.keys() & stored_code.keys())
+            if code[name] != stored_code[name]
         ],
-        "added": sorted(code.keys() - known_code.keys()),
-        "no longer used": sorted(known_code.keys() - code.keys()),
+        "added": sorted(code.keys() - stored_code.keys()),
+        "no longer used": sorted(stored_code.keys() - code.keys()),
     }
     reasons = [f"code {what}: {', '.join(names)}" for what, names in modules.items() if names]
     for split, name in (("train", "training"), ("val", "validation")):
-        if data.get(split) != known_data.get(split):
+        if data.get(split) != stored_data.get(split):
             reasons.append(f"other {name} data")
-    if parts.get("weights") != known.get("weights"):
+    if parts.get("weights") != stored.get("weights"):
         reasons.append("other pretrained weights")
     reasons += [
-        f"{package} {versions.get(package)} instead of {known_versions.get(package)}"
-        for package in sorted(versions.keys() | known_versions.keys())
-        if versions.get(package) != known_versions.get(package)
+        f"{package} {versions.get(package)} instead of {stored_versions.get(package)}"
+        for package in sorted(versions.keys() | stored_versions.keys())
+        if versions.get(package) != stored_versions.get(package)
     ]
-    if parts.get("train") != known.get("train"):
-        reasons.append(f"trained by {parts.get('train')} instead of {known.get('train')}")
+    if parts.get("train") != stored.get("train"):
+        reasons.append(f"trained by {parts.get('train')} instead of {stored.get('train')}")
     # ``training_config`` contains the seed, and ``config`` contains all of ``training_config``. So
     # after the first difference the later digests differ, too, and are no further reasons.
-    if parts.get("seed") != known.get("seed"):
-        reasons.append(f"seed {parts.get('seed')} instead of {known.get('seed')}")
-    elif parts.get("training_config") != known.get("training_config"):
+    if parts.get("seed") != stored.get("seed"):
+        reasons.append(f"seed {parts.get('seed')} instead of {stored.get('seed')}")
+    elif parts.get("training_config") != stored.get("training_config"):
         reasons.append("other config")
-    elif parts.get("config") != known.get("config"):
+    elif parts.get("config") != stored.get("config"):
         reasons.append("other settings of the evaluation")
     return reasons
 
@@ -223,7 +223,7 @@ def _config_digests(config: RunConfig) -> tuple[str, str]:
     return _sha256(values)[:16], _sha256(training)[:16]
 
 
-class _Same:
+class _ByIdentity:
     """A config compared by identity. Comparing configs by value takes long."""
 
     __slots__ = ("value",)
@@ -232,18 +232,18 @@ class _Same:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
+        return isinstance(other, _ByIdentity) and self.value is other.value
 
     def __hash__(self) -> int:
         return id(self.value)
 
 
 def _value(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    return _part_digest(_Same(value)) if isinstance(value, Config) else value
+    return _part_digest(_ByIdentity(value)) if isinstance(value, Config) else value
 
 
 @lru_cache(maxsize=4096)
-def _part_digest(part: _Same) -> str:
+def _part_digest(part: _ByIdentity) -> str:
     # The configs of a study's trials share most of their parts as objects.
     return digest(part.value)
 

@@ -71,7 +71,8 @@ class _Link:
         """Description of the holder, for messages."""
         if self.holder is None:
             return f"a driver whose lease {self.path} cannot be read"
-        return f"{self.holder.holder} on {self.holder.process.host} (process {self.holder.process.pid})"
+        process = self.holder.process
+        return f"{self.holder.holder} on {process.host} (process {process.pid})"
 
 
 class _Silences:
@@ -131,8 +132,8 @@ class Leases(AbstractContextManager["Leases"]):
         """
         if not 0 < beat_every_s < expires_s / 2:
             raise ValueError(
-                f"A lease that expires after {expires_s} s needs a heart-beat at least twice in that time, not every "
-                f"{beat_every_s} s."
+                f"A lease that expires after {expires_s} s needs a heart-beat at least twice in "
+                f"that time, not every {beat_every_s} s."
             )
         self._folder = mounted(storage) / FOLDER
         self._holder = holder
@@ -180,8 +181,9 @@ class Leases(AbstractContextManager["Leases"]):
         """
         if not self.holds(key):
             raise LostLeaseError(
-                f"This driver was suspended or cut off, and {self.holder(key) or 'another driver'} has taken over. The "
-                "same command goes on from here."
+                "This driver was suspended or cut off, and "
+                f"{self.holder(key) or 'another driver'} has taken over. The same command goes on "
+                "from here."
             )
 
     def holder(self, key: str) -> str | None:

@@ -178,15 +178,15 @@ class Ledger:
             traceback: The traceback, of which the end is stored.
             host: Machine where it failed; empty where unknown.
         """
-        now = datetime.now(UTC)
+        moment = datetime.now(UTC)
         failure = Failure(
             key=key,
-            time=now.isoformat(timespec="seconds"),
+            time=moment.isoformat(timespec="seconds"),
             host=host,
             reason=public_text(reason),
             traceback=public_text(traceback)[-LONGEST_TRACEBACK:],
         )
-        name = f"{now.isoformat(timespec='microseconds')}-{uuid.uuid4().hex[:8]}.json"
+        name = f"{moment.isoformat(timespec='microseconds')}-{uuid.uuid4().hex[:8]}.json"
         write_text(self._failures(key) / name.replace(":", ""), failure.text(indent=None))
 
     def by_training(self, training_key: str) -> list[LedgerEntry]:
@@ -230,8 +230,9 @@ class Ledger:
         if not number:
             return None
         return (
-            f"The ledger has {number} results of version 0.4, which do not count: they carry no digest that would "
-            "show damage, and other code made them. What is needed of them runs again; they stay where they are."
+            f"The ledger has {number} results of version 0.4, which do not count: they carry no "
+            "digest that would show damage, and other code made them. Those that are needed run "
+            "again; the old ones stay where they are."
         )
 
     def _entries(self) -> Iterator[os.DirEntry[str]]:
@@ -249,11 +250,11 @@ class Ledger:
         by_folder: dict[Path, set[str]] = {}
         for key in keys:
             by_folder.setdefault(self._path(key).parent, set()).add(key)
-        for folder, wanted in by_folder.items():
+        for folder, folder_keys in by_folder.items():
             # One listing instead of one question for every key, which would take long on a network
             # file system.
             names = {name.removesuffix(".json") for name in _names(folder)}
-            yield from ((key, self._path(key)) for key in wanted & names)
+            yield from ((key, self._path(key)) for key in folder_keys & names)
 
     def _path(self, key: str) -> Path:
         return self._root / key[:2] / f"{key}.json"
@@ -274,9 +275,9 @@ def mounted(storage: Path) -> Path:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(storage))
     if scheme:
         raise ValueError(
-            f"--storage is {str(storage)!r}, but a ledger needs a folder, on a local disk or mounted: two drivers keep "
-            f"out of each other's way by hard links, which {scheme[1]} does not have. Give a folder, and copy it to "
-            "the bucket for readers."
+            f"--storage is {str(storage)!r}, but a ledger needs a folder, on a local disk or "
+            "mounted: hard links keep two drivers from running the same trial, and "
+            f"{scheme[1]} has none. Give a folder, and copy it to the bucket for readers."
         )
     return storage
 

@@ -99,12 +99,14 @@ class Runs:
             LostLeaseError: ``check`` raised it.
         """
         target = self.ledger.run_dir(key)
-        ended, status = self.status(key), _status(snapshot)
+        stored_status, status = self.status(key), _status(snapshot)
         step, newest = newest_step(snapshot), newest_step(target)
-        is_older = step < newest or (step == newest and ended is not None and status is None)
+        is_older = step < newest or (
+            step == newest and stored_status is not None and status is None
+        )
         # The evaluation of a stored training has no checkpoint, but it is final for a training
         # begun here.
-        if ended == "finished" or (is_older and status != "finished"):
+        if stored_status == "finished" or (is_older and status != "finished"):
             return
         before = partial(check, key)
         last = Path("result.json")
@@ -135,12 +137,12 @@ class Runs:
 
     def is_published(self, key: str, snapshot: Path) -> bool:
         """Return whether a run folder is at least as new as ``snapshot``."""
-        ended, status = self.status(key), _status(snapshot)
-        if ended == "finished" or status is not None:
-            return ended in ("finished", status)
+        stored_status, status = self.status(key), _status(snapshot)
+        if stored_status == "finished" or status is not None:
+            return stored_status in ("finished", status)
         return newest_step(snapshot) <= newest_step(self.ledger.run_dir(key))
 
-    def salvage(self, folder: Path, check: Callable[[str], None] = lambda key: None) -> bool:
+    def recover(self, folder: Path, check: Callable[[str], None] = lambda key: None) -> bool:
         """Publish the snapshots that a lost driver had received of a trial.
 
         An incomplete or damaged snapshot is skipped. One that cannot be read or written now, on a
@@ -166,7 +168,7 @@ class Runs:
                     read(newest[0])
                 self.publish(key, snapshot, check)
             except CheckpointError as error:
-                logger.warning("Passing over a snapshot of %s: %s", key, error)
+                logger.warning("Skipping a snapshot of %s: %s", key, error)
             except (OSError, LostLeaseError) as error:
                 complete = False
                 logger.warning(
@@ -219,19 +221,19 @@ def session_lease(session: Path) -> str:
     return f"{SESSIONS}-{session.name}"
 
 
-def salvage(runs: Runs, leases: Leases, own: Path) -> None:
+def recover(runs: Runs, leases: Leases, own_session: Path) -> None:
     """Publish the snapshots of lost drivers, of all studies, and delete their folders.
 
-    The folder of this driver, ``own``, stays. Trials that other drivers lease, and snapshots that
-    cannot be published now, are left for the next call.
+    The folder of this driver, ``own_session``, stays. Trials that other drivers lease, and
+    snapshots that cannot be published now, are left for the next call.
     """
-    sessions = [path for path in runs.sessions.glob("*") if path != own]
+    sessions = [path for path in runs.sessions.glob("*") if path != own_session]
     dead = leases.acquire([session_lease(path) for path in sessions])
     for session in (path for path in sessions if session_lease(path) in dead):
         for folder in _trials_in(session):
             was_held = leases.holds(folder.name)
             if leases.acquire([folder.name]):
-                if runs.salvage(folder, leases.check):
+                if runs.recover(folder, leases.check):
                     shutil.rmtree(folder, ignore_errors=True)
                 if not was_held:
                     leases.release([folder.name])
@@ -239,17 +241,17 @@ def salvage(runs: Runs, leases: Leases, own: Path) -> None:
     leases.release(dead)
 
 
-def leave(runs: Runs, own: Path) -> None:
+def leave(runs: Runs, session: Path) -> None:
     """Delete the folder of this driver, except snapshots that could not be published.
 
-    A later :func:`salvage` publishes those.
+    A later :func:`recover` publishes those.
     """
-    for folder in _trials_in(own):
+    for folder in _trials_in(session):
         if all(
             runs.is_published(folder.name, snapshot) for snapshot in folder.glob("checkpoint_*")
         ):
             shutil.rmtree(folder, ignore_errors=True)
-    _remove_empty(own)
+    _remove_empty(session)
 
 
 def _trials_in(session: Path) -> list[Path]:
@@ -271,7 +273,7 @@ def seal(snapshot: Path) -> None:
     write_text(path, json.dumps(hashes), durable=False)
 
 
-def mend(run_dir: Path) -> None:
+def repair(run_dir: Path) -> None:
     """Repair a copy of a run folder, so that its training can continue.
 
     Damaged files are removed; all files are, if the training has to begin again.
@@ -306,8 +308,8 @@ def _is_sealed(snapshot: Path) -> bool:
 
 
 def _files(snapshot: Path) -> set[Path]:
-    found = (path.relative_to(snapshot) for path in snapshot.rglob("*") if path.is_file())
-    return {path for path in found if path != Path(CONTENTS)}
+    files = (path.relative_to(snapshot) for path in snapshot.rglob("*") if path.is_file())
+    return {path for path in files if path != Path(CONTENTS)}
 
 
 def _hash(path: Path) -> str:

@@ -210,10 +210,10 @@ def with_trials(search: SearchFile, path: Path) -> SearchRecord:
         path: Its folder, which need not exist.
     """
     study, fault = read_study(path / search.journal)
-    known = [] if study is None else study.get_trials(deepcopy=False)
+    proposals = [] if study is None else study.get_trials(deepcopy=False)
     # Without all its values, a trial waits to be asked for, or its driver was lost while it asked.
     # Finished trials have all of them, so ``importance`` uses those that ``importance_n`` counts.
-    asked = [trial for trial in known if trial.params.keys() == search.space.keys()]
+    asked = [trial for trial in proposals if trial.params.keys() == search.space.keys()]
     best = set() if study is None else {trial.number for trial in study.best_trials}
     ledger = Ledger(path.parent)
     return SearchRecord(
@@ -237,7 +237,7 @@ def importance(
     all have the same value.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    found = {}
+    shares = {}
     for index, objective in enumerate(objectives):
         values = [trial.values[index] for trial in complete]
         if len(values) < FEWEST_FOR_IMPORTANCE or min(values) == max(values):
@@ -247,8 +247,8 @@ def importance(
             return float(trial.values[index])
 
         evaluator = FanovaImportanceEvaluator(seed=0)
-        found[objective.key] = get_param_importances(study, evaluator=evaluator, target=value)
-    return found
+        shares[objective.key] = get_param_importances(study, evaluator=evaluator, target=value)
+    return shares
 
 
 def _trial(
@@ -285,7 +285,7 @@ def _state(
         # Optuna calls every trial without a result pruned. Without a rung it diverged.
         return "diverged" if stopped_at is None else "stopped", message
     # The name is never written: this process takes no lease.
-    if key and Leases(ledger.storage, "somebody who reads the search").holder(key) is not None:
+    if key and Leases(ledger.storage, "a reader of the search").holder(key) is not None:
         return "running", message
     failures = ledger.failures(key) if key else []
     return ("failed", failures[-1].reason) if failures else ("unfinished", message)

@@ -72,8 +72,8 @@ class Journal(BaseJournalBackend):
                 log = _log(line, len(self._logs))
                 if log is None:
                     self.fault = (
-                        f"{printable(self._path)} is damaged in line {len(self._logs) + 1}: its bytes are not those "
-                        "that were written."
+                        f"{printable(self._path)} is damaged in line {len(self._logs) + 1}: its "
+                        "bytes are not those that were written."
                     )
                     break
                 self._logs.append(log)
@@ -92,18 +92,19 @@ class Journal(BaseJournalBackend):
         """
         self.read_logs(0)
         if self.fault is not None:
-            kept = keep_aside(self._path, self._path.parent / HISTORY, "damaged")
+            kept_path = keep_aside(self._path, self._path.parent / HISTORY, "damaged")
             write_text(self._path, "".join(_lines(self._logs, 0)))
             logger.warning(
-                "%s The journal is kept as %s. The search goes on from the line before: later trials are asked for "
-                "again, and results that the ledger has are not computed again.",
+                "%s The journal is kept as %s. The search goes on from the line before: later "
+                "trials are asked for again, and results that the ledger has are not computed "
+                "again.",
                 self.fault,
-                printable(kept),
+                printable(kept_path),
             )
             self.fault = None
         elif self._path.is_file() and self._path.stat().st_size > self._end:
             logger.warning(
-                "The last line of %s is torn, which loses one event of the search.",
+                "The last line of %s is incomplete, which loses one event of the search.",
                 printable(self._path),
             )
             os.truncate(self._path, self._end)
@@ -166,9 +167,9 @@ class SearchTrials:
 
     def planned(self) -> list[int]:
         """Return the numbers of all trials, those that will still be asked for included."""
-        known = self._trials()
-        asked = [trial.number for trial in known if self._is_whole(trial)]
-        following = sum(trial.state is not TrialState.WAITING for trial in known)
+        trials = self._trials()
+        asked = [trial.number for trial in trials if self._is_whole(trial)]
+        following = sum(trial.state is not TrialState.WAITING for trial in trials)
         return asked + list(
             range(following, following + max(self._plan.study.num_trials - len(asked), 0))
         )
@@ -208,13 +209,13 @@ class SearchTrials:
         again.
         """
         trial = self._trial(number)
-        known = trial.user_attrs.get(RUNGS, {"reached": {}, "stopped_at": None})
+        judged = trial.user_attrs.get(RUNGS, {"reached": {}, "stopped_at": None})
         if (
             step not in self._plan.rungs
             or trial.state is not TrialState.RUNNING
-            or str(step) in known["reached"]
+            or str(step) in judged["reached"]
         ):
-            return bool(known["stopped_at"] is None)
+            return bool(judged["stopped_at"] is None)
         others = [
             other.user_attrs[RUNGS]["reached"][str(step)]
             for other in self._trials()
@@ -225,9 +226,9 @@ class SearchTrials:
         keys = [
             objective.key for objective in self._plan.study.objectives if objective.is_evaluated
         ]
-        found = {key: metrics.get(key) for key in keys}
-        goes_on = self._plan.goes_on(found, others)
-        reached = {**known["reached"], str(step): found}
+        values = {key: metrics.get(key) for key in keys}
+        goes_on = self._plan.goes_on(values, others)
+        reached = {**judged["reached"], str(step): values}
         # One line of the journal: either the trial reached the rung and was judged, or it did not
         # reach it.
         self._set(trial, RUNGS, {"reached": reached, "stopped_at": None if goes_on else step})
@@ -283,7 +284,7 @@ class SearchTrials:
         self._check()
         self._study.tell(number, values, state)
 
-    def _set(self, trial: FrozenTrial, name: str, value: Any) -> None:  # noqa: ANN401 - any JSON value
+    def _set(self, trial: FrozenTrial, name: str, value: Any) -> None:  # noqa: ANN401 - any JSON
         self._check()
         self._storage.set_trial_user_attr(trial._trial_id, name, value)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from sweeps.core.design.study import Plan
 from sweeps.core.store.first_writer import write_first
-from sweeps.core.store.folder_record import HISTORY, read_beside
+from sweeps.core.store.folder_record import HISTORY, read_optional
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.identity import Inputs
 from sweeps.core.store.study_record import (
@@ -77,13 +77,13 @@ class StudyFolder:
             forecast: The predicted cost.
         """
 
-        def make(was: StudyFile | None, start_id: str) -> StudyFile:
-            now = study_file(plan, keys, inputs, start_id)
-            same = was is not None and is_same_state(was, now)
-            if was is not None and not same:
-                self._keep(was)
-            return now.model_copy(
-                update={"forecast": (was.forecast if was and same else None) or forecast}
+        def make(stored: StudyFile | None, start_id: str) -> StudyFile:
+            present = study_file(plan, keys, inputs, start_id)
+            is_same = stored is not None and is_same_state(stored, present)
+            if stored is not None and not is_same:
+                self._keep(stored)
+            return present.model_copy(
+                update={"forecast": (stored.forecast if stored and is_same else None) or forecast}
             )
 
         RECORD.write(self.path, make)
@@ -108,12 +108,12 @@ class StudyFolder:
             pages: Addresses of its experiment.
             runs: Ids of MLflow runs by the keys of trials. Links that were written before stay.
         """
-        was = read_beside(self.path / MLFLOW_FILE, MlflowLinks)
-        now = MlflowLinks(host=pages.host, experiment_id=pages.experiment_id, runs=runs)
-        if was is not None and was.pages == pages:
-            now = now.model_copy(update={"runs": {**was.runs, **runs}})
-        if was != now:
-            write_text(self.path / MLFLOW_FILE, now.text(), durable=False)
+        stored = read_optional(self.path / MLFLOW_FILE, MlflowLinks)
+        links = MlflowLinks(host=pages.host, experiment_id=pages.experiment_id, runs=runs)
+        if stored is not None and stored.pages == pages:
+            links = links.model_copy(update={"runs": {**stored.runs, **runs}})
+        if stored != links:
+            write_text(self.path / MLFLOW_FILE, links.text(), durable=False)
 
     def stored(self) -> StudyFile | None:
         """Read ``study.json``; ``None`` where it is missing or, with a warning, damaged.
@@ -201,12 +201,12 @@ def study_file(
     )
 
 
-def is_same_state(one: StudyFile, other: StudyFile) -> bool:
+def is_same_state(state: StudyFile, other_state: StudyFile) -> bool:
     """Return whether two states of a study have equal configurations, keys and inputs.
 
     Equal keys in the ledger mean the same results.
     """
     first, second = (
-        study.model_dump(mode="json", include={"cells", "inputs"}) for study in (one, other)
+        study.model_dump(mode="json", include={"cells", "inputs"}) for study in (state, other_state)
     )
     return first == second

@@ -16,7 +16,7 @@ from pydantic import StringConstraints, field_validator
 from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import PaperRow
 from sweeps.core.design.study import Cell, Metric, PlannedRow, declared_comparisons
-from sweeps.core.store.folder_record import FolderFile, FolderRecord, read_beside
+from sweeps.core.store.folder_record import FolderFile, FolderRecord, read_optional
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.identity import Inputs
 from sweeps.core.store.leases import Leases
@@ -164,7 +164,7 @@ class StudyRecord(StudyFile):
         """Return the published row that a row is compared with."""
         paper = self.blocks[row.block].paper
         return (
-            next((known for known in paper.rows if known.label == row.paper_row), None)
+            next((paper_row for paper_row in paper.rows if paper_row.label == row.paper_row), None)
             if paper
             else None
         )
@@ -217,9 +217,9 @@ def with_results(study: StudyFile, study_dir: Path) -> StudyRecord:
         study_dir: Its folder, which need not exist.
     """
     ledger = Ledger(study_dir.parent)
-    progress = read_beside(study_dir / PROGRESS_FILE, Progress)
+    progress = read_optional(study_dir / PROGRESS_FILE, Progress)
     written = progress.steps if progress else {}
-    leases = Leases(study_dir.parent, "somebody who reads the study")
+    leases = Leases(study_dir.parent, "a reader of the study")
     steps = {key: step for key, step in written.items() if _is_held(leases, key)}
     return StudyRecord(
         **dict(study),
@@ -234,7 +234,7 @@ def with_results(study: StudyFile, study_dir: Path) -> StudyRecord:
         eta_s=progress.eta_s if progress and steps else None,
         # A killed driver leaves its last ``progress.json`` behind.
         running=progress is not None and progress.running and (bool(steps) or not written),
-        mlflow=read_beside(study_dir / MLFLOW_FILE, MlflowLinks),
+        mlflow=read_optional(study_dir / MLFLOW_FILE, MlflowLinks),
     )
 
 

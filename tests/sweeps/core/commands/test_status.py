@@ -48,7 +48,7 @@ def test_the_status_tells_what_runs_what_failed_and_what_nobody_runs(tmp_path, k
     assert first == "Fake trainings: 1 of 4 trials is there."
     assert failed == "  #8, seed 1: failed once: MemoryError: none left"
     assert leased.startswith("  #10, seed 0: step 0 of 160, the study other on ")
-    assert begun == "  #10, seed 1: step 5 of 160, nobody runs it"
+    assert begun == "  #10, seed 1: step 5 of 160, no driver runs it"
     assert missing == "Missing: 1 failed, 1 leased by a running driver, 1 begun."
     ledger.add_failure(keys["#8, seed 1"], "KeyError: 'x'", "Traceback")
     status.print_status(STUDY, Launch(tmp_path))
@@ -61,7 +61,7 @@ def test_the_status_tells_what_runs_what_failed_and_what_nobody_runs(tmp_path, k
 def test_a_whole_study_misses_nothing(tmp_path, capsys):
     record(tmp_path, STUDY, 0.5)
     status.print_status(STUDY, Launch(tmp_path))
-    assert capsys.readouterr().out == "Fake trainings: 4 of 4 trials are there.\n"
+    assert capsys.readouterr().out == "Fake trainings: 4 of 4 trials have ended.\n"
 
 
 def test_the_status_says_why_a_trial_is_missing_although_its_settings_are_there(
@@ -98,7 +98,7 @@ def test_a_whole_studys_report_ends_with_0_and_makes_the_bundle(tmp_path, capsys
 
 
 def test_a_study_of_which_nothing_is_there_is_reported_with_a_warning(tmp_path):
-    with pytest.warns(UserWarning, match="None of the trials of fake is there yet"):
+    with pytest.warns(UserWarning, match="No trial of fake has ended yet"):
         assert status.print_report(STUDY, Launch(tmp_path), None) == 4
 
 

@@ -11,7 +11,7 @@ from sweeps.core.plan.launch_options import Launch
 GB = 10**9
 
 
-def foretold(each, trainings=8):
+def predicted(each, trainings=8):
     nothing = dict.fromkeys(
         ("wall_s", "training_s", "cpu_hours", "gpu_hours", "money", "disk_bytes", "memory_bytes")
     )
@@ -47,33 +47,33 @@ def machine(monkeypatch):
 )
 def test_trials_at_once_are_admitted_by_what_one_needs(tmp_path, gpus, each, fits):
     launch = Launch(tmp_path, concurrent=4, gpus_per_trial=gpus)
-    assert (refusal(foretold(each), launch) is None) == fits
+    assert (refusal(predicted(each), launch) is None) == fits
 
 
 def test_the_refusal_says_what_fits(tmp_path):
-    text = refusal(foretold(40 * GB), Launch(tmp_path, concurrent=3))
+    text = refusal(predicted(40 * GB), Launch(tmp_path, concurrent=3))
     assert text == (
         "3 trials at once on this machine would not fit: one was measured to need 40.0 GB of its 100.0 GB, so that "
         "2 fit with 10% to spare; give --concurrent 2."
     )
-    assert refusal(foretold(40 * GB), Launch(tmp_path, concurrent=2)) is None
-    text = refusal(foretold(20 * GB), Launch(tmp_path, concurrent=8, gpus_per_trial=0.25))
+    assert refusal(predicted(40 * GB), Launch(tmp_path, concurrent=2)) is None
+    text = refusal(predicted(20 * GB), Launch(tmp_path, concurrent=8, gpus_per_trial=0.25))
     assert "4 trials at once on a GPU" in text
     assert text.endswith("3 fit with 10% to spare; give --gpus-per-trial 0.333.")
-    assert refusal(foretold(20 * GB), Launch(tmp_path, concurrent=8, gpus_per_trial=0.333)) is None
-    text = refusal(foretold(200 * GB), Launch(tmp_path, concurrent=1))
+    assert refusal(predicted(20 * GB), Launch(tmp_path, concurrent=8, gpus_per_trial=0.333)) is None
+    text = refusal(predicted(200 * GB), Launch(tmp_path, concurrent=1))
     assert text.endswith("0 fit with 10% to spare; take one with more memory.")
 
 
 def test_fewer_trials_than_could_run_at_once_count_as_they_are(tmp_path):
-    assert refusal(foretold(40 * GB, trainings=2), Launch(tmp_path, concurrent=8)) is None
+    assert refusal(predicted(40 * GB, trainings=2), Launch(tmp_path, concurrent=8)) is None
 
 
 def test_of_machines_that_cannot_be_asked_nothing_is_said(tmp_path, monkeypatch):
     launch = Launch(tmp_path, address="10.0.0.1:6379", concurrent=8)
-    assert refusal(foretold(90 * GB), launch) is None
+    assert refusal(predicted(90 * GB), launch) is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert refusal(foretold(90 * GB), Launch(tmp_path, concurrent=8, gpus_per_trial=0.5)) is None
+    assert refusal(predicted(90 * GB), Launch(tmp_path, concurrent=8, gpus_per_trial=0.5)) is None
 
 
 def test_the_advised_part_of_a_gpu_admits_as_many_trials_as_fit():

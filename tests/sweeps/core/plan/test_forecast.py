@@ -70,7 +70,7 @@ def test_one_training_alone_is_its_phases_its_evaluations_and_its_start():
     assert (result.disk_bytes, result.memory_bytes, result.money) == (2 * 10**7, 10**9, None)
 
 
-def test_what_lies_behind_a_checkpoint_is_not_foretold_again():
+def test_what_lies_behind_a_checkpoint_is_not_predicted_again():
     # The last 80 steps are the dear ones: 80 s and one evaluation.
     result = forecast([Work(NANO, "train", 80)], concurrent=1, costs=[COST])
     assert result.training_s == pytest.approx(83)
@@ -150,7 +150,7 @@ def test_finished_trainings_of_the_same_settings_know_better_than_a_probe():
     {"config": {"of": "an older version"}},
     {"wall_time_s": None},
 ])  # fmt: skip
-def test_trainings_that_were_cut_or_ran_elsewhere_foretell_nothing(changes):
+def test_trainings_that_were_cut_or_ran_elsewhere_predict_nothing(changes):
     result = forecast(
         [Work(NANO)], concurrent=1, costs=[COST], history=[amend_entry(entry(), **changes)]
     )
@@ -204,19 +204,19 @@ def test_the_scorecard_holds_the_forecast_against_what_happened():
     works = [Work(seeded(NANO, seed)) for seed in range(2)]
     made = forecast(works, concurrent=1, costs=[COST])
     stored = TypeAdapter(Forecast)
-    foretold = stored.validate_json(stored.dump_json(made), strict=True)
-    assert foretold == made
+    predicted = stored.validate_json(stored.dump_json(made), strict=True)
+    assert predicted == made
     entries = [entry(NANO, 126.0), entry(seeded(NANO, 1), 151.2, peak_memory_bytes=2 * 10**9)]
-    wall, training, memory = scorecard(foretold, entries, 2 * (5 + TRAINING_S) * 1.5)
-    assert wall == "Foretold 4 min (4 min to 5 min), took 7 min: 50 % longer, outside it."
-    assert training == "A training: foretold 2 min, took 2 min on average over 2: 10 % longer."
-    assert memory == "Memory of a trial: foretold 1.0 GB, took at most 2.0 GB."
+    wall, training, memory = scorecard(predicted, entries, 2 * (5 + TRAINING_S) * 1.5)
+    assert wall == "Predicted 4 min (4 min to 5 min), took 7 min: 50 % longer, outside the range."
+    assert training == "A training: predicted 2 min, took 2 min on average over 2: 10 % longer."
+    assert memory == "Memory of a trial: predicted 1.0 GB, took at most 2.0 GB."
 
 
 def test_the_scorecard_of_an_interrupted_study_says_what_is_known():
     works = [Work(NANO), Work(seeded(NANO, 1), "train", 80)]
-    foretold = forecast(works, concurrent=1, costs=[COST])
-    assert scorecard(foretold, [entry()], None) == (
-        "Trainings: foretold 2, ended 1.",
-        "Memory of a trial: foretold 1.0 GB, took at most 1.0 GB.",
+    predicted = forecast(works, concurrent=1, costs=[COST])
+    assert scorecard(predicted, [entry()], None) == (
+        "Trainings: predicted 2, ended 1.",
+        "Memory of a trial: predicted 1.0 GB, took at most 1.0 GB.",
     )

@@ -96,32 +96,32 @@ def plan(situation, launch):
 
 def test_without_history_the_first_cells_are_probed_once_each(tmp_path, probed):
     situation = survey(STUDY, tmp_path)
-    foretold = plan(situation, Launch(tmp_path, concurrent=1, cpus_per_trial=2.0))
+    predicted = plan(situation, Launch(tmp_path, concurrent=1, cpus_per_trial=2.0))
     ((blocks, threads),) = probed
     assert (len(blocks), len(set(blocks)), threads) == (PROBED, PROBED, 2)
     # Twelve trainings of 20 s, one after the other, on two cores.
-    assert (foretold.trainings, foretold.wall_s.likely, foretold.training_s) == (
+    assert (predicted.trainings, predicted.wall_s.likely, predicted.training_s) == (
         12,
         12 * 20.0,
         14.0,
     )
-    assert foretold.cpu_hours == pytest.approx(12 * 20 * 2 / 3600)
+    assert predicted.cpu_hours == pytest.approx(12 * 20 * 2 / 3600)
 
 
 def test_what_the_ledger_knows_is_not_probed(tmp_path, probed):
     situation = survey(STUDY, tmp_path)
     enter(situation, {(block, seed): 0.5 for block in (7, 8, 9, 10) for seed in (0, 1)})
-    foretold = plan(situation, Launch(tmp_path, concurrent=1))
+    predicted = plan(situation, Launch(tmp_path, concurrent=1))
     assert probed == []
-    assert (foretold.trainings, foretold.training_s) == (4, 14.0)
-    assert foretold.basis == "Times of trainings: 4 from finished trainings of the same settings."
+    assert (predicted.trainings, predicted.training_s) == (4, 14.0)
+    assert predicted.basis == "Times of trainings: 4 from finished trainings of the same settings."
 
 
 def test_another_training_than_ours_cannot_be_probed(tmp_path, probed, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     study = dataclasses.replace(STUDY, train="fake_training:train")
-    foretold = plan(survey(study, tmp_path), Launch(tmp_path))
-    assert (probed, foretold.wall_s, foretold.trainings) == ([], None, 12)
+    predicted = plan(survey(study, tmp_path), Launch(tmp_path))
+    assert (probed, predicted.wall_s, predicted.trainings) == ([], None, 12)
 
 
 def test_a_probe_that_fails_leaves_a_plan_without_times(tmp_path, monkeypatch, capsys):
@@ -129,9 +129,9 @@ def test_a_probe_that_fails_leaves_a_plan_without_times(tmp_path, monkeypatch, c
         raise ProbeError("the weights are not there.")
 
     monkeypatch.setattr(planning, "probe", probe)
-    foretold = plan(survey(STUDY, tmp_path), Launch(tmp_path))
-    assert (foretold.wall_s, foretold.trainings) == (None, 12)
-    assert "Nothing can be foretold: the weights are not there." in capsys.readouterr().err
+    predicted = plan(survey(STUDY, tmp_path), Launch(tmp_path))
+    assert (predicted.wall_s, predicted.trainings) == (None, 12)
+    assert "Nothing can be predicted: the weights are not there." in capsys.readouterr().err
 
 
 def test_the_noise_is_that_of_the_ledger(tmp_path):
@@ -185,10 +185,14 @@ def test_the_text_says_what_is_there_what_goes_on_and_why_it_runs_again(tmp_path
     assert lines[0] == "A planned study"
     assert (
         lines[1]
-        == f"one factor at a time: 4 cells x 3 seeds = 12 trials, 3 of them there, in {situation.path}"
+        == f"one factor at a time: 4 configurations x 3 seeds = 12 trials, 3 of them ended, in {situation.path}"
     )
     assert "1 go on from a checkpoint." in lines
-    (why,) = (line for line in lines if line.startswith("1 of them because of this"))
+    (why,) = (
+        line
+        for line in lines
+        if line.startswith("1 of them although the ledger has their settings")
+    )
     assert "data" in why
     assert any(line.startswith("9 trainings to run, 2 at once") for line in lines)
     assert any("3 seeds and 3 declared comparisons" in line for line in lines)
@@ -198,6 +202,6 @@ def test_a_finished_study_has_nothing_to_say_of_the_future(tmp_path, probed):
     situation = survey(STUDY, tmp_path)
     enter(situation, {(block, seed): 0.5 for block in (7, 8, 9, 10) for seed in range(3)})
     lines = text_of(situation, Launch(tmp_path)).splitlines()
-    assert "12 trials, 12 of them there" in lines[1]
+    assert "12 trials, 12 of them ended" in lines[1]
     assert "Nothing is left to run." in lines
     assert probed == []

@@ -329,18 +329,18 @@ def test_a_ladder_is_not_said_to_be_compared_with_the_base(tmp_path):
 
 
 def test_what_another_study_had_trained_is_not_held_against_the_forecast(tmp_path):
-    foretold = Forecast(trainings=2, resumed=0, evaluations=0, concurrent=1, training_s=60.0)
+    predicted = Forecast(trainings=2, resumed=0, evaluations=0, concurrent=1, training_s=60.0)
     rows = {"#10": (0.6, 0.6), "#8": (0.5, 0.5)}
     path = tmp_path / "fake-01234567"
-    alone = made(make_study(rows, path=path, forecast=foretold))
-    assert "Trainings: foretold 2, ended 4." in Parsed(alone.html).text
+    alone = made(make_study(rows, path=path, forecast=predicted))
+    assert "Trainings: predicted 2, ended 4." in Parsed(alone.html).text
     shared = made(
         make_study(
-            rows, path=path, forecast=foretold, amend={"#10": {"origin": {"study": "other"}}}
+            rows, path=path, forecast=predicted, amend={"#10": {"origin": {"study": "other"}}}
         )
     )
     assert (
-        "A training: foretold 60 s, took 60 s on average over 2: as foretold."
+        "A training: predicted 60 s, took 60 s on average over 2: as predicted."
         in Parsed(shared.html).text
     )
-    assert "Trainings: foretold" not in Parsed(shared.html).text
+    assert "Trainings: predicted" not in Parsed(shared.html).text

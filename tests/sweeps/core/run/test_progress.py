@@ -29,7 +29,7 @@ def test_counts_and_time_left():
     progress, clock = make(io.StringIO())
     assert (
         progress.line()
-        == "study: 0/4 trials done, 0 running, 0 failed, 4 waiting, 0s gone, unknown time left"
+        == "study: 0/4 trials done, 0 running, 0 failed, 4 waiting, 0s elapsed, unknown time remaining"
     )
     progress.running({"t0", "t1"})
     clock.now += 50
@@ -38,14 +38,14 @@ def test_counts_and_time_left():
     # 100 of 400 steps in 50 s.
     assert (
         progress.line()
-        == "study: 0/4 trials done, 2 running, 0 failed, 2 waiting, 50s gone, about 2m30s left"
+        == "study: 0/4 trials done, 2 running, 0 failed, 2 waiting, 50s elapsed, about 2m30s remaining"
     )
     progress.ended("t0", failed=False)
     progress.ended("t1", failed=True)
     # 150 steps in 50 s; a failed trial has none left.
     assert (
         progress.line()
-        == "study: 1/4 trials done, 0 running, 1 failed, 2 waiting, 50s gone, about 1m07s left"
+        == "study: 1/4 trials done, 0 running, 1 failed, 2 waiting, 50s elapsed, about 1m07s remaining"
     )
 
 
@@ -54,12 +54,12 @@ def test_steps_of_earlier_starts_do_not_make_this_one_look_fast():
     progress.ended_before("t0")
     progress.resumed("t1", 50)
     clock.now += 30
-    assert "unknown time left" in progress.line()
+    assert "unknown time remaining" in progress.line()
     progress.reported("t1", 60)
     # 10 steps in 30 s, 240 to go.
     assert (
         progress.line()
-        == "study: 1/4 trials done, 0 running, 0 failed, 3 waiting, 30s gone, about 12m00s left"
+        == "study: 1/4 trials done, 0 running, 0 failed, 3 waiting, 30s elapsed, about 12m00s remaining"
     )
 
 
@@ -68,7 +68,7 @@ def test_a_restarted_trial_does_not_count_its_steps_twice():
     clock.now += 10
     progress.reported("t0", 50)
     progress.reported("t0", 40)
-    assert "about 10s left" in progress.line()
+    assert "about 10s remaining" in progress.line()
 
 
 def test_a_log_file_gets_a_line_when_a_trial_ended_and_every_half_minute():

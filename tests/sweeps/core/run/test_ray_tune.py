@@ -256,7 +256,7 @@ def test_killed_drivers(driver):
     table = (driver.folder / "table.csv").read_text()
     status, log = driver.finish()
     assert status == 0, log
-    assert log.endswith("All of its trials are there; nothing was run.\n")
+    assert log.endswith("All of its trials have ended; nothing was run.\n")
     assert len(driver.starts()[0, 7]) == 3
     assert (driver.folder / "table.csv").read_text() == table
     check_tracked(driver, "FINISHED")
@@ -675,7 +675,7 @@ def test_a_trial_that_no_node_can_hold_is_refused(monkeypatch, tmp_path, cpus, g
         runner.ray, "nodes", lambda: [{"Resources": has, "Alive": alive} for has, alive in nodes]
     )
     launch = Launch(tmp_path, cpus_per_trial=cpus, gpus_per_trial=gpus)
-    with pytest.raises(ValueError, match=f"A trial wants {cpus} CPUs and {gpus} GPUs"):
+    with pytest.raises(ValueError, match=f"A trial needs {cpus} CPUs and {gpus} GPUs"):
         runner.check_resources(launch, may_grow=False)
     # A cluster may get another node; it is waited for.
     runner.check_resources(launch, may_grow=True)

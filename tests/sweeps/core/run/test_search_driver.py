@@ -317,7 +317,7 @@ def test_the_report(place, capsys):
     capsys.readouterr()
     assert print_status(STUDY, Launch(place / "results")) == 0
     printed = capsys.readouterr().out
-    assert "Nobody runs it now." in printed
+    assert "No driver runs it now." in printed
     assert printed.count("stopped at rung 10") == sum(trial.state == "stopped" for trial in trials)
 
 

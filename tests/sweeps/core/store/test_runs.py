@@ -11,7 +11,7 @@ from sweeps.core.store.identity import Identity
 from sweeps.core.store.leases import LostLeaseError
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.ledger_entry import Origin
-from sweeps.core.store.runs import CONTENTS, Runs, link_or_copy, mend, newest_step, seal
+from sweeps.core.store.runs import CONTENTS, Runs, link_or_copy, newest_step, repair, seal
 from tests.sweeps.core.damages import DAMAGES, damage
 from toco.files import sha256
 from toco.train import checkpoint, records
@@ -229,8 +229,8 @@ def test_what_a_lost_driver_had_received_is_published_and_what_was_cut_off_is_no
         seal(target)
     tensors = target / "checkpoints" / "step_00000030" / checkpoint.TENSORS
     tensors.write_bytes(b"x" * tensors.stat().st_size)
-    assert runs.salvage(tmp_path / "none" / KEY)
-    assert runs.salvage(session / KEY)
+    assert runs.recover(tmp_path / "none" / KEY)
+    assert runs.recover(session / KEY)
     assert newest_step(runs.ledger.run_dir(KEY)) == 20
     # Whatever it was sealed with stays behind.
     assert not (runs.ledger.run_dir(KEY) / CONTENTS).exists()
@@ -248,7 +248,7 @@ def test_a_snapshot_that_was_cut_off_at_any_file_is_left(runs, tmp_path, cut_off
     seal(target)
     if cut_off:
         (target / cut_off).write_bytes(b"")
-    runs.salvage(tmp_path / "session" / KEY)
+    runs.recover(tmp_path / "session" / KEY)
     if cut_off:
         assert files(runs.ledger.run_dir(KEY)) == before
     else:
@@ -288,7 +288,7 @@ def test_a_result_with_a_value_of_another_kind_counts_as_missing_and_is_written_
     assert f"{result} is not a record of its kind: {next(iter(wrong))}" in caplog.text
     again = tmp_path / "again"
     shutil.copytree(runs.ledger.run_dir(KEY), again)
-    mend(again)
+    repair(again)
     assert not (again / "result.json").exists()
     runs.publish(KEY, finished)
     assert settle(runs)
@@ -340,7 +340,7 @@ def test_what_is_damaged_is_taken_out_before_a_training_goes_on(tmp_path, damage
         records.write(run_dir / name, {"status": "finished", "step": 10})
     if damaged:
         damage(run_dir / damaged, "a missing end")
-    mend(run_dir)
+    repair(run_dir)
     assert ({path.name for path in run_dir.iterdir()} if run_dir.exists() else None) == left
 
 

@@ -56,7 +56,7 @@ def test_a_restart_finds_the_study_as_it_was_started(tmp_path, plan):
     folder = StudyFolder(tmp_path / "study")
     write(folder, plan, forecast=Forecast(2, 0, 0, 60))
     first = (folder.path / "study.json").read_text()
-    # What was foretold first is what is compared with the outcome.
+    # What was predicted first is what is compared with the outcome.
     write(folder, plan, forecast=Forecast(2, 0, 0, 10))
     assert (folder.path / "study.json").read_text() == first
     assert folder.history() == []

@@ -7,7 +7,7 @@ import pytest
 from sweeps.core.store import runs as runs_module
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
-from sweeps.core.store.runs import Runs, leave, salvage, seal
+from sweeps.core.store.runs import Runs, leave, recover, seal
 from toco.train import records
 
 KEY = "0123456789abcdef0123"
@@ -35,7 +35,7 @@ def no_space(*_):
 def test_what_a_driver_left_is_published_and_deleted(runs, tmp_path):
     snapshot = finished_snapshot(runs)
     with Leases(tmp_path, "b") as leases:
-        salvage(runs, leases, runs.sessions / "own")
+        recover(runs, leases, runs.sessions / "own")
         assert not leases.holds(KEY)
     assert runs.status(KEY) == "finished"
     assert not snapshot.parents[2].exists()
@@ -46,10 +46,10 @@ def test_what_cannot_be_published_is_left_for_the_next_driver(runs, tmp_path, mo
     with Leases(tmp_path, "b") as leases:
         with monkeypatch.context() as patched:
             patched.setattr(runs_module, "_copy", no_space)
-            salvage(runs, leases, runs.sessions / "own")
+            recover(runs, leases, runs.sessions / "own")
         assert snapshot.is_dir()
         assert runs.status(KEY) is None
-        salvage(runs, leases, runs.sessions / "own")
+        recover(runs, leases, runs.sessions / "own")
     assert runs.status(KEY) == "finished"
 
 
@@ -57,10 +57,10 @@ def test_what_another_driver_holds_is_left_to_it(runs, tmp_path):
     held, free = finished_snapshot(runs), finished_snapshot(runs, key=KEY[::-1])
     with Leases(tmp_path, "b") as first, Leases(tmp_path, "c") as second:
         second.acquire([KEY])
-        salvage(runs, first, runs.sessions / "b")
+        recover(runs, first, runs.sessions / "b")
         assert held.is_dir()
         assert not free.exists()
-        salvage(runs, second, runs.sessions / "c")
+        recover(runs, second, runs.sessions / "c")
         assert second.holds(KEY)
     assert runs.status(KEY) == "finished"
     assert not list(runs.sessions.iterdir())
