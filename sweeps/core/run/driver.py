@@ -168,7 +168,7 @@ class Driver:
         return spec
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
-        """Return whether a trial continues after what it has reported."""
+        """Return whether a trial continues after its last report."""
         with errors_as_warnings(f"The rung of {key} could not be judged, so it goes on"):
             if not self._proposer.goes_on(key, row):
                 self._listener.stopped(key, int(row["step"]))

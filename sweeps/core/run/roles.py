@@ -43,7 +43,7 @@ class Proposer(Protocol):
         return True
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
-        """Return whether a running trial continues after what it has reported."""
+        """Return whether a running trial continues after its last report."""
         return True
 
     def ended(self, key: str) -> bool:
@@ -80,7 +80,7 @@ class TrialQueue(Protocol):
         """Whether no trial remains to be started."""
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
-        """Return whether a running trial continues after what it has reported."""
+        """Return whether a running trial continues after its last report."""
 
 
 class Backend(Protocol):

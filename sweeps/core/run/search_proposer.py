@@ -84,7 +84,7 @@ class SearchProposer(Proposer):
         )
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
-        """Return whether a running trial continues after what it has reported."""
+        """Return whether a running trial continues after its last report."""
         if row.get("status") != "running" or row.get("step") is None:
             return True
         self._check_lease()

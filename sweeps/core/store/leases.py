@@ -190,8 +190,8 @@ class Leases(AbstractContextManager["Leases"]):
         """Describe the holder of a lease, as text; ``None`` where no living driver holds it.
 
         A process that takes no leases itself asks only once and cannot wait for a heart-beat. For
-        such a reader the age of the last heart-beat counts, by the clock of the storage. Nothing is
-        written because of it.
+        such a reader the age of the last heart-beat counts, by the clock of the storage. That
+        answer is for messages only: it gives no right to write.
         """
         link = self._last(key)
         if (
