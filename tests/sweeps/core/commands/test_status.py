@@ -45,7 +45,7 @@ def test_the_status_tells_what_runs_what_failed_and_what_nobody_runs(tmp_path, k
         leases.acquire([keys["#10, seed 0"]])
         assert status.print_status(STUDY, Launch(tmp_path)) == 0
     first, failed, leased, begun, missing = capsys.readouterr().out.splitlines()
-    assert first == "Fake trainings: 1 of 4 trials is there."
+    assert first == "Fake trainings: 1 of 4 trials has ended."
     assert failed == "  #8, seed 1: failed once: MemoryError: none left"
     assert leased.startswith("  #10, seed 0: step 0 of 160, the study other on ")
     assert begun == "  #10, seed 1: step 5 of 160, no driver runs it"

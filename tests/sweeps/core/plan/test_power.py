@@ -97,7 +97,7 @@ def test_a_study_of_directions_runs_and_says_what_its_rows_can_read():
     ):
         assert check.underpowered
         assert check.refusal is None
-        assert "will read underpowered" in check.sentences[-1]
+        assert "will be called underpowered" in check.sentences[-1]
 
 
 def test_one_seed_detects_nothing():
