@@ -19,7 +19,7 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WAIT_S = 0.05
 """Interval at which the end of an import is checked."""
-_ONE_WISH_S = 1.0
+_SAME_SIGNAL_S = 1.0
 """Signals within this time count as one: ``timeout`` signals a process and also its group."""
 _received: int = signal.SIGINT
 _received_at: float | None = None
@@ -82,10 +82,10 @@ def exit_status() -> int:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _received, _received_at
     if number != signal.SIGALRM:
-        now = time.monotonic()
-        if _received_at is not None and now - _received_at > _ONE_WISH_S:
+        time_s = time.monotonic()
+        if _received_at is not None and time_s - _received_at > _SAME_SIGNAL_S:
             os._exit(exit_status())
-        _received, _received_at = number, _received_at or now
+        _received, _received_at = number, _received_at or time_s
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             signal.setitimer(signal.ITIMER_REAL, _WAIT_S)

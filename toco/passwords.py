@@ -16,10 +16,10 @@ def public_uri(text: str) -> str:
     >>> public_uri("--tracking-uri=http://me:secret@host")
     '--tracking-uri=http://host'
     """
-    scheme, mark, rest = text.partition("://")
+    scheme, mark, remainder = text.partition("://")
     if not mark:
         return text
-    login, _, address = rest.rpartition("@")
+    login, _, address = remainder.rpartition("@")
     return f"{scheme}{mark}{'...' if '?' in login else address.partition('?')[0]}"
 
 

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-_LOOK_EVERY_S = 1.0  # interval of polling
+_POLL_S = 1.0  # interval of polling
 
 
 class MachineError(RuntimeError):
@@ -26,7 +26,7 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     threading.Thread(
         target=_end_after,
-        args=(_wait_for_orphanage if parent is None else parent.join,),
+        args=(_wait_for_parent if parent is None else parent.join,),
         daemon=True,
     ).start()
 
@@ -56,7 +56,7 @@ def _end_after(wait: Callable[[], object]) -> None:
     os._exit(1)
 
 
-def _wait_for_orphanage() -> None:
+def _wait_for_parent() -> None:
     parent = os.getppid()
     while os.getppid() == parent:
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_S)

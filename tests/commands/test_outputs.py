@@ -71,7 +71,9 @@ def test_predict_files_and_folders(run_dir, data_root, tmp_path):
     assert [category["name"] for category in annotations["categories"]] == ["red", "blue"]
     assert [image["file_name"] for image in annotations["images"]] == ["grey.jpg", "sub/colour.png"]
     assert "scales was" not in call(*words, *NO_CRF)
-    assert "made in another way: inference." in call(*words, "--set", "inference.crf=null", code=1)
+    assert "outputs of other settings: inference." in call(
+        *words, "--set", "inference.crf=null", code=1
+    )
 
 
 def test_predict_with_a_crf_and_in_tiles(run_dir, data_root, tmp_path):
@@ -102,7 +104,7 @@ def test_predict_a_split_by_two_processes(run_dir, tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         outputs.append(call("predict", run_dir, "--out", tmp_path / "parts", *settings))
     assert "2 of 4 images have a label" in outputs[0]
-    assert "coco.json is written by the process that finds all labels" in outputs[0]
+    assert "coco.json is written by the last process" in outputs[0]
     assert "4 of 4 images have a label" in outputs[1]
     assert files_under(tmp_path / "whole") == files_under(tmp_path / "parts")
 
@@ -239,7 +241,9 @@ def test_predictions_of_another_checkpoint_are_not_mixed(run_dir, data_root, tmp
     with torch.no_grad():
         next(trained.method.parameters()).add_(1)
     checkpoint.save_model(copied / "checkpoints", trained.step, trained.digest, trained.method)
-    assert "made in another way: weights was" in call("predict", copied, image, *words, code=1)
+    assert "outputs of other settings: weights was" in call(
+        "predict", copied, image, *words, code=1
+    )
 
 
 def test_export_cams(run_dir, tmp_path):

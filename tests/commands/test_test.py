@@ -79,7 +79,8 @@ def test_processes_of_torchrun_share_the_images_and_the_last_one_scores(run_dir,
     words = ("test", run_dir, "--out", tmp_path, "--no-progress")
     first = toco(*words, RANK=1, LOCAL_RANK=1, **place)
     assert (
-        first.output == "Process 1 is done; 3 images of the others are not. The last one scores.\n"
+        first.output
+        == "Process 1 is done; 3 images of other processes are not. The last process scores.\n"
     )
     assert not (tmp_path / "scores.json").exists()
     toco(*words, RANK=0, LOCAL_RANK=0, **place)
@@ -115,4 +116,4 @@ def test_it_refuses_what_makes_no_sense(run_dir, tested, tmp_path):
     assert "inference.crf is null" in refused.output
     mixed = toco("test", run_dir, "--out", tested[0], "--set", "inference.scales=[1.0]")
     assert mixed.exit_code != 0
-    assert "made in another way: inference." in mixed.output
+    assert "outputs of other settings: inference." in mixed.output

@@ -103,7 +103,7 @@ def test_another_annotation_file_wants_another_folder(prepared: Path, tmp_path: 
     digest = open_split(Config(root=prepared), "train").manifest_digest()
     result = run("prepare-coco", prepared, "--split", "train")
     assert result.exit_code != 0
-    assert "made in another way: annotations_sha256" in str(result.exception)
+    assert "outputs of other settings: annotations_sha256" in str(result.exception)
     assert (
         json.loads((prepared / "masks80/labels_train2014.json").read_text())[SECOND]
         == LABELS[SECOND]
@@ -169,7 +169,10 @@ BAD: list[tuple[Callable[[dict[str, Any]], object], str]] = [
         "annotation 1: its polygons are no lists of numbers",
     ),
     (lambda c: c["annotations"][0].update(segmentation=[box(0, 0, 10**9, 1)]), "far outside"),
-    (lambda c: c["annotations"][0].update(segmentation=[box(0, 0, 6, 5) * 100]), "over and over"),
+    (
+        lambda c: c["annotations"][0].update(segmentation=[box(0, 0, 6, 5) * 100]),
+        "covers the image several times",
+    ),
     (lambda c: c["annotations"][0].update(segmentation=TOO_FEW_RUNS), "not of 5 x 6 px"),
     (
         lambda c: c["annotations"][0].update(segmentation={"counts": "abc", "size": [5, 6]}),
@@ -177,7 +180,7 @@ BAD: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     ),
     (
         lambda c: c["annotations"][0].update(segmentation={"counts": [-1, 31]}),
-        "runs of so many pixels",
+        "runs as numbers of pixels",
     ),
     (lambda c: c["annotations"][0].pop("segmentation"), "annotations with a segmentation"),
     (lambda c: c["images"][0].update(file_name="../x.jpg"), "with id, file_name"),
@@ -258,7 +261,7 @@ def test_masks_of_categories_are_refused_and_can_be_renumbered(coco: Path) -> No
     with pytest.raises(ValueError, match=r"ids \[27\] are COCO's categories"):
         open_split(config.model_copy(update={"labels": Path("labels.json")}), "val")
     (coco / "labels.json").write_text(json.dumps(LABELS | {VAL: [1]}))
-    with pytest.raises(ValueError, match=r"ids \[27\] are neither these nor"):
+    with pytest.raises(ValueError, match=r"ids \[27\] fit neither these classes nor"):
         open_split(config.model_copy(update={"labels": Path("labels.json")}), "val")
     (coco / "labels.json").write_text(json.dumps(LABELS))
     assert "3 masks written" in run("convert-coco-masks", coco / "ready", coco / "converted").output
@@ -274,7 +277,7 @@ def test_masks_of_other_numberings_are_refused(coco: Path) -> None:
     config = Config(
         root=ready_masks(coco, MASKS | {FIRST: [[12, 90] * 3] * HEIGHT}), mask_folder=Path("ready")
     )
-    with pytest.raises(ValueError, match="are neither these nor categories"):
+    with pytest.raises(ValueError, match="fit neither these classes nor categories"):
         open_split(config.model_copy(update={"labels": "masks"}), "train")
     result = run("convert-coco-masks", coco / "ready", coco / "converted")
     assert isinstance(result.exception, ValueError)

@@ -293,7 +293,7 @@ def test_check_finds_every_fault(root: Path) -> None:
     for fault, (name, reason) in zip(
         faults,
         [
-            ("val", "1 of 2 validation images also for training: 'field/tile 0'"),
+            ("val", "1 of 2 validation images also in training: 'field/tile 0'"),
             (root / "field/tile 1.PNG", "cannot be read as JPEG or PNG or TIFF"),
             (root / "masks/town/tile 2.png", "there is no mask"),
         ],

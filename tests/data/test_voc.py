@@ -98,7 +98,7 @@ def test_crlf_list_reads_as_lf(folder: Path) -> None:
     ("changes", "lines", "message"),
     [
         ({"train_list": "train_aug"}, None, "lists there: train, val"),
-        ({}, "a1\na2\na1\n", "'a1' is there 2 times"),
+        ({}, "a1\na2\na1\n", "'a1' appears 2 times"),
         ({}, "a1\n../vöc data/JPEGImages/a2\n", "leads out"),
         ({}, "/etc/passwd\n", "leads out"),
         ({}, "/JPEGImages/a1.png /SegmentationClass/a1.png\n", "leads out"),
@@ -129,11 +129,11 @@ def test_no_folder(tmp_path: Path) -> None:
     [
         ("labels.csv", "name,class_ids\na1,0\n", r"'a1' has the class ids \[0\], expected 1\.\.3"),
         ("labels.csv", "name,class_ids\na1,4\n", r"class ids \[4\]"),
-        ("labels.csv", "name,class_ids\na1,1\na1,2\n", "'a1' is there twice"),
+        ("labels.csv", "name,class_ids\na1,1\na1,2\n", "'a1' appears twice"),
         ("labels.csv", "name,class_ids\na1,1\n", "no label of 'a2'"),
         ("labels.csv", "name,class_ids\na1,cat\n", "cannot be read as labels"),
         ("labels.csv", "image,ids\na1,1\n", "columns name and class_ids"),
-        ("labels.json", '{"a1": [1], "a1": [2]}', "'a1' is there twice"),
+        ("labels.json", '{"a1": [1], "a1": [2]}', "'a1' appears twice"),
         ("labels.json", '{"a1": [true]}', "list of class ids for 'a1'"),
         ("labels.json", '["a1"]', "one object"),
         ("labels.json", "{", "is not JSON"),

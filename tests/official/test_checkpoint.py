@@ -321,7 +321,7 @@ def test_an_imported_run_is_evaluated(
         f"--set=data.root={data_root}",
         f"--set=data.classes={tmp_path}/twenty.txt",
     )
-    assert "Beside the last evaluation of the authors' log of voc_deit_b:" in output
+    assert "Compared with the last evaluation in the authors' log of voc_deit_b:" in output
     assert (
         "not comparable: 4 images were evaluated instead of 1449; the protocol is not that of the log"
         in output

@@ -127,7 +127,7 @@ def test_outputs_of_other_settings_are_not_mixed(tmp_path):
         "scales": [1.0, 0.5],
         "crf": {"iterations": 10, "filter_name": "lattice"},
     }
-    with pytest.raises(ValueError, match=r"made in another way: flip was None and is True"):
+    with pytest.raises(ValueError, match=r"outputs of other settings: flip was None and is True"):
         folder(tmp_path, crf=about["crf"], flip=True)
     with pytest.raises(ValueError, match=r"another way: crf\.iterations was 10 and is 5\. Give"):
         folder(tmp_path, crf={"iterations": 5, "filter_name": "lattice"})
@@ -136,7 +136,7 @@ def test_outputs_of_other_settings_are_not_mixed(tmp_path):
 def test_a_process_that_begins_in_another_way_at_the_same_time_is_refused(tmp_path):
     late = folder(tmp_path, flip=True)
     made_by(folder(tmp_path))
-    with pytest.raises(ValueError, match="made in another way: flip was None and is True"):
+    with pytest.raises(ValueError, match="outputs of other settings: flip was None and is True"):
         made_by(late)
 
 
@@ -202,7 +202,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     [
         (("a", "../b"), "as a relative path, got '../b'"),
         (("/a",), "as a relative path"),
-        (("a", "b", "a"), "'a' is there twice"),
+        (("a", "b", "a"), "'a' appears twice"),
     ],
 )
 def test_names_that_would_leave_the_folder_or_meet_are_refused(tmp_path, names, message):

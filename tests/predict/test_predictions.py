@@ -340,7 +340,7 @@ def test_predictions_go_on_and_overlays_and_json_need_no_network(folder, tmp_pat
     predict(refuse, images, CLASSES, out, {}, overlay=True, coco_json=images.file_names)
     assert len(list((out / "overlays").rglob("*.png"))) == 3
     assert (out / "coco.json").is_file()
-    with pytest.raises(ValueError, match="made in another way: crf was None and is True"):
+    with pytest.raises(ValueError, match="outputs of other settings: crf was None and is True"):
         predict(refuse, images, CLASSES, out, {"crf": True})
 
 

@@ -101,7 +101,7 @@ def test_predictions_before_the_crf_are_kept_in_the_same_pass(tmp_path, soft, ra
 def test_other_settings_get_another_folder(tmp_path, soft, random_dataset):
     dataset = random_dataset(SIZES)
     predict(tmp_path, soft, dataset)
-    with pytest.raises(ValueError, match=r"made in another way: inference\."):
+    with pytest.raises(ValueError, match=r"outputs of other settings: inference\."):
         predict(tmp_path, soft, dataset, PLAIN)
 
 
@@ -158,7 +158,7 @@ def test_without_ground_truth_there_is_no_score(tmp_path, soft, random_dataset):
     assert score_predictions(folder, dataset, CRF) is None
     for some in ([*masks[:4], None], [None, *masks[1:]]):
         dataset.masks = some
-        with pytest.raises(ValueError, match="1 of 5 images have no mask, as '"):
+        with pytest.raises(ValueError, match="1 of 5 images have no mask, such as '"):
             score_predictions(folder, dataset, CRF)
 
 

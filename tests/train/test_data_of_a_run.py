@@ -39,11 +39,11 @@ def overlapping(tiny_config, data_root, tmp_path):
 def test_an_image_in_both_splits_is_refused_before_anything_is_made(overlapping, tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"1 of 5 validation images also for training: 'image03'\. .*allow_overlap=true",
+        match=r"1 of 5 validation images also in training: 'image03'\. .*allow_overlap=true",
     ):
         train(overlapping, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="1 of 5 validation images also for training"):
+    with pytest.raises(ValueError, match="1 of 5 validation images also in training"):
         config_inputs(overlapping)  # what a plan of a study asks first
 
 
@@ -55,8 +55,8 @@ def test_what_is_allowed_is_printed_and_recorded(overlapping, tmp_path, caplog):
     folder = RunFolder(tmp_path / "run")
     notes = folder.provenance()["data_notes"]
     assert notes == [
-        "val: 1 of 5 validation images also for training: 'image03'. Take them off one of the lists, or set "
-        "data.allow_overlap=true: scores are then of images that were seen.",
+        "val: 1 of 5 validation images also in training: 'image03'. Remove them from one of the lists, or set "
+        "data.allow_overlap=true: scores then include training images.",
         "train: no training image shows the class 'green'.",
     ]
     assert [

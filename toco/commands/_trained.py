@@ -58,13 +58,13 @@ def open_images(trained: Trained, split: Split, shard: Shard) -> tuple[Dataset, 
     if dataset.class_names != trained.class_names:
         raise ValueError(
             f"The method was trained for the classes {', '.join(trained.class_names)}, but the "
-            f"data set has {', '.join(dataset.class_names)}. Name the right one with --set "
+            f"data set has {', '.join(dataset.class_names)}. Name the right data set with --set "
             "data.root=FOLDER."
         )
     if shard.rank == 0 and (num_turned := _num_turned(dataset)):
         click.echo(
             f"Note: {num_turned} of {len(dataset)} images have an EXIF orientation, which is "
-            "ignored: the masks of a data set lie on the stored pixels."
+            "ignored: the masks of a data set refer to the stored pixels."
         )
     return dataset, {**identity(trained), "split": split, "data": digest(trained.config.data)}
 

@@ -35,8 +35,8 @@ def command() -> None:
     help="File of class names; default: ROOT/classes.txt.",
 )
 @click.option("--mask-folder", help="Folder of masks in ROOT.")
-@click.option("--allow-empty-labels", is_flag=True, help="Take training images that show no class.")
-@click.option("--allow-overlap", is_flag=True, help="Take images that are in both lists.")
+@click.option("--allow-empty-labels", is_flag=True, help="Accept training images without a class.")
+@click.option("--allow-overlap", is_flag=True, help="Accept images that are in both lists.")
 def check(
     root: Path,
     train_list: str,
@@ -107,7 +107,7 @@ def convert_labels_(source: Path, target: Path) -> None:
 @click.option(
     "--annotations",
     type=click.Path(path_type=Path),
-    help="Folder of the files; default: ROOT/annotations.",
+    help="Folder of the annotation files; default: ROOT/annotations.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write; default: ROOT/masks80."
@@ -139,9 +139,9 @@ def prepare_coco(
     for split in splits:
         part = f"{split}2014"
         file = (annotations or root / "annotations") / f"instances_{part}.json"
-        found = read_annotations(file)
-        names = [image.name for image in found.images]
-        made_by = {"annotations_sha256": found.sha256, "rules": RULES}
+        content = read_annotations(file)
+        names = [image.name for image in content.images]
+        made_by = {"annotations_sha256": content.sha256, "rules": RULES}
         # The annotations and the image's name determine a mask, so the name serves as input digest.
         try:
             folder = OutputFolder(out / part, made_by, names, ".png", names.__getitem__)
@@ -149,11 +149,11 @@ def prepare_coco(
             raise ValueError(
                 f"The masks of {printable(file)} cannot be written: {error}"
             ) from error
-        found.write_labels(out / f"labels_{part}.json")
-        folder.fill(found.mask_png, doing=part, progress=progress)
+        content.write_labels(out / f"labels_{part}.json")
+        folder.fill(content.mask_png, task=part, progress=progress)
         click.echo(
-            f"{part}: {len(names)} images with objects, {found.num_without_objects} without are "
-            f"left out; labels and masks are in {out}"
+            f"{part}: {len(names)} images with objects, {content.num_without_objects} without "
+            f"objects are skipped; labels and masks are in {out}"
         )
         missing = [name for name in names if not (root / part / f"{name}.jpg").is_file()]
         if missing:
@@ -184,7 +184,7 @@ def convert_coco_masks(source: Path, target: Path, progress: bool) -> None:
     paths = [source / f"{name}.png" for name in tree.names]
     about = {"converted_from": "COCO's categories"}
     folder = OutputFolder(target, about, tree.names, ".png", lambda index: sha256(paths[index]))
-    folder.fill(lambda index: renumber(paths[index]), doing="convert", progress=progress)
+    folder.fill(lambda index: renumber(paths[index]), task="convert", progress=progress)
     for note in tree.notes():
         click.echo(f"note  {note}")
     click.echo(f"{len(paths)} masks written to {target}")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 65535),
     default=7860,
     show_default=True,
-    help="0 takes a free one.",
+    help="Port of the server; 0 chooses a free one.",
 )
 @click.option(
     "--open/--no-open",

@@ -44,9 +44,12 @@ def command(run_dir: Path, changes: tuple[str, ...], out: Path | None, progress:
     )
     click.echo(evaluation.table())
     click.echo(evaluation.protocol)
-    if beside := compare_with_log(evaluation, trained.recipe, value, len(val_set), trained.step):
+    if authors_scores := compare_with_log(
+        evaluation, trained.recipe, value, len(val_set), trained.step
+    ):
         click.echo(
-            f"\nBeside the last evaluation of the authors' log of {trained.recipe}:\n{beside}"
+            "\nCompared with the last evaluation in the authors' log of "
+            f"{trained.recipe}:\n{authors_scores}"
         )
     if out is not None:
         threshold, curve = value.evaluate.background_threshold, evaluation.threshold_curve

@@ -16,12 +16,12 @@ from toco.commands import _options
     "--size",
     "size_px",
     type=int,
-    help="Images are squares of this side in pixels.  [default: any height and width]",
+    help="Accept only square images of this side in pixels.  [default: any height and width]",
 )
 @click.option(
     "--cams",
     is_flag=True,
-    help="Have class activation maps and image-level class scores as outputs, too.",
+    help="Also output class activation maps and image-level class scores.",
 )
 def command(run_dir: Path, file: Path, size_px: int | None, cams: bool) -> None:
     """Write the network of RUN_DIR to FILE.onnx.

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     type=click.Choice(["none", "par", "crf", "par+crf"]),
     default="par",
     show_default=True,
-    help="What refines the CAM; par is what the decoder is trained on.",
+    help="Refinement of the CAM; the decoder is trained with par.",
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
     help=(
-        "One background score, so that nothing is uncertain.  [default: method.low_threshold and "
-        ".high_threshold]"
+        "Single background score, so that no pixel is uncertain.  [default: method.low_threshold "
+        "and .high_threshold]"
     ),
 )
 @click.option(
@@ -71,6 +71,7 @@ def command(
         score_pseudo_labels,
     )
 
+    # Conversion of CAMs to labels.
     if crf_changes and "crf" not in refine:
         raise click.UsageError(f"--crf changes a CRF, but --refine {refine} has none.")
     crf = (
@@ -84,6 +85,8 @@ def command(
         par=rule.par if "par" in refine else None,
         crf=None if crf is None else crf.resolved(device.type),
     )
+
+    # Pseudo labels.
     dataset, about = open_images(trained, split, shard)
     folder = export_pseudo_labels(
         trained.method,
@@ -96,6 +99,8 @@ def command(
         device=device,
         progress=progress and shard.rank == 0,
     )
+
+    # Score, by the process that finishes last.
     missing = len(folder.missing())
     click.echo(f"{len(dataset) - missing} of {len(dataset)} images have a pseudo label: {out}")
     if (

@@ -13,13 +13,15 @@ from toco.registry import load
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--recipe", required=True, help="What it was trained with, as voc_deit_b.")
+@click.option("--recipe", required=True, help="Recipe of its training, such as voc_deit_b.")
 @_options.changes
-@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), required=True, help="Run folder to make."
+)
 @click.option(
     "--step",
     type=click.IntRange(min=0),
-    help="Updates it was saved after; by default all of the recipe.",
+    help="Number of updates at which it was saved; default: all of the recipe.",
 )
 def command(
     file: Path, recipe: str, changes: tuple[str, ...], run_dir: Path, step: int | None

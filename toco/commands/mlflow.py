@@ -20,14 +20,14 @@ def command(storage: str, port: int) -> None:
     from toco.tracking import client_uri, database_of
     from toco.tracking.ui import experiment_pages, serve
 
-    given = database_of(client_uri(storage)) if "://" in storage else Path(storage)
-    if given is None:
+    path = database_of(client_uri(storage)) if "://" in storage else Path(storage)
+    if path is None:
         raise click.UsageError("A server shows its own pages: open its address in a browser.")
-    database = given / "mlflow.db" if given.is_dir() or not given.suffix else given
+    database = path / "mlflow.db" if path.is_dir() or not path.suffix else path
     pages = experiment_pages(database, port)
     for experiment, page in pages.items():
         click.echo(f"{experiment}: {page}")
     if not pages:
-        click.echo(f"{database} holds no run yet; what comes is shown at http://127.0.0.1:{port}")
-    click.echo("The pages can be opened when the server has said that it runs. Ctrl-C ends it.")
+        click.echo(f"{database} has no run yet; new runs appear at http://127.0.0.1:{port}")
+    click.echo("Open the pages when the server reports that it is running. Ctrl-C ends it.")
     serve(database, port)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "--split",
     type=click.Choice(["train", "val"]),
-    help="Take a split of the run's data instead of INPUT.",
+    help="Segment a split of the run's data instead of INPUT.",
 )
 @_options.out
 @click.option(
@@ -85,14 +85,15 @@ def command(
     if inputs:
         if any(out.resolve().is_relative_to(path.resolve()) for path in inputs):
             raise click.UsageError(
-                f"--out {out} lies in a folder of INPUT and would add images to it; name another."
+                f"--out {out} lies in a folder of INPUT and would add images to it; name another "
+                "folder."
             )
         images = files = find_images(inputs, MAX_PIXELS if max_pixels is None else max_pixels)
         file_names = files.file_names
         if out.is_dir() and any(
             path.resolve().is_relative_to(out.resolve()) for path in files.paths
         ):
-            raise click.UsageError(f"--out {out} holds images of INPUT; name another.")
+            raise click.UsageError(f"--out {out} has images of INPUT; name another folder.")
 
     # Trained method, settings and identity of the outputs.
     trained, shard = open_for_share(run_dir, changes)
@@ -133,9 +134,7 @@ def command(
         f"({predicted.num_made} made now)"
     )
     if coco_json and not predicted.is_complete:
-        click.echo(
-            f"{printable(out / 'coco.json')} is written by the process that finds all labels."
-        )
+        click.echo(f"{printable(out / 'coco.json')} is written by the last process.")
     if faults:
         click.echo(f"{len(faults)} of {num_images} images cannot be segmented:", err=True)
         for sentence in faults.values():

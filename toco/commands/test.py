@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 )
 @click.option("--split", type=click.Choice(["train", "val"]), default="val", show_default=True)
 @click.option(
-    "--also-without-crf", is_flag=True, help="Keep and score the predictions before the CRF, too."
+    "--also-without-crf", is_flag=True, help="Also write and score the predictions before the CRF."
 )
 @_options.progress
 def command(
@@ -61,18 +61,18 @@ def command(
         raise click.UsageError("--also-without-crf goes with a CRF, but inference.crf is null.")
     if config.crf is not None and config.crf.filter_name == "exact" and device.type == "cpu":
         click.echo(
-            "The exact filter takes minutes an image on a CPU; inference.crf.filter_name=lattice "
+            "The exact filter takes minutes per image on a CPU; inference.crf.filter_name=lattice "
             "takes seconds."
         )
     dataset, about = open_images(trained, split, shard)
 
     # Predictions.
-    ways = {"": config}
+    variants = {"": config}
     if also_without_crf:
-        ways["_without_crf"] = config.model_copy(update={"crf": None})
+        variants["_without_crf"] = config.model_copy(update={"crf": None})
     folders = {
-        name: open_predictions(out / f"predictions{name}", dataset, way, about)
-        for name, way in ways.items()
+        name: open_predictions(out / f"predictions{name}", dataset, variant, about)
+        for name, variant in variants.items()
     }
     read = large_enough(dataset, least_side_px(trained.method, config))
     check_readable(read, folders.values(), shard, progress=progress)
@@ -89,14 +89,14 @@ def command(
     missing = {index for folder in folders.values() for index in folder.missing()}
     if missing:
         click.echo(
-            f"Process {shard.rank} is done; {len(missing)} images of the others are not. The last "
-            "one scores."
+            f"Process {shard.rank} is done; {len(missing)} images of other processes are not. The "
+            "last process scores."
         )
         return
 
     # Scores.
-    for name, way in ways.items():
-        scores = score_predictions(folders[name], dataset, way, progress)
+    for name, variant in variants.items():
+        scores = score_predictions(folders[name], dataset, variant, progress)
         if scores is None:
             click.echo(
                 f"{len(dataset)} predictions: {printable(folders[name].path)}. There are no masks "
@@ -107,8 +107,8 @@ def command(
         write_text(file, scores.to_json())
         click.echo(f"{scores.table()}\n{scores.protocol}")
         miou = scores.metrics["miou"]
-        if beside := compare_with_table2(
-            miou, trained.recipe, split, trained.config, way, scores.num_images, trained.step
+        if authors_scores := compare_with_table2(
+            miou, trained.recipe, split, trained.config, variant, scores.num_images, trained.step
         ):
-            click.echo(beside)
+            click.echo(authors_scores)
         click.echo(f"mIoU {100 * miou:.2f} %: {printable(file)}\n")

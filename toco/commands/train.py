@@ -17,9 +17,9 @@ from toco.registry import load
 @click.argument("recipe")
 @_options.changes
 @click.option(
-    "--run-dir", type=click.Path(path_type=Path), required=True, help="Folder that keeps the run."
+    "--run-dir", type=click.Path(path_type=Path), required=True, help="Folder of the run."
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, if there is one.")
+@click.option("--resume", is_flag=True, help="Continue the run in --run-dir, if it exists.")
 @_options.progress
 def command(
     recipe: str, changes: tuple[str, ...], run_dir: Path, resume: bool, progress: bool
@@ -49,7 +49,7 @@ def command(
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt as error:
         if (run_dir / "config.json").exists():
-            raise Stopped(f"Stopped. --resume goes on with {run_dir}.") from error
+            raise Stopped(f"Stopped. --resume continues {run_dir}.") from error
         raise Stopped("Stopped before the first step; nothing was made.") from error
     if shard.rank:
         return

@@ -18,6 +18,8 @@ from pydantic import Field, model_validator
 
 from toco.config import Config
 
+# These names, colours and the proportions in the functions below define the benchmark: to change
+# one makes another data set.
 CLASS_NAMES = (
     "red_oval",
     "green_box",

@@ -131,9 +131,10 @@ def open_split(config: Config, split: Split) -> CocoFolder:
         labels = config.mask_folder / f"labels_{part}.json"
         if not (root / labels).is_file():
             raise ValueError(
-                f"{root / labels}: there are no labels yet; `python -m toco data prepare-coco "
-                f"{root}` writes them and masks from annotations/instances_{part}.json. With ready "
-                "masks set data.mask_folder, and data.labels to masks or to a file."
+                f"{root / labels}: the prepared labels do not exist; `python -m toco data "
+                f"prepare-coco {root}` writes them and masks from "
+                f"annotations/instances_{part}.json. With masks from another source, set "
+                "data.mask_folder, and data.labels to masks or to a file."
             )
     else:
         labels = config.labels
@@ -152,8 +153,8 @@ def open_split(config: Config, split: Split) -> CocoFolder:
         names = ()
     if not names:
         raise ValueError(
-            f"{masks}: there are no masks. Masks of a split lie below data.mask_folder in a folder "
-            f"named so; without masks, set data.{split}_list to a list of names."
+            f"{masks}: expected the masks of the split in this folder, but there are none; set "
+            f"data.mask_folder, or without masks data.{split}_list to a list of names."
         )
 
     # Data set; validation always needs masks, training only where they are the labels.
@@ -166,7 +167,7 @@ def open_split(config: Config, split: Split) -> CocoFolder:
     if without and (split == "val" or config.labels == "masks"):
         raise ValueError(
             f"{masks}: {len(without)} of {len(names)} masks are missing: {examples(without)}. "
-            "`prepare-coco` goes on where it was stopped."
+            "`prepare-coco` continues stopped work."
         )
     if annotations_sha256 is None:
         _refuse_other_numbering(dataset, masks, config)
@@ -230,17 +231,17 @@ def _refuse_other_numbering(dataset: CocoFolder, masks: Path, config: Config) ->
         possible = tuple(filter(agrees, possible))
     if possible == (80,):
         return
-    found = f"{masks}: expected masks with the classes 1 to 80, but their ids {ids_found}"
-    mend = "`prepare-coco` writes masks that are numbered so from the official annotations."
+    problem = f"{masks}: expected masks with the classes 1 to 80, but their ids {ids_found}"
+    advice = "`prepare-coco` writes masks with the classes 1 to 80 from the official annotations."
     if possible == (91,):
         raise ValueError(
-            f"{found} are COCO's categories (1 to 90, with gaps). Read as they are, most classes "
-            "would stand for others, which costs a result most of its mIoU. `python -m toco data "
-            f"convert-coco-masks {masks} NEW_FOLDER` renumbers them, and {mend}"
+            f"{problem} are COCO's categories (1 to 90, with gaps). Read as classes 1 to 80, most "
+            f"objects would have a wrong class. `python -m toco data convert-coco-masks {masks} "
+            f"NEW_FOLDER` renumbers them, and {advice}"
         )
-    what = (
+    reason = (
         "could as well be COCO's categories (1 to 90, with gaps)"
         if possible
-        else "are neither these nor categories"
+        else "fit neither these classes nor categories"
     )
-    raise ValueError(f"{found} {what}; {mend}")
+    raise ValueError(f"{problem} {reason}; {advice}")

@@ -19,14 +19,14 @@ from toco.config import RUN_ONLY
 from toco.data._dataset import DataConfig, Fault, Split
 from toco.data.files.file_dataset import FileDataset
 from toco.data.files.images import FORMATS, MAX_PIXELS, Levels
-from toco.data.files.layout import Layout, leads_out, read_class_names, read_names, same_name
+from toco.data.files.layout import Layout, leads_out, lookalike_pairs, read_class_names, read_names
 from toco.data.files.tree import read_tree
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 _ANY_CASE = tuple(
     spelt for suffix in _SUFFIXES for spelt in (suffix, suffix.upper(), suffix.title())
 )
-_HASH_BYTES = 8
+_HASH_BYTES = 8  # of SHA-256, enough to split images evenly
 
 
 class Config(DataConfig):
@@ -101,10 +101,10 @@ def open_split(config: Config, split: Split) -> FileDataset:
     layout = Layout(root, root, masks, root, root, _ANY_CASE)
     notes: list[Fault] = []
     class_names = read_class_names(layout, root / config.classes, notes)
-    beside = _beside(config, layout)
+    non_images = _non_images(config, layout)
     return FileDataset(
         layout,
-        _names(config, layout, split, beside, notes),
+        _names(config, layout, split, non_images, notes),
         class_names,
         config.labels,
         config,
@@ -113,8 +113,8 @@ def open_split(config: Config, split: Split) -> FileDataset:
         formats=(*FORMATS, "TIFF"),
         levels=config.levels,
         notes=notes,
-        beside=beside,
-        named_in=layout.list_path(_lists(config)[split]) if _has_lists(config, layout) else None,
+        non_images=non_images,
+        name_list=layout.list_path(_lists(config)[split]) if _has_lists(config, layout) else None,
     )
 
 
@@ -129,16 +129,16 @@ def is_for_validation(name: str, val_share: float) -> bool:
 
 
 def _names(
-    config: Config, layout: Layout, split: Split, beside: Sequence[Path], notes: list[Fault]
+    config: Config, layout: Layout, split: Split, non_images: Sequence[Path], notes: list[Fault]
 ) -> tuple[str, ...]:
     if _has_lists(config, layout):
         return read_names(layout, _lists(config)[split], leads_out)
-    tree = read_tree(layout.root, _ANY_CASE, beside)
-    if twice := [name for name, count in Counter(tree.names).items() if count > 1]:
+    tree = read_tree(layout.root, _ANY_CASE, non_images)
+    if duplicates := [name for name, count in Counter(tree.names).items() if count > 1]:
         raise ValueError(
-            f"{layout.root}: {twice[0]!r} is the name of several images; rename all but one."
+            f"{layout.root}: {duplicates[0]!r} is the name of several images; rename all but one."
         )
-    if pairs := same_name(tree.names):
+    if pairs := lookalike_pairs(tree.names):
         first, second = map(ascii, pairs[0])
         raise ValueError(
             f"{layout.root}: the names {first} and {second} differ only in their Unicode form; "
@@ -158,15 +158,15 @@ def _names(
 
 def _has_lists(config: Config, layout: Layout) -> bool:
     """Whether lists, and not the contents of the folder, define the splits."""
-    there = any(layout.list_path(name).is_file() for name in _lists(config).values())
-    return config.train_list is not None or there
+    has_list_file = any(layout.list_path(name).is_file() for name in _lists(config).values())
+    return config.train_list is not None or has_list_file
 
 
 def _lists(config: Config) -> dict[Split, str]:
     return {"train": config.train_list or "train", "val": config.val_list or "val"}
 
 
-def _beside(config: Config, layout: Layout) -> tuple[Path, ...]:
+def _non_images(config: Config, layout: Layout) -> tuple[Path, ...]:
     """Return the files and folders that the config names, which are no images."""
     files = [layout.root / config.classes, *map(layout.list_path, _lists(config).values())]
     if config.labels not in ("folders", "masks"):

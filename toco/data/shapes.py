@@ -93,7 +93,7 @@ class ShapesFolder(FileDataset):
         for index in range(len(self)):
             digest.update(self.class_labels(index).tobytes())
         for index in range(0, len(self), -(-len(self) // _NUM_READ)):
-            for path in self._whole_files(index):
+            for path in self._intact_files(index):
                 digest.update(path.read_bytes())
         return digest.hexdigest()
 
@@ -104,25 +104,25 @@ class ShapesFolder(FileDataset):
     def mask(self, index: int) -> UInt8[np.ndarray, "h w"]:
         """Return the ground truth."""
         if index not in self._masks:
-            self._whole_files(index)
+            self._intact_files(index)
         return super().mask(index)
 
     def _decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        self._whole_files(index)
+        self._intact_files(index)
         return super()._decode(index)
 
-    def _whole_files(self, index: int) -> tuple[Path, Path]:
+    def _intact_files(self, index: int) -> tuple[Path, Path]:
         """Return the files of an image and its mask; draw them again if their checksum is wrong."""
         paths = _files_of(self.layout.root, self.names[index])
         for is_mask, path in enumerate(paths):
             try:
-                is_whole = sha256(path) == self._sha256[f"{path.parent.name}/{path.stem}"]
+                is_intact = sha256(path) == self._sha256[f"{path.parent.name}/{path.stem}"]
             except OSError:
-                is_whole = False
-            if not is_whole:
+                is_intact = False
+            if not is_intact:
                 logger.warning("%s is damaged or missing and is drawn again.", printable(path))
                 image, mask, _ = _draw(self._config, self._split, index)
-                _write_again(path, mask if is_mask else image)
+                _rewrite(path, mask if is_mask else image)
         return paths
 
 
@@ -156,7 +156,7 @@ def generated_folder(config: Config) -> Path:
         write_folder(config, unfinished)
         if damaged is not None:
             logger.warning(
-                "%s is damaged or missing and is generated again, with all beside it.",
+                "%s is damaged or missing and is generated again, with its whole folder.",
                 printable(damaged),
             )
             # Replace file by file, since trainings may be reading the folder; the manifest is last.
@@ -214,8 +214,8 @@ def _damaged_file(folder: Path) -> Path | None:
     try:
         manifest = read_record(folder / _MANIFEST)
         texts: dict[str, str] = manifest["texts"]
-        for text, written in texts.items():
-            if sha256(folder / text) != written:
+        for text, expected in texts.items():
+            if sha256(folder / text) != expected:
                 return folder / text
         for path in (
             folder / f"{name}.png" for split in _SPLITS for name in manifest["sha256"][split]
@@ -247,7 +247,7 @@ def _draw(config: Config, split: Split, index: int) -> tuple[bytes, bytes, tuple
     )
 
 
-def _write_again(path: Path, content: bytes) -> None:
+def _rewrite(path: Path, content: bytes) -> None:
     try:
         with whole_file(path, durable=False) as partial:
             partial.write_bytes(content)

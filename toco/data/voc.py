@@ -72,5 +72,5 @@ def open_split(config: Config, split: Split) -> FileDataset:
         allow_empty_labels=config.allow_empty_labels or split == "val",
         max_pixels=config.max_pixels,
         notes=notes,
-        named_in=layout.list_path(list_name),
+        name_list=layout.list_path(list_name),
     )

@@ -104,7 +104,7 @@ def export_cams(
             arrays[name] = at(cam, strided)
         return npz(**arrays)
 
-    folder.fill(make, shard, doing="export CAMs", progress=progress)
+    folder.fill(make, shard, task="export CAMs", progress=progress)
     return folder
 
 

@@ -67,26 +67,26 @@ def find_images(inputs: Sequence[Path], max_pixels: int) -> ImageFiles:
         ValueError: An input does not exist, a folder has no image, or two images would have the
             same output file.
     """
-    found: dict[str, tuple[str, Path]] = {}
+    images: dict[str, tuple[str, Path]] = {}
     left_out: list[str] = []
     for path in inputs:
         for file_name, file in _below(path, left_out):
             name = Path(file_name).with_suffix("").as_posix()
-            _, other = found.setdefault(name, (file_name, file))
+            _, other = images.setdefault(name, (file_name, file))
             if other.resolve() != file.resolve():
                 raise ValueError(
                     f"{printable(other)} and {printable(file)} would both be {name!r} in the "
                     "output; rename one, or use two output folders."
                 )
-    file_names, paths = zip(*found.values(), strict=True)
-    return ImageFiles(tuple(found), file_names, paths, tuple(left_out), max_pixels)
+    file_names, paths = zip(*images.values(), strict=True)
+    return ImageFiles(tuple(images), file_names, paths, tuple(left_out), max_pixels)
 
 
 def find_faults(
     read: Callable[[int], object],
     indices: Sequence[int],
     *,
-    doing: str = "check",
+    task: str = "check",
     progress: bool = False,
 ) -> dict[int, str]:
     """Read images once, to report damaged files before the work starts.
@@ -94,7 +94,7 @@ def find_faults(
     Args:
         read: Function that reads the input of one image.
         indices: Images to read.
-        doing: Text of the progress bar.
+        task: Text of the progress bar.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -109,14 +109,16 @@ def find_faults(
         return None
 
     with ThreadPoolExecutor() as threads:
-        found = tqdm(
+        reasons = tqdm(
             threads.map(fault, indices),
             total=len(indices),
-            desc=doing,
+            desc=task,
             unit="image",
             disable=not progress,
         )
-        return {index: text for index, text in zip(indices, found, strict=True) if text is not None}
+        return {
+            index: text for index, text in zip(indices, reasons, strict=True) if text is not None
+        }
 
 
 def check_readable(

@@ -79,8 +79,8 @@ def refined(
     return dense_crf(image.permute(2, 0, 1)[None].float(), probabilities[None], config)[0]
 
 
-def _merge(left: Tensor, right: Tensor, rule: Literal["sum", "max"]) -> Tensor:
-    return left + right if rule == "sum" else torch.maximum(left, right)
+def _merge(first: Tensor, second: Tensor, rule: Literal["sum", "max"]) -> Tensor:
+    return first + second if rule == "sum" else torch.maximum(first, second)
 
 
 def _logits(

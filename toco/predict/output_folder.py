@@ -75,16 +75,17 @@ class OutputFolder:
         if len(set(names)) < len(names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
             raise ValueError(
-                f"{twice!r} is there twice, so that two images would have one output; rename one."
+                f"{twice!r} appears twice, so that two images would have the same output; rename "
+                "one."
             )
         self.about: dict[str, Any] = json.loads(json.dumps(about))
-        way = json.dumps(self.about, sort_keys=True)
+        settings = json.dumps(self.about, sort_keys=True)
         self._identity = cache(
-            lambda index: hashlib.sha256(f"{input_sha256(index)} {way}".encode()).hexdigest()
+            lambda index: hashlib.sha256(f"{input_sha256(index)} {settings}".encode()).hexdigest()
         )
-        self._known_as_made: set[int] = set()
+        self._made: set[int] = set()
         self._is_begun = False
-        self._check_same()
+        self._check_settings()
 
     def output(self, index: int) -> Path:
         """Return the output file of image ``index``."""
@@ -92,11 +93,11 @@ class OutputFolder:
 
     def missing(self, shard: Shard = Shard()) -> list[int]:
         """List the images of a shard (by default all) without a complete, current output."""
-        own = range(shard.rank, len(self.names), shard.world_size)
+        indices = range(shard.rank, len(self.names), shard.world_size)
         with ThreadPoolExecutor() as threads:
             return [
                 index
-                for index, is_made in zip(own, threads.map(self._is_made, own), strict=True)
+                for index, is_made in zip(indices, threads.map(self._is_made, indices), strict=True)
                 if not is_made
             ]
 
@@ -106,7 +107,7 @@ class OutputFolder:
         shard: Shard = Shard(),
         *,
         without: Collection[int] = (),
-        doing: str = "write",
+        task: str = "write",
         progress: bool = False,
     ) -> None:
         """Make the missing outputs of a shard; each file appears complete or not at all.
@@ -115,13 +116,17 @@ class OutputFolder:
             make: Function that returns the content of an image's output.
             shard: Part of the images that this process handles.
             without: Images to skip.
-            doing: Text of the progress bar.
+            task: Text of the progress bar.
             progress: Whether to show a progress bar.
         """
         missing = [index for index in self.missing(shard) if index not in without]
-        own = len(range(shard.rank, len(self.names), shard.world_size))
+        num_images = len(range(shard.rank, len(self.names), shard.world_size))
         with tqdm(
-            total=own, initial=own - len(missing), desc=doing, unit="image", disable=not progress
+            total=num_images,
+            initial=num_images - len(missing),
+            desc=task,
+            unit="image",
+            disable=not progress,
         ) as bar:
             for index in missing:
                 self.write(index, make(index))
@@ -136,10 +141,10 @@ class OutputFolder:
         self._begin()
         with whole_file(self.output(index)) as partial:
             partial.write_bytes(sealed(content, identity))
-        self._known_as_made.add(index)
+        self._made.add(index)
 
     def _is_made(self, index: int) -> bool:
-        if index in self._known_as_made:
+        if index in self._made:
             return True
         try:
             identity = self._identity(index)
@@ -147,33 +152,35 @@ class OutputFolder:
         except (OSError, ValueError):
             return False
         if is_made:
-            self._known_as_made.add(index)
+            self._made.add(index)
         return is_made
 
     def _begin(self) -> None:
         if not self._is_begun:
-            self._check_same()  # another process may have started with other settings
+            self._check_settings()  # another process may have started with other settings
             if not (self.path / ABOUT).exists():
                 write_record(
                     self.path / ABOUT, {"format_version": FORMAT_VERSION, **self.about}, indent=1
                 )
             self._is_begun = True
 
-    def _check_same(self) -> None:
+    def _check_settings(self) -> None:
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{printable(self.path)} is no folder; name another for the outputs.")
+            raise ValueError(
+                f"{printable(self.path)} is no folder; name another path for the outputs."
+            )
         file = self.path / ABOUT
-        another = f"Name another folder, or delete {printable(self.path)}."
+        advice = f"Name another folder, or delete {printable(self.path)}."
         try:
-            was = read_record(file, advice=another)
+            stored_about = read_record(file, advice=advice)
         except FileNotFoundError:
             if any(self.path.rglob(f"*{self._suffix}")):
                 if file.exists():  # another process created it in the meantime
-                    self._check_same()
+                    self._check_settings()
                     return
                 raise ValueError(
-                    f"{printable(self.path)} holds {self._suffix} files but no {ABOUT} that says "
-                    "how they were made; name a new folder."
+                    f"{printable(self.path)} has {self._suffix} files but no {ABOUT} with their "
+                    "settings; name a new folder."
                 ) from None
             return
         except UnreadableError:
@@ -181,22 +188,22 @@ class OutputFolder:
                 raise
             raise ValueError(
                 f"{printable(self.path)} was written by toco 0.4 or older, which did not record "
-                f"what each output was made of: an output may be that of another image. {another}"
+                f"the input of each output: an output may belong to another image. {advice}"
             ) from None
-        check_version(file, was.pop("format_version", None), FORMAT_VERSION, another)
-        if changes := diff(was, self.about):
+        check_version(file, stored_about.pop("format_version", None), FORMAT_VERSION, advice)
+        if changes := diff(stored_about, self.about):
             changed = "; ".join(
                 f"{path} was {old!r} and is {new!r}" for path, (old, new) in changes.items()
             )
             raise ValueError(
-                f"{printable(self.path)} holds outputs that were made in another way: {changed}. "
-                "Give the same settings, or another folder with --out."
+                f"{printable(self.path)} has outputs of other settings: {changed}. Use the same "
+                "settings, or another folder with --out."
             )
 
 
 def _is_of_version_1(about: Path) -> bool:
     try:
-        was = read_json(about)
+        stored_about = read_json(about)
     except UnreadableError:
         return False
-    return isinstance(was, dict) and "format_version" not in was
+    return isinstance(stored_about, dict) and "format_version" not in stored_about

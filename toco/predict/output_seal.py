@@ -46,12 +46,12 @@ def is_sealed(content: bytes, identity: str) -> bool:
 
 def _seal(body: bytes, identity: str) -> bytes:
     """Return the end of a sealed file; its length depends only on the kind of file."""
-    said = f"{identity} {hashlib.sha256(body).hexdigest()}".encode()
+    seal_text = f"{identity} {hashlib.sha256(body).hexdigest()}".encode()
     if body.startswith(_ZIP_START):
-        return struct.pack("<H", len(said)) + said
-    chunk = b"tEXt" + _KEYWORD + b"\0" + said
+        return struct.pack("<H", len(seal_text)) + seal_text
+    chunk = b"tEXt" + _KEYWORD + b"\0" + seal_text
     return (
-        struct.pack(">I", len(said) + len(_KEYWORD) + 1)
+        struct.pack(">I", len(seal_text) + len(_KEYWORD) + 1)
         + chunk
         + struct.pack(">I", zlib.crc32(chunk))
         + _PNG_END

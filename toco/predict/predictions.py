@@ -115,7 +115,7 @@ def predict(
         sorted(by_network - faults.keys()), desc="predict", unit="image", disable=not progress
     ):
         try:
-            found = probabilities_of(read(index))
+            pixel_probabilities = probabilities_of(read(index))
         except ValueError as error:
             faults[index] = str(error)
             continue
@@ -126,12 +126,12 @@ def predict(
                 raise
             faults[index] = (
                 f"{images.names[index]!r} does not fit into the memory. Tiles (--set "
-                "inference.tile_px=1024), fewer scales and no mirror images take less."
+                "inference.tile_px=1024), fewer scales or no mirror images need less."
             )
             continue
         if probabilities is not None:
-            probabilities.write(index, npz(probabilities=found.half().cpu().numpy()))
-        labels.write(index, label_png(found))
+            probabilities.write(index, npz(probabilities=pixel_probabilities.half().cpu().numpy()))
+        labels.write(index, label_png(pixel_probabilities))
         num_made += 1
 
     # Overlays, from images and labels.
@@ -141,21 +141,20 @@ def predict(
             image, label = images.image(index), read_index_png(labels.output(index))
             if image.shape[:2] != label.shape:
                 raise ValueError(
-                    f"{images.names[index]!r} changed while it was worked on; give the same "
-                    "command again."
+                    f"{images.names[index]!r} changed during the work; run the same command again."
                 )
             return png(painted(image, label, class_names))
 
-        overlays.fill(paint, shard, without=faults, doing="overlay", progress=progress)
+        overlays.fill(paint, shard, without=faults, task="overlay", progress=progress)
 
     # COCO annotations, if no other process is still working.
     missing = labels.missing()
     is_complete = _add_faults(faults, read, missing)
     if coco_json is not None and is_complete and len(missing) < len(labels.names):
         labelled = sorted(set(range(len(labels.names))).difference(missing))
-        written = (read_index_png(labels.output(index)) for index in labelled)
+        label_images = (read_index_png(labels.output(index)) for index in labelled)
         annotations = coco_annotations(
-            [coco_json[index] for index in labelled], written, class_names
+            [coco_json[index] for index in labelled], label_images, class_names
         )
         write_text(out / "coco.json", json.dumps(annotations))
     return Predicted(labels, num_made, faults, is_complete)
@@ -173,8 +172,8 @@ def _add_faults(
     """
     for index in missing:
         if index not in faults:
-            found = find_faults(read, [index])
-            if not found:
+            image_faults = find_faults(read, [index])
+            if not image_faults:
                 return False
-            faults |= found
+            faults |= image_faults
     return True

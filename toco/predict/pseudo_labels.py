@@ -112,8 +112,8 @@ def pseudo_label(
         label = refine_pseudo_label(colours, cam, labels, None, low, high, par)
     else:
         label = cam_to_pseudo_label(cam, labels, low, high)
-    found: UInt8[np.ndarray, "h w"] = class_ids(label, present)[0].byte().cpu().numpy()
-    return found
+    label_image: UInt8[np.ndarray, "h w"] = class_ids(label, present)[0].byte().cpu().numpy()
+    return label_image
 
 
 def export_pseudo_labels(
@@ -154,7 +154,7 @@ def export_pseudo_labels(
         image, class_labels = dataset.image(index), dataset.class_labels(index)
         return index_png(pseudo_label(method, image, class_labels, evaluate, config, device))
 
-    folder.fill(make, shard, doing="export pseudo labels", progress=progress)
+    folder.fill(make, shard, task="export pseudo labels", progress=progress)
     return folder
 
 
@@ -175,7 +175,7 @@ def score_pseudo_labels(
     return (
         f"mIoU of the pseudo labels {100 * miou:.2f} %; images with a mask: "
         f"{len(dataset) - len(without_mask)}. {100 * uncertain:.2f} % of the pixels are uncertain "
-        f"({IGNORE_INDEX}) and count for nothing."
+        f"({IGNORE_INDEX}) and are ignored."
     )
 
 

@@ -116,13 +116,13 @@ def predict_split(
             probabilities = refined(image, probabilities, config.crf)
         return label_png(probabilities)
 
-    folder.fill(predict, shard, doing="predict", progress=progress)
+    folder.fill(predict, shard, task="predict", progress=progress)
     if without_crf is not None:
         # Images that already have a prediction with the CRF.
         without_crf.fill(
             lambda index: label_png(before_crf(index)[1]),
             shard,
-            doing="without CRF",
+            task="without CRF",
             progress=progress,
         )
 
@@ -140,9 +140,9 @@ def score_predictions(
     num_images = len(dataset) - len(without_mask)
     if num_images and without_mask:
         raise ValueError(
-            f"{len(without_mask)} of {len(dataset)} images have no mask, as {without_mask[0]!r}, "
-            "so that the scores would not be those of the split; add the masks, or take the "
-            "images off the list."
+            f"{len(without_mask)} of {len(dataset)} images have no mask, such as "
+            f"{without_mask[0]!r}, so that the scores would not cover the split; add the masks, or "
+            "remove the images from the list."
         )
     if not confusion.matrix.any():
         return None

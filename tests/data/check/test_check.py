@@ -87,12 +87,12 @@ FAULTS: list[tuple[Callable[[Path], object], str, str]] = [
     (
         lambda r: edit_list(r, "val", b"v1\nv2\nv1\n"),
         "ImageSets/Segmentation/val.txt",
-        "'v1' is there 2 times",
+        "'v1' appears 2 times",
     ),
     (
         lambda r: edit_list(r, "val", b"v1\nv2\na1\n"),
         "ImageSets/Segmentation/val.txt",
-        "1 of 3 validation images also for training: 'a1'",
+        "1 of 3 validation images also in training: 'a1'",
     ),
     (
         lambda r: edit_list(r, "val", b"v1\nv2\n../../x\n"),
@@ -191,7 +191,7 @@ def test_shifted_ids_and_exif_are_notes(folder: Path) -> None:
     report = check(folder, labels=Path("labels.csv"))
     assert report.faults == []
     assert [note.reason for note in report.notes] == [
-        "1 image with an EXIF orientation, which is ignored, since masks lie on the stored pixels (`predict` turns "
+        "1 image with an EXIF orientation, which is ignored, since masks refer to the stored pixels (`predict` rotates "
         "files): 'a5'.",
         "1 mask with 'circle' (1), which the image's label does not name: 'a1'.",
     ]
@@ -199,7 +199,7 @@ def test_shifted_ids_and_exif_are_notes(folder: Path) -> None:
 
 def test_same_list_twice(folder: Path) -> None:
     (fault,) = check(folder, val_list="train").faults
-    assert "5 of 5 validation images also for training" in fault.reason
+    assert "5 of 5 validation images also in training" in fault.reason
     assert check(folder, val_list="train", allow_overlap=True).faults == []
 
 

@@ -89,8 +89,8 @@ class TestClassNames:
             (b"__ignore__\n_background_\ncat\n", "'__ignore__' reads as pixels"),
             (b"0 background\n1 cat\n2 dog\n", "its lines are numbered, as in '0 background'"),
             (b"1: cat\n2: dog\n", "its lines are numbered"),
-            (b"cat,dog\n", "'cat,dog' is several"),
-            (b"cat\tfelis\ndog\tcanis\n", "is several"),
+            (b"cat,dog\n", "'cat,dog' has several names"),
+            (b"cat\tfelis\ndog\tcanis\n", "has several names"),
             (b'[\n"cat",\n"dog"\n]\n', "write plain text"),
             (b"# my classes\ncat\n", "write plain text"),
             (b"cat\ndog\ncat\n", "different class names"),
@@ -153,7 +153,7 @@ class TestTables:
             ),
             ("name,class_ids\na,0 3\n", "0 is the background"),
             ("name,class_ids\na,4\n", r"class ids \[4\], expected 1\.\.3\.$"),
-            ("name,class_ids\na,1\na,1\n", "'a' is there twice"),
+            ("name,class_ids\na,1\na,1\n", "'a' appears twice"),
             (f"name,class_ids\n{NFC},1\n{NFD},1\n", "differ only in their Unicode form"),
             ('name,class_ids\n"a,1\nb,2\n', "it is no CSV"),
         ],
@@ -457,7 +457,7 @@ class TestUnicodeForms:
         root = make_root(tmp_path / "root", (NFC, "b"), ("b",))
         (root / "val.txt").write_text(f"b\n{NFD}\n")
         faults, _ = check(root)
-        assert faults[0].startswith(f"1 of 2 validation images also for training: {NFD!r}.")
+        assert faults[0].startswith(f"1 of 2 validation images also in training: {NFD!r}.")
 
 
 class TestWhatIsLeftOut:
@@ -486,8 +486,8 @@ class TestWhatIsLeftOut:
             "3 files left out, since images are .jpg, .jpeg, .png, .tif, .tiff: no suffix 1, .webp 2.",
             "hidden files and folders left out, 1: '.f.png'.",
             "1 image in neither split: 'e'.",
-            "1 label of images that are not there: 'stale'.",
-            "1 mask of images that are not there: 'old'.",
+            "1 label of images that do not exist: 'stale'.",
+            "1 mask of images that do not exist: 'old'.",
             "1 file left out, since masks are .png files: .jpg 1.",
         ]
 
@@ -500,8 +500,8 @@ class TestWhatIsLeftOut:
         (root / "labels.csv").open("a").write("e,1\n")
         faults, notes = check(root)
         assert faults == []
-        assert [note for note in notes if "left out" in note or "not there" in note] == [
-            "1 image left out, met again by a link: 'e'."
+        assert [note for note in notes if "left out" in note or "do not exist" in note] == [
+            "1 image left out, links to other images: 'e'."
         ]
 
     def test_a_linked_class_folder_is_followed(self, tmp_path: Path) -> None:
@@ -522,7 +522,8 @@ class TestWhatIsLeftOut:
         assert [note.reason for note in splits[0].notes] == [
             f"left out: {tmp_path / 'root/dog/up/dog'} is a link to a folder that holds the link.",
             f"left out: {tmp_path / 'root/twin/up/dog'} is a link to a folder that holds the link.",
-            "20 images left out, met again by a link: 'twin/0', 'twin/1', 'twin/10', 'twin/11', 'twin/12' and 15 more.",
+            "20 images left out, links to other images: 'twin/0', 'twin/1', 'twin/10', 'twin/11', "
+            "'twin/12' and 15 more.",
         ]
 
     def test_a_folder_that_cannot_be_read(
@@ -558,8 +559,8 @@ class TestWhatIsLeftOut:
             (root / "masks").mkdir(exist_ok=True)
             Image.fromarray(np.ones(SIZE[::-1], np.uint8)).save(root / f"masks/{name}.png")
         (fault,), notes = check(root, masks="masks")
-        assert "EXIF orientation turns it" in fault
-        assert ["EXIF orientation turns it" in note for note in notes[:3]] == [
+        assert "has an EXIF orientation" in fault
+        assert ["has an EXIF orientation" in note for note in notes[:3]] == [
             True
         ] * 3  # training reads no mask
         assert "4 images with an EXIF orientation" in notes[3]

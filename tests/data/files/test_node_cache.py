@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_made_is_said_and_images_are_decoded(
 ) -> None:
     (tmp_path / "file").write_text("")
     assert_decoded(cached.model_copy(update={"cache_root": tmp_path / "file" / "node"}))
-    assert "cannot be kept there" in caplog.text
+    assert "cannot be stored there" in caplog.text
 
 
 def test_a_write_that_fails_leaves_nothing(

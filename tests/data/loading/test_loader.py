@@ -236,7 +236,7 @@ def harmed(
         (
             "kill",
             LoaderError,
-            r"^A loader process was killed by signal 9 while it made a batch; most often memory",
+            r"^A loader process was killed by signal 9 while it made a batch; usually the memory",
         ),
         (
             "hang",

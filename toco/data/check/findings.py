@@ -67,116 +67,124 @@ class Report:
 
 
 @dataclass(slots=True)
-class Seen:
+class ImageStatistics:
     """Properties of the images of both splits.
 
     Attributes:
         small: Images with a short side.
         converted: Images that are not stored in RGB.
-        turned: Images with an EXIF orientation.
+        rotated: Images with an EXIF orientation.
         void: Images whose mask is void everywhere.
         unnamed: Images by class, where the mask has the class and the label does not.
         by_pixels: Images by a digest of their pixels.
         in_train: Number of training images by class of their label.
-        labelled: Number of images with a mask by class of their label.
-        drawn: Number of images by class of their mask.
-        ids: All ids in masks.
+        label_counts: Number of images with a mask by class of their label.
+        mask_counts: Number of images by class of their mask.
+        mask_ids: All ids in masks.
     """
 
     small: list[str] = field(default_factory=list)
     converted: list[str] = field(default_factory=list)
-    turned: list[str] = field(default_factory=list)
+    rotated: list[str] = field(default_factory=list)
     void: list[str] = field(default_factory=list)
     unnamed: defaultdict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
     by_pixels: defaultdict[bytes, list[str]] = field(default_factory=lambda: defaultdict(list))
     in_train: Counter[int] = field(default_factory=Counter)
-    labelled: Counter[int] = field(default_factory=Counter)
-    drawn: Counter[int] = field(default_factory=Counter)
-    ids: set[int] = field(default_factory=set)
+    label_counts: Counter[int] = field(default_factory=Counter)
+    mask_counts: Counter[int] = field(default_factory=Counter)
+    mask_ids: set[int] = field(default_factory=set)
 
 
 def note_images(
-    train: Dataset, val: Dataset, seen: Seen, small_side_px: int, found: Report
+    train: Dataset, val: Dataset, statistics: ImageStatistics, small_side_px: int, report: Report
 ) -> None:
     """Note images that are small, converted, rotated by EXIF, or duplicates."""
     path = train.layout.images if isinstance(train, FileDataset) else Path("images")
     for names, what in (
-        (seen.small, f"with a side under {small_side_px} px"),
-        (seen.converted, "not in RGB, which are converted"),
+        (statistics.small, f"with a side under {small_side_px} px"),
+        (statistics.converted, "not in RGB, which are converted"),
         (
-            seen.turned,
-            "with an EXIF orientation, which is ignored, since masks lie on the stored pixels "
-            "(`predict` turns files)",
+            statistics.rotated,
+            "with an EXIF orientation, which is ignored, since masks refer to the stored pixels "
+            "(`predict` rotates files)",
         ),
     ):
         if names:
-            found.note(path, f"{count(len(names), 'image')} {what}: {examples(names)}.")
+            report.note(path, f"{count(len(names), 'image')} {what}: {examples(names)}.")
     validated = set(val.names)
-    groups = [names for names in seen.by_pixels.values() if len(set(names)) > 1]
+    groups = [names for names in statistics.by_pixels.values() if len(set(names)) > 1]
     across = [names for names in groups if 0 < len(validated.intersection(names)) < len(names)]
-    for same, what in (
+    for duplicates, what in (
         (across, "in training and in validation"),
         ([names for names in groups if names not in across], "within a split"),
     ):
-        if same:
-            shown = [" = ".join(names) for names in same]
-            found.note(
-                path, f"images with the same pixels under several names {what}: {examples(shown)}."
+        if duplicates:
+            group_texts = [" = ".join(names) for names in duplicates]
+            report.note(
+                path,
+                f"images with the same pixels under several names {what}: {examples(group_texts)}.",
             )
 
 
-def note_masks(class_names: Sequence[str], seen: Seen, found: Report) -> None:
+def note_masks(class_names: Sequence[str], statistics: ImageStatistics, report: Report) -> None:
     """Note void masks and classes on which masks and labels disagree."""
     path = Path("masks")
-    if seen.void:
-        found.note(path, f"{count(len(seen.void), 'mask')} void everywhere: {examples(seen.void)}.")
-    for class_id, names in sorted(seen.unnamed.items()):
-        shown = f"{class_names[class_id - 1]!r} ({class_id})"
-        found.note(
+    if statistics.void:
+        report.note(
             path,
-            f"{count(len(names), 'mask')} with {shown}, which the image's label does not name: "
-            f"{examples(names)}.",
+            f"{count(len(statistics.void), 'mask')} void everywhere: {examples(statistics.void)}.",
         )
-    for class_id, number in sorted(seen.labelled.items()):
-        if not seen.drawn[class_id]:
-            shown = f"{class_names[class_id - 1]!r} ({class_id})"
+    for class_id, names in sorted(statistics.unnamed.items()):
+        class_text = f"{class_names[class_id - 1]!r} ({class_id})"
+        report.note(
+            path,
+            f"{count(len(names), 'mask')} with {class_text}, which the image's label does not "
+            f"name: {examples(names)}.",
+        )
+    for class_id, number in sorted(statistics.label_counts.items()):
+        if not statistics.mask_counts[class_id]:
+            class_text = f"{class_names[class_id - 1]!r} ({class_id})"
             images = count(number, "image")
-            binary = seen.ids == {0, IGNORE_INDEX}
+            binary = statistics.mask_ids == {0, IGNORE_INDEX}
             advice = (
                 f" All masks hold 0 and {IGNORE_INDEX} alone: draw objects with the ids of their "
                 "classes." * binary
             )
-            found.note(
+            report.note(
                 path,
-                f"labels name {shown} in {images} with a mask, and no mask has a pixel of it; "
+                f"labels name {class_text} in {images} with a mask, and no mask has a pixel of it; "
                 f"{IGNORE_INDEX} is void and no class.{advice}",
             )
 
 
-def note_left_out(datasets: Sequence[FileDataset], found: Report) -> None:
+def note_left_out(datasets: Sequence[FileDataset], report: Report) -> None:
     """Note files in the folders that belong to neither split."""
+    # Images.
     used = {composed(name) for dataset in datasets for name in dataset.names}
     present: set[str] = set()
     for dataset in {dataset.layout.images: dataset for dataset in datasets}.values():
         tree = dataset.tree()
-        again = tuple(
-            name for name in tree.again if composed(name) not in used
+        links = tuple(
+            name for name in tree.links if composed(name) not in used
         )  # lists may name links
-        found.notes += replace(tree, again=again).notes()
-        present.update(map(composed, (*tree.names, *tree.again)))
+        report.notes += replace(tree, links=links).notes()
+        present.update(map(composed, (*tree.names, *tree.links)))
         if unused := [name for name in tree.names if composed(name) not in used]:
-            found.note(
+            report.note(
                 tree.folder, f"{count(len(unused), 'image')} in neither split: {examples(unused)}."
             )
+
+    # Labels without an image.
     for path, names in {
         dataset.label_path(0): dataset.labelled_names() for dataset in datasets if len(dataset)
     }.items():
         if without := [name for name in names if composed(name) not in present]:
-            found.note(
+            report.note(
                 path,
-                f"{count(len(without), 'label')} of images that are not there: "
-                f"{examples(without)}.",
+                f"{count(len(without), 'label')} of images that do not exist: {examples(without)}.",
             )
+
+    # Masks without an image, and files of other formats.
     for masks in {dataset.layout.masks for dataset in datasets} - {
         dataset.layout.images for dataset in datasets
     }:
@@ -184,15 +192,15 @@ def note_left_out(datasets: Sequence[FileDataset], found: Report) -> None:
             continue
         tree = read_tree(masks, (".png",))
         if without := [name for name in tree.names if composed(name) not in present]:
-            found.note(
+            report.note(
                 masks,
-                f"{count(len(without), 'mask')} of images that are not there: {examples(without)}.",
+                f"{count(len(without), 'mask')} of images that do not exist: {examples(without)}.",
             )
         if others := {
             suffix: count for suffix, count in tree.others.items() if suffix.lower() in _NOT_MASKS
         }:
             counts = ", ".join(f"{suffix} {number}" for suffix, number in others.items())
-            found.note(
+            report.note(
                 masks,
                 f"{count(sum(others.values()), 'file')} left out, since masks are .png files: "
                 f"{counts}.",

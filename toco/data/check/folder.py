@@ -26,7 +26,7 @@ def check_folder(
         small_side_px: Images with a smaller side are noted.
         progress: Whether to show a progress bar.
     """
-    root, found = config.root, Report()
+    root, report = config.root, Report()
     layout = Layout.of_voc(root, config.mask_folder)
 
     # Classes and labels.
@@ -34,23 +34,23 @@ def check_folder(
     class_file = root / (config.classes or "classes.txt")
     try:
         class_names = read_class_names(
-            layout, None if config.classes is None else class_file, found.notes
+            layout, None if config.classes is None else class_file, report.notes
         )
     except ValueError as error:
-        found.fault(error, (class_file,))
+        report.fault(error, (class_file,))
     has_labels = bool(class_names)
     try:
         if class_names:
             label_source(layout, config.labels, class_names, config.max_pixels)
     except ValueError as error:
-        found.fault(error, (root / config.labels,))
+        report.fault(error, (root / config.labels,))
         has_labels = False
 
     # Lists.
     train_names, val_names = (
-        _names_of_list(layout, name, found) for name in (config.train_list, config.val_list)
+        _names_of_list(layout, name, report) for name in (config.train_list, config.val_list)
     )
-    found.overlap(
+    report.overlap(
         layout.list_path(config.val_list), overlap(train_names, val_names), config.allow_overlap
     )
 
@@ -58,7 +58,7 @@ def check_folder(
     def open_list(names: Iterable[str], list_name: str, allow_empty_labels: bool) -> FileDataset:
         return FileDataset(
             layout,
-            _with_one_image(layout, names, list_name, found),
+            _with_one_image(layout, names, list_name, report),
             class_names,
             config.labels if has_labels else "masks",
             config,
@@ -67,11 +67,11 @@ def check_folder(
             check_labels=False,
         )
 
-    found.num_images = {config.train_list: len(train_names), config.val_list: len(val_names)}
+    report.num_images = {config.train_list: len(train_names), config.val_list: len(val_names)}
     check = Check(
         train=open_list(train_names, config.train_list, config.allow_empty_labels),
         val=open_list(val_names, config.val_list, True),
-        found=found,
+        report=report,
         # Without classes every id of a mask would be out of range: one fault is enough, instead of
         # one per image.
         has_masks=bool(class_names),
@@ -82,31 +82,31 @@ def check_folder(
     return check.run(progress)
 
 
-def _names_of_list(layout: Layout, list_name: str, found: Report) -> tuple[str, ...]:
+def _names_of_list(layout: Layout, list_name: str, report: Report) -> tuple[str, ...]:
     """Return the usable names of a list, without duplicates; report its other lines as faults."""
     path = layout.list_path(list_name)
     try:
         lines = list_lines(path)
     except ValueError as error:
-        found.fault(error, (path,))
+        report.fault(error, (path,))
         return ()
     if b"\r" in path.read_bytes():
-        found.note(path, "has line ends of Windows, which are dropped.")
+        report.note(path, "has line ends of Windows, which are dropped.")
     blank = [str(number) for number, line in enumerate(lines, start=1) if not line.strip()]
     if blank:
-        found.note(
+        report.note(
             path, f"{count(len(blank), 'blank line')} left out, the first is line {blank[0]}."
         )
     names, problems = check_names(lines)
     if not names and not problems:
-        found.fault("is empty.", (path,))
+        report.fault("is empty.", (path,))
     for problem in problems:
-        found.fault(f"{problem}.", (path,))
+        report.fault(f"{problem}.", (path,))
     return names
 
 
 def _with_one_image(
-    layout: Layout, names: Iterable[str], list_name: str, found: Report
+    layout: Layout, names: Iterable[str], list_name: str, report: Report
 ) -> tuple[str, ...]:
     """Return the names of a list that belong to exactly one image file."""
     source = layout.list_path(list_name).name
@@ -117,7 +117,7 @@ def _with_one_image(
             sound.append(name)
         else:
             files = ", ".join(path.name for path in paths) or "none"
-            found.fault(
+            report.fault(
                 f"expected one image, as {source} names it, found {files}.", (layout.images / name,)
             )
     return tuple(sound)

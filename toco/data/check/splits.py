@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from toco.data._dataset import Dataset
-from toco.data.check.findings import Report, Seen, note_images, note_left_out, note_masks
+from toco.data.check.findings import ImageStatistics, Report, note_images, note_left_out, note_masks
 from toco.data.files.file_dataset import FileDataset
 from toco.data.files.images import ids_in
 from toco.data.files.splits import note_of_classes, overlap
@@ -53,13 +53,13 @@ def check_splits(
         small_side_px: Images with a smaller side are noted.
         progress: Whether to show a progress bar.
     """
-    found = Report(num_images={"train": len(train), "val": len(val)})
-    found.overlap(Path("val"), overlap(train.names, val.names), allow_overlap)
+    report = Report(num_images={"train": len(train), "val": len(val)})
+    report.overlap(Path("val"), overlap(train.names, val.names), allow_overlap)
     masks_are_labels = isinstance(train, FileDataset) and train.labels_from == "masks"
     check = Check(
         train=train,
         val=val,
-        found=found,
+        report=report,
         masks_are_labels=masks_are_labels,
         small_side_px=small_side_px,
     )
@@ -73,51 +73,53 @@ class Check:
     Attributes:
         train: Training images.
         val: Validation images.
-        found: Report to which the pass adds faults and notes.
+        report: Report to which the pass adds faults and notes.
         has_masks: Whether masks can be read.
         has_labels: Whether labels can be read.
         masks_are_labels: Whether the labels of the training images come from their masks.
         small_side_px: Images with a smaller side are noted.
-        seen: Properties of the images that are already checked.
+        statistics: Properties of the images that are already checked.
     """
 
     train: Dataset
     val: Dataset
-    found: Report
+    report: Report
     has_masks: bool = True
     has_labels: bool = True
     masks_are_labels: bool = False
     small_side_px: int
-    seen: Seen = field(default_factory=Seen)
+    statistics: ImageStatistics = field(default_factory=ImageStatistics)
 
     def run(self, progress: bool) -> Report:
         """Decode all images, then add the notes on images, masks, classes and unused files."""
-        train, val, seen, found = self.train, self.val, self.seen, self.found
+        train, val, statistics, report = self.train, self.val, self.statistics, self.report
         images = [(dataset, index) for dataset in (train, val) for index in range(len(dataset))]
         for dataset, index in tqdm(images, unit="image", leave=False, disable=not progress):
             ids = self._check_sample(dataset, index)
             if dataset is train:
-                seen.in_train.update(ids)
+                statistics.in_train.update(ids)
 
-        found.notes += (*train.notes, *val.notes)
-        note_images(train, val, seen, self.small_side_px, found)
+        report.notes += (*train.notes, *val.notes)
+        note_images(train, val, statistics, self.small_side_px, report)
         if self.has_masks:
-            note_masks(train.class_names, seen, found)
-        by_class = {name: seen.in_train[i] for i, name in enumerate(train.class_names, start=1)}
-        found.num_images_by_class = by_class
+            note_masks(train.class_names, statistics, report)
+        by_class = {
+            name: statistics.in_train[i] for i, name in enumerate(train.class_names, start=1)
+        }
+        report.num_images_by_class = by_class
         if (
             self.has_labels
             and (note := note_of_classes(train.class_names, list(by_class.values()))) is not None
         ):
-            found.notes.append(note)
+            report.notes.append(note)
         note_left_out(
-            [dataset for dataset in (train, val) if isinstance(dataset, FileDataset)], found
+            [dataset for dataset in (train, val) if isinstance(dataset, FileDataset)], report
         )
-        found.faults, found.notes = (
-            list(dict.fromkeys(found.faults)),
-            list(dict.fromkeys(found.notes)),
+        report.faults, report.notes = (
+            list(dict.fromkeys(report.faults)),
+            list(dict.fromkeys(report.notes)),
         )
-        return found
+        return report
 
     def _check_sample(self, dataset: Dataset, index: int) -> set[int]:
         """Check one image and return the classes of its label.
@@ -134,7 +136,7 @@ class Check:
                 labelled = {int(i) + 1 for i in np.flatnonzero(dataset.class_labels(index))}
             except ValueError as error:
                 faults.fault(error, paths)
-        self.found.faults += {fault.path: fault for fault in reversed(faults.faults)}.values()
+        self.report.faults += {fault.path: fault for fault in reversed(faults.faults)}.values()
         has_masks = not isinstance(dataset, FileDataset) or dataset.layout.masks is not None
         if in_mask is not None and has_masks:
             self._compare(dataset.names[index], in_mask, labelled)
@@ -144,19 +146,19 @@ class Check:
         self, dataset: Dataset, index: int, paths: tuple[Path, ...], faults: Report
     ) -> None:
         """Decode the image and collect its properties."""
-        name, seen = dataset.names[index], self.seen
+        name, statistics = dataset.names[index], self.statistics
         try:
             image = dataset.image(index)
             if min(image.shape[:2]) < self.small_side_px:
-                seen.small.append(name)
+                statistics.small.append(name)
             pixels = hashlib.blake2b(repr(image.shape).encode() + image.tobytes()).digest()
-            seen.by_pixels[pixels].append(name)
+            statistics.by_pixels[pixels].append(name)
             if isinstance(dataset, FileDataset):
                 header = dataset.header(index)
                 if header.mode != "RGB":
-                    seen.converted.append(name)
+                    statistics.converted.append(name)
                 if header.orientation != _UPRIGHT:
-                    seen.turned.append(name)
+                    statistics.rotated.append(name)
         except ValueError as error:
             faults.fault(error, paths)
 
@@ -171,7 +173,7 @@ class Check:
             faults.fault(error, paths)
             if not is_read and faults.faults[-1].path != paths[0]:
                 fault = faults.faults.pop()
-                self.found.note(fault.path, f"{fault.reason} No training reads this mask.")
+                self.report.note(fault.path, f"{fault.reason} No training reads this mask.")
         except LookupError as error:
             if is_read:
                 faults.fault(str(error.args[0]), paths)
@@ -180,13 +182,13 @@ class Check:
     def _compare(self, name: str, in_mask: set[int], labelled: set[int] | None) -> None:
         """Collect the classes of the mask and of the label."""
         classes = in_mask - {0, IGNORE_INDEX}
-        self.seen.ids |= in_mask
-        self.seen.drawn.update(classes)
-        self.seen.labelled.update(labelled or ())
+        self.statistics.mask_ids |= in_mask
+        self.statistics.mask_counts.update(classes)
+        self.statistics.label_counts.update(labelled or ())
         if in_mask == {IGNORE_INDEX}:
-            self.seen.void.append(name)
+            self.statistics.void.append(name)
         for class_id in classes - labelled if labelled is not None else ():
-            self.seen.unnamed[class_id].append(name)
+            self.statistics.unnamed[class_id].append(name)
 
 
 def _files_of(dataset: Dataset, index: int) -> tuple[Path, ...]:

@@ -73,11 +73,11 @@ class AnnotatedImage:
 
     def mask(self) -> UInt8[np.ndarray, "h w"]:
         """Draw the mask; the module's docstring has the order of the objects."""
-        drawn = [(item, self._pixels(item)) for item in self.objects]
-        drawn.reverse()  # the sort is stable: of equal objects, the first is drawn last, on top
-        drawn.sort(key=lambda pair: (not pair[0].is_crowd, -int(np.count_nonzero(pair[1]))))
+        layers = [(item, self._pixels(item)) for item in self.objects]
+        layers.reverse()  # the sort is stable: of equal objects, the first is drawn last, on top
+        layers.sort(key=lambda pair: (not pair[0].is_crowd, -int(np.count_nonzero(pair[1]))))
         mask = np.zeros((self.height, self.width), dtype=np.uint8)
-        for item, pixels in drawn:
+        for item, pixels in layers:
             mask[pixels] = IGNORE_INDEX if item.is_crowd else item.class_id
         return mask
 
@@ -209,7 +209,7 @@ def _object(row: dict[str, Any]) -> CocoObject:
             "expected polygons or a list of runs; compressed runs are not in the official files"
         )
     if not all(type(count) is int and 0 <= count < 2**31 for count in counts):
-        raise ValueError("expected runs of so many pixels")
+        raise ValueError("expected runs as numbers of pixels")
     return CocoObject(image_id, class_id, bool(is_crowd), (), np.array(counts, dtype=np.int64))
 
 
@@ -255,8 +255,8 @@ def _check_inside(item: CocoObject, image: AnnotatedImage) -> None:
         length = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
         if is_far or length > _DRAWN_PER_PIXEL * image.height * image.width:
             raise ValueError(
-                f"an outline of an object of {image.name} is far outside of it or covers it over "
-                "and over"
+                f"an outline of an object of {image.name} lies far outside or covers the image "
+                "several times"
             )
 
 

@@ -30,8 +30,8 @@ def numberings(ids: Iterable[int]) -> tuple[int, ...]:
     """
     foreground = set(ids) - {0, IGNORE_INDEX}
     of_80, of_91 = max(foreground, default=0) <= len(COCO_CLASSES), foreground <= set(CATEGORY_IDS)
-    same = all(CATEGORY_IDS[i - 1] == i for i in foreground if i <= len(COCO_CLASSES))
-    return (80,) * of_80 + (91,) * (of_91 and not (of_80 and same))
+    numbers_agree = all(CATEGORY_IDS[i - 1] == i for i in foreground if i <= len(COCO_CLASSES))
+    return (80,) * of_80 + (91,) * (of_91 and not (of_80 and numbers_agree))
 
 
 def renumber(path: Path) -> bytes:

@@ -47,9 +47,9 @@ class FileDataset(Dataset):
         levels: Grey levels that become 0 and 255 in images of more than 8 bits; see
             :func:`read_image`.
         notes: Remarks from reading the classes and the list.
-        beside: Files and folders within the folder of images that are no images.
+        non_images: Files and folders within the folder of images that are no images.
         check_labels: Look up the labels of all images in a label file now, instead of on demand.
-        named_in: List from which ``names`` were read, for messages; ``None`` without a list.
+        name_list: List from which ``names`` were read, for messages; ``None`` without a list.
 
     Attributes:
         labels_from: The argument ``labels``.
@@ -72,13 +72,13 @@ class FileDataset(Dataset):
         formats: tuple[str, ...] = FORMATS,
         levels: Levels | None = None,
         notes: Sequence[Fault] = (),
-        beside: Sequence[Path] = (),
+        non_images: Sequence[Path] = (),
         check_labels: bool = True,
-        named_in: Path | None = None,
+        name_list: Path | None = None,
     ) -> None:
         self.layout, self.names, self.class_names = layout, names, class_names
-        self.notes = (*notes, *_find_images(layout, names, named_in))
-        self.labels_from, self._beside = labels, tuple(beside)
+        self.notes = (*notes, *_find_images(layout, names, name_list))
+        self.labels_from, self._non_images = labels, tuple(non_images)
         self._source = label_source(layout, labels, class_names, max_pixels)
         self._allow_empty_labels, self._max_pixels = allow_empty_labels, max_pixels
         self._formats, self._levels = formats, levels
@@ -86,7 +86,7 @@ class FileDataset(Dataset):
         self._labels: dict[int, Float32[np.ndarray, " k"]] = {}
         self._images: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
         self._masks: dict[int, UInt8[np.ndarray, "h w"]] = {}
-        self._of_node: NodeCache | None = None
+        self._node_cache: NodeCache | None = None
         self._prepared = config.cache != "node"
         if check_labels and isinstance(self._source, Table):
             # Report faults of a label file before the first step. For masks and XML this would mean
@@ -103,7 +103,7 @@ class FileDataset(Dataset):
         if index in self._images:
             return self._images[index]
         self.prepare()
-        if self._of_node is not None and (image := self._of_node[index]) is not None:
+        if self._node_cache is not None and (image := self._node_cache[index]) is not None:
             return image
         image = self._decode(index)
         if self._cache == "memory":
@@ -118,7 +118,7 @@ class FileDataset(Dataset):
         """Decode all images into the node's cache, if configured and not done yet."""
         if not self._prepared:
             self._prepared = True
-            self._of_node = node_cache(
+            self._node_cache = node_cache(
                 self._cache_root, self._files_digest(), len(self), self.size, self._decode
             )
 
@@ -135,11 +135,11 @@ class FileDataset(Dataset):
             name = self.names[index]
             ids = self._source(name)
             if not ids and not self._allow_empty_labels:
-                void = f" Its mask may have {IGNORE_INDEX}, which is void and no class."
+                void_hint = f" Its mask may have {IGNORE_INDEX}, which is void and no class."
                 raise ValueError(
                     f"{self.label_path(index)}: {name!r} has no class, so it would be trained as "
-                    "pure background; take it off the list or set "
-                    f"data.allow_empty_labels=true.{void * (self.labels_from == 'masks')}"
+                    "pure background; remove it from the list or set "
+                    f"data.allow_empty_labels=true.{void_hint * (self.labels_from == 'masks')}"
                 )
             self._labels[index] = multi_hot(ids, len(self.class_names))
         return self._labels[index].copy()
@@ -159,15 +159,15 @@ class FileDataset(Dataset):
         mask = read_mask(path, len(self.class_names), self._max_pixels)
         size = self.size(index)
         if mask.shape != size:
-            turned = ""
+            rotation_hint = ""
             if mask.shape == size[::-1] and self.header(index).orientation > _LAST_UPRIGHT:
-                turned = (
-                    " The image's EXIF orientation turns it, and is ignored: store the image "
-                    "turned, without EXIF."
+                rotation_hint = (
+                    " The image has an EXIF orientation, which is ignored: store the image "
+                    "rotated, without EXIF."
                 )
             raise ValueError(
                 f"{path}: expected a mask of the image's size {size}, but it has "
-                f"{mask.shape}.{turned}"
+                f"{mask.shape}.{rotation_hint}"
             )
         if self._cache == "memory":
             self._masks[index] = mask
@@ -195,7 +195,7 @@ class FileDataset(Dataset):
 
     def tree(self) -> Tree:
         """Read the whole folder of images, including those of the other split."""
-        return read_tree(self.layout.images, self.layout.suffixes, self._beside)
+        return read_tree(self.layout.images, self.layout.suffixes, self._non_images)
 
     def labelled_names(self) -> tuple[str, ...]:
         """Return all names in the label file, including the other split; empty without a file."""
@@ -237,22 +237,27 @@ class FileDataset(Dataset):
 
         It uses sizes and modification times of files, not their bytes.
         """
-        read = (str(self.layout.images.resolve()), PIL.__version__, self._max_pixels, self._levels)
-        digest = hashlib.sha256(repr(read).encode())
+        settings = (
+            str(self.layout.images.resolve()),
+            PIL.__version__,
+            self._max_pixels,
+            self._levels,
+        )
+        digest = hashlib.sha256(repr(settings).encode())
         for name in self.names:
             path = self.layout.image_path(name)
-            known = path.stat()
-            digest.update(f"{name}{path.suffix}\0{known.st_size}\0{known.st_mtime_ns}\0".encode())
+            stat = path.stat()
+            digest.update(f"{name}{path.suffix}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
         return digest.hexdigest()
 
 
-def _find_images(layout: Layout, names: Sequence[str], named_in: Path | None) -> tuple[Fault, ...]:
+def _find_images(layout: Layout, names: Sequence[str], name_list: Path | None) -> tuple[Fault, ...]:
     """Check that each name belongs to one image; note names in another Unicode form.
 
     Args:
         layout: Paths of the images.
         names: Names of the images.
-        named_in: List from which the names were read; ``None`` without a list.
+        name_list: List from which the names were read; ``None`` without a list.
 
     Raises:
         ValueError: Images are missing, or several images have the same name.
@@ -271,7 +276,7 @@ def _find_images(layout: Layout, names: Sequence[str], named_in: Path | None) ->
         elif paths[0].with_suffix("") != layout.images / name:
             matched.append(name)
     if missing:
-        source = "" if named_in is None else f"{named_in} names images that are not there. "
+        source = "" if name_list is None else f"{name_list} names images that do not exist. "
         raise ValueError(
             f"{source}{layout.images}: {len(missing)} of {len(names)} images are missing: "
             f"{examples(missing)}.{advise_on_missing(layout, missing[0])}"

@@ -53,7 +53,7 @@ def read_image(
             has a mode without an 8-bit RGB form, or has colours of 16 bits, of which PIL would drop
             the lower 8.
     """
-    image, stored = _decode(path, max_pixels, formats)
+    image, raw_mode = _decode(path, max_pixels, formats)
     if image.mode in _DEEP and levels is not None:
         low, high = levels
         scaled = (np.asarray(image).astype(np.float64) - low) * 255 / (high - low)
@@ -65,7 +65,7 @@ def read_image(
             "convert it, or read it as data.name=folder with data.levels=[low,high], the levels "
             "that become black and white."
         )
-    return _rgb(image, stored, str(path))
+    return _rgb(image, raw_mode, str(path))
 
 
 def read_upright(
@@ -82,7 +82,7 @@ def read_upright(
     Raises:
         ValueError: As in :func:`read_image`, or the EXIF data is damaged.
     """
-    image, stored = _decode(
+    image, raw_mode = _decode(
         path, max_pixels, FORMATS, None if content is None else BytesIO(content)
     )
     try:
@@ -92,7 +92,7 @@ def read_upright(
         raise ValueError(
             f"{printable(path)}: its EXIF data is damaged ({error}); save it without."
         ) from error
-    return _rgb(upright, stored, str(path))
+    return _rgb(upright, raw_mode, str(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,8 @@ def read_header(path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS)
             value = image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT)
         except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
             value = _UPRIGHT
-        known = isinstance(value, int) and _UPRIGHT <= value <= _LAST_ORIENTATION
-        return Header(image.mode, value if known else _UPRIGHT)
+        is_valid = isinstance(value, int) and _UPRIGHT <= value <= _LAST_ORIENTATION
+        return Header(image.mode, value if is_valid else _UPRIGHT)
 
 
 def read_mask(path: Path, num_foreground_classes: int, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
@@ -151,7 +151,7 @@ def read_ids(path: Path, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
         ValueError: The file is missing, damaged or no PNG, or has colours or scaled levels instead
             of ids.
     """
-    image, stored = _decode(path, max_pixels, _MASK_FORMATS)
+    image, raw_mode = _decode(path, max_pixels, _MASK_FORMATS)
     if image.mode not in _MASK_MODES:
         raise ValueError(
             f"{path}: expected a mask of class ids (8-bit grey or palette), but its mode is "
@@ -162,12 +162,12 @@ def read_ids(path: Path, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
                 else "a mask drawn in colours has to be converted to ids first."
             )
         )
-    if image.mode == "L" and stored != "L":
+    if image.mode == "L" and raw_mode != "L":
         # PIL scales levels of fewer bits: the 2-bit ids 0 to 3 become 0, 85, 170 and 255, so that 3
         # would be void; the 4-bit id 1 becomes 17.
         raise ValueError(
             f"{path}: expected a mask of class ids in 8 bits, but its grey levels are stored as "
-            f"{stored} and scaled to 0..255 when they are read; save it with 8 bits or as a "
+            f"{raw_mode} and scaled to 0..255 when they are read; save it with 8 bits or as a "
             "palette image."
         )
     return _frozen(np.asarray(image))
@@ -235,7 +235,7 @@ def _decode(
             # Further frames of a JPEG (preview) or PNG (animation) are ignored; the pages of a TIFF
             # are images.
             pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-            stored = _stored_as(image)
+            raw_mode = _raw_mode(image)
             image.load()
         # PIL's decoders report damaged files by any of these errors.
         except (
@@ -252,23 +252,23 @@ def _decode(
             ) from error
         if pages > 1:
             raise ValueError(f"{path}: expected one image, but it has {pages} pages; split it.")
-        return image, stored
+        return image, raw_mode
 
 
-def _stored_as(image: Image.Image) -> str:
+def _raw_mode(image: Image.Image) -> str:
     tiles = getattr(image, "tile", ())
     arguments: object = tiles[0].args if tiles else image.mode
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
-def _rgb(image: Image.Image, stored: str, path: str) -> UInt8[np.ndarray, "h w 3"]:
+def _rgb(image: Image.Image, raw_mode: str, path: str) -> UInt8[np.ndarray, "h w 3"]:
     if image.mode not in _CONVERTIBLE:
         raise ValueError(
             f"{path}: expected an 8-bit RGB image, but its mode is {image.mode}; convert it."
         )
-    if ";16" in stored:
+    if ";16" in raw_mode:
         raise ValueError(
-            f"{path}: expected an 8-bit RGB image, but its colours are of 16 bits ({stored}), of "
+            f"{path}: expected an 8-bit RGB image, but its colours are of 16 bits ({raw_mode}), of "
             "which the lower 8 would be dropped; scale and convert it."
         )
     return _frozen(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))

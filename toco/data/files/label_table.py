@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toco.data.files.layout import same_name
+from toco.data.files.layout import lookalike_pairs
 from toco.files import UnreadableError, read_json, read_text
 
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
@@ -52,9 +52,9 @@ def read_table(path: Path, class_names: tuple[str, ...]) -> dict[str, tuple[int,
     table: dict[str, tuple[int, ...]] = {}
     for name, ids in rows:
         if name in table:
-            raise ValueError(f"{path}: {name!r} is there twice.")
+            raise ValueError(f"{path}: {name!r} appears twice.")
         table[name] = tuple(sorted(set(ids)))
-    if pairs := same_name(table):
+    if pairs := lookalike_pairs(table):
         first, second = pairs[0]
         raise ValueError(
             f"{path}: {first!r} and {second!r} differ only in their Unicode form; keep one."
@@ -151,9 +151,10 @@ def _read_json(path: Path, class_names: tuple[str, ...]) -> _Rows:
         raise ValueError("expected one object of names with lists of class ids")
     for name, ids in content:
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-            found = _short(dict(ids) if isinstance(ids, tuple) else ids)
+            value_text = _short(dict(ids) if isinstance(ids, tuple) else ids)
             raise ValueError(
-                f"expected a list of class ids for {name!r}, found {found}{_hint(ids, class_names)}"
+                f"expected a list of class ids for {name!r}, found "
+                f"{value_text}{_hint(ids, class_names)}"
             )
     return list(content)
 
@@ -163,18 +164,18 @@ def _read_npz(path: Path, class_names: tuple[str, ...]) -> _Rows:
     num_classes = len(class_names)
     try:
         with zipfile.ZipFile(path) as archive:
-            shape, dtype = _head(archive, "names")
+            shape, dtype = _read_header(archive, "names")
             if len(shape) != 1 or dtype.kind != "U":
                 raise ValueError(
                     f"expected names as text in one dimension, found {dtype} of shape {shape}"
                 )
             expected = (*shape, num_classes)
-            shape, dtype = _head(archive, "class_labels")
+            shape, dtype = _read_header(archive, "class_labels")
             if shape != expected:
                 raise ValueError(f"expected labels of shape {expected}, found {shape}")
             if dtype.kind not in "biuf":
                 raise ValueError(f"expected labels 0 and 1, found {dtype}")
-            names, labels = _array(archive, "names"), _array(archive, "class_labels")
+            names, labels = _read_array(archive, "names"), _read_array(archive, "class_labels")
     # zipfile, zlib and numpy report damaged files by many kinds of errors.
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -188,7 +189,7 @@ def _read_npz(path: Path, class_names: tuple[str, ...]) -> _Rows:
     ]
 
 
-def _head(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
+def _read_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Read shape and type of an array from its header alone."""
     if f"{name}.npy" not in archive.namelist():
         raise ValueError(
@@ -216,7 +217,7 @@ def _head(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtyp
     return shape, dtype
 
 
-def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """Read an array; never decompress more than its header declares."""
     with archive.open(f"{name}.npy") as file:
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))

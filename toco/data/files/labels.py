@@ -85,13 +85,13 @@ class Table:
             path = PurePosixPath(other.replace("\\", "/"))
             return str(path.with_suffix("") if path.suffix.lower() in _IMAGE_SUFFIXES else path)
 
-        near = next(
+        similar = next(
             (other for other in self.names if composed(plain(other)) == composed(name)), None
         )
         return (
             ""
-            if near is None
-            else f" It names {near!r}: write names without suffix, and with / between folders."
+            if similar is None
+            else f" It names {similar!r}: write names without suffix, and with / between folders."
         )
 
 
@@ -115,20 +115,20 @@ def _ids_in_annotation(layout: Layout, ids: Mapping[str, int], name: str) -> tup
         raise ValueError(
             f"{path}: expected an annotation of VOC's form, <annotation>, but it is <{root.tag}>."
         )
-    shown = {composed(item.findtext("name", "").strip()) for item in root.findall("object")}
-    if unknown := sorted(shown - ids.keys()):
+    object_names = {composed(item.findtext("name", "").strip()) for item in root.findall("object")}
+    if unknown := sorted(object_names - ids.keys()):
         raise ValueError(
             f"{path}: {', '.join(map(repr, unknown))} is not in the class list: {', '.join(ids)}."
         )
-    return tuple(sorted(ids[item] for item in shown))
+    return tuple(sorted(ids[item] for item in object_names))
 
 
 def _ids_of_folders(ids: Mapping[str, int], name: str) -> tuple[int, ...]:
     folders = PurePosixPath(composed(name)).parent.parts
-    named = {ids[folder] for folder in folders if folder in ids}
-    if len(named) != 1:
+    class_ids = {ids[folder] for folder in folders if folder in ids}
+    if len(class_ids) != 1:
         raise ValueError(
-            f"{name!r}: expected one folder with the name of a class, found {len(named)} among "
+            f"{name!r}: expected one folder with the name of a class, found {len(class_ids)} among "
             f"{', '.join(folders) or 'none'}; the classes are {', '.join(ids)}."
         )
-    return tuple(named)
+    return tuple(class_ids)

@@ -208,19 +208,21 @@ def check_names(
     lines: Iterable[str], fault: Callable[[str], str | None] = name_fault
 ) -> tuple[tuple[str, ...], list[str]]:
     """Return the usable names of a list without duplicates, and the problems of its lines."""
-    written = [name for line in lines if (name := line.strip())]
-    problems = [f"{name!r} {reason}" for name in dict.fromkeys(written) if (reason := fault(name))]
+    all_names = [name for line in lines if (name := line.strip())]
+    problems = [
+        f"{name!r} {reason}" for name in dict.fromkeys(all_names) if (reason := fault(name))
+    ]
     problems += [
-        f"{name!r} is there {count} times" for name, count in Counter(written).items() if count > 1
+        f"{name!r} appears {count} times" for name, count in Counter(all_names).items() if count > 1
     ]
     problems += [
         f"{first!r} and {second!r} differ only in their Unicode form"
-        for first, second in same_name(written)
+        for first, second in lookalike_pairs(all_names)
     ]
-    return tuple(name for name in dict.fromkeys(written) if not fault(name)), problems
+    return tuple(name for name in dict.fromkeys(all_names) if not fault(name)), problems
 
 
-def same_name(names: Iterable[str]) -> list[tuple[str, str]]:
+def lookalike_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
     """Return pairs of names that differ only in their Unicode form and look the same."""
     by_form: dict[str, str] = {}
     pairs = []
@@ -250,26 +252,29 @@ def list_lines(path: Path) -> list[str]:
 def advise_on_missing(layout: Layout, name: str) -> str:
     """Advise on a name without an image if a file has a similar name; else return empty text."""
     folder = (layout.images / name).parent
-    wanted = PurePosixPath(name)
-    if wanted.suffix in layout.suffixes and layout.image_paths(name.removesuffix(wanted.suffix)):
-        return f" Names are without suffix: write {name.removesuffix(wanted.suffix)!r}."
+    name_path = PurePosixPath(name)
+    if name_path.suffix in layout.suffixes and layout.image_paths(
+        name.removesuffix(name_path.suffix)
+    ):
+        return f" Names are without suffix: write {name.removesuffix(name_path.suffix)!r}."
     try:
         files = sorted(file.name for file in folder.iterdir())
     except OSError:
         return f" There is no folder {str(folder)!r}."
-    near = [
+    similar_files = [
         file
         for file in files
-        if composed(Path(file).stem).casefold() == composed(wanted.name).casefold()
+        if composed(Path(file).stem).casefold() == composed(name_path.name).casefold()
     ]
-    if not near:
+    if not similar_files:
         return ""
-    images = [file for file in near if Path(file).suffix in layout.suffixes]
+    images = [file for file in similar_files if Path(file).suffix in layout.suffixes]
     if images:
         return f" There is {images[0]!r}: write the name as the file has it."
     suffixes = ", ".join(dict.fromkeys(suffix.lower() for suffix in layout.suffixes))
     return (
-        f" There is {near[0]!r}, which is not read: images end in {suffixes}; convert or rename it."
+        f" There is {similar_files[0]!r}, which is not read: images end in {suffixes}; convert or "
+        "rename it."
     )
 
 
@@ -319,11 +324,11 @@ def read_class_names(
         if name.lower() in _VOID_NAMES:
             raise ValueError(
                 f"{path}: {name!r} reads as pixels without ground truth, which have the id "
-                f"{IGNORE_INDEX} and are no class; take it off the list, or give the class another "
-                "name."
+                f"{IGNORE_INDEX} and are no class; remove it from the list, or give the class "
+                "another name."
             )
-    doubled = Counter(composed(name) for name in names)
-    if not 0 < len(names) <= _MAX_CLASSES or len(doubled) != len(names):
+    name_counts = Counter(composed(name) for name in names)
+    if not 0 < len(names) <= _MAX_CLASSES or len(name_counts) != len(names):
         raise ValueError(
             f"{path}: expected 1 to {_MAX_CLASSES} different class names, but it has {len(names)}: "
             f"{names}."
@@ -339,10 +344,14 @@ def read_class_names(
                 f"line {number} is blank and was left out; classes are numbered without a gap.",
             )
         )
-    folded = Counter(name.casefold() for name in names)
-    if notes is not None and (same := [name for name in names if folded[name.casefold()] > 1]):
+    case_counts = Counter(name.casefold() for name in names)
+    if notes is not None and (
+        case_variants := [name for name in names if case_counts[name.casefold()] > 1]
+    ):
         notes.append(
-            Fault(path, f"the classes {examples(same)} differ in upper and lower case alone.")
+            Fault(
+                path, f"the classes {examples(case_variants)} differ in upper and lower case alone."
+            )
         )
     return tuple(names)
 
@@ -360,9 +369,9 @@ def _fault_of_lines(lines: Sequence[str]) -> str | None:
         return f"{lines[0]!r} begins JSON; write plain text"
     for line in lines:
         if line[0] in "\"'#<" or line in ("[", "{", "]", "}"):
-            return f"{line!r} is none; write plain text"
+            return f"{line!r} is no class name; write plain text"
         if "\t" in line or (len(lines) == 1 and ("," in line or ";" in line)):
-            return f"{line!r} is several; write each in a line of its own"
+            return f"{line!r} has several names; write one per line"
     return None
 
 

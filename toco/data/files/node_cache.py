@@ -62,14 +62,15 @@ class NodeCache:
         }
         if {key: index.get(key) for key in expected} != expected:
             raise ValueError(
-                "its index is of other images, of another version, or of another length of the file"
+                "its index belongs to other images, another format version or a file of another "
+                "length"
             )
         self._places: list[_Place] = index["places"]
         self._pixels = np.memmap(folder / _PIXELS, dtype=np.uint8, mode="r")
         self._compared: set[int] = set()
 
     def __reduce__(self) -> tuple[Callable[[Path, str], NodeCache | None], tuple[Path, str]]:
-        return _opened, (self._folder, self._manifest)
+        return _try_open, (self._folder, self._manifest)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
         """Return the image; ``None`` if it could not be decoded or its pixels are damaged."""
@@ -79,12 +80,12 @@ class NodeCache:
         pixels = self._pixels[start : start + height * width * 3]
         if index not in self._compared:
             if zlib.crc32(pixels.data) != crc:
-                self._give_up()
+                self._delete_index()
                 return None
             self._compared.add(index)
         return np.asarray(pixels).reshape(height, width, 3)
 
-    def _give_up(self) -> None:
+    def _delete_index(self) -> None:
         logger.warning(
             "%s: decoded images are damaged; such images are decoded from their files, and the "
             "next training writes the folder again.",
@@ -116,30 +117,30 @@ def node_cache(
         decodes the images.
     """
     folder = root / f"decoded-{_FORMAT_VERSION}-{manifest[:16]}"
-    if folder.is_dir() and (whole := _opened(folder, manifest)) is not None:
-        return whole
+    if folder.is_dir() and (cache := _try_open(folder, manifest)) is not None:
+        return cache
     try:
         root.mkdir(parents=True, exist_ok=True)
         # Only one process writes; the others wait and then find the folder. The system releases the
         # lock when its process ends, however that happens.
         with (root / f".{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.is_dir() and _opened(folder, manifest) is None:
+            if folder.is_dir() and _try_open(folder, manifest) is None:
                 logger.warning("%s is written again.", printable(folder))
                 shutil.rmtree(folder)  # processes that have mapped the file keep its pixels
             if not folder.is_dir():
                 _write(folder, manifest, count, size, decode)
     except OSError as error:
         logger.warning(
-            "%s: the decoded images cannot be kept there (%s); they are decoded each time.",
+            "%s: decoded images cannot be stored there (%s); each use decodes them again.",
             printable(root),
             error,
         )
         return None
-    return _opened(folder, manifest)
+    return _try_open(folder, manifest)
 
 
-def _opened(folder: Path, manifest: str) -> NodeCache | None:
+def _try_open(folder: Path, manifest: str) -> NodeCache | None:
     try:
         return NodeCache(folder, manifest)
     except (OSError, ValueError) as error:
@@ -188,10 +189,10 @@ def _write(
                     raise OSError(errno.ENOSPC, "an image could not be written whole")
                 return starts[index], *sizes[index], zlib.crc32(content)
 
-            written = threads.map(put, range(count))
+            stored_places = threads.map(put, range(count))
             places = list(
                 tqdm(
-                    written,
+                    stored_places,
                     total=count,
                     desc="decoding once for this node",
                     unit="image",
@@ -201,13 +202,13 @@ def _write(
             )
             pixels.truncate(end)
             os.fsync(pixels.fileno())
-        whole = {
+        index_record = {
             "format_version": _FORMAT_VERSION,
             "manifest": manifest,
             "bytes": end,
             "places": places,
         }
-        write_record(unfinished / _INDEX, whole)
+        write_record(unfinished / _INDEX, index_record)
         unfinished.rename(folder)
         sync(folder.parent)
     finally:

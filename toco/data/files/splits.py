@@ -19,9 +19,9 @@ def overlap(train_names: Collection[str], val_names: Collection[str]) -> str | N
     if not both:
         return None
     return (
-        f"{len(both)} of {count(len(val_names), 'validation image')} also for training: "
-        f"{examples(both)}. Take them off one of the lists, or set data.allow_overlap=true: scores "
-        "are then of images that were seen."
+        f"{len(both)} of {count(len(val_names), 'validation image')} also in training: "
+        f"{examples(both)}. Remove them from one of the lists, or set data.allow_overlap=true: "
+        "scores then include training images."
     )
 
 

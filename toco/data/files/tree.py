@@ -22,7 +22,7 @@ class Tree:
         names: Sorted relative paths of images, without suffix; twice if two images have the name.
         others: Number of files that are no images, by suffix.
         hidden: Hidden files and folders, which are skipped with their contents.
-        again: Links to images that are already in ``names``; they are skipped.
+        links: Links to images that are already in ``names``; they are skipped.
         left_out: Phrases on other skipped items, such as broken links.
     """
 
@@ -31,16 +31,16 @@ class Tree:
     names: tuple[str, ...]
     others: dict[str, int]
     hidden: tuple[str, ...]
-    again: tuple[str, ...]
+    links: tuple[str, ...]
     left_out: tuple[str, ...]
 
     def notes(self) -> tuple[Fault, ...]:
         """Return notes on the skipped files."""
         notes = [f"left out: {phrase}." for phrase in self.left_out]
-        if self.again:
+        if self.links:
             notes.append(
-                f"{count(len(self.again), 'image')} left out, met again by a link: "
-                f"{examples(self.again)}."
+                f"{count(len(self.links), 'image')} left out, links to other images: "
+                f"{examples(self.links)}."
             )
         if self.others:
             counts = ", ".join(
@@ -74,7 +74,7 @@ def read_tree(folder: Path, suffixes: Collection[str], without: Iterable[Path] =
             f"{contents.closed[0]}: the folder cannot be opened; change its permissions."
         )
     images = [path for path in contents.files if path.suffix in suffixes]
-    taken, again = _each_once(folder, images)
+    first_paths, links = _split_links(folder, images)
     others = Counter(path.suffix for path in contents.files if path.suffix not in suffixes)
 
     def names(paths: Iterable[Path]) -> tuple[str, ...]:
@@ -83,15 +83,15 @@ def read_tree(folder: Path, suffixes: Collection[str], without: Iterable[Path] =
     return Tree(
         folder,
         tuple(dict.fromkeys(suffix.lower() for suffix in suffixes)),
-        names(taken),
+        names(first_paths),
         dict(sorted(others.items())),
         tuple(str(path.relative_to(folder)) for path in contents.hidden),
-        names(again),
+        names(links),
         contents.left_out,
     )
 
 
-def _each_once(folder: Path, paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+def _split_links(folder: Path, paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """Split paths into different files and links to one of these files."""
     top = folder.resolve()
     parents: dict[Path, Path] = {}
@@ -105,9 +105,9 @@ def _each_once(folder: Path, paths: Iterable[Path]) -> tuple[list[Path], list[Pa
         # A path without links comes first.
         return real[path] != top / path.relative_to(folder), path.as_posix()
 
-    taken: dict[Path, Path] = {}
-    again = []
+    first_paths: dict[Path, Path] = {}
+    links = []
     for path in sorted(real, key=order):
-        if taken.setdefault(real[path], path) != path:
-            again.append(path)
-    return list(taken.values()), again
+        if first_paths.setdefault(real[path], path) != path:
+            links.append(path)
+    return list(first_paths.values()), links

@@ -19,7 +19,7 @@ from toco.data.views.raw_batch import RawBatch, Sample
 from toco.data.views.views import EXTRA_VIEWS, ViewsConfig, make_views
 from toco.types import ExtraView, Shard
 
-_WHOLE = Shard()
+_FULL_SHARD = Shard()
 _ORDER = 1
 """Spawn key of the generators that shuffle epochs.
 
@@ -54,7 +54,7 @@ class TrainLoader:
         seed: int,
         num_workers: int = 0,
         pin_memory: bool = False,
-        shard: Shard = _WHOLE,
+        shard: Shard = _FULL_SHARD,
         patience_s: float = PATIENCE_S,
         extra_views: Collection[ExtraView] = EXTRA_VIEWS,
     ) -> None:
@@ -148,7 +148,7 @@ def _make_batch(
 
     def sample(epoch: int, index: int) -> Sample:
         rng = sample_generator(seed, epoch, index)
-        made = make_views(dataset.image(index), rng, views, extra_views)
-        return Sample(made, dataset.class_labels(index), dataset.names[index])
+        sample_views = make_views(dataset.image(index), rng, views, extra_views)
+        return Sample(sample_views, dataset.class_labels(index), dataset.names[index])
 
     return RawBatch.of([sample(epoch, index) for epoch, index in keys], shard)

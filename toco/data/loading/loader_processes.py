@@ -45,11 +45,11 @@ _GRACE_S = 20.0
 
 torchrun kills the ranks after 30 s.
 """
-_FAREWELL_S = 5.0
+_JOIN_S = 5.0
 """Time in which a process may finish its last batch before it is killed."""
-_AHEAD = 2
+_BATCHES_AHEAD = 2
 """Number of batches that each process makes in advance."""
-_LOOK_EVERY_S = 0.2  # interval of polling
+_POLL_S = 0.2  # interval of polling
 _ALIGNMENT = 64  # bytes; a cache line
 _MARK = b"F"
 """Byte that is sent with a descriptor, which cannot be sent without data."""
@@ -100,90 +100,90 @@ class LoaderProcesses:
             else None
         )
         with (
-            self._started() as processes,
+            self._running_processes() as processes,
             ThreadPoolExecutor(
                 max_workers=1, thread_name_prefix="loader", initializer=take_gpu
             ) as receiver,
-            ExitStack() as before_the_thread_is_waited_for,
+            ExitStack() as before_shutdown,
         ):
-            before_the_thread_is_waited_for.callback(self._ending.set)
+            before_shutdown.callback(self._ending.set)
             connections = list(processes)
             waiting: list[Connection] = []
 
             def ask(connection: Connection) -> None:
-                if (wanted := next(keys, None)) is not None:
+                if (batch_keys := next(keys, None)) is not None:
                     waiting.append(connection)
                     with suppress(BrokenPipeError):  # reported when the batch is received
-                        connection.send(wanted)
+                        connection.send(batch_keys)
 
             def receive() -> RawBatch | None:
                 if not waiting:
                     return None
                 connection = waiting.pop(0)
-                batch = self._received(connection, processes[connection])
+                batch = self._receive_batch(connection, processes[connection])
                 if isinstance(batch, Exception):
                     raise batch
                 ask(connection)
                 return batch.pin_memory() if self._pin_memory else batch
 
-            for connection in connections * _AHEAD:
+            for connection in connections * _BATCHES_AHEAD:
                 ask(connection)
             # A thread receives and pins the next batch while the training uses the previous one.
-            following = receiver.submit(receive)
-            while (batch := self._waited_for(following, stop)) is not None:
-                following = receiver.submit(receive)
+            next_batch = receiver.submit(receive)
+            while (batch := self._wait_for(next_batch, stop)) is not None:
+                next_batch = receiver.submit(receive)
                 yield batch
 
-    def _waited_for(
-        self, following: Future[RawBatch | None], stop: threading.Event
+    def _wait_for(
+        self, next_batch: Future[RawBatch | None], stop: threading.Event
     ) -> RawBatch | None:
         waited_s = 0.0
         while True:
-            if wait([following], timeout=_LOOK_EVERY_S).done:
-                return following.result()
+            if wait([next_batch], timeout=_POLL_S).done:
+                return next_batch.result()
             if stop.is_set():
-                waited_s += _LOOK_EVERY_S
+                waited_s += _POLL_S
                 if waited_s >= self._grace_s:
                     if not self._grace_s:
                         return None
                     raise LoaderError(
-                        f"A signal came, and the loader delivered no batch for {self._grace_s:.0f} "
-                        "s more, after which all ranks could have stopped together. The training "
-                        "ends without a checkpoint of the last steps; --resume goes on from the "
-                        "newest."
+                        f"The loader delivered no batch within {self._grace_s:.0f} s after a "
+                        "signal, so that the ranks cannot stop after the same step. The training "
+                        "ends without a checkpoint of the last steps; --resume continues from the "
+                        "newest checkpoint."
                     )
 
-    def _received(self, connection: Connection, process: BaseProcess) -> RawBatch | Exception:
+    def _receive_batch(self, connection: Connection, process: BaseProcess) -> RawBatch | Exception:
         try:
             # Count polls instead of seconds, so that the time of a suspended process does not
             # count.
-            for _ in range(math.ceil(self._patience_s / _LOOK_EVERY_S)):
-                if connection.poll(_LOOK_EVERY_S):
+            for _ in range(math.ceil(self._patience_s / _POLL_S)):
+                if connection.poll(_POLL_S):
                     return _receive(connection)
                 if self._ending.is_set():
                     break
         except (EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EMFILE:
                 return error
-            process.join(_FAREWELL_S)
+            process.join(_JOIN_S)
             code = process.exitcode
-            how = (
+            cause = (
                 f"killed by signal {-code}"
                 if code is not None and code < 0
                 else f"ended with status {code}"
             )
             return LoaderError(
-                f"A loader process was {how} while it made a batch; most often memory had run out. "
-                "Lower num_workers, or set data.cache to node instead of memory; --resume goes on "
-                "from the last checkpoint."
+                f"A loader process was {cause} while it made a batch; usually the memory is "
+                "exhausted. Lower num_workers, or set data.cache to node instead of memory; "
+                "--resume continues from the last checkpoint."
             )
         return LoaderError(
-            f"A loader process has delivered no batch for {self._patience_s:.0f} s. See whether "
-            "the disk of the images answers; --resume goes on from the last checkpoint."
+            f"A loader process has delivered no batch for {self._patience_s:.0f} s. Check that the "
+            "disk of the images responds; --resume continues from the last checkpoint."
         )
 
     @contextmanager
-    def _started(self) -> Iterator[dict[Connection, BaseProcess]]:
+    def _running_processes(self) -> Iterator[dict[Connection, BaseProcess]]:
         """Start the processes, by connection, and end all of them afterwards."""
         # A fork would copy locks that threads or CUDA hold, and block on them.
         by_server = "forkserver" in multiprocessing.get_all_start_methods()
@@ -199,7 +199,7 @@ class LoaderProcesses:
             for connection in processes:
                 connection.close()
             for process in processes.values():
-                process.join(_FAREWELL_S)
+                process.join(_JOIN_S)
                 process.kill()
                 process.join()
 
@@ -208,21 +208,24 @@ class LoaderProcesses:
         atexit.register(end)
         try:
             for number in range(self._number):
-                ours, theirs = context.Pipe()
+                training_end, loader_end = context.Pipe()
                 process = context.Process(
-                    target=_work, args=(theirs, self._make), name=f"loader {number}", daemon=True
+                    target=_run_loader,
+                    args=(loader_end, self._make),
+                    name=f"loader {number}",
+                    daemon=True,
                 )
                 # The connection closes with the process only if no other process has its end open.
-                with _signals_blocked(), theirs:
+                with _signals_blocked(), loader_end:
                     process.start()
-                processes[ours] = process
+                processes[training_end] = process
             yield processes
         finally:
             atexit.unregister(end)
             end()
 
 
-def _work(connection: Connection, make: Callable[[Keys], RawBatch]) -> None:
+def _run_loader(connection: Connection, make: Callable[[Keys], RawBatch]) -> None:
     """Make batches in a loader process until the connection closes."""
     torch.set_num_threads(1)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -291,8 +294,8 @@ def _send(connection: Connection, packed: _Packed) -> None:
         if packed.size:
             # On macOS multiprocessing's own function waits for an acknowledgement, and would take
             # the next request for it.
-            with _socket_of(connection) as way:
-                socket.send_fds(way, [_MARK], [packed.file])
+            with _socket_of(connection) as raw_socket:
+                socket.send_fds(raw_socket, [_MARK], [packed.file])
     finally:
         if packed.size:
             os.close(packed.file)
@@ -303,8 +306,8 @@ def _receive(connection: Connection) -> RawBatch | Exception:
     head, spans, size = connection.recv()
     arrays: list[memoryview] = []
     if size:
-        with _socket_of(connection) as way:
-            mark, files, _, _ = socket.recv_fds(way, len(_MARK), 1)
+        with _socket_of(connection) as raw_socket:
+            mark, files, _, _ = socket.recv_fds(raw_socket, len(_MARK), 1)
         if not mark:
             raise EOFError
         if not files:  # the system dropped it: this process has too many open files

@@ -86,12 +86,12 @@ def _draw_jitter(
         ("saturation", 1.0, config.saturation),
         ("hue", 0.0, config.hue),
     )
-    drawn = []
+    jitter = []
     for i in rng.permutation(len(parts)):
         part, centre, spread = parts[i]
         # Draw even if the part is not applied: the strength of one part must not change the random
         # numbers of others.
         amount = rng.uniform(centre - spread, centre + spread)
         if spread:
-            drawn.append((part, amount))
-    return tuple(drawn)
+            jitter.append((part, amount))
+    return tuple(jitter)

@@ -22,9 +22,9 @@ from toco.data.views.colour import Colour
 _CPU_PIXELS = 2**16
 """Number of pixels that a CPU changes at a time, so that they stay in its cache."""
 _RED, _GREEN, _BLUE = 19595.0, 38470.0, 7471.0  # of 2^16: ITU-R 601-2, as PIL rounds it
-_GREY_ONE = 65536.0
+_GREY_ONE = 65536.0  # 1 in the fixed point of these weights
 _MAX_BLENDS = 4  # before or after the hue shift: three parts of the jitter, and grey
-_BLUR_PASSES = 3
+_BLUR_PASSES = 3  # box filters that PIL applies for a Gaussian
 _BLUR_BITS = 24  # fixed-point bits of PIL's box filter
 _MIDDLE = 128  # levels are blurred as -128..127, so that their weighted sum fits into 32 bits
 
@@ -53,12 +53,12 @@ class Colours:
     solarise_from: Int32[Tensor, " n"]
 
     @classmethod
-    def of(cls, drawn: Sequence[Colour]) -> Colours:
+    def of(cls, changes: Sequence[Colour]) -> Colours:
         """Convert drawn colour changes to tensors."""
-        blends = np.zeros((len(drawn), 2, _MAX_BLENDS, 3), dtype=np.float32)
+        blends = np.zeros((len(changes), 2, _MAX_BLENDS, 3), dtype=np.float32)
         blends[..., 0] = 1
-        hue_step = np.full(len(drawn), -1, dtype=np.int32)
-        for view, colour in enumerate(drawn):
+        hue_step = np.full(len(changes), -1, dtype=np.int32)
+        for view, colour in enumerate(changes):
             after, slot = 0, 0
             # A grey view has the saturation 0.
             for part, amount in (*colour.jitter, *([("saturation", 0.0)] if colour.grey else [])):
@@ -68,11 +68,11 @@ class Colours:
                 else:
                     blends[view, after, slot] = amount, part == "contrast", part == "saturation"
                     slot += 1
-        boxes = [_box_filter(colour.blur_radius) for colour in drawn]
-        blur = np.zeros((len(drawn), max(map(len, boxes))), dtype=np.int32)
+        boxes = [_box_filter(colour.blur_radius) for colour in changes]
+        blur = np.zeros((len(changes), max(map(len, boxes))), dtype=np.int32)
         for view, box in enumerate(boxes):
             blur[view, : len(box)] = box
-        solarise_from = np.array([colour.solarise_from for colour in drawn], dtype=np.int32)
+        solarise_from = np.array([colour.solarise_from for colour in changes], dtype=np.int32)
         return cls(*map(torch.from_numpy, (blends, hue_step, blur, solarise_from)))
 
     def __getitem__(self, views: slice) -> Colours:
@@ -100,22 +100,22 @@ def change_colours(pixels: UInt8[Tensor, "n 3 h w"], colours: Colours) -> UInt8[
         The changed views, with the size and device of ``pixels``.
     """
     if pixels.device.type != "cpu":
-        return _changed(pixels, colours, colours.to(pixels.device))
+        return _change(pixels, colours, colours.to(pixels.device))
     at_a_time = max(_CPU_PIXELS // (pixels.shape[2] * pixels.shape[3]), 1)
-    changed = torch.empty(pixels.shape, dtype=torch.uint8)
+    result = torch.empty(pixels.shape, dtype=torch.uint8)
     for start in range(0, len(pixels), at_a_time):
         piece = slice(start, start + at_a_time)
-        changed[piece] = _changed(pixels[piece], colours[piece], colours[piece])
-    return changed
+        result[piece] = _change(pixels[piece], colours[piece], colours[piece])
+    return result
 
 
-def _changed(
-    pixels: UInt8[Tensor, "n 3 h w"], known: Colours, colours: Colours
+def _change(
+    pixels: UInt8[Tensor, "n 3 h w"], host_colours: Colours, colours: Colours
 ) -> UInt8[Tensor, "n 3 h w"]:
-    """Apply the changes; ``known`` is the host's copy of ``colours``, which selects operations."""
-    blends = known.blends.numpy()
+    """Apply ``colours``; its copy on the host, ``host_colours``, decides what to skip."""
+    blends = host_colours.blends.numpy()
     used = (blends[..., 0] != 1).any(axis=0)
-    turns = known.hue_step.numpy() >= 0
+    turns = host_colours.hue_step.numpy() >= 0
     weighs = (blends[..., 1:] != 0).any(axis=0)
     levels = pixels.float()
     for after in (0, 1):
@@ -128,9 +128,9 @@ def _changed(
             )
         for slot in used[after].nonzero()[0].tolist():
             _blend(levels, colours.blends[:, after, slot], *weighs[after, slot].tolist())
-    if (known.blur.numpy()[:, 1:] != 0).any():
+    if (host_colours.blur.numpy()[:, 1:] != 0).any():
         levels = _blur(levels, colours.blur)
-    if (known.solarise_from.numpy() < 256).any():
+    if (host_colours.solarise_from.numpy() < 256).any():
         levels = torch.where(levels < _column(colours.solarise_from), levels, 255 - levels)
     return levels.to(torch.uint8)
 
@@ -152,7 +152,7 @@ def _blend(
     if to_mean:
         # The sum over a large view needs more digits than single precision has.
         total = grey.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
-        mean = _divided(total, float(grey[0].numel())).add_(0.5).floor_()
+        mean = _divide(total, float(grey[0].numel())).add_(0.5).floor_()
         other += mean.float().mul_(of_mean)
     levels.sub_(other).mul_(factor).add_(other).clamp_(0, 255).floor_()
 
@@ -171,21 +171,22 @@ def _turn_hue(
     hue, saturation, value = _hsv(levels)
     hue = hue + _column(steps)
     hue -= 256 * (hue >= 256)
-    sixths = _divided(hue.double().mul_(6), 255.0)
+    sixths = _divide(hue.double().mul_(6), 255.0)
     sector = sixths.floor()
-    rest, sector = (sixths - sector).float(), sector.float()
+    fraction, sector = (sixths - sector).float(), sector.float()
     even = 1 - (sector - 2 * (sector / 2).floor_())
-    strength = _divided(saturation, 255.0)
+    strength = _divide(saturation, 255.0)
 
     def level(missing: Float32[Tensor, "n 1 h w"]) -> Float32[Tensor, "n 1 h w"]:
         return (1 - missing).mul_(value).add_(0.5).floor_()
 
-    low, middle = level(strength), level(strength * (even - rest).abs_())
+    low, middle = level(strength), level(strength * (even - fraction).abs_())
     # On the wheel of six sectors each colour channel is low in two adjacent sectors; the constants
     # are the points between the two. It has the middle level in the sectors next to these, and the
     # highest level in the opposite two.
     lowest = torch.arange(2.5, 7, 2, device=levels.device).view(3, 1, 1)
     away = (sector - lowest).abs_().sub_(3).abs_()
+    # 512 exceeds all levels, so that clamp_ selects low, middle or the highest level.
     return middle.add(1.5 - away, alpha=512).clamp_(low, value)
 
 
@@ -207,7 +208,7 @@ def _hsv(
     sixths = (is_green * 2).add_(is_blue * 4).double().add_(plus).sub_(minus).float()
     # Alternate single and double precision as PIL does: an error of one level of hue changes a
     # colour by up to six levels.
-    turns = _divided(sixths.double(), 6.0).add_(1).frac_().float()
+    turns = _divide(sixths.double(), 6.0).add_(1).frac_().float()
     hue = turns.double().mul_(255).floor_().float()
     return hue, (chroma / value.clamp(min=1)).mul_(255).floor_(), value
 
@@ -223,11 +224,11 @@ def _blur(
     rounding = _column(2 ** (_BLUR_BITS - 1) - _MIDDLE * lacking)
     moved = (levels - _MIDDLE).to(torch.int32)
     for dim in (3, 3, 3, 2, 2, 2):
-        moved = _box_filtered(moved, taps, dim).add_(rounding).bitwise_right_shift_(_BLUR_BITS)
+        moved = _filter_box(moved, taps, dim).add_(rounding).bitwise_right_shift_(_BLUR_BITS)
     return moved.float().add_(_MIDDLE)
 
 
-def _box_filtered(
+def _filter_box(
     levels: Int32[Tensor, "n 3 h w"], taps: list[Int32[Tensor, "n 1 1 1"]], dim: int
 ) -> Int32[Tensor, "n 3 h w"]:
     """Sum the weighted neighbours along ``dim``; edge pixels are repeated beyond the edge."""
@@ -236,12 +237,12 @@ def _box_filtered(
     padded = torch.cat([*[first] * reach, levels, *[last] * reach], dim=dim)
     total = levels * taps[0]
     for distance in range(1, reach + 1):
-        left, right = (padded.narrow(dim, reach + away, size) for away in (-distance, distance))
-        total += (left + right).mul_(taps[distance])
+        before, after = (padded.narrow(dim, reach + away, size) for away in (-distance, distance))
+        total += (before + after).mul_(taps[distance])
     return total
 
 
-def _divided(numbers: Float[Tensor, "*shape"], by: float) -> Float[Tensor, "*shape"]:
+def _divide(numbers: Float[Tensor, "*shape"], by: float) -> Float[Tensor, "*shape"]:
     # Divide by a tensor: CUDA multiplies by the reciprocal of a number, which rounds differently.
     return numbers / torch.full((), by, dtype=numbers.dtype, device=numbers.device)
 
@@ -260,13 +261,13 @@ def _box_filter(sigma: float) -> list[int]:
     f32 = np.float32
     variance = f32(sigma) * f32(sigma) / f32(_BLUR_PASSES)
     length = f32(math.sqrt(12.0 * float(variance) + 1.0))
-    whole = f32(math.floor((float(length) - 1.0) / 2.0))
-    part = (
-        (2 * whole + 1)
-        * (whole * (whole + 1) - 3 * variance)
-        / (6 * (variance - (whole + 1) * (whole + 1)))
+    whole_radius = f32(math.floor((float(length) - 1.0) / 2.0))
+    fraction = (
+        (2 * whole_radius + 1)
+        * (whole_radius * (whole_radius + 1) - 3 * variance)
+        / (6 * (variance - (whole_radius + 1) * (whole_radius + 1)))
     )
-    radius = whole + part
+    radius = whole_radius + fraction
     inner = int(f32(2**_BLUR_BITS) / (radius * 2 + 1))
     outer = (2**_BLUR_BITS - (2 * int(radius) + 1) * inner) // 2
     return [inner] * (int(radius) + 1) + [outer] * (outer > 0)

@@ -23,8 +23,8 @@ def normalise(images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
     mean, std = _column(images, IMAGENET_MEAN), _column(images, IMAGENET_STD)
     # Divide by a tensor: CUDA multiplies by the reciprocal of a Python number. The last bit would
     # differ from the CPU's, and ``denormalise_255`` would truncate other levels.
-    whole = torch.full((), 255.0, device=images.device)
-    return images.float().div_(whole).sub_(mean).div_(std)
+    max_level = torch.full((), 255.0, device=images.device)
+    return images.float().div_(max_level).sub_(mean).div_(std)
 
 
 def denormalise_255(images: Float[Tensor, "*b 3 h w"], truncate: bool) -> Float[Tensor, "*b 3 h w"]:
