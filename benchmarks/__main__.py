@@ -8,7 +8,7 @@ from __future__ import annotations
 import toco.interrupts
 
 if __name__ == "__main__":
-    toco.interrupts.take()  # before the imports below, which are slow
+    toco.interrupts.install_handlers()  # before the imports below, which are slow
 
 import pkgutil
 from importlib import import_module

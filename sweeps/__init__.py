@@ -9,4 +9,4 @@ ENTRY = {
 """What a module must define to be a study, and an example of each definition."""
 
 # python sweeps/NAME.py: signals are taken before the imports of the study, which take seconds.
-interrupts.take_in_script(__file__)
+interrupts.install_handlers_in_script(__file__)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from toco.boxes import clip, inside, whole
+from toco.boxes import clip, full_boxes, inside
 
 SIZE = (4, 6)
 BOXES = [
@@ -40,4 +40,4 @@ def test_clip_by_hand():
 
 
 def test_whole_has_every_pixel():
-    assert inside(whole(2, *SIZE, torch.device("cpu")), *SIZE).all()
+    assert inside(full_boxes(2, *SIZE, torch.device("cpu")), *SIZE).all()

@@ -214,7 +214,7 @@ def test_a_signal_that_a_library_lost_is_raised_again():
 from toco import interrupts
 def work():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    interrupts.take_again()
+    interrupts.reinstall_handlers()
     interrupts.check()
     try:
         signal.raise_signal(signal.SIGTERM)

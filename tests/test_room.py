@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from toco.room import NoRoomError, sentence_of, shortage, telling_shortage
+from toco.room import NoRoomError, explain_shortage, sentence_of, shortage
 
 
 @pytest.fixture
@@ -54,19 +54,19 @@ def test_an_error_without_a_file_tells_folder_and_bytes(tmp_path, disk):
     # The folder has room, so another disk is full.
     with (
         pytest.raises(OSError, match="No space left") as raised,
-        telling_shortage(tmp_path, 4_000_000),
+        explain_shortage(tmp_path, 4_000_000),
     ):
         raise full
     assert raised.value is full
     disk.f_bavail = 4
     with (
         pytest.raises(NoRoomError, match="4 kB are free, and about 5 MB are needed"),
-        telling_shortage(tmp_path, 5_000_000),
+        explain_shortage(tmp_path, 5_000_000),
     ):
         raise full
     with (
         pytest.raises(OSError, match="Input/output") as raised,
-        telling_shortage(tmp_path, 4_000_000),
+        explain_shortage(tmp_path, 4_000_000),
     ):
         raise other
     assert raised.value is other

@@ -17,7 +17,9 @@ def clip(boxes: Int[Tensor, "b 4"], height: int, width: int) -> Int[Tensor, "b 4
     )
 
 
-def whole(num_images: int, height: int, width: int, device: torch.device) -> Int[Tensor, "b 4"]:
+def full_boxes(
+    num_images: int, height: int, width: int, device: torch.device
+) -> Int[Tensor, "b 4"]:
     """Return boxes with all pixels, created on the device without waiting for it."""
     boxes = torch.zeros(num_images, 4, dtype=torch.long, device=device)
     boxes[:, 1], boxes[:, 3] = height, width

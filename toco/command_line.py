@@ -109,13 +109,13 @@ def sentence_of(error: Exception) -> str | None:
 
 def run(command: click.Command, prog_name: str | None = None) -> NoReturn:
     """Run ``command`` on the process's arguments, and exit by the conventions of this module."""
-    interrupts.take()
+    interrupts.install_handlers()
     _escape_messages()
     try:
         status = _run(command, prog_name)
     except KeyboardInterrupt:
         status = _show(Stopped())
-    interrupts.give_up()
+    interrupts.restore_default_handlers()
     sys.exit(status)
 
 

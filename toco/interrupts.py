@@ -23,35 +23,35 @@ _SAME_SIGNAL_S = 1.0
 """Signals within this time count as one: ``timeout`` signals a process and also its group."""
 _received: int = signal.SIGINT
 _received_at: float | None = None
-_is_taken = False
+_is_installed = False
 
 
-def take() -> None:
+def install_handlers() -> None:
     """Install handlers that raise ``KeyboardInterrupt`` for Ctrl-C and SIGTERM.
 
     Signals that the process ignores stay ignored.
     """
-    global _is_taken
-    _is_taken = True
+    global _is_installed
+    _is_installed = True
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
     signal.signal(signal.SIGALRM, _interrupt)
 
 
-def take_in_script(package: str) -> None:
-    """Call :func:`take` if the running script lies in the folder of ``package``.
+def install_handlers_in_script(package: str) -> None:
+    """Call :func:`install_handlers` if the running script lies in the folder of ``package``.
 
     ``package`` is the ``__file__`` of a module in this folder.
     """
     if Path(sys.argv[0]).resolve().parent == Path(package).resolve().parent:
-        take()
+        install_handlers()
 
 
-def take_again() -> None:
-    """Install the handlers again after a library replaced them, if :func:`take` was called."""
-    if _is_taken:
-        take()
+def reinstall_handlers() -> None:
+    """Install the handlers again after a library replaced them, if they were installed."""
+    if _is_installed:
+        install_handlers()
 
 
 def check() -> None:
@@ -60,7 +60,7 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def give_up() -> None:
+def restore_default_handlers() -> None:
     """Let Ctrl-C and SIGTERM end the process at once, for the last steps of a program."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in (*_SIGNALS, signal.SIGALRM):

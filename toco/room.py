@@ -77,7 +77,7 @@ def sentence_of(folder: Path, needed_bytes: int, error: OSError) -> str:
 
 
 @contextmanager
-def telling_shortage(folder: Path, needed_bytes: int) -> Iterator[None]:
+def explain_shortage(folder: Path, needed_bytes: int) -> Iterator[None]:
     """Replace errors of a full disk in the block by a message about the disk of ``folder``.
 
     The system's errors of ``write`` do not name the file or its folder.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toco.boxes import inside, whole
+from toco.boxes import full_boxes, inside
 from toco.filters import exact
 
 triton = pytest.importorskip("triton", reason="Triton is for Linux only")
@@ -54,7 +54,7 @@ def largest_relative_error(case: dict, run) -> float:
     images, values, sigmas, boxes = inputs(case)
     num_images, _, height, width = values.shape
     pixels = inside(
-        whole(num_images, height, width, torch.device("cpu")) if boxes is None else boxes,
+        full_boxes(num_images, height, width, torch.device("cpu")) if boxes is None else boxes,
         height,
         width,
     )

@@ -37,7 +37,7 @@ import triton.language as tl
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from toco.boxes import inside, whole
+from toco.boxes import full_boxes, inside
 from toco.filters._shared import bilateral_features, check_maps
 
 _TARGETS = 128  # pixels of a program
@@ -124,7 +124,7 @@ def build(
     """Build the filter: see ``toco.filters.exact.build``. The boxes lie inside the images."""
     num_images, _, height, width = images.shape
     if boxes is None:
-        boxes = whole(num_images, height, width, images.device)
+        boxes = full_boxes(num_images, height, width, images.device)
     y0, y1, x0, x1 = boxes.long().T[:, :, None]
     row_length = (x1 - x0 + _SOURCES - 1) // _SOURCES * _SOURCES
 

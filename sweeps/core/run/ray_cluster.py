@@ -88,7 +88,7 @@ def connected(address: str) -> Iterator[None]:
             ray.get_runtime_context().gcs_address, _any_node_alive if address == "local" else None
         )
         try:
-            interrupts.take_again()
+            interrupts.reinstall_handlers()
             head.start()
             yield
         except KeyboardInterrupt:

@@ -245,7 +245,7 @@ class _Events(tune.Callback):
 
         Tune replaces them by ones that wait for the end of a step.
         """
-        interrupts.take_again()
+        interrupts.reinstall_handlers()
 
     def on_trial_result(
         self,

@@ -21,7 +21,7 @@ from sweeps.core.run.live_page import remember_report, write_report_of
 from sweeps.core.run.roles import Backend, Connect
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.study_folder import StudyFolder
-from toco.room import telling_shortage
+from toco.room import explain_shortage
 from toco.tracking import Tracker
 
 
@@ -86,7 +86,7 @@ def run_study(study: Study | SearchStudy, launch: Launch, connect: Connect = con
             situation.write(outlook.forecast)
         click.echo(outlook.text)
         with (
-            telling_shortage(launch.storage, outlook.forecast.trial_bytes),
+            explain_shortage(launch.storage, outlook.forecast.trial_bytes),
             StudyFolder(situation.path).locked() as is_shown,
         ):
             tracker = Tracker(launch.tracking, study.name)
