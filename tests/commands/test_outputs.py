@@ -144,7 +144,7 @@ def test_predict_refuses_what_cannot_work_before_it_starts(run_dir, data_root, t
     assert "1 of 2 images cannot be segmented:" in said
     assert "broken.png: cannot be decoded" in said
     said = call("predict", run_dir, out / "labels", "--out", out, *NO_CRF, code=2)
-    assert "holds images of INPUT" in said
+    assert "has images of INPUT" in said
 
 
 def test_more_files_join_the_predictions_and_another_picture_of_the_same_name_takes_its_place(
@@ -190,7 +190,7 @@ def test_images_of_a_split_stay_as_they_are_stored_with_a_note(run_dir, data_roo
         image.save(file, exif=exif)
     said = call(*words, "--out", tmp_path / "after", "--set", f"data.root={tmp_path / 'data'}")
     assert (
-        "Note: 2 of 4 images have an EXIF orientation, which is ignored: the masks of a data set lie on"
+        "Note: 2 of 4 images have an EXIF orientation, which is ignored: the masks of a data set refer to"
         in said
     )
     for name in ("image12", "image13"):

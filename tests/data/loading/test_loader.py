@@ -241,7 +241,7 @@ def harmed(
         (
             "hang",
             LoaderError,
-            r"^A loader process has delivered no batch for 10 s\. See whether the disk",
+            r"^A loader process has delivered no batch for 10 s\. Check that the disk",
         ),
         ("time_out", TimeoutError, r"Connection timed out: 'im00.jpg'"),
         ("fail", RuntimeError, r"^TwoPartError: the rack: burns\nIn a loader process:\n"),
@@ -263,7 +263,7 @@ def test_a_wait_for_a_batch_ends_when_it_is_asked_to(monkeypatch: pytest.MonkeyP
     assert not multiprocessing.active_children()
     # Others that share the batches do not know of it, and go on to the next one.
     monkeypatch.setattr(_loader_processes, "_GRACE_S", 1.0)
-    with pytest.raises(LoaderError, match="delivered no batch for 1 s more"):
+    with pytest.raises(LoaderError, match="delivered no batch within 1 s after a signal"):
         harmed("hang", threading.Event(), Shard(0, 2))
 
 

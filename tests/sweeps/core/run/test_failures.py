@@ -42,7 +42,7 @@ FLAW = Failure("trial", "KeyError: 'x'", "trace", "host of a", "a")
             "machine",
         ),
         (
-            LoaderError("A loader process has delivered no batch for 900 s. See whether ..."),
+            LoaderError("A loader process has delivered no batch for 900 s. Check that ..."),
             "machine",
         ),
         (RankError("Rank 1 of 2 was killed, exit code -9."), "machine"),
