@@ -42,13 +42,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy the batch to ``device``, asynchronously from pinned memory."""
-        moved: dict[str, Any] = {
+        values: dict[str, Any] = {
             f.name: value.to(device, non_blocking=True)
             if isinstance(value := getattr(self, f.name), Tensor)
             else value
             for f in fields(self)
         }
-        return Batch(**moved)
+        return Batch(**values)
 
 
 def present_classes(class_labels: Float[Tensor, "b k"]) -> Int[Tensor, "b m"]:

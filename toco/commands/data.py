@@ -141,10 +141,10 @@ def prepare_coco(
         file = (annotations or root / "annotations") / f"instances_{part}.json"
         content = read_annotations(file)
         names = [image.name for image in content.images]
-        made_by = {"annotations_sha256": content.sha256, "rules": RULES}
+        settings = {"annotations_sha256": content.sha256, "rules": RULES}
         # The annotations and the image's name determine a mask, so the name serves as input digest.
         try:
-            folder = OutputFolder(out / part, made_by, names, ".png", names.__getitem__)
+            folder = OutputFolder(out / part, settings, names, ".png", names.__getitem__)
         except ValueError as error:
             raise ValueError(
                 f"The masks of {printable(file)} cannot be written: {error}"

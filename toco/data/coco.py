@@ -163,11 +163,11 @@ def open_split(config: Config, split: Split) -> CocoFolder:
     dataset = CocoFolder(
         layout, names, labels, config, allow_empty_labels, annotations_sha256, notes
     )
-    without = [name for name in names if not layout.mask_path(name).is_file()]
-    if without and (split == "val" or config.labels == "masks"):
+    unmasked_names = [name for name in names if not layout.mask_path(name).is_file()]
+    if unmasked_names and (split == "val" or config.labels == "masks"):
         raise ValueError(
-            f"{masks}: {len(without)} of {len(names)} masks are missing: {examples(without)}. "
-            "`prepare-coco` continues stopped work."
+            f"{masks}: {len(unmasked_names)} of {len(names)} masks are missing: "
+            f"{examples(unmasked_names)}. `prepare-coco` continues stopped work."
         )
     if annotations_sha256 is None:
         _refuse_other_numbering(dataset, masks, config)
@@ -197,14 +197,14 @@ def _refuse_other_numbering(dataset: CocoFolder, masks: Path, config: Config) ->
     classes would get the name of another class.
     """
     # Ids of evenly spaced masks.
-    present = [
+    masked_indices = [
         index
         for index, name in enumerate(dataset.names)
         if dataset.layout.mask_path(name).is_file()
     ]
     by_image: dict[int, set[int]] = {}
     try:
-        for index in present[:: -(-len(present) // _NUM_NUMBERED) or 1]:
+        for index in masked_indices[:: -(-len(masked_indices) // _NUM_NUMBERED) or 1]:
             ids = ids_in(
                 read_ids(dataset.layout.mask_path(dataset.names[index]), config.max_pixels)
             )
@@ -216,8 +216,8 @@ def _refuse_other_numbering(dataset: CocoFolder, masks: Path, config: Config) ->
 
     # Numberings that fit the ids, and, if both fit, that also fit the labels.
     ids_found = sorted(set[int]().union(*by_image.values()))
-    possible = numberings(ids_found)
-    if len(possible) > 1 and config.labels != "masks":
+    fitting_numberings = numberings(ids_found)
+    if len(fitting_numberings) > 1 and config.labels != "masks":
         numbers = {80: range(1, len(COCO_CLASSES) + 1), 91: CATEGORY_IDS}
         labels = {index: dataset.class_labels(index) for index in by_image}
 
@@ -228,12 +228,12 @@ def _refuse_other_numbering(dataset: CocoFolder, masks: Path, config: Config) ->
                 for i in ids
             )
 
-        possible = tuple(filter(agrees, possible))
-    if possible == (80,):
+        fitting_numberings = tuple(filter(agrees, fitting_numberings))
+    if fitting_numberings == (80,):
         return
     problem = f"{masks}: expected masks with the classes 1 to 80, but their ids {ids_found}"
     advice = "`prepare-coco` writes masks with the classes 1 to 80 from the official annotations."
-    if possible == (91,):
+    if fitting_numberings == (91,):
         raise ValueError(
             f"{problem} are COCO's categories (1 to 90, with gaps). Read as classes 1 to 80, most "
             f"objects would have a wrong class. `python -m toco data convert-coco-masks {masks} "
@@ -241,7 +241,7 @@ def _refuse_other_numbering(dataset: CocoFolder, masks: Path, config: Config) ->
         )
     reason = (
         "could as well be COCO's categories (1 to 90, with gaps)"
-        if possible
+        if fitting_numberings
         else "fit neither these classes nor categories"
     )
     raise ValueError(f"{problem} {reason}; {advice}")

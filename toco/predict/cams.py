@@ -82,8 +82,8 @@ def export_cams(
         ValueError: An image or its label cannot be read (all are read before the work starts), or
             the files in ``out`` were made with other settings.
     """
-    made_by = {**about, **cam_protocol(config), "dtype": dtype}
-    folder = open_labelled(dataset, out, made_by, ".npz", shard, progress=progress)
+    settings = {**about, **cam_protocol(config), "dtype": dtype}
+    folder = open_labelled(dataset, out, settings, ".npz", shard, progress=progress)
 
     def make(index: int) -> bytes:
         image, class_labels = dataset.image(index), dataset.class_labels(index)

@@ -139,11 +139,11 @@ def check_readable(
     Raises:
         ValueError: Images cannot be read; the message names them with the reasons.
     """
-    unmade = sorted({index for folder in folders for index in folder.missing(shard)})
-    if faults := list(find_faults(read, unmade, progress=progress).values()):
+    indices = sorted({index for folder in folders for index in folder.missing(shard)})
+    if faults := list(find_faults(read, indices, progress=progress).values()):
         more = f" And {len(faults) - 5} more." if len(faults) > 5 else ""
         raise ValueError(
-            f"{len(faults)} of {len(unmade)} images cannot be used. {' '.join(faults[:5])}{more}"
+            f"{len(faults)} of {len(indices)} images cannot be used. {' '.join(faults[:5])}{more}"
         )
 
 

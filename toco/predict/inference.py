@@ -61,8 +61,8 @@ def network_probabilities(
     def at_scale(scale: float) -> Float[Tensor, "1 s h w"]:
         rows, columns = (max(int(side * scale), 1) for side in normalised.shape[2:])
         scaled = resize_bilinear(normalised, (rows, columns))
-        both = torch.cat([scaled, scaled.flip(-1)]) if config.flip else scaled
-        logits = resize_bilinear(_logits(method, both, config), (height, width))
+        views = torch.cat([scaled, scaled.flip(-1)]) if config.flip else scaled
+        logits = resize_bilinear(_logits(method, views, config), (height, width))
         return (
             _merge(logits[:1], logits[1:].flip(-1), config.merge_flips) if config.flip else logits
         )

@@ -73,10 +73,10 @@ class OutputFolder:
             if parts.is_absolute() or ".." in parts.parts or not parts.parts:
                 raise ValueError(f"Expected the name of an image as a relative path, got {name!r}.")
         if len(set(names)) < len(names):
-            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            duplicate = next(name for i, name in enumerate(names) if name in names[:i])
             raise ValueError(
-                f"{twice!r} appears twice, so that two images would have the same output; rename "
-                "one."
+                f"{duplicate!r} appears twice, so that two images would have the same output; "
+                "rename one."
             )
         self.about: dict[str, Any] = json.loads(json.dumps(about))
         settings = json.dumps(self.about, sort_keys=True)

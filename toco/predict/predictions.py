@@ -101,18 +101,20 @@ def predict(
     )
 
     # Images without an output, and the faults among them.
-    by_network = {
+    network_indices = {
         *labels.missing(shard),
         *(probabilities.missing(shard) if probabilities is not None else ()),
     }
-    unmade = sorted(by_network.union(overlays.missing(shard) if overlays is not None else ()))
+    unmade_indices = sorted(
+        network_indices.union(overlays.missing(shard) if overlays is not None else ())
+    )
     read = large_enough(images, least_side_px)
-    faults = find_faults(read, unmade, progress=progress)
+    faults = find_faults(read, unmade_indices, progress=progress)
 
     # Labels and probabilities, which need the network.
     num_made = 0
     for index in tqdm(
-        sorted(by_network - faults.keys()), desc="predict", unit="image", disable=not progress
+        sorted(network_indices - faults.keys()), desc="predict", unit="image", disable=not progress
     ):
         try:
             pixel_probabilities = probabilities_of(read(index))
@@ -151,10 +153,10 @@ def predict(
     missing = labels.missing()
     is_complete = _add_faults(faults, read, missing)
     if coco_json is not None and is_complete and len(missing) < len(labels.names):
-        labelled = sorted(set(range(len(labels.names))).difference(missing))
-        label_images = (read_index_png(labels.output(index)) for index in labelled)
+        labelled_indices = sorted(set(range(len(labels.names))).difference(missing))
+        label_images = (read_index_png(labels.output(index)) for index in labelled_indices)
         annotations = coco_annotations(
-            [coco_json[index] for index in labelled], label_images, class_names
+            [coco_json[index] for index in labelled_indices], label_images, class_names
         )
         write_text(out / "coco.json", json.dumps(annotations))
     return Predicted(labels, num_made, faults, is_complete)

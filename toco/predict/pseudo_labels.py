@@ -147,8 +147,8 @@ def export_pseudo_labels(
         ValueError: An image or its label cannot be read (all are read before the work starts), or
             the files in ``out`` were made with other settings.
     """
-    made_by = {**about, **cam_protocol(evaluate), **config.model_dump(mode="json")}
-    folder = open_labelled(dataset, out, made_by, ".png", shard, progress=progress)
+    settings = {**about, **cam_protocol(evaluate), **config.model_dump(mode="json")}
+    folder = open_labelled(dataset, out, settings, ".png", shard, progress=progress)
 
     def make(index: int) -> bytes:
         image, class_labels = dataset.image(index), dataset.class_labels(index)

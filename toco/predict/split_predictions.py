@@ -76,8 +76,8 @@ def open_predictions(
         about: Everything else that determines a prediction, such as the network's weights and the
             settings of the data.
     """
-    made_by = {**about, "inference": config.model_dump(mode="json")}
-    return OutputFolder(path, made_by, dataset.names, ".png", dataset.image_sha256)
+    settings = {**about, "inference": config.model_dump(mode="json")}
+    return OutputFolder(path, settings, dataset.names, ".png", dataset.image_sha256)
 
 
 def predict_split(

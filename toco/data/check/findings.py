@@ -111,12 +111,14 @@ def note_images(
     ):
         if names:
             report.note(path, f"{count(len(names), 'image')} {what}: {examples(names)}.")
-    validated = set(val.names)
+    val_names = set(val.names)
     groups = [names for names in statistics.by_pixels.values() if len(set(names)) > 1]
-    across = [names for names in groups if 0 < len(validated.intersection(names)) < len(names)]
+    across_splits = [
+        names for names in groups if 0 < len(val_names.intersection(names)) < len(names)
+    ]
     for duplicates, what in (
-        (across, "in training and in validation"),
-        ([names for names in groups if names not in across], "within a split"),
+        (across_splits, "in training and in validation"),
+        ([names for names in groups if names not in across_splits], "within a split"),
     ):
         if duplicates:
             group_texts = [" = ".join(names) for names in duplicates]
@@ -160,16 +162,16 @@ def note_masks(class_names: Sequence[str], statistics: ImageStatistics, report: 
 def note_left_out(datasets: Sequence[FileDataset], report: Report) -> None:
     """Note files in the folders that belong to neither split."""
     # Images.
-    used = {composed(name) for dataset in datasets for name in dataset.names}
-    present: set[str] = set()
+    used_names = {composed(name) for dataset in datasets for name in dataset.names}
+    image_names: set[str] = set()
     for dataset in {dataset.layout.images: dataset for dataset in datasets}.values():
         tree = dataset.tree()
         links = tuple(
-            name for name in tree.links if composed(name) not in used
+            name for name in tree.links if composed(name) not in used_names
         )  # lists may name links
         report.notes += replace(tree, links=links).notes()
-        present.update(map(composed, (*tree.names, *tree.links)))
-        if unused := [name for name in tree.names if composed(name) not in used]:
+        image_names.update(map(composed, (*tree.names, *tree.links)))
+        if unused := [name for name in tree.names if composed(name) not in used_names]:
             report.note(
                 tree.folder, f"{count(len(unused), 'image')} in neither split: {examples(unused)}."
             )
@@ -178,10 +180,11 @@ def note_left_out(datasets: Sequence[FileDataset], report: Report) -> None:
     for path, names in {
         dataset.label_path(0): dataset.labelled_names() for dataset in datasets if len(dataset)
     }.items():
-        if without := [name for name in names if composed(name) not in present]:
+        if unmatched_names := [name for name in names if composed(name) not in image_names]:
             report.note(
                 path,
-                f"{count(len(without), 'label')} of images that do not exist: {examples(without)}.",
+                f"{count(len(unmatched_names), 'label')} of images that do not exist: "
+                f"{examples(unmatched_names)}.",
             )
 
     # Masks without an image, and files of other formats.
@@ -191,10 +194,11 @@ def note_left_out(datasets: Sequence[FileDataset], report: Report) -> None:
         if masks is None or not masks.is_dir():
             continue
         tree = read_tree(masks, (".png",))
-        if without := [name for name in tree.names if composed(name) not in present]:
+        if unmatched_names := [name for name in tree.names if composed(name) not in image_names]:
             report.note(
                 masks,
-                f"{count(len(without), 'mask')} of images that do not exist: {examples(without)}.",
+                f"{count(len(unmatched_names), 'mask')} of images that do not exist: "
+                f"{examples(unmatched_names)}.",
             )
         if others := {
             suffix: count for suffix, count in tree.others.items() if suffix.lower() in _NOT_MASKS

@@ -192,10 +192,10 @@ def _object(row: dict[str, Any]) -> CocoObject:
         raise ValueError(f"its category {_short(category)} is none of COCO's 80")
     if type(image_id) is not int or is_crowd not in (0, 1):
         raise ValueError(f"image_id {_short(image_id)}, iscrowd {_short(is_crowd)}")
-    class_id, shape = _CLASS_IDS[category], row["segmentation"]
-    if isinstance(shape, list) and shape:
+    class_id, segmentation = _CLASS_IDS[category], row["segmentation"]
+    if isinstance(segmentation, list) and segmentation:
         try:
-            polygons = tuple(np.array(polygon, dtype=np.float64) for polygon in shape)
+            polygons = tuple(np.array(polygon, dtype=np.float64) for polygon in segmentation)
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError("its polygons are no lists of numbers") from error
         if any(
@@ -204,7 +204,9 @@ def _object(row: dict[str, Any]) -> CocoObject:
         ):
             raise ValueError("expected polygons of at least three points")
         return CocoObject(image_id, class_id, bool(is_crowd), polygons, None)
-    if not isinstance(shape, dict) or not isinstance(counts := shape.get("counts"), list):
+    if not isinstance(segmentation, dict) or not isinstance(
+        counts := segmentation.get("counts"), list
+    ):
         raise ValueError(
             "expected polygons or a list of runs; compressed runs are not in the official files"
         )

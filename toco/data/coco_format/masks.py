@@ -29,9 +29,12 @@ def numberings(ids: Iterable[int]) -> tuple[int, ...]:
     ((80, 91), ())
     """
     foreground = set(ids) - {0, IGNORE_INDEX}
-    of_80, of_91 = max(foreground, default=0) <= len(COCO_CLASSES), foreground <= set(CATEGORY_IDS)
+    fits_80, fits_91 = (
+        max(foreground, default=0) <= len(COCO_CLASSES),
+        foreground <= set(CATEGORY_IDS),
+    )
     numbers_agree = all(CATEGORY_IDS[i - 1] == i for i in foreground if i <= len(COCO_CLASSES))
-    return (80,) * of_80 + (91,) * (of_91 and not (of_80 and numbers_agree))
+    return (80,) * fits_80 + (91,) * (fits_91 and not (fits_80 and numbers_agree))
 
 
 def renumber(path: Path) -> bytes:

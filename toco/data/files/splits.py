@@ -14,14 +14,14 @@ def overlap(train_names: Collection[str], val_names: Collection[str]) -> str | N
 
     Names that differ only in their Unicode form are the same name.
     """
-    trained = {composed(name) for name in train_names}
-    both = [name for name in val_names if composed(name) in trained]
-    if not both:
+    train_keys = {composed(name) for name in train_names}
+    shared_names = [name for name in val_names if composed(name) in train_keys]
+    if not shared_names:
         return None
     return (
-        f"{len(both)} of {count(len(val_names), 'validation image')} also in training: "
-        f"{examples(both)}. Remove them from one of the lists, or set data.allow_overlap=true: "
-        "scores then include training images."
+        f"{len(shared_names)} of {count(len(val_names), 'validation image')} also in training: "
+        f"{examples(shared_names)}. Remove them from one of the lists, or set "
+        "data.allow_overlap=true: scores then include training images."
     )
 
 
@@ -49,9 +49,11 @@ def notes_of_splits(train: Dataset, val: Dataset) -> tuple[Fault, ...]:
 
 def note_of_classes(class_names: Collection[str], num_images: Collection[int]) -> Fault | None:
     """Note classes that no training image shows; ``None`` without such classes."""
-    without = [name for name, count in zip(class_names, num_images, strict=True) if not count]
+    missing_classes = [
+        name for name, count in zip(class_names, num_images, strict=True) if not count
+    ]
     return (
-        Fault(Path("train"), f"no training image shows the class {examples(without)}.")
-        if without
+        Fault(Path("train"), f"no training image shows the class {examples(missing_classes)}.")
+        if missing_classes
         else None
     )

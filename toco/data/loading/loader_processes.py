@@ -108,18 +108,18 @@ class LoaderProcesses:
         ):
             before_shutdown.callback(self._ending.set)
             connections = list(processes)
-            waiting: list[Connection] = []
+            pending: list[Connection] = []
 
             def ask(connection: Connection) -> None:
                 if (batch_keys := next(keys, None)) is not None:
-                    waiting.append(connection)
+                    pending.append(connection)
                     with suppress(BrokenPipeError):  # reported when the batch is received
                         connection.send(batch_keys)
 
             def receive() -> RawBatch | None:
-                if not waiting:
+                if not pending:
                     return None
-                connection = waiting.pop(0)
+                connection = pending.pop(0)
                 batch = self._receive_batch(connection, processes[connection])
                 if isinstance(batch, Exception):
                     raise batch

@@ -114,20 +114,20 @@ def _change(
 ) -> UInt8[Tensor, "n 3 h w"]:
     """Apply ``colours``; its copy on the host, ``host_colours``, decides what to skip."""
     blends = host_colours.blends.numpy()
-    used = (blends[..., 0] != 1).any(axis=0)
-    turns = host_colours.hue_step.numpy() >= 0
-    weighs = (blends[..., 1:] != 0).any(axis=0)
+    used_slots = (blends[..., 0] != 1).any(axis=0)
+    turns_hue = host_colours.hue_step.numpy() >= 0
+    needs_other = (blends[..., 1:] != 0).any(axis=0)
     levels = pixels.float()
     for after in (0, 1):
-        if after and turns.any():
+        if after and turns_hue.any():
             turned = _turn_hue(levels, colours.hue_step)
             levels = (
                 turned
-                if turns.all()
+                if turns_hue.all()
                 else torch.where(_column(colours.hue_step) < 0, levels, turned)
             )
-        for slot in used[after].nonzero()[0].tolist():
-            _blend(levels, colours.blends[:, after, slot], *weighs[after, slot].tolist())
+        for slot in used_slots[after].nonzero()[0].tolist():
+            _blend(levels, colours.blends[:, after, slot], *needs_other[after, slot].tolist())
     if (host_colours.blur.numpy()[:, 1:] != 0).any():
         levels = _blur(levels, colours.blur)
     if (host_colours.solarise_from.numpy() < 256).any():
@@ -220,12 +220,12 @@ def _blur(
     taps = [_column(weight) for weight in weights.unbind(1)]
     # The weights sum to slightly less than 1; correct the offset of _MIDDLE for that, and add half
     # a level for rounding.
-    lacking = 2**_BLUR_BITS - (2 * weights.sum(dim=1, dtype=torch.int32) - weights[:, 0])
-    rounding = _column(2 ** (_BLUR_BITS - 1) - _MIDDLE * lacking)
-    moved = (levels - _MIDDLE).to(torch.int32)
+    missing_weight = 2**_BLUR_BITS - (2 * weights.sum(dim=1, dtype=torch.int32) - weights[:, 0])
+    rounding = _column(2 ** (_BLUR_BITS - 1) - _MIDDLE * missing_weight)
+    shifted = (levels - _MIDDLE).to(torch.int32)
     for dim in (3, 3, 3, 2, 2, 2):
-        moved = _filter_box(moved, taps, dim).add_(rounding).bitwise_right_shift_(_BLUR_BITS)
-    return moved.float().add_(_MIDDLE)
+        shifted = _filter_box(shifted, taps, dim).add_(rounding).bitwise_right_shift_(_BLUR_BITS)
+    return shifted.float().add_(_MIDDLE)
 
 
 def _filter_box(

@@ -61,11 +61,11 @@ class RawBatch:
         views, labels, names = zip(*samples, strict=True)
         kinds = tuple(kind for kind in _KINDS if getattr(views[0], kind) is not None)
         pixels = [[getattr(view, kind) for view in views] for kind in kinds]
-        seconds = [view.second_colour for view in views if view.second_colour is not None]
+        second_colours = [view.second_colour for view in views if view.second_colour is not None]
         class_labels = torch.from_numpy(np.stack(labels))
         return cls(
             views=torch.from_numpy(np.array(pixels)),
-            colours=Colours.of([view.first_colour for view in views] + seconds),
+            colours=Colours.of([view.first_colour for view in views] + second_colours),
             class_labels=class_labels,
             valid_box=torch.from_numpy(np.stack([view.valid_box for view in views])),
             names=names,
@@ -93,13 +93,13 @@ class RawBatch:
         views = self.views.to(device, non_blocking=True)
         # The crop source is the last view, and the only one whose colours do not change.
         has_source = "crop_source" in self.kinds
-        coloured = views[:-1] if has_source else views
-        images, *second = normalise(change_colours(coloured.flatten(0, 1), self.colours)).split(
-            len(self.names)
-        )
+        colour_views = views[:-1] if has_source else views
+        images, *second_views = normalise(
+            change_colours(colour_views.flatten(0, 1), self.colours)
+        ).split(len(self.names))
         return Batch(
             images=images,
-            second_view=second[0] if second else None,
+            second_view=second_views[0] if second_views else None,
             crop_source=normalise(views[-1]) if has_source else None,
             class_labels=self.class_labels.to(device, non_blocking=True),
             valid_box=self.valid_box.to(device, non_blocking=True),
