@@ -90,7 +90,7 @@ def test_what_was_stopped_goes_on(prepared: Path) -> None:
     (masks / f"{SECOND}.png").unlink()
     before = (masks / f"{FIRST}.png").stat().st_mtime_ns
     (prepared / "all.txt").write_text(f"{FIRST}\n{SECOND}\n")
-    with pytest.raises(ValueError, match=rf"1 of 2 masks are missing: '{SECOND}'\. .*goes on"):
+    with pytest.raises(ValueError, match=rf"1 of 2 masks are missing: '{SECOND}'\. .*continues"):
         open_split(Config(root=prepared, labels="masks", train_list="all"), "train")
     assert run("prepare-coco", prepared).exit_code == 0
     assert (masks / f"{FIRST}.png").stat().st_mtime_ns == before
