@@ -292,7 +292,7 @@ def test_export_pseudo_labels(run_dir, tmp_path):
     assert "--crf changes a CRF, but --refine none has none" in call(
         *words, out, "--refine", "none", "--crf", "iterations=1", code=2
     )
-    assert "another way: par was {" in call(*words, out, "--refine", "none", code=1)
+    assert "outputs of other settings: par was {" in call(*words, out, "--refine", "none", code=1)
 
 
 def test_outputs_of_images_of_a_split_that_changed_are_made_again(run_dir, data_root, tmp_path):

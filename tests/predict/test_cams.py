@@ -102,7 +102,9 @@ def test_cams_follow_the_evaluation(trained, dataset, tmp_path):
 def test_cams_of_other_scales_or_weights_are_not_mixed(method, dataset, tmp_path):
     method.eval()
     export_cams(method, dataset, OWN_SIZE, tmp_path, {"weights": "1"})
-    with pytest.raises(ValueError, match=r"another way: cam_flip was False and is True\. Give"):
+    with pytest.raises(
+        ValueError, match=r"outputs of other settings: cam_flip was False and is True\. Use"
+    ):
         export_cams(
             method,
             dataset,
@@ -110,7 +112,9 @@ def test_cams_of_other_scales_or_weights_are_not_mixed(method, dataset, tmp_path
             tmp_path,
             {"weights": "1"},
         )
-    with pytest.raises(ValueError, match=r"another way: weights was '1' and is '2'\. Give"):
+    with pytest.raises(
+        ValueError, match=r"outputs of other settings: weights was '1' and is '2'\. Use"
+    ):
         export_cams(method, dataset, OWN_SIZE, tmp_path, {"weights": "2"})
 
 
@@ -240,11 +244,13 @@ def test_exported_pseudo_labels_go_on_and_two_processes_make_what_one_does(
     assert read_index_png(whole.output(1)).tolist() != read_index_png(parts[0].output(1)).tolist()
     changed = config.model_copy(update={"high_threshold": 0.6})
     with pytest.raises(
-        ValueError, match=r"another way: high_threshold was 0\.7 and is 0\.6\. Give"
+        ValueError, match=r"outputs of other settings: high_threshold was 0\.7 and is 0\.6\. Use"
     ):
         export_pseudo_labels(trained, dataset, evaluate, changed, tmp_path / "whole", {})
     unrefined = config.model_copy(update={"par": None})
-    with pytest.raises(ValueError, match=r"another way: par was \{[^{}]+\} and is None\. Give"):
+    with pytest.raises(
+        ValueError, match=r"outputs of other settings: par was \{[^{}]+\} and is None\. Use"
+    ):
         export_pseudo_labels(trained, dataset, evaluate, unrefined, tmp_path / "whole", {})
 
 

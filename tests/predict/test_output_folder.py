@@ -129,7 +129,9 @@ def test_outputs_of_other_settings_are_not_mixed(tmp_path):
     }
     with pytest.raises(ValueError, match=r"outputs of other settings: flip was None and is True"):
         folder(tmp_path, crf=about["crf"], flip=True)
-    with pytest.raises(ValueError, match=r"another way: crf\.iterations was 10 and is 5\. Give"):
+    with pytest.raises(
+        ValueError, match=r"outputs of other settings: crf\.iterations was 10 and is 5\. Use"
+    ):
         folder(tmp_path, crf={"iterations": 5, "filter_name": "lattice"})
 
 
@@ -166,7 +168,7 @@ def test_outputs_of_another_way_are_not_trusted_even_if_their_record_was_copied(
 
 def test_files_of_unknown_origin_are_left_alone(tmp_path):
     (tmp_path / "a.png").write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"holds \.png files but no about\.json"):
+    with pytest.raises(ValueError, match=r"has \.png files but no about\.json"):
         folder(tmp_path)
     assert (tmp_path / "a.png").read_bytes() == b"mine"
 
