@@ -10,7 +10,7 @@ from unittest.mock import patch
 from sweeps.core.plan.survey import Situation, survey
 from sweeps.core.store.ledger_entry import LedgerEntry, Origin, Resources
 
-STUDY_FILE = '''"""A study of {cells} cells, made up to time its command."""
+STUDY_FILE = '''"""A study of {cells} configurations, made up to time its command."""
 
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import OneFactor
@@ -19,12 +19,23 @@ from sweeps.core.design.study import Metric, Study
 
 STUDY = Study(
     name="ledger_rerun",
-    title="A finished study of {cells} cells",
+    title="A finished study of {cells} configurations",
     recipe="shapes_nano",
-    # The base runs once more with other seeds, which makes the last cell.
-    design=OneFactor((Factor("method.temperature", tuple(0.1 + number / 10_000 for number in range({cells} - 1))),)),
+    # The A/A row is the last configuration.
+    design=OneFactor(
+        (
+            Factor(
+                "method.temperature",
+                tuple(0.1 + number / 10_000 for number in range({cells} - 1)),
+            ),
+        )
+    ),
     seeds=tuple(range({seeds})),
-    metrics=(Metric("val/cam_miou", "M"), Metric("val/aux_cam_miou", "M_m"), Metric("val/seg_miou", "seg")),
+    metrics=(
+        Metric("val/cam_miou", "M"),
+        Metric("val/aux_cam_miou", "M_m"),
+        Metric("val/seg_miou", "seg"),
+    ),
     purpose="direction",
 )
 main = study_command(STUDY, __doc__)

@@ -94,11 +94,11 @@ def write_voc_folder(
         )
         noisy = np.clip(smooth + rng.normal(0, _NOISE, smooth.shape), 0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(root / f"JPEGImages/{name}.jpg", quality=90)
-        shown = rng.choice(
+        classes = rng.choice(
             np.arange(1, 21), rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]), replace=False
         )
         mask = Image.fromarray(
-            rng.choice([0, 0, 0, IGNORE_INDEX, *shown], (32, 32)).astype(np.uint8)
+            rng.choice([0, 0, 0, IGNORE_INDEX, *classes], (32, 32)).astype(np.uint8)
         )
         mask.resize((width, height), Image.Resampling.NEAREST).save(
             root / f"SegmentationClass/{name}.png"

@@ -98,7 +98,7 @@ class Phases:
         phases, classes = (PLAIN_PHASES, (PlainStep,)) if is_plain else (PHASES, toco.ToCo.__mro__)
         sources = [step, *(sys.modules[part.__module__] for part in classes)]
 
-        def source_of(function: str) -> Any:  # noqa: ANN401 - a step or a module, whose attributes are replaced
+        def source_of(function: str) -> Any:  # noqa: ANN401 - the step or a module
             return next(source for source in sources if hasattr(source, function))
 
         parts: list[tuple[Any, str, str | None]] = [

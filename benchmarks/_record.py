@@ -26,7 +26,7 @@ _PEAK_TIMES = 10
 
 def machine(device: torch.device | str) -> dict[str, Any]:
     """Describe the machine of the figures, without date and name of the host."""
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "matrix_instructions": [
@@ -42,15 +42,15 @@ def machine(device: torch.device | str) -> dict[str, Any]:
     }
     if torch.device(device).type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found |= {
+        description |= {
             "gpu": properties.name,
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
         }
-        found |= {
+        description |= {
             "cuda": torch.version.cuda,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         }
-    return found
+    return description
 
 
 def write(out: Path | None, name: str, result: dict[str, Any]) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def measure(
 def matrix_peak(dtype: torch.dtype, device: torch.device | str) -> float:
     """Measure the FLOP/s of the fastest of several large matrix products, with torch's threads."""
     side = _PEAK_SIDE[torch.device(device).type]
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    seconds = measure({"product": lambda: left @ right}, _PEAK_TIMES, device)["product"]
+    first, second = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    seconds = measure({"product": lambda: first @ second}, _PEAK_TIMES, device)["product"]
     return 2 * side**3 / min(seconds)
 
 

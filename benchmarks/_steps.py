@@ -289,10 +289,14 @@ def refined_by_convolutions(images: Tensor, maps: Tensor, par: ParConfig) -> Ten
         stacked: Tensor = torch.cat(rings, dim=1).unflatten(0, values.shape[:2])
         return stacked
 
-    around = neighbours(images)
-    centre = images[:, :, None].repeat(1, 1, around.shape[2], 1, 1)
-    spread = around.std(dim=2, keepdim=True).repeat(1, 1, around.shape[2], 1, 1)
-    from_colour = -((around - centre).abs() / (spread + 1e-8) / par.colour_weight).square()
+    neighbour_colours = neighbours(images)
+    centre = images[:, :, None].repeat(1, 1, neighbour_colours.shape[2], 1, 1)
+    spread = neighbour_colours.std(dim=2, keepdim=True).repeat(
+        1, 1, neighbour_colours.shape[2], 1, 1
+    )
+    from_colour = -(
+        (neighbour_colours - centre).abs() / (spread + 1e-8) / par.colour_weight
+    ).square()
 
     ring = torch.tensor(offsets, dtype=images.dtype, device=images.device).norm(dim=1)
     distance = torch.cat([ring * reach for reach in par.dilations])

@@ -54,7 +54,7 @@ def energy(device: str, num_images: int, num_maps: int, times: int, large: bool)
     """Measure both bilateral filters, and the error of the exact one against float64."""
     rows = []
     for side in SIDES:
-        images, values = _made_up(num_images, num_maps, side, device)
+        images, values = _generate(num_images, num_maps, side, device)
         for name in ("exact", "lattice"):
             if (
                 name == "exact"
@@ -66,7 +66,7 @@ def energy(device: str, num_images: int, num_maps: int, times: int, large: bool)
             rows.append(
                 {"filter": name, "side_px": side} | _milliseconds(name, images, values, times)
             )
-    images, values = _made_up(1, num_maps, ERROR_SIDE, device)
+    images, values = _generate(1, num_maps, ERROR_SIDE, device)
     expected = exact.build(images.double(), SIGMA_RGB, SIGMA_XY)(values.double())
     sums = exact.build(images, SIGMA_RGB, SIGMA_XY)(values).double()
     return {
@@ -96,7 +96,7 @@ def _milliseconds(
     return {part: 1000 * min(taken) / len(images) for part, taken in seconds.items()}
 
 
-def _made_up(
+def _generate(
     num_images: int, num_maps: int, side: int, device: str
 ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b k h w"]]:
     """Generate images with levels 0 to 255, and maps with values 0 to 1."""

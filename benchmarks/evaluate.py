@@ -82,7 +82,7 @@ def evaluate(
     """Measure images a second, the parts of an evaluation, and the cost of the threshold curve."""
     defaults = (64, 300, 50) if backbone == NANO else (448, 16, 8)
     size, images, batch = (
-        given or default for given, default in zip((size, images, batch), defaults, strict=True)
+        option or default for option, default in zip((size, images, batch), defaults, strict=True)
     )
     config = replace(recipe_of(backbone), {"precision": precision})
     if backbone == NANO:
@@ -113,7 +113,7 @@ def evaluate(
             "foreground_classes": len(dataset.class_names),
             "thresholds": len(curve.thresholds()),
             "times": times,
-            **_whole(method, dataset, curve, single, device, times),
+            **_complete_evaluations(method, dataset, curve, single, device, times),
             **_parts(method, dataset, curve, single, device, times),
         }
     if torch.device(device).type == "cuda":
@@ -121,7 +121,7 @@ def evaluate(
     return result | {"peak_memory_bytes": peak_memory_bytes(device)}
 
 
-def _whole(
+def _complete_evaluations(
     method: Method,
     dataset: Dataset,
     curve: EvaluateConfig,

@@ -115,9 +115,9 @@ def _loader_rate(
     """Measure images a second of the loader with colours and copies, after its start."""
     pin = torch.device(device).type == "cuda"
     loader = TrainLoader(dataset, views, batch, seed=0, num_workers=workers, pin_memory=pin)
-    begun = 4 * max(workers, 1)  # more than the processes prefetch
-    batches = loader.batches(0, begun + times)
-    for _ in range(begun):
+    warm_up = 4 * max(workers, 1)  # more than the processes prefetch
+    batches = loader.batches(0, warm_up + times)
+    for _ in range(warm_up):
         next(batches).to(device)
     synchronise(device)
     started = time.perf_counter()

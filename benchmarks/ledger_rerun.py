@@ -64,7 +64,7 @@ def rerun(file: Path, storage: Path) -> float:
         RuntimeError: The command failed, or made a run folder, so a trial was missing.
     """
     started = time.perf_counter()
-    done = subprocess.run(  # noqa: S603 - this interpreter, the file written here
+    completed = subprocess.run(  # noqa: S603 - this interpreter, the file written here
         [sys.executable, str(file), "run", "--storage", str(storage)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -72,8 +72,9 @@ def rerun(file: Path, storage: Path) -> float:
         check=False,
     )
     took_s = time.perf_counter() - started
-    if done.returncode or (storage / "runs").exists():
+    if completed.returncode or (storage / "runs").exists():
         raise RuntimeError(
-            f"The command of a finished study exited with {done.returncode}: {done.stderr[-2000:]}"
+            f"The command of a finished study exited with {completed.returncode}: "
+            f"{completed.stderr[-2000:]}"
         )
     return took_s

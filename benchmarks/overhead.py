@@ -104,13 +104,13 @@ def _seconds_to_step(after: str, train: Callable[[Path], None]) -> list[float]:
         file = Path(scratch, "moments")
         with patch.dict(os.environ, {MOMENTS: str(file)}):
             train(Path(scratch))
-        begun: dict[str, float] = {}
+        start_times: dict[str, float] = {}
         seconds = []
         for process, what, moment in map(str.split, file.read_text().splitlines()):
             if what == after:
-                begun[process] = float(moment)
-            elif what == "step" and process in begun:
-                seconds.append(float(moment) - begun.pop(process))
+                start_times[process] = float(moment)
+            elif what == "step" and process in start_times:
+                seconds.append(float(moment) - start_times.pop(process))
     return seconds
 
 

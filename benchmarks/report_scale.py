@@ -62,17 +62,17 @@ def report_scale(trials: int, times: int) -> dict[str, Any]:
             Path(folder, "study.py"), Path(folder, "storage"), trials, SEEDS, SHARE_FAILED
         )
         situation.write()
-        begun = time.perf_counter()
+        started = time.perf_counter()
         page = write_report(situation.path).page
-        written_s = time.perf_counter() - begun
+        written_s = time.perf_counter() - started
         details = [path.stat().st_size for path in (page.parent / "details").glob("*.js")]
         page_bytes = page.stat().st_size
         opened = zip(*(use(page) for _ in range(times)), strict=True)
     seconds = dict(zip(("open_s", "expand_row_s", "turn_page_s", "find_s"), opened, strict=True))
     if max(seconds["open_s"]) >= LIMIT_S or page_bytes >= LIMIT_BYTES:
-        found = f"{max(seconds['open_s']):.3g} s and {page_bytes} bytes"
+        measured = f"{max(seconds['open_s']):.3g} s and {page_bytes} bytes"
         raise click.ClickException(
-            f"Expected less than {LIMIT_S} s and {LIMIT_BYTES} bytes, got {found}."
+            f"Expected less than {LIMIT_S} s and {LIMIT_BYTES} bytes, got {measured}."
         )
     return {
         "trials": trials,

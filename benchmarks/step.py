@@ -133,7 +133,7 @@ def alone(name: str, setting: Setting) -> dict[str, Any]:
     started = perf_counter()
     with phases.of(step, prepared.method):
         run()
-    rest = perf_counter() - started - sum(phases.seconds.values())
+    remaining_s = perf_counter() - started - sum(phases.seconds.values())
     if isinstance(step, TrainingStep) and setting.compiled:
         if torch.device(setting.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(setting.device)
@@ -142,7 +142,7 @@ def alone(name: str, setting: Setting) -> dict[str, Any]:
         "precision": setting.precision if name == "ours" else "float32",
         "gflop_per_image": flops / setting.batch / 1e9,
         "peak_memory_bytes": peak_memory_bytes(setting.device),
-        "phases_s": {**phases.seconds, "rest": rest},
+        "phases_s": {**phases.seconds, "rest": remaining_s},
     }
 
 
@@ -174,12 +174,12 @@ def compare(setting: Setting, times: int) -> dict[str, Any]:
             "matrix_peak_tflop_per_s": peak / 1e12,
             "share_of_matrix_peak": flops_per_s / peak,
         }
-    plain, ours = (measured[name] for name in SIDES)
+    plain_side, our_side = (measured[name] for name in SIDES)
     return {
         **asdict(setting),
         "times": times,
-        "ratio": plain["median_s"] / ours["median_s"],
-        "ratio_of_minima": plain["min_s"] / ours["min_s"],
+        "ratio": plain_side["median_s"] / our_side["median_s"],
+        "ratio_of_minima": plain_side["min_s"] / our_side["min_s"],
         **measured,
         "energy_term": energy_term(prepared, setting, times),
     }

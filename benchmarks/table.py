@@ -21,14 +21,15 @@ README = "README.md"
 STEP = "step"
 HEAD = """# What was measured
 
-Written by `python -m benchmarks table` from the JSON files of this folder; `python -m benchmarks --help` lists what
-measures them. Times are medians unless they say otherwise.
+Written by `python -m benchmarks table` from the JSON files of this folder. `python -m benchmarks
+--help` lists the benchmarks. Times are medians unless they say otherwise.
 """
 STEP_TEXT = """\
-One training step, the plain way (every pass of the official iteration, float32, explicit attention) against ours, in
-one run with the same weights and images. The ratio is the plain median over ours. Without the energy term unless the
-phase says so; the term alone, forward and backward, has columns of its own. The peak is that of a large matrix product
-in the same precision, measured in the same run; the arithmetic is that of matrix products and convolutions."""
+One training step: the plain way (every pass of the official iteration, float32, explicit
+attention) against ours, in one run with the same weights and images. The ratio is the plain median
+over ours. The energy term is left out unless the phase names it; its time alone, forward and
+backward, has its own columns. The peak is that of a large matrix product in the same precision,
+measured in the same run. The arithmetic counts matrix products and convolutions."""
 PHASES_TEXT = "Seconds by phase, plain → ours, in one step of each:"
 _ABOUT = ("format_version", "name", "machine")
 _GIB = 2**30
@@ -96,8 +97,8 @@ def _steps(
         for name in record[side]["phases_s"]
     )
     for record in records:
-        plain, ours = record["plain"], record["ours"]
-        what = {
+        plain_side, our_side = record["plain"], record["ours"]
+        setting = {
             "backbone": record["backbone"],
             "px": record["size_px"],
             "batch": record["batch"],
@@ -105,18 +106,21 @@ def _steps(
             "ours in": record["precision"] + (", compiled" if record["compiled"] else ""),
         }
         steps.append(
-            what
+            setting
             | {
-                "plain s": _short(plain["median_s"]),
-                "ours s": _short(ours["median_s"]),
+                "plain s": _short(plain_side["median_s"]),
+                "ours s": _short(our_side["median_s"]),
                 "ratio": f"**{record['ratio']:.2f}**",
                 "of the shortest": f"{record['ratio_of_minima']:.2f}",
-                "images/s": _two(plain["images_per_s"], ours["images_per_s"]),
-                "GFLOP/image": _two(plain["gflop_per_image"], ours["gflop_per_image"]),
-                "TFLOP/s": _two(plain["tflop_per_s"], ours["tflop_per_s"]),
-                "of the matrix peak": f"{plain['share_of_matrix_peak']:.0%} → {ours['share_of_matrix_peak']:.0%}",
-                "peak GiB": _two(
-                    plain["peak_memory_bytes"] / _GIB, ours["peak_memory_bytes"] / _GIB
+                "images/s": _both(plain_side["images_per_s"], our_side["images_per_s"]),
+                "GFLOP/image": _both(plain_side["gflop_per_image"], our_side["gflop_per_image"]),
+                "TFLOP/s": _both(plain_side["tflop_per_s"], our_side["tflop_per_s"]),
+                "of the matrix peak": (
+                    f"{plain_side['share_of_matrix_peak']:.0%} → "
+                    f"{our_side['share_of_matrix_peak']:.0%}"
+                ),
+                "peak GiB": _both(
+                    plain_side["peak_memory_bytes"] / _GIB, our_side["peak_memory_bytes"] / _GIB
                 ),
                 **{
                     f"energy {name}": f"{term['median_s']:.3g} s ({term['filter']})"
@@ -125,11 +129,11 @@ def _steps(
                 "on": _machine(record["machine"]),
             }
         )
-        of = {
-            name: _two(*(side["phases_s"].get(name, 0.0) for side in (plain, ours)))
+        seconds = {
+            name: _both(*(side["phases_s"].get(name, 0.0) for side in (plain_side, our_side)))
             for name in names
         }
-        phases.append(what | of)
+        phases.append(setting | seconds)
     return steps, phases
 
 
@@ -144,21 +148,29 @@ def _figures(record: Mapping[str, Any]) -> Iterable[str]:
     numbers = {path: value for path, value in figures.items() if path not in tables}
     if numbers:
         yield _markdown(
-            [{"figure": path, "value": _written(path, value)} for path, value in numbers.items()]
+            [
+                {"figure": path, "value": _figure_text(path, value)}
+                for path, value in numbers.items()
+            ]
         )
     for path, rows in tables.items():
         yield f"{path}:"
         yield _markdown(
-            [{name: _written(name, value) for name, value in flatten(row).items()} for row in rows]
+            [
+                {name: _figure_text(name, value) for name, value in flatten(row).items()}
+                for row in rows
+            ]
         )
 
 
-def _written(name: str, value: object) -> str:
+def _figure_text(name: str, value: object) -> str:
     if isinstance(value, list | tuple):
         if len(value) > 1 and all(map(_is_number, value)):
-            median, low, high = (_written(name, of(value)) for of in (statistics.median, min, max))
+            median, low, high = (
+                _figure_text(name, of(value)) for of in (statistics.median, min, max)
+            )
             return f"{median} ({low} to {high}, {len(value)} values)"
-        return ", ".join(_written(name, item) for item in value)
+        return ", ".join(_figure_text(name, item) for item in value)
     if not _is_number(value):
         return str(value)
     if name.endswith("_bytes"):
@@ -170,8 +182,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _two(plain: float, ours: float) -> str:
-    return f"{_short(plain)} → {_short(ours)}"
+def _both(plain_value: float, our_value: float) -> str:
+    return f"{_short(plain_value)} → {_short(our_value)}"
 
 
 def _short(value: float) -> str:
@@ -180,13 +192,13 @@ def _short(value: float) -> str:
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    said = {
+    facts = {
         "{}": machine.get("gpu") or machine.get("processor"),
         "{} cores": machine.get("cores"),
         "{} threads": machine.get("threads"),
         "torch {}": machine.get("torch"),
     }
-    return ", ".join(words.format(value) for words, value in said.items() if value is not None)
+    return ", ".join(words.format(value) for words, value in facts.items() if value is not None)
 
 
 def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -97,7 +97,7 @@ def test_an_error_of_a_library_says_whose_it_is():
     import json
 
     error = raised_by(lambda: json.loads("{"))
-    assert sentence_of(error).startswith("json refused what it was given: Expecting property name")
+    assert sentence_of(error).startswith("json refused its input: Expecting property name")
 
 
 def test_a_broken_pipe_and_the_end_of_a_command_come_through():
@@ -268,7 +268,7 @@ def test_an_error_of_a_users_own_module_names_its_file_and_not_this_program(tmp_
         f"sys.path.insert(0, {str(tmp_path)!r})\nimport own_errors\n"
         "run(click.Command('main', callback=own_errors.%s))"
     )
-    refused = f"Error: own_errors refused what it was given: gamma is 3. See {module}, line 2.\n"
+    refused = f"Error: own_errors refused its input: gamma is 3. See {module}, line 2.\n"
     assert run(code % "refuse") == (1, "", refused)
     status, _, complaints = run(code % "fail")
     assert status == 1

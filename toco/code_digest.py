@@ -51,18 +51,22 @@ def code_digests(
         ValueError: A root has no source file, or a file is no Python.
     """
     roots, without = tuple(roots), tuple(without)
-    packages = {_top(root) for root in roots}
+    packages = {_top_level(root) for root in roots}
     folders = {
-        folder for package in packages - {_top(__name__)} for folder in import_folders(package)
+        folder
+        for package in packages - {_top_level(__name__)}
+        for folder in import_folders(package)
     }
     chosen = {*chosen, *(root.rpartition(".")[0] for root in roots)}
     digests: dict[str, str] = {}
     todo = list(roots)
     while todo:
         name = todo.pop()
-        if name in digests or any(_within(name, left_out) for left_out in without):
+        if name in digests or any(_is_in_package(name, left_out) for left_out in without):
             continue
-        if _top(name) not in packages and not (folders and folders & import_folders(_top(name))):
+        if _top_level(name) not in packages and not (
+            folders and folders & import_folders(_top_level(name))
+        ):
             continue
         module = _module(name)
         if module is not None:
@@ -111,14 +115,14 @@ class _Module:
 
 def source_file(name: str) -> Path | None:
     """Find the file of a module; ``None`` for attributes and folders without ``__init__.py``."""
-    top, *rest = name.split(".")
+    top, *inner_names = name.split(".")
     spec = module_spec(top)
     if spec is None:
         return None
-    if not rest:
+    if not inner_names:
         return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
     for folder in spec.submodule_search_locations or ():
-        path = Path(folder, *rest)
+        path = Path(folder, *inner_names)
         for candidate in (path / "__init__.py", path.with_name(f"{path.name}.py")):
             if candidate.is_file():
                 return candidate
@@ -168,16 +172,16 @@ def _module(name: str) -> _Module | None:
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"{path} cannot be parsed as Python: {error}") from error
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    live = list(_live(tree))
-    loaded = list(_loaded(live, name))
+    nodes = list(_runtime_nodes(tree))
+    loads = list(_registry_loads(nodes, name))
     imports = dict.fromkeys(
-        [*_imports(live, package), *(f"{registry}.{entry}" for registry, entry in loaded if entry)]
+        [*_imports(nodes, package), *(f"{registry}.{entry}" for registry, entry in loads if entry)]
     )
-    registries = frozenset(registry for registry, entry in loaded if entry is None)
+    registries = frozenset(registry for registry, entry in loads if entry is None)
     return _Module(_digest(tree), tuple(imports), registries)
 
 
-def _live(tree: ast.Module) -> Iterator[ast.AST]:
+def _runtime_nodes(tree: ast.Module) -> Iterator[ast.AST]:
     """Yield all nodes but those below ``if TYPE_CHECKING``, which never runs."""
     nodes: list[ast.AST] = [tree]
     while nodes:
@@ -204,13 +208,13 @@ def _imports(nodes: Iterable[ast.AST], package: str) -> Iterator[str]:
             yield from (f"{origin}.{alias.name}" for alias in node.names if alias.name != "*")
 
 
-def _loaded(nodes: Iterable[ast.AST], name: str) -> Iterator[tuple[str, str | None]]:
+def _registry_loads(nodes: Iterable[ast.AST], name: str) -> Iterator[tuple[str, str | None]]:
     """Yield the registries from which ``name`` loads, with the entry; ``None`` for a variable."""
     for node in nodes:
         if not (isinstance(node, ast.Call) and node.args and _name(node.func) == "load"):
             continue
-        registry, *rest = node.args
-        entry = _text(rest[0]) if rest else None
+        registry, *other_arguments = node.args
+        entry = _text(other_arguments[0]) if other_arguments else None
         if (text := _text(registry)) is not None:
             yield text, entry
         elif _name(registry) == "__name__":
@@ -228,16 +232,16 @@ def _name(node: ast.expr) -> str | None:
 
 
 def _digest(tree: ast.Module) -> str:
-    return hashlib.sha256(_written(tree).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(_node_text(tree).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _written(value: object) -> str:
+def _node_text(value: object) -> str:
     """Format a node, or the value of a node's field, as text.
 
     Empty fields are left out, so that new fields of later Python versions change nothing.
     """
     if isinstance(value, list):
-        return "[" + "".join([f"{_written(item)}," for item in value]) + "]"
+        return "[" + "".join([f"{_node_text(item)}," for item in value]) + "]"
     if not isinstance(value, ast.AST):
         return repr(value)
     if isinstance(value, ast.Constant):
@@ -248,11 +252,11 @@ def _written(value: object) -> str:
         for name in value._fields:
             field = getattr(value, name, None)
             if name not in _WITHOUT_MEANING and field is not None and field != []:
-                content += f"{name}={_written(_meant(value, name, field))},"
+                content += f"{name}={_node_text(_canonical_field(value, name, field))},"
     return f"{type(value).__name__}({content})"
 
 
-def _meant(node: ast.AST, name: str, field: Any) -> Any:  # noqa: ANN401 - what a node holds
+def _canonical_field(node: ast.AST, name: str, field: Any) -> Any:  # noqa: ANN401 - what a node holds
     """Return a node's field without a docstring, and with the adjacent texts of f-strings merged.
 
     Python versions split the texts of an f-string differently.
@@ -272,9 +276,9 @@ def _meant(node: ast.AST, name: str, field: Any) -> Any:  # noqa: ANN401 - what 
     return [part for part in merged if _text(part) != ""]
 
 
-def _top(name: str) -> str:
+def _top_level(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _within(name: str, package: str) -> bool:
+def _is_in_package(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")

@@ -40,8 +40,8 @@ SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_
 TRACEBACK = "TOCO_TRACEBACK"
 """Environment variable that also shows the traceback of expected errors."""
 
-_OURS = frozenset({"toco", "sweeps", "benchmarks", "cluster", "__main__"})
-_KEPT = "\n\t"
+_PROJECT_PACKAGES = frozenset({"toco", "sweeps", "benchmarks", "cluster", "__main__"})
+_LINE_CHARACTERS = "\n\t"
 
 
 class Stopped(click.ClickException):
@@ -90,10 +90,10 @@ def sentence_of(error: Exception) -> str | None:
             "processes."
         )
     if isinstance(error, OSError) and error.errno is not None and root == "builtins":
-        return _of_system(error)
-    if isinstance(error, (ValueError, OSError)) or root in _OURS:
-        library = _raised_in(error)
-        if root in _OURS or library in _OURS:
+        return _system_error_text(error)
+    if isinstance(error, (ValueError, OSError)) or root in _PROJECT_PACKAGES:
+        library = _raising_package(error)
+        if root in _PROJECT_PACKAGES or library in _PROJECT_PACKAGES:
             return str(error)
         from pydantic import ValidationError
 
@@ -101,9 +101,9 @@ def sentence_of(error: Exception) -> str | None:
 
         if isinstance(error, ValidationError):
             return sentences(error)
-        place = own_place(error, _OURS)
+        place = own_place(error, _PROJECT_PACKAGES)
         where = f"{TRACEBACK}=1 shows where" if place is None else f"See {place}"
-        return f"{library} refused what it was given: {str(error).removesuffix('.')}. {where}."
+        return f"{library} refused its input: {str(error).removesuffix('.')}. {where}."
     return None
 
 
@@ -138,7 +138,7 @@ def _run(command: click.Command, prog_name: str | None) -> int:
             with errors_as_sentences():
                 status = invoke(command, sys.argv[1:], prog_name or Path(sys.argv[0]).name)
         except SystemExit as end:
-            status = _status(end)
+            status = _exit_status(end)
         sys.stdout.flush()
     except click.Abort:  # the end of input where a question was asked
         return _show(Stopped())
@@ -153,37 +153,37 @@ def _run(command: click.Command, prog_name: str | None) -> int:
     return status
 
 
-def _status(end: SystemExit) -> int:
+def _exit_status(end: SystemExit) -> int:
     if isinstance(end.code, str):
-        _say(end.code)
+        _print_error(end.code)
         return 1
     return end.code or 0
 
 
 def _show(error: click.ClickException) -> int:
-    text = _Text()
+    text = _TerminalText()
     error.show(text)
-    _say(text.getvalue())
+    _print_error(text.getvalue())
     return error.exit_code
 
 
 def _show_fault(error: Exception) -> int:
     what = f"{type(error).__name__}: {error}".rstrip(".")
-    place = own_place(error, _OURS)
+    place = own_place(error, _PROJECT_PACKAGES)
     if place is None:
-        blame = (
+        origin = (
             "This is a fault of this program, not of its use. Please report it with what follows."
         )
     else:
-        blame = f"It was raised in {place}, which is no part of this program."
-    _say(f"Error: {what}. {blame}")
-    _say("".join(traceback.format_exception(error)))
+        origin = f"It was raised in {place}, which is no part of this program."
+    _print_error(f"Error: {what}. {origin}")
+    _print_error("".join(traceback.format_exception(error)))
     return 1
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     with contextlib.suppress(BrokenPipeError):
-        click.echo(printable(text.rstrip("\n"), keep=_KEPT), file=sys.stderr)
+        click.echo(printable(text.rstrip("\n"), keep=_LINE_CHARACTERS), file=sys.stderr)
 
 
 def _end_of_pipe(error: BrokenPipeError) -> int:
@@ -194,10 +194,10 @@ def _end_of_pipe(error: BrokenPipeError) -> int:
         # Discard the remaining output, so that Python does not complain at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    return _show(click.ClickException(_of_system(error)))
+    return _show(click.ClickException(_system_error_text(error)))
 
 
-def _of_system(error: OSError) -> str:
+def _system_error_text(error: OSError) -> str:
     """Describe an error of the operating system, with its files."""
     reason = error.strerror or str(error)
     names = (name for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
@@ -206,7 +206,7 @@ def _of_system(error: OSError) -> str:
     return f"{where}{reason}.{todo}"
 
 
-def _raised_in(error: BaseException) -> str:
+def _raising_package(error: BaseException) -> str:
     """Return the top-level package whose code raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
@@ -217,7 +217,7 @@ def _escape_messages() -> None:
     if type(sys.stdout) is io.TextIOWrapper:
         old = sys.stdout
         old.flush()
-        sys.stdout = _Escaping(
+        sys.stdout = _EscapingStream(
             old.buffer,
             old.encoding,
             "backslashreplace",
@@ -227,21 +227,21 @@ def _escape_messages() -> None:
     format_warning = warnings.formatwarning
 
     def formatted(*about: Any, **more: Any) -> str:  # noqa: ANN401 - as warnings declares it
-        return printable(format_warning(*about, **more), keep=_KEPT)
+        return printable(format_warning(*about, **more), keep=_LINE_CHARACTERS)
 
     warnings.formatwarning = formatted
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_EscapingFormatter())
 
 
-class _Text(io.StringIO):
+class _TerminalText(io.StringIO):
     """Text that claims to be a terminal, so that click keeps colours, which are shown escaped."""
 
     def isatty(self) -> bool:
         return True
 
 
-class _Escaping(io.TextIOWrapper):
+class _EscapingStream(io.TextIOWrapper):
     """A text stream that escapes control characters, which a terminal would obey.
 
     It is used for standard output. Progress bars on standard error need control characters.
@@ -257,4 +257,4 @@ class _EscapingFormatter(logging.Formatter):
     """Formatter of log messages that escapes unprintable characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), keep=_KEPT)
+        return printable(super().format(record), keep=_LINE_CHARACTERS)

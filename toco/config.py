@@ -59,7 +59,7 @@ _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 _NESTED = (dict, list)
 _PYTHON_WORDS = {"none": "null", "true": "true", "false": "false"}
-_SHOWN = 120
+_MAX_CHARACTERS = 120
 """Most characters of a value in a message."""
 
 
@@ -89,7 +89,7 @@ def replace(config: T, changes: dict[str, Any]) -> T:
     others = {path: value for path, value in changes.items() if path not in names}
     # Names first: they decide which other paths exist.
     if names:
-        config = _renamed(config, names)
+        config = _replace_components(config, names)
     return _replace(config, others) if changes else config
 
 
@@ -132,19 +132,21 @@ def diff(
     >>> diff({"seed": 0, "ptc": None}, {"seed": 0, "ptc": {"weight": 0.2}})
     {'ptc': (None, {'weight': 0.2})}
     """
-    found: dict[str, tuple[Any, Any]] = {}
+    differences: dict[str, tuple[Any, Any]] = {}
 
-    def visit(prefix: str, ours: Any, theirs: Any) -> None:  # noqa: ANN401 - any JSON value
-        if ours == theirs:  # most parts of two configs: comparing them as one is fast
+    def visit(prefix: str, left_value: Any, right_value: Any) -> None:  # noqa: ANN401 - any JSON value
+        if left_value == right_value:  # most parts of two configs: comparing them as one is fast
             return
-        if not (isinstance(ours, Mapping) and isinstance(theirs, Mapping)):
-            found[prefix] = (ours, theirs)
+        if not (isinstance(left_value, Mapping) and isinstance(right_value, Mapping)):
+            differences[prefix] = (left_value, right_value)
             return
-        for name in (*ours, *(name for name in theirs if name not in ours)):
-            visit(f"{prefix}.{name}" if prefix else name, ours.get(name), theirs.get(name))
+        for name in (*left_value, *(name for name in right_value if name not in left_value)):
+            visit(
+                f"{prefix}.{name}" if prefix else name, left_value.get(name), right_value.get(name)
+            )
 
     visit("", _tree(left, run_only=run_only), _tree(right, run_only=run_only))
-    return found
+    return differences
 
 
 def flatten(config: Config | Mapping[str, Any], *, run_only: bool = True) -> dict[str, Any]:
@@ -175,7 +177,7 @@ def _tree(config: Config | Mapping[str, Any], *, run_only: bool) -> Mapping[str,
         return config
     dumped = config.model_dump(mode="json")
     if not run_only:
-        _keep_what_counts(config, dumped)
+        _drop_without_effect(config, dumped)
     return dumped
 
 
@@ -198,7 +200,7 @@ def digest(config: Config, without: Iterable[str] = ()) -> str:
     """
     # Every start of a study digests the configs of thousands of trials, so this must be fast.
     dumped = config.model_dump(mode="json")
-    _keep_what_counts(config, dumped)
+    _drop_without_effect(config, dumped)
     for path in without:
         *parents, leaf = path.split(".")
         node = dumped
@@ -220,18 +222,18 @@ def sentences(error: ValidationError, forms: Mapping[str, str] | None = None) ->
     lines = []
     for item in error.errors(include_url=False):
         path = _path(item["loc"]) or "config"
-        came = (
+        value_text = (
             ""
             if isinstance(item["input"], dict | BaseModel)
-            else f" (got {_shortened(item['input'])})"
+            else f" (got {_short_repr(item['input'])})"
         )
         form = (forms or {}).get(path)
-        write = f"; write {path}={form}" if form else ""
-        lines.append(f"{path}: {_wrong(item, path)}{came}{write}.")
+        advice = f"; write {path}={form}" if form else ""
+        lines.append(f"{path}: {_fault_text(item, path)}{value_text}{advice}.")
     return " ".join(lines)
 
 
-def _wrong(item: ErrorDetails, path: str) -> str:
+def _fault_text(item: ErrorDetails, path: str) -> str:
     if item["type"] in ("model_type", "model_attributes_type"):
         return f"expected settings below it, as in {path}.NAME=VALUE"
     return (
@@ -239,37 +241,37 @@ def _wrong(item: ErrorDetails, path: str) -> str:
     )
 
 
-def _shortened(value: object) -> str:
+def _short_repr(value: object) -> str:
     try:
-        shown = repr(value)
+        text = repr(value)
     except ValueError:  # an integer beyond Python's limit of digits
-        shown = "a number of thousands of digits"
-    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
+        text = "a number of thousands of digits"
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 3]}..."
 
 
 def _replace(config: T, changes: dict[str, Any]) -> T:
     try:
-        return _with(config, changes)
+        return _validated_copy(config, changes)
     except ValidationError as error:
         forms = {
             path: form
             for path in changes
-            if (form := _right_form(config, changes, path, error)) is not None
+            if (form := _find_notation(config, changes, path, error)) is not None
         }
         raise ValueError(sentences(error, forms)) from error
 
 
-def _renamed(config: T, names: dict[str, Any]) -> T:
+def _replace_components(config: T, names: dict[str, Any]) -> T:
     """Replace components by name, without the check that they fit together.
 
     The changes that follow may make them fit, and their validation checks it.
     """
     try:
-        return _with(config, names)
+        return _validated_copy(config, names)
     except ValidationError as error:
         if any(item["loc"] for item in error.errors()):
             raise ValueError(sentences(error)) from error
-    tree = _changed(config, names)
+    tree = _changed_tree(config, names)
     parts: dict[str, Any] = {}
     for name in {path.partition(".")[0] for path in names}:
         field = type(config).model_fields[name]
@@ -278,11 +280,11 @@ def _renamed(config: T, names: dict[str, Any]) -> T:
     return config.model_copy(update=parts)
 
 
-def _with(config: T, changes: Mapping[str, Any]) -> T:
-    return type(config).model_validate(_changed(config, changes))
+def _validated_copy(config: T, changes: Mapping[str, Any]) -> T:
+    return type(config).model_validate(_changed_tree(config, changes))
 
 
-def _changed(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
+def _changed_tree(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Dump ``config`` to JSON, and set the fields at dotted paths."""
     tree = config.model_dump(mode="json")
     for path, value in changes.items():
@@ -330,20 +332,20 @@ def _members(annotation: Any) -> set[type]:  # noqa: ANN401 - an annotation
     return {annotation} if isinstance(annotation, type) else {object}
 
 
-def _right_form(
+def _find_notation(
     config: T, changes: Mapping[str, Any], path: str, error: ValidationError
 ) -> str | None:
     """Find the right notation of a value in Python's notation or in words with commas, if any."""
     value = changes[path]
-    if not isinstance(value, str) or not _is_wrong(path, error):
+    if not isinstance(value, str) or not _has_fault_at(path, error):
         return None
     bare = value.strip().removeprefix("(").removesuffix(")").removesuffix(",")
     for form in (_PYTHON_WORDS.get(value.strip().lower()), f"[{bare}]"):
         if form is not None:
             try:
-                _with(config, {**changes, path: json.loads(form)})
-            except ValidationError as still:
-                if _is_wrong(path, still):
+                _validated_copy(config, {**changes, path: json.loads(form)})
+            except ValidationError as error_of_form:
+                if _has_fault_at(path, error_of_form):
                     continue
             except (ValueError, RecursionError):
                 continue
@@ -351,7 +353,7 @@ def _right_form(
     return None
 
 
-def _is_wrong(path: str, error: ValidationError) -> bool:
+def _has_fault_at(path: str, error: ValidationError) -> bool:
     return any(_path(item["loc"]).startswith(path) for item in error.errors(include_url=False))
 
 
@@ -374,18 +376,18 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:  # noqa: ANN401 -
 
 
 def _refuse(tree: dict[str, Any], missing: str, path: str) -> None:
-    known: list[str] = []
+    existing_paths: list[str] = []
 
     def visit(prefix: str, node: Any) -> None:  # noqa: ANN401 - any JSON value
         for key, value in node.items() if isinstance(node, dict) else ():
-            known.append(f"{prefix}{key}")
+            existing_paths.append(f"{prefix}{key}")
             visit(f"{prefix}{key}.", value)
 
     visit("", tree)
-    raise UnknownFieldError(missing, did_you_mean(path, known, cutoff=0.5))
+    raise UnknownFieldError(missing, did_you_mean(path, existing_paths, cutoff=0.5))
 
 
-def _keep_what_counts(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any value of a field
+def _drop_without_effect(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any value of a field
     """Remove run-only fields, and the folders of ``PLACE`` fields, from the dump of ``value``."""
     if isinstance(value, BaseModel):
         for name in run_only_fields(type(value)):
@@ -407,7 +409,7 @@ def _keep_what_counts(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any va
             (item, part) for item, part in zip(value, dumped, strict=True) if type(part) in _NESTED
         ]
     for item, part in pairs:
-        _keep_what_counts(item, part)
+        _drop_without_effect(item, part)
 
 
 @cache

@@ -201,21 +201,22 @@ def read_record(
     return record
 
 
-def check_version(path: Path, version: object, known: int, advice: str) -> None:
+def check_version(path: Path, version: object, supported: int, advice: str) -> None:
     """Refuse a file with another version of its format.
 
     Args:
         path: The file.
         version: The version that the file states.
-        known: The version that this program reads.
+        supported: The version that this program reads.
         advice: Last sentence of the message: what to do.
 
     Raises:
         VersionError: The versions differ.
     """
-    if version != known:
+    if version != supported:
         raise VersionError(
-            f"{printable(path)} has format version {version}; this program reads {known}. {advice}"
+            f"{printable(path)} has format version {version}; this program reads {supported}. "
+            f"{advice}"
         )
 
 
@@ -308,21 +309,21 @@ def files_below(folder: Path, without: Iterable[Path] = ()) -> FolderContents:
         left_out.append(f"{printable(error.filename)} cannot be opened ({error.strerror})")
 
     for name, folders, names in os.walk(folder, followlinks=True, onerror=note):
-        here = Path(name)
-        holders = above.pop(here)
-        hidden += (here / below for below in (*folders, *names) if below.startswith("."))
+        current = Path(name)
+        holders = above.pop(current)
+        hidden += (current / below for below in (*folders, *names) if below.startswith("."))
         for below in [below for below in folders if not below.startswith(".")]:
-            real = (here / below).resolve()
+            real = (current / below).resolve()
             if real in passed:
                 continue
             if real in holders:
                 left_out.append(
-                    f"{printable(here / below)} is a link to a folder that holds the link"
+                    f"{printable(current / below)} is a link to a folder that holds the link"
                 )
             else:
-                above[here / below] = {*holders, real}
-        folders[:] = [below for below in folders if here / below in above]
-        for path in (here / name for name in names if not name.startswith(".")):
+                above[current / below] = {*holders, real}
+        folders[:] = [below for below in folders if current / below in above]
+        for path in (current / name for name in names if not name.startswith(".")):
             if path.name in passed_names and path.resolve() in passed:
                 continue
             if path.is_file():
@@ -424,12 +425,12 @@ def printable(text: object, keep: str = "") -> str:
     >>> printable("\x1b[31mred.png")
     '\\x1b[31mred.png'
     """
-    shown = str(text)
-    if shown.isprintable():
-        return shown
+    string = str(text)
+    if string.isprintable():
+        return string
     return "".join(
         character
         if character.isprintable() or character in keep
         else character.encode("unicode_escape").decode("ascii")
-        for character in shown
+        for character in string
     )

@@ -39,8 +39,8 @@ def import_own(name: str, contract: Mapping[str, str], kind: str) -> ModuleType:
     if module is None:
         if (file := source_file(name) if _is_name(name) else None) is None:
             raise OwnModuleError(_not_found(name))
-        _check_complete(name, file, _defined(file), contract, kind)
-        module = _imported(name, file)
+        _check_complete(name, file, _defined_names(file), contract, kind)
+        module = _import_module(name, file)
     _check_complete(name, module.__file__, vars(module), contract, kind)
     return module
 
@@ -66,8 +66,8 @@ def search_folders() -> tuple[str, ...]:
     Folders of installed packages are left out.
     """
     folders = (Path(entry).absolute() for entry in sys.path)
-    own = (folder for folder in folders if folder.is_dir() and not is_installed(folder))
-    return tuple(dict.fromkeys(map(str, own)))
+    own_folders = (folder for folder in folders if folder.is_dir() and not is_installed(folder))
+    return tuple(dict.fromkeys(map(str, own_folders)))
 
 
 def add_search_folders(folders: Iterable[str]) -> None:
@@ -75,20 +75,20 @@ def add_search_folders(folders: Iterable[str]) -> None:
     sys.path += [folder for folder in folders if folder not in sys.path]
 
 
-def own_place(error: BaseException, ours: Collection[str]) -> str | None:
+def own_place(error: BaseException, project_packages: Collection[str]) -> str | None:
     """Locate the user's own code that raised an error, or that called the library that raised it.
 
     Args:
         error: The error.
-        ours: Top-level packages of this project. If one of them was called later than the user's
-            code, the error counts as this project's.
+        project_packages: Top-level packages of this project. If one of them was called later than
+            the user's code, the error counts as this project's.
 
     Returns:
         File and line as text; ``None`` where the error is not of the user's code.
     """
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = Path(frame.f_code.co_filename)
-        if str(frame.f_globals.get("__name__")).partition(".")[0] in ours:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in project_packages:
             return None
         if file.is_file() and not is_installed(file):
             return f"{file}, line {line}"
@@ -103,7 +103,7 @@ def place_in(error: BaseException, modules: Collection[str]) -> str | None:
     return None
 
 
-def _imported(name: str, file: Path) -> ModuleType:
+def _import_module(name: str, file: Path) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -119,12 +119,12 @@ def _place(error: BaseException, file: Path) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     paths = [Path(frame.filename) for frame in frames]
     begin = paths.index(file) if file in paths else len(paths)
-    own = [
+    own_frames = [
         frame
         for frame, path in zip(frames[begin:], paths[begin:], strict=True)
         if path == file or (path.is_file() and not is_installed(path))
     ]
-    return f"{own[-1].filename}, line {own[-1].lineno}" if own else str(file)
+    return f"{own_frames[-1].filename}, line {own_frames[-1].lineno}" if own_frames else str(file)
 
 
 def _reason(error: BaseException) -> str:
@@ -134,7 +134,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}".removesuffix(".")
 
 
-def _defined(file: Path) -> Collection[str]:
+def _defined_names(file: Path) -> Collection[str]:
     """List the names that a module defines or imports, without running it."""
     try:
         table = symtable.symtable(file.read_text("utf-8"), str(file), "exec")
@@ -142,17 +142,17 @@ def _defined(file: Path) -> Collection[str]:
         place, reason = _place(error, file), _reason(error)
         raise OwnModuleError(f"{place}: {reason}.") from error
     symbols = table.get_symbols()
-    return {one.get_name() for one in symbols if one.is_assigned() or one.is_imported()}
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
 
 
 def _check_complete(
     name: str,
     file: object,
-    defined: Collection[str],
+    defined_names: Collection[str],
     contract: Mapping[str, str],
     kind: str,
 ) -> None:
-    if missing := [part for part in contract if part not in defined]:
+    if missing := [part for part in contract if part not in defined_names]:
         right = "\n".join(contract.values())
         raise OwnModuleError(
             f"{name} ({file}) does not define {' and '.join(missing)}. A module of {kind} "
@@ -188,21 +188,21 @@ def _not_found(name: str) -> str:
 
 def _not_in_package(name: str) -> str:
     """Explain why a module is missing whose top-level package exists."""
-    top, *rest = name.split(".")
+    top, *inner_names = name.split(".")
     spec = module_spec(top)
     places = () if spec is None else spec.submodule_search_locations or ()
     folders = list(map(Path, places))
     package = top
-    for part in rest:
-        inside = _names_in(folders)
-        deeper = [folder / part for folder in folders if (folder / part).is_dir()]
-        if not deeper:
+    for part in inner_names:
+        available_names = _names_in(folders)
+        subfolders = [folder / part for folder in folders if (folder / part).is_dir()]
+        if not subfolders:
             where = ", ".join(map(str, folders)) or "a single file"
             return (
                 f"{package} ({where}) has no module {part!r}; it has "
-                f"{', '.join(inside) or 'none'}.{did_you_mean(part, inside)}"
+                f"{', '.join(available_names) or 'none'}.{did_you_mean(part, available_names)}"
             )
-        folders, package = deeper, f"{package}.{part}"
+        folders, package = subfolders, f"{package}.{part}"
     where = ", ".join(map(str, folders))
     return f"{name!r} is a folder ({where}): expected a module, which is a file that ends in .py."
 

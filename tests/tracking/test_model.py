@@ -162,7 +162,7 @@ def test_what_is_no_image_is_refused(exported, monkeypatch):
 def test_what_mlflow_does_not_take_is_a_sentence(register):
     said = register("--name", "a/b")
     assert said.exit_code == 1
-    assert "mlflow.db does not take it: Invalid " in said.output
+    assert "mlflow.db failed: Invalid " in said.output
 
 
 def test_a_wrong_address_is_heard_of_before_the_export(exported, monkeypatch):

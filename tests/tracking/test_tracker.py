@@ -19,14 +19,16 @@ def test_a_dead_server_costs_a_warning_and_no_more_until_the_pause_is_over(run_f
         "http://me:secret@127.0.0.1:9", "dead", pause_s=30.0, clock=clock
     )  # port 9: nobody listens
     training = run_folder()
-    with pytest.warns(TrackingWarning, match="could not be filled from study s") as caught:
+    with pytest.warns(TrackingWarning, match="could not be updated from study s") as caught:
         assert tracker.ensure_parent("s", "s") is None
     assert "secret" not in str(caught[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert tracker.track(training.path) is None  # left alone within the pause
     clock.now_s += 31
-    with pytest.warns(TrackingWarning, match="could not be filled from .*, which is tried again"):
+    with pytest.warns(
+        TrackingWarning, match="could not be updated from .*; the next update tries again"
+    ):
         assert tracker.track(training.path) is None
     clock.now_s += 31  # the pause has doubled
     with warnings.catch_warnings():

@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_taken(tmp_path
     with pytest.raises(checkpoint.CheckpointError, match="damaged"):
         checkpoint.read(path)
     assert checkpoint.latest(tmp_path).step == 1
-    assert "Passing over" in caplog.text
+    assert "Skipping a checkpoint" in caplog.text
 
 
 def test_a_crash_while_writing_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):

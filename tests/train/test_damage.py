@@ -248,12 +248,12 @@ def test_a_damaged_config_is_written_again_where_the_rest_shows_that_the_run_is_
 def test_a_damaged_config_of_another_run_stays(averaging, killed):
     (killed / "config.json").unlink()
     with pytest.raises(
-        ValueError, match=r"config.json is missing. What else is in the folder does not show"
+        ValueError, match=r"config.json is missing. The rest of the folder does not show"
     ):
         train(replace(averaging, {"seed": 1}), killed, resume=True, progress=False)
     (killed / "provenance.json").write_bytes(b"")
     with pytest.raises(
-        ValueError, match=r"config.json is missing. What else is in the folder does not show"
+        ValueError, match=r"config.json is missing. The rest of the folder does not show"
     ):
         train(averaging, killed, resume=True, progress=False)
     assert len(checkpoint.all_in(killed / "checkpoints")) == 2

@@ -274,4 +274,4 @@ def test_a_rank_that_is_killed_before_it_reads_an_answer_was_killed():
     process = Mock(spec=SpawnProcess, exitcode=-9)
     process.name = "Rank 0 of 1"
     with ours, pytest.raises(RankError, match=r"^Rank 0 of 1 was killed, exit code -9\.$"):
-        ranks._until_the_end({ours: process}, None)
+        ranks._receive_results({ours: process}, None)

@@ -183,7 +183,7 @@ def test_a_full_disk_of_the_shared_beginnings_is_told_from_that_of_the_run(
     (tmp_path / "run").mkdir()
     prefixes = Prefixes(tmp_path / "shared", late.resolved(), dict.fromkeys(fork._CONDITIONS))
     with pytest.raises(OSError, match=r"No space left|quota exceeded") as raised:
-        prefixes.leave(
+        prefixes.store_snapshot(
             RunFolder(tmp_path / "run"), Mock(spec=Method), Mock(spec=torch.optim.Optimizer), {}
         )
     assert os.path.dirname(raised.value.filename) == str(tmp_path / "shared")  # noqa: PTH120 - text, as the system's

@@ -122,7 +122,7 @@ def test_the_counts_of_the_averaged_evaluations_are_kept_through_a_crash(config,
         train(averaging, tmp_path / "cut", progress=False, observer=InterruptAt(4))
     folder = RunFolder(tmp_path / "cut")
     folder.counts(6).write_bytes(b"of a step that the checkpoint does not know")
-    folder.forget_after(4, folder.metrics())
+    folder.remove_after(4, folder.metrics())
     assert [path.name for path in sorted(tmp_path.glob("cut/evaluations/*.npz"))] == [
         "step_00000002.npz",
         "step_00000004.npz",
@@ -228,7 +228,7 @@ def test_a_damaged_newest_checkpoint_costs_only_itself(config, finished, tmp_pat
     [
         ({"batch_size": 5}, "not a multiple of method.loss_group_size 2"),
         ({"method.local_crop_size_px": 64}, "larger than views.crop_size_px 32"),
-        ({"optim.warmup_steps": 6}, "leaves nothing of num_steps 6"),
+        ({"optim.warmup_steps": 6}, "is not below num_steps 6"),
         ({"method.low_threshold": 0.8}, "above high_threshold"),
         ({"method.name": "tocco"}, "Did you mean 'toco'"),
     ],

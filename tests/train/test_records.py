@@ -24,7 +24,7 @@ def test_rows_come_back_and_have_the_mark_that_they_were_written_with(tmp_path: 
     file = written(tmp_path / "metrics.jsonl", ROWS)
     found = read_rows(file)
     assert found == Rows(tuple(ROWS))
-    assert RowsMark.of(found.whole) == RowsMark.of(ROWS)
+    assert RowsMark.of(found.before_fault) == RowsMark.of(ROWS)
     assert RowsMark.of(ROWS[:3]) != RowsMark.of(ROWS)
     assert RowsMark.of([*ROWS[:3], {**ROWS[3], "time_s": 9.0}]).sha256 != RowsMark.of(ROWS).sha256
 
@@ -37,7 +37,7 @@ def test_only_a_last_line_that_is_cut_off_is_no_row_and_no_fault(tmp_path: Path,
     assert read_rows(file) == Rows(tuple(ROWS[:3]))
     file.write_bytes(b"".join(lines[:2]) + lines[2][:left] + b"\n" + lines[3])
     found = read_rows(file)
-    assert (found.whole, found.later) == (tuple(ROWS[:2]), (ROWS[3],))
+    assert (found.before_fault, found.after_fault) == (tuple(ROWS[:2]), (ROWS[3],))
     assert found.fault == f"{file} is damaged in line 3: its bytes are not those that were written."
 
 

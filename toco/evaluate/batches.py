@@ -53,16 +53,16 @@ class SampleBatch:
     def to(self, device: torch.device | str) -> SampleBatch:
         """Copy the tensors to ``device``, asynchronously where the memory is pinned."""
 
-        def moved(tensor: Tensor) -> Tensor:
+        def to_device(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
         return SampleBatch(
             samples=self.samples,
             rows=self.rows,
-            images=tuple(map(moved, self.images)),
-            masks=tuple(map(moved, self.masks)),
-            class_labels=moved(self.class_labels),
-            present=moved(self.present),
+            images=tuple(map(to_device, self.images)),
+            masks=tuple(map(to_device, self.masks)),
+            class_labels=to_device(self.class_labels),
+            present=to_device(self.present),
         )
 
 

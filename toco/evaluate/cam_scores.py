@@ -34,15 +34,15 @@ def score_cams(
         name: class_scores(quality.confusion_matrices()) for name, quality in qualities.items()
     }
     metrics: dict[str, float] = {}
-    for name, of_cam in scores.items():
-        metrics |= _metrics(name, of_cam, thresholds, fixed)
+    for name, cam_score in scores.items():
+        metrics |= _metrics(name, cam_score, thresholds, fixed)
     final = scores["cam"]
     return CamScores(
         metrics={f"val/{name}": value for name, value in metrics.items() if math.isfinite(value)},
         per_class={
             **{
-                f"{name}_iou": undefined_to_none(of_cam.iou[fixed].tolist())
-                for name, of_cam in scores.items()
+                f"{name}_iou": undefined_to_none(cam_score.iou[fixed].tolist())
+                for name, cam_score in scores.items()
             },
             "cam_precision": undefined_to_none(final.precision[fixed].tolist()),
             "cam_recall": undefined_to_none(final.recall[fixed].tolist()),
@@ -50,8 +50,8 @@ def score_cams(
         threshold_curve=ThresholdCurve(
             thresholds=thresholds,
             miou={
-                name: undefined_to_none(mean_over_classes(of_cam.iou).tolist())
-                for name, of_cam in scores.items()
+                name: undefined_to_none(mean_over_classes(cam_score.iou).tolist())
+                for name, cam_score in scores.items()
             },
         ),
     )

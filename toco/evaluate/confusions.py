@@ -71,29 +71,29 @@ def read_confusions(path: Path) -> Confusions:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            found: Mapping[str, Any] = dict(file)
+            arrays: Mapping[str, Any] = dict(file)
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile, zlib, struct and NumPy raise many kinds for damaged bytes
         raise ValueError(
             f"{path} is not a file of confusion matrices, or is damaged: {error}."
         ) from error
-    maps = found["maps"].tolist() if "maps" in found else _MAPS_OF_TOCO
+    maps = arrays["maps"].tolist() if "maps" in arrays else _MAPS_OF_TOCO
     cams = [name for name in maps if name != "seg"]
     histograms = [f"{name}{_HISTOGRAM}" for name in cams]
     required = ("format_version", "names", "class_names", *maps, "thresholds", *histograms)
-    if missing := [name for name in required if name not in found]:
+    if missing := [name for name in required if name not in arrays]:
         raise ValueError(
             f"{path} is not a file of confusion matrices: it lacks {', '.join(missing)}."
         )
-    check_version(path, found["format_version"].tolist(), FORMAT_VERSION, "Evaluate again.")
-    shape = (*found["names"].shape, *2 * found["class_names"].shape)
-    if any(found[name].shape != shape for name in maps):
+    check_version(path, arrays["format_version"].tolist(), FORMAT_VERSION, "Evaluate again.")
+    shape = (*arrays["names"].shape, *2 * arrays["class_names"].shape)
+    if any(arrays[name].shape != shape for name in maps):
         raise ValueError(f"{path} is damaged: expected matrices of the shape {list(shape)}.")
     return Confusions(
-        names=tuple(found["names"].tolist()),
-        class_names=tuple(found["class_names"].tolist()),
-        matrices={name: found[name] for name in maps},
-        thresholds=found["thresholds"],
-        histograms={name: found[f"{name}{_HISTOGRAM}"] for name in cams},
+        names=tuple(arrays["names"].tolist()),
+        class_names=tuple(arrays["class_names"].tolist()),
+        matrices={name: arrays[name] for name in maps},
+        thresholds=arrays["thresholds"],
+        histograms={name: arrays[f"{name}{_HISTOGRAM}"] for name in cams},
     )

@@ -63,7 +63,7 @@ def evaluate(
     if len(dataset) == 0:
         raise ValueError("There is no image to evaluate: the split is empty.")
     parts = gather(lambda: _evaluate_part(method, dataset, config, device, progress, shard), shard)
-    return _whole(parts, dataset, config, step)
+    return _join_parts(parts, dataset, config, step)
 
 
 def rescore(evaluation: Evaluation, confusions: Confusions, config: EvaluateConfig) -> Evaluation:
@@ -80,19 +80,23 @@ def rescore(evaluation: Evaluation, confusions: Confusions, config: EvaluateConf
     """
     thresholds = config.thresholds()
 
-    def counted(histogram: Integer[np.ndarray, "s k bins"]) -> CamQuality:
-        return _counted(torch.from_numpy(histogram), confusions.thresholds.tolist()).at(thresholds)
+    def quality_at_thresholds(histogram: Integer[np.ndarray, "s k bins"]) -> CamQuality:
+        return _quality_of(torch.from_numpy(histogram), confusions.thresholds.tolist()).at(
+            thresholds
+        )
 
-    qualities = {name: counted(histogram) for name, histogram in confusions.histograms.items()}
+    qualities = {
+        name: quality_at_thresholds(histogram) for name, histogram in confusions.histograms.items()
+    }
     cams = score_cams(qualities, thresholds, config.fixed_threshold_index())
     of_cams = tuple(f"val/{name}_" for name in qualities)
-    kept = {
+    other_metrics = {
         name: value for name, value in evaluation.metrics.items() if not name.startswith(of_cams)
     }
     return replace(
         evaluation,
         protocol=_protocol(config, cams.per_class["cam_iou"]),
-        metrics=kept | cams.metrics,
+        metrics=other_metrics | cams.metrics,
         per_class=evaluation.per_class | cams.per_class,
         threshold_curve=cams.threshold_curve,
         pictures=(),
@@ -142,8 +146,8 @@ def _evaluate_part(
                 disable=not progress,
             ) as bar,
         ):
-            for on_host in read_ahead(read_batch(dataset, batch, pin) for batch in batches):
-                batch = on_host.to(device)
+            for host_batch in read_ahead(read_batch(dataset, batch, pin) for batch in batches):
+                batch = host_batch.to(device)
                 images = in_order(
                     [network_input(stack, config.size_px) for stack in batch.images], batch.rows
                 )
@@ -151,15 +155,17 @@ def _evaluate_part(
                     images, config.cam_scales, config.cam_flip, batch.present
                 )
                 scores.update(batch, prediction)
-                drawn = [
+                picture_rows = [
                     row for row, sample in enumerate(batch.samples) if sample.index in pictured
                 ]
-                if drawn:
+                if picture_rows:
                     scores.draw(
                         batch,
                         prediction,
-                        drawn,
-                        method.pseudo_labels(images[drawn], batch.class_labels[drawn]),
+                        picture_rows,
+                        method.pseudo_labels(
+                            images[picture_rows], batch.class_labels[picture_rows]
+                        ),
                     )
                 bar.update(len(batch.samples))
     finally:
@@ -167,7 +173,7 @@ def _evaluate_part(
     return scores.part()
 
 
-def _whole(
+def _join_parts(
     parts: Sequence[Part], dataset: Dataset, config: EvaluateConfig, step: int | None
 ) -> Evaluation:
     """Join the parts of all processes into the evaluation."""
@@ -188,13 +194,15 @@ def _whole(
     pictures = dict(sorted(chain.from_iterable(part.pictures.items() for part in parts)))
     thresholds = config.thresholds()
     # Score. A process without a batch has no maps and is left out.
-    counted = [part for part in parts if part.batches]
+    filled_parts = [part for part in parts if part.batches]
     qualities = {
-        name: _counted(torch.stack([part.histograms[name] for part in counted]).sum(0), thresholds)
-        for name in counted[0].histograms
+        name: _quality_of(
+            torch.stack([part.histograms[name] for part in filled_parts]).sum(0), thresholds
+        )
+        for name in filled_parts[0].histograms
     }
     cams = score_cams(qualities, thresholds, config.fixed_threshold_index())
-    by_map = dict(zip(counted[0].maps, confusions.unbind(1), strict=True))
+    by_map = dict(zip(filled_parts[0].maps, confusions.unbind(1), strict=True))
     segmentation = class_scores(by_map["seg"].sum(0)) if "seg" in by_map else None
     similarity = similarities.T.contiguous().double().mean(1).tolist()
     metrics = {
@@ -242,7 +250,7 @@ def _protocol(config: EvaluateConfig, iou: Sequence[float | None]) -> str:
     return config.protocol() + ("" if coverage is None else f" {coverage}")
 
 
-def _counted(histogram: Integer[Tensor, "s k bins"], thresholds: Sequence[float]) -> CamQuality:
+def _quality_of(histogram: Integer[Tensor, "s k bins"], thresholds: Sequence[float]) -> CamQuality:
     quality = CamQuality(histogram.shape[1], thresholds)
     quality.histogram += histogram
     return quality

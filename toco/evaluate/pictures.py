@@ -78,8 +78,8 @@ def draw_panel(picture: Picture, class_names: Sequence[str], background_threshol
         "prediction": picture.prediction,
         "mask": picture.mask,
     }
-    shown = {name: label for name, label in labels.items() if label is not None}
-    names = ("image", *picture.cams, *shown)
+    label_maps = {name: label for name, label in labels.items() if label is not None}
+    names = ("image", *picture.cams, *label_maps)
     size_inches = (
         len(names) * _PANEL_INCHES + 0.5,
         _PANEL_INCHES * min(height / width, 1.6) + 0.85,
@@ -94,16 +94,16 @@ def draw_panel(picture: Picture, class_names: Sequence[str], background_threshol
     for name, cam in picture.cams.items():
         heat = _show_cam(panels[name], picture.image, cam, title_of(name), background_threshold)
     # Colour bar beside the last CAM, as high as the CAM for any aspect ratio.
-    beside = panels[list(picture.cams)[-1]].inset_axes((1.02, 0, 0.05, 1))
-    colour_bar = figure.colorbar(heat, cax=beside, ticks=[0, background_threshold, 1])
+    colour_bar_axes = panels[list(picture.cams)[-1]].inset_axes((1.02, 0, 0.05, 1))
+    colour_bar = figure.colorbar(heat, cax=colour_bar_axes, ticks=[0, background_threshold, 1])
     colour_bar.ax.tick_params(labelsize=7, length=2)
     palette = voc_palette()
-    for name, label in shown.items():
+    for name, label in label_maps.items():
         _show_image(panels[name], palette[label], _LABEL_TITLES[name])
     present = [class_names[k] for k in (np.flatnonzero(picture.class_labels) + 1).tolist()]
     title = printable(f"{picture.name}: {', '.join(present) or 'no class'}")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
-    _legend(figure, list(shown.values()), class_names, palette)
+    _legend(figure, list(label_maps.values()), class_names, palette)
     return figure
 
 
@@ -221,7 +221,7 @@ def draw_similarity_curve(curves: Mapping[str, Sequence[float | None]]) -> Figur
     axes.set_xlabel("block")
     axes.set_ylabel("mean patch similarity (cosine)")
     axes.set_title("Over-smoothing: similarity of patches by block", fontsize=10)
-    _name_as_it_is(
+    _set_literal_names(
         axes.legend(list(axes.get_lines()), [" "] * len(curves), frameon=False, fontsize=8),
         list(curves),
     )
@@ -294,10 +294,10 @@ def _legend(
     class_names: Sequence[str],
     palette: UInt8[np.ndarray, "256 3"],
 ) -> None:
-    shown = sorted({int(value) for label in maps for value in np.unique(label)})
+    label_values = sorted({int(value) for label in maps for value in np.unique(label)})
     names = {
         value: "void / uncertain" if value == IGNORE_INDEX else class_names[value]
-        for value in shown
+        for value in label_values
     }
     legend = figure.legend(
         handles=[
@@ -310,10 +310,10 @@ def _legend(
         fontsize=8,
         handlelength=1.2,
     )
-    _name_as_it_is(legend, list(names.values()))
+    _set_literal_names(legend, list(names.values()))
 
 
-def _name_as_it_is(legend: Legend, names: Sequence[str]) -> None:
+def _set_literal_names(legend: Legend, names: Sequence[str]) -> None:
     """Set a legend's texts literally; as labels, Matplotlib drops names that begin with ``_``."""
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)

@@ -123,9 +123,9 @@ class Evaluation:
         try:
             content = json.loads(text)
             if content["format_version"] != FORMAT_VERSION:
-                found = content["format_version"]
+                version = content["format_version"]
                 raise ValueError(
-                    f"The evaluation has format version {found}; this program reads "
+                    f"The evaluation has format version {version}; this program reads "
                     f"{FORMAT_VERSION}."
                 )
             return cls(

@@ -152,20 +152,20 @@ def gather(find: Callable[[], Part], shard: Shard) -> list[Part]:
     """
     if shard.world_size == 1:
         return [find()]
-    found: Part | str
+    outcome: Part | str
     error: Exception | None = None
     try:
-        found = find()
+        outcome = find()
     except Exception as raised:  # any error: the other processes wait for a part or a message
-        error, found = raised, f"{type(raised).__name__}: {raised}"
-    everything: list[Part | str | None] = [None] * shard.world_size
-    torch.distributed.all_gather_object(everything, found)
+        error, outcome = raised, f"{type(raised).__name__}: {raised}"
+    outcomes: list[Part | str | None] = [None] * shard.world_size
+    torch.distributed.all_gather_object(outcomes, outcome)
     if error is not None:
         raise error
-    for rank, part in enumerate(everything):
+    for rank, part in enumerate(outcomes):
         if not isinstance(part, Part):
             raise RuntimeError(f"Process {rank} could not evaluate its part of the images: {part}")
-    return [part for part in everything if isinstance(part, Part)]
+    return [part for part in outcomes if isinstance(part, Part)]
 
 
 def _to_host(tensor: Tensor) -> Tensor:
@@ -185,13 +185,13 @@ def _picture(
     size = (height, width)
 
     def strongest(cam: Tensor) -> Float[np.ndarray, "h w"]:
-        shown: Float[np.ndarray, "h w"] = (
+        maximum: Float[np.ndarray, "h w"] = (
             (resize_bilinear(cam[row : row + 1], size)[0] * present_labels[:, None, None])
             .amax(0)
             .cpu()
             .numpy()
         )
-        return shown
+        return maximum
 
     logits = prediction.segmentation_logits
     return Picture(

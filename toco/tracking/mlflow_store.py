@@ -72,13 +72,13 @@ class Store:
         conditions = [f"tags.`{tag}` = '{value}'" for tag, value in tags.items()]
         if parent_run_id is not None:
             conditions.append(f"tags.`{_PARENT_TAG}` = '{parent_run_id}'")
-        found = self.client.search_runs(
+        matches = self.client.search_runs(
             [self.experiment_id],
             " and ".join(conditions),
             max_results=1,
             order_by=["attributes.start_time ASC"],
         )
-        return found[0] if found else None
+        return matches[0] if matches else None
 
     def create_run(
         self,
@@ -108,15 +108,15 @@ class Store:
 
         Without ``overwrite``, a file is skipped if an artifact of its name and size exists.
         """
-        there = {}
+        stored_sizes = {}
         if not overwrite:
-            there = {
+            stored_sizes = {
                 Path(item.path).name: item.file_size
                 for item in self.client.list_artifacts(run_id, folder)
             }
         for file in files:
             name = _artifact_name(file.name)
-            if there.get(name) == file.stat().st_size:
+            if stored_sizes.get(name) == file.stat().st_size:
                 continue
             if name == file.name:
                 self.client.log_artifact(run_id, str(file), folder or None)
@@ -162,23 +162,23 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
     from mlflow import MlflowClient
 
     database, location = database_of(uri), None
-    with answers(uri):
+    with store_errors_as_sentences(uri):
         if database is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
             _check_database(database)
             location = artifact_location(database, experiment)
         client = MlflowClient(tracking_uri=log_in(uri))
-        found = _find_or_create(client, experiment, location)
-    if found.lifecycle_stage != "active":
+        mlflow_experiment = _find_or_create(client, experiment, location)
+    if mlflow_experiment.lifecycle_stage != "active":
         raise ValueError(
             f"The MLflow experiment {experiment!r} was deleted. Restore it, or give another name."
         )
-    if database is not None and found.artifact_location.startswith("mlflow-artifacts:"):
+    if database is not None and mlflow_experiment.artifact_location.startswith("mlflow-artifacts:"):
         raise ValueError(
             f"The MLflow experiment {experiment!r} was made through a server, which alone can "
             "reach its artifacts. Give the address of that server, or another --experiment."
         )
-    folder = local_folder(found.artifact_location)
+    folder = local_folder(mlflow_experiment.artifact_location)
     if database is None and folder is not None and not folder.parent.parent.is_dir():
         # MLflow's client would make that folder on this machine, where the server cannot read it.
         raise ValueError(
@@ -186,11 +186,11 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
             "the server's machine, and there is no such folder on this one. Give another "
             "--experiment, or fill it on that machine."
         )
-    return Store(client, found.experiment_id, uri)
+    return Store(client, mlflow_experiment.experiment_id, uri)
 
 
 @contextmanager
-def answers(uri: str) -> Iterator[None]:
+def store_errors_as_sentences(uri: str) -> Iterator[None]:
     """Turn errors of MLflow, its database or the network into a sentence without a password.
 
     Args:
@@ -208,11 +208,11 @@ def answers(uri: str) -> Iterator[None]:
         if isinstance(error, StoreError):
             raise
         kind = "" if isinstance(error, MlflowException) else f"{type(error).__name__}: "
-        said = printable(" ".join(public_text(str(error)).split()))
+        message = printable(" ".join(public_text(str(error)).split()))
         raise StoreError(
-            f"MLflow at {printable(public_uri(uri))} does not take it: {kind}{shorten(said, 300)} "
-            "See that it runs, takes this name and has room, or give another address; the run "
-            "folders have everything."
+            f"MLflow at {printable(public_uri(uri))} failed: {kind}{shorten(message, 300)} "
+            "Check that it runs, accepts this name and has disk space, or give another address; "
+            "the run folders have everything."
         ) from error
 
 
@@ -245,17 +245,17 @@ def _check_database(database: Path) -> None:
 def _find_or_create(client: MlflowClient, name: str, artifact_location: str | None) -> Experiment:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return experiment
     try:
         return client.get_experiment(client.create_experiment(name, artifact_location, KIND_TAGS))
     except MlflowException:
         # Another process may have made the experiment in between.
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
             raise
-        return found
+        return experiment
 
 
 def tag_value(text: str) -> str:

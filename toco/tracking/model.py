@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toco.tracking.mlflow_store import Store, answers
+from toco.tracking.mlflow_store import Store, store_errors_as_sentences
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -55,7 +55,7 @@ def log_network(
     Raises:
         ConnectionError: MLflow cannot be reached or refuses the model.
     """
-    with answers(store.uri):
+    with store_errors_as_sentences(store.uri):
         logged = _log(store, run_id, network, about, step)
         if registered_name is None:
             return f"models:/{logged}"
@@ -127,8 +127,10 @@ def _register(store: Store, run_id: str, model_id: str, about: Mapping[str, str]
     # By its location: MLflow would look up a models:/ address in the store that environment
     # variables name, and not in this store.
     source = store.client.get_logged_model(model_id).artifact_location
-    made = store.client.create_model_version(name, source, run_id, dict(about), model_id=model_id)
-    return str(made.version)
+    model_version = store.client.create_model_version(
+        name, source, run_id, dict(about), model_id=model_id
+    )
+    return str(model_version.version)
 
 
 def _example_png() -> bytes:

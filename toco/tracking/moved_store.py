@@ -64,21 +64,22 @@ def follow_move(database: Path) -> None:
                 if column in _columns(connection, table):
                     for old, new in moves:
                         connection.execute(
-                            f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 - names from above
+                            # Table and column are constants above, so this is no injection.
+                            f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608
                             f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                             (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
                         )
 
 
-def _moves(connection: sqlite3.Connection, here: Path) -> Iterator[tuple[str, str]]:
+def _moves(connection: sqlite3.Connection, artifacts_folder: Path) -> Iterator[tuple[str, str]]:
     """Yield old and new location of every experiment whose artifacts moved with the database."""
     if "artifact_location" not in _columns(connection, "experiments"):
         return
     for (old,) in connection.execute("SELECT DISTINCT artifact_location FROM experiments"):
         folder = local_folder(old)
-        if folder is None or folder.parent.name != ARTIFACTS or folder.parent == here:
+        if folder is None or folder.parent.name != ARTIFACTS or folder.parent == artifacts_folder:
             continue
-        new = here / folder.name
+        new = artifacts_folder / folder.name
         if new.is_dir() or not folder.is_dir():
             yield old, new.as_uri()
 

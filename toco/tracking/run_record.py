@@ -96,9 +96,9 @@ def read_run_record(path: Path) -> RunRecord:
     evaluations = {
         _step(file): content for file in files if (content := _read(file, faults)) is not None
     }
-    found = records.read_rows(path / records.METRICS)
-    if found.fault is not None:
-        faults.append(f"{found.fault} The damaged rows are left out.")
+    rows = records.read_rows(path / records.METRICS)
+    if rows.fault is not None:
+        faults.append(f"{rows.fault} The damaged rows are left out.")
     result = _read(path / "result.json", faults)
     for fault in faults:
         _warn(fault)
@@ -108,7 +108,7 @@ def read_run_record(path: Path) -> RunRecord:
         recipe=head.get("recipe"),
         config=head["config"],
         provenance=records.read(path / "provenance.json"),
-        rows=tuple(map(_row, found.readable)),
+        rows=tuple(map(_row, rows.readable)),
         pictures={
             _step(folder): tuple(sorted(file for file in folder.glob("*.png") if file.is_file()))
             for folder in sorted((path / "pictures").glob("step_*"))

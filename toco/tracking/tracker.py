@@ -15,9 +15,9 @@ from toco.tracking.mlflow_store import (
     STUDY_TAG,
     Store,
     StoreError,
-    answers,
     open_store,
     shorten,
+    store_errors_as_sentences,
     tag_value,
 )
 from toco.tracking.training_run import track_run
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class TrackingWarning(UserWarning):
-    """MLflow could not be filled; the run folder still has everything."""
+    """MLflow could not be updated; the run folder still has everything."""
 
 
 class Tracker:
@@ -85,13 +85,13 @@ class Tracker:
         """
 
         def ensure(store: Store) -> str:
-            wanted = {**(tags or {}), STUDY_TAG: tag_value(study_id)}
-            with answers(store.uri):
+            all_tags = {**(tags or {}), STUDY_TAG: tag_value(study_id)}
+            with store_errors_as_sentences(store.uri):
                 save_chart_view(store, maps)
-                run = store.find_run({STUDY_TAG: wanted[STUDY_TAG]}) or store.create_run(
-                    run_name, wanted
+                run = store.find_run({STUDY_TAG: all_tags[STUDY_TAG]}) or store.create_run(
+                    run_name, all_tags
                 )
-                store.set_tags(run, wanted)
+                store.set_tags(run, all_tags)
                 if run.info.status != "RUNNING":
                     store.client.update_run(run.info.run_id, status="RUNNING")
             run_id: str = run.info.run_id
@@ -145,7 +145,7 @@ class Tracker:
         """
 
         def finish(store: Store) -> bool:
-            with answers(store.uri):
+            with store_errors_as_sentences(store.uri):
                 store.upload(parent_run_id, files)
                 if note is not None:
                     store.client.set_tag(parent_run_id, "mlflow.note.content", note[:8000])
@@ -164,14 +164,14 @@ class Tracker:
             if not isinstance(error, ValueError):
                 self._silent_until = self._clock() + self._pause_s
                 self._pause_s = min(2 * self._pause_s, 600.0)
-            said = (
+            message = (
                 str(error)
                 if isinstance(error, ValueError | StoreError)
                 else f"{type(error).__name__}: {error}"
             )
             warnings.warn(
-                f"MLflow could not be filled from {what}, which is tried again: "
-                f"{shorten(public_text(said), 700)}",
+                f"MLflow could not be updated from {what}; the next update tries again: "
+                f"{shorten(public_text(message), 700)}",
                 TrackingWarning,
                 stacklevel=3,
             )

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toco.config import flatten
-from toco.tracking.mlflow_store import RUN_TAG, STARTED_TAG, Store, answers, tag_value
+from toco.tracking.mlflow_store import (
+    RUN_TAG,
+    STARTED_TAG,
+    Store,
+    store_errors_as_sentences,
+    tag_value,
+)
 from toco.tracking.run_record import RunRecord, read_run_record
 
 if TYPE_CHECKING:
@@ -24,7 +30,7 @@ MAX_PARAMS_PER_CALL = 100
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED"}
 """MLflow's run status by the status in ``result.json``."""
 
-_SEEN_TAG = "toco.artifacts_of_step"
+_UPLOADED_TAG = "toco.artifacts_of_step"
 """Tag with the step of the last evaluation whose files are uploaded."""
 
 
@@ -55,18 +61,18 @@ def track_run(
         ConnectionError: The store cannot be reached, read or written.
     """
     record = read_run_record(run_dir)
-    wanted = {
+    all_tags = {
         **_tags(record),
         **{key: str(value)[:MAX_TAG_CHARACTERS] for key, value in (tags or {}).items()},
     }
     status = _status(record)
-    with answers(store.uri):
-        run = store.find_run({tag: wanted[tag] for tag in (RUN_TAG, STARTED_TAG)}, parent_run_id)
+    with store_errors_as_sentences(store.uri):
+        run = store.find_run({tag: all_tags[tag] for tag in (RUN_TAG, STARTED_TAG)}, parent_run_id)
         if run is None:
             run = store.create_run(
-                run_name or record.path.resolve().name, wanted, record.started_ms, parent_run_id
+                run_name or record.path.resolve().name, all_tags, record.started_ms, parent_run_id
             )
-        store.set_tags(run, wanted)
+        store.set_tags(run, all_tags)
         _add_params(store, run, record)
         _add_metrics(store, run, record)
         _add_artifacts(store, run, record)
@@ -174,7 +180,7 @@ def _add_metrics(store: Store, run: Run, record: RunRecord) -> None:
 
     run_id = run.info.run_id
     rows = _metric_rows(record)
-    there = {
+    stored_values = {
         (key, metric.step)
         for key in {key for key, *_ in rows} & run.data.metrics.keys()
         for metric in store.client.get_metric_history(run_id, key)
@@ -182,7 +188,7 @@ def _add_metrics(store: Store, run: Run, record: RunRecord) -> None:
     missing = [
         Metric(key, value, time, step)
         for key, value, time, step in rows
-        if (key, step) not in there
+        if (key, step) not in stored_values
     ]
     for start in range(0, len(missing), MAX_METRICS_PER_CALL):
         store.client.log_batch(run_id, metrics=missing[start : start + MAX_METRICS_PER_CALL])
@@ -190,21 +196,21 @@ def _add_metrics(store: Store, run: Run, record: RunRecord) -> None:
 
 def _add_artifacts(store: Store, run: Run, record: RunRecord) -> None:
     run_id = run.info.run_id
-    written = ("config.json", "provenance.json", "result.json")
-    store.upload(run_id, [record.path / name for name in written if (record.path / name).is_file()])
-    seen = int(run.data.tags.get(_SEEN_TAG, -1))
+    names = ("config.json", "provenance.json", "result.json")
+    store.upload(run_id, [record.path / name for name in names if (record.path / name).is_file()])
+    uploaded_step = int(run.data.tags.get(_UPLOADED_TAG, -1))
     for step, pictures in record.pictures.items():
-        if step >= seen:
+        if step >= uploaded_step:
             store.upload(run_id, pictures, f"pictures/step_{step:08d}", overwrite=False)
     evaluation = record.last_evaluation
-    if evaluation is None or evaluation["step"] <= seen:
+    if evaluation is None or evaluation["step"] <= uploaded_step:
         return
     with tempfile.TemporaryDirectory() as scratch:
         files = _evaluation_files(evaluation, record.config, Path(scratch))
         store.upload(run_id, files, "evaluation")
     tables = json.dumps([{"path": "evaluation/per_class.json", "type": "table"}])
     # The tag last: after a crash before here, the next call uploads all files of this step again.
-    store.set_tags(run, {"mlflow.loggedArtifacts": tables, _SEEN_TAG: str(evaluation["step"])})
+    store.set_tags(run, {"mlflow.loggedArtifacts": tables, _UPLOADED_TAG: str(evaluation["step"])})
 
 
 def _evaluation_files(
@@ -239,10 +245,10 @@ def _status(record: RunRecord) -> str:
         return "RUNNING"
     status = STATUS.get(record.result["status"])
     if status is None:
-        known = ", ".join(STATUS)
+        statuses = ", ".join(STATUS)
         raise ValueError(
             f"{record.path / 'result.json'} has status {record.result['status']!r}, expected "
-            f"{known}."
+            f"{statuses}."
         )
     return status
 

@@ -68,4 +68,4 @@ def serve(database: Path, port: int) -> None:
     command += ["--backend-store-uri", sqlite_uri(database)]
     command += ["--artifacts-destination", str(database.resolve().parent / ARTIFACTS)]
     # exec, so that a signal to this process ends the server.
-    os.execve(sys.executable, command, {**os.environ, **_ENVIRONMENT})  # noqa: S606 - no shell is wanted
+    os.execve(sys.executable, command, {**os.environ, **_ENVIRONMENT})  # noqa: S606

@@ -23,7 +23,7 @@ class DivergedError(RuntimeError):
 
 
 @runtime_checkable
-class _Arrival(Protocol):
+class _Waitable(Protocol):
     """An object to wait for, such as a CUDA event."""
 
     def synchronize(self) -> None: ...
@@ -38,14 +38,14 @@ class _Pending:
         names: Names of the values, in order.
         checked: How many values, from the first, must be finite.
         values: The values, and at the end whether a rank was asked to stop.
-        arrived: Event after the copy; ``None`` where the values are on the host already.
+        copy_event: Event after the copy; ``None`` where the values are on the host already.
     """
 
     step: int
     names: list[str]
     checked: int
     values: Tensor
-    arrived: _Arrival | None
+    copy_event: _Waitable | None
 
 
 class Averages:
@@ -70,13 +70,15 @@ class Averages:
     def add(self, output: StepOutput, gradient_norm: Tensor, step: int, stop_is_set: bool) -> None:
         """Add the losses of a step, as means over the ranks, and check those of earlier steps."""
         self.check(_LAG_STEPS - 1 if gradient_norm.is_cuda else 0)
-        checked = output.losses | {"gradient_norm": gradient_norm}
-        named = checked | output.counts | {"loss_total": output.total}
-        values = [value.detach() for value in named.values()] + [
+        checked_values = output.losses | {"gradient_norm": gradient_norm}
+        named_values = checked_values | output.counts | {"loss_total": output.total}
+        values = [value.detach() for value in named_values.values()] + [
             gradient_norm.new_full((), float(stop_is_set))
         ]
         means = distributed.mean(torch.stack(values))
-        self._pending.append(_Pending(step, list(named), len(checked), *_to_host(means)))
+        self._pending.append(
+            _Pending(step, list(named_values), len(checked_values), *_to_host(means))
+        )
 
     def add_time(self, time_s: float) -> None:
         """Add the seconds that a step took on the host."""
@@ -99,22 +101,22 @@ class Averages:
             self._read(self._pending.popleft())
 
     def _read(self, pending: _Pending) -> None:
-        if pending.arrived is not None:
-            pending.arrived.synchronize()
+        if pending.copy_event is not None:
+            pending.copy_event.synchronize()
         *values, stop_was_set = pending.values.tolist()
         self.stop_was_set = self.stop_was_set or stop_was_set > 0
-        named = list(zip(pending.names, values, strict=True))
-        bad = [
+        named_values = list(zip(pending.names, values, strict=True))
+        faults = [
             f"{name} is {value}"
-            for name, value in named[: pending.checked]
+            for name, value in named_values[: pending.checked]
             if not math.isfinite(value)
         ]
-        if bad:
+        if faults:
             raise DivergedError(
-                f"At step {pending.step}, {' and '.join(bad)}. The last checkpoint is from before "
-                "it; try a lower optim.lr."
+                f"At step {pending.step}, {' and '.join(faults)}. The last checkpoint is from "
+                "before it; try a lower optim.lr."
             )
-        for name, value in named:
+        for name, value in named_values:
             self._add(f"train/{name}", value)
 
     def state(self) -> dict[str, Tensor]:
@@ -129,12 +131,12 @@ class Averages:
         self._numbers[name] = self._numbers.get(name, 0) + 1
 
 
-def _to_host(values: Tensor) -> tuple[Tensor, _Arrival | None]:
+def _to_host(values: Tensor) -> tuple[Tensor, _Waitable | None]:
     """Start to copy ``values`` to the host; return the copy, and an event after it on a GPU."""
     if not values.is_cuda:
         return values, None
     host = torch.empty_like(values, device="cpu", pin_memory=True)
     host.copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return host, arrived
+    copy_event = torch.cuda.Event()
+    copy_event.record()
+    return host, copy_event

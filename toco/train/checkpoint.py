@@ -282,7 +282,7 @@ def read(path: Path) -> Checkpoint:
         tensors = load_file(path / TENSORS)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{printable(path / TENSORS)} cannot be read, so its checkpoint is not whole: "
+            f"{printable(path / TENSORS)} cannot be read, so its checkpoint is incomplete: "
             f"{_reason(error)}. {_DAMAGED}"
         ) from error
     return Checkpoint(state.step, state.digest, tensors, state.rows)
@@ -312,7 +312,7 @@ def _read_state(path: Path) -> _State:
         content = records.read(path / STATE, advice=_DAMAGED)
     except OSError as error:
         raise CheckpointError(
-            f"{printable(path / STATE)} cannot be read, so its checkpoint is not whole: "
+            f"{printable(path / STATE)} cannot be read, so its checkpoint is incomplete: "
             f"{_reason(error)}. {_DAMAGED}"
         ) from error
     except UnreadableError as error:
@@ -344,7 +344,7 @@ def latest(folder: Path) -> Checkpoint | None:
         try:
             return read(path)
         except CheckpointError as error:
-            logger.warning("Passing over a checkpoint: %s", error)
+            logger.warning("Skipping a checkpoint: %s", error)
     return None
 
 
@@ -411,13 +411,13 @@ def load_model(checkpoint: Checkpoint, model: nn.Module) -> None:
     Raises:
         CheckpointError: Names or shapes differ; the message names the first few.
     """
-    saved, wanted = checkpoint.part("model"), model.state_dict()
-    problems = [f"{name} is missing" for name in wanted.keys() - saved.keys()]
-    problems += [f"{name} is unknown" for name in saved.keys() - wanted.keys()]
+    saved, expected = checkpoint.part("model"), model.state_dict()
+    problems = [f"{name} is missing" for name in expected.keys() - saved.keys()]
+    problems += [f"{name} is unknown" for name in saved.keys() - expected.keys()]
     problems += [
-        f"{name} has shape {tuple(saved[name].shape)}, expected {tuple(wanted[name].shape)}"
-        for name in saved.keys() & wanted.keys()
-        if saved[name].shape != wanted[name].shape
+        f"{name} has shape {tuple(saved[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in saved.keys() & expected.keys()
+        if saved[name].shape != expected[name].shape
     ]
     if problems:
         raise CheckpointError(

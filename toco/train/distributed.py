@@ -171,15 +171,15 @@ def check_shares(config: RunConfig, world_size: int) -> None:
     group: int | None = config.method.loss_group_size
     if group is None:
         raise ValueError(
-            "method.loss_group_size is null, so that the losses are of a whole batch, which "
-            f"{world_size} ranks cannot share. Train with one, or set a group size, which is "
-            "another recipe."
+            "method.loss_group_size is null, so the losses are means over entire batches, which "
+            f"{world_size} ranks cannot divide. Train with one rank, or set a group size, which "
+            "changes the recipe."
         )
     if config.batch_size % (world_size * group):
         raise ValueError(
             f"batch_size {config.batch_size}, the images of all {world_size} ranks together, is "
             f"not a multiple of {world_size} ranks x method.loss_group_size {group}. Take another "
-            "number of ranks; another batch_size is another recipe."
+            "number of ranks; another batch_size changes the recipe."
         )
 
 
@@ -193,9 +193,9 @@ def from_first(value: Callable[[], T]) -> T:
     if not dist.is_initialized():
         return value()
     # torch replaces the item of the list on the other ranks.
-    found = [value() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]  # type: ignore[return-value]
+    items = [value() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(items, src=0)
+    return items[0]  # type: ignore[return-value]
 
 
 def mean(values: Tensor) -> Tensor:

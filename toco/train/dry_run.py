@@ -63,23 +63,23 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
 
     _check_sides(config)
     methods: list[Method] = []
-    of_all = ("backbone.", "method.")
-    part("The network cannot be built", of_all, lambda: methods.append(_bare_method(config)))
+    always = ("backbone.", "method.")
+    part("The network cannot be built", always, lambda: methods.append(_meta_method(config)))
     (method,) = methods
     part(
         "A training step cannot be computed",
-        ("views.", "batch_size", *of_all),
+        ("views.", "batch_size", *always),
         lambda: _train(config, method),
     )
     part(
         "An evaluation cannot be computed",
-        ("evaluate.", *of_all),
+        ("evaluate.", *always),
         lambda: _evaluate(config, method),
     )
     if config.method.has_decoder():
         part(
             "The inference cannot be computed",
-            ("inference.", *of_all),
+            ("inference.", *always),
             lambda: _infer(config, method),
         )
     for name, used in config.method.bilateral_filters().items():
@@ -107,7 +107,7 @@ def _named(what: str, settings: Mapping[str, Any], modules: Collection[str]) -> 
             return
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         changed = ", ".join(f"{path}={value}" for path, value in settings.items())
-        hint = f" Set otherwise than in the recipe: {changed}." if changed else ""
+        hint = f" Changed from the recipe: {changed}." if changed else ""
         place = place_in(error, modules)
         where = f" ({place})" if place else ""
         raise ValueError(f"{what}: {reason}{where}.{hint}") from error
@@ -145,12 +145,12 @@ def _check_sides(config: RunConfig) -> None:
     for path, side in sides.items():
         if side > MAX_SIDE_PX:
             raise ValueError(
-                f"{path} asks for images of {side:.0f} px, and {MAX_SIDE_PX} px are the most for a "
-                "network."
+                f"{path} asks for images of {side:.0f} px; a network takes at most {MAX_SIDE_PX} "
+                "px."
             )
 
 
-def _bare_method(config: RunConfig) -> Method:
+def _meta_method(config: RunConfig) -> Method:
     with torch.device("meta"):
         backbone = load("toco.backbones", config.backbone.name).build(config.backbone)
         resolved = config.method.resolved("cpu", config.views.crop_size_px)
@@ -176,14 +176,14 @@ def _train(config: RunConfig, method: Method) -> None:
             names=("",) * number,
             present=torch.empty(number, 1, dtype=torch.int64),
         )
-    kept: set[int] = set()
+    kept_storages: set[int] = set()
     kept_bytes = 0
 
     def keep(tensor: Tensor) -> Tensor:
         nonlocal kept_bytes
         storage = tensor.untyped_storage()
-        if storage._cdata not in kept:
-            kept.add(storage._cdata)
+        if storage._cdata not in kept_storages:
+            kept_storages.add(storage._cdata)
             kept_bytes += storage.nbytes()
         if kept_bytes > largest:
             raise ValueError("it keeps more than a terabyte of features for its backward pass")
@@ -199,7 +199,7 @@ def _train(config: RunConfig, method: Method) -> None:
 def _evaluate(config: RunConfig, method: Method) -> None:
     evaluate = config.evaluate
     scales = (1.0, *evaluate.cam_scales)
-    side = evaluate.size_px or _own_side(config, method, min(scales))
+    side = evaluate.size_px or _unresized_side(config, method, min(scales))
     images = _images(min(evaluate.batch_size, _NUM_IMAGES), side)
     method.eval()
     with torch.device("meta"):
@@ -214,7 +214,7 @@ def _evaluate(config: RunConfig, method: Method) -> None:
 def _infer(config: RunConfig, method: Method) -> None:
     least, most = min(config.inference.scales), max(config.inference.scales)
     inference = config.inference.model_copy(update={"scales": (least, most)})
-    side = inference.size_px or _own_side(config, method, least)
+    side = inference.size_px or _unresized_side(config, method, least)
     if inference.tile_px is not None:
         # A little more than one tile: all tiles have the same size.
         side = min(side, int(1.5 * inference.tile_px / most) + _patch_side(method, least))
@@ -245,13 +245,13 @@ def _filter(sigma_rgb: float, sigma_xy: float) -> None:
     filters.build("lattice", image, sigma_rgb, sigma_xy)
 
 
-def _own_side(config: RunConfig, method: Method, scale: float) -> int:
+def _unresized_side(config: RunConfig, method: Method, scale: float) -> int:
     """Return a side, for images that keep their size, with at least one patch at ``scale``."""
     side = max(config.views.crop_size_px, _patch_side(method, scale))
     if side > MAX_SIDE_PX:
         raise ValueError(
-            f"at scale {scale:g} an image needs {side} px for a patch, and {MAX_SIDE_PX} are the "
-            "most"
+            f"at scale {scale:g} an image needs {side} px for a patch; at most {MAX_SIDE_PX} px "
+            "are possible"
         )
     return side
 

@@ -98,9 +98,9 @@ class Prefixes:
         if self._path is None:
             return None
         prefix = RunFolder(self._path)
-        if (found := prefix.newest()) is None:
+        if (snapshot := prefix.newest()) is None:
             return None
-        saved, rows = found
+        saved, rows = snapshot
         for name in ("evaluations", "pictures"):
             if (self._path / name).is_dir():
                 shutil.copytree(self._path / name, folder.path / name, dirs_exist_ok=True)
@@ -114,7 +114,7 @@ class Prefixes:
         )
         return saved
 
-    def leave(
+    def store_snapshot(
         self,
         folder: RunFolder,
         method: Method,

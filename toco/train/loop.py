@@ -144,9 +144,9 @@ def train(
                 folder, config, recipe, train_set.class_names, record, check, resume=resume
             )
             shared = None if prefixes is None else Prefixes(prefixes, config, record)
-        done = distributed.from_first(folder.result)
-        if done is not None and done["status"] == "finished":
-            return Result("finished", done["step"], done["metrics"])
+        earlier_result = distributed.from_first(folder.result)
+        if earlier_result is not None and earlier_result["status"] == "finished":
+            return Result("finished", earlier_result["step"], earlier_result["metrics"])
 
         # State: restore the run's checkpoint, or start from another training's snapshot.
         if (
@@ -237,12 +237,12 @@ class _Run:
             disable=not self.progress,
             dynamic_ncols=True,
         )
-        left = config.num_steps - self.step
+        remaining_steps = config.num_steps - self.step
         with (
             _stop_signals() as stop,
             self.writer,
             bar,
-            closing(self.loader.batches(self.step, left, stop)) as batches,
+            closing(self.loader.batches(self.step, remaining_steps, stop)) as batches,
         ):
             try:
                 for batch in batches:
@@ -275,7 +275,7 @@ class _Run:
                     if is_due or stopping:
                         self._save(on_saved)
                     if self.prefixes is not None and self.step == self.prefixes.step:
-                        self._leave_prefix(self.prefixes)
+                        self._store_snapshot(self.prefixes)
                     if stopping:
                         break
                 self.averages.check()
@@ -339,11 +339,13 @@ class _Run:
             self.writer.start(self.step, method, optimizer, extra, on_saved, self.folder.mark())
             self.saved_step = self.step
 
-    def _leave_prefix(self, prefixes: Prefixes) -> None:
+    def _store_snapshot(self, prefixes: Prefixes) -> None:
         """Store a snapshot of the run, from which trainings with the same prefix can start."""
         self.averages.check()
         extra = {"averages": self.averages.state()}
-        prefixes.leave(self.folder, self.train_step.method, self.train_step.optimizer, extra)
+        prefixes.store_snapshot(
+            self.folder, self.train_step.method, self.train_step.optimizer, extra
+        )
 
     def _finish(self, status: str, message: str | None) -> dict[str, float]:
         """Write ``result.json`` and return its metrics."""
@@ -427,19 +429,21 @@ def _stop_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    former_handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+    }
 
     def handle(number: int, _frame: object) -> None:
         stop.set()
         interrupts.record(number)
-        signal.signal(number, before[signal.Signals(number)])
+        signal.signal(number, former_handlers[signal.Signals(number)])
 
-    for number in before:
+    for number in former_handlers:
         signal.signal(number, handle)
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in former_handlers.items():
             signal.signal(number, handler)
 
 

@@ -44,10 +44,10 @@ def own_command() -> tuple[str, ...]:
 
 def own_code(config: RunConfig) -> dict[str, str]:
     """Digest the code of the user's own modules that ``config`` names; digests by module."""
-    own = [
+    own_modules = [
         name for name in (config.backbone.name, config.data.name, config.method.name) if "." in name
     ]
-    return code_digests(own, without=[toco.__name__])
+    return code_digests(own_modules, without=[toco.__name__])
 
 
 def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:
@@ -82,10 +82,10 @@ def _commit() -> tuple[str | None, bool | None]:
         return None, None
 
     def ask(*command: str) -> str | None:
-        done = subprocess.run(  # noqa: S603
+        completed = subprocess.run(  # noqa: S603
             [git, "-C", str(source), *command], capture_output=True, text=True, check=False
         )
-        return done.stdout.strip() if done.returncode == 0 else None
+        return completed.stdout.strip() if completed.returncode == 0 else None
 
     # An installed copy may lie inside another project's repository, whose commit is not ours.
     if ask("ls-files", "--error-unmatch", "__init__.py") is None:

@@ -18,19 +18,19 @@ from toco.train.distributed import Place, RankError, check_shares, joined
 from toco.train.loop import Observer, Result
 from toco.train.run_config import RunConfig
 
-_PATIENCE_S = 10.0
+_LONGEST_WAIT_S = 10.0
 """Longest wait from a failure's first sign to its reason, and again for all processes to end."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Evaluated:
+class _EvaluationMessage:
     step: int
     metrics: dict[str, float]
     checkpoint: Path
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
+class _ResultMessage:
     rank: int
     result: Result
 
@@ -67,19 +67,22 @@ def train_on_ranks(
         places = [
             Place(rank, world_size, rank, world_size, rendezvous) for rank in range(world_size)
         ]
-        with _started([(place, train, config, run_dir, options) for place in places]) as ranks:
-            return _until_the_end(ranks, observer)
+        with _rank_processes(
+            [(place, train, config, run_dir, options) for place in places]
+        ) as ranks:
+            return _receive_results(ranks, observer)
 
 
-def _until_the_end(ranks: Mapping[Connection, BaseProcess], observer: Observer | None) -> Result:
+def _receive_results(ranks: Mapping[Connection, BaseProcess], observer: Observer | None) -> Result:
     """Receive the messages of the ranks until all have ended; return the result of rank 0."""
     results: dict[int, Result] = {}
-    open_ = dict.fromkeys(ranks)
-    lost: BaseException | None = None
+    open_connections = dict.fromkeys(ranks)
+    lost_rank: BaseException | None = None
     deadline = 0.0
-    while open_:
+    while open_connections:
         ready: list[Any] = wait(
-            list(open_), timeout=max(deadline - time.monotonic(), 0) if lost else None
+            list(open_connections),
+            timeout=max(deadline - time.monotonic(), 0) if lost_rank else None,
         )
         if not ready:
             break
@@ -91,31 +94,31 @@ def _until_the_end(ranks: Mapping[Connection, BaseProcess], observer: Observer |
                 process.join()
                 raise RankError(
                     f"{process.name} was killed, exit code {process.exitcode}."
-                ) from lost
+                ) from lost_rank
             match message:
-                case _Evaluated():
+                case _EvaluationMessage():
                     if observer is not None:
                         observer.on_evaluation(message.step, message.metrics, message.checkpoint)
                     with suppress(
                         BrokenPipeError
                     ):  # the rank was killed meanwhile; the next recv above finds out
                         connection.send(None)
-                case _Ended():
+                case _ResultMessage():
                     results[message.rank] = message.result
-                    del open_[connection]
+                    del open_connections[connection]
                 case RankError():
-                    lost, deadline = message, time.monotonic() + _PATIENCE_S
-                    del open_[connection]
+                    lost_rank, deadline = message, time.monotonic() + _LONGEST_WAIT_S
+                    del open_connections[connection]
                 case _:
                     raise message
-    if lost is not None:
-        raise lost
+    if lost_rank is not None:
+        raise lost_rank
     return results[0]
 
 
 @contextmanager
-def _started(calls: list[tuple[Any, ...]]) -> Iterator[dict[Connection, BaseProcess]]:
-    """Start a process for each of ``calls`` of :func:`_be_rank`, and end all of them at the end.
+def _rank_processes(calls: list[tuple[Any, ...]]) -> Iterator[dict[Connection, BaseProcess]]:
+    """Start a process for each of ``calls`` of :func:`_run_rank`, and end all of them at the end.
 
     Yields:
         The processes by the connections to them.
@@ -125,28 +128,28 @@ def _started(calls: list[tuple[Any, ...]]) -> Iterator[dict[Connection, BaseProc
     ranks: dict[Connection, BaseProcess] = {}
     try:
         for number, call in enumerate(calls):
-            ours, theirs = context.Pipe()
+            parent_end, child_end = context.Pipe()
             process = context.Process(
-                target=_be_rank, args=(theirs, *call), name=f"Rank {number} of {len(calls)}"
+                target=_run_rank, args=(child_end, *call), name=f"Rank {number} of {len(calls)}"
             )
             process.start()
             # The connection closes with the process only if this process holds no copy of its end.
-            theirs.close()
-            ranks[ours] = process
+            child_end.close()
+            ranks[parent_end] = process
         yield ranks
     finally:
         # A rank that loses another rank, or this process, ends on its own. Rank 0 first completes
         # the file that it is writing.
         for connection in ranks:
             connection.close()
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _LONGEST_WAIT_S
         for rank in ranks.values():
             rank.join(max(deadline - time.monotonic(), 0))
             rank.kill()
             rank.join()
 
 
-def _be_rank(
+def _run_rank(
     parent: Connection,
     place: Place,
     train: Callable[..., Result],
@@ -157,21 +160,23 @@ def _be_rank(
     end_with_parent()
     try:
         with joined(config, place):
-            observer = _Teller(parent) if place.rank == 0 else None
-            ended = _Ended(place.rank, train(config, run_dir, observer=observer, **options))
+            observer = _ParentObserver(parent) if place.rank == 0 else None
+            message = _ResultMessage(
+                place.rank, train(config, run_dir, observer=observer, **options)
+            )
     except Exception as error:
         with suppress(BrokenPipeError):  # another rank failed first, and the parent has hung up
             parent.send(sendable(error, f"On rank {place.rank}"))
     else:
-        parent.send(ended)
+        parent.send(message)
 
 
-class _Teller:
+class _ParentObserver:
     """Observer that sends evaluations to the parent process and waits for its answer."""
 
     def __init__(self, parent: Connection) -> None:
         self._parent = parent
 
     def on_evaluation(self, step: int, metrics: dict[str, float], checkpoint: Path) -> None:
-        self._parent.send(_Evaluated(step, metrics, checkpoint))
+        self._parent.send(_EvaluationMessage(step, metrics, checkpoint))
         self._parent.recv()

@@ -69,19 +69,19 @@ class Rows:
     """The rows of a file of metrics.
 
     Attributes:
-        whole: Rows before the first fault.
-        later: Undamaged rows after the first fault.
+        before_fault: Rows before the first fault.
+        after_fault: Undamaged rows after the first fault.
         fault: A sentence that names file and line of the first fault; ``None`` without a fault.
     """
 
-    whole: tuple[Row, ...]
-    later: tuple[Row, ...] = ()
+    before_fault: tuple[Row, ...]
+    after_fault: tuple[Row, ...] = ()
     fault: str | None = None
 
     @property
     def readable(self) -> tuple[Row, ...]:
         """All undamaged rows, also those after a fault."""
-        return (*self.whole, *self.later)
+        return (*self.before_fault, *self.after_fault)
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
@@ -127,7 +127,7 @@ def read(path: Path, *, advice: str = _RESTORE) -> dict[str, Any]:
             f"{printable(path)} has format version {version!r} and no digest; expected a record of "
             f"this program. {advice}"
         )
-    _say_unsealed(path.parent if path.parent.name != "evaluations" else path.parent.parent)
+    _warn_unsealed(path.parent if path.parent.name != "evaluations" else path.parent.parent)
     return record
 
 
@@ -167,19 +167,19 @@ def read_rows(path: Path) -> Rows:
     *lines, cut_off = content.split(b"\n")
     if is_sealed(cut_off):  # the row is complete, and only its line end is missing
         lines.append(cut_off)
-    whole: list[Row] = []
-    later: list[Row] = []
+    before_fault: list[Row] = []
+    after_fault: list[Row] = []
     fault = None
     for number, line in enumerate(lines, start=1):
         row = read_row(line)
         if row is not None:
-            (whole if fault is None else later).append(row)
+            (before_fault if fault is None else after_fault).append(row)
         elif fault is None:
             fault = (
                 f"{printable(path)} is damaged in line {number}: its bytes are not those that "
                 "were written."
             )
-    return Rows(tuple(whole), tuple(later), fault)
+    return Rows(tuple(before_fault), tuple(after_fault), fault)
 
 
 def read_row(line: bytes) -> Row | None:
@@ -222,7 +222,7 @@ def averaged(rows: Sequence[Row], average_last: int) -> dict[str, Any]:
 
 
 @cache
-def _say_unsealed(run_dir: Path) -> None:
+def _warn_unsealed(run_dir: Path) -> None:
     logger.warning(
         "%s was written by toco 0.4 or before, whose files carry no digests: it is read without "
         "that check.",

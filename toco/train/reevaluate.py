@@ -63,22 +63,22 @@ def reevaluate(
             f"{source} holds no finished training; only a finished one can be evaluated in another "
             "way."
         )
-    config = _as_trained(config, trained, way)
+    config = _resolve_as_trained(config, trained, way)
     if target.exists():
-        raise FileExistsError(f"{target} is there already; name a new folder for the evaluation.")
+        raise FileExistsError(f"{target} exists already; name a new folder for the evaluation.")
 
     rows = trained.metrics()
     evaluations = _averaged_rows(trained, rows, result, config)
     with whole_folder(target) as partial:
         folder = RunFolder(partial)
-        evaluate_step, now = (_rescoring if way == "rescore" else _evaluating)(
+        evaluate_step, environment = (_rescorer if way == "rescore" else _checkpoint_evaluator)(
             trained, folder, config
         )
         origin = {
             "of": trained.digest(),
             "run": source.name,
             "rescored": way == "rescore",
-            "environment": now,
+            "environment": environment,
         }
         folder.create(
             config, recipe, trained.class_names(), {**trained.provenance(), "reevaluated": origin}
@@ -86,10 +86,10 @@ def reevaluate(
         folder.set_metrics([row for row in rows if row["kind"] != "val"])
         for row in evaluations:
             evaluate_step(row["step"], row["time_s"])
-        found = averaged(folder.metrics(), config.evaluate.average_last)
+        averages = averaged(folder.metrics(), config.evaluate.average_last)
         wall_time_s = round(time.monotonic() - started, 3)
-        folder.finish({**result, "digest": digest(config), **found, "wall_time_s": wall_time_s})
-    return Result("finished", result["step"], found["metrics"])
+        folder.finish({**result, "digest": digest(config), **averages, "wall_time_s": wall_time_s})
+    return Result("finished", result["step"], averages["metrics"])
 
 
 def way_from(source: Path, config: RunConfig, *, same_code: bool) -> Way | None:
@@ -106,22 +106,24 @@ def way_from(source: Path, config: RunConfig, *, same_code: bool) -> Way | None:
         result = trained.result() if trained.exists() else None
         if result is None or result["status"] != "finished":
             return None
-        was = trained.config()
-        _as_trained(config, trained, "rescore")
+        trained_config = trained.config()
+        _resolve_as_trained(config, trained, "rescore")
         steps = [row["step"] for row in _averaged_rows(trained, trained.metrics(), result, config)]
     except (OSError, ValueError, KeyError):
         return None
     if (
         same_code
-        and _is_same_pass(was, config)
-        and all(_is_counted(trained, config, step) for step in steps)
+        and _differs_in_thresholds_only(trained_config, config)
+        and all(_has_counts(trained, config, step) for step in steps)
     ):
         return "rescore"
-    kept = [trained.checkpoints / checkpoint.folder_name(step) for step in steps]
-    whole = all(
-        (path / name).is_file() for path in kept for name in (checkpoint.STATE, checkpoint.TENSORS)
+    checkpoints = [trained.checkpoints / checkpoint.folder_name(step) for step in steps]
+    all_complete = all(
+        (path / name).is_file()
+        for path in checkpoints
+        for name in (checkpoint.STATE, checkpoint.TENSORS)
     )
-    return "evaluate" if steps and whole else None
+    return "evaluate" if steps and all_complete else None
 
 
 def way_expected(trained: RunConfig, config: RunConfig, checkpoints: int) -> Way | None:
@@ -132,13 +134,13 @@ def way_expected(trained: RunConfig, config: RunConfig, checkpoints: int) -> Way
         config: The run to make; it differs from ``trained`` in ``evaluate`` only.
         checkpoints: How many checkpoints the training will keep.
     """
-    was, wanted = trained.evaluate, config.evaluate
-    counted = wanted.average_last <= was.average_last and set(wanted.thresholds()) <= set(
-        was.thresholds()
-    )
-    if counted and _is_same_pass(trained, config):
+    trained_evaluate, new_evaluate = trained.evaluate, config.evaluate
+    has_counts = new_evaluate.average_last <= trained_evaluate.average_last and set(
+        new_evaluate.thresholds()
+    ) <= set(trained_evaluate.thresholds())
+    if has_counts and _differs_in_thresholds_only(trained, config):
         return "rescore"
-    needed = min(wanted.average_last, math.ceil(trained.num_steps / trained.evaluate_every))
+    needed = min(new_evaluate.average_last, math.ceil(trained.num_steps / trained.evaluate_every))
     return "evaluate" if needed <= checkpoints else None
 
 
@@ -146,17 +148,19 @@ _EvaluateStep = Callable[[int, float], object]
 """Function of a step and its row's ``time_s`` that adds the evaluation to the new folder."""
 
 
-def _as_trained(config: RunConfig, trained: RunFolder, way: Way) -> RunConfig:
+def _resolve_as_trained(config: RunConfig, trained: RunFolder, way: Way) -> RunConfig:
     """Resolve ``config`` as on the machine of the training, which may have been another one.
 
     Raises:
         ValueError: ``trained`` is the folder of another training.
     """
-    was = trained.config()
-    method = config.method.resolved(was.device.partition(":")[0], config.views.crop_size_px)
-    device = was.device if way == "rescore" else str(config.torch_device())
+    trained_config = trained.config()
+    method = config.method.resolved(
+        trained_config.device.partition(":")[0], config.views.crop_size_px
+    )
+    device = trained_config.device if way == "rescore" else str(config.torch_device())
     config = config.model_copy(update={"method": method, "device": device})
-    trained.check_same_config(config.model_copy(update={"evaluate": was.evaluate}))
+    trained.check_same_config(config.model_copy(update={"evaluate": trained_config.evaluate}))
     return config
 
 
@@ -178,13 +182,17 @@ def _averaged_rows(
     return evaluations[-config.evaluate.average_last :]
 
 
-def _is_same_pass(was: RunConfig, config: RunConfig) -> bool:
+def _differs_in_thresholds_only(trained_config: RunConfig, config: RunConfig) -> bool:
     """Whether the evaluations differ at most in thresholds and in ``average_last``."""
-    same = {name: getattr(was.evaluate, name) for name in (*_THRESHOLDS, "average_last")}
-    return digest(config.evaluate.model_copy(update=same)) == digest(was.evaluate)
+    trained_values = {
+        name: getattr(trained_config.evaluate, name) for name in (*_THRESHOLDS, "average_last")
+    }
+    return digest(config.evaluate.model_copy(update=trained_values)) == digest(
+        trained_config.evaluate
+    )
 
 
-def _is_counted(trained: RunFolder, config: RunConfig, step: int) -> bool:
+def _has_counts(trained: RunFolder, config: RunConfig, step: int) -> bool:
     """Whether counts at all thresholds of ``config`` are stored for the evaluation of ``step``."""
     file = trained.counts(step)
     try:
@@ -199,21 +207,21 @@ def _counts(file: Path, modified_ns: int) -> Confusions:
     return read_confusions(file)
 
 
-def _rescoring(
+def _rescorer(
     trained: RunFolder, folder: RunFolder, config: RunConfig
 ) -> tuple[_EvaluateStep, None]:
     from toco.evaluate.evaluator import rescore
 
     def evaluate_step(step: int, time_s: float) -> None:
-        counted = read_confusions(trained.counts(step))
-        evaluation = rescore(trained.evaluation(step), counted, config.evaluate)
+        confusions = read_confusions(trained.counts(step))
+        evaluation = rescore(trained.evaluation(step), confusions, config.evaluate)
         folder.add_evaluation(step, evaluation, config.evaluate.average_last)
         folder.add_metrics(step, "val", time_s, evaluation.metrics)
 
     return evaluate_step, None
 
 
-def _evaluating(
+def _checkpoint_evaluator(
     trained: RunFolder, folder: RunFolder, config: RunConfig
 ) -> tuple[_EvaluateStep, dict[str, Any]]:
     from toco.train.loop import evaluate_into
@@ -224,8 +232,8 @@ def _evaluating(
     inputs = trained.inputs()
     if inputs is None or val_set.manifest_digest() != inputs.val_data:
         raise ValueError(
-            f"{trained.path} was evaluated on other validation data than data.root holds now; give "
-            "it the same data."
+            f"{trained.path} was evaluated on other validation data than data.root holds now; set "
+            "data.root to the same data."
         )
 
     def evaluate_step(step: int, time_s: float) -> None:

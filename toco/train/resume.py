@@ -80,24 +80,24 @@ def _go_back_to_checkpoint(folder: RunFolder, config: RunConfig) -> checkpoint.C
     if folder.is_unsealed():
         raise ValueError(
             f"{printable(folder.path)} holds an unfinished run of toco 0.4 or before, whose files "
-            "carry no digests: whether its rows are whole cannot be known. Use it as it is, or "
-            "train again in another folder."
+            "carry no digests: damage of its rows could not be found. Use it as it is, or train "
+            "again in another folder."
         )
-    found = folder.newest()
-    if found is None:
+    newest = folder.newest()
+    if newest is None:
         logger.warning(
             "%s holds no whole checkpoint; the training begins anew.", printable(folder.path)
         )
-        folder.forget_after(0, ())
+        folder.remove_after(0, ())
         return None
-    restored, rows = found
+    restored, rows = newest
     if restored.digest != digest(config):
         raise checkpoint.CheckpointError(
             f"{printable(folder.checkpoints / checkpoint.folder_name(restored.step))} is a "
             f"checkpoint of another run: its config has the digest {restored.digest}, this run's "
             f"{digest(config)}. Move it out of the folder."
         )
-    folder.forget_after(restored.step, rows)
+    folder.remove_after(restored.step, rows)
     return restored
 
 

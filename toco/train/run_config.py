@@ -97,8 +97,8 @@ class RunConfig(Config):
         self.method.check(self.batch_size, self.views.crop_size_px)
         if self.optim.warmup_steps >= self.num_steps:
             raise ValueError(
-                f"optim.warmup_steps {self.optim.warmup_steps} leaves nothing of num_steps "
-                f"{self.num_steps}; shorten it"
+                f"optim.warmup_steps {self.optim.warmup_steps} is not below num_steps "
+                f"{self.num_steps}; shorten the warm-up"
             )
         return self
 

@@ -79,7 +79,7 @@ class RunFolder:
                 "another folder to start a new one."
             )
         if self.exists():
-            self.forget_after(0, ())
+            self.remove_after(0, ())
         self._rows = []
         self._write("provenance.json", provenance)
         self._write_config(config, recipe, class_names, recorded_inputs(provenance))
@@ -132,12 +132,12 @@ class RunFolder:
             shows_config = saved is not None and saved.digest == digest(config)
             if self._fault("provenance.json") is not None or not shows_config:
                 raise UnreadableError(
-                    f"{fault} What else is in the folder does not show that its run is the one "
-                    "that is asked for. Restore the file from a copy, or train in another folder."
+                    f"{fault} The rest of the folder does not show that its run is the requested "
+                    "one. Restore the file from a copy, or train in another folder."
                 )
             logger.warning(
-                "%s It is written again: provenance.json and a checkpoint show that the run is "
-                "this.",
+                "%s It is written again: provenance.json and a checkpoint show that the run is the "
+                "same.",
                 fault,
             )
             self._check_inputs(inputs)
@@ -147,8 +147,8 @@ class RunFolder:
         if (fault := self._fault("provenance.json")) is not None:
             if self.inputs() is None:
                 raise UnreadableError(
-                    f"{fault} Without it nothing says which data and weights the run was trained "
-                    "on. Restore the file from a copy, or train in another folder."
+                    f"{fault} Without it the data and weights of the run are unknown. Restore the "
+                    "file from a copy, or train in another folder."
                 )
             logger.warning(
                 "%s It is written again: config.json shows that the inputs are the same.", fault
@@ -157,14 +157,20 @@ class RunFolder:
             self._write("provenance.json", {**provenance, "restored": True})
         if (imported := self.provenance().get("imported")) is not None:
             raise ValueError(
-                f"{printable(self.path)} was made of {printable(imported['file'])}, which holds a "
-                "network and no state of its optimizer: it can be used, but not trained on. Start "
-                "a training in another folder."
+                f"{printable(self.path)} was made from {printable(imported['file'])}, which holds "
+                "a network and no state of its optimizer: it can be used, but not trained on. "
+                "Start a training in another folder."
             )
         self._check_inputs(inputs)
         # Code: changed modules of the user's own are only a warning.
-        was, now = (record.get("own_code", {}) for record in (self.provenance(), provenance))
-        if changed := sorted(name for name in {*was, *now} if was.get(name) != now.get(name)):
+        recorded_code, present_code = (
+            record.get("own_code", {}) for record in (self.provenance(), provenance)
+        )
+        if changed := sorted(
+            name
+            for name in {*recorded_code, *present_code}
+            if recorded_code.get(name) != present_code.get(name)
+        ):
             logger.warning(
                 "The code of %s was changed after %s was begun; the steps that follow are "
                 "computed by the new code.",
@@ -173,12 +179,12 @@ class RunFolder:
             )
 
     def _check_inputs(self, inputs: Inputs | None) -> None:
-        was = self.inputs()
-        if was != inputs:
+        recorded = self.inputs()
+        if recorded != inputs:
             names = [
                 f.name
                 for f in fields(Inputs)
-                if getattr(was, f.name, "") != getattr(inputs, f.name, "")
+                if getattr(recorded, f.name, "") != getattr(inputs, f.name, "")
             ]
             raise ValueError(
                 f"{printable(self.path)} holds a run of the same config on other inputs "
@@ -194,7 +200,7 @@ class RunFolder:
         """
         if self.digest() != digest(config):
             changes = diff(self.config(), config).items()
-            changed = ", ".join(f"{path} ({was!r} -> {now!r})" for path, (was, now) in changes)
+            changed = ", ".join(f"{path} ({old!r} -> {new!r})" for path, (old, new) in changes)
             raise ValueError(
                 f"{printable(self.path)} holds a run of another config: {changed}. Use another "
                 "folder for this one."
@@ -309,12 +315,12 @@ class RunFolder:
         """
         if self._rows is not None:
             return list(self._rows)
-        found = records.read_rows(self._metrics)
-        if found.fault is not None:
+        rows = records.read_rows(self._metrics)
+        if rows.fault is not None:
             raise UnreadableError(
-                f"{found.fault} --resume trains again from before it; or restore it from a copy."
+                f"{rows.fault} --resume trains again from before it; or restore it from a copy."
             )
-        return list(found.whole)
+        return list(rows.before_fault)
 
     def mark(self) -> RowsMark:
         """Return the mark of all rows, for a checkpoint."""
@@ -333,25 +339,26 @@ class RunFolder:
         Returns:
             The checkpoint and the rows until its step; ``None`` if there is none.
         """
-        found = records.read_rows(self._metrics)
+        stored_rows = records.read_rows(self._metrics)
         for path in reversed(checkpoint.all_in(self.checkpoints)):
             try:
                 saved = checkpoint.read(path)
             except checkpoint.CheckpointError as error:
-                logger.warning("Passing over a checkpoint: %s", error)
+                logger.warning("Skipping a checkpoint: %s", error)
                 continue
             rows = (
-                list(found.whole) if saved.rows is None else list(found.whole[: saved.rows.count])
+                list(stored_rows.before_fault)
+                if saved.rows is None
+                else list(stored_rows.before_fault[: saved.rows.count])
             )
             if saved.rows is not None and RowsMark.of(rows) == saved.rows:
                 return saved, rows
             fault = (
-                found.fault
-                or f"{printable(self._metrics)} lacks rows, or has others than those that were "
-                "written."
+                stored_rows.fault
+                or f"{printable(self._metrics)} lacks rows, or has other rows than were written."
             )
             logger.warning(
-                "Passing over the checkpoint of step %d, whose rows are not whole: %s",
+                "Skipping the checkpoint of step %d, whose rows are damaged or missing: %s",
                 saved.step,
                 fault,
             )
@@ -362,18 +369,18 @@ class RunFolder:
 
         Missing rows are found by the mark in the newest readable checkpoint.
         """
-        found = records.read_rows(self._metrics)
+        rows = records.read_rows(self._metrics)
         for path in reversed(checkpoint.all_in(self.checkpoints)):
             try:
                 mark = checkpoint.recorded_rows(path)
             except checkpoint.CheckpointError:
                 continue
-            if mark is not None and RowsMark.of(found.whole[: mark.count]) != mark:
-                return found.fault or f"{printable(self._metrics)} lacks rows that were written."
+            if mark is not None and RowsMark.of(rows.before_fault[: mark.count]) != mark:
+                return rows.fault or f"{printable(self._metrics)} lacks rows that were written."
             break
-        return found.fault
+        return rows.fault
 
-    def forget_after(self, step: int, rows: Sequence[Row]) -> None:
+    def remove_after(self, step: int, rows: Sequence[Row]) -> None:
         """Remove the result and everything of steps after ``step``, which the run makes again.
 
         Args:
@@ -400,9 +407,9 @@ class RunFolder:
                 an evaluation.
         """
         folder = self.path / "evaluations"
-        if (counted := evaluation.confusions) is not None:
+        if (confusions := evaluation.confusions) is not None:
             with whole_file(self.counts(step)) as partial, partial.open("wb") as file:
-                np.savez_compressed(file, **counted.arrays())
+                np.savez_compressed(file, **confusions.arrays())
             for older in sorted(folder.glob("step_*.npz"))[:-keep_counts]:
                 older.unlink()
         content = {**json.loads(evaluation.to_json()), "step": step}

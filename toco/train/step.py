@@ -90,8 +90,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     status = Path("/proc/self/status")
     # On Linux ru_maxrss includes the peak of the process that started this one; VmHWM does not.
     if status.is_file() and (
-        own := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        high_water := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
     ):
-        return int(own[1]) * 1024
+        return int(high_water[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

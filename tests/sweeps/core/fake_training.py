@@ -48,7 +48,9 @@ def train(config, run_dir, *, recipe=None, resume=False, observer=None, progress
         newest = sorted(checkpoints.iterdir())[-1]
         saved = records.read(newest / "state.json")
         step, state = saved["step"], saved["state"]
-        rows = [row for row in read_rows(run_dir / "metrics.jsonl").whole if row["step"] <= step]
+        rows = [
+            row for row in read_rows(run_dir / "metrics.jsonl").before_fault if row["step"] <= step
+        ]
     else:
         head = {"digest": "0" * 16, "recipe": recipe, "config": config.model_dump(mode="json")}
         records.write(run_dir / "config.json", head)
