@@ -54,10 +54,10 @@ def machine(device: torch.device | str) -> dict[str, Any]:
 
 
 def write(out: Path | None, name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Add command and machine to ``result``, write it to ``out`` if that is given, and return it.
+    """Add command and machine to ``result``, write it to ``out``, and return it.
 
     Args:
-        out: The file.
+        out: The file; ``None`` writes nothing.
         name: The benchmark's command.
         result: The measured figures. Their ``device``, by default the CPU, is the machine to
             describe.

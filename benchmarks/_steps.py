@@ -142,7 +142,8 @@ class PlainStep:
         losses["ctc"] = self._by_group(self._contrast, *by_image, positive.to(device))
         grid = features.shape[-2], features.shape[-1]
         on_grid = F.interpolate(aux_cam, size=grid, mode="bilinear", align_corners=False)
-        token_box = scale_box(box, size, grid) if config.token_box == "scaled" else box  # noqa: S105
+        is_scaled = config.token_box == "scaled"  # noqa: S105 - no password
+        token_box = scale_box(box, size, grid) if is_scaled else box
         thresholds = config.low_threshold, config.high_threshold
         pairs = affinity(cam_to_pseudo_label(on_grid, class_labels, *thresholds, token_box)).long()
         losses["ptc"] = self._by_group(patch_token_contrast_loss, features, pairs)

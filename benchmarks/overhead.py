@@ -72,7 +72,7 @@ def build_step(config: RunConfig, num_threads: int) -> Callable[[], tuple[StepOu
     return lambda: train_step(next(batches), config.num_steps - 1)
 
 
-def train_noting(config: RunConfig, run_dir: Path, **options: Any) -> loop.Result:  # noqa: ANN401 - as loop.train
+def train_noting(config: RunConfig, run_dir: Path, **options: Any) -> loop.Result:  # noqa: ANN401
     """Train, and record the times of the call, of the start of each step, and of the return."""
     real = ToCo.training_losses
 

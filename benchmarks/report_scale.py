@@ -1,4 +1,4 @@
-"""Measure the page of a study of 50,000 trials: its size, and the time to write, open and use it.
+"""Measure size and speed of the page of a study of 50,000 trials.
 
     python -m benchmarks report-scale --out benchmarks/results/report_scale.json
 

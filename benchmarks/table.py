@@ -97,6 +97,7 @@ def _steps(
         for name in record[side]["phases_s"]
     )
     for record in records:
+        # Setting and figures.
         plain_side, our_side = record["plain"], record["ours"]
         setting = {
             "backbone": record["backbone"],
@@ -129,6 +130,7 @@ def _steps(
                 "on": _machine(record["machine"]),
             }
         )
+        # Phases.
         seconds = {
             name: _both(*(side["phases_s"].get(name, 0.0) for side in (plain_side, our_side)))
             for name in names

@@ -1,4 +1,4 @@
-"""Digests of the code that a result depends on: of every module that the roots import.
+"""Digest the code on which a result depends, module by module.
 
 Source files are found and parsed; nothing is imported. A digest covers the syntax tree without
 docstrings, so that comments, formatting and the version of Python do not change it.
@@ -87,7 +87,7 @@ def code_digests(
 
 
 def syntax_digest(source: bytes | str) -> str:
-    """Digest the syntax tree of ``source`` (SHA-256, 16 hex digits), the same in every Python.
+    """Digest a syntax tree (SHA-256, 16 hex digits), the same in every Python.
 
     Raises:
         SyntaxError: ``source`` is no Python.
@@ -256,8 +256,8 @@ def _node_text(value: object) -> str:
     return f"{type(value).__name__}({content})"
 
 
-def _canonical_field(node: ast.AST, name: str, field: Any) -> Any:  # noqa: ANN401 - what a node holds
-    """Return a node's field without a docstring, and with the adjacent texts of f-strings merged.
+def _canonical_field(node: ast.AST, name: str, field: Any) -> Any:  # noqa: ANN401 - any field
+    """Return a node's field without docstring and with merged texts of f-strings.
 
     Python versions split the texts of an f-string differently.
     """

@@ -1,7 +1,7 @@
-"""Entry point and conventions of all command lines: toco, sweeps, studies, benchmarks, cluster.
+"""Entry point and conventions of all command lines.
 
-:func:`run` is the entry point of each, and :class:`Commands` the base of their groups. The
-conventions:
+These are ``toco``, ``sweeps``, studies, ``benchmarks`` and ``cluster``. :func:`run` is the entry
+point of each, and :class:`Commands` the base of their groups. The conventions:
 
 - An error that the user can fix is one sentence on standard error, with exit status 1; wrong usage
   has status 2.
@@ -235,7 +235,7 @@ def _escape_messages() -> None:
 
 
 class _TerminalText(io.StringIO):
-    """Text that claims to be a terminal, so that click keeps colours, which are shown escaped."""
+    """Text that claims to be a terminal: click keeps colours, which are shown escaped."""
 
     def isatty(self) -> bool:
         return True

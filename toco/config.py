@@ -134,7 +134,7 @@ def diff(
     """
     differences: dict[str, tuple[Any, Any]] = {}
 
-    def visit(prefix: str, left_value: Any, right_value: Any) -> None:  # noqa: ANN401 - any JSON value
+    def visit(prefix: str, left_value: Any, right_value: Any) -> None:  # noqa: ANN401 - JSON values
         if left_value == right_value:  # most parts of two configs: comparing them as one is fast
             return
         if not (isinstance(left_value, Mapping) and isinstance(right_value, Mapping)):
@@ -335,7 +335,7 @@ def _members(annotation: Any) -> set[type]:  # noqa: ANN401 - an annotation
 def _find_notation(
     config: T, changes: Mapping[str, Any], path: str, error: ValidationError
 ) -> str | None:
-    """Find the right notation of a value in Python's notation or in words with commas, if any."""
+    """Find the right notation of a value in Python's notation or of a list without brackets."""
     value = changes[path]
     if not isinstance(value, str) or not _has_fault_at(path, error):
         return None
@@ -392,8 +392,8 @@ def _drop_without_effect(value: Any, dumped: Any) -> None:  # noqa: ANN401 - any
     if isinstance(value, BaseModel):
         for name in run_only_fields(type(value)):
             del dumped[name]
-        for name, words in _places(type(value)):
-            if isinstance(dumped[name], str) and dumped[name] not in words:
+        for name, non_paths in _places(type(value)):
+            if isinstance(dumped[name], str) and dumped[name] not in non_paths:
                 dumped[name] = PurePath(dumped[name]).name
         pairs = [
             (getattr(value, name), part) for name, part in dumped.items() if type(part) in _NESTED

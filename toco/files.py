@@ -113,7 +113,9 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Append bytes to a file, which is made if it is missing; they are on disk on return.
+    """Append bytes to a file durably.
+
+    A missing file is made. The bytes are on disk when this returns.
 
     Raises:
         OSError: The bytes cannot be written; the file has its former length.
@@ -221,7 +223,7 @@ def check_version(path: Path, version: object, supported: int, advice: str) -> N
 
 
 def read_text(path: Path) -> str:
-    """Read text in UTF-8, or in UTF-16 with its byte order mark. Byte order marks are dropped.
+    """Read text in UTF-8, or in UTF-16 with a byte order mark, which is dropped.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -231,10 +233,10 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file without their ends (LF, CR LF or CR); see :func:`read_text`.
+    """Read the lines of a text file, see :func:`read_text`.
 
-    No other character ends a line, unlike in ``str.splitlines``, which also splits at form feeds
-    and Unicode's separators.
+    Lines end with LF, CR LF or CR, which is dropped. ``str.splitlines`` would also split at form
+    feeds and Unicode's separators.
     """
     lines = re.split(r"\r\n|\n|\r", read_text(path))
     return lines[:-1] if not lines[-1] else lines
@@ -293,7 +295,8 @@ def files_below(folder: Path, without: Iterable[Path] = ()) -> FolderContents:
 
     Args:
         folder: The folder.
-        without: Files and folders to skip, also where a link leads to them.
+        without: Files and folders to skip. A folder is also skipped where a link leads to it, a
+            file where a link of its name does.
     """
     files: list[Path] = []
     left_out: list[str] = []
@@ -312,6 +315,7 @@ def files_below(folder: Path, without: Iterable[Path] = ()) -> FolderContents:
         current = Path(name)
         holders = above.pop(current)
         hidden += (current / below for below in (*folders, *names) if below.startswith("."))
+        # Subfolders: os.walk enters those that stay in ``folders``.
         for below in [below for below in folders if not below.startswith(".")]:
             real = (current / below).resolve()
             if real in passed:
@@ -323,6 +327,7 @@ def files_below(folder: Path, without: Iterable[Path] = ()) -> FolderContents:
             else:
                 above[current / below] = {*holders, real}
         folders[:] = [below for below in folders if current / below in above]
+        # Files of this folder.
         for path in (current / name for name in names if not name.startswith(".")):
             if path.name in passed_names and path.resolve() in passed:
                 continue

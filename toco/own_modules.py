@@ -1,4 +1,4 @@
-"""Modules of the user's own: methods, backbones, data sets, recipes, studies outside this project.
+"""Import modules of the user's own: methods, data sets, studies and others.
 
 Python finds them like every module: in the folder of the script or, with ``python -m``, in the
 current folder; then in the folders of ``PYTHONPATH``; then among installed packages. The source of
@@ -76,7 +76,9 @@ def add_search_folders(folders: Iterable[str]) -> None:
 
 
 def own_place(error: BaseException, project_packages: Collection[str]) -> str | None:
-    """Locate the user's own code that raised an error, or that called the library that raised it.
+    """Locate the user's own code in the traceback of an error.
+
+    This is the code that raised the error, or that called the library that raised it.
 
     Args:
         error: The error.

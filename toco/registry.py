@@ -1,9 +1,9 @@
-"""Registries: the modules of a folder are its entries, and a dotted name is a user's own module.
+"""Registries: the modules of a folder are its entries.
 
 Every public module in a package is an entry, with the name of its file; subfolders are no entries.
-A package with ``ENTRY`` also takes modules of the user's own, such as ``my_package.my_method``.
-``ENTRY`` lists the names that an entry must define, each with an example of its definition. See
-CONTRIBUTING.md and ``toco.own_modules``.
+A package with ``ENTRY`` also takes modules of the user's own, whose names have a dot, such as
+``my_package.my_method``. ``ENTRY`` lists the names that an entry must define, each with an example
+of its definition. See CONTRIBUTING.md and ``toco.own_modules``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def choice(package: str, base: type[BaseModel]) -> Any:  # noqa: ANN401 - an ann
     def resolve(value: object, info: Any) -> object:  # noqa: ANN401 - pydantic's ValidationInfo
         return _resolve(package, base, value, (info.context or {}).get(UNTRUSTED))
 
-    return Annotated[SerializeAsAny[base], BeforeValidator(resolve)]  # type: ignore[valid-type,misc]
+    any_entry = SerializeAsAny[base]  # type: ignore[valid-type]
+    return Annotated[any_entry, BeforeValidator(resolve)]
 
 
 def _load_own(package: str, name: str) -> ModuleType:

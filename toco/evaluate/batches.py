@@ -148,7 +148,7 @@ def take(values: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def read_ahead(values: Iterator[_T]) -> Iterator[_T]:
-    """Yield the values of an iterator, each computed in a thread while its predecessor is in use.
+    """Yield the values of an iterator, computing the next value in a thread.
 
     An error of the iterator is raised when its value is due.
     """

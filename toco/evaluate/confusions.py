@@ -1,4 +1,4 @@
-"""Counts of an evaluation: a confusion matrix for each image, and histograms for the thresholds.
+"""Counts of an evaluation: confusion matrices of images, histograms over thresholds.
 
 With these counts, resampling over images and other background thresholds need no network.
 """

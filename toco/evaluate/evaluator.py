@@ -105,7 +105,7 @@ def rescore(evaluation: Evaluation, confusions: Confusions, config: EvaluateConf
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """Return at most ``count`` evenly spaced indices below ``total``, with the first and the last.
+    """Return at most ``count`` evenly spaced indices from 0 to ``total - 1``.
 
     >>> evenly_spaced(10, 4)
     [0, 3, 6, 9]

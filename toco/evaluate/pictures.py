@@ -125,7 +125,7 @@ def save_panels(
     ):
         path = folder / f"{stem}.png"
         if save_figure(
-            lambda: draw_panel(picture, class_names, background_threshold),  # noqa: B023 - called at once
+            lambda: draw_panel(picture, class_names, background_threshold),  # noqa: B023
             path,
             with_panels=True,
         ):

@@ -1,6 +1,7 @@
-"""Copy run folders to MLflow. The folder is the record, from which MLflow can be filled again.
+"""Copy run folders to MLflow.
 
-Only this package imports MLflow, and only when a run is tracked, because the import takes seconds.
+The run folder is the record, from which MLflow can be filled again at any time. Only this package
+imports MLflow, and only when a run is tracked, because the import takes seconds.
 """
 
 from toco.tracking.address import Pages, client_uri, database_of, has_password, sqlite_uri

@@ -32,7 +32,9 @@ _UNUSABLE_IN_PATH = re.compile(r"\?|%[0-9a-fA-F]{2}")
 
 
 def sqlite_uri(database: Path) -> str:
-    """Return the address of a database file, which need not exist; the path becomes absolute.
+    """Return the address of a database file, with an absolute path.
+
+    The file need not exist.
 
     Raises:
         ValueError: The path contains characters that MLflow misreads.
@@ -104,7 +106,7 @@ def log_in(uri: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Links to the pages of an experiment in MLflow's UI; all links to MLflow come from here.
+    """Links to the pages of an experiment in MLflow's UI.
 
     Attributes:
         host: Address of the UI.

@@ -191,7 +191,9 @@ def open_store(tracking_uri: str, experiment: str) -> Store:
 
 @contextmanager
 def store_errors_as_sentences(uri: str) -> Iterator[None]:
-    """Turn errors of MLflow, its database or the network into a sentence without a password.
+    """Turn errors of MLflow, its database or the network into sentences.
+
+    No sentence contains a password.
 
     Args:
         uri: Address of the store.
@@ -227,9 +229,9 @@ class StoreError(ConnectionError):
 
 
 def _check_database(database: Path) -> None:
-    """Update a database's artifact locations after a move; refuse a file that cannot be opened.
+    """Open a database, and update its artifact locations after a move.
 
-    MLflow itself would retry such a file for 100 s.
+    A file that cannot be opened is refused at once; MLflow would retry for 100 s.
     """
     try:
         with closing(sqlite3.connect(database)) as connection:

@@ -44,7 +44,7 @@ def artifact_location(database: Path, experiment: str) -> str:
 
 
 def follow_move(database: Path) -> None:
-    """Point a database at the artifacts beside it, where it names those of its former folder.
+    """Update artifact locations of a moved database to the folder beside it.
 
     Locations of another form stay. So does a location whose folder exists while none exists beside
     the database.

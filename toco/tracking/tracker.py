@@ -30,11 +30,11 @@ class TrackingWarning(UserWarning):
 
 
 class Tracker:
-    """Sender of runs to one experiment of a store, which turns failures of the store into warnings.
+    """Sender of runs to one experiment, whose failures are warnings.
 
-    After a failure the tracker pauses (30 s, doubled with every further failure, at most 10
-    minutes), so that a dead server costs a training seconds and not minutes. Calls during the pause
-    do nothing. Nothing is lost, because every call sends all that is missing.
+    After a failure the tracker pauses for 30 s, doubled with every further failure up to 10
+    minutes. A dead server therefore costs a training seconds and not minutes. Calls during the
+    pause do nothing. Nothing is lost, because every call sends all that is missing.
 
     Attributes:
         tracking_uri: Address of the store, absolute, see ``client_uri``.

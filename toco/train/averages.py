@@ -49,7 +49,7 @@ class _Pending:
 
 
 class Averages:
-    """Means over the steps between two training rows, and the check for losses that are not finite.
+    """Means over the steps between two training rows, with a check that they are finite.
 
     On a CPU the values of a step are read at the next step, on a GPU a few steps later. The GPU
     therefore never waits for the host.

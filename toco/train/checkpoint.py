@@ -1,10 +1,10 @@
 """Atomic checkpoints with checksums, in safetensors and JSON: reading one runs no code.
 
-A checkpoint is a folder with ``tensors.safetensors`` (model, teacher, optimizer, random states) and
-``state.json`` (format version, step, digest of the config, SHA-256 of the tensors, number and
-SHA-256 of the rows of metrics until the step). The folder gets its name only when both files are
-complete and on disk. A checkpoint holds neither the position in the data nor the learning rate:
-both are functions of the step.
+A checkpoint is a folder with two files. ``tensors.safetensors`` holds model, teacher, optimizer and
+random states. ``state.json`` holds format version, step, digest of the config, SHA-256 of the
+tensors, and number and SHA-256 of the rows of metrics. The folder gets its name only when both
+files are complete and on disk. A checkpoint holds neither the position in the data nor the learning
+rate: both are functions of the step.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def save(
 
 
 def save_model(folder: Path, step: int, digest: str, model: nn.Module) -> Path:
-    """Write a model without optimizer, as :func:`save` does: enough to use it, not to resume it."""
+    """Write a model without optimizer, which can be used but not resumed."""
     tensors = {
         f"model/{name}": value.detach().cpu().contiguous()
         for name, value in model.state_dict().items()
@@ -120,10 +120,10 @@ def save_model(folder: Path, step: int, digest: str, model: nn.Module) -> Path:
 
 
 class Writer:
-    """Writer of checkpoints in a thread, one at a time, while the training goes on.
+    """Writer of checkpoints in a thread, one at a time.
 
-    The training waits only for a copy of its state in host memory, which all checkpoints share.
-    Leaving the context waits until the last checkpoint is written.
+    The training goes on meanwhile, and waits only for a copy of its state in host memory, which all
+    checkpoints share. Leaving the context waits until the last checkpoint is written.
 
     Args:
         folder: Folder of the checkpoints.
@@ -289,7 +289,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def recorded_rows(path: Path) -> RowsMark | None:
-    """Read the mark of a checkpoint's rows of metrics; ``None`` from toco 0.4 or before.
+    """Read the mark of a checkpoint's rows; ``None`` from toco 0.4 or before.
 
     Raises:
         CheckpointError: ``state.json`` is missing or damaged.
@@ -339,7 +339,7 @@ def _read_state(path: Path) -> _State:
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint in ``folder``; damaged ones are passed over with a warning."""
+    """Read the newest undamaged checkpoint in ``folder``; warnings name damaged ones."""
     for path in reversed(all_in(folder)):
         try:
             return read(path)

@@ -18,7 +18,7 @@ _TOO_MANY_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Compute the bytes of a checkpoint: the model, and AdamW's two moments of its parameters."""
+    """Compute the bytes of a checkpoint: model and AdamW's two moments."""
     trained: list[Tensor] = [
         parameter for group in optimizer.param_groups for parameter in group["params"]
     ]
@@ -49,7 +49,7 @@ def check_room(run_dir: Path, checkpoint_size: int, keep: int) -> None:
 
 @contextmanager
 def room_in_sentences(run_dir: Path, checkpoint_size: int) -> Iterator[None]:
-    """Turn an ``OSError`` about a full disk, or about too many open files, into a sentence.
+    """Turn errors about a full disk or too many open files into a sentence.
 
     Raises:
         NoRoomError: In place of an ``OSError`` about ``run_dir`` or about no file. A full disk

@@ -89,7 +89,9 @@ class Place:
 
 @contextmanager
 def joined(config: RunConfig, place: Place | None) -> Iterator[Shard]:
-    """Join the process group of the ranks that train ``config``; none where ``place`` is ``None``.
+    """Join the process group of the ranks that train ``config``.
+
+    Without a ``place`` there is no group, and the share is everything.
 
     Yields:
         The share of this rank.
@@ -133,7 +135,7 @@ def joined(config: RunConfig, place: Place | None) -> Iterator[Shard]:
 
 
 def own_share() -> Shard:
-    """Return this process's share of work that torchrun's processes divide without communicating.
+    """Return this process's share of work for which torchrun's processes need no communication.
 
     The process also takes a GPU of its machine, if there is one. Where there are more processes
     than GPUs, they share the GPUs in turn.
@@ -199,7 +201,7 @@ def from_first(value: Callable[[], T]) -> T:
 
 
 def mean(values: Tensor) -> Tensor:
-    """Return the mean of ``values`` over the ranks, on their device, without waiting for it."""
+    """Average ``values`` over the ranks, on their device and without a wait for it."""
     if not dist.is_initialized():
         return values
     total = values.clone()

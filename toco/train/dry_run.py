@@ -52,6 +52,7 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
     settings = (
         {} if recipe is None else {path: new for path, (_, new) in diff(recipe, config).items()}
     )
+    # The file of weights may be missing, and its values change no shape.
     config = config.model_copy(
         update={"backbone": config.backbone.model_copy(update={"weights": None})}
     )
@@ -61,11 +62,13 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
         with _named(what, changed, (config.backbone.name, config.method.name)):
             compute()
 
+    # Sizes of images, then the network.
     _check_sides(config)
     methods: list[Method] = []
     always = ("backbone.", "method.")
     part("The network cannot be built", always, lambda: methods.append(_meta_method(config)))
     (method,) = methods
+    # Training, evaluation, inference.
     part(
         "A training step cannot be computed",
         ("views.", "batch_size", *always),
@@ -82,12 +85,13 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
             ("inference.", *always),
             lambda: _infer(config, method),
         )
-    for name, used in config.method.bilateral_filters().items():
+    # Bilateral filters of the method's losses and of the CRF.
+    for name, bilateral in config.method.bilateral_filters().items():
         setting = f"method.{name}"
         part(
             f"The filter of {setting} cannot be computed",
             (f"{setting}.",),
-            partial(_filter_of_method, used),
+            partial(_filter_of_method, bilateral),
         )
     part("The CRF cannot be computed", ("inference.crf",), lambda: _filter_for_crf(config))
 
@@ -114,7 +118,7 @@ def _named(what: str, settings: Mapping[str, Any], modules: Collection[str]) -> 
 
 
 class _Shapes(TorchDispatchMode):
-    """Mode of torch in which random tensors have no values, and a value that is read is 1."""
+    """Mode of torch: random tensors have no values, and reading a value gives 1."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -224,9 +228,9 @@ def _infer(config: RunConfig, method: Method) -> None:
     network_probabilities(method, image, inference)
 
 
-def _filter_of_method(used: BilateralFilter) -> None:
-    if used.filter_name == "lattice":
-        _filter(used.sigma_rgb, used.sigma_xy)
+def _filter_of_method(bilateral: BilateralFilter) -> None:
+    if bilateral.filter_name == "lattice":
+        _filter(bilateral.sigma_rgb, bilateral.sigma_xy)
 
 
 def _filter_for_crf(config: RunConfig) -> None:
@@ -237,16 +241,16 @@ def _filter_for_crf(config: RunConfig) -> None:
 
 
 def _filter(sigma_rgb: float, sigma_xy: float) -> None:
-    """Build the lattice of a tiny image, which fails where it has too many cells to number.
+    """Build the lattice of a tiny image.
 
-    Larger images have more cells.
+    It fails where the lattice has too many cells to number. Larger images have even more.
     """
     image = torch.tensor([[0.0, _LEVEL], [_LEVEL, 0.0]]).expand(1, 3, 2, 2)
     filters.build("lattice", image, sigma_rgb, sigma_xy)
 
 
 def _unresized_side(config: RunConfig, method: Method, scale: float) -> int:
-    """Return a side, for images that keep their size, with at least one patch at ``scale``."""
+    """Choose a side of images that keep their size: one patch or more at ``scale``."""
     side = max(config.views.crop_size_px, _patch_side(method, scale))
     if side > MAX_SIDE_PX:
         raise ValueError(

@@ -48,7 +48,7 @@ def prefix_step(config: RunConfig) -> int | None:
 
 
 def prefix_digest(config: RunConfig, step: int) -> str:
-    """Digest (16 digits) all settings with an effect on the run folder after ``step`` updates."""
+    """Digest all settings that affect the run folder until ``step``; 16 digits."""
     inert = [f"method.{path}" for path in sorted(config.method.inert_until(step))]
     # Run-only settings, on which rows, pictures and the last bits depend nevertheless.
     recorded = (

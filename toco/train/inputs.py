@@ -1,4 +1,4 @@
-"""Inputs of a run besides its config: data, file of weights, and their digests; without torch."""
+"""Inputs of a run besides its config: data, weights and their digests. Needs no torch."""
 
 from __future__ import annotations
 

@@ -59,10 +59,10 @@ def set_lr(
 
 
 def fill_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Set missing gradients to zero, so that weights decay and step counts advance as officially.
+    """Set missing gradients to zero.
 
-    This code does not compute a term before its first step. The official code computes the term and
-    multiplies it by zero.
+    Weights then decay, and step counts advance, as in the official code. This code does not compute
+    a term before its first step. The official code computes the term and multiplies it by zero.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:

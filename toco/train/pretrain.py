@@ -215,7 +215,7 @@ def pretraining_loss(
 def draw_batch(
     config: PretrainConfig, step: int
 ) -> tuple[UInt8[Tensor, "b 3 h w"], Float[Tensor, "b k"]]:
-    """Draw the scenes of one step, which no other step uses, and their image-level labels."""
+    """Draw the scenes of one step and their image-level labels; steps share no scene."""
     first = step * config.batch_size
     size_px = config.backbone.image_size_px
     scenes = [
@@ -231,7 +231,7 @@ def draw_batch(
 
 
 def learning_rate(config: PretrainConfig, step: int) -> float:
-    """Return the rate of ``step``: linear warm-up, times half a cosine down to 0 at the end."""
+    """Return the rate of ``step``: linear warm-up times half a cosine."""
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
 

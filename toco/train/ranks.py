@@ -1,4 +1,4 @@
-"""Ranks of a training on this machine: start a process for each GPU and receive their results."""
+"""Train on several GPUs of this machine, with one process for each."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def train_on_ranks(
 
 
 def _receive_results(ranks: Mapping[Connection, BaseProcess], observer: Observer | None) -> Result:
-    """Receive the messages of the ranks until all have ended; return the result of rank 0."""
+    """Receive the messages of all ranks until they end; return rank 0's result."""
     results: dict[int, Result] = {}
     open_connections = dict.fromkeys(ranks)
     lost_rank: BaseException | None = None
@@ -118,7 +118,7 @@ def _receive_results(ranks: Mapping[Connection, BaseProcess], observer: Observer
 
 @contextmanager
 def _rank_processes(calls: list[tuple[Any, ...]]) -> Iterator[dict[Connection, BaseProcess]]:
-    """Start a process for each of ``calls`` of :func:`_run_rank`, and end all of them at the end.
+    """Start a process for each of ``calls`` of :func:`_run_rank`; end all on exit.
 
     Yields:
         The processes by the connections to them.

@@ -25,7 +25,7 @@ def begin_or_resume(
     *,
     resume: bool,
 ) -> checkpoint.Checkpoint | None:
-    """Begin a run in ``folder``, or prepare it to resume; return the checkpoint to resume from.
+    """Begin a run in ``folder``, or return the checkpoint from which its run resumes.
 
     The result is ``None`` for a new run, for a finished run, and without a complete checkpoint.
 

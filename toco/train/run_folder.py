@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Reader and writer of one run folder, whose files appear complete or not at all."""
+    """Reader and writer of one run folder. Files appear complete or not at all."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""One update of a training, for the training loop, the probe of a study and the benchmarks."""
+"""One update of the network, for training loop, probe and benchmarks."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TrainingStep:
         output.total.backward()
 
     def update(self, step: int) -> Tensor:
-        """Update the parameters at the learning rate of ``step``; return the norm of the gradients.
+        """Update the parameters; return the norm of the gradients.
 
         The norm is not finite as soon as one gradient is not.
         """
