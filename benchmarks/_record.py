@@ -62,14 +62,14 @@ def write(out: Path | None, name: str, result: dict[str, Any]) -> dict[str, Any]
         result: The measured figures. Their ``device``, by default the CPU, is the machine to
             describe.
     """
-    about = {
+    header = {
         "format_version": FORMAT_VERSION,
         "name": name,
         "machine": machine(result.get("device", "cpu")),
     }
     if out is not None:
-        write_text(out, json.dumps(about | result, indent=2) + "\n")
-    return about | result
+        write_text(out, json.dumps(header | result, indent=2) + "\n")
+    return header | result
 
 
 def measure(

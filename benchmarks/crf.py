@@ -70,6 +70,6 @@ def crf(
         "network": without_crf.protocol(),
         "crf": config.protocol(),
         "seconds_an_image": {
-            name: min(taken) for name, taken in measure(parts, times, device).items()
+            name: min(seconds) for name, seconds in measure(parts, times, device).items()
         },
     }

@@ -93,7 +93,7 @@ def _milliseconds(
     seconds = measure(
         {"build_ms": build, "filter_ms": partial(build(), values)}, times, images.device
     )
-    return {part: 1000 * min(taken) / len(images) for part, taken in seconds.items()}
+    return {part: 1000 * min(part_seconds) / len(images) for part, part_seconds in seconds.items()}
 
 
 def _generate(

@@ -182,4 +182,8 @@ def _parts(
             times,
             device,
         )
-    return {"per_image": {name: 1e3 * min(each) / len(indices) for name, each in seconds.items()}}
+    return {
+        "per_image": {
+            name: 1e3 * min(part_seconds) / len(indices) for name, part_seconds in seconds.items()
+        }
+    }

@@ -51,7 +51,7 @@ def ledger_rerun(trials: int, seeds: int, times: int, storage: Path | None) -> d
         "cells": number // seeds,
         "seeds": seeds,
         "filled_s": round(filled_s, 1),
-        "reruns_s": [round(took_s, 2) for took_s in times_s],
+        "reruns_s": [round(seconds, 2) for seconds in times_s],
         "median_s": round(statistics.median(times_s), 2),
         "limit_s": LIMIT_S,
     }
@@ -71,10 +71,10 @@ def rerun(file: Path, storage: Path) -> float:
         text=True,
         check=False,
     )
-    took_s = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     if completed.returncode or (storage / "runs").exists():
         raise RuntimeError(
             f"The command of a finished study exited with {completed.returncode}: "
             f"{completed.stderr[-2000:]}"
         )
-    return took_s
+    return seconds

@@ -72,25 +72,25 @@ def build_step(config: RunConfig, num_threads: int) -> Callable[[], tuple[StepOu
     return lambda: train_step(next(batches), config.num_steps - 1)
 
 
-def train_noting(config: RunConfig, run_dir: Path, **options: Any) -> loop.Result:  # noqa: ANN401
+def train_recording_times(config: RunConfig, run_dir: Path, **options: Any) -> loop.Result:  # noqa: ANN401
     """Train, and record the times of the call, of the start of each step, and of the return."""
-    real = ToCo.training_losses
+    training_losses = ToCo.training_losses
 
-    def noting(*arguments: Any) -> StepOutput:  # noqa: ANN401 - as training_losses
-        _note("step")
-        return real(*arguments)
+    def recording_losses(*arguments: Any) -> StepOutput:  # noqa: ANN401 - as training_losses
+        _record_event("step")
+        return training_losses(*arguments)
 
-    _note("call")
-    with patch.object(ToCo, "training_losses", noting):
+    _record_event("call")
+    with patch.object(ToCo, "training_losses", recording_losses):
         result = loop.train(config, run_dir, **options)
-    _note("return")
+    _record_event("return")
     return result
 
 
-def _note(what: str) -> None:
+def _record_event(event: str) -> None:
     # time.time, not perf_counter: only the wall clock is the same in all processes of a machine.
     with Path(os.environ[MOMENTS]).open("a") as file:
-        file.write(f"{os.getpid()} {what} {time.time()}\n")
+        file.write(f"{os.getpid()} {event} {time.time()}\n")
 
 
 def _seconds_to_step(after: str, train: Callable[[Path], None]) -> list[float]:
@@ -98,7 +98,7 @@ def _seconds_to_step(after: str, train: Callable[[Path], None]) -> list[float]:
 
     Args:
         after: ``call`` or ``return``.
-        train: Runs trainings of :func:`train_noting` in a folder.
+        train: Runs trainings of :func:`train_recording_times` in a folder.
     """
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "moments")
@@ -106,10 +106,10 @@ def _seconds_to_step(after: str, train: Callable[[Path], None]) -> list[float]:
             train(Path(scratch))
         start_times: dict[str, float] = {}
         seconds = []
-        for process, what, moment in map(str.split, file.read_text().splitlines()):
-            if what == after:
+        for process, event, moment in map(str.split, file.read_text().splitlines()):
+            if event == after:
                 start_times[process] = float(moment)
-            elif what == "step" and process in start_times:
+            elif event == "step" and process in start_times:
                 seconds.append(float(moment) - start_times.pop(process))
     return seconds
 
@@ -120,7 +120,7 @@ def starts_in_a_process(times: int, device: str) -> list[float]:
     def train(folder: Path) -> None:
         for seed in range(times + 1):
             config = replace(shapes_nano.recipe(), {**SHORT, "device": device, "seed": seed})
-            train_noting(config, folder / str(seed), progress=False)
+            train_recording_times(config, folder / str(seed), progress=False)
 
     return _seconds_to_step("call", train)[1:]
 
@@ -141,7 +141,7 @@ def starts_in_a_worker(times: int, device: str) -> list[float]:
         changes={**SHORT, "device": device},
         purpose="direction",
         repeat_base=False,
-        train=f"{__name__}:train_noting",
+        train=f"{__name__}:train_recording_times",
     )
 
     def train(folder: Path) -> None:

@@ -119,7 +119,7 @@ def compile_step(step: TrainingStep, run: Callable[[], object]) -> None:
         run()
 
 
-def alone(name: str, setting: Setting) -> dict[str, Any]:
+def measure_alone(name: str, setting: Setting) -> dict[str, Any]:
     """Measure arithmetic, phases and peak memory of one side, in a process for it alone.
 
     On a CPU the memory includes the libraries, and the compiler if it ran. The phases of a compiled
@@ -151,7 +151,7 @@ def compare(setting: Setting, times: int) -> dict[str, Any]:
     measured: dict[str, dict[str, Any]] = {}
     for name in SIDES:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            measured[name] = process.submit(alone, name, setting).result()
+            measured[name] = process.submit(measure_alone, name, setting).result()
 
     prepared = prepare(setting)
     runs: dict[str, Callable[[], object]] = {}

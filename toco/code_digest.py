@@ -59,10 +59,10 @@ def code_digests(
     }
     chosen = {*chosen, *(root.rpartition(".")[0] for root in roots)}
     digests: dict[str, str] = {}
-    todo = list(roots)
-    while todo:
-        name = todo.pop()
-        if name in digests or any(_is_in_package(name, left_out) for left_out in without):
+    pending = list(roots)
+    while pending:
+        name = pending.pop()
+        if name in digests or any(_is_in_package(name, excluded) for excluded in without):
             continue
         if _top_level(name) not in packages and not (
             folders and folders & import_folders(_top_level(name))
@@ -71,9 +71,9 @@ def code_digests(
         module = _module(name)
         if module is not None:
             digests[name] = module.digest
-            todo += module.imports
+            pending += module.imports
             for registry in module.registries - chosen:
-                todo += (f"{registry}.{entry}" for entry in public_modules(registry))
+                pending += (f"{registry}.{entry}" for entry in public_modules(registry))
         elif name in roots:
             raise ValueError(
                 f"There is no source file of the module {name}: expected one below the folders "
@@ -82,7 +82,7 @@ def code_digests(
         # Python runs the packages that contain a module before the module.
         parent = name.rpartition(".")[0]
         if parent:
-            todo.append(parent)
+            pending.append(parent)
     return dict(sorted(digests.items()))
 
 

@@ -168,7 +168,7 @@ def _show(error: click.ClickException) -> int:
 
 
 def _show_fault(error: Exception) -> int:
-    what = f"{type(error).__name__}: {error}".rstrip(".")
+    description = f"{type(error).__name__}: {error}".rstrip(".")
     place = own_place(error, _PROJECT_PACKAGES)
     if place is None:
         origin = (
@@ -176,7 +176,7 @@ def _show_fault(error: Exception) -> int:
         )
     else:
         origin = f"It was raised in {place}, which is no part of this program."
-    _print_error(f"Error: {what}. {origin}")
+    _print_error(f"Error: {description}. {origin}")
     _print_error("".join(traceback.format_exception(error)))
     return 1
 
@@ -202,8 +202,8 @@ def _system_error_text(error: OSError) -> str:
     reason = error.strerror or str(error)
     names = (name for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
     where = "".join(f"{printable(os.fsdecode(name))}: " for name in names)
-    todo = " Make room, then give the same command again." if is_no_room(error) else ""
-    return f"{where}{reason}.{todo}"
+    advice = " Make room, then give the same command again." if is_no_room(error) else ""
+    return f"{where}{reason}.{advice}"
 
 
 def _raising_package(error: BaseException) -> str:
@@ -215,19 +215,19 @@ def _raising_package(error: BaseException) -> str:
 def _escape_messages() -> None:
     """Escape unprintable characters in all later output, warnings and log messages."""
     if type(sys.stdout) is io.TextIOWrapper:
-        old = sys.stdout
-        old.flush()
+        plain_stream = sys.stdout
+        plain_stream.flush()
         sys.stdout = _EscapingStream(
-            old.buffer,
-            old.encoding,
+            plain_stream.buffer,
+            plain_stream.encoding,
             "backslashreplace",
-            line_buffering=old.line_buffering,
+            line_buffering=plain_stream.line_buffering,
             write_through=True,
         )
     format_warning = warnings.formatwarning
 
-    def formatted(*about: Any, **more: Any) -> str:  # noqa: ANN401 - as warnings declares it
-        return printable(format_warning(*about, **more), keep=_LINE_CHARACTERS)
+    def formatted(*arguments: Any, **options: Any) -> str:  # noqa: ANN401 - as warnings declares it
+        return printable(format_warning(*arguments, **options), keep=_LINE_CHARACTERS)
 
     warnings.formatwarning = formatted
     if logging.lastResort is not None:

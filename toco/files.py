@@ -302,9 +302,9 @@ def files_below(folder: Path, without: Iterable[Path] = ()) -> FolderContents:
     left_out: list[str] = []
     hidden: list[Path] = []
     closed: list[Path] = []
-    passed = {path.resolve() for path in without}
-    passed_names = {path.name for path in passed}
-    above = {folder: {folder.resolve()}}
+    skipped = {path.resolve() for path in without}
+    skipped_names = {path.name for path in skipped}
+    ancestors_of = {folder: {folder.resolve()}}
     """For each folder to visit, the real paths of the folder and of those that contain it."""
 
     def note(error: OSError) -> None:
@@ -313,23 +313,23 @@ def files_below(folder: Path, without: Iterable[Path] = ()) -> FolderContents:
 
     for name, folders, names in os.walk(folder, followlinks=True, onerror=note):
         current = Path(name)
-        holders = above.pop(current)
-        hidden += (current / below for below in (*folders, *names) if below.startswith("."))
+        ancestors = ancestors_of.pop(current)
+        hidden += (current / child for child in (*folders, *names) if child.startswith("."))
         # Subfolders: os.walk enters those that stay in ``folders``.
-        for below in [below for below in folders if not below.startswith(".")]:
-            real = (current / below).resolve()
-            if real in passed:
+        for child in [child for child in folders if not child.startswith(".")]:
+            real = (current / child).resolve()
+            if real in skipped:
                 continue
-            if real in holders:
+            if real in ancestors:
                 left_out.append(
-                    f"{printable(current / below)} is a link to a folder that holds the link"
+                    f"{printable(current / child)} is a link to a folder that holds the link"
                 )
             else:
-                above[current / below] = {*holders, real}
-        folders[:] = [below for below in folders if current / below in above]
+                ancestors_of[current / child] = {*ancestors, real}
+        folders[:] = [child for child in folders if current / child in ancestors_of]
         # Files of this folder.
         for path in (current / name for name in names if not name.startswith(".")):
-            if path.name in passed_names and path.resolve() in passed:
+            if path.name in skipped_names and path.resolve() in skipped:
                 continue
             if path.is_file():
                 files.append(path)

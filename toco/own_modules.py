@@ -155,10 +155,10 @@ def _check_complete(
     kind: str,
 ) -> None:
     if missing := [part for part in contract if part not in defined_names]:
-        right = "\n".join(contract.values())
+        examples = "\n".join(contract.values())
         raise OwnModuleError(
             f"{name} ({file}) does not define {' and '.join(missing)}. A module of {kind} "
-            f"has:\n{right}"
+            f"has:\n{examples}"
         )
 
 

@@ -82,8 +82,8 @@ def _load_own(package: str, name: str) -> ModuleType:
     if contract is None:
         raise ValueError(f"{name!r} is not one of {kind}: {', '.join(available(package))}.")
     if name.startswith(f"{package}."):
-        short = name.removeprefix(f"{package}.")
-        raise ValueError(f"{name!r} is one of {kind}: write {short!r}.")
+        short_name = name.removeprefix(f"{package}.")
+        raise ValueError(f"{name!r} is one of {kind}: write {short_name!r}.")
     return import_own(name, contract, kind)
 
 
@@ -113,16 +113,16 @@ def _config(package: str, base: type[BaseModel], name: str) -> type[BaseModel]:
     config: type[BaseModel] = module.Config
     if "." not in name:
         return config
-    right = importlib.import_module(package).ENTRY["Config"]
+    example = importlib.import_module(package).ENTRY["Config"]
     if not (isinstance(config, type) and issubclass(config, base)):
         raise OwnModuleError(
-            f"Config of {name} ({module.__file__}) is no {base.__name__}. Write:\n{right}"
+            f"Config of {name} ({module.__file__}) is no {base.__name__}. Write:\n{example}"
         )
     field = config.model_fields["name"]
     if field.default != name:
         raise OwnModuleError(
             f"Config of {name} ({module.__file__}) has the name {field.default!r} instead of that "
-            f"of its module. Write:\n{right}"
+            f"of its module. Write:\n{example}"
         )
     return config
 

@@ -125,7 +125,7 @@ def _evaluate_part(
     """Evaluate the batches of this process: every ``world_size``-th one."""
     # Plan the batches.
     indices = evenly_spaced(len(dataset), config.max_images or len(dataset))
-    pictured = {indices[i] for i in evenly_spaced(len(indices), config.num_pictures)}
+    picture_indices = {indices[i] for i in evenly_spaced(len(indices), config.num_pictures)}
     batches = plan_batches(dataset, indices, config.batch_size, one_size=config.size_px is None)
     batches = batches[shard.rank :: shard.world_size]
     pin = torch.device(device).type == "cuda"
@@ -156,7 +156,9 @@ def _evaluate_part(
                 )
                 scores.update(batch, prediction)
                 picture_rows = [
-                    row for row, sample in enumerate(batch.samples) if sample.index in pictured
+                    row
+                    for row, sample in enumerate(batch.samples)
+                    if sample.index in picture_indices
                 ]
                 if picture_rows:
                     scores.draw(

@@ -195,10 +195,10 @@ def describe_coverage(iou: Sequence[float | None]) -> str | None:
         return None
     if not any(defined):
         return "No pixel of the split has a ground truth, so there are no scores of pixels."
-    what = "" if any(defined[1:]) else ": scores of pixels are those of the background alone"
+    restriction = "" if any(defined[1:]) else ": scores of pixels are those of the background alone"
     return (
         f"The masks of the split show {sum(defined[1:])} of {len(defined) - 1} "
-        f"foreground classes{what}."
+        f"foreground classes{restriction}."
     )
 
 

@@ -35,9 +35,9 @@ class OnnxSegmenter(PythonModel):
         self._session = InferenceSession(
             context.artifacts["network"], providers=["CPUExecutionProvider"]
         )
-        about = self._session.get_modelmeta().custom_metadata_map
-        self._class_names: list[str] = json.loads(about["toco.class_names"])
-        self._patch_size_px = int(about["toco.patch_size_px"])
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._class_names: list[str] = json.loads(metadata["toco.class_names"])
+        self._patch_size_px = int(metadata["toco.patch_size_px"])
 
     def predict(
         self,
@@ -71,7 +71,7 @@ class OnnxSegmenter(PythonModel):
                     "ignore", Image.DecompressionBombWarning
                 )  # the limit below is lower than Pillow's
                 image: Image.Image = Image.open(BytesIO(content), formats=["JPEG", "PNG"])
-            stored = [str(tile[3]) for tile in getattr(image, "tile", ())]
+            raw_modes = [str(tile[3]) for tile in getattr(image, "tile", ())]
             if image.width * image.height <= _MAX_PIXELS:
                 image = ImageOps.exif_transpose(image)
         except Image.DecompressionBombError as error:
@@ -86,7 +86,7 @@ class OnnxSegmenter(PythonModel):
             raise ValueError(
                 f"The image has {image.size} px; expected {_MAX_PIXELS} pixels or fewer."
             )
-        if any(";16" in way for way in stored) and image.mode == "RGB":
+        if any(";16" in raw_mode for raw_mode in raw_modes) and image.mode == "RGB":
             raise ValueError("The image has colours of 16 bits; expected 8 bits.")
         if image.mode not in _MODES:
             raise ValueError(

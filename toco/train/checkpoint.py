@@ -325,12 +325,12 @@ def _read_state(path: Path) -> _State:
             content["sha256"],
             None if rows is None else RowsMark(**rows),
         )
-        is_whole = path.name == folder_name(state.step) and isinstance(
+        is_complete = path.name == folder_name(state.step) and isinstance(
             state.digest + state.tensors_sha256, str
         )
     except (KeyError, TypeError, ValueError):
-        is_whole = False
-    if not is_whole:
+        is_complete = False
+    if not is_complete:
         raise CheckpointError(
             f"{printable(path / STATE)} is not the state of the checkpoint {printable(path.name)}: "
             f"expected its step, digest, sha256 and rows. {_DAMAGED}"

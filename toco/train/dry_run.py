@@ -57,9 +57,9 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
         update={"backbone": config.backbone.model_copy(update={"weights": None})}
     )
 
-    def part(what: str, sections: tuple[str, ...], compute: Callable[[], None]) -> None:
+    def part(fault: str, sections: tuple[str, ...], compute: Callable[[], None]) -> None:
         changed = {path: value for path, value in settings.items() if path.startswith(sections)}
-        with _named(what, changed, (config.backbone.name, config.method.name)):
+        with _errors_with_stage(fault, changed, (config.backbone.name, config.method.name)):
             compute()
 
     # Sizes of images, then the network.
@@ -97,7 +97,9 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
 
 
 @contextmanager
-def _named(what: str, settings: Mapping[str, Any], modules: Collection[str]) -> Iterator[None]:
+def _errors_with_stage(
+    fault: str, settings: Mapping[str, Any], modules: Collection[str]
+) -> Iterator[None]:
     """Turn errors into a sentence: ``what``, the reason, the line in ``modules``, ``settings``."""
     shapes = _Shapes()
     try:
@@ -114,7 +116,7 @@ def _named(what: str, settings: Mapping[str, Any], modules: Collection[str]) -> 
         hint = f" Changed from the recipe: {changed}." if changed else ""
         place = place_in(error, modules)
         where = f" ({place})" if place else ""
-        raise ValueError(f"{what}: {reason}{where}.{hint}") from error
+        raise ValueError(f"{fault}: {reason}{where}.{hint}") from error
 
 
 class _Shapes(TorchDispatchMode):
@@ -216,12 +218,14 @@ def _evaluate(config: RunConfig, method: Method) -> None:
 
 @torch.no_grad()
 def _infer(config: RunConfig, method: Method) -> None:
-    least, most = min(config.inference.scales), max(config.inference.scales)
-    inference = config.inference.model_copy(update={"scales": (least, most)})
-    side = inference.size_px or _unresized_side(config, method, least)
+    smallest_scale, largest_scale = min(config.inference.scales), max(config.inference.scales)
+    inference = config.inference.model_copy(update={"scales": (smallest_scale, largest_scale)})
+    side = inference.size_px or _unresized_side(config, method, smallest_scale)
     if inference.tile_px is not None:
         # A little more than one tile: all tiles have the same size.
-        side = min(side, int(1.5 * inference.tile_px / most) + _patch_side(method, least))
+        side = min(
+            side, int(1.5 * inference.tile_px / largest_scale) + _patch_side(method, smallest_scale)
+        )
     method.eval()
     with torch.device("meta"):
         image = torch.empty(side, side, 3, dtype=torch.uint8)

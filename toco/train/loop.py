@@ -451,6 +451,6 @@ def _do_nothing(_: Path) -> None:
     """Ignore the checkpoint: no observer waits for it."""
 
 
-def _percent(metrics: dict[str, float], what: str) -> str:
-    miou = metrics.get(f"val/{what}_miou")
+def _percent(metrics: dict[str, float], label_map: str) -> str:
+    miou = metrics.get(f"val/{label_map}_miou")
     return "-" if miou is None else f"{100 * miou:.1f}"

@@ -23,8 +23,8 @@ def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
     """
     if step < config.warmup_steps:
         return 1 - (1 - step / config.warmup_steps) * (1 - config.warmup_ratio)
-    last = min(step, num_steps - 1)
-    return float((1 - last / num_steps) ** config.power)
+    bounded_step = min(step, num_steps - 1)
+    return float((1 - bounded_step / num_steps) ** config.power)
 
 
 def build_optimizer(
