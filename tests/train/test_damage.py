@@ -290,7 +290,7 @@ def test_a_provenance_that_nothing_replaces_is_a_sentence(averaging, killed):
     records.write(killed / "config.json", content | {"inputs": None})
     (killed / "provenance.json").unlink()
     with pytest.raises(
-        ValueError, match=r"nothing says which data and weights the run was trained on\. Restore"
+        ValueError, match=r"the data and weights of the run are unknown\. Restore"
     ):
         train(averaging, killed, resume=True, progress=False)
 
