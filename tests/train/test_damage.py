@@ -289,9 +289,7 @@ def test_a_provenance_that_nothing_replaces_is_a_sentence(averaging, killed):
     content = records.read(killed / "config.json")
     records.write(killed / "config.json", content | {"inputs": None})
     (killed / "provenance.json").unlink()
-    with pytest.raises(
-        ValueError, match=r"the data and weights of the run are unknown\. Restore"
-    ):
+    with pytest.raises(ValueError, match=r"the data and weights of the run are unknown\. Restore"):
         train(averaging, killed, resume=True, progress=False)
 
 
