@@ -48,7 +48,7 @@ PROJECT = ("CONTRIBUTING", "CHANGELOG", "benchmarks/results/README", "examples/o
 
 
 def add_menu_and_headers(app: Sphinx, name: str, source: list[str]) -> None:
-    """Add to two pages what GitHub has no use for: the menu, and the headers of recipes and studies."""
+    """Add to two pages what only the site needs: the menu, the headers of recipes and studies."""
     if name == root_doc:
         groups = [(title, tuple(f"docs/{page}" for page in pages)) for title, pages in PAGES]
         for title, pages in (*groups, ("Project", (*PROJECT, "cluster/README"))):

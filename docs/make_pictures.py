@@ -86,7 +86,8 @@ def photograph_report(page: Page, storage: Path, path: Path) -> None:
     reports = sorted(storage.glob("table5*/report.html"))
     if not reports:
         raise ValueError(
-            f"Expected the report of table5 below {storage}, and found none. Run make reproduce-table5 first."
+            f"Expected the report of table5 below {storage}, and found none. "
+            "Run make reproduce-table5 first."
         )
     page.goto(reports[-1].resolve().as_uri())
     page.screenshot(path=path)

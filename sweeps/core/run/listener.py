@@ -180,8 +180,9 @@ class Listener:
     def remember_obstacle(self) -> Iterator[None]:
         """Store the first error after which no trial can continue, for :meth:`check`.
 
-        The error goes on, and the caller's :func:`errors_as_warnings` turns it into a warning: Ray Tune
-        would take it for an error of the trial. :meth:`check` raises it where the driver can stop.
+        The error goes on, and the caller's :func:`errors_as_warnings` turns it into a warning: Ray
+        Tune would take it for an error of the trial. :meth:`check` raises it where the driver can
+        stop.
         """
         try:
             yield
