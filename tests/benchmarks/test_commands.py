@@ -31,15 +31,15 @@ def test_starts_are_measured_on_the_device_of_the_option(monkeypatch):
     devices = []
 
     def train(config, run_dir, **options):
-        overhead._note("call")
+        overhead._record_event("call")
         devices.append(config.device)
 
     def run_study(study, launch):
-        overhead._note("call")
+        overhead._record_event("call")
         devices.append(study.changes["device"])
         study.resolve()
 
-    monkeypatch.setattr(overhead, "train_noting", train)
+    monkeypatch.setattr(overhead, "train_recording_times", train)
     monkeypatch.setattr(overhead, "run_study", run_study)
     overhead.starts_in_a_process(1, "cpu")
     overhead.starts_in_a_worker(1, "cpu")

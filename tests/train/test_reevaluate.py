@@ -142,7 +142,7 @@ def test_another_training_is_refused(averaging, source, tmp_path):
     with pytest.raises(ValueError, match="holds no finished training"):
         reevaluate(tmp_path / "nothing", tmp_path / "target", averaging, "evaluate")
     (tmp_path / "there").mkdir()
-    with pytest.raises(FileExistsError, match="there already"):
+    with pytest.raises(FileExistsError, match="exists already"):
         reevaluate(source, tmp_path / "there", averaging, "evaluate")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
 
