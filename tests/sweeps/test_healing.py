@@ -137,7 +137,7 @@ def test_a_storage_of_version_0_4_is_named_and_what_is_needed_runs_again(finishe
     planned = finished("plan").output
     assert "10 trials, 0 of them ended" in planned
     assert "10 of them although the ledger has their settings" in planned
-    assert "version 0.4 entered it, without a digest" in planned
+    assert "version 0.4 entered them, without a digest" in planned
     assert "The ledger has 10 results of version 0.4, which do not count" in planned
     run(finished)
     assert (table(finished), finished.trained) == (before, 2 * TRIALS)
