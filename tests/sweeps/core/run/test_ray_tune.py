@@ -146,7 +146,7 @@ def listening_addresses(processes):
     return addresses
 
 
-def wait_for(condition, process, seconds=300):
+def wait_for(condition, process, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the driver ended early"
