@@ -13,7 +13,7 @@ from sweeps.core.plan.sizes import check_sizes
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.identity import (
     Identity,
-    Inputs,
+    InputDigests,
     config_inputs,
     identify,
     same_surroundings,
@@ -62,7 +62,7 @@ class Task:
     cell: str
     config: RunConfig
     identity: Identity
-    inputs: Inputs
+    inputs: InputDigests
     factors: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
     way: Way | None = None
@@ -98,7 +98,7 @@ class Situation(_Planned):
 
     kind = "study"
     plan: Plan
-    inputs: tuple[Inputs, ...]
+    inputs: tuple[InputDigests, ...]
     identities: tuple[Identity, ...]
 
     @property
@@ -267,7 +267,7 @@ class SearchSituation(_Planned):
 
     kind = "search"
     plan: SearchPlan
-    inputs: Inputs
+    inputs: InputDigests
 
     @property
     def start_id(self) -> str:

@@ -2,6 +2,12 @@
 
 The driver holds the leases, so that no trial is computed twice. It leases a trial when a worker is
 free, not before: another driver of the same study can take the trials that wait here.
+
+The way of a trial: ``propose`` of the proposer returns it, ``Driver._take`` leases it, and
+``Driver.next`` hands it to the backend. The backend sends its events to the listener, which stores
+snapshots. At the end of the trial's run the listener calls ``Driver._let_go``, which tells the
+proposer and releases the lease. Driver and listener share one mapping, the leased trials by key:
+the driver changes it, the listener only reads it.
 """
 
 from __future__ import annotations
@@ -94,6 +100,7 @@ class Driver:
         self._elsewhere: dict[tuple[str, str], Task] = {}
         self._looked_elsewhere = float("-inf")
         self._proposed: dict[str, None] = {}
+        # A trial that was leased before the backend existed; ``next`` returns it first.
         self._first: Spec | None = None
         self._has_begun = False
         self._error: ValueError | OSError | LostLeaseError | None = None
@@ -179,7 +186,9 @@ class Driver:
 
     def _run_all(self, connect: Connect) -> None:
         """Run until every trial has ended here or was left to another driver."""
-        # Complete what needs no worker, and wait for other drivers, before Ray is started at all.
+        # Before Ray is started: complete the trials that need no worker, and wait for other
+        # drivers. A study whose trials all have results never starts Ray, which takes seconds. The
+        # loop ends with the first trial that needs a worker, or without one.
         while (spec := self.next()) is None and not self.is_done:
             self._begin()
             if not self._ready:
@@ -244,18 +253,21 @@ class Driver:
         that ended when its driver was lost, nor for one whose result follows from a stored
         threshold curve.
         """
+        # Join a training that already runs here.
         self._progress.expect(task.name, task.config.num_steps)
         if task.key in self._tasks:
             # Two proposals with equal values are one training.
             self._tasks[task.key].append(task)
             return False
+        # Lease the trial, unless another driver holds it, and recover what a lost driver left.
         is_finished = bool(self._situation.ledger.finished_keys([task.key]))
         if not is_finished:
             if not self._leases.acquire([task.key]):
                 self._set_aside(task)
                 return False
-            # Recover the snapshots of this trial, and of others, that a lost driver had received.
+            # The snapshots of this trial, and of others, that a lost driver had received.
             recover(self._runs, self._leases, self._session)
+        # Enter the trial into the ledger if its run folder says that it has ended.
         self._tasks[task.key] = [task]
         try:
             is_finished = is_finished or self._listener.settle(task)
@@ -265,6 +277,7 @@ class Driver:
         except OSError as error:  # a ledger that cannot be written, for this trial at least
             self._fail_here(task, error)
             return False
+        # End a trial with a result; compute a result that follows from a stored one.
         if is_finished:
             self._listener.ended(task.key)
             return False

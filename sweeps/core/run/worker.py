@@ -67,7 +67,7 @@ class Spec:
         train: ``module:function`` with the signature of ``toco.train.loop.train``.
         config: The ``RunConfig`` as JSON.
         source: Run folder whose checkpoints are evaluated again, instead of a training.
-        prefixes: Folder of the checkpoints that trainings with the same first steps share.
+        prefixes: Folder of the snapshots of shared prefixes; see :mod:`toco.train.fork`.
         inputs: Digests of the files that the trial reads, as the driver computed them.
         world_size: Processes that train it together, one for each GPU.
         scratch_bytes: Bytes that its temporary folder will hold; 0 where unknown.

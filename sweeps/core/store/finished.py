@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from sweeps.core.design.study import Study
-from sweeps.core.store.identity import Inputs, config_inputs
+from sweeps.core.store.identity import InputDigests, config_inputs
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.stored import Stored
 from toco.code_digest import code_digests
@@ -78,7 +78,7 @@ def remember(
     study: Study,
     storage: Path,
     keys: Sequence[str],
-    inputs: Sequence[Inputs],
+    inputs: Sequence[InputDigests],
     text: str,
     exit_code: int,
     page: Path,

@@ -48,7 +48,7 @@ with each of their releases would lose stored results.
 """
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 
-Inputs = dict[str, str | None]
+InputDigests = dict[str, str | None]
 """Digests of what a trial reads: ``train`` and ``val`` data, and pretrained ``weights``.
 
 A value is ``None`` where the trial reads no such file.
@@ -85,7 +85,7 @@ def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) ->
     Args:
         config: The run.
         train: ``module:function`` that trains.
-        inputs: Digests of the files that the run reads, see ``Inputs``.
+        inputs: Digests of the files that the run reads, see ``InputDigests``.
 
     Raises:
         ValueError: A module that the config or ``train`` names has no source.
@@ -126,7 +126,7 @@ def identify(config: RunConfig, train: str, inputs: Mapping[str, str | None]) ->
     )
 
 
-def config_inputs(config: RunConfig) -> Inputs:
+def config_inputs(config: RunConfig) -> InputDigests:
     """Digest the files that a training of ``config`` reads.
 
     Raises:
@@ -137,14 +137,14 @@ def config_inputs(config: RunConfig) -> Inputs:
     return {"train": read.train_data, "val": read.val_data, "weights": read.weights_sha256}
 
 
-def trial_inputs(trials: Sequence[Trial]) -> list[Inputs]:
+def trial_inputs(trials: Sequence[Trial]) -> list[InputDigests]:
     """Open all files that ``trials`` will read, and digest them for each trial.
 
     Raises:
         ValueError: A data set is missing or wrong.
         OSError: A file cannot be read.
     """
-    inputs_of: dict[tuple[str, str], Inputs] = {}
+    inputs_of: dict[tuple[str, str], InputDigests] = {}
     inputs = []
     for trial in trials:
         # As text: comparing thousands of configs by value takes seconds.

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sweeps.core.store.first_writer import is_whole_file, write_first
-from sweeps.core.store.ledger_entry import FORMAT_VERSION, Failure, LedgerEntry
+from sweeps.core.store.ledger_entry import FORMAT_VERSION, FailureRecord, LedgerEntry
 from sweeps.core.store.stored import Stored, warn_once
 from toco.files import check_version, is_sealed, sync, write_text
 from toco.passwords import public_text
@@ -155,14 +155,14 @@ class Ledger:
                 marker.touch()
                 sync(marker.parent)
 
-    def failures(self, key: str) -> list[Failure]:
+    def failures(self, key: str) -> list[FailureRecord]:
         """Return the failed attempts of a trial, oldest first."""
         folder = self._failures(key)
         names = [name for name in sorted(_names(folder)) if name.endswith(".json")]
         return [
             failure
             for name in names
-            if (failure := _read(Failure, folder / name, key, _DELETE)) is not None
+            if (failure := _read(FailureRecord, folder / name, key, _DELETE)) is not None
         ]
 
     def add_failure(self, key: str, reason: str, traceback: str, *, host: str = "") -> None:
@@ -179,7 +179,7 @@ class Ledger:
             host: Machine where it failed; empty where unknown.
         """
         moment = datetime.now(UTC)
-        failure = Failure(
+        failure = FailureRecord(
             key=key,
             time=moment.isoformat(timespec="seconds"),
             host=host,

@@ -95,8 +95,8 @@ class LedgerEntry(Stored):
         return bool(self.provenance.get("reevaluated", {}).get("rescored", False))
 
 
-class Failure(Stored):
-    """A failed attempt of a trial.
+class FailureRecord(Stored):
+    """A failed attempt of a trial, as the ledger stores it.
 
     Attributes:
         key: The trial.

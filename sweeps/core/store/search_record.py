@@ -25,7 +25,7 @@ from pydantic import PlainSerializer, PlainValidator
 
 from sweeps.core.design.search_space import Objective, SearchPlan
 from sweeps.core.store.folder_record import FolderFile, FolderRecord
-from sweeps.core.store.identity import Inputs
+from sweeps.core.store.identity import InputDigests
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.search_trials import KEY, MESSAGE, RUNGS, read_study
@@ -115,7 +115,7 @@ class SearchFile(FolderFile):
     reduction: int | None
     seed: int
     journal: str
-    inputs: Inputs
+    inputs: InputDigests
 
 
 RECORD = FolderRecord("search.json", "search", FORMAT_VERSION, SearchFile)
@@ -151,7 +151,7 @@ class SearchRecord(SearchFile):
         )
 
 
-def search_file(plan: SearchPlan, journal: str, inputs: Inputs, start_id: str) -> SearchFile:
+def search_file(plan: SearchPlan, journal: str, inputs: InputDigests, start_id: str) -> SearchFile:
     """Return the content of ``search.json`` for a plan.
 
     Args:

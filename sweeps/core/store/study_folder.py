@@ -23,13 +23,13 @@ from sweeps.core.design.study import Plan
 from sweeps.core.store.first_writer import write_first
 from sweeps.core.store.folder_record import HISTORY, read_optional
 from sweeps.core.store.forecast_record import Forecast
-from sweeps.core.store.identity import Inputs
+from sweeps.core.store.identity import InputDigests
 from sweeps.core.store.study_record import (
     MLFLOW_FILE,
     PROGRESS_FILE,
     RECORD,
     MlflowLinks,
-    Progress,
+    ProgressFile,
     StudyFile,
 )
 from toco.files import UnreadableError, VersionError, is_sealed, write_text
@@ -61,7 +61,11 @@ class StudyFolder:
             yield True
 
     def write_study(
-        self, plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], forecast: Forecast | None
+        self,
+        plan: Plan,
+        keys: Sequence[str],
+        inputs: Sequence[InputDigests],
+        forecast: Forecast | None,
     ) -> None:
         """Write ``study.json``, unless the stored one is equal.
 
@@ -98,7 +102,7 @@ class StudyFolder:
             eta_s: Predicted seconds to the end; ``None`` where unknown.
             running: Whether the driver still runs.
         """
-        progress = Progress(running=running, steps=steps, eta_s=eta_s)
+        progress = ProgressFile(running=running, steps=steps, eta_s=eta_s)
         write_text(self.path / PROGRESS_FILE, progress.text(), durable=False)
 
     def write_mlflow_links(self, pages: Pages, runs: Mapping[str, str]) -> None:
@@ -160,7 +164,7 @@ class StudyFolder:
 
 
 def study_file(
-    plan: Plan, keys: Sequence[str], inputs: Sequence[Inputs], start_id: str
+    plan: Plan, keys: Sequence[str], inputs: Sequence[InputDigests], start_id: str
 ) -> StudyFile:
     """Return the content of ``study.json`` for a plan, without a forecast.
 

@@ -18,7 +18,7 @@ from sweeps.core.design.paper import PaperRow
 from sweeps.core.design.study import Cell, Metric, PlannedRow, declared_comparisons
 from sweeps.core.store.folder_record import FolderFile, FolderRecord, read_optional
 from sweeps.core.store.forecast_record import Forecast
-from sweeps.core.store.identity import Inputs
+from sweeps.core.store.identity import InputDigests
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.ledger_entry import LedgerEntry
@@ -114,7 +114,7 @@ class StudyFile(FolderFile):
     blocks: tuple[Block, ...]
     rows: tuple[PlannedRow, ...]
     cells: tuple[Cell, ...]
-    inputs: tuple[Inputs, ...]
+    inputs: tuple[InputDigests, ...]
     forecast: Forecast | None
 
     @field_validator("rows")
@@ -176,7 +176,7 @@ def values_by_replicate(trials: Iterable[TrialRecord], key: str) -> dict[int, fl
     return {replicate: value for replicate, value in values.items() if value is not None}
 
 
-class Progress(Stored):
+class ProgressFile(Stored):
     """``progress.json``: the progress of a driver.
 
     Attributes:
@@ -217,7 +217,7 @@ def with_results(study: StudyFile, study_dir: Path) -> StudyRecord:
         study_dir: Its folder, which need not exist.
     """
     ledger = Ledger(study_dir.parent)
-    progress = read_optional(study_dir / PROGRESS_FILE, Progress)
+    progress = read_optional(study_dir / PROGRESS_FILE, ProgressFile)
     written = progress.steps if progress else {}
     leases = Leases(study_dir.parent, "a reader of the study")
     steps = {key: step for key, step in written.items() if _is_held(leases, key)}
