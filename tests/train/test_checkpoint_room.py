@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from toco.files import is_no_room
 from toco.room import NoRoomError
 from toco.train import checkpoint
-from toco.train.checkpoint_room import check_room, checkpoint_bytes, room_in_sentences
+from toco.train.checkpoint_room import check_room, checkpoint_bytes, explain_disk_errors
 from toco.train.loop import train
 from toco.train.run_folder import RunFolder
 
@@ -139,7 +139,7 @@ def test_other_faults_of_the_system_stay_what_they_are(tmp_path):
         elsewhere,
         PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a")),
     ):
-        with pytest.raises(OSError) as raised, room_in_sentences(tmp_path, 1000):  # noqa: PT011 - the same object
+        with pytest.raises(OSError) as raised, explain_disk_errors(tmp_path, 1000):  # noqa: PT011 - the same object
             raise error
         assert raised.value is error
 
@@ -147,7 +147,7 @@ def test_other_faults_of_the_system_stay_what_they_are(tmp_path):
 def test_too_many_files_are_a_sentence_and_cross_to_another_process(tmp_path):
     with (
         pytest.raises(NoRoomError, match=r"Raise the limit \(ulimit -n\)") as raised,
-        room_in_sentences(tmp_path, 1),
+        explain_disk_errors(tmp_path, 1),
     ):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(tmp_path / "checkpoints"))
     copy = pickle.loads(pickle.dumps(raised.value))  # noqa: S301

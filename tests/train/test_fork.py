@@ -12,7 +12,7 @@ from toco.config import digest, replace
 from toco.methods import Method, toco
 from toco.train import fork
 from toco.train.checkpoint import TENSORS, all_in
-from toco.train.fork import Prefixes, prefix_digest, prefix_step
+from toco.train.fork import Snapshots, prefix_digest, prefix_step
 from toco.train.loop import train
 from toco.train.run_folder import RunFolder
 
@@ -141,7 +141,7 @@ def test_what_a_crash_left_before_the_first_checkpoint_is_begun_anew(late, tmp_p
     assert RunFolder(tmp_path / "cut").provenance()["forked_at"] == prefix_step(late.resolved())
 
 
-def test_a_damaged_beginning_and_one_of_other_data_are_passed_over(late, tmp_path, data_root):
+def test_a_damaged_snapshot_and_one_of_other_data_are_passed_over(late, tmp_path, data_root):
     prefixes = tmp_path / "prefixes"
     train(late, tmp_path / "first", progress=False, prefixes=prefixes)
     (snapshot,) = prefixes.iterdir()
@@ -173,7 +173,7 @@ def test_a_damaged_beginning_and_one_of_other_data_are_passed_over(late, tmp_pat
     ],
     ids=["a write", "a copy"],
 )
-def test_a_full_disk_of_the_shared_beginnings_is_told_from_that_of_the_run(
+def test_a_full_disk_of_the_snapshots_is_told_from_that_of_the_run(
     late, tmp_path, monkeypatch, error
 ):
     def save(*_):
@@ -181,16 +181,16 @@ def test_a_full_disk_of_the_shared_beginnings_is_told_from_that_of_the_run(
 
     monkeypatch.setattr(fork.checkpoint, "save", save)
     (tmp_path / "run").mkdir()
-    prefixes = Prefixes(tmp_path / "shared", late.resolved(), dict.fromkeys(fork._CONDITIONS))
+    snapshots = Snapshots(tmp_path / "shared", late.resolved(), dict.fromkeys(fork._CONDITIONS))
     with pytest.raises(OSError, match=r"No space left|quota exceeded") as raised:
-        prefixes.store_snapshot(
+        snapshots.store_snapshot(
             RunFolder(tmp_path / "run"), Mock(spec=Method), Mock(spec=torch.optim.Optimizer), {}
         )
     assert os.path.dirname(raised.value.filename) == str(tmp_path / "shared")  # noqa: PTH120 - text, as the system's
     assert not list((tmp_path / "shared").iterdir())
 
 
-def test_trainings_share_a_beginning_only_as_far_as_they_are_the_same(config):
+def test_trainings_share_a_prefix_only_as_far_as_they_are_the_same(config):
     def of(**changes):
         changed = replace(
             config, {path.replace("__", "."): value for path, value in changes.items()}
@@ -220,3 +220,25 @@ def test_trainings_share_a_beginning_only_as_far_as_they_are_the_same(config):
     assert of(method__segmentation__start_step=1)[1] != base[1]
     assert of(method__segmentation__start_step=6, method__energy__start_step=6)[0] is None
     assert of(method__segmentation__start_step=0, method__segmentation__weight=0.0)[0] == 2
+
+
+@pytest.mark.parametrize("key", fork._CONDITIONS)
+def test_a_snapshot_fits_only_under_equal_conditions(late, tmp_path, key):
+    def path(**changes):
+        equal = dict.fromkeys(fork._CONDITIONS, "equal")
+        return Snapshots(tmp_path, late.resolved(), {**equal, "commit": "a", **changes})._path
+
+    assert path(commit="b", command=["c"]) == path()
+    assert path(**{key: "other"}) != path()
+
+
+def test_the_observer_gets_no_evaluation_before_the_snapshot(config, tmp_path):
+    start = {"method.segmentation.start_step": 4, "method.energy.start_step": 4}
+    often = replace(config, {**start, "evaluate_every": 2})
+    first, second = Watcher(), Watcher()
+    for name, watcher in (("first", first), ("second", second)):
+        train(often, tmp_path / name, progress=False, observer=watcher, prefixes=tmp_path / "all")
+    assert [step for step, _ in first.told] == [2, 4, 6]
+    assert second.told == first.told[1:]
+    rows = [row["step"] for row in RunFolder(tmp_path / "second").metrics() if row["kind"] == "val"]
+    assert rows == [2, 4, 6]

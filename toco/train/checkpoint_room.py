@@ -48,7 +48,7 @@ def check_room(run_dir: Path, checkpoint_size: int, keep: int) -> None:
 
 
 @contextmanager
-def room_in_sentences(run_dir: Path, checkpoint_size: int) -> Iterator[None]:
+def explain_disk_errors(run_dir: Path, checkpoint_size: int) -> Iterator[None]:
     """Turn errors about a full disk or too many open files into a sentence.
 
     Raises:

@@ -57,10 +57,10 @@ def prefix_digest(config: RunConfig, step: int) -> str:
         config.evaluate.batch_size,
         config.evaluate.num_pictures,
     )
-    return _digest(digest(config, without=inert), step, recorded)
+    return _hash(digest(config, without=inert), step, recorded)
 
 
-class Prefixes:
+class Snapshots:
     """Folder of snapshots, and the snapshot in it that fits the present training.
 
     A snapshot fits a training with an equal prefix: the settings that affect it, data, weights,
@@ -71,7 +71,7 @@ class Prefixes:
     and versions (``Identity.surroundings`` in :mod:`sweeps.core.store.identity`).
 
     Args:
-        folder: Folder of the snapshots. All trainings that share it must run the same code.
+        root: Folder of the snapshots. All trainings that share it must run the same code.
         config: Config of the present training, resolved.
         provenance: Provenance of the present training, from
             :func:`toco.train.provenance.provenance`.
@@ -80,25 +80,23 @@ class Prefixes:
         step: Number of updates in the prefix, or ``None`` without a prefix.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         self.step = prefix_step(config)
-        self._digest = digest(config)
+        self._config_digest = digest(config)
         self._path: Path | None = None
         if self.step is not None:
             conditions = [provenance[key] for key in _CONDITIONS]
-            self._path = (
-                folder / f"{_digest(prefix_digest(config, self.step), conditions)}-{self.step}"
-            )
+            name = _hash(prefix_digest(config, self.step), conditions)
+            self._path = root / f"{name}-{self.step}"
 
-    def begin(self, folder: RunFolder) -> checkpoint.Checkpoint | None:
+    def copy_snapshot(self, folder: RunFolder) -> checkpoint.Checkpoint | None:
         """Copy the snapshot into ``folder``, a run without a checkpoint, and return its checkpoint.
 
         Returns ``None`` and changes nothing if no complete snapshot exists.
         """
         if self._path is None:
             return None
-        prefix = RunFolder(self._path)
-        if (snapshot := prefix.newest()) is None:
+        if (snapshot := RunFolder(self._path).newest()) is None:
             return None
         saved, rows = snapshot
         for name in ("evaluations", "pictures"):
@@ -110,7 +108,7 @@ class Prefixes:
         checkpoint.adopt(
             self._path / "checkpoints" / checkpoint.folder_name(saved.step),
             folder.checkpoints,
-            self._digest,
+            self._config_digest,
         )
         return saved
 
@@ -145,7 +143,7 @@ class Prefixes:
             checkpoint.save(
                 partial / "checkpoints",
                 self.step,
-                self._digest,
+                self._config_digest,
                 method,
                 optimizer,
                 extra,
@@ -163,5 +161,5 @@ class Prefixes:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _digest(*parts: Any) -> str:  # noqa: ANN401 - anything with a repr that says all
+def _hash(*parts: Any) -> str:  # noqa: ANN401 - anything with a repr that says all
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

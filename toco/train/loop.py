@@ -25,8 +25,8 @@ from toco.evaluate.evaluator import evaluate
 from toco.methods import Method
 from toco.train import checkpoint, distributed
 from toco.train.averages import Averages, DivergedError
-from toco.train.checkpoint_room import check_room, checkpoint_bytes, room_in_sentences
-from toco.train.fork import Prefixes
+from toco.train.checkpoint_room import check_room, checkpoint_bytes, explain_disk_errors
+from toco.train.fork import Snapshots
 from toco.train.inputs import digest_inputs, open_data
 from toco.train.optim import build_optimizer
 from toco.train.parts import build_loader, build_method
@@ -127,40 +127,42 @@ def train(
     loader = build_loader(config, train_set, shard)
 
     size = checkpoint_bytes(method, optimizer)
-    with folder.locked() if shard.rank == 0 else nullcontext(), room_in_sentences(run_dir, size):
+    with folder.locked() if shard.rank == 0 else nullcontext(), explain_disk_errors(run_dir, size):
         # Run folder: begin a new run, or find the one to resume.
-        restored, shared = None, None
+        start_checkpoint, snapshots = None, None
         if shard.rank == 0:
             notes = [str(note) for note in notes_of_splits(train_set, val_set)]
             for note in notes:
                 logger.warning("%s", note)
-            record = {
+            origin = {
                 **provenance(device, inputs),
                 "data_notes": notes,
                 "own_code": own_code(config),
             }
             check = partial(check_room, run_dir, size, config.keep_checkpoints)
-            restored = begin_or_resume(
-                folder, config, recipe, train_set.class_names, record, check, resume=resume
+            start_checkpoint = begin_or_resume(
+                folder, config, recipe, train_set.class_names, origin, check, resume=resume
             )
-            shared = None if prefixes is None else Prefixes(prefixes, config, record)
+            snapshots = None if prefixes is None else Snapshots(prefixes, config, origin)
         earlier_result = distributed.from_first(folder.result)
         if earlier_result is not None and earlier_result["status"] == "finished":
             return Result("finished", earlier_result["step"], earlier_result["metrics"])
 
         # State: restore the run's checkpoint, or start from another training's snapshot.
         if (
-            restored is None
-            and shared is not None
-            and (restored := shared.begin(folder)) is not None
+            start_checkpoint is None
+            and snapshots is not None
+            and (start_checkpoint := snapshots.copy_snapshot(folder)) is not None
         ):
-            _report_evaluation(observer, folder, restored.step)
-        step = distributed.from_first(lambda: None if restored is None else restored.step)
-        if step is not None:
-            restored = restored or checkpoint.read(
-                folder.checkpoints / checkpoint.folder_name(step)
+            _report_snapshot(observer, folder, start_checkpoint.step)
+        start_step = distributed.from_first(
+            lambda: None if start_checkpoint is None else start_checkpoint.step
+        )
+        if start_step is not None:
+            start_checkpoint = start_checkpoint or checkpoint.read(
+                folder.checkpoints / checkpoint.folder_name(start_step)
             )
-            checkpoint.restore(restored, method, optimizer)
+            checkpoint.restore(start_checkpoint, method, optimizer)
 
         # Fill a cache of images. This may take long, so Ctrl-C must end it at once. From
         # ``run.train`` on, Ctrl-C takes effect at the end of a step only.
@@ -175,14 +177,14 @@ def train(
             loader=loader,
             val_set=val_set,
             train_step=TrainingStep(method, optimizer, config),
-            averages=Averages(restored.part("averages") if restored else {}),
+            averages=Averages(start_checkpoint.part("averages") if start_checkpoint else {}),
             writer=checkpoint.Writer(folder.checkpoints, digest(config), config.keep_checkpoints),
-            prefixes=shared,
+            snapshots=snapshots,
             observer=observer,
             progress=progress and shard.rank == 0,
             started=started - max((row["time_s"] for row in folder.metrics()), default=0.0),
-            step=step or 0,
-            saved_step=step or 0,
+            step=start_step or 0,
+            saved_step=start_step or 0,
         )
         return run.train()
 
@@ -199,7 +201,7 @@ class _Run:
         train_step: Computes one update.
         averages: Means over the steps since the last training row.
         writer: Writes checkpoints while the training goes on.
-        prefixes: Stores the snapshot at the end of the prefix. Set on rank 0 only; ``None``
+        snapshots: Stores the snapshot at the end of the prefix. Set on rank 0 only; ``None``
             without a folder of snapshots.
         observer: Receives the evaluations; see :func:`train`.
         progress: Whether this rank shows progress bars.
@@ -216,7 +218,7 @@ class _Run:
     train_step: TrainingStep
     averages: Averages
     writer: checkpoint.Writer
-    prefixes: Prefixes | None
+    snapshots: Snapshots | None
     observer: Observer | None
     progress: bool
     started: float
@@ -274,8 +276,8 @@ class _Run:
                             on_saved = partial(self.observer.on_evaluation, self.step, metrics)
                     if is_due or stopping:
                         self._save(on_saved)
-                    if self.prefixes is not None and self.step == self.prefixes.step:
-                        self._store_snapshot(self.prefixes)
+                    if self.snapshots is not None and self.step == self.snapshots.step:
+                        self._store_snapshot(self.snapshots)
                     if stopping:
                         break
                 self.averages.check()
@@ -339,11 +341,11 @@ class _Run:
             self.writer.start(self.step, method, optimizer, extra, on_saved, self.folder.mark())
             self.saved_step = self.step
 
-    def _store_snapshot(self, prefixes: Prefixes) -> None:
+    def _store_snapshot(self, snapshots: Snapshots) -> None:
         """Store a snapshot of the run, from which trainings with the same prefix can start."""
         self.averages.check()
         extra = {"averages": self.averages.state()}
-        prefixes.store_snapshot(
+        snapshots.store_snapshot(
             self.folder, self.train_step.method, self.train_step.optimizer, extra
         )
 
@@ -353,23 +355,23 @@ class _Run:
         step_times_s = [
             row["values"]["train/step_time_s"] for row in rows if row["kind"] == "train"
         ]
-        averages = averaged(rows, self.config.evaluate.average_last)
+        final_metrics = averaged(rows, self.config.evaluate.average_last)
         result = {
             "status": status,
             "step": self.step,
             "digest": digest(self.config),
-            **averages,
+            **final_metrics,
             "message": message,
             "step_time_s": sum(step_times_s) / len(step_times_s) if step_times_s else None,
             "wall_time_s": round(time.monotonic() - self.started, 3),
             "peak_memory_bytes": peak_memory_bytes(self.config.torch_device()),
         }
         self.folder.finish(result)
-        metrics: dict[str, float] = averages["metrics"]
+        metrics: dict[str, float] = final_metrics["metrics"]
         return metrics
 
 
-def _report_evaluation(observer: Observer | None, folder: RunFolder, step: int) -> None:
+def _report_snapshot(observer: Observer | None, folder: RunFolder, step: int) -> None:
     """Send ``observer`` the evaluation at the snapshot's ``step``, if one was made there.
 
     The snapshot's earlier evaluations have no checkpoint and are not sent.
