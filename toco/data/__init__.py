@@ -3,7 +3,7 @@
 The exports of this package import no torch.
 """
 
-from toco.data._dataset import DataConfig, Dataset, Fault, Split
+from toco.data._dataset import DataConfig, Dataset, Finding, Split
 from toco.data.files.label_conversion import convert_labels
 from toco.data.files.splits import notes_of_splits, refuse_overlap
 from toco.data.views.colour import ColourConfig
@@ -20,7 +20,7 @@ __all__ = [
     "ColourConfig",
     "DataConfig",
     "Dataset",
-    "Fault",
+    "Finding",
     "Split",
     "Views",
     "ViewsConfig",

@@ -46,7 +46,7 @@ class DataConfig(EntryConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Finding:
     """A problem or a remark, with the file that it concerns."""
 
     path: Path
@@ -69,7 +69,7 @@ class Dataset(ABC):
 
     class_names: tuple[str, ...]
     names: tuple[str, ...]
-    notes: tuple[Fault, ...] = ()
+    notes: tuple[Finding, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of images."""

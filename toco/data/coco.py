@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from toco.config import RUN_ONLY
-from toco.data._dataset import DataConfig, Fault, Split
+from toco.data._dataset import DataConfig, Finding, Split
 from toco.data.coco_format.classes import CATEGORY_IDS, COCO_CLASSES
 from toco.data.coco_format.masks import numberings
 from toco.data.files.file_dataset import FileDataset
@@ -83,7 +83,7 @@ class CocoFolder(FileDataset):
         config: Config,
         allow_empty_labels: bool,
         annotations_sha256: str | None,
-        notes: Sequence[Fault] = (),
+        notes: Sequence[Finding] = (),
     ) -> None:
         super().__init__(
             layout,
@@ -140,7 +140,7 @@ def open_split(config: Config, split: Split) -> CocoFolder:
         labels = config.labels
 
     # Names of images: from a list, from the prepared labels, or from the masks.
-    notes: tuple[Fault, ...] = ()
+    notes: tuple[Finding, ...] = ()
     list_name = config.train_list if split == "train" else config.val_list
     if list_name is not None:
         names = read_names(layout, list_name)

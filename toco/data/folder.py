@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from toco.config import RUN_ONLY
-from toco.data._dataset import DataConfig, Fault, Split
+from toco.data._dataset import DataConfig, Finding, Split
 from toco.data.files.file_dataset import FileDataset
 from toco.data.files.images import FORMATS, MAX_PIXELS, Levels
 from toco.data.files.layout import Layout, leads_out, lookalike_pairs, read_class_names, read_names
@@ -99,7 +99,7 @@ def open_split(config: Config, split: Split) -> FileDataset:
     if masks is not None and masks.resolve() == root.resolve():
         masks = root  # the same path as for images, so that no mask is read as an image
     layout = Layout(root, root, masks, root, root, _ANY_CASE)
-    notes: list[Fault] = []
+    notes: list[Finding] = []
     class_names = read_class_names(layout, root / config.classes, notes)
     non_images = _non_images(config, layout)
     return FileDataset(
@@ -129,7 +129,7 @@ def is_for_validation(name: str, val_share: float) -> bool:
 
 
 def _names(
-    config: Config, layout: Layout, split: Split, non_images: Sequence[Path], notes: list[Fault]
+    config: Config, layout: Layout, split: Split, non_images: Sequence[Path], notes: list[Finding]
 ) -> tuple[str, ...]:
     if _has_lists(config, layout):
         return read_names(layout, _lists(config)[split], leads_out)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from toco.config import RUN_ONLY
-from toco.data._dataset import DataConfig, Fault, Split
+from toco.data._dataset import DataConfig, Finding, Split
 from toco.data.files.file_dataset import FileDataset
 from toco.data.files.images import MAX_PIXELS
 from toco.data.files.layout import Layout, read_class_names, read_names
@@ -58,7 +58,7 @@ def open_split(config: Config, split: Split) -> FileDataset:
             f"{config.root}: expected a VOC-shaped folder, but there is none; set data.root."
         )
     layout = Layout.of_voc(config.root, config.mask_folder)
-    notes: list[Fault] = []
+    notes: list[Finding] = []
     list_name = config.train_list if split == "train" else config.val_list
     return FileDataset(
         layout,

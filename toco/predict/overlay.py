@@ -52,9 +52,9 @@ def _legend(
     # Font size in px: in proportion to the image, but readable and not huge.
     size = min(max(image_width // 32, 12), 48)
     font = ImageFont.truetype(_FONT, size)
-    entries = [(voc_palette()[i], printable(class_names[i - 1])) for i in ids] or [
-        (voc_palette()[0], "background")
-    ]
+    entries = [(voc_palette()[i], printable(class_names[i - 1])) for i in ids]
+    if not entries:
+        entries = [(voc_palette()[0], "background")]
     gap, row_height = size // 3, round(1.5 * size)
     places, x, row = [], 0, 0
     for _, name in entries:

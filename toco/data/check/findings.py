@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from toco.data._dataset import Dataset, Fault
+from toco.data._dataset import Dataset, Finding
 from toco.data.files.file_dataset import FileDataset
 from toco.data.files.layout import composed, count, examples
 from toco.data.files.tree import read_tree
@@ -28,8 +28,8 @@ class Report:
         num_images_by_class: Number of training images by class.
     """
 
-    faults: list[Fault] = field(default_factory=list)
-    notes: list[Fault] = field(default_factory=list)
+    faults: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
     num_images: dict[str, int] = field(default_factory=dict)
     num_images_by_class: dict[str, int] = field(default_factory=dict)
 
@@ -54,16 +54,18 @@ class Report:
         path = next(
             (path for path in paths if message.startswith((f"{path}: ", f"{path} "))), paths[0]
         )
-        self.faults.append(Fault(path, message.removeprefix(str(path)).removeprefix(":").lstrip()))
+        self.faults.append(
+            Finding(path, message.removeprefix(str(path)).removeprefix(":").lstrip())
+        )
 
     def note(self, path: Path, reason: str) -> None:
         """Add a note."""
-        self.notes.append(Fault(path, reason))
+        self.notes.append(Finding(path, reason))
 
     def overlap(self, path: Path, shared: str | None, allowed: bool) -> None:
         """Add the message on images in both splits, as a note if allowed, else as a fault."""
         if shared is not None:
-            (self.notes if allowed else self.faults).append(Fault(path, shared))
+            (self.notes if allowed else self.faults).append(Finding(path, shared))
 
 
 @dataclass(slots=True)

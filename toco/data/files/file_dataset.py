@@ -10,7 +10,7 @@ import numpy as np
 import PIL
 from jaxtyping import Float32, UInt8
 
-from toco.data._dataset import DataConfig, Dataset, Fault
+from toco.data._dataset import DataConfig, Dataset, Finding
 from toco.data.files.images import (
     FORMATS,
     MAX_PIXELS,
@@ -71,7 +71,7 @@ class FileDataset(Dataset):
         max_pixels: int = MAX_PIXELS,
         formats: tuple[str, ...] = FORMATS,
         levels: Levels | None = None,
-        notes: Sequence[Fault] = (),
+        notes: Sequence[Finding] = (),
         non_images: Sequence[Path] = (),
         check_labels: bool = True,
         name_list: Path | None = None,
@@ -251,7 +251,9 @@ class FileDataset(Dataset):
         return digest.hexdigest()
 
 
-def _find_images(layout: Layout, names: Sequence[str], name_list: Path | None) -> tuple[Fault, ...]:
+def _find_images(
+    layout: Layout, names: Sequence[str], name_list: Path | None
+) -> tuple[Finding, ...]:
     """Check that each name belongs to one image; note names in another Unicode form.
 
     Args:
@@ -287,4 +289,4 @@ def _find_images(layout: Layout, names: Sequence[str], name_list: Path | None) -
         f"{count(len(matched), 'name')} in another Unicode form than the file, and matched: "
         f"{examples(matched)}."
     )
-    return (Fault(layout.images, note),)
+    return (Finding(layout.images, note),)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from toco.data._dataset import Fault
+from toco.data._dataset import Finding
 from toco.files import UnreadableError, read_lines
 from toco.types import IGNORE_INDEX
 
@@ -279,7 +279,7 @@ def advise_on_missing(layout: Layout, name: str) -> str:
 
 
 def read_class_names(
-    layout: Layout, path: Path | None = None, notes: list[Fault] | None = None
+    layout: Layout, path: Path | None = None, notes: list[Finding] | None = None
 ) -> tuple[str, ...]:
     """Read the foreground classes from ``path`` or ``classes.txt``, or return VOC's twenty.
 
@@ -339,7 +339,7 @@ def read_class_names(
     if notes is not None and "" in inner:
         number = inner.index("") + 1
         notes.append(
-            Fault(
+            Finding(
                 path,
                 f"line {number} is blank and was left out; classes are numbered without a gap.",
             )
@@ -349,7 +349,7 @@ def read_class_names(
         case_variants := [name for name in names if case_counts[name.casefold()] > 1]
     ):
         notes.append(
-            Fault(
+            Finding(
                 path, f"the classes {examples(case_variants)} differ in upper and lower case alone."
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from toco.data._dataset import Dataset, Fault
+from toco.data._dataset import Dataset, Finding
 from toco.data.files.layout import composed, count, examples
 
 
@@ -35,25 +35,25 @@ def refuse_overlap(train: Dataset, val: Dataset, allow_overlap: bool) -> None:
         raise ValueError(shared)
 
 
-def notes_of_splits(train: Dataset, val: Dataset) -> tuple[Fault, ...]:
+def notes_of_splits(train: Dataset, val: Dataset) -> tuple[Finding, ...]:
     """Collect the notes of both splits, on their overlap and on classes without images."""
     notes = list(dict.fromkeys((*train.notes, *val.notes)))
     shared = overlap(train.names, val.names)
     if shared is not None:
-        notes.append(Fault(Path("val"), shared))
+        notes.append(Finding(Path("val"), shared))
     counts = train.num_images_by_class()
     if counts is not None and (note := note_of_classes(train.class_names, counts)) is not None:
         notes.append(note)
     return tuple(notes)
 
 
-def note_of_classes(class_names: Collection[str], num_images: Collection[int]) -> Fault | None:
+def note_of_classes(class_names: Collection[str], num_images: Collection[int]) -> Finding | None:
     """Note classes that no training image shows; ``None`` without such classes."""
     missing_classes = [
         name for name, count in zip(class_names, num_images, strict=True) if not count
     ]
     return (
-        Fault(Path("train"), f"no training image shows the class {examples(missing_classes)}.")
+        Finding(Path("train"), f"no training image shows the class {examples(missing_classes)}.")
         if missing_classes
         else None
     )

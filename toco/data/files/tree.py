@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from toco.data._dataset import Fault
+from toco.data._dataset import Finding
 from toco.data.files.layout import count, examples
 from toco.files import files_below
 
@@ -34,7 +34,7 @@ class Tree:
     links: tuple[str, ...]
     left_out: tuple[str, ...]
 
-    def notes(self) -> tuple[Fault, ...]:
+    def notes(self) -> tuple[Finding, ...]:
         """Return notes on the skipped files."""
         notes = [f"left out: {phrase}." for phrase in self.left_out]
         if self.links:
@@ -54,7 +54,7 @@ class Tree:
             notes.append(
                 f"hidden files and folders left out, {len(self.hidden)}: {examples(self.hidden)}."
             )
-        return tuple(Fault(self.folder, note) for note in notes)
+        return tuple(Finding(self.folder, note) for note in notes)
 
 
 def read_tree(folder: Path, suffixes: Collection[str], without: Iterable[Path] = ()) -> Tree:
