@@ -1,8 +1,8 @@
 """A real MLflow server on loopback; over HTTP some things are refused that sqlite takes (a tag that is no text)."""
 
 import shutil
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from tests.tracking.servers import serving
 from toco.tracking import Tracker, open_store, track_run
+from toco.tracking.ui import server_command
 
 pytestmark = pytest.mark.slow
 
@@ -20,23 +21,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(template, folder / "mlflow.db")
 
-    def command(port: int) -> list[str]:
-        words = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--workers",
-            "1",
-        ]
-        words += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-        return [*words, "--artifacts-destination", str(folder / "artifacts")]
-
-    with serving(command, folder / "server.log") as address:
+    with serving(partial(server_command, folder / "mlflow.db"), folder / "server.log") as address:
         yield address
 
 

@@ -152,7 +152,7 @@ class CamLabelsConfig(MethodConfig):
     Attributes:
         loss_group_size: See the base class. The default is the official one: two images per GPU.
         low_threshold: CAM values up to this are certain background.
-        high_threshold: CAM values from this on are certain foreground.
+        high_threshold: CAM values above this are certain foreground.
         cam_scales: Input scales of the CAM in training; scale 1 is always used.
         cam_flip: Also compute the CAM of the mirrored image.
         par: Refinement of the pseudo labels.

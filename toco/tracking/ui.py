@@ -53,19 +53,19 @@ def experiment_pages(database: Path, port: int) -> dict[str, str]:
 
 def serve(database: Path, port: int) -> None:
     """Replace this process by MLflow's server for a database file, on loopback; Ctrl-C ends it."""
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    command += ["--backend-store-uri", sqlite_uri(database)]
-    command += ["--artifacts-destination", str(database.resolve().parent / ARTIFACTS)]
     # exec, so that a signal to this process ends the server.
-    os.execve(sys.executable, command, {**os.environ, **_ENVIRONMENT})  # noqa: S606
+    os.execve(  # noqa: S606
+        sys.executable, server_command(database, port), {**os.environ, **_ENVIRONMENT}
+    )
+
+
+def server_command(database: Path, port: int) -> list[str]:
+    """Return the command of MLflow's server for a database file, on loopback with one worker."""
+    words = "-m mlflow server --host 127.0.0.1 --workers 1"
+    return [
+        sys.executable,
+        *words.split(),
+        *("--port", str(port)),
+        *("--backend-store-uri", sqlite_uri(database)),
+        *("--artifacts-destination", str(database.resolve().parent / ARTIFACTS)),
+    ]

@@ -53,6 +53,7 @@ def prefix_digest(config: RunConfig, step: int) -> str:
     # Run-only settings, on which rows, pictures and the last bits depend nevertheless.
     recorded = (
         config.device,
+        config.compile,
         config.log_every,
         config.evaluate.batch_size,
         config.evaluate.num_pictures,

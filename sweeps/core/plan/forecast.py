@@ -160,9 +160,8 @@ def scorecard(
         )
     if len(trained) != predicted.trainings:
         lines.append(f"Trainings: predicted {predicted.trainings}, ended {len(trained)}.")
-    if predicted.memory_bytes is not None and trained:
+    if (each := predicted.trial_memory_bytes) is not None and trained:
         peak = max(entry.peak_memory_bytes or 0 for entry in trained)
-        each = predicted.memory_bytes / max(min(predicted.concurrent, predicted.trainings), 1)
         lines.append(
             f"Memory of a trial: predicted {size(round(each))}, took at most {size(peak)}."
         )

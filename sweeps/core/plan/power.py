@@ -108,8 +108,8 @@ def power_check(
         )
     elif underpowered:
         sentences.append(
-            "It runs nevertheless: a row that it cannot decide will be called underpowered, never "
-            "contradicted."
+            "It runs nevertheless: a row that it cannot decide will be called underpowered"
+            + (", never contradicted." if study.purpose == "direction" else ".")
         )
     return PowerCheck(power, underpowered, refusal, tuple(sentences))
 
