@@ -26,6 +26,7 @@ from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import Declared, Ladder
 from sweeps.core.design.factors import Component
 from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU, TABLE_4
+from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Metric, Study
 
 START = "cls"
@@ -49,7 +50,7 @@ STUDY = Study(
         title="losses",
         declared=Declared((CAM_MIOU,), TABLE_4),
     ),
-    seeds=(0, 1, 2),
+    seeds=Sequential(),
     metrics=(Metric(CAM_MIOU, "M"), Metric(AUX_CAM_MIOU, "M_m"), Metric(SEG_MIOU, "seg")),
     purpose="direction",
 )

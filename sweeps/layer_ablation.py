@@ -31,6 +31,7 @@ from sweeps.core.commands.command import integers, study_command
 from sweeps.core.design.designs import Declared, OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU, TABLE_5A
+from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Metric, Study
 from toco.backbones import Dimensions
 from toco.registry import load
@@ -118,7 +119,7 @@ STUDY = Study(
     title="Table 5 (a): the block of the auxiliary classifier",
     recipe="shapes_nano",
     design=design(PAPER_DEPTH),
-    seeds=(0, 1, 2),
+    seeds=Sequential(),
     metrics=(Metric(CAM_MIOU, "M"), Metric(AUX_CAM_MIOU, "M_m"), Metric(SEG_MIOU, "seg")),
     purpose="direction",
 )

@@ -25,6 +25,7 @@ from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import Grid
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU
+from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Metric, Study
 
 PTC, CTC = "method.ptc.weight", "method.ctc.weight"
@@ -47,7 +48,7 @@ STUDY = Study(
     title="Weights of the contrasts: lambda1 (PTC) x lambda2 (CTC)",
     recipe="shapes_nano",
     design=design(NANO_PTC, NANO_CTC),
-    seeds=(0, 1, 2),
+    seeds=Sequential(),
     metrics=(Metric(CAM_MIOU, "M"), Metric(AUX_CAM_MIOU, "M_m"), Metric(SEG_MIOU, "seg")),
     purpose="direction",
 )

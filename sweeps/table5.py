@@ -30,6 +30,7 @@ from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import Declared, OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU, TABLE_5B, TABLE_5C
+from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Metric, Study
 from sweeps.layer_ablation import AUX_BLOCK, PAPER_DEPTH, aux_block, dimensions
 
@@ -79,7 +80,7 @@ STUDY = Study(
     title="Table 5: auxiliary block, local crops, decay of the teacher",
     recipe="shapes_nano",
     design=design(PAPER_DEPTH, NANO_CROP_PX, NANO_PATCH_PX),
-    seeds=(0, 1, 2),
+    seeds=Sequential(),
     metrics=(Metric(CAM_MIOU, "M"), Metric(AUX_CAM_MIOU, "M_m"), Metric(SEG_MIOU, "seg")),
     purpose="direction",
 )

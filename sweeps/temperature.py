@@ -18,6 +18,7 @@ from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU
+from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Metric, Study
 
 STUDY = Study(
@@ -25,7 +26,7 @@ STUDY = Study(
     title="Temperature of the class token contrast",
     recipe="shapes_nano",
     design=OneFactor((Factor("method.temperature", (0.1, 0.25, 0.5, 1.0, 2.0), 0.5, title="tau"),)),
-    seeds=(0, 1, 2),
+    seeds=Sequential(),
     metrics=(Metric(CAM_MIOU, "M"), Metric(AUX_CAM_MIOU, "M_m"), Metric(SEG_MIOU, "seg")),
     purpose="direction",
 )

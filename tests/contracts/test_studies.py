@@ -47,7 +47,7 @@ def test_the_study_in_the_file_is_that_of_its_own_recipe(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_published_claim_compares_is_declared(name):
     plan = studies()[name].resolve()
-    declared = set(plan.comparisons())
+    declared = set(plan.tests.places)
     for index, block in enumerate(plan.blocks):
         number = {
             row.paper_row: n

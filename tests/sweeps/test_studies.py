@@ -53,7 +53,7 @@ def test_table_5_trains_ten_cells_and_its_default_once():
 
 def test_table_5_declares_twelve_comparisons():
     plan = table5.STUDY.resolve()
-    named = [(plan.rows[row].label, key) for row, key in plan.comparisons()]
+    named = [(plan.rows[row].label, key) for row, key in plan.tests.places]
     assert named == [
         *((label, key) for label in ("#8", "#9", "#11") for key in (CAM_MIOU, AUX_CAM_MIOU)),
         *((label, SEG_MIOU) for label in ("16 px", "24 px", "40 px", "0", "0.1", "0.99")),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from sweeps.core.design.seeds import PAPER_SEEDS, Sequential
 from sweeps.core.design.study import Study
 from sweeps.core.findings.exit_status import INCOMPLETE, STOPPED
 from sweeps.core.plan.launch_options import Launch, checked_storage, default_storage
@@ -79,6 +80,41 @@ def _changed(
     )
 
 
+def _seeds(
+    study: Study,
+    recipe: str | None,
+    looks: tuple[int, ...] | None,
+    sequential: bool,
+    seeds: tuple[int, ...] | None,
+) -> tuple[int, ...] | Sequential:
+    """Return the seeds of a command line.
+
+    Args:
+        study: The study without options.
+        recipe: Recipe of the command line; the study's own declaration holds for its own recipe.
+        looks: Value of ``--looks``.
+        sequential: Whether ``--sequential`` is given.
+        seeds: Value of ``--seeds``.
+
+    Raises:
+        click.UsageError: A list and looks are given, or the looks do not ascend.
+    """
+    if seeds is not None and (looks is not None or sequential):
+        raise click.UsageError(
+            "--seeds is a fixed list, and --sequential and --looks add seeds where claims are "
+            "open. Give one of them."
+        )
+    if seeds is not None:
+        return seeds
+    if looks is not None or sequential:
+        declared = study.sequential or Sequential()
+        try:
+            return dataclasses.replace(declared, looks=looks or declared.looks)
+        except ValueError as error:
+            raise click.UsageError(f"--looks: {error}") from None
+    return study.seeds if recipe in (None, study.recipe) else PAPER_SEEDS
+
+
 def study_command(
     study: AnyStudy,
     text: str | None,
@@ -103,10 +139,13 @@ def study_command(
     def build(values: Mapping[str, Any]) -> AnyStudy:
         own_values = {name: value for name, value in values.items() if name in own_names}
         shared = {name: value for name, value in values.items() if name not in own_names}
+        if isinstance(study, Study):
+            rules = shared.pop("looks"), shared.pop("sequential"), shared["seeds"]
+            shared["seeds"] = _seeds(study, shared["recipe"], *rules)
         built = _changed(study, **shared)
         return adapt(built, **own_values) if adapt else built
 
-    parameters = _parameters((*_COMMON, *((_SEEDS,) if is_study else _SEARCH), *options))
+    parameters = _parameters((*_COMMON, *(_SEEDS if is_study else _SEARCH), *options))
     group = VerbGroup(study.name, help=text, context_settings=SETTINGS)
     for command in _verbs(partial(_command, build, parameters), is_study, connect):
         group.add_command(command)
@@ -285,10 +324,24 @@ _STORAGE = click.option(
     "[default: ./results; in a Ray job ~/toco-results]",
 )
 
-_SEEDS = click.option(
-    "--seeds",
-    callback=integers,
-    help="Seeds of every row, as in 0,1,2; a row shows their mean.  [default: the study's]",
+_SEEDS = (
+    click.option(
+        "--seeds",
+        callback=integers,
+        help="Fixed seeds of every row, as in 0,1,2.  "
+        "[default: those of the study; 0,1,2 with another --recipe]",
+    ),
+    click.option(
+        "--looks",
+        callback=integers,
+        help="As --sequential, with a test after each of these numbers of seeds, as in 3,5,7,10.",
+    ),
+    click.option(
+        "--sequential",
+        is_flag=True,
+        help="Add seeds where claims are open until they are decided. Studies do so by themselves "
+        "for their own recipe.",
+    ),
 )
 
 _SEARCH = (
@@ -340,6 +393,12 @@ _RUNNING = (
     ),
 )
 
+_AHEAD = click.option(
+    "--ahead",
+    is_flag=True,
+    help="Let free workers start the seeds of the next look before the present look is complete.",
+)
+
 _UNDERPOWERED = click.option(
     "--accept-underpowered", is_flag=True, help="Run although the seeds cannot decide the claims."
 )
@@ -369,7 +428,7 @@ def _verbs(
         f"{contradicted}4 where trials have no result, 130 where Ctrl-C or SIGTERM stopped it, "
         "1 or 2 where it could not run.",
         partial(_run_to_the_end, partial(_run, connect=connect)),
-        (*_RESOURCES, *_RUNNING, *((_UNDERPOWERED,) if is_study else ()), _TRACKING),
+        (*_RESOURCES, *_RUNNING, *((_AHEAD, _UNDERPOWERED) if is_study else ()), _TRACKING),
     )
     diff = verb(
         "diff",

@@ -88,13 +88,13 @@ def sync(study: Study | SearchStudy, launch: Launch) -> int:
 
 
 def _warn_of_nothing(situation: Situation | SearchSituation) -> None:
-    if isinstance(situation, Situation) and len(situation.missing()) == len(situation.plan.trials):
+    if isinstance(situation, Situation) and len(situation.missing()) == len(situation.trials()):
         warnings.warn(f"No trial of {situation.plan.study.name} has ended yet.", stacklevel=3)
 
 
 def _study_status(situation: Situation) -> list[str]:
     leases, missing = _leases(situation), situation.missing()
-    total = len(situation.plan.trials)
+    total = len(situation.trials())
     num_ended = total - len(missing)
     lines = [
         f"{situation.plan.study.title}: {num_ended} of {total} trials "

@@ -114,6 +114,21 @@ TABLE_4 = Paper(
         _row("+ seg", 69.9, 61.2, 66.6),
         _row("+ reg", 70.5, 62.5, 68.1, default=True),
     ),
+    claims=(
+        Claim("PTC raises the CAM", CAM_MIOU, "+ PTC", ("+ aux cls",), by=34.6, size="large"),
+        Claim("CTC raises the CAM", CAM_MIOU, "+ CTC", ("+ PTC",), by=4.7, size="large"),
+        Claim(
+            "the segmentation loss raises the CAM",
+            CAM_MIOU,
+            "+ seg",
+            ("+ CTC",),
+            by=2.7,
+            size="small",
+        ),
+        Claim(
+            "the regularizer raises the CAM", CAM_MIOU, "+ reg", ("+ seg",), by=0.6, size="small"
+        ),
+    ),
 )
 
 TABLE_5A = Paper(

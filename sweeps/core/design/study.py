@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from dataclasses import replace as with_fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from sweeps.core.design.claims import Tests, tested_claims
 from sweeps.core.design.designs import Block, Design
 from sweeps.core.design.factors import SEED_PATH, lacking, refuse_repeats
+from sweeps.core.design.seeds import Sequential
 from toco.config import MAX_SEED, UnknownFieldError, digest, flatten, replace
 from toco.registry import load
 
@@ -119,7 +121,8 @@ class Study:
         title: Title in reports.
         recipe: Entry of ``toco.recipes`` that every training starts from.
         design: Design of the study, see ``sweeps.core.design.designs``.
-        seeds: Every configuration is trained once with each seed.
+        seeds: A list: every configuration is trained once with each seed. Or :class:`Sequential`:
+            seeds are added where claims are open.
         metrics: Columns of the table; the study is about the first one.
         changes: Settings for all trainings that differ from the recipe, by dotted path.
         purpose: ``effect`` asks for the size of differences; such a study is refused if its seeds
@@ -131,7 +134,9 @@ class Study:
         largest_blind_effect: Largest effect, in standard deviations of a paired difference, that a
             study with the purpose ``effect`` may miss. It applies while the noise between seeds is
             unknown.
-        significance: Family-wise error rate of the declared comparisons.
+        significance: Family-wise error rate of the claims, see ``sweeps.core.design.claims``.
+        margin: Difference, as a fraction, below which a claim can end as "no difference"; ``None``
+            if the study does not ask for that.
         power: Probability of detecting an effect of ``smallest_effect``.
         train: ``module:function`` that a trial calls, with the signature of
             ``toco.train.loop.train``.
@@ -141,7 +146,7 @@ class Study:
     title: str
     recipe: str
     design: Design
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] | Sequential
     metrics: tuple[Metric, ...]
     changes: Mapping[str, Any] = field(default_factory=dict)
     purpose: Literal["effect", "direction"] = "effect"
@@ -149,20 +154,24 @@ class Study:
     smallest_effect: float = 0.005
     largest_blind_effect: float = 5.0
     significance: float = 0.05
+    margin: float | None = None
     power: float = 0.8
     train: str = TRAIN
 
     def __post_init__(self) -> None:
-        if not self.seeds:
+        if not self.all_seeds:
             raise ValueError("A study needs at least one seed.")
-        refuse_repeats("seeds", self.seeds)
-        # Those of the A/A row lie above, and as far apart.
-        highest = 2 * max(self.seeds) + 1 - min(self.seeds) if self.repeat_base else max(self.seeds)
-        if min(self.seeds) < 0 or highest >= MAX_SEED:
+        refuse_repeats("seeds", self.all_seeds)
+        highest = (
+            max(*self.seeds_again, *self.all_seeds) if self.repeat_base else max(self.all_seeds)
+        )
+        if min(self.all_seeds) < 0 or highest >= MAX_SEED:
             with_base_again = f", those of the A/A row up to {highest}" if self.repeat_base else ""
             raise ValueError(
-                f"Seeds are from 0 to {MAX_SEED - 1}, got {list(self.seeds)}{with_base_again}."
+                f"Seeds are from 0 to {MAX_SEED - 1}, got {list(self.all_seeds)}{with_base_again}."
             )
+        if self.margin is not None and not self.margin > 0:
+            raise ValueError(f"The margin of no difference has to be positive, got {self.margin}.")
         if not self.metrics:
             raise ValueError("A study needs at least one metric for its table.")
         if self.smallest_effect <= 0:
@@ -192,6 +201,26 @@ class Study:
                         f"{block.title}: {key} is compared but is not a column of the table "
                         f"{sorted(keys)}."
                     )
+
+    @property
+    def sequential(self) -> Sequential | None:
+        """The looks of the study; ``None`` for a list of seeds."""
+        return self.seeds if isinstance(self.seeds, Sequential) else None
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """All seeds that a configuration may get, in their order."""
+        return self.seeds.seeds if isinstance(self.seeds, Sequential) else self.seeds
+
+    @property
+    def seeds_again(self) -> tuple[int, ...]:
+        """Seeds of the A/A row: above those of the other rows, and as far apart.
+
+        A sequential study gives it the number of its first look.
+        """
+        shift = max(self.all_seeds) + 1 - min(self.all_seeds)
+        number = self.seeds.looks[0] if isinstance(self.seeds, Sequential) else None
+        return tuple(seed + shift for seed in self.all_seeds[:number])
 
     def base(self) -> RunConfig:
         """Return the recipe with the changes that hold for all trainings.
@@ -238,7 +267,7 @@ class Study:
             label_of: dict[str, str] = {}
             for row in block.rows:
                 try:
-                    config = replace(base, {**row.changes, SEED_PATH: self.seeds[0]})
+                    config = replace(base, {**row.changes, SEED_PATH: self.all_seeds[0]})
                 except UnknownFieldError as error:
                     raise lacking(self.name, error.path, base) from error
                 except ValueError as error:
@@ -252,7 +281,7 @@ class Study:
                 if identity not in number_of:
                     number_of[identity] = len(cells)
                     label = row.label if len(blocks) == 1 else f"{block.title}: {row.label}"
-                    cells.append(Cell(label, dict(row.changes), self.seeds))
+                    cells.append(Cell(label, dict(row.changes), self.all_seeds))
                     configs.append(config)
                 versus = None if row.versus is None else first + row.versus
                 role: Literal["base", "row"] = "base" if versus is None else "row"
@@ -272,13 +301,12 @@ class Study:
         if self.repeat_base:
             base_row = next(number for number, row in enumerate(rows) if row.role == "base")
             cell = cells[rows[base_row].cell]
-            shift = max(self.seeds) + 1 - min(self.seeds)
             rows.append(
                 PlannedRow(
                     len(rows), rows[base_row].block, BASE_AGAIN, len(cells), base_row, "a/a", None
                 )
             )
-            cells.append(Cell(BASE_AGAIN, cell.changes, tuple(seed + shift for seed in self.seeds)))
+            cells.append(Cell(BASE_AGAIN, cell.changes, self.seeds_again))
             configs.append(configs[rows[base_row].cell])
 
         # One trial for each seed of each cell. The first seed's digest is known already.
@@ -308,28 +336,49 @@ class Plan:
     def digest(self) -> str:
         """SHA-256 (hex, 16 digits) over the digests of all trials in order.
 
-        It identifies the trainings of the study and depends on nothing else.
+        It identifies the trainings of the study. In a sequential study it also depends on
+        everything that decides the claims, because that decides which trainings are needed.
         """
-        text = json.dumps([self.study.train, *(trial.digest for trial in self.trials)])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        parts: list[Any] = [self.study.train, *(trial.digest for trial in self.trials)]
+        if self.study.sequential is not None:
+            parts.append(asdict(self.tests))
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @property
     def folder_name(self) -> str:
         """Name of the study's folder."""
         return f"{self.study.name}-{self.digest[:8]}"
 
-    def comparisons(self) -> tuple[tuple[int, str], ...]:
-        """See :func:`declared_comparisons`."""
-        return declared_comparisons(self.rows, self.blocks)
+    @property
+    def tests(self) -> Tests:
+        """The claims of the study and the rules that decide them."""
+        study = self.study
+        return declared_tests(
+            self.rows,
+            self.blocks,
+            self.cells,
+            study.metrics,
+            study.sequential,
+            study.significance,
+            study.margin,
+        )
 
 
-def declared_comparisons(
-    rows: Sequence[PlannedRow], blocks: Sequence[Block]
-) -> tuple[tuple[int, str], ...]:
-    """List the comparisons that a study declares: the family of Holm's correction.
-
-    A comparison is (number of the row, metric key). The A/A row declares none.
-    """
-    return tuple(
-        (row.number, key) for row in rows if row.role == "row" for key in blocks[row.block].metrics
+def declared_tests(
+    rows: tuple[PlannedRow, ...],
+    blocks: tuple[Block, ...],
+    cells: tuple[Cell, ...],
+    metrics: tuple[Metric, ...],
+    sequential: Sequential | None,
+    significance: float,
+    margin: float | None,
+) -> Tests:
+    """Return the claims of a study and the rules that decide them."""
+    return Tests(
+        tested_claims(rows, blocks, metrics, published=sequential is not None),
+        rows,
+        tuple(len(cell.seeds) for cell in cells),
+        sequential,
+        significance,
+        margin,
     )

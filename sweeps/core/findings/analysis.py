@@ -20,6 +20,7 @@ from sweeps.core.findings.comparisons import (
     measured_power,
     noise_floors,
     read_pairs,
+    tested_pairs,
 )
 from sweeps.core.findings.confounders import find_confounders
 from sweeps.core.findings.image_intervals import (
@@ -29,6 +30,7 @@ from sweeps.core.findings.image_intervals import (
     per_image_metrics,
 )
 from sweeps.core.findings.interactions import Crossing, crossings
+from sweeps.core.findings.looks import Looks, looks_of
 from sweeps.core.statistics.power import Power
 from sweeps.core.store.study_record import StudyRecord
 
@@ -71,6 +73,7 @@ class StudyAnalysis:
             or around the base.
         power: Differences that the study can detect.
         crossings: Analyses of the blocks whose factors vary together.
+        looks: Claims and their evidence.
         notes: Parts that were left out and the reasons, as sentences.
     """
 
@@ -78,21 +81,31 @@ class StudyAnalysis:
     floors: Mapping[str, float | None]
     power: Power
     crossings: tuple[Crossing, ...]
+    looks: Looks
     notes: tuple[str, ...]
 
 
 def analyse(study: StudyRecord) -> StudyAnalysis:
-    """Analyse a study in its current state, finished or not."""
+    """Analyse a study in its current state, finished or not.
+
+    Trials beyond the looks of a sequential study are not used.
+    """
+    looks = looks_of(study)
+    study = study.first_seeds(looks.num_seeds)
     is_small = len(study.trials) <= MANY_TRIALS
-    pairs = read_pairs(study)
+    # Rows of a sequential study differ in their numbers of seeds. Each claim is tested at its own
+    # looks; everything else compares the seeds that all rows have.
+    common = study.first_seeds([looks.common] * len(study.cells))
+    common_pairs = read_pairs(common)
+    pairs = tested_pairs(read_pairs(study), common_pairs, looks)
     floors, power, marks = (
-        noise_floors(study, pairs),
+        noise_floors(common, common_pairs),
         measured_power(study, pairs),
-        mark_best(study, pairs),
+        mark_best(common, common_pairs),
     )
-    intervals = image_intervals(study, pairs) if is_small else ImageIntervals({}, {}, ())
-    classes = class_scores(study, intervals) if is_small else {}
-    figures = compare(study, pairs, floors, power, marks, intervals.metrics)
+    intervals = image_intervals(common, common_pairs) if is_small else ImageIntervals({}, {}, ())
+    classes = class_scores(common, intervals) if is_small else {}
+    figures = compare(study, pairs, floors, power, marks, intervals.metrics, looks)
     is_run_only: dict[object, bool] = {}
     rows = []
     for row in study.rows:
@@ -118,7 +131,8 @@ def analyse(study: StudyRecord) -> StudyAnalysis:
         rows=tuple(rows),
         floors=floors,
         power=power,
-        crossings=tuple(crossings(study, pairs)) if is_small else (),
+        crossings=tuple(crossings(common, common_pairs)) if is_small else (),
+        looks=looks,
         notes=(*marks.notes, *intervals.notes, *_missing_parts(study, pairs, is_small)),
     )
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sweeps.core.findings.looks import Looks
 from sweeps.core.statistics.image_noise import ImageInterval
 from sweeps.core.statistics.paired import (
     Paired,
     Summary,
-    holm,
     noise_floor,
     not_distinguishable,
     paired,
@@ -38,9 +38,10 @@ class Figures:
         summary: Mean and spread over the seeds; ``None`` if no trial has the metric.
         paired: Difference from the base row, paired by the index of the seed; ``None`` for a base
             row, and while no pair has finished.
-        declared: Whether the study declared this comparison.
-        p_holm: P value corrected over all declared comparisons of the study; ``None`` for other
-            comparisons and below two pairs.
+        declared: Whether a claim of the study needs this comparison.
+        p_holm: Sequential p value corrected over all claims of the study; ``None`` for other
+            comparisons and below two pairs. With a fixed list of seeds it is Holm's p value over
+            all declared comparisons.
         significant: Whether ``p_holm`` is at most the study's significance.
         images: Interval of the difference over resampled images. ``None`` if a pair has no
             confusion matrices of images, or if the study is too large: see
@@ -94,7 +95,7 @@ class Marks:
 
 
 def read_pairs(study: StudyRecord) -> Pairs:
-    """Read the values of all rows and pair them with their bases."""
+    """Read the values of all rows and pair them with their bases, over all common seeds."""
     keys = [metric.key for metric in study.metrics]
     values = {
         (row.number, key): values_by_replicate(study.trials_of(row), key)
@@ -108,6 +109,20 @@ def read_pairs(study: StudyRecord) -> Pairs:
         for key in keys
     }
     return Pairs(values, differences)
+
+
+def tested_pairs(pairs: Pairs, common: Pairs, looks: Looks) -> Pairs:
+    """Return the paired differences that a report shows.
+
+    Those of the claims are from their last looks, the others over the common seeds.
+
+    Args:
+        pairs: Values of all seeds.
+        common: The same over the seeds that all rows have.
+        looks: State of the looks.
+    """
+    tests = {place: state.test for place, state in looks.comparisons.items()}
+    return Pairs(pairs.values, {**common.paired, **tests})
 
 
 def noise_floors(study: StudyRecord, pairs: Pairs) -> dict[str, float | None]:
@@ -128,7 +143,7 @@ def noise_floors(study: StudyRecord, pairs: Pairs) -> dict[str, float | None]:
 def power_goal(study: StudyRecord) -> PowerGoal:
     """Return the study's requirements on the power of its comparisons."""
     return PowerGoal(
-        len(study.comparisons()), study.significance, study.power, study.smallest_effect
+        len(study.tests.claims), study.significance, study.power, study.smallest_effect
     )
 
 
@@ -139,9 +154,8 @@ def measured_power(study: StudyRecord, pairs: Pairs) -> Power:
     deviations are pooled over comparisons: over a few seeds, that of one comparison is mostly
     chance.
     """
-    declared = study.comparisons()
-    tests = {place: pairs.paired[place] for place in declared}
-    spreads: dict[str, list[tuple[int, float]]] = {key: [] for _, key in declared}
+    tests = {place: pairs.paired[place] for place in study.tests.places}
+    spreads: dict[str, list[tuple[int, float]]] = {key: [] for _, key in tests}
     for (_, key), test in tests.items():
         if test is not None and test.sd is not None:
             spreads[key].append((test.n - 1, test.sd))
@@ -183,16 +197,15 @@ def compare(
     power: Power,
     marks: Marks,
     images: Mapping[Place, ImageInterval],
+    looks: Looks,
 ) -> dict[Place, Figures]:
     """Compute the figures of every row and metric."""
-    goal, declared = power_goal(study), study.comparisons()
-    tests = [pairs.paired[place] for place in declared]
-    corrected = dict(zip(declared, holm([test.p if test else None for test in tests]), strict=True))
+    goal, declared = power_goal(study), looks.comparisons
     figures = {}
     for place, values in pairs.values.items():
         key = place[1]
-        test, p = pairs.paired.get(place), corrected.get(place)
-        is_declared = place in corrected
+        test, is_declared = pairs.paired.get(place), place in declared
+        p = declared[place].p if is_declared else None
         is_significant = p is not None and p <= study.significance
         detectable = (
             goal.detectable(test.n if test else 0, power.metrics[key].sd) if is_declared else None

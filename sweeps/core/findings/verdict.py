@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from scipy import special
 
+from sweeps.core.design.claims import Comparison, comparisons_of
 from sweeps.core.design.paper import Claim, Paper
 from sweeps.core.design.study import PlannedRow
 from sweeps.core.findings.analysis import StudyAnalysis
@@ -22,6 +23,7 @@ from sweeps.core.findings.comparisons import Figures
 from sweeps.core.findings.confounders import is_run_only
 from sweeps.core.findings.evaluations import num_images
 from sweeps.core.findings.exit_status import CLEAN, CONTRADICTED, INCOMPLETE, ExitCode
+from sweeps.core.findings.looks import ClaimState
 from sweeps.core.statistics.paired import CONFIDENCE, Summary
 from sweeps.core.store.study_record import StudyRecord
 
@@ -32,6 +34,9 @@ Outcome = Literal[
     "not confirmed",
     "underpowered",
     "contradicted",
+    "no difference",
+    "not decidable",
+    "open",
     "not tested",
     "not tested at this scale",
     "no result",
@@ -77,7 +82,9 @@ class ClaimVerdict(_Judgement):
     """Outcome for one claim.
 
     ``direction confirmed`` is the best outcome in a setting other than the paper's. ``not
-    confirmed`` means that the study could have shown its smallest effect, and did not.
+    confirmed`` means that the study could have shown its smallest effect, and did not. A sequential
+    study can also end with ``no difference`` (within its margin) or ``not decidable`` (given up, or
+    the cap was reached); ``open`` claims wait for more seeds.
 
     Attributes:
         name: Name of the claim.
@@ -218,7 +225,7 @@ class _Judge:
 
     def judge(self, claim: Claim) -> ClaimVerdict:
         # The study's comparisons of the claim; without one of them the claim is not tested.
-        results = [self._comparison(claim, than) for than in claim.than]
+        results = self._comparisons(claim)
         refusals = [item for item in results if isinstance(item, str)]
         if refusals:
             return ClaimVerdict(
@@ -232,14 +239,22 @@ class _Judge:
             else f" This is not the paper's setting ({self._setting()}), "
             "so it can only confirm the direction."
         )
+        state = next(
+            (item for item in self.analysis.looks.claims if item.claim.published == claim), None
+        )
+        if state is not None and (verdict := self._undecided(state, numbers, scope)) is not None:
+            return verdict
         # Comparisons with a significant difference in the opposite direction.
         wrong = [item for item in comparisons if item.figures.significant and item.advantage < 0]
         blind = [item for item in comparisons if not _can_detect(item.figures, self.study)]
         is_shown = all(item.figures.significant and item.advantage > 0 for item in comparisons)
-        if wrong:
-            # A study that only asks for directions, or that could not have detected the effect,
-            # contradicts no claim.
-            if self.study.purpose == "direction" or all(item in blind for item in wrong):
+        is_opposite = bool(wrong) if state is None else state.outcome == "opposite"
+        if is_opposite:
+            # A study with a fixed list of seeds that only asks for directions, or that could not
+            # have detected the effect, contradicts no claim.
+            if state is None and (
+                self.study.purpose == "direction" or all(item in blind for item in wrong)
+            ):
                 why = (
                     "the study asks for directions and was not planned to contradict a claim"
                     if self.study.purpose == "direction"
@@ -301,37 +316,51 @@ class _Judge:
         off_by = min(item.advantage for item in comparisons) - claim.by / 100
         return ClaimVerdict("off", off_by, claim.name, sentence)
 
-    def _comparison(self, claim: Claim, than: str) -> _Comparison | str:
-        """Return the study's comparison of two rows, or the reason why it has none."""
-        rows = {
-            row.paper_row: row
-            for row in self.study.rows
-            if row.block == self.block and row.paper_row
-        }
-        better, worse = rows.get(claim.better), rows.get(than)
-        if better is None or worse is None:
-            absent = claim.better if better is None else than
-            return f"no row corresponds to the paper's {absent}"
-        if worse.versus == better.number:
-            row, sign = worse, -1
-        elif better.versus == worse.number:
-            row, sign = better, 1
-        else:
-            return f"{better.label} and {worse.label} are not compared in this study"
-        figures = self.analysis.rows[row.number].figures[claim.metric]
-        if not figures.declared:
-            return f"{claim.metric} is not compared in this block"
+    def _undecided(self, state: ClaimState, numbers: str, scope: str) -> ClaimVerdict | None:
+        """Judge a claim of a sequential study by its looks; ``None`` where a sign was shown."""
+        name, sequential = state.claim.name, self.study.sequential
+        cap = sequential.cap if sequential else state.n
+        if state.outcome == "open":
+            sentence = f"{numbers}: open after {state.n} seeds.{scope}"
+            return ClaimVerdict("open", None, name, sentence)
+        if state.outcome == "no difference" and self.study.margin is not None:
+            margin = f"{100 * self.study.margin:g}"
+            sentence = f"{numbers}: no difference larger than {margin} points.{scope}"
+            return ClaimVerdict("no difference", None, name, sentence)
+        if state.outcome in ("given up", "undecided"):
+            reason = (
+                f"more seeds up to {cap} could hardly decide it"
+                if state.outcome == "given up"
+                else f"the cap of {cap} seeds is reached"
+            )
+            sentence = f"{numbers}: not decided after {state.n} seeds, and {reason}.{scope}"
+            return ClaimVerdict("not decidable", None, name, sentence)
+        return None
+
+    def _comparisons(self, claim: Claim) -> list[_Comparison | str]:
+        """Return the study's comparison for each row that is called worse, or why it has none."""
+        study = self.study
+        found = comparisons_of(claim, self.block, study.rows, study.blocks, study.metrics)
+        return [
+            item if isinstance(item, str) else self._comparison(item, than)
+            for item, than in zip(found, claim.than, strict=True)
+        ]
+
+    def _comparison(self, comparison: Comparison, than: str) -> _Comparison | str:
+        row = self.study.rows[comparison.row]
+        base = self.study.rows[row.versus if row.versus is not None else row.number]
+        worse, better = (row, base) if row.paper_row == than else (base, row)
+        figures = self.analysis.rows[row.number].figures[comparison.metric]
         if figures.paired is None:
             return f"no pair of trials of {better.label} and {worse.label} has finished"
-        if not next(
-            metric.higher_is_better for metric in self.study.metrics if metric.key == claim.metric
-        ):
-            sign = -sign
+        sign = comparison.direction
         ends = [sign * end for end in (figures.paired.low, figures.paired.high) if end is not None]
-        high = max(ends) if ends else None
-        confounders = self.analysis.rows[row.number].confounders
         return _Comparison(
-            worse.label, figures, sign * figures.paired.difference, high, confounders
+            worse.label,
+            figures,
+            sign * figures.paired.difference,
+            max(ends) if ends else None,
+            self.analysis.rows[row.number].confounders,
         )
 
     def _setting(self) -> str:

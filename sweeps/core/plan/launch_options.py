@@ -25,6 +25,8 @@ class Launch:
             training.
         max_failures: Restarts of one trial; -1 for any number.
         accept_underpowered: Run a study although its seeds cannot decide its comparisons.
+        ahead: Whether free workers start seeds of a sequential study before its present look is
+            complete. They are wasted where that look decides.
         price_per_hour: Price of a GPU hour, or of a CPU core hour where trials have no GPU; in any
             currency.
         sync_command: The command that fills MLflow again, without a password.
@@ -38,6 +40,7 @@ class Launch:
     gpus_per_trial: float = 0.0
     max_failures: int = 3
     accept_underpowered: bool = False
+    ahead: bool = False
     price_per_hour: float | None = None
     sync_command: str = "python -m sweeps sync STUDY"
 

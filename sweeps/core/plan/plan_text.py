@@ -83,7 +83,7 @@ def power_of(situation: Situation, launch: Launch) -> PowerCheck:
     plan = situation.plan
     history, base = tuple(situation.ledger.history(plan.study.recipe)), plan.study.base()
     measured = {
-        key: seed_noise(history, base, key) for key in {key for _, key in plan.comparisons()}
+        key: seed_noise(history, base, key) for key in {key for _, key in plan.tests.places}
     }
     noise = {key: estimate for key, estimate in measured.items() if estimate is not None}
     return power_check(plan, noise, accept_underpowered=launch.accept_underpowered)
@@ -124,7 +124,7 @@ def _look_ahead_study(situation: Situation, launch: Launch, refuse: bool) -> Out
     num_trials, num_left = len(plan.trials), len(tasks)
     lines = [
         study.title,
-        f"{study.design.name}: {len(plan.cells)} configurations x {len(study.seeds)} seeds = "
+        f"{study.design.name}: {len(plan.cells)} configurations x {len(study.all_seeds)} seeds = "
         f"{num_trials} trials, {num_trials - num_left} of them ended, in {situation.path}",
         *study.design.notes(),
         *_begun_text(len(resumed_steps)),

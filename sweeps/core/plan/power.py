@@ -66,11 +66,11 @@ def power_check(
         accept_underpowered: Let an underpowered study run.
     """
     # Compute the power for every metric that is compared.
-    study, declared = plan.study, plan.comparisons()
+    study, declared = plan.study, plan.tests.places
     goal = PowerGoal(len(declared), study.significance, study.power, study.smallest_effect)
     compared = [metric for metric in study.metrics if metric.key in {key for _, key in declared}]
     sds = {metric.key: noise[metric.key].sd if metric.key in noise else None for metric in compared}
-    power = goal.assess(len(study.seeds), sds)
+    power = goal.assess(len(study.all_seeds), sds)
     if not declared:
         return PowerCheck(power, False, None, ("No comparison is declared, so nothing is tested.",))
     # Compare it with the effects that the study asks for.

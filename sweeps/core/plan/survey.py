@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.core.design.study import TRAIN, Plan, Study
+from sweeps.core.findings.looks import Looks, replay
 from sweeps.core.plan.sizes import check_sizes
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.identity import (
@@ -100,6 +101,10 @@ class Situation(_Planned):
     plan: Plan
     inputs: tuple[InputDigests, ...]
     identities: tuple[Identity, ...]
+    # Metrics of the trials that have ended, by key. Entries are final, so each is read once.
+    _metrics: dict[str, Mapping[str, float | None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def start_id(self) -> str:
@@ -108,11 +113,36 @@ class Situation(_Planned):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Keys of the trials in the ledger."""
+        """Keys of all trials that the study may need, in their order."""
         return tuple(identity.key for identity in self.identities)
 
-    def trials(self) -> dict[str, Task]:
-        """Return all trials of the study, by key."""
+    def looks(self) -> Looks:
+        """Replay the looks of the study with the results of the ledger."""
+        keys: dict[tuple[int, int], str] = {
+            (trial.cell, trial.replicate): identity.key
+            for trial, identity in zip(self.plan.trials, self.identities, strict=True)
+        }
+
+        def results(cell: int, replicate: int) -> Mapping[str, float | None] | None:
+            key = keys[cell, replicate]
+            if key not in self._metrics and (entry := self.ledger.entry(key)) is not None:
+                self._metrics[key] = entry.metrics if entry.status == "finished" else {}
+            return self._metrics.get(key)
+
+        return replay(self.plan.tests, results)
+
+    def trials(self, *, ahead: bool = False) -> dict[str, Task]:
+        """Return the trials that the study needs now, by key.
+
+        A sequential study needs the seeds of its present look. The results of the ledger decide.
+
+        Args:
+            ahead: Also return those of the next look, as if every open claim stayed open.
+        """
+        counts = self.plan.tests.num_seeds
+        if self.plan.study.sequential is not None:
+            looks = self.looks()
+            counts = looks.next_seeds if ahead else looks.num_seeds
         cells = self.plan.cells
         zipped = zip(self.plan.trials, self.identities, self.inputs, strict=True)
         return {
@@ -125,10 +155,11 @@ class Situation(_Planned):
                 factors=cells[trial.cell].changes,
             )
             for trial, identity, inputs in zipped
+            if trial.replicate < counts[trial.cell]
         }
 
     def missing(self, among: Iterable[Task] | None = None) -> list[Task]:
-        """Return the trials that the ledger does not have, of ``among`` or of all."""
+        """Return the trials that the ledger does not have, of ``among`` or of all needed now."""
         tasks = self.trials().values() if among is None else list(among)
         finished = self.ledger.finished_keys(task.key for task in tasks)
         return [task for task in tasks if task.key not in finished]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sweeps.core.findings.analysis import analyse
 from sweeps.core.findings.exit_status import ExitCode
+from sweeps.core.findings.looks import needed_trials
 from sweeps.core.findings.verdict import judge
 from sweeps.core.report.bundle import bundle_files, write_zip
 from sweeps.core.report.columns import COLUMNS, StatisticColumn
@@ -57,6 +58,7 @@ def make_report(
         columns: Statistics to print.
         sections: Sections in the order of the page.
     """
+    study = needed_trials(study)
     analysis = analyse(study)
     verdict = judge(study, analysis)
     table = study_table(study, analysis, verdict, columns)

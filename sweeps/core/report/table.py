@@ -419,7 +419,7 @@ def _captions(study: StudyRecord, analysis: StudyAnalysis) -> tuple[str, ...]:
     lines.append("Mean ± sample standard deviation over n seeds; n = 1 has no spread.")
     # The comparisons: p values, intervals over images, noise floor, power.
     if any(row.paired for numbers in analysis.rows for row in numbers.figures.values()):
-        family = len(study.comparisons())
+        family = len(study.tests.claims)
         lines.append(
             "Differences are paired by seed, with their t interval; p: two-sided paired t test "
             f"after Holm's correction over the {family} declared "

@@ -86,7 +86,7 @@ class Driver:
         self._session = self._runs.sessions / uuid.uuid4().hex[:12]
         # The roles around this driver.
         self._proposer: Proposer = (
-            StudyProposer(situation)
+            StudyProposer(situation, ahead=launch.ahead)
             if isinstance(situation, Situation)
             else SearchProposer(situation, leases)
         )

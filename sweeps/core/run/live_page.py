@@ -124,7 +124,7 @@ def remember_report(situation: Situation | SearchSituation, report: WrittenRepor
         remember(
             situation.plan.study,
             situation.ledger.storage,
-            situation.keys,
+            tuple(situation.trials()),
             situation.inputs,
             text=report.text,
             exit_code=report.exit_code,

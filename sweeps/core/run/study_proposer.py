@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from sweeps.core.plan.survey import Situation, Task
 from sweeps.core.run.progress import Progress
@@ -15,28 +15,43 @@ class StudyProposer(Proposer):
     """Propose the trials of a study.
 
     All trials that can start are proposed at once. Some trials follow from the stored evaluations
-    or checkpoints of a training: they are proposed when that training has ended.
+    or checkpoints of a training: they are proposed when that training has ended. A sequential study
+    gets the trials of its next look when the present look is complete.
+
+    Args:
+        situation: The study.
+        ahead: Whether a free worker starts trials of the next look of a sequential study before the
+            present look is complete. They are wasted where a claim is decided at the present look.
 
     Attributes:
-        trials: The trials of the study, by key.
+        trials: The trials of the study so far, by key.
     """
 
-    def __init__(self, situation: Situation) -> None:
+    def __init__(self, situation: Situation, *, ahead: bool = False) -> None:
         self._situation = situation
-        self.trials = situation.trials()
+        self._ahead = ahead
+        self.trials: dict[str, Task] = {}
         # The trials of one training belong together: only one of them is trained.
         self._groups: dict[str, list[Task]] = defaultdict(list)
-        for task in self.trials.values():
-            self._groups[task.identity.training_key].append(task)
         self._open: dict[str, Task] = {}
         self._given_up: set[str] = set()
         # Trials whose evaluation of a stored training failed, so that they are trained.
         self._afresh: set[str] = set()
         # Trainings that have a trial that may be ready to start.
-        self._unasked = dict.fromkeys(self._groups)
+        self._unasked: dict[str, None] = {}
+        self._add(situation.trials())
 
     def propose(self, *, is_idle: bool) -> Collection[Task]:
-        """Return the trials that can start now, of trainings where a trial has ended since."""
+        """Return the trials that can start now, of trainings where a trial has ended since.
+
+        Args:
+            is_idle: Whether a worker is free, for a study that works ahead.
+        """
+        is_sequential = self._situation.plan.study.sequential is not None
+        if is_sequential and self._unasked:
+            self._add(self._situation.trials())
+        if is_sequential and self._ahead and is_idle and not self._unasked:
+            self._add(self._situation.trials(ahead=True))
         groups, self._unasked = self._unasked, {}
         among = [
             task
@@ -69,8 +84,8 @@ class StudyProposer(Proposer):
         self._given_up.add(key)
 
     def unfinished(self) -> list[Task]:
-        """Return the trials that the ledger does not have."""
-        return self._situation.missing(self.trials.values())
+        """Return the trials that the study needs and the ledger does not have."""
+        return self._situation.missing()
 
     def progress(self) -> Progress:
         """Return the progress line of all trials, in their present state."""
@@ -87,6 +102,14 @@ class StudyProposer(Proposer):
             else:
                 progress.ended_before(task.name)
         return progress
+
+    def _add(self, tasks: Mapping[str, Task]) -> None:
+        """Add the trials that are new."""
+        for key, task in tasks.items():
+            if key not in self.trials:
+                self.trials[key] = task
+                self._groups[task.identity.training_key].append(task)
+                self._unasked[task.identity.training_key] = None
 
     def _close(self, key: str) -> Task:
         self._unasked[self.trials[key].identity.training_key] = None

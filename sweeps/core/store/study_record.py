@@ -6,16 +6,18 @@ The study may still run, and trials may have failed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import StringConstraints, field_validator
 
+from sweeps.core.design.claims import Tests
 from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import PaperRow
-from sweeps.core.design.study import Cell, Metric, PlannedRow, declared_comparisons
+from sweeps.core.design.seeds import Sequential
+from sweeps.core.design.study import Cell, Metric, PlannedRow, declared_tests
 from sweeps.core.store.folder_record import FolderFile, FolderRecord, read_optional
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.identity import InputDigests
@@ -98,6 +100,9 @@ class StudyFile(FolderFile):
     """``study.json``: a study with its rows, configurations, seeds, keys and inputs.
 
     Attributes:
+        seeds: Seeds that a row may get.
+        sequential: Looks of a sequential study; ``None`` for a fixed list of seeds.
+        margin: Margin of "no difference", as a fraction.
         inputs: Digests of the files that trials read, see ``sweeps.core.store.identity``.
         forecast: The cost predicted when the study was first run; ``None`` where nothing was
             predicted.
@@ -106,6 +111,8 @@ class StudyFile(FolderFile):
     design: str
     notes: tuple[str, ...]
     seeds: tuple[int, ...]
+    sequential: Sequential | None = None
+    margin: float | None = None
     purpose: Literal["effect", "direction"]
     significance: float
     power: float
@@ -122,12 +129,18 @@ class StudyFile(FolderFile):
     def _number_rows(cls, rows: tuple[PlannedRow, ...]) -> tuple[PlannedRow, ...]:
         return tuple(replace(row, number=number) for number, row in enumerate(rows))
 
-    def comparisons(self) -> tuple[tuple[int, str], ...]:
-        """Return the comparisons that the study declares.
-
-        See ``sweeps.core.design.study.declared_comparisons``.
-        """
-        return declared_comparisons(self.rows, self.blocks)
+    @property
+    def tests(self) -> Tests:
+        """The claims of the study and the rules that decide them."""
+        return declared_tests(
+            self.rows,
+            self.blocks,
+            self.cells,
+            self.metrics,
+            self.sequential,
+            self.significance,
+            self.margin,
+        )
 
 
 class StudyRecord(StudyFile):
@@ -155,6 +168,21 @@ class StudyRecord(StudyFile):
     def trials_of(self, row: PlannedRow) -> tuple[TrialRecord, ...]:
         """Return the trials that a row shows."""
         return self.trials_by_cell[row.cell]
+
+    def first_seeds(self, counts: Sequence[int]) -> StudyRecord:
+        """Return the study with the first trials of each configuration.
+
+        Args:
+            counts: Number of seeds by configuration.
+        """
+        if all(n >= len(trials) for n, trials in zip(counts, self.trials_by_cell, strict=True)):
+            return self
+        cells = tuple(
+            replace(cell, seeds=cell.seeds[:n], keys=cell.keys[:n])
+            for cell, n in zip(self.cells, counts, strict=True)
+        )
+        trials = tuple(of_cell[:n] for of_cell, n in zip(self.trials_by_cell, counts, strict=True))
+        return self.model_copy(update={"cells": cells, "trials_by_cell": trials})
 
     def changes_of(self, row: PlannedRow) -> Mapping[str, Any]:
         """Return the fields that the design sets for a row in the study's recipe."""

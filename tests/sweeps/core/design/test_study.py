@@ -103,7 +103,7 @@ def test_the_a_a_row_is_the_first_base_again_with_other_seeds_and_no_declared_co
     again, base = plan.cells[row.cell], plan.cells[plan.rows[row.versus].cell]
     assert again.changes == base.changes
     assert not set(again.seeds) & set(base.seeds)
-    assert all(plan.rows[number].role == "row" for number, _ in plan.comparisons())
+    assert all(plan.rows[number].role == "row" for number, _ in plan.tests.places)
     # The n-th trial of both is paired and differs in nothing but its seed.
     pairs = [
         [trial.config for trial in plan.trials if trial.cell == cell]
@@ -120,7 +120,7 @@ def test_a_a_seeds_are_never_those_of_the_study(seeds):
 
 
 def test_comparisons_are_those_that_a_block_declares_else_of_the_first_metric():
-    assert make().resolve().comparisons() == ((0, CAM), (0, SEG), (3, CAM))
+    assert make().resolve().tests.places == ((0, CAM), (0, SEG), (3, CAM))
 
 
 def test_the_digest_is_of_what_is_trained_and_nothing_else():

@@ -46,7 +46,7 @@ def test_what_is_written_is_what_is_read(tmp_path, plan):
     assert [trial.seed for trial in record.trials] == [0, 1, 0, 1, 2, 3]
     assert [row.versus for row in record.rows] == [None, 0, 0]
     assert [row.role for row in record.rows] == ["base", "row", "a/a"]
-    assert record.comparisons() == plan.comparisons() == ((1, "val/cam_miou"),)
+    assert record.tests.places == plan.tests.places == ((1, "val/cam_miou"),)
     assert record.inputs == (INPUTS,)
     assert {trial.state for trial in record.trials} == {"waiting"}
     assert not record.running
