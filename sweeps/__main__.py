@@ -47,7 +47,7 @@ def list_studies() -> None:
             varied = ", ".join(
                 dict.fromkeys(path for block in study.design.blocks() for path in block.factors)
             )
-            about = f"{study.design.name}, {rows} rows, seeds {list(study.all_seeds)}: {varied}"
+            about = f"{study.design.name}, {rows} rows, {study.seeds_text}: {varied}"
         else:
             about = (
                 f"search, {study.num_trials} trials, seed {study.seed}: {', '.join(study.space)}"

@@ -154,7 +154,7 @@ def test_the_list_has_every_file_with_what_it_is():
     after = lines.index("layer_ablation")
     assert lines[after + 1 : after + 3] == [
         "  Table 5 (a): the block of the auxiliary classifier",
-        "  one factor at a time, 4 rows, seeds [0, 1, 2]: method.aux_block",
+        "  one factor at a time, 4 rows, looks after 3, 5, 7, 10 seeds: method.aux_block",
     ]
     search = lines[lines.index("search") + 2]
     assert search.startswith("  search, 8 trials, seed 100: method.ptc.weight, ")

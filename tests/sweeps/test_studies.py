@@ -6,6 +6,7 @@ import pytest
 
 from sweeps import cam_thresholds, components, layer_ablation, loss_weights, table5, temperature
 from sweeps.core.design.paper import AUX_CAM_MIOU, CAM_MIOU, SEG_MIOU
+from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import BASE_AGAIN
 from toco.config import replace
 from toco.registry import load
@@ -48,15 +49,30 @@ def test_table_5_trains_ten_cells_and_its_default_once():
         len(crops),
         len(decays),
     ]
-    assert [trial.seed for trial in plan.trials] == [0, 1, 2] * 10 + [3, 4, 5]
+    assert [trial.seed for trial in plan.trials] == [*range(10)] * 10 + [10, 11, 12]
 
 
-def test_table_5_declares_twelve_comparisons():
-    plan = table5.STUDY.resolve()
+def test_with_a_list_of_seeds_table_5_tests_twelve_comparisons():
+    plan = dataclasses.replace(table5.STUDY, seeds=(0, 1, 2)).resolve()
     named = [(plan.rows[row].label, key) for row, key in plan.tests.places]
     assert named == [
         *((label, key) for label in ("#8", "#9", "#11") for key in (CAM_MIOU, AUX_CAM_MIOU)),
         *((label, SEG_MIOU) for label in ("16 px", "24 px", "40 px", "0", "0.1", "0.99")),
+    ]
+
+
+def test_with_looks_table_5_tests_the_five_claims_of_the_paper():
+    plan = table5.STUDY.resolve()
+    claims = [
+        (claim.name, [(plan.rows[c.row].label, c.direction) for c in claim.comparisons])
+        for claim in plan.tests.claims
+    ]
+    assert claims == [
+        ("rises to block #10", [("#8", -1)]),
+        ("collapses at block #11", [("#11", -1)]),
+        ("auxiliary CAM is best at block #10", [("#8", -1), ("#9", -1), ("#11", -1)]),
+        ("crops of 96 px are best", [("16 px", -1), ("24 px", -1), ("40 px", -1)]),
+        ("a decay of 0.9 is best", [("0", -1), ("0.1", -1), ("0.99", -1)]),
     ]
 
 
@@ -191,7 +207,7 @@ def test_components_are_added_one_at_a_time_up_to_the_recipe():
 
 
 def test_thresholds_of_training_are_a_grid_and_that_of_the_evaluation_costs_no_training():
-    plan = cam_thresholds.STUDY.resolve()
+    plan = dataclasses.replace(cam_thresholds.STUDY, seeds=(0, 1, 2)).resolve()
     trained = [
         config.model_dump(exclude={"evaluate"}, mode="json")
         for config in (t.config for t in plan.trials)
@@ -232,7 +248,7 @@ def test_temperatures_are_compared_with_the_papers():
     assert {versus for _, versus, _ in in_block(plan, 0)} == {"tau 0.5", None}
 
 
-def test_no_three_seed_study_asks_for_the_size_of_an_effect():
+def test_every_study_adds_seeds_until_its_claims_are_decided():
     studies = [
         module.STUDY
         for module in (
@@ -245,5 +261,5 @@ def test_no_three_seed_study_asks_for_the_size_of_an_effect():
         )
     ]
     assert {(study.purpose, study.seeds, study.repeat_base) for study in studies} == {
-        ("direction", (0, 1, 2), True)
+        ("direction", Sequential(), True)
     }

@@ -222,6 +222,13 @@ class Study:
         number = self.seeds.looks[0] if isinstance(self.seeds, Sequential) else None
         return tuple(seed + shift for seed in self.all_seeds[:number])
 
+    @property
+    def seeds_text(self) -> str:
+        """The seeds as text, such as ``seeds [0, 1, 2]`` or ``looks after 3, 5, 7, 10 seeds``."""
+        if isinstance(self.seeds, Sequential):
+            return f"looks after {', '.join(map(str, self.seeds.looks))} seeds"
+        return f"seeds {list(self.seeds)}"
+
     def base(self) -> RunConfig:
         """Return the recipe with the changes that hold for all trainings.
 

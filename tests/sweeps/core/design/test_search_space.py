@@ -254,4 +254,6 @@ def test_the_shipped_search_shares_no_seed_with_the_shipped_studies():
     seeds = set(
         itertools.chain.from_iterable(study.resolve().cells[-1].seeds for study in shipped.values())
     )
-    assert STUDY.seed not in seeds | {seed for study in shipped.values() for seed in study.seeds}
+    assert STUDY.seed not in seeds | {
+        seed for study in shipped.values() for seed in study.all_seeds
+    }
