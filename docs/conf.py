@@ -38,7 +38,7 @@ python_maximum_signature_line_length = 88
 autodoc_member_order = "bysource"
 
 PAGES = (
-    ("Use", ("data", "training", "studies", "reviewer", "cluster", "use", "faq")),
+    ("Use", ("data", "training", "studies", "reviewer", "claims", "cluster", "use", "faq")),
     ("Change", ("backbones", "methods", "recipes")),
     ("Compare", ("parity", "benchmark", "performance")),
     ("Reference", ("api_runs", "api_configs", "api_methods", "api_functions", "api_studies")),
