@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sweeps.core.findings.looks import Looks
+from sweeps.core.findings.looks import ClaimState, Looks
 from sweeps.core.statistics.image_noise import ImageInterval
 from sweeps.core.statistics.paired import (
     Paired,
@@ -55,7 +55,8 @@ class Figures:
             power, in the metric's unit; infinite below two pairs, ``None`` if the scatter of the
             differences is unknown.
         underpowered: Whether a declared comparison is not significant and cannot detect the study's
-            smallest effect.
+            smallest effect. A sequential study has the outcome of the claim instead.
+        claim: State of the claim that needs this comparison; ``None`` for other comparisons.
     """
 
     summary: Summary | None
@@ -69,6 +70,7 @@ class Figures:
     below_noise_floor: bool | None
     detectable: float | None
     underpowered: bool
+    claim: ClaimState | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,8 @@ def power_goal(study: StudyRecord) -> PowerGoal:
 def measured_power(study: StudyRecord, pairs: Pairs) -> Power:
     """Compute the power of the study from the scatter of its own pairs.
 
-    The number of pairs is that of the declared comparison with the fewest pairs. Standard
+    The number of pairs is that of the declared comparison with the fewest pairs, or the cap of a
+    sequential study, up to which it goes on where nothing is decided. Standard
     deviations are pooled over comparisons: over a few seeds, that of one comparison is mostly
     chance.
     """
@@ -160,6 +163,8 @@ def measured_power(study: StudyRecord, pairs: Pairs) -> Power:
         if test is not None and test.sd is not None:
             spreads[key].append((test.n - 1, test.sd))
     n = min((test.n for test in tests.values() if test), default=0)
+    if study.sequential is not None:
+        n = study.sequential.cap
     return power_goal(study).assess(n, {key: pooled_sd(groups) for key, groups in spreads.items()})
 
 
@@ -200,7 +205,8 @@ def compare(
     looks: Looks,
 ) -> dict[Place, Figures]:
     """Compute the figures of every row and metric."""
-    goal, declared = power_goal(study), looks.comparisons
+    goal, declared, claim_of = power_goal(study), looks.comparisons, looks.claim_of
+    is_sequential = study.sequential is not None
     figures = {}
     for place, values in pairs.values.items():
         key = place[1]
@@ -222,7 +228,10 @@ def compare(
             underlined=place in marks.underlined,
             below_noise_floor=_is_within(test, floors[key]),
             detectable=detectable,
-            underpowered=is_declared and not is_significant and not is_sensitive,
+            underpowered=(
+                is_declared and not (is_significant or is_sensitive) and not is_sequential
+            ),
+            claim=claim_of.get(place),
         )
     return figures
 

@@ -42,20 +42,37 @@ significantly. ``no difference``: all differences lie within the margin. ``given
 
 
 @dataclass(frozen=True, slots=True)
+class PastLook:
+    """A comparison at one of its looks.
+
+    Attributes:
+        n: Number of pairs.
+        difference: Mean of the paired differences.
+        p: P value of the t test of this look alone, two-sided.
+    """
+
+    n: int
+    difference: float
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
 class ComparisonState:
     """A comparison after its last look.
 
     Attributes:
         comparison: The comparison.
+        looks: Its looks so far, the first one first.
         n: Number of pairs at its last look; 0 before its first.
         test: Paired difference at that look, with the repeated confidence interval; ``None`` before
             its first look.
         p: Sequential p value after Holm's correction, as if its claim had no other comparison;
-            ``None`` where nothing could be tested.
+            ``None`` where its claim is not tested.
         is_decided: Whether it has crossed the boundary of its claim, in the claimed direction.
     """
 
     comparison: Comparison
+    looks: tuple[PastLook, ...]
     n: int
     test: Paired | None
     p: float | None
@@ -71,8 +88,10 @@ class ClaimState:
         outcome: The outcome; ``open`` while the study goes on for it.
         p: Sequential p value after Holm's correction; ``None`` where nothing could be tested.
         n: Number of seeds at its last look; 0 before its first.
-        boundary: P value at which a comparison of the claim crosses: of the next look while the
-            claim is open, else of its last look.
+        num_looks: Number of its looks so far.
+        boundaries: P value at or below which a comparison of the claim crosses, for all looks of
+            the study, past and to come. They are those of the claim's present level: significance
+            divided by the number of claims that are left in its step of Holm's correction.
         comparisons: Its comparisons.
     """
 
@@ -80,8 +99,14 @@ class ClaimState:
     outcome: Outcome
     p: float | None
     n: int
-    boundary: float
+    num_looks: int
+    boundaries: tuple[float, ...]
     comparisons: tuple[ComparisonState, ...]
+
+    @property
+    def boundary(self) -> float:
+        """The boundary of the next look while the claim is open, else of its last look."""
+        return self.boundaries[self.num_looks if self.outcome == "open" else self.num_looks - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +131,25 @@ class Looks:
 
     @property
     def comparisons(self) -> dict[tuple[int, str], ComparisonState]:
-        """Comparisons by row number and metric key, the first where several claims have it."""
-        states: dict[tuple[int, str], ComparisonState] = {}
+        """Comparisons by row number and metric key.
+
+        Where several claims have a comparison, it is that of the claim with the most seeds.
+        """
+        return {place: state for place, (_, state) in self._places.items()}
+
+    @property
+    def claim_of(self) -> dict[tuple[int, str], ClaimState]:
+        """The claim of each comparison of :attr:`comparisons`."""
+        return {place: claim for place, (claim, _) in self._places.items()}
+
+    @property
+    def _places(self) -> dict[tuple[int, str], tuple[ClaimState, ComparisonState]]:
+        states: dict[tuple[int, str], tuple[ClaimState, ComparisonState]] = {}
         for claim in self.claims:
             for state in claim.comparisons:
-                states.setdefault((state.comparison.row, state.comparison.metric), state)
+                place = state.comparison.row, state.comparison.metric
+                if place not in states or states[place][1].n < state.n:
+                    states[place] = claim, state
         return states
 
 
@@ -132,6 +171,22 @@ def needed_trials(study: StudyRecord) -> StudyRecord:
     return study.first_seeds(looks_of(study).num_seeds)
 
 
+def why_not_tested(study: StudyRecord, state: ClaimState) -> str:
+    """Name the trainings without a value that a claim of a sequential study needs, as a phrase."""
+    reasons = []
+    for comparison in state.claim.comparisons:
+        row = study.rows[comparison.row]
+        cells = [row.cell] if row.versus is None else [row.cell, study.rows[row.versus].cell]
+        for cell in cells:
+            for trial in study.trials_by_cell[cell][: state.n]:
+                name = f"{study.cells[cell].label}, seed {trial.seed}"
+                if trial.state == "diverged":
+                    reasons.append(f"{name} diverged")
+                elif trial.counts and trial.value(comparison.metric) is None:
+                    reasons.append(f"{name} has no value of {comparison.metric}")
+    return "; ".join(dict.fromkeys(reasons))
+
+
 def replay(tests: Tests, results: Results) -> Looks:
     """Replay the looks as far as the results go.
 
@@ -146,6 +201,7 @@ class _Evidence:
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
+        self.looks: list[PastLook] = []
         self.test: Paired | None = None
         # In the claimed direction, in the opposite one, and within the margin.
         self.shown = self.opposite = self.equal = 1.0
@@ -163,6 +219,7 @@ class _Evidence:
         self.test = test
         if test.p is None:
             return
+        self.looks.append(PastLook(test.n, test.difference, test.p))
         crossing, direction = level(test.p), self.comparison.direction
         if direction == 0 or direction * test.difference > 0:
             self.shown = min(self.shown, crossing)
@@ -179,8 +236,7 @@ class _Claim:
         self.claim = claim
         self.evidence = tuple(evidence)
         self.is_given_up = False
-        self.boundary = 0.0
-        self.n = 0
+        self.n = self.num_looks = 0
         # The parts of the level for the three outcomes of a claim with several comparisons: the
         # opposite sign of any of them is a union, so it takes Bonferroni's correction; with a
         # margin, half of the level is for the other two outcomes.
@@ -279,7 +335,7 @@ class _Replay:
         repeated = 1 - bounds.boundary(look, 1 - CONFIDENCE)
         open_claims = self._open()
         for claim in open_claims:
-            claim.n = n
+            claim.n, claim.num_looks = n, look + 1
             for item in claim.evidence:
                 if item.is_decided:
                     continue
@@ -292,7 +348,6 @@ class _Replay:
         # Comparisons that have crossed at their claim's level need no more seeds.
         level = tests.significance / max(self._num_unrejected(), 1)
         for claim in open_claims:
-            claim.boundary = bounds.boundary(look, level)
             for item in claim.evidence:
                 item.is_decided = item.is_decided or item.shown <= level
         futility = self._rules.futility
@@ -352,18 +407,28 @@ class _Replay:
 
     def _claim_state(self, number: int, num_done: int) -> ClaimState:
         claim, p = self._claims[number], self._corrected[number]
-        outcome = self._outcome(claim, p, num_done)
-        boundary = claim.boundary
-        if outcome == "open":
-            level = self._tests.significance / self._num_unrejected()
-            boundary = self._boundaries.boundary(num_done, level)
         return ClaimState(
             claim.claim,
-            outcome,
+            self._outcome(claim, p, num_done),
             p,
             claim.n,
-            boundary,
+            claim.num_looks,
+            self._boundaries_at(self._level(number)),
             tuple(self._comparison_state(number, item) for item in claim.evidence),
+        )
+
+    def _level(self, number: int) -> float:
+        """Return the level of a claim in its step of Holm's correction."""
+        num_left = self._num_unrejected()
+        if self._is_rejected(self._corrected[number]):
+            levels = [1.0 if claim.level is None else claim.level for claim in self._claims]
+            order = sorted(range(len(levels)), key=levels.__getitem__)
+            num_left = len(levels) - order.index(number)
+        return self._tests.significance / num_left
+
+    def _boundaries_at(self, level: float) -> tuple[float, ...]:
+        return tuple(
+            self._boundaries.boundary(look, level) for look in range(len(self._rules.looks))
         )
 
     def _outcome(self, claim: _Claim, p: float | None, num_done: int) -> Outcome:
@@ -378,11 +443,11 @@ class _Replay:
     def _comparison_state(self, number: int, item: _Evidence) -> ComparisonState:
         levels = [claim.level for claim in self._claims]
         p = None
-        if item.test is not None and item.test.p is not None:
+        if self._claims[number].is_testable and item.looks:
             levels[number] = min(item.shown, item.opposite)
             p = holm(levels)[number]
         n = 0 if item.test is None else item.test.n
-        return ComparisonState(item.comparison, n, item.test, p, item.is_decided)
+        return ComparisonState(item.comparison, tuple(item.looks), n, item.test, p, item.is_decided)
 
 
 class _Fixed(_Replay):
@@ -404,13 +469,16 @@ class _Fixed(_Replay):
                 if test is not None:
                     item.add(test, lambda p: p, self._tests.margin)
                     claim.n = max(claim.n, test.n)
+            claim.num_looks = 1
         self._correct()
         level = self._tests.significance / max(self._num_unrejected(), 1)
         for claim in self._claims:
-            claim.boundary = level
             for item in claim.evidence:
                 item.is_decided = item.shown <= level
         return self._state(1, self._tests.num_seeds, self._tests.num_seeds)
+
+    def _boundaries_at(self, level: float) -> tuple[float, ...]:
+        return (level,)
 
     def _value(self, cell: int, replicate: int, metric: str) -> float | None:
         value = (self._results(cell, replicate) or {}).get(metric)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from scipy import special
@@ -23,9 +23,9 @@ from sweeps.core.findings.comparisons import Figures
 from sweeps.core.findings.confounders import is_run_only
 from sweeps.core.findings.evaluations import num_images
 from sweeps.core.findings.exit_status import CLEAN, CONTRADICTED, INCOMPLETE, ExitCode
-from sweeps.core.findings.looks import ClaimState
+from sweeps.core.findings.looks import ClaimState, ComparisonState, why_not_tested
 from sweeps.core.statistics.paired import CONFIDENCE, Summary
-from sweeps.core.store.study_record import StudyRecord
+from sweeps.core.store.study_record import StudyRecord, TrialRecord
 
 Outcome = Literal[
     "reproduced",
@@ -82,9 +82,10 @@ class ClaimVerdict(_Judgement):
     """Outcome for one claim.
 
     ``direction confirmed`` is the best outcome in a setting other than the paper's. ``not
-    confirmed`` means that the study could have shown its smallest effect, and did not. A sequential
-    study can also end with ``no difference`` (within its margin) or ``not decidable`` (given up, or
-    the cap was reached); ``open`` claims wait for more seeds.
+    confirmed`` means that the study could have shown its smallest effect, and did not.
+    ``underpowered`` and ``not confirmed`` are outcomes of fixed lists of seeds. A claim of a
+    sequential study can end with ``no difference`` (within its margin) or ``not decidable`` (given
+    up, or the cap was reached) instead; ``open`` claims wait for more seeds.
 
     Attributes:
         name: Name of the claim.
@@ -134,10 +135,19 @@ def judge(study: StudyRecord, analysis: StudyAnalysis) -> Verdict:
         if block.paper is not None
         for claim in block.paper.claims
     )
-    without_result = sum(not trial.counts for trial in study.trials)
+    without_result = sum(not _has_result(study, trial) for trial in study.trials)
     contradicted = any(claim.outcome == "contradicted" for claim in claims)
     code: ExitCode = INCOMPLETE if without_result else CONTRADICTED if contradicted else CLEAN
-    return Verdict(rows, claims, code, _summarise(study, claims, without_result))
+    differences = [state for state in analysis.looks.claims if state.claim.published is None]
+    sentence = _summarise(study, claims, differences, without_result)
+    return Verdict(rows, claims, code, sentence)
+
+
+def _has_result(study: StudyRecord, trial: TrialRecord) -> bool:
+    """Whether a trial has finished, or has diverged in a study that declares a value for that."""
+    sequential = study.sequential
+    has_value = sequential is not None and sequential.diverged_value is not None
+    return trial.counts or (has_value and trial.state == "diverged")
 
 
 def same_setting(study: StudyRecord, paper: Paper) -> bool:
@@ -224,8 +234,18 @@ class _Judge:
         self.same = same_setting(study, paper)
 
     def judge(self, claim: Claim) -> ClaimVerdict:
+        state = next(
+            (
+                item
+                for item in self.analysis.looks.claims
+                if (item.claim.block, item.claim.published) == (self.block, claim)
+            ),
+            None,
+        )
+        if state is not None and (verdict := self._untested(state)) is not None:
+            return verdict
         # The study's comparisons of the claim; without one of them the claim is not tested.
-        results = self._comparisons(claim)
+        results = self._comparisons(claim, state)
         refusals = [item for item in results if isinstance(item, str)]
         if refusals:
             return ClaimVerdict(
@@ -239,15 +259,17 @@ class _Judge:
             else f" This is not the paper's setting ({self._setting()}), "
             "so it can only confirm the direction."
         )
-        state = next(
-            (item for item in self.analysis.looks.claims if item.claim.published == claim), None
-        )
         if state is not None and (verdict := self._undecided(state, numbers, scope)) is not None:
             return verdict
         # Comparisons with a significant difference in the opposite direction.
         wrong = [item for item in comparisons if item.figures.significant and item.advantage < 0]
         blind = [item for item in comparisons if not _can_detect(item.figures, self.study)]
-        is_shown = all(item.figures.significant and item.advantage > 0 for item in comparisons)
+        # The looks of a sequential study have decided already.
+        is_shown = (
+            all(item.figures.significant and item.advantage > 0 for item in comparisons)
+            if state is None
+            else state.outcome == "shown"
+        )
         is_opposite = bool(wrong) if state is None else state.outcome == "opposite"
         if is_opposite:
             # A study with a fixed list of seeds that only asks for directions, or that could not
@@ -316,41 +338,64 @@ class _Judge:
         off_by = min(item.advantage for item in comparisons) - claim.by / 100
         return ClaimVerdict("off", off_by, claim.name, sentence)
 
+    def _untested(self, state: ClaimState) -> ClaimVerdict | None:
+        """Judge a claim of a sequential study without a test; ``None`` where it has one."""
+        name, sequential = state.claim.name, self.study.sequential
+        if state.outcome == "not tested":
+            reason = why_not_tested(self.study, state)
+            return ClaimVerdict("not tested", None, name, f"Not tested: {reason}.")
+        if sequential is not None and not state.num_looks:
+            sentence = f"Open: its first look is after {sequential.looks[0]} seeds."
+            return ClaimVerdict("open", None, name, sentence)
+        return None
+
     def _undecided(self, state: ClaimState, numbers: str, scope: str) -> ClaimVerdict | None:
         """Judge a claim of a sequential study by its looks; ``None`` where a sign was shown."""
         name, sequential = state.claim.name, self.study.sequential
         cap = sequential.cap if sequential else state.n
         if state.outcome == "open":
-            sentence = f"{numbers}: open after {state.n} seeds.{scope}"
+            sentence = f"{numbers}: open after {state.n} of at most {cap} seeds.{scope}"
             return ClaimVerdict("open", None, name, sentence)
         if state.outcome == "no difference" and self.study.margin is not None:
             margin = f"{100 * self.study.margin:g}"
-            sentence = f"{numbers}: no difference larger than {margin} points.{scope}"
+            plural = "" if margin == "1" else "s"
+            sentence = f"{numbers}: no difference larger than {margin} point{plural}.{scope}"
             return ClaimVerdict("no difference", None, name, sentence)
         if state.outcome in ("given up", "undecided"):
             reason = (
-                f"more seeds up to {cap} could hardly decide it"
+                f"given up after {state.n} seeds, because all {cap} could hardly decide it"
                 if state.outcome == "given up"
-                else f"the cap of {cap} seeds is reached"
+                else f"not decided after {cap} seeds, the cap"
             )
-            sentence = f"{numbers}: not decided after {state.n} seeds, and {reason}.{scope}"
+            sentence = f"{numbers}: {reason}.{scope}"
             return ClaimVerdict("not decidable", None, name, sentence)
         return None
 
-    def _comparisons(self, claim: Claim) -> list[_Comparison | str]:
-        """Return the study's comparison for each row that is called worse, or why it has none."""
+    def _comparisons(self, claim: Claim, state: ClaimState | None) -> list[_Comparison | str]:
+        """Return the study's comparison for each row that is called worse, or why it has none.
+
+        Args:
+            claim: The claim.
+            state: Its looks in a sequential study.
+        """
         study = self.study
         found = comparisons_of(claim, self.block, study.rows, study.blocks, study.metrics)
+        states = {item.comparison: item for item in (state.comparisons if state else ())}
         return [
-            item if isinstance(item, str) else self._comparison(item, than)
+            item if isinstance(item, str) else self._comparison(item, than, states.get(item))
             for item, than in zip(found, claim.than, strict=True)
         ]
 
-    def _comparison(self, comparison: Comparison, than: str) -> _Comparison | str:
+    def _comparison(
+        self, comparison: Comparison, than: str, state: ComparisonState | None
+    ) -> _Comparison | str:
         row = self.study.rows[comparison.row]
         base = self.study.rows[row.versus if row.versus is not None else row.number]
         worse, better = (row, base) if row.paper_row == than else (base, row)
         figures = self.analysis.rows[row.number].figures[comparison.metric]
+        if state is not None:
+            # Another claim with this comparison may have had more looks.
+            figures = replace(figures, paired=state.test, p_holm=state.p)
         if figures.paired is None:
             return f"no pair of trials of {better.label} and {worse.label} has finished"
         sign = comparison.direction
@@ -377,15 +422,24 @@ def _can_detect(figures: Figures, study: StudyRecord) -> bool:
     return figures.detectable is not None and figures.detectable <= study.smallest_effect
 
 
-def _summarise(study: StudyRecord, claims: Sequence[ClaimVerdict], without_result: int) -> str:
-    counts = Counter(claim.outcome for claim in claims)
-    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+def _summarise(
+    study: StudyRecord,
+    claims: Sequence[ClaimVerdict],
+    differences: Sequence[ClaimState],
+    without_result: int,
+) -> str:
+    outcomes = _counts(claim.outcome for claim in claims)
     number = f"{len(claims)} claim{'' if len(claims) == 1 else 's'}"
     of_claims = (
         f"Of {number} of the paper: {outcomes}."
         if claims
         else "The study tests no claim of the paper."
     )
+    # A sequential study also decides differences that no paper claims.
+    if study.sequential is not None and differences:
+        outcomes = _counts(state.outcome for state in differences)
+        plural = "" if len(differences) == 1 else "s"
+        of_claims += f" Of {len(differences)} tested difference{plural}: {outcomes}."
     have = "has" if without_result == 1 else "have"
     missing = (
         f" {without_result} of {len(study.trials)} trials {have} no result, "
@@ -394,6 +448,10 @@ def _summarise(study: StudyRecord, claims: Sequence[ClaimVerdict], without_resul
         else ""
     )
     return of_claims + missing
+
+
+def _counts(outcomes: Iterable[str]) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in Counter(outcomes).items())
 
 
 def _points(fraction: float) -> str:

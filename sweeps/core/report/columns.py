@@ -17,6 +17,7 @@ from typing import Any
 from sweeps.core.design.study import Metric, PlannedRow
 from sweeps.core.findings.analysis import RowAnalysis
 from sweeps.core.findings.comparisons import Figures
+from sweeps.core.findings.looks import Outcome
 from sweeps.core.report.numbers import (
     format_difference,
     format_interval,
@@ -66,6 +67,15 @@ class Measurement:
         return "best" if self.figures.bold else "second" if self.figures.underlined else ""
 
 
+REMARKS: Mapping[Outcome, tuple[str]] = {
+    "open": ("open",),
+    "given up": ("not decidable",),
+    "undecided": ("not decidable",),
+    "no difference": ("no difference",),
+    "not tested": ("not tested",),
+}
+"""Remark on a comparison of a sequential study, by the outcome of its claim."""
+
 StatisticColumn = Column[Measurement]
 """A statistic of one row and one metric."""
 
@@ -100,6 +110,18 @@ def _published(measurement: Measurement) -> float | None:
     paper = measurement.study.published(measurement.row)
     value = paper.metrics.get(measurement.metric.key) if paper else None
     return None if value is None else float(value)
+
+
+def _cap(measurement: Measurement) -> int:
+    sequential = measurement.study.sequential
+    if sequential is None or measurement.row.role == "a/a":
+        return measurement.numbers.planned
+    return sequential.cap
+
+
+def _of_claim(name: str) -> Callable[[Measurement], Any]:
+    """Return a function that reads an attribute of the comparison's claim."""
+    return lambda m: getattr(m.figures.claim, name, None)
 
 
 def _number_of(statistics: str, name: str) -> Callable[[Measurement], float | None]:
@@ -146,9 +168,15 @@ def _effect_text(measurement: Measurement) -> str:
 
 
 def remark_text(measurement: Measurement) -> str:
-    """Return the remarks: ``underpowered``, ``within noise``, both or none."""
-    remarks = ["underpowered"] if measurement.figures.underpowered else []
-    remarks += ["within noise"] if measurement.figures.below_noise_floor else []
+    """Return the remarks, such as ``underpowered, within noise``; empty without any.
+
+    A comparison of a sequential study has the outcome of its claim, unless it was shown.
+    """
+    figures = measurement.figures
+    remarks = ["underpowered"] if figures.underpowered else []
+    if measurement.study.sequential is not None and figures.claim is not None:
+        remarks += REMARKS.get(figures.claim.outcome, ())
+    remarks += ["within noise"] if figures.below_noise_floor else []
     return ", ".join(remarks)
 
 
@@ -196,6 +224,10 @@ COLUMNS: tuple[StatisticColumn, ...] = (
     Column("images_high", _number_of("images", "high")),
     Column("paper", _published),
     Column("differs_in", lambda m: "; ".join(m.numbers.confounders)),
+    Column("cap", _cap),
+    Column("looks", _of_claim("num_looks")),
+    Column("boundary", _of_claim("boundary")),
+    Column("outcome", _of_claim("outcome")),
     Column("remark", None, "", remark_text, _DIFFERENCES, "left", wraps=True),
 )
 """All statistics, in the order in which they are printed."""

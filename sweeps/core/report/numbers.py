@@ -61,6 +61,16 @@ def format_p(p: float | None) -> str:
     return "<0.001" if p < 0.0005 else f"{p:.3f}"
 
 
+def points(fraction: float) -> str:
+    """Format a fraction as a number of points.
+
+    >>> points(0.01), points(0.005)
+    ('1 point', '0.5 points')
+    """
+    number = f"{100 * fraction:g}"
+    return f"{number} point{'' if number == '1' else 's'}"
+
+
 def format_for_program(value: float | str | None) -> str:
     """Format a cell of a CSV file.
 

@@ -294,7 +294,7 @@ def _facts(study: StudyRecord) -> list[tuple[str, str]]:
             "Changed from the recipe",
             ", ".join(f"{path} = {value}" for path, value in study.changes.items()) or "nothing",
         ),
-        ("Seeds", ", ".join(map(str, study.seeds))),
+        ("Seeds", _seeds_text(study)),
         ("Trials", f"{finished} of {len(study.trials)} finished"),
         ("Study digest", study.digest),
         ("Commit", _distinct(commits)),
@@ -310,6 +310,13 @@ def _facts(study: StudyRecord) -> list[tuple[str, str]]:
         ("Failed attempts", str(sum(trial.attempts for trial in study.trials) or "")),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _seeds_text(study: StudyRecord) -> str:
+    if study.sequential is None:
+        return ", ".join(map(str, study.seeds))
+    after = ", ".join(map(str, study.sequential.looks))
+    return f"{study.seeds[0]} to {study.seeds[-1]} at most, claims are tested after {after} seeds"
 
 
 def _distinct(values: Iterable[str]) -> str:

@@ -67,7 +67,9 @@ def make_report(
     cards = Cards(
         tuple((section, card) for section, card in answers if isinstance(card, Card)),
         tuple(
-            f"{section.title}: {reason}." for section, reason in answers if isinstance(reason, str)
+            f"{section.title}: {reason}."
+            for section, reason in answers
+            if isinstance(reason, str) and reason
         ),
     )
     body, appendix = cards.grids("body"), cards.grids("appendix")

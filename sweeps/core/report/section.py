@@ -46,6 +46,13 @@ class Source:
         return curves
 
 
+def common_seeds(source: Source) -> str:
+    """Return the sentence that a section of a sequential study uses the seeds of all rows."""
+    if source.study.sequential is None:
+        return ""
+    return f" Only the first {source.analysis.looks.common} seeds are used, which all rows have."
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """Content of a section.
@@ -73,7 +80,7 @@ class Section:
         name: HTML id in the page, and name of the figure in the archive.
         title: Heading.
         show: Function that makes the card, or returns the reason why there is none: a phrase
-            without a full stop.
+            without a full stop, or empty if the section does not concern such a study.
         template: HTML template of the section.
         text: Place of the section's grids in Markdown, LaTeX and the terminal. ``body`` is after
             the rows; ``appendix`` exists in Markdown only. Empty means nowhere, because the table

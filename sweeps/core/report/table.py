@@ -12,12 +12,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Cell, Metric, PlannedRow
 from sweeps.core.findings.analysis import RowAnalysis, StudyAnalysis
+from sweeps.core.findings.looks import Looks
 from sweeps.core.findings.verdict import ClaimVerdict, Verdict
 from sweeps.core.report.columns import COLUMNS, Measurement, StatisticColumn, columns_of, mean_text
-from sweeps.core.report.numbers import format_difference, format_for_program, format_value
+from sweeps.core.report.numbers import format_difference, format_for_program, format_value, points
 from sweeps.core.report.text_grid import TextCell, TextColumn, TextGrid, columns_csv
+from sweeps.core.statistics.paired import CONFIDENCE
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
 from toco.evaluate.report import map_of, title_of
 
@@ -418,7 +421,9 @@ def _captions(study: StudyRecord, analysis: StudyAnalysis) -> tuple[str, ...]:
     lines = [f"{metric.title}: {_meaning(metric)}." for metric in study.metrics]
     lines.append("Mean ± sample standard deviation over n seeds; n = 1 has no spread.")
     # The comparisons: p values, intervals over images, noise floor, power.
-    if any(row.paired for numbers in analysis.rows for row in numbers.figures.values()):
+    if study.sequential is not None:
+        lines += _looks(study, analysis.looks, study.sequential)
+    elif any(row.paired for numbers in analysis.rows for row in numbers.figures.values()):
         family = len(study.tests.claims)
         lines.append(
             "Differences are paired by seed, with their t interval; p: two-sided paired t test "
@@ -465,13 +470,73 @@ def _captions(study: StudyRecord, analysis: StudyAnalysis) -> tuple[str, ...]:
     return (*lines, *study.notes, *analysis.notes)
 
 
+def _looks(study: StudyRecord, looks: Looks, rules: Sequential) -> list[str]:
+    """Explain the tests of a sequential study, as sentences."""
+    level = f"{100 * study.significance:g} %"
+    after = ", ".join(map(str, rules.looks[:-1]))
+    after = f"{after} and {rules.cap}" if after else str(rules.cap)
+    lines = [
+        "Rows get seeds while a claim that needs them is open, so n differs between rows. Means are "
+        "over all seeds of a row.",
+        f"The study tests {_claims(len(looks.claims))} after {after} seeds. "
+        f"The probability of any false one, over all claims and looks, is at most {level}. After n "
+        f"seeds, a claim has spent (n / {rules.cap})^{rules.spending:g} of its level; the "
+        "boundaries of the paired t tests are exact.",
+        "A claim is shown when each of its comparisons has crossed the boundary in the claimed "
+        "direction, or in either if it names none."
+        + (
+            " The opposite sign of one comparison counts after Bonferroni's correction over the "
+            "comparisons of its claim."
+            if any(len(claim.comparisons) > 1 for claim in looks.claims)
+            else ""
+        ),
+        "p of a comparison in a claim: its sequential p value after Holm's correction over the "
+        "claims. A sequential p value is the smallest level at which the two-sided test has crossed "
+        "its boundary at a look so far.",
+        f"The interval of such a comparison is the repeated {100 * CONFIDENCE:g} % interval of its "
+        "last look: it covers the true difference at all looks together.",
+        "A comparison in no claim has no test. Its interval is the plain t interval over the first "
+        f"{looks.common} seeds, which all rows have. d: the difference in standard deviations of "
+        "the differences (Hedges).",
+        "Bold, underlined, noise floor, analysis of variance, scores by class and intervals over "
+        f"images use the first {looks.common} seeds of each row, too.",
+    ]
+    futility = rules.futility
+    lines.append(
+        "No claim is given up before the last look."
+        if futility is None
+        else f"From {futility.from_seeds} seeds on, a claim is given up if the upper "
+        f"{100 * futility.confidence:g} % bound of an effect lies below the effect that "
+        f"{rules.cap} seeds show with {100 * futility.power:g} % power. Its outcome is not "
+        "decidable, which is not the same as no effect."
+    )
+    if study.margin is not None:
+        lines.append(
+            f"No difference: all differences of a claim are smaller than {points(study.margin)}, "
+            "with their repeated intervals at the level of the claim."
+        )
+    lines.append(
+        "A claim that needs a training that diverged is not tested."
+        if rules.diverged_value is None
+        else f"In tests, a training that diverged has the value {rules.diverged_value:g}; means "
+        "leave it out."
+    )
+    return lines
+
+
 def _power(study: StudyRecord, analysis: StudyAnalysis) -> list[str]:
     power = analysis.power
     if not power.comparisons or not math.isfinite(power.detectable_sd):
         return []
+    # The test after the cap alone would detect this: the looks before it cost a little.
+    limits = (
+        f"With {power.n} pairs and {power.comparisons} comparisons this study detects"
+        if study.sequential is None
+        else f"With {power.n} seeds, the cap, and {_claims(power.comparisons)} this study detects "
+        "at best"
+    )
     text = (
-        f"With {power.n} pairs and {power.comparisons} comparisons this study detects, "
-        f"at {100 * study.power:.0f} % power, an effect of {power.detectable_sd:.1f} standard "
+        f"{limits}, at {100 * study.power:.0f} % power, an effect of {power.detectable_sd:.1f} standard "
         "deviations of a paired difference"
     )
     points = [
@@ -483,6 +548,10 @@ def _power(study: StudyRecord, analysis: StudyAnalysis) -> list[str]:
         and math.isfinite(metric_power.detectable)
     ]
     return [f"{text}, which is {', '.join(points)}." if points else f"{text}."]
+
+
+def _claims(number: int) -> str:
+    return f"{number} claim{'' if number == 1 else 's'}"
 
 
 def _detectable(metric: Metric, value: float) -> str:

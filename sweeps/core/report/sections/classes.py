@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sweeps.core.design.study import Metric
 from sweeps.core.report.numbers import format_difference, format_value
-from sweeps.core.report.section import Card, Section, Source
+from sweeps.core.report.section import Card, Section, Source, common_seeds
 from sweeps.core.report.text_grid import TextColumn, TextGrid, make_cells
 
 
@@ -38,7 +38,7 @@ def _show(source: Source) -> Card | str:
     if not tables:
         return "no finished trial has scores by class"
     return Card(
-        "Means over seeds, each with its difference from the row's base.",
+        "Means over seeds, each with its difference from the row's base." + common_seeds(source),
         grids=tuple(map(_grid, tables)),
         content=lambda: tables,
     )

@@ -33,6 +33,13 @@ _CAPTION = (
 )
 
 
+_SEQUENTIAL_CAPTION = (
+    " Of comparisons in claims, the thick bars are repeated intervals of the last look, which cover "
+    "at all looks together. Of the others, and in the noise floor, they are over the seeds that "
+    "all rows have."
+)
+
+
 def _show(source: Source) -> Card | str:
     study, analysis, table = source.study, source.analysis, source.table
     metrics = [
@@ -55,7 +62,7 @@ def _show(source: Source) -> Card | str:
         for b in table.blocks
     ]
     return Card(
-        _CAPTION,
+        _CAPTION + (_SEQUENTIAL_CAPTION if study.sequential is not None else ""),
         lambda: _draw(study, analysis, metrics, rows),
         tuple(grid for grid in grids if grid.lines) if len(study.rows) <= MAX_LINES else (),
     )

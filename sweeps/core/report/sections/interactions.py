@@ -22,7 +22,7 @@ from sweeps.core.report.drawing import (
     svg,
 )
 from sweeps.core.report.numbers import format_difference, format_interval, format_p
-from sweeps.core.report.section import Card, Section, Source
+from sweeps.core.report.section import Card, Section, Source, common_seeds
 from sweeps.core.report.text_grid import TextColumn, TextGrid, make_cells
 from sweeps.core.statistics.anova import Effect
 from sweeps.core.store.study_record import StudyRecord
@@ -47,7 +47,9 @@ def _show(source: Source) -> Card | str:
         return "no two factors were varied together, as far as trials have finished"
     pairs = _pairs(analysis, source.table.metrics)
     grids = tuple(_terms(crossing, source.study) for crossing in analysis.crossings)
-    return Card(_CAPTION, (lambda: _draw(analysis, pairs)) if pairs else None, grids)
+    return Card(
+        _CAPTION + common_seeds(source), (lambda: _draw(analysis, pairs)) if pairs else None, grids
+    )
 
 
 INTERACTIONS = Section("interactions", "Factors varied together", _show, text="body")

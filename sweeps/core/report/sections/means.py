@@ -38,6 +38,12 @@ _PAPER_CAPTION = (
 )
 
 
+_SEQUENTIAL_CAPTION = (
+    " Rows get seeds while their claims are open, so their numbers of seeds differ. The bands use "
+    "the seeds that all rows have."
+)
+
+
 def _show(source: Source) -> Card | str:
     study, analysis = source.study, source.analysis
     percent = [metric for metric in source.table.metrics if metric.percent]
@@ -56,7 +62,9 @@ def _show(source: Source) -> Card | str:
         return f"no block of 2 to {MAX_ROWS} rows has a finished trial"
     has_paper = any(row.paper_row for rows in blocks.values() for row in rows)
     return Card(
-        _CAPTION + (_PAPER_CAPTION if has_paper else ""),
+        _CAPTION
+        + (_PAPER_CAPTION if has_paper else "")
+        + (_SEQUENTIAL_CAPTION if study.sequential is not None else ""),
         lambda: _draw(study, analysis, metrics, blocks, has_paper=has_paper),
         notes=_notes(study, percent),
     )
