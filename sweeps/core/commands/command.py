@@ -85,6 +85,7 @@ def _seeds(
     recipe: str | None,
     looks: tuple[int, ...] | None,
     sequential: bool,
+    budget_hours: float | None,
     seeds: tuple[int, ...] | None,
 ) -> tuple[int, ...] | Sequential:
     """Return the seeds of a command line.
@@ -94,19 +95,21 @@ def _seeds(
         recipe: Recipe of the command line; the study's own declaration holds for its own recipe.
         looks: Value of ``--looks``.
         sequential: Whether ``--sequential`` is given.
+        budget_hours: Value of ``--budget-hours``.
         seeds: Value of ``--seeds``.
 
     Raises:
         click.UsageError: A list and looks are given, or the looks do not ascend.
     """
-    if seeds is not None and (looks is not None or sequential):
+    sequential = sequential or looks is not None or budget_hours is not None
+    if seeds is not None and sequential:
         raise click.UsageError(
-            "--seeds is a fixed list, and --sequential and --looks add seeds where claims are "
-            "open. Give one of them."
+            "--seeds is a fixed list, and --sequential, --looks and --budget-hours add seeds where "
+            "claims are open. Give --seeds or these."
         )
     if seeds is not None:
         return seeds
-    if looks is not None or sequential:
+    if sequential:
         declared = study.sequential or Sequential()
         try:
             return dataclasses.replace(declared, looks=looks or declared.looks)
@@ -140,8 +143,8 @@ def study_command(
         own_values = {name: value for name, value in values.items() if name in own_names}
         shared = {name: value for name, value in values.items() if name not in own_names}
         if isinstance(study, Study):
-            rules = shared.pop("looks"), shared.pop("sequential"), shared["seeds"]
-            shared["seeds"] = _seeds(study, shared["recipe"], *rules)
+            rules = {name: shared.pop(name) for name in ("looks", "sequential", "budget_hours")}
+            shared["seeds"] = _seeds(study, shared["recipe"], **rules, seeds=shared["seeds"])
         built = _changed(study, **shared)
         return adapt(built, **own_values) if adapt else built
 
@@ -233,6 +236,9 @@ def _command(
         if _TRACKING in options:
             values["sync_command"] = _sync_command(click.get_current_context())
         of_launch = {name: values.pop(name) for name in _LAUNCH & values.keys()}
+        if "budget_hours" in of_study:
+            # It decides also whether the study is sequential.
+            of_launch["budget_hours"] = of_study["budget_hours"]
         study = build(of_study)
         launch = Launch(checked_storage(storage or default_storage()), **of_launch)
         sys.exit(do(study, launch, **values))
@@ -341,6 +347,12 @@ _SEEDS = (
         is_flag=True,
         help="Add seeds where claims are open until they are decided. Studies do so by themselves "
         "for their own recipe.",
+    ),
+    click.option(
+        "--budget-hours",
+        type=click.FloatRange(0, min_open=True),
+        help="As --sequential, without a look that would exceed these GPU hours, or CPU core hours "
+        "where trainings have no GPU. A larger budget goes on with the same study.",
     ),
 )
 

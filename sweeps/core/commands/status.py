@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from sweeps.core.design.study import Study
+from sweeps.core.findings.looks import budget_stop
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.survey import SearchSituation, Situation, survey
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.runs import newest_step
+from sweeps.core.store.study_folder import StudyFolder
+from sweeps.core.store.study_record import with_results
 from toco.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -115,6 +118,9 @@ def _study_status(situation: Situation) -> list[str]:
             )
         states[state] += 1
         lines += [f"  {task.name}: {text}"] if text else []
+    if (stored := StudyFolder(situation.path).stored()) is not None:
+        stop = budget_stop(with_results(stored, situation.path), situation.looks())
+        lines += [] if stop is None else [stop.sentence]
     if missing:
         lines.append(
             "Missing: " + ", ".join(f"{number} {state}" for state, number in states.items()) + "."

@@ -21,6 +21,7 @@ from sweeps.core.design.claims import Comparison, TestedClaim, Tests
 from sweeps.core.design.seeds import Futility, Sequential
 from sweeps.core.statistics.paired import CONFIDENCE, Paired, detectable_effect, holm, paired
 from sweeps.core.statistics.sequential import Boundaries, boundaries
+from sweeps.core.store.budget_record import BudgetStop
 from sweeps.core.store.study_record import StudyRecord
 
 Results = Callable[[int, int], Mapping[str, float | None] | None]
@@ -167,8 +168,23 @@ def looks_of(study: StudyRecord) -> Looks:
 
 
 def needed_trials(study: StudyRecord) -> StudyRecord:
-    """Return the study with the trials that it needs now, without those beyond its looks."""
-    return study.first_seeds(looks_of(study).num_seeds)
+    """Return the study with the trials that it needs now, without those beyond its looks.
+
+    A study that its budget has stopped needs none of its next look.
+    """
+    looks = looks_of(study)
+    stop, counts = budget_stop(study, looks), looks.num_seeds
+    if stop is not None and study.sequential is not None:
+        counts = tuple(min(n, study.sequential.looks[stop.look - 1]) for n in counts)
+    return study.first_seeds(counts)
+
+
+def budget_stop(study: StudyRecord, looks: Looks) -> BudgetStop | None:
+    """Return the stop by a budget that holds now; ``None`` where the study goes on or has ended."""
+    stop = study.stopped
+    if stop is None or study.running or stop.look != looks.num_done:
+        return None
+    return stop if any(claim.outcome == "open" for claim in looks.claims) else None
 
 
 def why_not_tested(study: StudyRecord, state: ClaimState) -> str:

@@ -11,6 +11,7 @@ import click
 from sweeps.core.design.search_space import SearchPlan, SearchStudy
 from sweeps.core.design.study import TRAIN, Study
 from sweeps.core.plan import admission
+from sweeps.core.plan.budget import Budget
 from sweeps.core.plan.estimates import Work
 from sweeps.core.plan.forecast import describe, forecast
 from sweeps.core.plan.launch_options import Launch
@@ -118,8 +119,15 @@ def _look_ahead_study(situation: Situation, launch: Launch, refuse: bool) -> Out
     ]
     different = list({task.cell: task.config for task in trained}.values())
     predicted = _predict(works, different[:PROBED], situation, launch)
-    refusal = admission.refusal(predicted, launch)
-    _raise_refusal(refusal if refuse else None)
+    budget = Budget.of(launch, predicted)
+    refusals = [
+        power.refusal,
+        admission.refusal(predicted, launch),
+        budget.refusal(situation) if budget else None,
+    ]
+    if refuse:
+        for refusal in refusals:
+            _raise_refusal(refusal)
     # Describe the plan.
     num_trials, num_left = len(plan.trials), len(tasks)
     lines = [
@@ -133,8 +141,8 @@ def _look_ahead_study(situation: Situation, launch: Launch, refuse: bool) -> Out
         *describe(predicted, datetime.now()),
         *power.sentences,
     ]
-    refusals = tuple(reason for reason in (power.refusal, refusal) if reason is not None)
-    return Outlook(num_trials, num_left, predicted, "\n".join(lines), refusals)
+    reasons = tuple(reason for reason in refusals if reason is not None)
+    return Outlook(num_trials, num_left, predicted, "\n".join(lines), reasons)
 
 
 def _look_ahead_search(situation: SearchSituation, launch: Launch, refuse: bool) -> Outlook:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +143,18 @@ class Situation(_Planned):
         if self.plan.study.sequential is not None:
             looks = self.looks()
             counts = looks.next_seeds if ahead else looks.num_seeds
+        return self._first_seeds(counts)
+
+    def trials_of_past_looks(self) -> dict[str, Task]:
+        """Return the trials that a sequential study needed for the looks that are over, by key."""
+        sequential, looks = self.plan.study.sequential, self.looks()
+        if sequential is None or not looks.num_done:
+            return {}
+        last = sequential.looks[looks.num_done - 1]
+        return self._first_seeds([min(number, last) for number in looks.num_seeds])
+
+    def _first_seeds(self, counts: Sequence[int]) -> dict[str, Task]:
+        """Return the trials of the first seeds of each configuration, by key."""
         cells = self.plan.cells
         zipped = zip(self.plan.trials, self.identities, self.inputs, strict=True)
         return {

@@ -24,6 +24,7 @@ from typing import Any
 import click
 
 from sweeps.core.findings.exit_status import INCOMPLETE
+from sweeps.core.plan.budget import Budget
 from sweeps.core.plan.forecast import scorecard
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.survey import SearchSituation, Situation, Task
@@ -36,10 +37,12 @@ from sweeps.core.run.roles import Connect, Proposer
 from sweeps.core.run.search_proposer import SearchProposer
 from sweeps.core.run.study_proposer import StudyProposer
 from sweeps.core.run.worker import Spec
+from sweeps.core.store.budget_record import BudgetStop
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.leases import Leases, LostLeaseError
 from sweeps.core.store.ledger_entry import Origin
 from sweeps.core.store.runs import leave, recover, session_lease
+from sweeps.core.store.study_folder import StudyFolder
 from toco.files import is_no_room
 from toco.room import NoRoomError, shortage
 from toco.tracking import Tracker
@@ -86,7 +89,7 @@ class Driver:
         self._session = self._runs.sessions / uuid.uuid4().hex[:12]
         # The roles around this driver.
         self._proposer: Proposer = (
-            StudyProposer(situation, ahead=launch.ahead)
+            StudyProposer(situation, ahead=launch.ahead, budget=Budget.of(launch, forecast))
             if isinstance(situation, Situation)
             else SearchProposer(situation, leases)
         )
@@ -361,10 +364,17 @@ class Driver:
 
     # The end of a run.
 
+    @property
+    def _stop(self) -> BudgetStop | None:
+        """Why the study asked for no further look."""
+        return self._proposer.stop if isinstance(self._proposer, StudyProposer) else None
+
     def _close(self) -> int:
         """Write, send and print the last report; return the exit status."""
         self._mirror.drain()
         unfinished = self._proposer.unfinished()
+        if self._stop is not None:
+            StudyFolder(self._situation.path).write_stop(self._stop)
         report = self._write_report()
         if report is not None and not unfinished:
             with errors_as_warnings(
@@ -400,6 +410,8 @@ class Driver:
             )
         if report is not None:
             lines += [f"\n{report.text}\n", f"Report: {report.page}"]
+        if self._stop is not None:
+            lines.append(self._stop.sentence)
         entries = [
             entry
             for key in self._proposed

@@ -84,6 +84,7 @@ def run_study(study: Study | SearchStudy, launch: Launch, connect: Connect = con
             return report.exit_code
         if isinstance(situation, Situation):
             situation.write(outlook.forecast)
+            StudyFolder(situation.path).write_stop(None)
         click.echo(outlook.text)
         with (
             explain_shortage(launch.storage, outlook.forecast.trial_bytes),

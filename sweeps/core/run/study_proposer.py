@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
+from sweeps.core.plan.budget import Budget
 from sweeps.core.plan.survey import Situation, Task
 from sweeps.core.run.progress import Progress
 from sweeps.core.run.roles import Proposer
+from sweeps.core.store.budget_record import BudgetStop
 from sweeps.core.store.runs import newest_step
 
 
@@ -22,14 +24,20 @@ class StudyProposer(Proposer):
         situation: The study.
         ahead: Whether a free worker starts trials of the next look of a sequential study before the
             present look is complete. They are wasted where a claim is decided at the present look.
+        budget: Decides whether a further look may start; ``None`` for no limit.
 
     Attributes:
         trials: The trials of the study so far, by key.
+        stop: Why the study asks for no further look; ``None`` as long as it does.
     """
 
-    def __init__(self, situation: Situation, *, ahead: bool = False) -> None:
+    def __init__(
+        self, situation: Situation, *, ahead: bool = False, budget: Budget | None = None
+    ) -> None:
         self._situation = situation
         self._ahead = ahead
+        self._budget = budget
+        self.stop: BudgetStop | None = None
         self.trials: dict[str, Task] = {}
         # The trials of one training belong together: only one of them is trained.
         self._groups: dict[str, list[Task]] = defaultdict(list)
@@ -39,7 +47,7 @@ class StudyProposer(Proposer):
         self._afresh: set[str] = set()
         # Trainings that have a trial that may be ready to start.
         self._unasked: dict[str, None] = {}
-        self._add(situation.trials())
+        self._add_needed()
 
     def propose(self, *, is_idle: bool) -> Collection[Task]:
         """Return the trials that can start now, of trainings where a trial has ended since.
@@ -49,9 +57,9 @@ class StudyProposer(Proposer):
         """
         is_sequential = self._situation.plan.study.sequential is not None
         if is_sequential and self._unasked:
-            self._add(self._situation.trials())
+            self._add_needed()
         if is_sequential and self._ahead and is_idle and not self._unasked:
-            self._add(self._situation.trials(ahead=True))
+            self._add_ahead()
         groups, self._unasked = self._unasked, {}
         among = [
             task
@@ -85,7 +93,11 @@ class StudyProposer(Proposer):
 
     def unfinished(self) -> list[Task]:
         """Return the trials that the study needs and the ledger does not have."""
-        return self._situation.missing()
+        missing = self._situation.missing()
+        if self.stop is None:
+            return missing
+        # Those of the look that does not start are not needed.
+        return [task for task in missing if task.key in self.trials]
 
     def progress(self) -> Progress:
         """Return the progress line of all trials, in their present state."""
@@ -102,6 +114,21 @@ class StudyProposer(Proposer):
             else:
                 progress.ended_before(task.name)
         return progress
+
+    def _add_needed(self) -> None:
+        """Add the trials of the present look, if it has begun or fits into the budget."""
+        tasks = self._situation.trials()
+        if self._budget is not None and not tasks.keys() <= self.trials.keys():
+            self.stop = self._budget.stop(self._situation, tasks.values())
+            if self.stop is not None:
+                tasks = self._situation.trials_of_past_looks()
+        self._add(tasks)
+
+    def _add_ahead(self) -> None:
+        """Add the trials of the next look, if it fits into the budget as far as it is known."""
+        tasks = self._situation.trials(ahead=True)
+        if self._budget is None or self._budget.stop(self._situation, tasks.values()) is None:
+            self._add(tasks)
 
     def _add(self, tasks: Mapping[str, Task]) -> None:
         """Add the trials that are new."""

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sweeps.core.design.study import Plan
+from sweeps.core.store.budget_record import BudgetStop
 from sweeps.core.store.first_writer import write_first
 from sweeps.core.store.folder_record import HISTORY, read_optional
 from sweeps.core.store.forecast_record import Forecast
@@ -71,8 +72,8 @@ class StudyFolder:
 
         If the stored one has other configurations, keys or inputs, it is copied to ``history/``.
         Otherwise its forecast stays, because the forecast of the first start is compared with the
-        measured cost at the end. A record that cannot be read is moved to ``history/``, with a
-        warning.
+        measured cost at the end. Its stop by a budget stays, too. A record that cannot be read is
+        moved to ``history/``, with a warning.
 
         Args:
             plan: The study.
@@ -86,9 +87,20 @@ class StudyFolder:
             is_same = stored is not None and is_same_state(stored, present)
             if stored is not None and not is_same:
                 self._keep(stored)
+            if stored is None or not is_same:
+                return present.model_copy(update={"forecast": forecast})
             return present.model_copy(
-                update={"forecast": (stored.forecast if stored and is_same else None) or forecast}
+                update={"forecast": stored.forecast or forecast, "stopped": stored.stopped}
             )
+
+        RECORD.write(self.path, make)
+
+    def write_stop(self, stop: BudgetStop | None) -> None:
+        """Write into ``study.json`` that a budget stopped the study, or that it goes on."""
+
+        def make(stored: StudyFile | None, _start_id: str) -> StudyFile:
+            assert stored is not None  # noqa: S101 - ``write_study`` comes first
+            return stored.model_copy(update={"stopped": stop})
 
         RECORD.write(self.path, make)
 

@@ -18,6 +18,7 @@ from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import PaperRow
 from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Cell, Metric, PlannedRow, declared_tests
+from sweeps.core.store.budget_record import BudgetStop
 from sweeps.core.store.folder_record import FolderFile, FolderRecord, read_optional
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.identity import InputDigests
@@ -106,6 +107,7 @@ class StudyFile(FolderFile):
         inputs: Digests of the files that trials read, see ``sweeps.core.store.identity``.
         forecast: The cost predicted when the study was first run; ``None`` where nothing was
             predicted.
+        stopped: The last stop by a budget; ``None`` since a later start of the study.
     """
 
     design: str
@@ -123,6 +125,7 @@ class StudyFile(FolderFile):
     cells: tuple[Cell, ...]
     inputs: tuple[InputDigests, ...]
     forecast: Forecast | None
+    stopped: BudgetStop | None = None
 
     @field_validator("rows")
     @classmethod
