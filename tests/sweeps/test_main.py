@@ -78,7 +78,8 @@ class Store:
 
 
 class Place:
-    """``python -m sweeps VERB STUDY --storage ...`` in this process, with trainings that take no time.
+    """``python -m sweeps VERB STUDY --storage ...`` in this process, with trainings that take no
+    time.
 
     ``values`` has the metric of the two blocks, ``fail`` the seed of a training that fails; after
     ``interrupt_after`` trainings somebody presses Ctrl-C.
@@ -244,7 +245,7 @@ def test_a_cell_without_a_result_is_4(place):
     place.fail = 3
     ran = place("run")
     assert ran.exit_code == 4, ran.output
-    assert "failed 1 times, at last: ValueError: image7.png cannot be decoded." in ran.output
+    assert "failed once: ValueError: image7.png cannot be decoded." in ran.output
     assert place("report").exit_code == 4
     stands = place("status")
     assert stands.exit_code == 0

@@ -1,7 +1,8 @@
 """The loop of a study or a search: a proposer decides, a backend runs, a listener stores.
 
 The driver holds the leases, so that no trial is computed twice. It leases a trial when a worker is
-free, not before: another driver of the same study can take the trials that wait here.
+free, because another driver of the same study can take the trials that wait here. Only the first
+trial is leased earlier: the workers are started for it.
 
 The way of a trial: ``propose`` of the proposer returns it, ``Driver._take`` leases it, and
 ``Driver.next`` hands it to the backend. The backend sends its events to the listener, which stores
@@ -54,7 +55,7 @@ _POLL_S = 5.0
 _SLICE_S = 1.0
 """Seconds for trials that need no worker, before the backend handles its events again.
 
-Results and failures of running trials wait at most this long.
+Results and failures of running trials wait at most this long, plus the time of one such trial.
 """
 
 
@@ -136,6 +137,7 @@ class Driver:
             outcome = "RUNNING"
             raise
         finally:
+            # MLflow last: it may be slow. A second Ctrl-C meanwhile leaves the storage in order.
             self._progress.close()
             if self._page is not None and self._has_begun:
                 self._page.close()
@@ -150,7 +152,7 @@ class Driver:
 
     @property
     def is_done(self) -> bool:
-        """Whether no trial remains to be started."""
+        """Whether all trials have ended, or an error ends the run."""
         if self._error is not None:
             return True
         return not (self._ready or self._tasks or self._elsewhere) and self._proposer.is_done
@@ -188,7 +190,7 @@ class Driver:
     # The loop.
 
     def _run_all(self, connect: Connect) -> None:
-        """Run until every trial has ended here or was left to another driver."""
+        """Run until every trial has ended, here or under another driver."""
         # Before Ray is started: complete the trials that need no worker, and wait for other
         # drivers. A study whose trials all have results never starts Ray, which takes seconds. The
         # loop ends with the first trial that needs a worker, or without one.
@@ -214,9 +216,9 @@ class Driver:
         self._begin()
 
     def _begin(self) -> None:
-        """Start to fill MLflow and the page.
+        """Start to fill MLflow and the page, once the workers have started or none is needed yet.
 
-        Not earlier: otherwise MLflow shows a study as RUNNING when Ray failed to start.
+        A study whose first trial needs workers that cannot be started leaves nothing in MLflow.
         """
         if not self._has_begun:
             self._has_begun = True
@@ -244,7 +246,7 @@ class Driver:
         return None
 
     def _add(self, tasks: Collection[Task]) -> None:
-        """Queue the proposed trials, evaluations first."""
+        """Queue the proposed trials, evaluations first: they are short, and a row ends sooner."""
         self._proposed |= {task.key: None for task in tasks}
         self._ready.extendleft(task for task in reversed([*tasks]) if task.source is not None)
         self._ready.extend(task for task in tasks if task.source is None)
@@ -252,9 +254,9 @@ class Driver:
     def _take(self, task: Task) -> bool:
         """Lease ``task``; return whether a worker has to run it.
 
-        If not, it was completed here, or another driver leases it. No worker is needed for a trial
-        that ended when its driver was lost, nor for one whose result follows from a stored
-        threshold curve.
+        If not, it joined a training that runs here, was completed here, failed here, or another
+        driver leases it. No worker is needed for a trial that ended when its driver was lost, nor
+        for one whose result follows from stored counts.
         """
         # Join a training that already runs here.
         self._progress.expect(task.name, task.config.num_steps)
@@ -268,7 +270,7 @@ class Driver:
             if not self._leases.acquire([task.key]):
                 self._set_aside(task)
                 return False
-            # The snapshots of this trial, and of others, that a lost driver had received.
+            # A lost driver may have received snapshots of this trial, and of others: publish them.
             recover(self._runs, self._leases, self._session)
         # Enter the trial into the ledger if its run folder says that it has ended.
         self._tasks[task.key] = [task]
@@ -290,7 +292,7 @@ class Driver:
         return True
 
     def _set_aside(self, *tasks: Task) -> None:
-        """Wait for the driver that holds the leases of ``tasks``."""
+        """Note that another driver holds the leases of ``tasks``; they are tried again later."""
         if not self._elsewhere:
             self._looked_elsewhere = time.monotonic()
         self._elsewhere |= {(task.key, task.name): task for task in tasks}
@@ -354,7 +356,7 @@ class Driver:
             study.train,
             task.config.model_dump(mode="json"),
             None if task.source is None else str(situation.ledger.run_dir(task.source)),
-            # Trainings with the same code, data and versions share their first checkpoints.
+            # Trainings with the same code, data, weights and versions share a folder of snapshots.
             str(storage / "prefixes" / task.identity.surroundings) if task.prefix_shared else None,
             task.inputs,
             launch.world_size,
@@ -400,14 +402,7 @@ class Driver:
             return None
 
     def _closing_text(self, unfinished: Sequence[Task], report: WrittenReport | None) -> str:
-        lines = []
-        for task in unfinished:
-            failures = self._situation.ledger.failures(task.key)
-            reason = failures[-1].reason if failures else "unknown"
-            lines.append(
-                f"{task.name} failed {len(failures)} times, at last: {reason}. The ledger has its "
-                "trace; the same command tries again."
-            )
+        lines = [self._describe_unfinished(task) for task in unfinished]
         if report is not None:
             lines += [f"\n{report.text}\n", f"Report: {report.page}"]
         if self._stop is not None:
@@ -419,3 +414,18 @@ class Driver:
         ]
         lines += scorecard(self._forecast, entries, time.monotonic() - self._started)
         return "\n".join(lines)
+
+    def _describe_unfinished(self, task: Task) -> str:
+        """Say why a trial has no result."""
+        failures = self._situation.ledger.failures(task.key)
+        if not failures:
+            # ``_let_go`` gave it up, or its failure could not be stored either.
+            return (
+                f"The result of {task.name} could not be stored; the log has the error. The same "
+                "command tries again."
+            )
+        number = "once" if len(failures) == 1 else f"{len(failures)} times, at last"
+        return (
+            f"{task.name} failed {number}: {failures[-1].reason}. The ledger has its trace; the "
+            "same command tries again."
+        )

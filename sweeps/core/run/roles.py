@@ -77,7 +77,7 @@ class TrialQueue(Protocol):
 
     @property
     def is_done(self) -> bool:
-        """Whether no trial remains to be started."""
+        """Whether all trials have ended, or an error ends the run."""
 
     def goes_on(self, key: str, row: Mapping[str, Any]) -> bool:
         """Return whether a running trial continues after its last report."""

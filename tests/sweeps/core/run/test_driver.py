@@ -1,4 +1,6 @@
-"""A driver with backends of its own: how a study ends that breaks, what waits for what, what needs no worker."""
+"""A driver with backends of its own: how a study ends that breaks, what waits for what, what needs
+no worker.
+"""
 
 import dataclasses
 import errno
@@ -159,13 +161,14 @@ def test_a_disk_that_fills_up_on_the_way_is_named(tmp_path, monkeypatch, tracker
         run_study(make(tmp_path, ONE), Launch(tmp_path / "results"), backend.connect)
 
 
-def test_a_trial_whose_run_folder_cannot_be_written_is_given_up_and_nobody_is_said_to_have_stopped_it(
-    tmp_path, tracker, capsys
-):
+def test_a_trial_whose_run_folder_cannot_be_written_is_given_up(tmp_path, tracker, capsys):
     backend = FakeBackend(lambda spec, folder: None)
     assert run_study(make(tmp_path, ONE), Launch(tmp_path / "results"), backend.connect) == 4
     assert len(backend.specs) == 1
-    assert "Stopped" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Stopped" not in printed
+    assert ", seed 0 could not be stored; the log has the error. The same command tries" in printed
+    assert " failed " not in printed
 
 
 class Trainer(FakeBackend):
