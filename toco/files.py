@@ -57,8 +57,8 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Args:
         path: The file to write; an existing one is replaced.
-        durable: Wait until the file and its name are on disk. A file that can be made again after
-            a crash needs no wait.
+        durable: Wait until the file and its name in its folder are on disk. A file that can be made
+            again after a crash needs no wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)

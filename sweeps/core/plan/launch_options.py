@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.core.plan.ray_environment import resolve_address
-from sweeps.core.store.ledger import mounted
+from sweeps.core.store.ledger import refuse_address
 from toco.tracking import client_uri, sqlite_uri
 
 
@@ -109,7 +109,7 @@ def checked_storage(storage: Path) -> Path:
             "A Ray job runs in a copy of the working folder that is thrown away with the job, and "
             f"--storage {storage} lies in it: give an absolute path that every node sees."
         )
-    folder = mounted(storage).expanduser().resolve()
+    folder = refuse_address(storage).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--storage {storage} is a file; give a folder, which need not exist yet.")
     return folder

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.core.store.first_writer import link_first
-from sweeps.core.store.ledger import mounted
+from sweeps.core.store.ledger import refuse_address
 from sweeps.core.store.process_identity import Process, this_process
 from sweeps.core.store.stored import Stored
 from toco.files import UnreadableError, write_text
@@ -135,7 +135,7 @@ class Leases(AbstractContextManager["Leases"]):
                 f"A lease that expires after {expires_s} s needs a heart-beat at least twice in "
                 f"that time, not every {beat_every_s} s."
             )
-        self._folder = mounted(storage) / FOLDER
+        self._folder = refuse_address(storage) / FOLDER
         self._holder = holder
         self.beat_every_s = beat_every_s
         self.expires_s = expires_s

@@ -1,6 +1,7 @@
-"""The ledger: the result of every trial that ever ended, by its key.
+"""The ledger: the results of trials, by key, and their failed attempts.
 
-All tables and reports are made from it.
+A trial that finished or diverged has an entry; one that was stopped at a rung has none. The numbers
+of all reports come from the entries; logs, pictures and counts of pixels from the run folders.
 
 ::
 
@@ -42,8 +43,13 @@ A traceback through Ray and torch has some hundred lines, which fit. A recursion
 """
 _WITHOUT_DIGEST = b'{"format_version":1,'
 """The first bytes of the entries of version 0.4."""
-_RUN, _DELETE = "The next run makes it again.", "Delete it."
-"""Advice about a damaged entry, and about a damaged failure."""
+_NEXT_RUN = "The next run makes it again."
+"""Advice about a damaged entry, which counts as missing."""
+_DELETE = "Delete it."
+"""Advice about a file that no run replaces.
+
+It is a damaged failure, or an undamaged file that is no record of its kind.
+"""
 
 Record = TypeVar("Record", bound=Stored)
 
@@ -70,7 +76,7 @@ class Ledger:
         Raises:
             ValueError: ``storage`` is an address and no folder.
         """
-        self.storage = mounted(storage)
+        self.storage = refuse_address(storage)
         self._root = self.storage / "ledger"
 
     def run_dir(self, key: str) -> Path:
@@ -85,7 +91,7 @@ class Ledger:
         Raises:
             ValueError: A later version of this program wrote the file, or it is no entry at all.
         """
-        return _read(LedgerEntry, self._path(key), key, _RUN)
+        return _read(LedgerEntry, self._path(key), key, _NEXT_RUN)
 
     def finished_keys(self, keys: Iterable[str]) -> set[str]:
         """Return those of ``keys`` that have a complete entry, so that nothing has to be computed.
@@ -93,6 +99,8 @@ class Ledger:
         Raises:
             ValueError: A later version of this program wrote an entry.
         """
+        # A complete entry needs no parsing. For any other, ``entry`` warns of the damage, or raises
+        # the error about a later version.
         return {
             key
             for key, path in self._present(keys)
@@ -100,7 +108,10 @@ class Ledger:
         }
 
     def damaged_keys(self, keys: Iterable[str]) -> set[str]:
-        """Return those of ``keys`` whose entry is damaged. They do not count as finished."""
+        """Return those of ``keys`` whose entry is damaged, so that they do not count as finished.
+
+        An entry of a later version is among them; :meth:`finished_keys` raises an error about it.
+        """
         return {
             key
             for key, path in self._present(keys)
@@ -108,9 +119,10 @@ class Ledger:
         }
 
     def content_digest(self, keys: Iterable[str]) -> str | None:
-        """Return the SHA-256 over the bytes of the entries of ``keys``.
+        """Return the SHA-256 over the bytes of the entries, in the order of ``keys``.
 
-        ``None`` where an entry is missing or damaged.
+        ``None`` where an entry is missing or damaged. The bytes are hashed without parsing, for
+        speed. The order counts: a study always has its keys in the same one.
         """
         sha256 = hashlib.sha256()
         try:
@@ -126,9 +138,8 @@ class Ledger:
     def write(self, entry: LedgerEntry) -> bool:
         """Write the result of a trial; return whether this entry is the stored one.
 
-        Durable on return.
-
-        The first entry of a key stays; only a damaged one is replaced.
+        The first entry of a key stays; only a damaged one is replaced. No entry of version 0.4 has
+        the key, because keys have another format since. The entry is durable when this returns.
 
         Raises:
             ValueError: ``storage`` cannot hold a ledger, or a later version of this program wrote
@@ -144,7 +155,7 @@ class Ledger:
     def mark(self, key: str, training_key: str, config_digest: str) -> None:
         """Write the files by which an entry is found from its training and its config.
 
-        They are durable when this returns.
+        The files and their names in their folders are on disk when this returns.
         """
         for marker in (
             self._marked("trainings", training_key) / key,
@@ -221,7 +232,7 @@ class Ledger:
             limit,
         )
 
-    def without_digest(self) -> str | None:
+    def describe_old_results(self) -> str | None:
         """Describe the results of version 0.4, which do not count; ``None`` where none exists."""
         number = 0
         for entry in self._entries():
@@ -232,7 +243,7 @@ class Ledger:
         return (
             f"The ledger has {number} results of version 0.4, which do not count: they carry no "
             "digest that would show damage, and other code made them. Those that are needed run "
-            "again; the old ones stay where they are."
+            "again under other keys; the old ones stay where they are."
         )
 
     def _entries(self) -> Iterator[os.DirEntry[str]]:
@@ -266,11 +277,11 @@ class Ledger:
         return self._root / kind / name[:2] / name
 
 
-def mounted(storage: Path) -> Path:
-    """Return ``storage`` if it is the path of a folder.
+def refuse_address(storage: Path) -> Path:
+    """Return ``storage``, which need not exist, unless it is an address such as a bucket's.
 
     Raises:
-        ValueError: It is an address, such as that of a bucket.
+        ValueError: It is an address.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(storage))
     if scheme:
@@ -327,7 +338,7 @@ def _nearest(path: Path, key: str) -> Nearest | None:
 
     ``None`` where the file is missing or cannot be read.
     """
-    if (entry := _read(LedgerEntry, path, key, _RUN)) is not None:
+    if (entry := _read(LedgerEntry, path, key, _NEXT_RUN)) is not None:
         return Nearest(entry.identity, without_digest=False)
     try:
         content = path.read_bytes()

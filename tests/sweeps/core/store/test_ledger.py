@@ -137,14 +137,17 @@ def write_as_version_0_4(ledger, key, **values):
 
 
 def test_results_of_version_0_4_do_not_count_and_are_named(ledger, caplog):
-    assert ledger.without_digest() is None
+    assert ledger.describe_old_results() is None
     for key in KEYS[:3]:
         write_as_version_0_4(ledger, key)
     ledger.write(entry(KEYS[3], config="0" * 16))
     assert ledger.finished_keys(KEYS) == {KEYS[3]}
     assert ledger.damaged_keys(KEYS) == set()
     assert ledger.by_training("c" * 20) == [entry(KEYS[3], config="0" * 16)]
-    assert "The ledger has 3 results of version 0.4, which do not count" in ledger.without_digest()
+    assert (
+        "The ledger has 3 results of version 0.4, which do not count"
+        in ledger.describe_old_results()
+    )
     # They tell what is different now.
     assert ledger.nearest("d" * 16) == Nearest({"config": "d" * 16}, without_digest=True)
     assert ledger.nearest("0" * 16) == Nearest({"config": "0" * 16}, without_digest=False)
