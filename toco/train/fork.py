@@ -1,10 +1,10 @@
-"""Shared prefixes: trainings whose first updates are identical compute these updates once.
+"""Shared prefixes: trainings whose first updates are identical begin from one snapshot of them.
 
 The prefix of a training is its updates before the first late loss term. The decoder's terms start
 late, so trainings that differ only in settings of these terms have identical prefixes. The first
-training stores a snapshot, a copy of its run folder at the end of the prefix. The other trainings
-start from the snapshot. On a CPU a training that starts from a snapshot has the same result, bit
-for bit, as a training that computes its prefix.
+training at the end of the prefix stores a snapshot, a copy of its run folder. Trainings that start
+after the snapshot is stored begin from it. Trainings that start earlier are not held back: they
+compute the prefix, too. On CPUs of the same model both kinds have the same result, bit for bit.
 """
 
 from __future__ import annotations
@@ -42,13 +42,16 @@ _CONDITIONS = (
 
 
 def prefix_step(config: RunConfig) -> int | None:
-    """Return the number of updates in the prefix; ``None`` where no loss term starts late."""
+    """Return the number of updates in the prefix.
+
+    ``None`` where no loss term starts late, or where the training ends before one starts.
+    """
     late: int | None = config.method.late_step()
     return late if late is not None and late < config.num_steps else None
 
 
 def prefix_digest(config: RunConfig, step: int) -> str:
-    """Digest all settings that affect the run folder until ``step``; 16 digits."""
+    """Digest all settings that affect the run folder until ``step``; 16 hex digits."""
     inert = [f"method.{path}" for path in sorted(config.method.inert_until(step))]
     # Run-only settings, on which rows, pictures and the last bits depend nevertheless.
     recorded = (
@@ -91,9 +94,10 @@ class Snapshots:
             self._path = root / f"{name}-{self.step}"
 
     def copy_snapshot(self, folder: RunFolder) -> checkpoint.Checkpoint | None:
-        """Copy the snapshot into ``folder``, a run without a checkpoint, and return its checkpoint.
+        """Copy the snapshot into ``folder``; return the snapshot's checkpoint.
 
-        Returns ``None`` and changes nothing if no complete snapshot exists.
+        ``folder`` is a run without a checkpoint. Without a complete snapshot, nothing changes and
+        the result is ``None``.
         """
         if self._path is None:
             return None

@@ -230,7 +230,10 @@ def _begun_text(number: int) -> list[str]:
 
 def _reason_texts(situation: Situation, tasks: Sequence[Task]) -> list[str]:
     shared = sum(task.prefix_shared for task in tasks)
-    once = f"{shared} trainings share their first steps with others; these steps run only once."
+    once = (
+        f"{shared} trainings share their first steps with others: those that start after the first "
+        "has done these steps go on from there."
+    )
     reasons = (
         f"{number} of them although the ledger has their settings: {reason}"
         for reason, number in situation.reasons(tasks).items()
@@ -239,5 +242,5 @@ def _reason_texts(situation: Situation, tasks: Sequence[Task]) -> list[str]:
 
 
 def _old_ledger_text(situation: Situation | SearchSituation, num_left: int) -> list[str]:
-    sentence = situation.ledger.without_digest() if num_left else None
+    sentence = situation.ledger.describe_old_results() if num_left else None
     return [] if sentence is None else [sentence]

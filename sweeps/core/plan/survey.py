@@ -55,8 +55,8 @@ class Task:
         factors: The settings by which it differs from the recipe, by path.
         source: Key of the trial whose training is evaluated again; ``None`` for a training.
         way: How that training is evaluated again.
-        prefix_shared: Whether other tasks have the same first steps, so that these are trained
-            once.
+        prefix_shared: Whether other tasks have the same first steps, so that trainings that start
+            after the snapshot is stored begin from it; see :mod:`toco.train.fork`.
     """
 
     name: str
