@@ -35,6 +35,7 @@ _MACHINE = frozenset(
     )
     if hasattr(errno, name)
 )
+"""Errors of the operating system that another machine may not have: disk, memory, limits."""
 _MACHINE_TEXTS = (
     "CUDA",
     "cuDNN",
@@ -78,7 +79,7 @@ class Failure:
         reason: The reason in one line.
         trace: The end of the trace.
         host: Name of the machine; empty where the attempt ended before it reported its place.
-        node: Ray's id of the node; empty where ``host`` is.
+        node: Ray's id of the node; empty where ``host`` is, and for a failure in the driver.
     """
 
     kind: Kind
@@ -106,7 +107,7 @@ _KINDS: tuple[tuple[type[Exception], Kind], ...] = (
 def kind_of(error: BaseException) -> Kind:
     """Classify an exception that a trial raised.
 
-    It is a failure of the machine where another machine may do what failed here.
+    It is a failure of the machine where the trial may succeed on another machine.
     """
     for error_type, kind in _KINDS:
         if isinstance(error, error_type):
@@ -134,8 +135,8 @@ class Decision:
     Attributes:
         starts_again: Whether the trial is tried again.
         left_out: A message about the node that gets no more trials from now on.
-        no_room: A message where no trial can run for want of room. Such a failure counts neither
-            against the trial nor against a node.
+        no_room: A message where the storage, or every node that the trial may use, has no room. The
+            driver ends. Such a failure counts neither against the trial nor against a node.
     """
 
     starts_again: bool
@@ -147,8 +148,8 @@ class Attempts:
     """Count failures by trial and by node, and decide what follows.
 
     A failure of a machine does not count against its trial while there is a node that the trial has
-    not failed on. A trial that has failed on all nodes is itself the cause: its failures count
-    against the trial, and no longer against any node.
+    not failed on. A trial that has failed on all nodes, or ``MOST_MACHINE_FAILURES`` times, is
+    itself the cause: its failures count against the trial, and no longer against any node.
 
     Args:
         max_failures: Number of restarts of a trial; -1 for any number.

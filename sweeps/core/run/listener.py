@@ -34,7 +34,7 @@ class Listener:
 
     An error in printing or in MLflow must not cost a result. So the methods that the backend calls
     turn errors into warnings, :meth:`check` excepted. Of the methods that the driver calls,
-    ``publish``, ``settle``, ``waiting_for`` and the context of ``noting`` raise.
+    ``publish``, ``settle``, ``waiting_for`` and ``remember_obstacle`` raise.
 
     Args:
         tasks: The trials that this driver leases, by key. Trials with the same values share a key
@@ -180,9 +180,8 @@ class Listener:
     def remember_obstacle(self) -> Iterator[None]:
         """Store the first error after which no trial can continue, for :meth:`check`.
 
-        The error goes on, and the caller's :func:`errors_as_warnings` turns it into a warning: Ray
-        Tune would take it for an error of the trial. :meth:`check` raises it where the driver can
-        stop.
+        The error is raised again, and the caller catches it: Ray Tune would take it for an error of
+        the trial. :meth:`check` raises it where the driver can stop.
         """
         try:
             yield
@@ -218,10 +217,10 @@ class Listener:
         holder, silent_s = self._leases.holder(task.key), self._leases.silence_s(task.key)
         if holder is not None and "first" not in self._said:
             self._said.add("first")
-            self.say(
-                f"{number} trials, {task.name} among them, are run by another driver: {holder}. "
-                "Waiting."
-            )
+            names = f"{number} trials, {task.name} among them, are"
+            if number == 1:
+                names = f"{task.name} is"
+            self.say(f"{names} run by another driver: {holder}. Waiting.")
         if (
             holder is not None
             and silent_s > SILENT_BEATS * self._leases.beat_every_s
@@ -245,7 +244,7 @@ class Listener:
 
 @contextmanager
 def errors_as_warnings(problem: str) -> Iterator[None]:
-    """Turn any exception of the block into a warning."""
+    """Turn any error of the block into a logged warning; an interruption passes."""
     try:
         yield
     except Exception as error:  # whatever it was, the trainings are worth more

@@ -130,9 +130,15 @@ def test_waiting_for_another_driver_is_said_once_and_its_silence_once(tmp_path, 
         leases.silent_s = silent_s
         listener.waiting_for(task, 4)
     err = capsys.readouterr().err
-    assert err.count("run by another driver: the study table5, process 7") == 1
-    silence = "There was no sign of life of the study table5, process 7 for 25 s; its trials are taken over after 60 s."
+    assert err.count("4 trials, ") == err.count("are run by another driver: the study table5") == 1
+    silence = (
+        "There was no sign of life of the study table5, process 7 for 25 s; its trials "
+        "are taken over after 60 s."
+    )
     assert err.count("no sign of life") == err.count(silence) == 1
+    listener, task = make(tmp_path, leases=Held())
+    listener.waiting_for(task, 1)
+    assert f"{task.name} is run by another driver: the study table5" in capsys.readouterr().err
 
 
 def test_a_driver_that_lost_its_lease_writes_nothing(tmp_path, caplog):
@@ -163,7 +169,8 @@ def test_a_full_storage_is_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(NoRoomError) as raised:
         listener.check()
     assert str(raised.value) == (
-        f"{tmp_path} has no room: No space left on device. About 1 MB are needed. Make room there, or raise its quota."
+        f"{tmp_path} has no room: No space left on device. About 1 MB are needed. Make room there, "
+        f"or raise its quota."
     )
 
 
