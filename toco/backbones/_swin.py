@@ -132,6 +132,11 @@ class Swin(Backbone):
 
 
 def _check(swin: nn.Module) -> None:
+    """Refuse a network that :class:`Swin` cannot run.
+
+    Raises:
+        ValueError: The message continues a sentence of the caller that names the network: "it ...".
+    """
     from timm.models import SwinTransformer
 
     if not isinstance(swin, SwinTransformer):

@@ -22,10 +22,14 @@ class ViT(Backbone):
     The class token is the first one. Tokens between it and the patches (registers, the distillation
     token of DeiT) take part in every block and are in no map.
 
-    Three things follow the official encoder rather than timm. Positions are frozen. Their
-    embeddings are interpolated bicubically without anti-aliasing (timm anti-aliases); rotary ones
-    are computed for the current grid, as in timm. An input that is not a multiple of the patch
-    loses its last rows and columns (timm pads). Source: official ``model/vit.py``.
+    Three things follow the official encoder (``model/backbone/vit.py``) rather than timm:
+
+    1. Positions are frozen; timm trains them.
+    2. Position embeddings are interpolated bicubically without anti-aliasing; timm anti-aliases.
+    3. An input whose sides are no multiples of the patch loses its last rows and columns; timm
+       refuses it, or pads it if ``dynamic_img_pad`` is set.
+
+    As in timm, rotary embeddings are computed for the current grid.
 
     Where timm normalises the pooled tokens instead of each token (``fc_norm``), that norm becomes
     the final norm of every token.
@@ -129,6 +133,7 @@ class ViT(Backbone):
         if positions is None:
             tokens = torch.cat([*prefix_tokens, patches], dim=1)
         elif positions.shape[1] == patches.shape[1]:
+            # Embeddings of the patches alone (as in DeiT III): the tokens before them get none.
             tokens = torch.cat([*prefix_tokens, patches + positions], dim=1)
         else:
             tokens = torch.cat([*prefix_tokens, patches], dim=1) + positions
@@ -173,6 +178,11 @@ class ViT(Backbone):
 
 
 def _check(vit: nn.Module) -> None:
+    """Refuse a network that :class:`ViT` cannot run.
+
+    Raises:
+        ValueError: The message continues a sentence of the caller that names the network: "it ...".
+    """
     from timm.layers.patch_embed import PatchEmbed
     from timm.models import Eva, VisionTransformer
 
@@ -200,7 +210,9 @@ def _class_token_after(
     """Compute the class token of ``block(tokens, **rotation)`` alone.
 
     The class token needs the keys and values of all tokens, but only its own query, projection and
-    MLP. A block other than timm's plain one is computed in full.
+    MLP. A block other than timm's plain one is computed in full. Dropout in attention and its
+    projection, which models of timm have only on request, is not applied; without it the result is
+    that of the block.
     """
     from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block

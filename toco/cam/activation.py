@@ -35,10 +35,10 @@ def activation_maps(
 def normalise_cam(
     activation_sum: Float[Tensor, "b k h w"], epsilon: float = 1e-5
 ) -> Float[Tensor, "b k h w"]:
-    """Min-max normalise every map of every image to [0, 1).
+    """Min-max normalise every map of every image to [0, 1].
 
-    ``epsilon`` is added to the range, so that a constant map becomes 0 and the maximum stays just
-    below 1.
+    ``epsilon`` is added to the range, so that a constant map becomes 0. The maximum is just below
+    1, or 1 where the range is so large that ``epsilon`` is lost (in float32 from 256 on).
 
     Source: official camutils.py, ``multi_scale_cam2``.
     """
@@ -55,13 +55,14 @@ def multi_scale_cams(
 ) -> Float[Tensor, "b k h w"]:
     """Sum CAMs at the images' size over scales, and normalise them.
 
-    At each scale the larger value of image and mirror image (mirrored back) is taken at every
-    pixel, then ReLU. The maximum is taken after the resize to pixels, as in the official code.
+    With ``flip``, the larger value of image and mirror image (mirrored back) is taken at every
+    pixel of each scale, after the resize to pixels, as in the official code. ReLU follows.
     Everything is computed in the images' dtype, even where ``forward`` runs in a lower one.
 
     Args:
         forward: Maps images of any size to activations; several kinds of maps may be stacked as
-            channels. One call gets all images of a scale, followed by all their mirror images.
+            channels. With ``flip``, one call gets all images of a scale, followed by all their
+            mirror images; where ``base`` replaces the pass of the images, the mirror images alone.
         images: Normalised images.
         scales: Sizes relative to the images; scaled sides are rounded down. Scale 1.0 is always
             used, first, whether it is listed or not.

@@ -69,7 +69,8 @@ class CocoFolder(FileDataset):
         names: Names of the images.
         labels: Source of image-level labels.
         config: Configuration of the data set.
-        allow_empty_labels: Whether an image may have no class.
+        allow_empty_labels: Whether an image may have no class. The setting of ``config`` is that of
+            training images; validation images always may.
         annotations_sha256: SHA-256 of the annotation file that the masks were prepared from;
             ``None`` for masks from another source.
         notes: Remarks on skipped files, where the folder of masks defines the list of images.
@@ -98,9 +99,10 @@ class CocoFolder(FileDataset):
         self.annotations_sha256 = annotations_sha256
 
     def _mask_digest(self, index: int) -> bytes:
-        """Return a mask's digest; of prepared masks, only a few are read.
+        """Return the bytes by which a mask enters the digest of the manifest.
 
-        Prepared masks follow from the annotation file, so its digest stands for them.
+        Prepared masks follow from the annotation file, so its digest stands for them. Only a few of
+        them are read: this finds a folder of other masks.
         """
         if self.annotations_sha256 is None:
             return super()._mask_digest(index)
@@ -157,7 +159,8 @@ def open_split(config: Config, split: Split) -> CocoFolder:
             f"data.mask_folder, or without masks data.{split}_list to a list of names."
         )
 
-    # Data set; validation always needs masks, training only where they are the labels.
+    # Data set. Validation always needs masks, training only where they are the labels. Validation
+    # images without a class are scored, too, and nothing is trained on them.
     allow_empty_labels = config.allow_empty_labels or split == "val"
     annotations_sha256 = _prepared_from(masks / "about.json")
     dataset = CocoFolder(

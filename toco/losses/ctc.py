@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 EPSILON = 1e-4
-"""Official epsilon, added to the negatives in the fraction and to the number of positives."""
+"""Official epsilon, added to the sum of the negatives and to the number of positives."""
 
 
 def class_token_contrast_loss(
@@ -35,7 +35,7 @@ def class_token_contrast_loss(
 
     and the loss is the mean over images. The second sum is the result of a for/else in the official
     code. It is always added, as if each global view had one more positive with logit 0, and pushes
-    the negatives down even without any positive.
+    the negatives down even where no local crop is positive.
 
     All terms are computed from ``L = log(N + 1e-4)``, a log-sum-exp: the fraction is ``sigmoid(l -
     L)`` and the extra term ``-log(sigmoid(0 - L))``. The value is the same, and no exponential

@@ -194,7 +194,7 @@ def detectable_effect(n: int, comparisons: int, significance: float, power: floa
 def seeds_needed(
     effect: float, sd: float, comparisons: int, significance: float, power: float
 ) -> int:
-    """Number of seeds that show ``effect`` with probability ``power``.
+    """Smallest number of seeds that shows ``effect`` with at least the probability ``power``.
 
     Args:
         effect: Difference to detect, in the unit of ``sd``.
@@ -250,7 +250,8 @@ def not_distinguishable(
         if compared is None or compared.p is None:
             labels.add(label)
             continue
-        # Over the pairs that there are, a row may be ahead of one with the better mean.
+        # The best row has the best mean over all its seeds; over the common seeds another row may
+        # be ahead.
         p = compared.p / 2 if sign * compared.difference < 0 else 1 - compared.p / 2
         if p * (len(means) - 1) > significance:
             labels.add(label)
@@ -262,9 +263,10 @@ def noise_floor(
 ) -> float | None:
     """Half width of the interval of a difference that only seeds cause.
 
-    It compares the base with the base again with other seeds (A/A), unpaired: t times the pooled
-    standard deviation times sqrt(1 / n + 1 / m). Paired differences scatter at most as much, unless
-    pairing increases the noise. The result is ``None`` if either has fewer than two values.
+    The interval is the t interval of base minus A/A row (the base again with other seeds),
+    unpaired: t times the pooled standard deviation times sqrt(1 / n + 1 / m). Paired differences
+    scatter at most as much, unless pairing increases the noise. The result is ``None`` if either
+    row has fewer than two values.
     """
     first, second = finite(base), finite(base_again)
     if min(len(first), len(second)) < 2:
@@ -317,8 +319,8 @@ def _noncentral_t_tail(critical: float, shift: float, df: int) -> float:
     """P(T > critical) for noncentral t, as an integral over the normal part.
 
     scipy's ``nct``, and statsmodels' ``TTestPower``, which uses it, fail for few pairs and many
-    comparisons, the usual case of a study. They give NaN or values that are too large: a detectable
-    effect of 8.9 instead of 9.8 for 3 pairs and 9 comparisons.
+    comparisons, the usual case of a study. They give NaN, or a power that is too large and hence a
+    detectable effect that is too small: 8.9 instead of 9.8 for 3 pairs and 9 comparisons.
     """
 
     def density(z: float) -> float:
@@ -329,6 +331,7 @@ def _noncentral_t_tail(critical: float, shift: float, df: int) -> float:
     low, high = max(-shift, -9.0), 9.0
     if low >= high:
         return 0.0
+    # At this point chdtr rises, for many pairs like a step; quad splits the range there.
     step = min(max(critical - shift, low), high)
     area = integrate.quad(density, low, high, points=[step], limit=200)[0]
     return float(area / math.sqrt(2 * math.pi))
