@@ -7,8 +7,8 @@ point of each, and :class:`Commands` the base of their groups. The conventions:
   has status 2.
 - An unexpected error is a fault of this program: a sentence that says so, the traceback, status 1.
   ``TOCO_TRACEBACK=1`` also shows the traceback of all other errors.
-- Ctrl-C ends a command with one line and status 130, SIGTERM with 143. Both wait for a running
-  import to end.
+- Ctrl-C ends a command with one line and status 130, SIGTERM with 143; the ``run`` of a study ends
+  with 130 after both. Both wait for a running import to end.
 - When the reader of a pipe closes it, the command ends silently with status 141.
 - ``-h`` is ``--help`` everywhere. Unprintable characters, as in names of files, are printed
   escaped.

@@ -130,9 +130,9 @@ def study_command(
     Args:
         study: The study without options.
         text: Its help: the docstring of its file.
-        adapt: Called with the study after its options, and with ``options`` by name; returns the
-            study to use. For studies that depend on the recipe, for example on the depth of its
-            backbone.
+        adapt: Function that returns the study to use. It gets the study with the values of the
+            common options, and the values of ``options`` by name. A study needs it if it depends
+            on the recipe, for example on the depth of its backbone.
         options: Further options of this study, made by ``click.option``.
         connect: Connects to the workers; by default to Ray.
     """
@@ -156,7 +156,7 @@ def study_command(
 
 
 class VerbGroup(Commands):
-    """A group whose verb may be left out. Called without arguments, it is the program."""
+    """A group of verbs, of which ``run`` may be left out; ``group()`` runs the command line."""
 
     def __call__(self) -> NoReturn:
         """Run with the arguments of the command line."""
@@ -196,7 +196,7 @@ def _sync_words(study: str) -> list[str]:
     """
     program, *typed = sys.argv
     if Path(program).name == "__main__.py":
-        # A study outside of this project is named by its module.
+        # typed is VERB STUDY ...; a study outside of this project is a module, with a dot.
         return [
             "python",
             "-m",
@@ -233,6 +233,7 @@ def _command(
         of_study = {
             str(parameter.name): values.pop(str(parameter.name)) for parameter in parameters
         }
+        # Verbs that fill MLflow print how to fill it again.
         if _TRACKING in options:
             values["sync_command"] = _sync_command(click.get_current_context())
         of_launch = {name: values.pop(name) for name in _LAUNCH & values.keys()}
@@ -432,7 +433,7 @@ def _verbs(
     verb: Callable[..., click.Command], is_study: bool, connect: Connect | None
 ) -> tuple[click.Command, ...]:
     """Make the commands of a study, or of a search, with ``verb``."""
-    # The verbs with more than one line of help or options; the others follow below.
+    # Made first: ``run`` has much help and many options, and a search has no ``diff``.
     contradicted = "3 where a claim of the paper is contradicted, " if is_study else ""
     run = verb(
         RUN,

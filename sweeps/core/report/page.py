@@ -3,7 +3,7 @@
 The page needs nothing but a browser. It holds the sections of the report. Data for the details of a
 row (its seeds, the differences of its config, the end of its logs) is shown by a small script. With
 more than ``INLINE_TRIALS`` trials, this data lies in files beside the page, which the page loads as
-scripts: unlike fetch, this works from a local disk and from a bucket.
+scripts. Scripts load from a bucket, and from a local disk, too, where browsers refuse fetch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ A choice: the page grows with every trial, and a larger one opens slowly.
 ROWS_PER_PAGE = 200
 """Rows of a block that are drawn at once: a browser takes long to lay thousands out."""
 ROWS_PER_FILE = 100
-"""Rows whose details share a file: few files, and each loads at once."""
+"""Rows whose details share a file: few files, and each loads quickly."""
 MAX_FOOTNOTES = 50
 """Largest number of footnotes below the table: nobody reads a longer list."""
 MAX_FAULTS, MAX_FAILURES, MAX_RUNNING = 5, 20, 50
@@ -152,12 +152,12 @@ def _part(section: Section, card: Card) -> dict[str, Any]:
 
 
 def _remarks(study: StudyRecord, faults: Iterable[str]) -> tuple[str, ...]:
-    """List the first faults and the number of the others.
+    """List the first faults, and count the others.
 
     Paths are relative to the storage.
     """
     distinct = list(dict.fromkeys(fault.replace(f"{study.path.parent}/", "") for fault in faults))
-    more = [f"And {len(distinct) - MAX_FAULTS} more files."] if len(distinct) > MAX_FAULTS else []
+    more = [f"And {len(distinct) - MAX_FAULTS} more."] if len(distinct) > MAX_FAULTS else []
     return (*distinct[:MAX_FAULTS], *more)
 
 
@@ -229,7 +229,7 @@ def _failures(study: StudyRecord) -> list[dict[str, Any]]:
 
 
 def _running(study: StudyRecord) -> list[tuple[str, int, int | None]]:
-    """List the running trials: name, step, and number of steps if a trial has ended."""
+    """List the running trials: name, step, planned steps (of the first trial that has ended)."""
     steps = next(
         (trial.entry.config.get("num_steps") for trial in study.trials if trial.entry), None
     )
@@ -299,6 +299,7 @@ def _facts(study: StudyRecord) -> list[tuple[str, str]]:
         ("Study digest", study.digest),
         ("Commit", _distinct(commits)),
         ("Versions", _distinct(versions)),
+        # ``if p``: of an empty provenance this would say "None, None".
         ("Hardware", _distinct(f"{p.get('device')}, {p.get('platform')}" for p in provenance if p)),
         (
             "Weights (sha256)",
@@ -410,6 +411,7 @@ def read_log_tail(run_dir: Path) -> list[str]:
     """
     try:
         with (run_dir / METRICS).open("rb") as file:
+            # 2048 bytes hold a row of any usual run; a row that is cut off is left out.
             file.seek(max(file.seek(0, 2) - LOG_LINES * 2048, 0))
             lines = file.read().splitlines()[-LOG_LINES:]
     except OSError:
@@ -435,9 +437,9 @@ def _log_line(line: bytes) -> str | None:
 def _changes(
     study: StudyRecord, row: PlannedRow, bases: Mapping[int, Mapping[str, Any]]
 ) -> list[list[str]]:
-    """List the fields that differ from the base row.
+    """List the fields that differ from the base row; without a base row, from the recipe.
 
-    Each is a list of path, value in the base, value in the row.
+    Each is a list of path, value in the base or in the recipe, value in the row.
     """
     config, base_config = _resolved(study, row), {} if row.versus is None else bases[row.versus]
     if not config or not base_config:

@@ -34,7 +34,7 @@ class WrittenReport:
         text: The report for a terminal of 120 columns, with the parts that the page lacks.
         note: The report in Markdown, which MLflow shows as the description.
         page: Path of ``report.html``.
-        files: All written files, the page last.
+        files: The tables and the page, which is the last. Files that the page loads are not listed.
         exit_code: 4 if a trial has no result, else 3 if a claim is contradicted, else 0.
     """
 

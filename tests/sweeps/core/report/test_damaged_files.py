@@ -1,4 +1,6 @@
-"""One damaged or missing file of a run folder: the table and the page are written, and say what they lack."""
+"""One damaged or missing file of a run folder: the table and the page are written, and say what
+they lack.
+"""
 
 import shutil
 from pathlib import Path
@@ -150,7 +152,7 @@ def test_deleted_run_folders_are_counted(folder, monkeypatch):
     )
     assert f"and {8 - FILES_NAMED} more." in text
     assert report.text.count("Left out of the page: runs/") == 3
-    assert "Left out of the page: And 1 more files." in report.text
+    assert "Left out of the page: And 1 more." in report.text
     assert report.exit_code == 0
 
 
