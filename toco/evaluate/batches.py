@@ -91,7 +91,8 @@ def read_batch(dataset: Dataset, indices: Sequence[int], pin: bool) -> SampleBat
     """Decode images, masks and labels; into pinned memory with ``pin``.
 
     Raises:
-        ValueError: An image has no mask, or a mask holds a value that is neither a class nor 255.
+        ValueError: An image has no mask, a file cannot be read, or a mask holds a value that is
+            neither a class nor 255.
     """
     samples = tuple(_read(dataset, index) for index in indices)
     by_size: dict[tuple[int, ...], list[int]] = {}

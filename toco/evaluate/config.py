@@ -19,12 +19,14 @@ class EvaluateConfig(Config):
         cam_flip: Take the maximum with the CAM of the mirrored image.
         background_threshold: A pixel is background where its CAM is at most this. 0.5 for VOC, 0.45
             for COCO.
-        curve_stop: Last threshold of the curve, which starts at 0.
+        curve_stop: Last threshold of the curve, which starts at 0; rounded to a multiple of
+            ``curve_step``.
         curve_step: Step between the curve's thresholds.
-        max_images: Evaluate this many images, evenly spaced over the split; ``None`` means all.
+        max_images: Evaluate at most this many images, evenly spaced over the split; ``None`` means
+            all.
         average_last: A training's result is the mean over its last ``average_last`` evaluations.
         batch_size: Images that pass the network at once.
-        num_pictures: Images to draw, evenly spaced over those evaluated.
+        num_pictures: Most images to draw, evenly spaced over those evaluated.
     """
 
     size_px: int | None = Field(default=448, ge=16)

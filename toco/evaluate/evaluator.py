@@ -50,8 +50,8 @@ def evaluate(
             which equals that of a single process.
 
     Raises:
-        ValueError: The data set has other classes than the method, no images, or an image without a
-            mask.
+        ValueError: The data set has another number of classes than the method, no images, or an
+            image without a valid mask.
         RuntimeError: Another process of the group failed.
     """
     num_classes = len(dataset.class_names)

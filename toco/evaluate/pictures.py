@@ -34,15 +34,14 @@ logger = logging.getLogger(__name__)
 
 _CAM_COLOURS = "viridis"  # perceptually uniform, and readable without colour vision
 _CAM_OPACITY = 0.65  # the grey image shows through
-_PANEL_INCHES = 2.1
-_DPI = 110
+_PANEL_INCHES, _DPI = 2.1, 110  # 231 px a panel: six beside each other fit on a screen
 # About as many names as fit below the four panels of the narrowest picture.
 _CLASSES_IN_A_LEGEND_ROW = 7
 _LABEL_TITLES = {"pseudo_label": "pseudo label", "prediction": "prediction", "mask": "ground truth"}
 PANELS = "toco.panels"
 """Key of a text in the PNG: JSON with ``[left, top, right, bottom]`` of each panel, in pixels."""
 _LONGEST_STEM = 200
-"""Longest name of a picture's file, in characters; file systems allow 255 bytes."""
+"""Longest part of an image's name in a file's name, in characters; file systems allow 255 bytes."""
 
 
 def voc_palette(num_colours: int = 256) -> UInt8[np.ndarray, "num_colours 3"]:
@@ -80,6 +79,8 @@ def draw_panel(picture: Picture, class_names: Sequence[str], background_threshol
     }
     label_maps = {name: label for name, label in labels.items() if label is not None}
     names = ("image", *picture.cams, *label_maps)
+    # Besides the panels, 0.5 inches for the colour bar, and 0.85 for titles and legend. Images that
+    # are higher than 1.6 times their width are drawn narrower.
     size_inches = (
         len(names) * _PANEL_INCHES + 0.5,
         _PANEL_INCHES * min(height / width, 1.6) + 0.85,

@@ -19,8 +19,8 @@ from toco.files import printable
 FORMAT_VERSION = 1
 """Version of the JSON format; a reader refuses another one."""
 
-
 _WORDS = {"seg": "segmentation", "cam": "CAM", "aux": "auxiliary", "iou": "IoU"}
+"""Words of titles for parts of names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,10 @@ class ThresholdCurve:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Scores of one evaluation. All but the confusion ratios are fractions in [0, 1].
+    """Scores of one evaluation, as fractions in [0, 1].
+
+    Exceptions are the confusion ratios, which have no upper limit, and the patch similarities in
+    [-1, 1].
 
     Attributes:
         step: Optimizer updates before the evaluation; ``None`` outside of a training.
@@ -180,7 +183,9 @@ def mious(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def describe_coverage(iou: Sequence[float | None]) -> str | None:
-    """Say how many foreground classes a split's ground truth contains; ``None`` if it has all.
+    """Say how many foreground classes a split's ground truth contains.
+
+    ``None`` if it contains all of them, and background.
 
     Args:
         iou: IoU of each class, the background first; ``None`` for a class that the ground truth

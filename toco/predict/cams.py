@@ -22,7 +22,7 @@ from toco.predict.output_folder import OutputFolder
 from toco.tensors import Cams, present_classes
 from toco.types import Shard
 
-_IRN_STRIDE = 4  # IRN's smaller maps have a quarter of the image's size
+_IRN_STRIDE = 4  # the sides of IRN's smaller maps are a quarter of the image's
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def export_cams(
 
     - ``keys`` int64 [m]: ascending classes from 0, without background;
     - ``high_res`` [m, h, w]: CAM at the image's size;
-    - ``cam`` [m, ceil(h / 4), ceil(w / 4)]: CAM at a quarter of this size;
+    - ``cam`` [m, ceil(h / 4), ceil(w / 4)]: CAM with a quarter of the sides;
     - ``X_high_res``, ``X_cam``: the same arrays for each further CAM ``X_cam`` of the method.
 
     Args:

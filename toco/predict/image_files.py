@@ -19,6 +19,9 @@ from toco.predict.output_folder import OutputFolder
 from toco.types import Shard
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Suffixes of images in folders. A file that is named itself may have any suffix."""
+_MAX_FAULTS = 5
+"""Number of faults that a message lists: a list of thousands would hide the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +144,18 @@ def check_readable(
     """
     indices = sorted({index for folder in folders for index in folder.missing(shard)})
     if faults := list(find_faults(read, indices, progress=progress).values()):
-        more = f" And {len(faults) - 5} more." if len(faults) > 5 else ""
+        more = f" And {len(faults) - _MAX_FAULTS} more." if len(faults) > _MAX_FAULTS else ""
         raise ValueError(
-            f"{len(faults)} of {len(indices)} images cannot be used. {' '.join(faults[:5])}{more}"
+            f"{len(faults)} of {len(indices)} images cannot be used. "
+            f"{' '.join(faults[:_MAX_FAULTS])}{more}"
         )
 
 
 def large_enough(images: Images, least_side_px: int) -> Callable[[int], UInt8[np.ndarray, "h w 3"]]:
-    """Return a function that decodes an image.
+    """Return a function that decodes an image of sufficient size.
 
-    It raises ``ValueError`` if a side is shorter than ``least_side_px``.
+    It raises ``ValueError`` if a side is shorter than ``least_side_px``, if the image cannot be
+    decoded, or if it does not fit into the memory.
     """
 
     def read(index: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -2,9 +2,9 @@
 
 The identity of an output is a digest of its input's bytes and of the settings, including the
 network. Each file stores this identity and a digest of its own bytes (see
-:mod:`toco.predict.output_seal`). An output is therefore made again when its input, the settings or
-a byte of the file changed. Processes that share the work do not need to communicate: the folder
-shows which images are done.
+:mod:`toco.predict.output_seal`). An output is therefore made again when its input or a byte of the
+file changed. A folder with outputs of other settings is refused. Processes that share the work do
+not need to communicate: the folder shows which images are done.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class OutputFolder:
         names: Names of the images; an image with slashes in its name lies in a subfolder.
         suffix: Suffix of every output file, ``.png`` or ``.npz``.
         input_sha256: Function that returns the SHA-256 of an image's input. It is called once per
-            image, by :meth:`missing`, before the output is made: if the image changes later, the
-            next call of the program makes the output again. It raises ``OSError`` or ``ValueError``
-            for an unreadable image.
+            image, by the first method that needs it. Call :meth:`missing` before the input is read:
+            if the image changes later, the next call of the program makes the output again. It
+            raises ``OSError`` or ``ValueError`` for an unreadable image.
 
     Raises:
         ValueError: ``path`` is no folder, it has outputs of other or unknown settings, or two

@@ -1,8 +1,8 @@
 """Seal of PNG and NPZ files: the identity of their inputs, and a checksum of their bytes.
 
-The seal is a text chunk before the end of a PNG, and the archive comment of an NPZ. It holds the
-identity of the file's inputs and settings, and the SHA-256 of all preceding bytes. Readers of
-images and arrays ignore it.
+The seal is a text chunk before the end of a PNG, or the archive comment of an NPZ with its length.
+It holds the identity of the file's input and settings, and the SHA-256 of all bytes before the
+seal. Readers of images and arrays ignore it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def is_sealed(content: bytes, identity: str) -> bool:
 
 
 def _seal(body: bytes, identity: str) -> bytes:
-    """Return the end of a sealed file; its length depends only on the kind of file."""
+    """Return the end of a sealed file; with the same identity, all files of a kind have its length.
+
+    ``body`` is the file before the seal.
+    """
     seal_text = f"{identity} {hashlib.sha256(body).hexdigest()}".encode()
     if body.startswith(_ZIP_START):
         return struct.pack("<H", len(seal_text)) + seal_text

@@ -49,7 +49,8 @@ def _legend(
     A row is at most as wide as the image, or as its only entry. Without any class the legend has
     the entry "background".
     """
-    # Font size in px: in proportion to the image, but readable and not huge.
+    # Font size in px: in proportion to the image, but readable and not huge. Gaps and rows are in
+    # proportion to the font.
     size = min(max(image_width // 32, 12), 48)
     font = ImageFont.truetype(_FONT, size)
     entries = [(voc_palette()[i], printable(class_names[i - 1])) for i in ids]

@@ -34,8 +34,8 @@ class Predicted:
         num_made: Number of labels that this call made.
         faults: Reason for each image of this shard that cannot be segmented; if the work is
             complete, also for images of other shards.
-        is_complete: Whether every image that can be segmented has a label. Otherwise another
-            process is still working.
+        is_complete: Whether every image has a label or a fault. Otherwise images of other shards
+            are missing.
     """
 
     labels: OutputFolder
@@ -74,14 +74,15 @@ def predict(
         shard: Part of the images that this process handles.
         overlay: Whether to paint the classes over the images, with a legend, as PNG files.
         soft: Whether to store the probabilities.
-        coco_json: File names of the images in ``out/coco.json``; ``None`` for no such file. The
-            process writes it that finds a label for every image that can be segmented: usually the
-            last of several.
+        coco_json: File names of the images in ``out/coco.json``; ``None`` for no such file. A
+            process writes it if every image has a label or a fault by then: of several processes,
+            usually the last.
         least_side_px: Smallest side of an image; smaller images cannot be segmented.
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: The outputs in ``out`` were made with other settings.
+        ValueError: The outputs in ``out`` were made with other settings, or an image changed during
+            the work.
     """
     # Output folders.
     kinds = (
@@ -165,9 +166,9 @@ def predict(
 def _add_faults(
     faults: dict[int, str], read: Callable[[int], object], missing: Sequence[int]
 ) -> bool:
-    """Add the faults of images of other shards, until an image without label has no fault.
+    """Add the faults of images of other shards, until an image without a label has no fault.
 
-    Another process is still working on such an image.
+    Such an image belongs to a process that still works, or that has no memory for it.
 
     Returns:
         Whether every image without label has a fault.

@@ -203,7 +203,7 @@ def count_pixels(
 
 
 def weights_digest(method: Method) -> str:
-    """Return a SHA-256 (hex, 16 digits) of a network's state."""
+    """Return the first 16 hex digits of the SHA-256 of a network's state."""
     total = hashlib.sha256()
     for name, tensor in method.state_dict().items():
         total.update(name.encode())

@@ -1,7 +1,7 @@
 """Evaluate a finished training with other settings, without training again.
 
-Where only the thresholds differ, the stored counts of the evaluations hold every threshold of their
-curve, and the network is not needed. Otherwise the kept checkpoints are evaluated.
+Where only the thresholds differ, the network is not needed: the stored counts of an evaluation hold
+every threshold of its curve. Otherwise the stored checkpoints are evaluated.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Way = Literal["rescore", "evaluate"]
 """``rescore``: from the stored counts, without the network; ``evaluate``: from checkpoints."""
 _THRESHOLDS = ("background_threshold", "curve_stop", "curve_step")
+"""Fields of ``evaluate`` that choose thresholds."""
 
 
 def reevaluate(
@@ -38,7 +39,8 @@ def reevaluate(
 
     ``target`` gets the training rows of ``source`` and the evaluations over which its result is
     the mean, but no checkpoints. After ``rescore`` it has neither pictures nor confusion matrices.
-    The folder appears when it is complete. One wants it where a study changes only ``evaluate``.
+    The folder appears when it is complete. A study calls this for a trial that differs from a
+    training in ``evaluate`` only.
 
     Args:
         source: The run folder of a finished training that differs from ``config`` in ``evaluate``
@@ -93,7 +95,7 @@ def reevaluate(
 
 
 def way_from(source: Path, config: RunConfig, *, same_code: bool) -> Way | None:
-    """Find how :func:`reevaluate` can make ``config`` from ``source``; ``None``: it needs training.
+    """Find how :func:`reevaluate` can make ``config`` from ``source``; ``None`` if it cannot.
 
     Args:
         source: A run folder, which may be missing or incomplete.
@@ -242,8 +244,7 @@ def _checkpoint_evaluator(
             raise ValueError(
                 f"{trained.path} keeps no checkpoint of step {step}, whose evaluation is part of "
                 f"the result. Train it again with keep_checkpoints={config.evaluate.average_last} "
-                "or more, or set evaluate.average_last to the number of checkpoints that are "
-                "there."
+                "or more, or set evaluate.average_last to the number of stored checkpoints."
             )
         method = method_of(checkpoint.read(path), config, len(val_set.class_names))
         evaluate_into(folder, method, val_set, config, step, time_s)

@@ -1,8 +1,8 @@
 """The printed results of finished studies, found again without resolving the study.
 
 A study of thousands of configurations takes seconds to resolve and to report. So its last output is
-stored under a digest of everything that could change it. Each start checks whether the results are
-still the same.
+stored under a digest of what it depends on: study, recipe, code, versions of torch and timm, data
+and weights. Each start checks whether the results are still the same.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from toco.config import digest
 from toco.files import UnreadableError, sha256, write_text
 from toco.train.run_config import RunConfig
 
-# Folder in the storage; the packages whose versions count; the packages whose source counts.
 FOLDER = "finished"
+"""Name of the folder in the storage."""
 _PACKAGES = ("torch", "timm")
+"""Packages whose versions count: those on which results depend, see ``identity``."""
 _SOURCES = ("toco", "sweeps")
+"""Packages whose source counts."""
 
 
 class FinishedStudy(Stored):
@@ -36,7 +38,7 @@ class FinishedStudy(Stored):
     Attributes:
         folder: Name of the study's folder in the storage.
         page: File name of its page.
-        files: SHA-256 of the report's files, by name.
+        files: SHA-256 of the tables and the page of the report, by name.
         keys: Keys of its trials.
         entries: SHA-256 over the entries of its trials in the ledger.
         text_printed: The text that it printed.
@@ -56,8 +58,8 @@ class FinishedStudy(Stored):
 def recall(study: Study, storage: Path) -> FinishedStudy | None:
     """Return the end of ``study`` if it was finished in ``storage`` and nothing has changed since.
 
-    That is the case if its code, the entries of its trials and the files of its report are the
-    same.
+    That is the case if everything in the name of its file (see ``_path``), the entries of its
+    trials, and the tables and the page of its report are the same.
     """
     try:
         finished = FinishedStudy.read(_path(study, storage), "It counts as missing.")
@@ -86,8 +88,8 @@ def remember(
 ) -> None:
     """Store the end of ``study``, if the ledger has all of its ``keys``.
 
-    Nothing is stored where its trials read different ``inputs``: ``recall`` looks only at those of
-    the base.
+    Nothing is stored where its trials read different ``inputs``: ``recall`` compares only those of
+    the base config.
 
     Args:
         study: The study.
@@ -97,7 +99,8 @@ def remember(
         text: The printed text.
         exit_code: The exit status.
         page: The page of the report, in the study's folder.
-        files: All files of the report. If one of them changes, ``recall`` returns nothing.
+        files: Tables and page of the report, in the study's folder. If one of them changes,
+            ``recall`` returns ``None``.
     """
     entries = Ledger(storage).content_digest(keys)
     if entries is None or len({json.dumps(read, sort_keys=True) for read in inputs}) != 1:
@@ -115,6 +118,7 @@ def remember(
 
 
 def _path(study: Study, storage: Path) -> Path:
+    """Return the file of a finished study; its name is a digest of what the end depends on."""
     base = study.base()
     parts = [
         repr(study),
