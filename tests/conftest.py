@@ -1,5 +1,8 @@
 # ruff: noqa: E402
-"""What all tests share. Several test processes run at once, so a thread each: more would fight for the same cores."""
+"""What all tests share.
+
+Several test processes run at once, so a thread each: more would fight for the same cores.
+"""
 
 import multiprocessing
 import os
@@ -8,7 +11,8 @@ import tempfile
 
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"  # before torch is imported, and for all processes that tests start
-_MEMORY, _ENOUGH_BYTES = "/dev/shm", 4 * 1024**3  # noqa: S108 - pytest and mkdtemp make folders of this user alone there
+# pytest and mkdtemp make folders there that belong to this user alone.
+_MEMORY, _ENOUGH_BYTES = "/dev/shm", 4 * 1024**3  # noqa: S108
 if (
     "TMPDIR" not in os.environ
     and os.access(_MEMORY, os.W_OK)
@@ -57,7 +61,8 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the longest tests on every worker, so that no worker is left alone with one at the end.
+    """Begin with the longest tests on every worker, so that no worker is left alone with one at the
+    end.
 
     The scheduler gives each worker one contiguous share of the tests and moves the tail of a share
     to idle workers. Slow tests are dealt round the shares by file, since the tests of a file share
@@ -86,7 +91,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="session")
 def each_config_is_checked_once() -> Iterator[None]:
-    """Commands look in every test whether a training can run; that takes seconds, and the data are not looked at."""
+    """Commands look in every test whether a training can run; that takes seconds, and the data are
+    not looked at.
+    """
     check, sound = dry_run.check_can_run, set[RunConfig]()
 
     def check_once(config: RunConfig, recipe: RunConfig | None = None) -> None:
@@ -102,7 +109,10 @@ def each_config_is_checked_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Mapping[str, Any]]:
-    """Recorded inputs and outputs of the official functions, by file stem. A missing file is an error, not a skip."""
+    """Recorded inputs and outputs of the official functions, by file stem.
+
+    A missing file is an error, not a skip.
+    """
     loaded: dict[str, Mapping[str, Any]] = {}
 
     def load(name: str) -> Mapping[str, Any]:
@@ -151,7 +161,9 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config(data_root: Path) -> RunConfig:
-    """A training of half a second on these images: three blocks, six steps, three evaluations without pictures."""
+    """A training of half a second on these images: three blocks, six steps, three evaluations
+    without pictures.
+    """
     return RunConfig(
         data=voc.Config(root=data_root, train_list="train"),
         views=ViewsConfig(crop_size_px=32),

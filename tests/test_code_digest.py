@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Writes modules into a package ``made`` that can be found, and forgets what was read before."""
+    """Writes modules into a package ``made`` that can be found, and
+    forgets what was read before.
+    """
     monkeypatch.syspath_prepend(str(tmp_path))
     code_digest._module.cache_clear()
 
@@ -89,7 +91,8 @@ def test_the_digest_does_not_depend_on_the_process():
 
 def test_a_closure_follows_every_kind_of_import(package):
     package(
-        root="import made.plain\nfrom made import module\nfrom .relative import name\n\ndef f():\n    import made.late",
+        root="import made.plain\nfrom made import module\nfrom .relative import name\n\n"
+        "def f():\n    import made.late",
         plain="",
         module="",
         relative="from . import sibling",
@@ -242,10 +245,12 @@ print(json.dumps([module.syntax_digest(open(path, "rb").read()) for path in json
 """
 
 STRINGS = r'''
-a = f"", f"x", f"{x}", f"{x:}", f"{x!r:}", f"{x:{y}.{z}}", f"a{{b}}c{x}" "d" f"e{y}" 'f', rf"\d{x}\n", f"\N{EM DASH}{x}"
+a = f"", f"x", f"{x}", f"{x:}", f"{x!r:}", f"{x:{y}.{z}}", f"a{{b}}c{x}" "d" f"e{y}" 'f'
+a = rf"\d{x}\n", f"\N{EM DASH}{x}"
 b = f"{x=}", f"{x = !s:>3}", f"""{
     x
-}""", f"{'a' 'b'}", f"{x:%H:%M}", f"{x:a{y}b{z!r}c}", f"{ {1: 2}[1] }", f"{(lambda: 1)()}", f"a" f"b", u"c"
+}""", f"{'a' 'b'}", f"{x:%H:%M}", f"{x:a{y}b{z!r}c}", f"{ {1: 2}[1] }", f"{(lambda: 1)()}"
+b = f"a" f"b", u"c"
 '''
 
 
@@ -280,9 +285,9 @@ from toco.config import replace
 from toco.recipes.shapes_nano import recipe
 from toco.train.loop import train
 small = {
-    "num_steps": 2, "evaluate_every": 1, "optim.warmup_steps": 1, "data.num_train": 16, "data.num_val": 4,
-    "method.segmentation.start_step": 0, "method.energy.start_step": 0, "method.dense_energy.filter_name": sys.argv[2],
-    "evaluate.num_pictures": 1,
+    "num_steps": 2, "evaluate_every": 1, "optim.warmup_steps": 1, "data.num_train": 16,
+    "data.num_val": 4, "method.segmentation.start_step": 0, "method.energy.start_step": 0,
+    "method.dense_energy.filter_name": sys.argv[2], "evaluate.num_pictures": 1,
 }
 train(replace(recipe(), small), Path(sys.argv[1]), progress=False)
 print(json.dumps(sorted(name for name in sys.modules if name.split(".")[0] == "toco")))

@@ -1,4 +1,6 @@
-"""What all command lines do alike: errors, signals, closed pipes, help, characters that a terminal would obey."""
+"""What all command lines do alike: errors, signals, closed pipes, help, characters that a terminal
+would obey.
+"""
 
 import errno
 import importlib
@@ -173,7 +175,10 @@ def test_a_closed_pipe_ends_a_command_without_a_word():
 
 
 def test_a_pipe_to_another_process_that_broke_is_an_error():
-    code = "def fail():\n    raise BrokenPipeError(32, 'Broken pipe')\nrun(click.Command('main', callback=fail))"
+    code = (
+        "def fail():\n    raise BrokenPipeError(32, 'Broken pipe')\n"
+        "run(click.Command('main', callback=fail))"
+    )
     assert run(code) == (1, "", "Error: Broken pipe.\n")
 
 
@@ -230,7 +235,8 @@ def test_a_signal_waits_for_the_end_of_an_import(tmp_path):
     """Of one that takes every exception for a fault of its own, as compiled libraries do."""
     (tmp_path / "slow.py").write_text(
         "import signal, time\ntry:\n    signal.raise_signal(signal.SIGINT)\n    time.sleep(0.2)\n"
-        "except BaseException as error:\n    raise ImportError('broken') from error\nprint('imported')\n"
+        "except BaseException as error:\n    raise ImportError('broken') from error\n"
+        "print('imported')\n"
     )
     code = f"""
 def work():
@@ -261,7 +267,8 @@ def test_a_training_that_is_stopped_before_its_first_step_says_that_nothing_was_
 def test_an_error_of_a_users_own_module_names_its_file_and_not_this_program(tmp_path):
     module = tmp_path / "own_errors.py"
     module.write_text(
-        "def refuse():\n    raise ValueError('gamma is 3.')\n\ndef fail():\n    return {}['gamma']\n\n"
+        "def refuse():\n    raise ValueError('gamma is 3.')\n\ndef fail():\n    return "
+        "{}['gamma']\n\n"
         "def misuse():\n    import json\n    json.loads(3)\n"
     )
     code = (
@@ -273,7 +280,8 @@ def test_an_error_of_a_users_own_module_names_its_file_and_not_this_program(tmp_
     status, _, complaints = run(code % "fail")
     assert status == 1
     assert complaints.startswith(
-        f"Error: KeyError: 'gamma'. It was raised in {module}, line 5, which is no part of this program.\n"
+        f"Error: KeyError: 'gamma'. It was raised in {module}, line 5, which is no part of this "
+        f"program.\n"
     )
     # What a library raises is the fault of whoever called it.
     assert f"It was raised in {module}, line 9," in run(code % "misuse")[2]

@@ -1,4 +1,6 @@
-"""Writers that leave a whole file or none, records that notice a changed byte, and text from anywhere."""
+"""Writers that leave a whole file or none, records that notice a changed byte, and text from
+anywhere.
+"""
 
 import errno
 import hashlib
@@ -55,7 +57,9 @@ with whole_folder(target) as partial:
 class TestWriters:
     @pytest.mark.parametrize("writer", WRITERS)
     def test_a_crash_at_any_call_of_the_system_leaves_nothing_or_all(self, writer, tmp_path):
-        """A child process makes the write once to count its system calls, then dies at each of them in turn."""
+        """A child process makes the write once to count its system calls, then dies at each of them
+        in turn.
+        """
         script = textwrap.dedent(
             """
             import os, sys

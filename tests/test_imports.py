@@ -39,7 +39,9 @@ def imported_names(source: Path) -> Iterator[str]:
 
 
 def owner_of(path: str) -> Path | None:
-    """The folder in which the private part of a dotted path may be imported; ``None`` where all of it is public."""
+    """The folder in which the private part of a dotted path may be imported; ``None`` where all of
+    it is public.
+    """
     folder = Path()
     for part in path.split("."):
         if part.startswith("_") and not part.endswith("__"):

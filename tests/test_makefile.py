@@ -1,4 +1,7 @@
-"""``make``: what a person sets is a word, however it is spelt; nothing in it is run. The lock file and the floors."""
+"""``make``: what a person sets is a word, however it is spelt; nothing in it is run.
+
+The lock file and the floors.
+"""
 
 import itertools
 import os

@@ -148,7 +148,8 @@ def test_a_module_without_what_an_entry_defines_is_told_and_not_run(write):
 def test_what_a_module_imports_or_defines_in_a_branch_is_its_own(write):
     write(
         own_package__in__my_method=METHOD,
-        own_package__in__second="try:\n    from own_package.my_method import Config, build\nfinally:\n    pass",
+        own_package__in__second="try:\n    from own_package.my_method import Config, build\n"
+        "finally:\n    pass",
     )
     assert (
         load("toco.methods", "own_package.second").build

@@ -34,7 +34,10 @@ def test_the_recorded_command_has_no_password(monkeypatch):
 
 @pytest.mark.parametrize("password", ["secret", "p@ss/w:rd", "pa(ss)word", "it's", "a,b;c"])
 def test_a_message_has_no_password_whatever_its_characters(password):
-    message = f"GET 'http://me:{password}@host:5000/a' (of http://me:{password}@host) failed, says me@host"
+    message = (
+        f"GET 'http://me:{password}@host:5000/a' (of http://me:{password}@host) failed, "
+        f"says me@host"
+    )
     assert public_text(message) == "GET 'http://host:5000/a' (of http://host) failed, says me@host"
 
 

@@ -40,7 +40,8 @@ def test_files_may_run_out_before_bytes(tmp_path, disk):
 def test_a_quota_is_no_property_of_the_disk(tmp_path, disk):
     error = OSError(errno.EDQUOT, "Disk quota exceeded")
     assert sentence_of(tmp_path, 2_000_000, error) == (
-        f"{tmp_path} has no room: Disk quota exceeded. About 2 MB are needed. Make room there, or raise its quota."
+        f"{tmp_path} has no room: Disk quota exceeded. About 2 MB are needed. Make room there, or "
+        f"raise its quota."
     )
     disk.f_bavail = 1
     assert "1 kB are free" in sentence_of(tmp_path, 2_000_000, error)

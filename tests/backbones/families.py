@@ -1,4 +1,6 @@
-"""Small twins of the families of networks that are backbones: timm's own constructors with few and narrow blocks."""
+"""Small twins of the families of networks that are backbones: timm's own constructors with few and
+narrow blocks.
+"""
 
 import torch
 
@@ -40,7 +42,9 @@ FAMILIES = {
 
 
 def network(name, **options):
-    """A twin, always with the same weights, far from the start, where layer scales are 1e-5 and class tokens 0."""
+    """A twin, always with the same weights, far from the start, where layer scales are 1e-5 and
+    class tokens 0.
+    """
     model, image_size_px = FAMILIES[name]
     settings = (
         (SMALL_SWIN | {"strict_img_size": False})

@@ -1,4 +1,6 @@
-"""Every family against timm's own forward pass, which is a second implementation of the same network."""
+"""Every family against timm's own forward pass, which is a second implementation of the same
+network.
+"""
 
 import copy
 import logging
@@ -24,7 +26,9 @@ def as_tokens(maps):
 
 
 def at_size(reference, height, width):
-    """``reference`` made for images of that size, with its positions interpolated as the official encoder does it."""
+    """``reference`` made for images of that size, with its positions interpolated as the official
+    encoder does it.
+    """
     positions, grid, prefix = (
         reference.pos_embed,
         reference.patch_embed.grid_size,
@@ -47,7 +51,9 @@ def at_size(reference, height, width):
 @pytest.mark.parametrize("name", VITS)
 @torch.no_grad()
 def test_vits_equal_timm(name, grid):
-    """At the size that they are made for and at others; registers and distillation tokens are in no map."""
+    """At the size that they are made for and at others; registers and distillation tokens are in no
+    map.
+    """
     reference, backbone = network(name), twin(name)
     patch = backbone.patch_size_px
     height, width = (
@@ -71,7 +77,10 @@ def test_vits_equal_timm(name, grid):
 @pytest.mark.parametrize("size", [(96, 96), (192, 160), (48, 80)], ids=str)
 @torch.no_grad()
 def test_swin_equals_timm_made_for_the_size(size):
-    """One that covers a grid is not shifted. On a grid below the window timm has a smaller one, and we have not."""
+    """One that covers a grid is not shifted.
+
+    On a grid below the window timm has a smaller one, and we have not.
+    """
     reference, backbone = network("swin", img_size=size, strict_img_size=True), twin("swin")
     shapes = {name: value.shape for name, value in reference.state_dict().items()}
     same = {
@@ -93,7 +102,9 @@ def test_swin_equals_timm_made_for_the_size(size):
 
 
 def test_maps_of_swin_share_a_grid():
-    """Final tokens, on half the grid, are laid onto it without a shift; of an odd grid the last is cut."""
+    """Final tokens, on half the grid, are laid onto it without a shift; of an odd grid the last is
+    cut.
+    """
     backbone = twin("swin")
     assert (backbone.depth, backbone.first_aux_block, backbone.patch_size_px) == (7, 3, 16)
     assert [backbone.aux_width(block) for block in (3, 4, 5, 6)] == [32, 32, 64, 64]

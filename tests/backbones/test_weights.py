@@ -1,4 +1,6 @@
-"""Files of weights as people have them: wrapped, prefixed, several in one, damaged, and what is no file of weights."""
+"""Files of weights as people have them: wrapped, prefixed, several in one, damaged, and what is no
+file of weights.
+"""
 
 import zipfile
 

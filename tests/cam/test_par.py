@@ -72,7 +72,9 @@ def test_recorded_neighbours_in_their_order(golden):
 
 
 def test_affinity_by_hand():
-    """A bright column right of a dark image; one ring of neighbours; the pixel left of the column."""
+    """A bright column right of a dark image; one ring of neighbours; the
+    pixel left of the column.
+    """
     image = torch.zeros(1, 3, 3, 3, dtype=torch.float64)
     image[..., 2] = 1
     affinity = neighbour_affinity(image, ParConfig(dilations=(1,)))[0, 1, 1]
@@ -145,7 +147,9 @@ def test_scores_of_absent_classes_do_not_matter(golden_cases):
 
 
 def test_without_box_and_without_iterations_it_is_two_thresholds():
-    """At full size and without propagation: foreground above the high score, background below the low one."""
+    """At full size and without propagation: foreground above the high score, background below the
+    low one.
+    """
     cam = torch.tensor([0.1, 0.2, 0.3, 0.6, 0.8, 0.9]).view(1, 1, 1, 6)
     images = torch.rand(1, 3, 1, 6)
     config = ParConfig(iterations=0, scale=1.0)
@@ -161,7 +165,9 @@ def test_thresholds_in_the_wrong_order_are_refused():
 
 
 def test_shapes_do_not_depend_on_the_labels():
-    """Tensors without data: whatever reads a value on the host, or shapes a tensor by one, raises."""
+    """Tensors without data: whatever reads a value on the host, or shapes
+    a tensor by one, raises.
+    """
     images, cam = torch.zeros(2, 3, 20, 24, device="meta"), torch.zeros(2, 4, 20, 24, device="meta")
     box = torch.zeros(2, 4, dtype=torch.int64, device="meta")
     label = refine_pseudo_label(images, cam, torch.zeros(2, 4, device="meta"), box, 0.25, 0.7, PAR)

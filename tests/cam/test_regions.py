@@ -32,7 +32,9 @@ def test_every_recorded_crop_and_flag(golden_cases):
 
 
 def test_recorded_corners_are_among_the_possible_ones(golden_cases):
-    """The official corners and ours come from the same candidates: as many, and at the same places."""
+    """The official corners and ours come from the same candidates: as
+    many, and at the same places.
+    """
     for case, a in golden_cases("crop_from_roi_neg").items():
         num_crops, size, _ = a["crop_num_size_seed"].tolist()
         for index, region in enumerate(a["roi_mask"]):
@@ -157,7 +159,9 @@ def test_crops_that_do_not_fit_are_refused():
 
 
 def test_does_not_wait_for_the_device():
-    """Tensors without data: whatever reads a value on the host, or shapes a tensor by one, raises."""
+    """Tensors without data: whatever reads a value on the host, or shapes
+    a tensor by one, raises.
+    """
     region = regions(
         torch.zeros(2, 3, 20, 24, device="meta"), torch.zeros(2, 3, device="meta"), 0.25, 0.7
     )

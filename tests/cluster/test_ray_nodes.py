@@ -61,7 +61,9 @@ def free_port():
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A head and two workers with a token of their own: the environment to use it, its dashboard, its processes."""
+    """A head and two workers with a token of their own: the environment to use it, its dashboard,
+    its processes.
+    """
     dashboard, port = free_port(), free_port()
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))
@@ -215,7 +217,9 @@ def test_a_job_on_a_cluster_that_loses_a_node(cluster, data_root, tmp_path):
 
 
 def check_against_uninterrupted(run, run_dir):
-    """The same training in this process, in one go: every number of every row is the same, but for durations."""
+    """The same training in this process, in one go: every number of every row is the same, but for
+    durations.
+    """
     threads = torch.get_num_threads()
     # As many as a trial with one CPU has: the order of a sum is part of its result.
     torch.set_num_threads(1)
@@ -238,7 +242,10 @@ def row_of(row):
 
 @pytest.mark.timeout(600)
 def test_a_node_with_a_full_disk_costs_no_trial_its_result(cluster, tmp_path):
-    """The other node takes what fails there, and soon everything. Nothing of it counts as the trials' own failures."""
+    """The other node takes what fails there, and soon everything.
+
+    Nothing of it counts as the trials' own failures.
+    """
     environment, _, _, _, port = cluster
     orders, storage = tmp_path / "orders", tmp_path / "results"
     orders.mkdir()

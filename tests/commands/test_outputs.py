@@ -190,8 +190,8 @@ def test_images_of_a_split_stay_as_they_are_stored_with_a_note(run_dir, data_roo
         image.save(file, exif=exif)
     said = call(*words, "--out", tmp_path / "after", "--set", f"data.root={tmp_path / 'data'}")
     assert (
-        "Note: 2 of 4 images have an EXIF orientation, which is ignored: the masks of a data set refer to"
-        in said
+        "Note: 2 of 4 images have an EXIF orientation, which is ignored: the masks of a data set "
+        "refer to" in said
     )
     for name in ("image12", "image13"):
         before, after = (

@@ -1,4 +1,5 @@
-"""Every entry of toco.backbones keeps the contract, and so does a small twin of every family of networks.
+"""Every entry of toco.backbones keeps the contract, and so does a small twin of every family of
+networks.
 
 A new file is tested because it exists. That the twins compute what timm computes is
 tests/backbones/test_families.py.
@@ -112,7 +113,9 @@ def test_training_mode_draws_nothing(backbone):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_of_toco_reaches_every_parameter(name):
-    """Patch token contrast and class token contrast on it, with finite gradients that are not zero."""
+    """Patch token contrast and class token contrast on it, with finite
+    gradients that are not zero.
+    """
     torch.manual_seed(0)
     backbone = twin(name)
     patch = backbone.patch_size_px

@@ -23,7 +23,8 @@ def test_a_verb_is_found_by_its_name_and_explains_itself(name):
 
 def test_the_help_lists_all_verbs_without_importing_what_they_need():
     code = (
-        "import sys; sys.argv = ['toco', '--help']; from toco.__main__ import main; main(standalone_mode=False);"
+        "import sys; sys.argv = ['toco', '--help'];"
+        "from toco.__main__ import main; main(standalone_mode=False);"
         "print('loaded:', *sorted({'torch', 'numpy', 'mlflow', 'onnx'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -164,7 +164,9 @@ def generic_sources():
 
 
 def own_fields():
-    """Fields of some method that neither every method has nor another config, which may say the same of itself."""
+    """Fields of some method that neither every method has nor another config, which may say the
+    same of itself.
+    """
     shared = {"name"}
     for config in (
         MethodConfig,
@@ -180,7 +182,9 @@ def own_fields():
 
 
 def field_uses(tree, fields):
-    """Lines that take a field by attribute or by a string, or import a method; docstrings and comments may name one."""
+    """Lines that take a field by attribute or by a string, or import a method; docstrings and
+    comments may name one.
+    """
     entries = {f"toco.methods.{name}" for name in available("toco.methods")}
     # A statement that is a text alone: the documentation of what it stands below.
     documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}

@@ -1,4 +1,6 @@
-"""Every study is a value that can be resolved before anything runs, from every recipe, and says what to expect."""
+"""Every study is a value that can be resolved before anything runs, from every recipe, and says
+what to expect.
+"""
 
 import dataclasses
 import importlib

@@ -10,7 +10,9 @@ from toco.data.coco_format.classes import CATEGORY_IDS, COCO_CLASSES
 
 
 def make_folder_set(root: Path) -> Path:
-    """A ``folder`` data set of eight images with the same labels as CSV, JSON and NPZ, lists and masks."""
+    """A ``folder`` data set of eight images with the same labels as CSV, JSON and NPZ, lists and
+    masks.
+    """
     (root / "north").mkdir(parents=True)
     (root / "masks" / "north").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -37,7 +39,9 @@ def make_folder_set(root: Path) -> Path:
 
 
 def make_coco(root: Path) -> Path:
-    """COCO 2014 of three images to train on and two to validate on, one of them without an object."""
+    """COCO 2014 of three images to train on and two to validate on, one of
+    them without an object.
+    """
     (root / "annotations").mkdir(parents=True)
     rng = np.random.default_rng(0)
     categories = [

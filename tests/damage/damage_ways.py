@@ -1,4 +1,6 @@
-"""Ways in which a disk, a person or another program damages a file, and the kinds of file that a folder holds."""
+"""Ways in which a disk, a person or another program damages a file, and the kinds of file that a
+folder holds.
+"""
 
 import os
 import random
@@ -9,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Change = Callable[[bytes, random.Random], bytes | None]
-"""From the content of a file to its damaged content; ``None`` where the way does not apply to this content."""
+"""From the content of a file to its damaged content; ``None`` where the way does not apply to this
+content.
+"""
 IS_ROOT = os.geteuid() == 0
 _OF_NAMES = ("deleted", "a folder in its place")
 """Ways that need no content."""
@@ -28,7 +32,8 @@ class Damage:
 
 
 def kind_of(path: Path) -> str:
-    """A path with its digests, numbers and identifiers generalised: files of one kind are read by the same code.
+    """A path with its digests, numbers and identifiers generalised: files of one kind are read by
+    the same code.
 
     >>> kind_of(Path("runs/0f3a5c7791de/pictures/step_00000004/image12.png"))
     'runs/#/pictures/step_#/image#.png'
@@ -41,7 +46,9 @@ def kind_of(path: Path) -> str:
 
 
 def kinds_in(root: Path) -> dict[str, list[Path]]:
-    """All files below ``root``, by kind, as paths relative to it; locks are empty and say nothing."""
+    """All files below ``root``, by kind, as paths relative to it; locks
+    are empty and say nothing.
+    """
     kinds: dict[str, list[Path]] = {}
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.name != ".lock":
@@ -50,7 +57,9 @@ def kinds_in(root: Path) -> dict[str, list[Path]]:
 
 
 def choose_damages(root: Path, number: int, rng: random.Random) -> list[Damage]:
-    """``number`` damages of files below ``root``: every kind in turn, its file and the way by chance."""
+    """``number`` damages of files below ``root``: every kind in turn, its file and the way by
+    chance.
+    """
     kinds = kinds_in(root)
     if number < len(kinds):
         raise ValueError(
@@ -82,7 +91,10 @@ def _changes(content: bytes, way: str) -> bool:
 
 
 def damage(path: Path, way: str, rng: random.Random) -> None:
-    """Damage one file. The damaged content is a new file: hard links of the old one keep their content."""
+    """Damage one file.
+
+    The damaged content is a new file: hard links of the old one keep their content.
+    """
     content = path.read_bytes()
     path.unlink()
     if way == "deleted":

@@ -1,4 +1,5 @@
-"""Any one file of what the program wrote or reads is damaged: commands end as before, or say which file it is.
+"""Any one file of what the program wrote or reads is damaged: commands end as before, or say which
+file it is.
 
 The kinds of file are found by walking run folders, data sets and outputs, so that
 a new kind is damaged without an edit here. ``TOCO_DAMAGE_SEED`` chooses other damages, and

@@ -1,4 +1,6 @@
-"""The colours of a view as PIL's own operations change them, one image after the other: the second implementation."""
+"""The colours of a view as PIL's own operations change them, one image after the other: the second
+implementation.
+"""
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps

@@ -1,4 +1,6 @@
-"""Whatever byte of a data set's files is damaged, reading it gives the values or a sentence that names the file."""
+"""Whatever byte of a data set's files is damaged, reading it gives the values or a sentence that
+names the file.
+"""
 
 import shutil
 from collections.abc import Callable

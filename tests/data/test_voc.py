@@ -35,7 +35,8 @@ def write_labels(root: Path, kind: str) -> None:
             # A part with a name of its own and a second object of a class: neither is another
             # class.
             objects = "".join(
-                f"<object><name>{CLASSES[i - 1]}</name><difficult>1</difficult><part><name>head</name></part></object>"
+                f"<object><name>{CLASSES[i - 1]}</name><difficult>1</difficult>"
+                "<part><name>head</name></part></object>"
                 for i in (*class_ids, class_ids[0])
             )
             (root / f"Annotations/{name}.xml").write_text(f"<annotation>{objects}</annotation>")

@@ -1,4 +1,6 @@
-"""The demo's server on a socket of its own, against visitors who send too little, too much or too often."""
+"""The demo's server on a socket of its own, against visitors who send too little, too much or too
+often.
+"""
 
 import asyncio
 import http.client

@@ -21,13 +21,16 @@ from toco.train.loop import train
 
 PANELS = ["image", "cam", "aux_cam", "label", "refined", "segmentation", "similarity"]
 DROP = """([name, letters]) => {
-  const content = Uint8Array.from(atob(letters), (letter) => letter.charCodeAt(0)), dropped = new DataTransfer();
+  const content = Uint8Array.from(atob(letters), (letter) => letter.charCodeAt(0));
+  const dropped = new DataTransfer();
   dropped.items.add(new File([content], name));
-  document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: dropped, bubbles: true, cancelable: true }));
+  const options = { dataTransfer: dropped, bubbles: true, cancelable: true };
+  document.body.dispatchEvent(new DragEvent("drop", options));
 }"""
 COLOURS = """(id) => {
   const canvas = document.getElementById(id), pen = canvas.getContext("2d");
-  return new Set(new Uint32Array(pen.getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size;
+  const { data } = pen.getImageData(0, 0, canvas.width, canvas.height);
+  return new Set(new Uint32Array(data.buffer)).size;
 }"""
 pytestmark = pytest.mark.slow
 expect.set_options(timeout=120_000)  # of a machine that does other things

@@ -273,7 +273,9 @@ def test_without_the_token_nothing_is_told(demo, file_of, photo, token):
 
 
 def test_a_host_that_holds_a_path_opens_nothing(demo):
-    """From such a host Starlette puts together the page's address, where the token is looked for, for any path."""
+    """From such a host Starlette puts together the page's address, where the token is looked for,
+    for any path.
+    """
     client = client_of(demo, token="")
     client.headers["Host"] = "127.0.0.1:7860/?"
     # Starlettes of 2026 refuse the host already.

@@ -1,4 +1,6 @@
-"""Links, commands, settings and lengths in the pages that a reader opens on GitHub or on the site."""
+"""Links, commands, settings and lengths in the pages that a reader opens
+on GitHub or on the site.
+"""
 
 import ast
 import importlib.util

@@ -1,4 +1,6 @@
-"""Folders, images and classes have any name that a file system takes, and lie anywhere, also after they were moved."""
+"""Folders, images and classes have any name that a file system takes, and lie anywhere, also after
+they were moved.
+"""
 
 import json
 import shutil
@@ -31,7 +33,9 @@ TWO_LINES = "first\nsecond\x1b[31m\r"
 
 
 def make_folder(root, image_names, class_names):
-    """A ``folder`` data set with lists, masks and labels; the last two images are for validation."""
+    """A ``folder`` data set with lists, masks and labels; the last two
+    images are for validation.
+    """
     (root / "masks").mkdir(parents=True)
     rng = np.random.default_rng(0)
     labels = {}

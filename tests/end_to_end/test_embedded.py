@@ -1,4 +1,6 @@
-"""What a person types, on the embedded benchmark cut short: train, interrupt, resume, evaluate, track."""
+"""What a person types, on the embedded benchmark cut short: train, interrupt, resume, evaluate,
+track.
+"""
 
 import json
 import os
@@ -62,7 +64,9 @@ def interrupt(process, run_dir):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run folder that was interrupted and resumed, with what the two processes printed and the first result."""
+    """A run folder that was interrupted and resumed, with what the two processes printed and the
+    first result.
+    """
     folder = tmp_path_factory.mktemp("embedded")
     run_dir = folder / "run"
     settings = {

@@ -1,4 +1,6 @@
-"""examples/own_method outside of this repository: a run, its use from elsewhere, and a study under Ray."""
+"""examples/own_method outside of this repository: a run, its use from elsewhere, and a study under
+Ray.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""On real photographs, where there are some: the folder that ``TOCO_VOC_ROOT`` names, in VOC layout."""
+"""On real photographs, where there are some: the folder that ``TOCO_VOC_ROOT`` names, in VOC
+layout.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""A data set in memory and a method that can be read off the pixels: every score can be computed by hand."""
+"""A data set in memory and a method that can be read off the pixels: every score can be computed by
+hand.
+"""
 
 import hashlib
 
@@ -38,7 +40,9 @@ class ArrayDataset(Dataset):
 
 
 class PixelMethod(Method):
-    """Red is the CAM of the cat and green that of the dog; the auxiliary CAM is the inverse; blue is background."""
+    """Red is the CAM of the cat and green that of the dog; the auxiliary CAM is the inverse; blue
+    is background.
+    """
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,6 @@
-"""Processes that divide an evaluation: as threads here, and once as processes that talk through gloo."""
+"""Processes that divide an evaluation: as threads here, and once as processes that talk through
+gloo.
+"""
 
 import multiprocessing
 import os
@@ -23,7 +25,9 @@ SIZES = [(20, 31), (33, 18), (20, 31), (16, 16), (33, 18), (20, 31), (20, 31)]
 
 @pytest.fixture
 def in_threads(monkeypatch):
-    """Run a function of a shard once for every rank; results, or what was raised, in the order of the ranks."""
+    """Run a function of a shard once for every rank; results, or what was raised, in the order of
+    the ranks.
+    """
 
     def run(function, world_size):
         barrier, said = threading.Barrier(world_size, timeout=600), {}

@@ -1,4 +1,6 @@
-"""A split of which no pixel is known: labels are scored, pixels are not, and the protocol says so."""
+"""A split of which no pixel is known: labels are scored, pixels are not,
+and the protocol says so.
+"""
 
 import numpy as np
 
@@ -41,7 +43,8 @@ def test_it_is_said_for_how_many_classes_there_is_ground_truth(method, random_da
     dataset.masks = [np.where(mask == 255, 255, 0).astype(np.uint8) for mask in dataset.masks]
     none = evaluate(method, dataset, config, "cpu")
     assert none.coverage() == (
-        "The masks of the split show 0 of 2 foreground classes: scores of pixels are those of the background alone."
+        "The masks of the split show 0 of 2 foreground classes: scores of pixels are those of the "
+        "background alone."
     )
     assert none.metrics["val/seg_miou"] == none.per_class["seg_iou"][0]
     for evaluation in (one, none):

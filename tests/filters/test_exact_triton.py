@@ -1,4 +1,6 @@
-"""The kernel on CUDA, where there is one; everywhere else in Triton's interpreter, and compiled for a GPU not there."""
+"""The kernel on CUDA, where there is one; everywhere else in Triton's interpreter, and compiled for
+a GPU not there.
+"""
 
 import json
 import os
@@ -50,7 +52,9 @@ def inputs(case: dict) -> tuple[Tensor, Tensor, tuple[float, float], Tensor | No
 
 
 def largest_relative_error(case: dict, run) -> float:
-    """Of any sum, against every pair by its distance in float64; infinite if something is left outside of a box."""
+    """Of any sum, against every pair by its distance in float64; infinite if something is left
+    outside of a box.
+    """
     images, values, sigmas, boxes = inputs(case)
     num_images, _, height, width = values.shape
     pixels = inside(
@@ -79,7 +83,9 @@ def largest_relative_error(case: dict, run) -> float:
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, float]:
-    """Errors in the interpreter, which Triton has to be told of before the kernel is defined: in another process."""
+    """Errors in the interpreter, which Triton has to be told of before the kernel is defined: in
+    another process.
+    """
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED, str(Path(__file__).parent)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},

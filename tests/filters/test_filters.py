@@ -104,7 +104,9 @@ def test_outside_of_the_box_nothing_counts(name, dtype):
 
 
 def test_lattice_is_the_gaussian_but_for_a_factor():
-    """The factor on photographs of this size is 0.59 to 0.61, here 0.54; how full the lattice is decides."""
+    """The factor on photographs of this size is 0.59 to 0.61, here 0.54; how full the lattice is
+    decides.
+    """
     images = blobs(112)
     maps = torch.nn.functional.interpolate(images / 25, scale_factor=0.125).softmax(1)
     maps = torch.nn.functional.interpolate(maps, size=(112, 112), mode="bilinear")

@@ -42,7 +42,9 @@ def test_one_pixel_by_hand_in_two_dimensions():
 
 
 def vertices_of(nearest: Tensor, rank: Tensor) -> Tensor:
-    """All six coordinates of the six vertices around every point, by the rule that ``_simplices`` states."""
+    """All six coordinates of the six vertices around every point, by the rule that ``_simplices``
+    states.
+    """
     corner = torch.arange(6)[:, None, None]
     return nearest.long() + corner - 6 * (rank > 5 - corner)
 

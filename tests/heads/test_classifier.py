@@ -15,7 +15,9 @@ def test_pools_channel_by_channel_then_classifies():
 
 
 def test_recorded_network_output(golden):
-    """Logits and the map that is not pooled, from recorded tokens (no file holds those of the auxiliary block)."""
+    """Logits and the map that is not pooled, from recorded tokens (no file holds those of the
+    auxiliary block).
+    """
     arrays = {name: torch.from_numpy(value) for name, value in golden("network_tiny").items()}
     classifier = Classifier(48, 20)
     classifier.load_state_dict({"weight": arrays["state/classifier.weight"].flatten(1)})

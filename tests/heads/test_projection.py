@@ -108,7 +108,9 @@ def test_recorded_ema(golden_cases):
 
 
 def test_recorded_projection_in_the_network(golden):
-    """The recorded EMA of the whole network's forward pass, through the official parameter names."""
+    """The recorded EMA of the whole network's forward pass, through the
+    official parameter names.
+    """
     arrays = {
         name: torch.from_numpy(value)
         for name, value in golden("network_tiny").items()

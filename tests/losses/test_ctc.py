@@ -177,7 +177,9 @@ def test_rows_that_do_not_fit_are_refused():
 
 
 def test_does_not_wait_for_the_device():
-    """Tensors without data: whatever reads a value on the host, or shapes a tensor by one, raises."""
+    """Tensors without data: whatever reads a value on the host, or shapes
+    a tensor by one, raises.
+    """
     student, teacher = (torch.zeros(n, 4, device="meta", requires_grad=True) for n in (6, 4))
     class_token_contrast_loss(
         student, teacher, torch.ones(2, 3, dtype=torch.bool, device="meta"), 0.5

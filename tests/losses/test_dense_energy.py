@@ -107,7 +107,9 @@ def test_ratio_of_the_filters_is_the_recorded_one(golden):
 
 
 def two_pixels(label: list[int], **settings: float) -> tuple[Tensor, Tensor]:
-    """Neighbours of one colour, probabilities (0.9, 0.1) and (0.6, 0.4); sigma_xy 1, so that k = exp(-1/2)."""
+    """Neighbours of one colour, probabilities (0.9, 0.1) and (0.6, 0.4); sigma_xy 1, so that k =
+    exp(-1/2).
+    """
     probabilities = torch.tensor(
         [[[[0.9, 0.6]], [[0.1, 0.4]]]], dtype=torch.float64, requires_grad=True
     )
@@ -255,7 +257,9 @@ def test_energy_scale_multiplies_value_and_gradient(golden):
 
 
 def test_energy_scale_makes_the_filters_comparable():
-    """0.6 brings the exact energy within a tenth of the lattice on photographs, near it on a smooth generated image."""
+    """0.6 brings the exact energy within a tenth of the lattice on photographs, near it on a smooth
+    generated image.
+    """
     photographs = json.loads((GOLDEN / "energy_lattice_vs_exact_224_photos.json").read_text())
     for entry in photographs:
         assert entry["ratio of energies lattice/exact"] == pytest.approx(0.6, rel=0.1)

@@ -39,7 +39,9 @@ def tokens(*columns):
 
 
 def test_by_hand():
-    """Three patches: cosines 0.6 (same class), -0.8 and 0 (other classes); every pair counts twice."""
+    """Three patches: cosines 0.6 (same class), -0.8 and 0 (other classes);
+    every pair counts twice.
+    """
     features = tokens([2.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.0, -3.0, 0.0])
     affinity = torch.tensor([[[255, 1, 0], [1, 255, 0], [0, 0, 255]]], dtype=torch.uint8)
     expected = 0.5 * (1 - 2 * 0.6 / 3) + 0.5 * (2 * 0.8 + 2 * 0.0) / 5
@@ -87,7 +89,9 @@ def test_order_of_patches_and_length_of_tokens_do_not_matter(seed):
 
 
 def test_does_not_wait_for_the_device():
-    """Tensors without data: whatever reads a value on the host, or shapes a tensor by one, raises."""
+    """Tensors without data: whatever reads a value on the host, or shapes
+    a tensor by one, raises.
+    """
     features = torch.zeros(2, 4, 2, 3, device="meta", requires_grad=True)
     patch_token_contrast_loss(
         features, torch.zeros(2, 6, 6, dtype=torch.uint8, device="meta")

@@ -57,7 +57,9 @@ def test_mirrored_image_and_label_have_the_same_loss():
 
 
 def test_does_not_wait_for_the_device():
-    """Tensors without data: whatever reads a value on the host, or shapes a tensor by one, raises."""
+    """Tensors without data: whatever reads a value on the host, or shapes
+    a tensor by one, raises.
+    """
     logits = torch.zeros(2, 4, 5, 6, device="meta", requires_grad=True)
     segmentation_loss(logits, torch.zeros(2, 5, 6, dtype=torch.int64, device="meta")).backward()
     assert logits.grad is not None

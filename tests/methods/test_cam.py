@@ -168,7 +168,9 @@ def test_without_a_weight_there_is_no_decoder():
 
 
 def test_it_starts_from_the_weights_that_toco_starts_from():
-    """Rows of a table that are paired by seed differ in the method, not in the draw of what both have."""
+    """Rows of a table that are paired by seed differ in the method, not in the draw of what both
+    have.
+    """
     torch.manual_seed(0)
     backbone = vit_nano.build(
         vit_nano.Config(width=16, depth=3, num_heads=2, image_size_px=SIZE, weights=None)

@@ -1,4 +1,6 @@
-"""That torch can hold the step in one graph, in each of its phases, and that the graph computes the same."""
+"""That torch can hold the step in one graph, in each of its phases, and that the graph computes the
+same.
+"""
 
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from toco.methods import toco
 from toco.tensors import Batch, present_classes
 
 torch.manual_seed(0)
-config = vit_nano.Config(width=16, depth=2, num_heads=2, patch_size_px=8, image_size_px=32, weights=None)
+sizes = {"width": 16, "depth": 2, "num_heads": 2, "patch_size_px": 8, "image_size_px": 32}
+config = vit_nano.Config(**sizes, weights=None)
 method = toco.build(
     toco.Config(
         aux_block=0,
@@ -48,7 +51,14 @@ def run(data, step):
     return losses, {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
 
 
-batches = [batch(labels) for labels in ([[1.0, 0, 0], [0, 1, 0]], [[1.0, 1, 0], [0, 0, 1]], [[1.0, 1, 1], [0, 0, 1]])]
+batches = [
+    batch(labels)
+    for labels in (
+        [[1.0, 0, 0], [0, 1, 0]],
+        [[1.0, 1, 0], [0, 0, 1]],
+        [[1.0, 1, 1], [0, 0, 1]],
+    )
+]
 expected = [run(data, step) for step in (0, 10) for data in batches]
 method._outcome = torch.compile(method._outcome, fullgraph=True, backend="aot_eager")
 found = [run(data, step) for step in (0, 10) for data in batches]
@@ -56,8 +66,9 @@ for (losses, gradients), (plain_losses, plain_gradients) in zip(found, expected)
     assert losses.keys() == plain_losses.keys() and gradients.keys() == plain_gradients.keys()
     for name, loss in losses.items():
         torch.testing.assert_close(loss, plain_losses[name], rtol=1e-5, atol=1e-6)
-    error = sum((gradients[name] - plain_gradients[name]).square().sum() for name in gradients).sqrt()
-    assert error <= 1e-5 * sum(gradient.square().sum() for gradient in gradients.values()).sqrt(), error
+    squares = [(gradients[name] - plain_gradients[name]).square().sum() for name in gradients]
+    error, size = sum(squares).sqrt(), sum(g.square().sum() for g in gradients.values()).sqrt()
+    assert error <= 1e-5 * size, error
 # One for each phase, and one more of each for any number of classes in an image.
 assert counters["stats"]["unique_graphs"] == 4, counters
 """
@@ -67,10 +78,16 @@ SEVERAL = """
 from unittest.mock import patch
 
 compiled, kept = torch.compile, []
-with patch("torch.compile", lambda function, fullgraph, mode: compiled(function, fullgraph=fullgraph, backend="eager")):
+
+
+def compile_eagerly(function, fullgraph, mode):
+    return compiled(function, fullgraph=fullgraph, backend="eager")
+
+
+with patch("torch.compile", compile_eagerly):
     for token_box, cam_flip in (("scaled", True), ("scaled", False), ("official", True)):
         config = method.config.model_copy(update={"token_box": token_box, "cam_flip": cam_flip})
-        encoder = vit_nano.Config(width=16, depth=2, num_heads=2, patch_size_px=8, image_size_px=32, weights=None)
+        encoder = vit_nano.Config(**sizes, weights=None)
         method = toco.build(config, vit_nano.build(encoder), num_foreground_classes=3)
         method.compile_step()
         kept.append(method)  # as whatever refers to it would: its graphs would go with it

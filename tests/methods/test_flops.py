@@ -24,7 +24,8 @@ CLASSES = 20
 
 
 class Formula:
-    """Arithmetic of the parts of a step, in FLOP for one image; a multiplication and an addition are two.
+    """Arithmetic of the parts of a step, in FLOP for one image; a multiplication and an addition
+    are two.
 
     ``tokens`` counts patches; the class token comes on top of them.
     """
@@ -52,7 +53,9 @@ class Formula:
         return self.embedding(size) + self.blocks(size, self.depth)
 
     def class_token(self, size):
-        """The last block has keys and values of all tokens, and everything else of the class token alone."""
+        """The last block has keys and values of all tokens, and everything else of the class token
+        alone.
+        """
         n = self.patches(size) + 1
         last = 2 * (2 * n * self.width**2 + 10 * self.width**2 + 2 * n * self.width)
         return self.embedding(size) + self.blocks(size, self.depth - 1) + last
@@ -184,7 +187,9 @@ def test_a_backward_pass_of_fused_attention_counts_twice_the_forward_pass():
 
 
 class BlockingCopies(TorchDispatchMode):
-    """Remembers what is copied between the host and the device in a way that makes the host wait."""
+    """Remembers what is copied between the host and the device in a way
+    that makes the host wait.
+    """
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,6 @@
-"""The whole network, every public way through it, against the recorded outputs of the official one."""
+"""The whole network, every public way through it, against the recorded
+outputs of the official one.
+"""
 
 import json
 from pathlib import Path
@@ -108,7 +110,9 @@ def test_projections_of_crops_and_the_teacher_that_moves_first(recorded, network
 @pytest.mark.parametrize("model", ["vit_base_patch16_224", "deit_base_patch16_224"])
 @pytest.mark.parametrize("num_classes", [21, 81])
 def test_parameter_groups_of_the_full_network_are_the_official_ones(model, num_classes):
-    """Every trainable parameter but the unused 1000-class layer, in its group and with its number of elements."""
+    """Every trainable parameter but the unused 1000-class layer, in its group and with its number
+    of elements.
+    """
     official = [{} for _ in GROUPS]
     for parameter in PARAMETER_NAMES[f"{model}__classes{num_classes}"]["parameters"]:
         if parameter["requires_grad"] and not parameter["name"].startswith("encoder.head."):

@@ -1,4 +1,5 @@
-"""That a step hands nothing to and fro between host and device, on one that has shapes but no values.
+"""That a step hands nothing to and fro between host and device, on one that has shapes but no
+values.
 
 Tensors on ``meta`` do not mix with those of the host, and to read a value of them is an error, as
 it would be to wait.
@@ -37,7 +38,9 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture
 def autocast_on_meta():
-    """Autocast, which does not know the device, as if it were the CPU: its tensors are not touched."""
+    """Autocast, which does not know the device, as if it were the CPU: its
+    tensors are not touched.
+    """
 
     class OfTheCpu(torch.autocast):
         def __init__(self, _device_type: str, **options) -> None:

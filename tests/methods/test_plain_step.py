@@ -1,4 +1,6 @@
-"""The plain step of the benchmark computes what ours computes, so that their ratio compares two ways to one result."""
+"""The plain step of the benchmark computes what ours computes, so that their ratio compares two
+ways to one result.
+"""
 
 import copy
 from dataclasses import replace

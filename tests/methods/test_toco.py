@@ -186,7 +186,9 @@ def test_cams_of_some_classes_are_those_of_all():
 
 
 def test_classes_that_are_not_there_change_nothing():
-    """One image with three classes makes room for three in all; the others' losses stay what they are alone."""
+    """One image with three classes makes room for three in all; the others' losses stay what they
+    are alone.
+    """
     model, data = method(ctc=toco.Term(weight=0.0)), batch(4)
     labels = data.class_labels.clone()
     labels[2:] = 1.0
@@ -200,7 +202,9 @@ def test_classes_that_are_not_there_change_nothing():
 
 
 def test_weights_cast_once_a_step_give_what_weights_cast_in_every_pass_give():
-    """Gradients too: a weight first cast where no gradient is wanted would be cut off from its own."""
+    """Gradients too: a weight first cast where no gradient is wanted would
+    be cut off from its own.
+    """
     model, data = method(), batch(2)
     model.autocast_dtype = torch.bfloat16
     found = []

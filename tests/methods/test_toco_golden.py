@@ -1,4 +1,6 @@
-"""Whole training iterations against the official ones: every loss, the gradients, the state after the optimizer."""
+"""Whole training iterations against the official ones: every loss, the gradients, the state after
+the optimizer.
+"""
 
 import numpy as np
 import pytest
@@ -176,6 +178,8 @@ def test_four_iterations_equal_the_official_ones(golden, tiny_method, fixed_corn
         for name, loss in output.losses.items():
             expected = float(recorded[LOSSES[name]].squeeze())
             if np.isnan(expected):
-                continue  # an empty half of the segmentation loss; the gradient is compared through the state
+                # An empty half of the segmentation loss; its gradient is compared through the
+                # state.
+                continue
             assert loss.item() == pytest.approx(expected, rel=2e-3), f"{name} at {step}"
     check_state(method, optimizer, part(arrays, "state_after/"), slack=4.0)

@@ -16,7 +16,9 @@ HUNDREDTHS = tuple(i / 100 for i in range(96))
 
 
 def _images(seed, num_images=3, num_classes=4, size=(13, 17)):
-    """Random CAMs, half of whose scores lie on a threshold in float32, with voids and an image without a class."""
+    """Random CAMs, half of whose scores lie on a threshold in float32, with voids and an image
+    without a class.
+    """
     generator = torch.Generator().manual_seed(seed)
     cam = torch.rand(num_images, num_classes, *size, generator=generator)
     on_threshold = torch.tensor(HUNDREDTHS)[torch.randint(0, 96, cam.shape, generator=generator)]

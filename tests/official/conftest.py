@@ -1,4 +1,6 @@
-"""The recorded tiny network of the official code as a checkpoint that the official code would have saved."""
+"""The recorded tiny network of the official code as a checkpoint that the official code would have
+saved.
+"""
 
 import numpy as np
 import pytest
@@ -73,7 +75,9 @@ def tiny_settings():
 
 @pytest.fixture
 def import_tiny(toco, tiny_settings, tmp_path):
-    """Runs ``import-official`` on a checkpoint of the tiny network; gives the output and the run folder."""
+    """Runs ``import-official`` on a checkpoint of the tiny network; gives the output and the run
+    folder.
+    """
 
     def run(file, *words, recipe="voc_deit_b", changes=(), fails=False, name="run"):
         run_dir = tmp_path / name

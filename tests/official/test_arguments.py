@@ -11,15 +11,21 @@ from toco.config import parse_assignments, replace
 from toco.official.arguments import translate
 from toco.recipes import coco_deit_b, coco_vit_b, voc_deit_b, voc_vit_b
 
-LAUNCH = "CUDA_VISIBLE_DEVICES=0,1 python -m torch.distributed.launch --nproc_per_node={} --master_port=29501 "
+LAUNCH = (
+    "CUDA_VISIBLE_DEVICES=0,1 python -m torch.distributed.launch --nproc_per_node={} "
+    "--master_port=29501 "
+)
 VOC = LAUNCH.format(2) + "scripts/dist_train_voc_seg_neg.py --work_dir out "
 COCO = LAUNCH.format(4) + "scripts/dist_train_coco_seg_neg.py --work_dir out "
 DEIT, VIT = "--backbone deit_base_patch16_224 ", "--backbone vit_base_patch16_224 "
 # All values that the authors' logs print.
 LOGGED = (
-    "--betas 0.9 0.999 --crop_size 448 --high_thre {} --low_thre 0.25 --bkg_thre {} --cam_scales 1.0 0.5 1.5 "
-    "--lr 6e-05 --local_crop_size 96 --power 0.9 --scales 0.5 2 --seed 0 --spg 2 --temp 0.5 --warmup_iters 1500 "
-    "--w_reg 0.05 --warmup_lr 1e-06 --wt_decay 0.01 --max_iters {} --eval_iters {} --train_set {} --val_set {} "
+    "--betas 0.9 0.999 --crop_size 448 --high_thre {} --low_thre 0.25 --bkg_thre {} --cam_scales "
+    "1.0 0.5 1.5 "
+    "--lr 6e-05 --local_crop_size 96 --power 0.9 --scales 0.5 2 --seed 0 --spg 2 --temp 0.5 "
+    "--warmup_iters 1500 "
+    "--w_reg 0.05 --warmup_lr 1e-06 --wt_decay 0.01 --max_iters {} --eval_iters {} --train_set {} "
+    "--val_set {} "
 )
 VOC_LOG = LOGGED.format(0.7, 0.5, 20000, 2000, "train_aug", "val") + (
     "--aux_layer -3 --momentum 0.9 --w_ctc 0.5 --w_ptc 0.2 --w_seg 0.1 "

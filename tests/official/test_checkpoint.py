@@ -1,4 +1,6 @@
-"""Official checkpoints as run folders and back, on the recorded network and on the official names and shapes."""
+"""Official checkpoints as run folders and back, on the recorded network and on the official names
+and shapes.
+"""
 
 import hashlib
 import json
@@ -46,7 +48,9 @@ def test_an_imported_checkpoint_gives_the_recorded_cams_and_logits(
 def test_an_imported_checkpoint_gives_the_recorded_losses(
     golden, write, import_tiny, monkeypatch, tmp_path
 ):
-    """The network of the recorded iteration has five classes, those of a data set with names of its own."""
+    """The network of the recorded iteration has five classes, those of a data set with names of its
+    own.
+    """
     arrays = golden("train_iteration")
     root = tmp_path / "data"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
@@ -323,8 +327,8 @@ def test_an_imported_run_is_evaluated(
     )
     assert "Compared with the last evaluation in the authors' log of voc_deit_b:" in output
     assert (
-        "not comparable: 4 images were evaluated instead of 1449; the protocol is not that of the log"
-        in output
+        "not comparable: 4 images were evaluated instead of 1449; the protocol is not that of the "
+        "log" in output
     )
 
 

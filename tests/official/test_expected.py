@@ -1,4 +1,6 @@
-"""The authors' numbers, against the sums that the logs and the paper print, and how they are put beside ours."""
+"""The authors' numbers, against the sums that the logs and the paper print, and how they are put
+beside ours.
+"""
 
 import dataclasses
 import re
@@ -193,7 +195,8 @@ def test_another_training_is_not_that_of_table_2(config):
     trained = replace(config, {"method.temperature": 0.3, "seed": 2, "evaluate.size_px": 224})
     text = compare_with_table2(0.5, "voc_deit_b", "val", trained, config.inference, 1449, 500)
     assert text.endswith(
-        "not comparable: the checkpoint is of step 500 and not 20000; it was trained with other settings "
+        "not comparable: the checkpoint is of step 500 and not 20000; it was trained with other "
+        "settings "
         "(method.temperature)."
     )
 
@@ -206,6 +209,6 @@ def test_table_2_of_coco_is_of_all_its_validation_images_and_the_log_of_some():
     assert "are comparable" in text
     text = compare_with_log(evaluation("coco_vit_b"), "coco_vit_b", config, 40_137, 80_000)
     assert (
-        "40137 images were evaluated instead of 5000; the protocol is not that of the log (data.val_list)."
-        in text
+        "40137 images were evaluated instead of 5000; the protocol is not that of the log "
+        "(data.val_list)." in text
     )

@@ -267,7 +267,8 @@ def test_uncertain_pixels_count_for_nothing(method, dataset_of, tmp_path):
     folder = export_pseudo_labels(method, dataset, OWN_SIZE, config, tmp_path, {})
     # Background 1 / 1, cat 1 / 2; the dog is not in what is left of the ground truth.
     assert score_pseudo_labels(folder, dataset) == (
-        "mIoU of the pseudo labels 75.00 %; images with a mask: 1. 25.00 % of the pixels are uncertain (255) and are "
+        "mIoU of the pseudo labels 75.00 %; images with a mask: 1. 25.00 % of the pixels are "
+        "uncertain (255) and are "
         "ignored."
     )
     dataset.masks = [None, None]

@@ -42,7 +42,9 @@ def with_logits(method, logits_of):
 
 
 def of_width(images):
-    """Logits 0, w / 10 and -w / 10 of an image of w columns, and in its mirror image half as much."""
+    """Logits 0, w / 10 and -w / 10 of an image of w columns, and in its
+    mirror image half as much.
+    """
     value = torch.tensor([0.0, 1.0, -1.0])[None, :, None, None].expand(1, 3, *images.shape[2:])
     return torch.cat([value, value / 2])[: len(images)] * images.shape[3] / 10
 

@@ -22,7 +22,9 @@ CLASSES = ("cat", "dog")
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three images: one of colours, one of greys, one in a subfolder; and two files that are none."""
+    """Three images: one of colours, one of greys, one in a subfolder; and
+    two files that are none.
+    """
     root = tmp_path / "in"
     (root / "sub").mkdir(parents=True)
     (root / ".cache").mkdir()

@@ -1,4 +1,6 @@
-"""A storage may have any name, and be moved with its data: its studies go on as if nothing had happened."""
+"""A storage may have any name, and be moved with its data: its studies go on as if nothing had
+happened.
+"""
 
 import shutil
 import sys

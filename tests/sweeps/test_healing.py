@@ -1,4 +1,6 @@
-"""Files of a finished study are damaged, and the same command makes the same table, byte for byte, and says so."""
+"""Files of a finished study are damaged, and the same command makes the same table, byte for byte,
+and says so.
+"""
 
 import json
 import shutil

@@ -1,4 +1,6 @@
-"""What is answered without torch, whose import takes seconds: help, lists, and questions about studies."""
+"""What is answered without torch, whose import takes seconds: help, lists, and questions about
+studies.
+"""
 
 import dataclasses
 import subprocess
@@ -19,8 +21,8 @@ from click.testing import CliRunner
 
 from sweeps.__main__ import VERBS, main
 
-asked = [["-h"], ["list"], *([verb, "-h"] for verb in VERBS), *([verb, "table5", "-h"] for verb in VERBS)]
-for words in [*asked, ["report", "search", "-h"]]:
+asked = [[verb, *study, "-h"] for study in ((), ("table5",)) for verb in VERBS]
+for words in [["-h"], ["list"], *asked, ["report", "search", "-h"]]:
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, (words, result.output)
     assert {"torch", "ray", "mlflow", "matplotlib"}.isdisjoint(sys.modules), words

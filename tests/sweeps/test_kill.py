@@ -1,4 +1,5 @@
-"""A study whose workers, drivers and Ray heads are killed at random moments ends with the same table.
+"""A study whose workers, drivers and Ray heads are killed at random moments ends with the same
+table.
 
 ``TOCO_KILLS`` says how often (3), ``TOCO_KILL_SEED`` at which moments.
 """
@@ -109,7 +110,9 @@ def workers(process):
 
 
 def wait_for_training(process, twin, finished):
-    """Wait until ``finished`` trials are in the ledger and another one trains, or the driver ends."""
+    """Wait until ``finished`` trials are in the ledger and another one
+    trains, or the driver ends.
+    """
     deadline = time.monotonic() + 600
     while process.poll() is None and (len(twin.entries()) < finished or not workers(process)):
         assert time.monotonic() < deadline, twin.log.read_text()

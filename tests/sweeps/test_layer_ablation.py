@@ -1,4 +1,6 @@
-"""The layer ablation's command line: it refuses mistakes before Ray starts, and its options arrive."""
+"""The layer ablation's command line: it refuses mistakes before Ray
+starts, and its options arrive.
+"""
 
 import dataclasses
 
@@ -149,8 +151,10 @@ def test_a_method_without_an_auxiliary_block_is_refused_in_a_sentence(tmp_path):
     )
     assert result.exit_code == 1
     assert result.output == (
-        "Error: layer_ablation varies method.aux_block, which the method 'cam' does not have. To study it, name "
-        "another method with --set method.name=NAME; for settings that the method 'cam' has, take another study "
+        "Error: layer_ablation varies method.aux_block, which the method 'cam' does not have. To "
+        "study it, name "
+        "another method with --set method.name=NAME; for settings that the method 'cam' has, take "
+        "another study "
         "(python -m sweeps list).\n"
     )
 

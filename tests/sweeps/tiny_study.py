@@ -1,4 +1,6 @@
-"""A small study on a real, tiny training, whose verbs run in this process and without Ray or MLflow."""
+"""A small study on a real, tiny training, whose verbs run in this process and without Ray or
+MLflow.
+"""
 
 import shutil
 import sys
@@ -43,7 +45,8 @@ class Store:
 
 
 class StudyPlace:
-    """``python -m sweeps VERB`` of a study of two cells and two seeds, in this process and without Ray.
+    """``python -m sweeps VERB`` of a study of two cells and two seeds, in this process and without
+    Ray.
 
     A training is computed once; whoever asks for it again gets its run folder as it was, at once.
     """

@@ -1,4 +1,5 @@
-"""A study of the paper with trainings of a few seconds, as a command: python twin_study.py --storage FOLDER.
+"""A study of the paper with trainings of a few seconds, as a command: python twin_study.py
+--storage FOLDER.
 
 Ten trainings of Table 5 (a); with more than three kills in ``TOCO_KILLS`` the 22 of the whole Table
 5.

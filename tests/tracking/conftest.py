@@ -114,7 +114,9 @@ def run_folder(tmp_path: Path) -> Callable[..., Training]:
 
 @pytest.fixture(scope="session")
 def sqlite_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all tests (its first use costs seconds); every test has an experiment of its own."""
+    """One database for all tests (its first use costs seconds); every test has an experiment of its
+    own.
+    """
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 

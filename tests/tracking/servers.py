@@ -27,7 +27,9 @@ def free_port() -> int:
 
 @contextmanager
 def serving(command: Callable[[int], Sequence[str]], log: Path) -> Iterator[str]:
-    """Address of a server that answers; ``command`` makes its command line of a port, ``log`` gets what it prints."""
+    """Address of a server that answers; ``command`` makes its command line of a port, ``log`` gets
+    what it prints.
+    """
     process, address = _start(command, log)
     try:
         yield address

@@ -1,4 +1,6 @@
-"""A server with a login that fails in the middle: a sentence, and the password in nothing that is shown or kept."""
+"""A server with a login that fails in the middle: a sentence, and the password in nothing that is
+shown or kept.
+"""
 
 import base64
 import http.server

@@ -1,4 +1,6 @@
-"""The real MLflow over sqlite: what stands in it after a run folder was tracked once, twice, in pieces."""
+"""The real MLflow over sqlite: what stands in it after a run folder was tracked once, twice, in
+pieces.
+"""
 
 import base64
 import json

@@ -129,7 +129,8 @@ def test_a_logged_network_needs_neither_this_library_nor_torch_nor_pickle(
     ]
     script = (
         "import sys; from mlflow import pyfunc; model = pyfunc.load_model(sys.argv[1]); "
-        "print(model.predict(model.input_example)['labels'][0].shape, 'toco' in sys.modules, 'torch' in sys.modules)"
+        "print(model.predict(model.input_example)['labels'][0].shape, 'toco' in sys.modules, "
+        "'torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, folder], cwd=tmp_path, capture_output=True, text=True

@@ -1,4 +1,6 @@
-"""A folder of results that was moved or copied: what was uploaded is found in it, what comes goes there, too."""
+"""A folder of results that was moved or copied: what was uploaded is found in it, what comes goes
+there, too.
+"""
 
 import json
 import shutil

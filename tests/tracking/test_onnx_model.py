@@ -1,4 +1,6 @@
-"""The registered model takes, turns and refuses the images that the library's own reader of loose files does."""
+"""The registered model takes, turns and refuses the images that the library's own reader of loose
+files does.
+"""
 
 import struct
 import warnings

@@ -1,4 +1,6 @@
-"""Every link to MLflow, in a browser: it shows runs, and not the page for traces of language models."""
+"""Every link to MLflow, in a browser: it shows runs, and not the page for traces of language
+models.
+"""
 
 import re
 import shutil

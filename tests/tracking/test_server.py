@@ -1,4 +1,6 @@
-"""A real MLflow server on loopback; over HTTP some things are refused that sqlite takes (a tag that is no text)."""
+"""A real MLflow server on loopback; over HTTP some things are refused that sqlite takes (a tag that
+is no text).
+"""
 
 import shutil
 from collections.abc import Iterator

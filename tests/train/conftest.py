@@ -14,7 +14,9 @@ def config(tiny_config):
 
 @pytest.fixture
 def long_training(data_root):
-    """Starts ``python -m toco train`` as a process group of its own; it has logged a step, unless it ended before."""
+    """Starts ``python -m toco train`` as a process group of its own; it has logged a step, unless
+    it ended before.
+    """
 
     def start(run_dir, *launcher, num_workers=0):
         settings = {

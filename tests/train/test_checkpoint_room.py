@@ -98,7 +98,10 @@ def test_a_disk_that_is_full_at_a_checkpoint_costs_nothing_but_the_way_back(
         patched.setattr(safetensors.torch, "save_file", full_at(2, safetensors.torch.save_file))
         with pytest.raises(NoRoomError) as raised:
             train(config, tmp_path, progress=False)
-    sentence = rf"^{re.escape(str(tmp_path))} has no room: No space left on device\. About \d+ kB are needed"
+    sentence = (
+        rf"^{re.escape(str(tmp_path))} has no room: No space left on device\. About \d+ "
+        rf"kB are needed"
+    )
     assert re.match(sentence, str(raised.value))
     assert "--resume goes on" in str(raised.value)
     assert is_no_room(raised.value)

@@ -1,4 +1,6 @@
-"""A damaged file of a run folder is as if it were missing: a resumed training ends as the undisturbed one."""
+"""A damaged file of a run folder is as if it were missing: a resumed training ends as the
+undisturbed one.
+"""
 
 import json
 import re
@@ -36,7 +38,9 @@ def finished(averaging, tmp_path_factory):
 
 @pytest.fixture
 def killed(finished, tmp_path):
-    """The run as a kill after step 6 and before its checkpoint would leave it: checkpoints of steps 2 and 4."""
+    """The run as a kill after step 6 and before its checkpoint would leave it: checkpoints of steps
+    2 and 4.
+    """
     run_dir = tmp_path / "killed"
     shutil.copytree(finished, run_dir)
     shutil.rmtree(run_dir / "checkpoints" / checkpoint.folder_name(6))

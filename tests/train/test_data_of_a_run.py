@@ -15,7 +15,9 @@ from toco.train.run_folder import RunFolder
 
 @pytest.fixture
 def overlapping(tiny_config, data_root, tmp_path):
-    """The tiny data with one training image in the validation list, and a class that no image shows."""
+    """The tiny data with one training image in the validation list, and a class that no image
+    shows.
+    """
     root = tmp_path / "data"
     shutil.copytree(data_root, root)
     with (root / "ImageSets/Segmentation/val.txt").open("a") as file:
@@ -55,7 +57,8 @@ def test_what_is_allowed_is_printed_and_recorded(overlapping, tmp_path, caplog):
     folder = RunFolder(tmp_path / "run")
     notes = folder.provenance()["data_notes"]
     assert notes == [
-        "val: 1 of 5 validation images also in training: 'image03'. Remove them from one of the lists, or set "
+        "val: 1 of 5 validation images also in training: 'image03'. Remove them from one of the "
+        "lists, or set "
         "data.allow_overlap=true: scores then include training images.",
         "train: no training image shows the class 'green'.",
     ]

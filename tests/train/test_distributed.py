@@ -244,7 +244,8 @@ def test_torchrun_trains_one_run_and_a_signal_stops_all_ranks_at_one_step(long_t
         (
             {},
             4,
-            "batch_size 4, the images of all 4 ranks together, is not a multiple of 4 ranks x .*size 2",
+            "batch_size 4, the images of all 4 ranks together, is not a multiple of 4 ranks x "
+            ".*size 2",
         ),
         ({"method.loss_group_size": None}, 2, "loss_group_size is null"),
         ({"batch_size": 6}, 2, "batch_size 6"),

@@ -136,9 +136,12 @@ def test_the_line_of_an_own_method_is_named(tmp_path, monkeypatch):
     file = tmp_path / "own_package" / "shifted.py"
     file.parent.mkdir()
     file.write_text(
-        "import torch\nfrom toco.methods import toco\n\nclass Config(toco.Config):\n    name: str = __name__\n\n"
-        "def build(*arguments):\n    method = toco.build(*arguments)\n    method.classifier.forward = wrong\n"
-        "    return method\n\ndef wrong(features):\n    return torch.ones(2, 3) @ torch.ones(4, 5)\n"
+        "import torch\nfrom toco.methods import toco\n\nclass Config(toco.Config):\n    name: str "
+        "= __name__\n\n"
+        "def build(*arguments):\n    method = toco.build(*arguments)\n    "
+        "method.classifier.forward = wrong\n"
+        "    return method\n\ndef wrong(features):\n    return torch.ones(2, 3) @ torch.ones(4, "
+        "5)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     settings = BASE.method.model_dump(exclude={"name"})
@@ -219,9 +222,10 @@ def test_every_recipe_runs_and_a_large_network_takes_little_memory():
         "from toco.train.dry_run import check_can_run;"
         "recipes = [load('toco.recipes', name).recipe() for name in available('toco.recipes')];"
         "[check_can_run(recipe) for recipe in recipes]; status = pathlib.Path('/proc/self/status');"
-        "peaks = [line.split()[1] for line in status.read_text().splitlines() if line.startswith('VmHWM')] "
-        "if status.exists() else [];"
-        "peak_bytes = int(peaks[0]) * 1024 if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "lines = status.read_text().splitlines() if status.exists() else [];"
+        "peaks = [line.split()[1] for line in lines if line.startswith('VmHWM')];"
+        "peak_bytes = int(peaks[0]) * 1024 if peaks else "
+        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "print(len(recipes), peak_bytes)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

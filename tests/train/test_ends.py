@@ -1,4 +1,6 @@
-"""How trainings end when something outside of them goes wrong: nothing hangs, and no process is left."""
+"""How trainings end when something outside of them goes wrong: nothing hangs, and no process is
+left.
+"""
 
 import os
 import shutil

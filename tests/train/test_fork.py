@@ -21,7 +21,9 @@ from toco.train.run_folder import RunFolder
     scope="module", params=[4, 3], ids=["after an evaluation", "between evaluations and log rows"]
 )
 def late(config, request):
-    """The decoder's terms join at a step, with the terms of the first part in other settings than the second's."""
+    """The decoder's terms join at a step, with the terms of the first part in other settings than
+    the second's.
+    """
     start = {
         "method.segmentation.start_step": request.param,
         "method.energy.start_step": request.param,
@@ -186,7 +188,8 @@ def test_a_full_disk_of_the_snapshots_is_told_from_that_of_the_run(
         snapshots.store_snapshot(
             RunFolder(tmp_path / "run"), Mock(spec=Method), Mock(spec=torch.optim.Optimizer), {}
         )
-    assert os.path.dirname(raised.value.filename) == str(tmp_path / "shared")  # noqa: PTH120 - text, as the system's
+    # The file name is text, as in errors of the system.
+    assert os.path.dirname(raised.value.filename) == str(tmp_path / "shared")  # noqa: PTH120
     assert not list((tmp_path / "shared").iterdir())
 
 

@@ -122,5 +122,6 @@ def test_a_record_of_the_version_before_is_read_and_that_is_said_once(
             records.read(tmp_path / "result.json") == records.read(tmp_path / "config.json") == OLD
         )
     assert [record.message for record in caplog.records] == [
-        f"{tmp_path} was written by toco 0.4 or before, whose files carry no digests: it is read without that check."
+        f"{tmp_path} was written by toco 0.4 or before, whose files carry no digests: it is read "
+        f"without that check."
     ]

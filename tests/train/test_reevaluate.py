@@ -261,7 +261,9 @@ def test_what_a_training_to_come_will_serve(averaging, changes, checkpoints, way
 def test_a_run_of_another_machine_keeps_the_choices_that_were_made_there(
     averaging, source, tmp_path
 ):
-    """On CUDA the bilateral filter of large crops is another one; this machine need not have CUDA."""
+    """On CUDA the bilateral filter of large crops is another one; this
+    machine need not have CUDA.
+    """
     large = replace(averaging, {"views.crop_size_px": 448, "method.dense_energy.scale": 1.0})
     here = large.resolved()
     there = large.model_copy(

@@ -63,7 +63,10 @@ TwoWeights.__abstractmethods__ = frozenset()
 def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
     large = torch.ones(2**27)  # half a gigabyte
     assert peak_memory_bytes(torch.device("cpu")) > large.nbytes
-    code = "import torch; from toco.train.step import peak_memory_bytes; print(peak_memory_bytes(torch.device('cpu')))"
+    code = (
+        "import torch; from toco.train.step import peak_memory_bytes; "
+        "print(peak_memory_bytes(torch.device('cpu')))"
+    )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(child.stdout) < large.nbytes
 

@@ -23,8 +23,8 @@ def command(storage: str, port: int) -> None:
     path = database_of(client_uri(storage)) if "://" in storage else Path(storage)
     if path is None:
         raise click.UsageError(
-            "STORAGE is the address of an MLflow server, which has its own UI: open that address in "
-            "a browser."
+            "STORAGE is the address of an MLflow server, which has its own UI: open that address "
+            "in a browser."
         )
     database = path / "mlflow.db" if path.is_dir() or not path.suffix else path
     pages = experiment_pages(database, port)

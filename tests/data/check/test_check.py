@@ -191,7 +191,8 @@ def test_shifted_ids_and_exif_are_notes(folder: Path) -> None:
     report = check(folder, labels=Path("labels.csv"))
     assert report.faults == []
     assert [note.reason for note in report.notes] == [
-        "1 image with an EXIF orientation, which is ignored, since masks refer to the stored pixels (`predict` rotates "
+        "1 image with an EXIF orientation, which is ignored, since masks refer to the stored "
+        "pixels (`predict` rotates "
         "files): 'a5'.",
         "1 mask with 'circle' (1), which the image's label does not name: 'a1'.",
     ]

@@ -1,4 +1,6 @@
-"""Files that nearly are what is expected: they are read as they are meant, or refused in a sentence."""
+"""Files that nearly are what is expected: they are read as they are meant, or refused in a
+sentence.
+"""
 
 import json
 import os
@@ -275,7 +277,9 @@ class TestArrays:
     def test_what_inflates_beyond_its_head_is_not_inflated(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A member of 64 MB whose head says 3 bytes: no more is read than a block of the inflating reader."""
+        """A member of 64 MB whose head says 3 bytes: no more is read than a block of the inflating
+        reader.
+        """
         content = npy((1, 3), "|u1", b"\0\1\0" + bytes(2**26))
         npz(tmp_path / "labels.npz", names=npy((1,), "<U1", b"a\0\0\0"), class_labels=content)
         inflated = 0
@@ -396,7 +400,10 @@ class TestLists:
     def test_an_image_of_another_format_is_to_be_converted(self, root: Path) -> None:
         Image.open(root / "a.png").save(root / "x.gif")
         (root / "train.txt").write_text("x\n")
-        message = r"There is 'x\.gif', which is not read: images end in \.jpg, .*\.tiff; convert or rename it\."
+        message = (
+            r"There is 'x\.gif', which is not read: images end in \.jpg, .*\.tiff; "
+            r"convert or rename it\."
+        )
         with pytest.raises(ValueError, match=message):
             open_split(config(root), "train")
 
@@ -478,12 +485,15 @@ class TestWhatIsLeftOut:
         faults, notes = check(root, masks="masks")
         assert faults == []
         assert notes == [
-            "labels name 'cat' (1) in 2 images with a mask, and no mask has a pixel of it; 255 is void and no class.",
-            "labels name 'dog' (2) in 2 images with a mask, and no mask has a pixel of it; 255 is void and no class.",
+            "labels name 'cat' (1) in 2 images with a mask, and no mask has a pixel of it; 255 is "
+            "void and no class.",
+            "labels name 'dog' (2) in 2 images with a mask, and no mask has a pixel of it; 255 is "
+            "void and no class.",
             f"left out: {root / 'gone.png'} is a link to nothing.",
             f"left out: {root / 'loop'} is a link to a folder that holds the link.",
             f"left out: {root / 'turns'} is a link to nothing.",
-            "3 files left out, since images are .jpg, .jpeg, .png, .tif, .tiff: no suffix 1, .webp 2.",
+            "3 files left out, since images are .jpg, .jpeg, .png, .tif, .tiff: no suffix 1, .webp "
+            "2.",
             "hidden files and folders left out, 1: '.f.png'.",
             "1 image in neither split: 'e'.",
             "1 label of images that do not exist: 'stale'.",
@@ -571,7 +581,8 @@ class TestWhatIsLeftOut:
         Image.open(root / "b.png").save(root / "c.png")
         _, notes = check(root)
         assert notes == [
-            "images with the same pixels under several names in training and in validation: 'a = d'.",
+            "images with the same pixels under several names in training and in validation: 'a = "
+            "d'.",
             "images with the same pixels under several names within a split: 'b = c'.",
         ]
 
@@ -586,7 +597,8 @@ class TestWhatIsLeftOut:
         faults, notes = check(root, masks="masks")
         assert faults == []
         assert notes == [
-            "labels name 'coin' (1) in 4 images with a mask, and no mask has a pixel of it; 255 is void and no class. "
+            "labels name 'coin' (1) in 4 images with a mask, and no mask has a pixel of it; 255 is "
+            "void and no class. "
             "All masks hold 0 and 255 alone: draw objects with the ids of their classes."
         ]
         with pytest.raises(ValueError, match="Its mask may have 255, which is void and no class"):

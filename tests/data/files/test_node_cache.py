@@ -78,7 +78,8 @@ def test_a_pickle_holds_no_pixels_and_reads_the_same_file(
     content = pickle.dumps(dataset)
     assert len(content) < image.nbytes
     refuse_to_decode(monkeypatch)
-    np.testing.assert_array_equal(pickle.loads(content).image(0), image)  # noqa: S301 - what a loader process does
+    # As a loader process does.
+    np.testing.assert_array_equal(pickle.loads(content).image(0), image)  # noqa: S301
 
 
 def test_the_other_split_and_a_changed_file_have_a_cache_of_their_own(cached: Config) -> None:

@@ -318,7 +318,8 @@ from toco.data.voc import Config, open_split
 
 if __name__ == "__main__":
     dataset = open_split(Config(root=Path({str(folder)!r}), train_list="train"), "train")
-    kept = TrainLoader(dataset, ViewsConfig(crop_size_px=32), 2, seed=0, num_workers=1).batches(0, 1000)
+    loader = TrainLoader(dataset, ViewsConfig(crop_size_px=32), 2, seed=0, num_workers=1)
+    kept = loader.batches(0, 1000)
     print(next(kept).views.shape[0])
 """)
     done = subprocess.run(

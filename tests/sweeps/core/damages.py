@@ -47,7 +47,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 def damage(path: Path, name: str) -> None:
-    """Damage a file; it is a new file then, since run folders and snapshots share files by hard links."""
+    """Damage a file; it is a new file then, since run folders and snapshots share files by hard
+    links.
+    """
     content = path.read_bytes()
     damaged = DAMAGES[name](content)
     assert damaged != content

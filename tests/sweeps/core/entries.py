@@ -8,7 +8,9 @@ KEY = "0" * 20
 
 
 def make_entry(**fields: Any) -> LedgerEntry:
-    """The entry of a finished training; ``fields`` as JSON has them, ``origin`` and ``resources`` in part."""
+    """The entry of a finished training; ``fields`` as JSON has them, ``origin`` and ``resources``
+    in part.
+    """
     origin = {"study": "fake", "recipe": "shapes_nano", **fields.pop("origin", {})}
     resources = {"cpus": 1.0, "gpus": 0.0, **fields.pop("resources", {})}
     content = {

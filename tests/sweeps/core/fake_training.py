@@ -1,4 +1,6 @@
-"""A training that computes nothing, but can be checked to the last row: its state is a chain of hashes."""
+"""A training that computes nothing, but can be checked to the last row: its state is a chain of
+hashes.
+"""
 
 import errno
 import hashlib
@@ -101,7 +103,9 @@ def fill_up(order, run_dir):
 
 
 def train_together(config, run_dir, **options):
-    """The same as one of several ranks: the first does it, and the others say that they were there."""
+    """The same as one of several ranks: the first does it, and the others
+    say that they were there.
+    """
     if torch.distributed.get_rank() == 0:
         result = train(config, run_dir, **options)
     else:

@@ -1,4 +1,6 @@
-"""Studies as they are read from disk, made from numbers, for tests of everything that comes after the reading."""
+"""Studies as they are read from disk, made from numbers, for tests of everything that comes after
+the reading.
+"""
 
 import copy
 import hashlib
@@ -66,8 +68,8 @@ def make_study(
     """A study with these values of its first metric, by seed 0, 1, 2... of each row.
 
     Args:
-        values_by_row: The first row is the base of the others; a row with the label ``BASE_AGAIN`` is the
-            base once more.
+        values_by_row: The first row is the base of the others; a row with the label ``BASE_AGAIN``
+            is the base once more.
         blocks: Blocks with the labels of their rows, the base of each first; a label in several
             blocks is one cell. One block with all rows where none is given.
         more: Values of further metrics, by key and row; columns of those keys are added.

@@ -112,7 +112,8 @@ def test_side_by_side_every_design_varies_around_the_bases_of_all():
     ]
     assert design.name == "grid and one factor at a time"
     assert design.notes() == (
-        "Rows that differ in nothing but background_threshold are evaluations of the same trainings: their differences "
+        "Rows that differ in nothing but background_threshold are evaluations of the same "
+        "trainings: their differences "
         "contain no noise of training.",
     )
 

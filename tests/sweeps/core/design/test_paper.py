@@ -1,4 +1,6 @@
-"""The paper's numbers against what its authors' own logs and text say of them, and its claims against its numbers."""
+"""The paper's numbers against what its authors' own logs and text say of them, and its claims
+against its numbers.
+"""
 
 import dataclasses
 

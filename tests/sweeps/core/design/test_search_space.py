@@ -1,4 +1,6 @@
-"""A search is checked before anything runs; its rungs and its halving are those worked out by hand."""
+"""A search is checked before anything runs; its rungs and its halving are
+those worked out by hand.
+"""
 
 import dataclasses
 import itertools

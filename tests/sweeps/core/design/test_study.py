@@ -1,4 +1,6 @@
-"""The study as a value: what it enumerates, what is compared with what, how it names things, what it refuses."""
+"""The study as a value: what it enumerates, what is compared with what, how it names things, what
+it refuses.
+"""
 
 import dataclasses
 import json
@@ -260,7 +262,8 @@ def test_a_study_that_makes_no_sense_is_refused(change, message):
         ({"changes": {"method.aux_blok": 3}}, "Did you mean 'method.aux_block'"),
         (
             {"design": Grid((Factor("method.aux_blok", (3,)),))},
-            "varies method.aux_blok, which the method 'toco' does not have. Did you mean 'method.aux_block'",
+            "varies method.aux_blok, which the method 'toco' does not have. Did you mean "
+            "'method.aux_block'",
         ),
         ({"recipe": "voc_deit_c"}, "Did you mean 'voc_deit_b'"),
         ({"design": Grid((Factor("num_steps", (30, -1)),))}, "num_steps: num_steps -1: num_steps"),

@@ -421,7 +421,9 @@ def test_matrices_that_do_not_belong_to_the_numbers_are_not_used(tmp_path, damag
 
 
 def grid(effect_of_both):
-    """Two crossed factors of two levels, four seeds; ``effect_of_both`` comes on top of their sum."""
+    """Two crossed factors of two levels, four seeds; ``effect_of_both``
+    comes on top of their sum.
+    """
     generator = np.random.default_rng(0)
     values, changes = {}, {}
     for low, high in product((0.1, 0.2), (0.6, 0.7)):

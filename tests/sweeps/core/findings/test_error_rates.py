@@ -1,4 +1,5 @@
-"""How often the statistics of a study are wrong, by simulation: studies of which the truth is known.
+"""How often the statistics of a study are wrong, by simulation: studies of which the truth is
+known.
 
 The bounds leave 2.6 standard errors of the simulation itself (one in a hundred); every simulation
 has a fixed seed.
@@ -70,7 +71,9 @@ def test_a_row_that_is_as_good_as_the_best_is_bold(noise, n):
 
 
 def test_each_of_the_truly_best_rows_is_bold_beside_worse_ones():
-    """Three rows tie, the others fall behind by growing steps: each of the tied is kept, most of the others are not."""
+    """Three rows tie, the others fall behind by growing steps: each of the tied is kept, most of
+    the others are not.
+    """
     lost = dict.fromkeys("012", 0)
     kept_worse = 0
     truth = np.array([0, 0, 0, 1, 2, 4, 8, 16, 32, 64]) * 0.01
@@ -106,7 +109,9 @@ def image_interval(row, base, resamples):
 
 
 def test_intervals_over_images_cover_what_other_images_would_give():
-    """Two fixed networks on many draws of 60 test images; the truth is their difference over all images there are."""
+    """Two fixed networks on many draws of 60 test images; the truth is their difference over all
+    images there are.
+    """
     generator = np.random.default_rng(0)
     population, drawn, studies = 20_000, 60, 1000
     hard = generator.beta(4, 2, (1, population, 1))  # a hard image is hard for both

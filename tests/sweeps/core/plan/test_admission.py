@@ -53,7 +53,8 @@ def test_trials_at_once_are_admitted_by_what_one_needs(tmp_path, gpus, each, fit
 def test_the_refusal_says_what_fits(tmp_path):
     text = refusal(predicted(40 * GB), Launch(tmp_path, concurrent=3))
     assert text == (
-        "3 trials at once on this machine would not fit: one was measured to need 40.0 GB of its 100.0 GB, so that "
+        "3 trials at once on this machine would not fit: one was measured to need 40.0 GB of its "
+        "100.0 GB, so that "
         "2 fit with 10% to spare; give --concurrent 2."
     )
     assert refusal(predicted(40 * GB), Launch(tmp_path, concurrent=2)) is None

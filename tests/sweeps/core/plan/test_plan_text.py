@@ -1,4 +1,6 @@
-"""What a plan says: from the ledger where it knows, from a probe where it does not, and from neither where it must."""
+"""What a plan says: from the ledger where it knows, from a probe where it does not, and from
+neither where it must.
+"""
 
 import dataclasses
 import statistics
@@ -185,7 +187,8 @@ def test_the_text_says_what_is_there_what_goes_on_and_why_it_runs_again(tmp_path
     assert lines[0] == "A planned study"
     assert (
         lines[1]
-        == f"one factor at a time: 4 configurations x 3 seeds = 12 trials, 3 of them ended, in {situation.path}"
+        == f"one factor at a time: 4 configurations x 3 seeds = 12 trials, 3 of them ended, in "
+        f"{situation.path}"
     )
     assert "1 go on from a checkpoint." in lines
     (why,) = (

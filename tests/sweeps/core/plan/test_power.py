@@ -1,4 +1,6 @@
-"""What a design can answer, against power worked out from the noncentral t distribution and against known noise."""
+"""What a design can answer, against power worked out from the noncentral t distribution and against
+known noise.
+"""
 
 import math
 

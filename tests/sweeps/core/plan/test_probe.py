@@ -14,7 +14,9 @@ COST = Cost(
 
 
 def looked_at(first_steps, num_steps):
-    """Terms of a method whose n-th term begins at the n-th of ``first_steps``, and the steps that were asked for."""
+    """Terms of a method whose n-th term begins at the n-th of ``first_steps``, and the steps that
+    were asked for.
+    """
     asked = set()
 
     def terms(step):

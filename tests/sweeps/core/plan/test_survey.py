@@ -178,7 +178,9 @@ def test_the_training_that_has_come_furthest_goes_on(make, look, trained):
 
 
 def test_what_no_kept_checkpoint_can_serve_is_trained(make, look, finish):
-    """A run folder keeps the newest checkpoint, which makes one evaluation and not the mean of two."""
+    """A run folder keeps the newest checkpoint, which makes one evaluation
+    and not the mean of two.
+    """
     for average_last, ways in ((1, [(1, 0, "evaluate")]), (2, [(1, None, None)])):
         situation = look(make(OneFactor((FLIP,)), {"evaluate.average_last": average_last}))
         flips = [trial.config.evaluate.cam_flip for trial in situation.plan.trials]

@@ -1,4 +1,6 @@
-"""Run folders of made-up trials, with curves, pictures and confusion matrices whose values a test can compute."""
+"""Run folders of made-up trials, with curves, pictures and confusion matrices whose values a test
+can compute.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -33,7 +35,9 @@ def write_runs(study: StudyRecord, images: Sequence[str] = ("b", "a")) -> None:
 
 
 def write_run(trial: TrialRecord, value: float) -> None:
-    """Its metrics reach ``value`` at the last step; its threshold curve is ``value * (1 - threshold)``."""
+    """Its metrics reach ``value`` at the last step; its threshold curve is ``value * (1 -
+    threshold)``.
+    """
     records.write(
         trial.run_dir / "config.json", {"digest": trial.key, "config": trial.entry.config}
     )
@@ -87,7 +91,9 @@ def write_picture(
 
 
 def write_confusions(trial: TrialRecord, names: Sequence[str], cam: np.ndarray) -> None:
-    """``evaluations/step_*.npz`` with ``cam`` as the matrices of both CAMs, and a perfect segmentation."""
+    """``evaluations/step_*.npz`` with ``cam`` as the matrices of both CAMs, and a perfect
+    segmentation.
+    """
     num_classes = cam.shape[-1]
     perfect = np.tile(np.eye(num_classes, dtype=np.int32), (len(names), 1, 1))
     empty = np.zeros((num_classes, num_classes - 1, 2), np.int64)
@@ -104,7 +110,9 @@ def write_confusions(trial: TrialRecord, names: Sequence[str], cam: np.ndarray) 
 
 
 def gallery(study: StudyRecord, faults: list[str] | None = None) -> list[Matrix]:
-    """The pictures that the gallery shows of a study; ``faults`` gets the sentences about damaged files."""
+    """The pictures that the gallery shows of a study; ``faults`` gets the sentences about damaged
+    files.
+    """
     report = make_report(study, sections=(GALLERY,))
     matrices = [matrix for _, card in report.cards.sections for matrix in card.content()]
     if faults is not None:

@@ -25,9 +25,10 @@ LOSS = "train/loss_total"
 # As on a reviewer's machine: none of these can be imported.
 ALONE = """
 import runpy, sys
+absent = {"torch", "toco", "sweeps", "pandas", "statsmodels", "matplotlib"}
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "toco", "sweeps", "pandas", "statsmodels", "matplotlib"):
+        if name.partition(".")[0] in absent:
             raise ImportError(name + " is not here")
 sys.meta_path.insert(0, Absent())
 runpy.run_path(sys.argv[1], run_name="__main__")
@@ -43,7 +44,9 @@ def tables(study: StudyRecord) -> dict[str, str]:
 
 
 def drawn(seed: int) -> StudyRecord:
-    """A study of random size, effects and holes: with ties, with rows without spread, with rows nobody has trained."""
+    """A study of random size, effects and holes: with ties, with rows without spread, with rows
+    nobody has trained.
+    """
     generator = np.random.default_rng(seed)
     num_seeds = int(generator.integers(1, 7))
     labels = [f"row {number}" for number in range(int(generator.integers(1, 7)))]

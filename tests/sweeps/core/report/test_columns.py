@@ -1,4 +1,6 @@
-"""A statistic is a function of numbers and one column: every form of the report prints it without another change."""
+"""A statistic is a function of numbers and one column: every form of the report prints it without
+another change.
+"""
 
 import csv
 import io

@@ -62,7 +62,8 @@ def test_marks_and_daggers():
 
 def test_characters():
     assert escaped(NASTY) == (
-        r"50\% of \$x\_1 \& \{y\}\textasciicircum{}2 \textasciitilde{} \#3 \textbackslash{} $<$a$>$ $\tau$ = 0.5 "
+        r"50\% of \$x\_1 \& \{y\}\textasciicircum{}2 \textasciitilde{} \#3 \textbackslash{} "
+        r"$<$a$>$ $\tau$ = 0.5 "
         r"$\pm$ 1 e ?"
     )
     assert escaped("-0.50 to -1, p-value, x-1") == "$-$0.50 to $-$1, p-value, x-1"
@@ -73,7 +74,8 @@ def test_characters():
 def test_it_compiles_within_the_line(tmp_path: Path):
     (tmp_path / "table.tex").write_text(text())
     (tmp_path / "paper.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs,graphicx}\n\\begin{document}\\input{table.tex}\\end{document}\n"
+        "\\documentclass{article}\\usepackage{booktabs,graphicx}\n"
+        "\\begin{document}\\input{table.tex}\\end{document}\n"
     )
     command = [
         TEX,

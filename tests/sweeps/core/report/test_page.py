@@ -1,4 +1,6 @@
-"""The page of made-up studies, taken apart: what it says, what it would load, what opens under a row."""
+"""The page of made-up studies, taken apart: what it says, what it would load, what opens under a
+row.
+"""
 
 import base64
 import hashlib
@@ -224,8 +226,8 @@ def test_a_study_that_runs_is_a_dashboard(tmp_path):
         assert said in parsed.text
     assert "#8, seed 1 40 of 160" in parsed.text
     assert (
-        "MemoryError: none left #8, seed 0. Traceback (most recent call last): MemoryError: none left"
-        in parsed.text
+        "MemoryError: none left #8, seed 0. Traceback (most recent call last): MemoryError: none "
+        "left" in parsed.text
     )
     assert re.search(r"#8 .{0,20}0 of 2 1 running 1 failed", parsed.text)
     assert '<noscript><meta http-equiv="refresh" content="30"></noscript>' in html
@@ -246,8 +248,8 @@ def test_the_same_failure_is_told_once(tmp_path):
     text = Parsed(made(make_study(rows, states=states, path=tmp_path / "fake-01234567")).html).text
     assert text.count("Traceback") == 1
     assert (
-        "8 failed MemoryError: none left #8, seed 0; #8, seed 1; #8, seed 2; #8, seed 3; #9, seed 0 and others"
-        in text
+        "8 failed MemoryError: none left #8, seed 0; #8, seed 1; #8, seed 2; #8, seed 3; #9, seed "
+        "0 and others" in text
     )
 
 

@@ -1,4 +1,6 @@
-"""What a report shows and what a reviewer gets holds no password, whatever a config, a command or a failure has."""
+"""What a report shows and what a reviewer gets holds no password, whatever a config, a command or a
+failure has.
+"""
 
 import json
 from pathlib import Path

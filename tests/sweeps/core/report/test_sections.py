@@ -1,4 +1,6 @@
-"""A section is one file: the page, Markdown, LaTeX, the terminal and the archive show it without another change."""
+"""A section is one file: the page, Markdown, LaTeX, the terminal and the archive show it without
+another change.
+"""
 
 import re
 
@@ -23,7 +25,9 @@ def show(source: Source) -> Card | str:
 
 
 def forms(section: Section) -> tuple[dict[str, str], str]:
-    """The archive, which has all text forms but the terminal's, with the terminal's; and the page."""
+    """The archive, which has all text forms but the terminal's, with the
+    terminal's; and the page.
+    """
     report = make_report(STUDY, sections=(*SECTIONS, section))
     return {**bundle_files(report), "terminal": report.terminal}, page(
         report.source, report.cards, "now"

@@ -52,8 +52,9 @@ def rows(study: StudyRecord) -> list[dict[str, str]]:
 
 
 def test_a_row_by_hand():
-    """#8 - #10 is -0.10, -0.11, -0.09: mean -0.10, sd 0.01, so t = -0.10 / (0.01 / sqrt(3)) = -17.3 with 2 degrees of
-    freedom, whose two-sided p is 0.00332 (t^2 = 300: 1 - sqrt(300 / 302)), and t(0.975, 2) =
+    """#8 - #10 is -0.10, -0.11, -0.09: mean -0.10, sd 0.01, so t = -0.10 / (0.01 / sqrt(3)) = -17.3
+    with 2 degrees of freedom, whose two-sided p is 0.00332 (t^2 = 300: 1 - sqrt(300 / 302)), and
+    t(0.975, 2) =
     4.3027."""
     found = table(make_study(VALUES))
     block = found.blocks[0]

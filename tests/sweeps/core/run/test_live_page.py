@@ -1,4 +1,6 @@
-"""The report while a study runs: written in turn, never twice at once, and never in the way of what it reports on."""
+"""The report while a study runs: written in turn, never twice at once, and never in the way of what
+it reports on.
+"""
 
 import errno
 import logging

@@ -29,7 +29,8 @@ def test_counts_and_time_left():
     progress, clock = make(io.StringIO())
     assert (
         progress.line()
-        == "study: 0/4 trials done, 0 running, 0 failed, 4 waiting, 0s elapsed, unknown time remaining"
+        == "study: 0/4 trials done, 0 running, 0 failed, 4 waiting, 0s elapsed, unknown time "
+        "remaining"
     )
     progress.running({"t0", "t1"})
     clock.now += 50
@@ -38,14 +39,16 @@ def test_counts_and_time_left():
     # 100 of 400 steps in 50 s.
     assert (
         progress.line()
-        == "study: 0/4 trials done, 2 running, 0 failed, 2 waiting, 50s elapsed, about 2m30s remaining"
+        == "study: 0/4 trials done, 2 running, 0 failed, 2 waiting, 50s elapsed, about 2m30s "
+        "remaining"
     )
     progress.ended("t0", failed=False)
     progress.ended("t1", failed=True)
     # 150 steps in 50 s; a failed trial has none left.
     assert (
         progress.line()
-        == "study: 1/4 trials done, 0 running, 1 failed, 2 waiting, 50s elapsed, about 1m07s remaining"
+        == "study: 1/4 trials done, 0 running, 1 failed, 2 waiting, 50s elapsed, about 1m07s "
+        "remaining"
     )
 
 
@@ -59,7 +62,8 @@ def test_steps_of_earlier_starts_do_not_make_this_one_look_fast():
     # 10 steps in 30 s, 240 to go.
     assert (
         progress.line()
-        == "study: 1/4 trials done, 0 running, 0 failed, 3 waiting, 30s elapsed, about 12m00s remaining"
+        == "study: 1/4 trials done, 0 running, 0 failed, 3 waiting, 30s elapsed, about 12m00s "
+        "remaining"
     )
 
 

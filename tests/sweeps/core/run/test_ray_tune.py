@@ -1,4 +1,6 @@
-"""Studies of fake trainings on a real, local Ray: workers and drivers are killed, and not a row is lost or doubled."""
+"""Studies of fake trainings on a real, local Ray: workers and drivers are killed, and not a row is
+lost or doubled.
+"""
 
 import csv
 import json
@@ -74,7 +76,9 @@ class Driver:
             process.kill()
 
     def kill_when_published(self, step, *arguments):
-        """Kill the driver when the first two trainings, which wait there, have published their rows up to ``step``."""
+        """Kill the driver when the first two trainings, which wait there, have published their rows
+        up to ``step``.
+        """
         process = self.start(*arguments)
         try:
             wait_for(
@@ -100,7 +104,9 @@ class Driver:
                 process.kill()
 
     def run_dir(self, trial):
-        """The run folder of a trial, by its place in the plan; where there is no study yet, one that is not there."""
+        """The run folder of a trial, by its place in the plan; where there is no study yet, one
+        that is not there.
+        """
         file = self.folder / "study.json"
         keys = (
             [key for cell in json.loads(file.read_text())["cells"] for key in cell["keys"]]
@@ -263,7 +269,9 @@ def test_killed_drivers(driver):
 
 
 def test_two_drivers_of_one_study(driver):
-    """The second one helps the first, takes over what that left when it was killed, and trains nothing twice."""
+    """The second one helps the first, takes over what that left when it was killed, and trains
+    nothing twice.
+    """
     (driver.orders / "wait-11").touch()
     first = driver.start()
     try:
@@ -516,7 +524,8 @@ def test_trials_that_fail_by_a_machines_fault_start_elsewhere(tmp_path, monkeypa
     assert told.told[:2] == [("lost", "1", full), ("lost", "2", gone)]
     assert told.told[2][0] == "say"
     assert told.told[2][1] == (
-        "host aa gets no more trials: 2 failed there by the machine's fault, at last: its worker process is gone"
+        "host aa gets no more trials: 2 failed there by the machine's fault, at last: its worker "
+        "process is gone"
     )
     tried(experiment, three, "bb", Failure("trial", "KeyError: 'x'", "trace", "host bb", "bb"))
     assert told.told[3][:2] == ("failed", "3")
@@ -617,7 +626,10 @@ def test_auto_is_refused_where_several_clusters_run_on_the_machine(monkeypatch):
         pass
     assert joined == ["auto"]
     monkeypatch.setattr(runner, "find_gcs_addresses", lambda: frozenset({"b:6379", "a:6379"}))
-    refusal = r"expects one Ray cluster on this machine; 2 run here: a:6379, b:6379\. Name one: --address a:6379"
+    refusal = (
+        r"expects one Ray cluster on this machine; 2 run here: a:6379, b:6379\. Name "
+        r"one: --address a:6379"
+    )
     with pytest.raises(ValueError, match=refusal), runner.connected("auto"):
         pass
     # Ray takes this one for auto, and so it is named.

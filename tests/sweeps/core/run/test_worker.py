@@ -46,7 +46,9 @@ class Lost(BaseException):
 
 
 class Channel:
-    """Keeps rows and snapshots in a folder; the report number ``breaks_at`` does not come back, before or after."""
+    """Keeps rows and snapshots in a folder; the report number ``breaks_at`` does not come back,
+    before or after.
+    """
 
     left_out = False
 

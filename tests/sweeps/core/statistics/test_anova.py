@@ -1,4 +1,6 @@
-"""Analyses of variance and effects against differences of least squares, by hand, and against t tests."""
+"""Analyses of variance and effects against differences of least squares, by hand, and against t
+tests.
+"""
 
 import itertools
 import math
@@ -34,7 +36,9 @@ def random_table(levels=(3, 4), seeds=3):
 
 
 def residual(table, formula_terms):
-    """Sum of squares that dummy variables of the terms do not explain: a second implementation, by least squares."""
+    """Sum of squares that dummy variables of the terms do not explain: a second implementation, by
+    least squares.
+    """
     columns = [np.ones(len(table))]
     for term in formula_terms:
         groups = table.groupby(list(term), sort=False).ngroup().to_numpy()
@@ -159,7 +163,9 @@ def test_effects_of_a_full_design_by_hand():
 
 
 def half_fraction(seeds=2):
-    """Four factors in eight rows, D = ABC, with effects of A and of the interaction of A and B alone."""
+    """Four factors in eight rows, D = ABC, with effects of A and of the interaction of A and B
+    alone.
+    """
     runs = [(a, b, c, a * b * c) for a, b, c in itertools.product((-1, 1), repeat=3)]
     rows = [
         (*run, seed, 3.0 * run[0] + 2.0 * run[0] * run[1] + seed)

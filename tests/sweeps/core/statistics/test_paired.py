@@ -1,4 +1,6 @@
-"""Every statistic by hand and against a second implementation; error rates are in test_error_rates.py."""
+"""Every statistic by hand and against a second implementation; error rates are in
+test_error_rates.py.
+"""
 
 import itertools
 import math

@@ -109,10 +109,16 @@ def test_settings_of_the_evaluation_share_a_training(changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"seed": 1}, {"method.ptc.weight": 1.0}, {"data.num_train": 500}, {"num_steps": 170}, {"precision": "bfloat16"},
-     {"evaluate_every": 40}],
+    [
+        {"seed": 1},
+        {"method.ptc.weight": 1.0},
+        {"data.num_train": 500},
+        {"num_steps": 170},
+        {"precision": "bfloat16"},
+        {"evaluate_every": 40},
+    ],
     ids=lambda changes: next(iter(changes)),
-)  # fmt: skip
+)
 def test_settings_of_the_training_change_both_keys(changes):
     (key, training_key), (base, base_training) = keys(changes), keys()
     assert key != base

@@ -31,7 +31,9 @@ CLOCK = Clock()
 
 
 def quiet(storage, holder):
-    """Leases whose heart-beats come too seldom to matter in a test: it says itself when there was one."""
+    """Leases whose heart-beats come too seldom to matter in a test: it says itself when there was
+    one.
+    """
     return Leases(storage, holder, beat_every_s=1000.0, expires_s=3000.0, clock=CLOCK)
 
 
@@ -267,7 +269,9 @@ def test_a_silent_machine_loses_its_leases_and_a_loud_one_does_not(tmp_path, mon
 
 
 def test_a_waiter_that_was_suspended_itself_does_not_take_over(tmp_path, monkeypatch):
-    """It did not see the signs of life of that time, and its holder may have been suspended with it."""
+    """It did not see the signs of life of that time, and its holder may have been suspended with
+    it.
+    """
     with elsewhere(monkeypatch):
         away = quiet(tmp_path, "the study away")
         away.acquire([KEY])

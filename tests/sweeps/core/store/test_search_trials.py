@@ -1,4 +1,6 @@
-"""The journal of a search: proposals, rungs and ends survive their driver; front and importance of made-up numbers."""
+"""The journal of a search: proposals, rungs and ends survive their driver; front and importance of
+made-up numbers.
+"""
 
 import dataclasses
 import errno
@@ -57,7 +59,9 @@ def states(trials):
 
 
 def run(journal, values, again):
-    """Run a search whose objectives are ``values(params)``; with ``again`` every step is another process's."""
+    """Run a search whose objectives are ``values(params)``; with ``again`` every step is another
+    process's.
+    """
     trials = SearchTrials(journal, PLAN, held)
     while True:
         trials = SearchTrials(journal, PLAN, held) if again else trials
@@ -151,7 +155,9 @@ def test_a_torn_line_is_cut_off(tmp_path):
 
 @pytest.mark.parametrize("asked", [0, 3])
 def test_a_driver_lost_while_it_asked(tmp_path, asked):
-    """Every prefix of what asking writes: the same values are asked for, and no trial is lost or doubled."""
+    """Every prefix of what asking writes: the same values are asked for, and no trial is lost or
+    doubled.
+    """
     journal, cut = tmp_path / "trials.jsonl", tmp_path / "cut.jsonl"
     trials = SearchTrials(journal, PLAN, held)
     for _ in range(asked):
