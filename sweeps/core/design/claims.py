@@ -1,8 +1,8 @@
 """The claims that a study tests: the family of Holm's correction.
 
-A study with a fixed list of seeds tests each declared comparison as a claim of its own. A sequential
-study tests the claims of its paper. A claim of several comparisons is shown when each of them is
-(intersection-union test), so it counts once.
+A study with a fixed list of seeds tests each declared comparison as a claim of its own. A
+sequential study tests the claims of its paper. A claim of several comparisons is shown when each of
+them is (intersection-union test), so it counts once.
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ class Sequential:
 
     Attributes:
         looks: Numbers of seeds after which the claims are tested, ascending; the last is the cap.
-        spending: Exponent of the error spending function, see ``sweeps.core.statistics.sequential``.
+        spending: Exponent of the error spending function, see
+            ``sweeps.core.statistics.sequential``.
         futility: When a claim is given up; ``None`` for never.
         diverged_value: Value of every metric of a training that diverged. With ``None``, a claim
             that needs such a training is not tested.
