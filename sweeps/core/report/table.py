@@ -476,8 +476,8 @@ def _looks(study: StudyRecord, looks: Looks, rules: Sequential) -> list[str]:
     after = ", ".join(map(str, rules.looks[:-1]))
     after = f"{after} and {rules.cap}" if after else str(rules.cap)
     lines = [
-        "Rows get seeds while a claim that needs them is open, so n differs between rows. Means are "
-        "over all seeds of a row.",
+        "Rows get seeds while a claim that needs them is open, so n differs between rows. Means "
+        "are over all seeds of a row.",
         f"The study tests {_claims(len(looks.claims))} after {after} seeds. "
         f"The probability of any false one, over all claims and looks, is at most {level}. After n "
         f"seeds, a claim has spent (n / {rules.cap})^{rules.spending:g} of its level; the "
@@ -491,8 +491,8 @@ def _looks(study: StudyRecord, looks: Looks, rules: Sequential) -> list[str]:
             else ""
         ),
         "p of a comparison in a claim: its sequential p value after Holm's correction over the "
-        "claims. A sequential p value is the smallest level at which the two-sided test has crossed "
-        "its boundary at a look so far.",
+        "claims. A sequential p value is the smallest level at which the two-sided test has "
+        "crossed its boundary at a look so far.",
         f"The interval of such a comparison is the repeated {100 * CONFIDENCE:g} % interval of its "
         "last look: it covers the true difference at all looks together.",
         "A comparison in no claim has no test. Its interval is the plain t interval over the first "
@@ -536,8 +536,8 @@ def _power(study: StudyRecord, analysis: StudyAnalysis) -> list[str]:
         "at best"
     )
     text = (
-        f"{limits}, at {100 * study.power:.0f} % power, an effect of {power.detectable_sd:.1f} standard "
-        "deviations of a paired difference"
+        f"{limits}, at {100 * study.power:.0f} % power, an effect of {power.detectable_sd:.1f} "
+        "standard deviations of a paired difference"
     )
     points = [
         f"{metric.title} {_detectable(metric, metric_power.detectable)}"

@@ -34,9 +34,9 @@ _CAPTION = (
 
 
 _SEQUENTIAL_CAPTION = (
-    " Of comparisons in claims, the thick bars are repeated intervals of the last look, which cover "
-    "at all looks together. Of the others, and in the noise floor, they are over the seeds that "
-    "all rows have."
+    " Of comparisons in claims, the thick bars are repeated intervals of the last look, which "
+    "cover at all looks together. Of the others, and in the noise floor, they are over the seeds "
+    "that all rows have."
 )
 
 

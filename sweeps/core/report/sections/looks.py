@@ -125,8 +125,8 @@ def _claims(study: StudyRecord, looks: Looks, rules: Sequential) -> TextGrid:
             lines.append((*first, *_comparison(study, state)))
     notes = [
         "Evidence: sequential p value of the claim after Holm's correction over all claims; "
-        f"{study.significance:g} decides. Boundary: p value that the next look needs, or, where the "
-        "claim is closed, the last look. p: of the t test at the row's last look alone.",
+        f"{study.significance:g} decides. Boundary: p value that the next look needs, or, where "
+        "the claim is closed, the last look. p: of the t test at the row's last look alone.",
         *(
             f"{claim.claim.name}: not tested, because {why_not_tested(study, claim)}."
             for claim in looks.claims

@@ -1,4 +1,6 @@
-"""A sequential study with a budget of hours: which looks start, what a stop says, and that another budget goes on."""
+"""A sequential study with a budget of hours: which looks start, what a stop says, and that another
+budget goes on.
+"""
 
 import sys
 from pathlib import Path
