@@ -15,10 +15,12 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from sweeps.core.findings.looks import Looks
 from sweeps.core.report import rebuild_table
 from sweeps.core.report.section import Cards, ReportForms
 from sweeps.core.report.table import StudyTable, table_csv
 from sweeps.core.report.text_grid import csv_text
+from sweeps.core.statistics.sequential import boundaries
 from sweeps.core.store.study_record import StudyRecord
 from toco.files import whole_file
 from toco.passwords import public_text
@@ -36,12 +38,15 @@ ENVIRONMENT = (
 """Parts of a trial's provenance that identify no person and no place."""
 _MOMENT = (1980, 1, 1, 0, 0, 0)
 
+LOOKS = (
+    " `sequential` has the claims, their looks, and the boundaries of the repeated tests by level."
+)
 README = """# {title}
 
 - `table.csv`, `table.md`, `table.tex`: the table.
 - `values.csv`: the result of every trial, by cell, seed and metric. `trials.csv`: how each ended.
 - `table.json`: rows, cells, comparisons that were declared before anything was run, and columns \
-that are copied.
+that are copied.{looks}
 - `rebuild_table.py`: makes `table.csv` again from `values.csv` and compares; needs Python, numpy \
 and scipy.
 - `configs/`: the whole config of every cell. `environments.json`: versions and hardware, with the \
@@ -55,8 +60,10 @@ def bundle_files(report: ReportForms) -> dict[str, str]:
     """Make the content of the archive's files by relative path; ``SHA256SUMS`` is the last."""
     study = report.source.study
     files = {
-        "README.md": README.format(title=study.title),
-        **rebuild_files(report.source.table, study),
+        "README.md": README.format(
+            title=study.title, looks=LOOKS if study.sequential is not None else ""
+        ),
+        **rebuild_files(report.source.table, study, report.source.analysis.looks),
         "table.md": report.markdown,
         "table.tex": report.latex,
         "trials.csv": _trials(study),
@@ -71,12 +78,12 @@ def bundle_files(report: ReportForms) -> dict[str, str]:
     return files | {"SHA256SUMS": "".join(sums)}
 
 
-def rebuild_files(table: StudyTable, study: StudyRecord) -> dict[str, str]:
+def rebuild_files(table: StudyTable, study: StudyRecord, looks: Looks) -> dict[str, str]:
     """Make ``table.csv`` with its input and the script that computes it again."""
     return {
         "table.csv": table_csv(table),
         "values.csv": _values(study),
-        "table.json": _json(_description(table, study)),
+        "table.json": _json(_description(table, study, looks)),
         "rebuild_table.py": Path(rebuild_table.__file__).read_text(encoding="utf-8"),
     }
 
@@ -122,7 +129,7 @@ def _trials(study: StudyRecord) -> str:
     return csv_text(("cell", "label", "replicate", "seed", "state", "step", "key"), lines)
 
 
-def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
+def _description(table: StudyTable, study: StudyRecord, looks: Looks) -> dict[str, Any]:
     """Make ``table.json``, the input of ``rebuild_table`` besides the values.
 
     It holds the design, and the columns that ``rebuild_table`` copies instead of computing.
@@ -140,6 +147,7 @@ def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
         "data": study.data,
         "purpose": study.purpose,
         "significance": study.significance,
+        "sequential": _looks(study, looks),
         "metrics": [
             {"key": metric.key, "title": metric.title, "higher_is_better": metric.higher_is_better}
             for metric in study.metrics
@@ -157,6 +165,38 @@ def _description(table: StudyTable, study: StudyRecord) -> dict[str, Any]:
             }
             for row in rows
         ],
+    }
+
+
+def _looks(study: StudyRecord, looks: Looks) -> dict[str, Any] | None:
+    """Describe the claims of a sequential study, with the looks that took place."""
+    rules = study.sequential
+    if rules is None:
+        return None
+    return {
+        "looks": rules.looks,
+        "spending": rules.spending,
+        "futility": None if rules.futility is None else asdict(rules.futility),
+        "diverged_value": rules.diverged_value,
+        "margin": study.margin,
+        "common": looks.common,
+        "claims": [
+            {
+                "name": claim.claim.name,
+                "outcome": claim.outcome,
+                "tested": claim.outcome != "not tested",
+                "comparisons": [
+                    {
+                        **asdict(state.comparison),
+                        "looks": [look.n for look in state.looks],
+                    }
+                    for state in claim.comparisons
+                ],
+            }
+            for claim in looks.claims
+        ],
+        # Lines of a level and the boundary of each look.
+        "boundaries": boundaries(rules.looks, rules.spending).lines(),
     }
 
 

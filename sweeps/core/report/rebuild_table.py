@@ -6,6 +6,10 @@ values.csv has the result of every trial. table.json says which configurations (
 which base each row is compared with, and which comparisons were declared before anything was run.
 This script computes the columns in COMPUTED. It copies all others from table.json, among them the
 intervals over images, which need the confusion matrices of single images.
+
+A sequential study tests claims at looks. This script computes the test of every look, the
+sequential p values, Holm's correction over the claims and the repeated intervals. It does not
+compute which looks took place, and the boundaries of the repeated tests: table.json has both.
 """
 
 from __future__ import annotations
@@ -55,7 +59,15 @@ def rebuilt(table: dict[str, Any], values: Values) -> str:
         for row in table["rows"]
         for line in (row_line(table, row, m["key"], values) for m in table["metrics"])
     ]
-    correct_by_holm(lines)
+    if table["sequential"] is None:
+        correct_by_holm(lines)
+    else:
+        replay_claims(table, lines, values)
+        # Bold and underlined rows are found with the seeds that all rows have.
+        values = {
+            place: first_seeds(of_cell, table["sequential"]["common"])
+            for place, of_cell in values.items()
+        }
     for metric in table["metrics"]:
         for block in {row["block"] for row in table["rows"]}:
             of_block = [
@@ -90,11 +102,19 @@ def row_line(
     line |= dict(
         zip(("n", "mean", "sd", "low", "high"), summary(numbers, np.abs(numbers)), strict=True)
     )
+    if table["sequential"] is not None:
+        common = table["sequential"]["common"]
+        row_values, base_values = (first_seeds(of, common) for of in (row_values, base_values))
     return line | paired(row_values, base_values)
 
 
+def first_seeds(of_cell: dict[int, float], number: int) -> dict[int, float]:
+    """Return the values of the first seeds."""
+    return {replicate: value for replicate, value in of_cell.items() if replicate < number}
+
+
 def summary(
-    values: np.ndarray, sizes: np.ndarray
+    values: np.ndarray, sizes: np.ndarray, confidence: float = 0.95
 ) -> tuple[int, float | None, float | None, float | None, float | None]:
     """Compute number, mean, standard deviation and the t interval of the mean.
 
@@ -107,16 +127,18 @@ def summary(
     mean, sd = float(values.mean()), float(np.std(values, ddof=1))
     if sd <= ROUNDING * float(sizes.max()):
         return n, mean, 0.0, None, None
-    low, high = stats.t.interval(0.95, n - 1, mean, stats.sem(values))
+    low, high = stats.t.interval(confidence, n - 1, mean, stats.sem(values))
     return n, mean, sd, float(low), float(high)
 
 
-def paired(row_values: dict[int, float], base_values: dict[int, float]) -> dict[str, Any]:
+def paired(
+    row_values: dict[int, float], base_values: dict[int, float], confidence: float = 0.95
+) -> dict[str, Any]:
     """Compute the difference paired by seed, t interval, t test and Hedges' effect size."""
     common = sorted(row_values.keys() & base_values.keys())
     first, second = (np.array([side[key] for key in common]) for side in (row_values, base_values))
     sizes = np.abs(np.concatenate([first, second]))
-    n, mean, sd, low, high = summary(first - second, sizes)
+    n, mean, sd, low, high = summary(first - second, sizes, confidence)
     line: dict[str, Any] = {
         "pairs": n,
         "difference": mean,
@@ -151,12 +173,134 @@ def correct_by_holm(lines: list[dict[str, Any]]) -> None:
     A comparison without a result counts as p = 1.
     """
     family = [line for line in lines if line["declared"] == "yes"]
-    family.sort(key=lambda line: 1.0 if line["p"] is None else line["p"])
+    for line, p in zip(family, holm([line["p"] for line in family]), strict=True):
+        line["p_holm"] = p
+
+
+def holm(family: list[float | None]) -> list[float | None]:
+    """Correct p values by Holm's method; ``None`` counts as 1 and stays ``None``."""
+    places = sorted(
+        range(len(family)), key=lambda place: 1.0 if family[place] is None else family[place]
+    )
+    corrected: list[float | None] = [None] * len(family)
     largest = 0.0
-    for place, line in enumerate(family):
-        if line["p"] is not None:
-            largest = max(largest, min(1.0, line["p"] * (len(family) - place)))
-            line["p_holm"] = largest
+    for number, place in enumerate(places):
+        p = family[place]
+        if p is not None:
+            largest = max(largest, min(1.0, p * (len(family) - number)))
+            corrected[place] = largest
+    return corrected
+
+
+def replay_claims(table: dict[str, Any], lines: list[dict[str, Any]], values: Values) -> None:
+    """Test the claims of a sequential study, and complete the lines of their comparisons."""
+    rules = table["sequential"]
+    line_of = {
+        (row["number"], m["key"]): line
+        for (row, m), line in zip(
+            ((row, m) for row in table["rows"] for m in table["metrics"]), lines, strict=True
+        )
+    }
+    claims = [
+        [comparison_evidence(table, comparison, values) for comparison in claim["comparisons"]]
+        for claim in rules["claims"]
+    ]
+    levels = [
+        claim_level(evidence, rules["margin"]) if claim["tested"] else None
+        for claim, evidence in zip(rules["claims"], claims, strict=True)
+    ]
+    # A comparison of several claims has the numbers of the claim with the most looks.
+    done: dict[tuple[int, str], int] = {}
+    for number, (claim, of_claim) in enumerate(zip(rules["claims"], claims, strict=True)):
+        for comparison, evidence in zip(claim["comparisons"], of_claim, strict=True):
+            place = comparison["row"], comparison["metric"]
+            pairs = max(comparison["looks"], default=0)
+            if done.get(place, -1) >= pairs:
+                continue
+            done[place] = pairs
+            p = None
+            if claim["tested"] and pairs:
+                own = min(evidence["shown"], evidence["opposite"])
+                p = holm([*levels[:number], own, *levels[number + 1 :]])[number]
+            line_of[place].update(evidence["test"] | {"p_holm": p})
+
+
+def comparison_evidence(
+    table: dict[str, Any], comparison: dict[str, Any], values: Values
+) -> dict[str, Any]:
+    """Compute the last test of a comparison, and the smallest levels at which it has crossed.
+
+    The levels are for the claimed sign, for the opposite sign, and for "no difference".
+    """
+    rules, key = table["sequential"], comparison["metric"]
+    row = table["rows"][comparison["row"]]
+    cells = row["cell"], table["rows"][row["versus"]]["cell"]
+    found = {
+        "test": paired({}, {}),
+        **dict.fromkeys(("shown", "opposite", "equal"), 1.0),
+    }
+    for n in comparison["looks"]:
+        look = rules["looks"].index(n)
+        # In the seeds of a look, a value is missing where the training diverged.
+        sides = [
+            {place: values[cell, key].get(place, rules["diverged_value"]) for place in range(n)}
+            for cell in cells
+        ]
+        test = paired(*sides, confidence=1 - boundary(rules, look, 0.05))
+        crossing = level(rules, look, test["p"])
+        is_claimed = comparison["direction"] * test["difference"] > 0
+        sign = "shown" if is_claimed or comparison["direction"] == 0 else "opposite"
+        found[sign] = min(found[sign], crossing)
+        margin = rules["margin"]
+        if margin is not None and abs(test["difference"]) < margin:
+            differences = np.array([sides[0][place] - sides[1][place] for place in range(n)])
+            found["equal"] = min(
+                found["equal"], level(rules, look, equivalence_p(test, differences, margin))
+            )
+        found["test"] = test
+    return found
+
+
+def equivalence_p(test: dict[str, Any], differences: np.ndarray, margin: float) -> float:
+    """P value at which the two-sided interval of the difference just fits into the margin."""
+    n = len(differences)
+    if test["difference_low"] is None:
+        return 2.0 ** (1 - n)
+    room = (margin - abs(test["difference"])) / stats.sem(differences)
+    return float(2 * stats.t.sf(room, n - 1))
+
+
+def claim_level(evidence: list[dict[str, Any]], margin: float | None) -> float | None:
+    """Return the smallest level at which a claim has any outcome; ``None`` before its first look.
+
+    The claimed sign needs all comparisons. The opposite sign needs one, so it takes Bonferroni's
+    correction; with a margin it shares its part of the level with "no difference".
+    """
+    if any(item["test"]["p"] is None for item in evidence):
+        return None
+    share = 2 if len(evidence) > 1 and margin is not None else 1
+    return min(
+        1.0,
+        max(item["shown"] for item in evidence),
+        share * len(evidence) * min(item["opposite"] for item in evidence),
+        share * max(item["equal"] for item in evidence),
+    )
+
+
+def boundary(rules: dict[str, Any], look: int, of_level: float) -> float:
+    """Return the p value at or below which a test at a level crosses at a look."""
+    levels, bounds = (np.log([line[n] for line in rules["boundaries"]]) for n in (0, look + 1))
+    return float(np.exp(np.interp(np.log(of_level), levels, bounds)))
+
+
+def level(rules: dict[str, Any], look: int, p: float) -> float:
+    """Return the smallest level at which a p value crosses at a look."""
+    if p <= 0:
+        return 0.0
+    levels, bounds = (np.log([line[n] for line in rules["boundaries"]]) for n in (0, look + 1))
+    if np.log(p) < bounds[0]:
+        return float(np.exp(levels[0] + np.log(p) - bounds[0]))
+    return float(np.exp(np.interp(np.log(p), bounds, levels)))
 
 
 def mark(
@@ -173,7 +317,11 @@ def mark(
     if not measured:
         return
     sign = 1 if metric["higher_is_better"] else -1
-    best = max(measured, key=lambda line: sign * line["mean"])
+    means = {
+        line["cell"]: sign * float(np.mean(list(values[line["cell"], metric["key"]].values())))
+        for line in measured
+    }
+    best = max(measured, key=lambda line: means[line["cell"]])
     best_values = values[best["cell"], metric["key"]]
     for line in measured:
         test = paired(values[line["cell"], metric["key"]], best_values)
@@ -182,7 +330,7 @@ def mark(
             line["mark"] = "bold"
     others = [line for line in measured if not line["mark"]]
     if others:
-        max(others, key=lambda line: sign * line["mean"])["mark"] = "underlined"
+        max(others, key=lambda line: means[line["cell"]])["mark"] = "underlined"
 
 
 def printed(value: Any) -> str:  # noqa: ANN401 - a cell of the table

@@ -83,6 +83,11 @@ class Boundaries:
         column = np.log(self._table[:, look])
         return float(min(np.exp(_line(np.log(p), column, np.log(_LEVELS))), 1.0))
 
+    def lines(self) -> list[list[float]]:
+        """List the computed levels, each with the boundaries of all looks."""
+        table = np.column_stack([_LEVELS, self._table])
+        return [[float(number) for number in line] for line in table]
+
 
 @lru_cache(maxsize=16)
 def boundaries(looks: tuple[int, ...], spending: float) -> Boundaries:

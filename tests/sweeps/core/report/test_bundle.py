@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from sweeps.core.design.designs import Block
-from sweeps.core.design.paper import Paper, PaperRow
+from sweeps.core.design.paper import Claim, Paper, PaperRow
+from sweeps.core.design.seeds import Futility, Sequential
 from sweeps.core.design.study import BASE_AGAIN, Metric
 from sweeps.core.report.bundle import bundle_files, rebuild_files, write_zip
 from sweeps.core.report.rebuild_table import read_values, rebuilt
@@ -40,7 +41,8 @@ def files(study: StudyRecord) -> dict[str, str]:
 
 
 def tables(study: StudyRecord) -> dict[str, str]:
-    return rebuild_files(make_report(study, sections=()).source.table, study)
+    source = make_report(study, sections=()).source
+    return rebuild_files(source.table, source.study, source.analysis.looks)
 
 
 def drawn(seed: int) -> StudyRecord:
@@ -104,6 +106,73 @@ def test_the_table_is_made_again_byte_by_byte(seed: int):
         rebuilt(json.loads(made["table.json"]), read_values(made["values.csv"]))
         == made["table.csv"]
     )
+
+
+def drawn_with_looks(seed: int) -> StudyRecord:
+    """A sequential study in a random state: claims of a paper, and a block without any."""
+    generator = np.random.default_rng(seed)
+    rows = ["base", "small", "large", "none", "other"]
+    sizes = dict(zip(rows, (0, -0.01, -0.1, 0, 0.05), strict=True))
+
+    def values() -> dict[str, list[float]]:
+        base = generator.normal(0.5, 0.05, 7)
+        own = {label: generator.normal(size, 0.01, 7) for label, size in sizes.items()}
+        own["base"] *= 0
+        drawn = {label: [float(value) for value in base + own[label]] for label in rows}
+        return drawn | {BASE_AGAIN: [float(value) for value in generator.normal(0.5, 0.05, 3)]}
+
+    def claim(*than: str) -> Claim:
+        return Claim(f"over {than}", M, "base", than, 1.0, "small")
+
+    paper = Paper(
+        "T",
+        "S",
+        tuple(PaperRow(label, {M: 0.7}) for label in rows),
+        (claim("large"), claim("small", "large"), claim("none"), claim("other")),
+    )
+    num_finished = int(generator.choice([2, 3, 4, 5, 7]))
+    states = {
+        (label, n): "waiting"
+        for label in (*rows, BASE_AGAIN)
+        for n in range(7 if label in rows else 3)
+        if n >= num_finished
+    }
+    if generator.random() < 0.3:
+        states[rows[int(generator.integers(1, 5))], int(generator.integers(0, 5))] = "diverged"
+    return make_study(
+        values(),
+        more={SEG: values()},
+        blocks=[
+            (Block("(a)", (), ("method.aux_block",), (M,), paper), rows),
+            (Block("(b)", (), ("method.aux_block",), (SEG,), None), rows[:3]),
+        ],
+        states=states,
+        sequential=Sequential(
+            looks=(3, 5, 7),
+            futility=Futility() if generator.random() < 0.5 else None,
+            diverged_value=0.0 if generator.random() < 0.5 else None,
+        ),
+        margin=float(generator.choice([0.02, 0.05])) if generator.random() < 0.5 else None,
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_table_of_a_sequential_study_is_made_again_byte_by_byte(seed: int):
+    made = tables(drawn_with_looks(seed))
+    assert (
+        rebuilt(json.loads(made["table.json"]), read_values(made["values.csv"]))
+        == made["table.csv"]
+    )
+
+
+def test_the_drawn_sequential_studies_have_all_outcomes():
+    made = [tables(drawn_with_looks(seed)) for seed in range(40)]
+    lines = [line for files in made for line in csv.DictReader(io.StringIO(files["table.csv"]))]
+    assert {line["outcome"] for line in lines} == {
+        *("", "shown", "opposite", "no difference", "given up", "undecided", "open", "not tested")
+    }
+    assert {line["pairs"] for line in lines} >= {"0", "3", "5", "7"}
+    assert any(0 < float(line["p_holm"] or 0) < 0.05 for line in lines)
 
 
 def test_the_drawn_studies_have_what_can_go_wrong():
