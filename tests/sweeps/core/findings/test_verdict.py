@@ -1,3 +1,4 @@
+import re
 import sys
 from pathlib import Path
 
@@ -8,10 +9,13 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from records import SEG, M, make_study
 
+from sweeps.core.design.designs import Block
 from sweeps.core.design.paper import Claim, Paper, PaperRow
+from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import BASE_AGAIN, Metric
 from sweeps.core.findings import verdict as verdicts
 from sweeps.core.findings.analysis import analyse
+from sweeps.core.findings.looks import needed_trials
 from sweeps.core.findings.verdict import judge
 
 PAPER = Paper(
@@ -242,3 +246,123 @@ def test_a_trial_without_a_result_is_exit_code_4_even_beside_a_contradiction(sta
 def test_a_study_without_a_paper_is_judged_by_its_trials():
     found = verdict(AS_PUBLISHED, paper=None)
     assert (found.rows, found.claims, found.exit_code) == ((), (), 0)
+
+
+# Sequential studies: 10 seeds at most; the base is shown to be better, worse, or neither.
+LOOKED = [0.700, 0.706, 0.703, 0.709, 0.701, 0.704, 0.707, 0.702, 0.708, 0.705]
+WOBBLE = np.array([-1.2, 0.4, 1.1, -0.8, 0.5, -0.3, 0.9, -0.6, 0.2, -0.2])
+
+
+def beside(difference, scatter=0.001):
+    """Ten values with about that paired difference to ``LOOKED``."""
+    return list(np.array(LOOKED) + difference + scatter * WOBBLE)
+
+
+def looked(eight, eleven, finished=10, states=None, **options):
+    """The verdict of a sequential study of which so many seeds have finished."""
+    values = {"#10": LOOKED, "#8": eight, "#11": eleven}
+    waiting = {(label, seed): "waiting" for label in values for seed in range(finished, 10)}
+    study = make_study(
+        values,
+        paper=options.pop("paper", PAPER),
+        states=waiting | (states or {}),
+        **{"sequential": Sequential(), **options},
+    )
+    study = needed_trials(study)
+    return judge(study, analyse(study))
+
+
+def test_a_sequential_claim_that_is_shown():
+    found = looked(beside(-0.07), beside(-0.27))
+    (shown,) = found.claims
+    assert (shown.outcome, found.exit_code) == ("direction confirmed", 0)
+    # One claim: p is that of the first look, whose part of the level is 0.09.
+    p = stats.ttest_rel(beside(-0.07)[:3], LOOKED[:3]).pvalue / 0.09
+    assert f"+7.0 over #8 (p = {p:.2g} after Holm, n = 3)" in shown.sentence
+    assert "+27.0 over #11" in shown.sentence
+    assert found.sentence == "Of 1 claim of the paper: 1 direction confirmed."
+    assert looked(beside(-0.08), beside(-0.27), **OURS).claims[0].outcome == "reproduced"
+    # The repeated interval of the first look ends below the published 7 points.
+    off = looked(beside(-0.03), beside(-0.27), **OURS).claims[0]
+    assert off.text == "off by -4.0"
+
+
+@pytest.mark.parametrize("purpose", ["effect", "direction"])
+def test_a_sequential_claim_with_the_opposite_sign_is_contradicted(purpose):
+    found = looked(beside(+0.05), beside(-0.27), purpose=purpose)
+    assert (found.claims[0].outcome, found.exit_code) == ("contradicted", 3)
+    assert "-5.0 over #8" in found.claims[0].sentence
+    assert "significant in the opposite direction" in found.claims[0].sentence
+
+
+def test_a_sequential_claim_before_its_first_look_and_between_two_is_open():
+    found = looked(beside(-0.07), beside(-0.27), finished=2)
+    assert (found.claims[0].outcome, found.exit_code) == ("open", 4)
+    assert found.claims[0].sentence == "Open: its first look is after 3 seeds."
+    assert found.sentence.startswith("Of 1 claim of the paper: 1 open. 3 of 9 trials have no")
+    found = looked(beside(-0.005, 0.01), beside(-0.27), finished=4)
+    assert (found.claims[0].outcome, found.exit_code) == ("open", 4)
+    assert "open after 3 of at most 10 seeds" in found.claims[0].sentence
+
+
+def test_a_sequential_claim_that_was_given_up_or_has_reached_the_cap_is_not_decidable():
+    found = looked(beside(0.0, 0.01), beside(-0.27))
+    assert (found.claims[0].outcome, found.exit_code) == ("not decidable", 0)
+    assert (
+        "given up after 5 seeds, because all 10 could hardly decide it" in found.claims[0].sentence
+    )
+    found = looked(beside(0.0, 0.01), beside(-0.27), sequential=Sequential(futility=None))
+    assert (found.claims[0].outcome, found.exit_code) == ("not decidable", 0)
+    assert "not decided after 10 seeds, the cap" in found.claims[0].sentence
+    assert "underpowered" not in found.sentence
+
+
+def test_a_sequential_claim_within_the_margin_is_no_difference():
+    found = looked(beside(0.0, 0.0001), beside(0.0, 0.0001), margin=0.01)
+    assert (found.claims[0].outcome, found.exit_code) == ("no difference", 0)
+    assert "no difference larger than 1 point." in found.claims[0].sentence
+
+
+def test_a_sequential_claim_with_a_diverged_training_is_not_tested():
+    """Its other comparison has a significant difference, which decides nothing alone."""
+    found = looked(beside(-0.07), beside(-0.27), states={("#8", 1): "diverged"})
+    assert found.claims[0].sentence == "Not tested: #8, seed 1 diverged."
+    assert found.exit_code == 4
+    late = looked(beside(0.0, 0.01), beside(-0.27), states={("#10", 4): "diverged"})
+    assert late.claims[0].sentence == "Not tested: #10, seed 4 diverged."
+
+
+def test_a_diverged_training_with_a_declared_value_is_a_result():
+    found = looked(
+        beside(-0.07),
+        beside(-0.27),
+        states={("#11", 1): "diverged"},
+        sequential=Sequential(futility=None, diverged_value=0.0),
+    )
+    assert found.exit_code == 0
+    # 0 is far below the base, so it takes more seeds than without it.
+    assert found.claims[0].outcome == "direction confirmed"
+    assert re.search(r"over #11 \(p = [\d.]+ after Holm, n = (7|10)\)", found.claims[0].sentence)
+
+
+def test_a_sequential_study_counts_the_differences_that_no_paper_claims():
+    found = looked(beside(-0.07), beside(0.0, 0.01), paper=None)
+    assert found.claims == ()
+    assert found.sentence == (
+        "The study tests no claim of the paper. Of 2 tested differences: 1 shown, 1 given up."
+    )
+
+
+def test_the_same_claim_in_two_blocks_has_two_verdicts():
+    values = {"#10": LOOKED, "#8": beside(-0.07), "#11": beside(-0.27), "other": beside(+0.05)}
+    blocks = [
+        (Block("(a)", (), ("method.aux_block",), (M,), PAPER), ["#10", "#8", "#11"]),
+        (Block("(b)", (), ("method.aux_block",), (M,), PAPER), ["#10", "other", "#11"]),
+    ]
+    study = needed_trials(
+        make_study(
+            values, blocks=blocks, published={"other": "#8"}, sequential=Sequential(futility=None)
+        )
+    )
+    found = judge(study, analyse(study))
+    assert [one.outcome for one in found.claims] == ["direction confirmed", "contradicted"]
