@@ -1,4 +1,4 @@
-"""Looks of a sequential study, replayed by hand: p values by scipy, first boundaries by multiplication."""
+"""Looks of a sequential study, replayed by hand; p values by scipy."""
 
 import math
 
@@ -27,7 +27,7 @@ NEVER = Sequential(futility=None)
 # difference has the claimed sign.
 SURE = [-0.1, -0.101, -0.102, -0.1, -0.101, -0.102, -0.1, -0.101, -0.102, -0.1]
 LIKELY = [-0.10, -0.11, -0.12, -0.10, -0.11, -0.12, -0.10, -0.11, -0.12, -0.10]
-"""After three seeds: mean -0.11, sd 0.01, t = -19.05, p = 0.0027, at the level p / 0.09 = 0.0304."""
+"""After three seeds: mean -0.11, sd 0.01, t = -19.05, p = 0.0027, level p / 0.09 = 0.0304."""
 LATER = [-0.10, -0.02, -0.06, -0.07, -0.06, -0.07, -0.06, -0.06, -0.07, -0.06]
 """Does not cross after three seeds, and crosses after five or seven."""
 NOTHING = [0.01, -0.01, 0.0, 0.01, -0.01, 0.01, -0.01, 0.0, 0.01, -0.01]
@@ -158,7 +158,7 @@ def test_the_opposite_sign_of_one_of_three_comparisons_takes_bonferronis_correct
 
 
 def test_futility_gives_up_from_five_seeds_on():
-    """Upper bound of the effect by hand, against the effect that ten seeds show in half of the cases."""
+    """The upper bound by hand, against the effect that ten seeds show in half of the cases."""
     target = detectable_effect(10, 1, 0.05, 0.5)
 
     def bound(differences: list[float], n: int) -> float:
