@@ -179,15 +179,13 @@ def correct_by_holm(lines: list[dict[str, Any]]) -> None:
 
 def holm(family: list[float | None]) -> list[float | None]:
     """Correct p values by Holm's method; ``None`` counts as 1 and stays ``None``."""
-    places = sorted(
-        range(len(family)), key=lambda place: 1.0 if family[place] is None else family[place]
-    )
+    values = [1.0 if p is None else p for p in family]
+    places = sorted(range(len(family)), key=values.__getitem__)
     corrected: list[float | None] = [None] * len(family)
     largest = 0.0
     for number, place in enumerate(places):
-        p = family[place]
-        if p is not None:
-            largest = max(largest, min(1.0, p * (len(family) - number)))
+        if family[place] is not None:
+            largest = max(largest, min(1.0, values[place] * (len(family) - number)))
             corrected[place] = largest
     return corrected
 
@@ -235,25 +233,28 @@ def comparison_evidence(
     rules, key = table["sequential"], comparison["metric"]
     row = table["rows"][comparison["row"]]
     cells = row["cell"], table["rows"][row["versus"]]["cell"]
-    found = {
+    found: dict[str, Any] = {
         "test": paired({}, {}),
         **dict.fromkeys(("shown", "opposite", "equal"), 1.0),
     }
     for n in comparison["looks"]:
         look = rules["looks"].index(n)
         # In the seeds of a look, a value is missing where the training diverged.
-        sides = [
-            {place: values[cell, key].get(place, rules["diverged_value"]) for place in range(n)}
+        row_values, base_values = (
+            {
+                place: values.get((cell, key), {}).get(place, rules["diverged_value"])
+                for place in range(n)
+            }
             for cell in cells
-        ]
-        test = paired(*sides, confidence=1 - boundary(rules, look, 0.05))
+        )
+        test = paired(row_values, base_values, 1 - boundary(rules, look, 0.05))
         crossing = level(rules, look, test["p"])
         is_claimed = comparison["direction"] * test["difference"] > 0
         sign = "shown" if is_claimed or comparison["direction"] == 0 else "opposite"
         found[sign] = min(found[sign], crossing)
         margin = rules["margin"]
         if margin is not None and abs(test["difference"]) < margin:
-            differences = np.array([sides[0][place] - sides[1][place] for place in range(n)])
+            differences = np.array([row_values[place] - base_values[place] for place in range(n)])
             found["equal"] = min(
                 found["equal"], level(rules, look, equivalence_p(test, differences, margin))
             )
@@ -279,12 +280,10 @@ def claim_level(evidence: list[dict[str, Any]], margin: float | None) -> float |
     if any(item["test"]["p"] is None for item in evidence):
         return None
     share = 2 if len(evidence) > 1 and margin is not None else 1
-    return min(
-        1.0,
-        max(item["shown"] for item in evidence),
-        share * len(evidence) * min(item["opposite"] for item in evidence),
-        share * max(item["equal"] for item in evidence),
-    )
+    shown: float = max(item["shown"] for item in evidence)
+    opposite: float = len(evidence) * min(item["opposite"] for item in evidence)
+    equal: float = max(item["equal"] for item in evidence)
+    return min(1.0, shown, share * opposite, share * equal)
 
 
 def boundary(rules: dict[str, Any], look: int, of_level: float) -> float:
