@@ -12,6 +12,7 @@ import sys
 import click
 
 import sweeps
+from sweeps.core.commands.compare import compare
 from sweeps.core.design.search_space import SearchStudy
 from sweeps.core.design.study import Study
 from toco.command_line import SETTINGS, Commands, invoke, run
@@ -53,6 +54,9 @@ def list_studies() -> None:
                 f"search, {study.num_trials} trials, seed {study.seed}: {', '.join(study.space)}"
             )
         click.echo(f"{name}\n  {study.title}\n  {about}")
+
+
+main.add_command(compare)
 
 
 def studies() -> dict[str, Study | SearchStudy]:

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from sweeps.__main__ import VERBS, main
 
 asked = [[verb, *study, "-h"] for study in ((), ("table5",)) for verb in VERBS]
-for words in [["-h"], ["list"], *asked, ["report", "search", "-h"]]:
+for words in [["-h"], ["list"], ["compare", "-h"], *asked, ["report", "search", "-h"]]:
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, (words, result.output)
     assert {"torch", "ray", "mlflow", "matplotlib"}.isdisjoint(sys.modules), words
@@ -54,6 +54,13 @@ def test_help_and_the_list_of_studies_need_no_torch():
 
 def test_the_list_of_what_there_is_needs_no_torch():
     assert "cam              The CAM baseline" in run(ASK.format(package="toco", words=["list"]))
+
+
+def test_a_comparison_needs_no_torch(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text("row,seed,miou\na,0,0.5\na,1,0.6\nb,0,0.7\nb,1,0.9\n")
+    words = ["compare", str(table), "--output", str(tmp_path / "out")]
+    run(ASK.format(package="sweeps", words=words))
 
 
 @pytest.fixture(scope="module")

@@ -31,15 +31,25 @@ BASE_AGAIN = "base again (A/A)"
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A column of the study's table: a key of ``result.json`` and its heading."""
+    """A column of the study's table.
+
+    Attributes:
+        key: Key of ``result.json``.
+        title: Heading of the column.
+        higher_is_better: Whether larger values are better.
+        is_percent: Whether it is a score in [0, 1]; ``None`` if its key says so.
+    """
 
     key: str
     title: str
     higher_is_better: bool = True
+    is_percent: bool | None = None
 
     @property
     def percent(self) -> bool:
         """Whether the metric is a score in [0, 1], which is printed in percent."""
+        if self.is_percent is not None:
+            return self.is_percent
         return not any(part in self.key for part in ("similarity", "loss", "time", "bytes"))
 
 

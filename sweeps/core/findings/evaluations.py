@@ -118,7 +118,8 @@ def unreadable_files(trial: TrialRecord) -> list[Path]:
 
 def _evaluation_files(trial: TrialRecord, suffix: str) -> list[Path]:
     """List the files of the evaluations that the result averages, in order, existing or not."""
-    if trial.entry is None or not trial.counts:
+    # A training that toco did not run has no config.
+    if trial.entry is None or not trial.counts or not trial.entry.config:
         return []
     config = trial.entry.config
     last, every = config["num_steps"], config["evaluate_every"]

@@ -428,26 +428,26 @@ def _summarise(
     differences: Sequence[ClaimState],
     without_result: int,
 ) -> str:
-    outcomes = _counts(claim.outcome for claim in claims)
-    number = f"{len(claims)} claim{'' if len(claims) == 1 else 's'}"
-    of_claims = (
-        f"Of {number} of the paper: {outcomes}."
-        if claims
-        else "The study tests no claim of the paper."
-    )
-    # A sequential study also decides differences that no paper claims.
-    if study.sequential is not None and differences:
+    sentences = []
+    if claims:
+        outcomes = _counts(claim.outcome for claim in claims)
+        number = f"{len(claims)} claim{'' if len(claims) == 1 else 's'}"
+        sentences.append(f"Of {number} of the paper: {outcomes}.")
+    elif study.source is None:
+        sentences.append("The study tests no claim of the paper.")
+    # A sequential study also decides differences that no paper claims. Trainings that no study ran
+    # are compared with no paper at all.
+    if (study.sequential is not None or study.source is not None) and differences:
         outcomes = _counts(state.outcome for state in differences)
         plural = "" if len(differences) == 1 else "s"
-        of_claims += f" Of {len(differences)} tested difference{plural}: {outcomes}."
-    have = "has" if without_result == 1 else "have"
-    missing = (
-        f" {without_result} of {len(study.trials)} trials {have} no result, "
-        "so this summary is preliminary."
-        if without_result
-        else ""
-    )
-    return of_claims + missing
+        sentences.append(f"Of {len(differences)} tested difference{plural}: {outcomes}.")
+    if without_result:
+        have = "has" if without_result == 1 else "have"
+        sentences.append(
+            f"{without_result} of {len(study.trials)} trials {have} no result, "
+            "so this summary is preliminary."
+        )
+    return " ".join(sentences)
 
 
 def _counts(outcomes: Iterable[str]) -> str:

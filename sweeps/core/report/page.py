@@ -108,7 +108,7 @@ def page(source: Source, cards: Cards, written: str) -> Page:
             eta=None if study.eta_s is None else duration(study.eta_s),
             refresh_s=REFRESH_S if study.running else None,
             not_voc=NOT_VOC if NOT_VOC in table.captions else None,
-            captions=[caption for caption in table.captions if caption != NOT_VOC],
+            captions=[caption for caption in table.captions if caption not in _notices(study)],
             max_footnotes=MAX_FOOTNOTES,
             remarks=remarks,
             forecast=_forecast(study),
@@ -139,6 +139,11 @@ def page(source: Source, cards: Cards, written: str) -> Page:
         )
     )
     return Page(html, {} if is_small else _files(details), remarks)
+
+
+def _notices(study: StudyRecord) -> tuple[str, ...]:
+    """Return the captions that the page highlights above the table."""
+    return (NOT_VOC,) if study.source is None else (NOT_VOC, *study.notes[:1])
 
 
 def _part(section: Section, card: Card) -> dict[str, Any]:
@@ -259,7 +264,7 @@ def _facts(study: StudyRecord) -> list[tuple[str, str]]:
     """List recipe, data, versions, hardware and cost; all values if trials differ."""
     # What produced the results: commits, versions, data.
     entries = [trial.entry for trial in study.trials if trial.entry]
-    provenance = [entry.provenance for entry in entries]
+    provenance = [entry.provenance for entry in entries if entry.provenance]
     finished = sum(trial.counts for trial in study.trials)
     commits = (
         "unknown (not in a git checkout)"
@@ -283,6 +288,7 @@ def _facts(study: StudyRecord) -> list[tuple[str, str]]:
     )
     memory = max((entry.peak_memory_bytes or 0 for entry in entries), default=0)
     facts = [
+        ("Source", study.source or ""),
         ("Recipe", study.recipe),
         ("Data", study.data),
         (
@@ -292,7 +298,8 @@ def _facts(study: StudyRecord) -> list[tuple[str, str]]:
         ),
         (
             "Changed from the recipe",
-            ", ".join(f"{path} = {value}" for path, value in study.changes.items()) or "nothing",
+            ", ".join(f"{path} = {value}" for path, value in study.changes.items())
+            or ("" if study.source else "nothing"),
         ),
         ("Seeds", _seeds_text(study)),
         ("Trials", f"{finished} of {len(study.trials)} finished"),

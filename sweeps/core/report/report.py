@@ -86,24 +86,26 @@ def write_report(study_dir: Path) -> WrittenReport:
     Raises:
         ValueError: ``study_dir`` is not the folder of a study.
     """
-    report = make_report(read_study_record(study_dir))
+    return write_files(make_report(read_study_record(study_dir)), study_dir)
+
+
+def write_files(report: ReportForms, folder: Path) -> WrittenReport:
+    """Write the files of a report into a folder."""
     written = page(report.source, report.cards, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     # The files that the page loads are written before the page.
-    _write(study_dir, written.details)
-    _drop_details(study_dir, written.details)
+    _write(folder, written.details)
+    _drop_details(folder, written.details)
     tables = {
         "table.md": report.markdown,
         "table.csv": table_csv(report.source.table),
         "table.tex": report.latex,
     }
-    _write(study_dir, tables | {PAGE: written.html})
-    files = tuple(study_dir / name for name in (*tables, PAGE))
+    _write(folder, tables | {PAGE: written.html})
+    files = tuple(folder / name for name in (*tables, PAGE))
     text = "\n".join(
         [report.terminal, *(f"Left out of the page: {remark}" for remark in written.remarks)]
     )
-    return WrittenReport(
-        text, tables["table.md"], study_dir / PAGE, files, report.verdict.exit_code
-    )
+    return WrittenReport(text, tables["table.md"], folder / PAGE, files, report.verdict.exit_code)
 
 
 def report_text(study: StudyRecord) -> tuple[str, ExitCode]:
@@ -123,12 +125,12 @@ def write_bundle(study_dir: Path, target: Path) -> Path:
     return target
 
 
-def _write(study_dir: Path, contents: Mapping[str, str]) -> None:
+def _write(folder: Path, contents: Mapping[str, str]) -> None:
     for name, content in contents.items():
-        write_text(study_dir / name, content)
+        write_text(folder / name, content)
 
 
-def _drop_details(study_dir: Path, details: Mapping[str, str]) -> None:
-    for path in (study_dir / "details").glob("*.js"):
+def _drop_details(folder: Path, details: Mapping[str, str]) -> None:
+    for path in (folder / "details").glob("*.js"):
         if f"details/{path.name}" not in details:
             path.unlink(missing_ok=True)

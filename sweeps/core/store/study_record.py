@@ -155,6 +155,8 @@ class StudyRecord(StudyFile):
         eta_s: Seconds to the end, if trials run and the time is known.
         running: Whether a driver runs it now.
         mlflow: Where MLflow's UI shows it, if known.
+        source: Name of the file or folder with the results, if no study ran the trainings, see
+            ``sweeps.core.store.foreign_study``.
     """
 
     path: Path
@@ -162,6 +164,7 @@ class StudyRecord(StudyFile):
     eta_s: float | None = None
     running: bool = False
     mlflow: MlflowLinks | None = None
+    source: str | None = None
 
     @property
     def trials(self) -> tuple[TrialRecord, ...]:

@@ -109,7 +109,8 @@ def _draw(
             for number, metric in enumerate(metrics):
                 _draw_means(axes[0], study, analysis, metric, rows, number, len(metrics))
             label_rows(axes[0], [row.label for row in rows])
-            axes[0].set(title=f"{title}\n{study.recipe} on {study.data}", ylabel=ylabel)
+            setting = study.source or f"{study.recipe} on {study.data}"
+            axes[0].set(title=f"{title}\n{setting}", ylabel=ylabel)
             if any(row.paper_row for row in rows):
                 _draw_published(axes[1], study, metrics, rows)
             elif has_paper:
