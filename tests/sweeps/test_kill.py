@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from twin_study import KILLS, STUDY
+
+from sweeps.core.plan.survey import survey
 
 pytestmark = pytest.mark.slow
 PLAN = STUDY.resolve()
@@ -141,13 +144,20 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(tmp_pat
     process = quiet.start()
     assert process.wait(600) == 0, quiet.log.read_text()
     times_s = [json.loads(entry)["wall_time_s"] for entry in quiet.entries().values()]
-    assert len(times_s) == len(PLAN.trials) == (22 if KILLS > 3 else 10)
+    situation = survey(STUDY, quiet.storage)
+    assert set(quiet.entries()) == set(situation.trials())
+    # The first look decides too little, so that there are kills during the second one, too.
+    assert situation.looks().num_done == 2
+    assert len(times_s) == 10 or (KILLS > 3 and 22 < len(times_s) <= 32)
 
     rng = random.Random(SEED)  # noqa: S311 - moments, not secrets
     # Moments count finished trials, not seconds: a study that runs faster than the quiet one is
-    # killed as often. Six trials are left after the last kill, more than the workers finish in the
-    # random part of a moment.
-    moments = sorted(rng.randrange(len(times_s) - 6) for _ in range(KILLS))
+    # killed as often. Four trials are left after the last kill, more than the two workers finish in
+    # the random part of a moment. The moments are spread over the study, so that a kill meets each
+    # look.
+    places = len(times_s) - 4
+    bounds = [number * places // KILLS for number in range(KILLS + 1)]
+    moments = [rng.randrange(low, max(high, low + 1)) for low, high in pairwise(bounds)]
     mean_s = sum(times_s) / len(times_s)
     victims = [VICTIMS[number % len(VICTIMS)] for number in range(KILLS)]
     rng.shuffle(victims)
@@ -185,5 +195,6 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(tmp_pat
         killed.end_orphans()
         process.kill()
     assert len(done) == KILLS, f"only {done} could be killed before the end"
+    assert set(killed.entries()) == set(quiet.entries())
     assert killed.rows() == quiet.rows()
     assert killed.tables() == quiet.tables()

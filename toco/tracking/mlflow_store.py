@@ -39,6 +39,13 @@ KIND_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment of trainings; without it MLflow shows traces of language models."""
 
 _PARENT_TAG = "mlflow.parentRunId"
+# Limits of MLflow (mlflow/utils/validation.py, 3.17).
+_MAX_METRICS_PER_CALL = 1000
+_MAX_TAGS_PER_CALL = 100
+_MAX_NAME_CHARACTERS = 200
+
+MetricValue = tuple[str, float, int, int]
+"""Name, value, time in ms and step of a metric."""
 
 # Tracking must not delay a training, but by default MLflow retries for minutes and waits two
 # minutes for a request. MLflow must not print either: its line for every finished run would break
@@ -98,8 +105,26 @@ class Store:
         changed = [
             RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value
         ]
-        if changed:
-            self.client.log_batch(run.info.run_id, tags=changed)
+        for start in range(0, len(changed), _MAX_TAGS_PER_CALL):
+            self.client.log_batch(run.info.run_id, tags=changed[start : start + _MAX_TAGS_PER_CALL])
+
+    def add_metrics(self, run: Run, rows: Iterable[MetricValue]) -> None:
+        """Add those values of ``rows`` for whose metric and step ``run`` has none."""
+        from mlflow.entities import Metric
+
+        rows, run_id = list(rows), run.info.run_id
+        stored_values = {
+            (key, metric.step)
+            for key in {key for key, *_ in rows} & run.data.metrics.keys()
+            for metric in self.client.get_metric_history(run_id, key)
+        }
+        missing = [
+            Metric(key, value, time_ms, step)
+            for key, value, time_ms, step in rows
+            if (key, step) not in stored_values
+        ]
+        for start in range(0, len(missing), _MAX_METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=missing[start : start + _MAX_METRICS_PER_CALL])
 
     def upload(
         self, run_id: str, files: Iterable[Path], folder: str = "", *, overwrite: bool = True
@@ -258,6 +283,17 @@ def _find_or_create(client: MlflowClient, name: str, artifact_location: str | No
         if experiment is None:
             raise
         return experiment
+
+
+def part_of_name(text: str) -> str:
+    """Make a text a part of the name of a metric or tag.
+
+    Characters that such names cannot have become underscores, slashes too. Long texts are cut.
+
+    >>> part_of_name("#10 / seg > 5")
+    '_10 _ seg _ 5'
+    """
+    return re.sub(r"[^A-Za-z0-9_.\- ]", "_", text)[:_MAX_NAME_CHARACTERS]
 
 
 def tag_value(text: str) -> str:

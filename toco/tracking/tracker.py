@@ -103,6 +103,37 @@ class Tracker:
         """Return links to the experiment in MLflow's UI; ``None`` if the store cannot be read."""
         return self._guarded(lambda store: store.pages, f"experiment {self.experiment}", last=False)
 
+    def describe_parent(
+        self,
+        parent_run_id: str,
+        tags: Mapping[str, str],
+        metrics: Iterable[tuple[str, float, int]],
+        *,
+        last: bool = False,
+    ) -> bool:
+        """Set tags of a study's parent run, and add values of its metrics.
+
+        Args:
+            parent_run_id: Id from ``ensure_parent``.
+            tags: The tags.
+            metrics: Name, value and step. A metric keeps the value that it has at a step.
+            last: Try even during the pause after a failure.
+
+        Returns:
+            Whether the store accepted everything.
+        """
+
+        def describe(store: Store) -> bool:
+            with store_errors_as_sentences(store.uri):
+                run, now_ms = store.client.get_run(parent_run_id), round(1000 * time.time())
+                store.set_tags(run, tags)
+                store.add_metrics(
+                    run, [(name, value, now_ms, step) for name, value, step in metrics]
+                )
+            return True
+
+        return self._guarded(describe, f"run {parent_run_id}", last=last) or False
+
     def track(
         self,
         run_dir: Path,

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # Limits of MLflow (mlflow/utils/validation.py, 3.17); a longer param is an error on some stores.
 MAX_PARAM_CHARACTERS = 6000
 MAX_TAG_CHARACTERS = 8000
-MAX_METRICS_PER_CALL = 1000
 MAX_PARAMS_PER_CALL = 100
 
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED"}
@@ -74,7 +73,7 @@ def track_run(
             )
         store.set_tags(run, all_tags)
         _add_params(store, run, record)
-        _add_metrics(store, run, record)
+        store.add_metrics(run, _metric_rows(record))
         _add_artifacts(store, run, record)
         _set_status(store, run, record, status)
     run_id: str = run.info.run_id
@@ -173,25 +172,6 @@ def _metric_rows(record: RunRecord) -> list[tuple[str, float, int, int]]:
             if value is not None
         ]
     return rows
-
-
-def _add_metrics(store: Store, run: Run, record: RunRecord) -> None:
-    from mlflow.entities import Metric
-
-    run_id = run.info.run_id
-    rows = _metric_rows(record)
-    stored_values = {
-        (key, metric.step)
-        for key in {key for key, *_ in rows} & run.data.metrics.keys()
-        for metric in store.client.get_metric_history(run_id, key)
-    }
-    missing = [
-        Metric(key, value, time, step)
-        for key, value, time, step in rows
-        if (key, step) not in stored_values
-    ]
-    for start in range(0, len(missing), MAX_METRICS_PER_CALL):
-        store.client.log_batch(run_id, metrics=missing[start : start + MAX_METRICS_PER_CALL])
 
 
 def _add_artifacts(store: Store, run: Run, record: RunRecord) -> None:

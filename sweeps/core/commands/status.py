@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sweeps.core.design.study import Study
+from sweeps.core.findings.look_text import claim_lines
 from sweeps.core.findings.looks import budget_stop
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.plan.survey import SearchSituation, Situation, survey
+from sweeps.core.plan.survey import SearchSituation, Situation, Task, survey
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.runs import newest_step
 from sweeps.core.store.study_folder import StudyFolder
@@ -21,6 +23,10 @@ from toco.tracking import Tracker
 
 if TYPE_CHECKING:
     from sweeps.core.design.search_space import SearchStudy
+
+
+_MOST_LINES = 40
+"""Configurations that get a line each; more are counted."""
 
 
 def print_status(study: Study | SearchStudy, launch: Launch) -> int:
@@ -101,7 +107,8 @@ def _study_status(situation: Situation) -> list[str]:
     num_ended = total - len(missing)
     lines = [
         f"{situation.plan.study.title}: {num_ended} of {total} trials "
-        f"{'has' if num_ended == 1 else 'have'} ended."
+        f"{'has' if num_ended == 1 else 'have'} ended{_of_the_plan(situation)}.",
+        *_looks_status(situation, missing),
     ]
     states: Counter[str] = Counter()
     for task in missing:
@@ -131,6 +138,36 @@ def _study_status(situation: Situation) -> list[str]:
             for reason, number in situation.reasons(ready + waiting).items()
         ]
     return lines
+
+
+def _of_the_plan(situation: Situation) -> str:
+    """Say of how many trials the counts are a part; empty for a fixed list of seeds."""
+    if situation.plan.study.sequential is None:
+        return ""
+    return f", of those needed so far; at most {len(situation.plan.trials)}"
+
+
+def _looks_status(situation: Situation, missing: Iterable[Task]) -> list[str]:
+    """Describe the looks of a sequential study, and the seeds of its configurations."""
+    plan = situation.plan
+    if plan.study.sequential is None:
+        return []
+    looks = situation.looks()
+    num_missing = Counter(task.cell for task in missing)
+    seeds = [
+        f"{number - num_missing[cell.label]} of {number}, at most {len(cell.seeds)}"
+        for number, cell in zip(looks.num_seeds, plan.cells, strict=True)
+    ]
+    if len(seeds) > _MOST_LINES:
+        counts = Counter(seeds).items()
+        lines = [f"  {text}: {number} configurations" for text, number in counts]
+    else:
+        lines = [f"  {cell.label}: {text}" for cell, text in zip(plan.cells, seeds, strict=True)]
+    return [
+        *claim_lines(looks, plan.study.sequential.looks),
+        "Seeds with a result, of those needed so far:",
+        *lines,
+    ]
 
 
 def _search_status(situation: SearchSituation) -> list[str]:

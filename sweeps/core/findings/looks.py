@@ -131,6 +131,11 @@ class Looks:
     next_seeds: tuple[int, ...]
 
     @property
+    def is_open(self) -> bool:
+        """Whether a claim is open, so that another look follows."""
+        return any(claim.outcome == "open" for claim in self.claims)
+
+    @property
     def comparisons(self) -> dict[tuple[int, str], ComparisonState]:
         """Comparisons by row number and metric key.
 
@@ -203,13 +208,25 @@ def why_not_tested(study: StudyRecord, state: ClaimState) -> str:
     return "; ".join(dict.fromkeys(reasons))
 
 
-def replay(tests: Tests, results: Results) -> Looks:
+def replay(tests: Tests, results: Results, at_most: int | None = None) -> Looks:
     """Replay the looks as far as the results go.
 
     A look needs all seeds of its prefix; results beyond it are not used. A fixed list of seeds is
     one look, which uses the pairs that exist.
+
+    Args:
+        tests: The claims and the rules.
+        results: The results so far.
+        at_most: Number of looks after which the replay of a sequential study stops; ``None`` for
+            the last look that is over.
     """
-    return (_Fixed if tests.sequential is None else _Replay)(tests, results).run()
+    return (_Fixed if tests.sequential is None else _Replay)(tests, results).run(at_most)
+
+
+def replay_each(tests: Tests, results: Results) -> tuple[Looks, ...]:
+    """Return the state before the first look, and the state after each look that is over."""
+    num_done = replay(tests, results).num_done
+    return tuple(replay(tests, results, number) for number in range(num_done + 1))
 
 
 class _Evidence:
@@ -304,7 +321,7 @@ class _Replay:
     def _boundaries(self) -> Boundaries:
         return boundaries(self._rules.looks, self._rules.spending)
 
-    def run(self) -> Looks:
+    def run(self, at_most: int | None) -> Looks:
         looks = self._rules.looks
         # Rows without a claim get the seeds of the first look.
         counts = [min(number, looks[0]) for number in self._tests.num_seeds]
@@ -315,7 +332,7 @@ class _Replay:
                 break
             for cell in cells:
                 counts[cell] = n
-            if not self._is_complete(cells, n):
+            if look == at_most or not self._is_complete(cells, n):
                 is_waiting = True
                 break
             self._look(look, n)
@@ -469,7 +486,7 @@ class _Replay:
 class _Fixed(_Replay):
     """A fixed list of seeds: one look at the pairs that exist, whose level is the p value."""
 
-    def run(self) -> Looks:
+    def run(self, at_most: int | None) -> Looks:
         for claim in self._claims:
             for item in claim.evidence:
                 row, base = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.core.design.study import TRAIN, Plan, Study
-from sweeps.core.findings.looks import Looks, replay
+from sweeps.core.findings.looks import Looks, Results, replay, replay_each
 from sweeps.core.plan.sizes import check_sizes
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.identity import (
@@ -118,6 +118,14 @@ class Situation(_Planned):
 
     def looks(self) -> Looks:
         """Replay the looks of the study with the results of the ledger."""
+        return replay(self.plan.tests, self._results())
+
+    def past_looks(self) -> tuple[Looks, ...]:
+        """Return the state before the first look, and the state after each look that is over."""
+        return replay_each(self.plan.tests, self._results())
+
+    def _results(self) -> Results:
+        """Return a function that reads the results of the ledger, each once."""
         keys: dict[tuple[int, int], str] = {
             (trial.cell, trial.replicate): identity.key
             for trial, identity in zip(self.plan.trials, self.identities, strict=True)
@@ -129,7 +137,7 @@ class Situation(_Planned):
                 self._metrics[key] = entry.metrics if entry.status == "finished" else {}
             return self._metrics.get(key)
 
-        return replay(self.plan.tests, results)
+        return results
 
     def trials(self, *, ahead: bool = False) -> dict[str, Task]:
         """Return the trials that the study needs now, by key.

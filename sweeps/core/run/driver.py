@@ -235,6 +235,7 @@ class Driver:
             self._elsewhere.clear()
         while time.monotonic() - began < _SLICE_S:
             self._add(self._proposer.propose(is_idle=not self._ready))
+            self._tell_news()
             if not self._ready:
                 return None
             task = self._ready.popleft()
@@ -248,8 +249,19 @@ class Driver:
     def _add(self, tasks: Collection[Task]) -> None:
         """Queue the proposed trials, evaluations first: they are short, and a row ends sooner."""
         self._proposed |= {task.key: None for task in tasks}
+        for task in tasks:
+            self._progress.expect(task.name, task.config.num_steps)
         self._ready.extendleft(task for task in reversed([*tasks]) if task.source is not None)
         self._ready.extend(task for task in tasks if task.source is None)
+
+    def _tell_news(self) -> None:
+        """Print what was decided, and send it to MLflow."""
+        with errors_as_warnings("What was decided could not be told"):
+            news = self._proposer.news()
+            for line in news:
+                self._listener.say(line)
+            if news:
+                self._mirror.decided()
 
     def _take(self, task: Task) -> bool:
         """Lease ``task``; return whether a worker has to run it.
@@ -259,7 +271,6 @@ class Driver:
         for one whose result follows from stored counts.
         """
         # Join a training that already runs here.
-        self._progress.expect(task.name, task.config.num_steps)
         if task.key in self._tasks:
             # Two proposals with equal values are one training.
             self._tasks[task.key].append(task)
@@ -407,6 +418,7 @@ class Driver:
             lines += [f"\n{report.text}\n", f"Report: {report.page}"]
         if self._stop is not None:
             lines.append(self._stop.sentence)
+        lines += self._proposer.remarks()
         entries = [
             entry
             for key in self._proposed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sweeps.core.plan.launch_options import Launch
@@ -13,7 +13,17 @@ from sweeps.core.plan.survey import SearchSituation, Situation, Task
 from sweeps.core.store.study_folder import StudyFolder
 from toco.files import printable
 from toco.passwords import public_uri
-from toco.tracking import Pages, Tracker, database_of, has_password, import_mlflow
+from toco.tracking import (
+    Pages,
+    Tracker,
+    database_of,
+    has_password,
+    import_mlflow,
+    part_of_name,
+)
+
+_LOOKS = "looks"
+"""Stands among the keys of changed trials for the looks of the study."""
 
 
 class Mirror:
@@ -54,6 +64,7 @@ class Mirror:
         for key in self._trials:
             if self._situation.ledger.run_dir(key).is_dir():
                 self.changed(key)
+        self.decided()
         import_mlflow()
         self._thread.start()
 
@@ -62,6 +73,11 @@ class Mirror:
         with self._wake:
             self._changed[key] = None
             self._wake.notify()
+
+    def decided(self) -> None:
+        """Note that a look of a sequential study is over."""
+        if isinstance(self._situation, Situation) and self._situation.plan.study.sequential:
+            self.changed(_LOOKS)
 
     def drain(self) -> None:
         """Send all remaining changes, and accept no more.
@@ -120,6 +136,8 @@ class Mirror:
         # The store was not reachable at the start and may be now.
         if self._parent is None and not self._ensure_parent(last=last):
             return False
+        if key == _LOOKS:
+            return self._send_looks(last=last)
         task = self._trials[key]
         run = self._tracker.track(
             self._situation.ledger.run_dir(key),
@@ -131,6 +149,12 @@ class Mirror:
         if run is not None:
             self._runs[key] = run
         return run is not None
+
+    def _send_looks(self, *, last: bool) -> bool:
+        assert isinstance(self._situation, Situation)  # noqa: S101 - see ``decided``
+        assert self._parent is not None  # noqa: S101 - see ``_send``
+        tags, metrics = described_looks(self._situation)
+        return self._tracker.describe_parent(self._parent, tags, metrics, last=last)
 
     def _tags(self, task: Task) -> dict[str, str]:
         """Return the tags by which MLflow can group runs.
@@ -179,6 +203,55 @@ class Mirror:
         with contextlib.suppress(OSError):
             StudyFolder(self._situation.path).write_mlflow_links(self.pages, self._runs)
             self._links_kept = len(self._runs)
+
+
+def described_looks(
+    situation: Situation,
+) -> tuple[dict[str, str], list[tuple[str, float, int]]]:
+    """Describe the looks of a sequential study as tags and metrics of its parent run.
+
+    Names begin with the number of the claim or configuration, so that they sort as in the plan.
+
+    ==========================  ====================================================================
+    tag ``look``                the last look that is over
+    tag ``claim.CLAIM``         its outcome
+    tag ``claim_seeds.CLAIM``   number of seeds at its last look
+    ``claim_p/CLAIM``           sequential p value after correction, by seeds of the look
+    ``claim_boundary/CLAIM``    p value at which a t test of the claim crosses, by seeds of the look
+    ``row_seeds/ROW``           number of seeds that a configuration gets, by seeds of the look
+    ==========================  ====================================================================
+
+    Returns:
+        The tags, and name, value and step of each metric.
+    """
+    plan, states = situation.plan, situation.past_looks()
+    assert plan.study.sequential is not None  # noqa: S101 - others have no looks
+    numbers = plan.study.sequential.looks
+    claims = _numbered([claim.claim.name for claim in states[-1].claims])
+    cells = _numbered([cell.label for cell in plan.cells])
+    tags = {"look": f"{states[-1].num_done} of {len(numbers)}"}
+    metrics: list[tuple[str, float, int]] = []
+    for name, claim in zip(claims, states[-1].claims, strict=True):
+        tags |= {f"claim.{name}": claim.outcome, f"claim_seeds.{name}": str(claim.n)}
+    for looks in states:
+        for name, claim in zip(claims, looks.claims, strict=True):
+            if looks.num_done and claim.n == numbers[looks.num_done - 1] and claim.p is not None:
+                metrics.append((f"claim_p/{name}", claim.p, claim.n))
+            if claim.outcome == "open":
+                step = numbers[looks.num_done]
+                metrics.append((f"claim_boundary/{name}", claim.boundary, step))
+        if looks.is_open:
+            metrics += [
+                (f"row_seeds/{name}", float(number), numbers[looks.num_done])
+                for name, number in zip(cells, looks.num_seeds, strict=True)
+            ]
+    return tags, metrics
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Put numbers before names, all of the same width."""
+    width = len(str(len(names)))
+    return [f"{number:0{width}} {part_of_name(name)}" for number, name in enumerate(names, start=1)]
 
 
 def closing_sentence(launch: Launch, pages: Pages | None, *, complete: bool) -> str:

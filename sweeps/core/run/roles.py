@@ -59,8 +59,16 @@ class Proposer(Protocol):
     def give_up(self, key: str) -> None:
         """Give up a trial whose result cannot be stored."""
 
+    def news(self) -> list[str]:
+        """Return what was decided since the last call, a line each."""
+        return []
+
     def unfinished(self) -> list[Task]:
         """Return the trials that are not complete."""
+
+    def remarks(self) -> list[str]:
+        """Return sentences about the whole run, for its end."""
+        return []
 
     def progress(self) -> Progress:
         """Return the progress line of all trials, in their present state."""

@@ -1,19 +1,25 @@
 """The verbs that run nothing, on a small study as it is recorded."""
 
 import json
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from sweeps.core.commands import status
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.survey import survey
+from sweeps.core.statistics.sequential import boundaries
 from sweeps.core.store.leases import Leases
 from sweeps.core.store.ledger import Ledger
 from tests.sweeps.core.commands.test_diff import STUDY, record
 from tests.sweeps.core.records import M, make_study
 from toco.tracking import Pages
 from toco.train import records
+
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+import sequential_study
 
 TRIALS = ["#8, seed 0", "#8, seed 1", "#10, seed 0", "#10, seed 1"]
 
@@ -62,6 +68,42 @@ def test_a_whole_study_misses_nothing(tmp_path, capsys):
     record(tmp_path, STUDY, 0.5)
     status.print_status(STUDY, Launch(tmp_path))
     assert capsys.readouterr().out == "Fake trainings: 4 of 4 trials have ended.\n"
+
+
+def test_the_status_of_a_sequential_study_says_what_its_looks_have_decided(tmp_path, capsys):
+    def status_lines():
+        assert status.print_status(sequential_study.STUDY, Launch(tmp_path)) == 0
+        return capsys.readouterr().out.splitlines()
+
+    situation = survey(sequential_study.STUDY, tmp_path)
+    first, *_, missing = status_lines()
+    assert first == "Fake looks: 0 of 15 trials have ended, of those needed so far; at most 23."
+    assert missing == "Missing: 15 not begun."
+    for place in [(block, seed) for block in (7, 8, 9, 10) for seed in range(3)] + [(9, 5)]:
+        sequential_study.store(situation, place, sequential_study.value(*place))
+    # Beyond the looks of #8, so it does not count; for #9 it counts.
+    for place in ((7, 3), (8, 3)):
+        sequential_study.store(situation, place, 0.5)
+    # 0.000033 / 0.36 is its level at the first look, and three claims are tested. The other two
+    # share 5 %, of which the second look may spend (4/5)^2 - (3/5)^2 = 28 %.
+    first, second, third = sequential_study.CLAIMS
+    boundary = boundaries((3, 4, 5), 2.0).boundary(1, 0.025)
+    assert 0.28 * 0.025 < boundary < 0.64 * 0.025
+    needs = f"; it needs p <= {boundary:.2g} in a t test with 4 seeds"
+    assert status_lines() == [
+        "Fake looks: 14 of 18 trials have ended, of those needed so far; at most 23.",
+        "Look 1 of 3 (3 seeds) is over; the next one is after 4 seeds.",
+        f"  {first}: shown after 3 seeds, p = 0.00028 after correction",
+        f"  {second}: open after 3 seeds, p = 0.41 after correction{needs}",
+        f"  {third}: open after 3 seeds, p = 1 after correction{needs}",
+        "Seeds with a result, of those needed so far:",
+        "  #8: 3 of 3, at most 5",
+        "  #9: 4 of 4, at most 5",
+        "  #10: 3 of 4, at most 5",
+        "  #11: 3 of 4, at most 5",
+        "  base again (A/A): 1 of 3, at most 3",
+        "Missing: 4 not begun.",
+    ]
 
 
 def test_the_status_says_why_a_trial_is_missing_although_its_settings_are_there(

@@ -1,6 +1,8 @@
 """The mirror, with a tracker that can be slow or gone."""
 
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +10,7 @@ from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.plan.survey import Situation
+from sweeps.core.plan.survey import Situation, survey
 from sweeps.core.run.mlflow_mirror import Mirror, closing_sentence
 from sweeps.core.store.identity import Identity
 from sweeps.core.store.ledger import Ledger
@@ -17,6 +19,9 @@ from sweeps.core.store.study_folder import StudyFolder
 from sweeps.core.store.study_record import read_study_record
 from toco.files import write_record
 from toco.tracking import Pages
+
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+import sequential_study
 
 WAIT_S = 300.0
 
@@ -31,7 +36,7 @@ class Tracker:
         self.gone, self.refused, self.gate = gone, refused, threading.Event()
         self.gate.set()
         self.asked, self.entered = threading.Event(), threading.Event()
-        self.parents, self.tracked, self.finished = [], [], []
+        self.parents, self.tracked, self.finished, self.described = [], [], [], []
 
     def ensure_parent(self, study_id, run_name, tags=None, maps=(), *, last=False):
         self.asked.set()
@@ -52,6 +57,12 @@ class Tracker:
         self.tracked.append((run_dir.name, parent_run_id, run_name, tags["cell"]))
         self.tags = tags
         return f"run{len(self.tracked)}"
+
+    def describe_parent(self, parent_run_id, tags, metrics, *, last=False):
+        if self.gone:
+            return False
+        self.described.append((parent_run_id, tags["look"], metrics))
+        return True
 
     def finish_parent(self, parent_run_id, files=(), status="FINISHED", note=None):
         if self.gone:
@@ -240,6 +251,40 @@ def test_the_links_of_a_trial_stay_when_others_are_sent_later(study):
         assert mirror.close([], "FINISHED")
     links = read_study_record(folder.path).mlflow
     assert links.runs == {first: "run1", second: "run1"}
+
+
+def test_the_looks_of_a_sequential_study_arrive_also_where_the_store_was_gone(tmp_path):
+    situation = survey(sequential_study.STUDY, tmp_path)
+    situation.write()
+    tracker = Tracker(gone=True)
+    mirror = Mirror(tracker, situation, situation.trials())
+    mirror.start()
+    assert tracker.asked.wait(WAIT_S)
+    for block, seed in ((block, seed) for block in (7, 8, 9, 10) for seed in range(3)):
+        sequential_study.store(situation, (block, seed), sequential_study.value(block, seed))
+    mirror.decided()
+    tracker.gone = False
+    assert mirror.close([], "FAILED")
+    parent, look, metrics = tracker.described[-1]
+    assert (parent, look) == ("parent", "1 of 3")
+    assert {step for name, _, step in metrics if name.startswith("claim_p/")} == {3}
+    # The boundary and the seeds of the look to come.
+    assert ("row_seeds/3 _10", 4, 4) in metrics
+    assert {name for name, _, step in metrics if step == 4} == {
+        "claim_boundary/2 _9 differs from _10 in M",
+        "claim_boundary/3 _11 differs from _10 in M",
+        *(f"row_seeds/{row}" for row in ("1 _8", "2 _9", "3 _10", "4 _11", "5 base again _A_A_")),
+    }
+
+
+def test_a_fixed_list_of_seeds_has_no_looks_to_send(study):
+    situation, _ = study
+    tracker = Tracker()
+    mirror = Mirror(tracker, situation, situation.trials())
+    mirror.start()
+    mirror.decided()
+    assert mirror.close([], "FINISHED")
+    assert tracker.described == []
 
 
 @pytest.mark.parametrize(
