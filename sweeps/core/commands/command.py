@@ -455,7 +455,7 @@ def _verbs(
             "plan",
             "Show which trials would run, their cost and their power. Runs nothing.",
             _lazy("sweeps.core.plan.plan_text:print_plan"),
-            _RESOURCES,
+            (*_RESOURCES, *((_AHEAD,) if is_study else ())),
         ),
         verb(
             "status",

@@ -7,6 +7,7 @@ cost at the end.
 from __future__ import annotations
 
 import heapq
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from datetime import datetime, timedelta
 
 from sweeps.core.plan.estimates import Estimator, Work, comparable
 from sweeps.core.plan.probe import Cost
-from sweeps.core.store.forecast_record import Forecast, Range
+from sweeps.core.store.forecast_record import Forecast, Most, Range
 from sweeps.core.store.ledger_entry import LedgerEntry
 from toco.room import size
 from toco.train.run_config import RunConfig
@@ -95,9 +96,53 @@ def forecast(
     )
 
 
+def with_looks(present: Forecast, later: Sequence[Forecast]) -> Forecast:
+    """Return the forecast of a sequential study.
+
+    Args:
+        present: Forecast of the trials that the present look lacks.
+        later: Forecast of each look that may follow, if every open claim stays open.
+    """
+    looks = (present, *later)
+    trainings = sum(look.trainings for look in looks)
+    walls_s = [look.wall_s.likely for look in looks if look.wall_s is not None]
+    most = Most(trainings)
+    if len(walls_s) == len(looks):
+        # A look begins when the one before is complete.
+        most = Most(
+            trainings,
+            sum(walls_s),
+            sum(look.cpu_hours or 0.0 for look in looks),
+            sum(look.gpu_hours or 0.0 for look in looks),
+        )
+    return replace(present, most=most)
+
+
+def training_seconds(
+    configs: Sequence[RunConfig],
+    *,
+    concurrent: int,
+    cpus: float,
+    gpus: float,
+    costs: Sequence[Cost],
+    history: Iterable[LedgerEntry],
+) -> tuple[float, ...] | None:
+    """Predict the likely seconds of whole trainings, with the start of their processes.
+
+    The result is ``None`` where one of them is unknown. See :func:`forecast` for the arguments.
+    """
+    usable = [cost for cost in costs if (gpus > 0) != cost.device.startswith("CPU")]
+    estimator = Estimator(usable, [*comparable(history, cpus, gpus, usable)], concurrent, gpus)
+    device = "cuda" if gpus else "cpu"
+    ranges = [estimator.seconds(Work(_resolved(config, device))) for config in configs]
+    known = [estimator.setup_s + each.likely for each in ranges if each is not None]
+    return tuple(known) if len(known) == len(ranges) else None
+
+
 def describe(predicted: Forecast, start: datetime) -> tuple[str, ...]:
     """Describe a prediction in sentences, for a study that starts at ``now``."""
     counts = f"{_count(predicted.trainings, 'training')} to run"
+    counts += " for the present look" if predicted.most is not None else ""
     counts += (
         f", {_count(predicted.evaluations, 'trial')} evaluated without training"
         if predicted.evaluations
@@ -106,7 +151,11 @@ def describe(predicted: Forecast, start: datetime) -> tuple[str, ...]:
     if not predicted.trainings + predicted.evaluations:
         return ("Nothing is left to run.",)
     if predicted.wall_s is None:
-        return (f"{counts}, {predicted.concurrent} at once.", predicted.basis)
+        return (
+            f"{counts}, {predicted.concurrent} at once.",
+            *_most_text(predicted, start),
+            predicted.basis,
+        )
     wall = predicted.wall_s
     likely_end, latest_end = (
         start + timedelta(seconds=seconds) for seconds in (wall.likely, wall.high)
@@ -116,11 +165,7 @@ def describe(predicted: Forecast, start: datetime) -> tuple[str, ...]:
         f"({duration(wall.low)} to {duration(wall.high)}), done about {likely_end:%Y-%m-%d %H:%M}, "
         f"at the latest {latest_end:%Y-%m-%d %H:%M}."
     ]
-    spent = (
-        f"{predicted.gpu_hours:.1f} GPU hours"
-        if predicted.gpu_hours
-        else f"{predicted.cpu_hours:.1f} CPU hours"
-    )
+    spent = held(predicted.gpu_hours, predicted.cpu_hours)
     spent += f", {predicted.money:.2f} at the given price" if predicted.money is not None else ""
     spent += f", {size(predicted.disk_bytes)} of disk" if predicted.disk_bytes is not None else ""
     spent += (
@@ -128,25 +173,65 @@ def describe(predicted: Forecast, start: datetime) -> tuple[str, ...]:
         if predicted.memory_bytes is not None
         else ""
     )
-    return (*lines, f"{spent}.", predicted.basis)
+    return (*lines, f"{spent}.", *_most_text(predicted, start), predicted.basis)
+
+
+def held(gpu_hours: float | None, cpu_hours: float | None) -> str:
+    """Format hours of GPUs, or of CPU cores where trials have no GPU.
+
+    >>> held(0.0, 2.25)
+    '2.2 CPU hours'
+    """
+    return f"{gpu_hours:.1f} GPU hours" if gpu_hours else f"{cpu_hours or 0.0:.1f} CPU hours"
+
+
+def _most_text(predicted: Forecast, start: datetime) -> list[str]:
+    """Say what a sequential study costs at most; nothing where no look follows."""
+    most = predicted.most
+    if most is None or most.trainings == predicted.trainings:
+        return []
+    text = f"If every open claim stays open up to the last look: {most.trainings} trainings"
+    if most.wall_s is not None:
+        end = start + timedelta(seconds=most.wall_s)
+        text += (
+            f", {held(most.gpu_hours, most.cpu_hours)}, about {duration(most.wall_s)}, done about "
+            f"{end:%Y-%m-%d %H:%M}"
+        )
+    return [f"{text}."]
 
 
 def scorecard(
-    predicted: Forecast, entries: Iterable[LedgerEntry], wall_s: float | None
+    predicted: Forecast,
+    entries: Iterable[LedgerEntry],
+    wall_s: float | None,
+    rounds: Sequence[int] = (),
 ) -> tuple[str, ...]:
     """Compare the forecast with the real cost, in sentences.
+
+    The forecast of a sequential study is for one look. It is compared with all looks that ran, each
+    of which takes as much longer as it has more rounds of trainings.
 
     Args:
         predicted: The forecast.
         entries: Entries of the ledger of the predicted trainings, as far as they have ended.
         wall_s: Seconds that the study took; ``None`` where an interruption makes that unknown.
+        rounds: Number of trainings that ran, by look of a sequential study.
     """
     trained = [entry for entry in entries if entry.origin.derived_from is None]
     lines = []
-    if wall_s is not None and (wall := predicted.wall_s) is not None:
+    wall = predicted.wall_s
+    if wall is not None and predicted.most is not None:
+        waves = [
+            sum(math.ceil(number / predicted.concurrent) for number in numbers)
+            for numbers in ((predicted.trainings,), rounds)
+        ]
+        wall = wall.scaled(waves[1] / waves[0]) if all(waves) else None
+    if wall_s is not None and wall is not None:
         inside = wall.low <= wall_s <= wall.high
+        num_looks = sum(number > 0 for number in rounds)
+        looks = f" for the {num_looks} looks that ran" if num_looks > 1 else ""
         lines.append(
-            f"Predicted {duration(wall.likely)} ({duration(wall.low)} to {duration(wall.high)}), "
+            f"Predicted{looks} {duration(wall.likely)} ({duration(wall.low)} to {duration(wall.high)}), "
             f"took {duration(wall_s)}: {_compared(wall_s, wall.likely)}, "
             f"{'inside' if inside else 'outside'} the range."
         )
@@ -158,7 +243,12 @@ def scorecard(
             f"A training: predicted {duration(predicted.training_s)}, took {duration(mean_s)} on "
             f"average over {len(times_s)}: {_compared(mean_s, predicted.training_s)}."
         )
-    if len(trained) != predicted.trainings:
+    if predicted.most is not None:
+        lines.append(
+            f"Trainings: predicted {predicted.trainings} for the look at the start and at most "
+            f"{predicted.most.trainings} for all looks, ended {len(trained)}."
+        )
+    elif len(trained) != predicted.trainings:
         lines.append(f"Trainings: predicted {predicted.trainings}, ended {len(trained)}.")
     if (each := predicted.trial_memory_bytes) is not None and trained:
         peak = max(entry.peak_memory_bytes or 0 for entry in trained)

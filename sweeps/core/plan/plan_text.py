@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import click
@@ -13,12 +13,14 @@ from sweeps.core.design.study import TRAIN, Study
 from sweeps.core.plan import admission
 from sweeps.core.plan.budget import Budget
 from sweeps.core.plan.estimates import Work
-from sweeps.core.plan.forecast import describe, forecast
+from sweeps.core.plan.expected_text import expected_lines
+from sweeps.core.plan.forecast import describe, forecast, training_seconds, with_looks
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.plan.power import PowerCheck, power_check, seed_noise
+from sweeps.core.plan.power import PowerCheck, SeedNoise, power_check, seed_noise
 from sweeps.core.plan.probe import Cost, ProbeError, probe
 from sweeps.core.plan.survey import SearchSituation, Situation, Task, survey
 from sweeps.core.store.forecast_record import Forecast
+from sweeps.core.store.ledger_entry import LedgerEntry
 from sweeps.core.store.runs import newest_step
 from sweeps.core.store.search_record import ENDED
 from toco.train.distributed import check_shares
@@ -54,7 +56,7 @@ def print_plan(study: Study | SearchStudy, launch: Launch) -> int:
     """Print the plan of ``study``; return 0, or 1 where it would be refused."""
     situation = survey(study, launch.storage)
     situation.check()
-    outlook = look_ahead(situation, launch)
+    outlook = look_ahead(situation, launch, simulate=True)
     click.echo(outlook.text)
     for reason in outlook.refusals:
         click.echo(f"It would be refused. {reason}")
@@ -62,7 +64,11 @@ def print_plan(study: Study | SearchStudy, launch: Launch) -> int:
 
 
 def look_ahead(
-    situation: Situation | SearchSituation, launch: Launch, *, refuse: bool = False
+    situation: Situation | SearchSituation,
+    launch: Launch,
+    *,
+    refuse: bool = False,
+    simulate: bool = False,
 ) -> Outlook:
     """Plan the remaining trials and predict their cost.
 
@@ -70,24 +76,34 @@ def look_ahead(
         situation: The study or search.
         launch: The resources.
         refuse: Raise the first refusal, before anything is timed for the forecast.
+        simulate: Also say what a sequential study is expected to take, which needs a few seconds.
 
     Raises:
         ValueError: A training cannot be divided among the GPUs of a trial; or a refusal.
     """
     if isinstance(situation, Situation):
-        return _look_ahead_study(situation, launch, refuse)
+        return _look_ahead_study(situation, launch, refuse=refuse, simulate=simulate)
     return _look_ahead_search(situation, launch, refuse)
 
 
 def power_of(situation: Situation, launch: Launch) -> PowerCheck:
     """Compute the power of the study's seeds, with the seed noise in the ledger."""
+    return power_check(
+        situation.plan,
+        _noise(situation),
+        accept_underpowered=launch.accept_underpowered,
+        served_by=situation.served_by(),
+    )
+
+
+def _noise(situation: Situation) -> dict[str, SeedNoise]:
+    """Estimate the seed noise of the compared metrics, by key, where the ledger knows it."""
     plan = situation.plan
     history, base = tuple(situation.ledger.history(plan.study.recipe)), plan.study.base()
     measured = {
         key: seed_noise(history, base, key) for key in {key for _, key in plan.tests.places}
     }
-    noise = {key: estimate for key, estimate in measured.items() if estimate is not None}
-    return power_check(plan, noise, accept_underpowered=launch.accept_underpowered)
+    return {key: estimate for key, estimate in measured.items() if estimate is not None}
 
 
 def rungs_text(plan: SearchPlan) -> str:
@@ -104,21 +120,32 @@ def rungs_text(plan: SearchPlan) -> str:
     )
 
 
-def _look_ahead_study(situation: Situation, launch: Launch, refuse: bool) -> Outlook:
+def _look_ahead_study(
+    situation: Situation, launch: Launch, *, refuse: bool, simulate: bool
+) -> Outlook:
     plan, study = situation.plan, situation.plan.study
-    # Find the remaining trials and the power of the seeds.
-    ready, waiting = situation.tasks()
-    tasks = [*ready, *waiting]
+    # Find the remaining trials, look by look, and the power of the seeds.
+    tasks, *later = [
+        [task for part in situation.tasks(missing) for task in part]
+        for missing in situation.rounds()
+    ]
     power = power_of(situation, launch)
     _raise_refusal(power.refusal if refuse else None)
-    trained = [task for task in tasks if task.source is None]
     resumed_steps = situation.begun(tasks)
     # Predict their cost.
-    works = [
-        Work(task.config, task.way or "train", resumed_steps.get(task.key, 0)) for task in tasks
+    looks = [
+        [Work(task.config, task.way or "train", resumed_steps.get(task.key, 0)) for task in look]
+        for look in (tasks, *later)
     ]
-    different = list({task.cell: task.config for task in trained}.values())
-    predicted = _predict(works, different[:PROBED], situation, launch)
+    # A probe times trainings and, where nothing else is missing, evaluations.
+    timed = [task for task in tasks if task.source is None] or [
+        task for task in tasks if task.way == "evaluate"
+    ]
+    different = list({task.cell: task.config for task in timed}.values())
+    predictor = _predictor(looks[0], different[:PROBED], situation, launch)
+    predicted = predictor.forecast(looks[0])
+    if study.sequential is not None:
+        predicted = with_looks(predicted, [predictor.forecast(works) for works in looks[1:]])
     budget = Budget.of(launch, predicted)
     refusals = [
         power.refusal,
@@ -129,17 +156,23 @@ def _look_ahead_study(situation: Situation, launch: Launch, refuse: bool) -> Out
         for refusal in refusals:
             _raise_refusal(refusal)
     # Describe the plan.
-    num_trials, num_left = len(plan.trials), len(tasks)
+    num_trials, num_left = len(situation.trials()), len(tasks)
+    sizes = f"{len(plan.cells)} configurations"
+    sizes += (
+        f" x {len(study.all_seeds)} seeds = {num_trials} trials"
+        if study.sequential is None
+        else f", {study.seeds_text}: {num_trials} trials up to the present look"
+    )
     lines = [
         study.title,
-        f"{study.design.name}: {len(plan.cells)} configurations x {len(study.all_seeds)} seeds = "
-        f"{num_trials} trials, {num_trials - num_left} of them ended, in {situation.path}",
+        f"{study.design.name}: {sizes}, {num_trials - num_left} of them ended, in {situation.path}",
         *study.design.notes(),
         *_begun_text(len(resumed_steps)),
         *_reason_texts(situation, tasks),
         *_old_ledger_text(situation, num_left),
         *describe(predicted, datetime.now()),
         *power.sentences,
+        *(_expected_text(situation, launch, predictor) if simulate else ()),
     ]
     reasons = tuple(reason for reason in refusals if reason is not None)
     return Outlook(num_trials, num_left, predicted, "\n".join(lines), reasons)
@@ -154,7 +187,8 @@ def _look_ahead_search(situation: SearchSituation, launch: Launch, refuse: bool)
     num_trials = max(study.num_trials, len(proposed))
     num_left = num_trials - sum(trial.state in ENDED for trial in proposed)
     # Predict as if every trial ran to its end with the recipe's own settings.
-    predicted = _predict([Work(plan.base)] * num_left, [plan.base], situation, launch)
+    works = [Work(plan.base)] * num_left
+    predicted = _predictor(works, [plan.base], situation, launch).forecast(works)
     refusal = admission.refusal(predicted, launch)
     _raise_refusal(refusal if refuse else None)
     objectives = ", ".join(
@@ -176,13 +210,53 @@ def _look_ahead_search(situation: SearchSituation, launch: Launch, refuse: bool)
     )
 
 
-def _predict(
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """Predicts the cost of work from the ledger and from a probe.
+
+    Attributes:
+        launch: The resources.
+        history: Entries of the ledger of the same recipe, newest first.
+        costs: Costs from a probe.
+    """
+
+    launch: Launch
+    history: tuple[LedgerEntry, ...]
+    costs: tuple[Cost, ...] = ()
+
+    def forecast(self, works: Sequence[Work]) -> Forecast:
+        """Predict the cost of ``works``."""
+        launch = self.launch
+        return forecast(
+            works,
+            concurrent=launch.concurrent,
+            cpus=launch.cpus_per_trial,
+            gpus=launch.gpus_per_trial,
+            costs=self.costs,
+            history=self.history,
+            price_per_hour=launch.price_per_hour,
+        )
+
+    def training_seconds(self, configs: Sequence[RunConfig]) -> tuple[float, ...] | None:
+        """Predict the likely seconds of whole trainings; ``None`` where one is unknown."""
+        launch = self.launch
+        return training_seconds(
+            configs,
+            concurrent=launch.concurrent,
+            cpus=launch.cpus_per_trial,
+            gpus=launch.gpus_per_trial,
+            costs=self.costs,
+            history=self.history,
+        )
+
+
+def _predictor(
     works: Sequence[Work],
     probed: Sequence[RunConfig],
     situation: Situation | SearchSituation,
     launch: Launch,
-) -> Forecast:
-    """Predict the cost of ``works`` from the ledger, or from a probe.
+) -> Predictor:
+    """Return what predicts the cost of ``works``.
 
     A probe runs only where the ledger has no history of such trainings.
 
@@ -196,27 +270,23 @@ def _predict(
     for work in works:
         if work.kind == "train":
             check_shares(work.config, launch.world_size)
-
-    def predict(costs: Sequence[Cost]) -> Forecast:
-        return forecast(
-            works,
-            concurrent=launch.concurrent,
-            cpus=launch.cpus_per_trial,
-            gpus=launch.gpus_per_trial,
-            costs=costs,
-            history=situation.ledger.history(study.recipe),
-            price_per_hour=launch.price_per_hour,
-        )
-
-    first = predict(())
-    if first.wall_s is not None or study.train != TRAIN:
-        return first
+    predictor = Predictor(launch, tuple(situation.ledger.history(study.recipe)))
+    is_known = predictor.forecast(works).wall_s is not None
+    if is_known or study.train != TRAIN or not probed:
+        return predictor
     click.echo("There is no history of such trainings, so a few steps are timed first.", err=True)
     try:
-        return predict(probe(probed, num_threads=max(round(launch.cpus_per_trial), 1)))
+        costs = probe(probed, num_threads=max(round(launch.cpus_per_trial), 1))
     except ProbeError as error:
         click.echo(f"Nothing can be predicted: {error}", err=True)
-        return first
+        return predictor
+    return replace(predictor, costs=costs)
+
+
+def _expected_text(situation: Situation, launch: Launch, predictor: Predictor) -> list[str]:
+    firsts = [trial.config for trial in situation.plan.trials if trial.replicate == 0]
+    sds = {key: noise.sd for key, noise in _noise(situation).items()}
+    return expected_lines(situation, launch, predictor.training_seconds(firsts), sds)
 
 
 def _raise_refusal(refusal: str | None) -> None:

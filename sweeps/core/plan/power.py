@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
-from sweeps.core.design.study import Plan
+from sweeps.core.design.seeds import Sequential
+from sweeps.core.design.study import Metric, Plan
+from sweeps.core.plan.expected import Costs, claimed, expect
+from sweeps.core.statistics.paired import paired_power
 from sweeps.core.statistics.power import MetricPower, Power, PowerGoal, pooled_sd
+from sweeps.core.statistics.sequential import boundaries
 from sweeps.core.store.ledger_entry import LedgerEntry
 from toco.config import digest
 from toco.train.run_config import RunConfig
+
+COMPARED_EFFECT = 2.0
+"""Effect, in standard deviations of a paired difference, for which two designs are compared.
+
+Three seeds hardly ever show it, and ten nearly always do.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +61,15 @@ class PowerCheck:
 
 
 def power_check(
-    plan: Plan, noise: Mapping[str, SeedNoise], *, accept_underpowered: bool = False
+    plan: Plan,
+    noise: Mapping[str, SeedNoise],
+    *,
+    accept_underpowered: bool = False,
+    served_by: Sequence[int] | None = None,
 ) -> PowerCheck:
     """Check whether the seeds of ``plan`` can decide its declared comparisons.
+
+    A sequential study is judged by its claims and by the seeds of its last look.
 
     Where the noise of a metric is known, the difference it can detect must be no larger than
     ``smallest_effect``. Where it is not, the effect it can detect must be no larger than
@@ -64,13 +80,22 @@ def power_check(
         plan: The study.
         noise: Seed noise by key of a metric, see :func:`seed_noise`.
         accept_underpowered: Let an underpowered study run.
+        served_by: See ``Situation.served_by``; by default each configuration is trained.
     """
     # Compute the power for every metric that is compared.
-    study, declared = plan.study, plan.tests.places
-    goal = PowerGoal(len(declared), study.significance, study.power, study.smallest_effect)
+    study, tests = plan.study, plan.tests
+    declared, sequential = tests.places, study.sequential
+    family = len(declared) if sequential is None else len(tests.claims)
+    goal = PowerGoal(family, study.significance, study.power, study.smallest_effect)
+    if sequential is not None and declared:
+        # The last look alone, with the boundary of the first claim. Earlier looks can only add
+        # power; giving up takes a little where effects are small.
+        bounds = boundaries(sequential.looks, sequential.spending)
+        last = bounds.boundary(len(sequential.looks) - 1, study.significance / family)
+        goal = PowerGoal(1, last, study.power, study.smallest_effect)
     compared = [metric for metric in study.metrics if metric.key in {key for _, key in declared}]
     sds = {metric.key: noise[metric.key].sd if metric.key in noise else None for metric in compared}
-    power = goal.assess(len(study.all_seeds), sds)
+    power = replace(goal.assess(len(study.all_seeds), sds), comparisons=family)
     if not declared:
         return PowerCheck(power, False, None, ("No comparison is declared, so nothing is tested.",))
     # Compare it with the effects that the study asks for.
@@ -82,34 +107,37 @@ def power_check(
     is_blind = any(metric.sd is None for metric in power.metrics.values())
     too_blind = is_blind and power.detectable_sd > study.largest_blind_effect
     underpowered = bool(short) or too_blind
-    sentences = [
-        _design_sentence(power, study.power),
-        *(
-            _metric_sentence(
-                metric.title,
-                power.metrics[metric.key],
-                noise.get(metric.key),
-                study.smallest_effect,
-            )
-            for metric in compared
-        ),
-    ]
+    tested = _comparisons(family) if sequential is None else claims_text(family)
+    design = (
+        [_design_sentence(power, study.power)]
+        if sequential is None
+        else _sequential_sentences(plan, power, sequential)
+    )
+    sentences = [*design, *_metric_sentences(compared, power, noise, study.smallest_effect)]
+    instead = _sequential_instead(plan, served_by) if underpowered else None
     # Refuse an underpowered study that asks for effects, or say that it is underpowered.
     needed = [metric.seeds_needed for metric in short if metric.seeds_needed is not None]
     if too_blind:
         needed.append(goal.seeds_needed(study.largest_blind_effect, 1.0))
     refusal = None
     if underpowered and study.purpose == "effect" and not accept_underpowered:
+        more = "seeds" if sequential is None else "seeds by --looks"
         refusal = (
-            f"This design cannot answer its {_comparisons(len(declared))}: {' '.join(sentences)} "
-            f"It takes {max(needed)} seeds. Give more seeds, declare fewer comparisons, say "
+            f"This design cannot answer its {tested}: {' '.join(sentences)} "
+            f"It takes {max(needed)} seeds. Give more {more}, declare fewer "
+            f"{'comparisons' if sequential is None else 'claims'}, say "
             'purpose="direction" in the study if only the direction is asked for, or give '
-            "--accept-underpowered."
+            f"--accept-underpowered.{'' if instead is None else f' {instead}'}"
         )
-    elif underpowered:
+    elif underpowered and sequential is None:
         sentences.append(
             "It runs nevertheless: a row that it cannot decide will be called underpowered"
             + (", never contradicted." if study.purpose == "direction" else ".")
+        )
+        sentences += [] if instead is None else [instead]
+    elif underpowered:
+        sentences.append(
+            "It runs nevertheless: a claim that it cannot decide ends as not decidable."
         )
     return PowerCheck(power, underpowered, refusal, tuple(sentences))
 
@@ -194,6 +222,55 @@ def _design_sentence(power: Power, probability: float) -> str:
     )
 
 
+def _sequential_sentences(plan: Plan, power: Power, rules: Sequential) -> list[str]:
+    study, family = plan.study, power.comparisons
+    bounds, level = boundaries(rules.looks, rules.spending), study.significance / family
+    first, last = bounds.boundary(0, level), bounds.boundary(len(rules.looks) - 1, level)
+    numbers = ", ".join(map(str, rules.looks))
+    return [
+        f"{claims_text(family)} with {len(plan.tests.places)} comparisons "
+        f"{'is' if family == 1 else 'are'} tested after {numbers} seeds. The first claim is shown "
+        f"at p <= {first:.2g} at the first look, or at p <= {last:.2g} at the last one.",
+        f"With at most {rules.cap} seeds, {claims_text(family)}: an effect of "
+        f"{power.detectable_sd:.1f} standard deviations of the paired difference is shown with "
+        f"{100 * study.power:.0f} % probability (by the last look alone).",
+    ]
+
+
+def _sequential_instead(plan: Plan, served_by: Sequence[int] | None) -> str | None:
+    """Say what a sequential study would take in the place of a fixed list of seeds."""
+    study, rules = plan.study, Sequential()
+    if study.sequential is not None or len(study.all_seeds) >= rules.cap:
+        return None
+    served_by = tuple(served_by or range(len(plan.cells)))
+    tests = replace(study, seeds=rules).resolve().tests
+    expected = expect(tests, claimed(tests, COMPARED_EFFECT), Costs(served_by, None, 1))
+    fixed = paired_power(
+        COMPARED_EFFECT, len(study.all_seeds), len(plan.tests.places), study.significance
+    )
+    trained = {served_by[trial.cell]: len(plan.cells[trial.cell].seeds) for trial in plan.trials}
+    return (
+        f"With --sequential, at most {rules.cap} seeds: a claim whose effects are "
+        f"{COMPARED_EFFECT:g} standard deviations is shown with {100 * expected.shown:.0f} % power "
+        f"in {expected.course.trainings:.0f} trainings on average (fixed: {sum(trained.values())} "
+        f"trainings, {100 * fixed:.0f} %)."
+    )
+
+
+def _metric_sentences(
+    metrics: Iterable[Metric],
+    power: Power,
+    noise: Mapping[str, SeedNoise],
+    smallest_effect: float,
+) -> list[str]:
+    return [
+        _metric_sentence(
+            metric.title, power.metrics[metric.key], noise.get(metric.key), smallest_effect
+        )
+        for metric in metrics
+    ]
+
+
 def _metric_sentence(
     title: str, power: MetricPower, noise: SeedNoise | None, smallest_effect: float
 ) -> str:
@@ -210,6 +287,11 @@ def _metric_sentence(
     return (
         f"{title}: {noise_text}: {detectable_text}; {effect_text} take {power.seeds_needed} seeds."
     )
+
+
+def claims_text(number: int) -> str:
+    """Count claims in words."""
+    return f"{number} claim{'' if number == 1 else 's'}"
 
 
 def _comparisons(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -216,6 +217,65 @@ class Situation(_Planned):
                     trained.append(member)
                     ready.append(member)
         return self._with_prefixes(ready), waiting
+
+    def rounds(self) -> list[list[Task]]:
+        """Return the missing trials of the present look, and of each look that may follow.
+
+        The looks after the present one are those of a sequential study whose open claims stay open.
+        """
+        tasks, sequential = self.trials(), self.plan.study.sequential
+        rounds = [self.missing(tasks.values())]
+        looks = self.looks() if sequential is not None else None
+        if sequential is None or looks is None:
+            return rounds
+        pairs = zip(looks.num_seeds, looks.next_seeds, strict=True)
+        is_open = [following > present for present, following in pairs]
+        for n in sequential.looks[looks.num_done + 1 :] if any(is_open) else ():
+            counts = [
+                n if goes_on else present
+                for present, goes_on in zip(looks.num_seeds, is_open, strict=True)
+            ]
+            later = {
+                key: task for key, task in self._first_seeds(counts).items() if key not in tasks
+            }
+            rounds.append(self.missing(later.values()))
+            tasks |= later
+        return rounds
+
+    def looks_of_trials(self, keys: Iterable[str]) -> list[int]:
+        """Count trials by the look of a sequential study that needed them first.
+
+        Args:
+            keys: Keys of trials. The last look that is counted has one of them.
+        """
+        sequential, keys = self.plan.study.sequential, set(keys)
+        looks = sequential.looks if sequential is not None else (len(self.plan.study.all_seeds),)
+        counts = Counter(
+            bisect_right(looks, trial.replicate)
+            for trial, identity in zip(self.plan.trials, self.identities, strict=True)
+            if identity.key in keys
+        )
+        return [counts[look] for look in range(max(counts, default=-1) + 1)]
+
+    def served_by(self) -> tuple[int, ...]:
+        """Return by configuration the one whose training serves its trials, if nothing is stored.
+
+        That is the configuration itself, or one from which it differs only in the evaluation.
+        """
+        cells = self.plan.cells
+        first = self._first_seeds([1] * len(cells))
+        numbers = {task.key: number for number, task in enumerate(first.values())}
+        groups: dict[str, list[Task]] = defaultdict(list)
+        for task in first.values():
+            groups[task.identity.training_key].append(task)
+        served = {}
+        for members in groups.values():
+            trained: list[Task] = []
+            for member in sorted(members, key=self._precedence) if len(members) > 1 else members:
+                evaluation = _from_planned(member, trained)
+                served[member.key] = member.key if evaluation is None else evaluation.source
+                trained += [member] if evaluation is None else []
+        return tuple(numbers[served[key] or key] for key in first)
 
     def begun(self, tasks: Iterable[Task]) -> dict[str, int]:
         """Return the steps done by trainings that have a checkpoint, by key."""

@@ -424,7 +424,11 @@ class Driver:
             for key in self._proposed
             if (entry := self._situation.ledger.entry(key)) is not None
         ]
-        lines += scorecard(self._forecast, entries, time.monotonic() - self._started)
+        rounds: list[int] = []
+        if isinstance(self._situation, Situation):
+            trained = [entry.key for entry in entries if entry.origin.derived_from is None]
+            rounds = self._situation.looks_of_trials(trained)
+        lines += scorecard(self._forecast, entries, time.monotonic() - self._started, rounds)
         return "\n".join(lines)
 
     def _describe_unfinished(self, task: Task) -> str:

@@ -19,8 +19,27 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
+class Most:
+    """The cost of a sequential study's remaining trials if every open claim stays open to the end.
+
+    Attributes:
+        trainings: Number of trainings, those of the present look included.
+        wall_s: Likely seconds to the end; ``None`` where unknown.
+        cpu_hours: CPU cores held, times hours.
+        gpu_hours: GPUs held, times hours.
+    """
+
+    trainings: int
+    wall_s: float | None = None
+    cpu_hours: float | None = None
+    gpu_hours: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """The predicted cost of a study's remaining trials. Unknown fields are ``None``.
+
+    Of a sequential study, these are the trials that its present look lacks.
 
     Attributes:
         trainings: Number of trainings to begin or to continue.
@@ -39,6 +58,7 @@ class Forecast:
         trial_memory_bytes: Largest memory that one training was measured to need, by a probe or in
             the past.
         basis: Source of the estimates, in sentences.
+        most: The cost of a sequential study with all looks that may follow; ``None`` for another.
     """
 
     trainings: int
@@ -54,6 +74,7 @@ class Forecast:
     memory_bytes: int | None = None
     trial_memory_bytes: int | None = None
     basis: str = ""
+    most: Most | None = None
 
     @property
     def trial_bytes(self) -> int:
