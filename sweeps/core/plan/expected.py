@@ -210,6 +210,15 @@ def course(tests: Tests, num_seeds: Sequence[int], costs: Costs) -> Course:
     )
 
 
+def percent(share: float) -> str:
+    """Format a simulated share, which is never certain.
+
+    >>> [percent(share) for share in (0.004, 0.42, 0.998)]
+    ['0 %', '42 %', '> 99 %']
+    """
+    return f"{100 * share:.0f} %" if share < 0.995 else "> 99 %"
+
+
 def _tested(tests: Tests) -> set[int]:
     return tests.cells_of(item for claim in tests.claims for item in claim.comparisons)
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from sweeps.core.design.claims import Tests
 from sweeps.core.design.seeds import Sequential
-from sweeps.core.plan.expected import PRECISION, Costs, Course, claimed, expect, largest
+from sweeps.core.plan.expected import PRECISION, Costs, Course, claimed, expect, largest, percent
 from sweeps.core.plan.forecast import duration
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.plan.survey import Situation
@@ -53,9 +53,7 @@ def expected_lines(
     lines = [["every claimed effect", "claims shown", *_headings(launch, start)]]
     for label, effects in scenarios:
         expected = expect(tests, claimed(tests, effects), costs)
-        lines.append(
-            [label, f"{100 * expected.shown:.0f} %", *_cells(expected.course, launch, start)]
-        )
+        lines.append([label, percent(expected.shown), *_cells(expected.course, launch, start)])
     lines.append(["any, at most", "", *_cells(largest(tests, costs), launch, start)])
     looks = ", ".join(map(str, sequential.looks))
     head = "The whole study" if study.sequential else "With --sequential instead, the whole study"

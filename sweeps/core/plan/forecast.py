@@ -231,8 +231,8 @@ def scorecard(
         num_looks = sum(number > 0 for number in rounds)
         looks = f" for the {num_looks} looks that ran" if num_looks > 1 else ""
         lines.append(
-            f"Predicted{looks} {duration(wall.likely)} ({duration(wall.low)} to {duration(wall.high)}), "
-            f"took {duration(wall_s)}: {_compared(wall_s, wall.likely)}, "
+            f"Predicted{looks} {duration(wall.likely)} ({duration(wall.low)} to "
+            f"{duration(wall.high)}), took {duration(wall_s)}: {_compared(wall_s, wall.likely)}, "
             f"{'inside' if inside else 'outside'} the range."
         )
     times_s = [entry.wall_time_s for entry in trained if entry.wall_time_s is not None]

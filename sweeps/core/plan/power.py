@@ -11,7 +11,7 @@ from itertools import combinations
 
 from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Metric, Plan
-from sweeps.core.plan.expected import Costs, claimed, expect
+from sweeps.core.plan.expected import Costs, claimed, expect, percent
 from sweeps.core.statistics.paired import paired_power
 from sweeps.core.statistics.power import MetricPower, Power, PowerGoal, pooled_sd
 from sweeps.core.statistics.sequential import boundaries
@@ -251,7 +251,7 @@ def _sequential_instead(plan: Plan, served_by: Sequence[int] | None) -> str | No
     trained = {served_by[trial.cell]: len(plan.cells[trial.cell].seeds) for trial in plan.trials}
     return (
         f"With --sequential, at most {rules.cap} seeds: a claim whose effects are "
-        f"{COMPARED_EFFECT:g} standard deviations is shown with {100 * expected.shown:.0f} % power "
+        f"{COMPARED_EFFECT:g} standard deviations is shown with {percent(expected.shown)} power "
         f"in {expected.course.trainings:.0f} trainings on average (fixed: {sum(trained.values())} "
         f"trainings, {100 * fixed:.0f} %)."
     )

@@ -10,7 +10,14 @@ import pytest
 from pydantic import TypeAdapter
 
 from sweeps.core.plan.estimates import START_S, Work
-from sweeps.core.plan.forecast import describe, forecast, makespan, scorecard
+from sweeps.core.plan.forecast import (
+    describe,
+    forecast,
+    makespan,
+    scorecard,
+    training_seconds,
+    with_looks,
+)
 from sweeps.core.plan.probe import Cost, Phase
 from sweeps.core.store.forecast_record import Forecast, Range
 from tests.sweeps.core.entries import amend_entry, make_entry
@@ -222,3 +229,69 @@ def test_the_scorecard_of_an_interrupted_study_says_what_is_known():
         "Trainings: predicted 2, ended 1.",
         "Memory of a trial: predicted 1.0 GB, took at most 1.0 GB.",
     )
+
+
+def sequential_forecast():
+    """Three trainings at the present look, then two and one, two at once: 131 s each alone."""
+    looks = [
+        forecast([Work(seeded(NANO, seed)) for seed in range(number)], concurrent=1, costs=[COST])
+        for number in (3, 2, 1)
+    ]
+    return with_looks(looks[0], looks[1:])
+
+
+def test_a_study_with_looks_says_what_the_present_look_and_all_looks_take():
+    predicted = sequential_forecast()
+    each_s = 5 + TRAINING_S
+    assert predicted.trainings == 3
+    assert predicted.wall_s.likely == 3 * each_s
+    assert predicted.most.trainings == 6
+    assert predicted.most.wall_s == 6 * each_s
+    assert predicted.most.cpu_hours == pytest.approx(6 * each_s / 3600)
+    stored = TypeAdapter(Forecast)
+    assert stored.validate_json(stored.dump_json(predicted), strict=True) == predicted
+    text = describe(predicted, datetime(2026, 1, 1))
+    assert text[0].startswith("3 trainings to run for the present look, 1 at once: about 7 min")
+    assert (
+        "If every open claim stays open up to the last look: 6 trainings, 0.2 CPU hours, about "
+        "13 min, done about 2026-01-01 00:13." in text
+    )
+    # Nothing follows the last look, and unknown times leave the counts.
+    alone = with_looks(forecast([Work(NANO)], concurrent=1, costs=[COST]), [])
+    assert not any("open claim" in line for line in describe(alone, datetime(2026, 1, 1)))
+    unknown = with_looks(
+        forecast([Work(NANO)], concurrent=1), [forecast([Work(NANO)], concurrent=1)]
+    )
+    assert (unknown.most.trainings, unknown.most.wall_s) == (2, None)
+    assert any(
+        "last look: 2 trainings." in line for line in describe(unknown, datetime(2026, 1, 1))
+    )
+
+
+def test_the_scorecard_compares_all_looks_that_ran():
+    predicted = sequential_forecast()
+    entries = [entry(seeded(NANO, seed), float(TRAINING_S)) for seed in range(5)]
+    # Five trainings, one after the other, in two looks: as predicted, and so is each of them.
+    wall, training, number, _ = scorecard(predicted, entries, 5 * (5 + TRAINING_S), [3, 2])
+    assert wall == (
+        "Predicted for the 2 looks that ran 11 min (10 min to 12 min), took 11 min: as predicted, "
+        "inside the range."
+    )
+    assert training.endswith("on average over 5: as predicted.")
+    assert number == (
+        "Trainings: predicted 3 for the look at the start and at most 6 for all looks, ended 5."
+    )
+    # Two at once: 3 and 2 trainings are 2 rounds and 1 round.
+    two = dataclasses.replace(predicted, concurrent=2)
+    wall, *_ = scorecard(two, entries, 1.5 * two.wall_s.likely, [3, 2])
+    assert "as predicted" in wall
+    # The look at the start was over before: what ran is unknown to its forecast.
+    assert not scorecard(predicted, entries, 1.0, [])[0].startswith("Predicted")
+
+
+def test_whole_trainings_take_their_time_and_their_start():
+    resources = {"concurrent": 1, "cpus": 1.0, "gpus": 0.0}
+    times_s = training_seconds([NANO, OTHER], **resources, costs=[COST, CHEAP], history=())
+    assert times_s == (5 + TRAINING_S, 5 + 40 + 2 * 3)
+    assert training_seconds([NANO, OTHER], **resources, costs=(), history=[entry()]) is None
+    assert training_seconds([NANO], **resources, costs=(), history=[entry()]) == (START_S + 100,)

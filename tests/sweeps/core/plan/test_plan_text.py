@@ -3,6 +3,7 @@ neither where it must.
 """
 
 import dataclasses
+import re
 import statistics
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
+from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan import plan_text as planning
 from sweeps.core.plan.launch_options import Launch
@@ -208,3 +210,91 @@ def test_a_finished_study_has_nothing_to_say_of_the_future(tmp_path, probed):
     assert "12 trials, 12 of them ended" in lines[1]
     assert "Nothing is left to run." in lines
     assert probed == []
+
+
+def simulated(situation, launch):
+    """The lines of the table: label, share shown, trainings, hours, and so on."""
+    lines = look_ahead(situation, launch, simulate=True).text.splitlines()
+    head = next(place for place, line in enumerate(lines) if "by simulation" in line)
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines[head + 1 :] if line[:2] == "  "]
+    return lines, rows
+
+
+def test_a_plan_with_looks_says_what_the_study_is_expected_to_take(tmp_path, probed):
+    study = dataclasses.replace(STUDY, seeds=Sequential(looks=(2, 4, 6)))
+    situation = survey(study, tmp_path)
+    launch = Launch(tmp_path, concurrent=1)
+    outlook = look_ahead(situation, launch)
+    assert (outlook.num_trials, outlook.num_left, outlook.forecast.trainings) == (8, 8, 8)
+    # The driver gets no simulation, but the cost of the present look and the largest one.
+    assert "by simulation" not in outlook.text
+    assert "looks after 2, 4, 6 seeds: 8 trials up to the present look, 0 of them" in outlook.text
+    assert outlook.forecast.most.trainings == 24
+    assert outlook.forecast.most.wall_s == 24 * 20.0
+    lines, (head, *rows) = simulated(situation, launch)
+    assert head == [
+        "every claimed effect",
+        "claims shown",
+        "trainings",
+        "CPU hours",
+        "takes",
+        "done about",
+    ]
+    assert [row[0] for row in rows] == ["0 sd", "1 sd", "2 sd", "3 sd", "any, at most"]
+    assert rows[-1][1:4] == ["24", "0.1", "8 min"]
+    for row in rows[:-1]:
+        # One after the other, at 20 s each.
+        assert 8 <= int(row[2]) <= 24
+        assert float(row[3]) == pytest.approx(int(row[2]) * 20 / 3600, abs=0.06)
+    # Once trials have ended, the date of the end is no longer that of the whole study, and the
+    # ledger knows the noise.
+    noisy = {(block, seed): 0.5 + 0.01 * (block * seed % 3) for block in (7, 9) for seed in (0, 1)}
+    enter(situation, noisy)
+    lines, (head, *rows) = simulated(situation, launch)
+    assert "done about" not in head
+    sd = power_of(situation, launch).power.metrics[M].sd
+    assert rows[4][0] == f"0.5 points ({0.005 / sd:.2f} sd)"
+    assert any("8 trials up to the present look, 4 of them ended" in line for line in lines)
+
+
+def test_a_plan_of_a_fixed_list_also_says_what_looks_would_take(tmp_path, probed):
+    situation = survey(STUDY, tmp_path)
+    lines, (_, *rows) = simulated(situation, Launch(tmp_path, concurrent=1, gpus_per_trial=0.5))
+    assert any(line.startswith("12 trainings to run, 1 at once") for line in lines)
+    assert any(line.startswith("With --sequential, at most 10 seeds: a claim") for line in lines)
+    assert any(line.startswith("With --sequential instead, the whole study") for line in lines)
+    # Four configurations with ten seeds; the probe of a CPU says nothing of a GPU.
+    assert rows[-1][1:4] == ["40", "?", "?"]
+
+
+def test_a_budget_says_which_look_it_reaches(tmp_path, probed):
+    study = dataclasses.replace(STUDY, seeds=Sequential(looks=(2, 4, 6)))
+    situation = survey(study, tmp_path)
+    # 8, 16 and 24 trainings of 20 s on one core.
+    for hours, text in (
+        (0.0890, "reaches look 2 of 3 if every claim stays open"),
+        (0.1334, "reaches the last look."),
+    ):
+        launch = Launch(tmp_path, concurrent=1, budget_hours=hours)
+        outlook = look_ahead(situation, launch, simulate=True)
+        assert text in outlook.text
+        assert outlook.refusals == ()
+    (refusal,) = look_ahead(situation, Launch(tmp_path, concurrent=1, budget_hours=0.04)).refusals
+    assert refusal.startswith("The trials up to the first look take about 0.04 hours")
+
+
+def test_where_only_evaluations_are_missing_they_are_what_is_probed(tmp_path, probed, monkeypatch):
+    situation = survey(STUDY, tmp_path)
+    tasks = [
+        dataclasses.replace(task, source="0" * 20, way=way)
+        for task, way in zip(situation.trials().values(), ("evaluate",) * 12, strict=True)
+    ]
+    monkeypatch.setattr(type(situation), "tasks", lambda *_: (tasks, []))
+    predicted = plan(situation, Launch(tmp_path, concurrent=1))
+    ((blocks, _),) = probed
+    assert (len(blocks), predicted.trainings, predicted.evaluations) == (PROBED, 0, 12)
+    assert predicted.wall_s is not None
+    # Counts that are only added up again need no time, and nothing is probed.
+    tasks[:] = [dataclasses.replace(task, way="rescore") for task in tasks]
+    assert plan(situation, Launch(tmp_path, concurrent=1)).wall_s.likely == 0
+    assert len(probed) == 1

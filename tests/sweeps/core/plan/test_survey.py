@@ -7,6 +7,7 @@ import pytest
 
 from sweeps.core.design.designs import Grid, OneFactor, SideBySide
 from sweeps.core.design.factors import Factor
+from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan.survey import survey
 from sweeps.core.store import identity as identity_module
@@ -293,3 +294,33 @@ def test_the_reasons_are_counted(make, look, finish, monkeypatch):
     assert changed.reasons(changed.tasks()[0]) == {"code changed: toco.losses.ptc": 1}
     assert isinstance(changed.runs, Runs)
     assert isinstance(changed.ledger, Ledger)
+
+
+def test_rounds_are_the_looks_that_may_follow(make, look):
+    situation = look(make(BLOCKS, seeds=Sequential(looks=(2, 3, 5)), repeat_base=True))
+    rounds = situation.rounds()
+    # Two rows, and the A/A row, which has the seeds of the first look.
+    assert [len(tasks) for tasks in rounds] == [2 * 2 + 2, 2, 4]
+    assert rounds[0] == list(situation.trials().values())
+    keys = [task.key for tasks in rounds for task in tasks]
+    assert sorted(keys) == sorted(situation.keys)
+    assert situation.looks_of_trials(task.key for task in rounds[0]) == [6]
+    assert situation.looks_of_trials(keys) == [6, 2, 4]
+    assert situation.looks_of_trials(task.key for task in rounds[2]) == [0, 0, 4]
+    assert situation.looks_of_trials([]) == []
+    fixed = look(make(BLOCKS, seeds=(0, 1)))
+    assert [len(tasks) for tasks in fixed.rounds()] == [4]
+    assert fixed.looks_of_trials(fixed.keys) == [4]
+
+
+def test_a_configuration_is_served_by_one_that_differs_only_in_its_evaluation(make, look):
+    design = SideBySide((OneFactor((THRESHOLDS,)), BLOCKS))
+    situation = look(make(design, repeat_base=True))
+    labels = [cell.label for cell in situation.plan.cells]
+    base = next(row.cell for row in situation.plan.rows if row.role == "base")
+    trained = [cell for cell, label in enumerate(labels) if "threshold" not in label]
+    served = situation.served_by()
+    assert [cell for cell, source in enumerate(served) if cell == source] == sorted(
+        {base, *trained}
+    )
+    assert {served[cell] for cell in range(len(labels)) if cell not in trained} == {base}
