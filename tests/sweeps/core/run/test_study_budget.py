@@ -187,6 +187,6 @@ def test_a_budget_below_the_first_look_is_refused(study, tmp_path, monkeypatch):
         "The trials up to the first look take about 4.00 hours, and the budget is 3.9 hours. "
         "Give a larger --budget-hours."
     )
-    monkeypatch.setattr("sweeps.core.plan.plan_text._predict", lambda *_: forecast)
+    monkeypatch.setattr("sweeps.core.plan.plan_text.forecast", lambda *_, **__: forecast)
     with pytest.raises(ValueError, match="larger --budget-hours"):
         run_study(study, Launch(tmp_path, budget_hours=3.9), Hours().connect)
