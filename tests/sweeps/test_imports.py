@@ -85,3 +85,11 @@ def test_a_question_about_a_study_needs_no_torch(storage, words, name):
     rest += [word for change in TINY.items() for word in ("--set", "=".join(change))]
     asked = [verb, "layer_ablation", "--seeds", "0,1", "--storage", str(storage / name), *rest]
     run(ASK.format(package="sweeps", words=asked))
+
+
+def test_the_status_of_a_sequential_study_needs_no_torch(tmp_path):
+    """The boundaries of its looks are computed with numpy and scipy."""
+    words = [word for change in TINY.items() for word in ("--set", "=".join(change))]
+    asked = ["status", "layer_ablation", "--storage", str(tmp_path), *words]
+    said = run(ASK.format(package="sweeps", words=asked))
+    assert "is best at block #10: open; it needs p <= 0.0015 in each t test with 3 seeds" in said

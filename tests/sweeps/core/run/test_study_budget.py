@@ -48,6 +48,9 @@ class Tracker:
     def track(self, *_, **__):
         return "run"
 
+    def describe_parent(self, *_, **__):
+        return True
+
     def finish_parent(self, *_):
         return True
 
@@ -170,8 +173,9 @@ def test_hours_are_those_of_the_resources_of_a_trial(study, tmp_path, capsys):
         proposer = StudyProposer(situation, ahead=True, budget=budget)
         return [len(proposer.propose(is_idle=free)) for free in (False, is_idle)], proposer.stop
 
-    # The next look starts within the budget only, and the one after it ahead of time as well.
-    assert asked(48.0, is_idle=True) == ([4, 4], None)
+    # The next look starts within the budget only, and the one after it ahead of time as well, a
+    # training for each free worker.
+    assert asked(48.0, is_idle=True) == ([4, 1], None)
     assert asked(47.9, is_idle=True) == ([4, 0], None)
     assert asked(48.0, is_idle=False) == ([4, 0], None)
     counts, stop = asked(31.9, is_idle=True)
