@@ -499,7 +499,8 @@ def _looks(study: StudyRecord, looks: Looks, rules: Sequential) -> list[str]:
         f"{looks.common} seeds, which all rows have. d: the difference in standard deviations of "
         "the differences (Hedges).",
         "Bold, underlined, noise floor, analysis of variance, scores by class and intervals over "
-        f"images use the first {looks.common} seeds of each row, too.",
+        f"images use the first {looks.common} seeds of each row, too. An interval over images need "
+        "therefore not contain the difference of a claim, which can be over more seeds.",
     ]
     futility = rules.futility
     lines.append(

@@ -30,6 +30,7 @@ from sweeps.core.report.section import Card, Section, Source
 from sweeps.core.report.text_grid import TextCell, TextColumn, TextGrid, make_cells
 from sweeps.core.store.study_record import StudyRecord
 
+_TITLE = "Claims, look by look"
 MAX_PANELS = 24
 """Largest number of claims that are drawn: eight rows of three panels, about two screens."""
 MAX_CELLS = 200
@@ -103,7 +104,7 @@ def _show(source: Source) -> Card | str:
     )
 
 
-LOOKS = Section("looks", "Claims, look by look", _show, "looks.html.j2", text="body")
+LOOKS = Section("looks", _TITLE, _show, "looks.html.j2", text="body")
 
 
 def _claims(study: StudyRecord, looks: Looks, rules: Sequential) -> TextGrid:
@@ -133,7 +134,7 @@ def _claims(study: StudyRecord, looks: Looks, rules: Sequential) -> TextGrid:
             if claim.outcome == "not tested"
         ),
     ]
-    return TextGrid(_COLUMNS, tuple(lines), title="Claims, look by look", notes=tuple(notes))
+    return TextGrid(_COLUMNS, tuple(lines), title=_TITLE, notes=tuple(notes))
 
 
 def _comparison(study: StudyRecord, state: ComparisonState) -> tuple[TextCell, ...]:
