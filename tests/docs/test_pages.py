@@ -242,6 +242,9 @@ def check_toco(words, command):
 def check_study(words, command):
     if words in (["run"], ["plan"], ["list"], ["--help"]):
         return
+    if words[0] == "compare":
+        parse(sweeps.__main__.main, words, command)
+        return
     verb, name, *rest = words
     if name.isupper() or name.startswith("my_"):
         return
@@ -350,6 +353,7 @@ WRONG = (
     "python -m sweeps run tabel5",
     "python -m sweeps run table5 --seed 1",
     "python -m sweeps begin table5",
+    "python -m sweeps compare runs.csv --bases baseline",
     "make reproduce-table6",
     "make reproduce-table5 GPU=4",
     "torchrun -m toco trian",
