@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sweeps.core.findings.looks import ClaimState, Looks, Outcome
 
-WORDS: dict[Outcome, str] = {
+_WORDS: dict[Outcome, str] = {
     "shown": "shown",
     "opposite": "shown with the opposite sign",
     "no difference": "no difference",
@@ -46,10 +46,10 @@ def look_sentence(before: Looks, after: Looks, looks: Sequence[int]) -> str:
         named.append(f"{len(decided) - _MOST_NAMED} more decided")
     num_open = sum(claim.outcome == "open" for claim in after.claims)
     going = {0: "no claim goes on", 1: "1 claim goes on"}.get(num_open, f"{num_open} claims go on")
-    return f"{position(after.num_done, looks)}: {'; '.join([*(named or []), going])}."
+    return f"{_position(after.num_done, looks)}: {'; '.join([*(named or []), going])}."
 
 
-def position(num_done: int, looks: Sequence[int]) -> str:
+def _position(num_done: int, looks: Sequence[int]) -> str:
     """Name a look by its number and seeds, such as ``Look 2 of 4 (5 seeds)``."""
     return f"Look {num_done} of {len(looks)} ({looks[num_done - 1]} seeds)"
 
@@ -61,7 +61,7 @@ def claim_lines(looks: Looks, numbers: Sequence[int]) -> list[str]:
         looks: The state.
         numbers: Numbers of seeds at the looks of the study.
     """
-    done = f"{position(looks.num_done, numbers)} is over" if looks.num_done else "No look is over"
+    done = f"{_position(looks.num_done, numbers)} is over" if looks.num_done else "No look is over"
     following = (
         f"the next one is after {numbers[looks.num_done]} seeds"
         if looks.is_open
@@ -69,7 +69,7 @@ def claim_lines(looks: Looks, numbers: Sequence[int]) -> list[str]:
     )
     claims = [f"  {_claim_line(claim, numbers, looks.num_done)}" for claim in looks.claims]
     if len(claims) > _MOST_LINES:
-        counts = Counter(WORDS[claim.outcome] for claim in looks.claims)
+        counts = Counter(_WORDS[claim.outcome] for claim in looks.claims)
         claims = ["  Claims: " + ", ".join(f"{n} {words}" for words, n in counts.items()) + "."]
     return [f"{done}; {following}.", *claims]
 
@@ -83,9 +83,9 @@ def _claim_line(claim: ClaimState, numbers: Sequence[int], num_done: int) -> str
         if claim.outcome == "open"
         else ""
     )
-    return f"{claim.claim.name}: {WORDS[claim.outcome]}{after}{evidence}{following}"
+    return f"{claim.claim.name}: {_WORDS[claim.outcome]}{after}{evidence}{following}"
 
 
 def _outcome_text(claim: ClaimState) -> str:
-    words = WORDS[claim.outcome]
+    words = _WORDS[claim.outcome]
     return words if claim.p is None else f"{words} (p = {claim.p:.2g})"

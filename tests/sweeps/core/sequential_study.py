@@ -84,7 +84,7 @@ def place_of(trial):
     return trial.config.method.aux_block, trial.config.seed
 
 
-def store(situation, place, miou):
+def store(situation, place, miou, **more):
     """Write the result of the training of a block and a seed into the ledger."""
     trial, identity = next(
         (trial, identity)
@@ -96,7 +96,7 @@ def store(situation, place, miou):
         training_key=identity.training_key,
         identity=identity.parts,
         config=trial.config.model_dump(mode="json"),
-        metrics={"val/cam_miou": miou},
+        metrics={"val/cam_miou": miou, **{f"val/{name}": number for name, number in more.items()}},
         wall_time_s=None,
     )
     situation.ledger.write(entry)

@@ -16,6 +16,7 @@ from sweeps.core.run import driver, start
 from sweeps.core.run.start import run_study
 from sweeps.core.run.study_proposer import StudyProposer
 from sweeps.core.store.leases import Leases
+from sweeps.layer_ablation import STUDY as LAYER_ABLATION
 from toco.tracking import Pages
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
@@ -157,6 +158,23 @@ def test_a_claim_that_is_given_up_gets_no_more_seeds(tmp_path):
     for place in [*study.waiting]:
         started |= study.end(place)
     assert started == {(8, 3), (9, 3)}
+
+
+def test_a_row_of_a_shown_comparison_gets_no_seeds_for_another_one_of_its_claim(tmp_path):
+    """The auxiliary CAM is best at #10: that it exceeds #9 is open, #8 and #11 are shown."""
+    study = replace(LAYER_ABLATION, changes=STUDY.changes, train=STUDY.train, repeat_base=False)
+    situation = survey(study, tmp_path)
+    proposer = StudyProposer(situation)
+    waiting = proposer.propose(is_idle=False)
+    assert len(waiting) == 12
+    for task in waiting:
+        block, seed = place_of(task)
+        far = value(BASE if block == BASE else 7, seed)
+        store(situation, (block, seed), far, aux_cam_miou=value(8, seed) if block == 8 else far)
+        assert proposer.ended(task.key)
+    following = {place_of(task) for task in proposer.propose(is_idle=False)}
+    assert following == {(block, seed) for block in (8, BASE) for seed in (3, 4)}
+    assert [claim.outcome for claim in situation.looks().claims] == ["shown", "shown", "open"]
 
 
 @pytest.mark.parametrize("number", range(22))
