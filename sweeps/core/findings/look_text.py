@@ -46,7 +46,7 @@ def look_sentence(before: Looks, after: Looks, looks: Sequence[int]) -> str:
         named.append(f"{len(decided) - _MOST_NAMED} more decided")
     num_open = sum(claim.outcome == "open" for claim in after.claims)
     going = {0: "no claim goes on", 1: "1 claim goes on"}.get(num_open, f"{num_open} claims go on")
-    return f"{_position(after.num_done, looks)}: {'; '.join([*(named or []), going])}."
+    return f"{_position(after.num_done, looks)}: {'; '.join([*named, going])}."
 
 
 def _position(num_done: int, looks: Sequence[int]) -> str:
