@@ -61,12 +61,14 @@ def format_p(p: float | None) -> str:
     return "<0.001" if p < 0.0005 else f"{p:.3f}"
 
 
-def points(fraction: float) -> str:
-    """Format a fraction as a number of points.
+def points(fraction: float, *, percent: bool = True) -> str:
+    """Format a fraction as a number of points, or another number as it is.
 
-    >>> points(0.01), points(0.005)
-    ('1 point', '0.5 points')
+    >>> points(0.01), points(0.005), points(0.005, percent=False)
+    ('1 point', '0.5 points', '0.005')
     """
+    if not percent:
+        return f"{fraction:g}"
     number = f"{100 * fraction:g}"
     return f"{number} point{'' if number == '1' else 's'}"
 

@@ -512,8 +512,9 @@ def _looks(study: StudyRecord, looks: Looks, rules: Sequential) -> list[str]:
         "decidable, which is not the same as no effect."
     )
     if study.margin is not None:
+        margin = points(study.margin, percent=study.tests_scores)
         lines.append(
-            f"No difference: all differences of a claim are smaller than {points(study.margin)}, "
+            f"No difference: all differences of a claim are smaller than {margin}, "
             "with their repeated intervals at the level of the claim."
         )
     lines.append(

@@ -192,8 +192,13 @@ def _file(path: Path) -> tuple[list[_Line], list[str], _Kind]:
         )
     head = text.lstrip().partition("\n")[0]
     delimiter = max(_DELIMITERS, key=head.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    table = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        table = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+    except csv.Error as error:
+        raise ValueError(
+            f"{printable(path)} is no CSV file: {error} in line {reader.line_num}. {_CORRECT}"
+        ) from error
     columns = [column.strip() for column in table[0][1]]
     repeated = [name for name, count in Counter(filter(None, columns)).items() if count > 1]
     if repeated:
@@ -264,7 +269,12 @@ def _folder(path: Path) -> tuple[list[_Line], list[str], _Kind]:
         head, provenance = (
             records.read(file.with_name(name)) for name in ("config.json", "provenance.json")
         )
-        config = head["config"]
+        config = head.get("config")
+        if not isinstance(config, Mapping):
+            raise ValueError(
+                f"{printable(file.with_name('config.json'))} has no config. Restore it, or leave "
+                "the folder out."
+            )
         texts = {name: _text(value) for name, value in _settings(config).items()}
         values = {
             name: "" if value is None or not math.isfinite(value) else repr(value)

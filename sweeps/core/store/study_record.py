@@ -171,6 +171,12 @@ class StudyRecord(StudyFile):
         """All trials, configuration by configuration."""
         return tuple(trial for trials in self.trials_by_cell for trial in trials)
 
+    @property
+    def tests_scores(self) -> bool:
+        """Whether the compared metrics are scores, whose differences are points."""
+        compared = {key for block in self.blocks for key in block.metrics}
+        return all(metric.percent for metric in self.metrics if metric.key in compared)
+
     def trials_of(self, row: PlannedRow) -> tuple[TrialRecord, ...]:
         """Return the trials that a row shows."""
         return self.trials_by_cell[row.cell]

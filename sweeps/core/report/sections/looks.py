@@ -152,7 +152,8 @@ def _comparison(study: StudyRecord, state: ComparisonState) -> tuple[TextCell, .
 
 def _outcome(study: StudyRecord, claim: ClaimState) -> str:
     if claim.outcome == "no difference" and study.margin is not None:
-        return f"no difference larger than {points(study.margin)}"
+        margin = points(study.margin, percent=study.tests_scores)
+        return f"no difference larger than {margin}"
     return _OUTCOMES.get(claim.outcome, claim.outcome)
 
 

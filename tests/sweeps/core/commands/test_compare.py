@@ -337,6 +337,12 @@ def test_no_difference_within_a_margin(tmp_path):
     assert "1 undecided." in compare(path).output
 
 
+def test_a_margin_of_another_number_is_not_in_points(tmp_path):
+    path = write(tmp_path / "a.csv", header="row,seed,fid")
+    text = " ".join(compare(path, "--looks", "3,5", "--margin", "2").output.split())
+    assert "all differences of a claim are smaller than 2, with" in text
+
+
 def test_more_seeds_are_refused_where_no_looks_were_recorded(tmp_path):
     path, out = tmp_path / "a.csv", tmp_path / "out"
     compare(write(path, seeds(3)), "--output", out)
@@ -413,6 +419,8 @@ def test_a_folder_of_other_files_is_not_written_to(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words", "message"),
     [
+        ('row,seed,miou\n"a,1,2\n', (), "is no CSV file: unexpected end of data in line 2"),
+        (f"row,seed,miou\na,1,{'2' * 200_000}\n", (), "is no CSV file: field larger than"),
         ("", (), "is empty: expected a header such as row,seed,miou"),
         ("row,seed,miou\n", (), "has a header and no training"),
         ("row,seed,seed\na,1,2\n", (), "has the column seed more than once"),
