@@ -16,29 +16,33 @@ from benchmarks.table import describe
 
 
 def benchmark(
-    *, times: int, device: str | None = "cpu", threads: bool = False
+    *, times: int | None, device: str | None = "cpu", threads: bool = False
 ) -> Callable[[Callable[..., dict[str, Any]]], click.Command]:
     """Make a command of a function that returns measured figures.
 
     Name and help of the command are the name and docstring of the function's module.
 
     Args:
-        times: Default of ``--times``, the number of timed runs.
+        times: Default of ``--times``, the number of timed runs; ``None`` for a benchmark without
+            this option.
         device: Default of ``--device``; ``None`` for a benchmark without this option.
         threads: Whether ``--threads`` sets the CPU threads of torch.
     """
     options = [
         click.option(
             "--out", type=click.Path(path_type=Path), help="Write the result here, as JSON."
-        ),
-        click.option(
-            "--times",
-            default=times,
-            show_default=True,
-            type=click.IntRange(1),
-            help="Timed runs of each.",
-        ),
+        )
     ]
+    if times is not None:
+        options.append(
+            click.option(
+                "--times",
+                default=times,
+                show_default=True,
+                type=click.IntRange(1),
+                help="Timed runs of each.",
+            )
+        )
     if threads:
         options.append(
             click.option(

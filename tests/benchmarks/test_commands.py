@@ -19,6 +19,7 @@ SMALL = {
     "ledger-rerun": "--trials 20 --seeds 2 --times 1",
     "overhead": "--times 1 --steps 1 --threads 1 --no-ray --no-voc",
     "report-scale": "--trials 2000 --times 1",
+    "sequential-seeds": "--studies 2 --case null",
     "step": "--size 48 --batch 2 --times 1 --threads 1",
 }
 
