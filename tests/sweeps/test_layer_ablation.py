@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from sweeps.core.plan import launch_options as options
+from sweeps.core.plan.probe import Cost, Phase
 from sweeps.core.run.driver import Driver
 from sweeps.layer_ablation import main
 
@@ -104,6 +105,50 @@ def test_other_data_are_other_trainings_and_the_same_data_elsewhere_are_the_same
     before = keys(first)
     assert not set(before) & set(keys(other))
     assert keys(first.rename(tmp_path / "moved")) == before
+
+
+def test_a_plan_of_the_papers_recipe_shows_three_seeds_and_what_looks_would_take(
+    tmp_path, voc, monkeypatch
+):
+    def probe(configs, *, num_threads):
+        # An hour a training, its start included, on two GPUs.
+        phases = [(Phase(0, config.num_steps, 3594 / config.num_steps),) for config in configs]
+        return tuple(
+            Cost(config, "NVIDIA A100", phase, 0.0, 6.0, 10**9, 10**9, 10**9)
+            for config, phase in zip(configs, phases, strict=True)
+        )
+
+    monkeypatch.setattr("sweeps.core.plan.plan_text.probe", probe)
+    # The network is built to check the sizes, which takes seconds.
+    monkeypatch.setattr("sweeps.core.plan.survey.check_sizes", lambda *_: None)
+    command = ["plan", "--recipe", "voc_deit_b", "--data", str(voc()), "--concurrent", "1"]
+    command += ["--gpus-per-trial", "2", "--storage", str(tmp_path / "results")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    # Four blocks and the A/A row, three seeds each: 15 hours on two GPUs.
+    assert any(line.startswith("15 trainings to run, 1 at once: about 15.0 h") for line in lines)
+    assert any(line.startswith("30.0 GPU hours") for line in lines)
+    place = next(n for n, line in enumerate(lines) if line.startswith("With --sequential instead"))
+    rows = [line.split("  ") for line in lines[place + 2 : place + 7]]
+    cells = [[text.strip() for text in row if text.strip()] for row in rows]
+    assert [row[0] for row in cells] == ["0 sd", "1 sd", "2 sd", "3 sd", "any, at most"]
+    # All rows with ten seeds, and the A/A row with three.
+    assert cells[-1][1:4] == ["43", "86.0", "43.0 h"]
+    assert all(float(row[3]) == pytest.approx(2 * int(row[2]), abs=1.1) for row in cells[:-1])
+    # With a budget the study is sequential itself.
+    result = CliRunner().invoke(main, [*command, "--budget-hours", "60"])
+    assert result.exit_code == 0, result.output
+    assert "15 trainings to run for the present look" in result.output
+    assert "If every open claim stays open up to the last look: 43 trainings" in result.output
+    # 15 and 23 trainings up to the first looks, at two hours each.
+    assert "The budget of 60 hours reaches look 2 of 4" in result.output
+    result = CliRunner().invoke(main, [*command, "--budget-hours", "29"])
+    assert result.exit_code == 1
+    assert "the budget is 29 hours. Give a larger --budget-hours." in result.output
+    result = CliRunner().invoke(main, [*command, "--budget-hours", "60", "--seeds", "0,1"])
+    assert result.exit_code == 2
+    assert "--seeds is a fixed list" in result.output
 
 
 def test_the_options_arrive(started, tmp_path, voc):

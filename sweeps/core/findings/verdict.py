@@ -23,8 +23,14 @@ from sweeps.core.findings.comparisons import Figures
 from sweeps.core.findings.confounders import is_run_only
 from sweeps.core.findings.evaluations import num_images
 from sweeps.core.findings.exit_status import CLEAN, CONTRADICTED, INCOMPLETE, ExitCode
-from sweeps.core.findings.looks import ClaimState, ComparisonState, why_not_tested
+from sweeps.core.findings.looks import (
+    ClaimState,
+    ComparisonState,
+    budget_stop,
+    why_not_tested,
+)
 from sweeps.core.statistics.paired import CONFIDENCE, Summary
+from sweeps.core.store.budget_record import BudgetStop
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
 
 Outcome = Literal[
@@ -139,7 +145,8 @@ def judge(study: StudyRecord, analysis: StudyAnalysis) -> Verdict:
     contradicted = any(claim.outcome == "contradicted" for claim in claims)
     code: ExitCode = INCOMPLETE if without_result else CONTRADICTED if contradicted else CLEAN
     differences = [state for state in analysis.looks.claims if state.claim.published is None]
-    sentence = _summarise(study, claims, differences, without_result)
+    stop = budget_stop(study, analysis.looks)
+    sentence = _summarise(study, claims, differences, without_result, stop)
     return Verdict(rows, claims, code, sentence)
 
 
@@ -354,7 +361,9 @@ class _Judge:
         name, sequential = state.claim.name, self.study.sequential
         cap = sequential.cap if sequential else state.n
         if state.outcome == "open":
-            sentence = f"{numbers}: open after {state.n} of at most {cap} seeds.{scope}"
+            stop = budget_stop(self.study, self.analysis.looks)
+            ended = f"; {stop.short}" if stop is not None else ""
+            sentence = f"{numbers}: open after {state.n} of at most {cap} seeds{ended}.{scope}"
             return ClaimVerdict("open", None, name, sentence)
         if state.outcome == "no difference" and self.study.margin is not None:
             margin = f"{100 * self.study.margin:g}"
@@ -427,6 +436,7 @@ def _summarise(
     claims: Sequence[ClaimVerdict],
     differences: Sequence[ClaimState],
     without_result: int,
+    stop: BudgetStop | None,
 ) -> str:
     sentences = []
     if claims:
@@ -441,6 +451,8 @@ def _summarise(
         outcomes = _counts(state.outcome for state in differences)
         plural = "" if len(differences) == 1 else "s"
         sentences.append(f"Of {len(differences)} tested difference{plural}: {outcomes}.")
+    if stop is not None:
+        sentences.append(stop.sentence)
     if without_result:
         have = "has" if without_result == 1 else "have"
         sentences.append(

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from sweeps.core.findings import verdict as verdicts
 from sweeps.core.findings.analysis import analyse
 from sweeps.core.findings.looks import needed_trials
 from sweeps.core.findings.verdict import judge
+from sweeps.core.store.budget_record import BudgetStop
 
 PAPER = Paper(
     source="A table",
@@ -303,6 +305,23 @@ def test_a_sequential_claim_before_its_first_look_and_between_two_is_open():
     found = looked(beside(-0.005, 0.01), beside(-0.27), finished=4)
     assert (found.claims[0].outcome, found.exit_code) == ("open", 4)
     assert "open after 3 of at most 10 seeds" in found.claims[0].sentence
+
+
+def test_a_study_that_its_budget_has_stopped_is_complete_and_its_claims_stay_open():
+    stop = BudgetStop(hours=10.0, look=1, used=6.0, needed=5.0)
+    found = looked(beside(-0.005, 0.01), beside(-0.27), finished=3, stopped=stop)
+    (claim,) = found.claims
+    assert (claim.outcome, found.exit_code) == ("open", 0)
+    end = "open after 3 of at most 10 seeds; stopped by the budget of 10 hours after look 1."
+    assert end in claim.sentence
+    assert found.sentence == f"Of 1 claim of the paper: 1 open. {stop.sentence}"
+    # A later look took place, or a driver runs: the stop no longer holds.
+    for fields in ({"stopped": dataclasses.replace(stop, look=2)}, {"running": True}):
+        later = looked(
+            beside(-0.005, 0.01), beside(-0.27), finished=3, **{"stopped": stop, **fields}
+        )
+        assert later.exit_code == 4
+        assert "budget" not in later.sentence + later.claims[0].sentence
 
 
 def test_a_sequential_claim_that_was_given_up_or_has_reached_the_cap_is_not_decidable():
