@@ -169,7 +169,7 @@ def describe(predicted: Forecast, start: datetime) -> tuple[str, ...]:
     spent += f", {predicted.money:.2f} at the given price" if predicted.money is not None else ""
     spent += f", {size(predicted.disk_bytes)} of disk" if predicted.disk_bytes is not None else ""
     spent += (
-        f", {size(predicted.memory_bytes)} of memory at once"
+        f", {size(predicted.memory_bytes)} of memory for the trials at once"
         if predicted.memory_bytes is not None
         else ""
     )

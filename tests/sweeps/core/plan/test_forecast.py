@@ -205,7 +205,7 @@ def test_the_sentences_say_when_it_will_be_done():
         "30 trainings to run, 1 at once: about 66 min (59 min to 72 min), done about 2026-02-01 "
         "00:35" in text
     )
-    assert "1.1 CPU hours, 600 MB of disk, 1.0 GB of memory at once." in text
+    assert "1.1 CPU hours, 600 MB of disk, 1.0 GB of memory for the trials at once." in text
     assert "30 from a probe" in text
 
 
