@@ -4,6 +4,7 @@ would obey.
 
 import errno
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import sweeps.__main__
 import toco.__main__
 from toco.command_line import Commands, errors_as_sentences, sentence_of
 from toco.config import Config
+from toco.own_modules import own_place
 
 ROOT = Path(__file__).parents[1]
 RED = "\x1b[31mred\x9b\u202e"
@@ -155,6 +157,9 @@ def test_the_traceback_of_an_expected_error_is_shown_when_asked_for(monkeypatch)
         "def fail():\n    raise ValueError('too small.')\nrun(click.Command('main', callback=fail))"
     )
     assert run(code) == (1, "", "Error: too small.\n")
+    for off in ("", "0"):
+        monkeypatch.setenv("TOCO_TRACEBACK", off)
+        assert run(code) == (1, "", "Error: too small.\n")
     monkeypatch.setenv("TOCO_TRACEBACK", "1")
     status, _, complaints = run(code)
     assert status == 1
@@ -280,8 +285,38 @@ def test_an_error_of_a_users_own_module_names_its_file_and_not_this_program(tmp_
     status, _, complaints = run(code % "fail")
     assert status == 1
     assert complaints.startswith(
-        f"Error: KeyError: 'gamma'. It was raised in {module}, line 5, which is no part of this "
+        f"Error: KeyError: 'gamma'. It comes from {module}, line 5, which is no part of this "
         f"program.\n"
     )
     # What a library raises is the fault of whoever called it.
-    assert f"It was raised in {module}, line 9," in run(code % "misuse")[2]
+    assert f"It comes from {module}, line 9," in run(code % "misuse")[2]
+
+
+def test_a_script_of_this_project_is_no_code_of_the_user():
+    script = ROOT / "sweeps" / "table5.py"
+    namespace = {"__name__": "__main__"}
+    exec(compile("def fail():\n    return {}['gamma']\n", script, "exec"), namespace)  # noqa: S102
+    with pytest.raises(KeyError) as caught:
+        namespace["fail"]()
+    assert own_place(caught.value, {"sweeps", "__main__"}) is None
+
+
+def test_a_users_own_script_is_told_apart_from_this_program(tmp_path):
+    script = tmp_path / "own_study.py"
+    script.write_text(
+        "import click\nfrom toco.command_line import run\n\n\ndef fail():\n"
+        "    return {}['gamma']\n\n\nrun(click.Command('main', callback=fail))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f"Error: KeyError: 'gamma'. It comes from {script}, line 6, which is no part of this "
+        "program.\n"
+    )

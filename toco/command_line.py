@@ -1,17 +1,18 @@
-"""Entry point and conventions of all command lines.
+"""Entry point and conventions of the project's command lines.
 
 These are ``toco``, ``sweeps``, studies, ``benchmarks`` and ``cluster``. :func:`run` is the entry
 point of each, and :class:`Commands` the base of their groups. The conventions:
 
 - An error that the user can fix is one sentence on standard error, with exit status 1; wrong usage
   has status 2.
-- An unexpected error is a fault of this program: a sentence that says so, the traceback, status 1.
-  ``TOCO_TRACEBACK=1`` also shows the traceback of all other errors.
+- An unexpected error is a sentence that says whether this program or the user's own code is at
+  fault, then the traceback; status 1.
+- ``TOCO_TRACEBACK=1`` also shows the traceback of an error that became a sentence.
 - Ctrl-C ends a command with one line and status 130, SIGTERM with 143; the ``run`` of a study ends
   with 130 after both. Both wait for a running import to end.
 - When the reader of a pipe closes it, the command ends silently with status 141.
-- ``-h`` is ``--help`` everywhere. Unprintable characters, as in names of files, are printed
-  escaped.
+- ``-h`` is ``--help``. Unprintable characters, as in names of files, are printed escaped, except
+  in progress bars.
 """
 
 from __future__ import annotations
@@ -38,14 +39,17 @@ from toco.own_modules import own_place
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 """Settings of click's context for the outermost command of a command line."""
 TRACEBACK = "TOCO_TRACEBACK"
-"""Environment variable that also shows the traceback of expected errors."""
+"""Environment variable that also shows the traceback of expected errors; 0 or empty is off."""
 
 _PROJECT_PACKAGES = frozenset({"toco", "sweeps", "benchmarks", "cluster", "__main__"})
 _LINE_CHARACTERS = "\n\t"
 
 
 class Stopped(click.ClickException):
-    """A signal ended the command; the message says what remains of the work."""
+    """A signal, or the end of input at a question, ended the command.
+
+    The message may say what remains of the work.
+    """
 
     def __init__(self, message: str = "Stopped.") -> None:
         super().__init__(message)
@@ -84,6 +88,7 @@ def errors_as_sentences() -> Iterator[None]:
 def sentence_of(error: Exception) -> str | None:
     """Return the sentence for an expected error; ``None`` for an unexpected one."""
     root = type(error).__module__.partition(".")[0]
+    # By name, because the class of a GPU's error would need an import of torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
             f"There is not enough memory: {error}. Take smaller images, batches or crops, or fewer "
@@ -143,7 +148,7 @@ def _run(command: click.Command, prog_name: str | None) -> int:
     except click.Abort:  # the end of input where a question was asked
         return _show(Stopped())
     except click.ClickException as error:
-        if os.environ.get(TRACEBACK) and error.__cause__ is not None:
+        if os.environ.get(TRACEBACK, "") not in ("", "0") and error.__cause__ is not None:
             traceback.print_exception(error.__cause__)
         return _show(error)
     except BrokenPipeError as error:
@@ -175,7 +180,7 @@ def _show_fault(error: Exception) -> int:
             "This is a fault of this program, not of its use. Please report it with what follows."
         )
     else:
-        origin = f"It was raised in {place}, which is no part of this program."
+        origin = f"It comes from {place}, which is no part of this program."
     _print_error(f"Error: {description}. {origin}")
     _print_error("".join(traceback.format_exception(error)))
     return 1
@@ -187,7 +192,7 @@ def _print_error(text: str) -> None:
 
 
 def _end_of_pipe(error: BrokenPipeError) -> int:
-    """End silently where standard output is closed; show an error where another pipe is."""
+    """End silently if the reader of standard output is gone; show an error of another pipe."""
     pipe = select.poll()
     pipe.register(sys.stdout, 0)
     if any(events & (select.POLLERR | select.POLLHUP) for _, events in pipe.poll(0)):
@@ -213,7 +218,7 @@ def _raising_package(error: BaseException) -> str:
 
 
 def _escape_messages() -> None:
-    """Escape unprintable characters in all later output, warnings and log messages."""
+    """Escape unprintable characters in standard output, warnings and logs without a handler."""
     if type(sys.stdout) is io.TextIOWrapper:
         plain_stream = sys.stdout
         plain_stream.flush()
@@ -235,7 +240,7 @@ def _escape_messages() -> None:
 
 
 class _TerminalText(io.StringIO):
-    """Text that claims to be a terminal: click keeps colours, which are shown escaped."""
+    """Text that click takes for a terminal, so that colours in a message are shown escaped."""
 
     def isatty(self) -> bool:
         return True

@@ -83,18 +83,29 @@ def own_place(error: BaseException, project_packages: Collection[str]) -> str | 
     Args:
         error: The error.
         project_packages: Top-level packages of this project. If one of them was called later than
-            the user's code, the error counts as this project's.
+            the user's code, the error counts as this project's. ``__main__`` may be one: a script
+            counts as the user's own if its file lies in the folder of no package.
 
     Returns:
         File and line as text; ``None`` where the error is not of the user's code.
     """
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = Path(frame.f_code.co_filename)
-        if str(frame.f_globals.get("__name__")).partition(".")[0] in project_packages:
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        is_script = package == "__main__" and file.is_file()
+        if is_script and not _is_within(file, project_packages):
+            package = ""
+        if package in project_packages:
             return None
         if file.is_file() and not is_installed(file):
             return f"{file}, line {line}"
     return None
+
+
+def _is_within(file: Path, project_packages: Collection[str]) -> bool:
+    """Whether a file lies in the folder of one of this project's packages."""
+    root = Path(__file__).resolve().parents[1]
+    return any(file.resolve().is_relative_to(root / package) for package in project_packages)
 
 
 def place_in(error: BaseException, modules: Collection[str]) -> str | None:
