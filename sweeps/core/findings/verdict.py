@@ -29,7 +29,7 @@ from sweeps.core.findings.looks import (
     budget_stop,
     why_not_tested,
 )
-from sweeps.core.statistics.paired import CONFIDENCE, Summary
+from sweeps.core.statistics.paired import CONFIDENCE
 from sweeps.core.store.budget_record import BudgetStop
 from sweeps.core.store.study_record import StudyRecord, TrialRecord
 
@@ -37,6 +37,7 @@ Outcome = Literal[
     "reproduced",
     "direction confirmed",
     "off",
+    "too few seeds",
     "not confirmed",
     "underpowered",
     "contradicted",
@@ -72,7 +73,7 @@ class _Judgement:
 class RowVerdict(_Judgement):
     """Outcome for one published number.
 
-    It is ``reproduced``, ``off``, ``not tested at this scale`` or ``no result``.
+    It is ``reproduced``, ``off``, ``too few seeds``, ``not tested at this scale`` or ``no result``.
 
     Attributes:
         row: Number of our row.
@@ -89,9 +90,10 @@ class ClaimVerdict(_Judgement):
 
     ``direction confirmed`` is the best outcome in a setting other than the paper's. ``not
     confirmed`` means that the study could have shown its smallest effect, and did not.
-    ``underpowered`` and ``not confirmed`` are outcomes of fixed lists of seeds. A claim of a
-    sequential study can end with ``no difference`` (within its margin) or ``not decidable`` (given
-    up, or the cap was reached) instead; ``open`` claims wait for more seeds.
+    ``underpowered`` means that it could not, or that a study which asks for directions has a
+    significant difference in the opposite direction. Both are outcomes of fixed lists of seeds. A
+    claim of a sequential study can end with ``no difference`` (within its margin) or ``not
+    decidable`` (given up, or the cap was reached) instead; ``open`` claims wait for more seeds.
 
     Attributes:
         name: Name of the claim.
@@ -120,13 +122,13 @@ class Verdict:
 
 
 _FEWEST_SEEDS = 3
-"""With fewer seeds, the interval for one more seed contains nearly every number."""
+"""With fewer seeds no published number is judged: the interval would contain nearly all."""
 
 
 def judge(study: StudyRecord, analysis: StudyAnalysis) -> Verdict:
     """Compare a study with the paper.
 
-    A study without a paper gets an exit code only.
+    Without a paper there are no outcomes, only the exit code and the summary.
     """
     rows = tuple(
         _row(study, analysis, row, key, published)
@@ -178,8 +180,8 @@ def _changed(study: StudyRecord) -> list[str]:
     return sorted(
         path
         for path, value in study.changes.items()
-        # A file of the weights that the recipe would load itself; without any it is another
-        # setting.
+        # A path holds the weights that the recipe would load itself; None means random weights,
+        # which is another setting.
         if not (path == "backbone.weights" and value is not None) and not is_run_only(config, path)
     )
 
@@ -192,21 +194,18 @@ def _row(
         return RowVerdict("no result", None, row.number, key)
     if paper is None or not same_setting(study, paper):
         return RowVerdict("not tested at this scale", None, row.number, key)
-    off_by, half = summary.mean - published, _half_width_for_next_seed(summary)
-    if half is not None and abs(off_by) <= half:
+    if summary.n < _FEWEST_SEEDS or summary.sd is None:
+        return RowVerdict("too few seeds", None, row.number, key)
+    off_by, half = summary.mean - published, _half_width_for_next_seed(summary.n, summary.sd)
+    # Without spread, only an equal number lies in the interval; the mean may be rounded.
+    if abs(off_by) <= half or math.isclose(summary.mean, published):
         return RowVerdict("reproduced", None, row.number, key)
     return RowVerdict("off", off_by, row.number, key)
 
 
-def _half_width_for_next_seed(summary: Summary) -> float | None:
-    """Half width of the interval for one more seed; ``None`` if unknown."""
-    if summary.n < _FEWEST_SEEDS or not summary.sd:
-        return None
-    return (
-        float(special.stdtrit(summary.n - 1, (1 + CONFIDENCE) / 2))
-        * summary.sd
-        * math.sqrt(1 + 1 / summary.n)
-    )
+def _half_width_for_next_seed(n: int, sd: float) -> float:
+    """Half width of the interval for one more seed, from ``n`` seeds with deviation ``sd``."""
+    return float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * sd * math.sqrt(1 + 1 / n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +307,7 @@ class _Judge:
         if short:
             off_by = min(item.advantage for item in short) - published
             sentence = (
-                f"{numbers}: as claimed, but less than the paper's at least {claim.by:g} points."
+                f"{numbers}: as claimed, but smaller: the paper has at least {claim.by:g} points."
             )
             return ClaimVerdict("off", off_by, claim.name, sentence)
         return ClaimVerdict(
@@ -337,7 +336,7 @@ class _Judge:
             return ClaimVerdict("underpowered", None, claim.name, sentence)
         smallest = _points(self.study.smallest_effect)
         sentence = (
-            f"{numbers}: no difference, in a study that would have shown one of {smallest} points."
+            f"{numbers}: not significant, in a study with the power to show {smallest} points."
             f"{scope}"
         )
         if not self.same:

@@ -68,11 +68,21 @@ def test_published_numbers_are_held_against_one_more_seed_of_ours():
         assert verdict({"#10": BASE}, paper=paper, **OURS).rows[0].outcome == outcome
 
 
-def test_two_seeds_reproduce_no_number():
-    found = verdict(
-        {"#10": [0.6, 0.8]}, paper=Paper("", "", (PaperRow("#10", {M: 0.705}),)), **OURS
-    )
-    assert found.rows[0].text == "off by -0.5"
+@pytest.mark.parametrize(
+    ("values", "outcome"),
+    [
+        ([0.705], "too few seeds"),
+        ([0.705, 0.705], "too few seeds"),
+        ([0.6, 0.8], "too few seeds"),
+        ([0.705] * 3, "reproduced"),
+        ([0.7] * 3, "off by -0.5"),
+    ],
+)
+def test_fewer_than_three_seeds_judge_no_number_and_without_spread_it_has_to_be_equal(
+    values, outcome
+):
+    paper = Paper("", "", (PaperRow("#10", {M: 0.705}),))
+    assert verdict({"#10": values}, paper=paper, **OURS).rows[0].text == outcome
 
 
 @pytest.mark.parametrize(
@@ -142,7 +152,9 @@ def test_a_claim_that_chance_may_have_made_is_underpowered():
 
 def test_a_study_that_could_have_seen_a_difference_and_did_not_confirms_nothing():
     values = {"#10": BASE, "#8": above(-0.0005), "#11": above(-0.2)}
-    assert claim(values, smallest_effect=0.02).outcome == "not confirmed"
+    other_setting = claim(values, smallest_effect=0.02)
+    assert other_setting.outcome == "not confirmed"
+    assert "not significant, in a study with the power to show 2.0" in other_setting.sentence
     found = claim(values, smallest_effect=0.02, **OURS)
     assert (found.outcome, found.off_by) == ("off", pytest.approx(0.0005 - 0.07))
 
