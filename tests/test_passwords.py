@@ -21,7 +21,9 @@ def test_the_recorded_command_has_no_password(monkeypatch):
     )
     recorded = provenance(torch.device("cpu"), Inputs("train", "val", None))["command"]
     assert recorded == [
-        "__main__.py",
+        "python",
+        "-m",
+        "sweeps",
         "run",
         "table5",
         "--tracking-uri",

@@ -29,7 +29,10 @@ _COMMAND: ContextVar[tuple[str, ...] | None] = ContextVar("command", default=Non
 
 @contextmanager
 def recording_command(command: Sequence[str] | None) -> Iterator[None]:
-    """Record ``command`` as the command of runs in the block; ``None``: this process's own."""
+    """Record ``command`` as the command of runs in the block; ``None``: this process's own.
+
+    A worker of a study sets the command of the driver.
+    """
     token = _COMMAND.set(None if command is None else tuple(command))
     try:
         yield
@@ -39,7 +42,11 @@ def recording_command(command: Sequence[str] | None) -> Iterator[None]:
 
 def own_command() -> tuple[str, ...]:
     """Return this process's command line, without its program's folder and without passwords."""
-    return (Path(sys.argv[0]).name, *map(public_uri, sys.argv[1:]))
+    program = Path(sys.argv[0])
+    # The file that ``python -m PACKAGE`` runs says nothing without its package.
+    is_package = program.name == "__main__.py" and program.parent.name
+    words = ("python", "-m", program.parent.name) if is_package else (program.name,)
+    return (*words, *map(public_uri, sys.argv[1:]))
 
 
 def own_code(config: RunConfig) -> dict[str, str]:
@@ -72,9 +79,9 @@ def provenance(device: torch.device, inputs: Inputs) -> dict[str, Any]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """Return the commit of this package's source tree, and whether it has uncommitted changes.
+    """Return the commit of this package's source tree, and whether tracked files differ from it.
 
-    Both are ``None`` where the package is no part of a repository.
+    Both are ``None`` where the package is no part of a repository, or where there is no git.
     """
     source = Path(toco.__file__).parent
     git = shutil.which("git")

@@ -248,6 +248,11 @@ def test_the_command_is_recorded_without_passwords(monkeypatch):
     assert own_command() == ("table5.py", "--tracking-uri", "http://host/x", "--seeds", "0")
 
 
+def test_the_command_of_a_package_can_be_repeated(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/repository/toco/__main__.py", "train", "shapes_nano"])
+    assert own_command() == ("python", "-m", "toco", "train", "shapes_nano")
+
+
 def recorded(config, run_dir, **_):
     run_dir.mkdir()
     inputs = Inputs("train", "val", None)
