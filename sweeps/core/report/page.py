@@ -339,7 +339,10 @@ def _shared_config(study: StudyRecord) -> list[tuple[str, str]]:
     entry = next((trial.entry for trial in study.trials if trial.entry), None)
     varied = {path for cell in study.cells for path in cell.changes} | NEVER_SHARED
     leaves = {} if entry is None else flatten(entry.config)
-    return [(path, "varies" if path in varied else _value_text(leaves, path)) for path in leaves]
+    return [
+        (path, "varies" if path in varied else public_text(json.dumps(leaves[path])))
+        for path in leaves
+    ]
 
 
 def _row_details(study: StudyRecord, table: StudyTable, logs: bool) -> dict[int, dict[str, Any]]:
@@ -449,20 +452,22 @@ def _changes(
     Each is a list of path, value in the base or in the recipe, value in the row.
     """
     config, base_config = _resolved(study, row), {} if row.versus is None else bases[row.versus]
+    absent = "no such field"
     if not config or not base_config:
+        absent = "as the recipe has it"
         config = study.changes_of(row)
         base_config = {} if row.versus is None else study.changes_of(study.rows[row.versus])
     return [
-        [path, _value_text(base_config, path), _value_text(config, path)]
+        [path, _value_text(base_config, path, absent), _value_text(config, path, absent)]
         for path in {**base_config, **config}
         if path not in NEVER_SHARED
         and (path not in base_config or path not in config or base_config[path] != config[path])
     ]
 
 
-def _value_text(config: Mapping[str, Any], path: str) -> str:
-    """Return the value of a config's field as JSON, without passwords in addresses."""
-    return public_text(json.dumps(config[path])) if path in config else "as the recipe has it"
+def _value_text(config: Mapping[str, Any], path: str, absent: str) -> str:
+    """Return the value of a config's field as JSON, without passwords; ``absent`` without one."""
+    return public_text(json.dumps(config[path])) if path in config else absent
 
 
 def _resolved(study: StudyRecord, row: PlannedRow) -> Mapping[str, Any]:

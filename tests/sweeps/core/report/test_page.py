@@ -201,6 +201,15 @@ def test_a_base_shows_what_it_changes_in_the_recipe(tmp_path):
     assert found[1]["config"] == [[FACTOR, "0", "1"]]
 
 
+def test_a_field_that_only_one_config_has_is_no_value_of_the_recipe(tmp_path):
+    study = make_study({"#10": (0.6,), "#8": (0.5,)}, path=tmp_path / "fake-01234567")
+    for trial in study.trials_of(study.rows[1]):
+        trial.entry.config["method"] = {"own_setting": 3}
+    changes = details(made(study))[1]["config"]
+    assert ["method.own_setting", "no such field", "3"] in changes
+    assert "as the recipe has it" not in str(changes)
+
+
 def test_a_study_that_runs_is_a_dashboard(tmp_path):
     states = {
         ("#8", 0): "failed",
