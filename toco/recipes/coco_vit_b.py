@@ -29,11 +29,12 @@ from toco.train.run_config import OptimConfig, RunConfig
 
 
 def recipe() -> RunConfig:
-    """The official values, except for two corrected quirks.
+    """The official values, except for two corrected quirks and the filter of the energy.
 
-    Both corrections are defaults, which no line below sets: ``aligned`` of views.view_geometry and
-    ``scaled`` of method.token_box. For the official behaviour, set both to ``official``. Below,
-    ``toco`` is the module of the method.
+    All three are defaults, which no line below sets. The corrections are ``aligned`` of
+    views.view_geometry and ``scaled`` of method.token_box; ``official`` undoes each. The official
+    filter is the lattice. ``auto`` of method.dense_energy.filter_name is exact on CUDA; for the
+    official filter, set it to ``lattice``. Below, ``toco`` is the module of the method.
     """
     return RunConfig(
         data=coco.Config(val_list="val_part"),

@@ -27,11 +27,12 @@ from toco.train.run_config import OptimConfig, RunConfig
 
 
 def recipe() -> RunConfig:
-    """The official values, except for two corrected quirks.
+    """The official values, except for two corrected quirks and the filter of the energy.
 
-    Both corrections are defaults, which no line below sets: ``aligned`` of views.view_geometry and
-    ``scaled`` of method.token_box. For the official behaviour, set both to ``official``. Below,
-    ``toco`` is the module of the method.
+    All three are defaults, which no line below sets. The corrections are ``aligned`` of
+    views.view_geometry and ``scaled`` of method.token_box; ``official`` undoes each. The official
+    filter is the lattice. ``auto`` of method.dense_energy.filter_name is exact on CUDA; for the
+    official filter, set it to ``lattice``. Below, ``toco`` is the module of the method.
     """
     return RunConfig(
         # The decoded images, 6 GB, are written to a file once and read by all trainings of a node.
@@ -70,6 +71,7 @@ def recipe() -> RunConfig:
         evaluate=EvaluateConfig(
             size_px=448, cam_scales=(1.0, 0.5, 1.5), cam_flip=True, background_threshold=0.5
         ),
+        # The scales are in the order of the official script.
         inference=InferenceConfig(
             scales=(1.0, 1.5, 1.25), flip=True, merge_flips="sum", merge_scales="max"
         ),
