@@ -26,11 +26,11 @@ PLACE = "place"
 """Key in ``json_schema_extra`` of a text field that may be a path; lists words that are no paths.
 
 A digest contains the name of the file and not its folder, so that moving a file changes no digest.
-A digest of its own records the content of the file.
+The content of the file has a digest of its own.
 """
 
 MAX_SEED = 2**32
-"""Seeds of runs are below this number, as NumPy's generators need."""
+"""Seeds of runs are below this number, because a larger one is two words of a SeedSequence."""
 
 
 class Config(BaseModel):
@@ -319,7 +319,7 @@ def _parse(value: Any, annotation: Any, path: str) -> Any:  # noqa: ANN401 - any
 
 
 def _members(annotation: Any) -> set[type]:  # noqa: ANN401 - an annotation
-    """List the types that a field takes; ``str`` stands for paths and words of a ``Literal``."""
+    """Return the types that a field takes: ``str`` for a path, those of the words of a Literal."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _members(get_args(annotation)[0])

@@ -15,7 +15,7 @@ from toco.tensors import StepOutput
 from toco.train import distributed
 
 _LAG_STEPS = 4
-"""The host reads the values of a GPU's step this many steps later, so the GPU always has work."""
+"""The host reads the values of a GPU's step this many steps later, so that the GPU has work."""
 
 
 class DivergedError(RuntimeError):
@@ -51,8 +51,8 @@ class _Pending:
 class Averages:
     """Means over the steps between two training rows, with a check that they are finite.
 
-    On a CPU the values of a step are read at the next step, on a GPU a few steps later. The GPU
-    therefore never waits for the host.
+    On a CPU the values of a step are read at the next step, on a GPU a few steps later. The host
+    therefore waits for the GPU's newest step only at training rows, evaluations and checkpoints.
 
     Attributes:
         stop_was_set: Whether any rank had been asked to stop, as of the last step that was read.
@@ -113,7 +113,7 @@ class Averages:
         ]
         if faults:
             raise DivergedError(
-                f"At step {pending.step}, {' and '.join(faults)}. The last checkpoint is from "
+                f"At step {pending.step}, {' and '.join(faults)}. Any checkpoint is from "
                 "before it; try a lower optim.lr."
             )
         for name, value in named_values:

@@ -1,4 +1,4 @@
-"""AdamW in the official four groups, and the learning-rate schedule."""
+"""AdamW over the parameter groups of a method, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from toco.train.run_config import OptimConfig
 
 HEAD_GROUPS = frozenset({"heads", "decoder"})
-"""Parameter groups that start from random weights, at ``head_lr_multiplier`` times the rate."""
+"""Groups of new parameters, whose learning rate is ``head_lr_multiplier`` times ``lr``."""
 
 
 def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
@@ -61,8 +61,8 @@ def set_lr(
 def fill_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Set missing gradients to zero.
 
-    Weights then decay, and step counts advance, as in the official code. This code does not compute
-    a term before its first step. The official code computes the term and multiplies it by zero.
+    AdamW then decays these weights and counts the step, as in the official code. The official code
+    computes a term before its first step and multiplies it by zero; this code skips the term.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:

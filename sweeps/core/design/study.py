@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from toco.train.run_config import RunConfig
 
 TRAIN = "toco.train.loop:train"
+"""The training function of a study that names none; it alone is known to share prefixes."""
 BASE_AGAIN = "base again (A/A)"
 
 

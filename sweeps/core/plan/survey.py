@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from sweeps.core.store.search_record import SearchRecord
 
 _KEPT_CHECKPOINTS = 1
-"""Checkpoints in the run folder of a training.
+"""Number of checkpoints that the run folder of a finished training holds.
 
-A snapshot has only the newest, see ``sweeps.core.run.worker``.
+A worker reports only the newest, see ``sweeps.core.run.worker``.
 """
 
 
@@ -57,7 +57,7 @@ class Task:
         source: Key of the trial whose training is evaluated again; ``None`` for a training.
         way: How that training is evaluated again.
         prefix_shared: Whether other tasks have the same first steps, so that trainings that start
-            after the snapshot is stored begin from it; see :mod:`toco.train.fork`.
+            after the prefix snapshot is stored begin from it; see :mod:`toco.train.fork`.
     """
 
     name: str
@@ -314,7 +314,7 @@ class Situation(_Planned):
         configs = {task.cell: task.config for task in self.missing()}
         check_sizes(configs.values(), study.recipe, study.train)
 
-    def mark_finished(self) -> None:
+    def restore_markers(self) -> None:
         """Write again the lost files that lead from a training to its finished trials."""
         finished = self.ledger.finished_keys(self.keys)
         for identity in self.identities:
@@ -349,6 +349,7 @@ class Situation(_Planned):
         return -newest_step(self.ledger.run_dir(member.key)), 0 if member.cell in bases else 1
 
     def _with_prefixes(self, tasks: list[Task]) -> list[Task]:
+        # A study's own training function may not know of prefixes.
         if self.plan.study.train != TRAIN:
             return tasks
         digests = {}

@@ -1,9 +1,9 @@
-"""Sections of a report: each is one analysis in one file of ``sections/``.
+"""Sections of a report: each is one analysis, in a file of ``sections/``.
 
 A section gives a card, or the reason why it has none.
 
-The report is the ordered list ``sweeps.core.report.sections.SECTIONS``. The page, Markdown, LaTeX,
-the terminal and the archive loop over it.
+``sweeps.core.report.sections.SECTIONS`` lists the sections in their order. The page, Markdown,
+LaTeX, the terminal and the archive loop over it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,12 @@ class Source:
 
 
 def common_seeds(source: Source) -> str:
-    """Return the sentence that a section of a sequential study uses the seeds of all rows."""
+    """Return the sentence on the common seeds, to which a sequential study limits a section."""
     if source.study.sequential is None:
         return ""
-    return f" Only the first {source.analysis.looks.common} seeds are used, which all rows have."
+    number = source.analysis.looks.common
+    seeds = "seed is" if number == 1 else f"{number} seeds are"
+    return f" Only the first {seeds} used, which all rows but the A/A row have."
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,9 @@ class Section:
         show: Function that makes the card, or returns the reason why there is none: a phrase
             without a full stop, or empty if the section does not concern such a study.
         template: HTML template of the section.
-        text: Place of the section's grids in Markdown, LaTeX and the terminal. ``body`` is after
-            the rows; ``appendix`` exists in Markdown only. Empty means nowhere, because the table
-            has these numbers already.
+        text: Place of the section's grids in the text formats. ``body`` is after the rows, in all
+            of them; ``appendix`` is in Markdown only. Empty means nowhere: the section has no
+            grids, or the table has their numbers already.
     """
 
     name: str

@@ -68,7 +68,7 @@ def run_study(study: Study | SearchStudy, launch: Launch, connect: Connect = con
     situation.check()
     with Leases(launch.storage, f"the {situation.kind} {study.name}") as leases:
         if isinstance(situation, Situation):
-            situation.mark_finished()
+            situation.restore_markers()
         else:
             situation.claim(leases)
         outlook = look_ahead(situation, launch, refuse=True)

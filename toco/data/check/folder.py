@@ -18,8 +18,8 @@ def check_folder(
 ) -> Report:
     """Decode every image and mask of both lists of a VOC-shaped folder and report all faults.
 
-    Unlike :func:`check_splits`, which needs opened splits, it continues after faults of the lists,
-    the classes and the labels.
+    :func:`check_splits` needs splits that open. This also checks folders with faults in the lists,
+    the classes or the labels.
 
     Args:
         config: Configuration of the folder.
@@ -60,6 +60,7 @@ def check_folder(
             layout,
             _with_one_image(layout, names, list_name, report),
             class_names,
+            # Needs no file of labels; without labels, none are read.
             config.labels if has_labels else "masks",
             config,
             allow_empty_labels=allow_empty_labels,
@@ -72,8 +73,8 @@ def check_folder(
         train=open_list(train_names, config.train_list, config.allow_empty_labels),
         val=open_list(val_names, config.val_list, True),
         report=report,
-        # Without classes every id of a mask would be out of range: one fault is enough, instead of
-        # one per image.
+        # Without classes the id of every object would be out of range: one fault is enough,
+        # instead of one per image.
         has_masks=bool(class_names),
         has_labels=has_labels,
         masks_are_labels=config.labels == "masks",
@@ -83,7 +84,7 @@ def check_folder(
 
 
 def _names_of_list(layout: Layout, list_name: str, report: Report) -> tuple[str, ...]:
-    """Return the usable names of a list, without duplicates; report its other lines as faults."""
+    """Return the usable names of a list, without duplicates; report its other lines."""
     path = layout.list_path(list_name)
     try:
         lines = list_lines(path)
