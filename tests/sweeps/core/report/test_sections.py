@@ -3,11 +3,14 @@ another change.
 """
 
 import re
+from types import SimpleNamespace
+
+import pytest
 
 from sweeps.core.report.bundle import bundle_files
 from sweeps.core.report.page import page
 from sweeps.core.report.report import make_report
-from sweeps.core.report.section import Card, Section, Source
+from sweeps.core.report.section import Card, Section, Source, common_seeds
 from sweeps.core.report.sections import SECTIONS
 from sweeps.core.report.text_grid import TextColumn, TextGrid, make_cells
 from tests.sweeps.core.records import make_study
@@ -67,3 +70,14 @@ def test_a_section_that_does_not_apply_says_why():
 def test_sections_have_names_of_their_own():
     names = [section.name for section in SECTIONS]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("common", "seeds"), [(1, "seed is"), (3, "3 seeds are")])
+def test_the_sentence_on_common_seeds_leaves_out_the_base_again(common, seeds):
+    source = SimpleNamespace(
+        study=SimpleNamespace(sequential="a plan"),
+        analysis=SimpleNamespace(looks=SimpleNamespace(common=common)),
+    )
+    assert common_seeds(source) == (
+        f" Only the first {seeds} used, which all rows but the A/A row have."
+    )
