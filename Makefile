@@ -59,7 +59,7 @@ test: $(STAMP)  ## everything that CI runs: lint, types, import contracts, all t
 test-kill: $(STAMP)  ## the long kill test: ten kills of workers, drivers and heads, at most half an hour
 	TOCO_KILLS=10 $(VENV)/bin/pytest tests/sweeps/test_kill.py --timeout 1800
 
-simulate: $(STAMP)  ## error, power and trainings of sequential studies: 20,000 studies a case, two hours on one core
+simulate: $(STAMP)  ## error, power and trainings of sequential studies: 20,000 studies a case, three hours on one core
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks sequential-seeds --studies 20000 --out benchmarks/results/sequential_seeds.json
 
 pictures: reproduce-table5  ## the README's pictures, from Table 5 and two more trainings
