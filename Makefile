@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # Exit status 3 says that a claim of the paper is contradicted: a result, and no failure of ours.
-reproduce-table5: $(STAMP)  ## all of Table 5: ten configurations, three seeds, an A/A row, verdict and report. RECIPE= DATA= WEIGHTS= GPUS= for the paper's own setting
+reproduce-table5: $(STAMP)  ## all of Table 5: ten configurations, seeds added until the claims are decided, an A/A row, verdict and report. RECIPE= DATA= WEIGHTS= GPUS= for the paper's own setting
 	$(RUN) -m sweeps run table5 --storage $(call quoted,$(RESULTS)) --tracking-uri $(call quoted,$(STORE)) \
 		$(if $(RECIPE),--recipe $(call quoted,$(RECIPE))) $(if $(DATA),--data $(call quoted,$(DATA))) \
 		$(if $(WEIGHTS),--weights $(call quoted,$(WEIGHTS))) $(if $(GPUS),--gpus-per-trial 1 --concurrent $(call quoted,$(GPUS))) || [ $$? -eq 3 ]
