@@ -1,4 +1,4 @@
-"""What looks have decided, in words, for the progress of a run and for ``status``."""
+"""What looks have decided, as text, for the progress of a run and for ``status``."""
 
 from __future__ import annotations
 

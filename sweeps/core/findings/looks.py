@@ -400,8 +400,8 @@ class _Replay:
             [self._value(cell, replicate, comparison.metric) for replicate in range(n)]
             for cell in self._cells(comparison)
         )
-        known = [value for value in (*row, *base) if value is not None]
-        if len(known) < 2 * n:
+        values = [value for value in (*row, *base) if value is not None]
+        if len(values) < 2 * n:
             return None
         return paired(
             {place: value for place, value in enumerate(row) if value is not None},
@@ -429,12 +429,12 @@ class _Replay:
         return sum(not self._is_rejected(p) for p in self._corrected)
 
     def _state(self, num_done: int, counts: Sequence[int], following: Sequence[int]) -> Looks:
-        again = {row.cell for row in self._tests.rows if row.role == "a/a"}
+        repeated_cells = {row.cell for row in self._tests.rows if row.role == "a/a"}
         return Looks(
             tuple(self._claim_state(number, num_done) for number in range(len(self._claims))),
             num_done,
             tuple(counts),
-            min((n for cell, n in enumerate(counts) if cell not in again), default=0),
+            min((n for cell, n in enumerate(counts) if cell not in repeated_cells), default=0),
             tuple(following),
         )
 

@@ -125,14 +125,14 @@ def expect(tests: Tests, effects: Mapping[Place, float], costs: Costs) -> Expect
             error = statistics.stdev(counts) / math.sqrt(len(counts))
             if error <= PRECISION * statistics.fmean(counts) or len(ran) >= MAX_STUDIES:
                 break
-    known = costs.training_s is not None
+    has_cost = costs.training_s is not None
     return Expected(
         statistics.fmean(shown),
         Course(
             statistics.fmean(counts),
             statistics.fmean(each.wasted for each in ran),
-            statistics.fmean(each.training_s or 0.0 for each in ran) if known else None,
-            statistics.fmean(each.wall_s or 0.0 for each in ran) if known else None,
+            statistics.fmean(each.training_s or 0.0 for each in ran) if has_cost else None,
+            statistics.fmean(each.wall_s or 0.0 for each in ran) if has_cost else None,
         ),
         error,
         tuple(map(statistics.fmean, zip(*seeds, strict=True))),
@@ -182,13 +182,13 @@ def course(tests: Tests, num_seeds: Sequence[int], costs: Costs) -> Course:
     rounds = [needed for needed in rounds if needed]
     times_s = costs.training_s or (1.0,) * len(num_seeds)
     # A heap with the time at which each worker becomes free.
-    free, begun, end = [0.0] * costs.concurrent, {}, 0.0
+    free, ends_s, end = [0.0] * costs.concurrent, {}, 0.0
     for place, needed in enumerate(rounds):
         for job in needed:
-            if job not in begun:
-                begun[job] = heapq.heappop(free) + times_s[job[0]]
-                heapq.heappush(free, begun[job])
-        end = max(begun[job] for job in needed)
+            if job not in ends_s:
+                ends_s[job] = heapq.heappop(free) + times_s[job[0]]
+                heapq.heappush(free, ends_s[job])
+        end = max(ends_s[job] for job in needed)
         # Each row of this look that a claim needs could go on, as far as anybody knows.
         if costs.ahead and place + 1 < len(looks):
             cells = dict.fromkeys(cell for cell, _ in needed if cell in tested)
@@ -196,17 +196,17 @@ def course(tests: Tests, num_seeds: Sequence[int], costs: Costs) -> Course:
             for job in ((cell, seed) for cell in cells for seed in seeds):
                 if free[0] >= end:
                     break
-                begun[job] = heapq.heappop(free) + times_s[job[0]]
-                heapq.heappush(free, begun[job])
+                ends_s[job] = heapq.heappop(free) + times_s[job[0]]
+                heapq.heappush(free, ends_s[job])
         free = [max(time_s, end) for time_s in free]
         heapq.heapify(free)
     num_needed = sum(map(len, rounds))
-    known = costs.training_s is not None
+    has_cost = costs.training_s is not None
     return Course(
-        len(begun),
-        len(begun) - num_needed,
-        sum(times_s[cell] for cell, _ in begun) if known else None,
-        max(free) if known else None,
+        len(ends_s),
+        len(ends_s) - num_needed,
+        sum(times_s[cell] for cell, _ in ends_s) if has_cost else None,
+        max(free) if has_cost else None,
     )
 
 

@@ -290,7 +290,7 @@ def _metric_sentence(
 
 
 def claims_text(number: int) -> str:
-    """Count claims in words."""
+    """Count claims as text."""
     return f"{number} claim{'' if number == 1 else 's'}"
 
 

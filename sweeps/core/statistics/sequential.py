@@ -126,17 +126,17 @@ def _spend(mass: Floats, spent: Floats) -> Floats:
     """
     # From the smallest p values upwards.
     tails = np.cumsum(mass[:, ::-1], axis=1)
-    found = np.empty(len(mass))
+    p_values = np.empty(len(mass))
     for row, (tail, part) in enumerate(zip(tails, spent, strict=True)):
         cell = min(int(np.searchsorted(tail, part)), mass.shape[1] - 1)
         place = mass.shape[1] - 1 - cell
         below = tail[cell - 1] if cell else 0.0
         share = min((part - below) / mass[row, place], 1.0) if mass[row, place] > 0 else 1.0
         low, high = _EDGES[place + 1], _EDGES[place]
-        found[row] = low + share * (high - low)
+        p_values[row] = low + share * (high - low)
         mass[row, place + 1 :] = 0.0
         mass[row, place] *= 1 - share
-    return found
+    return p_values
 
 
 @lru_cache(maxsize=64)

@@ -157,9 +157,9 @@ def read_runs(
         ValueError: A column is unknown or cannot be found, a value is no number, a training occurs
             twice, or nothing can be compared.
     """
-    found, columns, kind = _folder(path) if path.is_dir() else _file(path)
+    table_lines, columns, kind = _folder(path) if path.is_dir() else _file(path)
     remarks: list[str] = []
-    lines = _finished(path, found, kind, remarks)
+    lines = _finished(path, table_lines, kind, remarks)
     seed = _seed_column(path, columns, seed_column)
     lines = _seeded(path, lines, seed, kind, remarks)
     rows = _row_columns(path, columns, lines, kind, seed, row_columns)
@@ -369,9 +369,11 @@ def _finished(
 def _seed_column(path: Path, columns: Sequence[str], asked: str | None) -> str:
     if asked is not None:
         return _known(path, columns, asked, "--seed")
-    found = [name for name in columns if re.split(r"[./]", name.lower())[-1] in _SEEDS]
-    exact = [name for name in found if name.lower() in ("seed", "params.seed", "config.seed")]
-    choices = exact or found
+    seed_columns = [name for name in columns if re.split(r"[./]", name.lower())[-1] in _SEEDS]
+    exact = [
+        name for name in seed_columns if name.lower() in ("seed", "params.seed", "config.seed")
+    ]
+    choices = exact or seed_columns
     if len(choices) == 1:
         return choices[0]
     if not choices:
@@ -427,21 +429,21 @@ def _row_columns(
         numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
         if 1 < len(numbers) < len(values):
             divisions.setdefault(tuple(numbers[value] for value in values), name)
-    found = list(divisions.values())
-    if kind.name == "run folders" and found:
+    row_columns = list(divisions.values())
+    if kind.name == "run folders" and row_columns:
         # The settings of a run folder are known, so all that vary name its row.
-        return tuple(found)
-    if len(found) == 1:
-        return (found[0],)
-    if not found:
+        return tuple(row_columns)
+    if len(row_columns) == 1:
+        return (row_columns[0],)
+    if not row_columns:
         others = [name for name in columns if name != seed]
         raise ValueError(
             f"{printable(path)} has no column row, and no setting that varies. Name the column of "
             f"the rows by --row; there are {_listed(others)}."
         )
     raise ValueError(
-        f"Several columns vary in {printable(path)}: {_listed(found)}. Name the one that makes the "
-        "rows by --row, or give --row several times."
+        f"Several columns vary in {printable(path)}: {_listed(row_columns)}. "
+        "Name the one that makes the rows by --row, or give --row several times."
     )
 
 
@@ -463,12 +465,12 @@ def _metrics(
             for name in asked
         }
     used = (*rows, seed)
-    found = [
+    metric_columns = [
         name
         for name in kind.metrics
         if name not in used and not (kind.name == "W&B" and _is_setting(lines, name, rows))
     ]
-    names = {name.removeprefix(kind.prefix): name for name in found}
+    names = {name.removeprefix(kind.prefix): name for name in metric_columns}
     if not names:
         others = [name for name in columns if name not in used]
         raise ValueError(
