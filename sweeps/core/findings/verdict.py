@@ -259,12 +259,9 @@ class _Judge:
             )
         comparisons = [item for item in results if not isinstance(item, str)]
         numbers = ", ".join(item.text for item in comparisons)
-        scope = (
-            ""
-            if self.same
-            else f" This is not the paper's setting ({self._setting()}), "
-            "so it can only confirm the direction."
-        )
+        place = f" This is not the paper's setting ({self._setting()}), so "
+        scope = "" if self.same else f"{place}it can only confirm the direction."
+        only_here = "" if self.same else f"{place}the claim is contradicted for this setting alone."
         if state is not None and (verdict := self._undecided(state, numbers, scope)) is not None:
             return verdict
         # Comparisons with a significant difference in the opposite direction.
@@ -294,7 +291,7 @@ class _Judge:
                 "contradicted",
                 None,
                 claim.name,
-                f"{numbers}: significant in the opposite direction.{scope}",
+                f"{numbers}: significant in the opposite direction.{only_here}",
             )
         # No significant difference in the opposite direction: as claimed, or not shown.
         if not is_shown:
