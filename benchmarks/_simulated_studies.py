@@ -25,7 +25,8 @@ from sweeps.core.design.paper import CAM_MIOU
 from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Metric, PlannedRow, Study, Trial
 from sweeps.core.findings.analysis import analyse
-from sweeps.core.findings.looks import ClaimState, Looks, looks_of
+from sweeps.core.findings.look_states import ClaimState, Looks
+from sweeps.core.findings.looks import looks_of
 from sweeps.core.findings.verdict import judge
 from sweeps.core.plan.survey import Situation, survey
 from sweeps.core.run.study_proposer import StudyProposer

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks._simulated_studies import CASES, Case, Simulation, simulation_of
-from sweeps.core.findings import looks
+from sweeps.core.findings import replay
 from sweeps.core.findings.looks import needed_trials
 from sweeps.core.statistics.sequential import Boundaries
 
@@ -79,7 +79,7 @@ def test_looks_without_their_boundaries_are_wrong_more_often(monkeypatch):
         def level(self, look, p):
             return p
 
-    monkeypatch.setattr(looks, "boundaries", functools.cache(Peeking))
+    monkeypatch.setattr(replay, "boundaries", functools.cache(Peeking))
     simulation = simulation_of("null, look at every seed")
     false = [
         any(simulation.is_false(state) for state in ended.looks.claims)

@@ -30,7 +30,8 @@ from sweeps.core.findings.image_intervals import (
     per_image_metrics,
 )
 from sweeps.core.findings.interactions import Crossing, crossings
-from sweeps.core.findings.looks import Looks, looks_of
+from sweeps.core.findings.look_states import Looks
+from sweeps.core.findings.looks import looks_of
 from sweeps.core.statistics.power import Power
 from sweeps.core.store.study_record import StudyRecord
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sweeps.core.findings.looks import ClaimState, Looks
+from sweeps.core.findings.look_states import ClaimState, Looks
 from sweeps.core.statistics.image_noise import ImageInterval
 from sweeps.core.statistics.paired import (
     Paired,

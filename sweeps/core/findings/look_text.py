@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from sweeps.core.findings.looks import ClaimState, Looks, Outcome
+from sweeps.core.findings.look_states import ClaimState, Looks, Outcome
 
 _WORDS: dict[Outcome, str] = {
     "shown": "shown",
@@ -31,7 +31,7 @@ def look_sentence(before: Looks, after: Looks, looks: Sequence[int]) -> str:
         after: The state after it.
         looks: Numbers of seeds at the looks of the study.
 
-    >>> from sweeps.core.findings.looks import Looks
+    >>> from sweeps.core.findings.look_states import Looks
     >>> nothing = Looks((), 0, (), 0, ()), Looks((), 1, (), 0, ())
     >>> look_sentence(*nothing, (3, 5))
     'Look 1 of 2 (3 seeds): no claim goes on.'

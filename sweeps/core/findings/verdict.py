@@ -23,12 +23,8 @@ from sweeps.core.findings.comparisons import Figures
 from sweeps.core.findings.confounders import is_run_only
 from sweeps.core.findings.evaluations import num_images
 from sweeps.core.findings.exit_status import CLEAN, CONTRADICTED, INCOMPLETE, ExitCode
-from sweeps.core.findings.looks import (
-    ClaimState,
-    ComparisonState,
-    budget_stop,
-    why_not_tested,
-)
+from sweeps.core.findings.look_states import ClaimState, ComparisonState
+from sweeps.core.findings.looks import budget_stop, why_not_tested
 from sweeps.core.statistics.paired import CONFIDENCE
 from sweeps.core.store.budget_record import BudgetStop
 from sweeps.core.store.study_record import StudyRecord, TrialRecord

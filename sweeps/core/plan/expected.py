@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sweeps.core.design.claims import Tests
-from sweeps.core.findings.looks import replay
+from sweeps.core.findings.replay import replay
 from sweeps.core.statistics.paired import Floats
 
 MAX_STUDIES = 400

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+
+from tabulate import tabulate
 
 from sweeps.core.design.claims import Tests
 from sweeps.core.design.seeds import Sequential
@@ -55,13 +58,15 @@ def expected_lines(
         expected = expect(tests, claimed(tests, effects), costs)
         lines.append([label, percent(expected.shown), *_cells(expected.course, launch, start)])
     lines.append(["any, at most", "", *_cells(largest(tests, costs), launch, start)])
+    align = ["left", *["right"] * (len(lines[0]) - 1)]
+    table = tabulate(lines, tablefmt="plain", colalign=align, disable_numparse=True)
     looks = ", ".join(map(str, sequential.looks))
     head = "The whole study" if study.sequential else "With --sequential instead, the whole study"
     return [
         f"{head}, with looks after {looks} seeds, by simulation with normal noise (sd: standard "
         "deviation of a paired difference; standard error of the trainings about "
         f"{100 * PRECISION:.0f} %):",
-        *_aligned(lines),
+        *textwrap.indent(table, "  ").splitlines(),
         *_budget_text(tests, costs, launch),
     ]
 
@@ -107,15 +112,3 @@ def _cells(course: Course, launch: Launch, start: datetime | None) -> list[str]:
 
 def _hours(course: Course, launch: Launch) -> float:
     return (course.training_s or 0.0) / 3600 * (launch.gpus_per_trial or launch.cpus_per_trial)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Align a table: the first column left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            [f"  {line[0]:<{widths[0]}}"]
-            + [f"{text:>{width}}" for text, width in zip(line[1:], widths[1:], strict=True)]
-        )
-        for line in lines
-    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -86,17 +86,23 @@ def look_ahead(
     return _look_ahead_search(situation, launch, refuse)
 
 
-def power_of(situation: Situation, launch: Launch) -> PowerCheck:
-    """Compute the power of the study's seeds, with the seed noise in the ledger."""
+def power_of(situation: Situation, launch: Launch, noise: Mapping[str, SeedNoise]) -> PowerCheck:
+    """Compute the power of the study's seeds.
+
+    Args:
+        situation: The study.
+        launch: Says whether it may be underpowered.
+        noise: Seed noise by metric, see :func:`ledger_noise`.
+    """
     return power_check(
         situation.plan,
-        _noise(situation),
+        noise,
         accept_underpowered=launch.accept_underpowered,
         served_by=situation.served_by(),
     )
 
 
-def _noise(situation: Situation) -> dict[str, SeedNoise]:
+def ledger_noise(situation: Situation) -> dict[str, SeedNoise]:
     """Estimate the seed noise of the compared metrics, by key, where the ledger knows it."""
     plan = situation.plan
     history, base = tuple(situation.ledger.history(plan.study.recipe)), plan.study.base()
@@ -129,7 +135,8 @@ def _look_ahead_study(
         [task for part in situation.tasks(missing) for task in part]
         for missing in situation.rounds()
     ]
-    power = power_of(situation, launch)
+    noise = ledger_noise(situation)
+    power = power_of(situation, launch, noise)
     _raise_refusal(power.refusal if refuse else None)
     resumed_steps = situation.begun(tasks)
     # Predict their cost.
@@ -172,7 +179,7 @@ def _look_ahead_study(
         *_old_ledger_text(situation, num_left),
         *describe(predicted, datetime.now()),
         *power.sentences,
-        *(_expected_text(situation, launch, predictor) if simulate else ()),
+        *(_expected_text(situation, launch, predictor, noise) if simulate else ()),
     ]
     reasons = tuple(reason for reason in refusals if reason is not None)
     return Outlook(num_trials, num_left, predicted, "\n".join(lines), reasons)
@@ -283,9 +290,11 @@ def _predictor(
     return replace(predictor, costs=costs)
 
 
-def _expected_text(situation: Situation, launch: Launch, predictor: Predictor) -> list[str]:
+def _expected_text(
+    situation: Situation, launch: Launch, predictor: Predictor, noise: Mapping[str, SeedNoise]
+) -> list[str]:
     firsts = [trial.config for trial in situation.plan.trials if trial.replicate == 0]
-    sds = {key: noise.sd for key, noise in _noise(situation).items()}
+    sds = {key: estimate.sd for key, estimate in noise.items()}
     return expected_lines(situation, launch, predictor.training_seconds(firsts), sds)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.core.design.study import TRAIN, Plan, Study
-from sweeps.core.findings.looks import Looks, Results, replay, replay_each
+from sweeps.core.findings.look_states import Looks
+from sweeps.core.findings.replay import Results, replay, replay_each
 from sweeps.core.plan.sizes import check_sizes
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.identity import (

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from sweeps.core.findings.looks import Looks
+from sweeps.core.findings.look_states import Looks
 from sweeps.core.report import rebuild_table
 from sweeps.core.report.section import Cards, ReportForms
 from sweeps.core.report.table import StudyTable, table_csv

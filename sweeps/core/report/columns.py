@@ -17,7 +17,7 @@ from typing import Any
 from sweeps.core.design.study import Metric, PlannedRow
 from sweeps.core.findings.analysis import RowAnalysis
 from sweeps.core.findings.comparisons import Figures
-from sweeps.core.findings.looks import Outcome
+from sweeps.core.findings.look_states import Outcome
 from sweeps.core.report.numbers import (
     format_difference,
     format_interval,

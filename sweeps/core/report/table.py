@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Cell, Metric, PlannedRow
 from sweeps.core.findings.analysis import RowAnalysis, StudyAnalysis
-from sweeps.core.findings.looks import Looks
+from sweeps.core.findings.look_states import Looks
 from sweeps.core.findings.verdict import ClaimVerdict, Verdict
 from sweeps.core.report.columns import COLUMNS, Measurement, StatisticColumn, columns_of, mean_text
 from sweeps.core.report.numbers import format_difference, format_for_program, format_value, points

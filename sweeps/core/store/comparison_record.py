@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sweeps.core.store.foreign_runs import ForeignRun, ForeignRuns, KindName
+from sweeps.core.store.foreign_files import KindName
+from sweeps.core.store.foreign_runs import ForeignRun, ForeignRuns
 from sweeps.core.store.stored import Stored
 from toco.files import check_version, printable, write_text
 

@@ -1,46 +1,29 @@
-"""Read results of trainings that no study ran: tables, exports of trackers, run folders.
-
-A CSV file is a table of its user, the run table of W&B, or what MLflow's ``search_runs`` returns.
-Its header says which. A folder holds run folders of toco. Every kind becomes one list of runs with
-row, seed and metrics.
-"""
+"""Results of trainings that no study ran, as one list of runs with row, seed and metrics."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from sweeps.core.store.runs import RunResult
-from toco.config import flatten
-from toco.files import files_below, printable, read_text
-from toco.train import records
-from toco.train.run_config import RunConfig
+from sweeps.core.store.foreign_files import (
+    RECIPE,
+    Kind,
+    KindName,
+    Line,
+    count_text,
+    read_file,
+    read_folder,
+)
+from toco.files import printable
 
-KindName = Literal["table", "W&B", "MLflow", "run folders"]
-
-_CORRECT = "Correct it, or write it again."
-_DELIMITERS = ",;\t"
 _SEEDS = ("seed", "random_seed")
 """Last parts of the names of columns that hold seeds."""
 _ROW = "row"
-_WANDB_COLUMNS = frozenset(
-    {
-        *("Name", "Agent", "State", "Notes", "User", "Tags", "Created", "Runtime", "Sweep", "ID"),
-        *("Updated", "End Time", "Start Time", "Hostname", "Description", "GPU Type", "GPU Count"),
-        *("Commit", "GitHub", "Host", "Command", "OS", "Python version", "Project", "Entity"),
-    }
-)
-"""Columns of W&B's run table that are neither settings nor metrics."""
-_SCORES = ("val/cam_miou", "val/aux_cam_miou", "val/seg_miou")
-"""Metrics of a run folder that a table has unless others are asked for."""
 _COLUMNS_NAMED = 30
 """Number of columns that a message lists: exports have hundreds."""
 
@@ -101,44 +84,6 @@ class ForeignRuns:
     data: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """Cells of a run by column, before the columns have a meaning."""
-
-    place: str
-    cells: Mapping[str, str]
-    diverged: str | None = None
-    run_dir: Path | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """Columns of a kind of file.
-
-    Attributes:
-        name: The kind.
-        text: Its name in a sentence.
-        settings: Columns that can name rows.
-        metrics: Columns that can be metrics.
-        named: Whether the order of the columns means nothing, so that several metrics must be
-            named.
-        prefix: Prefix of metric columns, which is not part of a metric's name.
-        state: Column and value of a run that has finished; ``None`` if every run has.
-        time: Column with the time at which a run began; ``None`` if lines are in order.
-    """
-
-    name: KindName
-    text: str
-    settings: tuple[str, ...]
-    metrics: tuple[str, ...]
-    named: bool
-    prefix: str = ""
-    state: tuple[str, str] | None = None
-    time: str | None = None
-
-
 def read_runs(
     path: Path,
     row_columns: Sequence[str] = (),
@@ -157,7 +102,7 @@ def read_runs(
         ValueError: A column is unknown or cannot be found, a value is no number, a training occurs
             twice, or nothing can be compared.
     """
-    table_lines, columns, kind = _folder(path) if path.is_dir() else _file(path)
+    table_lines, columns, kind = read_folder(path) if path.is_dir() else read_file(path)
     remarks: list[str] = []
     lines = _finished(path, table_lines, kind, remarks)
     seed = _seed_column(path, columns, seed_column)
@@ -174,171 +119,17 @@ def read_runs(
         seed,
         tuple(keys),
         runs,
-        f"{printable(path)} is {kind.text}: {_count(len(runs), 'training')} in "
-        f"{_count(len({run.row for run in runs}), 'row')} by {', '.join(titles)}, "
+        f"{printable(path)} is {kind.text}: {count_text(len(runs), 'training')} in "
+        f"{count_text(len({run.row for run in runs}), 'row')} by {', '.join(titles)}, "
         f"seeds from {seed}.",
         tuple(remarks),
         **_setting(lines),
     )
 
 
-def _file(path: Path) -> tuple[list[_Line], list[str], _Kind]:
-    """Read a CSV file, and tell its kind by its header."""
-    text = read_text(path)
-    if not text.strip():
-        raise ValueError(
-            f"{printable(path)} is empty: expected a header such as row,seed,miou and a line for "
-            "each training."
-        )
-    head = text.lstrip().partition("\n")[0]
-    delimiter = max(_DELIMITERS, key=head.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        table = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
-    except csv.Error as error:
-        raise ValueError(
-            f"{printable(path)} is no CSV file: {error} in line {reader.line_num}. {_CORRECT}"
-        ) from error
-    columns = [column.strip() for column in table[0][1]]
-    repeated = [name for name, count in Counter(filter(None, columns)).items() if count > 1]
-    if repeated:
-        raise ValueError(
-            f"{printable(path)} has the column {printable(repeated[0])} more than once. {_CORRECT}"
-        )
-    lines = []
-    for number, cells in table[1:]:
-        if len(cells) != len(columns):
-            raise ValueError(
-                f"{printable(path)}, line {number}, has {_count(len(cells), 'cell')}; the header "
-                f"has {_count(len(columns), 'column')}. {_CORRECT}"
-            )
-        stripped = (cell.strip() for cell in cells)
-        # A column without a name is the index of a data frame.
-        named = {name: cell for name, cell in zip(columns, stripped, strict=True) if name}
-        lines.append(_Line(f"{printable(path)}, line {number}", named))
-    if not lines:
-        raise ValueError(
-            f"{printable(path)} has a header and no training: expected a line for each training."
-        )
-    named_columns = list(filter(None, columns))
-    return lines, named_columns, _kind_of(named_columns, lines)
-
-
-def _kind_of(columns: Sequence[str], lines: Sequence[_Line]) -> _Kind:
-    if "run_id" in columns and any(name.startswith(("metrics.", "params.")) for name in columns):
-        return _Kind(
-            "MLflow",
-            "an export of MLflow's search_runs",
-            tuple(name for name in columns if name.startswith("params.")),
-            tuple(name for name in columns if name.startswith("metrics.")),
-            named=True,
-            prefix="metrics.",
-            state=("status", "FINISHED") if "status" in columns else None,
-            time="start_time" if "start_time" in columns else None,
-        )
-    if {"Name", "State"} <= set(columns):
-        others = tuple(name for name in columns if name not in _WANDB_COLUMNS)
-        return _Kind(
-            "W&B",
-            "an export of W&B's run table",
-            others,
-            tuple(name for name in others if not name.startswith("_") and _is_number(lines, name)),
-            named=True,
-            state=("State", "finished"),
-            time="Created" if "Created" in columns else None,
-        )
-    numeric = tuple(name for name in columns if _is_number(lines, name))
-    text = tuple(name for name in columns if name not in numeric)
-    return _Kind("table", "a table", text, numeric, named=False)
-
-
-def _folder(path: Path) -> tuple[list[_Line], list[str], _Kind]:
-    """Read the run folders in a folder and in its subfolders."""
-    results = [file for file in files_below(path).files if file.name == "result.json"]
-    if not results:
-        raise ValueError(
-            f"{printable(path)} holds no run that has ended: expected folders with a result.json, "
-            "or give a CSV file."
-        )
-    lines: list[_Line] = []
-    settings: dict[str, None] = {}
-    metrics: dict[str, None] = {}
-    for file in results:
-        records.read(file)
-        result = RunResult.of_json(file.read_bytes(), file, "Restore it, or leave the folder out.")
-        head, provenance = (
-            records.read(file.with_name(name)) for name in ("config.json", "provenance.json")
-        )
-        config = head.get("config")
-        if not isinstance(config, Mapping):
-            raise ValueError(
-                f"{printable(file.with_name('config.json'))} has no config. Restore it, or leave "
-                "the folder out."
-            )
-        texts = {name: _text(value) for name, value in _settings(config).items()}
-        values = {
-            name: "" if value is None or not math.isfinite(value) else repr(value)
-            for name, value in result.metrics.items()
-        }
-        settings |= dict.fromkeys(texts)
-        metrics |= dict.fromkeys(values)
-        message = (result.message or "") if result.status == "diverged" else None
-        cells = {**texts, **values, _STATUS: "stopped" if result.status == "stopped" else "ended"}
-        lines.append(
-            _Line(
-                printable(file.parent),
-                {**cells, _RECIPE: head.get("recipe") or ""},
-                message,
-                file.parent,
-                config,
-                provenance,
-            )
-        )
-    columns = [*settings, *metrics]
-    # A run of a method without a decoder lacks some metrics, and one that diverged has none.
-    full = [
-        _Line(
-            line.place,
-            {**dict.fromkeys(columns, ""), **line.cells},
-            line.diverged,
-            line.run_dir,
-            line.config,
-            line.provenance,
-        )
-        for line in lines
-    ]
-    scores = tuple(name for name in _SCORES if name in metrics) or tuple(metrics)
-    kind = _Kind(
-        "run folders",
-        "a folder of run folders of toco",
-        tuple(settings),
-        scores,
-        named=False,
-        state=(_STATUS, "ended"),
-    )
-    return full, columns, kind
-
-
-_STATUS, _RECIPE = " status", " recipe"
-"""Names of cells that no setting and no metric has."""
-
-
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten the fields of a config that affect results."""
-    try:
-        return flatten(RunConfig.model_validate(config), run_only=False)
-    except ValueError:
-        # Another version of the program wrote it.
-        return flatten(config)
-
-
-def _text(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _setting(lines: Sequence[_Line]) -> dict[str, str]:
+def _setting(lines: Sequence[Line]) -> dict[str, str]:
     """Return recipe and data set of run folders that have the same; else empty texts."""
-    recipes = {line.cells.get(_RECIPE, "") for line in lines}
+    recipes = {line.cells.get(RECIPE, "") for line in lines}
     data = {line.config.get("data", {}).get("name", "") for line in lines}
     return {
         "recipe": recipes.pop() if len(recipes) == 1 else "",
@@ -346,9 +137,7 @@ def _setting(lines: Sequence[_Line]) -> dict[str, str]:
     }
 
 
-def _finished(
-    path: Path, lines: Sequence[_Line], kind: _Kind, remarks: list[str]
-) -> Sequence[_Line]:
+def _finished(path: Path, lines: Sequence[Line], kind: Kind, remarks: list[str]) -> Sequence[Line]:
     """Leave out runs that have not finished, and order the others by their start."""
     if kind.state is not None:
         column, value = kind.state
@@ -388,8 +177,8 @@ def _seed_column(path: Path, columns: Sequence[str], asked: str | None) -> str:
 
 
 def _seeded(
-    path: Path, lines: Sequence[_Line], seed: str, kind: _Kind, remarks: list[str]
-) -> Sequence[_Line]:
+    path: Path, lines: Sequence[Line], seed: str, kind: Kind, remarks: list[str]
+) -> Sequence[Line]:
     """Leave runs without a seed out of a tracker's export, such as parents of sweeps."""
     if kind.name not in ("W&B", "MLflow"):
         return lines
@@ -405,8 +194,8 @@ def _seeded(
 def _row_columns(
     path: Path,
     columns: Sequence[str],
-    lines: Sequence[_Line],
-    kind: _Kind,
+    lines: Sequence[Line],
+    kind: Kind,
     seed: str,
     asked: Sequence[str],
 ) -> tuple[str, ...]:
@@ -450,8 +239,8 @@ def _row_columns(
 def _metrics(
     path: Path,
     columns: Sequence[str],
-    lines: Sequence[_Line],
-    kind: _Kind,
+    lines: Sequence[Line],
+    kind: Kind,
     rows: Sequence[str],
     seed: str,
     asked: Sequence[str],
@@ -485,23 +274,12 @@ def _metrics(
     return names
 
 
-def _is_setting(lines: Sequence[_Line], column: str, rows: Sequence[str]) -> bool:
+def _is_setting(lines: Sequence[Line], column: str, rows: Sequence[str]) -> bool:
     """Whether a column has one value in each row, whatever the seed."""
     values: dict[tuple[str, ...], set[str]] = {}
     for line in lines:
         values.setdefault(tuple(line.cells[name] for name in rows), set()).add(line.cells[column])
     return all(len(of_row) == 1 for of_row in values.values())
-
-
-def _is_number(lines: Iterable[_Line], column: str) -> bool:
-    """Whether a column has a number in at least one cell."""
-    for line in lines:
-        try:
-            float(line.cells[column])
-        except ValueError:
-            continue
-        return True
-    return False
 
 
 def _known(path: Path, columns: Sequence[str], name: str, option: str) -> str:
@@ -513,7 +291,7 @@ def _known(path: Path, columns: Sequence[str], name: str, option: str) -> str:
     return name
 
 
-def _run(line: _Line, rows: Sequence[str], seed: str, metrics: Mapping[str, str]) -> ForeignRun:
+def _run(line: Line, rows: Sequence[str], seed: str, metrics: Mapping[str, str]) -> ForeignRun:
     levels = {_title(name): line.cells[name] for name in rows}
     for name, value in levels.items():
         if not value:
@@ -537,7 +315,7 @@ def _run(line: _Line, rows: Sequence[str], seed: str, metrics: Mapping[str, str]
     )
 
 
-def _seed(line: _Line, column: str) -> int:
+def _seed(line: Line, column: str) -> int:
     text = line.cells[column]
     try:
         number = float(text)
@@ -550,7 +328,7 @@ def _seed(line: _Line, column: str) -> int:
     )
 
 
-def _number(line: _Line, column: str) -> float | None:
+def _number(line: Line, column: str) -> float | None:
     """Read a value as given; an empty cell is a training without this result."""
     text = line.cells[column]
     if not text:
@@ -601,7 +379,3 @@ def _listed(names: Sequence[str]) -> str:
     more = len(names) - _COLUMNS_NAMED
     text = ", ".join(map(printable, names[:_COLUMNS_NAMED]))
     return f"{text} and {more} more" if more > 0 else text
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

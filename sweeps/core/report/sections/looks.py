@@ -16,13 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sweeps.core.design.seeds import Sequential
-from sweeps.core.findings.looks import (
-    ClaimState,
-    ComparisonState,
-    Looks,
-    Outcome,
-    why_not_tested,
-)
+from sweeps.core.findings.look_states import ClaimState, ComparisonState, Looks, Outcome
+from sweeps.core.findings.looks import why_not_tested
 from sweeps.core.report.drawing import INK, MAX_LINES, MUTED, PAPER, SERIES, STYLE, svg
 from sweeps.core.report.markup import safe_svg
 from sweeps.core.report.numbers import format_difference, format_interval, format_p, points

@@ -3,8 +3,8 @@
 import pytest
 
 from sweeps.core.design import claims
+from sweeps.core.findings.look_states import ClaimState, Looks
 from sweeps.core.findings.look_text import claim_lines, look_sentence
-from sweeps.core.findings.looks import ClaimState, Looks
 
 
 def looks(num_done, *outcomes, p=0.003, n=3):

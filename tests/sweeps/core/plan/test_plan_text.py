@@ -15,7 +15,7 @@ from sweeps.core.design.seeds import Sequential
 from sweeps.core.design.study import Metric, Study
 from sweeps.core.plan import plan_text as planning
 from sweeps.core.plan.launch_options import Launch
-from sweeps.core.plan.plan_text import PROBED, look_ahead, power_of
+from sweeps.core.plan.plan_text import PROBED, ledger_noise, look_ahead, power_of
 from sweeps.core.plan.probe import Cost, Phase, ProbeError
 from sweeps.core.plan.survey import survey
 from sweeps.core.store.ledger_entry import LedgerEntry
@@ -141,14 +141,17 @@ def test_a_probe_that_fails_leaves_a_plan_without_times(tmp_path, monkeypatch, c
 def test_the_noise_is_that_of_the_ledger(tmp_path):
     situation = survey(STUDY, tmp_path)
     assert all(
-        metric.sd is None for metric in power_of(situation, Launch(tmp_path)).power.metrics.values()
+        metric.sd is None
+        for metric in power_of(
+            situation, Launch(tmp_path), ledger_noise(situation)
+        ).power.metrics.values()
     )
     base, row = (0.50, 0.52, 0.51), (0.61, 0.60, 0.63)
     enter(
         situation,
         {(9, seed): base[seed] for seed in range(3)} | {(7, seed): row[seed] for seed in range(3)},
     )
-    check = power_of(situation, Launch(tmp_path))
+    check = power_of(situation, Launch(tmp_path), ledger_noise(situation))
     sd = statistics.stdev(ours - theirs for ours, theirs in zip(row, base, strict=True))
     (metric,) = check.power.metrics.values()
     assert metric.sd == pytest.approx(sd)
@@ -160,8 +163,11 @@ def test_the_noise_is_that_of_the_ledger(tmp_path):
         None,
     )
     strict = survey(dataclasses.replace(STUDY, purpose="effect"), tmp_path)
-    assert power_of(strict, Launch(tmp_path)).refusal is not None
-    assert power_of(strict, Launch(tmp_path, accept_underpowered=True)).refusal is None
+    assert power_of(strict, Launch(tmp_path), ledger_noise(strict)).refusal is not None
+    assert (
+        power_of(strict, Launch(tmp_path, accept_underpowered=True), ledger_noise(strict)).refusal
+        is None
+    )
 
 
 def text_of(situation, launch):
@@ -252,7 +258,7 @@ def test_a_plan_with_looks_says_what_the_study_is_expected_to_take(tmp_path, pro
     enter(situation, noisy)
     lines, (head, *rows) = simulated(situation, launch)
     assert "done about" not in head
-    sd = power_of(situation, launch).power.metrics[M].sd
+    sd = power_of(situation, launch, ledger_noise(situation)).power.metrics[M].sd
     assert rows[4][0] == f"0.5 points ({0.005 / sd:.2f} sd)"
     assert any("8 trials up to the present look, 4 of them ended" in line for line in lines)
 
