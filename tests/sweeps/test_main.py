@@ -22,11 +22,11 @@ from sweeps.core.design.study import Metric, Study
 from sweeps.core.run import start
 from sweeps.core.store.ledger import Ledger
 from toco.registry import load
-from toco.tracking import Pages
 from toco.train import records
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_backend import FakeBackend
+from fake_store import FakeStore
 
 FAKES = str(Path(__file__).with_name("core"))
 M = "val/cam_miou"
@@ -56,28 +56,6 @@ STUDY = Study(
     repeat_base=False,
     train="fake_training:train",
 )
-
-
-class Store:
-    """MLflow that takes everything."""
-
-    def __init__(self, *_):
-        self.closed = []
-
-    def ensure_parent(self, *_, **__):
-        return "parent"
-
-    def pages(self):
-        return Pages("http://127.0.0.1:5000", "1")
-
-    def track(self, *_, **__):
-        return "run"
-
-    def describe_parent(self, *_, **__):
-        return True
-
-    def finish_parent(self, _, files, status, note):
-        return True
 
 
 class Place:
@@ -137,8 +115,8 @@ def place(tmp_path, monkeypatch):
 
     monkeypatch.syspath_prepend(FAKES)
     monkeypatch.setattr(command_line, "load", found)
-    monkeypatch.setattr(start, "Tracker", Store)
-    monkeypatch.setattr(status, "Tracker", Store)
+    monkeypatch.setattr(start, "Tracker", FakeStore)
+    monkeypatch.setattr(status, "Tracker", FakeStore)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return place
 
@@ -327,7 +305,7 @@ def test_a_study_that_is_stopped_is_130_and_goes_on(place):
 def test_a_study_that_mlflow_lacks_says_what_fills_it(place, monkeypatch):
     words = ["--concurrent", "1", "--set", "optim.lr=0.0001", "--seeds", "0,1,2,3,4"]
     with monkeypatch.context() as lost:
-        lost.setattr(Store, "ensure_parent", lambda *_, **__: None)
+        lost.setattr(FakeStore, "ensure_parent", lambda *_, **__: None)
         lost.setattr(sys, "argv", ["/somewhere/sweeps/__main__.py"])
         ran = place("run", *words, "--tracking-uri", "http://me:se@cret@host:5000")
     (line,) = [line for line in ran.output.splitlines() if "does not have everything" in line]

@@ -17,34 +17,12 @@ from sweeps.core.plan.probe import ProbeError
 from sweeps.core.run import start
 from toco.config import flatten
 from toco.registry import load
-from toco.tracking import Pages
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_backend import InProcess
+from fake_store import FakeStore
 
 STUDY_NAME = "tiny"
-
-
-class Store:
-    """MLflow that takes everything."""
-
-    def __init__(self, *_):
-        pass
-
-    def ensure_parent(self, *_, **__):
-        return "parent"
-
-    def pages(self):
-        return Pages("http://127.0.0.1:5000", "1")
-
-    def track(self, *_, **__):
-        return "run"
-
-    def describe_parent(self, *_, **__):
-        return True
-
-    def finish_parent(self, *_, **__):
-        return True
 
 
 class StudyPlace:
@@ -94,8 +72,8 @@ class StudyPlace:
 
         monkeypatch.setattr("sweeps.__main__.load", load_study)
         monkeypatch.setattr(planning, "probe", refuse)
-        monkeypatch.setattr(start, "Tracker", Store)
-        monkeypatch.setattr(status, "Tracker", Store)
+        monkeypatch.setattr(start, "Tracker", FakeStore)
+        monkeypatch.setattr(status, "Tracker", FakeStore)
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def run_one(self, spec, *arguments):

@@ -307,6 +307,8 @@ def test_a_sequential_claim_with_the_opposite_sign_is_contradicted(purpose):
     assert (found.claims[0].outcome, found.exit_code) == ("contradicted", 3)
     assert "-5.0 over #8" in found.claims[0].sentence
     assert "significant in the opposite direction" in found.claims[0].sentence
+    # Another setting cannot contradict the paper in general.
+    assert "so the claim is contradicted for this setting alone." in found.claims[0].sentence
 
 
 def test_a_sequential_claim_before_its_first_look_and_between_two_is_open():

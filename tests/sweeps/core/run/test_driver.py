@@ -28,39 +28,15 @@ from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.runs import Runs, newest_step, seal
 from toco import room
 from toco.room import NoRoomError
-from toco.tracking import Pages
 from toco.train.loop import train
 from toco.train.reevaluate import reevaluate
 from toco.train.run_config import RunConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from fake_backend import FakeBackend
+from fake_store import FakeStore
 
 ONE = OneFactor((Factor("method.aux_block", (9,)),))
-
-
-class Tracker:
-    """A store that takes everything; says what became of the study's run."""
-
-    def __init__(self):
-        self.parent = None
-
-    def ensure_parent(self, *_, **__):
-        self.parent = "RUNNING"
-        return "parent"
-
-    def pages(self):
-        return Pages("http://127.0.0.1:5000", "1")
-
-    def track(self, *_, **__):
-        return "run"
-
-    def describe_parent(self, *_, **__):
-        return True
-
-    def finish_parent(self, _, files, status, note):
-        self.parent = status
-        return True
 
 
 TINY = {
@@ -83,7 +59,7 @@ def make(tmp_path, design, **fields):
 
 @pytest.fixture
 def tracker(monkeypatch):
-    tracker = Tracker()
+    tracker = FakeStore()
     monkeypatch.setattr("sweeps.core.run.start.Tracker", lambda uri, experiment: tracker)
     monkeypatch.setattr("sweeps.core.plan.plan_text.probe", lambda *_, **__: ())
     return tracker

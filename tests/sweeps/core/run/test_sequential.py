@@ -17,10 +17,10 @@ from sweeps.core.run.start import run_study
 from sweeps.core.run.study_proposer import StudyProposer
 from sweeps.core.store.leases import Leases
 from sweeps.layer_ablation import STUDY as LAYER_ABLATION
-from toco.tracking import Pages
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 from fake_backend import LostError
+from fake_store import FakeStore
 from sequential_study import (
     CLAIMS,
     DIFFERENCES,
@@ -38,32 +38,10 @@ BASE, AGAIN = 9, (5, 6, 7)
 """Block of the base, and seeds of the A/A row."""
 
 
-class Tracker:
-    """A store that takes everything."""
-
-    def __init__(self, *_):
-        pass
-
-    def ensure_parent(self, *_, **__):
-        return "parent"
-
-    def pages(self):
-        return Pages("http://127.0.0.1:5000", "1")
-
-    def track(self, *_, **__):
-        return "run"
-
-    def describe_parent(self, *_, **__):
-        return True
-
-    def finish_parent(self, *_, **__):
-        return True
-
-
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """No store, and a page without figures, which take seconds to draw."""
-    monkeypatch.setattr(start, "Tracker", Tracker)
+    monkeypatch.setattr(start, "Tracker", FakeStore)
     empty = SimpleNamespace(html="", details={}, remarks=())
     monkeypatch.setattr("sweeps.core.report.report.page", lambda *_: empty)
 
@@ -72,7 +50,7 @@ def _quick(monkeypatch):
 def whole(tmp_path_factory):
     """The tables of a study that nobody interrupted."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(start, "Tracker", Tracker)
+        monkeypatch.setattr(start, "Tracker", FakeStore)
         storage, trainings = tmp_path_factory.mktemp("whole"), Trainings()
         assert run_study(STUDY, Launch(storage), trainings.connect) == 0
     assert set(trainings.trained) == needed()

@@ -20,39 +20,17 @@ from sweeps.core.run.start import run_study
 from sweeps.core.run.study_proposer import StudyProposer
 from sweeps.core.store.forecast_record import Forecast
 from sweeps.core.store.study_record import read_study_record
-from toco.tracking import Pages
 from toco.train import records
 from toco.train.records import make_row, rows_text
 from toco.train.run_config import RunConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from fake_backend import FakeBackend
+from fake_store import FakeStore
 
 M = "val/cam_miou"
 # Row minus base at the seeds 0 to 9: far from significant at every look, but never futile.
 UNDECIDED = (0.02, -0.01, 0.015, 0.03, -0.02, 0.02, 0.01, 0.0, 0.03, -0.01)
-
-
-class Tracker:
-    """A store that takes everything."""
-
-    def __init__(self, *_):
-        pass
-
-    def ensure_parent(self, *_, **__):
-        return "parent"
-
-    def pages(self):
-        return Pages("http://127.0.0.1:5000", "1")
-
-    def track(self, *_, **__):
-        return "run"
-
-    def describe_parent(self, *_, **__):
-        return True
-
-    def finish_parent(self, *_):
-        return True
 
 
 class Hours(FakeBackend):
@@ -81,7 +59,7 @@ class Hours(FakeBackend):
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.core.run.start.Tracker", Tracker)
+    monkeypatch.setattr("sweeps.core.run.start.Tracker", FakeStore)
     monkeypatch.setattr("sweeps.core.plan.plan_text.probe", lambda *_, **__: ())
     # Networks are built to check the sizes, which takes seconds.
     monkeypatch.setattr("sweeps.core.plan.survey.check_sizes", lambda *_: None)
