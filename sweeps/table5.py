@@ -6,8 +6,8 @@
 Default: the embedded benchmark. The three blocks (a), (b), (c) share the default configuration, so
 the study has ten configurations and an A/A row. It tests five claims of the paper after 3, 5, 7 and
 10 seeds. These are 33 to 103 trainings of about a minute on one core. The 67 that its claims needed
-took 31 minutes on two cores. The sizes of the crops are one patch apart (16, 24, 32, 40 px of 64 px),
-like the paper's (64, 80, 96, 112 px of 448 px).
+took 31 minutes on two cores. The sizes of the crops are one patch apart (16, 24, 32, 40 px of 64
+px), like the paper's (64, 80, 96, 112 px of 448 px).
 
 Expected on the embedded benchmark, after 67 trainings (mIoU in percent, mean of 5 to 10 seeds whose
 standard deviation is 2 to 11):
