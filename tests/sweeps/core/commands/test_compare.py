@@ -187,7 +187,7 @@ def test_several_columns_that_vary_are_listed(tmp_path):
     assert "method=ptc, lr=0.0002" in both.output
 
 
-def test_search_runs_of_mlflow(tmp_path):
+def test_search_runs_of_mlflow(tmp_path, monkeypatch):
     """A real export, from a store in a file."""
     import mlflow
 
@@ -202,12 +202,9 @@ def test_search_runs_of_mlflow(tmp_path):
             client.log_metric(run, "best", float("nan"))
             client.set_terminated(run, "FINISHED")
     client.set_terminated(client.create_run(experiment).info.run_id, "FAILED")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    try:
-        mlflow.search_runs([experiment]).to_csv(tmp_path / "runs.csv")
-    finally:
-        mlflow.set_tracking_uri(before)
+    # Not ``set_tracking_uri``: it would hold for the later tests of this process.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.search_runs([experiment]).to_csv(tmp_path / "runs.csv")
     done = compare(tmp_path / "runs.csv", "--metric", "val/miou", "--output", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert (
