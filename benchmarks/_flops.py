@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +15,7 @@ def count_flops(function: Callable[[], object]) -> int:
     A backward pass of attention counts as two forward passes. A fused kernel computes the scores
     again, which is not counted.
     """
-    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION | _LINEAR) as counter:
         function()
     return int(counter.get_total_flops())
 
@@ -48,3 +49,11 @@ _ATTENTION = {
     ),
     _attention_backward,
 )
+
+
+def _linear(tokens: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    return 2 * math.prod(tokens) * weight[0]
+
+
+# The products of toco.cpu_layers.
+_LINEAR = {torch.ops.mkldnn._linear_pointwise: _linear}

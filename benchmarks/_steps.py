@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from toco.backbones._accelerated import CpuAttention
 from toco.cam.activation import normalise_cam
 from toco.cam.affinity import affinity
 from toco.cam.config import ParConfig
 from toco.cam.labels import Region, cam_to_pseudo_label, ignore_outside, scale_box
 from toco.cam.regions import regions
+from toco.cpu_layers import CpuLinear
 from toco.data.views.normalise import denormalise_255
 from toco.heads.projection import ema_update_
 from toco.losses.classification import classification_loss
@@ -63,8 +65,12 @@ class PlainStep:
             num_steps,
             energy,
         )
-        for block in cast(Any, method.backbone).vit.blocks:
-            block.attn.fused_attn = False
+        for module in method.backbone.modules():
+            # Torch's own layers instead of ours.
+            if isinstance(module, CpuLinear | CpuAttention):
+                module.__class__ = type(module).__base__  # type: ignore[assignment]
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False  # type: ignore[assignment]
         groups: list[dict[str, Any]] = [
             {
                 "params": params,

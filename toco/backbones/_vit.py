@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from toco.backbones._accelerated import CpuAttention, accelerate
 from toco.backbones._backbone import Backbone
+from toco.cpu_layers import linear
 from toco.tensors import Features
 from toco.types import IMAGENET_MEAN, IMAGENET_STD
 
@@ -50,6 +52,7 @@ class ViT(Backbone):
         vit.attn_pool = None
         if isinstance(vit.norm, nn.Identity):
             vit.norm, vit.fc_norm = vit.fc_norm, nn.Identity()
+        accelerate(vit)
         self.vit = vit
         self.width = vit.embed_dim
         self.depth = len(vit.blocks)
@@ -214,12 +217,11 @@ def _class_token_after(
     projection, which models of timm have only on request, is not applied; without it the result is
     that of the block.
     """
-    from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block
 
     if (
         type(block) is not Block
-        or type(block.attn) is not Attention
+        or type(block.attn) is not CpuAttention
         or getattr(block.attn, "gate", None) is not None
     ):
         tokens_after: Tensor = block(tokens, **rotation)[:, 0]
@@ -230,8 +232,8 @@ def _class_token_after(
     sizes = [num_queries, 2 * num_queries]
     weights = attention.qkv.weight.split(sizes)
     biases = (None, None) if attention.qkv.bias is None else attention.qkv.bias.split(sizes)
-    query = F.linear(normed[:, :1], weights[0], biases[0])
-    key, value = F.linear(normed, weights[1], biases[1]).chunk(2, dim=-1)
+    query = linear(normed[:, :1], weights[0], biases[0])
+    key, value = linear(normed, weights[1], biases[1]).chunk(2, dim=-1)
     query, key, value = (
         part.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
         for part in (query, key, value)

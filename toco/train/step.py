@@ -14,6 +14,7 @@ from toco.data.views.raw_batch import RawBatch
 from toco.methods import Method
 from toco.tensors import Batch, StepOutput
 from toco.train import distributed
+from toco.train.freed_memory import keep_freed_memory
 from toco.train.optim import fill_missing_gradients, set_lr
 from toco.train.run_config import RunConfig
 
@@ -37,6 +38,8 @@ class TrainingStep:
         self._device = config.torch_device()
         self._generator = torch.Generator()
         self._training_losses = distributed.averaging(method)
+        if self._device.type == "cpu":
+            keep_freed_memory()
 
     def __call__(self, batch: Batch | RawBatch, step: int) -> tuple[StepOutput, Tensor]:
         """Update the network once.
