@@ -26,7 +26,7 @@ print(faults() - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_later_steps_fault_no_pages_in():
     def count(how: str) -> int:
-        output = subprocess.run(  # noqa: S603
+        output = subprocess.run(
             [sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True
         ).stdout
         return int(output)
