@@ -1,7 +1,6 @@
 """The layer ablation as a job on a cluster of two nodes, one of which is lost on the way."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -14,10 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
-from toco.train.loop import train
 from toco.train.run_folder import RunFolder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "sweeps"))
+import ray_drivers
 
 pytestmark = pytest.mark.slow
 RAYLET = "raylet"
@@ -65,13 +65,9 @@ def cluster(tmp_path):
     its processes.
     """
     dashboard, port = free_port(), free_port()
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))
-    }
-    environment |= {
-        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
-        "FAKE_ORDERS": str(tmp_path / "orders"),
-    }
+    environment = ray_drivers.environment(
+        RAY_AUTH_TOKEN_PATH=tmp_path / "token", FAKE_ORDERS=tmp_path / "orders"
+    )
     command = [
         sys.executable,
         "-u",
@@ -217,16 +213,10 @@ def test_a_job_on_a_cluster_that_loses_a_node(cluster, data_root, tmp_path):
 
 
 def check_against_uninterrupted(run, run_dir):
-    """The same training in this process, in one go: every number of every row is the same, but for
+    """The same training without Ray, in one go: every number of every row is the same, but for
     durations.
     """
-    threads = torch.get_num_threads()
-    # As many as a trial with one CPU has: the order of a sum is part of its result.
-    torch.set_num_threads(1)
-    try:
-        train(run.config(), run_dir, progress=False)
-    finally:
-        torch.set_num_threads(threads)
+    ray_drivers.in_a_trials_place(ray_drivers.train_uninterrupted, run.config(), run_dir)
     expected = RunFolder(run_dir)
     assert [row_of(row) for row in run.metrics()] == [row_of(row) for row in expected.metrics()]
     assert run.result()["metrics"] == expected.result()["metrics"]

@@ -2,15 +2,25 @@
 
 Two rows with looks after 2 and 4 seeds, eight trainings. With more than three kills in
 ``TOCO_KILLS``, the whole Table 5 with looks after 2 and 3 seeds, 22 to 32 trainings.
+
+The test runs the study without Ray and without a kill first, with every check of its config.
 """
 
 import dataclasses
 import os
+from contextlib import contextmanager
+
+from fake_backend import InProcess
+from fake_store import FakeStore
+from ray_drivers import refuse_to_time, trust_trainings
 
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.seeds import Sequential
+from sweeps.core.plan import plan_text, ray_environment
+from sweeps.core.plan.launch_options import Launch
+from sweeps.core.run import start
 from sweeps.layer_ablation import AUX_BLOCK
 from sweeps.table5 import STUDY as TABLE_5
 
@@ -40,7 +50,31 @@ STUDY = dataclasses.replace(
     },
 )
 
-main = study_command(STUDY, __doc__)
+
+@contextmanager
+def connect(launch):
+    """Connect to a Ray whose killed head is given up soon; test_ray_tune.py has the patience of
+    users.
+    """
+    ray_environment.prepare("local")
+    # Ray reads its environment on import.
+    from sweeps.core.run import ray_cluster
+
+    # A killed head refuses connections at once; a busy one takes them.
+    ray_cluster.PATIENCE_S = 6.0
+    with start.connect_to_ray(launch) as backend:
+        yield backend
+
+
+def run_without_ray(storage):
+    """Run the study in this process, without a kill and without MLflow; return the exit status."""
+    start.Tracker = FakeStore
+    plan_text.probe = refuse_to_time
+    return start.run_study(STUDY, Launch(storage), InProcess().connect)
+
+
+main = study_command(STUDY, __doc__, connect=connect)
 
 if __name__ == "__main__":
+    trust_trainings()
     main()

@@ -1,6 +1,5 @@
-"""A search of fake trainings as a command: python fake_search.py STORAGE [TRIALS]."""
+"""A search of fake trainings as a command: python fake_search.py STORAGE."""
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -9,6 +8,9 @@ from optuna.distributions import IntDistribution
 from sweeps.core.design.search_space import Objective, Rungs, SearchStudy
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.run.start import run_study
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from ray_drivers import trust_trainings
 
 STUDY = SearchStudy(
     name="fake_search",
@@ -37,6 +39,5 @@ STUDY = SearchStudy(
 )
 
 if __name__ == "__main__":
-    storage, *trials = sys.argv[1:]
-    study = dataclasses.replace(STUDY, num_trials=int(trials[0])) if trials else STUDY
-    sys.exit(run_study(study, Launch(Path(storage), concurrent=2)))
+    trust_trainings()
+    sys.exit(run_study(STUDY, Launch(Path(sys.argv[1]), concurrent=2)))

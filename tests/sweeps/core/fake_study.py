@@ -1,9 +1,15 @@
 """A study of fake trainings as a command."""
 
+import sys
+from pathlib import Path
+
 from sweeps.core.commands.command import study_command
 from sweeps.core.design.designs import OneFactor
 from sweeps.core.design.factors import Factor
 from sweeps.core.design.study import Metric, Study
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from ray_drivers import trust_trainings
 
 STUDY = Study(
     name="fake",
@@ -28,4 +34,5 @@ STUDY = Study(
 main = study_command(STUDY, __doc__)
 
 if __name__ == "__main__":
+    trust_trainings()
     main()

@@ -4,7 +4,6 @@ lost or doubled.
 
 import csv
 import json
-import os
 import re
 import shutil
 import signal
@@ -22,19 +21,20 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-import torch
 from mlflow import MlflowClient
 
 from sweeps.core.plan import ray_environment
 from sweeps.core.plan.launch_options import Launch
 from sweeps.core.run.failures import Failure
+from sweeps.core.run.start import run_study
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.runs import Runs
 from toco.room import NoRoomError
-from toco.train.loop import train
 from toco.train.run_folder import RunFolder
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+import ray_drivers
+from fake_backend import InProcess
 from fake_study import STUDY
 from fake_training import chain, metrics_of
 
@@ -57,13 +57,11 @@ class Driver:
         self.orphans = []
 
     def start(self, *arguments):
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("RAY_", "TUNE_"))
-        }
-        environment |= {"FAKE_ORDERS": str(self.orders), "RAY_AUTH_TOKEN_PATH": str(self.token)}
-        environment["XDG_CACHE_HOME"] = str(self.orders / "cache")
+        environment = ray_drivers.environment(
+            FAKE_ORDERS=self.orders,
+            RAY_AUTH_TOKEN_PATH=self.token,
+            XDG_CACHE_HOME=self.orders / "cache",
+        )
         command = [sys.executable, *map(str, self.command), *arguments]
         with self.log.open("w") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -74,6 +72,13 @@ class Driver:
             return process.wait(400), self.log.read_text()
         finally:
             process.kill()
+
+    def finish_here(self, monkeypatch, capsys):
+        """What ``finish`` does, in this process and without Ray."""
+        monkeypatch.setenv("FAKE_ORDERS", str(self.orders))
+        status = run_study(STUDY, Launch(self.storage), InProcess().connect)
+        output = capsys.readouterr()
+        return status, output.out + output.err
 
     def kill_when_published(self, step, *arguments):
         """Kill the driver when the first two trainings, which wait there, have published their rows
@@ -194,7 +199,7 @@ def check_tracked(driver, status, trials=PLAN.trials):
         assert sorted(metric.step for metric in history) == [5, 10, 15, 20]
 
 
-def test_a_killed_worker_a_diverging_training_and_bad_data(driver):
+def test_a_killed_worker_a_diverging_training_and_bad_data(driver, monkeypatch, capsys):
     (driver.orders / "kill-0-7-12").touch()
     (driver.orders / "refuse-0-9").touch()
     (driver.orders / "diverge-1-9").touch()
@@ -228,9 +233,9 @@ def test_a_killed_worker_a_diverging_training_and_bad_data(driver):
     page = (driver.folder / "report.html").read_text()
     assert "image7.png cannot be decoded" in page
     assert stat.S_IMODE(driver.token.stat().st_mode) == 0o600
-    # When the data is right, the same command goes on; what diverged stays a result.
+    # When the data is right, the same study goes on; what diverged stays a result.
     (driver.orders / "refuse-0-9").unlink()
-    status, log = driver.finish()
+    status, log = driver.finish_here(monkeypatch, capsys)
     assert status == 4
     assert "4/4 trials done, 0 running, 0 failed, 0 waiting" in log
     assert driver.starts()[0, 9] == [0, 10]
@@ -400,13 +405,7 @@ def test_a_real_training_whose_worker_is_killed_is_the_uninterrupted_one(driver,
         process.kill()
     assert driver.log.read_text().count("is started again: its worker process is gone") == 1
     run, expected = RunFolder(run_dir), RunFolder(tmp_path / "uninterrupted")
-    threads = torch.get_num_threads()
-    # As many as a trial with one CPU has: the order of a sum is part of its result.
-    torch.set_num_threads(1)
-    try:
-        train(run.config(), expected.path, progress=False)
-    finally:
-        torch.set_num_threads(threads)
+    ray_drivers.in_a_trials_place(ray_drivers.train_uninterrupted, run.config(), expected.path)
     assert [row["step"] for row in run.metrics() if row["kind"] == "val"] == [5, 10, 15, 20]
     assert [without_times(row) for row in run.metrics()] == [
         without_times(row) for row in expected.metrics()

@@ -1,6 +1,6 @@
 """A search of fake trainings on a real, local Ray, whose driver is killed twice."""
 
-import os
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -12,10 +12,14 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from sweeps.core.plan.launch_options import Launch
+from sweeps.core.run.start import run_study
 from sweeps.core.store.ledger import Ledger
 from sweeps.core.store.search_record import read_search_record
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+import ray_drivers
+from fake_backend import InProcess
 from fake_search import STUDY
 from fake_training import chain, metrics_of
 
@@ -31,29 +35,18 @@ class Driver:
         self.orders.mkdir()
         self.orphans = []
 
-    def start(self, *arguments):
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("RAY_", "TUNE_"))
-        }
-        environment |= {
-            "FAKE_ORDERS": str(self.orders),
-            "RAY_AUTH_TOKEN_PATH": str(self.orders / "token"),
-        }
-        command = [
-            sys.executable,
-            Path(__file__).parents[1] / "fake_search.py",
-            self.storage,
-            *arguments,
-        ]
+    def start(self):
+        environment = ray_drivers.environment(
+            FAKE_ORDERS=self.orders, RAY_AUTH_TOKEN_PATH=self.orders / "token"
+        )
+        command = [sys.executable, Path(__file__).parents[1] / "fake_search.py", self.storage]
         with self.log.open("w") as log:
             return subprocess.Popen(
                 [str(part) for part in command], env=environment, stdout=log, stderr=log
             )
 
-    def finish(self, *arguments):
-        process = self.start(*arguments)
+    def finish(self):
+        process = self.start()
         try:
             return process.wait(400), self.log.read_text()
         finally:
@@ -96,7 +89,7 @@ def driver(tmp_path):
             process.kill()
 
 
-def test_a_search_whose_driver_is_killed(driver):
+def test_a_search_whose_driver_is_killed(driver, monkeypatch, capsys):
     # Twice: before the rung, and behind it; both running trainings are held there.
     (driver.orders / "wait-6").touch()
     driver.kill_when(lambda: driver.steps().count(5) == 2)
@@ -126,13 +119,14 @@ def test_a_search_whose_driver_is_killed(driver):
             assert entry is None
     assert [path.name for path in (driver.storage / "tune").iterdir()] == []
     check_tracked(driver, trials)
-    # Nothing is left to do; more trials go on with the same search.
+    # Nothing is left to do; more trials go on with the same search. No Ray is needed to show it.
+    monkeypatch.setenv("FAKE_ORDERS", str(driver.orders))
     number = len(driver.starts())
-    status, log = driver.finish()
-    assert (status, "All 6 trials have ended." in log) == (0, True), log
+    launch = Launch(driver.storage)
+    assert run_study(STUDY, launch, connect=None) == 0
+    assert "All 6 trials have ended." in capsys.readouterr().out
     assert len(driver.starts()) == number
-    status, log = driver.finish(8)
-    assert status == 0, log
+    assert run_study(dataclasses.replace(STUDY, num_trials=8), launch, InProcess().connect) == 0
     more = driver.trials()
     assert len(more) == 8
     assert [trial.values for trial in more[:6]] == [trial.values for trial in trials]
