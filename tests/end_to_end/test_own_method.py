@@ -62,7 +62,9 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
     shutil.copytree(ROOT / "examples/own_method", folder / "own_method")
     (folder / "own_method" / "data.py").write_text(OWN_DATA)
-    (folder / "my_study.py").write_text(OWN_STUDY.replace("{changes!r}", repr(SMALL)))
+    (folder / "my_study.py").write_text(
+        OWN_STUDY.replace("{changes!r}", repr(SMALL | {"evaluate.num_pictures": "0"}))
+    )
     return folder
 
 
@@ -120,7 +122,8 @@ def test_a_run_of_own_modules_is_trained_here_and_used_elsewhere(work, tmp_path)
 @pytest.mark.slow
 def test_a_study_in_a_script_of_ones_own_runs_under_ray(work, tmp_path):
     storage = ("--storage", tmp_path / "results")
-    ran = run(tmp_path, work / "my_study.py", "run", *storage)
+    # One worker for both trainings: its start takes longer than they do.
+    ran = run(tmp_path, work / "my_study.py", "run", "--concurrent", "1", *storage)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     entries = [
         json.loads(path.read_text()) for path in (tmp_path / "results/ledger").glob("??/*.json")

@@ -336,7 +336,7 @@ def test_a_signal_ends_a_study_with_a_sentence_and_leaves_no_process(driver, num
     check_no_process_is_left(driver, children, 60)
 
 
-def test_a_lost_head_is_a_sentence_and_leaves_no_process(driver):
+def test_a_lost_head_is_a_sentence_and_leaves_no_process(driver, monkeypatch, capsys):
     (driver.orders / "wait-11").touch()
     process = driver.start()
     try:
@@ -353,8 +353,9 @@ def test_a_lost_head_is_a_sentence_and_leaves_no_process(driver):
     assert log.splitlines()[-1].endswith("is lost. The same command goes on from here.")
     assert "Traceback" not in log
     check_no_process_is_left(driver, children, 120)
+    # What it left is in order. That a next Ray goes on from there is in test_killed_drivers.
     (driver.orders / "wait-11").unlink()
-    status, log = driver.finish()
+    status, log = driver.finish_here(monkeypatch, capsys)
     assert status == 0, log
     assert driver.starts() == {(0, 7): [0, 10], (1, 7): [0, 10], (0, 9): [0], (1, 9): [0]}
     check_rows(driver)
