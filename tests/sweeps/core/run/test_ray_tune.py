@@ -583,6 +583,13 @@ def test_a_local_ray_needs_a_node_and_a_cluster_may_wait_for_one(monkeypatch):
         assert local() == is_alive
 
 
+def sleep_in_short_steps(seconds):
+    """Sleep; an interrupt from a thread comes between two steps of Python, and ends no sleep."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interrupt):
     ray_environment.prepare("local")
     from sweeps.core.run import ray_cluster as runner
@@ -603,9 +610,7 @@ def test_a_head_that_does_not_answer_is_lost(monkeypatch, capsys, obeyed_interru
         ),
         runner.connected("127.0.0.1:9"),
     ):
-        # The interrupt comes between two steps of Python: it would not end a long sleep.
-        for _ in range(3000):
-            time.sleep(0.01)
+        sleep_in_short_steps(30)
     # As where the process cannot end in that time: it says why it is ended.
     assert ended.wait(10)
     assert capsys.readouterr().err == f"Error: {runner.HeadWatch('127.0.0.1:9').loss}\n"
