@@ -166,7 +166,7 @@ def test_a_job_on_a_cluster_that_loses_a_node(cluster, data_root, tmp_path):
         "--data",
         str(data_root),
     ]
-    command += ["--layers", "1", "--seeds", "3", "--storage", str(storage)]
+    command += ["--layers", "0,1", "--seeds", "3", "--storage", str(storage)]
     command += [part for path, value in TINY.items() for part in ("--set", f"{path}={value}")]
     job_log = tmp_path / "job.log"
 
@@ -199,8 +199,8 @@ def test_a_job_on_a_cluster_that_loses_a_node(cluster, data_root, tmp_path):
             assert job.wait(420) == 0, job_log.read_text()
     finally:
         job.kill()
-    # The base, and the base again: one for each node.
-    assert "2/2 trials done, 0 running, 0 failed, 0 waiting" in job_log.read_text()
+    # Two blocks, and the base again.
+    assert "3/3 trials done, 0 running, 0 failed, 0 waiting" in job_log.read_text()
     assert "worker 2 is lost" in log.read_text()
 
     (study,) = storage.glob("layer_ablation-*")
