@@ -185,9 +185,10 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(tmp_pat
             killed.end_orphans()
             log = killed.log.read_text()
             # What was finished is counted as there, and neither its entry nor its run was touched.
-            there = re.search(r"(\d+) of them ended", log)
+            # A driver that was killed at the end leaves nothing to do.
+            there = re.search(r"(\d+) of them ended|All (\d+) trials have ended", log)
             assert there, log
-            assert int(there[1]) >= len(before)
+            assert int(there[1] or there[2]) >= len(before)
             assert {
                 key: entry for key, entry in killed.entries().items() if key in before
             } == before
