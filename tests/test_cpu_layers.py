@@ -107,3 +107,13 @@ def test_only_wanted_gradients_are_computed():
     (gradient,) = torch.autograd.grad(output.sum(), weight)
     torch.testing.assert_close(gradient, tokens.sum(0).expand(4, 3))
     assert not linear(tokens, weight.detach(), None).requires_grad
+
+
+@pytest.mark.parametrize("name", ["linear", "attention"])
+def test_a_second_derivative_is_refused_and_not_wrong(name):
+    layer = nn.Linear(12, 12) if name == "linear" else Attention(12, num_heads=3)
+    accelerate(nn.ModuleList([layer]))
+    tokens = torch.randn(2, 5, 12, requires_grad=True)
+    (first,) = torch.autograd.grad(layer(tokens).square().sum(), tokens, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

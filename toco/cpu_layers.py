@@ -6,7 +6,8 @@ half the time on an EPYC with AVX-512 (measured, torch 2.13). Torch's fused atte
 long sequences; up to :data:`SHORT` tokens a few batched products have a faster backward pass.
 
 Values and gradients equal those of torch within rounding. :func:`is_eager_float32` says where these
-functions apply: not on a GPU, and not under autocast, compilation or export.
+functions apply: not on a GPU, and not under autocast, compilation or export. A second derivative is
+refused.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 SHORT = 128
 """Most tokens for which attention keeps its probabilities: up to 64 KB a head and image."""
@@ -96,6 +98,7 @@ class _Linear(torch.autograd.Function):
         return _times_transposed(tokens, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         tokens, weight = ctx.saved_tensors
         needs_tokens, needs_weight, needs_bias = ctx.needs_input_grad
@@ -146,6 +149,7 @@ class _ShortAttention(torch.autograd.Function):
         return attended.transpose(1, 2).flatten(2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         query, key, value, probabilities = ctx.saved_tensors
         batch, n, width = gradient.shape

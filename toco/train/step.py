@@ -26,6 +26,8 @@ class TrainingStep:
     :mod:`toco.train.distributed`) every rank has its own object, and gradients are means over the
     ranks.
 
+    On a CPU this process keeps freed memory from then on; see :mod:`toco.train.freed_memory`.
+
     Args:
         method: The method, on the device of ``config``.
         optimizer: The optimizer, from :func:`toco.train.optim.build_optimizer`.
