@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.data.coco_folder import TRAIN, make_coco
-from toco.commands.data import command
+from toco.__main__ import main
 from toco.data import DataConfig, Dataset, shapes
 from toco.registry import available, load
 
@@ -28,7 +28,7 @@ def coco(tmp_path_factory):
         tmp_path_factory.mktemp("coco") / "coco", TRAIN[:5]
     )  # a label hidden in the mask is left out
     CliRunner().invoke(
-        command, ["prepare-coco", str(root), "--no-progress"], catch_exceptions=False
+        main, ["data", "prepare-coco", str(root), "--no-progress"], catch_exceptions=False
     )
     return root
 

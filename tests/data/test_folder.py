@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from toco.commands.data import command as data_command
+from toco.__main__ import main
 from toco.config import digest, replace
 from toco.data.files.images import MAX_PIXELS, read_ids, read_image
 from toco.data.folder import Config, is_for_validation, open_split
@@ -286,8 +286,8 @@ def test_check_finds_every_fault(root: Path) -> None:
     Image.fromarray(np.full(SIZE, 3, np.uint8)).save(root / "masks/field/tile 2.png")
     (root / "field/tile 1.PNG").write_text("<html>")
     Image.new("RGB", (48, 20)).save(root / "town/tile 1.PNG")
-    arguments = ["check-set", "folder", "--set", f"root={root}", "--set", "masks=masks"]
-    result = CliRunner().invoke(data_command, arguments, catch_exceptions=False)
+    arguments = ["data", "check-set", "folder", "--set", f"root={root}", "--set", "masks=masks"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 1
     faults = [line for line in result.stdout.splitlines() if line.startswith("FAULT")]
     for fault, (name, reason) in zip(
@@ -319,8 +319,6 @@ def test_check_finds_every_fault(root: Path) -> None:
 
 @pytest.mark.slow
 def test_training_on_a_folder_without_masks(root: Path, tmp_path: Path) -> None:
-    from toco.commands.train import command
-
     settings = {
         "data.name": "folder",
         "data.root": root,
@@ -338,8 +336,8 @@ def test_training_on_a_folder_without_masks(root: Path, tmp_path: Path) -> None:
     }
     assignments = [item for key, value in settings.items() for item in ("--set", f"{key}={value}")]
     run_dir = tmp_path / "run"
-    arguments = ["shapes_nano", *assignments, "--run-dir", str(run_dir), "--no-progress"]
-    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    arguments = ["train", "shapes_nano", *assignments, "--run-dir", str(run_dir), "--no-progress"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     folder = RunFolder(run_dir)
     evaluation = folder.evaluation(2)

@@ -17,6 +17,7 @@ import benchmarks.__main__
 import sweeps
 import sweeps.__main__
 import toco.__main__
+from toco.command_line import SETTINGS
 from toco.config import flatten, parse_assignments, replace
 from toco.registry import available, load
 
@@ -211,15 +212,20 @@ def ray_nodes():
     return module.main
 
 
+def context_of(command):
+    """A context with the outermost command's settings: a command keeps its first help option."""
+    return click.Context(command, **SETTINGS)
+
+
 def parse(command, words, shown):
     """Find the command of a group and read its options; returns the texts by parameter."""
     if not words or words[0] in ("-h", "--help"):
         return {}
     if isinstance(command, click.Group):
-        found = command.get_command(click.Context(command), words[0])
+        found = command.get_command(context_of(command), words[0])
         assert found is not None, f"{shown}: no {words[0]}"
         return parse(found, words[1:], shown)
-    values, too_many, _ = command.make_parser(click.Context(command)).parse_args(list(words))
+    values, too_many, _ = command.make_parser(context_of(command)).parse_args(list(words))
     assert not too_many, f"{shown}: {too_many}"
     for parameter in command.params:
         value = values.get(parameter.name)

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from toco.commands.data import command as data_command
+from toco.__main__ import main
 from toco.data.check import check_splits
 from toco.data.files.label_table import read_table
 from toco.data.files.layout import Layout, read_class_names, read_names
@@ -642,7 +642,7 @@ def test_names_are_printed_without_control_characters(root: Path) -> None:
         file.write(f"{name}\n")
     with (root / "labels.csv").open("a") as file:
         file.write(f"{name},1\n")
-    result = CliRunner().invoke(data_command, ["check-set", "folder", "--set", f"root={root}"])
+    result = CliRunner().invoke(main, ["data", "check-set", "folder", "--set", f"root={root}"])
     assert result.exit_code == 1
     assert "\x1b" not in result.output
     assert r"\x1b]0;title\x07\x1b[31mred.png: cannot be read" in result.stdout
