@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from toco.data import shapes, voc
-from toco.data._scene import CLASS_NAMES, SceneConfig, draw_scene
+from toco.data._scene import _PART_COLOURS, CLASS_NAMES, SceneConfig, draw_scene
 from toco.data.check import check_folder
 from toco.data.files.png import png_bytes
 
@@ -215,6 +215,47 @@ def test_parts_carry_the_full_colour_and_bodies_a_tint() -> None:
     assert np.abs(hidden.image[body].astype(int) - 128).max() <= 10
 
 
+def test_a_scene_without_objects_is_a_background() -> None:
+    scene = draw_scene((5, 0, 7), 64, 8, SceneConfig(num_objects=(0, 0)))
+    assert not scene.mask.any()
+    assert scene.image.std() > 10
+
+
+def test_decoys_have_an_objects_colour_and_the_other_pattern() -> None:
+    with_decoy = SceneConfig(num_objects=(1, 1), body_jitter=0, tint_percent=100, num_decoys=(1, 1))
+    plain = with_decoy.model_copy(update={"num_decoys": (0, 0)})
+    y, x = np.mgrid[:64, :64]
+    dark_of_pattern = (y // 2 % 2 == 1, (x // 2 + y // 2) % 2 == 1)  # stripes, checks
+    scenes = 0
+    for index in range(60):
+        before, after = (draw_scene((5, 0, index), 64, 8, c) for c in (plain, with_decoy))
+        decoy = (before.image != after.image).any(axis=2)
+        if not decoy.any():
+            continue
+        scenes += 1
+        # A decoy is background, and hides at most a part of the object.
+        assert not after.mask[decoy | (after.mask != before.mask)].any()
+        assert after.mask.any()
+        # Most pixels of a decoy are its body, whose colour is that of an object in another light.
+        class_index = int(before.mask.max()) - 1
+        colour = _PART_COLOURS[class_index]
+        light = (after.image[decoy] - colour).astype(int)
+        assert (np.ptp(light, axis=1) <= 2).mean() > 0.5
+        dark = decoy & (after.image == colour // 3).all(axis=2)
+        assert dark_of_pattern[1 - class_index % 2][dark].all()
+        assert dark.any()
+    assert scenes > 50
+
+
+def test_a_scene_without_objects_may_have_decoys_of_any_colour() -> None:
+    config = SceneConfig(num_objects=(0, 0), num_decoys=(1, 1))
+    for index in range(5):
+        with_decoy = draw_scene((5, 0, index), 64, 8, config)
+        plain = draw_scene((5, 0, index), 64, 8, SceneConfig(num_objects=(0, 0)))
+        assert not with_decoy.mask.any()
+        assert (with_decoy.image != plain.image).any(axis=2).sum() > 30
+
+
 def test_context_goes_with_the_first_classes_only() -> None:
     def colour(seed: int, percent: int) -> tuple[int, int]:
         config = SceneConfig(num_objects=(1, 1), context_percent=percent)
@@ -237,7 +278,9 @@ def test_png_is_read_back_as_written(shape: tuple[int, ...]) -> None:
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 <= least <= most"):
+    with pytest.raises(ValueError, match="0 <= least <= most"):
         SceneConfig(num_objects=(3, 1))
+    with pytest.raises(ValueError, match="num_decoys: expected 0 <= least <= most"):
+        SceneConfig(num_decoys=(-1, 1))
     with pytest.raises(ValueError, match="less than or equal to 8"):
         shapes.Config(num_classes=9)

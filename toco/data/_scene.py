@@ -61,13 +61,16 @@ class SceneConfig(Config):
 
     Attributes:
         num_objects: Minimum and maximum number of objects that are tried. An object without a free
-            place is dropped, except the first.
+            place is dropped, except the first. Without an object the image shows a background.
         context_percent: If the first object has one of the first four classes: chance, in percent,
             of that class's own background.
         tint_percent: Strength of the class's colour in the body, as a percentage of its strength in
             the part.
         body_jitter: Largest random change of a body's brightness, in levels of 255.
         hidden_part_percent: Percentage of objects without their part.
+        num_decoys: Minimum and maximum number of decoys that are tried. A decoy belongs to the
+            background. It has the colours of an object in the image (without one, of any class),
+            but the outline and the pattern of other classes.
     """
 
     num_objects: tuple[int, int] = (1, 3)
@@ -75,12 +78,16 @@ class SceneConfig(Config):
     tint_percent: int = Field(default=31, ge=0, le=100)
     body_jitter: int = Field(default=30, ge=0, le=100)
     hidden_part_percent: int = Field(default=0, ge=0, le=100)
+    num_decoys: tuple[int, int] = (0, 0)
 
     @model_validator(mode="after")
     def _ordered(self) -> SceneConfig:
-        low, high = self.num_objects
-        if not 1 <= low <= high:
-            raise ValueError(f"num_objects: expected 1 <= least <= most, got {self.num_objects}")
+        for name, (low, high) in (
+            ("num_objects", self.num_objects),
+            ("num_decoys", self.num_decoys),
+        ):
+            if not 0 <= low <= high:
+                raise ValueError(f"{name}: expected 0 <= least <= most, got {(low, high)}")
         return self
 
 
@@ -106,27 +113,55 @@ def draw_scene(key: tuple[int, ...], size_px: int, num_classes: int, config: Sce
         _between(random, 0, num_classes - 1) for _ in range(_between(random, *config.num_objects))
     ]
     background = _between(random, 0, _NUM_BACKGROUNDS - 1)
-    if classes[0] < _NUM_BACKGROUNDS and _chance(random, config.context_percent):
+    if classes and classes[0] < _NUM_BACKGROUNDS and _chance(random, config.context_percent):
         background = classes[0]
     image = _draw_background(random, size_px, background)
     mask = np.zeros((size_px, size_px), dtype=np.uint8)
     parts = np.zeros((size_px, size_px), dtype=bool)
     for label, class_index in enumerate(classes):
-        for _ in range(_PLACEMENT_ATTEMPTS):
-            body, part = _place(random, size_px, class_index)
-            covers = np.count_nonzero(body & (mask > 0))
-            # Objects may occlude others, but no part, and at most a third of the new body may
-            # cover other objects.
-            if label == 0 or (3 * covers <= np.count_nonzero(body) and not (body & parts).any()):
-                break
-        else:
+        place = _free_place(random, class_index, mask, parts, anywhere=label == 0)
+        if place is None:
             continue
+        body, part = place
         image[body] = _body_pixels(random, size_px, class_index, config)[body]
         mask[body] = class_index + 1
         if not _chance(random, config.hidden_part_percent):
-            image[part] = _part_pixels(size_px, class_index)[part]
+            image[part] = _part_pixels(size_px, class_index, class_index)[part]
             parts |= part
+    for _ in range(_between(random, *config.num_decoys)):
+        colours = classes or range(num_classes)
+        colour = colours[_between(random, 0, len(colours) - 1)]
+        # One or three further: another outline (class modulo 4) and the other pattern (modulo 2).
+        shape = colour + 1 + 2 * _between(random, 0, 1)
+        place = _free_place(random, shape, mask, parts, anywhere=False)
+        if place is None:
+            continue
+        body, part = place
+        image[body] = _body_pixels(random, size_px, colour, config)[body]
+        image[part] = _part_pixels(size_px, colour, shape)[part]
+        mask[body] = 0
+        parts |= part
     return Scene(np.clip(image, 0, 255).astype(np.uint8), mask)
+
+
+def _free_place(
+    random: np.random.RandomState,
+    shape: int,
+    mask: UInt8[np.ndarray, "h w"],
+    parts: _Region,
+    *,
+    anywhere: bool,
+) -> tuple[_Region, _Region] | None:
+    """Find a place for a body and its part; ``None`` if no attempt found one.
+
+    A body may occlude objects, but no part, and at most a third of the body may cover objects.
+    """
+    for _ in range(_PLACEMENT_ATTEMPTS):
+        body, part = _place(random, len(mask), shape)
+        covers = np.count_nonzero(body & (mask > 0))
+        if anywhere or (3 * covers <= np.count_nonzero(body) and not (body & parts).any()):
+            return body, part
+    return None
 
 
 def _between(random: np.random.RandomState, low: int, high: int) -> int:
@@ -223,10 +258,10 @@ def _body_pixels(
     return pixels
 
 
-def _part_pixels(size_px: int, class_index: int) -> _Pixels:
-    """Draw the pattern of a part: stripes for even classes, checks for odd ones."""
+def _part_pixels(size_px: int, colour_of: int, pattern_of: int) -> _Pixels:
+    """Draw a part in a class's colour: stripes for even classes of the pattern, else checks."""
     y, x = np.mgrid[:size_px, :size_px]
-    bright = (x // 2 + y // 2) % 2 == 0 if class_index % 2 else y // 2 % 2 == 0
-    colour = _PART_COLOURS[class_index]
+    bright = (x // 2 + y // 2) % 2 == 0 if pattern_of % 2 else y // 2 % 2 == 0
+    colour = _PART_COLOURS[colour_of]
     pixels: _Pixels = np.where(bright[..., None], colour, colour // 3)
     return pixels
