@@ -30,7 +30,7 @@ from toco.losses.ptc import patch_token_contrast_loss
 from toco.losses.segmentation import segmentation_loss
 from toco.methods import toco
 from toco.tensors import Batch, StepOutput
-from toco.train.optim import HEAD_GROUPS, set_lr
+from toco.train.optim import build_optimizer, set_lr
 from toco.train.run_config import OptimConfig
 from toco.types import IGNORE_INDEX
 
@@ -72,11 +72,10 @@ class PlainStep:
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False  # type: ignore[assignment]
         groups: list[dict[str, Any]] = [
-            {
-                "params": params,
-                "peak_lr": optim.lr * (optim.head_lr_multiplier if name in HEAD_GROUPS else 1.0),
-            }
-            for name, params in self.network.parameter_groups().items()
+            {"params": group["params"], "peak_lr": group["peak_lr"]}
+            for group in build_optimizer(
+                method.parameter_groups(), optim, method.layers()
+            ).param_groups
         ]
         self._optimizer = torch.optim.AdamW(
             groups,

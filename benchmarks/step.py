@@ -109,7 +109,8 @@ def build_step(name: str, prepared: Prepared, setting: Setting) -> PlainStep | T
     method, config = prepared.method, prepared.config
     if name == "plain":
         return PlainStep(method, config.optim, config.num_steps, energy=setting.energy)
-    return TrainingStep(method, build_optimizer(method.parameter_groups(), config.optim), config)
+    optimizer = build_optimizer(method.parameter_groups(), config.optim, method.layers())
+    return TrainingStep(method, optimizer, config)
 
 
 def compile_step(step: TrainingStep, run: Callable[[], object]) -> None:

@@ -92,6 +92,21 @@ def test_blocks_are_counted_from_0_and_the_last_is_the_final_one(backbone):
             backbone.aux_width(block)
 
 
+def test_layers_are_the_parameters_in_the_order_of_the_blocks(backbone):
+    layers = backbone.layers()
+    assert len(layers) == backbone.depth + 1
+    in_layers = [id(parameter) for layer in layers for parameter in layer]
+    assert sorted(in_layers) == sorted(map(id, backbone.parameters()))
+    backbone.zero_grad()
+    block = backbone.depth - 2
+    backbone.aux_features(images(backbone, 2, 2), block).square().sum().backward()
+    *reached, last = layers
+    assert all(parameter.grad is None for parameter in last)
+    for layer in reached:
+        assert any(parameter.grad is not None for parameter in layer)
+    backbone.zero_grad()
+
+
 @torch.no_grad()
 def test_images_of_a_batch_do_not_see_each_other(backbone):
     batch, block = images(backbone, 2, 2, count=3), backbone.depth - 2

@@ -42,6 +42,24 @@ def test_a_parameter_without_gradient_still_decays():
     assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5))
 
 
+def test_layer_decay_lowers_the_rate_with_the_distance_from_the_output():
+    embedding, first, last, norm, head = (torch.nn.Parameter(torch.zeros(1)) for _ in range(5))
+    groups = {"backbone": [embedding, first, last], "backbone_norms": [norm], "heads": [head]}
+    config = OptimConfig(lr=1.0, layer_decay=0.5)
+    layers = [[embedding], [first], [last, norm]]
+    optimizer = build_optimizer(groups, config, layers)
+    rates = {id(p): group["peak_lr"] for group in optimizer.param_groups for p in group["params"]}
+    expected = {embedding: 0.25, first: 0.5, last: 1.0, norm: 1.0, head: 10.0}
+    assert rates == {id(parameter): rate for parameter, rate in expected.items()}
+    names = [group["name"] for group in optimizer.param_groups]
+    assert names == ["backbone"] * 3 + ["backbone_norms", "heads"]
+
+
+def test_layer_decay_without_layers_is_refused():
+    with pytest.raises(ValueError, match=r"layer_decay is 0\.5, but .* names no layers"):
+        build_optimizer({"heads": []}, OptimConfig(layer_decay=0.5))
+
+
 def test_heads_and_decoder_learn_faster_and_empty_groups_are_left_out():
     groups = {
         name: [torch.nn.Parameter(torch.zeros(1))] for name in ("backbone", "heads", "decoder")

@@ -95,6 +95,15 @@ class Backbone(nn.Module, ABC):
             )
         return self.width
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Parameters from the input to the output: of the embedding, then of each block.
+
+        The final norm belongs to the last block. The order is for learning rates that fall with the
+        distance from the output (:class:`toco.train.run_config.OptimConfig`). An empty list says
+        that the backbone has no such order.
+        """
+        return []
+
     def _checked_block(self, aux_block: int | None) -> int:
         """Return the block of the auxiliary features after checking that it exists."""
         block = self.depth - 1 if aux_block is None else aux_block

@@ -100,6 +100,15 @@ class Swin(Backbone):
             )
         return self.widths[aux_block]
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """See the base class; merging the patches belongs to the block after it."""
+        blocks: list[list[nn.Parameter]] = []
+        for stage in self.swin.layers:
+            first, *others = (list(block.parameters()) for block in stage.blocks)
+            blocks += [[*stage.downsample.parameters(), *first], *others]
+        blocks[-1] += self.swin.norm.parameters()
+        return [list(self.swin.patch_embed.parameters()), *blocks]
+
     def _blocks(self, images: Tensor) -> Iterator[Tensor]:
         """Tokens ``b p q c`` after each block, on the grid of its stage.
 

@@ -122,6 +122,13 @@ class ViT(Backbone):
             t[:, self.num_prefix_tokens :] for t in blocks
         ]
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """See the base class."""
+        blocks = [list(block.parameters()) for block in self.vit.blocks]
+        blocks[-1] += self.vit.norm.parameters()
+        in_blocks = {id(parameter) for block in blocks for parameter in block}
+        return [[p for p in self.parameters() if id(p) not in in_blocks], *blocks]
+
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens before the first block, class token first, and the grid of the patches."""
         images, grid = self._prepare(images)

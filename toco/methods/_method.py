@@ -59,6 +59,13 @@ class Method(nn.Module, ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters in ``backbone``, ``backbone_norms``, ``heads`` and ``decoder``."""
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Parameters of the backbone from the input to the output; empty where there is no order.
+
+        ``optim.layer_decay`` needs them (:meth:`toco.backbones.Backbone.layers`).
+        """
+        return []
+
     @abstractmethod
     def cams(
         self,
@@ -154,6 +161,10 @@ class CamMethod(Method):
         """Build a decoder with new weights, with the sizes in the config."""
         width, dilation = self.config.decoder_width, self.config.decoder_dilation
         return LargeFov(self.backbone.width, self.num_foreground_classes + 1, width, dilation)
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """See the base class."""
+        return self.backbone.layers()
 
     def cam_weights(self) -> dict[str, Tensor]:
         """Weight of the classifier that makes each CAM, by the name of the CAM."""

@@ -123,7 +123,7 @@ def train(
     method = build_method(config, len(train_set.class_names)).to(device)
     if config.compile:
         method.compile_step()
-    optimizer = build_optimizer(method.parameter_groups(), config.optim)
+    optimizer = build_optimizer(method.parameter_groups(), config.optim, method.layers())
     loader = build_loader(config, train_set, shard)
 
     size = checkpoint_bytes(method, optimizer)

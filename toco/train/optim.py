@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from toco.train.run_config import OptimConfig
 
-HEAD_GROUPS = frozenset({"heads", "decoder"})
+_HEAD_GROUPS = frozenset({"heads", "decoder"})
 """Groups of new parameters, whose learning rate is ``head_lr_multiplier`` times ``lr``."""
 
 
@@ -28,17 +29,44 @@ def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
 
 
 def build_optimizer(
-    groups: Mapping[str, Sequence[nn.Parameter]], config: OptimConfig
+    groups: Mapping[str, Sequence[nn.Parameter]],
+    config: OptimConfig,
+    layers: Sequence[Sequence[nn.Parameter]] = (),
 ) -> torch.optim.AdamW:
     """Build AdamW with a parameter group for each non-empty entry of ``groups``.
 
-    Each parameter group has two further keys: ``name`` and ``peak_lr``.
+    With a ``layer_decay`` below 1, an entry becomes a group for each of its learning rates. Each
+    parameter group has two further keys: ``name`` and ``peak_lr``.
+
+    Args:
+        groups: Trainable parameters by name (:meth:`toco.methods.Method.parameter_groups`).
+        config: The settings.
+        layers: Parameters of the backbone from the input to the output
+            (:meth:`toco.methods.Method.layers`).
+
+    Raises:
+        ValueError: ``layer_decay`` is below 1 and there are no ``layers``.
     """
-    settings = [
-        {"params": list(parameters), "name": name, "peak_lr": config.lr * _multiplier(name, config)}
-        for name, parameters in groups.items()
-        if parameters
-    ]
+    if config.layer_decay < 1 and not layers:
+        raise ValueError(
+            f"optim.layer_decay is {config.layer_decay}, but this method or backbone names no "
+            "layers; set it to 1."
+        )
+    decays = {
+        id(parameter): config.layer_decay ** (len(layers) - 1 - index)
+        for index, layer in enumerate(layers)
+        for parameter in layer
+    }
+    settings: list[dict[str, Any]] = []
+    for name, parameters in groups.items():
+        by_decay: dict[float, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            by_decay.setdefault(decays.get(id(parameter), 1.0), []).append(parameter)
+        peak_lr = config.lr * _multiplier(name, config)
+        settings += [
+            {"params": group, "name": name, "peak_lr": peak_lr * decay}
+            for decay, group in by_decay.items()
+        ]
     return torch.optim.AdamW(
         settings,
         lr=config.lr,
@@ -71,4 +99,4 @@ def fill_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _multiplier(name: str, config: OptimConfig) -> float:
-    return config.head_lr_multiplier if name in HEAD_GROUPS else 1.0
+    return config.head_lr_multiplier if name in _HEAD_GROUPS else 1.0

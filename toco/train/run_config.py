@@ -29,6 +29,10 @@ class OptimConfig(Config):
     Attributes:
         lr: Peak rate of the backbone, per step.
         head_lr_multiplier: Rate of classifiers, projection and decoder, in multiples of ``lr``.
+        layer_decay: Rate of each block of the backbone, in multiples of the next block's. The last
+            block has ``lr``, and the embedding counts as the block before the first. 1 is the
+            official recipe. Lower values keep what pretraining taught the first blocks, as in the
+            fine-tuning of BEiT and MAE.
         weight_decay: Decoupled weight decay; as officially, on norms and biases, too.
         betas: Decay rates of AdamW's moments.
         epsilon: Added to the denominator of AdamW's update.
@@ -40,6 +44,7 @@ class OptimConfig(Config):
 
     lr: float = Field(default=6e-5, gt=0)
     head_lr_multiplier: float = Field(default=10.0, gt=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)

@@ -117,7 +117,7 @@ class _Steps:
     """Take real steps of a training, in any order, and store their loss terms and times."""
 
     def __init__(self, config: RunConfig, method: Method, loader: TrainLoader) -> None:
-        self.optimizer = build_optimizer(method.parameter_groups(), config.optim)
+        self.optimizer = build_optimizer(method.parameter_groups(), config.optim, method.layers())
         self._train_step = TrainingStep(method, self.optimizer, config)
         self._num_steps = config.num_steps
         self._device = config.torch_device()
