@@ -30,7 +30,7 @@ from toco.losses.ptc import patch_token_contrast_loss
 from toco.losses.segmentation import segmentation_loss
 from toco.methods import toco
 from toco.tensors import Batch, StepOutput
-from toco.train.optim import build_optimizer, set_lr
+from toco.train.optim import groups_with_rates, set_lr
 from toco.train.run_config import OptimConfig
 from toco.types import IGNORE_INDEX
 
@@ -73,9 +73,7 @@ class PlainStep:
                 module.fused_attn = False  # type: ignore[assignment]
         groups: list[dict[str, Any]] = [
             {"params": group["params"], "peak_lr": group["peak_lr"]}
-            for group in build_optimizer(
-                method.parameter_groups(), optim, method.layers()
-            ).param_groups
+            for group in groups_with_rates(method.parameter_groups(), optim, method.layers())
         ]
         self._optimizer = torch.optim.AdamW(
             groups,

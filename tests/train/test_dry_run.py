@@ -10,6 +10,7 @@ import sweeps.__main__
 import toco.__main__
 from sweeps.core.design.study import TRAIN
 from sweeps.core.plan.sizes import check_sizes
+from toco.backbones._vit import ViT
 from toco.config import replace
 from toco.recipes import shapes_nano
 from toco.registry import available
@@ -124,6 +125,15 @@ def test_the_config_of_the_tests_runs(tiny_config):
     check_can_run(tiny_config)
 
 
+def test_layer_decay_of_a_backbone_without_layers_is_refused(monkeypatch):
+    config = replace(BASE, {"optim.layer_decay": 0.5})
+    check_can_run(config, BASE)
+    monkeypatch.setattr(ViT, "layers", lambda _: [])
+    check_can_run(BASE, BASE)
+    with pytest.raises(ValueError, match=r"(?s)learning rates .*names no layers.*layer_decay=0\.5"):
+        check_can_run(config, BASE)
+
+
 def test_a_method_that_looks_at_values_is_not_refused(monkeypatch):
     def looks(*_):
         raise RuntimeError("Tensor.tolist() cannot be called on meta tensors")
@@ -203,6 +213,7 @@ def test_configs_of_the_same_sizes_are_checked_once(monkeypatch):
         {"evaluate.cam_scales": [1.0, 0.5]},
         {"inference.scales": [2.0]},
         {"views.crop_size_px": 56},
+        {"optim.layer_decay": 0.5},
     ]
     check_sizes([*same, *(replace(BASE, changes) for changes in others)], "shapes_nano", TRAIN)
     assert len(checked) == 1 + len(others)

@@ -23,6 +23,7 @@ from toco.own_modules import place_in
 from toco.predict.inference import network_probabilities
 from toco.registry import load
 from toco.tensors import Batch
+from toco.train.optim import groups_with_rates
 from toco.train.run_config import RunConfig
 
 MAX_SIDE_PX = 2**15
@@ -57,7 +58,7 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
         update={"backbone": config.backbone.model_copy(update={"weights": None})}
     )
 
-    def part(fault: str, sections: tuple[str, ...], compute: Callable[[], None]) -> None:
+    def part(fault: str, sections: tuple[str, ...], compute: Callable[[], object]) -> None:
         changed = {path: value for path, value in settings.items() if path.startswith(sections)}
         with _errors_with_stage(fault, changed, (config.backbone.name, config.method.name)):
             compute()
@@ -69,6 +70,11 @@ def check_can_run(config: RunConfig, recipe: RunConfig | None = None) -> None:
     part("The network cannot be built", always, lambda: methods.append(_meta_method(config)))
     (method,) = methods
     # Training, evaluation, inference.
+    part(
+        "The learning rates cannot be set",
+        ("optim.", *always),
+        lambda: groups_with_rates(method.parameter_groups(), config.optim, method.layers()),
+    )
     part(
         "A training step cannot be computed",
         ("views.", "batch_size", *always),

@@ -33,10 +33,29 @@ def build_optimizer(
     config: OptimConfig,
     layers: Sequence[Sequence[nn.Parameter]] = (),
 ) -> torch.optim.AdamW:
-    """Build AdamW with a parameter group for each non-empty entry of ``groups``.
+    """Build AdamW with the parameter groups of :func:`groups_with_rates`.
 
-    With a ``layer_decay`` below 1, an entry becomes a group for each of its learning rates. Each
-    parameter group has two further keys: ``name`` and ``peak_lr``.
+    Raises:
+        ValueError: ``layer_decay`` is below 1 and there are no ``layers``.
+    """
+    return torch.optim.AdamW(
+        groups_with_rates(groups, config, layers),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def groups_with_rates(
+    groups: Mapping[str, Sequence[nn.Parameter]],
+    config: OptimConfig,
+    layers: Sequence[Sequence[nn.Parameter]] = (),
+) -> list[dict[str, Any]]:
+    """Make a parameter group with ``params``, ``name`` and ``peak_lr`` for each entry and rate.
+
+    With a ``layer_decay`` of 1 that is a group for each non-empty entry of ``groups``.
 
     Args:
         groups: Trainable parameters by name (:meth:`toco.methods.Method.parameter_groups`).
@@ -67,14 +86,7 @@ def build_optimizer(
             {"params": group, "name": name, "peak_lr": peak_lr * decay}
             for decay, group in by_decay.items()
         ]
-    return torch.optim.AdamW(
-        settings,
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    return settings
 
 
 def set_lr(

@@ -54,7 +54,8 @@ def check_sizes(configs: Iterable[RunConfig], recipe: str, train: str) -> None:
 
 
 def _sizes(config: RunConfig) -> Hashable:
-    return tuple(
+    # A decay of the rates is refused for backbones without layers, whatever its value.
+    return config.optim.layer_decay < 1, *(
         (
             path,
             repr(
